@@ -1,0 +1,145 @@
+"""The one contract of every engine, and the import-free table of engines.
+
+An engine opens a bundle's graphs, runs one by name, and closes. It knows nothing of cases, folds or files beyond the
+bundle it was given; `tmi.runtime.predictor` does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType, TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmi.toolkit.bundle import Bundle
+from tmi.toolkit.errors import UnavailableError, UsageError
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+class Engine(Protocol):
+    """Runs a bundle's graphs. Use as a context manager: leaving the block closes it.
+
+    `run` takes every input of the graph by name, in the manifest's dtypes and shapes, and returns every output by name
+    as float32. The batch may be of any size from 1.
+    """
+
+    name: str
+    """Name in `ENGINES`."""
+
+    def open(self, bundle: Bundle, *, threads: int | None) -> None:
+        """Load every graph; `threads=None` takes all cores.
+
+        Raises:
+            UnavailableError: the bundle holds no artefact for this engine, or its package is missing.
+        """
+
+    def run(self, graph: str, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
+        """Outputs of one graph by name."""
+
+    def close(self) -> None:
+        """Free everything; may be called twice."""
+
+    def __enter__(self) -> Self:
+        """The engine itself."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec:
+    """One row of the engine table."""
+
+    target: str
+    """`module:Class`, imported when the engine is asked for."""
+    artefact: str
+    """Artefact kind of the bundle it runs."""
+    package: str
+    """Import name of the package it needs."""
+    extra: str | None
+    """Extra that installs it; None: the base install."""
+    max_abs_err: float
+    """Declared bound on |probability - eager float32 probability| for any case."""
+
+
+ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
+    {
+        "openvino": EngineSpec(
+            target="tmi.runtime.openvino_engine:OpenVinoEngine",
+            artefact="onnx",
+            package="openvino",
+            extra="openvino",
+            max_abs_err=1e-4,
+        ),
+        "onnx": EngineSpec(
+            target="tmi.runtime.onnx_engine:OnnxEngine",
+            artefact="onnx",
+            package="onnxruntime",
+            extra=None,
+            max_abs_err=1e-4,
+        ),
+        "torchscript": EngineSpec(
+            target="tmi.runtime.torchscript_engine:TorchScriptEngine",
+            artefact="torchscript",
+            package="torch",
+            extra="torch",
+            max_abs_err=1e-4,
+        ),
+        "eager": EngineSpec(
+            target="tmi.runtime.eager_engine:EagerEngine",
+            artefact="weights",
+            package="torch",
+            extra="torch",
+            max_abs_err=0.0,
+        ),
+    }
+)
+"""Engine name -> where it is. The order is the order of preference of `auto`."""
+
+
+def engine_spec(name: str) -> EngineSpec:
+    """The table's row.
+
+    Raises:
+        UsageError: no such engine; the text lists the known ones.
+    """
+    if name not in ENGINES:
+        raise UsageError(f"unknown engine {name!r}", fix=f"choose one of {', '.join(ENGINES)}")
+    return ENGINES[name]
+
+
+def installed(name: str) -> bool:
+    """Whether the engine's package can be found, without importing it."""
+    return importlib.util.find_spec(engine_spec(name).package) is not None
+
+
+def open_engine(name: str, bundle: Bundle, *, threads: int | None = None) -> Engine:
+    """A named engine, opened on a bundle.
+
+    Raises:
+        UsageError: no such engine.
+        UnavailableError: its package is not installed, or the bundle has no artefact for it.
+    """
+    spec = engine_spec(name)
+    if not installed(name):
+        raise UnavailableError(
+            f"engine {name} needs the package {spec.package}, which is not installed",
+            fix=f"pip install 'tmi-clnet[{spec.extra}]'" if spec.extra else "reinstall tmi-clnet",
+        )
+    if not bundle.has(spec.artefact):
+        raise UnavailableError(
+            f"bundle {bundle.folder} holds no {spec.artefact} graphs, which engine {name} runs",
+            fix=f"export it with --engine {spec.artefact}, or choose another engine",
+        )
+    module, _, attribute = spec.target.partition(":")
+    engine: Engine = getattr(importlib.import_module(module), attribute)()
+    engine.open(bundle, threads=threads)
+    return engine

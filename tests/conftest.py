@@ -1,0 +1,59 @@
+"""Fixtures that several test folders share; builders live in `tests/factories`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tmi.toolkit.config import Config, CtConfig
+from tmi.toolkit.presets import tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real images and tables, which are never committed."""
+    folder = Path(os.environ.get("TMI_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real test data not found at {folder}; set TMI_TEST_DATA to its folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def micro_config() -> Config:
+    """The tiny preset with a smaller volume: the same classes, a fraction of the time."""
+    return replace(tiny(), ct=CtConfig(shape_DHW=(12, 24, 24)))
+
+
+@pytest.fixture(scope="session")
+def synthetic_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight synthetic cases with extracted radiomics; read only."""
+    from tmi.toolkit.synth import make_cohort
+
+    folder = tmp_path_factory.mktemp("synthetic") / "cohort"
+    make_cohort(folder, cases=8, seed=7)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_run(tmp_path_factory: pytest.TempPathFactory, micro_config: Config) -> Path:
+    """A finished run of two folds with random weights; read only."""
+    from factories.random_run import write_random_run
+
+    folder = tmp_path_factory.mktemp("runs") / "random"
+    write_random_run(folder, micro_config, folds=2, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, random_run: Path) -> Path:
+    """The random run exported for every engine; read only."""
+    from tmi.export.bundle_writer import export_run
+
+    folder = tmp_path_factory.mktemp("bundles") / "bundle"
+    export_run(random_run, folder, artefacts=("onnx", "torchscript"))
+    return folder

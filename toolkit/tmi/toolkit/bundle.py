@@ -1,0 +1,103 @@
+"""Opening a bundle: nothing in it is believed before every byte has been compared with the manifest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tmi.toolkit.config_io import to_json
+from tmi.toolkit.errors import DamagedError, UsageError
+from tmi.toolkit.files import write_text
+from tmi.toolkit.hashing import canonical_json, sha256_bytes, sha256_file
+from tmi.toolkit.manifest import (
+    DIGEST_FILE,
+    MANIFEST_FILE,
+    FileSpec,
+    GraphSpec,
+    Manifest,
+    manifest_from_json,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """An opened bundle; every file was checked when it was opened."""
+
+    folder: Path
+    manifest: Manifest
+    digest: str
+    """SHA-256 of manifest.json; names the bundle in every prediction."""
+
+    def artefact(self, graph: GraphSpec, kind: str) -> Path | None:
+        """The file that holds `graph` as `kind`, or None where the bundle has none."""
+        name = graph.artefacts.get(kind)
+        return None if name is None else self.folder / name
+
+    def has(self, kind: str) -> bool:
+        """Whether every graph is there as `kind`."""
+        return all(kind in g.artefacts for g in self.manifest.graphs)
+
+
+def fingerprint(folder: Path) -> dict[str, FileSpec]:
+    """Digest and size of every file below `folder` except the manifest and its digest."""
+    return {
+        path.relative_to(folder).as_posix(): FileSpec(sha256=sha256_file(path), bytes=path.stat().st_size)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).as_posix() not in (MANIFEST_FILE, DIGEST_FILE)
+    }
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> str:
+    """Write manifest and digest file; returns the digest."""
+    text = canonical_json(to_json(manifest))
+    digest = sha256_bytes(text.encode())
+    write_text(folder / MANIFEST_FILE, text)
+    write_text(folder / DIGEST_FILE, f"{digest}  {MANIFEST_FILE}\n")
+    return digest
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Read the manifest and compare every file with it.
+
+    Raises:
+        UsageError: no such folder, or no bundle.
+        DamagedError: a file is missing, added, or differs by a single byte from what was exported.
+    """
+    again = "copy the bundle again from where it was exported, or export it again"
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        if (folder / DIGEST_FILE).exists():
+            raise DamagedError(f"bundle {folder}: {MANIFEST_FILE} is missing", fix=again)
+        raise UsageError(
+            f"{folder} is no bundle: {MANIFEST_FILE} is missing",
+            fix="name a bundle with --bundle or TMI_BUNDLE, or make one with `tmi export`",
+        )
+    data = path.read_bytes()
+    digest = sha256_bytes(data)
+    try:
+        recorded = (folder / DIGEST_FILE).read_bytes()
+    except OSError as error:
+        raise DamagedError(f"bundle {folder}: {DIGEST_FILE} is missing", fix=again) from error
+    if recorded != f"{digest}  {MANIFEST_FILE}\n".encode():
+        raise DamagedError(f"bundle {folder}: {MANIFEST_FILE} was changed after the export", fix=again)
+    try:
+        manifest = manifest_from_json(json.loads(data))
+    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+        raise DamagedError(f"bundle {folder}: {MANIFEST_FILE} cannot be read", fix=again) from error
+    _compare(folder, manifest.files, again)
+    return Bundle(folder=folder, manifest=manifest, digest=digest)
+
+
+def _compare(folder: Path, recorded: dict[str, FileSpec], fix: str) -> None:
+    there = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    for name in (MANIFEST_FILE, DIGEST_FILE):
+        there.pop(name, None)
+    missing, added = sorted(set(recorded) - set(there)), sorted(set(there) - set(recorded))
+    if missing:
+        raise DamagedError(f"bundle {folder}: {missing[0]} is missing", fix=fix)
+    if added:
+        raise DamagedError(f"bundle {folder}: {added[0]} is not part of the bundle", fix="remove that file")
+    for name, spec in recorded.items():
+        if there[name].stat().st_size != spec.bytes or sha256_file(there[name]) != spec.sha256:
+            raise DamagedError(f"bundle {folder}: {name} was changed after the export", fix=fix)

@@ -1,0 +1,116 @@
+"""The shell of `tmi`: names its commands by string and imports one when it is run.
+
+Command modules import nothing heavy at their top, so `tmi --help` and every `tmi COMMAND --help` stay quick; torch and
+the like are imported inside the functions that need them. Only this package's command modules print or exit.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from tmi.toolkit.errors import ExitCode, TmiError
+
+
+@dataclass(frozen=True)
+class CommandSpec:
+    """A command and where it lives."""
+
+    target: str
+    """`module:function`."""
+
+
+COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
+    {
+        "synth": CommandSpec("tmi.toolkit.command_synth:synth"),
+        "check": CommandSpec("tmi.toolkit.command_check:check"),
+        "train": CommandSpec("tmi.training.command:train"),
+        "export": CommandSpec("tmi.export.command:export"),
+        "predict": CommandSpec("tmi.runtime.command:predict"),
+    }
+)
+"""Command name -> where it is, in the order of the road."""
+
+
+class LazyGroup(TyperGroup):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the order of the road."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command, imported now; None where there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[cmd_name].target.partition(":")
+        single = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+        single.command(cmd_name, no_args_is_help=False)(getattr(importlib.import_module(module), function))
+        return typer.main.get_command(single)
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"tmi {version('tmi-clnet')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print version.")
+    ] = False,
+) -> None:
+    """Liver prognosis from CT, radiomics and clinical report: train, export, predict. For research use only.
+
+    Exit codes: 0 done; 1 unexpected error; 2 wrong usage; 3 some input was refused, the rest was done; 4 parity
+    failed; 5 engine or hardware not available; 6 bundle or run damaged, edited or not trusted.
+    """
+
+
+def report(error: TmiError) -> None:
+    """Print an error and its mend on standard error."""
+    typer.echo(f"error: {error}\n  fix: {error.fix}", err=True)
+
+
+def main() -> None:
+    """Entry point of the `tmi` command."""
+    debug = "--debug" in sys.argv[1:]
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    try:
+        app(args=arguments, prog_name="tmi")
+    except TmiError as error:
+        if debug:
+            traceback.print_exc()
+        report(error)
+        sys.exit(int(error.exit_code))
+    except Exception as error:  # noqa: BLE001 - the last stop: an unexpected error must not show a bare traceback
+        if debug:
+            traceback.print_exc()
+        typer.echo(
+            f"error: unexpected {type(error).__name__}\n  fix: run the command again with --debug and report "
+            "what it prints",
+            err=True,
+        )
+        sys.exit(int(ExitCode.UNEXPECTED))

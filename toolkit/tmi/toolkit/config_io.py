@@ -1,0 +1,121 @@
+"""Config <-> JSON, and `--set key=value` overrides.
+
+Strict: an unknown key or a wrong type is an error, never ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from tmi.toolkit.config import Config
+from tmi.toolkit.errors import TmiError, UsageError
+
+T = TypeVar("T")
+
+
+def to_json(config: object) -> dict[str, Any]:
+    """A frozen config dataclass as plain JSON values (tuples become lists)."""
+    return {f.name: _plain(getattr(config, f.name)) for f in fields(config)}  # type: ignore[arg-type]
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return to_json(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return value
+
+
+def from_json(cls: type[T], data: Mapping[str, Any], *, where: str = "config") -> T:
+    """Build `cls` from JSON values, checking every name and type.
+
+    Raises:
+        UsageError: unknown or missing key, or a value of the wrong type; `where` is named in the text.
+    """
+    hints = get_type_hints(cls)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise UsageError(f"{where}: unknown key {unknown[0]!r}", fix=f"known keys: {', '.join(hints)}")
+    values = {name: _typed(hints[name], value, f"{where}.{name}") for name, value in data.items()}
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise UsageError(f"{where}: {error}", fix="give every key that has no default") from error
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint` says, or a UsageError. int is accepted where float is asked for; bool never is."""
+    origin = get_origin(hint)
+    if is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, Mapping):
+            return from_json(hint, value, where=where)
+    elif origin is Literal:
+        if value in get_args(hint):
+            return value
+    elif origin in (Union, types.UnionType):
+        for option in get_args(hint):
+            try:
+                return _typed(option, value, where)
+            except UsageError:
+                continue
+    elif origin is tuple:
+        items = get_args(hint)
+        if isinstance(value, (list, tuple)):
+            if len(items) == 2 and items[1] is Ellipsis:
+                return tuple(_typed(items[0], v, where) for v in value)
+            if len(items) == len(value):
+                return tuple(_typed(i, v, where) for i, v in zip(items, value, strict=True))
+    elif origin is dict:
+        if isinstance(value, Mapping):
+            return {str(k): _typed(get_args(hint)[1], v, f"{where}.{k}") for k, v in value.items()}
+    elif hint is Any:
+        return value
+    elif hint is type(None):
+        if value is None:
+            return None
+    elif hint is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    expected = " or ".join(map(repr, get_args(hint))) if origin is Literal else getattr(hint, "__name__", str(hint))
+    raise UsageError(f"{where}: {value!r} is not {expected}", fix=f"give {expected}")
+
+
+def override(config: Config, assignments: Sequence[str]) -> Config:
+    """The config with `section.key=value` assignments applied; values are JSON, or a bare word for a string.
+
+    Raises:
+        UsageError: no such key, or a value of the wrong type.
+    """
+    data = to_json(config)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"--set {assignment!r} has no '='", fix="write --set section.key=value")
+        *path, last = key.strip().split(".")
+        node = data
+        for step in path:
+            child = node.get(step)
+            if not isinstance(child, dict):
+                raise UsageError(
+                    f"--set {key}: no section {step!r}",
+                    fix=f"known: {', '.join(k for k, v in node.items() if isinstance(v, dict))}",
+                )
+            node = child
+        if last not in node or isinstance(node[last], dict):
+            raise UsageError(f"--set {key}: no such setting", fix=f"known: {', '.join(node)}")
+        try:
+            node[last] = json.loads(text)
+        except json.JSONDecodeError:
+            node[last] = text
+    try:
+        return replace(from_json(Config, data), preset=config.preset)
+    except TmiError as error:
+        raise UsageError(error.what, fix=error.fix) from error

@@ -1,0 +1,77 @@
+"""The presets: each one function that returns a whole, frozen config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from tmi.toolkit.config import (
+    ClinicalConfig,
+    Config,
+    CtConfig,
+    CtEncoderConfig,
+    FusionConfig,
+    HeadConfig,
+    LossConfig,
+    NetworkConfig,
+    RadiomicsConfig,
+    RadiomicsEncoderConfig,
+    TextEncoderConfig,
+    TrainConfig,
+)
+from tmi.toolkit.errors import UsageError
+
+
+def paper() -> Config:
+    """What the paper says; `docs/decisions.md` where the paper is silent."""
+    return Config(preset="paper", ct=CtConfig(shape_DHW=(64, 512, 512)))
+
+
+def released() -> Config:
+    """What the authors' released code does where it differs from the paper; for reproducing its numbers."""
+    return Config(
+        preset="released",
+        ct=CtConfig(shape_DHW=(64, 512, 512), scale_to=(0.0, 255.0), depth_resampling="nearest"),
+        radiomics=RadiomicsConfig(scaling="zscore", fit_on="cohort"),
+        clinical=ClinicalConfig(pad_to_max=True),
+        network=NetworkConfig(
+            ct_encoder=CtEncoderConfig(fc_width=400),
+            text_encoder=TextEncoderConfig(pooling="pooler"),
+            fusion=FusionConfig(projection_norm=False, layer_norm_eps=1e-12, tcaf_dropout=0.1),
+            head=HeadConfig(style="released"),
+        ),
+        loss=LossConfig(sdm_scale=2.0, tmff_lambda=0.2, alpha=0.01),
+        train=TrainConfig(protocol="released"),
+    )
+
+
+def tiny() -> Config:
+    """The paper's graph with every size cut, for two CPU cores; the tokenizer is trained on the training texts."""
+    return Config(
+        preset="tiny",
+        ct=CtConfig(shape_DHW=(24, 48, 48)),
+        clinical=ClinicalConfig(max_length=512, vocab_size=1024),
+        network=NetworkConfig(
+            ct_encoder=CtEncoderConfig(block="basic", layers=(1, 1, 1, 1), planes=(8, 16, 32, 64)),
+            text_encoder=TextEncoderConfig(hidden_size=64, layers=2, heads=4, intermediate_size=128, vocab_size=1024),
+            radiomics_encoder=RadiomicsEncoderConfig(hidden=64, out=32),
+            fusion=FusionConfig(width=32, ima_heads=4),
+            head=HeadConfig(blocks=(2, 2, 2, 2), growth=8, init_features=16),
+        ),
+        train=TrainConfig(epochs=20, batch_size=4, learning_rate=1e-3),
+    )
+
+
+PRESETS: Mapping[str, Callable[[], Config]] = MappingProxyType({"paper": paper, "released": released, "tiny": tiny})
+"""Name -> the function that makes the config."""
+
+
+def preset(name: str) -> Config:
+    """The preset of that name.
+
+    Raises:
+        UsageError: no such preset; the text lists the known ones.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"unknown preset {name!r}", fix=f"choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]()
