@@ -1,0 +1,64 @@
+# Every target needs nothing but Python 3.11 or newer and a C compiler (pyradiomics is compiled): it makes .venv and
+# installs what it needs, once.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+DEMO   := demo
+
+.PHONY: help setup demo test lint pytest test-slow test-gpu bench paper-size clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 20
+
+setup: $(READY)  ## make .venv and install everything that needs no GPU
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tmi needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (some minutes the first time) ..."
+	# pyradiomics 3.0.1 builds against the numpy that is there, so that comes first
+	$(PIP) -c constraints.txt numpy setuptools wheel versioneer
+	$(PIP) -c constraints.txt --no-build-isolation pyradiomics==3.0.1
+	$(PIP) -c constraints.txt -e '.[all]'
+	touch $(READY)
+
+demo: $(READY)  ## synthetic cohort -> 2 fold models -> bundle -> predictions of held-out cases
+	$(BIN)/tmi synth $(DEMO)/cohort --cases 24 --seed 1 --force
+	$(BIN)/tmi synth $(DEMO)/held-out --cases 4 --seed 2 --force
+	$(BIN)/tmi train $(DEMO)/cohort --out $(DEMO)/run --preset tiny --folds 2 --force
+	$(BIN)/tmi export $(DEMO)/run --engine onnx --out $(DEMO)/bundle --force
+	$(BIN)/tmi predict $(DEMO)/held-out --bundle $(DEMO)/bundle --batch 2 -o $(DEMO)/predictions.json --force
+	@echo
+	@echo "synthetic cohort  $(DEMO)/cohort        (truth in $(DEMO)/cohort/truth.json)"
+	@echo "held-out cases    $(DEMO)/held-out"
+	@echo "run               $(DEMO)/run           (figures in $(DEMO)/run/summary.md)"
+	@echo "bundle            $(DEMO)/bundle        (evidence in $(DEMO)/bundle/manifest.json)"
+	@echo "predictions       $(DEMO)/predictions.json"
+
+test: lint pytest  ## ruff, strict mypy, import-linter, pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+pytest: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(READY)  ## the tests that are too heavy for the default run
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(READY)  ## the tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest -m gpu
+
+bench: $(READY)  ## benchmarks, one question a file
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+paper-size: $(READY)  ## the full-size preset with random weights: export, predict a real case, time and memory
+	$(BIN)/python benchmarks/paper_size.py
+
+clean:  ## remove .venv and the demo
+	rm -rf $(VENV) $(DEMO)
