@@ -6,7 +6,12 @@ prints or exits; everything below it raises one of these. No text may carry pati
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tmi.toolkit.manifest import GateRecord
 
 
 class ExitCode(IntEnum):
@@ -71,9 +76,19 @@ class InputRefusedError(TmiError):
 
 
 class ParityError(TmiError):
-    """An exported graph does not answer like the model that was validated (exit code 4)."""
+    """An exported graph does not answer like the model that was validated (exit code 4).
+
+    Args:
+        what: as in `TmiError`.
+        fix: as in `TmiError`.
+        records: the outcome of every gate that ran, those that held included.
+    """
 
     exit_code = ExitCode.PARITY
+
+    def __init__(self, what: str, *, fix: str, records: Sequence[GateRecord] = ()) -> None:
+        super().__init__(what, fix=fix)
+        self.records = tuple(records)
 
 
 class UnavailableError(TmiError):

@@ -111,6 +111,8 @@ class GateRecord:
     """What the figure must not exceed."""
     detail: str
     """One sentence."""
+    engine: str | None = None
+    """Engine that ran the artefact; None where the file itself was audited."""
 
 
 @dataclass(frozen=True, kw_only=True)
