@@ -1,0 +1,92 @@
+"""The reference: the network itself, rebuilt from the manifest's config and the bundle's weights, in eager float32.
+
+Every other engine is judged against this one. Imports torch; the torch-free engines never import this module.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from tmi.runtime.graph_engine import GraphEngine
+from tmi.toolkit.bundle import Bundle
+from tmi.toolkit.config import NetworkConfig
+from tmi.toolkit.errors import DamagedError
+from tmi.toolkit.manifest import GraphSpec
+
+
+class EagerEngine(GraphEngine):
+    """Encoders and the fusion of every fold as `nn.Module`s in evaluation mode.
+
+    torch's thread count is one for the whole process; it is put back when the engine closes.
+    """
+
+    name = "eager"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._threads_before: int | None = None
+        self._network: NetworkConfig | None = None
+        self._folds = 0
+
+    def _start(self, bundle: Bundle) -> None:
+        self._network = bundle.manifest.settings().network
+        self._folds = len(bundle.manifest.folds)
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+
+    def _load(self, spec: GraphSpec, path: Path) -> Any:
+        weights = load_file(path)
+        if spec.role != "fusion":
+            return _restore(self._part(f"{spec.role}_encoder"), weights, path)
+        prefixes = [f"fold{fold}." for fold in range(self._folds)]
+        extra = sorted(key for key in weights if not key.startswith(tuple(prefixes)))
+        if extra:
+            raise DamagedError(f"bundle: {path.name} holds the unknown weight {extra[0]}", fix="export it again")
+        return [_restore(self._part("fusion"), _without_prefix(weights, prefix), path) for prefix in prefixes]
+
+    def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        with torch.inference_mode():
+            tensors = [torch.from_numpy(array) for array in inputs.values()]
+            if spec.role == "fusion":
+                answer = torch.stack(
+                    [fusion(*(t[:, fold] for t in tensors)).logits_BK for fold, fusion in enumerate(loaded)], dim=1
+                )
+            else:
+                answer = loaded(*tensors)
+        return {spec.outputs[0].name: answer.numpy()}
+
+    def _part(self, name: str) -> torch.nn.Module:
+        from tmi.toolkit.network.tmi_clnet import TmiClnet
+
+        assert self._network is not None
+        part: torch.nn.Module = getattr(TmiClnet(self._network), name)
+        return part
+
+    def close(self) -> None:
+        """Free everything; may be called twice."""
+        super().close()
+        if self._threads_before is not None:
+            torch.set_num_threads(self._threads_before)
+            self._threads_before = None
+
+
+def _without_prefix(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def _restore(module: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> torch.nn.Module:
+    """The module with exactly these weights, ready to answer."""
+    try:
+        module.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise DamagedError(
+            f"bundle: the weights in {path.name} are not those of the network in the manifest",
+            fix="export the bundle again with the version of tmi that trained it",
+        ) from error
+    return module.eval().requires_grad_(False)

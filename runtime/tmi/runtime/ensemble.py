@@ -1,0 +1,131 @@
+"""The numeric road from prepared arrays to probabilities, with no case and no file in it.
+
+B batch, T tokens, F folds (in the order of the manifest), C channels, R = 1781 features, K classes::
+
+    ct_features[b, f]   = output of the CT graph of fold f; a graph that several folds share runs once
+    text_features[b, f] = likewise
+    logits[b, f]        = fusion(ct_features, text_features, scaled radiomics)
+    p[b, f]             = softmax over K of logits[b, f], in float64
+    p[b]                = mean over f; spread = standard deviation over f of the positive class (population, ddof 0)
+
+The export's parity gates and the predictor take this same road.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64
+from numpy.typing import NDArray
+
+from tmi.runtime.engine import Engine
+from tmi.toolkit.manifest import FUSION, GraphSpec, Manifest
+
+
+class TokenIds(Protocol):
+    """What a text graph reads; the tokenizer's answer and the golden inputs are such."""
+
+    @property
+    def input_ids_BT(self) -> Int64[NDArray[np.int64], "B T"]:
+        """Ids, padded."""
+
+    @property
+    def attention_mask_BT(self) -> Int64[NDArray[np.int64], "B T"]:
+        """1 for tokens, 0 for padding."""
+
+
+Features = Mapping[str, Float32[NDArray[np.float32], "B C"]]
+"""Name of an encoder's graph -> its output."""
+
+
+def encoder_graphs(manifest: Manifest, role: str) -> tuple[GraphSpec, ...]:
+    """The distinct encoder graphs that the folds use, `role` being `ct` or `text`, in the order of first use."""
+    names = dict.fromkeys(fold.ct if role == "ct" else fold.text for fold in manifest.folds)
+    return tuple(manifest.graph(name) for name in names)
+
+
+def encode_ct(
+    engine: Engine, manifest: Manifest, ct_B1DHW: Float32[NDArray[np.float32], "B 1 D H W"]
+) -> dict[str, Float32[NDArray[np.float32], "B C"]]:
+    """Features of every distinct CT encoder, each run once, by graph name."""
+    return {spec.name: _single(engine, spec, {"ct": ct_B1DHW}) for spec in encoder_graphs(manifest, "ct")}
+
+
+def encode_text(
+    engine: Engine, manifest: Manifest, texts: Mapping[str, TokenIds]
+) -> dict[str, Float32[NDArray[np.float32], "B C"]]:
+    """Features of every distinct text encoder, each run once, by graph name.
+
+    Args:
+        engine: an open engine.
+        manifest: of the bundle it has open.
+        texts: name of a text graph -> its own tokens; each graph has its own tokenizer.
+    """
+    return {
+        spec.name: _single(
+            engine,
+            spec,
+            {"input_ids": texts[spec.name].input_ids_BT, "attention_mask": texts[spec.name].attention_mask_BT},
+        )
+        for spec in encoder_graphs(manifest, "text")
+    }
+
+
+def fuse(
+    engine: Engine,
+    manifest: Manifest,
+    ct: Features,
+    text: Features,
+    radiomics_BFR: Float32[NDArray[np.float32], "B F R"],
+) -> Float32[NDArray[np.float32], "B F K"]:
+    """Logits of every fold."""
+    inputs = {
+        "ct_features": np.stack([ct[fold.ct] for fold in manifest.folds], axis=1),
+        "text_features": np.stack([text[fold.text] for fold in manifest.folds], axis=1),
+        "radiomics": radiomics_BFR,
+    }
+    return _single(engine, manifest.graph(FUSION), inputs)
+
+
+def run_folds(
+    engine: Engine,
+    manifest: Manifest,
+    *,
+    ct_B1DHW: Float32[NDArray[np.float32], "B 1 D H W"],
+    texts: Mapping[str, TokenIds],
+    radiomics_BFR: Float32[NDArray[np.float32], "B F R"],
+) -> Float32[NDArray[np.float32], "B F K"]:
+    """Logits of every fold from prepared arrays: encoders, then fusion."""
+    ct = encode_ct(engine, manifest, ct_B1DHW)
+    text = encode_text(engine, manifest, texts)
+    return fuse(engine, manifest, ct, text, radiomics_BFR)
+
+
+def softmax(logits: Float32[NDArray[np.float32], "*N K"]) -> Float64[NDArray[np.float64], "*N K"]:
+    """exp(x - max) / sum, over the last axis, in float64."""
+    wide = logits.astype(np.float64)
+    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
+    probabilities: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
+    return probabilities
+
+
+def ensemble_mean(probabilities_BFK: Float64[NDArray[np.float64], "B F K"]) -> Float64[NDArray[np.float64], "B K"]:
+    """Mean over the folds."""
+    mean: NDArray[np.float64] = probabilities_BFK.mean(axis=1)
+    return mean
+
+
+def ensemble_spread(
+    probabilities_BFK: Float64[NDArray[np.float64], "B F K"], positive: int
+) -> Float64[NDArray[np.float64], "B"]:
+    """Standard deviation over the folds (population) of the positive class's probability; 0 for one fold."""
+    spread: NDArray[np.float64] = probabilities_BFK[:, :, positive].std(axis=1)
+    return spread
+
+
+def _single(engine: Engine, spec: GraphSpec, inputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+    """The one output of a graph."""
+    (output,) = engine.run(spec.name, inputs).values()
+    return output

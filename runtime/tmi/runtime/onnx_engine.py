@@ -1,0 +1,38 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from tmi.runtime.graph_engine import GraphEngine
+from tmi.toolkit.bundle import Bundle
+from tmi.toolkit.manifest import GraphSpec
+
+ERRORS_ONLY = 3
+
+
+class OnnxEngine(GraphEngine):
+    """`CPUExecutionProvider` alone, float32; one session a graph."""
+
+    name = "onnx"
+
+    def _start(self, bundle: Bundle) -> None:
+        onnxruntime.set_default_logger_severity(ERRORS_ONLY)
+
+    def _load(self, spec: GraphSpec, path: Path) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = ERRORS_ONLY
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        # The graphs run one after another: the threads of one session must not spin while the next one computes.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        names = [t.name for t in spec.outputs]
+        return dict(zip(names, loaded.run(names, inputs), strict=True))

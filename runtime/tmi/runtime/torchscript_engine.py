@@ -1,0 +1,51 @@
+"""TorchScript on the CPU. Imports torch; the torch-free engines never import this module."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tmi.runtime.graph_engine import GraphEngine
+from tmi.toolkit.bundle import Bundle
+from tmi.toolkit.manifest import GraphSpec
+
+
+class TorchScriptEngine(GraphEngine):
+    """`torch.jit.load` in inference mode, float32.
+
+    torch's thread count is one for the whole process; it is put back when the engine closes.
+    """
+
+    name = "torchscript"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._threads_before: int | None = None
+
+    def _start(self, bundle: Bundle) -> None:
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+
+    def _load(self, spec: GraphSpec, path: Path) -> Any:
+        with warnings.catch_warnings():
+            # TorchScript is deprecated in favour of torch.export; the constraints pin a torch that still reads it.
+            warnings.filterwarnings("ignore", message=r".*torch\.jit\.load.*", category=DeprecationWarning)
+            return torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+
+    def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        with torch.inference_mode():
+            answer = loaded(*(torch.from_numpy(array) for array in inputs.values()))
+        tensors = (answer,) if isinstance(answer, torch.Tensor) else tuple(answer)
+        return {t.name: tensor.numpy() for t, tensor in zip(spec.outputs, tensors, strict=True)}
+
+    def close(self) -> None:
+        """Free everything; may be called twice."""
+        super().close()
+        if self._threads_before is not None:
+            torch.set_num_threads(self._threads_before)
+            self._threads_before = None
