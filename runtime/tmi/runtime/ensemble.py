@@ -111,18 +111,16 @@ def softmax(logits: Float32[NDArray[np.float32], "*N K"]) -> Float64[NDArray[np.
     return probabilities
 
 
-def ensemble_mean(probabilities_BFK: Float64[NDArray[np.float64], "B F K"]) -> Float64[NDArray[np.float64], "B K"]:
-    """Mean over the folds."""
-    mean: NDArray[np.float64] = probabilities_BFK.mean(axis=1)
+def probabilities(logits_BFK: Float32[NDArray[np.float32], "B F K"]) -> Float64[NDArray[np.float64], "B K"]:
+    """The ensemble's answer: the mean over the folds of each fold's softmax."""
+    mean: NDArray[np.float64] = softmax(logits_BFK).mean(axis=1)
     return mean
 
 
-def ensemble_spread(
-    probabilities_BFK: Float64[NDArray[np.float64], "B F K"], positive: int
-) -> Float64[NDArray[np.float64], "B"]:
+def spread(logits_BFK: Float32[NDArray[np.float32], "B F K"], positive: int) -> Float64[NDArray[np.float64], "B"]:
     """Standard deviation over the folds (population) of the positive class's probability; 0 for one fold."""
-    spread: NDArray[np.float64] = probabilities_BFK[:, :, positive].std(axis=1)
-    return spread
+    deviation: NDArray[np.float64] = softmax(logits_BFK)[:, :, positive].std(axis=1)
+    return deviation
 
 
 def _single(engine: Engine, spec: GraphSpec, inputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
