@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from tmi.runtime.graph_engine import GraphEngine
 from tmi.toolkit.bundle import Bundle
@@ -31,8 +34,27 @@ class OnnxEngine(GraphEngine):
         options.inter_op_num_threads = 1
         # The graphs run one after another: the threads of one session must not spin while the next one computes.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with _as_runtime_errors():
+            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         names = [t.name for t in spec.outputs]
-        return dict(zip(names, loaded.run(names, inputs), strict=True))
+        with _as_runtime_errors():
+            return dict(zip(names, loaded.run(names, inputs), strict=True))
+
+
+@contextmanager
+def _as_runtime_errors() -> Iterator[None]:
+    """ONNX Runtime's own exceptions share no class but `Exception`; what a caller can name is `RuntimeError`."""
+    try:
+        yield
+    except (
+        state.EPFail,
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NotImplemented,
+        state.RuntimeException,
+    ) as error:
+        raise RuntimeError(str(error)) from error

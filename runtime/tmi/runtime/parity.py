@@ -1,33 +1,36 @@
-"""Parity: does an engine answer like the eager model that was validated? Bounds, comparisons, and the gates. numpy only.
+"""Parity: does an engine answer like the eager model that was validated? Bounds, comparisons and gates. numpy only.
 
 B cases, F folds, K classes, C channels of a feature. Every comparison is relative to the size of what is compared:
 
-    error(a, r) = max over rows b of  max |a_b - r_b| / max(max |r_b|, max |r| / 16)
+    error(a, r) = max over cases b of  max |a_b - r_b| / max(max |r_b|, max |r| / 16)
 
-so that a case with weak features is not hidden behind one with strong features. The same gates judge an artefact when it is
-exported and when a bundle is verified; `docs/parity.md` says what each gate catches.
+so that a case with weak features is not hidden behind one with strong features. The same gates judge an artefact when
+it is exported and when a bundle is verified; `docs/parity.md` says what each gate catches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tmi.runtime.engine import Arrays, Engine, engine_spec
-from tmi.runtime.ensemble import probabilities, run_folds
-from tmi.toolkit.golden import GoldenInputs, GoldenText, extreme_case, join
+from tmi.runtime.ensemble import encode_text, probabilities, run_folds
+from tmi.toolkit.bundle import Bundle
+from tmi.toolkit.golden import GoldenInputs, extreme_case, join, padded, trimmed
 from tmi.toolkit.manifest import GateRecord, Manifest
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32
+    from jaxtyping import Float32, Float64
 
 PIPELINE = "pipeline"
 """Graph name of a record that judges all graphs together."""
+REFUSALS = (RuntimeError, ValueError)
+"""What an engine raises when a graph cannot take a batch or gives another shape than the manifest says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +42,10 @@ class Bounds:
 
 
 BOUNDS: Mapping[str, Bounds] = MappingProxyType({"float32": Bounds(relative=2.0**-14)})
-"""Precision -> bounds, declared here and nowhere else.
+"""Precision -> bounds; declared here and nowhere else.
 
-float32 rounds to 2^-24, so 2^-14 leaves room for a thousand roundings in a row; what was measured stays below a thirtieth of it.
-TF32 and float16 round to 2^-11, bfloat16 to 2^-8: a graph that silently ran in one of them cannot pass for float32.
+float32 rounds to 2^-24, so 2^-14 leaves room for a thousand roundings in one direction. TF32 and float16 round to
+2^-11 and bfloat16 to 2^-8: a graph that silently ran in one of them does not pass for float32.
 """
 
 
@@ -51,7 +54,7 @@ class Outputs:
     """What the pipeline answers: by an engine, or by the eager reference."""
 
     features: Mapping[str, NDArray[np.float32]]
-    """Encoder graph name -> features [B,C]."""
+    """Name of an encoder's graph -> features [B,C]."""
     logits_BFK: Float32[NDArray[np.float32], "B F K"]
     """Logits of every fold."""
 
@@ -65,34 +68,234 @@ class Outputs:
         """Features by encoder graph, and the logits as `pipeline`."""
         return {**self.features, PIPELINE: self.logits_BFK}
 
-    def tensors(self, manifest: Manifest) -> dict[str, NDArray[np.float32]]:
-        """Named arrays for `golden.safetensors`: features, logits, and the ensemble's probabilities."""
+    @property
+    def probabilities_BK(self) -> Float64[NDArray[np.float64], "B K"]:
+        """Ensemble mean."""
+        return probabilities(self.logits_BFK)
+
+    def tensors(self) -> dict[str, NDArray[np.float32]]:
+        """Named arrays for `golden.safetensors`: features by graph, logits, probabilities of the ensemble."""
         return {
             **{f"{name}.features": f for name, f in self.features.items()},
             "logits": self.logits_BFK,
-            "probabilities": probabilities(self.logits_BFK).astype(np.float32),
+            "probabilities": self.probabilities_BK.astype(np.float32),
         }
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, NDArray[np.float32]]) -> Outputs:
         """What `tensors` gave."""
         ending = ".features"
-        return cls(
-            features={n.removesuffix(ending): t for n, t in tensors.items() if n.endswith(ending)},
-            logits_BFK=tensors["logits"],
-        )
+        features = {n.removesuffix(ending): t for n, t in tensors.items() if n.endswith(ending)}
+        return cls(features=features, logits_BFK=tensors["logits"])
 
 
 class RecordingEngine:
-    """Passes every call on to an engine and keeps what each graph answered, so that one run judges all graphs."""
+    """Passes every call on to an engine and keeps what each graph answered, so that one run judges every graph."""
 
     def __init__(self, engine: Engine) -> None:
         self.name = engine.name
         self._engine = engine
         self.seen: dict[str, list[NDArray[np.float32]]] = {}
 
+    def open(self, bundle: Bundle, *, threads: int | None) -> None:
+        """Open the engine."""
+        self._engine.open(bundle, threads=threads)
+
     def run(self, graph: str, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
         """The engine's answer, kept."""
         outputs = self._engine.run(graph, inputs)
         self.seen.setdefault(graph, []).extend(outputs.values())
         return outputs
+
+    def close(self) -> None:
+        """Close the engine."""
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def evaluate(engine: Engine, manifest: Manifest, golden: GoldenInputs) -> Outputs:
+    """One batch through the road that predictions take, with the features seen on the way.
+
+    Raises:
+        RuntimeError: the graph cannot take this batch.
+        ValueError: it answers in another shape or type than the manifest says.
+    """
+    recorder = RecordingEngine(engine)
+    logits_BFK = run_folds(
+        recorder, manifest, ct_B1DHW=golden.ct_B1DHW, texts=golden.texts, radiomics_BFR=golden.radiomics_BFR
+    )
+    encoders = {name for fold in manifest.folds for name in (fold.ct, fold.text)}
+    features = {name: np.concatenate(parts) for name, parts in recorder.seen.items() if name in encoders}
+    return Outputs(features=features, logits_BFK=logits_BFK)
+
+
+def relative_error(answer: NDArray[np.floating], reference: NDArray[np.floating]) -> float:
+    """The module's error(a, r) over the first axis; infinite where shapes differ or an answer is not finite."""
+    if answer.shape != reference.shape or not np.isfinite(answer).all():
+        return float("inf")
+    rows = answer.shape[0]
+    wide = reference.reshape(rows, -1).astype(np.float64)
+    size = np.abs(wide).max(axis=1)
+    scale = np.maximum(size, size.max() / 16)
+    difference = np.abs(answer.reshape(rows, -1) - wide).max(axis=1)
+    return float((difference / np.where(scale > 0, scale, 1.0)).max())
+
+
+def check_engine(
+    engine: Engine,
+    manifest: Manifest,
+    golden: GoldenInputs,
+    reference: Outputs,
+    *,
+    artefact: str,
+    precision: str = "float32",
+) -> list[GateRecord]:
+    """Every gate that an engine can be put through, on an open engine.
+
+    Args:
+        engine: opened on the bundle of `manifest`.
+        manifest: names graphs, folds, threshold.
+        golden: inputs.
+        reference: what eager float32 answers to them.
+        artefact: artefact kind that the engine runs, for the records.
+        precision: a key of `BOUNDS`.
+
+    Returns:
+        One record a gate and graph, in a fixed order; a graph that cannot take a batch is a failed record.
+    """
+    return list(_Check(engine, manifest, golden, reference, artefact, BOUNDS[precision]).records())
+
+
+class _Check:
+    """One engine on one bundle."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        manifest: Manifest,
+        golden: GoldenInputs,
+        reference: Outputs,
+        artefact: str,
+        bounds: Bounds,
+    ) -> None:
+        self.engine, self.manifest, self.golden, self.reference = engine, manifest, golden, reference
+        self.artefact, self.bounds = artefact, bounds
+        self.margin = engine_spec(engine.name).max_abs_err
+
+    def records(self) -> Iterator[GateRecord]:
+        """All gates; stops early only where nothing could be computed at all."""
+        try:
+            whole = evaluate(self.engine, self.manifest, self.golden)
+        except REFUSALS as error:
+            yield self._refused("runs", PIPELINE, f"a batch of {self.golden.count}", error)
+            return
+        yield from self._against_eager(whole)
+        yield from self._fold_order(whole)
+        yield from self._rows(whole)
+        yield from self._lengths(whole)
+
+    def _against_eager(self, whole: Outputs) -> Iterator[GateRecord]:
+        for graph, answer in whole.by_graph().items():
+            bad = int(answer.size - np.isfinite(answer).sum())
+            yield self._record("finite", graph, bad, 0, f"{bad} of {answer.size} outputs are not finite")
+        for graph, reference in self.reference.features.items():
+            error = relative_error(whole.features[graph], reference)
+            yield self._record("features", graph, error, self.bounds.relative, "relative to eager float32")
+        error = relative_error(whole.logits_BFK, self.reference.logits_BFK)
+        yield self._record("logits", PIPELINE, error, self.bounds.relative, "relative to eager float32, all folds")
+        mine, eager = whole.probabilities_BK, self.reference.probabilities_BK
+        yield self._record(
+            "probabilities", PIPELINE, _max_abs(mine, eager), self.margin, "absolute, mean over the folds"
+        )
+        positive, threshold = self.manifest.positive, self.manifest.threshold
+        p, r = mine[:, positive], eager[:, positive]
+        flips = int((((p >= threshold) != (r >= threshold)) & (np.abs(r - threshold) > self.margin)).sum())
+        yield self._record(
+            "decisions", PIPELINE, flips, 0, f"flipped at threshold {threshold:g} outside a margin of {self.margin:g}"
+        )
+
+    def _fold_order(self, whole: Outputs) -> Iterator[GateRecord]:
+        """Each fold's logits must be that fold's own: nearer to no other fold's eager model."""
+        folds = [spec.fold for spec in self.manifest.folds]
+        answer, eager = whole.logits_BFK, self.reference.logits_BFK
+        if answer.shape != eager.shape:
+            yield self._record("fold-order", PIPELINE, None, 0, f"logits have shape {list(answer.shape)}")
+            return
+        distance = np.abs(answer[:, :, None] - eager[:, None, :]).max(axis=(0, 3))
+        nearest = distance.argmin(axis=1)
+        wrong = [i for i in range(len(folds)) if not distance[i, i] <= distance[i, nearest[i]]]
+        detail = "; ".join(f"fold {folds[i]} answers like fold {folds[nearest[i]]}" for i in wrong)
+        yield self._record("fold-order", PIPELINE, len(wrong), 0, detail or "every fold answers like its own model")
+
+    def _rows(self, whole: Outputs) -> Iterator[GateRecord]:
+        """A case's answer depends on that case alone: neither on the batch's size, nor its order, nor the others."""
+        golden, count = self.golden, self.golden.count
+        # Of two cases the reversed batch tries the second one; one run less where a run takes many seconds.
+        for row in range(count) if count > 2 else [0]:
+            yield from self._same("batch-of-1", golden.rows([row]), whole.rows([row]), None, f"case {row} alone")
+        order = list(range(count))[::-1]
+        yield from self._same("permutation", golden.rows(order), whole.rows(order), None, "the batch reversed")
+        extreme = extreme_case(golden, self.manifest.settings())
+        yield from self._same(
+            "neighbours", join(extreme, golden.rows([0])), whole.rows([0]), [1], "case 0 beside extreme values"
+        )
+
+    def _lengths(self, whole: Outputs) -> Iterator[GateRecord]:
+        """A text's features do not depend on how far the batch was padded."""
+        longest = self.manifest.settings().clinical.max_length
+        trials = [(padded(self.golden, longest), list(range(self.golden.count)), f"padded to {longest} tokens")]
+        for row in range(self.golden.count):
+            alone = trimmed(self.golden.rows([row]))
+            width = max(t.input_ids_BT.shape[1] for t in alone.texts.values())
+            trials.append((alone, [row], f"case {row} without padding, {width} tokens"))
+        for golden, rows, what in trials:
+            try:
+                features = encode_text(self.engine, self.manifest, golden.texts)
+            except REFUSALS as error:
+                yield self._refused("padding", PIPELINE, what, error)
+                continue
+            for graph, answer in features.items():
+                error_here = relative_error(answer, whole.features[graph][rows])
+                yield self._record("padding", graph, error_here, self.bounds.relative, what)
+
+    def _same(
+        self, gate: str, golden: GoldenInputs, expected: Outputs, keep: list[int] | None, what: str
+    ) -> Iterator[GateRecord]:
+        try:
+            outputs = evaluate(self.engine, self.manifest, golden)
+        except REFUSALS as error:
+            yield self._refused(gate, PIPELINE, what, error)
+            return
+        outputs = outputs if keep is None else outputs.rows(keep)
+        for graph, reference in expected.by_graph().items():
+            error_here = relative_error(outputs.by_graph()[graph], reference)
+            yield self._record(gate, graph, error_here, self.bounds.relative, f"{what}, against the golden batch")
+
+    def _refused(self, gate: str, graph: str, what: str, error: Exception) -> GateRecord:
+        text = " ".join(str(error).split())[:300]
+        return self._record(gate, graph, None, 0, f"{what}: {text}")
+
+    def _record(self, gate: str, graph: str, measured: float | None, bound: float, detail: str) -> GateRecord:
+        return GateRecord(
+            gate=gate,
+            artefact=self.artefact,
+            graph=graph,
+            passed=measured is not None and measured <= bound,
+            measured=measured,
+            bound=bound,
+            detail=detail,
+            engine=self.engine.name,
+        )
+
+
+def _max_abs(answer: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
+    if answer.shape != reference.shape or not np.isfinite(answer).all():
+        return float("inf")
+    return float(np.abs(answer - reference).max())

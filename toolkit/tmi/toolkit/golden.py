@@ -15,8 +15,8 @@ B cases, D H W voxels, T tokens, F folds, R = 1781 radiomic features. Case by ca
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -186,6 +186,28 @@ def join(*parts: GoldenInputs) -> GoldenInputs:
         },
         radiomics_BFR=np.concatenate([p.radiomics_BFR for p in parts]),
     )
+
+
+def padded(golden: GoldenInputs, length: int) -> GoldenInputs:
+    """The same cases with every text padded to `length` tokens."""
+    return _with_width(golden, lambda text: length)
+
+
+def trimmed(golden: GoldenInputs) -> GoldenInputs:
+    """The same cases with padding removed up to the longest text."""
+    return _with_width(golden, lambda text: int(text.attention_mask_BT.sum(axis=1).max()))
+
+
+def _with_width(golden: GoldenInputs, width_of: Callable[[GoldenText], int]) -> GoldenInputs:
+    texts = {}
+    for name, text in golden.texts.items():
+        width = width_of(text)
+        rows, now = text.input_ids_BT.shape
+        ids, mask = np.zeros((rows, width), np.int64), np.zeros((rows, width), np.int64)
+        ids[:, :now] = text.input_ids_BT[:, :width]
+        mask[:, :now] = text.attention_mask_BT[:, :width]
+        texts[name] = GoldenText(input_ids_BT=ids, attention_mask_BT=mask)
+    return replace(golden, texts=texts)
 
 
 def _raw(seed: int, *purpose: int) -> np.random.PCG64:
