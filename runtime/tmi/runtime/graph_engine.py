@@ -40,14 +40,6 @@ class GraphEngine(ABC):
         self.threads = 0
         """Threads it was opened with."""
 
-    @property
-    def package(self) -> str:
-        """Package and version that do the work, for the record of a prediction."""
-        import importlib.metadata
-
-        name = engine_spec(self.name).package
-        return f"{name} {importlib.metadata.version(name)}"
-
     def open(self, bundle: Bundle, *, threads: int | None) -> None:
         """Load every graph; `threads=None` takes all cores.
 

@@ -1,0 +1,69 @@
+"""Which engine answers, and why: asked for by name, or picked by `auto` in the order of the engine table."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+
+from tmi.runtime.engine import ENGINES, engine_spec, installed
+from tmi.toolkit.bundle import Bundle
+from tmi.toolkit.errors import UnavailableError, UsageError
+
+AUTO = "auto"
+PRECISION = "float32"
+"""What every engine of this version computes in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRecord:
+    """What a prediction says of the engine that made it."""
+
+    name: str
+    """Name in `ENGINES`."""
+    asked: str
+    """What was asked for; `auto` or a name."""
+    reason: str
+    """Why this one, in a few words."""
+    package: str
+    """Package and version that did the work."""
+    precision: str
+    """Number format of the computation."""
+    threads: int
+    """Threads it may use."""
+
+
+def choose_engine(asked: str, bundle: Bundle) -> tuple[str, str]:
+    """Name of the engine and the reason.
+
+    `auto` takes the first engine of the table that is installed and whose artefact the bundle holds; the reason names
+    those that were passed over.
+
+    Raises:
+        UsageError: no such engine.
+        UnavailableError: `auto`, and no engine fits.
+    """
+    if asked != AUTO:
+        if asked not in ENGINES:
+            raise UsageError(f"unknown engine {asked!r}", fix=f"choose {AUTO} or one of {', '.join(ENGINES)}")
+        return asked, "asked for"
+    passed_over: list[str] = []
+    for name, spec in ENGINES.items():
+        if not bundle.has(spec.artefact):
+            passed_over.append(f"{name}: the bundle holds no {spec.artefact} graphs")
+        elif not installed(name):
+            passed_over.append(f"{name}: {spec.package} is not installed")
+        else:
+            return name, "; ".join(["auto: the first that is installed and has graphs in the bundle", *passed_over])
+    raise UnavailableError(
+        f"no engine can run bundle {bundle.folder} ({'; '.join(passed_over)})",
+        fix="install an engine (pip install 'tmi-clnet[openvino]') or export the bundle again with --engine onnx",
+    )
+
+
+def engine_record(name: str, *, asked: str, reason: str, threads: int) -> EngineRecord:
+    """The record of an engine that is open."""
+    package = engine_spec(name).package
+    version = importlib.import_module(package).__version__
+    return EngineRecord(
+        name=name, asked=asked, reason=reason, package=f"{package} {version}", precision=PRECISION, threads=threads
+    )

@@ -1,0 +1,58 @@
+"""What the reader of an answer must know about its input: the notices of one case."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool
+from numpy.typing import NDArray
+from tmi.toolkit.prepare import PreparedCase
+from tmi.toolkit.radiomics_names import FEATURE_NAMES
+
+from tmi.runtime.prediction import Notice
+from tmi.toolkit.manifest import Manifest
+
+FIRST_NAMES = 5
+"""How many features a notice names."""
+
+
+def case_notices(
+    case: PreparedCase,
+    *,
+    imputed_R: Bool[NDArray[np.bool_], "R"],
+    clipped_R: Bool[NDArray[np.bool_], "R"],
+    manifest: Manifest,
+) -> tuple[Notice, ...]:
+    """Notices of one case.
+
+    Args:
+        case: its own warnings come first.
+        imputed_R: features that were missing, in any fold.
+        clipped_R: features outside the training range, in any fold.
+        manifest: of the bundle that answers.
+    """
+    notices = [Notice(code="input", message=text) for text in case.warnings]
+    notices.extend(
+        _features(code, mask_R, text)
+        for code, mask_R, text in (
+            ("radiomics-imputed", imputed_R, "are missing and were taken as 0 after scaling"),
+            ("radiomics-clipped", clipped_R, "lie outside the range seen in training and were clipped to it"),
+        )
+        if mask_R.any()
+    )
+    if manifest.synthetic:
+        notices.append(
+            Notice(code="synthetic-model", message="the models were trained on synthetic cases, not on patients")
+        )
+    return tuple(notices)
+
+
+def _features(code: str, mask_R: NDArray[np.bool_], text: str) -> Notice:
+    indices = np.flatnonzero(mask_R)
+    names = tuple(FEATURE_NAMES[i] for i in indices[:FIRST_NAMES])
+    more = f" and {indices.size - len(names)} more" if indices.size > len(names) else ""
+    return Notice(
+        code=code,
+        message=f"{indices.size} of {mask_R.size} radiomic features {text}: {', '.join(names)}{more}",
+        count=int(indices.size),
+        names=names,
+    )

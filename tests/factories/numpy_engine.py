@@ -1,0 +1,93 @@
+"""A manifest of a few small graphs and an engine that computes them in numpy and keeps what it was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tmi.runtime.engine import Arrays
+from tmi.toolkit.config_io import to_json
+from tmi.toolkit.manifest import FoldSpec, GraphSpec, Manifest, TensorSpec
+from tmi.toolkit.presets import tiny
+
+C = 3
+
+
+def tensor(name: str, dtype: str, *shape: int | str) -> TensorSpec:
+    return TensorSpec(name=name, dtype=dtype, shape=shape)
+
+
+def make_manifest(folds: Sequence[tuple[str, str]]) -> Manifest:
+    """`folds` gives each fold's CT and text graph."""
+    config = tiny()
+    ct = [
+        GraphSpec(
+            name=name,
+            role="ct",
+            inputs=(tensor("ct", "float32", "B", 1, *config.ct.shape_DHW),),
+            outputs=(tensor("ct_features", "float32", "B", C),),
+            artefacts={},
+        )
+        for name in sorted({ct for ct, _ in folds})
+    ]
+    text = [
+        GraphSpec(
+            name=name,
+            role="text",
+            inputs=(tensor("input_ids", "int64", "B", "T"), tensor("attention_mask", "int64", "B", "T")),
+            outputs=(tensor("text_features", "float32", "B", C),),
+            artefacts={},
+            tokenizer=f"tokenizers/{name}.json",
+        )
+        for name in sorted({text for _, text in folds})
+    ]
+    count = len(folds)
+    fusion = GraphSpec(
+        name="fusion",
+        role="fusion",
+        inputs=(
+            tensor("ct_features", "float32", "B", count, C),
+            tensor("text_features", "float32", "B", count, C),
+            tensor("radiomics", "float32", "B", count, 1781),
+        ),
+        outputs=(tensor("logits", "float32", "B", count, 2),),
+        artefacts={},
+    )
+    return Manifest(
+        preset="tiny",
+        config=to_json(config),
+        graphs=(*ct, *text, fusion),
+        folds=tuple(
+            FoldSpec(fold=i, ct=c, text=t, scaler=f"scalers/fold{i}.json") for i, (c, t) in enumerate(folds)
+        ),
+        files={},
+        golden={},
+        parity=(),
+        versions={},
+        run={},
+        created="2026-01-01T00:00:00+00:00",
+    )
+
+
+class NumpyEngine:
+    """ct-<n>: mean * (n + 1); text-<n>: sum of the attended ids * (n + 1); fusion: logits (ct, text + radiomics)."""
+
+    name = "numpy"
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int]] = []
+
+    def run(self, graph: str, inputs: Arrays) -> dict[str, np.ndarray]:
+        first = next(iter(inputs.values()))
+        self.calls.append((graph, first.shape[0]))
+        role, _, number = graph.partition("-")
+        if role == "fusion":
+            ct, text, radiomics = (inputs[n] for n in ("ct_features", "text_features", "radiomics"))
+            logits = np.stack([ct[..., 0], text[..., 0] + radiomics.sum(axis=-1)], axis=-1)
+            return {"logits": logits.astype(np.float32)}
+        values = (
+            first.mean(axis=(1, 2, 3, 4)) if role == "ct" else (first * inputs["attention_mask"]).sum(axis=1)
+        )
+        column = (values * (int(number) + 1)).astype(np.float32)
+        return {f"{role}_features": np.repeat(column[:, None], C, axis=1)}
