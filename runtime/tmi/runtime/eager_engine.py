@@ -43,7 +43,7 @@ class EagerEngine(GraphEngine):
     def _load(self, spec: GraphSpec, path: Path) -> Any:
         weights = load_file(path)
         if spec.role != "fusion":
-            return _restore(self._part(f"{spec.role}_encoder"), weights, path)
+            return _restore(self._part(spec.role), weights, path)
         prefixes = [f"fold{fold}." for fold in range(self._folds)]
         extra = sorted(key for key in weights if not key.startswith(tuple(prefixes)))
         if extra:
@@ -55,18 +55,25 @@ class EagerEngine(GraphEngine):
             tensors = [torch.from_numpy(array) for array in inputs.values()]
             if spec.role == "fusion":
                 answer = torch.stack(
-                    [fusion(*(t[:, fold] for t in tensors)).logits_BK for fold, fusion in enumerate(loaded)], dim=1
+                    [fusion(*(t[:, fold] for t in tensors))[0] for fold, fusion in enumerate(loaded)], dim=1
                 )
             else:
                 answer = loaded(*tensors)
         return {spec.outputs[0].name: answer.numpy()}
 
-    def _part(self, name: str) -> torch.nn.Module:
-        from tmi.toolkit.network.tmi_clnet import TmiClnet
+    def _part(self, role: str) -> torch.nn.Module:
+        """The network's part, with weights yet to be filled in; torch's random state is left as it was."""
+        from tmi.toolkit.network.ct_encoder import CtEncoder
+        from tmi.toolkit.network.fusion import Fusion
+        from tmi.toolkit.network.text_encoder import TextEncoder
 
         assert self._network is not None
-        part: torch.nn.Module = getattr(TmiClnet(self._network), name)
-        return part
+        with torch.random.fork_rng(devices=[]):
+            if role == "ct":
+                return CtEncoder(self._network.ct_encoder)
+            if role == "text":
+                return TextEncoder(self._network.text_encoder)
+            return Fusion(self._network)
 
     def close(self) -> None:
         """Free everything; may be called twice."""
