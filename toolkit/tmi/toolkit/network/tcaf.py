@@ -1,0 +1,47 @@
+"""Triple-modal cross-attention fusion (TCAF), equations (1) and (2) of the paper.
+
+Each modality is a sequence of C tokens of width 1. On the ring clinical -> radiomics -> image -> clinical, modality i
+attends to its successor j = i mod 3 + 1 with one head and d_k = 1:
+
+    F_hidden_i = softmax(Q_i K_j^T / sqrt(d_k)) V_j                    [B, C, 1]
+    out_i      = W_o,i (F_hidden_i ++ F_i)                             Linear 2 -> 1
+    F_global   = out_1 ++ out_2 ++ out_3 over tokens                   [B, 1, 3C]
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, cat, nn
+
+from tmi.toolkit.config import FusionConfig
+
+MODALITIES: tuple[str, str, str] = ("clinical", "radiomics", "image")
+"""The ring, in order; each attends to the next, the last to the first."""
+
+
+class TripleModalCrossAttention(nn.Module):
+    """Three features [B,C] in the order of `MODALITIES` -> [B,1,3C]."""
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        self.query = nn.ModuleDict({m: nn.Linear(1, 1) for m in MODALITIES})
+        self.key = nn.ModuleDict({m: nn.Linear(1, 1) for m in MODALITIES})
+        self.value = nn.ModuleDict({m: nn.Linear(1, 1) for m in MODALITIES})
+        self.output = nn.ModuleDict({m: nn.Linear(2, 1) for m in MODALITIES})
+        self.dropout = nn.Dropout(config.tcaf_dropout)
+
+    def forward(
+        self,
+        clinical: Float[Tensor, "B C"],
+        radiomics: Float[Tensor, "B C"],
+        image: Float[Tensor, "B C"],
+    ) -> Float[Tensor, "B 1 3C"]:
+        """The fused sequence."""
+        tokens = {m: f.unsqueeze(-1) for m, f in zip(MODALITIES, (clinical, radiomics, image), strict=True)}
+        fused = []
+        for i, own in enumerate(MODALITIES):
+            other = MODALITIES[(i + 1) % len(MODALITIES)]
+            scores = self.query[own](tokens[own]) @ self.key[other](tokens[other]).transpose(-1, -2)  # d_k = 1
+            hidden = self.dropout(scores.softmax(dim=-1)) @ self.value[other](tokens[other])
+            fused.append(self.output[own](cat((hidden, tokens[own]), dim=-1)))
+        return cat(fused, dim=1).transpose(1, 2)

@@ -1,0 +1,52 @@
+"""BERT over the clinical text.
+
+B batch, T tokens, C width. The last hidden layer is pooled over the attended tokens (mean), or its first token is taken
+(cls), or BERT's own pooler is applied to that token (pooler, the released code). Source: J. Devlin et al. 2019.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+from tmi.toolkit.config import TextEncoderConfig
+
+
+class TextEncoder(nn.Module):
+    """Token ids and attention mask [B,T] -> feature [B,C]."""
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.pooling: Literal["mean", "cls", "pooler"] = config.pooling
+        self.bert = BertModel(
+            BertConfig(
+                vocab_size=config.vocab_size,
+                hidden_size=config.hidden_size,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                intermediate_size=config.intermediate_size,
+                max_position_embeddings=512,
+                # sdpa and eager agree; eager keeps softmax a node of its own that an exporter can audit
+                attn_implementation="eager",
+            ),
+            add_pooling_layer=config.pooling == "pooler",
+        )
+
+    def forward(self, input_ids: Int[Tensor, "B T"], attention_mask: Int[Tensor, "B T"]) -> Float[Tensor, "B C"]:
+        """Pooled last hidden layer; tokens whose mask is 0 count for nothing."""
+        # An additive float mask made here keeps transformers' own mask construction, which inspects values,
+        # out of the exported graph.
+        visible = attention_mask.to(self.bert.dtype)
+        bias = (1.0 - visible)[:, None, None, :] * -3.0e4
+        output = self.bert(input_ids=input_ids, attention_mask=bias)
+        if self.pooling == "pooler":
+            pooled: Tensor = output.pooler_output
+            return pooled
+        hidden: Tensor = output.last_hidden_state
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        weight = visible[:, :, None]
+        return (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
