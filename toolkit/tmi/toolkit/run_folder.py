@@ -1,0 +1,230 @@
+"""The layout of a training run, and what may be believed of it.
+
+A run is a folder::
+
+    run.json            schema, name, status, times, versions, cohort fingerprint; at the end the digest of every file
+    config.json         the whole config
+    folds.json          which case is where in which fold
+    summary.json/.md    mean and standard deviation over the folds
+    fold<k>/
+      model.safetensors   weights of the picked epoch
+      scaler.json         radiomics scaler, fitted on the fold's training part
+      tokenizer.json      tokenizer, trained on the fold's training part where the preset trains one
+      metrics.json        figures on the fold's held-out cases, and which epoch was picked
+      predictions.csv     case_id, label, probability of the positive class, for the held-out cases
+      history.csv         a row an epoch
+      checkpoints/        what `--resume` continues from; not part of the finished run
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tmi.toolkit.config import Config
+from tmi.toolkit.config_io import from_json, to_json
+from tmi.toolkit.errors import DamagedError, TmiError, UsageError
+from tmi.toolkit.files import read_json, write_json
+from tmi.toolkit.hashing import sha256_file
+
+SCHEMA = "tmi-run/1"
+RUN_FILE = "run.json"
+CONFIG_FILE = "config.json"
+FOLDS_FILE = "folds.json"
+SUMMARY_FILE = "summary.json"
+SUMMARY_TEXT_FILE = "summary.md"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldSplit:
+    """Who is where in one fold, by case id."""
+
+    fold: int
+    """Number of the fold, from 0."""
+    train: tuple[str, ...]
+    """Cases the weights, the scaler and the tokenizer are fitted on."""
+    validation: tuple[str, ...]
+    """Cases the epoch is picked on."""
+    test: tuple[str, ...]
+    """Held-out cases the figures are reported on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldFolder:
+    """Files of one fold."""
+
+    folder: Path
+    """`fold<k>`."""
+    fold: int
+    """Number of the fold."""
+
+    @property
+    def model(self) -> Path:
+        """Weights of the picked epoch."""
+        return self.folder / "model.safetensors"
+
+    @property
+    def scaler(self) -> Path:
+        """Radiomics scaler."""
+        return self.folder / "scaler.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """Tokenizer."""
+        return self.folder / "tokenizer.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Figures; written last, so its presence means that the fold is done."""
+        return self.folder / "metrics.json"
+
+    @property
+    def predictions(self) -> Path:
+        """Out-of-fold predictions."""
+        return self.folder / "predictions.csv"
+
+    @property
+    def history(self) -> Path:
+        """A row an epoch."""
+        return self.folder / "history.csv"
+
+    @property
+    def checkpoint(self) -> Path:
+        """What a resumed run continues from."""
+        return self.folder / CHECKPOINTS / "last.ckpt"
+
+    @property
+    def done(self) -> bool:
+        """Whether the fold is complete."""
+        return self.metrics.is_file()
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """A run on disk."""
+
+    path: Path
+    """The run's folder."""
+    config: Config
+    """Its whole config."""
+    folds: tuple[FoldSplit, ...]
+    """Its folds."""
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        name: str,
+        config: Config,
+        folds: Sequence[FoldSplit],
+        cohort: Mapping[str, Any],
+        versions: Mapping[str, str],
+    ) -> RunFolder:
+        """Write a new run's first files; `cohort` holds cases, fingerprint and synthetic, and no patient data.
+
+        Raises:
+            UsageError: `path` holds something already.
+        """
+        if path.is_dir() and any(path.iterdir()):
+            raise UsageError(f"run {path} exists", fix="name another with --out, resume it with --resume, or --force")
+        write_json(path / CONFIG_FILE, to_json(config))
+        write_json(path / FOLDS_FILE, {"folds": [to_json(f) for f in folds]})
+        write_json(
+            path / RUN_FILE,
+            {
+                "schema": SCHEMA,
+                "name": name,
+                "status": "running",
+                "started_at": _now(),
+                "versions": dict(versions),
+                "cohort": dict(cohort),
+            },
+        )
+        return cls(path=path, config=config, folds=tuple(folds))
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Read a run, finished or not.
+
+        Raises:
+            UsageError: no such run.
+            DamagedError: one of its files is missing, unreadable, or of another schema.
+        """
+        if not (path / RUN_FILE).is_file():
+            if (path / CONFIG_FILE).exists() or (path / FOLDS_FILE).exists():
+                raise DamagedError(f"run {path}: {RUN_FILE} is missing", fix="train the run again")
+            raise UsageError(f"{path} is no run: {RUN_FILE} is missing", fix="name a run folder that `tmi train` wrote")
+        state = read_json(path / RUN_FILE, kind="run")
+        if not isinstance(state, dict) or state.get("schema") != SCHEMA:
+            raise DamagedError(f"run {path}: {RUN_FILE} has no schema {SCHEMA!r}", fix="use the tmi that trained it")
+        try:
+            config = from_json(Config, read_json(path / CONFIG_FILE, kind="run"), where=CONFIG_FILE)
+            rows = read_json(path / FOLDS_FILE, kind="run")["folds"]
+            folds = tuple(from_json(FoldSplit, row, where=FOLDS_FILE) for row in rows)
+        except (UsageError, KeyError, TypeError) as error:
+            what = error.what if isinstance(error, TmiError) else f"{FOLDS_FILE} is malformed"
+            raise DamagedError(f"run {path}: {what}", fix="train the run again") from error
+        return cls(path=path, config=config, folds=folds)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What run.json says now."""
+        state: dict[str, Any] = read_json(self.path / RUN_FILE, kind="run")
+        return state
+
+    @property
+    def finished(self) -> bool:
+        """Whether every fold and the summary are done."""
+        return self.state.get("status") == "finished"
+
+    def fold(self, number: int) -> FoldFolder:
+        """Files of a fold."""
+        return FoldFolder(folder=self.path / f"fold{number}", fold=number)
+
+    def finish(self) -> None:
+        """Mark the run finished and record the digest of every file that belongs to it."""
+        files = {name: sha256_file(self.path / name) for name in self._contents()}
+        write_json(self.path / RUN_FILE, self.state | {"status": "finished", "finished_at": _now(), "files": files})
+
+    def _contents(self) -> list[str]:
+        names = (p.relative_to(self.path) for p in sorted(self.path.rglob("*")) if p.is_file())
+        return [n.as_posix() for n in names if n.as_posix() != RUN_FILE and CHECKPOINTS not in n.parts]
+
+    def require_finished(self) -> RunFolder:
+        """The run itself, when it is finished and not a byte of it has changed since.
+
+        Raises:
+            UsageError: the run is not finished.
+            DamagedError: a file is missing or was changed.
+        """
+        state = self.state
+        if state.get("status") != "finished":
+            raise UsageError(f"run {self.path} is not finished", fix=f"finish it: tmi train --out {self.path} --resume")
+        recorded = state.get("files")
+        if not isinstance(recorded, dict) or not recorded:
+            raise DamagedError(f"run {self.path}: {RUN_FILE} records no files", fix="train the run again")
+        for name, digest in recorded.items():
+            file = self.path / name
+            if not file.is_file():
+                raise DamagedError(f"run {self.path}: {name} is missing", fix="restore it, or train the run again")
+            if sha256_file(file) != digest:
+                raise DamagedError(
+                    f"run {self.path}: {name} was changed after the training", fix="restore it, or train the run again"
+                )
+        for split in self.folds:
+            needed = self.fold(split.fold)
+            for file in (needed.model, needed.scaler, needed.tokenizer, needed.metrics):
+                if file.relative_to(self.path).as_posix() not in recorded:
+                    raise DamagedError(
+                        f"run {self.path}: {file.relative_to(self.path)} is not recorded", fix="train the run again"
+                    )
+        return self
