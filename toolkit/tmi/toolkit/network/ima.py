@@ -22,6 +22,7 @@ class IntraModalityAggregation(nn.Module):
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
         self.heads = config.ima_heads
+        self.head_width = config.width // config.ima_heads
         self.query = nn.Linear(config.width, config.width)
         self.key = nn.Linear(config.width, config.width)
         self.value = nn.Linear(config.width, config.width)
@@ -32,9 +33,9 @@ class IntraModalityAggregation(nn.Module):
 
     def forward(self, x_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         """Aggregated tokens."""
-        split = (x_BTC.shape[0], x_BTC.shape[1], self.heads, x_BTC.shape[2] // self.heads)
+        split = (x_BTC.shape[0], x_BTC.shape[1], self.heads, self.head_width)
         query, key, value = (f(x_BTC).reshape(split).transpose(1, 2) for f in (self.query, self.key, self.value))
-        scores = query @ key.transpose(-1, -2) / math.sqrt(split[-1])
+        scores = query @ key.transpose(-1, -2) / math.sqrt(self.head_width)
         weights = self.attention_dropout(scores.softmax(dim=-1))
         mixed = (weights @ value).transpose(1, 2).reshape(x_BTC.shape)
         normed: Tensor = self.norm(x_BTC + self.dense_dropout(self.dense(mixed)))
