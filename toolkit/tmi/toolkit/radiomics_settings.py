@@ -1,0 +1,29 @@
+"""The extraction settings: one pyradiomics parameter dict, kept as data beside this module.
+
+`docs/radiomics.md` says why each value is what it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from types import MappingProxyType
+from typing import Any
+
+from tmi.toolkit.hashing import sha256_json
+
+PYRADIOMICS_VERSION = "3.0.1"
+"""The version that the feature names and the quick road were checked against."""
+
+
+def _load() -> Mapping[str, Any]:
+    text = files("tmi.toolkit").joinpath("data/radiomics_settings.json").read_text(encoding="utf-8")
+    return MappingProxyType(json.loads(text))
+
+
+SETTINGS: Mapping[str, Any] = _load()
+"""`setting`, `imageType` and `featureClass`, as in a pyradiomics parameter file."""
+
+SETTINGS_DIGEST: str = sha256_json(dict(SETTINGS))
+"""SHA-256 of the settings' canonical JSON form."""

@@ -1,0 +1,134 @@
+"""`radiomics.csv`: a header of feature names and one row of values.
+
+Columns may stand in any order. An empty cell, `nan` or `NA` is a missing value; infinity and other text are refused.
+Written values are the shortest decimals that give the same float64 back.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.files import write_text
+from tmi.toolkit.radiomics_names import FEATURE_NAMES
+
+MISSING_CELLS = frozenset({"", "nan", "na", "n/a", "null", "none"})
+"""What counts as a missing value, in lower case."""
+
+
+def _refused(what: str, fix: str, case_id: str, code: str = "radiomics-columns") -> InputRefusedError:
+    return InputRefusedError(what, fix=fix, code=code, case_id=case_id)
+
+
+def read_rows(path: Path, *, case_id: str) -> list[list[str]]:
+    """Non-empty rows of a CSV file.
+
+    Raises:
+        InputRefusedError: `radiomics-missing` or `radiomics-unreadable`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        return [row for row in csv.reader(io.StringIO(text), strict=True) if row]
+    except FileNotFoundError as error:
+        raise _refused(
+            f"{path.name} is missing", "run `tmi radiomics` on the case", case_id, "radiomics-missing"
+        ) from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _refused(
+            f"{path.name} cannot be read as CSV in UTF-8",
+            "save it as comma-separated UTF-8: a header and one row",
+            case_id,
+            "radiomics-unreadable",
+        ) from error
+
+
+def require_names(names: list[str], *, file: str, case_id: str) -> None:
+    """Refuse a header that is not exactly the features, in any order.
+
+    Raises:
+        InputRefusedError: `radiomics-columns`, when a feature is missing, unknown or there twice.
+    """
+    known, given = set(FEATURE_NAMES), set(names)
+    again = "give every feature once, or extract them anew with `tmi radiomics --force`"
+    if missing := [n for n in FEATURE_NAMES if n not in given]:
+        raise _refused(
+            f"{file} has {len(names)} columns, not {len(FEATURE_NAMES)}: {missing[0]} is missing"
+            + (f", with {len(missing) - 1} others" if len(missing) > 1 else ""),
+            again,
+            case_id,
+        )
+    if unknown := [n for n in names if n not in known]:
+        raise _refused(f"{file} has the unknown column {unknown[0][:80]!r}", again, case_id)
+    if len(names) != len(given):
+        twice = next(n for n in FEATURE_NAMES if names.count(n) > 1)
+        raise _refused(f"{file} has the column {twice} twice", again, case_id)
+
+
+def parse_value(cell: str, *, name: str, file: str, case_id: str) -> float:
+    """A finite number, or NaN for a missing value.
+
+    Raises:
+        InputRefusedError: `radiomics-value`.
+    """
+    if cell.strip().lower() in MISSING_CELLS:
+        return math.nan
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise _refused(
+            f"{file}: {name} holds no finite number",
+            "give a decimal number with a point, or leave the cell empty where the value is missing",
+            case_id,
+            "radiomics-value",
+        )
+    return value
+
+
+def read_table(path: Path, *, case_id: str) -> Float[NDArray[np.float64], "1781"]:
+    """The features in the order of `FEATURE_NAMES`; NaN where a cell is missing.
+
+    Raises:
+        InputRefusedError: `radiomics-missing`, `radiomics-unreadable`, `radiomics-columns` (a feature is missing,
+            unknown or there twice), `radiomics-rows` (not one row), `radiomics-value` (no finite number).
+    """
+    rows = read_rows(path, case_id=case_id)
+    names = [n.strip() for n in rows[0]] if rows else []
+    require_names(names, file=path.name, case_id=case_id)
+    if len(rows) != 2 or len(rows[1]) != len(names):
+        cells = f"a row of {len(rows[1])} cells" if len(rows) == 2 else f"{len(rows) - 1} rows of values"
+        raise _refused(
+            f"{path.name} has {cells}, not one row of {len(names)}",
+            "keep the header and the one row of this case",
+            case_id,
+            "radiomics-rows",
+        )
+    by_name = dict(zip(names, rows[1], strict=True))
+    return np.array(
+        [parse_value(by_name[n], name=n, file=path.name, case_id=case_id) for n in FEATURE_NAMES], dtype=np.float64
+    )
+
+
+def write_table(path: Path, values_F: Float[NDArray[np.float64], "1781"]) -> None:
+    """Write a header and one row, atomically; a non-finite value becomes an empty cell.
+
+    Raises:
+        ValueError: not 1,781 values.
+    """
+    if values_F.shape != (len(FEATURE_NAMES),):
+        raise ValueError(f"{values_F.shape} values, not ({len(FEATURE_NAMES)},)")
+    cells = [repr(float(v)) if math.isfinite(v) else "" for v in values_F]
+    write_text(path, ",".join(FEATURE_NAMES) + "\n" + ",".join(cells) + "\n")
+
+
+def missing_features(values_F: Float[NDArray[np.float64], "1781"]) -> tuple[str, ...]:
+    """Names of the features without a finite value."""
+    return tuple(name for name, value in zip(FEATURE_NAMES, values_F, strict=True) if not math.isfinite(value))
