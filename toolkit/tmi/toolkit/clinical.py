@@ -1,0 +1,160 @@
+"""Reading a case's clinical record.
+
+    {"patient_id": "P001",
+     "values": {"sex": "female", "albumin": 38, "total_bilirubin": {"value": 1.2, "unit": "mg/dL"}, "ggt": null},
+     "report": null}
+
+A plain number is in the schema's unit. null and an absent field are missing; nothing is invented for them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tmi.toolkit.case import CLINICAL_FILE, Case
+from tmi.toolkit.clinical_schema import Field, Schema, convert, plausible
+from tmi.toolkit.errors import InputRefusedError
+
+Value = float | str | None
+KEYS = ("patient_id", "values", "report", "blood_date")
+MAX_BYTES = 4 * 2**20
+"""A larger record is no clinical record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClinicalRecord:
+    """One patient's record, values in the schema's units."""
+
+    patient_id: str | None
+    """Patient the record says it belongs to."""
+    values: Mapping[str, Value]
+    """Every field of the schema; None where missing."""
+    report: str | None = None
+    """Free text, taken as it is."""
+    blood_date: str | None = None
+    """ISO date of the blood sample, where given."""
+
+
+def read_clinical(case: Case, schema: Schema) -> ClinicalRecord:
+    """The case's record; no value of the patient appears in an error text.
+
+    Raises:
+        InputRefusedError: clinical-missing, clinical-malformed, clinical-unknown-field, clinical-type, clinical-unit,
+            clinical-range, patient-mismatch.
+    """
+    if not case.clinical.is_file():
+        raise _refused(
+            case,
+            "clinical-missing",
+            f"{CLINICAL_FILE} is missing",
+            f"put {CLINICAL_FILE} into the case folder; fields that are not known may be left out",
+        )
+    if case.clinical.stat().st_size > MAX_BYTES:
+        raise _malformed(case, "is far larger than a clinical record")
+    try:
+        data = json.loads(case.clinical.read_bytes())
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise _malformed(case, "is not JSON") from error
+    if not isinstance(data, dict) or not isinstance(data.get("values"), dict):
+        raise _malformed(case, 'has no object "values"')
+    unknown = sorted(str(k) for k in data if k not in KEYS)
+    if unknown:
+        raise _malformed(case, "has a key besides " + ", ".join(KEYS))
+    for key in ("patient_id", "report", "blood_date"):
+        if data.get(key) is not None and not isinstance(data[key], str):
+            raise _malformed(case, f'has a "{key}" that is no text')
+    patient_id = data.get("patient_id")
+    if case.patient_id is not None and patient_id is not None and patient_id != case.patient_id:
+        raise _refused(
+            case,
+            "patient-mismatch",
+            f"{CLINICAL_FILE} belongs to another patient than the cohort says",
+            "put the right patient's record into the case, or correct cohort.csv",
+        )
+    return ClinicalRecord(
+        patient_id=patient_id,
+        values=_read_values(case, data["values"], schema),
+        report=data.get("report"),
+        blood_date=data.get("blood_date"),
+    )
+
+
+def _read_values(case: Case, given: Mapping[str, Any], schema: Schema) -> dict[str, Value]:
+    fields = schema.by_name
+    unknown = sorted(set(given) - set(fields))
+    if unknown:
+        raise _refused(
+            case,
+            "clinical-unknown-field",
+            f"{CLINICAL_FILE}: the schema has no field {unknown[0][:40]!r}",
+            "use the schema's field names (docs/clinical.md), or extend the schema",
+        )
+    return {name: _read_value(case, field, given.get(name)) for name, field in fields.items()}
+
+
+def _read_value(case: Case, field: Field, value: Any) -> Value:
+    unit = None
+    if isinstance(value, dict):
+        if set(value) != {"value", "unit"} or not isinstance(value["unit"], str):
+            raise _wrong_type(case, field)
+        value, unit = value["value"], value["unit"]
+    if value is None:
+        return None
+    if field.choices is not None:
+        if unit is None and isinstance(value, str) and value in field.choices:
+            return value
+        raise _refused(
+            case,
+            "clinical-type",
+            f"{CLINICAL_FILE}: {field.name} is none of its choices",
+            f"write one of {', '.join(field.choices)}",
+        )
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _wrong_type(case, field)
+    try:
+        number = convert(field, float(value), unit)
+    except OverflowError as error:
+        raise _wrong_type(case, field) from error
+    if number is None:
+        known = ", ".join([field.unit or "", *field.accepted_units])
+        raise _refused(
+            case,
+            "clinical-unit",
+            f"{CLINICAL_FILE}: {field.name} is given in a unit the schema lacks",
+            f"give it in one of: {known}",
+        )
+    if not math.isfinite(number) or not plausible(field, number):
+        low, high = field.plausible or (-math.inf, math.inf)
+        raise _refused(
+            case,
+            "clinical-range",
+            f"{CLINICAL_FILE}: {field.name} lies outside {low:g} to {high:g} {field.unit}",
+            f"check the value and its unit ({field.unit} is assumed where none is given)",
+        )
+    return number
+
+
+def _refused(case: Case, code: str, what: str, fix: str) -> InputRefusedError:
+    return InputRefusedError(what, fix=fix, code=code, case_id=case.case_id)
+
+
+def _malformed(case: Case, what: str) -> InputRefusedError:
+    return _refused(
+        case,
+        "clinical-malformed",
+        f"{CLINICAL_FILE} {what}",
+        'write {"patient_id": ..., "values": {field: value}, "report": text or null}',
+    )
+
+
+def _wrong_type(case: Case, field: Field) -> InputRefusedError:
+    return _refused(
+        case,
+        "clinical-type",
+        f"{CLINICAL_FILE}: {field.name} is no number",
+        'write a number, null, or {"value": number, "unit": "..."}',
+    )
