@@ -5,15 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tmi.toolkit.config import Config, CtConfig
 from tmi.toolkit.presets import tiny
-
-if TYPE_CHECKING:
-    from factories.tmi_command import TmiCommand
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,11 +57,3 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, random_run: Path) -> P
     folder = tmp_path_factory.mktemp("bundles") / "bundle"
     export_run(random_run, folder, artefacts=("onnx", "torchscript"))
     return folder
-
-
-@pytest.fixture
-def tmi(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> TmiCommand:
-    """Runs `tmi` in this process; gives exit code and both streams."""
-    from factories.tmi_command import TmiCommand
-
-    return TmiCommand(capfd, monkeypatch)

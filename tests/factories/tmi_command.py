@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sys
 from dataclasses import dataclass
@@ -28,21 +30,17 @@ class Outcome:
         return value
 
 
-class TmiCommand:
-    """Calls `tmi.toolkit.cli.main` with arguments, in a folder."""
-
-    def __init__(self, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        self._capfd, self._monkeypatch = capfd, monkeypatch
-
-    def __call__(self, *arguments: str | Path, cwd: Path | None = None) -> Outcome:
-        """Run one command; native libraries' output counts, since the streams are captured by descriptor."""
-        self._capfd.readouterr()
-        with self._monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", ["tmi", *map(str, arguments)])
-            if cwd is not None:
-                patch.chdir(cwd)
-            with pytest.raises(SystemExit) as stop:
-                main()
-        code = stop.value.code
-        streams = self._capfd.readouterr()
-        return Outcome(code=0 if code is None else int(code), out=streams.out, err=streams.err)
+def tmi(*arguments: object, cwd: Path | None = None) -> Outcome:
+    """Run one command, in a folder where one is given."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
+        patch.setattr(sys, "argv", ["tmi", *map(str, arguments)])
+        if cwd is not None:
+            patch.chdir(cwd)
+        with pytest.raises(SystemExit) as stop:
+            main()
+    code = stop.value.code
+    return Outcome(code=0 if code is None else int(code), out=out.getvalue(), err=err.getvalue())

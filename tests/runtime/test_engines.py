@@ -73,8 +73,8 @@ def test_an_engine_refuses_what_is_not_the_graphs_input(name, engines, golden):
         engine.run("ct-0", {"ct": ct.astype(np.float64)})
     with pytest.raises(ValueError, match=r"not float32\['B', 1,"):
         engine.run("ct-0", {"ct": ct[..., :-1]})
+    text = golden.texts["text-0"]
     with pytest.raises(ValueError, match="attention_mask is int64"):
-        text = golden.texts["text-0"]
         engine.run("text-0", {"input_ids": text.input_ids_BT, "attention_mask": text.attention_mask_BT[:, :-1]})
     with pytest.raises(ValueError, match="has no graph 'ct-99' open"):
         engine.run("ct-99", {"ct": ct})
