@@ -1,7 +1,7 @@
 """The clinical schema: which fields a record may hold, in which units, and what is plausible. Data, in one file.
 
-The packaged file `data/liver_schema.json` holds the paper's fields: 3 basic ones (and 3 optional), 23 blood items, 16 of
-the fat analysis. A schema for another disease is another file of the same form; no code changes.
+The packaged file `data/liver_schema.json` holds the paper's fields: 3 basic ones (and 3 optional), 23 blood items, 16
+of the fat analysis. A schema for another disease is another file of the same form; no code changes.
 """
 
 from __future__ import annotations

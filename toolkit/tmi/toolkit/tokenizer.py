@@ -112,7 +112,7 @@ class Tokenizer:
             max_length: longest sequence, [CLS] and [SEP] included; longer texts lose their end, never the [SEP].
             pad_to_max: pad every sequence to `max_length`.
         """
-        separator = self._backend.token_to_id("[SEP]")
+        separator: int = self._backend.encode("").ids[-1]
         rows = [encoding.ids for encoding in self._backend.encode_batch(list(texts))]
         truncated = tuple(len(row) > max_length for row in rows)
         rows = [[*row[: max_length - 1], separator] if cut else row for row, cut in zip(rows, truncated, strict=True)]
