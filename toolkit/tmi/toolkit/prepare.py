@@ -1,0 +1,96 @@
+"""From a case folder to the arrays and the text of the network: the one road of training and of prediction.
+
+Whatever is scaled by a fitted thing (radiomics, tokens) stays raw here: the fold that owns the scaler or tokenizer does
+that, and can then say what it imputed, clipped or cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+from jaxtyping import Float
+
+from tmi.toolkit.case import MASK_FILE, RADIOMICS_FILE, Case
+from tmi.toolkit.clinical import read_clinical
+from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.clinical_text import render
+from tmi.toolkit.config import Config
+from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.intensity import prepare_ct
+from tmi.toolkit.radiomics_table import read_table
+from tmi.toolkit.volume import Volume, read_ct, read_mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedCase:
+    """One case as the network's inputs, before any fitted scaling."""
+
+    case_id: str
+    """Name of the case."""
+    patient_id: str | None
+    """Patient, from the cohort's table or the clinical record."""
+    ct_1DHW: Float[np.ndarray, "1 D H W"]
+    """float32, windowed, scaled and resampled."""
+    radiomics_F: Float[np.ndarray, "1781"]
+    """float64, unscaled, NaN where missing."""
+    text: str
+    """Clinical record as text."""
+    warnings: tuple[str, ...]
+    """What was done that a user should know of."""
+    seconds: Mapping[str, float]
+    """Time spent, by stage: `read`, `preprocess`, `radiomics`."""
+
+
+def prepare_case(case: Case, config: Config) -> PreparedCase:
+    """Read, check and prepare one case.
+
+    Radiomics come from radiomics.csv where it is there, else from the liver mask. A mask that is there is checked in
+    either case: one that does not fit its CT is a sign of mixed-up files.
+
+    Raises:
+        InputRefusedError: a file is missing, unreadable or implausible; the case is named.
+        UnavailableError: radiomics must be extracted and pyradiomics is not installed.
+    """
+    schema = load_schema()
+    start = perf_counter()
+    record = read_clinical(case, schema)
+    given = read_table(case.radiomics, case_id=case.case_id) if case.radiomics.is_file() else None
+    if given is None and not case.mask.is_file():
+        raise InputRefusedError(
+            f"neither {RADIOMICS_FILE} nor {MASK_FILE} is there",
+            code="radiomics-missing",
+            case_id=case.case_id,
+            fix=f"give {RADIOMICS_FILE}, or a liver mask from which the features are extracted",
+        )
+    ct = read_ct(case)
+    mask = read_mask(case, ct) if case.mask.is_file() else None
+    read = perf_counter()
+    ct_1DHW = prepare_ct(ct, config.ct)
+    text = render(record, schema, config.clinical.rendering)
+    prepared = perf_counter()
+    warnings: tuple[str, ...] = ()
+    if given is None:
+        assert mask is not None  # one of the two was found above
+        given = _extract(case, ct, mask)
+        warnings = ("radiomics were extracted from the liver mask",)
+    return PreparedCase(
+        case_id=case.case_id,
+        patient_id=case.patient_id or record.patient_id,
+        ct_1DHW=ct_1DHW,
+        radiomics_F=given,
+        text=text,
+        warnings=warnings,
+        seconds={"read": read - start, "preprocess": prepared - read, "radiomics": perf_counter() - prepared},
+    )
+
+
+def _extract(case: Case, ct: Volume, mask: Volume) -> Float[np.ndarray, "1781"]:
+    from tmi.toolkit.radiomics import extract  # pyradiomics is an extra, and slow to import
+
+    try:
+        return extract(ct, mask)
+    except InputRefusedError as error:
+        raise error.for_case(case.case_id) from error
