@@ -1,0 +1,234 @@
+"""From a finished run to a bundle that may be believed: cut, write, audit, judge, and only then put in place."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import save_file as save_tensors
+from torch import nn
+
+from tmi.export.audits import epsilons
+from tmi.export.exporters import EXPORTERS, load, require_exporter
+from tmi.export.fold_graphs import Cut, FoldModels, State, cut_run, example_inputs, graph_spec
+from tmi.export.gates import Progress, audit_file, audit_fold_files, judge_engines, require_all
+from tmi.export.reference import eager_reference, float32_noise
+from tmi.runtime.engine import installed
+from tmi.runtime.parity import Outputs
+from tmi.toolkit.bundle import Bundle, fingerprint, open_bundle, write_manifest
+from tmi.toolkit.config_io import to_json
+from tmi.toolkit.errors import UsageError
+from tmi.toolkit.files import read_json, require_absent, staged_folder
+from tmi.toolkit.golden import GoldenInputs, golden_count, make_golden
+from tmi.toolkit.manifest import (
+    FUSION,
+    GOLDEN_FILE,
+    MANIFEST_FILE,
+    FoldSpec,
+    GateRecord,
+    GraphSpec,
+    Manifest,
+)
+from tmi.toolkit.run_folder import SUMMARY_FILE, RunFolder
+from tmi.toolkit.tokenizer import Tokenizer
+
+GOLDEN_SEED = 20_240_601
+"""Seed of the golden inputs of every bundle; any integer would do."""
+WEIGHTS = "weights"
+"""Artefact kind of the eager weights."""
+PACKAGES = ("tmi-clnet", "numpy", "torch", "transformers", "monai", "tokenizers", "safetensors", "onnx", "onnxscript",
+            "onnxruntime", "openvino")  # fmt: skip
+"""Distributions whose versions the manifest records, those that are installed."""
+
+
+def export_run(
+    run: Path,
+    out: Path,
+    *,
+    artefacts: Sequence[str] = ("onnx",),
+    force: bool = False,
+    weights: bool = True,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Export a finished run; the bundle appears at `out` whole and judged, or not at all.
+
+    Args:
+        run: folder of a finished run.
+        out: folder of the bundle.
+        artefacts: names in `EXPORTERS`.
+        force: replace the bundle that is at `out`.
+        weights: put the eager weights into the bundle, so that the engine `eager` can answer from it.
+        progress: told one line of what is being done.
+
+    Raises:
+        UsageError: no such run, an unfinished one, an unknown artefact, or something is at `out`.
+        UnavailableError: an artefact cannot be written here.
+        DamagedError: the run was changed after the training.
+        ParityError: a gate failed; nothing was written.
+    """
+    names = list(dict.fromkeys(artefacts))
+    for name in names:
+        require_exporter(name)
+    if not names:
+        raise UsageError("nothing to export", fix=f"name one of {', '.join(EXPORTERS)} with --engine")
+    require_replaceable(out, force=force)
+    tell = progress or (lambda line: None)
+    tell("checking the run")
+    folder = RunFolder.open(run).require_finished()
+    with staged_folder(out) as stage:
+        write_manifest(stage, _Export(folder, stage, names, weights=weights, progress=tell).write())
+    return open_bundle(out)
+
+
+def require_replaceable(out: Path, *, force: bool) -> None:
+    """Refuse to overwrite without `force`, and to replace anything but a bundle even with it.
+
+    Raises:
+        UsageError: something is at `out`.
+    """
+    require_absent(out, force=force, kind="bundle")
+    occupied = out.exists() and not (out.is_dir() and not any(out.iterdir()))
+    if occupied and not (out / MANIFEST_FILE).is_file():
+        raise UsageError(
+            f"{out} is there and is no bundle; --force replaces bundles only", fix="name another with --out"
+        )
+
+
+class _Export:
+    """One export into a staged folder."""
+
+    def __init__(
+        self, run: RunFolder, stage: Path, artefacts: Sequence[str], *, weights: bool, progress: Progress
+    ) -> None:
+        self.run, self.stage, self.artefacts = run, stage, artefacts
+        self.weights, self.progress = weights, progress
+        self.config = run.config
+        self.records: list[GateRecord] = []
+
+    def write(self) -> Manifest:
+        """Every file of the bundle but the manifest, which is returned."""
+        self.progress("finding which folds share an encoder")
+        cut = cut_run(self.run)
+        vocabularies = {e.name: Tokenizer.load(e.tokenizer).vocab_size for e in cut.encoders if e.tokenizer}
+        count = golden_count(self.config)
+        golden = make_golden(
+            self.config, seed=GOLDEN_SEED, count=count, folds=len(cut.folds), vocabularies=vocabularies
+        )
+        models = FoldModels(self.run)
+        self.progress(f"asking the eager model about {count} golden cases")
+        reference = eager_reference(models, cut, golden)
+        noise = float32_noise(models, cut, golden, reference)
+        save_arrays(reference.tensors(), self.stage / GOLDEN_FILE)
+        manifest = self._manifest(cut, tuple(self._graphs(cut, models)))
+        del models
+        manifest = replace(
+            manifest,
+            golden={
+                "seed": golden.seed,
+                "count": golden.count,
+                "vocabularies": vocabularies,
+                "digests": golden.digests(),
+                "float32_noise": noise,
+            },
+        )
+        self._judge(manifest, golden, reference)
+        self.progress("taking fingerprints")
+        return replace(manifest, files=fingerprint(self.stage), parity=tuple(self.records))
+
+    def _judge(self, manifest: Manifest, golden: GoldenInputs, reference: Outputs) -> None:
+        bundle = Bundle(folder=self.stage, manifest=manifest, digest="")
+        self.records.append(audit_fold_files(self.stage, manifest, self.run))
+        require_all(self.records)  # an engine need not be asked about a file that is wrong
+        self.records += judge_engines(bundle, self.artefacts, golden, reference, progress=self.progress)
+        require_all(self.records)
+
+    def _graphs(self, cut: Cut, models: FoldModels) -> Iterator[GraphSpec]:
+        """Write and audit every graph, one in memory at a time."""
+        for plan in cut.encoders:
+            tokenizer = self._copy(plan.tokenizer, f"tokenizers/{plan.name}.json") if plan.tokenizer else None
+            spec = graph_spec(self.config, plan.role, plan.name, folds=len(cut.folds), tokenizer=tokenizer)
+            states = [models.state(spec, fold=fold) for fold in plan.folds]
+            yield self._graph(spec, models.encoder(plan), states)
+        spec = graph_spec(self.config, "fusion", FUSION, folds=len(cut.folds))
+        state = {
+            f"folds.{i}.{key}": tensor
+            for i, fold in enumerate(cut.folds)
+            for key, tensor in models.state(spec, fold=fold).items()
+        }
+        yield self._graph(spec, models.fusion(cut.folds), [state])
+
+    def _graph(self, spec: GraphSpec, module: nn.Module, states: list[State]) -> GraphSpec:
+        """Every artefact of one graph; `states` holds the weights as each fold that uses it has them."""
+        example, eps = example_inputs(spec), epsilons(module)
+        files: dict[str, str] = {}
+        for name in self.artefacts:
+            exporter = EXPORTERS[name]
+            files[exporter.artefact] = f"graphs/{spec.name}{exporter.suffix}"
+            path = self._path(files[exporter.artefact])
+            self.progress(f"writing {files[exporter.artefact]}")
+            load(exporter.writer)(module, spec, example, path)
+            self.progress(f"auditing {files[exporter.artefact]}")
+            self.records += audit_file(path, spec, name, expected=states, epsilons=eps, module=module, example=example)
+        if self.weights:
+            files[WEIGHTS] = f"weights/{spec.name}.safetensors"
+            # FusionOfFolds names its folds `folds.<i>.`, the bundle `fold<i>.`
+            tensors = {key.replace("folds.", "fold", 1): t.contiguous() for key, t in states[0].items()}
+            save_tensors(tensors if spec.name == FUSION else states[0], self._path(files[WEIGHTS]))
+        return replace(spec, artefacts=files)
+
+    def _manifest(self, cut: Cut, graphs: tuple[GraphSpec, ...]) -> Manifest:
+        """The manifest without files, golden inputs and evidence."""
+        state = self.run.state
+        folds = tuple(
+            FoldSpec(
+                fold=fold,
+                ct=cut.encoder("ct", fold).name,
+                text=cut.encoder("text", fold).name,
+                scaler=self._copy(self.run.fold(fold).scaler, f"scalers/fold{fold}.json"),
+            )
+            for fold in cut.folds
+        )
+        engines = [e for name in self.artefacts for e in EXPORTERS[name].engines if not installed(e)]
+        return Manifest(
+            preset=self.config.preset,
+            config=to_json(self.config),
+            graphs=graphs,
+            folds=folds,
+            files={},
+            golden={},
+            parity=(),
+            versions=_versions(),
+            run=_run_record(self.run, state),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            synthetic=bool(state["cohort"].get("synthetic", False)),
+            extra={"engines_not_judged": dict.fromkeys(engines, "not installed at the export")},
+        )
+
+    def _path(self, name: str) -> Path:
+        path = self.stage / name
+        path.parent.mkdir(exist_ok=True)
+        return path
+
+    def _copy(self, source: Path, name: str) -> str:
+        shutil.copyfile(source, self._path(name))
+        return name
+
+
+def _versions() -> dict[str, str]:
+    there = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
+    found = {name: there[name] for name in PACKAGES if name in there}
+    return {"python": platform.python_version(), "machine": platform.machine(), **found}
+
+
+def _run_record(run: RunFolder, state: dict[str, Any]) -> dict[str, Any]:
+    """What the run says of itself: figures and fingerprints, no case ids."""
+    kept = {key: state[key] for key in ("name", "started_at", "finished_at", "cohort", "versions") if key in state}
+    summary = run.path / SUMMARY_FILE
+    return kept | {"summary": read_json(summary, kind="run")} if summary.is_file() else kept

@@ -1,0 +1,132 @@
+"""The gates of an export: audits of each file as it is written, then every engine on all files together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from tmi.export.audits import answer_depends, audit_epsilons, audit_signature, audit_weights
+from tmi.export.exporters import EXPORTERS, load
+from tmi.export.fold_graphs import State
+from tmi.export.graph_facts import GraphFacts
+from tmi.runtime.engine import installed, open_engine
+from tmi.runtime.parity import PIPELINE, REFUSALS, Outputs, check_engine
+from tmi.toolkit.bundle import Bundle
+from tmi.toolkit.errors import ParityError
+from tmi.toolkit.golden import GoldenInputs
+from tmi.toolkit.hashing import sha256_file
+from tmi.toolkit.manifest import GateRecord, GraphSpec, Manifest
+from tmi.toolkit.run_folder import RunFolder
+
+Progress = Callable[[str], None]
+"""Told one line of what is being done."""
+
+
+def audit_file(
+    path: Path,
+    spec: GraphSpec,
+    artefact: str,
+    *,
+    expected: Sequence[State],
+    epsilons: dict[str, float],
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+) -> list[GateRecord]:
+    """Read an exported file back and audit it.
+
+    Args:
+        path: the file.
+        spec: its graph.
+        artefact: its kind.
+        expected: the run's weights, read apart from `module`; one set for each fold that uses the graph.
+        epsilons: of the network as its config builds it.
+        module: the eager module, asked only about weights that the graph does not read.
+        example: inputs for it.
+    """
+    facts: GraphFacts = load(EXPORTERS[artefact].reader)(path)
+    depends = answer_depends(module, example)
+    return [
+        audit_signature(facts, spec, artefact),
+        *(audit_weights(facts, spec, artefact, state, depends) for state in expected),
+        audit_epsilons(facts, spec, artefact, epsilons),
+    ]
+
+
+def audit_fold_files(folder: Path, manifest: Manifest, run: RunFolder) -> GateRecord:
+    """Each fold's scaler and tokenizer in the bundle are those that the run recorded for that fold."""
+    recorded = run.state["files"]
+    wrong = []
+    for fold in manifest.folds:
+        files = run.fold(fold.fold)
+        for mine, theirs in ((fold.scaler, files.scaler), (manifest.graph(fold.text).tokenizer, files.tokenizer)):
+            name = theirs.relative_to(run.path).as_posix()
+            if mine is None or sha256_file(folder / mine) != recorded.get(name):
+                wrong.append(f"{mine} is not the run's {name}")
+    return GateRecord(
+        gate="fold-files",
+        artefact="files",
+        graph=PIPELINE,
+        passed=not wrong,
+        measured=float(len(wrong)),
+        bound=0.0,
+        detail="; ".join(wrong) or "every fold has its own scaler and tokenizer",
+    )
+
+
+def judge_engines(
+    bundle: Bundle,
+    artefacts: Sequence[str],
+    golden: GoldenInputs,
+    reference: Outputs,
+    *,
+    progress: Progress,
+) -> list[GateRecord]:
+    """Every installed engine of every artefact kind on the golden inputs; the first of a kind must be installed."""
+    records: list[GateRecord] = []
+    for artefact in artefacts:
+        first, *others = EXPORTERS[artefact].engines
+        for name in (first, *(n for n in others if installed(n))):
+            progress(f"judging {artefact} on engine {name}")
+            records += _judge(name, bundle, artefact, golden, reference)
+    return records
+
+
+def _judge(name: str, bundle: Bundle, artefact: str, golden: GoldenInputs, reference: Outputs) -> list[GateRecord]:
+    try:
+        engine = open_engine(name, bundle)
+    except REFUSALS as error:
+        detail = f"the engine cannot load it: {' '.join(str(error).split())[:300]}"
+        return [
+            GateRecord(
+                gate="loads",
+                artefact=artefact,
+                graph=PIPELINE,
+                passed=False,
+                measured=None,
+                bound=None,
+                detail=detail,
+                engine=name,
+            )
+        ]
+    with engine:
+        return check_engine(engine, bundle.manifest, golden, reference, artefact=artefact)
+
+
+def require_all(records: Sequence[GateRecord]) -> None:
+    """Refuse the export unless every gate held.
+
+    Raises:
+        ParityError: with every record.
+    """
+    failed = [r for r in records if not r.passed]
+    if failed:
+        first = failed[0]
+        raise ParityError(
+            f"{len(failed)} of {len(records)} parity gates failed, first {first.gate} of {first.graph} "
+            f"({first.engine or first.artefact}): {first.detail}; no bundle was written",
+            fix="do not use this model exported with these versions; see docs/parity.md for what the gate means, and "
+            "compare the installed versions with constraints.txt",
+            records=records,
+        )

@@ -1,0 +1,69 @@
+"""What the validated model says: every fold's eager float32 answer to the golden inputs, each case on its own.
+
+One case at a time and no padding: the reference has no neighbours to leak from, and needs the memory of one case.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tmi.export.fold_graphs import Cut, FoldModels
+from tmi.runtime.parity import PIPELINE, Outputs, relative_error
+from tmi.toolkit.golden import GoldenInputs, trimmed
+from tmi.toolkit.network.tmi_clnet import TmiClnet
+
+ARBITER_VOXELS = 2**20
+"""Voxels up to which a float64 run of the whole network is cheap; above, torch's float64 convolutions take too much."""
+
+
+def eager_reference(models: FoldModels, cut: Cut, golden: GoldenInputs) -> Outputs:
+    """Features of every distinct encoder and logits of every fold, float32."""
+    return _answers(models, cut, golden, torch.float32)
+
+
+def float32_noise(models: FoldModels, cut: Cut, golden: GoldenInputs, reference: Outputs) -> dict[str, float] | None:
+    """By graph, how far eager float32 itself is from eager float64 (`relative_error`); None where it costs too much."""
+    if int(np.prod(golden.ct_B1DHW.shape[2:])) > ARBITER_VOXELS:
+        return None
+    arbiter = _answers(models, cut, golden, torch.float64).by_graph()
+    noise = {name: relative_error(answer, arbiter[name]) for name, answer in reference.features.items()}
+    return noise | {PIPELINE: relative_error(reference.logits_BFK, arbiter[PIPELINE])}
+
+
+@torch.inference_mode()
+def _answers(models: FoldModels, cut: Cut, golden: GoldenInputs, dtype: torch.dtype) -> Outputs:
+    features: dict[str, Tensor] = {}
+    logits = []
+    for position, fold in enumerate(cut.folds):
+        model = models.whole(fold)
+        if dtype is not torch.float32:
+            model = copy.deepcopy(model).to(dtype)
+        ct, text = cut.encoder("ct", fold).name, cut.encoder("text", fold).name
+        if ct not in features:
+            features[ct] = _encode_ct(model, golden, dtype)
+        if text not in features:
+            features[text] = _encode_text(model, golden, text)
+        radiomics = torch.from_numpy(golden.radiomics_BFR[:, position]).to(dtype)
+        rows = [
+            model.fuse(*(t[b : b + 1] for t in (features[ct], features[text], radiomics))) for b in range(golden.count)
+        ]
+        logits.append(torch.cat([row.logits_BK for row in rows]))
+    return Outputs(
+        features={name: f.numpy() for name, f in features.items()}, logits_BFK=torch.stack(logits, dim=1).numpy()
+    )
+
+
+def _encode_ct(model: TmiClnet, golden: GoldenInputs, dtype: torch.dtype) -> Tensor:
+    volumes = (torch.from_numpy(golden.ct_B1DHW[b : b + 1]).to(dtype) for b in range(golden.count))
+    return torch.cat([model.encode_ct(volume) for volume in volumes])
+
+
+def _encode_text(model: TmiClnet, golden: GoldenInputs, name: str) -> Tensor:
+    rows = (trimmed(golden.rows([b])).texts[name] for b in range(golden.count))
+    return torch.cat(
+        [model.encode_text(torch.from_numpy(t.input_ids_BT), torch.from_numpy(t.attention_mask_BT)) for t in rows]
+    )

@@ -1,0 +1,74 @@
+"""A TorchScript file as `GraphFacts`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tmi.export.graph_facts import GraphFacts, NormNode
+
+NORMS = {
+    "aten::layer_norm": (2, 4),
+    "aten::batch_norm": (1, 7),
+    "aten::group_norm": (2, 4),
+    "aten::instance_norm": (1, 7),
+}
+"""Operator -> positions of scale and epsilon among its inputs."""
+
+
+def read_facts(path: Path) -> GraphFacts:
+    """Load the file and read its inlined graph; the format declares no names for inputs and outputs."""
+    with warnings.catch_warnings():
+        # TorchScript is deprecated in favour of torch.export; the constraints pin a torch that still reads it.
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\.load.*", category=DeprecationWarning)
+        module = torch.jit.load(str(path), map_location="cpu")
+    graph = module.inlined_graph
+    stored = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    tensors: dict[str, NDArray[np.generic]] = {}
+    for node in _nodes(graph):
+        if node.kind() == "prim::GetAttr":
+            name = _path(node.output())
+            if name in stored and stored[name].is_floating_point():
+                tensors[name] = stored[name].detach().numpy()
+        elif node.kind() == "prim::Constant":
+            value = node.output().toIValue()
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                tensors[f"constant {node.output().debugName()}"] = value.detach().numpy()
+    return GraphFacts(
+        tensors=tensors, norms=tuple(_norm(n) for n in _nodes(graph) if n.kind() in NORMS), inputs=None, outputs=None
+    )
+
+
+def _nodes(block: Any) -> Iterator[Any]:
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from _nodes(inner)
+
+
+def _path(value: Any) -> str:
+    """`a.b.weight` from a chain of attribute reads that starts at the module itself; empty for anything else."""
+    names: list[str] = []
+    node = value.node()
+    while node.kind() == "prim::GetAttr":
+        names.append(node.s("name"))
+        value = next(iter(node.inputs()))
+        node = value.node()
+    return ".".join(reversed(names)) if node.kind() == "prim::Param" else ""
+
+
+def _norm(node: Any) -> NormNode:
+    scale_at, epsilon_at = NORMS[node.kind()]
+    inputs = list(node.inputs())
+    module, _, ending = _path(inputs[scale_at]).rpartition(".")
+    epsilon = inputs[epsilon_at].toIValue()
+    return NormNode(
+        module=module if ending == "weight" else "",
+        epsilon=float(epsilon) if isinstance(epsilon, float) else float("nan"),
+    )

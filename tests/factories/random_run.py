@@ -1,0 +1,124 @@
+"""A finished run with random weights, written through `RunFolder` without any training."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.config import N_RADIOMICS, Config
+from tmi.toolkit.files import write_json, write_text
+from tmi.toolkit.hashing import sha256_json
+from tmi.toolkit.network.tmi_clnet import TmiClnet, build
+from tmi.toolkit.run_folder import SUMMARY_FILE, SUMMARY_TEXT_FILE, FoldSplit, RunFolder
+from tmi.toolkit.scaling import RadiomicsScaler
+from tmi.toolkit.tokenizer import Tokenizer
+
+CASES_A_FOLD = 3
+
+
+def write_random_run(
+    folder: Path,
+    config: Config,
+    *,
+    folds: int = 2,
+    seed: int = 0,
+    shared_text: bool = False,
+    shared_ct: bool = False,
+    vocab: Path | None = None,
+) -> Path:
+    """Write the run and return its folder.
+
+    Args:
+        folder: where; must be empty or absent.
+        config: any; its network is built at its full size.
+        folds: number of folds.
+        seed: of weights, scalers and tokenizers.
+        shared_text: give every fold the text encoder and tokenizer of the first, as a frozen encoder would.
+        shared_ct: likewise the CT encoder.
+        vocab: a BERT vocab.txt for the tokenizers; None trains one a fold.
+    """
+    ids = [f"P{n:03d}" for n in range(folds * CASES_A_FOLD)]
+    run = RunFolder.create(
+        folder,
+        name=folder.name,
+        config=config,
+        folds=[_split(ids, fold, folds) for fold in range(folds)],
+        cohort={"cases": len(ids), "fingerprint": sha256_json(ids), "synthetic": True},
+        versions={"torch": torch.__version__},
+    )
+    first: dict[str, torch.Tensor] = {}
+    for fold in range(folds):
+        state = random_model(config, seed=100 * seed + fold).state_dict()
+        first = first or {key: t.clone() for key, t in state.items()}
+        prefixes = (("text_encoder.",) if shared_text else ()) + (("ct_encoder.",) if shared_ct else ())
+        state |= {key: t for key, t in first.items() if key.startswith(prefixes)} if prefixes else {}
+        _write_fold(run, fold, config, state, seed=seed, text_seed=0 if shared_text else fold, vocab=vocab)
+    write_json(folder / SUMMARY_FILE, {"mean": {"roc_auc": 0.5}, "standard_deviation": {"roc_auc": 0.0}})
+    write_text(folder / SUMMARY_TEXT_FILE, "Random weights; no figure here means anything.\n")
+    run.finish()
+    return folder
+
+
+def random_model(config: Config, *, seed: int) -> TmiClnet:
+    """Random weights, and norms that scale, shift and have seen data: an untrained norm hides a lost weight."""
+    model = build(config.network, seed=seed).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm3d)):
+            module.weight.uniform_(0.8, 1.2, generator=generator)
+            module.bias.uniform_(-0.2, 0.2, generator=generator)
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm3d)):
+            module.running_mean.uniform_(-0.1, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+            module.num_batches_tracked.fill_(7)
+    return model
+
+
+def _split(ids: list[str], fold: int, folds: int) -> FoldSplit:
+    test = ids[fold::folds]
+    rest = [i for i in ids if i not in test]
+    return FoldSplit(fold=fold, train=tuple(rest[1:]), validation=tuple(rest[:1]), test=tuple(test))
+
+
+def _write_fold(
+    run: RunFolder,
+    fold: int,
+    config: Config,
+    state: dict[str, torch.Tensor],
+    *,
+    seed: int,
+    text_seed: int,
+    vocab: Path | None,
+) -> None:
+    files = run.fold(fold)
+    files.folder.mkdir()
+    save_file({key: t.contiguous() for key, t in state.items()}, files.model)
+    rng = np.random.default_rng([seed, fold])
+    scale = np.exp(rng.uniform(-3, 8, size=N_RADIOMICS))
+    RadiomicsScaler.fit(rng.normal(size=(8, N_RADIOMICS)) * scale, config.radiomics).save(files.scaler)
+    _tokenizer(config, np.random.default_rng([seed, text_seed, 1]), vocab).save(files.tokenizer)
+    write_json(files.metrics, {"epoch": 1, "roc_auc": 0.5})
+    split = run.folds[fold]
+    for path, header, rows in (
+        (files.predictions, ("case_id", "label", "probability"), [(i, n % 2, 0.5) for n, i in enumerate(split.test)]),
+        (files.history, ("epoch", "loss"), [(1, 0.7)]),
+    ):
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream, lineterminator="\n").writerows([header, *rows])
+
+
+def _tokenizer(config: Config, rng: np.random.Generator, vocab: Path | None) -> Tokenizer:
+    if vocab is not None:
+        return Tokenizer.from_vocab(vocab)
+    names = list(load_schema().by_name)
+    texts = [
+        " ".join(f"{name.replace('_', ' ')} is {rng.uniform(1, 200):.1f}." for name in rng.permutation(names))
+        for _ in range(4)
+    ]
+    return Tokenizer.train(texts, config.clinical.vocab_size or config.network.text_encoder.vocab_size)
