@@ -1,0 +1,93 @@
+"""A whole cohort, prepared once for all folds and epochs. N cases.
+
+CTs lie in one float32 array, in memory while they fit there and in a file mapped into memory where they do not
+(a case of the full-size preset is 67 MB). A case that is refused is left out and reported; the rest go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from tmi.toolkit.case import COHORT_FILE, Case, Cohort
+from tmi.toolkit.config import N_RADIOMICS, Config
+from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.hashing import sha256_file, sha256_json
+from tmi.toolkit.prepare import prepare_case
+
+IN_MEMORY_BYTES = 2 * 2**30
+"""Cohorts whose CTs take more than this are mapped from a file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortArrays:
+    """Prepared cases, in the cohort's order, without those refused."""
+
+    cases: tuple[Case, ...]
+    """The cases, N of them."""
+    ct_N1DHW: Float[np.ndarray, "N 1 D H W"]
+    """CT volumes; float32."""
+    radiomics_NF: Float[np.ndarray, "N F"]
+    """Unscaled features, NaN where missing; float64."""
+    texts: tuple[str, ...]
+    """Clinical texts."""
+    labels_N: Int[np.ndarray, " N"]
+    """Class indices; int64."""
+    refused: tuple[InputRefusedError, ...]
+    """Why cases were left out."""
+
+    def rows(self, case_ids: Sequence[str]) -> Int[np.ndarray, " n"]:
+        """Positions of the named cases."""
+        position = {case.case_id: i for i, case in enumerate(self.cases)}
+        return np.array([position[i] for i in case_ids], dtype=np.intp)
+
+
+def prepare_cohort(
+    cohort: Cohort, config: Config, *, store: Path, progress: Callable[[Case], None] | None = None
+) -> CohortArrays:
+    """Prepare every case; `store` is the file the CTs are mapped from where they do not fit in memory."""
+    shape = (len(cohort.cases), 1, *config.ct.shape_DHW)
+    if int(np.prod(shape, dtype=np.int64)) * 4 <= IN_MEMORY_BYTES:
+        ct = np.zeros(shape, dtype=np.float32)
+    else:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        ct = np.lib.format.open_memmap(store, mode="w+", dtype=np.float32, shape=shape)
+    radiomics = np.full((len(cohort.cases), N_RADIOMICS), np.nan)
+    kept: list[Case] = []
+    texts: list[str] = []
+    refused: list[InputRefusedError] = []
+    for case in cohort.cases:
+        try:
+            prepared = prepare_case(case, config)
+        except InputRefusedError as error:
+            refused.append(error)
+        else:
+            ct[len(kept)] = prepared.ct_1DHW
+            radiomics[len(kept)] = prepared.radiomics_F
+            kept.append(case)
+            texts.append(prepared.text)
+        if progress is not None:
+            progress(case)
+    return CohortArrays(
+        cases=tuple(kept),
+        ct_N1DHW=ct[: len(kept)],
+        radiomics_NF=radiomics[: len(kept)],
+        texts=tuple(texts),
+        labels_N=np.array([c.label for c in kept], dtype=np.int64),
+        refused=tuple(refused),
+    )
+
+
+def fingerprint(cohort: Cohort) -> str:
+    """SHA-256 over the cohort's table and every file of its cases; names the data a run was trained on."""
+    digests = {
+        f"{case.case_id}/{path.name}": sha256_file(path)
+        for case in cohort.cases
+        for path in (case.ct, case.mask, case.radiomics, case.clinical)
+        if path.is_file()
+    }
+    return sha256_json({"table": sha256_file(cohort.folder / COHORT_FILE), "files": digests})

@@ -1,0 +1,189 @@
+"""`tmi train`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tmi.toolkit.case import Case, open_cohort
+from tmi.toolkit.config import Config
+from tmi.toolkit.config_io import override
+from tmi.toolkit.errors import ExitCode, InputRefusedError, UsageError
+from tmi.toolkit.files import require_absent
+from tmi.toolkit.presets import preset as find_preset
+from tmi.toolkit.project import Project, load_project, new_run_folder
+from tmi.toolkit.run_folder import FoldSplit, RunFolder
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from tmi.training.cross_validation import Outcome
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+def train(
+    cohort: Annotated[Path | None, typer.Argument(help="Cohort folder; default: ./cohort or tmi.toml.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder; default: ./runs/<date>-<name>.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run; default: the preset.")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="paper, released or tiny.")] = None,
+    folds: Annotated[int | None, typer.Option("--folds", help="Folds of the cross-validation.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs a fold.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")] = None,
+    vocab: Annotated[Path | None, typer.Option("--vocab", help="BERT vocab.txt, or a tokenizer.json.")] = None,
+    mask_label: Annotated[int | None, typer.Option("--mask-label", help="Label of the liver in the masks.")] = None,
+    accelerator: Annotated[str, typer.Option("--accelerator", help="cpu, gpu or auto.")] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a run that is there.")] = False,
+) -> None:
+    """Train fold models on a cohort: stratified folds grouped by patient, nothing fitted on what is reported.
+
+    Ctrl-C leaves a run that --resume continues to the same result.
+
+    Examples:
+        tmi train
+
+        tmi train cohort/ --out runs/first --preset tiny --folds 2
+
+        tmi train cohort/ --out runs/first --preset tiny --folds 2 --resume
+    """
+    project = load_project()
+    folder = cohort or project.path("cohort")
+    chosen = preset or project.preset
+    config = _configure(chosen, folds, epochs, settings or [])
+    target = _target(project, out, name or chosen, resume=resume)
+    for value, given, what in ((folder, cohort, "cohort"), (target, out, "run"), (chosen, preset, "preset")):
+        if given is None:
+            typer.echo(f"{what}: {value} (assumed)", err=True)
+    data = open_cohort(folder, mask_label=mask_label)
+    if resume:
+        if RunFolder.open(target).finished:
+            typer.echo(f"run {target} is finished already; next: tmi export {target}")
+            return
+    else:
+        require_absent(target, force=force, kind="run")
+        if target.exists():
+            _replace(target)
+    typer.echo("no pre-trained weights given: every encoder starts from random weights", err=True)
+    _run(data, config, target, vocab=vocab, accelerator=accelerator, resume=resume, name=name)
+
+
+def _configure(chosen: str, folds: int | None, epochs: int | None, settings: list[str]) -> Config:
+    config = find_preset(chosen)
+    if folds is not None:
+        config = replace(config, train=replace(config.train, folds=folds))
+    if epochs is not None:
+        config = replace(config, train=replace(config.train, epochs=epochs))
+    return override(config, settings)
+
+
+def _target(project: Project, out: Path | None, name: str, *, resume: bool) -> Path:
+    if out is not None:
+        return out
+    if not resume:
+        return new_run_folder(project, name)
+    runs = sorted(project.path("runs").glob("*/run.json"), key=lambda file: file.stat().st_mtime)
+    if not runs:
+        raise UsageError("no run to resume", fix="name it with --out")
+    return runs[-1].parent
+
+
+def _replace(target: Path) -> None:
+    """Remove a run that --force replaces; anything that is no run stays."""
+    RunFolder.open(target)
+    shutil.rmtree(target)
+
+
+def _run(
+    data: Any, config: Config, target: Path, *, vocab: Path | None, accelerator: str, resume: bool, name: str | None
+) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from tmi.training.accelerator import choose
+    from tmi.training.cross_validation import cross_validate
+    from tmi.training.vocabulary import read_vocabulary
+
+    tokenizer = None if vocab is None else read_vocabulary(vocab)
+    device = choose(accelerator)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    try:
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            outcome = cross_validate(
+                data,
+                config,
+                target,
+                tokenizer=tokenizer,
+                accelerator=device,
+                watcher=_Bars(progress),
+                resume=resume,
+                name=name,
+            )
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; continue with the same command and --out {target} --resume", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    _show(outcome)
+    if outcome.refused:
+        raise typer.Exit(int(ExitCode.REFUSED))
+
+
+class _Bars:
+    """Shows how the run goes on."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def preparing(self, total: int) -> Callable[[Case], None]:
+        task = self._progress.add_task("preparing cases", total=total, note="")
+        return lambda case: self._progress.advance(task)
+
+    def fold(self, split: FoldSplit, epochs: int) -> Callable[[int, float, float], None]:
+        task: TaskID = self._progress.add_task(f"fold {split.fold}", total=epochs, note="")
+
+        def report(epoch: int, train_loss: float, validation_loss: float) -> None:
+            note = f"loss {train_loss:.3f}, validation {validation_loss:.3f}"
+            self._progress.update(task, completed=epoch + 1, note=note)
+
+        return report
+
+    def refused(self, error: InputRefusedError) -> None:
+        self._progress.console.print(f"left out: {error}\n  fix: {error.fix}", markup=False, highlight=False)
+
+
+def _show(outcome: Outcome) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from tmi.training.metrics import METRICS
+    from tmi.training.summary import TITLES, figure, mean_and_deviation
+
+    table = Table("fold", *TITLES.values(), "epoch", "held out", title="Held-out cases, positive = bad prognosis")
+    for fold in outcome.summary["folds"]:
+        table.add_row(
+            str(fold["fold"]),
+            *(figure(fold["test"][m]) for m in METRICS),
+            str(fold["picked_epoch"]),
+            str(fold["cases"]["test"]),
+        )
+    table.add_section()
+    table.add_row("mean ± SD", *(mean_and_deviation(outcome.summary["over_folds"][m]) for m in METRICS))
+    console = Console()
+    console.print(table)
+    for note in outcome.summary["notes"]:
+        console.print(note, markup=False)
+    if outcome.refused:
+        console.print(f"{len(outcome.refused)} case(s) were left out; see above", markup=False)
+    path = outcome.run.path
+    typer.echo(f"run      {path}\nfigures  {path / 'summary.md'}\nnext     tmi export {path}")

@@ -1,0 +1,161 @@
+"""A whole run: prepare the cohort, train every fold, sum up; or continue one that was interrupted."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from tmi.toolkit.case import Case, Cohort
+from tmi.toolkit.config import Config
+from tmi.toolkit.config_io import to_json
+from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.run_folder import FoldSplit, RunFolder
+from tmi.toolkit.synth import is_synthetic
+from tmi.toolkit.tokenizer import Tokenizer
+from tmi.training.cohort_arrays import CohortArrays, fingerprint, prepare_cohort
+from tmi.training.folds import make_folds
+from tmi.training.summary import write_summary
+
+VERSIONED = ("tmi-clnet", "torch", "lightning", "monai", "transformers", "numpy", "scikit-learn", "tokenizers")
+
+
+class Watcher(Protocol):
+    """Is told how the run goes on; the command line shows it, tests need not."""
+
+    def preparing(self, total: int) -> Callable[[Case], None]:
+        """Preparation begins; the result is called after each case."""
+
+    def fold(self, split: FoldSplit, epochs: int) -> Callable[[int, float, float], None]:
+        """A fold begins; the result is called after each epoch with its number and two losses."""
+
+    def refused(self, error: InputRefusedError) -> None:
+        """A case is left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run came to."""
+
+    run: RunFolder
+    """The finished run."""
+    summary: dict[str, Any]
+    """Content of summary.json."""
+    refused: tuple[InputRefusedError, ...]
+    """Cases left out."""
+
+
+def cross_validate(
+    cohort: Cohort,
+    config: Config,
+    out: Path,
+    *,
+    tokenizer: Tokenizer | None,
+    accelerator: str,
+    watcher: Watcher,
+    resume: bool = False,
+    name: str | None = None,
+) -> Outcome:
+    """Train a run in `out`; with `resume`, continue the one that is there to the same result.
+
+    Raises:
+        UsageError: too few cases; a tokenizer is needed and not given; the run to resume was started otherwise.
+        KeyboardInterrupt: Ctrl-C; the run can be resumed.
+        DamagedError: the run to resume is damaged.
+    """
+    _require_tokenizer(config, tokenizer)
+    scratch = out.with_name(f".{out.name}.prepared")
+    print_of_cohort = fingerprint(cohort)
+    if resume:
+        run = _resumable(out, config, print_of_cohort)
+    try:
+        arrays = prepare_cohort(cohort, config, store=scratch / "ct.npy", progress=watcher.preparing(len(cohort.cases)))
+        for error in arrays.refused:
+            watcher.refused(error)
+        if not resume:
+            run = _start(out, config, cohort, arrays, print_of_cohort, name)
+        elif _listed(run.folds) != {c.case_id for c in arrays.cases}:
+            raise UsageError(f"run {out} was started with other cases", fix="train a new run")
+        for split in run.folds:
+            if not run.fold(split.fold).done:
+                _train(arrays, split, run, tokenizer, accelerator, watcher)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    summary = write_summary(run, refused=len(arrays.refused))
+    run.finish()
+    return Outcome(run=run, summary=summary, refused=arrays.refused)
+
+
+def _train(
+    arrays: CohortArrays,
+    split: FoldSplit,
+    run: RunFolder,
+    tokenizer: Tokenizer | None,
+    accelerator: str,
+    watcher: Watcher,
+) -> None:
+    from tmi.training.fold_training import train_fold  # Lightning, torch
+
+    report = watcher.fold(split, run.config.train.epochs)
+    train_fold(
+        arrays, split, run.config, run.fold(split.fold), tokenizer=tokenizer, accelerator=accelerator, report=report
+    )
+
+
+def _start(
+    out: Path, config: Config, cohort: Cohort, arrays: CohortArrays, print_of_cohort: str, name: str | None
+) -> RunFolder:
+    folds = make_folds(arrays.cases, config.train)
+    about = {
+        "cases": len(arrays.cases),
+        "refused": sorted(e.case_id or "" for e in arrays.refused),
+        "fingerprint": print_of_cohort,
+        "synthetic": is_synthetic(cohort.folder),
+    }
+    return RunFolder.create(
+        out,
+        name=name or out.resolve().name,
+        config=config,
+        folds=folds,
+        cohort=about,
+        versions={package: version(package) for package in VERSIONED},
+    )
+
+
+def _resumable(out: Path, config: Config, print_of_cohort: str) -> RunFolder:
+    run = RunFolder.open(out)
+    if run.config != config:
+        before, now = to_json(run.config), to_json(config)
+        section = next(k for k in before if before[k] != now[k])
+        raise UsageError(
+            f"run {out} was started with another config ({section} differs)",
+            fix="resume it with the options it was started with, or train a new run",
+        )
+    if run.state["cohort"]["fingerprint"] != print_of_cohort:
+        raise UsageError(
+            f"run {out} was started on another cohort, or the cohort was changed since",
+            fix="restore the cohort, or train a new run",
+        )
+    return run
+
+
+def _listed(folds: tuple[FoldSplit, ...]) -> set[str]:
+    return {case_id for split in folds for case_id in split.test}
+
+
+def _require_tokenizer(config: Config, tokenizer: Tokenizer | None) -> None:
+    rows = config.network.text_encoder.vocab_size
+    if tokenizer is None and config.clinical.vocab_size is None:
+        raise UsageError(
+            f"preset {config.preset} needs a BERT vocabulary and none was given",
+            fix="give one with --vocab vocab.txt (BioBERT v1.1 uses bert-base-cased's), or train one on the cohort's "
+            "texts with --set clinical.vocab_size=2048",
+        )
+    if tokenizer is not None and tokenizer.vocab_size > rows:
+        raise UsageError(
+            f"the vocabulary has {tokenizer.vocab_size} tokens, the text encoder {rows} rows",
+            fix=f"--set network.text_encoder.vocab_size={tokenizer.vocab_size}",
+        )

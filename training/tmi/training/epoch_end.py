@@ -1,0 +1,130 @@
+"""What happens after each epoch of a fold: judge, keep the best weights, save what a resumed run needs.
+
+The rule: the epoch with the lowest mean cross entropy on the inner validation split, the earliest of equals. A ranking
+figure on a handful of validation cases takes few values and ties most epochs; the cross entropy does not.
+
+Order of writing: the best weights first, the checkpoint last. A kill in between repeats the epoch from the checkpoint
+before it, which gives the same weights again.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from jaxtyping import Float
+from lightning.pytorch.callbacks import Checkpoint
+from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy
+
+from tmi.toolkit.config import POSITIVE
+from tmi.toolkit.files import write_text
+from tmi.toolkit.network.tmi_clnet import TmiClnet
+from tmi.toolkit.run_folder import FoldFolder
+from tmi.training.fold_data import FoldData
+from tmi.training.metrics import binary_metrics
+from tmi.training.module import FoldModule
+
+HISTORY = ("epoch", "train_loss", "validation_loss", "validation_roc_auc", "validation_balanced_accuracy", "picked")
+
+
+def predict_logits(
+    network: TmiClnet, data: FoldData, case_ids: tuple[str, ...], device: torch.device
+) -> Float[torch.Tensor, "N K"]:
+    """Logits of the named cases in evaluation mode, on the CPU; the network's mode is left as it was."""
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            rows = []
+            for _, batch in data.batches(case_ids):
+                on = batch.to(device)
+                rows.append(network(on.ct, on.input_ids, on.attention_mask, on.radiomics).logits_BK.float().cpu())
+    finally:
+        network.train(training)
+    return torch.cat(rows)
+
+
+class EpochEnd(Checkpoint):
+    """Validates, keeps the best epoch and saves a checkpoint after every epoch."""
+
+    def __init__(self, data: FoldData, files: FoldFolder, report: Callable[[int, float, float], None]) -> None:
+        self.data = data
+        self.files = files
+        self.report = report
+        self.best_loss = float("inf")
+        self.best_epoch = -1
+        self.history: list[dict[str, Any]] = []
+
+    @property
+    def best_weights(self) -> Any:
+        """Weights of the best epoch so far; becomes the fold's model at the end."""
+        return self.files.checkpoint.with_name("best.safetensors")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run continues with; plain values only."""
+        return {"best_loss": self.best_loss, "best_epoch": self.best_epoch, "history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue."""
+        self.best_loss = state_dict["best_loss"]
+        self.best_epoch = state_dict["best_epoch"]
+        self.history = list(state_dict["history"])
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Judge the epoch and save."""
+        assert isinstance(pl_module, FoldModule)
+        epoch = trainer.current_epoch
+        row = self._judge(pl_module, epoch)
+        self.history.append(row)
+        self.files.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        if row["picked"]:
+            _save_weights(pl_module.network, self.best_weights)
+        part = self.files.checkpoint.with_name("part.ckpt")
+        trainer.save_checkpoint(part)
+        os.replace(part, self.files.checkpoint)
+        self.write_history()
+        self.report(epoch, row["train_loss"], row["validation_loss"])
+
+    def _judge(self, module: FoldModule, epoch: int) -> dict[str, Any]:
+        logits = predict_logits(module.network, self.data, self.data.split.validation, module.device)
+        labels = self.data.batch(self.data.split.validation).labels
+        loss = float(cross_entropy(logits.double(), labels))
+        figures = binary_metrics(labels.numpy(), positive_probability(logits))
+        picked = loss < self.best_loss
+        if picked:
+            self.best_loss, self.best_epoch = loss, epoch
+        return {
+            "epoch": epoch,
+            "train_loss": module.epoch_loss / max(module.epoch_cases, 1),
+            "validation_loss": loss,
+            "validation_roc_auc": figures["roc_auc"],
+            "validation_balanced_accuracy": figures["balanced_accuracy"],
+            "picked": picked,
+        }
+
+    def write_history(self) -> None:
+        """Write history.csv."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: int(v) if k == "picked" else v for k, v in row.items()} for row in self.history)
+        write_text(self.files.history, text.getvalue())
+
+
+def positive_probability(logits_NK: Float[torch.Tensor, "N K"]) -> Float[np.ndarray, " N"]:
+    """Probability of the positive class, float64."""
+    probability: np.ndarray = logits_NK.double().softmax(dim=1)[:, POSITIVE].numpy()
+    return probability
+
+
+def _save_weights(network: TmiClnet, path: Any) -> None:
+    part = path.with_name("part.safetensors")
+    save_file({name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}, part)
+    os.replace(part, path)

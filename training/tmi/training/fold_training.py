@@ -1,0 +1,148 @@
+"""Training one fold to its model, from the start or from where it was interrupted."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import lightning
+import torch
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+from safetensors.torch import load_file
+
+from tmi.toolkit.config import CLASSES, Config
+from tmi.toolkit.errors import DamagedError
+from tmi.toolkit.files import write_json, write_text
+from tmi.toolkit.network.tmi_clnet import build
+from tmi.toolkit.run_folder import FoldFolder, FoldSplit
+from tmi.toolkit.tokenizer import Tokenizer
+from tmi.training.cohort_arrays import CohortArrays
+from tmi.training.epoch_end import EpochEnd, positive_probability, predict_logits
+from tmi.training.fold_data import EpochBatches, FoldData
+from tmi.training.metrics import binary_metrics
+from tmi.training.module import FoldModule
+
+Report = Callable[[int, float, float], None]
+"""Called after each epoch with its number, training loss and validation loss."""
+
+
+def train_fold(
+    arrays: CohortArrays,
+    split: FoldSplit,
+    config: Config,
+    files: FoldFolder,
+    *,
+    tokenizer: Tokenizer | None,
+    accelerator: str,
+    report: Report,
+) -> None:
+    """Train a fold, continuing from its checkpoint where there is one, and write its files.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the checkpoint of the last whole epoch is there.
+        DamagedError: the checkpoint cannot be read.
+    """
+    data = FoldData(arrays, split, config, tokenizer=tokenizer)
+    data.save(files.scaler, files.tokenizer)
+    ending = EpochEnd(data, files, report)
+    module = FoldModule(config, fold=split.fold)
+    with _quiet():
+        _fit(module, data, ending, config, files, accelerator)
+    shutil.copyfile(ending.best_weights, part := files.model.with_name("part.safetensors"))
+    os.replace(part, files.model)
+    _report_fold(data, files, config, ending)
+    shutil.rmtree(files.checkpoint.parent)
+
+
+def _fit(
+    module: FoldModule, data: FoldData, ending: EpochEnd, config: Config, files: FoldFolder, accelerator: str
+) -> None:
+    batches = EpochBatches(data)
+
+    class SetEpoch(lightning.Callback):
+        def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+            batches.epoch = trainer.current_epoch
+
+    trainer = lightning.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        max_epochs=config.train.epochs,
+        callbacks=[SetEpoch(), ending],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=True,
+        num_sanity_val_steps=0,
+        deterministic=accelerator == "cpu",
+        default_root_dir=files.folder,
+    )
+    resume = files.checkpoint if files.checkpoint.is_file() else None
+    try:
+        trainer.fit(module, batches, ckpt_path=resume, weights_only=True)
+    except SystemExit as stop:
+        if trainer.interrupted:  # Lightning turns Ctrl-C into exit(1)
+            raise KeyboardInterrupt from stop
+        raise
+    except (RuntimeError, KeyError, EOFError, ValueError) as error:
+        if resume is not None and trainer.current_epoch == 0 and trainer.global_step == 0:
+            raise DamagedError(
+                f"checkpoint {files.checkpoint} cannot be read",
+                fix="delete the fold's folder and resume again: the fold then starts anew",
+            ) from error
+        raise
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+
+
+def _report_fold(data: FoldData, files: FoldFolder, config: Config, ending: EpochEnd) -> None:
+    """Out-of-fold predictions by the saved model, read back from its file, and their figures."""
+    network = build(config.network, seed=0)
+    network.load_state_dict(load_file(files.model))
+    split = data.split
+    logits = predict_logits(network, data, split.test, torch.device("cpu"))
+    probability = positive_probability(logits)
+    labels = data.batch(split.test).labels.numpy()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("case_id", "label", "probability_bad"))
+    writer.writerows(
+        (case_id, CLASSES[label], repr(float(p)))
+        for case_id, label, p in zip(split.test, labels, probability, strict=True)
+    )
+    write_text(files.predictions, text.getvalue())
+    write_json(
+        files.metrics,
+        {
+            "fold": split.fold,
+            "picked_epoch": ending.best_epoch,
+            "validation_loss": ending.best_loss,
+            "epochs": config.train.epochs,
+            "cases": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
+            "test": binary_metrics(labels, probability),
+        },
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's log lines and its advice on loaders and hardware, silenced only while it trains."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=PossibleUserWarning)
+            warnings.filterwarnings("ignore", message=".*`training_step` returned `None`.*")
+            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+            warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,98 @@
+"""Who is where: cross-validation folds and, inside each, the split that the epoch is picked on.
+
+`grouped`: stratified by label and grouped by patient; the inner validation split is taken out of the training part in
+the same way. `released`: shuffled KFold over cases, neither stratified nor grouped, and the epoch is picked on the very
+fold that is reported, as in the authors' code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmi.toolkit.case import Case
+from tmi.toolkit.config import CLASSES, TrainConfig
+from tmi.toolkit.errors import UsageError
+from tmi.toolkit.run_folder import FoldSplit
+
+Indices = NDArray[np.intp]
+
+
+def make_folds(cases: Sequence[Case], config: TrainConfig) -> tuple[FoldSplit, ...]:
+    """The folds, by case id; the same cases in the same order and the same seed give the same folds.
+
+    Raises:
+        UsageError: too few patients of a class for the folds asked for.
+    """
+    labels = np.array([c.label for c in cases])
+    patients = np.array([c.patient_id for c in cases])
+    if config.protocol == "released":
+        return _released(cases, config)
+    _require_patients(labels, patients, config.folds)
+    folds = []
+    for number, (train, test) in enumerate(_split(labels, patients, config.folds, config.seed)):
+        inner, validation = _inner(labels[train], patients[train], config)
+        folds.append(_named(number, cases, train[inner], train[validation], test))
+    return tuple(folds)
+
+
+def _released(cases: Sequence[Case], config: TrainConfig) -> tuple[FoldSplit, ...]:
+    from sklearn.model_selection import KFold
+
+    if len(cases) < config.folds:
+        raise UsageError(f"{len(cases)} cases are too few for {config.folds} folds", fix="give fewer folds: --folds N")
+    splitter = KFold(config.folds, shuffle=True, random_state=config.seed)
+    return tuple(
+        _named(number, cases, train, test, test)
+        for number, (train, test) in enumerate(splitter.split(np.zeros(len(cases))))
+    )
+
+
+def _split(labels: Indices, patients: NDArray[np.str_], folds: int, seed: int) -> list[tuple[Indices, Indices]]:
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    return list(splitter.split(np.zeros(len(labels)), labels, patients))
+
+
+def _inner(labels: Indices, patients: NDArray[np.str_], config: TrainConfig) -> tuple[Indices, Indices]:
+    """The inner split whose validation part is nearest to the fraction asked for, both parts holding both classes."""
+    parts = max(2, min(round(1 / config.validation_fraction), _fewest(labels, patients)))
+    wanted = config.validation_fraction * len(labels)
+    candidates = [
+        (abs(len(validation) - wanted), i, train, validation)
+        for i, (train, validation) in enumerate(_split(labels, patients, parts, config.seed))
+        if len(set(labels[train])) == len(set(labels[validation])) == len(CLASSES)
+    ]
+    if not candidates:
+        raise UsageError(
+            "too few patients of a class for an inner validation split",
+            fix="give more cases, fewer folds (--folds N), or a larger --set train.validation_fraction",
+        )
+    _, _, train, validation = min(candidates, key=lambda c: c[:2])
+    return train, validation
+
+
+def _fewest(labels: Indices, patients: NDArray[np.str_]) -> int:
+    """Patients of the class that has fewest."""
+    return min(len(set(patients[labels == k])) for k in range(len(CLASSES)))
+
+
+def _require_patients(labels: Indices, patients: NDArray[np.str_], folds: int) -> None:
+    fewest = _fewest(labels, patients)
+    # each fold's training part must again be split in two
+    needed = folds if folds > 2 else 4
+    if fewest < needed:
+        raise UsageError(
+            f"{fewest} patients of a class are too few for {folds} folds with an inner validation split",
+            fix=f"give at least {needed} patients of each class, or fewer folds: --folds N",
+        )
+
+
+def _named(number: int, cases: Sequence[Case], train: Indices, validation: Indices, test: Indices) -> FoldSplit:
+    def ids(indices: Indices) -> tuple[str, ...]:
+        return tuple(cases[i].case_id for i in sorted(indices))
+
+    return FoldSplit(fold=number, train=ids(train), validation=ids(validation), test=ids(test))
