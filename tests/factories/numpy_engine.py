@@ -58,9 +58,7 @@ def make_manifest(folds: Sequence[tuple[str, str]]) -> Manifest:
         preset="tiny",
         config=to_json(config),
         graphs=(*ct, *text, fusion),
-        folds=tuple(
-            FoldSpec(fold=i, ct=c, text=t, scaler=f"scalers/fold{i}.json") for i, (c, t) in enumerate(folds)
-        ),
+        folds=tuple(FoldSpec(fold=i, ct=c, text=t, scaler=f"scalers/fold{i}.json") for i, (c, t) in enumerate(folds)),
         files={},
         golden={},
         parity=(),
@@ -86,8 +84,6 @@ class NumpyEngine:
             ct, text, radiomics = (inputs[n] for n in ("ct_features", "text_features", "radiomics"))
             logits = np.stack([ct[..., 0], text[..., 0] + radiomics.sum(axis=-1)], axis=-1)
             return {"logits": logits.astype(np.float32)}
-        values = (
-            first.mean(axis=(1, 2, 3, 4)) if role == "ct" else (first * inputs["attention_mask"]).sum(axis=1)
-        )
+        values = first.mean(axis=(1, 2, 3, 4)) if role == "ct" else (first * inputs["attention_mask"]).sum(axis=1)
         column = (values * (int(number) + 1)).astype(np.float32)
         return {f"{role}_features": np.repeat(column[:, None], C, axis=1)}

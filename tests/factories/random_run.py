@@ -116,9 +116,9 @@ def _write_fold(
 def _tokenizer(config: Config, rng: np.random.Generator, vocab: Path | None) -> Tokenizer:
     if vocab is not None:
         return Tokenizer.from_vocab(vocab)
-    names = list(load_schema().by_name)
+    names = [field.label for field in load_schema().fields]
     texts = [
-        " ".join(f"{name.replace('_', ' ')} is {rng.uniform(1, 200):.1f}." for name in rng.permutation(names))
+        " ".join(f"{name}: missing. {name}: {rng.uniform(1, 200):.1f}." for name in rng.permutation(names))
         for _ in range(4)
     ]
     return Tokenizer.train(texts, config.clinical.vocab_size or config.network.text_encoder.vocab_size)

@@ -1,6 +1,6 @@
 """A case composed of real data: an abdominal CT with its liver mask, and a row of the Mayo PBC trial's table.
 
-CT and record belong to different people; the case shows that real inputs go through the road, and nothing about outcome.
+CT and record belong to different people: the case shows that real inputs go the whole road, and nothing of outcome.
 """
 
 from __future__ import annotations

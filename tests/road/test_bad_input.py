@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from factories.bad_cases import FAULTS, write_bad_cases
 from factories.cases import write_case
+
+from factories.bad_cases import FAULTS, write_bad_cases
 from factories.tmi_command import Outcome, tmi
 
 
@@ -62,6 +64,10 @@ def test_the_order_of_the_input_is_kept_and_the_exit_code_is_3(results, outcome)
     assert outcome.code == 3
 
 
-def test_no_traceback_and_no_value_of_a_patient_is_told(outcome):
-    assert "Traceback" not in outcome.err + outcome.out
-    assert "patient_id" not in outcome.err + outcome.out
+def test_no_traceback_and_no_value_of_a_patient_is_told(outcome, good_cases):
+    told = outcome.out + outcome.err
+    assert "Traceback" not in told
+    for case in good_cases:
+        record = json.loads((case / "clinical.json").read_text())
+        assert record["patient_id"] not in told
+        assert not [v for k, v in record["values"].items() if isinstance(v, float) and f": {v}" in told]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from factories.real_case import LIVER_LABEL, write_real_case
 from factories.tmi_command import tmi
-
 from tmi.runtime.engine import ENGINES
 from tmi.toolkit.case import open_case
 from tmi.toolkit.clinical import read_clinical

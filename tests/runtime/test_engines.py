@@ -141,7 +141,8 @@ def test_weights_of_another_network_are_refused(bundle, tmp_path):
     save_file({**weights, "fold9.extra": np.zeros(1, np.float32)}, changed)
     with pytest.raises(DamagedError, match=r"unknown weight fold9\.extra"):
         open_engine("eager", other, threads=1)
-    save_file(dict(list(weights.items())[1:]), changed)
+    gone = next(key for key in weights if key.endswith(".weight"))
+    save_file({key: value for key, value in weights.items() if key != gone}, changed)
     with pytest.raises(DamagedError, match="are not those of the network in the manifest"):
         open_engine("eager", other, threads=1)
 

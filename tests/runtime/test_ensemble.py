@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from factories.numpy_engine import NumpyEngine, make_manifest
 
+from factories.numpy_engine import NumpyEngine, make_manifest
 from tmi.runtime.ensemble import probabilities, run_folds, softmax, spread
 
 

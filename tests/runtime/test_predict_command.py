@@ -10,8 +10,8 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from factories.tmi_command import tmi
 
+from factories.tmi_command import tmi
 from tmi.runtime.prediction import RESEARCH_USE, document_schema
 
 

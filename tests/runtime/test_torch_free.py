@@ -9,17 +9,7 @@ import sys
 
 import pytest
 
-HEAVY = (
-    "torch",
-    "transformers",
-    "monai",
-    "lightning",
-    "pytorch_lightning",
-    "sklearn",
-    "scipy",
-    "pandas",
-    "openvino_telemetry",
-)
+HEAVY = ("torch", "transformers", "monai", "lightning", "pytorch_lightning", "sklearn", "radiomics", "SimpleITK")
 PROGRAM = """
 import json, sys
 
@@ -32,6 +22,8 @@ class Wall:
             asked.append(name)
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
+dialled = []
+sys.addaudithook(lambda event, _: dialled.append(event) if event in ("socket.connect", "socket.getaddrinfo") else None)
 sys.meta_path.insert(0, Wall())
 sys.argv = ["tmi", "predict", *sys.argv[1:]]
 from tmi.toolkit.cli import main
@@ -46,6 +38,7 @@ packages = {{name.partition(".")[0] for name in sys.modules}}
 report = {{
     "codes": codes,
     "asked": asked,
+    "dialled": dialled,
     "heavy": sorted(packages & set(HEAVY)),
     "engines": sorted(packages & {{"onnxruntime", "openvino"}}),
 }}
@@ -80,6 +73,11 @@ def test_predicting_with_onnx_graphs_imports_nothing_heavy(report):
 
 def test_predicting_with_onnx_graphs_does_not_even_look_for_anything_heavy(report):
     assert report["asked"] == []
+
+
+def test_predicting_opens_no_connection(report):
+    # OpenVINO comes with a telemetry package, which it imports; only its model converter would send anything.
+    assert report["dialled"] == []
 
 
 def test_nothing_but_the_documents_reaches_standard_output(report):

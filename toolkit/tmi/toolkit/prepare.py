@@ -13,7 +13,7 @@ from time import perf_counter
 import numpy as np
 from jaxtyping import Float
 
-from tmi.toolkit.case import MASK_FILE, RADIOMICS_FILE, Case
+from tmi.toolkit.case import MASK_FILE, RADIOMICS_FILE, Case, open_case
 from tmi.toolkit.clinical import read_clinical
 from tmi.toolkit.clinical_schema import load_schema
 from tmi.toolkit.clinical_text import render
@@ -56,6 +56,7 @@ def prepare_case(case: Case, config: Config) -> PreparedCase:
     """
     schema = load_schema()
     start = perf_counter()
+    open_case(case.folder)  # a folder that is not there is told as such, not as its first missing file
     record = read_clinical(case, schema)
     given = read_table(case.radiomics, case_id=case.case_id) if case.radiomics.is_file() else None
     if given is None and not case.mask.is_file():
