@@ -20,6 +20,14 @@ from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.tokenizer import Tokenizer
 
 CASES_A_FOLD = 3
+RANGES = {
+    "weight": (0.8, 1.2),
+    "bias": (-0.2, 0.2),
+    "running_mean": (-0.1, 0.1),
+    "running_var": (0.5, 1.5),
+    "num_batches_tracked": (7, 7),
+}
+"""Ranges that a norm's tensors are drawn from."""
 
 
 def write_random_run(
@@ -69,14 +77,14 @@ def random_model(config: Config, *, seed: int) -> TmiClnet:
     """Random weights, and norms that scale, shift and have seen data: an untrained norm hides a lost weight."""
     model = build(config.network, seed=seed).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm3d)):
-            module.weight.uniform_(0.8, 1.2, generator=generator)
-            module.bias.uniform_(-0.2, 0.2, generator=generator)
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm3d)):
-            module.running_mean.uniform_(-0.1, 0.1, generator=generator)
-            module.running_var.uniform_(0.5, 1.5, generator=generator)
-            module.num_batches_tracked.fill_(7)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        owner = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(owner, (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm3d)):
+            low, high = RANGES[name.rpartition(".")[2]]
+            if tensor.is_floating_point():
+                tensor.uniform_(low, high, generator=generator)
+            else:
+                tensor.fill_(7)
     return model
 
 

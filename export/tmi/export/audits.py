@@ -60,7 +60,9 @@ def audit_weights(
     return _record("weights", spec, artefact, len(wrong), detail)
 
 
-def _wrong_tensors(tensors: Mapping[str, NDArray[np.generic]], wanted: Mapping[str, NDArray]) -> Iterator[str]:
+def _wrong_tensors(
+    tensors: Mapping[str, NDArray[np.generic]], wanted: Mapping[str, NDArray[np.floating]]
+) -> Iterator[str]:
     for name, have in sorted(tensors.items()):
         if name in wanted:
             want = wanted[name]

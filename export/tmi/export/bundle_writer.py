@@ -6,8 +6,9 @@ import datetime
 import importlib.metadata
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,22 @@ from torch import nn
 from tmi.export.audits import epsilons
 from tmi.export.exporters import EXPORTERS, load, require_exporter
 from tmi.export.fold_graphs import Cut, FoldModels, State, cut_run, example_inputs, graph_spec
-from tmi.export.gates import Progress, audit_file, audit_fold_files, judge_engines, require_all
+from tmi.export.gates import (
+    Progress,
+    audit_file,
+    audit_fold_files,
+    audit_stored_weights,
+    judge_engines,
+    require_all,
+    write_file,
+)
 from tmi.export.reference import eager_reference, float32_noise
 from tmi.runtime.engine import installed
 from tmi.runtime.parity import Outputs
 from tmi.toolkit.bundle import Bundle, fingerprint, open_bundle, write_manifest
+from tmi.toolkit.config import Config
 from tmi.toolkit.config_io import to_json
-from tmi.toolkit.errors import UsageError
+from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.files import read_json, require_absent, staged_folder
 from tmi.toolkit.golden import GoldenInputs, golden_count, make_golden
 from tmi.toolkit.manifest import (
@@ -117,6 +127,7 @@ class _Export:
         self.progress("finding which folds share an encoder")
         cut = cut_run(self.run)
         vocabularies = {e.name: Tokenizer.load(e.tokenizer).vocab_size for e in cut.encoders if e.tokenizer}
+        _require_vocabularies(vocabularies, self.config)
         count = golden_count(self.config)
         golden = make_golden(
             self.config, seed=GOLDEN_SEED, count=count, folds=len(cut.folds), vocabularies=vocabularies
@@ -145,7 +156,6 @@ class _Export:
     def _judge(self, manifest: Manifest, golden: GoldenInputs, reference: Outputs) -> None:
         bundle = Bundle(folder=self.stage, manifest=manifest, digest="")
         self.records.append(audit_fold_files(self.stage, manifest, self.run))
-        require_all(self.records)  # an engine need not be asked about a file that is wrong
         self.records += judge_engines(bundle, self.artefacts, golden, reference, progress=self.progress)
         require_all(self.records)
 
@@ -154,7 +164,7 @@ class _Export:
         for plan in cut.encoders:
             tokenizer = self._copy(plan.tokenizer, f"tokenizers/{plan.name}.json") if plan.tokenizer else None
             spec = graph_spec(self.config, plan.role, plan.name, folds=len(cut.folds), tokenizer=tokenizer)
-            states = [models.state(spec, fold=fold) for fold in plan.folds]
+            states = partial(_encoder_states, models, spec, plan.folds)
             yield self._graph(spec, models.encoder(plan), states)
         spec = graph_spec(self.config, "fusion", FUSION, folds=len(cut.folds))
         state = {
@@ -162,10 +172,10 @@ class _Export:
             for i, fold in enumerate(cut.folds)
             for key, tensor in models.state(spec, fold=fold).items()
         }
-        yield self._graph(spec, models.fusion(cut.folds), [state])
+        yield self._graph(spec, models.fusion(cut.folds), lambda: iter([state]))
 
-    def _graph(self, spec: GraphSpec, module: nn.Module, states: list[State]) -> GraphSpec:
-        """Every artefact of one graph; `states` holds the weights as each fold that uses it has them."""
+    def _graph(self, spec: GraphSpec, module: nn.Module, states: Callable[[], Iterator[State]]) -> GraphSpec:
+        """Every artefact of one graph; `states` gives the weights as each fold that uses it has them, one by one."""
         example, eps = example_inputs(spec), epsilons(module)
         files: dict[str, str] = {}
         for name in self.artefacts:
@@ -173,14 +183,17 @@ class _Export:
             files[exporter.artefact] = f"graphs/{spec.name}{exporter.suffix}"
             path = self._path(files[exporter.artefact])
             self.progress(f"writing {files[exporter.artefact]}")
-            load(exporter.writer)(module, spec, example, path)
+            write_file(load(exporter.writer), module, spec, name, example, path)
             self.progress(f"auditing {files[exporter.artefact]}")
-            self.records += audit_file(path, spec, name, expected=states, epsilons=eps, module=module, example=example)
+            self.records += audit_file(
+                path, spec, name, expected=states(), epsilons=eps, module=module, example=example
+            )
         if self.weights:
             files[WEIGHTS] = f"weights/{spec.name}.safetensors"
-            # FusionOfFolds names its folds `folds.<i>.`, the bundle `fold<i>.`
-            tensors = {key.replace("folds.", "fold", 1): t.contiguous() for key, t in states[0].items()}
-            save_tensors(tensors if spec.name == FUSION else states[0], self._path(files[WEIGHTS]))
+            save_tensors(_stored(spec, next(states())), self._path(files[WEIGHTS]))
+            self.records.append(
+                audit_stored_weights(self.stage / files[WEIGHTS], spec, map(partial(_stored, spec), states()))
+            )
         return replace(spec, artefacts=files)
 
     def _manifest(self, cut: Cut, graphs: tuple[GraphSpec, ...]) -> Manifest:
@@ -221,6 +234,27 @@ class _Export:
         return name
 
 
+def _require_vocabularies(vocabularies: Mapping[str, int], config: Config) -> None:
+    rows = config.network.text_encoder.vocab_size
+    for name, size in vocabularies.items():
+        if size > rows:
+            raise DamagedError(
+                f"run: the tokenizer of {name} has {size} tokens, the embedding table {rows}",
+                fix="train the run again with a tokenizer that fits",
+            )
+
+
+def _encoder_states(models: FoldModels, spec: GraphSpec, folds: tuple[int, ...]) -> Iterator[State]:
+    for fold in folds:
+        yield models.state(spec, fold=fold)
+
+
+def _stored(spec: GraphSpec, state: State) -> State:
+    """Weights under the names of the bundle: `fold<i>.` for what `FusionOfFolds` names `folds.<i>.`."""
+    named = {key.replace("folds.", "fold", 1) if spec.name == FUSION else key: t for key, t in state.items()}
+    return {key: t.contiguous() for key, t in named.items()}
+
+
 def _versions() -> dict[str, str]:
     there = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
     found = {name: there[name] for name in PACKAGES if name in there}
@@ -229,6 +263,8 @@ def _versions() -> dict[str, str]:
 
 def _run_record(run: RunFolder, state: dict[str, Any]) -> dict[str, Any]:
     """What the run says of itself: figures and fingerprints, no case ids."""
-    kept = {key: state[key] for key in ("name", "started_at", "finished_at", "cohort", "versions") if key in state}
+    kept: dict[str, Any] = {
+        key: state[key] for key in ("name", "started_at", "finished_at", "cohort", "versions") if key in state
+    }
     summary = run.path / SUMMARY_FILE
     return kept | {"summary": read_json(summary, kind="run")} if summary.is_file() else kept

@@ -143,6 +143,7 @@ def graph_spec(config: Config, role: Role, name: str, *, folds: int, tokenizer: 
     """Names, types and shapes of a graph's tensors; no artefact yet."""
     network = config.network
     ct_width, text_width = network.ct_encoder.feature_width, network.text_encoder.hidden_size
+    inputs: tuple[TensorSpec, ...]
     if role == "ct":
         inputs = (TensorSpec(name="ct", dtype="float32", shape=("B", 1, *config.ct.shape_DHW)),)
         outputs = (TensorSpec(name="ct_features", dtype="float32", shape=("B", ct_width)),)

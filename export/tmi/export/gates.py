@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from tmi.export.audits import answer_depends, audit_epsilons, audit_signature, audit_weights
 from tmi.export.exporters import EXPORTERS, load
-from tmi.export.fold_graphs import State
+from tmi.export.fold_graphs import State, read_weights, weights_digest
 from tmi.export.graph_facts import GraphFacts
 from tmi.runtime.engine import installed, open_engine
 from tmi.runtime.parity import PIPELINE, REFUSALS, Outputs, check_engine
@@ -24,12 +24,39 @@ Progress = Callable[[str], None]
 """Told one line of what is being done."""
 
 
+def write_file(
+    writer: Callable[[nn.Module, GraphSpec, tuple[Tensor, ...], Path], None],
+    module: nn.Module,
+    spec: GraphSpec,
+    artefact: str,
+    example: tuple[Tensor, ...],
+    path: Path,
+) -> None:
+    """Write one graph.
+
+    Raises:
+        ParityError: the module cannot be written as this artefact with its batch and lengths free.
+    """
+    try:
+        writer(module, spec, example, path)
+    except RuntimeError as error:
+        detail = f"cannot be written: {' '.join(str(error).split())[:400]}"
+        require_all([_file_record("writes", spec, artefact, [detail], "")])
+
+
+def audit_stored_weights(path: Path, spec: GraphSpec, expected: Iterable[State]) -> GateRecord:
+    """The weights file of the eager engine, read back, is what each fold's model has."""
+    digest = weights_digest(read_weights(path))
+    wrong = [f"{path.name} is not the run's" for state in expected if weights_digest(state) != digest]
+    return _file_record("weights", spec, "weights", wrong[:1], "equal the run's bit by bit")
+
+
 def audit_file(
     path: Path,
     spec: GraphSpec,
     artefact: str,
     *,
-    expected: Sequence[State],
+    expected: Iterable[State],
     epsilons: dict[str, float],
     module: nn.Module,
     example: tuple[Tensor, ...],
@@ -91,6 +118,18 @@ def judge_engines(
             progress(f"judging {artefact} on engine {name}")
             records += _judge(name, bundle, artefact, golden, reference)
     return records
+
+
+def _file_record(gate: str, spec: GraphSpec, artefact: str, wrong: Sequence[str], right: str) -> GateRecord:
+    return GateRecord(
+        gate=gate,
+        artefact=artefact,
+        graph=spec.name,
+        passed=not wrong,
+        measured=float(len(wrong)),
+        bound=0.0,
+        detail="; ".join(wrong) or right,
+    )
 
 
 def _judge(name: str, bundle: Bundle, artefact: str, golden: GoldenInputs, reference: Outputs) -> list[GateRecord]:

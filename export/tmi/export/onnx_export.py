@@ -7,7 +7,6 @@ Engines do the same work when they load the file.
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants_ir
 from torch import Tensor, nn
 
+from tmi.export.quiet_logger import quiet_logger
 from tmi.toolkit.manifest import GraphSpec
 
 OPSET = 20
@@ -38,7 +38,7 @@ def write_onnx(module: nn.Module, spec: GraphSpec, example: tuple[Tensor, ...], 
         path: file to write; weights are inside it.
 
     Raises:
-        RuntimeError: the module cannot be exported (torch's own text).
+        RuntimeError: the module cannot be exported, or not with these dynamic axes (torch's own text).
     """
     axes = {a: torch.export.Dim(a, min=1) for t in spec.inputs for a in t.shape if isinstance(a, str)}
     dynamic = tuple({i: axes[a] for i, a in enumerate(t.shape) if isinstance(a, str)} for t in spec.inputs)
@@ -58,7 +58,10 @@ def write_onnx(module: nn.Module, spec: GraphSpec, example: tuple[Tensor, ...], 
     _fold_shape_arithmetic(program.model)
     _drop_traces(program.model)
     program.save(path, external_data=False)
-    onnx.checker.check_model(path)
+    try:
+        onnx.checker.check_model(path)
+    except onnx.checker.ValidationError as error:
+        raise RuntimeError(f"the ONNX file is not valid: {error}") from error
 
 
 def _fold_shape_arithmetic(model: ir.Model) -> None:
@@ -74,7 +77,7 @@ def _fold_shape_arithmetic(model: ir.Model) -> None:
     _drop_zero_biases(model, parameters)
     for tidy in (
         passes.RemoveUnusedNodesPass(),
-        passes.RemoveUnusedFunctionsPass(),
+        passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         passes.RemoveUnusedOpsetsPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.CommonSubexpressionEliminationPass(),
@@ -107,13 +110,7 @@ def _drop_traces(model: ir.Model) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without torch's notes on torchvision, on axis names shared by several inputs, and on its own pytree."""
-    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registry.level
-    registry.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=r"# The axis name: . will not be used", category=UserWarning)
-            warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
-            yield
-    finally:
-        registry.setLevel(level)
+    with quiet_logger("torch.onnx._internal.exporter._registration"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"# The axis name: . will not be used", category=UserWarning)
+        warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
+        yield

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning  # the public name is not exported for type checkers
 
+from tmi.export.quiet_logger import quiet_logger
 from tmi.toolkit.manifest import GraphSpec
 
 
@@ -29,15 +31,16 @@ def write_torchscript(module: nn.Module, spec: GraphSpec, example: tuple[Tensor,
         RuntimeError: the module decides by a value or a size, which a trace cannot follow.
     """
     with warnings.catch_warnings(record=True) as caught, torch.no_grad():
-        warnings.filterwarnings("always", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("always", category=TracerWarning)
         # TorchScript is deprecated in favour of torch.export; the constraints pin a torch that still writes it.
         warnings.filterwarnings("ignore", message=r".*torch\.jit\.trace.*", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=r".*torch\.jit\.save.*", category=DeprecationWarning)
         # The tracer touches every attribute of every module, the deprecated ones of transformers included.
         warnings.filterwarnings("ignore", message=r"`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        traced = torch.jit.trace(module, example, check_trace=False)
+        with quiet_logger("transformers.modeling_utils"):
+            traced = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(traced, str(path))
     for warning in caught:
-        if issubclass(warning.category, torch.jit.TracerWarning):
+        if issubclass(warning.category, TracerWarning):
             raise RuntimeError(f"the trace of {spec.name} does not follow the model: {warning.message}")
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

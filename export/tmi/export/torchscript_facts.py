@@ -27,7 +27,7 @@ def read_facts(path: Path) -> GraphFacts:
     with warnings.catch_warnings():
         # TorchScript is deprecated in favour of torch.export; the constraints pin a torch that still reads it.
         warnings.filterwarnings("ignore", message=r".*torch\.jit\.load.*", category=DeprecationWarning)
-        module = torch.jit.load(str(path), map_location="cpu")
+        module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     graph = module.inlined_graph
     stored = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     tensors: dict[str, NDArray[np.generic]] = {}

@@ -1,0 +1,110 @@
+"""`tmi export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tmi.toolkit.bundle import Bundle
+    from tmi.toolkit.manifest import GateRecord
+
+
+def export(
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="Folder of a finished run. Default: the newest one in ./runs.", show_default=False),
+    ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(help="onnx or torchscript; may be repeated. Default: onnx.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the bundle. Default: ./bundle.", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+    no_weights: Annotated[
+        bool, typer.Option("--no-weights", help="Leave the eager weights out; the engine eager then has none.")
+    ] = False,
+) -> None:
+    """Export a run's fold models as one bundle that was checked against them.
+
+    The graphs answer golden inputs and are compared with the eager models. When one gate fails, nothing is written, the
+    exit code is 4, and a table says what differs.
+
+    Example: `tmi export ./runs/2026-01-31-tiny --engine onnx --engine torchscript --out ./bundle`
+    """
+    from tmi.export.exporters import require_exporter
+    from tmi.toolkit.errors import ParityError
+    from tmi.toolkit.project import PROJECT_FILE, load_project, newest_finished_run
+
+    project = load_project()
+    reason = {
+        name: f"from {PROJECT_FILE}" if name in project.from_file else "the default" for name in ("engine", "bundle")
+    }
+    if not engine:
+        engine = [project.engine]
+        typer.echo(f"engine {engine[0]} ({reason['engine']})", err=True)
+    for name in engine:
+        require_exporter(name)
+    if run is None:
+        run = newest_finished_run(project)
+        typer.echo(f"run {run} (the newest finished one)", err=True)
+    if out is None:
+        out = project.path("bundle")
+        typer.echo(f"bundle {out} ({reason['bundle']})", err=True)
+    try:
+        bundle = _export(run, out, engine, force=force, weights=not no_weights)
+    except ParityError as error:
+        _print_failures(error.records)
+        raise
+    _print_bundle(bundle)
+
+
+def _export(run: Path, out: Path, engines: Sequence[str], *, force: bool, weights: bool) -> Bundle:
+    """The export, with what it is doing shown on standard error."""
+    from rich.console import Console
+
+    with Console(stderr=True).status("loading torch") as status:
+        from tmi.export.bundle_writer import export_run
+
+        return export_run(run, out, artefacts=engines, force=force, weights=weights, progress=status.update)
+
+
+def _print_failures(records: Sequence[GateRecord]) -> None:
+    """The table of what differs, on standard error."""
+    from rich.console import Console
+    from rich.table import Table
+
+    failed = [r for r in records if not r.passed]
+    table = Table(title=f"{len(failed)} of {len(records)} parity gates failed", title_justify="left")
+    for column in ("gate", "graph", "artefact", "engine", "measured", "allowed", "what"):
+        table.add_column(column, justify="right" if column in ("measured", "allowed") else "left", overflow="fold")
+    for r in failed:
+        numbers = ("-" if value is None else f"{value:.3g}" for value in (r.measured, r.bound))
+        table.add_row(r.gate, r.graph, r.artefact, r.engine or "-", *numbers, r.detail)
+    console = Console(stderr=True)
+    console.print(table, width=max(console.width, 110), markup=False)
+
+
+def _print_bundle(bundle: Bundle) -> None:
+    """What was written and how well it answers, on standard output."""
+    manifest = bundle.manifest
+    size = sum(f.bytes for f in manifest.files.values()) / 1e6
+    graphs = ", ".join(g.name for g in manifest.graphs)
+    kind = " of a synthetic cohort" if manifest.synthetic else ""
+    typer.echo(f"bundle {bundle.folder}: {len(manifest.folds)} folds{kind}, graphs {graphs}, {size:.1f} MB")
+    for name in dict.fromkeys(r.engine for r in manifest.parity if r.engine):
+        mine = [r for r in manifest.parity if r.engine == name]
+        logits = next(r for r in mine if r.gate == "logits")
+        typer.echo(
+            f"  {name:12} {len(mine)} gates held; logits differ from eager by {logits.measured:.1e} "
+            f"(relative, allowed {logits.bound:.1e})"
+        )
+    for name, why in manifest.extra["engines_not_judged"].items():
+        typer.echo(f"  {name:12} not judged: {why}")
+    typer.echo(f"manifest {bundle.digest[:16]}; predict with: tmi predict CASE --bundle {bundle.folder}")
