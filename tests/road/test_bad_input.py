@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories.cases import write_case
 
 from factories.bad_cases import FAULTS, write_bad_cases
+from factories.cases import write_case
 from factories.tmi_command import Outcome, tmi
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import jsonschema
 import pytest
 
 from factories.tmi_command import tmi
-from tmi.runtime.prediction import RESEARCH_USE, document_schema
+from tmi.runtime.prediction import RESEARCH_USE, STAGES, document_schema
 
 
 @pytest.fixture
@@ -125,3 +126,11 @@ def test_help_shows_an_example():
     outcome = tmi("predict", "--help")
     assert outcome.code == 0
     assert "tmi predict case_a/ case_b/" in outcome.out
+
+
+def test_the_documented_document_is_of_the_schema():
+    page = (Path(__file__).parents[2] / "docs" / "predict.md").read_text()
+    (example,) = re.findall(r"```json\n(.*?)```", page, flags=re.DOTALL)
+    document = json.loads(re.sub(r"<SHA-256[^>]*>", "0" * 64, example))
+    jsonschema.validate(document, document_schema())
+    assert sum(document["results"][0]["seconds"][s] for s in STAGES) == pytest.approx(0.392)

@@ -151,8 +151,8 @@ class Predictor:
         with watch.stage("radiomics"):
             scaled = [scaler.transform(prepared.radiomics_F[None]) for scaler in self._scalers]
             radiomics_FR = np.concatenate([s.values_NF for s in scaled])
-            imputed_R = np.concatenate([s.imputed_NF for s in scaled]).any(axis=0)
-            clipped_R = np.concatenate([s.clipped_NF for s in scaled]).any(axis=0)
+            imputed_R: NDArray[np.bool_] = np.logical_or.reduce([s.imputed_NF[0] for s in scaled])
+            clipped_R: NDArray[np.bool_] = np.logical_or.reduce([s.clipped_NF[0] for s in scaled])
         return _Ready(
             case=prepared,
             radiomics_FR=radiomics_FR,

@@ -1,0 +1,122 @@
+"""Every documented exit code is reached, says what is wrong, and says how to mend it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+
+from factories.cases import write_case
+from factories.tmi_command import Outcome, tmi
+from tmi.toolkit.errors import ExitCode, ParityError
+from tmi.toolkit.manifest import GateRecord
+
+
+@pytest.fixture(scope="module")
+def good_case(tmp_path_factory) -> Path:
+    return write_case(tmp_path_factory.mktemp("cases") / "P000")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, good_case, tiny_bundle) -> dict[str, Path]:
+    """A case and a bundle, in a folder with nothing else; tests may patch what they like."""
+    monkeypatch.chdir(tmp_path)
+    return {"case": good_case, "bundle": tiny_bundle, "tmp": tmp_path}
+
+
+Reach = Callable[[Mapping[str, Path], pytest.MonkeyPatch], Outcome]
+
+
+def predict(place: Mapping[str, Path], *more: object, case: Path | None = None, bundle: Path | None = None) -> Outcome:
+    return tmi("predict", case or place["case"], "--bundle", bundle or place["bundle"], *more)
+
+
+def done(place, patch) -> Outcome:
+    return predict(place, "--engine", "onnx")
+
+
+def unexpected(place, patch) -> Outcome:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("secret of a patient")
+
+    patch.setattr("tmi.runtime.predictor.open_bundle", broken)
+    return predict(place)
+
+
+def usage(place, patch) -> Outcome:
+    return tmi("predict", place["case"])
+
+
+def refused(place, patch) -> Outcome:
+    return predict(place, "--engine", "onnx", case=place["tmp"] / "nowhere")
+
+
+def parity(place, patch) -> Outcome:
+    record = GateRecord(
+        gate="logits", artefact="onnx", graph="pipeline", passed=False, measured=0.5, bound=0.1, detail="logits differ"
+    )
+
+    def failing(*_: object, **__: object) -> None:
+        raise ParityError("the bundle was not written", fix="look at the table", records=[record])
+
+    patch.setattr("tmi.export.bundle_writer.export_run", failing)
+    return tmi("export", place["tmp"] / "run", "--engine", "onnx", "--out", place["tmp"] / "bundle")
+
+
+def unavailable(place, patch) -> Outcome:
+    from tmi.runtime import engine
+
+    find_spec = engine.importlib.util.find_spec
+    patch.setattr(engine.importlib.util, "find_spec", lambda name: None if name == "openvino" else find_spec(name))
+    return predict(place, "--engine", "openvino")
+
+
+def damaged(place, patch) -> Outcome:
+    copy = Path(shutil.copytree(place["bundle"], place["tmp"] / "bundle"))
+    graph = next((copy / "graphs").glob("*.onnx"))
+    data = bytearray(graph.read_bytes())
+    data[-1] ^= 1
+    graph.write_bytes(data)
+    return predict(place, bundle=copy)
+
+
+REACHED: Mapping[ExitCode, tuple[Reach, str]] = MappingProxyType(
+    {
+        ExitCode.DONE: (done, ""),
+        ExitCode.UNEXPECTED: (unexpected, "error: unexpected RuntimeError\n  fix: run the command again with --debug"),
+        ExitCode.USAGE: (usage, "error: bundle is no bundle: manifest.json is missing\n  fix: name a bundle with"),
+        ExitCode.REFUSED: (refused, "error: case nowhere: the case folder is not there\n  fix: give the path"),
+        ExitCode.PARITY: (parity, "error: the bundle was not written\n  fix: look at the table"),
+        ExitCode.UNAVAILABLE: (unavailable, "fix: pip install 'tmi-clnet[openvino]'"),
+        ExitCode.DAMAGED: (damaged, ".onnx was changed after the export\n  fix: copy the bundle again"),
+    }
+)
+
+
+@pytest.mark.parametrize("code", ExitCode, ids=lambda code: f"{code.value}-{code.name.lower()}")
+def test_every_documented_exit_code_is_reached_with_what_and_fix(code, place, monkeypatch):
+    reach, told = REACHED[code]
+    outcome = reach(place, monkeypatch)
+    assert outcome.code == int(code), outcome.err
+    assert told in outcome.err
+    assert "Traceback" not in outcome.err
+    assert "secret" not in outcome.err
+
+
+def test_wrong_options_are_wrong_usage(place):
+    assert predict(place, "--batch", 0).code == int(ExitCode.USAGE)
+    assert predict(place, "--colour", "red").code == int(ExitCode.USAGE)
+    outcome = predict(place, "--engine", "cuda")
+    assert outcome.code == int(ExitCode.USAGE)
+    assert "fix: choose auto or one of openvino, onnx, torchscript, eager" in outcome.err
+
+
+def test_debug_shows_where_an_unexpected_error_came_from(place, monkeypatch):
+    monkeypatch.setattr("tmi.runtime.predictor.open_bundle", lambda *_: 1 / 0)
+    outcome = predict(place, "--debug")
+    assert outcome.code == int(ExitCode.UNEXPECTED)
+    assert "Traceback" in outcome.err
+    assert "ZeroDivisionError" in outcome.err
