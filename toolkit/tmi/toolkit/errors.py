@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tmi.toolkit.manifest import GateRecord
@@ -46,10 +46,20 @@ class TmiError(Exception):
     def __str__(self) -> str:
         return f"case {self.case_id}: {self.what}" if self.case_id else self.what
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors cross process borders whole; by default the keyword arguments would be lost."""
+        return _restored, (type(self), self.__dict__)
+
     def for_case(self, case_id: str) -> TmiError:
         """The same error, naming the case."""
         self.case_id = case_id
         return self
+
+
+def _restored(kind: type[TmiError], state: dict[str, Any]) -> TmiError:
+    error = kind.__new__(kind, state["what"])
+    error.__dict__.update(state)
+    return error
 
 
 class UsageError(TmiError):

@@ -155,9 +155,9 @@ def render(body: Body, findings: Findings, grid: Grid, *, seed: np.random.SeedSe
          WATER, 0.0]
     )  # fmt: skip
     hu = table[tissue]
-    hu[tissue == LABELS["liver"]] += findings.texture_hu * smooth_noise(grid, 7.0, streams[1])[tissue == LABELS["liver"]]
-    hu[tissue == LABELS["fat"]] += 8.0 * smooth_noise(grid, 9.0, streams[1])[tissue == LABELS["fat"]]
-    hu[tissue == LABELS["bowel"]] += 25.0 * smooth_noise(grid, 10.0, streams[1])[tissue == LABELS["bowel"]]
+    for name, amplitude_hu, sigma_mm in (("liver", findings.texture_hu, 7.0), ("fat", 8.0, 9.0), ("bowel", 25.0, 10.0)):
+        inside = tissue == LABELS[name]
+        hu[inside] += amplitude_hu * smooth_noise(grid, sigma_mm, streams[1])[inside]
     marrow = (tissue == LABELS["bone"]) & (distance < -5.0)
     hu[marrow] = MARROW
     hu = blurred(hu, grid, 0.45 * grid.spacing_XYZ_mm[0])
@@ -169,7 +169,10 @@ def render(body: Body, findings: Findings, grid: Grid, *, seed: np.random.SeedSe
 
 def world_coordinates(grid: Grid) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Broadcastable x, y, z of the voxels' centres in mm; the grid's middle lies at (0, 0, 0)."""
-    axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(grid.shape_XYZ, grid.spacing_XYZ_mm, strict=True)]
+    axes: list[FloatArray] = [
+        (np.arange(n, dtype=np.float64) - (n - 1) / 2) * spacing
+        for n, spacing in zip(grid.shape_XYZ, grid.spacing_XYZ_mm, strict=True)
+    ]
     return axes[0][:, None, None], axes[1][None, :, None], axes[2][None, None, :]
 
 
@@ -317,14 +320,24 @@ def tube(
 
 
 def blurred(values_XYZ: FloatArray, grid: Grid, sigma_mm: float) -> FloatArray:
-    """Gaussian blur of isotropic width in mm, periodic at the edges (air there)."""
-    return np.fft.irfftn(np.fft.rfftn(values_XYZ) * _transfer(grid, sigma_mm), s=grid.shape_XYZ, axes=(0, 1, 2))
+    """Gaussian blur of isotropic width in mm, cut at two voxels: beyond them no tissue leaves a trace in another."""
+    for axis, spacing in enumerate(grid.spacing_XYZ_mm):
+        weights = np.exp(-0.5 * (np.arange(-2, 3) * spacing / sigma_mm) ** 2)
+        weights /= weights.sum()
+        n = values_XYZ.shape[axis]
+        padded = np.pad(values_XYZ, [(2, 2) if a == axis else (0, 0) for a in range(3)], mode="edge")
+        values_XYZ = sum(
+            (w * padded.take(range(k, k + n), axis=axis) for k, w in enumerate(weights)),
+            start=np.zeros_like(values_XYZ),
+        )
+    return values_XYZ
 
 
 def smooth_noise(grid: Grid, sigma_mm: float, rng: np.random.Generator) -> FloatArray:
-    """Gaussian noise of zero mean and unit variance, smooth over `sigma_mm`."""
-    field = blurred(rng.standard_normal(grid.shape_XYZ), grid, sigma_mm)
-    return (field - field.mean()) / field.std()
+    """Gaussian noise of zero mean and unit variance, smooth over `sigma_mm`, periodic."""
+    white = np.fft.rfftn(rng.standard_normal(grid.shape_XYZ))
+    field = np.fft.irfftn(white * _transfer(grid, sigma_mm), s=grid.shape_XYZ, axes=(0, 1, 2))
+    return np.asarray((field - field.mean()) / field.std())
 
 
 def _transfer(grid: Grid, sigma_mm: float) -> FloatArray:
@@ -333,4 +346,4 @@ def _transfer(grid: Grid, sigma_mm: float) -> FloatArray:
     sx, sy, sz = grid.spacing_XYZ_mm
     fx, fy, fz = np.fft.fftfreq(nx, sx), np.fft.fftfreq(ny, sy), np.fft.rfftfreq(nz, sz)
     square = fx[:, None, None] ** 2 + fy[None, :, None] ** 2 + fz[None, None, :] ** 2
-    return np.exp(-2.0 * (math.pi * sigma_mm) ** 2 * square)
+    return np.asarray(np.exp(-2.0 * (math.pi * sigma_mm) ** 2 * square))

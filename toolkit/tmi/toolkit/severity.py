@@ -30,7 +30,6 @@ from tmi.toolkit.errors import UsageError
 
 FloatArray = NDArray[np.float64]
 _NORMAL = NormalDist()
-_phi = np.frompyfunc(_NORMAL.cdf, 1, 1)
 
 MODALITIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"ct": ("liver", "portal"), "radiomics": ("liver", "deposit"), "clinical": ("blood",)}
@@ -57,7 +56,7 @@ class SeverityModel:
     def __post_init__(self) -> None:
         values = (self.liver, self.portal, self.deposit, self.blood)
         if not 0.0 < self.prevalence < 1.0 or min(values) <= 0.0:
-            raise UsageError("severity: prevalence or precision out of range", fix="give a part of 1 and precisions > 0")
+            raise UsageError("severity: prevalence or precision out of range", fix="give a part of 1, precisions > 0")
 
     @property
     def threshold(self) -> float:
@@ -68,6 +67,13 @@ class SeverityModel:
         """Precision of a signal by name."""
         value: float = getattr(self, signal)
         return value
+
+    def blood_observation(self, reading: float, information: float) -> tuple[float, float]:
+        """Severity as laboratory values tell it: value and precision, from a reading of u and its precision I."""
+        error = 1.0 / self.blood
+        if information <= 0.0:
+            return 0.0, 0.0
+        return reading * math.sqrt(1.0 + error), 1.0 / (error + (1.0 + error) / information)
 
     def standardised(self, signal: str, value: float) -> float:
         """A drawn signal scaled to unit variance; what the phantom and the record are made from."""
@@ -111,8 +117,7 @@ def posterior(observations: Iterable[tuple[float, float]], model: SeverityModel)
 
 def clinical_precision(information: FloatArray, model: SeverityModel) -> FloatArray:
     """Precision with which laboratory values of total `information` I tell the severity."""
-    error = 1.0 / model.blood
-    return 1.0 / (error + (1.0 + error) / np.maximum(information, 1e-9))
+    return np.array([model.blood_observation(0.0, float(i))[1] for i in information])
 
 
 def subsets() -> dict[str, tuple[str, ...]]:
@@ -124,7 +129,7 @@ def subsets() -> dict[str, tuple[str, ...]]:
 def image_precision(modalities: Iterable[str], model: SeverityModel) -> float:
     """Total precision of the signals that the modalities show, a shared one counted once; blood left out."""
     seen = {signal for m in modalities for signal in MODALITIES[m]} - {"blood"}
-    return sum(model.precision(s) for s in seen)
+    return sum(model.precision(s) for s in sorted(seen))
 
 
 def ceilings(model: SeverityModel, information: FloatArray, *, levels: int = 64) -> dict[str, float]:
@@ -155,7 +160,7 @@ def best_auc(precision: FloatArray, model: SeverityModel) -> float:
     mass = np.tile(np.exp(-0.5 * unit**2), precision.size)
     mean = np.sqrt(precision / (1.0 + precision))[:, None] * unit
     score = ((mean - model.threshold) * np.sqrt(1.0 + precision)[:, None]).ravel()
-    bad = _phi(score).astype(np.float64)
+    bad = np.array([_NORMAL.cdf(float(s)) for s in score])
     order = np.argsort(score, kind="stable")
     bad_mass, good_mass = (mass * bad)[order], (mass * (1.0 - bad))[order]
     below = np.cumsum(good_mass) - 0.5 * good_mass

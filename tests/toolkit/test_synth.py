@@ -1,0 +1,310 @@
+"""Synthetic cohorts: readable by the product's own readers, reproducible, marked as synthetic, never half written."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import tmi.toolkit.radiomics
+import tmi.toolkit.synth as synth
+from factories.tmi_command import tmi as run_tmi
+from tmi.toolkit.case import Case, open_cohort
+from tmi.toolkit.clinical import read_clinical
+from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.config import CLASSES, N_RADIOMICS
+from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.files import write_json
+from tmi.toolkit.phantom import Grid, findings_of, render, sample_body
+from tmi.toolkit.radiomics import extract, read_table
+from tmi.toolkit.severity import SeverityModel
+from tmi.toolkit.synth import ORIENTATIONS, STORAGES, Storage, make_cohort, plan_cohort, write_images
+from tmi.toolkit.synthetic_record import BLOOD, PARTS, REMARK, draw_record, sample_person
+from tmi.toolkit.volume import read_ct, read_mask
+
+MODEL = SeverityModel()
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def truth_of(folder: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((folder / "truth.json").read_text())
+    return value
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No extraction, for what does not depend on it; works within this process only."""
+    monkeypatch.setattr(tmi.toolkit.radiomics, "extract", lambda ct, mask, *, jobs: np.zeros(N_RADIOMICS))
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_cohort_is_a_cohort_with_everything_in_every_case(tmp_path):
+    cohort = make_cohort(tmp_path / "c", cases=3, seed=5, jobs=1)
+    assert cohort == open_cohort(tmp_path / "c")
+    assert [c.case_id for c in cohort.cases] == ["syn5-0001", "syn5-0002", "syn5-0003"]
+    names = {"ct.nii.gz", "liver.nii.gz", "radiomics.csv", "clinical.json"}
+    assert all({p.name for p in c.folder.iterdir()} == names for c in cohort.cases)
+    assert {p.name for p in (tmp_path / "c").iterdir() if p.is_file()} == {"cohort.csv", "truth.json"}
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_processes(tmp_path):
+    for name, jobs in (("one", 1), ("two", 2)):
+        make_cohort(tmp_path / name, cases=2, seed=3, jobs=jobs)
+    one, two = content(tmp_path / "one"), content(tmp_path / "two")
+    assert sorted(one) == sorted(two)
+    assert [n for n in one if one[n] != two[n]] == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_another_seed_gives_other_cases_under_other_names(tmp_path):
+    one, two = (make_cohort(tmp_path / str(s), cases=2, seed=s, jobs=1) for s in (1, 2))
+    assert not {c.case_id for c in one.cases} & {c.case_id for c in two.cases}
+    assert one.cases[0].ct.read_bytes() != two.cases[0].ct.read_bytes()
+
+
+def test_the_features_in_the_table_are_those_of_the_files(synthetic_cohort):
+    case = open_cohort(synthetic_cohort).cases[0]
+    ct = read_ct(case)
+    table = read_table(case.radiomics, case_id=case.case_id)
+    assert np.isfinite(table).all()
+    np.testing.assert_allclose(table, extract(ct, read_mask(case, ct)), rtol=1e-9)
+
+
+def test_every_case_of_a_cohort_is_read_and_no_two_grids_are_alike(synthetic_cohort):
+    cohort, schema = open_cohort(synthetic_cohort), load_schema()
+    spacings = set()
+    for case in cohort.cases:
+        ct = read_ct(case)
+        mask = read_mask(case, ct)
+        assert 6_000 < mask.array_DHW.sum() < 20_000
+        assert 60 < np.median(ct.array_DHW[mask.array_DHW]) < 125
+        assert read_clinical(case, schema).patient_id == case.patient_id
+        spacings.add(tuple(round(s, 3) for s in ct.spacing_DHW_mm))
+    assert len(spacings) == len(cohort.cases)
+
+
+def test_truth_tells_the_best_auc_of_every_set_of_modalities_and_how_each_case_was_made(synthetic_cohort):
+    truth, cohort = truth_of(synthetic_cohort), open_cohort(synthetic_cohort)
+    assert set(truth["best_auc"]) == {
+        "ct", "radiomics", "clinical", "ct+radiomics", "ct+clinical", "radiomics+clinical", "ct+radiomics+clinical"
+    }  # fmt: skip
+    assert all(0.75 < v < 0.95 for v in truth["best_auc"].values())
+    assert (truth["seed"], truth["n_cases"]) == (7, 8)
+    assert [(e["case_id"], e["patient_id"], CLASSES.index(e["label"])) for e in truth["cases"]] == [
+        (c.case_id, c.patient_id, c.label) for c in cohort.cases
+    ]
+    threshold = truth["model"]["threshold"]
+    assert all((e["severity"] > threshold) == (e["label"] == "bad") for e in truth["cases"])
+
+
+def test_best_auc_belongs_to_the_law_and_not_to_the_drawn_cases(tmp_path, synthetic_cohort, monkeypatch):
+    entry = truth_of(synthetic_cohort)["cases"][0]
+    told = synth._truth(MODEL, 99, [entry])
+    assert told["best_auc"] == truth_of(synthetic_cohort)["best_auc"]
+    assert set(told["drawn_auc"].values()) == {None}
+
+
+def test_everything_says_that_it_is_synthetic(synthetic_cohort):
+    truth, cohort = truth_of(synthetic_cohort), open_cohort(synthetic_cohort)
+    assert synth.is_synthetic(synthetic_cohort)
+    assert truth["synthetic"] is True
+    assert "phantoms, not patients" in truth["statement"]
+    for case in cohort.cases:
+        assert case.case_id.startswith("syn")
+        assert str(case.patient_id).startswith("syn")
+        for file in (case.ct, case.mask):
+            assert nib.load(file).header["descrip"].item() == b"synthetic phantom, no patient"
+        assert json.loads(case.clinical.read_text())["report"] in (None, REMARK)
+
+
+@pytest.mark.parametrize("text", ['{"synthetic": false}', '{"synthetic": "yes"}', "[]", "{", ""])
+def test_a_cohort_is_not_synthetic_unless_it_says_so(tmp_path, text):
+    (tmp_path / "truth.json").write_text(text)
+    assert not synth.is_synthetic(tmp_path)
+    assert not synth.is_synthetic(tmp_path / "nowhere")
+
+
+def test_outcomes_follow_the_law_and_some_patients_have_two_cases():
+    plans = plan_cohort(184, 0, MODEL)
+    patients = {p.patient.patient_id: p.patient for p in plans}
+    assert len(plans) == 184
+    assert sum(p.bad for p in patients.values()) == round(MODEL.prevalence * len(patients))
+    visits = Counter(p.patient.patient_id for p in plans)
+    assert Counter(visits.values()) == {1: len(patients) - 23, 2: 23}
+    assert len({p.case_id for p in plans}) == 184
+
+
+@pytest.mark.parametrize("cases", range(2, 9))
+def test_even_the_smallest_cohorts_have_both_outcomes(cases):
+    assert {p.patient.bad for p in plan_cohort(cases, 1, MODEL)} == {True, False}
+
+
+def test_the_order_of_the_cases_tells_nothing_of_the_outcome():
+    bad = [p.patient.bad for p in plan_cohort(400, 2, MODEL)]
+    assert np.corrcoef(np.arange(400), bad)[0, 1] == pytest.approx(0.0, abs=0.12)
+
+
+@pytest.mark.parametrize("voxels", STORAGES)
+@pytest.mark.parametrize("form", ["both", "sform", "qform"])
+def test_however_it_is_stored_the_same_volume_is_read_back(tmp_path, voxels, form):
+    rng = np.random.default_rng(0)
+    body = sample_body(rng, female=True, bmi=23.0)
+    grid = Grid(shape_XYZ=(64, 66, 24), spacing_XYZ_mm=(4.5, 4.4, 7.5), noise_hu=9.0, deposit_part=0.02)
+    look = findings_of(liver=0.0, portal=0.0, deposit=0.0)
+    phantom = render(body, look, grid, seed=np.random.SeedSequence(0))
+    for orientation, mask_orientation in zip(ORIENTATIONS, ORIENTATIONS[::-1], strict=True):
+        case = Case(folder=tmp_path / orientation, case_id=orientation)
+        case.folder.mkdir()
+        storage = Storage(
+            orientation=orientation, mask_orientation=mask_orientation, voxels=voxels, form=form, tilt_deg=3.0,
+            origin_mm=(10.0, -40.0, 77.0),
+        )  # fmt: skip
+        write_images(case, phantom, grid, storage)
+        assert "".join(nib.aff2axcodes(nib.load(case.ct).affine)) == orientation
+        ct = read_ct(case)
+        assert np.array_equal(ct.array_DHW, phantom.hu_XYZ.transpose(2, 1, 0))
+        assert np.array_equal(read_mask(case, ct).array_DHW, phantom.liver_XYZ.transpose(2, 1, 0))
+        assert ct.spacing_DHW_mm == pytest.approx((7.5, 4.4, 4.5), abs=1e-4)
+
+
+def records(count: int) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(8)
+    drawn = []
+    for _ in range(count):
+        person = sample_person(rng)
+        body = sample_body(rng, female=person.sex == "female", bmi=person.bmi)
+        record, _ = draw_record(rng, patient_id="syn", person=person, body=body, blood=float(rng.normal()))
+        drawn.append(record)
+    return drawn
+
+
+def test_records_fill_every_field_of_the_schema_within_its_ranges_and_miss_some(tmp_path):
+    schema = load_schema()
+    case = Case(folder=tmp_path, case_id="record")
+    seen: Counter[str] = Counter()
+    for record in records(300):
+        write_json(case.clinical, record)
+        seen.update(name for name, value in read_clinical(case, schema).values.items() if value is not None)
+    fields = set(schema.by_name)
+    assert set(seen) == fields
+    assert seen["sex"] == 300
+    assert all(180 < seen[name] < 265 for name in ("bile_acid", "hdl"))
+    assert 235 < seen["vat_area"] < 280
+    assert all(seen[name] < 300 for name in BLOOD)
+
+
+def test_a_sum_and_its_parts_are_consistent():
+    for record in records(200):
+        values = {n: v["value"] * 1000 if isinstance(v, dict) else v for n, v in record["values"].items()}
+        for whole, parts in PARTS.items():
+            assert {values.get(n) is None for n in (whole, *parts)} in ({True}, {False})
+            if values.get(whole) is not None and not isinstance(record["values"][whole], dict):
+                held = [p for p in parts if not isinstance(record["values"][p], dict)]
+                assert values[whole] >= sum(values[p] for p in held) - 0.5
+
+
+def test_some_values_are_given_in_other_units_and_some_records_hold_a_remark():
+    drawn = records(200)
+    units = {(n, v["unit"]) for r in drawn for n, v in r["values"].items() if isinstance(v, dict)}
+    assert units == {("total_bilirubin", "mg/dL"), ("albumin", "g/dL")}
+    assert {r["report"] for r in drawn} == {None, REMARK}
+
+
+def test_a_value_that_rises_with_severity_rises_and_one_without_loading_does_not():
+    rng = np.random.default_rng(3)
+    person = sample_person(rng)
+    body = sample_body(rng, female=False, bmi=24.0)
+    means = []
+    for blood in (-1.5, 1.5):
+        drawn = [draw_record(rng, patient_id="s", person=person, body=body, blood=blood)[1].values for _ in range(150)]
+        means.append({n: np.mean([d[n] for d in drawn if n in d]) for n in BLOOD})
+    low, high = means
+    assert high["total_bilirubin"] > 1.5 * low["total_bilirubin"]
+    assert high["albumin"] < low["albumin"] - 6
+    assert high["urea"] == pytest.approx(low["urea"], rel=0.12)
+
+
+@pytest.mark.usefixtures("quick")
+def test_nothing_is_overwritten_without_force(tmp_path):
+    out = tmp_path / "c"
+    make_cohort(out, cases=2, seed=1, jobs=1)
+    before = content(out)
+    with pytest.raises(UsageError, match="exists") as refusal:
+        make_cohort(out, cases=2, seed=2, jobs=1)
+    assert "--force" in refusal.value.fix
+    assert content(out) == before
+    make_cohort(out, cases=2, seed=2, jobs=1, force=True)
+    assert {p.name for p in out.iterdir() if p.is_dir()} == {"syn2-0001", "syn2-0002"}
+
+
+@pytest.mark.parametrize("file", [True, False])
+def test_force_replaces_no_more_than_synthetic_cohorts(tmp_path, file):
+    out = tmp_path / "work"
+    if file:
+        out.write_text("thesis")
+    else:
+        out.mkdir()
+        (out / "cohort.csv").write_text("case_id,patient_id,label\nP1,P1,good\n")
+    with pytest.raises(UsageError, match="no synthetic cohort and is not replaced, even with --force"):
+        make_cohort(out, cases=2, seed=1, jobs=1, force=True)
+    assert (out if file else out / "cohort.csv").is_file()
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, InputRefusedError])
+def test_an_interrupted_synth_leaves_no_half_cohort_and_keeps_the_old_one(tmp_path, monkeypatch, stop):
+    out = tmp_path / "c"
+    make_cohort(out, cases=2, seed=1, jobs=1)
+    before, made = content(out), synth.make_case
+
+    def second_fails(plan: synth.CasePlan, stage: Path, model: SeverityModel) -> dict[str, Any]:
+        if plan.index == 2:
+            raise stop("stopped", fix="-", code="-") if stop is InputRefusedError else stop
+        return made(plan, stage, model)
+
+    monkeypatch.setattr(synth, "make_case", second_fails)
+    with pytest.raises(stop):
+        make_cohort(out, cases=3, seed=2, jobs=1, force=True)
+    with pytest.raises(stop):
+        make_cohort(tmp_path / "new", cases=3, seed=2, jobs=1)
+    assert content(out) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("wrong", [{"cases": 1}, {"cases": 10_000}, {"seed": -1}, {"jobs": 0}])
+def test_numbers_out_of_range_are_refused(tmp_path, wrong):
+    with pytest.raises(UsageError, match="synth: cases="):
+        make_cohort(tmp_path / "c", **({"cases": 4, "seed": 0} | wrong))
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_progress_is_told_after_every_case(tmp_path):
+    told: list[tuple[int, int]] = []
+    make_cohort(tmp_path / "c", cases=3, seed=1, jobs=1, progress=lambda done, total: told.append((done, total)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_command_says_that_the_cohort_is_synthetic_and_what_it_allows(tmp_path):
+    arguments = ("synth", "c", "--cases", "2", "--seed", "1", "--jobs", "1")
+    first = run_tmi(*arguments, cwd=tmp_path)
+    assert first.code == 0, first.err
+    assert "synthetic cohort c: 2 cases of 2 patients, 1 bad, 1 good" in first.out
+    assert "No figure obtained on it says anything about patients." in first.out
+    best = truth_of(tmp_path / "c")["best_auc"]["ct+radiomics+clinical"]
+    assert f"ct + radiomics + clinical  {best:.3f}" in first.out
+    again = run_tmi(*arguments, cwd=tmp_path)
+    assert again.code == 2
+    assert "cohort c exists" in again.err
+    assert "replace it with --force" in again.err
+    assert run_tmi(*arguments, "--force", cwd=tmp_path).code == 0

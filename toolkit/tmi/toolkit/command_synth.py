@@ -1,0 +1,51 @@
+"""`tmi synth`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def synth(
+    out: Annotated[Path, typer.Argument(help="Folder of the new cohort.", show_default=False)],
+    cases: Annotated[int, typer.Option(help="Number of cases.", min=2, max=9999)] = 24,
+    seed: Annotated[int, typer.Option(help="The same seed and number of cases give the same files.", min=0)] = 0,
+    jobs: Annotated[int | None, typer.Option(help="Processes. Default: every core.", min=1, show_default=False)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a synthetic cohort that is there.")] = False,
+) -> None:
+    """Write a synthetic cohort: abdominal phantoms, clinical records, radiomics, and the truth about them.
+
+    It serves for trying things out and for tests. No figure obtained on it says anything about patients. Its
+    `truth.json` tells the best AUC that CT, radiomics and clinical record allow alone and together.
+
+    Example: `tmi synth ./cohort --cases 24 --seed 1`
+    """
+    import json
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from tmi.toolkit.severity import subsets
+    from tmi.toolkit.synth import STATEMENT, TRUTH_FILE, make_cohort
+
+    columns = (TextColumn("synthetic cases"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("cases", total=cases)
+        cohort = make_cohort(
+            out,
+            cases=cases,
+            seed=seed,
+            jobs=jobs,
+            force=force,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    truth = json.loads((out / TRUTH_FILE).read_text(encoding="utf-8"))
+    patients = len({c.patient_id for c in cohort.cases})
+    bad = sum(c.label == 1 for c in cohort.cases)
+    typer.echo(f"synthetic cohort {out}: {cases} cases of {patients} patients, {bad} bad, {cases - bad} good")
+    typer.echo(f"best AUC that a method can reach ({out / TRUTH_FILE}):")
+    for name in subsets():
+        typer.echo(f"  {name.replace('+', ' + '):26} {truth['best_auc'][name]:.3f}")
+    typer.echo(STATEMENT)

@@ -1,0 +1,333 @@
+"""Synthetic cohorts: phantoms, records and features of one latent severity, and the truth about what they can show.
+
+Every patient and every case has its own seeded generator, so that the bytes depend on the seed and the number of cases
+alone, not on the number of processes. What was sampled is saved in `truth.json` beside the cohort table:
+
+    synthetic   true, always; whoever reads the cohort can tell by it
+    best_auc    highest AUC that any method can reach, from each set of modalities (`tmi.toolkit.severity`)
+    drawn_auc   AUC of the law's own posteriors on the very cases drawn
+    model, seed parameters of the law
+    cases       per case: label, severity, signals, posteriors, build, findings, grid, and how its files are stored
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from tmi.toolkit.case import COHORT_COLUMNS, COHORT_FILE, Case, Cohort, open_cohort
+from tmi.toolkit.config import CLASSES
+from tmi.toolkit.errors import UsageError
+from tmi.toolkit.files import require_absent, staged_folder, write_json, write_text
+from tmi.toolkit.phantom import Body, Grid, Phantom, findings_of, render, sample_body, sample_grid
+from tmi.toolkit.severity import (
+    MODALITIES,
+    SeverityModel,
+    ceilings,
+    draw_severity,
+    draw_signals,
+    empirical_auc,
+    posterior,
+    subsets,
+)
+from tmi.toolkit.synthetic_record import Person, draw_record, sample_information, sample_person
+
+TRUTH_FILE = "truth.json"
+TRUTH_SCHEMA = "tmi-synthetic/1"
+STATEMENT = "Synthetic cohort: phantoms, not patients. No figure obtained on it says anything about patients."
+SECOND_VISITS = 8
+"""One case in so many is a second visit of a patient already there."""
+ORIENTATIONS = ("LPS", "RAS", "LAS", "LPI", "RPS", "PSR")
+"""Voxel orders that files are stored in."""
+STORAGES = ("int16", "int16-offset", "int32", "float32")
+"""Voxel types that CT files are stored in; `int16-offset` has a header intercept of -1024."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patient:
+    """A patient of the cohort."""
+
+    patient_id: str
+    """Starts with `syn`."""
+    bad: bool
+    """Outcome."""
+    severity: float
+    """Latent severity."""
+    person: Person
+    """Sex, age, size, aetiology."""
+    body: Body
+    """Build."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CasePlan:
+    """All that a process needs to make one case."""
+
+    case_id: str
+    """Name of the case's folder."""
+    patient: Patient
+    """Whose case it is."""
+    seed: int
+    """Cohort seed."""
+    index: int
+    """Number of the case within the cohort; with the seed it fixes the case's generator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """How a case's NIfTI files are written."""
+
+    orientation: str
+    """Voxel order of the CT."""
+    mask_orientation: str
+    """Voxel order of the mask; its world coordinates are the CT's."""
+    voxels: str
+    """One of `STORAGES`."""
+    tilt_deg: float
+    """Rotation of the patient on the table about the body's long axis."""
+    origin_mm: tuple[float, float, float]
+    """World position of the phantom's middle."""
+    form: str
+    """Which of the header's two affines is set: `sform`, `qform` or `both`."""
+
+
+def is_synthetic(cohort: Path) -> bool:
+    """Whether a cohort folder says of itself that it is synthetic."""
+    file = cohort / TRUTH_FILE
+    try:
+        truth = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(truth, dict) and truth.get("synthetic") is True
+
+
+def make_cohort(
+    out: Path,
+    *,
+    cases: int,
+    seed: int,
+    jobs: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    force: bool = False,
+) -> Cohort:
+    """Write a synthetic cohort with extracted radiomics.
+
+    Args:
+        out: the cohort folder; it appears whole at the end, or not at all.
+        cases: number of cases, at least 2.
+        seed: the same seed and number of cases give the same files.
+        jobs: processes; None takes every core this process may use.
+        progress: called with (cases done, cases) after each.
+        force: replace a synthetic cohort that is there.
+
+    Raises:
+        UsageError: `out` exists and `force` is not set, or it holds something that is no synthetic cohort, or a number
+            is out of range.
+    """
+    if not 2 <= cases <= 9999 or seed < 0 or (jobs is not None and jobs < 1):
+        raise UsageError(
+            f"synth: cases={cases}, seed={seed}, jobs={jobs}",
+            fix="give 2 to 9999 cases, a seed of 0 or more and at least 1 job",
+        )
+    require_absent(out, force=force, kind="cohort")
+    _require_replaceable(out)
+    model = SeverityModel()
+    plans = plan_cohort(cases, seed, model)
+    with staged_folder(out) as stage:
+        told = {}
+        for done, entry in enumerate(_run(plans, stage, model, jobs or _cores()), start=1):
+            told[entry["case_id"]] = entry
+            if progress is not None:
+                progress(done, cases)
+        rows = [(p.case_id, p.patient.patient_id, CLASSES[int(p.patient.bad)]) for p in plans]
+        write_text(stage / COHORT_FILE, "".join(",".join(row) + "\n" for row in (COHORT_COLUMNS, *rows)))
+        write_json(stage / TRUTH_FILE, _truth(model, seed, [told[p.case_id] for p in plans]))
+    return open_cohort(out)
+
+
+def _require_replaceable(out: Path) -> None:
+    """Never delete what is not ours: `--force` replaces synthetic cohorts only."""
+    if out.exists() and not (out.is_dir() and (is_synthetic(out) or not any(out.iterdir()))):
+        raise UsageError(
+            f"{out} holds something that is no synthetic cohort and is not replaced, even with --force",
+            fix="name another folder, or remove it yourself",
+        )
+
+
+def plan_cohort(cases: int, seed: int, model: SeverityModel) -> list[CasePlan]:
+    """Who is in it: outcomes in the law's proportion, at least one of each, and a few patients with two cases."""
+    second = cases // SECOND_VISITS
+    count = cases - second
+    rng = np.random.default_rng([seed, 0])
+    n_bad = min(max(round(model.prevalence * count), 1), count - 1)
+    bad = rng.permutation(np.arange(count) < n_bad)
+    patients = [_patient(seed, i, bool(bad[i]), model) for i in range(count)]
+    visits = rng.permutation([*range(count), *rng.choice(count, size=second, replace=False)])
+    return [
+        CasePlan(case_id=f"syn{seed}-{i:04d}", patient=patients[int(p)], seed=seed, index=i)
+        for i, p in enumerate(visits, start=1)
+    ]
+
+
+def _patient(seed: int, index: int, bad: bool, model: SeverityModel) -> Patient:
+    rng = np.random.default_rng([seed, 1, index])
+    person = sample_person(rng)
+    return Patient(
+        patient_id=f"syn{seed}-p{index + 1:04d}",
+        bad=bad,
+        severity=draw_severity(rng, bad=bad, model=model),
+        person=person,
+        body=sample_body(rng, female=person.sex == "female", bmi=person.bmi),
+    )
+
+
+def _run(plans: list[CasePlan], stage: Path, model: SeverityModel, jobs: int) -> Iterator[dict[str, Any]]:
+    """The cases' entries as they are finished. A stop waits for the cases in the making and starts no other."""
+    jobs = min(jobs, len(plans))
+    if jobs == 1:
+        for plan in plans:
+            yield make_case(plan, stage, model)
+        return
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet_worker)
+    try:
+        for future in as_completed([pool.submit(make_case, plan, stage, model) for plan in plans]):
+            yield future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _quiet_worker() -> None:
+    """Ctrl-C is the parent's to handle; with a process per core, threads only get in each other's way."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def make_case(plan: CasePlan, stage: Path, model: SeverityModel) -> dict[str, Any]:
+    """Write one case folder below `stage`; returns what `truth.json` tells of it."""
+    from tmi.toolkit.radiomics import extract, write_table
+    from tmi.toolkit.volume import read_ct, read_mask
+
+    streams = np.random.SeedSequence([plan.seed, 2, plan.index]).spawn(4)
+    rng = np.random.default_rng(streams[0])
+    patient = plan.patient
+    signals = draw_signals(rng, patient.severity, model)
+    grid = sample_grid(rng, patient.body)
+    look = findings_of(**{k: model.standardised(k, getattr(signals, k)) for k in ("liver", "portal", "deposit")})
+    storage = sample_storage(np.random.default_rng(streams[1]))
+    record, blood = draw_record(
+        np.random.default_rng(streams[2]),
+        patient_id=patient.patient_id,
+        person=patient.person,
+        body=patient.body,
+        blood=model.standardised("blood", signals.blood),
+    )
+    case = Case(folder=stage / plan.case_id, case_id=plan.case_id, patient_id=patient.patient_id)
+    case.folder.mkdir()
+    write_images(case, render(patient.body, look, grid, seed=streams[3]), grid, storage)
+    write_json(case.clinical, record)
+    ct = read_ct(case)
+    write_table(case.radiomics, extract(ct, read_mask(case, ct), jobs=1))
+    seen = {k: (getattr(signals, k), model.precision(k)) for k in ("liver", "portal", "deposit")}
+    seen["blood"] = model.blood_observation(*blood.observation())
+    return {
+        "case_id": plan.case_id,
+        "patient_id": patient.patient_id,
+        "label": CLASSES[int(patient.bad)],
+        "severity": patient.severity,
+        "signals": asdict(signals),
+        "posterior": {
+            name: posterior([seen[s] for s in sorted({s for m in chosen for s in MODALITIES[m]})], model)
+            for name, chosen in subsets().items()
+        },
+        "body": asdict(patient.body),
+        "findings": asdict(look),
+        "grid": asdict(grid),
+        "storage": asdict(storage),
+    }
+
+
+def sample_storage(rng: np.random.Generator) -> Storage:
+    """How one case's files are stored; the readers must bring all of it to one frame."""
+    orientation = str(rng.choice(ORIENTATIONS))
+    return Storage(
+        orientation=orientation,
+        mask_orientation=orientation if rng.random() < 0.7 else str(rng.choice(ORIENTATIONS)),
+        voxels=str(rng.choice(STORAGES, p=[0.5, 0.2, 0.15, 0.15])),
+        tilt_deg=float(rng.choice([0.0, round(float(rng.uniform(-4.0, 4.0)), 1)])),
+        origin_mm=tuple(round(float(v), 1) for v in rng.uniform(-120.0, 120.0, 3)),  # type: ignore[arg-type]
+        form=str(rng.choice(["both", "sform", "qform"], p=[0.6, 0.2, 0.2])),
+    )
+
+
+def write_images(case: Case, phantom: Phantom, grid: Grid, storage: Storage) -> None:
+    """CT and mask as NIfTI."""
+    affine = affine_of(grid, storage)
+    ct = phantom.hu_XYZ
+    if storage.voxels in ("int32", "float32"):
+        ct = ct.astype(storage.voxels)
+    image = _oriented(nib.Nifti1Image(ct, affine), storage.orientation, storage.form)
+    if storage.voxels == "int16-offset":
+        image.header.set_slope_inter(1.0, -1024.0)
+    nib.save(image, case.ct)
+    mask = nib.Nifti1Image(phantom.liver_XYZ.astype(np.uint8), affine)
+    nib.save(_oriented(mask, storage.mask_orientation, storage.form), case.mask)
+
+
+def affine_of(grid: Grid, storage: Storage) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Voxel index (x, y, z) -> RAS+ mm: the grid's middle at `origin_mm`, turned by `tilt_deg` about z."""
+    angle = math.radians(storage.tilt_deg)
+    turn = np.array([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn * np.array(grid.spacing_XYZ_mm)
+    affine[:3, 3] = np.array(storage.origin_mm) - affine[:3, :3] @ ((np.array(grid.shape_XYZ) - 1) / 2)
+    return affine
+
+
+def _oriented(image: nib.Nifti1Image, orientation: str, form: str) -> nib.Nifti1Image:
+    """The image stored in another voxel order, with the affines of the header that `form` names."""
+    wanted = nib.orientations.axcodes2ornt(tuple(orientation))
+    turned = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(image.affine), wanted))
+    affine = turned.affine
+    turned.set_qform(affine, code=1)
+    turned.set_sform(affine, code=1)
+    if form == "qform":
+        turned.set_sform(None, code=0)
+    elif form == "sform":
+        turned.set_qform(None, code=0)
+    turned.header.set_xyzt_units("mm")
+    turned.header["descrip"] = b"synthetic phantom, no patient"
+    return turned
+
+
+def _truth(model: SeverityModel, seed: int, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    bad = [e["label"] == CLASSES[1] for e in entries]
+    best = ceilings(model, sample_information(np.random.default_rng(20_000), 20_000))
+    drawn = {n: empirical_auc([e["posterior"][n] for e in entries], bad) for n in subsets()}
+    return {
+        "schema": TRUTH_SCHEMA,
+        "synthetic": True,
+        "statement": STATEMENT,
+        "seed": seed,
+        "n_cases": len(entries),
+        "model": asdict(model) | {"threshold": model.threshold},
+        "modalities": {name: list(signals) for name, signals in MODALITIES.items()},
+        "best_auc": {name: round(value, 4) for name, value in best.items()},
+        "drawn_auc": {name: None if value is None else round(value, 4) for name, value in drawn.items()},
+        "cases": entries,
+    }

@@ -1,0 +1,243 @@
+"""Synthetic persons and their clinical records, in the fields and units of the packaged clinical schema.
+
+Laboratory value j of a case is drawn from its standardised blood signal u (variance 1, `tmi.toolkit.severity`):
+
+    v_j = lambda_j u + sqrt(1 - lambda_j^2) e_j,   e_j ~ N(0, 1),
+    value = median * exp(spread * v_j), or median + spread * v_j where the law is not `log`.
+
+Sex, age, build, aetiology and the fat analysis tell nothing of severity. Values go missing field by field and panel by
+panel, whatever they are. Medians and spreads are plausible for a hepatology clinic; they come from no patient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from tmi.toolkit.phantom import Body
+
+REMARK = "Synthetic record of a phantom, not of a person."
+
+
+@dataclass(frozen=True)
+class ValueLaw:
+    """How a laboratory value is distributed, in the schema's unit."""
+
+    median: float
+    """Median of the law."""
+    spread: float
+    """Standard deviation, of the logarithm where `log`."""
+    loading: float = 0.0
+    """lambda: correlation with the blood signal; positive where it rises with severity."""
+    digits: int = 1
+    """Decimals it is reported with."""
+    log: bool = True
+    """Log-normal rather than normal."""
+
+
+BLOOD: Mapping[str, ValueLaw] = MappingProxyType(
+    {
+        "wbc": ValueLaw(0.7, 0.30, 0.0, 1),
+        "rbc": ValueLaw(4.3, 0.55, -0.35, 2, log=False),
+        "haemoglobin": ValueLaw(130.0, 17.0, -0.40, 0, log=False),
+        "platelets": ValueLaw(150.0, 0.42, -0.65, 0),
+        "neutrophils": ValueLaw(3.1, 0.40, 0.0, 1),
+        "lymphocytes": ValueLaw(1.5, 0.38, -0.35, 1),
+        "alt": ValueLaw(38.0, 0.55, 0.20, 0),
+        "ast": ValueLaw(42.0, 0.50, 0.50, 0),
+        "alp": ValueLaw(100.0, 0.38, 0.30, 0),
+        "ggt": ValueLaw(62.0, 0.70, 0.30, 0),
+        "total_protein": ValueLaw(31.0, 4.5, 0.25, 0, log=False),
+        "albumin": ValueLaw(38.0, 4.8, -0.75, 0, log=False),
+        "total_bilirubin": ValueLaw(11.0, 0.45, 0.55, 1),
+        "direct_bilirubin": ValueLaw(6.5, 0.65, 0.65, 1),
+        "bile_acid": ValueLaw(14.0, 0.80, 0.60, 1),
+        "cholinesterase": ValueLaw(5600.0, 1300.0, -0.70, 0, log=False),
+        "triglycerides": ValueLaw(1.1, 0.40, -0.20, 2),
+        "cholesterol": ValueLaw(0.55, 0.30, 0.0, 2),
+        "hdl": ValueLaw(1.15, 0.22, -0.20, 2, log=False),
+        "ldl": ValueLaw(2.4, 0.55, -0.30, 2, log=False),
+        "urea": ValueLaw(5.4, 0.30, 0.0, 1),
+        "creatinine": ValueLaw(70.0, 0.25, 0.0, 0),
+        "cystatin_c": ValueLaw(0.98, 0.22, 0.25, 2),
+    }
+)
+"""The laws of the 23 blood items by field name. For the four of `PARTS` it is the law of the rest beside the parts."""
+
+PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "wbc": ("neutrophils", "lymphocytes"),
+        "total_protein": ("albumin",),
+        "total_bilirubin": ("direct_bilirubin",),
+        "cholesterol": ("hdl", "ldl"),
+    }
+)
+"""A sum and those of its parts that are reported too; they are measured, and missing, together."""
+
+PANELS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "lipids": ("triglycerides", "cholesterol", "hdl", "ldl"),
+        "special chemistry": ("bile_acid", "cholinesterase", "cystatin_c"),
+    }
+)
+"""Further items that are ordered together and missing together."""
+PANEL_MISSING, FIELD_MISSING, FAT_MISSING, PERSON_MISSING = 0.20, 0.04, 0.15, 0.05
+"""Probabilities that a panel, a single item, the fat analysis, or one of age, height, weight, aetiology is missing."""
+
+AETIOLOGIES: Mapping[str, float] = MappingProxyType(
+    {"hepatitis B": 0.45, "alcohol": 0.20, "hepatitis C": 0.15, "steatotic": 0.12, "unknown": 0.08}
+)
+"""Aetiology -> part of the patients."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Person:
+    """What stays the same from one visit of a patient to the next."""
+
+    sex: str
+    """`female` or `male`."""
+    age: int
+    """Years."""
+    height: float
+    """cm."""
+    weight: float
+    """kg."""
+    aetiology: str
+    """One of `AETIOLOGIES`."""
+
+    @property
+    def bmi(self) -> float:
+        """Body mass index in kg/m2."""
+        return self.weight / (self.height / 100.0) ** 2
+
+
+def sample_person(rng: np.random.Generator) -> Person:
+    """A patient, independent of severity."""
+    female = bool(rng.random() < 0.35)
+    height = float(np.clip(rng.normal(162.0 if female else 174.0, 6.5), 145.0, 198.0))
+    bmi = float(np.clip(rng.normal(25.0, 3.8), 17.5, 38.0))
+    return Person(
+        sex="female" if female else "male",
+        age=int(np.clip(rng.normal(57.0, 11.0), 22, 86)),
+        height=round(height, 0),
+        weight=round(bmi * (height / 100.0) ** 2, 1),
+        aetiology=str(rng.choice(list(AETIOLOGIES), p=list(AETIOLOGIES.values()))),
+    )
+
+
+def sample_present(rng: np.random.Generator) -> frozenset[str]:
+    """Names of the blood items that a case has."""
+    missing = {name for items in PANELS.values() if rng.random() < PANEL_MISSING for name in items}
+    for name, u in zip(BLOOD, rng.random(len(BLOOD)), strict=True):
+        if u < FIELD_MISSING and not any(name in parts for parts in PARTS.values()):
+            missing |= {name, *PARTS.get(name, ())}
+    return frozenset(BLOOD) - missing
+
+
+def information(present: frozenset[str]) -> float:
+    """I = sum lambda^2 / (1 - lambda^2): the precision with which these items together tell the blood signal."""
+    return sum(law.loading**2 / (1.0 - law.loading**2) for name, law in BLOOD.items() if name in present)
+
+
+def sample_information(rng: np.random.Generator, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Values of I over which items are missing, for `tmi.toolkit.severity.ceilings`."""
+    return np.array([information(sample_present(rng)) for _ in range(count)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class BloodDraw:
+    """The laboratory values of one case."""
+
+    values: Mapping[str, float]
+    """Reported values of the items that are present, in the schema's units."""
+    scores: Mapping[str, float]
+    """v_j of the same items."""
+
+    def observation(self) -> tuple[float, float]:
+        """The best linear reading of the blood signal u from the values, and its precision I."""
+        total = information(frozenset(self.scores))
+        if total == 0.0:
+            return 0.0, 0.0
+        weighted = sum(v * BLOOD[n].loading / (1.0 - BLOOD[n].loading ** 2) for n, v in self.scores.items())
+        return weighted / total, total
+
+
+def draw_blood(rng: np.random.Generator, blood: float) -> BloodDraw:
+    """Laboratory values from the standardised blood signal."""
+    present = sample_present(rng)
+    errors = rng.normal(size=len(BLOOD))
+    values, scores = {}, {}
+    for (name, law), error in zip(BLOOD.items(), errors, strict=True):
+        if name in present:
+            score = law.loading * blood + math.sqrt(1.0 - law.loading**2) * float(error)
+            score = min(max(score, -3.5), 3.5)
+            value = law.median * math.exp(law.spread * score) if law.log else law.median + law.spread * score
+            values[name], scores[name] = round(value, law.digits), score
+    for name, parts in PARTS.items():
+        if name in values:
+            values[name] = round(values[name] + sum(values[p] for p in parts), BLOOD[name].digits)
+    return BloodDraw(values=values, scores=scores)
+
+
+def fat_analysis(rng: np.random.Generator, body: Body) -> dict[str, float]:
+    """The 16 fat figures from the build, by the areas of its ellipses; 200 mm of height are analysed.
+
+    Made from `Body` alone, not counted in the rendered phantom, so that organs that grow with severity do not show.
+    """
+    wall = (body.half_width_mm - body.fat_mm, body.half_depth_mm - 0.8 * body.fat_mm)
+    inner = (wall[0] - body.muscle_mm, wall[1] - body.muscle_mm)
+    outer_cm2, wall_cm2, inner_cm2 = (
+        math.pi * a * b / 100.0 for a, b in ((body.half_width_mm, body.half_depth_mm), wall, inner)
+    )
+    depots = {
+        "sat": (outer_cm2 - wall_cm2, 88.0),
+        "imat": ((wall_cm2 - inner_cm2) * 0.08, 62.0),
+        "vat": (inner_cm2 * (0.10 + 0.008 * body.fat_mm), 80.0),
+        "soft_tissue": (wall_cm2 - inner_cm2, 9.0),
+    }
+    found = {}
+    for depot, (area, percentage) in depots.items():
+        area *= math.exp(rng.normal(0, 0.08))
+        found[f"{depot}_volume"] = round(area * 20.0 * math.exp(rng.normal(0, 0.04)), 1)
+        found[f"{depot}_area"] = round(area, 1)
+        found[f"{depot}_volume_fraction"] = round(float(np.clip(percentage + rng.normal(0, 3), 2, 97)), 1)
+        found[f"{depot}_area_fraction"] = round(float(np.clip(percentage + rng.normal(0, 3), 2, 97)), 1)
+    return found
+
+
+def draw_record(
+    rng: np.random.Generator, *, patient_id: str, person: Person, body: Body, blood: float
+) -> tuple[dict[str, Any], BloodDraw]:
+    """The content of a case's `clinical.json`, and the laboratory values in it.
+
+    A missing value is null in some records and left out of others, as it is in life; some give total bilirubin in
+    mg/dL and albumin in g/dL. The free text, where there is one, says that the record is synthetic.
+    """
+    drawn = draw_blood(rng, blood)
+    about: dict[str, Any] = {"sex": person.sex, "age": person.age, "height": person.height, "weight": person.weight}
+    about |= {"bmi": round(person.bmi, 1), "aetiology": person.aetiology}
+    for name in ("age", "height", "weight", "aetiology"):
+        if rng.random() < PERSON_MISSING:
+            about[name] = None
+    values = about | {name: drawn.values.get(name) for name in BLOOD}
+    fat = fat_analysis(rng, body)
+    values |= dict.fromkeys(fat) if rng.random() < FAT_MISSING else fat
+    if rng.random() < 0.5:
+        values = {name: value for name, value in values.items() if value is not None}
+    if rng.random() < 0.15:
+        _in_other_units(values)
+    report = REMARK if rng.random() < 0.35 else None
+    return {"patient_id": patient_id, "values": values, "report": report}, drawn
+
+
+def _in_other_units(values: dict[str, Any]) -> None:
+    """Total bilirubin in mg/dL (17.104 umol/L) and albumin in g/dL, with enough decimals to lose nothing."""
+    if values.get("total_bilirubin") is not None:
+        values["total_bilirubin"] = {"value": round(values["total_bilirubin"] / 17.104, 3), "unit": "mg/dL"}
+    if values.get("albumin") is not None:
+        values["albumin"] = {"value": round(values["albumin"] / 10.0, 2), "unit": "g/dL"}
