@@ -5,7 +5,7 @@ The order of the cases in an epoch is a function of (seed, fold, epoch), so that
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,12 +105,19 @@ def _vocab_size(config: Config) -> int:
 
 
 class EpochBatches:
-    """The training batches of an epoch, in the order that (seed, fold, epoch) fixes; `epoch` is set before each."""
+    """The training batches of an epoch, in the order that (seed, fold, epoch) fixes.
 
-    def __init__(self, data: FoldData) -> None:
-        self.data = data
-        self.epoch = 0
+    The epoch is asked for when the first batch is: Lightning makes the iterator before it starts the epoch. The length
+    is there so that it does not fetch ahead either.
+    """
+
+    def __init__(self, data: FoldData, epoch: Callable[[], int]) -> None:
+        self._data = data
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._data.epoch_batches(self._epoch()))
 
     def __iter__(self) -> Iterator[Batch]:
-        for ids in self.data.epoch_batches(self.epoch):
-            yield self.data.batch(ids)
+        for ids in self._data.epoch_batches(self._epoch()):
+            yield self._data.batch(ids)

@@ -63,17 +63,11 @@ def train_fold(
 def _fit(
     module: FoldModule, data: FoldData, ending: EpochEnd, config: Config, files: FoldFolder, accelerator: str
 ) -> None:
-    batches = EpochBatches(data)
-
-    class SetEpoch(lightning.Callback):
-        def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-            batches.epoch = trainer.current_epoch
-
     trainer = lightning.Trainer(
         accelerator=accelerator,
         devices=1,
         max_epochs=config.train.epochs,
-        callbacks=[SetEpoch(), ending],
+        callbacks=[ending],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -82,6 +76,7 @@ def _fit(
         deterministic=accelerator == "cpu",
         default_root_dir=files.folder,
     )
+    batches = EpochBatches(data, lambda: trainer.current_epoch)
     resume = files.checkpoint if files.checkpoint.is_file() else None
     try:
         trainer.fit(module, batches, ckpt_path=resume, weights_only=True)

@@ -1,0 +1,78 @@
+"""A run that was killed in the middle of a fold and resumed ends with the very weights of one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from factories.cases import write_cohort
+
+OPTIONS = ["--preset", "tiny", "--folds", "2", "--epochs", "5", "--accelerator", "cpu"]
+SMALL = ["--set", "ct.shape_DHW=[12,24,24]", "--set", "clinical.max_length=64"]
+
+
+def command(cohort: Path, run: Path, *more: str) -> list[str]:
+    main = "import sys; from tmi.toolkit.cli import main; sys.exit(main())"
+    return [sys.executable, "-c", main, "train", str(cohort), "--out", str(run), *OPTIONS, *SMALL, *more]
+
+
+def fold_files(run: Path) -> dict[str, bytes]:
+    names = ("model.safetensors", "scaler.json", "tokenizer.json", "predictions.csv", "history.csv", "metrics.json")
+    return {f"{fold}/{name}": (run / fold / name).read_bytes() for fold in ("fold0", "fold1") for name in names}
+
+
+def kill_after_epochs(process: subprocess.Popen[bytes], history: Path, epochs: int, signal_number: int) -> None:
+    """Send the signal once the history holds so many epochs, in the middle of the next."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if history.is_file() and len(history.read_text().splitlines()) > epochs:
+            time.sleep(0.02)
+            os.kill(process.pid, signal_number)
+            return
+        assert process.poll() is None, "training ended before it could be killed"
+        time.sleep(0.005)
+    raise AssertionError("no epoch ended in time")
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cohort(tmp_path_factory.mktemp("resume") / "cohort", cases=16, with_mask=False)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cohort: Path) -> Path:
+    run = cohort.parent / "uninterrupted"
+    subprocess.run(command(cohort, run), check=True, capture_output=True, timeout=200)
+    return run
+
+
+@pytest.mark.timeout(280)
+def test_a_run_killed_in_the_middle_of_a_fold_resumes_to_the_same_models(cohort: Path, uninterrupted: Path) -> None:
+    run = cohort.parent / "killed"
+    process = subprocess.Popen(command(cohort, run), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    kill_after_epochs(process, run / "fold0" / "history.csv", 2, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (run / "fold0" / "model.safetensors").exists()
+    assert json.loads((run / "run.json").read_text())["status"] == "running"
+
+    subprocess.run(command(cohort, run, "--resume"), check=True, capture_output=True, timeout=200)
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    assert fold_files(run) == fold_files(uninterrupted)
+
+
+@pytest.mark.timeout(280)
+def test_ctrl_c_leaves_a_run_that_says_how_to_resume(cohort: Path, uninterrupted: Path) -> None:
+    run = cohort.parent / "interrupted"
+    process = subprocess.Popen(command(cohort, run), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    kill_after_epochs(process, run / "fold0" / "history.csv", 1, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"--out {run} --resume" in errors.decode()
+    assert "Traceback" not in errors.decode()
