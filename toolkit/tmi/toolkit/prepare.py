@@ -18,6 +18,7 @@ from tmi.toolkit.clinical import read_clinical
 from tmi.toolkit.clinical_schema import load_schema
 from tmi.toolkit.clinical_text import render
 from tmi.toolkit.config import Config
+from tmi.toolkit.content_checks import check_ct, check_mask, refuse_on_error
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.intensity import prepare_ct
 from tmi.toolkit.radiomics_table import read_table
@@ -67,16 +68,18 @@ def prepare_case(case: Case, config: Config) -> PreparedCase:
             fix=f"give {RADIOMICS_FILE}, or a liver mask from which the features are extracted",
         )
     ct = read_ct(case)
+    warnings = refuse_on_error(check_ct(ct), case.case_id)
     mask = read_mask(case, ct) if case.mask.is_file() else None
+    if mask is not None:
+        warnings += refuse_on_error(check_mask(ct, mask), case.case_id)
     read = perf_counter()
     ct_1DHW = prepare_ct(ct, config.ct)
     text = render(record, schema, config.clinical.rendering)
     prepared = perf_counter()
-    warnings: tuple[str, ...] = ()
     if given is None:
         assert mask is not None  # one of the two was found above
         given = _extract(case, ct, mask)
-        warnings = ("radiomics were extracted from the liver mask",)
+        warnings += ("radiomics were extracted from the liver mask",)
     return PreparedCase(
         case_id=case.case_id,
         patient_id=case.patient_id or record.patient_id,

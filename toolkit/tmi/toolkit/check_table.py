@@ -1,0 +1,66 @@
+"""Every check of a case: its code, how grave it is, what it looks for. `docs/checks.md` is held against this table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of the table."""
+
+    severity: Severity
+    """`error`: the case is refused by training and prediction. `warning`: it is used, and the user should look."""
+    about: str
+    """What is wrong."""
+
+
+CHECKS: Mapping[str, Check] = MappingProxyType(
+    {
+        "case-missing": Check("error", "the case folder is not there"),
+        "ct-missing": Check("error", "no ct.nii.gz"),
+        "ct-unreadable": Check("error", "the CT is truncated, damaged, no NIfTI, or claims an absurd size"),
+        "ct-not-3d": Check("error", "the CT has more than three axes"),
+        "ct-affine": Check("error", "the CT has no usable geometry"),
+        "ct-nan": Check("error", "the CT holds voxels that are not finite"),
+        "ct-not-hu": Check(
+            "error", "the CT's values are no Hounsfield units: 8-bit, rescaled, offset missing, or no CT"
+        ),
+        "ct-spacing": Check("error", "voxel sizes that no CT has: the unit is not millimetres"),
+        "ct-few-slices": Check("error", "fewer slices than a liver needs"),
+        "ct-oblique": Check("warning", "the axes are tilted by more than 10 degrees against the patient's"),
+        "ct-padding": Check("warning", "padding below -1100 HU around the field of view"),
+        "mask-missing": Check("error", "no liver.nii.gz"),
+        "mask-unreadable": Check("error", "the mask is truncated, damaged, no NIfTI, or claims an absurd size"),
+        "mask-not-3d": Check("error", "the mask has more than three axes"),
+        "mask-affine": Check("error", "the mask has no usable geometry"),
+        "mask-nan": Check("error", "the mask holds voxels that are not finite"),
+        "mask-grid": Check("error", "the mask lies on another grid than the CT"),
+        "mask-empty": Check("error", "the mask has no voxel, or none of the label asked for"),
+        "mask-flipped": Check("error", "the mask fits soft tissue only when mirrored along one axis"),
+        "mask-content": Check("error", "what lies under the mask is no liver by its Hounsfield units"),
+        "mask-tiny": Check("error", "the mask is far smaller than any liver"),
+        "mask-edge": Check("warning", "the mask touches the first or last slice: a part of the liver is missing"),
+        "liver-volume": Check("warning", "the liver's volume is unusual"),
+        "radiomics-missing": Check("error", "neither radiomics.csv nor a mask"),
+        "radiomics-unreadable": Check("error", "radiomics.csv cannot be read as a table of one case"),
+        "radiomics-columns": Check("error", "radiomics.csv lacks a feature, or has an unknown or doubled one"),
+        "radiomics-rows": Check("error", "radiomics.csv has not exactly one row"),
+        "radiomics-value": Check("error", "radiomics.csv holds something that is no finite number"),
+        "radiomics-mask": Check("error", "the mask is too small for texture features"),
+        "clinical-missing": Check("error", "no clinical.json"),
+        "clinical-malformed": Check("error", "clinical.json is not JSON of the form asked for"),
+        "clinical-unknown-field": Check("error", "a field that the schema lacks"),
+        "clinical-type": Check("error", "a value that is no number, or none of a field's choices"),
+        "clinical-unit": Check("error", "a unit that the schema lacks"),
+        "clinical-range": Check("error", "a value outside the plausible range: mistyped, or in another unit"),
+        "patient-mismatch": Check("error", "the clinical record belongs to another patient than the cohort says"),
+        "duplicate-ct": Check("error", "two cases of a cohort hold the very same CT"),
+    }
+)
+"""Code -> check."""
