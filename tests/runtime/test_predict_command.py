@@ -134,3 +134,14 @@ def test_the_documented_document_is_of_the_schema():
     document = json.loads(re.sub(r"<SHA-256[^>]*>", "0" * 64, example))
     jsonschema.validate(document, document_schema())
     assert sum(document["results"][0]["seconds"][s] for s in STAGES) == pytest.approx(0.392)
+
+
+def test_the_table_says_each_kind_of_note_once(ask, good_cases):
+    outcome = ask(*good_cases[:3])
+    notes = [line for line in outcome.out.splitlines() if line.startswith("  radiomics-clipped: ")]
+    document = ask(*good_cases[:3], "--json").document
+    counts = [n["count"] for r in document["results"] for n in r["warnings"] if n["code"] == "radiomics-clipped"]
+    assert len(notes) == 1
+    assert notes[0].startswith("  radiomics-clipped: " + ", ".join(f"P00{i} {n}" for i, n in enumerate(counts)))
+    assert "fold models trained on synthetic cases" in outcome.out.splitlines()[0]
+    assert sum(line.startswith("  synthetic-model: all cases: ") for line in outcome.out.splitlines()) == 1

@@ -63,7 +63,7 @@ def choose_engine(asked: str, bundle: Bundle) -> tuple[str, str]:
 def engine_record(name: str, *, asked: str, reason: str, threads: int) -> EngineRecord:
     """The record of an engine that is open."""
     package = engine_spec(name).package
-    version = importlib.import_module(package).__version__
+    version = importlib.import_module(package).__version__.partition("-")[0]  # OpenVINO appends its build and commit
     return EngineRecord(
         name=name, asked=asked, reason=reason, package=f"{package} {version}", precision=PRECISION, threads=threads
     )

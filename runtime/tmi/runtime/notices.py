@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 from jaxtyping import Bool
 from numpy.typing import NDArray
-from tmi.toolkit.prepare import PreparedCase
-from tmi.toolkit.radiomics_names import FEATURE_NAMES
 
 from tmi.runtime.prediction import Notice
 from tmi.toolkit.manifest import Manifest
+from tmi.toolkit.prepare import PreparedCase
+from tmi.toolkit.radiomics_names import FEATURE_NAMES
 
 FIRST_NAMES = 5
 """How many features a notice names."""
+OF_FEATURES: Mapping[str, str] = MappingProxyType(
+    {
+        "radiomics-imputed": "are missing and were taken as 0 after scaling",
+        "radiomics-clipped": "lie outside the range seen in training and were clipped to it",
+    }
+)
+"""Notices that count features: code -> what is said of the features."""
+SYNTHETIC = "synthetic-model"
+"""The notice that comes with the bundle and not with the case."""
 
 
 def case_notices(
@@ -31,28 +43,21 @@ def case_notices(
         manifest: of the bundle that answers.
     """
     notices = [Notice(code="input", message=text) for text in case.warnings]
-    notices.extend(
-        _features(code, mask_R, text)
-        for code, mask_R, text in (
-            ("radiomics-imputed", imputed_R, "are missing and were taken as 0 after scaling"),
-            ("radiomics-clipped", clipped_R, "lie outside the range seen in training and were clipped to it"),
-        )
-        if mask_R.any()
-    )
+    for code, mask_R in (("radiomics-imputed", imputed_R), ("radiomics-clipped", clipped_R)):
+        if mask_R.any():
+            notices.append(_features(code, mask_R))
     if manifest.synthetic:
-        notices.append(
-            Notice(code="synthetic-model", message="the models were trained on synthetic cases, not on patients")
-        )
+        notices.append(Notice(code=SYNTHETIC, message="the models were trained on synthetic cases, not on patients"))
     return tuple(notices)
 
 
-def _features(code: str, mask_R: NDArray[np.bool_], text: str) -> Notice:
+def _features(code: str, mask_R: NDArray[np.bool_]) -> Notice:
     indices = np.flatnonzero(mask_R)
     names = tuple(FEATURE_NAMES[i] for i in indices[:FIRST_NAMES])
     more = f" and {indices.size - len(names)} more" if indices.size > len(names) else ""
     return Notice(
         code=code,
-        message=f"{indices.size} of {mask_R.size} radiomic features {text}: {', '.join(names)}{more}",
+        message=f"{indices.size} of {mask_R.size} radiomic features {OF_FEATURES[code]}: {', '.join(names)}{more}",
         count=int(indices.size),
         names=names,
     )

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from tmi.runtime.engine_choice import EngineRecord
+from tmi.runtime.notices import OF_FEATURES, SYNTHETIC
 from tmi.runtime.prediction import RESEARCH_USE, Answer, Notice, Prediction
 from tmi.toolkit.bundle import Bundle
 
@@ -25,6 +26,7 @@ def print_table(answers: Sequence[Answer], *, bundle: Bundle, engine: EngineReco
     manifest = bundle.manifest
     positive = manifest.classes[manifest.positive]
     models = f"{len(manifest.folds)} fold model{'s' if len(manifest.folds) > 1 else ''}"
+    models += " trained on synthetic cases" if manifest.synthetic else ""
     table = Table(
         title=f"Prognosis: probability of '{positive}', mean of {models}; decided '{positive}' from "
         f"{manifest.threshold:g} on",
@@ -42,7 +44,7 @@ def print_table(answers: Sequence[Answer], *, bundle: Bundle, engine: EngineReco
                 f"{answer.spread:.4f}",
                 " ".join(f"{fold.probability[positive]:.3f}" for fold in answer.folds),
                 f"{answer.seconds['total']:.2f}",
-                ", ".join(notice.code for notice in answer.warnings),
+                ", ".join(notice.code for notice in answer.warnings if notice.code != SYNTHETIC),
             ]
             table.add_row(Text(answer.case_id), answer.decision, *cells)
         else:
@@ -61,16 +63,22 @@ def print_table(answers: Sequence[Answer], *, bundle: Bundle, engine: EngineReco
 
 
 def _notes(answers: Sequence[Answer]) -> list[str]:
-    """One line a notice; one that is the same for several cases stands once."""
-    cases: dict[Notice, list[str]] = defaultdict(list)
+    """One line for each kind of notice; the features of several cases are only counted."""
     predicted = [a for a in answers if isinstance(a, Prediction)]
+    cases: dict[str, dict[str, Notice]] = defaultdict(dict)
     for answer in predicted:
         for notice in answer.warnings:
-            cases[notice].append(answer.case_id)
-    return [
-        f"  {notice.code}: {'all cases' if len(ids) == len(predicted) > 1 else ', '.join(ids)}: {notice.message}"
-        for notice, ids in cases.items()
-    ]
+            cases[notice.code if notice.code in OF_FEATURES else notice.message][answer.case_id] = notice
+    lines = []
+    for by_case in cases.values():
+        first = next(iter(by_case.values()))
+        if first.code in OF_FEATURES and len(by_case) > 1:
+            counts = ", ".join(f"{case_id} {notice.count}" for case_id, notice in by_case.items())
+            lines.append(f"  {first.code}: {counts} features {OF_FEATURES[first.code]} (--json names the first)")
+        else:
+            whose = "all cases" if len(by_case) == len(predicted) > 1 else ", ".join(by_case)
+            lines.append(f"  {first.code}: {whose}: {first.message}")
+    return lines
 
 
 def to_csv(answers: Sequence[Answer], *, bundle: Bundle, engine: EngineRecord) -> str:

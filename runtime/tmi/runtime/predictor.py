@@ -20,9 +20,6 @@ from typing import Self
 import numpy as np
 from jaxtyping import Float32
 from numpy.typing import NDArray
-from tmi.toolkit.prepare import PreparedCase, prepare_case
-from tmi.toolkit.scaling import RadiomicsScaler
-from tmi.toolkit.tokenizer import Encoded, Tokenizer
 
 from tmi.runtime.engine import Engine, open_engine
 from tmi.runtime.engine_choice import AUTO, EngineRecord, choose_engine, engine_record
@@ -34,6 +31,9 @@ from tmi.runtime.stopwatch import Stopwatch, waterfall
 from tmi.toolkit.bundle import Bundle, open_bundle
 from tmi.toolkit.case import Case, find_cases
 from tmi.toolkit.errors import DamagedError, InputRefusedError, UnavailableError, UsageError
+from tmi.toolkit.prepare import PreparedCase, prepare_case
+from tmi.toolkit.scaling import RadiomicsScaler
+from tmi.toolkit.tokenizer import Encoded, Tokenizer
 
 CaseLike = Case | Path | str
 
