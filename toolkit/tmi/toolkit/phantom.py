@@ -122,7 +122,7 @@ def sample_grid(rng: np.random.Generator, body: Body) -> Grid:
     pixel = math.ceil(20.0 * field_mm / n) / 20.0
     between = float(rng.choice([5.5, 6.0, 6.5, 7.0, 7.5]))
     return Grid(
-        shape_XYZ=(n, n, math.ceil(206.0 / between)),
+        shape_XYZ=(n, n, math.ceil(218.0 / between)),
         spacing_XYZ_mm=(pixel, pixel, between),
         noise_hu=float(rng.uniform(8.0, 15.0)),
         deposit_part=float(rng.uniform(0.015, 0.025)),
@@ -264,7 +264,7 @@ def _liver(
     x, y, z = world
     s = body.liver_scale * f.liver_shrink
     edge = inner_edge(body)
-    right = ellipsoid(x, y, z, (edge - 70 * s, 2, 12), (74 * s, 76 * s, 78 * s))
+    right = ellipsoid(x, y, z, (edge - 70 * s, 2, 8), (74 * s, 76 * s, 78 * s))
     left = ellipsoid(x, y, z, (16, 38, 38), (38 * s, 36 * s, 36 * s))
     surface = np.minimum(right, left) + f.nodule_mm * smooth_noise(grid, 7.5, rng)
     cut = z + 0.55 * x + 4.0  # the oblique lower edge, deepest on the right
