@@ -61,7 +61,7 @@ def audit_weights(
 
 
 def _wrong_tensors(
-    tensors: Mapping[str, NDArray[np.generic]], wanted: Mapping[str, NDArray[np.floating]]
+    tensors: Mapping[str, NDArray[np.floating]], wanted: Mapping[str, NDArray[np.floating]]
 ) -> Iterator[str]:
     for name, have in sorted(tensors.items()):
         if name in wanted:

@@ -26,6 +26,7 @@ from tmi.export.gates import (
     audit_stored_weights,
     judge_engines,
     require_all,
+    require_finite,
     write_file,
 )
 from tmi.export.reference import eager_reference, float32_noise
@@ -135,6 +136,7 @@ class _Export:
         models = FoldModels(self.run)
         self.progress(f"asking the eager model about {count} golden cases")
         reference = eager_reference(models, cut, golden)
+        require_finite(reference)
         noise = float32_noise(models, cut, golden, reference)
         save_arrays(reference.tensors(), self.stage / GOLDEN_FILE)
         manifest = self._manifest(cut, tuple(self._graphs(cut, models)))

@@ -36,7 +36,10 @@ def export(
     The graphs answer golden inputs and are compared with the eager models. When one gate fails, nothing is written, the
     exit code is 4, and a table says what differs.
 
-    Example: `tmi export ./runs/2026-01-31-tiny --engine onnx --engine torchscript --out ./bundle`
+    Examples:
+
+        tmi export
+        tmi export ./runs/2026-01-31-tiny --engine onnx --engine torchscript --out ./bundle
     """
     from tmi.export.exporters import require_exporter
     from tmi.toolkit.errors import ParityError

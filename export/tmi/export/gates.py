@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor, nn
 
 from tmi.export.audits import answer_depends, audit_epsilons, audit_signature, audit_weights
@@ -79,6 +80,20 @@ def audit_file(
         *(audit_weights(facts, spec, artefact, state, depends) for state in expected),
         audit_epsilons(facts, spec, artefact, epsilons),
     ]
+
+
+def require_finite(reference: Outputs) -> None:
+    """A model whose own eager answers are not numbers is not exported.
+
+    Raises:
+        ParityError: the training diverged.
+    """
+    broken = sorted(name for name, answer in reference.by_graph().items() if not np.isfinite(answer).all())
+    if broken:
+        raise ParityError(
+            f"the eager model itself gives outputs that are not finite ({', '.join(broken)}); no bundle was written",
+            fix="look at the run's history: its training diverged; train it again",
+        )
 
 
 def audit_fold_files(folder: Path, manifest: Manifest, run: RunFolder) -> GateRecord:

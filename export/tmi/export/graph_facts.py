@@ -25,7 +25,7 @@ class NormNode:
 class GraphFacts:
     """An exported file, read back from the disk."""
 
-    tensors: Mapping[str, NDArray[np.generic]]
+    tensors: Mapping[str, NDArray[np.floating]]
     """Floating-point tensors that the graph's nodes read, parameters and constants, by name."""
     norms: tuple[NormNode, ...]
     """Layer, batch, group and instance norms."""

@@ -42,7 +42,7 @@ def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
                 yield from _nodes(attribute.g)
 
 
-def _tensors(graph: GraphProto, nodes: list[NodeProto]) -> Iterator[tuple[str, NDArray[np.generic]]]:
+def _tensors(graph: GraphProto, nodes: list[NodeProto]) -> Iterator[tuple[str, NDArray[np.floating]]]:
     for tensor in graph.initializer:
         if tensor.data_type in FLOATS:
             yield tensor.name, numpy_helper.to_array(tensor)

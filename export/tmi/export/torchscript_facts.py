@@ -30,7 +30,7 @@ def read_facts(path: Path) -> GraphFacts:
         module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     graph = module.inlined_graph
     stored = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    tensors: dict[str, NDArray[np.generic]] = {}
+    tensors: dict[str, NDArray[np.floating]] = {}
     for node in _nodes(graph):
         if node.kind() == "prim::GetAttr":
             name = _path(node.output())

@@ -190,21 +190,27 @@ class _Check:
         self.margin = engine_spec(engine.name).max_abs_err
 
     def records(self) -> Iterator[GateRecord]:
-        """All gates; stops early only where nothing could be computed at all."""
+        """All gates; stops early only where nothing could be computed, or nothing finite."""
         try:
             whole = evaluate(self.engine, self.manifest, self.golden)
         except REFUSALS as error:
             yield self._refused("runs", PIPELINE, f"a batch of {self.golden.count}", error)
             return
+        finite = list(self._finite(whole))
+        yield from finite
+        if not all(record.passed for record in finite):
+            return  # no figure can be had from what is not a number
         yield from self._against_eager(whole)
         yield from self._fold_order(whole)
         yield from self._rows(whole)
         yield from self._lengths(whole)
 
-    def _against_eager(self, whole: Outputs) -> Iterator[GateRecord]:
+    def _finite(self, whole: Outputs) -> Iterator[GateRecord]:
         for graph, answer in whole.by_graph().items():
             bad = int(answer.size - np.isfinite(answer).sum())
             yield self._record("finite", graph, bad, 0, f"{bad} of {answer.size} outputs are not finite")
+
+    def _against_eager(self, whole: Outputs) -> Iterator[GateRecord]:
         for graph, reference in self.reference.features.items():
             error = relative_error(whole.features[graph], reference)
             yield self._record("features", graph, error, self.bounds.relative, "relative to eager float32")

@@ -1,0 +1,85 @@
+"""`tmi export` as people type it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from factories.tmi_command import tmi
+from tmi.toolkit.bundle import open_bundle
+
+
+def project(tmp_path: Path, run: Path, *names: str) -> Path:
+    """A project folder whose runs are copies of one; the hard links cost nothing."""
+    for name in names or ("2026-01-01-tiny",):
+        shutil.copytree(run, tmp_path / "runs" / name, copy_function=os.link)
+    return tmp_path
+
+
+def finished_at(run: Path, when: str) -> None:
+    state = json.loads((run / "run.json").read_text())
+    (run / "run.json").unlink()
+    (run / "run.json").write_text(json.dumps(state | {"finished_at": when, "name": run.name}))
+
+
+def test_bare_export_takes_the_newest_finished_run_and_says_what_it_assumed(nano_run, tmp_path):
+    folder = project(tmp_path, nano_run, "a", "b", "c")
+    finished_at(folder / "runs" / "a", "2026-01-01T00:00:00+00:00")
+    finished_at(folder / "runs" / "b", "2026-01-03T00:00:00+00:00")
+    finished_at(folder / "runs" / "c", "2026-01-02T00:00:00+00:00")
+    (folder / "tmi.toml").write_text('engine = "torchscript"\nbundle = "./out/b"\n')
+    outcome = tmi("export", cwd=folder)
+    assert outcome.code == 0, outcome.err
+    assert "engine torchscript (from tmi.toml)" in outcome.err
+    assert "run runs/b (the newest finished one)" in outcome.err
+    assert "bundle out/b (from tmi.toml)" in outcome.err
+    bundle = open_bundle(folder / "out" / "b")
+    assert bundle.manifest.run["name"] == "b"
+    assert bundle.has("torchscript")
+    assert not bundle.has("onnx")
+    assert "bundle out/b: 2 folds of a synthetic cohort, graphs ct-0, ct-1, text-0, text-1, fusion" in outcome.out
+    assert "torchscript  " in outcome.out
+    assert "gates held; logits differ from eager by" in outcome.out
+    assert f"manifest {bundle.digest[:16]}; predict with: tmi predict CASE --bundle out/b" in outcome.out
+
+
+def test_an_existing_bundle_is_replaced_with_force_alone(nano_run, nano_bundle, tmp_path):
+    folder = project(tmp_path, nano_run)
+    shutil.copytree(nano_bundle, folder / "bundle")
+    refused = tmi("export", "--engine", "torchscript", cwd=folder)
+    assert refused.code == 2
+    assert "error: bundle bundle exists\n  fix: name another with --out, or replace it with --force" in refused.err
+    assert open_bundle(folder / "bundle").has("onnx")
+    forced = tmi("export", "--engine", "torchscript", "--force", "--no-weights", cwd=folder)
+    assert forced.code == 0, forced.err
+    assert not open_bundle(folder / "bundle").has("onnx")
+    assert not open_bundle(folder / "bundle").has("weights")
+
+
+def test_without_a_finished_run_there_is_nothing_to_export(tmp_path):
+    outcome = tmi("export", cwd=tmp_path)
+    assert outcome.code == 2
+    assert "error: no finished run in runs\n  fix: train one with `tmi train`, or name a run folder" in outcome.err
+
+
+def test_an_unfinished_run_is_refused_with_how_to_finish_it(nano_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(nano_run, run)
+    state = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(state | {"status": "running"}))
+    outcome = tmi("export", run, "--out", tmp_path / "bundle")
+    assert outcome.code == 2
+    assert "is not finished" in outcome.err
+    assert "--resume" in outcome.err
+
+
+def test_a_damaged_run_exits_with_6(nano_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(nano_run, run)
+    (run / "fold0" / "scaler.json").write_text("{}")
+    outcome = tmi("export", run, "--out", tmp_path / "bundle")
+    assert outcome.code == 6
+    assert "fold0/scaler.json was changed after the training" in outcome.err
+    assert not (tmp_path / "bundle").exists()

@@ -1,0 +1,97 @@
+"""Golden inputs: the same bytes everywhere, and few cases that show much."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tmi.toolkit.config import ClinicalConfig, CtConfig
+from tmi.toolkit.golden import extreme_case, golden_count, join, make_golden, padded, trimmed
+from tmi.toolkit.presets import paper, tiny
+
+CONFIG = replace(
+    tiny(), ct=CtConfig(shape_DHW=(9, 12, 10), scale_to=(0.0, 255.0)), clinical=ClinicalConfig(max_length=60)
+)
+VOCABULARIES = {"text-0": 300, "text-1": 31}
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return make_golden(CONFIG, seed=11, count=5, folds=2, vocabularies=VOCABULARIES)
+
+
+def test_the_same_seed_gives_the_same_bytes_on_every_machine(golden):
+    assert golden.digests() == {
+        "ct": "cb8afe3deed54ee04ca77e0c51e51cb03be2aa194d9f68b48f177d4bd8941360",
+        "radiomics": "187f27a0d91d233440357e45047f65ddf673905f21bef0c6ac025b9fb70a45e7",
+        "text-0.input_ids": "e744ea812a1a9d0d38574d917813de9a14b2fae06255c69fb6d8846528c86508",
+        "text-0.attention_mask": "e94beb47ea4339691cce765338e5aada2ecb2c6693c909718d5025cedfba5941",
+        "text-1.input_ids": "a17b9d2308024afd7410b0e2defbc794f5173697de80dc5ad6c444cbf14955dd",
+        "text-1.attention_mask": "e94beb47ea4339691cce765338e5aada2ecb2c6693c909718d5025cedfba5941",
+    }
+
+
+def test_another_seed_gives_other_inputs(golden):
+    other = make_golden(CONFIG, seed=12, count=5, folds=2, vocabularies=VOCABULARIES)
+    assert not set(other.digests().values()) & {d for n, d in golden.digests().items() if "mask" not in n}
+
+
+def test_volumes_stay_in_the_scale_range_and_one_is_constant(golden):
+    ct = golden.ct_B1DHW
+    assert ct.shape == (5, 1, 9, 12, 10)
+    assert ct.dtype == np.float32
+    assert ct.min() >= 0
+    assert ct.max() <= 255
+    spread = ct.std(axis=(1, 2, 3, 4))
+    assert spread[1] == 0
+    assert (np.delete(spread, 1) > 20).all()
+
+
+def test_texts_have_several_lengths_stay_in_the_vocabulary_and_pad_with_zero(golden):
+    for name, size in VOCABULARIES.items():
+        text = golden.texts[name]
+        assert text.attention_mask_BT.sum(axis=1).tolist() == [20, 3, 60, 12, 10]
+        ids = text.input_ids_BT
+        assert ids.max() < size
+        assert ids.max() > 0.8 * size
+        assert (ids[text.attention_mask_BT == 1] > 0).all()
+        assert (ids[text.attention_mask_BT == 0] == 0).all()
+
+
+def test_radiomics_differ_between_folds_one_row_is_zero_and_one_at_the_ends(golden):
+    values = golden.radiomics_BFR
+    assert values.shape == (5, 2, 1781)
+    assert np.abs(values).max() <= 1
+    assert not values[1].any()
+    assert set(np.unique(values[2])) == {-1.0, 1.0}
+    assert (values[0, 0] != values[0, 1]).mean() > 0.9
+
+
+def test_trimming_and_padding_keep_the_tokens(golden):
+    short = trimmed(golden.rows([1]))
+    assert short.texts["text-0"].input_ids_BT.shape == (1, 3)
+    wide = padded(short, 60)
+    np.testing.assert_array_equal(wide.texts["text-0"].input_ids_BT, golden.texts["text-0"].input_ids_BT[1:2])
+    np.testing.assert_array_equal(wide.texts["text-0"].attention_mask_BT, golden.texts["text-0"].attention_mask_BT[1:2])
+
+
+def test_the_extreme_neighbour_is_far_outside_every_range(golden):
+    extreme = extreme_case(golden, CONFIG)
+    assert extreme.ct_B1DHW.max() == 255 * 65
+    assert extreme.ct_B1DHW.min() == -255 * 64
+    assert np.abs(extreme.radiomics_BFR).min() == 100
+    both = join(extreme, golden.rows([0]))
+    assert both.ct_B1DHW.shape == (2, 1, 9, 12, 10)
+
+
+def test_a_large_volume_gets_two_cases():
+    assert golden_count(paper()) == 2
+    assert golden_count(tiny()) == 4
+
+
+@pytest.mark.parametrize(("count", "folds"), [(1, 2), (2, 0)])
+def test_one_case_or_no_fold_is_no_golden_set(count, folds):
+    with pytest.raises(ValueError, match="golden inputs need 2 cases and 1 fold"):
+        make_golden(CONFIG, seed=0, count=count, folds=folds, vocabularies=VOCABULARIES)

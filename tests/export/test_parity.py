@@ -1,0 +1,179 @@
+"""The gates themselves, on an engine of numpy whose every fault is planted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from factories.numpy_engine import NumpyEngine, make_manifest
+from tmi.runtime.engine import Arrays
+from tmi.runtime.parity import BOUNDS, Outputs, check_engine, evaluate, relative_error
+from tmi.toolkit.config import ClinicalConfig
+from tmi.toolkit.config_io import to_json
+from tmi.toolkit.golden import GoldenInputs, make_golden
+from tmi.toolkit.manifest import GateRecord, Manifest
+
+Tamper = Callable[[str, Arrays, dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+class FaultyEngine(NumpyEngine):
+    """Answers as `NumpyEngine` does, then lets `tamper` have its way."""
+
+    name = "onnx"  # the gates look its declared error up
+
+    def __init__(self, tamper: Tamper = lambda graph, inputs, outputs: outputs) -> None:
+        super().__init__()
+        self.tamper = tamper
+
+    def run(self, graph: str, inputs: Arrays) -> dict[str, np.ndarray]:
+        return self.tamper(graph, inputs, super().run(graph, inputs))
+
+
+@pytest.fixture(scope="module")
+def manifest() -> Manifest:
+    plain = make_manifest([("ct-0", "text-0"), ("ct-1", "text-1")])
+    config = replace(plain.settings(), clinical=ClinicalConfig(max_length=24, vocab_size=64))
+    return replace(plain, config=to_json(config))
+
+
+@pytest.fixture(scope="module")
+def golden(manifest: Manifest) -> GoldenInputs:
+    return make_golden(manifest.settings(), seed=3, count=4, folds=2, vocabularies={"text-0": 9, "text-1": 12})
+
+
+@pytest.fixture(scope="module")
+def reference(manifest: Manifest, golden: GoldenInputs) -> Outputs:
+    return evaluate(NumpyEngine(), manifest, golden)
+
+
+@pytest.fixture
+def failed(manifest, golden, reference) -> Callable[[Tamper], dict[str, GateRecord]]:
+    def run(tamper: Tamper) -> dict[str, GateRecord]:
+        records = check_engine(FaultyEngine(tamper), manifest, golden, reference, artefact="onnx")
+        return {r.gate: r for r in records if not r.passed}
+
+    return run
+
+
+def test_an_honest_engine_holds_every_gate(manifest, golden, reference):
+    records = check_engine(FaultyEngine(), manifest, golden, reference, artefact="onnx")
+    assert all(r.passed for r in records)
+    assert {r.measured for r in records if r.gate == "features"} == {0.0}
+
+
+def test_a_logit_error_above_the_bound_is_refused_and_one_below_it_is_not(failed):
+    bound = BOUNDS["float32"].relative
+
+    def off_by(share: float) -> Tamper:
+        def tamper(graph, inputs, outputs):
+            return {k: v * np.float32(1 + share * bound) if graph == "fusion" else v for k, v in outputs.items()}
+
+        return tamper
+
+    assert "logits" in failed(off_by(1.5))
+    assert "logits" not in failed(off_by(0.5))
+
+
+def test_a_precision_of_ten_mantissa_bits_does_not_pass_for_float32(failed):
+    def tf32(graph, inputs, outputs):
+        kept = {k: (v.view(np.int32) & np.int32(-(1 << 13))).view(np.float32) for k, v in outputs.items()}
+        return kept if graph.startswith("ct") else outputs
+
+    assert "features" in failed(tf32)
+
+
+def test_a_weak_case_is_not_hidden_behind_a_strong_one():
+    reference = np.array([[100.0, 50.0], [0.1, 0.2]])
+    assert relative_error(reference + np.array([[0, 0], [0, 0.01]]), reference) == pytest.approx(0.01 / (100 / 16))
+    assert relative_error(reference + np.array([[0.01, 0], [0, 0]]), reference) == pytest.approx(1e-4)
+
+
+def test_an_answer_of_another_shape_or_not_finite_has_an_infinite_error():
+    assert relative_error(np.ones((2, 3)), np.ones((2, 2))) == float("inf")
+    assert relative_error(np.array([[np.nan]]), np.ones((1, 1))) == float("inf")
+
+
+def test_outputs_that_are_not_finite_are_counted(failed):
+    def overflow(graph, inputs, outputs):
+        return {
+            k: np.where(np.arange(v.shape[-1]) == 0, np.inf, v) if graph == "ct-1" else v for k, v in outputs.items()
+        }
+
+    records = failed(overflow)
+    assert records["finite"].measured is not None
+    assert "are not finite" in records["finite"].detail
+
+
+@pytest.mark.parametrize(("distance", "flips"), [(5e-5, 0), (5e-4, 1)])
+def test_a_decision_may_flip_only_within_the_margin_of_the_engines_declared_error(
+    distance, flips, manifest, golden, reference
+):
+    """Eager puts one case `distance` above the threshold and the engine puts it below."""
+    logits = np.zeros((4, 2, 2), np.float32)
+    logits[:, :, 1] = [[-1.0], [4 * distance], [1.0], [2.0]]
+
+    def lower(graph, inputs, outputs):
+        if graph != "fusion":
+            return outputs
+        below = logits.copy()
+        below[1, :, 1] = -1e-3
+        return {"logits": below[: len(inputs["radiomics"])]}
+
+    eager = replace(reference, logits_BFK=logits)
+    records = check_engine(FaultyEngine(lower), manifest, golden, eager, artefact="onnx")
+    (decisions,) = [r for r in records if r.gate == "decisions"]
+    assert decisions.measured == flips
+    assert decisions.passed == (flips == 0)
+
+
+def test_exchanged_folds_are_named(failed):
+    def exchange(graph, inputs, outputs):
+        return {k: v[:, ::-1].copy() for k, v in outputs.items()} if graph == "fusion" else outputs
+
+    record = failed(exchange)["fold-order"]
+    assert record.detail == "fold 0 answers like fold 1; fold 1 answers like fold 0"
+
+
+def test_a_row_that_takes_from_its_neighbours_is_caught_by_batch_of_1_and_by_extreme_neighbours(failed):
+    def leak(graph, inputs, outputs):
+        return {k: v - 0.01 * v.mean(axis=0, keepdims=True) if graph == "ct-0" else v for k, v in outputs.items()}
+
+    assert {"batch-of-1", "neighbours"} <= set(failed(leak))
+
+
+def test_a_row_whose_answer_depends_on_its_place_is_caught_by_the_permutation(failed):
+    def by_place(graph, inputs, outputs):
+        place = np.arange(next(iter(outputs.values())).shape[0], dtype=np.float32)
+        return {k: v + place[:, None] if graph == "text-0" else v for k, v in outputs.items()}
+
+    assert "permutation" in failed(by_place)
+
+
+def test_padding_that_counts_is_caught(failed):
+    def count_padding(graph, inputs, outputs):
+        extra = inputs["input_ids"].shape[1] if graph == "text-1" else 0
+        return {k: v + np.float32(extra) for k, v in outputs.items()}
+
+    assert "padding" in failed(count_padding)
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 4])
+def test_a_batch_that_the_engine_cannot_take_is_a_failed_gate_and_no_crash(fails_at, failed):
+    def refuse(graph, inputs, outputs):
+        if graph == "ct-0" and inputs["ct"].shape[0] == fails_at:
+            raise RuntimeError("Got invalid dimensions for input: ct\n index: 0 Got: 1 Expected: 4")
+        return outputs
+
+    records = failed(refuse)
+    gate = {1: "batch-of-1", 2: "neighbours", 4: "runs"}[fails_at]
+    assert "Got invalid dimensions for input: ct index: 0" in records[gate].detail
+    assert records[gate].measured is None
+
+
+def test_what_is_stored_of_the_reference_comes_back(reference):
+    back = Outputs.from_tensors(reference.tensors())
+    assert set(back.features) == {"ct-0", "ct-1", "text-0", "text-1"}
+    np.testing.assert_array_equal(back.logits_BFK, reference.logits_BFK)
