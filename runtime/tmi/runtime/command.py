@@ -44,7 +44,10 @@ def predict(
 
     A case that is refused stops no other; the exit code is then 3.
 
-    Example: `tmi predict case_a/ case_b/ --bundle ./bundle --json -o answers.json`
+    Examples:
+
+        tmi predict case_a/
+        tmi predict case_a/ case_b/ --bundle ./bundle --json -o answers.json
     """
     from tmi.runtime.prediction import Refusal
     from tmi.runtime.predictor import Predictor, resolve_cases

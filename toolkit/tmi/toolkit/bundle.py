@@ -83,9 +83,12 @@ def open_bundle(folder: Path) -> Bundle:
         raise DamagedError(f"bundle {folder}: {MANIFEST_FILE} was changed after the export", fix=again)
     try:
         manifest = manifest_from_json(json.loads(data))
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DamagedError(f"bundle {folder}: {MANIFEST_FILE} cannot be read", fix=again) from error
     _compare(folder, manifest.files, again)
+    unlisted = sorted(set(manifest.referenced()) - set(manifest.files))
+    if unlisted:
+        raise DamagedError(f"bundle {folder}: {unlisted[0]} is used but was never fingerprinted", fix="export it again")
     return Bundle(folder=folder, manifest=manifest, digest=digest)
 
 

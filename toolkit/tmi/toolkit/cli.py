@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tmi.toolkit.errors import ExitCode, TmiError
+from tmi.toolkit.errors import ExitCode, TmiError, UnavailableError
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,16 @@ class CommandSpec:
 
     target: str
     """`module:function`."""
+    extra: str | None = None
+    """Extra that installs what it needs beyond the base install."""
 
 
 COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
     {
-        "synth": CommandSpec("tmi.toolkit.command_synth:synth"),
+        "synth": CommandSpec("tmi.toolkit.command_synth:synth", extra="radiomics"),
         "check": CommandSpec("tmi.toolkit.command_check:check"),
-        "train": CommandSpec("tmi.training.command:train"),
-        "export": CommandSpec("tmi.export.command:export"),
+        "train": CommandSpec("tmi.training.command:train", extra="train"),
+        "export": CommandSpec("tmi.export.command:export", extra="export"),
         "predict": CommandSpec("tmi.runtime.command:predict"),
     }
 )
@@ -85,7 +87,7 @@ def root(
     """Liver prognosis from CT, radiomics and clinical report: train, export, predict. For research use only.
 
     Exit codes: 0 done; 1 unexpected error; 2 wrong usage; 3 some input was refused, the rest was done; 4 parity
-    failed; 5 engine or hardware not available; 6 bundle or run damaged, edited or not trusted.
+    failed; 5 engine or hardware not available; 6 bundle or run damaged, edited or not trusted; 130 stopped with Ctrl-C.
     """
 
 
@@ -94,23 +96,37 @@ def report(error: TmiError) -> None:
     typer.echo(f"error: {error}\n  fix: {error.fix}", err=True)
 
 
+def missing_package(error: ModuleNotFoundError, arguments: Sequence[str]) -> UnavailableError | None:
+    """What to install for the command among `arguments`; None where the missing module is our own."""
+    package = (error.name or "").partition(".")[0]
+    command = next((a for a in arguments if a in COMMANDS), None)
+    if not package or package == "tmi" or command is None:
+        return None
+    extra = COMMANDS[command].extra
+    return UnavailableError(
+        f"tmi {command} needs the package {package}, which is not installed",
+        fix=f"pip install 'tmi-clnet[{extra}]'" if extra else "install tmi-clnet again",
+    )
+
+
 def main() -> None:
     """Entry point of the `tmi` command."""
     debug = "--debug" in sys.argv[1:]
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
         app(args=arguments, prog_name="tmi")
-    except TmiError as error:
-        if debug:
-            traceback.print_exc()
-        report(error)
-        sys.exit(int(error.exit_code))
     except Exception as error:  # noqa: BLE001 - the last stop: an unexpected error must not show a bare traceback
         if debug:
             traceback.print_exc()
-        typer.echo(
-            f"error: unexpected {type(error).__name__}\n  fix: run the command again with --debug and report "
-            "what it prints",
-            err=True,
-        )
+        known = missing_package(error, arguments) if isinstance(error, ModuleNotFoundError) else error
+        if isinstance(known, TmiError):
+            report(known)
+            sys.exit(int(known.exit_code))
+        if isinstance(error, OSError) and error.strerror:
+            where = f" at {error.filename}" if error.filename else ""
+            what, fix = f"{error.strerror}{where}", "check the path, its permissions and the free space"
+        else:
+            what = f"unexpected {type(error).__name__}"
+            fix = "run the command again with --debug and report what it prints"
+        typer.echo(f"error: {what}\n  fix: {fix}", err=True)
         sys.exit(int(ExitCode.UNEXPECTED))

@@ -27,8 +27,8 @@ def check(
     Errors are what training and prediction refuse (exit code 3); warnings are what a user should look at.
 
     Examples:
-        tmi check cohort/
 
+        tmi check cohort/
         tmi check cohort/P001 cohort/P002 --json
     """
     from tmi.toolkit.check import check_cases

@@ -20,7 +20,10 @@ def synth(
     It serves for trying things out and for tests. No figure obtained on it says anything about patients. Its
     `truth.json` tells the best AUC that CT, radiomics and clinical record allow alone and together.
 
-    Example: `tmi synth ./cohort --cases 24 --seed 1`
+    Examples:
+
+        tmi synth ./cohort
+        tmi synth ./cohort --cases 24 --seed 1 --force
     """
     import json
 
@@ -31,7 +34,8 @@ def synth(
     from tmi.toolkit.synth import STATEMENT, TRUTH_FILE, make_cohort
 
     columns = (TextColumn("synthetic cases"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("cases", total=cases)
         cohort = make_cohort(
             out,

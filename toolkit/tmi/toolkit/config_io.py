@@ -6,6 +6,7 @@ Strict: an unknown key or a wrong type is an error, never ignored.
 from __future__ import annotations
 
 import json
+import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -38,6 +39,8 @@ def from_json(cls: type[T], data: Mapping[str, Any], *, where: str = "config") -
     Raises:
         UsageError: unknown or missing key, or a value of the wrong type; `where` is named in the text.
     """
+    if not isinstance(data, Mapping):
+        raise UsageError(f"{where}: {data!r} is no section", fix=f"give an object with keys of {cls.__name__}")
     hints = get_type_hints(cls)
     unknown = sorted(set(data) - set(hints))
     if unknown:
@@ -80,12 +83,19 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         if value is None:
             return None
     elif hint is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and _finite(value):
             return float(value)
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     expected = " or ".join(map(repr, get_args(hint))) if origin is Literal else getattr(hint, "__name__", str(hint))
     raise UsageError(f"{where}: {value!r} is not {expected}", fix=f"give {expected}")
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def override(config: Config, assignments: Sequence[str]) -> Config:
@@ -100,6 +110,8 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
         if not equals:
             raise UsageError(f"--set {assignment!r} has no '='", fix="write --set section.key=value")
         *path, last = key.strip().split(".")
+        if [*path, last] == ["preset"]:
+            raise UsageError("--set preset: a preset is no setting", fix="choose it with --preset")
         node = data
         for step in path:
             child = node.get(step)

@@ -18,8 +18,11 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file through a temporary neighbour and a rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -53,19 +56,44 @@ def require_absent(path: Path, *, force: bool, kind: str) -> None:
     """
     occupied = any(path.iterdir()) if path.is_dir() else path.exists()
     if occupied and not force:
-        raise UsageError(f"{kind} {path} exists", fix="name another with --out, or replace it with --force")
+        raise UsageError(f"{kind} {path} exists", fix="name another place, or replace it with --force")
 
 
 @contextmanager
 def staged_folder(target: Path) -> Iterator[Path]:
-    """A fresh folder beside `target` that replaces it when the block ends well and vanishes when it does not."""
-    stage = target.with_name(f".{target.name}.part")
-    shutil.rmtree(stage, ignore_errors=True)
+    """A fresh folder beside `target` that replaces it when the block ends well and vanishes when it does not.
+
+    What was at `target` is moved aside and removed last, so that a kill leaves the old folder or the new one under
+    its name, or, between two renames, the old one beside it, from where the next call takes it back.
+
+    Raises:
+        UsageError: `target` is the working directory or a folder above it.
+    """
+    place = target.resolve()
+    if place == Path.cwd() or place in Path.cwd().parents:
+        raise UsageError(f"{target} is the folder you are in, or one above it", fix="name a folder inside it")
+    target = place
+    stage, old = (target.with_name(f".{target.name}.{suffix}") for suffix in ("part", "old"))
+    if old.exists() and not target.exists():
+        os.replace(old, target)
+    _remove(old)
+    _remove(stage)
     stage.mkdir(parents=True)
     try:
         yield stage
         if target.exists():
-            shutil.rmtree(target)
+            os.replace(target, old)
         os.replace(stage, target)
+        _remove(old)
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        _remove(stage)
+
+
+def _remove(path: Path) -> None:
+    """A file or folder of our own, where there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -153,8 +153,22 @@ class Manifest:
     """Room for engines that add their own metadata."""
 
     def settings(self) -> Config:
-        """The config, typed and validated."""
-        return from_json(Config, self.config, where="manifest.config")
+        """The config, typed and validated.
+
+        Raises:
+            DamagedError: it is no config of this version.
+        """
+        try:
+            return from_json(Config, self.config, where="manifest.config")
+        except UsageError as error:
+            raise DamagedError(
+                f"bundle: {error.what}", fix="use the tmi version that made the bundle, or export it again"
+            ) from error
+
+    def referenced(self) -> tuple[str, ...]:
+        """Every file that a graph or a fold names."""
+        graphs = [name for g in self.graphs for name in (*g.artefacts.values(), g.tokenizer) if name is not None]
+        return tuple(sorted({*graphs, *(f.scaler for f in self.folds)}))
 
     def graph(self, name: str) -> GraphSpec:
         """The graph of that name.
@@ -179,7 +193,7 @@ def manifest_from_json(data: Mapping[str, Any]) -> Manifest:
     Raises:
         DamagedError: another schema, unknown or missing keys, wrong types.
     """
-    schema = data.get("schema")
+    schema = data.get("schema") if isinstance(data, Mapping) else None
     if schema != SCHEMA:
         raise DamagedError(
             f"bundle: manifest has schema {schema!r}, this version reads {SCHEMA!r}",

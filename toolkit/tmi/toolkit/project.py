@@ -64,7 +64,7 @@ def load_project(root: Path = Path()) -> Project:
         raise UsageError(f"{file}: {error}", fix='write it as TOML: name = "value"') from error
     known = {f.name for f in fields(Project)} - {"root", "from_file"}
     for name, value in data.items():
-        if name not in known or not isinstance(value, str):
+        if name not in known or not isinstance(value, str) or not value:
             raise UsageError(
                 f"{file}: {name} = {value!r} is not known here", fix=f"set strings for {', '.join(sorted(known))}"
             )
@@ -80,7 +80,13 @@ def default_bundle(project: Project) -> tuple[Path, str]:
 
 
 def new_run_folder(project: Project, name: str) -> Path:
-    """`runs/<date>-<name>`, with `-2`, `-3` ... appended where it exists already."""
+    """`runs/<date>-<name>`, with `-2`, `-3` ... appended where it exists already.
+
+    Raises:
+        UsageError: the name is empty or no plain name.
+    """
+    if not name or Path(name).name != name:
+        raise UsageError(f"run name {name!r} is no plain name", fix="give a name without slashes, or a folder as --out")
     stem = f"{datetime.date.today().isoformat()}-{name}"
     runs = project.path("runs")
     candidates = [runs / stem, *(runs / f"{stem}-{n}" for n in range(2, 1000))]

@@ -30,7 +30,7 @@ INTERRUPTED = 130
 
 def train(
     cohort: Annotated[Path | None, typer.Argument(help="Cohort folder; default: ./cohort or tmi.toml.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Run folder; default: ./runs/<date>-<name>.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder; default: `./runs/<date>-<name>`.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run; default: the preset.")] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="paper, released or tiny.")] = None,
     folds: Annotated[int | None, typer.Option("--folds", help="Folds of the cross-validation.")] = None,
@@ -47,10 +47,9 @@ def train(
     Ctrl-C leaves a run that --resume continues to the same result.
 
     Examples:
+
         tmi train
-
         tmi train cohort/ --out runs/first --preset tiny --folds 2
-
         tmi train cohort/ --out runs/first --preset tiny --folds 2 --resume
     """
     project = load_project()

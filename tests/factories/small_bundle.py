@@ -1,0 +1,64 @@
+"""A bundle of the right form with a few bytes in each file; opens, but computes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tmi.toolkit.bundle import fingerprint, write_manifest
+from tmi.toolkit.config_io import to_json
+from tmi.toolkit.manifest import FoldSpec, GateRecord, GraphSpec, Manifest, TensorSpec
+from tmi.toolkit.presets import tiny
+
+FILES = {
+    "graphs/ct-0.onnx": b"ct",
+    "graphs/text-0.onnx": b"text",
+    "graphs/fusion.onnx": b"fusion",
+    "tokenizers/text-0.json": b"{}",
+    "scalers/fold0.json": b"{}",
+    "golden.safetensors": b"golden",
+}
+
+
+def tensor(name: str, *shape: int | str) -> TensorSpec:
+    return TensorSpec(name=name, dtype="float32", shape=shape)
+
+
+def small_manifest() -> Manifest:
+    """A manifest of one fold; its fingerprints are filled in when it is written."""
+    ct = GraphSpec(
+        name="ct-0", role="ct", inputs=(tensor("ct", "B", 1, 24, 48, 48),), outputs=(tensor("ct_features", "B", 64),),
+        artefacts={"onnx": "graphs/ct-0.onnx"},
+    )  # fmt: skip
+    text = replace(
+        ct, name="text-0", role="text", artefacts={"onnx": "graphs/text-0.onnx"}, tokenizer="tokenizers/text-0.json"
+    )
+    fusion = replace(ct, name="fusion", role="fusion", artefacts={"onnx": "graphs/fusion.onnx"})
+    return Manifest(
+        preset="tiny",
+        config=to_json(tiny()),
+        graphs=(ct, text, fusion),
+        folds=(FoldSpec(fold=0, ct="ct-0", text="text-0", scaler="scalers/fold0.json"),),
+        files={},
+        golden={"seed": 0, "count": 3},
+        parity=(
+            GateRecord(
+                gate="logits", artefact="onnx", graph="ct-0", passed=True, measured=1e-6, bound=1e-4, detail="close"
+            ),
+        ),
+        versions={"tmi": "0.1.0"},
+        run={"name": "r"},
+        created="2026-01-31T00:00:00Z",
+    )
+
+
+def write_small_bundle(folder: Path, **changes: Any) -> Manifest:
+    """Write it; `changes` replace fields of the manifest before it is written."""
+    for name, data in FILES.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    manifest = replace(small_manifest(), **({"files": fingerprint(folder)} | changes))
+    write_manifest(folder, manifest)
+    return manifest

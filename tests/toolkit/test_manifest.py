@@ -1,0 +1,88 @@
+"""The manifest: one JSON form, read strictly."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from factories.small_bundle import small_manifest
+from tmi.toolkit.errors import DamagedError
+from tmi.toolkit.hashing import canonical_json
+from tmi.toolkit.manifest import FileSpec, manifest_from_json, manifest_to_json
+from tmi.toolkit.presets import tiny
+
+
+def data() -> dict[str, Any]:
+    filled = replace(small_manifest(), files={"graphs/ct-0.onnx": FileSpec(sha256="00", bytes=2)})
+    value: dict[str, Any] = json.loads(canonical_json(manifest_to_json(filled)))
+    return value
+
+
+def test_a_manifest_goes_through_json_and_back_without_a_change():
+    manifest = replace(small_manifest(), files={"a": FileSpec(sha256="00", bytes=2)}, synthetic=True, threshold=0.4)
+    assert manifest_from_json(json.loads(canonical_json(manifest_to_json(manifest)))) == manifest
+
+
+def test_the_config_in_it_is_the_runs_config_typed():
+    assert small_manifest().settings() == tiny()
+
+
+@pytest.mark.parametrize("schema", ["tmi-bundle/2", None, 1])
+def test_another_schema_is_refused(schema):
+    with pytest.raises(DamagedError, match=r"manifest has schema .*, this version reads 'tmi-bundle/1'") as error:
+        manifest_from_json(data() | {"schema": schema})
+    assert "use the tmi version that made the bundle" in error.value.fix
+
+
+@pytest.mark.parametrize("value", [[], "x", None])
+def test_what_is_no_object_is_refused(value):
+    with pytest.raises(DamagedError, match="manifest has schema None"):
+        manifest_from_json(value)
+
+
+def without(name: str) -> dict[str, Any]:
+    value = data()
+    del value[name]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (data() | {"colour": 1}, "manifest: unknown key 'colour'"),
+        (without("folds"), "folds"),
+        (data() | {"threshold": "half"}, "manifest.threshold: 'half' is not float"),
+        (data() | {"threshold": float("nan")}, "manifest.threshold: nan is not float"),
+        (data() | {"synthetic": 1}, "manifest.synthetic: 1 is not bool"),
+        (data() | {"files": {"a": {"sha256": "00"}}}, "manifest.files.a"),
+        (data() | {"files": {"a": {"sha256": "00", "bytes": 1, "mode": 7}}}, "unknown key 'mode'"),
+        (data() | {"graphs": [{"name": "ct-0"}]}, "manifest.graphs"),
+        (data() | {"graphs": [data()["graphs"][0] | {"role": "audio"}]}, "'audio' is not 'ct' or 'text' or 'fusion'"),
+    ],
+)
+def test_a_manifest_that_is_not_to_the_letter_is_damaged(value, told):
+    with pytest.raises(DamagedError) as error:
+        manifest_from_json(value)
+    assert str(error.value).startswith("bundle: ")
+    assert told in str(error.value)
+
+
+def test_a_config_of_another_version_is_damaged_and_no_wrong_usage():
+    odd = replace(small_manifest(), config=small_manifest().config | {"colour": 1})
+    with pytest.raises(DamagedError, match=r"bundle: manifest\.config: unknown key 'colour'"):
+        odd.settings()
+
+
+def test_a_graph_is_found_by_name_and_a_missing_one_is_damage():
+    assert small_manifest().graph("text-0").tokenizer == "tokenizers/text-0.json"
+    with pytest.raises(DamagedError, match="manifest names no graph 'ct-7'"):
+        small_manifest().graph("ct-7")
+
+
+def test_it_knows_every_file_that_it_uses():
+    assert small_manifest().referenced() == (
+        "graphs/ct-0.onnx", "graphs/fusion.onnx", "graphs/text-0.onnx", "scalers/fold0.json", "tokenizers/text-0.json"
+    )  # fmt: skip
