@@ -1,0 +1,108 @@
+"""The commands as people type them in a project folder: no paths given, what was assumed told, nothing overwritten."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from factories.cases import write_cohort
+from factories.tmi_command import Outcome, tmi
+
+MICRO = (
+    *("--folds", 2, "--epochs", 1),
+    *("--set", "ct.shape_DHW=[8,16,16]"),
+    *("--set", "network.ct_encoder.planes=[4,4,4,4]"),
+)
+"""What makes a bare `tmi train` a matter of seconds."""
+
+
+def digests(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    write_cohort(folder / "cohort", cases=8, shape_xyz=(20, 20, 20))
+    (folder / "tmi.toml").write_text('preset = "tiny"\n')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(project) -> Outcome:
+    return tmi("train", *MICRO, cwd=project)
+
+
+@pytest.fixture(scope="module")
+def exported(project, trained) -> Outcome:
+    return tmi("export", "--engine", "onnx", cwd=project)
+
+
+@pytest.fixture(scope="module")
+def predicted(project, exported) -> Outcome:
+    return tmi("predict", "cohort/C000/", cwd=project)
+
+
+def test_bare_train_takes_the_cohort_beside_it_and_names_the_run_by_date(project, trained):
+    assert trained.code == 0, trained.err
+    (run,) = (project / "runs").iterdir()
+    assert run.name.endswith("-tiny")
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    for assumed in ("cohort: cohort", f"run: runs/{run.name}", "preset: tiny"):
+        assert assumed in trained.err
+
+
+def test_bare_export_takes_the_newest_finished_run(project, exported):
+    assert exported.code == 0, exported.err
+    (run,) = (project / "runs").iterdir()
+    assert f"run runs/{run.name} (the newest finished one)" in exported.err
+    assert "bundle bundle (the default)" in exported.err
+    assert (project / "bundle" / "manifest.json").is_file()
+
+
+def test_predict_takes_the_bundle_beside_it(project, predicted):
+    assert predicted.code == 0, predicted.err
+    assert "bundle bundle (the default)" in predicted.err
+    assert "engine openvino (auto: the first that is installed and has graphs in the bundle)" in predicted.err
+    assert any("C000" in line for line in predicted.out.splitlines())
+
+
+def test_nothing_that_exists_is_overwritten_without_force(project, predicted):
+    before = digests(project)
+    (run,) = (project / "runs").iterdir()
+    again = {
+        "bundle bundle exists": tmi("export", "--engine", "onnx", cwd=project),
+        f"run runs/{run.name} exists": tmi("train", "--out", f"runs/{run.name}", *MICRO, cwd=project),
+        "prediction file tmi.toml exists": tmi("predict", "cohort/C000", "-o", "tmi.toml", cwd=project),
+    }
+    for told, outcome in again.items():
+        assert outcome.code == 2, outcome.err
+        assert f"error: {told}" in outcome.err
+        assert "--force" in outcome.err
+    assert digests(project) == before
+
+
+def test_the_projects_file_sets_other_defaults(project, predicted, tmp_path):
+    (tmp_path / "tmi.toml").write_text(f'bundle = "{project / "bundle"}"\n')
+    outcome = tmi("predict", project / "cohort" / "C001", "--json", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert f"bundle {project / 'bundle'} (from tmi.toml)" in outcome.err
+    (tmp_path / "tmi.toml").write_text('bundel = "x"\n')
+    outcome = tmi("predict", project / "cohort" / "C001", cwd=tmp_path)
+    assert outcome.code == 2
+    assert "bundel = 'x' is not known here" in outcome.err
+
+
+def test_predicting_the_held_out_cases_gives_the_folds_out_of_fold_answers(project, predicted):
+    """The served bundle says of each case what training wrote down for the fold that held it out."""
+    import csv
+
+    (run,) = (project / "runs").iterdir()
+    document = tmi("predict", "cohort", "--engine", "eager", "--json", cwd=project).document
+    served = {r["case_id"]: {f["fold"]: f["probability"]["bad"] for f in r["folds"]} for r in document["results"]}
+    for fold in (0, 1):
+        with (run / f"fold{fold}" / "predictions.csv").open(newline="") as stream:
+            for row in csv.DictReader(stream):
+                assert served[row["case_id"]][fold] == pytest.approx(float(row["probability"]), abs=1e-5)
