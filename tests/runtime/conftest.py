@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from factories.cases import write_case
 
+from factories.cases import write_case
 from tmi.runtime import Predictor
 
 

@@ -7,6 +7,7 @@ A case is a folder::
       liver.nii.gz      mask on the CT's grid (optional where radiomics.csv is there)
       radiomics.csv     a header of feature names and one row of values (optional where the mask is there)
       clinical.json     {"patient_id": ..., "values": {field: value}, "report": free text or null}
+      case.json         where it came from and what was repaired (optional; `tmi.toolkit.case_record`)
 
 A cohort is a folder of cases plus ``cohort.csv`` with the columns case_id, patient_id, label (good or bad).
 """
@@ -24,6 +25,7 @@ CT_FILE = "ct.nii.gz"
 MASK_FILE = "liver.nii.gz"
 RADIOMICS_FILE = "radiomics.csv"
 CLINICAL_FILE = "clinical.json"
+CASE_RECORD_FILE = "case.json"
 COHORT_FILE = "cohort.csv"
 COHORT_COLUMNS = ("case_id", "patient_id", "label")
 

@@ -23,6 +23,7 @@ class Check:
 CHECKS: Mapping[str, Check] = MappingProxyType(
     {
         "case-missing": Check("error", "the case folder is not there"),
+        "case-record": Check("error", "case.json is not of the form that imports and repairs write"),
         "ct-missing": Check("error", "no ct.nii.gz"),
         "ct-unreadable": Check("error", "the CT is truncated, damaged, no NIfTI, or claims an absurd size"),
         "ct-not-3d": Check("error", "the CT has more than three axes"),

@@ -89,9 +89,9 @@ def require_region(mask: Volume) -> None:
 
 def to_image(array_DHW: NDArray[np.generic], spacing_DHW_mm: tuple[float, float, float]) -> Any:
     """An array as a SimpleITK image of the same spacing; bool becomes uint8."""
-    import SimpleITK as sitk
+    import SimpleITK
 
-    image = sitk.GetImageFromArray(array_DHW.astype(np.uint8) if array_DHW.dtype == np.bool_ else array_DHW)
+    image = SimpleITK.GetImageFromArray(array_DHW.astype(np.uint8) if array_DHW.dtype == np.bool_ else array_DHW)
     image.SetSpacing([float(s) for s in spacing_DHW_mm[::-1]])
     return image
 

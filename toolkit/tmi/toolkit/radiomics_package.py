@@ -73,7 +73,7 @@ def is_pinned() -> bool:
 
 
 def plain_extractor() -> Any:
-    """pyradiomics' own extractor, with `SETTINGS`.
+    """An extractor of pyradiomics, with `SETTINGS`.
 
     Built call by call: handing it the dict makes it load a validator that uses a module loader which newer Pythons
     have dropped.
