@@ -15,7 +15,7 @@ TITLES = {
     "recall": "Recall",
     "f1": "F1",
     "roc_auc": "ROC AUC",
-    "balanced_accuracy": "Balanced ACC",
+    "balanced_accuracy": "Bal. ACC",
 }
 OPTIMISTIC = (
     "These figures are optimistic. The `released` protocol picks the best epoch on the very fold it reports, scales "
