@@ -227,7 +227,7 @@ class TrainConfig:
     seed: int = 42
     """Seed of the folds, the initial weights, the order of the cases and the dropout."""
     validation_fraction: float = 0.2
-    """Part of a fold's training patients that the epoch is picked on."""
+    """Part of a fold's training cases that the epoch is picked on: the nearest of a half, a third, a quarter, ..."""
     protocol: Literal["grouped", "released"] = "grouped"
     """`grouped`: stratified folds grouped by patient, epoch picked on the inner validation split. `released`:
     KFold(shuffle), epoch picked on the very fold it reports, hence optimistic."""
