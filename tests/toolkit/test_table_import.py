@@ -137,12 +137,13 @@ def test_a_missing_cell_of_the_trial_is_a_missing_value_and_no_other_is(imported
         ),
         (3, {"sex": "male", "age": 70.07, "total_bilirubin": 23.95, "albumin": 34.8, "cholesterol": 4.551}),
         (6, {"platelets": None, "total_bilirubin": 13.68, "albumin": 39.8, "triglycerides": 0.7113}),
-        (418, {"cholesterol": None, "alp": None, "ast": None, "triglycerides": None, "albumin": 34.4}),
+        (418, {"cholesterol": None, "alp": None, "ast": None, "triglycerides": None, "albumin": 32.9}),
     ],
 )  # fmt: skip
 def test_values_of_the_trial_are_in_the_schemas_units_by_hand(imported, patient, expected):
     record = read_clinical(open_case(imported["records"].out / f"pbc-{patient}"), load_schema())
-    assert {n: record.values[n] for n in expected} == pytest.approx(expected, rel=1e-3)
+    for name, value in expected.items():
+        assert record.values[name] == (pytest.approx(value, rel=1e-3) if isinstance(value, float) else value), name
     assert record.values["aetiology"] == "primary biliary cholangitis"
 
 
@@ -182,7 +183,7 @@ def test_a_row_that_cannot_be_used_is_told_by_number_and_case_without_its_values
     assert [n[2:] for n in lines(report)] == [("imported", None), ("refused", code)]
     said = report.told()[0]
     assert told in said
-    assert said.startswith("refused: row 3 ")
+    assert said.startswith("refused: row 3: " if code == "id" else "refused: row 3 (case K1): ")
     everything = "\n".join(report.told()) + (world.out / "import-report.json").read_text()
     for cell in ("abc", "3,5", "1e999", "<0.2", "a/b", "more,"):
         assert cell not in everything
@@ -280,17 +281,16 @@ def test_the_originals_are_not_changed_and_the_same_table_gives_the_same_cohort(
     text = "1,f,4,1,dead\n2,m,4.1,2,alive\n"
     world.run(text)
     before = files(world.out)
-    again = World(tmp_path / "again") if (tmp_path / "again").mkdir() is None else world
-    again.run(text)
-    assert files(again.out) == before
+    world.out = tmp_path / "again"
+    world.run(text)
+    assert files(world.out) == before
     assert (world.table.read_text(), world.mapping.read_text()) == (HEADER + text, MAPPING)
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
 def test_an_interrupted_import_is_no_cohort_and_goes_on_to_the_same_result(world, tmp_path, stop_after):
     text = "1,f,4,1,dead\n2,m,99,2,alive\n3,m,4.1,2,alive\n"
-    (tmp_path / "other").mkdir()
-    whole = World(tmp_path / "other")
+    whole = World(Path(shutil.copytree(tmp_path, tmp_path / "other")))
     whole.run(text)
 
     def stop(done: int, total: int) -> None:
@@ -370,7 +370,7 @@ def test_a_folder_that_is_no_import_is_neither_replaced_nor_gone_on_with(world, 
 @pytest.mark.parametrize("options", [{"force": True}, {"resume": True}, {}])
 def test_the_table_cannot_lie_in_the_folder_that_is_written(world, options):
     world.out = world.table.parent
-    with pytest.raises(UsageError, match="holds t.csv, which is only to be read"):
+    with pytest.raises(UsageError, match=r"holds t\.csv, which is only to be read"):
         world.run("1,f,4,1,dead\n", **options)
     assert world.table.is_file()
 

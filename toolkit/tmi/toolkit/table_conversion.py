@@ -21,8 +21,8 @@ from tmi.toolkit.table_mapping import Condition, DateSource, FieldSource, IdSour
 from tmi.toolkit.table_reading import Cell, Row, Table, cell_text
 
 NUMBER = {
-    ".": re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"),
-    ",": re.compile(r"[+-]?(\d+,?\d*|,\d+)([eE][+-]?\d+)?"),
+    ".": re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII),
+    ",": re.compile(r"[+-]?(\d+,?\d*|,\d+)([eE][+-]?\d+)?", re.ASCII),
 }
 """A number as text, by its decimal mark. Digits are never grouped: "1.234" may be either, so the mark must fit."""
 RESERVED = ("cohort.csv", "import-report.json", "import-report.csv")
