@@ -128,6 +128,7 @@ class _Export:
 
     def write(self) -> Manifest:
         """Every file of the bundle but the manifest, which is returned."""
+        clinical = self._clinical()
         self.progress("finding which folds share an encoder")
         cut = cut_run(self.run)
         vocabularies = {e.name: Tokenizer.load(e.tokenizer).vocab_size for e in cut.encoders if e.tokenizer}
@@ -142,7 +143,7 @@ class _Export:
         require_finite(reference)
         noise = float32_noise(models, cut, golden, reference)
         save_arrays(reference.tensors(), self.stage / GOLDEN_FILE)
-        manifest = self._manifest(cut, tuple(self._graphs(cut, models)))
+        manifest = self._manifest(cut, tuple(self._graphs(cut, models)), clinical)
         del models
         manifest = replace(
             manifest,
@@ -201,7 +202,7 @@ class _Export:
             )
         return replace(spec, artefacts=files)
 
-    def _manifest(self, cut: Cut, graphs: tuple[GraphSpec, ...]) -> Manifest:
+    def _manifest(self, cut: Cut, graphs: tuple[GraphSpec, ...], clinical: ClinicalSpec) -> Manifest:
         """The manifest without files, golden inputs and evidence."""
         state = self.run.state
         folds = tuple(
@@ -219,7 +220,7 @@ class _Export:
             config=to_json(self.config),
             graphs=graphs,
             folds=folds,
-            clinical=self._clinical(),
+            clinical=clinical,
             files={},
             golden={},
             parity=(),
