@@ -8,7 +8,7 @@ import numpy as np
 
 from tmi.runtime.engine import Arrays
 from tmi.toolkit.config_io import to_json
-from tmi.toolkit.manifest import FoldSpec, GraphSpec, Manifest, TensorSpec
+from tmi.toolkit.manifest import ClinicalSpec, FoldSpec, GraphSpec, Manifest, TensorSpec
 from tmi.toolkit.presets import tiny
 
 C = 3
@@ -59,6 +59,7 @@ def make_manifest(folds: Sequence[tuple[str, str]]) -> Manifest:
         config=to_json(config),
         graphs=(*ct, *text, fusion),
         folds=tuple(FoldSpec(fold=i, ct=c, text=t, scaler=f"scalers/fold{i}.json") for i, (c, t) in enumerate(folds)),
+        clinical=ClinicalSpec(schema="clinical_schema.json", rendering="values", rendering_version=1),
         files={},
         golden={},
         parity=(),

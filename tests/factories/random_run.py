@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.clinical_schema import Schema, load_schema
 from tmi.toolkit.config import N_RADIOMICS, Config
 from tmi.toolkit.files import write_json, write_text
 from tmi.toolkit.hashing import sha256_json
@@ -39,6 +39,7 @@ def write_random_run(
     shared_text: bool = False,
     shared_ct: bool = False,
     vocab: Path | None = None,
+    schema: Schema | None = None,
 ) -> Path:
     """Write the run and return its folder.
 
@@ -50,12 +51,14 @@ def write_random_run(
         shared_text: give every fold the text encoder and tokenizer of the first, as a frozen encoder would.
         shared_ct: likewise the CT encoder.
         vocab: a BERT vocab.txt for the tokenizers; None trains one a fold.
+        schema: clinical schema of the run; None: the packaged one.
     """
     ids = [f"P{n:03d}" for n in range(folds * CASES_A_FOLD)]
     run = RunFolder.create(
         folder,
         name=folder.name,
         config=config,
+        schema=schema or load_schema(),
         folds=[_split(ids, fold, folds) for fold in range(folds)],
         cohort={"cases": len(ids), "fingerprint": sha256_json(ids), "synthetic": True},
         versions={"torch": torch.__version__},

@@ -8,7 +8,7 @@ from typing import Any
 
 from tmi.toolkit.bundle import fingerprint, write_manifest
 from tmi.toolkit.config_io import to_json
-from tmi.toolkit.manifest import FoldSpec, GateRecord, GraphSpec, Manifest, TensorSpec
+from tmi.toolkit.manifest import ClinicalSpec, FoldSpec, GateRecord, GraphSpec, Manifest, TensorSpec
 from tmi.toolkit.presets import tiny
 
 FILES = {
@@ -17,6 +17,7 @@ FILES = {
     "graphs/fusion.onnx": b"fusion",
     "tokenizers/text-0.json": b"{}",
     "scalers/fold0.json": b"{}",
+    "clinical_schema.json": b"{}",
     "golden.safetensors": b"golden",
 }
 
@@ -40,6 +41,7 @@ def small_manifest() -> Manifest:
         config=to_json(tiny()),
         graphs=(ct, text, fusion),
         folds=(FoldSpec(fold=0, ct="ct-0", text="text-0", scaler="scalers/fold0.json"),),
+        clinical=ClinicalSpec(schema="clinical_schema.json", rendering="values", rendering_version=1),
         files={},
         golden={"seed": 0, "count": 3},
         parity=(

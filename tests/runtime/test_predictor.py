@@ -76,9 +76,9 @@ def test_cases_are_read_batch_by_batch(predictor, good_cases, monkeypatch):
     read: list[str] = []
     original = predictor_module.prepare_case
 
-    def counting(case, config):
+    def counting(case, *settings, **options):
         read.append(case.case_id)
-        return original(case, config)
+        return original(case, *settings, **options)
 
     monkeypatch.setattr(predictor_module, "prepare_case", counting)
     answers = predictor.stream(good_cases, batch=2)
@@ -186,10 +186,10 @@ def test_an_answer_that_is_no_number_is_refused_and_not_told(predictor, good_cas
 def test_a_case_that_needs_what_is_not_installed_is_refused_alone(predictor, good_cases, monkeypatch):
     original = predictor_module.prepare_case
 
-    def no_extraction(case, config):
+    def no_extraction(case, *settings, **options):
         if case.case_id == good_cases[0].name:
             raise UnavailableError("extraction needs pyradiomics", fix="pip install 'tmi-clnet[radiomics]'")
-        return original(case, config)
+        return original(case, *settings, **options)
 
     monkeypatch.setattr(predictor_module, "prepare_case", no_extraction)
     first, second = predictor.predict(good_cases[:2], batch=2)

@@ -33,6 +33,8 @@ from tmi.export.reference import eager_reference, float32_noise
 from tmi.runtime.engine import installed
 from tmi.runtime.parity import Outputs
 from tmi.toolkit.bundle import Bundle, fingerprint, open_bundle, write_manifest
+from tmi.toolkit.clinical_schema import SCHEMA_FILE
+from tmi.toolkit.clinical_text import require_rendering
 from tmi.toolkit.config import Config
 from tmi.toolkit.config_io import to_json
 from tmi.toolkit.errors import DamagedError, UsageError
@@ -42,6 +44,7 @@ from tmi.toolkit.manifest import (
     FUSION,
     GOLDEN_FILE,
     MANIFEST_FILE,
+    ClinicalSpec,
     FoldSpec,
     GateRecord,
     GraphSpec,
@@ -125,6 +128,7 @@ class _Export:
 
     def write(self) -> Manifest:
         """Every file of the bundle but the manifest, which is returned."""
+        clinical = self._clinical()
         self.progress("finding which folds share an encoder")
         cut = cut_run(self.run)
         vocabularies = {e.name: Tokenizer.load(e.tokenizer).vocab_size for e in cut.encoders if e.tokenizer}
@@ -139,7 +143,7 @@ class _Export:
         require_finite(reference)
         noise = float32_noise(models, cut, golden, reference)
         save_arrays(reference.tensors(), self.stage / GOLDEN_FILE)
-        manifest = self._manifest(cut, tuple(self._graphs(cut, models)))
+        manifest = self._manifest(cut, tuple(self._graphs(cut, models)), clinical)
         del models
         manifest = replace(
             manifest,
@@ -198,7 +202,7 @@ class _Export:
             )
         return replace(spec, artefacts=files)
 
-    def _manifest(self, cut: Cut, graphs: tuple[GraphSpec, ...]) -> Manifest:
+    def _manifest(self, cut: Cut, graphs: tuple[GraphSpec, ...], clinical: ClinicalSpec) -> Manifest:
         """The manifest without files, golden inputs and evidence."""
         state = self.run.state
         folds = tuple(
@@ -216,6 +220,7 @@ class _Export:
             config=to_json(self.config),
             graphs=graphs,
             folds=folds,
+            clinical=clinical,
             files={},
             golden={},
             parity=(),
@@ -225,6 +230,15 @@ class _Export:
             synthetic=bool(state["cohort"].get("synthetic", False)),
             extra={"engines_not_judged": dict.fromkeys(engines, "not installed at the export")},
         )
+
+    def _clinical(self) -> ClinicalSpec:
+        """The schema and the rendering that the run was trained with."""
+        rendering, version = self.config.clinical.rendering, self.run.rendering_version
+        if version is None:
+            raise DamagedError(f"run {self.run.path}: run.json names no rendering_version", fix="train the run again")
+        require_rendering(rendering, version, kind="run")
+        schema = self._copy(self.run.path / SCHEMA_FILE, SCHEMA_FILE)
+        return ClinicalSpec(schema=schema, rendering=rendering, rendering_version=version)
 
     def _path(self, name: str) -> Path:
         path = self.stage / name

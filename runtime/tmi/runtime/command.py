@@ -33,6 +33,9 @@ def predict(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the engine. Default: all cores.", show_default=False)
     ] = None,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Keep prepared images, for predicting the same cases again.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document (tmi-prediction/1).")] = False,
     out: Annotated[
         Path | None,
@@ -51,6 +54,7 @@ def predict(
     """
     from tmi.runtime.prediction import Refusal
     from tmi.runtime.predictor import Predictor, resolve_cases
+    from tmi.toolkit.prepared_cache import PreparedCache
     from tmi.toolkit.project import default_bundle, load_project
 
     if out is not None:
@@ -59,10 +63,13 @@ def predict(
         bundle, reason = default_bundle(load_project())
         typer.echo(f"bundle {bundle} ({reason})", err=True)
     found = resolve_cases(cases, mask_label=mask_label)
-    with Predictor.open(bundle, engine=engine, threads=threads) as predictor:
+    kept = PreparedCache() if cache else None
+    with Predictor.open(bundle, engine=engine, threads=threads, cache=kept) as predictor:
         record = predictor.engine_record
         typer.echo(f"engine {record.name} ({record.reason})", err=True)
         answers = list(_with_progress(predictor, found, batch=batch))
+        if kept is not None:
+            typer.echo(kept.told(), err=True)
         _deliver(predictor, answers, batch=batch, as_json=as_json, out=out)
     if any(isinstance(a, Refusal) for a in answers):
         raise typer.Exit(int(ExitCode.REFUSED))

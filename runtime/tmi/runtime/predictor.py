@@ -30,8 +30,11 @@ from tmi.runtime.prediction import STAGES, Answer, FoldAnswer, Notice, Predictio
 from tmi.runtime.stopwatch import Stopwatch, waterfall
 from tmi.toolkit.bundle import Bundle, open_bundle
 from tmi.toolkit.case import Case, find_cases
+from tmi.toolkit.clinical_schema import SCHEMA_FILE, stored_schema
+from tmi.toolkit.clinical_text import require_rendering
 from tmi.toolkit.errors import DamagedError, InputRefusedError, UnavailableError, UsageError
 from tmi.toolkit.prepare import PreparedCase, prepare_case
+from tmi.toolkit.prepared_cache import PreparedCache
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.tokenizer import Encoded, Tokenizer
 
@@ -53,13 +56,25 @@ class _Ready:
 class Predictor:
     """An opened bundle on an opened engine. Use as a context manager, or call `close`."""
 
-    def __init__(self, bundle: Bundle, engine: Engine, record: EngineRecord) -> None:
-        """Take a bundle and an engine that has it open; `Predictor.open` makes both."""
+    def __init__(
+        self, bundle: Bundle, engine: Engine, record: EngineRecord, *, cache: PreparedCache | None = None
+    ) -> None:
+        """Take a bundle and an engine that has it open; `Predictor.open` makes both.
+
+        Raises:
+            DamagedError: the bundle's clinical text is not that of this version.
+        """
         self.bundle = bundle
         self.engine_record = record
         self._engine = engine
         self._manifest = bundle.manifest
         self._config = bundle.manifest.settings()
+        self._cache = cache
+        clinical = self._manifest.clinical
+        if (clinical.schema, clinical.rendering) != (SCHEMA_FILE, self._config.clinical.rendering):
+            raise DamagedError("bundle: its config and its clinical text disagree", fix="export the bundle again")
+        require_rendering(clinical.rendering, clinical.rendering_version, kind="bundle")
+        self._schema = stored_schema(bundle.folder, kind="bundle")
         self._scalers = [RadiomicsScaler.load(bundle.folder / fold.scaler) for fold in self._manifest.folds]
         self._tokenizer_of = _tokenizer_files(bundle)
         self._tokenizers = {
@@ -67,13 +82,21 @@ class Predictor:
         }
 
     @classmethod
-    def open(cls, bundle: Path | str, *, engine: str = AUTO, threads: int | None = None) -> Self:
+    def open(
+        cls,
+        bundle: Path | str,
+        *,
+        engine: str = AUTO,
+        threads: int | None = None,
+        cache: PreparedCache | None = None,
+    ) -> Self:
         """Open a bundle, after comparing every byte of it with its manifest.
 
         Args:
             bundle: a bundle's folder.
             engine: `auto` or a name in `tmi.runtime.engine.ENGINES`; what was taken is in `engine_record`.
             threads: threads of the engine; None takes all cores.
+            cache: keeps what is made from the images of a case for the next time; None keeps nothing.
 
         Raises:
             UsageError: no such bundle or engine.
@@ -85,7 +108,7 @@ class Predictor:
         running = open_engine(name, opened, threads=threads)
         try:
             record = engine_record(name, asked=engine, reason=reason, threads=threads or available_cores())
-            return cls(opened, running, record)
+            return cls(opened, running, record, cache=cache)
         except BaseException:
             running.close()
             raise
@@ -141,7 +164,7 @@ class Predictor:
         """Read, check and prepare one case, or say why not."""
         watch = Stopwatch()
         try:
-            prepared = prepare_case(case, self._config)
+            prepared = prepare_case(case, self._config, self._schema, cache=self._cache)
         except InputRefusedError as error:
             return Refusal(case_id=case.case_id, code=error.code, what=error.what, fix=error.fix)
         except UnavailableError as error:

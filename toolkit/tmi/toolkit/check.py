@@ -9,7 +9,7 @@ from typing import Any
 from tmi.toolkit.case import CT_FILE, MASK_FILE, RADIOMICS_FILE, Case
 from tmi.toolkit.check_table import CHECKS, Severity
 from tmi.toolkit.clinical import read_clinical
-from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.clinical_schema import Schema, load_schema
 from tmi.toolkit.content_checks import check_ct, check_mask
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.hashing import sha256_file
@@ -33,17 +33,19 @@ class Finding:
     """How to mend it."""
 
 
-def check_case(case: Case) -> list[Finding]:
-    """Everything found in one case; empty when it is good."""
-    return list(_findings(case))
+def check_case(case: Case, *, schema: Schema | None = None) -> list[Finding]:
+    """Everything found in one case; empty when it is good. Without a schema the packaged one holds."""
+    return list(_findings(case, schema or load_schema()))
 
 
-def check_cases(cases: list[Case], *, progress: Callable[[Case], None] | None = None) -> list[Finding]:
-    """Findings of every case, then those that only show when cases are compared."""
+def check_cases(
+    cases: list[Case], *, schema: Schema | None = None, progress: Callable[[Case], None] | None = None
+) -> list[Finding]:
+    """Findings of every case, then those that only show when cases are compared; `schema` as in `check_case`."""
     findings: list[Finding] = []
     first: dict[str, str] = {}
     for case in cases:
-        findings.extend(_findings(case))
+        findings.extend(_findings(case, schema or load_schema()))
         if case.ct.is_file():
             digest = sha256_file(case.ct)
             if digest in first:
@@ -61,7 +63,7 @@ def check_cases(cases: list[Case], *, progress: Callable[[Case], None] | None = 
     return findings
 
 
-def _findings(case: Case) -> Iterator[Finding]:
+def _findings(case: Case, schema: Schema) -> Iterator[Finding]:
     if not case.folder.is_dir():
         yield _finding(
             case.case_id,
@@ -89,7 +91,7 @@ def _findings(case: Case) -> Iterator[Finding]:
         )
     if case.radiomics.is_file():
         yield from _attempt(lambda: read_table(case.radiomics, case_id=case.case_id))[1]
-    yield from _attempt(lambda: read_clinical(case, load_schema()))[1]
+    yield from _attempt(lambda: read_clinical(case, schema))[1]
 
 
 def _attempt(read: Callable[[], Any]) -> tuple[Any, list[Finding]]:

@@ -79,7 +79,7 @@ def read_clinical(case: Case, schema: Schema) -> ClinicalRecord:
         )
     return ClinicalRecord(
         patient_id=patient_id,
-        values=_read_values(case, data["values"], schema),
+        values=read_values(case, data["values"], schema),
         report=data.get("report"),
         blood_date=data.get("blood_date"),
     )
@@ -96,7 +96,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return data
 
 
-def _read_values(case: Case, given: Mapping[str, Any], schema: Schema) -> dict[str, Value]:
+def read_values(case: Case, given: Mapping[str, Any], schema: Schema) -> dict[str, Value]:
+    """Every field of the schema in the schema's unit, None where missing; `case` is named in errors.
+
+    Raises:
+        InputRefusedError: clinical-unknown-field, clinical-type, clinical-unit, clinical-range.
+    """
     fields = schema.by_name
     unknown = sorted(set(given) - set(fields))
     if unknown:

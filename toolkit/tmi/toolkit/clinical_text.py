@@ -13,7 +13,8 @@ from types import MappingProxyType
 from typing import Literal
 
 from tmi.toolkit.clinical import ClinicalRecord, Value
-from tmi.toolkit.clinical_schema import Field, Schema
+from tmi.toolkit.clinical_schema import ANY_SEX, Field, Schema
+from tmi.toolkit.errors import DamagedError
 
 Rendering = Literal["values", "flags", "pairs"]
 RENDERING_VERSIONS: Mapping[str, int] = MappingProxyType({"values": 1, "flags": 1, "pairs": 1})
@@ -39,6 +40,26 @@ def render(record: ClinicalRecord, schema: Schema, rendering: Rendering) -> str:
     return " ".join(sentences)
 
 
+def require_rendering(rendering: str, version: int | None, *, kind: str) -> None:
+    """Refuse text that would differ from what the models were trained on.
+
+    Args:
+        rendering: name of the rendering.
+        version: its version when the models were trained.
+        kind: `run` or `bundle`, for the error text.
+
+    Raises:
+        DamagedError: this version of the package renders otherwise, as for any form of file that it does not know.
+    """
+    here = RENDERING_VERSIONS.get(rendering)
+    if here is None or here != version:
+        raise DamagedError(
+            f"{kind}: its models were trained on clinical text {rendering!r} version {version}; "
+            f"this tmi writes version {here}",
+            fix=f"use the tmi version that made the {kind}, or train again with this one",
+        )
+
+
 def _value(value: Value) -> str:
     if value is None:
         return "missing"
@@ -52,7 +73,7 @@ def _flag(field: Field, value: Value, sex: Value) -> str:
     if not isinstance(value, float):
         return ""
     ranges = field.reference
-    bounds = ranges.get(sex) if isinstance(sex, str) else None
+    bounds = ranges.get(sex, ranges.get(ANY_SEX)) if isinstance(sex, str) else ranges.get(ANY_SEX)
     if bounds is None and len(set(ranges.values())) == 1:
         bounds = next(iter(ranges.values()))  # the same for both sexes
     if bounds is None:

@@ -20,6 +20,10 @@ SCHEMA = "tmi-check/1"
 def check(
     paths: Annotated[list[Path], typer.Argument(help="Case folders or cohort folders.")],
     mask_label: Annotated[int | None, typer.Option("--mask-label", help="Label of the liver in the masks.")] = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option("--schema", help="Clinical schema. Default: tmi.toml's, else the liver's.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
     """Say for each case what is wrong with it and how to mend it. Changes nothing.
@@ -32,9 +36,11 @@ def check(
         tmi check cohort/P001 cohort/P002 --json
     """
     from tmi.toolkit.check import check_cases
+    from tmi.toolkit.clinical_schema import load_schema
+    from tmi.toolkit.project import load_project
 
     cases = find_cases(paths, mask_label=mask_label)
-    findings = check_cases(cases)
+    findings = check_cases(cases, schema=load_schema(schema or load_project().schema_file))
     errors = {f.case_id for f in findings if f.severity == "error"}
     if as_json:
         typer.echo(

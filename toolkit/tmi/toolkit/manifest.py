@@ -9,6 +9,7 @@ A bundle is a folder::
     weights/<graph>.safetensors
     tokenizers/<name>.json
     scalers/fold<k>.json
+    clinical_schema.json    which clinical fields there are, in which units
     golden.safetensors      eager float32 outputs on the golden inputs
 
 Graphs: one `ct-<n>` and one `text-<n>` for each distinct encoder, and one `fusion` that holds radiomics encoder,
@@ -116,6 +117,18 @@ class GateRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClinicalSpec:
+    """How clinical records become the text that the models were trained on."""
+
+    schema: str
+    """File of the clinical schema, relative to the bundle."""
+    rendering: str
+    """Name of the rendering."""
+    rendering_version: int
+    """Its version at the training; another one here is refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Everything the runtime needs to know, and the evidence that it may be believed."""
 
@@ -127,6 +140,8 @@ class Manifest:
     """All graphs."""
     folds: tuple[FoldSpec, ...]
     """All folds, in the order of the fusion graph's fold axis."""
+    clinical: ClinicalSpec
+    """Clinical schema and rendering."""
     files: dict[str, FileSpec]
     """Every file of the bundle except the manifest and its digest."""
     golden: dict[str, Any]
@@ -168,7 +183,7 @@ class Manifest:
     def referenced(self) -> tuple[str, ...]:
         """Every file that a graph or a fold names."""
         graphs = [name for g in self.graphs for name in (*g.artefacts.values(), g.tokenizer) if name is not None]
-        return tuple(sorted({*graphs, *(f.scaler for f in self.folds)}))
+        return tuple(sorted({*graphs, *(f.scaler for f in self.folds), self.clinical.schema}))
 
     def graph(self, name: str) -> GraphSpec:
         """The graph of that name.

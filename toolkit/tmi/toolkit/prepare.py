@@ -15,12 +15,13 @@ from jaxtyping import Float
 
 from tmi.toolkit.case import MASK_FILE, RADIOMICS_FILE, Case, open_case
 from tmi.toolkit.clinical import read_clinical
-from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.clinical_text import render
 from tmi.toolkit.config import Config
 from tmi.toolkit.content_checks import check_ct, check_mask, refuse_on_error
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.intensity import prepare_ct
+from tmi.toolkit.prepared_cache import PreparedCache, PreparedImages
 from tmi.toolkit.radiomics_table import read_table
 from tmi.toolkit.volume import Volume, read_ct, read_mask
 
@@ -45,17 +46,22 @@ class PreparedCase:
     """Time spent, by stage: `read`, `preprocess`, `radiomics`."""
 
 
-def prepare_case(case: Case, config: Config) -> PreparedCase:
+def prepare_case(case: Case, config: Config, schema: Schema, *, cache: PreparedCache | None = None) -> PreparedCase:
     """Read, check and prepare one case.
 
     Radiomics come from radiomics.csv where it is there, else from the liver mask. A mask that is there is checked in
     either case: one that does not fit its CT is a sign of mixed-up files.
 
+    Args:
+        case: the case.
+        config: the settings of the run or bundle.
+        schema: its clinical schema.
+        cache: where the images' part is looked for and stored; answer, warnings and refusals are the same without.
+
     Raises:
         InputRefusedError: a file is missing, unreadable or implausible; the case is named.
         UnavailableError: radiomics must be extracted and pyradiomics is not installed.
     """
-    schema = load_schema()
     start = perf_counter()
     open_case(case.folder)  # a folder that is not there is told as such, not as its first missing file
     record = read_clinical(case, schema)
@@ -67,6 +73,30 @@ def prepare_case(case: Case, config: Config) -> PreparedCase:
             case_id=case.case_id,
             fix=f"give {RADIOMICS_FILE}, or a liver mask from which the features are extracted",
         )
+    seconds = {"read": 0.0, "preprocess": 0.0, "radiomics": 0.0}
+
+    def make() -> PreparedImages:
+        return _images(case, config, extract=given is None, seconds=seconds)
+
+    images = make() if cache is None else cache.images(case, config.ct, extract=given is None, make=make)
+    text = render(record, schema, config.clinical.rendering)
+    radiomics_F = images.radiomics_F if given is None else given
+    assert radiomics_F is not None  # extracted where none was given
+    # what is neither preprocessing nor extraction was reading, a look into the cache included
+    seconds["read"] = perf_counter() - start - seconds["preprocess"] - seconds["radiomics"]
+    return PreparedCase(
+        case_id=case.case_id,
+        patient_id=case.patient_id or record.patient_id,
+        ct_1DHW=images.ct_1DHW,
+        radiomics_F=radiomics_F,
+        text=text,
+        warnings=images.warnings + (("radiomics were extracted from the liver mask",) if given is None else ()),
+        seconds=seconds,
+    )
+
+
+def _images(case: Case, config: Config, *, extract: bool, seconds: dict[str, float]) -> PreparedImages:
+    """What depends on CT and mask alone, and may therefore be cached by their content."""
     ct = read_ct(case)
     warnings = refuse_on_error(check_ct(ct), case.case_id)
     mask = read_mask(case, ct) if case.mask.is_file() else None
@@ -74,21 +104,13 @@ def prepare_case(case: Case, config: Config) -> PreparedCase:
         warnings += refuse_on_error(check_mask(ct, mask), case.case_id)
     read = perf_counter()
     ct_1DHW = prepare_ct(ct, config.ct)
-    text = render(record, schema, config.clinical.rendering)
     prepared = perf_counter()
-    if given is None:
-        assert mask is not None  # one of the two was found above
-        given = _extract(case, ct, mask)
-        warnings += ("radiomics were extracted from the liver mask",)
-    return PreparedCase(
-        case_id=case.case_id,
-        patient_id=case.patient_id or record.patient_id,
-        ct_1DHW=ct_1DHW,
-        radiomics_F=given,
-        text=text,
-        warnings=warnings,
-        seconds={"read": read - start, "preprocess": prepared - read, "radiomics": perf_counter() - prepared},
-    )
+    radiomics_F = None
+    if extract:
+        assert mask is not None  # the caller has seen that it is there
+        radiomics_F = _extract(case, ct, mask)
+    seconds.update(preprocess=prepared - read, radiomics=perf_counter() - prepared)
+    return PreparedImages(ct_1DHW=ct_1DHW, warnings=warnings, radiomics_F=radiomics_F)
 
 
 def _extract(case: Case, ct: Volume, mask: Volume) -> Float[np.ndarray, "1781"]:

@@ -7,6 +7,7 @@
     bundle = "./bundle"
     preset = "paper"
     engine = "onnx"          # what `tmi export` writes
+    schema = "./pbc.json"    # clinical schema of `tmi check` and `tmi train`; else the packaged one of the liver
 """
 
 from __future__ import annotations
@@ -40,12 +41,22 @@ class Project:
     """Preset of `tmi train`."""
     engine: str = "onnx"
     """What `tmi export` writes."""
+    schema: str | None = None
+    """Clinical schema of `tmi check` and `tmi train`; None: the packaged one."""
     from_file: frozenset[str] = field(default_factory=frozenset)
     """Names of the settings that `tmi.toml` gave."""
 
     def path(self, name: str) -> Path:
         """A path setting, relative to the project folder unless absolute; printed as the user would type it."""
-        value = Path(getattr(self, name))
+        return self._placed(getattr(self, name))
+
+    @property
+    def schema_file(self) -> Path | None:
+        """The clinical schema's file, where one is set."""
+        return None if self.schema is None else self._placed(self.schema)
+
+    def _placed(self, setting: str) -> Path:
+        value = Path(setting)
         return value if value.is_absolute() or self.root == Path() else self.root / value
 
 

@@ -4,6 +4,7 @@ A run is a folder::
 
     run.json            schema, name, status, times, versions, cohort fingerprint; at the end the digest of every file
     config.json         the whole config
+    clinical_schema.json    the clinical schema the texts were written by
     folds.json          which case is where in which fold
     summary.json/.md    mean and standard deviation over the folds
     fold<k>/
@@ -24,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tmi.toolkit.clinical_schema import Schema, store_schema, stored_schema
+from tmi.toolkit.clinical_text import RENDERING_VERSIONS
 from tmi.toolkit.config import Config
 from tmi.toolkit.config_io import from_json, to_json
 from tmi.toolkit.errors import DamagedError, TmiError, UsageError
@@ -117,6 +120,8 @@ class RunFolder:
     """Its whole config."""
     folds: tuple[FoldSplit, ...]
     """Its folds."""
+    schema: Schema
+    """Its clinical schema."""
 
     @classmethod
     def create(
@@ -125,6 +130,7 @@ class RunFolder:
         *,
         name: str,
         config: Config,
+        schema: Schema,
         folds: Sequence[FoldSplit],
         cohort: Mapping[str, Any],
         versions: Mapping[str, str],
@@ -137,6 +143,7 @@ class RunFolder:
         if path.is_dir() and any(path.iterdir()):
             raise UsageError(f"run {path} exists", fix="name another with --out, resume it with --resume, or --force")
         write_json(path / CONFIG_FILE, to_json(config))
+        store_schema(path, schema)
         write_json(path / FOLDS_FILE, {"folds": [to_json(f) for f in folds]})
         write_json(
             path / RUN_FILE,
@@ -147,9 +154,10 @@ class RunFolder:
                 "started_at": _now(),
                 "versions": dict(versions),
                 "cohort": dict(cohort),
+                "rendering_version": RENDERING_VERSIONS[config.clinical.rendering],
             },
         )
-        return cls(path=path, config=config, folds=tuple(folds))
+        return cls(path=path, config=config, folds=tuple(folds), schema=schema)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -173,13 +181,19 @@ class RunFolder:
         except (UsageError, KeyError, TypeError) as error:
             what = error.what if isinstance(error, TmiError) else f"{FOLDS_FILE} is malformed"
             raise DamagedError(f"run {path}: {what}", fix="train the run again") from error
-        return cls(path=path, config=config, folds=folds)
+        return cls(path=path, config=config, folds=folds, schema=stored_schema(path, kind="run"))
 
     @property
     def state(self) -> dict[str, Any]:
         """What run.json says now."""
         state: dict[str, Any] = read_json(self.path / RUN_FILE, kind="run")
         return state
+
+    @property
+    def rendering_version(self) -> int | None:
+        """Version of the rendering that wrote the texts; None where run.json names none."""
+        version = self.state.get("rendering_version")
+        return version if isinstance(version, int) else None
 
     @property
     def finished(self) -> bool:

@@ -14,10 +14,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from tmi.toolkit.case import COHORT_FILE, Case, Cohort
+from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.config import N_RADIOMICS, Config
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.hashing import sha256_file, sha256_json
 from tmi.toolkit.prepare import prepare_case
+from tmi.toolkit.prepared_cache import PreparedCache
 
 IN_MEMORY_BYTES = 2 * 2**30
 """Cohorts whose CTs take more than this are mapped from a file."""
@@ -47,9 +49,24 @@ class CohortArrays:
 
 
 def prepare_cohort(
-    cohort: Cohort, config: Config, *, store: Path, progress: Callable[[Case], None] | None = None
+    cohort: Cohort,
+    config: Config,
+    schema: Schema,
+    *,
+    store: Path,
+    cache: PreparedCache | None = None,
+    progress: Callable[[Case], None] | None = None,
 ) -> CohortArrays:
-    """Prepare every case; `store` is the file the CTs are mapped from where they do not fit in memory."""
+    """Prepare every case.
+
+    Args:
+        cohort: the cases.
+        config: settings of the run.
+        schema: clinical schema of the run.
+        store: file the CTs are mapped from where they do not fit in memory.
+        cache: of prepared images; None prepares every case anew.
+        progress: called after each case.
+    """
     shape = (len(cohort.cases), 1, *config.ct.shape_DHW)
     if int(np.prod(shape, dtype=np.int64)) * 4 <= IN_MEMORY_BYTES:
         ct = np.zeros(shape, dtype=np.float32)
@@ -62,7 +79,7 @@ def prepare_cohort(
     refused: list[InputRefusedError] = []
     for case in cohort.cases:
         try:
-            prepared = prepare_case(case, config)
+            prepared = prepare_case(case, config, schema, cache=cache)
         except InputRefusedError as error:
             refused.append(error)
         else:

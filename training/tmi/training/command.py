@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tmi.toolkit.case import Case, open_cohort
+from tmi.toolkit.clinical_schema import Schema, load_schema
 from tmi.toolkit.config import Config
 from tmi.toolkit.config_io import override
 from tmi.toolkit.errors import ExitCode, InputRefusedError, UsageError
@@ -37,8 +38,12 @@ def train(
     epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs a fold.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")] = None,
     vocab: Annotated[Path | None, typer.Option("--vocab", help="BERT vocab.txt, or a tokenizer.json.")] = None,
+    schema: Annotated[
+        Path | None, typer.Option("--schema", help="Clinical schema; default: tmi.toml's, else the liver's.")
+    ] = None,
     mask_label: Annotated[int | None, typer.Option("--mask-label", help="Label of the liver in the masks.")] = None,
     accelerator: Annotated[str, typer.Option("--accelerator", help="cpu, gpu or auto.")] = "auto",
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Prepare every case anew, and keep nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a run that is there.")] = False,
 ) -> None:
@@ -58,6 +63,7 @@ def train(
     config = _configure(chosen, folds, epochs, settings or [])
     if vocab is None:
         config = _with_own_vocabulary(config)
+    fields = load_schema(schema or project.schema_file)
     target = _target(project, out, name or chosen, resume=resume)
     for value, given, what in ((folder, cohort, "cohort"), (target, out, "run"), (chosen, preset, "preset")):
         if given is None:
@@ -72,7 +78,7 @@ def train(
         if target.exists():
             _replace(target)
     typer.echo("no pre-trained weights given: every encoder starts from random weights", err=True)
-    _run(data, config, target, vocab=vocab, accelerator=accelerator, resume=resume, name=name)
+    _run(data, config, target, fields, vocab, accelerator=accelerator, resume=resume, name=name, cached=not no_cache)
 
 
 def _configure(chosen: str, folds: int | None, epochs: int | None, settings: list[str]) -> Config:
@@ -116,17 +122,28 @@ def _replace(target: Path) -> None:
 
 
 def _run(
-    data: Any, config: Config, target: Path, *, vocab: Path | None, accelerator: str, resume: bool, name: str | None
+    data: Any,
+    config: Config,
+    target: Path,
+    schema: Schema,
+    vocab: Path | None,
+    *,
+    accelerator: str,
+    resume: bool,
+    name: str | None,
+    cached: bool,
 ) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from tmi.toolkit.prepared_cache import PreparedCache
     from tmi.training.accelerator import choose
     from tmi.training.cross_validation import cross_validate
     from tmi.training.vocabulary import read_vocabulary
 
     tokenizer = None if vocab is None else read_vocabulary(vocab)
     device = choose(accelerator)
+    cache = PreparedCache() if cached else None
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -140,15 +157,19 @@ def _run(
                 data,
                 config,
                 target,
+                schema=schema,
                 tokenizer=tokenizer,
                 accelerator=device,
                 watcher=_Bars(progress),
                 resume=resume,
                 name=name,
+                cache=cache,
             )
     except KeyboardInterrupt:
         typer.echo(f"interrupted; continue with the same command and --out {target} --resume", err=True)
         raise typer.Exit(INTERRUPTED) from None
+    if cache is not None:
+        typer.echo(cache.told(), err=True)
     _show(outcome)
     if outcome.refused:
         raise typer.Exit(int(ExitCode.REFUSED))

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tmi.toolkit.case import Case, Cohort
+from tmi.toolkit.clinical_schema import Schema
+from tmi.toolkit.clinical_text import require_rendering
 from tmi.toolkit.config import Config
 from tmi.toolkit.config_io import to_json
 from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.prepared_cache import PreparedCache
 from tmi.toolkit.run_folder import FoldSplit, RunFolder
 from tmi.toolkit.synth import is_synthetic
 from tmi.toolkit.tokenizer import Tokenizer
@@ -53,13 +56,17 @@ def cross_validate(
     config: Config,
     out: Path,
     *,
+    schema: Schema,
     tokenizer: Tokenizer | None,
     accelerator: str,
     watcher: Watcher,
     resume: bool = False,
     name: str | None = None,
+    cache: PreparedCache | None = None,
 ) -> Outcome:
     """Train a run in `out`; with `resume`, continue the one that is there to the same result.
+
+    `cache` keeps prepared images from one run to the next; the run is the same without.
 
     Raises:
         UsageError: too few cases; a tokenizer is needed and not given; the run to resume was started otherwise.
@@ -70,13 +77,14 @@ def cross_validate(
     scratch = out.with_name(f".{out.name}.prepared")
     print_of_cohort = fingerprint(cohort)
     if resume:
-        run = _resumable(out, config, print_of_cohort)
+        run = _resumable(out, config, schema, print_of_cohort)
     try:
-        arrays = prepare_cohort(cohort, config, store=scratch / "ct.npy", progress=watcher.preparing(len(cohort.cases)))
+        progress = watcher.preparing(len(cohort.cases))
+        arrays = prepare_cohort(cohort, config, schema, store=scratch / "ct.npy", cache=cache, progress=progress)
         for error in arrays.refused:
             watcher.refused(error)
         if not resume:
-            run = _start(out, config, cohort, arrays, print_of_cohort, name)
+            run = _start(out, config, schema, cohort, arrays, print_of_cohort, name)
         elif _listed(run.folds) != {c.case_id for c in arrays.cases}:
             raise UsageError(f"run {out} was started with other cases", fix="train a new run")
         for split in run.folds:
@@ -106,7 +114,13 @@ def _train(
 
 
 def _start(
-    out: Path, config: Config, cohort: Cohort, arrays: CohortArrays, print_of_cohort: str, name: str | None
+    out: Path,
+    config: Config,
+    schema: Schema,
+    cohort: Cohort,
+    arrays: CohortArrays,
+    print_of_cohort: str,
+    name: str | None,
 ) -> RunFolder:
     folds = make_folds(arrays.cases, config.train)
     about = {
@@ -119,14 +133,21 @@ def _start(
         out,
         name=name or out.resolve().name,
         config=config,
+        schema=schema,
         folds=folds,
         cohort=about,
         versions={package: version(package) for package in VERSIONED},
     )
 
 
-def _resumable(out: Path, config: Config, print_of_cohort: str) -> RunFolder:
+def _resumable(out: Path, config: Config, schema: Schema, print_of_cohort: str) -> RunFolder:
     run = RunFolder.open(out)
+    require_rendering(run.config.clinical.rendering, run.rendering_version, kind=f"run {out}")
+    if run.schema != schema:
+        raise UsageError(
+            f"run {out} was started with another clinical schema",
+            fix="resume it with the --schema it was started with, or train a new run",
+        )
     if run.config != config:
         before, now = to_json(run.config), to_json(config)
         section = next(k for k in before if before[k] != now[k])

@@ -1,0 +1,181 @@
+"""Tables as spreadsheets write them, and the ways in which a lenient reader shifts or loses values."""
+
+from __future__ import annotations
+
+import random
+import time
+import zipfile
+from datetime import date, datetime
+from pathlib import Path
+
+import openpyxl
+import pytest
+
+from tmi.toolkit.errors import TmiError, UsageError
+from tmi.toolkit.table_import import import_table
+from tmi.toolkit.table_mapping import TableSpec
+from tmi.toolkit.table_reading import cell_text, read_cells
+
+MAPPING = (
+    "schema: tmi-mapping/1\ncase_id: {column: id}\n"
+    "fields: {albumin: {column: alb, unit: g/L}, sex: {column: sex, values: {f: female, m: male}}}\n"
+)
+WANTED = ("id", "alb", "sex")
+
+
+def write_book(path: Path, rows: list[tuple[object, ...]], *, more_sheets: int = 0) -> Path:
+    book = openpyxl.Workbook()
+    assert book.active is not None
+    for row in rows:
+        book.active.append(row)
+    for _ in range(more_sheets):
+        book.create_sheet()
+    book.save(path)
+    return path
+
+
+def texts(path: Path, spec: TableSpec | None = None) -> list[list[str]]:
+    table = read_cells(path, spec or TableSpec(), wanted=WANTED)
+    return [list(table.columns), *([cell_text(c) for c in row.cells] for row in table.rows)]
+
+
+EXPECTED = [["id", "alb", "sex"], ["1", "38.5", "f"], ["2", "", "m"]]
+
+
+@pytest.mark.parametrize(
+    ("data", "spec"),
+    [
+        (b"id,alb,sex\n1,38.5,f\n2,,m\n", {}),
+        (b"\xef\xbb\xbfid,alb,sex\r\n1,38.5,f\r\n2,,m\r\n", {}),
+        (b"id;alb;sex\n1;38.5;f\n2;;m\n", {}),
+        (b"id\talb\tsex\n1\t38.5\tf\n2\t\tm\n", {}),
+        (b'"id","alb","sex"\n"1","38.5","f"\n"2","","m"\n\n,,\n', {}),
+        (b" id , alb,sex \n 1, 38.5 ,f\n2,,m", {}),
+        ("id;alb;sex\n1;38.5;f\n2;;m\n".encode("utf-16"), {}),
+        (b"id|alb|sex\n1|38.5|f\n2||m\n", {"delimiter": "|"}),
+    ],
+    ids=["plain", "byte order mark", "semicolon", "tab", "quoted, empty rows", "spaces", "UTF-16", "named"],
+)
+def test_dialects_of_csv_are_read_alike(tmp_path, data, spec):
+    (tmp_path / "t.csv").write_bytes(data)
+    assert texts(tmp_path / "t.csv", TableSpec(**spec)) == EXPECTED
+
+
+def test_a_workbook_is_read_like_the_csv(tmp_path):
+    path = write_book(tmp_path / "t.xlsx", [("id", "alb", "sex", None), (1, 38.5, "f"), ("2", None, "m"), (None,)])
+    assert texts(path) == EXPECTED
+
+
+def test_what_a_workbook_holds_besides_text_becomes_text_of_one_form(tmp_path):
+    row = (1, datetime(2021, 1, 5, 7, 30), True)
+    path = write_book(tmp_path / "t.xlsx", [WANTED, row, (2.0, date(2021, 1, 6), 0.5)])
+    assert texts(path)[1:] == [["1", "2021-01-05", "TRUE"], ["2", "2021-01-06", "0.5"]]
+
+
+def test_an_encoding_is_never_guessed(tmp_path):
+    data = "id,alb,sex,Größe\n1,38.5,f,klein\n".encode("cp1252")
+    (tmp_path / "t.csv").write_bytes(data)
+    with pytest.raises(UsageError, match="is not text in utf-8") as error:
+        texts(tmp_path / "t.csv")
+    assert "cp1252" in error.value.fix
+    assert texts(tmp_path / "t.csv", TableSpec(encoding="cp1252"))[0][-1] == "Größe"
+
+
+@pytest.mark.parametrize(
+    ("decimal", "cell", "albumin"),
+    [(".", "38.5", 38.5), (",", "38,5", 38.5), (".", "38,5", None), (",", "38.5", None), (",", "1.038,5", None),
+     (".", "38.5*", None), (".", "0x26", None), (".", "3_8", None), (".", "٣٨", None), (".", "3.85e1", 38.5)],
+)  # fmt: skip
+def test_a_decimal_mark_that_does_not_fit_is_refused_and_not_misread(tmp_path, decimal, cell, albumin):
+    (tmp_path / "t.csv").write_text(f"id;alb;sex\n1;{cell};f\n", encoding="utf-8")
+    (tmp_path / "m.yaml").write_text(MAPPING + f"table: {{decimal: '{decimal}'}}\n")
+    (line,) = import_table(tmp_path / "t.csv", tmp_path / "m.yaml", tmp_path / "out").lines
+    assert (line.outcome, line.code) == (("imported", None) if albumin else ("refused", "number"))
+    if albumin:
+        assert f'"albumin": {albumin}' in (tmp_path / "out" / "1" / "clinical.json").read_text()
+
+
+def test_a_formula_without_a_stored_value_is_no_missing_value(tmp_path):
+    path = write_book(
+        tmp_path / "t.xlsx", [(*WANTED, "note"), (1, "=19*2", "f", None), (2, 38, "m", "=1+1"), (3, "#N/A", "m", None)]
+    )
+    (tmp_path / "m.yaml").write_text(MAPPING)
+    lines = import_table(path, tmp_path / "m.yaml", tmp_path / "out").lines
+    assert [(n.outcome, n.code) for n in lines] == [("refused", "row"), ("imported", None), ("refused", "number")]
+    assert lines[0].why == "a formula's value is not stored in the workbook"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("t.csv", b"", "has no column 'id'"),
+        ("t.csv", b"id,alb,sex\n", "has no row below its header"),
+        ("t.csv", b"id,alb,sex\n,,\n", "has no row below its header"),
+        ("t.csv", b"id,alb\n1,2\n", "has no column 'sex'"),
+        ("t.csv", b"id,alb,sex,alb\n1,2,f,3\n", "has the column 'alb' twice"),
+        ("t.csv", b'id,alb,sex\n1,"38.5"x,f\n', "is no CSV"),
+        ("t.csv", b"id,alb,sex\n1," + b"9" * 200_000 + b",f\n", "is no CSV"),
+        ("t.xlsx", b"id,alb,sex\n1,2,f\n", "is no Excel workbook"),
+        ("t.xlsx", b"", "is no Excel workbook"),
+    ],
+)
+def test_a_table_that_cannot_be_believed_is_told(tmp_path, name, data, told):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UsageError, match=told) as error:
+        texts(tmp_path / name)
+    assert error.value.fix
+
+
+def test_a_sheet_is_named_where_there_are_several(tmp_path):
+    path = write_book(tmp_path / "t.xlsx", [WANTED, (1, 38.5, "f"), (2, None, "m")], more_sheets=1)
+    with pytest.raises(UsageError, match="has 2 sheets") as error:
+        texts(path)
+    assert "Sheet, Sheet1" in error.value.fix
+    with pytest.raises(UsageError, match="no sheet 'Blood'"):
+        texts(path, TableSpec(sheet="Blood"))
+    assert texts(path, TableSpec(sheet="Sheet")) == EXPECTED
+
+
+def test_a_workbook_that_unpacks_to_a_mountain_is_refused_before_it_does(tmp_path, monkeypatch):
+    path = write_book(tmp_path / "t.xlsx", [WANTED, (1, 38.5, "f")])
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as parts:
+        parts.writestr("xl/more.xml", b" " * 2_000_000)
+    monkeypatch.setattr("tmi.toolkit.table_reading.MAX_BYTES", 1_000_000)
+    with pytest.raises(UsageError, match="unpacks to more than"):
+        texts(path)
+
+
+def test_a_table_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(UsageError, match="is not there"):
+        texts(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("kind", ["csv", "xlsx", "yaml"])
+def test_damaged_tables_and_mappings_end_in_a_typed_error_or_in_rows_refused(tmp_path, kind):
+    rows: list[tuple[object, ...]] = [WANTED, *((n, 30 + n / 7, "fm"[n % 2]) for n in range(12))]
+    good = {
+        "csv": "\n".join(",".join(map(str, row)) for row in rows).encode(),
+        "xlsx": write_book(tmp_path / "good.xlsx", rows).read_bytes(),
+        "yaml": MAPPING.encode(),
+    }
+    random_ = random.Random(11)
+    for trial in range(60):
+        data = bytearray(good[kind])
+        if trial % 3 == 0:
+            data = data[: random_.randrange(len(data))]
+        else:
+            for _ in range(random_.choice((1, 3, 12))):
+                data[random_.randrange(len(data))] = random_.randrange(256)
+        folder = tmp_path / str(trial)
+        folder.mkdir()
+        table, mapping = folder / f"t.{'xlsx' if kind == 'xlsx' else 'csv'}", folder / "m.yaml"
+        table.write_bytes(good["csv"] if kind == "yaml" else data)
+        mapping.write_bytes(data if kind == "yaml" else good["yaml"])
+        start = time.monotonic()
+        try:
+            report = import_table(table, mapping, folder / "out")
+        except TmiError:
+            assert not (folder / "out").exists()
+        else:
+            assert sum(report.counts.values()) == len(report.lines)
+        assert time.monotonic() - start < 10

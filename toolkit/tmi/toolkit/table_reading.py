@@ -1,0 +1,224 @@
+"""Reading a hospital's table: CSV in its dialects, or a sheet of an Excel workbook. The file is never written to.
+
+A cell is text, stripped, or a number where a workbook holds a number; a workbook's date becomes ISO text, its boolean
+`TRUE` or `FALSE`. Rows are numbered as a spreadsheet shows them: the header is row 1. Rows without any text are passed
+over. What would shift or lose values silently is told: a row with another number of cells than the header, and a
+formula whose value the workbook does not hold.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import datetime
+import io
+import math
+import warnings
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tmi.toolkit.errors import UnavailableError, UsageError
+from tmi.toolkit.table_mapping import TableSpec
+
+Cell = str | float
+MAX_BYTES = 256 * 2**20
+"""A larger table, unpacked, is refused: a cohort's is a few megabytes."""
+DELIMITERS = (",", ";", "\t", "|")
+WORKBOOKS = (".xlsx", ".xlsm")
+BROKEN = (OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, SyntaxError)
+"""What a damaged workbook raises in the packages that unpack it; their XML errors are SyntaxErrors."""
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of values."""
+
+    number: int
+    """As a spreadsheet shows it; the header is row 1."""
+    cells: tuple[Cell, ...]
+    """Cells in the order of the header."""
+    fault: str | None = None
+    """Why the row as a whole cannot be believed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A header and its rows."""
+
+    columns: tuple[str, ...]
+    """Names in order."""
+    rows: tuple[Row, ...]
+    """Rows in order."""
+
+
+def cell_text(cell: Cell) -> str:
+    """The cell as text: a whole number without decimals, so that 1 in a workbook and "1" in a CSV are the same."""
+    if isinstance(cell, str):
+        return cell.strip()
+    return str(int(cell)) if math.isfinite(cell) and cell == int(cell) else repr(cell)
+
+
+def read_cells(path: Path, spec: TableSpec, *, wanted: Collection[str]) -> Table:
+    """The table.
+
+    Args:
+        path: `.csv`, `.tsv` or `.txt`, or `.xlsx` or `.xlsm`.
+        spec: how it is read.
+        wanted: columns that must be there, each once.
+
+    Raises:
+        UsageError: it cannot be read, or lacks a column.
+        UnavailableError: a workbook, and openpyxl is not installed.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UsageError(f"table {path} is not there", fix="give a CSV or Excel file") from error
+    if size > MAX_BYTES:
+        raise UsageError(f"table {path} is larger than {MAX_BYTES >> 20} MiB", fix="split it, or leave columns out")
+    workbook = path.suffix.lower() in WORKBOOKS
+    lines = _workbook_rows(path, spec) if workbook else _csv_rows(path, spec, wanted)
+    columns = tuple(cell_text(c) for c in lines[0]) if lines else ()
+    while columns and not columns[-1]:
+        columns = columns[:-1]
+    _require_columns(path, columns, wanted)
+    rows = []
+    for number, cells in enumerate(lines[1:], start=2):
+        if any(cell_text(c) for c in cells):
+            rows.append(_row(number, cells, columns, wanted, padded=workbook))
+    if not rows:
+        raise UsageError(f"table {path} has no row below its header", fix="give a table with a row a case")
+    return Table(columns=columns, rows=tuple(rows))
+
+
+def _row(number: int, cells: list[Cell], columns: tuple[str, ...], wanted: Collection[str], *, padded: bool) -> Row:
+    """A row of the header's width; a workbook leaves out empty cells at the end, a CSV file does not."""
+    width = len(columns)
+    while len(cells) > width and not cell_text(cells[-1]):
+        cells = cells[:-1]
+    if padded and len(cells) < width:
+        cells = [*cells, *[""] * (width - len(cells))]
+    fault = None
+    if len(cells) != width:
+        fault = f"the row has {len(cells)} cells, the header {width}"
+    elif any(cell is FORMULA and name in wanted for name, cell in zip(columns, cells, strict=True)):
+        fault = "a formula's value is not stored in the workbook"
+    return Row(number=number, cells=tuple((*cells, *[""] * width)[:width]), fault=fault)
+
+
+def _require_columns(path: Path, columns: tuple[str, ...], wanted: Collection[str]) -> None:
+    missing = [c for c in wanted if c not in columns]
+    if missing:
+        there = ", ".join(c[:40] for c in columns[:40]) or "nothing"
+        raise UsageError(
+            f"table {path.name} has no column {missing[0][:80]!r}, which the mapping names",
+            fix=f"correct the mapping or the table; its header has: {there}",
+        )
+    twice = [c for c in wanted if columns.count(c) > 1]
+    if twice:
+        raise UsageError(f"table {path.name} has the column {twice[0][:80]!r} twice", fix="rename one of the two")
+
+
+def _csv_rows(path: Path, spec: TableSpec, wanted: Collection[str]) -> list[list[Cell]]:
+    data = path.read_bytes()
+    encoding = next((e for mark, e in BYTE_ORDER_MARKS if data.startswith(mark)), spec.encoding)
+    try:
+        text = data.decode(encoding)
+    except (UnicodeDecodeError, LookupError) as error:
+        raise UsageError(
+            f"table {path.name} is not text in {encoding[:40]}",
+            fix="save it as CSV in UTF-8, or name its encoding in the mapping, for example table: {encoding: cp1252}",
+        ) from error
+    try:
+        delimiter = spec.delimiter or _delimiter(text, wanted)
+        rows: Iterable[list[str]] = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        return [list(row) for row in rows]
+    except csv.Error as error:
+        raise UsageError(f"table {path.name} is no CSV: {error}", fix="save it again as CSV in UTF-8") from error
+
+
+def _delimiter(text: str, wanted: Collection[str]) -> str:
+    """The separator under which the header holds the most of the columns wanted; the first of equals."""
+
+    def found(delimiter: str) -> tuple[int, int]:
+        header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+        return sum(c in {h.strip() for h in header} for c in wanted), len(header)
+
+    return max(DELIMITERS, key=found)
+
+
+class _Formula(str):
+    """A cell whose formula has no stored value."""
+
+
+FORMULA = _Formula("=")
+
+
+def _workbook_rows(path: Path, spec: TableSpec) -> list[list[Cell]]:
+    try:
+        import openpyxl
+        from openpyxl.utils.exceptions import InvalidFileException
+    except ModuleNotFoundError as error:
+        raise UnavailableError(
+            "an Excel table needs openpyxl, which is not installed", fix="pip install 'tmi-clnet[dicom]'"
+        ) from error
+    try:
+        with zipfile.ZipFile(path) as parts:
+            if sum(part.file_size for part in parts.infolist()) > MAX_BYTES:
+                raise UsageError(f"table {path.name} unpacks to more than {MAX_BYTES >> 20} MiB", fix="save it as CSV")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of styles and validations, which are not read
+            values, formulas = (_sheet(openpyxl.load_workbook(path, read_only=True, data_only=d), spec) for d in (1, 0))
+            return _with_faults(values, formulas)
+    except (*BROKEN, InvalidFileException) as error:
+        raise UsageError(
+            f"table {path.name} is no Excel workbook", fix="save it again as .xlsx, or as CSV in UTF-8"
+        ) from error
+
+
+def _sheet(book: Any, spec: TableSpec) -> list[list[Any]]:
+    try:
+        names = book.sheetnames
+        if spec.sheet is not None and spec.sheet not in names:
+            raise UsageError(f"the workbook has no sheet {spec.sheet[:40]!r}", fix=f"its sheets: {', '.join(names)}")
+        if spec.sheet is None and len(names) != 1:
+            raise UsageError(
+                f"the workbook has {len(names)} sheets",
+                fix=f"name one in the mapping, table: {{sheet: ...}}; its sheets: {', '.join(names)}",
+            )
+        sheet = book[spec.sheet or names[0]]
+        if not hasattr(sheet, "iter_rows"):
+            raise UsageError("the sheet is a chart", fix="name a sheet of cells in the mapping")
+        if hasattr(sheet, "reset_dimensions"):
+            sheet.reset_dimensions()  # what a workbook says of its size is often wrong
+        return [list(row) for row in sheet.iter_rows(values_only=True)]
+    finally:
+        book.close()
+
+
+def _with_faults(values: list[list[Any]], formulas: list[list[Any]]) -> list[list[Cell]]:
+    return [
+        [_cell(v, f) for v, f in zip(row, originals, strict=True)]
+        for row, originals in zip(values, formulas, strict=True)
+    ]
+
+
+def _cell(value: Any, formula: Any) -> Cell:
+    if value is None:
+        return "" if formula is None else FORMULA
+    if isinstance(value, bool):
+        return "TRUE" if value else "FALSE"
+    if isinstance(value, (int, float)):
+        return float(value)
+    if isinstance(value, datetime.datetime):
+        return value.date().isoformat()
+    return value.isoformat() if isinstance(value, datetime.date) else str(value)
