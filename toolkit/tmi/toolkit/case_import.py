@@ -21,6 +21,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 
 from tmi.toolkit.case import CLINICAL_FILE, CT_FILE, MASK_FILE, RADIOMICS_FILE, Case, open_case
 from tmi.toolkit.case_record import CaseRecord, Repair, write_case_record
@@ -199,9 +200,10 @@ def _read_ct(path: Path, series: str | None, fixes: Collection[str], repairs: li
     for code, what, fix in check_ct(read.volume):
         if code in NO_CT:
             raise InputRefusedError(what.replace(CT_FILE, "the CT"), fix=fix, code=code, case_id=case_id)
-    below = read.volume.array_DHW < PADDING_BELOW_HU
+    array: NDArray[Any] = read.volume.array_DHW
+    below = array < PADDING_BELOW_HU
     if "ct-padding" in fixes and below.any():
-        read.volume.array_DHW[below] = -1024
+        array[below] = -1024
         what = f"{int(below.sum())} voxels below {PADDING_BELOW_HU} HU set to -1024 HU"
         repairs.append(Repair(code="ct-padding", file=CT_FILE, what=what))
     return read
@@ -233,15 +235,15 @@ def _clinical(given: Path | Mapping[str, Any], patient_id: str | None, case_id: 
             f"the clinical record has other keys than {', '.join(KEYS)}, or no values",
             fix=mend, code="clinical-malformed", case_id=case_id,
         )  # fmt: skip
-    record = dict(record)
+    own: dict[str, Any] = dict(record)
     if patient_id is not None:
-        if record.get("patient_id") not in (None, patient_id):
+        if own.get("patient_id") not in (None, patient_id):
             raise InputRefusedError(
                 "the clinical record belongs to another patient than --patient-id says",
                 fix="give the right patient's record", code="patient-mismatch", case_id=case_id,
             )  # fmt: skip
-        record["patient_id"] = patient_id
-    return record
+        own["patient_id"] = patient_id
+    return own
 
 
 def _names_another_patient(record: Mapping[str, Any], read: ReadCt | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -95,13 +96,11 @@ def _import_table(table: Path, mapping: Path, out: Path, *, force: bool, resume:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from tmi.toolkit.table_import import import_table
-
     console = Console(stderr=True)
     columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("rows", total=None)
-        import_table(
+        importlib.import_module("tmi.toolkit.table_import").import_table(
             table,
             mapping,
             out,

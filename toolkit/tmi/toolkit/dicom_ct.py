@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,7 @@ from tmi.toolkit.dicom_geometry import Stack, gaps, is_even, refuse, shear, stac
 from tmi.toolkit.dicom_series import Folder, Series, choose, scan
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.hashing import sha256_bytes, sha256_file
-from tmi.toolkit.image_files import ReadCt, canonical_volume
-from tmi.toolkit.volume import MAX_VOXELS
+from tmi.toolkit.image_files import MAX_VOXELS, ReadCt, canonical_volume
 
 AIR_HU = -1024
 """What padding and the rims of a sheared slice are set to."""
@@ -230,9 +230,9 @@ def _even(
             case_id,
         )
     if missing:
-        filled = {i: n for i, n in missing}
+        filled = dict(missing)
         along = np.concatenate(
-            [np.linspace(a, b, filled.get(i, 0) + 1, endpoint=False) for i, (a, b) in enumerate(zip(along, along[1:]))]
+            [np.linspace(a, b, filled.get(i, 0) + 1, endpoint=False) for i, (a, b) in enumerate(pairwise(along))]
             + [along[-1:]]
         )
         images = _interpolated(images, ordered.along_mm, along)

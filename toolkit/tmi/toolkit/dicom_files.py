@@ -47,10 +47,10 @@ CT_CLASSES = frozenset({"1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 HEADER_TAGS = [
     "SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "ImageType", "Rows", "Columns", "NumberOfFrames",
-    "SamplesPerPixel", "BitsStored", "BitsAllocated", "PixelRepresentation", "RescaleSlope", "RescaleIntercept", "RescaleType",
-    "PixelPaddingValue", "PixelPaddingRangeLimit", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
-    "SliceThickness", "ConvolutionKernel", "PatientID", "FrameOfReferenceUID", "AcquisitionDate", "SeriesDate",
-    "StudyDate",
+    "SamplesPerPixel", "BitsStored", "BitsAllocated", "PixelRepresentation", "RescaleSlope", "RescaleIntercept",
+    "RescaleType", "PixelPaddingValue", "PixelPaddingRangeLimit", "ImagePositionPatient", "ImageOrientationPatient",
+    "PixelSpacing", "SliceThickness", "ConvolutionKernel", "PatientID", "FrameOfReferenceUID",
+    "AcquisitionDate", "SeriesDate", "StudyDate",
 ]  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def _has_preamble(path: Path) -> bool:
 
 
 def _require_inflatable(path: Path) -> None:
-    """pydicom inflates a deflated data set in one go; refuse one that would not end."""
+    """Refuse a deflated data set that would not end: pydicom inflates it in one go."""
     data = path.read_bytes()
     length = struct.unpack_from("<I", data, 140)[0]
     inflater, size, chunk = zlib.decompressobj(-zlib.MAX_WBITS), 0, data[144 + length :]
@@ -252,16 +252,16 @@ def _is_padding(stored: NDArray[Any], header: SliceHeader) -> NDArray[np.bool_]:
 def _decode_with_gdcm(
     header: SliceHeader, slope: float, intercept: float
 ) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
-    import SimpleITK as sitk
+    import SimpleITK
 
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    reader = sitk.ImageFileReader()
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    reader = SimpleITK.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(header.path))
     reader.ReadImageInformation()
     if tuple(reader.GetSize()[:2]) != header.shape[::-1] or math.prod(reader.GetSize()) > MAX_SLICE_PIXELS:
         raise ValueError("size differs from rows and columns")
-    hu: NDArray[Any] = sitk.GetArrayFromImage(reader.Execute()).reshape(header.shape)
+    hu: NDArray[Any] = SimpleITK.GetArrayFromImage(reader.Execute()).reshape(header.shape)
     stored = np.rint((hu.astype(np.float64) - intercept) / slope).astype(np.int32)
     return _rescaled(stored, slope, intercept), _is_padding(stored, header)
 

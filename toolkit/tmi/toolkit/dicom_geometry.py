@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tmi.toolkit.dicom_files import MAX_SLICE_PIXELS, SliceHeader
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.volume import MAX_VOXELS
+from tmi.toolkit.image_files import MAX_VOXELS
 
 SAME_PLACE_MM = 0.01
 """Slices nearer to each other than this lie at one place."""
@@ -59,8 +59,8 @@ def stack(slices: Sequence[SliceHeader], *, case_id: str) -> Stack:
     """Check that the slices are of one kind and put them in order.
 
     Raises:
-        InputRefusedError: dicom-multiframe, ct-not-hu, dicom-no-rescale is left to the reader, dicom-no-geometry,
-            dicom-mixed-series, dicom-unreadable (absurd sizes), ct-few-slices (no two places).
+        InputRefusedError: dicom-multiframe, ct-not-hu, dicom-no-geometry, dicom-mixed-series, dicom-unreadable (absurd
+            sizes), ct-few-slices (no two places).
     """
     _require_images(slices, case_id)
     _require_one_kind(slices, case_id)
@@ -124,7 +124,7 @@ def _has_geometry(s: SliceHeader) -> bool:
         return False
     row, column = np.array(s.orientation[:3]), np.array(s.orientation[3:])
     norms = np.linalg.norm(row), np.linalg.norm(column)
-    return max(abs(n - 1.0) for n in norms) < 1e-2 and abs(float(row @ column)) < 1e-2
+    return bool(max(abs(n - 1.0) for n in norms) < 1e-2 and abs(row @ column) < 1e-2)
 
 
 def _require_one_kind(slices: Sequence[SliceHeader], case_id: str) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 
 from tmi.toolkit.dicom_files import READ_ERRORS, quiet
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.image_files import canonical_volume
+from tmi.toolkit.image_files import MAX_VOXELS, canonical_volume, usable
 from tmi.toolkit.mask_labels import ChosenLabel, choose_label
-from tmi.toolkit.volume import MAX_VOXELS, Volume
+from tmi.toolkit.volume import Volume
 
 LIVER_CODES = frozenset({("T-62000", "SRT"), ("10200004", "SCT"), ("T-62000", "99SDM"), ("T-62000", "SNM3")})
 """SNOMED's codes of the liver as segmented property type."""
@@ -51,7 +51,7 @@ def read_seg(
             array, affine = np.asarray(volume.array)[..., 0], np.asarray(volume.affine, dtype=np.float64)
     except (*READ_ERRORS, MemoryError) as error:
         raise _unreadable(case_id) from error
-    if array.ndim != 3 or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    if array.ndim != 3 or not usable(affine):
         raise _unreadable(case_id)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     if array.shape[0] == 1:

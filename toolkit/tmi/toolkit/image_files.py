@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,17 +11,23 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from tmi.toolkit.case_record import Repair
 from tmi.toolkit.content_checks import Found
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.hashing import sha256_file
-from tmi.toolkit.volume import MAX_VOXELS, Volume, hounsfield, read_nifti
+from tmi.toolkit.volume import Volume
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 IMAGE_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
+MAX_VOXELS = 512 * 512 * 1536
+"""A header that claims more is refused before anything is allocated."""
+NIFTI_ERRORS = (OSError, EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError)
+"""What nibabel raises on damaged files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +80,7 @@ def read_image_ct(path: Path, *, case_id: str) -> ReadCt:
             fix="export the CT again from its series; NaN voxels have no Hounsfield value",
         )
     source = {"kind": _kind(path), "sha256": sha256_file(path)}
-    return ReadCt(volume=Volume(array_DHW=hounsfield(_whole(array)), affine_xyz=volume.affine_xyz), source=source)
-
-
-def _whole(array: NDArray[Any]) -> NDArray[Any]:
-    """Floats that all are whole numbers as integers: many tools write HU as float64."""
-    if array.dtype.kind != "f" or array.size == 0 or abs(array).max() > 2**20:
-        return array
-    rounded = np.rint(array)
-    return rounded.astype(np.int32) if np.array_equal(rounded, array) else array
+    return ReadCt(volume=Volume(array_DHW=hounsfield(array), affine_xyz=volume.affine_xyz), source=source)
 
 
 def _kind(path: Path) -> str:
@@ -101,14 +100,14 @@ def read_image(path: Path, *, kind: str, case_id: str) -> ReadImage:
         InputRefusedError: KIND-missing, KIND-unreadable, KIND-not-3d, KIND-affine.
     """
     name = f"the {'CT' if kind == 'ct' else 'mask'} file"
-    if path.name.lower().endswith(NIFTI_ENDINGS):
-        return ReadImage(volume=read_nifti(path, case_id=case_id, name=name, kind=kind))
     if not path.is_file():
         raise _refused(kind, "missing", f"{name} is not there", "correct the path", case_id)
-    import SimpleITK as sitk
+    if path.name.lower().endswith(NIFTI_ENDINGS):
+        return ReadImage(volume=_read_nifti(path, name, kind, case_id))
+    import SimpleITK
 
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    reader = sitk.ImageFileReader()
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     again = "copy the file again, or export it again: it is truncated or damaged"
     try:
@@ -126,16 +125,78 @@ def read_image(path: Path, *, kind: str, case_id: str) -> ReadImage:
         metadata = {k: reader.GetMetaData(k) for k in reader.GetMetaDataKeys()}
     except (RuntimeError, UnicodeDecodeError, MemoryError) as error:
         raise _refused(kind, "unreadable", f"{name} cannot be read", again, case_id) from error
-    array = sitk.GetArrayFromImage(image).reshape(size[2::-1])
+    array = SimpleITK.GetArrayFromImage(image).reshape(size[2::-1])
     if array.dtype.kind not in "iuf":
         raise _refused(kind, "unreadable", f"{name} holds no numbers", again, case_id)
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(dimension, dimension)[:3, :3] * image.GetSpacing()[:3]
     affine[:3, 3] = image.GetOrigin()[:3]
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    if not usable(affine):
         raise _refused(kind, "affine", f"{name} has no usable geometry", "export it again", case_id)
     volume = canonical_volume(array.transpose(2, 1, 0), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)
     return ReadImage(volume=volume, metadata=metadata)
+
+
+def _read_nifti(path: Path, name: str, kind: str, case_id: str) -> Volume:
+    again = "copy the file again, or export it again: it is truncated, damaged or no NIfTI"
+    try:
+        image = nib.load(path)
+        shape, affine = image.shape, np.asarray(image.affine, dtype=np.float64)
+        if not isinstance(image, nib.Nifti1Pair) or not shape or min(shape) < 1:
+            raise ValueError("no NIfTI volume")
+        if len(shape) < 3 or set(shape[3:]) - {1}:
+            raise _refused(kind, "not-3d", f"{name} has {len(shape)} axes", "give one 3D volume", case_id)
+        if math.prod(shape) > MAX_VOXELS or not _could_hold(path, image):
+            raise _refused(kind, "unreadable", f"{name} claims an absurd size", again, case_id)
+        if not usable(affine):
+            raise _refused(kind, "affine", f"{name} has no usable geometry", "export it again", case_id)
+        slope, intercept = image.header.get_slope_inter()
+        stored = np.asanyarray(image.dataobj.get_unscaled()).reshape(shape[:3])
+        if stored.dtype.kind not in "iuf":
+            raise ValueError("no numbers")
+    except NIFTI_ERRORS as error:
+        raise _refused(kind, "unreadable", f"{name} cannot be read as NIfTI", again, case_id) from error
+    return canonical_volume(_scaled(stored, slope, intercept), affine)
+
+
+def _could_hold(path: Path, image: Any) -> bool:
+    """Whether the file is long enough for what its header claims: deflate never packs more than 1032 to 1."""
+    claimed = math.prod(image.shape) * image.get_data_dtype().itemsize
+    return bool(claimed <= path.stat().st_size * (1032 if path.name.lower().endswith(".gz") else 1))
+
+
+def _scaled(stored: NDArray[Any], slope: float | None, intercept: float | None) -> NDArray[Any]:
+    slope, intercept = (1.0 if slope is None else float(slope)), (0.0 if intercept is None else float(intercept))
+    if (slope, intercept) == (1.0, 0.0):
+        return stored
+    if (
+        stored.dtype.kind in "iu"
+        and slope.is_integer()
+        and intercept.is_integer()
+        and max(abs(slope), abs(intercept)) < 2**20
+    ):
+        return stored.astype(np.int64) * int(slope) + int(intercept)
+    return stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+
+
+def hounsfield(array: NDArray[Any]) -> NDArray[Any]:
+    """HU as int16 where all are whole numbers that fit, else as float32; many tools write whole HU as float64."""
+    bounds = np.iinfo(np.int16)
+    if array.dtype == np.int16 or array.size == 0:
+        return array.astype(np.int16, copy=False)
+    if bounds.min <= array.min() and array.max() <= bounds.max:
+        whole = array.astype(np.int16)
+        if array.dtype.kind != "f" or np.array_equal(whole, array):
+            return whole
+    return array.astype(np.float32)
+
+
+def usable(affine: NDArray[np.float64]) -> bool:
+    """Whether an affine is finite and no axis vanishes or runs along another."""
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or np.abs(affine).max() > 1e9 or sizes.min() < 1e-9:
+        return False
+    return bool(abs(np.linalg.det(affine[:3, :3] / sizes)) > 1e-3)
 
 
 def canonical_volume(array_XYZ: NDArray[np.generic], affine_xyz: NDArray[np.float64]) -> Volume:

@@ -2,7 +2,8 @@
 
 A contour belongs to a slice by its world coordinates; the slices it references are not asked for, because they often
 are not there. A voxel is inside where a ray from its centre crosses the contours of its slice an odd number of times
-(even-odd rule), so a contour inside another one is a hole. Contours on several planes near one slice: the nearest counts.
+(even-odd rule), so a contour inside another one is a hole. Of contours on several planes near one slice, those of the
+nearest plane count.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def read_ct(case: Case) -> Volume:
             case_id=case.case_id,
             fix="export the CT again from its series; NaN voxels have no Hounsfield value",
         )
-    return Volume(array_DHW=hounsfield(array), affine_xyz=affine)
+    return Volume(array_DHW=_hounsfield(array), affine_xyz=affine)
 
 
 def read_mask(case: Case, ct: Volume) -> Volume:
@@ -121,22 +121,6 @@ def corner_distance_mm(
     last = [n - 1 for n in reversed(shape_DHW)]
     corners = np.array(np.meshgrid(*[(0, n) for n in last], [1])).reshape(4, -1)
     return float(np.linalg.norm(((one_xyz - other_xyz) @ corners)[:3], axis=0).max())
-
-
-def read_nifti(path: Path, *, case_id: str, name: str, kind: str) -> Volume:
-    """Any NIfTI file in canonical orientation, values scaled as its header says.
-
-    Args:
-        path: the file.
-        case_id: for the error texts.
-        name: how the error texts call the file.
-        kind: `ct` or `mask`, the first part of the codes.
-
-    Raises:
-        InputRefusedError: KIND-missing, KIND-unreadable, KIND-not-3d, KIND-affine.
-    """
-    array, affine = _canonical(_load(path, case_id, name, kind), case_id, name, kind)
-    return Volume(array_DHW=array, affine_xyz=affine)
 
 
 def _load(path: Path, case_id: str, name: str, kind: str) -> nib.Nifti1Image:
@@ -207,8 +191,7 @@ def _scaled(array: NDArray[np.generic], slope: float, intercept: float) -> NDArr
     return array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
 
 
-def hounsfield(array: NDArray[np.generic]) -> NDArray[np.generic]:
-    """The values of a CT as int16 where they are integers that fit, else as float32."""
+def _hounsfield(array: NDArray[np.generic]) -> NDArray[np.generic]:
     if array.dtype == np.int16:
         return array
     if array.dtype.kind in "iu":
