@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.errors import InvalidDicomError
+from pydicom.encaps import encapsulate, get_frame
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import (
     UID,
@@ -36,6 +38,7 @@ from tmi.toolkit.errors import InputRefusedError
 READ_ERRORS = (
     OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError,
     AssertionError, struct.error, zlib.error, InvalidDicomError,
+    BytesLengthException,
 )  # fmt: skip
 """What pydicom, its decoders and highdicom raise on damaged files; none of them has one type for it."""
 MAX_SLICE_PIXELS = 4096 * 4096
@@ -211,15 +214,16 @@ def decode_hu(header: SliceHeader, *, case_id: str) -> tuple[NDArray[np.generic]
     slope, intercept = (1.0 if header.slope is None else header.slope), header.intercept or 0.0
     try:
         with quiet():
-            if UID(header.syntax) in JPEGTransferSyntaxes:
-                return _decode_with_gdcm(header, slope, intercept)
-            if not _decodable(header.syntax):
-                raise _refuse_syntax(header, case_id)
             data = open_dicom(header.path)
-            data.file_meta.TransferSyntaxUID = UID(header.syntax)
-            if UID(header.syntax) in JPEG2000TransferSyntaxes:
-                _require_codestream_size(bytes(data.PixelData[: 2**16]), header.shape)
-            stored = pixel_array(data)
+            if UID(header.syntax) in JPEGTransferSyntaxes:
+                stored = _jpeg_pixels(data, header)
+            elif _decodable(header.syntax):
+                data.file_meta.TransferSyntaxUID = UID(header.syntax)
+                if UID(header.syntax) in JPEG2000TransferSyntaxes:
+                    _require_codestream_size(bytes(data.PixelData[: 2**16]), header.shape)
+                stored = pixel_array(data)
+            else:
+                raise _refuse_syntax(header, case_id)
     except (*READ_ERRORS, MemoryError) as error:
         raise unreadable(header.number, case_id) from error
     if stored.shape != header.shape or stored.dtype.kind not in "iu":
@@ -249,21 +253,49 @@ def _is_padding(stored: NDArray[Any], header: SliceHeader) -> NDArray[np.bool_]:
     return inside
 
 
-def _decode_with_gdcm(
-    header: SliceHeader, slope: float, intercept: float
-) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+def _jpeg_pixels(data: Any, header: SliceHeader) -> NDArray[Any]:
+    """Stored values of one JPEG image, through GDCM.
+
+    GDCM allocates what a damaged file's lengths claim, so it is not given the file, but a new one around the codestream
+    whose size was compared before.
+    """
     import SimpleITK
 
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-    reader = SimpleITK.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(header.path))
-    reader.ReadImageInformation()
-    if tuple(reader.GetSize()[:2]) != header.shape[::-1] or math.prod(reader.GetSize()) > MAX_SLICE_PIXELS:
+    codestream = get_frame(data.PixelData, 0, number_of_frames=1)
+    if _jpeg_size(codestream) != header.shape:
         raise ValueError("size differs from rows and columns")
-    hu: NDArray[Any] = SimpleITK.GetArrayFromImage(reader.Execute()).reshape(header.shape)
-    stored = np.rint((hu.astype(np.float64) - intercept) / slope).astype(np.int32)
-    return _rescaled(stored, slope, intercept), _is_padding(stored, header)
+    clean = pydicom.Dataset()
+    clean.file_meta = pydicom.dataset.FileMetaDataset()
+    clean.file_meta.TransferSyntaxUID = UID(header.syntax)
+    clean.SOPClassUID = clean.file_meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.2")
+    clean.SOPInstanceUID = clean.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
+    clean.SamplesPerPixel, clean.PhotometricInterpretation = 1, "MONOCHROME2"
+    clean.Rows, clean.Columns = header.shape
+    for name in ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
+        setattr(clean, name, int(data[name].value))
+    clean.PixelData = encapsulate([codestream])
+    clean["PixelData"].is_undefined_length = True
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "slice.dcm"
+        clean.save_as(path, enforce_file_format=True)
+        reader = SimpleITK.ImageFileReader()
+        reader.SetImageIO("GDCMImageIO")
+        reader.SetFileName(str(path))
+        stored: NDArray[Any] = SimpleITK.GetArrayFromImage(reader.Execute()).reshape(header.shape)
+    return stored
+
+
+def _jpeg_size(codestream: bytes) -> tuple[int, int]:
+    """Rows and columns by the codestream's frame header (ITU T.81, B.2.2)."""
+    at = 2
+    while at + 9 <= len(codestream) and codestream[at] == 0xFF:
+        marker, length = struct.unpack_from(">BH", codestream, at + 1)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            rows, columns = struct.unpack_from(">HH", codestream, at + 5)
+            return rows, columns
+        at += 2 + length
+    raise ValueError("no JPEG frame header")
 
 
 def _require_codestream_size(start: bytes, shape: tuple[int, int]) -> None:

@@ -123,7 +123,7 @@ def read_image(path: Path, *, kind: str, case_id: str) -> ReadImage:
             raise _refused(kind, "unreadable", f"{name} claims an absurd size", again, case_id)
         image = reader.Execute()
         metadata = {k: reader.GetMetaData(k) for k in reader.GetMetaDataKeys()}
-    except (RuntimeError, UnicodeDecodeError, MemoryError) as error:
+    except (RuntimeError, UnicodeError, TypeError, MemoryError) as error:
         raise _refused(kind, "unreadable", f"{name} cannot be read", again, case_id) from error
     array = SimpleITK.GetArrayFromImage(image).reshape(size[2::-1])
     if array.dtype.kind not in "iuf":
