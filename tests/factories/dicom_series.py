@@ -217,7 +217,7 @@ def write_rtstruct(path: Path, model: Dataset, rois: dict[str, list[np.ndarray]]
     return path
 
 
-def liver_contour(spec: SeriesSpec, k: float, *, points: int = 720, scale: float = 1.0) -> np.ndarray | None:
+def liver_contour(spec: SeriesSpec, k: float, *, points: int = 180, scale: float = 1.0) -> np.ndarray | None:
     """The liver's outline where an axial slice cuts it, (points, 3); None where it does not."""
     z = float(spec.position_of(k)[2])
     rest = 1 - ((z - LIVER_CENTRE_MM[2]) / LIVER_AXES_MM[2]) ** 2

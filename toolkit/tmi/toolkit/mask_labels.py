@@ -58,9 +58,10 @@ def choose_label(
         number = int(wanted)
         if number in present:
             return ChosenLabel(number=number, how=f"label {number}, as asked for")
-        raise _refused(f"the mask has no label {number}", names, present, case_id)
+        if not any(str(number) in own for own in names.values()):  # a code of SNOMED is a number too
+            raise _refused(f"the mask has no label {number}", names, present, case_id)
     if wanted is not None:
-        return _by_name(wanted.strip(), names, present, case_id)
+        return _by_name(str(wanted).strip(), names, present, case_id)
     livers = [n for n in present if DEFAULT_NAME in map(str.casefold, names.get(n, ()))]
     if len(livers) == 1:
         return ChosenLabel(number=livers[0], how=f"label {livers[0]}, which the mask names liver")
