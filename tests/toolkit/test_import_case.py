@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK
 from pydicom.datadict import DicomDictionary
@@ -73,10 +74,16 @@ def require_nobody(folder: Path, outcome: Outcome) -> None:
 
 
 def test_no_identifying_element_of_dicom_reaches_the_case_folder(tmp_path):
-    slices = [identify(d, k) for k, d in enumerate(make_slices())]
+    spec = SeriesSpec(slices=12, step_mm=11.0)
+    slices = [identify(d, k) for k, d in enumerate(make_slices(spec))]
     folder = write_slices(tmp_path / "SECRET-NAME", slices, prefix="SECRET")
     assert b"SECRET PRIVATE VALUE" in next(folder.iterdir()).read_bytes()
-    seg = write_seg(tmp_path / "SECRET.dcm", slices, [liver_masks(SeriesSpec())], ["SECRET LABEL"])
+    seg = write_seg(tmp_path / "SECRET.dcm", make_slices(spec), [liver_masks(spec)], ["SECRET LABEL"])
+    header = pydicom.dcmread(seg)
+    header.PatientID, header.FrameOfReferenceUID = "SECRET-ID", "1.2.999.777.2"
+    header.PatientName = header.InstitutionName = header.ContentCreatorName = header.ContentDescription = "SECRET"
+    header.StudyDate = header.ContentDate = "19711213"
+    header.save_as(seg)
     (tmp_path / "SECRET.json").write_text(json.dumps({**RECORD, "blood_date": "1971-12-13"}))
     given = ("--ct", folder, "--mask", seg, "--clinical", tmp_path / "SECRET.json")
     for extra in ((), ("--json", "--force")):

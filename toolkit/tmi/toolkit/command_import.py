@@ -125,7 +125,9 @@ def _document(done: ImportedCase) -> dict[str, object]:
 def _show(out: Path, done: ImportedCase) -> None:
     typer.echo(f"case {done.case.case_id}: written to {out}")
     for name, source in done.source.items():
-        facts = ", ".join(f"{k} {_plain(v)}" for k, v in source.items() if k != "sha256" and v not in (0, []))
+        facts = ", ".join(
+            f"{k.replace('_', ' ')} {_plain(v)}" for k, v in source.items() if k != "sha256" and v not in (0, [])
+        )
         typer.echo(f"  {name}: {facts}" if facts else f"  {name}: copied")
     if done.label is not None:
         typer.echo(f"  mask label taken: {done.label}")
@@ -138,8 +140,6 @@ def _show(out: Path, done: ImportedCase) -> None:
 
 
 def _plain(value: object) -> str:
-    return (
-        "x".join(map(str, value))
-        if isinstance(value, list) and value and isinstance(value[0], int)
-        else (", ".join(map(str, value)) if isinstance(value, list) else str(value))
-    )
+    if not isinstance(value, list):
+        return str(value)
+    return ("x" if all(isinstance(v, int) for v in value) else ", ").join(map(str, value))
