@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK
 from pydicom.dataset import Dataset
@@ -100,6 +101,22 @@ def test_jpeg_lossless_gives_the_same_voxels(tmp_path):
     done = read(tmp_path)
     assert off_by(done.volume) == 0
     assert "JPEG Lossless" in done.source["transfer_syntax"][0]
+
+
+@pytest.mark.parametrize("syntax", ["JPEG 2000", "JPEG-LS", "JPEG lossless"])
+def test_a_codestream_of_another_size_than_the_header_says_is_refused(syntax, tmp_path):
+    slices = make_slices(SeriesSpec(slices=3, step_mm=11))
+    if syntax != "JPEG lossless":
+        slices = SYNTAXES[syntax](slices)
+    for k, data in enumerate(slices):
+        if syntax == "JPEG lossless":
+            compress_with_gdcm(data, tmp_path / f"{k}.dcm")
+            data = pydicom.dcmread(tmp_path / f"{k}.dcm")
+        data.Rows, data.Columns = data.Columns, data.Rows
+        data.save_as(tmp_path / f"{k}.dcm", enforce_file_format=True)
+    with pytest.raises(InputRefusedError, match="DICOM file 1 ") as refused:
+        read(tmp_path)
+    assert refused.value.code == "dicom-unreadable"
 
 
 def test_files_without_preamble_or_suffix_and_in_subfolders_are_read(tmp_path):

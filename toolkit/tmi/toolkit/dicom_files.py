@@ -30,6 +30,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
     JPEGTransferSyntaxes,
 )
 
@@ -220,7 +221,9 @@ def decode_hu(header: SliceHeader, *, case_id: str) -> tuple[NDArray[np.generic]
             elif _decodable(header.syntax):
                 data.file_meta.TransferSyntaxUID = UID(header.syntax)
                 if UID(header.syntax) in JPEG2000TransferSyntaxes:
-                    _require_codestream_size(bytes(data.PixelData[: 2**16]), header.shape)
+                    _require_jpeg_2000_size(bytes(data.PixelData[: 2**16]), header.shape)
+                elif UID(header.syntax) in JPEGLSTransferSyntaxes:
+                    _require_jpeg_size(get_frame(data.PixelData, 0, number_of_frames=1), header.shape)
                 stored = pixel_array(data)
             else:
                 raise _refuse_syntax(header, case_id)
@@ -262,8 +265,7 @@ def _jpeg_pixels(data: Any, header: SliceHeader) -> NDArray[Any]:
     import SimpleITK
 
     codestream = get_frame(data.PixelData, 0, number_of_frames=1)
-    if _jpeg_size(codestream) != header.shape:
-        raise ValueError("size differs from rows and columns")
+    _require_jpeg_size(codestream, header.shape)
     clean = pydicom.Dataset()
     clean.file_meta = pydicom.dataset.FileMetaDataset()
     clean.file_meta.TransferSyntaxUID = UID(header.syntax)
@@ -286,19 +288,24 @@ def _jpeg_pixels(data: Any, header: SliceHeader) -> NDArray[Any]:
     return stored
 
 
+def _require_jpeg_size(codestream: bytes, shape: tuple[int, int]) -> None:
+    if _jpeg_size(codestream) != shape:
+        raise ValueError("size differs from rows and columns")
+
+
 def _jpeg_size(codestream: bytes) -> tuple[int, int]:
-    """Rows and columns by the codestream's frame header (ITU T.81, B.2.2)."""
+    """Rows and columns by the frame header of JPEG (ITU T.81, B.2.2) or JPEG-LS (T.87, C.2.2)."""
     at = 2
     while at + 9 <= len(codestream) and codestream[at] == 0xFF:
         marker, length = struct.unpack_from(">BH", codestream, at + 1)
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
             rows, columns = struct.unpack_from(">HH", codestream, at + 5)
             return rows, columns
         at += 2 + length
     raise ValueError("no JPEG frame header")
 
 
-def _require_codestream_size(start: bytes, shape: tuple[int, int]) -> None:
+def _require_jpeg_2000_size(start: bytes, shape: tuple[int, int]) -> None:
     """A JPEG 2000 codestream carries its own size; the decoder would allocate whatever it claims."""
     at = start.find(b"\xff\x4f\xff\x51")
     if at < 0 or len(start) < at + 24:
