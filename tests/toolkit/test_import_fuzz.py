@@ -23,7 +23,7 @@ from factories.dicom_series import (
     write_seg,
     write_slices,
 )
-from factories.mutants import mutant
+from factories.damaged_files import mutant
 from tmi.toolkit.case_import import import_case
 from tmi.toolkit.check_table import CHECKS
 from tmi.toolkit.errors import InputRefusedError

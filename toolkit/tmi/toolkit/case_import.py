@@ -148,9 +148,15 @@ def import_case(
             write_table(stage / RADIOMICS_FILE, features)
             source["radiomics"] = {"sha256": sha256_file(radiomics)}
         write_case_record(stage, CaseRecord(source=source, repairs=tuple(repairs), days_from_blood_to_ct=days))
-    case = open_case(out)
+    return _outcome(open_case(out), found, tuple(repairs), source, label)
+
+
+def _outcome(
+    case: Case, found: list[Found], repairs: tuple[Repair, ...], source: Mapping[str, Any], label: str | None
+) -> ImportedCase:
+    """What the reader found and what `tmi check` finds in the case that was written."""
     findings = [
-        Finding(case_id=case_id, code=code, severity=CHECKS[code].severity, message=what, fix=fix)
+        Finding(case_id=case.case_id, code=code, severity=CHECKS[code].severity, message=what, fix=fix)
         for code, what, fix in found
     ]
     findings += check_case(case)
@@ -159,7 +165,7 @@ def import_case(
         case=case,
         findings=tuple(f for f in findings if f not in missing),
         missing=missing,
-        repairs=tuple(repairs),
+        repairs=repairs,
         source=source,
         label=label,
     )
