@@ -11,6 +11,7 @@ import pytest
 import SimpleITK
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
+from factories.damaged_files import mutant
 from factories.dicom_series import (
     SeriesSpec,
     compress,
@@ -23,7 +24,6 @@ from factories.dicom_series import (
     write_seg,
     write_slices,
 )
-from factories.damaged_files import mutant
 from tmi.toolkit.case_import import import_case
 from tmi.toolkit.check_table import CHECKS
 from tmi.toolkit.errors import InputRefusedError

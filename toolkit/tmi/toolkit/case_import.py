@@ -48,7 +48,7 @@ IMPORT_FIXES: Mapping[str, str] = MappingProxyType(
     }
 )
 """Code -> what `--fix CODE` does during an import. Nothing of it happens unasked."""
-NO_CT = frozenset({"ct-not-hu", "ct-spacing"})
+NO_CT = frozenset({"ct-not-hu", "ct-8bit", "ct-rescaled", "ct-offset", "ct-spacing"})
 """Findings of the content that stop the import: what was given is no CT."""
 NOT_YET = frozenset({"clinical-missing", "radiomics-missing"})
 """Findings that say what is still to be added, where it was not given."""
