@@ -40,7 +40,8 @@ def test_a_dicom_seg_equals_its_nrrd_voxel_for_voxel(shared_data, tmp_path):
         outcome = tmi("import", tmp_path / name, "--ct", source / "ct-3slice", "--mask", source / file)
         assert outcome.code == 3
         assert "error: ct.nii.gz has 3 slices [ct-few-slices]" in outcome.out
-        assert "holds values down to -3024 HU [ct-padding]" in outcome.out
+        assert "-3024 HU" in outcome.out
+        assert "[ct-padding]" in outcome.out
     ct, mask = read(tmp_path / "seg")
     assert mask.sum() == 107_098
     assert np.array_equal(mask, read(tmp_path / "nrrd")[1])
@@ -71,7 +72,7 @@ def test_an_mr_is_refused_and_leaves_nothing(shared_data, tmp_path):
     source = shared_data / "totalsegmentator-mr-negative"
     outcome = tmi("import", tmp_path / "D", "--ct", source / "example_mr_sm.nii.gz")
     assert outcome.code == 3
-    assert "values from -47 to 833, which are no Hounsfield units" in outcome.err
+    assert "values from -47 to 833" in outcome.err
     assert not (tmp_path / "D").exists()
 
 

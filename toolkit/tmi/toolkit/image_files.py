@@ -16,7 +16,6 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from tmi.toolkit.case_record import Repair
-from tmi.toolkit.content_checks import Found
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.hashing import sha256_file
 from tmi.toolkit.volume import Volume
@@ -24,6 +23,8 @@ from tmi.toolkit.volume import Volume
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 IMAGE_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
+Found = tuple[str, str, str]
+"""What a reader found: code, what is wrong, how to mend it."""
 MAX_VOXELS = 512 * 512 * 1536
 """A header that claims more is refused before anything is allocated."""
 NIFTI_ERRORS = (OSError, EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError)

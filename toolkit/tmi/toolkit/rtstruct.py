@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.content_checks import Found
 from tmi.toolkit.dicom_files import READ_ERRORS, quiet
 from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.image_files import Found
 from tmi.toolkit.mask_labels import ChosenLabel, choose_label
 from tmi.toolkit.volume import Volume
 
