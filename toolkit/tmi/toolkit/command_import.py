@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -65,7 +65,10 @@ def import_(
             raise UsageError("--table and --map belong together", fix="give both")
         if any(v is not None for v in (ct, series, mask, mask_label, roi, clinical, radiomics, patient_id, fix)):
             raise UsageError("--table stands alone: the table names the files", fix="leave the other options out")
-        _import_table(table, mapping, out, force=force, resume=resume)
+        report = _import_table(table, mapping, out, force=force, resume=resume)
+        typer.echo(json.dumps(report.document(), indent=2) if as_json else "\n".join(report.told()))
+        if report.counts["refused"] or report.counts["flawed"]:
+            raise typer.Exit(int(ExitCode.REFUSED))
         return
     if resume:
         raise UsageError("--resume is for --table", fix="leave it out")
@@ -92,7 +95,8 @@ def import_(
         raise typer.Exit(int(ExitCode.REFUSED))
 
 
-def _import_table(table: Path, mapping: Path, out: Path, *, force: bool, resume: bool) -> None:
+def _import_table(table: Path, mapping: Path, out: Path, *, force: bool, resume: bool) -> Any:
+    """The table's report; rows are counted on a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -100,7 +104,7 @@ def _import_table(table: Path, mapping: Path, out: Path, *, force: bool, resume:
     columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("rows", total=None)
-        importlib.import_module("tmi.toolkit.table_import").import_table(
+        return importlib.import_module("tmi.toolkit.table_import").import_table(
             table,
             mapping,
             out,
