@@ -33,6 +33,7 @@ class CommandSpec:
 COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
     {
         "synth": CommandSpec("tmi.toolkit.command_synth:synth", extra="radiomics"),
+        "import": CommandSpec("tmi.toolkit.command_import:import_", extra="dicom"),
         "check": CommandSpec("tmi.toolkit.command_check:check"),
         "train": CommandSpec("tmi.training.command:train", extra="train"),
         "export": CommandSpec("tmi.export.command:export", extra="export"),

@@ -16,7 +16,6 @@ anew. Cases that the journal knows and the table no longer gives are removed. Th
 from __future__ import annotations
 
 import csv
-import importlib
 import io
 import json
 import os
@@ -266,7 +265,9 @@ def _write_case(folder: Path, record: RowRecord, images: ImageSource | None) -> 
 
 def _import_images(folder: Path, record: RowRecord, images: ImageSource) -> tuple[str, str] | None:
     """A case with images; what `tmi check` holds against it."""
-    done = importlib.import_module("tmi.toolkit.case_import").import_case(  # it loads the packages for images
+    from tmi.toolkit.case_import import import_case  # loads the packages for images
+
+    done = import_case(
         folder,
         ct=record.files["ct"],
         mask=record.files.get("mask"),

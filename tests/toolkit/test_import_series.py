@@ -1,0 +1,228 @@
+"""Reading CT series and files: any order, orientation, syntax and format give the anatomy at its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from factories.dicom_series import (
+    AXIAL,
+    CORONAL,
+    OBLIQUE,
+    SAGITTAL,
+    SeriesSpec,
+    compress,
+    compress_with_gdcm,
+    hounsfield_at,
+    make_slices,
+    places_of_volume,
+    write_series,
+    write_slices,
+)
+from factories.tmi_command import tmi
+from tmi.toolkit.dicom_ct import read_dicom_ct
+from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.image_files import ReadCt, read_image_ct
+from tmi.toolkit.volume import Volume
+
+SIDE = SeriesSpec(slices=44, rows=36, columns=40, orientation=CORONAL)
+GRIDS = {
+    "axial": SeriesSpec(orientation=AXIAL),
+    "axial, head to feet": SeriesSpec(orientation=(1, 0, 0, 0, -1, 0)),
+    "prone": SeriesSpec(orientation=(-1, 0, 0, 0, -1, 0)),
+    "coronal": SIDE,
+    "sagittal": SeriesSpec(slices=44, rows=36, columns=40, orientation=SAGITTAL),
+    "oblique": SeriesSpec(orientation=OBLIQUE),
+    "fractional slope": SeriesSpec(slope=0.5, intercept=-1024.5),
+}
+
+
+def read(folder: Path, series: str | None = None) -> ReadCt:
+    return read_dicom_ct(folder, series=series, fixes=(), case_id="x")
+
+
+def off_by(volume: Volume) -> float:
+    """Largest difference in HU between a volume and the anatomy at its voxels' places."""
+    want = hounsfield_at(places_of_volume(volume.array_DHW.shape, volume.affine_xyz))
+    return float(np.abs(want.astype(np.float64) - volume.array_DHW).max())
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("shuffle", [None, 2])
+def test_every_voxel_holds_what_lies_at_its_place(grid, shuffle, tmp_path):
+    volume = read(write_series(tmp_path, GRIDS[grid], shuffle=shuffle)).volume
+    assert off_by(volume) <= (0.5 if grid == "fractional slope" else 0)
+    assert (np.diag(volume.affine_xyz)[:3] > 0).all()
+    assert volume.array_DHW.dtype == (np.float32 if grid == "fractional slope" else np.int16)
+
+
+def deflated(slices: list[Dataset]) -> list[Dataset]:
+    for data in slices:
+        data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    return slices
+
+
+def implicit(slices: list[Dataset]) -> list[Dataset]:
+    for data in slices:
+        data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    return slices
+
+
+SYNTAXES = {
+    "JPEG 2000": lambda s: compress(s, JPEG2000Lossless),
+    "JPEG-LS": lambda s: compress(s, JPEGLSLossless),
+    "RLE": lambda s: compress(s, RLELossless),
+    "deflated": deflated,
+    "implicit VR": implicit,
+}
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_every_transfer_syntax_gives_the_same_voxels(syntax, tmp_path):
+    slices = SYNTAXES[syntax](make_slices(SeriesSpec(slices=6, step_mm=11)))
+    assert off_by(read(write_slices(tmp_path, slices)).volume) == 0
+
+
+def test_jpeg_lossless_gives_the_same_voxels(tmp_path):
+    for k, data in enumerate(make_slices(SeriesSpec(slices=6, step_mm=11))):
+        compress_with_gdcm(data, tmp_path / f"{k}.dcm")
+    done = read(tmp_path)
+    assert off_by(done.volume) == 0
+    assert "JPEG Lossless" in done.source["transfer_syntax"][0]
+
+
+@pytest.mark.parametrize("syntax", ["JPEG 2000", "JPEG-LS", "JPEG lossless"])
+def test_a_codestream_of_another_size_than_the_header_says_is_refused(syntax, tmp_path):
+    slices = make_slices(SeriesSpec(slices=3, step_mm=11))
+    if syntax != "JPEG lossless":
+        slices = SYNTAXES[syntax](slices)
+    for k, data in enumerate(slices):
+        if syntax == "JPEG lossless":
+            compress_with_gdcm(data, tmp_path / f"{k}.dcm")
+            data = pydicom.dcmread(tmp_path / f"{k}.dcm")
+        data.Rows, data.Columns = data.Columns, data.Rows
+        data.save_as(tmp_path / f"{k}.dcm", enforce_file_format=True)
+    with pytest.raises(InputRefusedError, match="DICOM file 1 ") as refused:
+        read(tmp_path)
+    assert refused.value.code == "dicom-unreadable"
+
+
+def test_files_without_preamble_or_suffix_and_in_subfolders_are_read(tmp_path):
+    write_series(tmp_path / "a" / "b")
+    for k, file in enumerate(sorted((tmp_path / "a" / "b").iterdir())):
+        data = file.read_bytes()
+        file.unlink()
+        (tmp_path / "a" / f"{k % 3}").mkdir(exist_ok=True)
+        (tmp_path / "a" / f"{k % 3}" / f"I{k}").write_bytes(data)
+    (tmp_path / "README.txt").write_text("no DICOM")
+    done = read(tmp_path)
+    assert off_by(done.volume) == 0
+    assert done.source["other_files_left_out"] == 1
+
+
+def test_empty_uids_are_grouped_by_geometry(tmp_path):
+    scan, view = make_slices(), make_slices(SeriesSpec(slices=1, rows=64, columns=64, orientation=CORONAL))
+    view[0].ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    for data in scan + view:
+        data.SeriesInstanceUID = data.StudyInstanceUID = data.SOPInstanceUID = ""
+    done = read(write_slices(tmp_path, scan + view, shuffle=4))
+    assert off_by(done.volume) == 0
+    assert done.source["other_series_left_out"] == 1
+
+
+def test_a_planning_view_inside_the_series_is_left_out(tmp_path):
+    slices = make_slices()
+    view = make_slices(SeriesSpec(slices=1, rows=64, columns=64, orientation=CORONAL))[0]
+    view.SeriesInstanceUID, view.ImageType = slices[0].SeriesInstanceUID, ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    done = read(write_slices(tmp_path, [*slices, view], shuffle=4))
+    assert off_by(done.volume) == 0
+    assert done.source["planning_views_left_out"] == 1
+
+
+@pytest.fixture(scope="module")
+def two_series(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    write_slices(folder / "b", make_slices(SeriesSpec(series_number=2)))
+    write_slices(folder / "a", make_slices(SeriesSpec(slices=20, series_number=7), seed=1))
+    mr = make_slices(SeriesSpec(slices=5, series_number=1), seed=2)
+    for data in mr:
+        data.Modality, data.SOPClassUID = "MR", "1.2.840.10008.5.1.4.1.1.4"
+    write_slices(folder / "c", mr)
+    return folder
+
+
+def test_several_ct_series_are_listed_and_one_is_asked_for(two_series, tmp_path):
+    outcome = tmi("import", tmp_path / "case", "--ct", two_series)
+    assert outcome.code == 3
+    assert "2 CT series are there" in outcome.err
+    assert "  1: MR, 5 images of 40x60, pixels of 6.5 mm, 6 mm thick, original" in outcome.err
+    assert "  2: CT, 24 images of 40x60" in outcome.err
+    assert "  3: CT, 20 images of 40x60" in outcome.err
+    assert "choose one with --series NUMBER" in outcome.err
+
+
+def test_a_series_is_chosen_by_number_or_uid(two_series):
+    uid = make_slices(SeriesSpec(slices=20, series_number=7), seed=1)[0].SeriesInstanceUID
+    assert read(two_series, "2").volume.array_DHW.shape[0] == 24
+    assert read(two_series, "3").volume.array_DHW.shape[0] == 20
+    assert read(two_series, str(uid)).volume.array_DHW.shape[0] == 20
+
+
+@pytest.mark.parametrize(("wanted", "code"), [("1", "dicom-not-ct"), ("9", "dicom-series"), ("1.2.3", "dicom-series")])
+def test_a_series_that_is_no_ct_or_not_there_is_refused(wanted, code, two_series):
+    with pytest.raises(InputRefusedError) as refused:
+        read(two_series, wanted)
+    assert refused.value.code == code
+
+
+def test_the_original_series_is_taken_before_a_derived_one(tmp_path):
+    derived = make_slices(SeriesSpec(slices=12), seed=1)
+    for data in derived:
+        data.ImageType = ["DERIVED", "SECONDARY", "REFORMATTED"]
+    write_slices(tmp_path / "a", derived)
+    write_slices(tmp_path / "b", make_slices())
+    assert read(tmp_path).volume.array_DHW.shape[0] == 24
+    assert read(tmp_path / "a").volume.array_DHW.shape[0] == 12
+
+
+def test_no_such_folder_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match="is not there"):
+        read(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("ending", ["nii", "nii.gz", "nrrd", "nhdr", "mha", "mhd"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_every_file_format_gives_the_anatomy_at_its_place(ending, turned, tmp_path):
+    spec = GRIDS["oblique"]
+    slices = np.stack([hounsfield_at(spec.places_of(k)) for k in range(spec.slices)])
+    row, column = np.array(spec.orientation[:3]), np.array(spec.orientation[3:])
+    image = SimpleITK.GetImageFromArray(slices)
+    image.SetOrigin([float(v) for v in spec.position_of(0)])
+    image.SetSpacing((spec.spacing_mm[1], spec.spacing_mm[0], spec.step_mm))
+    image.SetDirection(np.stack([row, column, np.cross(row, column)], axis=1).ravel().tolist())
+    if turned:
+        image = SimpleITK.PermuteAxes(SimpleITK.Flip(image, [True, False, True]), [2, 0, 1])
+    SimpleITK.WriteImage(image, str(tmp_path / f"ct.{ending}"))
+    volume = read_image_ct(tmp_path / f"ct.{ending}", case_id="x").volume
+    assert off_by(volume) <= 1  # NIfTI keeps float32 geometry
+    assert volume.array_DHW.dtype == np.int16
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("whole", np.int16), ("fractions", np.float32)])
+def test_floats_become_int16_only_where_they_are_whole(kind, dtype, tmp_path):
+    array = np.linspace(-1000, 1000, 27).reshape(3, 3, 3)
+    image = SimpleITK.GetImageFromArray(np.rint(array) if kind == "whole" else array)
+    SimpleITK.WriteImage(image, str(tmp_path / "ct.nrrd"))
+    assert read_image_ct(tmp_path / "ct.nrrd", case_id="x").volume.array_DHW.dtype == dtype
