@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,14 @@ from tmi.toolkit.config import Config, CtConfig
 from tmi.toolkit.presets import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_user_cache() -> Iterator[None]:
+    """Tests neither read nor fill the cache of the user who runs them; those about a cache name their own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMI_CACHE", "off")
+        yield
 
 
 @pytest.fixture(scope="session")
