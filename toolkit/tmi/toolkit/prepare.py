@@ -78,8 +78,8 @@ def prepare_case(case: Case, config: Config) -> PreparedCase:
     prepared = perf_counter()
     if given is None:
         assert mask is not None  # one of the two was found above
-        given = _extract(case, ct, mask)
-        warnings += ("radiomics were extracted from the liver mask",)
+        given, note = _extract(case, ct, mask)
+        warnings += ("radiomics were extracted from the liver mask", *([note] if note else []))
     return PreparedCase(
         case_id=case.case_id,
         patient_id=case.patient_id or record.patient_id,
@@ -91,10 +91,12 @@ def prepare_case(case: Case, config: Config) -> PreparedCase:
     )
 
 
-def _extract(case: Case, ct: Volume, mask: Volume) -> Float[np.ndarray, "1781"]:
-    from tmi.toolkit.radiomics import extract  # pyradiomics is an extra, and slow to import
+def _extract(case: Case, ct: Volume, mask: Volume) -> tuple[Float[np.ndarray, "1781"], str | None]:
+    """The features, from the cache where they are there, and what the user should know of how they were had."""
+    from tmi.toolkit.radiomics_cache import extract_once  # pyradiomics is an extra, and slow to import
 
     try:
-        return extract(ct, mask)
+        extracted = extract_once(ct, mask)
+        return extracted.values_F, extracted.note
     except InputRefusedError as error:
         raise error.for_case(case.case_id) from error

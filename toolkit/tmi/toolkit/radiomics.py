@@ -64,8 +64,8 @@ def extract(ct: Volume, mask: Volume, *, jobs: int | None = None) -> Float[NDArr
 
     Raises:
         UnavailableError: pyradiomics is not installed.
-        InputRefusedError: `radiomics-mask`: the mask is empty, one voxel, a line or everything; `ct-not-hu`: the CT is zero
-            everywhere.
+        InputRefusedError: `radiomics-mask`: the mask is empty, one voxel, a line or everything; `ct-not-hu`: the CT is
+            zero everywhere.
     """
     extracted = extract_noted(ct, mask, jobs=jobs)
     if extracted.note is not None:
