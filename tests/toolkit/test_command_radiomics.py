@@ -16,6 +16,7 @@ import tmi.toolkit.radiomics as radiomics
 from factories.tmi_command import tmi
 from tmi.toolkit.case import Case
 from tmi.toolkit.errors import UsageError
+from tmi.toolkit.prepare import prepare_case
 from tmi.toolkit.radiomics import Extracted
 from tmi.toolkit.radiomics_cache import cache_key, extract_once
 from tmi.toolkit.radiomics_foreign import read_foreign
@@ -182,6 +183,24 @@ def test_what_was_extracted_once_is_remembered_unless_told_otherwise(cohort, cou
     assert tmi("radiomics", case.folder, "--force").code == 0
     assert len(counted) == 3
     assert read_table(case.radiomics, case_id="P")[0] == counted[-1]
+
+
+def test_repeated_preparation_of_a_case_extracts_once(cohort, counted, cache, micro_config):
+    first, second = (prepare_case(case_in(cohort), micro_config) for _ in range(2))
+    assert len(counted) == 1
+    np.testing.assert_array_equal(first.radiomics_F, second.radiomics_F)
+    assert not case_in(cohort).radiomics.exists()
+
+
+def test_a_plain_extraction_is_told_by_prediction_and_by_the_command(cohort, monkeypatch, micro_config):
+    note = "radiomics were extracted the slow way: another SimpleITK"
+    slow = Extracted(values_F=np.arange(1781.0), note=note)
+    monkeypatch.setattr(radiomics, "extract_noted", lambda ct, mask, *, jobs=None: slow)
+    case = case_in(cohort)
+    assert note in prepare_case(case, micro_config).warnings
+    done = tmi("radiomics", case.folder)
+    assert (done.code, done.err) == (0, f"warning: case {case.case_id}: {note}\n")
+    assert json.loads((case.folder / "radiomics.json").read_text())["note"] == note
 
 
 def test_the_key_changes_with_every_content_that_a_value_depends_on(monkeypatch):
