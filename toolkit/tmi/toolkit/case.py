@@ -6,6 +6,7 @@ A case is a folder::
       ct.nii.gz         CT volume in Hounsfield units
       liver.nii.gz      mask on the CT's grid (optional where radiomics.csv is there)
       radiomics.csv     a header of feature names and one row of values (optional where the mask is there)
+      radiomics.json    what radiomics.csv was made from (optional; `tmi.toolkit.radiomics_record`)
       clinical.json     {"patient_id": ..., "values": {field: value}, "report": free text or null}
       case.json         where it came from and what was repaired (optional; `tmi.toolkit.case_record`)
 
@@ -24,6 +25,7 @@ from tmi.toolkit.errors import InputRefusedError, UsageError
 CT_FILE = "ct.nii.gz"
 MASK_FILE = "liver.nii.gz"
 RADIOMICS_FILE = "radiomics.csv"
+RADIOMICS_RECORD_FILE = "radiomics.json"
 CLINICAL_FILE = "clinical.json"
 CASE_RECORD_FILE = "case.json"
 COHORT_FILE = "cohort.csv"

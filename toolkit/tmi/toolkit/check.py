@@ -13,6 +13,7 @@ from tmi.toolkit.clinical_schema import Schema, load_schema
 from tmi.toolkit.content_checks import check_ct, check_mask
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.hashing import sha256_file
+from tmi.toolkit.radiomics_record import stale
 from tmi.toolkit.radiomics_table import read_table
 from tmi.toolkit.volume import read_ct, read_mask
 
@@ -91,6 +92,8 @@ def _findings(case: Case, schema: Schema) -> Iterator[Finding]:
         )
     if case.radiomics.is_file():
         yield from _attempt(lambda: read_table(case.radiomics, case_id=case.case_id))[1]
+        if (why := stale(case)) is not None:
+            yield _finding(case.case_id, "radiomics-stale", why, "extract them anew: tmi radiomics CASE --force")
     yield from _attempt(lambda: read_clinical(case, schema))[1]
 
 

@@ -54,6 +54,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "radiomics-rows": Check("error", "radiomics.csv has not exactly one row"),
         "radiomics-value": Check("error", "radiomics.csv holds something that is no finite number"),
         "radiomics-mask": Check("error", "the mask is too small for texture features"),
+        "radiomics-stale": Check("warning", "radiomics.csv no longer fits its files, settings or record"),
         "clinical-missing": Check("error", "no clinical.json"),
         "clinical-malformed": Check("error", "clinical.json is not JSON of the form asked for"),
         "clinical-unknown-field": Check("error", "a field that the schema lacks"),

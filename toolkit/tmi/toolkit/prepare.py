@@ -108,15 +108,18 @@ def _images(case: Case, config: Config, *, extract: bool, seconds: dict[str, flo
     radiomics_F = None
     if extract:
         assert mask is not None  # the caller has seen that it is there
-        radiomics_F = _extract(case, ct, mask)
+        radiomics_F, note = _extract(case, ct, mask)
+        warnings += (note,) if note else ()
     seconds.update(preprocess=prepared - read, radiomics=perf_counter() - prepared)
     return PreparedImages(ct_1DHW=ct_1DHW, warnings=warnings, radiomics_F=radiomics_F)
 
 
-def _extract(case: Case, ct: Volume, mask: Volume) -> Float[np.ndarray, "1781"]:
-    from tmi.toolkit.radiomics import extract  # pyradiomics is an extra, and slow to import
+def _extract(case: Case, ct: Volume, mask: Volume) -> tuple[Float[np.ndarray, "1781"], str | None]:
+    """The features, from the cache where they are there, and what the user should know of how they were had."""
+    from tmi.toolkit.radiomics_cache import extract_once  # pyradiomics is an extra, and slow to import
 
     try:
-        return extract(ct, mask)
+        extracted = extract_once(ct, mask)
+        return extracted.values_F, extracted.note
     except InputRefusedError as error:
         raise error.for_case(case.case_id) from error

@@ -6,16 +6,21 @@ The features are those of van Griethuysen 2017 (doi:10.1158/0008-5472.CAN-17-033
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from tmi.toolkit.cores import available_cores
 from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.radiomics_filters import to_image
 from tmi.toolkit.radiomics_names import FEATURE_NAMES
 from tmi.toolkit.radiomics_package import load, plain_extractor, quiet
+from tmi.toolkit.radiomics_quick import extract_quick, why_plain
 from tmi.toolkit.radiomics_settings import SETTINGS, SETTINGS_DIGEST
 from tmi.toolkit.radiomics_table import missing_features, read_table, write_table
 
@@ -26,7 +31,9 @@ __all__ = [
     "FEATURE_NAMES",
     "SETTINGS",
     "SETTINGS_DIGEST",
+    "Extracted",
     "extract",
+    "extract_noted",
     "extract_plain",
     "missing_features",
     "read_table",
@@ -34,19 +41,58 @@ __all__ = [
 ]
 
 
-def extract(ct: Volume, mask: Volume, *, jobs: int = 1) -> Float[NDArray[np.float64], "1781"]:
+@dataclass(frozen=True, kw_only=True)
+class Extracted:
+    """The features of one mask, and what a user should know of how they were had."""
+
+    values_F: Float[NDArray[np.float64], "1781"]
+    """In the order of `FEATURE_NAMES`; NaN where a feature has no finite value."""
+    note: str | None = None
+    """Why the plain road was taken; None where the quick one was."""
+
+
+def extract(ct: Volume, mask: Volume, *, jobs: int | None = None) -> Float[NDArray[np.float64], "1781"]:
     """The features in the order of `FEATURE_NAMES`; NaN where one has no finite value.
+
+    Equal to `extract_plain` to 1e-6 of each value, and several times quicker. Where the installed packages do not allow
+    that, a `RuntimeWarning` says so and the plain road is taken.
 
     Args:
         ct: Hounsfield units.
         mask: bool, on the CT's grid.
-        jobs: processes to spread the image types over.
+        jobs: threads to spread the image types over; None for every core this process may use.
 
     Raises:
         UnavailableError: pyradiomics is not installed.
-        InputRefusedError: `radiomics-mask`: the mask is empty, a single voxel or a line.
+        InputRefusedError: `radiomics-mask`: the mask is empty, one voxel, a line or everything; `ct-not-hu`: the CT is
+            zero everywhere.
     """
-    return extract_plain(ct, mask)
+    extracted = extract_noted(ct, mask, jobs=jobs)
+    if extracted.note is not None:
+        warnings.warn(extracted.note, RuntimeWarning, stacklevel=2)
+    return extracted.values_F
+
+
+def extract_noted(ct: Volume, mask: Volume, *, jobs: int | None = None) -> Extracted:
+    """As `extract`, with what it would warn of as a value.
+
+    Args:
+        ct: as in `extract`.
+        mask: as in `extract`.
+        jobs: as in `extract`.
+
+    Raises:
+        UnavailableError: as in `extract`.
+        InputRefusedError: as in `extract`.
+    """
+    reason = why_plain()
+    if reason is not None:
+        note = f"radiomics were extracted the slow way: {reason}"
+        return Extracted(values_F=extract_plain(ct, mask), note=note)
+    require_extractable(ct, mask)
+    inside_DHW = mask.array_DHW.astype(np.bool_)
+    answer = extract_quick(ct.array_DHW, inside_DHW, ct.spacing_DHW_mm, jobs=jobs or available_cores())
+    return Extracted(values_F=ordered(answer))
 
 
 def extract_plain(ct: Volume, mask: Volume) -> Float[NDArray[np.float64], "1781"]:
@@ -61,39 +107,38 @@ def extract_plain(ct: Volume, mask: Volume) -> Float[NDArray[np.float64], "1781"
         InputRefusedError: as in `extract`.
     """
     load()
-    require_region(mask)
+    require_extractable(ct, mask)
     image, region = to_image(ct.array_DHW, ct.spacing_DHW_mm), to_image(mask.array_DHW, ct.spacing_DHW_mm)
     with quiet():
         answer = plain_extractor().execute(image, region)
     return ordered(answer)
 
 
-def require_region(mask: Volume) -> None:
-    """Refuse a mask that spans fewer than two axes.
+def require_extractable(ct: Volume, mask: Volume) -> None:
+    """Refuse a mask that spans fewer than two axes or covers everything, and a CT without a single value.
 
     Raises:
-        InputRefusedError: `radiomics-mask`.
+        InputRefusedError: `radiomics-mask`, `ct-not-hu`.
     """
-    wide = (
-        sum(np.ptp(np.flatnonzero(mask.array_DHW.any(axis=other))) > 0 for other in ((1, 2), (0, 2), (0, 1)))
-        if (mask.array_DHW.any())
-        else 0
-    )
+    inside_DHW = mask.array_DHW
+    spans = (np.flatnonzero(inside_DHW.any(axis=other)) for other in ((1, 2), (0, 2), (0, 1)))
+    wide = sum(int(span[-1] > span[0]) for span in spans if len(span))
     if wide < SETTINGS["setting"]["minimumROIDimensions"]:
         raise InputRefusedError(
             "the mask is too small for radiomics: it is empty, one voxel or one line of voxels",
             fix="segment the liver, or name its label with --mask-label",
             code="radiomics-mask",
         )
-
-
-def to_image(array_DHW: NDArray[np.generic], spacing_DHW_mm: tuple[float, float, float]) -> Any:
-    """An array as a SimpleITK image of the same spacing; bool becomes uint8."""
-    import SimpleITK
-
-    image = SimpleITK.GetImageFromArray(array_DHW.astype(np.uint8) if array_DHW.dtype == np.bool_ else array_DHW)
-    image.SetSpacing([float(s) for s in spacing_DHW_mm[::-1]])
-    return image
+    if inside_DHW.all():
+        raise InputRefusedError(
+            "the mask covers the whole CT",
+            fix="segment the liver, or name its label with --mask-label",
+            code="radiomics-mask",
+        )
+    if not ct.array_DHW.any():
+        raise InputRefusedError(
+            "the CT is zero everywhere", fix="export the CT again from its series", code="ct-not-hu"
+        )
 
 
 def ordered(answer: Mapping[str, Any]) -> Float[NDArray[np.float64], "1781"]:

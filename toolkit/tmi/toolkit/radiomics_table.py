@@ -123,10 +123,19 @@ def write_table(path: Path, values_F: Float[NDArray[np.float64], "1781"]) -> Non
     Raises:
         ValueError: not 1,781 values.
     """
+    write_text(path, table_text(values_F))
+
+
+def table_text(values_F: Float[NDArray[np.float64], "1781"]) -> str:
+    """What `write_table` writes.
+
+    Raises:
+        ValueError: not 1,781 values.
+    """
     if values_F.shape != (len(FEATURE_NAMES),):
         raise ValueError(f"{values_F.shape} values, not ({len(FEATURE_NAMES)},)")
     cells = [repr(float(v)) if math.isfinite(v) else "" for v in values_F]
-    write_text(path, ",".join(FEATURE_NAMES) + "\n" + ",".join(cells) + "\n")
+    return ",".join(FEATURE_NAMES) + "\n" + ",".join(cells) + "\n"
 
 
 def missing_features(values_F: Float[NDArray[np.float64], "1781"]) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ import numpy as np
 
 from tmi.toolkit.case import COHORT_COLUMNS, COHORT_FILE, Case, Cohort, open_cohort
 from tmi.toolkit.config import CLASSES
+from tmi.toolkit.cores import available_cores
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.files import require_absent, staged_folder, write_json, write_text
 from tmi.toolkit.phantom import Body, Grid, Phantom, findings_of, render, sample_body, sample_grid
@@ -146,7 +147,7 @@ def make_cohort(
     plans = plan_cohort(cases, seed, model)
     with staged_folder(out) as stage:
         told = {}
-        for done, entry in enumerate(_run(plans, stage, model, jobs or _cores()), start=1):
+        for done, entry in enumerate(_run(plans, stage, model, jobs or available_cores()), start=1):
             told[entry["case_id"]] = entry
             if progress is not None:
                 progress(done, cases)
@@ -211,11 +212,6 @@ def _quiet_worker() -> None:
     """Ctrl-C is the parent's to handle; with a process per core, threads only get in each other's way."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_case(plan: CasePlan, stage: Path, model: SeverityModel) -> dict[str, Any]:

@@ -1,0 +1,80 @@
+"""`tmi radiomics`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tmi.toolkit.case import find_cases
+from tmi.toolkit.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from tmi.toolkit.radiomics_cases import Outcome
+
+
+def radiomics(
+    paths: Annotated[list[Path], typer.Argument(help="Case folders or cohort folders.")],
+    jobs: Annotated[int | None, typer.Option(help="Cores to use. Default: every one.", min=1)] = None,
+    mask_label: Annotated[int | None, typer.Option("--mask-label", help="Label of the liver in the masks.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace tables that are there.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor fill the cache.")] = False,
+    table: Annotated[
+        Path | None, typer.Option("--from", help="Take the values from this table instead of extracting them.")
+    ] = None,
+    mapping: Annotated[
+        Path | None, typer.Option("--map", help="JSON or YAML: name in that table -> our feature name.")
+    ] = None,
+    id_column: Annotated[str | None, typer.Option("--id-column", help="Column of the case ids in that table.")] = None,
+) -> None:
+    """Extract the 1,781 radiomic features of each case's liver mask into its radiomics.csv.
+
+    A table that is there and fits its CT, mask and settings is passed over, so a run that was stopped goes on where it
+    was. Beside each table radiomics.json tells what it was made from. What was extracted once is remembered in
+    ~/.cache/tmi/radiomics, or below TMI_CACHE; TMI_CACHE=off turns that off. Refused cases are listed (exit code 3).
+
+    Examples:
+
+        tmi radiomics cohort/
+        tmi radiomics cohort/P001 --mask-label 5 --jobs 4
+        tmi radiomics cohort/ --from features.csv --map names.yaml
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from tmi.toolkit.cores import available_cores
+    from tmi.toolkit.radiomics_cases import How, make_tables
+    from tmi.toolkit.radiomics_foreign import read_foreign, read_mapping
+
+    if table is None and (mapping is not None or id_column is not None):
+        raise UsageError("--map and --id-column tell how to read a table", fix="name the table with --from")
+    cases = find_cases(paths, mask_label=mask_label)
+    foreign = None
+    if table is not None:
+        foreign = read_foreign(table, read_mapping(mapping) if mapping is not None else None, id_column=id_column)
+    how = How(force=force, use_cache=not no_cache, foreign=foreign)
+    outcomes: list[Outcome] = []
+    columns = (TextColumn("radiomics"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("cases", total=len(cases))
+        for outcome in make_tables(cases, how, jobs=jobs or available_cores()):
+            outcomes.append(outcome)
+            _show(outcome)
+            bar.advance(task)
+    count = {state: sum(o.state == state for o in outcomes) for state in ("written", "current", "refused")}
+    typer.echo(
+        f"{len(outcomes)} case(s): {count['written']} written, {count['current']} up to date, "
+        f"{count['refused']} refused"
+    )
+    if count["refused"]:
+        raise typer.Exit(int(ExitCode.REFUSED))
+
+
+def _show(outcome: Outcome) -> None:
+    """Refusals and what a user should know of, as they come, on standard error."""
+    if outcome.state == "refused":
+        typer.echo(f"error: case {outcome.case_id}: {outcome.message} [{outcome.code}]\n  fix: {outcome.fix}", err=True)
+    elif outcome.message:
+        typer.echo(f"warning: case {outcome.case_id}: {outcome.message}", err=True)

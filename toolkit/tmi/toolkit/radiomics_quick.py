@@ -1,0 +1,103 @@
+"""The quick road: the same 1,781 values as one plain call of pyradiomics, from work that is done once.
+
+One mask is cropped and sorted once, every image type is worked out only where the mask needs it, voxels are binned once
+for all classes, and the texture matrices are counted with numpy. Image types are spread over threads: ITK, PyWavelets
+and numpy let go of Python's lock for most of the work, and threads need no second copy of the CT, no start-up and no
+guarded main module. `docs/radiomics.md` tells what each step gained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmi.toolkit.radiomics_features import image_features, shape_features
+from tmi.toolkit.radiomics_filters import (
+    LOG_SIGMAS_MM,
+    POINTWISE,
+    Source,
+    Voxels,
+    agrees_with_pyradiomics,
+    find_source,
+    laplacian_of_gaussian,
+    log_name,
+    wavelet_bands,
+)
+from tmi.toolkit.radiomics_package import is_pinned, load, quiet, version
+from tmi.toolkit.radiomics_region import Region, find_region
+from tmi.toolkit.radiomics_settings import PYRADIOMICS_VERSION
+
+Named = Mapping[str, Any]
+"""Feature names and values."""
+
+
+def why_plain() -> str | None:
+    """Why the quick road cannot be taken with the packages that are installed; None where it can.
+
+    Raises:
+        UnavailableError: pyradiomics is not installed.
+    """
+    if not is_pinned():
+        return f"pyradiomics {version()} is installed, and the quick road was checked against {PYRADIOMICS_VERSION}"
+    if not agrees_with_pyradiomics():
+        return "the installed SimpleITK, PyWavelets or numpy filter otherwise than pyradiomics through them"
+    return None
+
+
+def extract_quick(
+    ct_DHW: NDArray[Any], mask_DHW: NDArray[np.bool_], spacing_DHW_mm: tuple[float, float, float], *, jobs: int
+) -> Named:
+    """Every feature that can be had, by name.
+
+    Args:
+        ct_DHW: Hounsfield units, int16 or float32, not zero everywhere.
+        mask_DHW: at least two voxels wide along two axes.
+        spacing_DHW_mm: voxel size.
+        jobs: threads.
+    """
+    load()
+    region = find_region(mask_DHW)
+    source = find_source(ct_DHW, spacing_DHW_mm, region)
+    with quiet(), ThreadPoolExecutor(max(1, jobs)) as pool:
+        # a filter that takes long beside images that need none: the former run free of Python's lock
+        first = [pool.submit(_log, source, region, sigma) for sigma in LOG_SIGMAS_MM[:1]]
+        first.append(pool.submit(_shape, region, spacing_DHW_mm))
+        rest = [partial(_log, source, region, sigma) for sigma in LOG_SIGMAS_MM[1:]]
+        direct = [partial(_pointwise, source, region, name) for name in POINTWISE]
+        bands = [
+            partial(_image, source, region, f"wavelet-{band}", values_N)
+            for band, values_N in wavelet_bands(source).items()
+        ]
+        futures = first + [pool.submit(task) for task in _alternate(rest, bands + direct)]
+        return {name: value for future in futures for name, value in future.result().items()}
+
+
+def _alternate(few: Sequence[Callable[[], Named]], many: Sequence[Callable[[], Named]]) -> list[Callable[[], Named]]:
+    """The few spread evenly among the first of the many."""
+    tasks: list[Callable[[], Named]] = []
+    for k, task in enumerate(many):
+        tasks += [*few[k : k + 1], task]
+    return tasks
+
+
+def _image(source: Source, region: Region, image_type: str, values_N: Voxels) -> Named:
+    found = image_features(values_N, region, source.spacing_DHW_mm)
+    return {f"{image_type}_{name}": value for name, value in found.items()}
+
+
+def _pointwise(source: Source, region: Region, name: str) -> Named:
+    return _image(source, region, name, POINTWISE[name](source))
+
+
+def _log(source: Source, region: Region, sigma_mm: float) -> Named:
+    values_N = laplacian_of_gaussian(source, sigma_mm)
+    return {} if values_N is None else _image(source, region, log_name(sigma_mm), values_N)
+
+
+def _shape(region: Region, spacing_DHW_mm: tuple[float, float, float]) -> Named:
+    return {f"original_shape_{name}": value for name, value in shape_features(region, spacing_DHW_mm).items()}
