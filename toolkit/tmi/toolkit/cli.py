@@ -33,7 +33,7 @@ class CommandSpec:
 COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
     {
         "synth": CommandSpec("tmi.toolkit.command_synth:synth", extra="radiomics"),
-        "check": CommandSpec("tmi.toolkit.command_check:check"),
+        "check": CommandSpec("tmi.toolkit.command_check:check", extra="dicom"),
         "train": CommandSpec("tmi.training.command:train", extra="train"),
         "export": CommandSpec("tmi.export.command:export", extra="export"),
         "predict": CommandSpec("tmi.runtime.command:predict"),

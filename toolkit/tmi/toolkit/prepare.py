@@ -17,6 +17,7 @@ from tmi.toolkit.case import MASK_FILE, RADIOMICS_FILE, Case, open_case
 from tmi.toolkit.clinical import read_clinical
 from tmi.toolkit.clinical_schema import load_schema
 from tmi.toolkit.clinical_text import render
+from tmi.toolkit.clinical_units import check_units
 from tmi.toolkit.config import Config
 from tmi.toolkit.content_checks import check_ct, check_mask, refuse_on_error
 from tmi.toolkit.errors import InputRefusedError
@@ -68,7 +69,8 @@ def prepare_case(case: Case, config: Config) -> PreparedCase:
             fix=f"give {RADIOMICS_FILE}, or a liver mask from which the features are extracted",
         )
     ct = read_ct(case)
-    warnings = refuse_on_error(check_ct(ct), case.case_id)
+    warnings = refuse_on_error(check_units(record, schema), case.case_id)
+    warnings += refuse_on_error(check_ct(ct), case.case_id)
     mask = read_mask(case, ct) if case.mask.is_file() else None
     if mask is not None:
         warnings += refuse_on_error(check_mask(ct, mask), case.case_id)
