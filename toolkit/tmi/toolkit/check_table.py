@@ -75,9 +75,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "clinical-unit": Check("error", "a unit that the schema lacks"),
         "clinical-range": Check("error", "a value outside the plausible range: mistyped, or in another unit"),
         "clinical-unit-suspect": Check("error", "a value outside the plausible range that is usual in another unit"),
-        "clinical-unit-doubt": Check(
-            "warning", "a value far from the reference range that would lie in it in another unit"
-        ),
+        "clinical-unit-doubt": Check("warning", "a value far from the reference range, though in it in another unit"),
         "dates-apart": Check("warning", "more than 90 days between blood sample and CT"),
         "patient-mismatch": Check("error", "the clinical record belongs to another patient than the cohort says"),
         "duplicate-ct": Check("error", "two cases of a cohort hold the very same CT"),

@@ -27,7 +27,7 @@ def check(
     ] = None,
     recompute: Annotated[
         bool,
-        typer.Option("--recompute", help="Extract the radiomics from the mask and compare radiomics.csv with them."),
+        typer.Option("--recompute", help="Compare radiomics.csv with what the mask gives."),
     ] = False,
     tolerance: Annotated[
         float, typer.Option("--tolerance", help="Relative tolerance of --recompute.", show_default="1e-6")
