@@ -124,7 +124,7 @@ def _findings(
 
 
 def _same_ct(case: Case, ct: Volume, seen: _Seen) -> Iterator[Finding]:
-    first = seen.ct.setdefault(sha256_bytes(np.ascontiguousarray(ct.array_DHW).data), case)
+    first = seen.ct.setdefault(sha256_bytes(np.ascontiguousarray(ct.array_DHW).view(np.uint8).data), case)
     if first is not case:
         patients = {first.patient_id, case.patient_id}
         of_another = " of another patient" if len(patients) == 2 and None not in patients else ""

@@ -163,7 +163,7 @@ def _content(ct: Volume, inside: NDArray[np.bool_]) -> Iterator[Found]:
 
 def _box(inside: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
     """The smallest box around a mask that is not empty."""
-    slices = []
+    slices: list[slice] = []
     for axis in range(3):
         part = inside[tuple(slices)]  # already cut along the axes before
         where = np.flatnonzero(part.any(axis=tuple(a for a in range(3) if a != axis)))

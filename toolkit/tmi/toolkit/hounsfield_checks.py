@@ -85,8 +85,7 @@ def _padding(array_DHW: NDArray[np.generic], low: float) -> Iterator[Found]:
                 f"{CT_FILE} is padded: {count} voxels of {low:g} HU",
                 "nothing to do: the window clips padding to air; `tmi check --fix ct-padding` sets it to -1024",
             )
-    ends: list[NDArray[np.generic]] = [array_DHW.take(k, axis=a) for a in range(3) for k in (0, -1)]
-    filled = max(float((end == 0).mean()) for end in ends)
+    filled = max(float((array_DHW.take(k, axis=a) == 0).mean()) for a in range(3) for k in (0, -1))
     if filled > FILL_FRACTION:
         yield (
             "ct-fill",

@@ -73,7 +73,7 @@ class NiftiFile:
             with gzip.open(self.path) as stream:
                 stream.seek(self.offset)
                 data = np.empty(size, dtype=np.uint8)
-                view, done = memoryview(data), 0
+                view, done = data.data, 0
                 while done < size and (count := stream.readinto(view[done:])):
                     done += count
                 surplus = stream.read(1)
