@@ -20,6 +20,7 @@ from tmi.toolkit.clinical_units import check_units
 from tmi.toolkit.content_checks import check_ct, check_mask
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.hashing import sha256_bytes, sha256_json
+from tmi.toolkit.hounsfield_checks import NOT_HU
 from tmi.toolkit.radiomics_table import read_table
 from tmi.toolkit.recompute import Comparison, compare
 from tmi.toolkit.volume import Volume, read_ct, read_mask
@@ -100,8 +101,11 @@ def _findings(
         return
     ct, found = _attempt(lambda: read_ct(case))
     yield from found
+    in_hu = False
     if ct is not None:
-        yield from (_finding(case.case_id, *f) for f in check_ct(ct))
+        of_ct = list(check_ct(ct))
+        in_hu = not any(code in NOT_HU for code, *_ in of_ct)
+        yield from (_finding(case.case_id, *f) for f in of_ct)
         yield from _same_ct(case, ct, seen)
     mask = None
     if case.mask.is_file():
@@ -109,7 +113,7 @@ def _findings(
             mask, found = _attempt(lambda: read_mask(case, ct))
             yield from found
             if mask is not None:
-                yield from (_finding(case.case_id, *f) for f in check_mask(ct, mask))
+                yield from (_finding(case.case_id, *f) for f in check_mask(ct, mask, in_hu=in_hu))
     elif not case.radiomics.is_file():
         yield _finding(
             case.case_id,

@@ -89,8 +89,8 @@ def _plausible_size(ct: Volume, factor: float) -> bool:
     return SPACING_MM[0] <= min(spacing) and max(spacing) <= SPACING_MM[1] and WIDTH_MM[0] <= width <= WIDTH_MM[1]
 
 
-def check_mask(ct: Volume, mask: Volume) -> Iterator[Found]:
-    """What is wrong with a liver mask on its CT."""
+def check_mask(ct: Volume, mask: Volume, *, in_hu: bool = True) -> Iterator[Found]:
+    """What is wrong with a liver mask on its CT; what lies under it is judged where the CT is in Hounsfield units."""
     inside: NDArray[np.bool_] = mask.array_DHW.astype(bool, copy=False)
     if mask.several_labels:
         yield (
@@ -114,7 +114,8 @@ def check_mask(ct: Volume, mask: Volume) -> Iterator[Found]:
             f"{MASK_FILE} touches the volume's {', '.join(touched)} face: a part of the liver is cut off",
             "give a CT that covers the whole liver",
         )
-    yield from _content(ct, inside)
+    if in_hu:
+        yield from _content(ct, inside)
 
 
 def _content(ct: Volume, inside: NDArray[np.bool_]) -> Iterator[Found]:

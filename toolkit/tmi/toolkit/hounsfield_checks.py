@@ -28,6 +28,10 @@ UNSHIFTED_AIR = (-50, 250)
 UNSHIFTED_SOFT = (850, 1300)
 """Fat to enhanced vessels where it was left out."""
 PADDING_BELOW_HU = -1100
+BELOW_AIR_FRACTION = 0.05
+"""Part of a CT that may lie below air without being the one value of its padding."""
+NOT_HU = frozenset({"ct-8bit", "ct-rescaled", "ct-offset", "ct-not-hu"})
+"""Checks after which nothing can be said of what lies under a mask."""
 PLATEAU = 1e-4
 """Part of the voxels that hold the very same lowest value, from which on it is padding and not noise."""
 FILL_FRACTION = 0.10
@@ -60,7 +64,12 @@ def check_values(array_DHW: NDArray[np.generic]) -> Iterator[Found]:
         yield "ct-offset", f"{span}: air lies near 0, so the offset of -1024 was left out", ANEW
     elif not _share(sample, AIR_HU) and not _share(array_DHW, AIR_HU):
         yield "ct-not-hu", f"{span} and no air, which are no Hounsfield units of a body", f"{ANEW}; no other modality"
-    elif high > HIGHEST_HU or high - low <= 255 or _share(sample, SOFT_HU) < SOFT_FRACTION:
+    elif (
+        high > HIGHEST_HU
+        or high - low <= 255
+        or _share(sample, SOFT_HU) < SOFT_FRACTION
+        or _share(sample, (low + 1, PADDING_BELOW_HU)) > BELOW_AIR_FRACTION
+    ):
         yield "ct-not-hu", f"{span}, which are no Hounsfield units of a body", f"{ANEW}; no other modality"
     else:
         yield from _padding(array_DHW, low)
