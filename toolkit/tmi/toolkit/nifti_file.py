@@ -33,7 +33,7 @@ DEFLATE_RATIO = 1032
 FORMS_TOLERANCE_VOXELS = 1.0
 """How far apart the header's two affines may put a corner, seen from the volume's middle."""
 HEADERS = ((348, nib.Nifti1Header, b"n+1\0"), (540, nib.Nifti2Header, b"n+2\0"))
-BROKEN = (OSError, EOFError, ValueError, OverflowError, zlib.error, HeaderDataError)
+BROKEN = (OSError, EOFError, ValueError, KeyError, OverflowError, zlib.error, HeaderDataError)
 """What reading a damaged file raises."""
 
 
@@ -144,7 +144,7 @@ def _header(path: Path) -> Any:
         data = stream.read(540)
     for size, kind, magic in HEADERS:
         for order in "<>":
-            if int(np.frombuffer(data[:4].ljust(4, b"\0"), f"{order}i4")[0]) == size:
+            if len(data) >= size and int(np.frombuffer(data[:4], f"{order}i4")[0]) == size:
                 header = kind(io.BytesIO(data).read(size), endianness=order, check=False)
                 if bytes(header["magic"]).ljust(4, b"\0")[:4] != magic:
                     raise ValueError("the magic of a single NIfTI file is missing")
