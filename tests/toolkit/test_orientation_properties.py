@@ -62,8 +62,12 @@ def write(
         turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(tuple(codes)))
         image = image.as_reoriented(turn)
         placed = image.affine
-        image.set_sform(placed if form != "qform" else None, 1 if form != "qform" else 0)
-        image.set_qform(placed if form != "sform" else None, 1 if form != "sform" else 0)
+        image.set_qform(placed, 1)
+        image.set_sform(placed, 1)
+        if form == "qform":
+            image.set_sform(None, 0)
+        elif form == "sform":
+            image.set_qform(None, 0)
         nib.save(image, folder / name)
     return Case(folder=folder, case_id=folder.name)
 
