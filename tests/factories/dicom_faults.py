@@ -151,9 +151,9 @@ SERIES_FAULTS: Mapping[str, SeriesFault] = MappingProxyType(
             "dicom-not-ct", each(put(Modality="MR", SOPClassUID="1.2.840.10008.5.1.4.1.1.4")), "MR, 24 images"
         ),
         "planning views only": SeriesFault("dicom-not-ct", each(put(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]))),
-        "8 bits": SeriesFault("ct-not-hu", each(put(BitsStored=8, HighBit=7)), "8-bit"),
+        "8 bits": SeriesFault("ct-8bit", each(put(BitsStored=8, HighBit=7)), "8-bit"),
         "electron density": SeriesFault("ct-not-hu", each(put(RescaleType="ED")), "another unit"),
-        "offset missing": SeriesFault("ct-not-hu", each(without_offset), "no Hounsfield units"),
+        "offset missing": SeriesFault("ct-offset", each(without_offset)),
         "multi-frame": SeriesFault("dicom-multiframe", each(put(NumberOfFrames=2))),
         "two series": SeriesFault("dicom-series", edited(two_series), "2 CT series"),
         "no position": SeriesFault("dicom-no-geometry", each(put(ImagePositionPatient=None), every=7)),

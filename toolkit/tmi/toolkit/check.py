@@ -1,21 +1,35 @@
-"""Checking cases and cohorts: everything that is wrong with them, not only the first thing."""
+"""Checking cases and cohorts: everything that is wrong with them, not only the first thing.
+
+One case is in memory at a time; of the others only digests are kept, by which cases of a cohort are compared.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from tmi.toolkit.case import CT_FILE, MASK_FILE, RADIOMICS_FILE, Case
+from tmi.toolkit.case_record import read_case_record
 from tmi.toolkit.check_table import CHECKS, Severity
-from tmi.toolkit.clinical import read_clinical
+from tmi.toolkit.clinical import ClinicalRecord, read_clinical
 from tmi.toolkit.clinical_schema import Schema, load_schema
+from tmi.toolkit.clinical_units import check_units
 from tmi.toolkit.content_checks import check_ct, check_mask
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.hashing import sha256_file
+from tmi.toolkit.hashing import sha256_bytes, sha256_json
+from tmi.toolkit.hounsfield_checks import NOT_HU
 from tmi.toolkit.radiomics_record import stale
 from tmi.toolkit.radiomics_table import read_table
-from tmi.toolkit.volume import read_ct, read_mask
+from tmi.toolkit.recompute import Comparison, compare
+from tmi.toolkit.volume import Volume, read_ct, read_mask
+
+MOST_DAYS_APART = 90
+"""Days between blood sample and CT from which on a user should look."""
+FEWEST_VALUES = 5
+"""Two patients may share fewer values by chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,37 +48,56 @@ class Finding:
     """How to mend it."""
 
 
+@dataclass(kw_only=True)
+class _Seen:
+    """Digests of what cases hold -> the first case that held it."""
+
+    ct: dict[str, Case] = field(default_factory=dict)
+    radiomics: dict[str, Case] = field(default_factory=dict)
+    record: dict[str, tuple[Case, str | None]] = field(default_factory=dict)
+
+
 def check_case(case: Case, *, schema: Schema | None = None) -> list[Finding]:
     """Everything found in one case; empty when it is good. Without a schema the packaged one holds."""
-    return list(_findings(case, schema or load_schema()))
+    return check_cases([case], schema=schema)
 
 
 def check_cases(
-    cases: list[Case], *, schema: Schema | None = None, progress: Callable[[Case], None] | None = None
+    cases: list[Case],
+    *,
+    schema: Schema | None = None,
+    progress: Callable[[Case], None] | None = None,
+    recompute: float | None = None,
+    on_comparison: Callable[[Comparison], None] | None = None,
 ) -> list[Finding]:
-    """Findings of every case, then those that only show when cases are compared; `schema` as in `check_case`."""
+    """Findings of every case, those included that only show when cases are compared.
+
+    Args:
+        cases: as `find_cases` gives them.
+        schema: clinical schema of the records; None: the packaged one.
+        progress: called with each case when it is done.
+        recompute: relative tolerance; radiomics.csv is compared with what is extracted from the mask. None: it is not.
+        on_comparison: called with the outcome of each such comparison.
+
+    Raises:
+        UnavailableError: radiomics must be extracted and pyradiomics is not installed.
+    """
     findings: list[Finding] = []
-    first: dict[str, str] = {}
+    seen = _Seen()
     for case in cases:
-        findings.extend(_findings(case, schema or load_schema()))
-        if case.ct.is_file():
-            digest = sha256_file(case.ct)
-            if digest in first:
-                findings.append(
-                    _finding(
-                        case.case_id,
-                        "duplicate-ct",
-                        f"{CT_FILE} is that of case {first[digest]}",
-                        "give each case its own CT, or remove one of the two",
-                    )
-                )
-            first.setdefault(digest, case.case_id)
+        findings.extend(_findings(case, schema or load_schema(), seen, recompute, on_comparison))
         if progress is not None:
             progress(case)
     return findings
 
 
-def _findings(case: Case, schema: Schema) -> Iterator[Finding]:
+def _findings(
+    case: Case,
+    schema: Schema,
+    seen: _Seen,
+    recompute: float | None,
+    on_comparison: Callable[[Comparison], None] | None,
+) -> Iterator[Finding]:
     if not case.folder.is_dir():
         yield _finding(
             case.case_id,
@@ -75,14 +108,19 @@ def _findings(case: Case, schema: Schema) -> Iterator[Finding]:
         return
     ct, found = _attempt(lambda: read_ct(case))
     yield from found
+    in_hu = False
     if ct is not None:
-        yield from (_finding(case.case_id, *f) for f in check_ct(ct))
+        of_ct = list(check_ct(ct))
+        in_hu = not any(code in NOT_HU for code, *_ in of_ct)
+        yield from (_finding(case.case_id, *f) for f in of_ct)
+        yield from _same_ct(case, ct, seen)
+    mask = None
     if case.mask.is_file():
         if ct is not None:
             mask, found = _attempt(lambda: read_mask(case, ct))
             yield from found
             if mask is not None:
-                yield from (_finding(case.case_id, *f) for f in check_mask(ct, mask))
+                yield from (_finding(case.case_id, *f) for f in check_mask(ct, mask, in_hu=in_hu))
     elif not case.radiomics.is_file():
         yield _finding(
             case.case_id,
@@ -91,10 +129,87 @@ def _findings(case: Case, schema: Schema) -> Iterator[Finding]:
             f"give {RADIOMICS_FILE}, or a liver mask from which the features are extracted",
         )
     if case.radiomics.is_file():
-        yield from _attempt(lambda: read_table(case.radiomics, case_id=case.case_id))[1]
-        if (why := stale(case)) is not None:
-            yield _finding(case.case_id, "radiomics-stale", why, "extract them anew: tmi radiomics CASE --force")
-    yield from _attempt(lambda: read_clinical(case, schema))[1]
+        yield from _radiomics(case, ct, mask, seen, recompute, on_comparison)
+    yield from _clinical(case, schema, seen)
+    yield from _record(case)
+
+
+def _same_ct(case: Case, ct: Volume, seen: _Seen) -> Iterator[Finding]:
+    first = seen.ct.setdefault(sha256_bytes(np.ascontiguousarray(ct.array_DHW).view(np.uint8).data), case)
+    if first is not case:
+        patients = {first.patient_id, case.patient_id}
+        of_another = " of another patient" if len(patients) == 2 and None not in patients else ""
+        yield _finding(
+            case.case_id,
+            "duplicate-ct",
+            f"the voxels of {CT_FILE} are those of case {first.case_id}{of_another}",
+            "give each case its own CT, or remove one of the two",
+        )
+
+
+def _radiomics(
+    case: Case,
+    ct: Volume | None,
+    mask: Volume | None,
+    seen: _Seen,
+    recompute: float | None,
+    on_comparison: Callable[[Comparison], None] | None,
+) -> Iterator[Finding]:
+    values_F, found = _attempt(lambda: read_table(case.radiomics, case_id=case.case_id))
+    yield from found
+    if values_F is None:
+        return
+    if (why := stale(case)) is not None:
+        yield _finding(case.case_id, "radiomics-stale", why, "extract them anew: tmi radiomics CASE --force")
+    first = seen.radiomics.setdefault(sha256_bytes(values_F.tobytes()), case)
+    if first is not case:
+        yield _finding(
+            case.case_id,
+            "duplicate-radiomics",
+            f"the features of {RADIOMICS_FILE} are those of case {first.case_id}",
+            "extract the features of each case from its own CT and mask with `tmi radiomics --force`",
+        )
+    if recompute is not None and ct is not None and mask is not None:
+        comparison, found = _attempt(lambda: compare(case, values_F, ct, mask, tolerance=recompute))
+        yield from found
+        if comparison is not None:
+            if on_comparison is not None:
+                on_comparison(comparison)
+            if comparison.differ:
+                yield _finding(case.case_id, "radiomics-differ", *comparison.told())
+
+
+def _clinical(case: Case, schema: Schema, seen: _Seen) -> Iterator[Finding]:
+    record: ClinicalRecord | None
+    record, found = _attempt(lambda: read_clinical(case, schema))
+    yield from found
+    if record is None:
+        return
+    yield from (_finding(case.case_id, *f) for f in check_units(record, schema))
+    if sum(v is not None for v in record.values.values()) < FEWEST_VALUES:
+        return
+    patient = case.patient_id or record.patient_id
+    first, its_patient = seen.record.setdefault(sha256_json(dict(record.values)), (case, patient))
+    if first is not case and patient != its_patient:
+        yield _finding(
+            case.case_id,
+            "duplicate-record",
+            f"the clinical values are those of case {first.case_id}, which is of another patient",
+            "look whether one of the two records was put into the wrong case, or one patient has two ids",
+        )
+
+
+def _record(case: Case) -> Iterator[Finding]:
+    record, found = _attempt(lambda: read_case_record(case.folder, case_id=case.case_id))
+    yield from found
+    days = None if record is None else record.days_from_blood_to_ct
+    if days is not None and abs(days) > MOST_DAYS_APART:
+        yield _finding(
+            case.case_id,
+            "dates-apart",
+            f"blood sample and CT lie more than {MOST_DAYS_APART} days apart",
+            "look whether both belong to one stay, or give a blood sample nearer to the CT",
+        )
 
 
 def _attempt(read: Callable[[], Any]) -> tuple[Any, list[Finding]]:

@@ -15,7 +15,8 @@ class Check:
     """One row of the table."""
 
     severity: Severity
-    """`error`: the case is refused by training and prediction. `warning`: it is used, and the user should look."""
+    """`error`: not to be used as it is; what one case shows by itself, training and prediction refuse.
+    `warning`: it is used, and the user should look."""
     about: str
     """What is wrong."""
 
@@ -29,30 +30,43 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "ct-not-3d": Check("error", "the CT has more than three axes"),
         "ct-affine": Check("error", "the CT has no usable geometry"),
         "ct-nan": Check("error", "the CT holds voxels that are not finite"),
-        "ct-not-hu": Check(
-            "error", "the CT's values are no Hounsfield units: 8-bit, rescaled, offset missing, or no CT"
-        ),
-        "ct-spacing": Check("error", "voxel sizes that no CT has: the unit is not millimetres"),
+        "ct-forms": Check("error", "the CT's two affines (sform, qform) disagree in orientation or voxel size"),
+        "ct-8bit": Check("error", "the CT's values lie in 0 to 255: a picture, not Hounsfield units"),
+        "ct-rescaled": Check("error", "the CT's values span 16 or less: normalised, not Hounsfield units"),
+        "ct-offset": Check("error", "the CT's air lies near 0: the offset of -1024 was left out"),
+        "ct-not-hu": Check("error", "the CT's values are no Hounsfield units of a body: MR, PET, a windowed CT"),
+        "ct-spacing": Check("error", "voxel sizes or a width that no CT has: the unit is not millimetres"),
+        "ct-unit": Check("warning", "the header declares another unit than the millimetres the voxels have"),
+        "ct-sheared": Check("error", "the axes are not at right angles: gantry tilt left in the data"),
+        "ct-blank-slice": Check("error", "a slice of one single value inside the volume: a missing slice, filled"),
+        "ct-duplicate-slice": Check("error", "two neighbouring slices hold the very same voxels"),
         "ct-few-slices": Check("error", "fewer slices than a liver needs"),
         "ct-oblique": Check("warning", "the axes are tilted by more than 10 degrees against the patient's"),
         "ct-padding": Check("warning", "padding below -1100 HU around the field of view"),
+        "ct-fill": Check("warning", "a tenth of a face of the volume is exactly 0 HU: filled with water, not air"),
         "mask-missing": Check("error", "no liver.nii.gz"),
         "mask-unreadable": Check("error", "the mask is truncated, damaged, no NIfTI, or claims an absurd size"),
         "mask-not-3d": Check("error", "the mask has more than three axes"),
         "mask-affine": Check("error", "the mask has no usable geometry"),
+        "mask-forms": Check("error", "the mask's two affines (sform, qform) disagree in orientation or voxel size"),
+        "mask-values": Check("error", "the mask holds fractions: probabilities, or interpolated"),
+        "mask-labels": Check("warning", "several labels, and none was asked for: all are taken as the liver"),
         "mask-nan": Check("error", "the mask holds voxels that are not finite"),
         "mask-grid": Check("error", "the mask lies on another grid than the CT"),
         "mask-empty": Check("error", "the mask has no voxel, or none of the label asked for"),
-        "mask-flipped": Check("error", "the mask fits soft tissue only when mirrored along one axis"),
+        "mask-flipped": Check("error", "the mask fits the liver only when mirrored along one axis"),
         "mask-content": Check("error", "what lies under the mask is no liver by its Hounsfield units"),
         "mask-tiny": Check("error", "the mask is far smaller than any liver"),
-        "mask-edge": Check("warning", "the mask touches the first or last slice: a part of the liver is missing"),
-        "liver-volume": Check("warning", "the liver's volume is unusual"),
+        "mask-edge": Check("warning", "the mask touches a face of the volume: a part of the liver is cut off"),
+        "liver-volume": Check("warning", "the liver's volume is outside 500 to 3500 mL"),
+        "liver-hu": Check("warning", "the mean under the mask is outside 5 to 180 HU"),
+        "liver-left": Check("warning", "the liver lies on the left: CT and mask mirrored, or situs inversus"),
         "radiomics-missing": Check("error", "neither radiomics.csv nor a mask"),
         "radiomics-unreadable": Check("error", "radiomics.csv cannot be read as a table of one case"),
         "radiomics-columns": Check("error", "radiomics.csv lacks a feature, or has an unknown or doubled one"),
         "radiomics-rows": Check("error", "radiomics.csv has not exactly one row"),
         "radiomics-value": Check("error", "radiomics.csv holds something that is no finite number"),
+        "radiomics-differ": Check("error", "radiomics.csv is not what the mask gives (only with --recompute)"),
         "radiomics-mask": Check("error", "the mask is too small for texture features"),
         "radiomics-stale": Check("warning", "radiomics.csv no longer fits its files, settings or record"),
         "clinical-missing": Check("error", "no clinical.json"),
@@ -61,6 +75,9 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "clinical-type": Check("error", "a value that is no number, or none of a field's choices"),
         "clinical-unit": Check("error", "a unit that the schema lacks"),
         "clinical-range": Check("error", "a value outside the plausible range: mistyped, or in another unit"),
+        "clinical-unit-suspect": Check("error", "a value outside the plausible range that is usual in another unit"),
+        "clinical-unit-doubt": Check("warning", "a value far from the reference range, though in it in another unit"),
+        "dates-apart": Check("warning", "more than 90 days between blood sample and CT"),
         "patient-mismatch": Check("error", "the clinical record belongs to another patient than the cohort says"),
         "duplicate-ct": Check("error", "two cases of a cohort hold the very same CT"),
         "dicom-unreadable": Check("error", "a DICOM file is truncated, damaged, or claims an absurd size"),
@@ -83,6 +100,8 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "mask-label": Check("error", "the label, segment or ROI asked for is not there, or several could be meant"),
         "mask-gap": Check("warning", "slices inside an RTSTRUCT's structure have no contour"),
         "mask-outside": Check("warning", "a part of the mask lies outside the CT"),
+        "duplicate-radiomics": Check("error", "two cases of a cohort hold the very same radiomics"),
+        "duplicate-record": Check("warning", "two patients of a cohort have the very same clinical values"),
     }
 )
 """Code -> check."""

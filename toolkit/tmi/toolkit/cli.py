@@ -34,7 +34,7 @@ COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
     {
         "synth": CommandSpec("tmi.toolkit.command_synth:synth", extra="radiomics"),
         "import": CommandSpec("tmi.toolkit.command_import:import_", extra="dicom"),
-        "check": CommandSpec("tmi.toolkit.command_check:check"),
+        "check": CommandSpec("tmi.toolkit.command_check:check", extra="dicom"),
         "radiomics": CommandSpec("tmi.toolkit.command_radiomics:radiomics", extra="radiomics"),
         "train": CommandSpec("tmi.training.command:train", extra="train"),
         "export": CommandSpec("tmi.export.command:export", extra="export"),

@@ -17,6 +17,7 @@ from typing import Any
 
 from tmi.toolkit.case import CLINICAL_FILE, Case
 from tmi.toolkit.clinical_schema import Field, Schema, convert, plausible
+from tmi.toolkit.clinical_units import other_units
 from tmi.toolkit.errors import InputRefusedError
 
 Value = float | str | None
@@ -44,7 +45,7 @@ def read_clinical(case: Case, schema: Schema) -> ClinicalRecord:
 
     Raises:
         InputRefusedError: clinical-missing, clinical-malformed, clinical-unknown-field, clinical-type, clinical-unit,
-            clinical-range, patient-mismatch.
+            clinical-unit-suspect, clinical-range, patient-mismatch.
     """
     if not case.clinical.is_file():
         raise _refused(
@@ -146,6 +147,13 @@ def _read_value(case: Case, field: Field, value: Any) -> Value:
             f"give it in one of: {known}",
         )
     if not math.isfinite(number) or not plausible(field, number):
+        if units := other_units(field, float(value), given=unit):
+            raise _refused(
+                case,
+                "clinical-unit-suspect",
+                f"{CLINICAL_FILE}: {field.name} is implausible in {unit or field.unit} and looks like {units[0]}",
+                f'give the unit with the value: {{"value": ..., "unit": "{units[0]}"}}',
+            )
         low, high = field.plausible or (-math.inf, math.inf)
         raise _refused(
             case,

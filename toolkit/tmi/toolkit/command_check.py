@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tmi.toolkit.case import find_cases
-from tmi.toolkit.errors import ExitCode
+from tmi.toolkit.case import Case, find_cases
+from tmi.toolkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from tmi.toolkit.check import Finding
-
-SCHEMA = "tmi-check/1"
+    from tmi.toolkit.recompute import Comparison
 
 
 def check(
@@ -24,40 +25,83 @@ def check(
         Path | None,
         typer.Option("--schema", help="Clinical schema. Default: tmi.toml's, else the liver's.", show_default=False),
     ] = None,
+    fix: Annotated[
+        str | None,
+        typer.Option("--fix", metavar="CODE[,CODE]", help="Repair these findings, record it in case.json, then check."),
+    ] = None,
+    recompute: Annotated[
+        bool,
+        typer.Option("--recompute", help="Compare radiomics.csv with what the mask gives."),
+    ] = False,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="Relative tolerance of --recompute.", show_default="1e-6")
+    ] = 1e-6,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
-    """Say for each case what is wrong with it and how to mend it. Changes nothing.
+    """Say for each case what is wrong with it and how to mend it. Changes nothing unless --fix is given.
 
-    Errors are what training and prediction refuse (exit code 3); warnings are what a user should look at.
+    Errors are what must not be used as it is (exit code 3); warnings are what a user should look at.
 
     Examples:
 
         tmi check cohort/
         tmi check cohort/P001 cohort/P002 --json
+        tmi check cohort/P003 --fix mask-grid,ct-padding
+        tmi check cohort/ --recompute
     """
     from tmi.toolkit.check import check_cases
+    from tmi.toolkit.check_document import document
     from tmi.toolkit.clinical_schema import load_schema
     from tmi.toolkit.project import load_project
+    from tmi.toolkit.repairs import parse_codes, repair
 
+    codes = parse_codes(fix) if fix is not None else ()
+    if not 0 <= tolerance < 1:
+        raise UsageError(f"--tolerance {tolerance:g}", fix="give 0 or more, and less than 1")
+    fields = load_schema(schema or load_project().schema_file)
     cases = find_cases(paths, mask_label=mask_label)
-    findings = check_cases(cases, schema=load_schema(schema or load_project().schema_file))
-    errors = {f.case_id for f in findings if f.severity == "error"}
+    comparisons: list[Comparison] = []
+    repairs = [done for case in cases if codes and case.folder.is_dir() for done in repair(case, codes)]
+    with _progress(len(cases)) as advance:
+        findings = check_cases(
+            cases,
+            schema=fields,
+            progress=advance,
+            recompute=tolerance if recompute else None,
+            on_comparison=comparisons.append,
+        )
+    answer = document(cases, findings, repairs=repairs, comparisons=comparisons)
     if as_json:
-        typer.echo(
-            json.dumps(
-                {"schema": SCHEMA, "cases": [c.case_id for c in cases], "findings": [vars(f) for f in findings]},
-                indent=2,
-            )
-        )
+        typer.echo(json.dumps(answer, indent=2, allow_nan=False))
     else:
+        for done in repairs:
+            typer.echo(f"repaired: case {done.case_id}: {done.file}: {done.what} [{done.code}]")
         _show(findings)
-        warned = {f.case_id for f in findings} - errors
+        for c in comparisons:
+            typer.echo(
+                f"recomputed: case {c.case_id}: {c.compared - c.differ} of {c.compared} features agree within "
+                f"{c.tolerance:g} relative"
+            )
+        counts = answer["counts"]
         typer.echo(
-            f"{len(cases)} case(s): {len(cases) - len(errors) - len(warned)} good, {len(warned)} with warnings, "
-            f"{len(errors)} refused"
+            f"{counts['cases']} case(s): {counts['good']} good, {counts['warned']} with warnings, "
+            f"{counts['refused']} refused" + (f", {len(repairs)} repair(s) made" if codes else "")
         )
-    if errors:
+    if answer["counts"]["refused"]:
         raise typer.Exit(int(ExitCode.REFUSED))
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[Case], None]]:
+    """A bar on standard error, where it is a terminal and there is something to wait for."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal or total < 2) as bar:
+        task = bar.add_task("check", total=total)
+        yield lambda case: bar.advance(task)
 
 
 def _show(findings: list[Finding]) -> None:

@@ -101,7 +101,7 @@ def _require_images(slices: Sequence[SliceHeader], case_id: str) -> None:
         )
     if any(s.samples != 1 or s.bits <= 8 for s in slices):
         raise refuse(
-            "ct-not-hu",
+            "ct-8bit",
             "the images are 8-bit or coloured: a display copy without Hounsfield units",
             "export the original CT series",
             case_id,

@@ -14,8 +14,8 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def sha256_bytes(data: bytes) -> str:
-    """Hex digest of bytes."""
+def sha256_bytes(data: bytes | memoryview) -> str:
+    """Hex digest of bytes, or of an array's buffer."""
     return hashlib.sha256(data).hexdigest()
 
 

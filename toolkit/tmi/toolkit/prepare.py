@@ -17,6 +17,7 @@ from tmi.toolkit.case import MASK_FILE, RADIOMICS_FILE, Case, open_case
 from tmi.toolkit.clinical import read_clinical
 from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.clinical_text import render
+from tmi.toolkit.clinical_units import check_units
 from tmi.toolkit.config import Config
 from tmi.toolkit.content_checks import check_ct, check_mask, refuse_on_error
 from tmi.toolkit.errors import InputRefusedError
@@ -74,6 +75,7 @@ def prepare_case(case: Case, config: Config, schema: Schema, *, cache: PreparedC
             fix=f"give {RADIOMICS_FILE}, or a liver mask from which the features are extracted",
         )
     seconds = {"read": 0.0, "preprocess": 0.0, "radiomics": 0.0}
+    warnings = refuse_on_error(check_units(record, schema), case.case_id)  # outside what is cached by the images
 
     def make() -> PreparedImages:
         return _images(case, config, extract=given is None, seconds=seconds)
@@ -90,7 +92,9 @@ def prepare_case(case: Case, config: Config, schema: Schema, *, cache: PreparedC
         ct_1DHW=images.ct_1DHW,
         radiomics_F=radiomics_F,
         text=text,
-        warnings=images.warnings + (("radiomics were extracted from the liver mask",) if given is None else ()),
+        warnings=warnings
+        + images.warnings
+        + (("radiomics were extracted from the liver mask",) if given is None else ()),
         seconds=seconds,
     )
 

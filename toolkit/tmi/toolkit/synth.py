@@ -277,6 +277,8 @@ def write_images(case: Case, phantom: Phantom, grid: Grid, storage: Storage) -> 
     ct = phantom.hu_XYZ
     if storage.voxels in ("int32", "float32"):
         ct = ct.astype(storage.voxels)
+    elif storage.voxels == "int16-offset":
+        ct = ct + np.int16(1024)  # nibabel writes what it is given where the header already holds a scaling
     image = _oriented(nib.Nifti1Image(ct, affine), storage.orientation, storage.form)
     if storage.voxels == "int16-offset":
         image.header.set_slope_inter(1.0, -1024.0)

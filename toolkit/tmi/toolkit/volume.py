@@ -8,21 +8,21 @@ when its world coordinates say so; array order is never compared.
 
 from __future__ import annotations
 
-import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from tmi.toolkit.case import CT_FILE, MASK_FILE, Case
 from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.nifti_file import NiftiFile, no_affine, open_nifti
 
-MAX_VOXELS = 2**30
-"""A header that claims more voxels is refused before anything is allocated (512 x 512 x 4096)."""
+SLAB_BYTES = 2**24
+"""Voxels are converted in slabs of about this size, so that no second whole volume of a wide type exists."""
+WHOLE = 1e-3
+"""How far a mask's value may lie from a whole number (a scaled uint8 is off by rounding)."""
 GRID_TOLERANCE_VOXELS = 0.05
 """How far apart, in voxels, the corners of two grids may lie to be taken for the same grid."""
 
@@ -35,6 +35,10 @@ class Volume:
     """Voxels: int16 or float32 in HU for a CT, bool for a mask."""
     affine_xyz: NDArray[np.float64]
     """4x4, canonical (x, y, z) index -> RAS+ millimetres."""
+    unit: str = "unknown"
+    """Unit of length that the file declares; millimetres are taken whatever it says, and a check compares."""
+    several_labels: bool = False
+    """A mask taken from several values of its file, because no label was asked for."""
 
     @property
     def spacing_DHW_mm(self) -> tuple[float, float, float]:
@@ -47,37 +51,31 @@ def read_ct(case: Case) -> Volume:
     """The case's CT in HU; int16 where the file's values fit exactly, else float32.
 
     Raises:
-        InputRefusedError: ct-missing, ct-unreadable, ct-not-3d, ct-affine, ct-nan.
+        InputRefusedError: ct-missing, ct-unreadable, ct-not-3d, ct-affine, ct-forms, ct-nan.
     """
-    image = _load(case.ct, case.case_id, CT_FILE, "ct")
-    array, affine = _canonical(image, case.case_id, CT_FILE, "ct")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise InputRefusedError(
-            f"{CT_FILE} holds voxels that are not finite",
-            code="ct-nan",
-            case_id=case.case_id,
-            fix="export the CT again from its series; NaN voxels have no Hounsfield value",
-        )
-    return Volume(array_DHW=_hounsfield(array), affine_xyz=affine)
+    file = open_nifti(case.ct, case_id=case.case_id, kind="ct")
+    stored_DHW, affine = _canonical(file)
+    return Volume(array_DHW=_hounsfield(stored_DHW, file), affine_xyz=affine, unit=file.unit)
 
 
 def read_mask(case: Case, ct: Volume) -> Volume:
     """The case's liver mask (bool) on the CT's grid; `case.mask_label` selects its voxels.
 
     Raises:
-        InputRefusedError: mask-missing, mask-unreadable, mask-not-3d, mask-affine, mask-nan, mask-grid, mask-empty.
+        InputRefusedError: mask-missing, mask-unreadable, mask-not-3d, mask-affine, mask-forms, mask-grid, mask-nan,
+            mask-values, mask-empty.
     """
-    image = _load(case.mask, case.case_id, MASK_FILE, "mask")
-    array, affine = _canonical(image, case.case_id, MASK_FILE, "mask")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise InputRefusedError(
-            f"{MASK_FILE} holds voxels that are not finite",
-            code="mask-nan",
-            case_id=case.case_id,
-            fix="export the mask again as integers",
-        )
-    require_same_grid(case.case_id, array.shape, affine, ct)
-    inside = array != 0 if case.mask_label is None else array == case.mask_label
+    file = open_nifti(case.mask, case_id=case.case_id, kind="mask")
+    require_same_grid(case.case_id, *_canonical_grid(file), ct)
+    stored_DHW, _ = _canonical(file)
+    inside = np.empty(stored_DHW.shape, dtype=np.bool_)
+    labels: set[int] = set()
+    for slab in _slabs(stored_DHW):
+        values = _labels(stored_DHW[slab], file)
+        inside[slab] = values != 0 if case.mask_label is None else values == case.mask_label
+        if case.mask_label is None and len(labels) < 2:
+            taken = values[inside[slab]]
+            labels |= {int(taken.min()), int(taken.max())} if taken.size else set()
     if not inside.any():
         which = "" if case.mask_label is None else f" of label {case.mask_label}"
         raise InputRefusedError(
@@ -86,7 +84,21 @@ def read_mask(case: Case, ct: Volume) -> Volume:
             case_id=case.case_id,
             fix="segment the liver, or choose its label with --mask-label",
         )
-    return Volume(array_DHW=inside, affine_xyz=ct.affine_xyz)
+    return Volume(array_DHW=inside, affine_xyz=ct.affine_xyz, unit=file.unit, several_labels=len(labels) > 1)
+
+
+def read_labels(case: Case) -> Volume:
+    """The mask's labels on its own grid, whatever the CT's is: what a repair of the grid starts from.
+
+    Raises:
+        InputRefusedError: as `read_mask`, less mask-grid and mask-empty.
+    """
+    file = open_nifti(case.mask, case_id=case.case_id, kind="mask")
+    stored_DHW, affine = _canonical(file)
+    labels = np.empty(stored_DHW.shape, dtype=np.int32)
+    for slab in _slabs(stored_DHW):
+        labels[slab] = _labels(stored_DHW[slab], file)
+    return Volume(array_DHW=labels, affine_xyz=affine, unit=file.unit)
 
 
 def require_same_grid(case_id: str, shape_DHW: tuple[int, ...], affine_xyz: NDArray[np.float64], ct: Volume) -> None:
@@ -95,7 +107,7 @@ def require_same_grid(case_id: str, shape_DHW: tuple[int, ...], affine_xyz: NDAr
     Raises:
         InputRefusedError: mask-grid.
     """
-    mend = "resample the mask onto the CT (tmi check --fix grid), or export it again from the same series"
+    mend = "resample the mask onto the CT (tmi check --fix mask-grid), or export it again from the same series"
     if tuple(shape_DHW) != ct.array_DHW.shape:
         have, want = ("x".join(map(str, reversed(s))) for s in (shape_DHW, ct.array_DHW.shape))
         raise InputRefusedError(
@@ -123,87 +135,90 @@ def corner_distance_mm(
     return float(np.linalg.norm(((one_xyz - other_xyz) @ corners)[:3], axis=0).max())
 
 
-def _load(path: Path, case_id: str, name: str, kind: str) -> nib.Nifti1Image:
-    if not path.is_file():
-        raise InputRefusedError(
-            f"{name} is missing", fix=f"put {name} into the case folder", code=f"{kind}-missing", case_id=case_id
-        )
-    try:
-        image = nib.load(path)
-        shape = image.shape
-        affine = np.asarray(image.affine, dtype=np.float64)
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
-        raise _unreadable(case_id, name, kind) from error
-    if not isinstance(image, nib.Nifti1Pair):
-        raise _unreadable(case_id, name, kind)
-    if len(shape) != 3 and not (len(shape) > 3 and set(shape[3:]) == {1}):
-        raise InputRefusedError(
-            f"{name} has {len(shape)} axes",
-            fix="give one 3D volume, not a series of them",
-            code=f"{kind}-not-3d",
-            case_id=case_id,
-        )
-    if min(shape) < 1 or int(np.prod(shape, dtype=np.int64)) > MAX_VOXELS:
-        raise _unreadable(case_id, name, kind)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise InputRefusedError(
-            f"{name} has no usable affine",
-            fix="export it again with its geometry",
-            code=f"{kind}-affine",
-            case_id=case_id,
-        )
-    return image
+def _canonical_grid(file: NiftiFile) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+    """Shape (D, H, W) and affine of a file once it is brought to RAS+."""
+    orientation = _orientation(file)
+    shape = tuple(n for _, n in sorted(zip(orientation[:, 0], file.shape_xyz, strict=True)))
+    affine = file.affine_xyz @ nib.orientations.inv_ornt_aff(orientation, file.shape_xyz)
+    return shape[::-1], np.asarray(affine, dtype=np.float64)
 
 
-def _canonical(
-    image: nib.Nifti1Image, case_id: str, name: str, kind: str
-) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
-    """Voxels as array_DHW in RAS+ order, values scaled as the header says, and the affine that goes with them."""
-    try:
-        # nibabel clears the scaling in the header of what it loads; the voxels' proxy keeps it
-        slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
-        raw = np.asanyarray(image.dataobj.get_unscaled())
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
-        raise _unreadable(case_id, name, kind) from error
-    if raw.dtype.kind not in "iuf":
-        raise _unreadable(case_id, name, kind)
-    raw = raw.reshape(raw.shape[:3])
-    orientation = nib.orientations.io_orientation(image.affine)
+def _canonical(file: NiftiFile) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
+    """Stored voxels seen as array_DHW in RAS+ order (a view), and the affine that goes with them."""
+    orientation = _orientation(file)
+    stored = nib.orientations.apply_orientation(file.stored_xyz(), orientation).transpose(2, 1, 0)
+    return stored, _canonical_grid(file)[1]
+
+
+def _orientation(file: NiftiFile) -> NDArray[np.float64]:
+    orientation = nib.orientations.io_orientation(file.affine_xyz)
     if np.isnan(orientation).any():
-        raise InputRefusedError(
-            f"{name} has no usable affine",
-            fix="export it again with its geometry",
-            code=f"{kind}-affine",
-            case_id=case_id,
-        )
-    affine = image.affine @ nib.orientations.inv_ornt_aff(orientation, raw.shape)
-    array = nib.orientations.apply_orientation(raw, orientation).transpose(2, 1, 0)
-    if (slope, intercept) != (1.0, 0.0):
-        array = _scaled(array, slope, intercept)
-    return np.ascontiguousarray(array), np.asarray(affine, dtype=np.float64)
+        raise no_affine(file.path, file.case_id, file.kind)
+    return np.asarray(orientation)
 
 
-def _scaled(array: NDArray[np.generic], slope: float, intercept: float) -> NDArray[np.generic]:
-    """Header scaling; stays integer where slope and intercept are whole numbers."""
-    if array.dtype.kind in "iu" and slope == int(slope) and intercept == int(intercept):
-        return array.astype(np.int64) * int(slope) + int(intercept)
-    return array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+def _slabs(array: NDArray[np.generic]) -> Iterator[tuple[slice, ...]]:
+    """Index tuples that cut an array, along the axis that is slowest in memory, into pieces of about `SLAB_BYTES`."""
+    axis = int(np.argmax(np.abs(array.strides)))
+    step = max(1, SLAB_BYTES * array.shape[axis] // max(array.nbytes, 1))
+    for start in range(0, array.shape[axis], step):
+        yield tuple(slice(start, start + step) if a == axis else slice(None) for a in range(array.ndim))
 
 
-def _hounsfield(array: NDArray[np.generic]) -> NDArray[np.generic]:
-    if array.dtype == np.int16:
-        return array
-    if array.dtype.kind in "iu":
+def _hounsfield(stored_DHW: NDArray[np.generic], file: NiftiFile) -> NDArray[np.generic]:
+    """Scaled values, contiguous: int16 where the file's are whole numbers that fit, else float32."""
+    slope, intercept = file.slope, file.intercept
+    whole = stored_DHW.dtype.kind in "iu" and slope == int(slope) and intercept == int(intercept)
+    if whole and (slope, intercept) == (1.0, 0.0) and stored_DHW.dtype == np.int16:
+        return np.ascontiguousarray(stored_DHW, dtype=np.int16)  # of either byte order
+    if whole:
+        ends = [int(v) * int(slope) + int(intercept) for v in (stored_DHW.min(), stored_DHW.max())]
         bounds = np.iinfo(np.int16)
-        if array.size and bounds.min <= array.min() and array.max() <= bounds.max:
-            return array.astype(np.int16)
-    return array.astype(np.float32)
+        if bounds.min <= min(ends) and max(ends) <= bounds.max:
+            exact = np.empty(stored_DHW.shape, dtype=np.int16)
+            for slab in _slabs(stored_DHW):
+                exact[slab] = stored_DHW[slab].astype(np.int64) * int(slope) + int(intercept)
+            return exact
+    out = np.empty(stored_DHW.shape, dtype=np.float32)
+    for slab in _slabs(stored_DHW):
+        out[slab] = _scaled(stored_DHW[slab], file)
+        if not np.isfinite(out[slab]).all():
+            raise InputRefusedError(
+                f"{CT_FILE} holds voxels that are not finite",
+                code="ct-nan",
+                case_id=file.case_id,
+                fix="export the CT again from its series; NaN voxels have no Hounsfield value",
+            )
+    return out
 
 
-def _unreadable(case_id: str, name: str, kind: str) -> InputRefusedError:
-    return InputRefusedError(
-        f"{name} cannot be read as NIfTI",
-        code=f"{kind}-unreadable",
-        case_id=case_id,
-        fix="copy the file again, or export it again: it is truncated, damaged or no NIfTI",
-    )
+def _scaled(stored: NDArray[np.generic], file: NiftiFile) -> NDArray[np.float32]:
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found by its infinity
+        return np.asarray(stored.astype(np.float32) * np.float32(file.slope) + np.float32(file.intercept))
+
+
+def _labels(stored: NDArray[np.generic], file: NiftiFile) -> NDArray[np.generic]:
+    """A mask's values as whole numbers.
+
+    Raises:
+        InputRefusedError: mask-nan, mask-values.
+    """
+    if stored.dtype.kind in "iu" and (file.slope, file.intercept) == (1.0, 0.0):
+        return stored
+    values = _scaled(stored, file)
+    if not np.isfinite(values).all():
+        raise InputRefusedError(
+            f"{MASK_FILE} holds voxels that are not finite",
+            code="mask-nan",
+            case_id=file.case_id,
+            fix="export the mask again as integers",
+        )
+    whole = np.rint(values)
+    if np.abs(values - whole).max() > WHOLE or np.abs(whole).max() > 2**24:
+        raise InputRefusedError(
+            f"{MASK_FILE} holds fractions: probabilities or an interpolated mask, not labels",
+            code="mask-values",
+            case_id=file.case_id,
+            fix="export the mask again as whole numbers; resample masks with nearest neighbour",
+        )
+    return whole

@@ -1,0 +1,218 @@
+"""Ways to spoil the second case of the good cohort, one file or one array at a time."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from factories.good_cohort import AFFINE, GRID, phantom, write_volume
+from tmi.toolkit.case import Case, open_case
+from tmi.toolkit.hashing import sha256_file
+from tmi.toolkit.radiomics_record import RadiomicsRecord, write_record
+from tmi.toolkit.radiomics_settings import SETTINGS_DIGEST
+
+Spoil = Callable[[Path], object]
+CT, MASK, TABLE, RECORD = "ct.nii.gz", "liver.nii.gz", "radiomics.csv", "clinical.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plant:
+    """One fault, planted into case C1 of the good cohort."""
+
+    code: str | None
+    """The check that must find it; None for a variant in which nothing is wrong."""
+    spoil: Spoil
+    """Changes the folder of C1."""
+    companions: frozenset[str] = frozenset()
+    """Other codes that the same fault rightly has."""
+    recompute: bool = False
+    """Whether it shows with --recompute only."""
+
+
+def ct(change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = AFFINE) -> Spoil:
+    """Change the CT's voxels (x, y, z)."""
+    return lambda f: write_volume(f / CT, change(phantom(1).hu_XYZ.copy()), affine)
+
+
+def mask(change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = AFFINE) -> Spoil:
+    """Change the mask's voxels (x, y, z)."""
+    return lambda f: write_volume(f / MASK, change(phantom(1).liver_XYZ.astype(np.uint8)), affine)
+
+
+def both(change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = AFFINE) -> Spoil:
+    """Change both alike."""
+    return lambda f: (ct(change, affine)(f), mask(change, affine)(f))
+
+
+def header(name: str, change: Callable[[nib.Nifti1Image], object]) -> Spoil:
+    """Change an image's header and write it again."""
+
+    def spoil(folder: Path) -> None:
+        image = nib.load(folder / name)
+        image = nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine, image.header)
+        change(image)
+        nib.save(image, folder / name)
+
+    return spoil
+
+
+def file(name: str, change: Callable[[bytes], bytes]) -> Spoil:
+    """Change a file's bytes."""
+    return lambda f: (f / name).write_bytes(change((f / name).read_bytes()))
+
+
+def unpacked(name: str, change: Callable[[bytearray], bytes]) -> Spoil:
+    """Change the bytes inside a gzip file."""
+    return file(name, lambda data: gzip.compress(change(bytearray(gzip.decompress(data))), 1))
+
+
+def values(**fields: object) -> Spoil:
+    """Set values of the clinical record."""
+
+    def spoil(folder: Path) -> None:
+        record = json.loads((folder / RECORD).read_text())
+        record["values"] |= fields
+        (folder / RECORD).write_text(json.dumps(record))
+
+    return spoil
+
+
+def in_place(change: Callable[[np.ndarray], object]) -> Callable[[np.ndarray], np.ndarray]:
+    """A change of an array from an assignment."""
+    return lambda a: (change(a), a)[1]
+
+
+def scaled(factor: float) -> np.ndarray:
+    """The affine in another unit, or of a larger patient."""
+    return np.diag([factor] * 3 + [1.0]) @ AFFINE
+
+
+def turned(degrees: float) -> np.ndarray:
+    """The affine turned about the long axis of the body."""
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]) @ AFFINE
+
+
+def sheared(millimetres_per_mm: float) -> np.ndarray:
+    """The affine of a tilted gantry."""
+    shear = np.eye(4)
+    shear[1, 2] = millimetres_per_mm
+    return shear @ AFFINE
+
+
+def crop(axis: int, end: int) -> Spoil:
+    """Cut CT and mask so that the mask's outermost voxels lie on a face."""
+    liver = phantom(1).liver_XYZ
+    where = np.flatnonzero(liver.any(axis=tuple(a for a in range(3) if a != axis)))
+    cut = [slice(None)] * 3
+    cut[axis] = slice(int(where[0]) + 1, None) if end == 0 else slice(None, int(where[-1]))
+    return both(lambda a: a[tuple(cut)])
+
+
+def without(*names: str) -> Spoil:
+    """Remove files."""
+    return lambda f: [(f / n).unlink() for n in names]
+
+
+def with_unit(unit: str, affine: np.ndarray) -> Spoil:
+    """Both files with an affine in a declared unit."""
+    declare = (header(n, lambda i: i.header.set_xyzt_units(unit)) for n in (CT, MASK))
+    steps = (both(lambda a: a, affine), *declare)
+    return lambda f: [s(f) for s in steps]
+
+
+def cylinder(value: int, radius: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Everything outside a scanner's round field of view set to a value."""
+    x, y = np.meshgrid(*(np.linspace(-1, 1, n) for n in GRID.shape_XYZ[:2]), indexing="ij")
+    return in_place(lambda a: a.__setitem__(x**2 + y**2 > radius**2, value))
+
+
+def few_left(liver: np.ndarray, count: int) -> np.ndarray:
+    """A compact rest of the mask: the voxels nearest to its middle."""
+    where = np.argwhere(liver)
+    order = np.argsort(np.linalg.norm((where - where.mean(axis=0)) * GRID.spacing_XYZ_mm, axis=1))
+    rest = np.zeros_like(liver)
+    rest[tuple(where[order[:count]].T)] = 1
+    return rest
+
+
+def line(liver: np.ndarray) -> np.ndarray:
+    rest = np.zeros_like(liver)
+    x, y, z = np.argwhere(few_left(liver, 1))[0]
+    rest[x - 2 : x + 3, y, z] = 1
+    return rest
+
+
+def set_to(index: object, value: object) -> Callable[[np.ndarray], np.ndarray]:
+    return in_place(lambda a: a.__setitem__(index, value))
+
+
+def copy(name: str) -> Spoil:
+    return lambda f: shutil.copy(f.parent / "C0" / name, f / name)
+
+
+def copy_values(folder: Path) -> None:
+    other = json.loads((folder.parent / "C0" / RECORD).read_text())
+    (folder / RECORD).write_text(json.dumps(other | {"patient_id": "P1"}))
+
+
+def case_record(**content: object) -> Spoil:
+    return lambda f: (f / "case.json").write_text(json.dumps({"schema": "tmi-case/1"} | content))
+
+
+def recorded(folder: Path) -> tuple[Case, RadiomicsRecord]:
+    """The case and the record that an extraction would leave beside its table."""
+    case = open_case(folder)
+    return case, RadiomicsRecord(
+        source="extracted",
+        table_sha256=sha256_file(case.radiomics),
+        ct_sha256=sha256_file(case.ct),
+        mask_sha256=sha256_file(case.mask),
+        settings_digest=SETTINGS_DIGEST,
+    )
+
+
+def record_of_another_ct(folder: Path) -> None:
+    case, record = recorded(folder)
+    write_record(case, replace(record, ct_sha256="0" * 64))
+
+
+def edited_after_its_record(folder: Path) -> None:
+    case, record = recorded(folder)
+    write_record(case, record)
+    case.radiomics.write_bytes(case.radiomics.read_bytes() + b"\n")
+
+
+def record_that_fits(folder: Path) -> None:
+    write_record(*recorded(folder))
+
+
+def mr(a: np.ndarray) -> np.ndarray:
+    """Signal that is high in fat, low in bone, none in air."""
+    return np.clip(np.interp(a, [-1000, -100, 50, 110, 500, 3000], [5, 700, 320, 260, 60, 20]), 0, 900).astype(np.int16)
+
+
+def left_out(a: np.ndarray) -> np.ndarray:
+    return np.delete(a, 12, axis=2)
+
+
+def stored(dtype: str, *, offset: int = 0, codes: str = "RAS") -> Spoil:
+    def spoil(folder: Path) -> None:
+        for name, array in ((CT, phantom(1).hu_XYZ), (MASK, phantom(1).liver_XYZ.astype(np.uint8))):
+            kind = dtype if name == CT else "uint8"
+            voxels = (array.astype(np.int64) - (offset if name == CT else 0)).astype(kind)
+            image = nib.Nifti1Image(voxels, AFFINE)
+            wanted = nib.orientations.axcodes2ornt(tuple(codes))
+            image = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(AFFINE), wanted))
+            if name == CT and offset:
+                image.header.set_slope_inter(1.0, float(offset))
+            nib.save(image, folder / name)
+
+    return spoil

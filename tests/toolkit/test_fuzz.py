@@ -1,0 +1,164 @@
+"""Damaged files are refused by a typed error, quickly and in little memory; never by a traceback."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from time import perf_counter
+
+import pytest
+
+from factories.cases import write_cohort
+from factories.mutants import write_mutant
+from factories.tmi_command import tmi
+from tmi.toolkit.case import find_cases
+from tmi.toolkit.check import check_cases
+from tmi.toolkit.errors import InputRefusedError, TmiError
+from tmi.toolkit.prepare import prepare_case
+from tmi.toolkit.presets import tiny
+
+BATCH = 25
+LONGEST_S = 10.0
+GIGABYTES = 4
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    folder = write_cohort(tmp_path_factory.mktemp("fuzz") / "good", cases=1)
+    (folder / "C000").rename(folder / "C0")
+    table = folder / "cohort.csv"
+    table.write_text(table.read_text().replace("C000", "C0"))
+    (folder / "C0" / "case.json").write_text('{"schema": "tmi-case/1", "source": {"kind": "nifti"}, "repairs": []}')
+    return folder
+
+
+def judged(cohort: Path) -> tuple[bool, bool]:
+    """Whether check and preparation agree, and whether the case was prepared; anything but a typed error escapes."""
+    try:
+        cases = find_cases([cohort])
+        findings = check_cases(cases)
+    except TmiError:
+        return True, False
+    try:
+        for case in cases:
+            prepare_case(case, tiny())
+    except InputRefusedError as error:
+        return error.code in {f.code for f in findings if f.severity == "error"} and bool(error.fix), False
+    return True, True
+
+
+def run(good, tmp_path, seeds):
+    refused = 0
+    for seed in seeds:
+        folder = tmp_path / "mutant"
+        told = write_mutant(good, folder, seed)
+        start = perf_counter()
+        try:
+            agree, prepared = judged(folder)
+            assert agree, "a refusal must be found by the check, and say how to mend it"
+            if seed % BATCH == 0:
+                outcome = tmi("check", folder, "--json")
+                assert outcome.code in (0, 2, 3)
+                assert "unexpected" not in outcome.err
+        except BaseException as error:
+            raise AssertionError(told) from error
+        assert perf_counter() - start < LONGEST_S, told
+        refused += not prepared
+        shutil.rmtree(folder)
+    return refused
+
+
+@pytest.mark.parametrize("first", range(0, 200, BATCH))
+def test_two_hundred_mutants_are_judged_without_a_traceback(good, tmp_path, first):
+    assert run(good, tmp_path, range(first, first + BATCH)) > BATCH // 3, "mutants must do damage"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(1000, 2000, 100))
+def test_a_thousand_more_mutants_are_judged_without_a_traceback(good, tmp_path, first):
+    assert run(good, tmp_path, range(first, first + 100)) > 33
+
+
+LIMITED = f"""
+import resource, sys, time
+resource.setrlimit(resource.RLIMIT_AS, ({GIGABYTES} << 30, {GIGABYTES} << 30))
+from pathlib import Path
+from tmi.toolkit.case import find_cases
+from tmi.toolkit.check import check_cases
+start = time.perf_counter()
+print(*sorted({{f.code for f in check_cases(find_cases([Path(sys.argv[1])]))}}), time.perf_counter() - start)
+"""
+
+
+def claim(raw: bytes, *, shape=None, datatype=None, offset=None) -> bytes:
+    data = bytearray(raw)
+    if shape:
+        struct.pack_into("<4h", data, 40, 3, *shape)
+    if datatype:
+        struct.pack_into("<2h", data, 70, *datatype)
+    if offset:
+        struct.pack_into("<f", data, 108, offset)
+    return bytes(data)
+
+
+def bomb(raw: bytes, path: Path, megabytes: int) -> None:
+    """A small file that unpacks to so many megabytes of zeros."""
+    with gzip.open(path, "wb", compresslevel=6) as stream:
+        stream.write(raw[:352])
+        for _ in range(megabytes):
+            stream.write(b"\0" * 2**20)
+
+
+@pytest.mark.parametrize(
+    ("made", "codes"),
+    [
+        (lambda raw, path: path.write_bytes(gzip.compress(claim(raw, shape=(32767,) * 3))), {"ct-unreadable"}),
+        (lambda raw, path: path.write_bytes(gzip.compress(claim(raw, shape=(1024, 1024, 1000)))), {"ct-unreadable"}),
+        (lambda raw, path: path.write_bytes(gzip.compress(claim(raw, shape=(700, 700, 700)))), {"ct-unreadable"}),
+        (lambda raw, path: path.write_bytes(gzip.compress(claim(raw, offset=2.0**31))), {"ct-unreadable"}),
+        (lambda raw, path: bomb(claim(raw, offset=2.0**30), path, 64), {"ct-unreadable"}),
+        (lambda raw, path: bomb(raw, path, 256), {"ct-unreadable"}),
+    ],
+    ids=["70 TB", "2 GB", "700 MB it does not have", "begins beyond its end", "begins inside a bomb", "holds more"],
+)
+def test_absurd_claims_are_refused_within_four_gigabytes(good, tmp_path, made, codes):
+    folder = shutil.copytree(good / "C0", tmp_path / "C0")
+    raw = gzip.decompress((folder / "ct.nii.gz").read_bytes())
+    made(raw, folder / "ct.nii.gz")
+    done = subprocess.run([sys.executable, "-c", LIMITED, folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *found, seconds = done.stdout.split()
+    assert set(found) == codes
+    assert float(seconds) < LONGEST_S
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "datatype", "size"),
+    [((512, 512, 1536), (16, 32), 1536), ((512, 512, 768), (64, 64), 1536), ((512, 512, 1536), (4, 16), 768)],
+    ids=["float32", "float64", "int16"],
+)
+def test_the_largest_volume_that_may_be_claimed_is_read_within_four_gigabytes(good, tmp_path, shape, datatype, size):
+    folder = shutil.copytree(good / "C0", tmp_path / "C0")
+    (folder / "liver.nii.gz").unlink()
+    raw = gzip.decompress((folder / "ct.nii.gz").read_bytes())
+    bomb(claim(raw, shape=shape, datatype=datatype), folder / "ct.nii.gz", size)
+    done = subprocess.run([sys.executable, "-c", LIMITED, folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *found, seconds = done.stdout.split()
+    assert "ct-rescaled" in found
+    print(shape, datatype, seconds)
+
+
+@pytest.mark.parametrize("slope", [1e30, 3.4e38, -1.0, 0.001])
+def test_a_mad_scaling_is_refused_and_warns_of_nothing(good, tmp_path, slope):
+    cohort = shutil.copytree(good, tmp_path / "cohort")
+    path = cohort / "C0" / "ct.nii.gz"
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    struct.pack_into("<2f", raw, 112, slope, 0.0)
+    path.write_bytes(gzip.compress(bytes(raw)))
+    assert judged(cohort)[1] is False

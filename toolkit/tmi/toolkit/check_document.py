@@ -1,0 +1,54 @@
+"""The document of `tmi check --json`, schema `tmi-check/1`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import resources
+from typing import Any
+
+from tmi.toolkit.case import Case
+from tmi.toolkit.check import Finding
+from tmi.toolkit.recompute import Comparison
+from tmi.toolkit.repairs import Repaired
+
+SCHEMA = "tmi-check/1"
+
+
+def status_of(cases: Sequence[Case], findings: Sequence[Finding]) -> dict[str, str]:
+    """Case id -> `good`, `warned` or `refused`."""
+    status = {c.case_id: "good" for c in cases}
+    for finding in findings:
+        if status[finding.case_id] != "refused":
+            status[finding.case_id] = "refused" if finding.severity == "error" else "warned"
+    return status
+
+
+def document(
+    cases: Sequence[Case],
+    findings: Sequence[Finding],
+    *,
+    repairs: Sequence[Repaired] = (),
+    comparisons: Sequence[Comparison] = (),
+) -> dict[str, Any]:
+    """All that a check found, as JSON values."""
+    status = status_of(cases, findings)
+    return {
+        "schema": SCHEMA,
+        "counts": {"cases": len(cases)} | {s: list(status.values()).count(s) for s in ("good", "warned", "refused")},
+        "cases": [{"case_id": c.case_id, "status": status[c.case_id]} for c in cases],
+        "findings": [asdict(f) for f in findings],
+        "repairs": [asdict(r) for r in repairs],
+        "recomputed": [
+            asdict(c) | {"largest": [{"feature": name, "relative": relative} for name, relative in c.largest]}
+            for c in comparisons
+        ],
+    }
+
+
+def document_schema() -> dict[str, Any]:
+    """The JSON Schema that every document satisfies."""
+    file = resources.files("tmi.toolkit") / "data" / "tmi-check-1.schema.json"
+    schema: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return schema

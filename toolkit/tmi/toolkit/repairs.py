@@ -1,0 +1,221 @@
+"""Repairs of a case folder, made only when asked for by the code of what they mend, and recorded in case.json.
+
+Each is sound: it changes what is known to be wrong and invents nothing. The repaired file replaces the old one in one
+step; the old one's digest is kept in the record, the old bytes are not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from tmi.toolkit.case import CT_FILE, MASK_FILE, RADIOMICS_FILE, Case
+from tmi.toolkit.case_record import Repair, add_repair, read_case_record
+from tmi.toolkit.content_checks import MM_PER_UNIT, TILT_DEGREES, check_ct, tilt_degrees
+from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.hashing import sha256_file
+from tmi.toolkit.mask_grid import resample_mask
+from tmi.toolkit.nifti_file import MAX_VOXELS, is_sheared
+from tmi.toolkit.volume import Volume, read_ct, read_labels, require_same_grid
+
+AIR_HU = -1024
+STALE = f"; {RADIOMICS_FILE}, where there is one, is older than this"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repaired:
+    """One repair that was made."""
+
+    case_id: str
+    """The case."""
+    code: str
+    """What it mends."""
+    file: str
+    """File that was written anew."""
+    what: str
+    """What was done."""
+
+
+Change = tuple[Path, Volume, str]
+"""File to write, what goes into it, what was done."""
+
+
+def _spacing(case: Case) -> list[Change]:
+    """Convert to millimetres where the header itself declares another unit and the sizes are plausible in it."""
+    ct = read_ct(case)
+    factor = MM_PER_UNIT.get(ct.unit)
+    if factor is None or "ct-spacing" not in {code for code, *_ in check_ct(ct)}:
+        return []
+    converted = _scaled(ct, factor)
+    if "ct-spacing" in {code for code, *_ in check_ct(converted)}:
+        return []
+    what = f"voxel sizes converted from the header's unit ({ct.unit}) to millimetres"
+    changes = [(case.ct, converted, what)]
+    if case.mask.is_file():
+        mask = _scaled(read_labels(case), factor)
+        require_same_grid(case.case_id, mask.array_DHW.shape, mask.affine_xyz, converted)
+        changes.append((case.mask, mask, what))
+    return changes
+
+
+def _scaled(volume: Volume, factor: float) -> Volume:
+    return Volume(array_DHW=volume.array_DHW, affine_xyz=np.diag([factor] * 3 + [1.0]) @ volume.affine_xyz, unit="mm")
+
+
+def _unit(case: Case) -> list[Change]:
+    """Declare the millimetres that the voxels already have."""
+    ct = read_ct(case)
+    if "ct-unit" not in {code for code, *_ in check_ct(ct)}:
+        return []
+    return [(case.ct, ct, f"unit in the header corrected from {ct.unit} to mm")]
+
+
+def _straighten(case: Case) -> list[Change]:
+    """Resample CT (linear) and mask (nearest) to a grid along the patient's axes, with the same voxel sizes."""
+    ct = read_ct(case)
+    if not is_sheared(ct.affine_xyz) and tilt_degrees(ct) <= TILT_DEGREES:
+        return []
+    from scipy.ndimage import affine_transform
+
+    affine, shape_xyz = _straight_grid(ct, case.case_id)
+    to_source = np.linalg.inv(ct.affine_xyz) @ affine
+    array_XYZ = affine_transform(
+        ct.array_DHW.transpose(2, 1, 0),
+        to_source,
+        output_shape=shape_xyz,
+        output=np.float32,
+        order=1,
+        cval=AIR_HU,
+    )
+    if ct.array_DHW.dtype == np.int16:
+        array_XYZ = np.rint(array_XYZ).astype(np.int16)
+    straight = Volume(array_DHW=np.ascontiguousarray(array_XYZ.transpose(2, 1, 0)), affine_xyz=affine, unit="mm")
+    what = f"resampled to the patient's axes, {'x'.join(map(str, shape_xyz))} voxels"
+    changes = [(case.ct, straight, f"{what}, linear, air outside{STALE}")]
+    if case.mask.is_file():
+        labels = read_labels(case)
+        require_same_grid(case.case_id, labels.array_DHW.shape, labels.affine_xyz, ct)
+        changes.append((case.mask, resample_mask(labels, straight), f"{what}, nearest neighbour"))
+    return changes
+
+
+def _straight_grid(ct: Volume, case_id: str) -> tuple[NDArray[np.float64], tuple[int, int, int]]:
+    """Affine and shape (x, y, z) of the smallest grid along the axes that holds the volume."""
+    spacing = np.array(ct.spacing_DHW_mm[::-1])
+    corners = np.array([(*c, 1) for c in itertools.product(*[(0, n - 1) for n in ct.array_DHW.shape[::-1]])]).T
+    world = (ct.affine_xyz @ corners)[:3]
+    shape = np.ceil((world.max(axis=1) - world.min(axis=1)) / spacing - 1e-6).astype(int) + 1
+    if int(np.prod(shape, dtype=np.int64)) > MAX_VOXELS:
+        raise InputRefusedError(
+            f"{CT_FILE} would have too many voxels along the patient's axes",
+            fix="crop it, or export the series again",
+            code="ct-oblique",
+            case_id=case_id,
+        )
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = world.min(axis=1)
+    return affine, (int(shape[0]), int(shape[1]), int(shape[2]))
+
+
+def _mask_grid(case: Case) -> list[Change]:
+    """Give each CT voxel the label of the mask voxel nearest to it in the world."""
+    ct, labels = read_ct(case), read_labels(case)
+    try:
+        require_same_grid(case.case_id, labels.array_DHW.shape, labels.affine_xyz, ct)
+    except InputRefusedError:
+        placed = resample_mask(labels, ct)
+        before, after = (int(np.count_nonzero(m.array_DHW)) for m in (labels, placed))
+        if not after:
+            return []  # it lies beside the CT; the check goes on telling so
+        return [
+            (case.mask, placed, f"resampled onto the CT's grid, nearest neighbour: {before} -> {after} voxels{STALE}")
+        ]
+    return []
+
+
+def _padding(case: Case) -> list[Change]:
+    """Set everything below the value of air to it."""
+    ct = read_ct(case)
+    below: NDArray[Any] = ct.array_DHW
+    count = int(np.count_nonzero(below < AIR_HU))
+    if not count:
+        return []
+    array = np.maximum(ct.array_DHW, ct.array_DHW.dtype.type(AIR_HU))
+    volume = Volume(array_DHW=array, affine_xyz=ct.affine_xyz, unit="mm")
+    return [(case.ct, volume, f"{count} voxels below {AIR_HU} HU set to it")]
+
+
+REPAIRS: Mapping[str, Callable[[Case], list[Change]]] = MappingProxyType(
+    {
+        "ct-spacing": _spacing,
+        "ct-unit": _unit,
+        "ct-sheared": _straighten,
+        "ct-oblique": _straighten,
+        "mask-grid": _mask_grid,
+        "ct-padding": _padding,
+    }
+)
+"""Code of a check -> what mends it, in the order in which repairs are made."""
+
+
+def parse_codes(text: str) -> tuple[str, ...]:
+    """Codes from `A,B`, in the order of `REPAIRS`.
+
+    Raises:
+        UsageError: one of them has no repair.
+    """
+    asked = {c.strip() for c in text.split(",") if c.strip()}
+    unknown = sorted(asked - set(REPAIRS))
+    if unknown or not asked:
+        raise UsageError(
+            f"there is no repair {unknown[0]!r}" if unknown else "--fix names no repair",
+            fix=f"repairs are {', '.join(REPAIRS)}; for everything else see the finding's own fix",
+        )
+    return tuple(c for c in REPAIRS if c in asked)
+
+
+def repair(case: Case, codes: Sequence[str]) -> list[Repaired]:
+    """Make the repairs asked for that the case needs, and record them. What is not found is not touched.
+
+    A case that cannot be read for another reason is left as it is: its check says why.
+    """
+    done: list[Repaired] = []
+    for code in codes:
+        try:
+            read_case_record(case.folder, case_id=case.case_id)  # what cannot be recorded is not done
+            changes = REPAIRS[code](case)
+        except InputRefusedError:
+            continue
+        for path, volume, what in changes:
+            before = sha256_file(path)
+            _write(path, volume)
+            record = Repair(code=code, file=path.name, what=what, before_sha256=before)
+            add_repair(case.folder, record, case_id=case.case_id)
+            done.append(Repaired(case_id=case.case_id, code=code, file=path.name, what=what))
+    return done
+
+
+def _write(path: Path, volume: Volume) -> None:
+    """Write a volume as NIfTI in RAS+ order, atomically, with both affines and the unit set."""
+    array = volume.array_DHW.transpose(2, 1, 0)
+    if path.name == MASK_FILE:
+        array = array.astype(np.min_scalar_type(int(array.max())) if int(array.min()) >= 0 else np.int32)
+    image = nib.Nifti1Image(array, volume.affine_xyz)
+    image.set_qform(volume.affine_xyz, code=1)
+    image.set_sform(volume.affine_xyz, code=1)
+    image.header.set_xyzt_units("mm")
+    part = path.with_name(f".part-{path.name}")
+    try:
+        nib.save(image, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
