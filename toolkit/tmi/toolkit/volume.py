@@ -160,15 +160,14 @@ def _canonical(
 ) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
     """Voxels as array_DHW in RAS+ order, values scaled as the header says, and the affine that goes with them."""
     try:
-        header = image.header
-        slope, intercept = header.get_slope_inter()
+        # of the proxy, not of the header: nibabel takes the scaling out of the header when it loads a file
+        slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
         raw = np.asanyarray(image.dataobj.get_unscaled())
     except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
         raise _unreadable(case_id, name, kind) from error
     if raw.dtype.kind not in "iuf":
         raise _unreadable(case_id, name, kind)
     raw = raw.reshape(raw.shape[:3])
-    slope, intercept = (1.0 if slope is None else float(slope)), (0.0 if intercept is None else float(intercept))
     orientation = nib.orientations.io_orientation(image.affine)
     if np.isnan(orientation).any():
         raise InputRefusedError(
