@@ -30,11 +30,18 @@ def test_the_config_in_it_is_the_runs_config_typed():
     assert small_manifest().settings() == tiny()
 
 
-@pytest.mark.parametrize("schema", ["tmi-bundle/2", None, 1])
+@pytest.mark.parametrize("schema", ["tmi-bundle/0", "tmi-run/2", "tmi-bundle/x", None, 1])
 def test_another_schema_is_refused(schema):
     with pytest.raises(DamagedError, match=r"manifest has schema .*, this version reads 'tmi-bundle/1'") as error:
         manifest_from_json(data() | {"schema": schema})
     assert "use the tmi version that made the bundle" in error.value.fix
+
+
+def test_a_newer_schema_is_refused_with_the_version_to_install():
+    newer = data() | {"schema": "tmi-bundle/2", "versions": {"tmi-clnet": "3.1.4"}, "unheard_of": True}
+    with pytest.raises(DamagedError, match=r"a newer tmi \(3\.1\.4\) made it: .* this version reads 'tmi-bundle/1'") as error:
+        manifest_from_json(newer)
+    assert error.value.fix == "install the version that made it: pip install 'tmi-clnet>=3.1.4'"
 
 
 @pytest.mark.parametrize("value", [[], "x", None])

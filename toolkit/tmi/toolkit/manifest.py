@@ -213,16 +213,8 @@ def manifest_from_json(data: Mapping[str, Any]) -> Manifest:
     """
     schema = data.get("schema") if isinstance(data, Mapping) else None
     if schema != SCHEMA:
-        newer = _schema_number(schema) > _schema_number(SCHEMA)
-        made_by = data.get("versions", {}) if newer else {}
-        version = made_by.get("tmi-clnet") if isinstance(made_by, Mapping) else None
-        if newer:
-            at_least = f">={version}" if isinstance(version, str) else ""
-            raise DamagedError(
-                f"bundle: a newer tmi{f' ({version})' if at_least else ''} made it: its manifest has schema {schema!r}, "
-                f"this version reads {SCHEMA!r}",
-                fix=f"install the version that made it: pip install 'tmi-clnet{at_least}'",
-            )
+        if _schema_number(schema) > _schema_number(SCHEMA):
+            raise _newer(data)
         raise DamagedError(
             f"bundle: manifest has schema {schema!r}, this version reads {SCHEMA!r}",
             fix="use the tmi version that made the bundle, or export it again",
@@ -231,6 +223,17 @@ def manifest_from_json(data: Mapping[str, Any]) -> Manifest:
         return from_json(Manifest, data, where="manifest")
     except UsageError as error:
         raise DamagedError(f"bundle: {error.what}", fix="export the bundle again") from error
+
+
+def _newer(data: Mapping[str, Any]) -> DamagedError:
+    versions = data.get("versions")
+    version = versions.get("tmi-clnet") if isinstance(versions, Mapping) else None
+    known = isinstance(version, str)
+    return DamagedError(
+        f"bundle: a newer tmi{f' ({version})' if known else ''} made it: its manifest has schema {data['schema']!r}, "
+        f"this version reads {SCHEMA!r}",
+        fix=f"install the version that made it: pip install 'tmi-clnet{f'>={version}' if known else ''}'",
+    )
 
 
 def _schema_number(schema: Any) -> int:
