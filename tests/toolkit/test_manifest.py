@@ -39,7 +39,9 @@ def test_another_schema_is_refused(schema):
 
 def test_a_newer_schema_is_refused_with_the_version_to_install():
     newer = data() | {"schema": "tmi-bundle/2", "versions": {"tmi-clnet": "3.1.4"}, "unheard_of": True}
-    with pytest.raises(DamagedError, match=r"a newer tmi \(3\.1\.4\) made it: .* this version reads 'tmi-bundle/1'") as error:
+    with pytest.raises(
+        DamagedError, match=r"a newer tmi \(3\.1\.4\) made it: .* this version reads 'tmi-bundle/1'"
+    ) as error:
         manifest_from_json(newer)
     assert error.value.fix == "install the version that made it: pip install 'tmi-clnet>=3.1.4'"
 

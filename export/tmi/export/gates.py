@@ -17,6 +17,7 @@ from tmi.export.graph_facts import GraphFacts
 from tmi.export.real_cases import RealCase, judge_real_cases
 from tmi.runtime.engine import installed, open_engine
 from tmi.runtime.parity import PIPELINE, REFUSALS, Outputs, check_engine
+from tmi.runtime.verification import refused_to_load
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import ParityError
 from tmi.toolkit.golden import GoldenInputs
@@ -176,19 +177,7 @@ def _judge(name: str, bundle: Bundle, artefact: str, trial: Trial, keep: Callabl
     try:
         engine = open_engine(name, bundle)
     except REFUSALS as error:
-        detail = f"the engine cannot load it: {' '.join(str(error).split())[:300]}"
-        return [
-            GateRecord(
-                gate="loads",
-                artefact=artefact,
-                graph=PIPELINE,
-                passed=False,
-                measured=None,
-                bound=None,
-                detail=detail,
-                engine=name,
-            )
-        ]
+        return [refused_to_load(name, artefact, error)]
     with engine:
         records = check_engine(
             engine,

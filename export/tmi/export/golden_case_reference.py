@@ -19,7 +19,7 @@ from tokenizers import Tokenizer as Backend
 from torch.nn import functional
 
 from tmi.export.fold_graphs import Cut
-from tmi.runtime.golden_road import text_digest
+from tmi.runtime.golden_road import SHORT_TEXT, text_digest
 from tmi.toolkit.case import Case
 from tmi.toolkit.clinical_schema import load_schema
 from tmi.toolkit.config import Config, CtConfig
@@ -79,7 +79,8 @@ def _tokens(text: str, tokenizer: Path, config: Config) -> tuple[NDArray[np.int6
     backend = Backend.from_file(str(tokenizer))
     longest = config.clinical.max_length
     backend.enable_truncation(longest)
-    if config.clinical.pad_to_max:
-        backend.enable_padding(length=longest)
-    encoding = backend.encode(text)
-    return np.array(encoding.ids, dtype=np.int64), np.array(encoding.attention_mask, dtype=np.int64)
+    backend.enable_padding(length=longest if config.clinical.pad_to_max else None)
+    rows = backend.encode_batch([text, SHORT_TEXT])
+    return np.array([row.ids for row in rows], dtype=np.int64), np.array(
+        [row.attention_mask for row in rows], dtype=np.int64
+    )

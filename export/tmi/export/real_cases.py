@@ -91,7 +91,7 @@ def write_real_cases(path: Path, cases: Sequence[RealCase]) -> None:
         for case in cases
     ]
     # in the order of the hashes, so that the order of the cases on the command line stays behind too
-    write_json(path, {"cases": sorted(rows, key=lambda row: str(row["inputs"]["ct"]))})  # type: ignore[index]
+    write_json(path, {"cases": sorted(rows, key=lambda row: str(row["inputs"]["ct"]))})
 
 
 def _answer(outputs: Outputs) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +34,14 @@ def predict(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the engine. Default: all cores.", show_default=False)
     ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="Public key (PEM) that must have signed the bundle.", envvar="TMI_KEY", show_default=False),
+    ] = None,
+    no_verify: Annotated[
+        bool,
+        typer.Option("--no-verify", help="Skip the check at a bundle's first opening here; the record says so."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document (tmi-prediction/1).")] = False,
     out: Annotated[
         Path | None,
@@ -59,7 +68,11 @@ def predict(
         bundle, reason = default_bundle(load_project())
         typer.echo(f"bundle {bundle} ({reason})", err=True)
     found = resolve_cases(cases, mask_label=mask_label)
-    with Predictor.open(bundle, engine=engine, threads=threads) as predictor:
+    if no_verify:
+        typer.echo("the check at a first opening is skipped (--no-verify)", err=True)
+    tell = partial(typer.echo, err=True)
+    opened = Predictor.open(bundle, engine=engine, threads=threads, key=key, verify=not no_verify, tell=tell)
+    with opened as predictor:
         record = predictor.engine_record
         typer.echo(f"engine {record.name} ({record.reason})", err=True)
         answers = list(_with_progress(predictor, found, batch=batch))

@@ -6,8 +6,8 @@ must become.
     ct                       [1,D,H,W] float32
     text.sha256              [32] uint8, of the rendered record in UTF-8
     radiomics.fold<k>        [R] float32, scaled by that fold's scaler
-    <text graph>.input_ids   [T] int64, by that graph's tokenizer
-    <text graph>.attention_mask  [T] int64
+    <text graph>.input_ids   [2,T] int64, the record and `SHORT_TEXT` by that graph's tokenizer
+    <text graph>.attention_mask  [2,T] int64
 
 written at the export by other means than the runtime's: nibabel and torch's own resampling, a scaler's formula from its
 JSON, the `tokenizers` package itself. Its safetensors metadata holds what the outputs mean: classes, the positive one,
@@ -37,6 +37,8 @@ from tmi.toolkit.prepare import prepare_case
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.tokenizer import Tokenizer
 
+SHORT_TEXT = "Sex: female."
+"""Stands beside the golden record, so that one of the two is padded."""
 FILES = "files"
 """Artefact kind of the records of this gate."""
 
@@ -78,10 +80,12 @@ def prepare_golden_case(bundle: Bundle, folder: Path) -> dict[str, NDArray[np.ge
         spec = manifest.graph(fold.text)
         if spec.tokenizer is not None:
             encoded = Tokenizer.load(bundle.folder / spec.tokenizer).encode(
-                [prepared.text], max_length=config.clinical.max_length, pad_to_max=config.clinical.pad_to_max
+                [prepared.text, SHORT_TEXT],
+                max_length=config.clinical.max_length,
+                pad_to_max=config.clinical.pad_to_max,
             )
-            arrays[f"{spec.name}.input_ids"] = encoded.input_ids_BT[0]
-            arrays[f"{spec.name}.attention_mask"] = encoded.attention_mask_BT[0]
+            arrays[f"{spec.name}.input_ids"] = encoded.input_ids_BT
+            arrays[f"{spec.name}.attention_mask"] = encoded.attention_mask_BT
     return arrays
 
 
@@ -130,9 +134,9 @@ def _road(bundle: Bundle, stored: Mapping[str, NDArray[np.generic]]) -> Iterator
         elif have.dtype.kind == "f":
             size = high - low if kind == "ct" else max(1.0, float(np.abs(want).max()))
             difference = np.abs(have.astype(np.float64) - want.astype(np.float64)).max()
-            error = float(difference) / size if np.isfinite(difference) else float("inf")
+            relative = float(difference) / size if np.isfinite(difference) else float("inf")
             what = f"{kind} by the scaler of {which}" if which else f"{kind}, of the range that it is scaled to"
-            yield _record("preprocessing", error, bound, what)
+            yield _record("preprocessing", relative, bound, what)
         else:
             wrong = int((have != want).sum())
             yield _record("preprocessing", wrong, 0, f"{name}: {wrong} of {want.size} values differ")

@@ -67,7 +67,7 @@ def _anatomy(seed: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     body = 100 * x * x * ny * ny < 81 * nx * nx * ny * ny - 127 * y * y * nx * nx
     # 1000ths of the half axes: centre (350, 0, 100), radii (420, 500, 620)
     parts = ((1000 * x // nx - 350, 420), (1000 * y // ny, 500), (1000 * z // nz - 100, 620))
-    liver = sum((1000 * offset // radius) ** 2 for offset, radius in parts) < 1000**2
+    liver: NDArray[np.bool_] = np.sum([(1000 * offset // radius) ** 2 for offset, radius in parts], axis=0) < 1000**2
     hu = np.full(SIZE_XYZ, -1000, dtype=np.int64)
     hu[body] = 40
     hu[liver] = 105
@@ -92,7 +92,7 @@ def _as_stored(array_xyz: NDArray[np.generic]) -> NDArray[np.generic]:
 def _features(seed: int) -> NDArray[np.float64]:
     """Raw features over many orders of size, two of them missing, as extraction gives them."""
     draws = _integers(seed, 1, 2 * len(FEATURE_NAMES)).reshape(2, -1)
-    values = (draws[0] - 2**15) / 2**15 * 2.0 ** (draws[1] % 17 - 4)
+    values: NDArray[np.float64] = (draws[0] - 2**15) / 2**15 * 2.0 ** (draws[1] % 17 - 4)
     values[[3, 1000]] = np.nan
     return values
 
