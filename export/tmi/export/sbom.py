@@ -62,8 +62,6 @@ def _normal(name: str) -> str:
 
 def _component(name: str, found: importlib.metadata.Distribution) -> Component:
     said, *_ = found.metadata.get_all("License-Expression") or [""]  # PEP 639; older fields hold free text
-        "License-Expression"
-    )  # PEP 639; older fields hold free text and whole licences
     declared = LicenseAcknowledgement.DECLARED
     licences = [LicenseFactory().make_from_string(said, license_acknowledgement=declared)] if said else []
     return Component(
