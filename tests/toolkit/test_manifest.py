@@ -11,7 +11,8 @@ import pytest
 from factories.small_bundle import small_manifest
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.hashing import canonical_json
-from tmi.toolkit.manifest import FileSpec, manifest_from_json, manifest_to_json
+from tmi.toolkit.manifest import FileSpec, manifest_from_json, manifest_schema, manifest_to_json
+from tmi.toolkit.manifest_schema import schema_of_manifest
 from tmi.toolkit.presets import tiny
 
 
@@ -95,3 +96,9 @@ def test_it_knows_every_file_that_it_uses():
     assert small_manifest().referenced() == (
         "graphs/ct-0.onnx", "graphs/fusion.onnx", "graphs/text-0.onnx", "scalers/fold0.json", "tokenizers/text-0.json"
     )  # fmt: skip
+
+
+def test_the_published_schema_is_what_the_dataclasses_say():
+    assert manifest_schema() == json.loads(json.dumps(schema_of_manifest())), (
+        "renew it: python -m tmi.toolkit.manifest_schema"
+    )
