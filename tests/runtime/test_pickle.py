@@ -39,7 +39,7 @@ for folder in map(Path, sys.argv[4:]):
         codes[f"{folder.parent.name} {name}"] = tmi(*arguments).code
     if marker.exists():
         found.append(f"the code in {folder.parent.name} was run")
-print(json.dumps({"codes": codes, "found": [f for f in found if "poison" in f or "was run" in f or f == "builtins.exec"]}))
+print(json.dumps({"codes": codes, "found": [f for f in found if "was run" in f or f == "builtins.exec"]}))
 """
 
 
