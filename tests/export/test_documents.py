@@ -32,9 +32,11 @@ def manifest(nano_bundle: Path) -> Manifest:
 def test_the_bill_of_materials_is_valid_cyclonedx_and_names_what_was_installed(nano_bundle, manifest):
     document = json.loads((nano_bundle / "sbom.cdx.json").read_text())
     schemas = files("cyclonedx.schema._res")
-    names = ("spdx.SNAPSHOT.schema.json", "jsf-0.82.SNAPSHOT.schema.json")
-    loaded = [json.loads((schemas / name).read_text(encoding="utf-8")) for name in names]
-    registry = Registry().with_resources([(s["$id"], Resource.from_contents(s)) for s in loaded])
+    resources = {
+        f"http://cyclonedx.org/schema/{name}": Resource.from_contents(json.loads((schemas / name).read_text("utf-8")))
+        for name in ("spdx.SNAPSHOT.schema.json", "jsf-0.82.SNAPSHOT.schema.json")
+    }
+    registry = Registry().with_resources(resources.items())
     schema = json.loads((schemas / "bom-1.6.SNAPSHOT.schema.json").read_text(encoding="utf-8"))
     jsonschema.Draft7Validator(schema, registry=registry).validate(document)
     versions = {c["name"]: c["version"] for c in document["components"]}
