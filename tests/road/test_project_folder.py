@@ -105,4 +105,19 @@ def test_predicting_the_held_out_cases_gives_the_folds_out_of_fold_answers(proje
     for fold in (0, 1):
         with (run / f"fold{fold}" / "predictions.csv").open(newline="") as stream:
             for row in csv.DictReader(stream):
-                assert served[row["case_id"]][fold] == pytest.approx(float(row["probability"]), abs=1e-5)
+                assert served[row["case_id"]][fold] == pytest.approx(float(row["probability_bad"]), abs=1e-5)
+
+
+def test_a_preset_without_a_vocabulary_trains_one_on_the_training_texts_and_records_it(project, tmp_path):
+    sizes = (
+        "text_encoder.layers=1",
+        "text_encoder.hidden_size=24",
+        "radiomics_encoder.hidden=16",
+        "head.blocks=[1,1,1,1]",
+    )
+    small = (*MICRO, *(word for size in sizes for word in ("--set", f"network.{size}")), "--set", "train.batch_size=4")
+    outcome = tmi("train", project / "cohort", "--out", tmp_path / "run", "--preset", "paper", *small)
+    assert outcome.code == 0, outcome.err
+    assert "no --vocab given: every fold trains a vocabulary of at most 28996 tokens" in outcome.err
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["clinical"]["vocab_size"] == 28996
+    assert (tmp_path / "run" / "fold0" / "tokenizer.json").is_file()

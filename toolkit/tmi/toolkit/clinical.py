@@ -56,7 +56,9 @@ def read_clinical(case: Case, schema: Schema) -> ClinicalRecord:
     if case.clinical.stat().st_size > MAX_BYTES:
         raise _malformed(case, "is far larger than a clinical record")
     try:
-        data = json.loads(case.clinical.read_bytes())
+        data = json.loads(case.clinical.read_bytes(), object_pairs_hook=_once)
+    except _TwiceError as error:
+        raise _malformed(case, "names a key twice") from error
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise _malformed(case, "is not JSON") from error
     if not isinstance(data, dict) or not isinstance(data.get("values"), dict):
@@ -81,6 +83,17 @@ def read_clinical(case: Case, schema: Schema) -> ClinicalRecord:
         report=data.get("report"),
         blood_date=data.get("blood_date"),
     )
+
+
+class _TwiceError(ValueError):
+    """A JSON object names a key twice; taking either of the two values would be a guess."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        raise _TwiceError
+    return data
 
 
 def _read_values(case: Case, given: Mapping[str, Any], schema: Schema) -> dict[str, Value]:

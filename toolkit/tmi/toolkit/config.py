@@ -62,8 +62,9 @@ class RadiomicsConfig:
 class ClinicalConfig:
     """How clinical fields become text and tokens."""
 
-    rendering: Literal["values", "flags"] = "values"
-    """`values`: a sentence a field, name and value with unit; `flags`: the same plus low/normal/high."""
+    rendering: Literal["values", "flags", "pairs"] = "values"
+    """`values`: a sentence a field, name and value with unit; `flags`: the same plus low/normal/high; `pairs`: names
+    and values joined by spaces (released protocol)."""
     max_length: int = 512
     """Longest token sequence, special tokens included; longer texts are cut and reported."""
     pad_to_max: bool = False
@@ -226,7 +227,7 @@ class TrainConfig:
     seed: int = 42
     """Seed of the folds, the initial weights, the order of the cases and the dropout."""
     validation_fraction: float = 0.2
-    """Part of a fold's training patients that the epoch is picked on."""
+    """Part of a fold's training cases that the epoch is picked on: the nearest of a half, a third, a quarter, ..."""
     protocol: Literal["grouped", "released"] = "grouped"
     """`grouped`: stratified folds grouped by patient, epoch picked on the inner validation split. `released`:
     KFold(shuffle), epoch picked on the very fold it reports, hence optimistic."""
@@ -236,7 +237,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require(self.folds >= 2, f"train.folds={self.folds}", "give at least 2 folds")
         _require(self.epochs >= 1, f"train.epochs={self.epochs}", "give at least 1 epoch")
-        _require(self.batch_size >= 1, f"train.batch_size={self.batch_size}", "give at least 1 case a step")
+        _require(
+            self.batch_size >= 2,
+            f"train.batch_size={self.batch_size}",
+            "give at least 2 cases a step: BatchNorm cannot train on one",
+        )
         _require(self.learning_rate > 0, f"train.learning_rate={self.learning_rate}", "give a positive rate")
         _require(
             0.0 < self.validation_fraction < 0.5,

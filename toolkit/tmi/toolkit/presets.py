@@ -33,7 +33,7 @@ def released() -> Config:
         preset="released",
         ct=CtConfig(shape_DHW=(64, 512, 512), scale_to=(0.0, 255.0), depth_resampling="nearest"),
         radiomics=RadiomicsConfig(scaling="zscore", fit_on="cohort"),
-        clinical=ClinicalConfig(pad_to_max=True),
+        clinical=ClinicalConfig(rendering="pairs", pad_to_max=True),
         network=NetworkConfig(
             ct_encoder=CtEncoderConfig(fc_width=400),
             text_encoder=TextEncoderConfig(pooling="pooler"),

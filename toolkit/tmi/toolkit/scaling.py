@@ -20,6 +20,7 @@ from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.files import read_json, write_json
 
 SCHEMA = "tmi-scaler/1"
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +52,21 @@ class RadiomicsScaler:
     def fit(cls, values_NF: Float[np.ndarray, "N F"], config: RadiomicsConfig) -> Self:
         """Fit on the given cases alone; NaN is a missing value."""
         present = np.isfinite(values_NF)
-        count = np.maximum(present.sum(axis=0), 1)
+        seen = present.any(axis=0)
         if config.scaling == "minmax":
-            low = np.where(present, values_NF, np.inf).min(axis=0)
-            high = np.where(present, values_NF, -np.inf).max(axis=0)
+            low = np.where(seen, np.where(present, values_NF, np.inf).min(axis=0), 0.0)
+            high = np.where(seen, np.where(present, values_NF, -np.inf).max(axis=0), 0.0)
             # halves first: the sum or difference of two finite ends of the float range overflows
             centre, half = low / 2 + high / 2, high / 2 - low / 2
         else:
-            centre = np.where(present, values_NF, 0.0).sum(axis=0) / count
-            half = np.sqrt(np.where(present, (values_NF - centre) ** 2, 0.0).sum(axis=0) / count)
-        usable = present.any(axis=0) & (
-            half > 1e-12 * np.maximum(np.abs(np.where(present.any(axis=0), centre, 0)), 1e-30)
-        )
+            count = np.maximum(present.sum(axis=0), 1)
+            # in units of the largest value, whose square may overflow
+            size = np.maximum(np.where(present, np.abs(values_NF), 0.0).max(axis=0), np.finfo(np.float64).tiny)
+            sized = np.where(present, values_NF, 0.0) / size
+            mean = sized.sum(axis=0) / count
+            std = np.sqrt(np.where(present, (sized - mean) ** 2, 0.0).sum(axis=0) / count)
+            centre, half = mean * size, std * size
+        usable = seen & (half > 1e-12 * np.maximum(np.abs(centre), 1e-30))
         return cls(
             scaling=config.scaling,
             centre_F=np.where(usable, centre, 0.0),
@@ -74,16 +78,19 @@ class RadiomicsScaler:
         """Scale any cases."""
         missing = ~np.isfinite(values_NF)
         usable = self.half_width_F > 0
-        scaled = np.divide(
-            np.where(missing, self.centre_F, values_NF) - self.centre_F,
-            self.half_width_F,
-            out=np.zeros(values_NF.shape, dtype=np.float64),
-            where=usable,
-        )
+        with np.errstate(over="ignore"):  # what overflows is clipped, to the fitted range or to that of float32
+            scaled = np.divide(
+                np.where(missing, self.centre_F, values_NF) - self.centre_F,
+                self.half_width_F,
+                out=np.zeros(values_NF.shape, dtype=np.float64),
+                where=usable,
+            )
         clipped = np.zeros(values_NF.shape, dtype=bool)
         if self.scaling == "minmax":
             clipped = np.abs(scaled) > 1.0 + 1e-9
             scaled = np.clip(scaled, -1.0, 1.0)
+        else:
+            scaled = np.clip(scaled, -LARGEST, LARGEST)
         return Scaled(values_NF=scaled.astype(np.float32), imputed_NF=missing, clipped_NF=clipped)
 
     def save(self, path: Path) -> None:

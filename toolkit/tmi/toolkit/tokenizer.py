@@ -47,6 +47,10 @@ class Tokenizer:
                 f"tokenizer lacks {missing[0]}" if missing else "tokenizer's [PAD] is not 0",
                 fix="give a BERT vocabulary with [PAD] first",
             )
+        if backend.encode("").tokens != ["[CLS]", "[SEP]"]:
+            raise UsageError(
+                "tokenizer does not put a text between [CLS] and [SEP]", fix="give the tokenizer.json of a BERT model"
+            )
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
@@ -54,6 +58,7 @@ class Tokenizer:
 
         Raises:
             DamagedError: missing or no tokenizer.
+            UsageError: not that of a BERT model.
         """
         try:
             text = path.read_text(encoding="utf-8")
@@ -71,7 +76,7 @@ class Tokenizer:
             UsageError: the file is missing or no vocabulary.
         """
         try:
-            tokens = path.read_text(encoding="utf-8").splitlines()
+            tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"vocabulary {path} cannot be read", fix="give a BERT vocab.txt in UTF-8") from error
         if any(t not in tokens for t in SPECIAL[:4]):

@@ -160,7 +160,7 @@ def _canonical(
 ) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
     """Voxels as array_DHW in RAS+ order, values scaled as the header says, and the affine that goes with them."""
     try:
-        # of the proxy, not of the header: nibabel takes the scaling out of the header when it loads a file
+        # nibabel clears the scaling in the header of what it loads; the voxels' proxy keeps it
         slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
         raw = np.asanyarray(image.dataobj.get_unscaled())
     except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:

@@ -56,6 +56,8 @@ def train(
     folder = cohort or project.path("cohort")
     chosen = preset or project.preset
     config = _configure(chosen, folds, epochs, settings or [])
+    if vocab is None:
+        config = _with_own_vocabulary(config)
     target = _target(project, out, name or chosen, resume=resume)
     for value, given, what in ((folder, cohort, "cohort"), (target, out, "run"), (chosen, preset, "preset")):
         if given is None:
@@ -80,6 +82,20 @@ def _configure(chosen: str, folds: int | None, epochs: int | None, settings: lis
     if epochs is not None:
         config = replace(config, train=replace(config.train, epochs=epochs))
     return override(config, settings)
+
+
+def _with_own_vocabulary(config: Config) -> Config:
+    """Without a given vocabulary every fold trains one on its training texts; the run's config records it.
+
+    Encoders start from random weights, so no vocabulary is nearer to them than the cohort's own words.
+    """
+    if config.clinical.vocab_size is not None:
+        return config
+    rows = config.network.text_encoder.vocab_size
+    typer.echo(
+        f"no --vocab given: every fold trains a vocabulary of at most {rows} tokens on its training texts", err=True
+    )
+    return replace(config, clinical=replace(config.clinical, vocab_size=rows))
 
 
 def _target(project: Project, out: Path | None, name: str, *, resume: bool) -> Path:
@@ -162,22 +178,25 @@ class _Bars:
 
 
 def _show(outcome: Outcome) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     from tmi.training.metrics import METRICS
-    from tmi.training.summary import TITLES, figure, mean_and_deviation
+    from tmi.training.summary import TITLES, figure
 
-    table = Table("fold", *TITLES.values(), "epoch", "held out", title="Held-out cases, positive = bad prognosis")
+    # narrow enough for 80 columns, so that no figure is broken over lines
+    table = Table(
+        title="Held-out cases, positive = bad prognosis", title_justify="left", box=SIMPLE_HEAD, collapse_padding=True
+    )
+    for title in ("fold", *TITLES.values(), "epoch", "cases"):
+        table.add_column(title, justify="left" if title == "fold" else "right", no_wrap=True)
     for fold in outcome.summary["folds"]:
-        table.add_row(
-            str(fold["fold"]),
-            *(figure(fold["test"][m]) for m in METRICS),
-            str(fold["picked_epoch"]),
-            str(fold["cases"]["test"]),
-        )
+        row = (figure(fold["test"][m]) for m in METRICS)
+        table.add_row(str(fold["fold"]), *row, str(fold["picked_epoch"]), str(fold["cases"]["test"]))
     table.add_section()
-    table.add_row("mean ± SD", *(mean_and_deviation(outcome.summary["over_folds"][m]) for m in METRICS))
+    for title, key in (("mean", "mean"), ("SD", "std")):
+        table.add_row(title, *(figure(outcome.summary["over_folds"][m][key]) for m in METRICS))
     console = Console()
     console.print(table)
     for note in outcome.summary["notes"]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,7 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from tmi.toolkit.config import POSITIVE
+from tmi.toolkit.errors import UsageError
 from tmi.toolkit.files import write_text
 from tmi.toolkit.network.tmi_clnet import TmiClnet
 from tmi.toolkit.run_folder import FoldFolder
@@ -96,6 +98,11 @@ class EpochEnd(Checkpoint):
         logits = predict_logits(module.network, self.data, self.data.split.validation, module.device)
         labels = self.data.batch(self.data.split.validation).labels
         loss = float(cross_entropy(logits.double(), labels))
+        if not math.isfinite(loss):
+            raise UsageError(
+                f"fold {self.data.split.fold} diverged: after epoch {epoch} the validation loss is no finite number",
+                fix="lower --set train.learning_rate, or look at the cohort's values",
+            )
         figures = binary_metrics(labels.numpy(), positive_probability(logits))
         picked = loss < self.best_loss
         if picked:

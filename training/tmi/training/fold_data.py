@@ -56,6 +56,11 @@ class FoldData:
         self._arrays = arrays
         self._radiomics = self.scaler.transform(arrays.radiomics_NF).values_NF
 
+    @property
+    def truncated_texts(self) -> int:
+        """How many of the cohort's texts are longer than the text encoder takes and lose their end."""
+        return sum(self.tokenizer.encode(self._arrays.texts, max_length=self.config.clinical.max_length).truncated_B)
+
     def save(self, scaler: Path, tokenizer: Path) -> None:
         """Write what was fitted."""
         self.scaler.save(scaler)

@@ -47,6 +47,7 @@ def train_fold(
     Raises:
         KeyboardInterrupt: Ctrl-C; the checkpoint of the last whole epoch is there.
         DamagedError: the checkpoint cannot be read.
+        UsageError: the training diverged.
     """
     data = FoldData(arrays, split, config, tokenizer=tokenizer)
     data.save(files.scaler, files.tokenizer)
@@ -119,6 +120,7 @@ def _report_fold(data: FoldData, files: FoldFolder, config: Config, ending: Epoc
             "validation_loss": ending.best_loss,
             "epochs": config.train.epochs,
             "cases": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
+            "truncated_texts": data.truncated_texts,
             "test": binary_metrics(labels, probability),
         },
     )

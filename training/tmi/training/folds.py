@@ -7,6 +7,7 @@ fold that is reported, as in the authors' code.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,8 +42,11 @@ def make_folds(cases: Sequence[Case], config: TrainConfig) -> tuple[FoldSplit, .
 def _released(cases: Sequence[Case], config: TrainConfig) -> tuple[FoldSplit, ...]:
     from sklearn.model_selection import KFold
 
-    if len(cases) < config.folds:
-        raise UsageError(f"{len(cases)} cases are too few for {config.folds} folds", fix="give fewer folds: --folds N")
+    # a training part of one case cannot train BatchNorm
+    if len(cases) < config.folds or len(cases) - math.ceil(len(cases) / config.folds) < 2:
+        raise UsageError(
+            f"{len(cases)} cases are too few for {config.folds} folds", fix="give more cases, or fewer folds: --folds N"
+        )
     splitter = KFold(config.folds, shuffle=True, random_state=config.seed)
     return tuple(
         _named(number, cases, train, test, test)

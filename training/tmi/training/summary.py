@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tmi.toolkit.config import Config
 from tmi.toolkit.config_io import to_json
 from tmi.toolkit.files import read_json, write_json, write_text
 from tmi.toolkit.run_folder import SUMMARY_FILE, SUMMARY_TEXT_FILE, RunFolder
@@ -15,19 +16,22 @@ TITLES = {
     "recall": "Recall",
     "f1": "F1",
     "roc_auc": "ROC AUC",
-    "balanced_accuracy": "Balanced ACC",
+    "balanced_accuracy": "Bal. ACC",
 }
-OPTIMISTIC = (
-    "These figures are optimistic. The `released` protocol picks the best epoch on the very fold it reports, scales "
-    "the radiomics over the whole cohort, and neither groups patients nor stratifies."
-)
+PICKED = {"grouped": "the inner validation split", "released": "the very fold that is reported"}
+"""Protocol -> what the epoch is picked on."""
 SYNTHETIC = "The cohort is synthetic: the figures say nothing about patients."
 
 
 def write_summary(run: RunFolder, *, refused: int) -> dict[str, Any]:
     """Write summary.json and summary.md from the folds' metrics; returns the former."""
     folds = [read_json(run.fold(s.fold).metrics, kind="run") for s in run.folds]
-    notes = [OPTIMISTIC] if run.config.train.protocol == "released" else []
+    notes = [why] if (why := optimistic(run.config)) else []
+    cut = max(f["truncated_texts"] for f in folds)
+    if cut:
+        notes.append(
+            f"{cut} clinical text(s) are longer than {run.config.clinical.max_length} tokens and lost their end."
+        )
     if run.state["cohort"]["synthetic"]:
         notes.append(SYNTHETIC)
     summary = {
@@ -45,6 +49,20 @@ def write_summary(run: RunFolder, *, refused: int) -> dict[str, Any]:
     return summary
 
 
+def optimistic(config: Config) -> str:
+    """Why the figures flatter, in words; empty when nothing of a held-out case was used."""
+    reasons = []
+    if config.train.protocol == "released":
+        reasons += [
+            "the best epoch is picked on the very fold that is reported",
+            "cases of one patient may lie on both sides of a split",
+            "the folds are not stratified",
+        ]
+    if config.radiomics.fit_on == "cohort":
+        reasons.append("the radiomics are scaled over the whole cohort, held-out cases included")
+    return f"These figures are optimistic: {'; '.join(reasons)}." if reasons else ""
+
+
 def as_markdown(run: RunFolder, summary: dict[str, Any]) -> str:
     """The summary as a page."""
     header = ["Fold", *TITLES.values(), "Picked epoch", "Cases"]
@@ -57,7 +75,7 @@ def as_markdown(run: RunFolder, summary: dict[str, Any]) -> str:
         f"# {run.state['name']}",
         "",
         f"Preset `{summary['preset']}`, {summary['cases']} cases in {len(run.folds)} folds; the positive class is bad "
-        "prognosis. The picked epoch has the lowest cross entropy on the inner validation split.",
+        f"prognosis. The picked epoch has the lowest cross entropy on {PICKED[run.config.train.protocol]}.",
         "",
         *(f"> {note}\n" for note in summary["notes"]),
         "| " + " | ".join(header) + " |",

@@ -22,6 +22,8 @@ def sdm(
 ) -> Float[Tensor, ""]:
     """SDM of two feature sets; a scalar, 0 for a batch of one."""
     similarity_BB = scale * normalize(a_BC, dim=1) @ normalize(b_BC, dim=1).T
+    if len(ids_B) == 1:
+        return similarity_BB.sum() * 0.0  # the formula gives -2e-8 in float64
     same_BB = (ids_B[:, None] == ids_B[None, :]).to(similarity_BB.dtype)
     log_q_BB = (same_BB / same_BB.sum(dim=1, keepdim=True) + EPSILON).log()
     return _divergence(similarity_BB, log_q_BB) + _divergence(similarity_BB.T, log_q_BB)

@@ -1,0 +1,230 @@
+"""Clinical records: the schema's fields, units, what is refused, and that no value of the patient is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tmi.toolkit.case import Case
+from tmi.toolkit.clinical import MAX_BYTES, ClinicalRecord, read_clinical
+from tmi.toolkit.clinical_schema import load_schema, parse_schema
+from tmi.toolkit.errors import InputRefusedError, UsageError
+
+SCHEMA = load_schema()
+BLOOD = """wbc rbc haemoglobin platelets neutrophils lymphocytes alt ast alp ggt total_protein albumin total_bilirubin
+direct_bilirubin bile_acid cholinesterase triglycerides cholesterol hdl ldl urea creatinine cystatin_c""".split()
+UNITS = {
+    "10^9/L": "wbc platelets neutrophils lymphocytes",
+    "10^12/L": "rbc",
+    "g/L": "haemoglobin total_protein albumin",
+    "U/L": "alt ast alp ggt cholinesterase",
+    "umol/L": "total_bilirubin direct_bilirubin bile_acid creatinine",
+    "mmol/L": "triglycerides cholesterol hdl ldl urea",
+    "mg/L": "cystatin_c",
+}
+
+
+def write(folder: Path, data: object, *, patient_id: str | None = None) -> Case:
+    text = data if isinstance(data, str | bytes) else json.dumps(data)
+    (folder / "clinical.json").write_bytes(text.encode() if isinstance(text, str) else text)
+    return Case(folder=folder, case_id="P1", patient_id=patient_id)
+
+
+def read(folder: Path, values: dict[str, object]) -> ClinicalRecord:
+    return read_clinical(write(folder, {"values": values}), SCHEMA)
+
+
+def refusal(folder: Path, data: object, *, patient_id: str | None = None) -> InputRefusedError:
+    with pytest.raises(InputRefusedError) as error:
+        read_clinical(write(folder, data, patient_id=patient_id), SCHEMA)
+    assert error.value.case_id == "P1"
+    assert error.value.fix
+    return error.value
+
+
+def test_the_schema_holds_the_papers_fields_and_three_optional_ones():
+    names = {s: [f.name for f in SCHEMA.fields if f.section == s and not f.optional] for s in SCHEMA.sections}
+    assert SCHEMA.sections == ("basic", "blood", "fat analysis")
+    assert names["basic"] == ["sex", "height", "bmi"]
+    assert names["blood"] == BLOOD
+    assert len(BLOOD) == 23
+    depots, measures = ("sat", "imat", "vat", "soft_tissue"), ("volume", "area", "volume_fraction", "area_fraction")
+    assert names["fat analysis"] == [f"{d}_{m}" for d in depots for m in measures]
+    assert [f.name for f in SCHEMA.fields if f.optional] == ["age", "weight", "aetiology"]
+    assert {f.section for f in SCHEMA.fields if f.optional} == {"basic"}
+
+
+def test_blood_and_fat_have_the_units_of_the_specification():
+    units = {f.name: f.unit for f in SCHEMA.fields}
+    expected = {name: unit for unit, names in UNITS.items() for name in names.split()}
+    assert {n: units[n] for n in BLOOD} == expected
+    fat = {n.rpartition("_")[2] if not n.endswith("fraction") else "%": u for n, u in units.items() if "at_" in n}
+    assert fat == {"volume": "cm3", "area": "cm2", "%": "%"}
+
+
+def test_every_number_has_a_plausible_range_and_every_reference_range_lies_in_it():
+    for field in SCHEMA.fields:
+        assert (field.choices is None) != (field.unit is None), field.name
+        if field.unit is not None:
+            assert field.plausible is not None, field.name
+            low, high = field.plausible
+            assert low < high
+            for reference in field.reference.values():
+                assert low <= reference[0] < reference[1] <= high, field.name
+            assert set(field.reference) in (set(), {"female", "male"}), field.name
+
+
+def test_every_field_is_there_and_what_is_null_or_absent_is_missing(tmp_path):
+    record = read(tmp_path, {"sex": "female", "ggt": None, "alt": {"value": None, "unit": "U/L"}, "albumin": 38})
+    assert list(record.values) == [f.name for f in SCHEMA.fields]
+    assert {n: v for n, v in record.values.items() if v is not None} == {"sex": "female", "albumin": 38.0}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "unit", "expected"),
+    [
+        ("total_bilirubin", 1.2, "mg/dL", 20.52),
+        ("direct_bilirubin", 0.3, "mg/dL", 5.13),
+        ("creatinine", 1.0, "mg/dL", 88.42),
+        ("albumin", 3.8, "g/dL", 38.0),
+        ("haemoglobin", 13.5, "g/dL", 135.0),
+        ("cholesterol", 200, "mg/dL", 5.17),
+        ("hdl", 50, "mg/dL", 1.293),
+        ("triglycerides", 150, "mg/dL", 1.694),
+        ("urea", 14, "mg/dL BUN", 5.0),
+        ("platelets", 150, "10^3/uL", 150.0),
+        ("rbc", 4.5, "10^6/uL", 4.5),
+        ("cholinesterase", 7.5, "kU/L", 7500.0),
+        ("height", 1.7, "m", 170.0),
+        ("weight", 150, "lb", 68.04),
+        ("sat_volume", 5.2, "L", 5200.0),
+        ("vat_area", 12_000, "mm2", 120.0),
+        ("imat_area_fraction", 0.42, "fraction", 42.0),
+        ("albumin", 38, "g/L", 38.0),
+    ],
+)
+def test_units_are_converted(tmp_path, field, value, unit, expected):
+    record = read(tmp_path, {field: {"value": value, "unit": unit}})
+    assert record.values[field] == pytest.approx(expected, rel=1e-3)
+
+
+def test_what_surrounds_the_values_is_kept(tmp_path):
+    data = {"patient_id": "X9", "values": {}, "report": "Known cirrhosis.", "blood_date": "2024-03-01"}
+    record = read_clinical(write(tmp_path, data, patient_id="X9"), SCHEMA)
+    assert (record.patient_id, record.report, record.blood_date) == ("X9", "Known cirrhosis.", "2024-03-01")
+
+
+@pytest.mark.parametrize(
+    ("values", "code", "told", "mend"),
+    [
+        ({"albumen": 38}, "clinical-unknown-field", "'albumen'", "docs/clinical.md"),
+        ({"albumin": {"value": 38, "unit": "stone"}}, "clinical-unit", "albumin", "g/L, g/dL"),
+        ({"albumin": 3.81234}, "clinical-range", "albumin lies outside 10 to 70 g/L", "g/L is assumed"),
+        ({"albumin": -38.1234}, "clinical-range", "albumin", "g/L is assumed"),
+        ({"albumin": 1e300}, "clinical-range", "albumin", "unit"),
+        ({"total_bilirubin": {"value": 81234, "unit": "mg/dL"}}, "clinical-range", "total_bilirubin", "unit"),
+        ({"albumin": "38.1234"}, "clinical-type", "albumin is no number", "null"),
+        ({"albumin": True}, "clinical-type", "albumin is no number", "null"),
+        ({"albumin": [38.1234]}, "clinical-type", "albumin is no number", "null"),
+        ({"albumin": {"value": 38.1234}}, "clinical-type", "albumin is no number", "unit"),
+        ({"albumin": {"value": 38.1234, "unit": 7}}, "clinical-type", "albumin is no number", "unit"),
+        ({"albumin": 10**400}, "clinical-type", "albumin is no number", "null"),
+        ({"sex": "81234"}, "clinical-type", "sex is none of its choices", "female, male"),
+        ({"sex": 81234}, "clinical-type", "sex is none of its choices", "female, male"),
+        ({"sex": {"value": "female", "unit": "81234"}}, "clinical-type", "sex is none", "female, male"),
+        ({"aetiology": "81234"}, "clinical-type", "aetiology", "hepatitis B"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_field_and_without_the_value(tmp_path, values, code, told, mend):
+    error = refusal(tmp_path, {"values": values})
+    assert error.code == code
+    assert told in str(error)
+    assert mend in error.fix
+    for secret in ("1234", "38", "1e", "stone", "0000"):
+        assert secret not in f"{error} {error.fix}"
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_json_numbers_that_are_not_finite_are_out_of_range(tmp_path, number):
+    assert refusal(tmp_path, f'{{"values": {{"albumin": {number}}}}}').code == "clinical-range"
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ("", "is not JSON"),
+        ('{"values": {"albumin": 38.1234}', "is not JSON"),
+        (b"\xff\xfe38.1234", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ([], 'has no object "values"'),
+        ({}, 'has no object "values"'),
+        ({"values": [38.1234]}, 'has no object "values"'),
+        ({"values": {}, "81234": 1}, "has a key besides"),
+        ({"values": {}, "report": 81234}, 'has a "report" that is no text'),
+        ({"values": {}, "patient_id": 81234}, 'has a "patient_id" that is no text'),
+        ({"values": {}, "blood_date": 81234}, 'has a "blood_date" that is no text'),
+        ('{"values": {}, "report": "' + "x" * MAX_BYTES + '"}', "far larger"),
+    ],
+    ids=lambda v: v if isinstance(v, str) and len(v) < 40 else None,
+)
+def test_a_malformed_record_is_refused_without_what_it_holds(tmp_path, data, told):
+    error = refusal(tmp_path, data)
+    assert error.code == "clinical-malformed"
+    assert told in str(error)
+    assert "1234" not in f"{error} {error.fix}"
+
+
+def test_a_field_given_twice_is_refused_and_neither_value_is_taken(tmp_path):
+    error = refusal(tmp_path, '{"values": {"albumin": 38.1234, "albumin": 41}}')
+    assert error.code == "clinical-malformed"
+    assert "twice" in str(error)
+    assert "1234" not in str(error)
+
+
+def test_a_missing_record_and_a_foreign_patient_are_refused(tmp_path):
+    with pytest.raises(InputRefusedError, match=r"clinical\.json is missing") as error:
+        read_clinical(Case(folder=tmp_path, case_id="P1"), SCHEMA)
+    assert error.value.code == "clinical-missing"
+    error = refusal(tmp_path, {"patient_id": "Jane81234", "values": {}}, patient_id="P001")
+    assert error.code == "patient-mismatch"
+    assert "Jane" not in f"{error} {error.fix}"
+
+
+def test_a_byte_order_mark_as_windows_writes_it_is_no_reason_to_refuse(tmp_path):
+    case = write(tmp_path, b"\xef\xbb\xbf" + b'{"values": {"albumin": 38}}')
+    assert read_clinical(case, SCHEMA).values["albumin"] == 38.0
+
+
+def test_a_schema_for_another_disease_is_data_alone(tmp_path):
+    file = tmp_path / "lung.json"
+    fields = [
+        {"name": "fev1", "label": "FEV1", "section": "lung", "unit": "L", "accepted_units": {"mL": {"factor": 0.001}}},
+        {"name": "temperature", "label": "T", "section": "lung", "unit": "C",
+         "accepted_units": {"F": {"factor": 0.5555556, "offset": -17.777778}}},
+    ]  # fmt: skip
+    data = {"schema": "tmi-clinical-schema/1", "name": "lung", "version": "1", "sections": ["lung"], "fields": fields}
+    file.write_text(json.dumps(data))
+    schema = load_schema(file)
+    given = {"fev1": {"value": 2500, "unit": "mL"}, "temperature": {"value": 98.6, "unit": "F"}}
+    record = read_clinical(write(tmp_path, {"values": given}), schema)
+    assert record.values == pytest.approx({"fev1": 2.5, "temperature": 37.0}, rel=1e-5)
+    assert schema.digest != SCHEMA.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"schema": "tmi-clinical-schema/9"}, "tmi-clinical-schema/9"),
+        ({"fields": [{"name": "a", "label": "A", "section": "s"}]}, "either a unit or choices"),
+        ({"fields": [{"name": "a", "label": "A", "section": "t", "unit": "L"}]}, "unknown section t"),
+        ({"fields": [{"name": "a", "label": "A", "section": "s", "unit": "L"}] * 2}, "field a twice"),
+        ({"fields": [{"name": "a", "label": "A", "section": "s", "unit": "L", "colour": 1}]}, "colour"),
+    ],
+)
+def test_a_malformed_schema_is_refused(change, told):
+    data = {"schema": "tmi-clinical-schema/1", "name": "n", "version": "1", "sections": ["s"], "fields": []} | change
+    with pytest.raises(UsageError) as error:
+        parse_schema(data, where="schema.json")
+    assert told in str(error.value)

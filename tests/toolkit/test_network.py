@@ -1,0 +1,265 @@
+"""Interaction, head and the whole network: formulas, switches, sizes. Full sizes run on the meta device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm
+
+from tmi.toolkit.config import Config, FusionConfig, HeadConfig, NetworkConfig
+from tmi.toolkit.network.fusion import Fusion
+from tmi.toolkit.network.head import Head
+from tmi.toolkit.network.ima import IntraModalityAggregation
+from tmi.toolkit.network.tcaf import MODALITIES, TripleModalCrossAttention
+from tmi.toolkit.network.tmi_clnet import TmiClnet, build
+from tmi.toolkit.presets import PRESETS, paper, preset, released, tiny
+
+SMALL = replace(tiny().network, text_encoder=replace(tiny().network.text_encoder, vocab_size=50))
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def fusion_of(config: NetworkConfig, seed: int = 0) -> Fusion:
+    return build(config, seed=seed).fusion.eval()
+
+
+# IMA
+
+
+def ima(**changes: object) -> IntraModalityAggregation:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return IntraModalityAggregation(FusionConfig(**changes))  # type: ignore[arg-type]
+
+
+def test_ima_on_one_token_is_the_post_norm_of_the_token_and_the_dense_of_its_value():
+    module = ima().eval()
+    x = random(3, 1, 256)
+    value = x @ module.value.weight.T + module.value.bias
+    expected = layer_norm(x + value @ module.dense.weight.T + module.dense.bias, (256,), eps=1e-5)
+    torch.testing.assert_close(module(x), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_ima_on_several_tokens_is_multi_head_attention():
+    module = ima().eval()
+    x = random(2, 5, 256)
+    theirs = nn.MultiheadAttention(256, 16, batch_first=True).eval()
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([module.query.weight, module.key.weight, module.value.weight]))
+        theirs.in_proj_bias.copy_(torch.cat([module.query.bias, module.key.bias, module.value.bias]))
+        theirs.out_proj.weight.copy_(module.dense.weight)
+        theirs.out_proj.bias.copy_(module.dense.bias)
+        expected = layer_norm(x + theirs(x, x, x, need_weights=False)[0], (256,))
+        torch.testing.assert_close(module(x), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_with_one_token_query_and_key_get_no_gradient_and_the_others_do():
+    module = ima().eval()
+    module(random(4, 1, 256)).square().sum().backward()
+    grown = {name: float(p.grad.abs().max()) for name, p in module.named_parameters()}
+    for name, gradient in grown.items():
+        assert (gradient == 0.0) == name.startswith(("query", "key")), name
+    module.zero_grad()
+    module(random(4, 2, 256)).square().sum().backward()
+    assert float(module.query.weight.grad.abs().max()) > 0
+
+
+def test_dropout_of_the_attention_drops_whole_heads_and_that_of_the_dense_single_channels():
+    """One token has one attention weight a head: 1, or with the dropout 0 or 2."""
+    module = ima(ima_dense_dropout=0.0).train()
+    with torch.no_grad():
+        module.value.weight.zero_()
+        module.value.bias.fill_(1.0)
+        module.dense.weight.copy_(torch.eye(256))
+        module.dense.bias.zero_()
+        module.norm = nn.Identity()
+        heads = module(torch.zeros(500, 1, 256)).reshape(500, 16, 16)
+    assert set(heads.unique().tolist()) == {0.0, 2.0}
+    assert (heads == heads[:, :, :1]).all()
+    assert float((heads == 0).float().mean()) == pytest.approx(0.5, abs=0.03)
+
+
+# TCAF
+
+
+def test_tcaf_is_what_a_hand_computes():
+    module = TripleModalCrossAttention(FusionConfig(width=2, ima_heads=1)).eval()
+    q, k, v = (0.5, 0.1), (-1.5, 0.2), (2.0, -0.3)
+    with torch.no_grad():
+        for i, m in enumerate(MODALITIES):
+            for part, (weight, bias) in ((module.query, q), (module.key, k), (module.value, v)):
+                part[m].weight.fill_(weight + i)
+                part[m].bias.fill_(bias)
+            module.output[m].weight.copy_(torch.tensor([[0.7, 0.4 + i]]))
+            module.output[m].bias.fill_(0.05 * i)
+    features = [(0.3, -1.0), (2.0, 0.5), (-0.7, 1.1)]
+    expected = []
+    for i in range(3):
+        j = (i + 1) % 3  # clinical -> radiomics -> image -> clinical
+        for own in features[i]:
+            query = own * (q[0] + i) + q[1]
+            scores = [math.exp(query * (other * (k[0] + j) + k[1])) for other in features[j]]
+            values = [other * (v[0] + j) + v[1] for other in features[j]]
+            hidden = sum(s * x for s, x in zip(scores, values, strict=True)) / sum(scores)
+            expected.append(0.7 * hidden + (0.4 + i) * own + 0.05 * i)
+    fused = module(*(torch.tensor([f]) for f in features))
+    assert fused.shape == (1, 1, 6)
+    torch.testing.assert_close(fused[0, 0], torch.tensor(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_the_ring_is_clinical_radiomics_image():
+    """What a modality's part of the fused sequence depends on: itself and its successor on the ring."""
+    assert MODALITIES == ("clinical", "radiomics", "image")
+    module = TripleModalCrossAttention(FusionConfig()).eval()
+    features = [random(1, 256, seed=i).requires_grad_() for i in range(3)]
+    fused = module(*features)
+    assert fused.shape == (1, 1, 768)
+    for i in range(3):
+        gradients = torch.autograd.grad(fused[..., 256 * i : 256 * (i + 1)].sum(), features, retain_graph=True)
+        touched = {j for j, gradient in enumerate(gradients) if gradient.abs().max() > 0}
+        assert touched == {i, (i + 1) % 3}
+
+
+def test_the_released_dropout_lies_on_tcafs_attention_weights():
+    assert (paper().network.fusion.tcaf_dropout, released().network.fusion.tcaf_dropout) == (0.0, 0.1)
+    module = TripleModalCrossAttention(FusionConfig(tcaf_dropout=0.1)).train()
+    assert module.dropout.p == 0.1
+    seen: list[Tensor] = []
+    module.dropout.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    module(*(random(2, 256, seed=i) for i in range(3)))
+    assert [tuple(w.shape) for w in seen] == [(2, 256, 256)] * 3
+    torch.testing.assert_close(seen[0].sum(dim=-1), torch.ones(2, 256))
+
+
+# Head
+
+
+def test_the_papers_head_is_a_1d_densenet_121_that_emits_logits():
+    head = Head(HeadConfig())
+    layers = [len(getattr(head.densenet.features, f"denseblock{i}")) for i in range(1, 5)]
+    assert layers == [6, 12, 24, 16]
+    assert head.densenet.class_layers.out.in_features == 1024
+    assert [tuple(getattr(head.densenet.features, f"transition{i}").conv.kernel_size) for i in (1, 2, 3)] == [(1,)] * 3
+    assert isinstance(head.densenet.features.norm5, nn.BatchNorm1d)
+    with torch.no_grad():
+        logits = head.eval()(random(4, 1, 768) * 50)
+    assert logits.shape == (4, 2)
+    assert not any(isinstance(m, nn.Sigmoid | nn.Softmax) for m in head.modules())
+
+
+def test_the_released_head_has_wide_transitions_no_final_norm_and_a_sigmoid():
+    head = Head(HeadConfig(style="released")).eval()
+    convolutions = [getattr(head.densenet.features, f"transition{i}").conv for i in (1, 2, 3)]
+    assert [(c.kernel_size, c.padding) for c in convolutions] == [((3,), (1,))] * 3
+    assert [(c.in_channels, c.out_channels) for c in convolutions] == [(256, 128), (512, 256), (1024, 512)]
+    assert isinstance(head.densenet.features.norm5, nn.Identity)
+    parts = list(head.densenet.class_layers.out)
+    assert [type(p) for p in parts] == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear, nn.Sigmoid]
+    assert [(p.in_features, p.out_features) for p in (parts[0], parts[3])] == [(1024, 512), (512, 2)]
+    assert parts[2].p == 0.5
+    with torch.no_grad():
+        answers = head(random(4, 1, 768) * 50)
+    assert answers.shape == (4, 2)
+    assert ((answers >= 0) & (answers <= 1)).all()
+
+
+# Ablations
+
+
+def inputs(config: NetworkConfig, batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        random(batch, config.ct_encoder.feature_width, seed=1),
+        random(batch, config.text_encoder.hidden_size, seed=2),
+        random(batch, 1781, seed=3),
+    )
+
+
+def test_ima_off_is_the_identity():
+    config = replace(SMALL, fusion=replace(SMALL.fusion, ima=False))
+    fusion = fusion_of(config)
+    ct, text, radiomics = inputs(config)
+    output = fusion(ct, text, radiomics)
+    encoded = {"clinical": text, "radiomics": fusion.radiomics_encoder(radiomics), "image": ct}
+    for modality, feature in encoded.items():
+        projected = fusion.projection_norm[modality](fusion.projection[modality](feature))
+        torch.testing.assert_close(getattr(output, f"{modality}_BC"), projected)
+    assert not any(name.startswith("ima.") for name, _ in fusion.named_parameters())
+
+
+def test_tcaf_off_is_the_plain_concatenation():
+    config = replace(SMALL, fusion=replace(SMALL.fusion, tcaf=False))
+    fusion = fusion_of(config)
+    seen: list[Tensor] = []
+    fusion.head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    output = fusion(*inputs(config))
+    assert seen[0].shape == (3, 1, 3 * config.fusion.width)
+    torch.testing.assert_close(
+        seen[0][:, 0], torch.cat([output.clinical_BC, output.radiomics_BC, output.image_BC], dim=1)
+    )
+    assert not any(name.startswith("tcaf.") for name, _ in fusion.named_parameters())
+
+
+@pytest.mark.parametrize(("ima_on", "tcaf_on"), [(False, False), (False, True), (True, False), (True, True)])
+def test_every_row_of_table_3_can_be_built_and_trained(ima_on, tcaf_on):
+    config = replace(SMALL, fusion=replace(SMALL.fusion, ima=ima_on, tcaf=tcaf_on))
+    fusion = build(config, seed=0).fusion.train()
+    fusion(*inputs(config)).logits_BK.sum().backward()
+    silent = {n for n, p in fusion.named_parameters() if p.grad is None}
+    assert silent == set()
+
+
+def test_the_loss_sees_the_features_after_the_ima():
+    fusion = fusion_of(SMALL)
+    seen: dict[str, Tensor] = {}
+    for modality, module in fusion.ima.items():
+        module.register_forward_hook(lambda _, __, output, m=modality: seen.__setitem__(m, output.squeeze(1)))
+    output = fusion(*inputs(SMALL))
+    for modality in MODALITIES:
+        torch.testing.assert_close(getattr(output, f"{modality}_BC"), seen[modality])
+
+
+# The whole network
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds_at_its_full_size_and_gives_two_logits(name):
+    config: Config = preset(name)
+    with torch.device("meta"):
+        network = TmiClnet(config.network).eval()
+        ids = torch.ones(2, 40, dtype=torch.long)
+        output = network(torch.empty(2, 1, *config.ct.shape_DHW), ids, ids, torch.empty(2, 1781))
+    assert output.logits_BK.shape == (2, 2)
+    assert output.image_BC.shape == (2, config.network.fusion.width)
+
+
+def test_rows_of_a_batch_do_not_see_one_another():
+    network = build(SMALL, seed=0).eval()
+    ct, radiomics = random(3, 1, 12, 24, 24), random(3, 1781)
+    ids = torch.randint(5, 50, (3, 8), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        together = network(ct, ids, mask, radiomics).logits_BK
+        for i in range(3):
+            row = slice(i, i + 1)
+            alone = network(ct[row], ids[row], mask[row], radiomics[row]).logits_BK
+            torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_the_seed_alone_fixes_the_weights_and_the_callers_draws_are_left_as_they_were():
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    first, second, other = (build(SMALL, seed=s).state_dict() for s in (4, 4, 5))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_the_state_dict_falls_into_the_three_parts_that_the_export_cuts():
+    prefixes = {name.partition(".")[0] for name in build(SMALL, seed=0).state_dict()}
+    assert prefixes == {"ct_encoder", "text_encoder", "fusion"}

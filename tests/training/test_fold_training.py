@@ -1,0 +1,238 @@
+"""Training a fold: nothing of the held-out cases reaches the model, and the epoch is picked on the inner split."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
+
+from tmi.toolkit.case import Case
+from tmi.toolkit.config import Config
+from tmi.toolkit.errors import UsageError
+from tmi.toolkit.network.tmi_clnet import build
+from tmi.toolkit.run_folder import FoldFolder, FoldSplit
+from tmi.toolkit.scaling import RadiomicsScaler
+from tmi.training.cohort_arrays import CohortArrays
+from tmi.training.epoch_end import predict_logits
+from tmi.training.fold_data import EpochBatches, FoldData
+from tmi.training.fold_training import train_fold
+from tmi.training.metrics import binary_metrics
+from tmi.training.module import FoldModule
+
+IDS = tuple(f"C{i:02d}" for i in range(13))
+SPLIT = FoldSplit(fold=1, train=IDS[:5], validation=IDS[5:9], test=IDS[9:])
+SHAPE = (8, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def config(micro_config: Config) -> Config:
+    network = replace(
+        micro_config.network,
+        ct_encoder=replace(micro_config.network.ct_encoder, planes=(4, 4, 4, 4)),
+        text_encoder=replace(
+            micro_config.network.text_encoder, hidden_size=16, layers=1, heads=2, intermediate_size=16, vocab_size=200
+        ),
+        radiomics_encoder=replace(micro_config.network.radiomics_encoder, hidden=8, out=8),
+        fusion=replace(micro_config.network.fusion, width=16, ima_heads=2),
+        head=replace(micro_config.network.head, blocks=(1, 1), growth=4, init_features=4),
+    )
+    return replace(
+        micro_config,
+        ct=replace(micro_config.ct, shape_DHW=SHAPE),
+        clinical=replace(micro_config.clinical, vocab_size=200),
+        network=network,
+        train=replace(micro_config.train, epochs=4, learning_rate=3e-3),
+    )
+
+
+def make_arrays() -> CohortArrays:
+    random = np.random.default_rng(3)
+    return CohortArrays(
+        cases=tuple(Case(folder=Path(i), case_id=i, patient_id=i, label=k % 2) for k, i in enumerate(IDS)),
+        ct_N1DHW=random.uniform(0, 1, (len(IDS), 1, *SHAPE)).astype(np.float32),
+        radiomics_NF=random.normal(0, 10, (len(IDS), 1781)),
+        texts=tuple(f"Albumin: {30 + k} g/L. Word{k}word." for k in range(len(IDS))),
+        labels_N=np.arange(len(IDS), dtype=np.int64) % 2,
+        refused=(),
+    )
+
+
+def changed(ids: tuple[str, ...], *, labels: bool = True) -> CohortArrays:
+    """The cohort with everything of the named cases replaced."""
+    arrays = make_arrays()
+    rows = arrays.rows(ids)
+    arrays.ct_N1DHW[rows] = 0.25
+    arrays.radiomics_NF[rows] = 1e6
+    if labels:
+        arrays.labels_N[rows] = 1 - arrays.labels_N[rows]
+    texts = tuple("Ünknown ZZZ 999" if i in rows else text for i, text in enumerate(arrays.texts))
+    return replace(arrays, texts=texts)
+
+
+def train(folder: Path, arrays: CohortArrays, config: Config, split: FoldSplit = SPLIT) -> FoldFolder:
+    files = FoldFolder(folder=folder, fold=split.fold)
+    folder.mkdir()
+    train_fold(arrays, split, config, files, tokenizer=None, accelerator="cpu", report=lambda *_: None)
+    return files
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, config: Config) -> FoldFolder:
+    return train(tmp_path_factory.mktemp("fold") / "fold1", make_arrays(), config)
+
+
+def history(files: FoldFolder) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(files.history.read_text())))
+
+
+def test_nothing_of_a_held_out_case_reaches_the_model_or_what_is_fitted(trained, config, tmp_path):
+    other = train(tmp_path / "fold1", changed(SPLIT.test), config)
+    for file in ("model.safetensors", "scaler.json", "tokenizer.json", "history.csv"):
+        assert (other.folder / file).read_bytes() == (trained.folder / file).read_bytes(), file
+    assert other.predictions.read_bytes() != trained.predictions.read_bytes()
+
+
+def test_a_training_case_reaches_all_of_it(trained, config, tmp_path):
+    """The counterpart: the same change in a training case changes every one of those files."""
+    other = train(tmp_path / "fold1", changed(SPLIT.train[:1]), config)
+    for file in ("model.safetensors", "scaler.json", "tokenizer.json", "history.csv"):
+        assert (other.folder / file).read_bytes() != (trained.folder / file).read_bytes(), file
+
+
+def test_the_epoch_is_the_first_with_the_lowest_loss_on_the_validation_split(trained):
+    rows = history(trained)
+    losses = [float(r["validation_loss"]) for r in rows]
+    metrics = json.loads(trained.metrics.read_text())
+    assert [r["epoch"] for r in rows] == ["0", "1", "2", "3"]
+    assert metrics["picked_epoch"] == losses.index(min(losses))
+    assert metrics["validation_loss"] == min(losses)
+    assert [r["picked"] for r in rows] == [str(int(v < min([9e9, *losses[:i]]))) for i, v in enumerate(losses)]
+
+
+def test_the_saved_weights_are_those_of_the_picked_epoch(trained, config):
+    network = build(config.network, seed=0)
+    network.load_state_dict(load_file(trained.model))
+    data = FoldData(make_arrays(), SPLIT, config, tokenizer=None)
+    logits = predict_logits(network, data, SPLIT.validation, torch.device("cpu"))
+    loss = float(cross_entropy(logits.double(), data.batch(SPLIT.validation).labels))
+    assert loss == pytest.approx(json.loads(trained.metrics.read_text())["validation_loss"], rel=1e-6)
+
+
+def test_validation_cases_choose_the_epoch_and_train_no_weight(trained, config, tmp_path):
+    """Other validation labels give another history of losses, but the same training losses epoch by epoch."""
+    arrays = make_arrays()
+    arrays.labels_N[arrays.rows(SPLIT.validation)] ^= 1
+    other = train(tmp_path / "fold1", arrays, config)
+    ours, theirs = history(trained), history(other)
+    assert [r["train_loss"] for r in ours] == [r["train_loss"] for r in theirs]
+    assert [r["validation_loss"] for r in ours] != [r["validation_loss"] for r in theirs]
+
+
+def test_the_figures_are_those_of_the_out_of_fold_predictions(trained):
+    rows = list(csv.DictReader(io.StringIO(trained.predictions.read_text())))
+    assert [r["case_id"] for r in rows] == list(SPLIT.test)
+    assert [r["label"] for r in rows] == ["bad", "good", "bad", "good"]
+    labels = np.array([int(r["label"] == "bad") for r in rows])
+    probability = np.array([float(r["probability_bad"]) for r in rows])
+    metrics = json.loads(trained.metrics.read_text())
+    assert metrics["test"] == binary_metrics(labels, probability)
+    assert metrics["cases"] == {"train": 5, "validation": 4, "test": 4}
+
+
+def test_a_finished_fold_holds_its_files_and_no_checkpoint(trained):
+    names = "history.csv metrics.json model.safetensors predictions.csv scaler.json tokenizer.json".split()
+    assert sorted(p.name for p in trained.folder.iterdir()) == names
+
+
+def test_a_cohort_wide_scaler_sees_the_held_out_cases_and_the_default_does_not(config):
+    leaky = replace(config, radiomics=replace(config.radiomics, fit_on="cohort"))
+    scalers: dict[str, list[RadiomicsScaler]] = {"training": [], "cohort": []}
+    for arrays in (make_arrays(), changed(SPLIT.test)):
+        for which in (config, leaky):
+            scalers[which.radiomics.fit_on].append(FoldData(arrays, SPLIT, which, tokenizer=None).scaler)
+    before, after = scalers["training"]
+    np.testing.assert_array_equal(before.half_width_F, after.half_width_F)
+    assert (before.fitted_on, scalers["cohort"][0].fitted_on) == (5, 13)
+    before, after = scalers["cohort"]
+    assert (before.half_width_F != after.half_width_F).all()
+
+
+def test_a_held_out_value_is_clipped_to_the_training_range(config):
+    data = FoldData(changed(SPLIT.test), SPLIT, config, tokenizer=None)
+    assert (data.batch(SPLIT.test).radiomics == 1.0).all()
+    assert float(data.batch(SPLIT.train).radiomics.abs().max()) == 1.0
+
+
+def test_texts_that_lose_their_end_are_counted(config):
+    long = replace(make_arrays(), texts=tuple("3 " * (40 if k < 4 else 2) for k in range(13)))
+    short = replace(config, clinical=replace(config.clinical, max_length=32))
+    assert FoldData(long, SPLIT, short, tokenizer=None).truncated_texts == 4
+    assert FoldData(long, SPLIT, config, tokenizer=None).truncated_texts == 0
+
+
+# Batches
+
+
+def data_of(config: Config, batch_size: int) -> FoldData:
+    return FoldData(
+        make_arrays(), SPLIT, replace(config, train=replace(config.train, batch_size=batch_size)), tokenizer=None
+    )
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(2, [2, 3]), (3, [3, 2]), (4, [5]), (5, [5]), (8, [5])])
+def test_a_last_batch_of_one_joins_the_one_before_and_no_case_is_left_out(config, batch_size, sizes):
+    data = data_of(config, batch_size)
+    for epoch in range(3):
+        batches = data.epoch_batches(epoch)
+        assert [len(b) for b in batches] == sizes
+        assert sorted(i for b in batches for i in b) == sorted(SPLIT.train)
+    assert [len(b.labels) for b in EpochBatches(data, lambda: 0)] == sizes
+
+
+def test_the_order_follows_from_seed_fold_and_epoch(config):
+    data = data_of(config, 2)
+    assert data.epoch_batches(1) == data_of(config, 2).epoch_batches(1)
+    orders = {tuple(data.epoch_batches(e)) for e in range(6)}
+    assert len(orders) > 3
+
+
+def test_a_batch_of_one_is_passed_over(config):
+    module = FoldModule(config, fold=0).train()
+    one = FoldData(make_arrays(), SPLIT, config, tokenizer=None).batch(SPLIT.train[:1])
+    assert module.training_step(one, 0) is None
+    assert module.epoch_cases == 0
+
+
+def test_training_is_by_adam_at_the_configured_rate(config):
+    optimiser = FoldModule(config, fold=0).configure_optimizers()
+    assert type(optimiser) is torch.optim.Adam
+    assert {(g["lr"], g["betas"], g["weight_decay"]) for g in optimiser.param_groups} == {(3e-3, (0.9, 0.999), 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("part", "prefix"), [("ct", "ct_encoder."), ("text", "text_encoder."), ("radiomics", "fusion.radiomics_encoder.")]
+)
+def test_a_frozen_encoder_ends_as_it_began_and_the_others_do_not(config, tmp_path, part, prefix):
+    frozen = replace(config, train=replace(config.train, freeze=(part,), epochs=1))
+    after = load_file(train(tmp_path / "fold1", make_arrays(), frozen).model)
+    before = build(frozen.network, seed=frozen.train.seed + SPLIT.fold).state_dict()
+    same = {n for n in before if torch.equal(before[n], after[n])}
+    assert {n for n in before if n.startswith(prefix)} <= same
+    for other in ("ct_encoder.", "text_encoder.", "fusion.radiomics_encoder.", "fusion.head."):
+        assert other == prefix or any(n.startswith(other) and n not in same for n in before)
+
+
+def test_a_training_that_diverges_is_told_with_its_fold_and_a_mend(config, tmp_path):
+    wild = replace(config, train=replace(config.train, learning_rate=1e30))
+    with pytest.raises(UsageError, match="fold 1 diverged: after epoch 0") as error:
+        train(tmp_path / "fold1", make_arrays(), wild)
+    assert "learning_rate" in error.value.fix
+    assert not (tmp_path / "fold1" / "model.safetensors").exists()

@@ -1,0 +1,167 @@
+"""A whole `tmi train`: what the run folder holds, what is said, and what --set does."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from factories.cases import write_cohort
+from factories.tmi_command import Outcome, tmi
+from tmi.toolkit.errors import UsageError
+from tmi.toolkit.run_folder import RunFolder
+from tmi.training.metrics import METRICS
+
+OPTIONS = ["--preset", "tiny", "--folds", "2", "--epochs", "2", "--accelerator", "cpu"]
+SMALL = [
+    "ct.shape_DHW=[8,16,16]",
+    "clinical.vocab_size=200",
+    "network.ct_encoder.planes=[4,4,4,4]",
+    "network.text_encoder.layers=1",
+    "network.radiomics_encoder.hidden=8",
+    "network.head.blocks=[1,1]",
+]
+FOLD_FILES = {"history.csv", "metrics.json", "model.safetensors", "predictions.csv", "scaler.json", "tokenizer.json"}
+
+
+def train(cohort: Path, out: Path, *settings: str) -> Outcome:
+    assignments = [part for setting in (*SMALL, *settings) for part in ("--set", setting)]
+    return tmi("train", cohort, "--out", out, *OPTIONS, *assignments)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cohort(tmp_path_factory.mktemp("run") / "cohort", cases=10, with_mask=False)
+
+
+@pytest.fixture(scope="module")
+def run(cohort: Path) -> tuple[Path, Outcome]:
+    out = cohort.parent / "run"
+    outcome = train(cohort, out)
+    assert outcome.code == 0, outcome.err
+    return out, outcome
+
+
+@pytest.fixture(scope="module")
+def released(cohort: Path) -> tuple[Path, Outcome]:
+    out = cohort.parent / "released"
+    cut = ("train.protocol=released", "radiomics.fit_on=cohort", "clinical.max_length=32")
+    outcome = train(cohort, out, *cut)
+    assert outcome.code == 0, outcome.err
+    return out, outcome
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_the_run_folder_holds_what_is_documented_and_nothing_else(run):
+    folder, _ = run
+    assert {p.name for p in folder.iterdir()} == {
+        "run.json", "config.json", "folds.json", "summary.json", "summary.md", "fold0", "fold1",
+    }  # fmt: skip
+    for fold in ("fold0", "fold1"):
+        assert {p.name for p in (folder / fold).iterdir()} == FOLD_FILES
+    assert {p.name for p in folder.parent.iterdir() if p.name.startswith(".")} == set()
+    RunFolder.open(folder).require_finished()
+
+
+def test_folds_say_who_is_where_and_predictions_cover_the_held_out_cases_once(run):
+    folder, _ = run
+    folds = read(folder / "folds.json")["folds"]
+    told = []
+    for split in folds:
+        rows = csv.DictReader(io.StringIO((folder / f"fold{split['fold']}" / "predictions.csv").read_text()))
+        ids = [r["case_id"] for r in rows]
+        assert ids == split["test"]
+        told += ids
+    assert sorted(told) == [f"C{i:03d}" for i in range(10)]
+
+
+def test_the_summary_is_mean_and_standard_deviation_over_the_folds(run):
+    folder, outcome = run
+    summary = read(folder / "summary.json")
+    figures = [read(folder / f"fold{i}" / "metrics.json")["test"] for i in range(2)]
+    assert [f["test"] for f in summary["folds"]] == figures
+    page = (folder / "summary.md").read_text()
+    assert summary["positive_class"] == "bad"
+    for name in METRICS:
+        values = [f[name] for f in figures]
+        assert summary["over_folds"][name]["mean"] == pytest.approx(statistics.mean(values))
+        assert summary["over_folds"][name]["std"] == pytest.approx(statistics.stdev(values))
+        assert f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}" in page
+    assert "ROC AUC" in page
+    assert "Balanced ACC" in page
+    assert str(folder) in outcome.out
+
+
+def test_random_weights_are_said_to_be_random(run):
+    assert "no pre-trained weights given: every encoder starts from random weights" in run[1].err
+
+
+def test_set_reaches_the_config_and_the_network(run):
+    config = read(run[0] / "config.json")
+    assert config["ct"]["shape_DHW"] == [8, 16, 16]
+    assert config["network"]["ct_encoder"]["planes"] == [4, 4, 4, 4]
+    assert (config["train"]["folds"], config["train"]["epochs"], config["preset"]) == (2, 2, "tiny")
+
+
+def test_an_unknown_setting_is_wrong_usage_and_trains_nothing(cohort, tmp_path):
+    outcome = train(cohort, tmp_path / "run", "train.learning=1")
+    assert outcome.code == 2
+    assert "no such setting" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_honest_run_claims_the_inner_split_and_excuses_nothing(run):
+    folder, outcome = run
+    page = (folder / "summary.md").read_text()
+    assert "lowest cross entropy on the inner validation split" in page
+    assert "optimistic" not in page + outcome.out
+    assert read(folder / "summary.json")["notes"] == []
+
+
+def test_a_released_run_says_in_words_that_its_figures_are_optimistic_and_why(released):
+    folder, outcome = released
+    page = (folder / "summary.md").read_text()
+    shown = " ".join(outcome.out.split())
+    for reason in (
+        "These figures are optimistic",
+        "the best epoch is picked on the very fold that is reported",
+        "cases of one patient may lie on both sides of a split",
+        "the folds are not stratified",
+        "scaled over the whole cohort, held-out cases included",
+    ):
+        assert reason in page
+        assert reason in shown
+    assert "inner validation split" not in page
+    assert "lowest cross entropy on the very fold that is reported" in page
+
+
+def test_texts_that_lost_their_end_are_reported(released):
+    folder, outcome = released
+    note = "10 clinical text(s) are longer than 32 tokens and lost their end."
+    assert note in read(folder / "summary.json")["notes"]
+    assert note in " ".join(outcome.out.split())
+
+
+def test_a_scaler_fitted_on_the_cohort_is_a_leak_under_any_protocol(micro_config):
+    from dataclasses import replace
+
+    from tmi.training.summary import optimistic
+
+    leaky = replace(micro_config, radiomics=replace(micro_config.radiomics, fit_on="cohort"))
+    assert optimistic(micro_config) == ""
+    assert "scaled over the whole cohort" in optimistic(leaky)
+    assert "epoch" not in optimistic(leaky)
+
+
+def test_a_preset_without_a_vocabulary_says_how_to_get_one(cohort, tmp_path):
+    outcome = tmi("train", cohort, "--out", tmp_path / "run", "--preset", "paper", "--accelerator", "cpu")
+    assert outcome.code == UsageError.exit_code
+    assert "--vocab vocab.txt" in outcome.err
+    assert not (tmp_path / "run").exists()
