@@ -71,7 +71,8 @@ def _scaled(raw_R: NDArray[np.float64], scaler: Path) -> NDArray[np.float32]:
     for i, (x, centre, half) in enumerate(zip(raw_R, fitted["centre"], fitted["half_width"], strict=True)):
         if half > 0 and np.isfinite(x):
             v = (x - centre) / half
-            values[i] = min(max(v, -1.0), 1.0) if fitted["scaling"] == "minmax" else v
+            limit = 1.0 if fitted["scaling"] == "minmax" else float(np.finfo(np.float32).max)
+            values[i] = min(max(v, -limit), limit)
     return values.astype(np.float32)
 
 
