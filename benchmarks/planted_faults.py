@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 import textwrap
@@ -32,7 +33,7 @@ from factories.planted_faults import Fault, Workbench, all_faults, make_workbenc
 from factories.random_run import write_random_run
 from factories.tmi_command import tmi
 
-REASON = 92
+REASON = 130
 """Characters of a reason that a row shows."""
 
 
@@ -54,6 +55,9 @@ def judge(fault: Fault, bench: Workbench) -> bool:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         outcome = fault.plant(replace(bench, folder=Path(folder)), patch)
         reason = reason_of(outcome).replace(folder, "").replace(str(bench.bundle), "bundle")
+        reason = re.sub(
+            r".*\d+ gates? failed, first |.*parity gates failed, first |; no bundle was written", "", reason
+        )
     good = fault.blocked(outcome)
     row = f"{'blocked' if good else 'PASSED'}  {outcome.code}  {fault.where:9}  {fault.name:48}"
     print(f"{row}  {textwrap.shorten(reason, REASON)}  ({time.perf_counter() - start:.1f} s)", flush=True)
