@@ -10,7 +10,7 @@ import pytest
 
 from factories.numpy_engine import NumpyEngine, make_manifest
 from tmi.runtime.engine import Arrays
-from tmi.runtime.parity import BOUNDS, Outputs, check_answers, check_engine, evaluate, relative_error
+from tmi.runtime.parity import ARBITER, BOUNDS, Outputs, check_answers, check_engine, evaluate, relative_error
 from tmi.toolkit.config import ClinicalConfig
 from tmi.toolkit.config_io import to_json
 from tmi.toolkit.golden import GoldenInputs, make_golden, trimmed
@@ -217,3 +217,11 @@ def test_what_is_stored_of_the_reference_comes_back(reference):
     back = Outputs.from_tensors(reference.tensors())
     assert set(back.features) == {"ct-0", "ct-1", "text-0", "text-1"}
     np.testing.assert_array_equal(back.logits_BFK, reference.logits_BFK)
+
+
+def test_the_arbiters_answers_are_taken_only_when_asked_for(reference):
+    exact = replace(reference, logits_BFK=reference.logits_BFK + 1)
+    stored = reference.tensors() | {f"{ARBITER}{name}": t for name, t in exact.tensors().items()}
+    assert set(Outputs.from_tensors(stored).features) == set(reference.features)
+    np.testing.assert_array_equal(Outputs.from_tensors(stored).logits_BFK, reference.logits_BFK)
+    np.testing.assert_array_equal(Outputs.from_tensors(stored, prefix=ARBITER).logits_BFK, exact.logits_BFK)

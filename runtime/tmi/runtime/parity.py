@@ -87,9 +87,10 @@ class Outputs:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, NDArray[np.float32]], *, prefix: str = "") -> Outputs:
-        """What `tensors` gave, stored under names that begin with `prefix`."""
+        """What `tensors` gave, stored under names that begin with `prefix`; the arbiter's are taken when asked for."""
         ending = ".features"
-        mine = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        named = {n: t for n, t in tensors.items() if n.startswith(prefix) and (prefix or not n.startswith(ARBITER))}
+        mine = {name.removeprefix(prefix): t for name, t in named.items()}
         features = {name.removesuffix(ending): t for name, t in mine.items() if name.endswith(ending)}
         return cls(features=features, logits_BFK=mine["logits"])
 
