@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEMO   := demo
 
-.PHONY: help setup demo test lint pytest test-slow test-gpu bench paper-size clean
+.PHONY: help setup demo test lint pytest test-slow test-gpu bench faults paper-size clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 20
@@ -56,6 +56,9 @@ test-gpu: $(READY)  ## the tests that need an NVIDIA GPU
 
 bench: $(READY)  ## benchmarks, one question a file
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+faults: $(READY)  ## plant every known fault and see it blocked; rebuild ten good models and see none refused
+	$(BIN)/python benchmarks/planted_faults.py
 
 paper-size: $(READY)  ## the full-size preset with random weights: export, predict a real case, time and memory
 	$(BIN)/python benchmarks/paper_size.py

@@ -16,11 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_user_cache() -> Iterator[None]:
-    """Tests neither read nor fill the cache of the user who runs them; those about a cache name their own folder."""
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One cache for the whole session: a bundle's first opening is checked once, and the user's cache left alone."""
+    folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TMI_CACHE", "off")
-        yield
+        patch.setenv("TMI_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A network cut to the bone, so that an export takes seconds; the same classes and the same code path."""
+"""A network cut to the bone, exported once; and the workbench that faults are planted on."""
 
 from __future__ import annotations
 
@@ -9,19 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from factories.nano import nano
+from factories.planted_faults import Workbench, make_workbench
 from factories.random_run import write_random_run
-from tmi.toolkit.config import (
-    ClinicalConfig,
-    Config,
-    CtConfig,
-    CtEncoderConfig,
-    FusionConfig,
-    HeadConfig,
-    NetworkConfig,
-    RadiomicsEncoderConfig,
-    TextEncoderConfig,
-)
-from tmi.toolkit.presets import tiny
+from tmi.toolkit.config import Config
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -37,18 +28,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def nano_config() -> Config:
-    return replace(
-        tiny(),
-        ct=CtConfig(shape_DHW=(8, 16, 16)),
-        clinical=ClinicalConfig(max_length=40, vocab_size=256),
-        network=NetworkConfig(
-            ct_encoder=CtEncoderConfig(block="basic", layers=(1, 1, 1, 1), planes=(4, 8, 8, 8)),
-            text_encoder=TextEncoderConfig(hidden_size=16, layers=1, heads=2, intermediate_size=16, vocab_size=256),
-            radiomics_encoder=RadiomicsEncoderConfig(hidden=16, out=8),
-            fusion=FusionConfig(width=16, ima_heads=2),
-            head=HeadConfig(blocks=(1, 1), growth=4, init_features=4),
-        ),
-    )
+    return nano()
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +45,20 @@ def nano_bundle(tmp_path_factory: pytest.TempPathFactory, nano_run: Path) -> Pat
     folder = tmp_path_factory.mktemp("nano") / "bundle"
     export_run(nano_run, folder, artefacts=("onnx", "torchscript"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def shared_workbench(tmp_path_factory: pytest.TempPathFactory, nano_run: Path, nano_bundle: Path) -> Workbench:
+    """Everything that faults need, but a folder of their own."""
+    from tmi.export.bundle_writer import export_run
+
+    folder = tmp_path_factory.mktemp("workbench")
+    other_run = write_random_run(folder / "other-run", nano(), folds=2, seed=6)
+    export_run(other_run, folder / "other-bundle", artefacts=("onnx",))
+    return make_workbench(folder, nano_run, nano_bundle, folder / "other-bundle")
+
+
+@pytest.fixture
+def workbench(shared_workbench: Workbench, tmp_path: Path) -> Workbench:
+    """The same with an empty folder."""
+    return replace(shared_workbench, folder=tmp_path)

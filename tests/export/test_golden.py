@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 
+from factories.small_bundle import small_manifest
+from tmi.toolkit.clinical_schema import load_schema
 from tmi.toolkit.config import ClinicalConfig, CtConfig
-from tmi.toolkit.golden import extreme_case, golden_count, join, make_golden, padded, trimmed
+from tmi.toolkit.config_io import to_json
+from tmi.toolkit.errors import DamagedError
+from tmi.toolkit.golden import (
+    extreme_case,
+    first_golden_case,
+    golden_count,
+    join,
+    largest_batch,
+    make_golden,
+    padded,
+    trimmed,
+)
+from tmi.toolkit.golden_case import golden_config, write_golden_case
+from tmi.toolkit.prepare import prepare_case
 from tmi.toolkit.presets import paper, tiny
 
 CONFIG = replace(
@@ -86,9 +102,35 @@ def test_the_extreme_neighbour_is_far_outside_every_range(golden):
     assert both.ct_B1DHW.shape == (2, 1, 9, 12, 10)
 
 
-def test_a_large_volume_gets_two_cases():
+def test_a_large_volume_gets_two_cases_and_no_larger_batch():
     assert golden_count(paper()) == 2
     assert golden_count(tiny()) == 4
+    assert largest_batch(paper()) == 2
+    assert largest_batch(tiny()) == 8
+
+
+def test_the_first_case_alone_is_the_first_case_of_the_set():
+    record = {"seed": 11, "count": 4, "vocabularies": VOCABULARIES}
+    manifest = replace(small_manifest(), config=to_json(CONFIG), golden=record)
+    alone = first_golden_case(manifest)
+    whole = trimmed(make_golden(CONFIG, seed=11, count=4, folds=1, vocabularies=VOCABULARIES).rows([0]))
+    assert alone.digests() == whole.digests()
+    with pytest.raises(DamagedError, match="does not describe its golden inputs"):
+        first_golden_case(replace(manifest, golden={}))
+
+
+def test_the_golden_case_is_stored_askew_and_prepared_to_three_different_sizes(tmp_path):
+    case = write_golden_case(tmp_path / "golden", load_schema(), seed=3)
+    image = nib.load(case.ct)
+    assert nib.aff2axcodes(image.affine) == ("S", "L", "P")
+    assert image.dataobj.inter == -1024
+    prepared = prepare_case(case, golden_config(CONFIG))
+    assert prepared.ct_1DHW.shape == (1, 11, 17, 13)
+    assert np.isnan(prepared.radiomics_F).sum() == 2
+    again = write_golden_case(tmp_path / "again", load_schema(), seed=3)
+    np.testing.assert_array_equal(prepare_case(again, golden_config(CONFIG)).ct_1DHW, prepared.ct_1DHW)
+    other = write_golden_case(tmp_path / "other", load_schema(), seed=4)
+    assert (prepare_case(other, golden_config(CONFIG)).ct_1DHW != prepared.ct_1DHW).any()
 
 
 @pytest.mark.parametrize(("count", "folds"), [(1, 2), (2, 0)])

@@ -10,10 +10,10 @@ import pytest
 
 from factories.numpy_engine import NumpyEngine, make_manifest
 from tmi.runtime.engine import Arrays
-from tmi.runtime.parity import BOUNDS, Outputs, check_engine, evaluate, relative_error
+from tmi.runtime.parity import ARBITER, BOUNDS, Outputs, check_answers, check_engine, evaluate, relative_error
 from tmi.toolkit.config import ClinicalConfig
 from tmi.toolkit.config_io import to_json
-from tmi.toolkit.golden import GoldenInputs, make_golden
+from tmi.toolkit.golden import GoldenInputs, make_golden, trimmed
 from tmi.toolkit.manifest import GateRecord, Manifest
 
 Tamper = Callable[[str, Arrays, dict[str, np.ndarray]], dict[str, np.ndarray]]
@@ -173,7 +173,55 @@ def test_a_batch_that_the_engine_cannot_take_is_a_failed_gate_and_no_crash(fails
     assert records[gate].measured is None
 
 
+def test_a_graph_that_fails_only_in_the_largest_batch_is_caught(failed):
+    def full(graph, inputs, outputs):
+        return {k: v * np.float32(1.01) if graph == "ct-1" and len(v) == 8 else v for k, v in outputs.items()}
+
+    records = failed(full)
+    assert set(records) == {"largest-batch"}
+    assert records["largest-batch"].detail == "a batch of 8, against the golden batch"
+
+
+def test_float64_judges_eager_and_engine_alike_and_gives_the_multiple(manifest, golden, reference):
+    def judged(share_of_eager: float, share_of_engine: float) -> GateRecord:
+        """Eager and an engine that are off from the exact answer by these shares."""
+
+        def tamper(graph, inputs, outputs):
+            return {k: v * np.float32(1 + share_of_engine) if graph == "fusion" else v for k, v in outputs.items()}
+
+        eager = replace(reference, logits_BFK=reference.logits_BFK * np.float32(1 + share_of_eager))
+        records = check_engine(FaultyEngine(tamper), manifest, golden, eager, artefact="onnx", arbiter=reference)
+        return next(r for r in records if r.gate == "float64" and r.graph == "pipeline")
+
+    near = judged(1e-6, 3e-6)
+    assert near.passed
+    assert near.multiple == pytest.approx(3, rel=0.2)
+    assert "times eager float32's own error" in near.detail
+    both_wrong = judged(2e-4, 2e-4)  # the engine agrees with eager, and both are wrong
+    assert not both_wrong.passed
+    assert both_wrong.multiple == pytest.approx(1, rel=0.01)
+
+
+def test_the_short_form_asks_one_run_and_nothing_of_batches(manifest, golden, reference):
+    engine = FaultyEngine()
+    seen: list[Outputs] = []
+    one = trimmed(golden.rows([0]))
+    records = check_answers(engine, manifest, one, reference.rows([0]), artefact="onnx", keep=seen.append)
+    assert {r.gate for r in records} == {"finite", "features", "logits", "probabilities", "decisions", "fold-order"}
+    assert all(r.passed for r in records)
+    assert len(engine.calls) == 5  # two CT encoders, two text encoders, the fusion
+    assert len(seen) == 1
+
+
 def test_what_is_stored_of_the_reference_comes_back(reference):
     back = Outputs.from_tensors(reference.tensors())
     assert set(back.features) == {"ct-0", "ct-1", "text-0", "text-1"}
     np.testing.assert_array_equal(back.logits_BFK, reference.logits_BFK)
+
+
+def test_the_arbiters_answers_are_taken_only_when_asked_for(reference):
+    exact = replace(reference, logits_BFK=reference.logits_BFK + 1)
+    stored = reference.tensors() | {f"{ARBITER}{name}": t for name, t in exact.tensors().items()}
+    assert set(Outputs.from_tensors(stored).features) == set(reference.features)
+    np.testing.assert_array_equal(Outputs.from_tensors(stored).logits_BFK, reference.logits_BFK)
+    np.testing.assert_array_equal(Outputs.from_tensors(stored, prefix=ARBITER).logits_BFK, exact.logits_BFK)

@@ -25,7 +25,7 @@ class Wall:
 dialled = []
 sys.addaudithook(lambda event, _: dialled.append(event) if event in ("socket.connect", "socket.getaddrinfo") else None)
 sys.meta_path.insert(0, Wall())
-sys.argv = ["tmi", "predict", *sys.argv[1:]]
+sys.argv = ["tmi", *sys.argv[1:]]
 from tmi.toolkit.cli import main
 codes = []
 for engine in ("onnx", "openvino"):
@@ -46,22 +46,23 @@ print(json.dumps(report), file=sys.stderr)
 """
 
 
-def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
 
 
 @pytest.fixture(scope="module")
-def report(tiny_bundle, good_cases) -> dict[str, object]:
+def report(tiny_bundle, good_cases, tmp_path_factory) -> dict[str, object]:
     """What one process with a wall around the heavy packages has to tell after predicting with both engines."""
     arguments = [str(good_cases[0]), "--bundle", str(tiny_bundle), "--json", "--engine", "?"]
-    done = run(PROGRAM.format(heavy=HEAVY), *arguments)
+    environment = {"TMI_CACHE": str(tmp_path_factory.mktemp("cache"))}  # the first opening must be torch-free too
+    done = run(PROGRAM.format(heavy=HEAVY), "predict", *arguments, **environment)
     return {**json.loads(done.stderr.splitlines()[-1]), "stdout": done.stdout}
 
 
@@ -95,3 +96,10 @@ def test_importing_the_package_is_light():
         "print(sorted({'nibabel', 'tokenizers', 'onnxruntime', 'openvino', 'torch'} & set(sys.modules)))"
     )
     assert run(program).stdout.strip() == "[]"
+
+
+def test_verifying_onnx_graphs_imports_nothing_heavy_and_opens_no_connection(tiny_bundle):
+    done = run(PROGRAM.format(heavy=HEAVY), "verify", str(tiny_bundle), "--json", "--engine", "?")
+    said = json.loads(done.stderr.splitlines()[-1])
+    assert said["codes"] == [0, 0]
+    assert said["heavy"] == said["asked"] == said["dialled"] == []

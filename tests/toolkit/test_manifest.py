@@ -11,7 +11,8 @@ import pytest
 from factories.small_bundle import small_manifest
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.hashing import canonical_json
-from tmi.toolkit.manifest import FileSpec, manifest_from_json, manifest_to_json
+from tmi.toolkit.manifest import FileSpec, manifest_from_json, manifest_schema, manifest_to_json
+from tmi.toolkit.manifest_schema import schema_of_manifest
 from tmi.toolkit.presets import tiny
 
 
@@ -30,11 +31,20 @@ def test_the_config_in_it_is_the_runs_config_typed():
     assert small_manifest().settings() == tiny()
 
 
-@pytest.mark.parametrize("schema", ["tmi-bundle/2", None, 1])
+@pytest.mark.parametrize("schema", ["tmi-bundle/0", "tmi-run/2", "tmi-bundle/x", None, 1])
 def test_another_schema_is_refused(schema):
     with pytest.raises(DamagedError, match=r"manifest has schema .*, this version reads 'tmi-bundle/1'") as error:
         manifest_from_json(data() | {"schema": schema})
     assert "use the tmi version that made the bundle" in error.value.fix
+
+
+def test_a_newer_schema_is_refused_with_the_version_to_install():
+    newer = data() | {"schema": "tmi-bundle/2", "versions": {"tmi-clnet": "3.1.4"}, "unheard_of": True}
+    with pytest.raises(
+        DamagedError, match=r"a newer tmi \(3\.1\.4\) made it: .* this version reads 'tmi-bundle/1'"
+    ) as error:
+        manifest_from_json(newer)
+    assert error.value.fix == "install the version that made it: pip install 'tmi-clnet>=3.1.4'"
 
 
 @pytest.mark.parametrize("value", [[], "x", None])
@@ -87,3 +97,9 @@ def test_it_knows_every_file_that_it_uses():
         "clinical_schema.json", "graphs/ct-0.onnx", "graphs/fusion.onnx", "graphs/text-0.onnx", "scalers/fold0.json",
         "tokenizers/text-0.json",
     )  # fmt: skip
+
+
+def test_the_published_schema_is_what_the_dataclasses_say():
+    assert manifest_schema() == json.loads(json.dumps(schema_of_manifest())), (
+        "renew it: python -m tmi.toolkit.manifest_schema"
+    )

@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import platform
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from tmi.export.exporters import EXPORTERS, load, require_exporter
 from tmi.export.fold_graphs import Cut, FoldModels, State, cut_run, example_inputs, graph_spec
 from tmi.export.gates import (
     Progress,
+    Trial,
     audit_file,
     audit_fold_files,
     audit_stored_weights,
@@ -29,21 +31,32 @@ from tmi.export.gates import (
     require_finite,
     write_file,
 )
-from tmi.export.reference import eager_reference, float32_noise
+from tmi.export.golden_case_reference import golden_case_reference
+from tmi.export.model_card import class_counts, model_card
+from tmi.export.real_cases import read_real_cases, write_real_cases
+from tmi.export.reference import eager_reference, float32_noise, float64_reference
+from tmi.export.sbom import sbom
 from tmi.runtime.engine import installed
-from tmi.runtime.parity import Outputs
+from tmi.runtime.golden_road import check_golden_road, meaning_of
+from tmi.runtime.machine import hardware
+from tmi.runtime.parity import ARBITER, Outputs
 from tmi.toolkit.bundle import Bundle, fingerprint, open_bundle, write_manifest
 from tmi.toolkit.clinical_schema import SCHEMA_FILE
 from tmi.toolkit.clinical_text import require_rendering
 from tmi.toolkit.config import Config
 from tmi.toolkit.config_io import to_json
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.files import read_json, require_absent, staged_folder
-from tmi.toolkit.golden import GoldenInputs, golden_count, make_golden
+from tmi.toolkit.files import read_json, require_absent, staged_folder, write_text
+from tmi.toolkit.golden import golden_count, largest_batch, make_golden
 from tmi.toolkit.manifest import (
+    EVIDENCE,
     FUSION,
+    GOLDEN_CASE_FILE,
     GOLDEN_FILE,
     MANIFEST_FILE,
+    MODEL_CARD_FILE,
+    REAL_CASES_FILE,
+    SBOM_FILE,
     ClinicalSpec,
     FoldSpec,
     GateRecord,
@@ -69,6 +82,7 @@ def export_run(
     artefacts: Sequence[str] = ("onnx",),
     force: bool = False,
     weights: bool = True,
+    cases: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> Bundle:
     """Export a finished run; the bundle appears at `out` whole and judged, or not at all.
@@ -79,12 +93,15 @@ def export_run(
         artefacts: names in `EXPORTERS`.
         force: replace the bundle that is at `out`.
         weights: put the eager weights into the bundle, so that the engine `eager` can answer from it.
+        cases: real case or cohort folders that the engines are judged on beside the golden inputs; of them only hashes
+            and outputs get into the bundle.
         progress: told one line of what is being done.
 
     Raises:
         UsageError: no such run, an unfinished one, an unknown artefact, or something is at `out`.
         UnavailableError: an artefact cannot be written here.
         DamagedError: the run was changed after the training.
+        InputRefusedError: one of `cases` cannot be used.
         ParityError: a gate failed; nothing was written.
     """
     names = list(dict.fromkeys(artefacts))
@@ -97,7 +114,7 @@ def export_run(
     tell("checking the run")
     folder = RunFolder.open(run).require_finished()
     with staged_folder(out) as stage:
-        write_manifest(stage, _Export(folder, stage, names, weights=weights, progress=tell).write())
+        write_manifest(stage, _Export(folder, stage, names, weights=weights, cases=cases, progress=tell).write())
     return open_bundle(out)
 
 
@@ -119,10 +136,17 @@ class _Export:
     """One export into a staged folder."""
 
     def __init__(
-        self, run: RunFolder, stage: Path, artefacts: Sequence[str], *, weights: bool, progress: Progress
+        self,
+        run: RunFolder,
+        stage: Path,
+        artefacts: Sequence[str],
+        *,
+        weights: bool,
+        cases: Sequence[Path],
+        progress: Progress,
     ) -> None:
         self.run, self.stage, self.artefacts = run, stage, artefacts
-        self.weights, self.progress = weights, progress
+        self.weights, self.cases, self.progress = weights, cases, progress
         self.config = run.config
         self.records: list[GateRecord] = []
 
@@ -141,8 +165,13 @@ class _Export:
         self.progress(f"asking the eager model about {count} golden cases")
         reference = eager_reference(models, cut, golden)
         require_finite(reference)
-        noise = float32_noise(models, cut, golden, reference)
-        save_arrays(reference.tensors(), self.stage / GOLDEN_FILE)
+        arbiter = float64_reference(models, cut, golden)
+        trial = Trial(
+            golden=golden,
+            reference=reference,
+            arbiter=arbiter,
+            real_cases=read_real_cases(self.cases, self.run, cut, models),
+        )
         manifest = self._manifest(cut, tuple(self._graphs(cut, models)), clinical)
         del models
         manifest = replace(
@@ -152,17 +181,39 @@ class _Export:
                 "count": golden.count,
                 "vocabularies": vocabularies,
                 "digests": golden.digests(),
-                "float32_noise": noise,
+                "float32_noise": float32_noise(reference, arbiter),
+                "largest_batch": largest_batch(self.config),
             },
         )
-        self._judge(manifest, golden, reference)
+        self._write_references(manifest, cut, trial)
+        self._judge(manifest, trial)
+        manifest = replace(manifest, parity=tuple(self.records))
+        write_text(self.stage / MODEL_CARD_FILE, model_card(manifest, class_counts(self.run)))
+        write_text(self.stage / SBOM_FILE, sbom(manifest))
         self.progress("taking fingerprints")
-        return replace(manifest, files=fingerprint(self.stage), parity=tuple(self.records))
+        return replace(manifest, files=fingerprint(self.stage))
 
-    def _judge(self, manifest: Manifest, golden: GoldenInputs, reference: Outputs) -> None:
+    def _write_references(self, manifest: Manifest, cut: Cut, trial: Trial) -> None:
+        """The answers to the golden inputs, and what the golden case must become."""
+        exact = {} if trial.arbiter is None else trial.arbiter.tensors()
+        named = {f"{ARBITER}{name}": value for name, value in exact.items()}
+        save_arrays({**trial.reference.tensors(), **named}, self.stage / GOLDEN_FILE)
+        with tempfile.TemporaryDirectory(prefix="tmi-golden-") as folder:
+            arrays = golden_case_reference(self.run, cut, Path(folder) / "golden", seed=GOLDEN_SEED)
+        save_arrays(arrays, self.stage / GOLDEN_CASE_FILE, metadata=meaning_of(manifest))
+
+    def _judge(self, manifest: Manifest, trial: Trial) -> None:
         bundle = Bundle(folder=self.stage, manifest=manifest, digest="")
+
+        def keep(engine: str, outputs: Outputs) -> None:
+            save_arrays(outputs.tensors(), self._path(f"{EVIDENCE}/{engine}.safetensors"))
+
         self.records.append(audit_fold_files(self.stage, manifest, self.run))
-        self.records += judge_engines(bundle, self.artefacts, golden, reference, progress=self.progress)
+        self.progress("preparing the golden case")
+        self.records += check_golden_road(bundle)
+        self.records += judge_engines(bundle, self.artefacts, trial, progress=self.progress, keep=keep)
+        if trial.real_cases:
+            write_real_cases(self._path(REAL_CASES_FILE), trial.real_cases)
         require_all(self.records)
 
     def _graphs(self, cut: Cut, models: FoldModels) -> Iterator[GraphSpec]:
@@ -228,7 +279,10 @@ class _Export:
             run=_run_record(self.run, state),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             synthetic=bool(state["cohort"].get("synthetic", False)),
-            extra={"engines_not_judged": dict.fromkeys(engines, "not installed at the export")},
+            extra={
+                "engines_not_judged": dict.fromkeys(engines, "not installed at the export"),
+                "hardware": hardware(),
+            },
         )
 
     def _clinical(self) -> ClinicalSpec:
@@ -282,5 +336,8 @@ def _run_record(run: RunFolder, state: dict[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {
         key: state[key] for key in ("name", "started_at", "finished_at", "cohort", "versions") if key in state
     }
+    refused = kept.get("cohort", {}).get("refused")
+    if isinstance(refused, list):  # the run names the cases; a bundle names none
+        kept["cohort"] = {**kept["cohort"], "refused": len(refused)}
     summary = run.path / SUMMARY_FILE
     return kept | {"summary": read_json(summary, kind="run")} if summary.is_file() else kept

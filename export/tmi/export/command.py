@@ -27,6 +27,14 @@ def export(
         Path | None, typer.Option("--out", "-o", help="Folder of the bundle. Default: ./bundle.", show_default=False)
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+    cases: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Case or cohort folder to judge the engines on beside the golden inputs; may be repeated. "
+            "Only hashes and outputs get into the bundle.",
+            show_default=False,
+        ),
+    ] = None,
     no_weights: Annotated[
         bool, typer.Option("--no-weights", help="Leave the eager weights out; the engine eager then has none.")
     ] = False,
@@ -61,37 +69,32 @@ def export(
         out = project.path("bundle")
         typer.echo(f"bundle {out} ({reason['bundle']})", err=True)
     try:
-        bundle = _export(run, out, engine, force=force, weights=not no_weights)
+        bundle = _export(run, out, engine, force=force, weights=not no_weights, cases=cases or ())
     except ParityError as error:
         _print_failures(error.records)
         raise
     _print_bundle(bundle)
 
 
-def _export(run: Path, out: Path, engines: Sequence[str], *, force: bool, weights: bool) -> Bundle:
+def _export(
+    run: Path, out: Path, engines: Sequence[str], *, force: bool, weights: bool, cases: Sequence[Path]
+) -> Bundle:
     """The export, with what it is doing shown on standard error."""
     from rich.console import Console
 
     with Console(stderr=True).status("loading torch") as status:
         from tmi.export.bundle_writer import export_run
 
-        return export_run(run, out, artefacts=engines, force=force, weights=weights, progress=status.update)
+        return export_run(
+            run, out, artefacts=engines, force=force, weights=weights, cases=cases, progress=status.update
+        )
 
 
 def _print_failures(records: Sequence[GateRecord]) -> None:
     """The table of what differs, on standard error."""
-    from rich.console import Console
-    from rich.table import Table
+    from tmi.runtime.gate_table import failures_table, wide_console
 
-    failed = [r for r in records if not r.passed]
-    table = Table(title=f"{len(failed)} of {len(records)} parity gates failed", title_justify="left")
-    for column in ("gate", "graph", "artefact", "engine", "measured", "allowed", "what"):
-        table.add_column(column, justify="right" if column in ("measured", "allowed") else "left", overflow="fold")
-    for r in failed:
-        numbers = ("-" if value is None else f"{value:.3g}" for value in (r.measured, r.bound))
-        table.add_row(r.gate, r.graph, r.artefact, r.engine or "-", *numbers, r.detail)
-    console = Console(stderr=True)
-    console.print(table, width=max(console.width, 110), markup=False)
+    wide_console(stderr=True).print(failures_table(records), markup=False)
 
 
 def _print_bundle(bundle: Bundle) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,10 @@ from tmi.export.audits import answer_depends, audit_epsilons, audit_signature, a
 from tmi.export.exporters import EXPORTERS, load
 from tmi.export.fold_graphs import State, read_weights, weights_digest
 from tmi.export.graph_facts import GraphFacts
+from tmi.export.real_cases import RealCase, judge_real_cases
 from tmi.runtime.engine import installed, open_engine
 from tmi.runtime.parity import PIPELINE, REFUSALS, Outputs, check_engine
+from tmi.runtime.verification import refused_to_load
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import ParityError
 from tmi.toolkit.golden import GoldenInputs
@@ -117,21 +121,43 @@ def audit_fold_files(folder: Path, manifest: Manifest, run: RunFolder) -> GateRe
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What every engine is asked, and what the eager model says to it."""
+
+    golden: GoldenInputs
+    """The golden inputs."""
+    reference: Outputs
+    """Eager float32."""
+    arbiter: Outputs | None = None
+    """Eager float64, where it was affordable."""
+    real_cases: Sequence[RealCase] = ()
+    """Real cases, where some were given."""
+
+
 def judge_engines(
     bundle: Bundle,
     artefacts: Sequence[str],
-    golden: GoldenInputs,
-    reference: Outputs,
+    trial: Trial,
     *,
     progress: Progress,
+    keep: Callable[[str, Outputs], None] = lambda engine, outputs: None,
 ) -> list[GateRecord]:
-    """Every installed engine of every artefact kind on the golden inputs; the first of a kind must be installed."""
+    """Every installed engine of every artefact kind on the golden inputs; the first of a kind must be installed.
+
+    Args:
+        bundle: with its files in place.
+        artefacts: names in `EXPORTERS`.
+        trial: inputs and references.
+        progress: told one line of what is being done.
+        keep: given each engine's name and its answers to the golden inputs.
+    """
     records: list[GateRecord] = []
     for artefact in artefacts:
         first, *others = EXPORTERS[artefact].engines
         for name in (first, *(n for n in others if installed(n))):
             progress(f"judging {artefact} on engine {name}")
-            records += _judge(name, bundle, artefact, golden, reference)
+            records += _judge(name, bundle, artefact, trial, partial(keep, name))
     return records
 
 
@@ -147,25 +173,22 @@ def _file_record(gate: str, spec: GraphSpec, artefact: str, wrong: Sequence[str]
     )
 
 
-def _judge(name: str, bundle: Bundle, artefact: str, golden: GoldenInputs, reference: Outputs) -> list[GateRecord]:
+def _judge(name: str, bundle: Bundle, artefact: str, trial: Trial, keep: Callable[[Outputs], None]) -> list[GateRecord]:
     try:
         engine = open_engine(name, bundle)
     except REFUSALS as error:
-        detail = f"the engine cannot load it: {' '.join(str(error).split())[:300]}"
-        return [
-            GateRecord(
-                gate="loads",
-                artefact=artefact,
-                graph=PIPELINE,
-                passed=False,
-                measured=None,
-                bound=None,
-                detail=detail,
-                engine=name,
-            )
-        ]
+        return [refused_to_load(name, artefact, error)]
     with engine:
-        return check_engine(engine, bundle.manifest, golden, reference, artefact=artefact)
+        records = check_engine(
+            engine,
+            bundle.manifest,
+            trial.golden,
+            trial.reference,
+            artefact=artefact,
+            arbiter=trial.arbiter,
+            keep=keep,
+        )
+        return records + judge_real_cases(engine, bundle.manifest, trial.real_cases, artefact=artefact)
 
 
 def require_all(records: Sequence[GateRecord]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +37,14 @@ def predict(
     cache: Annotated[
         bool, typer.Option("--cache", help="Keep prepared images, for predicting the same cases again.")
     ] = False,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="Public key (PEM) that must have signed the bundle.", envvar="TMI_KEY", show_default=False),
+    ] = None,
+    no_verify: Annotated[
+        bool,
+        typer.Option("--no-verify", help="Skip the check at a bundle's first opening here; the record says so."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document (tmi-prediction/1).")] = False,
     out: Annotated[
         Path | None,
@@ -64,7 +73,13 @@ def predict(
         typer.echo(f"bundle {bundle} ({reason})", err=True)
     found = resolve_cases(cases, mask_label=mask_label)
     kept = PreparedCache() if cache else None
-    with Predictor.open(bundle, engine=engine, threads=threads, cache=kept) as predictor:
+    if no_verify:
+        typer.echo("the check at a first opening is skipped (--no-verify)", err=True)
+    tell = partial(typer.echo, err=True)
+    opened = Predictor.open(
+        bundle, engine=engine, threads=threads, key=key, verify=not no_verify, tell=tell, cache=kept
+    )
+    with opened as predictor:
         record = predictor.engine_record
         typer.echo(f"engine {record.name} ({record.reason})", err=True)
         answers = list(_with_progress(predictor, found, batch=batch))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from typing import Literal
 
 from tmi.runtime.engine import ENGINES, engine_spec, installed
 from tmi.toolkit.bundle import Bundle
@@ -30,6 +31,8 @@ class EngineRecord:
     """Number format of the computation."""
     threads: int
     """Threads it may use."""
+    verified: Literal["now", "before", "no"]
+    """Whether its answers were checked on this machine: now, before and remembered, or not, as asked."""
 
 
 def choose_engine(asked: str, bundle: Bundle) -> tuple[str, str]:
@@ -60,10 +63,18 @@ def choose_engine(asked: str, bundle: Bundle) -> tuple[str, str]:
     )
 
 
-def engine_record(name: str, *, asked: str, reason: str, threads: int) -> EngineRecord:
+def engine_record(
+    name: str, *, asked: str, reason: str, threads: int, verified: Literal["now", "before", "no"]
+) -> EngineRecord:
     """The record of an engine that is open."""
     package = engine_spec(name).package
     version = importlib.import_module(package).__version__.partition("-")[0]  # OpenVINO appends its build and commit
     return EngineRecord(
-        name=name, asked=asked, reason=reason, package=f"{package} {version}", precision=PRECISION, threads=threads
+        name=name,
+        asked=asked,
+        reason=reason,
+        package=f"{package} {version}",
+        precision=PRECISION,
+        threads=threads,
+        verified=verified,
     )

@@ -10,7 +10,7 @@ it is exported and when a bundle is verified; `docs/parity.md` says what each ga
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Self
@@ -21,12 +21,16 @@ from numpy.typing import NDArray
 from tmi.runtime.engine import Arrays, Engine, engine_spec
 from tmi.runtime.ensemble import encode_text, probabilities, run_folds
 from tmi.toolkit.bundle import Bundle
-from tmi.toolkit.golden import GoldenInputs, extreme_case, join, padded, trimmed
+from tmi.toolkit.golden import GoldenInputs, extreme_case, join, largest_batch, padded, trimmed
 from tmi.toolkit.manifest import GateRecord, Manifest
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Float64
 
+REFERENCE_MARGIN = 1e-4
+"""What the reference itself, eager float32, may differ by in a probability: another batch or CPU rounds otherwise."""
+ARBITER = "float64."
+"""Prefix of the float64 answers in `golden.safetensors`."""
 PIPELINE = "pipeline"
 """Graph name of a record that judges all graphs together."""
 REFUSALS = (RuntimeError, ValueError)
@@ -82,11 +86,13 @@ class Outputs:
         }
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, NDArray[np.float32]]) -> Outputs:
-        """What `tensors` gave."""
+    def from_tensors(cls, tensors: Mapping[str, NDArray[np.float32]], *, prefix: str = "") -> Outputs:
+        """What `tensors` gave, stored under names that begin with `prefix`; the arbiter's are taken when asked for."""
         ending = ".features"
-        features = {n.removesuffix(ending): t for n, t in tensors.items() if n.endswith(ending)}
-        return cls(features=features, logits_BFK=tensors["logits"])
+        named = {n: t for n, t in tensors.items() if n.startswith(prefix) and (prefix or not n.startswith(ARBITER))}
+        mine = {name.removeprefix(prefix): t for name, t in named.items()}
+        features = {name.removesuffix(ending): t for name, t in mine.items() if name.endswith(ending)}
+        return cls(features=features, logits_BFK=mine["logits"])
 
 
 class RecordingEngine:
@@ -156,6 +162,8 @@ def check_engine(
     *,
     artefact: str,
     precision: str = "float32",
+    arbiter: Outputs | None = None,
+    keep: Callable[[Outputs], None] | None = None,
 ) -> list[GateRecord]:
     """Every gate that an engine can be put through, on an open engine.
 
@@ -166,11 +174,29 @@ def check_engine(
         reference: what eager float32 answers to them.
         artefact: artefact kind that the engine runs, for the records.
         precision: a key of `BOUNDS`.
+        arbiter: what eager float64 answers to them, where it was asked.
+        keep: given the engine's answers to `golden`, to keep as evidence.
 
     Returns:
         One record a gate and graph, in a fixed order; a graph that cannot take a batch is a failed record.
     """
-    return list(_Check(engine, manifest, golden, reference, artefact, BOUNDS[precision]).records())
+    check = _Check(engine, manifest, golden, reference, artefact, BOUNDS[precision], arbiter=arbiter, keep=keep)
+    return list(check.records())
+
+
+def check_answers(
+    engine: Engine,
+    manifest: Manifest,
+    golden: GoldenInputs,
+    reference: Outputs,
+    *,
+    artefact: str,
+    precision: str = "float32",
+    keep: Callable[[Outputs], None] | None = None,
+) -> list[GateRecord]:
+    """The short form of `check_engine`: one run of `golden` against eager, nothing about batches and padding."""
+    check = _Check(engine, manifest, golden, reference, artefact, BOUNDS[precision], keep=keep)
+    return list(check.records(thorough=False))
 
 
 class _Check:
@@ -184,26 +210,34 @@ class _Check:
         reference: Outputs,
         artefact: str,
         bounds: Bounds,
+        *,
+        arbiter: Outputs | None = None,
+        keep: Callable[[Outputs], None] | None = None,
     ) -> None:
         self.engine, self.manifest, self.golden, self.reference = engine, manifest, golden, reference
-        self.artefact, self.bounds = artefact, bounds
-        self.margin = engine_spec(engine.name).max_abs_err
+        self.artefact, self.bounds, self.arbiter, self.keep = artefact, bounds, arbiter, keep
+        self.margin = engine_spec(engine.name).max_abs_err or REFERENCE_MARGIN
 
-    def records(self) -> Iterator[GateRecord]:
+    def records(self, *, thorough: bool = True) -> Iterator[GateRecord]:
         """All gates; stops early only where nothing could be computed, or nothing finite."""
         try:
             whole = evaluate(self.engine, self.manifest, self.golden)
         except REFUSALS as error:
             yield self._refused("runs", PIPELINE, f"a batch of {self.golden.count}", error)
             return
+        if self.keep is not None:
+            self.keep(whole)
         finite = list(self._finite(whole))
         yield from finite
         if not all(record.passed for record in finite):
             return  # no figure can be had from what is not a number
         yield from self._against_eager(whole)
         yield from self._fold_order(whole)
-        yield from self._rows(whole)
-        yield from self._lengths(whole)
+        if thorough:
+            yield from self._against_float64(whole)
+            yield from self._rows(whole)
+            yield from self._largest_batch(whole)
+            yield from self._lengths(whole)
 
     def _finite(self, whole: Outputs) -> Iterator[GateRecord]:
         for graph, answer in whole.by_graph().items():
@@ -226,6 +260,19 @@ class _Check:
         yield self._record(
             "decisions", PIPELINE, flips, 0, f"flipped at threshold {threshold:g} outside a margin of {self.margin:g}"
         )
+
+    def _against_float64(self, whole: Outputs) -> Iterator[GateRecord]:
+        """The arbiter: an engine may be off by float32's rounding, in another place than eager is."""
+        if self.arbiter is None:
+            return
+        eager = self.reference.by_graph()
+        for graph, exact in self.arbiter.by_graph().items():
+            error, own = relative_error(whole.by_graph()[graph], exact), relative_error(eager[graph], exact)
+            multiple = error / own if own > 0 and np.isfinite(error) else None
+            times = "" if multiple is None else f", {multiple:.2g} times eager float32's own error"
+            yield self._record(
+                "float64", graph, error, self.bounds.relative, f"relative to eager float64{times}", multiple=multiple
+            )
 
     def _fold_order(self, whole: Outputs) -> Iterator[GateRecord]:
         """Each fold's logits must be that fold's own: nearer to no other fold's eager model."""
@@ -252,6 +299,14 @@ class _Check:
         yield from self._same(
             "neighbours", join(extreme, golden.rows([0])), whole.rows([0]), [1], "case 0 beside extreme values"
         )
+
+    def _largest_batch(self, whole: Outputs) -> Iterator[GateRecord]:
+        """The upper edge of the batch; the lower one is `batch-of-1`."""
+        largest, count = largest_batch(self.manifest.settings()), self.golden.count
+        if largest <= count:
+            return  # the golden set is the largest batch
+        rows = [row % count for row in range(largest)]
+        yield from self._same("largest-batch", self.golden.rows(rows), whole.rows(rows), None, f"a batch of {largest}")
 
     def _lengths(self, whole: Outputs) -> Iterator[GateRecord]:
         """A text's features do not depend on how far the batch was padded."""
@@ -288,7 +343,16 @@ class _Check:
         text = " ".join(str(error).split())[:300]
         return self._record(gate, graph, None, 0, f"{what}: {text}")
 
-    def _record(self, gate: str, graph: str, measured: float | None, bound: float, detail: str) -> GateRecord:
+    def _record(
+        self,
+        gate: str,
+        graph: str,
+        measured: float | None,
+        bound: float,
+        detail: str,
+        *,
+        multiple: float | None = None,
+    ) -> GateRecord:
         return GateRecord(
             gate=gate,
             artefact=self.artefact,
@@ -298,6 +362,7 @@ class _Check:
             bound=bound,
             detail=detail,
             engine=self.engine.name,
+            multiple=multiple,
         )
 
 

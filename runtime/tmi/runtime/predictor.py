@@ -20,10 +20,12 @@ from typing import Self
 import numpy as np
 from jaxtyping import Float32
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from tmi.runtime.engine import Engine, open_engine
 from tmi.runtime.engine_choice import AUTO, EngineRecord, choose_engine, engine_record
 from tmi.runtime.ensemble import encode_ct, encode_text, fuse, probabilities, softmax, spread
+from tmi.runtime.first_opening import NOT_VERIFIED, Tell, check_first_opening
 from tmi.runtime.graph_engine import available_cores
 from tmi.runtime.notices import case_notices
 from tmi.runtime.prediction import STAGES, Answer, FoldAnswer, Notice, Prediction, Refusal
@@ -89,25 +91,42 @@ class Predictor:
         engine: str = AUTO,
         threads: int | None = None,
         cache: PreparedCache | None = None,
+        key: Path | None = None,
+        verify: bool = True,
+        tell: Tell = lambda line: None,
     ) -> Self:
         """Open a bundle, after comparing every byte of it with its manifest.
+
+        The first time that this machine opens it with an engine, a golden case must be answered as at the export
+        (`tmi.runtime.first_opening`).
 
         Args:
             bundle: a bundle's folder.
             engine: `auto` or a name in `tmi.runtime.engine.ENGINES`; what was taken is in `engine_record`.
             threads: threads of the engine; None takes all cores.
             cache: keeps what is made from the images of a case for the next time; None keeps nothing.
+            key: public key (PEM) that must have signed the bundle; None asks for no signature.
+            verify: False skips the check at the first opening; `engine_record` says so.
+            tell: told one line about a first opening.
 
         Raises:
             UsageError: no such bundle or engine.
-            DamagedError: the bundle is damaged or was edited.
+            DamagedError: the bundle is damaged, was edited, is not signed by the key, or the engine cannot load it.
             UnavailableError: the engine is not installed, or the bundle has no graphs for it.
+            ParityError: at its first opening here, it does not answer like the validated model.
         """
         opened = open_bundle(Path(bundle))
+        if key is not None:
+            from tmi.runtime.signing import check_signature  # its packages are slow to import, and an extra
+
+            check_signature(opened.folder, key)
         name, reason = choose_engine(engine, opened)
-        running = open_engine(name, opened, threads=threads)
+        running = _started(name, opened, threads)
         try:
-            record = engine_record(name, asked=engine, reason=reason, threads=threads or available_cores())
+            opening = check_first_opening(opened, running, tell=tell) if verify else NOT_VERIFIED
+            record = engine_record(
+                name, asked=engine, reason=reason, threads=threads or available_cores(), verified=opening.verified
+            )
             return cls(opened, running, record, cache=cache)
         except BaseException:
             running.close()
@@ -285,6 +304,18 @@ def resolve_cases(cases: CaseLike | Iterable[CaseLike], *, mask_label: int | Non
             )
         seen.add(case.case_id)
     return found
+
+
+def _started(name: str, bundle: Bundle, threads: int | None) -> Engine:
+    """The engine with the bundle open; a file that it cannot load is told as such."""
+    try:
+        return open_engine(name, bundle, threads=threads)
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise DamagedError(
+            f"bundle {bundle.folder}: engine {name} cannot load its graphs: {text}",
+            fix="verify it with `tmi verify`, take another --engine, or export it again",
+        ) from error
 
 
 def _tokenizer_files(bundle: Bundle) -> dict[str, str]:

@@ -13,6 +13,7 @@ from tmi.toolkit.hashing import canonical_json, sha256_bytes, sha256_file
 from tmi.toolkit.manifest import (
     DIGEST_FILE,
     MANIFEST_FILE,
+    UNNAMED,
     FileSpec,
     GraphSpec,
     Manifest,
@@ -40,11 +41,11 @@ class Bundle:
 
 
 def fingerprint(folder: Path) -> dict[str, FileSpec]:
-    """Digest and size of every file below `folder` except the manifest and its digest."""
+    """Digest and size of every file below `folder` except manifest, its digest and a signature."""
     return {
         path.relative_to(folder).as_posix(): FileSpec(sha256=sha256_file(path), bytes=path.stat().st_size)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).as_posix() not in (MANIFEST_FILE, DIGEST_FILE)
+        if path.is_file() and path.relative_to(folder).as_posix() not in UNNAMED
     }
 
 
@@ -57,6 +58,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> str:
     return digest
 
 
+AGAIN = "copy the bundle again from where it was exported, or export it again"
+
+
 def open_bundle(folder: Path) -> Bundle:
     """Read the manifest and compare every file with it.
 
@@ -64,11 +68,24 @@ def open_bundle(folder: Path) -> Bundle:
         UsageError: no such folder, or no bundle.
         DamagedError: a file is missing, added, or differs by a single byte from what was exported.
     """
-    again = "copy the bundle again from where it was exported, or export it again"
+    bundle = describe_bundle(folder)
+    for name, spec in bundle.manifest.files.items():
+        if sha256_file(folder / name) != spec.sha256:
+            raise _changed(folder, name)
+    return bundle
+
+
+def describe_bundle(folder: Path) -> Bundle:
+    """As `open_bundle`, but of the files only names and sizes are compared: quick, and enough to look, not to run.
+
+    Raises:
+        UsageError: no such folder, or no bundle.
+        DamagedError: the manifest was changed or cannot be read; a file is missing, added, or of another size.
+    """
     path = folder / MANIFEST_FILE
     if not path.is_file():
         if (folder / DIGEST_FILE).exists():
-            raise DamagedError(f"bundle {folder}: {MANIFEST_FILE} is missing", fix=again)
+            raise DamagedError(f"bundle {folder}: {MANIFEST_FILE} is missing", fix=AGAIN)
         raise UsageError(
             f"{folder} is no bundle: {MANIFEST_FILE} is missing",
             fix="name a bundle with --bundle or TMI_BUNDLE, or make one with `tmi export`",
@@ -78,29 +95,33 @@ def open_bundle(folder: Path) -> Bundle:
     try:
         recorded = (folder / DIGEST_FILE).read_bytes()
     except OSError as error:
-        raise DamagedError(f"bundle {folder}: {DIGEST_FILE} is missing", fix=again) from error
+        raise DamagedError(f"bundle {folder}: {DIGEST_FILE} is missing", fix=AGAIN) from error
     if recorded != f"{digest}  {MANIFEST_FILE}\n".encode():
-        raise DamagedError(f"bundle {folder}: {MANIFEST_FILE} was changed after the export", fix=again)
+        raise _changed(folder, MANIFEST_FILE)
     try:
         manifest = manifest_from_json(json.loads(data))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DamagedError(f"bundle {folder}: {MANIFEST_FILE} cannot be read", fix=again) from error
-    _compare(folder, manifest.files, again)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DamagedError(f"bundle {folder}: {MANIFEST_FILE} cannot be read", fix=AGAIN) from error
+    _compare(folder, manifest.files)
     unlisted = sorted(set(manifest.referenced()) - set(manifest.files))
     if unlisted:
         raise DamagedError(f"bundle {folder}: {unlisted[0]} is used but was never fingerprinted", fix="export it again")
     return Bundle(folder=folder, manifest=manifest, digest=digest)
 
 
-def _compare(folder: Path, recorded: dict[str, FileSpec], fix: str) -> None:
+def _compare(folder: Path, recorded: dict[str, FileSpec]) -> None:
     there = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-    for name in (MANIFEST_FILE, DIGEST_FILE):
+    for name in UNNAMED:
         there.pop(name, None)
     missing, added = sorted(set(recorded) - set(there)), sorted(set(there) - set(recorded))
     if missing:
-        raise DamagedError(f"bundle {folder}: {missing[0]} is missing", fix=fix)
+        raise DamagedError(f"bundle {folder}: {missing[0]} is missing", fix=AGAIN)
     if added:
         raise DamagedError(f"bundle {folder}: {added[0]} is not part of the bundle", fix="remove that file")
     for name, spec in recorded.items():
-        if there[name].stat().st_size != spec.bytes or sha256_file(there[name]) != spec.sha256:
-            raise DamagedError(f"bundle {folder}: {name} was changed after the export", fix=fix)
+        if there[name].stat().st_size != spec.bytes:
+            raise _changed(folder, name)
+
+
+def _changed(folder: Path, name: str) -> DamagedError:
+    return DamagedError(f"bundle {folder}: {name} was changed after the export", fix=AGAIN)

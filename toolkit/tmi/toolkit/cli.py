@@ -39,6 +39,9 @@ COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
         "train": CommandSpec("tmi.training.command:train", extra="train"),
         "export": CommandSpec("tmi.export.command:export", extra="export"),
         "predict": CommandSpec("tmi.runtime.command:predict"),
+        "verify": CommandSpec("tmi.runtime.command_verify:verify"),
+        "inspect": CommandSpec("tmi.runtime.command_inspect:inspect"),
+        "sign": CommandSpec("tmi.runtime.command_sign:sign", extra="sign"),
     }
 )
 """Command name -> where it is, in the order of the road."""

@@ -108,17 +108,17 @@ def make_golden(config: Config, *, seed: int, count: int, folds: int, vocabulari
     if count < 2 or folds < 1:
         raise ValueError(f"golden inputs need 2 cases and 1 fold, not {count} and {folds}")
     ct = np.stack([_volume(config, seed=seed, case=case) for case in range(count)])
-    longest = config.clinical.max_length
-    lengths = [_text_length(case, longest) for case in range(count)]
     return GoldenInputs(
         seed=seed,
         ct_B1DHW=ct[:, None],
-        texts={
-            name: _tokens(lengths, vocabulary=size, stream=_raw(seed, 2, graph))
-            for graph, (name, size) in enumerate(sorted(vocabularies.items()))
-        },
+        texts=_texts(config, seed=seed, count=count, vocabularies=vocabularies),
         radiomics_BFR=np.stack([_radiomics(folds, seed=seed, case=case) for case in range(count)]),
     )
+
+
+def largest_batch(config: Config) -> int:
+    """The largest batch that engines are tried with: 8, or the golden set itself where one volume is large."""
+    return max(8 if golden_count(config) == 4 else 0, golden_count(config))
 
 
 def golden_of(manifest: Manifest) -> GoldenInputs:
@@ -144,6 +144,36 @@ def golden_of(manifest: Manifest) -> GoldenInputs:
     if differing:
         raise DamagedError(f"bundle: golden input {differing[0]} comes out with other bytes here", fix=again)
     return golden
+
+
+def first_golden_case(manifest: Manifest) -> GoldenInputs:
+    """Case 0 of `golden_of` alone, its text without padding; the other volumes are never made.
+
+    Its bytes are not compared with the digests, which are over all cases: inputs that came out differently would show
+    in the answers.
+
+    Raises:
+        DamagedError: the manifest does not describe golden inputs.
+    """
+    record = manifest.golden
+    try:
+        config, seed, count = manifest.settings(), int(record["seed"]), int(record["count"])
+        vocabularies = {str(name): int(size) for name, size in record["vocabularies"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedError(
+            "bundle: the manifest does not describe its golden inputs", fix="export the bundle again"
+        ) from error
+    return trimmed(
+        GoldenInputs(
+            seed=seed,
+            ct_B1DHW=_volume(config, seed=seed, case=0)[None, None],
+            texts={
+                name: GoldenText(input_ids_BT=t.input_ids_BT[:1], attention_mask_BT=t.attention_mask_BT[:1])
+                for name, t in _texts(config, seed=seed, count=count, vocabularies=vocabularies).items()
+            },
+            radiomics_BFR=_radiomics(len(manifest.folds), seed=seed, case=0)[None],
+        )
+    )
 
 
 def extreme_case(golden: GoldenInputs, config: Config) -> GoldenInputs:
@@ -260,6 +290,14 @@ def _ellipsoid(
         squares.append(offset * offset)
     inside: NDArray[np.float32] = np.clip(2 - 2 * (squares[0] + squares[1] + squares[2]), 0, 1)
     return inside
+
+
+def _texts(config: Config, *, seed: int, count: int, vocabularies: Mapping[str, int]) -> dict[str, GoldenText]:
+    lengths = [_text_length(case, config.clinical.max_length) for case in range(count)]
+    return {
+        name: _tokens(lengths, vocabulary=size, stream=_raw(seed, 2, graph))
+        for graph, (name, size) in enumerate(sorted(vocabularies.items()))
+    }
 
 
 def _text_length(case: int, longest: int) -> int:

@@ -10,7 +10,13 @@ A bundle is a folder::
     tokenizers/<name>.json
     scalers/fold<k>.json
     clinical_schema.json    which clinical fields there are, in which units
-    golden.safetensors      eager float32 outputs on the golden inputs
+    golden.safetensors      eager outputs on the golden inputs, float32 and, where affordable, float64
+    golden-case.safetensors what a case's files must become before the network sees them
+    evidence/*.safetensors  what each engine answered at the export
+    evidence/real-cases.json  outputs on real cases and the hashes of their inputs, where `tmi export --cases` was used
+    MODEL_CARD.md           for people
+    sbom.cdx.json           what was installed at the export, CycloneDX
+    signature.sig           from `tmi sign`; the only file beside the manifest's pair that the manifest does not name
 
 Graphs: one `ct-<n>` and one `text-<n>` for each distinct encoder, and one `fusion` that holds radiomics encoder,
 interaction and head of every fold. B batch, T tokens, F folds, K classes:
@@ -22,8 +28,10 @@ interaction and head of every fold. B batch, T tokens, F folds, K classes:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import Any, Literal
 
 from tmi.toolkit.config import CLASSES, POSITIVE, Config
@@ -34,6 +42,14 @@ SCHEMA = "tmi-bundle/1"
 MANIFEST_FILE = "manifest.json"
 DIGEST_FILE = "manifest.json.sha256"
 GOLDEN_FILE = "golden.safetensors"
+GOLDEN_CASE_FILE = "golden-case.safetensors"
+EVIDENCE = "evidence"
+REAL_CASES_FILE = f"{EVIDENCE}/real-cases.json"
+MODEL_CARD_FILE = "MODEL_CARD.md"
+SBOM_FILE = "sbom.cdx.json"
+SIGNATURE_FILE = "signature.sig"
+UNNAMED = (MANIFEST_FILE, DIGEST_FILE, SIGNATURE_FILE)
+"""The files of a bundle that its manifest does not fingerprint: itself, its digest, and the signature over all."""
 FUSION = "fusion"
 
 Role = Literal["ct", "text", "fusion"]
@@ -114,6 +130,8 @@ class GateRecord:
     """One sentence."""
     engine: str | None = None
     """Engine that ran the artefact; None where the file itself was audited."""
+    multiple: float | None = None
+    """`measured` as a multiple of eager float32's own error against float64, where the gate has that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +228,8 @@ def manifest_from_json(data: Mapping[str, Any]) -> Manifest:
     """
     schema = data.get("schema") if isinstance(data, Mapping) else None
     if schema != SCHEMA:
+        if _schema_number(schema) > _schema_number(SCHEMA):
+            raise _newer(data)
         raise DamagedError(
             f"bundle: manifest has schema {schema!r}, this version reads {SCHEMA!r}",
             fix="use the tmi version that made the bundle, or export it again",
@@ -218,3 +238,27 @@ def manifest_from_json(data: Mapping[str, Any]) -> Manifest:
         return from_json(Manifest, data, where="manifest")
     except UsageError as error:
         raise DamagedError(f"bundle: {error.what}", fix="export the bundle again") from error
+
+
+def _newer(data: Mapping[str, Any]) -> DamagedError:
+    versions = data.get("versions")
+    version = versions.get("tmi-clnet") if isinstance(versions, Mapping) else None
+    known = isinstance(version, str)
+    return DamagedError(
+        f"bundle: a newer tmi{f' ({version})' if known else ''} made it: its manifest has schema {data['schema']!r}, "
+        f"this version reads {SCHEMA!r}",
+        fix=f"install the version that made it: pip install 'tmi-clnet{f'>={version}' if known else ''}'",
+    )
+
+
+def _schema_number(schema: Any) -> int:
+    """N of `tmi-bundle/N`; -1 for anything else."""
+    stem, _, number = schema.rpartition("/") if isinstance(schema, str) else ("", "", "")
+    return int(number) if stem == SCHEMA.rpartition("/")[0] and number.isascii() and number.isdigit() else -1
+
+
+def manifest_schema() -> dict[str, Any]:
+    """The JSON Schema of `manifest.json`; `tmi.toolkit.manifest_schema` writes it from the dataclasses here."""
+    file = resources.files("tmi.toolkit") / "data" / f"{SCHEMA.replace('/', '-')}.schema.json"
+    schema: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return schema

@@ -1,0 +1,86 @@
+"""What the golden case must become, by other means than the runtime's own code.
+
+The CT by nibabel's reader and torch's `interpolate`, radiomics by the formula on the JSON of the run's scaler, tokens
+by the `tokenizers` package on the run's tokenizer. Only the rendering of the clinical record is the toolkit's: that
+text is its own definition. `tmi.runtime.golden_road` lists the names.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as Backend
+from torch.nn import functional
+
+from tmi.export.fold_graphs import Cut
+from tmi.runtime.golden_road import SHORT_TEXT, text_digest
+from tmi.toolkit.case import Case
+from tmi.toolkit.config import Config, CtConfig
+from tmi.toolkit.golden_case import golden_config, write_golden_case
+from tmi.toolkit.prepare import prepare_case
+from tmi.toolkit.radiomics_names import FEATURE_NAMES
+from tmi.toolkit.run_folder import RunFolder
+
+
+def golden_case_reference(run: RunFolder, cut: Cut, folder: Path, *, seed: int) -> dict[str, NDArray[np.generic]]:
+    """The arrays of `golden-case.safetensors`; the case is written into `folder`."""
+    config = golden_config(run.config)
+    case = write_golden_case(folder, run.schema, seed=seed)
+    text = prepare_case(case, config, run.schema).text
+    arrays: dict[str, NDArray[np.generic]] = {"ct": _volume(case, config.ct), "text.sha256": text_digest(text)}
+    raw_R = _features(case)
+    for fold in cut.folds:
+        arrays[f"radiomics.fold{fold}"] = _scaled(raw_R, run.fold(fold).scaler)
+    for plan in cut.encoders:
+        if plan.tokenizer is not None:
+            ids, mask = _tokens(text, plan.tokenizer, config)
+            arrays[f"{plan.name}.input_ids"], arrays[f"{plan.name}.attention_mask"] = ids, mask
+    return arrays
+
+
+def _volume(case: Case, config: CtConfig) -> NDArray[np.float32]:
+    """[1,D,H,W]: closest canonical orientation, header scaling by nibabel, window, scale, torch's resampling."""
+    image = nib.as_closest_canonical(nib.load(case.ct))
+    hu_DHW = torch.from_numpy(np.ascontiguousarray(image.get_fdata(dtype=np.float64).transpose(2, 1, 0)))
+    (low, high), (to_low, to_high) = config.window_hu, config.scale_to
+    scaled = (hu_DHW.clamp(low, high) - low) / (high - low) * (to_high - to_low) + to_low
+    volume_11DHW = scaled[None, None]
+    if config.depth_resampling == "nearest":
+        in_plane = scaled.shape[1:]
+        volume_11DHW = functional.interpolate(volume_11DHW, size=(config.shape_DHW[0], *in_plane), mode="nearest")
+    answer = functional.interpolate(volume_11DHW, size=config.shape_DHW, mode="trilinear", align_corners=False)
+    return answer[0].to(torch.float32).numpy()
+
+
+def _features(case: Case) -> NDArray[np.float64]:
+    with case.radiomics.open(newline="", encoding="utf-8") as stream:
+        (row,) = csv.DictReader(stream)
+    return np.array([float(row[name]) if row[name].strip() else np.nan for name in FEATURE_NAMES])
+
+
+def _scaled(raw_R: NDArray[np.float64], scaler: Path) -> NDArray[np.float32]:
+    fitted = json.loads(scaler.read_text(encoding="utf-8"))
+    values = np.zeros(len(raw_R))
+    for i, (x, centre, half) in enumerate(zip(raw_R, fitted["centre"], fitted["half_width"], strict=True)):
+        if half > 0 and np.isfinite(x):
+            v = (x - centre) / half
+            limit = 1.0 if fitted["scaling"] == "minmax" else float(np.finfo(np.float32).max)
+            values[i] = min(max(v, -limit), limit)
+    return values.astype(np.float32)
+
+
+def _tokens(text: str, tokenizer: Path, config: Config) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    backend = Backend.from_file(str(tokenizer))
+    longest = config.clinical.max_length
+    backend.enable_truncation(longest)
+    backend.enable_padding(length=longest if config.clinical.pad_to_max else None)
+    rows = backend.encode_batch([text, SHORT_TEXT])
+    return np.array([row.ids for row in rows], dtype=np.int64), np.array(
+        [row.attention_mask for row in rows], dtype=np.int64
+    )

@@ -1,0 +1,117 @@
+"""Real cases at the export: judged like the golden inputs, and gone again; hashes and outputs are what stays.
+
+Golden inputs are synthetic, so that no patient leaves with a bundle. `tmi export --cases` adds real ones: each is
+prepared as in training, with the run's own scalers and tokenizers, asked of the eager model and of every engine.
+`evidence/real-cases.json` then holds, without names, the SHA-256 of each network input and the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tmi.export.fold_graphs import Cut, FoldModels
+from tmi.export.reference import eager_reference
+from tmi.runtime.engine import Engine
+from tmi.runtime.parity import Outputs, check_answers
+from tmi.toolkit.case import find_cases
+from tmi.toolkit.errors import UsageError
+from tmi.toolkit.files import write_json
+from tmi.toolkit.golden import GoldenInputs, GoldenText
+from tmi.toolkit.manifest import GateRecord, Manifest
+from tmi.toolkit.prepare import PreparedCase, prepare_case
+from tmi.toolkit.run_folder import RunFolder
+from tmi.toolkit.scaling import RadiomicsScaler
+from tmi.toolkit.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealCase:
+    """One case without its name."""
+
+    inputs: GoldenInputs
+    """As the network reads it, in the form of one golden case."""
+    reference: Outputs
+    """What the eager model says."""
+    answers: dict[str, Outputs] = field(default_factory=dict)
+    """What each engine said; filled while engines are judged."""
+
+
+def read_real_cases(folders: Sequence[Path], run: RunFolder, cut: Cut, models: FoldModels) -> list[RealCase]:
+    """Prepare the cases and ask the eager model.
+
+    Args:
+        folders: case folders or cohort folders.
+        run: gives scalers and tokenizers.
+        cut: names the text graphs.
+        models: the fold models.
+
+    Raises:
+        UsageError: no case there.
+        InputRefusedError: a case that no prediction would take; it is named.
+    """
+    if not folders:
+        return []
+    found = find_cases(list(folders))
+    if not found:
+        raise UsageError("no case given with --cases", fix="give case folders or a cohort folder")
+    cases = []
+    for case in found:
+        inputs = _inputs(prepare_case(case, run.config, run.schema), run, cut)
+        cases.append(RealCase(inputs=inputs, reference=eager_reference(models, cut, inputs)))
+    return cases
+
+
+def judge_real_cases(
+    engine: Engine, manifest: Manifest, cases: Sequence[RealCase], *, artefact: str
+) -> list[GateRecord]:
+    """The worst figure of each gate over the cases, as `real-<gate>`."""
+    by_gate: dict[tuple[str, str], list[GateRecord]] = {}
+    for case in cases:
+        keep = partial(case.answers.__setitem__, engine.name)
+        for r in check_answers(engine, manifest, case.inputs, case.reference, artefact=artefact, keep=keep):
+            by_gate.setdefault((r.gate, r.graph), []).append(r)
+    worst = [max(records, key=lambda r: (not r.passed, r.measured or 0.0)) for records in by_gate.values()]
+    return [replace(r, gate=f"real-{r.gate}", detail=f"worst of {len(cases)} real cases: {r.detail}") for r in worst]
+
+
+def write_real_cases(path: Path, cases: Sequence[RealCase]) -> None:
+    """Hashes of the inputs and everybody's outputs."""
+    rows = [
+        {
+            "inputs": case.inputs.digests(),
+            "eager": _answer(case.reference),
+            "engines": {name: _answer(outputs) for name, outputs in case.answers.items()},
+        }
+        for case in cases
+    ]
+    # in the order of the hashes, so that the order of the cases on the command line stays behind too
+    write_json(path, {"cases": sorted(rows, key=lambda row: str(row["inputs"]["ct"]))})
+
+
+def _answer(outputs: Outputs) -> dict[str, Any]:
+    return {
+        "logits": outputs.logits_BFK[0].astype(float).tolist(),
+        "probabilities": outputs.probabilities_BK[0].tolist(),
+    }
+
+
+def _inputs(prepared: PreparedCase, run: RunFolder, cut: Cut) -> GoldenInputs:
+    clinical = run.config.clinical
+    texts = {}
+    for plan in cut.encoders:
+        if plan.tokenizer is not None:
+            encoded = Tokenizer.load(plan.tokenizer).encode(
+                [prepared.text], max_length=clinical.max_length, pad_to_max=clinical.pad_to_max
+            )
+            texts[plan.name] = GoldenText(
+                input_ids_BT=encoded.input_ids_BT, attention_mask_BT=encoded.attention_mask_BT
+            )
+    scalers = [RadiomicsScaler.load(run.fold(fold).scaler) for fold in cut.folds]
+    rows = [scaler.transform(prepared.radiomics_F[None]).values_NF for scaler in scalers]
+    return GoldenInputs(seed=0, ct_B1DHW=prepared.ct_1DHW[None], texts=texts, radiomics_BFR=np.stack(rows, axis=1))

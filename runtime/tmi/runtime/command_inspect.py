@@ -1,0 +1,139 @@
+"""`tmi inspect`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from tmi.toolkit.bundle import Bundle
+    from tmi.toolkit.manifest import GraphSpec
+
+SCHEMA = "tmi-inspection/1"
+LEFT_OUT = ("files", "config")
+"""Long parts of the manifest that `--json` replaces by totals; the manifest itself is JSON already."""
+
+
+def inspect(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="The bundle. Default: TMI_BUNDLE, else ./bundle.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document (tmi-inspection/1).")] = False,
+) -> None:
+    """Show what a bundle holds and what it was judged on, quickly: contents are not hashed.
+
+    Names and sizes of all files are compared with the manifest; `tmi verify` compares every byte and asks the engines.
+
+    Examples:
+
+        tmi inspect ./bundle
+        tmi inspect ./bundle --json
+    """
+    from tmi.toolkit.bundle import describe_bundle
+    from tmi.toolkit.project import default_bundle, load_project
+
+    if bundle is None:
+        bundle, reason = default_bundle(load_project())
+        typer.echo(f"bundle {bundle} ({reason})", err=True)
+    opened = describe_bundle(bundle)
+    if as_json:
+        from tmi.toolkit.hashing import canonical_json
+
+        sys.stdout.write(canonical_json(_document(opened)))
+    else:
+        _print(opened)
+
+
+def _document(bundle: Bundle) -> dict[str, Any]:
+    from tmi.toolkit.manifest import manifest_to_json
+
+    manifest = {k: v for k, v in manifest_to_json(bundle.manifest).items() if k not in LEFT_OUT}
+    files = bundle.manifest.files
+    return {
+        "schema": SCHEMA,
+        "folder": str(bundle.folder),
+        "digest": bundle.digest,
+        "signed": _signed(bundle),
+        "files": len(files),
+        "bytes": sum(f.bytes for f in files.values()),
+        "engines": _engines(bundle),
+        "manifest": manifest,
+    }
+
+
+def _signed(bundle: Bundle) -> bool:
+    from tmi.toolkit.manifest import SIGNATURE_FILE
+
+    return (bundle.folder / SIGNATURE_FILE).is_file()
+
+
+def _engines(bundle: Bundle) -> dict[str, str]:
+    """Engine -> whether it could run here."""
+    from tmi.runtime.engine import ENGINES, installed
+
+    states = {}
+    for name, spec in ENGINES.items():
+        if not bundle.has(spec.artefact):
+            states[name] = f"no {spec.artefact} graphs"
+        else:
+            states[name] = "ready" if installed(name) else f"{spec.package} is not installed"
+    return states
+
+
+def _print(bundle: Bundle) -> None:
+    from tmi.runtime.gate_table import gates_table, wide_console
+
+    manifest = bundle.manifest
+    cohort = manifest.run.get("cohort", {})
+    kind = "a synthetic cohort" if manifest.synthetic else "a cohort"
+    size = sum(f.bytes for f in manifest.files.values())
+    signature = "signed (check with --key)" if _signed(bundle) else "not signed"
+    positive = manifest.classes[manifest.positive]
+    noise = manifest.golden.get("float32_noise")
+    rows = {
+        "bundle": f"{bundle.folder}, manifest {bundle.digest}",
+        "run": f"{manifest.run.get('name', '?')}, preset {manifest.preset}, {kind} of {cohort.get('cases', '?')} cases",
+        "exported": f"{manifest.created} on {manifest.extra.get('hardware', {}).get('cpu', '?')}",
+        "classes": f"{', '.join(manifest.classes)}; {positive} from {manifest.threshold:g} on",
+        "folds": "; ".join(f"{f.fold}: {f.ct}, {f.text}" for f in manifest.folds),
+        "files": f"{len(manifest.files)}, {_size(size)}; names and sizes as exported, contents not hashed (tmi verify)",
+        "signature": signature,
+        "golden": f"{manifest.golden.get('count', '?')} cases from seed {manifest.golden.get('seed', '?')}"
+        + ("" if noise else "; no float64 arbiter at this size"),
+        "versions": ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items())),
+        "engines": "; ".join(f"{name}: {state}" for name, state in _engines(bundle).items()),
+    }
+    for name, text in rows.items():
+        typer.echo(f"{name:10} {text}")
+    console = wide_console()
+    console.print(_graphs(bundle), markup=False)
+    console.print(gates_table(manifest.parity), markup=False)
+    typer.echo("for research use only; MODEL_CARD.md says what for and where it ends")
+
+
+def _graphs(bundle: Bundle) -> Any:
+    from rich.table import Table
+
+    table = Table()
+    for column in ("graph", "inputs", "outputs", "files"):
+        table.add_column(column, overflow="fold")
+    for graph in bundle.manifest.graphs:
+        table.add_row(graph.name, _tensors(graph.inputs), _tensors(graph.outputs), _files(bundle, graph))
+    return table
+
+
+def _tensors(specs: Any) -> str:
+    return ", ".join(f"{t.name} [{','.join(map(str, t.shape))}]" for t in specs)
+
+
+def _files(bundle: Bundle, graph: GraphSpec) -> str:
+    files = bundle.manifest.files
+    return ", ".join(f"{kind} {_size(files[name].bytes)}" for kind, name in graph.artefacts.items())
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"

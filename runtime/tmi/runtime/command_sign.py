@@ -1,0 +1,33 @@
+"""`tmi sign`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+PASSWORD_VARIABLE = "TMI_KEY_PASSWORD"
+
+
+def sign(
+    bundle: Annotated[Path, typer.Argument(help="The bundle to sign.", show_default=False)],
+    key: Annotated[
+        Path, typer.Option(help="Private key, a PEM file on the curve P-256, P-384 or P-521.", show_default=False)
+    ],
+    force: Annotated[bool, typer.Option("--force", help="Replace a signature that is there.")] = False,
+) -> None:
+    """Sign a bundle with a private key, offline.
+
+    The bundle is compared with its manifest first. The signature lies in it as `signature.sig` and covers every other
+    file. A key's password is read from the variable TMI_KEY_PASSWORD.
+
+    Examples:
+
+        tmi sign ./bundle --key private.pem
+    """
+    from tmi.runtime.signing import sign_bundle
+
+    signature = sign_bundle(bundle, key, password=os.environ.get(PASSWORD_VARIABLE), force=force)
+    typer.echo(f"signed {signature}; check with: tmi verify {bundle} --key PUBLIC.pem")

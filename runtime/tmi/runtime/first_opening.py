@@ -1,0 +1,134 @@
+"""The first time a machine opens a bundle: do this bundle and this engine answer here as they did at the export?
+
+An engine chooses its arithmetic by the processor it finds, and a library's next version may choose otherwise. So the
+short form of the gates runs once for each combination of bundle, engine, versions and machine: the first golden case
+through the whole pipeline against the eager model's stored answer, and the golden case's files through preparation.
+One case, because at full size one costs seconds and the whole set costs many; `tmi verify` runs everything.
+
+Success is remembered in the user's cache, never in the bundle: `$TMI_CACHE`, else `$XDG_CACHE_HOME/tmi`, else
+`~/.cache/tmi`; one small JSON file a combination, which states all of it and is compared in full when it is read.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+from tmi.runtime.engine import Engine, engine_spec
+from tmi.runtime.machine import cpu_name, package_version
+from tmi.toolkit.bundle import Bundle
+from tmi.toolkit.errors import ParityError
+from tmi.toolkit.files import write_json
+from tmi.toolkit.hashing import sha256_json
+
+CACHE_VARIABLE = "TMI_CACHE"
+Tell = Callable[[str], None]
+"""Told one line for the user."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """What is known of this bundle and engine on this machine."""
+
+    verified: Literal["now", "before", "no"]
+    """Checked now, checked before and remembered, or not at all because it was asked for."""
+    seconds: float
+    """What it cost."""
+
+
+NOT_VERIFIED = Opening(verified="no", seconds=0.0)
+"""Of a bundle that was opened without a check, as asked."""
+
+
+def cache_folder() -> Path:
+    """Where success is remembered."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named)
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "tmi"
+
+
+def combination(bundle: Bundle, engine: str) -> dict[str, Any]:
+    """What the answers depend on: bundle, engine, versions, processor."""
+    package = engine_spec(engine).package
+    return {
+        "bundle": bundle.digest,
+        "engine": engine,
+        "versions": {
+            "tmi-clnet": version("tmi-clnet"),
+            "python": platform.python_version(),
+            package: package_version(package),
+            "numpy": package_version("numpy"),
+            "tokenizers": package_version("tokenizers"),
+        },
+        "machine": {"machine": platform.machine(), "cpu": cpu_name()},
+    }
+
+
+def check_first_opening(bundle: Bundle, engine: Engine, *, tell: Tell = lambda line: None) -> Opening:
+    """Run the short gates unless this combination has passed them before.
+
+    Args:
+        bundle: compared with its manifest.
+        engine: opened on it.
+        tell: told before the wait, and when success cannot be remembered.
+
+    Raises:
+        ParityError: a gate failed; nothing is remembered.
+        DamagedError: the bundle's references cannot be read.
+    """
+    key = combination(bundle, engine.name)
+    file = cache_folder() / "opened" / f"{sha256_json(key)}.json"
+    if _remembered(file) == key:
+        return Opening(verified="before", seconds=0.0)
+    tell(f"first opening of this bundle with {engine.name} on this machine: checking its answers")
+    start = perf_counter()
+    _require_short_gates(bundle, engine)
+    seconds = perf_counter() - start
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    try:
+        write_json(file, {"combination": key, "created": created, "seconds": round(seconds, 3)})
+    except OSError as error:
+        tell(f"that it held cannot be remembered in {file.parent} ({error.strerror}); set {CACHE_VARIABLE}")
+    else:
+        tell(f"it answers like the validated model ({seconds:.1f} s, remembered in {file.parent})")
+    return Opening(verified="now", seconds=seconds)
+
+
+def _remembered(file: Path) -> Any:
+    """The combination that a file states; None where it cannot be read as one."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8")).get("combination")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _require_short_gates(bundle: Bundle, engine: Engine) -> None:
+    from tmi.runtime.golden_road import check_golden_road
+    from tmi.runtime.parity import check_answers
+    from tmi.runtime.verification import read_references
+    from tmi.toolkit.golden import first_golden_case
+
+    reference = read_references(bundle).float32.rows([0])
+    artefact = engine_spec(engine.name).artefact
+    golden = first_golden_case(bundle.manifest)
+    records = check_golden_road(bundle) + check_answers(engine, bundle.manifest, golden, reference, artefact=artefact)
+    failed = [r for r in records if not r.passed]
+    if failed:
+        first = failed[0]
+        raise ParityError(
+            f"on this machine engine {engine.name} does not answer like the validated model: {len(failed)} of "
+            f"{len(records)} gates failed, first {first.gate} of {first.graph}: {first.detail}",
+            fix=f"see all of it with `tmi verify {bundle.folder}`; take another --engine, or the versions that the "
+            "manifest names",
+            records=records,
+        )

@@ -1,0 +1,51 @@
+"""The table of planted faults: each is blocked with its exit code and its reason, and no honest rebuild is."""
+
+from __future__ import annotations
+
+import pytest
+
+from factories.honest_rebuilds import QUICK, REBUILDS, Rebuild
+from factories.planted_faults import Fault, Workbench, all_faults, reason_of
+from factories.random_run import write_random_run
+from factories.tmi_command import tmi
+
+FAULTS = all_faults()
+
+
+def marked(fault: Fault) -> object:
+    return pytest.param(fault, id=fault.name, marks=() if fault.quick else pytest.mark.slow)
+
+
+def test_the_table_is_as_long_as_it_must_be_and_names_nothing_twice():
+    assert len({f.name for f in FAULTS}) == len(FAULTS) >= 20
+    assert {f.code for f in FAULTS} == {4, 6}
+    assert {f.where for f in FAULTS} == {"export", "file", "resealed", "signature", "runtime"}
+    assert len({r.name for r in REBUILDS}) == len(REBUILDS) == 10
+
+
+@pytest.mark.parametrize("fault", [marked(f) for f in FAULTS])
+def test_a_planted_fault_is_blocked_for_its_own_reason(fault: Fault, workbench: Workbench, monkeypatch):
+    outcome = fault.plant(workbench, monkeypatch)
+    assert outcome.code == fault.code, outcome.err
+    assert fault.blocked(outcome), f"{fault.reason!r} is not in {reason_of(outcome)!r}"
+    assert "\n  fix: " in outcome.err
+    assert outcome.out.count("Prognosis") == 0
+
+
+def test_the_honest_bundle_of_the_workbench_passes_every_command(workbench: Workbench):
+    verified = workbench.verify(workbench.bundle, "--key", workbench.public)
+    assert verified.code == 0, verified.err
+    predicted = workbench.predict(workbench.bundle, "--key", workbench.public)
+    assert predicted.code == 0, predicted.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rebuild", [r for r in REBUILDS if r not in QUICK], ids=lambda r: r.name)
+def test_an_honest_rebuild_is_exported_and_verified(rebuild: Rebuild, nano_config, tmp_path):
+    config = rebuild.change(nano_config)
+    run = write_random_run(tmp_path / "run", config, folds=rebuild.folds, seed=rebuild.seed, **rebuild.sharing)
+    engines = [word for name in rebuild.artefacts for word in ("--engine", name)]
+    exported = tmi("export", run, *engines, "--out", tmp_path / "bundle")
+    assert exported.code == 0, exported.err
+    verified = tmi("verify", tmp_path / "bundle")
+    assert verified.code == 0, verified.err

@@ -1,0 +1,96 @@
+"""The manifest's JSON Schema, written from its dataclasses: `python -m tmi.toolkit.manifest_schema` renews the file.
+
+The dataclasses stay the one place that says what a manifest holds; the file beside them is for readers in other
+languages, and a test holds the two together. A change that could break a reader gets a new number in `SCHEMA`.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+import types
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from tmi.toolkit.files import write_json
+from tmi.toolkit.manifest import SCHEMA, Manifest
+
+PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+SHARPER: dict[tuple[str, str], dict[str, Any]] = {
+    ("Manifest", "schema"): {"const": SCHEMA},
+    ("Manifest", "threshold"): {"minimum": 0, "maximum": 1},
+    ("Manifest", "graphs"): {"minItems": 3},
+    ("Manifest", "folds"): {"minItems": 1},
+    ("Manifest", "classes"): {"minItems": 2},
+    ("Manifest", "positive"): {"minimum": 0},
+    ("FileSpec", "sha256"): {"pattern": "^[0-9a-f]{64}$"},
+    ("FileSpec", "bytes"): {"minimum": 0},
+}
+"""What a type cannot say: (class, field) -> further keywords."""
+
+
+def schema_of_manifest() -> dict[str, Any]:
+    """The JSON Schema that every manifest of this version satisfies."""
+    kinds: dict[str, Any] = {}
+    root = _object(Manifest, kinds)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA, **root, "$defs": kinds}
+
+
+def _object(cls: type, kinds: dict[str, Any]) -> dict[str, Any]:
+    hints, texts = get_type_hints(cls), _attribute_docs(cls)
+    properties = {}
+    for f in fields(cls):
+        sharper = SHARPER.get((cls.__name__, f.name), {})
+        properties[f.name] = {"description": texts[f.name], **_type(hints[f.name], kinds), **sharper}
+    return {
+        "type": "object",
+        "description": (inspect.getdoc(cls) or "").partition("\n\n")[0],
+        "additionalProperties": False,
+        "required": [f.name for f in fields(cls) if _required(cls, f)],
+        "properties": properties,
+    }
+
+
+def _required(cls: type, field: Field[Any]) -> bool:
+    """Fields without default; and the manifest's own schema, by which a reader knows what it holds."""
+    bare = field.default is MISSING and field.default_factory is MISSING
+    return bare or (cls is Manifest and field.name == "schema")
+
+
+def _type(hint: Any, kinds: dict[str, Any]) -> dict[str, Any]:
+    origin, items = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return {}
+    if is_dataclass(hint) and isinstance(hint, type):
+        if hint.__name__ not in kinds:
+            kinds[hint.__name__] = {}  # its place in the order, before what it refers to
+            kinds[hint.__name__] = _object(hint, kinds)
+        return {"$ref": f"#/$defs/{hint.__name__}"}
+    if origin is Literal:
+        return {"enum": list(items)}
+    if origin in (Union, types.UnionType):
+        return {"type": [PLAIN[item] for item in items]}
+    if origin is tuple and len(items) == 2 and items[1] is Ellipsis:
+        return {"type": "array", "items": _type(items[0], kinds)}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _type(items[1], kinds)}
+    return {"type": PLAIN[hint]}
+
+
+def _attribute_docs(cls: type) -> dict[str, str]:
+    """Field name -> the string that stands below it in the class."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(tree, ast.ClassDef)
+    texts = {}
+    for statement, following in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            assert isinstance(following, ast.Expr)
+            assert isinstance(following.value, ast.Constant)
+            texts[statement.target.id] = inspect.cleandoc(str(following.value.value))
+    return texts
+
+
+if __name__ == "__main__":
+    write_json(Path(__file__).parent / "data" / f"{SCHEMA.replace('/', '-')}.schema.json", schema_of_manifest())
