@@ -26,9 +26,11 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
-from tmi.export.fp16_onnx import HALF, SINGLE
+from tmi.export.fp16_onnx import HALF, SINGLE, read_typed
 from tmi.runtime.graph_engine import GraphEngine
 from tmi.runtime.onnx_engine import ERRORS_ONLY, as_runtime_errors
+from tmi.runtime.precision import TF32, graph_precisions
+from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.manifest import GraphSpec
 
 MOVES = frozenset(
@@ -46,6 +48,8 @@ SPLIT = 8193.0
 class Extreme:
     """What one FP16 tensor reached."""
 
+    tensor: str
+    """Its name."""
     node: str
     """Node that computes it."""
     operator: str
@@ -113,6 +117,7 @@ class EmulationEngine(GraphEngine):
 
     def __init__(self) -> None:
         super().__init__()
+        self._precisions: dict[str, str] = {}
         self._seen: dict[str, dict[str, Extreme]] | None = None
 
     @contextmanager
@@ -124,20 +129,13 @@ class EmulationEngine(GraphEngine):
         finally:
             self._seen = None
 
-    def _load(self, spec: GraphSpec, path: Path) -> tuple[onnxruntime.InferenceSession, Emulation]:
-        return self.session(emulate_fp16(ir.load(path)))
+    def _start(self, bundle: Bundle) -> None:
+        self._precisions = graph_precisions(bundle.manifest)
 
-    def session(self, emulation: Emulation) -> tuple[onnxruntime.InferenceSession, Emulation]:
-        """ONNX Runtime's session of an emulation; float32 kernels alone."""
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = ERRORS_ONLY
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        # Otherwise memory that the probes pinned is kept for the next run.
-        options.enable_cpu_mem_arena = False
-        data = ir.to_proto(emulation.model).SerializeToString()
-        with as_runtime_errors():
-            return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]), emulation
+    def _load(self, spec: GraphSpec, path: Path) -> tuple[onnxruntime.InferenceSession, Emulation]:
+        model = read_typed(path)
+        tf32 = self._precisions[spec.name] == TF32
+        return emulation_session(emulate_tf32(model) if tf32 else emulate_fp16(model), threads=self.threads)
 
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         outputs, extremes = run_emulation(loaded, [t.name for t in spec.outputs], inputs, probe=self._seen is not None)
@@ -147,6 +145,19 @@ class EmulationEngine(GraphEngine):
                 if name not in mine or not extreme.largest <= mine[name].largest:
                     mine[name] = extreme
         return outputs
+
+
+def emulation_session(emulation: Emulation, *, threads: int) -> tuple[onnxruntime.InferenceSession, Emulation]:
+    """ONNX Runtime's session of an emulation; float32 kernels alone."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # The arena would keep the memory of the largest run.
+    options.enable_cpu_mem_arena = False
+    data = ir.to_proto(emulation.model).SerializeToString()
+    with as_runtime_errors():
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]), emulation
 
 
 def run_emulation(
@@ -167,7 +178,7 @@ def run_emulation(
     for name, largest, squares in zip(probes, figures, figures, strict=True):
         node, operator = emulation.probes[name]
         reached = float(largest) if np.isfinite(squares) else float("inf")
-        extremes[name] = Extreme(node=node, operator=operator, largest=reached)
+        extremes[name] = Extreme(tensor=name, node=node, operator=operator, largest=reached)
     return dict(zip(names, answers, strict=False)), extremes
 
 

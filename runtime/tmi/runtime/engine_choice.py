@@ -6,12 +6,12 @@ import importlib
 from dataclasses import dataclass
 
 from tmi.runtime.engine import ENGINES, engine_spec, installed
+from tmi.runtime.nvidia_driver import find_gpu
+from tmi.runtime.precision import FLOAT32, plan_precision
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import UnavailableError, UsageError
 
 AUTO = "auto"
-PRECISION = "float32"
-"""What every engine of this version computes in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,8 @@ def choose_engine(asked: str, bundle: Bundle) -> tuple[str, str]:
             passed_over.append(f"{name}: the bundle holds no {spec.artefact} graphs")
         elif not installed(name):
             passed_over.append(f"{name}: {spec.package} is not installed")
+        elif spec.gpu and find_gpu() is None:
+            passed_over.append(f"{name}: no NVIDIA GPU with its driver")
         else:
             return name, "; ".join(["auto: the first that is installed and has graphs in the bundle", *passed_over])
     raise UnavailableError(
@@ -60,10 +62,15 @@ def choose_engine(asked: str, bundle: Bundle) -> tuple[str, str]:
     )
 
 
-def engine_record(name: str, *, asked: str, reason: str, threads: int) -> EngineRecord:
-    """The record of an engine that is open."""
+def engine_record(name: str, bundle: Bundle, *, asked: str, reason: str, threads: int) -> EngineRecord:
+    """The record of an engine that is open on a bundle."""
     package = engine_spec(name).package
     version = importlib.import_module(package).__version__.partition("-")[0]  # OpenVINO appends its build and commit
     return EngineRecord(
-        name=name, asked=asked, reason=reason, package=f"{package} {version}", precision=PRECISION, threads=threads
+        name=name,
+        asked=asked,
+        reason=reason,
+        package=f"{package} {version}",
+        precision=plan_precision(bundle.manifest) if engine_spec(name).gpu else FLOAT32,
+        threads=threads,
     )

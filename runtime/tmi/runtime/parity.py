@@ -41,7 +41,9 @@ class Bounds:
     """Bound on `relative_error` of features and logits, against eager and between two batches of one engine."""
 
 
-BOUNDS: Mapping[str, Bounds] = MappingProxyType({"float32": Bounds(relative=2.0**-14)})
+BOUNDS: Mapping[str, Bounds] = MappingProxyType(
+    {"float32": Bounds(relative=2.0**-14), "tf32": Bounds(relative=2.0**-6), "float16": Bounds(relative=2.0**-6)}
+)
 """Precision -> bounds; declared here and nowhere else.
 
 float32 rounds to 2^-24, so 2^-14 leaves room for a thousand roundings in one direction. TF32 and float16 round to

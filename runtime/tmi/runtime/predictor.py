@@ -84,7 +84,7 @@ class Predictor:
         name, reason = choose_engine(engine, opened)
         running = open_engine(name, opened, threads=threads)
         try:
-            record = engine_record(name, asked=engine, reason=reason, threads=threads or available_cores())
+            record = engine_record(name, opened, asked=engine, reason=reason, threads=threads or available_cores())
             return cls(opened, running, record)
         except BaseException:
             running.close()
