@@ -29,7 +29,10 @@ from tmi.export.gates import (
     require_finite,
     write_file,
 )
+from tmi.export.plans import PLANS, PlanRequest, add_plans
 from tmi.export.reference import eager_reference, float32_noise
+from tmi.export.trt_builder import BuildOptions
+from tmi.export.typed_graphs import Question, add_typed_graphs, require_precision
 from tmi.runtime.engine import installed
 from tmi.runtime.parity import Outputs
 from tmi.toolkit.bundle import Bundle, fingerprint, open_bundle, write_manifest
@@ -55,7 +58,7 @@ GOLDEN_SEED = 20_240_601
 WEIGHTS = "weights"
 """Artefact kind of the eager weights."""
 PACKAGES = ("tmi-clnet", "numpy", "torch", "transformers", "monai", "tokenizers", "safetensors", "onnx", "onnxscript",
-            "onnxruntime", "openvino")  # fmt: skip
+            "onnxruntime", "openvino", "onnx-ir", "tensorrt", "tensorrt_rtx", "torch_tensorrt")  # fmt: skip
 """Distributions whose versions the manifest records, those that are installed."""
 
 
@@ -66,6 +69,8 @@ def export_run(
     artefacts: Sequence[str] = ("onnx",),
     force: bool = False,
     weights: bool = True,
+    precision: str = "fp16",
+    options: BuildOptions | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Export a finished run; the bundle appears at `out` whole and judged, or not at all.
@@ -76,7 +81,11 @@ def export_run(
         artefacts: names in `EXPORTERS`.
         force: replace the bundle that is at `out`.
         weights: put the eager weights into the bundle, so that the engine `eager` can answer from it.
+        precision: of TensorRT engines; a key of `tmi.export.typed_graphs.PRECISIONS`.
+        options: how TensorRT engines are built; None: for batches up to 4 and the run's longest text.
         progress: told one line of what is being done.
+
+    An engine of TensorRT that cannot be built here is pending in the bundle (`tmi.export.plans.pending`).
 
     Raises:
         UsageError: no such run, an unfinished one, an unknown artefact, or something is at `out`.
@@ -89,12 +98,15 @@ def export_run(
         require_exporter(name)
     if not names:
         raise UsageError("nothing to export", fix=f"name one of {', '.join(EXPORTERS)} with --engine")
+    require_precision(precision)
     require_replaceable(out, force=force)
     tell = progress or (lambda line: None)
     tell("checking the run")
     folder = RunFolder.open(run).require_finished()
     with staged_folder(out) as stage:
-        write_manifest(stage, _Export(folder, stage, names, weights=weights, progress=tell).write())
+        export = _Export(folder, stage, names, weights=weights, progress=tell)
+        export.plan(precision, options)
+        write_manifest(stage, export.write())
     return open_bundle(out)
 
 
@@ -118,10 +130,20 @@ class _Export:
     def __init__(
         self, run: RunFolder, stage: Path, artefacts: Sequence[str], *, weights: bool, progress: Progress
     ) -> None:
-        self.run, self.stage, self.artefacts = run, stage, artefacts
+        self.run, self.stage = run, stage
+        self.plans = tuple(name for name in artefacts if name in PLANS)
+        written = [name for name in artefacts if name not in PLANS]
+        # Every engine of TensorRT starts from the float32 ONNX graphs.
+        self.artefacts = ["onnx", *written] if self.plans and "onnx" not in written else written
         self.weights, self.progress = weights, progress
         self.config = run.config
         self.records: list[GateRecord] = []
+
+    def plan(self, precision: str, options: BuildOptions | None) -> None:
+        """How engines of TensorRT are to be built."""
+        self.precision = precision
+        chosen = options or BuildOptions(max_length=self.config.clinical.max_length)
+        self.request = PlanRequest(kinds=self.plans, options=chosen)
 
     def write(self) -> Manifest:
         """Every file of the bundle but the manifest, which is returned."""
@@ -152,6 +174,8 @@ class _Export:
             },
         )
         self._judge(manifest, golden, reference)
+        if self.plans:
+            manifest = self._tensorrt(manifest, [Question(name="golden", inputs=golden, reference=reference)])
         self.progress("taking fingerprints")
         return replace(manifest, files=fingerprint(self.stage), parity=tuple(self.records))
 
@@ -160,6 +184,21 @@ class _Export:
         self.records.append(audit_fold_files(self.stage, manifest, self.run))
         self.records += judge_engines(bundle, self.artefacts, golden, reference, progress=self.progress)
         require_all(self.records)
+
+    def _tensorrt(self, manifest: Manifest, questions: Sequence[Question]) -> Manifest:
+        """Typed graphs and plans; their records are judged before anything is built from them."""
+        manifest, records = add_typed_graphs(
+            self.stage, manifest, self.precision, questions, progress=self.progress
+        )
+        self.records += records
+        require_all(self.records)
+        golden = questions[0]
+        manifest, records = add_plans(
+            self.stage, manifest, self.request, golden.inputs, golden.reference, progress=self.progress
+        )
+        self.records += records
+        require_all(self.records)
+        return manifest
 
     def _graphs(self, cut: Cut, models: FoldModels) -> Iterator[GraphSpec]:
         """Write and audit every graph, one in memory at a time."""
