@@ -15,7 +15,7 @@ WIDTH = 32
 
 
 def chain(path: Path, steps: list[tuple[str, np.ndarray]]) -> list[Trial]:
-    """x [B, 32] through MatMul, Mul and Add with constants; node names are `<number>-<operator>`."""
+    """X [B, 32] through MatMul, Mul and Add with constants; node names are `<number>-<operator>`."""
     nodes, constants, value = [], [], "x"
     for number, (operator, constant) in enumerate(steps):
         constants.append(numpy_helper.from_array(constant.astype(np.float32), f"c{number}"))

@@ -142,8 +142,8 @@ class _Export:
     def plan(self, precision: str, options: BuildOptions | None) -> None:
         """How engines of TensorRT are to be built."""
         self.precision = precision
-        chosen = options or BuildOptions(max_length=self.config.clinical.max_length)
-        self.request = PlanRequest(kinds=self.plans, options=chosen)
+        longest = self.config.clinical.max_length
+        self.request = PlanRequest(kinds=self.plans, options=replace(options or BuildOptions(), max_length=longest))
 
     def write(self) -> Manifest:
         """Every file of the bundle but the manifest, which is returned."""
@@ -187,9 +187,7 @@ class _Export:
 
     def _tensorrt(self, manifest: Manifest, questions: Sequence[Question]) -> Manifest:
         """Typed graphs and plans; their records are judged before anything is built from them."""
-        manifest, records = add_typed_graphs(
-            self.stage, manifest, self.precision, questions, progress=self.progress
-        )
+        manifest, records = add_typed_graphs(self.stage, manifest, self.precision, questions, progress=self.progress)
         self.records += records
         require_all(self.records)
         golden = questions[0]

@@ -1,6 +1,7 @@
 """What an FP16 graph answers, found on a CPU: every FP16 tensor goes through float16 and back, in a float32 graph.
 
-ONNX Runtime's CPU kernels keep float32 between FP16 operators, so a graph that overflows on a GPU looks sound there. Here
+ONNX Runtime's CPU kernels keep float32 between FP16 operators, so a graph that overflows on a GPU looks sound there.
+Here
 
     r = float32(float16(op(inputs)))      for every FP16 tensor that an operator computes
 
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -113,7 +114,7 @@ def emulate_tf32(model: ir.Model) -> Emulation:
 class EmulationEngine(GraphEngine):
     """ONNX Runtime on the emulation of a bundle's mixed-precision graphs; answers slowly and is for judging only."""
 
-    name: ClassVar[str] = "fp16-emulation"
+    name = "fp16-emulation"
 
     def __init__(self) -> None:
         super().__init__()

@@ -9,8 +9,8 @@ Every floating-point node computes in FP16 but those that are kept in float32:
 The graph's inputs and outputs keep their types, so an engine's contract does not change. Weights keep their names and
 are rounded to nearest. Between two neighbours that stay in float32 nothing passes through FP16.
 
-A batch norm's four parameters are FP16 where it is: ONNX would allow float32 beside an FP16 input, but TensorRT's parser
-then casts them to FP16 and computes sqrt(variance + epsilon) in FP16, out of 25 layers instead of one.
+A batch norm's four parameters are FP16 where it is: ONNX would allow float32 beside an FP16 input, but TensorRT's
+parser then casts them to FP16 and computes sqrt(variance + epsilon) in FP16, out of 25 layers instead of one.
 """
 
 from __future__ import annotations

@@ -144,6 +144,7 @@ def _build_kind(
         return load(exporter.plan)(folder, manifest, options, progress), []
     trt = importlib.import_module(str(exporter.builds_with))
     said = _facts(manifest)["precision"]["graphs"]
+    gpu = find_gpu()
     graphs, facts, records = [], {}, []
     for spec in manifest.graphs:
         file = f"graphs/{spec.name}{exporter.suffix}"
@@ -158,7 +159,8 @@ def _build_kind(
         )
         records += _audit(plan, spec, kind, about["precision"])
         (folder / file).write_bytes(plan.data)
-        facts[spec.name] = plan.facts
+        built_on = gpu.target if gpu is not None and options.target is None else None
+        facts[spec.name] = {**plan.facts, "built_on": built_on}
         graphs.append(replace(spec, artefacts={**spec.artefacts, exporter.artefact: file}))
     manifest = replace(manifest, graphs=tuple(graphs))
     chosen = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items() if k != "timing_cache"}
@@ -196,9 +198,7 @@ def _cannot_run(kind: str, options: BuildOptions, gpu: Gpu | None) -> str | None
     return None
 
 
-def _judge(
-    folder: Path, manifest: Manifest, kind: str, golden: GoldenInputs, reference: Outputs
-) -> list[GateRecord]:
+def _judge(folder: Path, manifest: Manifest, kind: str, golden: GoldenInputs, reference: Outputs) -> list[GateRecord]:
     bundle = Bundle(folder=folder, manifest=manifest, digest="")
     artefact = ENGINES[kind].artefact
     try:
@@ -218,9 +218,7 @@ def _judge(
             )
         ]
     with engine:
-        return check_engine(
-            engine, manifest, golden, reference, artefact=artefact, precision=plan_precision(manifest)
-        )
+        return check_engine(engine, manifest, golden, reference, artefact=artefact, precision=plan_precision(manifest))
 
 
 def _machine(gpu: Gpu | None) -> dict[str, Any]:

@@ -5,8 +5,8 @@ The ladder, one rung after another until the parity budget holds on every trial:
 1. FP16 wherever it is safe by operator and weight (`tmi.export.fp16_onnx`).
 2. Nodes that overflow in FP16 go to float32, and the readers of a value that FP16 cannot hold go with them: first the
    node that overflows first, then again, until every tensor is finite.
-3. If the answer is still too far from eager float32: the nodes are cut into stretches, each stretch is run in FP16 alone
-   (its sensitivity), and the most sensitive ones go to float32 until the budget holds; then what was taken along
+3. If the answer is still too far from eager float32: the nodes are cut into stretches, each stretch is run in FP16
+   alone (its sensitivity), and the most sensitive ones go to float32 until the budget holds; then what was taken along
    needlessly is given back, half by half.
 4. TF32, called so, where more than half of the convolutions and matrix products had to leave FP16.
 5. float32.
@@ -168,7 +168,8 @@ class _Search:
     def _measure(self, emulation: Emulation) -> _Measured:
         order = {str(v.name): i for i, node in enumerate(emulation.model.graph) for v in node.outputs}
         loaded = emulation_session(emulation, threads=self.threads)
-        error, overflows = 0.0, {}
+        error = 0.0
+        overflows: dict[str, Extreme] = {}
         for trial in self.trials:
             outputs, extremes = run(loaded, [self.output], trial.inputs)
             error = max(error, relative_error(outputs[self.output], trial.answer))

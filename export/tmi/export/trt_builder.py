@@ -49,7 +49,7 @@ class BuildOptions:
     workspace_mib: int | None = None
     """Memory that kernels may take; None: as much as the GPU has."""
     weights: WeightsMode = "inside"
-    """`inside` the plan; exchangeable there (`refit`); or `strip`: left out, and taken from the ONNX file on loading."""
+    """`inside` the plan; exchangeable there (`refit`); `strip`: left out, and taken from the ONNX file on loading."""
     timing_cache: Path | None = None
     """File that keeps timings of kernels between builds."""
 
@@ -303,8 +303,9 @@ def _origins(layer: Any) -> set[str]:
 
 def collecting_logger(trt: ModuleType) -> Any:
     """A logger that prints nothing and keeps errors and warnings in `errors` and `notes`."""
+    base: Any = trt.ILogger
 
-    class Collecting(trt.ILogger):  # type: ignore[misc]
+    class Collecting(base):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []

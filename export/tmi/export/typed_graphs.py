@@ -18,6 +18,7 @@ from tmi.export.fp16_emulation import EmulationEngine, Extreme
 from tmi.export.fp16_onnx import LARGEST, save, to_fp16
 from tmi.export.onnx_facts import read_facts
 from tmi.export.precision_search import Choice, Trial, search
+from tmi.runtime.engine import Engine
 from tmi.runtime.graph_engine import available_cores
 from tmi.runtime.parity import BOUNDS, PIPELINE, Outputs, check_engine, evaluate, relative_error
 from tmi.runtime.precision import FLOAT16, FLOAT32, TENSORRT, TF32, plan_precision
@@ -130,9 +131,7 @@ def audit_typed(half: Path, single: Path, spec: GraphSpec) -> GateRecord:
     )
 
 
-def _differing(
-    mine: Mapping[str, NDArray[np.floating]], theirs: Mapping[str, NDArray[np.floating]]
-) -> Iterator[str]:
+def _differing(mine: Mapping[str, NDArray[np.floating]], theirs: Mapping[str, NDArray[np.floating]]) -> Iterator[str]:
     for name in sorted(set(mine) ^ set(theirs)):
         yield f"{name} is in one of the two graphs only"
     for name in sorted(set(mine) & set(theirs)):
@@ -151,9 +150,9 @@ def graph_trials(spec: GraphSpec, manifest: Manifest, question: Question) -> lis
     """One question to the pipeline as questions to one graph, each with what eager answers there."""
     inputs, reference = question.inputs, question.reference
     if spec.role == "ct":
-        # One case at a time: the emulation keeps float32 copies, and a batch of volumes would not fit.
-        features = reference.features[spec.name]
-        return [Trial(inputs={"ct": inputs.ct_B1DHW[i : i + 1]}, answer=features[i : i + 1]) for i in range(inputs.count)]
+        # One case at a time: a batch of volumes may not fit.
+        answers, rows = reference.features[spec.name], [slice(i, i + 1) for i in range(inputs.count)]
+        return [Trial(inputs={"ct": inputs.ct_B1DHW[row]}, answer=answers[row]) for row in rows]
     if spec.role == "text":
         text = inputs.texts[spec.name]
         feed = {"input_ids": text.input_ids_BT, "attention_mask": text.attention_mask_BT}
@@ -173,7 +172,8 @@ def _judge(
     precision = plan_precision(manifest)
     records: list[GateRecord] = []
     worst: dict[str, dict[str, Extreme]] = {}
-    with EmulationEngine() as engine:
+    with EmulationEngine() as judge:
+        engine: Any = judge
         engine.open(Bundle(folder=folder, manifest=manifest, digest=""), threads=None)
         for question in questions:
             with engine.watching() as seen:
@@ -185,15 +185,13 @@ def _judge(
                     if known is None or extreme.largest > known.largest:
                         worst[graph][name] = extreme
         golden = questions[0]
-        records += check_engine(
-            engine, manifest, golden.inputs, golden.reference, artefact=TYPED, precision=precision
-        )
+        records += check_engine(engine, manifest, golden.inputs, golden.reference, artefact=TYPED, precision=precision)
         for question in questions[1:]:
             records += _real(engine, manifest, question, BOUNDS[precision].relative)
     return records, {graph: _summary(extremes) for graph, extremes in worst.items()}
 
 
-def _real(engine: EmulationEngine, manifest: Manifest, question: Question, bound: float) -> Iterator[GateRecord]:
+def _real(engine: Engine, manifest: Manifest, question: Question, bound: float) -> Iterator[GateRecord]:
     answers = evaluate(engine, manifest, question.inputs).by_graph()
     for graph, reference in question.reference.by_graph().items():
         error = relative_error(answers[graph], reference)

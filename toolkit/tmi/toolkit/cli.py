@@ -36,6 +36,7 @@ COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
         "check": CommandSpec("tmi.toolkit.command_check:check"),
         "train": CommandSpec("tmi.training.command:train", extra="train"),
         "export": CommandSpec("tmi.export.command:export", extra="export"),
+        "build": CommandSpec("tmi.export.command_build:build", extra="trt"),
         "predict": CommandSpec("tmi.runtime.command:predict"),
     }
 )
