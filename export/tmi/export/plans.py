@@ -44,12 +44,13 @@ def obstacle(kind: str, options: BuildOptions) -> str | None:
     """What keeps this machine from building engines of a kind; None where nothing does."""
     spec = EXPORTERS[kind]
     package = str(spec.builds_with)
+    missing = []
     if importlib.util.find_spec(package) is None:
-        return f"the package {package} is not installed"
+        missing.append(f"the package {package} is not installed")
     ahead_of_time = kind == "trt-rtx" and options.target is not None
     if not ahead_of_time and find_gpu() is None:
-        return "this machine has no NVIDIA GPU with its driver"
-    return None
+        missing.append("this machine has no NVIDIA GPU with its driver")
+    return " and ".join(missing) or None
 
 
 def add_plans(

@@ -48,6 +48,8 @@ def choose_engine(asked: str, bundle: Bundle) -> tuple[str, str]:
         return asked, "asked for"
     passed_over: list[str] = []
     for name, spec in ENGINES.items():
+        if spec.gpu and not bundle.has(spec.artefact):
+            continue  # most bundles have none, and then nobody asks why it was not taken
         if not bundle.has(spec.artefact):
             passed_over.append(f"{name}: the bundle holds no {spec.artefact} graphs")
         elif not installed(name):
