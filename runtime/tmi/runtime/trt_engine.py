@@ -76,6 +76,21 @@ def require_fitting(facts: Mapping[str, Any], version: str, gpu: Gpu, folder: Pa
         )
 
 
+def tensor_names(trt: Any, engine: Any, spec: GraphSpec) -> dict[str, str]:
+    """Name in the manifest -> name in the plan; torch-tensorrt gives its own, in the same order.
+
+    Raises:
+        DamagedError: the plan has other tensors than its graph.
+    """
+    there = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    mode = trt.TensorIOMode
+    theirs = [n for kind in (mode.INPUT, mode.OUTPUT) for n in there if engine.get_tensor_mode(n) == kind]
+    ours = [t.name for t in (*spec.inputs, *spec.outputs)]
+    if len(theirs) != len(ours):
+        raise DamagedError(f"bundle: the plan of {spec.name} has the tensors {theirs}", fix="build it again")
+    return {n: n for n in ours} if set(ours) == set(theirs) else dict(zip(ours, theirs, strict=True))
+
+
 @dataclass
 class _Slot:
     """One set of buffers of a graph, and what was captured on it."""
@@ -113,6 +128,7 @@ class TrtEngine(GraphEngine):
         self._working: int | None = None
         self._facts: Mapping[str, Any] = {}
         self._typed: dict[str, Path] = {}
+        self._names: dict[str, dict[str, str]] = {}
 
     def open(self, bundle: Bundle, *, threads: int | None) -> None:
         """Load every plan and allocate everything.
@@ -148,6 +164,7 @@ class TrtEngine(GraphEngine):
                 f"{self._trt.__name__} {self._trt.__version__} does not load {path.name}",
                 fix=f"build the plans for this machine: tmi build {path.parents[1]}",
             )
+        self._names[spec.name] = tensor_names(self._trt, engine, spec)
         facts = self._facts[spec.name]
         if facts["features"].get("weights") == "strip":
             self._refit(engine, spec)
@@ -169,13 +186,13 @@ class TrtEngine(GraphEngine):
             t.name: self._cuda.PinnedBuffer(tuple(sizes[a] if isinstance(a, str) else a for a in t.shape), t.dtype)
             for t in (*spec.inputs, *spec.outputs)
         }
-        contexts = []
+        names, contexts = self._names[spec.name], []
         for profile in range(engine.num_optimization_profiles):
             strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
             context = engine.create_execution_context(strategy)
             context.set_optimization_profile_async(profile, self._computing.handle)
             for name, buffer in buffers.items():
-                context.set_tensor_address(name, buffer.device)
+                context.set_tensor_address(names[name], buffer.device)
             contexts.append(context)
         return _Slot(buffers=buffers, contexts=contexts, uploaded=self._cuda.new_event(), done=self._cuda.new_event())
 
@@ -216,18 +233,19 @@ class TrtEngine(GraphEngine):
         self._computing.wait(slot.uploaded)
         batch = next(iter(chunk.values())).shape[0]
         profile = 0 if batch == 1 or len(slot.contexts) == 1 else 1
-        self._compute(slot, profile, {name: array.shape for name, array in chunk.items()})
+        shapes = {name: array.shape for name, array in chunk.items()}
+        self._compute(slot, profile, shapes, self._names[spec.name])
         for t in spec.outputs:
             slot.buffers[t.name].download((batch, *t.shape[1:]), self._computing.handle)
         self._computing.mark(slot.done)
 
-    def _compute(self, slot: _Slot, profile: int, shapes: dict[str, tuple[int, ...]]) -> None:
+    def _compute(self, slot: _Slot, profile: int, shapes: dict[str, tuple[int, ...]], names: Mapping[str, str]) -> None:
         context, key = slot.contexts[profile], (profile, *shapes.items())
         if key in slot.captured:
             slot.captured[key].launch(self._computing)
             return
         for name, shape in shapes.items():
-            if not context.set_input_shape(name, shape):
+            if not context.set_input_shape(names[name], shape):
                 raise ValueError(f"engine {self.name}: {name} {list(shape)} is outside every profile of its plan")
 
         def work() -> None:
@@ -268,6 +286,12 @@ class TrtRtxEngine(TrtEngine):
     """Plans of `tensorrt_rtx`; they load in its runtime alone."""
 
     name: ClassVar[str] = "trt-rtx"
+
+
+class TorchTrtEngine(TrtEngine):
+    """Plans that torch-tensorrt compiled, run by the runtime of `tensorrt`."""
+
+    name: ClassVar[str] = "torch-trt"
 
 
 def _has_length(spec: GraphSpec, name: str) -> bool:
