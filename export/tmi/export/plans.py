@@ -22,6 +22,7 @@ from tmi.runtime.precision import FLOAT16, TENSORRT, TF32, plan_precision
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import ParityError, UnavailableError, UsageError
 from tmi.toolkit.golden import GoldenInputs
+from tmi.toolkit.hashing import sha256_bytes
 from tmi.toolkit.manifest import GateRecord, GraphSpec, Manifest
 
 TYPED = "onnx-typed"
@@ -147,10 +148,17 @@ def _build_kind(
     said = _facts(manifest)["precision"]["graphs"]
     gpu = find_gpu()
     graphs, facts, records = [], {}, []
+    shared: dict[str, tuple[str, Plan]] = {}
     for spec in manifest.graphs:
+        about = said[spec.name]
+        structure = structure_digest(folder / spec.artefacts[TYPED]) if options.weights == "strip" else spec.name
+        if structure in shared:
+            file, plan = shared[structure]
+            facts[spec.name] = {**facts[Path(file).name.partition(".")[0]], "shared": file}
+            graphs.append(replace(spec, artefacts={**spec.artefacts, exporter.artefact: file}))
+            continue
         file = f"graphs/{spec.name}{exporter.suffix}"
         progress(f"building {file}")
-        about = said[spec.name]
         plan = build_plan(
             trt,
             folder / spec.artefacts[TYPED],
@@ -159,6 +167,7 @@ def _build_kind(
             kept=about["nodes_in_float"] if about["precision"] == FLOAT16 else None,
         )
         records += _audit(plan, spec, kind, about["precision"])
+        shared[structure] = file, plan
         (folder / file).write_bytes(plan.data)
         built_on = gpu.target if gpu is not None and options.target is None else None
         facts[spec.name] = {**plan.facts, "built_on": built_on}
@@ -167,6 +176,17 @@ def _build_kind(
     chosen = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items() if k != "timing_cache"}
     plans = {**_facts(manifest).get("plans", {}), kind: {"options": chosen, "graphs": facts}}
     return _noted(manifest, "plans", plans), records
+
+
+def structure_digest(path: Path) -> str:
+    """SHA-256 of an ONNX file without the values of its weights: graphs that share it can share a stripped plan."""
+    import onnx
+
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
+            tensor.ClearField("raw_data")
+    return sha256_bytes(model.SerializeToString(deterministic=True))
 
 
 def _audit(plan: Plan, spec: GraphSpec, kind: str, precision: str) -> list[GateRecord]:
