@@ -154,8 +154,10 @@ def emulation_session(emulation: Emulation, *, threads: int) -> tuple[onnxruntim
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # The arena would keep the memory of the largest run.
+    # A volume's tensors are large: free each as soon as it and its probes are done, and keep nothing for the next run.
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
     data = ir.to_proto(emulation.model).SerializeToString()
     with as_runtime_errors():
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]), emulation

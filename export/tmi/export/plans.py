@@ -147,7 +147,8 @@ def _build_kind(
     trt = importlib.import_module(str(exporter.builds_with))
     said = _facts(manifest)["precision"]["graphs"]
     gpu = find_gpu()
-    graphs, facts, records = [], {}, []
+    graphs, records = [], []
+    facts: dict[str, dict[str, Any]] = {}
     shared: dict[str, tuple[str, Plan]] = {}
     for spec in manifest.graphs:
         about = said[spec.name]
