@@ -1,4 +1,4 @@
-"""What does FP16 cost in exactness at full size, and do TensorRT-RTX plans for SM80 come out of a machine without a GPU?
+"""How exact is FP16 at full size, and do TensorRT-RTX plans for SM80 come out of a machine without a GPU?
 
 A run of preset `paper` with random weights (one fold: ResNet-50 over 64x512x512 voxels, BERT-base, the whole fusion) is
 written and exported to float32 ONNX; every graph becomes a strongly typed FP16 graph and a plan for SM80; the real case
