@@ -233,7 +233,7 @@ def typed(copy: Path, precision: str) -> tuple[Manifest, list[GateRecord]]:
 def test_an_overflow_in_the_model_blocks_fp16_with_its_node(folder, tmp_path):
     _, records = typed(copied(folder, tmp_path), "fp16")
     with pytest.raises(
-        ParityError, match=r"finite-inside of ct-0 \(fp16-emulation\): [12] of .* first large of over \(Mul"
+        ParityError, match=r"finite-inside of ct-0 \(fp16-emulation\): [123] of .* first large of over \(Mul"
     ):
         require_all(records)
 
@@ -293,9 +293,9 @@ def test_the_audit_of_a_typed_graph_finds_a_changed_weight_and_a_changed_epsilon
     assert "is not the float32 graph's rounded to float16" in record.detail
     model = onnx.load(half)
     norm = next(n for n in model.graph.node if n.op_type == "LayerNormalization")
-    next(a for a in norm.attribute if a.name == "epsilon").f = 1e-12
+    next(a for a in norm.attribute if a.name == "epsilon").f = 1e-3
     onnx.save(model, changed)
-    assert "has epsilon 1e-12" in audit_typed(changed, single, graph).detail
+    assert "has epsilon 0.001, the float32 graph's is" in audit_typed(changed, single, graph).detail
 
 
 def test_folds_of_one_structure_could_share_a_stripped_plan_and_others_not(folder):

@@ -113,9 +113,11 @@ def audit_typed(half: Path, single: Path, spec: GraphSpec) -> GateRecord:
     wrong = list(_differing(mine.tensors, theirs.tensors))
     if (mine.inputs, mine.outputs) != (theirs.inputs, theirs.outputs):
         wrong.append("inputs and outputs are not the float32 graph's")
-    for a, b in zip(mine.norms, theirs.norms, strict=False):
-        if a.epsilon != b.epsilon:
-            wrong.append(f"{b.module} has epsilon {a.epsilon:g}, the float32 graph's is {b.epsilon:g}")
+    epsilons = {norm.module: norm.epsilon for norm in theirs.norms}
+    for norm in mine.norms:
+        if norm.epsilon != epsilons.get(norm.module):
+            theirs_is = epsilons.get(norm.module)
+            wrong.append(f"{norm.module} has epsilon {norm.epsilon:g}, the float32 graph's is {theirs_is}")
     if len(mine.norms) != len(theirs.norms):
         wrong.append(f"{len(mine.norms)} normalisations, the float32 graph has {len(theirs.norms)}")
     rounded = sum(t.dtype == np.float16 for t in mine.tensors.values())
