@@ -49,8 +49,8 @@ BOUNDS: Mapping[str, Bounds] = MappingProxyType(
 float32 rounds to 2^-24, so 2^-14 leaves room for a thousand roundings in one direction. TF32 and float16 round to
 2^-11 and bfloat16 to 2^-8: a graph that silently ran in one of them does not pass for float32.
 
-float16 and tf32 have 2^5 times their own rounding: the emulation of a hundred layers shows 2^-10, and a GPU sums in an order
-that a CPU cannot know. What leaves FP16's range, or was rounded to 8 bits at one place that matters, does not pass.
+float16 and tf32 have 2^5 times their own rounding: the emulation of a hundred layers shows 2^-10, and a GPU sums in an
+order that a CPU cannot know. Weights rounded more coarsely are the audit's to find (`tmi.export.typed_graphs`).
 """
 
 
