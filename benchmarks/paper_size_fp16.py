@@ -5,9 +5,10 @@ written and exported to float32 ONNX; every graph becomes a strongly typed FP16 
 of `paper_size.py` goes through eager float32, through the emulation of FP16 and, with --float64, through eager float64.
 The features that the fusion reads are eager float32's, so each error is its graph's own. The last line is JSON.
 
-    python benchmarks/paper_size_fp16.py [--out FOLDER] [--float64] [--steps write,graphs,plans,emulate]
+    python benchmarks/paper_size_fp16.py [--out FOLDER] [--float64] [--grid 64,512,512] [--steps write,graphs,plans,emulate]
 
-A folder that holds what a step makes is taken as it is, so that the steps can be run one by one.
+A folder that holds what a step makes is taken as it is, so that the steps can be run one by one. A smaller --grid (in a
+folder of its own) resamples the CT onto fewer voxels for the same network, where time or memory is short.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import resource
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ DATA = Path(os.environ.get("TMI_TEST_DATA", ROOT.parent / "shared" / "data"))
 GRAPHS = ("ct-0", "text-0", "fusion")
 STEPS = ("write", "graphs", "plans", "emulate")
 LIVER_LABEL = 5
+GRID: list[int] = []
+"""Voxels D, H, W where not the preset's."""
 
 
 def main() -> None:
@@ -37,7 +41,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder to work in; default: a temporary one")
     parser.add_argument("--float64", action="store_true", help="also against eager float64: many minutes")
     parser.add_argument("--steps", default=",".join(STEPS), help="comma-separated, default: all")
+    parser.add_argument("--grid", help="voxels D,H,W of the CT; default: those of the preset")
     asked = parser.parse_args()
+    if asked.grid:
+        GRID[:] = [int(n) for n in asked.grid.split(",")]
     work = asked.out or Path(tempfile.mkdtemp(prefix="paper-fp16-"))
     work.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
@@ -153,11 +160,15 @@ def parts(work: Path) -> tuple[Any, Any, Any]:
     return run, cut_run(run), FoldModels(run)
 
 
+def on_grid(config: Any) -> Any:
+    return replace(config, ct=replace(config.ct, shape_DHW=tuple(GRID))) if GRID else config
+
+
 def specs(work: Path) -> dict[str, Any]:
     from tmi.export.fold_graphs import graph_spec
     from tmi.toolkit.presets import paper
 
-    return {name: graph_spec(paper(), name.partition("-")[0], name, folds=1) for name in GRAPHS}
+    return {name: graph_spec(on_grid(paper()), name.partition("-")[0], name, folds=1) for name in GRAPHS}
 
 
 def real_inputs(work: Path, float64: bool) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
@@ -173,7 +184,7 @@ def real_inputs(work: Path, float64: bool) -> tuple[dict[str, dict[str, Any]], d
 
     run, _, models = parts(work)
     (case,) = find_cases([work / "real-case"], mask_label=LIVER_LABEL)
-    prepared = prepare_case(case, run.config)
+    prepared = prepare_case(case, on_grid(run.config))
     clinical = run.config.clinical
     text = Tokenizer.load(run.fold(0).tokenizer).encode(
         [prepared.text], max_length=clinical.max_length, pad_to_max=clinical.pad_to_max
