@@ -5,7 +5,7 @@ written and exported to float32 ONNX; every graph becomes a strongly typed FP16 
 of `paper_size.py` goes through eager float32, through the emulation of FP16 and, with --float64, through eager float64.
 The features that the fusion reads are eager float32's, so each error is its graph's own. The last line is JSON.
 
-    python benchmarks/paper_size_fp16.py [--out FOLDER] [--float64] [--grid 64,512,512] [--steps write,graphs,plans,emulate]
+    python benchmarks/paper_size_fp16.py [--out FOLDER] [--float64] [--grid D,H,W] [--steps write,graphs,plans,emulate]
 
 A folder that holds what a step makes is taken as it is, so that the steps can be run one by one. A smaller --grid (in a
 folder of its own) resamples the CT onto fewer voxels for the same network, where time or memory is short.
