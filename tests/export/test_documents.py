@@ -16,7 +16,7 @@ from factories.cases import write_case
 from factories.random_run import write_random_run
 from factories.tmi_command import tmi
 from tmi.export.bundle_writer import export_run
-from tmi.export.model_card import class_counts, model_card
+from tmi.export.model_card import class_counts, model_card, tellable
 from tmi.export.sbom import sbom
 from tmi.runtime.parity import Outputs, relative_error
 from tmi.toolkit.bundle import open_bundle
@@ -64,8 +64,8 @@ def test_the_model_card_says_what_for_how_good_how_equal_and_where_it_ends(nano_
 
 def test_small_counts_are_suppressed_together_with_what_they_could_be_computed_from(manifest):
     def card(counts: dict[str, int], **cohort: object) -> str:
-        run = manifest.run | {"cohort": {"cases": sum(counts.values())} | cohort}
-        return model_card(replace(manifest, run=run), counts)
+        run = manifest.run | {"cohort": {"cases": sum(counts.values())} | cohort, "class_counts": tellable(counts)}
+        return model_card(replace(manifest, run=run))
 
     told = card({"good": 30, "bad": 12}, refused=7)
     assert "- cases: 42, in 2 folds" in told
@@ -84,7 +84,7 @@ def test_the_metrics_are_the_runs_mean_and_deviation(manifest):
         "recall": {"mean": None, "std": None, "folds": 0},
     }
     summary = {"over_folds": figures, "notes": ["These figures are optimistic."]}
-    card = model_card(replace(manifest, run=manifest.run | {"summary": summary}), {"good": 9, "bad": 9})
+    card = model_card(replace(manifest, run=manifest.run | {"summary": summary}))
     assert "| ROC AUC | 0.731 ± 0.052 | 5 |" in card
     assert "| Recall | n/a | 0 |" in card
     assert "> These figures are optimistic." in card
@@ -92,6 +92,10 @@ def test_the_metrics_are_the_runs_mean_and_deviation(manifest):
 
 def test_the_classes_are_counted_from_the_held_out_labels(nano_run):
     assert class_counts(RunFolder.open(nano_run)) == {"good": 4, "bad": 2}
+
+
+def test_a_small_class_is_not_in_the_manifest_either(manifest):
+    assert manifest.run["class_counts"] == {}
 
 
 def test_the_evidence_holds_what_each_engine_answered(nano_bundle, manifest):

@@ -6,13 +6,12 @@ import importlib.util
 
 import pytest
 
-from factories.tmi_command import tmi
 from tmi.export.exporters import EXPORTERS, load, require_exporter
 from tmi.runtime.engine import ENGINES
 from tmi.toolkit.errors import UnavailableError, UsageError
 
-COMING = ("trt", "trt-rtx", "torch-trt")
-WORKING = [name for name in EXPORTERS if name not in COMING]
+PLANS = ("trt", "trt-rtx", "torch-trt")
+WORKING = [name for name in EXPORTERS if name not in PLANS]
 
 
 @pytest.mark.parametrize("name", WORKING)
@@ -23,13 +22,14 @@ def test_every_working_exporter_names_a_writer_a_reader_and_engines_of_its_artef
     assert {ENGINES[engine].artefact for engine in spec.engines} == {spec.artefact}
 
 
-@pytest.mark.parametrize("name", COMING)
-def test_an_exporter_that_is_still_to_come_says_what_is_missing_and_what_to_do_meanwhile(name, tmp_path):
-    outcome = tmi("export", "--engine", name, cwd=tmp_path)
-    assert outcome.code == 5
-    assert f"error: this version of tmi writes no {name} engine yet; it will need the package" in outcome.err
-    assert "an NVIDIA GPU with its driver" in outcome.err
-    assert "fix: export with --engine onnx meanwhile: that bundle runs on OpenVINO and ONNX Runtime" in outcome.err
+@pytest.mark.parametrize("name", PLANS)
+def test_every_plan_is_built_by_a_package_and_judged_on_the_engine_of_its_name(name):
+    spec = require_exporter(name)
+    assert (spec.writer, spec.reader) == (None, None)
+    assert callable(load(spec.plan))
+    assert ENGINES[name].gpu
+    assert ENGINES[name].artefact == spec.artefact
+    assert spec.engines == (name,)
 
 
 def test_an_unknown_exporter_lists_the_known_ones():

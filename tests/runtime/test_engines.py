@@ -18,6 +18,9 @@ from tmi.toolkit.bundle import Bundle, open_bundle
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.golden import GoldenInputs, golden_of
 
+CPU_ENGINES = [name for name, spec in ENGINES.items() if not spec.gpu]
+"""tests/gpu asks the others the same questions."""
+
 
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle: Path) -> Bundle:
@@ -31,7 +34,7 @@ def golden(bundle: Bundle) -> GoldenInputs:
 
 @pytest.fixture(scope="module")
 def engines(bundle: Bundle) -> Any:
-    opened = {name: open_engine(name, bundle, threads=1) for name in ENGINES}
+    opened = {name: open_engine(name, bundle, threads=1) for name in CPU_ENGINES}
     yield opened
     for engine in opened.values():
         engine.close()
@@ -47,14 +50,14 @@ def answer(engine: Engine, bundle: Bundle, golden: GoldenInputs) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", CPU_ENGINES)
 def test_engine_agrees_with_eager_within_its_declared_error(name, engines, bundle, golden):
     reference = probabilities(answer(engines["eager"], bundle, golden))
     ours = probabilities(answer(engines[name], bundle, golden))
     assert np.abs(ours - reference).max() <= ENGINES[name].max_abs_err
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", CPU_ENGINES)
 def test_a_batch_answers_like_its_cases_one_by_one(name, engines, bundle, golden):
     together = probabilities(answer(engines[name], bundle, golden))
     alone = np.concatenate(
@@ -63,7 +66,7 @@ def test_a_batch_answers_like_its_cases_one_by_one(name, engines, bundle, golden
     np.testing.assert_allclose(together, alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", CPU_ENGINES)
 def test_an_engine_refuses_what_is_not_the_graphs_input(name, engines, golden):
     ct = golden.ct_B1DHW
     engine = engines[name]
@@ -80,7 +83,7 @@ def test_an_engine_refuses_what_is_not_the_graphs_input(name, engines, golden):
         engine.run("ct-99", {"ct": ct})
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", CPU_ENGINES)
 def test_an_answer_is_not_overwritten_by_the_next_one(name, engines, golden):
     first = engines[name].run("ct-0", {"ct": golden.ct_B1DHW[:1]})["ct_features"]
     kept = first.copy()
@@ -88,7 +91,7 @@ def test_an_answer_is_not_overwritten_by_the_next_one(name, engines, golden):
     np.testing.assert_array_equal(first, kept)
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", CPU_ENGINES)
 def test_a_closed_engine_may_be_closed_again_and_does_not_run(name, bundle, golden):
     with open_engine(name, bundle, threads=1) as engine:
         pass

@@ -18,7 +18,7 @@ from factories.planted_faults import manifest_at, reseal, write_key_pair
 from factories.tmi_command import tmi
 from tmi.runtime import Predictor
 from tmi.runtime.engine import ENGINES
-from tmi.runtime.first_opening import cache_folder, combination
+from tmi.runtime.first_opening import combination
 from tmi.runtime.onnx_engine import OnnxEngine
 from tmi.toolkit.bundle import open_bundle
 from tmi.toolkit.errors import ParityError
@@ -216,15 +216,15 @@ def test_a_cache_that_cannot_be_written_stops_no_prediction(tiny_bundle, tmp_pat
     assert "TMI_CACHE" in told[-1]
 
 
-def test_the_cache_lies_where_the_user_says_then_where_the_system_says(monkeypatch, tmp_path):
-    monkeypatch.setenv("TMI_CACHE", str(tmp_path / "mine"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "mine"
-    monkeypatch.delenv("TMI_CACHE")
-    assert cache_folder() == tmp_path / "xdg" / "tmi"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache_folder() == tmp_path / "home" / ".cache" / "tmi"
+def test_without_a_cache_every_opening_is_checked(monkeypatch, tiny_bundle, tmp_path):
+    monkeypatch.setenv("TMI_CACHE", "off")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        told: list[str] = []
+        with Predictor.open(tiny_bundle, engine="onnx", threads=1, tell=told.append) as predictor:
+            assert predictor.engine_record.verified == "now"
+        assert "not remembered, caching is off" in told[-1]
+    assert not list(tmp_path.iterdir())
 
 
 def test_inspect_shows_what_a_bundle_is(tiny_bundle):

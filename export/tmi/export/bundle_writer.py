@@ -32,10 +32,13 @@ from tmi.export.gates import (
     write_file,
 )
 from tmi.export.golden_case_reference import golden_case_reference
-from tmi.export.model_card import class_counts, model_card
+from tmi.export.model_card import class_counts, model_card, tellable
+from tmi.export.plans import PLANS, PlanRequest, add_plans
 from tmi.export.real_cases import read_real_cases, write_real_cases
 from tmi.export.reference import eager_reference, float32_noise, float64_reference
 from tmi.export.sbom import sbom
+from tmi.export.trt_builder import BuildOptions
+from tmi.export.typed_graphs import Question, add_typed_graphs, require_precision
 from tmi.runtime.engine import installed
 from tmi.runtime.golden_road import check_golden_road, meaning_of
 from tmi.runtime.machine import hardware
@@ -71,7 +74,7 @@ GOLDEN_SEED = 20_240_601
 WEIGHTS = "weights"
 """Artefact kind of the eager weights."""
 PACKAGES = ("tmi-clnet", "numpy", "torch", "transformers", "monai", "tokenizers", "safetensors", "onnx", "onnxscript",
-            "onnxruntime", "openvino")  # fmt: skip
+            "onnxruntime", "openvino", "onnx-ir", "tensorrt", "tensorrt_rtx", "torch_tensorrt")  # fmt: skip
 """Distributions whose versions the manifest records, those that are installed."""
 
 
@@ -83,6 +86,8 @@ def export_run(
     force: bool = False,
     weights: bool = True,
     cases: Sequence[Path] = (),
+    precision: str = "fp16",
+    options: BuildOptions | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Export a finished run; the bundle appears at `out` whole and judged, or not at all.
@@ -95,7 +100,11 @@ def export_run(
         weights: put the eager weights into the bundle, so that the engine `eager` can answer from it.
         cases: real case or cohort folders that the engines are judged on beside the golden inputs; of them only hashes
             and outputs get into the bundle.
+        precision: of TensorRT engines; a key of `tmi.export.typed_graphs.PRECISIONS`.
+        options: how TensorRT engines are built; None: for batches up to 4 and the run's longest text.
         progress: told one line of what is being done.
+
+    An engine of TensorRT that cannot be built here is pending in the bundle (`tmi.export.plans.pending`).
 
     Raises:
         UsageError: no such run, an unfinished one, an unknown artefact, or something is at `out`.
@@ -109,12 +118,15 @@ def export_run(
         require_exporter(name)
     if not names:
         raise UsageError("nothing to export", fix=f"name one of {', '.join(EXPORTERS)} with --engine")
+    require_precision(precision)
     require_replaceable(out, force=force)
     tell = progress or (lambda line: None)
     tell("checking the run")
     folder = RunFolder.open(run).require_finished()
     with staged_folder(out) as stage:
-        write_manifest(stage, _Export(folder, stage, names, weights=weights, cases=cases, progress=tell).write())
+        export = _Export(folder, stage, names, weights=weights, cases=cases, progress=tell)
+        export.plan(precision, options)
+        write_manifest(stage, export.write())
     return open_bundle(out)
 
 
@@ -145,10 +157,20 @@ class _Export:
         cases: Sequence[Path],
         progress: Progress,
     ) -> None:
-        self.run, self.stage, self.artefacts = run, stage, artefacts
+        self.run, self.stage = run, stage
+        self.plans = tuple(name for name in artefacts if name in PLANS)
+        written = [name for name in artefacts if name not in PLANS]
+        # Every engine of TensorRT starts from the float32 ONNX graphs.
+        self.artefacts = ["onnx", *written] if self.plans and "onnx" not in written else written
         self.weights, self.cases, self.progress = weights, cases, progress
         self.config = run.config
         self.records: list[GateRecord] = []
+
+    def plan(self, precision: str, options: BuildOptions | None) -> None:
+        """How engines of TensorRT are to be built."""
+        self.precision = precision
+        longest = self.config.clinical.max_length
+        self.request = PlanRequest(kinds=self.plans, options=replace(options or BuildOptions(), max_length=longest))
 
     def write(self) -> Manifest:
         """Every file of the bundle but the manifest, which is returned."""
@@ -187,8 +209,10 @@ class _Export:
         )
         self._write_references(manifest, cut, trial)
         self._judge(manifest, trial)
+        if self.plans:
+            manifest = self._tensorrt(manifest, trial)
         manifest = replace(manifest, parity=tuple(self.records))
-        write_text(self.stage / MODEL_CARD_FILE, model_card(manifest, class_counts(self.run)))
+        write_text(self.stage / MODEL_CARD_FILE, model_card(manifest))
         write_text(self.stage / SBOM_FILE, sbom(manifest))
         self.progress("taking fingerprints")
         return replace(manifest, files=fingerprint(self.stage))
@@ -215,6 +239,25 @@ class _Export:
         if trial.real_cases:
             write_real_cases(self._path(REAL_CASES_FILE), trial.real_cases)
         require_all(self.records)
+
+    def _tensorrt(self, manifest: Manifest, trial: Trial) -> Manifest:
+        """Typed graphs and plans; their records are judged before anything is built from them."""
+        golden = Question(name="golden", inputs=trial.golden, reference=trial.reference)
+        real = [
+            Question(name=f"real case {i}", inputs=case.inputs, reference=case.reference)
+            for i, case in enumerate(trial.real_cases, start=1)
+        ]
+        manifest, records = add_typed_graphs(
+            self.stage, manifest, self.precision, [golden, *real], progress=self.progress
+        )
+        self.records += records
+        require_all(self.records)
+        manifest, records = add_plans(
+            self.stage, manifest, self.request, golden.inputs, golden.reference, progress=self.progress
+        )
+        self.records += records
+        require_all(self.records)
+        return manifest
 
     def _graphs(self, cut: Cut, models: FoldModels) -> Iterator[GraphSpec]:
         """Write and audit every graph, one in memory at a time."""
@@ -333,7 +376,7 @@ def _versions() -> dict[str, str]:
 
 def _run_record(run: RunFolder, state: dict[str, Any]) -> dict[str, Any]:
     """What the run says of itself: figures and fingerprints, no case ids."""
-    kept: dict[str, Any] = {
+    kept: dict[str, Any] = {"class_counts": tellable(class_counts(run))} | {
         key: state[key] for key in ("name", "started_at", "finished_at", "cohort", "versions") if key in state
     }
     refused = kept.get("cohort", {}).get("refused")

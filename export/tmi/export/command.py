@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tmi.export.plan_options import Hardware, Level, MaxBatch, PlanWeights, Target, TimingCache, Workspace
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tmi.export.trt_builder import BuildOptions
     from tmi.toolkit.bundle import Bundle
     from tmi.toolkit.manifest import GateRecord
 
@@ -21,7 +24,9 @@ def export(
     ] = None,
     engine: Annotated[
         list[str] | None,
-        typer.Option(help="onnx or torchscript; may be repeated. Default: onnx.", show_default=False),
+        typer.Option(
+            help="onnx, torchscript, trt, trt-rtx or torch-trt; may be repeated. Default: onnx.", show_default=False
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the bundle. Default: ./bundle.", show_default=False)
@@ -38,19 +43,37 @@ def export(
     no_weights: Annotated[
         bool, typer.Option("--no-weights", help="Leave the eager weights out; the engine eager then has none.")
     ] = False,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Of TensorRT engines: fp16, tf32, fp32, or auto to search. Default: fp16.", show_default=False
+        ),
+    ] = None,
+    target: Target = None,
+    max_batch: MaxBatch = 4,
+    hardware: Hardware = "none",
+    level: Level = 3,
+    workspace_mib: Workspace = None,
+    plan_weights: PlanWeights = "inside",
+    timing_cache: TimingCache = None,
 ) -> None:
     """Export a run's fold models as one bundle that was checked against them.
 
     The graphs answer golden inputs and are compared with the eager models. When one gate fails, nothing is written, the
     exit code is 4, and a table says what differs.
 
+    An engine of TensorRT that this machine cannot build is left to `tmi build` on the GPU machine: the bundle is
+    written with the checked graphs that it will be built from, and the exit code is 5.
+
     Examples:
 
         tmi export
         tmi export ./runs/2026-01-31-tiny --engine onnx --engine torchscript --out ./bundle
+        tmi export --engine trt-rtx --precision auto --target sm80
     """
-    from tmi.export.exporters import require_exporter
-    from tmi.toolkit.errors import ParityError
+    from tmi.export.exporters import exporter_spec, require_exporter
+    from tmi.export.plan_options import build_options
+    from tmi.toolkit.errors import ParityError, UsageError
     from tmi.toolkit.project import PROJECT_FILE, load_project, newest_finished_run
 
     project = load_project()
@@ -62,6 +85,21 @@ def export(
         typer.echo(f"engine {engine[0]} ({reason['engine']})", err=True)
     for name in engine:
         require_exporter(name)
+    plans = [name for name in engine if exporter_spec(name).plan is not None]
+    if precision is not None and not plans:
+        raise UsageError(
+            f"--precision is for TensorRT engines; {engine[0]} is float32", fix="leave it out, or name --engine trt"
+        )
+    options = build_options(
+        plans,
+        target=target,
+        max_batch=max_batch,
+        hardware=hardware,
+        level=level,
+        workspace_mib=workspace_mib,
+        weights=plan_weights,
+        timing_cache=timing_cache,
+    )
     if run is None:
         run = newest_finished_run(project)
         typer.echo(f"run {run} (the newest finished one)", err=True)
@@ -69,15 +107,36 @@ def export(
         out = project.path("bundle")
         typer.echo(f"bundle {out} ({reason['bundle']})", err=True)
     try:
-        bundle = _export(run, out, engine, force=force, weights=not no_weights, cases=cases or ())
+        bundle = _export(
+            run,
+            out,
+            engine,
+            force=force,
+            weights=not no_weights,
+            cases=cases or (),
+            precision=precision or "fp16",
+            options=options,
+        )
     except ParityError as error:
-        _print_failures(error.records)
+        print_failures(error.records)
         raise
     _print_bundle(bundle)
+    if plans:
+        from tmi.export.plans import require_complete
+
+        require_complete(bundle)
 
 
 def _export(
-    run: Path, out: Path, engines: Sequence[str], *, force: bool, weights: bool, cases: Sequence[Path]
+    run: Path,
+    out: Path,
+    engines: Sequence[str],
+    *,
+    force: bool,
+    weights: bool,
+    cases: Sequence[Path],
+    precision: str,
+    options: BuildOptions,
 ) -> Bundle:
     """The export, with what it is doing shown on standard error."""
     from rich.console import Console
@@ -86,11 +145,19 @@ def _export(
         from tmi.export.bundle_writer import export_run
 
         return export_run(
-            run, out, artefacts=engines, force=force, weights=weights, cases=cases, progress=status.update
+            run,
+            out,
+            artefacts=engines,
+            force=force,
+            weights=weights,
+            cases=cases,
+            precision=precision,
+            options=options,
+            progress=status.update,
         )
 
 
-def _print_failures(records: Sequence[GateRecord]) -> None:
+def print_failures(records: Sequence[GateRecord]) -> None:
     """The table of what differs, on standard error."""
     from tmi.runtime.gate_table import failures_table, wide_console
 
@@ -113,4 +180,8 @@ def _print_bundle(bundle: Bundle) -> None:
         )
     for name, why in manifest.extra["engines_not_judged"].items():
         typer.echo(f"  {name:12} not judged: {why}")
+    if "tensorrt" in manifest.extra:
+        from tmi.export.command_build import print_plans
+
+        print_plans(bundle)
     typer.echo(f"manifest {bundle.digest[:16]}; predict with: tmi predict CASE --bundle {bundle.folder}")

@@ -11,7 +11,8 @@ from typing import Any
 
 from tmi.toolkit.errors import UnavailableError, UsageError
 
-NEEDS_GPU = "an NVIDIA GPU with its driver"
+GRAPHS = ("torch", "onnx", "onnxscript", "onnxruntime")
+"""What writes ONNX graphs, which everything of TensorRT starts from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +27,16 @@ class ExporterSpec:
     """Extra that installs what it needs."""
     packages: tuple[str, ...]
     """Import names of the packages it needs."""
-    writer: str | None
-    """`module:function`, called as f(module, spec, example inputs, file); None: not built yet."""
-    reader: str | None
-    """`module:function` that reads a file back as `tmi.export.graph_facts.GraphFacts`."""
     engines: tuple[str, ...]
     """Engines that its artefact is judged on, those that are installed; the first one always."""
-    needs: str | None = None
-    """What it needs beside packages."""
+    writer: str | None = None
+    """`module:function`, called as f(module, spec, example inputs, file); None: built from the typed graphs."""
+    reader: str | None = None
+    """`module:function` that reads a file back as `tmi.export.graph_facts.GraphFacts`; None: it cannot be read."""
+    plan: str | None = None
+    """`module:function` that builds it from a bundle; None: written from the module."""
+    builds_with: str | None = None
+    """Import name of the package that builds it. Without it a bundle is written whose engine is pending."""
 
 
 EXPORTERS: Mapping[str, ExporterSpec] = MappingProxyType(
@@ -42,7 +45,7 @@ EXPORTERS: Mapping[str, ExporterSpec] = MappingProxyType(
             artefact="onnx",
             suffix=".onnx",
             extra="export",
-            packages=("torch", "onnx", "onnxscript", "onnxruntime"),
+            packages=GRAPHS,
             writer="tmi.export.onnx_export:write_onnx",
             reader="tmi.export.onnx_facts:read_facts",
             engines=("onnx", "openvino"),
@@ -60,31 +63,28 @@ EXPORTERS: Mapping[str, ExporterSpec] = MappingProxyType(
             artefact="trt",
             suffix=".engine",
             extra="trt",
-            packages=("tensorrt",),
-            writer=None,
-            reader=None,
+            packages=GRAPHS,
             engines=("trt",),
-            needs=NEEDS_GPU,
+            plan="tmi.export.trt_builder:build_plan",
+            builds_with="tensorrt",
         ),
         "trt-rtx": ExporterSpec(
             artefact="trt-rtx",
             suffix=".rtx.engine",
-            extra="trt",
-            packages=("tensorrt_rtx",),
-            writer=None,
-            reader=None,
+            extra="trt-rtx",
+            packages=GRAPHS,
             engines=("trt-rtx",),
-            needs=NEEDS_GPU,
+            plan="tmi.export.trt_builder:build_plan",
+            builds_with="tensorrt_rtx",
         ),
         "torch-trt": ExporterSpec(
             artefact="torch-trt",
-            suffix=".torch-trt.pt",
+            suffix=".torch-trt.engine",
             extra="trt",
-            packages=("torch_tensorrt",),
-            writer=None,
-            reader=None,
+            packages=GRAPHS,
             engines=("torch-trt",),
-            needs=NEEDS_GPU,
+            plan="tmi.export.torch_trt_export:build_torch_trt",
+            builds_with="torch_tensorrt",
         ),
     }
 )
@@ -103,20 +103,13 @@ def exporter_spec(name: str) -> ExporterSpec:
 
 
 def require_exporter(name: str) -> ExporterSpec:
-    """The table's row of an exporter that can work here and now. Imports nothing.
+    """The table's row of an exporter whose graphs can be written here and now. Imports nothing.
 
     Raises:
         UsageError: no such exporter.
-        UnavailableError: it is not built yet, or a package is missing.
+        UnavailableError: a package is missing.
     """
     spec = exporter_spec(name)
-    if spec.writer is None:
-        raise UnavailableError(
-            f"this version of tmi writes no {name} engine yet; it will need the package {spec.packages[0]} "
-            f"and {spec.needs}",
-            fix="export with --engine onnx meanwhile: that bundle runs on OpenVINO and ONNX Runtime, and is what "
-            f"{name} engines will be built from",
-        )
     missing = [package for package in spec.packages if importlib.util.find_spec(package) is None]
     if missing:
         raise UnavailableError(

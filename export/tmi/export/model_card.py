@@ -42,9 +42,14 @@ def class_counts(run: RunFolder) -> dict[str, int]:
     return dict(counts)
 
 
-def model_card(manifest: Manifest, counts: Mapping[str, int]) -> str:
+def tellable(counts: Mapping[str, int]) -> dict[str, int]:
+    """What a bundle may tell of them: all, or none where one is small, since it could be had from the total."""
+    return dict(counts) if counts and min(counts.values()) >= SMALL else {}
+
+
+def model_card(manifest: Manifest) -> str:
     """The card's text."""
-    parts = [_front_matter(manifest), _purpose(manifest), _cohort(manifest, counts), _metrics(manifest),
+    parts = [_front_matter(manifest), _purpose(manifest), _cohort(manifest), _metrics(manifest),
              _parity(manifest), _limits(manifest), _use(manifest)]  # fmt: skip
     return "\n".join(line for part in parts for line in part).rstrip() + "\n"
 
@@ -87,14 +92,14 @@ def _purpose(manifest: Manifest) -> Iterator[str]:
     yield ""
 
 
-def _cohort(manifest: Manifest, counts: Mapping[str, int]) -> Iterator[str]:
+def _cohort(manifest: Manifest) -> Iterator[str]:
     cohort: Mapping[str, Any] = manifest.run.get("cohort", {})
     total = cohort.get("cases")
     yield "## Training cohort"
     yield ""
     yield f"- cases: {_count(total)}, in {len(manifest.folds)} folds, each held out once"
-    # one small class can be had from the total and the other one, so either all are told or none
-    if counts and min(counts.values()) >= SMALL:
+    counts: Mapping[str, int] = manifest.run.get("class_counts", {})
+    if counts:
         yield f"- by class: {', '.join(f'{name} {counts[name]}' for name in sorted(counts))}"
     else:
         yield f"- by class: not told, a class has fewer than {SMALL} cases"

@@ -61,6 +61,10 @@ class EagerEngine(GraphEngine):
                 answer = loaded(*tensors)
         return {spec.outputs[0].name: answer.numpy()}
 
+    def module(self, graph: str) -> Any:
+        """The module of an encoder graph, or the list of the folds' modules of the fusion graph."""
+        return self._loaded[graph]
+
     def _part(self, role: str) -> torch.nn.Module:
         """The network's part, with weights yet to be filled in; torch's random state is left as it was."""
         from tmi.toolkit.network.ct_encoder import CtEncoder

@@ -16,6 +16,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tmi.runtime.nvidia_driver import require_gpu
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import UnavailableError, UsageError
 
@@ -68,10 +69,39 @@ class EngineSpec:
     """Extra that installs it; None: the base install."""
     max_abs_err: float
     """Declared bound on |probability - eager float32 probability| for any case."""
+    gpu: bool = False
+    """Whether it needs an NVIDIA GPU with its driver."""
 
+
+HALF_ERROR = 5e-3
+"""Declared error of engines that may compute in FP16."""
 
 ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
     {
+        "trt": EngineSpec(
+            target="tmi.runtime.trt_engine:TrtEngine",
+            artefact="trt",
+            package="tensorrt",
+            extra="trt",
+            max_abs_err=HALF_ERROR,
+            gpu=True,
+        ),
+        "trt-rtx": EngineSpec(
+            target="tmi.runtime.trt_engine:TrtRtxEngine",
+            artefact="trt-rtx",
+            package="tensorrt_rtx",
+            extra="trt-rtx",
+            max_abs_err=HALF_ERROR,
+            gpu=True,
+        ),
+        "torch-trt": EngineSpec(
+            target="tmi.runtime.trt_engine:TorchTrtEngine",
+            artefact="torch-trt",
+            package="tensorrt",
+            extra="trt",
+            max_abs_err=HALF_ERROR,
+            gpu=True,
+        ),
         "openvino": EngineSpec(
             target="tmi.runtime.openvino_engine:OpenVinoEngine",
             artefact="onnx",
@@ -104,6 +134,19 @@ ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
 )
 """Engine name -> where it is. The order is the order of preference of `auto`."""
 
+JUDGES: Mapping[str, EngineSpec] = MappingProxyType(
+    {
+        "fp16-emulation": EngineSpec(
+            target="tmi.export.fp16_emulation:EmulationEngine",
+            artefact="onnx-typed",
+            package="onnx",
+            extra="export",
+            max_abs_err=HALF_ERROR,
+        ),
+    }
+)
+"""Engines that judge graphs and are never chosen to answer."""
+
 
 def engine_spec(name: str) -> EngineSpec:
     """The table's row.
@@ -111,6 +154,8 @@ def engine_spec(name: str) -> EngineSpec:
     Raises:
         UsageError: no such engine; the text lists the known ones.
     """
+    if name in JUDGES:
+        return JUDGES[name]
     if name not in ENGINES:
         raise UsageError(f"unknown engine {name!r}", fix=f"choose one of {', '.join(ENGINES)}")
     return ENGINES[name]
@@ -126,7 +171,7 @@ def open_engine(name: str, bundle: Bundle, *, threads: int | None = None) -> Eng
 
     Raises:
         UsageError: no such engine.
-        UnavailableError: its package is not installed, or the bundle has no artefact for it.
+        UnavailableError: its package or its GPU is missing, or the bundle has no artefact for it.
     """
     spec = engine_spec(name)
     if not installed(name):
@@ -139,6 +184,8 @@ def open_engine(name: str, bundle: Bundle, *, threads: int | None = None) -> Eng
             f"bundle {bundle.folder} holds no {spec.artefact} graphs, which engine {name} runs",
             fix=f"export it with --engine {spec.artefact}, or choose another engine",
         )
+    if spec.gpu:
+        require_gpu(f"engine {name}")
     module, _, attribute = spec.target.partition(":")
     engine: Engine = getattr(importlib.import_module(module), attribute)()
     engine.open(bundle, threads=threads)

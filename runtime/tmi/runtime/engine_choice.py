@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tmi.runtime.engine import ENGINES, engine_spec, installed
+from tmi.runtime.nvidia_driver import find_gpu
+from tmi.runtime.precision import engine_precision
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import UnavailableError, UsageError
 
 AUTO = "auto"
-PRECISION = "float32"
-"""What every engine of this version computes in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +51,14 @@ def choose_engine(asked: str, bundle: Bundle) -> tuple[str, str]:
         return asked, "asked for"
     passed_over: list[str] = []
     for name, spec in ENGINES.items():
+        if spec.gpu and not bundle.has(spec.artefact):
+            continue  # most bundles have none, and then nobody asks why it was not taken
         if not bundle.has(spec.artefact):
             passed_over.append(f"{name}: the bundle holds no {spec.artefact} graphs")
         elif not installed(name):
             passed_over.append(f"{name}: {spec.package} is not installed")
+        elif spec.gpu and find_gpu() is None:
+            passed_over.append(f"{name}: no NVIDIA GPU with its driver")
         else:
             return name, "; ".join(["auto: the first that is installed and has graphs in the bundle", *passed_over])
     raise UnavailableError(
@@ -64,9 +68,9 @@ def choose_engine(asked: str, bundle: Bundle) -> tuple[str, str]:
 
 
 def engine_record(
-    name: str, *, asked: str, reason: str, threads: int, verified: Literal["now", "before", "no"]
+    name: str, bundle: Bundle, *, asked: str, reason: str, threads: int, verified: Literal["now", "before", "no"]
 ) -> EngineRecord:
-    """The record of an engine that is open."""
+    """The record of an engine that is open on a bundle."""
     package = engine_spec(name).package
     version = importlib.import_module(package).__version__.partition("-")[0]  # OpenVINO appends its build and commit
     return EngineRecord(
@@ -74,7 +78,7 @@ def engine_record(
         asked=asked,
         reason=reason,
         package=f"{package} {version}",
-        precision=PRECISION,
+        precision=engine_precision(name, bundle.manifest),
         threads=threads,
         verified=verified,
     )

@@ -5,15 +5,15 @@ short form of the gates runs once for each combination of bundle, engine, versio
 through the whole pipeline against the eager model's stored answer, and the golden case's files through preparation.
 One case, because at full size one costs seconds and the whole set costs many; `tmi verify` runs everything.
 
-Success is remembered in the user's cache, never in the bundle: `$TMI_CACHE`, else `$XDG_CACHE_HOME/tmi`, else
-`~/.cache/tmi`; one small JSON file a combination, which states all of it and is compared in full when it is read.
+Success is remembered in the user's cache (`tmi.toolkit.content_cache` says where), never in the bundle: one small JSON
+file a combination, which states all of it and is compared in full when it is read. Without a cache every opening is
+checked.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,12 +24,14 @@ from typing import Any, Literal
 
 from tmi.runtime.engine import Engine, engine_spec
 from tmi.runtime.machine import cpu_name, package_version
+from tmi.runtime.nvidia_driver import find_gpu
+from tmi.runtime.precision import engine_precision
 from tmi.toolkit.bundle import Bundle
+from tmi.toolkit.content_cache import cache_root
 from tmi.toolkit.errors import ParityError
 from tmi.toolkit.files import write_json
 from tmi.toolkit.hashing import sha256_json
 
-CACHE_VARIABLE = "TMI_CACHE"
 Tell = Callable[[str], None]
 """Told one line for the user."""
 
@@ -48,18 +50,10 @@ NOT_VERIFIED = Opening(verified="no", seconds=0.0)
 """Of a bundle that was opened without a check, as asked."""
 
 
-def cache_folder() -> Path:
-    """Where success is remembered."""
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(named)
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "tmi"
-
-
 def combination(bundle: Bundle, engine: str) -> dict[str, Any]:
-    """What the answers depend on: bundle, engine, versions, processor."""
+    """What the answers depend on: bundle, engine, versions, processor and, for an engine that uses one, the GPU."""
     package = engine_spec(engine).package
+    gpu = find_gpu() if engine_spec(engine).gpu else None
     return {
         "bundle": bundle.digest,
         "engine": engine,
@@ -70,7 +64,7 @@ def combination(bundle: Bundle, engine: str) -> dict[str, Any]:
             "numpy": package_version("numpy"),
             "tokenizers": package_version("tokenizers"),
         },
-        "machine": {"machine": platform.machine(), "cpu": cpu_name()},
+        "machine": {"machine": platform.machine(), "cpu": cpu_name(), **({} if gpu is None else {"gpu": vars(gpu)})},
     }
 
 
@@ -87,28 +81,32 @@ def check_first_opening(bundle: Bundle, engine: Engine, *, tell: Tell = lambda l
         DamagedError: the bundle's references cannot be read.
     """
     key = combination(bundle, engine.name)
-    file = cache_folder() / "opened" / f"{sha256_json(key)}.json"
-    if _remembered(file) == key:
+    root = cache_root()
+    file = None if root is None else root / "opened" / f"{sha256_json(key)}.json"
+    if file is not None and _remembered(file) == sha256_json(key):
         return Opening(verified="before", seconds=0.0)
     tell(f"first opening of this bundle with {engine.name} on this machine: checking its answers")
     start = perf_counter()
     _require_short_gates(bundle, engine)
     seconds = perf_counter() - start
+    if file is None:
+        tell(f"it answers like the validated model ({seconds:.1f} s; not remembered, caching is off)")
+        return Opening(verified="now", seconds=seconds)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     try:
         write_json(file, {"combination": key, "created": created, "seconds": round(seconds, 3)})
     except OSError as error:
-        tell(f"that it held cannot be remembered in {file.parent} ({error.strerror}); set {CACHE_VARIABLE}")
+        tell(f"that it held cannot be remembered in {file.parent} ({error.strerror}); set TMI_CACHE")
     else:
         tell(f"it answers like the validated model ({seconds:.1f} s, remembered in {file.parent})")
     return Opening(verified="now", seconds=seconds)
 
 
-def _remembered(file: Path) -> Any:
-    """The combination that a file states; None where it cannot be read as one."""
+def _remembered(file: Path) -> str | None:
+    """Digest of the combination that a file states; None where it cannot be read as one."""
     try:
-        return json.loads(file.read_text(encoding="utf-8")).get("combination")
-    except (OSError, ValueError, AttributeError):
+        return sha256_json(json.loads(file.read_text(encoding="utf-8"))["combination"])
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
@@ -121,7 +119,10 @@ def _require_short_gates(bundle: Bundle, engine: Engine) -> None:
     reference = read_references(bundle).float32.rows([0])
     artefact = engine_spec(engine.name).artefact
     golden = first_golden_case(bundle.manifest)
-    records = check_golden_road(bundle) + check_answers(engine, bundle.manifest, golden, reference, artefact=artefact)
+    precision = engine_precision(engine.name, bundle.manifest)
+    records = check_golden_road(bundle) + check_answers(
+        engine, bundle.manifest, golden, reference, artefact=artefact, precision=precision
+    )
     failed = [r for r in records if not r.passed]
     if failed:
         first = failed[0]

@@ -34,17 +34,17 @@ class OnnxEngine(GraphEngine):
         options.inter_op_num_threads = 1
         # The graphs run one after another: the threads of one session must not spin while the next one computes.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        with _as_runtime_errors():
+        with as_runtime_errors():
             return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         names = [t.name for t in spec.outputs]
-        with _as_runtime_errors():
+        with as_runtime_errors():
             return dict(zip(names, loaded.run(names, inputs), strict=True))
 
 
 @contextmanager
-def _as_runtime_errors() -> Iterator[None]:
+def as_runtime_errors() -> Iterator[None]:
     """ONNX Runtime's own exceptions share no class but `Exception`; what a caller can name is `RuntimeError`."""
     try:
         yield

@@ -6,12 +6,15 @@
 
 The road of one batch: each case is read, checked and prepared (`tmi.toolkit.prepare`, as in training);
 its radiomics are scaled by each fold's own scaler and its text is tokenised by each text encoder's own tokenizer; then
-`tmi.runtime.ensemble` runs the graphs. At most one batch of cases is in memory at a time, whatever their number.
+`tmi.runtime.ensemble` runs the graphs. At most one batch of cases is in memory at a time, whatever their number; on a
+GPU engine two, because the next one is prepared while this one computes.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +25,7 @@ from jaxtyping import Float32
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from tmi.runtime.engine import Engine, open_engine
+from tmi.runtime.engine import Engine, engine_spec, open_engine
 from tmi.runtime.engine_choice import AUTO, EngineRecord, choose_engine, engine_record
 from tmi.runtime.ensemble import encode_ct, encode_text, fuse, probabilities, softmax, spread
 from tmi.runtime.first_opening import NOT_VERIFIED, Tell, check_first_opening
@@ -125,7 +128,12 @@ class Predictor:
         try:
             opening = check_first_opening(opened, running, tell=tell) if verify else NOT_VERIFIED
             record = engine_record(
-                name, asked=engine, reason=reason, threads=threads or available_cores(), verified=opening.verified
+                name,
+                opened,
+                asked=engine,
+                reason=reason,
+                threads=threads or available_cores(),
+                verified=opening.verified,
             )
             return cls(opened, running, record, cache=cache)
         except BaseException:
@@ -169,8 +177,8 @@ class Predictor:
 
     def _stream(self, cases: Sequence[Case], batch: int) -> Iterator[Answer]:
         waiting: list[_Ready | Refusal] = []
-        for case in cases:
-            waiting.append(self._ready(case))
+        for ready in self._prepared(cases, batch):
+            waiting.append(ready)
             while waiting and isinstance(waiting[0], Refusal):
                 yield waiting.pop(0)  # type: ignore[misc]
             if sum(isinstance(w, _Ready) for w in waiting) == batch:
@@ -178,6 +186,23 @@ class Predictor:
                 waiting = []
         if waiting:
             yield from self._answer(waiting)
+
+    def _prepared(self, cases: Sequence[Case], batch: int) -> Iterator[_Ready | Refusal]:
+        """Each case, ready or refused, in order. While a GPU computes one batch, a thread prepares the next."""
+        if not engine_spec(self._engine.name).gpu:
+            yield from map(self._ready, cases)  # the engine has every core already
+            return
+        worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
+        ahead: deque[Future[_Ready | Refusal]] = deque()
+        try:
+            for case in cases:
+                ahead.append(worker.submit(self._ready, case))
+                if len(ahead) > batch:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            worker.shutdown(cancel_futures=True)
 
     def _ready(self, case: Case) -> _Ready | Refusal:
         """Read, check and prepare one case, or say why not."""

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from tmi.runtime.engine import ENGINES, engine_spec, installed, open_engine
 from tmi.runtime.golden_road import check_golden_road
 from tmi.runtime.parity import ARBITER, PIPELINE, REFUSALS, Outputs, check_engine
+from tmi.runtime.precision import engine_precision
 from tmi.runtime.signing import SIGNED, UNCHECKED, UNSIGNED, check_signature
 from tmi.toolkit.bundle import Bundle, open_bundle
 from tmi.toolkit.errors import DamagedError, UnavailableError
@@ -164,7 +165,13 @@ def _judge(
         return [refused_to_load(name, artefact, error)]
     with engine:
         return check_engine(
-            engine, bundle.manifest, golden, references.float32, artefact=artefact, arbiter=references.float64
+            engine,
+            bundle.manifest,
+            golden,
+            references.float32,
+            artefact=artefact,
+            arbiter=references.float64,
+            precision=engine_precision(name, bundle.manifest),
         )
 
 

@@ -6,6 +6,8 @@ A bundle is a folder::
     manifest.json.sha256    its digest, in the form `sha256sum -c` reads
     graphs/<graph>.onnx     one file a graph and artefact kind
     graphs/<graph>.pt
+    graphs/<graph>.fp16.onnx    what TensorRT engines are built from, where it is not the float32 file
+    graphs/<graph>.engine       TensorRT; .rtx.engine: TensorRT-RTX
     weights/<graph>.safetensors
     tokenizers/<name>.json
     scalers/fold<k>.json
@@ -53,7 +55,7 @@ UNNAMED = (MANIFEST_FILE, DIGEST_FILE, SIGNATURE_FILE)
 FUSION = "fusion"
 
 Role = Literal["ct", "text", "fusion"]
-Artefact = Literal["onnx", "torchscript", "weights"]
+Artefact = Literal["onnx", "torchscript", "weights", "onnx-typed", "trt", "trt-rtx", "torch-trt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,7 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     """Outputs in order."""
     artefacts: dict[str, str]
-    """Artefact kind (`onnx`, `torchscript`, `weights`) -> file, relative to the bundle."""
+    """Artefact kind (`onnx`, `torchscript`, `weights`, `trt`, ...) -> file, relative to the bundle."""
     tokenizer: str | None = None
     """Tokenizer file of a text graph, relative to the bundle."""
 

@@ -1,0 +1,223 @@
+"""How exact is FP16 at full size, and do TensorRT-RTX plans for SM80 come out of a machine without a GPU?
+
+A run of preset `paper` with random weights (one fold: ResNet-50 over 64x512x512 voxels, BERT-base, the whole fusion) is
+written and exported to float32 ONNX; every graph becomes a strongly typed FP16 graph and a plan for SM80; the real case
+of `paper_size.py` goes through eager float32, through the emulation of FP16 and, with --float64, through eager float64.
+The features that the fusion reads are eager float32's, so each error is its graph's own. The last line is JSON.
+
+    python benchmarks/paper_size_fp16.py [--out FOLDER] [--float64] [--grid D,H,W] [--steps write,graphs,plans,emulate]
+
+A folder that holds what a step makes is taken as it is, so that the steps can be run one by one. A smaller --grid (in a
+folder of its own) resamples the CT onto fewer voxels for the same network, where time or memory is short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("TMI_TEST_DATA", ROOT.parent / "shared" / "data"))
+GRAPHS = ("ct-0", "text-0", "fusion")
+STEPS = ("write", "graphs", "plans", "emulate")
+LIVER_LABEL = 5
+GRID: list[int] = []
+"""Voxels D, H, W where not the preset's."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="folder to work in; default: a temporary one")
+    parser.add_argument("--float64", action="store_true", help="also against eager float64: many minutes")
+    parser.add_argument("--steps", default=",".join(STEPS), help="comma-separated, default: all")
+    parser.add_argument("--grid", help="voxels D,H,W of the CT; default: those of the preset")
+    asked = parser.parse_args()
+    if asked.grid:
+        GRID[:] = [int(n) for n in asked.grid.split(",")]
+    work = asked.out or Path(tempfile.mkdtemp(prefix="paper-fp16-"))
+    work.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {
+        "benchmark": "paper_size_fp16",
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+    }
+    steps = {"write": write, "graphs": graphs, "plans": plans, "emulate": emulate}
+    for name in asked.steps.split(","):
+        start = time.perf_counter()
+        result[name] = steps[name](work, asked.float64)
+        result[f"{name}_seconds"] = round(time.perf_counter() - start, 1)
+        result["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1)
+        print(f"{name}: {result[f'{name}_seconds']} s, peak {result['peak_gib']} GiB", flush=True)
+    print(json.dumps(result))
+
+
+def write(work: Path, float64: bool) -> None:
+    """The run, the real case and the float32 graphs."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from factories.random_run import write_random_run
+    from factories.real_case import write_real_case
+    from tmi.export.fold_graphs import example_inputs
+    from tmi.export.onnx_export import write_onnx
+    from tmi.toolkit.presets import paper
+
+    if not (work / "run").is_dir():
+        write_random_run(work / "run", paper(), folds=1, vocab=DATA / "bert-base-cased-vocab" / "vocab.txt")
+        write_real_case(work / "real-case", DATA)
+    _, cut, models = parts(work)
+    for name, spec in specs(work).items():
+        if not (work / f"{name}.onnx").is_file():
+            plan = next((e for e in cut.encoders if e.name == name), None)
+            module = models.fusion(cut.folds) if plan is None else models.encoder(plan)
+            write_onnx(module, spec, example_inputs(spec), work / f"{name}.onnx")
+
+
+def graphs(work: Path, float64: bool) -> dict[str, Any]:
+    """The FP16 graphs."""
+    from tmi.export.fp16_onnx import save, to_fp16
+
+    found = {}
+    for name in GRAPHS:
+        half = to_fp16(work / f"{name}.onnx")
+        save(half.model, work / f"{name}.fp16.onnx")
+        size = round((work / f"{name}.fp16.onnx").stat().st_size / 1e6, 1)
+        found[name] = {"nodes_in_half": half.half, "nodes_in_float": len(half.kept), "megabytes": size}
+        print(f"  {name}: {found[name]}", flush=True)
+    return found
+
+
+def plans(work: Path, float64: bool) -> dict[str, Any]:
+    """A plan of each for SM80, batches 1 to 4."""
+    import tensorrt_rtx
+
+    from tmi.export.fp16_onnx import to_fp16
+    from tmi.export.trt_builder import BuildOptions, build_plan
+
+    options = BuildOptions(target="sm80", max_batch=4, max_length=512)
+    found = {}
+    for name, spec in specs(work).items():
+        kept = to_fp16(work / f"{name}.onnx").kept
+        start = time.perf_counter()
+        plan = build_plan(tensorrt_rtx, work / f"{name}.fp16.onnx", spec, options, kept=kept)
+        found[name] = {
+            "seconds": round(time.perf_counter() - start, 1),
+            "megabytes": round(len(plan.data) / 1e6, 1),
+            "layers": plan.facts["layers"],
+            "computing_half": plan.audit.count("HALF"),
+            "computing_float": plan.audit.count("FLOAT"),
+            "unexplained": plan.audit.unexplained,
+        }
+        print(f"  {name}: {found[name]}", flush=True)
+    return found
+
+
+def emulate(work: Path, float64: bool) -> dict[str, Any]:
+    """Errors of the emulation on the real case, relative to eager."""
+    from tmi.export.fp16_emulation import emulate_fp16, emulation_session, run_emulation
+    from tmi.export.fp16_onnx import LARGEST, read_typed
+    from tmi.runtime.parity import relative_error
+
+    inputs, references = real_inputs(work, float64)
+    found: dict[str, Any] = {}
+    for name, spec in specs(work).items():
+        loaded = emulation_session(emulate_fp16(read_typed(work / f"{name}.fp16.onnx")), threads=os.cpu_count() or 1)
+        start = time.perf_counter()
+        outputs, extremes = run_emulation(loaded, [spec.outputs[0].name], inputs[name])
+        (answer,) = outputs.values()
+        top = max(extremes.values(), key=lambda e: e.largest)
+        found[name] = {
+            "seconds": round(time.perf_counter() - start, 1),
+            "tensors": len(extremes),
+            "not_finite": sum(not e.finite for e in extremes.values()),
+            "largest": top.largest,
+            "largest_at": f"{top.node} ({top.operator})",
+            "share_of_range": top.largest / LARGEST,
+            "errors": {kind: relative_error(answer, np.asarray(r[name])) for kind, r in references.items()},
+        }
+        if "float64" in references:
+            eager = np.asarray(references["float32"][name])
+            found[name]["float32_itself"] = relative_error(eager, np.asarray(references["float64"][name]))
+        print(f"  {name}: {found[name]}", flush=True)
+        del loaded
+    return found
+
+
+def parts(work: Path) -> tuple[Any, Any, Any]:
+    from tmi.export.fold_graphs import FoldModels, cut_run
+    from tmi.toolkit.run_folder import RunFolder
+
+    run = RunFolder.open(work / "run").require_finished()
+    return run, cut_run(run), FoldModels(run)
+
+
+def on_grid(config: Any) -> Any:
+    return replace(config, ct=replace(config.ct, shape_DHW=tuple(GRID))) if GRID else config
+
+
+def specs(work: Path) -> dict[str, Any]:
+    from tmi.export.fold_graphs import graph_spec
+    from tmi.toolkit.presets import paper
+
+    return {name: graph_spec(on_grid(paper()), name.partition("-")[0], name, folds=1) for name in GRAPHS}
+
+
+def real_inputs(work: Path, float64: bool) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """What each graph reads of the real case, and what eager answers, by precision and graph."""
+    import copy
+
+    import torch
+
+    from tmi.toolkit.case import find_cases
+    from tmi.toolkit.prepare import prepare_case
+    from tmi.toolkit.scaling import RadiomicsScaler
+    from tmi.toolkit.tokenizer import Tokenizer
+
+    run, _, models = parts(work)
+    (case,) = find_cases([work / "real-case"], mask_label=LIVER_LABEL)
+    prepared = prepare_case(case, on_grid(run.config))
+    clinical = run.config.clinical
+    text = Tokenizer.load(run.fold(0).tokenizer).encode(
+        [prepared.text], max_length=clinical.max_length, pad_to_max=clinical.pad_to_max
+    )
+    radiomics = RadiomicsScaler.load(run.fold(0).scaler).transform(prepared.radiomics_F[None]).values_NF
+    references: dict[str, dict[str, Any]] = {}
+    whole = models.whole(0)
+    for kind in ("float32", "float64") if float64 else ("float32",):
+        dtype = getattr(torch, kind)
+        model = whole if kind == "float32" else copy.deepcopy(whole).to(dtype)
+        with torch.inference_mode():
+            ct = model.encode_ct(torch.from_numpy(prepared.ct_1DHW[None]).to(dtype))
+            words = model.encode_text(torch.from_numpy(text.input_ids_BT), torch.from_numpy(text.attention_mask_BT))
+            if references:  # the fusion alone: from the features that the fusion graph is given
+                first = references["float32"]
+                read = (torch.from_numpy(first["ct-0"]).to(dtype), torch.from_numpy(first["text-0"]).to(dtype))
+            else:
+                read = (ct, words)
+            logits = model.fuse(*read, torch.from_numpy(radiomics).to(dtype)).logits_BK
+        references[kind] = {"ct-0": ct.numpy(), "text-0": words.numpy(), "fusion": logits.numpy()[:, None]}
+        print(f"  eager {kind} done", flush=True)
+    eager = references["float32"]
+    inputs = {
+        "ct-0": {"ct": prepared.ct_1DHW[None]},
+        "text-0": {"input_ids": text.input_ids_BT, "attention_mask": text.attention_mask_BT},
+        "fusion": {
+            "ct_features": eager["ct-0"][:, None],
+            "text_features": eager["text-0"][:, None],
+            "radiomics": radiomics[:, None],
+        },
+    }
+    return inputs, references
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Engines of TensorRT added to a bundle that has its typed graphs: `tmi build`. No torch (torch-trt needs it).
+
+The golden cases run through the new engines on this machine before the bundle is replaced, and it is replaced as a
+whole: when a gate fails, or the machine goes down, the old bundle is there as it was.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors.numpy import load_file
+
+from tmi.export.model_card import model_card
+from tmi.export.plans import PLANS, TYPED, PlanRequest, add_plans, obstacle, pending, require_gates
+from tmi.export.sbom import sbom
+from tmi.export.trt_builder import BuildOptions
+from tmi.runtime.parity import Outputs
+from tmi.toolkit.bundle import Bundle, fingerprint, open_bundle, write_manifest
+from tmi.toolkit.errors import UnavailableError, UsageError
+from tmi.toolkit.files import staged_folder, write_text
+from tmi.toolkit.golden import golden_of
+from tmi.toolkit.manifest import GOLDEN_FILE, MODEL_CARD_FILE, SBOM_FILE, SIGNATURE_FILE
+
+
+def build_bundle(
+    folder: Path,
+    kinds: Sequence[str] | None = None,
+    *,
+    options: BuildOptions | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Bundle:
+    """Build engines and put them into the bundle.
+
+    Args:
+        folder: of the bundle.
+        kinds: names in `PLANS`; None: those that are pending since the export. One that is there is built anew.
+        options: how; None: for batches up to 4.
+        progress: told one line of what is being done.
+
+    Raises:
+        UsageError: no bundle, nothing to build, or no typed graphs in it.
+        DamagedError: the bundle is damaged.
+        UnavailableError: this machine cannot build an engine, or TensorRT refuses a graph.
+        ParityError: a gate failed; the bundle was left as it was.
+    """
+    bundle = open_bundle(folder)
+    chosen = tuple(dict.fromkeys(kinds or pending(bundle.manifest)))
+    unknown = [kind for kind in chosen if kind not in PLANS]
+    if unknown:
+        raise UsageError(f"{unknown[0]!r} is no engine that is built", fix=f"choose among {', '.join(PLANS)}")
+    if not bundle.has(TYPED):
+        raise UsageError(
+            f"bundle {folder} holds no graphs that engines are built from",
+            fix="export the run again with --engine trt or --engine trt-rtx",
+        )
+    if not chosen:
+        raise UsageError(
+            f"no engine of bundle {folder} is pending", fix=f"name one of {', '.join(PLANS)} with --engine"
+        )
+    longest = bundle.manifest.settings().clinical.max_length
+    request = PlanRequest(kinds=chosen, options=replace(options or BuildOptions(), max_length=longest))
+    for kind in chosen:
+        missing = obstacle(kind, request.options)
+        if missing is not None:
+            raise UnavailableError(
+                f"the {kind} engine cannot be built here: {missing}",
+                fix=f"run `tmi build {folder}` on a machine where `nvidia-smi` lists a GPU and where "
+                f"pip install 'tmi-clnet[{'trt-rtx' if kind == 'trt-rtx' else 'trt'}]' was done",
+            )
+    golden = golden_of(bundle.manifest)
+    reference = Outputs.from_tensors(load_file(folder / GOLDEN_FILE))
+    with staged_folder(folder) as stage:
+        shutil.copytree(folder, stage, dirs_exist_ok=True)
+        manifest, records = add_plans(stage, bundle.manifest, request, golden, reference, progress=progress)
+        require_gates(records)
+        kept = [r for r in manifest.parity if r.artefact not in chosen]
+        manifest = replace(manifest, parity=(*kept, *records))
+        write_text(stage / MODEL_CARD_FILE, model_card(manifest))
+        write_text(stage / SBOM_FILE, sbom(manifest))
+        (stage / SIGNATURE_FILE).unlink(missing_ok=True)  # it signed the bundle as it was; sign the new one
+        progress("taking fingerprints")
+        write_manifest(stage, replace(manifest, files=fingerprint(stage)))
+    return open_bundle(folder)

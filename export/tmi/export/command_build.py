@@ -1,0 +1,95 @@
+"""`tmi build`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tmi.export.plan_options import Hardware, Level, MaxBatch, PlanWeights, Target, TimingCache, Workspace
+
+if TYPE_CHECKING:
+    from tmi.toolkit.bundle import Bundle
+
+
+def build(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="Folder of the bundle. Default: TMI_BUNDLE, else ./bundle.", show_default=False),
+    ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="trt, trt-rtx or torch-trt; may be repeated. Default: what the export could not build.",
+            show_default=False,
+        ),
+    ] = None,
+    target: Target = None,
+    max_batch: MaxBatch = 4,
+    hardware: Hardware = "none",
+    level: Level = 3,
+    workspace_mib: Workspace = None,
+    plan_weights: PlanWeights = "inside",
+    timing_cache: TimingCache = None,
+) -> None:
+    """Build TensorRT engines into a bundle, on the machine that has the GPU.
+
+    The golden cases run through the engines before the bundle is replaced as a whole; when one gate fails it is left as
+    it was, and the exit code is 4.
+
+    Examples:
+
+        tmi build ./bundle
+        tmi build ./bundle --engine trt-rtx --target sm86
+    """
+    from tmi.export.bundle_builder import build_bundle
+    from tmi.export.command import print_failures
+    from tmi.export.plan_options import build_options
+    from tmi.export.plans import pending
+    from tmi.toolkit.bundle import open_bundle
+    from tmi.toolkit.errors import ParityError
+    from tmi.toolkit.project import default_bundle, load_project
+
+    if bundle is None:
+        bundle, reason = default_bundle(load_project())
+        typer.echo(f"bundle {bundle} ({reason})", err=True)
+    kinds = engine or list(pending(open_bundle(bundle).manifest))
+    options = build_options(
+        kinds,
+        target=target,
+        max_batch=max_batch,
+        hardware=hardware,
+        level=level,
+        workspace_mib=workspace_mib,
+        weights=plan_weights,
+        timing_cache=timing_cache,
+    )
+    from rich.console import Console
+
+    try:
+        with Console(stderr=True).status("opening the bundle") as status:
+            built = build_bundle(bundle, kinds, options=options, progress=status.update)
+    except ParityError as error:
+        print_failures(error.records)
+        raise
+    print_plans(built)
+
+
+def print_plans(bundle: Bundle) -> None:
+    """One line for each engine of TensorRT in a bundle, on standard output."""
+    facts = bundle.manifest.extra.get("tensorrt", {})
+    for name, about in facts.get("precision", {}).get("graphs", {}).items():
+        half, kept = about.get("nodes_in_half", 0), len(about.get("nodes_in_float", {}))
+        nodes = f": {half} nodes in FP16, {kept} in float32" if half else ""
+        typer.echo(f"  {name:12} {about['precision']}{nodes}")
+    for kind, about in facts.get("plans", {}).items():
+        graphs = about["graphs"].values()
+        size = sum(g["plan"]["bytes"] for g in graphs) / 1e6
+        half, single = (sum(g[f"layers_in_{t}"] or 0 for g in graphs) for t in ("half", "float"))
+        target = about["options"]["target"] or next(iter(graphs))["built_on"]
+        builder = next(iter(graphs))["builder"]
+        typer.echo(
+            f"  {kind:12} {len(graphs)} plans for {target} by {builder}, {size:.1f} MB; layers: {half} HALF, "
+            f"{single} FLOAT"
+        )

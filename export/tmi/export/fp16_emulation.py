@@ -1,0 +1,245 @@
+"""What an FP16 graph answers, found on a CPU: every FP16 tensor goes through float16 and back, in a float32 graph.
+
+ONNX Runtime's CPU kernels keep float32 between FP16 operators, so a graph that overflows on a GPU looks sound there.
+Here
+
+    r = float32(float16(op(inputs)))      for every FP16 tensor that an operator computes
+
+which is what an FP16 kernel with float32 accumulation does. Operators that only move or select values round nothing.
+TensorRT fuses operators and rounds less often, so this is the stricter of the two. For TF32, the inputs of convolutions
+and matrix products are rounded to 11 significant bits (Veltkamp's splitting: c = 8193 x, r = c - (c - x)).
+
+Each rounded tensor also gives its largest magnitude and a sum of squares, which is finite if and only if every
+element is: FP16 squares to at most 4.3e9, and float32 holds 7e28 such terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+from onnx_ir.passes import common as passes
+
+from tmi.export.fp16_onnx import HALF, SINGLE, read_typed
+from tmi.runtime.graph_engine import GraphEngine
+from tmi.runtime.onnx_engine import ERRORS_ONLY, as_runtime_errors
+from tmi.runtime.precision import TF32, graph_precisions
+from tmi.toolkit.bundle import Bundle
+from tmi.toolkit.manifest import GraphSpec
+
+MOVES = frozenset(
+    "Reshape Transpose Slice Concat Squeeze Unsqueeze Gather GatherElements GatherND Expand Split Identity Flatten "
+    "MaxPool Relu Max Min Where Tile Pad".split()
+)
+"""Operators whose output holds nothing but values of their inputs (or zero)."""
+PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+"""Operators that TF32 rounds the inputs of."""
+SPLIT = 8193.0
+"""2^13 + 1: leaves 11 of float32's 24 significant bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extreme:
+    """What one FP16 tensor reached."""
+
+    tensor: str
+    """Its name."""
+    node: str
+    """Node that computes it."""
+    operator: str
+    """Its operator."""
+    largest: float
+    """Largest magnitude seen; infinite where a value was not finite."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether every element of every run was finite."""
+        return bool(np.isfinite(self.largest))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emulation:
+    """A float32 graph that answers like an FP16 one."""
+
+    model: ir.Model
+    """The graph; after its own outputs it has two scalars for each probe."""
+    probes: Mapping[str, tuple[str, str]]
+    """Rounded tensor -> node and operator that compute it."""
+
+
+def emulate_fp16(model: ir.Model) -> Emulation:
+    """Rewrite a strongly typed FP16 graph in place."""
+    graph = model.graph
+    for value in graph.initializers.values():
+        if value.dtype == HALF:
+            assert value.const_value is not None
+            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
+            value.dtype = SINGLE
+    probes: dict[str, tuple[str, str]] = {}
+    for node in list(graph):
+        for value in [v for v in node.outputs if v.dtype == HALF]:
+            value.dtype = SINGLE
+            if node.op_type not in MOVES:
+                _probe(graph, str(value.name), _round_trip(graph, node, value))
+                probes[str(value.name)] = (str(node.name), node.op_type)
+        _widen_attributes(node)
+    passes.TopologicalSortPass()(model)
+    return Emulation(model=model, probes=probes)
+
+
+def emulate_tf32(model: ir.Model) -> Emulation:
+    """Rewrite a float32 graph in place; nothing overflows that does not in float32, so nothing is probed."""
+    graph = model.graph
+    factor = ir.Value(name="tf32_split", type=ir.TensorType(SINGLE), shape=ir.Shape(()))
+    factor.const_value = ir.tensor(np.float32(SPLIT), name="tf32_split")
+    graph.register_initializer(factor)
+    rounded: dict[int, ir.Value] = {}
+    for node in list(graph):
+        for index, value in enumerate(node.inputs[:2] if node.op_type in PRODUCTS else ()):
+            if value is not None and value.dtype == SINGLE:
+                if id(value) not in rounded:
+                    rounded[id(value)] = _split(graph, node, value, factor)
+                node.replace_input_with(index, rounded[id(value)])
+    passes.TopologicalSortPass()(model)
+    return Emulation(model=model, probes={})
+
+
+class EmulationEngine(GraphEngine):
+    """ONNX Runtime on the emulation of a bundle's mixed-precision graphs; answers slowly and is for judging only."""
+
+    name = "fp16-emulation"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._precisions: dict[str, str] = {}
+        self._seen: dict[str, dict[str, Extreme]] | None = None
+
+    @contextmanager
+    def watching(self) -> Iterator[dict[str, dict[str, Extreme]]]:
+        """Collect what every FP16 tensor reaches while the block runs: graph -> tensor -> extreme."""
+        self._seen = {}
+        try:
+            yield self._seen
+        finally:
+            self._seen = None
+
+    def _start(self, bundle: Bundle) -> None:
+        self._precisions = graph_precisions(bundle.manifest)
+
+    def _load(self, spec: GraphSpec, path: Path) -> tuple[onnxruntime.InferenceSession, Emulation]:
+        model = read_typed(path)
+        tf32 = self._precisions[spec.name] == TF32
+        return emulation_session(emulate_tf32(model) if tf32 else emulate_fp16(model), threads=self.threads)
+
+    def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        outputs, extremes = run_emulation(loaded, [t.name for t in spec.outputs], inputs, probe=self._seen is not None)
+        if self._seen is not None:
+            mine = self._seen.setdefault(spec.name, {})
+            for name, extreme in extremes.items():
+                if name not in mine or not extreme.largest <= mine[name].largest:
+                    mine[name] = extreme
+        return outputs
+
+
+def emulation_session(emulation: Emulation, *, threads: int) -> tuple[onnxruntime.InferenceSession, Emulation]:
+    """ONNX Runtime's session of an emulation; float32 kernels alone."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # A volume's tensors are large: free each as soon as it and its probes are done, and keep nothing for the next run.
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    data = ir.to_proto(emulation.model).SerializeToString()
+    with as_runtime_errors():
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]), emulation
+
+
+def run_emulation(
+    loaded: tuple[onnxruntime.InferenceSession, Emulation],
+    names: list[str],
+    inputs: Mapping[str, NDArray[Any]],
+    *,
+    probe: bool = True,
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, Extreme]]:
+    """Outputs by name, and what every FP16 tensor reached."""
+    session, emulation = loaded
+    probes = list(emulation.probes) if probe else []
+    wanted = [*names, *(f"{name}::{kind}" for name in probes for kind in ("largest", "squares"))]
+    with as_runtime_errors():
+        answers = session.run(wanted, dict(inputs))
+    figures = iter(answers[len(names) :])
+    extremes = {}
+    for name, largest, squares in zip(probes, figures, figures, strict=True):
+        node, operator = emulation.probes[name]
+        reached = float(largest) if np.isfinite(squares) else float("inf")
+        extremes[name] = Extreme(tensor=name, node=node, operator=operator, largest=reached)
+    return dict(zip(names, answers, strict=False)), extremes
+
+
+def _round_trip(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
+    """Everything that reads `value` reads it rounded to FP16 instead."""
+    users = list(value.uses())
+    half = _value(f"{value.name}::half", HALF, value.shape)
+    rounded = _value(f"{value.name}::rounded", SINGLE, value.shape)
+    down = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(HALF))], outputs=[half], name=half.name)
+    up = ir.Node("", "Cast", [half], [ir.AttrInt64("to", int(SINGLE))], outputs=[rounded], name=rounded.name)
+    graph.insert_after(node, [down, up])
+    for user, index in users:
+        user.replace_input_with(index, rounded)
+    return rounded
+
+
+def _probe(graph: ir.Graph, name: str, rounded: ir.Value) -> None:
+    size = _value(f"{name}::size", SINGLE, rounded.shape)
+    largest = _value(f"{name}::largest", SINGLE, ir.Shape(()))
+    squares = _value(f"{name}::squares", SINGLE, ir.Shape(()))
+    scalar = [ir.AttrInt64("keepdims", 0)]
+    producer = rounded.producer()
+    assert producer is not None
+    graph.insert_after(
+        producer,
+        [
+            ir.Node("", "Abs", [rounded], outputs=[size], name=size.name),
+            ir.Node("", "ReduceMax", [size], scalar, outputs=[largest], name=largest.name),
+            ir.Node("", "ReduceSumSquare", [rounded], scalar, outputs=[squares], name=squares.name),
+        ],
+    )
+    graph.outputs.extend([largest, squares])
+
+
+def _split(graph: ir.Graph, node: ir.Node, value: ir.Value, factor: ir.Value) -> ir.Value:
+    """`value` with 11 significant bits."""
+    scaled, low, rounded = (_value(f"{value.name}::{part}", SINGLE, value.shape) for part in ("c", "low", "tf32"))
+    graph.insert_before(
+        node,
+        [
+            ir.Node("", "Mul", [value, factor], outputs=[scaled], name=scaled.name),
+            ir.Node("", "Sub", [scaled, value], outputs=[low], name=low.name),
+            ir.Node("", "Sub", [scaled, low], outputs=[rounded], name=rounded.name),
+        ],
+    )
+    return rounded
+
+
+def _widen_attributes(node: ir.Node) -> None:
+    """A node that makes its own FP16 values makes float32 ones; the round trip that follows it rounds them."""
+    for name in ("to", "dtype"):
+        attribute = node.attributes.get(name)
+        if attribute is not None and attribute.type == ir.AttributeType.INT and attribute.as_int() == int(HALF):
+            node.attributes[name] = ir.AttrInt64(name, int(SINGLE))
+    value = node.attributes.get("value")
+    if value is not None and value.type == ir.AttributeType.TENSOR and value.as_tensor().dtype == HALF:
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(value.as_tensor().numpy().astype(np.float32)))
+
+
+def _value(name: str, dtype: ir.DataType, shape: ir.Shape | None) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=shape)

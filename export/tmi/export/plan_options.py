@@ -1,0 +1,90 @@
+"""The options of `tmi export` and `tmi build` that say how TensorRT engines are built. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tmi.toolkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tmi.export.trt_builder import BuildOptions
+
+DEFAULT_TARGET = "sm80"
+"""A100: what a TensorRT-RTX plan is built for where there is no GPU to take it from."""
+HARDWARE = ("none", "ampere-plus", "same-compute-capability")
+WEIGHTS = ("inside", "refit", "strip")
+
+Target = Annotated[
+    str | None,
+    typer.Option(
+        help="GPU that trt-rtx plans are for: sm75, sm80 (A100), sm86, sm89 or sm120. Default: this machine's, "
+        "else sm80.",
+        show_default=False,
+    ),
+]
+MaxBatch = Annotated[int, typer.Option(min=1, help="Largest batch of TensorRT engines.")]
+Hardware = Annotated[
+    str, typer.Option("--hardware-compatibility", help=f"GPUs that trt engines must run on: {', '.join(HARDWARE)}.")
+]
+Level = Annotated[
+    int, typer.Option("--optimisation-level", min=0, max=5, help="How long TensorRT looks for quicker kernels.")
+]
+Workspace = Annotated[
+    int | None,
+    typer.Option("--workspace-mib", min=1, help="Memory that TensorRT's kernels may take.", show_default=False),
+]
+PlanWeights = Annotated[
+    str,
+    typer.Option(
+        "--plan-weights",
+        help="inside: in each plan; refit: exchangeable; strip: taken from the ONNX file on loading.",
+    ),
+]
+TimingCache = Annotated[
+    Path | None,
+    typer.Option("--timing-cache", help="File that keeps TensorRT's timings between builds.", show_default=False),
+]
+
+
+def build_options(
+    kinds: Sequence[str],
+    *,
+    target: str | None,
+    max_batch: int,
+    hardware: str,
+    level: int,
+    workspace_mib: int | None,
+    weights: str,
+    timing_cache: Path | None,
+) -> BuildOptions:
+    """The options, checked; the longest text is the bundle's and filled in there.
+
+    Raises:
+        UsageError: an unknown value, or a target for an engine that has none.
+    """
+    from tmi.export.plans import require_target
+    from tmi.export.trt_builder import BuildOptions
+    from tmi.runtime.nvidia_driver import find_gpu
+
+    for value, known, name in ((hardware, HARDWARE, "--hardware-compatibility"), (weights, WEIGHTS, "--plan-weights")):
+        if value not in known:
+            raise UsageError(f"unknown {name} {value!r}", fix=f"choose one of {', '.join(known)}")
+    require_target(kinds, target)
+    if "trt-rtx" in kinds and target is None:
+        gpu = find_gpu()
+        target = DEFAULT_TARGET if gpu is None else gpu.target
+        typer.echo(f"target {target} ({'no GPU here: A100' if gpu is None else gpu.name})", err=True)
+    return BuildOptions(
+        max_batch=max_batch,
+        target=target,
+        hardware=hardware,  # type: ignore[arg-type]
+        optimisation_level=level,
+        workspace_mib=workspace_mib,
+        weights=weights,  # type: ignore[arg-type]
+        timing_cache=timing_cache,
+    )

@@ -1,0 +1,127 @@
+"""`--engine torch-trt`: plans compiled by torch-tensorrt from the eager modules instead of from ONNX graphs.
+
+What torch-tensorrt converts is kept as a bare TensorRT plan and run by `tmi.runtime.trt_engine` like any other: its own
+container would have to be unpickled by whoever loads it. FP16 is torch's autocast, so which operators stay in float32
+is torch's list and not the one of `tmi.export.fp16_onnx`; the gates judge what comes out.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tmi.export.exporters import EXPORTERS
+from tmi.export.fold_graphs import FusionOfFolds, example_inputs
+from tmi.export.trt_builder import BuildOptions, shape_ranges
+from tmi.runtime.eager_engine import EagerEngine
+from tmi.runtime.nvidia_driver import require_gpu
+from tmi.runtime.precision import FLOAT16, TENSORRT, TF32, graph_precisions
+from tmi.toolkit.bundle import Bundle
+from tmi.toolkit.errors import UnavailableError
+from tmi.toolkit.hashing import sha256_bytes
+from tmi.toolkit.manifest import GraphSpec, Manifest
+
+KIND = "torch-trt"
+
+
+class InPrecision(nn.Module):
+    """A module that takes and gives float32 and computes under autocast to FP16, where asked to."""
+
+    def __init__(self, module: nn.Module, half: bool) -> None:
+        super().__init__()
+        self.module, self.half_precision = module, half
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """The module's answer, float32."""
+        cast = torch.autocast("cuda", dtype=torch.float16) if self.half_precision else nullcontext()
+        with cast:
+            answer: Tensor = self.module(*inputs)
+        return answer.float()
+
+
+def build_torch_trt(
+    folder: Path, manifest: Manifest, options: BuildOptions, progress: Callable[[str], None]
+) -> Manifest:
+    """Compile every graph of a bundle that holds its eager weights.
+
+    Args:
+        folder: the bundle's folder; plans are written into it.
+        manifest: its manifest.
+        options: batch and text length are used; the rest is torch-tensorrt's own choice.
+        progress: told one line of what is being done.
+
+    Raises:
+        UnavailableError: no GPU, no eager weights in the bundle, or torch-tensorrt refuses a graph.
+    """
+    gpu = require_gpu("--engine torch-trt")
+    bundle = Bundle(folder=folder, manifest=manifest, digest="")
+    if not bundle.has("weights"):
+        raise UnavailableError(
+            f"bundle {folder} holds no eager weights, which torch-trt compiles", fix="export it without --no-weights"
+        )
+    torch_tensorrt = importlib.import_module("torch_tensorrt")
+    version = importlib.import_module("tensorrt").__version__
+    precisions = graph_precisions(manifest)
+    graphs, facts = [], {}
+    with EagerEngine() as eager:
+        eager.open(bundle, threads=None)
+        for spec in manifest.graphs:
+            file = f"graphs/{spec.name}{EXPORTERS[KIND].suffix}"
+            progress(f"compiling {file}")
+            loaded = eager.module(spec.name)
+            module = FusionOfFolds(loaded) if isinstance(loaded, list) else loaded
+            wrapped = InPrecision(module, precisions[spec.name] == FLOAT16).eval().cuda()
+            data = _compile(torch_tensorrt, wrapped, spec, options, tf32=precisions[spec.name] == TF32)
+            (folder / file).write_bytes(data)
+            graphs.append(replace(spec, artefacts={**spec.artefacts, KIND: file}))
+            ranges = shape_ranges(spec, options, batch=(1, options.max_batch, options.max_batch))
+            facts[spec.name] = {
+                "builder": f"tensorrt {version}",
+                "compiler": f"torch_tensorrt {torch_tensorrt.__version__}",
+                "target": None,
+                "built_on": gpu.target,
+                "features": {"weights": "inside", "hardware compatibility": "none"},
+                "profiles": [{name: [list(s) for s in shapes] for name, shapes in ranges.items()}],
+                "plan": {"sha256": sha256_bytes(data), "bytes": len(data)},
+                "layers_in_half": None,
+                "layers_in_float": None,
+            }
+    about = manifest.extra[TENSORRT]
+    plans = {**about.get("plans", {}), KIND: {"options": {"target": None}, "graphs": facts}}
+    extra = {**manifest.extra, TENSORRT: {**about, "plans": plans}}
+    return replace(manifest, graphs=tuple(graphs), extra=extra)
+
+
+def _compile(torch_tensorrt: Any, module: nn.Module, spec: GraphSpec, options: BuildOptions, *, tf32: bool) -> bytes:
+    axes = {"B": torch.export.Dim("B", min=1, max=options.max_batch), "T": torch.export.Dim("T", min=1)}
+    dynamic = (tuple({i: axes[a] for i, a in enumerate(t.shape) if isinstance(a, str)} for t in spec.inputs),)
+    example = tuple(t.cuda() for t in example_inputs(spec))
+    ranges = shape_ranges(spec, options, batch=(1, options.max_batch, options.max_batch))
+    inputs = [
+        torch_tensorrt.Input(
+            min_shape=ranges[t.name][0],
+            opt_shape=ranges[t.name][1],
+            max_shape=ranges[t.name][2],
+            dtype=getattr(torch, t.dtype),
+        )
+        for t in spec.inputs
+    ]
+    try:
+        program = torch.export.export(module, example, dynamic_shapes=dynamic)
+        engine = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
+            program, arg_inputs=inputs, use_explicit_typing=True, disable_tf32=not tf32
+        )
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UnavailableError(
+            f"torch_tensorrt {torch_tensorrt.__version__} does not compile graph {spec.name}: "
+            f"{' '.join(str(error).split())[:300]}",
+            fix="build the engine trt instead: it comes from the checked ONNX graph",
+        ) from error
+    return bytes(engine)

@@ -1,0 +1,85 @@
+"""Is there an NVIDIA GPU with a driver? Asked of the driver's own library, before any TensorRT runtime is touched.
+
+Some TensorRT runtimes crash the process when they are asked to load an engine on a machine without a driver.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+from tmi.toolkit.errors import UnavailableError
+
+LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
+"""The driver's library on Linux and on Windows; it comes with the driver and with nothing else."""
+MAJOR, MINOR = 75, 76
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """The first GPU and its driver."""
+
+    name: str
+    """What the driver calls it."""
+    compute_capability: tuple[int, int]
+    """For example (8, 0)."""
+    cuda: tuple[int, int]
+    """The newest CUDA version that the driver can serve."""
+
+    @property
+    def target(self) -> str:
+        """For example `sm80`."""
+        return "sm{}{}".format(*self.compute_capability)
+
+
+def find_gpu() -> Gpu | None:
+    """The first GPU; None where there is no driver, or it finds no GPU."""
+    driver = _driver()
+    if driver is None or driver.cuInit(0) != 0:
+        return None
+    count, version, device = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    if driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return None
+    name = ctypes.create_string_buffer(256)
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    driver.cuDeviceGet(ctypes.byref(device), 0)
+    driver.cuDeviceGetName(name, len(name), device)
+    capability = []
+    for attribute in (MAJOR, MINOR):
+        value = ctypes.c_int()
+        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        capability.append(value.value)
+    return Gpu(
+        name=name.value.decode(errors="replace"),
+        compute_capability=(capability[0], capability[1]),
+        cuda=(version.value // 1000, version.value % 1000 // 10),
+    )
+
+
+def require_gpu(what: str) -> Gpu:
+    """The first GPU.
+
+    Args:
+        what: what needs it, for the error's text.
+
+    Raises:
+        UnavailableError: there is none.
+    """
+    gpu = find_gpu()
+    if gpu is None:
+        raise UnavailableError(
+            f"{what} needs an NVIDIA GPU with its driver, and this machine has none",
+            fix="run it on a machine where `nvidia-smi` lists a GPU (in a container: start it with --gpus all), "
+            "or choose --engine openvino or onnx, which run on any CPU",
+        )
+    return gpu
+
+
+def _driver() -> ctypes.CDLL | None:
+    for name in LIBRARIES:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    return None

@@ -1,0 +1,314 @@
+"""TensorRT on an NVIDIA GPU: plans of `tensorrt` (`trt`) and of `tensorrt_rtx` (`trt-rtx`). No torch.
+
+All memory is allocated when the bundle is opened: pinned host and device buffers for the largest batch, twice, and one
+block of working memory that every graph and profile shares, because one stream computes them one after another. A
+batch goes through in chunks of at most the profile's largest: while one chunk computes, the next one is copied on the
+second stream. What a profile does for one set of shapes is captured as a CUDA graph the first time and launched after.
+
+Driver, GPU and version are compared with the manifest before anything is deserialized: some runtimes crash otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmi.runtime.engine import engine_spec
+from tmi.runtime.graph_engine import GraphEngine
+from tmi.runtime.nvidia_driver import Gpu, require_gpu
+from tmi.runtime.precision import TENSORRT
+from tmi.toolkit.bundle import Bundle
+from tmi.toolkit.errors import DamagedError, UnavailableError
+from tmi.toolkit.manifest import GraphSpec, Manifest
+
+SLOTS = 2
+"""Sets of buffers: one computes while the other is filled."""
+AMPERE = (8, 0)
+
+
+def plan_facts(manifest: Manifest, kind: str) -> Mapping[str, Any]:
+    """What the manifest says of each graph's plan.
+
+    Raises:
+        DamagedError: nothing, although the bundle has plans.
+    """
+    try:
+        facts: Mapping[str, Any] = manifest.extra[TENSORRT]["plans"][kind]["graphs"]
+        return {g.name: facts[g.name] for g in manifest.graphs}
+    except (KeyError, TypeError) as error:
+        raise DamagedError(f"bundle: the manifest does not describe its {kind} plans", fix="build it again") from error
+
+
+def require_fitting(facts: Mapping[str, Any], version: str, gpu: Gpu, folder: Path) -> None:
+    """A plan is for the TensorRT version and the GPU that it was built for.
+
+    Args:
+        facts: of one plan.
+        version: of the TensorRT that is installed.
+        gpu: that is here.
+        folder: the bundle's, for the text.
+
+    Raises:
+        UnavailableError: it does not fit; the text says what was expected.
+    """
+    again = f"build the plans for this machine: tmi build {folder}"
+    package, _, built_with = str(facts["builder"]).partition(" ")
+    if built_with.split(".")[:3] != version.split(".")[:3]:
+        raise UnavailableError(
+            f"the plans in {folder} were built with {package} {built_with}, here is {version}", fix=again
+        )
+    target = facts["target"] or facts["built_on"]
+    level = facts["features"].get("hardware compatibility", "none")
+    if level == "ampere-plus" and gpu.compute_capability >= AMPERE:
+        return
+    if target != gpu.target:
+        raise UnavailableError(
+            f"the plans in {folder} are for a GPU of {target} (hardware compatibility: {level}), "
+            f"this machine has {gpu.name}, {gpu.target}",
+            fix=again,
+        )
+
+
+def tensor_names(trt: Any, engine: Any, spec: GraphSpec) -> dict[str, str]:
+    """Name in the manifest -> name in the plan; torch-tensorrt gives its own, in the same order.
+
+    Raises:
+        DamagedError: the plan has other tensors than its graph.
+    """
+    there = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    mode = trt.TensorIOMode
+    theirs = [n for kind in (mode.INPUT, mode.OUTPUT) for n in there if engine.get_tensor_mode(n) == kind]
+    ours = [t.name for t in (*spec.inputs, *spec.outputs)]
+    if len(theirs) != len(ours):
+        raise DamagedError(f"bundle: the plan of {spec.name} has the tensors {theirs}", fix="build it again")
+    return {n: n for n in ours} if set(ours) == set(theirs) else dict(zip(ours, theirs, strict=True))
+
+
+@dataclass
+class _Slot:
+    """One set of buffers of a graph, and what was captured on it."""
+
+    buffers: dict[str, Any]
+    contexts: list[Any]
+    captured: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    uploaded: Any = None
+    done: Any = None
+
+
+@dataclass
+class _Graph:
+    """One deserialized plan."""
+
+    engine: Any
+    slots: list[_Slot]
+    largest: int
+    """Largest batch of its profiles."""
+
+
+class TrtEngine(GraphEngine):
+    """Plans of `tensorrt`, run by its own runtime."""
+
+    name: ClassVar[str] = "trt"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cuda: Any = None
+        self._trt: Any = None
+        self._runtime: Any = None
+        self._log: Any = None
+        self._copying: Any = None
+        self._computing: Any = None
+        self._working: int | None = None
+        self._facts: Mapping[str, Any] = {}
+        self._typed: dict[str, Path] = {}
+        self._names: dict[str, dict[str, str]] = {}
+
+    def open(self, bundle: Bundle, *, threads: int | None) -> None:
+        """Load every plan and allocate everything.
+
+        Raises:
+            UnavailableError: no GPU, no plan, or plans for another GPU or version.
+        """
+        super().open(bundle, threads=threads)
+        try:
+            self._share_working_memory()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, bundle: Bundle) -> None:
+        gpu = require_gpu(f"engine {self.name}")
+        self._facts = plan_facts(bundle.manifest, engine_spec(self.name).artefact)
+        self._trt = _import(engine_spec(self.name).package, self.name)
+        for facts in self._facts.values():
+            require_fitting(facts, self._trt.__version__, gpu, bundle.folder)
+        self._cuda = _import("tmi.runtime.cuda_memory", self.name)
+        self._typed = {
+            g.name: path for g in bundle.manifest.graphs if (path := bundle.artefact(g, "onnx-typed")) is not None
+        }
+        self._log = self._trt.Logger(self._trt.Logger.ERROR)
+        self._runtime = self._trt.Runtime(self._log)
+        self._copying, self._computing = self._cuda.Stream(), self._cuda.Stream()
+
+    def _load(self, spec: GraphSpec, path: Path) -> _Graph:
+        engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            raise UnavailableError(
+                f"{self._trt.__name__} {self._trt.__version__} does not load {path.name}",
+                fix=f"build the plans for this machine: tmi build {path.parents[1]}",
+            )
+        self._names[spec.name] = tensor_names(self._trt, engine, spec)
+        facts = self._facts[spec.name]
+        if facts["features"].get("weights") == "strip":
+            self._refit(engine, spec)
+        largest = max(shapes[-1][0] for profile in facts["profiles"] for shapes in profile.values())
+        longest = max((s[-1][1] for p in facts["profiles"] for n, s in p.items() if _has_length(spec, n)), default=1)
+        slots = [self._slot(engine, spec, largest, longest) for _ in range(SLOTS)]
+        return _Graph(engine=engine, slots=slots, largest=largest)
+
+    def _refit(self, engine: Any, spec: GraphSpec) -> None:
+        """A plan without weights gets those of its graph's own ONNX file."""
+        refitter = self._trt.Refitter(engine, self._log)
+        parser = self._trt.OnnxParserRefitter(refitter, self._log)
+        if not parser.refit_from_file(str(self._typed[spec.name])) or not refitter.refit_cuda_engine():
+            raise RuntimeError(f"the plan of {spec.name} does not take the weights of its ONNX file")
+
+    def _slot(self, engine: Any, spec: GraphSpec, largest: int, longest: int) -> _Slot:
+        sizes = {"B": largest, "T": longest}
+        buffers = {
+            t.name: self._cuda.PinnedBuffer(tuple(sizes[a] if isinstance(a, str) else a for a in t.shape), t.dtype)
+            for t in (*spec.inputs, *spec.outputs)
+        }
+        names, contexts = self._names[spec.name], []
+        for profile in range(engine.num_optimization_profiles):
+            strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            context = engine.create_execution_context(strategy)
+            context.set_optimization_profile_async(profile, self._computing.handle)
+            for name, buffer in buffers.items():
+                context.set_tensor_address(names[name], buffer.device)
+            contexts.append(context)
+        return _Slot(buffers=buffers, contexts=contexts, uploaded=self._cuda.new_event(), done=self._cuda.new_event())
+
+    def _share_working_memory(self) -> None:
+        """One block, as large as the hungriest profile of any graph needs."""
+        graphs: list[_Graph] = list(self._loaded.values())
+        size = max(
+            g.engine.get_device_memory_size_for_profile_v2(p)
+            for g in graphs
+            for p in range(g.engine.num_optimization_profiles)
+        )
+        self._working = self._cuda.allocate(size)
+        for graph in graphs:
+            for slot in graph.slots:
+                for context in slot.contexts:
+                    context.set_device_memory(self._working, size)
+
+    def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        graph: _Graph = loaded
+        rows = next(iter(inputs.values())).shape[0]
+        answers: list[dict[str, NDArray[np.float32]]] = []
+        waiting: list[tuple[_Slot, int]] = []
+        for number, start in enumerate(range(0, rows, graph.largest)):
+            slot = graph.slots[number % SLOTS]
+            if len(waiting) == SLOTS:
+                answers.append(self._collect(spec, *waiting.pop(0)))
+            chunk = {name: array[start : start + graph.largest] for name, array in inputs.items()}
+            self._enqueue(spec, slot, chunk)
+            waiting.append((slot, min(graph.largest, rows - start)))
+        answers += [self._collect(spec, *one) for one in waiting]
+        return {t.name: np.concatenate([a[t.name] for a in answers]) for t in spec.outputs}
+
+    def _enqueue(self, spec: GraphSpec, slot: _Slot, chunk: dict[str, NDArray[Any]]) -> None:
+        """Copy in on one stream; compute and copy out on the other."""
+        for name, array in chunk.items():
+            slot.buffers[name].upload(array, self._copying.handle)
+        self._copying.mark(slot.uploaded)
+        self._computing.wait(slot.uploaded)
+        batch = next(iter(chunk.values())).shape[0]
+        profile = 0 if batch == 1 or len(slot.contexts) == 1 else 1
+        shapes = {name: array.shape for name, array in chunk.items()}
+        self._compute(slot, profile, shapes, self._names[spec.name])
+        for t in spec.outputs:
+            slot.buffers[t.name].download((batch, *t.shape[1:]), self._computing.handle)
+        self._computing.mark(slot.done)
+
+    def _compute(self, slot: _Slot, profile: int, shapes: dict[str, tuple[int, ...]], names: Mapping[str, str]) -> None:
+        context, key = slot.contexts[profile], (profile, *shapes.items())
+        if key in slot.captured:
+            slot.captured[key].launch(self._computing)
+            return
+        for name, shape in shapes.items():
+            if not context.set_input_shape(names[name], shape):
+                raise ValueError(f"engine {self.name}: {name} {list(shape)} is outside every profile of its plan")
+
+        def work() -> None:
+            if not context.execute_async_v3(self._computing.handle):
+                raise RuntimeError(f"engine {self.name} could not run a graph on {shapes}")
+
+        work()  # the first run at new shapes does work that cannot be captured
+        self._computing.synchronise()
+        slot.captured[key] = self._cuda.CapturedGraph(self._computing, work)
+
+    def _collect(self, spec: GraphSpec, slot: _Slot, rows: int) -> dict[str, NDArray[np.float32]]:
+        self._cuda.wait_for(slot.done)
+        return {t.name: slot.buffers[t.name].host((rows, *t.shape[1:])).copy() for t in spec.outputs}
+
+    def close(self) -> None:
+        """Free everything; may be called twice."""
+        if self._computing is not None:
+            self._computing.synchronise()
+        for graph in self._loaded.values():
+            for slot in graph.slots:
+                for captured in slot.captured.values():
+                    captured.free()
+                for buffer in slot.buffers.values():
+                    buffer.free()
+                for event in (slot.uploaded, slot.done):
+                    self._cuda.free_event(event)
+                slot.contexts.clear()
+        super().close()
+        if self._working is not None:
+            self._cuda.release(self._working)
+        for stream in (self._copying, self._computing):
+            if stream is not None:
+                stream.free()
+        self._working = self._copying = self._computing = self._runtime = None
+
+
+class TrtRtxEngine(TrtEngine):
+    """Plans of `tensorrt_rtx`; they load in its runtime alone."""
+
+    name: ClassVar[str] = "trt-rtx"
+
+
+class TorchTrtEngine(TrtEngine):
+    """Plans that torch-tensorrt compiled, run by the runtime of `tensorrt`."""
+
+    name: ClassVar[str] = "torch-trt"
+
+
+def _has_length(spec: GraphSpec, name: str) -> bool:
+    return any(t.name == name and "T" in t.shape for t in spec.inputs)
+
+
+def _import(module: str, engine: str) -> ModuleType:
+    """Import what only a GPU machine has.
+
+    Raises:
+        UnavailableError: its package is missing, or its libraries do not load.
+    """
+    extra = engine_spec(engine).extra
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        raise UnavailableError(
+            f"engine {engine} cannot load {module}: {' '.join(str(error).split())[:200]}",
+            fix=f"pip install 'tmi-clnet[{extra}]', and let LD_LIBRARY_PATH name the folder of TensorRT's libraries",
+        ) from error

@@ -1,0 +1,174 @@
+"""One builder for three TensorRTs. Plans are built for real with TensorRT-RTX, which needs no GPU for that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from factories.fake_trt import fake_trt
+from factories.onnx_graph import FLOAT, HALF, write_graph
+from tmi.export.trt_builder import TARGETS, BuildOptions, audit_network, build_plan, profiles
+from tmi.toolkit.errors import UnavailableError
+from tmi.toolkit.manifest import GraphSpec, TensorSpec
+
+rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this platform")
+node = helper.make_node
+
+
+def spec(**shapes: tuple[int | str, ...]) -> GraphSpec:
+    inputs = tuple(TensorSpec(name=n, dtype="float32", shape=s) for n, s in shapes.items())
+    return GraphSpec(name="g", role="ct", inputs=inputs, outputs=inputs[:1], artefacts={})
+
+
+def products(path: Path, dtype: int) -> Path:
+    kind = np.float16 if dtype == HALF else np.float32
+    return write_graph(
+        path,
+        [node("MatMul", ["x", "w"], ["a"]), node("Relu", ["a"], ["y"])],
+        inputs={"x": ["B", 8]},
+        outputs={"y": ["B", 8]},
+        weights={"w": np.eye(8, dtype=kind)},
+        dtype=dtype,
+    )
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_plan_is_built_ahead_of_time_for_every_target(tmp_path, target):
+    path = products(tmp_path / "g.onnx", HALF)
+    plan = build_plan(rtx, path, spec(x=("B", 8)), BuildOptions(target=target), kept={})
+    assert len(plan.data) > 1000
+    assert plan.facts["target"] == target
+    assert plan.facts["builder"] == f"tensorrt_rtx {rtx.__version__}"
+    assert plan.facts["plan"]["bytes"] == len(plan.data)
+    assert (plan.facts["layers_in_half"], plan.facts["layers_in_float"]) == (2, 0)
+    assert plan.facts["profiles"] == [
+        {"x": [[1, 8], [1, 8], [1, 8]]},
+        {"x": [[1, 8], [4, 8], [4, 8]]},
+    ]
+
+
+def unsupported(folder: Path) -> Path:
+    nodes = [node("StringNormalizer", ["x"], ["y"])]
+    return write_graph(
+        folder / "g.onnx", nodes, inputs={"x": ["B"]}, outputs={"y": ["B"]}, weights={}, dtype=8
+    )  # string
+
+
+def mixed(folder: Path) -> Path:
+    nodes = [node("Add", ["x", "c"], ["y"])]
+    return write_graph(
+        folder / "g.onnx", nodes, inputs={"x": ["B", 8]}, outputs={"y": ["B", 8]}, weights={"c": np.ones(8, np.float16)}
+    )
+
+
+def float_conv(folder: Path) -> Path:
+    nodes = [node("Conv", ["x", "w"], ["y"], pads=[1] * 6)]
+    return write_graph(
+        folder / "g.onnx",
+        nodes,
+        inputs={"x": ["B", 1, 8, 8, 8]},
+        outputs={"y": ["B", 4, 8, 8, 8]},
+        weights={"w": np.ones((4, 1, 3, 3, 3), np.float32)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("write", "shape", "target", "text"),
+    [
+        (unsupported, ("B",), "sm80", "cannot parse graph g"),
+        (mixed, ("B", 8), "sm80", "cannot .* graph g"),
+        (float_conv, ("B", 1, 8, 8, 8), "sm75", "cannot build a plan from graph g"),
+        (lambda folder: products(folder / "g.onnx", FLOAT), (4, 8), "sm80", "axis 0 of input x is dynamic and no prof"),
+        (lambda folder: products(folder / "g.onnx", FLOAT), ("B", 8), "sm90", "builds for no target sm90"),
+    ],
+    ids=["unsupported operator", "mixed types", "float32 Conv3d on SM75", "dynamic without profile", "unknown target"],
+)
+def test_what_tensorrt_refuses_is_an_error_with_its_own_words_and_a_way_out(tmp_path, write, shape, target, text):
+    with pytest.raises(UnavailableError, match=text) as caught:
+        build_plan(rtx, write(tmp_path), spec(x=shape), BuildOptions(target=target))
+    assert caught.value.exit_code == 5
+    assert "tensorrt_rtx" in caught.value.what
+    assert "docs/tensorrt.md" in caught.value.fix
+    assert not caught.value.what.endswith(": it gives no reason")
+
+
+@pytest.mark.parametrize("options", [{"weights": "refit"}, {"weights": "strip"}, {"hardware": "ampere-plus"}])
+def test_what_the_rtx_builder_has_not_without_a_gpu_is_refused_and_not_left_out(tmp_path, options):
+    path = products(tmp_path / "g.onnx", HALF)
+    with pytest.raises(UnavailableError, match="tensorrt_rtx"):
+        build_plan(rtx, path, spec(x=("B", 8)), BuildOptions(target="sm80", **options))
+
+
+def test_a_layer_that_computes_in_float32_without_being_declared_is_found(tmp_path):
+    logger = rtx.Logger(rtx.Logger.ERROR)
+    network = rtx.Builder(logger).create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    assert rtx.OnnxParser(network, logger).parse_from_file(str(products(tmp_path / "g.onnx", FLOAT)))
+    audit = audit_network(network, {})
+    assert audit.unexplained == ("node_a (MATRIX_MULTIPLY)", "node_y (ACTIVATION)")
+    audit = audit_network(network, {"node_a": "why", "node_y": "why"})
+    assert audit.unexplained == ()
+    assert audit.float_nodes == {"node_a": ("MATRIX_MULTIPLY",), "node_y": ("ACTIVATION",)}
+    assert (audit.count("FLOAT"), audit.count("HALF")) == (2, 0)
+
+
+def test_texts_have_a_profile_from_one_token_to_the_longest():
+    options = BuildOptions(max_batch=8, max_length=512)
+    one, many = profiles(spec(input_ids=("B", "T")), options)
+    assert one["input_ids"] == ((1, 1), (1, 512), (1, 512))
+    assert many["input_ids"] == ((1, 1), (8, 512), (8, 512))
+    assert len(profiles(spec(input_ids=("B", "T")), replace(options, max_batch=1))) == 1
+
+
+def fake_build(trt: Any, tmp_path: Path, **options: Any) -> dict[str, Any]:
+    path = products(tmp_path / "g.onnx", HALF)
+    return build_plan(trt, path, spec(x=("B", 4)), BuildOptions(**options), kept={}).facts
+
+
+@pytest.mark.parametrize(
+    ("version", "flag", "asked", "said"),
+    [("10.13.2", True, 2, "asked for"), ("11.0.0", False, 0, "always, no flag")],
+)
+def test_10x_is_asked_for_a_strongly_typed_network_and_11x_has_no_other(tmp_path, version, flag, asked, said):
+    trt = fake_trt(version=version, strongly_typed_flag=flag)
+    facts = fake_build(trt, tmp_path)
+    assert trt.calls[0] == ("create_network", asked)
+    assert facts["features"]["strong typing"] == said
+    assert facts["builder"] == f"tensorrt {version}"
+
+
+@pytest.mark.parametrize(("tf32", "call"), [(False, "clear_flag"), (True, "set_flag")])
+def test_tf32_is_switched_off_unless_asked_for_because_tensorrts_default_is_on(tmp_path, tf32, call):
+    trt = fake_trt(version="11.0.0", strongly_typed_flag=False)
+    assert fake_build(trt, tmp_path, tf32=tf32)["tf32"] is tf32
+    assert (call, "TF32") in trt.calls
+
+
+def test_level_workspace_hardware_and_weights_reach_the_builder_and_the_facts(tmp_path):
+    trt = fake_trt(version="11.0.0", strongly_typed_flag=False)
+    facts = fake_build(trt, tmp_path, optimisation_level=5, workspace_mib=64, hardware="ampere-plus", weights="strip")
+    assert trt.config.builder_optimization_level == 5
+    assert trt.config.hardware_compatibility_level == "AMPERE_PLUS"
+    assert ("set_memory_pool_limit", "WORKSPACE", 64 * 2**20) in trt.calls
+    assert [c[1] for c in trt.calls if c[0] == "set_flag"] == ["STRIP_PLAN", "REFIT"]
+    assert facts["features"]["hardware compatibility"] == "ampere-plus"
+    assert facts["features"]["weights"] == "strip"
+    assert facts["optimisation_level"] == 5
+
+
+def test_a_version_without_refit_says_so(tmp_path):
+    trt = fake_trt(version="11.0.0", strongly_typed_flag=False, refit=False)
+    with pytest.raises(UnavailableError, match="this version has no REFIT plans"):
+        fake_build(trt, tmp_path, weights="refit")
+
+
+@pytest.mark.parametrize(("caches", "said"), [(True, "used"), (False, "refused: of another version or GPU")])
+def test_a_timing_cache_is_kept_between_builds_or_named_as_refused(tmp_path, caches, said):
+    trt = fake_trt(version="11.0.0", strongly_typed_flag=False, caches=caches)
+    facts = fake_build(trt, tmp_path, timing_cache=tmp_path / "timings")
+    assert facts["features"]["timing cache"].startswith(said)
+    assert (tmp_path / "timings").is_file() is caches

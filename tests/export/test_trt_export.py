@@ -1,0 +1,312 @@
+"""`tmi export` and `tmi build` with TensorRT engines, on a machine without a GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from safetensors.numpy import load_file
+
+from factories.tmi_command import tmi
+from tmi.export import plans
+from tmi.export.gates import require_all
+from tmi.export.plans import structure_digest
+from tmi.export.trt_builder import Audit, BuildOptions, Plan, build_plan
+from tmi.export.typed_graphs import TYPED, Question, add_typed_graphs, audit_typed
+from tmi.runtime.engine_choice import choose_engine
+from tmi.runtime.parity import Outputs
+from tmi.runtime.precision import plan_precision
+from tmi.toolkit.bundle import open_bundle, write_manifest
+from tmi.toolkit.errors import ParityError
+from tmi.toolkit.golden import golden_of
+from tmi.toolkit.manifest import GOLDEN_FILE, GateRecord, Manifest
+
+tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this platform")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_a_gpu() -> Iterator[None]:
+    """These are the answers of a machine without one; tests/gpu has the others."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("tmi.export.plans", "tmi.runtime.nvidia_driver", "tmi.runtime.engine_choice"):
+            patch.setattr(f"{module}.find_gpu", lambda: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory, nano_run):
+    """Outcome and bundle of an export whose SM80 plans are there and whose `trt` plans are pending; read only."""
+    folder = tmp_path_factory.mktemp("rtx") / "bundle"
+    named = ("--engine", "trt-rtx", "--engine", "trt", "--precision", "fp16")
+    return tmi("export", nano_run, *named, "--out", folder), folder
+
+
+@pytest.fixture(scope="module")
+def folder(export) -> Path:
+    return export[1]
+
+
+def copied(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "bundle", copy_function=os.link))
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
+
+
+def test_an_rtx_plan_for_sm80_is_built_without_a_gpu_and_its_types_are_in_the_manifest(export):
+    outcome, folder = export
+    assert "target sm80 (no GPU here: A100)" in outcome.err
+    assert "trt-rtx      5 plans for sm80 by tensorrt_rtx" in outcome.out
+    bundle = open_bundle(folder)
+    facts = bundle.manifest.extra["tensorrt"]
+    for graph in bundle.manifest.graphs:
+        about = facts["plans"]["trt-rtx"]["graphs"][graph.name]
+        path = bundle.artefact(graph, "trt-rtx")
+        assert path is not None
+        assert about["plan"] == {
+            "sha256": bundle.manifest.files[graph.artefacts["trt-rtx"]].sha256,
+            "bytes": path.stat().st_size,
+        }
+        assert about["from"]["sha256"] == bundle.manifest.files[graph.artefacts[TYPED]].sha256
+        assert about["layers_in_half"] > about["layers_in_float"] > 0
+        assert about["tf32"] is False
+        names = set(facts["precision"]["graphs"][graph.name]["nodes_in_float"])
+        assert set(about["float_nodes"]) <= names
+        assert all(node["why"] for node in about["float_nodes"].values())
+        assert sum(sum(by.values()) for by in about["layers"].values()) > 10
+    text = facts["plans"]["trt-rtx"]["graphs"]["text-0"]
+    assert text["profiles"][1]["input_ids"] == [[1, 1], [4, 40], [4, 40]]
+    assert set(text["float_nodes"]) >= {"node_softmax", "node_layer_norm"}
+
+
+def test_what_could_not_be_judged_without_a_gpu_is_named_and_the_emulation_stands_for_it(folder):
+    manifest = open_bundle(folder).manifest
+    assert manifest.extra["engines_not_judged"]["trt-rtx"].startswith("no NVIDIA GPU at the export")
+    judged = {r.gate for r in manifest.parity if r.engine == "fp16-emulation"}
+    assert judged >= {"finite-inside", "features", "logits", "decisions", "batch-of-1", "neighbours", "fold-order"}
+    assert {r.gate for r in manifest.parity if r.artefact == "trt-rtx"} == {"dtypes"}
+    reached = manifest.extra["tensorrt"]["emulation"]["ct-0"]
+    assert 0 < reached["share_of_fp16_range"] < 1
+    assert reached["tensors"] > 10
+
+
+def test_auto_takes_a_cpu_engine_from_a_bundle_with_plans_and_says_why(folder):
+    name, reason = choose_engine("auto", open_bundle(folder))
+    assert name == "openvino"
+    assert "trt-rtx: no NVIDIA GPU with its driver" in reason
+
+
+def test_without_a_gpu_export_trt_exits_with_5_says_what_is_missing_and_leaves_the_checked_graphs(export):
+    outcome, folder = export
+    assert outcome.code == 5
+    assert "error: no trt engine was built: the package tensorrt is not installed" in outcome.err
+    assert "this machine has no NVIDIA GPU with its driver" in outcome.err
+    assert f"fix: on the GPU machine: pip install 'tmi-clnet[trt]' && tmi build {folder}" in outcome.err
+    bundle = open_bundle(folder)
+    assert bundle.has("onnx")
+    assert bundle.has(TYPED)
+    assert not bundle.has("trt")
+    assert list(bundle.manifest.extra["tensorrt"]["pending"]) == ["trt"]
+    assert not [p for p in folder.rglob("*.engine") if ".rtx." not in p.name]
+
+
+def test_build_without_a_gpu_exits_with_5_and_leaves_the_bundle_as_it_was(folder):
+    before = tree(folder)
+    outcome = tmi("build", folder)
+    assert outcome.code == 5
+    assert "error: the trt engine cannot be built here: the package tensorrt is not installed" in outcome.err
+    assert f"fix: run `tmi build {folder}` on a machine where `nvidia-smi` lists a GPU" in outcome.err
+    assert tree(folder) == before
+
+
+def test_build_replaces_the_plans_and_keeps_the_other_evidence(folder, tmp_path):
+    copy = copied(folder, tmp_path)
+    before = open_bundle(folder).manifest
+    outcome = tmi("build", copy, "--engine", "trt-rtx", "--target", "sm86", "--max-batch", 2)
+    assert outcome.code == 0, outcome.err
+    assert "trt-rtx      5 plans for sm86" in outcome.out
+    after = open_bundle(copy).manifest
+    kept = [r for r in before.parity if r.artefact != "trt-rtx"]
+    assert [r for r in after.parity if r.artefact != "trt-rtx"] == kept
+    plan = after.extra["tensorrt"]["plans"]["trt-rtx"]["graphs"]["ct-0"]
+    assert plan["profiles"][1]["ct"][2][0] == 2
+    assert list(after.extra["tensorrt"]["pending"]) == ["trt"]
+
+
+def test_build_replaces_nothing_when_a_layer_computes_in_a_type_nobody_asked_for(folder, monkeypatch):
+    def coarse(*arguments: object, **named: object) -> Plan:
+        audit = Audit(layers={"SOFTMAX": {"HALF": 1}}, unexplained=("node_x (SOFTMAX)",), float_nodes={})
+        return Plan(data=b"plan", audit=audit, facts={"features": {}})
+
+    before = tree(folder)
+    monkeypatch.setattr(plans, "build_plan", coarse)
+    outcome = tmi("build", folder, "--engine", "trt-rtx", "--target", "sm80")
+    assert outcome.code == 4
+    assert "first dtypes of ct-0 (trt-rtx): node_x (SOFTMAX); the bundle was left as it was" in outcome.err
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--engine", "onnx", "--precision", "fp16"), "--precision is for TensorRT engines; onnx is float32"),
+        (("--engine", "trt", "--precision", "int8"), "unknown precision 'int8'"),
+        (("--engine", "trt", "--target", "sm80"), "--target is for --engine trt-rtx"),
+        (("--engine", "trt-rtx", "--target", "sm42"), "unknown target 'sm42'"),
+        (("--engine", "trt", "--plan-weights", "maybe"), "unknown --plan-weights 'maybe'"),
+        (("--engine", "trt", "--hardware-compatibility", "all"), "unknown --hardware-compatibility 'all'"),
+    ],
+)
+def test_wrong_options_are_told_before_any_work(nano_run, tmp_path, arguments, text):
+    outcome = tmi("export", nano_run, "--out", tmp_path / "bundle", *arguments)
+    assert outcome.code == 2
+    assert f"error: {text}" in outcome.err
+    assert "fix: " in outcome.err
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_build_needs_typed_graphs_and_something_to_build(folder, tmp_path):
+    outcome = tmi("build", folder, "--engine", "onnx")
+    assert (outcome.code, "'onnx' is no engine that is built" in outcome.err) == (2, True)
+    copy = copied(folder, tmp_path)
+    manifest = open_bundle(copy).manifest
+    facts = {**manifest.extra["tensorrt"], "pending": {}}
+    done = replace(manifest, extra={**manifest.extra, "tensorrt": facts})
+    write_manifest(copy, done)
+    outcome = tmi("build", copy)
+    assert (outcome.code, "is pending" in outcome.err) == (2, True)
+    untyped = tuple(replace(g, artefacts={k: v for k, v in g.artefacts.items() if k != TYPED}) for g in manifest.graphs)
+    write_manifest(copy, replace(done, graphs=untyped))
+    outcome = tmi("build", copy, "--engine", "trt-rtx")
+    assert (outcome.code, "holds no graphs that engines are built from" in outcome.err) == (2, True)
+
+
+def test_build_of_a_damaged_bundle_exits_with_6(folder, tmp_path):
+    copy = copied(folder, tmp_path)
+    (copy / "graphs" / "ct-0.fp16.onnx").unlink()
+    (copy / "graphs" / "ct-0.fp16.onnx").write_bytes(b"")
+    assert tmi("build", copy).code == 6
+
+
+def blown_up(path: Path) -> None:
+    """The features leave FP16's range, each factor being well inside it, and come back: float32 does not notice."""
+    model = onnx.load(path)
+    last = next(n for n in model.graph.node if "ct_features" in n.output)
+    last.output[:] = ["small"]
+    constants = {"first": np.float32(2.0**12), "second": np.float32(2.0**15)}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    chain = [
+        ("Mul", "small", "first", "middle", "up"),
+        ("Mul", "middle", "second", "large", "over"),
+        ("Div", "large", "second", "again", "back"),
+        ("Div", "again", "first", "ct_features", "down"),
+    ]
+    model.graph.node.extend(helper.make_node(op, [a, b], [y], name=name) for op, a, b, y, name in chain)
+    path.unlink()
+    onnx.save(model, path)
+
+
+def typed(copy: Path, precision: str) -> tuple[Manifest, list[GateRecord]]:
+    manifest = open_bundle(copy).manifest
+    reference = Outputs.from_tensors(load_file(copy / GOLDEN_FILE))
+    question = Question(name="golden", inputs=golden_of(manifest), reference=reference)
+    blown_up(copy / "graphs" / "ct-0.onnx")
+    for file in (copy / "graphs").glob("*.fp16.onnx"):
+        file.unlink()
+    return add_typed_graphs(copy, manifest, precision, [question], progress=lambda line: None)
+
+
+def test_an_overflow_in_the_model_blocks_fp16_with_its_node(folder, tmp_path):
+    _, records = typed(copied(folder, tmp_path), "fp16")
+    with pytest.raises(
+        ParityError, match=r"finite-inside of ct-0 \(fp16-emulation\): [123] of .* first large of over \(Mul"
+    ):
+        require_all(records)
+
+
+def test_auto_keeps_the_node_that_overflows_and_its_reader_in_float32_and_the_plan_has_both(folder, tmp_path):
+    copy = copied(folder, tmp_path)
+    manifest, records = typed(copy, "auto")
+    require_all(records)
+    said = manifest.extra["tensorrt"]["precision"]["graphs"]["ct-0"]
+    assert said["precision"] == "float16"
+    added = {n: why for n, why in said["nodes_in_float"].items() if "FP16" in why}
+    assert added == {"over": "Mul overflows FP16", "back": "Div reads large, which FP16 cannot hold"}
+    assert said["search"][0].startswith("FP16 wherever it is safe: relative error inf")
+    graph = manifest.graph("ct-0")
+    plan = build_plan(
+        tensorrt_rtx, copy / graph.artefacts[TYPED], graph, BuildOptions(target="sm80"), kept=said["nodes_in_float"]
+    )
+    assert plan.audit.unexplained == ()
+    assert set(added) <= set(plan.audit.float_nodes)
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("fp32", False), ("tf32", True)])
+def test_a_graph_in_float32_or_tf32_is_the_float32_file_and_only_tf32_needs_the_emulation(
+    folder, tmp_path, precision, tf32
+):
+    manifest, records = typed(copied(folder, tmp_path), precision)
+    require_all(records)
+    assert all(g.artefacts[TYPED] == g.artefacts["onnx"] for g in manifest.graphs)
+    assert bool(records) is tf32
+    assert plan_precision(manifest) == {"fp32": "float32", "tf32": "tf32"}[precision]
+    graph = manifest.graph("ct-0")
+    options = BuildOptions(target="sm80", tf32=tf32)
+    plan = build_plan(tensorrt_rtx, folder / graph.artefacts[TYPED], graph, options)
+    assert (plan.facts["tf32"], plan.audit.count("HALF")) == (tf32, 0)
+
+
+def weights_times(factor: float, path: Path) -> None:
+    model = onnx.load(path)
+    tensor = next(t for t in model.graph.initializer if t.name.endswith("weight"))
+    array = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array((array * factor).astype(array.dtype), tensor.name))
+    onnx.save(model, path)
+
+
+def test_the_audit_of_a_typed_graph_finds_a_changed_weight_and_a_changed_epsilon(folder, tmp_path):
+    bundle = open_bundle(folder)
+    graph = bundle.manifest.graph("text-0")
+    single, half = (bundle.artefact(graph, kind) for kind in ("onnx", TYPED))
+    assert single is not None
+    assert half is not None
+    assert audit_typed(half, single, graph).passed
+    changed = tmp_path / "half.onnx"
+    shutil.copy(half, changed)
+    weights_times(1.01, changed)
+    record = audit_typed(changed, single, graph)
+    assert not record.passed
+    assert "is not the float32 graph's rounded to float16" in record.detail
+    model = onnx.load(half)
+    norm = next(n for n in model.graph.node if n.op_type == "LayerNormalization")
+    next(a for a in norm.attribute if a.name == "epsilon").f = 1e-3
+    onnx.save(model, changed)
+    assert "has epsilon 0.001, the float32 graph's is" in audit_typed(changed, single, graph).detail
+
+
+def test_folds_of_one_structure_could_share_a_stripped_plan_and_others_not(folder):
+    bundle = open_bundle(folder)
+    digests = {g.name: structure_digest(bundle.folder / g.artefacts[TYPED]) for g in bundle.manifest.graphs}
+    assert digests["ct-0"] == digests["ct-1"]
+    assert digests["text-0"] == digests["text-1"]
+    assert len(set(digests.values())) == 3
+
+
+def test_nothing_in_the_manifest_names_a_path_of_this_machine(folder):
+    text = json.dumps(open_bundle(folder).manifest.extra)
+    for name in (str(folder.parent), "/home/", "/root/", "/tmp/", "/_src/"):
+        assert name not in text

@@ -1,0 +1,46 @@
+"""Everything here needs a GPU: `make test-gpu` runs it, and elsewhere it is skipped with the reason."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from factories.random_run import write_random_run
+from tmi.runtime.engine import ENGINES
+from tmi.runtime.nvidia_driver import find_gpu
+from tmi.toolkit.presets import tiny
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and find_gpu() is None:
+        pytest.skip("no NVIDIA GPU with its driver on this machine")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_run(tmp_path_factory.mktemp("gpu") / "run", tiny(), folds=2)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path):
+    """Engine name -> a bundle with its FP16 plans, built on this GPU once and judged while it is built."""
+    from tmi.export.bundle_writer import export_run
+    from tmi.export.trt_builder import BuildOptions
+
+    made: dict[str, Path] = {}
+
+    def bundle(name: str) -> Path:
+        package = ENGINES[name].package
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"the package {package} is not installed")
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("gpu") / name
+            gpu = find_gpu()
+            assert gpu is not None
+            target = gpu.target if name == "trt-rtx" else None
+            export_run(tiny_run, made[name], artefacts=(name,), options=BuildOptions(target=target))
+        return made[name]
+
+    return bundle

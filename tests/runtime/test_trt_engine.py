@@ -1,0 +1,169 @@
+"""What the TensorRT engine checks before it touches a runtime that may crash; the rest is in tests/gpu."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from factories.small_bundle import small_manifest
+from tmi.runtime import engine as engine_table
+from tmi.runtime import engine_choice, nvidia_driver
+from tmi.runtime.engine import ENGINES, open_engine
+from tmi.runtime.engine_choice import choose_engine
+from tmi.runtime.nvidia_driver import Gpu, find_gpu, require_gpu
+from tmi.runtime.precision import plan_precision
+from tmi.runtime.trt_engine import plan_facts, require_fitting, tensor_names
+from tmi.toolkit.bundle import Bundle
+from tmi.toolkit.errors import DamagedError, UnavailableError
+
+A100 = Gpu(name="A100", compute_capability=(8, 0), cuda=(13, 0))
+L4 = Gpu(name="L4", compute_capability=(8, 9), cuda=(13, 0))
+T4 = Gpu(name="T4", compute_capability=(7, 5), cuda=(13, 0))
+GPU_ENGINES = [name for name, spec in ENGINES.items() if spec.gpu]
+
+
+def with_plans(*kinds: str) -> Bundle:
+    manifest = small_manifest()
+    graphs = tuple(replace(g, artefacts={**g.artefacts, **dict.fromkeys(kinds, "x")}) for g in manifest.graphs)
+    return Bundle(folder=Path("b"), manifest=replace(manifest, graphs=graphs), digest="")
+
+
+@pytest.mark.parametrize("name", GPU_ENGINES)
+def test_without_a_driver_no_runtime_is_imported_and_the_error_says_what_to_do(name, monkeypatch):
+    monkeypatch.setattr(engine_table, "installed", lambda name: True)
+    monkeypatch.setattr(nvidia_driver, "LIBRARIES", ("libnothing.so",))
+    with pytest.raises(UnavailableError, match=f"engine {name} needs an NVIDIA GPU with its driver") as caught:
+        open_engine(name, with_plans(ENGINES[name].artefact))
+    assert "nvidia-smi" in caught.value.fix
+    assert caught.value.exit_code == 5
+    assert "tensorrt" not in sys.modules
+
+
+def facts(**changes: object) -> dict[str, object]:
+    features = {"hardware compatibility": changes.pop("hardware", "none")}
+    return {"builder": "tensorrt 11.0.0.5", "target": None, "built_on": "sm80", "features": features, **changes}
+
+
+@pytest.mark.parametrize(
+    ("plan", "gpu", "version"),
+    [
+        (facts(), A100, "11.0.0.5"),
+        (facts(), A100, "11.0.0.9"),
+        (facts(hardware="ampere-plus"), L4, "11.0.0.5"),
+        (facts(target="sm89", built_on=None), L4, "11.0.0.5"),
+    ],
+)
+def test_a_plan_that_fits_is_taken(plan, gpu, version):
+    require_fitting(plan, version, gpu, Path("bundle"))
+
+
+@pytest.mark.parametrize(
+    ("plan", "gpu", "version", "text"),
+    [
+        (facts(), L4, "11.0.0.5", r"for a GPU of sm80 \(hardware compatibility: none\), this machine has L4, sm89"),
+        (facts(hardware="ampere-plus"), T4, "11.0.0.5", "this machine has T4, sm75"),
+        (facts(), A100, "11.1.0.5", r"were built with tensorrt 11\.0\.0\.5, here is 11\.1\.0\.5"),
+        (facts(), A100, "10.13.0", r"here is 10\.13\.0"),
+        (facts(target="sm80", built_on=None), L4, "11.0.0.5", "for a GPU of sm80"),
+    ],
+)
+def test_a_plan_for_another_gpu_or_version_is_refused_before_it_is_deserialized(plan, gpu, version, text):
+    with pytest.raises(UnavailableError, match=text) as caught:
+        require_fitting(plan, version, gpu, Path("bundle"))
+    assert caught.value.fix == "build the plans for this machine: tmi build bundle"
+
+
+def test_plans_that_the_manifest_does_not_describe_are_not_loaded():
+    with pytest.raises(DamagedError, match="does not describe its trt plans"):
+        plan_facts(with_plans("trt").manifest, "trt")
+    with pytest.raises(DamagedError, match="in which precision"):
+        plan_precision(small_manifest())
+
+
+def test_the_coarsest_graph_bounds_the_pipeline():
+    manifest = small_manifest()
+    said = {"ct-0": "float16", "text-0": "float32", "fusion": "tf32"}
+    graphs = {name: {"precision": precision} for name, precision in said.items()}
+    manifest = replace(manifest, extra={"tensorrt": {"precision": {"graphs": graphs}}})
+    assert plan_precision(manifest) == "float16"
+
+
+def test_auto_passes_over_a_gpu_engine_without_a_gpu_and_takes_it_with_one(monkeypatch):
+    bundle = with_plans("trt-rtx")
+    monkeypatch.setattr(engine_choice, "installed", lambda name: True)
+    monkeypatch.setattr(engine_choice, "find_gpu", lambda: None)
+    name, reason = choose_engine("auto", bundle)
+    assert name == "openvino"
+    assert "trt-rtx: no NVIDIA GPU with its driver" in reason
+    assert "torch-trt" not in reason, "what the bundle never had is not missing"
+    monkeypatch.setattr(engine_choice, "find_gpu", lambda: A100)
+    assert choose_engine("auto", bundle)[0] == "trt-rtx"
+
+
+def test_tensors_are_matched_by_name_and_by_order_where_a_plan_has_names_of_its_own():
+    spec = small_manifest().graphs[0]
+    mode = SimpleNamespace(INPUT="in", OUTPUT="out")
+
+    def engine(*names: str) -> SimpleNamespace:
+        kinds = dict(zip(names, ("in", "out", "out"), strict=False))
+        return SimpleNamespace(
+            num_io_tensors=len(names), get_tensor_name=lambda i: names[i], get_tensor_mode=kinds.__getitem__
+        )
+
+    trt = SimpleNamespace(TensorIOMode=mode)
+    assert tensor_names(trt, engine("ct", "ct_features"), spec) == {"ct": "ct", "ct_features": "ct_features"}
+    assert tensor_names(trt, engine("arg0", "output0"), spec) == {"ct": "arg0", "ct_features": "output0"}
+    with pytest.raises(DamagedError, match="the plan of ct-0 has the tensors"):
+        tensor_names(trt, engine("arg0", "output0", "output1"), spec)
+
+
+class FakeDriver:
+    """libcuda's answers for one A100."""
+
+    def __init__(self, *, init: int = 0, count: int = 1) -> None:
+        self.init, self.count = init, count
+
+    def cuInit(self, flags):
+        return self.init
+
+    def cuDeviceGetCount(self, count):
+        count._obj.value = self.count
+        return 0
+
+    def cuDriverGetVersion(self, version):
+        version._obj.value = 13020
+
+    def cuDeviceGet(self, device, ordinal):
+        device._obj.value = ordinal
+
+    def cuDeviceGetName(self, name, size, device):
+        name.value = b"NVIDIA A100"
+
+    def cuDeviceGetAttribute(self, value, attribute, device):
+        value._obj.value = {75: 8, 76: 0}[attribute]
+
+
+def test_the_driver_is_asked_for_name_capability_and_cuda(monkeypatch):
+    monkeypatch.setattr(nvidia_driver, "_driver", FakeDriver)
+    assert require_gpu("it") == Gpu(name="NVIDIA A100", compute_capability=(8, 0), cuda=(13, 2))
+    assert require_gpu("it").target == "sm80"
+
+
+@pytest.mark.parametrize("driver", [FakeDriver(init=100), FakeDriver(count=0)], ids=["does not start", "no GPU"])
+def test_a_driver_that_finds_no_gpu_is_none(driver, monkeypatch):
+    monkeypatch.setattr(nvidia_driver, "_driver", lambda: driver)
+    assert find_gpu() is None
+
+
+def test_looking_for_a_gpu_and_the_engines_module_import_no_torch_and_no_tensorrt():
+    program = (
+        "import sys, tmi.runtime.trt_engine, tmi.runtime.nvidia_driver as d; d.find_gpu();"
+        "print([m for m in ('torch', 'tensorrt', 'tensorrt_rtx', 'cuda', 'onnx') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert out.stdout.strip() == "[]"
