@@ -124,13 +124,13 @@ def test_the_golden_case_is_stored_askew_and_prepared_to_three_different_sizes(t
     image = nib.load(case.ct)
     assert nib.aff2axcodes(image.affine) == ("S", "L", "P")
     assert image.dataobj.inter == -1024
-    prepared = prepare_case(case, golden_config(CONFIG))
+    prepared = prepare_case(case, golden_config(CONFIG), load_schema())
     assert prepared.ct_1DHW.shape == (1, 11, 17, 13)
     assert np.isnan(prepared.radiomics_F).sum() == 2
     again = write_golden_case(tmp_path / "again", load_schema(), seed=3)
-    np.testing.assert_array_equal(prepare_case(again, golden_config(CONFIG)).ct_1DHW, prepared.ct_1DHW)
+    np.testing.assert_array_equal(prepare_case(again, golden_config(CONFIG), load_schema()).ct_1DHW, prepared.ct_1DHW)
     other = write_golden_case(tmp_path / "other", load_schema(), seed=4)
-    assert (prepare_case(other, golden_config(CONFIG)).ct_1DHW != prepared.ct_1DHW).any()
+    assert (prepare_case(other, golden_config(CONFIG), load_schema()).ct_1DHW != prepared.ct_1DHW).any()
 
 
 @pytest.mark.parametrize(("count", "folds"), [(1, 2), (2, 0)])

@@ -121,7 +121,8 @@ def test_what_surrounds_the_values_is_kept(tmp_path):
     [
         ({"albumen": 38}, "clinical-unknown-field", "'albumen'", "docs/clinical.md"),
         ({"albumin": {"value": 38, "unit": "stone"}}, "clinical-unit", "albumin", "g/L, g/dL"),
-        ({"albumin": 3.81234}, "clinical-range", "albumin lies outside 10 to 70 g/L", "g/L is assumed"),
+        ({"albumin": 3.81234}, "clinical-unit-suspect", "albumin is implausible in g/L and looks like g/dL", "g/dL"),
+        ({"albumin": 81.1234}, "clinical-range", "albumin lies outside 10 to 70 g/L", "g/L is assumed"),
         ({"albumin": -38.1234}, "clinical-range", "albumin", "g/L is assumed"),
         ({"albumin": 1e300}, "clinical-range", "albumin", "unit"),
         ({"total_bilirubin": {"value": 81234, "unit": "mg/dL"}}, "clinical-range", "total_bilirubin", "unit"),

@@ -15,6 +15,7 @@ import yaml
 import tmi.toolkit.radiomics as radiomics
 from factories.tmi_command import tmi
 from tmi.toolkit.case import Case
+from tmi.toolkit.clinical_schema import load_schema
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.prepare import prepare_case
 from tmi.toolkit.radiomics import Extracted
@@ -186,18 +187,19 @@ def test_what_was_extracted_once_is_remembered_unless_told_otherwise(cohort, cou
 
 
 def test_repeated_preparation_of_a_case_extracts_once(cohort, counted, cache, micro_config):
-    first, second = (prepare_case(case_in(cohort), micro_config) for _ in range(2))
+    first, second = (prepare_case(case_in(cohort), micro_config, load_schema()) for _ in range(2))
     assert len(counted) == 1
     np.testing.assert_array_equal(first.radiomics_F, second.radiomics_F)
     assert not case_in(cohort).radiomics.exists()
 
 
-def test_a_plain_extraction_is_told_by_prediction_and_by_the_command(cohort, monkeypatch, micro_config):
+def test_a_plain_extraction_is_told_by_prediction_and_by_the_command(cohort, monkeypatch, micro_config, tmp_path):
+    monkeypatch.setenv("TMI_CACHE", str(tmp_path / "cache"))  # a hit must not swallow it
     note = "radiomics were extracted the slow way: another SimpleITK"
     slow = Extracted(values_F=np.arange(1781.0), note=note)
     monkeypatch.setattr(radiomics, "extract_noted", lambda ct, mask, *, jobs=None: slow)
     case = case_in(cohort)
-    assert note in prepare_case(case, micro_config).warnings
+    assert note in prepare_case(case, micro_config, load_schema()).warnings
     done = tmi("radiomics", case.folder)
     assert (done.code, done.err) == (0, f"warning: case {case.case_id}: {note}\n")
     assert json.loads((case.folder / "radiomics.json").read_text())["note"] == note
@@ -319,7 +321,7 @@ def test_a_case_without_its_one_row_is_refused_and_named(rows, told, cohort, tmp
     table = foreign_table(tmp_path / "t.csv", rows=[(case.case_id if i == "ID" else i, v) for i, v in rows])
     done = tmi("radiomics", case.folder, "--from", table)
     assert done.code == 3
-    assert f"error: case {case.case_id}: t.csv {told} [radiomics-rows]" in done.err
+    assert f"error: case {case.case_id}: {told} [radiomics-rows]" in done.err
 
 
 def test_rows_without_a_column_of_case_ids_are_refused(tmp_path):

@@ -17,6 +17,7 @@ from factories.mutants import write_mutant
 from factories.tmi_command import tmi
 from tmi.toolkit.case import find_cases
 from tmi.toolkit.check import check_cases
+from tmi.toolkit.clinical_schema import load_schema
 from tmi.toolkit.errors import InputRefusedError, TmiError
 from tmi.toolkit.prepare import prepare_case
 from tmi.toolkit.presets import tiny
@@ -45,7 +46,7 @@ def judged(cohort: Path) -> tuple[bool, bool]:
         return True, False
     try:
         for case in cases:
-            prepare_case(case, tiny())
+            prepare_case(case, tiny(), load_schema())
     except InputRefusedError as error:
         return error.code in {f.code for f in findings if f.severity == "error"} and bool(error.fix), False
     return True, True

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from factories.cases import write_case
 from tmi.toolkit.case import Case
+from tmi.toolkit.clinical_schema import load_schema
 from tmi.toolkit.config import CtConfig
 from tmi.toolkit.prepare import prepare_case
 from tmi.toolkit.presets import tiny
@@ -89,7 +90,7 @@ SHAPE = (44, 38, 30)
 def reference(tmp_path_factory):
     case = write(tmp_path_factory.mktemp("ras") / "P1", SHAPE, grid(SHAPE))
     ct = read_ct(case)
-    return prepare_case(case, CONFIG).ct_1DHW, ct, read_mask(case, ct)
+    return prepare_case(case, CONFIG, load_schema()).ct_1DHW, ct, read_mask(case, ct)
 
 
 def test_there_are_48_ways_to_store_a_volume():
@@ -103,7 +104,7 @@ def test_every_orientation_gives_the_same_arrays_bit_for_bit(reference, tmp_path
     assert np.array_equal(ct.array_DHW, reference[1].array_DHW)
     assert np.allclose(ct.affine_xyz, reference[1].affine_xyz, atol=1e-4)
     assert np.array_equal(read_mask(case, ct).array_DHW, reference[2].array_DHW)
-    assert np.array_equal(prepare_case(case, CONFIG).ct_1DHW, reference[0])
+    assert np.array_equal(prepare_case(case, CONFIG, load_schema()).ct_1DHW, reference[0])
 
 
 @given(
@@ -119,7 +120,7 @@ def test_any_spacing_and_storage_gives_the_same_arrays_within_interpolation_erro
 ):
     with TemporaryDirectory() as folder:
         case = write(Path(folder) / "P1", shape, grid(shape), orientation, mask_orientation, dtype, form)
-        prepared = prepare_case(case, CONFIG)
+        prepared = prepare_case(case, CONFIG, load_schema())
         ct = read_ct(case)
         mask = read_mask(case, ct)
     low, high = CONFIG.ct.scale_to
@@ -138,7 +139,7 @@ def test_the_mask_stays_on_its_organ_when_the_patient_is_turned(orientation, deg
         case = write(Path(folder) / "P1", SHAPE, grid(SHAPE, degrees=degrees), orientation, ORIENTATIONS[5])
         ct = read_ct(case)
         mask = read_mask(case, ct)
-        prepare_case(case, CONFIG)
+        prepare_case(case, CONFIG, load_schema())
     assert np.median(ct.array_DHW[mask.array_DHW]) > 75
 
 

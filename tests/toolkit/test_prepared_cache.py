@@ -192,7 +192,7 @@ def test_extracted_radiomics_are_kept_with_the_images_and_apart_from_a_given_tab
         calls.append(asked.case_id)
         values_F = np.linspace(-1.0, 1.0, 1781)
         values_F[3] = np.nan
-        return values_F
+        return values_F, None
 
     monkeypatch.setattr(prepare_module, "_extract", extract)
     cache, given = PreparedCache(), prepare(case, micro_config)

@@ -88,5 +88,6 @@ def extract_once(ct: Volume, mask: Volume, *, jobs: int | None = None, use_cache
     if data is not None and len(data) == 8 * len(FEATURE_NAMES):
         return Extracted(values_F=np.frombuffer(data, dtype="<f8").astype(np.float64))
     extracted = extract_noted(ct, mask, jobs=jobs)
-    cache.put(key, extracted.values_F.astype("<f8").tobytes())
+    if extracted.note is None:  # what a user should know of an extraction would be lost with the next hit
+        cache.put(key, extracted.values_F.astype("<f8").tobytes())
     return extracted
