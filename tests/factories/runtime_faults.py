@@ -43,9 +43,12 @@ def _mirrored(patch: pytest.MonkeyPatch) -> None:
 
 
 def _unscaled_header(patch: pytest.MonkeyPatch) -> None:
-    # half the offset: without all of it the CT's own check already refuses the values
+    from tmi.toolkit import volume
+
+    # a little of the offset: without all of it the CT's own check already refuses the values
+    honest = volume._hounsfield
     patch.setattr(
-        "tmi.toolkit.volume._scaled", lambda array, slope, offset: array.astype(np.int64) * int(slope) + int(offset) + 9
+        volume, "_hounsfield", lambda stored, file: honest(stored, replace(file, intercept=file.intercept + 9))
     )
 
 

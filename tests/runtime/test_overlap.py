@@ -23,9 +23,9 @@ def test_cases_are_prepared_ahead_in_another_thread_and_answered_in_order(
     threads: list[str] = []
     honest = module.prepare_case
 
-    def prepare(*arguments):
+    def prepare(*arguments, **options):
         threads.append(threading.current_thread().name)
-        return honest(*arguments)
+        return honest(*arguments, **options)
 
     monkeypatch.setattr(module, "prepare_case", prepare)
     monkeypatch.setattr(module, "engine_spec", lambda name: replace(engine_spec(name), gpu=True))

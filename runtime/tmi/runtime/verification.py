@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 from tmi.runtime.engine import ENGINES, engine_spec, installed, open_engine
 from tmi.runtime.golden_road import check_golden_road
+from tmi.runtime.nvidia_driver import find_gpu
 from tmi.runtime.parity import ARBITER, PIPELINE, REFUSALS, Outputs, check_engine
 from tmi.runtime.precision import engine_precision
 from tmi.runtime.signing import SIGNED, UNCHECKED, UNSIGNED, check_signature
@@ -144,6 +145,8 @@ def _chosen(bundle: Bundle, asked: Sequence[str]) -> tuple[list[str], dict[str, 
             passed_over[name] = f"the bundle holds no {spec.artefact} graphs"
         elif not installed(name):
             passed_over[name] = f"{spec.package} is not installed"
+        elif spec.gpu and find_gpu() is None:
+            passed_over[name] = "this machine has no NVIDIA GPU with its driver"
         else:
             names.append(name)
     if not names:
