@@ -11,6 +11,7 @@ import pytest
 
 from factories.cases import write_case
 from factories.tmi_command import Outcome, tmi
+from tmi.runtime.engine import ENGINES
 from tmi.toolkit.errors import ExitCode, ParityError
 from tmi.toolkit.manifest import GateRecord
 
@@ -111,7 +112,7 @@ def test_wrong_options_are_wrong_usage(place):
     assert predict(place, "--colour", "red").code == int(ExitCode.USAGE)
     outcome = predict(place, "--engine", "cuda")
     assert outcome.code == int(ExitCode.USAGE)
-    assert "fix: choose auto or one of openvino, onnx, torchscript, eager" in outcome.err
+    assert f"fix: choose auto or one of {', '.join(ENGINES)}" in outcome.err
 
 
 def test_debug_shows_where_an_unexpected_error_came_from(place, monkeypatch):

@@ -12,7 +12,6 @@ import pytest
 
 from factories.cases import write_cohort
 from factories.tmi_command import Outcome, tmi
-from tmi.toolkit.errors import UsageError
 from tmi.toolkit.run_folder import RunFolder
 from tmi.training.metrics import METRICS
 
@@ -62,7 +61,7 @@ def read(path: Path) -> dict:
 def test_the_run_folder_holds_what_is_documented_and_nothing_else(run):
     folder, _ = run
     assert {p.name for p in folder.iterdir()} == {
-        "run.json", "config.json", "folds.json", "summary.json", "summary.md", "fold0", "fold1",
+        "run.json", "config.json", "folds.json", "clinical_schema.json", "summary.json", "summary.md", "fold0", "fold1",
     }  # fmt: skip
     for fold in ("fold0", "fold1"):
         assert {p.name for p in (folder / fold).iterdir()} == FOLD_FILES
@@ -95,7 +94,7 @@ def test_the_summary_is_mean_and_standard_deviation_over_the_folds(run):
         assert summary["over_folds"][name]["std"] == pytest.approx(statistics.stdev(values))
         assert f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}" in page
     assert "ROC AUC" in page
-    assert "Balanced ACC" in page
+    assert "Bal. ACC" in page
     assert str(folder) in outcome.out
 
 
@@ -158,10 +157,3 @@ def test_a_scaler_fitted_on_the_cohort_is_a_leak_under_any_protocol(micro_config
     assert optimistic(micro_config) == ""
     assert "scaled over the whole cohort" in optimistic(leaky)
     assert "epoch" not in optimistic(leaky)
-
-
-def test_a_preset_without_a_vocabulary_says_how_to_get_one(cohort, tmp_path):
-    outcome = tmi("train", cohort, "--out", tmp_path / "run", "--preset", "paper", "--accelerator", "cpu")
-    assert outcome.code == UsageError.exit_code
-    assert "--vocab vocab.txt" in outcome.err
-    assert not (tmp_path / "run").exists()
