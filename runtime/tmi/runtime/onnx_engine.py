@@ -1,4 +1,9 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU.
+
+Its memory arena keeps what a run took and, with axes of free size, takes more with every run: at the paper's size the
+CT encoders grew by 2 GiB a case. The arena of an encoder is therefore given back after each run, which costs no time
+that can be measured there.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +29,11 @@ class OnnxEngine(GraphEngine):
 
     name = "onnx"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._giving_back = onnxruntime.RunOptions()
+        self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
     def _start(self, bundle: Bundle) -> None:
         onnxruntime.set_default_logger_severity(ERRORS_ONLY)
 
@@ -39,8 +49,10 @@ class OnnxEngine(GraphEngine):
 
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         names = [t.name for t in spec.outputs]
+        # the fusion graph is small, and quicker than giving its memory back
+        options = None if spec.role == "fusion" else self._giving_back
         with as_runtime_errors():
-            return dict(zip(names, loaded.run(names, inputs), strict=True))
+            return dict(zip(names, loaded.run(names, inputs, options), strict=True))
 
 
 @contextmanager

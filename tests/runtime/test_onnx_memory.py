@@ -1,0 +1,54 @@
+"""ONNX Runtime gives the memory of an encoder back after each case, however many there are."""
+
+from __future__ import annotations
+
+import numpy as np
+import psutil
+import pytest
+from onnx import TensorProto, helper, save
+
+from tmi.runtime.onnx_engine import OnnxEngine
+from tmi.toolkit.manifest import GraphSpec, TensorSpec
+
+WIDE = 2**24
+"""Numbers in one intermediate tensor: 64 MiB."""
+
+
+@pytest.fixture
+def wide_graph(tmp_path):
+    """X [B,1] -> tensors of 64 MiB a case -> feature [B,1]."""
+    nodes = [
+        helper.make_node("Expand", ["x", "shape"], ["wide"]),
+        helper.make_node("Exp", ["wide"], ["a"]),
+        helper.make_node("Sin", ["a"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["c"]),
+        helper.make_node("ReduceMean", ["c", "axes"], ["feature"], keepdims=1),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "wide",
+        [value("x", TensorProto.FLOAT, ["batch", 1])],
+        [value("feature", TensorProto.FLOAT, ["batch", 1])],
+        [
+            helper.make_tensor("shape", TensorProto.INT64, [2], [1, WIDE]),
+            helper.make_tensor("axes", TensorProto.INT64, [1], [1]),
+        ],
+    )
+    path = tmp_path / "wide.onnx"
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    x, feature = (TensorSpec(name=name, dtype="float32", shape=("batch", 1)) for name in ("x", "feature"))
+    return GraphSpec(name="ct-0", role="ct", inputs=(x,), outputs=(feature,), artefacts={}), path
+
+
+def test_an_encoders_memory_is_given_back_after_each_case(wide_graph):
+    spec, path = wide_graph
+    engine = OnnxEngine()
+    engine.threads = 1
+    session = engine._load(spec, path)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    for _ in range(3):
+        engine._run(spec, session, {"x": np.ones((1, 1), dtype=np.float32)})
+        kept_mib = (process.memory_info().rss - before) / 2**20
+        assert kept_mib < 64, "an intermediate tensor of the run is still held"
