@@ -18,7 +18,7 @@ from tmi.toolkit.errors import ExitCode, InputRefusedError, UsageError
 from tmi.toolkit.files import require_absent
 from tmi.toolkit.presets import preset as find_preset
 from tmi.toolkit.project import Project, load_project, new_run_folder
-from tmi.toolkit.run_folder import FoldSplit, RunFolder
+from tmi.toolkit.run_folder import RUN_FILE, FoldSplit, RunFolder
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -116,8 +116,11 @@ def _target(project: Project, out: Path | None, name: str, *, resume: bool) -> P
 
 
 def _replace(target: Path) -> None:
-    """Remove a run that --force replaces; anything that is no run stays."""
-    RunFolder.open(target)
+    """Remove a run that --force replaces, be it damaged or another version's; anything that is no run stays."""
+    if any(target.iterdir()) and not (target / RUN_FILE).is_file():
+        raise UsageError(
+            f"{target} is there and is no run; --force replaces runs only", fix="name another place with --out"
+        )
     shutil.rmtree(target)
 
 
