@@ -74,8 +74,8 @@ MISTAKES = {
     "an alias": (HEAD + "fields: {sex: &a {column: s}, age: *a}\n", "it uses an alias"),
     "a tag": (HEAD + "fields: !!python/object/apply:os.system ['true']\n", "cannot be read as YAML"),
     "no YAML": ("{[", "cannot be read as YAML or JSON: line 1"),
-    "a list": ("- 1\n", "is no section"),
-    "nothing": ("", "is no section"),
+    "a list": ("- 1\n", "it is no mapping of keys to values"),
+    "nothing": ("", "it is no mapping of keys to values"),
     "deep nesting": ("[" * 20000, "cannot be read as YAML"),
     "a schema that is not there": (HEAD + "clinical_schema: none.json\n" + FIELDS, "none.json cannot be read"),
 }  # fmt: skip
@@ -105,3 +105,8 @@ def test_a_number_without_unit_in_the_schema_needs_none(tmp_path):
     (tmp_path / "s.json").write_text(json.dumps(schema))
     mapping, _ = read_mapping(write(tmp_path, HEAD + "clinical_schema: s.json\nfields: {inr: {column: inr}}\n"))
     assert mapping.fields["inr"].unit is None
+
+
+def test_a_mapping_that_is_not_there_is_told_as_such(tmp_path):
+    with pytest.raises(UsageError, match=r"none\.yaml is not there"):
+        read_mapping(tmp_path / "none.yaml")
