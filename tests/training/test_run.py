@@ -62,7 +62,7 @@ def read(path: Path) -> dict:
 def test_the_run_folder_holds_what_is_documented_and_nothing_else(run):
     folder, _ = run
     assert {p.name for p in folder.iterdir()} == {
-        "run.json", "config.json", "folds.json", "summary.json", "summary.md", "fold0", "fold1",
+        "run.json", "config.json", "clinical_schema.json", "folds.json", "summary.json", "summary.md", "fold0", "fold1",
     }  # fmt: skip
     for fold in ("fold0", "fold1"):
         assert {p.name for p in (folder / fold).iterdir()} == FOLD_FILES
