@@ -95,7 +95,7 @@ def test_the_summary_is_mean_and_standard_deviation_over_the_folds(run):
         assert summary["over_folds"][name]["std"] == pytest.approx(statistics.stdev(values))
         assert f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}" in page
     assert "ROC AUC" in page
-    assert "Balanced ACC" in page
+    assert "Bal. ACC" in page
     assert str(folder) in outcome.out
 
 
