@@ -7,13 +7,15 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
 import pytest
 
 from factories.tmi_command import tmi
-from tmi.runtime.prediction import RESEARCH_USE, STAGES, document_schema
+from tmi.runtime.prediction import RESEARCH_USE, STAGES, Notice, document_schema
+from tmi.runtime.prediction_table import print_table
 
 
 @pytest.fixture
@@ -145,3 +147,21 @@ def test_the_table_says_each_kind_of_note_once(ask, good_cases):
     assert notes[0].startswith("  radiomics-clipped: " + ", ".join(f"P00{i} {n}" for i, n in enumerate(counts)))
     assert "fold models trained on synthetic cases" in outcome.out.splitlines()[0]
     assert sum(line.startswith("  synthetic-model: all cases: ") for line in outcome.out.splitlines()) == 1
+
+
+def test_a_path_that_cannot_be_looked_at_stops_no_other_case(ask, good_cases):
+    outcome = ask("x" * 300, good_cases[0], "--json")
+    assert outcome.code == 3
+    assert [r["status"] for r in outcome.document["results"]] == ["refused", "predicted"]
+    assert f"error: case {'x' * 300}: the case folder is not there [case-missing]" in outcome.err
+
+
+def test_two_notices_of_one_kind_are_named_once_in_the_row(predictor, good_cases, capsys):
+    (answer,) = predictor.predict([good_cases[0]])
+    notices = tuple(Notice(code="input", message=message) for message in ("the first", "the second"))
+    print_table([replace(answer, warnings=notices)], bundle=predictor.bundle, engine=predictor.engine_record)
+    told = capsys.readouterr().out
+    row = next(line for line in told.splitlines() if answer.decision in line and "P000" in line)
+    assert row.count("input") == 1
+    assert "input: P000: the first" in told
+    assert "input: P000: the second" in told

@@ -116,3 +116,22 @@ def test_two_cases_of_one_name_or_none_at_all_are_refused(tmp_path):
         find_cases([folder, tmp_path / "A"])
     with pytest.raises(UsageError, match="no case given"):
         find_cases([])
+
+
+def test_a_folder_of_cases_without_a_table_stands_for_every_folder_in_it(tmp_path):
+    for name in ("B", "A", "empty", ".A-unfinished"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+    for name in ("B", "A", ".A-unfinished"):
+        (tmp_path / "all" / name / "clinical.json").write_text("{}")
+    (tmp_path / "all" / "import-report.json").write_text("{}")
+    found = find_cases([tmp_path / "all"], mask_label=3)
+    assert [c.case_id for c in found] == ["A", "B", "empty"], "what is no case is refused as one, not passed over"
+    assert {c.mask_label for c in found} == {3}
+    (tmp_path / "all" / "ct.nii.gz").touch()
+    assert [c.case_id for c in find_cases([tmp_path / "all"])] == ["all"], "a case is never taken for a folder of cases"
+
+
+def test_a_path_that_cannot_be_looked_at_is_a_case_that_is_refused_when_it_is_read(tmp_path):
+    (tmp_path / "good").mkdir()
+    found = find_cases([tmp_path / ("x" * 300), tmp_path / "good"])
+    assert [c.case_id for c in found] == ["x" * 300, "good"]

@@ -211,3 +211,22 @@ def test_a_feature_with_a_value_on_one_side_only_differs_and_one_without_any_doe
 
 def test_a_finding_is_found_one_case_at_a_time_too(cohort):
     assert [f.code for f in check_case(planted(cohort, "mask flipped back to front"))] == ["mask-flipped"]
+
+
+def test_repairs_may_be_named_together_or_one_by_one(cohort):
+    planted(cohort, "CT padded with -2000")
+    outcome = tmi("check", cohort, "--fix", "ct-padding", "--fix", "mask-grid", "--json")
+    assert [r["code"] for r in outcome.document["repairs"]] == ["ct-padding"]
+
+
+def test_a_file_that_may_not_be_read_stops_no_other_case(cohort, monkeypatch):
+    planted(cohort, "table whose record names another CT")
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("tmi.toolkit.radiomics_record.sha256_file", denied)
+    outcome = tmi("check", cohort, cohort / ("x" * 300))
+    assert outcome.code == 3
+    assert "3 case(s): 2 good, 0 with warnings, 1 refused" in outcome.out
+    assert f"case {'x' * 300}: the case folder is not there [case-missing]" in outcome.out

@@ -233,6 +233,7 @@ def test_a_table_with_other_columns_is_not_copied(tmp_path):
         ((), "nothing to import"),
         (("--mask", "x"), "without its CT"),
         (("--ct", "dicom", "--fix", "everything"), "no repair 'everything'"),
+        (("--ct", "dicom", "--fix", "mask-grid,everything"), "no repair 'everything'"),
         (("--ct", "dicom", "--mask", "dicom", "--roi", "a", "--mask-label", "b"), "both a mask label and a ROI"),
         (("--ct", "nowhere"), "nowhere is not there"),
         (("--table", "t.csv"), "--table and --map belong together"),
@@ -264,3 +265,27 @@ def test_the_command_prints_what_was_taken_and_exits_3_for_content_that_is_refus
     assert document["schema"] == "tmi-import/1"
     assert [f["code"] for f in document["findings"]] == ["ct-few-slices"]
     assert document["source"]["ct"]["images"] == 8
+
+
+def test_a_refusal_names_its_code_for_people_and_in_the_document(tmp_path):
+    (tmp_path / "empty").mkdir()
+    outcome = tmi("import", tmp_path / "case", "--ct", tmp_path / "empty", "--json")
+    assert outcome.code == 3
+    assert "error: case case: no DICOM file is there [dicom-not-ct]\n  fix: " in outcome.err
+    assert (outcome.document["case_id"], outcome.document["written"]) == ("case", False)
+    assert [(f["code"], f["severity"]) for f in outcome.document["findings"]] == [("dicom-not-ct", "error")]
+    written = tmi("import", tmp_path / "case", "--ct", write_series(tmp_path / "good"), "--json")
+    assert written.document["written"] is True
+    assert set(written.document) == set(outcome.document)
+
+
+def test_a_case_whose_name_cannot_be_printed_is_wrong_usage(tmp_path):
+    with pytest.raises(UsageError, match="cannot be printed"):
+        import_case(tmp_path / "a\nb", ct=None, clinical={"values": {}})
+
+
+def test_repairs_of_an_import_may_be_named_together(tmp_path):
+    padded = write_series(tmp_path / "padded")
+    outcome = tmi("import", tmp_path / "case", "--ct", padded, "--fix", "ct-padding, dicom-duplicate-slice")
+    assert "no repair" not in outcome.err
+    assert outcome.code == 0

@@ -89,3 +89,19 @@ def test_a_nifti_of_3_mm_takes_the_liver_of_its_mask(shared_data, tmp_path):
     ct, mask = read(tmp_path / "E")
     assert ct.dtype == np.int16
     assert mask.sum() == 41_692
+
+
+def sessions() -> dict[str, tuple[str, str]]:
+    """Case -> command and what the page says that it prints, of the sessions on the shared data sets."""
+    page = (Path(__file__).parents[2] / "docs" / "import.md").read_text(encoding="utf-8")
+    blocks = [block.split("\n```")[0] for block in page.split("$ tmi ")[1:]]
+    parts = (block.strip().split("\n", 1) for block in blocks if "--ct data/" in block)
+    return {command.split()[1].removeprefix("cases/"): (command, told) for command, told in parts}
+
+
+@pytest.mark.parametrize("case_id", "ABCDE")
+def test_the_page_shows_what_the_command_prints(case_id, shared_data, tmp_path):
+    command, told = sessions()[case_id]
+    arguments = [str(shared_data / a.removeprefix("data/")) if a.startswith("data/") else a for a in command.split()]
+    outcome = tmi(*arguments, cwd=tmp_path)
+    assert (outcome.out + outcome.err).strip() == told.strip()

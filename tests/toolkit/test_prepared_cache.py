@@ -249,6 +249,7 @@ def test_a_nearly_full_disk_is_left_alone(case, micro_config, cache_folder, monk
     cache = PreparedCache()
     prepare(case, micro_config, cache)
     assert (cache.stored, entries(cache_folder)) == (0, [])
+    assert "1 not stored: it cannot be written, or the disk is nearly full" in cache.told()
 
 
 def test_a_cache_that_is_turned_off_prepares_each_time(case, micro_config, monkeypatch):

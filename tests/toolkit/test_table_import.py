@@ -379,3 +379,9 @@ def test_going_on_imports_only_what_is_new_or_whose_files_changed(world, images)
     (world.table.parent / "dicom" / "mr" / "1.dcm").write_text("mended")
     world.run(resume=True)
     assert [name for name, _ in images] == ["K2"]
+
+
+def test_cases_without_images_are_said_to_lack_them(world):
+    report = world.run("1,f,4,1,dead\n")
+    assert "still to be added to every case: ct.nii.gz, and liver.nii.gz or radiomics.csv" in report.told()
+    assert report.document()["images"] is False

@@ -74,8 +74,8 @@ MISTAKES = {
     "an alias": (HEAD + "fields: {sex: &a {column: s}, age: *a}\n", "it uses an alias"),
     "a tag": (HEAD + "fields: !!python/object/apply:os.system ['true']\n", "cannot be read as YAML"),
     "no YAML": ("{[", "cannot be read as YAML or JSON: line 1"),
-    "a list": ("- 1\n", "is no section"),
-    "nothing": ("", "is no section"),
+    "a list": ("- 1\n", "it is no mapping of keys to values"),
+    "nothing": ("", "it is no mapping of keys to values"),
     "deep nesting": ("[" * 20000, "cannot be read as YAML"),
     "a schema that is not there": (HEAD + "clinical_schema: none.json\n" + FIELDS, "none.json cannot be read"),
 }  # fmt: skip
@@ -91,7 +91,7 @@ def test_a_mistake_is_told_with_its_place(tmp_path, mistake):
 
 
 def test_a_mapping_that_is_not_there_or_doubles_a_key_in_json_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="is not there"):
         read_mapping(tmp_path / "absent.yaml")
     with pytest.raises(UsageError, match="the key 'schema' is there twice"):
         read_mapping(write(tmp_path, '{"schema": "tmi-mapping/1", "schema": "tmi-mapping/1"}', "m.json"))

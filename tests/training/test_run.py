@@ -157,3 +157,30 @@ def test_a_scaler_fitted_on_the_cohort_is_a_leak_under_any_protocol(micro_config
     assert optimistic(micro_config) == ""
     assert "scaled over the whole cohort" in optimistic(leaky)
     assert "epoch" not in optimistic(leaky)
+
+
+def test_a_cohort_whose_every_case_is_refused_is_refused_and_not_called_too_small(tmp_path):
+    folder = write_cohort(tmp_path / "cohort", cases=2, with_mask=False)
+    for record in folder.glob("*/clinical.json"):
+        record.write_text("{")
+    outcome = train(folder, tmp_path / "run")
+    assert outcome.code == 3
+    assert "none of the 2 cases" in outcome.err
+    assert "too few" not in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_may_not_be_read_does_not_stop_the_fingerprint(cohort, monkeypatch):
+    from tmi.toolkit.case import open_cohort
+    from tmi.training import cohort_arrays
+
+    whole, plain = cohort_arrays.fingerprint(open_cohort(cohort)), cohort_arrays.sha256_file
+    denied = open_cohort(cohort).cases[0].ct
+
+    def hashed(path):
+        if path == denied:
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path)
+
+    monkeypatch.setattr(cohort_arrays, "sha256_file", hashed)
+    assert cohort_arrays.fingerprint(open_cohort(cohort)) != whole

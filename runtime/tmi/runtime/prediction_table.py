@@ -44,7 +44,7 @@ def print_table(answers: Sequence[Answer], *, bundle: Bundle, engine: EngineReco
                 f"{answer.spread:.4f}",
                 " ".join(f"{fold.probability[positive]:.3f}" for fold in answer.folds),
                 f"{answer.seconds['total']:.2f}",
-                ", ".join(notice.code for notice in answer.warnings if notice.code != SYNTHETIC),
+                ", ".join(dict.fromkeys(n.code for n in answer.warnings if n.code != SYNTHETIC)),
             ]
             table.add_row(Text(answer.case_id), answer.decision, *cells)
         else:

@@ -325,7 +325,7 @@ def resolve_cases(cases: CaseLike | Iterable[CaseLike], *, mask_label: int | Non
     for case in found:
         if case.case_id in seen:
             raise UsageError(
-                f"case id {case.case_id} is given twice", fix="predict cases of the same name in separate runs"
+                f"case id {case.case_id} is given twice", fix="give cases of the same name to separate commands"
             )
         seen.add(case.case_id)
     return found

@@ -73,16 +73,35 @@ def open_case(folder: Path, *, mask_label: int | None = None) -> Case:
         InputRefusedError: no such folder.
     """
     case_id = folder.resolve().name
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise InputRefusedError(
             "the case folder is not there", fix="give the path of a case folder", code="case-missing", case_id=case_id
         )
     return Case(folder=folder, case_id=case_id, mask_label=mask_label)
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; a path that cannot be looked at, such as too long a name, is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def is_cohort(path: Path) -> bool:
     """Whether a folder holds a cohort table."""
-    return (path / COHORT_FILE).is_file()
+    try:
+        return (path / COHORT_FILE).is_file()
+    except OSError:  # a folder that may not be looked into, a name that is too long: told by whatever reads the case
+        return False
+
+
+def is_case(path: Path) -> bool:
+    """Whether a folder holds a file that only a case holds."""
+    try:
+        return any((path / name).is_file() for name in (CT_FILE, MASK_FILE, RADIOMICS_FILE, CLINICAL_FILE))
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +169,10 @@ def plain_name(name: str) -> bool:
 
 
 def find_cases(paths: list[Path], *, mask_label: int | None = None) -> list[Case]:
-    """Cases from a mix of case folders and cohort folders, in the order given.
+    """Cases from a mix of case folders, cohort folders and folders of cases, in the order given.
 
-    A path that is no cohort is taken as a case; whether it is there is found when it is read.
+    A folder of cases without a cohort table stands for all of them, by name. Any other path is taken as a case; whether
+    it is there is found when it is read.
 
     Raises:
         UsageError: no path, a malformed cohort table, or two cases with one id.
@@ -162,11 +182,26 @@ def find_cases(paths: list[Path], *, mask_label: int | None = None) -> list[Case
         if is_cohort(path):
             cases.extend(open_cohort(path, mask_label=mask_label).cases)
         else:
-            cases.append(Case(folder=path, case_id=path.resolve().name, mask_label=mask_label))
+            folders = _cases_below(path) or [path]
+            cases.extend(Case(folder=f, case_id=f.resolve().name, mask_label=mask_label) for f in folders)
     ids = [c.case_id for c in cases]
     twice = sorted({i for i in ids if ids.count(i) > 1})
     if twice:
-        raise UsageError(f"case id {twice[0]} is given twice", fix="predict cases of the same name in separate runs")
+        raise UsageError(f"case id {twice[0]} is given twice", fix="give cases of the same name to separate commands")
     if not cases:
         raise UsageError("no case given", fix="give case folders or a cohort folder")
     return cases
+
+
+def _cases_below(path: Path) -> list[Path]:
+    """Every folder right below one that is no case itself, by name, where at least one of them is a case.
+
+    None of them is passed over silently: what is no case is refused as one. Hidden folders are unfinished imports.
+    """
+    if is_case(path):
+        return []
+    try:
+        below = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError:
+        return []
+    return below if any(map(is_case, below)) else []

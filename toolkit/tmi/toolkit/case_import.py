@@ -23,7 +23,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.case import CLINICAL_FILE, CT_FILE, MASK_FILE, RADIOMICS_FILE, Case, open_case
+from tmi.toolkit.case import CLINICAL_FILE, CT_FILE, MASK_FILE, RADIOMICS_FILE, Case, open_case, plain_name
 from tmi.toolkit.case_record import CaseRecord, Repair, write_case_record
 from tmi.toolkit.check import Finding, check_case
 from tmi.toolkit.check_table import CHECKS
@@ -184,6 +184,8 @@ def _require_sound_wishes(
     if ct is None and clinical is None and radiomics is None:
         raise UsageError("nothing to import", fix="give --ct, --clinical or --radiomics")
     place = out.resolve()
+    if not plain_name(place.name):
+        raise UsageError("the case's name cannot be printed", fix="give the case's folder a plain name")
     for given in (ct, mask, clinical, radiomics):
         if isinstance(given, Path):
             if not given.exists():

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tmi.toolkit.case import CT_FILE, MASK_FILE, RADIOMICS_FILE, Case
+from tmi.toolkit.case import CT_FILE, MASK_FILE, RADIOMICS_FILE, Case, is_folder
 from tmi.toolkit.case_record import read_case_record
 from tmi.toolkit.check_table import CHECKS, Severity
 from tmi.toolkit.clinical import ClinicalRecord, read_clinical
@@ -98,7 +98,7 @@ def _findings(
     recompute: float | None,
     on_comparison: Callable[[Comparison], None] | None,
 ) -> Iterator[Finding]:
-    if not case.folder.is_dir():
+    if not is_folder(case.folder):
         yield _finding(
             case.case_id,
             "case-missing",

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tmi.toolkit.errors import ExitCode, TmiError, UnavailableError
+from tmi.toolkit.errors import ExitCode, InputRefusedError, TmiError, UnavailableError
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,9 @@ def root(
 
 
 def report(error: TmiError) -> None:
-    """Print an error and its mend on standard error."""
-    typer.echo(f"error: {error}\n  fix: {error.fix}", err=True)
+    """Print an error, the code of the check that refused an input, and the mend on standard error."""
+    code = f" [{error.code}]" if isinstance(error, InputRefusedError) else ""
+    typer.echo(f"error: {error}{code}\n  fix: {error.fix}", err=True)
 
 
 def missing_package(error: ModuleNotFoundError, arguments: Sequence[str]) -> UnavailableError | None:

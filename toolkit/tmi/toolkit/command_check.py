@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tmi.toolkit.case import Case, find_cases
+from tmi.toolkit.case import Case, find_cases, is_folder
 from tmi.toolkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def check(
         typer.Option("--schema", help="Clinical schema. Default: tmi.toml's, else the liver's.", show_default=False),
     ] = None,
     fix: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option("--fix", metavar="CODE[,CODE]", help="Repair these findings, record it in case.json, then check."),
     ] = None,
     recompute: Annotated[
@@ -61,7 +61,7 @@ def check(
     fields = load_schema(schema or load_project().schema_file)
     cases = find_cases(paths, mask_label=mask_label)
     comparisons: list[Comparison] = []
-    repairs = [done for case in cases if codes and case.folder.is_dir() for done in repair(case, codes)]
+    repairs = [done for case in cases if codes and is_folder(case.folder) for done in repair(case, codes)]
     with _progress(len(cases)) as advance:
         findings = check_cases(
             cases,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tmi.toolkit.errors import ExitCode, UsageError
+from tmi.toolkit.errors import ExitCode, InputRefusedError, UsageError
 
 if TYPE_CHECKING:
     from tmi.toolkit.case_import import ImportedCase
@@ -41,7 +41,8 @@ def import_(
         str | None, typer.Option("--patient-id", help="Pseudonym of the patient; must agree with the record.")
     ] = None,
     fix: Annotated[
-        list[str] | None, typer.Option("--fix", help="Repair that may be made, by its code; may be given again.")
+        list[str] | None,
+        typer.Option("--fix", metavar="CODE[,CODE]", help="Repairs that may be made; may be given again."),
     ] = None,
     table: Annotated[Path | None, typer.Option("--table", help="Spreadsheet (CSV, XLSX) of a cohort.")] = None,
     mapping: Annotated[Path | None, typer.Option("--map", help="Mapping of the table's columns (YAML).")] = None,
@@ -74,19 +75,24 @@ def import_(
         raise UsageError("--resume is for --table", fix="leave it out")
     from tmi.toolkit.case_import import import_case
 
-    done = import_case(
-        out,
-        ct=ct,
-        mask=mask,
-        series=series,
-        mask_label=mask_label,
-        roi=roi,
-        clinical=clinical,
-        radiomics=radiomics,
-        patient_id=patient_id,
-        fixes=fix or (),
-        force=force,
-    )
+    try:
+        done = import_case(
+            out,
+            ct=ct,
+            mask=mask,
+            series=series,
+            mask_label=mask_label,
+            roi=roi,
+            clinical=clinical,
+            radiomics=radiomics,
+            patient_id=patient_id,
+            fixes=[code.strip() for codes in fix or () for code in codes.split(",")],
+            force=force,
+        )
+    except InputRefusedError as error:
+        if as_json:
+            typer.echo(json.dumps(_refusal(out, error), indent=2))
+        raise
     if as_json:
         typer.echo(json.dumps(_document(done), indent=2))
     else:
@@ -118,11 +124,28 @@ def _document(done: ImportedCase) -> dict[str, object]:
     return {
         "schema": SCHEMA,
         "case_id": done.case.case_id,
+        "written": True,
         "source": dict(done.source),
         "mask_label": done.label,
         "repairs": [vars(r) for r in done.repairs],
         "findings": [vars(f) for f in done.findings],
         "missing": [vars(f) for f in done.missing],
+    }
+
+
+def _refusal(out: Path, error: InputRefusedError) -> dict[str, object]:
+    """The same keys for a case that was not written."""
+    case_id = error.case_id or out.resolve().name
+    found = {"case_id": case_id, "code": error.code, "severity": "error", "message": error.what, "fix": error.fix}
+    return {
+        "schema": SCHEMA,
+        "case_id": case_id,
+        "written": False,
+        "source": {},
+        "mask_label": None,
+        "repairs": [],
+        "findings": [found],
+        "missing": [],
     }
 
 

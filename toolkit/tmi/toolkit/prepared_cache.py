@@ -67,6 +67,8 @@ class PreparedCache:
         """Cases that were found."""
         self.stored = 0
         """Cases that were made and stored."""
+        self.lost = 0
+        """Cases that were made and could not be stored."""
 
     @property
     def folder(self) -> Path | None:
@@ -77,7 +79,8 @@ class PreparedCache:
         """One line on what it did, for people."""
         if self.folder is None:
             return "cache of prepared cases: off"
-        return f"cache of prepared cases: {self.hits} found, {self.stored} stored in {self.folder}"
+        lost = f"; {self.lost} not stored: it cannot be written, or the disk is nearly full" if self.lost else ""
+        return f"cache of prepared cases: {self.hits} found, {self.stored} stored in {self.folder}{lost}"
 
     def images(
         self, case: Case, config: CtConfig, *, extract: bool, make: Callable[[], PreparedImages]
@@ -112,8 +115,10 @@ class PreparedCache:
         folder = self._entries.folder
         assert folder is not None  # the entries are enabled
         there = next(p for p in (folder, *folder.parents) if p.exists())
-        if shutil.disk_usage(there).free - len(data) > KEEP_FREE_BYTES:
-            self.stored += self._entries.put(key, data)
+        room = shutil.disk_usage(there).free - len(data) > KEEP_FREE_BYTES
+        done = room and self._entries.put(key, data)
+        self.stored += done
+        self.lost += not done
 
 
 def prepared_key(case: Case, config: CtConfig, *, extract: bool) -> str:

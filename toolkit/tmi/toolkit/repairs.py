@@ -167,13 +167,13 @@ REPAIRS: Mapping[str, Callable[[Case], list[Change]]] = MappingProxyType(
 """Code of a check -> what mends it, in the order in which repairs are made."""
 
 
-def parse_codes(text: str) -> tuple[str, ...]:
-    """Codes from `A,B`, in the order of `REPAIRS`.
+def parse_codes(texts: Sequence[str]) -> tuple[str, ...]:
+    """Codes from `A,B` and `C`, in the order of `REPAIRS`.
 
     Raises:
         UsageError: one of them has no repair.
     """
-    asked = {c.strip() for c in text.split(",") if c.strip()}
+    asked = {c.strip() for text in texts for c in text.split(",") if c.strip()}
     unknown = sorted(asked - set(REPAIRS))
     if unknown or not asked:
         raise UsageError(

@@ -88,6 +88,7 @@ def import_table(
         missing=_missing(cells, run.reader),
         kept=run.kept,
         labelled=labelled,
+        images=rules.images is not None,
     )
     report.write()
     return report

@@ -305,11 +305,16 @@ def _check_field(known: Field, source: FieldSource, *, where: str) -> None:
 
 
 def _load(path: Path) -> Any:
+    if not path.is_file():
+        raise UsageError(f"mapping {path} is not there", fix="give a YAML or JSON file")
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError("too large")
         text = path.read_text(encoding="utf-8-sig")
-        return json.loads(text, object_pairs_hook=_once) if path.suffix.lower() == ".json" else _yaml(text)
+        found = json.loads(text, object_pairs_hook=_once) if path.suffix.lower() == ".json" else _yaml(text)
+        if not isinstance(found, dict):
+            raise _MalformedError("it is no mapping of keys to values")
+        return found
     except (OSError, ValueError, RecursionError) as error:
         detail = f": {error}" if isinstance(error, _MalformedError) else ""
         raise UsageError(

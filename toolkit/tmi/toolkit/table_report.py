@@ -75,6 +75,8 @@ class TableReport:
     """Cases that an earlier run had written from the same rows and that were left as they are."""
     labelled: bool
     """Whether `cohort.csv` was written: the mapping has a label rule, and a case has a label."""
+    images: bool
+    """Whether the mapping names images; without, the cases hold clinical records alone."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -108,6 +110,8 @@ class TableReport:
         ]
         if not self.labelled:
             sums.append("no labels, so no cohort.csv: the folder holds cases to predict, not a cohort to train on")
+        if written and not self.images:
+            sums.append("still to be added to every case: ct.nii.gz, and liver.nii.gz or radiomics.csv")
         return (
             *(line.told() for line in self.lines if line.why is not None),
             *sums,
@@ -137,5 +141,6 @@ class TableReport:
             "missing_cells": {**self.missing_cells, "by_column": dict(self.missing)},
             "columns": dict(self.columns),
             "labelled": self.labelled,
+            "images": self.images,
             "lines": [to_json(line) for line in self.lines],
         }

@@ -102,9 +102,17 @@ def prepare_cohort(
 def fingerprint(cohort: Cohort) -> str:
     """SHA-256 over the cohort's table and every file of its cases; names the data a run was trained on."""
     digests = {
-        f"{case.case_id}/{path.name}": sha256_file(path)
+        f"{case.case_id}/{path.name}": _digest(path)
         for case in cohort.cases
         for path in (case.ct, case.mask, case.radiomics, case.clinical)
         if path.is_file()
     }
     return sha256_json({"table": sha256_file(cohort.folder / COHORT_FILE), "files": digests})
+
+
+def _digest(path: Path) -> str | None:
+    """Of a file; None where it cannot be read, so that its case is left out by its own check."""
+    try:
+        return sha256_file(path)
+    except OSError:
+        return None

@@ -83,6 +83,12 @@ def cross_validate(
         arrays = prepare_cohort(cohort, config, schema, store=scratch / "ct.npy", cache=cache, progress=progress)
         for error in arrays.refused:
             watcher.refused(error)
+        if not arrays.cases:
+            raise InputRefusedError(
+                f"none of the {len(cohort.cases)} cases of {cohort.folder} can be trained on",
+                fix="mend them as told above; `tmi check` tells more",
+                code="cohort-refused",
+            )
         if not resume:
             run = _start(out, config, schema, cohort, arrays, print_of_cohort, name)
         elif _listed(run.folds) != {c.case_id for c in arrays.cases}:
