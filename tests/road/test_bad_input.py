@@ -43,7 +43,7 @@ def test_bad_input_is_refused_with_its_code_its_file_and_a_mend(results, outcome
     assert result["code"] == fault.code
     assert fault.says in result["what"]
     assert result["fix"]
-    assert f"error: case {name}: {result['what']}\n  fix: {result['fix']}" in outcome.err
+    assert f"error: case {name}: {result['what']} [{fault.code}]\n  fix: {result['fix']}" in outcome.err
 
 
 def test_a_folder_that_is_not_there_is_refused(results):

@@ -89,7 +89,10 @@ REACHED: Mapping[ExitCode, tuple[Reach, str]] = MappingProxyType(
         ExitCode.DONE: (done, ""),
         ExitCode.UNEXPECTED: (unexpected, "error: unexpected RuntimeError\n  fix: run the command again with --debug"),
         ExitCode.USAGE: (usage, "error: bundle is no bundle: manifest.json is missing\n  fix: name a bundle with"),
-        ExitCode.REFUSED: (refused, "error: case nowhere: the case folder is not there\n  fix: give the path"),
+        ExitCode.REFUSED: (
+            refused,
+            "error: case nowhere: the case folder is not there [case-missing]\n  fix: give the path",
+        ),
         ExitCode.PARITY: (parity, "error: the bundle was not written\n  fix: look at the table"),
         ExitCode.UNAVAILABLE: (unavailable, "fix: pip install 'tmi-clnet[openvino]'"),
         ExitCode.DAMAGED: (damaged, ".onnx was changed after the export\n  fix: copy the bundle again"),
