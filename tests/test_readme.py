@@ -60,3 +60,16 @@ def test_every_extra_of_the_table_is_an_extra():
     table = README.split("| extra | brings")[1].split("\n\n")[0]
     named = {name for row in table.splitlines()[2:] for name in re.findall(r"`([a-z-]+)`", row.split("|")[1])}
     assert named == set(extras)
+
+
+def test_the_engine_table_of_the_predict_page_is_the_table_of_engines():
+    from tmi.runtime.engine import ENGINES
+
+    page = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
+    table = page.split("## Engines")[1].split("## ")[0]
+    rows = re.findall(r"^\| `([a-z-]+)` \| .* \| ([\w`\[\]. -]+) \| ([^|]+) \|$", table, re.M)
+    assert [name for name, _, _ in rows] == list(ENGINES)
+    for name, package, bound in rows:
+        spec = ENGINES[name]
+        assert package == (f"`tmi-clnet[{spec.extra}]`" if spec.extra else "base install")
+        assert bound == "it is the reference" if spec.max_abs_err == 0 else float(bound) == spec.max_abs_err

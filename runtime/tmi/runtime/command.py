@@ -25,7 +25,9 @@ def predict(
         Path | None,
         typer.Option(help="Bundle to predict with. Default: TMI_BUNDLE, else ./bundle.", show_default=False),
     ] = None,
-    engine: Annotated[str, typer.Option(help="auto, openvino, onnx, torchscript or eager.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(help="auto, openvino, onnx, torchscript, eager; on a GPU trt, trt-rtx, torch-trt.")
+    ] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Cases computed together.")] = 1,
     mask_label: Annotated[
         int | None,
