@@ -29,7 +29,8 @@ MAX_BYTES = 256 * 2**20
 """A larger table, unpacked, is refused: a cohort's is a few megabytes."""
 DELIMITERS = (",", ";", "\t", "|")
 WORKBOOKS = (".xlsx", ".xlsm")
-BROKEN = (OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, SyntaxError)
+BROKEN = (OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, SyntaxError, RuntimeError)
+"""What a damaged workbook raises; `RuntimeError`: zipfile, of an encrypted member or an unknown compression method."""
 """What a damaged workbook raises in the packages that unpack it; their XML errors are SyntaxErrors."""
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
