@@ -179,3 +179,18 @@ def test_damaged_tables_and_mappings_end_in_a_typed_error_or_in_rows_refused(tmp
         else:
             assert sum(report.counts.values()) == len(report.lines)
         assert time.monotonic() - start < 10
+
+
+def test_a_workbook_of_an_unknown_compression_method_is_refused_as_damaged(tmp_path):
+    import openpyxl
+
+    path = tmp_path / "t.xlsx"
+    openpyxl.Workbook().save(path)
+    data = bytearray(path.read_bytes())
+    start = 0
+    while (start := data.find(b"PK\x01\x02", start)) >= 0:  # every entry of the central directory
+        data[start + 10] = 99
+        start += 4
+    path.write_bytes(data)
+    with pytest.raises(UsageError):
+        read_cells(path, TableSpec(), wanted=WANTED)

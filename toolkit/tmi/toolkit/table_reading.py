@@ -30,8 +30,8 @@ MAX_BYTES = 256 * 2**20
 DELIMITERS = (",", ";", "\t", "|")
 WORKBOOKS = (".xlsx", ".xlsm")
 BROKEN = (OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, SyntaxError, RuntimeError)
-"""What a damaged workbook raises; `RuntimeError`: zipfile, of an encrypted member or an unknown compression method."""
-"""What a damaged workbook raises in the packages that unpack it; their XML errors are SyntaxErrors."""
+"""What a damaged workbook raises in the packages that unpack it: XML errors are SyntaxErrors, an encrypted member or an
+unknown compression method is a RuntimeError (NotImplementedError)."""
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),
