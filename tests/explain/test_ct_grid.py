@@ -91,8 +91,8 @@ def test_every_plane_shows_the_patient_as_radiologists_look_at_him(plane):
     left, right, top, bottom = plane.marks
     assert ("R" in (left, right)) == (plane.name != "sagittal")
     end_of = {"R": True, "A": True, "S": True, "L": False, "P": False, "I": False}
-    assert (column == 0) == end_of[left] and (column == columns - 1) == end_of[right]
-    assert (row == 0) == end_of[top] and (row == rows - 1) == end_of[bottom]
+    assert (column == 0, column == columns - 1) == (end_of[left], end_of[right])
+    assert (row == 0, row == rows - 1) == (end_of[top], end_of[bottom])
 
 
 def test_a_pixel_has_the_size_of_its_voxels_sides():

@@ -265,7 +265,9 @@ class Plane:
 
     def picture(self, volume_DHW: NDArray[np.generic], index: int) -> NDArray[np.generic]:
         """Slice `index` as rows from top to bottom and columns from left to right; a view."""
-        return volume_DHW.take(index, axis=self.axis)[::-1, ::-1]
+        chosen: list[int | slice] = [slice(None, None, -1)] * 3
+        chosen[self.axis] = index
+        return volume_DHW[tuple(chosen)]
 
     def pixel_mm(self, volume: Volume) -> tuple[float, float]:
         """Height and width of a pixel of the picture."""

@@ -4,7 +4,7 @@
 
 f is the log-odds of one fold's model with the other two modalities as they are. x' is the baseline:
 
-- radiomics: 0 after scaling, the middle of the training range (or the mean), which is also what a missing value becomes;
+- radiomics: 0 after scaling: the middle of the training range (or the mean), and what a missing value becomes;
 - text: the same sentence with every token but [CLS] and [SEP] replaced by [PAD], on the input embeddings; the
   attributions of a token's embedding are summed, and the tokens of a field's sentence again.
 
@@ -53,9 +53,7 @@ class Attribution:
     """Points of the integral."""
 
 
-def radiomics_attribution(
-    network: TmiClnet, inputs: FoldInputs, encoded: EncodedCase, positive: int
-) -> Attribution:
+def radiomics_attribution(network: TmiClnet, inputs: FoldInputs, encoded: EncodedCase, positive: int) -> Attribution:
     """Attributions of the 1,781 scaled features."""
     ct, text = encoded.ct_features.clone(), encoded.text_features.clone()  # no inference tensors in a graph
 

@@ -193,9 +193,7 @@ class Explainer:
             radiomics_R=radiomics.values_N,
             fields={REPORT_FIELD if name is None else name: value for name, value in fields.items()},
             completeness={"radiomics": _completeness(radiomics), "clinical": _completeness(text)},
-            attention=ring_attention(
-                network.fusion.tcaf, (fused.clinical_BC, fused.radiomics_BC, fused.image_BC)
-            ),
+            attention=ring_attention(network.fusion.tcaf, (fused.clinical_BC, fused.radiomics_BC, fused.image_BC)),
         )
 
     def _by_class(self, p_K: Float[np.ndarray, " K"]) -> dict[str, float]:

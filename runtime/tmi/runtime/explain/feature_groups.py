@@ -25,9 +25,7 @@ def feature_class(feature: str) -> str:
     return feature.split("_")[1]
 
 
-def grouped(
-    values_R: Float[NDArray[np.float64], "1781"], name_of: Callable[[str], str]
-) -> dict[str, dict[str, float]]:
+def grouped(values_R: Float[NDArray[np.float64], "1781"], name_of: Callable[[str], str]) -> dict[str, dict[str, float]]:
     """Signed sum and sum of magnitudes of each group, the largest magnitude first."""
     groups: dict[str, list[float]] = {}
     for feature, value in zip(FEATURE_NAMES, values_R, strict=True):

@@ -196,9 +196,10 @@ def _bundled_weights(bundle: Bundle, fold: FoldSpec, position: int) -> dict[str,
 
 def _weights(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        state: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise DamagedError(f"{path} cannot be read as safetensors", fix="restore it from where it came") from error
+    return state
 
 
 def _network(config: Config, state: dict[str, Tensor], *, kind: str) -> TmiClnet:

@@ -10,6 +10,7 @@ m the map (0 or more), L the liver's voxels, B the body's:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -61,7 +62,7 @@ def place_figures(
     )
 
 
-def body_mask(ct_DHW: NDArray[np.generic]) -> Bool[np.ndarray, "D H W"]:
+def body_mask(ct_DHW: NDArray[Any]) -> Bool[np.ndarray, "D H W"]:
     """The largest connected piece above -300 HU, with what it encloses in each axial slice: no table, no air around."""
     tissue = ndimage.binary_opening(ct_DHW > BODY_HU, iterations=1)
     labels, count = ndimage.label(tissue)
@@ -69,7 +70,7 @@ def body_mask(ct_DHW: NDArray[np.generic]) -> Bool[np.ndarray, "D H W"]:
         return np.zeros(ct_DHW.shape, dtype=bool)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
-    body = labels == int(sizes.argmax())
+    body: NDArray[np.bool_] = labels == int(sizes.argmax())
     for plane in body:
         ndimage.binary_fill_holes(plane, output=plane)
     return body
@@ -78,7 +79,8 @@ def body_mask(ct_DHW: NDArray[np.generic]) -> Bool[np.ndarray, "D H W"]:
 def centre(mask_DHW: Bool[np.ndarray, "D H W"]) -> tuple[int, int, int]:
     """The voxel nearest to the centre of mass; the middle of the volume where the mask is empty."""
     if not mask_DHW.any():
-        return tuple(n // 2 for n in mask_DHW.shape)  # type: ignore[return-value]
+        depth, height, width = mask_DHW.shape
+        return depth // 2, height // 2, width // 2
     middle: list[int] = []
     for axis in range(3):
         count = mask_DHW.sum(axis=tuple(a for a in range(3) if a != axis))

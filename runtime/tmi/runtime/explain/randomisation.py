@@ -117,7 +117,5 @@ def structural_similarity(one: NDArray[np.float64], other: NDArray[np.float64]) 
     mean_1, mean_2 = local(one), local(other)
     var_1, var_2 = local(one * one) - mean_1**2, local(other * other) - mean_2**2
     covariance = local(one * other) - mean_1 * mean_2
-    ssim = ((2 * mean_1 * mean_2 + c1) * (2 * covariance + c2)) / (
-        (mean_1**2 + mean_2**2 + c1) * (var_1 + var_2 + c2)
-    )
+    ssim = ((2 * mean_1 * mean_2 + c1) * (2 * covariance + c2)) / ((mean_1**2 + mean_2**2 + c1) * (var_1 + var_2 + c2))
     return float(ssim.mean())

@@ -60,7 +60,7 @@ def ring_attention(
         weights = (tcaf.query[own](tokens[own]) @ tcaf.key[other](tokens[other]).T).softmax(dim=-1)
         hidden = weights @ tcaf.value[other](tokens[other])
         entropy = -(weights * weights.clamp_min(1e-30).log()).sum(dim=-1).mean()
-        output = tcaf.output[own].weight[0]
+        output: Tensor = tcaf.output[own].get_parameter("weight")[0]
         from_other = float((output[0] * hidden).abs().sum())
         from_own = float((output[1] * tokens[own]).abs().sum())
         both = from_other + from_own

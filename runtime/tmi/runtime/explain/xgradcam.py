@@ -36,7 +36,8 @@ def xgradcam(activation_Cx: Float[Tensor, "C *x"], gradient_Cx: Float[Tensor, "C
     """
     flat, slope = activation_Cx.flatten(1), gradient_Cx.flatten(1)
     alpha_C = torch.linalg.vecdot(flat, slope) / (flat.sum(dim=1) + EPS)
-    return (alpha_C @ flat).relu_().reshape(activation_Cx.shape[1:])
+    cam: Tensor = (alpha_C @ flat).relu_().reshape(activation_Cx.shape[1:])
+    return cam
 
 
 def unit_range(values: Tensor) -> Tensor:
