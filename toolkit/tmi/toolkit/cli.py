@@ -41,6 +41,7 @@ COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
         "build": CommandSpec("tmi.export.command_build:build", extra="trt"),
         "predict": CommandSpec("tmi.runtime.command:predict"),
         "explain": CommandSpec("tmi.runtime.command_explain:explain", extra="explain"),
+        "report": CommandSpec("tmi.runtime.command_report:report", extra="explain"),
         "verify": CommandSpec("tmi.runtime.command_verify:verify"),
         "inspect": CommandSpec("tmi.runtime.command_inspect:inspect"),
         "sign": CommandSpec("tmi.runtime.command_sign:sign", extra="sign"),

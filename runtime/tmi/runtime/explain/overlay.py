@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -71,7 +71,7 @@ def save_plane(picture: Picture, plane: Plane, index: int, path: Path, *, width_
     figure.savefig(path, dpi=110)
 
 
-def save_montage(pictures: Sequence[Picture], at_DHW: tuple[int, int, int], path: Path) -> None:
+def save_montage(pictures: Sequence[Picture], at_DHW: tuple[int, int, int], path: Path | IO[bytes]) -> None:
     """The three planes through one voxel, a row for each picture (the fused model, a CT-only one)."""
     rows = len(pictures)
     figure = _figure(10.5, 3.9 * rows + 0.2)
