@@ -115,7 +115,7 @@ def _ct(picture: Picture, plane: Plane, index: int, size: tuple[int, int]) -> Im
         return image
     mask = np.ascontiguousarray(plane.picture(picture.liver_DHW, index)).astype(np.uint8) * 255
     inside: NDArray[np.bool_] = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.BILINEAR)) > 127
-    edge = inside & ~ndimage.binary_erosion(inside, border_value=1)
+    edge = inside & ~ndimage.binary_erosion(inside, iterations=2, border_value=1)
     pixels = np.array(image)
     pixels[edge] = [int(OUTLINE[i : i + 2], 16) for i in (1, 3, 5)]
     return Image.fromarray(pixels)
