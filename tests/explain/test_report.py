@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from explain.conftest import STRANGE
 from PIL import Image
 
+from explain.conftest import STRANGE
 from factories.browser import Browser, find_chromium
 from factories.tmi_command import tmi
 from tmi.runtime.explain.looked_at import read_anatomy
 from tmi.runtime.explain.overlay import Picture
 from tmi.runtime.prediction import RESEARCH_USE
-from tmi.runtime.report.slices import BUDGET_BYTES, page_slices
+from tmi.runtime.report.slices import page_slices
 from tmi.toolkit.case import Case
 from tmi.toolkit.volume import Volume
 
@@ -129,15 +129,16 @@ def test_a_report_is_not_written_over_without_force(reported, cohort, tiny_bundl
     assert (reported[0] / "index.html").read_bytes() == before
 
 
-def test_the_largest_ct_keeps_the_budget_and_shows_the_centre():
-    """Noise is the worst that a picture's compression can meet."""
-    noise = np.random.default_rng(0).integers(-160, 240, (90, 200, 200), dtype=np.int16)
-    ct = Volume(array_DHW=noise, affine_xyz=np.diag([1.5, 1.5, 4.0, 1.0]))
+def test_slices_keep_the_budget_their_proportions_and_the_centre(monkeypatch):
+    """Noise is the worst that a picture's compression can meet; the budget here is cut like the volume."""
+    monkeypatch.setattr("tmi.runtime.report.slices.BUDGET_BYTES", budget := 300_000)
+    noise = np.random.default_rng(0).integers(-160, 240, (20, 60, 60), dtype=np.int16)
+    ct = Volume(array_DHW=noise, affine_xyz=np.diag([5.0, 5.0, 18.0, 1.0]))
     picture = Picture(ct=ct, map_DHW=np.random.default_rng(1).random(noise.shape, np.float32), liver_DHW=None, title="")
-    planes = page_slices(picture, (31, 77, 150))
+    planes = page_slices(picture, (7, 23, 45))
     size = sum(len(s["ct"]) + len(s["map"]) for plane in planes for s in plane.slices)
-    assert size <= BUDGET_BYTES
-    assert [plane.slices[plane.start]["number"] for plane in planes] == [32, 78, 151]
+    assert size <= budget
+    assert [plane.slices[plane.start]["number"] for plane in planes] == [8, 24, 46]
     assert [plane.width / plane.height for plane in planes] == pytest.approx([1.0, 300 / 360, 300 / 360], rel=0.02)
 
 
