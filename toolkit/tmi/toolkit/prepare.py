@@ -144,7 +144,7 @@ def _images(case: Case, config: Config, *, extract: bool, clock: StageClock) -> 
             warnings += refuse_on_error(check_mask(ct, mask), case.case_id)
         clock.lap("check")
         ct_1DHW = prepare_ct(ct, config.ct, resampling)
-        clock.lap("resample")
+    clock.lap("resample")
     radiomics_F = None
     if extract:
         assert mask is not None  # the caller has seen that it is there
