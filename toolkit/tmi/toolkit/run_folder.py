@@ -5,6 +5,7 @@ A run is a folder::
     run.json            schema, name, status, times, versions, cohort fingerprint; at the end the digest of every file
     config.json         the whole config
     clinical_schema.json    the clinical schema the texts were written by
+    pretrained.json     files of weights it started from, and what was taken of them; where there were any
     folds.json          which case is where in which fold
     summary.json/.md    mean and standard deviation over the folds
     fold<k>/
@@ -39,6 +40,7 @@ CONFIG_FILE = "config.json"
 FOLDS_FILE = "folds.json"
 SUMMARY_FILE = "summary.json"
 SUMMARY_TEXT_FILE = "summary.md"
+PRETRAINED_FILE = "pretrained.json"
 CHECKPOINTS = "checkpoints"
 
 
@@ -199,6 +201,11 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether every fold and the summary are done."""
         return self.state.get("status") == "finished"
+
+    @property
+    def pretrained(self) -> Path:
+        """What was taken of which files of weights; absent where every weight started random."""
+        return self.path / PRETRAINED_FILE
 
     def fold(self, number: int) -> FoldFolder:
         """Files of a fold."""

@@ -27,6 +27,7 @@ from tmi.training.epoch_end import EpochEnd, positive_probability, predict_logit
 from tmi.training.fold_data import EpochBatches, FoldData
 from tmi.training.metrics import binary_metrics
 from tmi.training.module import FoldModule
+from tmi.training.pretrained.initial_weights import InitialWeights
 
 Report = Callable[[int, float, float], None]
 """Called after each epoch with its number, training loss and validation loss."""
@@ -41,6 +42,7 @@ def train_fold(
     tokenizer: Tokenizer | None,
     accelerator: str,
     report: Report,
+    initial: InitialWeights | None = None,
 ) -> None:
     """Train a fold, continuing from its checkpoint where there is one, and write its files.
 
@@ -53,6 +55,8 @@ def train_fold(
     data.save(files.scaler, files.tokenizer)
     ending = EpochEnd(data, files, report)
     module = FoldModule(config, fold=split.fold)
+    if initial is not None:
+        initial.load_into(module.network)
     with _quiet():
         _fit(module, data, ending, config, files, accelerator)
     shutil.copyfile(ending.best_weights, part := files.model.with_name("part.safetensors"))
