@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
 import shutil
@@ -16,16 +14,18 @@ import torch
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from safetensors.torch import load_file
 
-from tmi.toolkit.config import CLASSES, Config
+from tmi.toolkit.config import Config
+from tmi.toolkit.config_io import to_json
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.files import write_json, write_text
-from tmi.toolkit.network.tmi_clnet import build
+from tmi.toolkit.files import write_json
+from tmi.toolkit.network.tmi_clnet import TmiClnet, build
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.toolkit.tokenizer import Tokenizer
+from tmi.training.calibration import Calibration, calibrate, is_calibrated
 from tmi.training.cohort_arrays import CohortArrays
-from tmi.training.epoch_end import EpochEnd, positive_probability, predict_logits
+from tmi.training.epoch_end import EpochEnd, predict_logits
 from tmi.training.fold_data import EpochBatches, FoldData
-from tmi.training.metrics import binary_metrics
+from tmi.training.fold_predictions import Predictions, write_predictions
 from tmi.training.module import FoldModule
 from tmi.training.pretrained.initial_weights import InitialWeights
 
@@ -101,21 +101,15 @@ def _fit(
 
 
 def _report_fold(data: FoldData, files: FoldFolder, config: Config, ending: EpochEnd) -> None:
-    """Out-of-fold predictions by the saved model, read back from its file, and their figures."""
+    """Predictions by the saved model, read back from its file, what is fitted on them, and their figures."""
     network = build(config.network, seed=0)
     network.load_state_dict(load_file(files.model))
     split = data.split
-    logits = predict_logits(network, data, split.test, torch.device("cpu"))
-    probability = positive_probability(logits)
-    labels = data.batch(split.test).labels.numpy()
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("case_id", "label", "probability_bad"))
-    writer.writerows(
-        (case_id, CLASSES[label], repr(float(p)))
-        for case_id, label, p in zip(split.test, labels, probability, strict=True)
-    )
-    write_text(files.predictions, text.getvalue())
+    validation, test = (_predictions(network, data, ids) for ids in (split.validation, split.test))
+    calibrated = is_calibrated(config)
+    calibration = calibrate(validation.logits_NK, validation.labels_N) if calibrated else Calibration()
+    write_predictions(files.validation, validation, calibration)
+    write_predictions(files.predictions, test, calibration)
     write_json(
         files.metrics,
         {
@@ -125,8 +119,21 @@ def _report_fold(data: FoldData, files: FoldFolder, config: Config, ending: Epoc
             "epochs": config.train.epochs,
             "cases": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
             "truncated_texts": data.truncated_texts,
-            "test": binary_metrics(labels, probability),
+            "test": test.metrics(),
+            "test_at_threshold": test.metrics(calibration),
+            "calibration": {
+                **to_json(calibration),
+                "validation": validation.figures(calibration),
+                "test": test.figures(calibration),
+            },
         },
+    )
+
+
+def _predictions(network: TmiClnet, data: FoldData, case_ids: tuple[str, ...]) -> Predictions:
+    logits = predict_logits(network, data, case_ids, torch.device("cpu"))
+    return Predictions(
+        case_ids=case_ids, labels_N=data.batch(case_ids).labels.numpy(), logits_NK=logits.double().numpy()
     )
 
 
