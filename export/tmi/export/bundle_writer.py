@@ -323,11 +323,13 @@ class _Export:
             parity=(),
             versions=_versions(),
             run=_run_record(self.run, state),
+            threshold=self.run.threshold,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             synthetic=bool(state["cohort"].get("synthetic", False)),
             extra={
                 "engines_not_judged": dict.fromkeys(engines, "not installed at the export"),
                 "hardware": hardware(),
+                "temperatures": [self.run.fold(fold).temperature for fold in cut.folds],
             },
         )
 

@@ -93,6 +93,8 @@ class CtEncoderConfig:
     """Channels of each stage before the block's expansion (4 for `bottleneck`, 1 for `basic`)."""
     stem_stride_DHW: tuple[int, int, int] = (1, 2, 2)
     """Stride of the first convolution."""
+    dilation: tuple[int, int, int, int] = (1, 1, 1, 1)
+    """Dilation of each stage's 3x3x3 convolutions; a dilated stage has stride 1 (MedicalNet: 1, 1, 2, 4)."""
     fc_width: int | None = None
     """Width of a fully connected layer whose output is the feature (released: 400); None: the global average."""
 
@@ -100,6 +102,13 @@ class CtEncoderConfig:
     def feature_width(self) -> int:
         """Channels of the feature that leaves the encoder."""
         return self.fc_width or self.planes[-1] * (4 if self.block == "bottleneck" else 1)
+
+    def __post_init__(self) -> None:
+        _require(
+            min(self.dilation) >= 1,
+            f"ct_encoder.dilation={self.dilation}",
+            "give four whole numbers from 1 on, one a stage",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from tmi.training.cross_validation import Outcome
+    from tmi.training.pretrained.initial_weights import Start
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -41,6 +42,12 @@ def train(
     folds: Annotated[int | None, typer.Option("--folds", help="Folds of the cross-validation.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs a fold.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")] = None,
+    ct_weights: Annotated[
+        Path | None, typer.Option("--ct-weights", help="3D ResNet weights (Hara, MedicalNet) for the CT encoder.")
+    ] = None,
+    text_weights: Annotated[
+        Path | None, typer.Option("--text-weights", help="Folder of a BERT: its weights, sizes and vocabulary.")
+    ] = None,
     vocab: Annotated[Path | None, typer.Option("--vocab", help="BERT vocab.txt, or a tokenizer.json.")] = None,
     schema: Annotated[
         Path | None, typer.Option("--schema", help="Clinical schema; default: tmi.toml's, else the liver's.")
@@ -65,7 +72,9 @@ def train(
     folder = cohort or project.path("cohort")
     chosen = preset or project.preset
     config = configure(chosen, folds, epochs, settings or [], model=model)
-    if vocab is None:
+    start = _settle(config, ct_weights, text_weights, settings or [])
+    config = start.config if start else config
+    if vocab is None and (start is None or start.tokenizer is None):
         config = with_own_vocabulary(config)
     fields = load_schema(schema or project.schema_file)
     target = _target(project, out, name or chosen, resume=resume)
@@ -81,8 +90,19 @@ def train(
         require_absent(target, force=force, kind="run")
         if target.exists():
             _replace(target)
-    typer.echo("no pre-trained weights given: every encoder starts from random weights", err=True)
-    _run(data, config, target, fields, vocab, accelerator=accelerator, resume=resume, name=name, cached=not no_cache)
+    _tell_start(start)
+    _run(
+        data,
+        config,
+        target,
+        fields,
+        vocab,
+        start,
+        accelerator=accelerator,
+        resume=resume,
+        name=name,
+        cached=not no_cache,
+    )
 
 
 def configure(
@@ -102,6 +122,25 @@ def configure(
     if epochs is not None:
         config = replace(config, train=replace(config.train, epochs=epochs))
     return override(config, settings)
+
+
+def _settle(config: Config, ct: Path | None, text: Path | None, settings: list[str]) -> Start | None:
+    """Weights to start from, and the config fitted to them; None where none are given."""
+    if ct is None and text is None:
+        return None
+    from tmi.training.pretrained.initial_weights import settle
+
+    return settle(config, ct=ct, text=text, chosen=tuple(s.partition("=")[0].strip() for s in settings))
+
+
+def _tell_start(start: Start | None) -> None:
+    if start is None:
+        typer.echo("no pre-trained weights given: every encoder starts from random weights", err=True)
+        return
+    for line in (*start.notes, *(report.told() for report in start.weights.reports)):
+        typer.echo(line, err=True)
+    random = [name for name in ("ct", "text") if name not in start.weights.states]
+    typer.echo(f"random weights: the {', '.join([*random, 'radiomics'])} encoder(s), interaction and head", err=True)
 
 
 def with_own_vocabulary(config: Config) -> Config:
@@ -144,6 +183,7 @@ def _run(
     target: Path,
     schema: Schema,
     vocab: Path | None,
+    start: Start | None,
     *,
     accelerator: str,
     resume: bool,
@@ -158,7 +198,8 @@ def _run(
     from tmi.training.cross_validation import cross_validate
     from tmi.training.vocabulary import read_vocabulary
 
-    tokenizer = None if vocab is None else read_vocabulary(vocab)
+    given = None if start is None else start.tokenizer
+    tokenizer = given if vocab is None else read_vocabulary(vocab)
     device = choose(accelerator)
     cache = PreparedCache() if cached else None
     columns = (
@@ -181,6 +222,7 @@ def _run(
                 resume=resume,
                 name=name,
                 cache=cache,
+                initial=None if start is None else start.weights,
             )
     except KeyboardInterrupt:
         typer.echo(f"interrupted; continue with the same command and --out {target} --resume", err=True)

@@ -1,43 +1,42 @@
-"""What a finished fold says of its held-out cases; the same two files for every system."""
+"""What a finished fold says of its validation and held-out cases; the same files for every system."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
-
-from tmi.toolkit.config import CLASSES
-from tmi.toolkit.files import write_json, write_text
+from tmi.toolkit.config import Config
+from tmi.toolkit.config_io import to_json
+from tmi.toolkit.files import write_json
 from tmi.toolkit.run_folder import FoldFolder
+from tmi.training.calibration import Calibration, calibrate, is_calibrated
 from tmi.training.fold_data import FoldData
-from tmi.training.metrics import binary_metrics
+from tmi.training.fold_predictions import Predictions, write_predictions
 
 
 def write_fold_report(
-    data: FoldData, files: FoldFolder, *, probability_N: Float[np.ndarray, " N"], facts: Mapping[str, Any]
+    data: FoldData,
+    files: FoldFolder,
+    config: Config,
+    *,
+    validation: Predictions,
+    test: Predictions,
+    facts: Mapping[str, Any],
 ) -> None:
-    """Write predictions.csv and, last, metrics.json.
+    """Fit temperature and threshold on the validation cases, write both tables and, last, metrics.json.
 
     Args:
         data: the fold's data.
         files: where.
-        probability_N: probability of the positive class for the split's test cases, in their order.
+        config: settings of the run.
+        validation: what the saved model says of the validation cases.
+        test: and of the held-out ones.
         facts: what metrics.json says of the training: picked epoch, validation loss, epochs.
     """
     split = data.split
-    labels = data.labels(split.test)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("case_id", "label", "probability_bad"))
-    writer.writerows(
-        (case_id, CLASSES[label], repr(float(p)))
-        for case_id, label, p in zip(split.test, labels, probability_N, strict=True)
-    )
-    write_text(files.predictions, text.getvalue())
+    calibration = calibrate(validation.logits_NK, validation.labels_N) if is_calibrated(config) else Calibration()
+    write_predictions(files.validation, validation, calibration)
+    write_predictions(files.predictions, test, calibration)
     write_json(
         files.metrics,
         {
@@ -45,6 +44,12 @@ def write_fold_report(
             **facts,
             "cases": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
             "truncated_texts": data.truncated_texts,
-            "test": binary_metrics(labels, probability_N),
+            "test": test.metrics(),
+            "test_at_threshold": test.metrics(calibration),
+            "calibration": {
+                **to_json(calibration),
+                "validation": validation.figures(calibration),
+                "test": test.figures(calibration),
+            },
         },
     )

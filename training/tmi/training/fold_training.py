@@ -13,16 +13,19 @@ import lightning
 import torch
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from safetensors.torch import load_file
+from torch import nn
 
 from tmi.toolkit.config import Config
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.cohort_arrays import CohortArrays
-from tmi.training.epoch_end import EpochEnd, positive_probability, predict_logits
+from tmi.training.epoch_end import EpochEnd, predict_logits
 from tmi.training.fold_data import EpochBatches, FoldData
+from tmi.training.fold_predictions import Predictions
 from tmi.training.fold_report import write_fold_report
 from tmi.training.module import FoldModule
+from tmi.training.pretrained.initial_weights import InitialWeights
 from tmi.training.systems.build import build_network
 from tmi.training.systems.registry import system
 
@@ -39,6 +42,7 @@ def train_fold(
     tokenizer: Tokenizer | None,
     accelerator: str,
     report: Report,
+    initial: InitialWeights | None = None,
 ) -> None:
     """Train a fold, continuing from its checkpoint where there is one, and write its files.
 
@@ -56,6 +60,8 @@ def train_fold(
         return
     ending = EpochEnd(data, files, report)
     module = FoldModule(config, fold=split.fold)
+    if initial is not None:
+        initial.load_into(module.network)
     with _quiet():
         _fit(module, data, ending, config, files, accelerator)
     shutil.copyfile(ending.best_weights, part := files.model.with_name("part.safetensors"))
@@ -100,20 +106,27 @@ def _fit(
 
 
 def _report_fold(data: FoldData, files: FoldFolder, config: Config, ending: EpochEnd) -> None:
-    """Out-of-fold predictions by the saved model, read back from its file, and their figures."""
+    """Predictions by the saved model, read back from its file, what is fitted on them, and their figures."""
     network = build_network(config, seed=0)
     network.load_state_dict(load_file(files.model))
-    logits = predict_logits(network, data, data.split.test, torch.device("cpu"))
+    split = data.split
     write_fold_report(
         data,
         files,
-        probability_N=positive_probability(logits),
+        config,
+        validation=_predictions(network, data, split.validation),
+        test=_predictions(network, data, split.test),
         facts={
             "picked_epoch": ending.best_epoch,
             "validation_loss": ending.best_loss,
             "epochs": config.train.epochs,
         },
     )
+
+
+def _predictions(network: nn.Module, data: FoldData, case_ids: tuple[str, ...]) -> Predictions:
+    logits = predict_logits(network, data, case_ids, torch.device("cpu"))
+    return Predictions(case_ids=case_ids, labels_N=data.labels(case_ids), logits_NK=logits.double().numpy())
 
 
 @contextmanager
