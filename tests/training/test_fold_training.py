@@ -20,9 +20,11 @@ from tmi.toolkit.errors import UsageError
 from tmi.toolkit.network.tmi_clnet import build
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.toolkit.scaling import RadiomicsScaler
+from tmi.training.calibration import calibrate
 from tmi.training.cohort_arrays import CohortArrays
 from tmi.training.epoch_end import predict_logits
 from tmi.training.fold_data import EpochBatches, FoldData
+from tmi.training.fold_predictions import read_predictions
 from tmi.training.fold_training import train_fold
 from tmi.training.metrics import binary_metrics
 from tmi.training.module import FoldModule
@@ -95,8 +97,10 @@ def history(files: FoldFolder) -> list[dict[str, str]]:
 
 def test_nothing_of_a_held_out_case_reaches_the_model_or_what_is_fitted(trained, config, tmp_path):
     other = train(tmp_path / "fold1", changed(SPLIT.test), config)
-    for file in ("model.safetensors", "scaler.json", "tokenizer.json", "history.csv"):
+    for file in ("model.safetensors", "scaler.json", "tokenizer.json", "history.csv", "validation.csv"):
         assert (other.folder / file).read_bytes() == (trained.folder / file).read_bytes(), file
+    ours, theirs = (json.loads(files.metrics.read_text())["calibration"] for files in (trained, other))
+    assert [ours[k] == theirs[k] for k in ("temperature", "threshold", "validation", "test")] == [True] * 3 + [False]
     assert other.predictions.read_bytes() != trained.predictions.read_bytes()
 
 
@@ -147,8 +151,21 @@ def test_the_figures_are_those_of_the_out_of_fold_predictions(trained):
     assert metrics["cases"] == {"train": 5, "validation": 4, "test": 4}
 
 
+def test_temperature_and_threshold_are_refitted_from_the_recorded_validation_predictions(trained):
+    table = read_predictions(trained.validation)
+    recorded = json.loads(trained.metrics.read_text())["calibration"]
+    assert table.case_ids == SPLIT.validation
+    fitted = calibrate(table.logits_NK, table.labels_N)
+    assert (fitted.temperature, fitted.threshold) == (recorded["temperature"], recorded["threshold"])
+    assert recorded["fitted_on"] == 4
+    assert recorded["temperature"] != 1.0
+    assert trained.temperature == recorded["temperature"]
+
+
 def test_a_finished_fold_holds_its_files_and_no_checkpoint(trained):
-    names = "history.csv metrics.json model.safetensors predictions.csv scaler.json tokenizer.json".split()
+    names = (
+        "history.csv metrics.json model.safetensors predictions.csv scaler.json tokenizer.json validation.csv".split()
+    )
     assert sorted(p.name for p in trained.folder.iterdir()) == names
 
 

@@ -7,10 +7,11 @@ A preset (`tmi.toolkit.presets`) is a function that returns a whole `Config`. A 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tmi.toolkit.errors import UsageError
+from tmi.toolkit.system_config import SystemConfig
 
 CLASSES: tuple[str, str] = ("good", "bad")
 """Class names by index. Positive, for every metric, is `bad` (bad prognosis)."""
@@ -18,6 +19,10 @@ POSITIVE: int = 1
 """Index of the positive class in `CLASSES`."""
 N_RADIOMICS: int = 1781
 """Number of radiomic features the network takes."""
+Modality = Literal["clinical", "radiomics", "image"]
+"""A modality, as the configs name it."""
+MODALITIES: tuple[Modality, Modality, Modality] = ("clinical", "radiomics", "image")
+"""The ring of the cross-attention, in order; each attends to the next, the last to the first."""
 
 
 def _require(holds: bool, what: str, fix: str) -> None:
@@ -88,6 +93,8 @@ class CtEncoderConfig:
     """Channels of each stage before the block's expansion (4 for `bottleneck`, 1 for `basic`)."""
     stem_stride_DHW: tuple[int, int, int] = (1, 2, 2)
     """Stride of the first convolution."""
+    dilation: tuple[int, int, int, int] = (1, 1, 1, 1)
+    """Dilation of each stage's 3x3x3 convolutions; a dilated stage has stride 1 (MedicalNet: 1, 1, 2, 4)."""
     fc_width: int | None = None
     """Width of a fully connected layer whose output is the feature (released: 400); None: the global average."""
 
@@ -95,6 +102,13 @@ class CtEncoderConfig:
     def feature_width(self) -> int:
         """Channels of the feature that leaves the encoder."""
         return self.fc_width or self.planes[-1] * (4 if self.block == "bottleneck" else 1)
+
+    def __post_init__(self) -> None:
+        _require(
+            min(self.dilation) >= 1,
+            f"ct_encoder.dilation={self.dilation}",
+            "give four whole numbers from 1 on, one a stage",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +206,17 @@ class NetworkConfig:
     """Projections, IMA, TCAF."""
     head: HeadConfig = HeadConfig()
     """Classification head."""
+    modalities: tuple[Modality, ...] = MODALITIES
+    """What TMI-CLNet sees, in any order. All three is the network of the paper; two (two-way cross-attention, no IMA)
+    and one (encoder, projection, head) are its ablation over modalities."""
+
+    def __post_init__(self) -> None:
+        named = set(self.modalities)
+        _require(
+            0 < len(named) == len(self.modalities) and named <= set(MODALITIES),
+            f"network.modalities={list(self.modalities)}",
+            f"name one, two or three of {', '.join(MODALITIES)}, each once",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +291,8 @@ class Config:
     """Clinical text."""
     network: NetworkConfig = NetworkConfig()
     """Network."""
+    system: SystemConfig = field(default_factory=SystemConfig)
+    """Which system is trained: TMI-CLNet, or one that it is compared with."""
     loss: LossConfig = LossConfig()
     """Losses."""
     train: TrainConfig = TrainConfig()

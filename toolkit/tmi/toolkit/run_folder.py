@@ -5,6 +5,7 @@ A run is a folder::
     run.json            schema, name, status, times, versions, cohort fingerprint; at the end the digest of every file
     config.json         the whole config
     clinical_schema.json    the clinical schema the texts were written by
+    pretrained.json     files of weights it started from, and what was taken of them; where there were any
     folds.json          which case is where in which fold
     summary.json/.md    mean and standard deviation over the folds
     fold<k>/
@@ -12,7 +13,8 @@ A run is a folder::
       scaler.json         radiomics scaler, fitted on the fold's training part
       tokenizer.json      tokenizer, trained on the fold's training part where the preset trains one
       metrics.json        figures on the fold's held-out cases, and which epoch was picked
-      predictions.csv     case_id, label, probability of the positive class, for the held-out cases
+      predictions.csv     probability of the positive class, raw and calibrated, and logits, of the held-out cases
+      validation.csv      the same of the inner validation cases, which temperature and threshold are fitted on
       history.csv         a row an epoch
       checkpoints/        what `--resume` continues from; not part of the finished run
 """
@@ -39,6 +41,7 @@ CONFIG_FILE = "config.json"
 FOLDS_FILE = "folds.json"
 SUMMARY_FILE = "summary.json"
 SUMMARY_TEXT_FILE = "summary.md"
+PRETRAINED_FILE = "pretrained.json"
 CHECKPOINTS = "checkpoints"
 
 
@@ -91,6 +94,11 @@ class FoldFolder:
         return self.folder / "predictions.csv"
 
     @property
+    def validation(self) -> Path:
+        """Predictions of the inner validation cases."""
+        return self.folder / "validation.csv"
+
+    @property
     def history(self) -> Path:
         """A row an epoch."""
         return self.folder / "history.csv"
@@ -101,9 +109,27 @@ class FoldFolder:
         return self.folder / CHECKPOINTS / "last.ckpt"
 
     @property
+    def temperature(self) -> float:
+        """What the fold's logits are divided by; 1 where the fold was not calibrated.
+
+        Raises:
+            DamagedError: metrics.json is missing or malformed.
+        """
+        return _positive_number(read_json(self.metrics, kind="run"), "temperature", 1.0)
+
+    @property
     def done(self) -> bool:
         """Whether the fold is complete."""
         return self.metrics.is_file()
+
+
+def _positive_number(document: Any, name: str, default: float) -> float:
+    """A number of a document's `calibration` part."""
+    part = document.get("calibration", {}) if isinstance(document, dict) else None
+    value = part.get(name, default) if isinstance(part, dict) else None
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise DamagedError(f"run: the calibration's {name} is {value!r}", fix="train the run again")
+    return float(value)
 
 
 def _now() -> str:
@@ -199,6 +225,21 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether every fold and the summary are done."""
         return self.state.get("status") == "finished"
+
+    @property
+    def pretrained(self) -> Path:
+        """What was taken of which files of weights; absent where every weight started random."""
+        return self.path / PRETRAINED_FILE
+
+    @property
+    def threshold(self) -> float:
+        """Calibrated probability from which the ensemble's decision is positive; 0.5 where none was fitted.
+
+        Raises:
+            DamagedError: summary.json is malformed.
+        """
+        path = self.path / SUMMARY_FILE
+        return _positive_number(read_json(path, kind="run") if path.is_file() else {}, "threshold", 0.5)
 
     def fold(self, number: int) -> FoldFolder:
         """Files of a fold."""

@@ -79,6 +79,15 @@ class Tokenizer:
             tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"vocabulary {path} cannot be read", fix="give a BERT vocab.txt in UTF-8") from error
+        return cls.from_tokens(tokens, path)
+
+    @classmethod
+    def from_tokens(cls, tokens: Sequence[str], path: Path) -> Tokenizer:
+        """A cased tokenizer over the tokens of a BERT vocabulary, in the order of their ids; `path` is for errors.
+
+        Raises:
+            UsageError: special tokens are missing.
+        """
         if any(t not in tokens for t in SPECIAL[:4]):
             raise UsageError(f"vocabulary {path} lacks one of {', '.join(SPECIAL[:4])}", fix="give a BERT vocab.txt")
         return cls(_bert({token: i for i, token in enumerate(tokens)}))

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tmi.toolkit.case import Case, open_cohort
+from tmi.toolkit.case import open_cohort
 from tmi.toolkit.clinical_schema import Schema, load_schema
 from tmi.toolkit.config import Config
 from tmi.toolkit.config_io import override
-from tmi.toolkit.errors import ExitCode, InputRefusedError, UsageError
+from tmi.toolkit.errors import ExitCode, UsageError
 from tmi.toolkit.files import require_absent
 from tmi.toolkit.presets import preset as find_preset
 from tmi.toolkit.project import Project, load_project, new_run_folder
-from tmi.toolkit.run_folder import RUN_FILE, FoldSplit, RunFolder
+from tmi.toolkit.run_folder import RUN_FILE, RunFolder
+from tmi.training.systems.registry import system
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from tmi.training.cross_validation import Outcome
+    from tmi.training.pretrained.initial_weights import Start
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -34,9 +33,18 @@ def train(
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; default: `./runs/<date>-<name>`.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run; default: the preset.")] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="paper, released or tiny.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="System, see docs/systems.md; default: tmi-clnet.")
+    ] = None,
     folds: Annotated[int | None, typer.Option("--folds", help="Folds of the cross-validation.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs a fold.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")] = None,
+    ct_weights: Annotated[
+        Path | None, typer.Option("--ct-weights", help="3D ResNet weights (Hara, MedicalNet) for the CT encoder.")
+    ] = None,
+    text_weights: Annotated[
+        Path | None, typer.Option("--text-weights", help="Folder of a BERT: its weights, sizes and vocabulary.")
+    ] = None,
     vocab: Annotated[Path | None, typer.Option("--vocab", help="BERT vocab.txt, or a tokenizer.json.")] = None,
     schema: Annotated[
         Path | None, typer.Option("--schema", help="Clinical schema; default: tmi.toml's, else the liver's.")
@@ -60,9 +68,11 @@ def train(
     project = load_project()
     folder = cohort or project.path("cohort")
     chosen = preset or project.preset
-    config = _configure(chosen, folds, epochs, settings or [])
-    if vocab is None:
-        config = _with_own_vocabulary(config)
+    config = configure(chosen, folds, epochs, settings or [], model=model)
+    start = _settle(config, ct_weights, text_weights, settings or [])
+    config = start.config if start else config
+    if vocab is None and (start is None or start.tokenizer is None):
+        config = with_own_vocabulary(config)
     fields = load_schema(schema or project.schema_file)
     target = _target(project, out, name or chosen, resume=resume)
     for value, given, what in ((folder, cohort, "cohort"), (target, out, "run"), (chosen, preset, "preset")):
@@ -77,12 +87,33 @@ def train(
         require_absent(target, force=force, kind="run")
         if target.exists():
             _replace(target)
-    typer.echo("no pre-trained weights given: every encoder starts from random weights", err=True)
-    _run(data, config, target, fields, vocab, accelerator=accelerator, resume=resume, name=name, cached=not no_cache)
+    _tell_start(start)
+    _run(
+        data,
+        config,
+        target,
+        fields,
+        vocab,
+        start,
+        accelerator=accelerator,
+        resume=resume,
+        name=name,
+        cached=not no_cache,
+    )
 
 
-def _configure(chosen: str, folds: int | None, epochs: int | None, settings: list[str]) -> Config:
+def configure(
+    chosen: str, folds: int | None, epochs: int | None, settings: list[str], *, model: str | None = None
+) -> Config:
+    """The preset with the options of the command line applied.
+
+    Raises:
+        UsageError: no such preset, system or setting.
+    """
     config = find_preset(chosen)
+    if model is not None:
+        system(model)  # names the known ones
+        settings = [*settings, f"system.name={model}"]
     if folds is not None:
         config = replace(config, train=replace(config.train, folds=folds))
     if epochs is not None:
@@ -90,7 +121,26 @@ def _configure(chosen: str, folds: int | None, epochs: int | None, settings: lis
     return override(config, settings)
 
 
-def _with_own_vocabulary(config: Config) -> Config:
+def _settle(config: Config, ct: Path | None, text: Path | None, settings: list[str]) -> Start | None:
+    """Weights to start from, and the config fitted to them; None where none are given."""
+    if ct is None and text is None:
+        return None
+    from tmi.training.pretrained.initial_weights import settle
+
+    return settle(config, ct=ct, text=text, chosen=tuple(s.partition("=")[0].strip() for s in settings))
+
+
+def _tell_start(start: Start | None) -> None:
+    if start is None:
+        typer.echo("no pre-trained weights given: every encoder starts from random weights", err=True)
+        return
+    for line in (*start.notes, *(report.told() for report in start.weights.reports)):
+        typer.echo(line, err=True)
+    random = [name for name in ("ct", "text") if name not in start.weights.states]
+    typer.echo(f"random weights: the {', '.join([*random, 'radiomics'])} encoder(s), interaction and head", err=True)
+
+
+def with_own_vocabulary(config: Config) -> Config:
     """Without a given vocabulary every fold trains one on its training texts; the run's config records it.
 
     Encoders start from random weights, so no vocabulary is nearer to them than the cohort's own words.
@@ -130,6 +180,7 @@ def _run(
     target: Path,
     schema: Schema,
     vocab: Path | None,
+    start: Start | None,
     *,
     accelerator: str,
     resume: bool,
@@ -142,9 +193,11 @@ def _run(
     from tmi.toolkit.prepared_cache import PreparedCache
     from tmi.training.accelerator import choose
     from tmi.training.cross_validation import cross_validate
+    from tmi.training.run_bars import RunBars
     from tmi.training.vocabulary import read_vocabulary
 
-    tokenizer = None if vocab is None else read_vocabulary(vocab)
+    given = None if start is None else start.tokenizer
+    tokenizer = given if vocab is None else read_vocabulary(vocab)
     device = choose(accelerator)
     cache = PreparedCache() if cached else None
     columns = (
@@ -163,10 +216,11 @@ def _run(
                 schema=schema,
                 tokenizer=tokenizer,
                 accelerator=device,
-                watcher=_Bars(progress),
+                watcher=RunBars(progress),
                 resume=resume,
                 name=name,
                 cache=cache,
+                initial=None if start is None else start.weights,
             )
     except KeyboardInterrupt:
         typer.echo(f"interrupted; continue with the same command and --out {target} --resume", err=True)
@@ -176,29 +230,6 @@ def _run(
     _show(outcome)
     if outcome.refused:
         raise typer.Exit(int(ExitCode.REFUSED))
-
-
-class _Bars:
-    """Shows how the run goes on."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def preparing(self, total: int) -> Callable[[Case], None]:
-        task = self._progress.add_task("preparing cases", total=total, note="")
-        return lambda case: self._progress.advance(task)
-
-    def fold(self, split: FoldSplit, epochs: int) -> Callable[[int, float, float], None]:
-        task: TaskID = self._progress.add_task(f"fold {split.fold}", total=epochs, note="")
-
-        def report(epoch: int, train_loss: float, validation_loss: float) -> None:
-            note = f"loss {train_loss:.3f}, validation {validation_loss:.3f}"
-            self._progress.update(task, completed=epoch + 1, note=note)
-
-        return report
-
-    def refused(self, error: InputRefusedError) -> None:
-        self._progress.console.print(f"left out: {error}\n  fix: {error.fix}", markup=False, highlight=False)
 
 
 def _show(outcome: Outcome) -> None:

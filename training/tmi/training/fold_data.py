@@ -81,6 +81,11 @@ class FoldData:
             labels=torch.from_numpy(self._arrays.labels_N[rows]),
         )
 
+    def labels(self, case_ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
+        """Class indices of the named cases."""
+        labels: np.ndarray = self._arrays.labels_N[self._arrays.rows(case_ids)]
+        return labels
+
     def batches(self, case_ids: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Batch]]:
         """The named cases in their order, batch by batch."""
         size = self.config.train.batch_size

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
 import shutil
@@ -15,18 +13,21 @@ import lightning
 import torch
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from safetensors.torch import load_file
+from torch import nn
 
-from tmi.toolkit.config import CLASSES, Config
+from tmi.toolkit.config import Config
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.files import write_json, write_text
-from tmi.toolkit.network.tmi_clnet import build
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.cohort_arrays import CohortArrays
-from tmi.training.epoch_end import EpochEnd, positive_probability, predict_logits
+from tmi.training.epoch_end import EpochEnd, predict_logits
 from tmi.training.fold_data import EpochBatches, FoldData
-from tmi.training.metrics import binary_metrics
+from tmi.training.fold_predictions import Predictions
+from tmi.training.fold_report import write_fold_report
 from tmi.training.module import FoldModule
+from tmi.training.pretrained.initial_weights import InitialWeights
+from tmi.training.systems.build import build_network
+from tmi.training.systems.registry import system
 
 Report = Callable[[int, float, float], None]
 """Called after each epoch with its number, training loss and validation loss."""
@@ -41,6 +42,7 @@ def train_fold(
     tokenizer: Tokenizer | None,
     accelerator: str,
     report: Report,
+    initial: InitialWeights | None = None,
 ) -> None:
     """Train a fold, continuing from its checkpoint where there is one, and write its files.
 
@@ -51,8 +53,15 @@ def train_fold(
     """
     data = FoldData(arrays, split, config, tokenizer=tokenizer)
     data.save(files.scaler, files.tokenizer)
+    if system(config.system.name).needs == "sklearn":
+        from tmi.training.systems.estimator_fold import train_estimator
+
+        train_estimator(arrays, data, files, config, report)
+        return
     ending = EpochEnd(data, files, report)
     module = FoldModule(config, fold=split.fold)
+    if initial is not None:
+        initial.load_into(module.network)
     with _quiet():
         _fit(module, data, ending, config, files, accelerator)
     shutil.copyfile(ending.best_weights, part := files.model.with_name("part.safetensors"))
@@ -97,33 +106,27 @@ def _fit(
 
 
 def _report_fold(data: FoldData, files: FoldFolder, config: Config, ending: EpochEnd) -> None:
-    """Out-of-fold predictions by the saved model, read back from its file, and their figures."""
-    network = build(config.network, seed=0)
+    """Predictions by the saved model, read back from its file, what is fitted on them, and their figures."""
+    network = build_network(config, seed=0)
     network.load_state_dict(load_file(files.model))
     split = data.split
-    logits = predict_logits(network, data, split.test, torch.device("cpu"))
-    probability = positive_probability(logits)
-    labels = data.batch(split.test).labels.numpy()
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("case_id", "label", "probability_bad"))
-    writer.writerows(
-        (case_id, CLASSES[label], repr(float(p)))
-        for case_id, label, p in zip(split.test, labels, probability, strict=True)
-    )
-    write_text(files.predictions, text.getvalue())
-    write_json(
-        files.metrics,
-        {
-            "fold": split.fold,
+    write_fold_report(
+        data,
+        files,
+        config,
+        validation=_predictions(network, data, split.validation),
+        test=_predictions(network, data, split.test),
+        facts={
             "picked_epoch": ending.best_epoch,
             "validation_loss": ending.best_loss,
             "epochs": config.train.epochs,
-            "cases": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
-            "truncated_texts": data.truncated_texts,
-            "test": binary_metrics(labels, probability),
         },
     )
+
+
+def _predictions(network: nn.Module, data: FoldData, case_ids: tuple[str, ...]) -> Predictions:
+    logits = predict_logits(network, data, case_ids, torch.device("cpu"))
+    return Predictions(case_ids=case_ids, labels_N=data.labels(case_ids), logits_NK=logits.double().numpy())
 
 
 @contextmanager
