@@ -11,9 +11,8 @@ import typer
 from tmi.toolkit.errors import ExitCode, InputRefusedError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from tmi.runtime.explain.case_explanation import CaseExplanation
     from tmi.runtime.explain.explainer import Explainer
     from tmi.runtime.explain.fold_models import ModelSource
     from tmi.toolkit.case import Case
@@ -30,6 +29,10 @@ def explain(
         typer.Option(
             "--bundle", help="Bundle instead of a run. Default: TMI_BUNDLE, else ./bundle.", show_default=False
         ),
+    ] = None,
+    ct_only: Annotated[
+        Path | None,
+        typer.Option("--ct-only", help="Run of a network that sees the CT alone, shown beside.", show_default=False),
     ] = None,
     fold: Annotated[str, typer.Option("--fold", help="A fold's number, or ensemble: the mean of all.")] = "ensemble",
     target: Annotated[
@@ -57,6 +60,7 @@ def explain(
 
         tmi explain case_a/ --out explained
         tmi explain cohort/ --run runs/first --fold 0 --target bad --out explained
+        tmi explain case_a/ --run runs/first --ct-only runs/ct-only --out explained
         tmi explain case_a/ --bundle ./bundle --out explained --quick --force
     """
     from tmi.runtime.predictor import resolve_cases
@@ -66,9 +70,10 @@ def explain(
     found = resolve_cases(cases, mask_label=mask_label)
     require_places([out / case.case_id for case in found], force=force)
     source = open_models(run, bundle)
+    beside = None if ct_only is None else _ct_only(ct_only)
     with torch_threads(threads):
         explainer = explainer_of(source, fold, target)
-        done = _explain_all(found, explainer, out, steps=0 if quick else steps, sanity=not quick)
+        done = _explain_all(found, explainer, beside, out, steps=0 if quick else steps, sanity=not quick)
     _summarise(done, out, source)
     if len(done) < len(found):
         raise typer.Exit(int(ExitCode.REFUSED))
@@ -83,12 +88,21 @@ def require_places(folders: Sequence[Path], *, force: bool) -> None:
 
 
 def open_models(run: Path | None, bundle: Path | None) -> ModelSource:
-    """The run or bundle; what was assumed is told on standard error."""
+    """The run or bundle; what was assumed is told on standard error.
+
+    Raises:
+        UsageError: no such run or bundle, or a run of the CT alone.
+    """
     from tmi.runtime.explain.fold_models import open_bundle_models, open_run_models
     from tmi.toolkit.project import default_bundle, load_project
 
     if run is not None:
-        return open_run_models(run)
+        source = open_run_models(run)
+        if source.ct_only:
+            raise UsageError(
+                f"run {run} sees the CT alone", fix="give a run of all three modalities, and this one as --ct-only"
+            )
+        return source
     if bundle is None:
         bundle, reason = default_bundle(load_project())
         typer.echo(f"bundle {bundle} ({reason})", err=True)
@@ -134,7 +148,7 @@ def refused(error: InputRefusedError | UnavailableError, case: Case) -> None:
 
 
 def _explain_all(
-    cases: Sequence[Case], explainer: Explainer, out: Path, *, steps: int, sanity: bool
+    cases: Sequence[Case], explainer: Explainer, beside: ModelSource | None, out: Path, *, steps: int, sanity: bool
 ) -> list[dict[str, Any]]:
     """Documents of the cases that were explained; their files are written one case after the other."""
     from time import perf_counter
@@ -143,7 +157,7 @@ def _explain_all(
     for number, case in enumerate(cases, start=1):
         start = perf_counter()
         try:
-            document = _explain_one(case, explainer, out, steps=steps, sanity=sanity)
+            document = _explain_one(case, explainer, beside, out, steps=steps, sanity=sanity)
         except (InputRefusedError, UnavailableError) as error:
             refused(error, case)
             state = "refused"
@@ -154,29 +168,45 @@ def _explain_all(
     return done
 
 
-def _explain_one(case: Case, explainer: Explainer, out: Path, *, steps: int, sanity: bool) -> dict[str, Any]:
+def _explain_one(
+    case: Case, explainer: Explainer, beside: ModelSource | None, out: Path, *, steps: int, sanity: bool
+) -> dict[str, Any]:
     import datetime
     from importlib.metadata import version
 
     from tmi.runtime.explain.case_explanation import case_document, explain_case
+    from tmi.runtime.explain.ct_only import ct_only_document, ct_only_map
     from tmi.runtime.explain.explanation_files import write_explanation
 
     explained = explain_case(case, explainer, steps=steps, sanity=sanity)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    document = case_document(explained, created=created, version=version("tmi-clnet"))
-    write_explanation(out / case.case_id, explained, document, title=picture_title(explained))
+    other = None
+    if beside is not None:
+        other = ct_only_map(beside, case, explained.anatomy, target=explained.explanation.target)
+    document = case_document(
+        explained,
+        created=created,
+        version=version("tmi-clnet"),
+        ct_only=None if other is None else ct_only_document(other),
+    )
+    row = None if other is None else (_row_title("CT only", other.probability, other.figures.in_liver), other)
+    title = f"{case.case_id}: {_row_title('fused', explained.explanation.probability, explained.figures.in_liver)}"
+    title += f"; what speaks for {explained.explanation.target!r}"
+    write_explanation(out / case.case_id, explained, document, title=title, ct_only=row)
     return document
 
 
-def picture_title(explained: CaseExplanation) -> str:
-    """Over a row of pictures: case, probability, which class's logit the map explains."""
-    explanation = explained.explanation
-    share = explained.figures.in_liver
-    inside = "" if share is None else f"; {share:.0%} of the map in the liver"
-    return (
-        f"{explanation.case_id}: p(bad) {explanation.probability['bad']:.3f}; "
-        f"what speaks for {explanation.target!r}{inside}"
-    )
+def _row_title(name: str, probability: Mapping[str, float], in_liver: float | None) -> str:
+    """Over a row of pictures: which model, its answer, the share of the map in the liver."""
+    inside = "" if in_liver is None else f"; {in_liver:.0%} of the map in the liver"
+    return f"{name}, p(bad) {probability['bad']:.3f}{inside}"
+
+
+def _ct_only(run: Path) -> ModelSource:
+    from tmi.runtime.explain.ct_only import require_ct_only
+    from tmi.runtime.explain.fold_models import open_run_models
+
+    return require_ct_only(open_run_models(run))
 
 
 def _summarise(done: Sequence[dict[str, Any]], out: Path, source: ModelSource) -> None:
@@ -208,6 +238,7 @@ def _summarise(done: Sequence[dict[str, Any]], out: Path, source: ModelSource) -
             f"{document['probability']['bad']:.3f}",
             document["target"],
             _figure(places["in_liver"]),
+            _figure(document["ct_only"] and document["ct_only"]["places"]["in_liver"]),
             _figure(places["in_body"]),
             "-" if places["pointing"] is None else "yes" if places["pointing"] else "no",
             _figure(curves and curves["insertion_auc"]),

@@ -82,13 +82,16 @@ def explain_case(
     )
 
 
-def case_document(explained: CaseExplanation, *, created: str, version: str) -> dict[str, Any]:
+def case_document(
+    explained: CaseExplanation, *, created: str, version: str, ct_only: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The document of one case as JSON values.
 
     Args:
         explained: the case.
         created: UTC time, ISO 8601.
         version: of this package.
+        ct_only: what the CT-only model beside it made of the case, where one was given.
     """
     source, explanation = explained.source, explained.explanation
     return {
@@ -108,6 +111,7 @@ def case_document(explained: CaseExplanation, *, created: str, version: str) -> 
         "decision": explanation.decision,
         "probability": dict(explanation.probability),
         "map": map_figures(explained),
+        "ct_only": ct_only,
         "radiomics": _radiomics(explanation),
         "clinical": _clinical(explanation),
         "folds": [

@@ -116,12 +116,12 @@ class Explainer:
             model = self.source.load(fold)
             inputs = fold_inputs(prepared, model, self.source.config)
             with torch.inference_mode():
-                text = model.network.encode_text(inputs.input_ids, inputs.attention_mask)
+                text = model.fused.encode_text(inputs.input_ids, inputs.attention_mask)
 
             @torch.inference_mode()
             def answer(
                 ct_DHW: Float[np.ndarray, "D H W"],
-                network: TmiClnet = model.network,
+                network: TmiClnet = model.fused,
                 inputs: FoldInputs = inputs,
                 text: torch.Tensor = text,
             ) -> float:
@@ -141,10 +141,10 @@ class Explainer:
         model = self.source.load(self.folds[0])
         inputs = fold_inputs(prepared, model, self.source.config)
         target = self.source.classes.index(explanation.target)
-        text = encode_text(model.network, inputs)
+        text = encode_text(model.fused, inputs)
         return randomisation(
-            model.network,
-            lambda: ct_map(model.network, inputs, text, target, self.source.config.ct.shape_DHW),
+            model.fused,
+            lambda: ct_map(model.fused, inputs, text, target, self.source.config.ct.shape_DHW),
             explanation.folds[0].map_DHW,
         )
 
@@ -152,9 +152,9 @@ class Explainer:
         self._tell(f"fold {fold}: answer")
         model = self.source.load(fold)
         inputs = fold_inputs(prepared, model, self.source.config)
-        encoded = encode(model.network, inputs)
+        encoded = encode(model.fused, inputs)
         with torch.inference_mode():
-            logits = model.network.fuse(encoded.ct_features, encoded.text_features, inputs.radiomics).logits_BK
+            logits = model.fused.fuse(encoded.ct_features, encoded.text_features, inputs.radiomics).logits_BK
         return encoded, logits[0].numpy()
 
     def _fold(
@@ -169,7 +169,7 @@ class Explainer:
     ) -> FoldExplanation:
         config, positive = self.source.config, self.source.positive
         model: FoldModel = self.source.load(fold)
-        network, inputs = model.network, fold_inputs(prepared, model, config)
+        network, inputs = model.fused, fold_inputs(prepared, model, config)
         marks = [perf_counter()]
         self._tell(f"fold {fold}: map")
         map_DHW = ct_map(network, inputs, encoded.text_features.clone(), target, config.ct.shape_DHW)

@@ -1,7 +1,9 @@
 """The fold models of a run or of a bundle as `TmiClnet`s that gradients can go through, one fold in memory at a time.
 
 A run holds whole models; a bundle holds the eager weights of its graphs (`weights/`), which are put together again. The
-compiled graphs of an engine answer, but have no gradients.
+compiled graphs of an engine answer, but have no gradients. Both answer calibrated: a bundle's weights hold the folds'
+temperatures already, a run's are divided by them here. A run whose network sees the CT alone can stand beside the fused
+one.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -17,14 +20,18 @@ from torch import Tensor
 from tmi.toolkit.bundle import Bundle, open_bundle
 from tmi.toolkit.clinical_schema import Schema, stored_schema
 from tmi.toolkit.clinical_text import require_rendering
-from tmi.toolkit.config import CLASSES, POSITIVE, Config
+from tmi.toolkit.config import CLASSES, MODALITIES, POSITIVE, Config
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.hashing import sha256_file
 from tmi.toolkit.manifest import FUSION, FoldSpec
+from tmi.toolkit.network.modality_subset import ModalitySubset
 from tmi.toolkit.network.tmi_clnet import TmiClnet, build
-from tmi.toolkit.run_folder import RUN_FILE, RunFolder
+from tmi.toolkit.run_folder import RUN_FILE, FoldFolder, RunFolder
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.tokenizer import Tokenizer
+
+LAST_LAYER = "head.densenet.class_layers.out."
+"""The layer whose outputs are the logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +40,23 @@ class FoldModel:
 
     fold: int
     """Number of the fold."""
-    network: TmiClnet
+    network: TmiClnet | ModalitySubset
     """In evaluation mode; no weight takes a gradient."""
     scaler: RadiomicsScaler
     """Radiomics scaler."""
     tokenizer: Tokenizer
     """Tokenizer."""
+
+    @property
+    def fused(self) -> TmiClnet:
+        """The network, where it is the one of all three modalities.
+
+        Raises:
+            ValueError: it is a CT-only one, which has no text and no radiomics to explain.
+        """
+        if not isinstance(self.network, TmiClnet):
+            raise ValueError("a CT-only network where the fused one is needed")
+        return self.network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +92,11 @@ class ModelSource:
         """Index of the positive class."""
         return POSITIVE
 
+    @property
+    def ct_only(self) -> bool:
+        """Whether the models see the CT and nothing else."""
+        return self.config.network.modalities == ("image",)
+
     def chosen(self, fold: str) -> tuple[int, ...]:
         """The folds that `ensemble` or a number means.
 
@@ -94,17 +117,24 @@ def open_run_models(folder: Path) -> ModelSource:
     """The models of a finished run, after comparing every byte of it with what its training recorded.
 
     Raises:
-        UsageError: no run, or not finished.
+        UsageError: no run, not finished, or of models that have no four residual stages to look at: another system, or
+            TMI-CLNet with other modalities than all three or the CT alone.
         DamagedError: a file is missing, was changed, or is of another version.
     """
     run = RunFolder.open(folder).require_finished()
+    seen = run.config.network.modalities
+    if run.config.system.name != "tmi-clnet" or not (len(seen) == len(MODALITIES) or seen == ("image",)):
+        raise UsageError(
+            f"run {folder} is of system {run.config.system.name} on {', '.join(seen)}",
+            fix="give a run of tmi-clnet with all three modalities, or beside it one of the CT alone (image)",
+        )
     require_rendering(run.config.clinical.rendering, run.rendering_version, kind="run")
 
     def load(fold: int) -> FoldModel:
         files = run.fold(fold)
         return FoldModel(
             fold=fold,
-            network=_network(run.config, _weights(files.model), kind="run"),
+            network=_network(run.config, _calibrated(files), kind="run"),
             scaler=RadiomicsScaler.load(files.scaler),
             tokenizer=Tokenizer.load(files.tokenizer),
         )
@@ -116,7 +146,7 @@ def open_run_models(folder: Path) -> ModelSource:
         config=run.config,
         schema=run.schema,
         folds=tuple(split.fold for split in run.folds),
-        threshold=0.5,
+        threshold=run.threshold,
         synthetic=bool(run.state.get("cohort", {}).get("synthetic", False)),
         load=_keeping_the_last(load),
     )
@@ -194,6 +224,18 @@ def _bundled_weights(bundle: Bundle, fold: FoldSpec, position: int) -> dict[str,
     return state
 
 
+def _calibrated(files: FoldFolder) -> dict[str, Tensor]:
+    """A fold's state with its temperature T taken into the last layer, as an export does: logits / T."""
+    state, temperature = _weights(files.model), files.temperature
+    last = [key for key in state if key.rpartition(".")[0].endswith(LAST_LAYER.removesuffix("."))]
+    if temperature != 1.0 and not last:
+        raise DamagedError(
+            f"run: {files.metrics} gives a temperature, and the model has no last layer to take it",
+            fix="train the run again",
+        )
+    return state | {key: state[key] / temperature for key in last}
+
+
 def _weights(path: Path) -> dict[str, Tensor]:
     try:
         state: dict[str, Tensor] = load_file(path)
@@ -202,8 +244,13 @@ def _weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _network(config: Config, state: dict[str, Tensor], *, kind: str) -> TmiClnet:
-    network = build(config.network, seed=0)
+def _network(config: Config, state: dict[str, Tensor], *, kind: str) -> TmiClnet | ModalitySubset:
+    network: TmiClnet | ModalitySubset
+    if config.network.modalities == ("image",):
+        with torch.random.fork_rng(devices=[]):
+            network = ModalitySubset(config.network)
+    else:
+        network = build(config.network, seed=0)
     try:
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:

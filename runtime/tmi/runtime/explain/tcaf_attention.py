@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tmi.toolkit.network.tcaf import MODALITIES, TripleModalCrossAttention
+from tmi.toolkit.config import MODALITIES
+from tmi.toolkit.network.tcaf import TripleModalCrossAttention
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -123,6 +123,7 @@ def trained_on(manifest: Manifest) -> dict[str, Any]:
         "cases": manifest.run.get("cohort", {}).get("cases"),
         "auc": auc.get("mean"),
         "auc_sd": auc.get("std"),
+        "temperatures": [f"{t:.2f}" for t in manifest.extra.get("temperatures", []) if t != 1],
     }
 
 
