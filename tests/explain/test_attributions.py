@@ -11,7 +11,14 @@ import torch
 from factories.cases import write_case
 from factories.nano import nano
 from factories.random_run import write_random_run
-from tmi.runtime.explain.attributions import TOLERANCE, by_field, field_spans, radiomics_attribution, text_attribution
+from tmi.runtime.explain.attributions import (
+    NEGLIGIBLE,
+    TOLERANCE,
+    by_field,
+    field_spans,
+    radiomics_attribution,
+    text_attribution,
+)
 from tmi.runtime.explain.explanation import mean_fields, strongest_fields
 from tmi.runtime.explain.feature_groups import feature_class, grouped, image_type, top
 from tmi.runtime.explain.fold_inputs import encode, fold_inputs, log_odds
@@ -37,9 +44,10 @@ def case(tmp_path_factory) -> Case:
 
 @pytest.fixture(scope="module")
 def ready(source, case):
-    """Fold, inputs, features and prepared case."""
+    """Fold, inputs, features and prepared case. The logits are scaled up, so that no error hides as negligible."""
     prepared = prepare_case(case, source.config, source.schema)
     model = source.load(0)
+    model.fused.fusion.head.densenet.class_layers.out.weight.mul_(1000.0)
     inputs = fold_inputs(prepared, model, source.config)
     return model, inputs, encode(model.network, inputs), prepared
 
@@ -56,10 +64,10 @@ def test_the_sum_over_the_features_is_the_answers_change_from_the_baseline(ready
     model, inputs, encoded, _ = ready
     found = radiomics_attribution(model.network, inputs, encoded, 1)
     change = answer(model, inputs) - answer(model, inputs, radiomics=torch.zeros_like(inputs.radiomics))
-    assert abs(change) > 1e-4
-    assert found.output - found.baseline == pytest.approx(change, abs=1e-5)
-    assert abs(found.values_N.sum() - change) <= 1.1 * TOLERANCE * max(abs(change), 1e-2)
-    assert found.error == pytest.approx(found.values_N.sum() - change, abs=1e-5)
+    assert abs(change) > 0.5
+    assert found.output - found.baseline == pytest.approx(change, abs=1e-3)
+    assert abs(found.values_N.sum() - change) <= max(1.1 * TOLERANCE * abs(change), NEGLIGIBLE)
+    assert found.error == pytest.approx(found.values_N.sum() - change, abs=1e-3)
 
 
 def test_a_feature_at_its_baseline_gets_nothing(ready):
@@ -76,11 +84,11 @@ def test_the_sum_over_the_fields_is_the_answers_change_from_an_empty_text(ready,
     empty = inputs.input_ids.clone()
     empty[0, 1:-1] = 0
     change = answer(model, inputs) - answer(model, inputs, input_ids=empty)
-    assert abs(change) > 1e-4
+    assert abs(change) > 0.5
     spans = field_spans(sentences(read_clinical(case, source.schema), source.schema, "values"))
     fields = by_field(found.values_N, offsets, spans)
     assert sum(v for v in fields.values() if v is not None) == pytest.approx(found.values_N.sum(), abs=1e-9)
-    assert abs(found.values_N.sum() - change) <= 1.1 * TOLERANCE * max(abs(change), 1e-2)
+    assert abs(found.values_N.sum() - change) <= max(1.1 * TOLERANCE * abs(change), NEGLIGIBLE)
     assert found.values_N[[0, -1]].tolist() == [0, 0]  # [CLS] and [SEP] stay as they are
 
 

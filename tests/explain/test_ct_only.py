@@ -64,7 +64,10 @@ def test_the_ct_only_map_stands_beside_the_fused_one(fused, ct_only, cohort, tmp
     fused_map, ct_map = (nib.load(beside / "P1" / name) for name in ("map.nii.gz", "map-ct-only.nii.gz"))
     assert np.allclose(fused_map.affine, ct_map.affine)
     assert not np.allclose(fused_map.get_fdata(), ct_map.get_fdata())
-    heights = [Image.open(folder / "P1" / "montage.png").size[1] for folder in (alone, beside)]
+    heights = []
+    for folder in (alone, beside):
+        with Image.open(folder / "P1" / "montage.png") as image:
+            heights.append(image.size[1])
     assert heights[1] > 1.8 * heights[0]
 
 

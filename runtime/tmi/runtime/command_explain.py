@@ -216,20 +216,11 @@ def _summarise(done: Sequence[dict[str, Any]], out: Path, source: ModelSource) -
 
     from tmi.runtime.prediction import RESEARCH_USE
 
+    # narrow enough for 80 columns
     table = Table(box=SIMPLE_HEAD, collapse_padding=True)
-    titles = (
-        "case",
-        "p(bad)",
-        "explained",
-        "in liver",
-        "in body",
-        "points at liver",
-        "insertion",
-        "deletion",
-        "random",
-    )
+    titles = ("case", "p(bad)", "for", "liver", "CT only", "body", "points", "insert", "delete", "random")
     for title in titles:
-        table.add_column(title, justify="left" if title in ("case", "explained") else "right")
+        table.add_column(title, justify="left" if title in ("case", "for") else "right")
     for document in done:
         places, curves = document["map"]["places"], document["map"]["curves"]
         last = document["map"]["randomised"][-1:]
@@ -248,6 +239,8 @@ def _summarise(done: Sequence[dict[str, Any]], out: Path, source: ModelSource) -
     console = Console()
     if done:
         console.print(table)
+        typer.echo("liver, body: share of the map inside; CT only: the CT-only model's share in the liver")
+        typer.echo("points: whether the largest value lies in the liver; insert, delete: areas under the curves")
         typer.echo("random: rank correlation with the map of randomised weights; near 0 is good")
     about = " of a synthetic cohort" if source.synthetic else ""
     typer.echo(f"{len(done)} case(s) explained in {out}; models: {source.kind} {source.digest[:16]}{about}")
