@@ -131,13 +131,14 @@ def test_a_report_is_not_written_over_without_force(reported, cohort, tiny_bundl
 
 def test_slices_keep_the_budget_their_proportions_and_the_centre(monkeypatch):
     """Noise is the worst that a picture's compression can meet; the budget here is cut like the volume."""
-    monkeypatch.setattr("tmi.runtime.report.slices.BUDGET_BYTES", budget := 300_000)
+    monkeypatch.setattr("tmi.runtime.report.slices.BUDGET_BYTES", budget := 1_500_000)
     noise = np.random.default_rng(0).integers(-160, 240, (20, 60, 60), dtype=np.int16)
     ct = Volume(array_DHW=noise, affine_xyz=np.diag([5.0, 5.0, 18.0, 1.0]))
     picture = Picture(ct=ct, map_DHW=np.random.default_rng(1).random(noise.shape, np.float32), liver_DHW=None, title="")
     planes = page_slices(picture, (7, 23, 45))
     size = sum(len(s["ct"]) + len(s["map"]) for plane in planes for s in plane.slices)
     assert size <= budget
+    assert planes[0].width == 200  # 240 pixels for the longest side, 360 mm; two finer levels did not fit
     assert [plane.slices[plane.start]["number"] for plane in planes] == [8, 24, 46]
     assert [plane.width / plane.height for plane in planes] == pytest.approx([1.0, 300 / 360, 300 / 360], rel=0.02)
 

@@ -99,7 +99,7 @@ def _plane(picture: Picture, plane: Plane, centre: int, *, pixels: int, count: i
             {
                 "number": index + 1,
                 "ct": data_address(_ct(picture, plane, index, size), quality=quality),
-                "map": data_address(_map(picture, plane, index, size), quality=70),
+                "map": data_address(_map(picture, plane, index, size), quality=quality),
             }
             for index in chosen
         ),
