@@ -26,8 +26,10 @@ def predict(
         typer.Option(help="Bundle to predict with. Default: TMI_BUNDLE, else ./bundle.", show_default=False),
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="auto, openvino, onnx, torchscript, eager; on a GPU trt, trt-rtx, torch-trt.")
+        str,
+        typer.Option(help="auto, openvino-bf16, openvino, onnx, torchscript, eager; on a GPU trt, trt-rtx, torch-trt."),
     ] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, or only an engine that computes in bf16 or in fp32.")] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Cases computed together.")] = 1,
     mask_label: Annotated[
         int | None,
@@ -79,11 +81,18 @@ def predict(
         typer.echo("the check at a first opening is skipped (--no-verify)", err=True)
     tell = partial(typer.echo, err=True)
     opened = Predictor.open(
-        bundle, engine=engine, threads=threads, key=key, verify=not no_verify, tell=tell, cache=kept
+        bundle,
+        engine=engine,
+        precision=precision,
+        threads=threads,
+        key=key,
+        verify=not no_verify,
+        tell=tell,
+        cache=kept,
     )
     with opened as predictor:
         record = predictor.engine_record
-        typer.echo(f"engine {record.name} ({record.reason})", err=True)
+        typer.echo(f"engine {record.name} in {record.precision} ({record.reason})", err=True)
         answers = list(_with_progress(predictor, found, batch=batch))
         if kept is not None:
             typer.echo(kept.told(), err=True)

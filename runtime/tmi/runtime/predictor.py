@@ -23,13 +23,12 @@ from typing import Self
 import numpy as np
 from jaxtyping import Float32
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
-from tmi.runtime.engine import Engine, engine_spec, open_engine
-from tmi.runtime.engine_choice import AUTO, EngineRecord, choose_engine, engine_record
+from tmi.runtime.engine import Engine, engine_spec
+from tmi.runtime.engine_choice import AUTO, EngineRecord
+from tmi.runtime.engine_opening import open_chosen
 from tmi.runtime.ensemble import encode_ct, encode_text, fuse, probabilities, softmax, spread
-from tmi.runtime.first_opening import NOT_VERIFIED, Tell, check_first_opening
-from tmi.runtime.graph_engine import available_cores
+from tmi.runtime.first_opening import Tell
 from tmi.runtime.notices import case_notices
 from tmi.runtime.prediction import STAGES, Answer, FoldAnswer, Notice, Prediction, Refusal
 from tmi.runtime.stopwatch import Stopwatch, waterfall
@@ -92,6 +91,7 @@ class Predictor:
         bundle: Path | str,
         *,
         engine: str = AUTO,
+        precision: str = "auto",
         threads: int | None = None,
         cache: PreparedCache | None = None,
         key: Path | None = None,
@@ -106,6 +106,7 @@ class Predictor:
         Args:
             bundle: a bundle's folder.
             engine: `auto` or a name in `tmi.runtime.engine.ENGINES`; what was taken is in `engine_record`.
+            precision: `auto`, or `bf16` or `fp32`: only an engine that computes in that.
             threads: threads of the engine; None takes all cores.
             cache: keeps what is made from the images of a case for the next time; None keeps nothing.
             key: public key (PEM) that must have signed the bundle; None asks for no signature.
@@ -123,18 +124,8 @@ class Predictor:
             from tmi.runtime.signing import check_signature  # its packages are slow to import, and an extra
 
             check_signature(opened.folder, key)
-        name, reason = choose_engine(engine, opened)
-        running = _started(name, opened, threads)
+        running, record = open_chosen(engine, opened, precision=precision, threads=threads, verify=verify, tell=tell)
         try:
-            opening = check_first_opening(opened, running, tell=tell) if verify else NOT_VERIFIED
-            record = engine_record(
-                name,
-                opened,
-                asked=engine,
-                reason=reason,
-                threads=threads or available_cores(),
-                verified=opening.verified,
-            )
             return cls(opened, running, record, cache=cache)
         except BaseException:
             running.close()
@@ -329,18 +320,6 @@ def resolve_cases(cases: CaseLike | Iterable[CaseLike], *, mask_label: int | Non
             )
         seen.add(case.case_id)
     return found
-
-
-def _started(name: str, bundle: Bundle, threads: int | None) -> Engine:
-    """The engine with the bundle open; a file that it cannot load is told as such."""
-    try:
-        return open_engine(name, bundle, threads=threads)
-    except (RuntimeError, ValueError, SafetensorError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise DamagedError(
-            f"bundle {bundle.folder}: engine {name} cannot load its graphs: {text}",
-            fix="verify it with `tmi verify`, take another --engine, or export it again",
-        ) from error
 
 
 def _tokenizer_files(bundle: Bundle) -> dict[str, str]:
