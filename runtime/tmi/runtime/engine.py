@@ -74,7 +74,7 @@ class EngineSpec:
     precision: str = "float32"
     """Number format that it computes in; a plan's is the bundle's to say (`tmi.runtime.precision`)."""
     yields: bool = False
-    """Whether its gates decide only about itself: where they fail, the bundle stands and `auto` takes the next engine."""
+    """Whether its gates decide about itself alone: where they fail the bundle stands, and `auto` takes the next one."""
     lacks: str | None = None
     """`module:function` that says what this machine lacks for it, or None; None: its package is all it needs."""
 

@@ -5,9 +5,9 @@ short form of the gates runs once for each combination of bundle, engine, versio
 through the whole pipeline against the eager model's stored answer, and the golden case's files through preparation.
 One case, because at full size one costs seconds and the whole set costs many; `tmi verify` runs everything.
 
-An engine that yields (bfloat16) may have been judged on no machine before: the export's had no such units. It then answers
-all golden cases. Where it fails, that is remembered too, because another engine takes its place and the next start
-should not wait to learn the same again; any other failure is looked at anew each time.
+An engine that yields (bfloat16) may have been judged on no machine before, because the export's had no such units. It
+then answers all golden cases. Where it fails, that is remembered too, because another engine takes its place and the
+next start should not wait to learn the same again; any other failure is looked at anew each time.
 
 Success is remembered in the user's cache (`tmi.toolkit.content_cache` says where), never in the bundle: one small JSON
 file a combination, which states all of it and is compared in full when it is read. Without a cache every opening is
