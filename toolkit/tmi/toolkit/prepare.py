@@ -6,7 +6,7 @@ that, and can then say what it imputed, clipped or cut.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -47,7 +47,14 @@ class PreparedCase:
     """Time spent, by stage: `read`, `preprocess`, `radiomics`."""
 
 
-def prepare_case(case: Case, config: Config, schema: Schema, *, cache: PreparedCache | None = None) -> PreparedCase:
+def prepare_case(
+    case: Case,
+    config: Config,
+    schema: Schema,
+    *,
+    cache: PreparedCache | None = None,
+    on_text: Callable[[str], None] = lambda text: None,
+) -> PreparedCase:
     """Read, check and prepare one case.
 
     Radiomics come from radiomics.csv where it is there, else from the liver mask. A mask that is there is checked in
@@ -58,6 +65,7 @@ def prepare_case(case: Case, config: Config, schema: Schema, *, cache: PreparedC
         config: the settings of the run or bundle.
         schema: its clinical schema.
         cache: where the images' part is looked for and stored; answer, warnings and refusals are the same without.
+        on_text: told the text as soon as it is known, before any image is read; the case may still be refused.
 
     Raises:
         InputRefusedError: a file is missing, unreadable or implausible; the case is named.
@@ -76,12 +84,13 @@ def prepare_case(case: Case, config: Config, schema: Schema, *, cache: PreparedC
         )
     seconds = {"read": 0.0, "preprocess": 0.0, "radiomics": 0.0}
     warnings = refuse_on_error(check_units(record, schema), case.case_id)  # outside what is cached by the images
+    text = render(record, schema, config.clinical.rendering)
+    on_text(text)
 
     def make() -> PreparedImages:
         return _images(case, config, extract=given is None, seconds=seconds)
 
     images = make() if cache is None else cache.images(case, config.ct, extract=given is None, make=make)
-    text = render(record, schema, config.clinical.rendering)
     radiomics_F = images.radiomics_F if given is None else given
     assert radiomics_F is not None  # extracted where none was given
     # what is neither preprocessing nor extraction was reading, a look into the cache included
