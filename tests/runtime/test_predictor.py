@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tmi.runtime.case_inputs as inputs_module
 import tmi.runtime.predictor as predictor_module
 from tmi.runtime import Prediction, Predictor, Refusal
 from tmi.runtime.prediction import STAGES
@@ -74,13 +75,13 @@ def test_all_cases_refused_is_an_answer_too(predictor, tmp_path):
 
 def test_cases_are_read_batch_by_batch(predictor, good_cases, monkeypatch):
     read: list[str] = []
-    original = predictor_module.prepare_case
+    original = inputs_module.prepare_case
 
     def counting(case, *settings, **options):
         read.append(case.case_id)
         return original(case, *settings, **options)
 
-    monkeypatch.setattr(predictor_module, "prepare_case", counting)
+    monkeypatch.setattr(inputs_module, "prepare_case", counting)
     answers = predictor.stream(good_cases, batch=2)
     next(answers)
     assert len(read) == 2
@@ -184,14 +185,14 @@ def test_an_answer_that_is_no_number_is_refused_and_not_told(predictor, good_cas
 
 
 def test_a_case_that_needs_what_is_not_installed_is_refused_alone(predictor, good_cases, monkeypatch):
-    original = predictor_module.prepare_case
+    original = inputs_module.prepare_case
 
     def no_extraction(case, *settings, **options):
         if case.case_id == good_cases[0].name:
             raise UnavailableError("extraction needs pyradiomics", fix="pip install 'tmi-clnet[radiomics]'")
         return original(case, *settings, **options)
 
-    monkeypatch.setattr(predictor_module, "prepare_case", no_extraction)
+    monkeypatch.setattr(inputs_module, "prepare_case", no_extraction)
     first, second = predictor.predict(good_cases[:2], batch=2)
     assert (first.code, first.fix) == ("unavailable", "pip install 'tmi-clnet[radiomics]'")
     assert isinstance(second, Prediction)
