@@ -48,7 +48,8 @@ def words(cohort, tiny_bundle):
 
 def timeless(document: dict) -> dict:
     results = [{k: v for k, v in r.items() if k not in ("seconds", "overlapped")} for r in document["results"]]
-    return {**document, "created": None, "results": results}
+    engine = {**document["engine"], "verified": None}  # now at the first, before at the second
+    return {**document, "created": None, "engine": engine, "results": results}
 
 
 def killed(words, out: Path) -> None:
