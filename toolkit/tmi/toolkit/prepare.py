@@ -10,12 +10,8 @@ that its checks then refuse is thrown away.
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from collections.abc import Callable, Mapping
-=======
-from collections.abc import Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
->>>>>>> main
 from dataclasses import dataclass
 
 import numpy as np
