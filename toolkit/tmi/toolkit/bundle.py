@@ -75,7 +75,9 @@ def open_bundle(folder: Path) -> Bundle:
     # hashing lets go of Python's lock; the largest first, so that no core waits long for another one's last file
     largest_first = sorted(files, key=lambda name: -files[name].bytes)
     with ThreadPoolExecutor(max_workers=available_cores()) as pool:
-        digests = dict(zip(largest_first, pool.map(lambda name: sha256_file(folder / name), largest_first), strict=True))
+        digests = dict(
+            zip(largest_first, pool.map(lambda name: sha256_file(folder / name), largest_first), strict=True)
+        )
     for name, spec in files.items():
         if digests[name] != spec.sha256:
             raise _changed(folder, name)
