@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tmi.runtime.compiled_cache import KIND, CompiledCache
+from tmi.runtime.compiled_cache import KIND, CompiledCache, Mapped
 from tmi.runtime.engine import open_engine
 from tmi.runtime.ensemble import run_folds
 from tmi.toolkit.bundle import Bundle, open_bundle
@@ -121,11 +121,8 @@ def test_what_openvino_cannot_import_is_compiled(bundle, golden, folder, compila
 
     def spoilt(self, key):
         mapped = honest(self, key)
-        return (
-            None
-            if mapped is None
-            else type(mapped)(mapping=mapped.mapping, payload=memoryview(bytearray(b"no model" * 9)))
-        )
+        payload = memoryview(bytearray(b"no model" * 9))
+        return None if mapped is None else Mapped(mapping=mapped.mapping, payload=payload)
 
     with monkeypatch.context() as patch:
         patch.setattr(CompiledCache, "open", spoilt)
