@@ -138,7 +138,7 @@ def test_slices_keep_the_budget_their_proportions_and_the_centre(monkeypatch):
     planes = page_slices(picture, (7, 23, 45))
     size = sum(len(s["ct"]) + len(s["map"]) for plane in planes for s in plane.slices)
     assert size <= budget
-    assert planes[0].width == 200  # 240 pixels for the longest side, 360 mm; two finer levels did not fit
+    assert planes[0].width == 240  # 240 pixels for the longest side, 360 mm; two finer levels did not fit
     assert [plane.slices[plane.start]["number"] for plane in planes] == [8, 24, 46]
     assert [plane.width / plane.height for plane in planes] == pytest.approx([1.0, 300 / 360, 300 / 360], rel=0.02)
 
