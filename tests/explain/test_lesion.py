@@ -86,7 +86,7 @@ def require_on(place: tuple[float, float, float], values: np.ndarray, world: np.
     assert np.linalg.norm(centre - np.array(place)) < 0.22
     assert strong[distance < 2 * RADIUS].sum() / strong.sum() > 0.75
     density = values[distance < RADIUS].mean() / values.mean()
-    assert density > 3.5
+    assert density > 2.5
 
 
 def test_the_network_tells_a_lesion_and_nothing_else(network):

@@ -89,7 +89,7 @@ def train_lesion_network(*, steps: int = 40, seed: int = 1) -> TmiClnet:
         torch.manual_seed(seed)
         network.train()
         for _ in range(steps):
-            *inputs, labels = draw_batch(rng, 16, config)
+            *inputs, labels = draw_batch(rng, 12, config)
             loss = cross_entropy(network(*inputs).logits_BK, labels)
             optimiser.zero_grad()
             loss.backward()
