@@ -20,8 +20,9 @@ from factories.tmi_command import tmi
 from tmi.export import plans
 from tmi.export.gates import require_all
 from tmi.export.plans import structure_digest
+from tmi.export.trial import Trial
 from tmi.export.trt_builder import Audit, BuildOptions, Plan, build_plan
-from tmi.export.typed_graphs import TYPED, Question, add_typed_graphs, audit_typed
+from tmi.export.typed_graphs import TYPED, add_typed_graphs, audit_typed
 from tmi.runtime.engine_choice import choose_engine
 from tmi.runtime.parity import Outputs
 from tmi.runtime.precision import plan_precision
@@ -223,11 +224,11 @@ def blown_up(path: Path) -> None:
 def typed(copy: Path, precision: str) -> tuple[Manifest, list[GateRecord]]:
     manifest = open_bundle(copy).manifest
     reference = Outputs.from_tensors(load_file(copy / GOLDEN_FILE))
-    question = Question(name="golden", inputs=golden_of(manifest), reference=reference)
+    trial = Trial(golden=golden_of(manifest), reference=reference)
     blown_up(copy / "graphs" / "ct-0.onnx")
     for file in (copy / "graphs").glob("*.fp16.onnx"):
         file.unlink()
-    return add_typed_graphs(copy, manifest, precision, [question], progress=lambda line: None)
+    return add_typed_graphs(copy, manifest, precision, trial, progress=lambda line: None)
 
 
 def test_an_overflow_in_the_model_blocks_fp16_with_its_node(folder, tmp_path):

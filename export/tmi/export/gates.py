@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +13,12 @@ from tmi.export.audits import answer_depends, audit_epsilons, audit_signature, a
 from tmi.export.exporters import EXPORTERS, load
 from tmi.export.fold_graphs import State, read_weights, weights_digest
 from tmi.export.graph_facts import GraphFacts
-from tmi.export.real_cases import RealCase, judge_real_cases
+from tmi.export.trial import Trial, judge_real_cases
 from tmi.runtime.engine import installed, open_engine
 from tmi.runtime.parity import PIPELINE, REFUSALS, Outputs, check_engine
 from tmi.runtime.verification import refused_to_load
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import ParityError
-from tmi.toolkit.golden import GoldenInputs
 from tmi.toolkit.hashing import sha256_file
 from tmi.toolkit.manifest import GateRecord, GraphSpec, Manifest
 from tmi.toolkit.run_folder import RunFolder
@@ -119,20 +117,6 @@ def audit_fold_files(folder: Path, manifest: Manifest, run: RunFolder) -> GateRe
         bound=0.0,
         detail="; ".join(wrong) or "every fold has its own scaler and tokenizer",
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """What every engine is asked, and what the eager model says to it."""
-
-    golden: GoldenInputs
-    """The golden inputs."""
-    reference: Outputs
-    """Eager float32."""
-    arbiter: Outputs | None = None
-    """Eager float64, where it was affordable."""
-    real_cases: Sequence[RealCase] = ()
-    """Real cases, where some were given."""
 
 
 def judge_engines(
