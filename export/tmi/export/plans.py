@@ -18,7 +18,7 @@ from tmi.export.exporters import EXPORTERS, load
 from tmi.export.trial import Trial, judge_real_cases, write_evidence
 from tmi.export.trt_builder import TARGETS, BuildOptions, Plan, build_plan
 from tmi.runtime.engine import ENGINES, open_engine
-from tmi.runtime.nvidia_driver import Gpu, find_gpu
+from tmi.runtime.nvidia_driver import Gpu, driver_obstacle, find_gpu
 from tmi.runtime.parity import REFUSALS, check_engine
 from tmi.runtime.precision import FLOAT16, TENSORRT, TF32, plan_precision
 from tmi.runtime.verification import refused_to_load
@@ -50,9 +50,12 @@ def obstacle(kind: str, options: BuildOptions) -> str | None:
     missing = []
     if importlib.util.find_spec(package) is None:
         missing.append(f"the package {package} is not installed")
-    ahead_of_time = kind == "trt-rtx" and options.target is not None
-    if not ahead_of_time and find_gpu() is None:
-        missing.append("this machine has no NVIDIA GPU with its driver")
+    if kind != "trt-rtx" or options.target is None:  # with a target it is built ahead of time, without its GPU
+        gpu = find_gpu()
+        if gpu is None:
+            missing.append("this machine has no NVIDIA GPU with its driver")
+        elif (too_old := driver_obstacle(ENGINES[kind].package, gpu)) is not None:
+            missing.append(too_old)
     return " and ".join(missing) or None
 
 
