@@ -108,9 +108,8 @@ def test_an_overflow_on_a_real_case_alone_is_a_failed_gate_that_names_the_tensor
     copy = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
     golden, references = golden_of(bundle.manifest), read_references(bundle)
     one = golden.rows([0])
-    loud = RealCase(
-        inputs=replace(one, ct_B1DHW=one.ct_B1DHW * np.float32(1e6)), reference=references.float32.rows([0])
-    )
+    loud = replace(one, ct_B1DHW=one.ct_B1DHW * np.float32(1e6))
+    case = RealCase(inputs=loud, reference=references.float32.rows([0]))
     trial = Trial(golden=golden, reference=references.float32, real_cases=[case])
     _, records = add_typed_graphs(copy, bundle.manifest, "fp16", trial, progress=lambda line: None)
     failed = {(r.gate, r.graph): r.detail for r in records if not r.passed}
