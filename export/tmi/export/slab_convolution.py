@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -60,4 +59,3 @@ def convolve_in_slabs(conv: nn.Conv3d, x_BCDHW: Tensor, *, columns: int = COLUMN
             slab, conv.weight, conv.bias, conv.stride, (0, *across), groups=conv.groups
         )
     return y_BCDHW
-
