@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tmi.export.memory import named_out_of_memory
 from tmi.export.model_card import model_card
 from tmi.export.plans import PLANS, TYPED, PlanRequest, add_plans, obstacle, pending, require_gates
 from tmi.export.sbom import sbom
@@ -42,7 +43,7 @@ def build_bundle(
     Raises:
         UsageError: no bundle, nothing to build, or no typed graphs in it.
         DamagedError: the bundle is damaged.
-        UnavailableError: this machine cannot build an engine, or TensorRT refuses a graph.
+        UnavailableError: this machine cannot build an engine, TensorRT refuses a graph, or memory ran out.
         ParityError: a gate failed; the bundle was left as it was.
     """
     bundle = open_bundle(folder)
@@ -71,7 +72,7 @@ def build_bundle(
             )
     references = read_references(bundle)
     trial = Trial(golden=golden_of(bundle.manifest), reference=references.float32, arbiter=references.float64)
-    with staged_folder(folder) as stage:
+    with named_out_of_memory("the build", progress) as progress, staged_folder(folder) as stage:
         shutil.copytree(folder, stage, dirs_exist_ok=True)
         manifest, records = add_plans(stage, bundle.manifest, request, trial, progress=progress)
         require_gates(records)

@@ -31,6 +31,7 @@ from tmi.export.gates import (
     write_file,
 )
 from tmi.export.golden_case_reference import golden_case_reference
+from tmi.export.memory import named_out_of_memory
 from tmi.export.model_card import class_counts, model_card, tellable
 from tmi.export.plans import PLANS, PlanRequest, add_plans
 from tmi.export.real_cases import read_real_cases, write_real_cases
@@ -107,7 +108,7 @@ def export_run(
 
     Raises:
         UsageError: no such run, an unfinished one, an unknown artefact, or something is at `out`.
-        UnavailableError: an artefact cannot be written here.
+        UnavailableError: an artefact cannot be written here, or memory ran out.
         DamagedError: the run was changed after the training.
         InputRefusedError: one of `cases` cannot be used.
         ParityError: a gate failed; nothing was written.
@@ -122,7 +123,7 @@ def export_run(
     tell = progress or (lambda line: None)
     tell("checking the run")
     folder = RunFolder.open(run).require_finished()
-    with staged_folder(out) as stage:
+    with named_out_of_memory("the export", tell) as tell, staged_folder(out) as stage:
         export = _Export(folder, stage, names, weights=weights, cases=cases, progress=tell)
         export.plan(precision, options)
         write_manifest(stage, export.write())
