@@ -207,7 +207,7 @@ def real_inputs(work: Path, float64: bool) -> tuple[dict[str, dict[str, Any]], d
 
     run, _, models = parts(work)
     (case,) = find_cases([work / "real-case"], mask_label=LIVER_LABEL)
-    prepared = prepare_case(case, on_grid(run.config))
+    prepared = prepare_case(case, on_grid(run.config), run.schema)
     clinical = run.config.clinical
     text = Tokenizer.load(run.fold(0).tokenizer).encode(
         [prepared.text], max_length=clinical.max_length, pad_to_max=clinical.pad_to_max
