@@ -76,7 +76,7 @@ def test_the_emulation_leaves_its_answers_in_the_evidence(bundle):
     rows = json.loads((bundle.folder / "evidence" / "real-cases.json").read_text())["cases"]
     assert len(rows) == CASES
     for row in rows:
-        assert set(row["engines"]) == {"onnx", "openvino", "fp16-emulation"}
+        assert set(row["engines"]) >= {"onnx", "openvino", "fp16-emulation"}
         mine, eager = (np.array(answer["logits"]) for answer in (row["engines"]["fp16-emulation"], row["eager"]))
         assert 0 < np.abs(mine - eager).max() < 0.05
     golden = load_file(bundle.folder / "evidence" / "fp16-emulation.safetensors")
