@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.runtime.engine import Arrays, Engine, engine_spec
-from tmi.runtime.ensemble import encode_text, probabilities, run_folds
-from tmi.runtime.profile_edges import largest_profile, text_edges
+from tmi.runtime.ensemble import probabilities, run_folds
+from tmi.runtime.profile_edges import largest_profile, text_edges, text_features
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.golden import GoldenInputs, extreme_case, join, largest_batch, padded, trimmed
 from tmi.toolkit.manifest import GateRecord, Manifest
@@ -331,7 +331,7 @@ class _Check:
             trials.append((alone, [row], f"case {row} without padding, {width} tokens"))
         for golden, rows, what in trials:
             try:
-                features = encode_text(self.engine, self.manifest, golden.texts)
+                features = text_features(self.engine, self.manifest, golden.texts)
             except REFUSALS as error:
                 yield self._refused("padding", PIPELINE, what, error)
                 continue

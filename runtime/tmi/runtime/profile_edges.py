@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tmi.runtime.engine import Engine
-from tmi.runtime.ensemble import encode_text
+from tmi.runtime.ensemble import TokenIds, encoder_graphs
 from tmi.runtime.precision import TENSORRT
 from tmi.toolkit.golden import GoldenInputs, GoldenText, padded
 from tmi.toolkit.manifest import Manifest
@@ -41,8 +44,8 @@ def text_edges(
     longest = manifest.settings().clinical.max_length
     rows = [row % golden.count for row in range(batch)]
     for length, texts in ((1, _first_token(golden)), (longest, padded(golden, longest))):
-        many = encode_text(engine, manifest, texts.rows(rows).texts)
-        alone = encode_text(engine, manifest, texts.rows([0]).texts)
+        many = text_features(engine, manifest, texts.rows(rows).texts)
+        alone = text_features(engine, manifest, texts.rows([0]).texts)
         for graph, features in many.items():
             yield (
                 f"a batch of {batch} texts of {length} tokens, against one of them alone",
@@ -50,6 +53,16 @@ def text_edges(
                 features[:1],
                 alone[graph],
             )
+
+
+def text_features(engine: Engine, manifest: Manifest, texts: Mapping[str, TokenIds]) -> dict[str, NDArray[np.float32]]:
+    """Features of every distinct text encoder at the width that its texts have: predictions would cut the padding."""
+    features = {}
+    for spec in encoder_graphs(manifest, "text"):
+        tokens = texts[spec.name]
+        inputs = {"input_ids": tokens.input_ids_BT, "attention_mask": tokens.attention_mask_BT}
+        (features[spec.name],) = engine.run(spec.name, inputs).values()
+    return features
 
 
 def _first_token(golden: GoldenInputs) -> GoldenInputs:
