@@ -44,12 +44,20 @@ class Batch:
 class FoldData:
     """Batches of one fold's cases, scaled and tokenised by what was fitted on its training part."""
 
-    def __init__(self, arrays: CohortArrays, split: FoldSplit, config: Config, *, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self,
+        arrays: CohortArrays,
+        split: FoldSplit,
+        config: Config,
+        *,
+        tokenizer: Tokenizer | None,
+        scaler: RadiomicsScaler | None = None,
+    ) -> None:
         self.config = config
         self.split = split
         train = arrays.rows(split.train)
         everything = config.radiomics.fit_on == "cohort"
-        self.scaler = RadiomicsScaler.fit(
+        self.scaler = scaler or RadiomicsScaler.fit(
             arrays.radiomics_NF[:] if everything else arrays.radiomics_NF[train], config.radiomics
         )
         self.tokenizer = tokenizer or Tokenizer.train([arrays.texts[i] for i in train], _vocab_size(config))
@@ -65,6 +73,11 @@ class FoldData:
         """Write what was fitted."""
         self.scaler.save(scaler)
         self.tokenizer.save(tokenizer)
+
+    def labels(self, case_ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
+        """Class indices of the named cases."""
+        labels: np.ndarray = self._arrays.labels_N[self._arrays.rows(case_ids)]
+        return labels
 
     def batch(self, case_ids: tuple[str, ...]) -> Batch:
         """The named cases as one batch."""

@@ -10,22 +10,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import lightning
-import torch
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
-from safetensors.torch import load_file
 
 from tmi.toolkit.config import Config
 from tmi.toolkit.config_io import to_json
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.files import write_json
-from tmi.toolkit.network.tmi_clnet import TmiClnet, build
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.calibration import Calibration, calibrate, is_calibrated
 from tmi.training.cohort_arrays import CohortArrays
-from tmi.training.epoch_end import EpochEnd, predict_logits
+from tmi.training.epoch_end import EpochEnd
+from tmi.training.fold_answers import answers_of, saved_network
 from tmi.training.fold_data import EpochBatches, FoldData
-from tmi.training.fold_predictions import Predictions, write_predictions
+from tmi.training.fold_predictions import write_predictions
 from tmi.training.module import FoldModule
 from tmi.training.pretrained.initial_weights import InitialWeights
 
@@ -102,10 +100,9 @@ def _fit(
 
 def _report_fold(data: FoldData, files: FoldFolder, config: Config, ending: EpochEnd) -> None:
     """Predictions by the saved model, read back from its file, what is fitted on them, and their figures."""
-    network = build(config.network, seed=0)
-    network.load_state_dict(load_file(files.model))
+    network = saved_network(config, files)
     split = data.split
-    validation, test = (_predictions(network, data, ids) for ids in (split.validation, split.test))
+    validation, test = (answers_of(network, data, ids) for ids in (split.validation, split.test))
     calibrated = is_calibrated(config)
     calibration = calibrate(validation.logits_NK, validation.labels_N) if calibrated else Calibration()
     write_predictions(files.validation, validation, calibration)
@@ -127,13 +124,6 @@ def _report_fold(data: FoldData, files: FoldFolder, config: Config, ending: Epoc
                 "test": test.figures(calibration),
             },
         },
-    )
-
-
-def _predictions(network: TmiClnet, data: FoldData, case_ids: tuple[str, ...]) -> Predictions:
-    logits = predict_logits(network, data, case_ids, torch.device("cpu"))
-    return Predictions(
-        case_ids=case_ids, labels_N=data.batch(case_ids).labels.numpy(), logits_NK=logits.double().numpy()
     )
 
 
