@@ -18,7 +18,7 @@ from factories.tmi_command import Outcome, tmi
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.tokenizer import Tokenizer
-from tmi.training import cross_validation, fold_training
+from tmi.training import cross_validation, fold_report
 from tmi.training.audit_cohort import COHORT_CHECKS
 from tmi.training.calibration import Calibration
 from tmi.training.duplicate_images import same_images
@@ -179,7 +179,7 @@ def rising(module):
 
 
 def plant_threshold(patch):
-    patch.setattr(fold_training, "calibrate", lambda *_: Calibration(temperature=1.0, threshold=0.4, fitted_on=3))
+    patch.setattr(fold_report, "calibrate", lambda *_: Calibration(temperature=1.0, threshold=0.4, fitted_on=3))
 
 
 LEAKS = {

@@ -18,6 +18,7 @@ from safetensors.torch import save_file as save_tensors
 from torch import nn
 
 from tmi.export.audits import epsilons
+from tmi.export.exportable import require_exportable
 from tmi.export.exporters import EXPORTERS, load, require_exporter
 from tmi.export.fold_graphs import Cut, FoldModels, State, cut_run, example_inputs, graph_spec
 from tmi.export.gates import (
@@ -122,7 +123,9 @@ def export_run(
     require_replaceable(out, force=force)
     tell = progress or (lambda line: None)
     tell("checking the run")
-    folder = RunFolder.open(run).require_finished()
+    folder = RunFolder.open(run)
+    require_exportable(folder)
+    folder.require_finished()
     with staged_folder(out) as stage:
         export = _Export(folder, stage, names, weights=weights, cases=cases, progress=tell)
         export.plan(precision, options)

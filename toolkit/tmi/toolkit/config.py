@@ -7,10 +7,11 @@ A preset (`tmi.toolkit.presets`) is a function that returns a whole `Config`. A 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tmi.toolkit.errors import UsageError
+from tmi.toolkit.system_config import SystemConfig
 
 CLASSES: tuple[str, str] = ("good", "bad")
 """Class names by index. Positive, for every metric, is `bad` (bad prognosis)."""
@@ -18,6 +19,10 @@ POSITIVE: int = 1
 """Index of the positive class in `CLASSES`."""
 N_RADIOMICS: int = 1781
 """Number of radiomic features the network takes."""
+Modality = Literal["clinical", "radiomics", "image"]
+"""A modality, as the configs name it."""
+MODALITIES: tuple[Modality, Modality, Modality] = ("clinical", "radiomics", "image")
+"""The ring of the cross-attention, in order; each attends to the next, the last to the first."""
 
 
 def _require(holds: bool, what: str, fix: str) -> None:
@@ -201,6 +206,17 @@ class NetworkConfig:
     """Projections, IMA, TCAF."""
     head: HeadConfig = HeadConfig()
     """Classification head."""
+    modalities: tuple[Modality, ...] = MODALITIES
+    """What TMI-CLNet sees, in any order. All three is the network of the paper; two (two-way cross-attention, no IMA)
+    and one (encoder, projection, head) are its ablation over modalities."""
+
+    def __post_init__(self) -> None:
+        named = set(self.modalities)
+        _require(
+            0 < len(named) == len(self.modalities) and named <= set(MODALITIES),
+            f"network.modalities={list(self.modalities)}",
+            f"name one, two or three of {', '.join(MODALITIES)}, each once",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +291,8 @@ class Config:
     """Clinical text."""
     network: NetworkConfig = NetworkConfig()
     """Network."""
+    system: SystemConfig = field(default_factory=SystemConfig)
+    """Which system is trained: TMI-CLNet, or one that it is compared with."""
     loss: LossConfig = LossConfig()
     """Losses."""
     train: TrainConfig = TrainConfig()

@@ -19,6 +19,7 @@ from tmi.toolkit.files import require_absent
 from tmi.toolkit.presets import preset as find_preset
 from tmi.toolkit.project import Project, load_project, new_run_folder
 from tmi.toolkit.run_folder import RUN_FILE, FoldSplit, RunFolder
+from tmi.training.systems.registry import system
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -35,6 +36,9 @@ def train(
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; default: `./runs/<date>-<name>`.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run; default: the preset.")] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="paper, released or tiny.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="System, see docs/systems.md; default: tmi-clnet.")
+    ] = None,
     folds: Annotated[int | None, typer.Option("--folds", help="Folds of the cross-validation.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs a fold.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")] = None,
@@ -67,11 +71,11 @@ def train(
     project = load_project()
     folder = cohort or project.path("cohort")
     chosen = preset or project.preset
-    config = _configure(chosen, folds, epochs, settings or [])
+    config = configure(chosen, folds, epochs, settings or [], model=model)
     start = _settle(config, ct_weights, text_weights, settings or [])
     config = start.config if start else config
     if vocab is None and (start is None or start.tokenizer is None):
-        config = _with_own_vocabulary(config)
+        config = with_own_vocabulary(config)
     fields = load_schema(schema or project.schema_file)
     target = _target(project, out, name or chosen, resume=resume)
     for value, given, what in ((folder, cohort, "cohort"), (target, out, "run"), (chosen, preset, "preset")):
@@ -101,8 +105,18 @@ def train(
     )
 
 
-def _configure(chosen: str, folds: int | None, epochs: int | None, settings: list[str]) -> Config:
+def configure(
+    chosen: str, folds: int | None, epochs: int | None, settings: list[str], *, model: str | None = None
+) -> Config:
+    """The preset with the options of the command line applied.
+
+    Raises:
+        UsageError: no such preset, system or setting.
+    """
     config = find_preset(chosen)
+    if model is not None:
+        system(model)  # names the known ones
+        settings = [*settings, f"system.name={model}"]
     if folds is not None:
         config = replace(config, train=replace(config.train, folds=folds))
     if epochs is not None:
@@ -129,7 +143,7 @@ def _tell_start(start: Start | None) -> None:
     typer.echo(f"random weights: the {', '.join([*random, 'radiomics'])} encoder(s), interaction and head", err=True)
 
 
-def _with_own_vocabulary(config: Config) -> Config:
+def with_own_vocabulary(config: Config) -> Config:
     """Without a given vocabulary every fold trains one on its training texts; the run's config records it.
 
     Encoders start from random weights, so no vocabulary is nearer to them than the cohort's own words.

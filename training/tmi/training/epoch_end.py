@@ -22,12 +22,12 @@ import torch
 from jaxtyping import Float
 from lightning.pytorch.callbacks import Checkpoint
 from safetensors.torch import save_file
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from tmi.toolkit.config import POSITIVE
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.files import write_text
-from tmi.toolkit.network.tmi_clnet import TmiClnet
 from tmi.toolkit.run_folder import FoldFolder
 from tmi.training.fold_data import FoldData
 from tmi.training.metrics import binary_metrics
@@ -37,7 +37,7 @@ HISTORY = ("epoch", "train_loss", "validation_loss", "validation_roc_auc", "vali
 
 
 def predict_logits(
-    network: TmiClnet, data: FoldData, case_ids: tuple[str, ...], device: torch.device
+    network: nn.Module, data: FoldData, case_ids: tuple[str, ...], device: torch.device
 ) -> Float[torch.Tensor, "N K"]:
     """Logits of the named cases in evaluation mode, on the CPU; the network's mode is left as it was."""
     training = network.training
@@ -131,7 +131,7 @@ def positive_probability(logits_NK: Float[torch.Tensor, "N K"]) -> Float[np.ndar
     return probability
 
 
-def _save_weights(network: TmiClnet, path: Any) -> None:
+def _save_weights(network: nn.Module, path: Any) -> None:
     part = path.with_name("part.safetensors")
     save_file({name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}, part)
     os.replace(part, path)

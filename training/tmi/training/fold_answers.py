@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from tmi.toolkit.config import Config
-from tmi.toolkit.network.tmi_clnet import TmiClnet, build
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.tokenizer import Tokenizer
@@ -14,16 +14,20 @@ from tmi.training.cohort_arrays import CohortArrays
 from tmi.training.epoch_end import predict_logits
 from tmi.training.fold_data import FoldData
 from tmi.training.fold_predictions import Predictions
+from tmi.training.systems.build import build_network
+from tmi.training.systems.estimator_arrays import load
+from tmi.training.systems.estimator_fold import estimator_answers
+from tmi.training.systems.registry import system
 
 
-def saved_network(config: Config, files: FoldFolder) -> TmiClnet:
-    """The network with the weights of the picked epoch."""
-    network = build(config.network, seed=0)
+def saved_network(config: Config, files: FoldFolder) -> nn.Module:
+    """The system's network with the weights of the picked epoch."""
+    network = build_network(config, seed=0)
     network.load_state_dict(load_file(files.model))
     return network
 
 
-def answers_of(network: TmiClnet, data: FoldData, case_ids: tuple[str, ...]) -> Predictions:
+def answers_of(network: nn.Module, data: FoldData, case_ids: tuple[str, ...]) -> Predictions:
     """What a network says of the named cases, on the CPU."""
     logits = predict_logits(network, data, case_ids, torch.device("cpu"))
     return Predictions(case_ids=case_ids, labels_N=data.labels(case_ids), logits_NK=logits.double().numpy())
@@ -33,6 +37,8 @@ def ask_fold(
     config: Config, files: FoldFolder, split: FoldSplit, arrays: CohortArrays, case_ids: tuple[str, ...]
 ) -> Predictions:
     """What a fold's saved files say of cases: its recorded scaler, vocabulary and weights."""
+    if system(config.system.name).needs == "sklearn":
+        return estimator_answers(load(files.model), arrays, case_ids)
     data = FoldData(
         arrays,
         split,

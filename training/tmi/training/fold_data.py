@@ -74,11 +74,6 @@ class FoldData:
         self.scaler.save(scaler)
         self.tokenizer.save(tokenizer)
 
-    def labels(self, case_ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
-        """Class indices of the named cases."""
-        labels: np.ndarray = self._arrays.labels_N[self._arrays.rows(case_ids)]
-        return labels
-
     def batch(self, case_ids: tuple[str, ...]) -> Batch:
         """The named cases as one batch."""
         rows = self._arrays.rows(case_ids)
@@ -93,6 +88,11 @@ class FoldData:
             radiomics=torch.from_numpy(self._radiomics[rows]),
             labels=torch.from_numpy(self._arrays.labels_N[rows]),
         )
+
+    def labels(self, case_ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
+        """Class indices of the named cases."""
+        labels: np.ndarray = self._arrays.labels_N[self._arrays.rows(case_ids)]
+        return labels
 
     def batches(self, case_ids: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Batch]]:
         """The named cases in their order, batch by batch."""

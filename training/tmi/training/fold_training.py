@@ -13,19 +13,17 @@ import lightning
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
 from tmi.toolkit.config import Config
-from tmi.toolkit.config_io import to_json
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.files import write_json
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.toolkit.tokenizer import Tokenizer
-from tmi.training.calibration import Calibration, calibrate, is_calibrated
 from tmi.training.cohort_arrays import CohortArrays
 from tmi.training.epoch_end import EpochEnd
 from tmi.training.fold_answers import answers_of, saved_network
 from tmi.training.fold_data import EpochBatches, FoldData
-from tmi.training.fold_predictions import write_predictions
+from tmi.training.fold_report import write_fold_report
 from tmi.training.module import FoldModule
 from tmi.training.pretrained.initial_weights import InitialWeights
+from tmi.training.systems.registry import system
 
 Report = Callable[[int, float, float], None]
 """Called after each epoch with its number, training loss and validation loss."""
@@ -51,6 +49,11 @@ def train_fold(
     """
     data = FoldData(arrays, split, config, tokenizer=tokenizer)
     data.save(files.scaler, files.tokenizer)
+    if system(config.system.name).needs == "sklearn":
+        from tmi.training.systems.estimator_fold import train_estimator
+
+        train_estimator(arrays, data, files, config, report)
+        return
     ending = EpochEnd(data, files, report)
     module = FoldModule(config, fold=split.fold)
     if initial is not None:
@@ -102,27 +105,16 @@ def _report_fold(data: FoldData, files: FoldFolder, config: Config, ending: Epoc
     """Predictions by the saved model, read back from its file, what is fitted on them, and their figures."""
     network = saved_network(config, files)
     split = data.split
-    validation, test = (answers_of(network, data, ids) for ids in (split.validation, split.test))
-    calibrated = is_calibrated(config)
-    calibration = calibrate(validation.logits_NK, validation.labels_N) if calibrated else Calibration()
-    write_predictions(files.validation, validation, calibration)
-    write_predictions(files.predictions, test, calibration)
-    write_json(
-        files.metrics,
-        {
-            "fold": split.fold,
+    write_fold_report(
+        data,
+        files,
+        config,
+        validation=answers_of(network, data, split.validation),
+        test=answers_of(network, data, split.test),
+        facts={
             "picked_epoch": ending.best_epoch,
             "validation_loss": ending.best_loss,
             "epochs": config.train.epochs,
-            "cases": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
-            "truncated_texts": data.truncated_texts,
-            "test": test.metrics(),
-            "test_at_threshold": test.metrics(calibration),
-            "calibration": {
-                **to_json(calibration),
-                "validation": validation.figures(calibration),
-                "test": test.figures(calibration),
-            },
         },
     )
 

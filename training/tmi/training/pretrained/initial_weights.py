@@ -10,11 +10,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from tmi.toolkit.config import Config
+from tmi.toolkit.errors import UsageError
 from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.pretrained.ct_weights import layout_of, medicalnet_settings, read_ct_weights
 from tmi.training.pretrained.text_weights import bert_settings, bert_tokenizer, read_text_weights
 from tmi.training.pretrained.weight_file import read_weights
 from tmi.training.pretrained.weight_report import WeightReport
+from tmi.training.systems.build import encoders
 
 MEDICALNET_FIELDS = ("network.ct_encoder.stem_stride_DHW", "network.ct_encoder.dilation")
 
@@ -29,9 +31,18 @@ class InitialWeights:
     """Where they come from."""
 
     def load_into(self, network: nn.Module) -> None:
-        """Put them into a network that has `ct_encoder` and `text_encoder`; what no file fills stays as it is."""
+        """Put them into a network's encoders; what no file fills stays as it is.
+
+        Raises:
+            UsageError: the network has no such encoder.
+        """
+        there = encoders(network)
         for name, state in self.states.items():
-            getattr(network, f"{name}_encoder").load_state_dict(dict(state), strict=False)
+            if name not in there:
+                raise UsageError(
+                    f"weights for the {name} encoder are given, and the model has none", fix="leave them out"
+                )
+            there[name].load_state_dict(dict(state), strict=False)
 
     def document(self) -> dict[str, Any]:
         """What a run records of them."""
