@@ -100,6 +100,14 @@ def test_a_clean_run_passes_every_check(clean, cohort):
     assert page.out.splitlines()[-1].startswith("nothing leaked (")
 
 
+def test_a_system_without_a_network_is_audited_by_the_same_questions(cohort, tmp_path):
+    outcome = tmi("train", cohort, "--out", tmp_path / "run", *OPTIONS, "--model", "rf")
+    assert outcome.code == 0, outcome.err
+    outcome, found = audit(tmp_path / "run", cohort)
+    assert (outcome.code, set(found)) == (0, {"holds"})
+    assert "predictions" in found["holds"]
+
+
 def test_without_its_cohort_the_rest_is_checked_and_what_was_not_is_told(clean):
     outcome, found = audit(clean, None)
     assert outcome.code == 0

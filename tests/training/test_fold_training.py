@@ -104,6 +104,13 @@ def test_nothing_of_a_held_out_case_reaches_the_model_or_what_is_fitted(trained,
     assert other.predictions.read_bytes() != trained.predictions.read_bytes()
 
 
+def test_another_seed_gives_other_weights(trained, config, tmp_path):
+    """The counterpart of `test_resume`'s: what is the same with the same seed is not the same with every seed."""
+    other = train(tmp_path / "fold1", make_arrays(), replace(config, train=replace(config.train, seed=43)))
+    assert other.model.read_bytes() != trained.model.read_bytes()
+    assert other.scaler.read_bytes() == trained.scaler.read_bytes()
+
+
 def test_a_training_case_reaches_all_of_it(trained, config, tmp_path):
     """The counterpart: the same change in a training case changes every one of those files."""
     other = train(tmp_path / "fold1", changed(SPLIT.train[:1]), config)
