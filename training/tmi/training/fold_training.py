@@ -224,6 +224,7 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*`training_step` returned `None`.*")
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
             warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+            warnings.filterwarnings("ignore", message=".*Grad strides do not match bucket view strides.*")
             warnings.filterwarnings("ignore", message=".*filesystem tracking backend.*", category=FutureWarning)
             yield
     finally:
