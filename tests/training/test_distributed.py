@@ -84,6 +84,7 @@ def outputs(x: torch.Tensor, weight: torch.Tensor):
     return FusionOutput(x @ weight[0, :, :2], *(x @ weight[i] for i in (1, 2, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(280)
 def test_the_gradient_of_gathered_features_is_that_of_the_whole_batch(micro_config, tmp_path):
     from tmi.training.distributed import _free_port
