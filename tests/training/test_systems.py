@@ -22,8 +22,9 @@ from tmi.toolkit.presets import paper, preset
 from tmi.toolkit.run_folder import FoldFolder, RunFolder
 from tmi.toolkit.system_config import SystemName
 from tmi.training.fold_training import train_fold
+from tmi.training.freezing import frozen_parts
 from tmi.training.systems import estimator_arrays
-from tmi.training.systems.build import build_network, encoders, frozen_encoders, loss_function, make
+from tmi.training.systems.build import build_network, encoders, loss_function, make
 from tmi.training.systems.hfbsurv import FactorisedBilinear
 from tmi.training.systems.mmd import Mmd, kept_modalities
 from tmi.training.systems.radiomics_pipeline import LassoSelection, fit
@@ -127,7 +128,7 @@ def test_every_network_builds_at_its_full_size(name, model):
 def test_freezing_an_encoder_that_the_system_lacks_is_wrong_usage(freeze):
     config = configured("system.name=resnet50", "system.dims=3", f'train.freeze=["{freeze}"]')
     with pytest.raises(UsageError, match=f"names {freeze}, an encoder that resnet50") as error:
-        frozen_encoders(build_network(config, seed=0), config)
+        frozen_parts(build_network(config, seed=0), config)
     assert error.value.fix == "it has: ct"
 
 
