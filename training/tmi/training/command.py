@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tmi.toolkit.case import Case, open_cohort
+from tmi.toolkit.case import open_cohort
 from tmi.toolkit.clinical_schema import Schema, load_schema
 from tmi.toolkit.config import Config
 from tmi.toolkit.config_io import override
-from tmi.toolkit.errors import ExitCode, InputRefusedError, UsageError
+from tmi.toolkit.errors import ExitCode, UsageError
 from tmi.toolkit.files import require_absent
 from tmi.toolkit.presets import preset as find_preset
 from tmi.toolkit.project import Project, load_project, new_run_folder
-from tmi.toolkit.run_folder import RUN_FILE, FoldSplit, RunFolder
+from tmi.toolkit.run_folder import RUN_FILE, RunFolder
 from tmi.training.accelerator import choose
 from tmi.training.running import Running
 from tmi.training.systems.registry import system
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from tmi.training.cross_validation import Outcome
     from tmi.training.pretrained.initial_weights import Start
 
@@ -235,6 +232,7 @@ def _run(
 
     from tmi.toolkit.prepared_cache import PreparedCache
     from tmi.training.cross_validation import cross_validate
+    from tmi.training.run_bars import RunBars
     from tmi.training.vocabulary import read_vocabulary
 
     given = None if start is None else start.tokenizer
@@ -256,7 +254,7 @@ def _run(
                 schema=schema,
                 tokenizer=tokenizer,
                 accelerator=running.accelerator,
-                watcher=_Bars(progress),
+                watcher=RunBars(progress),
                 resume=resume,
                 name=name,
                 cache=cache,
@@ -273,29 +271,6 @@ def _run(
     _show(outcome)
     if outcome.refused:
         raise typer.Exit(int(ExitCode.REFUSED))
-
-
-class _Bars:
-    """Shows how the run goes on."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def preparing(self, total: int) -> Callable[[Case], None]:
-        task = self._progress.add_task("preparing cases", total=total, note="")
-        return lambda case: self._progress.advance(task)
-
-    def fold(self, split: FoldSplit, epochs: int) -> Callable[[int, float, float], None]:
-        task: TaskID = self._progress.add_task(f"fold {split.fold}", total=epochs, note="")
-
-        def report(epoch: int, train_loss: float, validation_loss: float) -> None:
-            note = f"loss {train_loss:.3f}, validation {validation_loss:.3f}"
-            self._progress.update(task, completed=epoch + 1, note=note)
-
-        return report
-
-    def refused(self, error: InputRefusedError) -> None:
-        self._progress.console.print(f"left out: {error}\n  fix: {error.fix}", markup=False, highlight=False)
 
 
 def _show(outcome: Outcome) -> None:

@@ -116,3 +116,11 @@ def seen(config: Config) -> tuple[str, ...]:
     if config.system.name == "tmi-clnet":
         return tuple(m for m in MODALITIES if m in config.network.modalities)
     return system(config.system.name).modalities
+
+
+def encoder_names(config: Config) -> tuple[str, ...]:
+    """The encoders of the configured system that it shares with TMI-CLNet: `ct`, `text`, `radiomics`."""
+    names = {"image": "ct", "clinical": "text", "radiomics": "radiomics"}
+    if config.system.name in ("tmi-clnet", "hfbsurv", "mmd"):
+        return tuple(names[m] for m in seen(config))
+    return ("ct",) if config.system.name == "resnet50" and config.system.dims == 3 else ()
