@@ -20,6 +20,7 @@ from tmi.toolkit.presets import paper, tiny
 from tmi.training.memory import plan_memory
 from tmi.training.module import FoldModule
 from tmi.training.running import Running
+from tmi.training.systems.registry import SYSTEMS
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +165,15 @@ def test_the_papers_preset_fits_forty_gigabytes_and_what_saves_memory_does():
     assert plans["plain"] > plans["checkpointed"] > plans["bfloat16"] > plans["both"] > plans["frozen CT"]
     # the stem's output is 64 x 64 x 256 x 256 floats a case: 1.07 GB, kept twice (before and after its BatchNorm)
     assert plan_memory(paper()).activations > 2 * 2 * 64 * 64 * 256 * 256 * 4
+
+
+@pytest.mark.parametrize("name", [name for name, spec in SYSTEMS.items() if spec.needs == "torch"])
+def test_every_network_has_a_plan(name):
+    config = replace(tiny(), system=replace(tiny().system, name=name))
+    plan = plan_memory(config)
+    assert plan.trained > 0
+    assert plan.activations > 0
+    assert plan.batch > 4 * 24 * 48 * 48 * 4
 
 
 def test_plan_tells_the_memory_and_trains_nothing(tmp_path):
