@@ -25,6 +25,7 @@ from torch import multiprocessing
 from factories.cases import write_cohort
 from factories.small_fold import SPLIT, make_arrays, small_config, train_small
 from tmi.toolkit.config import Config
+from tmi.toolkit.errors import UsageError
 from tmi.training.distributed import packed, unpacked
 from tmi.training.fold_data import EpochBatches, FoldData
 from tmi.training.losses.total import total_loss
@@ -100,6 +101,13 @@ def test_the_gradient_of_gathered_features_is_that_of_the_whole_batch(micro_conf
     torch.testing.assert_close(torch.load(tmp_path / "gradient", weights_only=True), whole.grad, rtol=1e-9, atol=1e-9)
 
 
+def test_a_training_part_that_is_too_small_for_the_processes_is_refused(config, tmp_path):
+    three = replace(SPLIT, train=SPLIT.train[:3])
+    unfrozen = replace(config, train=replace(config.train, frozen_batch_norm=False))
+    with pytest.raises(UsageError, match="fold 1 trains on 3 cases, too few for 2 processes"):
+        train_small(tmp_path / "run", make_arrays(), unfrozen, three, running=Running(accelerator="cpu", devices=2))
+
+
 def test_every_process_gets_its_share_of_every_batch_and_none_is_left_out(config):
     data = FoldData(make_arrays(), SPLIT, replace(config, train=replace(config.train, batch_size=2)), tokenizer=None)
     shares = [list(EpochBatches(data, lambda: 0, rank=rank, world=2, least=2)) for rank in (0, 1)]
@@ -128,7 +136,7 @@ def test_two_nodes_train_one_run(tmp_path):
     """Two commands, each with its NODE_RANK, on one folder."""
     from tmi.training.distributed import _free_port
 
-    cohort = write_cohort(tmp_path / "cohort", cases=10, with_mask=False)
+    cohort = write_cohort(tmp_path / "cohort", cases=24, with_mask=False)
     program = "import sys; from tmi.toolkit.cli import main; sys.exit(main())"
     settings = ("ct.shape_DHW=[8,16,16]", "clinical.max_length=64", "train.batch_size=4")
     options = ["--preset", "tiny", "--folds", "2", "--epochs", "2", "--accelerator", "cpu", "--nodes", "2"]
