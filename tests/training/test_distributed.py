@@ -114,8 +114,8 @@ def test_every_process_gets_its_share_of_every_batch_and_none_is_left_out(config
     assert [[len(b.labels) for b in share] for share in shares] == [[1, 2], [1, 1]]
     together = torch.cat([b.radiomics for share in shares for b in share])
     assert len(torch.unique(together, dim=0)) == len(SPLIT.train)
-    big = data.epoch_batches(0, least=4)
-    assert [len(batch) for batch in big] == [5]
+    wide = FoldData(make_arrays(), SPLIT, config, tokenizer=None)  # batches of four
+    assert [len(batch) for batch in wide.epoch_batches(0, least=4)] == [5]
 
 
 def test_ctxs_in_a_file_are_mapped_by_the_other_processes_and_not_copied(tmp_path):
