@@ -18,6 +18,7 @@ from safetensors.torch import save_file as save_tensors
 from torch import nn
 
 from tmi.export.audits import epsilons
+from tmi.export.exportable import require_exportable
 from tmi.export.exporters import EXPORTERS, load, require_exporter
 from tmi.export.fold_graphs import Cut, FoldModels, State, cut_run, example_inputs, graph_spec
 from tmi.export.gates import (
@@ -124,7 +125,9 @@ def export_run(
     require_replaceable(out, force=force)
     tell = progress or (lambda line: None)
     tell("checking the run")
-    folder = RunFolder.open(run).require_finished()
+    folder = RunFolder.open(run)
+    require_exportable(folder)
+    folder.require_finished()
     with named_out_of_memory("the export", tell) as tell, staged_folder(out) as stage:
         export = _Export(folder, stage, names, weights=weights, cases=cases, progress=tell)
         export.plan(precision, options)
@@ -317,11 +320,13 @@ class _Export:
             parity=(),
             versions=_versions(),
             run=_run_record(self.run, state),
+            threshold=self.run.threshold,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             synthetic=bool(state["cohort"].get("synthetic", False)),
             extra={
                 "engines_not_judged": not_judged | lacked,
                 "hardware": hardware(),
+                "temperatures": [self.run.fold(fold).temperature for fold in cut.folds],
             },
         )
 
