@@ -54,8 +54,8 @@ def _checkpoint(block: nn.Module) -> None:
 def _statistics_held(norms: list[nn.Module]) -> Iterator[None]:
     """Those BatchNorms that are training use the batch's statistics and keep their own as they are.
 
-    By a momentum of zero: without statistics they would save other tensors than the first time, which torch refuses. The
-    second computation may stop early, so what counts batches is put back, not counted down.
+    By a momentum of zero: without statistics they would save other tensors than the first time, which torch refuses.
+    The second computation may stop early, so what counts batches is put back, not counted down.
     """
     training = [norm for norm in norms if norm.training]
     before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in training]  # type: ignore[operator]

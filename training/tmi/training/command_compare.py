@@ -133,6 +133,7 @@ def _command(
 
 def _report(plan: Plan, trained: Trained, data: Any, out: Path, command: str) -> None:
     from rich.console import Console
+
     from tmi.training.comparison.report import write_report
 
     with Console(stderr=True).status("writing the report"):

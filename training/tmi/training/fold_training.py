@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
 from tmi.toolkit.config import Config
-from tmi.toolkit.errors import DamagedError, UnavailableError
+from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.augmentation import write_changes
@@ -127,6 +127,11 @@ def _fit(
     features: FrozenFeatures | None,
 ) -> None:
     """Train to the last epoch in this process, which may be one of several."""
+    if running.world > 1 and len(data.split.train) < running.world * running.least_cases(config):
+        raise UsageError(
+            f"fold {data.split.fold} trains on {len(data.split.train)} cases, too few for {running.world} processes",
+            fix="take fewer devices",
+        )
     module = FoldModule(config, fold=data.split.fold)
     if initial is not None:
         initial.load_into(module.network)
@@ -224,6 +229,7 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*`training_step` returned `None`.*")
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
             warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+            warnings.filterwarnings("ignore", message=".*Grad strides do not match bucket view strides.*")
             warnings.filterwarnings("ignore", message=".*filesystem tracking backend.*", category=FutureWarning)
             yield
     finally:
