@@ -25,24 +25,34 @@ class Ratio:
     """The largest of a round."""
 
 
-def interleaved(
-    roads: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 1
-) -> dict[str, tuple[float, ...]]:
-    """Seconds of each road in every round; `warmup` rounds go before and are not counted.
+class Rounds:
+    """Runs its roads once a round and keeps the seconds of each."""
 
-    Raises:
-        ValueError: no road, or no round.
-    """
-    if not roads or repeats < 1:
-        raise ValueError("interleaved timing needs a road and a round")
-    seconds: dict[str, list[float]] = {name: [] for name in roads}
-    for number in range(-warmup, repeats):
-        for name in list(roads) if number % 2 == 0 else list(roads)[::-1]:
+    def __init__(self, roads: Mapping[str, Callable[[], object]]) -> None:
+        """Nothing runs yet.
+
+        Raises:
+            ValueError: no road.
+        """
+        if not roads:
+            raise ValueError("timing in rounds needs a road")
+        self._roads = dict(roads)
+        self._rounds = 0
+        self.seconds: dict[str, list[float]] = {name: [] for name in roads}
+        """Seconds of each road, a value for each round."""
+
+    def run(self) -> None:
+        """One round of all roads."""
+        for name in list(self._roads) if self._rounds % 2 == 0 else list(self._roads)[::-1]:
             start = perf_counter()
-            roads[name]()
-            if number >= 0:
-                seconds[name].append(perf_counter() - start)
-    return {name: tuple(values) for name, values in seconds.items()}
+            self._roads[name]()
+            self.seconds[name].append(perf_counter() - start)
+        self._rounds += 1
+
+    def forget(self) -> None:
+        """Leave the rounds so far out: they warmed up."""
+        for values in self.seconds.values():
+            values.clear()
 
 
 def ratio(one: Sequence[float], other: Sequence[float]) -> Ratio:

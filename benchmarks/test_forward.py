@@ -1,0 +1,80 @@
+"""How quick are the engines at each graph, against each other and against eager?
+
+CT encoder, text encoder at the record's real length, fusion; prepared inputs, one case, all engines in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tmi.runtime.engine import ENGINES, Engine, installed, open_engine
+from tmi.toolkit.bundle import open_bundle
+from tmi.toolkit.case import Case
+from tmi.toolkit.clinical_schema import stored_schema
+from tmi.toolkit.prepare import prepare_case
+from tmi.toolkit.scaling import RadiomicsScaler
+from tmi.toolkit.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Open:
+    """Engines on one bundle and the inputs of its graphs for one case."""
+
+    engines: dict[str, Engine]
+    inputs: dict[str, dict[str, np.ndarray[Any, Any]]]
+
+
+@pytest.fixture(scope="module")
+def opened(one_fold: Path, case: Path) -> Iterator[Open]:
+    bundle = open_bundle(one_fold)
+    manifest, config = bundle.manifest, bundle.manifest.settings()
+    ready = prepare_case(Case(folder=case, case_id=case.name), config, stored_schema(bundle.folder, kind="bundle"))
+    (fold,) = manifest.folds
+    tokenizer = Tokenizer.load(bundle.folder / str(manifest.graph(fold.text).tokenizer))
+    text = tokenizer.encode([ready.text], max_length=config.clinical.max_length)
+    radiomics = RadiomicsScaler.load(bundle.folder / fold.scaler).transform(ready.radiomics_F[None]).values_NF
+    inputs = {
+        fold.ct: {"ct": ready.ct_1DHW[None]},
+        fold.text: {"input_ids": text.input_ids_BT, "attention_mask": text.attention_mask_BT},
+    }
+    names = [n for n, s in ENGINES.items() if not s.gpu and installed(n) and bundle.has(s.artefact)]
+    with ExitStack() as stack:
+        engines = {n: stack.enter_context(open_engine(n, bundle)) for n in names}
+        features = {graph: next(iter(engines["eager"].run(graph, given).values())) for graph, given in inputs.items()}
+        inputs["fusion"] = {
+            "ct_features": features[fold.ct][:, None],
+            "text_features": features[fold.text][:, None],
+            "radiomics": radiomics[:, None],
+        }
+        yield Open(engines=engines, inputs=inputs)
+
+
+@pytest.mark.parametrize("graph", ["ct-0", "text-0", "fusion"])
+def test_forward(record, opened: Open, graph: str) -> None:
+    given = opened.inputs[graph]
+
+    def road(engine: Engine) -> Any:
+        return lambda: engine.run(graph, given)
+
+    ratios = record.paired({name: road(engine) for name, engine in opened.engines.items()}, against="eager")
+    default = next(iter(opened.engines))  # what `auto` takes
+    record.note("default engine / eager", ratios[default].median, "x", engine=default)
+
+
+def test_text_padded_to_512_against_its_real_length(record, opened: Open) -> None:
+    """What padding costs, on the default engine."""
+    name, engine = next(iter(opened.engines.items()))
+    real = opened.inputs["text-0"]
+    tokens = real["input_ids"].shape[1]
+    padded = {k: np.pad(v, ((0, 0), (0, 512 - tokens))) for k, v in real.items()}
+    roads = {f"{name}, {tokens} tokens": lambda: engine.run("text-0", real),
+             f"{name}, padded to 512": lambda: engine.run("text-0", padded),
+             "eager, padded to 512": lambda: opened.engines["eager"].run("text-0", padded)}  # fmt: skip
+    record.paired(roads, against="eager, padded to 512")
