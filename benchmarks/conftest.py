@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,8 @@ import pytest
 
 import bench_inputs
 from bench_inputs import SIZES, Size
+from recorder import Recorder
 from tmi.runtime import Predictor
-from tmi.runtime.paired_timing import Ratio, Rounds, ratio
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,50 +28,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(str(item.fspath)).parent == Path(__file__).parent:
             item.add_marker(pytest.mark.timeout(0))
             item.add_marker(pytest.mark.filterwarnings("ignore"))
-
-
-class Recorder:
-    """Writes figures into the benchmark's JSON; `benchmarks/report.py` reads and judges them."""
-
-    def __init__(self, benchmark: Any, repeats: int) -> None:
-        self._benchmark = benchmark
-        self.repeats = repeats
-        self.figures: dict[str, dict[str, Any]] = benchmark.extra_info.setdefault("figures", {})
-        self._timed = False
-
-    def paired(
-        self, roads: Mapping[str, Callable[[], object]], *, against: str, repeats: int | None = None, warmup: int = 1
-    ) -> dict[str, Ratio]:
-        """Time the roads in turn and record each one's seconds and its ratio to `against`, round by round."""
-        rounds = Rounds(roads)
-        for _ in range(warmup):
-            rounds.run()
-        rounds.forget()
-        self._pedantic(rounds.run, repeats or self.repeats)
-        ratios = {}
-        for name, seconds in rounds.seconds.items():
-            self.figures[f"{name} s"] = {"value": statistics.median(seconds), "unit": "s", "rounds": seconds}
-            if name != against:
-                ratios[name] = ratio(seconds, rounds.seconds[against])
-                self.figures[f"{name} / {against}"] = {
-                    "value": ratios[name].median,
-                    "unit": "x",
-                    **asdict(ratios[name]),
-                }
-        return ratios
-
-    def once(self, work: Callable[[], Any]) -> Any:
-        """Run what measures itself, such as processes; pytest-benchmark shows how long it took as a whole."""
-        return self._pedantic(work, 1)
-
-    def note(self, name: str, value: float, unit: str = "", **more: Any) -> None:
-        """Record one figure."""
-        self.figures[name] = {"value": float(value), "unit": unit, **more}
-
-    def _pedantic(self, work: Callable[[], Any], rounds: int) -> Any:
-        assert not self._timed, "pytest-benchmark times once a test"
-        self._timed = True
-        return self._benchmark.pedantic(work, rounds=rounds, iterations=1)
 
 
 @pytest.fixture(scope="session")

@@ -71,12 +71,12 @@ def _stages(axis: Any, roads: Mapping[str, Mapping[str, float]]) -> None:
     axis.set_xlim(0, longest * 1.15)
     axis.set_xlabel("seconds")
     axis.set_title("From a case's files to its answer, warm (medians)", loc="left")
-    axis.legend(loc="lower right", fontsize="small", ncols=2)
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small", frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
 
 
 def _engines(axis: Any, graphs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Each engine's gain over eager at each graph, with the span of the rounds."""
+    """Each engine's gain over eager at each graph, with the quartiles of the rounds."""
     ends = " / eager"
     engines = list(dict.fromkeys(n.removesuffix(ends) for seen in graphs.values() for n in seen if n.endswith(ends)))
     engines = [e for e in engines if e != "default engine"]
@@ -85,12 +85,12 @@ def _engines(axis: Any, graphs: Mapping[str, Mapping[str, Any]]) -> None:
         seen = [graphs[g][engine + ends] for g in graphs]
         places = [row + (number - (len(engines) - 1) / 2) * width for row in range(len(graphs))]
         gains = [1 / s["value"] for s in seen]
-        spans = [[g - 1 / s["highest"] for g, s in zip(gains, seen, strict=True)],
-                 [1 / s["lowest"] - g for g, s in zip(gains, seen, strict=True)]]  # fmt: skip
+        spans = [[g - 1 / s["upper"] for g, s in zip(gains, seen, strict=True)],
+                 [1 / s["lower"] - g for g, s in zip(gains, seen, strict=True)]]  # fmt: skip
         axis.bar(places, gains, width, yerr=spans, label=engine, color=COLOURS[number], ecolor="0.3", capsize=2)
     axis.axhline(1, color="0.3", linewidth=1, linestyle="--")
     axis.set_xticks(range(len(graphs)), list(graphs))
     axis.set_ylabel("times as quick as eager")
-    axis.set_title("Forward pass of each graph against eager PyTorch (medians, whiskers: all rounds)", loc="left")
-    axis.legend(fontsize="small")
+    axis.set_title("Forward pass of each graph against eager PyTorch (medians, whiskers: quartiles)", loc="left")
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small", frameon=False)
     axis.spines[["top", "right"]].set_visible(False)

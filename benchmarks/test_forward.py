@@ -6,7 +6,7 @@ CT encoder, text encoder at the record's real length, fusion; prepared inputs, o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,13 @@ class Open:
     inputs: dict[str, dict[str, np.ndarray[Any, Any]]]
 
 
-@pytest.fixture(scope="module")
-def opened(one_fold: Path, case: Path) -> Iterator[Open]:
+@contextmanager
+def open_engines(one_fold: Path, case: Path) -> Iterator[Open]:
+    """Every engine that runs here without a GPU, eager among them."""
     bundle = open_bundle(one_fold)
     manifest, config = bundle.manifest, bundle.manifest.settings()
     ready = prepare_case(Case(folder=case, case_id=case.name), config, stored_schema(bundle.folder, kind="bundle"))
-    (fold,) = manifest.folds
+    fold = manifest.folds[0]
     tokenizer = Tokenizer.load(bundle.folder / str(manifest.graph(fold.text).tokenizer))
     text = tokenizer.encode([ready.text], max_length=config.clinical.max_length)
     radiomics = RadiomicsScaler.load(bundle.folder / fold.scaler).transform(ready.radiomics_F[None]).values_NF
@@ -49,11 +50,17 @@ def opened(one_fold: Path, case: Path) -> Iterator[Open]:
         engines = {n: stack.enter_context(open_engine(n, bundle)) for n in names}
         features = {graph: next(iter(engines["eager"].run(graph, given).values())) for graph, given in inputs.items()}
         inputs["fusion"] = {
-            "ct_features": features[fold.ct][:, None],
-            "text_features": features[fold.text][:, None],
-            "radiomics": radiomics[:, None],
+            "ct_features": np.stack([features[fold.ct]] * len(manifest.folds), axis=1),
+            "text_features": np.stack([features[fold.text]] * len(manifest.folds), axis=1),
+            "radiomics": np.stack([radiomics] * len(manifest.folds), axis=1),
         }
         yield Open(engines=engines, inputs=inputs)
+
+
+@pytest.fixture(scope="module")
+def opened(one_fold: Path, case: Path) -> Iterator[Open]:
+    with open_engines(one_fold, case) as engines:
+        yield engines
 
 
 @pytest.mark.parametrize("graph", ["ct-0", "text-0", "fusion"])

@@ -27,6 +27,8 @@ from tmi.toolkit.errors import DamagedError, InputRefusedError, ParityError, Tmi
 
 REFERENCE = "eager"
 """The engine that the others' answers and times are set against, where it is measured; else the last one is."""
+WORKER = ("-m", "tmi.runtime.bench_worker")
+"""What the interpreter is given to start a process that answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,8 @@ class Plan:
     """Opened once before, so that a damaged one is told at once."""
     engines: tuple[str, ...]
     """Names in `ENGINES`."""
+    named: bool = True
+    """Whether they were asked for by name; of those that were not, one that cannot answer here is passed over."""
     cases: tuple[Case, ...]
     """Asked in turn."""
     repeats: int
@@ -130,7 +134,7 @@ class Worker:
         self._engine = engine
         start = perf_counter()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tmi.runtime.bench_worker", json.dumps(asked)],
+            [sys.executable, *WORKER, json.dumps(asked)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -227,85 +231,98 @@ def choose_engines(asked: Sequence[str], bundle: Bundle) -> tuple[tuple[str, ...
     return chosen, passed_over
 
 
+@dataclass(frozen=True)
+class _Running:
+    """An engine's last process, and how long its processes took to a first answer."""
+
+    worker: Worker
+    first_start: float
+    starts: tuple[float, ...]
+
+
 def measure(
     plan: Plan, *, passed_over: Mapping[str, str] | None = None, progress: Callable[[str], None] = lambda line: None
 ) -> BenchReport:
     """Measure every engine of the plan.
 
+    Args:
+        plan: what to measure.
+        passed_over: engine -> why it is not in the plan, for the report.
+        progress: told one line of what is being done.
+
     Raises:
         InputRefusedError: a case cannot be predicted.
         UnavailableError: an engine did not start, or its process ended.
         DamagedError: an engine cannot load the bundle.
+        ParityError: an engine that was asked for by name does not answer like the validated model.
     """
+    left_out = dict(passed_over or {})
     with contextlib.ExitStack() as stack:
-        workers: dict[str, Worker] = {}
-        first: dict[str, float] = {}
-        starts: dict[str, list[float]] = {}
+        running: dict[str, _Running] = {}
         for engine in plan.engines:
-            progress(f"{engine}: first start")
-            with Worker(plan, engine) as filling:
-                first[engine] = filling.start_seconds
-                filling.finish()
-            for number in range(plan.starts):
-                progress(f"{engine}: start {number + 1} of {plan.starts}")
-                worker = Worker(plan, engine)
-                starts.setdefault(engine, []).append(worker.start_seconds)
-                if number + 1 < plan.starts:
-                    with worker:
-                        worker.finish()
-                else:
-                    workers[engine] = stack.enter_context(worker)
-        warm: dict[str, list[dict[str, Any]]] = {engine: [] for engine in plan.engines}
-        for number, engine in _rounds(plan):
+            try:
+                running[engine] = _start(plan, engine, progress)
+            except (ParityError, UnavailableError) as error:
+                if plan.named or (engine == plan.engines[-1] and not running):
+                    raise
+                left_out[engine] = error.what
+            else:
+                stack.enter_context(running[engine].worker)
+        engines = tuple(running)
+        warm: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
+        for number, engine in _rounds(engines, plan.repeats):
             progress(f"round {number + 1} of {plan.repeats}: {engine}")
-            warm[engine].append(workers[engine].ask([number % len(plan.cases)]))
+            warm[engine].append(running[engine].worker.ask([number % len(plan.cases)]))
         whole: dict[str, dict[str, Any]] = {}
-        for engine, worker in workers.items():
+        for engine in engines:
             progress(f"{engine}: all {len(plan.cases)} cases, batch {plan.batch}")
-            whole[engine] = worker.ask(range(len(plan.cases)), batch=plan.batch)
-        ends = {engine: worker.finish() for engine, worker in workers.items()}
-    reference = REFERENCE if REFERENCE in plan.engines else plan.engines[-1]
+            whole[engine] = running[engine].worker.ask(range(len(plan.cases)), batch=plan.batch)
+        ends = {engine: running[engine].worker.finish() for engine in engines}
+    reference = REFERENCE if REFERENCE in engines else engines[-1]
     figures = [
-        _figures(
-            engine,
-            record=workers[engine].first["engine"],
-            warm=warm[engine],
-            reference_warm=warm[reference],
-            whole=whole[engine],
-            reference_whole=whole[reference],
-            start=statistics.median(starts[engine]),
-            first_start=first[engine],
-            end=ends[engine],
-            allowed=engine_spec(engine).max_abs_err + engine_spec(reference).max_abs_err,
-        )
-        for engine in plan.engines
+        _figures(engine, reference, running=running[engine], warm=warm, whole=whole, end=ends[engine])
+        for engine in engines
     ]
-    return BenchReport(figures=tuple(figures), reference=reference, passed_over=dict(passed_over or {}))
+    return BenchReport(figures=tuple(figures), reference=reference, passed_over=left_out)
 
 
-def _rounds(plan: Plan) -> Iterator[tuple[int, str]]:
+def _start(plan: Plan, engine: str, progress: Callable[[str], None]) -> _Running:
+    """Fill the caches with one process, time the next ones, keep the last."""
+    progress(f"{engine}: first start")
+    with Worker(plan, engine) as filling:
+        filling.finish()
+    starts: list[float] = []
+    while True:
+        progress(f"{engine}: start {len(starts) + 1} of {plan.starts}")
+        worker = Worker(plan, engine)
+        starts.append(worker.start_seconds)
+        if len(starts) == plan.starts:
+            return _Running(worker, filling.start_seconds, tuple(starts))
+        with worker:
+            worker.finish()
+
+
+def _rounds(engines: Sequence[str], repeats: int) -> Iterator[tuple[int, str]]:
     """Each round asks every engine once, in an order that is turned round after each."""
-    for number in range(plan.repeats):
-        for engine in plan.engines if number % 2 == 0 else plan.engines[::-1]:
+    for number in range(repeats):
+        for engine in engines if number % 2 == 0 else engines[::-1]:
             yield number, engine
 
 
 def _figures(
     engine: str,
+    reference: str,
     *,
-    record: Mapping[str, Any],
-    warm: Sequence[Mapping[str, Any]],
-    reference_warm: Sequence[Mapping[str, Any]],
-    whole: Mapping[str, Any],
-    reference_whole: Mapping[str, Any],
-    start: float,
-    first_start: float,
+    running: _Running,
+    warm: Mapping[str, Sequence[Mapping[str, Any]]],
+    whole: Mapping[str, Mapping[str, Any]],
     end: Mapping[str, Any],
-    allowed: float,
 ) -> EngineFigures:
-    seconds = tuple(float(w["seconds"]) for w in warm)
-    stages = [w["answers"][0]["seconds"] for w in warm]
-    pairs = list(zip(whole["answers"], reference_whole["answers"], strict=True))
+    record = running.worker.first["engine"]
+    seconds = tuple(float(w["seconds"]) for w in warm[engine])
+    stages = [w["answers"][0]["seconds"] for w in warm[engine]]
+    answers = whole[engine]["answers"]
+    pairs = list(zip(answers, whole[reference]["answers"], strict=True))
     return EngineFigures(
         engine=engine,
         package=record["package"],
@@ -315,14 +332,14 @@ def _figures(
         p95_seconds=quantile(seconds, 0.95),
         warm_seconds=seconds,
         stage_seconds={name: statistics.median(s[name] for s in stages) for name in stages[0]},
-        cases_a_minute=60 * len(whole["answers"]) / whole["seconds"],
-        start_seconds=start,
-        first_start_seconds=first_start,
+        cases_a_minute=60 * len(answers) / whole[engine]["seconds"],
+        start_seconds=statistics.median(running.starts),
+        first_start_seconds=running.first_start,
         peak_bytes=int(end["peak_bytes"]),
         heavy=tuple(end["heavy"]),
-        to_reference=ratio(seconds, [float(w["seconds"]) for w in reference_warm]),
+        to_reference=ratio(seconds, [float(w["seconds"]) for w in warm[reference]]),
         max_difference=max(_difference(one, other) for one, other in pairs),
-        allowed_difference=allowed,
+        allowed_difference=engine_spec(engine).max_abs_err + engine_spec(reference).max_abs_err,
         changed_decisions=tuple(one["case_id"] for one, other in pairs if one["decision"] != other["decision"]),
     )
 

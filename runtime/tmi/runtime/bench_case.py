@@ -28,7 +28,7 @@ NOISE_HU = 12.0
 
 
 def write_bench_case(folder: Path, schema: Schema, *, seed: int, shape_XYZ: tuple[int, int, int] = SCANNER_XYZ) -> Case:
-    """Write CT, features and a full clinical record into an empty or absent folder; the same seed, the same values."""
+    """Write CT, features and a clinical record into an empty or absent folder; the same seed, the same values."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, 11])
     hu_XYZ, affine = _ct(rng, shape_XYZ, seed)
@@ -61,11 +61,13 @@ def _ct(
     return np.ascontiguousarray(hu[::-1, ::-1]), affine
 
 
-def _values(schema: Schema) -> dict[str, float | str]:
-    """Every field has a value, so that the text is as long as it gets: a low plausible number, or the first word."""
-    values: dict[str, float | str] = {}
-    for field in schema.fields:
-        if field.choices:
+def _values(schema: Schema) -> dict[str, float | str | None]:
+    """Every second field has a value, a low plausible number or the first word, as in a record of the clinic."""
+    values: dict[str, float | str | None] = {}
+    for number, field in enumerate(schema.fields):
+        if number % 2:
+            values[field.name] = None
+        elif field.choices:
             values[field.name] = field.choices[0]
         else:
             low, high = field.plausible or (1.0, 3.0)

@@ -81,7 +81,15 @@ def bench(
         else:
             status.update("making cases up")
             chosen = _made_up(opened, Path(folder), cases, shape_XYZ)
-        plan = Plan(bundle=opened, engines=engines, cases=tuple(chosen), repeats=repeat, batch=batch, threads=threads)
+        plan = Plan(
+            bundle=opened,
+            engines=engines,
+            named=bool(engine),
+            cases=tuple(chosen),
+            repeats=repeat,
+            batch=batch,
+            threads=threads,
+        )
         report = measure(plan, passed_over=passed_over, progress=status.update)
     made_up = None if case else shape_XYZ
     if as_json:

@@ -19,6 +19,10 @@ class Ratio:
 
     median: float
     """Over the rounds."""
+    lower: float
+    """A quarter of the rounds lie below."""
+    upper: float
+    """A quarter of the rounds lie above."""
     lowest: float
     """The smallest of a round."""
     highest: float
@@ -64,7 +68,13 @@ def ratio(one: Sequence[float], other: Sequence[float]) -> Ratio:
     rounds = [a / b for a, b in zip(one, other, strict=True)]
     if not rounds:
         raise ValueError("a ratio needs a round")
-    return Ratio(median=statistics.median(rounds), lowest=min(rounds), highest=max(rounds))
+    return Ratio(
+        median=statistics.median(rounds),
+        lower=quantile(rounds, 0.25),
+        upper=quantile(rounds, 0.75),
+        lowest=min(rounds),
+        highest=max(rounds),
+    )
 
 
 def quantile(values: Sequence[float], part: float) -> float:
