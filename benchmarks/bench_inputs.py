@@ -78,6 +78,27 @@ def bundle(size: Size, *, folds: int, kept: Path = KEPT) -> Path:
     return folder
 
 
+def gpu_bundle(size: Size, engine: str, *, kept: Path = KEPT) -> Path:
+    """A bundle of one fold with plans for this machine's GPU."""
+    folder = kept / f"{size.name}-{engine}-{sha256_json(to_json(size.config))[:8]}"
+    if _opens(folder):
+        return folder
+    from factories.random_run import write_random_run
+    from tmi.export.bundle_writer import export_run
+    from tmi.export.trt_builder import BuildOptions
+    from tmi.runtime.nvidia_driver import find_gpu
+
+    run = folder.with_name(folder.name + "-run")
+    for stale in (run, folder):
+        shutil.rmtree(stale, ignore_errors=True)
+    write_random_run(run, size.config, folds=1)
+    gpu = find_gpu()
+    target = gpu.target if engine == "trt-rtx" and gpu is not None else None
+    export_run(run, folder, artefacts=(engine,), options=BuildOptions(target=target))
+    shutil.rmtree(run)
+    return folder
+
+
 def _opens(folder: Path) -> bool:
     from tmi.toolkit.bundle import open_bundle
 

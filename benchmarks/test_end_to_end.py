@@ -10,12 +10,13 @@ import statistics
 from pathlib import Path
 from time import perf_counter
 
-from monai_pipeline import MonaiPipeline
 from tmi.runtime import Prediction, Predictor
 from tmi.runtime.engine import engine_spec
 
 
 def test_end_to_end_against_monai(record, one_fold: Path, case: Path, default_predictor: Predictor) -> None:
+    from monai_pipeline import MonaiPipeline  # slow to import, and not for the stages
+
     pipeline = MonaiPipeline(one_fold)
     answers: list[Prediction] = []
     theirs: list[dict[str, float]] = []
