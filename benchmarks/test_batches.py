@@ -6,19 +6,15 @@ volume fills the cores already.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from bench_inputs import Size
+from tmi.runtime import Predictor
 from tmi.runtime.engine import open_engine
-from tmi.runtime.engine_choice import AUTO, choose_engine
-from tmi.toolkit.bundle import open_bundle
 
 
-def test_batch_scaling(record, one_fold: Path, size: Size) -> None:
-    bundle = open_bundle(one_fold)
-    name, _ = choose_engine(AUTO, bundle)
+def test_batch_scaling(record, default_predictor: Predictor, size: Size) -> None:
+    bundle, name = default_predictor.bundle, default_predictor.engine_record.name
     shape = bundle.manifest.settings().ct.shape_DHW
     noise = np.random.default_rng(0).random((max(size.batches), 1, *shape), dtype=np.float32)
     with open_engine(name, bundle) as engine:
