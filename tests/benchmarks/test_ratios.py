@@ -63,7 +63,7 @@ def test_a_default_engine_slower_than_eager_breaks_the_ratio(tiny_bundle, good_c
         plain = GraphEngine.run
 
         def slow(self: GraphEngine, graph: str, inputs: Any) -> Any:
-            time.sleep(0 if self.name == "eager" else NAP)
+            time.sleep(0 if self.name == "eager" else 4 * NAP)
             return plain(self, graph, inputs)
 
         monkeypatch.setattr(GraphEngine, "run", slow)
@@ -97,9 +97,9 @@ def test_time_that_no_stage_claims_breaks_the_ratio(tiny_bundle, good_cases, mon
 @pytest.mark.parametrize("planted", [False, True])
 def test_a_runtime_that_imports_torch_breaks_the_ratio(tiny_bundle, good_cases, tmp_path, monkeypatch, planted):
     name = "test_imports_of_a_first_answer"
-    if planted:  # a package of that name is enough, and quicker than the real one
-        (tmp_path / "torch.py").write_text("")
-        (tmp_path / "sitecustomize.py").write_text("import torch\n")
+    if planted:  # a package of that name is enough, and quicker than the real one; torch's is looked into by others
+        (tmp_path / "monai.py").write_text("")
+        (tmp_path / "sitecustomize.py").write_text("import monai\n")
         monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     document = measured(
         name, lambda record: test_cold_start.test_imports_of_a_first_answer(record, tiny_bundle, good_cases[0])
