@@ -18,7 +18,11 @@ def _another_window(patch: pytest.MonkeyPatch) -> None:
     from tmi.toolkit import intensity
 
     honest = intensity._windowed
-    patch.setattr(intensity, "_windowed", lambda plane, config: honest(plane, replace(config, window_hu=(-160, 240))))
+    patch.setattr(
+        intensity,
+        "_windowed",
+        lambda plane, config, out=None: honest(plane, replace(config, window_hu=(-160, 240)), out),
+    )
 
 
 def _exchanged_axes(patch: pytest.MonkeyPatch) -> None:
@@ -26,9 +30,9 @@ def _exchanged_axes(patch: pytest.MonkeyPatch) -> None:
 
     honest = prepare.prepare_ct
 
-    def exchanged(ct, config):
+    def exchanged(ct, config, begun):
         axes = np.ascontiguousarray(ct.array_DHW.transpose(0, 2, 1))
-        return honest(replace(ct, array_DHW=axes), config)
+        return honest(replace(ct, array_DHW=axes), config, begun)
 
     patch.setattr(prepare, "prepare_ct", exchanged)
 
@@ -38,7 +42,9 @@ def _mirrored(patch: pytest.MonkeyPatch) -> None:
 
     honest = prepare.prepare_ct
     patch.setattr(
-        prepare, "prepare_ct", lambda ct, config: honest(replace(ct, array_DHW=ct.array_DHW[:, :, ::-1]), config)
+        prepare,
+        "prepare_ct",
+        lambda ct, config, begun: honest(replace(ct, array_DHW=ct.array_DHW[:, :, ::-1]), config, begun),
     )
 
 
@@ -46,9 +52,11 @@ def _unscaled_header(patch: pytest.MonkeyPatch) -> None:
     from tmi.toolkit import volume
 
     # a little of the offset: without all of it the CT's own check already refuses the values
-    honest = volume._hounsfield
+    honest = volume._whole_hounsfield
     patch.setattr(
-        volume, "_hounsfield", lambda stored, file: honest(stored, replace(file, intercept=file.intercept + 9))
+        volume,
+        "_whole_hounsfield",
+        lambda file, stored, out: honest(replace(file, intercept=file.intercept + 9), stored, out),
     )
 
 
