@@ -133,6 +133,15 @@ def test_what_a_limit_names_is_what_a_benchmark_records(limit):
         assert part in sources
 
 
+@pytest.mark.parametrize("limit", RATIOS, ids=lambda limit: limit.test)
+def test_ci_runs_every_file_whose_ratio_it_judges(limit):
+    make = (ROOT / "Makefile").read_text(encoding="utf-8")
+    runs = make.partition("RATIOS :=")[2].partition("\n\n")[0]
+    defined = f"def {limit.test.partition('[')[0]}("
+    (file,) = (f for f in (ROOT / "benchmarks").glob("test_*.py") if defined in f.read_text(encoding="utf-8"))
+    assert f"benchmarks/{file.name}" in runs
+
+
 @pytest.mark.parametrize("document", [{"benchmarks": []}, {"benchmarks": [{"name": RATIOS[0].test, "extra_info": {}}]}])
 def test_what_was_not_measured_has_not_held(document):
     assert not any(v.held for v in judge(document, RATIOS))
