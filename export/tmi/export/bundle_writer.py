@@ -29,6 +29,7 @@ from tmi.export.gates import (
     judge_engines,
     require_all,
     require_finite,
+    split_refused,
     write_file,
 )
 from tmi.export.golden_case_reference import golden_case_reference
@@ -39,10 +40,11 @@ from tmi.export.reference import eager_reference, float32_noise, float64_referen
 from tmi.export.sbom import sbom
 from tmi.export.trt_builder import BuildOptions
 from tmi.export.typed_graphs import Question, add_typed_graphs, require_precision
-from tmi.runtime.engine import installed
+from tmi.runtime.engine import installed, lacking
 from tmi.runtime.golden_road import check_golden_road, meaning_of
 from tmi.runtime.machine import hardware
 from tmi.runtime.parity import ARBITER, Outputs
+from tmi.runtime.precision import ENGINES_REFUSED
 from tmi.toolkit.bundle import Bundle, fingerprint, open_bundle, write_manifest
 from tmi.toolkit.clinical_schema import SCHEMA_FILE
 from tmi.toolkit.clinical_text import require_rendering
@@ -208,7 +210,7 @@ class _Export:
             },
         )
         self._write_references(manifest, cut, trial)
-        self._judge(manifest, trial)
+        manifest = self._judge(manifest, trial)
         if self.plans:
             manifest = self._tensorrt(manifest, trial)
         manifest = replace(manifest, parity=tuple(self.records))
@@ -226,7 +228,8 @@ class _Export:
             arrays = golden_case_reference(self.run, cut, Path(folder) / "golden", seed=GOLDEN_SEED)
         save_arrays(arrays, self.stage / GOLDEN_CASE_FILE, metadata=meaning_of(manifest))
 
-    def _judge(self, manifest: Manifest, trial: Trial) -> None:
+    def _judge(self, manifest: Manifest, trial: Trial) -> Manifest:
+        """Every engine; the manifest then says which engine that may fail alone has failed."""
         bundle = Bundle(folder=self.stage, manifest=manifest, digest="")
 
         def keep(engine: str, outputs: Outputs) -> None:
@@ -235,10 +238,13 @@ class _Export:
         self.records.append(audit_fold_files(self.stage, manifest, self.run))
         self.progress("preparing the golden case")
         self.records += check_golden_road(bundle)
-        self.records += judge_engines(bundle, self.artefacts, trial, progress=self.progress, keep=keep)
+        judged = judge_engines(bundle, self.artefacts, trial, progress=self.progress, keep=keep)
+        kept, refused = split_refused(judged)
+        self.records += kept
         if trial.real_cases:
             write_real_cases(self._path(REAL_CASES_FILE), trial.real_cases)
         require_all(self.records)
+        return replace(manifest, extra={**manifest.extra, ENGINES_REFUSED: refused}) if refused else manifest
 
     def _tensorrt(self, manifest: Manifest, trial: Trial) -> Manifest:
         """Typed graphs and plans; their records are judged before anything is built from them."""
@@ -308,7 +314,9 @@ class _Export:
             )
             for fold in cut.folds
         )
-        engines = [e for name in self.artefacts for e in EXPORTERS[name].engines if not installed(e)]
+        engines = [e for name in self.artefacts for e in EXPORTERS[name].engines]
+        not_judged = {e: "not installed at the export" for e in engines if not installed(e)}
+        lacked = {e: why for e in engines if e not in not_judged and (why := lacking(e)) is not None}
         return Manifest(
             preset=self.config.preset,
             config=to_json(self.config),
@@ -323,7 +331,7 @@ class _Export:
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             synthetic=bool(state["cohort"].get("synthetic", False)),
             extra={
-                "engines_not_judged": dict.fromkeys(engines, "not installed at the export"),
+                "engines_not_judged": not_judged | lacked,
                 "hardware": hardware(),
             },
         )

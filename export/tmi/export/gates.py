@@ -15,9 +15,10 @@ from tmi.export.exporters import EXPORTERS, load
 from tmi.export.fold_graphs import State, read_weights, weights_digest
 from tmi.export.graph_facts import GraphFacts
 from tmi.export.real_cases import RealCase, judge_real_cases
-from tmi.runtime.engine import installed, open_engine
+from tmi.runtime.engine import engine_spec, installed, lacking, open_engine
 from tmi.runtime.parity import PIPELINE, REFUSALS, Outputs, check_engine
-from tmi.runtime.verification import refused_to_load
+from tmi.runtime.precision import engine_precision
+from tmi.runtime.verification import failure, refused_to_load
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import ParityError
 from tmi.toolkit.golden import GoldenInputs
@@ -155,7 +156,7 @@ def judge_engines(
     records: list[GateRecord] = []
     for artefact in artefacts:
         first, *others = EXPORTERS[artefact].engines
-        for name in (first, *(n for n in others if installed(n))):
+        for name in (first, *(n for n in others if installed(n) and lacking(n) is None)):
             progress(f"judging {artefact} on engine {name}")
             records += _judge(name, bundle, artefact, trial, partial(keep, name))
     return records
@@ -186,9 +187,19 @@ def _judge(name: str, bundle: Bundle, artefact: str, trial: Trial, keep: Callabl
             trial.reference,
             artefact=artefact,
             arbiter=trial.arbiter,
+            precision=engine_precision(name, bundle.manifest),
             keep=keep,
         )
         return records + judge_real_cases(engine, bundle.manifest, trial.real_cases, artefact=artefact)
+
+
+def split_refused(records: Sequence[GateRecord]) -> tuple[list[GateRecord], dict[str, str]]:
+    """The records without those of engines that yield and failed, and why each of these failed."""
+    by_engine = {name: [r for r in records if r.engine == name] for name in {r.engine for r in records if r.engine}}
+    refused = {
+        name: why for name, mine in by_engine.items() if engine_spec(name).yields and (why := failure(mine)) is not None
+    }
+    return [r for r in records if r.engine not in refused], refused
 
 
 def require_all(records: Sequence[GateRecord]) -> None:

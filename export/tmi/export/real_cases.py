@@ -19,6 +19,7 @@ from tmi.export.fold_graphs import Cut, FoldModels
 from tmi.export.reference import eager_reference
 from tmi.runtime.engine import Engine
 from tmi.runtime.parity import Outputs, check_answers
+from tmi.runtime.precision import engine_precision
 from tmi.toolkit.case import find_cases
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.files import write_json
@@ -74,7 +75,16 @@ def judge_real_cases(
     by_gate: dict[tuple[str, str], list[GateRecord]] = {}
     for case in cases:
         keep = partial(case.answers.__setitem__, engine.name)
-        for r in check_answers(engine, manifest, case.inputs, case.reference, artefact=artefact, keep=keep):
+        answers = check_answers(
+            engine,
+            manifest,
+            case.inputs,
+            case.reference,
+            artefact=artefact,
+            precision=engine_precision(engine.name, manifest),
+            keep=keep,
+        )
+        for r in answers:
             by_gate.setdefault((r.gate, r.graph), []).append(r)
     worst = [max(records, key=lambda r: (not r.passed, r.measured or 0.0)) for records in by_gate.values()]
     return [replace(r, gate=f"real-{r.gate}", detail=f"worst of {len(cases)} real cases: {r.detail}") for r in worst]

@@ -74,11 +74,14 @@ def _signed(bundle: Bundle) -> bool:
 def _engines(bundle: Bundle) -> dict[str, str]:
     """Engine -> whether it could run here."""
     from tmi.runtime.engine import ENGINES, installed
+    from tmi.runtime.precision import refused_at_export
 
     states = {}
     for name, spec in ENGINES.items():
         if not bundle.has(spec.artefact):
             states[name] = f"no {spec.artefact} graphs"
+        elif (refused := refused_at_export(bundle.manifest, name)) is not None:
+            states[name] = refused
         else:
             states[name] = "ready" if installed(name) else f"{spec.package} is not installed"
     return states

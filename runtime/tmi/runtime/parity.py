@@ -46,7 +46,12 @@ class Bounds:
 
 
 BOUNDS: Mapping[str, Bounds] = MappingProxyType(
-    {"float32": Bounds(relative=2.0**-14), "tf32": Bounds(relative=2.0**-6), "float16": Bounds(relative=2.0**-6)}
+    {
+        "float32": Bounds(relative=2.0**-14),
+        "tf32": Bounds(relative=2.0**-6),
+        "float16": Bounds(relative=2.0**-6),
+        "bfloat16": Bounds(relative=2.0**-5),
+    }
 )
 """Precision -> bounds; declared here and nowhere else.
 
@@ -54,7 +59,8 @@ float32 rounds to 2^-24, so 2^-14 leaves room for a thousand roundings in one di
 2^-11 and bfloat16 to 2^-8: a graph that silently ran in one of them does not pass for float32.
 
 float16 and tf32 have 2^5 times their own rounding: the emulation of a hundred layers shows 2^-10, and a GPU sums in an
-order that a CPU cannot know. Weights rounded more coarsely are the audit's to find (`tmi.export.typed_graphs`).
+order that a CPU cannot know. bfloat16 has 2^3 times its own, because the processor that answers is the one that is
+judged. Weights rounded more coarsely are the audit's to find (`tmi.export.typed_graphs`).
 """
 
 

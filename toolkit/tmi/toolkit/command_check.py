@@ -22,7 +22,7 @@ SCREEN = 20
 
 
 def check(
-    paths: Annotated[list[Path], typer.Argument(help="Case folders or cohort folders.")],
+    paths: Annotated[list[Path], typer.Argument(help="Case folders or cohort folders.", readable=False)],
     mask_label: Annotated[int | None, typer.Option("--mask-label", help="Label of the liver in the masks.")] = None,
     schema: Annotated[
         Path | None,

@@ -10,7 +10,7 @@ that its checks then refuse is thrown away.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -61,7 +61,14 @@ class PreparedCase:
     """Wall-clock seconds of each of `STAGES`; they add up to what the preparation took."""
 
 
-def prepare_case(case: Case, config: Config, schema: Schema, *, cache: PreparedCache | None = None) -> PreparedCase:
+def prepare_case(
+    case: Case,
+    config: Config,
+    schema: Schema,
+    *,
+    cache: PreparedCache | None = None,
+    on_text: Callable[[str], None] = lambda text: None,
+) -> PreparedCase:
     """Read, check and prepare one case.
 
     Radiomics come from radiomics.csv where it is there, else from the liver mask. A mask that is there is checked in
@@ -72,6 +79,7 @@ def prepare_case(case: Case, config: Config, schema: Schema, *, cache: PreparedC
         config: the settings of the run or bundle.
         schema: its clinical schema.
         cache: where the images' part is looked for and stored; answer, warnings and refusals are the same without.
+        on_text: told the text as soon as it is known, before any image is read; the case may still be refused.
 
     Raises:
         InputRefusedError: a file is missing, unreadable or implausible; the case is named.
@@ -89,6 +97,8 @@ def prepare_case(case: Case, config: Config, schema: Schema, *, cache: PreparedC
             fix=f"give {RADIOMICS_FILE}, or a liver mask from which the features are extracted",
         )
     warnings = refuse_on_error(check_units(record, schema), case.case_id)  # outside what is cached by the images
+    text = render(record, schema, config.clinical.rendering)
+    on_text(text)
 
     clock.lap("record")
 
@@ -98,7 +108,6 @@ def prepare_case(case: Case, config: Config, schema: Schema, *, cache: PreparedC
 
     images = make() if cache is None else cache.images(case, config.ct, extract=given is None, make=make)
     clock.lap("cache")
-    text = render(record, schema, config.clinical.rendering)
     radiomics_F = images.radiomics_F if given is None else given
     assert radiomics_F is not None  # extracted where none was given
     clock.lap("record")
