@@ -53,11 +53,11 @@ def draw(document: Mapping[str, Any], file: Path) -> None:
 
 
 def _stages(axis: Any, roads: Mapping[str, Mapping[str, float]]) -> None:
-    """Stacked bars; stages below a fiftieth of the longest bar are drawn together as `other`."""
+    """Stacked bars; stages below a hundredth of the longest bar are drawn together as `other`."""
     longest = max(sum(stages.values()) for stages in roads.values())
     labelled: set[str] = set()
     for row, stages in enumerate(roads.values()):
-        shown = {n: s for n, s in stages.items() if s >= longest / 50 and n in STAGE_COLOURS}
+        shown = {n: s for n, s in stages.items() if s >= longest / 100 and n in STAGE_COLOURS}
         shown["other"] = sum(stages.values()) - sum(shown.values())
         left = 0.0
         for name, seconds in shown.items():

@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NOT_IN_BASE = ("torch", "transformers", "monai", "lightning", "scipy", "SimpleITK", "scikit-learn", "matplotlib", "onnx")
+NOT_IN_BASE = (
+    "torch",
+    "transformers",
+    "monai",
+    "lightning",
+    "scipy",
+    "SimpleITK",
+    "scikit-learn",
+    "matplotlib",
+    "onnx",
+)
 OFFLINE = ("No matching distribution found", "Temporary failure in name resolution", "Connection")
 
 
