@@ -59,7 +59,8 @@ def test_stages_add_up(record, case: Path, default_predictor: Predictor) -> None
     walls, answers = walls[1:], answers[1:]
     apart = [abs(sum(v for k, v in a.seconds.items() if k != "total") / wall - 1)
              for a, wall in zip(answers, walls, strict=True)]  # fmt: skip
-    record.note("|sum of stages / wall - 1|", statistics.median(apart), "")
+    # a gap that the code leaves is in every round; one that a busy machine tears between two threads is not
+    record.note("|sum of stages / wall - 1|", min(apart), "", rounds=apart)
     record.note(
         "unclaimed / wall", statistics.median(a.seconds["other"] / w for a, w in zip(answers, walls, strict=True))
     )
