@@ -77,7 +77,7 @@ def test_what_was_assumed_is_said_and_recorded(tiny_bundle, good_cases, tmp_path
     assert f"bundle {tiny_bundle} (from TMI_BUNDLE)" in outcome.err
     engine = outcome.document["engine"]
     assert engine["asked"] == "auto"
-    assert f"engine {engine['name']} ({engine['reason']})" in outcome.err
+    assert re.search(rf"^engine {engine['name']} in \w+ \({re.escape(engine['reason'])}\)$", outcome.err, re.M)
 
 
 def test_an_output_file_holds_the_document_and_is_not_overwritten(ask, good_cases, tmp_path):

@@ -163,9 +163,9 @@ def test_a_text_longer_than_the_encoder_takes_is_reported(predictor, good_cases,
 
 def test_a_model_trained_on_synthetic_cases_says_so(predictor, good_cases, monkeypatch):
     synthetic: Manifest = replace(predictor.bundle.manifest, synthetic=True)
-    monkeypatch.setattr(predictor, "_manifest", synthetic)
+    monkeypatch.setattr(predictor._reader, "_manifest", synthetic)
     assert "synthetic-model" in codes(predictor.predict(good_cases[0])[0])
-    monkeypatch.setattr(predictor, "_manifest", replace(synthetic, synthetic=False))
+    monkeypatch.setattr(predictor._reader, "_manifest", replace(synthetic, synthetic=False))
     assert "synthetic-model" not in codes(predictor.predict(good_cases[0])[0])
 
 

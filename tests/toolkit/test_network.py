@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from tmi.toolkit.config import Config, FusionConfig, HeadConfig, NetworkConfig
+from tmi.toolkit.config import MODALITIES, Config, FusionConfig, HeadConfig, NetworkConfig
 from tmi.toolkit.network.fusion import Fusion
 from tmi.toolkit.network.head import Head
 from tmi.toolkit.network.ima import IntraModalityAggregation
-from tmi.toolkit.network.tcaf import MODALITIES, TripleModalCrossAttention
+from tmi.toolkit.network.tcaf import TripleModalCrossAttention
 from tmi.toolkit.network.tmi_clnet import TmiClnet, build
 from tmi.toolkit.presets import PRESETS, paper, preset, released, tiny
 

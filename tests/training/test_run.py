@@ -24,7 +24,10 @@ SMALL = [
     "network.radiomics_encoder.hidden=8",
     "network.head.blocks=[1,1]",
 ]
-FOLD_FILES = {"history.csv", "metrics.json", "model.safetensors", "predictions.csv", "scaler.json", "tokenizer.json"}
+FOLD_FILES = {
+    "history.csv", "metrics.json", "model.safetensors", "predictions.csv", "scaler.json", "tokenizer.json",
+    "validation.csv",
+}  # fmt: skip
 
 
 def train(cohort: Path, out: Path, *settings: str) -> Outcome:

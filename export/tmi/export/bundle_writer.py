@@ -18,11 +18,11 @@ from safetensors.torch import save_file as save_tensors
 from torch import nn
 
 from tmi.export.audits import epsilons
+from tmi.export.exportable import require_exportable
 from tmi.export.exporters import EXPORTERS, load, require_exporter
 from tmi.export.fold_graphs import Cut, FoldModels, State, cut_run, example_inputs, graph_spec
 from tmi.export.gates import (
     Progress,
-    Trial,
     audit_file,
     audit_fold_files,
     audit_stored_weights,
@@ -33,17 +33,19 @@ from tmi.export.gates import (
     write_file,
 )
 from tmi.export.golden_case_reference import golden_case_reference
+from tmi.export.memory import named_out_of_memory
 from tmi.export.model_card import class_counts, model_card, tellable
 from tmi.export.plans import PLANS, PlanRequest, add_plans
 from tmi.export.real_cases import read_real_cases, write_real_cases
 from tmi.export.reference import eager_reference, float32_noise, float64_reference
 from tmi.export.sbom import sbom
+from tmi.export.trial import Trial, write_evidence
 from tmi.export.trt_builder import BuildOptions
-from tmi.export.typed_graphs import Question, add_typed_graphs, require_precision
+from tmi.export.typed_graphs import add_typed_graphs, require_precision
 from tmi.runtime.engine import installed, lacking
 from tmi.runtime.golden_road import check_golden_road, meaning_of
 from tmi.runtime.machine import hardware
-from tmi.runtime.parity import ARBITER, Outputs
+from tmi.runtime.parity import ARBITER
 from tmi.runtime.precision import ENGINES_REFUSED
 from tmi.toolkit.bundle import Bundle, fingerprint, open_bundle, write_manifest
 from tmi.toolkit.clinical_schema import SCHEMA_FILE
@@ -54,7 +56,6 @@ from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.files import read_json, require_absent, staged_folder, write_text
 from tmi.toolkit.golden import golden_count, largest_batch, make_golden
 from tmi.toolkit.manifest import (
-    EVIDENCE,
     FUSION,
     GOLDEN_CASE_FILE,
     GOLDEN_FILE,
@@ -110,7 +111,7 @@ def export_run(
 
     Raises:
         UsageError: no such run, an unfinished one, an unknown artefact, or something is at `out`.
-        UnavailableError: an artefact cannot be written here.
+        UnavailableError: an artefact cannot be written here, or memory ran out.
         DamagedError: the run was changed after the training.
         InputRefusedError: one of `cases` cannot be used.
         ParityError: a gate failed; nothing was written.
@@ -124,8 +125,10 @@ def export_run(
     require_replaceable(out, force=force)
     tell = progress or (lambda line: None)
     tell("checking the run")
-    folder = RunFolder.open(run).require_finished()
-    with staged_folder(out) as stage:
+    folder = RunFolder.open(run)
+    require_exportable(folder)
+    folder.require_finished()
+    with named_out_of_memory("the export", tell) as tell, staged_folder(out) as stage:
         export = _Export(folder, stage, names, weights=weights, cases=cases, progress=tell)
         export.plan(precision, options)
         write_manifest(stage, export.write())
@@ -213,6 +216,8 @@ class _Export:
         manifest = self._judge(manifest, trial)
         if self.plans:
             manifest = self._tensorrt(manifest, trial)
+        if trial.real_cases:  # every engine has left its answers there
+            write_real_cases(self._path(REAL_CASES_FILE), trial.real_cases)
         manifest = replace(manifest, parity=tuple(self.records))
         write_text(self.stage / MODEL_CARD_FILE, model_card(manifest))
         write_text(self.stage / SBOM_FILE, sbom(manifest))
@@ -232,35 +237,22 @@ class _Export:
         """Every engine; the manifest then says which engine that may fail alone has failed."""
         bundle = Bundle(folder=self.stage, manifest=manifest, digest="")
 
-        def keep(engine: str, outputs: Outputs) -> None:
-            save_arrays(outputs.tensors(), self._path(f"{EVIDENCE}/{engine}.safetensors"))
-
         self.records.append(audit_fold_files(self.stage, manifest, self.run))
         self.progress("preparing the golden case")
         self.records += check_golden_road(bundle)
+        keep = partial(write_evidence, self.stage)
         judged = judge_engines(bundle, self.artefacts, trial, progress=self.progress, keep=keep)
         kept, refused = split_refused(judged)
         self.records += kept
-        if trial.real_cases:
-            write_real_cases(self._path(REAL_CASES_FILE), trial.real_cases)
         require_all(self.records)
         return replace(manifest, extra={**manifest.extra, ENGINES_REFUSED: refused}) if refused else manifest
 
     def _tensorrt(self, manifest: Manifest, trial: Trial) -> Manifest:
         """Typed graphs and plans; their records are judged before anything is built from them."""
-        golden = Question(name="golden", inputs=trial.golden, reference=trial.reference)
-        real = [
-            Question(name=f"real case {i}", inputs=case.inputs, reference=case.reference)
-            for i, case in enumerate(trial.real_cases, start=1)
-        ]
-        manifest, records = add_typed_graphs(
-            self.stage, manifest, self.precision, [golden, *real], progress=self.progress
-        )
+        manifest, records = add_typed_graphs(self.stage, manifest, self.precision, trial, progress=self.progress)
         self.records += records
         require_all(self.records)
-        manifest, records = add_plans(
-            self.stage, manifest, self.request, golden.inputs, golden.reference, progress=self.progress
-        )
+        manifest, records = add_plans(self.stage, manifest, self.request, trial, progress=self.progress)
         self.records += records
         require_all(self.records)
         return manifest
@@ -328,11 +320,13 @@ class _Export:
             parity=(),
             versions=_versions(),
             run=_run_record(self.run, state),
+            threshold=self.run.threshold,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             synthetic=bool(state["cohort"].get("synthetic", False)),
             extra={
                 "engines_not_judged": not_judged | lacked,
                 "hardware": hardware(),
+                "temperatures": [self.run.fold(fold).temperature for fold in cut.folds],
             },
         )
 

@@ -22,11 +22,13 @@ from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.hashing import sha256_file
 from tmi.toolkit.manifest import GraphSpec, Role, TensorSpec
 from tmi.toolkit.network.tmi_clnet import TmiClnet
-from tmi.toolkit.run_folder import RunFolder
+from tmi.toolkit.run_folder import FoldFolder, RunFolder
 
 State = dict[str, Tensor]
 PREFIXES: dict[Role, str] = {"ct": "ct_encoder.", "text": "text_encoder.", "fusion": "fusion."}
 """Role of a graph -> prefix of its weights in a fold's model."""
+LAST_LAYER = "fusion.head.densenet.class_layers.out."
+"""The layer whose outputs are the logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,8 +177,30 @@ def example_inputs(spec: GraphSpec) -> tuple[Tensor, ...]:
     return tuple(torch.rand(shape, generator=generator) for shape in shapes)
 
 
+def calibrated_weights(files: FoldFolder, prefix: str = "") -> State:
+    """A fold's weights below a prefix, its temperature T taken into the head's last layer: (W/T) x + b/T = logits / T.
+
+    So every engine, and every gate, answers with the calibrated logits, and no runtime has a temperature to forget.
+
+    Raises:
+        DamagedError: no safetensors file, or a temperature for a head that does not end in that layer.
+    """
+    state, temperature = read_weights(files.model, prefix), files.temperature
+    last = [key for key in (f"{LAST_LAYER}weight", f"{LAST_LAYER}bias") if key.startswith(prefix)]
+    if temperature == 1.0 or not last:
+        return state
+    for key in (name.removeprefix(prefix) for name in last):
+        if key not in state:
+            raise DamagedError(
+                f"run: {files.metrics} gives a temperature, and the model has no last layer to take it",
+                fix="train the run again",
+            )
+        state[key] = state[key] / temperature
+    return state
+
+
 class FoldModels:
-    """A run's fold models, one in memory at a time. What `part` and `whole` give is valid until the next call."""
+    """A run's fold models, calibrated, one in memory at a time. What it gives is valid until the next call."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
@@ -186,7 +210,7 @@ class FoldModels:
     def whole(self, fold: int) -> TmiClnet:
         """The whole model of a fold."""
         path = self.run.fold(fold).model
-        restore(self._model, read_weights(path), where=path)
+        restore(self._model, calibrated_weights(self.run.fold(fold)), where=path)
         return self._model
 
     def encoder(self, plan: EncoderPlan) -> nn.Module:
@@ -200,9 +224,10 @@ class FoldModels:
         parts = []
         for fold in folds:
             path = self.run.fold(fold).model
-            parts.append(restore(copy.deepcopy(self._model.fusion), read_weights(path, "fusion."), where=path))
+            state = calibrated_weights(self.run.fold(fold), PREFIXES["fusion"])
+            parts.append(restore(copy.deepcopy(self._model.fusion), state, where=path))
         return FusionOfFolds(parts).eval()
 
     def state(self, spec: GraphSpec, *, fold: int) -> State:
         """What a fold's model says the weights of a graph are, by the names of the eager module."""
-        return read_weights(self.run.fold(fold).model, PREFIXES[spec.role])
+        return calibrated_weights(self.run.fold(fold), PREFIXES[spec.role])

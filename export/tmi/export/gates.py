@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,14 +13,13 @@ from tmi.export.audits import answer_depends, audit_epsilons, audit_signature, a
 from tmi.export.exporters import EXPORTERS, load
 from tmi.export.fold_graphs import State, read_weights, weights_digest
 from tmi.export.graph_facts import GraphFacts
-from tmi.export.real_cases import RealCase, judge_real_cases
+from tmi.export.trial import Trial, judge_real_cases
 from tmi.runtime.engine import engine_spec, installed, lacking, open_engine
 from tmi.runtime.parity import PIPELINE, REFUSALS, Outputs, check_engine
 from tmi.runtime.precision import engine_precision
 from tmi.runtime.verification import failure, refused_to_load
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import ParityError
-from tmi.toolkit.golden import GoldenInputs
 from tmi.toolkit.hashing import sha256_file
 from tmi.toolkit.manifest import GateRecord, GraphSpec, Manifest
 from tmi.toolkit.run_folder import RunFolder
@@ -122,20 +120,6 @@ def audit_fold_files(folder: Path, manifest: Manifest, run: RunFolder) -> GateRe
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """What every engine is asked, and what the eager model says to it."""
-
-    golden: GoldenInputs
-    """The golden inputs."""
-    reference: Outputs
-    """Eager float32."""
-    arbiter: Outputs | None = None
-    """Eager float64, where it was affordable."""
-    real_cases: Sequence[RealCase] = ()
-    """Real cases, where some were given."""
-
-
 def judge_engines(
     bundle: Bundle,
     artefacts: Sequence[str],
@@ -179,6 +163,7 @@ def _judge(name: str, bundle: Bundle, artefact: str, trial: Trial, keep: Callabl
         engine = open_engine(name, bundle)
     except REFUSALS as error:
         return [refused_to_load(name, artefact, error)]
+    precision = engine_precision(name, bundle.manifest)
     with engine:
         records = check_engine(
             engine,
@@ -187,10 +172,12 @@ def _judge(name: str, bundle: Bundle, artefact: str, trial: Trial, keep: Callabl
             trial.reference,
             artefact=artefact,
             arbiter=trial.arbiter,
-            precision=engine_precision(name, bundle.manifest),
+            precision=precision,
             keep=keep,
         )
-        return records + judge_real_cases(engine, bundle.manifest, trial.real_cases, artefact=artefact)
+        return records + judge_real_cases(
+            engine, bundle.manifest, trial.real_cases, artefact=artefact, precision=precision
+        )
 
 
 def split_refused(records: Sequence[GateRecord]) -> tuple[list[GateRecord], dict[str, str]]:

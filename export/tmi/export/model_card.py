@@ -177,10 +177,17 @@ def _limits(manifest: Manifest) -> Iterator[str]:
     yield f"- The CT is cut to {low:g} to {high:g} HU and resampled to {depth} x {height} x {width} voxels."
     yield f"- Clinical text beyond {config.clinical.max_length} tokens is cut, and the answer says so."
     yield "- Missing radiomics are imputed and values outside the training range are clipped; the answer counts both."
-    yield "- The probabilities are not calibrated unless the run's notes say so; the spread between the folds is no "
-    yield "  confidence interval."
+    yield f"- {_calibration(manifest)}; the spread between the folds is no confidence interval."
     yield "- Parity says that the engines answer like the trained model, not that the model is right."
     yield ""
+
+
+def _calibration(manifest: Manifest) -> str:
+    temperatures = manifest.extra.get("temperatures", [])
+    if all(t == 1 for t in temperatures):
+        return "The probabilities are not calibrated"
+    told = ", ".join(f"{t:.3g}" for t in temperatures)
+    return f"The folds' logits are divided by temperatures fitted on their inner validation splits ({told})"
 
 
 def _use(manifest: Manifest) -> Iterator[str]:

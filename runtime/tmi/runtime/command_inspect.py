@@ -89,6 +89,7 @@ def _engines(bundle: Bundle) -> dict[str, str]:
 
 def _print(bundle: Bundle) -> None:
     from tmi.runtime.gate_table import gates_table, wide_console
+    from tmi.runtime.plan_table import emulation_lines, plans_table
 
     manifest = bundle.manifest
     cohort = manifest.run.get("cohort", {})
@@ -114,6 +115,11 @@ def _print(bundle: Bundle) -> None:
         typer.echo(f"{name:10} {text}")
     console = wide_console()
     console.print(_graphs(bundle), markup=False)
+    plans = plans_table(manifest)
+    if plans is not None:
+        console.print(plans, markup=False)
+        for line in emulation_lines(manifest):
+            typer.echo(f"emulation  {line}")
     console.print(gates_table(manifest.parity), markup=False)
     typer.echo("for research use only; MODEL_CARD.md says what for and where it ends")
 

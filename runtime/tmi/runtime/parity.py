@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.runtime.engine import Arrays, Engine, engine_spec
-from tmi.runtime.ensemble import encode_text, probabilities, run_folds
+from tmi.runtime.ensemble import probabilities, run_folds
+from tmi.runtime.profile_edges import largest_profile, text_edges, text_features
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.golden import GoldenInputs, extreme_case, join, largest_batch, padded, trimmed
 from tmi.toolkit.manifest import GateRecord, Manifest
@@ -249,6 +250,7 @@ class _Check:
             yield from self._rows(whole)
             yield from self._largest_batch(whole)
             yield from self._lengths(whole)
+            yield from self._profile_edges(whole)
 
     def _finite(self, whole: Outputs) -> Iterator[GateRecord]:
         for graph, answer in whole.by_graph().items():
@@ -329,13 +331,28 @@ class _Check:
             trials.append((alone, [row], f"case {row} without padding, {width} tokens"))
         for golden, rows, what in trials:
             try:
-                features = encode_text(self.engine, self.manifest, golden.texts)
+                features = text_features(self.engine, self.manifest, golden.texts)
             except REFUSALS as error:
                 yield self._refused("padding", PIPELINE, what, error)
                 continue
             for graph, answer in features.items():
                 error_here = relative_error(answer, whole.features[graph][rows])
                 yield self._record("padding", graph, error_here, self.bounds.relative, what)
+
+    def _profile_edges(self, whole: Outputs) -> Iterator[GateRecord]:
+        """Of an engine that runs plans: the largest batch of its profiles, and the shortest and longest texts."""
+        batch = largest_profile(self.engine.name, self.manifest)
+        if batch is None:
+            return
+        rows = [row % self.golden.count for row in range(batch)]
+        what = f"a batch of {batch}, the profile's largest"
+        yield from self._same("profile-edges", self.golden.rows(rows), whole.rows(rows), None, what)
+        try:
+            for detail, graph, answer, alone in text_edges(self.engine, self.manifest, self.golden, batch):
+                error = relative_error(answer, alone)
+                yield self._record("profile-edges", graph, error, self.bounds.relative, detail)
+        except REFUSALS as error:
+            yield self._refused("profile-edges", PIPELINE, "texts at the profile's edges", error)
 
     def _same(
         self, gate: str, golden: GoldenInputs, expected: Outputs, keep: list[int] | None, what: str

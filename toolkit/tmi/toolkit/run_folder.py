@@ -5,6 +5,7 @@ A run is a folder::
     run.json            schema, name, status, times, versions, cohort fingerprint; at the end the digest of every file
     config.json         the whole config
     clinical_schema.json    the clinical schema the texts were written by
+    pretrained.json     files of weights it started from, and what was taken of them; where there were any
     folds.json          which case is where in which fold
     summary.json/.md    mean and standard deviation over the folds
     fold<k>/
@@ -12,9 +13,12 @@ A run is a folder::
       scaler.json         radiomics scaler, fitted on the fold's training part
       tokenizer.json      tokenizer, trained on the fold's training part where the preset trains one
       metrics.json        figures on the fold's held-out cases, and which epoch was picked
-      predictions.csv     case_id, label, probability of the positive class, for the held-out cases
+      predictions.csv     probability of the positive class, raw and calibrated, and logits, of the held-out cases
+      validation.csv      the same of the inner validation cases, which temperature and threshold are fitted on
       history.csv         a row an epoch
+      augmentation.csv    what was done to which CT in which epoch; where anything was
       checkpoints/        what `--resume` continues from; not part of the finished run
+    tracking/           what trackers were told, where one was asked for; not part of the finished run
 """
 
 from __future__ import annotations
@@ -39,7 +43,10 @@ CONFIG_FILE = "config.json"
 FOLDS_FILE = "folds.json"
 SUMMARY_FILE = "summary.json"
 SUMMARY_TEXT_FILE = "summary.md"
+PRETRAINED_FILE = "pretrained.json"
 CHECKPOINTS = "checkpoints"
+TRACKING = "tracking"
+"""Folder of experiment trackers; no part of the finished run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +71,11 @@ class FoldFolder:
     """`fold<k>`."""
     fold: int
     """Number of the fold."""
+
+    @classmethod
+    def of(cls, run: Path, number: int) -> FoldFolder:
+        """Files of a fold of the run at a path."""
+        return cls(folder=run / f"fold{number}", fold=number)
 
     @property
     def model(self) -> Path:
@@ -91,6 +103,16 @@ class FoldFolder:
         return self.folder / "predictions.csv"
 
     @property
+    def validation(self) -> Path:
+        """Predictions of the inner validation cases."""
+        return self.folder / "validation.csv"
+
+    @property
+    def augmentation(self) -> Path:
+        """What was done to the training CTs."""
+        return self.folder / "augmentation.csv"
+
+    @property
     def history(self) -> Path:
         """A row an epoch."""
         return self.folder / "history.csv"
@@ -101,9 +123,27 @@ class FoldFolder:
         return self.folder / CHECKPOINTS / "last.ckpt"
 
     @property
+    def temperature(self) -> float:
+        """What the fold's logits are divided by; 1 where the fold was not calibrated.
+
+        Raises:
+            DamagedError: metrics.json is missing or malformed.
+        """
+        return _positive_number(read_json(self.metrics, kind="run"), "temperature", 1.0)
+
+    @property
     def done(self) -> bool:
         """Whether the fold is complete."""
         return self.metrics.is_file()
+
+
+def _positive_number(document: Any, name: str, default: float) -> float:
+    """A number of a document's `calibration` part."""
+    part = document.get("calibration", {}) if isinstance(document, dict) else None
+    value = part.get(name, default) if isinstance(part, dict) else None
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise DamagedError(f"run: the calibration's {name} is {value!r}", fix="train the run again")
+    return float(value)
 
 
 def _now() -> str:
@@ -200,9 +240,24 @@ class RunFolder:
         """Whether every fold and the summary are done."""
         return self.state.get("status") == "finished"
 
+    @property
+    def pretrained(self) -> Path:
+        """What was taken of which files of weights; absent where every weight started random."""
+        return self.path / PRETRAINED_FILE
+
+    @property
+    def threshold(self) -> float:
+        """Calibrated probability from which the ensemble's decision is positive; 0.5 where none was fitted.
+
+        Raises:
+            DamagedError: summary.json is malformed.
+        """
+        path = self.path / SUMMARY_FILE
+        return _positive_number(read_json(path, kind="run") if path.is_file() else {}, "threshold", 0.5)
+
     def fold(self, number: int) -> FoldFolder:
         """Files of a fold."""
-        return FoldFolder(folder=self.path / f"fold{number}", fold=number)
+        return FoldFolder.of(self.path, number)
 
     def finish(self) -> None:
         """Mark the run finished and record the digest of every file that belongs to it."""
@@ -211,7 +266,7 @@ class RunFolder:
 
     def _contents(self) -> list[str]:
         names = (p.relative_to(self.path) for p in sorted(self.path.rglob("*")) if p.is_file())
-        return [n.as_posix() for n in names if n.as_posix() != RUN_FILE and CHECKPOINTS not in n.parts]
+        return [n.as_posix() for n in names if n.as_posix() != RUN_FILE and not {CHECKPOINTS, TRACKING} & {*n.parts}]
 
     def require_finished(self) -> RunFolder:
         """The run itself, when it is finished and not a byte of it has changed since.

@@ -79,6 +79,15 @@ class Tokenizer:
             tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"vocabulary {path} cannot be read", fix="give a BERT vocab.txt in UTF-8") from error
+        return cls.from_tokens(tokens, path)
+
+    @classmethod
+    def from_tokens(cls, tokens: Sequence[str], path: Path) -> Tokenizer:
+        """A cased tokenizer over the tokens of a BERT vocabulary, in the order of their ids; `path` is for errors.
+
+        Raises:
+            UsageError: special tokens are missing.
+        """
         if any(t not in tokens for t in SPECIAL[:4]):
             raise UsageError(f"vocabulary {path} lacks one of {', '.join(SPECIAL[:4])}", fix="give a BERT vocab.txt")
         return cls(_bert({token: i for i, token in enumerate(tokens)}))
@@ -101,6 +110,12 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of tokens."""
         return int(self._backend.get_vocab_size())
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The vocabulary in the order of its ids."""
+        vocab: dict[str, int] = self._backend.get_vocab()
+        return tuple(sorted(vocab, key=vocab.__getitem__))
 
     def save(self, path: Path) -> None:
         """Write tokenizer.json, vocabulary in the order of its ids."""

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tmi.toolkit.case import Case, open_cohort
+from tmi.toolkit.case import open_cohort
 from tmi.toolkit.clinical_schema import Schema, load_schema
 from tmi.toolkit.config import Config
 from tmi.toolkit.config_io import override
-from tmi.toolkit.errors import ExitCode, InputRefusedError, UsageError
+from tmi.toolkit.errors import ExitCode, UsageError
 from tmi.toolkit.files import require_absent
 from tmi.toolkit.presets import preset as find_preset
 from tmi.toolkit.project import Project, load_project, new_run_folder
-from tmi.toolkit.run_folder import RUN_FILE, FoldSplit, RunFolder
+from tmi.toolkit.run_folder import RUN_FILE, RunFolder
+from tmi.training.accelerator import choose
+from tmi.training.running import Running
+from tmi.training.systems.registry import system
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from tmi.training.cross_validation import Outcome
+    from tmi.training.pretrained.initial_weights import Start
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -34,15 +36,34 @@ def train(
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; default: `./runs/<date>-<name>`.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run; default: the preset.")] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="paper, released or tiny.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="System, see docs/systems.md; default: tmi-clnet.")
+    ] = None,
     folds: Annotated[int | None, typer.Option("--folds", help="Folds of the cross-validation.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs a fold.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")] = None,
+    ct_weights: Annotated[
+        Path | None, typer.Option("--ct-weights", help="3D ResNet weights (Hara, MedicalNet) for the CT encoder.")
+    ] = None,
+    text_weights: Annotated[
+        Path | None, typer.Option("--text-weights", help="Folder of a BERT: its weights, sizes and vocabulary.")
+    ] = None,
     vocab: Annotated[Path | None, typer.Option("--vocab", help="BERT vocab.txt, or a tokenizer.json.")] = None,
     schema: Annotated[
         Path | None, typer.Option("--schema", help="Clinical schema; default: tmi.toml's, else the liver's.")
     ] = None,
     mask_label: Annotated[int | None, typer.Option("--mask-label", help="Label of the liver in the masks.")] = None,
+    freeze: Annotated[
+        str | None, typer.Option("--freeze", help="ct, text, radiomics, ct:layer2, text:8, ...; commas between.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="32, bf16-mixed or 16-mixed.")] = None,
     accelerator: Annotated[str, typer.Option("--accelerator", help="cpu, gpu or auto.")] = "auto",
+    devices: Annotated[int, typer.Option("--devices", help="Devices of this machine a fold is trained on.")] = 1,
+    nodes: Annotated[int, typer.Option("--nodes", help="Machines, each started with its NODE_RANK.")] = 1,
+    track: Annotated[
+        list[str] | None, typer.Option("--track", help="tensorboard or mlflow, beside history.csv; repeatable.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say how much memory a step needs, and train nothing.")] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Prepare every case anew, and keep nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a run that is there.")] = False,
@@ -56,33 +77,83 @@ def train(
         tmi train
         tmi train cohort/ --out runs/first --preset tiny --folds 2
         tmi train cohort/ --out runs/first --preset tiny --folds 2 --resume
+        tmi train cohort/ --ct-weights r3d50_K_200ep.pth --text-weights biobert-v1.1/ --freeze text
+        tmi train --preset paper --precision bf16-mixed --plan
     """
     project = load_project()
     folder = cohort or project.path("cohort")
     chosen = preset or project.preset
-    config = _configure(chosen, folds, epochs, settings or [])
-    if vocab is None:
-        config = _with_own_vocabulary(config)
+    config = configure(chosen, folds, epochs, [*_short(freeze, precision), *(settings or [])], model=model)
+    start = _settle(config, ct_weights, text_weights, settings or [])
+    config = start.config if start else config
+    if vocab is None and (start is None or start.tokenizer is None):
+        config = with_own_vocabulary(config)
+    elif config.clinical.vocab_size is not None:  # the config says whether a vocabulary was fitted on the cohort
+        config = replace(config, clinical=replace(config.clinical, vocab_size=None))
+    if plan:
+        _tell_plan(config, devices * nodes)
+        return
     fields = load_schema(schema or project.schema_file)
     target = _target(project, out, name or chosen, resume=resume)
     for value, given, what in ((folder, cohort, "cohort"), (target, out, "run"), (chosen, preset, "preset")):
         if given is None:
             typer.echo(f"{what}: {value} (assumed)", err=True)
     data = open_cohort(folder, mask_label=mask_label)
+    running = Running(accelerator=choose(accelerator), devices=devices, nodes=nodes, track=tuple(track or ()))
+    running.check(config)
     if resume:
         if RunFolder.open(target).finished:
             typer.echo(f"run {target} is finished already; next: tmi export {target}")
             return
-    else:
+    elif running.node == 0:
         require_absent(target, force=force, kind="run")
         if target.exists():
             _replace(target)
-    typer.echo("no pre-trained weights given: every encoder starts from random weights", err=True)
-    _run(data, config, target, fields, vocab, accelerator=accelerator, resume=resume, name=name, cached=not no_cache)
+    _tell_start(start)
+    _run(
+        data,
+        config,
+        target,
+        fields,
+        vocab,
+        start,
+        running=running,
+        resume=resume,
+        name=name,
+        cached=not no_cache,
+    )
 
 
-def _configure(chosen: str, folds: int | None, epochs: int | None, settings: list[str]) -> Config:
+def _short(freeze: str | None, precision: str | None) -> list[str]:
+    """--freeze and --precision as settings."""
+    parts = None if freeze is None else [part.strip() for part in freeze.split(",") if part.strip()]
+    return [
+        *([] if parts is None else [f"train.freeze={json.dumps(parts)}"]),
+        *([] if precision is None else [f"train.precision={json.dumps(precision)}"]),
+    ]
+
+
+def _tell_plan(config: Config, devices: int) -> None:
+    if system(config.system.name).needs == "sklearn":
+        typer.echo(f"{config.system.name} has no network: it needs the memory of its table alone")
+        return
+    from tmi.training.memory import plan_memory
+
+    typer.echo(plan_memory(config, devices=devices).told(), nl=False)
+
+
+def configure(
+    chosen: str, folds: int | None, epochs: int | None, settings: list[str], *, model: str | None = None
+) -> Config:
+    """The preset with the options of the command line applied.
+
+    Raises:
+        UsageError: no such preset, system or setting.
+    """
     config = find_preset(chosen)
+    if model is not None:
+        system(model)  # names the known ones
+        settings = [*settings, f"system.name={model}"]
     if folds is not None:
         config = replace(config, train=replace(config.train, folds=folds))
     if epochs is not None:
@@ -90,7 +161,26 @@ def _configure(chosen: str, folds: int | None, epochs: int | None, settings: lis
     return override(config, settings)
 
 
-def _with_own_vocabulary(config: Config) -> Config:
+def _settle(config: Config, ct: Path | None, text: Path | None, settings: list[str]) -> Start | None:
+    """Weights to start from, and the config fitted to them; None where none are given."""
+    if ct is None and text is None:
+        return None
+    from tmi.training.pretrained.initial_weights import settle
+
+    return settle(config, ct=ct, text=text, chosen=tuple(s.partition("=")[0].strip() for s in settings))
+
+
+def _tell_start(start: Start | None) -> None:
+    if start is None:
+        typer.echo("no pre-trained weights given: every encoder starts from random weights", err=True)
+        return
+    for line in (*start.notes, *(report.told() for report in start.weights.reports)):
+        typer.echo(line, err=True)
+    random = [name for name in ("ct", "text") if name not in start.weights.states]
+    typer.echo(f"random weights: the {', '.join([*random, 'radiomics'])} encoder(s), interaction and head", err=True)
+
+
+def with_own_vocabulary(config: Config) -> Config:
     """Without a given vocabulary every fold trains one on its training texts; the run's config records it.
 
     Encoders start from random weights, so no vocabulary is nearer to them than the cohort's own words.
@@ -130,8 +220,9 @@ def _run(
     target: Path,
     schema: Schema,
     vocab: Path | None,
+    start: Start | None,
     *,
-    accelerator: str,
+    running: Running,
     resume: bool,
     name: str | None,
     cached: bool,
@@ -140,12 +231,12 @@ def _run(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from tmi.toolkit.prepared_cache import PreparedCache
-    from tmi.training.accelerator import choose
     from tmi.training.cross_validation import cross_validate
+    from tmi.training.run_bars import RunBars
     from tmi.training.vocabulary import read_vocabulary
 
-    tokenizer = None if vocab is None else read_vocabulary(vocab)
-    device = choose(accelerator)
+    given = None if start is None else start.tokenizer
+    tokenizer = given if vocab is None else read_vocabulary(vocab)
     cache = PreparedCache() if cached else None
     columns = (
         TextColumn("{task.description}"),
@@ -162,43 +253,24 @@ def _run(
                 target,
                 schema=schema,
                 tokenizer=tokenizer,
-                accelerator=device,
-                watcher=_Bars(progress),
+                accelerator=running.accelerator,
+                watcher=RunBars(progress),
                 resume=resume,
                 name=name,
                 cache=cache,
+                initial=None if start is None else start.weights,
+                running=running,
             )
     except KeyboardInterrupt:
         typer.echo(f"interrupted; continue with the same command and --out {target} --resume", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if cache is not None:
         typer.echo(cache.told(), err=True)
+    if running.node > 0:
+        return
     _show(outcome)
     if outcome.refused:
         raise typer.Exit(int(ExitCode.REFUSED))
-
-
-class _Bars:
-    """Shows how the run goes on."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def preparing(self, total: int) -> Callable[[Case], None]:
-        task = self._progress.add_task("preparing cases", total=total, note="")
-        return lambda case: self._progress.advance(task)
-
-    def fold(self, split: FoldSplit, epochs: int) -> Callable[[int, float, float], None]:
-        task: TaskID = self._progress.add_task(f"fold {split.fold}", total=epochs, note="")
-
-        def report(epoch: int, train_loss: float, validation_loss: float) -> None:
-            note = f"loss {train_loss:.3f}, validation {validation_loss:.3f}"
-            self._progress.update(task, completed=epoch + 1, note=note)
-
-        return report
-
-    def refused(self, error: InputRefusedError) -> None:
-        self._progress.console.print(f"left out: {error}\n  fix: {error.fix}", markup=False, highlight=False)
 
 
 def _show(outcome: Outcome) -> None:

@@ -8,6 +8,8 @@ from tmi.toolkit.config import Config
 from tmi.toolkit.config_io import to_json
 from tmi.toolkit.files import read_json, write_json, write_text
 from tmi.toolkit.run_folder import SUMMARY_FILE, SUMMARY_TEXT_FILE, RunFolder
+from tmi.training.calibration import fit_threshold
+from tmi.training.fold_predictions import pooled, read_predictions
 from tmi.training.metrics import METRICS, over_folds
 
 TITLES = {
@@ -20,6 +22,8 @@ TITLES = {
 }
 PICKED = {"grouped": "the inner validation split", "released": "the very fold that is reported"}
 """Protocol -> what the epoch is picked on."""
+ERRORS = ("ece", "brier", "log_loss")
+"""Errors of the probabilities, as metrics.json names them."""
 SYNTHETIC = "The cohort is synthetic: the figures say nothing about patients."
 
 
@@ -40,6 +44,7 @@ def write_summary(run: RunFolder, *, refused: int) -> dict[str, Any]:
         "cases": sum(len(s.test) for s in run.folds),
         "refused_cases": refused,
         "folds": folds,
+        "calibration": _calibration(run, folds),
         "over_folds": over_folds([f["test"] for f in folds]),
         "notes": notes,
         "train": to_json(run.config.train),
@@ -47,6 +52,20 @@ def write_summary(run: RunFolder, *, refused: int) -> dict[str, Any]:
     write_json(run.path / SUMMARY_FILE, summary)
     write_text(run.path / SUMMARY_TEXT_FILE, as_markdown(run, summary))
     return summary
+
+
+def _calibration(run: RunFolder, folds: list[dict[str, Any]]) -> dict[str, Any]:
+    """The ensemble's threshold, fitted on all folds' inner validation predictions, and errors raw and calibrated."""
+    errors = {
+        which: {k: sum(f["calibration"]["test"][which][k] for f in folds) / len(folds) for k in ERRORS}
+        for which in ("raw", "calibrated")
+    }
+    threshold = 0.5
+    if all(f["calibration"]["fitted_on"] for f in folds):
+        tables = [read_predictions(run.fold(s.fold).validation) for s in run.folds]
+        probability, labels = pooled(tables, [f["calibration"]["temperature"] for f in folds])
+        threshold = fit_threshold(probability, labels)
+    return {"threshold": threshold, "test": errors}
 
 
 def optimistic(config: Config) -> str:
@@ -82,9 +101,38 @@ def as_markdown(run: RunFolder, summary: dict[str, Any]) -> str:
         "|" + " --- |" * len(header),
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
+        *_calibration_page(summary),
         "SD: sample standard deviation over the folds. n/a: not defined, the fold's held-out part has one class only.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _calibration_page(summary: dict[str, Any]) -> list[str]:
+    """How far the probabilities are from frequencies, before and after calibration."""
+    errors, folds = summary["calibration"]["test"], summary["folds"]
+    if not all(f["calibration"]["fitted_on"] for f in folds):
+        return [
+            "The probabilities are not calibrated: the protocol holds nothing back to fit a temperature on.",
+            "",
+        ]
+    rows = [
+        f"| {which} | " + " | ".join(f"{errors[which][k]:.3f}" for k in ERRORS) + " |"
+        for which in ("raw", "calibrated")
+    ]
+    temperatures = ", ".join(f"{f['calibration']['temperature']:.3g}" for f in folds)
+    return [
+        "Probabilities of the held-out cases, mean over the folds; temperature and threshold are fitted on the inner "
+        "validation split:",
+        "",
+        "| | ECE | Brier | log loss |",
+        "| --- | --- | --- | --- |",
+        *rows,
+        "",
+        f"Temperature of each fold: {temperatures}. Threshold of the ensemble: "
+        f"{summary['calibration']['threshold']:.3g}; the figures above are at 0.5, those at each fold's own threshold "
+        "stand in its metrics.json.",
+        "",
+    ]
 
 
 def figure(value: float | None) -> str:

@@ -2,7 +2,8 @@
 
 B batch, D H W voxels (depth first), C channels. Stem 7x7x7 with stride (1,2,2), max-pool 3 with stride 2, four residual
 stages with shortcut B, global average. With the paper's sizes (64x512x512, ResNet-50) the stages give 256x32x128x128,
-512x16x64x64, 1024x8x32x32 and 2048x4x16x16; 46,155,072 parameters. Blocks: K. He et al. 2016; 3D: K. Hara et al. 2018.
+512x16x64x64, 1024x8x32x32 and 2048x4x16x16; 46,155,072 parameters. A stage may be
+dilated instead of strided (MedicalNet). Blocks: K. He et al. 2016; 3D: K. Hara et al. 2018.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ class CtEncoder(nn.Module):
             feed_forward=False,
             bias_downsample=False,
         )
+        for stage, dilation in enumerate(config.dilation, start=1):
+            if dilation > 1:
+                _dilate(getattr(self.backbone, f"layer{stage}"), dilation)
         width = config.planes[-1] * BLOCKS[config.block].expansion
         self.fc = nn.Linear(width, config.fc_width) if config.fc_width else nn.Identity()
 
@@ -40,3 +44,15 @@ class CtEncoder(nn.Module):
         """Global average of the last stage, through the fully connected layer where the config asks for one."""
         feature: Tensor = self.fc(self.backbone(ct))
         return feature
+
+
+def _dilate(stage: nn.Module, dilation: int) -> None:
+    """Stride 1 everywhere in a stage, and dilation in its 3x3x3 convolutions; no weight changes its shape.
+
+    MONAI's ResNet has no such switch, and a convolution reads both when it runs.
+    """
+    for layer in stage.modules():
+        if isinstance(layer, nn.Conv3d):
+            layer.stride = (1, 1, 1)
+            if layer.kernel_size == (3, 3, 3):
+                layer.dilation = layer.padding = (dilation,) * 3

@@ -10,11 +10,11 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor, cat, nn
 
-from tmi.toolkit.config import NetworkConfig
+from tmi.toolkit.config import MODALITIES, NetworkConfig
 from tmi.toolkit.network.head import Head
 from tmi.toolkit.network.ima import IntraModalityAggregation
 from tmi.toolkit.network.radiomics_encoder import RadiomicsEncoder
-from tmi.toolkit.network.tcaf import MODALITIES, TripleModalCrossAttention
+from tmi.toolkit.network.tcaf import TripleModalCrossAttention
 
 
 class FusionOutput(NamedTuple):

@@ -13,34 +13,27 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, cat, nn
 
-from tmi.toolkit.config import FusionConfig
-
-MODALITIES: tuple[str, str, str] = ("clinical", "radiomics", "image")
-"""The ring, in order; each attends to the next, the last to the first."""
+from tmi.toolkit.config import MODALITIES, FusionConfig
 
 
 class TripleModalCrossAttention(nn.Module):
-    """Three features [B,C] in the order of `MODALITIES` -> [B,1,3C]."""
+    """Features [B,C] in the order of the ring -> [B,1,3C]; a ring of two is the two-way attention of the ablation."""
 
-    def __init__(self, config: FusionConfig) -> None:
+    def __init__(self, config: FusionConfig, ring: tuple[str, ...] = MODALITIES) -> None:
         super().__init__()
-        self.query = nn.ModuleDict({m: nn.Linear(1, 1) for m in MODALITIES})
-        self.key = nn.ModuleDict({m: nn.Linear(1, 1) for m in MODALITIES})
-        self.value = nn.ModuleDict({m: nn.Linear(1, 1) for m in MODALITIES})
-        self.output = nn.ModuleDict({m: nn.Linear(2, 1) for m in MODALITIES})
+        self.ring = ring
+        self.query = nn.ModuleDict({m: nn.Linear(1, 1) for m in ring})
+        self.key = nn.ModuleDict({m: nn.Linear(1, 1) for m in ring})
+        self.value = nn.ModuleDict({m: nn.Linear(1, 1) for m in ring})
+        self.output = nn.ModuleDict({m: nn.Linear(2, 1) for m in ring})
         self.dropout = nn.Dropout(config.tcaf_dropout)
 
-    def forward(
-        self,
-        clinical: Float[Tensor, "B C"],
-        radiomics: Float[Tensor, "B C"],
-        image: Float[Tensor, "B C"],
-    ) -> Float[Tensor, "B 1 3C"]:
-        """The fused sequence."""
-        tokens = {m: f.unsqueeze(-1) for m, f in zip(MODALITIES, (clinical, radiomics, image), strict=True)}
+    def forward(self, *features: Float[Tensor, "B C"]) -> Float[Tensor, "B 1 L"]:
+        """The fused sequence; L is the number of modalities times C."""
+        tokens = {m: f.unsqueeze(-1) for m, f in zip(self.ring, features, strict=True)}
         fused = []
-        for i, own in enumerate(MODALITIES):
-            other = MODALITIES[(i + 1) % len(MODALITIES)]
+        for i, own in enumerate(self.ring):
+            other = self.ring[(i + 1) % len(self.ring)]
             scores = self.query[own](tokens[own]) @ self.key[other](tokens[other]).transpose(-1, -2)  # d_k = 1
             hidden = self.dropout(scores.softmax(dim=-1)) @ self.value[other](tokens[other])
             fused.append(self.output[own](cat((hidden, tokens[own]), dim=-1)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -28,3 +28,9 @@ def total_loss(output: FusionOutput, labels_B: Int[Tensor, " B"], config: LossCo
         return Loss(task, task, task.new_zeros(()))
     alignment = tmff(output.clinical_BC, output.radiomics_BC, output.image_BC, labels_B, config)
     return Loss(task + config.alpha * alignment, task, alignment)
+
+
+def task_loss(output: Any, labels_B: Int[Tensor, " B"], config: LossConfig) -> Loss:
+    """The cross entropy alone, of any output that has `logits_BK`."""
+    task = cross_entropy(output.logits_BK, labels_B)
+    return Loss(task, task, task.new_zeros(()))

@@ -1,0 +1,78 @@
+"""A bundle's logits are the run's divided by each fold's temperature, and its threshold is the run's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from factories.nano import nano
+from factories.random_run import write_random_run
+from tmi.export.bundle_writer import export_run
+from tmi.export.fold_graphs import FoldModels, calibrated_weights, cut_run
+from tmi.export.reference import eager_reference
+from tmi.runtime.parity import Outputs
+from tmi.toolkit.bundle import open_bundle
+from tmi.toolkit.errors import DamagedError
+from tmi.toolkit.golden import make_golden
+from tmi.toolkit.run_folder import RunFolder
+
+TEMPERATURES = (2.5, 0.4)
+
+
+def calibrate(run: Path, temperatures: tuple[float, float], threshold: float) -> None:
+    for fold, temperature in enumerate(temperatures):
+        path = run / f"fold{fold}" / "metrics.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"calibration": {"temperature": temperature}}))
+    path = run / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"calibration": {"threshold": threshold}}))
+    RunFolder.open(run).finish()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outputs]:
+    """A calibrated run's bundle, and what the run's models answer to its golden inputs without calibration."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    run = write_random_run(folder / "run", nano(), folds=2, seed=3)
+    calibrate(run, TEMPERATURES, 0.31)
+    bundle = export_run(run, folder / "bundle", artefacts=("onnx",))
+    calibrate(run, (1.0, 1.0), 0.5)
+    raw = RunFolder.open(run)
+    golden = make_golden(
+        raw.config,
+        seed=bundle.manifest.golden["seed"],
+        count=bundle.manifest.golden["count"],
+        folds=2,
+        vocabularies=bundle.manifest.golden["vocabularies"],
+    )
+    return folder / "bundle", eager_reference(FoldModels(raw), cut_run(raw), golden)
+
+
+@pytest.mark.parametrize("file", ["golden.safetensors", "evidence/onnx.safetensors"])
+def test_every_engine_answers_with_calibrated_logits(exported, file):
+    bundle, raw = exported
+    calibrated = load_file(bundle / file)
+    divided = raw.logits_BFK / np.array(TEMPERATURES)[None, :, None]
+    np.testing.assert_allclose(calibrated["logits"], divided, rtol=1e-4, atol=1e-5)
+    assert float(np.abs(divided - raw.logits_BFK).max()) > 0.1, "the temperatures make a difference"
+
+
+def test_the_manifest_and_the_card_tell_threshold_and_temperatures(exported):
+    bundle, _ = exported
+    manifest = open_bundle(bundle).manifest
+    assert manifest.threshold == 0.31
+    assert manifest.extra["temperatures"] == list(TEMPERATURES)
+    card = (bundle / "MODEL_CARD.md").read_text()
+    assert "divided by temperatures fitted on their inner validation splits (2.5, 0.4)" in card
+    assert "from 0.31 on" in card
+
+
+@pytest.mark.parametrize("value", [0, -1, "2", True, None])
+def test_a_temperature_that_is_no_positive_number_is_damage(tmp_path, value):
+    run = write_random_run(tmp_path / "run", nano(), folds=2)
+    calibrate(run, (value, 1.0), 0.5)
+    with pytest.raises(DamagedError, match="the calibration's temperature is"):
+        calibrated_weights(RunFolder.open(run).fold(0))

@@ -1,0 +1,319 @@
+"""Weights from outside: every tensor lands where it belongs, its fate is told, and no code in a file is run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from factories.cases import write_cohort
+from factories.pretrained_files import (
+    VOCABULARY,
+    full_size_names,
+    resnet_state,
+    write_bert,
+    write_hara,
+    write_medicalnet,
+)
+from factories.tmi_command import Outcome, tmi
+from tmi.toolkit.config import CtEncoderConfig, TextEncoderConfig
+from tmi.toolkit.errors import DamagedError, TmiError, UsageError
+from tmi.toolkit.network.ct_encoder import CtEncoder
+from tmi.toolkit.network.text_encoder import TextEncoder
+from tmi.toolkit.presets import paper, tiny
+from tmi.training.pretrained.ct_weights import read_ct_weights
+from tmi.training.pretrained.initial_weights import settle
+from tmi.training.pretrained.text_weights import bert_settings, bert_tokenizer, read_text_weights
+
+SMALL = CtEncoderConfig(layers=(1, 1, 1, 1), planes=(4, 4, 8, 8))
+TEXT = TextEncoderConfig(hidden_size=16, layers=2, heads=2, intermediate_size=16, vocab_size=len(VOCABULARY))
+
+
+class Planted:
+    """What a pickle with code in it unpickles to: a call."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.trace,)
+
+
+def ct_config(**changes: object):
+    return replace(tiny(), network=replace(tiny().network, ct_encoder=replace(SMALL, **changes)))
+
+
+def test_haras_file_fills_the_encoder_its_stem_summed_and_its_classifier_dropped(tmp_path):
+    written = write_hara(tmp_path / "r3d50_K_200ep.pth")
+    state, report = read_ct_weights(tmp_path / "r3d50_K_200ep.pth", SMALL)
+    encoder = CtEncoder(SMALL)
+    encoder.load_state_dict(state, strict=True)
+    for name, tensor in written.items():
+        if name == "conv1.weight":
+            assert torch.equal(encoder.backbone.conv1.weight, tensor.sum(dim=1, keepdim=True))
+        elif not name.startswith("fc."):
+            assert torch.equal(encoder.backbone.state_dict()[name], tensor), name
+    assert (report.layout, report.wrapper, report.prefix) == ("hara", "state_dict", "")
+    assert report.adapted == {"backbone.conv1.weight": "summed over its 3 input channels"}
+    assert report.dropped == ("fc.weight", "fc.bias")
+    assert report.missing == ()
+    assert len(report.taken) == len(written) - 2
+
+
+def test_a_grey_image_in_all_three_channels_gives_what_the_summed_stem_gives(tmp_path):
+    """Not a comparison of weights but of answers: the 3-channel stem on the repeated image, ours on the image."""
+    written = write_hara(tmp_path / "hara.pth")
+    state, _ = read_ct_weights(tmp_path / "hara.pth", SMALL)
+    image = torch.rand(1, 1, 8, 16, 16)
+    theirs = torch.nn.functional.conv3d(image.expand(-1, 3, -1, -1, -1), written["conv1.weight"], padding=3)
+    ours = torch.nn.functional.conv3d(image, state["backbone.conv1.weight"], padding=3)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("segmentation", [True, False])
+def test_medicalnets_file_fills_the_encoder_and_sets_its_strides(tmp_path, segmentation):
+    path = tmp_path / "resnet_50_23dataset.pth"
+    written = write_medicalnet(path, segmentation=segmentation)
+    start = settle(ct_config(), ct=path, text=None)
+    config = start.config.network.ct_encoder
+    assert (config.stem_stride_DHW, config.dilation) == ((2, 2, 2), (1, 1, 2, 4))
+    assert "takes its stem stride (2,2,2) and dilation 2 and 4" in start.notes[0]
+    (report,) = start.weights.reports
+    assert (report.layout, report.wrapper, report.prefix) == ("medicalnet", "state_dict", "module.")
+    assert report.dropped == (("conv_seg.0.weight", "conv_seg.0.bias") if segmentation else ())
+    assert (report.missing, report.adapted) == ((), {})
+    encoder = CtEncoder(config)
+    encoder.load_state_dict(dict(start.weights.states["ct"]), strict=False)
+    assert all(torch.equal(encoder.backbone.state_dict()[name], tensor) for name, tensor in written.items())
+
+
+def test_strides_that_the_user_sets_are_kept_and_the_mismatch_is_told(tmp_path):
+    write_medicalnet(tmp_path / "resnet_50.pth")
+    start = settle(ct_config(), ct=tmp_path / "resnet_50.pth", text=None, chosen=("network.ct_encoder.dilation",))
+    assert start.config.network.ct_encoder == SMALL
+    assert "keeps the strides that --set gives it" in start.notes[0]
+
+
+def test_a_dilated_stage_keeps_its_grid_and_no_weight_changes_its_shape():
+    plain = CtEncoder(SMALL)
+    dilated = CtEncoder(replace(SMALL, stem_stride_DHW=(2, 2, 2), dilation=(1, 1, 2, 4)))
+    assert {n: t.shape for n, t in plain.state_dict().items()} == {n: t.shape for n, t in dilated.state_dict().items()}
+    sizes = {}
+    for stage in (1, 2, 3, 4):
+        getattr(dilated.backbone, f"layer{stage}").register_forward_hook(
+            lambda _, __, out, stage=stage: sizes.update({stage: tuple(out.shape[2:])})
+        )
+    dilated.eval()(torch.rand(1, 1, 32, 64, 64))
+    assert sizes == {1: (8, 16, 16), 2: (4, 8, 8), 3: (4, 8, 8), 4: (4, 8, 8)}
+    convolution = dilated.backbone.layer4[0].conv2
+    assert (convolution.dilation, convolution.padding, convolution.stride) == ((4, 4, 4), (4, 4, 4), (1, 1, 1))
+
+
+def test_names_of_the_full_resnet50_are_those_the_loader_expects():
+    with torch.device("meta"):
+        ours = CtEncoder(paper().network.ct_encoder).state_dict()
+    assert set(ours) == {f"backbone.{name}" for name in full_size_names()}
+
+
+@pytest.mark.parametrize(
+    ("head", "old_names", "file"),
+    [
+        (True, False, "model.safetensors"),
+        (False, False, "model.safetensors"),
+        (True, True, "pytorch_model.bin"),
+        (False, True, "pytorch_model.bin"),
+    ],
+)
+def test_a_bert_folder_fills_the_text_encoder(tmp_path, head, old_names, file):
+    written = write_bert(tmp_path / "bert", head=head, old_names=old_names, file=file)
+    config = bert_settings(tmp_path / "bert", tiny().network.text_encoder)
+    assert config == TEXT
+    state, report = read_text_weights(tmp_path / "bert", config)
+    encoder = TextEncoder(config)
+    encoder.load_state_dict(state, strict=True)
+    for name, tensor in encoder.bert.state_dict().items():
+        assert torch.equal(tensor, written[name]), name
+    dropped = {n.removeprefix("bert.") for n in report.dropped}
+    expected = {"pooler.dense.weight", "pooler.dense.bias"} | ({"embeddings.position_ids"} if old_names else set())
+    assert dropped == expected | ({"cls.predictions.bias", "cls.seq_relationship.weight"} if head else set())
+    assert report.missing == ()
+    assert len(report.adapted) == (10 if old_names else 0)
+    assert report.prefix == ("bert." if head else "")
+
+
+def test_the_pooler_is_taken_where_the_config_pools_by_it(tmp_path):
+    written = write_bert(tmp_path / "bert")
+    state, report = read_text_weights(tmp_path / "bert", replace(TEXT, pooling="pooler"))
+    assert torch.equal(state["bert.pooler.dense.weight"], written["pooler.dense.weight"])
+    assert not any("pooler" in name for name in report.dropped)
+
+
+@pytest.mark.parametrize("form", ["vocab.txt", "tokenizer.json"])
+def test_a_folder_that_would_lower_case_is_read_cased_and_cut_at_the_length_given(tmp_path, form):
+    write_bert(tmp_path / "bert")
+    (tmp_path / "bert" / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    if form == "tokenizer.json":
+        vocab = {token: i for i, token in enumerate(VOCABULARY)}
+        (tmp_path / "bert" / "vocab.txt").unlink()
+        (tmp_path / "bert" / form).write_text(
+            json.dumps({"normalizer": {"lowercase": True}, "model": {"vocab": vocab}})
+        )
+    tokenizer = bert_tokenizer(tmp_path / "bert")
+    encoded = tokenizer.encode(["Albumin: 38 g/L. " * 200, "Sex"], max_length=paper().clinical.max_length)
+    assert encoded.input_ids_BT.shape == (2, 512)
+    assert encoded.truncated_B == (True, False)
+    assert VOCABULARY[encoded.input_ids_BT[0, 1]] == "Albumin"
+
+
+# What is refused
+
+
+def test_a_pickle_with_code_in_it_is_refused_and_the_code_not_run(tmp_path):
+    trace = tmp_path / "ran"
+    torch.save({"state_dict": resnet_state(1, planes=SMALL.planes), "extra": Planted(trace)}, tmp_path / "bad.pth")
+    with pytest.raises(DamagedError, match="not trusted") as error:
+        read_ct_weights(tmp_path / "bad.pth", SMALL)
+    assert "bad.pth" in error.value.what
+    assert not trace.exists()
+    write_bert(tmp_path / "bert", file="pytorch_model.bin")
+    torch.save(Planted(trace), tmp_path / "bert" / "pytorch_model.bin")
+    with pytest.raises(DamagedError, match="not trusted"):
+        read_text_weights(tmp_path / "bert", TEXT)
+    assert not trace.exists()
+    torch.load(tmp_path / "bad.pth", weights_only=False)
+    assert trace.exists(), "the planted pickle is a real one"
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+CT_FAULTS = {
+    "nothing there": (lambda p: None, UsageError, "are not there"),
+    "no tensors": (lambda p: torch.save({"epoch": 3}, p), UsageError, "hold no tensor by name"),
+    "a list": (lambda p: torch.save([torch.zeros(3)], p), UsageError, "hold no tensors by name"),
+    "another network": (
+        lambda p: torch.save({f"features.{i}.weight": torch.zeros(3, 3) for i in range(9)}, p),
+        UsageError,
+        "nothing useful matched",
+    ),
+    "another width": (
+        lambda p: torch.save({"state_dict": resnet_state(3, planes=(4, 8, 8, 8))}, p),
+        UsageError,
+        r"is 8x16x1x1x1, the encoder has 4x16x1x1x1 there",
+    ),
+    "stem alone": (lambda p: torch.save({"conv1.weight": torch.zeros(4, 1, 7, 7, 7)}, p), UsageError, "nothing useful"),
+    "cut short": (lambda p: (write_hara(p), cut(p)), TmiError, "cannot be read|is no checkpoint"),
+    "text": (lambda p: p.write_text("<html>not found</html>"), DamagedError, "not trusted"),
+}
+
+
+@pytest.mark.parametrize("fault", CT_FAULTS)
+def test_weights_that_are_of_no_use_are_refused(tmp_path, fault):
+    write, kind, text = CT_FAULTS[fault]
+    write(tmp_path / "weights.pth")
+    with pytest.raises(kind, match=text) as error:
+        read_ct_weights(tmp_path / "weights.pth", SMALL)
+    assert error.value.fix
+
+
+def test_a_damaged_safetensors_file_is_refused(tmp_path):
+    save_file(resnet_state(1, planes=SMALL.planes), tmp_path / "w.safetensors")
+    assert read_ct_weights(tmp_path / "w.safetensors", SMALL)[1].layout == "resnet"
+    cut(tmp_path / "w.safetensors")
+    with pytest.raises(DamagedError, match="cannot be read"):
+        read_ct_weights(tmp_path / "w.safetensors", SMALL)
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act='relu'"),
+        ({"model_type": "roberta"}, "model_type='roberta'"),
+        ({"max_position_embeddings": 128}, "max_position_embeddings=128"),
+        ({"hidden_size": None}, "is no BERT's"),
+    ],
+)
+def test_another_kind_of_bert_is_refused(tmp_path, said, text):
+    write_bert(tmp_path / "bert", **said)
+    with pytest.raises(UsageError, match=text):
+        bert_settings(tmp_path / "bert", TEXT)
+
+
+def test_an_uncased_vocabulary_is_refused(tmp_path):
+    write_bert(tmp_path / "bert", vocabulary=[t if t.startswith("[") else t.lower() for t in VOCABULARY])
+    with pytest.raises(UsageError, match=r"uncased: every capital letter would become \[UNK\]"):
+        bert_tokenizer(tmp_path / "bert")
+
+
+def test_a_folder_without_weights_and_a_hub_id_are_told(tmp_path):
+    write_bert(tmp_path / "bert")
+    (tmp_path / "bert" / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+        read_text_weights(tmp_path / "bert", TEXT)
+    with pytest.raises(UsageError, match="no folder") as error:
+        bert_settings(Path("dmis-lab/biobert-v1.1"), TEXT)
+    assert "nothing is downloaded" in error.value.fix
+
+
+# The command
+
+OPTIONS = ["--preset", "tiny", "--folds", "2", "--epochs", "1", "--accelerator", "cpu"]
+CUT = [
+    "ct.shape_DHW=[8,16,16]",
+    "clinical.max_length=64",
+    'network.ct_encoder.block="bottleneck"',
+    "network.ct_encoder.planes=[4,4,8,8]",
+    "network.radiomics_encoder.hidden=8",
+    "network.head.blocks=[1,1]",
+    'train.freeze=["ct","text"]',
+]
+
+
+def train(cohort: Path, run: Path, *more: object) -> Outcome:
+    return tmi("train", cohort, "--out", run, *OPTIONS, *(x for s in CUT for x in ("--set", s)), *more)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrained")
+    write_cohort(folder / "cohort", cases=8, with_mask=False)
+    write_hara(folder / "hara.pth")
+    write_bert(folder / "bert")
+    return folder
+
+
+def test_a_run_starts_from_the_weights_given_and_records_which(files, tmp_path):
+    outcome = train(
+        files / "cohort", tmp_path / "run", "--ct-weights", files / "hara.pth", "--text-weights", files / "bert"
+    )
+    assert outcome.code == 0, outcome.err
+    assert "ct encoder: hara.pth (hara): " in outcome.err
+    assert "0 missing" in outcome.err
+    assert "the text encoder takes the sizes of bert: 2 layers of width 16" in outcome.err
+    assert "random weights: the radiomics encoder(s), interaction and head" in outcome.err
+    recorded = json.loads((tmp_path / "run" / "pretrained.json").read_text())
+    assert set(recorded) == {"ct", "text"}
+    assert recorded["ct"]["dropped"] == ["fc.weight", "fc.bias"]
+    assert str(files) not in json.dumps(recorded)
+    stem = torch.load(files / "hara.pth", weights_only=True)["state_dict"]["conv1.weight"].sum(1, keepdim=True)
+    for fold in range(2):
+        model = load_file(tmp_path / "run" / f"fold{fold}" / "model.safetensors")
+        assert torch.equal(model["ct_encoder.backbone.conv1.weight"], stem)
+        tokenizer = json.loads((tmp_path / "run" / f"fold{fold}" / "tokenizer.json").read_text())
+        assert list(tokenizer["model"]["vocab"]) == VOCABULARY
+
+
+def test_a_run_is_resumed_from_the_same_weights_only(files, tmp_path):
+    run = tmp_path / "run"
+    assert train(files / "cohort", run, "--ct-weights", files / "hara.pth").code == 0
+    state = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(state | {"status": "running"}))
+    outcome = train(files / "cohort", run, "--resume")
+    assert outcome.code == 2
+    assert "was started from other pre-trained weights" in outcome.err
+    assert train(files / "cohort", run, "--ct-weights", files / "hara.pth", "--resume").code == 0

@@ -1,0 +1,220 @@
+"""The statistics of a comparison against known values, brute force and what theory says."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+
+from tmi.training.metrics import METRICS, binary_metrics
+from tmi.training.statistics.bootstrap import interval, replicates, weighted_metrics
+from tmi.training.statistics.curves import precision_recall, reliability, roc
+from tmi.training.statistics.delong import delong
+from tmi.training.statistics.holm import holm
+from tmi.training.statistics.mcnemar import mcnemar
+
+
+def disagreeing(b: int, c: int, both: int = 7, none: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    first = np.array([True] * b + [False] * c + [True] * both + [False] * none)
+    second = np.array([False] * b + [True] * c + [True] * both + [False] * none)
+    return first, second
+
+
+# McNemar
+
+
+@pytest.mark.parametrize(
+    ("b", "c", "p"),
+    [
+        (0, 0, 1.0),
+        (1, 0, 1.0),
+        (5, 0, 2 / 32),
+        (3, 3, 1.0),
+        (1, 7, 2 * (1 + 8) / 256),
+        (2, 10, 2 * (1 + 12 + 66) / 4096),
+        (86, 150, 3.715e-05),  # the approval survey of Agresti, Categorical Data Analysis, table 10.1
+    ],
+)
+def test_mcnemar_is_twice_the_binomial_tail_of_the_disagreements(b, c, p):
+    outcome = mcnemar(*disagreeing(b, c))
+    assert (outcome.first_only, outcome.second_only) == (b, c)
+    assert outcome.p == pytest.approx(p, rel=2e-3 if b > 20 else 1e-12)
+
+
+def test_mcnemar_does_not_care_which_is_first_nor_for_cases_that_both_decide_alike():
+    first, second = disagreeing(2, 9)
+    assert mcnemar(first, second).p == mcnemar(second, first).p
+    assert mcnemar(*disagreeing(2, 9, both=100, none=0)).p == mcnemar(first, second).p
+
+
+# DeLong
+
+
+def brute_force(positive: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
+    """Both AUCs and the variance of their difference, by the definition over all pairs."""
+    parts = []
+    for s in (first, second):
+        psi = np.array([[1.0 if x > y else 0.5 if x == y else 0.0 for y in s[~positive]] for x in s[positive]])
+        parts.append((psi.mean(), psi.mean(axis=1), psi.mean(axis=0)))
+    (a, a10, a01), (b, b10, b01) = parts
+    s10, s01 = np.cov(a10, b10), np.cov(a01, b01)
+    contrast = np.array([1.0, -1.0])
+    return a, b, float(contrast @ (s10 / positive.sum() + s01 / (~positive).sum()) @ contrast)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "tied"])
+def test_delong_is_its_definition_over_all_pairs(seed, ties):
+    random = np.random.default_rng(seed)
+    positive = np.arange(30) < 11
+    first, second = random.normal(size=30) + positive, random.normal(size=30) + 0.5 * positive
+    if ties:
+        first, second = np.round(first), np.round(second)
+    outcome = delong(positive, first, second)
+    a, b, variance = brute_force(positive, first, second)
+    assert (outcome.first, outcome.second) == pytest.approx((a, b), abs=1e-12)
+    assert outcome.deviation == pytest.approx(math.sqrt(variance), rel=1e-9)
+    assert outcome.p == pytest.approx(math.erfc(abs(a - b) / math.sqrt(2 * variance)), rel=1e-9)
+
+
+def test_delong_of_a_score_against_itself_or_its_own_ranks_is_no_difference():
+    random = np.random.default_rng(0)
+    positive, score = np.arange(20) < 8, random.normal(size=20)
+    assert delong(positive, score, score).p == 1.0
+    assert delong(positive, score, np.exp(score)).p == 1.0
+
+
+def test_delong_says_nothing_where_nothing_varies_and_refuses_a_single_case():
+    positive = np.array([True, True, False, False])
+    assert delong(positive, np.array([3.0, 4, 1, 2]), np.array([1.0, 2, 3, 4])).p is None
+    with pytest.raises(ValueError, match="two cases of each class"):
+        delong(np.array([True, False, False]), np.arange(3.0), np.arange(3.0))
+
+
+def test_delong_rejects_as_often_as_its_level_says_where_there_is_no_difference():
+    random = np.random.default_rng(1)
+    positive = np.arange(80) < 35
+    draws = [delong(positive, random.normal(size=80) + positive, random.normal(size=80) + positive) for _ in range(400)]
+    assert 0.02 <= np.mean([d.p < 0.05 for d in draws]) <= 0.09
+
+
+# Bootstrap
+
+
+def test_a_replicate_draws_whole_patients_and_keeps_the_size_of_each_class():
+    positive = np.array([1, 1, 0, 0, 0, 1, 0, 0], dtype=bool)
+    patients = ["a", "a", "b", "b", "c", "d", "e", "e"]
+    weights = replicates(positive, patients, seed=3, count=200)
+    for i, j in ((0, 1), (2, 3), (6, 7)):
+        np.testing.assert_array_equal(weights[:, i], weights[:, j])
+    drawn = weights[:, [0, 5]].sum(axis=1)
+    assert set(drawn) == {2.0}
+    assert set(weights[:, [2, 4, 6]].sum(axis=1)) == {3.0}
+    np.testing.assert_array_equal(weights, replicates(positive, patients, seed=3, count=200))
+    assert (weights != replicates(positive, patients, seed=4, count=200)).any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_weighted_figures_are_the_figures_of_the_repeated_cases(seed):
+    random = np.random.default_rng(seed)
+    positive = random.uniform(size=14) < 0.4
+    positive[:2] = [True, False]
+    probability = np.round(random.uniform(size=14), 1)
+    weights = random.integers(0, 3, size=(6, 14)).astype(float)
+    weights[:, :2] = 1.0
+    found = weighted_metrics(positive, probability, weights)
+    assert tuple(found) == METRICS
+    for r, row in enumerate(weights.astype(int)):
+        repeated = binary_metrics(np.repeat(positive, row).astype(int), np.repeat(probability, row))
+        for name in METRICS:
+            assert found[name][r] == pytest.approx(repeated[name], abs=1e-12), name
+
+
+def test_an_interval_covers_the_truth_about_as_often_as_it_says():
+    """Accuracy of 0.75: intervals of 200 cohorts of 60 cases."""
+    random = np.random.default_rng(5)
+    covered = 0
+    for seed in range(200):
+        positive = np.arange(60) < 24
+        right = random.uniform(size=60) < 0.75
+        probability = np.where(positive == right, 0.9, 0.1)
+        weights = replicates(positive, [str(i) for i in range(60)], seed=seed, count=400)
+        low, high = interval(weighted_metrics(positive, probability, weights)["accuracy"])
+        covered += low <= 0.75 <= high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_an_interval_is_of_the_values_that_are_defined():
+    assert interval(np.full(9, np.nan)) is None
+    low, high = interval(np.append(np.arange(101.0), np.nan))
+    assert (low, high) == pytest.approx((2.5, 97.5))
+
+
+# Holm
+
+
+@pytest.mark.parametrize(
+    ("p", "adjusted"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.5], [0.5]),
+        ([0.9, 0.8], [1.0, 1.0]),
+        ([None, 0.02, None, 0.01], [None, 0.02, None, 0.02]),
+        ([], []),
+    ],
+)
+def test_holm_steps_down(p, adjusted):
+    found = holm(p)
+    assert [v is None for v in found] == [v is None for v in adjusted]
+    assert [v for v in found if v is not None] == pytest.approx([v for v in adjusted if v is not None])
+
+
+# Curves
+
+
+def test_the_roc_has_the_highest_sensitivity_of_each_false_positive_rate():
+    """Five negatives: rates of 0.2, 0.4, ... lie on the grid; the tie at 0.8 is a slope, not a step."""
+    positive = np.array([1, 1, 0, 1, 0, 0, 0, 1, 0, 1], dtype=bool)
+    score = np.array([0.9, 0.8, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+    curve = roc(positive, score, np.ones((3, 10)))
+    reached: dict[float, float] = {}
+    for threshold in np.unique(score):
+        said = score >= threshold
+        rate = round(float(said[~positive].mean()), 9)
+        reached[rate] = max(reached.get(rate, 0.0), float(said[positive].mean()))
+    assert len(reached) == 6
+    for rate in (0.2, 0.4, 0.6, 0.8, 1.0):
+        assert curve.y_G[np.isclose(curve.x_G, rate)][0] == pytest.approx(reached[rate])
+    assert curve.y_G[np.isclose(curve.x_G, 0.1)][0] == pytest.approx((reached[0.0] + 0.4) / 2)
+    np.testing.assert_array_equal(curve.low_G, curve.y_G)
+    np.testing.assert_array_equal(curve.high_G, curve.y_G)
+
+
+def test_a_perfect_score_has_the_perfect_curves_and_the_worst_the_worst():
+    positive = np.arange(12) < 5
+    perfect = positive + np.linspace(0, 0.1, 12)
+    weights = replicates(positive, [str(i) for i in range(12)], seed=0, count=50)
+    assert (roc(positive, perfect, weights).y_G[1:] == 1.0).all()
+    assert (precision_recall(positive, perfect, weights).y_G == 1.0).all()
+    assert (roc(positive, -perfect, weights).y_G[:-1] == 0.0).all()
+
+
+def test_the_precision_at_a_recall_is_that_of_the_first_decision_that_reaches_it():
+    positive = np.array([1, 0, 1, 0], dtype=bool)
+    curve = precision_recall(positive, np.array([0.9, 0.8, 0.7, 0.6]), np.ones((2, 4)))
+    assert curve.y_G[0] == curve.y_G[np.isclose(curve.x_G, 0.5)][0] == 1.0
+    assert curve.y_G[-1] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("cases", "bins"), list(product((5, 23), (1, 5))))
+def test_reliability_bins_hold_every_case_once_and_average_it(cases, bins):
+    random = np.random.default_rng(cases)
+    probability = random.uniform(size=cases)
+    positive = random.uniform(size=cases) < probability
+    found = reliability(positive, probability, bins=bins)
+    assert found.cases_B.sum() == cases
+    assert found.probability_B @ found.cases_B == pytest.approx(probability.sum())
+    assert found.share_B @ found.cases_B == pytest.approx(positive.sum())
+    assert (np.diff(found.probability_B) >= 0).all()

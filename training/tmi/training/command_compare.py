@@ -1,0 +1,147 @@
+"""`tmi compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tmi.toolkit.case import open_cohort
+from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.errors import ExitCode
+from tmi.toolkit.project import load_project
+from tmi.training.command import INTERRUPTED, configure, with_own_vocabulary
+
+if TYPE_CHECKING:
+    from tmi.training.comparison.plan import Plan, PlannedRun
+    from tmi.training.comparison.runner import Trained
+
+
+def compare(
+    cohort: Annotated[Path | None, typer.Argument(help="Cohort folder; default: ./cohort or tmi.toml.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the comparison; the same one continues it.")] = Path(
+        "comparison"
+    ),
+    table: Annotated[str, typer.Option("--table", help="Table of the paper: 1, 2, 3, 4 or all.")] = "all",
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="Row to train, by its key; repeatable. Default: all.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="paper, released or tiny.")] = None,
+    folds: Annotated[int | None, typer.Option("--folds", help="Folds of the cross-validation.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs a fold.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")] = None,
+    vocab: Annotated[Path | None, typer.Option("--vocab", help="BERT vocab.txt, or a tokenizer.json.")] = None,
+    schema: Annotated[
+        Path | None, typer.Option("--schema", help="Clinical schema; default: tmi.toml's, else the liver's.")
+    ] = None,
+    mask_label: Annotated[int | None, typer.Option("--mask-label", help="Label of the liver in the masks.")] = None,
+    accelerator: Annotated[str, typer.Option("--accelerator", help="cpu, gpu or auto.")] = "auto",
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Prepare every case anew, and keep nothing.")] = False,
+) -> None:
+    """Train what the paper's tables compare, on the same folds, and write the tables with the paper's beside ours.
+
+    Finished runs in --out are reused and an interrupted one is continued: after Ctrl-C or a kill, the same command goes
+    on. TMI-CLNet is always among the rows; every other is tested against it.
+
+    Examples:
+
+        tmi compare cohort/ --table 1 --preset tiny --folds 3 --out comparison
+        tmi compare cohort/ --table 1 --model svm --model rf --preset tiny --folds 3
+        tmi compare cohort/ --table all --preset tiny --folds 3 --epochs 20
+    """
+    project = load_project()
+    folder = cohort or project.path("cohort")
+    chosen = preset or project.preset
+    config = configure(chosen, folds, epochs, settings or [])
+    if vocab is None:
+        config = with_own_vocabulary(config)
+    fields = load_schema(schema or project.schema_file)
+    data = open_cohort(folder, mask_label=mask_label)
+    from tmi.training.comparison.plan import chosen_tables, make_plan
+
+    plan = make_plan(config, chosen_tables(table), only=model or ())
+    typer.echo(f"{len(plan.runs)} runs of {config.train.folds} folds in {out}", err=True)
+    trained = _train(plan, data, out, fields, vocab, accelerator=accelerator, cached=not no_cache)
+    command = _command(table, model or [], chosen, folds, epochs, settings or [])
+    _report(plan, trained, data, out, command)
+    if trained.failed or trained.refused:
+        raise typer.Exit(int(ExitCode.UNEXPECTED if trained.failed else ExitCode.REFUSED))
+
+
+def _train(
+    plan: Plan, data: Any, out: Path, schema: Any, vocab: Path | None, *, accelerator: str, cached: bool
+) -> Trained:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from tmi.toolkit.prepared_cache import PreparedCache
+    from tmi.training.accelerator import choose
+    from tmi.training.comparison.runner import train_all
+    from tmi.training.run_bars import RunBars
+    from tmi.training.vocabulary import read_vocabulary
+
+    tokenizer = None if vocab is None else read_vocabulary(vocab)
+    device = choose(accelerator)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    console = Console(stderr=True)
+    try:
+        with Progress(*columns, console=console) as progress:
+            whole = progress.add_task("runs", total=len(plan.runs), note="")
+            bars = RunBars(progress)
+
+            def told(planned: PlannedRun, what: str) -> None:
+                progress.update(whole, note=planned.label)
+                if what in ("reused", "done", "failed"):
+                    progress.advance(whole)
+                    bars.clear()
+                progress.console.print(f"{planned.key}: {what}", markup=False, highlight=False)
+
+            return train_all(
+                plan,
+                data,
+                out,
+                schema=schema,
+                tokenizer=tokenizer,
+                accelerator=device,
+                watcher=bars,
+                cache=PreparedCache() if cached else None,
+                told=told,
+            )
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; the same command with --out {out} goes on", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _command(
+    table: str, rows: list[str], preset: str, folds: int | None, epochs: int | None, settings: list[str]
+) -> str:
+    """The command that makes the report, without this machine's paths."""
+    from shlex import quote
+
+    parts = ["tmi compare COHORT", f"--table {table}", *(f"--model {quote(r)}" for r in rows), f"--preset {preset}"]
+    parts += [f"--folds {folds}"] if folds is not None else []
+    parts += [f"--epochs {epochs}"] if epochs is not None else []
+    return " ".join([*parts, *(f"--set {quote(s)}" for s in settings), "--out DIR"])
+
+
+def _report(plan: Plan, trained: Trained, data: Any, out: Path, command: str) -> None:
+    from rich.console import Console
+
+    from tmi.training.comparison.report import write_report
+
+    with Console(stderr=True).status("writing the report"):
+        written = write_report(plan, trained, data, out, command=command)
+    for key, why in trained.failed.items():
+        typer.echo(f"failed   {key}: {why}", err=True)
+    if trained.refused:
+        typer.echo(f"{len(trained.refused)} case(s) were left out; see above", err=True)
+    for line in written.closing:
+        typer.echo(line)
+    typer.echo(f"report   {written.html}\ntables   {written.markdown}")

@@ -1,0 +1,102 @@
+"""A comparison as one HTML page that needs nothing else: no network, no script, plots inside."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+from jaxtyping import Float
+
+from tmi.training.comparison import plots
+from tmi.training.comparison.figures_text import Entry, figures_rows, interval_rows, test_rows
+from tmi.training.comparison.paper_tables import Table
+from tmi.training.comparison.story import Story
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b;
+       background: #fff; }
+h2 { margin-top: 3rem; border-bottom: 1px solid #ccc; }
+table { border-collapse: collapse; margin: 1rem 0; font-size: 13px; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #e3e3e3; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+tr.paper td { color: #5a5a5a; border-bottom-color: #bbb; }
+.scroll { overflow-x: auto; }
+.note { background: #fff4d6; border-left: 4px solid #b98900; padding: .5rem .8rem; margin: 1rem 0; }
+figure { margin: 1.5rem 0; }
+figure img { max-width: 100%; height: auto; }
+figcaption { color: #444; font-size: 13px; }
+code { background: #f2f2f2; padding: .1rem .3rem; }
+"""
+
+
+def as_html(story: Story, weights_RN: Float[np.ndarray, "R N"]) -> str:
+    """The page."""
+    parts = [f"<h1>{escape(story.title)}</h1>", *(_note(n) for n in story.notes)]
+    parts.append(f"<p>Made by <code>{escape(story.command)}</code></p>")
+    parts.append("<ul>" + "".join(f"<li>{escape(fact.replace('`', ''))}</li>" for fact in story.facts) + "</ul>")
+    for table, rows in story.tables:
+        parts += _section(story, table, rows, weights_RN)
+    if story.ceilings[1]:
+        parts += [f"<h2>{escape(story.ceiling_title)}</h2>", *(_note(n) for n in story.labels)]
+        parts += [f"<p>{escape(story.ceiling_caption)}</p>", _table(*story.ceilings)]
+        parts += [f"<p>{escape(line)}</p>" for line in story.verdict]
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(story.title)}</title>\n'
+        f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _section(story: Story, table: Table, rows: tuple[Entry, ...], weights_RN: Float[np.ndarray, "R N"]) -> list[str]:
+    parts = [f"<h2>Table {table.number}: {escape(table.title)}</h2>", *(_note(n) for n in story.labels)]
+    parts.append(_table(*figures_rows(table, rows)))
+    parts += [f"<p>{escape(story.interval_caption)}</p>", _table(*interval_rows(rows))]
+    tests = test_rows(rows)
+    if tests[1]:
+        parts += [f"<p>{escape(story.test_caption)}</p>", _table(*tests)]
+    named = [(entry.row.label, entry.result) for entry in rows if entry.result is not None]
+    if not named:
+        return parts
+    whose = f"of {', '.join(label for label, _ in named)}"
+    for title, svg in (
+        ("Every fold: a dot a fold, the orange bar their mean", plots.fold_plot(named)),
+        ("ROC curves over all held-out cases, with 95% bands", plots.roc_plot(named, weights_RN)),
+        (
+            "Precision-recall curves over all held-out cases, with 95% bands; dotted: the prevalence",
+            plots.precision_recall_plot(named, weights_RN),
+        ),
+        ("Calibration in fifths of the cases, raw and by each fold's temperature", plots.calibration_plot(named)),
+        ("Confusion of the decisions at a probability of 0.5", plots.confusion_plot(named)),
+        (
+            "Training curves, a line a fold: validation cross entropy and total training loss; dot: the picked epoch",
+            plots.training_plot(named),
+        ),
+    ):
+        parts.append(_figure(f"Table {table.number}: {title}", whose, svg))
+    return parts
+
+
+def _figure(title: str, whose: str, svg: str) -> str:
+    data = base64.b64encode(svg.encode("utf-8")).decode("ascii")
+    return (
+        f'<figure><img alt="{escape(f"{title}, {whose}")}" src="data:image/svg+xml;base64,{data}">'
+        f"<figcaption>{escape(title)}</figcaption></figure>"
+    )
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
+    body = "".join(
+        ('<tr class="paper">' if "paper" in row[1:3] else "<tr>")
+        + "".join(f"<td>{escape(c)}</td>" for c in row)
+        + "</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -1,0 +1,90 @@
+"""What a comparison trains: each configuration once, however many rows of tables it stands in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from tmi.toolkit.config import Config
+from tmi.toolkit.config_io import override
+from tmi.toolkit.errors import UsageError
+from tmi.training.comparison.paper_tables import OURS, TABLES, Row, Table
+from tmi.training.systems.registry import encoder_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """A run that a comparison needs."""
+
+    key: str
+    """Name of its folder."""
+    label: str
+    """Of the first row that it stands in."""
+    config: Config
+    """Its whole config."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The runs of a comparison, and which run is behind each row."""
+
+    tables: tuple[Table, ...]
+    """The tables asked for, with the rows asked for."""
+    runs: tuple[PlannedRun, ...]
+    """Each configuration once; TMI-CLNet first, as every row is tested against it."""
+    behind: dict[tuple[int, str], str]
+    """(table, key of the row) -> key of the run."""
+
+
+def chosen_tables(asked: str) -> tuple[Table, ...]:
+    """The tables of `1`, `2`, `3`, `4` or `all`.
+
+    Raises:
+        UsageError: no such table.
+    """
+    if asked == "all":
+        return tuple(TABLES.values())
+    if asked not in map(str, TABLES):
+        raise UsageError(f"unknown table {asked!r}", fix=f"choose {', '.join(map(str, TABLES))} or all")
+    return (TABLES[int(asked)],)
+
+
+def make_plan(base: Config, tables: Sequence[Table], *, only: Sequence[str] = ()) -> Plan:
+    """The plan of some tables.
+
+    Args:
+        base: the config that the rows differ from.
+        tables: tables of the paper.
+        only: keys of rows; the others are left out, TMI-CLNet's own never. Empty: all rows.
+
+    Raises:
+        UsageError: `only` names a row that none of the tables has.
+    """
+    known = list(dict.fromkeys(row.key for table in tables for row in table.rows))
+    unknown = sorted(set(only) - set(known))
+    if unknown:
+        raise UsageError(f"no row {unknown[0]!r} in what is asked for", fix=f"known: {', '.join(known)}")
+    runs = {OURS: PlannedRun(key=OURS, label="TMI-CLNet", config=base)}
+    kept: list[Table] = []
+    behind: dict[tuple[int, str], str] = {}
+    for table in tables:
+        rows = []
+        for row in table.rows:
+            config = config_of(row, base)
+            if only and row.key not in only and config != base:
+                continue
+            same = next((r.key for r in runs.values() if r.config == config), None)
+            if same is None:
+                runs[row.key] = PlannedRun(key=row.key, label=row.label, config=config)
+            rows.append(row)
+            behind[table.number, row.key] = same or row.key
+        kept.append(replace(table, rows=tuple(rows)))
+    return Plan(tables=tuple(kept), runs=tuple(runs.values()), behind=behind)
+
+
+def config_of(row: Row, base: Config) -> Config:
+    """The config of a row; `train.freeze` keeps what the row's system has."""
+    config = override(base, row.settings)
+    there = encoder_names(config)
+    freeze = tuple(name for name in config.train.freeze if name.partition(":")[0] in there)
+    return replace(config, train=replace(config.train, freeze=freeze))

@@ -1,0 +1,94 @@
+"""Writes a comparison: tables.md, table<n>.csv, report.html and comparison.json."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from tmi.toolkit.case import Cohort
+from tmi.toolkit.config_io import to_json
+from tmi.toolkit.files import write_json, write_text
+from tmi.training.comparison.figures_text import csv_rows, mean_and_deviation
+from tmi.training.comparison.html_page import as_html
+from tmi.training.comparison.markdown import as_markdown
+from tmi.training.comparison.paper_tables import OURS
+from tmi.training.comparison.plan import Plan
+from tmi.training.comparison.results import against_ours, ceilings, read_results
+from tmi.training.comparison.runner import RUNS, Trained
+from tmi.training.comparison.story import Story, tell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What was written, and the last words on the command line."""
+
+    html: Path
+    """The page with the plots."""
+    markdown: Path
+    """The tables to read as text."""
+    closing: tuple[str, ...]
+    """A few lines of summary."""
+
+
+def write_report(plan: Plan, trained: Trained, cohort: Cohort, out: Path, *, command: str) -> Written:
+    """The report of the finished runs; those that failed are told as such.
+
+    Args:
+        plan: tables and runs.
+        trained: what came of the runs.
+        cohort: the cohort, for its patients and, where it is synthetic, its truth.
+        out: folder of the comparison.
+        command: what makes it, for the reader.
+    """
+    patients = {case.case_id: case.patient_id or case.case_id for case in cohort.cases}
+    results, weights_RN = read_results(trained.runs, patients)
+    tests = against_ours(results)
+    story = tell(plan, results, tests, trained.failed, cohort, ceilings(cohort, results), command=command)
+    html, markdown = out / "report.html", out / "tables.md"
+    write_text(markdown, as_markdown(story))
+    write_text(html, as_html(story, weights_RN))
+    for table, rows in story.tables:
+        lines = csv_rows(table, rows)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        write_text(out / f"table{table.number}.csv", text.getvalue())
+    write_json(
+        out / "comparison.json",
+        {
+            "command": command,
+            "notes": list(story.notes),
+            "verdict": list(story.verdict),
+            "runs": {
+                run.key: {
+                    "folder": f"{RUNS}/{run.key}",
+                    "failed": trained.failed.get(run.key),
+                    "config": to_json(run.config),
+                }
+                for run in plan.runs
+            },
+            "behind": {f"{number}/{key}": run for (number, key), run in plan.behind.items()},
+        },
+    )
+    return Written(html=html, markdown=markdown, closing=_closing(story))
+
+
+def _closing(story: Story) -> tuple[str, ...]:
+    lines = []
+    for table, rows in story.tables:
+        done = [e for e in rows if e.result is not None]
+        ours = next((e for e in done if e.result is not None and e.result.key == OURS), None)
+        if ours is None or ours.result is None:
+            lines.append(f"table {table.number}  {len(done)} of {len(rows)} rows; TMI-CLNet is missing")
+            continue
+        ranked = sorted(done, key=lambda e: -((e.result.over_folds["roc_auc"]["mean"] if e.result else None) or 0.0))
+        place = ranked.index(ours) + 1
+        lines.append(
+            f"table {table.number}  {len(done)} of {len(rows)} rows; TMI-CLNet ACC "
+            f"{mean_and_deviation('accuracy', ours.result)} %, AUC {mean_and_deviation('roc_auc', ours.result)} "
+            f"(place {place} by AUC)"
+        )
+    return (*lines, *story.verdict, *story.labels)

@@ -1,0 +1,120 @@
+"""Trains what a plan needs: finished runs are reused, interrupted ones continued, and a failing one stops no other."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tmi.toolkit.case import Cohort
+from tmi.toolkit.clinical_schema import Schema
+from tmi.toolkit.errors import DamagedError, InputRefusedError, TmiError, UsageError
+from tmi.toolkit.prepared_cache import PreparedCache
+from tmi.toolkit.run_folder import RUN_FILE, RunFolder
+from tmi.toolkit.tokenizer import Tokenizer
+from tmi.training.cohort_arrays import fingerprint
+from tmi.training.comparison.plan import Plan, PlannedRun
+from tmi.training.cross_validation import Watcher, cross_validate
+
+RUNS = "runs"
+"""Folder of the runs inside a comparison's."""
+FAILURES = (TmiError, RuntimeError, ValueError, ArithmeticError, MemoryError)
+"""What a training can end in without being of concern to the others: a refusal, or an error of torch's or numpy's."""
+
+Told = Callable[[PlannedRun, Literal["reused", "continued", "started", "done", "failed"]], None]
+"""Called when something happens to a run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What came of a plan."""
+
+    runs: dict[str, RunFolder] = field(default_factory=dict)
+    """Key -> finished run."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Key -> why there is none."""
+    reused: tuple[str, ...] = ()
+    """Keys of the runs that were finished before."""
+    refused: tuple[InputRefusedError, ...] = ()
+    """Cases left out of every run that was trained now."""
+
+
+def train_all(
+    plan: Plan,
+    cohort: Cohort,
+    out: Path,
+    *,
+    schema: Schema,
+    tokenizer: Tokenizer | None,
+    accelerator: str,
+    watcher: Watcher,
+    cache: PreparedCache | None,
+    told: Told,
+) -> Trained:
+    """Every run of the plan, in `out/runs`.
+
+    Raises:
+        UsageError: a run that is there was started with other options or on another cohort; nothing was trained.
+        DamagedError: a run that is there was changed after its training; nothing was trained.
+        KeyboardInterrupt: Ctrl-C; the same call continues.
+    """
+    print_of_cohort = fingerprint(cohort)
+    there = {planned.key: _there(planned, out / RUNS / planned.key, print_of_cohort) for planned in plan.runs}
+    runs: dict[str, RunFolder] = {}
+    failed: dict[str, str] = {}
+    refused: tuple[InputRefusedError, ...] = ()
+    reused = tuple(key for key, run in there.items() if run is not None and run.finished)
+    for planned in plan.runs:
+        existing = there[planned.key]
+        if existing is not None and existing.finished:
+            runs[planned.key] = existing
+            told(planned, "reused")
+            continue
+        told(planned, "started" if existing is None else "continued")
+        try:
+            outcome = cross_validate(
+                cohort,
+                planned.config,
+                out / RUNS / planned.key,
+                schema=schema,
+                tokenizer=tokenizer,
+                accelerator=accelerator,
+                watcher=watcher,
+                resume=existing is not None,
+                name=planned.key,
+                cache=cache,
+            )
+        except FAILURES as error:
+            failed[planned.key] = _why(error)
+            told(planned, "failed")
+        else:
+            runs[planned.key], refused = outcome.run, outcome.refused
+            told(planned, "done")
+    return Trained(runs=runs, failed=failed, reused=reused, refused=refused)
+
+
+def _there(planned: PlannedRun, folder: Path, print_of_cohort: str) -> RunFolder | None:
+    """The run that an earlier call left; None where there is none, or one that was killed before it began."""
+    if not (folder / RUN_FILE).is_file():
+        if folder.exists():
+            shutil.rmtree(folder)
+        return None
+    try:
+        run = RunFolder.open(folder)
+        if run.finished:
+            run.require_finished()
+    except DamagedError as error:
+        raise DamagedError(error.what, fix=f"delete {folder}; the same command trains it again") from error
+    if run.config != planned.config or run.state["cohort"]["fingerprint"] != print_of_cohort:
+        what = "config" if run.config != planned.config else "cohort"
+        raise UsageError(
+            f"run {folder} is of a comparison with another {what}", fix="name another folder with --out, or delete it"
+        )
+    return run
+
+
+def _why(error: BaseException) -> str:
+    """One line; of an unexpected error its kind alone, whose text may hold anything."""
+    return str(error) if isinstance(error, TmiError) else f"unexpected {type(error).__name__}"

@@ -1,0 +1,91 @@
+"""Tables of predictions in a run folder, and the figures that are taken from them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from tmi.toolkit.config import CLASSES
+from tmi.toolkit.errors import DamagedError
+from tmi.toolkit.files import write_text
+from tmi.training.calibration import Calibration, calibration_figures, positive
+from tmi.training.metrics import binary_metrics
+
+COLUMNS = ("case_id", "label", "probability_bad", "calibrated_bad", *(f"logit_{name}" for name in CLASSES))
+"""Columns of predictions.csv and validation.csv; floats keep every bit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What a fold's model says of some cases."""
+
+    case_ids: tuple[str, ...]
+    """Cases, N of them."""
+    labels_N: Int[np.ndarray, " N"]
+    """Class indices."""
+    logits_NK: Float[np.ndarray, "N K"]
+    """Logits; float64."""
+
+    @property
+    def probability_N(self) -> Float[np.ndarray, " N"]:
+        """Raw probability of the positive class."""
+        return positive(self.logits_NK)
+
+    def figures(self, calibration: Calibration) -> dict[str, Any]:
+        """Raw and calibrated error of the probabilities."""
+        raw, calibrated = positive(self.logits_NK), positive(self.logits_NK, calibration.temperature)
+        return {
+            "raw": calibration_figures(self.labels_N, raw),
+            "calibrated": calibration_figures(self.labels_N, calibrated),
+        }
+
+    def metrics(self, calibration: Calibration | None = None) -> dict[str, float | None]:
+        """Figures of the decisions: raw at 0.5, or calibrated at the fitted threshold."""
+        if calibration is None:
+            return binary_metrics(self.labels_N, positive(self.logits_NK))
+        calibrated = positive(self.logits_NK, calibration.temperature)
+        return binary_metrics(self.labels_N, calibrated, threshold=calibration.threshold)
+
+
+def write_predictions(path: Path, predictions: Predictions, calibration: Calibration) -> None:
+    """Write the table."""
+    raw = positive(predictions.logits_NK)
+    calibrated = positive(predictions.logits_NK, calibration.temperature)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for case_id, label, p, q, logits in zip(
+        predictions.case_ids, predictions.labels_N, raw, calibrated, predictions.logits_NK, strict=True
+    ):
+        writer.writerow((case_id, CLASSES[label], *(repr(float(v)) for v in (p, q, *logits))))
+    write_text(path, text.getvalue())
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read a table.
+
+    Raises:
+        DamagedError: missing or malformed.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+        return Predictions(
+            case_ids=tuple(row["case_id"] for row in rows),
+            labels_N=np.array([CLASSES.index(row["label"]) for row in rows], dtype=np.int64),
+            logits_NK=np.array([[float(row[c]) for c in COLUMNS[4:]] for row in rows]).reshape(-1, len(CLASSES)),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"run: {path} is missing or malformed", fix="restore it, or train the run again") from error
+
+
+def pooled(tables: Sequence[Predictions], temperatures: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Calibrated probabilities and labels of several folds together."""
+    probability = [positive(t.logits_NK, value) for t, value in zip(tables, temperatures, strict=True)]
+    return np.concatenate(probability), np.concatenate([t.labels_N for t in tables])

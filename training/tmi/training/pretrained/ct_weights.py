@@ -1,0 +1,80 @@
+"""Weights of a 3D ResNet from outside, for the CT encoder.
+
+Known layouts, told apart by their names:
+
+    hara        3D-ResNets-PyTorch, r3d50_K_200ep.pth: `state_dict`, stem [64,3,7,7,7], `fc`
+    medicalnet  resnet_50*.pth: `state_dict`, `module.`, stem [64,1,7,7,7]; `conv_seg` where it is a segmentation's
+    resnet      any other file with the same block names
+
+A stem of three channels is summed over them: a grey image that is put into all three gives the same answer.
+MedicalNet's network has the stem stride (2,2,2) and, in place of strides, dilation 2 and 4 in stages 3 and 4; its
+weights have the same shapes as without, so only the settings can tell, and `medicalnet_settings` gives them.
+Sources: K. Hara et al. 2018; S. Chen et al. 2019 (Med3D).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tmi.toolkit.config import CtEncoderConfig
+from tmi.toolkit.hashing import sha256_file
+from tmi.toolkit.network.ct_encoder import CtEncoder
+from tmi.training.pretrained.weight_file import PARALLEL, WeightFile, read_weights
+from tmi.training.pretrained.weight_report import WeightReport, place
+
+STEM = "conv1.weight"
+SUMMED = "summed over its 3 input channels"
+STRIDE, DILATION = (2, 2, 2), (1, 1, 2, 4)
+"""Stem and stages of MedicalNet's ResNets."""
+
+
+def medicalnet_settings(config: CtEncoderConfig) -> CtEncoderConfig:
+    """The encoder with MedicalNet's stem stride and dilations."""
+    return replace(config, stem_stride_DHW=STRIDE, dilation=DILATION)
+
+
+def layout_of(file: WeightFile) -> str:
+    """Whose layout a file has."""
+    stem = file.tensors.get(STEM)
+    channels = stem.shape[1] if stem is not None and stem.ndim == 5 else 0
+    if any(name.startswith("conv_seg") for name in file.tensors) or (file.parallel and channels == 1):
+        return "medicalnet"
+    return "hara" if channels == 3 else "resnet"
+
+
+def read_ct_weights(path: Path, config: CtEncoderConfig) -> tuple[dict[str, Tensor], WeightReport]:
+    """Tensors for the CT encoder, by its own names, and what became of the file's.
+
+    Raises:
+        UsageError: no such file, another size of network, or nothing useful in it.
+        DamagedError: the file cannot be read or is not trusted.
+    """
+    file = read_weights(path)
+    with torch.device("meta"):
+        places = CtEncoder(config).state_dict()
+    adapted: dict[str, str] = {}
+    named: dict[str, tuple[str, Tensor]] = {}
+    for original, tensor in file.tensors.items():
+        name = f"backbone.{original}"
+        if original == STEM and tensor.ndim == 5 and tensor.shape[1] == 3:
+            tensor = tensor.sum(dim=1, keepdim=True)
+            adapted[name] = SUMMED
+        named[name] = (original, tensor)
+    found = place(named, places, optional="fc.", file=path.name, sizes="network.ct_encoder.*")
+    report = WeightReport(
+        encoder="ct",
+        file=path.name,
+        sha256=sha256_file(path),
+        layout=layout_of(file),
+        wrapper=file.wrapper,
+        prefix=PARALLEL if file.parallel else "",
+        taken=tuple(found.state),
+        adapted=adapted,
+        dropped=found.dropped,
+        missing=found.missing,
+    )
+    return dict(found.state), report

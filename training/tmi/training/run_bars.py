@@ -1,0 +1,52 @@
+"""Shows on the command line how a training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.progress import Progress, TaskID
+
+from tmi.toolkit.case import Case
+from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.run_folder import FoldSplit
+
+
+class RunBars:
+    """A bar for the preparation and one for each fold."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: list[TaskID] = []
+        self._told: set[str] = set()
+
+    def preparing(self, total: int) -> Callable[[Case], None]:
+        """Preparation begins."""
+        task = self._task("preparing cases", total)
+        return lambda case: self._progress.advance(task)
+
+    def fold(self, split: FoldSplit, epochs: int) -> Callable[[int, float, float], None]:
+        """A fold begins."""
+        task = self._task(f"fold {split.fold}", epochs)
+
+        def report(epoch: int, train_loss: float, validation_loss: float) -> None:
+            note = f"loss {train_loss:.3f}, validation {validation_loss:.3f}"
+            self._progress.update(task, completed=epoch + 1, note=note)
+
+        return report
+
+    def refused(self, error: InputRefusedError) -> None:
+        """A case is left out; told once, however many runs leave it out."""
+        if str(error) not in self._told:
+            self._told.add(str(error))
+            self._progress.console.print(f"left out: {error}\n  fix: {error.fix}", markup=False, highlight=False)
+
+    def clear(self) -> None:
+        """Take the bars of a run away."""
+        for task in self._tasks:
+            self._progress.remove_task(task)
+        self._tasks.clear()
+
+    def _task(self, title: str, total: int) -> TaskID:
+        task = self._progress.add_task(title, total=total, note="")
+        self._tasks.append(task)
+        return task

@@ -1,0 +1,70 @@
+"""Builds the configured network, finds its loss and its encoders: what the Lightning module needs of any system."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tmi.toolkit.config import Config, LossConfig
+from tmi.training.losses.total import Loss
+from tmi.training.systems.registry import system
+
+LossFunction = Callable[[Any, Tensor, LossConfig], Loss]
+"""(output of the network, labels, config of the loss) -> the loss and its parts."""
+
+
+class Output(Protocol):
+    """What every network returns, whatever else is in it."""
+
+    @property
+    def logits_BK(self) -> Float[Tensor, "B K"]:
+        """Logits; class order as in `tmi.toolkit.config.CLASSES`."""
+
+
+class Logits(NamedTuple):
+    """Output of a network that returns nothing else."""
+
+    logits_BK: Float[Tensor, "B K"]
+
+
+def make(config: Config) -> Any:
+    """What the registry's function makes of the config: a network, or an unfitted scikit-learn model."""
+    return _named(system(config.system.name).target)(config)
+
+
+def build_network(config: Config, *, seed: int) -> nn.Module:
+    """The system's network with weights drawn from `seed`; the caller's random state is left as it was.
+
+    Its `forward` takes (ct, input_ids, attention_mask, radiomics) and returns an `Output`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network: nn.Module = make(config)
+    return network
+
+
+def loss_function(config: Config) -> LossFunction:
+    """The system's loss."""
+    function: LossFunction = _named(system(config.system.name).loss)
+    return function
+
+
+def encoders(network: nn.Module) -> dict[str, nn.Module]:
+    """The encoders that a network has, by the names that `train.freeze` takes: `ct`, `text`, `radiomics`."""
+    owner = getattr(network, "fusion", network)
+    found = {
+        "ct": getattr(network, "ct_encoder", None),
+        "text": getattr(network, "text_encoder", None),
+        "radiomics": getattr(owner, "radiomics_encoder", None),
+    }
+    return {name: module for name, module in found.items() if module is not None}
+
+
+def _named(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)

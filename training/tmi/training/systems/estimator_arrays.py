@@ -1,0 +1,118 @@
+"""The radiomics pipelines as plain arrays in a safetensors file, and the prediction from these alone.
+
+Nothing is pickled: what a run holds can be read by anybody and runs no code. N cases, F features, S selected ones, V
+support vectors, T trees. scikit-learn's own prediction is matched to 1e-12.
+
+    x = clip((where(nan, median, v) * scale + shift), -1, 1)[selected]
+    svm:  d = sum_v dual_v exp(-gamma |x - v|^2) + intercept;   P(bad) = 1 / (1 + exp(a d + b))
+    rf:   each tree goes left where float32(x_f) <= threshold;  P(bad) = mean over the trees of the leaf's share
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from tmi.toolkit.config import POSITIVE
+from tmi.toolkit.errors import DamagedError
+
+Arrays = dict[str, np.ndarray]
+
+
+def as_arrays(model: Any) -> Arrays:
+    """A fitted pipeline of `radiomics_pipeline` as arrays."""
+    from sklearn.calibration import CalibratedClassifierCV
+
+    calibrated = isinstance(model, CalibratedClassifierCV)
+    pipeline = model.calibrated_classifiers_[0].estimator if calibrated else model
+    steps = pipeline.named_steps
+    kept = np.flatnonzero(steps["constants"].get_support())
+    arrays: Arrays = {
+        "median": np.asarray(steps["impute"].statistics_, dtype=np.float64),
+        "scale": np.asarray(steps["scale"].scale_, dtype=np.float64),
+        "shift": np.asarray(steps["scale"].min_, dtype=np.float64),
+        "selected": kept[steps["select"].get_support()].astype(np.int64),
+    }
+    estimator = steps["estimate"]
+    if calibrated:
+        sigmoid = model.calibrated_classifiers_[0].calibrators[0]
+        return arrays | {
+            "svc.support": np.ascontiguousarray(estimator.support_vectors_, dtype=np.float64),
+            "svc.dual": np.ascontiguousarray(estimator.dual_coef_[0], dtype=np.float64),
+            "svc.intercept": np.asarray(estimator.intercept_, dtype=np.float64),
+            "svc.gamma": np.array([estimator._gamma], dtype=np.float64),
+            "platt": np.array([sigmoid.a_, sigmoid.b_], dtype=np.float64),
+        }
+    return arrays | _forest(estimator)
+
+
+def _forest(estimator: Any) -> Arrays:
+    trees = [e.tree_ for e in estimator.estimators_]
+    starts = np.cumsum([0, *(t.node_count for t in trees)])
+    positive = list(estimator.classes_).index(POSITIVE)
+    share = [t.value[:, 0, positive] / t.value[:, 0, :].sum(axis=1) for t in trees]
+    return {
+        "tree.start": starts[:-1].astype(np.int64),
+        "tree.feature": np.concatenate([t.feature for t in trees]).astype(np.int64),
+        "tree.threshold": np.concatenate([t.threshold for t in trees]).astype(np.float64),
+        "tree.left": np.concatenate([t.children_left + s for t, s in zip(trees, starts, strict=False)]).astype(
+            np.int64
+        ),
+        "tree.right": np.concatenate([t.children_right + s for t, s in zip(trees, starts, strict=False)]).astype(
+            np.int64
+        ),
+        "tree.leaf": np.concatenate([t.children_left < 0 for t in trees]).astype(np.int64),
+        "tree.share": np.concatenate(share).astype(np.float64),
+    }
+
+
+def probability(arrays: Mapping[str, np.ndarray], features_NF: Float[np.ndarray, "N F"]) -> Float[np.ndarray, " N"]:
+    """Probability of the positive class from unscaled features, NaN where missing; float64."""
+    filled = np.where(np.isnan(features_NF), arrays["median"], features_NF)
+    x_NS = np.clip(filled * arrays["scale"] + arrays["shift"], -1.0, 1.0)[:, arrays["selected"]]
+    return _svm(arrays, x_NS) if "svc.dual" in arrays else _trees(arrays, x_NS)
+
+
+def _svm(arrays: Mapping[str, np.ndarray], x_NS: Float[np.ndarray, "N S"]) -> Float[np.ndarray, " N"]:
+    distance_NV = ((x_NS[:, None, :] - arrays["svc.support"][None, :, :]) ** 2).sum(axis=2)
+    decision = np.exp(-arrays["svc.gamma"] * distance_NV) @ arrays["svc.dual"] + arrays["svc.intercept"]
+    a, b = arrays["platt"]
+    scores: np.ndarray = 1.0 / (1.0 + np.exp(a * decision + b))
+    return scores
+
+
+def _trees(arrays: Mapping[str, np.ndarray], x_NS: Float[np.ndarray, "N S"]) -> Float[np.ndarray, " N"]:
+    x = x_NS.astype(np.float32)  # scikit-learn's trees compare single precision with double
+    rows = np.arange(len(x))[:, None]
+    node_NT = np.repeat(arrays["tree.start"][None, :], len(x), axis=0)
+    while not (leaf := arrays["tree.leaf"][node_NT].astype(bool)).all():
+        feature = np.where(leaf, 0, arrays["tree.feature"][node_NT])
+        left = x[rows, feature] <= arrays["tree.threshold"][node_NT]
+        following = np.where(left, arrays["tree.left"][node_NT], arrays["tree.right"][node_NT])
+        node_NT = np.where(leaf, node_NT, following)
+    share: np.ndarray = arrays["tree.share"][node_NT].mean(axis=1)
+    return share
+
+
+def save(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Write the arrays."""
+    save_file(dict(arrays), path)
+
+
+def load(path: Path) -> Arrays:
+    """Read the arrays.
+
+    Raises:
+        DamagedError: missing or no safetensors file.
+    """
+    try:
+        arrays: Arrays = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DamagedError(f"model {path} cannot be read", fix="restore the run, or train it again") from error
+    return arrays

@@ -1,0 +1,78 @@
+"""A fold of a system that scikit-learn fits: one call instead of epochs, the same files in the fold's folder.
+
+It is fitted on the fold's inner training part alone, as the networks' weights are, and so leaves the validation part
+as untouched as the held-out one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+from sklearn.metrics import log_loss
+
+from tmi.toolkit.config import Config
+from tmi.toolkit.files import write_text
+from tmi.toolkit.run_folder import FoldFolder
+from tmi.training.calibration import positive
+from tmi.training.cohort_arrays import CohortArrays
+from tmi.training.fold_data import FoldData
+from tmi.training.fold_predictions import Predictions
+from tmi.training.fold_report import write_fold_report
+from tmi.training.systems import estimator_arrays
+from tmi.training.systems.build import make
+from tmi.training.systems.radiomics_pipeline import fit
+
+SMALLEST = 1e-9
+"""A forest can be certain; its logit may not be infinite."""
+HISTORY = "epoch,train_loss,validation_loss,validation_roc_auc,validation_balanced_accuracy,picked\n"
+
+
+def train_estimator(
+    arrays: CohortArrays,
+    data: FoldData,
+    files: FoldFolder,
+    config: Config,
+    report: Callable[[int, float, float], None],
+) -> None:
+    """Fit, write the model as arrays, and predict the held-out cases from what was written."""
+    split = data.split
+    model = fit(make(config), _features(arrays, split.train), data.labels(split.train))
+    part = files.model.with_name("part.safetensors")
+    estimator_arrays.save(estimator_arrays.as_arrays(model), part)
+    os.replace(part, files.model)
+    stored = estimator_arrays.load(files.model)
+    train, validation, test = (
+        estimator_answers(stored, arrays, ids) for ids in (split.train, split.validation, split.test)
+    )
+    losses = [float(log_loss(p.labels_N, positive(p.logits_NK), labels=[0, 1])) for p in (train, validation)]
+    judged = validation.metrics()
+    row = (0, *losses, judged["roc_auc"], judged["balanced_accuracy"], 1)
+    write_text(files.history, HISTORY + ",".join("" if v is None else str(v) for v in row) + "\n")
+    report(config.train.epochs - 1, *losses)
+    write_fold_report(
+        data,
+        files,
+        config,
+        validation=validation,
+        test=test,
+        facts={
+            "picked_epoch": 0,
+            "validation_loss": losses[1],
+            "epochs": 1,
+            "selected_features": len(stored["selected"]),
+        },
+    )
+
+
+def estimator_answers(stored: estimator_arrays.Arrays, arrays: CohortArrays, case_ids: tuple[str, ...]) -> Predictions:
+    """What a stored model says of the named cases; its probability p as the logits log(1 - p), log(p)."""
+    p = np.clip(estimator_arrays.probability(stored, _features(arrays, case_ids)), SMALLEST, 1.0 - SMALLEST)
+    labels = arrays.labels_N[arrays.rows(case_ids)]
+    return Predictions(case_ids=case_ids, labels_N=labels, logits_NK=np.stack((np.log1p(-p), np.log(p)), axis=1))
+
+
+def _features(arrays: CohortArrays, case_ids: tuple[str, ...]) -> np.ndarray:
+    values: np.ndarray = arrays.radiomics_NF[arrays.rows(case_ids)]
+    return np.where(np.isfinite(values), values, np.nan)

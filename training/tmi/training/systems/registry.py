@@ -1,0 +1,126 @@
+"""The systems that `tmi train --model` knows: TMI-CLNet and those of the paper's Table 1.
+
+An import-free table: what a system is made of is imported when it is built. `docs/systems.md` says the same in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from tmi.toolkit.config import MODALITIES, Config
+from tmi.toolkit.errors import UsageError
+
+CROSS_ENTROPY = "tmi.training.losses.total:task_loss"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemSpec:
+    """A system and where it lives."""
+
+    target: str
+    """`module:function`; of a network, makes it from the config; of an estimator, from the config the scikit-learn
+    pipeline."""
+    what: str
+    """One line for a reader."""
+    source: str
+    """Where it is from."""
+    modalities: tuple[str, ...]
+    """What it sees."""
+    needs: Literal["torch", "sklearn"]
+    """What trains it: gradient steps, or one call of `fit`."""
+    loss: str = CROSS_ENTROPY
+    """`module:function` of (output, labels, loss config)."""
+
+
+SYSTEMS: Mapping[str, SystemSpec] = MappingProxyType(
+    {
+        "tmi-clnet": SystemSpec(
+            target="tmi.training.systems.tmi_clnet:make",
+            what="CT, text and radiomics encoders, IMA, TCAF, 1D DenseNet; TMFF loss",
+            source="L. Wu et al., TMI-CLNet",
+            modalities=MODALITIES,
+            needs="torch",
+            loss="tmi.training.systems.tmi_clnet:loss",
+        ),
+        "resnet50": SystemSpec(
+            target="tmi.training.systems.resnet50:Resnet50",
+            what="2D ResNet-50 on the middle axial slice; `dims` 3: the 3D one on the volume",
+            source="K. He et al. 2016",
+            modalities=("image",),
+            needs="torch",
+        ),
+        "vit": SystemSpec(
+            target="tmi.training.systems.vit:Vit",
+            what="vision transformer on the middle axial slice; `dims` 3: on the volume",
+            source="A. Dosovitskiy et al. 2020",
+            modalities=("image",),
+            needs="torch",
+        ),
+        "svm": SystemSpec(
+            target="tmi.training.systems.radiomics_pipeline:support_vector_machine",
+            what="radiomics: impute, scale, drop constants, LASSO, RBF support vector machine with Platt's scaling",
+            source="S. Mukherjee et al. 2022",
+            modalities=("radiomics",),
+            needs="sklearn",
+        ),
+        "rf": SystemSpec(
+            target="tmi.training.systems.radiomics_pipeline:random_forest",
+            what="radiomics: impute, scale, drop constants, LASSO, random forest",
+            source="L. Breiman 2001",
+            modalities=("radiomics",),
+            needs="sklearn",
+        ),
+        "simpleff": SystemSpec(
+            target="tmi.training.systems.simpleff:SimpleFf",
+            what="five slices through a 2D ResNet-50 to 8 features each, beside the radiomics; averaged over slices",
+            source="Y. S. Choi et al. 2021",
+            modalities=("radiomics", "image"),
+            needs="torch",
+        ),
+        "hfbsurv": SystemSpec(
+            target="tmi.training.systems.hfbsurv:Hfbsurv",
+            what="hierarchical factorised bilinear fusion of the three encoders' features",
+            source="R. Li et al. 2022",
+            modalities=MODALITIES,
+            needs="torch",
+        ),
+        "mmd": SystemSpec(
+            target="tmi.training.systems.mmd:Mmd",
+            what="mean of the embeddings present, with modality dropout and reconstruction; predicts with any subset",
+            source="C. Cui et al. 2022",
+            modalities=MODALITIES,
+            needs="torch",
+            loss="tmi.training.systems.mmd:loss",
+        ),
+    }
+)
+"""Name -> the system, in the order of Table 1 with the paper's own first."""
+
+
+def system(name: str) -> SystemSpec:
+    """The system of that name.
+
+    Raises:
+        UsageError: no such system; the text lists the known ones.
+    """
+    if name not in SYSTEMS:
+        raise UsageError(f"unknown model {name!r}", fix=f"choose one of {', '.join(SYSTEMS)}")
+    return SYSTEMS[name]
+
+
+def seen(config: Config) -> tuple[str, ...]:
+    """The modalities that the configured system looks at, in the order of the ring."""
+    if config.system.name == "tmi-clnet":
+        return tuple(m for m in MODALITIES if m in config.network.modalities)
+    return system(config.system.name).modalities
+
+
+def encoder_names(config: Config) -> tuple[str, ...]:
+    """The encoders of the configured system that it shares with TMI-CLNet: `ct`, `text`, `radiomics`."""
+    names = {"image": "ct", "clinical": "text", "radiomics": "radiomics"}
+    if config.system.name in ("tmi-clnet", "hfbsurv", "mmd"):
+        return tuple(names[m] for m in seen(config))
+    return ("ct",) if config.system.name == "resnet50" and config.system.dims == 3 else ()
