@@ -44,6 +44,7 @@ COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
         "predict": CommandSpec("tmi.runtime.command:predict"),
         "verify": CommandSpec("tmi.runtime.command_verify:verify"),
         "inspect": CommandSpec("tmi.runtime.command_inspect:inspect"),
+        "bench": CommandSpec("tmi.runtime.command_bench:bench"),
         "sign": CommandSpec("tmi.runtime.command_sign:sign", extra="sign"),
     }
 )
