@@ -7,8 +7,13 @@ READY  := $(VENV)/.ready
 READY_GPU := $(VENV)/.ready-gpu
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEMO   := demo
+BENCH  := build/bench
+SIZE   ?= small
+RATIOS := benchmarks/test_end_to_end.py 'benchmarks/test_forward.py::test_forward[ct-0]' \
+	benchmarks/test_cold_start.py::test_imports_of_a_first_answer \
+	benchmarks/test_preparing.py::test_preparing_a_full_size_ct
 
-.PHONY: help setup demo test lint pytest test-slow test-gpu bench faults paper-size clean
+.PHONY: help setup demo test lint pytest test-slow test-gpu bench bench-ci bench-gpu faults paper-size clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 20
@@ -60,8 +65,24 @@ $(READY_GPU): $(READY)
 test-gpu: $(READY_GPU)  ## the tests that need an NVIDIA GPU, latency included; installs TensorRT first
 	$(BIN)/python -m pytest -m gpu
 
-bench: $(READY)  ## benchmarks, one question a file
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+bench: $(READY)  ## benchmarks, one question a file -> $(BENCH): JSON, a table, a plot (SIZE=paper: full size)
+	mkdir -p $(BENCH)
+	$(BIN)/python -m pytest benchmarks --benchmark-only --size $(SIZE) -m "not gpu" \
+		--benchmark-json=$(BENCH)/benchmarks-$(SIZE).json
+	$(BIN)/python benchmarks/report.py $(BENCH)/benchmarks-$(SIZE).json
+
+bench-ci: $(READY)  ## the short form: fails on a broken ratio
+	mkdir -p $(BENCH)
+	$(BIN)/python -m pytest -q $(RATIOS) --benchmark-only --size small --repeats 5 \
+		--benchmark-json=$(BENCH)/ci.json --benchmark-columns=median,rounds
+	$(BIN)/python benchmarks/report.py $(BENCH)/ci.json --check
+
+bench-gpu: $(READY)  ## engines on an NVIDIA GPU, against each other and eager
+	mkdir -p $(BENCH)
+	rm -f $(BENCH)/gpu-$(SIZE).json
+	$(BIN)/python -m pytest benchmarks -m gpu --benchmark-only --size $(SIZE) -W "ignore:Not saving anything" \
+		--benchmark-json=$(BENCH)/gpu-$(SIZE).json
+	test ! -s $(BENCH)/gpu-$(SIZE).json || $(BIN)/python benchmarks/report.py $(BENCH)/gpu-$(SIZE).json
 
 faults: $(READY)  ## plant every known fault and see it blocked; rebuild ten good models and see none refused
 	$(BIN)/python benchmarks/planted_faults.py

@@ -46,6 +46,7 @@ COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
         "report": CommandSpec("tmi.runtime.command_report:report", extra="explain"),
         "verify": CommandSpec("tmi.runtime.command_verify:verify"),
         "inspect": CommandSpec("tmi.runtime.command_inspect:inspect"),
+        "bench": CommandSpec("tmi.runtime.command_bench:bench"),
         "sign": CommandSpec("tmi.runtime.command_sign:sign", extra="sign"),
     }
 )

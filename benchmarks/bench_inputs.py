@@ -1,0 +1,144 @@
+"""What the benchmarks measure on: bundles with random weights and made-up cases, written once and kept.
+
+`paper` is the full-size preset. `small` is the same graph with a reduced network on a reduced grid, so that all
+questions are answered on two cores in minutes; its ratios are its own, and say nothing of the full size.
+
+    python benchmarks/bench_inputs.py --size paper --folds 1     # writes what is missing, beforehand
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tmi.toolkit.config import Config, CtConfig, CtEncoderConfig, TextEncoderConfig
+from tmi.toolkit.config_io import to_json
+from tmi.toolkit.errors import TmiError
+from tmi.toolkit.hashing import sha256_json
+from tmi.toolkit.presets import paper, tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("TMI_TEST_DATA", ROOT.parent / "shared" / "data"))
+KEPT = ROOT / "build" / "bench" / "inputs"
+
+
+def small() -> Config:
+    """A volume an eighth as fine in plane, a basic ResNet of four blocks, a BERT of four narrow layers."""
+    base = tiny()
+    text = TextEncoderConfig(hidden_size=128, layers=4, heads=4, intermediate_size=512, vocab_size=1024)
+    ct = CtEncoderConfig(block="basic", layers=(1, 1, 1, 1), planes=(8, 16, 32, 64))
+    network = replace(base.network, ct_encoder=ct, text_encoder=text)
+    return replace(base, ct=CtConfig(shape_DHW=(64, 128, 128)), network=network)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """One of the two sizes."""
+
+    name: str
+    config: Config
+    ct_XYZ: tuple[int, int, int]
+    """Voxels of the made-up CT."""
+    batches: tuple[int, ...]
+    """Batch sizes of the scaling question; at full size eight volumes do not fit into memory."""
+    repeats: int
+    """Rounds, unless told otherwise."""
+
+
+SIZES = {
+    "small": Size(name="small", config=small(), ct_XYZ=(256, 256, 60), batches=(1, 2, 4, 8), repeats=7),
+    "paper": Size(name="paper", config=paper(), ct_XYZ=(512, 512, 120), batches=(1, 2, 4), repeats=5),
+}
+
+
+def bundle(size: Size, *, folds: int, kept: Path = KEPT) -> Path:
+    """A bundle of ONNX graphs and eager weights; folds share their text encoder, each has its own CT encoder.
+
+    One that this version of `tmi` refuses is exported again.
+    """
+    folder = kept / f"{size.name}-{folds}-{sha256_json(to_json(size.config))[:8]}"
+    if _opens(folder):
+        return folder
+    from factories.random_run import write_random_run
+    from tmi.export.bundle_writer import export_run
+
+    run = folder.with_name(folder.name + "-run")
+    for stale in (run, folder):
+        shutil.rmtree(stale, ignore_errors=True)
+    vocab = DATA / "bert-base-cased-vocab" / "vocab.txt"
+    given = vocab if size.name == "paper" and vocab.is_file() else None
+    print(f"exporting {folder.name} (kept for the next time)", file=sys.stderr, flush=True)
+    write_random_run(run, size.config, folds=folds, shared_text=True, vocab=given)
+    export_run(run, folder, artefacts=("onnx",))
+    shutil.rmtree(run)
+    return folder
+
+
+def gpu_bundle(size: Size, engine: str, *, kept: Path = KEPT) -> Path:
+    """A bundle of one fold with plans for this machine's GPU."""
+    folder = kept / f"{size.name}-{engine}-{sha256_json(to_json(size.config))[:8]}"
+    if _opens(folder):
+        return folder
+    from factories.random_run import write_random_run
+    from tmi.export.bundle_writer import export_run
+    from tmi.export.trt_builder import BuildOptions
+    from tmi.runtime.nvidia_driver import find_gpu
+
+    run = folder.with_name(folder.name + "-run")
+    for stale in (run, folder):
+        shutil.rmtree(stale, ignore_errors=True)
+    write_random_run(run, size.config, folds=1)
+    gpu = find_gpu()
+    target = gpu.target if engine == "trt-rtx" and gpu is not None else None
+    export_run(run, folder, artefacts=(engine,), options=BuildOptions(target=target))
+    shutil.rmtree(run)
+    return folder
+
+
+def _opens(folder: Path) -> bool:
+    from tmi.toolkit.bundle import open_bundle
+
+    if not folder.is_dir():
+        return False
+    try:
+        open_bundle(folder)
+    except TmiError as error:
+        print(f"{folder.name}: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def cases(size: Size, count: int, *, kept: Path = KEPT) -> list[Path]:
+    """Made-up cases, each with a CT, 1,781 given features and a full record."""
+    from tmi.runtime.bench_case import write_bench_case
+    from tmi.toolkit.clinical_schema import load_schema
+
+    shape = "x".join(map(str, size.ct_XYZ))
+    folders = [kept / f"cases-{shape}" / f"made-up-{n}" for n in range(count)]
+    for number, folder in enumerate(folders):
+        if not (folder / "clinical.json").is_file():  # the file that is written last
+            shutil.rmtree(folder, ignore_errors=True)
+            write_bench_case(folder, load_schema(), seed=number, shape_XYZ=size.ct_XYZ)
+    return folders
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--folds", type=int, nargs="+", default=[1])
+    parser.add_argument("--cases", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=KEPT)
+    asked = parser.parse_args()
+    sys.path.insert(0, str(ROOT / "tests"))
+    for folds in asked.folds:
+        print(bundle(SIZES[asked.size], folds=folds, kept=asked.out))
+    for folder in cases(SIZES[asked.size], asked.cases, kept=asked.out):
+        print(folder)
+
+
+if __name__ == "__main__":
+    main()

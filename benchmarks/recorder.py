@@ -1,0 +1,54 @@
+"""What every question writes its figures with."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from tmi.runtime.paired_timing import Ratio, Rounds, ratio
+
+
+class Recorder:
+    """Writes figures into the benchmark's JSON; `benchmarks/report.py` reads and judges them."""
+
+    def __init__(self, benchmark: Any, repeats: int) -> None:
+        self._benchmark = benchmark
+        self.repeats = repeats
+        self.figures: dict[str, dict[str, Any]] = benchmark.extra_info.setdefault("figures", {})
+        self._timed = False
+
+    def paired(
+        self, roads: Mapping[str, Callable[[], object]], *, against: str, repeats: int | None = None, warmup: int = 1
+    ) -> dict[str, Ratio]:
+        """Time the roads in turn and record each one's seconds and its ratio to `against`, round by round."""
+        rounds = Rounds(roads)
+        for _ in range(warmup):
+            rounds.run()
+        rounds.forget()
+        self._pedantic(rounds.run, repeats or self.repeats)
+        ratios = {}
+        for name, seconds in rounds.seconds.items():
+            self.figures[f"{name} s"] = {"value": statistics.median(seconds), "unit": "s", "rounds": seconds}
+            if name != against:
+                ratios[name] = ratio(seconds, rounds.seconds[against])
+                self.figures[f"{name} / {against}"] = {
+                    "value": ratios[name].median,
+                    "unit": "x",
+                    **asdict(ratios[name]),
+                }
+        return ratios
+
+    def once(self, work: Callable[[], Any]) -> Any:
+        """Run what measures itself, such as processes; pytest-benchmark shows how long it took as a whole."""
+        return self._pedantic(work, 1)
+
+    def note(self, name: str, value: float, unit: str = "", **more: Any) -> None:
+        """Record one figure."""
+        self.figures[name] = {"value": float(value), "unit": unit, **more}
+
+    def _pedantic(self, work: Callable[[], Any], rounds: int) -> Any:
+        assert not self._timed, "pytest-benchmark times once a test"
+        self._timed = True
+        return self._benchmark.pedantic(work, rounds=rounds, iterations=1)

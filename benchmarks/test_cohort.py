@@ -1,0 +1,38 @@
+"""Does a cohort keep the CT encoder busy?
+
+Eight cases in one run against eight times the CT encoder's forward pass alone: 1 means that reading, preparing, text
+and fusion cost nothing beside it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+from tmi.runtime import Prediction, Predictor
+from tmi.runtime.engine import open_engine
+from tmi.toolkit.case import Case
+from tmi.toolkit.clinical_schema import stored_schema
+from tmi.toolkit.prepare import prepare_case
+
+
+def test_cohort_throughput(record, cohort: list[Path], default_predictor: Predictor) -> None:
+    bundle = default_predictor.bundle
+    schema, config = stored_schema(bundle.folder, kind="bundle"), bundle.manifest.settings()
+    ct_BCDHW = prepare_case(Case(folder=cohort[0], case_id="first"), config, schema).ct_1DHW[None]
+
+    def predict() -> None:
+        answers = default_predictor.predict(cohort)
+        assert all(isinstance(a, Prediction) for a in answers), answers
+
+    with open_engine(default_predictor.engine_record.name, bundle) as engine:
+        graphs = dict.fromkeys(fold.ct for fold in bundle.manifest.folds)
+
+        def forward() -> None:
+            for _ in cohort:
+                for graph in graphs:
+                    engine.run(graph, {"ct": ct_BCDHW})
+
+        record.paired({"cohort": predict, "CT forward alone": forward}, against="CT forward alone", repeats=3)
+    rounds = zip(record.figures["CT forward alone s"]["rounds"], record.figures["cohort s"]["rounds"], strict=True)
+    record.note("throughput x CT forward", statistics.median(alone / whole for alone, whole in rounds), "x")

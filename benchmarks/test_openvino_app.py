@@ -1,0 +1,68 @@
+"""Is the CT encoder as quick in `tmi` as in OpenVINO's own `benchmark_app`?
+
+The same graph, shape and precision, latency hint, one request at a time; the app's median against ours, in turn.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import pytest
+
+from tmi.runtime import Predictor
+from tmi.runtime.engine import open_engine
+from tmi.toolkit.bundle import Bundle
+
+HINTS = {"float32": "f32", "bfloat16": "bf16"}
+FORWARDS = 5
+
+
+def app_seconds(bundle: Bundle, precision: str) -> float:
+    """Median latency of the app's inferences, without its compilation."""
+    app = Path(sys.executable).with_name("benchmark_app")
+    program = str(app) if app.is_file() else shutil.which("benchmark_app")
+    if program is None:
+        pytest.skip("benchmark_app is not installed")
+    graph = bundle.artefact(bundle.manifest.graph("ct-0"), "onnx")
+    shape = ",".join(map(str, (1, 1, *bundle.manifest.settings().ct.shape_DHW)))
+    argv = [program, "-m", str(graph), "-d", "CPU", "-hint", "latency", "-api", "sync", "-niter", str(FORWARDS + 1),
+            "-shape", f"[{shape}]", "-infer_precision", HINTS[precision]]  # fmt: skip
+    said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"Median:\s+([\d.]+) ms", said)
+    assert found, said[-2000:]
+    return float(found[1]) / 1000
+
+
+def test_ct_forward_against_benchmark_app(record, one_fold: Path) -> None:
+    with Predictor.open(one_fold) as predictor:
+        bundle, name, precision = predictor.bundle, predictor.engine_record.name, predictor.engine_record.precision
+    if not name.startswith("openvino"):
+        pytest.skip(f"the default engine here is {name}")
+    shape = bundle.manifest.settings().ct.shape_DHW
+    noise = np.random.default_rng(0).random((1, 1, *shape), dtype=np.float32)
+    ours: list[float] = []
+    app: list[float] = []
+
+    def rounds() -> None:
+        for _ in range(min(3, record.repeats)):
+            app.append(app_seconds(bundle, precision))
+            with open_engine(name, bundle) as engine:
+                engine.run("ct-0", {"ct": noise})
+                seconds = []
+                for _ in range(FORWARDS):
+                    start = perf_counter()
+                    engine.run("ct-0", {"ct": noise})
+                    seconds.append(perf_counter() - start)
+            ours.append(statistics.median(seconds))
+
+    record.once(rounds)
+    record.note("tmi s", statistics.median(ours), "s", rounds=ours, precision=precision)
+    record.note("benchmark_app s", statistics.median(app), "s", rounds=app, precision=precision)
+    record.note("tmi / benchmark_app", statistics.median(a / b for a, b in zip(ours, app, strict=True)), "x")

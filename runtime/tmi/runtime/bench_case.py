@@ -1,0 +1,75 @@
+"""Cases to time a bundle with: a CT of a scanner's size, made from a seed, with numpy and nibabel alone.
+
+The anatomy is the phantom's (`tmi.toolkit.phantom`), rendered coarsely and enlarged; the noise is drawn at the CT's own
+size, because it decides how well the file is compressed and so how long it takes to inflate. The features are given, as
+they are where they were extracted before. The answers mean nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from tmi.toolkit.case import Case
+from tmi.toolkit.clinical_schema import Schema
+from tmi.toolkit.phantom import Grid, findings_of, render, sample_body
+from tmi.toolkit.radiomics_names import FEATURE_NAMES
+from tmi.toolkit.radiomics_table import write_table
+
+SCANNER_XYZ = (512, 512, 120)
+"""Voxels of an abdominal CT at slices of 2.5 mm or so."""
+COARSE = 4
+"""The anatomy is rendered on a grid of this many times fewer voxels along x and y, half as many times along z."""
+NOISE_HU = 12.0
+
+
+def write_bench_case(folder: Path, schema: Schema, *, seed: int, shape_XYZ: tuple[int, int, int] = SCANNER_XYZ) -> Case:
+    """Write CT, features and a clinical record into an empty or absent folder; the same seed, the same values."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng([seed, 11])
+    hu_XYZ, affine = _ct(rng, shape_XYZ, seed)
+    nib.save(nib.Nifti1Image(hu_XYZ, affine), folder / "ct.nii.gz")
+    write_table(folder / "radiomics.csv", rng.normal(0, 10.0, len(FEATURE_NAMES)))
+    record = {"patient_id": folder.name, "values": _values(schema), "report": None}
+    (folder / "clinical.json").write_text(json.dumps(record), encoding="utf-8")
+    return Case(folder=folder, case_id=folder.name)
+
+
+def _ct(
+    rng: np.random.Generator, shape_XYZ: tuple[int, int, int], seed: int
+) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+    """Voxels in HU, stored as scanners do (x to the left, y to the back), and their affine."""
+    body = sample_body(rng, female=bool(seed % 2), bmi=25.0)
+    factors = (COARSE, COARSE, max(1, COARSE // 2))
+    coarse = tuple(max(8, -(-n // f)) for n, f in zip(shape_XYZ, factors, strict=True))
+    field = 2.06 * body.half_width_mm
+    spacing = (field / coarse[0], field / coarse[1], 218.0 / coarse[2])
+    grid = Grid(shape_XYZ=coarse, spacing_XYZ_mm=spacing, noise_hu=0.0, deposit_part=0.02)  # type: ignore[arg-type]
+    phantom = render(body, findings_of(liver=0.5, portal=0.2, deposit=0.3), grid, seed=np.random.SeedSequence(seed))
+    hu = phantom.hu_XYZ
+    for axis, (wanted, have) in enumerate(zip(shape_XYZ, coarse, strict=True)):
+        hu = np.take(hu, np.arange(wanted) * have // wanted, axis=axis)
+    hu = hu.astype(np.int16)
+    for z in range(shape_XYZ[2]):  # a slice at a time: no float copy of the volume
+        hu[:, :, z] += np.rint(rng.standard_normal(shape_XYZ[:2], dtype=np.float32) * NOISE_HU).astype(np.int16)
+    affine = np.diag([-field / shape_XYZ[0], -field / shape_XYZ[1], 218.0 / shape_XYZ[2], 1.0])
+    affine[:3, 3] = [field / 2, field / 2, -109.0]
+    return np.ascontiguousarray(hu[::-1, ::-1]), affine
+
+
+def _values(schema: Schema) -> dict[str, float | str | None]:
+    """Every second field has a value, a low plausible number or the first word, as in a record of the clinic."""
+    values: dict[str, float | str | None] = {}
+    for number, field in enumerate(schema.fields):
+        if number % 2:
+            values[field.name] = None
+        elif field.choices:
+            values[field.name] = field.choices[0]
+        else:
+            low, high = field.plausible or (1.0, 3.0)
+            values[field.name] = round(low + (high - low) / 4, 2)
+    return values

@@ -1,0 +1,161 @@
+"""`tmi bench`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tmi.toolkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from tmi.runtime.bench import BenchReport, Plan
+    from tmi.toolkit.bundle import Bundle
+    from tmi.toolkit.case import Case
+
+SCHEMA = "tmi-bench/1"
+SMALLEST = 16
+"""Voxels along an axis below which there is no anatomy to draw."""
+
+
+def bench(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="The bundle. Default: TMI_BUNDLE, else ./bundle.", show_default=False),
+    ] = None,
+    case: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Case folders to measure with. Default: made-up cases.", show_default=False),
+    ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Engine to measure; may be repeated. Default: every one installed that has graphs in the bundle.",
+            show_default=False,
+        ),
+    ] = None,
+    cases: Annotated[int, typer.Option(min=1, help="How many cases to make up.")] = 2,
+    ct: Annotated[str, typer.Option(help="Voxels of a made-up CT, x, y, z.")] = "512x512x120",
+    repeat: Annotated[int, typer.Option(min=1, help="Rounds; each asks every engine once.")] = 5,
+    batch: Annotated[int, typer.Option(min=1, help="Cases computed together in the run over all cases.")] = 1,
+    mask_label: Annotated[
+        int | None,
+        typer.Option(help="Value of the mask's voxels that are liver. Default: all but 0.", show_default=False),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of each engine. Default: all cores.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document (tmi-bench/1).")] = False,
+) -> None:
+    """Measure what a bundle's engines cost on this machine, and whether they agree.
+
+    Engines answer the same cases in turn, so that other work on the machine slows all alike: read the ratios first.
+    Start: a new process until its first answer, with caches filled. Exit code 4: an engine is further from the
+    reference than it declares.
+
+    Examples:
+
+        tmi bench ./bundle
+        tmi bench ./bundle case_a/ case_b/ --engine openvino --engine onnx --repeat 9 --json
+    """
+    import tempfile
+
+    from rich.console import Console
+
+    from tmi.runtime.bench import Plan, choose_engines, measure
+    from tmi.runtime.predictor import resolve_cases
+    from tmi.toolkit.bundle import open_bundle
+    from tmi.toolkit.project import default_bundle, load_project
+
+    shape_XYZ = _shape(ct)
+    if bundle is None:
+        bundle, reason = default_bundle(load_project())
+        typer.echo(f"bundle {bundle} ({reason})", err=True)
+    opened = open_bundle(bundle)
+    engines, passed_over = choose_engines(engine or (), opened)
+    with tempfile.TemporaryDirectory(prefix="tmi-bench-") as folder, Console(stderr=True).status("opening") as status:
+        if case:
+            chosen = resolve_cases(case, mask_label=mask_label)
+        else:
+            status.update("making cases up")
+            chosen = _made_up(opened, Path(folder), cases, shape_XYZ)
+        plan = Plan(
+            bundle=opened,
+            engines=engines,
+            named=bool(engine),
+            cases=tuple(chosen),
+            repeats=repeat,
+            batch=batch,
+            threads=threads,
+        )
+        report = measure(plan, passed_over=passed_over, progress=status.update)
+    made_up = None if case else shape_XYZ
+    if as_json:
+        from tmi.toolkit.hashing import canonical_json
+
+        sys.stdout.write(canonical_json(_document(plan, report, made_up)))
+    else:
+        _print(plan, report, made_up)
+    report.require_agreement()
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    """Voxels x, y, z from `512x512x120`."""
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(p.isdecimal() and int(p) >= SMALLEST for p in parts):
+        raise UsageError(
+            f"--ct {text} is no size of a CT", fix=f"give three sizes of at least {SMALLEST} voxels, as 512x512x120"
+        )
+    x, y, z = (int(p) for p in parts)
+    return x, y, z
+
+
+def _made_up(bundle: Bundle, folder: Path, count: int, shape_XYZ: tuple[int, int, int]) -> list[Case]:
+    from tmi.runtime.bench_case import write_bench_case
+    from tmi.toolkit.clinical_schema import stored_schema
+
+    schema = stored_schema(bundle.folder, kind="bundle")
+    names = [f"made-up-{n}" for n in range(count)]
+    return [write_bench_case(folder / name, schema, seed=n, shape_XYZ=shape_XYZ) for n, name in enumerate(names)]
+
+
+def _document(plan: Plan, report: BenchReport, made_up: tuple[int, int, int] | None) -> dict[str, Any]:
+    import datetime
+    from importlib.metadata import version
+
+    from tmi.runtime.machine import hardware
+    from tmi.toolkit.config_io import to_json
+
+    return {
+        "schema": SCHEMA,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "version": version("tmi-clnet"),
+        "hardware": hardware(),
+        "bundle": {"folder": str(plan.bundle.folder), "digest": plan.bundle.digest,
+                   "preset": plan.bundle.manifest.preset, "folds": len(plan.bundle.manifest.folds)},
+        "cases": [case.case_id for case in plan.cases],
+        "made_up_ct_xyz": made_up,
+        "repeats": plan.repeats,
+        "starts": plan.starts,
+        "batch": plan.batch,
+        **to_json(report),
+    }  # fmt: skip
+
+
+def _print(plan: Plan, report: BenchReport, made_up: tuple[int, int, int] | None) -> None:
+    from tmi.runtime.bench_table import engines_table, stages_table
+    from tmi.runtime.gate_table import wide_console
+    from tmi.runtime.machine import hardware
+
+    console = wide_console()
+    console.print(engines_table(report, rounds=plan.repeats, cases=len(plan.cases)), markup=False)
+    console.print(stages_table(report), markup=False)
+    what = "x".join(map(str, made_up)) + " made up" if made_up else "as given"
+    machine = hardware()
+    packages = ", ".join(dict.fromkeys(f.package for f in report.figures))
+    typer.echo(f"CT {what}; {machine['cpu']}, {report.figures[0].threads} threads; {packages}")
+    for name, why in report.passed_over.items():
+        typer.echo(f"engine {name} was not measured: {why}")
+    typer.echo("the times are this machine's, now; compare engines by the ratio, not with another day's seconds")

@@ -1,0 +1,25 @@
+"""The roads that `make bench-gpu` compares, on the CPU: there they must give eager's answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from test_gpu_engines import eager_road, inputs_of, onnx_road
+from tmi.runtime.engine import open_engine
+from tmi.toolkit.bundle import open_bundle
+
+
+@pytest.mark.parametrize("graph", ["ct-0", "text-0"])
+def test_the_roads_to_a_gpu_give_eagers_answer(tiny_bundle, graph):
+    bundle = open_bundle(tiny_bundle)
+    inputs = inputs_of(bundle, graph)
+    with open_engine("eager", bundle, threads=1) as eager:
+        (expected,) = eager.run(graph, inputs).values()
+    size = np.abs(expected).max()
+    exact = eager_road(bundle, graph, inputs, device="cpu", half=False)()
+    onnx = onnx_road(bundle, graph, inputs, provider="CPUExecutionProvider")()
+    half = eager_road(bundle, graph, inputs, device="cpu", half=True)()
+    assert np.abs(exact - expected).max() <= 1e-6 * size
+    assert np.abs(onnx - expected).max() <= 1e-4 * size
+    assert 0 < np.abs(half - expected).max() <= 0.05 * size, "autocast is on, and near"

@@ -1,0 +1,40 @@
+"""Cases that are made up for timing."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+
+from tmi.runtime.bench_case import write_bench_case
+from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.prepare import prepare_case
+from tmi.toolkit.presets import tiny
+
+SHAPE = (48, 40, 20)
+
+
+def test_a_made_up_case_is_accepted_like_any_other(tmp_path):
+    case = write_bench_case(tmp_path / "made-up", load_schema(), seed=0, shape_XYZ=SHAPE)
+    ready = prepare_case(case, tiny(), load_schema())
+    assert ready.ct_1DHW.shape == (1, *tiny().ct.shape_DHW)
+    assert ready.ct_1DHW.std() > 0.2, "anatomy and air, not one grey"
+    assert np.isfinite(ready.radiomics_F).all()
+
+
+def test_its_ct_is_stored_as_a_scanner_stores_it(tmp_path):
+    case = write_bench_case(tmp_path / "made-up", load_schema(), seed=1, shape_XYZ=SHAPE)
+    image = nib.load(case.ct)
+    assert image.shape == SHAPE
+    assert image.get_data_dtype() == np.int16
+    assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
+
+
+def test_the_same_seed_gives_the_same_case_and_another_seed_another(tmp_path):
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    cases = [
+        write_bench_case(f, load_schema(), seed=s, shape_XYZ=SHAPE) for f, s in zip(folders, (0, 0, 1), strict=True)
+    ]
+    a, b, c = (np.asanyarray(nib.load(case.ct).dataobj) for case in cases)
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+    assert cases[0].radiomics.read_bytes() == cases[1].radiomics.read_bytes()
