@@ -42,6 +42,8 @@ COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
         "export": CommandSpec("tmi.export.command:export", extra="export"),
         "build": CommandSpec("tmi.export.command_build:build", extra="trt"),
         "predict": CommandSpec("tmi.runtime.command:predict"),
+        "explain": CommandSpec("tmi.runtime.command_explain:explain", extra="explain"),
+        "report": CommandSpec("tmi.runtime.command_report:report", extra="explain"),
         "verify": CommandSpec("tmi.runtime.command_verify:verify"),
         "inspect": CommandSpec("tmi.runtime.command_inspect:inspect"),
         "bench": CommandSpec("tmi.runtime.command_bench:bench"),

@@ -23,21 +23,26 @@ RENDERING_VERSIONS: Mapping[str, int] = MappingProxyType({"values": 1, "flags": 
 
 def render(record: ClinicalRecord, schema: Schema, rendering: Rendering) -> str:
     """The record as text, fields in the schema's order."""
+    return " ".join(sentence for _, sentence in sentences(record, schema, rendering))
+
+
+def sentences(record: ClinicalRecord, schema: Schema, rendering: Rendering) -> list[tuple[str | None, str]]:
+    """The pieces that `render` joins with single spaces: name of the field, and None for the free-text report."""
     sex = record.values.get("sex")
-    sentences = []
+    pieces: list[tuple[str | None, str]] = []
     for field in schema.fields:
         value = record.values.get(field.name)
         if value is None and field.optional:
             continue
         if rendering == "pairs":
-            sentences.append(f"{field.label}: {_value(value)}")
+            pieces.append((field.name, f"{field.label}: {_value(value)}"))
             continue
         unit = f" {field.unit}" if isinstance(value, float) and field.unit else ""
         flag = _flag(field, value, sex) if rendering == "flags" else ""
-        sentences.append(f"{field.label}: {_value(value)}{unit}{flag}.")
+        pieces.append((field.name, f"{field.label}: {_value(value)}{unit}{flag}."))
     if record.report and not record.report.isspace():
-        sentences.append(record.report.strip())
-    return " ".join(sentences)
+        pieces.append((None, record.report.strip()))
+    return pieces
 
 
 def require_rendering(rendering: str, version: int | None, *, kind: str) -> None:

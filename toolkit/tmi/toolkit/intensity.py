@@ -206,3 +206,43 @@ def _resampled(plane_HW: NDArray[np.float32], taps: Taps, *, axis: int) -> NDArr
     np.multiply(mixed, weight[:, None] if axis == 0 else weight, out=mixed)
     mixed += low
     return mixed
+
+
+def onto_ct_grid(
+    values_DHW: Float[np.ndarray, "D H W"], shape_DHW: tuple[int, int, int], config: CtConfig
+) -> Float[np.ndarray, "Dc Hc Wc"]:
+    """Values of the network's input grid, such as a map over it, interpolated linearly at the CT's own voxels.
+
+    Inverse of `prepare_ct`'s geometry: CT voxel z lies at input position (z + 0.5) * n_in / n_ct - 0.5, clamped at the
+    border; with `depth_resampling` of `nearest`, at the input slices that were made from it.
+
+    Args:
+        values_DHW: on the input grid, [D,H,W] of `config.shape_DHW`.
+        shape_DHW: the CT's.
+        config: that the CT was prepared with.
+
+    Returns:
+        float32 of the CT's shape.
+    """
+    out = np.empty(shape_DHW, dtype=np.float32)
+    nearest = config.depth_resampling == "nearest"
+    below, above, weight = (_nearest_back if nearest else _taps)(values_DHW.shape[0], shape_DHW[0])
+    in_plane = [None if n == m else _taps(n, m) for n, m in zip(values_DHW.shape[1:], shape_DHW[1:], strict=True)]
+    for z in range(shape_DHW[0]):
+        plane = values_DHW[below[z]]
+        if weight[z]:
+            plane = plane + weight[z] * (values_DHW[above[z]] - plane)
+        for axis, taps in enumerate(in_plane):
+            plane = plane if taps is None else _resampled(plane, taps, axis=axis)
+        out[z] = plane
+    return out
+
+
+def _nearest_back(n_in: int, n_ct: int) -> Taps:
+    """As `_taps`, from the input slices back to the CT's, where each input slice is a copy of one CT slice."""
+    source, _, _ = _taps(n_ct, n_in, nearest=True)
+    read = np.unique(source)
+    middle = [np.flatnonzero(source == z).mean() for z in read]
+    position = np.interp(np.arange(n_ct), read, middle)
+    below = np.minimum(position.astype(np.intp), n_in - 1)
+    return below, np.minimum(below + 1, n_in - 1), (position - below).astype(np.float32)

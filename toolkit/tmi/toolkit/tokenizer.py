@@ -144,6 +144,11 @@ class Tokenizer:
             mask[i, : len(row)] = 1
         return Encoded(input_ids_BT=ids, attention_mask_BT=mask, truncated_B=truncated)
 
+    def offsets(self, text: str, *, max_length: int) -> list[tuple[int, int]]:
+        """Where each token of `encode`'s row for one text lies in it: (start, end) characters; (0, 0) for specials."""
+        places: list[tuple[int, int]] = self._backend.encode(text).offsets
+        return [*places[: max_length - 1], (0, 0)] if len(places) > max_length else places
+
 
 def _parse(text: str, path: Path) -> Backend:
     try:

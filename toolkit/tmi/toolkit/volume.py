@@ -1,4 +1,4 @@
-"""Reading a CT and its mask: the one place that knows axis order, orientation and grid.
+"""Reading a CT and its mask, and going back to its grid: the one place that knows axis order and orientation.
 
 NIfTI files hold voxels as (x, y, z) in any orientation. Here every volume is brought to canonical RAS+ orientation and
 held as array_DHW = canonical_xyz.transpose(2, 1, 0): D grows towards superior, H towards anterior, W towards the
@@ -15,6 +15,7 @@ from __future__ import annotations
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import nibabel as nib
@@ -294,3 +295,62 @@ def _labels(stored: NDArray[np.generic], file: NiftiFile) -> NDArray[np.generic]
             fix="export the mask again as whole numbers; resample masks with nearest neighbour",
         )
     return np.asarray(whole)
+
+
+def write_on_ct_grid(values_DHW: NDArray[np.floating], case: Case, path: Path) -> None:
+    """Write values of the CT's voxels as a NIfTI of float32 that lies on the CT's file voxel for voxel.
+
+    The inverse of `read_ct`'s orientation: same shape, order of axes and affine as the file has.
+
+    Args:
+        values_DHW: one value for each voxel of the volume that `read_ct` gave.
+        case: whose CT it is.
+        path: file to write; its name ends in `.nii.gz`.
+
+    Raises:
+        InputRefusedError: ct-missing, ct-unreadable, ct-not-3d, ct-affine, ct-forms.
+        ValueError: the values are not of the CT's shape.
+    """
+    file = open_nifti(case.ct, case_id=case.case_id, kind="ct")
+    if values_DHW.shape != (shape_DHW := _canonical_grid(file).shape_DHW):
+        raise ValueError(f"values of shape {values_DHW.shape} on a CT of shape {shape_DHW}")
+    canonical = np.array([[0, 1], [1, 1], [2, 1]], dtype=np.float64)
+    back = nib.orientations.ornt_transform(canonical, orientation_of(file))
+    stored = nib.orientations.apply_orientation(values_DHW.transpose(2, 1, 0), back)
+    image = nib.Nifti1Image(np.asarray(stored, dtype=np.float32), file.affine_xyz)
+    image.set_sform(file.affine_xyz, code=1)
+    image.set_qform(file.affine_xyz, code=1)
+    image.header.set_xyzt_units("mm")
+    nib.save(image, path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plane:
+    """One of the three planes a volume is looked at in, as radiologists do: the patient faces the viewer."""
+
+    name: str
+    """`axial`, `coronal` or `sagittal`."""
+    axis: int
+    """Axis of [D,H,W] that counts the plane's slices."""
+    marks: tuple[str, str, str, str]
+    """What lies at the left, right, top and bottom of the picture: R L A P S I."""
+
+    def picture(self, volume_DHW: NDArray[np.generic], index: int) -> NDArray[np.generic]:
+        """Slice `index` as rows from top to bottom and columns from left to right; a view."""
+        chosen: list[int | slice] = [slice(None, None, -1)] * 3
+        chosen[self.axis] = index
+        return volume_DHW[tuple(chosen)]
+
+    def pixel_mm(self, volume: Volume) -> tuple[float, float]:
+        """Height and width of a pixel of the picture."""
+        first, second = (s for axis, s in enumerate(volume.spacing_DHW_mm) if axis != self.axis)
+        return first, second
+
+
+PLANES: tuple[Plane, Plane, Plane] = (
+    Plane(name="axial", axis=0, marks=("R", "L", "A", "P")),
+    Plane(name="coronal", axis=1, marks=("R", "L", "S", "I")),
+    Plane(name="sagittal", axis=2, marks=("A", "P", "S", "I")),
+)
+"""D grows to superior, H to anterior, W to the patient's right: every picture is the slice with both axes turned round,
+so that the patient's right is on the left, and front (axial) or head (coronal, sagittal) is on top."""

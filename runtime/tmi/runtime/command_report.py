@@ -1,0 +1,138 @@
+"""`tmi report`."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tmi.toolkit.errors import ExitCode, InputRefusedError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tmi.runtime.explain.explainer import Explainer
+    from tmi.runtime.prediction import Answer
+    from tmi.runtime.predictor import Predictor
+    from tmi.toolkit.case import Case
+
+INDEX_FILE = "index.html"
+
+
+def report(
+    cases: Annotated[list[Path], typer.Argument(help="Case folders or cohort folders.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pages.", show_default=False)],
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", help="Bundle that answers. Default: TMI_BUNDLE, else ./bundle.", show_default=False),
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", help="Engine of the prediction, as in tmi predict.")] = "auto",
+    mask_label: Annotated[
+        int | None,
+        typer.Option("--mask-label", help="Label of the liver in the masks. Default: all but 0.", show_default=False),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads. Default: all cores.", show_default=False)
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="Public key (PEM) that must have signed the bundle.", envvar="TMI_KEY", show_default=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a report that is there.")] = False,
+) -> None:
+    """Write a page for each case that opens from disk, and an index of them. For research use only.
+
+    A page holds the answer of every fold, slices with the map to look through, what pulled the answer, warnings of the
+    input, and the evidence of the bundle. Nothing in it is fetched from elsewhere. A case that is refused stops no
+    other; the exit code is then 3.
+
+    Examples:
+
+        tmi report case_a/ --out report
+        tmi report cohort/ --bundle ./bundle --out report --force
+    """
+    from importlib.metadata import version
+
+    from tmi.runtime.command_explain import explainer_of, torch_threads
+    from tmi.runtime.explain.fold_models import open_bundle_models
+    from tmi.runtime.prediction import Refusal
+    from tmi.runtime.predictor import Predictor, resolve_cases
+    from tmi.runtime.report.pages import index_page
+    from tmi.toolkit.files import require_absent, write_text
+    from tmi.toolkit.project import default_bundle, load_project
+
+    require_absent(out, force=force, kind="report")
+    if bundle is None:
+        bundle, reason = default_bundle(load_project())
+        typer.echo(f"bundle {bundle} ({reason})", err=True)
+    found = resolve_cases(cases, mask_label=mask_label)
+    source = open_bundle_models(bundle)
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    tell = lambda line: typer.echo(line, err=True)  # noqa: E731 - one line, used once
+    with (
+        Predictor.open(bundle, engine=engine, threads=threads, key=key, tell=tell) as predictor,
+        torch_threads(threads),
+    ):
+        explainer = explainer_of(source, "ensemble", None)
+        answers = _write_cases(found, predictor, explainer, out, created=created)
+        page = index_page(answers, bundle=predictor.bundle, created=created, version=version("tmi-clnet"))
+        write_text(out / INDEX_FILE, page)
+    refused = sum(isinstance(a, Refusal) for a in answers)
+    typer.echo(f"report of {len(answers) - refused} case(s) in {out / INDEX_FILE}; {refused} refused")
+    if refused:
+        raise typer.Exit(int(ExitCode.REFUSED))
+
+
+def _write_cases(
+    cases: Sequence[Case], predictor: Predictor, explainer: Explainer, out: Path, *, created: str
+) -> list[Answer]:
+    """Every case's page, one after the other; its answer, or why it was refused."""
+    from time import perf_counter
+
+    from tmi.runtime.command_explain import refused
+    from tmi.runtime.prediction import Refusal
+
+    answers: list[Answer] = []
+    for number, case in enumerate(cases, start=1):
+        start = perf_counter()
+        answer = _write_case(case, predictor, explainer, out, created=created)
+        answers.append(answer)
+        state = f"{perf_counter() - start:.1f} s"
+        if isinstance(answer, Refusal):
+            refused(InputRefusedError(answer.what, fix=answer.fix, code=answer.code), case)
+            state = f"refused ({answer.code})"
+        typer.echo(f"[{number}/{len(cases)}] {case.case_id}: {state}", err=True)
+    return answers
+
+
+def _write_case(case: Case, predictor: Predictor, explainer: Explainer, out: Path, *, created: str) -> Answer:
+    from importlib.metadata import version
+
+    from tmi.runtime.explain.case_explanation import explain_case
+    from tmi.runtime.prediction import Refusal
+    from tmi.runtime.report.pages import CASES, case_page
+    from tmi.toolkit.check import check_case
+    from tmi.toolkit.files import write_text
+
+    (answer,) = predictor.predict([case])
+    if isinstance(answer, Refusal):
+        return answer
+    try:
+        explained = explain_case(case, explainer, steps=0, sanity=False)
+    except InputRefusedError as error:
+        return Refusal(case_id=case.case_id, code=error.code, what=error.what, fix=error.fix)
+    except UnavailableError as error:
+        return Refusal(case_id=case.case_id, code="unavailable", what=error.what, fix=error.fix)
+    page = case_page(
+        answer,
+        explained,
+        check_case(case, schema=explainer.source.schema),
+        bundle=predictor.bundle,
+        engine=predictor.engine_record,
+        created=created,
+        version=version("tmi-clnet"),
+    )
+    write_text(out / CASES / f"{case.case_id}.html", page)
+    return answer

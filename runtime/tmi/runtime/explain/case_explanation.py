@@ -1,0 +1,166 @@
+"""One case from its folder to everything that is told and shown of it, and the document `tmi-explanation/1`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from tmi.runtime.explain.explainer import Explainer
+from tmi.runtime.explain.explanation import SCHEMA, Explanation, strongest_fields
+from tmi.runtime.explain.feature_groups import feature_class, grouped, image_type, top
+from tmi.runtime.explain.fold_models import ModelSource
+from tmi.runtime.explain.looked_at import Anatomy, read_anatomy
+from tmi.runtime.explain.perturbation import Curves
+from tmi.runtime.explain.places import PlaceFigures
+from tmi.runtime.explain.randomisation import Randomised
+from tmi.runtime.prediction import RESEARCH_USE
+from tmi.toolkit.case import Case
+from tmi.toolkit.prepare import PreparedCase, prepare_case
+
+TOP_FEATURES = 20
+"""Radiomic features that are shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseExplanation:
+    """All of one case by one source."""
+
+    case: Case
+    """The case."""
+    source: ModelSource
+    """Whose models."""
+    anatomy: Anatomy
+    """The patient's volume."""
+    explanation: Explanation
+    """Maps and attributions."""
+    map_DHW: Float[np.ndarray, "D H W"]
+    """The map on the CT's own canonical grid."""
+    figures: PlaceFigures
+    """Where its mass lies."""
+    curves: Curves | None
+    """Insertion and deletion, where asked for."""
+    randomised: tuple[Randomised, ...]
+    """Sanity check; empty where not asked for."""
+    warnings: tuple[str, ...]
+    """Of the case's preparation."""
+
+
+def explain_case(
+    case: Case, explainer: Explainer, *, steps: int, sanity: bool, anatomy: Anatomy | None = None
+) -> CaseExplanation:
+    """Prepare, explain and measure one case.
+
+    Args:
+        case: the case.
+        explainer: of the models.
+        steps: of the insertion and deletion curves; 0: none.
+        sanity: whether the weights are randomised for comparison.
+        anatomy: of the case, where it was read already.
+
+    Raises:
+        InputRefusedError: the case is refused; it is named.
+        UnavailableError: radiomics must be extracted and pyradiomics is not installed.
+    """
+    source = explainer.source
+    prepared: PreparedCase = prepare_case(case, source.config, source.schema)
+    explanation = explainer.explain(case, prepared)
+    anatomy = anatomy or read_anatomy(case)
+    map_DHW = anatomy.onto(explanation.map_DHW, source.config.ct)
+    return CaseExplanation(
+        case=case,
+        source=source,
+        anatomy=anatomy,
+        explanation=explanation,
+        map_DHW=map_DHW,
+        figures=anatomy.figures(map_DHW),
+        curves=explainer.curves(explanation, prepared, steps=steps) if steps else None,
+        randomised=explainer.randomisation(explanation, prepared) if sanity else (),
+        warnings=prepared.warnings,
+    )
+
+
+def case_document(
+    explained: CaseExplanation, *, created: str, version: str, ct_only: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The document of one case as JSON values.
+
+    Args:
+        explained: the case.
+        created: UTC time, ISO 8601.
+        version: of this package.
+        ct_only: what the CT-only model beside it made of the case, where one was given.
+    """
+    source, explanation = explained.source, explained.explanation
+    return {
+        "schema": SCHEMA,
+        "notice": RESEARCH_USE,
+        "created": created,
+        "version": version,
+        "case_id": explanation.case_id,
+        "model": {
+            "kind": source.kind,
+            "digest": source.digest,
+            "preset": source.config.preset,
+            "folds": [f.fold for f in explanation.folds],
+            "synthetic": source.synthetic,
+        },
+        "target": explanation.target,
+        "decision": explanation.decision,
+        "probability": dict(explanation.probability),
+        "map": map_figures(explained),
+        "ct_only": ct_only,
+        "radiomics": _radiomics(explanation),
+        "clinical": _clinical(explanation),
+        "folds": [
+            {
+                "fold": f.fold,
+                "probability": dict(f.probability),
+                "completeness": {name: dict(c) for name, c in f.completeness.items()},
+                "tcaf": [asdict(arc) for arc in f.attention],
+            }
+            for f in explanation.folds
+        ],
+        "warnings": list(explained.warnings),
+        "seconds": {name: round(s, 3) for name, s in explanation.seconds.items()},
+    }
+
+
+def map_figures(explained: CaseExplanation) -> dict[str, Any]:
+    """What is measured of the map."""
+    curve = explained.curves
+    return {
+        "method": "XGrad-CAM, mean of four stages",
+        "places": asdict(explained.figures),
+        "curves": None
+        if curve is None
+        else {
+            "parts": list(curve.parts),
+            "deletion": list(curve.deletion),
+            "insertion": list(curve.insertion),
+            "deletion_auc": curve.deletion_auc,
+            "insertion_auc": curve.insertion_auc,
+        },
+        "randomised": [asdict(r) for r in explained.randomised],
+    }
+
+
+def _radiomics(explanation: Explanation) -> dict[str, Any]:
+    values_R = explanation.radiomics_R
+    return {
+        "sum": float(values_R.sum()),
+        "top": [{"feature": name, "attribution": value} for name, value in top(values_R, TOP_FEATURES)],
+        "by_class": grouped(values_R, feature_class),
+        "by_image_type": grouped(values_R, image_type),
+    }
+
+
+def _clinical(explanation: Explanation) -> dict[str, Any]:
+    read = strongest_fields(explanation.fields)
+    return {
+        "sum": sum(value for _, value in read),
+        "fields": [{"field": name, "attribution": value} for name, value in read],
+        "cut_off": [name for name, value in explanation.fields.items() if value is None],
+    }

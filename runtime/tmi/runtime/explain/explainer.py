@@ -1,0 +1,235 @@
+"""Explaining one case with the models of a run or bundle: maps and attributions of every fold, and their mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from time import perf_counter
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from tmi.runtime.explain.attributions import (
+    Attribution,
+    by_field,
+    field_spans,
+    radiomics_attribution,
+    text_attribution,
+)
+from tmi.runtime.explain.explanation import REPORT_FIELD, Explanation, FoldExplanation, mean_fields
+from tmi.runtime.explain.fold_inputs import EncodedCase, FoldInputs, encode, fold_inputs
+from tmi.runtime.explain.fold_models import FoldModel, ModelSource
+from tmi.runtime.explain.perturbation import Curves, curves
+from tmi.runtime.explain.randomisation import Randomised, randomisation
+from tmi.runtime.explain.tcaf_attention import ring_attention
+from tmi.runtime.explain.xgradcam import combined_map, stage_cams, unit_range
+from tmi.toolkit.case import Case
+from tmi.toolkit.clinical import read_clinical
+from tmi.toolkit.clinical_text import sentences
+from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.network.tmi_clnet import TmiClnet
+from tmi.toolkit.prepare import PreparedCase
+
+Tell = Callable[[str], None]
+"""Told a few words when a stage begins."""
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+"""The four residual stages of the CT encoder."""
+
+
+class Explainer:
+    """Explains cases with some folds of a source.
+
+    Args:
+        source: run or bundle.
+        folds: fold numbers among the source's.
+        target: class to explain; None: for each case what these folds decide for.
+        tell: told what is being done.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        folds: tuple[int, ...],
+        *,
+        target: str | None = None,
+        tell: Tell = lambda words: None,
+    ) -> None:
+        self.source = source
+        self.folds = folds
+        self._target = target
+        self._tell = tell
+
+    def explain(self, case: Case, prepared: PreparedCase) -> Explanation:
+        """Maps and attributions.
+
+        Args:
+            case: for its clinical record, whose sentences are told apart.
+            prepared: the case, prepared with the source's config and schema.
+
+        Raises:
+            InputRefusedError: answer-not-finite, or the record changed meanwhile and cannot be read.
+        """
+        source, seconds = self.source, {"answer": 0.0, "map": 0.0, "radiomics": 0.0, "clinical": 0.0}
+        record = read_clinical(case, source.schema)
+        spans = field_spans(sentences(record, source.schema, source.config.clinical.rendering))
+        start = perf_counter()
+        encoded = {fold: self._encoded(fold, prepared) for fold in self.folds}
+        odds_F = [encoded[fold][1] for fold in self.folds]
+        probability_FK = np.stack([softmax(logits_K) for logits_K in odds_F])
+        if not np.isfinite(probability_FK).all():
+            raise InputRefusedError(
+                "the network's answer is not a finite number",
+                fix="look at the case with `tmi check`",
+                code="answer-not-finite",
+                case_id=case.case_id,
+            )
+        mean_K = probability_FK.mean(axis=0)
+        seconds["answer"] = perf_counter() - start
+        positive = source.positive
+        decided = positive if mean_K[positive] >= source.threshold else 1 - positive
+        target = decided if self._target is None else source.classes.index(self._target)
+        folds = tuple(
+            self._fold(fold, prepared, encoded[fold][0], probability_FK[row], target, spans, seconds)
+            for row, fold in enumerate(self.folds)
+        )
+        stacked = torch.from_numpy(np.mean([f.map_DHW for f in folds], axis=0))
+        return Explanation(
+            case_id=case.case_id,
+            target=source.classes[target],
+            decision=source.classes[decided],
+            probability=self._by_class(mean_K),
+            folds=folds,
+            map_DHW=unit_range(stacked).numpy(),
+            radiomics_R=np.mean([f.radiomics_R for f in folds], axis=0),
+            fields=mean_fields(folds),
+            seconds=seconds,
+        )
+
+    def curves(self, explanation: Explanation, prepared: PreparedCase, *, steps: int) -> Curves:
+        """Insertion and deletion by the explanation's map; p is the mean over the folds explained."""
+        self._tell("insertion and deletion")
+        target = self.source.classes.index(explanation.target)
+        empty = self.source.config.ct.scale_to[0]
+        by_fold = []
+        for fold in self.folds:
+            model = self.source.load(fold)
+            inputs = fold_inputs(prepared, model, self.source.config)
+            with torch.inference_mode():
+                text = model.fused.encode_text(inputs.input_ids, inputs.attention_mask)
+
+            @torch.inference_mode()
+            def answer(
+                ct_DHW: Float[np.ndarray, "D H W"],
+                network: TmiClnet = model.fused,
+                inputs: FoldInputs = inputs,
+                text: torch.Tensor = text,
+            ) -> float:
+                features = network.encode_ct(torch.from_numpy(ct_DHW[None, None]))
+                return float(softmax(network.fuse(features, text, inputs.radiomics).logits_BK[0].numpy())[target])
+
+            by_fold.append(curves(prepared.ct_1DHW[0], explanation.map_DHW, answer, steps=steps, empty=empty))
+        return Curves(
+            parts=by_fold[0].parts,
+            deletion=tuple(float(v) for v in np.mean([c.deletion for c in by_fold], axis=0)),
+            insertion=tuple(float(v) for v in np.mean([c.insertion for c in by_fold], axis=0)),
+        )
+
+    def randomisation(self, explanation: Explanation, prepared: PreparedCase) -> tuple[Randomised, ...]:
+        """The sanity check, on the first of the folds explained."""
+        self._tell("sanity check")
+        model = self.source.load(self.folds[0])
+        inputs = fold_inputs(prepared, model, self.source.config)
+        target = self.source.classes.index(explanation.target)
+        text = encode_text(model.fused, inputs)
+        return randomisation(
+            model.fused,
+            lambda: ct_map(model.fused, inputs, text, target, self.source.config.ct.shape_DHW),
+            explanation.folds[0].map_DHW,
+        )
+
+    def _encoded(self, fold: int, prepared: PreparedCase) -> tuple[EncodedCase, Float[np.ndarray, " K"]]:
+        self._tell(f"fold {fold}: answer")
+        model = self.source.load(fold)
+        inputs = fold_inputs(prepared, model, self.source.config)
+        encoded = encode(model.fused, inputs)
+        with torch.inference_mode():
+            logits = model.fused.fuse(encoded.ct_features, encoded.text_features, inputs.radiomics).logits_BK
+        return encoded, logits[0].numpy()
+
+    def _fold(
+        self,
+        fold: int,
+        prepared: PreparedCase,
+        encoded: EncodedCase,
+        probability_K: Float[np.ndarray, " K"],
+        target: int,
+        spans: list[tuple[str | None, int, int]],
+        seconds: dict[str, float],
+    ) -> FoldExplanation:
+        config, positive = self.source.config, self.source.positive
+        model: FoldModel = self.source.load(fold)
+        network, inputs = model.fused, fold_inputs(prepared, model, config)
+        marks = [perf_counter()]
+        self._tell(f"fold {fold}: map")
+        map_DHW = ct_map(network, inputs, encoded.text_features.clone(), target, config.ct.shape_DHW)
+        marks.append(perf_counter())
+        self._tell(f"fold {fold}: radiomics")
+        radiomics = radiomics_attribution(network, inputs, encoded, positive)
+        marks.append(perf_counter())
+        self._tell(f"fold {fold}: clinical text")
+        offsets = model.tokenizer.offsets(prepared.text, max_length=config.clinical.max_length)
+        text = text_attribution(network, inputs, encoded, positive, offsets)
+        fields = by_field(text.values_N, offsets, spans)
+        marks.append(perf_counter())
+        for name, took in zip(("map", "radiomics", "clinical"), np.diff(marks), strict=True):
+            seconds[name] += float(took)
+        with torch.inference_mode():
+            fused = network.fuse(encoded.ct_features, encoded.text_features, inputs.radiomics)
+        return FoldExplanation(
+            fold=fold,
+            probability=self._by_class(probability_K),
+            map_DHW=map_DHW,
+            radiomics_R=radiomics.values_N,
+            fields={REPORT_FIELD if name is None else name: value for name, value in fields.items()},
+            completeness={"radiomics": _completeness(radiomics), "clinical": _completeness(text)},
+            attention=ring_attention(network.fusion.tcaf, (fused.clinical_BC, fused.radiomics_BC, fused.image_BC)),
+        )
+
+    def _by_class(self, p_K: Float[np.ndarray, " K"]) -> dict[str, float]:
+        return {name: float(p) for name, p in zip(self.source.classes, p_K, strict=True)}
+
+
+def ct_map(
+    network: TmiClnet, inputs: FoldInputs, text_features: torch.Tensor, target: int, shape_DHW: tuple[int, int, int]
+) -> Float[np.ndarray, "D H W"]:
+    """XGrad-CAM of one fold on the input grid, [0, 1]; radiomics and text as they are."""
+
+    def forward() -> torch.Tensor:
+        features = network.encode_ct(inputs.ct)
+        logit: torch.Tensor = network.fuse(features, text_features, inputs.radiomics).logits_BK[0, target]
+        return logit
+
+    stages = [getattr(network.ct_encoder.backbone, name) for name in STAGES]
+    _, cams = stage_cams(forward, stages)
+    answer: Float[np.ndarray, "D H W"] = combined_map(cams, shape_DHW).numpy()
+    return answer
+
+
+def encode_text(network: TmiClnet, inputs: FoldInputs) -> torch.Tensor:
+    """The text's feature, without gradients."""
+    with torch.no_grad():
+        return network.encode_text(inputs.input_ids, inputs.attention_mask)
+
+
+def softmax(logits_K: Float[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:
+    """In float64, as the runtime's ensemble does."""
+    wide = logits_K.astype(np.float64)
+    powers = np.exp(wide - wide.max())
+    answer: Float[np.ndarray, " K"] = powers / powers.sum()
+    return answer
+
+
+def _completeness(attribution: Attribution) -> dict[str, float]:
+    record = asdict(attribution)
+    return {name: record[name] for name in ("output", "baseline", "error", "steps")}

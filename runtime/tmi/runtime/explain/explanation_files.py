@@ -1,0 +1,59 @@
+"""The files of one case: map as NIfTI, pictures, figures. A kill leaves a whole folder or none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tmi.runtime.explain.case_explanation import TOP_FEATURES, CaseExplanation
+from tmi.runtime.explain.ct_only import CtOnlyMap
+from tmi.runtime.explain.explanation import strongest_fields
+from tmi.runtime.explain.feature_groups import top
+from tmi.runtime.explain.overlay import Picture, save_bars, save_montage, save_plane
+from tmi.toolkit.files import staged_folder, write_json
+from tmi.toolkit.volume import PLANES, write_on_ct_grid
+
+MAP_FILE = "map.nii.gz"
+CT_ONLY_MAP_FILE = "map-ct-only.nii.gz"
+DOCUMENT_FILE = "explanation.json"
+MONTAGE_FILE = "montage.png"
+
+
+def write_explanation(
+    folder: Path,
+    explained: CaseExplanation,
+    document: dict[str, Any],
+    *,
+    title: str,
+    ct_only: tuple[str, CtOnlyMap] | None = None,
+) -> None:
+    """Write a case's folder; one that is there is replaced.
+
+    Args:
+        folder: of the case.
+        explained: the case.
+        document: its `case_document`.
+        title: of its row in the montage.
+        ct_only: title and map of a second row, the CT-only model's.
+    """
+    anatomy = explained.anatomy
+    rows = [(title, explained.map_DHW), *([] if ct_only is None else [(ct_only[0], ct_only[1].map_DHW)])]
+    pictures = [
+        Picture(ct=anatomy.ct, map_DHW=map_DHW, liver_DHW=anatomy.liver_DHW, title=name) for name, map_DHW in rows
+    ]
+    with staged_folder(folder) as stage:
+        write_on_ct_grid(explained.map_DHW, explained.case, stage / MAP_FILE)
+        if ct_only is not None:
+            write_on_ct_grid(ct_only[1].map_DHW, explained.case, stage / CT_ONLY_MAP_FILE)
+        for plane in PLANES:
+            save_plane(pictures[0], plane, anatomy.centre_DHW[plane.axis], stage / f"{plane.name}.png")
+        save_montage(pictures, anatomy.centre_DHW, stage / MONTAGE_FILE)
+        explanation = explained.explanation
+        bars = {
+            "radiomics": top(explanation.radiomics_R, TOP_FEATURES),
+            "clinical": strongest_fields(explanation.fields, TOP_FEATURES),
+        }
+        for name, values in bars.items():
+            if values:
+                save_bars(values, stage / f"{name}.png", title=f"{explanation.case_id}: {name}")
+        write_json(stage / DOCUMENT_FILE, document)

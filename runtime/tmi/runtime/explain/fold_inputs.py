@@ -1,0 +1,68 @@
+"""One case as the tensors of one fold's model, and the two numbers that are explained: a class's logit, the log-odds.
+
+T tokens, R = 1781 features, K classes. Log-odds = logit(bad) - logit(good): above 0 the model leans to a bad prognosis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tmi.runtime.explain.fold_models import FoldModel
+from tmi.toolkit.config import Config
+from tmi.toolkit.network.tmi_clnet import TmiClnet
+from tmi.toolkit.prepare import PreparedCase
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldInputs:
+    """The network's inputs for one case, as the fold scales and tokenises them."""
+
+    ct: Float[Tensor, "1 1 D H W"]
+    """CT volume."""
+    input_ids: Int[Tensor, "1 T"]
+    """Token ids."""
+    attention_mask: Int[Tensor, "1 T"]
+    """1 for a token, 0 for padding."""
+    radiomics: Float[Tensor, "1 1781"]
+    """Scaled features."""
+
+
+def fold_inputs(case: PreparedCase, model: FoldModel, config: Config) -> FoldInputs:
+    """The tensors of a prepared case."""
+    clinical = config.clinical
+    tokens = model.tokenizer.encode([case.text], max_length=clinical.max_length, pad_to_max=clinical.pad_to_max)
+    return FoldInputs(
+        ct=torch.from_numpy(np.ascontiguousarray(case.ct_1DHW[None])),
+        input_ids=torch.from_numpy(tokens.input_ids_BT),
+        attention_mask=torch.from_numpy(tokens.attention_mask_BT),
+        radiomics=torch.from_numpy(model.scaler.transform(case.radiomics_F[None]).values_NF),
+    )
+
+
+def log_odds(logits_BK: Float[Tensor, "B K"], positive: int) -> Float[Tensor, " B"]:
+    """logit(positive) - logit(other)."""
+    return logits_BK[:, positive] - logits_BK[:, 1 - positive]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedCase:
+    """What the encoders make of a case; the CT's feature is the costly one."""
+
+    ct_features: Float[Tensor, "1 C"]
+    """CT feature."""
+    text_features: Float[Tensor, "1 C"]
+    """Text feature."""
+
+
+@torch.inference_mode()
+def encode(network: TmiClnet, inputs: FoldInputs) -> EncodedCase:
+    """Both features, without gradients."""
+    return EncodedCase(
+        ct_features=network.encode_ct(inputs.ct),
+        text_features=network.encode_text(inputs.input_ids, inputs.attention_mask),
+    )

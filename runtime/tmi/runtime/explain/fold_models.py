@@ -1,0 +1,261 @@
+"""The fold models of a run or of a bundle as `TmiClnet`s that gradients can go through, one fold in memory at a time.
+
+A run holds whole models; a bundle holds the eager weights of its graphs (`weights/`), which are put together again. The
+compiled graphs of an engine answer, but have no gradients. Both answer calibrated: a bundle's weights hold the folds'
+temperatures already, a run's are divided by them here. A run whose network sees the CT alone can stand beside the fused
+one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tmi.toolkit.bundle import Bundle, open_bundle
+from tmi.toolkit.clinical_schema import Schema, stored_schema
+from tmi.toolkit.clinical_text import require_rendering
+from tmi.toolkit.config import CLASSES, MODALITIES, POSITIVE, Config
+from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
+from tmi.toolkit.hashing import sha256_file
+from tmi.toolkit.manifest import FUSION, FoldSpec
+from tmi.toolkit.network.modality_subset import ModalitySubset
+from tmi.toolkit.network.tmi_clnet import TmiClnet, build
+from tmi.toolkit.run_folder import RUN_FILE, FoldFolder, RunFolder
+from tmi.toolkit.scaling import RadiomicsScaler
+from tmi.toolkit.tokenizer import Tokenizer
+
+LAST_LAYER = "head.densenet.class_layers.out."
+"""The layer whose outputs are the logits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldModel:
+    """One fold's model and what was fitted with it."""
+
+    fold: int
+    """Number of the fold."""
+    network: TmiClnet | ModalitySubset
+    """In evaluation mode; no weight takes a gradient."""
+    scaler: RadiomicsScaler
+    """Radiomics scaler."""
+    tokenizer: Tokenizer
+    """Tokenizer."""
+
+    @property
+    def fused(self) -> TmiClnet:
+        """The network, where it is the one of all three modalities.
+
+        Raises:
+            ValueError: it is a CT-only one, which has no text and no radiomics to explain.
+        """
+        if not isinstance(self.network, TmiClnet):
+            raise ValueError("a CT-only network where the fused one is needed")
+        return self.network
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A run or a bundle whose models are explained."""
+
+    kind: str
+    """`run` or `bundle`."""
+    folder: Path
+    """Where it lies."""
+    digest: str
+    """SHA-256 of run.json or manifest.json."""
+    config: Config
+    """Settings the models were trained with."""
+    schema: Schema
+    """Their clinical schema."""
+    folds: tuple[int, ...]
+    """Fold numbers."""
+    threshold: float
+    """Probability of the positive class from which on the decision is `bad`."""
+    synthetic: bool
+    """Whether they were trained on synthetic cases."""
+    load: Callable[[int], FoldModel]
+    """The model of a fold; the last one asked for is kept."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names by index."""
+        return CLASSES
+
+    @property
+    def positive(self) -> int:
+        """Index of the positive class."""
+        return POSITIVE
+
+    @property
+    def ct_only(self) -> bool:
+        """Whether the models see the CT and nothing else."""
+        return self.config.network.modalities == ("image",)
+
+    def chosen(self, fold: str) -> tuple[int, ...]:
+        """The folds that `ensemble` or a number means.
+
+        Raises:
+            UsageError: no such fold.
+        """
+        if fold == "ensemble":
+            return self.folds
+        if not fold.isascii() or not fold.isdigit() or int(fold) not in self.folds:
+            raise UsageError(
+                f"{self.kind} {self.folder} has no fold {fold!r}",
+                fix=f"give ensemble, or one of {', '.join(map(str, self.folds))}",
+            )
+        return (int(fold),)
+
+
+def open_run_models(folder: Path) -> ModelSource:
+    """The models of a finished run, after comparing every byte of it with what its training recorded.
+
+    Raises:
+        UsageError: no run, not finished, or of models that have no four residual stages to look at: another system, or
+            TMI-CLNet with other modalities than all three or the CT alone.
+        DamagedError: a file is missing, was changed, or is of another version.
+    """
+    run = RunFolder.open(folder).require_finished()
+    seen = run.config.network.modalities
+    if run.config.system.name != "tmi-clnet" or not (len(seen) == len(MODALITIES) or seen == ("image",)):
+        raise UsageError(
+            f"run {folder} is of system {run.config.system.name} on {', '.join(seen)}",
+            fix="give a run of tmi-clnet with all three modalities, or beside it one of the CT alone (image)",
+        )
+    require_rendering(run.config.clinical.rendering, run.rendering_version, kind="run")
+
+    def load(fold: int) -> FoldModel:
+        files = run.fold(fold)
+        return FoldModel(
+            fold=fold,
+            network=_network(run.config, _calibrated(files), kind="run"),
+            scaler=RadiomicsScaler.load(files.scaler),
+            tokenizer=Tokenizer.load(files.tokenizer),
+        )
+
+    return ModelSource(
+        kind="run",
+        folder=folder,
+        digest=sha256_file(folder / RUN_FILE),
+        config=run.config,
+        schema=run.schema,
+        folds=tuple(split.fold for split in run.folds),
+        threshold=run.threshold,
+        synthetic=bool(run.state.get("cohort", {}).get("synthetic", False)),
+        load=_keeping_the_last(load),
+    )
+
+
+def open_bundle_models(folder: Path) -> ModelSource:
+    """The models of a bundle, after comparing every byte of it with its manifest.
+
+    Raises:
+        UsageError: no bundle.
+        DamagedError: it is damaged or was edited.
+        UnavailableError: it was exported without weights.
+    """
+    bundle = open_bundle(folder)
+    manifest = bundle.manifest
+    if not bundle.has("weights"):
+        raise UnavailableError(
+            f"bundle {folder} holds no weights, and its compiled graphs have no gradients",
+            fix="export it without --no-weights, or explain the run itself with --run",
+        )
+    clinical = manifest.clinical
+    require_rendering(clinical.rendering, clinical.rendering_version, kind="bundle")
+    config = manifest.settings()
+    positions = {spec.fold: (position, spec) for position, spec in enumerate(manifest.folds)}
+
+    def load(fold: int) -> FoldModel:
+        position, spec = positions[fold]
+        tokenizer = manifest.graph(spec.text).tokenizer
+        if tokenizer is None:
+            raise DamagedError(f"bundle {folder}: graph {spec.text} names no tokenizer", fix="export it again")
+        return FoldModel(
+            fold=fold,
+            network=_network(config, _bundled_weights(bundle, spec, position), kind="bundle"),
+            scaler=RadiomicsScaler.load(folder / spec.scaler),
+            tokenizer=Tokenizer.load(folder / tokenizer),
+        )
+
+    return ModelSource(
+        kind="bundle",
+        folder=folder,
+        digest=bundle.digest,
+        config=config,
+        schema=stored_schema(folder, kind="bundle"),
+        folds=tuple(positions),
+        threshold=manifest.threshold,
+        synthetic=manifest.synthetic,
+        load=_keeping_the_last(load),
+    )
+
+
+def _keeping_the_last(load: Callable[[int], FoldModel]) -> Callable[[int], FoldModel]:
+    """At full size a fold takes 0.7 GB: two at once would be one too many, and none would be read for every step."""
+    kept: dict[int, FoldModel] = {}
+
+    def cached(fold: int) -> FoldModel:
+        if fold not in kept:
+            kept.clear()
+            kept[fold] = load(fold)
+        return kept[fold]
+
+    return cached
+
+
+def _bundled_weights(bundle: Bundle, fold: FoldSpec, position: int) -> dict[str, Tensor]:
+    """A fold's whole state from the files of its three graphs."""
+    state: dict[str, Tensor] = {}
+    for graph, ours, theirs in (
+        (fold.ct, "ct_encoder.", ""),
+        (fold.text, "text_encoder.", ""),
+        (FUSION, "fusion.", f"fold{position}."),
+    ):
+        file = bundle.artefact(bundle.manifest.graph(graph), "weights")
+        assert file is not None  # the caller has seen that every graph has them
+        state |= {ours + k.removeprefix(theirs): t for k, t in _weights(file).items() if k.startswith(theirs)}
+    return state
+
+
+def _calibrated(files: FoldFolder) -> dict[str, Tensor]:
+    """A fold's state with its temperature T taken into the last layer, as an export does: logits / T."""
+    state, temperature = _weights(files.model), files.temperature
+    last = [key for key in state if key.rpartition(".")[0].endswith(LAST_LAYER.removesuffix("."))]
+    if temperature != 1.0 and not last:
+        raise DamagedError(
+            f"run: {files.metrics} gives a temperature, and the model has no last layer to take it",
+            fix="train the run again",
+        )
+    return state | {key: state[key] / temperature for key in last}
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DamagedError(f"{path} cannot be read as safetensors", fix="restore it from where it came") from error
+    return state
+
+
+def _network(config: Config, state: dict[str, Tensor], *, kind: str) -> TmiClnet | ModalitySubset:
+    network: TmiClnet | ModalitySubset
+    if config.network.modalities == ("image",):
+        with torch.random.fork_rng(devices=[]):
+            network = ModalitySubset(config.network)
+    else:
+        network = build(config.network, seed=0)
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise DamagedError(
+            f"{kind}: its weights are not those of the network in its config",
+            fix="use the version of tmi that made it",
+        ) from error
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,54 @@
+"""A map on its CT: everything that pictures and figures of one case need, on the CT's own canonical grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from tmi.runtime.explain.places import PlaceFigures, body_mask, centre, place_figures
+from tmi.toolkit.case import Case
+from tmi.toolkit.config import CtConfig
+from tmi.toolkit.intensity import onto_ct_grid
+from tmi.toolkit.volume import Volume, read_ct, read_mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anatomy:
+    """What is known of the patient's volume without any model."""
+
+    ct: Volume
+    """CT in HU."""
+    body_DHW: Bool[np.ndarray, "D H W"]
+    """Body without table and air around."""
+    liver_DHW: Bool[np.ndarray, "D H W"] | None
+    """Liver mask, where the case has one."""
+    centre_DHW: tuple[int, int, int]
+    """Middle of the liver, of the body where there is no mask."""
+
+    def onto(self, map_DHW: Float[np.ndarray, "D H W"], config: CtConfig) -> Float[np.ndarray, "D H W"]:
+        """A map of the network's input grid on this grid."""
+        depth, height, width = self.ct.array_DHW.shape
+        return onto_ct_grid(map_DHW, (depth, height, width), config)
+
+    def figures(self, map_DHW: Float[np.ndarray, "D H W"]) -> PlaceFigures:
+        """Where the mass of a map on this grid lies."""
+        return place_figures(map_DHW, self.body_DHW, self.liver_DHW)
+
+
+def read_anatomy(case: Case) -> Anatomy:
+    """Read CT and, where there is one, mask.
+
+    Raises:
+        InputRefusedError: as `read_ct` and `read_mask`.
+    """
+    ct = read_ct(case)
+    liver_DHW = read_mask(case, ct).array_DHW.astype(bool, copy=False) if case.mask.is_file() else None
+    body_DHW = body_mask(ct.array_DHW)
+    return Anatomy(
+        ct=ct,
+        body_DHW=body_DHW,
+        liver_DHW=liver_DHW,
+        centre_DHW=centre(body_DHW if liver_DHW is None else liver_DHW),
+    )

@@ -1,0 +1,194 @@
+"""The pages of `tmi report`: one a case and an index, each a single file without any address outside itself.
+
+Everything that comes from a case or a bundle is escaped by Jinja; the pages carry a content security policy that
+forbids every connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+from tmi.runtime.engine_choice import EngineRecord
+from tmi.runtime.explain.case_explanation import TOP_FEATURES, CaseExplanation
+from tmi.runtime.explain.explanation import REPORT_FIELD, strongest_fields
+from tmi.runtime.explain.feature_groups import feature_class, grouped, image_type, top
+from tmi.runtime.explain.overlay import Picture
+from tmi.runtime.prediction import RESEARCH_USE, Answer, Prediction
+from tmi.runtime.report.slices import montage, page_slices
+from tmi.toolkit.bundle import Bundle
+from tmi.toolkit.check import Finding
+from tmi.toolkit.clinical import read_clinical
+from tmi.toolkit.clinical_text import sentences
+from tmi.toolkit.manifest import Manifest
+
+CASES = "cases"
+"""Folder of the case pages, beside `index.html`."""
+TEMPLATES = ("case.html", "index.html", "style.css", "case.js", "index.js")
+
+
+def case_page(
+    answer: Prediction,
+    explained: CaseExplanation,
+    findings: Sequence[Finding],
+    *,
+    bundle: Bundle,
+    engine: EngineRecord,
+    created: str,
+    version: str,
+) -> str:
+    """The page of one case.
+
+    Args:
+        answer: the prediction.
+        explained: by the same bundle's weights.
+        findings: of `tmi check`, warnings only, since the case was predicted.
+        bundle: that answered.
+        engine: that computed the prediction.
+        created: UTC time, ISO 8601.
+        version: of this package.
+    """
+    anatomy, explanation = explained.anatomy, explained.explanation
+    picture = Picture(
+        ct=anatomy.ct, map_DHW=explained.map_DHW, liver_DHW=anatomy.liver_DHW, title=f"case {answer.case_id}"
+    )
+    planes = page_slices(picture, anatomy.centre_DHW)
+    return (
+        _environment()
+        .get_template("case.html")
+        .render(
+            notice=RESEARCH_USE,
+            answer=answer,
+            positive=bundle.manifest.classes[bundle.manifest.positive],
+            threshold=bundle.manifest.threshold,
+            trained=trained_on(bundle.manifest),
+            explanation=explanation,
+            places=explained.figures,
+            planes=planes,
+            slices={plane.name: asdict(plane) for plane in planes},
+            montage=montage(picture, anatomy.centre_DHW),
+            fields=_bars(_clinical_rows(explained)),
+            features=_bars([(name, "", value) for name, value in top(explanation.radiomics_R, TOP_FEATURES)]),
+            classes=grouped(explanation.radiomics_R, feature_class),
+            image_types=grouped(explanation.radiomics_R, image_type),
+            findings=findings,
+            evidence=evidence(bundle.manifest, engine.name),
+            digest=bundle.digest,
+            manifest=bundle.manifest,
+            engine=engine,
+            created=created,
+            version=version,
+        )
+    )
+
+
+def index_page(answers: Sequence[Answer], *, bundle: Bundle, created: str, version: str) -> str:
+    """The cohort's page: a row a case, refused ones included."""
+    rows = [
+        {
+            "answer": answer,
+            "predicted": isinstance(answer, Prediction),
+            "link": f"{CASES}/{quote(answer.case_id)}.html",
+        }
+        for answer in answers
+    ]
+    return (
+        _environment()
+        .get_template("index.html")
+        .render(
+            notice=RESEARCH_USE,
+            rows=rows,
+            predicted=sum(bool(row["predicted"]) for row in rows),
+            positive=bundle.manifest.classes[bundle.manifest.positive],
+            threshold=bundle.manifest.threshold,
+            trained=trained_on(bundle.manifest),
+            digest=bundle.digest,
+            created=created,
+            version=version,
+        )
+    )
+
+
+def trained_on(manifest: Manifest) -> dict[str, Any]:
+    """What the bundle says of its models' training: cases, and the AUC on held-out cases where it is recorded."""
+    over_folds = manifest.run.get("summary", {}).get("over_folds", {})
+    auc = over_folds.get("roc_auc", {}) if isinstance(over_folds, dict) else {}
+    return {
+        "synthetic": manifest.synthetic,
+        "cases": manifest.run.get("cohort", {}).get("cases"),
+        "auc": auc.get("mean"),
+        "auc_sd": auc.get("std"),
+        "temperatures": [f"{t:.2f}" for t in manifest.extra.get("temperatures", []) if t != 1],
+    }
+
+
+def evidence(manifest: Manifest, engine: str) -> list[dict[str, Any]]:
+    """The parity gates by engine (None: the files themselves), and the one of the ensemble's logits among them."""
+    rows: list[dict[str, Any]] = []
+    for name in dict.fromkeys(record.engine for record in manifest.parity):
+        records = [r for r in manifest.parity if r.engine == name]
+        logits = next((r for r in records if r.graph == "pipeline" and r.measured is not None), None)
+        rows.append(
+            {
+                "engine": name or "audit of the files",
+                "used": name == engine,
+                "gates": len(records),
+                "held": sum(r.passed for r in records),
+                "gate": None if logits is None else logits.gate,
+                "measured": None if logits is None else logits.measured,
+                "bound": None if logits is None else logits.bound,
+            }
+        )
+    return rows
+
+
+def _clinical_rows(explained: CaseExplanation) -> list[tuple[str, str, float]]:
+    """Label, value with unit, attribution; the report's text is not shown."""
+    source = explained.source
+    record = read_clinical(explained.case, source.schema)
+    labels = {f.name: f.label for f in source.schema.fields}
+    told = {
+        name: sentence.removeprefix(f"{labels[name]}: ").removesuffix(".")
+        for name, sentence in sentences(record, source.schema, source.config.clinical.rendering)
+        if name is not None
+    }
+    return [
+        ("Free-text report", "(not shown)", value)
+        if name == REPORT_FIELD and name not in labels
+        else (labels[name], told[name], value)
+        for name, value in strongest_fields(explained.explanation.fields)
+    ]
+
+
+def _bars(rows: Sequence[tuple[str, str, float]]) -> list[dict[str, Any]]:
+    """Rows with the length of their bar in percent of the largest."""
+    largest = max((abs(value) for *_, value in rows), default=0.0)
+    return [
+        {
+            "name": name,
+            "told": told,
+            "value": value,
+            "side": "bad" if value > 0 else "good" if value < 0 else "neither",
+            "length": round(100.0 * abs(value) / largest, 1) if largest else 0.0,
+        }
+        for name, told, value in rows
+    ]
+
+
+def _environment() -> Environment:
+    folder = files("tmi.runtime") / "data" / "report"
+    environment = Environment(
+        loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8") if name in TEMPLATES else None),
+        autoescape=lambda name: name is not None and name.endswith(".html"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda value: "not known" if value is None else f"{100 * value:.0f} %"
+    environment.filters["signed"] = lambda value: f"{value:+.4f}"
+    return environment

@@ -1,0 +1,33 @@
+"""Cases and a report that several tests look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from factories.cases import write_case
+from factories.tmi_command import Outcome, tmi
+
+STRANGE = 'P2 <b onmouseover="alert(1)">&'
+"""A case id that would be markup if it were not escaped."""
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory) -> Path:
+    """Two good cases, the second with a free-text report and without a mask, and one that is refused; read only."""
+    folder = tmp_path_factory.mktemp("explained") / "cohort"
+    write_case(folder / "P1", seed=1)
+    strange = write_case(folder / STRANGE, seed=2, with_mask=False)
+    record = (strange / "clinical.json").read_text()
+    (strange / "clinical.json").write_text(record.replace('"report": null', '"report": "Secret words of a patient."'))
+    broken = write_case(folder / "P3", seed=3)
+    (broken / "clinical.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reported(cohort, tiny_bundle, tmp_path_factory) -> tuple[Path, Outcome]:
+    """Folder of the pages, and what the command said."""
+    out = tmp_path_factory.mktemp("report") / "report"
+    return out, tmi("report", cohort, "--bundle", tiny_bundle, "--out", out, "--threads", 1)

@@ -1,0 +1,177 @@
+"""Integrated gradients: complete, signed, and told apart by feature, group and field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from factories.cases import write_case
+from factories.nano import nano
+from factories.random_run import write_random_run
+from tmi.runtime.explain.attributions import (
+    NEGLIGIBLE,
+    TOLERANCE,
+    by_field,
+    field_spans,
+    radiomics_attribution,
+    text_attribution,
+)
+from tmi.runtime.explain.explanation import mean_fields, strongest_fields
+from tmi.runtime.explain.feature_groups import feature_class, grouped, image_type, top
+from tmi.runtime.explain.fold_inputs import encode, fold_inputs, log_odds
+from tmi.runtime.explain.fold_models import open_run_models
+from tmi.runtime.explain.tcaf_attention import ring_attention
+from tmi.toolkit.case import Case
+from tmi.toolkit.clinical import read_clinical
+from tmi.toolkit.clinical_text import render, sentences
+from tmi.toolkit.network.tcaf import MODALITIES
+from tmi.toolkit.prepare import prepare_case
+from tmi.toolkit.radiomics_names import CLASS_FEATURES, FEATURE_NAMES, IMAGE_TYPES
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return open_run_models(write_random_run(tmp_path_factory.mktemp("nano") / "run", nano()))
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory) -> Case:
+    return Case(folder=write_case(tmp_path_factory.mktemp("case") / "P1"), case_id="P1")
+
+
+@pytest.fixture(scope="module")
+def ready(source, case):
+    """Fold, inputs, features and prepared case. The logits are scaled up, so that no error hides as negligible."""
+    prepared = prepare_case(case, source.config, source.schema)
+    model = source.load(0)
+    model.fused.fusion.head.densenet.class_layers.out.weight.mul_(1000.0)
+    inputs = fold_inputs(prepared, model, source.config)
+    return model, inputs, encode(model.network, inputs), prepared
+
+
+def answer(model, inputs, **changes) -> float:
+    """Log-odds of bad with some inputs changed."""
+    given = {name: changes.get(name, getattr(inputs, name)) for name in vars(inputs)}
+    with torch.no_grad():
+        logits = model.network(given["ct"], given["input_ids"], given["attention_mask"], given["radiomics"]).logits_BK
+    return float(log_odds(logits, 1))
+
+
+def test_the_sum_over_the_features_is_the_answers_change_from_the_baseline(ready):
+    model, inputs, encoded, _ = ready
+    found = radiomics_attribution(model.network, inputs, encoded, 1)
+    change = answer(model, inputs) - answer(model, inputs, radiomics=torch.zeros_like(inputs.radiomics))
+    assert abs(change) > 0.5
+    assert found.output - found.baseline == pytest.approx(change, abs=1e-3)
+    assert abs(found.values_N.sum() - change) <= max(1.1 * TOLERANCE * abs(change), NEGLIGIBLE)
+    assert found.error == pytest.approx(found.values_N.sum() - change, abs=1e-3)
+
+
+def test_a_feature_at_its_baseline_gets_nothing(ready):
+    model, inputs, encoded, _ = ready
+    found = radiomics_attribution(model.network, inputs, encoded, 1)
+    still = inputs.radiomics[0].numpy() == 0
+    assert np.all(found.values_N[still] == 0)
+
+
+def test_the_sum_over_the_fields_is_the_answers_change_from_an_empty_text(ready, source, case):
+    model, inputs, encoded, prepared = ready
+    offsets = model.tokenizer.offsets(prepared.text, max_length=source.config.clinical.max_length)
+    found = text_attribution(model.network, inputs, encoded, 1, offsets)
+    empty = inputs.input_ids.clone()
+    empty[0, 1:-1] = 0
+    change = answer(model, inputs) - answer(model, inputs, input_ids=empty)
+    assert abs(change) > 0.5
+    spans = field_spans(sentences(read_clinical(case, source.schema), source.schema, "values"))
+    fields = by_field(found.values_N, offsets, spans)
+    assert sum(v for v in fields.values() if v is not None) == pytest.approx(found.values_N.sum(), abs=1e-9)
+    assert abs(found.values_N.sum() - change) <= max(1.1 * TOLERANCE * abs(change), NEGLIGIBLE)
+    assert found.values_N[[0, -1]].tolist() == [0, 0]  # [CLS] and [SEP] stay as they are
+
+
+def test_every_token_belongs_to_the_sentence_it_lies_in(source, case):
+    record = read_clinical(case, source.schema)
+    pieces = sentences(record, source.schema, "values")
+    text = render(record, source.schema, "values")
+    for (name, start, end), (same, sentence) in zip(field_spans(pieces), pieces, strict=True):
+        assert (name, text[start:end]) == (same, sentence)
+    tokenizer = source.load(0).tokenizer
+    offsets = tokenizer.offsets(text, max_length=512)
+    assert len(offsets) == tokenizer.encode([text], max_length=512).input_ids_BT.shape[1]
+    ones = np.ones(len(offsets))
+    counts = by_field(ones, offsets, field_spans(pieces))
+    for name, start, end in field_spans(pieces):
+        assert counts[name] == sum(start <= a and b <= end for a, b in offsets if b > a)
+
+
+def test_a_field_that_was_cut_off_is_told_as_not_read(source, case):
+    record = read_clinical(case, source.schema)
+    pieces = sentences(record, source.schema, "values")
+    text = render(record, source.schema, "values")
+    tokenizer = source.load(0).tokenizer
+    offsets = tokenizer.offsets(text, max_length=12)
+    assert len(offsets) == 12
+    assert offsets[-1] == (0, 0)
+    counts = by_field(np.ones(12), offsets, field_spans(pieces))
+    assert counts[pieces[0][0]] is not None
+    assert counts[pieces[-1][0]] is None
+
+
+def test_the_report_is_a_piece_of_its_own(source, case, tmp_path):
+    record = read_clinical(case, source.schema)
+    with_report = type(record)(**{**vars(record), "report": " Coarse liver. "})
+    pieces = sentences(with_report, source.schema, "values")
+    assert pieces[-1] == (None, "Coarse liver.")
+    assert render(with_report, source.schema, "values").endswith(". Coarse liver.")
+
+
+def test_groups_add_up_to_the_whole_and_name_every_class_and_image_type():
+    values = np.random.default_rng(0).normal(size=len(FEATURE_NAMES))
+    for name_of, names in ((feature_class, {"shape", *CLASS_FEATURES}), (image_type, set(IMAGE_TYPES))):
+        groups = grouped(values, name_of)
+        assert set(groups) == names
+        assert sum(g["sum"] for g in groups.values()) == pytest.approx(values.sum())
+        magnitudes = [g["magnitude"] for g in groups.values()]
+        assert magnitudes == sorted(magnitudes, reverse=True)
+
+
+def test_the_top_features_are_those_of_the_largest_magnitude_of_either_sign():
+    values = np.zeros(len(FEATURE_NAMES))
+    values[[3, 700, 1780]] = [0.5, -2.0, 1.0]
+    assert top(values, 20) == [(FEATURE_NAMES[700], -2.0), (FEATURE_NAMES[1780], 1.0), (FEATURE_NAMES[3], 0.5)]
+
+
+def test_fields_are_averaged_over_the_folds_that_read_them():
+    from types import SimpleNamespace
+
+    folds = (SimpleNamespace(fields={"a": 1.0, "b": None}), SimpleNamespace(fields={"a": 3.0, "b": -4.0, "c": None}))
+    assert mean_fields(folds) == {"a": 2.0, "b": -4.0, "c": None}
+    assert strongest_fields(mean_fields(folds)) == [("b", -4.0), ("a", 2.0)]
+
+
+def test_the_ring_is_told_within_its_bounds_and_uniform_attention_as_all_tokens(ready):
+    model, inputs, encoded, _ = ready
+    with torch.no_grad():
+        fused = model.network.fuse(encoded.ct_features, encoded.text_features, inputs.radiomics)
+    features = (fused.clinical_BC, fused.radiomics_BC, fused.image_BC)
+    tcaf = model.network.fusion.tcaf
+    arcs = ring_attention(tcaf, features)
+    assert [(a.own, a.other) for a in arcs] == [(m, MODALITIES[(i + 1) % 3]) for i, m in enumerate(MODALITIES)]
+    assert all(1 <= a.effective_tokens <= a.tokens + 1e-3 and 0 <= a.share_of_other <= 1 for a in arcs)
+    alike = tuple(torch.ones_like(f) for f in features)
+    assert all(a.effective_tokens == pytest.approx(a.tokens, rel=1e-4) for a in ring_attention(tcaf, alike))
+    assert ring_attention(None, features) == ()
+
+
+def test_a_bundles_models_are_the_runs(tiny_bundle: Path, random_run: Path):
+    from tmi.runtime.explain.fold_models import open_bundle_models
+
+    run, bundle = open_run_models(random_run), open_bundle_models(tiny_bundle)
+    assert bundle.folds == run.folds
+    for fold in run.folds:
+        mine, theirs = run.load(fold).network.state_dict(), bundle.load(fold).network.state_dict()
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[k], theirs[k]) for k in mine)
