@@ -23,6 +23,7 @@ from tmi.training.fold_report import write_fold_report
 from tmi.training.systems import estimator_arrays
 from tmi.training.systems.build import make
 from tmi.training.systems.radiomics_pipeline import fit
+from tmi.training.systems.registry import system
 
 SMALLEST = 1e-9
 """A forest can be certain; its logit may not be infinite."""
@@ -40,7 +41,8 @@ def train_estimator(
     split = data.split
 
     def features(ids: tuple[str, ...]) -> np.ndarray:
-        values: np.ndarray = arrays.radiomics_NF[arrays.rows(ids)]
+        clinical = system(config.system.name).modalities == ("clinical",)
+        values: np.ndarray = (arrays.numbers_NV if clinical else arrays.radiomics_NF)[arrays.rows(ids)]
         return np.where(np.isfinite(values), values, np.nan)
 
     def answers(ids: tuple[str, ...]) -> Predictions:

@@ -24,7 +24,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_selection import SelectorMixin, VarianceThreshold
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LassoCV
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVC
@@ -76,7 +76,7 @@ def random_forest(config: Config) -> Any:
 def fit(model: Any, features_NF: Float[np.ndarray, "N F"], labels_N: Int[np.ndarray, " N"]) -> Any:
     """The model, fitted; its inner folds are as many as the rarer class allows."""
     rarer = int(np.bincount(labels_N, minlength=2).min())
-    if isinstance(model, CalibratedClassifierCV):
+    if isinstance(model, CalibratedClassifierCV | GridSearchCV):
         cv = model.cv
         model = model.set_params(
             cv=StratifiedKFold(min(cv.n_splits, max(rarer, 2)), shuffle=True, random_state=cv.random_state)
