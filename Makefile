@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+READY_GPU := $(VENV)/.ready-gpu
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEMO   := demo
 
@@ -51,7 +52,12 @@ pytest: $(READY)
 test-slow: $(READY)  ## the tests that are too heavy for the default run
 	$(BIN)/python -m pytest -m slow
 
-test-gpu: $(READY)  ## the tests that need an NVIDIA GPU
+$(READY_GPU): $(READY)
+	@echo "installing TensorRT into $(VENV) (gigabytes, from PyPI and NVIDIA's own index) ..."
+	$(PIP) -c constraints.txt -e '.[all,trt]'
+	touch $(READY_GPU)
+
+test-gpu: $(READY_GPU)  ## the tests that need an NVIDIA GPU, latency included; installs TensorRT first
 	$(BIN)/python -m pytest -m gpu
 
 bench: $(READY)  ## benchmarks, one question a file

@@ -3,9 +3,11 @@
 A run of preset `paper` with random weights (one fold: ResNet-50 over 64x512x512 voxels, BERT-base, the whole fusion) is
 written and exported to float32 ONNX; every graph becomes a strongly typed FP16 graph and a plan for SM80; the real case
 of `paper_size.py` goes through eager float32, through the emulation of FP16 and, with --float64, through eager float64.
-The features that the fusion reads are eager float32's, so each error is its graph's own. The last line is JSON.
+The features that the fusion reads are eager float32's, so each error is its graph's own. Step `export` is the one
+command that does all of it but the real case, with every gate, in a process of its own. The last line is JSON.
 
-    python benchmarks/paper_size_fp16.py [--out FOLDER] [--float64] [--grid D,H,W] [--steps write,graphs,plans,emulate]
+    python benchmarks/paper_size_fp16.py [--out FOLDER] [--float64] [--grid D,H,W]
+                                         [--steps write,graphs,plans,emulate,export]
 
 A folder that holds what a step makes is taken as it is, so that the steps can be run one by one. A smaller --grid (in a
 folder of its own) resamples the CT onto fewer voxels for the same network, where time or memory is short.
@@ -18,6 +20,7 @@ import json
 import os
 import platform
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +33,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("TMI_TEST_DATA", ROOT.parent / "shared" / "data"))
 GRAPHS = ("ct-0", "text-0", "fusion")
-STEPS = ("write", "graphs", "plans", "emulate")
+STEPS = ("write", "graphs", "plans", "emulate", "export")
 LIVER_LABEL = 5
 GRID: list[int] = []
 """Voxels D, H, W where not the preset's."""
@@ -39,7 +42,7 @@ GRID: list[int] = []
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="folder to work in; default: a temporary one")
-    parser.add_argument("--float64", action="store_true", help="also against eager float64: many minutes")
+    parser.add_argument("--float64", action="store_true", help="also against eager float64: some minutes")
     parser.add_argument("--steps", default=",".join(STEPS), help="comma-separated, default: all")
     parser.add_argument("--grid", help="voxels D,H,W of the CT; default: those of the preset")
     asked = parser.parse_args()
@@ -52,7 +55,7 @@ def main() -> None:
         "cores": os.cpu_count(),
         "machine": platform.machine(),
     }
-    steps = {"write": write, "graphs": graphs, "plans": plans, "emulate": emulate}
+    steps = {"write": write, "graphs": graphs, "plans": plans, "emulate": emulate, "export": export}
     for name in asked.steps.split(","):
         start = time.perf_counter()
         result[name] = steps[name](work, asked.float64)
@@ -152,6 +155,25 @@ def emulate(work: Path, float64: bool) -> dict[str, Any]:
     return found
 
 
+def export(work: Path, float64: bool) -> dict[str, Any]:
+    """The command, its time and its peak resident memory, as the kernel says it."""
+    bundle = work / "bundle"
+    words = ["export", work / "run", "--engine", "trt-rtx", "--precision", "fp16", "--target", "sm80", "--out", bundle]
+    start = time.perf_counter()
+    command = (sys.executable, "-c", "from tmi.toolkit.cli import main; main()", *map(str, words), "--force")
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"tmi export: exit code {process.returncode}")
+    return {
+        "seconds": round(time.perf_counter() - start, 1),
+        "processor_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "peak_gib": round(usage.ru_maxrss / 2**20, 1),
+        "bundle_gib": round(sum(p.stat().st_size for p in bundle.rglob("*") if p.is_file()) / 2**30, 2),
+    }
+
+
 def parts(work: Path) -> tuple[Any, Any, Any]:
     from tmi.export.fold_graphs import FoldModels, cut_run
     from tmi.toolkit.run_folder import RunFolder
@@ -177,6 +199,7 @@ def real_inputs(work: Path, float64: bool) -> tuple[dict[str, dict[str, Any]], d
 
     import torch
 
+    from tmi.export.slab_convolution import in_slabs
     from tmi.toolkit.case import find_cases
     from tmi.toolkit.prepare import prepare_case
     from tmi.toolkit.scaling import RadiomicsScaler
@@ -184,7 +207,7 @@ def real_inputs(work: Path, float64: bool) -> tuple[dict[str, dict[str, Any]], d
 
     run, _, models = parts(work)
     (case,) = find_cases([work / "real-case"], mask_label=LIVER_LABEL)
-    prepared = prepare_case(case, on_grid(run.config))
+    prepared = prepare_case(case, on_grid(run.config), run.schema)
     clinical = run.config.clinical
     text = Tokenizer.load(run.fold(0).tokenizer).encode(
         [prepared.text], max_length=clinical.max_length, pad_to_max=clinical.pad_to_max
@@ -193,8 +216,9 @@ def real_inputs(work: Path, float64: bool) -> tuple[dict[str, dict[str, Any]], d
     references: dict[str, dict[str, Any]] = {}
     whole = models.whole(0)
     for kind in ("float32", "float64") if float64 else ("float32",):
+        start = time.perf_counter()
         dtype = getattr(torch, kind)
-        model = whole if kind == "float32" else copy.deepcopy(whole).to(dtype)
+        model = whole if kind == "float32" else in_slabs(copy.deepcopy(whole).to(dtype))
         with torch.inference_mode():
             ct = model.encode_ct(torch.from_numpy(prepared.ct_1DHW[None]).to(dtype))
             words = model.encode_text(torch.from_numpy(text.input_ids_BT), torch.from_numpy(text.attention_mask_BT))
@@ -205,7 +229,8 @@ def real_inputs(work: Path, float64: bool) -> tuple[dict[str, dict[str, Any]], d
                 read = (ct, words)
             logits = model.fuse(*read, torch.from_numpy(radiomics).to(dtype)).logits_BK
         references[kind] = {"ct-0": ct.numpy(), "text-0": words.numpy(), "fusion": logits.numpy()[:, None]}
-        print(f"  eager {kind} done", flush=True)
+        print(f"  eager {kind}: {time.perf_counter() - start:.1f} s", flush=True)
+        del model
     eager = references["float32"]
     inputs = {
         "ct-0": {"ct": prepared.ct_1DHW[None]},

@@ -67,7 +67,7 @@ def test_the_engine_table_of_the_predict_page_is_the_table_of_engines():
 
     page = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
     table = page.split("## Engines")[1].split("## ")[0]
-    rows = re.findall(r"^\| `([a-z-]+)` \| .* \| ([\w`\[\]. -]+) \| ([^|]+) \|$", table, re.M)
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \| .* \| ([\w`\[\]. -]+) \| ([^|]+) \|$", table, re.M)
     assert [name for name, _, _ in rows] == list(ENGINES)
     for name, package, bound in rows:
         spec = ENGINES[name]

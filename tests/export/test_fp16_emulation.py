@@ -13,7 +13,7 @@ import torch
 from onnx import helper
 
 from factories.onnx_graph import write_graph
-from tmi.export.fp16_emulation import Emulation, emulate_fp16, emulate_tf32, emulation_session, run_emulation
+from tmi.export.fp16_emulation import emulate_fp16, emulate_tf32, emulation_session, run_emulation
 from tmi.export.fp16_onnx import read_typed, save, to_fp16
 
 node = helper.make_node
@@ -125,14 +125,22 @@ def test_tf32_rounds_the_inputs_of_products_to_eleven_bits_and_nothing_else(tmp_
         assert outputs["y"][0, 0] == expected
 
 
-def test_without_probes_only_the_graphs_own_outputs_are_computed(products):
+def test_what_only_selects_or_moves_values_is_not_rounded_again_and_the_emulation_is_valid_onnx(products):
     path, _ = products
     emulation = emulate_fp16(to_fp16(path).model)
-    loaded = emulation_session(emulation, threads=1)
-    outputs, extremes = run_emulation(loaded, ["y"], {"x": np.ones((1, 16), np.float32)}, probe=False)
-    assert (list(outputs), extremes) == (["y"], {})
-    # what only selects or moves values is not rounded again
-    assert isinstance(emulation, Emulation)
     assert "b" not in emulation.probes
     assert "a" in emulation.probes
     onnx.checker.check_model(ir.to_proto(emulation.model))
+
+
+def test_the_largest_magnitude_is_found_on_either_side_of_zero_and_a_nan_counts_as_infinite(tmp_path):
+    path = write_graph(
+        tmp_path / "g.onnx",
+        [node("Add", ["x", "c"], ["y"])],
+        inputs={"x": ["B"]},
+        outputs={"y": ["B"]},
+        weights={"c": np.float32([0.0])},
+    )
+    for x, largest in (([-8.0, 2.0], 8.0), ([1.0, 4.0], 4.0), ([1.0, np.nan], np.inf), ([-1e6, 1.0], np.inf)):
+        _, extremes = emulated(path, np.float32(x))
+        assert [e.largest for e in extremes.values() if e.operator == "Add"] == [largest]

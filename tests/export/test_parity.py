@@ -225,3 +225,50 @@ def test_the_arbiters_answers_are_taken_only_when_asked_for(reference):
     assert set(Outputs.from_tensors(stored).features) == set(reference.features)
     np.testing.assert_array_equal(Outputs.from_tensors(stored).logits_BFK, reference.logits_BFK)
     np.testing.assert_array_equal(Outputs.from_tensors(stored, prefix=ARBITER).logits_BFK, exact.logits_BFK)
+
+
+def with_plans(manifest: Manifest, largest: int) -> Manifest:
+    """As after a build of `trt` for batches up to `largest`."""
+    profiles = [{"x": [[1, 3], [1, 3], [1, 3]]}, {"x": [[1, 3], [largest, 3], [largest, 3]]}]
+    graphs = {g.name: {"profiles": profiles} for g in manifest.graphs}
+    return replace(manifest, extra={"tensorrt": {"plans": {"trt": {"graphs": graphs}}}})
+
+
+def at_the_edges(manifest: Manifest, golden: GoldenInputs, tamper: Tamper, name: str) -> list[GateRecord]:
+    engine = FaultyEngine(tamper)
+    engine.name = name
+    reference = evaluate(NumpyEngine(), manifest, golden)
+    return check_engine(engine, with_plans(manifest, 11), golden, reference, artefact=name, precision="float16")
+
+
+def honest(graph: str, inputs: Arrays, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return outputs
+
+
+def test_an_engine_that_runs_plans_is_asked_at_every_edge_of_its_profiles_and_others_are_not(manifest, golden):
+    asked: set[tuple[str, tuple[int, ...]]] = set()
+
+    def watch(graph: str, inputs: Arrays, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        asked.add((graph, next(iter(inputs.values())).shape[:2]))
+        return outputs
+
+    records = at_the_edges(manifest, golden, watch, "trt")
+    assert all(r.passed for r in records)
+    assert {shape for graph, shape in asked if graph == "text-1"} >= {(1, 1), (11, 1), (1, 24), (11, 24)}
+    assert {batch for graph, (batch, _) in asked if graph == "ct-0"} >= {1, 11}
+    assert "profile-edges" not in {r.gate for r in at_the_edges(manifest, golden, honest, "onnx")}
+
+
+@pytest.mark.parametrize(
+    ("graph", "batch", "tokens"), [("ct-1", 11, None), ("fusion", 11, None), ("text-0", 11, 1), ("text-1", 11, 24)]
+)
+def test_a_plan_that_is_wrong_at_an_edge_of_its_profile_is_refused(manifest, golden, graph, batch, tokens):
+    def wrong(name: str, inputs: Arrays, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        first = next(iter(inputs.values()))
+        here = name == graph and first.shape[0] == batch and (tokens is None or first.shape[1] == tokens)
+        return {k: v * np.float32(1.1) if here else v for k, v in outputs.items()}
+
+    failed = [r for r in at_the_edges(manifest, golden, wrong, "trt") if not r.passed]
+    assert {r.gate for r in failed} == {"profile-edges"}
+    assert {r.graph for r in failed} <= {graph, "pipeline"}
+    assert f"a batch of {batch}" in failed[0].detail

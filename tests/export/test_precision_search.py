@@ -9,12 +9,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tmi.export.precision_search import Trial, search
+from tmi.export.precision_search import Question, search
 
 WIDTH = 32
 
 
-def chain(path: Path, steps: list[tuple[str, np.ndarray]]) -> list[Trial]:
+def chain(path: Path, steps: list[tuple[str, np.ndarray]]) -> list[Question]:
     """X [B, 32] through MatMul, Mul and Add with constants; node names are `<number>-<operator>`."""
     nodes, constants, value = [], [], "x"
     for number, (operator, constant) in enumerate(steps):
@@ -29,7 +29,7 @@ def chain(path: Path, steps: list[tuple[str, np.ndarray]]) -> list[Trial]:
     for operator, constant in steps:
         exact = constant.astype(np.float32).astype(np.float64)
         answer = {"MatMul": np.matmul, "Mul": np.multiply, "Add": np.add}[operator](answer, exact)
-    return [Trial(inputs={"x": x}, answer=answer.astype(np.float32))]
+    return [Question(inputs={"x": x}, answer=answer.astype(np.float32))]
 
 
 def mixing(seed: int, gain: float = 1.0) -> np.ndarray:

@@ -12,12 +12,18 @@ from onnx import helper
 
 from factories.fake_trt import fake_trt
 from factories.onnx_graph import FLOAT, HALF, write_graph
+from factories.small_bundle import small_manifest
+from tmi.export import plans
 from tmi.export.trt_builder import TARGETS, BuildOptions, audit_network, build_plan, profiles
+from tmi.runtime import nvidia_driver
+from tmi.runtime.nvidia_driver import Gpu
+from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import UnavailableError
 from tmi.toolkit.manifest import GraphSpec, TensorSpec
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this platform")
 node = helper.make_node
+GRAPHS = tuple(g.name for g in small_manifest().graphs)
 
 
 def spec(**shapes: tuple[int | str, ...]) -> GraphSpec:
@@ -172,3 +178,28 @@ def test_a_timing_cache_is_kept_between_builds_or_named_as_refused(tmp_path, cac
     facts = fake_build(trt, tmp_path, timing_cache=tmp_path / "timings")
     assert facts["features"]["timing cache"].startswith(said)
     assert (tmp_path / "timings").is_file() is caches
+
+
+@pytest.mark.parametrize(
+    ("kind", "package", "extra"),
+    [("trt", "tensorrt", "trt"), ("torch-trt", "torch_tensorrt", "trt"), ("trt-rtx", "tensorrt_rtx", "trt-rtx")],
+)
+def test_each_engine_names_all_that_it_misses_here_and_exits_with_5(monkeypatch, kind, package, extra):
+    monkeypatch.setattr(plans, "find_gpu", lambda: None)
+    monkeypatch.setattr(plans.importlib.util, "find_spec", lambda name: None)
+    missing = plans.obstacle(kind, BuildOptions())
+    assert missing == f"the package {package} is not installed and this machine has no NVIDIA GPU with its driver"
+    facts = {"pending": {kind: missing}, "precision": {"graphs": {g: {"precision": "float16"} for g in GRAPHS}}}
+    bundle = Bundle(folder=Path("b"), manifest=replace(small_manifest(), extra={"tensorrt": facts}), digest="")
+    with pytest.raises(UnavailableError, match=f"no {kind} engine was built: the package {package} is not") as caught:
+        plans.require_complete(bundle)
+    assert caught.value.exit_code == 5
+    assert caught.value.fix == f"on the GPU machine: pip install 'tmi-clnet[{extra}]' && tmi build b"
+
+
+def test_a_driver_too_old_for_the_installed_tensorrt_is_an_obstacle_but_not_to_a_build_ahead_of_time(monkeypatch):
+    old = Gpu(name="A100", compute_capability=(8, 0), cuda=(12, 8))
+    monkeypatch.setattr(plans, "find_gpu", lambda: old)
+    monkeypatch.setattr(nvidia_driver, "_distributions", lambda: {"tensorrt_rtx_cu13_libs"})
+    assert "needs a driver for CUDA 13" in (plans.obstacle("trt-rtx", BuildOptions()) or "")
+    assert plans.obstacle("trt-rtx", BuildOptions(target="sm80")) is None

@@ -19,16 +19,17 @@ from safetensors.numpy import load_file
 from factories.tmi_command import tmi
 from tmi.export import plans
 from tmi.export.gates import require_all
-from tmi.export.plans import structure_digest
+from tmi.export.plans import PlanRequest, add_plans
+from tmi.export.trial import Trial
 from tmi.export.trt_builder import Audit, BuildOptions, Plan, build_plan
-from tmi.export.typed_graphs import TYPED, Question, add_typed_graphs, audit_typed
+from tmi.export.typed_graphs import TYPED, add_typed_graphs, audit_typed
 from tmi.runtime.engine_choice import choose_engine
 from tmi.runtime.parity import Outputs
 from tmi.runtime.precision import plan_precision
 from tmi.toolkit.bundle import open_bundle, write_manifest
 from tmi.toolkit.errors import ParityError
 from tmi.toolkit.golden import golden_of
-from tmi.toolkit.manifest import GOLDEN_FILE, GateRecord, Manifest
+from tmi.toolkit.manifest import GOLDEN_FILE, GateRecord, GraphSpec, Manifest
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this platform")
 
@@ -106,7 +107,7 @@ def test_what_could_not_be_judged_without_a_gpu_is_named_and_the_emulation_stand
 
 def test_auto_takes_a_cpu_engine_from_a_bundle_with_plans_and_says_why(folder):
     name, reason = choose_engine("auto", open_bundle(folder))
-    assert name == "openvino"
+    assert name in ("openvino-bf16", "openvino")
     assert "trt-rtx: no NVIDIA GPU with its driver" in reason
 
 
@@ -223,11 +224,11 @@ def blown_up(path: Path) -> None:
 def typed(copy: Path, precision: str) -> tuple[Manifest, list[GateRecord]]:
     manifest = open_bundle(copy).manifest
     reference = Outputs.from_tensors(load_file(copy / GOLDEN_FILE))
-    question = Question(name="golden", inputs=golden_of(manifest), reference=reference)
+    trial = Trial(golden=golden_of(manifest), reference=reference)
     blown_up(copy / "graphs" / "ct-0.onnx")
     for file in (copy / "graphs").glob("*.fp16.onnx"):
         file.unlink()
-    return add_typed_graphs(copy, manifest, precision, [question], progress=lambda line: None)
+    return add_typed_graphs(copy, manifest, precision, trial, progress=lambda line: None)
 
 
 def test_an_overflow_in_the_model_blocks_fp16_with_its_node(folder, tmp_path):
@@ -298,12 +299,50 @@ def test_the_audit_of_a_typed_graph_finds_a_changed_weight_and_a_changed_epsilon
     assert "has epsilon 0.001, the float32 graph's is" in audit_typed(changed, single, graph).detail
 
 
-def test_folds_of_one_structure_could_share_a_stripped_plan_and_others_not(folder):
-    bundle = open_bundle(folder)
-    digests = {g.name: structure_digest(bundle.folder / g.artefacts[TYPED]) for g in bundle.manifest.graphs}
-    assert digests["ct-0"] == digests["ct-1"]
-    assert digests["text-0"] == digests["text-1"]
-    assert len(set(digests.values())) == 3
+@pytest.mark.parametrize(("weights", "builds"), [("inside", 5), ("refit", 5), ("strip", 3)])
+def test_folds_of_one_structure_share_one_build_where_weights_are_stripped(
+    folder, tmp_path, monkeypatch, weights, builds
+):
+    def fake(trt: object, path: Path, spec: GraphSpec, options: BuildOptions, **_: object) -> Plan:
+        built.append(spec.name)
+        audit = Audit(layers={"CONVOLUTION": {"HALF": 1}}, unexplained=(), float_nodes={})
+        return Plan(data=spec.name.encode(), audit=audit, facts={"features": {"weights": options.weights}})
+
+    built: list[str] = []
+    monkeypatch.setattr(plans, "build_plan", fake)
+    monkeypatch.setattr(plans, "obstacle", lambda kind, options: None)
+    monkeypatch.setattr(plans.importlib, "import_module", lambda name: None)
+    copy, manifest = copied(folder, tmp_path), open_bundle(folder).manifest
+    request = PlanRequest(kinds=("trt",), options=BuildOptions(weights=weights))
+    trial = Trial(golden=golden_of(manifest), reference=Outputs.from_tensors(load_file(copy / GOLDEN_FILE)))
+    manifest, records = add_plans(copy, manifest, request, trial, progress=lambda line: None)
+    assert len(built) == builds
+    assert len(records) == builds
+    assert all(r.passed for r in records)
+    files = {g.name: g.artefacts["trt"] for g in manifest.graphs}
+    assert all((copy / file).is_file() for file in files.values())
+    assert len(set(files.values())) == builds
+    facts = manifest.extra["tensorrt"]["plans"]["trt"]["graphs"]
+    assert set(facts) == set(files), "the manifest describes the plan of every fold"
+    assert [n for n, about in facts.items() if "shared" in about] == (["ct-1", "text-1"] if weights == "strip" else [])
+
+
+def test_inspect_shows_which_types_the_layers_compute_in_why_and_what_is_still_to_be_built(folder):
+    outcome = tmi("inspect", folder)
+    assert outcome.code == 0, outcome.err
+    facts = open_bundle(folder).manifest.extra["tensorrt"]
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]] for line in outcome.out.splitlines() if "trt-rtx │" in line
+    ]
+    shown = {row[1]: row for row in rows if len(row) == 7 and row[1] in facts["plans"]["trt-rtx"]["graphs"]}
+    for name, plan in facts["plans"]["trt-rtx"]["graphs"].items():
+        counts = [str(plan["layers_in_half"]), str(plan["layers_in_float"])]
+        assert shown[name][3:6] == ["float16", *counts]
+    assert "LayerNormalization: squares and sums a whole row" in outcome.out
+    assert "still to be built with `tmi build`: the package tensorrt is not" in " ".join(outcome.out.split())
+    assert "emulation  ct-0: " in outcome.out
+    document = tmi("inspect", folder, "--json").document
+    assert document["manifest"]["extra"]["tensorrt"]["plans"]["trt-rtx"]["graphs"]["ct-0"]["layers_in_half"] > 0
 
 
 def test_nothing_in_the_manifest_names_a_path_of_this_machine(folder):

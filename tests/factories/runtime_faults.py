@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from factories.planted_faults import Fault, Workbench
-from factories.tmi_command import Outcome
+from factories.tmi_command import Outcome, tmi
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.tokenizer import Tokenizer
 
@@ -18,7 +18,11 @@ def _another_window(patch: pytest.MonkeyPatch) -> None:
     from tmi.toolkit import intensity
 
     honest = intensity._windowed
-    patch.setattr(intensity, "_windowed", lambda plane, config: honest(plane, replace(config, window_hu=(-160, 240))))
+    patch.setattr(
+        intensity,
+        "_windowed",
+        lambda plane, config, out=None: honest(plane, replace(config, window_hu=(-160, 240)), out),
+    )
 
 
 def _exchanged_axes(patch: pytest.MonkeyPatch) -> None:
@@ -26,9 +30,9 @@ def _exchanged_axes(patch: pytest.MonkeyPatch) -> None:
 
     honest = prepare.prepare_ct
 
-    def exchanged(ct, config):
+    def exchanged(ct, config, begun):
         axes = np.ascontiguousarray(ct.array_DHW.transpose(0, 2, 1))
-        return honest(replace(ct, array_DHW=axes), config)
+        return honest(replace(ct, array_DHW=axes), config, begun)
 
     patch.setattr(prepare, "prepare_ct", exchanged)
 
@@ -38,7 +42,9 @@ def _mirrored(patch: pytest.MonkeyPatch) -> None:
 
     honest = prepare.prepare_ct
     patch.setattr(
-        prepare, "prepare_ct", lambda ct, config: honest(replace(ct, array_DHW=ct.array_DHW[:, :, ::-1]), config)
+        prepare,
+        "prepare_ct",
+        lambda ct, config, begun: honest(replace(ct, array_DHW=ct.array_DHW[:, :, ::-1]), config, begun),
     )
 
 
@@ -46,9 +52,11 @@ def _unscaled_header(patch: pytest.MonkeyPatch) -> None:
     from tmi.toolkit import volume
 
     # a little of the offset: without all of it the CT's own check already refuses the values
-    honest = volume._hounsfield
+    honest = volume._whole_hounsfield
     patch.setattr(
-        volume, "_hounsfield", lambda stored, file: honest(stored, replace(file, intercept=file.intercept + 9))
+        volume,
+        "_whole_hounsfield",
+        lambda file, stored, out: honest(replace(file, intercept=file.intercept + 9), stored, out),
     )
 
 
@@ -91,6 +99,25 @@ def _bfloat16(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(OnnxEngine, "_run", lowered)
 
 
+def _bfloat16_off(bench: Workbench, patch: pytest.MonkeyPatch) -> Outcome:
+    """A processor whose bfloat16 is off: float32 answers for it, and says so; asked for by name it is refused."""
+    from tmi.runtime.openvino_engine import OpenVinoBf16Engine
+
+    patch.setenv("TMI_CACHE", str(bench.folder / "cache"))
+    honest = OpenVinoBf16Engine._run
+    patch.setattr(
+        OpenVinoBf16Engine, "_run", lambda self, *a: {k: v * np.float32(1.1) for k, v in honest(self, *a).items()}
+    )
+    patch.setattr(OpenVinoBf16Engine, "encoder_precision", "f32")  # any processor may plant it
+    for module in ("engine", "engine_choice"):
+        patch.setattr(f"tmi.runtime.{module}.lacking", lambda name: None)
+    words = ("predict", bench.case, "--bundle", bench.bundle, "--threads", 1, "--json")
+    engine = tmi(*words).document["engine"]
+    assert engine["precision"] == "float32", engine
+    assert "openvino-bf16: on this machine engine openvino-bf16 does not answer" in engine["reason"], engine
+    return tmi(*words, "--engine", "openvino-bf16")
+
+
 def _fault(name: str, plant, reason: str) -> Fault:
     """Refused when the machine first opens the bundle, by the very command that would have predicted with it."""
 
@@ -114,4 +141,5 @@ RUNTIME_FAULTS = (
     _fault("the tokenizer's mask lost", _lost_mask, "preprocessing of pipeline: text-0.attention_mask"),
     _fault("another wording of the record", _other_wording, "preprocessing of pipeline: text"),
     _fault("an engine that computes in bfloat16", _bfloat16, "features of ct-0"),
+    Fault(name="a processor whose bfloat16 is off", where="runtime", plant=_bfloat16_off, code=4, reason="features of ct-0"),
 )  # fmt: skip

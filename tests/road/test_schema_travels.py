@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import tmi.runtime.predictor as predictor_module
+import tmi.runtime.case_inputs as inputs_module
 from factories.cases import write_cohort
 from factories.tmi_command import Outcome, tmi
 from tmi.toolkit.bundle import open_bundle, write_manifest
@@ -101,14 +101,14 @@ def test_run_and_bundle_hold_the_resolved_schema_by_digest(project, bundle):
 def test_the_bundle_predicts_by_its_own_schema_wherever_it_is(project, bundle, tmp_path, monkeypatch):
     moved = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     texts: list[str] = []
-    original = predictor_module.prepare_case
+    original = inputs_module.prepare_case
 
     def spying(*asked, **options):
         prepared = original(*asked, **options)
         texts.append(prepared.text)
         return prepared
 
-    monkeypatch.setattr(predictor_module, "prepare_case", spying)
+    monkeypatch.setattr(inputs_module, "prepare_case", spying)
     cases = [Path(shutil.copytree(project / "cohort" / c, tmp_path / c)) for c in ("C000", "C001")]
     with_value(cases[1], ldl=2.5)  # which the liver's schema accepts
     outcome = tmi("predict", *cases, "--bundle", moved, "--engine", "onnx", "--json", cwd=tmp_path)

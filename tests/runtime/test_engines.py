@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from tmi.runtime import engine as engine_table
-from tmi.runtime.engine import ENGINES, Engine, open_engine
+from tmi.runtime.engine import ENGINES, Engine, installed, lacking, open_engine
 from tmi.runtime.engine_choice import choose_engine
 from tmi.runtime.ensemble import probabilities, run_folds
 from tmi.toolkit.bundle import Bundle, open_bundle
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.golden import GoldenInputs, golden_of
 
-CPU_ENGINES = [name for name, spec in ENGINES.items() if not spec.gpu]
-"""tests/gpu asks the others the same questions."""
+CPU_ENGINES = [n for n, spec in ENGINES.items() if not spec.gpu and installed(n) and lacking(n) is None]
+"""tests/gpu asks the others the same questions. bfloat16 is not asked where the processor has none."""
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_an_openvino_graph_in_another_precision_is_refused():
     engine = OpenVinoEngine()
     engine._core = SimpleNamespace(read_model=lambda path: path, compile_model=lambda *_: lowered)
     with pytest.raises(UnavailableError, match="graph ct-0 in bf16 although float32 was asked for"):
-        engine._load(SimpleNamespace(name="ct-0"), Path("ct-0.onnx"))  # type: ignore[arg-type]
+        engine._load(SimpleNamespace(name="ct-0", role="ct"), Path("ct-0.onnx"))  # type: ignore[arg-type]
 
 
 def test_weights_of_another_network_are_refused(bundle, tmp_path):
@@ -164,8 +164,9 @@ def test_an_engine_that_is_not_installed_is_not_replaced(bundle, monkeypatch):
 
 
 def test_auto_says_what_it_passed_over(bundle, monkeypatch):
-    name, reason = choose_engine("auto", bundle)
-    assert (name, reason) == ("openvino", "auto: the first that is installed and has graphs in the bundle")
+    name, reason = choose_engine("auto", bundle, refused={"openvino-bf16": "it was off"})
+    assert name == "openvino"
+    assert reason.startswith("auto: the first that is installed and has graphs in the bundle; openvino-bf16: ")
     monkeypatch.setattr(engine_table.importlib.util, "find_spec", lambda name: None if name == "openvino" else name)
     name, reason = choose_engine("auto", bundle)
     assert name == "onnx"

@@ -1,14 +1,13 @@
-"""On a GPU engine the next batch is prepared while this one computes; the answers are the same, in the same order."""
+"""The next batch is prepared while this one computes; the answers are the same, in the same order."""
 
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 
 import pytest
 
+from tmi.runtime import case_inputs
 from tmi.runtime import predictor as module
-from tmi.runtime.engine import engine_spec
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -21,17 +20,16 @@ def test_cases_are_prepared_ahead_in_another_thread_and_answered_in_order(
     cases = [module.Case(folder=path, case_id=path.name) for path in (*good_cases[:2], missing, *good_cases[2:])]
     expected = predictor.predict(cases, batch=batch)
     threads: list[str] = []
-    honest = module.prepare_case
+    honest = case_inputs.prepare_case
 
     def prepare(*arguments, **options):
         threads.append(threading.current_thread().name)
         return honest(*arguments, **options)
 
-    monkeypatch.setattr(module, "prepare_case", prepare)
-    monkeypatch.setattr(module, "engine_spec", lambda name: replace(engine_spec(name), gpu=True))
+    monkeypatch.setattr(case_inputs, "prepare_case", prepare)
     started = []
     compute = module.encode_ct
-    monkeypatch.setattr(module, "encode_ct", lambda *a: (started.append(len(threads)), compute(*a))[1])
+    monkeypatch.setattr(module, "encode_ct", lambda *a, **o: (started.append(len(threads)), compute(*a, **o))[1])
     answers = predictor.predict(cases, batch=batch)
     assert [a.case_id for a in answers] == [c.case_id for c in cases]
     for mine, theirs in zip(answers, expected, strict=True):
@@ -41,8 +39,7 @@ def test_cases_are_prepared_ahead_in_another_thread_and_answered_in_order(
     assert started[0] > batch, "the next batch was on its way when the first was computed"
 
 
-def test_a_stream_that_is_left_early_stops_preparing(predictor, good_cases, monkeypatch):
-    monkeypatch.setattr(module, "engine_spec", lambda name: replace(engine_spec(name), gpu=True))
+def test_a_stream_that_is_left_early_stops_preparing(predictor, good_cases):
     stream = predictor.stream(good_cases)
     next(stream)
     stream.close()

@@ -9,7 +9,10 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "monai", "lightning", "pytorch_lightning", "sklearn", "radiomics", "SimpleITK")
+HEAVY = (
+    "torch", "transformers", "monai", "lightning", "pytorch_lightning", "sklearn", "scipy", "pandas", "matplotlib",
+    "captum", "radiomics", "SimpleITK", "pydicom", "onnx",
+)  # fmt: skip
 PROGRAM = """
 import json, sys
 

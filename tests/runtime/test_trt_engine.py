@@ -12,10 +12,10 @@ import pytest
 
 from factories.small_bundle import small_manifest
 from tmi.runtime import engine as engine_table
-from tmi.runtime import engine_choice, nvidia_driver
+from tmi.runtime import engine_choice, nvidia_driver, trt_engine
 from tmi.runtime.engine import ENGINES, open_engine
 from tmi.runtime.engine_choice import choose_engine
-from tmi.runtime.nvidia_driver import Gpu, find_gpu, require_gpu
+from tmi.runtime.nvidia_driver import Gpu, find_gpu, require_driver, require_gpu
 from tmi.runtime.precision import plan_precision
 from tmi.runtime.trt_engine import plan_facts, require_fitting, tensor_names
 from tmi.toolkit.bundle import Bundle
@@ -98,7 +98,7 @@ def test_auto_passes_over_a_gpu_engine_without_a_gpu_and_takes_it_with_one(monke
     monkeypatch.setattr(engine_choice, "installed", lambda name: True)
     monkeypatch.setattr(engine_choice, "find_gpu", lambda: None)
     name, reason = choose_engine("auto", bundle)
-    assert name == "openvino"
+    assert name in ("openvino-bf16", "openvino")
     assert "trt-rtx: no NVIDIA GPU with its driver" in reason
     assert "torch-trt" not in reason, "what the bundle never had is not missing"
     monkeypatch.setattr(engine_choice, "find_gpu", lambda: A100)
@@ -120,6 +120,41 @@ def test_tensors_are_matched_by_name_and_by_order_where_a_plan_has_names_of_its_
     assert tensor_names(trt, engine("arg0", "output0"), spec) == {"ct": "arg0", "ct_features": "output0"}
     with pytest.raises(DamagedError, match="the plan of ct-0 has the tensors"):
         tensor_names(trt, engine("arg0", "output0", "output1"), spec)
+
+
+@pytest.mark.parametrize(
+    ("there", "package", "cuda", "text"),
+    [
+        ({"tensorrt_cu13_libs"}, "tensorrt", (12, 8), "tensorrt_cu13_libs needs a driver for CUDA 13"),
+        ({"tensorrt_cu13_bindings"}, "tensorrt", (12, 8), "the driver of A100 serves CUDA 12.8 at most"),
+        ({"tensorrt_rtx_cu13"}, "tensorrt_rtx", (12, 8), "tensorrt_rtx_cu13 needs a driver for CUDA 13"),
+        ({"tensorrt_cu13_libs"}, "tensorrt", (13, 0), None),
+        ({"tensorrt_cu12_libs"}, "tensorrt", (13, 0), None),
+        ({"tensorrt_rtx_cu13"}, "tensorrt", (12, 8), None),
+        ({"tensorrt"}, "tensorrt", (12, 8), None),
+    ],
+)
+def test_a_driver_older_than_the_cuda_of_the_installed_tensorrt_is_refused(monkeypatch, there, package, cuda, text):
+    monkeypatch.setattr(nvidia_driver, "_distributions", lambda: there)
+    gpu = replace(A100, cuda=cuda)
+    if text is None:
+        require_driver(package, gpu)
+        return
+    with pytest.raises(UnavailableError, match=text) as caught:
+        require_driver(package, gpu)
+    assert caught.value.exit_code == 5
+    assert "install a newer NVIDIA driver" in caught.value.fix
+
+
+def test_an_old_driver_is_found_before_any_library_of_tensorrt_is_loaded(monkeypatch):
+    def loaded(*_: object) -> None:
+        raise AssertionError("a library was loaded before the driver was judged")
+
+    monkeypatch.setattr(trt_engine, "require_gpu", lambda what: replace(A100, cuda=(12, 8)))
+    monkeypatch.setattr(nvidia_driver, "_distributions", lambda: {"tensorrt_rtx_cu13_libs"})
+    monkeypatch.setattr(trt_engine, "_import", loaded)
+    with pytest.raises(UnavailableError, match="needs a driver for CUDA 13"):
+        trt_engine.TrtRtxEngine().open(with_plans("trt-rtx"), threads=None)
 
 
 class FakeDriver:

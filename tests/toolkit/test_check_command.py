@@ -56,6 +56,31 @@ def test_good_cases_end_with_0_and_a_summary(cohort):
     assert holds(tmi("check", cohort, "--json"))["counts"] == {"cases": 2, "good": 2, "warned": 0, "refused": 0}
 
 
+def test_more_findings_than_a_screen_holds_are_counted_by_code(tmp_path):
+    folder = tmp_path / "cohort"
+    rows = [f"C{n},P{n},good" for n in range(12)]
+    folder.mkdir()
+    (folder / "cohort.csv").write_text("\n".join(["case_id,patient_id,label", *rows]) + "\n", encoding="utf-8")
+    few = tmi("check", _empty_cases(folder, 12), "--json")
+    counted = {}
+    for finding in few.document["findings"]:
+        key = (finding["severity"], finding["code"])
+        counted.setdefault(key, set()).add(finding["case_id"])
+    assert len(few.document["findings"]) > 20
+    outcome = tmi("check", folder)
+    assert outcome.code == 3
+    block = outcome.out.split("by code:\n")[1].splitlines()[: len(counted)]
+    assert {tuple(line.split()) for line in block} == {
+        (str(len(ids)), "case(s)", severity, code) for (severity, code), ids in counted.items()
+    }
+
+
+def _empty_cases(folder, count):
+    for n in range(count):
+        (folder / f"C{n}").mkdir()
+    return folder
+
+
 def test_an_error_ends_with_3_a_warning_with_0_and_both_are_in_the_document(cohort):
     planted(cohort, "CT padded with -2000")
     outcome = tmi("check", cohort, "--json")

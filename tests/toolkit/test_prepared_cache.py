@@ -175,8 +175,8 @@ def test_a_good_entry_does_not_let_a_case_pass_whose_record_was_spoilt_since(cas
 def test_a_file_that_changes_while_it_is_read_is_not_stored(case, micro_config, cache_folder, monkeypatch):
     original = prepare_module.read_ct
 
-    def changing(asked):
-        volume = original(asked)
+    def changing(asked, **options):
+        volume = original(asked, **options)
         _touch_ct(asked, micro_config)
         return volume
 

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,58 +13,25 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from tmi.toolkit.case import Case
+from factories.small_fold import SPLIT, make_arrays, small_config
+from factories.small_fold import train_small as train
 from tmi.toolkit.config import Config
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.network.tmi_clnet import build
-from tmi.toolkit.run_folder import FoldFolder, FoldSplit
+from tmi.toolkit.run_folder import FoldFolder
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.training.calibration import calibrate
 from tmi.training.cohort_arrays import CohortArrays
 from tmi.training.epoch_end import predict_logits
 from tmi.training.fold_data import EpochBatches, FoldData
 from tmi.training.fold_predictions import read_predictions
-from tmi.training.fold_training import train_fold
 from tmi.training.metrics import binary_metrics
 from tmi.training.module import FoldModule
-
-IDS = tuple(f"C{i:02d}" for i in range(13))
-SPLIT = FoldSplit(fold=1, train=IDS[:5], validation=IDS[5:9], test=IDS[9:])
-SHAPE = (8, 16, 16)
 
 
 @pytest.fixture(scope="module")
 def config(micro_config: Config) -> Config:
-    network = replace(
-        micro_config.network,
-        ct_encoder=replace(micro_config.network.ct_encoder, planes=(4, 4, 4, 4)),
-        text_encoder=replace(
-            micro_config.network.text_encoder, hidden_size=16, layers=1, heads=2, intermediate_size=16, vocab_size=200
-        ),
-        radiomics_encoder=replace(micro_config.network.radiomics_encoder, hidden=8, out=8),
-        fusion=replace(micro_config.network.fusion, width=16, ima_heads=2),
-        head=replace(micro_config.network.head, blocks=(1, 1), growth=4, init_features=4),
-    )
-    return replace(
-        micro_config,
-        ct=replace(micro_config.ct, shape_DHW=SHAPE),
-        clinical=replace(micro_config.clinical, vocab_size=200),
-        network=network,
-        train=replace(micro_config.train, epochs=4, learning_rate=3e-3),
-    )
-
-
-def make_arrays() -> CohortArrays:
-    random = np.random.default_rng(3)
-    return CohortArrays(
-        cases=tuple(Case(folder=Path(i), case_id=i, patient_id=i, label=k % 2) for k, i in enumerate(IDS)),
-        ct_N1DHW=random.uniform(0, 1, (len(IDS), 1, *SHAPE)).astype(np.float32),
-        radiomics_NF=random.normal(0, 10, (len(IDS), 1781)),
-        texts=tuple(f"Albumin: {30 + k} g/L. Word{k}word." for k in range(len(IDS))),
-        numbers_NV=random.normal(0, 1, (len(IDS), 3)),
-        labels_N=np.arange(len(IDS), dtype=np.int64) % 2,
-        refused=(),
-    )
+    return small_config(micro_config)
 
 
 def changed(ids: tuple[str, ...], *, labels: bool = True) -> CohortArrays:
@@ -78,13 +44,6 @@ def changed(ids: tuple[str, ...], *, labels: bool = True) -> CohortArrays:
         arrays.labels_N[rows] = 1 - arrays.labels_N[rows]
     texts = tuple("Ünknown ZZZ 999" if i in rows else text for i, text in enumerate(arrays.texts))
     return replace(arrays, texts=texts)
-
-
-def train(folder: Path, arrays: CohortArrays, config: Config, split: FoldSplit = SPLIT) -> FoldFolder:
-    files = FoldFolder(folder=folder, fold=split.fold)
-    folder.mkdir()
-    train_fold(arrays, split, config, files, tokenizer=None, accelerator="cpu", report=lambda *_: None)
-    return files
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +62,13 @@ def test_nothing_of_a_held_out_case_reaches_the_model_or_what_is_fitted(trained,
     ours, theirs = (json.loads(files.metrics.read_text())["calibration"] for files in (trained, other))
     assert [ours[k] == theirs[k] for k in ("temperature", "threshold", "validation", "test")] == [True] * 3 + [False]
     assert other.predictions.read_bytes() != trained.predictions.read_bytes()
+
+
+def test_another_seed_gives_other_weights(trained, config, tmp_path):
+    """The counterpart of `test_resume`'s: what is the same with the same seed is not the same with every seed."""
+    other = train(tmp_path / "fold1", make_arrays(), replace(config, train=replace(config.train, seed=43)))
+    assert other.model.read_bytes() != trained.model.read_bytes()
+    assert other.scaler.read_bytes() == trained.scaler.read_bytes()
 
 
 def test_a_training_case_reaches_all_of_it(trained, config, tmp_path):

@@ -13,10 +13,14 @@ from torch.nn.functional import cross_entropy
 
 from tmi.toolkit.config import LossConfig
 from tmi.toolkit.network.fusion import FusionOutput
+from tmi.toolkit.network.modality_subset import SubsetOutput
 from tmi.toolkit.presets import paper, released
 from tmi.training.losses.sdm import sdm
 from tmi.training.losses.tmff import tmff
 from tmi.training.losses.total import total_loss
+from tmi.training.systems.mmd import MmdOutput
+from tmi.training.systems.mmd import loss as mmd_loss
+from tmi.training.systems.tmi_clnet import loss as system_loss
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -113,6 +117,30 @@ def test_tmff_weighs_the_pairs_with_text_by_lambda_and_the_other_by_the_rest(wei
     assert float(value) == pytest.approx(weight * (it + rt) / 2 + (1 - weight) * ir, rel=1e-9)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.2, 0.6, 1.0])
+def test_tmff_of_one_class_with_equal_texts_and_orthogonal_rest_costs_what_a_hand_computes(weight):
+    """With scale 2: k = KL(softmax(2, 0), (1/2, 1/2)). A set of equal features against an orthogonal one costs k in one
+    direction and 0 in the other, the two orthogonal ones k in each: lambda (k + k) / 2 + (1 - lambda) 2k.
+    """
+    p = math.exp(2) / (math.exp(2) + 1)
+    k = p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p))
+    value = tmff(SAME, TWO, TWO, torch.tensor([1, 1]), LossConfig(tmff_lambda=weight, sdm_scale=2.0))
+    assert float(value) == pytest.approx((2 - weight) * k, rel=1e-6)
+
+
+def test_tmff_is_not_symmetric_in_the_three_modalities():
+    """The text stands in both pairs that lambda weighs, so it matters which set of features is the text's."""
+    config, ids = LossConfig(tmff_lambda=0.2, sdm_scale=2.0), torch.tensor([1, 1])
+    as_text, as_image = tmff(SAME, TWO, TWO, ids, config), tmff(TWO, TWO, SAME, ids, config)
+    assert float(as_text) != pytest.approx(float(as_image))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.6, 1.0])
+def test_tmff_of_a_batch_of_one_is_0(weight):
+    features = (random(1, 6, seed=i) for i in range(3))
+    assert float(tmff(*features, torch.tensor([1]), LossConfig(tmff_lambda=weight))) == 0.0
+
+
 def output(batch: int = 4) -> FusionOutput:
     return FusionOutput(random(batch, 2, seed=9), *(random(batch, 6, seed=i) for i in range(3)))
 
@@ -151,3 +179,19 @@ def test_alpha_0_is_no_alignment_at_all():
 def test_a_batch_of_one_leaves_the_cross_entropy_alone():
     loss = total_loss(output(1), torch.tensor([1]), paper().loss)
     assert float(loss.total) == float(loss.task)
+
+
+def test_with_fewer_than_three_modalities_the_loss_is_the_cross_entropy():
+    logits = output().logits_BK
+    loss = system_loss(SubsetOutput(logits), LABELS, paper().loss)
+    torch.testing.assert_close(loss.total, cross_entropy(logits, LABELS))
+    assert float(loss.alignment) == 0.0
+    torch.testing.assert_close(
+        system_loss(output(), LABELS, paper().loss).total, total_loss(output(), LABELS, paper().loss).total
+    )
+
+
+def test_the_loss_of_mmd_is_the_cross_entropy_plus_the_reconstruction():
+    logits = output().logits_BK
+    loss = mmd_loss(MmdOutput(logits, torch.tensor(0.25)), LABELS, paper().loss)
+    assert float(loss.total) == pytest.approx(float(cross_entropy(logits, LABELS)) + 0.25)

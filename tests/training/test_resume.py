@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from factories.cases import write_cohort
+from factories.tmi_command import tmi
 
 OPTIONS = ["--preset", "tiny", "--folds", "2", "--epochs", "5", "--accelerator", "cpu"]
 SMALL = ["--set", "ct.shape_DHW=[12,24,24]", "--set", "clinical.max_length=64"]
@@ -24,7 +25,15 @@ def command(cohort: Path, run: Path, *more: str) -> list[str]:
 
 
 def fold_files(run: Path) -> dict[str, bytes]:
-    names = ("model.safetensors", "scaler.json", "tokenizer.json", "predictions.csv", "history.csv", "metrics.json")
+    names = (
+        "model.safetensors",
+        "scaler.json",
+        "tokenizer.json",
+        "predictions.csv",
+        "history.csv",
+        "metrics.json",
+        "validation.csv",
+    )
     return {f"{fold}/{name}": (run / fold / name).read_bytes() for fold in ("fold0", "fold1") for name in names}
 
 
@@ -64,6 +73,15 @@ def test_a_run_killed_in_the_middle_of_a_fold_resumes_to_the_same_models(cohort:
 
     subprocess.run(command(cohort, run, "--resume"), check=True, capture_output=True, timeout=200)
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    assert fold_files(run) == fold_files(uninterrupted)
+
+
+def test_the_same_config_and_seed_give_the_same_weights_bit_for_bit_in_another_process(
+    cohort: Path, uninterrupted: Path
+) -> None:
+    """The other run was a process of its own, with another hash seed and nothing imported before."""
+    run = cohort.parent / "again"
+    assert tmi("train", cohort, "--out", run, *OPTIONS, *SMALL).code == 0
     assert fold_files(run) == fold_files(uninterrupted)
 
 

@@ -11,18 +11,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from safetensors.numpy import load_file
-
+from tmi.export.memory import named_out_of_memory
 from tmi.export.model_card import model_card
 from tmi.export.plans import PLANS, TYPED, PlanRequest, add_plans, obstacle, pending, require_gates
 from tmi.export.sbom import sbom
+from tmi.export.trial import Trial
 from tmi.export.trt_builder import BuildOptions
-from tmi.runtime.parity import Outputs
+from tmi.runtime.verification import read_references
 from tmi.toolkit.bundle import Bundle, fingerprint, open_bundle, write_manifest
 from tmi.toolkit.errors import UnavailableError, UsageError
 from tmi.toolkit.files import staged_folder, write_text
 from tmi.toolkit.golden import golden_of
-from tmi.toolkit.manifest import GOLDEN_FILE, MODEL_CARD_FILE, SBOM_FILE, SIGNATURE_FILE
+from tmi.toolkit.manifest import MODEL_CARD_FILE, SBOM_FILE, SIGNATURE_FILE
 
 
 def build_bundle(
@@ -43,7 +43,7 @@ def build_bundle(
     Raises:
         UsageError: no bundle, nothing to build, or no typed graphs in it.
         DamagedError: the bundle is damaged.
-        UnavailableError: this machine cannot build an engine, or TensorRT refuses a graph.
+        UnavailableError: this machine cannot build an engine, TensorRT refuses a graph, or memory ran out.
         ParityError: a gate failed; the bundle was left as it was.
     """
     bundle = open_bundle(folder)
@@ -70,11 +70,11 @@ def build_bundle(
                 fix=f"run `tmi build {folder}` on a machine where `nvidia-smi` lists a GPU and where "
                 f"pip install 'tmi-clnet[{'trt-rtx' if kind == 'trt-rtx' else 'trt'}]' was done",
             )
-    golden = golden_of(bundle.manifest)
-    reference = Outputs.from_tensors(load_file(folder / GOLDEN_FILE))
-    with staged_folder(folder) as stage:
+    references = read_references(bundle)
+    trial = Trial(golden=golden_of(bundle.manifest), reference=references.float32, arbiter=references.float64)
+    with named_out_of_memory("the build", progress) as progress, staged_folder(folder) as stage:
         shutil.copytree(folder, stage, dirs_exist_ok=True)
-        manifest, records = add_plans(stage, bundle.manifest, request, golden, reference, progress=progress)
+        manifest, records = add_plans(stage, bundle.manifest, request, trial, progress=progress)
         require_gates(records)
         kept = [r for r in manifest.parity if r.artefact not in chosen]
         manifest = replace(manifest, parity=(*kept, *records))

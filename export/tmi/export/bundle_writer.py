@@ -23,27 +23,30 @@ from tmi.export.exporters import EXPORTERS, load, require_exporter
 from tmi.export.fold_graphs import Cut, FoldModels, State, cut_run, example_inputs, graph_spec
 from tmi.export.gates import (
     Progress,
-    Trial,
     audit_file,
     audit_fold_files,
     audit_stored_weights,
     judge_engines,
     require_all,
     require_finite,
+    split_refused,
     write_file,
 )
 from tmi.export.golden_case_reference import golden_case_reference
+from tmi.export.memory import named_out_of_memory
 from tmi.export.model_card import class_counts, model_card, tellable
 from tmi.export.plans import PLANS, PlanRequest, add_plans
 from tmi.export.real_cases import read_real_cases, write_real_cases
 from tmi.export.reference import eager_reference, float32_noise, float64_reference
 from tmi.export.sbom import sbom
+from tmi.export.trial import Trial, write_evidence
 from tmi.export.trt_builder import BuildOptions
-from tmi.export.typed_graphs import Question, add_typed_graphs, require_precision
-from tmi.runtime.engine import installed
+from tmi.export.typed_graphs import add_typed_graphs, require_precision
+from tmi.runtime.engine import installed, lacking
 from tmi.runtime.golden_road import check_golden_road, meaning_of
 from tmi.runtime.machine import hardware
-from tmi.runtime.parity import ARBITER, Outputs
+from tmi.runtime.parity import ARBITER
+from tmi.runtime.precision import ENGINES_REFUSED
 from tmi.toolkit.bundle import Bundle, fingerprint, open_bundle, write_manifest
 from tmi.toolkit.clinical_schema import SCHEMA_FILE
 from tmi.toolkit.clinical_text import require_rendering
@@ -53,7 +56,6 @@ from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.files import read_json, require_absent, staged_folder, write_text
 from tmi.toolkit.golden import golden_count, largest_batch, make_golden
 from tmi.toolkit.manifest import (
-    EVIDENCE,
     FUSION,
     GOLDEN_CASE_FILE,
     GOLDEN_FILE,
@@ -109,7 +111,7 @@ def export_run(
 
     Raises:
         UsageError: no such run, an unfinished one, an unknown artefact, or something is at `out`.
-        UnavailableError: an artefact cannot be written here.
+        UnavailableError: an artefact cannot be written here, or memory ran out.
         DamagedError: the run was changed after the training.
         InputRefusedError: one of `cases` cannot be used.
         ParityError: a gate failed; nothing was written.
@@ -126,7 +128,7 @@ def export_run(
     folder = RunFolder.open(run)
     require_exportable(folder)
     folder.require_finished()
-    with staged_folder(out) as stage:
+    with named_out_of_memory("the export", tell) as tell, staged_folder(out) as stage:
         export = _Export(folder, stage, names, weights=weights, cases=cases, progress=tell)
         export.plan(precision, options)
         write_manifest(stage, export.write())
@@ -211,9 +213,11 @@ class _Export:
             },
         )
         self._write_references(manifest, cut, trial)
-        self._judge(manifest, trial)
+        manifest = self._judge(manifest, trial)
         if self.plans:
             manifest = self._tensorrt(manifest, trial)
+        if trial.real_cases:  # every engine has left its answers there
+            write_real_cases(self._path(REAL_CASES_FILE), trial.real_cases)
         manifest = replace(manifest, parity=tuple(self.records))
         write_text(self.stage / MODEL_CARD_FILE, model_card(manifest))
         write_text(self.stage / SBOM_FILE, sbom(manifest))
@@ -229,35 +233,26 @@ class _Export:
             arrays = golden_case_reference(self.run, cut, Path(folder) / "golden", seed=GOLDEN_SEED)
         save_arrays(arrays, self.stage / GOLDEN_CASE_FILE, metadata=meaning_of(manifest))
 
-    def _judge(self, manifest: Manifest, trial: Trial) -> None:
+    def _judge(self, manifest: Manifest, trial: Trial) -> Manifest:
+        """Every engine; the manifest then says which engine that may fail alone has failed."""
         bundle = Bundle(folder=self.stage, manifest=manifest, digest="")
-
-        def keep(engine: str, outputs: Outputs) -> None:
-            save_arrays(outputs.tensors(), self._path(f"{EVIDENCE}/{engine}.safetensors"))
 
         self.records.append(audit_fold_files(self.stage, manifest, self.run))
         self.progress("preparing the golden case")
         self.records += check_golden_road(bundle)
-        self.records += judge_engines(bundle, self.artefacts, trial, progress=self.progress, keep=keep)
-        if trial.real_cases:
-            write_real_cases(self._path(REAL_CASES_FILE), trial.real_cases)
+        keep = partial(write_evidence, self.stage)
+        judged = judge_engines(bundle, self.artefacts, trial, progress=self.progress, keep=keep)
+        kept, refused = split_refused(judged)
+        self.records += kept
         require_all(self.records)
+        return replace(manifest, extra={**manifest.extra, ENGINES_REFUSED: refused}) if refused else manifest
 
     def _tensorrt(self, manifest: Manifest, trial: Trial) -> Manifest:
         """Typed graphs and plans; their records are judged before anything is built from them."""
-        golden = Question(name="golden", inputs=trial.golden, reference=trial.reference)
-        real = [
-            Question(name=f"real case {i}", inputs=case.inputs, reference=case.reference)
-            for i, case in enumerate(trial.real_cases, start=1)
-        ]
-        manifest, records = add_typed_graphs(
-            self.stage, manifest, self.precision, [golden, *real], progress=self.progress
-        )
+        manifest, records = add_typed_graphs(self.stage, manifest, self.precision, trial, progress=self.progress)
         self.records += records
         require_all(self.records)
-        manifest, records = add_plans(
-            self.stage, manifest, self.request, golden.inputs, golden.reference, progress=self.progress
-        )
+        manifest, records = add_plans(self.stage, manifest, self.request, trial, progress=self.progress)
         self.records += records
         require_all(self.records)
         return manifest
@@ -311,7 +306,9 @@ class _Export:
             )
             for fold in cut.folds
         )
-        engines = [e for name in self.artefacts for e in EXPORTERS[name].engines if not installed(e)]
+        engines = [e for name in self.artefacts for e in EXPORTERS[name].engines]
+        not_judged = {e: "not installed at the export" for e in engines if not installed(e)}
+        lacked = {e: why for e in engines if e not in not_judged and (why := lacking(e)) is not None}
         return Manifest(
             preset=self.config.preset,
             config=to_json(self.config),
@@ -327,7 +324,7 @@ class _Export:
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             synthetic=bool(state["cohort"].get("synthetic", False)),
             extra={
-                "engines_not_judged": dict.fromkeys(engines, "not installed at the export"),
+                "engines_not_judged": not_judged | lacked,
                 "hardware": hardware(),
                 "temperatures": [self.run.fold(fold).temperature for fold in cut.folds],
             },

@@ -175,11 +175,13 @@ def _print_bundle(bundle: Bundle) -> None:
         mine = [r for r in manifest.parity if r.engine == name]
         logits = next(r for r in mine if r.gate == "logits")
         typer.echo(
-            f"  {name:12} {len(mine)} gates held; logits differ from eager by {logits.measured:.1e} "
+            f"  {name:13} {len(mine)} gates held; logits differ from eager by {logits.measured:.1e} "
             f"(relative, allowed {logits.bound:.1e})"
         )
     for name, why in manifest.extra["engines_not_judged"].items():
-        typer.echo(f"  {name:12} not judged: {why}")
+        typer.echo(f"  {name:13} not judged: {why}")
+    for name, why in manifest.extra.get("engines_refused", {}).items():
+        typer.echo(f"  {name:13} refused, predictions take the next engine: {why}")
     if "tensorrt" in manifest.extra:
         from tmi.export.command_build import print_plans
 

@@ -48,7 +48,7 @@ EXPORTERS: Mapping[str, ExporterSpec] = MappingProxyType(
             packages=GRAPHS,
             writer="tmi.export.onnx_export:write_onnx",
             reader="tmi.export.onnx_facts:read_facts",
-            engines=("onnx", "openvino"),
+            engines=("onnx", "openvino", "openvino-bf16"),
         ),
         "torchscript": ExporterSpec(
             artefact="torchscript",

@@ -9,8 +9,9 @@ which is what an FP16 kernel with float32 accumulation does. Operators that only
 TensorRT fuses operators and rounds less often, so this is the stricter of the two. For TF32, the inputs of convolutions
 and matrix products are rounded to 11 significant bits (Veltkamp's splitting: c = 8193 x, r = c - (c - x)).
 
-Each rounded tensor also gives its largest magnitude and a sum of squares, which is finite if and only if every
-element is: FP16 squares to at most 4.3e9, and float32 holds 7e28 such terms.
+Each rounded tensor also gives its largest and smallest element and a sum of squares, which is finite if and only if
+every element is: FP16 squares to at most 4.3e9, and float32 holds 7e28 such terms. The three are reduced inside the
+graph, so that no tensor leaves it: at the paper's size one of them takes 1 GiB.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ MOVES = frozenset(
 """Operators whose output holds nothing but values of their inputs (or zero)."""
 PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 """Operators that TF32 rounds the inputs of."""
+PROBES: Mapping[str, str] = {"top": "ReduceMax", "bottom": "ReduceMin", "squares": "ReduceSumSquare"}
+"""What is asked of every FP16 tensor -> the operator that answers."""
 SPLIT = 8193.0
 """2^13 + 1: leaves 11 of float32's 24 significant bits."""
 
@@ -69,7 +72,7 @@ class Emulation:
     """A float32 graph that answers like an FP16 one."""
 
     model: ir.Model
-    """The graph; after its own outputs it has two scalars for each probe."""
+    """The graph; after its own outputs it has three scalars for each probe."""
     probes: Mapping[str, tuple[str, str]]
     """Rounded tensor -> node and operator that compute it."""
 
@@ -111,6 +114,16 @@ def emulate_tf32(model: ir.Model) -> Emulation:
     return Emulation(model=model, probes={})
 
 
+@dataclass(frozen=True, kw_only=True)
+class EmulationSession:
+    """An emulation that is ready to run; the graph's own copy of the weights is gone."""
+
+    session: onnxruntime.InferenceSession
+    """ONNX Runtime's."""
+    probes: Mapping[str, tuple[str, str]]
+    """As in `Emulation`."""
+
+
 class EmulationEngine(GraphEngine):
     """ONNX Runtime on the emulation of a bundle's mixed-precision graphs; answers slowly and is for judging only."""
 
@@ -133,13 +146,13 @@ class EmulationEngine(GraphEngine):
     def _start(self, bundle: Bundle) -> None:
         self._precisions = graph_precisions(bundle.manifest)
 
-    def _load(self, spec: GraphSpec, path: Path) -> tuple[onnxruntime.InferenceSession, Emulation]:
+    def _load(self, spec: GraphSpec, path: Path) -> EmulationSession:
         model = read_typed(path)
         tf32 = self._precisions[spec.name] == TF32
         return emulation_session(emulate_tf32(model) if tf32 else emulate_fp16(model), threads=self.threads)
 
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-        outputs, extremes = run_emulation(loaded, [t.name for t in spec.outputs], inputs, probe=self._seen is not None)
+        outputs, extremes = run_emulation(loaded, [t.name for t in spec.outputs], inputs)
         if self._seen is not None:
             mine = self._seen.setdefault(spec.name, {})
             for name, extreme in extremes.items():
@@ -148,7 +161,7 @@ class EmulationEngine(GraphEngine):
         return outputs
 
 
-def emulation_session(emulation: Emulation, *, threads: int) -> tuple[onnxruntime.InferenceSession, Emulation]:
+def emulation_session(emulation: Emulation, *, threads: int) -> EmulationSession:
     """ONNX Runtime's session of an emulation; float32 kernels alone."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
@@ -160,27 +173,23 @@ def emulation_session(emulation: Emulation, *, threads: int) -> tuple[onnxruntim
     options.enable_mem_pattern = False
     data = ir.to_proto(emulation.model).SerializeToString()
     with as_runtime_errors():
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]), emulation
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return EmulationSession(session=session, probes=emulation.probes)
 
 
 def run_emulation(
-    loaded: tuple[onnxruntime.InferenceSession, Emulation],
-    names: list[str],
-    inputs: Mapping[str, NDArray[Any]],
-    *,
-    probe: bool = True,
+    loaded: EmulationSession, names: list[str], inputs: Mapping[str, NDArray[Any]]
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, Extreme]]:
     """Outputs by name, and what every FP16 tensor reached."""
-    session, emulation = loaded
-    probes = list(emulation.probes) if probe else []
-    wanted = [*names, *(f"{name}::{kind}" for name in probes for kind in ("largest", "squares"))]
+    wanted = [*names, *(f"{name}::{kind}" for name in loaded.probes for kind in PROBES)]
     with as_runtime_errors():
-        answers = session.run(wanted, dict(inputs))
+        answers = loaded.session.run(wanted, dict(inputs))
     figures = iter(answers[len(names) :])
     extremes = {}
-    for name, largest, squares in zip(probes, figures, figures, strict=True):
-        node, operator = emulation.probes[name]
-        reached = float(largest) if np.isfinite(squares) else float("inf")
+    for (name, (node, operator)), top, bottom, squares in zip(
+        loaded.probes.items(), figures, figures, figures, strict=True
+    ):
+        reached = max(abs(float(top)), abs(float(bottom))) if np.isfinite(squares) else float("inf")
         extremes[name] = Extreme(tensor=name, node=node, operator=operator, largest=reached)
     return dict(zip(names, answers, strict=False)), extremes
 
@@ -199,21 +208,15 @@ def _round_trip(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
 
 
 def _probe(graph: ir.Graph, name: str, rounded: ir.Value) -> None:
-    size = _value(f"{name}::size", SINGLE, rounded.shape)
-    largest = _value(f"{name}::largest", SINGLE, ir.Shape(()))
-    squares = _value(f"{name}::squares", SINGLE, ir.Shape(()))
-    scalar = [ir.AttrInt64("keepdims", 0)]
     producer = rounded.producer()
     assert producer is not None
+    figures = {kind: _value(f"{name}::{kind}", SINGLE, ir.Shape(())) for kind in PROBES}
+    scalar = [ir.AttrInt64("keepdims", 0)]
     graph.insert_after(
         producer,
-        [
-            ir.Node("", "Abs", [rounded], outputs=[size], name=size.name),
-            ir.Node("", "ReduceMax", [size], scalar, outputs=[largest], name=largest.name),
-            ir.Node("", "ReduceSumSquare", [rounded], scalar, outputs=[squares], name=squares.name),
-        ],
+        [ir.Node("", PROBES[kind], [rounded], scalar, outputs=[v], name=v.name) for kind, v in figures.items()],
     )
-    graph.outputs.extend([largest, squares])
+    graph.outputs.extend(figures.values())
 
 
 def _split(graph: ir.Graph, node: ir.Node, value: ir.Value, factor: ir.Value) -> ir.Value:

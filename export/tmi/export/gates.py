@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +13,13 @@ from tmi.export.audits import answer_depends, audit_epsilons, audit_signature, a
 from tmi.export.exporters import EXPORTERS, load
 from tmi.export.fold_graphs import State, read_weights, weights_digest
 from tmi.export.graph_facts import GraphFacts
-from tmi.export.real_cases import RealCase, judge_real_cases
-from tmi.runtime.engine import installed, open_engine
+from tmi.export.trial import Trial, judge_real_cases
+from tmi.runtime.engine import engine_spec, installed, lacking, open_engine
 from tmi.runtime.parity import PIPELINE, REFUSALS, Outputs, check_engine
-from tmi.runtime.verification import refused_to_load
+from tmi.runtime.precision import engine_precision
+from tmi.runtime.verification import failure, refused_to_load
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import ParityError
-from tmi.toolkit.golden import GoldenInputs
 from tmi.toolkit.hashing import sha256_file
 from tmi.toolkit.manifest import GateRecord, GraphSpec, Manifest
 from tmi.toolkit.run_folder import RunFolder
@@ -121,20 +120,6 @@ def audit_fold_files(folder: Path, manifest: Manifest, run: RunFolder) -> GateRe
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """What every engine is asked, and what the eager model says to it."""
-
-    golden: GoldenInputs
-    """The golden inputs."""
-    reference: Outputs
-    """Eager float32."""
-    arbiter: Outputs | None = None
-    """Eager float64, where it was affordable."""
-    real_cases: Sequence[RealCase] = ()
-    """Real cases, where some were given."""
-
-
 def judge_engines(
     bundle: Bundle,
     artefacts: Sequence[str],
@@ -155,7 +140,7 @@ def judge_engines(
     records: list[GateRecord] = []
     for artefact in artefacts:
         first, *others = EXPORTERS[artefact].engines
-        for name in (first, *(n for n in others if installed(n))):
+        for name in (first, *(n for n in others if installed(n) and lacking(n) is None)):
             progress(f"judging {artefact} on engine {name}")
             records += _judge(name, bundle, artefact, trial, partial(keep, name))
     return records
@@ -178,6 +163,7 @@ def _judge(name: str, bundle: Bundle, artefact: str, trial: Trial, keep: Callabl
         engine = open_engine(name, bundle)
     except REFUSALS as error:
         return [refused_to_load(name, artefact, error)]
+    precision = engine_precision(name, bundle.manifest)
     with engine:
         records = check_engine(
             engine,
@@ -186,9 +172,21 @@ def _judge(name: str, bundle: Bundle, artefact: str, trial: Trial, keep: Callabl
             trial.reference,
             artefact=artefact,
             arbiter=trial.arbiter,
+            precision=precision,
             keep=keep,
         )
-        return records + judge_real_cases(engine, bundle.manifest, trial.real_cases, artefact=artefact)
+        return records + judge_real_cases(
+            engine, bundle.manifest, trial.real_cases, artefact=artefact, precision=precision
+        )
+
+
+def split_refused(records: Sequence[GateRecord]) -> tuple[list[GateRecord], dict[str, str]]:
+    """The records without those of engines that yield and failed, and why each of these failed."""
+    by_engine = {name: [r for r in records if r.engine == name] for name in {r.engine for r in records if r.engine}}
+    refused = {
+        name: why for name, mine in by_engine.items() if engine_spec(name).yields and (why := failure(mine)) is not None
+    }
+    return [r for r in records if r.engine not in refused], refused
 
 
 def require_all(records: Sequence[GateRecord]) -> None:

@@ -10,18 +10,20 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tmi.export.exporters import EXPORTERS, load
+from tmi.export.trial import Trial, judge_real_cases, write_evidence
 from tmi.export.trt_builder import TARGETS, BuildOptions, Plan, build_plan
 from tmi.runtime.engine import ENGINES, open_engine
-from tmi.runtime.nvidia_driver import Gpu, find_gpu
-from tmi.runtime.parity import PIPELINE, REFUSALS, Outputs, check_engine
+from tmi.runtime.nvidia_driver import Gpu, driver_obstacle, find_gpu
+from tmi.runtime.parity import REFUSALS, check_engine
 from tmi.runtime.precision import FLOAT16, TENSORRT, TF32, plan_precision
+from tmi.runtime.verification import refused_to_load
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import ParityError, UnavailableError, UsageError
-from tmi.toolkit.golden import GoldenInputs
 from tmi.toolkit.hashing import sha256_bytes
 from tmi.toolkit.manifest import GateRecord, GraphSpec, Manifest
 
@@ -48,9 +50,12 @@ def obstacle(kind: str, options: BuildOptions) -> str | None:
     missing = []
     if importlib.util.find_spec(package) is None:
         missing.append(f"the package {package} is not installed")
-    ahead_of_time = kind == "trt-rtx" and options.target is not None
-    if not ahead_of_time and find_gpu() is None:
-        missing.append("this machine has no NVIDIA GPU with its driver")
+    if kind != "trt-rtx" or options.target is None:  # with a target it is built ahead of time, without its GPU
+        gpu = find_gpu()
+        if gpu is None:
+            missing.append("this machine has no NVIDIA GPU with its driver")
+        elif (too_old := driver_obstacle(ENGINES[kind].package, gpu)) is not None:
+            missing.append(too_old)
     return " and ".join(missing) or None
 
 
@@ -58,8 +63,7 @@ def add_plans(
     folder: Path,
     manifest: Manifest,
     request: PlanRequest,
-    golden: GoldenInputs,
-    reference: Outputs,
+    trial: Trial,
     *,
     progress: Progress,
 ) -> tuple[Manifest, list[GateRecord]]:
@@ -69,8 +73,7 @@ def add_plans(
         folder: the bundle's folder; plans are written into it.
         manifest: with typed graphs.
         request: which and how.
-        golden: golden inputs.
-        reference: eager float32's answers to them.
+        trial: what each engine that can run here is asked.
         progress: told one line of what is being done.
 
     Returns:
@@ -93,7 +96,7 @@ def add_plans(
         why = _cannot_run(kind, request.options, gpu)
         if why is None:
             progress(f"judging {kind} on {gpu.name if gpu else 'this machine'}")
-            records += _judge(folder, manifest, kind, golden, reference)
+            records += _judge(folder, manifest, kind, trial)
             manifest = _noted(manifest, "judged_on", {**_facts(manifest).get("judged_on", {}), kind: _machine(gpu)})
         else:
             not_judged = {**not_judged, kind: why}
@@ -220,27 +223,25 @@ def _cannot_run(kind: str, options: BuildOptions, gpu: Gpu | None) -> str | None
     return None
 
 
-def _judge(folder: Path, manifest: Manifest, kind: str, golden: GoldenInputs, reference: Outputs) -> list[GateRecord]:
+def _judge(folder: Path, manifest: Manifest, kind: str, trial: Trial) -> list[GateRecord]:
     bundle = Bundle(folder=folder, manifest=manifest, digest="")
-    artefact = ENGINES[kind].artefact
+    artefact, precision = ENGINES[kind].artefact, plan_precision(manifest)
     try:
         engine = open_engine(kind, bundle)
     except REFUSALS as error:
-        detail = f"the engine cannot load it: {' '.join(str(error).split())[:300]}"
-        return [
-            GateRecord(
-                gate="loads",
-                artefact=artefact,
-                graph=PIPELINE,
-                passed=False,
-                measured=None,
-                bound=None,
-                detail=detail,
-                engine=kind,
-            )
-        ]
+        return [refused_to_load(kind, artefact, error)]
     with engine:
-        return check_engine(engine, manifest, golden, reference, artefact=artefact, precision=plan_precision(manifest))
+        records = check_engine(
+            engine,
+            manifest,
+            trial.golden,
+            trial.reference,
+            artefact=artefact,
+            precision=precision,
+            arbiter=trial.arbiter,
+            keep=partial(write_evidence, folder, kind),
+        )
+        return records + judge_real_cases(engine, manifest, trial.real_cases, artefact=artefact, precision=precision)
 
 
 def _machine(gpu: Gpu | None) -> dict[str, Any]:

@@ -34,7 +34,7 @@ STRETCHES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class Question:
     """One question to a graph and the reference's answer."""
 
     inputs: Mapping[str, NDArray[np.generic]]
@@ -50,7 +50,7 @@ class Choice:
     precision: str
     """`float16`, `tf32` or `float32`."""
     error: float
-    """Largest relative error over the trials."""
+    """Largest relative error over the questions."""
     keep: Mapping[str, str] = field(default_factory=dict)
     """Nodes kept in float32 beyond those that are unsafe anyway -> why."""
     steps: tuple[str, ...] = ()
@@ -63,26 +63,26 @@ class _Measured:
     overflows: tuple[Extreme, ...]
 
 
-def search(path: Path, trials: Sequence[Trial], budget: float, *, threads: int = 1) -> Choice:
+def search(path: Path, questions: Sequence[Question], budget: float, *, threads: int = 1) -> Choice:
     """Walk the ladder for one graph.
 
     Args:
         path: float32 ONNX file with one output.
-        trials: at least one.
+        questions: at least one.
         budget: largest `relative_error` that is accepted.
         threads: for ONNX Runtime.
 
     Raises:
         RuntimeError: the graph cannot be converted.
     """
-    return _Search(path, trials, budget, threads).run()
+    return _Search(path, questions, budget, threads).run()
 
 
 class _Search:
     """One walk; a node once kept stays kept until the last step."""
 
-    def __init__(self, path: Path, trials: Sequence[Trial], budget: float, threads: int) -> None:
-        self.path, self.trials, self.budget, self.threads = path, trials, budget, threads
+    def __init__(self, path: Path, questions: Sequence[Question], budget: float, threads: int) -> None:
+        self.path, self.questions, self.budget, self.threads = path, questions, budget, threads
         model = read_typed(path)
         self.output = str(model.graph.outputs[0].name)
         unsafe = unsafe_nodes(model)
@@ -170,9 +170,9 @@ class _Search:
         loaded = emulation_session(emulation, threads=self.threads)
         error = 0.0
         overflows: dict[str, Extreme] = {}
-        for trial in self.trials:
-            outputs, extremes = run(loaded, [self.output], trial.inputs)
-            error = max(error, relative_error(outputs[self.output], trial.answer))
+        for question in self.questions:
+            outputs, extremes = run(loaded, [self.output], question.inputs)
+            error = max(error, relative_error(outputs[self.output], question.answer))
             overflows |= {e.tensor: e for e in extremes.values() if not e.finite}
         return _Measured(error=error, overflows=tuple(sorted(overflows.values(), key=lambda e: order[e.tensor])))
 

@@ -8,8 +8,6 @@ prepared as in training, with the run's own scalers and tokenizers, asked of the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +15,16 @@ import numpy as np
 
 from tmi.export.fold_graphs import Cut, FoldModels
 from tmi.export.reference import eager_reference
-from tmi.runtime.engine import Engine
-from tmi.runtime.parity import Outputs, check_answers
+from tmi.export.trial import RealCase
+from tmi.runtime.parity import Outputs
 from tmi.toolkit.case import find_cases
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.files import write_json
 from tmi.toolkit.golden import GoldenInputs, GoldenText
-from tmi.toolkit.manifest import GateRecord, Manifest
 from tmi.toolkit.prepare import PreparedCase, prepare_case
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class RealCase:
-    """One case without its name."""
-
-    inputs: GoldenInputs
-    """As the network reads it, in the form of one golden case."""
-    reference: Outputs
-    """What the eager model says."""
-    answers: dict[str, Outputs] = field(default_factory=dict)
-    """What each engine said; filled while engines are judged."""
 
 
 def read_real_cases(folders: Sequence[Path], run: RunFolder, cut: Cut, models: FoldModels) -> list[RealCase]:
@@ -65,19 +50,6 @@ def read_real_cases(folders: Sequence[Path], run: RunFolder, cut: Cut, models: F
         inputs = _inputs(prepare_case(case, run.config, run.schema), run, cut)
         cases.append(RealCase(inputs=inputs, reference=eager_reference(models, cut, inputs)))
     return cases
-
-
-def judge_real_cases(
-    engine: Engine, manifest: Manifest, cases: Sequence[RealCase], *, artefact: str
-) -> list[GateRecord]:
-    """The worst figure of each gate over the cases, as `real-<gate>`."""
-    by_gate: dict[tuple[str, str], list[GateRecord]] = {}
-    for case in cases:
-        keep = partial(case.answers.__setitem__, engine.name)
-        for r in check_answers(engine, manifest, case.inputs, case.reference, artefact=artefact, keep=keep):
-            by_gate.setdefault((r.gate, r.graph), []).append(r)
-    worst = [max(records, key=lambda r: (not r.passed, r.measured or 0.0)) for records in by_gate.values()]
-    return [replace(r, gate=f"real-{r.gate}", detail=f"worst of {len(cases)} real cases: {r.detail}") for r in worst]
 
 
 def write_real_cases(path: Path, cases: Sequence[RealCase]) -> None:

@@ -6,8 +6,8 @@ itself where the graph computes in float32 or TF32. `Manifest.extra["tensorrt"][
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from tmi.export.fp16_emulation import EmulationEngine, Extreme
 from tmi.export.fp16_onnx import LARGEST, save, to_fp16
 from tmi.export.onnx_facts import read_facts
-from tmi.export.precision_search import Choice, Trial, search
-from tmi.runtime.engine import Engine
+from tmi.export.precision_search import Choice, Question, search
+from tmi.export.trial import Trial, judge_real_cases, write_evidence
 from tmi.runtime.graph_engine import available_cores
-from tmi.runtime.parity import BOUNDS, PIPELINE, Outputs, check_engine, evaluate, relative_error
+from tmi.runtime.parity import BOUNDS, Outputs, check_engine
 from tmi.runtime.precision import FLOAT16, FLOAT32, TENSORRT, TF32, plan_precision
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import UsageError
@@ -32,18 +32,6 @@ TYPED = "onnx-typed"
 PRECISIONS: Mapping[str, str] = {"fp16": FLOAT16, "tf32": TF32, "fp32": FLOAT32, "auto": "by search"}
 """What `--precision` takes."""
 SUFFIX = ".fp16.onnx"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """Inputs of the whole pipeline and eager float32's answers."""
-
-    name: str
-    """What the records call it: `golden`, or `real case 1`."""
-    inputs: GoldenInputs
-    """One row a case."""
-    reference: Outputs
-    """What eager float32 answers to them."""
 
 
 def require_precision(asked: str) -> str:
@@ -61,7 +49,7 @@ def add_typed_graphs(
     folder: Path,
     manifest: Manifest,
     asked: str,
-    questions: Sequence[Question],
+    trial: Trial,
     *,
     progress: Callable[[str], None],
 ) -> tuple[Manifest, list[GateRecord]]:
@@ -71,7 +59,7 @@ def add_typed_graphs(
         folder: the bundle's folder.
         manifest: its manifest so far.
         asked: a key of `PRECISIONS`.
-        questions: the golden inputs first; then real cases, where there are some.
+        trial: inputs and eager's answers; the real cases' `answers` get the emulation's.
         progress: told one line of what is being done.
 
     Returns:
@@ -85,7 +73,7 @@ def add_typed_graphs(
         path = folder / spec.artefacts["onnx"]
         if asked == "auto":
             progress(f"searching the precision of {spec.name}")
-        choice = _choice(asked, path, spec, manifest, questions)
+        choice = _choice(asked, path, spec, manifest, trial)
         typed = spec.artefacts["onnx"]
         about: dict[str, Any] = {"precision": choice.precision, "search": list(choice.steps)}
         if choice.precision == FLOAT16:
@@ -102,7 +90,7 @@ def add_typed_graphs(
     if plan_precision(manifest) == FLOAT32:
         return manifest, records  # the very files that were judged as float32
     progress("judging the typed graphs by emulation")
-    judged, reached = _judge(folder, manifest, questions)
+    judged, reached = _judge(folder, manifest, trial)
     facts["emulation"] = reached
     return manifest, records + judged
 
@@ -141,80 +129,81 @@ def _differing(mine: Mapping[str, NDArray[np.floating]], theirs: Mapping[str, ND
             yield f"{name} is not the float32 graph's rounded to {mine[name].dtype}"
 
 
-def _choice(asked: str, path: Path, spec: GraphSpec, manifest: Manifest, questions: Sequence[Question]) -> Choice:
+def _choice(asked: str, path: Path, spec: GraphSpec, manifest: Manifest, trial: Trial) -> Choice:
     if asked != "auto":
         return Choice(precision=PRECISIONS[asked], error=float("nan"))
-    trials = [trial for q in questions for trial in graph_trials(spec, manifest, q)]
-    return search(path, trials, BOUNDS[FLOAT16].relative, threads=available_cores())
+    asking = [(trial.golden, trial.reference), *((case.inputs, case.reference) for case in trial.real_cases)]
+    questions = [q for inputs, reference in asking for q in graph_questions(spec, manifest, inputs, reference)]
+    return search(path, questions, BOUNDS[FLOAT16].relative, threads=available_cores())
 
 
-def graph_trials(spec: GraphSpec, manifest: Manifest, question: Question) -> list[Trial]:
-    """One question to the pipeline as questions to one graph, each with what eager answers there."""
-    inputs, reference = question.inputs, question.reference
+def graph_questions(spec: GraphSpec, manifest: Manifest, inputs: GoldenInputs, reference: Outputs) -> list[Question]:
+    """Inputs of the whole pipeline as questions to one graph, each with what eager answers there."""
     if spec.role == "ct":
         # One case at a time: a batch of volumes may not fit.
         answers, rows = reference.features[spec.name], [slice(i, i + 1) for i in range(inputs.count)]
-        return [Trial(inputs={"ct": inputs.ct_B1DHW[row]}, answer=answers[row]) for row in rows]
+        return [Question(inputs={"ct": inputs.ct_B1DHW[row]}, answer=answers[row]) for row in rows]
     if spec.role == "text":
         text = inputs.texts[spec.name]
         feed = {"input_ids": text.input_ids_BT, "attention_mask": text.attention_mask_BT}
-        return [Trial(inputs=feed, answer=reference.features[spec.name])]
+        return [Question(inputs=feed, answer=reference.features[spec.name])]
     stacked = {
         "ct_features": np.stack([reference.features[f.ct] for f in manifest.folds], axis=1),
         "text_features": np.stack([reference.features[f.text] for f in manifest.folds], axis=1),
         "radiomics": inputs.radiomics_BFR,
     }
-    return [Trial(inputs=stacked, answer=reference.logits_BFK)]
+    return [Question(inputs=stacked, answer=reference.logits_BFK)]
 
 
-def _judge(
-    folder: Path, manifest: Manifest, questions: Sequence[Question]
-) -> tuple[list[GateRecord], dict[str, dict[str, Any]]]:
-    """Every intermediate finite on every question, then all gates of an engine on the golden inputs."""
+def _judge(folder: Path, manifest: Manifest, trial: Trial) -> tuple[list[GateRecord], dict[str, dict[str, Any]]]:
+    """All gates of an engine, and every intermediate finite on the golden inputs and on each real case.
+
+    The inputs that are absurd on purpose, beside which a case must answer as ever, may overflow and are not watched.
+    """
     precision = plan_precision(manifest)
-    records: list[GateRecord] = []
-    worst: dict[str, dict[str, Extreme]] = {}
+    reached: dict[str, dict[str, Extreme]] = {}
     with EmulationEngine() as judge:
         engine: Any = judge
         engine.open(Bundle(folder=folder, manifest=manifest, digest=""), threads=None)
-        for question in questions:
-            with engine.watching() as seen:
-                evaluate(engine, manifest, question.inputs)
-            for graph, extremes in seen.items():
-                records.append(_finite_inside(graph, extremes, question.name))
-                for name, extreme in extremes.items():
-                    known = worst.setdefault(graph, {}).get(name)
-                    if known is None or extreme.largest > known.largest:
-                        worst[graph][name] = extreme
-        golden = questions[0]
-        records += check_engine(engine, manifest, golden.inputs, golden.reference, artefact=TYPED, precision=precision)
-        for question in questions[1:]:
-            records += _real(engine, manifest, question, BOUNDS[precision].relative)
-    return records, {graph: _summary(extremes) for graph, extremes in worst.items()}
+        with engine.watching() as seen:
+
+            def keep(outputs: Outputs) -> None:
+                """Called when the golden inputs are through, before any other question."""
+                write_evidence(folder, EmulationEngine.name, outputs)
+                _merge(reached, seen)
+
+            records = check_engine(
+                engine,
+                manifest,
+                trial.golden,
+                trial.reference,
+                artefact=TYPED,
+                precision=precision,
+                arbiter=trial.arbiter,
+                keep=keep,
+            )
+        inside = [_finite_inside(graph, extremes, "the golden inputs") for graph, extremes in reached.items()]
+        with engine.watching() as seen:
+            real = judge_real_cases(engine, manifest, trial.real_cases, artefact=TYPED, precision=precision)
+        what = f"{len(trial.real_cases)} real cases"
+        inside += [_finite_inside(graph, extremes, what, real=True) for graph, extremes in seen.items()]
+        _merge(reached, seen)
+    return [*inside, *records, *real], {graph: _summary(extremes) for graph, extremes in reached.items()}
 
 
-def _real(engine: Engine, manifest: Manifest, question: Question, bound: float) -> Iterator[GateRecord]:
-    answers = evaluate(engine, manifest, question.inputs).by_graph()
-    for graph, reference in question.reference.by_graph().items():
-        error = relative_error(answers[graph], reference)
-        gate = "logits" if graph == PIPELINE else "features"
-        yield GateRecord(
-            gate=f"real-{gate}",
-            artefact=TYPED,
-            graph=graph,
-            passed=error <= bound,
-            measured=error,
-            bound=bound,
-            detail=f"{question.name}, relative to eager float32",
-            engine=engine.name,
-        )
+def _merge(into: dict[str, dict[str, Extreme]], more: Mapping[str, Mapping[str, Extreme]]) -> None:
+    for graph, extremes in more.items():
+        known = into.setdefault(graph, {})
+        for name, extreme in extremes.items():
+            if name not in known or extreme.largest > known[name].largest:
+                known[name] = extreme
 
 
-def _finite_inside(graph: str, extremes: Mapping[str, Extreme], where: str) -> GateRecord:
+def _finite_inside(graph: str, extremes: Mapping[str, Extreme], where: str, *, real: bool = False) -> GateRecord:
     bad = [e for e in extremes.values() if not e.finite]
     first = f": first {bad[0].tensor} of {bad[0].node} ({bad[0].operator})" if bad else ""
     return GateRecord(
-        gate="finite-inside",
+        gate="real-finite-inside" if real else "finite-inside",
         artefact=TYPED,
         graph=graph,
         passed=not bad,

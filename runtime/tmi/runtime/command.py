@@ -12,22 +12,25 @@ import typer
 from tmi.toolkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from tmi.runtime.prediction import Answer
     from tmi.runtime.predictor import Predictor
-    from tmi.toolkit.case import Case
 
 
 def predict(
-    cases: Annotated[list[Path], typer.Argument(help="Case folders or cohort folders.", show_default=False)],
+    cases: Annotated[
+        list[Path], typer.Argument(help="Case folders or cohort folders.", show_default=False, readable=False)
+    ],
     bundle: Annotated[
         Path | None,
         typer.Option(help="Bundle to predict with. Default: TMI_BUNDLE, else ./bundle.", show_default=False),
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="auto, openvino, onnx, torchscript, eager; on a GPU trt, trt-rtx, torch-trt.")
+        str,
+        typer.Option(help="auto, openvino-bf16, openvino, onnx, torchscript, eager; on a GPU trt, trt-rtx, torch-trt."),
     ] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, or only an engine that computes in bf16 or in fp32.")] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Cases computed together.")] = 1,
     mask_label: Annotated[
         int | None,
@@ -38,6 +41,9 @@ def predict(
     ] = None,
     cache: Annotated[
         bool, typer.Option("--cache", help="Keep prepared images, for predicting the same cases again.")
+    ] = False,
+    reuse: Annotated[
+        bool, typer.Option("--reuse", help="Keep what the encoders make of CT and text, for the same cases again.")
     ] = False,
     key: Annotated[
         Path | None,
@@ -50,8 +56,10 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document (tmi-prediction/1).")] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Write the answers to FILE: JSON, or CSV where it ends in .csv."),
+        typer.Option("--out", "-o", help="Write the answers to FILE: JSON, or by its ending .csv or .jsonl."),
     ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a FILE that was not finished.")] = False,
+    timing: Annotated[bool, typer.Option("--timing", help="Show where the time went.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE where it exists.")] = False,
 ) -> None:
     """Predict the prognosis of cases with a bundle. For research use only.
@@ -65,11 +73,15 @@ def predict(
     """
     from tmi.runtime.prediction import Refusal
     from tmi.runtime.predictor import Predictor, resolve_cases
+    from tmi.runtime.progress import run_cases
+    from tmi.runtime.timing_table import print_timing
     from tmi.toolkit.prepared_cache import PreparedCache
     from tmi.toolkit.project import default_bundle, load_project
 
     if out is not None:
-        _require_writable(out, force=force)
+        _require_writable(out, force=force, resume=resume)
+    elif resume:
+        raise UsageError("--resume goes on with a file, and none is named", fix="name it with -o FILE")
     if bundle is None:
         bundle, reason = default_bundle(load_project())
         typer.echo(f"bundle {bundle} ({reason})", err=True)
@@ -79,43 +91,46 @@ def predict(
         typer.echo("the check at a first opening is skipped (--no-verify)", err=True)
     tell = partial(typer.echo, err=True)
     opened = Predictor.open(
-        bundle, engine=engine, threads=threads, key=key, verify=not no_verify, tell=tell, cache=kept
+        bundle,
+        engine=engine,
+        precision=precision,
+        threads=threads,
+        key=key,
+        verify=not no_verify,
+        tell=tell,
+        cache=kept,
+        reuse=reuse,
     )
     with opened as predictor:
         record = predictor.engine_record
-        typer.echo(f"engine {record.name} ({record.reason})", err=True)
-        answers = list(_with_progress(predictor, found, batch=batch))
-        if kept is not None:
-            typer.echo(kept.told(), err=True)
+        typer.echo(f"engine {record.name} in {record.precision} ({record.reason})", err=True)
+        answers = run_cases(predictor, found, batch=batch, mask_label=mask_label, out=out, resume=resume)
+        for store in (kept, predictor.embeddings):
+            if store is not None:
+                typer.echo(store.told(), err=True)
+        if timing:
+            print_timing(answers)
         _deliver(predictor, answers, batch=batch, as_json=as_json, out=out)
     if any(isinstance(a, Refusal) for a in answers):
         raise typer.Exit(int(ExitCode.REFUSED))
 
 
-def _require_writable(out: Path, *, force: bool) -> None:
+def _require_writable(out: Path, *, force: bool, resume: bool) -> None:
     """Before the work, not after it."""
+    from tmi.runtime.journal import journal_path
     from tmi.toolkit.files import require_absent
 
     if out.is_dir() or not out.parent.is_dir():
         raise UsageError(f"{out} cannot be written as a file", fix="name a file in a folder that exists")
-    require_absent(out, force=force, kind="prediction file")
-
-
-def _with_progress(predictor: Predictor, cases: Sequence[Case], *, batch: int) -> Iterator[Answer]:
-    """The answers as they come; refusals, and for more than one case each answer, told on standard error."""
-    from tmi.runtime.prediction import Refusal
-    from tmi.toolkit.cli import report
-    from tmi.toolkit.errors import InputRefusedError
-
-    for number, answer in enumerate(predictor.stream(cases, batch=batch), start=1):
-        if isinstance(answer, Refusal):
-            state = f"refused ({answer.code})"
-            report(InputRefusedError(answer.what, fix=answer.fix, code=answer.code, case_id=answer.case_id))
-        else:
-            state = f"{answer.seconds['total']:.2f} s"
-        if len(cases) > 1:
-            typer.echo(f"[{number}/{len(cases)}] {answer.case_id}: {state}", err=True)
-        yield answer
+    unfinished = journal_path(out)
+    if unfinished != out or not resume:
+        require_absent(out, force=force, kind="prediction file")
+    if unfinished.exists() and not (force or resume):
+        raise UsageError(
+            f"unfinished prediction {unfinished} exists", fix="go on with --resume, or begin anew with --force"
+        )
+    if force and resume:
+        raise UsageError("--force begins anew and --resume goes on", fix="give one of the two")
 
 
 def _deliver(predictor: Predictor, answers: Sequence[Answer], *, batch: int, as_json: bool, out: Path | None) -> None:
@@ -123,6 +138,7 @@ def _deliver(predictor: Predictor, answers: Sequence[Answer], *, batch: int, as_
     import datetime
     from importlib.metadata import version
 
+    from tmi.runtime.journal import journal_path
     from tmi.runtime.prediction import document
     from tmi.runtime.prediction_table import print_table, to_csv
     from tmi.toolkit.files import write_text
@@ -134,7 +150,10 @@ def _deliver(predictor: Predictor, answers: Sequence[Answer], *, batch: int, as_
         document(answers, bundle=bundle, engine=record, batch=batch, created=created, version=version("tmi-clnet"))
     )
     if out is not None:
-        write_text(out, to_csv(answers, bundle=bundle, engine=record) if out.suffix == ".csv" else text)
+        unfinished = journal_path(out)
+        if unfinished != out:
+            write_text(out, to_csv(answers, bundle=bundle, engine=record) if out.suffix == ".csv" else text)
+            unfinished.unlink()  # only now: a kill before leaves what --resume goes on with
         typer.echo(f"written {out}", err=True)
     if as_json:
         sys.stdout.write(text)

@@ -74,11 +74,14 @@ def _signed(bundle: Bundle) -> bool:
 def _engines(bundle: Bundle) -> dict[str, str]:
     """Engine -> whether it could run here."""
     from tmi.runtime.engine import ENGINES, installed
+    from tmi.runtime.precision import refused_at_export
 
     states = {}
     for name, spec in ENGINES.items():
         if not bundle.has(spec.artefact):
             states[name] = f"no {spec.artefact} graphs"
+        elif (refused := refused_at_export(bundle.manifest, name)) is not None:
+            states[name] = refused
         else:
             states[name] = "ready" if installed(name) else f"{spec.package} is not installed"
     return states
@@ -86,6 +89,7 @@ def _engines(bundle: Bundle) -> dict[str, str]:
 
 def _print(bundle: Bundle) -> None:
     from tmi.runtime.gate_table import gates_table, wide_console
+    from tmi.runtime.plan_table import emulation_lines, plans_table
 
     manifest = bundle.manifest
     cohort = manifest.run.get("cohort", {})
@@ -111,6 +115,11 @@ def _print(bundle: Bundle) -> None:
         typer.echo(f"{name:10} {text}")
     console = wide_console()
     console.print(_graphs(bundle), markup=False)
+    plans = plans_table(manifest)
+    if plans is not None:
+        console.print(plans, markup=False)
+        for line in emulation_lines(manifest):
+            typer.echo(f"emulation  {line}")
     console.print(gates_table(manifest.parity), markup=False)
     typer.echo("for research use only; MODEL_CARD.md says what for and where it ends")
 

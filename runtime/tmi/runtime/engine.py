@@ -71,10 +71,18 @@ class EngineSpec:
     """Declared bound on |probability - eager float32 probability| for any case."""
     gpu: bool = False
     """Whether it needs an NVIDIA GPU with its driver."""
+    precision: str = "float32"
+    """Number format that it computes in; a plan's is the bundle's to say (`tmi.runtime.precision`)."""
+    yields: bool = False
+    """Whether its gates decide about itself alone: where they fail the bundle stands, and `auto` takes the next one."""
+    lacks: str | None = None
+    """`module:function` that says what this machine lacks for it, or None; None: its package is all it needs."""
 
 
 HALF_ERROR = 5e-3
 """Declared error of engines that may compute in FP16."""
+BFLOAT16_ERROR = 1e-2
+"""Declared error of engines that compute in bfloat16, whose rounding is eight times FP16's."""
 
 ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
     {
@@ -101,6 +109,16 @@ ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
             extra="trt",
             max_abs_err=HALF_ERROR,
             gpu=True,
+        ),
+        "openvino-bf16": EngineSpec(
+            target="tmi.runtime.openvino_engine:OpenVinoBf16Engine",
+            artefact="onnx",
+            package="openvino",
+            extra="openvino",
+            max_abs_err=BFLOAT16_ERROR,
+            precision="bfloat16",
+            yields=True,
+            lacks="tmi.runtime.openvino_engine:lacks_bfloat16",
         ),
         "openvino": EngineSpec(
             target="tmi.runtime.openvino_engine:OpenVinoEngine",
@@ -166,12 +184,23 @@ def installed(name: str) -> bool:
     return importlib.util.find_spec(engine_spec(name).package) is not None
 
 
+def lacking(name: str) -> str | None:
+    """What this machine's processor lacks for an installed engine, in a few words; None where it lacks nothing."""
+    spec = engine_spec(name)
+    if spec.lacks is None:
+        return None
+    module, _, function = spec.lacks.partition(":")
+    said: str | None = getattr(importlib.import_module(module), function)()
+    return said
+
+
 def open_engine(name: str, bundle: Bundle, *, threads: int | None = None) -> Engine:
     """A named engine, opened on a bundle.
 
     Raises:
         UsageError: no such engine.
-        UnavailableError: its package or its GPU is missing, or the bundle has no artefact for it.
+        UnavailableError: its package, its GPU or what its processor must have is missing, or the bundle has no
+            artefact for it.
     """
     spec = engine_spec(name)
     if not installed(name):
@@ -186,6 +215,9 @@ def open_engine(name: str, bundle: Bundle, *, threads: int | None = None) -> Eng
         )
     if spec.gpu:
         require_gpu(f"engine {name}")
+    lack = lacking(name)
+    if lack is not None:
+        raise UnavailableError(f"engine {name} cannot run here: {lack}", fix="take --engine auto, or another engine")
     module, _, attribute = spec.target.partition(":")
     engine: Engine = getattr(importlib.import_module(module), attribute)()
     engine.open(bundle, threads=threads)

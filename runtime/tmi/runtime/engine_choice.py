@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
-from tmi.runtime.engine import ENGINES, engine_spec, installed
+from tmi.runtime.engine import ENGINES, engine_spec, installed, lacking
 from tmi.runtime.nvidia_driver import find_gpu
-from tmi.runtime.precision import engine_precision
+from tmi.runtime.precision import engine_precision, require_asked
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import UnavailableError, UsageError
 
@@ -35,19 +37,36 @@ class EngineRecord:
     """Whether its answers were checked on this machine: now, before and remembered, or not, as asked."""
 
 
-def choose_engine(asked: str, bundle: Bundle) -> tuple[str, str]:
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+def choose_engine(
+    asked: str, bundle: Bundle, *, precision: str = "auto", refused: Mapping[str, str] = NOTHING
+) -> tuple[str, str]:
     """Name of the engine and the reason.
 
-    `auto` takes the first engine of the table that is installed and whose artefact the bundle holds; the reason names
-    those that were passed over.
+    `auto` takes the first engine of the table that is installed, whose artefact the bundle holds, for which the machine
+    has what it needs, and that computes in what was asked for; the reason names those that were passed over.
+
+    Args:
+        asked: `auto` or a name.
+        bundle: to be run.
+        precision: a value of `tmi.runtime.precision.ASKED`.
+        refused: engine -> why `auto` must not take it.
 
     Raises:
-        UsageError: no such engine.
+        UsageError: no such engine or precision, or the engine asked for computes in another one.
         UnavailableError: `auto`, and no engine fits.
     """
+    formats = require_asked(precision)
     if asked != AUTO:
         if asked not in ENGINES:
             raise UsageError(f"unknown engine {asked!r}", fix=f"choose {AUTO} or one of {', '.join(ENGINES)}")
+        if formats and engine_precision(asked, bundle.manifest) not in formats:
+            raise UsageError(
+                f"engine {asked} computes in {engine_precision(asked, bundle.manifest)}, not in {' or '.join(formats)}",
+                fix=f"leave out --precision, or take --engine {AUTO}",
+            )
         return asked, "asked for"
     passed_over: list[str] = []
     for name, spec in ENGINES.items():
@@ -59,6 +78,12 @@ def choose_engine(asked: str, bundle: Bundle) -> tuple[str, str]:
             passed_over.append(f"{name}: {spec.package} is not installed")
         elif spec.gpu and find_gpu() is None:
             passed_over.append(f"{name}: no NVIDIA GPU with its driver")
+        elif formats and engine_precision(name, bundle.manifest) not in formats:
+            passed_over.append(f"{name}: computes in {engine_precision(name, bundle.manifest)}")
+        elif (lack := lacking(name)) is not None:
+            passed_over.append(f"{name}: {lack}")
+        elif name in refused:
+            passed_over.append(f"{name}: {refused[name]}")
         else:
             return name, "; ".join(["auto: the first that is installed and has graphs in the bundle", *passed_over])
     raise UnavailableError(

@@ -20,7 +20,9 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 from numpy.typing import NDArray
 
+from tmi.runtime.embedding_cache import EmbeddingCache, features_of_rows
 from tmi.runtime.engine import Engine
+from tmi.runtime.text_length import at_real_length
 from tmi.toolkit.manifest import FUSION, GraphSpec, Manifest
 
 
@@ -47,30 +49,35 @@ def encoder_graphs(manifest: Manifest, role: str) -> tuple[GraphSpec, ...]:
 
 
 def encode_ct(
-    engine: Engine, manifest: Manifest, ct_B1DHW: Float32[NDArray[np.float32], "B 1 D H W"]
+    engine: Engine,
+    manifest: Manifest,
+    ct_B1DHW: Float32[NDArray[np.float32], "B 1 D H W"],
+    *,
+    cache: EmbeddingCache | None = None,
 ) -> dict[str, Float32[NDArray[np.float32], "B C"]]:
-    """Features of every distinct CT encoder, each run once, by graph name."""
-    return {spec.name: _single(engine, spec, {"ct": ct_B1DHW}) for spec in encoder_graphs(manifest, "ct")}
+    """Features of every distinct CT encoder, each run once, by graph name; `cache` keeps them by content."""
+    return {spec.name: _encoded(engine, spec, {"ct": ct_B1DHW}, cache=cache) for spec in encoder_graphs(manifest, "ct")}
 
 
 def encode_text(
-    engine: Engine, manifest: Manifest, texts: Mapping[str, TokenIds]
+    engine: Engine, manifest: Manifest, texts: Mapping[str, TokenIds], *, cache: EmbeddingCache | None = None
 ) -> dict[str, Float32[NDArray[np.float32], "B C"]]:
-    """Features of every distinct text encoder, each run once, by graph name.
+    """Features of every distinct text encoder, each run once at the texts' real length, by graph name.
 
     Args:
         engine: an open engine.
         manifest: of the bundle it has open.
         texts: name of a text graph -> its own tokens; each graph has its own tokenizer.
+        cache: keeps features by content.
     """
-    return {
-        spec.name: _single(
-            engine,
-            spec,
-            {"input_ids": texts[spec.name].input_ids_BT, "attention_mask": texts[spec.name].attention_mask_BT},
-        )
-        for spec in encoder_graphs(manifest, "text")
-    }
+    longest = manifest.settings().clinical.max_length
+    features = {}
+    for spec in encoder_graphs(manifest, "text"):
+        given = texts[spec.name]
+        tokens = at_real_length(given.input_ids_BT, given.attention_mask_BT, longest=longest)
+        inputs = {"input_ids": tokens.input_ids_BT, "attention_mask": tokens.attention_mask_BT}
+        features[spec.name] = _encoded(engine, spec, inputs, cache=cache)
+    return features
 
 
 def fuse(
@@ -127,3 +134,19 @@ def _single(engine: Engine, spec: GraphSpec, inputs: Mapping[str, NDArray[np.gen
     """The one output of a graph."""
     (output,) = engine.run(spec.name, inputs).values()
     return output
+
+
+def _encoded(
+    engine: Engine, spec: GraphSpec, inputs: Mapping[str, NDArray[np.generic]], *, cache: EmbeddingCache | None
+) -> Float32[NDArray[np.float32], "B C"]:
+    """The output of an encoder; only rows that are not kept are computed."""
+    if cache is None:
+        return _single(engine, spec, inputs)
+    keys, rows = features_of_rows(cache, spec, inputs)
+    missing = [row for row, features in enumerate(rows) if features is None]
+    if missing:
+        made_BC = _single(engine, spec, {name: array[missing] for name, array in inputs.items()})
+        for row, features_C in zip(missing, made_BC, strict=True):
+            cache.put(keys[row], features_C)
+            rows[row] = features_C
+    return np.stack([features for features in rows if features is not None])

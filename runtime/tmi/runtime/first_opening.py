@@ -5,6 +5,10 @@ short form of the gates runs once for each combination of bundle, engine, versio
 through the whole pipeline against the eager model's stored answer, and the golden case's files through preparation.
 One case, because at full size one costs seconds and the whole set costs many; `tmi verify` runs everything.
 
+An engine that yields (bfloat16) may have been judged on no machine before, because the export's had no such units. It
+then answers all golden cases. Where it fails, that is remembered too, because another engine takes its place and the
+next start should not wait to learn the same again; any other failure is looked at anew each time.
+
 Success is remembered in the user's cache (`tmi.toolkit.content_cache` says where), never in the bundle: one small JSON
 file a combination, which states all of it and is compared in full when it is read. Without a cache every opening is
 checked.
@@ -16,6 +20,7 @@ import datetime
 import json
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +30,7 @@ from typing import Any, Literal
 from tmi.runtime.engine import Engine, engine_spec
 from tmi.runtime.machine import cpu_name, package_version
 from tmi.runtime.nvidia_driver import find_gpu
-from tmi.runtime.precision import engine_precision
+from tmi.runtime.precision import engine_precision, judged_at_export
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.content_cache import cache_root
 from tmi.toolkit.errors import ParityError
@@ -34,6 +39,8 @@ from tmi.toolkit.hashing import sha256_json
 
 Tell = Callable[[str], None]
 """Told one line for the user."""
+REFUSED = "refused"
+"""Key under which a file of memory says why an engine that yields was refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,20 +88,24 @@ def check_first_opening(bundle: Bundle, engine: Engine, *, tell: Tell = lambda l
         DamagedError: the bundle's references cannot be read.
     """
     key = combination(bundle, engine.name)
-    root = cache_root()
-    file = None if root is None else root / "opened" / f"{sha256_json(key)}.json"
-    if file is not None and _remembered(file) == sha256_json(key):
+    file, before = _memory(key)
+    if before is not None and before.get(REFUSED) is None:
         return Opening(verified="before", seconds=0.0)
     tell(f"first opening of this bundle with {engine.name} on this machine: checking its answers")
     start = perf_counter()
-    _require_short_gates(bundle, engine)
+    try:
+        _require_short_gates(bundle, engine)
+    except ParityError as error:
+        if file is not None and engine_spec(engine.name).yields:
+            with suppress(OSError):
+                write_json(file, {"combination": key, "created": _now(), REFUSED: error.what})
+        raise
     seconds = perf_counter() - start
     if file is None:
         tell(f"it answers like the validated model ({seconds:.1f} s; not remembered, caching is off)")
         return Opening(verified="now", seconds=seconds)
-    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     try:
-        write_json(file, {"combination": key, "created": created, "seconds": round(seconds, 3)})
+        write_json(file, {"combination": key, "created": _now(), "seconds": round(seconds, 3)})
     except OSError as error:
         tell(f"that it held cannot be remembered in {file.parent} ({error.strerror}); set TMI_CACHE")
     else:
@@ -102,23 +113,41 @@ def check_first_opening(bundle: Bundle, engine: Engine, *, tell: Tell = lambda l
     return Opening(verified="now", seconds=seconds)
 
 
-def _remembered(file: Path) -> str | None:
-    """Digest of the combination that a file states; None where it cannot be read as one."""
+def remembered(bundle: Bundle, engine: str) -> tuple[bool, str | None]:
+    """Whether this combination has been judged here before, and the reason where it was refused."""
+    _, before = _memory(combination(bundle, engine))
+    return before is not None, None if before is None else before.get(REFUSED)
+
+
+def _memory(key: dict[str, Any]) -> tuple[Path | None, dict[str, Any] | None]:
+    """Where a combination is remembered, None where caching is off, and what stands there if it is of just this one."""
+    root = cache_root()
+    if root is None:
+        return None, None
+    file = root / "opened" / f"{sha256_json(key)}.json"
     try:
-        return sha256_json(json.loads(file.read_text(encoding="utf-8"))["combination"])
+        data = json.loads(file.read_text(encoding="utf-8"))
+        return file, data if sha256_json(data["combination"]) == sha256_json(key) else None
     except (OSError, ValueError, TypeError, KeyError):
-        return None
+        return file, None
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _require_short_gates(bundle: Bundle, engine: Engine) -> None:
     from tmi.runtime.golden_road import check_golden_road
     from tmi.runtime.parity import check_answers
     from tmi.runtime.verification import read_references
-    from tmi.toolkit.golden import first_golden_case
+    from tmi.toolkit.golden import first_golden_case, golden_of
 
-    reference = read_references(bundle).float32.rows([0])
+    reference = read_references(bundle).float32
     artefact = engine_spec(engine.name).artefact
-    golden = first_golden_case(bundle.manifest)
+    if engine_spec(engine.name).yields and not judged_at_export(bundle.manifest, engine.name):
+        golden = golden_of(bundle.manifest)
+    else:
+        golden, reference = first_golden_case(bundle.manifest), reference.rows([0])
     precision = engine_precision(engine.name, bundle.manifest)
     records = check_golden_road(bundle) + check_answers(
         engine, bundle.manifest, golden, reference, artefact=artefact, precision=precision

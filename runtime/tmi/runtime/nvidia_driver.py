@@ -6,6 +6,8 @@ Some TensorRT runtimes crash the process when they are asked to load an engine o
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
+import re
 from dataclasses import dataclass
 
 from tmi.toolkit.errors import UnavailableError
@@ -74,6 +76,45 @@ def require_gpu(what: str) -> Gpu:
             "or choose --engine openvino or onnx, which run on any CPU",
         )
     return gpu
+
+
+def driver_obstacle(package: str, gpu: Gpu) -> str | None:
+    """What keeps a driver from serving an installed TensorRT; None where nothing does, or nothing is known.
+
+    A wheel says which CUDA it was built for in the name of the distribution that holds its libraries,
+    `tensorrt_cu13_libs` for one. A container's own TensorRT has no such distribution, and its runtime has to judge.
+
+    Args:
+        package: import name, `tensorrt` or `tensorrt_rtx`.
+        gpu: that is here.
+    """
+    for name in sorted(_distributions()):
+        found = re.fullmatch(rf"{package}_cu(\d+)(_libs|_bindings)?", name)
+        if found and gpu.cuda[0] < int(found[1]):
+            serves = "{}.{}".format(*gpu.cuda)
+            return f"{name} needs a driver for CUDA {found[1]}, the driver of {gpu.name} serves CUDA {serves} at most"
+    return None
+
+
+def require_driver(package: str, gpu: Gpu) -> None:
+    """Refuse a driver that is older than the CUDA of an installed TensorRT.
+
+    Raises:
+        UnavailableError: it is; some runtimes crash where it is.
+    """
+    obstacle = driver_obstacle(package, gpu)
+    if obstacle is not None:
+        raise UnavailableError(
+            obstacle,
+            fix=f"install a newer NVIDIA driver (`nvidia-smi` shows the CUDA version that it serves), or {package} for "
+            f"CUDA {gpu.cuda[0]}",
+        )
+
+
+def _distributions() -> set[str]:
+    """Names of what is installed, as they are normalised for a wheel."""
+    names = (d.metadata["Name"] for d in importlib.metadata.distributions())
+    return {re.sub(r"[-_.]+", "_", name).lower() for name in names if name}
 
 
 def _driver() -> ctypes.CDLL | None:

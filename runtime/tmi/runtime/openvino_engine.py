@@ -1,62 +1,150 @@
-"""OpenVINO on the CPU, from the same ONNX files.
+"""OpenVINO on the CPU, from the same ONNX files: in float32, and as an engine of its own in bfloat16.
 
-On a CPU with bfloat16 or AMX units OpenVINO would lower the precision by itself; the hint is therefore set to float32
-and read back from every compiled graph. Shapes stay dynamic.
+On a CPU with bfloat16 units OpenVINO would lower the precision by itself; the hint is therefore always set and read
+back from every compiled graph. In bfloat16 run the encoders, where the time goes; the fusion graph takes a thousandth
+of it and stays in float32. Shapes stay dynamic: a text of another length needs no other graph.
+
+Compiled graphs are kept in the user's cache (`tmi.runtime.compiled_cache`) and mapped from there into memory. A graph
+holds the activations of its last run for the next one; where a bundle has several encoders of a kind they are given
+back after each run, so that one encoder's activations are in memory at a time.
 """
 
 from __future__ import annotations
 
+import io
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import openvino
 from numpy.typing import NDArray
 
+from tmi.runtime.compiled_cache import CompiledCache, Mapped
 from tmi.runtime.graph_engine import GraphEngine
+from tmi.runtime.machine import cpu_name
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import UnavailableError
 from tmi.toolkit.manifest import GraphSpec
 
 DEVICE = "CPU"
+PRECISION = "INFERENCE_PRECISION_HINT"
+FLOAT32, BFLOAT16 = "f32", "bf16"
+"""OpenVINO's names."""
+LONG_NAMES = {FLOAT32: "float32", BFLOAT16: "bfloat16"}
+
+
+@cache
+def lacks_bfloat16() -> str | None:
+    """What the processor lacks for bfloat16, or None.
+
+    It must be able to, and OpenVINO must prefer it: where instructions for it are emulated, float32 is quicker.
+    """
+    core = openvino.Core()
+    able = "BF16" in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+    preferred = core.get_property(DEVICE, PRECISION).get_type_name() == BFLOAT16
+    return None if able and preferred else "this processor has no bfloat16 instructions"
 
 
 class OpenVinoEngine(GraphEngine):
-    """The CPU plugin with the latency hint and explicit float32."""
+    """The CPU plugin with the latency hint, one stream, and explicit float32."""
 
     name = "openvino"
+    encoder_precision: ClassVar[str] = FLOAT32
+    """Precision of the encoders; the fusion graph's is always float32."""
 
     def __init__(self) -> None:
         super().__init__()
         self._core: Any = None
+        self._mapped: dict[str, Mapped] = {}
+        self._found: dict[str, Future[Mapped | None]] = {}
+        self._cache = CompiledCache()
+        self._keys: dict[str, str] = {}
+        self._crowded: set[str] = set()
 
     def _start(self, bundle: Bundle) -> None:
         self._core = openvino.Core()
+        graphs = bundle.manifest.graphs
+        roles = [g.role for g in graphs]
+        self._crowded = {role for role in roles if roles.count(role) > 1}
+        self._keys = {g.name: key for g in graphs if (key := self._key(bundle, g)) is not None}
+        # reading and hashing lets go of Python's lock, so the files of all graphs are compared at once
+        with ThreadPoolExecutor(max_workers=self.threads) as pool:
+            self._found = {name: pool.submit(self._cache.open, key) for name, key in self._keys.items()}
+
+    def _key(self, bundle: Bundle, spec: GraphSpec) -> str | None:
+        """What a compiled graph depends on; None while a bundle is being made and has no fingerprints yet."""
+        file = bundle.manifest.files.get(spec.artefacts.get("onnx", ""))
+        if file is None:
+            return None
+        return "\n".join(
+            ("openvino", openvino.__version__, cpu_name(), str(self.threads), self._precision(spec), file.sha256)
+        )
+
+    def _precision(self, spec: GraphSpec) -> str:
+        return FLOAT32 if spec.role == "fusion" else self.encoder_precision
+
+    def _settings(self, spec: GraphSpec) -> dict[str, Any]:
+        return {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": self.threads,
+            PRECISION: self._precision(spec),
+        }
 
     def _load(self, spec: GraphSpec, path: Path) -> Any:
-        compiled = self._core.compile_model(
-            self._core.read_model(path),
-            DEVICE,
-            {
-                "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_PRECISION_HINT": "f32",
-                "INFERENCE_NUM_THREADS": self.threads,
-            },
-        )
-        precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        if precision != "f32":
+        compiled = self._from_cache(spec)
+        if compiled is None:
+            compiled = self._core.compile_model(self._core.read_model(path), DEVICE, self._settings(spec))
+            self._keep(spec, compiled)
+        asked, got = self._precision(spec), compiled.get_property(PRECISION).get_type_name()
+        if got != asked:
             raise UnavailableError(
-                f"OpenVINO compiled graph {spec.name} in {precision} although float32 was asked for",
+                f"OpenVINO compiled graph {spec.name} in {got} although {LONG_NAMES[asked]} was asked for",
                 fix="predict with --engine onnx",
             )
         return compiled
 
+    def _from_cache(self, spec: GraphSpec) -> Any | None:
+        future = self._found.pop(spec.name, None)
+        mapped = None if future is None else future.result()
+        if mapped is None:
+            return None
+        blob = openvino.Tensor(np.frombuffer(mapped.payload, dtype=np.uint8), shared_memory=True)
+        try:
+            compiled = self._core.import_model(blob, DEVICE, self._settings(spec))
+        except RuntimeError:
+            # whole, and still not to this OpenVINO's liking: made anew
+            return None
+        self._mapped[spec.name] = mapped  # the compiled graph reads its weights from there
+        return compiled
+
+    def _keep(self, spec: GraphSpec, compiled: Any) -> None:
+        key = self._keys.get(spec.name)
+        if key is not None and self._cache.enabled:
+            stream = io.BytesIO()
+            compiled.export_model(stream)
+            self._cache.put(key, stream.getbuffer())
+
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         # share_inputs: no copy of the volume. The outputs are copied, because the next call reuses their memory.
         results = loaded(inputs, share_inputs=True, share_outputs=False)
-        return {t.name: results[t.name] for t in spec.outputs}
+        outputs = {t.name: results[t.name] for t in spec.outputs}
+        if spec.role in self._crowded:
+            loaded.release_memory()
+        return outputs
 
     def close(self) -> None:
         """Free everything; may be called twice."""
         super().close()
         self._core = None
+        self._found.clear()
+        self._mapped.clear()
+
+
+class OpenVinoBf16Engine(OpenVinoEngine):
+    """The same with the encoders in bfloat16; only where the processor has instructions for it."""
+
+    name = "openvino-bf16"
+    encoder_precision = BFLOAT16

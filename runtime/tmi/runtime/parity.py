@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.runtime.engine import Arrays, Engine, engine_spec
-from tmi.runtime.ensemble import encode_text, probabilities, run_folds
+from tmi.runtime.ensemble import probabilities, run_folds
+from tmi.runtime.profile_edges import largest_profile, text_edges, text_features
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.golden import GoldenInputs, extreme_case, join, largest_batch, padded, trimmed
 from tmi.toolkit.manifest import GateRecord, Manifest
@@ -46,7 +47,12 @@ class Bounds:
 
 
 BOUNDS: Mapping[str, Bounds] = MappingProxyType(
-    {"float32": Bounds(relative=2.0**-14), "tf32": Bounds(relative=2.0**-6), "float16": Bounds(relative=2.0**-6)}
+    {
+        "float32": Bounds(relative=2.0**-14),
+        "tf32": Bounds(relative=2.0**-6),
+        "float16": Bounds(relative=2.0**-6),
+        "bfloat16": Bounds(relative=2.0**-5),
+    }
 )
 """Precision -> bounds; declared here and nowhere else.
 
@@ -54,7 +60,8 @@ float32 rounds to 2^-24, so 2^-14 leaves room for a thousand roundings in one di
 2^-11 and bfloat16 to 2^-8: a graph that silently ran in one of them does not pass for float32.
 
 float16 and tf32 have 2^5 times their own rounding: the emulation of a hundred layers shows 2^-10, and a GPU sums in an
-order that a CPU cannot know. Weights rounded more coarsely are the audit's to find (`tmi.export.typed_graphs`).
+order that a CPU cannot know. bfloat16 has 2^3 times its own, because the processor that answers is the one that is
+judged. Weights rounded more coarsely are the audit's to find (`tmi.export.typed_graphs`).
 """
 
 
@@ -243,6 +250,7 @@ class _Check:
             yield from self._rows(whole)
             yield from self._largest_batch(whole)
             yield from self._lengths(whole)
+            yield from self._profile_edges(whole)
 
     def _finite(self, whole: Outputs) -> Iterator[GateRecord]:
         for graph, answer in whole.by_graph().items():
@@ -323,13 +331,28 @@ class _Check:
             trials.append((alone, [row], f"case {row} without padding, {width} tokens"))
         for golden, rows, what in trials:
             try:
-                features = encode_text(self.engine, self.manifest, golden.texts)
+                features = text_features(self.engine, self.manifest, golden.texts)
             except REFUSALS as error:
                 yield self._refused("padding", PIPELINE, what, error)
                 continue
             for graph, answer in features.items():
                 error_here = relative_error(answer, whole.features[graph][rows])
                 yield self._record("padding", graph, error_here, self.bounds.relative, what)
+
+    def _profile_edges(self, whole: Outputs) -> Iterator[GateRecord]:
+        """Of an engine that runs plans: the largest batch of its profiles, and the shortest and longest texts."""
+        batch = largest_profile(self.engine.name, self.manifest)
+        if batch is None:
+            return
+        rows = [row % self.golden.count for row in range(batch)]
+        what = f"a batch of {batch}, the profile's largest"
+        yield from self._same("profile-edges", self.golden.rows(rows), whole.rows(rows), None, what)
+        try:
+            for detail, graph, answer, alone in text_edges(self.engine, self.manifest, self.golden, batch):
+                error = relative_error(answer, alone)
+                yield self._record("profile-edges", graph, error, self.bounds.relative, detail)
+        except REFUSALS as error:
+            yield self._refused("profile-edges", PIPELINE, "texts at the profile's edges", error)
 
     def _same(
         self, gate: str, golden: GoldenInputs, expected: Outputs, keep: list[int] | None, what: str

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from tmi.runtime.engine import engine_spec
-from tmi.toolkit.errors import DamagedError
+from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.manifest import Manifest
 
-FLOAT32, TF32, FLOAT16 = "float32", "tf32", "float16"
+FLOAT32, TF32, FLOAT16, BFLOAT16 = "float32", "tf32", "float16", "bfloat16"
+ASKED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"auto": (), "bf16": (BFLOAT16,), "fp32": (FLOAT32,)},
+)
+"""Value of `--precision` -> what an engine may compute in; nothing: whatever has passed its gates."""
 LADDER = (FLOAT32, TF32, FLOAT16)
-"""From the most exact to the coarsest; the keys of `tmi.runtime.parity.BOUNDS`."""
+"""What plans compute in, from the most exact to the coarsest."""
 TENSORRT = "tensorrt"
 """Key of `Manifest.extra` that holds all of TensorRT's metadata."""
+ENGINES_REFUSED = "engines_refused"
+"""Key of `Manifest.extra`: engine that yields -> why the export's gates refused it."""
 
 
 def graph_precisions(manifest: Manifest) -> dict[str, str]:
@@ -38,9 +47,32 @@ def plan_precision(manifest: Manifest) -> str:
 
 
 def engine_precision(engine: str, manifest: Manifest) -> str:
-    """What an engine computes a bundle's graphs in: float32, but for engines that run plans.
+    """What an engine computes a bundle's graphs in: as the table of engines says, and for plans as the bundle says.
 
     Raises:
         DamagedError: it runs plans and the manifest does not say what those compute in.
     """
-    return plan_precision(manifest) if engine_spec(engine).gpu else FLOAT32
+    return plan_precision(manifest) if engine_spec(engine).gpu else engine_spec(engine).precision
+
+
+def require_asked(precision: str) -> tuple[str, ...]:
+    """What an engine may compute in, for a value of `--precision`; nothing stands for anything.
+
+    Raises:
+        UsageError: no such value.
+    """
+    if precision not in ASKED:
+        raise UsageError(f"unknown precision {precision!r}", fix=f"choose one of {', '.join(ASKED)}")
+    return ASKED[precision]
+
+
+def judged_at_export(manifest: Manifest, engine: str) -> bool:
+    """Whether the export put an engine through the gates and it passed: a failure would not be among the evidence."""
+    return any(r.engine == engine for r in manifest.parity)
+
+
+def refused_at_export(manifest: Manifest, engine: str) -> str | None:
+    """Why the export's gates refused an engine; None where they did not."""
+    refused = manifest.extra.get(ENGINES_REFUSED)
+    reason = refused.get(engine) if isinstance(refused, dict) else None
+    return None if reason is None else f"refused at the export: {reason}"

@@ -13,11 +13,11 @@ from typing import Any
 
 from tmi.runtime.engine_choice import EngineRecord
 from tmi.toolkit.bundle import Bundle
-from tmi.toolkit.config_io import to_json
+from tmi.toolkit.config_io import from_json, to_json
 
 SCHEMA = "tmi-prediction/1"
-STAGES = ("read", "preprocess", "radiomics", "tokenise", "ct", "text", "fusion", "other")
-"""Where the time went, in the order of the road; they add up to `total`. What a batch shares is divided evenly."""
+STAGES = ("radiomics", "tokenise", "text", "ct", "fusion", "other")
+"""Stages of every prediction, after those of the preparation (`tmi.toolkit.prepare`), in the order of the road."""
 RESEARCH_USE = "For research use only: not a medical device, not for diagnosis or treatment."
 
 
@@ -66,7 +66,12 @@ class Prediction:
     bundle: str
     """SHA-256 of the bundle's manifest."""
     seconds: Mapping[str, float]
-    """Seconds of each of `STAGES`, and their `total`."""
+    """Seconds that the answer waited for, by stage of the preparation and of `STAGES`, and the `total`, which is
+    measured by itself (`tmi.runtime.stopwatch`). What a batch shares is divided evenly."""
+    overlapped: Mapping[str, float]
+    """Seconds of the same stages that passed while something else was waited for; not in `seconds`."""
+    reused: tuple[str, ...] = ()
+    """Branches, `ct` or `text`, whose features were kept from before and not computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +95,18 @@ def answer_to_json(answer: Answer) -> dict[str, Any]:
     """Plain JSON values with a `status` of `predicted` or `refused`."""
     status = "predicted" if isinstance(answer, Prediction) else "refused"
     return {"status": status, **to_json(answer)}
+
+
+def answer_from_json(data: Mapping[str, Any]) -> Answer:
+    """What `answer_to_json` wrote.
+
+    Raises:
+        UsageError: a field is unknown, missing or of the wrong type.
+    """
+    fields = dict(data)
+    if fields.pop("status", None) == "predicted":
+        return from_json(Prediction, fields, where="answer")
+    return from_json(Refusal, fields, where="answer")
 
 
 def document(

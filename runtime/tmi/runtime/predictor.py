@@ -4,41 +4,37 @@
         for answer in predictor.stream(["case_a", "case_b"], batch=2):
             ...
 
-The road of one batch: each case is read, checked and prepared (`tmi.toolkit.prepare`, as in training);
-its radiomics are scaled by each fold's own scaler and its text is tokenised by each text encoder's own tokenizer; then
-`tmi.runtime.ensemble` runs the graphs. At most one batch of cases is in memory at a time, whatever their number; on a
-GPU engine two, because the next one is prepared while this one computes.
+Two threads share the road. One prepares (`tmi.runtime.case_inputs`): it reads and checks a case, makes its CT, and
+scales its radiomics by each fold's own scaler. This one runs the engine: the text of a case while its images are still
+being read, then CT and fusion of a whole batch (`tmi.runtime.ensemble`). At most two batches of cases are in memory,
+whatever their number: the one that is computed and the one that is being prepared.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
-from jaxtyping import Float32
-from numpy.typing import NDArray
-from safetensors import SafetensorError
 
-from tmi.runtime.engine import Engine, engine_spec, open_engine
-from tmi.runtime.engine_choice import AUTO, EngineRecord, choose_engine, engine_record
-from tmi.runtime.ensemble import encode_ct, encode_text, fuse, probabilities, softmax, spread
-from tmi.runtime.first_opening import NOT_VERIFIED, Tell, check_first_opening
-from tmi.runtime.graph_engine import available_cores
-from tmi.runtime.notices import case_notices
-from tmi.runtime.prediction import STAGES, Answer, FoldAnswer, Notice, Prediction, Refusal
-from tmi.runtime.stopwatch import Stopwatch, waterfall
+from tmi.runtime.answering import judge, truncated_notice
+from tmi.runtime.case_inputs import CaseReader, Inputs, Pending, look_ahead
+from tmi.runtime.embedding_cache import EmbeddingCache
+from tmi.runtime.engine import Engine
+from tmi.runtime.engine_choice import AUTO, EngineRecord
+from tmi.runtime.engine_opening import open_chosen
+from tmi.runtime.ensemble import Features, encode_ct, encode_text, fuse
+from tmi.runtime.first_opening import Tell
+from tmi.runtime.prediction import STAGES, Answer, Refusal
+from tmi.runtime.stopwatch import Stopwatch, add_up, split_waited
 from tmi.toolkit.bundle import Bundle, open_bundle
 from tmi.toolkit.case import Case, find_cases
 from tmi.toolkit.clinical_schema import SCHEMA_FILE, stored_schema
 from tmi.toolkit.clinical_text import require_rendering
-from tmi.toolkit.errors import DamagedError, InputRefusedError, UnavailableError, UsageError
-from tmi.toolkit.prepare import PreparedCase, prepare_case
+from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.prepared_cache import PreparedCache
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.tokenizer import Encoded, Tokenizer
@@ -47,22 +43,34 @@ CaseLike = Case | Path | str
 
 
 @dataclass(kw_only=True)
-class _Ready:
-    """A case that waits for its batch."""
+class _Row:
+    """A case that waits for its batch: its text is encoded, its CT is not."""
 
-    case: PreparedCase
-    radiomics_FR: Float32[NDArray[np.float32], "F R"]
-    notices: tuple[Notice, ...]
-    seconds: dict[str, float]
+    inputs: Inputs
+    text: Features
+    cut: bool
+    """Whether its text was longer than the encoder takes."""
+    reused: tuple[str, ...]
+    """Branches that were kept from before."""
+    waited: dict[str, float]
+    """Seconds by stage that this thread spent on it or waited for it."""
+    hidden: dict[str, float]
+    """Seconds by stage of its preparation that passed behind other work."""
     wall: float
-    """Seconds from the first byte read until it was ready."""
+    """Seconds that it took this thread."""
 
 
 class Predictor:
     """An opened bundle on an opened engine. Use as a context manager, or call `close`."""
 
     def __init__(
-        self, bundle: Bundle, engine: Engine, record: EngineRecord, *, cache: PreparedCache | None = None
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        record: EngineRecord,
+        *,
+        cache: PreparedCache | None = None,
+        reuse: bool = False,
     ) -> None:
         """Take a bundle and an engine that has it open; `Predictor.open` makes both.
 
@@ -74,13 +82,15 @@ class Predictor:
         self._engine = engine
         self._manifest = bundle.manifest
         self._config = bundle.manifest.settings()
-        self._cache = cache
+        self.embeddings = EmbeddingCache(bundle, record) if reuse else None
+        """What keeps the features of CT and text; None keeps nothing."""
         clinical = self._manifest.clinical
         if (clinical.schema, clinical.rendering) != (SCHEMA_FILE, self._config.clinical.rendering):
             raise DamagedError("bundle: its config and its clinical text disagree", fix="export the bundle again")
         require_rendering(clinical.rendering, clinical.rendering_version, kind="bundle")
-        self._schema = stored_schema(bundle.folder, kind="bundle")
-        self._scalers = [RadiomicsScaler.load(bundle.folder / fold.scaler) for fold in self._manifest.folds]
+        schema = stored_schema(bundle.folder, kind="bundle")
+        scalers = [RadiomicsScaler.load(bundle.folder / fold.scaler) for fold in self._manifest.folds]
+        self._reader = CaseReader(self._manifest, schema, scalers, cache=cache)
         self._tokenizer_of = _tokenizer_files(bundle)
         self._tokenizers = {
             name: Tokenizer.load(bundle.folder / name) for name in dict.fromkeys(self._tokenizer_of.values())
@@ -92,8 +102,10 @@ class Predictor:
         bundle: Path | str,
         *,
         engine: str = AUTO,
+        precision: str = "auto",
         threads: int | None = None,
         cache: PreparedCache | None = None,
+        reuse: bool = False,
         key: Path | None = None,
         verify: bool = True,
         tell: Tell = lambda line: None,
@@ -106,8 +118,10 @@ class Predictor:
         Args:
             bundle: a bundle's folder.
             engine: `auto` or a name in `tmi.runtime.engine.ENGINES`; what was taken is in `engine_record`.
+            precision: `auto`, or `bf16` or `fp32`: only an engine that computes in that.
             threads: threads of the engine; None takes all cores.
             cache: keeps what is made from the images of a case for the next time; None keeps nothing.
+            reuse: keep what the encoders make of CT and text for the next time (`tmi.runtime.embedding_cache`).
             key: public key (PEM) that must have signed the bundle; None asks for no signature.
             verify: False skips the check at the first opening; `engine_record` says so.
             tell: told one line about a first opening.
@@ -123,19 +137,9 @@ class Predictor:
             from tmi.runtime.signing import check_signature  # its packages are slow to import, and an extra
 
             check_signature(opened.folder, key)
-        name, reason = choose_engine(engine, opened)
-        running = _started(name, opened, threads)
+        running, record = open_chosen(engine, opened, precision=precision, threads=threads, verify=verify, tell=tell)
         try:
-            opening = check_first_opening(opened, running, tell=tell) if verify else NOT_VERIFIED
-            record = engine_record(
-                name,
-                opened,
-                asked=engine,
-                reason=reason,
-                threads=threads or available_cores(),
-                verified=opening.verified,
-            )
-            return cls(opened, running, record, cache=cache)
+            return cls(opened, running, record, cache=cache, reuse=reuse)
         except BaseException:
             running.close()
             raise
@@ -170,143 +174,122 @@ class Predictor:
     def stream(
         self, cases: CaseLike | Iterable[CaseLike], *, batch: int = 1, mask_label: int | None = None
     ) -> Iterator[Answer]:
-        """As `predict`, one answer after the other as its batch is done; holds one batch in memory."""
+        """As `predict`, one answer after the other as its batch is done; holds two batches in memory at most."""
         if batch < 1:
             raise UsageError(f"a batch of {batch} cases", fix="give a batch of 1 or more")
         return self._stream(resolve_cases(cases, mask_label=mask_label), batch)
 
     def _stream(self, cases: Sequence[Case], batch: int) -> Iterator[Answer]:
-        waiting: list[_Ready | Refusal] = []
-        for ready in self._prepared(cases, batch):
-            waiting.append(ready)
+        waiting: list[_Row | Refusal] = []
+        for pending in look_ahead(self._reader.read, cases, most=batch):
+            waiting.append(self._row(pending))
+            del pending  # it holds the case's arrays
             while waiting and isinstance(waiting[0], Refusal):
                 yield waiting.pop(0)  # type: ignore[misc]
-            if sum(isinstance(w, _Ready) for w in waiting) == batch:
-                yield from self._answer(waiting)
-                waiting = []
+            if sum(isinstance(w, _Row) for w in waiting) == batch:
+                answers, waiting = self._answer(waiting), []
+                yield from answers
         if waiting:
             yield from self._answer(waiting)
 
-    def _prepared(self, cases: Sequence[Case], batch: int) -> Iterator[_Ready | Refusal]:
-        """Each case, ready or refused, in order. While a GPU computes one batch, a thread prepares the next."""
-        if not engine_spec(self._engine.name).gpu:
-            yield from map(self._ready, cases)  # the engine has every core already
-            return
-        worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
-        ahead: deque[Future[_Ready | Refusal]] = deque()
-        try:
-            for case in cases:
-                ahead.append(worker.submit(self._ready, case))
-                if len(ahead) > batch:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            worker.shutdown(cancel_futures=True)
+    def _row(self, pending: Pending) -> _Row | Refusal:
+        """Encode a case's text while its images are being read, and wait for them.
 
-    def _ready(self, case: Case) -> _Ready | Refusal:
-        """Read, check and prepare one case, or say why not."""
+        Each text runs by itself at its own length: what it waits for is its own images, and its features do not depend
+        on which cases stand beside it.
+        """
         watch = Stopwatch()
-        try:
-            prepared = prepare_case(case, self._config, self._schema, cache=self._cache)
-        except InputRefusedError as error:
-            return Refusal(case_id=case.case_id, code=error.code, what=error.what, fix=error.fix)
-        except UnavailableError as error:
-            # This one case needs what is not installed (say, radiomics extraction); the others do not.
-            return Refusal(case_id=case.case_id, code="unavailable", what=error.what, fix=error.fix)
-        watch.seconds.update(prepared.seconds)
-        with watch.stage("radiomics"):
-            scaled = [scaler.transform(prepared.radiomics_F[None]) for scaler in self._scalers]
-            radiomics_FR = np.concatenate([s.values_NF for s in scaled])
-            imputed_R: NDArray[np.bool_] = np.logical_or.reduce([s.imputed_NF[0] for s in scaled])
-            clipped_R: NDArray[np.bool_] = np.logical_or.reduce([s.clipped_NF[0] for s in scaled])
-        return _Ready(
-            case=prepared,
-            radiomics_FR=radiomics_FR,
-            notices=case_notices(prepared, imputed_R=imputed_R, clipped_R=clipped_R, manifest=self._manifest),
-            seconds=watch.seconds,
-            wall=watch.wall,
+        with watch.stage("waiting"):
+            text = pending.text.result()
+        features: Features = {}
+        cut, reused = False, tuple[str, ...]()
+        if text is not None:
+            with watch.stage("tokenise"):
+                encoded = self._tokenise([text])
+                cut = any(tokens.truncated_B[0] for tokens in encoded.values())
+            with watch.stage("text"):
+                features = encode_text(self._engine, self._manifest, encoded, cache=self.embeddings)
+                reused = self._reused("text", features, row=0)
+        with watch.stage("waiting"):
+            inputs = pending.inputs.result()
+        wall = watch.wall
+        if isinstance(inputs, Refusal):
+            return inputs
+        waited, hidden = split_waited(inputs.seconds, wall=inputs.wall, waited=watch.seconds.pop("waiting"))
+        return _Row(
+            inputs=inputs,
+            text=features,
+            cut=cut,
+            reused=reused,
+            waited=add_up(waited, watch.seconds),
+            hidden=hidden,
+            wall=wall,
         )
 
-    def _answer(self, waiting: Sequence[_Ready | Refusal]) -> Iterator[Answer]:
+    def _answer(self, waiting: Sequence[_Row | Refusal]) -> list[Answer]:
         """Run one batch; refusals among its cases keep their places."""
         watch = Stopwatch()
-        ready = [w for w in waiting if isinstance(w, _Ready)]
-        with watch.stage("tokenise"):
-            encoded = self._tokenise([r.case.text for r in ready])
+        rows = [w for w in waiting if isinstance(w, _Row)]
+        if not rows:
+            return [w for w in waiting if isinstance(w, Refusal)]
         with watch.stage("other"):
-            ct_B1DHW = np.stack([r.case.ct_1DHW for r in ready])
-            radiomics_BFR = np.stack([r.radiomics_FR for r in ready])
+            cts = [r.inputs.case.ct_1DHW for r in rows]
+            ct_B1DHW = cts[0][None] if len(cts) == 1 else np.stack(cts)  # one alone is not copied
+            radiomics_BFR = np.stack([r.inputs.radiomics_FR for r in rows])
+            text = {name: np.concatenate([r.text[name] for r in rows]) for name in rows[0].text}
         with watch.stage("ct"):
-            ct = encode_ct(self._engine, self._manifest, ct_B1DHW)
-        with watch.stage("text"):
-            text = encode_text(self._engine, self._manifest, encoded)
+            ct = encode_ct(self._engine, self._manifest, ct_B1DHW, cache=self.embeddings)
         with watch.stage("fusion"):
             logits_BFK = fuse(self._engine, self._manifest, ct, text, radiomics_BFR)
-        shared = {name: seconds / len(ready) for name, seconds in watch.seconds.items()}
-        wall = watch.wall / len(ready)
-        row = 0
-        for one in waiting:
-            if isinstance(one, Refusal):
-                yield one
-                continue
-            cut = any(texts.truncated_B[row] for texts in encoded.values())
-            seconds = waterfall(STAGES, one.seconds, shared, total=one.wall + wall)
-            yield self._judge(one, logits_BFK[row : row + 1], seconds=seconds, cut=cut)
-            row += 1
+        with watch.stage("other"):
+            judged = []
+            for number, row in enumerate(rows):
+                longest = self._config.clinical.max_length
+                judged.append(
+                    judge(
+                        row.inputs.case.case_id,
+                        logits_BFK[number : number + 1],
+                        manifest=self._manifest,
+                        digest=self.bundle.digest,
+                        engine=self._engine.name,
+                        notices=row.inputs.notices + ((truncated_notice(longest),) if row.cut else ()),
+                    )
+                )
+            reused = [self._reused("ct", ct, row=number) for number in range(len(rows))]
+        shared = {name: seconds / len(rows) for name, seconds in watch.seconds.items()}
+        wall = watch.wall / len(rows)
+        answers = iter(
+            _timed(answer, row, shared, wall=wall, reused=found)
+            for answer, row, found in zip(judged, rows, reused, strict=True)
+        )
+        return [one if isinstance(one, Refusal) else next(answers) for one in waiting]
+
+    def _reused(self, branch: str, features: Mapping[str, object], *, row: int) -> tuple[str, ...]:
+        """The branch, where every one of its encoders' features was kept from before."""
+        if self.embeddings is None:
+            return ()
+        return (branch,) if all(self.embeddings.found[graph][row] for graph in features) else ()
 
     def _tokenise(self, texts: Sequence[str]) -> dict[str, Encoded]:
         """Tokens by name of the text graph; each distinct tokenizer works once."""
-        clinical = self._config.clinical
         by_file = {
-            name: tokenizer.encode(texts, max_length=clinical.max_length, pad_to_max=clinical.pad_to_max)
+            name: tokenizer.encode(texts, max_length=self._config.clinical.max_length)
             for name, tokenizer in self._tokenizers.items()
         }
         return {graph: by_file[name] for graph, name in self._tokenizer_of.items()}
 
-    def _judge(
-        self,
-        one: _Ready,
-        logits_1FK: Float32[NDArray[np.float32], "1 F K"],
-        *,
-        seconds: Mapping[str, float],
-        cut: bool,
-    ) -> Answer:
-        """One case's logits as an answer."""
-        manifest, case_id = self._manifest, one.case.case_id
-        if not np.isfinite(logits_1FK).all():
-            return Refusal(
-                case_id=case_id,
-                code="answer-not-finite",
-                what=f"the network's answer on engine {self._engine.name} is not a finite number",
-                fix="look at the case with `tmi check`, and predict it with another --engine",
-            )
-        mean_K = probabilities(logits_1FK)[0]
-        is_positive = bool(mean_K[manifest.positive] >= manifest.threshold)
-        notices = one.notices
-        if cut:
-            longest = self._config.clinical.max_length
-            notices = (
-                *notices,
-                Notice(code="text-truncated", message=f"the clinical text was cut to its first {longest} tokens"),
-            )
-        return Prediction(
-            case_id=case_id,
-            probability=self._by_class(mean_K),
-            folds=tuple(
-                FoldAnswer(fold=fold.fold, probability=self._by_class(p_K))
-                for fold, p_K in zip(manifest.folds, softmax(logits_1FK)[0], strict=True)
-            ),
-            spread=float(spread(logits_1FK, manifest.positive)[0]),
-            decision=manifest.classes[manifest.positive if is_positive else 1 - manifest.positive],
-            warnings=notices,
-            engine=self._engine.name,
-            bundle=self.bundle.digest,
-            seconds=seconds,
-        )
 
-    def _by_class(self, p_K: NDArray[np.float64]) -> dict[str, float]:
-        return {name: float(p) for name, p in zip(self._manifest.classes, p_K, strict=True)}
+def _timed(answer: Answer, row: _Row, shared: Mapping[str, float], *, wall: float, reused: tuple[str, ...]) -> Answer:
+    """The answer with its waterfall: what its own row took and its part of the batch."""
+    if isinstance(answer, Refusal):
+        return answer
+    seconds = add_up(row.waited, dict.fromkeys(STAGES, 0.0), shared)
+    return replace(
+        answer,
+        seconds={**seconds, "total": row.wall + wall},
+        overlapped=row.hidden,
+        reused=(*reused, *row.reused),
+    )
 
 
 def resolve_cases(cases: CaseLike | Iterable[CaseLike], *, mask_label: int | None = None) -> list[Case]:
@@ -329,18 +312,6 @@ def resolve_cases(cases: CaseLike | Iterable[CaseLike], *, mask_label: int | Non
             )
         seen.add(case.case_id)
     return found
-
-
-def _started(name: str, bundle: Bundle, threads: int | None) -> Engine:
-    """The engine with the bundle open; a file that it cannot load is told as such."""
-    try:
-        return open_engine(name, bundle, threads=threads)
-    except (RuntimeError, ValueError, SafetensorError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise DamagedError(
-            f"bundle {bundle.folder}: engine {name} cannot load its graphs: {text}",
-            fix="verify it with `tmi verify`, take another --engine, or export it again",
-        ) from error
 
 
 def _tokenizer_files(bundle: Bundle) -> dict[str, str]:

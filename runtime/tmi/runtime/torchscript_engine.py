@@ -1,4 +1,8 @@
-"""TorchScript on the CPU. Imports torch; the torch-free engines never import this module."""
+"""TorchScript on the CPU. Imports torch; the torch-free engines never import this module.
+
+The files are not frozen, so that their weights can be audited. The CT encoders are frozen here: their batch norms go
+into the convolutions, which saves a fifth of the time. On the text encoder freezing saves nothing.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +39,9 @@ class TorchScriptEngine(GraphEngine):
         with warnings.catch_warnings():
             # TorchScript is deprecated in favour of torch.export; the constraints pin a torch that still reads it.
             warnings.filterwarnings("ignore", message=r".*torch\.jit\.load.*", category=DeprecationWarning)
-            return torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+            warnings.filterwarnings("ignore", message=r".*torch\.jit\.freeze.*", category=DeprecationWarning)
+            module = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+            return torch.jit.freeze(module) if spec.role == "ct" else module
 
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         with torch.inference_mode():

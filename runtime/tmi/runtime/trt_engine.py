@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from tmi.runtime.engine import engine_spec
 from tmi.runtime.graph_engine import GraphEngine
-from tmi.runtime.nvidia_driver import Gpu, require_gpu
+from tmi.runtime.nvidia_driver import Gpu, require_driver, require_gpu
 from tmi.runtime.precision import TENSORRT
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import DamagedError, UnavailableError
@@ -145,6 +145,7 @@ class TrtEngine(GraphEngine):
 
     def _start(self, bundle: Bundle) -> None:
         gpu = require_gpu(f"engine {self.name}")
+        require_driver(engine_spec(self.name).package, gpu)
         self._facts = plan_facts(bundle.manifest, engine_spec(self.name).artefact)
         self._trt = _import(engine_spec(self.name).package, self.name)
         for facts in self._facts.values():

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from tmi.runtime.engine import ENGINES, engine_spec, installed, open_engine
+from tmi.runtime.engine import ENGINES, engine_spec, installed, lacking, open_engine
 from tmi.runtime.golden_road import check_golden_road
 from tmi.runtime.nvidia_driver import find_gpu
 from tmi.runtime.parity import ARBITER, PIPELINE, REFUSALS, Outputs, check_engine
@@ -91,9 +91,15 @@ def verify_bundle(
     records = check_golden_road(bundle)
     progress("making the golden inputs")
     golden, references = golden_of(bundle.manifest), read_references(bundle)
-    for name in names:
+    for name in list(names):
         progress(f"judging engine {name}")
-        records += _judge(name, bundle, golden, references, threads)
+        found = _judge(name, bundle, golden, references, threads)
+        if name not in engines and engine_spec(name).yields and (why := failure(found)) is not None:
+            # the bundle stands without it: predictions take the next engine
+            passed_over[name] = f"it does not hold here, and predictions do without it: {why}"
+            names.remove(name)
+        else:
+            records += found
     return Verification(
         bundle=bundle,
         signature=signature,
@@ -147,6 +153,8 @@ def _chosen(bundle: Bundle, asked: Sequence[str]) -> tuple[list[str], dict[str, 
             passed_over[name] = f"{spec.package} is not installed"
         elif spec.gpu and find_gpu() is None:
             passed_over[name] = "this machine has no NVIDIA GPU with its driver"
+        elif (lack := lacking(name)) is not None:
+            passed_over[name] = lack
         else:
             names.append(name)
     if not names:
@@ -176,6 +184,16 @@ def _judge(
             arbiter=references.float64,
             precision=engine_precision(name, bundle.manifest),
         )
+
+
+def failure(records: Sequence[GateRecord]) -> str | None:
+    """What failed, in one sentence; None where every gate held."""
+    failed = [r for r in records if not r.passed]
+    if not failed:
+        return None
+    first = failed[0]
+    figure = "" if first.measured is None else f" ({first.measured:.2g}, allowed {first.bound:.2g})"
+    return f"{len(failed)} of {len(records)} gates failed, first {first.gate} of {first.graph}: {first.detail}{figure}"
 
 
 def refused_to_load(engine: str, artefact: str, error: Exception) -> GateRecord:

@@ -85,7 +85,13 @@ def check_cases(
     findings: list[Finding] = []
     seen = _Seen()
     for case in cases:
-        findings.extend(_findings(case, schema or load_schema(), seen, recompute, on_comparison))
+        try:
+            findings.extend(_findings(case, schema or load_schema(), seen, recompute, on_comparison))
+        except OSError as error:
+            what = f"its files cannot be read ({error.strerror or type(error).__name__})"
+            findings.append(
+                _finding(case.case_id, "case-unreadable", what, "let the user read the folder and its files")
+            )
         if progress is not None:
             progress(case)
     return findings

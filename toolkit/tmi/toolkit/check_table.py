@@ -24,6 +24,7 @@ class Check:
 CHECKS: Mapping[str, Check] = MappingProxyType(
     {
         "case-missing": Check("error", "the case folder is not there"),
+        "case-unreadable": Check("error", "the case's files may not be read"),
         "case-record": Check("error", "case.json is not of the form that imports and repairs write"),
         "ct-missing": Check("error", "no ct.nii.gz"),
         "ct-unreadable": Check("error", "the CT is truncated, damaged, no NIfTI, or claims an absurd size"),

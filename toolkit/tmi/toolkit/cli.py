@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
         "radiomics": CommandSpec("tmi.toolkit.command_radiomics:radiomics", extra="radiomics"),
         "train": CommandSpec("tmi.training.command:train", extra="train"),
         "compare": CommandSpec("tmi.training.command_compare:compare", extra="train"),
+        "audit": CommandSpec("tmi.training.command_audit:audit", extra="train"),
         "export": CommandSpec("tmi.export.command:export", extra="export"),
         "build": CommandSpec("tmi.export.command_build:build", extra="trt"),
         "predict": CommandSpec("tmi.runtime.command:predict"),

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from tmi.toolkit.check import Finding
     from tmi.toolkit.recompute import Comparison
 
+SCREEN = 20
+"""Findings that still are read one by one; more are counted by code as well."""
+
 
 def check(
-    paths: Annotated[list[Path], typer.Argument(help="Case folders or cohort folders.")],
+    paths: Annotated[list[Path], typer.Argument(help="Case folders or cohort folders.", readable=False)],
     mask_label: Annotated[int | None, typer.Option("--mask-label", help="Label of the liver in the masks.")] = None,
     schema: Annotated[
         Path | None,
@@ -77,6 +80,8 @@ def check(
         for done in repairs:
             typer.echo(f"repaired: case {done.case_id}: {done.file}: {done.what} [{done.code}]")
         _show(findings)
+        if len(findings) > SCREEN:
+            _sum_up(findings)
         for c in comparisons:
             typer.echo(
                 f"recomputed: case {c.case_id}: {c.compared - c.differ} of {c.compared} features agree within "
@@ -109,3 +114,13 @@ def _show(findings: list[Finding]) -> None:
         typer.echo(
             f"{finding.severity}: case {finding.case_id}: {finding.message} [{finding.code}]\n  fix: {finding.fix}"
         )
+
+
+def _sum_up(findings: list[Finding]) -> None:
+    """How often each code was found, the most frequent first."""
+    cases: dict[tuple[str, str], set[str]] = {}
+    for finding in findings:
+        cases.setdefault((finding.severity, finding.code), set()).add(finding.case_id)
+    typer.echo("by code:")
+    for (severity, code), ids in sorted(cases.items(), key=lambda item: (-len(item[1]), item[0])):
+        typer.echo(f"  {len(ids):5d} case(s)  {severity:7}  {code}")

@@ -7,6 +7,7 @@ A preset (`tmi.toolkit.presets`) is a function that returns a whole `Config`. A 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,6 +18,8 @@ CLASSES: tuple[str, str] = ("good", "bad")
 """Class names by index. Positive, for every metric, is `bad` (bad prognosis)."""
 POSITIVE: int = 1
 """Index of the positive class in `CLASSES`."""
+FREEZABLE = re.compile(r"ct(:stem|:layer[1-4])?|text(:\d+)?|radiomics")
+"""What `train.freeze` may name."""
 N_RADIOMICS: int = 1781
 """Number of radiomic features the network takes."""
 Modality = Literal["clinical", "radiomics", "image"]
@@ -236,6 +239,39 @@ class LossConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AugmentationConfig:
+    """Random changes of the training CTs, each drawn evenly from minus to plus its bound; all 0: none (the paper)."""
+
+    shift_voxels_DHW: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Bound of the shift along each axis, in voxels of the network's input."""
+    rotation_degrees: float = 0.0
+    """Bound of the rotation in the axial plane."""
+    noise: float = 0.0
+    """Bound of the standard deviation of Gaussian noise, as a part of the window's width (from 0)."""
+    scale: float = 0.0
+    """Bound of the relative change of contrast around the window's middle."""
+    offset: float = 0.0
+    """Bound of the change of brightness, as a part of the window's width."""
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is changed."""
+        return any((*self.shift_voxels_DHW, self.rotation_degrees, self.noise, self.scale, self.offset))
+
+    def __post_init__(self) -> None:
+        _require(
+            min(*self.shift_voxels_DHW, self.rotation_degrees, self.noise, self.scale, self.offset) >= 0,
+            "augmentation: a bound is negative",
+            "give 0 or more",
+        )
+        _require(
+            self.scale < 1 and self.rotation_degrees <= 180,
+            f"augmentation.scale={self.scale}, rotation_degrees={self.rotation_degrees}",
+            "give a scale below 1 and a rotation of at most 180 degrees",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Optimisation and protocol."""
 
@@ -257,7 +293,19 @@ class TrainConfig:
     """`grouped`: stratified folds grouped by patient, epoch picked on the inner validation split. `released`:
     KFold(shuffle), epoch picked on the very fold it reports, hence optimistic."""
     freeze: tuple[str, ...] = ()
-    """Encoders whose weights are not trained: `ct`, `text`, `radiomics`."""
+    """What is not trained: `ct`, `text`, `radiomics`, or the first part of an encoder: `ct:stem`, `ct:layer2` (stem and
+    stages 1 and 2), `text:8` (embeddings and the first 8 layers)."""
+    cache_frozen: bool = True
+    """Compute the output of a wholly frozen CT or text encoder once a case instead of in every epoch."""
+    frozen_batch_norm: bool = False
+    """Every BatchNorm keeps its statistics and runs as in prediction, whatever the batch."""
+    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
+    """Of the training steps; the weights, the validation and the reported predictions stay float32."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged into one step."""
+    activation_checkpointing: bool = False
+    """Compute the activations inside each residual block and text layer again in the backward pass instead of keeping
+    them: less memory, about a third more time, the same weights."""
 
     def __post_init__(self) -> None:
         _require(self.folds >= 2, f"train.folds={self.folds}", "give at least 2 folds")
@@ -273,8 +321,15 @@ class TrainConfig:
             f"train.validation_fraction={self.validation_fraction}",
             "give a fraction between 0 and 0.5",
         )
-        unknown = sorted(set(self.freeze) - {"ct", "text", "radiomics"})
-        _require(not unknown, f"train.freeze names {unknown}", "name encoders among ct, text, radiomics")
+        unknown = sorted(name for name in self.freeze if not FREEZABLE.fullmatch(name))
+        _require(
+            not unknown,
+            f"train.freeze names {unknown}",
+            "name ct, text, radiomics, ct:stem, ct:layer1 to ct:layer4, or text:N for N layers",
+        )
+        encoders = [name.partition(":")[0] for name in self.freeze]
+        _require(len(set(encoders)) == len(encoders), f"train.freeze={list(self.freeze)}", "name an encoder once")
+        _require(self.accumulate >= 1, f"train.accumulate={self.accumulate}", "give at least 1 batch a step")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +352,8 @@ class Config:
     """Losses."""
     train: TrainConfig = TrainConfig()
     """Training."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    """Random changes of the training CTs."""
 
     def __post_init__(self) -> None:
         if self.clinical.vocab_size is not None:

@@ -77,7 +77,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
                 return tuple(_typed(items[0], v, where) for v in value)
             if len(items) == len(value):
                 return tuple(_typed(i, v, where) for i, v in zip(items, value, strict=True))
-    elif origin is dict:
+    elif origin in (dict, Mapping):
         if isinstance(value, Mapping):
             return {str(k): _typed(get_args(hint)[1], v, f"{where}.{k}") for k, v in value.items()}
     elif hint is Any:

@@ -3,53 +3,192 @@
     v = clip(hu, low, high);  v = to_low + (v - low) / (high - low) * (to_high - to_low);  trilinear to [D,H,W]
 
 The resampling is that of torch's `interpolate(mode="trilinear", align_corners=False)`: output voxel i samples the input
-at (i + 0.5) * n_in / n_out - 0.5, clamped at the border, separably along each axis. It is done in numpy, in float32 and
-slab by slab along depth, so that no copy of the whole volume is made at the CT's own size.
+at (i + 0.5) * n_in / n_out - 0.5, clamped at the border, separably along each axis. An axis whose size stays is left
+alone. It is done in numpy, in float32, a few output slices at a time, in as many threads as there are cores: each piece
+is windowed, scaled and resampled while it lies in the processor's cache, so that no copy of the whole volume is made at
+the CT's own size. A piece can be made as soon as its planes are there, long before the file is read to its end.
 """
 
 from __future__ import annotations
+
+from concurrent.futures import Executor, Future
+from threading import Lock
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
 from tmi.toolkit.config import CtConfig
+from tmi.toolkit.cores import other_cores
 from tmi.toolkit.volume import Volume
 
+PIECE_SLICES = 4
+"""Output slices that one thread makes at a time."""
+TILE_VOXELS = 2**16
+"""Voxels of a plane that are windowed, scaled and mixed at a time, where planes are not resampled: 256 KiB."""
+INT16 = np.iinfo(np.int16)
 
-def prepare_ct(ct: Volume, config: CtConfig) -> Float[np.ndarray, "1 D H W"]:
-    """Windowed, scaled and resampled volume, float32 [1,D,H,W] within `config.scale_to`."""
-    source = ct.array_DHW
-    depth, height, width = config.shape_DHW
-    out = np.empty((1, depth, height, width), dtype=np.float32)
-    below, above, weight = _taps(source.shape[0], depth, nearest=config.depth_resampling == "nearest")
-    planes: dict[int, NDArray[np.float32]] = {}
-    for d in range(depth):
-        needed = {int(below[d]), int(above[d])} if weight[d] else {int(below[d])}
-        planes = {z: p for z, p in planes.items() if z in needed}
-        for z in needed - set(planes):
-            planes[z] = _resample_plane(_windowed(source[z], config), height, width)
-        plane = planes[int(below[d])]
-        if weight[d]:
-            plane = plane + weight[d] * (planes[int(above[d])] - plane)
-        out[0, d] = plane
-    return out
+Taps = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]
+"""For each output index the two input indices and the weight of the second."""
 
 
-def _windowed(plane_HW: NDArray[np.generic], config: CtConfig) -> NDArray[np.float32]:
+class Resampling:
+    """The making of one prepared volume, which may begin before its CT is there as a whole.
+
+    Args:
+        config: window, scale and shape.
+        pool: threads that do it.
+    """
+
+    def __init__(self, config: CtConfig, pool: Executor) -> None:
+        self._config, self._pool = config, pool
+        self._out_1DHW = np.empty((1, *config.shape_DHW), dtype=np.float32)
+        self._lock = Lock()
+        self._array_DHW: NDArray[np.generic] | None = None
+        self._there_D = np.zeros(0, dtype=np.bool_)
+        self._waiting: list[_Piece] = []
+        self._made: list[tuple[_Piece, Future[None]]] = []
+
+    def planes(self, array_DHW: NDArray[np.generic], lower: int, upper: int) -> None:
+        """Told in any thread and order that `array_DHW[lower:upper]` is there: makes what that is enough for."""
+        with self._lock:
+            if self._array_DHW is None:
+                self._begin(array_DHW)
+            if array_DHW is not self._array_DHW:
+                return  # of an array that was given up
+            self._there_D[lower:upper] = True
+            ready = [piece for piece in self._waiting if self._there_D[piece.first : piece.last].all()]
+            self._waiting = [piece for piece in self._waiting if piece not in ready]
+            self._made += [(piece, self._pool.submit(piece.make)) for piece in ready]
+
+    def finish(self, ct: Volume) -> Float[np.ndarray, "1 D H W"]:
+        """The prepared volume, once the whole CT is there; the caller's thread helps."""
+        if self._array_DHW is not ct.array_DHW:
+            self._settle()
+            with self._lock:
+                self._begin(ct.array_DHW)
+        self.planes(ct.array_DHW, 0, ct.array_DHW.shape[0])
+        self._settle()
+        return self._out_1DHW
+
+    def _begin(self, array_DHW: NDArray[np.generic]) -> None:
+        self._array_DHW, self._made = array_DHW, []
+        self._there_D = np.zeros(array_DHW.shape[0], dtype=np.bool_)
+        depth = self._out_1DHW.shape[1]
+        road = _Road(array_DHW, self._out_1DHW[0], self._config)
+        self._waiting = [_Piece(road, d, min(d + PIECE_SLICES, depth)) for d in range(0, depth, PIECE_SLICES)]
+
+    def _settle(self) -> None:
+        """Wait for what was begun; what no thread has taken up yet is made here, from the other end."""
+        for piece, done in reversed(self._made):
+            if done.cancel():
+                piece.make()
+            else:
+                done.result()
+
+
+def prepare_ct(ct: Volume, config: CtConfig, begun: Resampling | None = None) -> Float[np.ndarray, "1 D H W"]:
+    """Windowed, scaled and resampled volume, float32 [1,D,H,W] within `config.scale_to`.
+
+    Args:
+        ct: the whole CT.
+        config: window, scale and shape.
+        begun: what was begun with the same settings while the CT was read; what is missing of it is made.
+    """
+    if begun is not None:
+        return begun.finish(ct)
+    with other_cores() as pool:
+        return Resampling(config, pool).finish(ct)
+
+
+class _Road:
+    """What all pieces of one volume share: where they come from, where they go, and the taps of each axis."""
+
+    def __init__(self, source_DHW: NDArray[np.generic], out_DHW: NDArray[np.float32], config: CtConfig) -> None:
+        self.source_DHW, self.out_DHW, self.config = source_DHW, out_DHW, config
+        (d_in, h_in, w_in), (d_out, h_out, w_out) = source_DHW.shape, out_DHW.shape
+        self.depth = _taps(d_in, d_out, nearest=config.depth_resampling == "nearest")
+        self.height = None if h_in == h_out else _taps(h_in, h_out)
+        self.width = None if w_in == w_out else _taps(w_in, w_out)
+        self.in_plane = self.height is not None or self.width is not None
+        self.depth_first = d_out < d_in
+        """Whether slices are mixed before their planes are resampled: the cheaper order where they become fewer."""
+        self.rows_first = h_out < h_in
+
+    def windowed(self, z: int, rows: slice, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        """Part of an input plane, windowed and scaled, and resampled unless depth comes first."""
+        tile_HW = _windowed(self.source_DHW[z, rows], self.config, out)
+        return self.resampled(tile_HW) if self.in_plane and not self.depth_first else tile_HW
+
+    def resampled(self, plane_HW: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A plane of the output's height and width."""
+        for rows in (True, False) if self.rows_first else (False, True):
+            taps = self.height if rows else self.width
+            if taps is not None:
+                plane_HW = _resampled(plane_HW, taps, axis=0 if rows else 1)
+        return plane_HW
+
+
+class _Piece:
+    """A few output slices, `begin` to `end`, and the input planes `first` to `last` that they come from."""
+
+    def __init__(self, road: _Road, begin: int, end: int) -> None:
+        self._road, self._begin, self._end = road, begin, end
+        below, above, _ = road.depth
+        self.first, self.last = int(below[begin]), int(above[end - 1]) + 1
+
+    def make(self) -> None:
+        """Write the slices."""
+        height, width = self._road.source_DHW.shape[1:]
+        step = height if self._road.in_plane else max(1, TILE_VOXELS // width)
+        for row in range(0, height, step):
+            self._make_rows(slice(row, row + step))
+
+    def _make_rows(self, rows: slice) -> None:
+        road = self._road
+        below_D, above_D, weight_D = road.depth
+        tiles: dict[int, NDArray[np.float32]] = {}
+        free: list[NDArray[np.float32]] = []
+        mixed: NDArray[np.float32] | None = None
+        for d in range(self._begin, self._end):
+            weight = weight_D[d]
+            needed = {int(below_D[d]), int(above_D[d])} if weight else {int(below_D[d])}
+            free += [tiles.pop(z) for z in set(tiles) - needed]
+            for z in needed - set(tiles):
+                tiles[z] = road.windowed(z, rows, free.pop() if free and not road.in_plane else None)
+            tile = tiles[int(below_D[d])]
+            out = road.out_DHW[d] if road.in_plane else road.out_DHW[d, rows]
+            if weight:
+                mixed = np.subtract(tiles[int(above_D[d])], tile, out=mixed)
+                mixed *= weight
+                tile = np.add(tile, mixed, out=mixed if road.in_plane and road.depth_first else out)
+            if road.in_plane and road.depth_first:
+                tile = road.resampled(tile)
+            if tile is not out:
+                np.copyto(out, tile)
+
+
+def _windowed(
+    plane_HW: NDArray[np.generic], config: CtConfig, out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
     low, high = config.window_hu
     to_low, to_high = config.scale_to
-    scaled = np.clip(plane_HW.astype(np.float32), np.float32(low), np.float32(high))
-    scaled -= np.float32(low)
-    scaled *= np.float32((to_high - to_low) / (high - low))
-    scaled += np.float32(to_low)
+    scaled: NDArray[np.float32]
+    whole = low == int(low) and high == int(high)
+    if plane_HW.dtype == np.int16 and whole and INT16.min <= low and high <= INT16.max and high - low <= INT16.max:
+        inside_HW = np.clip(plane_HW, np.int16(low), np.int16(high))  # exact, and half as many bytes
+        inside_HW -= np.int16(low)
+        scaled = np.multiply(inside_HW, np.float32((to_high - to_low) / (high - low)), out=out)
+    else:
+        scaled = np.clip(plane_HW.astype(np.float32), np.float32(low), np.float32(high), out=out)
+        scaled -= np.float32(low)
+        scaled *= np.float32((to_high - to_low) / (high - low))
+    if to_low:
+        scaled += np.float32(to_low)
     return scaled
 
 
-def _taps(
-    n_in: int, n_out: int, *, nearest: bool = False
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    """For each output index, the two input indices and the weight of the second."""
+def _taps(n_in: int, n_out: int, *, nearest: bool = False) -> Taps:
     if nearest:
         index = np.minimum((np.arange(n_out) * (n_in / n_out)).astype(np.intp), n_in - 1)
         return index, index, np.zeros(n_out, dtype=np.float32)
@@ -59,13 +198,11 @@ def _taps(
     return below, above, (position - below).astype(np.float32)
 
 
-def _resample_plane(plane_HW: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    if plane_HW.shape[0] != height:
-        below, above, weight = _taps(plane_HW.shape[0], height)
-        low = plane_HW[below]
-        plane_HW = low + weight[:, None] * (plane_HW[above] - low)
-    if plane_HW.shape[1] != width:
-        below, above, weight = _taps(plane_HW.shape[1], width)
-        low = plane_HW[:, below]
-        plane_HW = low + weight[None, :] * (plane_HW[:, above] - low)
-    return plane_HW
+def _resampled(plane_HW: NDArray[np.float32], taps: Taps, *, axis: int) -> NDArray[np.float32]:
+    below, above, weight = taps
+    low: NDArray[np.float32] = np.take(plane_HW, below, axis=axis)
+    mixed: NDArray[np.float32] = np.take(plane_HW, above, axis=axis)
+    mixed -= low
+    np.multiply(mixed, weight[:, None] if axis == 0 else weight, out=mixed)
+    mixed += low
+    return mixed

@@ -2,25 +2,31 @@
 
 nibabel parses the header; the voxels are read here, because a damaged or hostile file must be refused before anything
 is allocated for it: a header that claims more than `MAX_BYTES`, more than its compressed bytes could ever hold, or an
-offset far behind the header. Header extensions are skipped, not read. The stream is read to its end, so that gzip's own
-checksum is compared.
+offset far behind the header. Header extensions are skipped, not read. The voxels come in slabs as they are inflated (by
+isal, which lets go of Python's lock), so that whatever is made of them can be made while the rest still inflates. The
+stream is read to its end, so that gzip's own checksum is compared.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
+import os
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from time import perf_counter
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
+from isal.igzip import IGzipFile
+from isal.isal_zlib import IsalError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.stage_clock import StageClock
 
 MAX_BYTES = 512 * 512 * 1536 * 4
 """A header that claims more bytes of voxels is refused (1.5 GiB: 512 x 512 x 1536 voxels of float32)."""
@@ -33,7 +39,10 @@ DEFLATE_RATIO = 1032
 FORMS_TOLERANCE_VOXELS = 1.0
 """How far apart the header's two affines may put a corner, seen from the volume's middle."""
 HEADERS = ((348, nib.Nifti1Header, b"n+1\0"), (540, nib.Nifti2Header, b"n+2\0"))
-BROKEN = (OSError, EOFError, ValueError, KeyError, OverflowError, zlib.error, HeaderDataError)
+SLAB_BYTES = 2**21
+"""A slab holds about this much: it is still in the processor's cache when it is turned into what is wanted of it."""
+INFLATING = cast(type[Exception], IsalError)  # its stub takes it for an instance
+BROKEN = (OSError, EOFError, ValueError, KeyError, OverflowError, zlib.error, INFLATING, HeaderDataError)
 """What reading a damaged file raises."""
 
 
@@ -62,26 +71,57 @@ class NiftiFile:
     unit: str
     """Unit of length that the header declares: `mm`, `meter`, `micron` or `unknown`."""
 
-    def stored_xyz(self) -> NDArray[np.generic]:
-        """The voxels as they are stored, unscaled.
+    def slabs(self, clock: StageClock | None = None) -> Iterator[tuple[int, int, NDArray[np.generic]]]:
+        """The voxels as they are stored, unscaled, in pieces along the file's last axis, which is its slowest.
+
+        Args:
+            clock: told under `read` how long the disk took.
+
+        Yields:
+            First and last-but-one index along the last axis, and the voxels `[x, y, first:last]` (read only).
 
         Raises:
             InputRefusedError: `KIND-unreadable`: the stream ends too soon, is damaged, or goes on behind the voxels.
         """
-        size = int(np.prod(self.shape_xyz, dtype=np.int64)) * self.dtype.itemsize
+        x, y, z = self.shape_xyz
+        plane = x * y * self.dtype.itemsize
+        step = max(1, SLAB_BYTES // plane)
         try:
-            with gzip.open(self.path) as stream:
+            with _TimedFile(self.path) as disk, IGzipFile(fileobj=disk, mode="rb") as stream:
+                _read_ahead(disk.fileno())
                 stream.seek(self.offset)
-                data = np.empty(size, dtype=np.uint8)
-                view, done = data.data, 0
-                while done < size and (count := stream.readinto(view[done:])):
-                    done += count
-                surplus = stream.read(1)
+                for first in range(0, z, step):
+                    last = min(first + step, z)
+                    data = stream.read((last - first) * plane)
+                    if clock is not None:
+                        clock.take("read", disk.seconds)
+                        disk.seconds = 0.0
+                    if len(data) < (last - first) * plane:
+                        raise EOFError
+                    yield first, last, np.frombuffer(data, self.dtype).reshape((x, y, last - first), order="F")
+                if stream.read(1):
+                    raise ValueError("more voxels than the header names")
         except BROKEN as error:
             raise unreadable(self.path, self.case_id, self.kind) from error
-        if done < size or surplus:
-            raise unreadable(self.path, self.case_id, self.kind)
-        return data.view(self.dtype).reshape(self.shape_xyz, order="F")
+
+
+class _TimedFile(io.FileIO):
+    """A file that adds up how long reading from it took."""
+
+    seconds = 0.0
+
+    def readinto(self, buffer: Any) -> int | None:
+        """As of any file."""
+        start = perf_counter()
+        count = super().readinto(buffer)
+        self.seconds += perf_counter() - start
+        return count
+
+
+def _read_ahead(descriptor: int) -> None:
+    """Have the system fetch the whole file from the disk while its beginning is inflated."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def open_nifti(path: Path, *, case_id: str, kind: str) -> NiftiFile:
@@ -140,7 +180,7 @@ def _header(path: Path) -> Any:
     Raises:
         ValueError, OSError and the like: it is none.
     """
-    with gzip.open(path) as stream:
+    with IGzipFile(path, "rb") as stream:
         data = stream.read(540)
     for size, kind, magic in HEADERS:
         for order in "<>":

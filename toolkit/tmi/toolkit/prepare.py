@@ -2,13 +2,17 @@
 
 Whatever is scaled by a fitted thing (radiomics, tokens) stays raw here: the fold that owns the scaler or tokenizer does
 that, and can then say what it imputed, clipped or cut.
+
+A gzip stream can only be inflated from its beginning, on one core. So everything else happens meanwhile on the others:
+the CT's slabs are turned, windowed and resampled as they come, and the mask is read beside them. What was made of a CT
+that its checks then refuse is thrown away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from time import perf_counter
 
 import numpy as np
 from jaxtyping import Float
@@ -20,11 +24,21 @@ from tmi.toolkit.clinical_text import render
 from tmi.toolkit.clinical_units import check_units
 from tmi.toolkit.config import Config
 from tmi.toolkit.content_checks import check_ct, check_mask, refuse_on_error
+from tmi.toolkit.cores import other_cores
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.intensity import prepare_ct
+from tmi.toolkit.intensity import Resampling, prepare_ct
 from tmi.toolkit.prepared_cache import PreparedCache, PreparedImages
 from tmi.toolkit.radiomics_table import read_table
-from tmi.toolkit.volume import Volume, read_ct, read_mask
+from tmi.toolkit.stage_clock import StageClock
+from tmi.toolkit.volume import Grid, Volume, read_ct, read_mask
+
+STAGES = ("record", "cache", "read", "inflate", "resample", "check", "mask", "radiomics")
+"""Stages of a preparation, in the order of the road. What others do in the shadow of `inflate` is not counted again:
+
+`record`: the clinical record, its text and the table of radiomics; `cache`: hashing the files and looking for an entry;
+`read`: waiting for the disk; `inflate`: the CT's gzip stream; `resample`: what of turning, window, scale and resampling
+was left when it ended; `check`: the checks of CT and mask; `mask`: what was left of reading the mask; `radiomics`:
+their extraction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +58,17 @@ class PreparedCase:
     warnings: tuple[str, ...]
     """What was done that a user should know of."""
     seconds: Mapping[str, float]
-    """Time spent, by stage: `read`, `preprocess`, `radiomics`."""
+    """Wall-clock seconds of each of `STAGES`; they add up to what the preparation took."""
 
 
-def prepare_case(case: Case, config: Config, schema: Schema, *, cache: PreparedCache | None = None) -> PreparedCase:
+def prepare_case(
+    case: Case,
+    config: Config,
+    schema: Schema,
+    *,
+    cache: PreparedCache | None = None,
+    on_text: Callable[[str], None] = lambda text: None,
+) -> PreparedCase:
     """Read, check and prepare one case.
 
     Radiomics come from radiomics.csv where it is there, else from the liver mask. A mask that is there is checked in
@@ -58,12 +79,13 @@ def prepare_case(case: Case, config: Config, schema: Schema, *, cache: PreparedC
         config: the settings of the run or bundle.
         schema: its clinical schema.
         cache: where the images' part is looked for and stored; answer, warnings and refusals are the same without.
+        on_text: told the text as soon as it is known, before any image is read; the case may still be refused.
 
     Raises:
         InputRefusedError: a file is missing, unreadable or implausible; the case is named.
         UnavailableError: radiomics must be extracted and pyradiomics is not installed.
     """
-    start = perf_counter()
+    clock = StageClock(STAGES)
     open_case(case.folder)  # a folder that is not there is told as such, not as its first missing file
     record = read_clinical(case, schema)
     given = read_table(case.radiomics, case_id=case.case_id) if case.radiomics.is_file() else None
@@ -74,18 +96,21 @@ def prepare_case(case: Case, config: Config, schema: Schema, *, cache: PreparedC
             case_id=case.case_id,
             fix=f"give {RADIOMICS_FILE}, or a liver mask from which the features are extracted",
         )
-    seconds = {"read": 0.0, "preprocess": 0.0, "radiomics": 0.0}
     warnings = refuse_on_error(check_units(record, schema), case.case_id)  # outside what is cached by the images
+    text = render(record, schema, config.clinical.rendering)
+    on_text(text)
+
+    clock.lap("record")
 
     def make() -> PreparedImages:
-        return _images(case, config, extract=given is None, seconds=seconds)
+        clock.lap("cache")
+        return _images(case, config, extract=given is None, clock=clock)
 
     images = make() if cache is None else cache.images(case, config.ct, extract=given is None, make=make)
-    text = render(record, schema, config.clinical.rendering)
+    clock.lap("cache")
     radiomics_F = images.radiomics_F if given is None else given
     assert radiomics_F is not None  # extracted where none was given
-    # what is neither preprocessing nor extraction was reading, a look into the cache included
-    seconds["read"] = perf_counter() - start - seconds["preprocess"] - seconds["radiomics"]
+    clock.lap("record")
     return PreparedCase(
         case_id=case.case_id,
         patient_id=case.patient_id or record.patient_id,
@@ -95,26 +120,46 @@ def prepare_case(case: Case, config: Config, schema: Schema, *, cache: PreparedC
         warnings=warnings
         + images.warnings
         + (("radiomics were extracted from the liver mask",) if given is None else ()),
-        seconds=seconds,
+        seconds=clock.seconds,
     )
 
 
-def _images(case: Case, config: Config, *, extract: bool, seconds: dict[str, float]) -> PreparedImages:
+class _Ahead:
+    """What begins while the CT is still being read: its resampling, and the reading of the mask."""
+
+    def __init__(self, case: Case, resampling: Resampling, beside: Executor) -> None:
+        self._case, self._beside = case, beside
+        self.planes = resampling.planes
+        self.mask: Future[Volume] | None = None
+
+    def opened(self, grid: Grid) -> None:
+        """The CT's grid is known, and with it whether the mask lies on it."""
+        if self._case.mask.is_file():
+            self.mask = self._beside.submit(read_mask, self._case, grid)
+
+
+def _images(case: Case, config: Config, *, extract: bool, clock: StageClock) -> PreparedImages:
     """What depends on CT and mask alone, and may therefore be cached by their content."""
-    ct = read_ct(case)
-    warnings = refuse_on_error(check_ct(ct), case.case_id)
-    mask = read_mask(case, ct) if case.mask.is_file() else None
-    if mask is not None:
-        warnings += refuse_on_error(check_mask(ct, mask), case.case_id)
-    read = perf_counter()
-    ct_1DHW = prepare_ct(ct, config.ct)
-    prepared = perf_counter()
+    with other_cores() as pool, ThreadPoolExecutor(max_workers=1, thread_name_prefix="mask") as beside:
+        resampling = Resampling(config.ct, pool)
+        ahead = _Ahead(case, resampling, beside)
+        ct = read_ct(case, pool=pool, follower=ahead, clock=clock)
+        clock.lap("inflate")
+        warnings = refuse_on_error(check_ct(ct), case.case_id)
+        clock.lap("check")
+        mask = None if ahead.mask is None else ahead.mask.result()
+        clock.lap("mask")
+        if mask is not None:
+            warnings += refuse_on_error(check_mask(ct, mask), case.case_id)
+        clock.lap("check")
+        ct_1DHW = prepare_ct(ct, config.ct, resampling)
+    clock.lap("resample")
     radiomics_F = None
     if extract:
         assert mask is not None  # the caller has seen that it is there
         radiomics_F, note = _extract(case, ct, mask)
         warnings += (note,) if note else ()
-    seconds.update(preprocess=prepared - read, radiomics=perf_counter() - prepared)
+        clock.lap("radiomics")
     return PreparedImages(ct_1DHW=ct_1DHW, warnings=warnings, radiomics_F=radiomics_F)
 
 

@@ -16,7 +16,9 @@ A run is a folder::
       predictions.csv     probability of the positive class, raw and calibrated, and logits, of the held-out cases
       validation.csv      the same of the inner validation cases, which temperature and threshold are fitted on
       history.csv         a row an epoch
+      augmentation.csv    what was done to which CT in which epoch; where anything was
       checkpoints/        what `--resume` continues from; not part of the finished run
+    tracking/           what trackers were told, where one was asked for; not part of the finished run
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ SUMMARY_FILE = "summary.json"
 SUMMARY_TEXT_FILE = "summary.md"
 PRETRAINED_FILE = "pretrained.json"
 CHECKPOINTS = "checkpoints"
+TRACKING = "tracking"
+"""Folder of experiment trackers; no part of the finished run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,11 @@ class FoldFolder:
     """`fold<k>`."""
     fold: int
     """Number of the fold."""
+
+    @classmethod
+    def of(cls, run: Path, number: int) -> FoldFolder:
+        """Files of a fold of the run at a path."""
+        return cls(folder=run / f"fold{number}", fold=number)
 
     @property
     def model(self) -> Path:
@@ -97,6 +106,11 @@ class FoldFolder:
     def validation(self) -> Path:
         """Predictions of the inner validation cases."""
         return self.folder / "validation.csv"
+
+    @property
+    def augmentation(self) -> Path:
+        """What was done to the training CTs."""
+        return self.folder / "augmentation.csv"
 
     @property
     def history(self) -> Path:
@@ -243,7 +257,7 @@ class RunFolder:
 
     def fold(self, number: int) -> FoldFolder:
         """Files of a fold."""
-        return FoldFolder(folder=self.path / f"fold{number}", fold=number)
+        return FoldFolder.of(self.path, number)
 
     def finish(self) -> None:
         """Mark the run finished and record the digest of every file that belongs to it."""
@@ -252,7 +266,7 @@ class RunFolder:
 
     def _contents(self) -> list[str]:
         names = (p.relative_to(self.path) for p in sorted(self.path.rglob("*")) if p.is_file())
-        return [n.as_posix() for n in names if n.as_posix() != RUN_FILE and CHECKPOINTS not in n.parts]
+        return [n.as_posix() for n in names if n.as_posix() != RUN_FILE and not {CHECKPOINTS, TRACKING} & {*n.parts}]
 
     def require_finished(self) -> RunFolder:
         """The run itself, when it is finished and not a byte of it has changed since.

@@ -111,6 +111,12 @@ class Tokenizer:
         """Number of tokens."""
         return int(self._backend.get_vocab_size())
 
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The vocabulary in the order of its ids."""
+        vocab: dict[str, int] = self._backend.get_vocab()
+        return tuple(sorted(vocab, key=vocab.__getitem__))
+
     def save(self, path: Path) -> None:
         """Write tokenizer.json, vocabulary in the order of its ids."""
         data = json.loads(self._backend.to_str())

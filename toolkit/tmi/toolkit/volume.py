@@ -4,27 +4,51 @@ NIfTI files hold voxels as (x, y, z) in any orientation. Here every volume is br
 held as array_DHW = canonical_xyz.transpose(2, 1, 0): D grows towards superior, H towards anterior, W towards the
 patient's right. `affine_xyz` maps canonical (x, y, z) indices to world millimetres. A mask lies on the CT's grid only
 when its world coordinates say so; array order is never compared.
+
+The file's voxels arrive in slabs (`tmi.toolkit.nifti_file`). While one is inflated, other threads turn those before it
+round and scale them, straight into the volume, and may hand finished planes on: no second whole volume of any type
+exists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from tmi.toolkit.case import CT_FILE, MASK_FILE, Case
+from tmi.toolkit.cores import other_cores
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.nifti_file import NiftiFile, no_affine, open_nifti
+from tmi.toolkit.filling import fill_volume, orientation_of
+from tmi.toolkit.nifti_file import NiftiFile, open_nifti
+from tmi.toolkit.stage_clock import StageClock
 
-SLAB_BYTES = 2**24
-"""Voxels are converted in slabs of about this size, so that no second whole volume of a wide type exists."""
+INT16 = np.iinfo(np.int16)
 WHOLE = 1e-3
 """How far a mask's value may lie from a whole number (a scaled uint8 is off by rounding)."""
 GRID_TOLERANCE_VOXELS = 0.05
 """How far apart, in voxels, the corners of two grids may lie to be taken for the same grid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Where the voxels of a volume lie."""
+
+    shape_DHW: tuple[int, int, int]
+    """Voxels."""
+    affine_xyz: NDArray[np.float64]
+    """4x4, canonical (x, y, z) index -> RAS+ millimetres."""
+
+    @property
+    def spacing_DHW_mm(self) -> tuple[float, float, float]:
+        """Voxel size in millimetres along D, H, W."""
+        x, y, z = (float(v) for v in np.linalg.norm(self.affine_xyz[:3, :3], axis=0))
+        return z, y, x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,24 +65,64 @@ class Volume:
     """A mask taken from several values of its file, because no label was asked for."""
 
     @property
+    def grid(self) -> Grid:
+        """Where its voxels lie."""
+        d, h, w = self.array_DHW.shape
+        return Grid(shape_DHW=(d, h, w), affine_xyz=self.affine_xyz)
+
+    @property
     def spacing_DHW_mm(self) -> tuple[float, float, float]:
         """Voxel size in millimetres along D, H, W."""
-        x, y, z = (float(v) for v in np.linalg.norm(self.affine_xyz[:3, :3], axis=0))
-        return z, y, x
+        return self.grid.spacing_DHW_mm
 
 
-def read_ct(case: Case) -> Volume:
-    """The case's CT in HU; int16 where the file's values fit exactly, else float32.
+class Follower(Protocol):
+    """Begins its own work on a CT while the rest is still being read."""
+
+    def opened(self, grid: Grid) -> None:
+        """Told once, before any voxel is read."""
+
+    def planes(self, array_DHW: NDArray[np.generic], lower: int, upper: int) -> None:
+        """Told in any thread and order that `array_DHW[lower:upper]` is final.
+
+        The array may be given up, where values turn out not to fit its type; that which `read_ct` returns counts.
+        """
+
+
+def read_ct(
+    case: Case, *, pool: Executor | None = None, follower: Follower | None = None, clock: StageClock | None = None
+) -> Volume:
+    """The case's CT in HU, contiguous; int16 where the file's values fit exactly, else float32.
+
+    Args:
+        case: the case.
+        pool: threads that turn and scale what is inflated here; None makes some.
+        follower: told of every part that is ready.
+        clock: told under `read` how long the disk took.
 
     Raises:
         InputRefusedError: ct-missing, ct-unreadable, ct-not-3d, ct-affine, ct-forms, ct-nan.
     """
+    if pool is None:
+        with other_cores() as pool:
+            return read_ct(case, pool=pool, follower=follower, clock=clock)
     file = open_nifti(case.ct, case_id=case.case_id, kind="ct")
-    stored_DHW, affine = _canonical(file)
-    return Volume(array_DHW=_hounsfield(stored_DHW, file), affine_xyz=affine, unit=file.unit)
+    grid = _canonical_grid(file)
+    if follower is not None:
+        follower.opened(grid)
+    told = None if follower is None else follower.planes
+    array_DHW: NDArray[np.generic] | None = None
+    if _is_whole(file):
+        array_DHW = np.empty(grid.shape_DHW, dtype=np.int16)
+        if not fill_volume(file, array_DHW, partial(_whole_hounsfield, file), pool=pool, told=told, clock=clock):
+            array_DHW = None  # no body has such values, so nothing is lost by reading the file once more
+    if array_DHW is None:
+        array_DHW = np.empty(grid.shape_DHW, dtype=np.float32)
+        fill_volume(file, array_DHW, partial(_hounsfield, file), pool=pool, told=told, clock=clock)
+    return Volume(array_DHW=array_DHW, affine_xyz=grid.affine_xyz, unit=file.unit)
 
 
-def read_mask(case: Case, ct: Volume) -> Volume:
+def read_mask(case: Case, ct: Volume | Grid) -> Volume:
     """The case's liver mask (bool) on the CT's grid; `case.mask_label` selects its voxels.
 
     Raises:
@@ -66,16 +130,21 @@ def read_mask(case: Case, ct: Volume) -> Volume:
             mask-values, mask-empty.
     """
     file = open_nifti(case.mask, case_id=case.case_id, kind="mask")
-    require_same_grid(case.case_id, *_canonical_grid(file), ct)
-    stored_DHW, _ = _canonical(file)
-    inside = np.empty(stored_DHW.shape, dtype=np.bool_)
+    grid = _canonical_grid(file)
+    require_same_grid(case.case_id, grid.shape_DHW, grid.affine_xyz, ct)
+    inside = np.empty(grid.shape_DHW, dtype=np.bool_)
     labels: set[int] = set()
-    for slab in _slabs(stored_DHW):
-        values = _labels(stored_DHW[slab], file)
-        inside[slab] = values != 0 if case.mask_label is None else values == case.mask_label
-        if case.mask_label is None and len(labels) < 2:
-            taken = values[inside[slab]]
-            labels |= {int(taken.min()), int(taken.max())} if taken.size else set()
+
+    def select(stored: NDArray[np.generic], out: NDArray[np.generic]) -> bool:
+        values = _labels(stored, file)
+        np.not_equal(values, 0, out=out) if case.mask_label is None else np.equal(values, case.mask_label, out=out)
+        if case.mask_label is None and len(labels) < 2 and out.any():
+            taken = values[out]
+            labels.update((int(taken.min()), int(taken.max())))
+        return True
+
+    with other_cores() as pool:
+        fill_volume(file, inside, select, pool=pool)
     if not inside.any():
         which = "" if case.mask_label is None else f" of label {case.mask_label}"
         raise InputRefusedError(
@@ -94,22 +163,30 @@ def read_labels(case: Case) -> Volume:
         InputRefusedError: as `read_mask`, less mask-grid and mask-empty.
     """
     file = open_nifti(case.mask, case_id=case.case_id, kind="mask")
-    stored_DHW, affine = _canonical(file)
-    labels = np.empty(stored_DHW.shape, dtype=np.int32)
-    for slab in _slabs(stored_DHW):
-        labels[slab] = _labels(stored_DHW[slab], file)
-    return Volume(array_DHW=labels, affine_xyz=affine, unit=file.unit)
+    grid = _canonical_grid(file)
+    labels = np.empty(grid.shape_DHW, dtype=np.int32)
+
+    def take(stored: NDArray[np.generic], out: NDArray[np.generic]) -> bool:
+        np.copyto(out, _labels(stored, file), casting="unsafe")
+        return True
+
+    with other_cores() as pool:
+        fill_volume(file, labels, take, pool=pool)
+    return Volume(array_DHW=labels, affine_xyz=grid.affine_xyz, unit=file.unit)
 
 
-def require_same_grid(case_id: str, shape_DHW: tuple[int, ...], affine_xyz: NDArray[np.float64], ct: Volume) -> None:
+def require_same_grid(
+    case_id: str, shape_DHW: tuple[int, ...], affine_xyz: NDArray[np.float64], ct: Volume | Grid
+) -> None:
     """Refuse a mask whose grid is not the CT's, by the world coordinates of the corners.
 
     Raises:
         InputRefusedError: mask-grid.
     """
     mend = "resample the mask onto the CT (tmi check --fix mask-grid), or export it again from the same series"
-    if tuple(shape_DHW) != ct.array_DHW.shape:
-        have, want = ("x".join(map(str, reversed(s))) for s in (shape_DHW, ct.array_DHW.shape))
+    ct = ct.grid if isinstance(ct, Volume) else ct
+    if tuple(shape_DHW) != ct.shape_DHW:
+        have, want = ("x".join(map(str, reversed(s))) for s in (shape_DHW, ct.shape_DHW))
         raise InputRefusedError(
             f"{MASK_FILE} lies on another grid than {CT_FILE} ({have} against {want} voxels)",
             fix=mend,
@@ -135,66 +212,60 @@ def corner_distance_mm(
     return float(np.linalg.norm(((one_xyz - other_xyz) @ corners)[:3], axis=0).max())
 
 
-def _canonical_grid(file: NiftiFile) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """Shape (D, H, W) and affine of a file once it is brought to RAS+."""
-    orientation = _orientation(file)
-    shape = tuple(n for _, n in sorted(zip(orientation[:, 0], file.shape_xyz, strict=True)))
+def _canonical_grid(file: NiftiFile) -> Grid:
+    """The grid of a file once it is brought to RAS+."""
+    orientation = orientation_of(file)
+    x, y, z = (n for _, n in sorted(zip(orientation[:, 0], file.shape_xyz, strict=True)))
     affine = file.affine_xyz @ nib.orientations.inv_ornt_aff(orientation, file.shape_xyz)
-    return shape[::-1], np.asarray(affine, dtype=np.float64)
+    return Grid(shape_DHW=(z, y, x), affine_xyz=np.asarray(affine, dtype=np.float64))
 
 
-def _canonical(file: NiftiFile) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
-    """Stored voxels seen as array_DHW in RAS+ order (a view), and the affine that goes with them."""
-    orientation = _orientation(file)
-    stored = nib.orientations.apply_orientation(file.stored_xyz(), orientation).transpose(2, 1, 0)
-    return stored, _canonical_grid(file)[1]
+def _is_whole(file: NiftiFile) -> bool:
+    """Whether the file's values are whole numbers; whether they fit int16 is not known yet."""
+    scaling = (file.slope, file.intercept)
+    return file.dtype.kind in "iu" and all(v == int(v) and abs(v) < 2**31 for v in scaling)
 
 
-def _orientation(file: NiftiFile) -> NDArray[np.float64]:
-    orientation = nib.orientations.io_orientation(file.affine_xyz)
-    if np.isnan(orientation).any():
-        raise no_affine(file.path, file.case_id, file.kind)
-    return np.asarray(orientation)
+def _whole_hounsfield(file: NiftiFile, stored: NDArray[np.generic], out: NDArray[np.generic]) -> bool:
+    """Exact values, where they fit int16."""
+    slope, intercept = int(file.slope), int(file.intercept)
+    if stored.dtype.newbyteorder("=") == np.int16 and (slope, intercept) == (1, 0):
+        np.copyto(out, stored)
+        return True
+    ends = [int(v) * slope + intercept for v in (stored.min(), stored.max())]
+    if min(ends) < INT16.min or max(ends) > INT16.max:
+        return False
+    # whatever wraps in 32 bits ends at the right 16 of them
+    values = stored.astype(np.int32)
+    if slope != 1:
+        values *= np.int32(slope)
+    np.add(values, np.int32(intercept), out=out, casting="unsafe")
+    return True
 
 
-def _slabs(array: NDArray[np.generic]) -> Iterator[tuple[slice, ...]]:
-    """Index tuples that cut an array, along the axis that is slowest in memory, into pieces of about `SLAB_BYTES`."""
-    axis = int(np.argmax(np.abs(array.strides)))
-    step = max(1, SLAB_BYTES * array.shape[axis] // max(array.nbytes, 1))
-    for start in range(0, array.shape[axis], step):
-        yield tuple(slice(start, start + step) if a == axis else slice(None) for a in range(array.ndim))
-
-
-def _hounsfield(stored_DHW: NDArray[np.generic], file: NiftiFile) -> NDArray[np.generic]:
-    """Scaled values, contiguous: int16 where the file's are whole numbers that fit, else float32."""
-    slope, intercept = file.slope, file.intercept
-    whole = stored_DHW.dtype.kind in "iu" and slope == int(slope) and intercept == int(intercept)
-    if whole and (slope, intercept) == (1.0, 0.0) and stored_DHW.dtype == np.int16:
-        return np.ascontiguousarray(stored_DHW, dtype=np.int16)  # of either byte order
-    if whole:
-        ends = [int(v) * int(slope) + int(intercept) for v in (stored_DHW.min(), stored_DHW.max())]
-        bounds = np.iinfo(np.int16)
-        if bounds.min <= min(ends) and max(ends) <= bounds.max:
-            exact = np.empty(stored_DHW.shape, dtype=np.int16)
-            for slab in _slabs(stored_DHW):
-                exact[slab] = stored_DHW[slab].astype(np.int64) * int(slope) + int(intercept)
-            return exact
-    out = np.empty(stored_DHW.shape, dtype=np.float32)
-    for slab in _slabs(stored_DHW):
-        out[slab] = _scaled(stored_DHW[slab], file)
-        if not np.isfinite(out[slab]).all():
-            raise InputRefusedError(
-                f"{CT_FILE} holds voxels that are not finite",
-                code="ct-nan",
-                case_id=file.case_id,
-                fix="export the CT again from its series; NaN voxels have no Hounsfield value",
-            )
-    return out
-
-
-def _scaled(stored: NDArray[np.generic], file: NiftiFile) -> NDArray[np.float32]:
+def _hounsfield(file: NiftiFile, stored: NDArray[np.generic], out: NDArray[np.generic]) -> bool:
+    """Values in float32."""
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found by its infinity
-        return np.asarray(stored.astype(np.float32) * np.float32(file.slope) + np.float32(file.intercept))
+        np.copyto(out, _scaled(stored, file), casting="same_kind")
+    if not np.isfinite(out).all():
+        raise InputRefusedError(
+            f"{CT_FILE} holds voxels that are not finite",
+            code="ct-nan",
+            case_id=file.case_id,
+            fix="export the CT again from its series; NaN voxels have no Hounsfield value",
+        )
+    return True
+
+
+def _scaled(stored: NDArray[np.generic], file: NiftiFile) -> NDArray[np.generic]:
+    """Value = stored * slope + intercept; float64 where there is something to compute."""
+    if (file.slope, file.intercept) == (1.0, 0.0):
+        return stored
+    with np.errstate(over="ignore", invalid="ignore"):
+        values: NDArray[np.float64] = stored.astype(np.float64)
+        values *= file.slope
+        values += file.intercept
+    return values
 
 
 def _labels(stored: NDArray[np.generic], file: NiftiFile) -> NDArray[np.generic]:
@@ -205,7 +276,8 @@ def _labels(stored: NDArray[np.generic], file: NiftiFile) -> NDArray[np.generic]
     """
     if stored.dtype.kind in "iu" and (file.slope, file.intercept) == (1.0, 0.0):
         return stored
-    values = _scaled(stored, file)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = _scaled(stored, file).astype(np.float32)
     if not np.isfinite(values).all():
         raise InputRefusedError(
             f"{MASK_FILE} holds voxels that are not finite",
@@ -221,4 +293,4 @@ def _labels(stored: NDArray[np.generic], file: NiftiFile) -> NDArray[np.generic]
             case_id=file.case_id,
             fix="export the mask again as whole numbers; resample masks with nearest neighbour",
         )
-    return whole
+    return np.asarray(whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from tmi.toolkit.files import require_absent
 from tmi.toolkit.presets import preset as find_preset
 from tmi.toolkit.project import Project, load_project, new_run_folder
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder
+from tmi.training.accelerator import choose
+from tmi.training.running import Running
 from tmi.training.systems.registry import system
 
 if TYPE_CHECKING:
@@ -50,7 +53,17 @@ def train(
         Path | None, typer.Option("--schema", help="Clinical schema; default: tmi.toml's, else the liver's.")
     ] = None,
     mask_label: Annotated[int | None, typer.Option("--mask-label", help="Label of the liver in the masks.")] = None,
+    freeze: Annotated[
+        str | None, typer.Option("--freeze", help="ct, text, radiomics, ct:layer2, text:8, ...; commas between.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="32, bf16-mixed or 16-mixed.")] = None,
     accelerator: Annotated[str, typer.Option("--accelerator", help="cpu, gpu or auto.")] = "auto",
+    devices: Annotated[int, typer.Option("--devices", help="Devices of this machine a fold is trained on.")] = 1,
+    nodes: Annotated[int, typer.Option("--nodes", help="Machines, each started with its NODE_RANK.")] = 1,
+    track: Annotated[
+        list[str] | None, typer.Option("--track", help="tensorboard or mlflow, beside history.csv; repeatable.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say how much memory a step needs, and train nothing.")] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Prepare every case anew, and keep nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a run that is there.")] = False,
@@ -64,26 +77,35 @@ def train(
         tmi train
         tmi train cohort/ --out runs/first --preset tiny --folds 2
         tmi train cohort/ --out runs/first --preset tiny --folds 2 --resume
+        tmi train cohort/ --ct-weights r3d50_K_200ep.pth --text-weights biobert-v1.1/ --freeze text
+        tmi train --preset paper --precision bf16-mixed --plan
     """
     project = load_project()
     folder = cohort or project.path("cohort")
     chosen = preset or project.preset
-    config = configure(chosen, folds, epochs, settings or [], model=model)
+    config = configure(chosen, folds, epochs, [*_short(freeze, precision), *(settings or [])], model=model)
     start = _settle(config, ct_weights, text_weights, settings or [])
     config = start.config if start else config
     if vocab is None and (start is None or start.tokenizer is None):
         config = with_own_vocabulary(config)
+    elif config.clinical.vocab_size is not None:  # the config says whether a vocabulary was fitted on the cohort
+        config = replace(config, clinical=replace(config.clinical, vocab_size=None))
+    if plan:
+        _tell_plan(config, devices * nodes)
+        return
     fields = load_schema(schema or project.schema_file)
     target = _target(project, out, name or chosen, resume=resume)
     for value, given, what in ((folder, cohort, "cohort"), (target, out, "run"), (chosen, preset, "preset")):
         if given is None:
             typer.echo(f"{what}: {value} (assumed)", err=True)
     data = open_cohort(folder, mask_label=mask_label)
+    running = Running(accelerator=choose(accelerator), devices=devices, nodes=nodes, track=tuple(track or ()))
+    running.check(config)
     if resume:
         if RunFolder.open(target).finished:
             typer.echo(f"run {target} is finished already; next: tmi export {target}")
             return
-    else:
+    elif running.node == 0:
         require_absent(target, force=force, kind="run")
         if target.exists():
             _replace(target)
@@ -95,11 +117,29 @@ def train(
         fields,
         vocab,
         start,
-        accelerator=accelerator,
+        running=running,
         resume=resume,
         name=name,
         cached=not no_cache,
     )
+
+
+def _short(freeze: str | None, precision: str | None) -> list[str]:
+    """--freeze and --precision as settings."""
+    parts = None if freeze is None else [part.strip() for part in freeze.split(",") if part.strip()]
+    return [
+        *([] if parts is None else [f"train.freeze={json.dumps(parts)}"]),
+        *([] if precision is None else [f"train.precision={json.dumps(precision)}"]),
+    ]
+
+
+def _tell_plan(config: Config, devices: int) -> None:
+    if system(config.system.name).needs == "sklearn":
+        typer.echo(f"{config.system.name} has no network: it needs the memory of its table alone")
+        return
+    from tmi.training.memory import plan_memory
+
+    typer.echo(plan_memory(config, devices=devices).told(), nl=False)
 
 
 def configure(
@@ -182,7 +222,7 @@ def _run(
     vocab: Path | None,
     start: Start | None,
     *,
-    accelerator: str,
+    running: Running,
     resume: bool,
     name: str | None,
     cached: bool,
@@ -191,14 +231,12 @@ def _run(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from tmi.toolkit.prepared_cache import PreparedCache
-    from tmi.training.accelerator import choose
     from tmi.training.cross_validation import cross_validate
     from tmi.training.run_bars import RunBars
     from tmi.training.vocabulary import read_vocabulary
 
     given = None if start is None else start.tokenizer
     tokenizer = given if vocab is None else read_vocabulary(vocab)
-    device = choose(accelerator)
     cache = PreparedCache() if cached else None
     columns = (
         TextColumn("{task.description}"),
@@ -215,18 +253,21 @@ def _run(
                 target,
                 schema=schema,
                 tokenizer=tokenizer,
-                accelerator=device,
+                accelerator=running.accelerator,
                 watcher=RunBars(progress),
                 resume=resume,
                 name=name,
                 cache=cache,
                 initial=None if start is None else start.weights,
+                running=running,
             )
     except KeyboardInterrupt:
         typer.echo(f"interrupted; continue with the same command and --out {target} --resume", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if cache is not None:
         typer.echo(cache.told(), err=True)
+    if running.node > 0:
+        return
     _show(outcome)
     if outcome.refused:
         raise typer.Exit(int(ExitCode.REFUSED))

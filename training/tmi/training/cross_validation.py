@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,11 +17,12 @@ from tmi.toolkit.config_io import to_json
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.toolkit.files import read_json, write_json
 from tmi.toolkit.prepared_cache import PreparedCache
-from tmi.toolkit.run_folder import FoldSplit, RunFolder
+from tmi.toolkit.run_folder import FoldFolder, FoldSplit, RunFolder
 from tmi.toolkit.synth import is_synthetic
 from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.cohort_arrays import CohortArrays, fingerprint, prepare_cohort
 from tmi.training.folds import make_folds
+from tmi.training.running import Running
 from tmi.training.summary import write_summary
 
 if TYPE_CHECKING:
@@ -68,21 +69,27 @@ def cross_validate(
     name: str | None = None,
     cache: PreparedCache | None = None,
     initial: InitialWeights | None = None,
+    running: Running | None = None,
 ) -> Outcome:
     """Train a run in `out`; with `resume`, continue the one that is there to the same result.
 
-    `cache` keeps prepared images from one run to the next; the run is the same without. `initial`
-    are weights that every fold starts from.
+    `cache` keeps prepared images from one run to the next; the run is the same without. `initial` are weights that
+    every fold starts from. `running` says on what it runs; None: one device of `accelerator`. Another node than
+    the first trains along, writes nothing, and returns no summary.
 
     Raises:
         UsageError: too few cases; a tokenizer is needed and not given; the run to resume was started otherwise.
         KeyboardInterrupt: Ctrl-C; the run can be resumed.
         DamagedError: the run to resume is damaged.
+        UnavailableError: devices or memory are too small.
     """
+    running = running or Running(accelerator=accelerator)
+    running.check(config)
     _require_tokenizer(config, tokenizer)
-    scratch = out.with_name(f".{out.name}.prepared")
+    scratch = out.with_name(f".{out.name}.prepared{running.node or ''}")
     print_of_cohort = fingerprint(cohort)
-    if resume:
+    follows = running.node > 0
+    if resume and not follows:
         run = _resumable(out, config, schema, print_of_cohort)
         require_same_start(run, initial)
     try:
@@ -96,15 +103,18 @@ def cross_validate(
                 fix="mend them as told above; `tmi check` tells more",
                 code="cohort-refused",
             )
+        if follows:
+            pending = [s for s in make_folds(arrays.cases, config.train) if not FoldFolder.of(out, s.fold).done]
+            _train_folds(pending, arrays, config, out, tokenizer, watcher, initial, running)
+            return Outcome(run=RunFolder.open(out), summary={}, refused=arrays.refused)
         if not resume:
             run = _start(out, config, schema, cohort, arrays, print_of_cohort, name)
             if initial is not None:
                 write_json(run.pretrained, initial.document())
         elif _listed(run.folds) != {c.case_id for c in arrays.cases}:
             raise UsageError(f"run {out} was started with other cases", fix="train a new run")
-        for split in run.folds:
-            if not run.fold(split.fold).done:
-                _train(arrays, split, run, tokenizer, accelerator, watcher, initial)
+        pending = [split for split in run.folds if not run.fold(split.fold).done]
+        _train_folds(pending, arrays, config, out, tokenizer, watcher, initial, running)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     summary = write_summary(run, refused=len(arrays.refused))
@@ -112,28 +122,33 @@ def cross_validate(
     return Outcome(run=run, summary=summary, refused=arrays.refused)
 
 
-def _train(
+def _train_folds(
+    splits: Sequence[FoldSplit],
     arrays: CohortArrays,
-    split: FoldSplit,
-    run: RunFolder,
+    config: Config,
+    out: Path,
     tokenizer: Tokenizer | None,
-    accelerator: str,
     watcher: Watcher,
     initial: InitialWeights | None,
+    running: Running,
 ) -> None:
     from tmi.training.fold_training import train_fold  # Lightning, torch
+    from tmi.training.freezing import FrozenFeatures
 
-    report = watcher.fold(split, run.config.train.epochs)
-    train_fold(
-        arrays,
-        split,
-        run.config,
-        run.fold(split.fold),
-        tokenizer=tokenizer,
-        accelerator=accelerator,
-        report=report,
-        initial=initial,
-    )
+    features = FrozenFeatures()
+    for split in splits:
+        train_fold(
+            arrays,
+            split,
+            config,
+            FoldFolder.of(out, split.fold),
+            tokenizer=tokenizer,
+            accelerator=running.accelerator,
+            report=watcher.fold(split, config.train.epochs),
+            initial=initial,
+            running=running,
+            features=features,
+        )
 
 
 def _start(

@@ -32,6 +32,7 @@ from tmi.toolkit.run_folder import FoldFolder
 from tmi.training.fold_data import FoldData
 from tmi.training.metrics import binary_metrics
 from tmi.training.module import FoldModule
+from tmi.training.tracking import tell
 
 HISTORY = ("epoch", "train_loss", "validation_loss", "validation_roc_auc", "validation_balanced_accuracy", "picked")
 
@@ -83,20 +84,24 @@ class EpochEnd(Checkpoint):
         """Judge the epoch and save."""
         assert isinstance(pl_module, FoldModule)
         epoch = trainer.current_epoch
+        part = self.files.checkpoint.with_name("part.ckpt")
+        if not trainer.is_global_zero:  # one process judges and writes; saving is a matter of all
+            trainer.save_checkpoint(part)
+            return
         row = self._judge(pl_module, epoch)
         self.history.append(row)
         self.files.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         if row["picked"]:
             _save_weights(pl_module.network, self.best_weights)
-        part = self.files.checkpoint.with_name("part.ckpt")
         trainer.save_checkpoint(part)
         os.replace(part, self.files.checkpoint)
         self.write_history()
+        tell(trainer.loggers, row)
         self.report(epoch, row["train_loss"], row["validation_loss"])
 
     def _judge(self, module: FoldModule, epoch: int) -> dict[str, Any]:
         logits = predict_logits(module.network, self.data, self.data.split.validation, module.device)
-        labels = self.data.batch(self.data.split.validation).labels
+        labels = torch.from_numpy(self.data.labels(self.data.split.validation))
         loss = float(cross_entropy(logits.double(), labels))
         if not math.isfinite(loss):
             raise UsageError(

@@ -5,7 +5,7 @@ The order of the cases in an epoch is a function of (seed, fold, epoch), so that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from tmi.toolkit.config import Config
 from tmi.toolkit.run_folder import FoldSplit
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.tokenizer import Tokenizer
+from tmi.training.augmentation import Change, apply, sample
 from tmi.training.cohort_arrays import CohortArrays
 
 
@@ -25,10 +26,10 @@ from tmi.training.cohort_arrays import CohortArrays
 class Batch:
     """A batch of the network's inputs. B batch, T tokens."""
 
-    ct: Float[Tensor, "B 1 D H W"]
-    """CT volumes."""
-    input_ids: Int[Tensor, "B T"]
-    """Token ids."""
+    ct: Float[Tensor, "B 1 D H W"] | Float[Tensor, "B C"]
+    """CT volumes, or the features that a frozen encoder gives for them."""
+    input_ids: Int[Tensor, "B T"] | Float[Tensor, "B C"]
+    """Token ids, or likewise."""
     attention_mask: Int[Tensor, "B T"]
     """1 for a token, 0 for padding."""
     radiomics: Float[Tensor, "B 1781"]
@@ -44,15 +45,25 @@ class Batch:
 class FoldData:
     """Batches of one fold's cases, scaled and tokenised by what was fitted on its training part."""
 
-    def __init__(self, arrays: CohortArrays, split: FoldSplit, config: Config, *, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self,
+        arrays: CohortArrays,
+        split: FoldSplit,
+        config: Config,
+        *,
+        tokenizer: Tokenizer | None,
+        scaler: RadiomicsScaler | None = None,
+    ) -> None:
         self.config = config
         self.split = split
         train = arrays.rows(split.train)
         everything = config.radiomics.fit_on == "cohort"
-        self.scaler = RadiomicsScaler.fit(
+        self.scaler = scaler or RadiomicsScaler.fit(
             arrays.radiomics_NF[:] if everything else arrays.radiomics_NF[train], config.radiomics
         )
         self.tokenizer = tokenizer or Tokenizer.train([arrays.texts[i] for i in train], _vocab_size(config))
+        self.features: dict[str, Mapping[int, np.ndarray]] = {}
+        """`ct`, `text` -> row -> output of the frozen encoder, which then stands in the place of the input."""
         self._arrays = arrays
         self._radiomics = self.scaler.transform(arrays.radiomics_NF).values_NF
 
@@ -66,20 +77,57 @@ class FoldData:
         self.scaler.save(scaler)
         self.tokenizer.save(tokenizer)
 
-    def batch(self, case_ids: tuple[str, ...]) -> Batch:
-        """The named cases as one batch."""
-        rows = self._arrays.rows(case_ids)
+    def rows(self, case_ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
+        """Positions of the named cases in the cohort."""
+        return self._arrays.rows(case_ids)
+
+    def tokens(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask of some rows, padded to the longest of them."""
         clinical = self.config.clinical
         encoded = self.tokenizer.encode(
             [self._arrays.texts[i] for i in rows], max_length=clinical.max_length, pad_to_max=clinical.pad_to_max
         )
+        return torch.from_numpy(encoded.input_ids_BT), torch.from_numpy(encoded.attention_mask_BT)
+
+    def volumes(self, rows: Sequence[int]) -> Float[Tensor, "n 1 D H W"]:
+        """CTs of some rows."""
+        return torch.from_numpy(self._arrays.ct_N1DHW[np.asarray(rows)])
+
+    def change(self, case_id: str, epoch: int) -> Change:
+        """What augmentation does to a case in an epoch."""
+        train = self.config.train
+        return sample(self.config.augmentation, seed=train.seed, fold=self.split.fold, epoch=epoch, case_id=case_id)
+
+    def batch(self, case_ids: tuple[str, ...], *, epoch: int | None = None) -> Batch:
+        """The named cases as one batch; those of a training epoch are augmented where the config says so."""
+        rows = [int(row) for row in self._arrays.rows(case_ids)]
+        ids, mask = self.tokens(rows)
+        if "text" in self.features:
+            ids = self._feature("text", rows)
+        if "ct" in self.features:
+            ct = self._feature("ct", rows)
+        elif epoch is None or not self.config.augmentation.active:
+            ct = self.volumes(rows)
+        else:
+            window = self.config.ct.scale_to
+            ct = torch.from_numpy(
+                np.stack(
+                    [
+                        apply(self._arrays.ct_N1DHW[row], self.change(case_id, epoch), window=window)
+                        for row, case_id in zip(rows, case_ids, strict=True)
+                    ]
+                )
+            )
         return Batch(
-            ct=torch.from_numpy(self._arrays.ct_N1DHW[rows]),
-            input_ids=torch.from_numpy(encoded.input_ids_BT),
-            attention_mask=torch.from_numpy(encoded.attention_mask_BT),
+            ct=ct,
+            input_ids=ids,
+            attention_mask=mask,
             radiomics=torch.from_numpy(self._radiomics[rows]),
             labels=torch.from_numpy(self._arrays.labels_N[rows]),
         )
+
+    def _feature(self, name: str, rows: Sequence[int]) -> Float[Tensor, "B C"]:
+        return torch.from_numpy(np.stack([self.features[name][row] for row in rows]))
 
     def labels(self, case_ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
         """Class indices of the named cases."""
@@ -93,8 +141,8 @@ class FoldData:
             ids = case_ids[start : start + size]
             yield ids, self.batch(ids)
 
-    def epoch_batches(self, epoch: int) -> list[tuple[str, ...]]:
-        """Case ids of each training batch of an epoch, shuffled; a last batch of one joins the one before it.
+    def epoch_batches(self, epoch: int, *, least: int = 2) -> list[tuple[str, ...]]:
+        """Case ids of each training batch of an epoch, shuffled; a last one of fewer than `least` joins the one before.
 
         BatchNorm cannot train on one sample, and a batch of one says nothing to the alignment loss.
         """
@@ -102,7 +150,7 @@ class FoldData:
         order = np.random.default_rng((train.seed, self.split.fold, epoch)).permutation(len(self.split.train))
         ids = [self.split.train[i] for i in order]
         cuts = [ids[i : i + train.batch_size] for i in range(0, len(ids), train.batch_size)]
-        if len(cuts) > 1 and len(cuts[-1]) == 1:
+        if len(cuts) > 1 and len(cuts[-1]) < least:
             cuts[-2].extend(cuts.pop())
         return [tuple(cut) for cut in cuts]
 
@@ -118,16 +166,20 @@ class EpochBatches:
     """The training batches of an epoch, in the order that (seed, fold, epoch) fixes.
 
     The epoch is asked for when the first batch is: Lightning makes the iterator before it starts the epoch. The length
-    is there so that it does not fetch ahead either.
+    is there so that it does not fetch ahead either. A process of several gets its share of every batch.
     """
 
-    def __init__(self, data: FoldData, epoch: Callable[[], int]) -> None:
+    def __init__(
+        self, data: FoldData, epoch: Callable[[], int], *, rank: int = 0, world: int = 1, least: int = 2
+    ) -> None:
         self._data = data
         self._epoch = epoch
+        self._rank, self._world, self._least = rank, world, least
 
     def __len__(self) -> int:
-        return len(self._data.epoch_batches(self._epoch()))
+        return len(self._data.epoch_batches(self._epoch(), least=self._least))
 
     def __iter__(self) -> Iterator[Batch]:
-        for ids in self._data.epoch_batches(self._epoch()):
-            yield self._data.batch(ids)
+        epoch = self._epoch()
+        for ids in self._data.epoch_batches(epoch, least=self._least):
+            yield self._data.batch(ids[self._rank :: self._world], epoch=epoch)

@@ -33,6 +33,11 @@ class Predictions:
     logits_NK: Float[np.ndarray, "N K"]
     """Logits; float64."""
 
+    @property
+    def probability_N(self) -> Float[np.ndarray, " N"]:
+        """Raw probability of the positive class."""
+        return positive(self.logits_NK)
+
     def figures(self, calibration: Calibration) -> dict[str, Any]:
         """Raw and calibrated error of the probabilities."""
         raw, calibrated = positive(self.logits_NK), positive(self.logits_NK, calibration.temperature)

@@ -12,22 +12,27 @@ from contextlib import contextmanager
 import lightning
 import torch
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
-from safetensors.torch import load_file
-from torch import nn
 
 from tmi.toolkit.config import Config
-from tmi.toolkit.errors import DamagedError
+from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.toolkit.tokenizer import Tokenizer
+from tmi.training.augmentation import write_changes
 from tmi.training.cohort_arrays import CohortArrays
-from tmi.training.epoch_end import EpochEnd, predict_logits
+from tmi.training.distributed import Mapped, packed, ranks, unpacked
+from tmi.training.epoch_end import EpochEnd
+from tmi.training.fold_answers import answers_of, saved_network
 from tmi.training.fold_data import EpochBatches, FoldData
-from tmi.training.fold_predictions import Predictions
 from tmi.training.fold_report import write_fold_report
+from tmi.training.freezing import FrozenFeatures, cacheable, pass_features_through, weights_key
+from tmi.training.memory import GIB, out_of_memory, plan_memory
 from tmi.training.module import FoldModule
 from tmi.training.pretrained.initial_weights import InitialWeights
-from tmi.training.systems.build import build_network
+from tmi.training.running import Running
+from tmi.training.systems.build import encoders
 from tmi.training.systems.registry import system
+from tmi.training.tracking import loggers
+from tmi.training.trainer import make_trainer
 
 Report = Callable[[int, float, float], None]
 """Called after each epoch with its number, training loss and validation loss."""
@@ -43,50 +48,121 @@ def train_fold(
     accelerator: str,
     report: Report,
     initial: InitialWeights | None = None,
+    running: Running | None = None,
+    features: FrozenFeatures | None = None,
 ) -> None:
     """Train a fold, continuing from its checkpoint where there is one, and write its files.
+
+    Args:
+        arrays: the cohort.
+        split: the fold.
+        config: settings of the run.
+        files: where.
+        tokenizer: a given one; None trains one on the training texts.
+        accelerator: `cpu` or `gpu`.
+        report: told of every epoch.
+        initial: weights to start from.
+        running: devices and trackers; None: one device, no tracker. On another node than the first nothing is written.
+        features: outputs of frozen encoders that folds share.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the checkpoint of the last whole epoch is there.
         DamagedError: the checkpoint cannot be read.
         UsageError: the training diverged.
+        UnavailableError: a device's memory is too small.
     """
+    running = running or Running(accelerator=accelerator)
     data = FoldData(arrays, split, config, tokenizer=tokenizer)
-    data.save(files.scaler, files.tokenizer)
+    if running.node == 0:
+        data.save(files.scaler, files.tokenizer)
     if system(config.system.name).needs == "sklearn":
         from tmi.training.systems.estimator_fold import train_estimator
 
         train_estimator(arrays, data, files, config, report)
         return
     ending = EpochEnd(data, files, report)
-    module = FoldModule(config, fold=split.fold)
-    if initial is not None:
-        initial.load_into(module.network)
-    with _quiet():
-        _fit(module, data, ending, config, files, accelerator)
+    if running.world == 1:
+        _fit(data, ending, config, files, running, initial, features)
+    else:
+        small, mapped = packed(arrays)
+        with ranks(running, split.fold, _rank, small, mapped, split, config, files, data.tokenizer, running, initial):
+            _fit(data, ending, config, files, running, initial, features)
+    if running.node > 0:
+        return
     shutil.copyfile(ending.best_weights, part := files.model.with_name("part.safetensors"))
     os.replace(part, files.model)
-    _report_fold(data, files, config, ending)
+    if config.augmentation.active:
+        done = (
+            (epoch, case_id, data.change(case_id, epoch))
+            for epoch in range(config.train.epochs)
+            for case_id in split.train
+        )
+        write_changes(files.augmentation, done)
+    _report_fold(FoldData(arrays, split, config, tokenizer=data.tokenizer), files, config, ending)
     shutil.rmtree(files.checkpoint.parent)
 
 
-def _fit(
-    module: FoldModule, data: FoldData, ending: EpochEnd, config: Config, files: FoldFolder, accelerator: str
+def _rank(
+    arrays: CohortArrays,
+    mapped: Mapped | None,
+    split: FoldSplit,
+    config: Config,
+    files: FoldFolder,
+    tokenizer: Tokenizer,
+    running: Running,
+    initial: InitialWeights | None,
 ) -> None:
-    trainer = lightning.Trainer(
-        accelerator=accelerator,
-        devices=1,
-        max_epochs=config.train.epochs,
-        callbacks=[ending],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=True,
-        num_sanity_val_steps=0,
-        deterministic=accelerator == "cpu",
-        default_root_dir=files.folder,
-    )
-    batches = EpochBatches(data, lambda: trainer.current_epoch)
+    """Another process of a fold: trains along, judges and writes nothing."""
+    data = FoldData(unpacked(arrays, mapped), split, config, tokenizer=tokenizer)
+    _fit(data, EpochEnd(data, files, lambda *_: None), config, files, running, initial, None)
+
+
+def _fit(
+    data: FoldData,
+    ending: EpochEnd,
+    config: Config,
+    files: FoldFolder,
+    running: Running,
+    initial: InitialWeights | None,
+    features: FrozenFeatures | None,
+) -> None:
+    """Train to the last epoch in this process, which may be one of several."""
+    if running.world > 1 and len(data.split.train) < running.world * running.least_cases(config):
+        raise UsageError(
+            f"fold {data.split.fold} trains on {len(data.split.train)} cases, too few for {running.world} processes",
+            fix="take fewer devices",
+        )
+    module = FoldModule(config, fold=data.split.fold)
+    if initial is not None:
+        initial.load_into(module.network)
+    with _quiet(), _memory_told(config, running, data.split.fold):
+        _compute_frozen(module, data, features or FrozenFeatures(), running)
+        trackers = loggers(running.track, files, config) if int(os.environ.get("LOCAL_RANK", "0")) == 0 else []
+        trainer = make_trainer(config, running, files, [ending], trackers)
+        rank, world = trainer.global_rank, running.world
+        least = max(2, world * running.least_cases(config))
+        batches = EpochBatches(data, lambda: trainer.current_epoch, rank=rank, world=world, least=least)
+        _run(trainer, module, batches, files)
+
+
+def _compute_frozen(module: FoldModule, data: FoldData, features: FrozenFeatures, running: Running) -> None:
+    """Let the outputs of wholly frozen encoders take the place of their inputs."""
+    there = encoders(module.network)
+    device = torch.device("cuda" if running.accelerator == "gpu" else "cpu")
+    rows = [int(row) for row in data.rows((*data.split.train, *data.split.validation))]
+    for name in cacheable(module.network, data.config):
+        encoder = there[name].to(device)
+        if name == "ct":
+            key = weights_key(encoder, name)
+            known = features.of(key, encoder, rows, lambda row: (data.volumes([row]),), device)
+        else:
+            key = weights_key(encoder, name, *data.tokenizer.tokens)
+            known = features.of(key, encoder, rows, lambda row: data.tokens([row]), device)
+        data.features[name] = known
+        pass_features_through(encoder)
+
+
+def _run(trainer: lightning.Trainer, module: FoldModule, batches: EpochBatches, files: FoldFolder) -> None:
     resume = files.checkpoint if files.checkpoint.is_file() else None
     try:
         trainer.fit(module, batches, ckpt_path=resume, weights_only=True)
@@ -95,7 +171,7 @@ def _fit(
             raise KeyboardInterrupt from stop
         raise
     except (RuntimeError, KeyError, EOFError, ValueError) as error:
-        if resume is not None and trainer.current_epoch == 0 and trainer.global_step == 0:
+        if resume is not None and trainer.current_epoch == 0 and trainer.global_step == 0 and not out_of_memory(error):
             raise DamagedError(
                 f"checkpoint {files.checkpoint} cannot be read",
                 fix="delete the fold's folder and resume again: the fold then starts anew",
@@ -105,28 +181,39 @@ def _fit(
         raise KeyboardInterrupt
 
 
+@contextmanager
+def _memory_told(config: Config, running: Running, fold: int) -> Iterator[None]:
+    """What runs out of memory ends in a sentence that says how much was needed and what needs less."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        plan = plan_memory(config, devices=running.world)
+        raise UnavailableError(
+            f"fold {fold}: the {running.accelerator}'s memory is too small for a training step, which needs about "
+            f"{plan.total / GIB:.1f} GiB",
+            fix="--precision bf16-mixed, --set train.activation_checkpointing=true, --freeze ct, or a smaller "
+            "train.batch_size with train.accumulate; `tmi train --plan` tells what each would need",
+        ) from error
+
+
 def _report_fold(data: FoldData, files: FoldFolder, config: Config, ending: EpochEnd) -> None:
     """Predictions by the saved model, read back from its file, what is fitted on them, and their figures."""
-    network = build_network(config, seed=0)
-    network.load_state_dict(load_file(files.model))
+    network = saved_network(config, files)
     split = data.split
     write_fold_report(
         data,
         files,
         config,
-        validation=_predictions(network, data, split.validation),
-        test=_predictions(network, data, split.test),
+        validation=answers_of(network, data, split.validation),
+        test=answers_of(network, data, split.test),
         facts={
             "picked_epoch": ending.best_epoch,
             "validation_loss": ending.best_loss,
             "epochs": config.train.epochs,
         },
     )
-
-
-def _predictions(network: nn.Module, data: FoldData, case_ids: tuple[str, ...]) -> Predictions:
-    logits = predict_logits(network, data, case_ids, torch.device("cpu"))
-    return Predictions(case_ids=case_ids, labels_N=data.labels(case_ids), logits_NK=logits.double().numpy())
 
 
 @contextmanager
@@ -142,6 +229,8 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*`training_step` returned `None`.*")
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
             warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+            warnings.filterwarnings("ignore", message=".*Grad strides do not match bucket view strides.*")
+            warnings.filterwarnings("ignore", message=".*filesystem tracking backend.*", category=FutureWarning)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning
 import torch
 from torch import Tensor
 
 from tmi.toolkit.config import Config
+from tmi.training.activation_checkpointing import checkpoint_activations
 from tmi.training.fold_data import Batch
-from tmi.training.systems.build import build_network, frozen_encoders, loss_function
+from tmi.training.freezing import frozen_parts, hold_still
+from tmi.training.global_batch import whole_batch
+from tmi.training.systems.build import build_network, loss_function
 
 
 class FoldModule(lightning.LightningModule):
@@ -20,30 +25,52 @@ class FoldModule(lightning.LightningModule):
         self.fold = fold
         self.network = build_network(config, seed=config.train.seed + fold)
         self.loss_function = loss_function(config)
-        for encoder in frozen_encoders(self.network, config):
-            encoder.requires_grad_(False)
+        for part in frozen_parts(self.network, config):
+            part.requires_grad_(False)
+        if config.train.activation_checkpointing:
+            checkpoint_activations(self.network)
         self.epoch_loss = 0.0
         self.epoch_cases = 0
+
+    @property
+    def spread(self) -> bool:
+        """Whether a batch is spread over processes."""
+        return self._trainer is not None and self.trainer.world_size > 1
 
     def on_train_epoch_start(self) -> None:
         """Every draw of the epoch follows from (seed, fold, epoch), so a resumed run draws the same."""
         self.epoch_loss, self.epoch_cases = 0.0, 0
-        torch.manual_seed((self.config.train.seed * 1_000_003 + self.fold) * 1_000_003 + self.current_epoch)
-        for encoder in frozen_encoders(self.network, self.config):
-            encoder.eval()  # its BatchNorm statistics and dropout stay still too
+        seed = (self.config.train.seed * 1_000_003 + self.fold) * 1_000_003 + self.current_epoch
+        rank = self.trainer.global_rank if self.spread else 0  # dropout of its own in every process
+        torch.manual_seed(seed + rank * 1_000_000_007)
+        hold_still(self.network, self.config)
 
     def training_step(self, batch: Batch, index: int) -> Tensor | None:
-        """Loss of one batch; a batch of one (a training part of one case) cannot train BatchNorm and is passed over."""
-        if len(batch.labels) < 2:
+        """Loss of one batch; a batch of one (a training part of one case) cannot train BatchNorm and is passed over.
+
+        The loss is computed in float32 whatever the precision: similarities times 50 do not bear eight bits. Where a
+        batch is spread over processes it is the loss of the whole batch.
+        """
+        if len(batch.labels) < 2 and not self.spread:
             return None
         output = self.network(batch.ct, batch.input_ids, batch.attention_mask, batch.radiomics)
-        loss = self.loss_function(output, batch.labels, self.config.loss).total
-        self.epoch_loss += float(loss.detach()) * len(batch.labels)
-        self.epoch_cases += len(batch.labels)
-        return loss
+        labels = batch.labels
+        with torch.autocast(labels.device.type, enabled=False):
+            output = in_float32(output)
+            if self.spread:
+                output, labels = whole_batch(output, labels)
+            loss = self.loss_function(output, labels, self.config.loss).total
+        self.epoch_loss += float(loss.detach()) * len(labels)
+        self.epoch_cases += len(labels)
+        return loss * self.trainer.world_size if self.spread else loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, as published."""
         train = self.config.train
         trained = [p for p in self.parameters() if p.requires_grad]
         return torch.optim.Adam(trained, lr=train.learning_rate, weight_decay=train.weight_decay)
+
+
+def in_float32(output: Any) -> Any:
+    """A named tuple of tensors, in float32."""
+    return type(output)(*(tensor.float() for tensor in output))

@@ -35,7 +35,7 @@ def as_html(story: Story, weights_RN: Float[np.ndarray, "R N"]) -> str:
     """The page."""
     parts = [f"<h1>{escape(story.title)}</h1>", *(_note(n) for n in story.notes)]
     parts.append(f"<p>Made by <code>{escape(story.command)}</code></p>")
-    parts.append("<ul>" + "".join(f"<li>{escape(fact)}</li>" for fact in story.facts) + "</ul>")
+    parts.append("<ul>" + "".join(f"<li>{escape(fact.replace('`', ''))}</li>" for fact in story.facts) + "</ul>")
     for table, rows in story.tables:
         parts += _section(story, table, rows, weights_RN)
     if story.ceilings[1]:

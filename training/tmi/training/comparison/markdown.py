@@ -21,7 +21,7 @@ def as_markdown(story: Story) -> str:
             lines += ["", story.test_caption, "", *_table(*tests)]
     if story.ceilings[1]:
         lines += ["", f"## {story.ceiling_title}", "", *(f"> {note}\n" for note in story.labels)]
-        lines += [story.ceiling_caption, "", *_table(*story.ceilings), "", *story.verdict]
+        lines += [story.ceiling_caption, "", *_table(*story.ceilings), "", *(f"- {line}" for line in story.verdict)]
     return "\n".join([*lines, ""])
 
 

@@ -90,5 +90,5 @@ def config_of(row: Row, base: Config) -> Config:
     """The config of a row; `train.freeze` keeps what the row's system has."""
     config = override(base, row.settings)
     there = encoder_names(config)
-    freeze = tuple(name for name in config.train.freeze if name in there)
+    freeze = tuple(name for name in config.train.freeze if name.partition(":")[0] in there)
     return replace(config, train=replace(config.train, freeze=freeze))

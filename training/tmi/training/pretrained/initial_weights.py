@@ -39,7 +39,9 @@ class InitialWeights:
         there = encoders(network)
         for name, state in self.states.items():
             if name not in there:
-                raise UsageError(f"weights of the {name} encoder are given, the model has none", fix="leave them out")
+                raise UsageError(
+                    f"weights for the {name} encoder are given, and the model has none", fix="leave them out"
+                )
             there[name].load_state_dict(dict(state), strict=False)
 
     def document(self) -> dict[str, Any]:

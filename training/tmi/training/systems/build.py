@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tmi.toolkit.config import Config, LossConfig
-from tmi.toolkit.errors import UsageError
 from tmi.training.losses.total import Loss
 from tmi.training.systems.registry import system
 
@@ -64,22 +63,6 @@ def encoders(network: nn.Module) -> dict[str, nn.Module]:
         "radiomics": getattr(owner, "radiomics_encoder", None),
     }
     return {name: module for name, module in found.items() if module is not None}
-
-
-def frozen_encoders(network: nn.Module, config: Config) -> list[nn.Module]:
-    """The encoders that `train.freeze` names.
-
-    Raises:
-        UsageError: the system has no such encoder.
-    """
-    there = encoders(network)
-    for name in config.train.freeze:
-        if name not in there:
-            raise UsageError(
-                f"train.freeze names {name}, an encoder that {config.system.name} does not have here",
-                fix=f"it has: {', '.join(there) or 'none'}",
-            )
-    return [there[name] for name in config.train.freeze]
 
 
 def _named(target: str) -> Any:

@@ -39,24 +39,14 @@ def train_estimator(
 ) -> None:
     """Fit, write the model as arrays, and predict the held-out cases from what was written."""
     split = data.split
-
-    def features(ids: tuple[str, ...]) -> np.ndarray:
-        clinical = system(config.system.name).modalities == ("clinical",)
-        values: np.ndarray = (arrays.numbers_NV if clinical else arrays.radiomics_NF)[arrays.rows(ids)]
-        return np.where(np.isfinite(values), values, np.nan)
-
-    def answers(ids: tuple[str, ...]) -> Predictions:
-        p = np.clip(estimator_arrays.probability(stored, features(ids)), SMALLEST, 1.0 - SMALLEST)
-        return Predictions(
-            case_ids=ids, labels_N=data.labels(ids), logits_NK=np.stack((np.log1p(-p), np.log(p)), axis=1)
-        )
-
-    model = fit(make(config), features(split.train), data.labels(split.train))
+    model = fit(make(config), _features(config, arrays, split.train), data.labels(split.train))
     part = files.model.with_name("part.safetensors")
     estimator_arrays.save(estimator_arrays.as_arrays(model), part)
     os.replace(part, files.model)
     stored = estimator_arrays.load(files.model)
-    train, validation, test = (answers(ids) for ids in (split.train, split.validation, split.test))
+    train, validation, test = (
+        estimator_answers(config, stored, arrays, ids) for ids in (split.train, split.validation, split.test)
+    )
     losses = [float(log_loss(p.labels_N, positive(p.logits_NK), labels=[0, 1])) for p in (train, validation)]
     judged = validation.metrics()
     row = (0, *losses, judged["roc_auc"], judged["balanced_accuracy"], 1)
@@ -75,3 +65,18 @@ def train_estimator(
             "selected_features": len(stored["selected"]),
         },
     )
+
+
+def estimator_answers(
+    config: Config, stored: estimator_arrays.Arrays, arrays: CohortArrays, case_ids: tuple[str, ...]
+) -> Predictions:
+    """What a stored model says of the named cases; its probability p as the logits log(1 - p), log(p)."""
+    p = np.clip(estimator_arrays.probability(stored, _features(config, arrays, case_ids)), SMALLEST, 1.0 - SMALLEST)
+    labels = arrays.labels_N[arrays.rows(case_ids)]
+    return Predictions(case_ids=case_ids, labels_N=labels, logits_NK=np.stack((np.log1p(-p), np.log(p)), axis=1))
+
+
+def _features(config: Config, arrays: CohortArrays, case_ids: tuple[str, ...]) -> np.ndarray:
+    clinical = system(config.system.name).modalities == ("clinical",)
+    values: np.ndarray = (arrays.numbers_NV if clinical else arrays.radiomics_NF)[arrays.rows(case_ids)]
+    return np.where(np.isfinite(values), values, np.nan)

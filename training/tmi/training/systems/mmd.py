@@ -85,7 +85,7 @@ class Mmd(nn.Module):
         batch = len(radiomics)
         if available_BM is None:
             available_BM = torch.ones((batch, len(MODALITIES)), dtype=torch.bool, device=radiomics.device)
-        if not bool(available_BM.any(dim=1).all()):
+        elif not bool(available_BM.any(dim=1).all()):
             raise ValueError("a case has no modality")
         features = self.encode(ct, input_ids, attention_mask, radiomics)
         embedded = {m: self.embed[m](features[m]) for m in MODALITIES}

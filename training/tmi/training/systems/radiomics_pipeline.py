@@ -2,9 +2,10 @@
 
     impute the median -> scale to [-1, 1], clipped -> drop constants -> LASSO keeps what it needs -> estimator
 
-The LASSO's penalty is chosen by stratified cross-validation inside the training part; where it keeps nothing, the one
-feature that enters its path first is kept. `svm`: RBF, balanced classes; its probability is Platt's sigmoid of the
-decision value, fitted on decision values of cases that the whole pipeline did not see. `rf`: balanced classes too.
+The LASSO's penalty is chosen by stratified cross-validation inside the training part; where it keeps nothing, or a
+class has one case only, the one feature that enters its path first is kept. `svm`: RBF, balanced classes; its
+probability is Platt's sigmoid of the decision value, fitted on decision values of cases that the whole pipeline did not
+see. `rf`: balanced classes too.
 Sources: S. Mukherjee et al. 2022; L. Breiman 2001; R. Tibshirani 1996; J. Platt 1999.
 """
 
@@ -41,9 +42,11 @@ class LassoSelection(SelectorMixin, BaseEstimator):
 
     def fit(self, X: Float[np.ndarray, "N F"], y: Int[np.ndarray, " N"]) -> LassoSelection:
         """Choose the penalty by cross-validation and select."""
-        lasso = LassoCV(cv=_inner(y, self.inner_folds, self.seed), random_state=self.seed, max_iter=2000)
-        lasso.fit(X, np.asarray(y, dtype=np.float64))
-        self.mask_ = lasso.coef_ != 0
+        self.mask_ = np.zeros(X.shape[1], dtype=bool)
+        if _rarer(y) > 1:
+            lasso = LassoCV(cv=_inner(y, self.inner_folds, self.seed), random_state=self.seed, max_iter=2000)
+            lasso.fit(X, np.asarray(y, dtype=np.float64))
+            self.mask_ = lasso.coef_ != 0
         if not self.mask_.any():
             centred = X - X.mean(axis=0)
             self.mask_[np.argmax(np.abs(centred.T @ (y - y.mean())))] = True
@@ -75,12 +78,8 @@ def random_forest(config: Config) -> Any:
 
 def fit(model: Any, features_NF: Float[np.ndarray, "N F"], labels_N: Int[np.ndarray, " N"]) -> Any:
     """The model, fitted; its inner folds are as many as the rarer class allows."""
-    rarer = int(np.bincount(labels_N, minlength=2).min())
     if isinstance(model, CalibratedClassifierCV | GridSearchCV):
-        cv = model.cv
-        model = model.set_params(
-            cv=StratifiedKFold(min(cv.n_splits, max(rarer, 2)), shuffle=True, random_state=cv.random_state)
-        )
+        model = model.set_params(cv=_inner(labels_N, model.cv.n_splits, model.cv.random_state))
     with _quiet():
         return model.fit(features_NF, labels_N)
 
@@ -99,8 +98,12 @@ def _pipeline(config: Config, estimator: Any) -> Any:
 
 
 def _inner(labels_N: Int[np.ndarray, " N"], folds: int, seed: int) -> Any:
-    rarer = int(np.bincount(np.asarray(labels_N, dtype=np.int64), minlength=2).min())
-    return StratifiedKFold(max(2, min(folds, rarer)), shuffle=True, random_state=seed)
+    return StratifiedKFold(max(2, min(folds, _rarer(labels_N))), shuffle=True, random_state=seed)
+
+
+def _rarer(labels_N: Int[np.ndarray, " N"]) -> int:
+    """Cases of the class that has fewest."""
+    return int(np.bincount(np.asarray(labels_N, dtype=np.int64), minlength=2).min())
 
 
 @contextmanager

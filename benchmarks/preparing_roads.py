@@ -1,0 +1,91 @@
+"""Three roads from a `ct.nii.gz` to the network's input: ours, MONAI's transforms, SimpleITK with torch.
+
+All give float32 [1, D, H, W], window -70 to 130 HU scaled to 0..1, axes depth, height, width in RAS+ order.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+SHAPE_DHW = (64, 512, 512)
+WINDOW_HU = (-70.0, 130.0)
+
+
+def write_body_ct(path: Path, shape_xyz: tuple[int, int, int] = (512, 512, 120), *, seed: int = 0) -> Path:
+    """An int16 CT of a body in air with a liver and a scanner's noise, which decides how long inflating takes."""
+    random = np.random.default_rng(seed)
+    axes = (np.linspace(-1, 1, n, dtype=np.float32) for n in shape_xyz)
+    x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
+    body = (x / 0.85) ** 2 + (y / 0.7) ** 2 < 1
+    liver = ((x - 0.35) / 0.42) ** 2 + (y / 0.45) ** 2 + ((z - 0.1) / 0.62) ** 2 < 1
+    hu = random.standard_normal(shape_xyz, dtype=np.float32)
+    hu *= np.where(body, np.float32(14), np.float32(6))
+    hu += np.where(body, np.float32(40), np.float32(-1000))
+    hu[liver] += 65
+    affine = np.diag([0.75, 0.75, 2.5, 1.0])
+    affine[:3, 3] = [-190.0, -190.0, -150.0]
+    nib.save(nib.Nifti1Image(np.rint(hu).clip(-1024, 3000).astype(np.int16), affine), path)
+    return path
+
+
+def prepare_with_tmi(path: Path, shape_DHW: tuple[int, int, int] = SHAPE_DHW) -> NDArray[np.float32]:
+    """What `tmi predict` does with the file, its checks included."""
+    from tmi.toolkit.case import Case
+    from tmi.toolkit.config import CtConfig
+    from tmi.toolkit.content_checks import check_ct
+    from tmi.toolkit.cores import other_cores
+    from tmi.toolkit.intensity import Resampling, prepare_ct
+    from tmi.toolkit.volume import read_ct
+
+    class Planes:
+        def __init__(self, resampling: Resampling) -> None:
+            self.planes = resampling.planes
+
+        def opened(self, grid: object) -> None:
+            """Nothing beside the CT is read."""
+
+    config = CtConfig(shape_DHW=shape_DHW, window_hu=WINDOW_HU)
+    with other_cores() as pool:
+        begun = Resampling(config, pool)
+        ct = read_ct(Case(folder=path.parent, case_id=path.parent.name), pool=pool, follower=Planes(begun))
+        list(check_ct(ct))
+        return prepare_ct(ct, config, begun)
+
+
+def prepare_with_monai(path: Path, shape_DHW: tuple[int, int, int] = SHAPE_DHW) -> NDArray[np.float32]:
+    """The transforms that a MONAI user would write; they keep (x, y, z), so the end is a turned view."""
+    from monai.transforms import Compose, LoadImage, Orientation, Resize, ScaleIntensityRange
+
+    road = Compose(
+        [
+            LoadImage(reader="NibabelReader", image_only=True, ensure_channel_first=True),
+            Orientation(axcodes="RAS", labels=(("L", "R"), ("P", "A"), ("I", "S"))),
+            ScaleIntensityRange(a_min=WINDOW_HU[0], a_max=WINDOW_HU[1], b_min=0.0, b_max=1.0, clip=True),
+            Resize(spatial_size=shape_DHW[::-1], mode="trilinear", align_corners=False),
+        ]
+    )
+    return np.asarray(road(path).numpy().transpose(0, 3, 2, 1))
+
+
+def prepare_with_simpleitk(path: Path, shape_DHW: tuple[int, int, int] = SHAPE_DHW) -> NDArray[np.float32]:
+    """SimpleITK's bare read, then window and one trilinear pass of torch; the file's own x and y are turned to RAS+."""
+    import SimpleITK
+    import torch
+
+    image = SimpleITK.ReadImage(str(path))
+    stored_DHW = SimpleITK.GetArrayViewFromImage(image)
+    # SimpleITK's world is LPS: what runs along its axes runs against RAS+ in x and y
+    to_left, to_back, up = (image.GetDirection()[i] > 0 for i in (0, 4, 8))
+    turned = stored_DHW[:: 1 if up else -1, :: -1 if to_back else 1, :: -1 if to_left else 1]
+    hu = torch.from_numpy(np.ascontiguousarray(turned, dtype=np.float32))
+    low, high = WINDOW_HU
+    scaled = hu.clamp_(low, high).sub_(low).mul_(1 / (high - low))
+    answer = torch.nn.functional.interpolate(scaled[None, None], size=shape_DHW, mode="trilinear", align_corners=False)
+    return np.asarray(answer[0].numpy())
+
+
+ROADS = {"tmi": prepare_with_tmi, "monai": prepare_with_monai, "simpleitk": prepare_with_simpleitk}

@@ -1,0 +1,71 @@
+"""What every engine is asked at an export, and what is kept of its answers. No torch: `tmi build` needs it too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from safetensors.numpy import save_file
+
+from tmi.runtime.engine import Engine
+from tmi.runtime.parity import Outputs, check_answers
+from tmi.toolkit.golden import GoldenInputs
+from tmi.toolkit.manifest import EVIDENCE, GateRecord, Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealCase:
+    """One case without its name."""
+
+    inputs: GoldenInputs
+    """As the network reads it, in the form of one golden case."""
+    reference: Outputs
+    """What the eager model says."""
+    answers: dict[str, Outputs] = field(default_factory=dict)
+    """What each engine said; filled while engines are judged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What every engine is asked, and what the eager model says to it."""
+
+    golden: GoldenInputs
+    """The golden inputs."""
+    reference: Outputs
+    """Eager float32."""
+    arbiter: Outputs | None = None
+    """Eager float64, where it was affordable."""
+    real_cases: Sequence[RealCase] = ()
+    """Real cases, where some were given."""
+
+
+def judge_real_cases(
+    engine: Engine, manifest: Manifest, cases: Sequence[RealCase], *, artefact: str, precision: str = "float32"
+) -> list[GateRecord]:
+    """The worst figure of each gate over the cases, as `real-<gate>`.
+
+    Args:
+        engine: opened on the bundle of `manifest`.
+        manifest: names graphs, folds, threshold.
+        cases: their `answers` get the engine's.
+        artefact: artefact kind that the engine runs, for the records.
+        precision: a key of `tmi.runtime.parity.BOUNDS`.
+    """
+    by_gate: dict[tuple[str, str], list[GateRecord]] = {}
+    for case in cases:
+        keep = partial(case.answers.__setitem__, engine.name)
+        for r in check_answers(
+            engine, manifest, case.inputs, case.reference, artefact=artefact, precision=precision, keep=keep
+        ):
+            by_gate.setdefault((r.gate, r.graph), []).append(r)
+    worst = [max(records, key=lambda r: (not r.passed, r.measured or 0.0)) for records in by_gate.values()]
+    return [replace(r, gate=f"real-{r.gate}", detail=f"worst of {len(cases)} real cases: {r.detail}") for r in worst]
+
+
+def write_evidence(folder: Path, engine: str, outputs: Outputs) -> None:
+    """An engine's answers to the golden inputs, into a bundle's folder."""
+    path = folder / EVIDENCE / f"{engine}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    save_file(outputs.tensors(), path)

@@ -1,0 +1,65 @@
+"""One case's logits as an answer: the mean of the folds, their spread, the decision and the notices."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float32
+from numpy.typing import NDArray
+
+from tmi.runtime.ensemble import probabilities, softmax, spread
+from tmi.runtime.prediction import Answer, FoldAnswer, Notice, Prediction, Refusal
+from tmi.toolkit.manifest import Manifest
+
+
+def truncated_notice(longest: int) -> Notice:
+    """Notice of a text that was longer than `longest` tokens."""
+    return Notice(code="text-truncated", message=f"the clinical text was cut to its first {longest} tokens")
+
+
+def judge(
+    case_id: str,
+    logits_1FK: Float32[NDArray[np.float32], "1 F K"],
+    *,
+    manifest: Manifest,
+    digest: str,
+    engine: str,
+    notices: tuple[Notice, ...],
+) -> Answer:
+    """The answer, without its seconds; logits that are no numbers are a refusal.
+
+    Args:
+        case_id: which case.
+        logits_1FK: of every fold, in the order of the manifest.
+        manifest: of the bundle; its threshold decides.
+        digest: of the bundle.
+        engine: that computed.
+        notices: what the reader must know.
+    """
+    if not np.isfinite(logits_1FK).all():
+        return Refusal(
+            case_id=case_id,
+            code="answer-not-finite",
+            what=f"the network's answer on engine {engine} is not a finite number",
+            fix="look at the case with `tmi check`, and predict it with another --engine",
+        )
+    mean_K = probabilities(logits_1FK)[0]
+    is_positive = bool(mean_K[manifest.positive] >= manifest.threshold)
+
+    def by_class(p_K: NDArray[np.float64]) -> dict[str, float]:
+        return {name: float(p) for name, p in zip(manifest.classes, p_K, strict=True)}
+
+    return Prediction(
+        case_id=case_id,
+        probability=by_class(mean_K),
+        folds=tuple(
+            FoldAnswer(fold=fold.fold, probability=by_class(p_K))
+            for fold, p_K in zip(manifest.folds, softmax(logits_1FK)[0], strict=True)
+        ),
+        spread=float(spread(logits_1FK, manifest.positive)[0]),
+        decision=manifest.classes[manifest.positive if is_positive else 1 - manifest.positive],
+        warnings=notices,
+        engine=engine,
+        bundle=digest,
+        seconds={},
+        overlapped={},
+    )

@@ -1,0 +1,151 @@
+"""From a case folder to the inputs of the fold models, and the thread that does it ahead of the engine.
+
+Preparation is mostly one core's work (a gzip stream) and the engine's is not, so a thread prepares what comes next
+while this thread computes, on a CPU as on a GPU. It is never more than a fixed number of cases ahead: memory does not
+grow with the cohort.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+from jaxtyping import Float32
+from numpy.typing import NDArray
+
+from tmi.runtime.notices import case_notices
+from tmi.runtime.prediction import Notice, Refusal
+from tmi.runtime.stopwatch import Stopwatch, add_up
+from tmi.toolkit.case import Case
+from tmi.toolkit.clinical_schema import Schema
+from tmi.toolkit.errors import InputRefusedError, UnavailableError
+from tmi.toolkit.manifest import Manifest
+from tmi.toolkit.prepare import PreparedCase, prepare_case
+from tmi.toolkit.prepared_cache import PreparedCache
+from tmi.toolkit.scaling import RadiomicsScaler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """A case that is ready for the engine."""
+
+    case: PreparedCase
+    """Its CT, text and unscaled radiomics."""
+    radiomics_FR: Float32[NDArray[np.float32], "F R"]
+    """Scaled by each fold's own scaler."""
+    notices: tuple[Notice, ...]
+    """What the reader of the answer must know."""
+    seconds: dict[str, float]
+    """Seconds by stage of the preparation."""
+    wall: float
+    """Seconds that it took, measured by itself."""
+
+
+class CaseReader:
+    """Reads, checks and prepares cases for one bundle.
+
+    Args:
+        manifest: of the bundle.
+        schema: its clinical schema.
+        scalers: of its folds, in the order of the manifest.
+        cache: keeps what is made from the images of a case; None keeps nothing.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        schema: Schema,
+        scalers: Sequence[RadiomicsScaler],
+        *,
+        cache: PreparedCache | None = None,
+    ) -> None:
+        self._manifest = manifest
+        self._config = manifest.settings()
+        self._schema = schema
+        self._scalers = scalers
+        self._cache = cache
+
+    def read(self, case: Case, on_text: Callable[[str], None]) -> Inputs | Refusal:
+        """The inputs, or why there are none.
+
+        Args:
+            case: the case.
+            on_text: told the clinical text before any image is read.
+        """
+        start = perf_counter()
+        try:
+            prepared = prepare_case(case, self._config, self._schema, cache=self._cache, on_text=on_text)
+        except InputRefusedError as error:
+            return Refusal(case_id=case.case_id, code=error.code, what=error.what, fix=error.fix)
+        except UnavailableError as error:
+            # This one case needs what is not installed (say, radiomics extraction); the others do not.
+            return Refusal(case_id=case.case_id, code="unavailable", what=error.what, fix=error.fix)
+        except OSError as error:
+            what = f"its files cannot be read ({error.strerror or type(error).__name__})"
+            fix = "let the user who predicts read the folder and its files"
+            return Refusal(case_id=case.case_id, code="case-unreadable", what=what, fix=fix)
+        watch = Stopwatch()
+        with watch.stage("radiomics"):
+            scaled = [scaler.transform(prepared.radiomics_F[None]) for scaler in self._scalers]
+            radiomics_FR = np.concatenate([s.values_NF for s in scaled])
+            notices = case_notices(
+                prepared,
+                imputed_R=np.logical_or.reduce([s.imputed_NF[0] for s in scaled]),
+                clipped_R=np.logical_or.reduce([s.clipped_NF[0] for s in scaled]),
+                manifest=self._manifest,
+            )
+        return Inputs(
+            case=prepared,
+            radiomics_FR=radiomics_FR,
+            notices=notices,
+            seconds=add_up(prepared.seconds, watch.seconds),
+            wall=perf_counter() - start,
+        )
+
+
+class Pending:
+    """A case on its way: its text comes first, the rest later."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.text: Future[str | None] = Future()
+        """The clinical text; None where the case was refused before it was known."""
+        self.inputs: Future[Inputs | Refusal]
+        """What the preparation came to."""
+
+
+def look_ahead(
+    read: Callable[[Case, Callable[[str], None]], Inputs | Refusal], cases: Sequence[Case], *, most: int
+) -> Iterator[Pending]:
+    """Every case in order, while a thread prepares at most `most` that were not asked for yet.
+
+    Args:
+        read: prepares one case.
+        cases: in their order.
+        most: cases ahead of the one that is given out.
+    """
+
+    def prepare(pending: Pending) -> Inputs | Refusal:
+        try:
+            return read(pending.case, pending.text.set_result)
+        finally:
+            if not pending.text.done():
+                pending.text.set_result(None)
+
+    worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
+    ahead: deque[Pending] = deque()
+    try:
+        for case in cases:
+            pending = Pending(case)
+            pending.inputs = worker.submit(prepare, pending)
+            ahead.append(pending)
+            if len(ahead) > most:
+                yield ahead.popleft()
+        while ahead:
+            yield ahead.popleft()
+    finally:
+        worker.shutdown(cancel_futures=True)

@@ -1,0 +1,51 @@
+"""Tokens at their real length instead of the longest that the encoder takes.
+
+Padding is masked out of every attention, so an encoder gives the same features with less of it; the gates of parity
+run on this road. Lengths are rounded up to a multiple of `STEP`: OpenVINO prepares kernels, and TensorRT captures a
+graph, for every new length, and there are then 16 of them at most.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+from numpy.typing import NDArray
+
+STEP = 32
+"""Lengths are multiples of this, but never more than the encoder takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """B batch, T tokens."""
+
+    input_ids_BT: Int64[NDArray[np.int64], "B T"]
+    """Ids, padded with 0."""
+    attention_mask_BT: Int64[NDArray[np.int64], "B T"]
+    """1 for tokens, 0 for padding."""
+
+
+def at_real_length(
+    input_ids_BT: Int64[NDArray[np.int64], "B T"],
+    attention_mask_BT: Int64[NDArray[np.int64], "B T"],
+    *,
+    longest: int,
+) -> Tokens:
+    """The same tokens with as little padding as `STEP` allows.
+
+    Args:
+        input_ids_BT: ids, padded at the end.
+        attention_mask_BT: 1 for tokens, 0 for padding.
+        longest: what the encoder takes; a wider input is left as wide as it is needed.
+    """
+    used = np.flatnonzero(attention_mask_BT.any(axis=0))
+    real = int(used[-1]) + 1 if used.size else 1
+    width = max(real, min(-(-real // STEP) * STEP, longest))
+    more = max(0, width - input_ids_BT.shape[1])
+    pad = ((0, 0), (0, more))
+    return Tokens(
+        input_ids_BT=np.ascontiguousarray(np.pad(input_ids_BT, pad)[:, :width]),
+        attention_mask_BT=np.ascontiguousarray(np.pad(attention_mask_BT, pad)[:, :width]),
+    )

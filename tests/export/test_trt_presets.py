@@ -1,0 +1,43 @@
+"""The one command on a whole preset, as a user gives it, on a machine without a GPU. `benchmarks/paper_size_fp16.py`
+does the same at full size, in a quarter of an hour.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from factories.random_run import write_random_run
+from factories.tmi_command import tmi
+from tmi.runtime.nvidia_driver import find_gpu
+from tmi.toolkit.bundle import open_bundle
+from tmi.toolkit.presets import tiny
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this platform")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    find_gpu() is not None, reason="this is the road of a machine without a GPU; tests/gpu has the other"
+)
+def test_the_preset_tiny_becomes_fp16_plans_for_sm80_whose_audit_inspect_shows(tmp_path):
+    run, folder = write_random_run(tmp_path / "run", tiny(), folds=2, shared_text=True), tmp_path / "bundle"
+    outcome = tmi("export", run, "--engine", "trt-rtx", "--precision", "fp16", "--target", "sm80", "--out", folder)
+    assert outcome.code == 0, outcome.err
+    assert "trt-rtx      4 plans for sm80 by tensorrt_rtx" in outcome.out
+    manifest = open_bundle(folder).manifest
+    assert manifest.preset == "tiny"
+    plans = manifest.extra["tensorrt"]["plans"]["trt-rtx"]["graphs"]
+    assert set(plans) == {"ct-0", "ct-1", "text-0", "fusion"}
+    for name, plan in plans.items():
+        assert plan["layers_in_half"] > plan["layers_in_float"] > 0, name
+        assert sum(len(node["layers"]) for node in plan["float_nodes"].values()) >= plan["layers_in_float"]
+        assert all(node["why"] for node in plan["float_nodes"].values())
+    errors = {r.gate: r for r in manifest.parity if r.engine == "fp16-emulation"}
+    assert 1e-5 < errors["logits"].measured < errors["logits"].bound == 2.0**-6
+    assert errors["float64"].multiple > 1, "the error is also stated as a multiple of float32's own"
+    shown = tmi("inspect", folder).out
+    for name, plan in plans.items():
+        row = next(line for line in shown.splitlines() if line.startswith(f"│ trt-rtx │ {name} "))
+        assert [cell.strip() for cell in row.split("│")[5:7]] == [
+            str(plan[f"layers_in_{t}"]) for t in ("half", "float")
+        ]

@@ -1,0 +1,119 @@
+"""Real cases at a TensorRT export: they judge the FP16 graphs, and hashes and outputs are what stays of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from factories.cases import write_cohort
+from factories.tmi_command import Outcome, tmi
+from tmi.export.trial import RealCase, Trial
+from tmi.export.typed_graphs import add_typed_graphs
+from tmi.runtime.verification import read_references
+from tmi.toolkit.bundle import Bundle, open_bundle
+from tmi.toolkit.case import find_cases
+from tmi.toolkit.golden import golden_of
+from tmi.toolkit.prepare import PreparedCase, prepare_case
+from tmi.toolkit.run_folder import RunFolder
+from tmi.toolkit.scaling import RadiomicsScaler
+from tmi.toolkit.tokenizer import Tokenizer
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this platform")
+CASES = 2
+REPORT = "Quorbly nodule beside the vespertine vein"
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Path:
+    folder = write_cohort(tmp_path_factory.mktemp("real") / "Wexford-clinic", cases=CASES)
+    for path in folder.rglob("clinical.json"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({**record, "report": REPORT}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory, nano_run, cohort) -> tuple[Outcome, Path]:
+    folder = tmp_path_factory.mktemp("real") / "bundle"
+    return tmi(
+        "export", nano_run, "--engine", "trt-rtx", "--target", "sm80", "--cases", cohort, "--out", folder
+    ), folder
+
+
+@pytest.fixture(scope="module")
+def bundle(export) -> Bundle:
+    outcome, folder = export
+    assert outcome.code == 0, outcome.err
+    return open_bundle(folder)
+
+
+def prepared(cohort: Path, run: RunFolder) -> list[PreparedCase]:
+    return [prepare_case(case, run.config, run.schema) for case in find_cases([cohort])]
+
+
+def test_the_fp16_graphs_are_judged_on_the_real_cases_inside_and_out(bundle):
+    records = [r for r in bundle.manifest.parity if r.engine == "fp16-emulation" and r.gate.startswith("real-")]
+    assert {r.gate for r in records} == {
+        "real-finite-inside", "real-finite", "real-features", "real-logits", "real-probabilities", "real-decisions",
+        "real-fold-order",
+    }  # fmt: skip
+    assert all(r.passed for r in records)
+    inside = {r.graph: r.detail for r in records if r.gate == "real-finite-inside"}
+    assert set(inside) == {g.name for g in bundle.manifest.graphs}
+    assert all("FP16 tensors overflow on 2 real cases" in detail for detail in inside.values())
+    error = next(r for r in records if r.gate == "real-logits")
+    assert error.bound == 2.0**-6
+    assert 1e-6 < (error.measured or 0) < error.bound, "it computed in FP16"
+
+
+def test_the_emulation_leaves_its_answers_in_the_evidence(bundle):
+    rows = json.loads((bundle.folder / "evidence" / "real-cases.json").read_text())["cases"]
+    assert len(rows) == CASES
+    for row in rows:
+        assert set(row["engines"]) >= {"onnx", "openvino", "fp16-emulation"}
+        mine, eager = (np.array(answer["logits"]) for answer in (row["engines"]["fp16-emulation"], row["eager"]))
+        assert 0 < np.abs(mine - eager).max() < 0.05
+    golden = load_file(bundle.folder / "evidence" / "fp16-emulation.safetensors")
+    assert golden["logits"].shape == (4, 2, 2)
+    assert "evidence/fp16-emulation.safetensors" in bundle.manifest.files
+
+
+def test_no_name_value_text_or_voxel_of_a_real_case_is_in_the_bundle(bundle, cohort, nano_run):
+    run = RunFolder.open(nano_run)
+    words = ("Wexford-clinic", "P000", "P001", "C000", "C001", "Quorbly", "vespertine")
+    forbidden = [word.encode() for word in words]
+    for case in prepared(cohort, run):
+        voxels = case.ct_1DHW.reshape(-1)
+        forbidden += [voxels[i : i + 4].tobytes() for i in np.flatnonzero((voxels > 0) & (voxels < 1))[:50:10]]
+        forbidden.append(case.radiomics_F[:4].tobytes())
+        for fold in (0, 1):
+            scaled = RadiomicsScaler.load(run.fold(fold).scaler).transform(case.radiomics_F[None]).values_NF
+            forbidden.append(scaled[0, :4].tobytes())
+            ids = Tokenizer.load(run.fold(fold).tokenizer).encode([case.text], max_length=40).input_ids_BT
+            # the golden case's record opens with the same words, and has other values
+            forbidden += [ids[0, :32].tobytes(), json.dumps(ids[0, :32].tolist())[1:-1].encode()]
+        forbidden += [case.text[:40].encode(), case.text[-40:].encode()]
+    for path in bundle.folder.rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        assert [f for f in forbidden if f in content or f.decode(errors="ignore") in path.name] == [], path.name
+
+
+def test_an_overflow_on_a_real_case_alone_is_a_failed_gate_that_names_the_tensor(bundle, tmp_path):
+    copy = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+    golden, references = golden_of(bundle.manifest), read_references(bundle)
+    one = golden.rows([0])
+    loud = replace(one, ct_B1DHW=one.ct_B1DHW * np.float32(1e6))
+    case = RealCase(inputs=loud, reference=references.float32.rows([0]))
+    trial = Trial(golden=golden, reference=references.float32, real_cases=[case])
+    _, records = add_typed_graphs(copy, bundle.manifest, "fp16", trial, progress=lambda line: None)
+    failed = {(r.gate, r.graph): r.detail for r in records if not r.passed}
+    assert (
+        "overflow on 1 real cases: first ct_to_fp16 of cast_ct_to_fp16 (Cast)" in failed["real-finite-inside", "ct-0"]
+    )
+    assert not [gate for gate, _ in failed if not gate.startswith("real-")]

@@ -1,0 +1,185 @@
+"""A cohort whose prediction is killed goes on where it was: nothing twice, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from factories.tmi_command import tmi
+from tmi.runtime.journal import journal_path
+
+PROGRAM = """
+import os, sys, time
+from tmi.runtime import progress
+from tmi.toolkit.cli import main
+
+honest = progress._tell
+def slowly(answer, number, count):
+    honest(answer, number, count)
+    if number == 3:
+        time.sleep(60)
+progress._tell = slowly
+main()
+"""
+
+
+@pytest.fixture
+def cohort(good_cases, tmp_path) -> Path:
+    """Five cases, the second refused."""
+    folder = tmp_path / "cohort"
+    for number, case in enumerate((good_cases[0], good_cases[1], *good_cases[1:])):
+        shutil.copytree(case, folder / f"C{number}")
+    (folder / "C1" / "clinical.json").write_text("{")
+    return folder
+
+
+@pytest.fixture
+def words(cohort, tiny_bundle):
+    return ("predict", cohort, "--bundle", tiny_bundle, "--engine", "onnx", "--threads", 1)
+
+
+def timeless(document: dict) -> dict:
+    results = [{k: v for k, v in r.items() if k not in ("seconds", "overlapped")} for r in document["results"]]
+    engine = {**document["engine"], "verified": None}  # now at the first, before at the second
+    return {**document, "created": None, "engine": engine, "results": results}
+
+
+def killed(words, out: Path) -> None:
+    """Begin the prediction, and kill it when three cases are answered."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-c", PROGRAM, *map(str, words), "-o", str(out)]
+    process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 100
+        path = journal_path(out)
+        while not path.exists() or path.read_bytes().count(b"\n") < 4:
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
+def test_a_killed_cohort_goes_on_to_what_an_uninterrupted_run_answers(words, cohort, tmp_path):
+    whole, out = tmp_path / "whole.json", tmp_path / "answers.json"
+    assert tmi(*words, "-o", whole).code == 3
+    killed(words, out)
+    assert not out.exists()
+    refused = tmi(*words, "-o", out)
+    assert (refused.code, "go on with --resume" in refused.err) == (2, True)
+    lines = journal_path(out).read_bytes().count(b"\n")
+    journal_path(out).write_bytes(journal_path(out).read_bytes() + b'{"status": "predic')  # as a kill tears a line
+    outcome = tmi(*words, "-o", out, "--resume")
+    assert outcome.code == 3
+    assert f"{lines - 1} of 5 cases are answered already" in outcome.err
+    assert f"{6 - lines} predicted, 0 refused in " in outcome.err
+    one, two = (timeless(json.loads(path.read_text())) for path in (whole, out))
+    assert one == two
+    assert [r["status"] for r in two["results"]].count("refused") == 1
+    assert not journal_path(out).exists()
+
+
+def test_json_lines_are_the_output_and_grow_case_by_case(words, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    outcome = tmi(*words, "-o", out, "--json")
+    head, *rows = map(json.loads, out.read_text().splitlines())
+    assert head["schema"] == "tmi-prediction-lines/1"
+    assert [{k: v for k, v in row.items() if k != "files"} for row in rows] == outcome.document["results"]
+    again = tmi(*words, "-o", out, "--resume", "--json")
+    assert timeless(again.document) == timeless(outcome.document)
+    assert "5 of 5 cases are answered already" in again.err
+    assert len(out.read_text().splitlines()) == 6
+
+
+def _another_engine(words, cohort, out):
+    head, *rows = out.read_text().splitlines()
+    out.write_text("\n".join([json.dumps({**json.loads(head), "engine": "openvino"}), *rows, ""]))
+
+
+def _another_bundle(words, cohort, out):
+    head, *rows = out.read_text().splitlines()
+    out.write_text("\n".join([json.dumps({**json.loads(head), "bundle": "0" * 64}), *rows, ""]))
+
+
+def _changed_case(words, cohort, out):
+    os.utime(cohort / "C2" / "clinical.json", ns=(1, 1))
+
+
+def _case_gone(words, cohort, out):
+    shutil.rmtree(cohort / "C4")
+
+
+def _damaged_line(words, cohort, out):
+    lines = out.read_text().splitlines()
+    out.write_text("\n".join([*lines[:2], lines[2][:-9], *lines[3:], ""]))
+
+
+def _line_twice(words, cohort, out):
+    lines = out.read_text().splitlines()
+    out.write_text("\n".join([*lines, lines[2], ""]))
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "code", "said"),
+    [
+        (_another_engine, (), 2, "is of another engine (openvino, not onnx)"),
+        (_another_bundle, (), 2, "is of another bundle"),
+        (lambda *_: None, ("--batch", 2), 2, "is of another batch (1, not 2)"),
+        (lambda *_: None, ("--mask-label", 1), 2, "is of another mask_label (None, not 1)"),
+        (_changed_case, (), 2, "the files of case C2 have changed since it was answered"),
+        (_case_gone, (), 2, "answers case C4, which is not asked for"),
+        (_damaged_line, (), 6, "line 3 is damaged"),
+        (_line_twice, (), 6, "line 7 is damaged"),
+    ],
+)
+def test_what_was_begun_otherwise_is_not_gone_on_with(words, cohort, finished, tmp_path, change, more, code, said):
+    out = tmp_path / "answers.jsonl"
+    out.write_text(finished)
+    change(words, cohort, out)
+    outcome = tmi(*words, *more, "-o", out, "--resume")
+    assert (outcome.code, said in outcome.err) == (code, True), outcome.err
+
+
+@pytest.fixture
+def finished(words, tmp_path) -> str:
+    out = tmp_path / "finished.jsonl"
+    tmi(*words, "-o", out)
+    return out.read_text()
+
+
+def test_resume_needs_a_file_and_does_not_begin_anew(words, tmp_path):
+    assert "name it with -o FILE" in tmi(*words, "--resume").err
+    outcome = tmi(*words, "--resume", "--force", "-o", tmp_path / "x.json")
+    assert (outcome.code, "--force begins anew and --resume goes on" in outcome.err) == (2, True)
+
+
+def test_a_case_that_may_not_be_read_is_refused_alone(words, cohort, monkeypatch):
+    honest_access, honest_file = os.access, Path.is_file
+
+    def access(path, mode, **options):
+        return "C2" not in str(path) and honest_access(path, mode, **options)
+
+    def is_file(self):
+        if self.parent.name == "C2":
+            raise PermissionError(13, "Permission denied", str(self))
+        return honest_file(self)
+
+    monkeypatch.setattr(os, "access", access)
+    monkeypatch.setattr(Path, "is_file", is_file)
+    outcome = tmi("predict", cohort / "C2", cohort / "C0", *words[2:], "--json")
+    assert outcome.code == 3
+    assert [r["status"] for r in outcome.document["results"]] == ["refused", "predicted"]
+    assert "error: case C2: its files cannot be read (Permission denied) [case-unreadable]" in outcome.err
+    checked = tmi("check", cohort / "C2", cohort / "C0")
+    assert checked.code == 3, checked.err + checked.out
+    assert "2 case(s)" in checked.out

@@ -1,0 +1,51 @@
+"""Text at its real length: the same answer with less padding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tmi.runtime import ensemble
+from tmi.runtime.text_length import STEP, Tokens, at_real_length
+
+
+def tokens(*lengths: int, width: int) -> Tokens:
+    mask = np.array([[int(t < n) for t in range(width)] for n in lengths], dtype=np.int64)
+    return Tokens(input_ids_BT=mask * 7, attention_mask_BT=mask)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "width", "longest", "expected"),
+    [
+        ((1,), 512, 512, STEP),
+        ((32,), 512, 512, 32),
+        ((33,), 512, 512, 64),
+        ((5, 350), 512, 512, 352),
+        ((11,), 11, 512, 32),
+        ((510,), 510, 512, 512),
+        ((500,), 500, 500, 500),
+        ((20,), 20, 20, 20),
+        ((0,), 8, 512, 32),
+    ],
+)
+def test_a_length_is_rounded_up_and_never_beyond_what_the_encoder_takes(lengths, width, longest, expected):
+    given = tokens(*lengths, width=width)
+    found = at_real_length(given.input_ids_BT, given.attention_mask_BT, longest=longest)
+    assert found.input_ids_BT.shape == found.attention_mask_BT.shape == (len(lengths), expected)
+    assert found.attention_mask_BT.sum(axis=1).tolist() == list(lengths)
+    assert (found.input_ids_BT == 7 * found.attention_mask_BT).all()
+
+
+def test_padding_to_the_longest_changes_no_feature(predictor, monkeypatch):
+    manifest, longest = predictor.bundle.manifest, predictor.bundle.manifest.settings().clinical.max_length
+    for real in (3, 40):
+        text = tokens(real, width=longest)
+        texts = dict.fromkeys((fold.text for fold in manifest.folds), text)
+        short = ensemble.encode_text(predictor._engine, manifest, texts)
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                ensemble, "at_real_length", lambda ids, mask, longest: Tokens(input_ids_BT=ids, attention_mask_BT=mask)
+            )
+            padded = ensemble.encode_text(predictor._engine, manifest, texts)
+        for name, features in padded.items():
+            np.testing.assert_allclose(short[name], features, atol=1e-5)

@@ -1,0 +1,166 @@
+"""Reading and preparing in one go gives what nibabel and torch give, and the stages add up to the wall time."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import struct
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import interpolate
+
+import tmi.toolkit.nifti_file as nifti_file
+from factories.cases import write_case
+from tmi.toolkit.case import Case, open_case
+from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.config import CtConfig
+from tmi.toolkit.cores import other_cores
+from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.intensity import Resampling, prepare_ct
+from tmi.toolkit.prepare import STAGES, prepare_case
+from tmi.toolkit.volume import Grid, read_ct
+
+TURNS = list(itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)))
+TYPES = ["<i2", ">i2", "<u2", "|u1", "<i4", ">f4", "<f4", "<f8"]
+SCALINGS = [(1.0, 0.0), (1.0, -1024.0), (2.0, -300.0), (0.5, -10.25), (-1.0, 40.0)]
+
+
+class Following:
+    """Passes planes on, as the road of a prediction does."""
+
+    def __init__(self, resampling: Resampling) -> None:
+        self.told = 0
+        self._resampling = resampling
+
+    def opened(self, grid: Grid) -> None:
+        """Nothing beside it."""
+
+    def planes(self, array_DHW, lower: int, upper: int) -> None:
+        self.told += 1
+        self._resampling.planes(array_DHW, lower, upper)
+
+
+def write_ct(path: Path, shape_xyz, turn, dtype: str, scaling, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    kind = np.dtype(dtype)
+    bounds = (-900, 900) if kind.kind in "if" else (0, 1900 if kind.itemsize > 1 else 255)
+    voxels = random.integers(*bounds, shape_xyz).astype(kind)
+    axes, signs = turn
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for stored, (world, sign) in enumerate(zip(axes, signs, strict=True)):
+        affine[world, stored] = sign * (0.7 + 0.4 * stored)
+    header = nib.Nifti1Header(endianness=">" if kind.byteorder == ">" else "<")
+    header.set_data_dtype(kind)
+    data = bytearray(nib.Nifti1Image(voxels, affine, header).to_bytes())
+    struct.pack_into(f"{header.endianness}2f", data, 112, *scaling)
+    path.write_bytes(gzip.compress(bytes(data), 1))
+
+
+def by_nibabel_and_torch(path: Path, config: CtConfig) -> np.ndarray:
+    hu_xyz = nib.as_closest_canonical(nib.load(path)).get_fdata(dtype=np.float64)
+    low, high = config.window_hu
+    scaled = (torch.from_numpy(hu_xyz.transpose(2, 1, 0).copy()).clamp(low, high) - low) / (high - low)
+    return interpolate(scaled[None, None], size=config.shape_DHW, mode="trilinear", align_corners=False)[0].numpy()
+
+
+@settings(derandomize=True, max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 23)] * 3),
+    target=st.tuples(*[st.integers(8, 21)] * 3),
+    keep=st.sampled_from([(), (1, 2), (0, 1, 2), (2,)]),
+    turn=st.sampled_from(TURNS),
+    dtype=st.sampled_from(TYPES),
+    scaling=st.sampled_from(SCALINGS),
+    window=st.sampled_from([(-70.0, 130.0), (-160.5, 240.25)]),
+    slab=st.sampled_from([64, 1000, 2**21]),
+    seed=st.integers(0, 2**16),
+)
+def test_the_answer_is_nibabels_and_torchs_however_the_file_is_stored(
+    shape, target, keep, turn, dtype, scaling, window, slab, seed
+):
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nifti_file, "SLAB_BYTES", slab)
+        case = Case(folder=Path(folder), case_id="P1")
+        write_ct(case.ct, shape, turn, dtype, scaling, seed)
+        canonical_DHW = nib.as_closest_canonical(nib.load(case.ct)).shape[::-1]
+        kept = tuple(max(8, canonical_DHW[a]) if a in keep else n for a, n in enumerate(target))
+        config = CtConfig(shape_DHW=kept, window_hu=window)
+        with other_cores() as pool:
+            following = Following(resampling := Resampling(config, pool))
+            ct = read_ct(case, pool=pool, follower=following)
+            prepared = prepare_ct(ct, config, resampling)
+        assert following.told
+        assert ct.array_DHW.flags["C_CONTIGUOUS"]
+        np.testing.assert_allclose(prepared, by_nibabel_and_torch(case.ct, config), atol=1e-5, rtol=0)
+        np.testing.assert_array_equal(prepared, prepare_ct(ct, config))
+
+
+def test_values_that_do_not_fit_int16_in_the_last_slab_are_prepared_as_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(nifti_file, "SLAB_BYTES", 64)
+    case = Case(folder=tmp_path, case_id="P1")
+    write_ct(case.ct, (9, 8, 30), TURNS[0], "<i4", (1.0, 0.0), 1)
+    data = bytearray(gzip.decompress(case.ct.read_bytes()))
+    data[-4:] = struct.pack("<i", 70_000)
+    case.ct.write_bytes(gzip.compress(bytes(data)))
+    config = CtConfig(shape_DHW=(12, 8, 9))
+    with other_cores() as pool:
+        resampling = Resampling(config, pool)
+        ct = read_ct(case, pool=pool, follower=Following(resampling))
+        prepared = prepare_ct(ct, config, resampling)
+    assert ct.array_DHW.dtype == np.float32
+    assert ct.array_DHW.max() == 70_000
+    np.testing.assert_allclose(prepared, by_nibabel_and_torch(case.ct, config), atol=1e-5, rtol=0)
+
+
+def test_a_file_cut_short_is_told_before_its_nan(tmp_path):
+    case = Case(folder=tmp_path, case_id="P1")
+    write_ct(case.ct, (9, 8, 30), TURNS[0], "<f4", (1.0, 0.0), 1)
+    data = bytearray(gzip.decompress(case.ct.read_bytes()))
+    data[400:404] = struct.pack("<f", np.nan)
+    for stream, code in ((data, "ct-nan"), (data[:-4], "ct-unreadable"), (data + b"x", "ct-unreadable")):
+        case.ct.write_bytes(gzip.compress(bytes(stream)))
+        with pytest.raises(InputRefusedError) as error:
+            read_ct(case)
+        assert error.value.code == code
+
+
+def test_a_wrong_checksum_at_the_end_is_found(tmp_path):
+    case = Case(folder=tmp_path, case_id="P1")
+    write_ct(case.ct, (9, 8, 30), TURNS[0], "<i2", (1.0, 0.0), 1)
+    data = bytearray(case.ct.read_bytes())
+    data[-6] ^= 1
+    case.ct.write_bytes(data)
+    with pytest.raises(InputRefusedError) as error:
+        read_ct(case)
+    assert error.value.code == "ct-unreadable"
+
+
+def test_the_stages_of_a_preparation_add_up_to_its_wall_time(tmp_path, micro_config):
+    case = open_case(write_case(tmp_path / "P001"))
+    schema = load_schema()
+    start = perf_counter()
+    prepared = prepare_case(case, micro_config, schema)
+    wall = perf_counter() - start
+    assert tuple(prepared.seconds) == STAGES
+    assert all(seconds >= 0 for seconds in prepared.seconds.values())
+    assert prepared.seconds["inflate"] > 0
+    assert wall * 0.9 - 0.005 <= sum(prepared.seconds.values()) <= wall
+
+
+@pytest.mark.parametrize(("ct_is_bad", "code"), [(True, "ct-few-slices"), (False, "mask-grid")])
+def test_a_refusal_of_the_ct_comes_before_one_of_its_mask(tmp_path, micro_config, ct_is_bad, code):
+    folder = write_case(tmp_path / "P001", shape_xyz=(32, 28, 6 if ct_is_bad else 24))
+    mask = nib.load(folder / "liver.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(mask.dataobj)[:, :, 1:], mask.affine), folder / "liver.nii.gz")
+    with pytest.raises(InputRefusedError) as error:
+        prepare_case(open_case(folder), micro_config, load_schema())
+    assert error.value.code == code

@@ -1,0 +1,294 @@
+"""`tmi compare`: the paper's tables in miniature, each configuration trained once, reused, resumed, told honestly."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from factories.cases import write_cohort
+from factories.nano import nano
+from factories.tmi_command import Outcome, tmi
+from tmi.toolkit.config_io import override
+from tmi.toolkit.errors import UsageError
+from tmi.toolkit.run_folder import RunFolder
+from tmi.training.comparison.paper_tables import OURS, PAPER_METRICS, TABLES
+from tmi.training.comparison.plan import chosen_tables, make_plan
+from tmi.training.metrics import METRICS
+from tmi.training.systems import estimator_arrays
+from tmi.training.systems.build import build_network
+from tmi.training.systems.registry import SYSTEMS
+
+SMALL = [
+    "ct.shape_DHW=[8,16,16]",
+    "clinical.vocab_size=200",
+    "clinical.max_length=48",
+    "network.ct_encoder.planes=[4,4,4,4]",
+    "network.text_encoder.layers=1",
+    "network.radiomics_encoder.hidden=8",
+    "network.head.blocks=[1,1]",
+    "system.resnet2d.planes=[4,4,4,4]",
+    "system.radiomics_model.trees=5",
+    "system.radiomics_model.inner_folds=2",
+]
+EVERY = make_plan(nano(), chosen_tables("all"))
+
+
+def arguments(cohort: Path, out: Path, *more: str, epochs: int = 1, settings: tuple[str, ...] = ()) -> list[str]:
+    assignments = [part for setting in (*SMALL, *settings) for part in ("--set", setting)]
+    start = ["compare", str(cohort), "--out", str(out), "--preset", "tiny", "--folds", "2", "--epochs", str(epochs)]
+    return [*start, "--accelerator", "cpu", *assignments, *more]
+
+
+def compare(cohort: Path, out: Path, *more: str, settings: tuple[str, ...] = ()) -> Outcome:
+    return tmi(*arguments(cohort, out, *more, settings=settings))
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cohort(tmp_path_factory.mktemp("compare") / "cohort", cases=12, with_mask=False)
+
+
+@pytest.fixture(scope="module")
+def whole(cohort: Path) -> tuple[Path, Outcome]:
+    """All four tables: one epoch, two folds."""
+    out = cohort.parent / "whole"
+    outcome = compare(cohort, out, "--table", "all")
+    assert outcome.code == 0, outcome.err
+    return out, outcome
+
+
+# The plan
+
+
+def test_the_rows_are_the_systems_and_ablations_of_the_issue_and_each_is_trained_once():
+    assert [len(t.rows) for t in TABLES.values()] == [8, 7, 4, 5]
+    assert {r.key for r in TABLES[1].rows} == set(SYSTEMS)
+    assert len(EVERY.runs) == 21
+    assert EVERY.runs[0].key == OURS
+    assert len({json.dumps(str(run.config)) for run in EVERY.runs}) == 21
+    shared = {key for (_, key), run in EVERY.behind.items() if run == OURS}
+    assert shared == {OURS, "ima-tcaf", "lambda-0.6"}
+
+
+def test_a_row_shares_a_run_by_its_config_and_not_by_its_name():
+    """With the released lambda of 0.2 it is the row of 0.2 that is TMI-CLNet's own."""
+    plan = make_plan(override(nano(), ["loss.tmff_lambda=0.2"]), chosen_tables("4"))
+    assert plan.behind[4, "lambda-0.2"] == OURS
+    assert plan.behind[4, "lambda-0.6"] == "lambda-0.6"
+
+
+def test_frozen_encoders_stay_frozen_where_a_row_has_them():
+    base = replace(nano(), train=replace(nano().train, freeze=("ct", "text")))
+    frozen = {run.key: run.config.train.freeze for run in make_plan(base, chosen_tables("all")).runs}
+    assert frozen[OURS] == frozen["mmd"] == ("ct", "text")
+    assert frozen["clinical-radiomics"] == frozen["clinical"] == ("text",)
+    assert frozen["resnet50"] == frozen["svm"] == frozen["radiomics"] == ()
+
+
+@pytest.mark.parametrize("asked", ["5", "one", ""])
+def test_an_unknown_table_is_wrong_usage(asked):
+    with pytest.raises(UsageError, match="unknown table"):
+        chosen_tables(asked)
+
+
+def test_an_unknown_row_is_told_with_the_known_ones():
+    with pytest.raises(UsageError, match="no row 'svn'") as error:
+        make_plan(nano(), chosen_tables("1"), only=["svn"])
+    assert "svm" in error.value.fix
+
+
+def test_the_papers_figures_are_the_papers():
+    """Table 1 and the best row of every table, as printed."""
+    assert {r.key: r.paper for r in TABLES[1].rows}["hfbsurv"] == pytest.approx(
+        (0.7945, 0.8201, 0.6432, 0.7233, 0.8015)
+    )
+    best = (0.8312, 0.8438, 0.7428, 0.7805, 0.8223)
+    for number, key in ((1, OURS), (2, OURS), (3, "ima-tcaf"), (4, "lambda-0.6")):
+        found = next(r.paper for r in TABLES[number].rows if r.key == key)
+        assert found == pytest.approx(best)
+        assert max(r.paper[0] for r in TABLES[number].rows) == pytest.approx(best[0])
+
+
+# Every row in miniature
+
+
+@pytest.mark.parametrize("key", [run.key for run in EVERY.runs])
+def test_every_row_trains_and_its_models_load(whole, key):
+    folder, _ = whole
+    run = RunFolder.open(folder / "runs" / key).require_finished()
+    assert len(run.folds) == 2
+    for split in run.folds:
+        files = run.fold(split.fold)
+        figures = json.loads(files.metrics.read_text())["test"]
+        assert all(0.0 <= figures[name] <= 1.0 for name in METRICS)
+        assert {r["case_id"] for r in csv.DictReader(io.StringIO(files.predictions.read_text()))} == set(split.test)
+        if SYSTEMS[run.config.system.name].needs == "sklearn":
+            assert "median" in estimator_arrays.load(files.model)
+        else:
+            build_network(run.config, seed=0).load_state_dict(load_file(files.model))
+
+
+def test_all_rows_have_the_same_folds(whole):
+    folder, _ = whole
+    assert len({(run / "folds.json").read_bytes() for run in (folder / "runs").iterdir()}) == 1
+
+
+@pytest.mark.parametrize("number", TABLES)
+def test_a_table_has_a_line_a_row_with_our_figures_and_the_papers(whole, number):
+    lines = list(csv.DictReader(io.StringIO((whole[0] / f"table{number}.csv").read_text())))
+    assert [line["row"] for line in lines] == [r.key for r in TABLES[number].rows]
+    for line, row in zip(lines, TABLES[number].rows, strict=True):
+        for metric, paper in zip(PAPER_METRICS, row.paper, strict=True):
+            assert float(line[f"{metric}_paper"]) == paper
+            low, pooled, high = (float(line[f"{metric}_{part}"]) for part in ("low", "pooled", "high"))
+            assert low <= pooled + 1e-12
+            assert pooled <= high + 1e-12
+        ours = EVERY.behind[number, row.key] == OURS
+        assert (line["mcnemar_p"] == "") == (line["delong_p"] == "") == ours
+        if not ours:
+            assert 0.0 <= float(line["mcnemar_p"]) <= float(line["mcnemar_p_holm"]) <= 1.0
+
+
+def test_the_mean_and_deviation_of_a_table_are_those_of_its_runs_summary(whole):
+    folder, _ = whole
+    line = next(csv.DictReader(io.StringIO((folder / "table1.csv").read_text())))
+    over = json.loads((folder / "runs" / line["row"] / "summary.json").read_text())["over_folds"]
+    for metric in PAPER_METRICS:
+        assert float(line[f"{metric}_mean"]) == over[metric]["mean"]
+        assert float(line[f"{metric}_std"]) == over[metric]["std"]
+
+
+def test_the_pages_hold_every_table_and_the_plots_need_no_network(whole):
+    folder, outcome = whole
+    page, text = (folder / "report.html").read_text(), (folder / "tables.md").read_text()
+    for table in TABLES.values():
+        assert f"<h2>Table {table.number}: {table.title}</h2>" in page
+        assert f"## Table {table.number}: {table.title}" in text
+        assert all(f"| {row.label} |" in text for row in table.rows)
+    images = re.findall(r"<img ([^>]*)>", page)
+    assert len(images) == 4 * 6
+    for image in images:
+        assert re.match(r'alt="Table \d: [^"]{30,}" src="data:image/svg\+xml;base64,', image)
+    assert not re.search(r"(?:src|href)=\"(?!data:)", page)
+    assert "<script" not in page
+    assert len(page) < 3_000_000
+    assert "place" in outcome.out
+    for machine in (str(folder), str(folder.parent), str(Path.home())):
+        assert machine not in page + text + (folder / "comparison.json").read_text()
+
+
+def test_a_comparison_of_real_cases_is_not_called_synthetic_nor_optimistic(whole):
+    text = (whole[0] / "tables.md").read_text()
+    assert "synthetic" not in text
+    assert "optimistic" not in text
+    assert "What this cohort allows" not in text
+
+
+# Reuse, failure, refusal
+
+
+def test_finished_runs_are_reused_and_their_figures_are_the_same(whole, cohort, tmp_path):
+    folder = shutil.copytree(whole[0], tmp_path / "whole")
+    times = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*") if p.is_file()}
+    outcome = compare(cohort, folder, "--table", "4", "--model", "no-tmff", "--model", "lambda-0.2")
+    assert outcome.code == 0
+    assert re.findall(r"^(.+): (?:reused|started|continued)$", outcome.err, re.M) == [OURS, "no-tmff", "lambda-0.2"]
+    assert outcome.err.count(": reused") == 3
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+    before, after = (list(csv.DictReader(io.StringIO((f / "table4.csv").read_text()))) for f in (whole[0], folder))
+    means = {line["row"]: line["roc_auc_mean"] for line in before}
+    assert {line["row"]: line["roc_auc_mean"] for line in after} == {
+        key: means[key] for key in ("no-tmff", "lambda-0.2", "lambda-0.6")
+    }
+
+
+def test_another_config_in_the_same_folder_is_wrong_usage_and_changes_nothing(whole, cohort):
+    outcome = compare(cohort, whole[0], "--table", "1", settings=("train.learning_rate=0.5",))
+    assert outcome.code == 2
+    assert "is of a comparison with another config" in outcome.err
+    assert "--out" in outcome.err
+
+
+def test_an_edited_run_is_damage(cohort, tmp_path, whole):
+    shutil.copytree(whole[0] / "runs" / OURS, tmp_path / "runs" / OURS)
+    with (tmp_path / "runs" / OURS / "fold0" / "predictions.csv").open("a") as file:
+        file.write("X,bad,1,1,0,9\n")
+    outcome = compare(cohort, tmp_path, "--table", "3", "--model", "ima-tcaf")
+    assert outcome.code == 6
+    assert "predictions.csv was changed" in outcome.err
+    assert "trains it again" in outcome.err
+
+
+def test_a_row_that_fails_is_reported_and_the_others_go_on(cohort, tmp_path):
+    outcome = compare(
+        cohort, tmp_path, "--table", "1", "--model", "vit", "--model", "svm", settings=("system.vit.patch_DHW=[4,5,5]",)
+    )
+    assert outcome.code == 1
+    assert "failed   vit: vit: patches of (5, 5) do not divide" in outcome.err
+    lines = {r["row"]: r for r in csv.DictReader(io.StringIO((tmp_path / "table1.csv").read_text()))}
+    assert set(lines) == {"vit", "svm", OURS}
+    assert "do not divide" in lines["vit"]["failed"]
+    assert lines["svm"]["accuracy_mean"] != ""
+    assert "failed: vit: patches" in (tmp_path / "report.html").read_text()
+
+
+def test_a_released_and_synthetic_comparison_says_so_in_every_section(tmp_path, cohort):
+    marked = shutil.copytree(cohort, tmp_path / "cohort")
+    best = dict.fromkeys(["ct", "ct+clinical", "ct+radiomics+clinical"], 0.9)
+    (marked / "truth.json").write_text(json.dumps({"synthetic": True, "best_auc": best, "drawn_auc": best}))
+    outcome = compare(
+        marked, tmp_path / "out", "--table", "2", "--model", "image", settings=("train.protocol=released",)
+    )
+    assert outcome.code == 0, outcome.err
+    for name, start in (("report.html", "<h2>"), ("tables.md", "\n## ")):
+        sections = (tmp_path / "out" / name).read_text().split(start)
+        assert len(sections) == 3  # the head, the table, the ceilings
+        for section in sections:
+            assert "The cohort is synthetic: the figures say nothing about patients." in section
+            assert "These figures are optimistic: the best epoch is picked on the very fold" in section
+    assert "What this cohort allows" in sections[-1]
+    assert "Fusion (pooled AUC" in outcome.out
+    assert "vision alone" in outcome.out
+
+
+# A kill
+
+
+@pytest.mark.timeout(280)
+def test_a_comparison_killed_in_the_middle_of_a_run_goes_on_to_the_same_tables(cohort, tmp_path):
+    rows = ["--table", "1", "--model", "rf"]
+    main = [sys.executable, "-c", "import sys; from tmi.toolkit.cli import main; sys.exit(main())"]
+    out = tmp_path / "killed"
+    command = [*main, *arguments(cohort, out, *rows, epochs=12)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    history = out / "runs" / OURS / "fold0" / "history.csv"
+    deadline = time.monotonic() + 200
+    while not (history.is_file() and len(history.read_text().splitlines()) > 2):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "report.html").exists()
+
+    outcome = tmi(*arguments(cohort, out, *rows, epochs=12))
+    assert outcome.code == 0, outcome.err
+    assert f"{OURS}: continued" in outcome.err
+    assert "rf: started" in outcome.err
+    plain = tmi(*arguments(cohort, tmp_path / "plain", *rows, epochs=12))
+    assert plain.code == 0
+    assert (out / "table1.csv").read_bytes() == (tmp_path / "plain" / "table1.csv").read_bytes()
+    assert (out / "report.html").read_bytes() == (tmp_path / "plain" / "report.html").read_bytes()

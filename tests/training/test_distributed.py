@@ -1,0 +1,160 @@
+"""Two processes train what one trains with the same global batch.
+
+Equality needs what is a function of the batch alone: BatchNorm's statistics are frozen (CPU has no shared ones) and
+dropout is off (each process draws its own), the text encoder's by freezing it. The order of sums differs, so the
+bound is a tolerance.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import multiprocessing
+
+from factories.cases import write_cohort
+from factories.small_fold import SPLIT, make_arrays, small_config, train_small
+from tmi.toolkit.config import Config
+from tmi.toolkit.errors import UsageError
+from tmi.training.distributed import packed, unpacked
+from tmi.training.fold_data import EpochBatches, FoldData
+from tmi.training.losses.total import total_loss
+from tmi.training.running import Running
+
+
+@pytest.fixture(scope="module")
+def config(micro_config: Config) -> Config:
+    small = small_config(micro_config)
+    fusion = replace(small.network.fusion, ima_attention_dropout=0.0, ima_dense_dropout=0.0)
+    train = replace(small.train, epochs=2, batch_size=4, freeze=("text",), frozen_batch_norm=True, learning_rate=1e-3)
+    return replace(small, network=replace(small.network, fusion=fusion), train=train)
+
+
+def losses(folder: Path) -> list[tuple[float, float]]:
+    rows = csv.DictReader(io.StringIO((folder / "history.csv").read_text()))
+    return [(float(r["train_loss"]), float(r["validation_loss"])) for r in rows]
+
+
+@pytest.mark.timeout(280)
+def test_two_processes_have_the_losses_and_weights_of_one_with_the_same_global_batch(config, tmp_path, monkeypatch):
+    """Five cases in batches of four make one batch of five: the processes get three and two of them."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    one = train_small(tmp_path / "one", make_arrays(), config)
+    two = train_small(tmp_path / "two", make_arrays(), config, running=Running(accelerator="cpu", devices=2))
+    np.testing.assert_allclose(losses(two.folder), losses(one.folder), rtol=1e-4)
+    ours, theirs = load_file(two.model), load_file(one.model)
+    for name, tensor in theirs.items():
+        if ".tcaf.key." in name and name.endswith(".bias"):
+            continue  # adds the same to every score of a softmax: its gradient is rounding, which Adam blows up
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    assert "LOCAL_RANK" not in os.environ
+    assert not torch.distributed.is_initialized()
+    assert json.loads(two.metrics.read_text())["cases"] == {"train": 5, "validation": 4, "test": 4}
+
+
+def gradients(rank: int, world: int, port: int, weight: torch.Tensor, x: torch.Tensor, labels: torch.Tensor, path: str):
+    """The gradient of the joint loss by each process's share of a batch, averaged as DDP does."""
+    from factories.small_fold import small_config as small
+    from tmi.toolkit.presets import tiny
+    from tmi.training.global_batch import whole_batch
+
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"})
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    weight = weight.clone().requires_grad_()
+    output, every = whole_batch(outputs(x[rank::world], weight), labels[rank::world])
+    (total_loss(output, every, small(tiny()).loss).total * world).backward()
+    torch.distributed.all_reduce(weight.grad)
+    if rank == 0:
+        torch.save(weight.grad / world, path)
+    torch.distributed.destroy_process_group()
+
+
+def outputs(x: torch.Tensor, weight: torch.Tensor):
+    from tmi.toolkit.network.fusion import FusionOutput
+
+    return FusionOutput(x @ weight[0, :, :2], *(x @ weight[i] for i in (1, 2, 3)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_the_gradient_of_gathered_features_is_that_of_the_whole_batch(micro_config, tmp_path):
+    from tmi.training.distributed import _free_port
+
+    torch.manual_seed(0)
+    weight, x = torch.randn(4, 6, 6, dtype=torch.float64), torch.randn(5, 6, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 1, 0, 1])
+    arguments = (2, _free_port(), weight, x, labels, str(tmp_path / "gradient"))
+    multiprocessing.spawn(gradients, arguments, nprocs=2)
+    whole = weight.clone().requires_grad_()
+    order = torch.tensor([0, 2, 4, 1, 3])  # of the ranks' shares
+    total_loss(outputs(x[order], whole), labels[order], micro_config.loss).total.backward()
+    torch.testing.assert_close(torch.load(tmp_path / "gradient", weights_only=True), whole.grad, rtol=1e-9, atol=1e-9)
+
+
+def test_a_training_part_that_is_too_small_for_the_processes_is_refused(config, tmp_path):
+    three = replace(SPLIT, train=SPLIT.train[:3])
+    unfrozen = replace(config, train=replace(config.train, frozen_batch_norm=False))
+    with pytest.raises(UsageError, match="fold 1 trains on 3 cases, too few for 2 processes"):
+        train_small(tmp_path / "run", make_arrays(), unfrozen, three, running=Running(accelerator="cpu", devices=2))
+
+
+def test_every_process_gets_its_share_of_every_batch_and_none_is_left_out(config):
+    data = FoldData(make_arrays(), SPLIT, replace(config, train=replace(config.train, batch_size=2)), tokenizer=None)
+    shares = [list(EpochBatches(data, lambda: 0, rank=rank, world=2, least=2)) for rank in (0, 1)]
+    assert [[len(b.labels) for b in share] for share in shares] == [[1, 2], [1, 1]]
+    together = torch.cat([b.radiomics for share in shares for b in share])
+    assert len(torch.unique(together, dim=0)) == len(SPLIT.train)
+    wide = FoldData(make_arrays(), SPLIT, config, tokenizer=None)  # batches of four
+    assert [len(batch) for batch in wide.epoch_batches(0, least=4)] == [5]
+
+
+def test_ctxs_in_a_file_are_mapped_by_the_other_processes_and_not_copied(tmp_path):
+    arrays = make_arrays()
+    stored = np.lib.format.open_memmap(tmp_path / "ct.npy", mode="w+", dtype=np.float32, shape=(15, 1, 8, 16, 16))
+    stored[:13] = arrays.ct_N1DHW
+    small, mapped = packed(replace(arrays, ct_N1DHW=stored[:13]))
+    assert small.ct_N1DHW.nbytes == 0
+    again = unpacked(small, mapped)
+    np.testing.assert_array_equal(again.ct_N1DHW, arrays.ct_N1DHW)
+    assert isinstance(again.ct_N1DHW, np.memmap)
+    assert packed(arrays) == (arrays, None)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_nodes_train_one_run(tmp_path):
+    """Two commands, each with its NODE_RANK, on one folder."""
+    from tmi.training.distributed import _free_port
+
+    cohort = write_cohort(tmp_path / "cohort", cases=24, with_mask=False)
+    program = "import sys; from tmi.toolkit.cli import main; sys.exit(main())"
+    settings = ("ct.shape_DHW=[8,16,16]", "clinical.max_length=64", "train.batch_size=4")
+    options = ["--preset", "tiny", "--folds", "2", "--epochs", "2", "--accelerator", "cpu", "--nodes", "2"]
+    arguments = ["train", str(cohort), "--out", str(tmp_path / "run"), *options]
+    arguments += [part for setting in settings for part in ("--set", setting)]
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    commands = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, *arguments],
+            env={**os.environ, **told, "NODE_RANK": str(node)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node in (0, 1)
+    ]
+    told_by = [command.communicate(timeout=500) for command in commands]
+    assert [command.returncode for command in commands] == [0, 0], told_by
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
+    assert "figures" in told_by[0][0]
+    assert told_by[1][0] == ""

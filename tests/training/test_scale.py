@@ -1,0 +1,237 @@
+"""Less memory without other weights: checkpointing, precision, accumulation; and how much memory a step needs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from factories.cases import write_cohort
+from factories.small_fold import make_arrays, small_config, train_small
+from factories.tmi_command import tmi
+from tmi.toolkit.config import Config
+from tmi.toolkit.errors import UnavailableError, UsageError
+from tmi.toolkit.presets import paper, tiny
+from tmi.training.memory import plan_memory
+from tmi.training.module import FoldModule
+from tmi.training.running import Running
+from tmi.training.systems.registry import SYSTEMS
+
+
+@pytest.fixture(scope="module")
+def config(micro_config: Config) -> Config:
+    small = small_config(micro_config)
+    return replace(small, train=replace(small.train, epochs=2))
+
+
+def set_train(config: Config, **more: object) -> Config:
+    return replace(config, train=replace(config.train, **more))
+
+
+def test_checkpointing_gives_the_same_weights_and_statistics_bit_for_bit(config, tmp_path):
+    plain = load_file(train_small(tmp_path / "plain", make_arrays(), config).model)
+    saved = set_train(config, activation_checkpointing=True)
+    checkpointed = load_file(train_small(tmp_path / "saved", make_arrays(), saved).model)
+    assert plain.keys() == checkpointed.keys()
+    for name, tensor in plain.items():
+        assert torch.equal(tensor, checkpointed[name]), name
+
+
+def test_a_step_in_bfloat16_trains_float32_weights_and_a_loss_near_float32s(config, tmp_path):
+    """Of the cross entropy: the alignment loss multiplies what bfloat16 loses by 50."""
+    config = replace(config, loss=replace(config.loss, alpha=0.0))
+    losses, weights = [], []
+    for precision in ("32", "bf16-mixed"):
+        files = train_small(tmp_path / precision, make_arrays(), set_train(config, precision=precision))
+        losses.append(float(files.history.read_text().splitlines()[1].split(",")[1]))
+        weights.append(load_file(files.model))
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert {t.dtype for t in weights[1].values()} == {torch.float32, torch.int64}
+
+
+def test_the_loss_is_computed_in_float32_whatever_the_precision(config, monkeypatch):
+    seen = []
+    module = FoldModule(config, fold=0)
+    real = module.loss_function
+    monkeypatch.setattr(
+        module, "loss_function", lambda output, *more: seen.extend(t.dtype for t in output) or real(output, *more)
+    )
+    from tmi.training.fold_data import FoldData
+
+    batch = FoldData(make_arrays(), _split(), config, tokenizer=None).batch(_split().train)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        module.training_step(batch, 0)
+    assert set(seen) == {torch.float32}
+
+
+def _split():
+    from factories.small_fold import SPLIT
+
+    return SPLIT
+
+
+@pytest.mark.parametrize(("accumulate", "steps"), [(1, 2), (2, 1)])
+def test_accumulated_batches_make_one_step(config, tmp_path, accumulate, steps, monkeypatch):
+    counted = []
+    real = torch.optim.Adam.step
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self, *a, **k: counted.append(1) or real(self, *a, **k))
+    train_small(tmp_path / "run", make_arrays(), set_train(config, batch_size=2, accumulate=accumulate, epochs=1))
+    assert len(counted) == steps  # five cases in batches of two and three
+
+
+def test_frozen_batch_norm_keeps_every_statistic(config, tmp_path):
+    after = load_file(train_small(tmp_path / "run", make_arrays(), set_train(config, frozen_batch_norm=True)).model)
+    means = [t for name, t in after.items() if name.endswith("running_mean")]
+    assert len(means) > 5
+    assert all(float(t.abs().max()) == 0 for t in means)
+
+
+# Memory
+
+MEASURED = """
+import json, resource, sys, torch
+from dataclasses import replace
+from tmi.toolkit.config_io import from_json
+from tmi.toolkit.config import Config
+from tmi.training.module import FoldModule
+from tmi.training.fold_data import Batch
+torch.set_num_threads(1)
+config = from_json(Config, json.loads(sys.argv[1]))
+def peak():
+    for line in open("/proc/self/status"):
+        if line.startswith("VmHWM"): return int(line.split()[1]) * 1024
+def now():
+    for line in open("/proc/self/status"):
+        if line.startswith("VmRSS"): return int(line.split()[1]) * 1024
+n = config.train.batch_size
+def step(shape, tokens):
+    batch = Batch(ct=torch.rand(n, 1, *shape), input_ids=torch.ones(n, tokens, dtype=torch.int64),
+                  attention_mask=torch.ones(n, tokens, dtype=torch.int64), radiomics=torch.rand(n, 1781),
+                  labels=torch.arange(n) % 2)
+    module.training_step(batch, 0).backward()
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+before = now()
+module = FoldModule(config, fold=0).train()
+optimiser = module.configure_optimizers()
+step((8, 16, 16), 8)  # libraries load and start their threads
+warm = now()
+open("/proc/self/clear_refs", "w").write("5")
+base = now()
+step(config.ct.shape_DHW, config.clinical.max_length)
+print(json.dumps({"step": peak() - base}))
+"""
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_computed_memory_is_what_a_step_takes(checkpointing):
+    """Peak resident memory of one real step over what weights and Adam's moments take already."""
+    wide = tiny().network
+    config = replace(
+        tiny(),
+        ct=replace(tiny().ct, shape_DHW=(48, 160, 160)),
+        network=replace(wide, ct_encoder=replace(wide.ct_encoder, layers=(2, 2, 1, 1), planes=(16, 16, 32, 32))),
+        train=replace(tiny().train, batch_size=2, activation_checkpointing=checkpointing),
+    )
+    from tmi.toolkit.config_io import to_json
+
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, json.dumps(to_json(config))], capture_output=True, text=True, check=True
+    )
+    measured = json.loads(done.stdout)["step"]
+    plan = plan_memory(config)
+    expected = plan.activations + plan.batch + 4 * plan.trained  # the gradients
+    assert measured == pytest.approx(expected, rel=0.25)
+
+
+def test_the_papers_preset_fits_forty_gigabytes_and_what_saves_memory_does():
+    plans = {
+        name: plan_memory(set_train(paper(), **settings)).total / 2**30
+        for name, settings in {
+            "plain": {},
+            "bfloat16": {"precision": "bf16-mixed"},
+            "checkpointed": {"activation_checkpointing": True},
+            "both": {"precision": "bf16-mixed", "activation_checkpointing": True},
+            "frozen CT": {"freeze": ("ct",)},
+        }.items()
+    }
+    assert 25 < plans["plain"] < 32
+    assert plans["plain"] > plans["checkpointed"] > plans["bfloat16"] > plans["both"] > plans["frozen CT"]
+    # the stem's output is 64 x 64 x 256 x 256 floats a case: 1.07 GB, kept twice (before and after its BatchNorm)
+    assert plan_memory(paper()).activations > 2 * 2 * 64 * 64 * 256 * 256 * 4
+
+
+@pytest.mark.parametrize("name", [name for name, spec in SYSTEMS.items() if spec.needs == "torch"])
+def test_every_network_has_a_plan(name):
+    config = replace(tiny(), system=replace(tiny().system, name=name))
+    plan = plan_memory(config)
+    assert plan.trained > 0
+    assert plan.activations > 0
+    assert plan.batch > 4 * 24 * 48 * 48 * 4
+
+
+def test_plan_tells_the_memory_and_trains_nothing(tmp_path):
+    outcome = tmi("train", "--preset", "paper", "--precision", "bf16-mixed", "--plan", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert "163,391,709 parameters trained, 0 frozen" in outcome.out
+    assert "expected" in outcome.out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.07 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_is_exit_code_5_and_says_what_needs_less(tmp_path, monkeypatch, error):
+    cohort = write_cohort(tmp_path / "cohort", cases=8, with_mask=False)
+
+    def step(*_):
+        raise error
+
+    monkeypatch.setattr(FoldModule, "training_step", step)
+    small = ["--set", "ct.shape_DHW=[8,16,16]", "--set", "clinical.max_length=32"]
+    outcome = tmi(
+        "train", cohort, "--out", tmp_path / "run", "--preset", "tiny", "--folds", "2", "--epochs", "1", *small
+    )
+    assert outcome.code == 5
+    assert "fold 0: the cpu's memory is too small for a training step, which needs about" in outcome.err
+    assert "--precision bf16-mixed" in outcome.err
+
+
+def test_another_error_of_a_step_is_not_called_out_of_memory(config, tmp_path, monkeypatch):
+    def step(*_):
+        raise RuntimeError("expected scalar type Float")
+
+    monkeypatch.setattr(FoldModule, "training_step", step)
+    with pytest.raises(RuntimeError, match="expected scalar type"):
+        train_small(tmp_path / "run", make_arrays(), config)
+
+
+@pytest.mark.parametrize(
+    ("running", "settings", "kind", "text"),
+    [
+        ({"devices": 3}, {}, UsageError, "is shared out over 3 processes, which need 6 cases"),
+        ({"devices": 0}, {}, UsageError, "--devices 0"),
+        ({}, {"precision": "16-mixed"}, UsageError, "16-mixed needs a GPU"),
+        ({"track": ("wandb",)}, {}, UsageError, "unknown tracker 'wandb'"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_prepared(config, running, settings, kind, text):
+    with pytest.raises(kind, match=text):
+        Running(**({"accelerator": "cpu"} | running)).check(set_train(config, **settings))
+
+
+def test_more_gpus_than_there_are_is_exit_code_5(config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UnavailableError, match=r"this machine has 1 GPU\(s\)"):
+        Running(accelerator="gpu", devices=2).check(set_train(config, batch_size=4))

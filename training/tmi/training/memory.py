@@ -1,0 +1,176 @@
+"""What a training step needs of a device's memory, computed from the sizes of the layers without running one.
+
+    needed = parameters * (4 weight + 4 gradient + 8 Adam [+ 2 half-precision copy])       frozen ones: 4 [+ 2]
+           + what autograd keeps of one batch for the backward pass
+           + twice the largest of these tensors: the gradients of a layer's output and input, there at the same time
+           + the batch itself
+
+The second term comes from a forward pass on torch's meta device, which has shapes and no data: every tensor that an
+operator saves for its backward pass is counted once, in its own type. In mixed precision the CT encoder's floats count
+half; the rest of the network keeps float32 around its LayerNorms and softmaxes and counts whole. With checkpointing a
+block keeps its input alone, and the largest block is there whole while it is computed again. Not in it: the workspace
+of convolution algorithms, fragments of the allocator and the CUDA context.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tmi.toolkit.config import Config
+from tmi.training.activation_checkpointing import checkpointable
+from tmi.training.freezing import cacheable, frozen_parts, hold_still
+from tmi.training.systems.build import encoders, loss_function, make
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """Bytes that a training step of one device needs."""
+
+    trained: int
+    """Parameters that are trained."""
+    frozen: int
+    """Parameters that are not."""
+    state: int
+    """Weights, gradients, Adam's moments, half-precision copies."""
+    activations: int
+    """What is kept for the backward pass, and the largest layer's gradients."""
+    batch: int
+    """The inputs."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.state + self.activations + self.batch
+
+    def told(self) -> str:
+        """For people."""
+        parts = (("parameters and optimiser", self.state), ("activations", self.activations), ("batch", self.batch))
+        rows = "".join(f"{name:<26}{size / GIB:8.2f} GiB\n" for name, size in (*parts, ("expected", self.total)))
+        return f"{self.trained:,} parameters trained, {self.frozen:,} frozen\n{rows}"
+
+
+def plan_memory(config: Config, *, devices: int = 1) -> MemoryPlan:
+    """The plan of a config; a batch is shared out over `devices`."""
+    with torch.device("meta"):
+        network: nn.Module = make(config)
+        batch = _batch(config, cases=max(2, -(-config.train.batch_size // devices)), network=network)
+    for part in frozen_parts(network, config):
+        part.requires_grad_(False)
+    network.train()
+    hold_still(network, config)
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
+    half = 2 * (trained + frozen) if config.train.precision != "32" else 0
+    return MemoryPlan(
+        trained=trained,
+        frozen=frozen,
+        state=16 * trained + 4 * frozen + half,
+        activations=_kept(network, batch, config),
+        batch=sum(t.numel() * t.element_size() for t in batch),
+    )
+
+
+def _batch(config: Config, *, cases: int, network: nn.Module) -> tuple[Tensor, ...]:
+    """A batch with the longest text, labels last; a cached encoder gets its own output."""
+    cached, sizes = cacheable(network, config), config.network
+    text, ct = (cases, config.clinical.max_length), (cases, 1, *config.ct.shape_DHW)
+    return (
+        torch.empty((cases, sizes.ct_encoder.feature_width) if "ct" in cached else ct),
+        torch.empty((cases, sizes.text_encoder.hidden_size))
+        if "text" in cached
+        else torch.ones(text, dtype=torch.int64),
+        torch.ones(text, dtype=torch.int64),
+        torch.empty((cases, 1781)),
+        torch.zeros(cases, dtype=torch.int64),
+    )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device or the machine has no memory left."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    told = str(error)
+    return "allocate memory" in told or "not enough memory" in told or "out of memory" in told
+
+
+class _Counter:
+    """Counts what is saved for the backward pass, each storage once, by whether the CT encoder was running."""
+
+    def __init__(self, leave_out: list[Tensor]) -> None:
+        self._seen = {t.untyped_storage()._cdata for t in leave_out}
+        self._alive: list[Any] = []
+        self.in_ct = False
+        self.ct_floats = 0
+        self.rest = 0
+        self.largest = 0
+        self.largest_in_ct = False
+
+    @property
+    def total(self) -> int:
+        return self.ct_floats + self.rest
+
+    def save(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen.add(storage._cdata)
+            self._alive.append(storage)
+            if storage.nbytes() > self.largest:
+                self.largest, self.largest_in_ct = storage.nbytes(), self.in_ct
+            if self.in_ct and tensor.is_floating_point():
+                self.ct_floats += storage.nbytes()
+            else:
+                self.rest += storage.nbytes()
+        return tensor
+
+
+def _kept(network: nn.Module, batch: tuple[Tensor, ...], config: Config) -> int:
+    from tmi.training.freezing import pass_features_through
+
+    there = encoders(network)
+    for name in cacheable(network, config):
+        pass_features_through(there[name])
+    counter = _Counter([*network.parameters(), *network.buffers(), *batch])
+    blocks: list[tuple[int, int, bool]] = []
+    _watch(network, there, counter, blocks)
+    with torch.autograd.graph.saved_tensors_hooks(counter.save, lambda t: t):
+        output = network(*batch[:4])
+        loss_function(config)(output, batch[4], config.loss)
+    mixed = config.train.precision != "32"
+
+    def weighed(size: int, ct: bool) -> int:
+        return size // 2 if mixed and ct else size
+
+    kept = weighed(counter.ct_floats, True) + counter.rest
+    if config.train.activation_checkpointing and blocks:
+        inside = [weighed(size, ct) for size, _, ct in blocks]
+        inputs = [weighed(size, ct) for _, size, ct in blocks]
+        kept += sum(inputs) - sum(inside) + max(inside)
+    return kept + 2 * weighed(counter.largest, counter.largest_in_ct)
+
+
+def _watch(
+    network: nn.Module, there: dict[str, nn.Module], counter: _Counter, blocks: list[tuple[int, int, bool]]
+) -> None:
+    """Let the counter know when the CT encoder runs, and note of each block: bytes inside, bytes of input, of CT."""
+    before: dict[int, int] = {}
+    if "ct" in there:
+        there["ct"].register_forward_pre_hook(lambda *_: setattr(counter, "in_ct", True))
+        there["ct"].register_forward_hook(lambda *_: setattr(counter, "in_ct", False))
+
+    def enter(block: nn.Module, args: tuple[Any, ...]) -> None:
+        before[id(block)] = counter.total
+
+    def leave(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        inside = counter.total - before[id(block)]
+        if inside:  # a frozen block keeps nothing
+            blocks.append((inside, args[0].numel() * args[0].element_size(), counter.in_ct))
+
+    for block in checkpointable(network):
+        block.register_forward_pre_hook(enter)
+        block.register_forward_hook(leave)

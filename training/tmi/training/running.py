@@ -1,0 +1,78 @@
+"""On what a training runs: nothing of it changes what is trained, save the order in which floats are added."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+
+from tmi.toolkit.config import Config
+from tmi.toolkit.errors import UnavailableError, UsageError
+
+TRACKERS = {"tensorboard": "tensorboard", "mlflow": "mlflow"}
+"""Tracker -> the module it needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """Devices and trackers."""
+
+    accelerator: str
+    """`cpu` or `gpu`."""
+    devices: int = 1
+    """Processes on this node, one a device."""
+    nodes: int = 1
+    """Machines; each is started with its number in the environment variable NODE_RANK."""
+    track: tuple[str, ...] = ()
+    """Trackers that every epoch is told to, beside history.csv."""
+
+    @property
+    def world(self) -> int:
+        """Processes in all."""
+        return self.devices * self.nodes
+
+    @property
+    def node(self) -> int:
+        """Number of this node."""
+        return int(os.environ.get("NODE_RANK", "0")) if self.nodes > 1 else 0
+
+    def least_cases(self, config: Config) -> int:
+        """Fewest cases a process: BatchNorm needs two, unless its statistics are shared (several GPUs) or frozen."""
+        return 1 if self.world > 1 and (self.accelerator == "gpu" or config.train.frozen_batch_norm) else 2
+
+    def check(self, config: Config) -> None:
+        """Refuse what cannot work before anything is prepared.
+
+        Raises:
+            UsageError: more devices than a batch has cases for, or a precision that the device has not.
+            UnavailableError: a tracker's package or a device is not there.
+        """
+        if self.devices < 1 or self.nodes < 1:
+            raise UsageError(f"--devices {self.devices} --nodes {self.nodes}", fix="give 1 or more of each")
+        least = self.least_cases(config) * self.world
+        if config.train.batch_size < least:
+            raise UsageError(
+                f"train.batch_size={config.train.batch_size} is shared out over {self.world} processes, which need "
+                f"{least} cases",
+                fix=f"--set train.batch_size={least}, or fewer devices",
+            )
+        if config.train.precision == "16-mixed" and self.accelerator == "cpu":
+            raise UsageError("precision 16-mixed needs a GPU", fix="take bf16-mixed, or --accelerator gpu")
+        if self.accelerator == "gpu":
+            _require_gpus(self.devices)
+        for name in self.track:
+            if name not in TRACKERS:
+                raise UsageError(f"unknown tracker {name!r}", fix=f"choose among {', '.join(TRACKERS)}")
+            if importlib.util.find_spec(TRACKERS[name]) is None:
+                raise UnavailableError(f"--track {name} needs the package {TRACKERS[name]}, which is not installed",
+                                       fix="pip install 'tmi-clnet[track]'")  # fmt: skip
+
+
+def _require_gpus(devices: int) -> None:
+    import torch
+
+    there = torch.cuda.device_count()
+    if there < devices:
+        raise UnavailableError(
+            f"--devices {devices}: this machine has {there} GPU(s)", fix=f"--devices {max(there, 1)}"
+        )

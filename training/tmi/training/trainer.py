@@ -1,0 +1,41 @@
+"""Lightning's trainer for one fold on one of its processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+from lightning.pytorch.strategies import DDPStrategy
+
+from tmi.toolkit.config import Config
+from tmi.toolkit.run_folder import FoldFolder
+from tmi.training.running import Running
+
+
+def make_trainer(
+    config: Config, running: Running, files: FoldFolder, callbacks: list[Any], trackers: list[Any]
+) -> lightning.Trainer:
+    """The trainer; its checkpoints are the callback's matter."""
+    spread: dict[str, Any] = {}
+    if running.world > 1:
+        backend = "nccl" if running.accelerator == "gpu" else "gloo"
+        spread = {"strategy": DDPStrategy(process_group_backend=backend), "num_nodes": running.nodes,
+                  "sync_batchnorm": running.accelerator == "gpu"}  # fmt: skip
+    return lightning.Trainer(
+        accelerator=running.accelerator,
+        devices=running.devices,
+        max_epochs=config.train.epochs,
+        precision="32-true" if config.train.precision == "32" else config.train.precision,
+        accumulate_grad_batches=config.train.accumulate,
+        callbacks=callbacks,
+        logger=trackers or False,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=True,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        deterministic=running.accelerator == "cpu",
+        default_root_dir=files.folder,
+        **spread,
+    )
