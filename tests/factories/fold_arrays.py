@@ -23,11 +23,15 @@ def make_arrays(shape_DHW: tuple[int, int, int], *, seed: int = 3) -> CohortArra
     radiomics[random.uniform(size=radiomics.shape) < 0.02] = np.nan
     radiomics[:, 5], radiomics[:, 6] = np.nan, 4.0
     radiomics[:, 7] = np.arange(len(IDS)) % 2 + random.normal(0, 0.3, len(IDS))
+    numbers = random.normal(0, 5, (len(IDS), 6))
+    numbers[::5, 1], numbers[:, 2] = np.nan, np.nan
+    numbers[:, 3] += 4.0 * (np.arange(len(IDS)) % 2)
     return CohortArrays(
         cases=tuple(Case(folder=Path(i), case_id=i, patient_id=i, label=k % 2) for k, i in enumerate(IDS)),
         ct_N1DHW=random.uniform(0, 1, (len(IDS), 1, *shape_DHW)).astype(np.float32),
         radiomics_NF=radiomics,
         texts=tuple(f"Albumin: {30 + k} g/L. Word{k}word." for k in range(len(IDS))),
+        numbers_NV=numbers,
         labels_N=np.arange(len(IDS), dtype=np.int64) % 2,
         refused=(),
     )
@@ -37,6 +41,7 @@ def changed(arrays: CohortArrays, ids: tuple[str, ...]) -> CohortArrays:
     """The cohort with everything of the named cases replaced, labels too."""
     rows = arrays.rows(ids)
     ct, radiomics, labels = arrays.ct_N1DHW.copy(), arrays.radiomics_NF.copy(), arrays.labels_N.copy()
-    ct[rows], radiomics[rows], labels[rows] = 0.25, 15.0, 1 - labels[rows]
+    numbers = arrays.numbers_NV.copy()
+    ct[rows], radiomics[rows], labels[rows], numbers[rows] = 0.25, 15.0, 1 - labels[rows], -40.0
     texts = tuple("Ünknown ZZZ 999" if i in rows else text for i, text in enumerate(arrays.texts))
-    return replace(arrays, ct_N1DHW=ct, radiomics_NF=radiomics, labels_N=labels, texts=texts)
+    return replace(arrays, ct_N1DHW=ct, radiomics_NF=radiomics, labels_N=labels, texts=texts, numbers_NV=numbers)

@@ -46,6 +46,7 @@ def make_arrays() -> CohortArrays:
         ct_N1DHW=random.uniform(0, 1, (len(IDS), 1, *SHAPE)).astype(np.float32),
         radiomics_NF=random.normal(0, 10, (len(IDS), 1781)),
         texts=tuple(f"Albumin: {30 + k} g/L. Word{k}word." for k in range(len(IDS))),
+        numbers_NV=random.normal(0, 1, (len(IDS), 3)),
         labels_N=np.arange(len(IDS), dtype=np.int64) % 2,
         refused=(),
     )

@@ -11,7 +11,7 @@ from typing import Literal
 
 from tmi.toolkit.errors import UsageError
 
-SystemName = Literal["tmi-clnet", "resnet50", "vit", "svm", "rf", "simpleff", "hfbsurv", "mmd"]
+SystemName = Literal["tmi-clnet", "resnet50", "vit", "svm", "rf", "simpleff", "hfbsurv", "mmd", "logreg", "clinical-rf"]
 """Names of the systems; `tmi.training.systems.registry` says what each is."""
 
 
@@ -129,7 +129,7 @@ class SystemConfig:
     vit: VitConfig = VitConfig()
     """`vit`."""
     radiomics_model: RadiomicsModelConfig = RadiomicsModelConfig()
-    """`svm` and `rf`."""
+    """`svm` and `rf`; its trees and inner folds hold for `clinical-rf` and `logreg` too."""
     simpleff: SimpleFfConfig = SimpleFfConfig()
     """`simpleff`."""
     hfbsurv: HfbsurvConfig = HfbsurvConfig()

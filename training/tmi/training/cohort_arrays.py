@@ -1,7 +1,11 @@
-"""A whole cohort, prepared once for all folds and epochs. N cases.
+"""A whole cohort, prepared once for all folds and epochs. N cases, V fields of the clinical schema.
 
 CTs lie in one float32 array, in memory while they fit there and in a file mapped into memory where they do not
 (a case of the full-size preset is 67 MB). A case that is refused is left out and reported; the rest go on.
+
+A cohort that has no CT at all is one of clinical records; systems that look at nothing else are trained on it, and get
+volumes of one voxel and no features. Where any case has a CT, every case must be whole, whatever the system looks at:
+all systems then see the same cases and folds.
 """
 
 from __future__ import annotations
@@ -14,12 +18,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from tmi.toolkit.case import COHORT_FILE, Case, Cohort
+from tmi.toolkit.clinical_inputs import clinical_inputs
 from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.config import N_RADIOMICS, Config
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.hashing import sha256_file, sha256_json
 from tmi.toolkit.prepare import prepare_case
 from tmi.toolkit.prepared_cache import PreparedCache
+from tmi.training.systems.registry import seen
 
 IN_MEMORY_BYTES = 2 * 2**30
 """Cohorts whose CTs take more than this are mapped from a file."""
@@ -37,6 +43,8 @@ class CohortArrays:
     """Unscaled features, NaN where missing; float64."""
     texts: tuple[str, ...]
     """Clinical texts."""
+    numbers_NV: Float[np.ndarray, "N V"]
+    """Clinical values as numbers, NaN where missing; float64."""
     labels_N: Int[np.ndarray, " N"]
     """Class indices; int64."""
     refused: tuple[InputRefusedError, ...]
@@ -67,26 +75,31 @@ def prepare_cohort(
         cache: of prepared images; None prepares every case anew.
         progress: called after each case.
     """
-    shape = (len(cohort.cases), 1, *config.ct.shape_DHW)
+    records_only = of_records(cohort) and seen(config) == ("clinical",)
+    shape = (len(cohort.cases), 1, *((1, 1, 1) if records_only else config.ct.shape_DHW))
     if int(np.prod(shape, dtype=np.int64)) * 4 <= IN_MEMORY_BYTES:
         ct = np.zeros(shape, dtype=np.float32)
     else:
         store.parent.mkdir(parents=True, exist_ok=True)
         ct = np.lib.format.open_memmap(store, mode="w+", dtype=np.float32, shape=shape)
     radiomics = np.full((len(cohort.cases), N_RADIOMICS), np.nan)
+    numbers = np.full((len(cohort.cases), len(schema.fields)), np.nan)
     kept: list[Case] = []
     texts: list[str] = []
     refused: list[InputRefusedError] = []
     for case in cohort.cases:
         try:
-            prepared = prepare_case(case, config, schema, cache=cache)
+            record = clinical_inputs(case, config, schema)
+            prepared = None if records_only else prepare_case(case, config, schema, cache=cache)
         except InputRefusedError as error:
             refused.append(error)
         else:
-            ct[len(kept)] = prepared.ct_1DHW
-            radiomics[len(kept)] = prepared.radiomics_F
+            if prepared is not None:
+                ct[len(kept)] = prepared.ct_1DHW
+                radiomics[len(kept)] = prepared.radiomics_F
+            numbers[len(kept)] = record.numbers_V
             kept.append(case)
-            texts.append(prepared.text)
+            texts.append(record.text)
         if progress is not None:
             progress(case)
     return CohortArrays(
@@ -94,9 +107,15 @@ def prepare_cohort(
         ct_N1DHW=ct[: len(kept)],
         radiomics_NF=radiomics[: len(kept)],
         texts=tuple(texts),
+        numbers_NV=numbers[: len(kept)],
         labels_N=np.array([c.label for c in kept], dtype=np.int64),
         refused=tuple(refused),
     )
+
+
+def of_records(cohort: Cohort) -> bool:
+    """Whether no case has a CT."""
+    return not any(case.ct.is_file() for case in cohort.cases)
 
 
 def fingerprint(cohort: Cohort) -> str:

@@ -23,7 +23,7 @@ def compare(
     out: Annotated[Path, typer.Option("--out", help="Folder of the comparison; the same one continues it.")] = Path(
         "comparison"
     ),
-    table: Annotated[str, typer.Option("--table", help="Table of the paper: 1, 2, 3, 4 or all.")] = "all",
+    table: Annotated[str, typer.Option("--table", help="Table of the paper: 1, 2, 3, 4 or all; or clinical.")] = "all",
     model: Annotated[
         list[str] | None, typer.Option("--model", help="Row to train, by its key; repeatable. Default: all.")
     ] = None,
@@ -49,6 +49,7 @@ def compare(
         tmi compare cohort/ --table 1 --preset tiny --folds 3 --out comparison
         tmi compare cohort/ --table 1 --model svm --model rf --preset tiny --folds 3
         tmi compare cohort/ --table all --preset tiny --folds 3 --epochs 20
+        tmi compare records/ --table clinical --preset tiny --folds 5
     """
     project = load_project()
     folder = cohort or project.path("cohort")

@@ -38,7 +38,7 @@ def ask_fold(
 ) -> Predictions:
     """What a fold's saved files say of cases: its recorded scaler, vocabulary and weights."""
     if system(config.system.name).needs == "sklearn":
-        return estimator_answers(load(files.model), arrays, case_ids)
+        return estimator_answers(config, load(files.model), arrays, case_ids)
     data = FoldData(
         arrays,
         split,

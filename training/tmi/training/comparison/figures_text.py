@@ -112,8 +112,9 @@ def figures_rows(table: Table, rows: tuple[Entry, ...]) -> tuple[list[str], list
             else [f"failed: {entry.why}", *[""] * len(PAPER_METRICS)]
         )
         lines.append([entry.row.label, *seen, "ours", *ours])
-        paper = [printed(m, v) for m, v in zip(PAPER_METRICS, entry.row.paper, strict=True)]
-        lines.append(["", *([""] if modality else []), "paper", *paper, ""])
+        if entry.row.paper is not None:
+            paper = [printed(m, v) for m, v in zip(PAPER_METRICS, entry.row.paper, strict=True)]
+            lines.append(["", *([""] if modality else []), "paper", *paper, ""])
     return header, lines
 
 
@@ -172,7 +173,7 @@ def csv_rows(table: Table, rows: tuple[Entry, ...]) -> list[dict[str, Any]]:
             line[f"{metric}_mean"], line[f"{metric}_std"] = over["mean"], over["std"]
             line[f"{metric}_pooled"] = result.pooled[metric] if result else None
             line[f"{metric}_low"], line[f"{metric}_high"] = between or (None, None)
-            if metric in PAPER_METRICS:
+            if metric in PAPER_METRICS and entry.row.paper is not None:
                 line[f"{metric}_paper"] = entry.row.paper[PAPER_METRICS.index(metric)]
         exact = entry.paired.mcnemar if entry.paired else None
         ranking = entry.paired.delong if entry.paired else None

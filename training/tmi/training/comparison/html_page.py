@@ -51,7 +51,7 @@ def as_html(story: Story, weights_RN: Float[np.ndarray, "R N"]) -> str:
 
 
 def _section(story: Story, table: Table, rows: tuple[Entry, ...], weights_RN: Float[np.ndarray, "R N"]) -> list[str]:
-    parts = [f"<h2>Table {table.number}: {escape(table.title)}</h2>", *(_note(n) for n in story.labels)]
+    parts = [f"<h2>{escape(table.heading)}</h2>", *(_note(n) for n in story.labels)]
     parts.append(_table(*figures_rows(table, rows)))
     parts += [f"<p>{escape(story.interval_caption)}</p>", _table(*interval_rows(rows))]
     tests = test_rows(rows)
@@ -75,7 +75,7 @@ def _section(story: Story, table: Table, rows: tuple[Entry, ...], weights_RN: Fl
             plots.training_plot(named),
         ),
     ):
-        parts.append(_figure(f"Table {table.number}: {title}", whose, svg))
+        parts.append(_figure(f"{table.heading}. {title}", whose, svg))
     return parts
 
 

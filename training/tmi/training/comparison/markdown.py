@@ -13,7 +13,7 @@ def as_markdown(story: Story) -> str:
     lines = [f"# {story.title}", "", *(f"> {note}\n" for note in story.notes), f"Made by `{story.command}`", ""]
     lines += [f"- {fact}" for fact in story.facts]
     for table, rows in story.tables:
-        lines += ["", f"## Table {table.number}: {table.title}", "", *(f"> {note}\n" for note in story.labels)]
+        lines += ["", f"## {table.heading}", "", *(f"> {note}\n" for note in story.labels)]
         lines += _table(*figures_rows(table, rows))
         lines += ["", story.interval_caption, "", *_table(*interval_rows(rows))]
         tests = test_rows(rows)

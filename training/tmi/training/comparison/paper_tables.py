@@ -25,20 +25,25 @@ class Row:
     """As the paper prints it."""
     settings: tuple[str, ...] = ()
     """What differs from the comparison's own config, as `--set` takes it."""
-    paper: tuple[float, float, float, float, float]
-    """The paper's figures, in the order of `PAPER_METRICS`."""
+    paper: tuple[float, float, float, float, float] | None
+    """The paper's figures, in the order of `PAPER_METRICS`; None for a row of our own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """A table."""
 
-    number: int
-    """Its number in the paper."""
+    number: int | str
+    """Its number in the paper; `clinical` for the table of our own."""
     title: str
     """Its caption, in short."""
     rows: tuple[Row, ...]
     """Its rows, in order."""
+
+    @property
+    def heading(self) -> str:
+        """Its name and caption."""
+        return f"Table {self.number}: {self.title}" if isinstance(self.number, int) else self.title
 
 
 def _system(name: str, label: str, *paper: float) -> Row:
@@ -125,3 +130,17 @@ TABLES: Mapping[int, Table] = MappingProxyType(
     }
 )
 """Number -> the table."""
+
+CLINICAL = Table(
+    number="clinical",
+    title="The clinical record alone: text encoder against models of plain numbers",
+    rows=(
+        Row(key=OURS, label="text, rendering `values`", paper=None),
+        Row(key="flags", label="text, rendering `flags`", settings=("clinical.rendering=flags",), paper=None),
+        Row(key="logreg", label="logistic regression", settings=("system.name=logreg",), paper=None),
+        Row(key="clinical-rf", label="random forest", settings=("system.name=clinical-rf",), paper=None),
+    ),
+)
+"""For cohorts of records: what the text path gives beside yardsticks that take the same values as numbers."""
+CLINICAL_BASE = ('network.modalities=["clinical"]', "clinical.rendering=values")
+"""What every row of `CLINICAL` starts from: TMI-CLNet with its text encoder alone."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from tmi.toolkit.config import Config
 from tmi.toolkit.config_io import override
 from tmi.toolkit.errors import UsageError
-from tmi.training.comparison.paper_tables import OURS, TABLES, Row, Table
+from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_BASE, OURS, TABLES, Row, Table
 from tmi.training.systems.registry import encoder_names
 
 
@@ -32,20 +32,22 @@ class Plan:
     """The tables asked for, with the rows asked for."""
     runs: tuple[PlannedRun, ...]
     """Each configuration once; TMI-CLNet first, as every row is tested against it."""
-    behind: dict[tuple[int, str], str]
+    behind: dict[tuple[int | str, str], str]
     """(table, key of the row) -> key of the run."""
 
 
 def chosen_tables(asked: str) -> tuple[Table, ...]:
-    """The tables of `1`, `2`, `3`, `4` or `all`.
+    """The tables of `1`, `2`, `3`, `4`, `all` (of the paper) or `clinical`.
 
     Raises:
         UsageError: no such table.
     """
     if asked == "all":
         return tuple(TABLES.values())
+    if asked == CLINICAL.number:
+        return (CLINICAL,)
     if asked not in map(str, TABLES):
-        raise UsageError(f"unknown table {asked!r}", fix=f"choose {', '.join(map(str, TABLES))} or all")
+        raise UsageError(f"unknown table {asked!r}", fix=f"choose {', '.join(map(str, TABLES))}, all or clinical")
     return (TABLES[int(asked)],)
 
 
@@ -53,7 +55,7 @@ def make_plan(base: Config, tables: Sequence[Table], *, only: Sequence[str] = ()
     """The plan of some tables.
 
     Args:
-        base: the config that the rows differ from.
+        base: the config that the rows differ from; for the clinical table, the text encoder alone is taken of it.
         tables: tables of the paper.
         only: keys of rows; the others are left out, TMI-CLNet's own never. Empty: all rows.
 
@@ -64,9 +66,11 @@ def make_plan(base: Config, tables: Sequence[Table], *, only: Sequence[str] = ()
     unknown = sorted(set(only) - set(known))
     if unknown:
         raise UsageError(f"no row {unknown[0]!r} in what is asked for", fix=f"known: {', '.join(known)}")
+    if CLINICAL in tables:
+        base = override(base, CLINICAL_BASE)
     runs = {OURS: PlannedRun(key=OURS, label="TMI-CLNet", config=base)}
     kept: list[Table] = []
-    behind: dict[tuple[int, str], str] = {}
+    behind: dict[tuple[int | str, str], str] = {}
     for table in tables:
         rows = []
         for row in table.rows:

@@ -55,7 +55,10 @@ def write_report(plan: Plan, trained: Trained, cohort: Cohort, out: Path, *, com
         writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
-        write_text(out / f"table{table.number}.csv", text.getvalue())
+        write_text(
+            out / (f"table{table.number}.csv" if isinstance(table.number, int) else f"{table.number}.csv"),
+            text.getvalue(),
+        )
     write_json(
         out / "comparison.json",
         {

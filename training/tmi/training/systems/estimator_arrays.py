@@ -1,10 +1,11 @@
-"""The radiomics pipelines as plain arrays in a safetensors file, and the prediction from these alone.
+"""The scikit-learn pipelines as plain arrays in a safetensors file, and the prediction from these alone.
 
 Nothing is pickled: what a run holds can be read by anybody and runs no code. N cases, F features, S selected ones, V
 support vectors, T trees. scikit-learn's own prediction is matched to 1e-12.
 
     x = clip((where(nan, median, v) * scale + shift), -1, 1)[selected]
     svm:  d = sum_v dual_v exp(-gamma |x - v|^2) + intercept;   P(bad) = 1 / (1 + exp(a d + b))
+    logreg: P(bad) = 1 / (1 + exp(-(x . weight + intercept)))
     rf:   each tree goes left where float32(x_f) <= threshold;  P(bad) = mean over the trees of the leaf's share
 """
 
@@ -26,9 +27,10 @@ Arrays = dict[str, np.ndarray]
 
 
 def as_arrays(model: Any) -> Arrays:
-    """A fitted pipeline of `radiomics_pipeline` as arrays."""
+    """A fitted pipeline of `radiomics_pipeline` or `clinical_pipeline` as arrays."""
     from sklearn.calibration import CalibratedClassifierCV
 
+    model = getattr(model, "best_estimator_", model)  # of a search for the penalty
     calibrated = isinstance(model, CalibratedClassifierCV)
     pipeline = model.calibrated_classifiers_[0].estimator if calibrated else model
     steps = pipeline.named_steps
@@ -37,7 +39,7 @@ def as_arrays(model: Any) -> Arrays:
         "median": np.asarray(steps["impute"].statistics_, dtype=np.float64),
         "scale": np.asarray(steps["scale"].scale_, dtype=np.float64),
         "shift": np.asarray(steps["scale"].min_, dtype=np.float64),
-        "selected": kept[steps["select"].get_support()].astype(np.int64),
+        "selected": (kept[steps["select"].get_support()] if "select" in steps else kept).astype(np.int64),
     }
     estimator = steps["estimate"]
     if calibrated:
@@ -48,6 +50,11 @@ def as_arrays(model: Any) -> Arrays:
             "svc.intercept": np.asarray(estimator.intercept_, dtype=np.float64),
             "svc.gamma": np.array([estimator._gamma], dtype=np.float64),
             "platt": np.array([sigmoid.a_, sigmoid.b_], dtype=np.float64),
+        }
+    if hasattr(estimator, "coef_"):
+        return arrays | {
+            "logistic.weight": np.ascontiguousarray(estimator.coef_[0], dtype=np.float64),
+            "logistic.intercept": np.asarray(estimator.intercept_, dtype=np.float64),
         }
     return arrays | _forest(estimator)
 
@@ -76,6 +83,10 @@ def probability(arrays: Mapping[str, np.ndarray], features_NF: Float[np.ndarray,
     """Probability of the positive class from unscaled features, NaN where missing; float64."""
     filled = np.where(np.isnan(features_NF), arrays["median"], features_NF)
     x_NS = np.clip(filled * arrays["scale"] + arrays["shift"], -1.0, 1.0)[:, arrays["selected"]]
+    if "logistic.weight" in arrays:
+        decision_N = x_NS @ arrays["logistic.weight"] + arrays["logistic.intercept"]
+        scores: np.ndarray = 1.0 / (1.0 + np.exp(-decision_N))
+        return scores
     return _svm(arrays, x_NS) if "svc.dual" in arrays else _trees(arrays, x_NS)
 
 

@@ -23,6 +23,7 @@ from tmi.training.fold_report import write_fold_report
 from tmi.training.systems import estimator_arrays
 from tmi.training.systems.build import make
 from tmi.training.systems.radiomics_pipeline import fit
+from tmi.training.systems.registry import system
 
 SMALLEST = 1e-9
 """A forest can be certain; its logit may not be infinite."""
@@ -38,13 +39,13 @@ def train_estimator(
 ) -> None:
     """Fit, write the model as arrays, and predict the held-out cases from what was written."""
     split = data.split
-    model = fit(make(config), _features(arrays, split.train), data.labels(split.train))
+    model = fit(make(config), _features(config, arrays, split.train), data.labels(split.train))
     part = files.model.with_name("part.safetensors")
     estimator_arrays.save(estimator_arrays.as_arrays(model), part)
     os.replace(part, files.model)
     stored = estimator_arrays.load(files.model)
     train, validation, test = (
-        estimator_answers(stored, arrays, ids) for ids in (split.train, split.validation, split.test)
+        estimator_answers(config, stored, arrays, ids) for ids in (split.train, split.validation, split.test)
     )
     losses = [float(log_loss(p.labels_N, positive(p.logits_NK), labels=[0, 1])) for p in (train, validation)]
     judged = validation.metrics()
@@ -66,13 +67,16 @@ def train_estimator(
     )
 
 
-def estimator_answers(stored: estimator_arrays.Arrays, arrays: CohortArrays, case_ids: tuple[str, ...]) -> Predictions:
+def estimator_answers(
+    config: Config, stored: estimator_arrays.Arrays, arrays: CohortArrays, case_ids: tuple[str, ...]
+) -> Predictions:
     """What a stored model says of the named cases; its probability p as the logits log(1 - p), log(p)."""
-    p = np.clip(estimator_arrays.probability(stored, _features(arrays, case_ids)), SMALLEST, 1.0 - SMALLEST)
+    p = np.clip(estimator_arrays.probability(stored, _features(config, arrays, case_ids)), SMALLEST, 1.0 - SMALLEST)
     labels = arrays.labels_N[arrays.rows(case_ids)]
     return Predictions(case_ids=case_ids, labels_N=labels, logits_NK=np.stack((np.log1p(-p), np.log(p)), axis=1))
 
 
-def _features(arrays: CohortArrays, case_ids: tuple[str, ...]) -> np.ndarray:
-    values: np.ndarray = arrays.radiomics_NF[arrays.rows(case_ids)]
+def _features(config: Config, arrays: CohortArrays, case_ids: tuple[str, ...]) -> np.ndarray:
+    clinical = system(config.system.name).modalities == ("clinical",)
+    values: np.ndarray = (arrays.numbers_NV if clinical else arrays.radiomics_NF)[arrays.rows(case_ids)]
     return np.where(np.isfinite(values), values, np.nan)

@@ -25,7 +25,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_selection import SelectorMixin, VarianceThreshold
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LassoCV
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVC
@@ -78,7 +78,7 @@ def random_forest(config: Config) -> Any:
 
 def fit(model: Any, features_NF: Float[np.ndarray, "N F"], labels_N: Int[np.ndarray, " N"]) -> Any:
     """The model, fitted; its inner folds are as many as the rarer class allows."""
-    if isinstance(model, CalibratedClassifierCV):
+    if isinstance(model, CalibratedClassifierCV | GridSearchCV):
         model = model.set_params(cv=_inner(labels_N, model.cv.n_splits, model.cv.random_state))
     with _quiet():
         return model.fit(features_NF, labels_N)

@@ -95,9 +95,23 @@ SYSTEMS: Mapping[str, SystemSpec] = MappingProxyType(
             needs="torch",
             loss="tmi.training.systems.mmd:loss",
         ),
+        "logreg": SystemSpec(
+            target="tmi.training.systems.clinical_pipeline:logistic_regression",
+            what="clinical values as numbers: impute, scale, drop constants, logistic regression with an L2 penalty",
+            source="a yardstick for the text encoder",
+            modalities=("clinical",),
+            needs="sklearn",
+        ),
+        "clinical-rf": SystemSpec(
+            target="tmi.training.systems.clinical_pipeline:random_forest",
+            what="clinical values as numbers: impute, scale, drop constants, random forest",
+            source="a yardstick for the text encoder",
+            modalities=("clinical",),
+            needs="sklearn",
+        ),
     }
 )
-"""Name -> the system, in the order of Table 1 with the paper's own first."""
+"""Name -> the system, in the order of Table 1 with the paper's own first and yardsticks of our own last."""
 
 
 def system(name: str) -> SystemSpec:

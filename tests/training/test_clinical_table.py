@@ -1,0 +1,134 @@
+"""Cohorts of clinical records alone: what is read of them, and the table that sets the text beside plain numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from factories.cases import write_case
+from factories.nano import nano
+from factories.tmi_command import tmi
+from tmi.toolkit.case import open_cohort
+from tmi.toolkit.clinical import read_clinical
+from tmi.toolkit.clinical_inputs import clinical_inputs, numbers
+from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.config_io import override
+from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.training.cohort_arrays import prepare_cohort
+from tmi.training.comparison.paper_tables import CLINICAL, OURS
+from tmi.training.comparison.plan import chosen_tables, make_plan
+
+SCHEMA = load_schema(None)
+TEXT_ALONE = ('network.modalities=["clinical"]',)
+
+
+def write_records(folder: Path, *, cases: int) -> Path:
+    """Clinical records alone; albumin tells the label."""
+    random = np.random.default_rng(5)
+    rows = ["case_id,patient_id,label"]
+    for i in range(cases):
+        bad = i % 2 == 1
+        values = {
+            "sex": ("female", "male")[int(random.integers(2))],
+            "albumin": round(float(random.uniform(24, 32) if bad else random.uniform(38, 48)), 1),
+            "platelets": round(float(random.uniform(80, 300))),
+        }
+        case = folder / f"R{i:02d}"
+        case.mkdir(parents=True)
+        (case / "clinical.json").write_text(json.dumps({"patient_id": f"R{i:02d}", "values": values, "report": None}))
+        rows.append(f"R{i:02d},R{i:02d},{'bad' if bad else 'good'}")
+    (folder / "cohort.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return write_records(tmp_path_factory.mktemp("records") / "cohort", cases=40)
+
+
+def arrays_of(folder, *settings):
+    return prepare_cohort(
+        open_cohort(folder), override(nano(), settings), SCHEMA, store=folder.with_name("store") / "ct.npy"
+    )
+
+
+def test_a_record_is_read_as_numbers_in_the_schemas_order_and_words_by_their_place(records):
+    case = open_cohort(records).cases[0]
+    record = read_clinical(case, SCHEMA)
+    values = dict(zip((f.name for f in SCHEMA.fields), numbers(record, SCHEMA), strict=True))
+    choices = SCHEMA.by_name["sex"].choices
+    assert choices is not None
+    assert values["sex"] == choices.index(str(record.values["sex"]))
+    assert values["albumin"] == record.values["albumin"]
+    assert {name for name, value in values.items() if np.isfinite(value)} == {"sex", "albumin", "platelets"}
+
+
+def test_a_unit_mix_up_in_a_record_is_refused_as_in_a_whole_case(records, tmp_path):
+    folder = write_records(tmp_path / "cohort", cases=2)
+    path = folder / "R00" / "clinical.json"
+    path.write_text(path.read_text().replace('"platelets": ', '"platelets": 99999'))
+    with pytest.raises(InputRefusedError) as error:
+        clinical_inputs(open_cohort(folder).cases[0], nano(), SCHEMA)
+    assert (error.value.code, error.value.case_id) == ("clinical-range", "R00")
+    arrays = arrays_of(folder, *TEXT_ALONE)
+    assert [case.case_id for case in arrays.cases] == ["R01"]
+    assert [refused.case_id for refused in arrays.refused] == ["R00"]
+
+
+def test_records_train_what_looks_at_nothing_else_and_hold_no_volume(records):
+    arrays = arrays_of(records, *TEXT_ALONE)
+    assert (len(arrays.cases), arrays.refused) == (40, ())
+    assert arrays.ct_N1DHW.shape == (40, 1, 1, 1, 1)
+    assert all("Albumin" in text for text in arrays.texts)
+
+
+def test_records_are_refused_for_what_looks_at_the_images_too(records):
+    arrays = arrays_of(records)
+    assert len(arrays.refused) == 40
+    assert {refused.code for refused in arrays.refused} == {"radiomics-missing"}
+
+
+def test_one_case_with_images_makes_whole_cases_the_rule_for_every_system(tmp_path):
+    folder = write_records(tmp_path / "cohort", cases=2)
+    write_case(folder / "W00", patient_id="W00")
+    with (folder / "cohort.csv").open("a") as table:
+        table.write("W00,W00,bad\n")
+    arrays = arrays_of(folder, *TEXT_ALONE)
+    assert [case.case_id for case in arrays.cases] == ["W00"]
+    assert arrays.ct_N1DHW.shape == (1, 1, *nano().ct.shape_DHW)
+
+
+def test_the_clinical_table_is_asked_for_by_name_and_is_none_of_the_papers():
+    assert chosen_tables("clinical") == (CLINICAL,)
+    assert CLINICAL not in chosen_tables("all")
+    with pytest.raises(UsageError, match="unknown table '5'"):
+        chosen_tables("5")
+
+
+def test_every_row_of_the_clinical_table_looks_at_the_record_alone():
+    plan = make_plan(nano(), (CLINICAL,))
+    assert [run.key for run in plan.runs] == [OURS, "flags", "logreg", "clinical-rf"]
+    assert {run.config.network.modalities for run in plan.runs} == {("clinical",)}
+    assert [run.config.clinical.rendering for run in plan.runs][:2] == ["values", "flags"]
+
+
+def test_the_clinical_table_is_written_without_a_paper_to_stand_beside(records, tmp_path):
+    out = tmp_path / "out"
+    done = tmi(
+        "compare", records, "--table", "clinical", "--preset", "tiny", "--folds", "2", "--epochs", "1",
+        "--set", "train.batch_size=12", "--out", out,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    rows = list(csv.DictReader((out / "clinical.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["row"] for row in rows] == [row.key for row in CLINICAL.rows]
+    assert not any(column.endswith("_paper") for column in rows[0])
+    # albumin alone tells the label, and the yardsticks must see it
+    assert min(float(row["roc_auc_mean"]) for row in rows[2:]) > 0.85
+    text = (out / "tables.md").read_text(encoding="utf-8")
+    assert f"# {CLINICAL.title}" in text
+    assert "The paper has no such table." in text
+    assert "| paper |" not in text

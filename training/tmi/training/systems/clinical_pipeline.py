@@ -1,0 +1,57 @@
+"""Clinical values as plain numbers to a decision: the yardsticks that a text encoder must come close to.
+
+    impute the median -> scale to [-1, 1], clipped -> drop constants -> estimator
+
+`logreg`: L2 penalty chosen by stratified cross-validation inside the training part. `clinical-rf`: 500 trees (100 in
+`tiny`). Classes are weighed as they come, as the networks' cross entropy does. Source: J. Friedman, T. Hastie,
+R. Tibshirani, The Elements of Statistical Learning, 2009.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.feature_selection import VarianceThreshold
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import MinMaxScaler
+
+from tmi.toolkit.config import Config
+
+PENALTIES = np.logspace(-2, 3, 11)
+"""Inverse strengths of the L2 penalty that are tried."""
+
+
+def logistic_regression(config: Config) -> Any:
+    """The pipeline whose penalty is searched by log loss over inner folds; unfitted."""
+    inner = StratifiedKFold(config.system.radiomics_model.inner_folds, shuffle=True, random_state=config.train.seed)
+    return GridSearchCV(
+        _pipeline(LogisticRegression(max_iter=5000)),
+        {"estimate__C": PENALTIES},
+        scoring="neg_log_loss",
+        cv=inner,
+        n_jobs=1,
+    )
+
+
+def random_forest(config: Config) -> Any:
+    """The pipeline with the random forest; unfitted."""
+    sizes = config.system.radiomics_model
+    return _pipeline(
+        RandomForestClassifier(n_estimators=sizes.trees, min_samples_leaf=3, random_state=config.train.seed, n_jobs=1)
+    )
+
+
+def _pipeline(estimator: Any) -> Any:
+    return Pipeline(
+        [
+            ("impute", SimpleImputer(strategy="median", keep_empty_features=True)),
+            ("scale", MinMaxScaler((-1.0, 1.0), clip=True)),
+            ("constants", VarianceThreshold()),
+            ("estimate", estimator),
+        ]
+    )
