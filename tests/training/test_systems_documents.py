@@ -8,7 +8,7 @@ from pathlib import Path
 import tmi.toolkit.cli as cli
 from factories.nano import nano
 from tmi.toolkit.config_io import override
-from tmi.training.comparison.paper_tables import TABLES
+from tmi.training.comparison.paper_tables import CLINICAL, TABLES
 from tmi.training.comparison.plan import chosen_tables, make_plan
 from tmi.training.systems.registry import SYSTEMS
 
@@ -37,7 +37,7 @@ def test_every_setting_of_the_ablations_is_one():
 
 def test_the_table_of_rows_is_the_papers_tables():
     assert rows(COMPARE_PAGE, "| table | rows |") == [
-        [f"`{t.number}`", ", ".join(f"`{row.key}`" for row in t.rows)] for t in TABLES.values()
+        [f"`{t.number}`", ", ".join(f"`{row.key}`" for row in t.rows)] for t in (*TABLES.values(), CLINICAL)
     ]
     assert f"need {len(make_plan(nano(), chosen_tables('all')).runs)} runs" in COMPARE_PAGE
 
