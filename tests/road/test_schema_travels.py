@@ -196,5 +196,5 @@ def test_predicting_keeps_prepared_images_when_asked_to_and_answers_the_same(pro
     assert "cache of prepared cases" not in plain.err
     assert "0 found, 1 stored" in first.err
     assert "1 found, 0 stored" in second.err
-    answers = [{**o.document["results"][0], "seconds": None} for o in (plain, first, second)]
+    answers = [{**o.document["results"][0], "seconds": None, "overlapped": None} for o in (plain, first, second)]
     assert answers[0] == answers[1] == answers[2]

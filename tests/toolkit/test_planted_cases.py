@@ -16,8 +16,8 @@ from tmi.toolkit.check import check_case, check_cases
 from tmi.toolkit.check_table import CHECKS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "checks.md"
-NOT_IN_A_CASE_FOLDER = frozenset({"mask-missing", "mask-label", "mask-gap", "mask-outside"})
-"""Checks of what is imported, and of a mask that is asked for where there is none."""
+NOT_IN_A_CASE_FOLDER = frozenset({"mask-missing", "mask-label", "mask-gap", "mask-outside", "case-unreadable"})
+"""Checks of what is imported, of a mask that is asked for where there is none, and of rights that root does not lack."""
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ def whole(cohort: Path) -> tuple[Path, Outcome]:
 
 def test_the_rows_are_the_systems_and_ablations_of_the_issue_and_each_is_trained_once():
     assert [len(t.rows) for t in TABLES.values()] == [8, 7, 4, 5]
-    assert {r.key for r in TABLES[1].rows} == set(SYSTEMS)
+    assert {r.key for r in TABLES[1].rows} == set(SYSTEMS) - {"logreg", "clinical-rf"}, "yardsticks of our own"
     assert len(EVERY.runs) == 21
     assert EVERY.runs[0].key == OURS
     assert len({json.dumps(str(run.config)) for run in EVERY.runs}) == 21

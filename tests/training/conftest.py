@@ -1,0 +1,21 @@
+"""Fixtures of the training tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads_of_a_fresh_process() -> Iterator[None]:
+    """What trains in this process computes in as many threads as a process of its own, so that bits can be compared.
+
+    Engines of other tests set the number for the whole process.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+    yield
+    torch.set_num_threads(before)
