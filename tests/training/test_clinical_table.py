@@ -111,9 +111,10 @@ def test_the_clinical_table_is_asked_for_by_name_and_is_none_of_the_papers():
 
 def test_every_row_of_the_clinical_table_looks_at_the_record_alone():
     plan = make_plan(nano(), (CLINICAL,))
-    assert [run.key for run in plan.runs] == [OURS, "flags", "logreg", "clinical-rf"]
+    assert [run.key for run in plan.runs] == [OURS, "flags", "no-dropout", "flags-no-dropout", "logreg", "clinical-rf"]
     assert {run.config.network.modalities for run in plan.runs} == {("clinical",)}
-    assert [run.config.clinical.rendering for run in plan.runs][:2] == ["values", "flags"]
+    assert [run.config.clinical.rendering for run in plan.runs][:4] == ["values", "flags", "values", "flags"]
+    assert [run.config.network.text_encoder.dropout for run in plan.runs][:4] == [0.1, 0.1, 0.0, 0.0]
 
 
 def test_the_clinical_table_is_written_without_a_paper_to_stand_beside(records, tmp_path):
@@ -127,7 +128,7 @@ def test_the_clinical_table_is_written_without_a_paper_to_stand_beside(records, 
     assert [row["row"] for row in rows] == [row.key for row in CLINICAL.rows]
     assert not any(column.endswith("_paper") for column in rows[0])
     # albumin alone tells the label, and the yardsticks must see it
-    assert min(float(row["roc_auc_mean"]) for row in rows[2:]) > 0.85
+    assert min(float(row["roc_auc_mean"]) for row in rows[4:]) > 0.85
     text = (out / "tables.md").read_text(encoding="utf-8")
     assert f"# {CLINICAL.title}" in text
     assert "The paper has no such table." in text

@@ -130,6 +130,9 @@ class TextEncoderConfig:
     """Rows of the embedding table."""
     pooling: Literal["mean", "cls", "pooler"] = "mean"
     """`mean` over the attended tokens of the last layer, its first token, or BERT's pooler."""
+    dropout: float = 0.1
+    """Dropout of BERT's hidden states and attention weights, as it was pre-trained. From random weights on a few hundred
+    records, 0 lets the encoder fit its training texts, not more than that (docs/results)."""
 
     def __post_init__(self) -> None:
         _require(
@@ -137,6 +140,7 @@ class TextEncoderConfig:
             f"text_encoder.hidden_size={self.hidden_size}",
             f"make it a multiple of the {self.heads} heads",
         )
+        _require(0.0 <= self.dropout < 1.0, f"text_encoder.dropout={self.dropout}", "give 0 or more, and less than 1")
 
 
 @dataclass(frozen=True, kw_only=True)

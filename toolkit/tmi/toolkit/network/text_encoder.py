@@ -29,6 +29,8 @@ class TextEncoder(nn.Module):
                 num_attention_heads=config.heads,
                 intermediate_size=config.intermediate_size,
                 max_position_embeddings=512,
+                hidden_dropout_prob=config.dropout,
+                attention_probs_dropout_prob=config.dropout,
                 # sdpa and eager agree; eager keeps softmax a node of its own that an exporter can audit
                 attn_implementation="eager",
             ),

@@ -137,6 +137,18 @@ CLINICAL = Table(
     rows=(
         Row(key=OURS, label="text, rendering `values`", paper=None),
         Row(key="flags", label="text, rendering `flags`", settings=("clinical.rendering=flags",), paper=None),
+        Row(
+            key="no-dropout",
+            label="text, `values`, no dropout",
+            settings=("network.text_encoder.dropout=0",),
+            paper=None,
+        ),
+        Row(
+            key="flags-no-dropout",
+            label="text, `flags`, no dropout",
+            settings=("clinical.rendering=flags", "network.text_encoder.dropout=0"),
+            paper=None,
+        ),
         Row(key="logreg", label="logistic regression", settings=("system.name=logreg",), paper=None),
         Row(key="clinical-rf", label="random forest", settings=("system.name=clinical-rf",), paper=None),
     ),
