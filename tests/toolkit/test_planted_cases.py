@@ -17,7 +17,7 @@ from tmi.toolkit.check_table import CHECKS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "checks.md"
 NOT_IN_A_CASE_FOLDER = frozenset({"mask-missing", "mask-label", "mask-gap", "mask-outside", "case-unreadable"})
-"""Checks of what is imported, of a mask that is asked for where there is none, and of rights that root does not lack."""
+"""Checks of what is imported, of a mask that is asked for where there is none, and of rights that root never lacks."""
 
 
 @pytest.fixture(scope="module")

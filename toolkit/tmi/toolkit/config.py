@@ -131,8 +131,8 @@ class TextEncoderConfig:
     pooling: Literal["mean", "cls", "pooler"] = "mean"
     """`mean` over the attended tokens of the last layer, its first token, or BERT's pooler."""
     dropout: float = 0.1
-    """Dropout of BERT's hidden states and attention weights, as it was pre-trained. From random weights on a few hundred
-    records, 0 lets the encoder fit its training texts, not more than that (docs/results)."""
+    """Dropout of BERT's hidden states and attention weights, as it was pre-trained. From random weights on a few
+    hundred records, 0 lets the encoder fit its training texts, not more than that (docs/results)."""
 
     def __post_init__(self) -> None:
         _require(
