@@ -19,6 +19,7 @@ from tmi.toolkit.clinical_schema import load_schema
 from tmi.toolkit.config_io import override
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.training.cohort_arrays import prepare_cohort
+from tmi.training.command_compare import _command
 from tmi.training.comparison.paper_tables import CLINICAL, OURS
 from tmi.training.comparison.plan import chosen_tables, make_plan
 
@@ -115,6 +116,14 @@ def test_every_row_of_the_clinical_table_looks_at_the_record_alone():
     assert {run.config.network.modalities for run in plan.runs} == {("clinical",)}
     assert [run.config.clinical.rendering for run in plan.runs][:4] == ["values", "flags", "values", "flags"]
     assert [run.config.network.text_encoder.dropout for run in plan.runs][:4] == [0.1, 0.1, 0.0, 0.0]
+
+
+def test_the_command_in_a_report_names_every_file_that_it_needs_and_no_folder():
+    files = {"vocab": None, "schema": Path("/data/of/somebody/my schema.json"), "mask-label": 5}
+    assert _command("clinical", [], "tiny", 5, None, ["train.batch_size=16"], files) == (
+        "tmi compare COHORT --table clinical --preset tiny --folds 5 --schema 'my schema.json' --mask-label 5 "
+        "--set train.batch_size=16 --out DIR"
+    )
 
 
 def test_the_clinical_table_is_written_without_a_paper_to_stand_beside(records, tmp_path):

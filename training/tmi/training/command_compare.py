@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,7 +65,8 @@ def compare(
     plan = make_plan(config, chosen_tables(table), only=model or ())
     typer.echo(f"{len(plan.runs)} runs of {config.train.folds} folds in {out}", err=True)
     trained = _train(plan, data, out, fields, vocab, accelerator=accelerator, cached=not no_cache)
-    command = _command(table, model or [], chosen, folds, epochs, settings or [])
+    files = {"vocab": vocab, "schema": schema, "mask-label": mask_label}
+    command = _command(table, model or [], chosen, folds, epochs, settings or [], files)
     _report(plan, trained, data, out, command)
     if trained.failed or trained.refused:
         raise typer.Exit(int(ExitCode.UNEXPECTED if trained.failed else ExitCode.REFUSED))
@@ -121,14 +123,22 @@ def _train(
 
 
 def _command(
-    table: str, rows: list[str], preset: str, folds: int | None, epochs: int | None, settings: list[str]
+    table: str,
+    rows: list[str],
+    preset: str,
+    folds: int | None,
+    epochs: int | None,
+    settings: list[str],
+    files: Mapping[str, Path | int | None],
 ) -> str:
-    """The command that makes the report, without this machine's paths."""
+    """The command that makes the report; files by their names alone, without this machine's folders."""
     from shlex import quote
 
     parts = ["tmi compare COHORT", f"--table {table}", *(f"--model {quote(r)}" for r in rows), f"--preset {preset}"]
     parts += [f"--folds {folds}"] if folds is not None else []
     parts += [f"--epochs {epochs}"] if epochs is not None else []
+    named = {k: v.name if isinstance(v, Path) else str(v) for k, v in files.items() if v is not None}
+    parts += [f"--{name} {quote(value)}" for name, value in named.items()]
     return " ".join([*parts, *(f"--set {quote(s)}" for s in settings), "--out DIR"])
 
 
