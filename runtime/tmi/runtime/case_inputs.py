@@ -1,8 +1,7 @@
 """From a case folder to the inputs of the fold models, and the thread that does it ahead of the engine.
 
-Preparation is mostly one core's work (a gzip stream) and the engine's is not, so a thread prepares what comes next
-while this thread computes, on a CPU as on a GPU. It is never more than a fixed number of cases ahead: memory does not
-grow with the cohort.
+A thread prepares what comes next while this thread computes, on a CPU as on a GPU. It is never more than a fixed number
+of cases ahead: memory does not grow with the cohort.
 """
 
 from __future__ import annotations
@@ -11,7 +10,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from time import perf_counter
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float32
@@ -118,10 +120,12 @@ class Pending:
         """What the preparation came to."""
 
 
-def look_ahead(
-    read: Callable[[Case, Callable[[str], None]], Inputs | Refusal], cases: Sequence[Case], *, most: int
-) -> Iterator[Pending]:
-    """Every case in order, while a thread prepares at most `most` that were not asked for yet.
+class LookAhead:
+    """Every case in order, while a thread prepares some that were not asked for yet. Use as a context manager.
+
+    When it does so is the caller's to say: it begins nothing by itself but a case that is asked for. A forward pass of
+    many short layers, such as a text encoder's, loses far more to a neighbour on the same cores than the neighbour
+    needs; one of few long layers, such as a CT encoder's, loses just that.
 
     Args:
         read: prepares one case.
@@ -129,23 +133,41 @@ def look_ahead(
         most: cases ahead of the one that is given out.
     """
 
-    def prepare(pending: Pending) -> Inputs | Refusal:
+    def __init__(
+        self, read: Callable[[Case, Callable[[str], None]], Inputs | Refusal], cases: Sequence[Case], *, most: int
+    ) -> None:
+        self._read, self._cases, self._most = read, iter(cases), most
+        self._ahead: deque[Pending] = deque()
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
+
+    def begin(self) -> None:
+        """Have the thread begin as many cases as may be ahead; returns at once."""
+        for case in islice(self._cases, self._most - len(self._ahead)):
+            pending = Pending(case)
+            pending.inputs = self._worker.submit(self._prepare, pending)
+            self._ahead.append(pending)
+
+    def _prepare(self, pending: Pending) -> Inputs | Refusal:
         try:
-            return read(pending.case, pending.text.set_result)
+            return self._read(pending.case, pending.text.set_result)
         finally:
             if not pending.text.done():
                 pending.text.set_result(None)
 
-    worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
-    ahead: deque[Pending] = deque()
-    try:
-        for case in cases:
-            pending = Pending(case)
-            pending.inputs = worker.submit(prepare, pending)
-            ahead.append(pending)
-            if len(ahead) > most:
-                yield ahead.popleft()
-        while ahead:
-            yield ahead.popleft()
-    finally:
-        worker.shutdown(cancel_futures=True)
+    def __iter__(self) -> Iterator[Pending]:
+        return self
+
+    def __next__(self) -> Pending:
+        if not self._ahead:
+            self.begin()
+        if not self._ahead:
+            raise StopIteration
+        return self._ahead.popleft()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._worker.shutdown(cancel_futures=True)

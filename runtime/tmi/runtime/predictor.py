@@ -6,8 +6,8 @@
 
 Two threads share the road. One prepares (`tmi.runtime.case_inputs`): it reads and checks a case, makes its CT, and
 scales its radiomics by each fold's own scaler. This one runs the engine: the text of a case while its images are still
-being read, then CT and fusion of a whole batch (`tmi.runtime.ensemble`). At most two batches of cases are in memory,
-whatever their number: the one that is computed and the one that is being prepared.
+being read, then CT and fusion of a whole batch (`tmi.runtime.ensemble`), while the next batch is prepared. At most two
+batches of cases are in memory, whatever their number: the one that is computed and the one that is being prepared.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Self
 import numpy as np
 
 from tmi.runtime.answering import judge, truncated_notice
-from tmi.runtime.case_inputs import CaseReader, Inputs, Pending, look_ahead
+from tmi.runtime.case_inputs import CaseReader, Inputs, LookAhead, Pending
 from tmi.runtime.embedding_cache import EmbeddingCache
 from tmi.runtime.engine import Engine
 from tmi.runtime.engine_choice import AUTO, EngineRecord
@@ -181,14 +181,16 @@ class Predictor:
 
     def _stream(self, cases: Sequence[Case], batch: int) -> Iterator[Answer]:
         waiting: list[_Row | Refusal] = []
-        for pending in look_ahead(self._reader.read, cases, most=batch):
-            waiting.append(self._row(pending))
-            del pending  # it holds the case's arrays
-            while waiting and isinstance(waiting[0], Refusal):
-                yield waiting.pop(0)  # type: ignore[misc]
-            if sum(isinstance(w, _Row) for w in waiting) == batch:
-                answers, waiting = self._answer(waiting), []
-                yield from answers
+        with LookAhead(self._reader.read, cases, most=batch) as ahead:
+            for pending in ahead:
+                waiting.append(self._row(pending))
+                del pending  # it holds the case's arrays
+                while waiting and isinstance(waiting[0], Refusal):
+                    yield waiting.pop(0)  # type: ignore[misc]
+                if sum(isinstance(w, _Row) for w in waiting) == batch:
+                    ahead.begin()
+                    answers, waiting = self._answer(waiting), []
+                    yield from answers
         if waiting:
             yield from self._answer(waiting)
 
