@@ -73,6 +73,7 @@ class NumpyEngine:
     """ct-<n>: mean * (n + 1); text-<n>: sum of the attended ids * (n + 1); fusion: logits (ct, text + radiomics)."""
 
     name = "numpy"
+    copied_seconds: float | None = None
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int]] = []

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from factories.fake_cuda import IN, OUT, fake_trt_engine
 from factories.small_bundle import small_manifest
 from tmi.runtime import engine as engine_table
 from tmi.runtime import engine_choice, nvidia_driver, trt_engine
@@ -202,3 +204,12 @@ def test_looking_for_a_gpu_and_the_engines_module_import_no_torch_and_no_tensorr
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+def test_of_all_copies_the_first_way_in_and_the_last_way_out_are_waited_for(rows):
+    engine = fake_trt_engine(largest=2)
+    given = np.arange(3 * rows, dtype=np.float32).reshape(rows, 3)
+    for runs in (1, 2):
+        np.testing.assert_array_equal(engine.run("double", {"x": given})["y"], 2 * given)
+        assert engine.copied_seconds == runs * (IN + OUT)

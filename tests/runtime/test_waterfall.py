@@ -9,7 +9,7 @@ import pytest
 from factories.tmi_command import tmi
 from tmi.runtime import case_inputs
 from tmi.runtime import predictor as module
-from tmi.runtime.prediction import STAGES
+from tmi.runtime.prediction import COPIES, STAGES
 from tmi.runtime.stopwatch import adds_up, split_waited, unclaimed
 
 NAP = 0.3
@@ -87,3 +87,21 @@ def test_timing_shows_each_case_and_the_mean(tiny_bundle, good_cases):
     assert all(outcome.err.count(f" {stage} ") >= 3 for stage in ("read", *STAGES, "total"))
     assert "█" in outcome.err
     assert "2 predicted, 0 refused in " in outcome.err
+
+
+def test_copies_to_a_device_and_back_are_a_stage_of_their_own(predictor, good_cases, monkeypatch):
+    engine, napped = predictor._engine, 0.02
+    run = engine.run
+
+    def copying(graph, inputs):
+        time.sleep(napped)
+        engine.copied_seconds += napped
+        return run(graph, inputs)
+
+    assert COPIES not in predictor.predict(good_cases[0])[0].seconds, "a CPU has none"
+    monkeypatch.setattr(engine, "copied_seconds", 0.0)
+    monkeypatch.setattr(engine, "run", copying)
+    (answer,) = predictor.predict(good_cases[0])
+    assert answer.seconds[COPIES] == pytest.approx(engine.copied_seconds)
+    assert engine.copied_seconds >= 3 * napped, "text, CT and fusion"
+    assert adds_up(answer.seconds), answer.seconds

@@ -106,8 +106,13 @@ class CapturedGraph:
 
 
 def new_event() -> Any:
-    """An event without timing."""
-    return check(cudart.cudaEventCreateWithFlags(cudart.cudaEventDisableTiming))
+    """An event that knows its time."""
+    return check(cudart.cudaEventCreateWithFlags(cudart.cudaEventDefault))
+
+
+def seconds_between(earlier: Any, later: Any) -> float:
+    """Seconds from one event to another; both have come."""
+    return float(check(cudart.cudaEventElapsedTime(earlier, later))) / 1e3
 
 
 def wait_for(event: Any) -> None:

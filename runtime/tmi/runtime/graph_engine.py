@@ -33,6 +33,8 @@ class GraphEngine(ABC):
 
     name: ClassVar[str]
     """Name in `ENGINES`."""
+    copied_seconds: float | None = None
+    """As the contract has it: None, but for engines of a device with its own memory."""
 
     def __init__(self) -> None:
         self._specs: dict[str, GraphSpec] = {}

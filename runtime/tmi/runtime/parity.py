@@ -112,6 +112,7 @@ class RecordingEngine:
 
     def __init__(self, engine: Engine) -> None:
         self.name = engine.name
+        self.copied_seconds = engine.copied_seconds
         self._engine = engine
         self.seen: dict[str, list[NDArray[np.float32]]] = {}
 

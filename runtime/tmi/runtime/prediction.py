@@ -18,6 +18,8 @@ from tmi.toolkit.config_io import from_json, to_json
 SCHEMA = "tmi-prediction/1"
 STAGES = ("radiomics", "tokenise", "text", "ct", "fusion", "other")
 """Stages of every prediction, after those of the preparation (`tmi.toolkit.prepare`), in the order of the road."""
+COPIES = "copies"
+"""One more, on engines of a device with its own memory: the copies there and back that nothing hid."""
 RESEARCH_USE = "For research use only: not a medical device, not for diagnosis or treatment."
 
 

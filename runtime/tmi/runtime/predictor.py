@@ -13,6 +13,7 @@ batches of cases are in memory, whatever their number: the one that is computed 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,7 @@ from tmi.runtime.engine_choice import AUTO, EngineRecord
 from tmi.runtime.engine_opening import open_chosen
 from tmi.runtime.ensemble import Features, encode_ct, encode_text, fuse
 from tmi.runtime.first_opening import Tell
-from tmi.runtime.prediction import STAGES, Answer, Refusal
+from tmi.runtime.prediction import COPIES, STAGES, Answer, Refusal
 from tmi.runtime.stopwatch import Stopwatch, add_up, split_waited
 from tmi.toolkit.bundle import Bundle, open_bundle
 from tmi.toolkit.case import Case, find_cases
@@ -209,7 +210,7 @@ class Predictor:
             with watch.stage("tokenise"):
                 encoded = self._tokenise([text])
                 cut = any(tokens.truncated_B[0] for tokens in encoded.values())
-            with watch.stage("text"):
+            with self._computing(watch, "text"):
                 features = encode_text(self._engine, self._manifest, encoded, cache=self.embeddings)
                 reused = self._reused("text", features, row=0)
         with watch.stage("waiting"):
@@ -239,9 +240,9 @@ class Predictor:
             ct_B1DHW = cts[0][None] if len(cts) == 1 else np.stack(cts)  # one alone is not copied
             radiomics_BFR = np.stack([r.inputs.radiomics_FR for r in rows])
             text = {name: np.concatenate([r.text[name] for r in rows]) for name in rows[0].text}
-        with watch.stage("ct"):
+        with self._computing(watch, "ct"):
             ct = encode_ct(self._engine, self._manifest, ct_B1DHW, cache=self.embeddings)
-        with watch.stage("fusion"):
+        with self._computing(watch, "fusion"):
             logits_BFK = fuse(self._engine, self._manifest, ct, text, radiomics_BFR)
         with watch.stage("other"):
             judged = []
@@ -265,6 +266,15 @@ class Predictor:
             for answer, row, found in zip(judged, rows, reused, strict=True)
         )
         return [one if isinstance(one, Refusal) else next(answers) for one in waiting]
+
+    @contextmanager
+    def _computing(self, watch: Stopwatch, stage: str) -> Iterator[None]:
+        """Time a stage of the engine, with what went on copies told apart where there are any."""
+        before = self._engine.copied_seconds
+        with watch.stage(stage):
+            yield
+        if before is not None and self._engine.copied_seconds is not None:
+            watch.move(stage, COPIES, self._engine.copied_seconds - before)
 
     def _reused(self, branch: str, features: Mapping[str, object], *, row: int) -> tuple[str, ...]:
         """The branch, where every one of its encoders' features was kept from before."""

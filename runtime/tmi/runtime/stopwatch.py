@@ -38,6 +38,12 @@ class Stopwatch:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
 
+    def move(self, source: str, target: str, seconds: float) -> None:
+        """Count some of one stage's seconds, at most all of them, under another name."""
+        moved = min(max(seconds, 0.0), self.seconds.get(source, 0.0))
+        self.seconds[source] = self.seconds.get(source, 0.0) - moved
+        self.seconds[target] = self.seconds.get(target, 0.0) + moved
+
 
 def add_up(*parts: Mapping[str, float]) -> dict[str, float]:
     """Seconds by stage over several measurements, in the order in which the stages appear."""

@@ -3,7 +3,9 @@
 All memory is allocated when the bundle is opened: pinned host and device buffers for the largest batch, twice, and one
 block of working memory that every graph and profile shares, because one stream computes them one after another. A
 batch goes through in chunks of at most the profile's largest: while one chunk computes, the next one is copied on the
-second stream. What a profile does for one set of shapes is captured as a CUDA graph the first time and launched after.
+second stream. So of all copies only the first chunk's way in and the last one's way out are waited for
+(`copied_seconds`). What a profile does for one set of shapes is captured as a CUDA graph the first time and launched
+after.
 
 Driver, GPU and version are compared with the manifest before anything is deserialized: some runtimes crash otherwise.
 """
@@ -31,6 +33,9 @@ from tmi.toolkit.manifest import GraphSpec, Manifest
 SLOTS = 2
 """Sets of buffers: one computes while the other is filled."""
 AMPERE = (8, 0)
+EVENTS = ("begun", "uploaded", "computed", "done")
+"""Of a chunk: its copy in begins and ends, its forward pass ends, its copy out ends."""
+WAY_IN, WAY_OUT = EVENTS[:2], EVENTS[2:]
 
 
 def plan_facts(manifest: Manifest, kind: str) -> Mapping[str, Any]:
@@ -98,8 +103,8 @@ class _Slot:
     buffers: dict[str, Any]
     contexts: list[Any]
     captured: dict[tuple[Any, ...], Any] = field(default_factory=dict)
-    uploaded: Any = None
-    done: Any = None
+    events: dict[str, Any] = field(default_factory=dict)
+    """By name, in `EVENTS`."""
 
 
 @dataclass
@@ -123,6 +128,7 @@ class TrtEngine(GraphEngine):
         self._trt: Any = None
         self._runtime: Any = None
         self._log: Any = None
+        self.copied_seconds: float = 0.0
         self._copying: Any = None
         self._computing: Any = None
         self._working: int | None = None
@@ -195,7 +201,8 @@ class TrtEngine(GraphEngine):
             for name, buffer in buffers.items():
                 context.set_tensor_address(names[name], buffer.device)
             contexts.append(context)
-        return _Slot(buffers=buffers, contexts=contexts, uploaded=self._cuda.new_event(), done=self._cuda.new_event())
+        events = {name: self._cuda.new_event() for name in EVENTS}
+        return _Slot(buffers=buffers, contexts=contexts, events=events)
 
     def _share_working_memory(self) -> None:
         """One block, as large as the hungriest profile of any graph needs."""
@@ -216,29 +223,40 @@ class TrtEngine(GraphEngine):
         rows = next(iter(inputs.values())).shape[0]
         answers: list[dict[str, NDArray[np.float32]]] = []
         waiting: list[tuple[_Slot, int]] = []
+
+        def collect(*, last: bool) -> None:
+            slot, count = waiting.pop(0)
+            outputs = self._collect(spec, slot, count)
+            ends = [pair for pair, counts in ((WAY_IN, not answers), (WAY_OUT, last)) if counts]
+            self.copied_seconds += sum(self._cuda.seconds_between(*(slot.events[e] for e in pair)) for pair in ends)
+            answers.append(outputs)
+
         for number, start in enumerate(range(0, rows, graph.largest)):
             slot = graph.slots[number % SLOTS]
             if len(waiting) == SLOTS:
-                answers.append(self._collect(spec, *waiting.pop(0)))
+                collect(last=False)
             chunk = {name: array[start : start + graph.largest] for name, array in inputs.items()}
             self._enqueue(spec, slot, chunk)
             waiting.append((slot, min(graph.largest, rows - start)))
-        answers += [self._collect(spec, *one) for one in waiting]
+        while waiting:
+            collect(last=len(waiting) == 1)
         return {t.name: np.concatenate([a[t.name] for a in answers]) for t in spec.outputs}
 
     def _enqueue(self, spec: GraphSpec, slot: _Slot, chunk: dict[str, NDArray[Any]]) -> None:
         """Copy in on one stream; compute and copy out on the other."""
+        self._copying.mark(slot.events["begun"])
         for name, array in chunk.items():
             slot.buffers[name].upload(array, self._copying.handle)
-        self._copying.mark(slot.uploaded)
-        self._computing.wait(slot.uploaded)
+        self._copying.mark(slot.events["uploaded"])
+        self._computing.wait(slot.events["uploaded"])
         batch = next(iter(chunk.values())).shape[0]
         profile = 0 if batch == 1 or len(slot.contexts) == 1 else 1
         shapes = {name: array.shape for name, array in chunk.items()}
         self._compute(slot, profile, shapes, self._names[spec.name])
+        self._computing.mark(slot.events["computed"])
         for t in spec.outputs:
             slot.buffers[t.name].download((batch, *t.shape[1:]), self._computing.handle)
-        self._computing.mark(slot.done)
+        self._computing.mark(slot.events["done"])
 
     def _compute(self, slot: _Slot, profile: int, shapes: dict[str, tuple[int, ...]], names: Mapping[str, str]) -> None:
         context, key = slot.contexts[profile], (profile, *shapes.items())
@@ -258,7 +276,7 @@ class TrtEngine(GraphEngine):
         slot.captured[key] = self._cuda.CapturedGraph(self._computing, work)
 
     def _collect(self, spec: GraphSpec, slot: _Slot, rows: int) -> dict[str, NDArray[np.float32]]:
-        self._cuda.wait_for(slot.done)
+        self._cuda.wait_for(slot.events["done"])
         return {t.name: slot.buffers[t.name].host((rows, *t.shape[1:])).copy() for t in spec.outputs}
 
     def close(self) -> None:
@@ -271,7 +289,7 @@ class TrtEngine(GraphEngine):
                     captured.free()
                 for buffer in slot.buffers.values():
                     buffer.free()
-                for event in (slot.uploaded, slot.done):
+                for event in slot.events.values():
                     self._cuda.free_event(event)
                 slot.contexts.clear()
         super().close()

@@ -1,0 +1,104 @@
+"""A device of numpy arrays on a clock of its own, with the calls that the TensorRT engine makes of `cuda_memory`.
+
+Every copy in takes 1 second, every pass 10, every copy out 2; a chunk that is copied while another one computes costs
+nothing but its bookkeeping. The one plan there is doubles its input `x` into `y`.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from tmi.runtime.trt_engine import SLOTS, TrtEngine, _Graph
+from tmi.toolkit.manifest import GraphSpec, TensorSpec
+
+IN, PASS, OUT = 1.0, 10.0, 2.0
+
+
+class Clock:
+    now = 0.0
+
+
+class Stream:
+    handle = 1
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def mark(self, event: SimpleNamespace) -> None:
+        event.at = self.clock.now
+
+    def wait(self, event: SimpleNamespace) -> None:
+        assert event.at is not None, "nothing was copied yet"
+
+    def synchronise(self) -> None:
+        """Nothing runs by itself here."""
+
+
+class Buffer:
+    def __init__(self, clock: Clock, shape: tuple[int, ...], dtype: str) -> None:
+        self.clock, self.device = clock, self
+        self.there = np.full(shape, np.nan, dtype=dtype)
+
+    def upload(self, array: Any, stream: int) -> None:
+        self.clock.now += IN
+        self.there[: len(array)] = array
+
+    def download(self, shape: tuple[int, ...], stream: int) -> None:
+        self.clock.now += OUT
+
+    def host(self, shape: tuple[int, ...]) -> Any:
+        return self.there[: shape[0]]
+
+
+class Context:
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.at, self.rows = clock, {}, 0
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> None:
+        """There is one."""
+
+    def set_tensor_address(self, name: str, device: Buffer) -> None:
+        self.at[name] = device
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.rows = shape[0]
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        self.clock.now += PASS
+        self.at["y"].there[: self.rows] = 2 * self.at["x"].there[: self.rows]
+        return True
+
+
+def fake_trt_engine(*, largest: int) -> TrtEngine:
+    """An engine with the graph `double` open, whose largest profile takes so many rows."""
+    clock = Clock()
+    spec = GraphSpec(
+        name="double",
+        role="ct",
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("B", 3)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=("B", 3)),),
+        artefacts={},
+    )
+
+    def captured(stream: Stream, work: Any) -> Any:
+        return SimpleNamespace(launch=lambda stream: work(), free=lambda: None)
+
+    engine = TrtEngine()
+    engine._cuda = SimpleNamespace(
+        PinnedBuffer=lambda shape, dtype: Buffer(clock, shape, dtype),
+        new_event=lambda: SimpleNamespace(at=None),
+        wait_for=lambda event: None,
+        seconds_between=lambda earlier, later: later.at - earlier.at,
+        CapturedGraph=captured,
+    )
+    engine._trt = SimpleNamespace(ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED=0))
+    engine._copying, engine._computing = Stream(clock), Stream(clock)
+    engine._names["double"] = {"x": "x", "y": "y"}
+    plan = SimpleNamespace(num_optimization_profiles=1, create_execution_context=lambda strategy: Context(clock))
+    slots = [engine._slot(plan, spec, largest, 1) for _ in range(SLOTS)]
+    engine._specs["double"], engine._loaded["double"] = spec, _Graph(engine=plan, slots=slots, largest=largest)
+    return engine
