@@ -163,7 +163,7 @@ def test_what_was_used_longest_ago_goes_first_and_the_newest_never(folder):
     cache = CompiledCache(max_bytes=300)
     for age, key in enumerate(("a", "b", "c")):
         assert cache.put(key, memoryview(bytes(100)))
-        path = cache._path(folder, key)
+        path = cache.path(key)
         if path.exists():
             os.utime(path, (age, age))
     found: dict[str, bool] = {key: cache.open(key) is not None for key in ("a", "b", "c")}

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from tmi.toolkit.content_cache import MAGIC, ContentCache, cache_root
+from tmi.toolkit.content_cache import MAGIC, ContentCache
+from tmi.toolkit.entry_folder import cache_root
 
 
 @pytest.fixture
@@ -73,11 +74,11 @@ def test_what_was_used_longest_ago_goes_first(cache):
     cache.max_bytes = 10 * 1100
     for k in range(10):
         cache.put(str(k), bytes(1000))
-        path = cache._path(cache.folder, str(k))
+        path = cache.path(str(k))
         os.utime(path, (k, k))
     assert cache.get("0") is not None  # used now: 1 is the oldest from here
     cache.put("10", bytes(1000))
-    kept = {k for k in range(11) if cache._path(cache.folder, str(k)).exists()}
+    kept = {k for k in range(11) if cache.path(str(k)).exists()}
     assert kept == {0, 3, 4, 5, 6, 7, 8, 9, 10}
 
 
