@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import importlib.util
 import json
 import os
 import shutil
@@ -10,11 +12,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from factories.tmi_command import tmi
-from tmi.runtime.journal import journal_path
+from tmi.runtime import locked_file
+from tmi.runtime.journal import Journal, case_state, journal_path
+from tmi.toolkit.case import Case
+from tmi.toolkit.errors import UsageError
 
 PROGRAM = """
 import os, sys, time
@@ -183,3 +189,83 @@ def test_a_case_that_may_not_be_read_is_refused_alone(words, cohort, monkeypatch
     checked = tmi("check", cohort / "C2", cohort / "C0")
     assert checked.code == 3, checked.err + checked.out
     assert "2 case(s)" in checked.out
+
+
+needs_locks = pytest.mark.skipif(importlib.util.find_spec("fcntl") is None, reason="the system has no file locks")
+
+
+def _cases(cohort: Path) -> list[Case]:
+    return [Case(folder=path, case_id=path.name) for path in sorted(cohort.iterdir())]
+
+
+@needs_locks
+@pytest.mark.parametrize("more", ["--resume", "--force"])
+def test_a_journal_that_another_process_has_open_is_left_to_it(words, cohort, tmp_path, more):
+    out = tmp_path / "answers.json"
+    with Journal.begin(journal_path(out), {"bundle": "b"}, _cases(cohort)):
+        before = journal_path(out).read_bytes()
+        outcome = tmi(*words, "-o", out, more)
+        assert (outcome.code, journal_path(out).read_bytes()) == (2, before)
+        assert f"{journal_path(out)} is being written by another tmi predict" in outcome.err
+        assert "fix: wait until it ends, or name another output file" in outcome.err
+    assert tmi(*words, "-o", out, "--force").code == 3, "it was given up"
+
+
+@needs_locks
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    program = (
+        "import sys, time; from pathlib import Path; from tmi.runtime.journal import Journal\n"
+        f"j = Journal.begin(Path({str(path)!r}), {{}}, []); print('open', flush=True); time.sleep(100)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "open\n"
+        with pytest.raises(UsageError, match="is being written by another tmi predict"):
+            Journal.resume(path, {}, [])
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    Journal.resume(path, {}, []).close()
+
+
+@needs_locks
+def test_a_journal_that_its_owner_removed_before_it_was_locked_is_begun_anew(tmp_path, monkeypatch):
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(b"of another\n")
+    honest, tried = locked_file.fcntl.flock, []
+
+    def flock(stream, how):
+        if not tried:
+            path.unlink()
+        tried.append(how)
+        honest(stream, how)
+
+    monkeypatch.setattr(locked_file.fcntl, "flock", flock)
+    Journal.resume(path, {}, []).close()
+    assert len(tried) == 2
+    assert json.loads(path.read_text()) == {"schema": "tmi-prediction-lines/1"}
+
+
+@pytest.mark.parametrize("error", [None, OSError(errno.ENOLCK, "No locks available")])
+def test_where_nothing_can_be_locked_a_journal_is_written_all_the_same(tmp_path, monkeypatch, error):
+    def flock(stream, how):
+        raise error
+
+    monkeypatch.setattr(locked_file, "fcntl", error and SimpleNamespace(flock=flock, LOCK_EX=2, LOCK_NB=4))
+    Journal.begin(tmp_path / "answers.jsonl", {}, []).close()
+    assert json.loads((tmp_path / "answers.jsonl").read_text()) == {"schema": "tmi-prediction-lines/1"}
+
+
+@pytest.mark.parametrize("file", ["ct.nii.gz", "liver.nii.gz", "radiomics.csv", "clinical.json"])
+def test_a_change_is_seen_although_size_and_time_are_as_before(cohort, file):
+    (case,) = [c for c in _cases(cohort) if c.case_id == "C2"]
+    before, path = case_state(case), cohort / "C2" / file
+    status, data = path.stat(), bytearray(path.read_bytes())
+    assert case_state(case) == before
+    data[-5] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert case_state(case) != before

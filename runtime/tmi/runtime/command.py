@@ -153,7 +153,7 @@ def _deliver(predictor: Predictor, answers: Sequence[Answer], *, batch: int, as_
         unfinished = journal_path(out)
         if unfinished != out:
             write_text(out, to_csv(answers, bundle=bundle, engine=record) if out.suffix == ".csv" else text)
-            unfinished.unlink()  # only now: a kill before leaves what --resume goes on with
+            unfinished.unlink(missing_ok=True)  # only now: a kill before leaves what --resume goes on with
         typer.echo(f"written {out}", err=True)
     if as_json:
         sys.stdout.write(text)

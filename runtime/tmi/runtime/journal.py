@@ -4,12 +4,18 @@
     {"status": "predicted", "case_id": "P001", ..., "files": "<digest>"}         one line a case, refused ones included
 
 A line is written in one call and synced to the disk before the next case is begun. A last line that a kill tore is cut
-off at the next start and its case computed again. `files` is a digest of size and time of change of the case's files:
-a case whose files changed since is no longer what was answered, and then nothing is continued.
+off at the next start and its case computed again. `files` is a digest of size, time of change, begin and end of the
+case's files: a case whose files changed since is no longer what was answered, and then nothing is continued. A record
+and a feature table are shorter than what is read of them; of a `.nii.gz` the end holds the checksum of all voxels.
+
+One process at a time: the journal is locked while it is open. The system gives the lock up with the process, however it
+ends, so that a kill leaves nothing to clear away. Where it has no such locks (Windows, some network file systems)
+nothing is locked.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+from tmi.runtime.locked_file import closed_on_error, open_locked
 from tmi.runtime.prediction import Answer, answer_from_json, answer_to_json
 from tmi.toolkit.case import Case
 from tmi.toolkit.errors import DamagedError, UsageError
@@ -26,6 +33,8 @@ SCHEMA = "tmi-prediction-lines/1"
 SUFFIX = ".jsonl"
 """Ending of an output file that is itself such a journal."""
 ANEW = "begin anew with --force, or name another output file"
+READ_BYTES = 64 * 2**10
+"""What is read of a file, at its begin and at its end, to see whether it has changed."""
 
 
 def journal_path(out: Path) -> Path:
@@ -34,15 +43,19 @@ def journal_path(out: Path) -> Path:
 
 
 def case_state(case: Case) -> str:
-    """Digest of size and time of change of a case's files; nothing is read."""
-    states: list[list[int] | None] = []
+    """Digest of size, time of change, begin and end of a case's files; those that cannot be read count as absent."""
+    states: list[list[int | str] | None] = []
     for path in (case.ct, case.mask, case.radiomics, case.clinical):
         try:
-            status = path.stat()
+            with path.open("rb") as stream:
+                status = os.fstat(stream.fileno())
+                read = hashlib.sha256(stream.read(READ_BYTES))
+                stream.seek(max(stream.tell(), status.st_size - READ_BYTES))
+                read.update(stream.read(READ_BYTES))
         except OSError:
             states.append(None)
         else:
-            states.append([status.st_size, status.st_mtime_ns])
+            states.append([status.st_size, status.st_mtime_ns, read.hexdigest()])
     return sha256_json(states)
 
 
@@ -63,8 +76,18 @@ class Journal:
             path: the file.
             identity: what must be the same in every run that goes on with it; plain JSON values.
             cases: all that will be answered.
+
+        Raises:
+            UsageError: another process has it open.
         """
-        stream = path.open("wb")
+        stream = open_locked(path)
+        with closed_on_error(stream):
+            return cls._begin(stream, path, identity, cases)
+
+    @classmethod
+    def _begin(cls, stream: BinaryIO, path: Path, identity: Mapping[str, Any], cases: Sequence[Case]) -> Self:
+        stream.seek(0)
+        stream.truncate()
         _write(stream, {"schema": SCHEMA, **identity})
         _sync_folder(path.parent)
         return cls(stream, {}, {case.case_id: case_state(case) for case in cases})
@@ -75,16 +98,19 @@ class Journal:
 
         Raises:
             UsageError: it is of another bundle, engine, option or set of cases, or of files that
-                have changed since.
+                have changed since; or another process has it open.
             DamagedError: a line other than the last is no answer.
         """
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return cls.begin(path, identity, cases)  # killed before it was begun
+        stream = open_locked(path)
+        with closed_on_error(stream):
+            return cls._resume(stream, path, identity, cases)
+
+    @classmethod
+    def _resume(cls, stream: BinaryIO, path: Path, identity: Mapping[str, Any], cases: Sequence[Case]) -> Self:
+        data = stream.read()
         *lines, torn = data.split(b"\n")
         if not lines:
-            return cls.begin(path, identity, cases)  # killed before its first line was whole
+            return cls._begin(stream, path, identity, cases)  # killed before its first line was whole
         _require_same(path, _parsed(path, lines[0], 1), {"schema": SCHEMA, **identity})
         states = {case.case_id: case_state(case) for case in cases}
         answers: dict[str, Answer] = {}
@@ -99,7 +125,6 @@ class Journal:
                 raise _damaged(path, number)
             _require_case(path, answer.case_id, state, states)
             answers[answer.case_id] = answer
-        stream = path.open("r+b")
         stream.truncate(len(data) - len(torn))
         stream.seek(0, os.SEEK_END)
         return cls(stream, answers, states)
@@ -110,7 +135,7 @@ class Journal:
         self.answers[answer.case_id] = answer
 
     def close(self) -> None:
-        """Close the file; may be called twice."""
+        """Close the file, which gives up its lock; may be called twice."""
         self._stream.close()
 
     def __enter__(self) -> Self:
