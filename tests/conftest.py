@@ -67,3 +67,29 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, random_run: Path) -> P
     folder = tmp_path_factory.mktemp("bundles") / "bundle"
     export_run(random_run, folder, artefacts=("onnx", "torchscript"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def nano_config() -> Config:
+    """A network cut to the bone, for tests that export."""
+    from factories.nano import nano
+
+    return nano()
+
+
+@pytest.fixture(scope="session")
+def nano_run(tmp_path_factory: pytest.TempPathFactory, nano_config: Config) -> Path:
+    """A finished run of two folds that share nothing; read only."""
+    from factories.random_run import write_random_run
+
+    return write_random_run(tmp_path_factory.mktemp("nano") / "run", nano_config, folds=2, seed=5)
+
+
+@pytest.fixture(scope="session")
+def nano_bundle(tmp_path_factory: pytest.TempPathFactory, nano_run: Path) -> Path:
+    """That run exported as ONNX and TorchScript; read only."""
+    from tmi.export.bundle_writer import export_run
+
+    folder = tmp_path_factory.mktemp("nano") / "bundle"
+    export_run(nano_run, folder, artefacts=("onnx", "torchscript"))
+    return folder

@@ -12,7 +12,7 @@ import torch
 from factories.nano import nano
 from factories.planted_faults import Workbench, make_workbench
 from factories.random_run import write_random_run
-from tmi.toolkit.config import Config
+from factories.traced_once import traced_once
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -27,34 +27,15 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def nano_config() -> Config:
-    return nano()
-
-
-@pytest.fixture(scope="session")
-def nano_run(tmp_path_factory: pytest.TempPathFactory, nano_config: Config) -> Path:
-    """A finished run of two folds that share nothing; read only."""
-    return write_random_run(tmp_path_factory.mktemp("nano") / "run", nano_config, folds=2, seed=5)
-
-
-@pytest.fixture(scope="session")
-def nano_bundle(tmp_path_factory: pytest.TempPathFactory, nano_run: Path) -> Path:
-    """That run exported as ONNX and TorchScript; read only."""
-    from tmi.export.bundle_writer import export_run
-
-    folder = tmp_path_factory.mktemp("nano") / "bundle"
-    export_run(nano_run, folder, artefacts=("onnx", "torchscript"))
-    return folder
-
-
-@pytest.fixture(scope="session")
 def shared_workbench(tmp_path_factory: pytest.TempPathFactory, nano_run: Path, nano_bundle: Path) -> Workbench:
     """Everything that faults need, but a folder of their own."""
     from tmi.export.bundle_writer import export_run
 
     folder = tmp_path_factory.mktemp("workbench")
     other_run = write_random_run(folder / "other-run", nano(), folds=2, seed=6)
-    export_run(other_run, folder / "other-bundle", artefacts=("onnx",))
+    with pytest.MonkeyPatch.context() as patch:
+        traced_once(patch, nano_bundle)
+        export_run(other_run, folder / "other-bundle", artefacts=("onnx",))
     return make_workbench(folder, nano_run, nano_bundle, folder / "other-bundle")
 
 

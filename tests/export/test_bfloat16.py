@@ -15,6 +15,7 @@ from factories import random_run
 from factories.cases import write_case
 from factories.planted_faults import reseal
 from factories.tmi_command import tmi
+from factories.traced_once import traced_once
 from tmi.runtime.engine import ENGINES, lacking, open_engine
 from tmi.runtime.openvino_engine import OpenVinoBf16Engine
 from tmi.runtime.parity import BOUNDS
@@ -201,9 +202,12 @@ def cancelling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_bfloat16
-def test_a_model_that_cancels_in_bfloat16_is_exported_and_runs_in_float32(nano_config, tmp_path, monkeypatch, case):
+def test_a_model_that_cancels_in_bfloat16_is_exported_and_runs_in_float32(
+    nano_config, nano_bundle, tmp_path, monkeypatch, case
+):
     cancelling(monkeypatch)
     run = random_run.write_random_run(tmp_path / "run", nano_config, folds=2, seed=5, shared_text=True)
+    traced_once(monkeypatch, nano_bundle)
     exported = tmi("export", run, "--engine", "onnx", "--out", tmp_path / "bundle")
     assert exported.code == 0, exported.err
     told = " ".join(exported.out.split())

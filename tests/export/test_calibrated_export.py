@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from factories.nano import nano
 from factories.random_run import write_random_run
+from factories.traced_once import traced_once
 from tmi.export.bundle_writer import export_run
 from tmi.export.fold_graphs import FoldModels, calibrated_weights, cut_run
 from tmi.export.reference import eager_reference
@@ -33,12 +34,14 @@ def calibrate(run: Path, temperatures: tuple[float, float], threshold: float) ->
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outputs]:
+def exported(tmp_path_factory: pytest.TempPathFactory, nano_bundle: Path) -> tuple[Path, Outputs]:
     """A calibrated run's bundle, and what the run's models answer to its golden inputs without calibration."""
     folder = tmp_path_factory.mktemp("calibrated")
     run = write_random_run(folder / "run", nano(), folds=2, seed=3)
     calibrate(run, TEMPERATURES, 0.31)
-    bundle = export_run(run, folder / "bundle", artefacts=("onnx",))
+    with pytest.MonkeyPatch.context() as patch:
+        traced_once(patch, nano_bundle)
+        bundle = export_run(run, folder / "bundle", artefacts=("onnx",))
     calibrate(run, (1.0, 1.0), 0.5)
     raw = RunFolder.open(run)
     golden = make_golden(

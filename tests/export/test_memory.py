@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from factories.tmi_command import tmi
+from factories.traced_once import traced_once
 from tmi.export import bundle_writer
 from tmi.export.memory import named_out_of_memory
 from tmi.runtime.onnx_engine import OnnxEngine
@@ -46,11 +47,12 @@ def test_any_other_error_passes_as_it_was(error):
     assert caught.value is error
 
 
-def test_an_engine_without_memory_in_a_gate_is_no_parity_failure(nano_run, tmp_path, monkeypatch):
+def test_an_engine_without_memory_in_a_gate_is_no_parity_failure(nano_run, nano_bundle, tmp_path, monkeypatch):
     def starved(self, spec, loaded, inputs):
         raise RuntimeError("Non-zero status code while running Conv node: std::bad_alloc")
 
     monkeypatch.setattr(OnnxEngine, "_run", starved)
+    traced_once(monkeypatch, nano_bundle)
     outcome = tmi("export", nano_run, "--engine", "onnx", "--no-weights", "--out", tmp_path / "bundle")
     assert outcome.code == 5
     assert "error: the export ran out of memory while judging onnx on engine onnx; nothing was written" in outcome.err

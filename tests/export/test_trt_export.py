@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 from safetensors.numpy import load_file
 
 from factories.tmi_command import tmi
+from factories.traced_once import traced_once
 from tmi.export import plans
 from tmi.export.gates import require_all
 from tmi.export.plans import PlanRequest, add_plans
@@ -44,11 +45,13 @@ def without_a_gpu() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def export(tmp_path_factory, nano_run):
+def export(tmp_path_factory, nano_run, nano_bundle):
     """Outcome and bundle of an export whose SM80 plans are there and whose `trt` plans are pending; read only."""
     folder = tmp_path_factory.mktemp("rtx") / "bundle"
     named = ("--engine", "trt-rtx", "--engine", "trt", "--precision", "fp16")
-    return tmi("export", nano_run, *named, "--out", folder), folder
+    with pytest.MonkeyPatch.context() as patch:
+        traced_once(patch, nano_bundle)  # the road begins behind them
+        return tmi("export", nano_run, *named, "--out", folder), folder
 
 
 @pytest.fixture(scope="module")

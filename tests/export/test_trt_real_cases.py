@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from factories.cases import write_cohort
 from factories.tmi_command import Outcome, tmi
+from factories.traced_once import traced_once
 from tmi.export.trial import RealCase, Trial
 from tmi.export.typed_graphs import add_typed_graphs
 from tmi.runtime.verification import read_references
@@ -39,11 +40,12 @@ def cohort(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def export(tmp_path_factory, nano_run, cohort) -> tuple[Outcome, Path]:
+def export(tmp_path_factory, nano_run, nano_bundle, cohort) -> tuple[Outcome, Path]:
     folder = tmp_path_factory.mktemp("real") / "bundle"
-    return tmi(
-        "export", nano_run, "--engine", "trt-rtx", "--target", "sm80", "--cases", cohort, "--out", folder
-    ), folder
+    named = ("--engine", "trt-rtx", "--target", "sm80", "--cases", cohort)
+    with pytest.MonkeyPatch.context() as patch:
+        traced_once(patch, nano_bundle)  # the road begins behind them
+        return tmi("export", nano_run, *named, "--out", folder), folder
 
 
 @pytest.fixture(scope="module")

@@ -70,11 +70,11 @@ REBUILDS = (
     Rebuild(name="another seed, TorchScript", seed=1),
     Rebuild(name="one CT encoder for all folds", seed=2, sharing={"shared_ct": True}),
     Rebuild(
-        name="without IMA and TCAF, one text encoder",
+        name="without IMA and TCAF, one text and one CT encoder",
         seed=3,
         change=ablated,
         artefacts=("torchscript", "onnx"),
-        sharing={"shared_text": True},
+        sharing={"shared_text": True, "shared_ct": True},
     ),
     Rebuild(
         name="as the released code has it, both encoders shared",

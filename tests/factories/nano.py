@@ -32,3 +32,28 @@ def nano() -> Config:
             head=HeadConfig(blocks=(1, 1), growth=4, init_features=4),
         ),
     )
+
+
+NANO_OPTIONS = tuple(
+    word
+    for setting in (
+        "ct.shape_DHW=[8,16,16]",
+        "clinical.max_length=40",
+        "clinical.vocab_size=256",
+        "network.ct_encoder.planes=[4,8,8,8]",
+        "network.text_encoder.vocab_size=256",
+        "network.text_encoder.hidden_size=16",
+        "network.text_encoder.layers=1",
+        "network.text_encoder.heads=2",
+        "network.text_encoder.intermediate_size=16",
+        "network.radiomics_encoder.hidden=16",
+        "network.radiomics_encoder.out=8",
+        "network.fusion.width=16",
+        "network.fusion.ima_heads=2",
+        "network.head.blocks=[1,1]",
+        "network.head.growth=4",
+        "network.head.init_features=4",
+    )
+    for word in ("--set", setting)
+)
+"""The same from the preset `tiny` on the command line."""

@@ -9,13 +9,10 @@ from pathlib import Path
 import pytest
 
 from factories.cases import write_cohort
+from factories.nano import NANO_OPTIONS
 from factories.tmi_command import Outcome, tmi
 
-MICRO = (
-    *("--folds", 2, "--epochs", 1),
-    *("--set", "ct.shape_DHW=[8,16,16]"),
-    *("--set", "network.ct_encoder.planes=[4,4,4,4]"),
-)
+MICRO = ("--folds", 2, "--epochs", 1, *NANO_OPTIONS)
 """What makes a bare `tmi train` a matter of seconds."""
 
 
@@ -115,8 +112,10 @@ def test_a_preset_without_a_vocabulary_trains_one_on_the_training_texts_and_reco
         "text_encoder.hidden_size=24",
         "radiomics_encoder.hidden=16",
         "head.blocks=[1,1,1,1]",
+        "ct_encoder.planes=[4,4,4,4]",
     )
-    small = (*MICRO, *(word for size in sizes for word in ("--set", f"network.{size}")), "--set", "train.batch_size=4")
+    settings = ("ct.shape_DHW=[8,16,16]", "train.batch_size=4", *(f"network.{size}" for size in sizes))
+    small = ("--folds", 2, "--epochs", 1, *(word for setting in settings for word in ("--set", setting)))
     outcome = tmi("train", project / "cohort", "--out", tmp_path / "run", "--preset", "paper", *small)
     assert outcome.code == 0, outcome.err
     assert "no --vocab given: every fold trains a vocabulary of at most 28996 tokens" in outcome.err

@@ -11,32 +11,15 @@ import pytest
 
 import tmi.runtime.case_inputs as inputs_module
 from factories.cases import write_cohort
+from factories.nano import NANO_OPTIONS
 from factories.tmi_command import Outcome, tmi
+from factories.traced_once import traced_once
 from tmi.toolkit.bundle import open_bundle, write_manifest
 from tmi.toolkit.clinical_schema import SCHEMA_FILE, load_schema
 from tmi.toolkit.hashing import sha256_file
 from tmi.toolkit.run_folder import RunFolder
 
-MICRO = (
-    *("--preset", "tiny", "--folds", 2, "--epochs", 1),
-    *("--set", "ct.shape_DHW=[8,16,16]"),
-    *("--set", "clinical.max_length=40"),
-    *("--set", "clinical.vocab_size=256"),
-    *("--set", "network.text_encoder.vocab_size=256"),
-    *("--set", "network.text_encoder.hidden_size=16"),
-    *("--set", "network.text_encoder.layers=1"),
-    *("--set", "network.text_encoder.heads=2"),
-    *("--set", "network.text_encoder.intermediate_size=16"),
-    *("--set", "network.ct_encoder.planes=[4,4,4,4]"),
-    *("--set", "network.radiomics_encoder.hidden=16"),
-    *("--set", "network.radiomics_encoder.out=8"),
-    *("--set", "network.fusion.width=16"),
-    *("--set", "network.fusion.ima_heads=2"),
-    *("--set", "network.head.blocks=[1,1]"),
-    *("--set", "network.head.growth=4"),
-    *("--set", "network.head.init_features=4"),
-)
-"""A network cut to the bone."""
+MICRO = ("--preset", "tiny", "--folds", 2, "--epochs", 1, *NANO_OPTIONS)
 SCHEMA = {
     "schema": "tmi-clinical-schema/1", "extends": "liver", "name": "pbc", "version": "3",
     "fields": [{"name": "copper", "label": "Urine copper", "section": "blood", "unit": "ug/day",
@@ -66,9 +49,11 @@ def trained(project) -> Outcome:
 
 
 @pytest.fixture(scope="module")
-def bundle(project, trained) -> Path:
+def bundle(project, trained, nano_bundle) -> Path:
     assert trained.code == 0, trained.err
-    exported = tmi("export", "run", "--engine", "onnx", "--out", "bundle", cwd=project)
+    with pytest.MonkeyPatch.context() as patch:
+        traced_once(patch, nano_bundle)
+        exported = tmi("export", "run", "--engine", "onnx", "--out", "bundle", cwd=project)
     assert exported.code == 0, exported.err
     return project / "bundle"
 

@@ -1,4 +1,4 @@
-"""The next batch is prepared while this one's CT computes, and not before; the answers are the same, in the same order."""
+"""The next batch is prepared while this one's CT computes, and not before; answers are the same, in the same order."""
 
 from __future__ import annotations
 
