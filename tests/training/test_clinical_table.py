@@ -130,7 +130,8 @@ def test_the_clinical_table_is_written_without_a_paper_to_stand_beside(records, 
     out = tmp_path / "out"
     done = tmi(
         "compare", records, "--table", "clinical", "--preset", "tiny", "--folds", "2", "--epochs", "1",
-        "--set", "train.batch_size=12", "--out", out,
+        "--set", "train.batch_size=12", "--set", "network.text_encoder.hidden_size=16",
+        "--set", "network.text_encoder.layers=1", "--out", out,
     )  # fmt: skip
     assert done.code == 0, done.err
     rows = list(csv.DictReader((out / "clinical.csv").read_text(encoding="utf-8").splitlines()))

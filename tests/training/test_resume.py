@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 
 from factories.cases import write_cohort
 from factories.tmi_command import tmi
+from tmi.training.module import FoldModule
 
 OPTIONS = ["--preset", "tiny", "--folds", "2", "--epochs", "5", "--accelerator", "cpu"]
 SMALL = ["--set", "ct.shape_DHW=[12,24,24]", "--set", "clinical.max_length=64"]
@@ -37,13 +37,13 @@ def fold_files(run: Path) -> dict[str, bytes]:
     return {f"{fold}/{name}": (run / fold / name).read_bytes() for fold in ("fold0", "fold1") for name in names}
 
 
-def kill_after_epochs(process: subprocess.Popen[bytes], history: Path, epochs: int, signal_number: int) -> None:
-    """Send the signal once the history holds so many epochs, in the middle of the next."""
+def kill_after_epochs(process: subprocess.Popen[bytes], history: Path, epochs: int) -> None:
+    """Kill it once the history holds so many epochs, in the middle of the next."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if history.is_file() and len(history.read_text().splitlines()) > epochs:
             time.sleep(0.02)
-            os.kill(process.pid, signal_number)
+            process.kill()
             return
         assert process.poll() is None, "training ended before it could be killed"
         time.sleep(0.005)
@@ -66,12 +66,13 @@ def uninterrupted(cohort: Path) -> Path:
 def test_a_run_killed_in_the_middle_of_a_fold_resumes_to_the_same_models(cohort: Path, uninterrupted: Path) -> None:
     run = cohort.parent / "killed"
     process = subprocess.Popen(command(cohort, run), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    kill_after_epochs(process, run / "fold0" / "history.csv", 2, signal.SIGKILL)
+    kill_after_epochs(process, run / "fold0" / "history.csv", 2)
     assert process.wait() == -signal.SIGKILL
     assert not (run / "fold0" / "model.safetensors").exists()
     assert json.loads((run / "run.json").read_text())["status"] == "running"
 
-    subprocess.run(command(cohort, run, "--resume"), check=True, capture_output=True, timeout=200)
+    resumed = tmi("train", cohort, "--out", run, *OPTIONS, *SMALL, "--resume")
+    assert resumed.code == 0, resumed.err
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
     assert fold_files(run) == fold_files(uninterrupted)
 
@@ -85,12 +86,21 @@ def test_the_same_config_and_seed_give_the_same_weights_bit_for_bit_in_another_p
     assert fold_files(run) == fold_files(uninterrupted)
 
 
-@pytest.mark.timeout(280)
-def test_ctrl_c_leaves_a_run_that_says_how_to_resume(cohort: Path, uninterrupted: Path) -> None:
+def test_ctrl_c_leaves_a_run_that_says_how_to_resume(cohort, uninterrupted, monkeypatch):
     run = cohort.parent / "interrupted"
-    process = subprocess.Popen(command(cohort, run), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    kill_after_epochs(process, run / "fold0" / "history.csv", 1, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert f"--out {run} --resume" in errors.decode()
-    assert "Traceback" not in errors.decode()
+    honest = FoldModule.training_step
+
+    def interrupted(self, batch, index):
+        if self.current_epoch == 1:
+            signal.raise_signal(signal.SIGINT)
+        return honest(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FoldModule, "training_step", interrupted)
+        outcome = tmi("train", cohort, "--out", run, *OPTIONS, *SMALL)
+    assert outcome.code == 130
+    assert f"--out {run} --resume" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert len((run / "fold0" / "history.csv").read_text().splitlines()) == 2  # the header and one epoch
+    assert tmi("train", cohort, "--out", run, *OPTIONS, *SMALL, "--resume").code == 0
+    assert fold_files(run) == fold_files(uninterrupted)
