@@ -51,7 +51,7 @@ def test_a_weight_changed_by_less_than_float32_noise_in_the_answer_is_refused(
             weight[0, 0, 0, 0, 0] *= 1 + 1e-6
         return module
 
-    plant(monkeypatch, artefact, graph="ct-1", honest=nano_bundle, change=nudge)
+    plant(monkeypatch, artefact, graph="ct-1", honest=nano_bundle, change=nudge, weights_alone=True)
     failed = refused(nano_run, tmp_path / "bundle", artefact)
     assert gates(failed) == {"weights"}  # the outputs show nothing; the file does
     assert "backbone.layer3.0.conv1.weight differs from the model's by up to" in failed[0].detail
@@ -75,7 +75,7 @@ def test_two_exchanged_folds_are_refused_and_named(artefact, nano_run, nano_bund
         module.folds = nn.ModuleList(reversed(module.folds))
         return module
 
-    plant(monkeypatch, artefact, graph="fusion", honest=nano_bundle, change=exchange)
+    plant(monkeypatch, artefact, graph="fusion", honest=nano_bundle, change=exchange, weights_alone=True)
     failed = refused(nano_run, tmp_path / "bundle", artefact)
     assert {"weights", "logits", "fold-order"} <= gates(failed)
     details = {r.detail for r in failed if r.gate == "fold-order"}

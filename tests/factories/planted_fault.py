@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor, nn
 
+from factories.traced_once import reweigh
 from tmi.export.exporters import EXPORTERS
 from tmi.toolkit.manifest import GraphSpec
 
@@ -25,6 +26,7 @@ def plant(
     honest: Path,
     change: Change = lambda module: module,
     spec: Callable[[GraphSpec], GraphSpec] = lambda spec: spec,
+    weights_alone: bool = False,
 ) -> None:
     """Let the writer of `artefact` change `graph` before it writes it.
 
@@ -35,6 +37,7 @@ def plant(
         honest: bundle of the same run that every other graph is copied from.
         change: gets a copy of the eager module; what it returns is written.
         spec: changes what the writer is told of the graph.
+        weights_alone: the change leaves the graph as it is, so that ONNX need not be traced again.
     """
     exporter = EXPORTERS[artefact]
     assert exporter.writer is not None
@@ -44,7 +47,11 @@ def plant(
 
     def faulty(module: nn.Module, asked: GraphSpec, example: tuple[Tensor, ...], path: Path) -> None:
         if asked.name == graph:
-            writer(change(copy.deepcopy(module)), spec(asked), example, path)
+            changed = change(copy.deepcopy(module))
+            if weights_alone and artefact == "onnx":
+                reweigh(honest / "graphs" / path.name, changed, path)
+            else:
+                writer(changed, spec(asked), example, path)
         else:
             shutil.copyfile(honest / "graphs" / path.name, path)
 

@@ -25,13 +25,18 @@ def traced_once(patch: pytest.MonkeyPatch, traced: Path) -> None:
     """
 
     def write(module: nn.Module, spec: GraphSpec, example: tuple[Tensor, ...], path: Path) -> None:
-        model = onnx.load(traced / "graphs" / path.name)
-        state = module.state_dict()
-        for stored in model.graph.initializer:
-            if stored.name in state:
-                value = numpy_helper.from_array(state[stored.name].numpy(), stored.name)
-                assert (value.dims, value.data_type) == (stored.dims, stored.data_type), stored.name
-                stored.CopyFrom(value)
-        onnx.save(model, path)
+        reweigh(traced / "graphs" / path.name, module, path)
 
     patch.setattr("tmi.export.onnx_export.write_onnx", write)
+
+
+def reweigh(graph: Path, module: nn.Module, path: Path) -> None:
+    """An ONNX file with the weights of a module of the same configuration."""
+    model = onnx.load(graph)
+    state = module.state_dict()
+    for stored in model.graph.initializer:
+        if stored.name in state:
+            value = numpy_helper.from_array(state[stored.name].numpy(), stored.name)
+            assert (value.dims, value.data_type) == (stored.dims, stored.data_type), stored.name
+            stored.CopyFrom(value)
+    onnx.save(model, path)

@@ -68,10 +68,15 @@ def train_fold(
     Raises:
         KeyboardInterrupt: Ctrl-C; the checkpoint of the last whole epoch is there.
         DamagedError: the checkpoint cannot be read.
-        UsageError: the training diverged.
+        UsageError: the training diverged, or its cases are too few for its processes.
         UnavailableError: a device's memory is too small.
     """
     running = running or Running(accelerator=accelerator)
+    if running.world > 1 and len(split.train) < running.world * running.least_cases(config):
+        raise UsageError(
+            f"fold {split.fold} trains on {len(split.train)} cases, too few for {running.world} processes",
+            fix="take fewer devices",
+        )
     data = FoldData(arrays, split, config, tokenizer=tokenizer)
     if running.node == 0:
         data.save(files.scaler, files.tokenizer)
@@ -127,11 +132,6 @@ def _fit(
     features: FrozenFeatures | None,
 ) -> None:
     """Train to the last epoch in this process, which may be one of several."""
-    if running.world > 1 and len(data.split.train) < running.world * running.least_cases(config):
-        raise UsageError(
-            f"fold {data.split.fold} trains on {len(data.split.train)} cases, too few for {running.world} processes",
-            fix="take fewer devices",
-        )
     module = FoldModule(config, fold=data.split.fold)
     if initial is not None:
         initial.load_into(module.network)
