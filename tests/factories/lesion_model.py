@@ -37,12 +37,18 @@ def hounsfield(world: np.ndarray, centre: tuple[float, float, float] | None, rad
 
     Edges are smooth over a few hundredths, so that resampling changes little.
     """
+    hu = _tissue(world)
+    return hu if centre is None else hu + _lesion(world, centre, radius)
+
+
+def _tissue(world: np.ndarray) -> np.ndarray:
     body = 1 / (1 + np.exp((np.sqrt((world**2 / np.array([0.85, 0.75, 1.6]) ** 2).sum(axis=-1)) - 1) * 25))
-    hu = -1000 + (1000 + TISSUE_HU) * body
-    if centre is not None:
-        distance = np.sqrt(((world - np.array(centre)) ** 2).sum(axis=-1))
-        hu = hu + (LESION_HU - TISSUE_HU) / (1 + np.exp((distance - radius) * 60))
-    return hu
+    return -1000 + (1000 + TISSUE_HU) * body
+
+
+def _lesion(world: np.ndarray, centre: tuple[float, float, float], radius: float) -> np.ndarray:
+    distance = np.sqrt(((world - np.array(centre)) ** 2).sum(axis=-1))
+    return (LESION_HU - TISSUE_HU) / (1 + np.exp((distance - radius) * 60))
 
 
 def draw_centre(rng: np.random.Generator) -> tuple[float, float, float]:
@@ -63,11 +69,14 @@ def _axes() -> np.ndarray:
 def draw_batch(rng: np.random.Generator, count: int, config: Config) -> tuple[torch.Tensor, ...]:
     """CT, tokens, mask, radiomics and labels of `count` cases, half of them with a lesion."""
     world, (low, high) = _axes(), config.ct.window_hu
+    tissue = _tissue(world)
     labels = np.arange(count) % 2
     ct = np.empty((count, 1, *SHAPE_DHW), np.float32)
     for i, label in enumerate(labels):
         centre = draw_centre(rng) if label else None
-        hu = hounsfield(world, centre, float(rng.uniform(*RADIUS))) + rng.normal(0, NOISE_HU, SHAPE_DHW)
+        radius = float(rng.uniform(*RADIUS))
+        hu = tissue if centre is None else tissue + _lesion(world, centre, radius)
+        hu = hu + rng.normal(0, NOISE_HU, SHAPE_DHW)
         ct[i, 0] = (np.clip(hu, low, high) - low) / (high - low)
     ids = rng.integers(5, 200, (count, 12))
     return (
