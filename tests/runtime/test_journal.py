@@ -18,7 +18,7 @@ import pytest
 
 from factories.tmi_command import tmi
 from tmi.runtime import locked_file
-from tmi.runtime.journal import Journal, case_state, journal_path
+from tmi.runtime.journal import READ_BYTES, Journal, case_state, journal_path
 from tmi.toolkit.case import Case
 from tmi.toolkit.errors import UsageError
 
@@ -269,3 +269,22 @@ def test_a_change_is_seen_although_size_and_time_are_as_before(cohort, file):
     path.write_bytes(data)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert case_state(case) != before
+
+
+@pytest.mark.parametrize("place", [0, READ_BYTES - 1, -READ_BYTES, -1])
+def test_begin_and_end_of_a_large_file_are_looked_at(tmp_path, place):
+    case, data = Case(folder=tmp_path, case_id="C"), bytearray(3 * READ_BYTES)
+    states = []
+    for changed in (0, 1):
+        data[place] = changed
+        case.ct.write_bytes(data)
+        os.utime(case.ct, ns=(1, 1))
+        states.append(case_state(case))
+    assert states[0] != states[1]
+
+
+def test_a_journal_that_is_begun_anew_keeps_nothing_of_the_one_before(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"schema": "tmi-prediction-lines/1", "bundle": "of another"}\n' * 9)
+    Journal.begin(path, {}, []).close()
+    assert path.read_text() == '{"schema": "tmi-prediction-lines/1"}\n'
