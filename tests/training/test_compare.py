@@ -7,7 +7,6 @@ import io
 import json
 import re
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from factories.cases import write_cohort
+from factories.ctrl_c import ctrl_c_in_epoch
 from factories.nano import nano
 from factories.tmi_command import Outcome, tmi
 from tmi.toolkit.config_io import override
@@ -23,7 +23,6 @@ from tmi.toolkit.run_folder import RunFolder
 from tmi.training.comparison.paper_tables import OURS, PAPER_METRICS, TABLES
 from tmi.training.comparison.plan import chosen_tables, make_plan
 from tmi.training.metrics import METRICS
-from tmi.training.module import FoldModule
 from tmi.training.systems import estimator_arrays
 from tmi.training.systems.build import build_network
 from tmi.training.systems.registry import SYSTEMS
@@ -264,19 +263,11 @@ def test_a_released_and_synthetic_comparison_says_so_in_every_section(tmp_path, 
 # A kill
 
 
-def test_a_comparison_stopped_in_the_middle_of_a_run_goes_on_to_the_same_tables(cohort, tmp_path, monkeypatch):
+def test_a_comparison_stopped_in_the_middle_of_a_run_goes_on_to_the_same_tables(cohort, tmp_path):
     """What a SIGKILL leaves of a run is looked at in `test_resume.py`; a comparison adds finished runs to it."""
     rows = ["--table", "1", "--model", "rf"]
     out = tmp_path / "stopped"
-    honest = FoldModule.training_step
-
-    def stopped(self, batch, index):
-        if self.current_epoch == 2:
-            signal.raise_signal(signal.SIGINT)
-        return honest(self, batch, index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(FoldModule, "training_step", stopped)
+    with ctrl_c_in_epoch(2):
         outcome = tmi(*arguments(cohort, out, *rows, epochs=4))
     assert outcome.code == 130
     assert f"interrupted; the same command with --out {out} goes on" in outcome.err

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from factories.cases import write_cohort
+from factories.ctrl_c import ctrl_c_in_epoch
 from factories.tmi_command import tmi
-from tmi.training.module import FoldModule
 
 OPTIONS = ["--preset", "tiny", "--folds", "2", "--epochs", "5", "--accelerator", "cpu"]
 SMALL = ["--set", "ct.shape_DHW=[12,24,24]", "--set", "clinical.max_length=64"]
@@ -86,17 +86,9 @@ def test_the_same_config_and_seed_give_the_same_weights_bit_for_bit_in_another_p
     assert fold_files(run) == fold_files(uninterrupted)
 
 
-def test_ctrl_c_leaves_a_run_that_says_how_to_resume(cohort, uninterrupted, monkeypatch):
+def test_ctrl_c_leaves_a_run_that_says_how_to_resume(cohort, uninterrupted):
     run = cohort.parent / "interrupted"
-    honest = FoldModule.training_step
-
-    def interrupted(self, batch, index):
-        if self.current_epoch == 1:
-            signal.raise_signal(signal.SIGINT)
-        return honest(self, batch, index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(FoldModule, "training_step", interrupted)
+    with ctrl_c_in_epoch(1):
         outcome = tmi("train", cohort, "--out", run, *OPTIONS, *SMALL)
     assert outcome.code == 130
     assert f"--out {run} --resume" in outcome.err
