@@ -5,8 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -264,7 +269,6 @@ def test_a_released_and_synthetic_comparison_says_so_in_every_section(tmp_path, 
 
 
 def test_a_comparison_stopped_in_the_middle_of_a_run_goes_on_to_the_same_tables(cohort, tmp_path):
-    """What a SIGKILL leaves of a run is looked at in `test_resume.py`; a comparison adds finished runs to it."""
     rows = ["--table", "1", "--model", "rf"]
     out = tmp_path / "stopped"
     with ctrl_c_in_epoch(2):
@@ -280,6 +284,34 @@ def test_a_comparison_stopped_in_the_middle_of_a_run_goes_on_to_the_same_tables(
     assert f"{OURS}: continued" in outcome.err
     assert "rf: started" in outcome.err
     plain = tmi(*arguments(cohort, tmp_path / "plain", *rows, epochs=4))
+    assert plain.code == 0
+    assert (out / "table1.csv").read_bytes() == (tmp_path / "plain" / "table1.csv").read_bytes()
+    assert (out / "report.html").read_bytes() == (tmp_path / "plain" / "report.html").read_bytes()
+
+
+@pytest.mark.slow  # the test above stops one within this process
+@pytest.mark.timeout(280)
+def test_a_comparison_killed_in_the_middle_of_a_run_goes_on_to_the_same_tables(cohort, tmp_path):
+    rows = ["--table", "1", "--model", "rf"]
+    main = [sys.executable, "-c", "import sys; from tmi.toolkit.cli import main; sys.exit(main())"]
+    out = tmp_path / "killed"
+    command = [*main, *arguments(cohort, out, *rows, epochs=12)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    history = out / "runs" / OURS / "fold0" / "history.csv"
+    deadline = time.monotonic() + 200
+    while not (history.is_file() and len(history.read_text().splitlines()) > 2):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "report.html").exists()
+
+    outcome = tmi(*arguments(cohort, out, *rows, epochs=12))
+    assert outcome.code == 0, outcome.err
+    assert f"{OURS}: continued" in outcome.err
+    assert "rf: started" in outcome.err
+    plain = tmi(*arguments(cohort, tmp_path / "plain", *rows, epochs=12))
     assert plain.code == 0
     assert (out / "table1.csv").read_bytes() == (tmp_path / "plain" / "table1.csv").read_bytes()
     assert (out / "report.html").read_bytes() == (tmp_path / "plain" / "report.html").read_bytes()
