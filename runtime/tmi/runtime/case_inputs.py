@@ -123,9 +123,8 @@ class Pending:
 class LookAhead:
     """Every case in order, while a thread prepares some that were not asked for yet. Use as a context manager.
 
-    When it does so is the caller's to say: it begins nothing by itself but a case that is asked for. A forward pass of
-    many short layers, such as a text encoder's, loses far more to a neighbour on the same cores than the neighbour
-    needs; one of few long layers, such as a CT encoder's, loses just that.
+    When it does so is the caller's to say: it begins nothing by itself but what is asked for. On two cores a text
+    encoder's pass lost as much or more to the reading beside it than a CT encoder's (`docs/performance.md`).
 
     Args:
         read: prepares one case.

@@ -32,8 +32,10 @@ class Engine(Protocol):
 
     name: str
     """Name in `ENGINES`."""
-    copied_seconds: float | None
-    """Seconds of all runs so far that passed with nothing but copying to and from a device; None: there is none."""
+
+    @property
+    def copied_seconds(self) -> float | None:
+        """Seconds of all runs so far that passed with nothing but copying to and from a device; None: there is none."""
 
     def open(self, bundle: Bundle, *, threads: int | None) -> None:
         """Load every graph; `threads=None` takes all cores.

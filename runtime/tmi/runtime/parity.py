@@ -112,9 +112,13 @@ class RecordingEngine:
 
     def __init__(self, engine: Engine) -> None:
         self.name = engine.name
-        self.copied_seconds = engine.copied_seconds
         self._engine = engine
         self.seen: dict[str, list[NDArray[np.float32]]] = {}
+
+    @property
+    def copied_seconds(self) -> float | None:
+        """The engine's."""
+        return self._engine.copied_seconds
 
     def open(self, bundle: Bundle, *, threads: int | None) -> None:
         """Open the engine."""
