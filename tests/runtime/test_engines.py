@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -192,3 +194,25 @@ def test_a_bundle_without_the_engines_graphs_says_how_to_get_them(bundle):
     assert "--engine onnx" in caught.value.fix
     with pytest.raises(UnavailableError, match="no engine can run bundle"):
         choose_engine("auto", without(bundle, "onnx", "torchscript", "weights"))
+
+
+CHANGE_OF_BUNDLES = """
+import signal, sys
+from pathlib import Path
+from tmi.runtime.engine import open_engine
+from tmi.toolkit.bundle import open_bundle
+bundle = open_bundle(Path(sys.argv[1]))
+old = open_engine("openvino", bundle, threads=1)
+new = open_engine("openvino", bundle, threads=1)
+old.close()
+new.close()
+signal.signal(signal.SIGTERM, lambda *_: print("heard"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+@pytest.mark.skipif("openvino" not in CPU_ENGINES, reason="openvino is not installed")
+def test_a_service_hears_signals_after_it_changed_its_bundle(tiny_bundle):
+    """OpenVINO gives a thread its own stack for signals, and takes it away in an order that leaves none."""
+    done = subprocess.run([sys.executable, "-c", CHANGE_OF_BUNDLES, tiny_bundle], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr

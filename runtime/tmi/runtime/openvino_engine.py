@@ -36,12 +36,22 @@ LONG_NAMES = {FLOAT32: "float32", BFLOAT16: "bfloat16"}
 
 
 @cache
+def shared_core() -> Any:
+    """The one `openvino.Core` of this process, which lives as long as it.
+
+    Each would give the thread another alternative stack for signals, and two that do not go in the reverse order of
+    their coming leave the thread with one that is freed: the next signal, Ctrl-C among them, is then a crash.
+    """
+    return openvino.Core()
+
+
+@cache
 def lacks_bfloat16() -> str | None:
     """What the processor lacks for bfloat16, or None.
 
     It must be able to, and OpenVINO must prefer it: where instructions for it are emulated, float32 is quicker.
     """
-    core = openvino.Core()
+    core = shared_core()
     able = "BF16" in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
     preferred = core.get_property(DEVICE, PRECISION).get_type_name() == BFLOAT16
     return None if able and preferred else "this processor has no bfloat16 instructions"
@@ -64,7 +74,7 @@ class OpenVinoEngine(GraphEngine):
         self._crowded: set[str] = set()
 
     def _start(self, bundle: Bundle) -> None:
-        self._core = openvino.Core()
+        self._core = shared_core()
         graphs = bundle.manifest.graphs
         roles = [g.role for g in graphs]
         self._crowded = {role for role in roles if roles.count(role) > 1}
