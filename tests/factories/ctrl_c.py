@@ -1,4 +1,7 @@
-"""Ctrl-C at a fixed step of a training in this process."""
+"""Ctrl-C at a fixed step of a training in this process, as Python tells it: by `KeyboardInterrupt`.
+
+No signal is sent to the test run; `test_resume.py` sends one to a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,13 @@ def ctrl_c_in_epoch(epoch: int) -> Iterator[None]:
 
     def interrupted(self, batch, index):
         if self.current_epoch == epoch:
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt
         return honest(self, batch, index)
 
-    # what a shell starts in the background ignores the signal
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.getsignal(signal.SIGINT)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(FoldModule, "training_step", interrupted)
             yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before)  # Lightning has it ignored after the first
