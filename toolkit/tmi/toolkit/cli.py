@@ -36,6 +36,7 @@ COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
         "import": CommandSpec("tmi.toolkit.command_import:import_", extra="dicom"),
         "check": CommandSpec("tmi.toolkit.command_check:check", extra="dicom"),
         "radiomics": CommandSpec("tmi.toolkit.command_radiomics:radiomics", extra="radiomics"),
+        "pretrain-text": CommandSpec("tmi.training.command_pretrain:pretrain_text", extra="train"),
         "train": CommandSpec("tmi.training.command:train", extra="train"),
         "compare": CommandSpec("tmi.training.command_compare:compare", extra="train"),
         "audit": CommandSpec("tmi.training.command_audit:audit", extra="train"),

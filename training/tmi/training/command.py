@@ -83,8 +83,9 @@ def train(
     project = load_project()
     folder = cohort or project.path("cohort")
     chosen = preset or project.preset
-    config = configure(chosen, folds, epochs, [*_short(freeze, precision), *(settings or [])], model=model)
-    start = _settle(config, ct_weights, text_weights, settings or [])
+    config = configure(chosen, folds, epochs, [*short(freeze, precision), *(settings or [])], model=model)
+    fields = load_schema(schema or project.schema_file)
+    start = settle_start(config, ct_weights, text_weights, settings or [], fields)
     config = start.config if start else config
     if vocab is None and (start is None or start.tokenizer is None):
         config = with_own_vocabulary(config)
@@ -93,7 +94,6 @@ def train(
     if plan:
         _tell_plan(config, devices * nodes)
         return
-    fields = load_schema(schema or project.schema_file)
     target = _target(project, out, name or chosen, resume=resume)
     for value, given, what in ((folder, cohort, "cohort"), (target, out, "run"), (chosen, preset, "preset")):
         if given is None:
@@ -109,7 +109,7 @@ def train(
         require_absent(target, force=force, kind="run")
         if target.exists():
             _replace(target)
-    _tell_start(start)
+    tell_start(start)
     _run(
         data,
         config,
@@ -124,7 +124,7 @@ def train(
     )
 
 
-def _short(freeze: str | None, precision: str | None) -> list[str]:
+def short(freeze: str | None, precision: str | None) -> list[str]:
     """--freeze and --precision as settings."""
     parts = None if freeze is None else [part.strip() for part in freeze.split(",") if part.strip()]
     return [
@@ -161,16 +161,20 @@ def configure(
     return override(config, settings)
 
 
-def _settle(config: Config, ct: Path | None, text: Path | None, settings: list[str]) -> Start | None:
+def settle_start(
+    config: Config, ct: Path | None, text: Path | None, settings: list[str], schema: Schema
+) -> Start | None:
     """Weights to start from, and the config fitted to them; None where none are given."""
     if ct is None and text is None:
         return None
     from tmi.training.pretrained.initial_weights import settle
 
-    return settle(config, ct=ct, text=text, chosen=tuple(s.partition("=")[0].strip() for s in settings))
+    chosen = tuple(s.partition("=")[0].strip() for s in settings)
+    return settle(config, ct=ct, text=text, chosen=chosen, schema=schema)
 
 
-def _tell_start(start: Start | None) -> None:
+def tell_start(start: Start | None) -> None:
+    """What the encoders start from."""
     if start is None:
         typer.echo("no pre-trained weights given: every encoder starts from random weights", err=True)
         return

@@ -10,13 +10,16 @@ import typer
 
 from tmi.toolkit.case import open_cohort
 from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.config_io import override
 from tmi.toolkit.errors import ExitCode
 from tmi.toolkit.project import load_project
-from tmi.training.command import INTERRUPTED, configure, with_own_vocabulary
+from tmi.training.command import INTERRUPTED, configure, settle_start, short, tell_start, with_own_vocabulary
+from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_BASE
 
 if TYPE_CHECKING:
     from tmi.training.comparison.plan import Plan, PlannedRun
     from tmi.training.comparison.runner import Trained
+    from tmi.training.pretrained.initial_weights import Start
 
 
 def compare(
@@ -32,11 +35,17 @@ def compare(
     folds: Annotated[int | None, typer.Option("--folds", help="Folds of the cross-validation.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs a fold.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")] = None,
+    text_weights: Annotated[
+        Path | None, typer.Option("--text-weights", help="Folder of a BERT: its weights, sizes and vocabulary.")
+    ] = None,
     vocab: Annotated[Path | None, typer.Option("--vocab", help="BERT vocab.txt, or a tokenizer.json.")] = None,
     schema: Annotated[
         Path | None, typer.Option("--schema", help="Clinical schema; default: tmi.toml's, else the liver's.")
     ] = None,
     mask_label: Annotated[int | None, typer.Option("--mask-label", help="Label of the liver in the masks.")] = None,
+    freeze: Annotated[
+        str | None, typer.Option("--freeze", help="ct, text, radiomics, ct:layer2, text:8, ...; commas between.")
+    ] = None,
     accelerator: Annotated[str, typer.Option("--accelerator", help="cpu, gpu or auto.")] = "auto",
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Prepare every case anew, and keep nothing.")] = False,
 ) -> None:
@@ -51,29 +60,56 @@ def compare(
         tmi compare cohort/ --table 1 --model svm --model rf --preset tiny --folds 3
         tmi compare cohort/ --table all --preset tiny --folds 3 --epochs 20
         tmi compare records/ --table clinical --preset tiny --folds 5
+        tmi compare records/ --table clinical --preset tiny --folds 5 --text-weights reading/ --freeze text
     """
     project = load_project()
     folder = cohort or project.path("cohort")
     chosen = preset or project.preset
-    config = configure(chosen, folds, epochs, settings or [])
-    if vocab is None:
-        config = with_own_vocabulary(config)
+    config = configure(chosen, folds, epochs, [*short(freeze, None), *(settings or [])])
     fields = load_schema(schema or project.schema_file)
+    if table == CLINICAL.number:
+        config = override(config, CLINICAL_BASE)
+    start = settle_start(config, None, text_weights, settings or [], fields)
+    if start is not None:
+        config = start.config
+        tell_start(start)
+    elif vocab is None:
+        config = with_own_vocabulary(config)
     data = open_cohort(folder, mask_label=mask_label)
     from tmi.training.comparison.plan import chosen_tables, make_plan
 
     plan = make_plan(config, chosen_tables(table), only=model or ())
     typer.echo(f"{len(plan.runs)} runs of {config.train.folds} folds in {out}", err=True)
-    trained = _train(plan, data, out, fields, vocab, accelerator=accelerator, cached=not no_cache)
-    files = {"vocab": vocab, "schema": schema, "mask-label": mask_label}
+    if text_weights is not None:
+        _require_taught(plan, text_weights)
+    trained = _train(plan, data, out, fields, vocab, start, accelerator=accelerator, cached=not no_cache)
+    files = {"text-weights": text_weights, "freeze": freeze}
+    files |= {"vocab": vocab, "schema": schema, "mask-label": mask_label}
     command = _command(table, model or [], chosen, folds, epochs, settings or [], files)
     _report(plan, trained, data, out, command)
     if trained.failed or trained.refused:
         raise typer.Exit(int(ExitCode.UNEXPECTED if trained.failed else ExitCode.REFUSED))
 
 
+def _require_taught(plan: Plan, text_weights: Path) -> None:
+    from tmi.training.reading.encoder_folder import require_taught
+    from tmi.training.systems.registry import encoder_names
+
+    for planned in plan.runs:
+        if "text" in encoder_names(planned.config):
+            require_taught(text_weights, planned.config)
+
+
 def _train(
-    plan: Plan, data: Any, out: Path, schema: Any, vocab: Path | None, *, accelerator: str, cached: bool
+    plan: Plan,
+    data: Any,
+    out: Path,
+    schema: Any,
+    vocab: Path | None,
+    start: Start | None,
+    *,
+    accelerator: str,
+    cached: bool,
 ) -> Trained:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -84,7 +120,8 @@ def _train(
     from tmi.training.run_bars import RunBars
     from tmi.training.vocabulary import read_vocabulary
 
-    tokenizer = None if vocab is None else read_vocabulary(vocab)
+    given = None if start is None else start.tokenizer
+    tokenizer = given if vocab is None else read_vocabulary(vocab)
     device = choose(accelerator)
     columns = (
         TextColumn("{task.description}"),
@@ -115,6 +152,7 @@ def _train(
                 accelerator=device,
                 watcher=bars,
                 cache=PreparedCache() if cached else None,
+                initial=None if start is None else start.weights,
                 told=told,
             )
     except KeyboardInterrupt:

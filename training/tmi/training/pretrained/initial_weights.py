@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.config import Config
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.tokenizer import Tokenizer
@@ -16,6 +17,7 @@ from tmi.training.pretrained.ct_weights import layout_of, medicalnet_settings, r
 from tmi.training.pretrained.text_weights import bert_settings, bert_tokenizer, read_text_weights
 from tmi.training.pretrained.weight_file import read_weights
 from tmi.training.pretrained.weight_report import WeightReport
+from tmi.training.reading.encoder_folder import require_taught, what_it_was_taught
 from tmi.training.systems.build import encoders
 
 MEDICALNET_FIELDS = ("network.ct_encoder.stem_stride_DHW", "network.ct_encoder.dilation")
@@ -29,6 +31,17 @@ class InitialWeights:
     """`ct`, `text` -> name in that encoder -> tensor."""
     reports: tuple[WeightReport, ...] = ()
     """Where they come from."""
+
+    def only(self, encoders: tuple[str, ...]) -> InitialWeights | None:
+        """Those for some of the encoders; None where there are none."""
+        return (
+            InitialWeights(
+                states={name: state for name, state in self.states.items() if name in encoders},
+                reports=tuple(report for report in self.reports if report.encoder in encoders),
+            )
+            if set(encoders) & set(self.states)
+            else None
+        )
 
     def load_into(self, network: nn.Module) -> None:
         """Put them into a network's encoders; what no file fills stays as it is.
@@ -63,7 +76,9 @@ class Start:
     """What was changed in the config, and why, for people."""
 
 
-def settle(config: Config, *, ct: Path | None, text: Path | None, chosen: tuple[str, ...] = ()) -> Start:
+def settle(
+    config: Config, *, ct: Path | None, text: Path | None, chosen: tuple[str, ...] = (), schema: Schema | None = None
+) -> Start:
     """Read the files and fit the config to them.
 
     Args:
@@ -71,6 +86,7 @@ def settle(config: Config, *, ct: Path | None, text: Path | None, chosen: tuple[
         ct: file of a 3D ResNet, or None.
         text: folder of a BERT, or None.
         chosen: settings that the user gave by hand; these are left as they are.
+        schema: clinical schema of the training, to compare with the one that text weights were taught.
 
     Raises:
         UsageError: a file does not fit.
@@ -89,6 +105,8 @@ def settle(config: Config, *, ct: Path | None, text: Path | None, chosen: tuple[
         reports.append(report)
     clinical = config.clinical
     if text is not None:
+        require_taught(text, config)
+        notes += what_it_was_taught(text, schema)
         settings = bert_settings(text, network.text_encoder)
         if settings != network.text_encoder:
             notes.append(f"the text encoder takes the sizes of {text.name}: {settings.layers} layers of width "

@@ -67,7 +67,7 @@ def bert_settings(folder: Path, config: TextEncoderConfig) -> TextEncoderConfig:
                 f"{folder}: config.json says {key}={said[key]!r}; the text encoder has {value!r}",
                 fix="give a plain BERT",
             )
-    return TextEncoderConfig(pooling=config.pooling, **sizes)
+    return TextEncoderConfig(pooling=config.pooling, dropout=config.dropout, **sizes)
 
 
 def bert_tokenizer(folder: Path) -> Tokenizer:

@@ -1,0 +1,92 @@
+"""`tmi pretrain-text`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.clinical_text import RENDERING_VERSIONS
+from tmi.toolkit.errors import UsageError
+from tmi.toolkit.files import require_absent, staged_folder
+from tmi.toolkit.project import load_project
+from tmi.training.command import configure
+
+
+def pretrain_text(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the encoder; tmi train --text-weights takes it.")],
+    schema: Annotated[
+        Path | None, typer.Option("--schema", help="Clinical schema; default: tmi.toml's, else the liver's.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="paper, released or tiny.")] = None,
+    rendering: Annotated[
+        list[str] | None, typer.Option("--rendering", help="Rendering to read; repeatable. Default: the preset's.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Gradient steps.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="Records a step.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the weights and the records.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="network.text_encoder.key=value; repeatable.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a folder that is there.")] = False,
+) -> None:
+    """Teach a text encoder to read records, before it sees a patient: on texts of records drawn from the schema alone.
+
+    The records are drawn from the ranges and choices of the schema's fields, the encoder learns to give back what is
+    in them. No patient's data and no outcome are used. The same command writes the same weights on the same machine.
+
+    Examples:
+
+        tmi pretrain-text --preset tiny --out reading
+        tmi pretrain-text --preset tiny --schema pbc.json --rendering values --rendering flags --out reading
+    """
+    project = load_project()
+    config = configure(preset or project.preset, None, None, settings or [])
+    fields = load_schema(schema or project.schema_file)
+    renderings = tuple(dict.fromkeys(rendering or [config.clinical.rendering]))
+    unknown = sorted(set(renderings) - set(RENDERING_VERSIONS))
+    if unknown:
+        raise UsageError(f"unknown rendering {unknown[0]!r}", fix=f"choose of {', '.join(RENDERING_VERSIONS)}")
+    require_absent(out, force=force, kind="encoder")
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from tmi.training.reading.encoder_folder import READING_FILE, write_encoder
+    from tmi.training.reading.learning import Lesson, teach
+
+    if out.is_dir() and any(out.iterdir()) and not (out / READING_FILE).is_file():
+        raise UsageError(
+            f"{out} was not written by tmi pretrain-text; --force replaces nothing else",
+            fix="name another place with --out",
+        )
+    given = {"steps": steps, "batch_size": batch, "seed": seed}
+    lesson = Lesson(
+        renderings=renderings,  # type: ignore[arg-type]
+        max_length=config.clinical.max_length,
+        **{key: value for key, value in given.items() if value is not None},  # type: ignore[arg-type]
+    )
+    bar = (
+        TextColumn("reading"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*bar, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=lesson.steps, note="")
+        taught = teach(
+            fields,
+            config.network.text_encoder,
+            lesson,
+            report=lambda step, loss: progress.update(task, completed=step, note=f"loss {loss:.3f}"),
+        )
+    with staged_folder(out) as folder:
+        write_encoder(folder, taught, fields, lesson)
+    typer.echo(f"R2 of each field, read linearly from the feature of {fields.name}'s drawn records:")
+    for name, figure in taught.r2.items():
+        typer.echo(f"  {name:<28} {figure:.3f}")
+    if taught.truncated:
+        typer.echo(f"{taught.truncated:.1%} of the texts were cut at {lesson.max_length} tokens")
+    typer.echo(f"written  {out}\nnext     tmi train COHORT --text-weights {out} --freeze text")
