@@ -83,8 +83,8 @@ def compare(
     if text_weights is not None:
         _require_taught(plan, text_weights)
     trained = _train(plan, data, out, fields, vocab, start, accelerator=accelerator, cached=not no_cache)
-    files = {"text-weights": text_weights, "freeze": freeze}
-    files |= {"vocab": vocab, "schema": schema, "mask-label": mask_label}
+    files: dict[str, Path | str | int | None] = {"text-weights": text_weights, "freeze": freeze, "vocab": vocab}
+    files |= {"schema": schema, "mask-label": mask_label}
     command = _command(table, model or [], chosen, folds, epochs, settings or [], files)
     _report(plan, trained, data, out, command)
     if trained.failed or trained.refused:
@@ -167,7 +167,7 @@ def _command(
     folds: int | None,
     epochs: int | None,
     settings: list[str],
-    files: Mapping[str, Path | int | None],
+    files: Mapping[str, Path | str | int | None],
 ) -> str:
     """The command that makes the report; files by their names alone, without this machine's folders."""
     from shlex import quote

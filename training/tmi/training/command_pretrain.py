@@ -65,7 +65,7 @@ def pretrain_text(
     lesson = Lesson(
         renderings=renderings,  # type: ignore[arg-type]
         max_length=config.clinical.max_length,
-        **{key: value for key, value in given.items() if value is not None},  # type: ignore[arg-type]
+        **{key: value for key, value in given.items() if value is not None},
     )
     bar = (
         TextColumn("reading"),
