@@ -217,6 +217,11 @@ def test_a_comparison_starts_from_the_folder_keeps_it_frozen_and_goes_on_from_no
     assert all(torch.equal(trained[f"text_encoder.bert.{name}"], tensor) for name, tensor in given.items())
     assert "--text-weights reading --freeze text" in (tmp_path / "comparison" / "tables.md").read_text()
 
+    assert (tmp_path / "comparison" / "tables.md").read_text().startswith("# The clinical record alone")
+    audited = tmi("audit", runs / "tmi-clnet", "cohort", cwd=tmp_path)
+    assert audited.code == 0, audited.out
+    assert "none of the 12 cases has a CT" in audited.out
+
     other = tmp_path / "other"
     lesson = replace(LESSON, renderings=("values",), steps=1)
     write_encoder(other, teach(SCHEMA, SIZES, lesson), SCHEMA, lesson)

@@ -74,7 +74,7 @@ def tell(
     used = len(some.case_ids) if some else 0
     return Story(
         title=_title(plan),
-        notes=(*labels, PAPER_NOTE if CLINICAL not in plan.tables else CLINICAL_NOTE),
+        notes=(*labels, CLINICAL_NOTE if _clinical(plan) else PAPER_NOTE),
         labels=labels,
         command=command,
         facts=(
@@ -105,8 +105,13 @@ def tell(
     )
 
 
+def _clinical(plan: Plan) -> bool:
+    """Whether the plan is of the clinical table, whole or some rows of it."""
+    return any(table.number == CLINICAL.number for table in plan.tables)
+
+
 def _title(plan: Plan) -> str:
-    if CLINICAL in plan.tables:
+    if _clinical(plan):
         return CLINICAL.title
     return f"TMI-CLNet compared: table{'s' if len(plan.tables) > 1 else ''} " + ", ".join(
         str(t.number) for t in plan.tables
