@@ -72,7 +72,9 @@ def test_drawn_values_are_plausible_rise_with_their_place_and_reach_both_ends(sc
         np.testing.assert_allclose(values[[0, -1]], field.plausible, rtol=1e-9, err_msg=field.name)
         if field.reference:
             low, high = np.mean(list(field.reference.values()), axis=0)
-            np.testing.assert_allclose(value_at(field, np.array([-1 / 3, 1 / 3])), [low, high], err_msg=field.name)
+            for beside in (0.0, 1e-6):  # at the ends of the reference range, and just outside: no jump
+                ends = value_at(field, np.array([-1 / 3 - beside, 1 / 3 + beside]))
+                np.testing.assert_allclose(ends, [low, high], rtol=1e-6, err_msg=field.name)
 
 
 def test_drawn_records_are_records_of_the_schema_with_fields_missing():
