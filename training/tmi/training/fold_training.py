@@ -189,7 +189,7 @@ def _memory_told(config: Config, running: Running, fold: int) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        plan = plan_memory(config, devices=running.world)
+        plan = plan_memory(config, devices=running.world, accelerator=running.accelerator)
         raise UnavailableError(
             f"fold {fold}: the {running.accelerator}'s memory is too small for a training step, which needs about "
             f"{plan.total / GIB:.1f} GiB",

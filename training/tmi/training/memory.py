@@ -7,7 +7,8 @@
 
 The second term comes from a forward pass on torch's meta device, which has shapes and no data: every tensor that an
 operator saves for its backward pass is counted once, in its own type. In mixed precision the CT encoder's floats count
-half; the rest of the network keeps float32 around its LayerNorms and softmaxes and counts whole. With checkpointing a
+half; the rest of the network keeps float32 around its LayerNorms and softmaxes and counts whole. On a CPU, where torch
+has no max pooling in bfloat16 under autocast, the pooling's input is there in float32 as well. With checkpointing a
 block keeps its input alone, and the largest block is there whole while it is computed again. Not in it: the workspace
 of convolution algorithms, fragments of the allocator and the CUDA context.
 """
@@ -55,15 +56,18 @@ class MemoryPlan:
         return f"{self.trained:,} parameters trained, {self.frozen:,} frozen\n{rows}"
 
 
-def plan_memory(config: Config, *, devices: int = 1) -> MemoryPlan:
-    """The plan of a config; a batch is shared out over `devices`."""
+def plan_memory(config: Config, *, devices: int = 1, accelerator: str = "gpu") -> MemoryPlan:
+    """The plan of a config on `gpu` or `cpu`; a batch is shared out over `devices`."""
     with torch.device("meta"):
         network: nn.Module = make(config)
-        batch = _batch(config, cases=max(2, -(-config.train.batch_size // devices)), network=network)
+        cases = -(-config.train.batch_size // devices)
+        batch = _batch(config, cases=cases, network=network)
     for part in frozen_parts(network, config):
         part.requires_grad_(False)
     network.train()
     hold_still(network, config)
+    if cases == 1:
+        hold_norms_of_vectors(network)
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
     half = 2 * (trained + frozen) if config.train.precision != "32" else 0
@@ -71,9 +75,19 @@ def plan_memory(config: Config, *, devices: int = 1) -> MemoryPlan:
         trained=trained,
         frozen=frozen,
         state=16 * trained + 4 * frozen + half,
-        activations=_kept(network, batch, config),
-        batch=sum(t.numel() * t.element_size() for t in batch),
+        activations=_kept(network, batch, config, cpu=accelerator == "cpu"),
+        batch=sum(map(_bytes, batch)),
     )
+
+
+def hold_norms_of_vectors(network: nn.Module) -> None:
+    """Put the one-dimensional BatchNorms into evaluation mode: a single vector has no variance to train them by.
+
+    What they keep for the backward pass is the same. With one case a device they are frozen or span the devices.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.eval()
 
 
 def _batch(config: Config, *, cases: int, network: nn.Module) -> tuple[Tensor, ...]:
@@ -89,6 +103,10 @@ def _batch(config: Config, *, cases: int, network: nn.Module) -> tuple[Tensor, .
         torch.empty((cases, 1781)),
         torch.zeros(cases, dtype=torch.int64),
     )
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -110,6 +128,7 @@ class _Counter:
         self.rest = 0
         self.largest = 0
         self.largest_in_ct = False
+        self.pooled = 0
 
     @property
     def total(self) -> int:
@@ -129,7 +148,7 @@ class _Counter:
         return tensor
 
 
-def _kept(network: nn.Module, batch: tuple[Tensor, ...], config: Config) -> int:
+def _kept(network: nn.Module, batch: tuple[Tensor, ...], config: Config, *, cpu: bool) -> int:
     from tmi.training.freezing import pass_features_through
 
     there = encoders(network)
@@ -151,6 +170,8 @@ def _kept(network: nn.Module, batch: tuple[Tensor, ...], config: Config) -> int:
         inside = [weighed(size, ct) for size, _, ct in blocks]
         inputs = [weighed(size, ct) for _, size, ct in blocks]
         kept += sum(inputs) - sum(inside) + max(inside)
+    if mixed and cpu:
+        kept += counter.pooled + counter.largest // 2 * counter.largest_in_ct  # and its gradient, before it is halved
     return kept + 2 * weighed(counter.largest, counter.largest_in_ct)
 
 
@@ -169,8 +190,10 @@ def _watch(
     def leave(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         inside = counter.total - before[id(block)]
         if inside:  # a frozen block keeps nothing
-            blocks.append((inside, args[0].numel() * args[0].element_size(), counter.in_ct))
+            blocks.append((inside, _bytes(args[0]), counter.in_ct))
 
+    for pooling in (m for m in network.modules() if isinstance(m, nn.MaxPool3d)):
+        pooling.register_forward_pre_hook(lambda _, args: setattr(counter, "pooled", counter.pooled + _bytes(args[0])))
     for block in checkpointable(network):
         block.register_forward_pre_hook(enter)
         block.register_forward_hook(leave)
