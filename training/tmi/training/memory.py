@@ -9,7 +9,8 @@ The second term comes from a forward pass on torch's meta device, which has shap
 operator saves for its backward pass is counted once, in its own type. In mixed precision the CT encoder's floats count
 half; the rest of the network keeps float32 around its LayerNorms and softmaxes and counts whole. On a CPU, where torch
 has no max pooling in bfloat16 under autocast, the pooling's input is there in float32 as well. With checkpointing a
-block keeps its input alone, and the largest block is there whole while it is computed again. Not in it: the workspace
+block keeps its input alone, and is there whole, with its own gradients, while it is computed again: the most that any
+block takes so, or the largest layer's gradients outside, whichever is more. Not in it: the workspace
 of convolution algorithms, fragments of the allocator and the CUDA context.
 """
 
@@ -123,6 +124,7 @@ class _Counter:
     def __init__(self, leave_out: list[Tensor]) -> None:
         self._seen = {t.untyped_storage()._cdata for t in leave_out}
         self._alive: list[Any] = []
+        self.sizes: list[int] = []
         self.in_ct = False
         self.ct_floats = 0
         self.rest = 0
@@ -139,6 +141,7 @@ class _Counter:
         if storage._cdata not in self._seen:
             self._seen.add(storage._cdata)
             self._alive.append(storage)
+            self.sizes.append(storage.nbytes())
             if storage.nbytes() > self.largest:
                 self.largest, self.largest_in_ct = storage.nbytes(), self.in_ct
             if self.in_ct and tensor.is_floating_point():
@@ -155,7 +158,7 @@ def _kept(network: nn.Module, batch: tuple[Tensor, ...], config: Config, *, cpu:
     for name in cacheable(network, config):
         pass_features_through(there[name])
     counter = _Counter([*network.parameters(), *network.buffers(), *batch])
-    blocks: list[tuple[int, int, bool]] = []
+    blocks: list[_Block] = []
     _watch(network, there, counter, blocks)
     with torch.autograd.graph.saved_tensors_hooks(counter.save, lambda t: t):
         output = network(*batch[:4])
@@ -166,31 +169,47 @@ def _kept(network: nn.Module, batch: tuple[Tensor, ...], config: Config, *, cpu:
         return size // 2 if mixed and ct else size
 
     kept = weighed(counter.ct_floats, True) + counter.rest
-    if config.train.activation_checkpointing and blocks:
-        inside = [weighed(size, ct) for size, _, ct in blocks]
-        inputs = [weighed(size, ct) for _, size, ct in blocks]
-        kept += sum(inputs) - sum(inside) + max(inside)
+    gradients = 2 * weighed(counter.largest, counter.largest_in_ct)
     if mixed and cpu:
-        kept += counter.pooled + counter.largest // 2 * counter.largest_in_ct  # and its gradient, before it is halved
-    return kept + 2 * weighed(counter.largest, counter.largest_in_ct)
+        kept += counter.pooled
+        gradients += counter.largest // 2 * counter.largest_in_ct  # the pooling's, before it is halved
+    if not (config.train.activation_checkpointing and blocks):
+        return kept + gradients
+    kept += sum(weighed(b.entered, b.ct) - weighed(b.inside, b.ct) for b in blocks)
+    return kept + max(gradients, *(weighed(b.inside + 2 * b.largest, b.ct) for b in blocks))
 
 
-def _watch(
-    network: nn.Module, there: dict[str, nn.Module], counter: _Counter, blocks: list[tuple[int, int, bool]]
-) -> None:
-    """Let the counter know when the CT encoder runs, and note of each block: bytes inside, bytes of input, of CT."""
-    before: dict[int, int] = {}
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    """Bytes of a checkpointable block."""
+
+    inside: int
+    """What it keeps when it is not checkpointed."""
+    largest: int
+    """The largest of these tensors."""
+    entered: int
+    """Its input."""
+    ct: bool
+    """Whether it is the CT encoder's."""
+
+
+def _watch(network: nn.Module, there: dict[str, nn.Module], counter: _Counter, blocks: list[_Block]) -> None:
+    """Let the counter know when the CT encoder runs and what goes into a pooling, and note every block."""
+    before: dict[int, tuple[int, int]] = {}
     if "ct" in there:
         there["ct"].register_forward_pre_hook(lambda *_: setattr(counter, "in_ct", True))
         there["ct"].register_forward_hook(lambda *_: setattr(counter, "in_ct", False))
 
     def enter(block: nn.Module, args: tuple[Any, ...]) -> None:
-        before[id(block)] = counter.total
+        before[id(block)] = counter.total, len(counter.sizes)
 
     def leave(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        inside = counter.total - before[id(block)]
-        if inside:  # a frozen block keeps nothing
-            blocks.append((inside, _bytes(args[0]), counter.in_ct))
+        total, first = before[id(block)]
+        if counter.total > total:  # a frozen block keeps nothing
+            largest = max(counter.sizes[first:])
+            blocks.append(
+                _Block(inside=counter.total - total, largest=largest, entered=_bytes(args[0]), ct=counter.in_ct)
+            )
 
     for pooling in (m for m in network.modules() if isinstance(m, nn.MaxPool3d)):
         pooling.register_forward_pre_hook(lambda _, args: setattr(counter, "pooled", counter.pooled + _bytes(args[0])))
