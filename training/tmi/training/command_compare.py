@@ -12,15 +12,39 @@ from tmi.toolkit.case import open_cohort
 from tmi.toolkit.clinical_schema import load_schema
 from tmi.toolkit.errors import ExitCode
 from tmi.toolkit.project import load_project
-from tmi.training.command import INTERRUPTED, configure, with_own_vocabulary
+from tmi.training.accelerator import choose
+from tmi.training.running import Running
+from tmi.training.training_options import (
+    INTERRUPTED,
+    Accelerator,
+    CohortFolder,
+    CtWeights,
+    Devices,
+    Epochs,
+    Folds,
+    Freeze,
+    MaskLabel,
+    NoCache,
+    ParallelFolds,
+    Precision,
+    Preset,
+    SchemaFile,
+    Settings,
+    TextWeights,
+    Vocab,
+    configure,
+    settle_start,
+    tell_start,
+)
 
 if TYPE_CHECKING:
     from tmi.training.comparison.plan import Plan, PlannedRun
     from tmi.training.comparison.runner import Trained
+    from tmi.training.pretrained.initial_weights import Start
 
 
 def compare(
-    cohort: Annotated[Path | None, typer.Argument(help="Cohort folder; default: ./cohort or tmi.toml.")] = None,
+    cohort: CohortFolder = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the comparison; the same one continues it.")] = Path(
         "comparison"
     ),
@@ -28,17 +52,21 @@ def compare(
     model: Annotated[
         list[str] | None, typer.Option("--model", help="Row to train, by its key; repeatable. Default: all.")
     ] = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="paper, released or tiny.")] = None,
-    folds: Annotated[int | None, typer.Option("--folds", help="Folds of the cross-validation.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs a fold.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")] = None,
-    vocab: Annotated[Path | None, typer.Option("--vocab", help="BERT vocab.txt, or a tokenizer.json.")] = None,
-    schema: Annotated[
-        Path | None, typer.Option("--schema", help="Clinical schema; default: tmi.toml's, else the liver's.")
-    ] = None,
-    mask_label: Annotated[int | None, typer.Option("--mask-label", help="Label of the liver in the masks.")] = None,
-    accelerator: Annotated[str, typer.Option("--accelerator", help="cpu, gpu or auto.")] = "auto",
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Prepare every case anew, and keep nothing.")] = False,
+    preset: Preset = None,
+    folds: Folds = None,
+    epochs: Epochs = None,
+    settings: Settings = None,
+    ct_weights: CtWeights = None,
+    text_weights: TextWeights = None,
+    vocab: Vocab = None,
+    schema: SchemaFile = None,
+    mask_label: MaskLabel = None,
+    freeze: Freeze = None,
+    precision: Precision = None,
+    accelerator: Accelerator = "auto",
+    devices: Devices = 1,
+    parallel_folds: ParallelFolds = 1,
+    no_cache: NoCache = False,
 ) -> None:
     """Train what the paper's tables compare, on the same folds, and write the tables with the paper's beside ours.
 
@@ -55,37 +83,61 @@ def compare(
     project = load_project()
     folder = cohort or project.path("cohort")
     chosen = preset or project.preset
-    config = configure(chosen, folds, epochs, settings or [])
-    if vocab is None:
-        config = with_own_vocabulary(config)
+    config = configure(chosen, folds, epochs, settings or [], freeze=freeze, precision=precision)
+    config, start = settle_start(config, settings or [], ct=ct_weights, text=text_weights, vocab=vocab)
     fields = load_schema(schema or project.schema_file)
     data = open_cohort(folder, mask_label=mask_label)
     from tmi.training.comparison.plan import chosen_tables, make_plan
 
-    plan = make_plan(config, chosen_tables(table), only=model or ())
+    plan = make_plan(config, chosen_tables(table), only=model or (), weights=() if start is None else start.encoders)
+    running = Running(accelerator=choose(accelerator), devices=devices, parallel_folds=parallel_folds)
+    running.check(config)
     typer.echo(f"{len(plan.runs)} runs of {config.train.folds} folds in {out}", err=True)
-    trained = _train(plan, data, out, fields, vocab, accelerator=accelerator, cached=not no_cache)
-    files = {"vocab": vocab, "schema": schema, "mask-label": mask_label}
-    command = _command(table, model or [], chosen, folds, epochs, settings or [], files)
+    tell_start(start)
+    for line in plan.not_applied:
+        typer.echo(line, err=True)
+    trained = _train(plan, data, out, fields, vocab, start, running=running, cached=not no_cache)
+    options = {
+        "preset": chosen,
+        "folds": folds,
+        "epochs": epochs,
+        "ct-weights": ct_weights,
+        "text-weights": text_weights,
+        "vocab": vocab,
+        "schema": schema,
+        "mask-label": mask_label,
+        "freeze": freeze,
+        "precision": precision,
+        "devices": None if devices == 1 else devices,
+        "parallel-folds": None if parallel_folds == 1 else parallel_folds,
+    }
+    command = _command(table, model or [], settings or [], options)
     _report(plan, trained, data, out, command)
     if trained.failed or trained.refused:
         raise typer.Exit(int(ExitCode.UNEXPECTED if trained.failed else ExitCode.REFUSED))
 
 
 def _train(
-    plan: Plan, data: Any, out: Path, schema: Any, vocab: Path | None, *, accelerator: str, cached: bool
+    plan: Plan,
+    data: Any,
+    out: Path,
+    schema: Any,
+    vocab: Path | None,
+    start: Start | None,
+    *,
+    running: Running,
+    cached: bool,
 ) -> Trained:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from tmi.toolkit.prepared_cache import PreparedCache
-    from tmi.training.accelerator import choose
     from tmi.training.comparison.runner import train_all
     from tmi.training.run_bars import RunBars
     from tmi.training.vocabulary import read_vocabulary
 
-    tokenizer = None if vocab is None else read_vocabulary(vocab)
-    device = choose(accelerator)
+    given = None if start is None else start.tokenizer
+    tokenizer = given if vocab is None else read_vocabulary(vocab)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -112,7 +164,8 @@ def _train(
                 out,
                 schema=schema,
                 tokenizer=tokenizer,
-                accelerator=device,
+                running=running,
+                initial=None if start is None else start.weights,
                 watcher=bars,
                 cache=PreparedCache() if cached else None,
                 told=told,
@@ -122,22 +175,12 @@ def _train(
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _command(
-    table: str,
-    rows: list[str],
-    preset: str,
-    folds: int | None,
-    epochs: int | None,
-    settings: list[str],
-    files: Mapping[str, Path | int | None],
-) -> str:
+def _command(table: str, rows: list[str], settings: list[str], options: Mapping[str, Path | str | int | None]) -> str:
     """The command that makes the report; files by their names alone, without this machine's folders."""
     from shlex import quote
 
-    parts = ["tmi compare COHORT", f"--table {table}", *(f"--model {quote(r)}" for r in rows), f"--preset {preset}"]
-    parts += [f"--folds {folds}"] if folds is not None else []
-    parts += [f"--epochs {epochs}"] if epochs is not None else []
-    named = {k: v.name if isinstance(v, Path) else str(v) for k, v in files.items() if v is not None}
+    parts = ["tmi compare COHORT", f"--table {table}", *(f"--model {quote(r)}" for r in rows)]
+    named = {k: v.name if isinstance(v, Path) else str(v) for k, v in options.items() if v is not None}
     parts += [f"--{name} {quote(value)}" for name, value in named.items()]
     return " ".join([*parts, *(f"--set {quote(s)}" for s in settings), "--out DIR"])
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tmi.toolkit.case import Cohort
 from tmi.toolkit.clinical_schema import Schema
@@ -16,7 +16,11 @@ from tmi.toolkit.run_folder import RUN_FILE, RunFolder
 from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.cohort_arrays import fingerprint
 from tmi.training.comparison.plan import Plan, PlannedRun
-from tmi.training.cross_validation import Watcher, cross_validate
+from tmi.training.cross_validation import Watcher, cross_validate, require_same_start
+from tmi.training.running import Running
+
+if TYPE_CHECKING:
+    from tmi.training.pretrained.initial_weights import InitialWeights  # torch
 
 RUNS = "runs"
 """Folder of the runs inside a comparison's."""
@@ -48,12 +52,15 @@ def train_all(
     *,
     schema: Schema,
     tokenizer: Tokenizer | None,
-    accelerator: str,
+    running: Running,
     watcher: Watcher,
     cache: PreparedCache | None,
     told: Told,
+    initial: InitialWeights | None = None,
 ) -> Trained:
-    """Every run of the plan, in `out/runs`.
+    """Every run of the plan, in `out/runs`, on the devices of `running`.
+
+    `initial` are weights that a run's encoders start from, those that its plan names.
 
     Raises:
         UsageError: a run that is there was started with other options or on another cohort; nothing was trained.
@@ -61,7 +68,8 @@ def train_all(
         KeyboardInterrupt: Ctrl-C; the same call continues.
     """
     print_of_cohort = fingerprint(cohort)
-    there = {planned.key: _there(planned, out / RUNS / planned.key, print_of_cohort) for planned in plan.runs}
+    starts = {p.key: None if initial is None else initial.only(p.weights) for p in plan.runs}
+    there = {p.key: _there(p, out / RUNS / p.key, print_of_cohort, starts[p.key]) for p in plan.runs}
     runs: dict[str, RunFolder] = {}
     failed: dict[str, str] = {}
     refused: tuple[InputRefusedError, ...] = ()
@@ -80,11 +88,13 @@ def train_all(
                 out / RUNS / planned.key,
                 schema=schema,
                 tokenizer=tokenizer,
-                accelerator=accelerator,
+                accelerator=running.accelerator,
                 watcher=watcher,
                 resume=existing is not None,
                 name=planned.key,
                 cache=cache,
+                initial=starts[planned.key],
+                running=running,
             )
         except FAILURES as error:
             failed[planned.key] = _why(error)
@@ -95,7 +105,7 @@ def train_all(
     return Trained(runs=runs, failed=failed, reused=reused, refused=refused)
 
 
-def _there(planned: PlannedRun, folder: Path, print_of_cohort: str) -> RunFolder | None:
+def _there(planned: PlannedRun, folder: Path, print_of_cohort: str, initial: InitialWeights | None) -> RunFolder | None:
     """The run that an earlier call left; None where there is none, or one that was killed before it began."""
     if not (folder / RUN_FILE).is_file():
         if folder.exists():
@@ -112,6 +122,7 @@ def _there(planned: PlannedRun, folder: Path, print_of_cohort: str) -> RunFolder
         raise UsageError(
             f"run {folder} is of a comparison with another {what}", fix="name another folder with --out, or delete it"
         )
+    require_same_start(run, initial)
     return run
 
 

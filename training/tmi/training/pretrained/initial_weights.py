@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,12 @@ class InitialWeights:
                 )
             there[name].load_state_dict(dict(state), strict=False)
 
+    def only(self, names: Sequence[str]) -> InitialWeights | None:
+        """Those of the named encoders; None where there are none."""
+        states = {name: state for name, state in self.states.items() if name in names}
+        reports = tuple(report for report in self.reports if report.encoder in names)
+        return InitialWeights(states=states, reports=reports) if states else None
+
     def document(self) -> dict[str, Any]:
         """What a run records of them."""
         return {report.encoder: report.document() for report in self.reports}
@@ -61,6 +67,11 @@ class Start:
     """The vocabulary that came with the text weights."""
     notes: tuple[str, ...]
     """What was changed in the config, and why, for people."""
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The encoders that weights were given for."""
+        return tuple(self.weights.states)
 
 
 def settle(config: Config, *, ct: Path | None, text: Path | None, chosen: tuple[str, ...] = ()) -> Start:
