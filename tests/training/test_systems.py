@@ -404,7 +404,7 @@ def test_a_calibrated_networks_logits_are_its_logits_divided_by_the_temperature(
     network.load_state_dict(calibrated(config, network.state_dict(), 2.5))
     torch.testing.assert_close(network(**given).logits_BK, before / 2.5)
     names = TEMPERED.get(config.system.name, (TEMPERATURE,))
-    with pytest.raises(DamagedError, match="gives a temperature, and its model has no"):
+    with pytest.raises(DamagedError, match="which takes the temperature, is missing"):
         calibrated(config, {n: t for n, t in network.state_dict().items() if n not in names}, 2.5)
 
 

@@ -127,7 +127,7 @@ def export_run(
     tell = progress or (lambda line: None)
     tell("checking the run")
     folder = RunFolder.open(run)
-    require_exportable(folder, names)
+    require_exportable(folder)
     folder.require_finished()
     with named_out_of_memory("the export", tell) as tell, staged_folder(out) as stage:
         export = _Export(folder, stage, names, weights=weights, cases=cases, progress=tell)

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.systems import NEURAL
 
 
-def require_exportable(run: RunFolder, artefacts: Sequence[str]) -> None:
+def require_exportable(run: RunFolder) -> None:
     """Hold that a run has a network, whose graphs a bundle can have.
-
-    Args:
-        run: the run.
-        artefacts: names in `tmi.export.exporters.EXPORTERS` that are asked for.
 
     Raises:
         UsageError: the run is of an estimator.

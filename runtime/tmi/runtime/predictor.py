@@ -282,8 +282,8 @@ class Predictor:
             watch.move(stage, COPIES, self._engine.copied_seconds - before)
 
     def _reused(self, branch: str, features: Mapping[str, object], *, row: int) -> tuple[str, ...]:
-        """The branch, where every one of its encoders' features was kept from before."""
-        if self.embeddings is None:
+        """The branch, where there is one and every one of its encoders' features was kept from before."""
+        if self.embeddings is None or not features:
             return ()
         return (branch,) if all(self.embeddings.found[graph][row] for graph in features) else ()
 

@@ -90,8 +90,9 @@ def calibrated(config: Config, state: Mapping[str, Any], temperature: float, *, 
     for name in (n.removeprefix(prefix) for n in names if n.startswith(prefix)):
         if name not in found:
             raise DamagedError(
-                f"run: it gives a temperature, and its model has no {prefix}{name} to take it",
-                fix="train the run again",
+                f"run: its weights are not those of the network in its config: {prefix}{name}, which takes the "
+                "temperature, is missing",
+                fix="use the version of tmi that trained the run (its run.json names it), or train it again",
             )
         found[name] = found[name] * temperature if prefix + name == TEMPERATURE else found[name] / temperature
     return found
