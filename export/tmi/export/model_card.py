@@ -188,7 +188,7 @@ def _limits(manifest: Manifest) -> Iterator[str]:
     if manifest.sees("clinical"):
         yield f"- Clinical text beyond {config.clinical.max_length} tokens is cut, and the answer says so."
     if manifest.sees("radiomics"):
-        yield "- Missing radiomics are imputed and values outside the training range are clipped; the answer counts both."
+        yield "- Missing radiomics are imputed and values outside the training range clipped; the answer counts both."
     yield f"- {_calibration(manifest)}; the spread between the folds is no confidence interval."
     yield "- Parity says that the engines answer like the trained model, not that the model is right."
     yield ""
