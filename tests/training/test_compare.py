@@ -19,10 +19,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from factories.cases import write_cohort
 from factories.ctrl_c import ctrl_c_in_epoch
 from factories.nano import nano
 from factories.pretrained_files import write_bert
+from factories.small_comparison import Comparison, arguments, compare
 from factories.tmi_command import Outcome, tmi
 from tmi.toolkit.config_io import override
 from tmi.toolkit.errors import UsageError
@@ -34,43 +34,18 @@ from tmi.training.systems import estimator_arrays
 from tmi.training.systems.build import build_network
 from tmi.training.systems.registry import SYSTEMS
 
-SMALL = [
-    "ct.shape_DHW=[8,16,16]",
-    "clinical.vocab_size=200",
-    "clinical.max_length=48",
-    "network.ct_encoder.planes=[4,4,4,4]",
-    "network.text_encoder.layers=1",
-    "network.radiomics_encoder.hidden=8",
-    "network.head.blocks=[1,1]",
-    "system.resnet2d.planes=[4,4,4,4]",
-    "system.radiomics_model.trees=5",
-    "system.radiomics_model.inner_folds=2",
-]
 EVERY = make_plan(nano(), chosen_tables("all"))
 
 
-def arguments(cohort: Path, out: Path, *more: str, epochs: int = 1, settings: tuple[str, ...] = ()) -> list[str]:
-    assignments = [part for setting in (*SMALL, *settings) for part in ("--set", setting)]
-    start = ["compare", str(cohort), "--out", str(out), "--preset", "tiny", "--folds", "2", "--epochs", str(epochs)]
-    return [*start, "--accelerator", "cpu", *assignments, *more]
-
-
-def compare(cohort: Path, out: Path, *more: str, settings: tuple[str, ...] = ()) -> Outcome:
-    return tmi(*arguments(cohort, out, *more, settings=settings))
+@pytest.fixture(scope="module")
+def cohort(small_comparison: Comparison) -> Path:
+    return small_comparison.cohort
 
 
 @pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_cohort(tmp_path_factory.mktemp("compare") / "cohort", cases=12, with_mask=False)
-
-
-@pytest.fixture(scope="module")
-def whole(cohort: Path) -> tuple[Path, Outcome]:
+def whole(small_comparison: Comparison) -> tuple[Path, Outcome]:
     """All four tables: one epoch, two folds."""
-    out = cohort.parent / "whole"
-    outcome = compare(cohort, out, "--table", "all")
-    assert outcome.code == 0, outcome.err
-    return out, outcome
+    return small_comparison.folder, small_comparison.outcome
 
 
 # The plan
