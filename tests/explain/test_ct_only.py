@@ -19,7 +19,7 @@ from factories.tmi_command import tmi
 from tmi.runtime.explain.fold_models import open_run_models
 from tmi.toolkit.config_io import to_json
 from tmi.toolkit.files import read_json, write_json
-from tmi.toolkit.network.modality_subset import ModalitySubset
+from tmi.toolkit.network.system_network import system_network
 from tmi.toolkit.run_folder import CONFIG_FILE, RunFolder
 
 
@@ -37,7 +37,7 @@ def with_modalities(run: Path, folder: Path, modalities: tuple[str, ...]) -> Pat
     for split in opened.folds:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(split.fold)
-            save_file(ModalitySubset(config.network).state_dict(), opened.fold(split.fold).model)
+            save_file(system_network(config).state_dict(), opened.fold(split.fold).model)
     opened.finish()
     return folder
 

@@ -78,4 +78,4 @@ def test_a_temperature_that_is_no_positive_number_is_damage(tmp_path, value):
     run = write_random_run(tmp_path / "run", nano(), folds=2)
     calibrate(run, (value, 1.0), 0.5)
     with pytest.raises(DamagedError, match="the calibration's temperature is"):
-        calibrated_weights(RunFolder.open(run).fold(0))
+        calibrated_weights(nano(), RunFolder.open(run).fold(0))

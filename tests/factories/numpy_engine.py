@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tmi.runtime.engine import Arrays
+from tmi.toolkit.config import MODALITIES
 from tmi.toolkit.config_io import to_json
 from tmi.toolkit.manifest import ClinicalSpec, FoldSpec, GraphSpec, Manifest, TensorSpec
 from tmi.toolkit.presets import tiny
@@ -66,6 +67,7 @@ def make_manifest(folds: Sequence[tuple[str, str]]) -> Manifest:
         versions={},
         run={},
         created="2026-01-01T00:00:00+00:00",
+        modalities=MODALITIES,
     )
 
 

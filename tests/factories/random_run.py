@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from tmi.toolkit.clinical_schema import Schema, load_schema
 from tmi.toolkit.config import N_RADIOMICS, Config
 from tmi.toolkit.files import write_json, write_text
 from tmi.toolkit.hashing import sha256_json
-from tmi.toolkit.network.tmi_clnet import TmiClnet, build
+from tmi.toolkit.network.system_network import system_network
 from tmi.toolkit.run_folder import SUMMARY_FILE, SUMMARY_TEXT_FILE, FoldSplit, RunFolder
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.tokenizer import Tokenizer
@@ -76,13 +77,15 @@ def write_random_run(
     return folder
 
 
-def random_model(config: Config, *, seed: int) -> TmiClnet:
+def random_model(config: Config, *, seed: int) -> Any:
     """Random weights, and norms that scale, shift and have seen data: an untrained norm hides a lost weight."""
-    model = build(config.network, seed=seed).eval().requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = system_network(config).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict(keep_vars=True).items():
         owner = model.get_submodule(name.rpartition(".")[0])
-        if isinstance(owner, (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm3d)):
+        if isinstance(owner, (nn.LayerNorm, nn.modules.batchnorm._BatchNorm)):
             low, high = RANGES[name.rpartition(".")[2]]
             if tensor.is_floating_point():
                 tensor.uniform_(low, high, generator=generator)

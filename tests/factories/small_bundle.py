@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tmi.toolkit.bundle import fingerprint, write_manifest
+from tmi.toolkit.config import MODALITIES
 from tmi.toolkit.config_io import to_json
 from tmi.toolkit.manifest import ClinicalSpec, FoldSpec, GateRecord, GraphSpec, Manifest, TensorSpec
 from tmi.toolkit.presets import tiny
@@ -52,6 +53,7 @@ def small_manifest() -> Manifest:
         versions={"tmi": "0.1.0"},
         run={"name": "r"},
         created="2026-01-31T00:00:00Z",
+        modalities=MODALITIES,
     )
 
 

@@ -276,7 +276,7 @@ def test_a_real_manifest_satisfies_the_published_schema(tiny_bundle):
     jsonschema.Draft202012Validator.check_schema(manifest_schema())
     jsonschema.validate(data, manifest_schema())
     for change in (
-        lambda d: d.update(schema="tmi-bundle/2"),
+        lambda d: d.update(schema="tmi-bundle/3"),
         lambda d: d.update(colour=1),
         lambda d: d.pop("folds"),
         lambda d: d.update(threshold=1.5),

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from factories.small_bundle import small_manifest
+from tmi.toolkit.config import MODALITIES
+from tmi.toolkit.config_io import override, to_json
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.hashing import canonical_json
 from tmi.toolkit.manifest import FileSpec, manifest_from_json, manifest_schema, manifest_to_json
@@ -33,18 +35,55 @@ def test_the_config_in_it_is_the_runs_config_typed():
 
 @pytest.mark.parametrize("schema", ["tmi-bundle/0", "tmi-run/2", "tmi-bundle/x", None, 1])
 def test_another_schema_is_refused(schema):
-    with pytest.raises(DamagedError, match=r"manifest has schema .*, this version reads 'tmi-bundle/1'") as error:
+    with pytest.raises(DamagedError, match=r"manifest has schema .*, this version reads 'tmi-bundle/2'") as error:
         manifest_from_json(data() | {"schema": schema})
     assert "use the tmi version that made the bundle" in error.value.fix
 
 
 def test_a_newer_schema_is_refused_with_the_version_to_install():
-    newer = data() | {"schema": "tmi-bundle/2", "versions": {"tmi-clnet": "3.1.4"}, "unheard_of": True}
+    newer = data() | {"schema": "tmi-bundle/3", "versions": {"tmi-clnet": "3.1.4"}, "unheard_of": True}
     with pytest.raises(
-        DamagedError, match=r"a newer tmi \(3\.1\.4\) made it: .* this version reads 'tmi-bundle/1'"
+        DamagedError, match=r"a newer tmi \(3\.1\.4\) made it: .* this version reads 'tmi-bundle/2'"
     ) as error:
         manifest_from_json(newer)
     assert error.value.fix == "install the version that made it: pip install 'tmi-clnet>=3.1.4'"
+
+
+def test_a_manifest_of_the_schema_before_is_one_that_sees_everything():
+    before = {name: value for name, value in data().items() if name != "modalities"} | {"schema": "tmi-bundle/1"}
+    assert manifest_from_json(before) == manifest_from_json(data())
+    assert manifest_from_json(before).modalities == MODALITIES
+
+
+def test_a_manifest_of_the_schema_before_with_another_network_is_damaged():
+    before = data() | {"schema": "tmi-bundle/1"}
+    del before["modalities"]
+    before["config"]["system"]["name"] = "vit"
+    with pytest.raises(DamagedError, match="clinical, radiomics, image is seen, its config says image"):
+        manifest_from_json(before).settings()
+
+
+@pytest.mark.parametrize(
+    ("modalities", "fold", "told"),
+    [
+        (["radiomics", "image"], {}, "clinical is not seen, and fold 0 has text-0"),
+        (["clinical", "radiomics", "image"], {"ct": None}, "image is seen, and fold 0 has nothing for it"),
+        (["clinical", "image"], {"text": "text-0"}, "radiomics is not seen, and fold 0 has scalers/fold0.json"),
+        (["clinical", "radiomics", "sound"], {}, "'sound' is not 'clinical' or 'radiomics' or 'image'"),
+    ],
+)
+def test_a_fold_has_what_its_bundle_sees_and_nothing_else(modalities, fold, told):
+    value = data() | {"modalities": modalities}
+    value["folds"][0] |= fold
+    with pytest.raises(DamagedError) as error:
+        manifest_from_json(value)
+    assert told in str(error.value)
+
+
+def test_what_is_seen_must_be_what_the_config_says():
+    odd = replace(small_manifest(), config=to_json(override(tiny(), ['network.modalities=["image"]'])))
+    with pytest.raises(DamagedError, match="clinical, radiomics, image is seen, its config says image"):
+        odd.settings()
 
 
 @pytest.mark.parametrize("value", [[], "x", None])

@@ -164,3 +164,34 @@ def test_a_refusal_of_the_ct_comes_before_one_of_its_mask(tmp_path, micro_config
     with pytest.raises(InputRefusedError) as error:
         prepare_case(open_case(folder), micro_config, load_schema())
     assert error.value.code == code
+
+
+@pytest.mark.parametrize("seen", [("image",), ("clinical",), ("radiomics",), ("clinical", "image")], ids="-".join)
+def test_files_of_what_is_not_looked_at_are_not_opened(micro_config, tmp_path, seen):
+    names = {"image": ["ct.nii.gz", "liver.nii.gz"], "radiomics": ["radiomics.csv"], "clinical": ["clinical.json"]}
+    whole = prepare_case(open_case(write_case(tmp_path / "whole")), micro_config, load_schema())
+    folder = write_case(tmp_path / "P1")
+    for modality in set(names) - set(seen):
+        for name in names[modality]:
+            (folder / name).write_bytes(b"\x1f\x8b nothing that can be read")
+    prepared = prepare_case(open_case(folder), micro_config, load_schema(), modalities=seen)
+    assert prepared.text == (whole.text if "clinical" in seen else "")
+    if "image" in seen:
+        np.testing.assert_array_equal(prepared.ct_1DHW, whole.ct_1DHW)
+    else:
+        assert prepared.ct_1DHW.size == 0
+    np.testing.assert_array_equal(prepared.radiomics_F, whole.radiomics_F if "radiomics" in seen else np.nan)
+
+
+def test_a_mask_beside_a_ct_that_is_looked_at_must_fit_it(micro_config, tmp_path):
+    folder, other = write_case(tmp_path / "P1"), write_case(tmp_path / "other", shape_xyz=(30, 28, 24))
+    (folder / "liver.nii.gz").write_bytes((other / "liver.nii.gz").read_bytes())
+    with pytest.raises(InputRefusedError, match=r"liver\.nii\.gz"):
+        prepare_case(open_case(folder), micro_config, load_schema(), modalities=("image",))
+
+
+def test_radiomics_without_a_table_ask_for_the_mask_whatever_else_is_looked_at(micro_config, tmp_path):
+    folder = write_case(tmp_path / "P1", with_mask=False, with_radiomics=False)
+    with pytest.raises(InputRefusedError, match=r"neither radiomics\.csv nor liver\.nii\.gz"):
+        prepare_case(open_case(folder), micro_config, load_schema(), modalities=("radiomics",))
+    assert prepare_case(open_case(folder), micro_config, load_schema(), modalities=("image",)).ct_1DHW.size

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from factories.small_comparison import Comparison, compare_everything
+
 
 @pytest.fixture(scope="module", autouse=True)
 def threads_of_a_fresh_process() -> Iterator[None]:
@@ -19,3 +21,9 @@ def threads_of_a_fresh_process() -> Iterator[None]:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def small_comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """All rows of the paper's tables, trained for one epoch in two folds; read only."""
+    return compare_everything(tmp_path_factory.mktemp("comparison"))

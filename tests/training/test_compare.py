@@ -16,11 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
-from factories.cases import write_cohort
 from factories.ctrl_c import ctrl_c_in_epoch
 from factories.nano import nano
+from factories.pretrained_files import write_bert
+from factories.small_comparison import Comparison, arguments, compare
 from factories.tmi_command import Outcome, tmi
 from tmi.toolkit.config_io import override
 from tmi.toolkit.errors import UsageError
@@ -32,43 +34,18 @@ from tmi.training.systems import estimator_arrays
 from tmi.training.systems.build import build_network
 from tmi.training.systems.registry import SYSTEMS
 
-SMALL = [
-    "ct.shape_DHW=[8,16,16]",
-    "clinical.vocab_size=200",
-    "clinical.max_length=48",
-    "network.ct_encoder.planes=[4,4,4,4]",
-    "network.text_encoder.layers=1",
-    "network.radiomics_encoder.hidden=8",
-    "network.head.blocks=[1,1]",
-    "system.resnet2d.planes=[4,4,4,4]",
-    "system.radiomics_model.trees=5",
-    "system.radiomics_model.inner_folds=2",
-]
 EVERY = make_plan(nano(), chosen_tables("all"))
 
 
-def arguments(cohort: Path, out: Path, *more: str, epochs: int = 1, settings: tuple[str, ...] = ()) -> list[str]:
-    assignments = [part for setting in (*SMALL, *settings) for part in ("--set", setting)]
-    start = ["compare", str(cohort), "--out", str(out), "--preset", "tiny", "--folds", "2", "--epochs", str(epochs)]
-    return [*start, "--accelerator", "cpu", *assignments, *more]
-
-
-def compare(cohort: Path, out: Path, *more: str, settings: tuple[str, ...] = ()) -> Outcome:
-    return tmi(*arguments(cohort, out, *more, settings=settings))
+@pytest.fixture(scope="module")
+def cohort(small_comparison: Comparison) -> Path:
+    return small_comparison.cohort
 
 
 @pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_cohort(tmp_path_factory.mktemp("compare") / "cohort", cases=12, with_mask=False)
-
-
-@pytest.fixture(scope="module")
-def whole(cohort: Path) -> tuple[Path, Outcome]:
+def whole(small_comparison: Comparison) -> tuple[Path, Outcome]:
     """All four tables: one epoch, two folds."""
-    out = cohort.parent / "whole"
-    outcome = compare(cohort, out, "--table", "all")
-    assert outcome.code == 0, outcome.err
-    return out, outcome
+    return small_comparison.folder, small_comparison.outcome
 
 
 # The plan
@@ -97,6 +74,86 @@ def test_frozen_encoders_stay_frozen_where_a_row_has_them():
     assert frozen[OURS] == frozen["mmd"] == ("ct", "text")
     assert frozen["clinical-radiomics"] == frozen["clinical"] == ("text",)
     assert frozen["resnet50"] == frozen["svm"] == frozen["radiomics"] == ()
+
+
+def test_what_is_asked_of_every_row_is_applied_where_a_row_has_such_a_part_and_told_where_not():
+    base = replace(nano(), train=replace(nano().train, freeze=("text",), precision="bf16-mixed"))
+    plan = make_plan(base, chosen_tables("1"), weights=("ct", "text"))
+    weights = {run.key: run.weights for run in plan.runs}
+    assert weights[OURS] == weights["mmd"] == ("ct", "text")
+    assert weights["resnet50"] == weights["svm"] == ()
+    lacking = dict(line.split(" is not applied to what has no such part: ") for line in plan.not_applied)
+    assert lacking == {
+        "--freeze text": "resnet50, vit, svm, rf, simpleff",
+        "--ct-weights": "resnet50, vit, svm, rf, simpleff",
+        "--text-weights": "resnet50, vit, svm, rf, simpleff",
+        "--precision bf16-mixed": "svm, rf",
+    }
+    assert make_plan(nano(), chosen_tables("1")).not_applied == ()
+
+
+def test_text_weights_and_freezing_reach_the_rows_that_have_a_text_encoder(cohort, tmp_path):
+    """And other weights, or none, are refused in the same folder."""
+    write_bert(tmp_path / "bert")
+    asked = ["--table", "2", "--model", "image", "--freeze", "text", "--precision", "bf16-mixed"]
+    given = [*asked, "--text-weights", str(tmp_path / "bert")]
+    outcome = compare(cohort, tmp_path / "out", *given)
+    assert outcome.code == 0, outcome.err
+    runs = {key: RunFolder.open(tmp_path / "out" / "runs" / key) for key in (OURS, "image")}
+    assert json.loads(runs[OURS].pretrained.read_text()).keys() == {"text"}
+    assert not runs["image"].pretrained.exists()
+    assert (runs[OURS].config.train.freeze, runs["image"].config.train.freeze) == (("text",), ())
+    assert {run.config.train.precision for run in runs.values()} == {"bf16-mixed"}
+    trained = load_file(runs[OURS].fold(0).model)
+    taken = load_file(tmp_path / "bert" / "model.safetensors")
+    name = "encoder.layer.0.attention.self.query.weight"
+    (ours,) = (tensor for key, tensor in trained.items() if key.endswith(name))
+    (theirs,) = (tensor for key, tensor in taken.items() if key.endswith(name))
+    assert torch.equal(ours, theirs)
+    told = (tmp_path / "out" / "tables.md").read_text()
+    for what in ("--freeze text", "--text-weights"):
+        assert f"{what} is not applied to what has no such part: image" in told
+        assert f"{what} is not applied to what has no such part: image" in outcome.err
+    assert "--text-weights bert --freeze text --precision bf16-mixed" in told
+
+    assert compare(cohort, tmp_path / "out", *given).code == 0
+    query = taken[next(key for key in taken if key.endswith(name))]
+    query += 1
+    save_file(taken, tmp_path / "bert" / "model.safetensors")
+    other = compare(cohort, tmp_path / "out", *given)
+    assert other.code == 2
+    assert "was started from other pre-trained weights" in other.err
+    unfrozen = compare(cohort, tmp_path / "out", *given, "--freeze", "")
+    assert unfrozen.code == 2
+    assert "another config" in unfrozen.err
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (("--devices", "3"), "shared out over 3 processes"),
+        (("--devices", "2", "--parallel-folds", "2"), "spreads a fold over 2"),
+        (("--freeze", "liver"), "train.freeze"),
+        (("--ct-weights", "nowhere.pth"), "nowhere.pth"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_before_any_row_is_trained(cohort, tmp_path, more, text):
+    outcome = compare(cohort, tmp_path / "out", "--table", "3", *more)
+    assert outcome.code == 2
+    assert text in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_rows_of_folds_side_by_side_have_the_figures_of_one_after_another(cohort, tmp_path):
+    asked = ("--table", "2", "--model", "image")
+    program = "import sys; from tmi.toolkit.cli import main; sys.exit(main())"
+    for out, threads, more in (("one", "1", ()), ("two", "2", ("--parallel-folds", "2"))):
+        argv = [sys.executable, "-c", program, *arguments(cohort, tmp_path / out, *asked, *more)]
+        subprocess.run(argv, env={**os.environ, "OMP_NUM_THREADS": threads}, check=True)
+    assert (tmp_path / "one" / "table2.csv").read_bytes() == (tmp_path / "two" / "table2.csv").read_bytes()
+    assert "--parallel-folds 2" in json.loads((tmp_path / "two" / "comparison.json").read_text())["command"]
 
 
 @pytest.mark.parametrize("asked", ["5", "one", ""])

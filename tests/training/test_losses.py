@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from tmi.toolkit.config import LossConfig
 from tmi.toolkit.network.fusion import FusionOutput
-from tmi.toolkit.network.modality_subset import SubsetOutput
+from tmi.toolkit.network.logits import Logits
 from tmi.toolkit.presets import paper, released
 from tmi.training.losses.sdm import sdm
 from tmi.training.losses.tmff import tmff
@@ -183,7 +183,7 @@ def test_a_batch_of_one_leaves_the_cross_entropy_alone():
 
 def test_with_fewer_than_three_modalities_the_loss_is_the_cross_entropy():
     logits = output().logits_BK
-    loss = system_loss(SubsetOutput(logits), LABELS, paper().loss)
+    loss = system_loss(Logits(logits), LABELS, paper().loss)
     torch.testing.assert_close(loss.total, cross_entropy(logits, LABELS))
     assert float(loss.alignment) == 0.0
     torch.testing.assert_close(

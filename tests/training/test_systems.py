@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -17,18 +16,22 @@ from factories.nano import nano
 from tmi.toolkit.config import MODALITIES, Config
 from tmi.toolkit.config_io import override
 from tmi.toolkit.errors import DamagedError, UsageError
+from tmi.toolkit.network.hfbsurv import FactorisedBilinear
+from tmi.toolkit.network.mmd import MmdFusion, kept_modalities
+from tmi.toolkit.network.system_network import network_part, system_network
+from tmi.toolkit.network.three_parts import ThreeParts
 from tmi.toolkit.network.tmi_clnet import TmiClnet
 from tmi.toolkit.presets import paper, preset
-from tmi.toolkit.run_folder import FoldFolder, RunFolder
+from tmi.toolkit.run_folder import FoldFolder
 from tmi.toolkit.system_config import SystemName
+from tmi.toolkit.systems import NEURAL as WITH_A_NETWORK
+from tmi.toolkit.systems import TEMPERATURE, TEMPERED, calibrated, ct_width, encoder_roles, seen
 from tmi.training.fold_training import train_fold
 from tmi.training.freezing import frozen_parts
 from tmi.training.systems import estimator_arrays
 from tmi.training.systems.build import build_network, encoders, loss_function, make
-from tmi.training.systems.hfbsurv import FactorisedBilinear
-from tmi.training.systems.mmd import Mmd, kept_modalities
 from tmi.training.systems.radiomics_pipeline import LassoSelection, fit
-from tmi.training.systems.registry import SYSTEMS, encoder_names, seen, system
+from tmi.training.systems.registry import SYSTEMS, encoder_names, system
 
 NEURAL = tuple(name for name, spec in SYSTEMS.items() if spec.needs == "torch")
 ESTIMATORS = tuple(name for name, spec in SYSTEMS.items() if spec.needs == "sklearn")
@@ -172,7 +175,7 @@ def test_exactly_the_parameters_that_cannot_matter_get_no_gradient():
 @pytest.mark.parametrize("pair", SUBSETS, ids="-".join)
 def test_with_fewer_modalities_every_parameter_but_the_biases_of_keys_gets_a_gradient(pair):
     none, names = without_gradient(f"network.modalities={str(pair).replace(chr(39), chr(34))}")
-    attention = {f"cross_attention.key.{m}.bias" for m in pair} if len(pair) == 2 else set()
+    attention = {f"fusion.cross_attention.key.{m}.bias" for m in pair} if len(pair) == 2 else set()
     assert none == attention | {n for n in names if n.startswith("text_encoder.") and n.endswith("key.bias")}
     assert attention <= names
 
@@ -189,13 +192,13 @@ def test_without_the_ima_and_the_tcaf_only_berts_biases_of_keys_get_no_gradient(
 def test_the_head_of_a_pair_gets_twice_the_width_and_there_is_no_ima(modalities):
     network = build_network(configured(f"network.modalities={str(modalities).replace(chr(39), chr(34))}"), seed=0)
     lengths = []
-    network.head.register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape))
+    network.fusion.head.register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape))
     network(**inputs())
     assert lengths == [(4, 1, 2 * nano().network.fusion.width)]
     assert not any("ima" in name.split(".") for name in network.state_dict())
 
 
-def test_all_three_modalities_are_the_network_that_is_exported():
+def test_all_three_modalities_are_the_network_of_the_paper():
     assert type(build_network(configured('network.modalities=["image","clinical","radiomics"]'), seed=0)) is TmiClnet
 
 
@@ -203,15 +206,15 @@ def test_simpleff_averages_the_probabilities_of_its_slices():
     config = configured("system.name=simpleff", "system.simpleff.slices_of_64=[8,40]")
     network = build_network(config, seed=1).eval()
     with torch.no_grad():
-        network.out.weight.mul_(40)  # far from linear: the mean of the logits is another answer
-        network.reduce.weight.mul_(40)
-    assert network.slices == [1, 5]
+        network.fusion.out.weight.mul_(40)  # far from linear: the mean of the logits is another answer
+        network.ct_encoder.reduce.weight.mul_(40)
+    assert network.ct_encoder.slices == [1, 5]
     given = inputs()
     one_by_one = []
     for number in (1, 5):
-        network.slices = [number]
+        network.ct_encoder.slices = [number, number]
         one_by_one.append(network(**given).logits_BK.softmax(dim=1))
-    network.slices = [1, 5]
+    network.ct_encoder.slices = [1, 5]
     torch.testing.assert_close(network(**given).logits_BK.exp(), (one_by_one[0] + one_by_one[1]) / 2)
 
 
@@ -234,9 +237,10 @@ def test_vit_refuses_patches_that_do_not_divide_the_slice():
 # mmd
 
 
-def mmd() -> Mmd:
+def mmd() -> ThreeParts:
     network = build_network(configured("system.name=mmd"), seed=2)
-    assert isinstance(network, Mmd)
+    assert isinstance(network, ThreeParts)
+    assert isinstance(network.fusion, MmdFusion)
     return network
 
 
@@ -285,12 +289,12 @@ def test_the_reconstruction_moves_the_decoders_and_takes_the_embeddings_as_they_
     """Its gradient reaches an embedding through the fused feature alone: without that, not at all."""
     network = mmd().eval()
     network(**inputs()).reconstruction.backward()
-    assert all(float(p.grad.abs().max()) > 0 for p in network.decode.parameters())
+    assert all(float(p.grad.abs().max()) > 0 for p in network.fusion.decode.parameters())
     network.zero_grad()
-    for towards in network.towards.values():
+    for towards in network.fusion.towards.values():
         towards.register_forward_hook(lambda _, __, fused: fused.detach())
     network(**inputs()).reconstruction.backward()
-    assert all(p.grad is None or not p.grad.any() for p in network.embed.parameters())
+    assert all(p.grad is None or not p.grad.any() for p in network.fusion.embed.parameters())
 
 
 # Estimators
@@ -373,22 +377,38 @@ def test_everything_an_estimator_fits_is_fitted_on_the_training_part_alone(tmp_p
     }  # fmt: skip
 
 
-# Export
+# The parts that a bundle is made of
 
 
-@pytest.mark.parametrize(
-    ("setting", "told"),
-    [
-        ("system.name=svm", "is of the system svm, and bundles hold TMI-CLNet only"),
-        ("system.name=mmd", "is of the system mmd, and bundles hold TMI-CLNet only"),
-        ('network.modalities=["image","clinical"]', "sees image and clinical only, and bundles take all three"),
-    ],
-)
-def test_a_run_of_anything_but_the_whole_network_is_not_exported(random_run, tmp_path, setting, told):
-    from tmi.export.exportable import require_exportable
+@pytest.mark.parametrize("settings", VARIANTS, ids=" ".join)
+def test_a_network_has_the_parts_and_widths_that_the_table_says(settings):
+    config = configured(*settings)
+    network = system_network(config)
+    roles = encoder_roles(seen(config))
+    assert (network.ct_encoder is not None, network.text_encoder is not None) == ("ct" in roles, "text" in roles)
+    assert network.sees_radiomics == ("radiomics" in seen(config))
+    if network.ct_encoder is not None:
+        assert network.ct_encoder.eval()(inputs()["ct"]).shape == (4, ct_width(config))
+    parts = {role: network_part(config, role) for role in (*roles, "fusion")}
+    whole = {f"{'fusion' if role == 'fusion' else f'{role}_encoder'}.{name}" for role, part in parts.items()
+             for name in part.state_dict()}  # fmt: skip
+    assert whole == set(network.state_dict())
 
-    run = RunFolder.open(random_run)
-    with pytest.raises(UsageError, match=told) as error:
-        require_exportable(replace(run, config=override(run.config, [setting])))
-    assert "--model tmi-clnet" in error.value.fix
-    require_exportable(run)
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=" ".join)
+def test_a_calibrated_networks_logits_are_its_logits_divided_by_the_temperature(settings):
+    config = configured(*settings)
+    network = build_network(config, seed=4).double().eval()
+    given = inputs(dtype=torch.float64)
+    before = network(**given).logits_BK
+    network.load_state_dict(calibrated(config, network.state_dict(), 2.5))
+    torch.testing.assert_close(network(**given).logits_BK, before / 2.5)
+    names = TEMPERED.get(config.system.name, (TEMPERATURE,))
+    with pytest.raises(DamagedError, match="which takes the temperature, is missing"):
+        calibrated(config, {n: t for n, t in network.state_dict().items() if n not in names}, 2.5)
+
+
+def test_the_systems_with_a_network_are_those_that_are_trained_by_gradient_steps():
+    assert set(WITH_A_NETWORK) == set(NEURAL)
+    with pytest.raises(UsageError, match="system rf has no network"):
+        system_network(configured("system.name=rf"))

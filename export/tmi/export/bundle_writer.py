@@ -70,6 +70,7 @@ from tmi.toolkit.manifest import (
     Manifest,
 )
 from tmi.toolkit.run_folder import SUMMARY_FILE, RunFolder
+from tmi.toolkit.systems import seen
 from tmi.toolkit.tokenizer import Tokenizer
 
 GOLDEN_SEED = 20_240_601
@@ -297,12 +298,13 @@ class _Export:
     def _manifest(self, cut: Cut, graphs: tuple[GraphSpec, ...], clinical: ClinicalSpec) -> Manifest:
         """The manifest without files, golden inputs and evidence."""
         state = self.run.state
+        scaled = "radiomics" in seen(self.config)
         folds = tuple(
             FoldSpec(
                 fold=fold,
-                ct=cut.encoder("ct", fold).name,
-                text=cut.encoder("text", fold).name,
-                scaler=self._copy(self.run.fold(fold).scaler, f"scalers/fold{fold}.json"),
+                ct=cut.graph("ct", fold),
+                text=cut.graph("text", fold),
+                scaler=self._copy(self.run.fold(fold).scaler, f"scalers/fold{fold}.json") if scaled else None,
             )
             for fold in cut.folds
         )
@@ -321,6 +323,7 @@ class _Export:
             versions=_versions(),
             run=_run_record(self.run, state),
             threshold=self.run.threshold,
+            modalities=seen(self.config),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             synthetic=bool(state["cohort"].get("synthetic", False)),
             extra={
@@ -335,7 +338,8 @@ class _Export:
         rendering, version = self.config.clinical.rendering, self.run.rendering_version
         if version is None:
             raise DamagedError(f"run {self.run.path}: run.json names no rendering_version", fix="train the run again")
-        require_rendering(rendering, version, kind="run")
+        if "clinical" in seen(self.config):
+            require_rendering(rendering, version, kind="run")
         schema = self._copy(self.run.path / SCHEMA_FILE, SCHEMA_FILE)
         return ClinicalSpec(schema=schema, rendering=rendering, rendering_version=version)
 

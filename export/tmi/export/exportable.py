@@ -1,21 +1,21 @@
-"""Which runs become bundles: those of TMI-CLNet with all three modalities."""
+"""Which runs become bundles: those of a system with a network. Estimators of scikit-learn do not."""
 
 from __future__ import annotations
 
-from tmi.toolkit.config import MODALITIES
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.run_folder import RunFolder
+from tmi.toolkit.systems import NEURAL
 
 
 def require_exportable(run: RunFolder) -> None:
-    """Hold that a run is of the network whose graph a bundle has.
+    """Hold that a run has a network, whose graphs a bundle can have.
 
     Raises:
-        UsageError: the run is of a system that TMI-CLNet is compared with, or of an ablation over modalities.
+        UsageError: the run is of an estimator.
     """
-    name, seen = run.config.system.name, run.config.network.modalities
-    fix = "export a run of `tmi train --model tmi-clnet` with all three modalities"
-    if name != "tmi-clnet":
-        raise UsageError(f"run {run.path} is of the system {name}, and bundles hold TMI-CLNet only", fix=fix)
-    if len(seen) < len(MODALITIES):
-        raise UsageError(f"run {run.path} sees {' and '.join(seen)} only, and bundles take all three", fix=fix)
+    name = run.config.system.name
+    if name not in NEURAL:
+        raise UsageError(
+            f"run {run.path} is of the system {name}, which has no network to export",
+            fix=f"export a run of {', '.join(NEURAL)}; `tmi compare` tells what {name} answers on the held-out cases",
+        )

@@ -21,14 +21,17 @@ from tmi.toolkit.config import N_RADIOMICS, Config
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.hashing import sha256_file
 from tmi.toolkit.manifest import GraphSpec, Role, TensorSpec
-from tmi.toolkit.network.tmi_clnet import TmiClnet
+from tmi.toolkit.network.restoring import AnyModule, restore
+from tmi.toolkit.network.system_network import system_network
+from tmi.toolkit.network.three_parts import ThreeParts
 from tmi.toolkit.run_folder import FoldFolder, RunFolder
+from tmi.toolkit.systems import calibrated, ct_width, encoder_roles, seen
 
 State = dict[str, Tensor]
 PREFIXES: dict[Role, str] = {"ct": "ct_encoder.", "text": "text_encoder.", "fusion": "fusion."}
 """Role of a graph -> prefix of its weights in a fold's model."""
-LAST_LAYER = "fusion.head.densenet.class_layers.out."
-"""The layer whose outputs are the logits."""
+OF_ANOTHER = "export with the version of tmi that trained the run (its run.json names it), or train it again"
+"""What to do with a run whose weights are not those of this version's network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +55,18 @@ class Cut:
     encoders: tuple[EncoderPlan, ...]
     folds: tuple[int, ...]
 
-    def encoder(self, role: Role, fold: int) -> EncoderPlan:
-        """The encoder that a fold uses."""
-        return next(e for e in self.encoders if e.role == role and fold in e.folds)
+    def encoder(self, role: Role, fold: int) -> EncoderPlan | None:
+        """The encoder that a fold uses; None where the network has no such part."""
+        return next((e for e in self.encoders if e.role == role and fold in e.folds), None)
+
+    def graph(self, role: Role, fold: int) -> str | None:
+        """The name of that encoder's graph."""
+        plan = self.encoder(role, fold)
+        return None if plan is None else plan.name
 
 
 class FusionOfFolds(nn.Module):
-    """Radiomics encoder, interaction and head of every fold in one graph; fold i reads row i of the fold axis."""
+    """The fusion part of every fold in one graph; fold i reads row i of the fold axis of each input."""
 
     def __init__(self, folds: list[nn.Module]) -> None:
         super().__init__()
@@ -66,14 +74,13 @@ class FusionOfFolds(nn.Module):
 
     def forward(
         self,
-        ct_BFC: Float[Tensor, "B F C"],
-        text_BFC: Float[Tensor, "B F Ct"],
-        radiomics_BFR: Float[Tensor, "B F R"],
+        first_BFC: Float[Tensor, "B F C1"],
+        second_BFC: Float[Tensor, "B F C2"] | None = None,
+        third_BFC: Float[Tensor, "B F C3"] | None = None,
     ) -> Float[Tensor, "B F K"]:
-        """Logits of every fold."""
-        return torch.stack(
-            [f(ct_BFC[:, i], text_BFC[:, i], radiomics_BFR[:, i]).logits_BK for i, f in enumerate(self.folds)], dim=1
-        )
+        """Logits of every fold, from the inputs that the graph has, in their order."""
+        given = [t for t in (first_BFC, second_BFC, third_BFC) if t is not None]
+        return torch.stack([f(*(t[:, i] for t in given)).logits_BK for i, f in enumerate(self.folds)], dim=1)
 
 
 def read_weights(path: Path, prefix: str = "") -> State:
@@ -89,22 +96,6 @@ def read_weights(path: Path, prefix: str = "") -> State:
         raise DamagedError(f"run: {path} cannot be read as safetensors", fix="train the run again") from error
 
 
-def restore(module: nn.Module, state: State, *, where: Path) -> nn.Module:
-    """The module with exactly these weights, in evaluation mode.
-
-    Raises:
-        DamagedError: other names or shapes than the network's.
-    """
-    try:
-        module.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise DamagedError(
-            f"run: the weights in {where} are not those of the network in its config",
-            fix="export with the version of tmi that trained the run",
-        ) from error
-    return module.eval().requires_grad_(False)
-
-
 def weights_digest(state: State) -> str:
     """SHA-256 over names, types, shapes and bytes. Counters of batches seen are left out: they compute nothing."""
     digest = hashlib.sha256()
@@ -118,10 +109,10 @@ def weights_digest(state: State) -> str:
 def cut_run(run: RunFolder) -> Cut:
     """Find the distinct encoders of a finished run, one fold in memory at a time."""
     folds = tuple(split.fold for split in run.folds)
+    roles = encoder_roles(seen(run.config))
     users: dict[tuple[Role, str], list[int]] = {}
     for fold in folds:
         files = run.fold(fold)
-        roles: tuple[Role, ...] = ("ct", "text")
         for role in roles:
             digest = weights_digest(read_weights(files.model, PREFIXES[role]))
             tokenizer = sha256_file(files.tokenizer) if role == "text" else ""
@@ -143,23 +134,22 @@ def cut_run(run: RunFolder) -> Cut:
 
 def graph_spec(config: Config, role: Role, name: str, *, folds: int, tokenizer: str | None = None) -> GraphSpec:
     """Names, types and shapes of a graph's tensors; no artefact yet."""
-    network = config.network
-    ct_width, text_width = network.ct_encoder.feature_width, network.text_encoder.hidden_size
+    widths = {"ct_features": ct_width(config), "text_features": config.network.text_encoder.hidden_size}
     inputs: tuple[TensorSpec, ...]
     if role == "ct":
         inputs = (TensorSpec(name="ct", dtype="float32", shape=("B", 1, *config.ct.shape_DHW)),)
-        outputs = (TensorSpec(name="ct_features", dtype="float32", shape=("B", ct_width)),)
+        outputs = (TensorSpec(name="ct_features", dtype="float32", shape=("B", widths["ct_features"])),)
     elif role == "text":
         inputs = (
             TensorSpec(name="input_ids", dtype="int64", shape=("B", "T")),
             TensorSpec(name="attention_mask", dtype="int64", shape=("B", "T")),
         )
-        outputs = (TensorSpec(name="text_features", dtype="float32", shape=("B", text_width)),)
+        outputs = (TensorSpec(name="text_features", dtype="float32", shape=("B", widths["text_features"])),)
     else:
-        inputs = (
-            TensorSpec(name="ct_features", dtype="float32", shape=("B", folds, ct_width)),
-            TensorSpec(name="text_features", dtype="float32", shape=("B", folds, text_width)),
-            TensorSpec(name="radiomics", dtype="float32", shape=("B", folds, N_RADIOMICS)),
+        taken = {f"{role}_features": widths[f"{role}_features"] for role in encoder_roles(seen(config))}
+        taken |= {"radiomics": N_RADIOMICS} if "radiomics" in seen(config) else {}
+        inputs = tuple(
+            TensorSpec(name=name, dtype="float32", shape=("B", folds, width)) for name, width in taken.items()
         )
         outputs = (TensorSpec(name="logits", dtype="float32", shape=("B", folds, 2)),)
     return GraphSpec(name=name, role=role, inputs=inputs, outputs=outputs, artefacts={}, tokenizer=tokenizer)
@@ -177,26 +167,15 @@ def example_inputs(spec: GraphSpec) -> tuple[Tensor, ...]:
     return tuple(torch.rand(shape, generator=generator) for shape in shapes)
 
 
-def calibrated_weights(files: FoldFolder, prefix: str = "") -> State:
-    """A fold's weights below a prefix, its temperature T taken into the head's last layer: (W/T) x + b/T = logits / T.
+def calibrated_weights(config: Config, files: FoldFolder, prefix: str = "") -> State:
+    """A fold's weights below a prefix, its temperature taken into them (`tmi.toolkit.systems.calibrated`).
 
     So every engine, and every gate, answers with the calibrated logits, and no runtime has a temperature to forget.
 
     Raises:
-        DamagedError: no safetensors file, or a temperature for a head that does not end in that layer.
+        DamagedError: no safetensors file, or a temperature for weights that cannot take it.
     """
-    state, temperature = read_weights(files.model, prefix), files.temperature
-    last = [key for key in (f"{LAST_LAYER}weight", f"{LAST_LAYER}bias") if key.startswith(prefix)]
-    if temperature == 1.0 or not last:
-        return state
-    for key in (name.removeprefix(prefix) for name in last):
-        if key not in state:
-            raise DamagedError(
-                f"run: {files.metrics} gives a temperature, and the model has no last layer to take it",
-                fix="train the run again",
-            )
-        state[key] = state[key] / temperature
-    return state
+    return calibrated(config, read_weights(files.model, prefix), files.temperature, prefix=prefix)
 
 
 class FoldModels:
@@ -205,29 +184,28 @@ class FoldModels:
     def __init__(self, run: RunFolder) -> None:
         self.run = run
         self.config = run.config
-        self._model = TmiClnet(run.config.network).eval().requires_grad_(False)
+        self._model = system_network(run.config).eval().requires_grad_(False)
 
-    def whole(self, fold: int) -> TmiClnet:
+    def whole(self, fold: int) -> ThreeParts:
         """The whole model of a fold."""
-        path = self.run.fold(fold).model
-        restore(self._model, calibrated_weights(self.run.fold(fold)), where=path)
-        return self._model
+        return self._restored(self._model, fold, "")
 
     def encoder(self, plan: EncoderPlan) -> nn.Module:
         """The encoder of a plan, with the weights of the first fold that uses it."""
-        path = self.run.fold(plan.folds[0]).model
-        part: nn.Module = self._model.ct_encoder if plan.role == "ct" else self._model.text_encoder
-        return restore(part, read_weights(path, PREFIXES[plan.role]), where=path)
+        part = self._model.ct_encoder if plan.role == "ct" else self._model.text_encoder
+        assert part is not None  # the plan is of this network
+        return self._restored(part, plan.folds[0], PREFIXES[plan.role])
 
     def fusion(self, folds: tuple[int, ...]) -> FusionOfFolds:
         """The fusion of every fold, in that order."""
-        parts = []
-        for fold in folds:
-            path = self.run.fold(fold).model
-            state = calibrated_weights(self.run.fold(fold), PREFIXES["fusion"])
-            parts.append(restore(copy.deepcopy(self._model.fusion), state, where=path))
-        return FusionOfFolds(parts).eval()
+        prefix = PREFIXES["fusion"]
+        return FusionOfFolds([self._restored(copy.deepcopy(self._model.fusion), fold, prefix) for fold in folds]).eval()
 
     def state(self, spec: GraphSpec, *, fold: int) -> State:
         """What a fold's model says the weights of a graph are, by the names of the eager module."""
-        return calibrated_weights(self.run.fold(fold), PREFIXES[spec.role])
+        return calibrated_weights(self.config, self.run.fold(fold), PREFIXES[spec.role])
+
+    def _restored(self, part: AnyModule, fold: int, prefix: str) -> AnyModule:
+        files = self.run.fold(fold)
+        state = calibrated_weights(self.config, files, prefix)
+        return restore(part, state, where=f"run: the weights in {files.model}", fix=OF_ANOTHER)

@@ -105,7 +105,9 @@ def audit_fold_files(folder: Path, manifest: Manifest, run: RunFolder) -> GateRe
     wrong = []
     for fold in manifest.folds:
         files = run.fold(fold.fold)
-        for mine, theirs in ((fold.scaler, files.scaler), (manifest.graph(fold.text).tokenizer, files.tokenizer)):
+        pairs = [(fold.scaler, files.scaler)] if manifest.sees("radiomics") else []
+        pairs += [(manifest.graph(fold.text).tokenizer, files.tokenizer)] if fold.text is not None else []
+        for mine, theirs in pairs:
             name = theirs.relative_to(run.path).as_posix()
             if mine is None or sha256_file(folder / mine) != recorded.get(name):
                 wrong.append(f"{mine} is not the run's {name}")
@@ -116,7 +118,7 @@ def audit_fold_files(folder: Path, manifest: Manifest, run: RunFolder) -> GateRe
         passed=not wrong,
         measured=float(len(wrong)),
         bound=0.0,
-        detail="; ".join(wrong) or "every fold has its own scaler and tokenizer",
+        detail="; ".join(wrong) or "every fold has the scaler and tokenizer of its own, where it needs them",
     )
 
 

@@ -21,21 +21,28 @@ from torch.nn import functional
 from tmi.export.fold_graphs import Cut
 from tmi.runtime.golden_road import SHORT_TEXT, text_digest
 from tmi.toolkit.case import Case
-from tmi.toolkit.config import Config, CtConfig
+from tmi.toolkit.config import Config, CtConfig, Modality
 from tmi.toolkit.golden_case import golden_config, write_golden_case
 from tmi.toolkit.prepare import prepare_case
 from tmi.toolkit.radiomics_names import FEATURE_NAMES
 from tmi.toolkit.run_folder import RunFolder
+from tmi.toolkit.systems import seen
 
 
 def golden_case_reference(run: RunFolder, cut: Cut, folder: Path, *, seed: int) -> dict[str, NDArray[np.generic]]:
     """The arrays of `golden-case.safetensors`; the case is written into `folder`."""
     config = golden_config(run.config)
     case = write_golden_case(folder, run.schema, seed=seed)
-    text = prepare_case(case, config, run.schema).text
-    arrays: dict[str, NDArray[np.generic]] = {"ct": _volume(case, config.ct), "text.sha256": text_digest(text)}
+    modalities = seen(run.config)
+    record: tuple[Modality, ...] = ("clinical",)
+    text = prepare_case(case, config, run.schema, modalities=record).text
+    arrays: dict[str, NDArray[np.generic]] = {}
+    if "image" in modalities:
+        arrays["ct"] = _volume(case, config.ct)
+    if "clinical" in modalities:
+        arrays["text.sha256"] = text_digest(text)
     raw_R = _features(case)
-    for fold in cut.folds:
+    for fold in cut.folds if "radiomics" in modalities else ():
         arrays[f"radiomics.fold{fold}"] = _scaled(raw_R, run.fold(fold).scaler)
     for plan in cut.encoders:
         if plan.tokenizer is not None:

@@ -74,22 +74,31 @@ def _purpose(manifest: Manifest) -> Iterator[str]:
     if manifest.synthetic:
         yield "> **Synthetic.** The cohort was made by a program. The figures below say nothing about patients."
         yield ""
+    config = manifest.settings()
     yield (
-        f"{len(manifest.folds)} fold models of a tri-modal network (CT volume, {manifest.settings().radiomics.scaling}-"
-        f"scaled radiomics, clinical record as text), preset `{manifest.preset}`; the ensemble's answer is the mean of "
-        f"the folds' probabilities."
+        f"{len(manifest.folds)} fold models of the system `{config.system.name}`, which sees "
+        f"{_seen(manifest, image='the CT volume', radiomics=f'{config.radiomics.scaling}-scaled radiomics')}, preset "
+        f"`{manifest.preset}`; the ensemble's answer is the mean of the folds' probabilities."
     )
     yield ""
     yield "## Intended use"
     yield ""
     positive = manifest.classes[manifest.positive]
     yield (
-        f"Research on liver prognosis: the probability of `{positive}` prognosis from a portal-venous abdominal CT, "
-        f"liver radiomics and a clinical record; the decision is `{positive}` from {manifest.threshold:g} on."
+        f"Research on liver prognosis: the probability of `{positive}` prognosis from "
+        f"{_seen(manifest, image='a portal-venous abdominal CT', radiomics='liver radiomics')}; the decision is "
+        f"`{positive}` from {manifest.threshold:g} on."
     )
     yield ""
     yield "**For research use only: not a medical device, not for diagnosis or treatment.**"
     yield ""
+
+
+def _seen(manifest: Manifest, *, image: str, radiomics: str) -> str:
+    """What the network sees, as an enumeration."""
+    words = {"image": image, "radiomics": radiomics, "clinical": "a clinical record as text"}
+    told = [text for modality, text in words.items() if modality in manifest.modalities]
+    return " and ".join(part for part in (", ".join(told[:-1]), told[-1]) if part)
 
 
 def _cohort(manifest: Manifest) -> Iterator[str]:
@@ -174,9 +183,12 @@ def _limits(manifest: Manifest) -> Iterator[str]:
     yield "## Limits"
     yield ""
     yield "- Trained and evaluated on one cohort; nothing is known of other hospitals, scanners or populations."
-    yield f"- The CT is cut to {low:g} to {high:g} HU and resampled to {depth} x {height} x {width} voxels."
-    yield f"- Clinical text beyond {config.clinical.max_length} tokens is cut, and the answer says so."
-    yield "- Missing radiomics are imputed and values outside the training range are clipped; the answer counts both."
+    if manifest.sees("image"):
+        yield f"- The CT is cut to {low:g} to {high:g} HU and resampled to {depth} x {height} x {width} voxels."
+    if manifest.sees("clinical"):
+        yield f"- Clinical text beyond {config.clinical.max_length} tokens is cut, and the answer says so."
+    if manifest.sees("radiomics"):
+        yield "- Missing radiomics are imputed and values outside the training range clipped; the answer counts both."
     yield f"- {_calibration(manifest)}; the spread between the folds is no confidence interval."
     yield "- Parity says that the engines answer like the trained model, not that the model is right."
     yield ""

@@ -24,6 +24,7 @@ from tmi.toolkit.golden import GoldenInputs, GoldenText
 from tmi.toolkit.prepare import PreparedCase, prepare_case
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.scaling import RadiomicsScaler
+from tmi.toolkit.systems import seen
 from tmi.toolkit.tokenizer import Tokenizer
 
 
@@ -47,7 +48,7 @@ def read_real_cases(folders: Sequence[Path], run: RunFolder, cut: Cut, models: F
         raise UsageError("no case given with --cases", fix="give case folders or a cohort folder")
     cases = []
     for case in found:
-        inputs = _inputs(prepare_case(case, run.config, run.schema), run, cut)
+        inputs = _inputs(prepare_case(case, run.config, run.schema, modalities=seen(run.config)), run, cut)
         cases.append(RealCase(inputs=inputs, reference=eager_reference(models, cut, inputs)))
     return cases
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tmi.export.fold_graphs import Cut, FoldModels
 from tmi.runtime.parity import Outputs, relative_error
 from tmi.toolkit.golden import GoldenInputs, trimmed
-from tmi.toolkit.network.tmi_clnet import TmiClnet
+from tmi.toolkit.network.three_parts import ThreeParts
 
 ARBITER_VOXELS = 2**20
 """Voxels up to which a float64 run of the whole network is cheap; above, torch's float64 convolutions take too much."""
@@ -48,28 +48,30 @@ def _answers(models: FoldModels, cut: Cut, golden: GoldenInputs, dtype: torch.dt
         model = models.whole(fold)
         if dtype is not torch.float32:
             model = copy.deepcopy(model).to(dtype)
-        ct, text = cut.encoder("ct", fold).name, cut.encoder("text", fold).name
-        if ct not in features:
-            features[ct] = _encode_ct(model, golden, dtype)
-        if text not in features:
-            features[text] = _encode_text(model, golden, text)
-        radiomics = torch.from_numpy(golden.radiomics_BFR[:, position]).to(dtype)
-        rows = [
-            model.fuse(*(t[b : b + 1] for t in (features[ct], features[text], radiomics))) for b in range(golden.count)
-        ]
+        taken: list[Tensor] = []
+        for name, encode in ((cut.graph("ct", fold), _encode_ct), (cut.graph("text", fold), _encode_text)):
+            if name is not None:
+                if name not in features:
+                    features[name] = encode(model, golden, name, dtype)
+                taken.append(features[name])
+        if model.sees_radiomics:
+            taken.append(torch.from_numpy(golden.radiomics_BFR[:, position]).to(dtype))
+        rows = [model.fusion(*(t[b : b + 1] for t in taken)) for b in range(golden.count)]
         logits.append(torch.cat([row.logits_BK for row in rows]))
     return Outputs(
         features={name: f.numpy() for name, f in features.items()}, logits_BFK=torch.stack(logits, dim=1).numpy()
     )
 
 
-def _encode_ct(model: TmiClnet, golden: GoldenInputs, dtype: torch.dtype) -> Tensor:
+def _encode_ct(model: ThreeParts, golden: GoldenInputs, name: str, dtype: torch.dtype) -> Tensor:
+    assert model.ct_encoder is not None  # the cut is of this network
     volumes = (torch.from_numpy(golden.ct_B1DHW[b : b + 1]).to(dtype) for b in range(golden.count))
-    return torch.cat([model.encode_ct(volume) for volume in volumes])
+    return torch.cat([model.ct_encoder(volume) for volume in volumes])
 
 
-def _encode_text(model: TmiClnet, golden: GoldenInputs, name: str) -> Tensor:
+def _encode_text(model: ThreeParts, golden: GoldenInputs, name: str, dtype: torch.dtype) -> Tensor:
+    assert model.text_encoder is not None
     rows = (trimmed(golden.rows([b])).texts[name] for b in range(golden.count))
     return torch.cat(
-        [model.encode_text(torch.from_numpy(t.input_ids_BT), torch.from_numpy(t.attention_mask_BT)) for t in rows]
+        [model.text_encoder(torch.from_numpy(t.input_ids_BT), torch.from_numpy(t.attention_mask_BT)) for t in rows]
     )

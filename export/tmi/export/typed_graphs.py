@@ -19,6 +19,7 @@ from tmi.export.fp16_onnx import LARGEST, save, to_fp16
 from tmi.export.onnx_facts import read_facts
 from tmi.export.precision_search import Choice, Question, search
 from tmi.export.trial import Trial, judge_real_cases, write_evidence
+from tmi.runtime.ensemble import fusion_inputs
 from tmi.runtime.graph_engine import available_cores
 from tmi.runtime.parity import BOUNDS, Outputs, check_engine
 from tmi.runtime.precision import FLOAT16, FLOAT32, TENSORRT, TF32, plan_precision
@@ -147,11 +148,7 @@ def graph_questions(spec: GraphSpec, manifest: Manifest, inputs: GoldenInputs, r
         text = inputs.texts[spec.name]
         feed = {"input_ids": text.input_ids_BT, "attention_mask": text.attention_mask_BT}
         return [Question(inputs=feed, answer=reference.features[spec.name])]
-    stacked = {
-        "ct_features": np.stack([reference.features[f.ct] for f in manifest.folds], axis=1),
-        "text_features": np.stack([reference.features[f.text] for f in manifest.folds], axis=1),
-        "radiomics": inputs.radiomics_BFR,
-    }
+    stacked = fusion_inputs(manifest, reference.features, reference.features, inputs.radiomics_BFR)
     return [Question(inputs=stacked, answer=reference.logits_BFK)]
 
 

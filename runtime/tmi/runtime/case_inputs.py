@@ -24,6 +24,7 @@ from tmi.runtime.prediction import Notice, Refusal
 from tmi.runtime.stopwatch import Stopwatch, add_up
 from tmi.toolkit.case import Case
 from tmi.toolkit.clinical_schema import Schema
+from tmi.toolkit.config import N_RADIOMICS
 from tmi.toolkit.errors import InputRefusedError, UnavailableError
 from tmi.toolkit.manifest import Manifest
 from tmi.toolkit.prepare import PreparedCase, prepare_case
@@ -38,7 +39,7 @@ class Inputs:
     case: PreparedCase
     """Its CT, text and unscaled radiomics."""
     radiomics_FR: Float32[NDArray[np.float32], "F R"]
-    """Scaled by each fold's own scaler."""
+    """Scaled by each fold's own scaler; without a row where the bundle sees no radiomics."""
     notices: tuple[Notice, ...]
     """What the reader of the answer must know."""
     seconds: dict[str, float]
@@ -53,7 +54,7 @@ class CaseReader:
     Args:
         manifest: of the bundle.
         schema: its clinical schema.
-        scalers: of its folds, in the order of the manifest.
+        scalers: of its folds, in the order of the manifest; none where it sees no radiomics.
         cache: keeps what is made from the images of a case; None keeps nothing.
     """
 
@@ -80,7 +81,14 @@ class CaseReader:
         """
         start = perf_counter()
         try:
-            prepared = prepare_case(case, self._config, self._schema, cache=self._cache, on_text=on_text)
+            prepared = prepare_case(
+                case,
+                self._config,
+                self._schema,
+                modalities=self._manifest.modalities,
+                cache=self._cache,
+                on_text=on_text,
+            )
         except InputRefusedError as error:
             return Refusal(case_id=case.case_id, code=error.code, what=error.what, fix=error.fix)
         except UnavailableError as error:
@@ -93,11 +101,12 @@ class CaseReader:
         watch = Stopwatch()
         with watch.stage("radiomics"):
             scaled = [scaler.transform(prepared.radiomics_F[None]) for scaler in self._scalers]
-            radiomics_FR = np.concatenate([s.values_NF for s in scaled])
+            nothing = np.zeros((1, N_RADIOMICS), np.bool_)
+            radiomics_FR = np.concatenate([np.zeros((0, N_RADIOMICS), np.float32), *(s.values_NF for s in scaled)])
             notices = case_notices(
                 prepared,
-                imputed_R=np.logical_or.reduce([s.imputed_NF[0] for s in scaled]),
-                clipped_R=np.logical_or.reduce([s.clipped_NF[0] for s in scaled]),
+                imputed_R=np.logical_or.reduce([nothing[0], *(s.imputed_NF[0] for s in scaled)]),
+                clipped_R=np.logical_or.reduce([nothing[0], *(s.clipped_NF[0] for s in scaled)]),
                 manifest=self._manifest,
             )
         return Inputs(

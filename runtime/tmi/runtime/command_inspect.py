@@ -90,6 +90,7 @@ def _engines(bundle: Bundle) -> dict[str, str]:
 def _print(bundle: Bundle) -> None:
     from tmi.runtime.gate_table import gates_table, wide_console
     from tmi.runtime.plan_table import emulation_lines, plans_table
+    from tmi.toolkit.manifest import FUSION
 
     manifest = bundle.manifest
     cohort = manifest.run.get("cohort", {})
@@ -103,7 +104,8 @@ def _print(bundle: Bundle) -> None:
         "run": f"{manifest.run.get('name', '?')}, preset {manifest.preset}, {kind} of {cohort.get('cases', '?')} cases",
         "exported": f"{manifest.created} on {manifest.extra.get('hardware', {}).get('cpu', '?')}",
         "classes": f"{', '.join(manifest.classes)}; {positive} from {manifest.threshold:g} on",
-        "folds": "; ".join(f"{f.fold}: {f.ct}, {f.text}" for f in manifest.folds),
+        "sees": ", ".join(manifest.modalities),
+        "folds": "; ".join(f"{f.fold}: {', '.join(g for g in (f.ct, f.text) if g) or FUSION}" for f in manifest.folds),
         "files": f"{len(manifest.files)}, {_size(size)}; names and sizes as exported, contents not hashed (tmi verify)",
         "signature": signature,
         "golden": f"{manifest.golden.get('count', '?')} cases from seed {manifest.golden.get('seed', '?')}"

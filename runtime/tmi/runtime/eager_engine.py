@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from tmi.runtime.graph_engine import GraphEngine
 from tmi.toolkit.bundle import Bundle
-from tmi.toolkit.config import NetworkConfig
+from tmi.toolkit.config import Config
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.manifest import GraphSpec
+from tmi.toolkit.manifest import GraphSpec, Role
 
 
 class EagerEngine(GraphEngine):
@@ -31,11 +31,11 @@ class EagerEngine(GraphEngine):
     def __init__(self) -> None:
         super().__init__()
         self._threads_before: int | None = None
-        self._network: NetworkConfig | None = None
+        self._config: Config | None = None
         self._folds = 0
 
     def _start(self, bundle: Bundle) -> None:
-        self._network = bundle.manifest.settings().network
+        self._config = bundle.manifest.settings()
         self._folds = len(bundle.manifest.folds)
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
@@ -65,19 +65,13 @@ class EagerEngine(GraphEngine):
         """The module of an encoder graph, or the list of the folds' modules of the fusion graph."""
         return self._loaded[graph]
 
-    def _part(self, role: str) -> torch.nn.Module:
+    def _part(self, role: Role) -> torch.nn.Module:
         """The network's part, with weights yet to be filled in; torch's random state is left as it was."""
-        from tmi.toolkit.network.ct_encoder import CtEncoder
-        from tmi.toolkit.network.fusion import Fusion
-        from tmi.toolkit.network.text_encoder import TextEncoder
+        from tmi.toolkit.network.system_network import network_part
 
-        assert self._network is not None
+        assert self._config is not None
         with torch.random.fork_rng(devices=[]):
-            if role == "ct":
-                return CtEncoder(self._network.ct_encoder)
-            if role == "text":
-                return TextEncoder(self._network.text_encoder)
-            return Fusion(self._network)
+            return network_part(self._config, role)
 
     def close(self) -> None:
         """Free everything; may be called twice."""
@@ -93,11 +87,11 @@ def _without_prefix(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, 
 
 def _restore(module: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> torch.nn.Module:
     """The module with exactly these weights, ready to answer."""
-    try:
-        module.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise DamagedError(
-            f"bundle: the weights in {path.name} are not those of the network in the manifest",
-            fix="export the bundle again with the version of tmi that trained it",
-        ) from error
-    return module.eval().requires_grad_(False)
+    from tmi.toolkit.network.restoring import restore
+
+    return restore(
+        module,
+        weights,
+        where=f"bundle: the weights in {path.name}",
+        fix="export the bundle again with the version of tmi that trained it",
+    )

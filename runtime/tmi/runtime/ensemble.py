@@ -4,7 +4,7 @@ B batch, T tokens, F folds (in the order of the manifest), C channels, R = 1781 
 
     ct_features[b, f]   = output of the CT graph of fold f; a graph that several folds share runs once
     text_features[b, f] = likewise
-    logits[b, f]        = fusion(ct_features, text_features, scaled radiomics)
+    logits[b, f]        = fusion(ct_features, text_features, scaled radiomics), of these what the bundle sees
     p[b, f]             = softmax over K of logits[b, f], in float64
     p[b]                = mean over f; spread = standard deviation over f of the positive class (population, ddof 0)
 
@@ -43,9 +43,12 @@ Features = Mapping[str, Float32[NDArray[np.float32], "B C"]]
 
 
 def encoder_graphs(manifest: Manifest, role: str) -> tuple[GraphSpec, ...]:
-    """The distinct encoder graphs that the folds use, `role` being `ct` or `text`, in the order of first use."""
+    """The distinct encoder graphs that the folds use, `role` being `ct` or `text`, in the order of first use.
+
+    None where the bundle does not see what they encode.
+    """
     names = dict.fromkeys(fold.ct if role == "ct" else fold.text for fold in manifest.folds)
-    return tuple(manifest.graph(name) for name in names)
+    return tuple(manifest.graph(name) for name in names if name is not None)
 
 
 def encode_ct(
@@ -88,12 +91,22 @@ def fuse(
     radiomics_BFR: Float32[NDArray[np.float32], "B F R"],
 ) -> Float32[NDArray[np.float32], "B F K"]:
     """Logits of every fold."""
-    inputs = {
-        "ct_features": np.stack([ct[fold.ct] for fold in manifest.folds], axis=1),
-        "text_features": np.stack([text[fold.text] for fold in manifest.folds], axis=1),
-        "radiomics": radiomics_BFR,
-    }
-    return _single(engine, manifest.graph(FUSION), inputs)
+    return _single(engine, manifest.graph(FUSION), fusion_inputs(manifest, ct, text, radiomics_BFR))
+
+
+def fusion_inputs(
+    manifest: Manifest, ct: Features, text: Features, radiomics_BFR: Float32[NDArray[np.float32], "B F R"]
+) -> dict[str, Float32[NDArray[np.float32], "B F C"]]:
+    """What the fusion graph takes: every fold's features of the encoders there are, and radiomics if they are seen."""
+    inputs: dict[str, NDArray[np.float32]] = {}
+    for name, features, graphs in (
+        ("ct_features", ct, [fold.ct for fold in manifest.folds]),
+        ("text_features", text, [fold.text for fold in manifest.folds]),
+    ):
+        rows = [features[graph] for graph in graphs if graph is not None]
+        if rows:
+            inputs[name] = np.stack(rows, axis=1)
+    return inputs | ({"radiomics": radiomics_BFR} if manifest.sees("radiomics") else {})
 
 
 def run_folds(

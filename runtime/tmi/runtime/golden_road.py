@@ -9,9 +9,9 @@ must become.
     <text graph>.input_ids   [2,T] int64, the record and `SHORT_TEXT` by that graph's tokenizer
     <text graph>.attention_mask  [2,T] int64
 
-written at the export by other means than the runtime's: nibabel and torch's own resampling, a scaler's formula from its
-JSON, the `tokenizers` package itself. Its safetensors metadata holds what the outputs mean: classes, the positive one,
-the threshold, the order of the folds. Light: numpy and nibabel.
+of these what the bundle sees, written at the export by other means than the runtime's: nibabel and torch's own
+resampling, a scaler's formula from its JSON, the `tokenizers` package itself. Its safetensors metadata holds what the
+outputs mean: classes, the positive one, the threshold, the order of the folds. Light: numpy and nibabel.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from tmi.runtime.ensemble import encoder_graphs
 from tmi.runtime.parity import BOUNDS, PIPELINE
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.clinical_schema import stored_schema
@@ -73,12 +74,18 @@ def prepare_golden_case(bundle: Bundle, folder: Path) -> dict[str, NDArray[np.ge
     manifest = bundle.manifest
     config = golden_config(manifest.settings())
     schema = stored_schema(bundle.folder, kind="bundle")
-    prepared = prepare_case(write_golden_case(folder, schema, seed=int(manifest.golden["seed"])), config, schema)
-    arrays: dict[str, NDArray[np.generic]] = {"ct": prepared.ct_1DHW, "text.sha256": text_digest(prepared.text)}
+    case = write_golden_case(folder, schema, seed=int(manifest.golden["seed"]))
+    prepared = prepare_case(case, config, schema, modalities=manifest.modalities)
+    arrays: dict[str, NDArray[np.generic]] = {}
+    if manifest.sees("image"):
+        arrays["ct"] = prepared.ct_1DHW
+    if manifest.sees("clinical"):
+        arrays["text.sha256"] = text_digest(prepared.text)
     for fold in manifest.folds:
-        scaler = RadiomicsScaler.load(bundle.folder / fold.scaler)
-        arrays[f"radiomics.fold{fold.fold}"] = scaler.transform(prepared.radiomics_F[None]).values_NF[0]
-        spec = manifest.graph(fold.text)
+        if fold.scaler is not None:
+            scaler = RadiomicsScaler.load(bundle.folder / fold.scaler)
+            arrays[f"radiomics.fold{fold.fold}"] = scaler.transform(prepared.radiomics_F[None]).values_NF[0]
+    for spec in encoder_graphs(manifest, "text"):
         if spec.tokenizer is not None:
             encoded = Tokenizer.load(bundle.folder / spec.tokenizer).encode(
                 [prepared.text, SHORT_TEXT],

@@ -154,7 +154,7 @@ def evaluate(engine: Engine, manifest: Manifest, golden: GoldenInputs) -> Output
     logits_BFK = run_folds(
         recorder, manifest, ct_B1DHW=golden.ct_B1DHW, texts=golden.texts, radiomics_BFR=golden.radiomics_BFR
     )
-    encoders = {name for fold in manifest.folds for name in (fold.ct, fold.text)}
+    encoders = {name for fold in manifest.folds for name in (fold.ct, fold.text)} - {None}
     features = {name: np.concatenate(parts) for name, parts in recorder.seen.items() if name in encoders}
     return Outputs(features=features, logits_BFK=logits_BFK)
 
@@ -328,6 +328,8 @@ class _Check:
 
     def _lengths(self, whole: Outputs) -> Iterator[GateRecord]:
         """A text's features do not depend on how far the batch was padded."""
+        if not self.golden.texts:
+            return
         longest = self.manifest.settings().clinical.max_length
         trials = [(padded(self.golden, longest), list(range(self.golden.count)), f"padded to {longest} tokens")]
         for row in range(self.golden.count):

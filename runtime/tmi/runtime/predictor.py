@@ -27,7 +27,7 @@ from tmi.runtime.embedding_cache import EmbeddingCache
 from tmi.runtime.engine import Engine
 from tmi.runtime.engine_choice import AUTO, EngineRecord
 from tmi.runtime.engine_opening import open_chosen
-from tmi.runtime.ensemble import Features, encode_ct, encode_text, fuse
+from tmi.runtime.ensemble import Features, encode_ct, encode_text, encoder_graphs, fuse
 from tmi.runtime.first_opening import Tell
 from tmi.runtime.prediction import COPIES, STAGES, Answer, Refusal
 from tmi.runtime.stopwatch import Stopwatch, add_up, split_waited
@@ -88,9 +88,14 @@ class Predictor:
         clinical = self._manifest.clinical
         if (clinical.schema, clinical.rendering) != (SCHEMA_FILE, self._config.clinical.rendering):
             raise DamagedError("bundle: its config and its clinical text disagree", fix="export the bundle again")
-        require_rendering(clinical.rendering, clinical.rendering_version, kind="bundle")
+        if self._manifest.sees("clinical"):
+            require_rendering(clinical.rendering, clinical.rendering_version, kind="bundle")
         schema = stored_schema(bundle.folder, kind="bundle")
-        scalers = [RadiomicsScaler.load(bundle.folder / fold.scaler) for fold in self._manifest.folds]
+        scalers = [
+            RadiomicsScaler.load(bundle.folder / fold.scaler)
+            for fold in self._manifest.folds
+            if fold.scaler is not None
+        ]
         self._reader = CaseReader(self._manifest, schema, scalers, cache=cache)
         self._tokenizer_of = _tokenizer_files(bundle)
         self._tokenizers = {
@@ -277,8 +282,8 @@ class Predictor:
             watch.move(stage, COPIES, self._engine.copied_seconds - before)
 
     def _reused(self, branch: str, features: Mapping[str, object], *, row: int) -> tuple[str, ...]:
-        """The branch, where every one of its encoders' features was kept from before."""
-        if self.embeddings is None:
+        """The branch, where there is one and every one of its encoders' features was kept from before."""
+        if self.embeddings is None or not features:
             return ()
         return (branch,) if all(self.embeddings.found[graph][row] for graph in features) else ()
 
@@ -329,8 +334,7 @@ def resolve_cases(cases: CaseLike | Iterable[CaseLike], *, mask_label: int | Non
 def _tokenizer_files(bundle: Bundle) -> dict[str, str]:
     """Text graph -> its tokenizer file."""
     files: dict[str, str] = {}
-    for fold in bundle.manifest.folds:
-        spec = bundle.manifest.graph(fold.text)
+    for spec in encoder_graphs(bundle.manifest, "text"):
         if spec.tokenizer is None:
             raise DamagedError(f"bundle: graph {spec.name} names no tokenizer", fix="export the bundle again")
         files[spec.name] = spec.tokenizer

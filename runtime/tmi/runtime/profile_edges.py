@@ -41,6 +41,8 @@ def text_edges(
     Yields:
         A sentence, the graph, the first case's features in the batch [1,C], and alone [1,C].
     """
+    if not golden.texts:
+        return
     longest = manifest.settings().clinical.max_length
     rows = [row % golden.count for row in range(batch)]
     for length, texts in ((1, _first_token(golden)), (longest, padded(golden, longest))):

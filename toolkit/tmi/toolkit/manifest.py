@@ -26,6 +26,9 @@ interaction and head of every fold. B batch, T tokens, F folds, K classes:
     ct-<n>    ct [B,1,D,H,W] float32                        -> ct_features [B,C]
     text-<n>  input_ids [B,T] int64, attention_mask [B,T] int64 -> text_features [B,C]
     fusion    ct_features [B,F,C], text_features [B,F,C], radiomics [B,F,1781] (scaled, float32) -> logits [B,F,K]
+
+A bundle whose network does not see a modality has no graphs and no files of it, its fusion takes no input of it, and a
+case needs none of its files: `Manifest.modalities` says which ones are seen.
 """
 
 from __future__ import annotations
@@ -36,11 +39,14 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal
 
-from tmi.toolkit.config import CLASSES, POSITIVE, Config
+from tmi.toolkit.config import CLASSES, MODALITIES, POSITIVE, Config, Modality
 from tmi.toolkit.config_io import from_json, to_json
 from tmi.toolkit.errors import DamagedError, UsageError
+from tmi.toolkit.systems import seen
 
-SCHEMA = "tmi-bundle/1"
+SCHEMA = "tmi-bundle/2"
+BEFORE = "tmi-bundle/1"
+"""Read too, as one of today: every bundle of it sees all modalities."""
 MANIFEST_FILE = "manifest.json"
 DIGEST_FILE = "manifest.json.sha256"
 GOLDEN_FILE = "golden.safetensors"
@@ -94,12 +100,12 @@ class FoldSpec:
 
     fold: int
     """Fold number in the run."""
-    ct: str
-    """Name of its CT graph."""
-    text: str
-    """Name of its text graph."""
-    scaler: str
-    """Its radiomics scaler file."""
+    ct: str | None
+    """Name of its CT graph; null where the CT is not seen."""
+    text: str | None
+    """Name of its text graph; null where the clinical record is not seen."""
+    scaler: str | None
+    """Its radiomics scaler file; null where radiomics are not seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +180,8 @@ class Manifest:
     """What the run says of itself: name, cohort fingerprint, cases, metrics. No patient data."""
     created: str
     """UTC time, ISO 8601."""
+    modalities: tuple[Modality, ...]
+    """What a case must have, because the network sees it: `clinical`, `radiomics`, `image`."""
     threshold: float = 0.5
     """Probability of the positive class from which the decision is `bad`."""
     classes: tuple[str, ...] = CLASSES
@@ -194,16 +202,28 @@ class Manifest:
             DamagedError: it is no config of this version.
         """
         try:
-            return from_json(Config, self.config, where="manifest.config")
+            config = from_json(Config, self.config, where="manifest.config")
         except UsageError as error:
             raise DamagedError(
                 f"bundle: {error.what}", fix="use the tmi version that made the bundle, or export it again"
             ) from error
+        if seen(config) != self.modalities:
+            raise DamagedError(
+                f"bundle: its manifest says that {', '.join(self.modalities) or 'nothing'} is seen, its config says "
+                f"{', '.join(seen(config))}",
+                fix="export the bundle again",
+            )
+        return config
+
+    def sees(self, modality: Modality) -> bool:
+        """Whether the network looks at a modality."""
+        return modality in self.modalities
 
     def referenced(self) -> tuple[str, ...]:
         """Every file that a graph or a fold names."""
         graphs = [name for g in self.graphs for name in (*g.artefacts.values(), g.tokenizer) if name is not None]
-        return tuple(sorted({*graphs, *(f.scaler for f in self.folds), self.clinical.schema}))
+        scalers = [f.scaler for f in self.folds if f.scaler is not None]
+        return tuple(sorted({*graphs, *scalers, self.clinical.schema}))
 
     def graph(self, name: str) -> GraphSpec:
         """The graph of that name.
@@ -229,6 +249,8 @@ def manifest_from_json(data: Mapping[str, Any]) -> Manifest:
         DamagedError: another schema, unknown or missing keys, wrong types.
     """
     schema = data.get("schema") if isinstance(data, Mapping) else None
+    if schema == BEFORE and "modalities" not in data:
+        data, schema = {**data, "schema": SCHEMA, "modalities": list(MODALITIES)}, SCHEMA
     if schema != SCHEMA:
         if _schema_number(schema) > _schema_number(SCHEMA):
             raise _newer(data)
@@ -237,9 +259,23 @@ def manifest_from_json(data: Mapping[str, Any]) -> Manifest:
             fix="use the tmi version that made the bundle, or export it again",
         )
     try:
-        return from_json(Manifest, data, where="manifest")
+        manifest = from_json(Manifest, data, where="manifest")
     except UsageError as error:
         raise DamagedError(f"bundle: {error.what}", fix="export the bundle again") from error
+    _require_what_is_seen(manifest)
+    return manifest
+
+
+def _require_what_is_seen(manifest: Manifest) -> None:
+    """Every fold has the graphs and files of the modalities that are seen, and of no other."""
+    for fold in manifest.folds:
+        for modality, name in (("image", fold.ct), ("clinical", fold.text), ("radiomics", fold.scaler)):
+            if (name is not None) != (modality in manifest.modalities):
+                told = "nothing for it" if name is None else name
+                raise DamagedError(
+                    f"bundle: {modality} is {'' if name is None else 'not '}seen, and fold {fold.fold} has {told}",
+                    fix="export the bundle again",
+                )
 
 
 def _newer(data: Mapping[str, Any]) -> DamagedError:

@@ -21,7 +21,8 @@ PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(N
 SHARPER: dict[tuple[str, str], dict[str, Any]] = {
     ("Manifest", "schema"): {"const": SCHEMA},
     ("Manifest", "threshold"): {"minimum": 0, "maximum": 1},
-    ("Manifest", "graphs"): {"minItems": 3},
+    ("Manifest", "graphs"): {"minItems": 1},
+    ("Manifest", "modalities"): {"minItems": 1, "uniqueItems": True},
     ("Manifest", "folds"): {"minItems": 1},
     ("Manifest", "classes"): {"minItems": 2},
     ("Manifest", "positive"): {"minimum": 0},

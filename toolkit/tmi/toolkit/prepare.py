@@ -10,7 +10,7 @@ that its checks then refuse is thrown away.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ from tmi.toolkit.clinical import read_clinical
 from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.clinical_text import render
 from tmi.toolkit.clinical_units import check_units
-from tmi.toolkit.config import Config
+from tmi.toolkit.config import MODALITIES, N_RADIOMICS, Config, Modality
 from tmi.toolkit.content_checks import check_ct, check_mask, refuse_on_error
 from tmi.toolkit.cores import other_cores
 from tmi.toolkit.errors import InputRefusedError
@@ -50,11 +50,11 @@ class PreparedCase:
     patient_id: str | None
     """Patient, from the cohort's table or the clinical record."""
     ct_1DHW: Float[np.ndarray, "1 D H W"]
-    """float32, windowed, scaled and resampled."""
+    """float32, windowed, scaled and resampled; without a voxel where the image is not looked at."""
     radiomics_F: Float[np.ndarray, "1781"]
-    """float64, unscaled, NaN where missing."""
+    """float64, unscaled, NaN where missing, and everywhere where they are not looked at."""
     text: str
-    """Clinical record as text."""
+    """Clinical record as text; empty where it is not looked at."""
     warnings: tuple[str, ...]
     """What was done that a user should know of."""
     seconds: Mapping[str, float]
@@ -66,10 +66,11 @@ def prepare_case(
     config: Config,
     schema: Schema,
     *,
+    modalities: Collection[Modality] = MODALITIES,
     cache: PreparedCache | None = None,
     on_text: Callable[[str], None] = lambda text: None,
 ) -> PreparedCase:
-    """Read, check and prepare one case.
+    """Read, check and prepare one case, as far as it is looked at: files of other modalities need not be there.
 
     Radiomics come from radiomics.csv where it is there, else from the liver mask. A mask that is there is checked in
     either case: one that does not fit its CT is a sign of mixed-up files.
@@ -78,6 +79,7 @@ def prepare_case(
         case: the case.
         config: the settings of the run or bundle.
         schema: its clinical schema.
+        modalities: what is looked at.
         cache: where the images' part is looked for and stored; answer, warnings and refusals are the same without.
         on_text: told the text as soon as it is known, before any image is read; the case may still be refused.
 
@@ -87,8 +89,10 @@ def prepare_case(
     """
     clock = StageClock(STAGES)
     open_case(case.folder)  # a folder that is not there is told as such, not as its first missing file
-    record = read_clinical(case, schema)
-    given = read_table(case.radiomics, case_id=case.case_id) if case.radiomics.is_file() else None
+    record = read_clinical(case, schema) if "clinical" in modalities else None
+    given: Float[np.ndarray, "1781"] | None = np.full(N_RADIOMICS, np.nan)
+    if "radiomics" in modalities:
+        given = read_table(case.radiomics, case_id=case.case_id) if case.radiomics.is_file() else None
     if given is None and not case.mask.is_file():
         raise InputRefusedError(
             f"neither {RADIOMICS_FILE} nor {MASK_FILE} is there",
@@ -96,9 +100,12 @@ def prepare_case(
             case_id=case.case_id,
             fix=f"give {RADIOMICS_FILE}, or a liver mask from which the features are extracted",
         )
-    warnings = refuse_on_error(check_units(record, schema), case.case_id)  # outside what is cached by the images
-    text = render(record, schema, config.clinical.rendering)
-    on_text(text)
+    warnings: tuple[str, ...] = ()
+    text = ""
+    if record is not None:
+        warnings = refuse_on_error(check_units(record, schema), case.case_id)  # outside what is cached by the images
+        text = render(record, schema, config.clinical.rendering)
+        on_text(text)
 
     clock.lap("record")
 
@@ -106,14 +113,17 @@ def prepare_case(
         clock.lap("cache")
         return _images(case, config, extract=given is None, clock=clock)
 
-    images = make() if cache is None else cache.images(case, config.ct, extract=given is None, make=make)
+    if given is not None and "image" not in modalities:
+        images = PreparedImages(ct_1DHW=np.zeros((1, 0, 0, 0), np.float32), warnings=(), radiomics_F=None)
+    else:
+        images = make() if cache is None else cache.images(case, config.ct, extract=given is None, make=make)
     clock.lap("cache")
     radiomics_F = images.radiomics_F if given is None else given
     assert radiomics_F is not None  # extracted where none was given
     clock.lap("record")
     return PreparedCase(
         case_id=case.case_id,
-        patient_id=case.patient_id or record.patient_id,
+        patient_id=case.patient_id or (None if record is None else record.patient_id),
         ct_1DHW=images.ct_1DHW,
         radiomics_F=radiomics_F,
         text=text,

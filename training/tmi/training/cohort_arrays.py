@@ -25,7 +25,7 @@ from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.hashing import sha256_file, sha256_json
 from tmi.toolkit.prepare import prepare_case
 from tmi.toolkit.prepared_cache import PreparedCache
-from tmi.training.systems.registry import seen
+from tmi.toolkit.systems import seen
 
 IN_MEMORY_BYTES = 2 * 2**30
 """Cohorts whose CTs take more than this are mapped from a file."""

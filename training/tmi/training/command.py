@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,58 +11,68 @@ import typer
 from tmi.toolkit.case import open_cohort
 from tmi.toolkit.clinical_schema import Schema, load_schema
 from tmi.toolkit.config import Config
-from tmi.toolkit.config_io import override
 from tmi.toolkit.errors import ExitCode, UsageError
 from tmi.toolkit.files import require_absent
-from tmi.toolkit.presets import preset as find_preset
 from tmi.toolkit.project import Project, load_project, new_run_folder
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder
 from tmi.training.accelerator import choose
 from tmi.training.running import Running
 from tmi.training.systems.registry import system
+from tmi.training.training_options import (
+    INTERRUPTED,
+    Accelerator,
+    CohortFolder,
+    CtWeights,
+    Devices,
+    Epochs,
+    Folds,
+    Freeze,
+    MaskLabel,
+    NoCache,
+    ParallelFolds,
+    Precision,
+    Preset,
+    SchemaFile,
+    Settings,
+    TextWeights,
+    Vocab,
+    configure,
+    settle_start,
+    tell_start,
+)
 
 if TYPE_CHECKING:
     from tmi.training.cross_validation import Outcome
     from tmi.training.pretrained.initial_weights import Start
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
-
 
 def train(
-    cohort: Annotated[Path | None, typer.Argument(help="Cohort folder; default: ./cohort or tmi.toml.")] = None,
+    cohort: CohortFolder = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; default: `./runs/<date>-<name>`.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run; default: the preset.")] = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="paper, released or tiny.")] = None,
+    preset: Preset = None,
     model: Annotated[
         str | None, typer.Option("--model", help="System, see docs/systems.md; default: tmi-clnet.")
     ] = None,
-    folds: Annotated[int | None, typer.Option("--folds", help="Folds of the cross-validation.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs a fold.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")] = None,
-    ct_weights: Annotated[
-        Path | None, typer.Option("--ct-weights", help="3D ResNet weights (Hara, MedicalNet) for the CT encoder.")
-    ] = None,
-    text_weights: Annotated[
-        Path | None, typer.Option("--text-weights", help="Folder of a BERT: its weights, sizes and vocabulary.")
-    ] = None,
-    vocab: Annotated[Path | None, typer.Option("--vocab", help="BERT vocab.txt, or a tokenizer.json.")] = None,
-    schema: Annotated[
-        Path | None, typer.Option("--schema", help="Clinical schema; default: tmi.toml's, else the liver's.")
-    ] = None,
-    mask_label: Annotated[int | None, typer.Option("--mask-label", help="Label of the liver in the masks.")] = None,
-    freeze: Annotated[
-        str | None, typer.Option("--freeze", help="ct, text, radiomics, ct:layer2, text:8, ...; commas between.")
-    ] = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="32, bf16-mixed or 16-mixed.")] = None,
-    accelerator: Annotated[str, typer.Option("--accelerator", help="cpu, gpu or auto.")] = "auto",
-    devices: Annotated[int, typer.Option("--devices", help="Devices of this machine a fold is trained on.")] = 1,
+    folds: Folds = None,
+    epochs: Epochs = None,
+    settings: Settings = None,
+    ct_weights: CtWeights = None,
+    text_weights: TextWeights = None,
+    vocab: Vocab = None,
+    schema: SchemaFile = None,
+    mask_label: MaskLabel = None,
+    freeze: Freeze = None,
+    precision: Precision = None,
+    accelerator: Accelerator = "auto",
+    devices: Devices = 1,
     nodes: Annotated[int, typer.Option("--nodes", help="Machines, each started with its NODE_RANK.")] = 1,
+    parallel_folds: ParallelFolds = 1,
     track: Annotated[
         list[str] | None, typer.Option("--track", help="tensorboard or mlflow, beside history.csv; repeatable.")
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say how much memory a step needs, and train nothing.")] = False,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Prepare every case anew, and keep nothing.")] = False,
+    no_cache: NoCache = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a run that is there.")] = False,
 ) -> None:
@@ -83,23 +91,19 @@ def train(
     project = load_project()
     folder = cohort or project.path("cohort")
     chosen = preset or project.preset
-    config = configure(chosen, folds, epochs, [*short(freeze, precision), *(settings or [])], model=model)
+    config = configure(chosen, folds, epochs, settings or [], model=model, freeze=freeze, precision=precision)
     fields = load_schema(schema or project.schema_file)
-    start = settle_start(config, ct_weights, text_weights, settings or [], fields)
-    config = start.config if start else config
-    if vocab is None and (start is None or start.tokenizer is None):
-        config = with_own_vocabulary(config)
-    elif config.clinical.vocab_size is not None:  # the config says whether a vocabulary was fitted on the cohort
-        config = replace(config, clinical=replace(config.clinical, vocab_size=None))
+    config, start = settle_start(config, settings or [], ct=ct_weights, text=text_weights, vocab=vocab, schema=fields)
     if plan:
-        _tell_plan(config, devices * nodes)
+        _tell_plan(config, devices * nodes, accelerator)
         return
     target = _target(project, out, name or chosen, resume=resume)
     for value, given, what in ((folder, cohort, "cohort"), (target, out, "run"), (chosen, preset, "preset")):
         if given is None:
             typer.echo(f"{what}: {value} (assumed)", err=True)
     data = open_cohort(folder, mask_label=mask_label)
-    running = Running(accelerator=choose(accelerator), devices=devices, nodes=nodes, track=tuple(track or ()))
+    running = Running(accelerator=choose(accelerator), devices=devices, nodes=nodes,
+                      parallel_folds=parallel_folds, track=tuple(track or ()))  # fmt: skip
     running.check(config)
     if resume:
         if RunFolder.open(target).finished:
@@ -124,78 +128,14 @@ def train(
     )
 
 
-def short(freeze: str | None, precision: str | None) -> list[str]:
-    """--freeze and --precision as settings."""
-    parts = None if freeze is None else [part.strip() for part in freeze.split(",") if part.strip()]
-    return [
-        *([] if parts is None else [f"train.freeze={json.dumps(parts)}"]),
-        *([] if precision is None else [f"train.precision={json.dumps(precision)}"]),
-    ]
-
-
-def _tell_plan(config: Config, devices: int) -> None:
+def _tell_plan(config: Config, devices: int, accelerator: str) -> None:
+    """The plan of a GPU, unless a CPU is asked for."""
     if system(config.system.name).needs == "sklearn":
         typer.echo(f"{config.system.name} has no network: it needs the memory of its table alone")
         return
     from tmi.training.memory import plan_memory
 
-    typer.echo(plan_memory(config, devices=devices).told(), nl=False)
-
-
-def configure(
-    chosen: str, folds: int | None, epochs: int | None, settings: list[str], *, model: str | None = None
-) -> Config:
-    """The preset with the options of the command line applied.
-
-    Raises:
-        UsageError: no such preset, system or setting.
-    """
-    config = find_preset(chosen)
-    if model is not None:
-        system(model)  # names the known ones
-        settings = [*settings, f"system.name={model}"]
-    if folds is not None:
-        config = replace(config, train=replace(config.train, folds=folds))
-    if epochs is not None:
-        config = replace(config, train=replace(config.train, epochs=epochs))
-    return override(config, settings)
-
-
-def settle_start(
-    config: Config, ct: Path | None, text: Path | None, settings: list[str], schema: Schema
-) -> Start | None:
-    """Weights to start from, and the config fitted to them; None where none are given."""
-    if ct is None and text is None:
-        return None
-    from tmi.training.pretrained.initial_weights import settle
-
-    chosen = tuple(s.partition("=")[0].strip() for s in settings)
-    return settle(config, ct=ct, text=text, chosen=chosen, schema=schema)
-
-
-def tell_start(start: Start | None) -> None:
-    """What the encoders start from."""
-    if start is None:
-        typer.echo("no pre-trained weights given: every encoder starts from random weights", err=True)
-        return
-    for line in (*start.notes, *(report.told() for report in start.weights.reports)):
-        typer.echo(line, err=True)
-    random = [name for name in ("ct", "text") if name not in start.weights.states]
-    typer.echo(f"random weights: the {', '.join([*random, 'radiomics'])} encoder(s), interaction and head", err=True)
-
-
-def with_own_vocabulary(config: Config) -> Config:
-    """Without a given vocabulary every fold trains one on its training texts; the run's config records it.
-
-    Encoders start from random weights, so no vocabulary is nearer to them than the cohort's own words.
-    """
-    if config.clinical.vocab_size is not None:
-        return config
-    rows = config.network.text_encoder.vocab_size
-    typer.echo(
-        f"no --vocab given: every fold trains a vocabulary of at most {rows} tokens on its training texts", err=True
-    )
-    return replace(config, clinical=replace(config.clinical, vocab_size=rows))
+    typer.echo(plan_memory(config, devices=devices, accelerator=accelerator).told(), nl=False)
 
 
 def _target(project: Project, out: Path | None, name: str, *, resume: bool) -> Path:

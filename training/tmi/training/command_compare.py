@@ -13,8 +13,31 @@ from tmi.toolkit.clinical_schema import load_schema
 from tmi.toolkit.config_io import override
 from tmi.toolkit.errors import ExitCode
 from tmi.toolkit.project import load_project
-from tmi.training.command import INTERRUPTED, configure, settle_start, short, tell_start, with_own_vocabulary
+from tmi.training.accelerator import choose
 from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_BASE
+from tmi.training.running import Running
+from tmi.training.training_options import (
+    INTERRUPTED,
+    Accelerator,
+    CohortFolder,
+    CtWeights,
+    Devices,
+    Epochs,
+    Folds,
+    Freeze,
+    MaskLabel,
+    NoCache,
+    ParallelFolds,
+    Precision,
+    Preset,
+    SchemaFile,
+    Settings,
+    TextWeights,
+    Vocab,
+    configure,
+    settle_start,
+    tell_start,
+)
 
 if TYPE_CHECKING:
     from tmi.training.comparison.plan import Plan, PlannedRun
@@ -23,7 +46,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    cohort: Annotated[Path | None, typer.Argument(help="Cohort folder; default: ./cohort or tmi.toml.")] = None,
+    cohort: CohortFolder = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the comparison; the same one continues it.")] = Path(
         "comparison"
     ),
@@ -31,23 +54,21 @@ def compare(
     model: Annotated[
         list[str] | None, typer.Option("--model", help="Row to train, by its key; repeatable. Default: all.")
     ] = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="paper, released or tiny.")] = None,
-    folds: Annotated[int | None, typer.Option("--folds", help="Folds of the cross-validation.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs a fold.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")] = None,
-    text_weights: Annotated[
-        Path | None, typer.Option("--text-weights", help="Folder of a BERT: its weights, sizes and vocabulary.")
-    ] = None,
-    vocab: Annotated[Path | None, typer.Option("--vocab", help="BERT vocab.txt, or a tokenizer.json.")] = None,
-    schema: Annotated[
-        Path | None, typer.Option("--schema", help="Clinical schema; default: tmi.toml's, else the liver's.")
-    ] = None,
-    mask_label: Annotated[int | None, typer.Option("--mask-label", help="Label of the liver in the masks.")] = None,
-    freeze: Annotated[
-        str | None, typer.Option("--freeze", help="ct, text, radiomics, ct:layer2, text:8, ...; commas between.")
-    ] = None,
-    accelerator: Annotated[str, typer.Option("--accelerator", help="cpu, gpu or auto.")] = "auto",
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Prepare every case anew, and keep nothing.")] = False,
+    preset: Preset = None,
+    folds: Folds = None,
+    epochs: Epochs = None,
+    settings: Settings = None,
+    ct_weights: CtWeights = None,
+    text_weights: TextWeights = None,
+    vocab: Vocab = None,
+    schema: SchemaFile = None,
+    mask_label: MaskLabel = None,
+    freeze: Freeze = None,
+    precision: Precision = None,
+    accelerator: Accelerator = "auto",
+    devices: Devices = 1,
+    parallel_folds: ParallelFolds = 1,
+    no_cache: NoCache = False,
 ) -> None:
     """Train what the paper's tables compare, on the same folds, and write the tables with the paper's beside ours.
 
@@ -65,38 +86,50 @@ def compare(
     project = load_project()
     folder = cohort or project.path("cohort")
     chosen = preset or project.preset
-    config = configure(chosen, folds, epochs, [*short(freeze, None), *(settings or [])])
-    fields = load_schema(schema or project.schema_file)
+    config = configure(chosen, folds, epochs, settings or [], freeze=freeze, precision=precision)
     if table == CLINICAL.number:
         config = override(config, CLINICAL_BASE)
-    start = settle_start(config, None, text_weights, settings or [], fields)
-    if start is not None:
-        config = start.config
-        tell_start(start)
-    elif vocab is None:
-        config = with_own_vocabulary(config)
+    fields = load_schema(schema or project.schema_file)
+    config, start = settle_start(config, settings or [], ct=ct_weights, text=text_weights, vocab=vocab, schema=fields)
     data = open_cohort(folder, mask_label=mask_label)
     from tmi.training.comparison.plan import chosen_tables, make_plan
 
-    plan = make_plan(config, chosen_tables(table), only=model or ())
-    typer.echo(f"{len(plan.runs)} runs of {config.train.folds} folds in {out}", err=True)
+    plan = make_plan(config, chosen_tables(table), only=model or (), weights=() if start is None else start.encoders)
     if text_weights is not None:
         _require_taught(plan, text_weights)
-    trained = _train(plan, data, out, fields, vocab, start, accelerator=accelerator, cached=not no_cache)
-    files: dict[str, Path | str | int | None] = {"text-weights": text_weights, "freeze": freeze, "vocab": vocab}
-    files |= {"schema": schema, "mask-label": mask_label}
-    command = _command(table, model or [], chosen, folds, epochs, settings or [], files)
+    running = Running(accelerator=choose(accelerator), devices=devices, parallel_folds=parallel_folds)
+    running.check(config)
+    typer.echo(f"{len(plan.runs)} runs of {config.train.folds} folds in {out}", err=True)
+    tell_start(start)
+    for line in plan.not_applied:
+        typer.echo(line, err=True)
+    trained = _train(plan, data, out, fields, vocab, start, running=running, cached=not no_cache)
+    options = {
+        "preset": chosen,
+        "folds": folds,
+        "epochs": epochs,
+        "ct-weights": ct_weights,
+        "text-weights": text_weights,
+        "vocab": vocab,
+        "schema": schema,
+        "mask-label": mask_label,
+        "freeze": freeze,
+        "precision": precision,
+        "devices": None if devices == 1 else devices,
+        "parallel-folds": None if parallel_folds == 1 else parallel_folds,
+    }
+    command = _command(table, model or [], settings or [], options)
     _report(plan, trained, data, out, command)
     if trained.failed or trained.refused:
         raise typer.Exit(int(ExitCode.UNEXPECTED if trained.failed else ExitCode.REFUSED))
 
 
 def _require_taught(plan: Plan, text_weights: Path) -> None:
+    """Rows render the record differently; refuse what the encoder cannot read before anything is trained."""
     from tmi.training.reading.encoder_folder import require_taught
-    from tmi.training.systems.registry import encoder_names
 
     for planned in plan.runs:
-        if "text" in encoder_names(planned.config):
+        if "text" in planned.weights:
             require_taught(text_weights, planned.config)
 
 
@@ -108,21 +141,19 @@ def _train(
     vocab: Path | None,
     start: Start | None,
     *,
-    accelerator: str,
+    running: Running,
     cached: bool,
 ) -> Trained:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from tmi.toolkit.prepared_cache import PreparedCache
-    from tmi.training.accelerator import choose
     from tmi.training.comparison.runner import train_all
     from tmi.training.run_bars import RunBars
     from tmi.training.vocabulary import read_vocabulary
 
     given = None if start is None else start.tokenizer
     tokenizer = given if vocab is None else read_vocabulary(vocab)
-    device = choose(accelerator)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -149,10 +180,10 @@ def _train(
                 out,
                 schema=schema,
                 tokenizer=tokenizer,
-                accelerator=device,
+                running=running,
+                initial=None if start is None else start.weights,
                 watcher=bars,
                 cache=PreparedCache() if cached else None,
-                initial=None if start is None else start.weights,
                 told=told,
             )
     except KeyboardInterrupt:
@@ -160,22 +191,12 @@ def _train(
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _command(
-    table: str,
-    rows: list[str],
-    preset: str,
-    folds: int | None,
-    epochs: int | None,
-    settings: list[str],
-    files: Mapping[str, Path | str | int | None],
-) -> str:
+def _command(table: str, rows: list[str], settings: list[str], options: Mapping[str, Path | str | int | None]) -> str:
     """The command that makes the report; files by their names alone, without this machine's folders."""
     from shlex import quote
 
-    parts = ["tmi compare COHORT", f"--table {table}", *(f"--model {quote(r)}" for r in rows), f"--preset {preset}"]
-    parts += [f"--folds {folds}"] if folds is not None else []
-    parts += [f"--epochs {epochs}"] if epochs is not None else []
-    named = {k: v.name if isinstance(v, Path) else str(v) for k, v in files.items() if v is not None}
+    parts = ["tmi compare COHORT", f"--table {table}", *(f"--model {quote(r)}" for r in rows)]
+    named = {k: v.name if isinstance(v, Path) else str(v) for k, v in options.items() if v is not None}
     parts += [f"--{name} {quote(value)}" for name, value in named.items()]
     return " ".join([*parts, *(f"--set {quote(s)}" for s in settings), "--out DIR"])
 

@@ -12,7 +12,7 @@ from tmi.toolkit.clinical_text import RENDERING_VERSIONS
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.files import require_absent, staged_folder
 from tmi.toolkit.project import load_project
-from tmi.training.command import configure
+from tmi.training.training_options import configure
 
 
 def pretrain_text(

@@ -43,6 +43,9 @@ class Watcher(Protocol):
     def refused(self, error: InputRefusedError) -> None:
         """A case is left out."""
 
+    def failed(self, split: FoldSplit, why: str) -> None:
+        """A fold of several that are trained side by side failed; the others go on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -134,7 +137,21 @@ def _train_folds(
 ) -> None:
     from tmi.training.fold_training import train_fold  # Lightning, torch
     from tmi.training.freezing import FrozenFeatures
+    from tmi.training.side_by_side import train_side_by_side
 
+    if running.parallel_folds > 1:
+        train_side_by_side(
+            splits,
+            arrays,
+            config,
+            lambda number: FoldFolder.of(out, number),
+            tokenizer=tokenizer,
+            initial=initial,
+            running=running,
+            report=lambda split: watcher.fold(split, config.train.epochs),
+            failed=watcher.failed,
+        )
+        return
     features = FrozenFeatures()
     for split in splits:
         train_fold(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from tmi.toolkit.config import Config
+from tmi.toolkit.errors import DamagedError
+from tmi.toolkit.network.restoring import restore
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.tokenizer import Tokenizer
@@ -21,10 +24,21 @@ from tmi.training.systems.registry import system
 
 
 def saved_network(config: Config, files: FoldFolder) -> nn.Module:
-    """The system's network with the weights of the picked epoch."""
-    network = build_network(config, seed=0)
-    network.load_state_dict(load_file(files.model))
-    return network
+    """The system's network with the weights of the picked epoch.
+
+    Raises:
+        DamagedError: they cannot be read, or are of another network, as those of an older version may be.
+    """
+    try:
+        state = load_file(files.model)
+    except (SafetensorError, OSError) as error:
+        raise DamagedError(f"run: {files.model} cannot be read as safetensors", fix="train the run again") from error
+    return restore(
+        build_network(config, seed=0),
+        state,
+        where=f"run: the weights in {files.model}",
+        fix="use the version of tmi that trained the run (run.json names it), or train it again",
+    )
 
 
 def answers_of(network: nn.Module, data: FoldData, case_ids: tuple[str, ...]) -> Predictions:

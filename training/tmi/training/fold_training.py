@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pickle import UnpicklingError
 
 import lightning
 import torch
@@ -170,7 +171,7 @@ def _run(trainer: lightning.Trainer, module: FoldModule, batches: EpochBatches, 
         if trainer.interrupted:  # Lightning turns Ctrl-C into exit(1)
             raise KeyboardInterrupt from stop
         raise
-    except (RuntimeError, KeyError, EOFError, ValueError) as error:
+    except (RuntimeError, KeyError, EOFError, ValueError, UnpicklingError) as error:
         if resume is not None and trainer.current_epoch == 0 and trainer.global_step == 0 and not out_of_memory(error):
             raise DamagedError(
                 f"checkpoint {files.checkpoint} cannot be read",
@@ -189,7 +190,7 @@ def _memory_told(config: Config, running: Running, fold: int) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        plan = plan_memory(config, devices=running.world)
+        plan = plan_memory(config, devices=running.world, accelerator=running.accelerator)
         raise UnavailableError(
             f"fold {fold}: the {running.accelerator}'s memory is too small for a training step, which needs about "
             f"{plan.total / GIB:.1f} GiB",

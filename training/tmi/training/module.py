@@ -53,16 +53,21 @@ class FoldModule(lightning.LightningModule):
         """
         if len(batch.labels) < 2 and not self.spread:
             return None
+        loss = self.loss_of(batch)
+        return loss * self.trainer.world_size if self.spread else loss
+
+    def loss_of(self, batch: Batch) -> Tensor:
+        """Loss of one batch, noted for the epoch's mean."""
         output = self.network(batch.ct, batch.input_ids, batch.attention_mask, batch.radiomics)
         labels = batch.labels
         with torch.autocast(labels.device.type, enabled=False):
             output = in_float32(output)
             if self.spread:
                 output, labels = whole_batch(output, labels)
-            loss = self.loss_function(output, labels, self.config.loss).total
+            loss: Tensor = self.loss_function(output, labels, self.config.loss).total
         self.epoch_loss += float(loss.detach()) * len(labels)
         self.epoch_cases += len(labels)
-        return loss * self.trainer.world_size if self.spread else loss
+        return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, as published."""

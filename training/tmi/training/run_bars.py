@@ -40,6 +40,10 @@ class RunBars:
             self._told.add(str(error))
             self._progress.console.print(f"left out: {error}\n  fix: {error.fix}", markup=False, highlight=False)
 
+    def failed(self, split: FoldSplit, why: str) -> None:
+        """A fold failed and others go on."""
+        self._progress.console.print(f"fold {split.fold} failed: {why}", markup=False, highlight=False)
+
     def clear(self) -> None:
         """Take the bars of a run away."""
         for task in self._tasks:

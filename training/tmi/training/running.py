@@ -23,6 +23,8 @@ class Running:
     """Processes on this node, one a device."""
     nodes: int = 1
     """Machines; each is started with its number in the environment variable NODE_RANK."""
+    parallel_folds: int = 1
+    """Folds trained at the same time, each in one process on one device."""
     track: tuple[str, ...] = ()
     """Trackers that every epoch is told to, beside history.csv."""
 
@@ -44,11 +46,20 @@ class Running:
         """Refuse what cannot work before anything is prepared.
 
         Raises:
-            UsageError: more devices than a batch has cases for, or a precision that the device has not.
+            UsageError: more devices than a batch has cases for, a precision that the device has not, or folds side by
+            side that are spread over devices as well.
             UnavailableError: a tracker's package or a device is not there.
         """
         if self.devices < 1 or self.nodes < 1:
             raise UsageError(f"--devices {self.devices} --nodes {self.nodes}", fix="give 1 or more of each")
+        if self.parallel_folds < 1:
+            raise UsageError(f"--parallel-folds {self.parallel_folds}", fix="give 1 or more")
+        if self.parallel_folds > 1 and self.world > 1:
+            raise UsageError(
+                f"--parallel-folds {self.parallel_folds} trains each fold on one device, and --devices {self.devices} "
+                f"--nodes {self.nodes} spreads a fold over {self.world}",
+                fix="take --parallel-folds, or --devices and --nodes",
+            )
         least = self.least_cases(config) * self.world
         if config.train.batch_size < least:
             raise UsageError(

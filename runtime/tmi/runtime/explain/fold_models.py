@@ -24,14 +24,14 @@ from tmi.toolkit.config import CLASSES, MODALITIES, POSITIVE, Config
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.hashing import sha256_file
 from tmi.toolkit.manifest import FUSION, FoldSpec
-from tmi.toolkit.network.modality_subset import ModalitySubset
-from tmi.toolkit.network.tmi_clnet import TmiClnet, build
+from tmi.toolkit.network.restoring import restore
+from tmi.toolkit.network.system_network import system_network
+from tmi.toolkit.network.three_parts import ThreeParts
+from tmi.toolkit.network.tmi_clnet import TmiClnet
 from tmi.toolkit.run_folder import RUN_FILE, FoldFolder, RunFolder
 from tmi.toolkit.scaling import RadiomicsScaler
+from tmi.toolkit.systems import calibrated, seen
 from tmi.toolkit.tokenizer import Tokenizer
-
-LAST_LAYER = "head.densenet.class_layers.out."
-"""The layer whose outputs are the logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class FoldModel:
 
     fold: int
     """Number of the fold."""
-    network: TmiClnet | ModalitySubset
+    network: ThreeParts
     """In evaluation mode; no weight takes a gradient."""
     scaler: RadiomicsScaler
     """Radiomics scaler."""
@@ -95,7 +95,7 @@ class ModelSource:
     @property
     def ct_only(self) -> bool:
         """Whether the models see the CT and nothing else."""
-        return self.config.network.modalities == ("image",)
+        return self.config.system.name == "tmi-clnet" and seen(self.config) == ("image",)
 
     def chosen(self, fold: str) -> tuple[int, ...]:
         """The folds that `ensemble` or a number means.
@@ -122,10 +122,9 @@ def open_run_models(folder: Path) -> ModelSource:
         DamagedError: a file is missing, was changed, or is of another version.
     """
     run = RunFolder.open(folder).require_finished()
-    seen = run.config.network.modalities
-    if run.config.system.name != "tmi-clnet" or not (len(seen) == len(MODALITIES) or seen == ("image",)):
+    if run.config.system.name != "tmi-clnet" or seen(run.config) not in (MODALITIES, ("image",)):
         raise UsageError(
-            f"run {folder} is of system {run.config.system.name} on {', '.join(seen)}",
+            f"run {folder} is of system {run.config.system.name} on {', '.join(seen(run.config))}",
             fix="give a run of tmi-clnet with all three modalities, or beside it one of the CT alone (image)",
         )
     require_rendering(run.config.clinical.rendering, run.rendering_version, kind="run")
@@ -134,7 +133,7 @@ def open_run_models(folder: Path) -> ModelSource:
         files = run.fold(fold)
         return FoldModel(
             fold=fold,
-            network=_network(run.config, _calibrated(files), kind="run"),
+            network=_network(run.config, _calibrated(run.config, files), kind="run"),
             scaler=RadiomicsScaler.load(files.scaler),
             tokenizer=Tokenizer.load(files.tokenizer),
         )
@@ -156,7 +155,7 @@ def open_bundle_models(folder: Path) -> ModelSource:
     """The models of a bundle, after comparing every byte of it with its manifest.
 
     Raises:
-        UsageError: no bundle.
+        UsageError: no bundle, or one of another network than TMI-CLNet with all three modalities.
         DamagedError: it is damaged or was edited.
         UnavailableError: it was exported without weights.
     """
@@ -167,13 +166,21 @@ def open_bundle_models(folder: Path) -> ModelSource:
             f"bundle {folder} holds no weights, and its compiled graphs have no gradients",
             fix="export it without --no-weights, or explain the run itself with --run",
         )
+    config = manifest.settings()
+    if config.system.name != "tmi-clnet" or manifest.modalities != MODALITIES:
+        raise UsageError(
+            f"bundle {folder} is of system {config.system.name} on {', '.join(manifest.modalities)}, which can be "
+            "asked with `tmi predict` and not be explained",
+            fix="give a bundle of tmi-clnet with all three modalities",
+        )
     clinical = manifest.clinical
     require_rendering(clinical.rendering, clinical.rendering_version, kind="bundle")
-    config = manifest.settings()
     positions = {spec.fold: (position, spec) for position, spec in enumerate(manifest.folds)}
 
     def load(fold: int) -> FoldModel:
         position, spec = positions[fold]
+        assert spec.text is not None  # all modalities are seen
+        assert spec.scaler is not None
         tokenizer = manifest.graph(spec.text).tokenizer
         if tokenizer is None:
             raise DamagedError(f"bundle {folder}: graph {spec.text} names no tokenizer", fix="export it again")
@@ -218,22 +225,16 @@ def _bundled_weights(bundle: Bundle, fold: FoldSpec, position: int) -> dict[str,
         (fold.text, "text_encoder.", ""),
         (FUSION, "fusion.", f"fold{position}."),
     ):
+        assert graph is not None  # all modalities are seen
         file = bundle.artefact(bundle.manifest.graph(graph), "weights")
         assert file is not None  # the caller has seen that every graph has them
         state |= {ours + k.removeprefix(theirs): t for k, t in _weights(file).items() if k.startswith(theirs)}
     return state
 
 
-def _calibrated(files: FoldFolder) -> dict[str, Tensor]:
-    """A fold's state with its temperature T taken into the last layer, as an export does: logits / T."""
-    state, temperature = _weights(files.model), files.temperature
-    last = [key for key in state if key.rpartition(".")[0].endswith(LAST_LAYER.removesuffix("."))]
-    if temperature != 1.0 and not last:
-        raise DamagedError(
-            f"run: {files.metrics} gives a temperature, and the model has no last layer to take it",
-            fix="train the run again",
-        )
-    return state | {key: state[key] / temperature for key in last}
+def _calibrated(config: Config, files: FoldFolder) -> dict[str, Tensor]:
+    """A fold's state with its temperature taken into it, as an export does: logits / T."""
+    return calibrated(config, _weights(files.model), files.temperature)
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
@@ -244,18 +245,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _network(config: Config, state: dict[str, Tensor], *, kind: str) -> TmiClnet | ModalitySubset:
-    network: TmiClnet | ModalitySubset
-    if config.network.modalities == ("image",):
-        with torch.random.fork_rng(devices=[]):
-            network = ModalitySubset(config.network)
-    else:
-        network = build(config.network, seed=0)
-    try:
-        network.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise DamagedError(
-            f"{kind}: its weights are not those of the network in its config",
-            fix="use the version of tmi that made it",
-        ) from error
-    return network.eval().requires_grad_(False)
+def _network(config: Config, state: dict[str, Tensor], *, kind: str) -> ThreeParts:
+    with torch.random.fork_rng(devices=[]):
+        network = system_network(config)
+    return restore(network, state, where=f"{kind}: its weights", fix=f"use the version of tmi that made the {kind}")

@@ -32,11 +32,7 @@ class Fusion(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         fusion = config.fusion
-        widths = {
-            "clinical": config.text_encoder.hidden_size,
-            "radiomics": config.radiomics_encoder.out,
-            "image": config.ct_encoder.feature_width,
-        }
+        widths = feature_widths(config)
         self.radiomics_encoder = RadiomicsEncoder(config.radiomics_encoder)
         self.projection = nn.ModuleDict({m: nn.Linear(widths[m], fusion.width) for m in MODALITIES})
         self.projection_norm = nn.ModuleDict(
@@ -66,3 +62,12 @@ class Fusion(nn.Module):
         ring = tuple(features[m] for m in MODALITIES)
         fused = self.tcaf(*ring) if self.tcaf is not None else cat(ring, dim=1).unsqueeze(1)
         return FusionOutput(self.head(fused), *ring)
+
+
+def feature_widths(config: NetworkConfig) -> dict[str, int]:
+    """Modality -> width of its encoder's feature, in the order of the ring."""
+    return {
+        "clinical": config.text_encoder.hidden_size,
+        "radiomics": config.radiomics_encoder.out,
+        "image": config.ct_encoder.feature_width,
+    }

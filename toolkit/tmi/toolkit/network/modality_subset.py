@@ -7,40 +7,30 @@ that is left out is not built.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from tmi.toolkit.config import MODALITIES, NetworkConfig
-from tmi.toolkit.network.ct_encoder import CtEncoder
+from tmi.toolkit.network.fusion import feature_widths
 from tmi.toolkit.network.head import Head
+from tmi.toolkit.network.logits import Logits
 from tmi.toolkit.network.radiomics_encoder import RadiomicsEncoder
 from tmi.toolkit.network.tcaf import TripleModalCrossAttention
-from tmi.toolkit.network.text_encoder import TextEncoder
+
+GIVEN = ("image", "clinical", "radiomics")
+"""The order in which a fusion part takes what its network sees (`tmi.toolkit.network.three_parts`)."""
 
 
-class SubsetOutput(NamedTuple):
-    """Logits."""
-
-    logits_BK: Float[Tensor, "B K"]
-
-
-class ModalitySubset(nn.Module):
-    """The inputs of TMI-CLNet, of which it looks at one or two -> `SubsetOutput`."""
+class SubsetFusion(nn.Module):
+    """Features of the encoders of one or two modalities, or the radiomics themselves -> logits."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         fusion = config.fusion
         self.modalities = tuple(m for m in MODALITIES if m in config.modalities)
-        self.ct_encoder = CtEncoder(config.ct_encoder) if "image" in self.modalities else None
-        self.text_encoder = TextEncoder(config.text_encoder) if "clinical" in self.modalities else None
+        self.given = tuple(m for m in GIVEN if m in self.modalities)
         self.radiomics_encoder = RadiomicsEncoder(config.radiomics_encoder) if "radiomics" in self.modalities else None
-        widths = {
-            "clinical": config.text_encoder.hidden_size,
-            "radiomics": config.radiomics_encoder.out,
-            "image": config.ct_encoder.feature_width,
-        }
+        widths = feature_widths(config)
         self.projection = nn.ModuleDict({m: nn.Linear(widths[m], fusion.width) for m in self.modalities})
         self.projection_norm = nn.ModuleDict(
             {
@@ -52,23 +42,12 @@ class ModalitySubset(nn.Module):
         self.cross_attention = TripleModalCrossAttention(fusion, self.modalities) if pair else None
         self.head = Head(config.head)
 
-    def forward(
-        self,
-        ct: Float[Tensor, "B 1 D H W"],
-        input_ids: Int[Tensor, "B T"],
-        attention_mask: Int[Tensor, "B T"],
-        radiomics: Float[Tensor, "B 1781"],
-    ) -> SubsetOutput:
-        """Logits [B,K]."""
-        features = []
-        for modality in self.modalities:
-            if modality == "image":
-                feature = self.ct_encoder(ct)  # type: ignore[misc]
-            elif modality == "clinical":
-                feature = self.text_encoder(input_ids, attention_mask)  # type: ignore[misc]
-            else:
-                feature = self.radiomics_encoder(radiomics)  # type: ignore[misc]
-            features.append(self.projection_norm[modality](self.projection[modality](feature)))
+    def forward(self, first: Float[Tensor, "B C1"], second: Float[Tensor, "B C2"] | None = None) -> Logits:
+        """Logits [B,K] from what is seen, in the order of `GIVEN`."""
+        given = dict(zip(self.given, (first,) if second is None else (first, second), strict=True))
+        if self.radiomics_encoder is not None:
+            given["radiomics"] = self.radiomics_encoder(given["radiomics"])
+        features = [self.projection_norm[m](self.projection[m](given[m])) for m in self.modalities]
         if self.cross_attention is None:
-            return SubsetOutput(self.head(features[0].unsqueeze(1)))
-        return SubsetOutput(self.head(self.cross_attention(*features)))
+            return Logits(self.head(features[0].unsqueeze(1)))
+        return Logits(self.head(self.cross_attention(*features)))

@@ -9,7 +9,7 @@ from tmi.toolkit.config import Config
 from tmi.toolkit.config_io import override
 from tmi.toolkit.errors import UsageError
 from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_BASE, OURS, TABLES, Row, Table
-from tmi.training.systems.registry import encoder_names
+from tmi.training.systems.registry import encoder_names, system
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,8 @@ class PlannedRun:
     """Of the first row that it stands in."""
     config: Config
     """Its whole config."""
+    weights: tuple[str, ...] = ()
+    """The encoders that start from given weights: `ct`, `text`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,8 @@ class Plan:
     """Each configuration once; TMI-CLNet first, as every row is tested against it."""
     behind: dict[tuple[int | str, str], str]
     """(table, key of the row) -> key of the run."""
+    not_applied: tuple[str, ...] = ()
+    """What was asked for and which rows have no such part, in words."""
 
 
 def chosen_tables(asked: str) -> tuple[Table, ...]:
@@ -51,13 +55,14 @@ def chosen_tables(asked: str) -> tuple[Table, ...]:
     return (TABLES[int(asked)],)
 
 
-def make_plan(base: Config, tables: Sequence[Table], *, only: Sequence[str] = ()) -> Plan:
+def make_plan(base: Config, tables: Sequence[Table], *, only: Sequence[str] = (), weights: Sequence[str] = ()) -> Plan:
     """The plan of some tables.
 
     Args:
         base: the config that the rows differ from; for the clinical table, the text encoder alone is taken of it.
         tables: tables of the paper.
         only: keys of rows; the others are left out, TMI-CLNet's own never. Empty: all rows.
+        weights: encoders that weights are given for; a row without such an encoder starts without them.
 
     Raises:
         UsageError: `only` names a row that none of the tables has.
@@ -68,13 +73,14 @@ def make_plan(base: Config, tables: Sequence[Table], *, only: Sequence[str] = ()
         raise UsageError(f"no row {unknown[0]!r} in what is asked for", fix=f"known: {', '.join(known)}")
     if CLINICAL in tables:
         base = override(base, CLINICAL_BASE)
+    asked, base = base, config_of_parts(base)
     runs = {OURS: PlannedRun(key=OURS, label="TMI-CLNet", config=base)}
     kept: list[Table] = []
     behind: dict[tuple[int | str, str], str] = {}
     for table in tables:
         rows = []
         for row in table.rows:
-            config = config_of(row, base)
+            config = config_of(row, asked)
             if only and row.key not in only and config != base:
                 continue
             same = next((r.key for r in runs.values() if r.config == config), None)
@@ -83,12 +89,37 @@ def make_plan(base: Config, tables: Sequence[Table], *, only: Sequence[str] = ()
             rows.append(row)
             behind[table.number, row.key] = same or row.key
         kept.append(replace(table, rows=tuple(rows)))
-    return Plan(tables=tuple(kept), runs=tuple(runs.values()), behind=behind)
+    planned = tuple(
+        replace(run, weights=tuple(name for name in weights if name in encoder_names(run.config)))
+        for run in runs.values()
+    )
+    return Plan(tables=tuple(kept), runs=planned, behind=behind, not_applied=_not_applied(asked, planned, weights))
+
+
+def _not_applied(base: Config, runs: Sequence[PlannedRun], weights: Sequence[str]) -> tuple[str, ...]:
+    """A line for each part that was asked for and that some run's system has not."""
+    lacking = {
+        **{
+            f"--freeze {part}": [r.key for r in runs if part not in r.config.train.freeze] for part in base.train.freeze
+        },
+        **{f"--{name}-weights": [r.key for r in runs if name not in r.weights] for name in weights},
+    }
+    if base.train.precision != "32":
+        lacking[f"--precision {base.train.precision}"] = [
+            r.key for r in runs if system(r.config.system.name).needs == "sklearn"
+        ]
+    return tuple(
+        f"{what} is not applied to what has no such part: {', '.join(keys)}" for what, keys in lacking.items() if keys
+    )
 
 
 def config_of(row: Row, base: Config) -> Config:
     """The config of a row; `train.freeze` keeps what the row's system has."""
-    config = override(base, row.settings)
+    return config_of_parts(override(base, row.settings))
+
+
+def config_of_parts(config: Config) -> Config:
+    """The config with `train.freeze` cut down to the parts that its system has."""
     there = encoder_names(config)
     freeze = tuple(name for name in config.train.freeze if name.partition(":")[0] in there)
     return replace(config, train=replace(config.train, freeze=freeze))

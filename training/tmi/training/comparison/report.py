@@ -65,11 +65,13 @@ def write_report(plan: Plan, trained: Trained, cohort: Cohort, out: Path, *, com
             "command": command,
             "notes": list(story.notes),
             "verdict": list(story.verdict),
+            "not_applied": list(plan.not_applied),
             "runs": {
                 run.key: {
                     "folder": f"{RUNS}/{run.key}",
                     "failed": trained.failed.get(run.key),
                     "config": to_json(run.config),
+                    "weights": list(run.weights),
                 }
                 for run in plan.runs
             },

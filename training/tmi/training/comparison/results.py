@@ -19,6 +19,7 @@ from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.files import read_json
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.synth import TRUTH_FILE
+from tmi.toolkit.systems import seen
 from tmi.training.calibration import positive as positive_probability
 from tmi.training.comparison.paper_tables import OURS
 from tmi.training.fold_predictions import read_predictions
@@ -26,7 +27,6 @@ from tmi.training.metrics import METRICS, binary_metrics, over_folds
 from tmi.training.statistics.bootstrap import interval, replicates, weighted_metrics
 from tmi.training.statistics.delong import DeLong, delong
 from tmi.training.statistics.mcnemar import McNemar, mcnemar
-from tmi.training.systems.registry import seen
 
 THRESHOLD = 0.5
 """From which the tables' decisions are positive, as in the paper."""

@@ -17,7 +17,7 @@ from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.cohort_arrays import fingerprint
 from tmi.training.comparison.plan import Plan, PlannedRun
 from tmi.training.cross_validation import Watcher, cross_validate, require_same_start
-from tmi.training.systems.registry import encoder_names
+from tmi.training.running import Running
 
 if TYPE_CHECKING:
     from tmi.training.pretrained.initial_weights import InitialWeights  # torch
@@ -52,13 +52,15 @@ def train_all(
     *,
     schema: Schema,
     tokenizer: Tokenizer | None,
-    accelerator: str,
+    running: Running,
     watcher: Watcher,
     cache: PreparedCache | None,
     told: Told,
     initial: InitialWeights | None = None,
 ) -> Trained:
-    """Every run of the plan, in `out/runs`; `initial` are the weights that the encoders of each start from.
+    """Every run of the plan, in `out/runs`, on the devices of `running`.
+
+    `initial` are weights that a run's encoders start from, those that its plan names.
 
     Raises:
         UsageError: a run that is there was started with other options or on another cohort; nothing was trained.
@@ -66,7 +68,7 @@ def train_all(
         KeyboardInterrupt: Ctrl-C; the same call continues.
     """
     print_of_cohort = fingerprint(cohort)
-    starts = {p.key: None if initial is None else initial.only(encoder_names(p.config)) for p in plan.runs}
+    starts = {p.key: None if initial is None else initial.only(p.weights) for p in plan.runs}
     there = {p.key: _there(p, out / RUNS / p.key, print_of_cohort, starts[p.key]) for p in plan.runs}
     runs: dict[str, RunFolder] = {}
     failed: dict[str, str] = {}
@@ -86,12 +88,13 @@ def train_all(
                 out / RUNS / planned.key,
                 schema=schema,
                 tokenizer=tokenizer,
-                accelerator=accelerator,
+                accelerator=running.accelerator,
                 watcher=watcher,
                 resume=existing is not None,
                 name=planned.key,
                 cache=cache,
                 initial=starts[planned.key],
+                running=running,
             )
         except FAILURES as error:
             failed[planned.key] = _why(error)

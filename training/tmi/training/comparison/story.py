@@ -88,6 +88,7 @@ def tell(
             f"{base.train.batch_size}, learning rate {base.train.learning_rate:g}"
             + (f", frozen: {', '.join(base.train.freeze)}" if base.train.freeze else "")
             + ".",
+            *plan.not_applied,
             "Our figures: mean ± sample standard deviation over the folds, decisions at a probability of 0.5; AUC is "
             "the ROC AUC of the probabilities. The paper's AUC fits the balanced accuracy (Bal. ACC) better.",
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,6 @@ class InitialWeights:
     reports: tuple[WeightReport, ...] = ()
     """Where they come from."""
 
-    def only(self, encoders: tuple[str, ...]) -> InitialWeights | None:
-        """Those for some of the encoders; None where there are none."""
-        return (
-            InitialWeights(
-                states={name: state for name, state in self.states.items() if name in encoders},
-                reports=tuple(report for report in self.reports if report.encoder in encoders),
-            )
-            if set(encoders) & set(self.states)
-            else None
-        )
-
     def load_into(self, network: nn.Module) -> None:
         """Put them into a network's encoders; what no file fills stays as it is.
 
@@ -56,6 +45,12 @@ class InitialWeights:
                     f"weights for the {name} encoder are given, and the model has none", fix="leave them out"
                 )
             there[name].load_state_dict(dict(state), strict=False)
+
+    def only(self, names: Sequence[str]) -> InitialWeights | None:
+        """Those of the named encoders; None where there are none."""
+        states = {name: state for name, state in self.states.items() if name in names}
+        reports = tuple(report for report in self.reports if report.encoder in names)
+        return InitialWeights(states=states, reports=reports) if states else None
 
     def document(self) -> dict[str, Any]:
         """What a run records of them."""
@@ -74,6 +69,11 @@ class Start:
     """The vocabulary that came with the text weights."""
     notes: tuple[str, ...]
     """What was changed in the config, and why, for people."""
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The encoders that weights were given for."""
+        return tuple(self.weights.states)
 
 
 def settle(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tmi.toolkit.config import Config, LossConfig
+from tmi.toolkit.network.ct_encoder import CtEncoder
+from tmi.toolkit.network.radiomics_encoder import RadiomicsEncoder
+from tmi.toolkit.network.text_encoder import TextEncoder
 from tmi.training.losses.total import Loss
 from tmi.training.systems.registry import system
 
@@ -24,12 +27,6 @@ class Output(Protocol):
     @property
     def logits_BK(self) -> Float[Tensor, "B K"]:
         """Logits; class order as in `tmi.toolkit.config.CLASSES`."""
-
-
-class Logits(NamedTuple):
-    """Output of a network that returns nothing else."""
-
-    logits_BK: Float[Tensor, "B K"]
 
 
 def make(config: Config) -> Any:
@@ -55,14 +52,16 @@ def loss_function(config: Config) -> LossFunction:
 
 
 def encoders(network: nn.Module) -> dict[str, nn.Module]:
-    """The encoders that a network has, by the names that `train.freeze` takes: `ct`, `text`, `radiomics`."""
-    owner = getattr(network, "fusion", network)
+    """The encoders that a network shares with TMI-CLNet, by the names that `train.freeze` takes: `ct`, `text`,
+    `radiomics`. What looks at single slices is none of them.
+    """
     found = {
         "ct": getattr(network, "ct_encoder", None),
         "text": getattr(network, "text_encoder", None),
-        "radiomics": getattr(owner, "radiomics_encoder", None),
+        "radiomics": getattr(getattr(network, "fusion", None), "radiomics_encoder", None),
     }
-    return {name: module for name, module in found.items() if module is not None}
+    shared = (CtEncoder, TextEncoder, RadiomicsEncoder)
+    return {name: module for name, module in found.items() if isinstance(module, shared)}
 
 
 def _named(target: str) -> Any:

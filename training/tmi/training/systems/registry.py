@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from tmi.toolkit.config import MODALITIES, Config
+from tmi.toolkit.config import Config
 from tmi.toolkit.errors import UsageError
+from tmi.toolkit.systems import SEES, seen
 
+NETWORK = "tmi.toolkit.network.system_network:system_network"
 CROSS_ENTROPY = "tmi.training.losses.total:task_loss"
 
 
@@ -28,7 +30,7 @@ class SystemSpec:
     source: str
     """Where it is from."""
     modalities: tuple[str, ...]
-    """What it sees."""
+    """What it can see."""
     needs: Literal["torch", "sklearn"]
     """What trains it: gradient steps, or one call of `fit`."""
     loss: str = CROSS_ENTROPY
@@ -38,60 +40,60 @@ class SystemSpec:
 SYSTEMS: Mapping[str, SystemSpec] = MappingProxyType(
     {
         "tmi-clnet": SystemSpec(
-            target="tmi.training.systems.tmi_clnet:make",
+            target=NETWORK,
             what="CT, text and radiomics encoders, IMA, TCAF, 1D DenseNet; TMFF loss",
             source="L. Wu et al., TMI-CLNet",
-            modalities=MODALITIES,
+            modalities=SEES["tmi-clnet"],
             needs="torch",
             loss="tmi.training.systems.tmi_clnet:loss",
         ),
         "resnet50": SystemSpec(
-            target="tmi.training.systems.resnet50:Resnet50",
+            target=NETWORK,
             what="2D ResNet-50 on the middle axial slice; `dims` 3: the 3D one on the volume",
             source="K. He et al. 2016",
-            modalities=("image",),
+            modalities=SEES["resnet50"],
             needs="torch",
         ),
         "vit": SystemSpec(
-            target="tmi.training.systems.vit:Vit",
+            target=NETWORK,
             what="vision transformer on the middle axial slice; `dims` 3: on the volume",
             source="A. Dosovitskiy et al. 2020",
-            modalities=("image",),
+            modalities=SEES["vit"],
             needs="torch",
         ),
         "svm": SystemSpec(
             target="tmi.training.systems.radiomics_pipeline:support_vector_machine",
             what="radiomics: impute, scale, drop constants, LASSO, RBF support vector machine with Platt's scaling",
             source="S. Mukherjee et al. 2022",
-            modalities=("radiomics",),
+            modalities=SEES["svm"],
             needs="sklearn",
         ),
         "rf": SystemSpec(
             target="tmi.training.systems.radiomics_pipeline:random_forest",
             what="radiomics: impute, scale, drop constants, LASSO, random forest",
             source="L. Breiman 2001",
-            modalities=("radiomics",),
+            modalities=SEES["rf"],
             needs="sklearn",
         ),
         "simpleff": SystemSpec(
-            target="tmi.training.systems.simpleff:SimpleFf",
+            target=NETWORK,
             what="five slices through a 2D ResNet-50 to 8 features each, beside the radiomics; averaged over slices",
             source="Y. S. Choi et al. 2021",
-            modalities=("radiomics", "image"),
+            modalities=SEES["simpleff"],
             needs="torch",
         ),
         "hfbsurv": SystemSpec(
-            target="tmi.training.systems.hfbsurv:Hfbsurv",
+            target=NETWORK,
             what="hierarchical factorised bilinear fusion of the three encoders' features",
             source="R. Li et al. 2022",
-            modalities=MODALITIES,
+            modalities=SEES["hfbsurv"],
             needs="torch",
         ),
         "mmd": SystemSpec(
-            target="tmi.training.systems.mmd:Mmd",
+            target=NETWORK,
             what="mean of the embeddings present, with modality dropout and reconstruction; predicts with any subset",
             source="C. Cui et al. 2022",
-            modalities=MODALITIES,
+            modalities=SEES["mmd"],
             needs="torch",
             loss="tmi.training.systems.mmd:loss",
         ),
@@ -99,14 +101,14 @@ SYSTEMS: Mapping[str, SystemSpec] = MappingProxyType(
             target="tmi.training.systems.clinical_pipeline:logistic_regression",
             what="clinical values as numbers: impute, scale, drop constants, logistic regression with an L2 penalty",
             source="a yardstick for the text encoder",
-            modalities=("clinical",),
+            modalities=SEES["logreg"],
             needs="sklearn",
         ),
         "clinical-rf": SystemSpec(
             target="tmi.training.systems.clinical_pipeline:random_forest",
             what="clinical values as numbers: impute, scale, drop constants, random forest",
             source="a yardstick for the text encoder",
-            modalities=("clinical",),
+            modalities=SEES["clinical-rf"],
             needs="sklearn",
         ),
     }
@@ -123,13 +125,6 @@ def system(name: str) -> SystemSpec:
     if name not in SYSTEMS:
         raise UsageError(f"unknown model {name!r}", fix=f"choose one of {', '.join(SYSTEMS)}")
     return SYSTEMS[name]
-
-
-def seen(config: Config) -> tuple[str, ...]:
-    """The modalities that the configured system looks at, in the order of the ring."""
-    if config.system.name == "tmi-clnet":
-        return tuple(m for m in MODALITIES if m in config.network.modalities)
-    return system(config.system.name).modalities
 
 
 def encoder_names(config: Config) -> tuple[str, ...]:

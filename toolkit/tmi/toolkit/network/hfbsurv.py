@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, cat, nn, stack
 from torch.nn.functional import normalize
 
 from tmi.toolkit.config import CLASSES, MODALITIES, Config
-from tmi.training.systems.build import Logits
-from tmi.training.systems.three_encoders import ThreeEncoders
+from tmi.toolkit.network.fusion import feature_widths
+from tmi.toolkit.network.logits import Logits
+from tmi.toolkit.network.radiomics_encoder import RadiomicsEncoder
 
 
 class FactorisedBilinear(nn.Module):
@@ -43,19 +44,20 @@ class FactorisedBilinear(nn.Module):
         return normalize(rooted, dim=1)
 
 
-class Hfbsurv(nn.Module):
-    """CT, text and radiomics -> logits."""
+class HfbsurvFusion(nn.Module):
+    """CT and text features and radiomics -> logits."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         sizes = config.system.hfbsurv
         pooling = {"pooled": sizes.pooled, "rank": sizes.rank, "dropout": sizes.pooling_dropout}
-        self.encode = ThreeEncoders(config.network)
+        self.radiomics_encoder = RadiomicsEncoder(config.network.radiomics_encoder)
+        widths = feature_widths(config.network)
         wide = sizes.embedding + sizes.pooled
         self.embed = nn.ModuleDict(
             {
                 m: nn.Sequential(
-                    nn.Linear(self.encode.widths[m], sizes.embedding),
+                    nn.Linear(widths[m], sizes.embedding),
                     nn.Tanh(),
                     nn.Linear(sizes.embedding, sizes.embedding),
                     nn.Tanh(),
@@ -79,31 +81,16 @@ class Hfbsurv(nn.Module):
             nn.Linear(second, len(CLASSES)),
         )
 
-    @property
-    def ct_encoder(self) -> nn.Module:
-        """CT encoder."""
-        return self.encode.ct_encoder
-
-    @property
-    def text_encoder(self) -> nn.Module:
-        """Text encoder."""
-        return self.encode.text_encoder
-
-    @property
-    def radiomics_encoder(self) -> nn.Module:
-        """Radiomics encoder."""
-        return self.encode.radiomics_encoder
-
     def forward(
         self,
-        ct: Float[Tensor, "B 1 D H W"],
-        input_ids: Int[Tensor, "B T"],
-        attention_mask: Int[Tensor, "B T"],
+        ct_features: Float[Tensor, "B C_ct"],
+        text_features: Float[Tensor, "B C_text"],
         radiomics: Float[Tensor, "B 1781"],
     ) -> Logits:
         """Logits [B,K]."""
+        encoded = {"clinical": text_features, "radiomics": self.radiomics_encoder(radiomics), "image": ct_features}
         x, score = {}, {}
-        for modality, feature in self.encode(ct, input_ids, attention_mask, radiomics).items():
+        for modality, feature in encoded.items():
             h = self.embed[modality](feature)
             x[modality] = cat((h, self.own[modality](h, h)), dim=1)
             score[modality] = self.score[modality](x[modality]).sigmoid()

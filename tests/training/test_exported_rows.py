@@ -1,0 +1,269 @@
+"""Every row of the paper's tables with a network, in miniature: one epoch, two folds, and its bundle answers what the
+training recorded of the held-out cases, from no more of a case than the row's network sees.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from factories.nano import nano
+from factories.small_comparison import Comparison
+from factories.tmi_command import tmi
+from tmi.export import fold_graphs
+from tmi.export.bundle_writer import export_run
+from tmi.runtime.engine import engine_spec, installed
+from tmi.runtime.prediction import Prediction, Refusal
+from tmi.runtime.predictor import Predictor
+from tmi.toolkit.bundle import Bundle, open_bundle
+from tmi.toolkit.case import CLINICAL_FILE, CT_FILE, RADIOMICS_FILE
+from tmi.toolkit.config import MODALITIES
+from tmi.toolkit.errors import ParityError, UsageError
+from tmi.toolkit.files import read_json
+from tmi.toolkit.network.simpleff import SliceFeatures
+from tmi.toolkit.run_folder import SUMMARY_FILE, RunFolder
+from tmi.toolkit.systems import NEURAL, encoder_roles, seen
+from tmi.training.comparison.paper_tables import TABLES
+from tmi.training.comparison.plan import chosen_tables, make_plan
+
+FILES = {"image": CT_FILE, "radiomics": RADIOMICS_FILE, "clinical": CLINICAL_FILE}
+RUNS = {r.key: r.config for r in make_plan(nano(), chosen_tables("all")).runs if r.config.system.name in NEURAL}
+LAMBDAS = {row.key for row in TABLES[4].rows} & set(RUNS)
+"""Rows whose networks differ from TMI-CLNet's in their weights alone."""
+ROWS = [key for key in RUNS if key not in LAMBDAS]
+QUICK = ["resnet50", "vit", "simpleff", "hfbsurv", "mmd", "image", "radiomics", "clinical-image"]
+"""Of these the rows that are exported at every run of the tests; the others are so in the slow ones."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def exported(small_comparison: Comparison, tmp_path_factory: pytest.TempPathFactory):
+    """Bundle of a row, exported once for each set of artefacts."""
+    made: dict[tuple[str, tuple[str, ...]], Bundle] = {}
+
+    def of(key: str, *artefacts: str) -> Bundle:
+        if (key, artefacts) not in made:
+            out = tmp_path_factory.mktemp("rows") / key
+            made[key, artefacts] = export_run(small_comparison.folder / "runs" / key, out, artefacts=artefacts)
+        return made[key, artefacts]
+
+    return of
+
+
+def stripped(cohort: Path, modalities: tuple[str, ...], folder: Path) -> Path:
+    """The cohort's cases with the files of these modalities and no others."""
+    for case in sorted(p for p in cohort.iterdir() if p.is_dir()):
+        (folder / case.name).mkdir(parents=True)
+        for modality in modalities:
+            shutil.copyfile(case / FILES[modality], folder / case.name / FILES[modality])
+    return folder
+
+
+def largest_difference(bundle: Bundle, run: RunFolder, cases: Path, engine: str) -> float:
+    """Between what a bundle answers for each fold's held-out cases by that fold's model, and what training said."""
+    with Predictor.open(bundle.folder, engine=engine, threads=1, verify=False) as predictor:
+        answers = {a.case_id: a for a in predictor.predict(sorted(cases.iterdir()), batch=5)}
+    worst = []
+    for position, split in enumerate(run.folds):
+        rows = csv.DictReader(io.StringIO(run.fold(split.fold).predictions.read_text()))
+        recorded = {row["case_id"]: float(row["calibrated_bad"]) for row in rows}
+        assert tuple(recorded) == split.test
+        for case_id, p in recorded.items():
+            answer = answers[case_id]
+            assert isinstance(answer, Prediction), answer
+            assert answer.folds[position].fold == split.fold
+            worst.append(abs(answer.folds[position].probability["bad"] - p))
+    return max(worst)
+
+
+def check_row(comparison: Comparison, bundle: Bundle, key: str, engines: tuple[str, ...], tmp_path: Path) -> None:
+    run = RunFolder.open(comparison.folder / "runs" / key).require_finished()
+    cases = stripped(comparison.cohort, seen(run.config), tmp_path / "cases")
+    for engine in engines:
+        assert largest_difference(bundle, run, cases, engine) <= max(engine_spec(engine).max_abs_err, 1e-5), engine
+    assert bundle.manifest.threshold == run.threshold
+
+
+@pytest.mark.parametrize("key", RUNS)
+def test_a_rows_figures_are_finite_and_its_networks_load(small_comparison, key):
+    run = RunFolder.open(small_comparison.folder / "runs" / key)
+    summary = read_json(run.path / SUMMARY_FILE, kind="run")
+    assert all(math.isfinite(entry["mean"]) for entry in summary["over_folds"].values())
+    for split in run.folds:
+        network = fold_graphs.FoldModels(run).whole(split.fold)
+        assert (network.ct_encoder is not None) == ("image" in seen(run.config))
+
+
+@pytest.mark.parametrize("key", QUICK)
+def test_a_rows_bundle_answers_what_training_recorded_from_what_the_row_sees_alone(
+    small_comparison, exported, tmp_path, key
+):
+    check_row(small_comparison, exported(key, "torchscript"), key, ("torchscript", "eager"), tmp_path)
+
+
+@pytest.mark.parametrize("key", ["simpleff"])
+def test_a_rows_bundle_answers_so_without_torch(small_comparison, exported, tmp_path, key):
+    engines = ("onnx", *(e for e in ("openvino",) if installed(e)))
+    check_row(small_comparison, exported(key, "onnx"), key, engines, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", RUNS)
+def test_every_rows_bundle_answers_so_on_every_engine(small_comparison, exported, tmp_path, key):
+    engines = ("onnx", "torchscript", "eager", *(e for e in ("openvino",) if installed(e)))
+    bundle = exported(key, "onnx", "torchscript")
+    check_row(small_comparison, bundle, key, engines, tmp_path)
+    assert {g.role for g in bundle.manifest.graphs} == {*encoder_roles(seen(RUNS[key])), "fusion"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ROWS)
+def test_every_rows_fp16_graphs_hold_by_emulation(small_comparison, tmp_path, key):
+    bundle = export_run(small_comparison.folder / "runs" / key, tmp_path / "bundle", artefacts=("trt",))
+    assert bundle.has("onnx-typed")
+    assert {r.gate for r in bundle.manifest.parity if r.engine == "fp16-emulation"} >= {"finite-inside", "logits"}
+
+
+@pytest.mark.parametrize("key", QUICK)
+def test_a_bundle_has_the_graphs_and_files_of_what_it_sees_and_no_others(exported, key):
+    bundle = exported(key, "torchscript")
+    manifest, modalities = bundle.manifest, seen(RUNS[key])
+    assert manifest.modalities == modalities
+    assert {g.role for g in manifest.graphs} == {*encoder_roles(modalities), "fusion"}
+    assert (bundle.folder / "tokenizers").exists() == ("clinical" in modalities)
+    assert (bundle.folder / "scalers").exists() == ("radiomics" in modalities)
+    assert all((fold.scaler is not None) == ("radiomics" in modalities) for fold in manifest.folds)
+
+
+@pytest.mark.parametrize("key", ["image", "simpleff", "mmd"])
+def test_a_case_without_what_the_network_sees_is_refused(small_comparison, exported, tmp_path, key):
+    bundle = exported(key, "torchscript")
+    missing = {"image": "image", "simpleff": "radiomics", "mmd": "clinical"}[key]
+    cases = stripped(small_comparison.cohort, tuple(m for m in MODALITIES if m != missing), tmp_path / "cases")
+    with Predictor.open(bundle.folder, engine="torchscript", threads=1, verify=False) as predictor:
+        (answer,) = predictor.predict(cases / "C000")
+    assert isinstance(answer, Refusal)
+    assert FILES[missing] in answer.what
+
+
+@pytest.mark.parametrize("key", ["radiomics", "simpleff"])
+def test_the_commands_take_such_a_bundle(small_comparison, exported, tmp_path, key):
+    bundle = exported(key, "torchscript").folder
+    verified = tmi("verify", bundle, "--engine", "torchscript", "--json")
+    assert verified.code == 0, verified.err
+    assert {g["graph"] for g in verified.document["gates"]} >= {"pipeline"}
+    looked = tmi("inspect", bundle)
+    assert f"sees       {', '.join(seen(RUNS[key]))}" in looked.out
+    cases = stripped(small_comparison.cohort, seen(RUNS[key]), tmp_path / "cases")
+    roles = encoder_roles(seen(RUNS[key]))
+    words = ("predict", cases / "C000", "--bundle", bundle, "--engine", "torchscript", "--json", "--reuse")
+    for reused in ((), roles):
+        predicted = tmi(*words)
+        assert predicted.code == 0, predicted.err
+        (result,) = predicted.document["results"]
+        assert tuple(result["reused"]) == reused
+        assert all(role in roles or result["seconds"][role] < 1e-3 for role in ("ct", "text"))
+
+
+@pytest.mark.parametrize("command", [("explain", "{case}"), ("report", "{case}")])
+def test_what_looks_into_tmi_clnet_refuses_another_network(small_comparison, exported, tmp_path, command):
+    bundle = exported("simpleff", "torchscript").folder
+    case = small_comparison.cohort / "C000"
+    words = [word.format(case=case) for word in command]
+    outcome = tmi(*words, "--bundle", bundle, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert "is of system simpleff on radiomics, image" in outcome.err
+
+
+# Planted faults
+
+
+def test_a_lost_temperature_shows_in_the_held_out_answers(small_comparison, tmp_path, monkeypatch):
+    run = RunFolder.open(small_comparison.folder / "runs" / "simpleff")
+    assert all(abs(run.fold(s.fold).temperature - 1) > 0.01 for s in run.folds), "there is something to lose"
+    monkeypatch.setattr(fold_graphs, "calibrated", lambda config, state, temperature, prefix="": dict(state))
+    bundle = export_run(run.path, tmp_path / "bundle", artefacts=("torchscript",))
+    cases = stripped(small_comparison.cohort, seen(run.config), tmp_path / "cases")
+    assert largest_difference(bundle, run, cases, "torchscript") > engine_spec("torchscript").max_abs_err
+
+
+def test_a_graph_that_takes_another_slice_does_not_pass_its_gates(small_comparison, tmp_path, monkeypatch):
+    from tmi.export import torchscript_export
+
+    write = torchscript_export.write_torchscript
+
+    def shifted(module, spec, example, path):
+        if isinstance(module, SliceFeatures):
+            before, module.slices = module.slices, [s - 1 for s in module.slices]
+            write(module, spec, example, path)
+            module.slices = before
+        else:
+            write(module, spec, example, path)
+
+    monkeypatch.setattr(torchscript_export, "write_torchscript", shifted)
+    with pytest.raises(ParityError, match="features of ct-0") as error:
+        export_run(small_comparison.folder / "runs" / "simpleff", tmp_path / "bundle", artefacts=("torchscript",))
+    assert {r.gate for r in error.value.records if not r.passed} >= {"features"}
+    assert not (tmp_path / "bundle").exists()
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("key", ["svm", "rf"])
+def test_a_run_without_a_network_is_not_exported(small_comparison, tmp_path, key):
+    with pytest.raises(UsageError, match=f"is of the system {key}, which has no network to export") as error:
+        export_run(small_comparison.folder / "runs" / key, tmp_path / "bundle")
+    assert "simpleff" in error.value.fix
+
+
+@pytest.mark.parametrize("command", ["export", "audit"])
+def test_weights_under_the_names_of_an_older_version_are_told_as_such(small_comparison, tmp_path, command):
+    run = RunFolder.open(shutil.copytree(small_comparison.folder / "runs" / "mmd", tmp_path / "run"))
+    for split in run.folds:
+        state = load_file(run.fold(split.fold).model)
+        older = {k.replace("ct_encoder.", "encode.ct_encoder.").replace("fusion.", ""): t for k, t in state.items()}
+        save_file(older, run.fold(split.fold).model)
+    run.finish()
+    words = ["export", run.path, "--out", tmp_path / "bundle"] if command == "export" else [
+        "audit", run.path, small_comparison.cohort
+    ]  # fmt: skip
+    outcome = tmi(*words)
+    assert outcome.code == 6
+    assert "are not those of the network in its config" in outcome.err
+    assert "the version of tmi that trained" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_rows_differ_so_that_a_mixed_up_bundle_would_show(small_comparison):
+    """The answers of a row are its own: no two rows with different networks say the same of the held-out cases."""
+    told = {}
+    for key in ROWS:
+        run = RunFolder.open(small_comparison.folder / "runs" / key)
+        rows = [csv.DictReader(io.StringIO(run.fold(s.fold).predictions.read_text())) for s in run.folds]
+        told[key] = np.array([float(row["calibrated_bad"]) for table in rows for row in table])
+    for a in told:
+        for b in told:
+            assert a == b or np.abs(told[a] - told[b]).max() > 1e-3, (a, b)
+
+
+def test_the_bundle_of_a_row_is_what_was_written(exported):
+    bundle = exported("simpleff", "torchscript")
+    assert open_bundle(bundle.folder).manifest == bundle.manifest

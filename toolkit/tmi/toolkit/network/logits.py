@@ -1,0 +1,32 @@
+"""What a network without further outputs returns, and the fusion part of those that see one encoder: one Linear.
+
+B batch, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tmi.toolkit.config import CLASSES
+
+
+class Logits(NamedTuple):
+    """Output of a network that returns nothing else."""
+
+    logits_BK: Float[Tensor, "B K"]
+    """Class order as in `tmi.toolkit.config.CLASSES`."""
+
+
+class LinearHead(nn.Module):
+    """Feature [B,C] -> logits."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(width, len(CLASSES))
+
+    def forward(self, feature: Float[Tensor, "B C"]) -> Logits:
+        """Logits [B,K]."""
+        return Logits(self.out(feature))

@@ -1,0 +1,61 @@
+"""Simple feature fusion: a few axial slices, each with the radiomics, judged one by one and averaged.
+
+B batch, S slices, F features of a slice. A slice goes through a 2D ResNet and a Linear to 8 features; these and the
+scaled radiomics through Linear -> 8, ReLU, Linear -> 2; the softmax is averaged over the slices. The logits returned
+are the logarithm of that average, so the cross entropy is that of the averaged probability. Source: Y. S. Choi et al.
+2021.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tmi.toolkit.config import CLASSES, N_RADIOMICS
+from tmi.toolkit.network.logits import Logits
+from tmi.toolkit.network.slice_encoder import resnet2d
+from tmi.toolkit.system_config import Resnet2dConfig, SimpleFfConfig
+
+COUNTED_ON = 64
+"""Depth that the config counts the slices on."""
+
+
+class SliceFeatures(nn.Module):
+    """CT volume [B,1,D,H,W] -> features of its slices [B,S*F], one slice after the other."""
+
+    def __init__(self, config: SimpleFfConfig, encoder: Resnet2dConfig, *, depth: int) -> None:
+        super().__init__()
+        self.slices = [min(round(s * depth / COUNTED_ON), depth - 1) for s in config.slices_of_64]
+        self.slice_encoder = resnet2d(encoder)
+        self.reduce = nn.Linear(encoder.feature_width, config.features)
+
+    def forward(self, ct: Float[Tensor, "B 1 D H W"]) -> Float[Tensor, "B SF"]:
+        """The features."""
+        slices = torch.stack([ct[:, :, s] for s in self.slices], dim=1).flatten(0, 1)  # [B*S,1,H,W]
+        features: Tensor = self.reduce(self.slice_encoder(slices))
+        return features.reshape(-1, len(self.slices) * features.shape[1])
+
+
+class SimpleFfFusion(nn.Module):
+    """Features of the slices [B,S*F] and radiomics [B,1781] -> logits."""
+
+    temperature: Tensor
+
+    def __init__(self, config: SimpleFfConfig) -> None:
+        super().__init__()
+        self.features, self.count = config.features, len(config.slices_of_64)
+        self.hidden = nn.Linear(config.features + N_RADIOMICS, config.features)
+        self.out = nn.Linear(config.features, len(CLASSES))
+        # 1 in training; a calibrated temperature stands here, as no layer gives the averaged logits
+        self.register_buffer("temperature", torch.ones(1))
+
+    def forward(self, ct_features: Float[Tensor, "B SF"], radiomics: Float[Tensor, "B 1781"]) -> Logits:
+        """Logarithm of the averaged probabilities [B,K], divided by the temperature."""
+        slices_BSF = ct_features.reshape(-1, self.count, self.features)
+        beside_BSR = radiomics.unsqueeze(1).expand(-1, self.count, -1)
+        logits_BSK = self.out(self.hidden(torch.cat((slices_BSF, beside_BSR), dim=2)).relu())
+        log_p = logits_BSK.log_softmax(dim=2).logsumexp(dim=1) - math.log(self.count)
+        return Logits(log_p / self.temperature)

@@ -1,0 +1,44 @@
+"""2D ResNet over the middle axial slice of the CT.
+
+B batch, D H W voxels, C channels. Source: K. He et al. 2016; in 3D as in `tmi.toolkit.network.ct_encoder`.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from monai.networks.nets.resnet import ResNet
+from torch import Tensor, nn
+
+from tmi.toolkit.network.ct_encoder import BLOCKS
+from tmi.toolkit.system_config import Resnet2dConfig
+
+
+def resnet2d(config: Resnet2dConfig) -> nn.Module:
+    """Slice [B,1,H,W] -> feature [B,C] (global average)."""
+    network: nn.Module = ResNet(
+        block=BLOCKS[config.block],
+        layers=list(config.layers),
+        block_inplanes=list(config.planes),
+        spatial_dims=2,
+        n_input_channels=1,
+        conv1_t_size=config.stem_size,
+        conv1_t_stride=config.stem_stride,
+        shortcut_type="B",
+        feed_forward=False,
+        bias_downsample=False,
+    )
+    return network
+
+
+class SliceEncoder(nn.Module):
+    """CT volume [B,1,D,H,W] -> feature [B,C] of its middle axial slice."""
+
+    def __init__(self, config: Resnet2dConfig, *, depth: int) -> None:
+        super().__init__()
+        self.middle = depth // 2
+        self.backbone = resnet2d(config)
+
+    def forward(self, ct: Float[Tensor, "B 1 D H W"]) -> Float[Tensor, "B C"]:
+        """The feature."""
+        feature: Tensor = self.backbone(ct[:, :, self.middle])
+        return feature

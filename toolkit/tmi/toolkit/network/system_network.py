@@ -1,0 +1,78 @@
+"""The network of a configured system, and its parts one by one: what training fits, export cuts and eager runs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from tmi.toolkit.config import Config
+from tmi.toolkit.errors import UsageError
+from tmi.toolkit.network.ct_encoder import CtEncoder
+from tmi.toolkit.network.fusion import Fusion
+from tmi.toolkit.network.hfbsurv import HfbsurvFusion
+from tmi.toolkit.network.logits import LinearHead
+from tmi.toolkit.network.mmd import MmdFusion
+from tmi.toolkit.network.modality_subset import SubsetFusion
+from tmi.toolkit.network.simpleff import SimpleFfFusion, SliceFeatures
+from tmi.toolkit.network.slice_encoder import SliceEncoder
+from tmi.toolkit.network.text_encoder import TextEncoder
+from tmi.toolkit.network.three_parts import ThreeParts
+from tmi.toolkit.network.tmi_clnet import TmiClnet
+from tmi.toolkit.network.vit import VitEncoder
+from tmi.toolkit.systems import NEURAL, ct_width, encoder_roles, seen
+
+
+def system_network(config: Config) -> ThreeParts:
+    """The whole network of one fold, with weights yet to be trained or filled in.
+
+    Raises:
+        UsageError: the system has no network, or its sizes do not fit each other.
+    """
+    name = config.system.name
+    if name not in NEURAL:
+        raise UsageError(f"system {name} has no network", fix=f"choose one of {', '.join(NEURAL)}")
+    modalities = seen(config)
+    if name == "tmi-clnet" and len(modalities) == 3:
+        return TmiClnet(config.network)
+    roles = encoder_roles(modalities)
+    return ThreeParts(
+        ct=network_part(config, "ct") if "ct" in roles else None,
+        text=network_part(config, "text") if "text" in roles else None,
+        fusion=network_part(config, "fusion"),
+        radiomics="radiomics" in modalities,
+    )
+
+
+def network_part(config: Config, role: Literal["ct", "text", "fusion"]) -> nn.Module:
+    """One part of it.
+
+    Raises:
+        UsageError: as `system_network`.
+    """
+    if role == "ct":
+        return _ct_part(config)
+    if role == "text":
+        return TextEncoder(config.network.text_encoder)
+    match config.system.name:
+        case "resnet50" | "vit":
+            return LinearHead(ct_width(config))
+        case "simpleff":
+            return SimpleFfFusion(config.system.simpleff)
+        case "hfbsurv":
+            return HfbsurvFusion(config)
+        case "mmd":
+            return MmdFusion(config)
+        case _:
+            return Fusion(config.network) if len(seen(config)) == 3 else SubsetFusion(config.network)
+
+
+def _ct_part(config: Config) -> nn.Module:
+    system, depth = config.system, config.ct.shape_DHW[0]
+    if system.name == "vit":
+        return VitEncoder(config)
+    if system.name == "simpleff":
+        return SliceFeatures(system.simpleff, system.resnet2d, depth=depth)
+    if system.name == "resnet50" and system.dims == 2:
+        return SliceEncoder(system.resnet2d, depth=depth)
+    return CtEncoder(config.network.ct_encoder)

@@ -1,0 +1,230 @@
+"""Folds trained at the same time, each in a process of its own on a device of its own or a share of the CPU.
+
+A fold's draws follow from (seed, fold, epoch), so it comes out as when folds are trained one after another; bit for bit
+where the kind of device and torch's number of threads are the same. This process trains nothing: it deals out folds
+and shows their progress. A GPU is dealt out by its place in CUDA_VISIBLE_DEVICES; on a CPU the threads are divided.
+
+Ctrl-C kills the processes, as a power cut would: checkpoints are written whole or not at all. A process that loses this
+one ends itself, so that nothing goes on writing where a resumed run writes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Any
+
+import torch.multiprocessing
+
+from tmi.toolkit.config import Config
+from tmi.toolkit.errors import TmiError, UnavailableError
+from tmi.toolkit.run_folder import FoldFolder, FoldSplit
+from tmi.toolkit.tokenizer import Tokenizer
+from tmi.training.cohort_arrays import CohortArrays
+from tmi.training.distributed import Mapped, packed, unpacked
+from tmi.training.fold_training import Report, train_fold
+from tmi.training.running import Running
+
+if TYPE_CHECKING:
+    from tmi.training.pretrained.initial_weights import InitialWeights
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+Failed = Callable[[FoldSplit, str], None]
+"""Called when a fold fails, with the reason; the others go on."""
+
+
+class FoldFailedError(RuntimeError):
+    """A fold ended otherwise than by one of our errors; its arguments are one line, and the traceback where known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """What a process computes on."""
+
+    threads: int
+    """Of torch."""
+    visible: str | None
+    """The one GPU that it sees; None leaves the machine's as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Worker:
+    """A fold that is being trained."""
+
+    split: FoldSplit
+    place: _Place
+    process: Any
+    told: Connection
+    report: Report
+
+
+def places(running: Running, *, workers: int) -> list[_Place]:
+    """Where each of so many processes computes: GPUs in turn, or a share of this process's threads."""
+    total = torch.get_num_threads()
+    if running.accelerator != "gpu":
+        return [_Place(threads=max(1, total // workers), visible=None)] * workers
+    named = os.environ.get(VISIBLE, "")
+    gpus = [part.strip() for part in named.split(",") if part.strip()] or [
+        str(number) for number in range(torch.cuda.device_count())
+    ]
+    return [_Place(threads=max(1, total // workers), visible=gpus[k % len(gpus)]) for k in range(workers)]
+
+
+def train_side_by_side(
+    splits: Sequence[FoldSplit],
+    arrays: CohortArrays,
+    config: Config,
+    folder: Callable[[int], FoldFolder],
+    *,
+    tokenizer: Tokenizer | None,
+    initial: InitialWeights | None,
+    running: Running,
+    report: Callable[[FoldSplit], Report],
+    failed: Failed,
+) -> None:
+    """Train folds, `running.parallel_folds` at a time.
+
+    Args:
+        splits: the folds.
+        arrays: the cohort; CTs in memory are copied to every process, those in a file are mapped.
+        config: settings of the run.
+        folder: files of a fold by its number.
+        tokenizer: a given one; None trains one on each fold's training texts.
+        initial: weights to start from.
+        running: devices and trackers.
+        report: a fold begins; the result is told of every epoch.
+        failed: told of every fold that fails.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; every fold's last whole epoch is there.
+        TmiError: a fold failed in a way that is known; the others were trained.
+        FoldFailedError: a fold failed otherwise; the others were trained.
+    """
+    free = places(running, workers=min(running.parallel_folds, config.train.folds))
+    small, mapped = packed(arrays)
+    alone = replace(running, parallel_folds=1)
+    waiting, busy, errors = list(splits), list[_Worker](), list[Exception]()
+    context = torch.multiprocessing.get_context("spawn")
+
+    def begin(split: FoldSplit, place: _Place) -> _Worker:
+        told, telling = context.Pipe(duplex=False)
+        payload = (small, mapped, split, config, folder(split.fold), tokenizer, alone, initial)
+        process = context.Process(target=_train, args=(telling, place, payload), name=f"fold {split.fold}", daemon=True)
+        worker = _Worker(split=split, place=place, process=process, told=told, report=report(split))
+        busy.append(worker)
+        process.start()
+        telling.close()
+        return worker
+
+    try:
+        while waiting or busy:
+            while waiting and free:
+                begin(waiting.pop(0), free.pop(0))
+            for connection in wait([worker.told for worker in busy]):
+                worker = next(w for w in busy if w.told is connection)
+                end = _heard(worker)
+                if end is None:
+                    continue
+                busy.remove(worker)
+                free.append(worker.place)
+                if isinstance(end, Exception):
+                    errors.append(end)
+                    failed(worker.split, why(end))
+    finally:
+        for worker in busy:
+            if worker.process.is_alive():
+                worker.process.kill()
+            if worker.process.pid is not None:
+                worker.process.join()
+    if errors:
+        raise errors[0]
+
+
+def _heard(worker: _Worker) -> Exception | str | None:
+    """Take one message of a process: None goes on, an error failed, `done` is done."""
+    try:
+        what, content = worker.told.recv()
+    except (EOFError, OSError):
+        what, content = "failed", None
+    if what == "epoch":
+        worker.report(*content)
+        return None
+    worker.process.join()
+    if what == "done":
+        return "done"
+    return content if isinstance(content, Exception) else _died(worker.split.fold, worker.process.exitcode)
+
+
+def _died(fold: int, code: int) -> Exception:
+    if code == -signal.SIGKILL:
+        return UnavailableError(
+            f"fold {fold}: its process was killed, as one is when the machine has no memory left",
+            fix="continue with --resume and fewer --parallel-folds",
+        )
+    return FoldFailedError(f"fold {fold}: its process ended with exit code {code}")
+
+
+def _train(telling: Connection, place: _Place, payload: tuple[Any, ...]) -> None:
+    """Train one fold in this process and tell of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to all; the first process answers it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if place.visible is not None:
+        os.environ[VISIBLE] = place.visible
+    torch.set_num_threads(place.threads)
+    arrays, mapped, split, config, files, tokenizer, running, initial = payload
+    try:
+        _train_one(telling, arrays, mapped, split, config, files, tokenizer, running, initial)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other folds go on and the run says it
+        telling.send(("failed", _for_parent(split.fold, error)))
+    else:
+        telling.send(("done", None))
+
+
+def _train_one(
+    telling: Connection,
+    arrays: CohortArrays,
+    mapped: Mapped | None,
+    split: FoldSplit,
+    config: Config,
+    files: FoldFolder,
+    tokenizer: Tokenizer | None,
+    running: Running,
+    initial: InitialWeights | None,
+) -> None:
+    train_fold(
+        unpacked(arrays, mapped),
+        split,
+        config,
+        files,
+        tokenizer=tokenizer,
+        accelerator=running.accelerator,
+        report=lambda *epoch: telling.send(("epoch", epoch)),
+        initial=initial,
+        running=running,
+    )
+
+
+def _for_parent(fold: int, error: Exception) -> Exception:
+    """What crosses the border: our own errors whole, of others, which may not be pickled, kind and traceback."""
+    if isinstance(error, TmiError):
+        return error
+    told = "".join(traceback.format_exception(error))
+    return FoldFailedError(f"fold {fold}: unexpected {type(error).__name__}", told)
+
+
+def why(error: Exception) -> str:
+    """What is told, with the mend; of an unexpected error its kind alone, whose text may hold anything."""
+    return f"{error}\n  fix: {error.fix}" if isinstance(error, TmiError) else str(error.args[0])
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,133 @@
+"""The options that `tmi train` and `tmi compare` share, and what they make of a config."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tmi.toolkit.clinical_schema import Schema
+from tmi.toolkit.config import Config
+from tmi.toolkit.config_io import override
+from tmi.toolkit.presets import preset as find_preset
+from tmi.training.systems.registry import system
+
+if TYPE_CHECKING:
+    from tmi.training.pretrained.initial_weights import Start  # torch
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+CohortFolder = Annotated[Path | None, typer.Argument(help="Cohort folder; default: ./cohort or tmi.toml.")]
+Preset = Annotated[str | None, typer.Option("--preset", help="paper, released or tiny.")]
+Folds = Annotated[int | None, typer.Option("--folds", help="Folds of the cross-validation.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs a fold.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")]
+CtWeights = Annotated[
+    Path | None, typer.Option("--ct-weights", help="3D ResNet weights (Hara, MedicalNet) for the CT encoder.")
+]
+TextWeights = Annotated[
+    Path | None, typer.Option("--text-weights", help="Folder of a BERT: its weights, sizes and vocabulary.")
+]
+Vocab = Annotated[Path | None, typer.Option("--vocab", help="BERT vocab.txt, or a tokenizer.json.")]
+SchemaFile = Annotated[
+    Path | None, typer.Option("--schema", help="Clinical schema; default: tmi.toml's, else the liver's.")
+]
+MaskLabel = Annotated[int | None, typer.Option("--mask-label", help="Label of the liver in the masks.")]
+Freeze = Annotated[
+    str | None, typer.Option("--freeze", help="ct, text, radiomics, ct:layer2, text:8, ...; commas between.")
+]
+Precision = Annotated[str | None, typer.Option("--precision", help="32, bf16-mixed or 16-mixed.")]
+Accelerator = Annotated[str, typer.Option("--accelerator", help="cpu, gpu or auto.")]
+Devices = Annotated[int, typer.Option("--devices", help="Devices of this machine a fold is trained on.")]
+ParallelFolds = Annotated[
+    int, typer.Option("--parallel-folds", help="Folds trained at the same time, each on one device.")
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Prepare every case anew, and keep nothing.")]
+
+
+def configure(
+    chosen: str,
+    folds: int | None,
+    epochs: int | None,
+    settings: list[str],
+    *,
+    model: str | None = None,
+    freeze: str | None = None,
+    precision: str | None = None,
+) -> Config:
+    """The preset with the options of the command line applied; `--set` has the last word.
+
+    Raises:
+        UsageError: no such preset, system or setting.
+    """
+    config = find_preset(chosen)
+    settings = [*_short(freeze, precision), *settings]
+    if model is not None:
+        system(model)  # names the known ones
+        settings = [*settings, f"system.name={model}"]
+    if folds is not None:
+        config = replace(config, train=replace(config.train, folds=folds))
+    if epochs is not None:
+        config = replace(config, train=replace(config.train, epochs=epochs))
+    return override(config, settings)
+
+
+def _short(freeze: str | None, precision: str | None) -> list[str]:
+    """--freeze and --precision as settings."""
+    parts = None if freeze is None else [part.strip() for part in freeze.split(",") if part.strip()]
+    return [
+        *([] if parts is None else [f"train.freeze={json.dumps(parts)}"]),
+        *([] if precision is None else [f"train.precision={json.dumps(precision)}"]),
+    ]
+
+
+def settle_start(
+    config: Config, settings: list[str], *, ct: Path | None, text: Path | None, vocab: Path | None, schema: Schema
+) -> tuple[Config, Start | None]:
+    """The config fitted to the given weights and vocabulary, and the weights; None where none are given.
+
+    Raises:
+        UsageError: a file does not fit.
+        DamagedError: a file cannot be read or is not trusted.
+    """
+    start = None
+    if ct is not None or text is not None:
+        from tmi.training.pretrained.initial_weights import settle
+
+        set_by_hand = tuple(s.partition("=")[0].strip() for s in settings)
+        start = settle(config, ct=ct, text=text, chosen=set_by_hand, schema=schema)
+        config = start.config
+    if vocab is None and (start is None or start.tokenizer is None):
+        return with_own_vocabulary(config), start
+    if config.clinical.vocab_size is not None:  # the config says whether a vocabulary was fitted on the cohort
+        config = replace(config, clinical=replace(config.clinical, vocab_size=None))
+    return config, start
+
+
+def tell_start(start: Start | None) -> None:
+    """Say which weights are taken from files and which start random."""
+    if start is None:
+        typer.echo("no pre-trained weights given: every encoder starts from random weights", err=True)
+        return
+    for line in (*start.notes, *(report.told() for report in start.weights.reports)):
+        typer.echo(line, err=True)
+    random = [name for name in ("ct", "text") if name not in start.weights.states]
+    typer.echo(f"random weights: the {', '.join([*random, 'radiomics'])} encoder(s), interaction and head", err=True)
+
+
+def with_own_vocabulary(config: Config) -> Config:
+    """Without a given vocabulary every fold trains one on its training texts; the run's config records it.
+
+    Encoders start from random weights, so no vocabulary is nearer to them than the cohort's own words.
+    """
+    if config.clinical.vocab_size is not None:
+        return config
+    rows = config.network.text_encoder.vocab_size
+    typer.echo(
+        f"no --vocab given: every fold trains a vocabulary of at most {rows} tokens on its training texts", err=True
+    )
+    return replace(config, clinical=replace(config.clinical, vocab_size=rows))
