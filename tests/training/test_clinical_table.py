@@ -119,8 +119,9 @@ def test_every_row_of_the_clinical_table_looks_at_the_record_alone():
 
 
 def test_the_command_in_a_report_names_every_file_that_it_needs_and_no_folder():
-    files = {"vocab": None, "schema": Path("/data/of/somebody/my schema.json"), "mask-label": 5}
-    assert _command("clinical", [], "tiny", 5, None, ["train.batch_size=16"], files) == (
+    schema = Path("/data/of/somebody/my schema.json")
+    options = {"preset": "tiny", "folds": 5, "epochs": None, "vocab": None, "schema": schema, "mask-label": 5}
+    assert _command("clinical", [], ["train.batch_size=16"], options) == (
         "tmi compare COHORT --table clinical --preset tiny --folds 5 --schema 'my schema.json' --mask-label 5 "
         "--set train.batch_size=16 --out DIR"
     )
