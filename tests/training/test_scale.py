@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -142,7 +143,11 @@ def test_the_computed_memory_is_what_a_step_takes(checkpointing):
     from tmi.toolkit.config_io import to_json
 
     done = subprocess.run(
-        [sys.executable, "-c", MEASURED, json.dumps(to_json(config))], capture_output=True, text=True, check=True
+        [sys.executable, "-c", MEASURED, json.dumps(to_json(config))],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**16)},  # what is freed goes back at once, and is not counted
     )
     measured = json.loads(done.stdout)["step"]
     plan = plan_memory(config)
@@ -161,8 +166,9 @@ def test_the_papers_preset_fits_forty_gigabytes_and_what_saves_memory_does():
             "frozen CT": {"freeze": ("ct",)},
         }.items()
     }
-    assert 25 < plans["plain"] < 32
-    assert plans["plain"] > plans["checkpointed"] > plans["bfloat16"] > plans["both"] > plans["frozen CT"]
+    assert 22 < plans["plain"] < 28
+    assert plans["plain"] > plans["bfloat16"] > plans["both"] > plans["frozen CT"]
+    assert plans["plain"] > plans["checkpointed"] > plans["both"]
     # the stem's output is 64 x 64 x 256 x 256 floats a case: 1.07 GB, kept twice (before and after its BatchNorm)
     assert plan_memory(paper()).activations > 2 * 2 * 64 * 64 * 256 * 256 * 4
 

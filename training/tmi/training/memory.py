@@ -1,17 +1,17 @@
 """What a training step needs of a device's memory, computed from the sizes of the layers without running one.
 
     needed = parameters * (4 weight + 4 gradient + 8 Adam [+ 2 half-precision copy])       frozen ones: 4 [+ 2]
-           + what autograd keeps of one batch for the backward pass
-           + twice the largest of these tensors: the gradients of a layer's output and input, there at the same time
+           + the most that is there at one time of the backward pass: what autograd still keeps of the batch, and twice
+             the tensor that it is at, the gradients of a layer's output and input
            + the batch itself
 
 The second term comes from a forward pass on torch's meta device, which has shapes and no data: every tensor that an
-operator saves for its backward pass is counted once, in its own type. In mixed precision the CT encoder's floats count
-half; the rest of the network keeps float32 around its LayerNorms and softmaxes and counts whole. On a CPU, where torch
-has no max pooling in bfloat16 under autocast, the pooling's input is there in float32 as well. With checkpointing a
-block keeps its input alone, and is there whole, with its own gradients, while it is computed again: the most that any
-block takes so, or the largest layer's gradients outside, whichever is more. Not in it: the workspace
-of convolution algorithms, fragments of the allocator and the CUDA context.
+operator saves for its backward pass is counted once, in its own type, and freed in the order of the backward pass. In
+mixed precision the CT encoder's floats count half; the rest of the network keeps float32 around its LayerNorms and
+softmaxes and counts whole. On a CPU, where torch has no max pooling in bfloat16 under autocast, the pooling's input is
+there in float32 as well. With checkpointing a block keeps its input alone, and its inside is there while it is computed
+again. Not in it: the workspace of convolution algorithms, fragments of the allocator and the CUDA context.
+`benchmarks/training_step.py` holds it against steps that were taken.
 """
 
 from __future__ import annotations
@@ -118,37 +118,80 @@ def out_of_memory(error: BaseException) -> bool:
     return "allocate memory" in told or "not enough memory" in told or "out of memory" in told
 
 
-class _Counter:
-    """Counts what is saved for the backward pass, each storage once, by whether the CT encoder was running."""
+@dataclass(frozen=True, kw_only=True)
+class _Saved:
+    """Something kept for the backward pass."""
 
-    def __init__(self, leave_out: list[Tensor]) -> None:
+    size: int
+    """Bytes."""
+    block: int | None
+    """The checkpointed block that it is inside of; None: it is kept all the time."""
+
+
+class _Counter:
+    """Notes what is saved for the backward pass in the order of the forward pass, each storage once.
+
+    Args:
+        leave_out: tensors that are there anyway.
+        mixed: in mixed precision, the CT encoder's floats count half.
+        checkpointing: what is saved inside a block is there only while the block is computed again.
+    """
+
+    def __init__(self, leave_out: list[Tensor], *, mixed: bool, checkpointing: bool) -> None:
         self._seen = {t.untyped_storage()._cdata for t in leave_out}
         self._alive: list[Any] = []
-        self.sizes: list[int] = []
+        self._mixed, self._checkpointing = mixed, checkpointing
+        self._block: int | None = None
+        self._blocks = 0
         self.in_ct = False
-        self.ct_floats = 0
-        self.rest = 0
-        self.largest = 0
-        self.largest_in_ct = False
-        self.pooled = 0
-
-    @property
-    def total(self) -> int:
-        return self.ct_floats + self.rest
+        self.saved: list[_Saved] = []
 
     def save(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._seen:
             self._seen.add(storage._cdata)
             self._alive.append(storage)
-            self.sizes.append(storage.nbytes())
-            if storage.nbytes() > self.largest:
-                self.largest, self.largest_in_ct = storage.nbytes(), self.in_ct
-            if self.in_ct and tensor.is_floating_point():
-                self.ct_floats += storage.nbytes()
-            else:
-                self.rest += storage.nbytes()
+            self.keep(storage.nbytes(), floats=tensor.is_floating_point())
         return tensor
+
+    def keep(self, size: int, *, floats: bool = True) -> None:
+        half = self._mixed and self.in_ct and floats
+        self.saved.append(_Saved(size=size // 2 if half else size, block=self._block))
+
+    def pool(self, pooled: Tensor) -> None:
+        """On a CPU in mixed precision: what goes into a pooling is there in float32 as well."""
+        self.saved.append(_Saved(size=_bytes(pooled), block=self._block))
+
+    def enter(self, entered: Tensor) -> None:
+        """A block begins, whose input is kept."""
+        if self._checkpointing:
+            self.keep(_bytes(entered))
+            self._block, self._blocks = self._blocks, self._blocks + 1
+
+    def leave(self) -> None:
+        if self._checkpointing:
+            if self.saved[-1].block is None:  # a frozen block keeps nothing
+                self.saved.pop()
+            self._block = None
+
+    def most(self) -> int:
+        """The most bytes that are there at one time of the backward pass.
+
+        It frees from the end. What is there at each step: all that was saved before, of blocks their inputs alone; of
+        the block that is being computed again its inside; and twice the step's own tensor, the gradients of a layer's
+        output and input.
+        """
+        kept, inside, most = 0, 0, 0
+        block: int | None = None
+        for one in self.saved:
+            if one.block is None:
+                kept += one.size
+                inside = 0
+            else:
+                inside = one.size + (inside if one.block == block else 0)
+            block = one.block
+            most = max(most, kept + inside + 2 * one.size)
+        return most
 
 
 def _kept(network: nn.Module, batch: tuple[Tensor, ...], config: Config, *, cpu: bool) -> int:
@@ -157,62 +200,22 @@ def _kept(network: nn.Module, batch: tuple[Tensor, ...], config: Config, *, cpu:
     there = encoders(network)
     for name in cacheable(network, config):
         pass_features_through(there[name])
-    counter = _Counter([*network.parameters(), *network.buffers(), *batch])
-    blocks: list[_Block] = []
-    _watch(network, there, counter, blocks)
-    with torch.autograd.graph.saved_tensors_hooks(counter.save, lambda t: t):
-        output = network(*batch[:4])
-        loss_function(config)(output, batch[4], config.loss)
     mixed = config.train.precision != "32"
-
-    def weighed(size: int, ct: bool) -> int:
-        return size // 2 if mixed and ct else size
-
-    kept = weighed(counter.ct_floats, True) + counter.rest
-    gradients = 2 * weighed(counter.largest, counter.largest_in_ct)
-    if mixed and cpu:
-        kept += counter.pooled
-        gradients += counter.largest // 2 * counter.largest_in_ct  # the pooling's, before it is halved
-    if not (config.train.activation_checkpointing and blocks):
-        return kept + gradients
-    kept += sum(weighed(b.entered, b.ct) - weighed(b.inside, b.ct) for b in blocks)
-    return kept + max(gradients, *(weighed(b.inside + 2 * b.largest, b.ct) for b in blocks))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Block:
-    """Bytes of a checkpointable block."""
-
-    inside: int
-    """What it keeps when it is not checkpointed."""
-    largest: int
-    """The largest of these tensors."""
-    entered: int
-    """Its input."""
-    ct: bool
-    """Whether it is the CT encoder's."""
-
-
-def _watch(network: nn.Module, there: dict[str, nn.Module], counter: _Counter, blocks: list[_Block]) -> None:
-    """Let the counter know when the CT encoder runs and what goes into a pooling, and note every block."""
-    before: dict[int, tuple[int, int]] = {}
+    counter = _Counter(
+        [*network.parameters(), *network.buffers(), *batch],
+        mixed=mixed,
+        checkpointing=config.train.activation_checkpointing,
+    )
     if "ct" in there:
         there["ct"].register_forward_pre_hook(lambda *_: setattr(counter, "in_ct", True))
         there["ct"].register_forward_hook(lambda *_: setattr(counter, "in_ct", False))
-
-    def enter(block: nn.Module, args: tuple[Any, ...]) -> None:
-        before[id(block)] = counter.total, len(counter.sizes)
-
-    def leave(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        total, first = before[id(block)]
-        if counter.total > total:  # a frozen block keeps nothing
-            largest = max(counter.sizes[first:])
-            blocks.append(
-                _Block(inside=counter.total - total, largest=largest, entered=_bytes(args[0]), ct=counter.in_ct)
-            )
-
-    for pooling in (m for m in network.modules() if isinstance(m, nn.MaxPool3d)):
-        pooling.register_forward_pre_hook(lambda _, args: setattr(counter, "pooled", counter.pooled + _bytes(args[0])))
+    if mixed and cpu:
+        for pooling in (m for m in network.modules() if isinstance(m, nn.MaxPool3d)):
+            pooling.register_forward_pre_hook(lambda _, args: counter.pool(args[0]))
     for block in checkpointable(network):
-        block.register_forward_pre_hook(enter)
-        block.register_forward_hook(leave)
+        block.register_forward_pre_hook(lambda _, args: counter.enter(args[0]))
+        block.register_forward_hook(lambda *_: counter.leave())
+    with torch.autograd.graph.saved_tensors_hooks(counter.save, lambda t: t):
+        output = network(*batch[:4])
+        loss_function(config)(output, batch[4], config.loss)
+    return counter.most()
