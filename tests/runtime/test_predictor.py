@@ -167,6 +167,10 @@ def test_a_model_trained_on_synthetic_cases_says_so(predictor, good_cases, monke
     assert "synthetic-model" not in codes(predictor.predict(good_cases[0])[0])
 
 
+def test_tmi_clnet_with_all_modalities_is_no_other_network(predictor, good_cases):
+    assert "other-network" not in codes(predictor.predict(good_cases[0])[0])
+
+
 def test_an_answer_that_is_no_number_is_refused_and_not_told(predictor, good_cases, monkeypatch):
     original = predictor_module.fuse
 

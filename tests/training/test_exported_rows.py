@@ -170,7 +170,8 @@ def test_the_commands_take_such_a_bundle(small_comparison, exported, tmp_path, k
     assert verified.code == 0, verified.err
     assert {g["graph"] for g in verified.document["gates"]} >= {"pipeline"}
     looked = tmi("inspect", bundle)
-    assert f"sees       {', '.join(seen(RUNS[key]))}" in looked.out
+    system = RUNS[key].system.name
+    assert f"network    {system}, sees {', '.join(seen(RUNS[key]))}\n" in looked.out
     cases = stripped(small_comparison.cohort, seen(RUNS[key]), tmp_path / "cases")
     roles = encoder_roles(seen(RUNS[key]))
     words = ("predict", cases / "C000", "--bundle", bundle, "--engine", "torchscript", "--json", "--reuse")
@@ -178,6 +179,8 @@ def test_the_commands_take_such_a_bundle(small_comparison, exported, tmp_path, k
         predicted = tmi(*words)
         assert predicted.code == 0, predicted.err
         (result,) = predicted.document["results"]
+        told = {w["code"]: w["message"] for w in result["warnings"]}["other-network"]
+        assert told.startswith(f"the network is {system} and looks at {', '.join(seen(RUNS[key]))}, ")
         assert tuple(result["reused"]) == reused
         assert all(role in roles or result["seconds"][role] < 1e-3 for role in ("ct", "text"))
 

@@ -108,6 +108,7 @@ class CaseReader:
                 imputed_R=np.logical_or.reduce([nothing[0], *(s.imputed_NF[0] for s in scaled)]),
                 clipped_R=np.logical_or.reduce([nothing[0], *(s.clipped_NF[0] for s in scaled)]),
                 manifest=self._manifest,
+                system=self._config.system.name,
             )
         return Inputs(
             case=prepared,

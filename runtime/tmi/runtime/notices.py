@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 
 from tmi.runtime.prediction import Notice
+from tmi.toolkit.config import MODALITIES
 from tmi.toolkit.manifest import Manifest
 from tmi.toolkit.prepare import PreparedCase
 from tmi.toolkit.radiomics_names import FEATURE_NAMES
@@ -23,8 +24,9 @@ OF_FEATURES: Mapping[str, str] = MappingProxyType(
     }
 )
 """Notices that count features: code -> what is said of the features."""
-SYNTHETIC = "synthetic-model"
-"""The notice that comes with the bundle and not with the case."""
+SYNTHETIC, OTHER_NETWORK = "synthetic-model", "other-network"
+OF_BUNDLE: tuple[str, ...] = (SYNTHETIC, OTHER_NETWORK)
+"""The notices that come with the bundle and not with the case."""
 
 
 def case_notices(
@@ -33,6 +35,7 @@ def case_notices(
     imputed_R: Bool[NDArray[np.bool_], "R"],
     clipped_R: Bool[NDArray[np.bool_], "R"],
     manifest: Manifest,
+    system: str,
 ) -> tuple[Notice, ...]:
     """Notices of one case.
 
@@ -41,11 +44,15 @@ def case_notices(
         imputed_R: features that were missing, in any fold.
         clipped_R: features outside the training range, in any fold.
         manifest: of the bundle that answers.
+        system: whose network it holds.
     """
     notices = [Notice(code="input", message=text) for text in case.warnings]
     for code, mask_R in (("radiomics-imputed", imputed_R), ("radiomics-clipped", clipped_R)):
         if mask_R.any():
             notices.append(_features(code, mask_R))
+    if system != "tmi-clnet" or manifest.modalities != MODALITIES:
+        message = f"the network is {system} and looks at {', '.join(manifest.modalities)}, at nothing else of a case"
+        notices.append(Notice(code=OTHER_NETWORK, message=message))
     if manifest.synthetic:
         notices.append(Notice(code=SYNTHETIC, message="the models were trained on synthetic cases, not on patients"))
     return tuple(notices)

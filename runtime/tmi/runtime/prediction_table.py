@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from tmi.runtime.engine_choice import EngineRecord
-from tmi.runtime.notices import OF_FEATURES, SYNTHETIC
+from tmi.runtime.notices import OF_BUNDLE, OF_FEATURES
 from tmi.runtime.prediction import RESEARCH_USE, Answer, Notice, Prediction
 from tmi.toolkit.bundle import Bundle
 
@@ -44,7 +44,7 @@ def print_table(answers: Sequence[Answer], *, bundle: Bundle, engine: EngineReco
                 f"{answer.spread:.4f}",
                 " ".join(f"{fold.probability[positive]:.3f}" for fold in answer.folds),
                 f"{answer.seconds['total']:.2f}",
-                ", ".join(dict.fromkeys(n.code for n in answer.warnings if n.code != SYNTHETIC)),
+                ", ".join(dict.fromkeys(n.code for n in answer.warnings if n.code not in OF_BUNDLE)),
             ]
             table.add_row(Text(answer.case_id), answer.decision, *cells)
         else:
