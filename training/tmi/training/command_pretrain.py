@@ -35,7 +35,8 @@ def pretrain_text(
     """Teach a text encoder to read records, before it sees a patient: on texts of records drawn from the schema alone.
 
     The records are drawn from the ranges and choices of the schema's fields, the encoder learns to give back what is
-    in them. No patient's data and no outcome are used. The same command writes the same weights on the same machine.
+    in them. No patient's data and no outcome are used. The same command with the same
+    number of threads (OMP_NUM_THREADS) writes the same weights on the same machine.
 
     Examples:
 

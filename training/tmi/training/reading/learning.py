@@ -92,7 +92,10 @@ class Taught:
 
 
 def teach(schema: Schema, config: TextEncoderConfig, lesson: Lesson, *, report: Report = lambda *_: None) -> Taught:
-    """An encoder of random weights, taught to read records of a schema. The same arguments give the same weights."""
+    """An encoder of random weights, taught to read records of a schema.
+
+    The same arguments give the same weights, bit for bit on one machine with the same number of torch's threads.
+    """
     rng = np.random.default_rng(lesson.seed)
     tokenizer = _vocabulary(rng, schema, config, lesson)
     config = replace(config, vocab_size=tokenizer.vocab_size)
