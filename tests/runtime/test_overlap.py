@@ -1,7 +1,12 @@
-"""The next batch is prepared while this one's CT computes, and not before; answers are the same, in the same order."""
+"""Who prepares cases, and when; answers are the same, in the same order.
+
+Beside a GPU the next batch is prepared while this one's CT computes, and not before. An engine on the CPU rests while a
+round of cases is prepared, one for each core at a time.
+"""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
@@ -15,7 +20,9 @@ from tmi.runtime import case_inputs
 from tmi.runtime import predictor as module
 from tmi.runtime.case_inputs import Inputs, LookAhead
 from tmi.runtime.prediction import Refusal
-from tmi.toolkit.case import Case
+from tmi.toolkit import recycled_memory
+from tmi.toolkit.case import CT_FILE, MASK_FILE, Case
+from tmi.toolkit.recycled_memory import RecycledMemory
 
 QUIET = 0.03
 """Seconds in which a thread that has leave to begin a case would have begun it."""
@@ -23,6 +30,24 @@ QUIET = 0.03
 
 def case(name: str) -> Case:
     return Case(folder=Path(name), case_id=name)
+
+
+@pytest.fixture
+def on_gpu(predictor, monkeypatch) -> None:
+    """The engine says that it has a device of its own."""
+    monkeypatch.setattr(predictor._engine, "copied_seconds", 0.0)
+
+
+@pytest.fixture(params=[1, 2, 3, 16])
+def cores(request, monkeypatch) -> int:
+    monkeypatch.setattr(module, "available_cores", lambda: request.param)
+    return request.param
+
+
+def round_of(cores: int, batch: int) -> int:
+    """Whole batches for at least as many readers as there may be."""
+    readers = min(cores, module.MOST_READERS)
+    return next(n for n in range(batch, 100, batch) if n >= readers)
 
 
 def preparing() -> list[threading.Thread]:
@@ -95,10 +120,11 @@ def test_cases_are_prepared_in_another_thread_once_each_and_answered_in_order(
         assert type(mine) is type(theirs)
         assert getattr(mine, "probability", None) == pytest.approx(getattr(theirs, "probability", None), abs=1e-5)
     assert all(name.startswith("prepare") for name in threads)
-    assert read == [c.case_id for c in cases], "each case is read once, in the order given"
+    assert sorted(read) == sorted(c.case_id for c in cases), "each case is read once"
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.usefixtures("on_gpu")
 def test_the_next_batch_is_begun_when_the_ct_starts_and_not_during_the_texts(predictor, desk, monkeypatch, batch):
     cases = [case(f"C{n}") for n in range(2 * batch + 1)]
     at_text: list[int] = []
@@ -138,16 +164,142 @@ def test_the_next_batch_is_begun_when_the_ct_starts_and_not_during_the_texts(pre
         "C0",
     ],
 )
-def test_refused_cases_stall_nothing_and_no_more_than_two_batches_are_in_memory(predictor, desk, batch, names):
-    cases = [case(name) for name in names.split()]
-    answers = [*predictor.stream(cases, batch=batch)]
-    assert [a.case_id for a in answers] == names.split()
-    assert [isinstance(a, Refusal) for a in answers] == [name.startswith("bad") for name in names.split()]
-    assert desk.begun == names.split(), "nothing is read twice, in the order given"
-    assert desk.most_alive <= 2 * batch
-    assert not preparing()
+class TestRefusedCasesStallNothing:
+    def check(self, predictor, desk: Desk, batch: int, names: str) -> None:
+        cases = [case(name) for name in names.split()]
+        answers = [*predictor.stream(cases, batch=batch)]
+        assert [a.case_id for a in answers] == names.split()
+        assert [isinstance(a, Refusal) for a in answers] == [name.startswith("bad") for name in names.split()]
+        assert sorted(desk.begun) == sorted(names.split()), "nothing is read twice"
+        assert not preparing()
+
+    @pytest.mark.usefixtures("on_gpu")
+    def test_beside_a_gpu(self, predictor, desk, batch, names):
+        self.check(predictor, desk, batch, names)
+        assert desk.begun == names.split(), "in the order given"
+        assert desk.most_alive <= 2 * batch
+
+    def test_in_rounds(self, predictor, desk, batch, names, cores):
+        self.check(predictor, desk, batch, names)
+        assert desk.most_alive <= round_of(cores, batch) + batch - 1
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_on_a_cpu_a_round_is_prepared_while_the_engine_rests(predictor, desk, monkeypatch, batch, cores):
+    cases = [case(f"C{n}") for n in range(2 * round_of(cores, batch) + 1)]
+    reading: list[str] = []
+    busy: list[int] = []
+    honest = desk.read
+
+    def read(case, on_text):
+        reading.append(case.case_id)
+        try:
+            time.sleep(QUIET / 10)
+            return honest(case, on_text)
+        finally:
+            reading.remove(case.case_id)
+
+    def watched(stage):
+        def run(*arguments, **options):
+            if round_of(cores, batch) > 1 and len(desk.begun) < len(cases):  # the last case is alone in its round
+                assert not reading, "nothing is prepared while the engine computes"
+                busy.append(len(desk.begun))
+            return stage(*arguments, **options)
+
+        return run
+
+    monkeypatch.setattr(predictor._reader, "read", read)
+    for stage in ("encode_text", "encode_ct", "fuse"):
+        monkeypatch.setattr(module, stage, watched(getattr(module, stage)))
+    answers = predictor.predict(cases, batch=batch)
+    assert [a.case_id for a in answers] == [c.case_id for c in cases]
+    if round_of(cores, batch) > 1:
+        assert set(busy) == {round_of(cores, batch) * n for n in (1, 2)}, "round by round"
+
+
+def test_the_cases_of_a_round_are_prepared_at_the_same_time(predictor, desk, monkeypatch):
+    monkeypatch.setattr(module, "available_cores", lambda: 3)
+    together = threading.Barrier(3, timeout=20)
+    honest = desk.read
+
+    def read(case, on_text):
+        together.wait()  # one after the other would break it
+        return honest(case, on_text)
+
+    monkeypatch.setattr(predictor._reader, "read", read)
+    assert len(predictor.predict([case(f"C{n}") for n in range(6)])) == 6
+
+
+def test_a_case_alone_has_its_text_encoded_while_its_images_are_read(predictor, desk, monkeypatch):
+    encoded = threading.Event()
+    honest, text = desk.read, module.encode_text
+
+    def read(case, on_text):
+        inputs = honest(case, on_text)
+        assert encoded.wait(timeout=20), "the text waits for the images"
+        return inputs
+
+    def encode_text(*arguments, **options):
+        features = text(*arguments, **options)
+        encoded.set()
+        return features
+
+    monkeypatch.setattr(predictor._reader, "read", read)
+    monkeypatch.setattr(module, "encode_text", encode_text)
+    assert len(predictor.predict(case("C0"))) == 1
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_files_of_the_next_round_are_fetched_once_while_this_one_computes(
+    predictor, good_cases, monkeypatch, batch
+):
+    monkeypatch.setattr(module, "available_cores", lambda: 2)
+    fetched: list[str] = []
+    wanted = [case.name for case in good_cases[2:]]  # the first round has nothing to hide behind
+    honest, ct = predictor._reader.fetch, module.encode_ct
+
+    def fetch(case):
+        honest(case)
+        fetched.append(case.case_id)
+
+    def encode_ct(*arguments, **options):
+        deadline = time.monotonic() + 20
+        while len(fetched) < 2 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return ct(*arguments, **options)
+
+    monkeypatch.setattr(predictor._reader, "fetch", fetch)
+    monkeypatch.setattr(module, "encode_ct", encode_ct)
+    assert len(predictor.predict(good_cases, batch=batch)) == len(good_cases)
+    assert sorted(fetched) == sorted(wanted)
+
+
+def test_fetching_a_case_asks_the_system_for_its_images_and_minds_none_that_is_missing(
+    predictor, good_cases, tmp_path, monkeypatch
+):
+    asked: list[str] = []
+
+    def advise(descriptor: int, offset: int, length: int, advice: int) -> None:
+        assert (offset, length, advice) == (0, 0, os.POSIX_FADV_WILLNEED)
+        asked.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    folder = good_cases[0]
+    predictor._reader.fetch(Case(folder=folder, case_id=folder.name))
+    assert asked == [CT_FILE, MASK_FILE]
+    predictor._reader.fetch(Case(folder=tmp_path, case_id="nothing there"))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_long_stream_on_a_cpu_holds_one_round_of_prepared_cases_at_most(predictor, desk, batch, cores):
+    cases = [case(f"C{n}") for n in range(12)]
+    most = round_of(cores, batch)
+    for seen, _ in enumerate(predictor.stream(cases, batch=batch)):
+        assert len(desk.begun) == min(len(cases), seen // most * most + most)
+    assert desk.most_alive == most
+
+
+@pytest.mark.usefixtures("on_gpu")
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_long_stream_holds_two_batches_of_prepared_cases_at_most(predictor, desk, batch):
     cases = [case(f"C{n}") for n in range(12)]
@@ -169,7 +321,7 @@ def test_no_more_than_so_many_cases_are_ahead_however_often_it_is_told_to_begin(
         for given in range(12):
             assert next(ahead).inputs.result().case.case_id == f"C{given}"
             for _ in range(3):
-                ahead.begin()
+                ahead.computing()
             desk.wait_for(min(given + 1 + most, 12))
             time.sleep(0.002)
             assert len(desk.begun) == min(given + 1 + most, 12)
@@ -194,6 +346,35 @@ def test_a_stream_that_is_left_early_stops_preparing(predictor, desk, batch):
     stream.close()
     assert not preparing()
     begun = len(desk.begun)
-    assert begun <= 2 * batch
+    assert begun <= max(2 * batch, module.MOST_READERS)
     time.sleep(QUIET)
     assert len(desk.begun) == begun
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_memory_that_is_used_again_changes_no_answer_and_no_case_that_someone_keeps(
+    predictor, good_cases, monkeypatch, batch
+):
+    cases = [Case(folder=path, case_id=path.name) for path in good_cases]
+    memory = RecycledMemory()
+    monkeypatch.setattr(predictor._reader, "_memory", memory)
+    monkeypatch.setattr(recycled_memory, "SMALLEST_BYTES", 2**62)
+    wanted = predictor.predict(cases, batch=batch)
+    assert memory.free_bytes == 0
+    monkeypatch.setattr(recycled_memory, "SMALLEST_BYTES", 1)
+    asked: list[int] = []
+    empty = memory.empty
+
+    def counted(shape, dtype):
+        array = empty(shape, dtype)
+        asked.append(array.nbytes)
+        return array
+
+    monkeypatch.setattr(memory, "empty", counted)
+    kept = predictor._reader.read(cases[0], lambda text: None)
+    before = kept.case.ct_1DHW.copy()
+    for _ in range(3):
+        assert [a.probability for a in predictor.predict(cases, batch=batch)] == [a.probability for a in wanted]
+    assert memory.free_bytes > 0, "the CTs came from it, and are done with"
+    assert memory.free_bytes < sum(asked) / 3, "and they shared it"
+    assert (kept.case.ct_1DHW == before).all()

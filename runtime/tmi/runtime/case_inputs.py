@@ -1,14 +1,14 @@
-"""From a case folder to the inputs of the fold models, and the thread that does it ahead of the engine.
+"""From a case folder to the inputs of the fold models, and the threads that do it ahead of the engine.
 
-A thread prepares what comes next while this thread computes, on a CPU as on a GPU. It is never more than a fixed number
-of cases ahead: memory does not grow with the cohort.
+They are never more than a fixed number of cases ahead: memory does not grow with the cohort.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from time import perf_counter
@@ -27,8 +27,10 @@ from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.config import N_RADIOMICS
 from tmi.toolkit.errors import InputRefusedError, UnavailableError
 from tmi.toolkit.manifest import Manifest
+from tmi.toolkit.nifti_file import read_ahead
 from tmi.toolkit.prepare import PreparedCase, prepare_case
 from tmi.toolkit.prepared_cache import PreparedCache
+from tmi.toolkit.recycled_memory import RecycledMemory
 from tmi.toolkit.scaling import RadiomicsScaler
 
 
@@ -71,6 +73,7 @@ class CaseReader:
         self._schema = schema
         self._scalers = scalers
         self._cache = cache
+        self._memory = RecycledMemory()
 
     def read(self, case: Case, on_text: Callable[[str], None]) -> Inputs | Refusal:
         """The inputs, or why there are none.
@@ -88,6 +91,7 @@ class CaseReader:
                 modalities=self._manifest.modalities,
                 cache=self._cache,
                 on_text=on_text,
+                empty=self._memory.empty,
             )
         except InputRefusedError as error:
             return Refusal(case_id=case.case_id, code=error.code, what=error.what, fix=error.fix)
@@ -118,6 +122,13 @@ class CaseReader:
             wall=perf_counter() - start,
         )
 
+    def fetch(self, case: Case) -> None:
+        """Have the system fetch from the disk what `read` will want of the case, as far as it is there."""
+        if self._manifest.sees("image"):
+            for path in (case.ct, case.mask):
+                with suppress(OSError):  # what is wrong with a file is told where it is read
+                    read_ahead(path)
+
 
 class Pending:
     """A case on its way: its text comes first, the rest later."""
@@ -128,33 +139,77 @@ class Pending:
         """The clinical text; None where the case was refused before it was known."""
         self.inputs: Future[Inputs | Refusal]
         """What the preparation came to."""
+        self._round: list[Future[Inputs | Refusal]] = []
+
+    def join_round(self, futures: list[Future[Inputs | Refusal]]) -> None:
+        """Take a list that all cases share which are prepared at the same time."""
+        self._round = futures
+
+    def wait_for_round(self) -> None:
+        """Wait until all cases of its round are ready; returns at once where it is in none."""
+        wait(self._round)
+        self._round.clear()  # for every case of the round: none keeps the arrays of another
 
 
 class LookAhead:
-    """Every case in order, while a thread prepares some that were not asked for yet. Use as a context manager.
+    """Every case in order, while threads prepare some that were not asked for yet. Use as a context manager.
 
-    When it does so is the caller's to say: it begins nothing by itself but what is asked for. On two cores a text
-    encoder's pass lost as much or more to the reading beside it than a CT encoder's (`docs/performance.md`).
+    When they do so is the caller's to say: nothing is begun by itself but what is asked for. There are two ways.
+
+    Beside a GPU, when it starts to compute. In rounds, when no case is left: the next ones are then prepared at the
+    same time, and the engine rests until they are ready. That is for engines on the cores that read, too. A gzip stream
+    keeps one core busy; of a layer that runs on all cores, all threads wait for the one whose core it took. A round has
+    a stream for each core instead (`docs/performance.md`).
 
     Args:
         read: prepares one case.
         cases: in their order.
-        most: cases ahead of the one that is given out.
+        most: cases ahead of the one that is given out, which is a whole round.
+        in_rounds: in rounds, not beside a GPU.
+        readers: cases that are prepared at the same time.
+        fetch: has the system fetch a case's files; called for those of the next round.
     """
 
     def __init__(
-        self, read: Callable[[Case, Callable[[str], None]], Inputs | Refusal], cases: Sequence[Case], *, most: int
+        self,
+        read: Callable[[Case, Callable[[str], None]], Inputs | Refusal],
+        cases: Sequence[Case],
+        *,
+        most: int,
+        in_rounds: bool = False,
+        readers: int = 1,
+        fetch: Callable[[Case], None] = lambda case: None,
     ) -> None:
-        self._read, self._cases, self._most = read, iter(cases), most
+        self._read, self._cases, self._most, self._fetch = read, deque(cases), most, fetch
+        self._in_rounds = in_rounds
         self._ahead: deque[Pending] = deque()
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
+        self._workers = ThreadPoolExecutor(max_workers=readers, thread_name_prefix="prepare")
+        self._fetched = 0
 
-    def begin(self) -> None:
-        """Have the thread begin as many cases as may be ahead; returns at once."""
-        for case in islice(self._cases, self._most - len(self._ahead)):
-            pending = Pending(case)
-            pending.inputs = self._worker.submit(self._prepare, pending)
+    def computing(self) -> None:
+        """Told that the engine starts to compute what was given out; returns at once.
+
+        Beside a GPU the next cases are begun. In rounds their files are fetched from the disk, which takes no core.
+        """
+        if not self._in_rounds:
+            self._begin()
+            return
+        for case in islice(self._cases, self._fetched, self._most):
+            self._workers.submit(self._fetch, case)
+            self._fetched += 1
+
+    def _begin(self) -> None:
+        begun = []
+        while self._cases and len(self._ahead) < self._most:
+            pending = Pending(self._cases.popleft())
+            pending.inputs = self._workers.submit(self._prepare, pending)
             self._ahead.append(pending)
+            begun.append(pending)
+        self._fetched = 0
+        if self._in_rounds and len(begun) > 1:
+            together = [pending.inputs for pending in begun]
+            for pending in begun:
+                pending.join_round(together)
 
     def _prepare(self, pending: Pending) -> Inputs | Refusal:
         try:
@@ -168,7 +223,7 @@ class LookAhead:
 
     def __next__(self) -> Pending:
         if not self._ahead:
-            self.begin()
+            self._begin()
         if not self._ahead:
             raise StopIteration
         return self._ahead.popleft()
@@ -179,4 +234,4 @@ class LookAhead:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._worker.shutdown(cancel_futures=True)
+        self._workers.shutdown(cancel_futures=True)

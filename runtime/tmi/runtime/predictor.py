@@ -4,10 +4,14 @@
         for answer in predictor.stream(["case_a", "case_b"], batch=2):
             ...
 
-Two threads share the road. One prepares (`tmi.runtime.case_inputs`): it reads and checks a case, makes its CT, and
-scales its radiomics by each fold's own scaler. This one runs the engine: the text of a case while its images are still
-being read, then CT and fusion of a whole batch (`tmi.runtime.ensemble`), while the next batch is prepared. At most two
-batches of cases are in memory, whatever their number: the one that is computed and the one that is being prepared.
+Threads share the road. Some prepare (`tmi.runtime.case_inputs`): they read and check a case, make its CT, and scale its
+radiomics by each fold's own scaler. This one runs the engine: the text of a case, then CT and fusion of a whole batch
+(`tmi.runtime.ensemble`).
+
+A GPU computes while the next batch is prepared, and a text while its own images are being read. An engine on the CPU
+shares its cores with whoever reads: cases are prepared in rounds, one for each core at a time, and the engine rests
+meanwhile; a case that is alone in its round has its text encoded while its images are read. However many cases there
+are, few are in memory: two batches, or one round and what of a batch was left from the one before.
 """
 
 from __future__ import annotations
@@ -35,12 +39,15 @@ from tmi.toolkit.bundle import Bundle, open_bundle
 from tmi.toolkit.case import Case, find_cases
 from tmi.toolkit.clinical_schema import SCHEMA_FILE, stored_schema
 from tmi.toolkit.clinical_text import require_rendering
+from tmi.toolkit.cores import available_cores
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.prepared_cache import PreparedCache
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.tokenizer import Encoded, Tokenizer
 
 CaseLike = Case | Path | str
+MOST_READERS = 4
+"""Cases that are prepared at the same time, at the most: each takes the memory of its CT and of its prepared volume."""
 
 
 @dataclass(kw_only=True)
@@ -180,34 +187,43 @@ class Predictor:
     def stream(
         self, cases: CaseLike | Iterable[CaseLike], *, batch: int = 1, mask_label: int | None = None
     ) -> Iterator[Answer]:
-        """As `predict`, one answer after the other as its batch is done; holds two batches in memory at most."""
+        """As `predict`, one answer after the other as its batch is done; few cases are in memory at a time."""
         if batch < 1:
             raise UsageError(f"a batch of {batch} cases", fix="give a batch of 1 or more")
         return self._stream(resolve_cases(cases, mask_label=mask_label), batch)
 
     def _stream(self, cases: Sequence[Case], batch: int) -> Iterator[Answer]:
         waiting: list[_Row | Refusal] = []
-        with LookAhead(self._reader.read, cases, most=batch) as ahead:
+        if self._engine.copied_seconds is None:
+            readers = min(available_cores(), MOST_READERS)
+            most = -(-readers // batch) * batch
+            looking = LookAhead(
+                self._reader.read, cases, most=most, in_rounds=True, readers=readers, fetch=self._reader.fetch
+            )
+        else:  # a device of its own: the cores have nothing else to do
+            looking = LookAhead(self._reader.read, cases, most=batch)
+        with looking as ahead:
             for pending in ahead:
                 waiting.append(self._row(pending))
                 del pending  # it holds the case's arrays
                 while waiting and isinstance(waiting[0], Refusal):
                     yield waiting.pop(0)  # type: ignore[misc]
                 if sum(isinstance(w, _Row) for w in waiting) == batch:
-                    ahead.begin()
+                    ahead.computing()
                     answers, waiting = self._answer(waiting), []
                     yield from answers
         if waiting:
             yield from self._answer(waiting)
 
     def _row(self, pending: Pending) -> _Row | Refusal:
-        """Encode a case's text while its images are being read, and wait for them.
+        """Encode a case's text while its images are being read, and wait for them; a whole round is waited for first.
 
         Each text runs by itself at its own length: what it waits for is its own images, and its features do not depend
         on which cases stand beside it.
         """
         watch = Stopwatch()
         with watch.stage("waiting"):
+            pending.wait_for_round()
             text = pending.text.result()
         features: Features = {}
         cut, reused = False, tuple[str, ...]()

@@ -43,8 +43,8 @@ ANEW = "give the CT in Hounsfield units: export it from its series with slope an
 
 
 def sampled(array_DHW: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Every n-th voxel along each axis, `SAMPLES` of them at the most."""
-    return array_DHW[tuple(slice(None, None, _step(n)) for n in array_DHW.shape)]
+    """Every n-th voxel along each axis, `SAMPLES` of them at the most, close together."""
+    return array_DHW[tuple(slice(None, None, _step(n)) for n in array_DHW.shape)].copy()
 
 
 def _step(n: int) -> int:
@@ -54,7 +54,7 @@ def _step(n: int) -> int:
 def check_values(array_DHW: NDArray[np.generic]) -> Iterator[Found]:
     """Whether the values are Hounsfield units of a body; then whether padding was left in."""
     sample = sampled(array_DHW)
-    low, high = float(array_DHW.min()), float(array_DHW.max())
+    low, high = _ends(array_DHW)
     span = f"{CT_FILE} holds values from {low:g} to {high:g}"
     if high - low <= 16:
         yield "ct-rescaled", f"{span}: it was scaled for a network or normalised", ANEW
@@ -73,6 +73,12 @@ def check_values(array_DHW: NDArray[np.generic]) -> Iterator[Found]:
         yield "ct-not-hu", f"{span}, which are no Hounsfield units of a body", f"{ANEW}; no other modality"
     else:
         yield from _padding(array_DHW, low)
+
+
+def _ends(array_DHW: NDArray[np.generic]) -> tuple[float, float]:
+    """Lowest and highest value; each plane is looked at for both while it lies in the processor's cache."""
+    ends: list[tuple[Any, Any]] = [(plane.min(), plane.max()) for plane in array_DHW]
+    return float(min(low for low, _ in ends)), float(max(high for _, high in ends))
 
 
 def _share(array: NDArray[np.generic], between: tuple[float, float]) -> float:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from tmi.toolkit.config import CtConfig
 from tmi.toolkit.cores import other_cores
+from tmi.toolkit.recycled_memory import Empty
 from tmi.toolkit.volume import Volume
 
 PIECE_SLICES = 4
@@ -38,11 +39,12 @@ class Resampling:
     Args:
         config: window, scale and shape.
         pool: threads that do it.
+        empty: makes the array of the result.
     """
 
-    def __init__(self, config: CtConfig, pool: Executor) -> None:
+    def __init__(self, config: CtConfig, pool: Executor, *, empty: Empty = np.empty) -> None:
         self._config, self._pool = config, pool
-        self._out_1DHW = np.empty((1, *config.shape_DHW), dtype=np.float32)
+        self._out_1DHW: NDArray[np.float32] = empty((1, *config.shape_DHW), np.float32)
         self._lock = Lock()
         self._array_DHW: NDArray[np.generic] | None = None
         self._there_D = np.zeros(0, dtype=np.bool_)

@@ -88,7 +88,7 @@ class NiftiFile:
         step = max(1, SLAB_BYTES // plane)
         try:
             with _TimedFile(self.path) as disk, IGzipFile(fileobj=disk, mode="rb") as stream:
-                _read_ahead(disk.fileno())
+                _advise(disk.fileno())
                 stream.seek(self.offset)
                 for first in range(0, z, step):
                     last = min(first + step, z)
@@ -118,7 +118,17 @@ class _TimedFile(io.FileIO):
         return count
 
 
-def _read_ahead(descriptor: int) -> None:
+def read_ahead(path: Path) -> None:
+    """Have the system fetch a file from the disk; returns before it is there.
+
+    Raises:
+        OSError: there is no such file, or it may not be read.
+    """
+    with path.open("rb") as disk:
+        _advise(disk.fileno())
+
+
+def _advise(descriptor: int) -> None:
     """Have the system fetch the whole file from the disk while its beginning is inflated."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)

@@ -29,6 +29,7 @@ from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.intensity import Resampling, prepare_ct
 from tmi.toolkit.prepared_cache import PreparedCache, PreparedImages
 from tmi.toolkit.radiomics_table import read_table
+from tmi.toolkit.recycled_memory import Empty
 from tmi.toolkit.stage_clock import StageClock
 from tmi.toolkit.volume import Grid, Volume, read_ct, read_mask
 
@@ -69,6 +70,7 @@ def prepare_case(
     modalities: Collection[Modality] = MODALITIES,
     cache: PreparedCache | None = None,
     on_text: Callable[[str], None] = lambda text: None,
+    empty: Empty = np.empty,
 ) -> PreparedCase:
     """Read, check and prepare one case, as far as it is looked at: files of other modalities need not be there.
 
@@ -82,6 +84,7 @@ def prepare_case(
         modalities: what is looked at.
         cache: where the images' part is looked for and stored; answer, warnings and refusals are the same without.
         on_text: told the text as soon as it is known, before any image is read; the case may still be refused.
+        empty: makes the large arrays.
 
     Raises:
         InputRefusedError: a file is missing, unreadable or implausible; the case is named.
@@ -111,7 +114,7 @@ def prepare_case(
 
     def make() -> PreparedImages:
         clock.lap("cache")
-        return _images(case, config, extract=given is None, clock=clock)
+        return _images(case, config, extract=given is None, clock=clock, empty=empty)
 
     if given is not None and "image" not in modalities:
         images = PreparedImages(ct_1DHW=np.zeros((1, 0, 0, 0), np.float32), warnings=(), radiomics_F=None)
@@ -137,23 +140,23 @@ def prepare_case(
 class _Ahead:
     """What begins while the CT is still being read: its resampling, and the reading of the mask."""
 
-    def __init__(self, case: Case, resampling: Resampling, beside: Executor) -> None:
-        self._case, self._beside = case, beside
+    def __init__(self, case: Case, resampling: Resampling, beside: Executor, empty: Empty) -> None:
+        self._case, self._beside, self._empty = case, beside, empty
         self.planes = resampling.planes
         self.mask: Future[Volume] | None = None
 
     def opened(self, grid: Grid) -> None:
         """The CT's grid is known, and with it whether the mask lies on it."""
         if self._case.mask.is_file():
-            self.mask = self._beside.submit(read_mask, self._case, grid)
+            self.mask = self._beside.submit(read_mask, self._case, grid, empty=self._empty)
 
 
-def _images(case: Case, config: Config, *, extract: bool, clock: StageClock) -> PreparedImages:
+def _images(case: Case, config: Config, *, extract: bool, clock: StageClock, empty: Empty) -> PreparedImages:
     """What depends on CT and mask alone, and may therefore be cached by their content."""
     with other_cores() as pool, ThreadPoolExecutor(max_workers=1, thread_name_prefix="mask") as beside:
-        resampling = Resampling(config.ct, pool)
-        ahead = _Ahead(case, resampling, beside)
-        ct = read_ct(case, pool=pool, follower=ahead, clock=clock)
+        resampling = Resampling(config.ct, pool, empty=empty)
+        ahead = _Ahead(case, resampling, beside, empty)
+        ct = read_ct(case, pool=pool, follower=ahead, clock=clock, empty=empty)
         clock.lap("inflate")
         warnings = refuse_on_error(check_ct(ct), case.case_id)
         clock.lap("check")

@@ -27,6 +27,7 @@ from tmi.toolkit.cores import other_cores
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.filling import fill_volume, orientation_of
 from tmi.toolkit.nifti_file import NiftiFile, open_nifti
+from tmi.toolkit.recycled_memory import Empty
 from tmi.toolkit.stage_clock import StageClock
 
 INT16 = np.iinfo(np.int16)
@@ -91,7 +92,12 @@ class Follower(Protocol):
 
 
 def read_ct(
-    case: Case, *, pool: Executor | None = None, follower: Follower | None = None, clock: StageClock | None = None
+    case: Case,
+    *,
+    pool: Executor | None = None,
+    follower: Follower | None = None,
+    clock: StageClock | None = None,
+    empty: Empty = np.empty,
 ) -> Volume:
     """The case's CT in HU, contiguous; int16 where the file's values fit exactly, else float32.
 
@@ -100,13 +106,14 @@ def read_ct(
         pool: threads that turn and scale what is inflated here; None makes some.
         follower: told of every part that is ready.
         clock: told under `read` how long the disk took.
+        empty: makes the array.
 
     Raises:
         InputRefusedError: ct-missing, ct-unreadable, ct-not-3d, ct-affine, ct-forms, ct-nan.
     """
     if pool is None:
         with other_cores() as pool:
-            return read_ct(case, pool=pool, follower=follower, clock=clock)
+            return read_ct(case, pool=pool, follower=follower, clock=clock, empty=empty)
     file = open_nifti(case.ct, case_id=case.case_id, kind="ct")
     grid = _canonical_grid(file)
     if follower is not None:
@@ -114,17 +121,17 @@ def read_ct(
     told = None if follower is None else follower.planes
     array_DHW: NDArray[np.generic] | None = None
     if _is_whole(file):
-        array_DHW = np.empty(grid.shape_DHW, dtype=np.int16)
+        array_DHW = empty(grid.shape_DHW, np.int16)
         if not fill_volume(file, array_DHW, partial(_whole_hounsfield, file), pool=pool, told=told, clock=clock):
             array_DHW = None  # no body has such values, so nothing is lost by reading the file once more
     if array_DHW is None:
-        array_DHW = np.empty(grid.shape_DHW, dtype=np.float32)
+        array_DHW = empty(grid.shape_DHW, np.float32)
         fill_volume(file, array_DHW, partial(_hounsfield, file), pool=pool, told=told, clock=clock)
     return Volume(array_DHW=array_DHW, affine_xyz=grid.affine_xyz, unit=file.unit)
 
 
-def read_mask(case: Case, ct: Volume | Grid) -> Volume:
-    """The case's liver mask (bool) on the CT's grid; `case.mask_label` selects its voxels.
+def read_mask(case: Case, ct: Volume | Grid, *, empty: Empty = np.empty) -> Volume:
+    """The case's liver mask (bool) on the CT's grid; `case.mask_label` selects its voxels. `empty` makes the array.
 
     Raises:
         InputRefusedError: mask-missing, mask-unreadable, mask-not-3d, mask-affine, mask-forms, mask-grid, mask-nan,
@@ -133,7 +140,7 @@ def read_mask(case: Case, ct: Volume | Grid) -> Volume:
     file = open_nifti(case.mask, case_id=case.case_id, kind="mask")
     grid = _canonical_grid(file)
     require_same_grid(case.case_id, grid.shape_DHW, grid.affine_xyz, ct)
-    inside = np.empty(grid.shape_DHW, dtype=np.bool_)
+    inside = empty(grid.shape_DHW, np.bool_)
     labels: set[int] = set()
 
     def select(stored: NDArray[np.generic], out: NDArray[np.generic]) -> bool:
