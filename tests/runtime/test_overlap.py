@@ -19,7 +19,9 @@ import pytest
 from tmi.runtime import case_inputs
 from tmi.runtime import predictor as module
 from tmi.runtime.case_inputs import Inputs, LookAhead
+from tmi.runtime.ensemble import encoder_graphs
 from tmi.runtime.prediction import Refusal
+from tmi.runtime.stopwatch import adds_up
 from tmi.toolkit import recycled_memory
 from tmi.toolkit.case import CT_FILE, MASK_FILE, Case
 from tmi.toolkit.recycled_memory import RecycledMemory
@@ -38,10 +40,21 @@ def on_gpu(predictor, monkeypatch) -> None:
     monkeypatch.setattr(predictor._engine, "copied_seconds", 0.0)
 
 
+@pytest.fixture
+def have_cores(predictor, monkeypatch) -> Callable[[int], int]:
+    """Says how many cores there are, and that the engine runs on all of them."""
+
+    def have(count: int) -> int:
+        monkeypatch.setattr(module, "available_cores", lambda: count)
+        monkeypatch.setattr(predictor, "engine_record", replace(predictor.engine_record, threads=count))
+        return count
+
+    return have
+
+
 @pytest.fixture(params=[1, 2, 3, 16])
-def cores(request, monkeypatch) -> int:
-    monkeypatch.setattr(module, "available_cores", lambda: request.param)
-    return request.param
+def cores(request, have_cores) -> int:
+    return have_cores(request.param)
 
 
 def round_of(cores: int, batch: int) -> int:
@@ -217,8 +230,8 @@ def test_on_a_cpu_a_round_is_prepared_while_the_engine_rests(predictor, desk, mo
         assert set(busy) == {round_of(cores, batch) * n for n in (1, 2)}, "round by round"
 
 
-def test_the_cases_of_a_round_are_prepared_at_the_same_time(predictor, desk, monkeypatch):
-    monkeypatch.setattr(module, "available_cores", lambda: 3)
+def test_the_cases_of_a_round_are_prepared_at_the_same_time(predictor, desk, monkeypatch, have_cores):
+    have_cores(3)
     together = threading.Barrier(3, timeout=20)
     honest = desk.read
 
@@ -251,9 +264,9 @@ def test_a_case_alone_has_its_text_encoded_while_its_images_are_read(predictor, 
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_the_files_of_the_next_round_are_fetched_once_while_this_one_computes(
-    predictor, good_cases, monkeypatch, batch
+    predictor, good_cases, monkeypatch, have_cores, batch
 ):
-    monkeypatch.setattr(module, "available_cores", lambda: 2)
+    have_cores(2)
     fetched: list[str] = []
     wanted = [case.name for case in good_cases[2:]]  # the first round has nothing to hide behind
     honest, ct = predictor._reader.fetch, module.encode_ct
@@ -296,7 +309,69 @@ def test_a_long_stream_on_a_cpu_holds_one_round_of_prepared_cases_at_most(predic
     most = round_of(cores, batch)
     for seen, _ in enumerate(predictor.stream(cases, batch=batch)):
         assert len(desk.begun) == min(len(cases), seen // most * most + most)
+        if batch == 1:
+            left = min(len(cases), len(desk.begun)) - seen - 1
+            assert sum(one() is not None for one in desk.alive) == left, "an answered case holds nothing"
     assert desk.most_alive == most
+
+
+def test_cores_that_the_engine_leaves_alone_prepare_while_it_computes(predictor, desk, have_cores, monkeypatch):
+    have_cores(4)
+    monkeypatch.setattr(predictor, "engine_record", replace(predictor.engine_record, threads=3))
+    cases = [case(f"C{n}") for n in range(4)]
+    ahead: list[int] = []
+    ct = module.encode_ct
+
+    def encode_ct(*arguments, **options):
+        desk.wait_for(min(len(ahead) + 2, len(cases)))
+        ahead.append(len(desk.begun))
+        return ct(*arguments, **options)
+
+    monkeypatch.setattr(module, "encode_ct", encode_ct)
+    assert len(predictor.predict(cases)) == 4
+    assert ahead == [2, 3, 4, 4]
+
+
+def test_texts_of_a_round_run_together_where_they_are_of_one_length_and_answer_as_alone(
+    predictor, ready, monkeypatch, have_cores
+):
+    have_cores(4)
+    short = ready[0].case.text
+    long = short + " and so on" * 20
+    texts = {"C0": short, "C1": long, "bad2": short, "C3": short, "C4": long, "C5": short}
+    ran: list[tuple[int, int]] = []
+    run = predictor._engine.run
+
+    def read(case, on_text):
+        on_text(texts[case.case_id])
+        if case.case_id.startswith("bad"):
+            return Refusal(case_id=case.case_id, code="ct-missing", what="no CT", fix="give one")
+        inputs = ready[0]
+        return replace(inputs, case=replace(inputs.case, case_id=case.case_id, text=texts[case.case_id]))
+
+    def watched(graph, inputs):
+        if "input_ids" in inputs:
+            ran.append(inputs["input_ids"].shape)
+        return run(graph, inputs)
+
+    monkeypatch.setattr(predictor._reader, "read", read)
+    alone = {name: predictor.predict(case(name))[0] for name in texts}
+    monkeypatch.setattr(predictor._engine, "run", watched)
+    answers = predictor.predict([case(name) for name in texts])
+    assert [a.case_id for a in answers] == list(texts)
+    for answer in answers:
+        if isinstance(answer, Refusal):
+            assert answer.case_id == "bad2"
+            continue
+        assert answer.probability == pytest.approx(alone[answer.case_id].probability, abs=1e-6)
+        assert adds_up(answer.seconds)
+    assert alone["C0"].probability != alone["C1"].probability, "the texts matter"
+    widths = sorted({width for _, width in ran})
+    assert len(widths) == 2
+    encoders = len(encoder_graphs(predictor.bundle.manifest, "text"))
+    rows = {width: sum(count for count, w in ran if w == width) for width in widths}
+    assert rows == {widths[0]: 3 * encoders, widths[1]: 2 * encoders}, "no refused case's text"
+    assert max(count for count, _ in ran) == 2, "C0 and C3, of one round"
 
 
 @pytest.mark.usefixtures("on_gpu")
@@ -319,7 +394,8 @@ def test_no_more_than_so_many_cases_are_ahead_however_often_it_is_told_to_begin(
         time.sleep(QUIET)
         assert desk.begun == [], "nothing is begun that was not asked for"
         for given in range(12):
-            assert next(ahead).inputs.result().case.case_id == f"C{given}"
+            (pending,) = next(ahead)
+            assert pending.inputs.result().case.case_id == f"C{given}"
             for _ in range(3):
                 ahead.computing()
             desk.wait_for(min(given + 1 + most, 12))
@@ -333,7 +409,7 @@ def test_a_case_whose_preparation_fails_gives_its_error_and_leaves_no_one_waitin
         raise RuntimeError(case.case_id)
 
     with LookAhead(read, [case("C0")], most=1) as ahead:
-        (pending,) = ahead
+        ((pending,),) = ahead
         assert pending.text.result(timeout=20) is None
         with pytest.raises(RuntimeError, match="C0"):
             pending.inputs.result(timeout=20)
@@ -357,7 +433,7 @@ def test_memory_that_is_used_again_changes_no_answer_and_no_case_that_someone_ke
 ):
     cases = [Case(folder=path, case_id=path.name) for path in good_cases]
     memory = RecycledMemory()
-    monkeypatch.setattr(predictor._reader, "_memory", memory)
+    monkeypatch.setattr(predictor._reader, "memory", memory)
     monkeypatch.setattr(recycled_memory, "SMALLEST_BYTES", 2**62)
     wanted = predictor.predict(cases, batch=batch)
     assert memory.free_bytes == 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -73,7 +73,8 @@ class CaseReader:
         self._schema = schema
         self._scalers = scalers
         self._cache = cache
-        self._memory = RecycledMemory()
+        self.memory = RecycledMemory()
+        """Where the large arrays of its cases come from."""
 
     def read(self, case: Case, on_text: Callable[[str], None]) -> Inputs | Refusal:
         """The inputs, or why there are none.
@@ -91,7 +92,7 @@ class CaseReader:
                 modalities=self._manifest.modalities,
                 cache=self._cache,
                 on_text=on_text,
-                empty=self._memory.empty,
+                empty=self.memory.empty,
             )
         except InputRefusedError as error:
             return Refusal(case_id=case.case_id, code=error.code, what=error.what, fix=error.fix)
@@ -139,27 +140,17 @@ class Pending:
         """The clinical text; None where the case was refused before it was known."""
         self.inputs: Future[Inputs | Refusal]
         """What the preparation came to."""
-        self._round: list[Future[Inputs | Refusal]] = []
-
-    def join_round(self, futures: list[Future[Inputs | Refusal]]) -> None:
-        """Take a list that all cases share which are prepared at the same time."""
-        self._round = futures
-
-    def wait_for_round(self) -> None:
-        """Wait until all cases of its round are ready; returns at once where it is in none."""
-        wait(self._round)
-        self._round.clear()  # for every case of the round: none keeps the arrays of another
 
 
 class LookAhead:
-    """Every case in order, while threads prepare some that were not asked for yet. Use as a context manager.
+    """Every case in order, by groups, while threads prepare some that were not asked for yet. Use as a context manager.
 
     When they do so is the caller's to say: nothing is begun by itself but what is asked for. There are two ways.
 
-    Beside a GPU, when it starts to compute. In rounds, when no case is left: the next ones are then prepared at the
-    same time, and the engine rests until they are ready. That is for engines on the cores that read, too. A gzip stream
-    keeps one core busy; of a layer that runs on all cores, all threads wait for the one whose core it took. A round has
-    a stream for each core instead (`docs/performance.md`).
+    Beside a GPU, when it starts to compute; a group is one case. In rounds, when no case is left: the next ones are
+    then prepared at the same time and given out as one group, for which the engine shall wait. That is for engines on
+    the cores that read, too. A gzip stream keeps one core busy; of a layer that runs on all cores, all threads wait for
+    the one whose core it took. A round has a stream for each core instead (`docs/performance.md`).
 
     Args:
         read: prepares one case.
@@ -199,17 +190,11 @@ class LookAhead:
             self._fetched += 1
 
     def _begin(self) -> None:
-        begun = []
         while self._cases and len(self._ahead) < self._most:
             pending = Pending(self._cases.popleft())
             pending.inputs = self._workers.submit(self._prepare, pending)
             self._ahead.append(pending)
-            begun.append(pending)
         self._fetched = 0
-        if self._in_rounds and len(begun) > 1:
-            together = [pending.inputs for pending in begun]
-            for pending in begun:
-                pending.join_round(together)
 
     def _prepare(self, pending: Pending) -> Inputs | Refusal:
         try:
@@ -218,15 +203,15 @@ class LookAhead:
             if not pending.text.done():
                 pending.text.set_result(None)
 
-    def __iter__(self) -> Iterator[Pending]:
+    def __iter__(self) -> Iterator[list[Pending]]:
         return self
 
-    def __next__(self) -> Pending:
+    def __next__(self) -> list[Pending]:
         if not self._ahead:
             self._begin()
         if not self._ahead:
             raise StopIteration
-        return self._ahead.popleft()
+        return [self._ahead.popleft() for _ in range(len(self._ahead) if self._in_rounds else 1)]
 
     def __enter__(self) -> Self:
         return self

@@ -16,7 +16,9 @@ are, few are in memory: two batches, or one round and what of a batch was left f
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +37,7 @@ from tmi.runtime.ensemble import Features, encode_ct, encode_text, encoder_graph
 from tmi.runtime.first_opening import Tell
 from tmi.runtime.prediction import COPIES, STAGES, Answer, Refusal
 from tmi.runtime.stopwatch import Stopwatch, add_up, split_waited
+from tmi.runtime.text_length import at_real_length, joined, of_one_length
 from tmi.toolkit.bundle import Bundle, open_bundle
 from tmi.toolkit.case import Case, find_cases
 from tmi.toolkit.clinical_schema import SCHEMA_FILE, stored_schema
@@ -48,6 +51,18 @@ from tmi.toolkit.tokenizer import Encoded, Tokenizer
 CaseLike = Case | Path | str
 MOST_READERS = 4
 """Cases that are prepared at the same time, at the most: each takes the memory of its CT and of its prepared volume."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Text:
+    """What became of a case's text."""
+
+    features: Features
+    """Of every text encoder, a row each; none where there is no text."""
+    cut: bool
+    """Whether it was longer than the encoder takes."""
+    reused: tuple[str, ...]
+    """The branch's name, where its features were kept from before."""
 
 
 @dataclass(kw_only=True)
@@ -194,61 +209,77 @@ class Predictor:
 
     def _stream(self, cases: Sequence[Case], batch: int) -> Iterator[Answer]:
         waiting: list[_Row | Refusal] = []
-        if self._engine.copied_seconds is None:
-            readers = min(available_cores(), MOST_READERS)
+        cores = available_cores()
+        if self._engine.copied_seconds is None and self.engine_record.threads >= cores:
+            readers = min(cores, MOST_READERS)
             most = -(-readers // batch) * batch
             looking = LookAhead(
                 self._reader.read, cases, most=most, in_rounds=True, readers=readers, fetch=self._reader.fetch
             )
-        else:  # a device of its own: the cores have nothing else to do
+        else:  # a device of its own, or cores that the engine leaves alone
             looking = LookAhead(self._reader.read, cases, most=batch)
         with looking as ahead:
-            for pending in ahead:
-                waiting.append(self._row(pending))
-                del pending  # it holds the case's arrays
-                while waiting and isinstance(waiting[0], Refusal):
-                    yield waiting.pop(0)  # type: ignore[misc]
-                if sum(isinstance(w, _Row) for w in waiting) == batch:
-                    ahead.computing()
-                    answers, waiting = self._answer(waiting), []
-                    yield from answers
+            for group in ahead:
+                for row in self._rows(group):
+                    waiting.append(row)
+                    del row  # it holds the case's arrays
+                    while waiting and isinstance(waiting[0], Refusal):
+                        yield waiting.pop(0)  # type: ignore[misc]
+                    if sum(isinstance(w, _Row) for w in waiting) == batch:
+                        ahead.computing()
+                        answers, waiting = self._answer(waiting), []
+                        yield from answers
         if waiting:
             yield from self._answer(waiting)
 
-    def _row(self, pending: Pending) -> _Row | Refusal:
-        """Encode a case's text while its images are being read, and wait for them; a whole round is waited for first.
+    def _rows(self, group: list[Pending]) -> Iterator[_Row | Refusal]:
+        """The rows of a group, which is empty afterwards: each case's arrays are held by its own row alone.
 
-        Each text runs by itself at its own length: what it waits for is its own images, and its features do not depend
-        on which cases stand beside it.
+        A case alone has its text encoded while its images are being read. A round is waited for first, and its texts
+        run together as far as they are of one length.
         """
         watch = Stopwatch()
         with watch.stage("waiting"):
-            pending.wait_for_round()
-            text = pending.text.result()
-        features: Features = {}
-        cut, reused = False, tuple[str, ...]()
-        if text is not None:
-            with watch.stage("tokenise"):
-                encoded = self._tokenise([text])
-                cut = any(tokens.truncated_B[0] for tokens in encoded.values())
-            with self._computing(watch, "text"):
-                features = encode_text(self._engine, self._manifest, encoded, cache=self.embeddings)
-                reused = self._reused("text", features, row=0)
+            if len(group) > 1:
+                wait([pending.inputs for pending in group])
+            texts = [pending.text.result() for pending in group if len(group) == 1 or _is_made(pending)]
+        encoded = self._encode_texts(texts, watch)
         with watch.stage("waiting"):
-            inputs = pending.inputs.result()
-        wall = watch.wall
-        if isinstance(inputs, Refusal):
-            return inputs
-        waited, hidden = split_waited(inputs.seconds, wall=inputs.wall, waited=watch.seconds.pop("waiting"))
-        return _Row(
-            inputs=inputs,
-            text=features,
-            cut=cut,
-            reused=reused,
-            waited=add_up(waited, watch.seconds),
-            hidden=hidden,
-            wall=wall,
-        )
+            ready = deque(pending.inputs.result() for pending in group)
+        group.clear()
+        wall, waited = watch.wall, watch.seconds.pop("waiting")
+        cases = sum(isinstance(inputs, Inputs) for inputs in ready)
+        together = sum(inputs.wall for inputs in ready if isinstance(inputs, Inputs))
+        shared = {name: seconds / max(1, cases) for name, seconds in watch.seconds.items()}
+        share = waited / together if together > 0 else 0.0
+        while ready:  # nothing of a case is held here while its row is out
+            yield _row(ready.popleft(), encoded, share=share, shared=shared, work=(wall - waited) / max(1, cases))
+
+    def _encode_texts(self, texts: Sequence[str | None], watch: Stopwatch) -> deque[_Text]:
+        """Features of each text; those that are padded to one length run together, which changes none of them."""
+        there = [number for number, text in enumerate(texts) if text is not None]
+        longest = self._config.clinical.max_length
+        with watch.stage("tokenise"):
+            encoded = {number: self._tokenise([texts[number] or ""]) for number in there}
+            tokens = {
+                number: {
+                    name: at_real_length(one.input_ids_BT, one.attention_mask_BT, longest=longest)
+                    for name, one in by_graph.items()
+                }
+                for number, by_graph in encoded.items()
+            }
+        done = [_Text(features={}, cut=False, reused=()) for _ in texts]
+        with self._computing(watch, "text"):
+            for numbers in of_one_length(tokens):
+                batch = {name: joined([tokens[number][name] for number in numbers]) for name in tokens[numbers[0]]}
+                features = encode_text(self._engine, self._manifest, batch, cache=self.embeddings)
+                for row, number in enumerate(numbers):
+                    done[number] = _Text(
+                        features={name: array[row : row + 1] for name, array in features.items()},
+                        cut=any(one.truncated_B[0] for one in encoded[number].values()),
+                        reused=self._reused("text", features, row=row),
+                    )
+        return deque(done)
 
     def _answer(self, waiting: Sequence[_Row | Refusal]) -> list[Answer]:
         """Run one batch; refusals among its cases keep their places."""
@@ -258,7 +289,10 @@ class Predictor:
             return [w for w in waiting if isinstance(w, Refusal)]
         with watch.stage("other"):
             cts = [r.inputs.case.ct_1DHW for r in rows]
-            ct_B1DHW = cts[0][None] if len(cts) == 1 else np.stack(cts)  # one alone is not copied
+            if len(cts) == 1:  # is not copied
+                ct_B1DHW = cts[0][None]
+            else:
+                ct_B1DHW = np.stack(cts, out=self._reader.memory.empty((len(cts), *cts[0].shape), cts[0].dtype))
             radiomics_BFR = np.stack([r.inputs.radiomics_FR for r in rows])
             text = {name: np.concatenate([r.text[name] for r in rows]) for name in rows[0].text}
         with self._computing(watch, "ct"):
@@ -310,6 +344,38 @@ class Predictor:
             for name, tokenizer in self._tokenizers.items()
         }
         return {graph: by_file[name] for graph, name in self._tokenizer_of.items()}
+
+
+def _row(
+    inputs: Inputs | Refusal, texts: deque[_Text], *, share: float, shared: Mapping[str, float], work: float
+) -> _Row | Refusal:
+    """A case and its text, or its refusal.
+
+    Args:
+        inputs: of the case.
+        texts: its own is the next.
+        share: part of its preparation that was waited for.
+        shared: seconds by stage of what else was done for it.
+        work: seconds of that, measured by themselves.
+    """
+    if isinstance(inputs, Refusal):
+        return inputs
+    text, waited = texts.popleft(), share * inputs.wall
+    seen, hidden = split_waited(inputs.seconds, wall=inputs.wall, waited=waited)
+    return _Row(
+        inputs=inputs,
+        text=text.features,
+        cut=text.cut,
+        reused=text.reused,
+        waited=add_up(seen, shared),
+        hidden=hidden,
+        wall=waited + work,
+    )
+
+
+def _is_made(pending: Pending) -> bool:
+    """Whether a case that was waited for was not refused."""
+    return isinstance(pending.inputs.result(), Inputs)
 
 
 def _timed(answer: Answer, row: _Row, shared: Mapping[str, float], *, wall: float, reused: tuple[str, ...]) -> Answer:

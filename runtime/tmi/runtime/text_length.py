@@ -7,6 +7,7 @@ graph, for every new length, and there are then 16 of them at most.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,26 @@ class Tokens:
     """Ids, padded with 0."""
     attention_mask_BT: Int64[NDArray[np.int64], "B T"]
     """1 for tokens, 0 for padding."""
+
+
+def joined(tokens: Sequence[Tokens]) -> Tokens:
+    """Texts of one length as one batch."""
+    return Tokens(
+        input_ids_BT=np.concatenate([one.input_ids_BT for one in tokens]),
+        attention_mask_BT=np.concatenate([one.attention_mask_BT for one in tokens]),
+    )
+
+
+def of_one_length(texts: Mapping[int, Mapping[str, Tokens]]) -> list[list[int]]:
+    """The numbers of the texts, those together that are of one length for every encoder.
+
+    Args:
+        texts: number of a text -> name of an encoder -> its tokens.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, by_encoder in texts.items():
+        groups.setdefault(tuple(one.input_ids_BT.shape[1] for one in by_encoder.values()), []).append(number)
+    return list(groups.values())
 
 
 def at_real_length(

@@ -23,10 +23,10 @@ from tmi.toolkit.cores import other_cores
 from tmi.toolkit.recycled_memory import Empty
 from tmi.toolkit.volume import Volume
 
-PIECE_SLICES = 4
+PIECE_SLICES = 8
 """Output slices that one thread makes at a time."""
-TILE_VOXELS = 2**16
-"""Voxels of a plane that are windowed, scaled and mixed at a time, where planes are not resampled: 256 KiB."""
+TILE_VOXELS = 2**17
+"""Voxels of a plane that are windowed, scaled and mixed at a time, where planes are not resampled: 512 KiB."""
 INT16 = np.iinfo(np.int16)
 
 Taps = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]
