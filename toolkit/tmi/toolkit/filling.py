@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tmi.toolkit.cores import available_cores
 from tmi.toolkit.nifti_file import NiftiFile, no_affine
+from tmi.toolkit.recycled_memory import Empty
 from tmi.toolkit.stage_clock import StageClock
 
 Convert = Callable[[NDArray[np.generic], NDArray[np.generic]], bool]
@@ -41,6 +42,7 @@ def fill_volume(
     pool: Executor,
     told: Told | None = None,
     clock: StageClock | None = None,
+    empty: Empty = np.empty,
 ) -> bool:
     """Read a file through into an array in canonical order.
 
@@ -54,6 +56,7 @@ def fill_volume(
         pool: the threads.
         told: told of finished planes as soon as there are any: at the end where the file is not stored along depth.
         clock: told how long the disk took.
+        empty: makes the arrays of the slabs.
 
     Returns:
         False where `convert` did; the array is then not filled.
@@ -76,9 +79,10 @@ def fill_volume(
         return fits
 
     pending: list[Future[bool]] = []
-    for first, last, stored in file.slabs(clock):
+    for first, last, stored in file.slabs(clock, empty=empty):
         room.acquire()
         pending.append(pool.submit(put, stored, first, last))
+        del stored
     outcomes = [one.result() for one in pending]  # of every one: none may still write when this returns
     fits = all(outcomes)
     if fits and told is not None and not along_depth:

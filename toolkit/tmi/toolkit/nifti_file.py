@@ -26,6 +26,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.recycled_memory import Empty
 from tmi.toolkit.stage_clock import StageClock
 
 MAX_BYTES = 512 * 512 * 1536 * 4
@@ -71,11 +72,14 @@ class NiftiFile:
     unit: str
     """Unit of length that the header declares: `mm`, `meter`, `micron` or `unknown`."""
 
-    def slabs(self, clock: StageClock | None = None) -> Iterator[tuple[int, int, NDArray[np.generic]]]:
+    def slabs(
+        self, clock: StageClock | None = None, *, empty: Empty = np.empty
+    ) -> Iterator[tuple[int, int, NDArray[np.generic]]]:
         """The voxels as they are stored, unscaled, in pieces along the file's last axis, which is its slowest.
 
         Args:
             clock: told under `read` how long the disk took.
+            empty: makes the array of each piece.
 
         Yields:
             First and last-but-one index along the last axis, and the voxels `[x, y, first:last]` (read only).
@@ -92,17 +96,31 @@ class NiftiFile:
                 stream.seek(self.offset)
                 for first in range(0, z, step):
                     last = min(first + step, z)
-                    data = stream.read((last - first) * plane)
+                    data = empty(((last - first) * plane,), np.uint8)
+                    whole = _fill(stream, data)
                     if clock is not None:
                         clock.take("read", disk.seconds)
                         disk.seconds = 0.0
-                    if len(data) < (last - first) * plane:
+                    if not whole:
                         raise EOFError
-                    yield first, last, np.frombuffer(data, self.dtype).reshape((x, y, last - first), order="F")
+                    data.flags.writeable = False
+                    yield first, last, data.view(self.dtype).reshape((x, y, last - first), order="F")
+                    del data  # its memory is the next one's as soon as nobody looks at it
                 if stream.read(1):
                     raise ValueError("more voxels than the header names")
         except BROKEN as error:
             raise unreadable(self.path, self.case_id, self.kind) from error
+
+
+def _fill(stream: IGzipFile, data: NDArray[np.uint8]) -> bool:
+    """Read until the array is full; False where the stream ends before."""
+    rest = data.data
+    while rest:
+        count = stream.readinto(rest)
+        if not count:
+            return False
+        rest = rest[count:]
+    return True
 
 
 class _TimedFile(io.FileIO):

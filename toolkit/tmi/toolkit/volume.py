@@ -122,11 +122,13 @@ def read_ct(
     array_DHW: NDArray[np.generic] | None = None
     if _is_whole(file):
         array_DHW = empty(grid.shape_DHW, np.int16)
-        if not fill_volume(file, array_DHW, partial(_whole_hounsfield, file), pool=pool, told=told, clock=clock):
+        if not fill_volume(
+            file, array_DHW, partial(_whole_hounsfield, file), pool=pool, told=told, clock=clock, empty=empty
+        ):
             array_DHW = None  # no body has such values, so nothing is lost by reading the file once more
     if array_DHW is None:
         array_DHW = empty(grid.shape_DHW, np.float32)
-        fill_volume(file, array_DHW, partial(_hounsfield, file), pool=pool, told=told, clock=clock)
+        fill_volume(file, array_DHW, partial(_hounsfield, file), pool=pool, told=told, clock=clock, empty=empty)
     return Volume(array_DHW=array_DHW, affine_xyz=grid.affine_xyz, unit=file.unit)
 
 
@@ -152,7 +154,7 @@ def read_mask(case: Case, ct: Volume | Grid, *, empty: Empty = np.empty) -> Volu
         return True
 
     with other_cores() as pool:
-        fill_volume(file, inside, select, pool=pool)
+        fill_volume(file, inside, select, pool=pool, empty=empty)
     if not inside.any():
         which = "" if case.mask_label is None else f" of label {case.mask_label}"
         raise InputRefusedError(
