@@ -6,7 +6,6 @@ round of cases is prepared, one for each core at a time.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
@@ -16,15 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from tmi.runtime import case_inputs
+from tmi.runtime import case_inputs, text_branch
 from tmi.runtime import predictor as module
 from tmi.runtime.case_inputs import Inputs, LookAhead
 from tmi.runtime.ensemble import encoder_graphs
 from tmi.runtime.prediction import Refusal
 from tmi.runtime.stopwatch import adds_up
-from tmi.toolkit import recycled_memory
-from tmi.toolkit.case import CT_FILE, MASK_FILE, Case
-from tmi.toolkit.recycled_memory import RecycledMemory
+from tmi.toolkit.case import Case
 
 QUIET = 0.03
 """Seconds in which a thread that has leave to begin a case would have begun it."""
@@ -142,7 +139,7 @@ def test_the_next_batch_is_begun_when_the_ct_starts_and_not_during_the_texts(pre
     cases = [case(f"C{n}") for n in range(2 * batch + 1)]
     at_text: list[int] = []
     at_ct: list[int] = []
-    text, ct = module.encode_text, module.encode_ct
+    text, ct = text_branch.encode_text, module.encode_ct
 
     own = [batch] * batch + [2 * batch] * batch + [len(cases)]
 
@@ -158,7 +155,7 @@ def test_the_next_batch_is_begun_when_the_ct_starts_and_not_during_the_texts(pre
         at_ct.append(len(desk.begun))
         return ct(*arguments, **options)
 
-    monkeypatch.setattr(module, "encode_text", encode_text)
+    monkeypatch.setattr(text_branch, "encode_text", encode_text)
     monkeypatch.setattr(module, "encode_ct", encode_ct)
     answers = predictor.predict(cases, batch=batch)
     assert [a.case_id for a in answers] == [c.case_id for c in cases]
@@ -222,8 +219,8 @@ def test_on_a_cpu_a_round_is_prepared_while_the_engine_rests(predictor, desk, mo
         return run
 
     monkeypatch.setattr(predictor._reader, "read", read)
-    for stage in ("encode_text", "encode_ct", "fuse"):
-        monkeypatch.setattr(module, stage, watched(getattr(module, stage)))
+    for place, stage in ((text_branch, "encode_text"), (module, "encode_ct"), (module, "fuse")):
+        monkeypatch.setattr(place, stage, watched(getattr(place, stage)))
     answers = predictor.predict(cases, batch=batch)
     assert [a.case_id for a in answers] == [c.case_id for c in cases]
     if round_of(cores, batch) > 1:
@@ -245,7 +242,7 @@ def test_the_cases_of_a_round_are_prepared_at_the_same_time(predictor, desk, mon
 
 def test_a_case_alone_has_its_text_encoded_while_its_images_are_read(predictor, desk, monkeypatch):
     encoded = threading.Event()
-    honest, text = desk.read, module.encode_text
+    honest, text = desk.read, text_branch.encode_text
 
     def read(case, on_text):
         inputs = honest(case, on_text)
@@ -258,7 +255,7 @@ def test_a_case_alone_has_its_text_encoded_while_its_images_are_read(predictor, 
         return features
 
     monkeypatch.setattr(predictor._reader, "read", read)
-    monkeypatch.setattr(module, "encode_text", encode_text)
+    monkeypatch.setattr(text_branch, "encode_text", encode_text)
     assert len(predictor.predict(case("C0"))) == 1
 
 
@@ -285,22 +282,6 @@ def test_the_files_of_the_next_round_are_fetched_once_while_this_one_computes(
     monkeypatch.setattr(module, "encode_ct", encode_ct)
     assert len(predictor.predict(good_cases, batch=batch)) == len(good_cases)
     assert sorted(fetched) == sorted(wanted)
-
-
-def test_fetching_a_case_asks_the_system_for_its_images_and_minds_none_that_is_missing(
-    predictor, good_cases, tmp_path, monkeypatch
-):
-    asked: list[str] = []
-
-    def advise(descriptor: int, offset: int, length: int, advice: int) -> None:
-        assert (offset, length, advice) == (0, 0, os.POSIX_FADV_WILLNEED)
-        asked.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
-
-    monkeypatch.setattr(os, "posix_fadvise", advise)
-    folder = good_cases[0]
-    predictor._reader.fetch(Case(folder=folder, case_id=folder.name))
-    assert asked == [CT_FILE, MASK_FILE]
-    predictor._reader.fetch(Case(folder=tmp_path, case_id="nothing there"))
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -425,32 +406,3 @@ def test_a_stream_that_is_left_early_stops_preparing(predictor, desk, batch):
     assert begun <= max(2 * batch, module.MOST_READERS)
     time.sleep(QUIET)
     assert len(desk.begun) == begun
-
-
-@pytest.mark.parametrize("batch", [1, 2])
-def test_memory_that_is_used_again_changes_no_answer_and_no_case_that_someone_keeps(
-    predictor, good_cases, monkeypatch, batch
-):
-    cases = [Case(folder=path, case_id=path.name) for path in good_cases]
-    memory = RecycledMemory()
-    monkeypatch.setattr(predictor._reader, "memory", memory)
-    monkeypatch.setattr(recycled_memory, "SMALLEST_BYTES", 2**62)
-    wanted = predictor.predict(cases, batch=batch)
-    assert memory.free_bytes == 0
-    monkeypatch.setattr(recycled_memory, "SMALLEST_BYTES", 1)
-    asked: list[int] = []
-    empty = memory.empty
-
-    def counted(shape, dtype):
-        array = empty(shape, dtype)
-        asked.append(array.nbytes)
-        return array
-
-    monkeypatch.setattr(memory, "empty", counted)
-    kept = predictor._reader.read(cases[0], lambda text: None)
-    before = kept.case.ct_1DHW.copy()
-    for _ in range(3):
-        assert [a.probability for a in predictor.predict(cases, batch=batch)] == [a.probability for a in wanted]
-    assert memory.free_bytes > 0, "the CTs came from it, and are done with"
-    assert memory.free_bytes < sum(asked) / 3, "and they shared it"
-    assert (kept.case.ct_1DHW == before).all()

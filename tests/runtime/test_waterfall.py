@@ -7,7 +7,7 @@ import time
 import pytest
 
 from factories.tmi_command import tmi
-from tmi.runtime import case_inputs
+from tmi.runtime import case_inputs, text_branch
 from tmi.runtime import predictor as module
 from tmi.runtime.prediction import COPIES, STAGES
 from tmi.runtime.stopwatch import adds_up, split_waited, unclaimed
@@ -62,7 +62,7 @@ def test_a_stage_is_split_in_proportion_to_what_was_waited_for():
 
 def test_the_text_is_encoded_while_the_images_are_still_being_read(predictor, good_cases, monkeypatch):
     order: list[str] = []
-    prepare, encode = case_inputs.prepare_case, module.encode_text
+    prepare, encode = case_inputs.prepare_case, text_branch.encode_text
 
     def preparing(case, *settings, on_text, **options):
         def told(text):
@@ -74,7 +74,7 @@ def test_the_text_is_encoded_while_the_images_are_still_being_read(predictor, go
         return prepared
 
     monkeypatch.setattr(case_inputs, "prepare_case", preparing)
-    monkeypatch.setattr(module, "encode_text", lambda *a, **o: (encode(*a, **o), order.append("text"))[0])
+    monkeypatch.setattr(text_branch, "encode_text", lambda *a, **o: (encode(*a, **o), order.append("text"))[0])
     predictor.predict(good_cases[0])
     assert order == ["text", "images"]
 

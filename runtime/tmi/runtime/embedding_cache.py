@@ -96,3 +96,19 @@ def features_of_rows(
     kept = [cache.get(spec, key) for key in keys]
     cache.found[spec.name] = [features is not None for features in kept]
     return keys, kept
+
+
+def kept_before(
+    branch: str, features: Mapping[str, object], cache: EmbeddingCache | None, *, row: int
+) -> tuple[str, ...]:
+    """The branch, where there is one and every one of its encoders' features of this row was kept from before.
+
+    Args:
+        branch: name of the branch.
+        features: what its encoders gave in the latest batch, by graph.
+        cache: that they were looked for in.
+        row: of the batch.
+    """
+    if cache is None or not features:
+        return ()
+    return (branch,) if all(cache.found[graph][row] for graph in features) else ()

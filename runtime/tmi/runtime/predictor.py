@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import wait
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -29,15 +28,15 @@ import numpy as np
 
 from tmi.runtime.answering import judge, truncated_notice
 from tmi.runtime.case_inputs import CaseReader, Inputs, LookAhead, Pending
-from tmi.runtime.embedding_cache import EmbeddingCache
+from tmi.runtime.embedding_cache import EmbeddingCache, kept_before
 from tmi.runtime.engine import Engine
 from tmi.runtime.engine_choice import AUTO, EngineRecord
 from tmi.runtime.engine_opening import open_chosen
-from tmi.runtime.ensemble import Features, encode_ct, encode_text, encoder_graphs, fuse
+from tmi.runtime.ensemble import Features, encode_ct, fuse
 from tmi.runtime.first_opening import Tell
-from tmi.runtime.prediction import COPIES, STAGES, Answer, Refusal
+from tmi.runtime.prediction import STAGES, Answer, Refusal
 from tmi.runtime.stopwatch import Stopwatch, add_up, split_waited
-from tmi.runtime.text_length import at_real_length, joined, of_one_length
+from tmi.runtime.text_branch import EncodedText, TextBranch, computing
 from tmi.toolkit.bundle import Bundle, open_bundle
 from tmi.toolkit.case import Case, find_cases
 from tmi.toolkit.clinical_schema import SCHEMA_FILE, stored_schema
@@ -46,23 +45,10 @@ from tmi.toolkit.cores import available_cores
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.prepared_cache import PreparedCache
 from tmi.toolkit.scaling import RadiomicsScaler
-from tmi.toolkit.tokenizer import Encoded, Tokenizer
 
 CaseLike = Case | Path | str
 MOST_READERS = 4
 """Cases that are prepared at the same time, at the most: each takes the memory of its CT and of its prepared volume."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Text:
-    """What became of a case's text."""
-
-    features: Features
-    """Of every text encoder, a row each; none where there is no text."""
-    cut: bool
-    """Whether it was longer than the encoder takes."""
-    reused: tuple[str, ...]
-    """The branch's name, where its features were kept from before."""
 
 
 @dataclass(kw_only=True)
@@ -119,10 +105,7 @@ class Predictor:
             if fold.scaler is not None
         ]
         self._reader = CaseReader(self._manifest, schema, scalers, cache=cache)
-        self._tokenizer_of = _tokenizer_files(bundle)
-        self._tokenizers = {
-            name: Tokenizer.load(bundle.folder / name) for name in dict.fromkeys(self._tokenizer_of.values())
-        }
+        self._texts = TextBranch(bundle, engine, self.embeddings)
 
     @classmethod
     def open(
@@ -243,7 +226,7 @@ class Predictor:
             if len(group) > 1:
                 wait([pending.inputs for pending in group])
             texts = [pending.text.result() for pending in group if len(group) == 1 or _is_made(pending)]
-        encoded = self._encode_texts(texts, watch)
+        encoded = deque(self._texts.encode(texts, watch))
         with watch.stage("waiting"):
             ready = deque(pending.inputs.result() for pending in group)
         group.clear()
@@ -254,32 +237,6 @@ class Predictor:
         share = waited / together if together > 0 else 0.0
         while ready:  # nothing of a case is held here while its row is out
             yield _row(ready.popleft(), encoded, share=share, shared=shared, work=(wall - waited) / max(1, cases))
-
-    def _encode_texts(self, texts: Sequence[str | None], watch: Stopwatch) -> deque[_Text]:
-        """Features of each text; those that are padded to one length run together, which changes none of them."""
-        there = [number for number, text in enumerate(texts) if text is not None]
-        longest = self._config.clinical.max_length
-        with watch.stage("tokenise"):
-            encoded = {number: self._tokenise([texts[number] or ""]) for number in there}
-            tokens = {
-                number: {
-                    name: at_real_length(one.input_ids_BT, one.attention_mask_BT, longest=longest)
-                    for name, one in by_graph.items()
-                }
-                for number, by_graph in encoded.items()
-            }
-        done = [_Text(features={}, cut=False, reused=()) for _ in texts]
-        with self._computing(watch, "text"):
-            for numbers in of_one_length(tokens):
-                batch = {name: joined([tokens[number][name] for number in numbers]) for name in tokens[numbers[0]]}
-                features = encode_text(self._engine, self._manifest, batch, cache=self.embeddings)
-                for row, number in enumerate(numbers):
-                    done[number] = _Text(
-                        features={name: array[row : row + 1] for name, array in features.items()},
-                        cut=any(one.truncated_B[0] for one in encoded[number].values()),
-                        reused=self._reused("text", features, row=row),
-                    )
-        return deque(done)
 
     def _answer(self, waiting: Sequence[_Row | Refusal]) -> list[Answer]:
         """Run one batch; refusals among its cases keep their places."""
@@ -295,9 +252,9 @@ class Predictor:
                 ct_B1DHW = np.stack(cts, out=self._reader.memory.empty((len(cts), *cts[0].shape), cts[0].dtype))
             radiomics_BFR = np.stack([r.inputs.radiomics_FR for r in rows])
             text = {name: np.concatenate([r.text[name] for r in rows]) for name in rows[0].text}
-        with self._computing(watch, "ct"):
+        with computing(self._engine, watch, "ct"):
             ct = encode_ct(self._engine, self._manifest, ct_B1DHW, cache=self.embeddings)
-        with self._computing(watch, "fusion"):
+        with computing(self._engine, watch, "fusion"):
             logits_BFK = fuse(self._engine, self._manifest, ct, text, radiomics_BFR)
         with watch.stage("other"):
             judged = []
@@ -313,7 +270,7 @@ class Predictor:
                         notices=row.inputs.notices + ((truncated_notice(longest),) if row.cut else ()),
                     )
                 )
-            reused = [self._reused("ct", ct, row=number) for number in range(len(rows))]
+            reused = [kept_before("ct", ct, self.embeddings, row=number) for number in range(len(rows))]
         shared = {name: seconds / len(rows) for name, seconds in watch.seconds.items()}
         wall = watch.wall / len(rows)
         answers = iter(
@@ -322,32 +279,9 @@ class Predictor:
         )
         return [one if isinstance(one, Refusal) else next(answers) for one in waiting]
 
-    @contextmanager
-    def _computing(self, watch: Stopwatch, stage: str) -> Iterator[None]:
-        """Time a stage of the engine, with what went on copies told apart where there are any."""
-        before = self._engine.copied_seconds
-        with watch.stage(stage):
-            yield
-        if before is not None and self._engine.copied_seconds is not None:
-            watch.move(stage, COPIES, self._engine.copied_seconds - before)
-
-    def _reused(self, branch: str, features: Mapping[str, object], *, row: int) -> tuple[str, ...]:
-        """The branch, where there is one and every one of its encoders' features was kept from before."""
-        if self.embeddings is None or not features:
-            return ()
-        return (branch,) if all(self.embeddings.found[graph][row] for graph in features) else ()
-
-    def _tokenise(self, texts: Sequence[str]) -> dict[str, Encoded]:
-        """Tokens by name of the text graph; each distinct tokenizer works once."""
-        by_file = {
-            name: tokenizer.encode(texts, max_length=self._config.clinical.max_length)
-            for name, tokenizer in self._tokenizers.items()
-        }
-        return {graph: by_file[name] for graph, name in self._tokenizer_of.items()}
-
 
 def _row(
-    inputs: Inputs | Refusal, texts: deque[_Text], *, share: float, shared: Mapping[str, float], work: float
+    inputs: Inputs | Refusal, texts: deque[EncodedText], *, share: float, shared: Mapping[str, float], work: float
 ) -> _Row | Refusal:
     """A case and its text, or its refusal.
 
@@ -411,13 +345,3 @@ def resolve_cases(cases: CaseLike | Iterable[CaseLike], *, mask_label: int | Non
             )
         seen.add(case.case_id)
     return found
-
-
-def _tokenizer_files(bundle: Bundle) -> dict[str, str]:
-    """Text graph -> its tokenizer file."""
-    files: dict[str, str] = {}
-    for spec in encoder_graphs(bundle.manifest, "text"):
-        if spec.tokenizer is None:
-            raise DamagedError(f"bundle: graph {spec.name} names no tokenizer", fix="export the bundle again")
-        files[spec.name] = spec.tokenizer
-    return files

@@ -1,0 +1,107 @@
+"""The text branch of a prediction: clinical texts to the features of every text encoder of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tmi.runtime.embedding_cache import EmbeddingCache, kept_before
+from tmi.runtime.engine import Engine
+from tmi.runtime.ensemble import Features, encode_text, encoder_graphs
+from tmi.runtime.prediction import COPIES
+from tmi.runtime.stopwatch import Stopwatch
+from tmi.runtime.text_length import at_real_length, joined, of_one_length
+from tmi.toolkit.bundle import Bundle
+from tmi.toolkit.errors import DamagedError
+from tmi.toolkit.tokenizer import Encoded, Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedText:
+    """What became of a case's text."""
+
+    features: Features
+    """Of every text encoder, a row each; none where there is no text."""
+    cut: bool
+    """Whether it was longer than the encoder takes."""
+    reused: tuple[str, ...]
+    """The branch's name, where its features were kept from before."""
+
+
+class TextBranch:
+    """Tokenises and encodes.
+
+    Args:
+        bundle: whose encoders run; each has its tokenizer's file in it.
+        engine: has the bundle open.
+        embeddings: keeps features by content; None keeps nothing.
+
+    Raises:
+        DamagedError: an encoder names no tokenizer.
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine, embeddings: EmbeddingCache | None) -> None:
+        self._engine, self._embeddings, self._manifest = engine, embeddings, bundle.manifest
+        self._longest = bundle.manifest.settings().clinical.max_length
+        self._tokenizer_of = _tokenizer_files(bundle)
+        self._tokenizers = {
+            name: Tokenizer.load(bundle.folder / name) for name in dict.fromkeys(self._tokenizer_of.values())
+        }
+
+    def encode(self, texts: Sequence[str | None], watch: Stopwatch) -> list[EncodedText]:
+        """Features of each text, in their order; `watch` is told under `tokenise` and `text`.
+
+        Those that are padded to one length run together, which changes none of them. None stands for a case without a
+        text, whose features are none.
+        """
+        there = [number for number, text in enumerate(texts) if text is not None]
+        longest = self._longest
+        with watch.stage("tokenise"):
+            encoded = {number: self._tokenise([texts[number] or ""]) for number in there}
+            tokens = {
+                number: {
+                    name: at_real_length(one.input_ids_BT, one.attention_mask_BT, longest=longest)
+                    for name, one in by_graph.items()
+                }
+                for number, by_graph in encoded.items()
+            }
+        done = [EncodedText(features={}, cut=False, reused=()) for _ in texts]
+        with computing(self._engine, watch, "text"):
+            for numbers in of_one_length(tokens):
+                batch = {name: joined([tokens[number][name] for number in numbers]) for name in tokens[numbers[0]]}
+                features = encode_text(self._engine, self._manifest, batch, cache=self._embeddings)
+                for row, number in enumerate(numbers):
+                    done[number] = EncodedText(
+                        features={name: array[row : row + 1] for name, array in features.items()},
+                        cut=any(one.truncated_B[0] for one in encoded[number].values()),
+                        reused=kept_before("text", features, self._embeddings, row=row),
+                    )
+        return done
+
+    def _tokenise(self, texts: Sequence[str]) -> dict[str, Encoded]:
+        """Tokens by name of the text graph; each distinct tokenizer works once."""
+        by_file = {
+            name: tokenizer.encode(texts, max_length=self._longest) for name, tokenizer in self._tokenizers.items()
+        }
+        return {graph: by_file[name] for graph, name in self._tokenizer_of.items()}
+
+
+@contextmanager
+def computing(engine: Engine, watch: Stopwatch, stage: str) -> Iterator[None]:
+    """Time a stage of the engine, with what went on copies told apart where there are any."""
+    before = engine.copied_seconds
+    with watch.stage(stage):
+        yield
+    if before is not None and engine.copied_seconds is not None:
+        watch.move(stage, COPIES, engine.copied_seconds - before)
+
+
+def _tokenizer_files(bundle: Bundle) -> dict[str, str]:
+    """Text graph -> its tokenizer file."""
+    files: dict[str, str] = {}
+    for spec in encoder_graphs(bundle.manifest, "text"):
+        if spec.tokenizer is None:
+            raise DamagedError(f"bundle: graph {spec.name} names no tokenizer", fix="export the bundle again")
+        files[spec.name] = spec.tokenizer
+    return files
