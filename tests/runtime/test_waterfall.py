@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
 from factories.tmi_command import tmi
 from tmi.runtime import case_inputs, text_branch
 from tmi.runtime import predictor as module
-from tmi.runtime.prediction import COPIES, STAGES
+from tmi.runtime.prediction import COPIES, STAGES, Refusal
 from tmi.runtime.stopwatch import adds_up, split_waited, unclaimed
+from tmi.toolkit.case import Case
 
 NAP = 0.3
 
@@ -105,3 +107,21 @@ def test_copies_to_a_device_and_back_are_a_stage_of_their_own(predictor, good_ca
     assert answer.seconds[COPIES] == pytest.approx(engine.copied_seconds)
     assert engine.copied_seconds >= 3 * napped, "text, CT and fusion"
     assert adds_up(answer.seconds), answer.seconds
+
+
+def test_waiting_for_a_refused_case_is_not_the_others_time(predictor, good_cases, monkeypatch):
+    monkeypatch.setattr(module, "available_cores", lambda: 2)
+    monkeypatch.setattr(predictor, "engine_record", replace(predictor.engine_record, threads=2))
+    honest = predictor._reader.read
+
+    def read(case, on_text):
+        if case.case_id == "slow":
+            time.sleep(1.0)
+            return Refusal(case_id="slow", code="ct-missing", what="no CT", fix="give one")
+        return honest(case, on_text)
+
+    monkeypatch.setattr(predictor._reader, "read", read)
+    refused, answer = predictor.predict([Case(folder=good_cases[0], case_id="slow"), good_cases[1]])
+    assert isinstance(refused, Refusal)
+    assert adds_up(answer.seconds)
+    assert answer.seconds["total"] < 0.9

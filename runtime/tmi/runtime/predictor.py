@@ -235,6 +235,8 @@ class Predictor:
         together = sum(inputs.wall for inputs in ready if isinstance(inputs, Inputs))
         shared = {name: seconds / max(1, cases) for name, seconds in watch.seconds.items()}
         share = waited / together if together > 0 else 0.0
+        if cases < len(ready):
+            share = min(1.0, share)  # what was waited for refused cases alone is no one's
         while ready:  # nothing of a case is held here while its row is out
             yield _row(ready.popleft(), encoded, share=share, shared=shared, work=(wall - waited) / max(1, cases))
 
