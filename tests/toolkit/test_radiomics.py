@@ -16,7 +16,7 @@ from tmi.toolkit.radiomics import extract, extract_noted, extract_plain
 from tmi.toolkit.radiomics_filters import agrees_with_pyradiomics
 from tmi.toolkit.radiomics_mesh import measure_mesh
 from tmi.toolkit.radiomics_names import CLASS_FEATURES, FEATURE_NAMES, IMAGE_TYPES, SHAPE_FEATURES
-from tmi.toolkit.radiomics_package import load, plain_extractor, quiet
+from tmi.toolkit.radiomics_package import load, plain_extractor, pyradiomics_quiet
 from tmi.toolkit.volume import Volume, read_ct, read_mask
 
 TOLERANCE = 1e-6
@@ -58,7 +58,7 @@ def blob() -> tuple[Volume, Volume]:
 def test_the_names_are_what_pyradiomics_gives_in_its_order(blob):
     ct, mask = blob
     image, region = (radiomics.to_image(v.array_DHW, ct.spacing_DHW_mm) for v in (ct, mask))
-    with quiet():
+    with pyradiomics_quiet():
         assert tuple(plain_extractor().execute(image, region)) == FEATURE_NAMES
 
 

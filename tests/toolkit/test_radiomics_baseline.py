@@ -16,7 +16,7 @@ import pytest
 
 from tmi.toolkit.radiomics_features import image_features, shape_features
 from tmi.toolkit.radiomics_names import CLASS_FEATURES, SHAPE_FEATURES
-from tmi.toolkit.radiomics_package import load, quiet
+from tmi.toolkit.radiomics_package import load, pyradiomics_quiet
 from tmi.toolkit.radiomics_region import find_region
 
 CLASSES = {"shape": SHAPE_FEATURES, **CLASS_FEATURES}
@@ -60,7 +60,7 @@ def test_the_environment_reproduces_the_published_values_under_every_published_s
     for case, cells in published(folder, kind).items():
         if image_of(case) not in IMAGES:
             continue
-        with quiet():
+        with pyradiomics_quiet():
             extractor = package.featureextractor.RadiomicsFeatureExtractor(**settings_of(cells))
             extractor.disableAllImageTypes()
             extractor.enableImageTypes(**ast.literal_eval(cells["diagnostics_Configuration_EnabledImageTypes"]))

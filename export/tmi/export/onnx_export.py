@@ -7,7 +7,7 @@ Engines do the same work when they load the file.
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +19,8 @@ from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants_ir
 from torch import Tensor, nn
 
-from tmi.export.quiet_logger import quiet_logger
 from tmi.toolkit.manifest import GraphSpec
+from tmi.toolkit.quiet import Ignored, quiet
 
 OPSET = 20
 """Opset of every graph; IR version 9 of the file goes with it."""
@@ -110,7 +110,12 @@ def _drop_traces(model: ir.Model) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without torch's notes on torchvision, on axis names shared by several inputs, and on its own pytree."""
-    with quiet_logger("torch.onnx._internal.exporter._registration"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"# The axis name: . will not be used", category=UserWarning)
-        warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
+    with quiet(
+        [
+            Ignored("# The axis name: . will not be used", UserWarning),
+            Ignored(r".*isinstance\(treespec, LeafSpec\)", FutureWarning),
+        ],
+        loggers=["torch.onnx._internal.exporter._registration"],
+        level=logging.ERROR,
+    ):
         yield

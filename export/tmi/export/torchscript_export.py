@@ -7,6 +7,7 @@ error.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.jit._trace import TracerWarning  # the public name is not exported for type checkers
 
-from tmi.export.quiet_logger import quiet_logger
 from tmi.toolkit.manifest import GraphSpec
+from tmi.toolkit.quiet import quiet
 
 
 def write_torchscript(module: nn.Module, spec: GraphSpec, example: tuple[Tensor, ...], path: Path) -> None:
@@ -37,7 +38,7 @@ def write_torchscript(module: nn.Module, spec: GraphSpec, example: tuple[Tensor,
         warnings.filterwarnings("ignore", message=r".*torch\.jit\.save.*", category=DeprecationWarning)
         # The tracer touches every attribute of every module, the deprecated ones of transformers included.
         warnings.filterwarnings("ignore", message=r"`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        with quiet_logger("transformers.modeling_utils"):
+        with quiet([], loggers=["transformers.modeling_utils"], level=logging.ERROR):
             traced = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(traced, str(path))
     for warning in caught:

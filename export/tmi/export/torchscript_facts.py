@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tmi.export.graph_facts import GraphFacts, NormNode
+from tmi.toolkit.quiet import Ignored, quiet
 
 NORMS = {
     "aten::layer_norm": (2, 4),
@@ -24,9 +24,8 @@ NORMS = {
 
 def read_facts(path: Path) -> GraphFacts:
     """Load the file and read its inlined graph; the format declares no names for inputs and outputs."""
-    with warnings.catch_warnings():
-        # TorchScript is deprecated in favour of torch.export; the constraints pin a torch that still reads it.
-        warnings.filterwarnings("ignore", message=r".*torch\.jit\.load.*", category=DeprecationWarning)
+    # TorchScript is deprecated in favour of torch.export; the constraints pin a torch that still reads it.
+    with quiet([Ignored(r".*torch\.jit\.load.*", DeprecationWarning)]):
         module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     graph = module.inlined_graph
     stored = {**dict(module.named_parameters()), **dict(module.named_buffers())}

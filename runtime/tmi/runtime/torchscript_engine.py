@@ -6,7 +6,6 @@ into the convolutions, which saves a fifth of the time. On the text encoder free
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from tmi.runtime.graph_engine import GraphEngine
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.manifest import GraphSpec
+from tmi.toolkit.quiet import Ignored, quiet
 
 
 class TorchScriptEngine(GraphEngine):
@@ -36,10 +36,8 @@ class TorchScriptEngine(GraphEngine):
         torch.set_num_threads(self.threads)
 
     def _load(self, spec: GraphSpec, path: Path) -> Any:
-        with warnings.catch_warnings():
-            # TorchScript is deprecated in favour of torch.export; the constraints pin a torch that still reads it.
-            warnings.filterwarnings("ignore", message=r".*torch\.jit\.load.*", category=DeprecationWarning)
-            warnings.filterwarnings("ignore", message=r".*torch\.jit\.freeze.*", category=DeprecationWarning)
+        # TorchScript is deprecated in favour of torch.export; the constraints pin a torch that still reads it.
+        with quiet([Ignored(r".*torch\.jit\.(load|freeze).*", DeprecationWarning)]):
             module = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
             return torch.jit.freeze(module) if spec.role == "ct" else module
 

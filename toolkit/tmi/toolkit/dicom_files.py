@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -105,14 +102,6 @@ class SliceHeader:
         if self.modality not in ("CT", ""):
             return False
         return self.sop_class in CT_CLASSES or (self.sop_class == "" and self.modality == "CT")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence pydicom's warnings about values, which quote them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def looks_like_dicom(path: Path) -> bool:

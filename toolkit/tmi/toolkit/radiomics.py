@@ -19,7 +19,7 @@ from tmi.toolkit.cores import available_cores
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.radiomics_filters import to_image
 from tmi.toolkit.radiomics_names import FEATURE_NAMES
-from tmi.toolkit.radiomics_package import load, plain_extractor, quiet
+from tmi.toolkit.radiomics_package import load, plain_extractor, pyradiomics_quiet
 from tmi.toolkit.radiomics_quick import extract_quick, why_plain
 from tmi.toolkit.radiomics_settings import SETTINGS, SETTINGS_DIGEST
 from tmi.toolkit.radiomics_table import missing_features, read_table, write_table
@@ -109,7 +109,7 @@ def extract_plain(ct: Volume, mask: Volume) -> Float[NDArray[np.float64], "1781"
     load()
     require_extractable(ct, mask)
     image, region = to_image(ct.array_DHW, ct.spacing_DHW_mm), to_image(mask.array_DHW, ct.spacing_DHW_mm)
-    with quiet():
+    with pyradiomics_quiet():
         answer = plain_extractor().execute(image, region)
     return ordered(answer)
 

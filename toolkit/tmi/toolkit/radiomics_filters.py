@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.radiomics_package import load, quiet
+from tmi.toolkit.radiomics_package import load, pyradiomics_quiet
 from tmi.toolkit.radiomics_region import Box, Region, find_region
 from tmi.toolkit.radiomics_settings import SETTINGS
 
@@ -217,7 +217,7 @@ def agrees_with_pyradiomics() -> bool:
     import SimpleITK
 
     image = to_image(ct_DHW, spacing_DHW_mm)
-    with quiet():
+    with pyradiomics_quiet():
         for image_type, options in SETTINGS["imageType"].items():
             for answer, name, _ in getattr(operations, f"get{image_type}Image")(image, None, **options):
                 theirs_N = SimpleITK.GetArrayViewFromImage(answer)[mask_DHW]

@@ -7,8 +7,6 @@ pyradiomics itself keeps its settings.
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,21 +14,15 @@ from typing import Any
 import numpy as np
 
 from tmi.toolkit.errors import UnavailableError
+from tmi.toolkit.quiet import quiet
 from tmi.toolkit.radiomics_settings import PYRADIOMICS_VERSION, SETTINGS
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def pyradiomics_quiet() -> Iterator[None]:
     """No log records of pyradiomics, no Python and numpy warnings, inside the block."""
-    logger = logging.getLogger("radiomics")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with quiet(loggers=["radiomics"]), np.errstate(all="ignore"):
+        yield
 
 
 def load() -> Any:
@@ -40,8 +32,7 @@ def load() -> Any:
         UnavailableError: it, or something it needs, is not installed or does not load.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             import radiomics
             import radiomics.featureextractor
     except ModuleNotFoundError as error:

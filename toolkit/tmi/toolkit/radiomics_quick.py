@@ -28,7 +28,7 @@ from tmi.toolkit.radiomics_filters import (
     log_name,
     wavelet_bands,
 )
-from tmi.toolkit.radiomics_package import is_pinned, load, quiet, version
+from tmi.toolkit.radiomics_package import is_pinned, load, pyradiomics_quiet, version
 from tmi.toolkit.radiomics_region import Region, find_region
 from tmi.toolkit.radiomics_settings import PYRADIOMICS_VERSION
 
@@ -63,7 +63,7 @@ def extract_quick(
     load()
     region = find_region(mask_DHW)
     source = find_source(ct_DHW, spacing_DHW_mm, region)
-    with quiet(), ThreadPoolExecutor(max(1, jobs)) as pool:
+    with pyradiomics_quiet(), ThreadPoolExecutor(max(1, jobs)) as pool:
         # a filter that takes long beside images that need none: the former run free of Python's lock
         first = [pool.submit(_log, source, region, sigma) for sigma in LOG_SIGMAS_MM[:1]]
         first.append(pool.submit(_shape, region, spacing_DHW_mm))

@@ -13,7 +13,6 @@ import csv
 import datetime
 import io
 import math
-import warnings
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tmi.toolkit.errors import UnavailableError, UsageError
+from tmi.toolkit.quiet import quiet
 from tmi.toolkit.table_mapping import TableSpec
 
 Cell = str | float
@@ -176,8 +176,7 @@ def _workbook_rows(path: Path, spec: TableSpec) -> list[list[Cell]]:
         with zipfile.ZipFile(path) as parts:
             if sum(part.file_size for part in parts.infolist()) > MAX_BYTES:
                 raise UsageError(f"table {path.name} unpacks to more than {MAX_BYTES >> 20} MiB", fix="save it as CSV")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of styles and validations, which are not read
+        with quiet():  # it warns of styles and validations, which are not read
             values, formulas = (_sheet(openpyxl.load_workbook(path, read_only=True, data_only=d), spec) for d in (1, 0))
             return _with_faults(values, formulas)
     except (*BROKEN, InvalidFileException) as error:

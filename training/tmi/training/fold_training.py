@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pickle import UnpicklingError
@@ -16,6 +15,7 @@ from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
 from tmi.toolkit.config import Config
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
+from tmi.toolkit.quiet import Ignored, quiet
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.augmentation import write_changes
@@ -220,19 +220,13 @@ def _report_fold(data: FoldData, files: FoldFolder, config: Config, ending: Epoc
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Lightning's log lines and its advice on loaders and hardware, silenced only while it trains."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=PossibleUserWarning)
-            warnings.filterwarnings("ignore", message=".*`training_step` returned `None`.*")
-            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-            warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-            warnings.filterwarnings("ignore", message=".*Grad strides do not match bucket view strides.*")
-            warnings.filterwarnings("ignore", message=".*filesystem tracking backend.*", category=FutureWarning)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    advice = [
+        Ignored(category=PossibleUserWarning),
+        Ignored(".*`training_step` returned `None`.*"),
+        Ignored(".*isinstance.treespec, LeafSpec.*"),
+        Ignored(".*exists and is not empty.*"),
+        Ignored(".*Grad strides do not match bucket view strides.*"),
+        Ignored(".*filesystem tracking backend.*", FutureWarning),
+    ]
+    with quiet(advice, loggers=["lightning.pytorch", "lightning.fabric", "lightning"], level=logging.ERROR):
+        yield

@@ -11,7 +11,6 @@ Sources: S. Mukherjee et al. 2022; L. Breiman 2001; R. Tibshirani 1996; J. Platt
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,6 +30,7 @@ from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVC
 
 from tmi.toolkit.config import Config
+from tmi.toolkit.quiet import Ignored, quiet
 
 
 class LassoSelection(SelectorMixin, BaseEstimator):
@@ -109,6 +109,5 @@ def _rarer(labels_N: Int[np.ndarray, " N"]) -> int:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """A path of penalties on few cases always has some that do not converge; the chosen one is judged by its score."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=ConvergenceWarning)
+    with quiet([Ignored(category=ConvergenceWarning)]):
         yield
