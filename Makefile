@@ -13,7 +13,7 @@ RATIOS := benchmarks/test_end_to_end.py 'benchmarks/test_forward.py::test_forwar
 	benchmarks/test_cold_start.py::test_imports_of_a_first_answer \
 	benchmarks/test_preparing.py::test_preparing_a_full_size_ct
 
-.PHONY: help setup demo test lint pytest test-slow test-gpu bench bench-ci bench-gpu faults paper-size clean
+.PHONY: help setup hooks demo test lint pytest test-slow test-gpu bench bench-ci bench-gpu faults paper-size clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 20
@@ -29,6 +29,9 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) -c constraints.txt --no-build-isolation pyradiomics==3.0.1
 	$(PIP) -c constraints.txt -e '.[all]'
 	touch $(READY)
+
+hooks: $(READY)  ## run the linters at every commit (pre-commit, from .venv)
+	$(BIN)/pre-commit install
 
 demo: $(READY)  ## synthetic cohort -> 2 fold models -> bundle -> predictions of held-out cases
 	$(BIN)/tmi synth $(DEMO)/cohort --cases 24 --seed 1 --force
