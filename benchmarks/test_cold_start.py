@@ -29,10 +29,12 @@ def test_cold_start(record, one_fold: Path, case: Path) -> None:
 def test_imports_of_a_first_answer(record, one_fold: Path, case: Path) -> None:
     """Packages that a machine that serves must not need."""
     from tmi.runtime.bench import Plan, Worker
+    from tmi.runtime.bench_worker import WORKER
     from tmi.toolkit.bundle import open_bundle
     from tmi.toolkit.case import Case
 
     plan = Plan(
+        worker=WORKER,
         bundle=open_bundle(one_fold),
         engines=("onnx", "openvino"),
         cases=(Case(folder=case, case_id=case.name),),

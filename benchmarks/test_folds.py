@@ -18,6 +18,7 @@ import bench_inputs
 from bench_inputs import Size
 from tmi.runtime import Prediction, Predictor
 from tmi.runtime.bench import Plan, Worker
+from tmi.runtime.bench_worker import WORKER
 from tmi.runtime.graph_engine import GraphEngine
 from tmi.toolkit.bundle import open_bundle
 from tmi.toolkit.case import Case
@@ -80,7 +81,13 @@ def test_memory_of_five_folds(record, one_fold: Path, five_folds: Path, case: Pa
             bundle = open_bundle(folder)
             graphs = [p for p in bundle.manifest.files if p.startswith("graphs/")]
             weights[name] = sum(bundle.manifest.files[p].bytes for p in graphs) / GIB
-            plan = Plan(bundle=bundle, engines=("auto",), cases=(Case(folder=case, case_id=case.name),), repeats=1)
+            plan = Plan(
+                worker=WORKER,
+                bundle=bundle,
+                engines=("auto",),
+                cases=(Case(folder=case, case_id=case.name),),
+                repeats=1,
+            )
             with Worker(plan, "auto") as worker:
                 worker.ask([0])
                 peaks[name] = worker.finish()["peak_bytes"] / GIB

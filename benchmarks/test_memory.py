@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tmi.runtime.bench import Plan, Worker, choose_engines
+from tmi.runtime.bench_worker import WORKER
 from tmi.toolkit.bundle import open_bundle
 from tmi.toolkit.case import Case
 
@@ -28,7 +29,7 @@ def peak_gib(plan: Plan, engine: str, cases: int) -> float:
 def plan(one_fold: Path, cohort: list[Path]) -> Plan:
     bundle = open_bundle(one_fold)
     cases = tuple(Case(folder=c, case_id=c.name) for c in cohort)
-    return Plan(bundle=bundle, engines=choose_engines((), bundle)[0], cases=cases, repeats=1)
+    return Plan(worker=WORKER, bundle=bundle, engines=choose_engines((), bundle)[0], cases=cases, repeats=1)
 
 
 def test_peak_memory_of_each_engine(record, plan: Plan) -> None:

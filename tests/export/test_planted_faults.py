@@ -18,9 +18,10 @@ from tmi.export.gates import audit_fold_files
 from tmi.runtime.engine import open_engine
 from tmi.runtime.parity import Outputs, check_engine
 from tmi.toolkit.bundle import Bundle, open_bundle
-from tmi.toolkit.errors import DamagedError, ParityError
+from tmi.toolkit.check_result import GateRecord, ParityError
+from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.golden import golden_of
-from tmi.toolkit.manifest import GateRecord, GraphSpec
+from tmi.toolkit.manifest import GraphSpec
 from tmi.toolkit.run_folder import RunFolder
 
 ARTEFACTS = ("onnx", "torchscript")

@@ -28,9 +28,9 @@ from tmi.runtime.engine_choice import choose_engine
 from tmi.runtime.parity import Outputs
 from tmi.runtime.precision import plan_precision
 from tmi.toolkit.bundle import open_bundle, write_manifest
-from tmi.toolkit.errors import ParityError
+from tmi.toolkit.check_result import GateRecord, ParityError
 from tmi.toolkit.golden import golden_of
-from tmi.toolkit.manifest import GOLDEN_FILE, GateRecord, GraphSpec, Manifest
+from tmi.toolkit.manifest import GOLDEN_FILE, GraphSpec, Manifest
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this platform")
 

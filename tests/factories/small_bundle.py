@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tmi.toolkit.bundle import fingerprint, write_manifest
+from tmi.toolkit.check_result import GateRecord
 from tmi.toolkit.config import MODALITIES
 from tmi.toolkit.config_io import to_json
-from tmi.toolkit.manifest import ClinicalSpec, FoldSpec, GateRecord, GraphSpec, Manifest, TensorSpec
+from tmi.toolkit.manifest import ClinicalSpec, FoldSpec, GraphSpec, Manifest, TensorSpec
 from tmi.toolkit.presets import tiny
 
 FILES = {

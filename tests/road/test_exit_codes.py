@@ -12,8 +12,8 @@ import pytest
 from factories.cases import write_case
 from factories.tmi_command import Outcome, tmi
 from tmi.runtime.engine import ENGINES
-from tmi.toolkit.errors import ExitCode, ParityError
-from tmi.toolkit.manifest import GateRecord
+from tmi.toolkit.check_result import GateRecord, ParityError
+from tmi.toolkit.errors import ExitCode
 
 
 @pytest.fixture(scope="module")

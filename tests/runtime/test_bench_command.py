@@ -13,11 +13,13 @@ from factories.tmi_command import Outcome, tmi
 from tmi.runtime import bench
 from tmi.runtime.bench import BenchReport, EngineFigures, Plan, choose_engines, measure
 from tmi.runtime.bench_table import engines_table, stages_table
+from tmi.runtime.bench_worker import WORKER
 from tmi.runtime.gate_table import wide_console
 from tmi.runtime.paired_timing import Ratio
 from tmi.toolkit.bundle import open_bundle
 from tmi.toolkit.case import Case
-from tmi.toolkit.errors import ParityError, UnavailableError
+from tmi.toolkit.check_result import ParityError
+from tmi.toolkit.errors import UnavailableError
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +166,7 @@ def test_one_engine_that_fails_here_does_not_take_the_table_with_it_unless_it_wa
 
     monkeypatch.setattr(bench, "Worker", worker)
     plan = Plan(
+        worker=WORKER,
         bundle=open_bundle(tiny_bundle), engines=("openvino", "onnx"), named=named, repeats=1, starts=1, threads=1,
         cases=(Case(folder=good_cases[0], case_id="P000"),),
     )  # fmt: skip
@@ -176,9 +179,9 @@ def test_one_engine_that_fails_here_does_not_take_the_table_with_it_unless_it_wa
     assert report.passed_over == {"openvino": "it answers something else here"}
 
 
-def test_a_process_that_dies_is_told_as_such(tiny_bundle, good_cases, monkeypatch):
-    monkeypatch.setattr(bench, "WORKER", ("-c", "import sys; sys.exit(9)"))
+def test_a_process_that_dies_is_told_as_such(tiny_bundle, good_cases):
     plan = Plan(
+        worker=("-c", "import sys; sys.exit(9)"),
         bundle=open_bundle(tiny_bundle),
         engines=("onnx",),
         repeats=1,

@@ -21,7 +21,7 @@ from tmi.runtime.engine import ENGINES, lacking
 from tmi.runtime.first_opening import combination
 from tmi.runtime.onnx_engine import OnnxEngine
 from tmi.toolkit.bundle import open_bundle
-from tmi.toolkit.errors import ParityError
+from tmi.toolkit.check_result import ParityError
 from tmi.toolkit.manifest import manifest_schema
 
 

@@ -6,15 +6,8 @@ import pickle
 
 import pytest
 
-from tmi.toolkit.errors import (
-    DamagedError,
-    ExitCode,
-    InputRefusedError,
-    ParityError,
-    TmiError,
-    UnavailableError,
-    UsageError,
-)
+from tmi.toolkit.check_result import ParityError
+from tmi.toolkit.errors import DamagedError, ExitCode, InputRefusedError, TmiError, UnavailableError, UsageError
 
 CODES = {
     TmiError: 1,

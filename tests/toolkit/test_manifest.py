@@ -10,7 +10,8 @@ import pytest
 
 from factories.small_bundle import small_manifest
 from tmi.toolkit.config import MODALITIES
-from tmi.toolkit.config_io import override, to_json
+from tmi.toolkit.config_io import to_json
+from tmi.toolkit.config_overrides import override
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.hashing import canonical_json
 from tmi.toolkit.manifest import FileSpec, manifest_from_json, manifest_schema, manifest_to_json

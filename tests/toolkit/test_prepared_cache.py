@@ -21,7 +21,7 @@ from tmi.toolkit.clinical_schema import load_schema
 from tmi.toolkit.config import Config
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.prepare import PreparedCase, prepare_case
-from tmi.toolkit.prepared_cache import PreparedCache
+from tmi.toolkit.prepared_cache import PreparedCache, tree_digest
 
 
 @pytest.fixture(autouse=True)
@@ -258,3 +258,29 @@ def test_a_cache_that_is_turned_off_prepares_each_time(case, micro_config, monke
     assert same(prepare(case, micro_config, cache), prepare(case, micro_config, cache))
     assert (cache.hits, cache.stored, cache.folder) == (0, 0, None)
     assert cache.told() == "cache of prepared cases: off"
+
+
+@pytest.mark.parametrize(
+    "edited", ["prepare.py", "imaging/volume.py", "radiomics/filters/log.py", "data/settings.json"]
+)
+def test_edit_of_nested_module_changes_code_digest(tmp_path, edited):
+    """Any module or data file, at any depth, is part of the key; what is no source is not."""
+    for name in ("prepare.py", "imaging/volume.py", "radiomics/filters/log.py", "data/settings.json"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("first")
+    before = tree_digest(tmp_path)
+    (tmp_path / "imaging" / "__pycache__").mkdir()
+    (tmp_path / "imaging" / "__pycache__" / "volume.pyc").write_bytes(b"\0")
+    assert tree_digest(tmp_path) == before
+    (tmp_path / edited).write_text("second")
+    assert tree_digest(tmp_path) != before
+
+
+def test_moved_module_changes_code_digest(tmp_path):
+    """The same text at another place is another code."""
+    (tmp_path / "a.py").write_text("x = 1")
+    before = tree_digest(tmp_path)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a.py").rename(tmp_path / "b" / "a.py")
+    assert tree_digest(tmp_path) != before

@@ -22,7 +22,7 @@ from tmi.toolkit.run_folder import FoldFolder
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.training.calibration import calibrate
 from tmi.training.cohort_arrays import CohortArrays
-from tmi.training.epoch_end import predict_logits
+from tmi.training.fold_answers import predict_logits
 from tmi.training.fold_data import EpochBatches, FoldData
 from tmi.training.fold_predictions import read_predictions
 from tmi.training.metrics import binary_metrics

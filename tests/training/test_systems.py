@@ -14,7 +14,7 @@ from torch import Tensor
 from factories.fold_arrays import IDS, SPLIT, changed, make_arrays
 from factories.nano import nano
 from tmi.toolkit.config import MODALITIES, Config
-from tmi.toolkit.config_io import override
+from tmi.toolkit.config_overrides import override
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.network.hfbsurv import FactorisedBilinear
 from tmi.toolkit.network.mmd import MmdFusion, kept_modalities

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from tmi.export.memory import named_out_of_memory
 from tmi.export.model_card import model_card
-from tmi.export.plans import PLANS, TYPED, PlanRequest, add_plans, obstacle, pending, require_gates
+from tmi.export.plans import PLANS, TYPED, PlanRequest, add_plans, obstacle, pending
 from tmi.export.sbom import sbom
 from tmi.export.trial import Trial
 from tmi.export.trt_builder import BuildOptions
 from tmi.runtime.verification import read_references
 from tmi.toolkit.bundle import Bundle, fingerprint, open_bundle, write_manifest
+from tmi.toolkit.check_result import require_passed
 from tmi.toolkit.errors import UnavailableError, UsageError
 from tmi.toolkit.files import staged_folder, write_text
 from tmi.toolkit.golden import golden_of
@@ -75,7 +76,11 @@ def build_bundle(
     with named_out_of_memory("the build", progress) as progress, staged_folder(folder) as stage:
         shutil.copytree(folder, stage, dirs_exist_ok=True)
         manifest, records = add_plans(stage, bundle.manifest, request, trial, progress=progress)
-        require_gates(records)
+        require_passed(
+            records,
+            consequence="the bundle was left as it was",
+            fix="try --precision auto, which keeps what FP16 cannot hold in float32; docs/tensorrt.md says more",
+        )
         kept = [r for r in manifest.parity if r.artefact not in chosen]
         manifest = replace(manifest, parity=(*kept, *records))
         write_text(stage / MODEL_CARD_FILE, model_card(manifest))

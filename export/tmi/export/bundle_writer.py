@@ -48,6 +48,7 @@ from tmi.runtime.machine import hardware
 from tmi.runtime.parity import ARBITER
 from tmi.runtime.precision import ENGINES_REFUSED
 from tmi.toolkit.bundle import Bundle, fingerprint, open_bundle, write_manifest
+from tmi.toolkit.check_result import GateRecord
 from tmi.toolkit.clinical_schema import SCHEMA_FILE
 from tmi.toolkit.clinical_text import require_rendering
 from tmi.toolkit.config import Config
@@ -65,7 +66,6 @@ from tmi.toolkit.manifest import (
     SBOM_FILE,
     ClinicalSpec,
     FoldSpec,
-    GateRecord,
     GraphSpec,
     Manifest,
 )

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from tmi.export.trt_builder import BuildOptions
     from tmi.toolkit.bundle import Bundle
-    from tmi.toolkit.manifest import GateRecord
 
 
 def export(
@@ -73,7 +72,9 @@ def export(
     """
     from tmi.export.exporters import exporter_spec, require_exporter
     from tmi.export.plan_options import build_options
-    from tmi.toolkit.errors import ParityError, UsageError
+    from tmi.export.tables import print_bundle, print_failures
+    from tmi.toolkit.check_result import ParityError
+    from tmi.toolkit.errors import UsageError
     from tmi.toolkit.project import PROJECT_FILE, load_project, newest_finished_run
 
     project = load_project()
@@ -120,7 +121,7 @@ def export(
     except ParityError as error:
         print_failures(error.records)
         raise
-    _print_bundle(bundle)
+    print_bundle(bundle)
     if plans:
         from tmi.export.plans import require_complete
 
@@ -155,35 +156,3 @@ def _export(
             options=options,
             progress=status.update,
         )
-
-
-def print_failures(records: Sequence[GateRecord]) -> None:
-    """The table of what differs, on standard error."""
-    from tmi.runtime.gate_table import failures_table, wide_console
-
-    wide_console(stderr=True).print(failures_table(records), markup=False)
-
-
-def _print_bundle(bundle: Bundle) -> None:
-    """What was written and how well it answers, on standard output."""
-    manifest = bundle.manifest
-    size = sum(f.bytes for f in manifest.files.values()) / 1e6
-    graphs = ", ".join(g.name for g in manifest.graphs)
-    kind = " of a synthetic cohort" if manifest.synthetic else ""
-    typer.echo(f"bundle {bundle.folder}: {len(manifest.folds)} folds{kind}, graphs {graphs}, {size:.1f} MB")
-    for name in dict.fromkeys(r.engine for r in manifest.parity if r.engine):
-        mine = [r for r in manifest.parity if r.engine == name]
-        logits = next(r for r in mine if r.gate == "logits")
-        typer.echo(
-            f"  {name:13} {len(mine)} gates held; logits differ from eager by {logits.measured:.1e} "
-            f"(relative, allowed {logits.bound:.1e})"
-        )
-    for name, why in manifest.extra["engines_not_judged"].items():
-        typer.echo(f"  {name:13} not judged: {why}")
-    for name, why in manifest.extra.get("engines_refused", {}).items():
-        typer.echo(f"  {name:13} refused, predictions take the next engine: {why}")
-    if "tensorrt" in manifest.extra:
-        from tmi.export.command_build import print_plans
-
-        print_plans(bundle)
-    typer.echo(f"manifest {bundle.digest[:16]}; predict with: tmi predict CASE --bundle {bundle.folder}")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tmi.export.plan_options import Hardware, Level, MaxBatch, PlanWeights, Target, TimingCache, Workspace
-
-if TYPE_CHECKING:
-    from tmi.toolkit.bundle import Bundle
 
 
 def build(
@@ -44,11 +41,11 @@ def build(
         tmi build ./bundle --engine trt-rtx --target sm86
     """
     from tmi.export.bundle_builder import build_bundle
-    from tmi.export.command import print_failures
     from tmi.export.plan_options import build_options
     from tmi.export.plans import pending
+    from tmi.export.tables import print_failures, print_plans
     from tmi.toolkit.bundle import open_bundle
-    from tmi.toolkit.errors import ParityError
+    from tmi.toolkit.check_result import ParityError
     from tmi.toolkit.project import default_bundle, load_project
 
     if bundle is None:
@@ -74,22 +71,3 @@ def build(
         print_failures(error.records)
         raise
     print_plans(built)
-
-
-def print_plans(bundle: Bundle) -> None:
-    """One line for each engine of TensorRT in a bundle, on standard output."""
-    facts = bundle.manifest.extra.get("tensorrt", {})
-    for name, about in facts.get("precision", {}).get("graphs", {}).items():
-        half, kept = about.get("nodes_in_half", 0), len(about.get("nodes_in_float", {}))
-        nodes = f": {half} nodes in FP16, {kept} in float32" if half else ""
-        typer.echo(f"  {name:12} {about['precision']}{nodes}")
-    for kind, about in facts.get("plans", {}).items():
-        graphs = about["graphs"].values()
-        size = sum(g["plan"]["bytes"] for g in graphs) / 1e6
-        half, single = (sum(g[f"layers_in_{t}"] or 0 for g in graphs) for t in ("half", "float"))
-        target = about["options"]["target"] or next(iter(graphs))["built_on"]
-        builder = next(iter(graphs))["builder"]
-        typer.echo(
-            f"  {kind:12} {len(graphs)} plans for {target} by {builder}, {size:.1f} MB; layers: {half} HALF, "
-            f"{single} FLOAT"
-        )

@@ -19,9 +19,9 @@ from tmi.runtime.parity import PIPELINE, REFUSALS, Outputs, check_engine
 from tmi.runtime.precision import engine_precision
 from tmi.runtime.verification import failure, refused_to_load
 from tmi.toolkit.bundle import Bundle
-from tmi.toolkit.errors import ParityError
+from tmi.toolkit.check_result import GateRecord, ParityError, require_passed
 from tmi.toolkit.hashing import sha256_file
-from tmi.toolkit.manifest import GateRecord, GraphSpec, Manifest
+from tmi.toolkit.manifest import GraphSpec, Manifest
 from tmi.toolkit.run_folder import RunFolder
 
 Progress = Callable[[str], None]
@@ -197,13 +197,9 @@ def require_all(records: Sequence[GateRecord]) -> None:
     Raises:
         ParityError: with every record.
     """
-    failed = [r for r in records if not r.passed]
-    if failed:
-        first = failed[0]
-        raise ParityError(
-            f"{len(failed)} of {len(records)} parity gates failed, first {first.gate} of {first.graph} "
-            f"({first.engine or first.artefact}): {first.detail}; no bundle was written",
-            fix="do not use this model exported with these versions; see docs/parity.md for what the gate means, and "
-            "compare the installed versions with constraints.txt",
-            records=records,
-        )
+    require_passed(
+        records,
+        consequence="no bundle was written",
+        fix="do not use this model exported with these versions; see docs/parity.md for what the gate means, and "
+        "compare the installed versions with constraints.txt",
+    )

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tmi.toolkit.errors import ParityError, UnavailableError
+from tmi.toolkit.check_result import ParityError
+from tmi.toolkit.errors import UnavailableError
 
 WORDS = (
     "allocate memory",  # torch, ONNX Runtime, the kernel

@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tmi.toolkit.check_result import GateRecord
 from tmi.toolkit.config import CLASSES
-from tmi.toolkit.manifest import GateRecord, Manifest
+from tmi.toolkit.manifest import Manifest
 from tmi.toolkit.run_folder import RunFolder
 
 SMALL = 5

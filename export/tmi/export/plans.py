@@ -23,9 +23,10 @@ from tmi.runtime.parity import REFUSALS, check_engine
 from tmi.runtime.precision import FLOAT16, TENSORRT, TF32, plan_precision
 from tmi.runtime.verification import refused_to_load
 from tmi.toolkit.bundle import Bundle
-from tmi.toolkit.errors import ParityError, UnavailableError, UsageError
+from tmi.toolkit.check_result import GateRecord
+from tmi.toolkit.errors import UnavailableError, UsageError
 from tmi.toolkit.hashing import sha256_bytes
-from tmi.toolkit.manifest import GateRecord, GraphSpec, Manifest
+from tmi.toolkit.manifest import GraphSpec, Manifest
 
 TYPED = "onnx-typed"
 PLANS = tuple(name for name, spec in EXPORTERS.items() if spec.plan is not None)
@@ -121,23 +122,6 @@ def require_complete(bundle: Bundle) -> None:
             f"no {kind} engine was built: {missing}; bundle {bundle.folder} was written with its checked "
             f"{plan_precision(bundle.manifest)} graphs",
             fix=f"on the GPU machine: pip install 'tmi-clnet[{extra}]' && tmi build {bundle.folder}",
-        )
-
-
-def require_gates(records: Sequence[GateRecord]) -> None:
-    """Refuse the work unless every gate held.
-
-    Raises:
-        ParityError: with every record.
-    """
-    failed = [r for r in records if not r.passed]
-    if failed:
-        first = failed[0]
-        raise ParityError(
-            f"{len(failed)} of {len(records)} parity gates failed, first {first.gate} of {first.graph} "
-            f"({first.engine or first.artefact}): {first.detail}; the bundle was left as it was",
-            fix="try --precision auto, which keeps what FP16 cannot hold in float32; docs/tensorrt.md says more",
-            records=records,
         )
 
 

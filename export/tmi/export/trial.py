@@ -11,8 +11,9 @@ from safetensors.numpy import save_file
 
 from tmi.runtime.engine import Engine
 from tmi.runtime.parity import Outputs, check_answers
+from tmi.toolkit.check_result import GateRecord
 from tmi.toolkit.golden import GoldenInputs
-from tmi.toolkit.manifest import EVIDENCE, GateRecord, Manifest
+from tmi.toolkit.manifest import EVIDENCE, Manifest
 
 
 @dataclass(frozen=True, kw_only=True)

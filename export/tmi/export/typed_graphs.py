@@ -24,9 +24,10 @@ from tmi.runtime.graph_engine import available_cores
 from tmi.runtime.parity import BOUNDS, Outputs, check_engine
 from tmi.runtime.precision import FLOAT16, FLOAT32, TENSORRT, TF32, plan_precision
 from tmi.toolkit.bundle import Bundle
+from tmi.toolkit.check_result import GateRecord
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.golden import GoldenInputs
-from tmi.toolkit.manifest import GateRecord, GraphSpec, Manifest
+from tmi.toolkit.manifest import GraphSpec, Manifest
 
 TYPED = "onnx-typed"
 """Artefact kind of the graphs that plans are built from."""

@@ -1,6 +1,6 @@
 """What a bundle's engines cost on this machine: the measuring part of `tmi bench`.
 
-Each engine answers in a process of its own (`tmi.runtime.bench_worker`). A first process of each fills the caches and
+Each engine answers in a process of its own, which the caller names. A first process of each fills the caches and
 checks the first opening; later ones are the second start that a user sees. The last of each stays, and then all engines
 are asked the same case in turn, round by round (`tmi.runtime.paired_timing` says why), one computing while the
 others wait.
@@ -23,12 +23,11 @@ from tmi.runtime.nvidia_driver import find_gpu
 from tmi.runtime.paired_timing import Ratio, quantile, ratio
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.case import Case
-from tmi.toolkit.errors import DamagedError, InputRefusedError, ParityError, TmiError, UnavailableError, UsageError
+from tmi.toolkit.check_result import ParityError
+from tmi.toolkit.errors import DamagedError, InputRefusedError, TmiError, UnavailableError, UsageError
 
 REFERENCE = "eager"
 """The engine that the others' answers and times are set against, where it is measured; else the last one is."""
-WORKER = ("-m", "tmi.runtime.bench_worker")
-"""What the interpreter is given to start a process that answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +42,8 @@ class Plan:
     """Whether they were asked for by name; of those that were not, one that cannot answer here is passed over."""
     cases: tuple[Case, ...]
     """Asked in turn."""
+    worker: tuple[str, ...]
+    """Arguments of the Python interpreter that start a worker process, as `tmi.runtime.bench_worker.WORKER`."""
     repeats: int
     """Rounds of warm predictions."""
     starts: int = 2
@@ -134,7 +135,7 @@ class Worker:
         self._engine = engine
         start = perf_counter()
         self._process = subprocess.Popen(
-            [sys.executable, *WORKER, json.dumps(asked)],
+            [sys.executable, *plan.worker, json.dumps(asked)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -19,6 +19,8 @@ from typing import Any, TextIO
 
 HEAVY = ("torch", "transformers", "monai", "lightning", "SimpleITK", "radiomics")
 """Packages that no torch-free engine may import."""
+WORKER = ("-m", "tmi.runtime.bench_worker")
+"""What the Python interpreter is given to start this process."""
 STATUS = Path("/proc/self/status")
 
 

@@ -65,6 +65,7 @@ def bench(
     from rich.console import Console
 
     from tmi.runtime.bench import Plan, choose_engines, measure
+    from tmi.runtime.bench_worker import WORKER
     from tmi.runtime.predictor import resolve_cases
     from tmi.toolkit.bundle import open_bundle
     from tmi.toolkit.project import default_bundle, load_project
@@ -82,6 +83,7 @@ def bench(
             status.update("making cases up")
             chosen = _made_up(opened, Path(folder), cases, shape_XYZ)
         plan = Plan(
+            worker=WORKER,
             bundle=opened,
             engines=engines,
             named=bool(engine),

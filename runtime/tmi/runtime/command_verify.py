@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from tmi.runtime.verification import Verification
-    from tmi.toolkit.manifest import GateRecord
+    from tmi.toolkit.check_result import GateRecord
 
 SCHEMA = "tmi-verification/1"
 
@@ -68,7 +68,7 @@ def verify(
 
 
 def _require_passed(found: Verification) -> None:
-    from tmi.toolkit.errors import ParityError
+    from tmi.toolkit.check_result import ParityError
 
     failed = [r for r in found.records if not r.passed]
     if failed:

@@ -63,8 +63,8 @@ class Engine(Protocol):
 class EngineSpec:
     """One row of the engine table."""
 
-    target: str
-    """`module:Class`, imported when the engine is asked for."""
+    target: str | None
+    """`module:Class`, imported when the engine is opened; None: an emulator, which the export alone can open."""
     artefact: str
     """Artefact kind of the bundle it runs."""
     package: str
@@ -159,7 +159,7 @@ ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
 JUDGES: Mapping[str, EngineSpec] = MappingProxyType(
     {
         "fp16-emulation": EngineSpec(
-            target="tmi.export.fp16_emulation:EmulationEngine",
+            target=None,
             artefact="onnx-typed",
             package="onnx",
             extra="export",
@@ -207,6 +207,11 @@ def open_engine(name: str, bundle: Bundle, *, threads: int | None = None) -> Eng
             artefact for it.
     """
     spec = engine_spec(name)
+    if spec.target is None:
+        raise UsageError(
+            f"{name} emulates an engine to check graphs at an export; it cannot predict",
+            fix=f"choose one of {', '.join(ENGINES)}",
+        )
     if not installed(name):
         raise UnavailableError(
             f"engine {name} needs the package {spec.package}, which is not installed",

@@ -18,7 +18,8 @@ from tmi.runtime.first_opening import NOT_VERIFIED, Tell, check_first_opening, r
 from tmi.runtime.graph_engine import available_cores
 from tmi.runtime.precision import judged_at_export, refused_at_export
 from tmi.toolkit.bundle import Bundle
-from tmi.toolkit.errors import DamagedError, ParityError
+from tmi.toolkit.check_result import ParityError
+from tmi.toolkit.errors import DamagedError
 
 
 def open_chosen(

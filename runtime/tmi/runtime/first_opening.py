@@ -32,8 +32,8 @@ from tmi.runtime.machine import cpu_name, package_version
 from tmi.runtime.nvidia_driver import find_gpu
 from tmi.runtime.precision import engine_precision, judged_at_export
 from tmi.toolkit.bundle import Bundle
+from tmi.toolkit.check_result import ParityError
 from tmi.toolkit.entry_folder import cache_root
-from tmi.toolkit.errors import ParityError
 from tmi.toolkit.files import write_json
 from tmi.toolkit.hashing import sha256_json
 

@@ -28,12 +28,13 @@ from safetensors import SafetensorError, safe_open
 from tmi.runtime.ensemble import encoder_graphs
 from tmi.runtime.parity import BOUNDS, PIPELINE
 from tmi.toolkit.bundle import Bundle
+from tmi.toolkit.check_result import GateRecord
 from tmi.toolkit.clinical_schema import stored_schema
 from tmi.toolkit.config import CLASSES
 from tmi.toolkit.errors import DamagedError, TmiError
 from tmi.toolkit.golden_case import golden_config, write_golden_case
 from tmi.toolkit.hashing import canonical_json
-from tmi.toolkit.manifest import GOLDEN_CASE_FILE, GateRecord, Manifest
+from tmi.toolkit.manifest import GOLDEN_CASE_FILE, Manifest
 from tmi.toolkit.prepare import prepare_case
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.tokenizer import Tokenizer

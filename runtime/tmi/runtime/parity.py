@@ -22,8 +22,9 @@ from tmi.runtime.engine import Arrays, Engine, engine_spec
 from tmi.runtime.ensemble import probabilities, run_folds
 from tmi.runtime.profile_edges import largest_profile, text_edges, text_features
 from tmi.toolkit.bundle import Bundle
+from tmi.toolkit.check_result import GateRecord
 from tmi.toolkit.golden import GoldenInputs, extreme_case, join, largest_batch, padded, trimmed
-from tmi.toolkit.manifest import GateRecord, Manifest
+from tmi.toolkit.manifest import Manifest
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Float64

@@ -22,9 +22,10 @@ from tmi.runtime.parity import ARBITER, PIPELINE, REFUSALS, Outputs, check_engin
 from tmi.runtime.precision import engine_precision
 from tmi.runtime.signing import SIGNED, UNCHECKED, UNSIGNED, check_signature
 from tmi.toolkit.bundle import Bundle, open_bundle
+from tmi.toolkit.check_result import GateRecord
 from tmi.toolkit.errors import DamagedError, UnavailableError
 from tmi.toolkit.golden import GoldenInputs, golden_of
-from tmi.toolkit.manifest import GOLDEN_FILE, SIGNATURE_FILE, GateRecord
+from tmi.toolkit.manifest import GOLDEN_FILE, SIGNATURE_FILE
 
 Progress = Callable[[str], None]
 """Told one line of what is being done."""

@@ -191,7 +191,7 @@ def _clinical(case: Case, schema: Schema, seen: _Seen) -> Iterator[Finding]:
     yield from found
     if record is None:
         return
-    yield from (_finding(case.case_id, *f) for f in check_units(record, schema))
+    yield from (_finding(case.case_id, *f) for f in check_units(record.values, schema))
     if sum(v is not None for v in record.values.values()) < FEWEST_VALUES:
         return
     patient = case.patient_id or record.patient_id

@@ -42,7 +42,7 @@ def clinical_inputs(case: Case, config: Config, schema: Schema) -> ClinicalInput
     return ClinicalInputs(
         text=render(record, schema, config.clinical.rendering),
         numbers_V=numbers(record, schema),
-        warnings=refuse_on_error(check_units(record, schema), case.case_id),
+        warnings=refuse_on_error(check_units(record.values, schema), case.case_id),
     )
 
 

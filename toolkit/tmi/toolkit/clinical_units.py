@@ -6,14 +6,10 @@ Only the schema's data is used, so a schema for another disease is judged too. T
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
 
 from tmi.toolkit.case import CLINICAL_FILE
 from tmi.toolkit.clinical_schema import Field, Schema, convert, plausible
-
-if TYPE_CHECKING:
-    from tmi.toolkit.clinical import ClinicalRecord
 
 FAR = 2.0
 """A value is far from the reference range when it lies beyond its ends by this factor."""
@@ -26,11 +22,11 @@ def other_units(field: Field, value: float, *, given: str | None) -> list[str]:
     return [u for u, n in numbers.items() if n is not None and math.isfinite(n) and plausible(field, n)]
 
 
-def check_units(record: ClinicalRecord, schema: Schema) -> Iterator[tuple[str, str, str]]:
+def check_units(values: Mapping[str, float | str | None], schema: Schema) -> Iterator[tuple[str, str, str]]:
     """Plausible values that are far from the reference range and would lie in it in another unit."""
-    sex = record.values.get("sex")
+    sex = values.get("sex")
     for field in schema.fields:
-        value = record.values.get(field.name)
+        value = values.get(field.name)
         ranges = [r for name, r in field.reference.items() if sex is None or name == sex]
         if not isinstance(value, float) or not ranges:
             continue

@@ -1,19 +1,17 @@
-"""Config <-> JSON, and `--set key=value` overrides.
+"""JSON <-> frozen dataclasses.
 
 Strict: an unknown key or a wrong type is an error, never ignored.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import types
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from tmi.toolkit.config import Config
-from tmi.toolkit.errors import TmiError, UsageError
+from tmi.toolkit.errors import UsageError
 
 T = TypeVar("T")
 
@@ -99,38 +97,3 @@ def _finite(value: float) -> bool:
         return math.isfinite(value)
     except OverflowError:  # an integer beyond every float
         return False
-
-
-def override(config: Config, assignments: Sequence[str]) -> Config:
-    """The config with `section.key=value` assignments applied; values are JSON, or a bare word for a string.
-
-    Raises:
-        UsageError: no such key, or a value of the wrong type.
-    """
-    data = to_json(config)
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals:
-            raise UsageError(f"--set {assignment!r} has no '='", fix="write --set section.key=value")
-        *path, last = key.strip().split(".")
-        if [*path, last] == ["preset"]:
-            raise UsageError("--set preset: a preset is no setting", fix="choose it with --preset")
-        node = data
-        for step in path:
-            child = node.get(step)
-            if not isinstance(child, dict):
-                raise UsageError(
-                    f"--set {key}: no section {step!r}",
-                    fix=f"known: {', '.join(k for k, v in node.items() if isinstance(v, dict))}",
-                )
-            node = child
-        if last not in node or isinstance(node[last], dict):
-            raise UsageError(f"--set {key}: no such setting", fix=f"known: {', '.join(node)}")
-        try:
-            node[last] = json.loads(text)
-        except json.JSONDecodeError:
-            node[last] = text
-    try:
-        return replace(from_json(Config, data), preset=config.preset)
-    except TmiError as error:
-        raise UsageError(error.what, fix=error.fix) from error

@@ -32,6 +32,7 @@ from pydicom.uid import (
 )
 
 from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.quiet import quiet
 
 READ_ERRORS = (
     OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError,

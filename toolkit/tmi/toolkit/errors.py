@@ -6,12 +6,8 @@ prints or exits; everything below it raises one of these. No text may carry pati
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from tmi.toolkit.manifest import GateRecord
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -83,22 +79,6 @@ class InputRefusedError(TmiError):
     def __init__(self, what: str, *, fix: str, code: str, case_id: str | None = None) -> None:
         super().__init__(what, fix=fix, case_id=case_id)
         self.code = code
-
-
-class ParityError(TmiError):
-    """An exported graph does not answer like the model that was validated (exit code 4).
-
-    Args:
-        what: as in `TmiError`.
-        fix: as in `TmiError`.
-        records: the outcome of every gate that ran, those that held included.
-    """
-
-    exit_code = ExitCode.PARITY
-
-    def __init__(self, what: str, *, fix: str, records: Sequence[GateRecord] = ()) -> None:
-        super().__init__(what, fix=fix)
-        self.records = tuple(records)
 
 
 class UnavailableError(TmiError):

@@ -39,6 +39,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal
 
+from tmi.toolkit.check_result import GateRecord
 from tmi.toolkit.config import CLASSES, MODALITIES, POSITIVE, Config, Modality
 from tmi.toolkit.config_io import from_json, to_json
 from tmi.toolkit.errors import DamagedError, UsageError
@@ -116,30 +117,6 @@ class FileSpec:
     """Hex digest."""
     bytes: int
     """Size."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GateRecord:
-    """Outcome of one parity gate on one artefact."""
-
-    gate: str
-    """Name of the gate."""
-    artefact: str
-    """Artefact kind it ran on."""
-    graph: str
-    """Graph name, or `pipeline` for all graphs together."""
-    passed: bool
-    """Whether it held."""
-    measured: float | None
-    """The figure, where the gate has one."""
-    bound: float | None
-    """What the figure must not exceed."""
-    detail: str
-    """One sentence."""
-    engine: str | None = None
-    """Engine that ran the artefact; None where the file itself was audited."""
-    multiple: float | None = None
-    """`measured` as a multiple of eager float32's own error against float64, where the gate has that."""
 
 
 @dataclass(frozen=True, kw_only=True)

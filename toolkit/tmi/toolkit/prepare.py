@@ -106,7 +106,9 @@ def prepare_case(
     warnings: tuple[str, ...] = ()
     text = ""
     if record is not None:
-        warnings = refuse_on_error(check_units(record, schema), case.case_id)  # outside what is cached by the images
+        warnings = refuse_on_error(
+            check_units(record.values, schema), case.case_id
+        )  # outside what is cached by the images
         text = render(record, schema, config.clinical.rendering)
         on_text(text)
 

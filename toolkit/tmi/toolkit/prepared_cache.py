@@ -1,9 +1,10 @@
 """A cache of what is made from a case's images: the network's CT, the warnings of its checks, extracted radiomics.
 
 An entry is found by what it was made from: the bytes of `ct.nii.gz` and `liver.nii.gz`, the mask's label, the CT's
-settings, whether radiomics were extracted, and the code that did it (every module of `tmi.toolkit`, numpy, nibabel,
-and pyradiomics where it took part). So a changed byte, setting or version is a miss, never a stale answer. Damage,
-kills and other processes are `tmi.toolkit.content_cache`'s matter. A refused case leaves no entry and is refused anew.
+settings, whether radiomics were extracted, and the code that did it (every module of `tmi.toolkit` and of its
+sub-packages, numpy, nibabel, and pyradiomics where it took part). So a changed byte, setting or version is a miss,
+never a stale answer. Damage, kills and other processes are `tmi.toolkit.content_cache`'s matter. A refused case leaves
+no entry and is refused anew.
 
 The clinical record and `radiomics.csv` are small and are read anew each time: no text, value or id of a patient is in
 an entry or in its name, only voxels and figures derived from them.
@@ -14,11 +15,12 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import numpy as np
@@ -143,9 +145,22 @@ def prepared_key(case: Case, config: CtConfig, *, extract: bool) -> str:
 
 @cache
 def code_digest() -> str:
-    """Digest of the toolkit's modules: a version number that nobody can forget to raise."""
-    modules = (m for m in files("tmi.toolkit").iterdir() if m.name.endswith(".py"))
-    return sha256_json({m.name: m.read_text(encoding="utf-8") for m in sorted(modules, key=lambda m: m.name)})
+    """Digest of the toolkit's modules and data: a version number that nobody can forget to raise."""
+    return tree_digest(files("tmi.toolkit"))
+
+
+def tree_digest(folder: Traversable) -> str:
+    """Digest of every Python module and JSON file below a folder, in its sub-packages too."""
+    return sha256_json(dict(sorted(_sources(folder, ""))))
+
+
+def _sources(folder: Traversable, prefix: str) -> Iterator[tuple[str, str]]:
+    """Path relative to the top folder, and text, of each source file."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _sources(entry, f"{prefix}{entry.name}/")
+        elif entry.name.endswith((".py", ".json")):
+            yield prefix + entry.name, entry.read_text(encoding="utf-8")
 
 
 def _packages(*names: str) -> dict[str, str | None]:

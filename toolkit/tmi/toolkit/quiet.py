@@ -68,13 +68,13 @@ def _remove_filter(filters: list[object], entry: object) -> None:
         # A `catch_warnings` of other code may have exchanged the list since, and will put the former one back.
         for entries in (filters, warnings.filters):
             if entry in entries:
-                entries.remove(entry)  # type: ignore[union-attr, arg-type]
+                entries.remove(entry)  # type: ignore[union-attr]
 
 
 def _raise_level(name: str, level: int) -> None:
     with _lock:
         logger = logging.getLogger(name)
-        own, asked = _levels.setdefault(name, (logger.level, []))
+        asked = _levels.setdefault(name, (logger.level, []))[1]
         asked.append(level)
         logger.setLevel(max(asked))
 

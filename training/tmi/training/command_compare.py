@@ -10,7 +10,7 @@ import typer
 
 from tmi.toolkit.case import open_cohort
 from tmi.toolkit.clinical_schema import load_schema
-from tmi.toolkit.config_io import override
+from tmi.toolkit.config_overrides import override
 from tmi.toolkit.errors import ExitCode
 from tmi.toolkit.project import load_project
 from tmi.training.accelerator import choose
@@ -126,7 +126,7 @@ def compare(
 
 def _require_taught(plan: Plan, text_weights: Path) -> None:
     """Rows render the record differently; refuse what the encoder cannot read before anything is trained."""
-    from tmi.training.reading.encoder_folder import require_taught
+    from tmi.training.pretrained.pretraining_record import require_taught
 
     for planned in plan.runs:
         if "text" in planned.weights:

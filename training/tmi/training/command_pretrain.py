@@ -54,7 +54,8 @@ def pretrain_text(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from tmi.training.reading.encoder_folder import READING_FILE, write_encoder
+    from tmi.training.pretrained.pretraining_record import READING_FILE
+    from tmi.training.reading.encoder_folder import write_encoder
     from tmi.training.reading.learning import Lesson, teach
 
     if out.is_dir() and any(out.iterdir()) and not (out / READING_FILE).is_file():

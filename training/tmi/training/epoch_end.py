@@ -17,41 +17,22 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
-from jaxtyping import Float
 from lightning.pytorch.callbacks import Checkpoint
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from tmi.toolkit.config import POSITIVE
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.files import write_text
 from tmi.toolkit.run_folder import FoldFolder
+from tmi.training.fold_answers import positive_probability, predict_logits
 from tmi.training.fold_data import FoldData
 from tmi.training.metrics import binary_metrics
 from tmi.training.module import FoldModule
 from tmi.training.tracking import tell
 
 HISTORY = ("epoch", "train_loss", "validation_loss", "validation_roc_auc", "validation_balanced_accuracy", "picked")
-
-
-def predict_logits(
-    network: nn.Module, data: FoldData, case_ids: tuple[str, ...], device: torch.device
-) -> Float[torch.Tensor, "N K"]:
-    """Logits of the named cases in evaluation mode, on the CPU; the network's mode is left as it was."""
-    training = network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            rows = []
-            for _, batch in data.batches(case_ids):
-                on = batch.to(device)
-                rows.append(network(on.ct, on.input_ids, on.attention_mask, on.radiomics).logits_BK.float().cpu())
-    finally:
-        network.train(training)
-    return torch.cat(rows)
 
 
 class EpochEnd(Checkpoint):
@@ -128,12 +109,6 @@ class EpochEnd(Checkpoint):
         writer.writeheader()
         writer.writerows({k: int(v) if k == "picked" else v for k, v in row.items()} for row in self.history)
         write_text(self.files.history, text.getvalue())
-
-
-def positive_probability(logits_NK: Float[torch.Tensor, "N K"]) -> Float[np.ndarray, " N"]:
-    """Probability of the positive class, float64."""
-    probability: np.ndarray = logits_NK.double().softmax(dim=1)[:, POSITIVE].numpy()
-    return probability
 
 
 def _save_weights(network: nn.Module, path: Any) -> None:

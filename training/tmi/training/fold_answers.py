@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from tmi.toolkit.config import Config
+from tmi.toolkit.config import POSITIVE, Config
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.network.restoring import restore
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.cohort_arrays import CohortArrays
-from tmi.training.epoch_end import predict_logits
 from tmi.training.fold_data import FoldData
 from tmi.training.fold_predictions import Predictions
 from tmi.training.systems.build import build_network
-from tmi.training.systems.estimator_arrays import load
-from tmi.training.systems.estimator_fold import estimator_answers
+from tmi.training.systems.estimator_arrays import Arrays, load, probability
 from tmi.training.systems.registry import system
+
+SMALLEST = 1e-9
+"""A forest can be certain; its logit may not be infinite."""
+
+
+def predict_logits(
+    network: nn.Module, data: FoldData, case_ids: tuple[str, ...], device: torch.device
+) -> Float[torch.Tensor, "N K"]:
+    """Logits of the named cases in evaluation mode, on the CPU; the network's mode is left as it was."""
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            rows = []
+            for _, batch in data.batches(case_ids):
+                on = batch.to(device)
+                rows.append(network(on.ct, on.input_ids, on.attention_mask, on.radiomics).logits_BK.float().cpu())
+    finally:
+        network.train(training)
+    return torch.cat(rows)
+
+
+def positive_probability(logits_NK: Float[torch.Tensor, "N K"]) -> Float[np.ndarray, " N"]:
+    """Probability of the positive class, float64."""
+    probability: np.ndarray = logits_NK.double().softmax(dim=1)[:, POSITIVE].numpy()
+    return probability
 
 
 def saved_network(config: Config, files: FoldFolder) -> nn.Module:
@@ -61,3 +87,17 @@ def ask_fold(
         scaler=RadiomicsScaler.load(files.scaler),
     )
     return answers_of(saved_network(config, files), data, case_ids)
+
+
+def estimator_answers(config: Config, stored: Arrays, arrays: CohortArrays, case_ids: tuple[str, ...]) -> Predictions:
+    """What a stored model says of the named cases; its probability p as the logits log(1 - p), log(p)."""
+    p = np.clip(probability(stored, estimator_features(config, arrays, case_ids)), SMALLEST, 1.0 - SMALLEST)
+    labels = arrays.labels_N[arrays.rows(case_ids)]
+    return Predictions(case_ids=case_ids, labels_N=labels, logits_NK=np.stack((np.log1p(-p), np.log(p)), axis=1))
+
+
+def estimator_features(config: Config, arrays: CohortArrays, case_ids: tuple[str, ...]) -> np.ndarray:
+    """Inputs [N, F] of an sklearn model: the record's numbers or the radiomics, NaN where missing."""
+    clinical = system(config.system.name).modalities == ("clinical",)
+    values: np.ndarray = (arrays.numbers_NV if clinical else arrays.radiomics_NF)[arrays.rows(case_ids)]
+    return np.where(np.isfinite(values), values, np.nan)

@@ -11,7 +11,7 @@ import typer
 
 from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.config import Config
-from tmi.toolkit.config_io import override
+from tmi.toolkit.config_overrides import override
 from tmi.toolkit.presets import preset as find_preset
 from tmi.training.systems.registry import system
 

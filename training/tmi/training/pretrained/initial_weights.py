@@ -14,10 +14,10 @@ from tmi.toolkit.config import Config
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.pretrained.ct_weights import layout_of, medicalnet_settings, read_ct_weights
+from tmi.training.pretrained.pretraining_record import require_taught, what_it_was_taught
 from tmi.training.pretrained.text_weights import bert_settings, bert_tokenizer, read_text_weights
 from tmi.training.pretrained.weight_file import read_weights
 from tmi.training.pretrained.weight_report import WeightReport
-from tmi.training.reading.encoder_folder import require_taught, what_it_was_taught
 from tmi.training.systems.build import encoders
 
 MEDICALNET_FIELDS = ("network.ct_encoder.stem_stride_DHW", "network.ct_encoder.dilation")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-import numpy as np
 from sklearn.metrics import log_loss
 
 from tmi.toolkit.config import Config
@@ -17,16 +16,13 @@ from tmi.toolkit.files import write_text
 from tmi.toolkit.run_folder import FoldFolder
 from tmi.training.calibration import positive
 from tmi.training.cohort_arrays import CohortArrays
+from tmi.training.fold_answers import estimator_answers, estimator_features
 from tmi.training.fold_data import FoldData
-from tmi.training.fold_predictions import Predictions
 from tmi.training.fold_report import write_fold_report
 from tmi.training.systems import estimator_arrays
 from tmi.training.systems.build import make
 from tmi.training.systems.radiomics_pipeline import fit
-from tmi.training.systems.registry import system
 
-SMALLEST = 1e-9
-"""A forest can be certain; its logit may not be infinite."""
 HISTORY = "epoch,train_loss,validation_loss,validation_roc_auc,validation_balanced_accuracy,picked\n"
 
 
@@ -39,7 +35,7 @@ def train_estimator(
 ) -> None:
     """Fit, write the model as arrays, and predict the held-out cases from what was written."""
     split = data.split
-    model = fit(make(config), _features(config, arrays, split.train), data.labels(split.train))
+    model = fit(make(config), estimator_features(config, arrays, split.train), data.labels(split.train))
     part = files.model.with_name("part.safetensors")
     estimator_arrays.save(estimator_arrays.as_arrays(model), part)
     os.replace(part, files.model)
@@ -65,18 +61,3 @@ def train_estimator(
             "selected_features": len(stored["selected"]),
         },
     )
-
-
-def estimator_answers(
-    config: Config, stored: estimator_arrays.Arrays, arrays: CohortArrays, case_ids: tuple[str, ...]
-) -> Predictions:
-    """What a stored model says of the named cases; its probability p as the logits log(1 - p), log(p)."""
-    p = np.clip(estimator_arrays.probability(stored, _features(config, arrays, case_ids)), SMALLEST, 1.0 - SMALLEST)
-    labels = arrays.labels_N[arrays.rows(case_ids)]
-    return Predictions(case_ids=case_ids, labels_N=labels, logits_NK=np.stack((np.log1p(-p), np.log(p)), axis=1))
-
-
-def _features(config: Config, arrays: CohortArrays, case_ids: tuple[str, ...]) -> np.ndarray:
-    clinical = system(config.system.name).modalities == ("clinical",)
-    values: np.ndarray = (arrays.numbers_NV if clinical else arrays.radiomics_NF)[arrays.rows(case_ids)]
-    return np.where(np.isfinite(values), values, np.nan)

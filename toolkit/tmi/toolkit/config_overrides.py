@@ -1,0 +1,46 @@
+"""`--set section.key=value`: overrides of single settings of a config."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tmi.toolkit.config import Config
+from tmi.toolkit.config_io import from_json, to_json
+from tmi.toolkit.errors import TmiError, UsageError
+
+
+def override(config: Config, assignments: Sequence[str]) -> Config:
+    """The config with `section.key=value` assignments applied; values are JSON, or a bare word for a string.
+
+    Raises:
+        UsageError: no such key, or a value of the wrong type.
+    """
+    data = to_json(config)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"--set {assignment!r} has no '='", fix="write --set section.key=value")
+        *path, last = key.strip().split(".")
+        if [*path, last] == ["preset"]:
+            raise UsageError("--set preset: a preset is no setting", fix="choose it with --preset")
+        node = data
+        for step in path:
+            child = node.get(step)
+            if not isinstance(child, dict):
+                raise UsageError(
+                    f"--set {key}: no section {step!r}",
+                    fix=f"known: {', '.join(k for k, v in node.items() if isinstance(v, dict))}",
+                )
+            node = child
+        if last not in node or isinstance(node[last], dict):
+            raise UsageError(f"--set {key}: no such setting", fix=f"known: {', '.join(node)}")
+        try:
+            node[last] = json.loads(text)
+        except json.JSONDecodeError:
+            node[last] = text
+    try:
+        return replace(from_json(Config, data), preset=config.preset)
+    except TmiError as error:
+        raise UsageError(error.what, fix=error.fix) from error
