@@ -13,7 +13,7 @@ RATIOS := benchmarks/test_end_to_end.py 'benchmarks/test_forward.py::test_forwar
 	benchmarks/test_cold_start.py::test_imports_of_a_first_answer \
 	benchmarks/test_preparing.py::test_preparing_a_full_size_ct
 
-.PHONY: help setup hooks demo test lint pytest test-slow test-gpu bench bench-ci bench-gpu faults paper-size clean
+.PHONY: help setup hooks demo test check lint pytest docs test-slow test-gpu bench bench-ci bench-gpu faults paper-size clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 20
@@ -48,6 +48,8 @@ demo: $(READY)  ## synthetic cohort -> 2 fold models -> bundle -> predictions of
 
 test: lint pytest  ## ruff, strict mypy, import-linter, pytest
 
+check: test docs  ## everything that a change must pass
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,6 +58,10 @@ lint: $(READY)
 
 pytest: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+docs: $(READY)  ## the documentation as a site in build/site; fails on a dead link
+	$(BIN)/python .ci/stage_docs.py build/docs
+	$(BIN)/zensical build --clean --strict
 
 test-slow: $(READY)  ## the tests that are too heavy for the default run
 	$(BIN)/python -m pytest -m slow
