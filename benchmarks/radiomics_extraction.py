@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from tmi.toolkit.case import open_case
-from tmi.toolkit.cores import available_cores
+from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.phantom import Grid, findings_of, render, sample_body
 from tmi.toolkit.radiomics import extract, extract_plain
 from tmi.toolkit.radiomics_cache import package_versions

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 import radiomics_extraction
-from tmi.toolkit.cores import available_cores
+from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.radiomics_quick import why_plain
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tmi.toolkit import recycled_memory
 from tmi.toolkit.case import CT_FILE, MASK_FILE, Case
-from tmi.toolkit.recycled_memory import RecycledMemory
+from tmi.toolkit.compute import buffer_pool as recycled_memory
+from tmi.toolkit.compute.buffer_pool import RecycledMemory
 
 
 def test_fetching_a_case_asks_the_system_for_its_images_and_minds_none_that_is_missing(

@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 
-from tmi.toolkit.quiet import Ignored, quiet
+from tmi.toolkit.compute.quiet import Ignored, quiet
 from tmi.toolkit.radiomics_package import pyradiomics_quiet
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tmi.toolkit.recycled_memory import LARGEST_RATIO, SMALLEST_BYTES, RecycledMemory
+from tmi.toolkit.compute.buffer_pool import LARGEST_RATIO, SMALLEST_BYTES, RecycledMemory
 
 SHAPE = (4, 256, 512)
 MIB = 2**20

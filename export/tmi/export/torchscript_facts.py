@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tmi.export.graph_facts import GraphFacts, NormNode
-from tmi.toolkit.quiet import Ignored, quiet
+from tmi.toolkit.compute.quiet import Ignored, quiet
 
 NORMS = {
     "aten::layer_norm": (2, 4),

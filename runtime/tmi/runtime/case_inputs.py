@@ -24,13 +24,13 @@ from tmi.runtime.prediction import Notice, Refusal
 from tmi.runtime.stopwatch import Stopwatch, add_up
 from tmi.toolkit.case import Case
 from tmi.toolkit.clinical_schema import Schema
+from tmi.toolkit.compute.buffer_pool import RecycledMemory
 from tmi.toolkit.config import N_RADIOMICS
 from tmi.toolkit.errors import InputRefusedError, UnavailableError
 from tmi.toolkit.manifest import Manifest
 from tmi.toolkit.nifti_file import read_ahead
 from tmi.toolkit.prepare import PreparedCase, prepare_case
 from tmi.toolkit.prepared_cache import PreparedCache
-from tmi.toolkit.recycled_memory import RecycledMemory
 from tmi.toolkit.scaling import RadiomicsScaler
 
 

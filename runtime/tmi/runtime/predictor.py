@@ -41,7 +41,7 @@ from tmi.toolkit.bundle import Bundle, open_bundle
 from tmi.toolkit.case import Case, find_cases
 from tmi.toolkit.clinical_schema import SCHEMA_FILE, stored_schema
 from tmi.toolkit.clinical_text import require_rendering
-from tmi.toolkit.cores import available_cores
+from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.prepared_cache import PreparedCache
 from tmi.toolkit.scaling import RadiomicsScaler

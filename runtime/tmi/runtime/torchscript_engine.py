@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from tmi.runtime.graph_engine import GraphEngine
 from tmi.toolkit.bundle import Bundle
+from tmi.toolkit.compute.quiet import Ignored, quiet
 from tmi.toolkit.manifest import GraphSpec
-from tmi.toolkit.quiet import Ignored, quiet
 
 
 class TorchScriptEngine(GraphEngine):

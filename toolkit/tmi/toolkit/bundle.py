@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.config_io import to_json
-from tmi.toolkit.cores import available_cores
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.files import write_text
 from tmi.toolkit.hashing import canonical_json, sha256_bytes, sha256_file

@@ -43,7 +43,7 @@ def radiomics(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from tmi.toolkit.cores import available_cores
+    from tmi.toolkit.compute.cpu import available_cores
     from tmi.toolkit.radiomics_cases import How, make_tables
     from tmi.toolkit.radiomics_foreign import read_foreign, read_mapping
 

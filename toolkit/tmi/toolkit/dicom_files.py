@@ -31,8 +31,8 @@ from pydicom.uid import (
     JPEGTransferSyntaxes,
 )
 
+from tmi.toolkit.compute.quiet import quiet
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.quiet import quiet
 
 READ_ERRORS = (
     OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError,

@@ -10,10 +10,10 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.cores import available_cores
+from tmi.toolkit.compute.buffer_pool import Empty
+from tmi.toolkit.compute.cpu import available_cores
+from tmi.toolkit.compute.stage_timer import StageClock
 from tmi.toolkit.nifti_file import NiftiFile, no_affine
-from tmi.toolkit.recycled_memory import Empty
-from tmi.toolkit.stage_clock import StageClock
 
 Convert = Callable[[NDArray[np.generic], NDArray[np.generic]], bool]
 """Turns stored voxels (first) into their part of the volume (second), both [x, y, some z] in the file's own order;

@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from tmi.toolkit.compute.buffer_pool import Empty
+from tmi.toolkit.compute.cpu import other_cores
 from tmi.toolkit.config import CtConfig
-from tmi.toolkit.cores import other_cores
-from tmi.toolkit.recycled_memory import Empty
 from tmi.toolkit.volume import Volume
 
 PIECE_SLICES = 8

@@ -25,9 +25,9 @@ from isal.isal_zlib import IsalError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from tmi.toolkit.compute.buffer_pool import Empty
+from tmi.toolkit.compute.stage_timer import StageClock
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.recycled_memory import Empty
-from tmi.toolkit.stage_clock import StageClock
 
 MAX_BYTES = 512 * 512 * 1536 * 4
 """A header that claims more bytes of voxels is refused (1.5 GiB: 512 x 512 x 1536 voxels of float32)."""

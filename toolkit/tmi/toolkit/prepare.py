@@ -22,15 +22,15 @@ from tmi.toolkit.clinical import read_clinical
 from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.clinical_text import render
 from tmi.toolkit.clinical_units import check_units
+from tmi.toolkit.compute.buffer_pool import Empty
+from tmi.toolkit.compute.cpu import other_cores
+from tmi.toolkit.compute.stage_timer import StageClock
 from tmi.toolkit.config import MODALITIES, N_RADIOMICS, Config, Modality
 from tmi.toolkit.content_checks import check_ct, check_mask, refuse_on_error
-from tmi.toolkit.cores import other_cores
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.intensity import Resampling, prepare_ct
 from tmi.toolkit.prepared_cache import PreparedCache, PreparedImages
 from tmi.toolkit.radiomics_table import read_table
-from tmi.toolkit.recycled_memory import Empty
-from tmi.toolkit.stage_clock import StageClock
 from tmi.toolkit.volume import Grid, Volume, read_ct, read_mask
 
 STAGES = ("record", "cache", "read", "inflate", "resample", "check", "mask", "radiomics")

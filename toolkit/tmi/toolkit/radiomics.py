@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from tmi.toolkit.cores import available_cores
+from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.radiomics_filters import to_image
 from tmi.toolkit.radiomics_names import FEATURE_NAMES

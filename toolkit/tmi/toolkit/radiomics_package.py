@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from tmi.toolkit.compute.quiet import quiet
 from tmi.toolkit.errors import UnavailableError
-from tmi.toolkit.quiet import quiet
 from tmi.toolkit.radiomics_settings import PYRADIOMICS_VERSION, SETTINGS
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tmi.toolkit.compute.quiet import quiet
 from tmi.toolkit.dicom_files import READ_ERRORS
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.image_files import Found
 from tmi.toolkit.mask_labels import ChosenLabel, choose_label
-from tmi.toolkit.quiet import quiet
 from tmi.toolkit.volume import Volume
 
 CLOSED = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR", ""})

@@ -27,8 +27,8 @@ import nibabel as nib
 import numpy as np
 
 from tmi.toolkit.case import COHORT_COLUMNS, COHORT_FILE, Case, Cohort, open_cohort
+from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.config import CLASSES
-from tmi.toolkit.cores import available_cores
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.files import require_absent, staged_folder, write_json, write_text
 from tmi.toolkit.phantom import Body, Grid, Phantom, findings_of, render, sample_body, sample_grid

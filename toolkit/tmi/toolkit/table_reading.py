@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tmi.toolkit.compute.quiet import quiet
 from tmi.toolkit.errors import UnavailableError, UsageError
-from tmi.toolkit.quiet import quiet
 from tmi.toolkit.table_mapping import TableSpec
 
 Cell = str | float

@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.toolkit.case import CT_FILE, MASK_FILE, Case
-from tmi.toolkit.cores import other_cores
+from tmi.toolkit.compute.buffer_pool import Empty
+from tmi.toolkit.compute.cpu import other_cores
+from tmi.toolkit.compute.stage_timer import StageClock
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.filling import fill_volume, orientation_of
 from tmi.toolkit.nifti_file import NiftiFile, open_nifti
-from tmi.toolkit.recycled_memory import Empty
-from tmi.toolkit.stage_clock import StageClock
 
 INT16 = np.iinfo(np.int16)
 WHOLE = 1e-3

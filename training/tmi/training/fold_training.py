@@ -13,9 +13,9 @@ import lightning
 import torch
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
+from tmi.toolkit.compute.quiet import Ignored, quiet
 from tmi.toolkit.config import Config
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
-from tmi.toolkit.quiet import Ignored, quiet
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.augmentation import write_changes

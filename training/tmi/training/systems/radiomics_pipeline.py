@@ -29,8 +29,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVC
 
+from tmi.toolkit.compute.quiet import Ignored, quiet
 from tmi.toolkit.config import Config
-from tmi.toolkit.quiet import Ignored, quiet
 
 
 class LassoSelection(SelectorMixin, BaseEstimator):
