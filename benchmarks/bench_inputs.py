@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tmi.toolkit.config import Config, CtConfig, CtEncoderConfig, TextEncoderConfig
-from tmi.toolkit.config_io import to_json
 from tmi.toolkit.errors import TmiError
-from tmi.toolkit.hashing import sha256_json
 from tmi.toolkit.presets import paper, tiny
+from tmi.toolkit.storage.hashing import sha256_json
+from tmi.toolkit.storage.serialization import to_json
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("TMI_TEST_DATA", ROOT.parent / "shared" / "data"))

@@ -11,7 +11,6 @@ import pytest
 from factories.small_bundle import small_manifest
 from tmi.toolkit.clinical_schema import load_schema
 from tmi.toolkit.config import ClinicalConfig, CtConfig
-from tmi.toolkit.config_io import to_json
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.golden import (
     extreme_case,
@@ -26,6 +25,7 @@ from tmi.toolkit.golden import (
 from tmi.toolkit.golden_case import golden_config, write_golden_case
 from tmi.toolkit.prepare import prepare_case
 from tmi.toolkit.presets import paper, tiny
+from tmi.toolkit.storage.serialization import to_json
 
 CONFIG = replace(
     tiny(), ct=CtConfig(shape_DHW=(9, 12, 10), scale_to=(0.0, 255.0)), clinical=ClinicalConfig(max_length=60)

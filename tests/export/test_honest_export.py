@@ -19,7 +19,7 @@ from tmi.toolkit.bundle import open_bundle
 from tmi.toolkit.config import Config
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.golden import golden_of
-from tmi.toolkit.hashing import sha256_file
+from tmi.toolkit.storage.hashing import sha256_file
 
 
 @pytest.mark.parametrize("rebuild", QUICK, ids=lambda r: r.name)

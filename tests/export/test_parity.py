@@ -13,9 +13,9 @@ from tmi.runtime.engine import Arrays
 from tmi.runtime.parity import ARBITER, BOUNDS, Outputs, check_answers, check_engine, evaluate, relative_error
 from tmi.toolkit.check_result import GateRecord
 from tmi.toolkit.config import ClinicalConfig
-from tmi.toolkit.config_io import to_json
 from tmi.toolkit.golden import GoldenInputs, make_golden, trimmed
 from tmi.toolkit.manifest import Manifest
+from tmi.toolkit.storage.serialization import to_json
 
 Tamper = Callable[[str, Arrays, dict[str, np.ndarray]], dict[str, np.ndarray]]
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from factories.planted_faults import Fault, Workbench, manifest_at, reseal, write_key_pair
 from factories.tmi_command import Outcome, tmi
-from tmi.toolkit.hashing import canonical_json, sha256_bytes
+from tmi.toolkit.storage.hashing import canonical_json, sha256_bytes
 
 Spoil = Callable[[Path, Workbench], object]
 

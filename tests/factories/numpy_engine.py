@@ -8,9 +8,9 @@ import numpy as np
 
 from tmi.runtime.engine import Arrays
 from tmi.toolkit.config import MODALITIES
-from tmi.toolkit.config_io import to_json
 from tmi.toolkit.manifest import ClinicalSpec, FoldSpec, GraphSpec, Manifest, TensorSpec
 from tmi.toolkit.presets import tiny
+from tmi.toolkit.storage.serialization import to_json
 
 C = 3
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from factories.good_cohort import AFFINE, GRID, phantom, write_volume
 from tmi.toolkit.case import Case, open_case
-from tmi.toolkit.hashing import sha256_file
 from tmi.toolkit.radiomics_record import RadiomicsRecord, write_record
 from tmi.toolkit.radiomics_settings import SETTINGS_DIGEST
+from tmi.toolkit.storage.hashing import sha256_file
 
 Spoil = Callable[[Path], object]
 CT, MASK, TABLE, RECORD = "ct.nii.gz", "liver.nii.gz", "radiomics.csv", "clinical.json"

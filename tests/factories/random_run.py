@@ -13,11 +13,11 @@ from torch import nn
 
 from tmi.toolkit.clinical_schema import Schema, load_schema
 from tmi.toolkit.config import N_RADIOMICS, Config
-from tmi.toolkit.files import write_json, write_text
-from tmi.toolkit.hashing import sha256_json
 from tmi.toolkit.network.system_network import system_network
 from tmi.toolkit.run_folder import SUMMARY_FILE, SUMMARY_TEXT_FILE, FoldSplit, RunFolder
 from tmi.toolkit.scaling import RadiomicsScaler
+from tmi.toolkit.storage.atomic_files import write_json, write_text
+from tmi.toolkit.storage.hashing import sha256_json
 from tmi.toolkit.tokenizer import Tokenizer
 
 CASES_A_FOLD = 3

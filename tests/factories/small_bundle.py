@@ -9,9 +9,9 @@ from typing import Any
 from tmi.toolkit.bundle import fingerprint, write_manifest
 from tmi.toolkit.check_result import GateRecord
 from tmi.toolkit.config import MODALITIES
-from tmi.toolkit.config_io import to_json
 from tmi.toolkit.manifest import ClinicalSpec, FoldSpec, GraphSpec, Manifest, TensorSpec
 from tmi.toolkit.presets import tiny
+from tmi.toolkit.storage.serialization import to_json
 
 FILES = {
     "graphs/ct-0.onnx": b"ct",

@@ -16,8 +16,8 @@ from factories.tmi_command import Outcome, tmi
 from factories.traced_once import traced_once
 from tmi.toolkit.bundle import open_bundle, write_manifest
 from tmi.toolkit.clinical_schema import SCHEMA_FILE, load_schema
-from tmi.toolkit.hashing import sha256_file
 from tmi.toolkit.run_folder import RunFolder
+from tmi.toolkit.storage.hashing import sha256_file
 
 MICRO = ("--preset", "tiny", "--folds", 2, "--epochs", 1, *NANO_OPTIONS)
 SCHEMA = {

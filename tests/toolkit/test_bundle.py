@@ -12,7 +12,7 @@ import pytest
 from factories.small_bundle import FILES, small_manifest, write_small_bundle
 from tmi.toolkit.bundle import fingerprint, open_bundle
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.hashing import sha256_file
+from tmi.toolkit.storage.hashing import sha256_file
 
 MANIFEST, DIGEST = "manifest.json", "manifest.json.sha256"
 EVERY_FILE = [*FILES, MANIFEST, DIGEST]

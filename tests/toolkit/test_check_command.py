@@ -18,10 +18,10 @@ from tmi.toolkit.case import Case
 from tmi.toolkit.case_record import read_case_record
 from tmi.toolkit.check import check_case
 from tmi.toolkit.check_document import document_schema
-from tmi.toolkit.hashing import sha256_file
 from tmi.toolkit.radiomics_names import FEATURE_NAMES
 from tmi.toolkit.recompute import difference
 from tmi.toolkit.repairs import REPAIRS
+from tmi.toolkit.storage.hashing import sha256_file
 from tmi.toolkit.volume import read_ct, read_mask
 
 

@@ -16,7 +16,7 @@ from tmi.toolkit.clinical_schema import Schema, convert, load_schema, parse_sche
 from tmi.toolkit.clinical_text import RENDERING_VERSIONS, render
 from tmi.toolkit.config import ClinicalConfig
 from tmi.toolkit.errors import DamagedError, InputRefusedError, UsageError
-from tmi.toolkit.hashing import sha256_bytes, sha256_file
+from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "clinical.md"
 FIELD = {"name": "inr", "label": "INR", "section": "blood", "unit": "", "plausible": [0.5, 15]}

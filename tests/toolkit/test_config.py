@@ -22,11 +22,11 @@ from tmi.toolkit.config import (
     TextEncoderConfig,
     TrainConfig,
 )
-from tmi.toolkit.config_io import from_json, to_json
 from tmi.toolkit.config_overrides import override
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.hashing import canonical_json, sha256_json
 from tmi.toolkit.presets import PRESETS, paper, preset, released, tiny
+from tmi.toolkit.storage.hashing import canonical_json, sha256_json
+from tmi.toolkit.storage.serialization import from_json, to_json
 
 
 def walk(kind: type) -> list[type]:

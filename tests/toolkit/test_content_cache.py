@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from tmi.toolkit.content_cache import MAGIC, ContentCache
-from tmi.toolkit.entry_folder import cache_root
+from tmi.toolkit.storage.content_cache import MAGIC, ContentCache
+from tmi.toolkit.storage.disk_cache import cache_root
 
 
 @pytest.fixture

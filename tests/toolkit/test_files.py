@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.files import read_json, require_absent, staged_folder, write_json, write_text
-from tmi.toolkit.hashing import sha256_bytes, sha256_file
+from tmi.toolkit.storage.atomic_files import read_json, require_absent, staged_folder, write_json, write_text
+from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
 
 
 def names(folder: Path) -> list[str]:

@@ -10,13 +10,13 @@ import pytest
 
 from factories.small_bundle import small_manifest
 from tmi.toolkit.config import MODALITIES
-from tmi.toolkit.config_io import to_json
 from tmi.toolkit.config_overrides import override
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.hashing import canonical_json
 from tmi.toolkit.manifest import FileSpec, manifest_from_json, manifest_schema, manifest_to_json
 from tmi.toolkit.manifest_schema import schema_of_manifest
 from tmi.toolkit.presets import tiny
+from tmi.toolkit.storage.hashing import canonical_json
+from tmi.toolkit.storage.serialization import to_json
 
 
 def data() -> dict[str, Any]:

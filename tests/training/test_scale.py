@@ -98,7 +98,7 @@ def test_frozen_batch_norm_keeps_every_statistic(config, tmp_path):
 MEASURED = """
 import json, resource, sys, torch
 from dataclasses import replace
-from tmi.toolkit.config_io import from_json
+from tmi.toolkit.storage.serialization import from_json
 from tmi.toolkit.config import Config
 from tmi.training.module import FoldModule
 from tmi.training.fold_data import Batch
@@ -140,7 +140,7 @@ def test_the_computed_memory_is_what_a_step_takes(checkpointing):
         network=replace(wide, ct_encoder=replace(wide.ct_encoder, layers=(2, 2, 1, 1), planes=(16, 16, 32, 32))),
         train=replace(tiny().train, batch_size=2, activation_checkpointing=checkpointing),
     )
-    from tmi.toolkit.config_io import to_json
+    from tmi.toolkit.storage.serialization import to_json
 
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, json.dumps(to_json(config))],

@@ -21,9 +21,9 @@ from tmi.runtime.verification import read_references
 from tmi.toolkit.bundle import Bundle, fingerprint, open_bundle, write_manifest
 from tmi.toolkit.check_result import require_passed
 from tmi.toolkit.errors import UnavailableError, UsageError
-from tmi.toolkit.files import staged_folder, write_text
 from tmi.toolkit.golden import golden_of
 from tmi.toolkit.manifest import MODEL_CARD_FILE, SBOM_FILE, SIGNATURE_FILE
+from tmi.toolkit.storage.atomic_files import staged_folder, write_text
 
 
 def build_bundle(

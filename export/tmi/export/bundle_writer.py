@@ -52,9 +52,7 @@ from tmi.toolkit.check_result import GateRecord
 from tmi.toolkit.clinical_schema import SCHEMA_FILE
 from tmi.toolkit.clinical_text import require_rendering
 from tmi.toolkit.config import Config
-from tmi.toolkit.config_io import to_json
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.files import read_json, require_absent, staged_folder, write_text
 from tmi.toolkit.golden import golden_count, largest_batch, make_golden
 from tmi.toolkit.manifest import (
     FUSION,
@@ -70,6 +68,8 @@ from tmi.toolkit.manifest import (
     Manifest,
 )
 from tmi.toolkit.run_folder import SUMMARY_FILE, RunFolder
+from tmi.toolkit.storage.atomic_files import read_json, require_absent, staged_folder, write_text
+from tmi.toolkit.storage.serialization import to_json
 from tmi.toolkit.systems import seen
 from tmi.toolkit.tokenizer import Tokenizer
 

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from tmi.toolkit.config import N_RADIOMICS, Config
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.hashing import sha256_file
 from tmi.toolkit.manifest import GraphSpec, Role, TensorSpec
 from tmi.toolkit.network.restoring import AnyModule, restore
 from tmi.toolkit.network.system_network import system_network
 from tmi.toolkit.network.three_parts import ThreeParts
 from tmi.toolkit.run_folder import FoldFolder, RunFolder
+from tmi.toolkit.storage.hashing import sha256_file
 from tmi.toolkit.systems import calibrated, ct_width, encoder_roles, seen
 
 State = dict[str, Tensor]

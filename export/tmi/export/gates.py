@@ -20,9 +20,9 @@ from tmi.runtime.precision import engine_precision
 from tmi.runtime.verification import failure, refused_to_load
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.check_result import GateRecord, ParityError, require_passed
-from tmi.toolkit.hashing import sha256_file
 from tmi.toolkit.manifest import GraphSpec, Manifest
 from tmi.toolkit.run_folder import RunFolder
+from tmi.toolkit.storage.hashing import sha256_file
 
 Progress = Callable[[str], None]
 """Told one line of what is being done."""

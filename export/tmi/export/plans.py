@@ -25,8 +25,8 @@ from tmi.runtime.verification import refused_to_load
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.check_result import GateRecord
 from tmi.toolkit.errors import UnavailableError, UsageError
-from tmi.toolkit.hashing import sha256_bytes
 from tmi.toolkit.manifest import GraphSpec, Manifest
+from tmi.toolkit.storage.hashing import sha256_bytes
 
 TYPED = "onnx-typed"
 PLANS = tuple(name for name, spec in EXPORTERS.items() if spec.plan is not None)

@@ -21,8 +21,8 @@ from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 from packaging.requirements import Requirement
 
-from tmi.toolkit.hashing import sha256_json
 from tmi.toolkit.manifest import Manifest
+from tmi.toolkit.storage.hashing import sha256_json
 
 ROOT = "tmi-clnet"
 EXTRA = "export"

@@ -25,8 +25,8 @@ from tmi.runtime.nvidia_driver import require_gpu
 from tmi.runtime.precision import FLOAT16, TENSORRT, TF32, graph_precisions
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import UnavailableError
-from tmi.toolkit.hashing import sha256_bytes
 from tmi.toolkit.manifest import GraphSpec, Manifest
+from tmi.toolkit.storage.hashing import sha256_bytes
 
 KIND = "torch-trt"
 

@@ -18,8 +18,8 @@ from types import ModuleType
 from typing import Any, Literal
 
 from tmi.toolkit.errors import UnavailableError
-from tmi.toolkit.hashing import sha256_bytes, sha256_file
 from tmi.toolkit.manifest import GraphSpec
+from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
 
 TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120")
 """Compute capabilities that TensorRT-RTX builds for ahead of time; A100 is sm80."""

@@ -63,7 +63,7 @@ def main() -> int:
 def _serve(asked: dict[str, Any], out: TextIO) -> None:
     from tmi.runtime.prediction import answer_to_json
     from tmi.runtime.predictor import Predictor, resolve_cases
-    from tmi.toolkit.config_io import to_json
+    from tmi.toolkit.storage.serialization import to_json
 
     cases = resolve_cases(asked["cases"], mask_label=asked["mask_label"])
     with Predictor.open(asked["bundle"], engine=asked["engine"], threads=asked["threads"]) as predictor:

@@ -118,7 +118,7 @@ def predict(
 def _require_writable(out: Path, *, force: bool, resume: bool) -> None:
     """Before the work, not after it."""
     from tmi.runtime.journal import journal_path
-    from tmi.toolkit.files import require_absent
+    from tmi.toolkit.storage.atomic_files import require_absent
 
     if out.is_dir() or not out.parent.is_dir():
         raise UsageError(f"{out} cannot be written as a file", fix="name a file in a folder that exists")
@@ -141,8 +141,8 @@ def _deliver(predictor: Predictor, answers: Sequence[Answer], *, batch: int, as_
     from tmi.runtime.journal import journal_path
     from tmi.runtime.prediction import document
     from tmi.runtime.prediction_table import print_table, to_csv
-    from tmi.toolkit.files import write_text
-    from tmi.toolkit.hashing import canonical_json
+    from tmi.toolkit.storage.atomic_files import write_text
+    from tmi.toolkit.storage.hashing import canonical_json
 
     bundle, record = predictor.bundle, predictor.engine_record
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

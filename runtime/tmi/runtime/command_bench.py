@@ -95,7 +95,7 @@ def bench(
         report = measure(plan, passed_over=passed_over, progress=status.update)
     made_up = None if case else shape_XYZ
     if as_json:
-        from tmi.toolkit.hashing import canonical_json
+        from tmi.toolkit.storage.hashing import canonical_json
 
         sys.stdout.write(canonical_json(_document(plan, report, made_up)))
     else:
@@ -128,7 +128,7 @@ def _document(plan: Plan, report: BenchReport, made_up: tuple[int, int, int] | N
     from importlib.metadata import version
 
     from tmi.runtime.machine import hardware
-    from tmi.toolkit.config_io import to_json
+    from tmi.toolkit.storage.serialization import to_json
 
     return {
         "schema": SCHEMA,

@@ -81,7 +81,7 @@ def explain(
 
 def require_places(folders: Sequence[Path], *, force: bool) -> None:
     """Before the work, not after it: nothing is overwritten without being told to."""
-    from tmi.toolkit.files import require_absent
+    from tmi.toolkit.storage.atomic_files import require_absent
 
     for folder in folders:
         require_absent(folder, force=force, kind="explanation")

@@ -41,7 +41,7 @@ def inspect(
         typer.echo(f"bundle {bundle} ({reason})", err=True)
     opened = describe_bundle(bundle)
     if as_json:
-        from tmi.toolkit.hashing import canonical_json
+        from tmi.toolkit.storage.hashing import canonical_json
 
         sys.stdout.write(canonical_json(_document(opened)))
     else:

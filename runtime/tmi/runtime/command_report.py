@@ -60,8 +60,8 @@ def report(
     from tmi.runtime.prediction import Refusal
     from tmi.runtime.predictor import Predictor, resolve_cases
     from tmi.runtime.report.pages import index_page
-    from tmi.toolkit.files import require_absent, write_text
     from tmi.toolkit.project import default_bundle, load_project
+    from tmi.toolkit.storage.atomic_files import require_absent, write_text
 
     require_absent(out, force=force, kind="report")
     if bundle is None:
@@ -114,7 +114,7 @@ def _write_case(case: Case, predictor: Predictor, explainer: Explainer, out: Pat
     from tmi.runtime.prediction import Refusal
     from tmi.runtime.report.pages import CASES, case_page
     from tmi.toolkit.check import check_case
-    from tmi.toolkit.files import write_text
+    from tmi.toolkit.storage.atomic_files import write_text
 
     (answer,) = predictor.predict([case])
     if isinstance(answer, Refusal):

@@ -59,7 +59,7 @@ def verify(
     with Console(stderr=True).status("opening") as status:
         found = verify_bundle(bundle, engines=engine or (), key=key, threads=threads, progress=status.update)
     if as_json:
-        from tmi.toolkit.hashing import canonical_json
+        from tmi.toolkit.storage.hashing import canonical_json
 
         sys.stdout.write(canonical_json(_document(found)))
     else:
@@ -86,7 +86,7 @@ def _document(found: Verification) -> dict[str, Any]:
     from importlib.metadata import version
 
     from tmi.runtime.machine import hardware
-    from tmi.toolkit.config_io import to_json
+    from tmi.toolkit.storage.serialization import to_json
 
     def plain(record: GateRecord) -> dict[str, Any]:
         # JSON has no infinity: what could not be measured has no figure

@@ -5,7 +5,7 @@ may read aligned weights from the mapping without a copy; the mapping is private
 is compared whenever a file is opened: a damaged, renamed or edited file is removed and its owner compiles anew, because
 a flipped bit in a weight would change answers and no engine would notice.
 
-How files come and go is `tmi.toolkit.entry_folder`'s. Folder and files are their owner's alone, and ones that belong to
+How files come and go is `tmi.toolkit.storage.disk_cache`'s. Folder and files are their owner's alone, and ones that belong to
 somebody else, or that others may write, are not read: an engine trusts what it imports.
 """
 
@@ -16,7 +16,7 @@ import os
 import stat
 from dataclasses import dataclass
 
-from tmi.toolkit.entry_folder import DIGEST_BYTES, EntryFolder, digest
+from tmi.toolkit.storage.disk_cache import DIGEST_BYTES, EntryFolder, digest
 
 KIND = "compiled"
 """The folder's name below the cache."""

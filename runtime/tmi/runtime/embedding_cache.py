@@ -2,7 +2,7 @@
 
 An entry is found by all that the features depend on: the bytes of the prepared input, the files of the graph, the
 engine with its package's version and its precision, the processor. It holds float32 features and nothing else: no
-text, no voxel, no id. Damage, kills and other processes are `tmi.toolkit.content_cache`'s matter.
+text, no voxel, no id. Damage, kills and other processes are `tmi.toolkit.storage.content_cache`'s matter.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from tmi.runtime.engine import engine_spec
 from tmi.runtime.engine_choice import EngineRecord
 from tmi.runtime.machine import cpu_name
 from tmi.toolkit.bundle import Bundle
-from tmi.toolkit.content_cache import ContentCache
-from tmi.toolkit.hashing import sha256_bytes, sha256_json
 from tmi.toolkit.manifest import GraphSpec
+from tmi.toolkit.storage.content_cache import ContentCache
+from tmi.toolkit.storage.hashing import sha256_bytes, sha256_json
 
 KIND = "embeddings"
 """Folder of these entries in the cache."""

@@ -9,7 +9,7 @@ An engine that yields (bfloat16) may have been judged on no machine before, beca
 then answers all golden cases. Where it fails, that is remembered too, because another engine takes its place and the
 next start should not wait to learn the same again; any other failure is looked at anew each time.
 
-Success is remembered in the user's cache (`tmi.toolkit.entry_folder` says where), never in the bundle: one small JSON
+Success is remembered in the user's cache (`tmi.toolkit.storage.disk_cache` says where), never in the bundle: one small JSON
 file a combination, which states all of it and is compared in full when it is read. Without a cache every opening is
 checked.
 """
@@ -33,9 +33,9 @@ from tmi.runtime.nvidia_driver import find_gpu
 from tmi.runtime.precision import engine_precision, judged_at_export
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.check_result import ParityError
-from tmi.toolkit.entry_folder import cache_root
-from tmi.toolkit.files import write_json
-from tmi.toolkit.hashing import sha256_json
+from tmi.toolkit.storage.atomic_files import write_json
+from tmi.toolkit.storage.disk_cache import cache_root
+from tmi.toolkit.storage.hashing import sha256_json
 
 Tell = Callable[[str], None]
 """Told one line for the user."""

@@ -33,10 +33,10 @@ from tmi.toolkit.clinical_schema import stored_schema
 from tmi.toolkit.config import CLASSES
 from tmi.toolkit.errors import DamagedError, TmiError
 from tmi.toolkit.golden_case import golden_config, write_golden_case
-from tmi.toolkit.hashing import canonical_json
 from tmi.toolkit.manifest import GOLDEN_CASE_FILE, Manifest
 from tmi.toolkit.prepare import prepare_case
 from tmi.toolkit.scaling import RadiomicsScaler
+from tmi.toolkit.storage.hashing import canonical_json
 from tmi.toolkit.tokenizer import Tokenizer
 
 SHORT_TEXT = "Sex: female."

@@ -13,7 +13,7 @@ from typing import Any
 
 from tmi.runtime.engine_choice import EngineRecord
 from tmi.toolkit.bundle import Bundle
-from tmi.toolkit.config_io import from_json, to_json
+from tmi.toolkit.storage.serialization import from_json, to_json
 
 SCHEMA = "tmi-prediction/1"
 STAGES = ("radiomics", "tokenise", "text", "ct", "fusion", "other")

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tmi.toolkit.compute.cpu import available_cores
-from tmi.toolkit.config_io import to_json
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.files import write_text
-from tmi.toolkit.hashing import canonical_json, sha256_bytes, sha256_file
 from tmi.toolkit.manifest import (
     DIGEST_FILE,
     MANIFEST_FILE,
@@ -21,6 +18,9 @@ from tmi.toolkit.manifest import (
     Manifest,
     manifest_from_json,
 )
+from tmi.toolkit.storage.atomic_files import write_text
+from tmi.toolkit.storage.hashing import canonical_json, sha256_bytes, sha256_file
+from tmi.toolkit.storage.serialization import to_json
 
 
 @dataclass(frozen=True, kw_only=True)

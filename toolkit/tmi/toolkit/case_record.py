@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tmi.toolkit.case import CASE_RECORD_FILE
-from tmi.toolkit.config_io import from_json, to_json
 from tmi.toolkit.errors import InputRefusedError, UsageError
-from tmi.toolkit.files import write_json
+from tmi.toolkit.storage.atomic_files import write_json
+from tmi.toolkit.storage.serialization import from_json, to_json
 
 SCHEMA = "tmi-case/1"
 

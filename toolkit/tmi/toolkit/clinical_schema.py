@@ -20,10 +20,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tmi.toolkit.config_io import from_json, to_json
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.files import read_json, write_json
-from tmi.toolkit.hashing import sha256_json
+from tmi.toolkit.storage.atomic_files import read_json, write_json
+from tmi.toolkit.storage.hashing import sha256_json
+from tmi.toolkit.storage.serialization import from_json, to_json
 
 SCHEMA = "tmi-clinical-schema/1"
 SCHEMA_FILE = "clinical_schema.json"

@@ -1,7 +1,7 @@
 """The whole configuration as frozen, keyword-only dataclasses, validated on construction.
 
 A preset (`tmi.toolkit.presets`) is a function that returns a whole `Config`. A file is data and is never evaluated
-(`tmi.toolkit.config_io`). Axes: D depth, H height, W width. Source of the defaults: the paper where it speaks, else
+(`tmi.toolkit.storage.serialization`). Axes: D depth, H height, W width. Source of the defaults: the paper where it speaks, else
 `docs/decisions.md`.
 """
 

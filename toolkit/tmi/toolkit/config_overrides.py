@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tmi.toolkit.config import Config
-from tmi.toolkit.config_io import from_json, to_json
 from tmi.toolkit.errors import TmiError, UsageError
+from tmi.toolkit.storage.serialization import from_json, to_json
 
 
 def override(config: Config, assignments: Sequence[str]) -> Config:

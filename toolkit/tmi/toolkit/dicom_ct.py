@@ -24,8 +24,8 @@ from tmi.toolkit.dicom_files import SliceHeader, decode_hu
 from tmi.toolkit.dicom_geometry import Stack, gaps, is_even, refuse, shear, stack, tilt
 from tmi.toolkit.dicom_series import Folder, Series, choose, scan
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.hashing import sha256_bytes, sha256_file
 from tmi.toolkit.image_files import MAX_VOXELS, ReadCt, canonical_volume
+from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
 
 AIR_HU = -1024
 """What padding and the rims of a sheared slice are set to."""

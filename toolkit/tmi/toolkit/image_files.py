@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tmi.toolkit.case_record import Repair
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.hashing import sha256_file
+from tmi.toolkit.storage.hashing import sha256_file
 from tmi.toolkit.volume import Volume
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")

@@ -14,8 +14,8 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from tmi.toolkit.files import write_json
 from tmi.toolkit.manifest import SCHEMA, Manifest
+from tmi.toolkit.storage.atomic_files import write_json
 
 PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 SHARPER: dict[tuple[str, str], dict[str, Any]] = {

@@ -3,7 +3,7 @@
 An entry is found by what it was made from: the bytes of `ct.nii.gz` and `liver.nii.gz`, the mask's label, the CT's
 settings, whether radiomics were extracted, and the code that did it (every module of `tmi.toolkit` and of its
 sub-packages, numpy, nibabel, and pyradiomics where it took part). So a changed byte, setting or version is a miss,
-never a stale answer. Damage, kills and other processes are `tmi.toolkit.content_cache`'s matter. A refused case leaves
+never a stale answer. Damage, kills and other processes are `tmi.toolkit.storage.content_cache`'s matter. A refused case leaves
 no entry and is refused anew.
 
 The clinical record and `radiomics.csv` are small and are read anew each time: no text, value or id of a patient is in
@@ -28,9 +28,9 @@ from jaxtyping import Float
 
 from tmi.toolkit.case import Case
 from tmi.toolkit.config import N_RADIOMICS, CtConfig
-from tmi.toolkit.config_io import to_json
-from tmi.toolkit.content_cache import ContentCache
-from tmi.toolkit.hashing import sha256_file, sha256_json
+from tmi.toolkit.storage.content_cache import ContentCache
+from tmi.toolkit.storage.hashing import sha256_file, sha256_json
+from tmi.toolkit.storage.serialization import to_json
 
 KIND = "prepared"
 """Folder of these entries in the cache."""

@@ -1,7 +1,7 @@
 """Extraction that remembers: the same voxels, mask, settings and packages are never worked out twice.
 
 The key is made of contents, not of names or dates. A hit needs neither pyradiomics nor SimpleITK to be imported. An
-entry is 14 kB; the kind is bounded at 64 MiB, some 4,700 masks. `tmi.toolkit.content_cache` says where it lies, how it
+entry is 14 kB; the kind is bounded at 64 MiB, some 4,700 masks. `tmi.toolkit.storage.content_cache` says where it lies, how it
 is turned off and that it may be deleted at any time.
 """
 
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tmi.toolkit.content_cache import ContentCache
-from tmi.toolkit.hashing import sha256_json
 from tmi.toolkit.radiomics_names import FEATURE_NAMES
 from tmi.toolkit.radiomics_settings import SETTINGS_DIGEST
+from tmi.toolkit.storage.content_cache import ContentCache
+from tmi.toolkit.storage.hashing import sha256_json
 
 if TYPE_CHECKING:
     from tmi.toolkit.radiomics import Extracted

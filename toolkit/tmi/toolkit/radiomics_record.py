@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tmi.toolkit.case import CT_FILE, MASK_FILE, RADIOMICS_FILE, RADIOMICS_RECORD_FILE, Case
-from tmi.toolkit.config_io import from_json, to_json
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.files import write_json
-from tmi.toolkit.hashing import sha256_bytes, sha256_file
 from tmi.toolkit.radiomics_settings import SETTINGS_DIGEST
+from tmi.toolkit.storage.atomic_files import write_json
+from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
+from tmi.toolkit.storage.serialization import from_json, to_json
 
 SCHEMA = "tmi-radiomics/1"
 

@@ -11,7 +11,7 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Any
 
-from tmi.toolkit.hashing import sha256_json
+from tmi.toolkit.storage.hashing import sha256_json
 
 PYRADIOMICS_VERSION = "3.0.1"
 """The version that the feature names and the quick road were checked against."""

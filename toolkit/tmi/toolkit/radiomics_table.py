@@ -16,8 +16,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.files import write_text
 from tmi.toolkit.radiomics_names import FEATURE_NAMES
+from tmi.toolkit.storage.atomic_files import write_text
 
 MISSING_CELLS = frozenset({"", "nan", "na", "n/a", "null", "none"})
 """What counts as a missing value, in lower case."""

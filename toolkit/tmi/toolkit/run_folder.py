@@ -32,10 +32,10 @@ from typing import Any
 from tmi.toolkit.clinical_schema import Schema, store_schema, stored_schema
 from tmi.toolkit.clinical_text import RENDERING_VERSIONS
 from tmi.toolkit.config import Config
-from tmi.toolkit.config_io import from_json, to_json
 from tmi.toolkit.errors import DamagedError, TmiError, UsageError
-from tmi.toolkit.files import read_json, write_json
-from tmi.toolkit.hashing import sha256_file
+from tmi.toolkit.storage.atomic_files import read_json, write_json
+from tmi.toolkit.storage.hashing import sha256_file
+from tmi.toolkit.storage.serialization import from_json, to_json
 
 SCHEMA = "tmi-run/1"
 RUN_FILE = "run.json"

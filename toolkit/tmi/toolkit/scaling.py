@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 
 from tmi.toolkit.config import RadiomicsConfig
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.files import read_json, write_json
+from tmi.toolkit.storage.atomic_files import read_json, write_json
 
 SCHEMA = "tmi-scaler/1"
 LARGEST = float(np.finfo(np.float32).max)

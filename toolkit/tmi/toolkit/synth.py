@@ -30,7 +30,6 @@ from tmi.toolkit.case import COHORT_COLUMNS, COHORT_FILE, Case, Cohort, open_coh
 from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.config import CLASSES
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.files import require_absent, staged_folder, write_json, write_text
 from tmi.toolkit.phantom import Body, Grid, Phantom, findings_of, render, sample_body, sample_grid
 from tmi.toolkit.severity import (
     MODALITIES,
@@ -42,6 +41,7 @@ from tmi.toolkit.severity import (
     posterior,
     subsets,
 )
+from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json, write_text
 from tmi.toolkit.synthetic_record import Person, draw_record, sample_information, sample_person
 
 TRUTH_FILE = "truth.json"

@@ -29,10 +29,10 @@ from typing import Any
 from tmi.toolkit.case import CLINICAL_FILE, COHORT_COLUMNS, COHORT_FILE, plain_name
 from tmi.toolkit.case_record import CaseRecord, read_case_record, write_case_record
 from tmi.toolkit.clinical_schema import Schema
-from tmi.toolkit.config_io import from_json, to_json
 from tmi.toolkit.errors import InputRefusedError, UsageError
-from tmi.toolkit.files import require_absent, staged_folder, write_json, write_text
-from tmi.toolkit.hashing import sha256_file, sha256_json
+from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json, write_text
+from tmi.toolkit.storage.hashing import sha256_file, sha256_json
+from tmi.toolkit.storage.serialization import from_json, to_json
 from tmi.toolkit.table_conversion import RowExcludedError, RowReader, RowRecord, RowRefusedError
 from tmi.toolkit.table_mapping import ImageSource, Mapping, read_mapping
 from tmi.toolkit.table_reading import Row, Table, cell_text, read_cells

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tmi.toolkit.clinical_schema import Field, Schema, load_schema
-from tmi.toolkit.config_io import from_json
 from tmi.toolkit.errors import UnavailableError, UsageError
+from tmi.toolkit.storage.serialization import from_json
 
 SCHEMA = "tmi-mapping/1"
 MAX_BYTES = 2**20

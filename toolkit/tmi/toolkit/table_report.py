@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tmi.toolkit.config_io import to_json
-from tmi.toolkit.files import write_json, write_text
+from tmi.toolkit.storage.atomic_files import write_json, write_text
+from tmi.toolkit.storage.serialization import to_json
 
 SCHEMA = "tmi-import-report/1"
 REPORT_FILE = "import-report.json"

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.files import write_text
+from tmi.toolkit.storage.atomic_files import write_text
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 

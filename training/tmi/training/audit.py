@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tmi.toolkit.config_io import to_json
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.files import read_json
 from tmi.toolkit.run_folder import SUMMARY_FILE, FoldFolder, FoldSplit, RunFolder
 from tmi.toolkit.scaling import RadiomicsScaler
+from tmi.toolkit.storage.atomic_files import read_json
+from tmi.toolkit.storage.serialization import to_json
 from tmi.training.calibration import calibrate, fit_threshold, is_calibrated
 from tmi.training.fold_predictions import Predictions, pooled, read_predictions
 from tmi.training.summary import optimistic

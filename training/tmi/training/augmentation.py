@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 
 from tmi.toolkit.config import AugmentationConfig
-from tmi.toolkit.files import write_text
+from tmi.toolkit.storage.atomic_files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,9 @@ from tmi.toolkit.clinical_inputs import clinical_inputs
 from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.config import N_RADIOMICS, Config
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.hashing import sha256_file, sha256_json
 from tmi.toolkit.prepare import prepare_case
 from tmi.toolkit.prepared_cache import PreparedCache
+from tmi.toolkit.storage.hashing import sha256_file, sha256_json
 from tmi.toolkit.systems import seen
 
 IN_MEMORY_BYTES = 2 * 2**30

@@ -12,9 +12,9 @@ from tmi.toolkit.case import open_cohort
 from tmi.toolkit.clinical_schema import Schema, load_schema
 from tmi.toolkit.config import Config
 from tmi.toolkit.errors import ExitCode, UsageError
-from tmi.toolkit.files import require_absent
 from tmi.toolkit.project import Project, load_project, new_run_folder
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder
+from tmi.toolkit.storage.atomic_files import require_absent
 from tmi.training.accelerator import choose
 from tmi.training.running import Running
 from tmi.training.systems.registry import system

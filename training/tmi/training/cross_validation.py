@@ -13,11 +13,11 @@ from tmi.toolkit.case import Case, Cohort
 from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.clinical_text import require_rendering
 from tmi.toolkit.config import Config
-from tmi.toolkit.config_io import to_json
 from tmi.toolkit.errors import InputRefusedError, UsageError
-from tmi.toolkit.files import read_json, write_json
 from tmi.toolkit.prepared_cache import PreparedCache
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit, RunFolder
+from tmi.toolkit.storage.atomic_files import read_json, write_json
+from tmi.toolkit.storage.serialization import to_json
 from tmi.toolkit.synth import is_synthetic
 from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.cohort_arrays import CohortArrays, fingerprint, prepare_cohort

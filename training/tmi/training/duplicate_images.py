@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float
 
-from tmi.toolkit.hashing import sha256_bytes
+from tmi.toolkit.storage.hashing import sha256_bytes
 
 NEAR = 1e-3
 """Mean absolute difference, as a part of the window's width, below which two images are nearly the same."""

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from tmi.toolkit.config import CLASSES
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.files import write_text
+from tmi.toolkit.storage.atomic_files import write_text
 from tmi.training.calibration import Calibration, calibration_figures, positive
 from tmi.training.metrics import binary_metrics
 

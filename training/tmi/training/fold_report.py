@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tmi.toolkit.config import Config
-from tmi.toolkit.config_io import to_json
-from tmi.toolkit.files import write_json
 from tmi.toolkit.run_folder import FoldFolder
+from tmi.toolkit.storage.atomic_files import write_json
+from tmi.toolkit.storage.serialization import to_json
 from tmi.training.calibration import Calibration, calibrate, is_calibrated
 from tmi.training.fold_data import FoldData
 from tmi.training.fold_predictions import Predictions, write_predictions

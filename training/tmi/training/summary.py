@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from tmi.toolkit.config import Config
-from tmi.toolkit.config_io import to_json
-from tmi.toolkit.files import read_json, write_json, write_text
 from tmi.toolkit.run_folder import SUMMARY_FILE, SUMMARY_TEXT_FILE, RunFolder
+from tmi.toolkit.storage.atomic_files import read_json, write_json, write_text
+from tmi.toolkit.storage.serialization import to_json
 from tmi.training.calibration import fit_threshold
 from tmi.training.fold_predictions import pooled, read_predictions
 from tmi.training.metrics import METRICS, over_folds

@@ -10,8 +10,8 @@ import os
 from typing import Any
 
 from tmi.toolkit.config import Config
-from tmi.toolkit.config_io import to_json
 from tmi.toolkit.run_folder import TRACKING, FoldFolder
+from tmi.toolkit.storage.serialization import to_json
 
 
 def loggers(names: tuple[str, ...], files: FoldFolder, config: Config) -> list[Any]:

@@ -10,7 +10,7 @@ from tmi.runtime.explain.ct_only import CtOnlyMap
 from tmi.runtime.explain.explanation import strongest_fields
 from tmi.runtime.explain.feature_groups import top
 from tmi.runtime.explain.overlay import Picture, save_bars, save_montage, save_plane
-from tmi.toolkit.files import staged_folder, write_json
+from tmi.toolkit.storage.atomic_files import staged_folder, write_json
 from tmi.toolkit.volume import PLANES, write_on_ct_grid
 
 MAP_FILE = "map.nii.gz"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tmi.toolkit.case import Cohort
-from tmi.toolkit.config_io import to_json
-from tmi.toolkit.files import write_json, write_text
+from tmi.toolkit.storage.atomic_files import write_json, write_text
+from tmi.toolkit.storage.serialization import to_json
 from tmi.training.comparison.figures_text import csv_rows, mean_and_deviation
 from tmi.training.comparison.html_page import as_html
 from tmi.training.comparison.markdown import as_markdown

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from tmi.toolkit.case import Cohort
 from tmi.toolkit.config import POSITIVE, Config
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.files import read_json
 from tmi.toolkit.run_folder import RunFolder
+from tmi.toolkit.storage.atomic_files import read_json
 from tmi.toolkit.synth import TRUTH_FILE
 from tmi.toolkit.systems import seen
 from tmi.training.calibration import positive as positive_probability

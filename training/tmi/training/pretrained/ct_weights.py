@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from tmi.toolkit.config import CtEncoderConfig
-from tmi.toolkit.hashing import sha256_file
 from tmi.toolkit.network.ct_encoder import CtEncoder
+from tmi.toolkit.storage.hashing import sha256_file
 from tmi.training.pretrained.weight_file import PARALLEL, WeightFile, read_weights
 from tmi.training.pretrained.weight_report import WeightReport, place
 

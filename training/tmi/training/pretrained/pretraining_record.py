@@ -9,8 +9,8 @@ from tmi.toolkit.clinical_schema import Schema, stored_schema
 from tmi.toolkit.clinical_text import RENDERING_VERSIONS
 from tmi.toolkit.config import Config
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.files import read_json
-from tmi.toolkit.hashing import sha256_file
+from tmi.toolkit.storage.atomic_files import read_json
+from tmi.toolkit.storage.hashing import sha256_file
 
 READING_FILE = "reading.json"
 FORM = "tmi-reading/1"

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from tmi.toolkit.config import TextEncoderConfig
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.hashing import sha256_file
 from tmi.toolkit.network.text_encoder import TextEncoder
+from tmi.toolkit.storage.hashing import sha256_file
 from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.pretrained.weight_file import PARALLEL, read_weights
 from tmi.training.pretrained.weight_report import WeightReport, place

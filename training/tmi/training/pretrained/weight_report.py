@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from tmi.toolkit.config_io import to_json
 from tmi.toolkit.errors import UsageError
+from tmi.toolkit.storage.serialization import to_json
 
 ENOUGH = 0.5
 """Part of an encoder's parameters that a file must fill to be of use."""

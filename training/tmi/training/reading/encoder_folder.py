@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from tmi.toolkit.clinical_schema import SCHEMA_FILE, Schema, store_schema
 from tmi.toolkit.clinical_text import RENDERING_VERSIONS
-from tmi.toolkit.config_io import to_json
-from tmi.toolkit.files import write_json, write_text
-from tmi.toolkit.hashing import sha256_file
+from tmi.toolkit.storage.atomic_files import write_json, write_text
+from tmi.toolkit.storage.hashing import sha256_file
+from tmi.toolkit.storage.serialization import to_json
 from tmi.training.pretrained.pretraining_record import FORM, READING_FILE, VOCABULARY, WEIGHTS
 from tmi.training.pretrained.text_weights import FIXED, SIZES
 from tmi.training.reading.learning import Lesson, Taught

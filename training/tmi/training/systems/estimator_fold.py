@@ -12,8 +12,8 @@ from collections.abc import Callable
 from sklearn.metrics import log_loss
 
 from tmi.toolkit.config import Config
-from tmi.toolkit.files import write_text
 from tmi.toolkit.run_folder import FoldFolder
+from tmi.toolkit.storage.atomic_files import write_text
 from tmi.training.calibration import positive
 from tmi.training.cohort_arrays import CohortArrays
 from tmi.training.fold_answers import estimator_answers, estimator_features

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.hashing import canonical_json
+from tmi.toolkit.storage.hashing import canonical_json
 
 
 def write_text(path: Path, text: str) -> None:

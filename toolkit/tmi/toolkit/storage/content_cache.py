@@ -1,4 +1,4 @@
-"""Results that are found again by what they were made from (`tmi.toolkit.entry_folder`), read whole.
+"""Results that are found again by what they were made from (`tmi.toolkit.storage.disk_cache`), read whole.
 
 An entry is a file: a magic word, the SHA-256 of key and payload, the payload. An entry whose digest does not fit (a
 damaged disk, a renamed or edited file) is removed and reported as absent: its owner makes it anew.
@@ -6,7 +6,7 @@ damaged disk, a renamed or edited file) is removed and reported as absent: its o
 
 from __future__ import annotations
 
-from tmi.toolkit.entry_folder import DIGEST_BYTES, EntryFolder, digest
+from tmi.toolkit.storage.disk_cache import DIGEST_BYTES, EntryFolder, digest
 
 MAGIC = b"tmi-entry-1\n"
 """First bytes of an entry; another form of entry gets another word."""
