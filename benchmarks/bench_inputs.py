@@ -15,9 +15,9 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tmi.toolkit.config import Config, CtConfig, CtEncoderConfig, TextEncoderConfig
+from tmi.toolkit.config.presets import paper, tiny
+from tmi.toolkit.config.schema import Config, CtConfig, CtEncoderConfig, TextEncoderConfig
 from tmi.toolkit.errors import TmiError
-from tmi.toolkit.presets import paper, tiny
 from tmi.toolkit.storage.hashing import sha256_json
 from tmi.toolkit.storage.serialization import to_json
 

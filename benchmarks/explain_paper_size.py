@@ -32,7 +32,7 @@ def prepare(place: Path) -> None:
     from factories.cases import write_case
     from factories.random_run import write_random_run
     from factories.real_case import write_real_case
-    from tmi.toolkit.presets import paper
+    from tmi.toolkit.config.presets import paper
 
     if not (place / "run" / "run.json").is_file():
         write_random_run(place / "run", paper(), folds=1, vocab=DATA / "bert-base-cased-vocab" / "vocab.txt")

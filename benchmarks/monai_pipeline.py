@@ -24,7 +24,7 @@ from tmi.toolkit.case import Case
 from tmi.toolkit.clinical import read_clinical
 from tmi.toolkit.clinical_schema import stored_schema
 from tmi.toolkit.clinical_text import render
-from tmi.toolkit.config import CtConfig
+from tmi.toolkit.config.schema import CtConfig
 from tmi.toolkit.radiomics_table import read_table
 from tmi.toolkit.scaling import RadiomicsScaler
 

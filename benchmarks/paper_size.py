@@ -68,7 +68,7 @@ def write_run(folder: Path, folds: int, shared: bool) -> None:
     sys.path.insert(0, str(ROOT / "tests"))
     from factories.random_run import write_random_run
     from factories.real_case import write_real_case
-    from tmi.toolkit.presets import paper
+    from tmi.toolkit.config.presets import paper
 
     vocab = DATA / "bert-base-cased-vocab" / "vocab.txt"
     write_random_run(folder / "run", paper(), folds=folds, vocab=vocab, shared_text=shared, shared_ct=shared)

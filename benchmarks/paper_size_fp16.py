@@ -72,7 +72,7 @@ def write(work: Path, float64: bool) -> None:
     from factories.real_case import write_real_case
     from tmi.export.fold_graphs import example_inputs
     from tmi.export.onnx_export import write_onnx
-    from tmi.toolkit.presets import paper
+    from tmi.toolkit.config.presets import paper
 
     if not (work / "run").is_dir():
         write_random_run(work / "run", paper(), folds=1, vocab=DATA / "bert-base-cased-vocab" / "vocab.txt")
@@ -188,7 +188,7 @@ def on_grid(config: Any) -> Any:
 
 def specs(work: Path) -> dict[str, Any]:
     from tmi.export.fold_graphs import graph_spec
-    from tmi.toolkit.presets import paper
+    from tmi.toolkit.config.presets import paper
 
     return {name: graph_spec(on_grid(paper()), name.partition("-")[0], name, folds=1) for name in GRAPHS}
 

@@ -36,7 +36,7 @@ def prepare_with_tmi(path: Path, shape_DHW: tuple[int, int, int] = SHAPE_DHW) ->
     """What `tmi predict` does with the file, its checks included."""
     from tmi.toolkit.case import Case
     from tmi.toolkit.compute.cpu import other_cores
-    from tmi.toolkit.config import CtConfig
+    from tmi.toolkit.config.schema import CtConfig
     from tmi.toolkit.content_checks import check_ct
     from tmi.toolkit.intensity import Resampling, prepare_ct
     from tmi.toolkit.volume import read_ct

@@ -24,8 +24,8 @@ from time import perf_counter
 from typing import Any
 
 from bench_inputs import SIZES
-from tmi.toolkit.config import Config
-from tmi.toolkit.presets import tiny
+from tmi.toolkit.config.presets import tiny
+from tmi.toolkit.config.schema import Config
 
 GIB = 2**30
 BALLAST = "TMI_BALLAST_BYTES"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tmi.toolkit.config import Config, CtConfig
-from tmi.toolkit.presets import tiny
+from tmi.toolkit.config.presets import tiny
+from tmi.toolkit.config.schema import Config, CtConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -10,7 +10,8 @@ import pytest
 
 from factories.small_bundle import small_manifest
 from tmi.toolkit.clinical_schema import load_schema
-from tmi.toolkit.config import ClinicalConfig, CtConfig
+from tmi.toolkit.config.presets import paper, tiny
+from tmi.toolkit.config.schema import ClinicalConfig, CtConfig
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.golden import (
     extreme_case,
@@ -24,7 +25,6 @@ from tmi.toolkit.golden import (
 )
 from tmi.toolkit.golden_case import golden_config, write_golden_case
 from tmi.toolkit.prepare import prepare_case
-from tmi.toolkit.presets import paper, tiny
 from tmi.toolkit.storage.serialization import to_json
 
 CONFIG = replace(

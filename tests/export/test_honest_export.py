@@ -16,7 +16,7 @@ from tmi.runtime.engine import open_engine
 from tmi.runtime.parity import ARBITER, BOUNDS, Outputs, evaluate, relative_error
 from tmi.runtime.verification import verify_bundle
 from tmi.toolkit.bundle import open_bundle
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.golden import golden_of
 from tmi.toolkit.storage.hashing import sha256_file

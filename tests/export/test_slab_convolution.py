@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tmi.export.slab_convolution import convolve_in_slabs, in_slabs
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.network.ct_encoder import CtEncoder
 
 CONVOLUTIONS = {

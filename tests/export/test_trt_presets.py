@@ -10,7 +10,7 @@ from factories.random_run import write_random_run
 from factories.tmi_command import tmi
 from tmi.runtime.nvidia_driver import find_gpu
 from tmi.toolkit.bundle import open_bundle
-from tmi.toolkit.presets import tiny
+from tmi.toolkit.config.presets import tiny
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this platform")
 

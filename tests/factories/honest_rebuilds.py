@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from tmi.toolkit.config import Config, CtConfig
-from tmi.toolkit.presets import tiny
+from tmi.toolkit.config.presets import tiny
+from tmi.toolkit.config.schema import Config, CtConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from factories.nano import nano
-from tmi.toolkit.config import N_RADIOMICS, Config, CtConfig, CtEncoderConfig
+from tmi.toolkit.config.schema import N_RADIOMICS, Config, CtConfig, CtEncoderConfig
 from tmi.toolkit.network.tmi_clnet import TmiClnet, build
 
 SHAPE_DHW = (48, 64, 64)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tmi.toolkit.config import (
+from tmi.toolkit.config.presets import tiny
+from tmi.toolkit.config.schema import (
     ClinicalConfig,
     Config,
     CtConfig,
@@ -15,7 +16,6 @@ from tmi.toolkit.config import (
     RadiomicsEncoderConfig,
     TextEncoderConfig,
 )
-from tmi.toolkit.presets import tiny
 
 
 def nano() -> Config:

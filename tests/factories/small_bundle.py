@@ -8,9 +8,9 @@ from typing import Any
 
 from tmi.toolkit.bundle import fingerprint, write_manifest
 from tmi.toolkit.check_result import GateRecord
-from tmi.toolkit.config import MODALITIES
+from tmi.toolkit.config.presets import tiny
+from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.manifest import ClinicalSpec, FoldSpec, GraphSpec, Manifest, TensorSpec
-from tmi.toolkit.presets import tiny
 from tmi.toolkit.storage.serialization import to_json
 
 FILES = {

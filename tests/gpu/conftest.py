@@ -10,7 +10,7 @@ import pytest
 from factories.random_run import write_random_run
 from tmi.runtime.engine import ENGINES
 from tmi.runtime.nvidia_driver import find_gpu
-from tmi.toolkit.presets import tiny
+from tmi.toolkit.config.presets import tiny
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -9,7 +9,9 @@ from typing import get_type_hints
 
 import pytest
 
-from tmi.toolkit.config import (
+from tmi.toolkit.config.overrides import override
+from tmi.toolkit.config.presets import PRESETS, paper, preset, released, tiny
+from tmi.toolkit.config.schema import (
     CLASSES,
     N_RADIOMICS,
     POSITIVE,
@@ -22,9 +24,7 @@ from tmi.toolkit.config import (
     TextEncoderConfig,
     TrainConfig,
 )
-from tmi.toolkit.config_overrides import override
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.presets import PRESETS, paper, preset, released, tiny
 from tmi.toolkit.storage.hashing import canonical_json, sha256_json
 from tmi.toolkit.storage.serialization import from_json, to_json
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from tmi.toolkit.config import CtEncoderConfig
+from tmi.toolkit.config.presets import paper, released, tiny
+from tmi.toolkit.config.schema import CtEncoderConfig
 from tmi.toolkit.network.ct_encoder import CtEncoder
 from tmi.toolkit.network.fusion import Fusion
 from tmi.toolkit.network.radiomics_encoder import RadiomicsEncoder
 from tmi.toolkit.network.text_encoder import TextEncoder
 from tmi.toolkit.network.tmi_clnet import build
-from tmi.toolkit.presets import paper, released, tiny
 
 SMALL = replace(tiny().network, text_encoder=replace(tiny().network.text_encoder, vocab_size=50))
 

@@ -18,9 +18,9 @@ from factories.tmi_command import tmi
 from tmi.toolkit.case import find_cases
 from tmi.toolkit.check import check_cases
 from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.errors import InputRefusedError, TmiError
 from tmi.toolkit.prepare import prepare_case
-from tmi.toolkit.presets import tiny
 
 BATCH = 25
 LONGEST_S = 10.0

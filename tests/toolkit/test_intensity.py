@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from tmi.toolkit.config import CtConfig
+from tmi.toolkit.config.schema import CtConfig
 from tmi.toolkit.intensity import prepare_ct
 from tmi.toolkit.volume import Volume
 

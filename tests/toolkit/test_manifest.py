@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from factories.small_bundle import small_manifest
-from tmi.toolkit.config import MODALITIES
-from tmi.toolkit.config_overrides import override
+from tmi.toolkit.config.overrides import override
+from tmi.toolkit.config.presets import tiny
+from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.manifest import FileSpec, manifest_from_json, manifest_schema, manifest_to_json
 from tmi.toolkit.manifest_schema import schema_of_manifest
-from tmi.toolkit.presets import tiny
 from tmi.toolkit.storage.hashing import canonical_json
 from tmi.toolkit.storage.serialization import to_json
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from factories.cases import write_case
 from tmi.toolkit.case import Case
 from tmi.toolkit.clinical_schema import load_schema
-from tmi.toolkit.config import CtConfig
+from tmi.toolkit.config.presets import tiny
+from tmi.toolkit.config.schema import CtConfig
 from tmi.toolkit.prepare import prepare_case
-from tmi.toolkit.presets import tiny
 from tmi.toolkit.volume import read_ct, read_mask
 
 CONFIG = replace(tiny(), ct=CtConfig(shape_DHW=(12, 24, 24)))

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.intensity import prepare_ct
 from tmi.toolkit.phantom import (
     DEPOSIT_FLOOR_HU,
@@ -19,7 +20,6 @@ from tmi.toolkit.phantom import (
     sample_body,
     sample_grid,
 )
-from tmi.toolkit.presets import tiny
 from tmi.toolkit.radiomics import extract
 from tmi.toolkit.severity import SeverityModel, draw_signals
 from tmi.toolkit.synth import plan_cohort

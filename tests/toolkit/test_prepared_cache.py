@@ -18,7 +18,7 @@ from factories.bad_cases import FAULTS, write_bad_cases
 from factories.cases import write_case
 from tmi.toolkit.case import Case, open_case
 from tmi.toolkit.clinical_schema import load_schema
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.prepare import PreparedCase, prepare_case
 from tmi.toolkit.prepared_cache import PreparedCache, tree_digest

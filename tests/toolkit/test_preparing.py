@@ -22,7 +22,7 @@ from factories.cases import write_case
 from tmi.toolkit.case import Case, open_case
 from tmi.toolkit.clinical_schema import load_schema
 from tmi.toolkit.compute.cpu import other_cores
-from tmi.toolkit.config import CtConfig
+from tmi.toolkit.config.schema import CtConfig
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.intensity import Resampling, prepare_ct
 from tmi.toolkit.prepare import STAGES, prepare_case

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tmi.toolkit.config.project import Project, default_bundle, load_project, new_run_folder, newest_finished_run
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.project import Project, default_bundle, load_project, new_run_folder, newest_finished_run
 
 TODAY = datetime.date(2026, 1, 31)
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from tmi.toolkit.config import RadiomicsConfig
+from tmi.toolkit.config.schema import RadiomicsConfig
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.scaling import RadiomicsScaler
 

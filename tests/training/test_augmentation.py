@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from factories.small_fold import SPLIT, make_arrays, small_config, train_small
-from tmi.toolkit.config import AugmentationConfig, Config
+from tmi.toolkit.config.presets import PRESETS
+from tmi.toolkit.config.schema import AugmentationConfig, Config
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.presets import PRESETS
 from tmi.training.augmentation import Change, apply, sample
 from tmi.training.fold_data import EpochBatches, FoldData
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
-from tmi.toolkit.presets import released, tiny
+from tmi.toolkit.config.presets import released, tiny
 from tmi.training.calibration import (
     Calibration,
     calibrate,

@@ -16,7 +16,7 @@ from tmi.toolkit.case import open_cohort
 from tmi.toolkit.clinical import read_clinical
 from tmi.toolkit.clinical_inputs import clinical_inputs, numbers
 from tmi.toolkit.clinical_schema import load_schema
-from tmi.toolkit.config_overrides import override
+from tmi.toolkit.config.overrides import override
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.training.cohort_arrays import prepare_cohort
 from tmi.training.command_compare import _command

@@ -24,7 +24,7 @@ from factories.nano import nano
 from factories.pretrained_files import write_bert
 from factories.small_comparison import Comparison, arguments, compare
 from factories.tmi_command import Outcome, tmi
-from tmi.toolkit.config_overrides import override
+from tmi.toolkit.config.overrides import override
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.run_folder import RunFolder
 from tmi.training.comparison.paper_tables import OURS, PAPER_METRICS, TABLES

@@ -24,7 +24,7 @@ from torch import multiprocessing
 
 from factories.cases import write_cohort
 from factories.small_fold import SPLIT, make_arrays, small_config, train_small
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
 from tmi.training.distributed import packed, unpacked
 from tmi.training.fold_data import EpochBatches, FoldData
@@ -65,7 +65,7 @@ def test_two_processes_have_the_losses_and_weights_of_one_with_the_same_global_b
 def gradients(rank: int, world: int, port: int, weight: torch.Tensor, x: torch.Tensor, labels: torch.Tensor, path: str):
     """The gradient of the joint loss by each process's share of a batch, averaged as DDP does."""
     from factories.small_fold import small_config as small
-    from tmi.toolkit.presets import tiny
+    from tmi.toolkit.config.presets import tiny
     from tmi.training.global_batch import whole_batch
 
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"})

@@ -26,7 +26,7 @@ from tmi.runtime.predictor import Predictor
 from tmi.toolkit.bundle import Bundle, open_bundle
 from tmi.toolkit.case import CLINICAL_FILE, CT_FILE, RADIOMICS_FILE
 from tmi.toolkit.check_result import ParityError
-from tmi.toolkit.config import MODALITIES
+from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.network.simpleff import SliceFeatures
 from tmi.toolkit.run_folder import SUMMARY_FILE, RunFolder

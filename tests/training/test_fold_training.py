@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from factories.small_fold import SPLIT, make_arrays, small_config
 from factories.small_fold import train_small as train
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.network.tmi_clnet import build
 from tmi.toolkit.run_folder import FoldFolder

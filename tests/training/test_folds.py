@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tmi.toolkit.case import Case
-from tmi.toolkit.config import TrainConfig
+from tmi.toolkit.config.schema import TrainConfig
 from tmi.toolkit.errors import UsageError
 from tmi.training.folds import make_folds
 

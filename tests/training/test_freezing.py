@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from factories.small_fold import SPLIT, make_arrays, small_config, train_small
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.network.ct_encoder import CtEncoder
 from tmi.toolkit.network.text_encoder import TextEncoder

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tmi.toolkit.config import LossConfig
+from tmi.toolkit.config.presets import paper, released
+from tmi.toolkit.config.schema import LossConfig
 from tmi.toolkit.network.fusion import FusionOutput
 from tmi.toolkit.network.logits import Logits
-from tmi.toolkit.presets import paper, released
 from tmi.training.losses.sdm import sdm
 from tmi.training.losses.tmff import tmff
 from tmi.training.losses.total import total_loss

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from factories.tmi_command import tmi
 from tmi.toolkit.clinical_schema import load_schema, parse_schema, plausible
 from tmi.toolkit.clinical_text import render
-from tmi.toolkit.config import ClinicalConfig, Config, TextEncoderConfig
+from tmi.toolkit.config.presets import tiny
+from tmi.toolkit.config.schema import ClinicalConfig, Config, TextEncoderConfig
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.network.text_encoder import TextEncoder
-from tmi.toolkit.presets import tiny
 from tmi.training.pretrained.initial_weights import settle
 from tmi.training.reading.drawn_records import draw, records, value_at
 from tmi.training.reading.encoder_folder import write_encoder

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from factories.cases import write_cohort
 from factories.small_fold import make_arrays, small_config, train_small
 from factories.tmi_command import tmi
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.presets import paper, tiny
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UnavailableError, UsageError
-from tmi.toolkit.presets import paper, tiny
 from tmi.training.memory import plan_memory
 from tmi.training.module import FoldModule
 from tmi.training.running import Running
@@ -99,7 +99,7 @@ MEASURED = """
 import json, resource, sys, torch
 from dataclasses import replace
 from tmi.toolkit.storage.serialization import from_json
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.training.module import FoldModule
 from tmi.training.fold_data import Batch
 torch.set_num_threads(1)

@@ -19,7 +19,7 @@ import torch
 from factories.cases import write_cohort
 from factories.nano import NANO_OPTIONS
 from factories.small_fold import IDS, SPLIT, make_arrays, small_config, train_small
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, TmiError, UnavailableError, UsageError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.training.running import Running

@@ -13,17 +13,17 @@ from torch import Tensor
 
 from factories.fold_arrays import IDS, SPLIT, changed, make_arrays
 from factories.nano import nano
-from tmi.toolkit.config import MODALITIES, Config
-from tmi.toolkit.config_overrides import override
+from tmi.toolkit.config.baseline_schema import SystemName
+from tmi.toolkit.config.overrides import override
+from tmi.toolkit.config.presets import paper, preset
+from tmi.toolkit.config.schema import MODALITIES, Config
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.network.hfbsurv import FactorisedBilinear
 from tmi.toolkit.network.mmd import MmdFusion, kept_modalities
 from tmi.toolkit.network.system_network import network_part, system_network
 from tmi.toolkit.network.three_parts import ThreeParts
 from tmi.toolkit.network.tmi_clnet import TmiClnet
-from tmi.toolkit.presets import paper, preset
 from tmi.toolkit.run_folder import FoldFolder
-from tmi.toolkit.system_config import SystemName
 from tmi.toolkit.systems import NEURAL as WITH_A_NETWORK
 from tmi.toolkit.systems import TEMPERATURE, TEMPERED, calibrated, ct_width, encoder_roles, seen
 from tmi.training.fold_training import train_fold

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tmi.toolkit.cli as cli
 from factories.nano import nano
-from tmi.toolkit.config_overrides import override
+from tmi.toolkit.config.overrides import override
 from tmi.training.comparison.paper_tables import CLINICAL, TABLES
 from tmi.training.comparison.plan import chosen_tables, make_plan
 from tmi.training.systems.registry import SYSTEMS

@@ -11,7 +11,7 @@ import pytest
 from factories.cases import write_cohort
 from factories.small_fold import IDS, make_arrays, small_config, train_small
 from factories.tmi_command import tmi
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.run_folder import RunFolder
 from tmi.training import running as running_module
 from tmi.training.running import Running

@@ -51,7 +51,7 @@ from tmi.toolkit.bundle import Bundle, fingerprint, open_bundle, write_manifest
 from tmi.toolkit.check_result import GateRecord
 from tmi.toolkit.clinical_schema import SCHEMA_FILE
 from tmi.toolkit.clinical_text import require_rendering
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.golden import golden_count, largest_batch, make_golden
 from tmi.toolkit.manifest import (

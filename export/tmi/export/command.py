@@ -74,8 +74,8 @@ def export(
     from tmi.export.plan_options import build_options
     from tmi.export.tables import print_bundle, print_failures
     from tmi.toolkit.check_result import ParityError
+    from tmi.toolkit.config.project import PROJECT_FILE, load_project, newest_finished_run
     from tmi.toolkit.errors import UsageError
-    from tmi.toolkit.project import PROJECT_FILE, load_project, newest_finished_run
 
     project = load_project()
     reason = {

@@ -46,7 +46,7 @@ def build(
     from tmi.export.tables import print_failures, print_plans
     from tmi.toolkit.bundle import open_bundle
     from tmi.toolkit.check_result import ParityError
-    from tmi.toolkit.project import default_bundle, load_project
+    from tmi.toolkit.config.project import default_bundle, load_project
 
     if bundle is None:
         bundle, reason = default_bundle(load_project())

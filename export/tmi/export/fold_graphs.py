@@ -17,7 +17,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from tmi.toolkit.config import N_RADIOMICS, Config
+from tmi.toolkit.config.schema import N_RADIOMICS, Config
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.manifest import GraphSpec, Role, TensorSpec
 from tmi.toolkit.network.restoring import AnyModule, restore

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tmi.toolkit.check_result import GateRecord
-from tmi.toolkit.config import CLASSES
+from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.manifest import Manifest
 from tmi.toolkit.run_folder import RunFolder
 

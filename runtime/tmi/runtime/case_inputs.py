@@ -25,7 +25,7 @@ from tmi.runtime.stopwatch import Stopwatch, add_up
 from tmi.toolkit.case import Case
 from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.compute.buffer_pool import RecycledMemory
-from tmi.toolkit.config import N_RADIOMICS
+from tmi.toolkit.config.schema import N_RADIOMICS
 from tmi.toolkit.errors import InputRefusedError, UnavailableError
 from tmi.toolkit.manifest import Manifest
 from tmi.toolkit.nifti_file import read_ahead

@@ -68,7 +68,7 @@ def bench(
     from tmi.runtime.bench_worker import WORKER
     from tmi.runtime.predictor import resolve_cases
     from tmi.toolkit.bundle import open_bundle
-    from tmi.toolkit.project import default_bundle, load_project
+    from tmi.toolkit.config.project import default_bundle, load_project
 
     shape_XYZ = _shape(ct)
     if bundle is None:

@@ -94,7 +94,7 @@ def open_models(run: Path | None, bundle: Path | None) -> ModelSource:
         UsageError: no such run or bundle, or a run of the CT alone.
     """
     from tmi.runtime.explain.fold_models import open_bundle_models, open_run_models
-    from tmi.toolkit.project import default_bundle, load_project
+    from tmi.toolkit.config.project import default_bundle, load_project
 
     if run is not None:
         source = open_run_models(run)

@@ -34,7 +34,7 @@ def inspect(
         tmi inspect ./bundle --json
     """
     from tmi.toolkit.bundle import describe_bundle
-    from tmi.toolkit.project import default_bundle, load_project
+    from tmi.toolkit.config.project import default_bundle, load_project
 
     if bundle is None:
         bundle, reason = default_bundle(load_project())

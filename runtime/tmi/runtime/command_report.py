@@ -60,7 +60,7 @@ def report(
     from tmi.runtime.prediction import Refusal
     from tmi.runtime.predictor import Predictor, resolve_cases
     from tmi.runtime.report.pages import index_page
-    from tmi.toolkit.project import default_bundle, load_project
+    from tmi.toolkit.config.project import default_bundle, load_project
     from tmi.toolkit.storage.atomic_files import require_absent, write_text
 
     require_absent(out, force=force, kind="report")

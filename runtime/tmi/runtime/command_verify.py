@@ -51,7 +51,7 @@ def verify(
     from rich.console import Console
 
     from tmi.runtime.verification import verify_bundle
-    from tmi.toolkit.project import default_bundle, load_project
+    from tmi.toolkit.config.project import default_bundle, load_project
 
     if bundle is None:
         bundle, reason = default_bundle(load_project())

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tmi.runtime.graph_engine import GraphEngine
 from tmi.toolkit.bundle import Bundle
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.manifest import GraphSpec, Role
 

@@ -30,7 +30,7 @@ from tmi.runtime.parity import BOUNDS, PIPELINE
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.check_result import GateRecord
 from tmi.toolkit.clinical_schema import stored_schema
-from tmi.toolkit.config import CLASSES
+from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import DamagedError, TmiError
 from tmi.toolkit.golden_case import golden_config, write_golden_case
 from tmi.toolkit.manifest import GOLDEN_CASE_FILE, Manifest

@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 
 from tmi.runtime.prediction import Notice
-from tmi.toolkit.config import MODALITIES
+from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.manifest import Manifest
 from tmi.toolkit.prepare import PreparedCase
 from tmi.toolkit.radiomics_names import FEATURE_NAMES

@@ -19,7 +19,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from tmi.toolkit.config import CLASSES
+from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import InputRefusedError, UsageError
 
 CT_FILE = "ct.nii.gz"

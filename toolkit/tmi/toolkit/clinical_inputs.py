@@ -15,7 +15,7 @@ from tmi.toolkit.clinical import ClinicalRecord, read_clinical
 from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.clinical_text import render
 from tmi.toolkit.clinical_units import check_units
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.content_checks import refuse_on_error
 
 

@@ -55,7 +55,7 @@ def check(
     from tmi.toolkit.check import check_cases
     from tmi.toolkit.check_document import document
     from tmi.toolkit.clinical_schema import load_schema
-    from tmi.toolkit.project import load_project
+    from tmi.toolkit.config.project import load_project
     from tmi.toolkit.repairs import parse_codes, repair
 
     codes = parse_codes(fix) if fix is not None else ()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tmi.toolkit.case import Case
 from tmi.toolkit.clinical_schema import Schema
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.radiomics_names import FEATURE_NAMES
 from tmi.toolkit.radiomics_table import write_table
 

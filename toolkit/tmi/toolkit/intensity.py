@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tmi.toolkit.compute.buffer_pool import Empty
 from tmi.toolkit.compute.cpu import other_cores
-from tmi.toolkit.config import CtConfig
+from tmi.toolkit.config.schema import CtConfig
 from tmi.toolkit.volume import Volume
 
 PIECE_SLICES = 8

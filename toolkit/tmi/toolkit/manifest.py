@@ -40,7 +40,7 @@ from importlib import resources
 from typing import Any, Literal
 
 from tmi.toolkit.check_result import GateRecord
-from tmi.toolkit.config import CLASSES, MODALITIES, POSITIVE, Config, Modality
+from tmi.toolkit.config.schema import CLASSES, MODALITIES, POSITIVE, Config, Modality
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.serialization import from_json, to_json
 from tmi.toolkit.systems import seen

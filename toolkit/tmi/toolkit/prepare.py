@@ -25,7 +25,7 @@ from tmi.toolkit.clinical_units import check_units
 from tmi.toolkit.compute.buffer_pool import Empty
 from tmi.toolkit.compute.cpu import other_cores
 from tmi.toolkit.compute.stage_timer import StageClock
-from tmi.toolkit.config import MODALITIES, N_RADIOMICS, Config, Modality
+from tmi.toolkit.config.schema import MODALITIES, N_RADIOMICS, Config, Modality
 from tmi.toolkit.content_checks import check_ct, check_mask, refuse_on_error
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.intensity import Resampling, prepare_ct

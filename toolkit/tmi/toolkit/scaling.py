@@ -15,7 +15,7 @@ from typing import Literal, Self
 import numpy as np
 from jaxtyping import Bool, Float
 
-from tmi.toolkit.config import RadiomicsConfig
+from tmi.toolkit.config.schema import RadiomicsConfig
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.storage.atomic_files import read_json, write_json
 

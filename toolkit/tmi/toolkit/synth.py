@@ -28,7 +28,7 @@ import numpy as np
 
 from tmi.toolkit.case import COHORT_COLUMNS, COHORT_FILE, Case, Cohort, open_cohort
 from tmi.toolkit.compute.cpu import available_cores
-from tmi.toolkit.config import CLASSES
+from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.phantom import Body, Grid, Phantom, findings_of, render, sample_body, sample_grid
 from tmi.toolkit.severity import (

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
-from tmi.toolkit.config import MODALITIES, Config, Modality
+from tmi.toolkit.config.schema import MODALITIES, Config, Modality
 from tmi.toolkit.errors import DamagedError
 
 EncoderRole = Literal["ct", "text"]

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from tmi.toolkit.config import AugmentationConfig
+from tmi.toolkit.config.schema import AugmentationConfig
 from tmi.toolkit.storage.atomic_files import write_text
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from tmi.toolkit.config import POSITIVE, Config
+from tmi.toolkit.config.schema import POSITIVE, Config
 
 LOG_RANGE = 3.0
 """log T is sought between minus and plus this: T from 0.05 to 20."""

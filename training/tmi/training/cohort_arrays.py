@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from tmi.toolkit.case import COHORT_FILE, Case, Cohort
 from tmi.toolkit.clinical_inputs import clinical_inputs
 from tmi.toolkit.clinical_schema import Schema
-from tmi.toolkit.config import N_RADIOMICS, Config
+from tmi.toolkit.config.schema import N_RADIOMICS, Config
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.prepare import prepare_case
 from tmi.toolkit.prepared_cache import PreparedCache

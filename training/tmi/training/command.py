@@ -10,9 +10,9 @@ import typer
 
 from tmi.toolkit.case import open_cohort
 from tmi.toolkit.clinical_schema import Schema, load_schema
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.project import Project, load_project, new_run_folder
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import ExitCode, UsageError
-from tmi.toolkit.project import Project, load_project, new_run_folder
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import require_absent
 from tmi.training.accelerator import choose

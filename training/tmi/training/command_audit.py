@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tmi.toolkit.case import is_cohort, open_cohort
+from tmi.toolkit.config.project import load_project
 from tmi.toolkit.errors import ExitCode, UsageError
-from tmi.toolkit.project import load_project
 
 if TYPE_CHECKING:
     from tmi.toolkit.run_folder import RunFolder

@@ -10,9 +10,9 @@ import typer
 
 from tmi.toolkit.case import open_cohort
 from tmi.toolkit.clinical_schema import load_schema
-from tmi.toolkit.config_overrides import override
+from tmi.toolkit.config.overrides import override
+from tmi.toolkit.config.project import load_project
 from tmi.toolkit.errors import ExitCode
-from tmi.toolkit.project import load_project
 from tmi.training.accelerator import choose
 from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_BASE
 from tmi.training.running import Running

@@ -9,8 +9,8 @@ import typer
 
 from tmi.toolkit.clinical_schema import load_schema
 from tmi.toolkit.clinical_text import RENDERING_VERSIONS
+from tmi.toolkit.config.project import load_project
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.project import load_project
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder
 from tmi.training.training_options import configure
 

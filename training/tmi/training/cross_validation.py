@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tmi.toolkit.case import Case, Cohort
 from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.clinical_text import require_rendering
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.toolkit.prepared_cache import PreparedCache
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit, RunFolder

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from tmi.toolkit.config import POSITIVE, Config
+from tmi.toolkit.config.schema import POSITIVE, Config
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.network.restoring import restore
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from tmi.toolkit.config import CLASSES
+from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.storage.atomic_files import write_text
 from tmi.training.calibration import Calibration, calibration_figures, positive

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.training.activation_checkpointing import checkpointable
 from tmi.training.freezing import cacheable, frozen_parts, hold_still
 from tmi.training.systems.build import encoders, loss_function, make

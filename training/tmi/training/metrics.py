@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from tmi.toolkit.config import POSITIVE
+from tmi.toolkit.config.schema import POSITIVE
 
 METRICS: tuple[str, ...] = ("accuracy", "precision", "recall", "f1", "roc_auc", "balanced_accuracy")
 """Figures in the order they are printed."""

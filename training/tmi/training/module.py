@@ -8,7 +8,7 @@ import lightning
 import torch
 from torch import Tensor
 
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.training.activation_checkpointing import checkpoint_activations
 from tmi.training.fold_data import Batch
 from tmi.training.freezing import frozen_parts, hold_still

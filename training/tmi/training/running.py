@@ -6,7 +6,7 @@ import importlib.util
 import os
 from dataclasses import dataclass
 
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UnavailableError, UsageError
 
 TRACKERS = {"tensorboard": "tensorboard", "mlflow": "mlflow"}

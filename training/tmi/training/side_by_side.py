@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.multiprocessing
 
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import TmiError, UnavailableError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.toolkit.tokenizer import Tokenizer

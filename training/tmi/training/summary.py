@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.run_folder import SUMMARY_FILE, SUMMARY_TEXT_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json, write_json, write_text
 from tmi.toolkit.storage.serialization import to_json

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.run_folder import TRACKING, FoldFolder
 from tmi.toolkit.storage.serialization import to_json
 

@@ -7,7 +7,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.strategies import DDPStrategy
 
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.run_folder import FoldFolder
 from tmi.training.running import Running
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tmi.toolkit.clinical_schema import Schema
-from tmi.toolkit.config import Config
-from tmi.toolkit.config_overrides import override
-from tmi.toolkit.presets import preset as find_preset
+from tmi.toolkit.config.overrides import override
+from tmi.toolkit.config.presets import preset as find_preset
+from tmi.toolkit.config.schema import Config
 from tmi.training.systems.registry import system
 
 if TYPE_CHECKING:

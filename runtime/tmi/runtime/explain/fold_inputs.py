@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tmi.runtime.explain.fold_models import FoldModel
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.network.tmi_clnet import TmiClnet
 from tmi.toolkit.prepare import PreparedCase
 

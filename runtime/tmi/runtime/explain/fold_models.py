@@ -20,7 +20,7 @@ from torch import Tensor
 from tmi.toolkit.bundle import Bundle, open_bundle
 from tmi.toolkit.clinical_schema import Schema, stored_schema
 from tmi.toolkit.clinical_text import require_rendering
-from tmi.toolkit.config import CLASSES, MODALITIES, POSITIVE, Config
+from tmi.toolkit.config.schema import CLASSES, MODALITIES, POSITIVE, Config
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.manifest import FUSION, FoldSpec
 from tmi.toolkit.network.restoring import restore

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tmi.toolkit.config import MODALITIES
+from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.network.tcaf import TripleModalCrossAttention
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from monai.networks.nets.resnet import ResNet, ResNetBlock, ResNetBottleneck
 from torch import Tensor, nn
 
-from tmi.toolkit.config import CtEncoderConfig
+from tmi.toolkit.config.schema import CtEncoderConfig
 
 BLOCKS = {"basic": ResNetBlock, "bottleneck": ResNetBottleneck}
 

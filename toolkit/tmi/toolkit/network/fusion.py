@@ -10,7 +10,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor, cat, nn
 
-from tmi.toolkit.config import MODALITIES, NetworkConfig
+from tmi.toolkit.config.schema import MODALITIES, NetworkConfig
 from tmi.toolkit.network.head import Head
 from tmi.toolkit.network.ima import IntraModalityAggregation
 from tmi.toolkit.network.radiomics_encoder import RadiomicsEncoder

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from monai.networks.nets.densenet import DenseNet
 from torch import Tensor, nn
 
-from tmi.toolkit.config import CLASSES, HeadConfig
+from tmi.toolkit.config.schema import CLASSES, HeadConfig
 
 
 class Head(nn.Module):
@@ -45,6 +45,6 @@ class Head(nn.Module):
         )
 
     def forward(self, fused: Float[Tensor, "B 1 L"]) -> Float[Tensor, "B K"]:
-        """Logits; class order as in `tmi.toolkit.config.CLASSES`."""
+        """Logits; class order as in `tmi.toolkit.config.schema.CLASSES`."""
         logits: Tensor = self.densenet(fused)
         return logits

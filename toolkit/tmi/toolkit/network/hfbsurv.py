@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, cat, nn, stack
 from torch.nn.functional import normalize
 
-from tmi.toolkit.config import CLASSES, MODALITIES, Config
+from tmi.toolkit.config.schema import CLASSES, MODALITIES, Config
 from tmi.toolkit.network.fusion import feature_widths
 from tmi.toolkit.network.logits import Logits
 from tmi.toolkit.network.radiomics_encoder import RadiomicsEncoder

@@ -13,7 +13,7 @@ import math
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tmi.toolkit.config import FusionConfig
+from tmi.toolkit.config.schema import FusionConfig
 
 
 class IntraModalityAggregation(nn.Module):

@@ -10,14 +10,14 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tmi.toolkit.config import CLASSES
+from tmi.toolkit.config.schema import CLASSES
 
 
 class Logits(NamedTuple):
     """Output of a network that returns nothing else."""
 
     logits_BK: Float[Tensor, "B K"]
-    """Class order as in `tmi.toolkit.config.CLASSES`."""
+    """Class order as in `tmi.toolkit.config.schema.CLASSES`."""
 
 
 class LinearHead(nn.Module):

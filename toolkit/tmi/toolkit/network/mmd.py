@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn, stack
 
-from tmi.toolkit.config import CLASSES, MODALITIES, Config
+from tmi.toolkit.config.schema import CLASSES, MODALITIES, Config
 from tmi.toolkit.network.fusion import feature_widths
 from tmi.toolkit.network.radiomics_encoder import RadiomicsEncoder
 

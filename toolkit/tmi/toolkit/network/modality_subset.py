@@ -10,7 +10,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tmi.toolkit.config import MODALITIES, NetworkConfig
+from tmi.toolkit.config.schema import MODALITIES, NetworkConfig
 from tmi.toolkit.network.fusion import feature_widths
 from tmi.toolkit.network.head import Head
 from tmi.toolkit.network.logits import Logits

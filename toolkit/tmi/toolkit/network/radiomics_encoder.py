@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tmi.toolkit.config import N_RADIOMICS, RadiomicsEncoderConfig
+from tmi.toolkit.config.schema import N_RADIOMICS, RadiomicsEncoderConfig
 
 
 class RadiomicsEncoder(nn.Module):

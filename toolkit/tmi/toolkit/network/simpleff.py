@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tmi.toolkit.config import CLASSES, N_RADIOMICS
+from tmi.toolkit.config.baseline_schema import Resnet2dConfig, SimpleFfConfig
+from tmi.toolkit.config.schema import CLASSES, N_RADIOMICS
 from tmi.toolkit.network.logits import Logits
 from tmi.toolkit.network.slice_encoder import resnet2d
-from tmi.toolkit.system_config import Resnet2dConfig, SimpleFfConfig
 
 COUNTED_ON = 64
 """Depth that the config counts the slices on."""

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from monai.networks.nets.resnet import ResNet
 from torch import Tensor, nn
 
+from tmi.toolkit.config.baseline_schema import Resnet2dConfig
 from tmi.toolkit.network.ct_encoder import BLOCKS
-from tmi.toolkit.system_config import Resnet2dConfig
 
 
 def resnet2d(config: Resnet2dConfig) -> nn.Module:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import nn
 
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.network.ct_encoder import CtEncoder
 from tmi.toolkit.network.fusion import Fusion

@@ -13,7 +13,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, cat, nn
 
-from tmi.toolkit.config import MODALITIES, FusionConfig
+from tmi.toolkit.config.schema import MODALITIES, FusionConfig
 
 
 class TripleModalCrossAttention(nn.Module):

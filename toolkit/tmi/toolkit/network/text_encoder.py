@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from tmi.toolkit.config import TextEncoderConfig
+from tmi.toolkit.config.schema import TextEncoderConfig
 
 
 class TextEncoder(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tmi.toolkit.config import NetworkConfig
+from tmi.toolkit.config.schema import NetworkConfig
 from tmi.toolkit.network.ct_encoder import CtEncoder
 from tmi.toolkit.network.fusion import Fusion, FusionOutput
 from tmi.toolkit.network.text_encoder import TextEncoder

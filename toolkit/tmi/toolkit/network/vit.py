@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.baseline_schema import VitConfig
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.system_config import VitConfig
 
 
 class PreNormLayer(nn.Module):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tmi.toolkit.config import Config
-from tmi.toolkit.config_overrides import override
+from tmi.toolkit.config.overrides import override
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
 from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_BASE, OURS, TABLES, Row, Table
 from tmi.training.systems.registry import encoder_names, system

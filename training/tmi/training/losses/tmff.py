@@ -8,7 +8,7 @@ from __future__ import annotations
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tmi.toolkit.config import LossConfig
+from tmi.toolkit.config.schema import LossConfig
 from tmi.training.losses.sdm import sdm
 
 

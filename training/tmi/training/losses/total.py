@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tmi.toolkit.config import LossConfig
+from tmi.toolkit.config.schema import LossConfig
 from tmi.toolkit.network.fusion import FusionOutput
 from tmi.training.losses.tmff import tmff
 

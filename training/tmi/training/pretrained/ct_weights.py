@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tmi.toolkit.config import CtEncoderConfig
+from tmi.toolkit.config.schema import CtEncoderConfig
 from tmi.toolkit.network.ct_encoder import CtEncoder
 from tmi.toolkit.storage.hashing import sha256_file
 from tmi.training.pretrained.weight_file import PARALLEL, WeightFile, read_weights

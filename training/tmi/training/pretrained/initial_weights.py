@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tmi.toolkit.clinical_schema import Schema
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.pretrained.ct_weights import layout_of, medicalnet_settings, read_ct_weights

@@ -7,7 +7,7 @@ from typing import Any
 
 from tmi.toolkit.clinical_schema import Schema, stored_schema
 from tmi.toolkit.clinical_text import RENDERING_VERSIONS
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.atomic_files import read_json
 from tmi.toolkit.storage.hashing import sha256_file

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tmi.toolkit.config import TextEncoderConfig
+from tmi.toolkit.config.schema import TextEncoderConfig
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.network.text_encoder import TextEncoder
 from tmi.toolkit.storage.hashing import sha256_file

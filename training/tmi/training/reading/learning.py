@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.clinical_text import Rendering, render
-from tmi.toolkit.config import TextEncoderConfig
+from tmi.toolkit.config.schema import TextEncoderConfig
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.network.text_encoder import TextEncoder
 from tmi.toolkit.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tmi.toolkit.config import Config, LossConfig
+from tmi.toolkit.config.schema import Config, LossConfig
 from tmi.toolkit.network.ct_encoder import CtEncoder
 from tmi.toolkit.network.radiomics_encoder import RadiomicsEncoder
 from tmi.toolkit.network.text_encoder import TextEncoder
@@ -26,7 +26,7 @@ class Output(Protocol):
 
     @property
     def logits_BK(self) -> Float[Tensor, "B K"]:
-        """Logits; class order as in `tmi.toolkit.config.CLASSES`."""
+        """Logits; class order as in `tmi.toolkit.config.schema.CLASSES`."""
 
 
 def make(config: Config) -> Any:

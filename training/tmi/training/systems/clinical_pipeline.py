@@ -20,7 +20,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MinMaxScaler
 
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 
 PENALTIES = np.logspace(-2, 3, 11)
 """Inverse strengths of the L2 penalty that are tried."""

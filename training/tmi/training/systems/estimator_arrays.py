@@ -20,7 +20,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from tmi.toolkit.config import POSITIVE
+from tmi.toolkit.config.schema import POSITIVE
 from tmi.toolkit.errors import DamagedError
 
 Arrays = dict[str, np.ndarray]

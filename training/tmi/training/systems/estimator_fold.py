@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from sklearn.metrics import log_loss
 
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.run_folder import FoldFolder
 from tmi.toolkit.storage.atomic_files import write_text
 from tmi.training.calibration import positive

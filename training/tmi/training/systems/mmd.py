@@ -10,7 +10,7 @@ from __future__ import annotations
 from jaxtyping import Int
 from torch import Tensor
 
-from tmi.toolkit.config import LossConfig
+from tmi.toolkit.config.schema import LossConfig
 from tmi.toolkit.network.mmd import MmdOutput
 from tmi.training.losses.total import Loss, task_loss
 

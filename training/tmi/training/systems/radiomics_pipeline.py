@@ -30,7 +30,7 @@ from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVC
 
 from tmi.toolkit.compute.quiet import Ignored, quiet
-from tmi.toolkit.config import Config
+from tmi.toolkit.config.schema import Config
 
 
 class LassoSelection(SelectorMixin, BaseEstimator):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Int
 from torch import Tensor
 
-from tmi.toolkit.config import LossConfig
+from tmi.toolkit.config.schema import LossConfig
 from tmi.toolkit.network.fusion import FusionOutput
 from tmi.toolkit.network.logits import Logits
 from tmi.training.losses.total import Loss, task_loss, total_loss

@@ -1,7 +1,7 @@
 """Which system is trained, and the sizes of those that TMI-CLNet is compared with.
 
 Every system takes the same prepared inputs, so the sections of CT, text and radiomics encoder in
-`tmi.toolkit.config.NetworkConfig` hold for all that use deep features. Sources: the table in `docs/systems.md`.
+`tmi.toolkit.config.schema.NetworkConfig` hold for all that use deep features. Sources: the table in `docs/systems.md`.
 """
 
 from __future__ import annotations

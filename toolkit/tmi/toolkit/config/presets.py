@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from tmi.toolkit.config import (
+from tmi.toolkit.config.baseline_schema import (
+    HfbsurvConfig,
+    MmdConfig,
+    RadiomicsModelConfig,
+    Resnet2dConfig,
+    SystemConfig,
+    VitConfig,
+)
+from tmi.toolkit.config.schema import (
     ClinicalConfig,
     Config,
     CtConfig,
@@ -20,14 +28,6 @@ from tmi.toolkit.config import (
     TrainConfig,
 )
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.system_config import (
-    HfbsurvConfig,
-    MmdConfig,
-    RadiomicsModelConfig,
-    Resnet2dConfig,
-    SystemConfig,
-    VitConfig,
-)
 
 
 def paper() -> Config:

@@ -1,6 +1,6 @@
 """The whole configuration as frozen, keyword-only dataclasses, validated on construction.
 
-A preset (`tmi.toolkit.presets`) is a function that returns a whole `Config`. A file is data and is never evaluated
+A preset (`tmi.toolkit.config.presets`) is a function that returns a whole `Config`. A file is data and is never evaluated
 (`tmi.toolkit.storage.serialization`). Axes: D depth, H height, W width. Source of the defaults: the paper where it speaks, else
 `docs/decisions.md`.
 """
@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tmi.toolkit.config.baseline_schema import SystemConfig
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.system_config import SystemConfig
 
 CLASSES: tuple[str, str] = ("good", "bad")
 """Class names by index. Positive, for every metric, is `bad` (bad prognosis)."""
