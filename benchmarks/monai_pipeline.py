@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from tmi.runtime.eager_engine import EagerEngine
 from tmi.runtime.graph_engine import available_cores
 from tmi.toolkit.bundle import open_bundle
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical import read_clinical
 from tmi.toolkit.clinical_schema import stored_schema
 from tmi.toolkit.clinical_text import render

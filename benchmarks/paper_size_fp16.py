@@ -200,7 +200,7 @@ def real_inputs(work: Path, float64: bool) -> tuple[dict[str, dict[str, Any]], d
     import torch
 
     from tmi.export.slab_convolution import in_slabs
-    from tmi.toolkit.case import find_cases
+    from tmi.toolkit.cases.case import find_cases
     from tmi.toolkit.prepare import prepare_case
     from tmi.toolkit.scaling import RadiomicsScaler
     from tmi.toolkit.tokenizer import Tokenizer

@@ -34,7 +34,7 @@ def write_body_ct(path: Path, shape_xyz: tuple[int, int, int] = (512, 512, 120),
 
 def prepare_with_tmi(path: Path, shape_DHW: tuple[int, int, int] = SHAPE_DHW) -> NDArray[np.float32]:
     """What `tmi predict` does with the file, its checks included."""
-    from tmi.toolkit.case import Case
+    from tmi.toolkit.cases.case import Case
     from tmi.toolkit.compute.cpu import other_cores
     from tmi.toolkit.config.schema import CtConfig
     from tmi.toolkit.content_checks import check_ct

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from tmi.toolkit.case import open_case
+from tmi.toolkit.cases.case import open_case
 from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.phantom import Grid, findings_of, render, sample_body
 from tmi.toolkit.radiomics import extract, extract_plain

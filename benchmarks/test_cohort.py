@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tmi.runtime import Prediction, Predictor
 from tmi.runtime.engine import open_engine
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical_schema import stored_schema
 from tmi.toolkit.prepare import prepare_case
 

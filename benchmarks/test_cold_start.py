@@ -31,7 +31,7 @@ def test_imports_of_a_first_answer(record, one_fold: Path, case: Path) -> None:
     from tmi.runtime.bench import Plan, Worker
     from tmi.runtime.bench_worker import WORKER
     from tmi.toolkit.bundle import open_bundle
-    from tmi.toolkit.case import Case
+    from tmi.toolkit.cases.case import Case
 
     plan = Plan(
         worker=WORKER,

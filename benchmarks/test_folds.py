@@ -21,7 +21,7 @@ from tmi.runtime.bench import Plan, Worker
 from tmi.runtime.bench_worker import WORKER
 from tmi.runtime.graph_engine import GraphEngine
 from tmi.toolkit.bundle import open_bundle
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 
 GIB = 2**30
 FOLDS = 5

@@ -17,7 +17,7 @@ import pytest
 from tmi.runtime import Predictor
 from tmi.runtime.engine import ENGINES, Engine, installed, open_engine
 from tmi.toolkit.bundle import open_bundle
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical_schema import stored_schema
 from tmi.toolkit.errors import UnavailableError
 from tmi.toolkit.prepare import prepare_case

@@ -12,7 +12,7 @@ import pytest
 from tmi.runtime.bench import Plan, Worker, choose_engines
 from tmi.runtime.bench_worker import WORKER
 from tmi.toolkit.bundle import open_bundle
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 
 GIB = 2**30
 LENGTHS = (2, 8)

@@ -24,7 +24,7 @@ from tmi.runtime.explain.feature_groups import feature_class, grouped, image_typ
 from tmi.runtime.explain.fold_inputs import encode, fold_inputs, log_odds
 from tmi.runtime.explain.fold_models import open_run_models
 from tmi.runtime.explain.tcaf_attention import ring_attention
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical import read_clinical
 from tmi.toolkit.clinical_text import render, sentences
 from tmi.toolkit.network.tcaf import MODALITIES

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.schema import CtConfig
 from tmi.toolkit.intensity import onto_ct_grid, prepare_ct
 from tmi.toolkit.volume import PLANES, Volume, read_ct, write_on_ct_grid

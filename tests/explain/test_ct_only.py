@@ -75,7 +75,7 @@ def test_the_ct_only_answer_is_that_of_its_networks(ct_only, cohort):
     from tmi.runtime.explain.ct_only import ct_only_map
     from tmi.runtime.explain.explainer import softmax
     from tmi.runtime.explain.looked_at import read_anatomy
-    from tmi.toolkit.case import Case
+    from tmi.toolkit.cases.case import Case
     from tmi.toolkit.prepare import prepare_case
 
     source, case = open_run_models(ct_only), Case(folder=cohort / "P1", case_id="P1")

@@ -17,7 +17,7 @@ from factories.lesion_model import SHAPE_DHW, accuracy, draw_batch, hounsfield, 
 from tmi.runtime.explain.explainer import ct_map
 from tmi.runtime.explain.fold_inputs import FoldInputs
 from tmi.runtime.explain.randomisation import randomisation
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.intensity import onto_ct_grid, prepare_ct
 from tmi.toolkit.volume import read_ct, write_on_ct_grid
 

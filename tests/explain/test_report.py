@@ -19,7 +19,7 @@ from tmi.runtime.explain.looked_at import read_anatomy
 from tmi.runtime.explain.overlay import Picture
 from tmi.runtime.prediction import RESEARCH_USE
 from tmi.runtime.report.slices import page_slices
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.volume import Volume
 
 MOST_BYTES = 5_000_000

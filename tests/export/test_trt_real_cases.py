@@ -18,7 +18,7 @@ from tmi.export.trial import RealCase, Trial
 from tmi.export.typed_graphs import add_typed_graphs
 from tmi.runtime.verification import read_references
 from tmi.toolkit.bundle import Bundle, open_bundle
-from tmi.toolkit.case import find_cases
+from tmi.toolkit.cases.case import find_cases
 from tmi.toolkit.golden import golden_of
 from tmi.toolkit.prepare import PreparedCase, prepare_case
 from tmi.toolkit.run_folder import RunFolder

@@ -51,7 +51,7 @@ from factories.planting import (
     with_unit,
     without,
 )  # fmt: skip
-from tmi.toolkit.case import open_cohort
+from tmi.toolkit.cases.case import open_cohort
 from tmi.toolkit.check import check_cases
 from tmi.toolkit.recompute import TOLERANCE
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.training.cohort_arrays import CohortArrays

@@ -12,7 +12,7 @@ import pytest
 from factories.real_case import LIVER_LABEL, write_real_case
 from factories.tmi_command import tmi
 from tmi.runtime.engine import ENGINES, lacking
-from tmi.toolkit.case import open_case
+from tmi.toolkit.cases.case import open_case
 from tmi.toolkit.clinical import read_clinical
 from tmi.toolkit.clinical_schema import load_schema
 from tmi.toolkit.radiomics import read_table, write_table

@@ -17,7 +17,7 @@ from tmi.runtime.bench_worker import WORKER
 from tmi.runtime.gate_table import wide_console
 from tmi.runtime.paired_timing import Ratio
 from tmi.toolkit.bundle import open_bundle
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.check_result import ParityError
 from tmi.toolkit.errors import UnavailableError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tmi.toolkit.case import CT_FILE, MASK_FILE, Case
+from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, Case
 from tmi.toolkit.compute import buffer_pool as recycled_memory
 from tmi.toolkit.compute.buffer_pool import RecycledMemory
 

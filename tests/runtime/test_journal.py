@@ -19,7 +19,7 @@ import pytest
 from factories.tmi_command import tmi
 from tmi.runtime import locked_file
 from tmi.runtime.journal import READ_BYTES, Journal, case_state, journal_path
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import UsageError
 
 PROGRAM = """

@@ -21,7 +21,7 @@ from tmi.runtime.case_inputs import Inputs, LookAhead
 from tmi.runtime.ensemble import encoder_graphs
 from tmi.runtime.prediction import Refusal
 from tmi.runtime.stopwatch import adds_up
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 
 QUIET = 0.03
 """Seconds in which a thread that has leave to begin a case would have begun it."""

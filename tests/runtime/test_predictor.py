@@ -15,7 +15,7 @@ import pytest
 import tmi.runtime.case_inputs as inputs_module
 import tmi.runtime.predictor as predictor_module
 from tmi.runtime import Prediction, Predictor, Refusal
-from tmi.toolkit.case import Case, open_case
+from tmi.toolkit.cases.case import Case, open_case
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.manifest import Manifest
 from tmi.toolkit.prepare import PreparedCase

@@ -12,7 +12,7 @@ from tmi.runtime import case_inputs, text_branch
 from tmi.runtime import predictor as module
 from tmi.runtime.prediction import COPIES, STAGES, Refusal
 from tmi.runtime.stopwatch import adds_up, split_waited, unclaimed
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 
 NAP = 0.3
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tmi.toolkit.case import Case, find_cases, is_cohort, open_case, open_cohort
+from tmi.toolkit.cases.case import Case, find_cases, is_cohort, open_case, open_cohort
 from tmi.toolkit.errors import InputRefusedError, UsageError
 
 HEADER = "case_id,patient_id,label\n"

@@ -15,7 +15,7 @@ import pytest
 
 from factories.cases import AFFINE, write_case, write_cohort
 from factories.tmi_command import tmi
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.check import check_case
 
 ROOMY = AFFINE.copy()

@@ -14,8 +14,8 @@ import pytest
 from factories.good_cohort import AFFINE, phantom, write_good_cohort, write_volume
 from factories.planted_cases import FAULTS
 from factories.tmi_command import tmi
-from tmi.toolkit.case import Case
-from tmi.toolkit.case_record import read_case_record
+from tmi.toolkit.cases.case import Case
+from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.check import check_case
 from tmi.toolkit.check_document import document_schema
 from tmi.toolkit.radiomics_names import FEATURE_NAMES

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical import MAX_BYTES, ClinicalRecord, read_clinical
 from tmi.toolkit.clinical_schema import load_schema, parse_schema
 from tmi.toolkit.errors import InputRefusedError, UsageError

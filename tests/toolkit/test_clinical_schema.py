@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical import ClinicalRecord, read_clinical
 from tmi.toolkit.clinical_schema import Schema, convert, load_schema, parse_schema, store_schema, stored_schema
 from tmi.toolkit.clinical_text import RENDERING_VERSIONS, render

@@ -15,7 +15,7 @@ import pytest
 from factories.cases import write_cohort
 from factories.mutants import write_mutant
 from factories.tmi_command import tmi
-from tmi.toolkit.case import find_cases
+from tmi.toolkit.cases.case import find_cases
 from tmi.toolkit.check import check_cases
 from tmi.toolkit.clinical_schema import load_schema
 from tmi.toolkit.config.presets import tiny
@@ -88,7 +88,7 @@ LIMITED = f"""
 import resource, sys, time
 resource.setrlimit(resource.RLIMIT_AS, ({GIGABYTES} << 30, {GIGABYTES} << 30))
 from pathlib import Path
-from tmi.toolkit.case import find_cases
+from tmi.toolkit.cases.case import find_cases
 from tmi.toolkit.check import check_cases
 start = time.perf_counter()
 print(*sorted({{f.code for f in check_cases(find_cases([Path(sys.argv[1])]))}}), time.perf_counter() - start)

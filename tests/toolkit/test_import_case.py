@@ -19,7 +19,7 @@ import tmi.toolkit.case_import as case_import
 from factories.dicom_series import SeriesSpec, liver_masks, make_slices, write_seg, write_series, write_slices
 from factories.tmi_command import Outcome, tmi
 from tmi.toolkit.case_import import days_between, import_case
-from tmi.toolkit.case_record import read_case_record
+from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.dicom_files import HEADER_TAGS
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.toolkit.radiomics_names import FEATURE_NAMES

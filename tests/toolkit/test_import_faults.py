@@ -19,7 +19,7 @@ from factories.dicom_series import (
 )
 from factories.tmi_command import tmi
 from tmi.toolkit.case_import import IMPORT_FIXES, ImportedCase, import_case
-from tmi.toolkit.case_record import read_case_record
+from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.check_table import CHECKS
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.volume import Volume, read_ct

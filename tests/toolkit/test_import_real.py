@@ -10,7 +10,7 @@ import pytest
 import SimpleITK
 
 from factories.tmi_command import tmi
-from tmi.toolkit.case import open_case
+from tmi.toolkit.cases.case import open_case
 from tmi.toolkit.volume import read_ct, read_mask
 
 

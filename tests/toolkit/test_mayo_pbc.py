@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tmi.toolkit.case import open_case, open_cohort
+from tmi.toolkit.cases.case import open_case, open_cohort
 from tmi.toolkit.clinical import read_clinical
 from tmi.toolkit.clinical_schema import load_schema
 from tmi.toolkit.clinical_text import render

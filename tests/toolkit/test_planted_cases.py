@@ -11,7 +11,7 @@ from factories.cases import write_case
 from factories.good_cohort import write_good_cohort
 from factories.planted_cases import FAULTS, VARIANTS, codes_of, score, told
 from factories.real_case import LIVER_LABEL, write_real_case
-from tmi.toolkit.case import Case, open_cohort
+from tmi.toolkit.cases.case import Case, open_cohort
 from tmi.toolkit.check import check_case, check_cases
 from tmi.toolkit.check_table import CHECKS
 

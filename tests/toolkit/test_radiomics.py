@@ -10,7 +10,7 @@ import pytest
 import tmi.toolkit.radiomics as radiomics
 import tmi.toolkit.radiomics_quick as quick
 from factories.real_case import LIVER_LABEL, write_real_case
-from tmi.toolkit.case import open_case
+from tmi.toolkit.cases.case import open_case
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.radiomics import extract, extract_noted, extract_plain
 from tmi.toolkit.radiomics_filters import agrees_with_pyradiomics

@@ -14,7 +14,7 @@ import pytest
 import tmi.toolkit.radiomics
 import tmi.toolkit.synth as synth
 from factories.tmi_command import tmi as run_tmi
-from tmi.toolkit.case import Case, open_cohort
+from tmi.toolkit.cases.case import Case, open_cohort
 from tmi.toolkit.clinical import read_clinical
 from tmi.toolkit.clinical_schema import load_schema
 from tmi.toolkit.config.schema import CLASSES, N_RADIOMICS

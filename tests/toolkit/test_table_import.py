@@ -11,8 +11,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from tmi.toolkit.case import open_case, open_cohort
-from tmi.toolkit.case_record import read_case_record
+from tmi.toolkit.cases.case import open_case, open_cohort
+from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.clinical import read_clinical
 from tmi.toolkit.clinical_schema import load_schema
 from tmi.toolkit.errors import InputRefusedError, UsageError

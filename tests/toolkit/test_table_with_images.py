@@ -12,7 +12,7 @@ import pytest
 
 from factories.cases import write_case
 from factories.tmi_command import Outcome, tmi
-from tmi.toolkit.case import open_cohort
+from tmi.toolkit.cases.case import open_cohort
 
 MAPPING = {
     "schema": "tmi-mapping/1",

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.volume import corner_distance_mm, read_ct, read_mask
 

@@ -12,7 +12,7 @@ import pytest
 from factories.cases import write_case
 from factories.nano import nano
 from factories.tmi_command import tmi
-from tmi.toolkit.case import open_cohort
+from tmi.toolkit.cases.case import open_cohort
 from tmi.toolkit.clinical import read_clinical
 from tmi.toolkit.clinical_inputs import clinical_inputs, numbers
 from tmi.toolkit.clinical_schema import load_schema

@@ -24,7 +24,7 @@ from tmi.runtime.engine import engine_spec, installed
 from tmi.runtime.prediction import Prediction, Refusal
 from tmi.runtime.predictor import Predictor
 from tmi.toolkit.bundle import Bundle, open_bundle
-from tmi.toolkit.case import CLINICAL_FILE, CT_FILE, RADIOMICS_FILE
+from tmi.toolkit.cases.case import CLINICAL_FILE, CT_FILE, RADIOMICS_FILE
 from tmi.toolkit.check_result import ParityError
 from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.errors import UsageError

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.schema import TrainConfig
 from tmi.toolkit.errors import UsageError
 from tmi.training.folds import make_folds

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from tmi.export.fold_graphs import Cut
 from tmi.runtime.golden_road import SHORT_TEXT, text_digest
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.schema import Config, CtConfig, Modality
 from tmi.toolkit.golden_case import golden_config, write_golden_case
 from tmi.toolkit.prepare import prepare_case

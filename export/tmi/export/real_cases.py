@@ -17,7 +17,7 @@ from tmi.export.fold_graphs import Cut, FoldModels
 from tmi.export.reference import eager_reference
 from tmi.export.trial import RealCase
 from tmi.runtime.parity import Outputs
-from tmi.toolkit.case import find_cases
+from tmi.toolkit.cases.case import find_cases
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.golden import GoldenInputs, GoldenText
 from tmi.toolkit.prepare import PreparedCase, prepare_case

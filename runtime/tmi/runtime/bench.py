@@ -22,7 +22,7 @@ from tmi.runtime.engine import ENGINES, engine_spec, installed
 from tmi.runtime.nvidia_driver import find_gpu
 from tmi.runtime.paired_timing import Ratio, quantile, ratio
 from tmi.toolkit.bundle import Bundle
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.check_result import ParityError
 from tmi.toolkit.errors import DamagedError, InputRefusedError, TmiError, UnavailableError, UsageError
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tmi.runtime.notices import case_notices
 from tmi.runtime.prediction import Notice, Refusal
 from tmi.runtime.stopwatch import Stopwatch, add_up
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.compute.buffer_pool import RecycledMemory
 from tmi.toolkit.config.schema import N_RADIOMICS

@@ -13,7 +13,7 @@ from tmi.toolkit.errors import UsageError
 if TYPE_CHECKING:
     from tmi.runtime.bench import BenchReport, Plan
     from tmi.toolkit.bundle import Bundle
-    from tmi.toolkit.case import Case
+    from tmi.toolkit.cases.case import Case
 
 SCHEMA = "tmi-bench/1"
 SMALLEST = 16

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tmi.runtime.explain.explainer import Explainer
     from tmi.runtime.explain.fold_models import ModelSource
-    from tmi.toolkit.case import Case
+    from tmi.toolkit.cases.case import Case
 
 
 def explain(

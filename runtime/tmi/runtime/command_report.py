@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tmi.runtime.explain.explainer import Explainer
     from tmi.runtime.prediction import Answer
     from tmi.runtime.predictor import Predictor
-    from tmi.toolkit.case import Case
+    from tmi.toolkit.cases.case import Case
 
 INDEX_FILE = "index.html"
 

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, Self
 
 from tmi.runtime.locked_file import closed_on_error, open_locked
 from tmi.runtime.prediction import Answer, answer_from_json, answer_to_json
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.hashing import sha256_json
 

@@ -15,7 +15,7 @@ import typer
 from tmi.runtime.journal import Journal, journal_path
 from tmi.runtime.prediction import Answer, Refusal
 from tmi.runtime.predictor import Predictor
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.cli import report
 from tmi.toolkit.errors import InputRefusedError
 

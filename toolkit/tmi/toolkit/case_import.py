@@ -23,8 +23,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.case import CLINICAL_FILE, CT_FILE, MASK_FILE, RADIOMICS_FILE, Case, open_case, plain_name
-from tmi.toolkit.case_record import CaseRecord, Repair, write_case_record
+from tmi.toolkit.cases.case import CLINICAL_FILE, CT_FILE, MASK_FILE, RADIOMICS_FILE, Case, open_case, plain_name
+from tmi.toolkit.cases.provenance import CaseRecord, Repair, write_case_record
 from tmi.toolkit.check import Finding, check_case
 from tmi.toolkit.check_table import CHECKS
 from tmi.toolkit.clinical import KEYS, MAX_BYTES

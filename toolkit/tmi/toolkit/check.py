@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tmi.toolkit.case import CT_FILE, MASK_FILE, RADIOMICS_FILE, Case, is_folder
-from tmi.toolkit.case_record import read_case_record
+from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, RADIOMICS_FILE, Case, is_folder
+from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.check_table import CHECKS, Severity
 from tmi.toolkit.clinical import ClinicalRecord, read_clinical
 from tmi.toolkit.clinical_schema import Schema, load_schema

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.check import Finding
 from tmi.toolkit.recompute import Comparison
 from tmi.toolkit.repairs import Repaired

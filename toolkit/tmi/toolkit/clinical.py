@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tmi.toolkit.case import CLINICAL_FILE, Case
+from tmi.toolkit.cases.case import CLINICAL_FILE, Case
 from tmi.toolkit.clinical_schema import Field, Schema, convert, plausible
 from tmi.toolkit.clinical_units import other_units
 from tmi.toolkit.errors import InputRefusedError

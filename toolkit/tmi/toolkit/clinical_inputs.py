@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from tmi.toolkit.case import Case, open_case
+from tmi.toolkit.cases.case import Case, open_case
 from tmi.toolkit.clinical import ClinicalRecord, read_clinical
 from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.clinical_text import render

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-from tmi.toolkit.case import CLINICAL_FILE
+from tmi.toolkit.cases.case import CLINICAL_FILE
 from tmi.toolkit.clinical_schema import Field, Schema, convert, plausible
 
 FAR = 2.0

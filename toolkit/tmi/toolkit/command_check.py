@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tmi.toolkit.case import Case, find_cases, is_folder
+from tmi.toolkit.cases.case import Case, find_cases, is_folder
 from tmi.toolkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tmi.toolkit.case import find_cases
+from tmi.toolkit.cases.case import find_cases
 from tmi.toolkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:

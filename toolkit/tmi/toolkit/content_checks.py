@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.case import CT_FILE, MASK_FILE
+from tmi.toolkit.cases.case import CT_FILE, MASK_FILE
 from tmi.toolkit.check_table import CHECKS
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.hounsfield_checks import Found, check_slices, check_values, sampled

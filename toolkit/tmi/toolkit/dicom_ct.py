@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import UID
 
-from tmi.toolkit.case import CT_FILE
-from tmi.toolkit.case_record import Repair
+from tmi.toolkit.cases.case import CT_FILE
+from tmi.toolkit.cases.provenance import Repair
 from tmi.toolkit.dicom_files import SliceHeader, decode_hu
 from tmi.toolkit.dicom_geometry import Stack, gaps, is_even, refuse, shear, stack, tilt
 from tmi.toolkit.dicom_series import Folder, Series, choose, scan

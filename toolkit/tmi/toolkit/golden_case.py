@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.radiomics_names import FEATURE_NAMES

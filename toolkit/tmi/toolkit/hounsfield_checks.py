@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.case import CT_FILE
+from tmi.toolkit.cases.case import CT_FILE
 
 SAMPLES = 64
 """Voxels an axis that the sample keeps at the most; more than half as many where there are so many."""

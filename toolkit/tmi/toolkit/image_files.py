@@ -15,7 +15,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from tmi.toolkit.case_record import Repair
+from tmi.toolkit.cases.provenance import Repair
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.storage.hashing import sha256_file
 from tmi.toolkit.volume import Volume

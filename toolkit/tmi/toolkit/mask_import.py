@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tmi.toolkit.case import MASK_FILE
-from tmi.toolkit.case_record import Repair
+from tmi.toolkit.cases.case import MASK_FILE
+from tmi.toolkit.cases.provenance import Repair
 from tmi.toolkit.compute.quiet import quiet
 from tmi.toolkit.dicom_files import READ_ERRORS, looks_like_dicom, open_dicom
 from tmi.toolkit.errors import InputRefusedError, UsageError

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from tmi.toolkit.case import MASK_FILE, RADIOMICS_FILE, Case, open_case
+from tmi.toolkit.cases.case import MASK_FILE, RADIOMICS_FILE, Case, open_case
 from tmi.toolkit.clinical import read_clinical
 from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.clinical_text import render

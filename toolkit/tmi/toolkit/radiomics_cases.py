@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from tmi.toolkit.case import MASK_FILE, RADIOMICS_FILE, Case, open_case
+from tmi.toolkit.cases.case import MASK_FILE, RADIOMICS_FILE, Case, open_case
 from tmi.toolkit.content_checks import check_ct, check_mask, refuse_on_error
 from tmi.toolkit.errors import InputRefusedError, UnavailableError, UsageError
 from tmi.toolkit.radiomics_cache import extract_once, package_versions

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tmi.toolkit.case import CT_FILE, MASK_FILE, RADIOMICS_FILE, RADIOMICS_RECORD_FILE, Case
+from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, RADIOMICS_FILE, RADIOMICS_RECORD_FILE, Case
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.radiomics_settings import SETTINGS_DIGEST
 from tmi.toolkit.storage.atomic_files import write_json

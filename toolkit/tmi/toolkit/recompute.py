@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from tmi.toolkit.case import MASK_FILE, RADIOMICS_FILE, Case
+from tmi.toolkit.cases.case import MASK_FILE, RADIOMICS_FILE, Case
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.radiomics_names import FEATURE_NAMES
 from tmi.toolkit.volume import Volume

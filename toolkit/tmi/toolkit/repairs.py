@@ -18,8 +18,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.case import CT_FILE, MASK_FILE, RADIOMICS_FILE, Case
-from tmi.toolkit.case_record import Repair, add_repair, read_case_record
+from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, RADIOMICS_FILE, Case
+from tmi.toolkit.cases.provenance import Repair, add_repair, read_case_record
 from tmi.toolkit.content_checks import MM_PER_UNIT, TILT_DEGREES, check_ct, tilt_degrees
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.toolkit.mask_grid import resample_mask

@@ -26,7 +26,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from tmi.toolkit.case import COHORT_COLUMNS, COHORT_FILE, Case, Cohort, open_cohort
+from tmi.toolkit.cases.case import COHORT_COLUMNS, COHORT_FILE, Case, Cohort, open_cohort
 from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import UsageError

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tmi.toolkit.case import CLINICAL_FILE, Case, plain_name
+from tmi.toolkit.cases.case import CLINICAL_FILE, Case, plain_name
 from tmi.toolkit.clinical import Value, read_values
 from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.errors import InputRefusedError

@@ -22,7 +22,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.case import CT_FILE, MASK_FILE, Case
+from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, Case
 from tmi.toolkit.compute.buffer_pool import Empty
 from tmi.toolkit.compute.cpu import other_cores
 from tmi.toolkit.compute.stage_timer import StageClock

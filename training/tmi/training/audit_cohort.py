@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tmi.toolkit.case import Case, Cohort
+from tmi.toolkit.cases.case import Case, Cohort
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.run_folder import FoldSplit, RunFolder
 from tmi.toolkit.scaling import RadiomicsScaler

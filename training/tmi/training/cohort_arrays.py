@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from tmi.toolkit.case import COHORT_FILE, Case, Cohort
+from tmi.toolkit.cases.case import COHORT_FILE, Case, Cohort
 from tmi.toolkit.clinical_inputs import clinical_inputs
 from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.config.schema import N_RADIOMICS, Config

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tmi.toolkit.case import Case, Cohort
+from tmi.toolkit.cases.case import Case, Cohort
 from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.clinical_text import require_rendering
 from tmi.toolkit.config.schema import Config

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.schema import CLASSES, TrainConfig
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.run_folder import FoldSplit

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rich.progress import Progress, TaskID
 
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.run_folder import FoldSplit
 

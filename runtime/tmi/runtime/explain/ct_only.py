@@ -19,7 +19,7 @@ from tmi.runtime.explain.fold_models import ModelSource
 from tmi.runtime.explain.looked_at import Anatomy
 from tmi.runtime.explain.places import PlaceFigures
 from tmi.runtime.explain.xgradcam import combined_map, stage_cams, unit_range
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.prepare import prepare_case
 

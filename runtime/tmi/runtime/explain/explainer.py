@@ -24,7 +24,7 @@ from tmi.runtime.explain.perturbation import Curves, curves
 from tmi.runtime.explain.randomisation import Randomised, randomisation
 from tmi.runtime.explain.tcaf_attention import ring_attention
 from tmi.runtime.explain.xgradcam import combined_map, stage_cams, unit_range
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical import read_clinical
 from tmi.toolkit.clinical_text import sentences
 from tmi.toolkit.errors import InputRefusedError

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from tmi.runtime.explain.places import PlaceFigures, body_mask, centre, place_figures
-from tmi.toolkit.case import Case
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.schema import CtConfig
 from tmi.toolkit.intensity import onto_ct_grid
 from tmi.toolkit.volume import Volume, read_ct, read_mask

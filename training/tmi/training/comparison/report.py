@@ -7,7 +7,7 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from tmi.toolkit.case import Cohort
+from tmi.toolkit.cases.case import Cohort
 from tmi.toolkit.storage.atomic_files import write_json, write_text
 from tmi.toolkit.storage.serialization import to_json
 from tmi.training.comparison.figures_text import csv_rows, mean_and_deviation

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from tmi.toolkit.case import Cohort
+from tmi.toolkit.cases.case import Cohort
 from tmi.toolkit.config.schema import POSITIVE, Config
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.run_folder import RunFolder

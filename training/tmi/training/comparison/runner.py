@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tmi.toolkit.case import Cohort
+from tmi.toolkit.cases.case import Cohort
 from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.errors import DamagedError, InputRefusedError, TmiError, UsageError
 from tmi.toolkit.prepared_cache import PreparedCache

@@ -8,7 +8,7 @@ A case is a folder::
       radiomics.csv     a header of feature names and one row of values (optional where the mask is there)
       radiomics.json    what radiomics.csv was made from (optional; `tmi.toolkit.radiomics_record`)
       clinical.json     {"patient_id": ..., "values": {field: value}, "report": free text or null}
-      case.json         where it came from and what was repaired (optional; `tmi.toolkit.case_record`)
+      case.json         where it came from and what was repaired (optional; `tmi.toolkit.cases.provenance`)
 
 A cohort is a folder of cases plus ``cohort.csv`` with the columns case_id, patient_id, label (good or bad).
 """

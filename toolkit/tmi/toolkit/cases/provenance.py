@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tmi.toolkit.case import CASE_RECORD_FILE
+from tmi.toolkit.cases.case import CASE_RECORD_FILE
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.toolkit.storage.atomic_files import write_json
 from tmi.toolkit.storage.serialization import from_json, to_json
