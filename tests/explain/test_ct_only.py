@@ -17,7 +17,7 @@ from factories.nano import nano
 from factories.random_run import write_random_run
 from factories.tmi_command import tmi
 from tmi.runtime.explain.fold_models import open_run_models
-from tmi.toolkit.network.system_network import system_network
+from tmi.toolkit.models.factory import system_network
 from tmi.toolkit.run_folder import CONFIG_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json, write_json
 from tmi.toolkit.storage.serialization import to_json

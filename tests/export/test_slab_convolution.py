@@ -8,7 +8,7 @@ from torch import nn
 
 from tmi.export.slab_convolution import convolve_in_slabs, in_slabs
 from tmi.toolkit.config.schema import Config
-from tmi.toolkit.network.ct_encoder import CtEncoder
+from tmi.toolkit.models.encoders.resnet3d import CtEncoder
 
 CONVOLUTIONS = {
     "stem": nn.Conv3d(1, 4, 7, stride=(1, 2, 2), padding=3, bias=False),

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from factories.nano import nano
 from tmi.toolkit.config.schema import N_RADIOMICS, Config, CtConfig, CtEncoderConfig
-from tmi.toolkit.network.tmi_clnet import TmiClnet, build
+from tmi.toolkit.models.tmi_clnet.model import TmiClnet, build
 
 SHAPE_DHW = (48, 64, 64)
 TISSUE_HU, LESION_HU, NOISE_HU = -65.0, 120.0, 6.0

@@ -13,7 +13,7 @@ from torch import nn
 
 from tmi.toolkit.clinical_schema import Schema, load_schema
 from tmi.toolkit.config.schema import N_RADIOMICS, Config
-from tmi.toolkit.network.system_network import system_network
+from tmi.toolkit.models.factory import system_network
 from tmi.toolkit.run_folder import SUMMARY_FILE, SUMMARY_TEXT_FILE, FoldSplit, RunFolder
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.storage.atomic_files import write_json, write_text

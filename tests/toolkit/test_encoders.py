@@ -11,11 +11,11 @@ from torch.nn.functional import relu
 
 from tmi.toolkit.config.presets import paper, released, tiny
 from tmi.toolkit.config.schema import CtEncoderConfig
-from tmi.toolkit.network.ct_encoder import CtEncoder
-from tmi.toolkit.network.fusion import Fusion
-from tmi.toolkit.network.radiomics_encoder import RadiomicsEncoder
-from tmi.toolkit.network.text_encoder import TextEncoder
-from tmi.toolkit.network.tmi_clnet import build
+from tmi.toolkit.models.encoders.bert import TextEncoder
+from tmi.toolkit.models.encoders.mlp import RadiomicsEncoder
+from tmi.toolkit.models.encoders.resnet3d import CtEncoder
+from tmi.toolkit.models.tmi_clnet.fusion import Fusion
+from tmi.toolkit.models.tmi_clnet.model import build
 
 SMALL = replace(tiny().network, text_encoder=replace(tiny().network.text_encoder, vocab_size=50))
 

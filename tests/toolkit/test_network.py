@@ -12,11 +12,11 @@ from torch.nn.functional import layer_norm
 
 from tmi.toolkit.config.presets import PRESETS, paper, preset, released, tiny
 from tmi.toolkit.config.schema import MODALITIES, Config, FusionConfig, HeadConfig, NetworkConfig
-from tmi.toolkit.network.fusion import Fusion
-from tmi.toolkit.network.head import Head
-from tmi.toolkit.network.ima import IntraModalityAggregation
-from tmi.toolkit.network.tcaf import TripleModalCrossAttention
-from tmi.toolkit.network.tmi_clnet import TmiClnet, build
+from tmi.toolkit.models.tmi_clnet.fusion import Fusion
+from tmi.toolkit.models.tmi_clnet.head import Head
+from tmi.toolkit.models.tmi_clnet.ima import IntraModalityAggregation
+from tmi.toolkit.models.tmi_clnet.model import TmiClnet, build
+from tmi.toolkit.models.tmi_clnet.tcaf import TripleModalCrossAttention
 
 SMALL = replace(tiny().network, text_encoder=replace(tiny().network.text_encoder, vocab_size=50))
 

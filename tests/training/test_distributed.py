@@ -80,7 +80,7 @@ def gradients(rank: int, world: int, port: int, weight: torch.Tensor, x: torch.T
 
 
 def outputs(x: torch.Tensor, weight: torch.Tensor):
-    from tmi.toolkit.network.fusion import FusionOutput
+    from tmi.toolkit.models.tmi_clnet.fusion import FusionOutput
 
     return FusionOutput(x @ weight[0, :, :2], *(x @ weight[i] for i in (1, 2, 3)))
 

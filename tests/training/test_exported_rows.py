@@ -28,10 +28,10 @@ from tmi.toolkit.cases.case import CLINICAL_FILE, CT_FILE, RADIOMICS_FILE
 from tmi.toolkit.check_result import ParityError
 from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.network.simpleff import SliceFeatures
+from tmi.toolkit.models.baselines.simpleff import SliceFeatures
+from tmi.toolkit.models.registry import NEURAL, encoder_roles, seen
 from tmi.toolkit.run_folder import SUMMARY_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json
-from tmi.toolkit.systems import NEURAL, encoder_roles, seen
 from tmi.training.comparison.paper_tables import TABLES
 from tmi.training.comparison.plan import chosen_tables, make_plan
 

@@ -17,7 +17,7 @@ from factories.small_fold import SPLIT, make_arrays, small_config
 from factories.small_fold import train_small as train
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.network.tmi_clnet import build
+from tmi.toolkit.models.tmi_clnet.model import build
 from tmi.toolkit.run_folder import FoldFolder
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.training.calibration import calibrate

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from factories.small_fold import SPLIT, make_arrays, small_config, train_small
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.network.ct_encoder import CtEncoder
-from tmi.toolkit.network.text_encoder import TextEncoder
-from tmi.toolkit.network.tmi_clnet import build
+from tmi.toolkit.models.encoders.bert import TextEncoder
+from tmi.toolkit.models.encoders.resnet3d import CtEncoder
+from tmi.toolkit.models.tmi_clnet.model import build
 from tmi.training.freezing import FrozenFeatures, cacheable, frozen_parts, weights_key
 from tmi.training.module import FoldModule
 from tmi.training.pretrained.initial_weights import InitialWeights

@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 
 from tmi.toolkit.config.presets import paper, released
 from tmi.toolkit.config.schema import LossConfig
-from tmi.toolkit.network.fusion import FusionOutput
-from tmi.toolkit.network.logits import Logits
+from tmi.toolkit.models.outputs import Logits
+from tmi.toolkit.models.tmi_clnet.fusion import FusionOutput
 from tmi.training.losses.sdm import sdm
 from tmi.training.losses.tmff import tmff
 from tmi.training.losses.total import total_loss

@@ -23,8 +23,8 @@ from factories.tmi_command import Outcome, tmi
 from tmi.toolkit.config.presets import paper, tiny
 from tmi.toolkit.config.schema import CtEncoderConfig, TextEncoderConfig
 from tmi.toolkit.errors import DamagedError, TmiError, UsageError
-from tmi.toolkit.network.ct_encoder import CtEncoder
-from tmi.toolkit.network.text_encoder import TextEncoder
+from tmi.toolkit.models.encoders.bert import TextEncoder
+from tmi.toolkit.models.encoders.resnet3d import CtEncoder
 from tmi.training.pretrained.ct_weights import read_ct_weights
 from tmi.training.pretrained.initial_weights import settle
 from tmi.training.pretrained.text_weights import bert_settings, bert_tokenizer, read_text_weights

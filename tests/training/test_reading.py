@@ -18,7 +18,7 @@ from tmi.toolkit.clinical_text import render
 from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.config.schema import ClinicalConfig, Config, TextEncoderConfig
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.network.text_encoder import TextEncoder
+from tmi.toolkit.models.encoders.bert import TextEncoder
 from tmi.training.pretrained.initial_weights import settle
 from tmi.training.reading.drawn_records import draw, records, value_at
 from tmi.training.reading.encoder_folder import write_encoder

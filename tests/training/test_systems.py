@@ -18,14 +18,14 @@ from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.presets import paper, preset
 from tmi.toolkit.config.schema import MODALITIES, Config
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.network.hfbsurv import FactorisedBilinear
-from tmi.toolkit.network.mmd import MmdFusion, kept_modalities
-from tmi.toolkit.network.system_network import network_part, system_network
-from tmi.toolkit.network.three_parts import ThreeParts
-from tmi.toolkit.network.tmi_clnet import TmiClnet
+from tmi.toolkit.models.baselines.hfbsurv import FactorisedBilinear
+from tmi.toolkit.models.baselines.mmd import MmdFusion, kept_modalities
+from tmi.toolkit.models.factory import network_part, system_network
+from tmi.toolkit.models.multimodal import ThreeParts
+from tmi.toolkit.models.registry import NEURAL as WITH_A_NETWORK
+from tmi.toolkit.models.registry import TEMPERATURE, TEMPERED, calibrated, ct_width, encoder_roles, seen
+from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.run_folder import FoldFolder
-from tmi.toolkit.systems import NEURAL as WITH_A_NETWORK
-from tmi.toolkit.systems import TEMPERATURE, TEMPERED, calibrated, ct_width, encoder_roles, seen
 from tmi.training.fold_training import train_fold
 from tmi.training.freezing import frozen_parts
 from tmi.training.systems import estimator_arrays

@@ -67,10 +67,10 @@ from tmi.toolkit.manifest import (
     GraphSpec,
     Manifest,
 )
+from tmi.toolkit.models.registry import seen
 from tmi.toolkit.run_folder import SUMMARY_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json, require_absent, staged_folder, write_text
 from tmi.toolkit.storage.serialization import to_json
-from tmi.toolkit.systems import seen
 from tmi.toolkit.tokenizer import Tokenizer
 
 GOLDEN_SEED = 20_240_601

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tmi.toolkit.errors import UsageError
+from tmi.toolkit.models.registry import NEURAL
 from tmi.toolkit.run_folder import RunFolder
-from tmi.toolkit.systems import NEURAL
 
 
 def require_exportable(run: RunFolder) -> None:

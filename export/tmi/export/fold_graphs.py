@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from tmi.toolkit.config.schema import N_RADIOMICS, Config
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.manifest import GraphSpec, Role, TensorSpec
-from tmi.toolkit.network.restoring import AnyModule, restore
-from tmi.toolkit.network.system_network import system_network
-from tmi.toolkit.network.three_parts import ThreeParts
+from tmi.toolkit.models.factory import system_network
+from tmi.toolkit.models.multimodal import ThreeParts
+from tmi.toolkit.models.registry import calibrated, ct_width, encoder_roles, seen
+from tmi.toolkit.models.weights import AnyModule, restore
 from tmi.toolkit.run_folder import FoldFolder, RunFolder
 from tmi.toolkit.storage.hashing import sha256_file
-from tmi.toolkit.systems import calibrated, ct_width, encoder_roles, seen
 
 State = dict[str, Tensor]
 PREFIXES: dict[Role, str] = {"ct": "ct_encoder.", "text": "text_encoder.", "fusion": "fusion."}
@@ -168,7 +168,7 @@ def example_inputs(spec: GraphSpec) -> tuple[Tensor, ...]:
 
 
 def calibrated_weights(config: Config, files: FoldFolder, prefix: str = "") -> State:
-    """A fold's weights below a prefix, its temperature taken into them (`tmi.toolkit.systems.calibrated`).
+    """A fold's weights below a prefix, its temperature taken into them (`tmi.toolkit.models.registry.calibrated`).
 
     So every engine, and every gate, answers with the calibrated logits, and no runtime has a temperature to forget.
 

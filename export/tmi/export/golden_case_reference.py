@@ -23,10 +23,10 @@ from tmi.runtime.golden_road import SHORT_TEXT, text_digest
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.schema import Config, CtConfig, Modality
 from tmi.toolkit.golden_case import golden_config, write_golden_case
+from tmi.toolkit.models.registry import seen
 from tmi.toolkit.prepare import prepare_case
 from tmi.toolkit.radiomics_names import FEATURE_NAMES
 from tmi.toolkit.run_folder import RunFolder
-from tmi.toolkit.systems import seen
 
 
 def golden_case_reference(run: RunFolder, cut: Cut, folder: Path, *, seed: int) -> dict[str, NDArray[np.generic]]:

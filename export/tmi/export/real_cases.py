@@ -20,11 +20,11 @@ from tmi.runtime.parity import Outputs
 from tmi.toolkit.cases.case import find_cases
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.golden import GoldenInputs, GoldenText
+from tmi.toolkit.models.registry import seen
 from tmi.toolkit.prepare import PreparedCase, prepare_case
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.storage.atomic_files import write_json
-from tmi.toolkit.systems import seen
 from tmi.toolkit.tokenizer import Tokenizer
 
 

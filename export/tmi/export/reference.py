@@ -14,7 +14,7 @@ from torch import Tensor
 from tmi.export.fold_graphs import Cut, FoldModels
 from tmi.runtime.parity import Outputs, relative_error
 from tmi.toolkit.golden import GoldenInputs, trimmed
-from tmi.toolkit.network.three_parts import ThreeParts
+from tmi.toolkit.models.multimodal import ThreeParts
 
 ARBITER_VOXELS = 2**20
 """Voxels up to which a float64 run of the whole network is cheap; above, torch's float64 convolutions take too much."""

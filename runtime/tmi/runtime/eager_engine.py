@@ -67,7 +67,7 @@ class EagerEngine(GraphEngine):
 
     def _part(self, role: Role) -> torch.nn.Module:
         """The network's part, with weights yet to be filled in; torch's random state is left as it was."""
-        from tmi.toolkit.network.system_network import network_part
+        from tmi.toolkit.models.factory import network_part
 
         assert self._config is not None
         with torch.random.fork_rng(devices=[]):
@@ -87,7 +87,7 @@ def _without_prefix(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, 
 
 def _restore(module: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> torch.nn.Module:
     """The module with exactly these weights, ready to answer."""
-    from tmi.toolkit.network.restoring import restore
+    from tmi.toolkit.models.weights import restore
 
     return restore(
         module,

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from tmi.toolkit.config.schema import N_RADIOMICS, Config
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.manifest import Manifest
-from tmi.toolkit.systems import seen
+from tmi.toolkit.models.registry import seen
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int64

@@ -42,8 +42,8 @@ from typing import Any, Literal
 from tmi.toolkit.check_result import GateRecord
 from tmi.toolkit.config.schema import CLASSES, MODALITIES, POSITIVE, Config, Modality
 from tmi.toolkit.errors import DamagedError, UsageError
+from tmi.toolkit.models.registry import seen
 from tmi.toolkit.storage.serialization import from_json, to_json
-from tmi.toolkit.systems import seen
 
 SCHEMA = "tmi-bundle/2"
 BEFORE = "tmi-bundle/1"

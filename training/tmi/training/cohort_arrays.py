@@ -22,10 +22,10 @@ from tmi.toolkit.clinical_inputs import clinical_inputs
 from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.config.schema import N_RADIOMICS, Config
 from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.models.registry import seen
 from tmi.toolkit.prepare import prepare_case
 from tmi.toolkit.prepared_cache import PreparedCache
 from tmi.toolkit.storage.hashing import sha256_file, sha256_json
-from tmi.toolkit.systems import seen
 
 IN_MEMORY_BYTES = 2 * 2**30
 """Cohorts whose CTs take more than this are mapped from a file."""

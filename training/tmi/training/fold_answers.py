@@ -11,7 +11,7 @@ from torch import nn
 
 from tmi.toolkit.config.schema import POSITIVE, Config
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.network.restoring import restore
+from tmi.toolkit.models.weights import restore
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.tokenizer import Tokenizer

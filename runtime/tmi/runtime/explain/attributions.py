@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tmi.runtime.explain.fold_inputs import EncodedCase, FoldInputs, log_odds
-from tmi.toolkit.network.tmi_clnet import TmiClnet
+from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 
 FIRST_STEPS = 16
 MOST_STEPS = {"radiomics": 2048, "clinical": 128}

@@ -28,7 +28,7 @@ from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical import read_clinical
 from tmi.toolkit.clinical_text import sentences
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.network.tmi_clnet import TmiClnet
+from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.prepare import PreparedCase
 
 Tell = Callable[[str], None]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tmi.runtime.explain.fold_models import FoldModel
 from tmi.toolkit.config.schema import Config
-from tmi.toolkit.network.tmi_clnet import TmiClnet
+from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.prepare import PreparedCase
 
 

@@ -23,14 +23,14 @@ from tmi.toolkit.clinical_text import require_rendering
 from tmi.toolkit.config.schema import CLASSES, MODALITIES, POSITIVE, Config
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.manifest import FUSION, FoldSpec
-from tmi.toolkit.network.restoring import restore
-from tmi.toolkit.network.system_network import system_network
-from tmi.toolkit.network.three_parts import ThreeParts
-from tmi.toolkit.network.tmi_clnet import TmiClnet
+from tmi.toolkit.models.factory import system_network
+from tmi.toolkit.models.multimodal import ThreeParts
+from tmi.toolkit.models.registry import calibrated, seen
+from tmi.toolkit.models.tmi_clnet.model import TmiClnet
+from tmi.toolkit.models.weights import restore
 from tmi.toolkit.run_folder import RUN_FILE, FoldFolder, RunFolder
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.storage.hashing import sha256_file
-from tmi.toolkit.systems import calibrated, seen
 from tmi.toolkit.tokenizer import Tokenizer
 
 

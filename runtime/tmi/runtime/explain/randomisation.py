@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import nn
 
-from tmi.toolkit.network.tmi_clnet import TmiClnet
+from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 
 FINEST = 48
 WINDOW = 7

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tmi.toolkit.config.schema import MODALITIES
-from tmi.toolkit.network.tcaf import TripleModalCrossAttention
+from tmi.toolkit.models.tmi_clnet.tcaf import TripleModalCrossAttention
 
 
 @dataclass(frozen=True, kw_only=True)

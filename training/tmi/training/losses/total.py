@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tmi.toolkit.config.schema import LossConfig
-from tmi.toolkit.network.fusion import FusionOutput
+from tmi.toolkit.models.tmi_clnet.fusion import FusionOutput
 from tmi.training.losses.tmff import tmff
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tmi.toolkit.config.schema import CtEncoderConfig
-from tmi.toolkit.network.ct_encoder import CtEncoder
+from tmi.toolkit.models.encoders.resnet3d import CtEncoder
 from tmi.toolkit.storage.hashing import sha256_file
 from tmi.training.pretrained.weight_file import PARALLEL, WeightFile, read_weights
 from tmi.training.pretrained.weight_report import WeightReport, place

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tmi.toolkit.config.schema import TextEncoderConfig
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.network.text_encoder import TextEncoder
+from tmi.toolkit.models.encoders.bert import TextEncoder
 from tmi.toolkit.storage.hashing import sha256_file
 from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.pretrained.weight_file import PARALLEL, read_weights

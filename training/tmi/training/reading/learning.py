@@ -28,7 +28,7 @@ from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.clinical_text import Rendering, render
 from tmi.toolkit.config.schema import TextEncoderConfig
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.network.text_encoder import TextEncoder
+from tmi.toolkit.models.encoders.bert import TextEncoder
 from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.reading.drawn_records import Drawn, draw, records
 from tmi.training.reading.reading_targets import columns, targets

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tmi.toolkit.config.schema import Config, LossConfig
-from tmi.toolkit.network.ct_encoder import CtEncoder
-from tmi.toolkit.network.radiomics_encoder import RadiomicsEncoder
-from tmi.toolkit.network.text_encoder import TextEncoder
+from tmi.toolkit.models.encoders.bert import TextEncoder
+from tmi.toolkit.models.encoders.mlp import RadiomicsEncoder
+from tmi.toolkit.models.encoders.resnet3d import CtEncoder
 from tmi.training.losses.total import Loss
 from tmi.training.systems.registry import system
 

@@ -2,7 +2,7 @@
 
     loss = cross entropy + weight * reconstruction
 
-The network is `tmi.toolkit.network.mmd`'s.
+The network is `tmi.toolkit.models.baselines.mmd`'s.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tmi.toolkit.config.schema import LossConfig
-from tmi.toolkit.network.mmd import MmdOutput
+from tmi.toolkit.models.baselines.mmd import MmdOutput
 from tmi.training.losses.total import Loss, task_loss
 
 

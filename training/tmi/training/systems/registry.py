@@ -12,9 +12,9 @@ from typing import Literal
 
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.systems import SEES, seen
+from tmi.toolkit.models.registry import SEES, seen
 
-NETWORK = "tmi.toolkit.network.system_network:system_network"
+NETWORK = "tmi.toolkit.models.factory:system_network"
 CROSS_ENTROPY = "tmi.training.losses.total:task_loss"
 
 

@@ -6,8 +6,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tmi.toolkit.config.schema import LossConfig
-from tmi.toolkit.network.fusion import FusionOutput
-from tmi.toolkit.network.logits import Logits
+from tmi.toolkit.models.outputs import Logits
+from tmi.toolkit.models.tmi_clnet.fusion import FusionOutput
 from tmi.training.losses.total import Loss, task_loss, total_loss
 
 

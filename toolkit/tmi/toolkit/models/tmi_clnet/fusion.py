@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, cat, nn
 
 from tmi.toolkit.config.schema import MODALITIES, NetworkConfig
-from tmi.toolkit.network.head import Head
-from tmi.toolkit.network.ima import IntraModalityAggregation
-from tmi.toolkit.network.radiomics_encoder import RadiomicsEncoder
-from tmi.toolkit.network.tcaf import TripleModalCrossAttention
+from tmi.toolkit.models.encoders.mlp import RadiomicsEncoder
+from tmi.toolkit.models.tmi_clnet.head import Head
+from tmi.toolkit.models.tmi_clnet.ima import IntraModalityAggregation
+from tmi.toolkit.models.tmi_clnet.tcaf import TripleModalCrossAttention
 
 
 class FusionOutput(NamedTuple):

@@ -1,7 +1,7 @@
 """What all networks have in common: a CT part, a text part and a fusion part, of which the encoders may be absent.
 
 State-dict prefixes `ct_encoder.`, `text_encoder.` and `fusion.` are where the export cuts the graph
-(`tmi.toolkit.systems`). B batch, D H W voxels, T tokens, C channels, K classes.
+(`tmi.toolkit.models.registry`). B batch, D H W voxels, T tokens, C channels, K classes.
 """
 
 from __future__ import annotations

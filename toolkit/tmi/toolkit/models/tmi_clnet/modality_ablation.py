@@ -11,14 +11,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tmi.toolkit.config.schema import MODALITIES, NetworkConfig
-from tmi.toolkit.network.fusion import feature_widths
-from tmi.toolkit.network.head import Head
-from tmi.toolkit.network.logits import Logits
-from tmi.toolkit.network.radiomics_encoder import RadiomicsEncoder
-from tmi.toolkit.network.tcaf import TripleModalCrossAttention
+from tmi.toolkit.models.encoders.mlp import RadiomicsEncoder
+from tmi.toolkit.models.outputs import Logits
+from tmi.toolkit.models.tmi_clnet.fusion import feature_widths
+from tmi.toolkit.models.tmi_clnet.head import Head
+from tmi.toolkit.models.tmi_clnet.tcaf import TripleModalCrossAttention
 
 GIVEN = ("image", "clinical", "radiomics")
-"""The order in which a fusion part takes what its network sees (`tmi.toolkit.network.three_parts`)."""
+"""The order in which a fusion part takes what its network sees (`tmi.toolkit.models.multimodal`)."""
 
 
 class SubsetFusion(nn.Module):

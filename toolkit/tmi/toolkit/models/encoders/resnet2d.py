@@ -1,6 +1,6 @@
 """2D ResNet over the middle axial slice of the CT.
 
-B batch, D H W voxels, C channels. Source: K. He et al. 2016; in 3D as in `tmi.toolkit.network.ct_encoder`.
+B batch, D H W voxels, C channels. Source: K. He et al. 2016; in 3D as in `tmi.toolkit.models.encoders.resnet3d`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from monai.networks.nets.resnet import ResNet
 from torch import Tensor, nn
 
 from tmi.toolkit.config.baseline_schema import Resnet2dConfig
-from tmi.toolkit.network.ct_encoder import BLOCKS
+from tmi.toolkit.models.encoders.resnet3d import BLOCKS
 
 
 def resnet2d(config: Resnet2dConfig) -> nn.Module:

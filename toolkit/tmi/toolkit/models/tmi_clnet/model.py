@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tmi.toolkit.config.schema import NetworkConfig
-from tmi.toolkit.network.ct_encoder import CtEncoder
-from tmi.toolkit.network.fusion import Fusion, FusionOutput
-from tmi.toolkit.network.text_encoder import TextEncoder
-from tmi.toolkit.network.three_parts import ThreeParts
+from tmi.toolkit.models.encoders.bert import TextEncoder
+from tmi.toolkit.models.encoders.resnet3d import CtEncoder
+from tmi.toolkit.models.multimodal import ThreeParts
+from tmi.toolkit.models.tmi_clnet.fusion import Fusion, FusionOutput
 
 
 class TmiClnet(ThreeParts):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from tmi.toolkit.config.baseline_schema import Resnet2dConfig, SimpleFfConfig
 from tmi.toolkit.config.schema import CLASSES, N_RADIOMICS
-from tmi.toolkit.network.logits import Logits
-from tmi.toolkit.network.slice_encoder import resnet2d
+from tmi.toolkit.models.encoders.resnet2d import resnet2d
+from tmi.toolkit.models.outputs import Logits
 
 COUNTED_ON = 64
 """Depth that the config counts the slices on."""

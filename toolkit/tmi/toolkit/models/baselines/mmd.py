@@ -21,8 +21,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn, stack
 
 from tmi.toolkit.config.schema import CLASSES, MODALITIES, Config
-from tmi.toolkit.network.fusion import feature_widths
-from tmi.toolkit.network.radiomics_encoder import RadiomicsEncoder
+from tmi.toolkit.models.encoders.mlp import RadiomicsEncoder
+from tmi.toolkit.models.tmi_clnet.fusion import feature_widths
 
 
 class MmdOutput(NamedTuple):

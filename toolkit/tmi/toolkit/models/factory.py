@@ -8,19 +8,19 @@ from torch import nn
 
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.network.ct_encoder import CtEncoder
-from tmi.toolkit.network.fusion import Fusion
-from tmi.toolkit.network.hfbsurv import HfbsurvFusion
-from tmi.toolkit.network.logits import LinearHead
-from tmi.toolkit.network.mmd import MmdFusion
-from tmi.toolkit.network.modality_subset import SubsetFusion
-from tmi.toolkit.network.simpleff import SimpleFfFusion, SliceFeatures
-from tmi.toolkit.network.slice_encoder import SliceEncoder
-from tmi.toolkit.network.text_encoder import TextEncoder
-from tmi.toolkit.network.three_parts import ThreeParts
-from tmi.toolkit.network.tmi_clnet import TmiClnet
-from tmi.toolkit.network.vit import VitEncoder
-from tmi.toolkit.systems import NEURAL, ct_width, encoder_roles, seen
+from tmi.toolkit.models.baselines.hfbsurv import HfbsurvFusion
+from tmi.toolkit.models.baselines.mmd import MmdFusion
+from tmi.toolkit.models.baselines.simpleff import SimpleFfFusion, SliceFeatures
+from tmi.toolkit.models.encoders.bert import TextEncoder
+from tmi.toolkit.models.encoders.resnet2d import SliceEncoder
+from tmi.toolkit.models.encoders.resnet3d import CtEncoder
+from tmi.toolkit.models.encoders.vit import VitEncoder
+from tmi.toolkit.models.multimodal import ThreeParts
+from tmi.toolkit.models.outputs import LinearHead
+from tmi.toolkit.models.registry import NEURAL, ct_width, encoder_roles, seen
+from tmi.toolkit.models.tmi_clnet.fusion import Fusion
+from tmi.toolkit.models.tmi_clnet.modality_ablation import SubsetFusion
+from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 
 
 def system_network(config: Config) -> ThreeParts:

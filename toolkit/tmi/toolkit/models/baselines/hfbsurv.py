@@ -20,9 +20,9 @@ from torch import Tensor, cat, nn, stack
 from torch.nn.functional import normalize
 
 from tmi.toolkit.config.schema import CLASSES, MODALITIES, Config
-from tmi.toolkit.network.fusion import feature_widths
-from tmi.toolkit.network.logits import Logits
-from tmi.toolkit.network.radiomics_encoder import RadiomicsEncoder
+from tmi.toolkit.models.encoders.mlp import RadiomicsEncoder
+from tmi.toolkit.models.outputs import Logits
+from tmi.toolkit.models.tmi_clnet.fusion import feature_widths
 
 
 class FactorisedBilinear(nn.Module):
