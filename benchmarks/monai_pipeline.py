@@ -21,9 +21,9 @@ from tmi.runtime.eager_engine import EagerEngine
 from tmi.runtime.graph_engine import available_cores
 from tmi.toolkit.bundle import open_bundle
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.clinical import read_clinical
-from tmi.toolkit.clinical_schema import stored_schema
-from tmi.toolkit.clinical_text import render
+from tmi.toolkit.clinical.record import read_clinical
+from tmi.toolkit.clinical.rendering import render
+from tmi.toolkit.clinical.schema import stored_schema
 from tmi.toolkit.config.schema import CtConfig
 from tmi.toolkit.radiomics_table import read_table
 from tmi.toolkit.scaling import RadiomicsScaler

@@ -12,7 +12,7 @@ from pathlib import Path
 from tmi.runtime import Prediction, Predictor
 from tmi.runtime.engine import open_engine
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.clinical_schema import stored_schema
+from tmi.toolkit.clinical.schema import stored_schema
 from tmi.toolkit.prepare import prepare_case
 
 

@@ -18,11 +18,11 @@ from tmi.runtime import Predictor
 from tmi.runtime.engine import ENGINES, Engine, installed, open_engine
 from tmi.toolkit.bundle import open_bundle
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.clinical_schema import stored_schema
+from tmi.toolkit.clinical.schema import stored_schema
+from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.errors import UnavailableError
 from tmi.toolkit.prepare import prepare_case
 from tmi.toolkit.scaling import RadiomicsScaler
-from tmi.toolkit.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

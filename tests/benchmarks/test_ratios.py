@@ -22,7 +22,7 @@ from report import markdown
 from tmi.runtime import Predictor
 from tmi.runtime.bench_case import write_bench_case
 from tmi.runtime.graph_engine import GraphEngine
-from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.clinical.schema import load_schema
 
 ROOT = Path(__file__).resolve().parents[2]
 NAP = 0.25

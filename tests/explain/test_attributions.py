@@ -25,8 +25,8 @@ from tmi.runtime.explain.fold_inputs import encode, fold_inputs, log_odds
 from tmi.runtime.explain.fold_models import open_run_models
 from tmi.runtime.explain.tcaf_attention import ring_attention
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.clinical import read_clinical
-from tmi.toolkit.clinical_text import render, sentences
+from tmi.toolkit.clinical.record import read_clinical
+from tmi.toolkit.clinical.rendering import render, sentences
 from tmi.toolkit.models.tmi_clnet.tcaf import MODALITIES
 from tmi.toolkit.prepare import prepare_case
 from tmi.toolkit.radiomics_names import CLASS_FEATURES, FEATURE_NAMES, IMAGE_TYPES

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from factories.small_bundle import small_manifest
-from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.presets import paper, tiny
 from tmi.toolkit.config.schema import ClinicalConfig, CtConfig
 from tmi.toolkit.errors import DamagedError

@@ -19,11 +19,11 @@ from tmi.export.typed_graphs import add_typed_graphs
 from tmi.runtime.verification import read_references
 from tmi.toolkit.bundle import Bundle, open_bundle
 from tmi.toolkit.cases.case import find_cases
+from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.golden import golden_of
 from tmi.toolkit.prepare import PreparedCase, prepare_case
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.scaling import RadiomicsScaler
-from tmi.toolkit.tokenizer import Tokenizer
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this platform")
 CASES = 2

@@ -10,8 +10,8 @@ import pytest
 
 from factories.planted_faults import Fault, Workbench
 from factories.tmi_command import Outcome, tmi
+from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.scaling import RadiomicsScaler
-from tmi.toolkit.tokenizer import Tokenizer
 
 
 def _another_window(patch: pytest.MonkeyPatch) -> None:

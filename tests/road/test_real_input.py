@@ -13,8 +13,8 @@ from factories.real_case import LIVER_LABEL, write_real_case
 from factories.tmi_command import tmi
 from tmi.runtime.engine import ENGINES, lacking
 from tmi.toolkit.cases.case import open_case
-from tmi.toolkit.clinical import read_clinical
-from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.clinical.record import read_clinical
+from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.radiomics import read_table, write_table
 from tmi.toolkit.radiomics_names import FEATURE_NAMES
 from tmi.toolkit.volume import read_ct, read_mask

@@ -15,7 +15,7 @@ from factories.nano import NANO_OPTIONS
 from factories.tmi_command import Outcome, tmi
 from factories.traced_once import traced_once
 from tmi.toolkit.bundle import open_bundle, write_manifest
-from tmi.toolkit.clinical_schema import SCHEMA_FILE, load_schema
+from tmi.toolkit.clinical.schema import SCHEMA_FILE, load_schema
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.hashing import sha256_file
 
@@ -133,7 +133,7 @@ def test_a_bundle_whose_text_this_version_would_write_otherwise_is_refused(bundl
 
 
 def test_an_export_tells_the_version_that_was_trained_with_and_not_its_own(project, bundle, monkeypatch, tmp_path):
-    monkeypatch.setattr("tmi.toolkit.clinical_text.RENDERING_VERSIONS", {"values": 2, "flags": 2})
+    monkeypatch.setattr("tmi.toolkit.clinical.rendering.RENDERING_VERSIONS", {"values": 2, "flags": 2})
     outcome = tmi("export", project / "run", "--engine", "onnx", "--out", tmp_path / "again")
     assert outcome.code == 6
     assert "trained on clinical text 'values' version 1; this tmi writes version 2" in outcome.err
@@ -152,7 +152,7 @@ def test_a_run_resumes_only_with_the_schema_and_the_rendering_it_was_started_wit
     outcome = tmi(*resume, cwd=project)
     assert (outcome.code, "was started with another clinical schema" in outcome.err) == (2, True)
     with monkeypatch.context() as patch:
-        patch.setattr("tmi.toolkit.clinical_text.RENDERING_VERSIONS", {"values": 2, "flags": 2})
+        patch.setattr("tmi.toolkit.clinical.rendering.RENDERING_VERSIONS", {"values": 2, "flags": 2})
         outcome = tmi(*resume, "--schema", "pbc.json", cwd=project)
     assert (outcome.code, "version 1; this tmi writes version 2" in outcome.err) == (6, True)
     assert tmi(*resume, "--schema", "pbc.json", cwd=project).code == 0

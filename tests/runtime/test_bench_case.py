@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 
 from tmi.runtime.bench_case import write_bench_case
-from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.prepare import prepare_case
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.clinical import MAX_BYTES, ClinicalRecord, read_clinical
-from tmi.toolkit.clinical_schema import load_schema, parse_schema
+from tmi.toolkit.clinical.record import MAX_BYTES, ClinicalRecord, read_clinical
+from tmi.toolkit.clinical.schema import load_schema, parse_schema
 from tmi.toolkit.errors import InputRefusedError, UsageError
 
 SCHEMA = load_schema()

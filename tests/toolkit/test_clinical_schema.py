@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.clinical import ClinicalRecord, read_clinical
-from tmi.toolkit.clinical_schema import Schema, convert, load_schema, parse_schema, store_schema, stored_schema
-from tmi.toolkit.clinical_text import RENDERING_VERSIONS, render
+from tmi.toolkit.clinical.record import ClinicalRecord, read_clinical
+from tmi.toolkit.clinical.rendering import RENDERING_VERSIONS, render
+from tmi.toolkit.clinical.schema import Schema, convert, load_schema, parse_schema, store_schema, stored_schema
 from tmi.toolkit.config.schema import ClinicalConfig
 from tmi.toolkit.errors import DamagedError, InputRefusedError, UsageError
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file

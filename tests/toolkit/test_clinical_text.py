@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tmi.toolkit.clinical import ClinicalRecord
-from tmi.toolkit.clinical_schema import load_schema
-from tmi.toolkit.clinical_text import RENDERING_VERSIONS, render
+from tmi.toolkit.clinical.record import ClinicalRecord
+from tmi.toolkit.clinical.rendering import RENDERING_VERSIONS, render
+from tmi.toolkit.clinical.schema import load_schema
 
 SCHEMA = load_schema()
 

@@ -15,7 +15,7 @@ import yaml
 import tmi.toolkit.radiomics as radiomics
 from factories.tmi_command import tmi
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.prepare import prepare_case
 from tmi.toolkit.radiomics import Extracted

@@ -17,7 +17,7 @@ from factories.mutants import write_mutant
 from factories.tmi_command import tmi
 from tmi.toolkit.cases.case import find_cases
 from tmi.toolkit.check import check_cases
-from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.errors import InputRefusedError, TmiError
 from tmi.toolkit.prepare import prepare_case

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tmi.toolkit.cases.case import open_case, open_cohort
-from tmi.toolkit.clinical import read_clinical
-from tmi.toolkit.clinical_schema import load_schema
-from tmi.toolkit.clinical_text import render
+from tmi.toolkit.clinical.record import read_clinical
+from tmi.toolkit.clinical.rendering import render
+from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.table_import import import_table
 from tmi.toolkit.table_report import TableReport

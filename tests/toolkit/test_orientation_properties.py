@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from factories.cases import write_case
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.config.schema import CtConfig
 from tmi.toolkit.prepare import prepare_case

@@ -17,7 +17,7 @@ import tmi.toolkit.prepare as prepare_module
 from factories.bad_cases import FAULTS, write_bad_cases
 from factories.cases import write_case
 from tmi.toolkit.cases.case import Case, open_case
-from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.prepare import PreparedCase, prepare_case

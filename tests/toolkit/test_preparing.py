@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 import tmi.toolkit.nifti_file as nifti_file
 from factories.cases import write_case
 from tmi.toolkit.cases.case import Case, open_case
-from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.compute.cpu import other_cores
 from tmi.toolkit.config.schema import CtConfig
 from tmi.toolkit.errors import InputRefusedError

@@ -15,8 +15,8 @@ import tmi.toolkit.radiomics
 import tmi.toolkit.synth as synth
 from factories.tmi_command import tmi as run_tmi
 from tmi.toolkit.cases.case import Case, open_cohort
-from tmi.toolkit.clinical import read_clinical
-from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.clinical.record import read_clinical
+from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.schema import CLASSES, N_RADIOMICS
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.toolkit.phantom import Grid, findings_of, render, sample_body

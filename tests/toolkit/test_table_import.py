@@ -13,8 +13,8 @@ import pytest
 
 from tmi.toolkit.cases.case import open_case, open_cohort
 from tmi.toolkit.cases.provenance import read_case_record
-from tmi.toolkit.clinical import read_clinical
-from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.clinical.record import read_clinical
+from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.toolkit.table_import import import_table
 from tmi.toolkit.table_report import TableReport

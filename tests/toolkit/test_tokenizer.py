@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tmi.toolkit.clinical.tokenizer import SPECIAL, Tokenizer
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.tokenizer import SPECIAL, Tokenizer
 
 TEXTS = [
     "",
@@ -114,7 +114,7 @@ def test_a_vocabulary_is_never_larger_than_asked_for():
 def test_the_same_texts_give_the_same_bytes_in_any_order_and_in_any_process(tmp_path):
     texts = [f"Albumin: {i} g/L. Platelets: {7 * i}." for i in range(30)]
     program = (
-        "import sys, json; from pathlib import Path; from tmi.toolkit.tokenizer import Tokenizer;"
+        "import sys, json; from pathlib import Path; from tmi.toolkit.clinical.tokenizer import Tokenizer;"
         "Tokenizer.train(json.loads(sys.argv[1]), 80).save(Path(sys.argv[2]))"
     )
     Tokenizer.train(texts, 80).save(tmp_path / "here.json")

@@ -13,9 +13,9 @@ from factories.cases import write_case
 from factories.nano import nano
 from factories.tmi_command import tmi
 from tmi.toolkit.cases.case import open_cohort
-from tmi.toolkit.clinical import read_clinical
+from tmi.toolkit.clinical.record import read_clinical
+from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.clinical_inputs import clinical_inputs, numbers
-from tmi.toolkit.clinical_schema import load_schema
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.training.cohort_arrays import prepare_cohort

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from factories.tmi_command import tmi
-from tmi.toolkit.clinical_schema import load_schema, parse_schema, plausible
-from tmi.toolkit.clinical_text import render
+from tmi.toolkit.clinical.rendering import render
+from tmi.toolkit.clinical.schema import load_schema, parse_schema, plausible
 from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.config.schema import ClinicalConfig, Config, TextEncoderConfig
 from tmi.toolkit.errors import DamagedError, UsageError

@@ -49,8 +49,9 @@ from tmi.runtime.parity import ARBITER
 from tmi.runtime.precision import ENGINES_REFUSED
 from tmi.toolkit.bundle import Bundle, fingerprint, open_bundle, write_manifest
 from tmi.toolkit.check_result import GateRecord
-from tmi.toolkit.clinical_schema import SCHEMA_FILE
-from tmi.toolkit.clinical_text import require_rendering
+from tmi.toolkit.clinical.rendering import require_rendering
+from tmi.toolkit.clinical.schema import SCHEMA_FILE
+from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.golden import golden_count, largest_batch, make_golden
@@ -71,7 +72,6 @@ from tmi.toolkit.models.registry import seen
 from tmi.toolkit.run_folder import SUMMARY_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json, require_absent, staged_folder, write_text
 from tmi.toolkit.storage.serialization import to_json
-from tmi.toolkit.tokenizer import Tokenizer
 
 GOLDEN_SEED = 20_240_601
 """Seed of the golden inputs of every bundle; any integer would do."""

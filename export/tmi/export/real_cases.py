@@ -18,6 +18,7 @@ from tmi.export.reference import eager_reference
 from tmi.export.trial import RealCase
 from tmi.runtime.parity import Outputs
 from tmi.toolkit.cases.case import find_cases
+from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.golden import GoldenInputs, GoldenText
 from tmi.toolkit.models.registry import seen
@@ -25,7 +26,6 @@ from tmi.toolkit.prepare import PreparedCase, prepare_case
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.storage.atomic_files import write_json
-from tmi.toolkit.tokenizer import Tokenizer
 
 
 def read_real_cases(folders: Sequence[Path], run: RunFolder, cut: Cut, models: FoldModels) -> list[RealCase]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.clinical_schema import Schema
+from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.phantom import Grid, findings_of, render, sample_body
 from tmi.toolkit.radiomics_names import FEATURE_NAMES
 from tmi.toolkit.radiomics_table import write_table

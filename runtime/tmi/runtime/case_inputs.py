@@ -23,7 +23,7 @@ from tmi.runtime.notices import case_notices
 from tmi.runtime.prediction import Notice, Refusal
 from tmi.runtime.stopwatch import Stopwatch, add_up
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.clinical_schema import Schema
+from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.compute.buffer_pool import RecycledMemory
 from tmi.toolkit.config.schema import N_RADIOMICS
 from tmi.toolkit.errors import InputRefusedError, UnavailableError

@@ -116,7 +116,7 @@ def _shape(text: str) -> tuple[int, int, int]:
 
 def _made_up(bundle: Bundle, folder: Path, count: int, shape_XYZ: tuple[int, int, int]) -> list[Case]:
     from tmi.runtime.bench_case import write_bench_case
-    from tmi.toolkit.clinical_schema import stored_schema
+    from tmi.toolkit.clinical.schema import stored_schema
 
     schema = stored_schema(bundle.folder, kind="bundle")
     names = [f"made-up-{n}" for n in range(count)]

@@ -29,7 +29,8 @@ from tmi.runtime.ensemble import encoder_graphs
 from tmi.runtime.parity import BOUNDS, PIPELINE
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.check_result import GateRecord
-from tmi.toolkit.clinical_schema import stored_schema
+from tmi.toolkit.clinical.schema import stored_schema
+from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import DamagedError, TmiError
 from tmi.toolkit.golden_case import golden_config, write_golden_case
@@ -37,7 +38,6 @@ from tmi.toolkit.manifest import GOLDEN_CASE_FILE, Manifest
 from tmi.toolkit.prepare import prepare_case
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.storage.hashing import canonical_json
-from tmi.toolkit.tokenizer import Tokenizer
 
 SHORT_TEXT = "Sex: female."
 """Stands beside the golden record, so that one of the two is padded."""

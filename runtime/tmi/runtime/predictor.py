@@ -39,8 +39,8 @@ from tmi.runtime.stopwatch import Stopwatch, add_up, split_waited
 from tmi.runtime.text_branch import EncodedText, TextBranch, computing
 from tmi.toolkit.bundle import Bundle, open_bundle
 from tmi.toolkit.cases.case import Case, find_cases
-from tmi.toolkit.clinical_schema import SCHEMA_FILE, stored_schema
-from tmi.toolkit.clinical_text import require_rendering
+from tmi.toolkit.clinical.rendering import require_rendering
+from tmi.toolkit.clinical.schema import SCHEMA_FILE, stored_schema
 from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.prepared_cache import PreparedCache

@@ -13,8 +13,8 @@ from tmi.runtime.prediction import COPIES
 from tmi.runtime.stopwatch import Stopwatch
 from tmi.runtime.text_length import at_real_length, joined, of_one_length
 from tmi.toolkit.bundle import Bundle
+from tmi.toolkit.clinical.tokenizer import Encoded, Tokenizer
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.tokenizer import Encoded, Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from tmi.toolkit.cases.case import CLINICAL_FILE, CT_FILE, MASK_FILE, RADIOMICS_
 from tmi.toolkit.cases.provenance import CaseRecord, Repair, write_case_record
 from tmi.toolkit.check import Finding, check_case
 from tmi.toolkit.check_table import CHECKS
-from tmi.toolkit.clinical import KEYS, MAX_BYTES
+from tmi.toolkit.clinical.record import KEYS, MAX_BYTES
 from tmi.toolkit.content_checks import check_ct
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.toolkit.image_files import Found, ReadCt, is_image_file, read_image_ct

@@ -14,9 +14,9 @@ import numpy as np
 from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, RADIOMICS_FILE, Case, is_folder
 from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.check_table import CHECKS, Severity
-from tmi.toolkit.clinical import ClinicalRecord, read_clinical
-from tmi.toolkit.clinical_schema import Schema, load_schema
-from tmi.toolkit.clinical_units import check_units
+from tmi.toolkit.clinical.record import ClinicalRecord, read_clinical
+from tmi.toolkit.clinical.schema import Schema, load_schema
+from tmi.toolkit.clinical.units import check_units
 from tmi.toolkit.content_checks import check_ct, check_mask
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.hounsfield_checks import NOT_HU

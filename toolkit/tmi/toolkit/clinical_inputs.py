@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float
 
 from tmi.toolkit.cases.case import Case, open_case
-from tmi.toolkit.clinical import ClinicalRecord, read_clinical
-from tmi.toolkit.clinical_schema import Schema
-from tmi.toolkit.clinical_text import render
-from tmi.toolkit.clinical_units import check_units
+from tmi.toolkit.clinical.record import ClinicalRecord, read_clinical
+from tmi.toolkit.clinical.rendering import render
+from tmi.toolkit.clinical.schema import Schema
+from tmi.toolkit.clinical.units import check_units
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.content_checks import refuse_on_error
 

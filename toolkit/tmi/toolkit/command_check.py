@@ -54,7 +54,7 @@ def check(
     """
     from tmi.toolkit.check import check_cases
     from tmi.toolkit.check_document import document
-    from tmi.toolkit.clinical_schema import load_schema
+    from tmi.toolkit.clinical.schema import load_schema
     from tmi.toolkit.config.project import load_project
     from tmi.toolkit.repairs import parse_codes, repair
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.clinical_schema import Schema
+from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.radiomics_names import FEATURE_NAMES
 from tmi.toolkit.radiomics_table import write_table

@@ -18,10 +18,10 @@ import numpy as np
 from jaxtyping import Float
 
 from tmi.toolkit.cases.case import MASK_FILE, RADIOMICS_FILE, Case, open_case
-from tmi.toolkit.clinical import read_clinical
-from tmi.toolkit.clinical_schema import Schema
-from tmi.toolkit.clinical_text import render
-from tmi.toolkit.clinical_units import check_units
+from tmi.toolkit.clinical.record import read_clinical
+from tmi.toolkit.clinical.rendering import render
+from tmi.toolkit.clinical.schema import Schema
+from tmi.toolkit.clinical.units import check_units
 from tmi.toolkit.compute.buffer_pool import Empty
 from tmi.toolkit.compute.cpu import other_cores
 from tmi.toolkit.compute.stage_timer import StageClock

@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tmi.toolkit.clinical_schema import Schema, store_schema, stored_schema
-from tmi.toolkit.clinical_text import RENDERING_VERSIONS
+from tmi.toolkit.clinical.rendering import RENDERING_VERSIONS
+from tmi.toolkit.clinical.schema import Schema, store_schema, stored_schema
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, TmiError, UsageError
 from tmi.toolkit.storage.atomic_files import read_json, write_json

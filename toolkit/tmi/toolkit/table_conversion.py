@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tmi.toolkit.cases.case import CLINICAL_FILE, Case, plain_name
-from tmi.toolkit.clinical import Value, read_values
-from tmi.toolkit.clinical_schema import Schema
+from tmi.toolkit.clinical.record import Value, read_values
+from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.table_mapping import Condition, DateSource, FieldSource, IdSource, Mapping
 from tmi.toolkit.table_reading import Cell, Row, Table, cell_text

@@ -28,7 +28,7 @@ from typing import Any
 
 from tmi.toolkit.cases.case import CLINICAL_FILE, COHORT_COLUMNS, COHORT_FILE, plain_name
 from tmi.toolkit.cases.provenance import CaseRecord, read_case_record, write_case_record
-from tmi.toolkit.clinical_schema import Schema
+from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json, write_text
 from tmi.toolkit.storage.hashing import sha256_file, sha256_json

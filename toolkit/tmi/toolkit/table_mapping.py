@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tmi.toolkit.clinical_schema import Field, Schema, load_schema
+from tmi.toolkit.clinical.schema import Field, Schema, load_schema
 from tmi.toolkit.errors import UnavailableError, UsageError
 from tmi.toolkit.storage.serialization import from_json
 

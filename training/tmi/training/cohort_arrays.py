@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from tmi.toolkit.cases.case import COHORT_FILE, Case, Cohort
+from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.clinical_inputs import clinical_inputs
-from tmi.toolkit.clinical_schema import Schema
 from tmi.toolkit.config.schema import N_RADIOMICS, Config
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.models.registry import seen

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tmi.toolkit.cases.case import open_cohort
-from tmi.toolkit.clinical_schema import Schema, load_schema
+from tmi.toolkit.clinical.schema import Schema, load_schema
 from tmi.toolkit.config.project import Project, load_project, new_run_folder
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import ExitCode, UsageError

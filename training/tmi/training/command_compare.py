@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tmi.toolkit.cases.case import open_cohort
-from tmi.toolkit.clinical_schema import load_schema
+from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.project import load_project
 from tmi.toolkit.errors import ExitCode

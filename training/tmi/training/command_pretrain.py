@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tmi.toolkit.clinical_schema import load_schema
-from tmi.toolkit.clinical_text import RENDERING_VERSIONS
+from tmi.toolkit.clinical.rendering import RENDERING_VERSIONS
+from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.project import load_project
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder

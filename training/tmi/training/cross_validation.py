@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tmi.toolkit.cases.case import Case, Cohort
-from tmi.toolkit.clinical_schema import Schema
-from tmi.toolkit.clinical_text import require_rendering
+from tmi.toolkit.clinical.rendering import require_rendering
+from tmi.toolkit.clinical.schema import Schema
+from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.toolkit.prepared_cache import PreparedCache
@@ -19,7 +20,6 @@ from tmi.toolkit.run_folder import FoldFolder, FoldSplit, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json, write_json
 from tmi.toolkit.storage.serialization import to_json
 from tmi.toolkit.synth import is_synthetic
-from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.cohort_arrays import CohortArrays, fingerprint, prepare_cohort
 from tmi.training.folds import make_folds
 from tmi.training.running import Running

@@ -9,12 +9,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import POSITIVE, Config
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.models.weights import restore
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.toolkit.scaling import RadiomicsScaler
-from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.cohort_arrays import CohortArrays
 from tmi.training.fold_data import FoldData
 from tmi.training.fold_predictions import Predictions

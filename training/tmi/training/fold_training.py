@@ -13,11 +13,11 @@ import lightning
 import torch
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
+from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.compute.quiet import Ignored, quiet
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
-from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.augmentation import write_changes
 from tmi.training.cohort_arrays import CohortArrays
 from tmi.training.distributed import Mapped, packed, ranks, unpacked

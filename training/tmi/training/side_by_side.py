@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch.multiprocessing
 
+from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import TmiError, UnavailableError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
-from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.cohort_arrays import CohortArrays
 from tmi.training.distributed import Mapped, packed, unpacked
 from tmi.training.fold_training import Report, train_fold

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tmi.toolkit.clinical_schema import Schema
+from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.presets import preset as find_preset
 from tmi.toolkit.config.schema import Config

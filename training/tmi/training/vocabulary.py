@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.errors import TmiError, UsageError
-from tmi.toolkit.tokenizer import Tokenizer
 
 
 def read_vocabulary(path: Path) -> Tokenizer:

@@ -25,8 +25,8 @@ from tmi.runtime.explain.randomisation import Randomised, randomisation
 from tmi.runtime.explain.tcaf_attention import ring_attention
 from tmi.runtime.explain.xgradcam import combined_map, stage_cams, unit_range
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.clinical import read_clinical
-from tmi.toolkit.clinical_text import sentences
+from tmi.toolkit.clinical.record import read_clinical
+from tmi.toolkit.clinical.rendering import sentences
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.prepare import PreparedCase

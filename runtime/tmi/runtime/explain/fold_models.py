@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tmi.toolkit.bundle import Bundle, open_bundle
-from tmi.toolkit.clinical_schema import Schema, stored_schema
-from tmi.toolkit.clinical_text import require_rendering
+from tmi.toolkit.clinical.rendering import require_rendering
+from tmi.toolkit.clinical.schema import Schema, stored_schema
+from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import CLASSES, MODALITIES, POSITIVE, Config
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.manifest import FUSION, FoldSpec
@@ -31,7 +32,6 @@ from tmi.toolkit.models.weights import restore
 from tmi.toolkit.run_folder import RUN_FILE, FoldFolder, RunFolder
 from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.storage.hashing import sha256_file
-from tmi.toolkit.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

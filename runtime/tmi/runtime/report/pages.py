@@ -23,8 +23,8 @@ from tmi.runtime.prediction import RESEARCH_USE, Answer, Prediction
 from tmi.runtime.report.slices import montage, page_slices
 from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.check import Finding
-from tmi.toolkit.clinical import read_clinical
-from tmi.toolkit.clinical_text import sentences
+from tmi.toolkit.clinical.record import read_clinical
+from tmi.toolkit.clinical.rendering import sentences
 from tmi.toolkit.manifest import Manifest
 
 CASES = "cases"

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tmi.toolkit.cases.case import Cohort
-from tmi.toolkit.clinical_schema import Schema
+from tmi.toolkit.clinical.schema import Schema
+from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.errors import DamagedError, InputRefusedError, TmiError, UsageError
 from tmi.toolkit.prepared_cache import PreparedCache
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder
-from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.cohort_arrays import fingerprint
 from tmi.training.comparison.plan import Plan, PlannedRun
 from tmi.training.cross_validation import Watcher, cross_validate, require_same_start

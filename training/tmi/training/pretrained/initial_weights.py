@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tmi.toolkit.clinical_schema import Schema
+from tmi.toolkit.clinical.schema import Schema
+from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.pretrained.ct_weights import layout_of, medicalnet_settings, read_ct_weights
 from tmi.training.pretrained.pretraining_record import require_taught, what_it_was_taught
 from tmi.training.pretrained.text_weights import bert_settings, bert_tokenizer, read_text_weights

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tmi.toolkit.clinical_schema import Schema, stored_schema
-from tmi.toolkit.clinical_text import RENDERING_VERSIONS
+from tmi.toolkit.clinical.rendering import RENDERING_VERSIONS
+from tmi.toolkit.clinical.schema import Schema, stored_schema
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.atomic_files import read_json

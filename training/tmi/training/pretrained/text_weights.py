@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import TextEncoderConfig
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.models.encoders.bert import TextEncoder
 from tmi.toolkit.storage.hashing import sha256_file
-from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.pretrained.weight_file import PARALLEL, read_weights
 from tmi.training.pretrained.weight_report import WeightReport, place
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from tmi.toolkit.clinical import ClinicalRecord, Value
-from tmi.toolkit.clinical_schema import Field, Schema
+from tmi.toolkit.clinical.record import ClinicalRecord, Value
+from tmi.toolkit.clinical.schema import Field, Schema
 
 MOST_MISSING = 0.5
 """Upper end of the part of the fields that a record lacks; the part is this times the square of an even draw."""
@@ -63,7 +63,7 @@ def draw(rng: np.random.Generator, schema: Schema, count: int) -> Drawn:
 
 
 def records(drawn: Drawn, schema: Schema) -> list[ClinicalRecord]:
-    """The records as `tmi.toolkit.clinical.read_clinical` would have read them."""
+    """The records as `tmi.toolkit.clinical.record.read_clinical` would have read them."""
     columns: list[list[Value]] = []
     for i, field in enumerate(schema.fields):
         present = drawn.present_NF[:, i]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from tmi.toolkit.clinical_schema import SCHEMA_FILE, Schema, store_schema
-from tmi.toolkit.clinical_text import RENDERING_VERSIONS
+from tmi.toolkit.clinical.rendering import RENDERING_VERSIONS
+from tmi.toolkit.clinical.schema import SCHEMA_FILE, Schema, store_schema
 from tmi.toolkit.storage.atomic_files import write_json, write_text
 from tmi.toolkit.storage.hashing import sha256_file
 from tmi.toolkit.storage.serialization import to_json

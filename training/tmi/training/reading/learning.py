@@ -24,12 +24,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tmi.toolkit.clinical_schema import Schema
-from tmi.toolkit.clinical_text import Rendering, render
+from tmi.toolkit.clinical.rendering import Rendering, render
+from tmi.toolkit.clinical.schema import Schema
+from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import TextEncoderConfig
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.models.encoders.bert import TextEncoder
-from tmi.toolkit.tokenizer import Tokenizer
 from tmi.training.reading.drawn_records import Drawn, draw, records
 from tmi.training.reading.reading_targets import columns, targets
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from tmi.toolkit.clinical_schema import Schema
+from tmi.toolkit.clinical.schema import Schema
 from tmi.training.reading.drawn_records import USUALLY_MISSING, Drawn
 
 PRESENCE_WEIGHT = 0.1

@@ -219,7 +219,7 @@ def load_schema(path: Path | None = None) -> Schema:
 
 @cache
 def _packaged() -> Schema:
-    text = (files("tmi.toolkit") / "data" / "liver_schema.json").read_text(encoding="utf-8")
+    text = (files("tmi.toolkit.clinical") / "data" / "liver_schema.json").read_text(encoding="utf-8")
     return parse_schema(json.loads(text), where="liver_schema.json")
 
 

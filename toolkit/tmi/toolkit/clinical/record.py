@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tmi.toolkit.cases.case import CLINICAL_FILE, Case
-from tmi.toolkit.clinical_schema import Field, Schema, convert, plausible
-from tmi.toolkit.clinical_units import other_units
+from tmi.toolkit.clinical.schema import Field, Schema, convert, plausible
+from tmi.toolkit.clinical.units import other_units
 from tmi.toolkit.errors import InputRefusedError
 
 Value = float | str | None

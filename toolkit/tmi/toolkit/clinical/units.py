@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from tmi.toolkit.cases.case import CLINICAL_FILE
-from tmi.toolkit.clinical_schema import Field, Schema, convert, plausible
+from tmi.toolkit.clinical.schema import Field, Schema, convert, plausible
 
 FAR = 2.0
 """A value is far from the reference range when it lies beyond its ends by this factor."""

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-from tmi.toolkit.clinical import ClinicalRecord, Value
-from tmi.toolkit.clinical_schema import ANY_SEX, Field, Schema
+from tmi.toolkit.clinical.record import ClinicalRecord, Value
+from tmi.toolkit.clinical.schema import ANY_SEX, Field, Schema
 from tmi.toolkit.errors import DamagedError
 
 Rendering = Literal["values", "flags", "pairs"]
