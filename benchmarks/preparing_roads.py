@@ -38,8 +38,8 @@ def prepare_with_tmi(path: Path, shape_DHW: tuple[int, int, int] = SHAPE_DHW) ->
     from tmi.toolkit.compute.cpu import other_cores
     from tmi.toolkit.config.schema import CtConfig
     from tmi.toolkit.content_checks import check_ct
-    from tmi.toolkit.intensity import Resampling, prepare_ct
-    from tmi.toolkit.volume import read_ct
+    from tmi.toolkit.imaging.ct_resampling import Resampling, prepare_ct
+    from tmi.toolkit.imaging.volume import read_ct
 
     class Planes:
         def __init__(self, resampling: Resampling) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.schema import CtConfig
-from tmi.toolkit.intensity import onto_ct_grid, prepare_ct
-from tmi.toolkit.volume import PLANES, Volume, read_ct, write_on_ct_grid
+from tmi.toolkit.imaging.ct_resampling import onto_ct_grid, prepare_ct
+from tmi.toolkit.imaging.volume import PLANES, Volume, read_ct, write_on_ct_grid
 
 ORIENTATIONS = [
     "".join(signs[axis] for axis in order)

@@ -18,8 +18,8 @@ from tmi.runtime.explain.explainer import ct_map
 from tmi.runtime.explain.fold_inputs import FoldInputs
 from tmi.runtime.explain.randomisation import randomisation
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.intensity import onto_ct_grid, prepare_ct
-from tmi.toolkit.volume import read_ct, write_on_ct_grid
+from tmi.toolkit.imaging.ct_resampling import onto_ct_grid, prepare_ct
+from tmi.toolkit.imaging.volume import read_ct, write_on_ct_grid
 
 RADIUS = 0.22
 HALF_MM = np.array([160.0, 150.0, 120.0])

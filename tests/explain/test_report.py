@@ -20,7 +20,7 @@ from tmi.runtime.explain.overlay import Picture
 from tmi.runtime.prediction import RESEARCH_USE
 from tmi.runtime.report.slices import page_slices
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.volume import Volume
+from tmi.toolkit.imaging.volume import Volume
 
 MOST_BYTES = 5_000_000
 

@@ -15,7 +15,7 @@ from tmi.toolkit.scaling import RadiomicsScaler
 
 
 def _another_window(patch: pytest.MonkeyPatch) -> None:
-    from tmi.toolkit import intensity
+    from tmi.toolkit.imaging import ct_resampling as intensity
 
     honest = intensity._windowed
     patch.setattr(
@@ -49,7 +49,7 @@ def _mirrored(patch: pytest.MonkeyPatch) -> None:
 
 
 def _unscaled_header(patch: pytest.MonkeyPatch) -> None:
-    from tmi.toolkit import volume
+    from tmi.toolkit.imaging import volume
 
     # a little of the offset: without all of it the CT's own check already refuses the values
     honest = volume._whole_hounsfield

@@ -15,9 +15,9 @@ from tmi.runtime.engine import ENGINES, lacking
 from tmi.toolkit.cases.case import open_case
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.schema import load_schema
+from tmi.toolkit.imaging.volume import read_ct, read_mask
 from tmi.toolkit.radiomics import read_table, write_table
 from tmi.toolkit.radiomics_names import FEATURE_NAMES
-from tmi.toolkit.volume import read_ct, read_mask
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,11 @@ from tmi.toolkit.cases.case import Case
 from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.check import check_case
 from tmi.toolkit.check_document import document_schema
+from tmi.toolkit.imaging.volume import read_ct, read_mask
 from tmi.toolkit.radiomics_names import FEATURE_NAMES
 from tmi.toolkit.recompute import difference
 from tmi.toolkit.repairs import REPAIRS
 from tmi.toolkit.storage.hashing import sha256_file
-from tmi.toolkit.volume import read_ct, read_mask
 
 
 @pytest.fixture(scope="module")

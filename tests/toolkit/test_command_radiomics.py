@@ -17,6 +17,7 @@ from factories.tmi_command import tmi
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.errors import UsageError
+from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.prepare import prepare_case
 from tmi.toolkit.radiomics import Extracted
 from tmi.toolkit.radiomics_cache import cache_key, extract_once
@@ -25,7 +26,6 @@ from tmi.toolkit.radiomics_names import FEATURE_NAMES
 from tmi.toolkit.radiomics_settings import SETTINGS_DIGEST
 from tmi.toolkit.radiomics_table import read_table, write_table
 from tmi.toolkit.synth import make_cohort
-from tmi.toolkit.volume import Volume
 
 
 @pytest.fixture(scope="module")

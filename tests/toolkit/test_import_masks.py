@@ -25,11 +25,11 @@ from tmi.toolkit.case_import import ImportedCase, import_case
 from tmi.toolkit.dicom_ct import read_dicom_ct
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.toolkit.image_files import ReadCt
-from tmi.toolkit.mask_grid import place_mask, resample_mask
+from tmi.toolkit.imaging.mask_resampling import place_mask, resample_mask
+from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.mask_import import import_mask
 from tmi.toolkit.mask_labels import totalsegmentator_labels
 from tmi.toolkit.rtstruct import fill_even_odd
-from tmi.toolkit.volume import Volume
 
 SPEC = SeriesSpec()
 

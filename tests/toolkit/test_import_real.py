@@ -11,7 +11,7 @@ import SimpleITK
 
 from factories.tmi_command import tmi
 from tmi.toolkit.cases.case import open_case
-from tmi.toolkit.volume import read_ct, read_mask
+from tmi.toolkit.imaging.volume import read_ct, read_mask
 
 
 def read(folder: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -35,7 +35,7 @@ from factories.tmi_command import tmi
 from tmi.toolkit.dicom_ct import read_dicom_ct
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.toolkit.image_files import ReadCt, read_image_ct
-from tmi.toolkit.volume import Volume
+from tmi.toolkit.imaging.volume import Volume
 
 SIDE = SeriesSpec(slices=44, rows=36, columns=40, orientation=CORONAL)
 GRIDS = {

@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import interpolate
 
 from tmi.toolkit.config.schema import CtConfig
-from tmi.toolkit.intensity import prepare_ct
-from tmi.toolkit.volume import Volume
+from tmi.toolkit.imaging.ct_resampling import prepare_ct
+from tmi.toolkit.imaging.volume import Volume
 
 SIZES = [
     ((16, 20, 24), (16, 20, 24)),

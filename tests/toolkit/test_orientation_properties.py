@@ -18,8 +18,8 @@ from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.config.schema import CtConfig
+from tmi.toolkit.imaging.volume import read_ct, read_mask
 from tmi.toolkit.prepare import prepare_case
-from tmi.toolkit.volume import read_ct, read_mask
 
 CONFIG = replace(tiny(), ct=CtConfig(shape_DHW=(12, 24, 24)))
 ORIENTATIONS = [

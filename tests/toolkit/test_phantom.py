@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tmi.toolkit.config.presets import tiny
-from tmi.toolkit.intensity import prepare_ct
+from tmi.toolkit.imaging.ct_resampling import prepare_ct
+from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.phantom import (
     DEPOSIT_FLOOR_HU,
     LABELS,
@@ -24,7 +25,6 @@ from tmi.toolkit.radiomics import extract
 from tmi.toolkit.severity import SeverityModel, draw_signals
 from tmi.toolkit.synth import plan_cohort
 from tmi.toolkit.synthetic_record import BLOOD, draw_blood
-from tmi.toolkit.volume import Volume
 
 
 def build(seed: int = 4, bmi: float = 24.0) -> tuple[Body, Grid]:

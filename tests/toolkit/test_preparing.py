@@ -17,16 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-import tmi.toolkit.nifti_file as nifti_file
+import tmi.toolkit.imaging.nifti as nifti_file
 from factories.cases import write_case
 from tmi.toolkit.cases.case import Case, open_case
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.compute.cpu import other_cores
 from tmi.toolkit.config.schema import CtConfig
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.intensity import Resampling, prepare_ct
+from tmi.toolkit.imaging.ct_resampling import Resampling, prepare_ct
+from tmi.toolkit.imaging.volume import Grid, read_ct
 from tmi.toolkit.prepare import STAGES, prepare_case
-from tmi.toolkit.volume import Grid, read_ct
 
 TURNS = list(itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)))
 TYPES = ["<i2", ">i2", "<u2", "|u1", "<i4", ">f4", "<f4", "<f8"]

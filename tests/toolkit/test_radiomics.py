@@ -12,12 +12,12 @@ import tmi.toolkit.radiomics_quick as quick
 from factories.real_case import LIVER_LABEL, write_real_case
 from tmi.toolkit.cases.case import open_case
 from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.imaging.volume import Volume, read_ct, read_mask
 from tmi.toolkit.radiomics import extract, extract_noted, extract_plain
 from tmi.toolkit.radiomics_filters import agrees_with_pyradiomics
 from tmi.toolkit.radiomics_mesh import measure_mesh
 from tmi.toolkit.radiomics_names import CLASS_FEATURES, FEATURE_NAMES, IMAGE_TYPES, SHAPE_FEATURES
 from tmi.toolkit.radiomics_package import load, plain_extractor, pyradiomics_quiet
-from tmi.toolkit.volume import Volume, read_ct, read_mask
 
 TOLERANCE = 1e-6
 

@@ -19,13 +19,13 @@ from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.schema import CLASSES, N_RADIOMICS
 from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.imaging.volume import read_ct, read_mask
 from tmi.toolkit.phantom import Grid, findings_of, render, sample_body
 from tmi.toolkit.radiomics import extract, read_table
 from tmi.toolkit.severity import SeverityModel
 from tmi.toolkit.storage.atomic_files import write_json
 from tmi.toolkit.synth import ORIENTATIONS, STORAGES, Storage, make_cohort, plan_cohort, write_images
 from tmi.toolkit.synthetic_record import BLOOD, PARTS, REMARK, draw_record, sample_person
-from tmi.toolkit.volume import read_ct, read_mask
 
 MODEL = SeverityModel()
 

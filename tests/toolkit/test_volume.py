@@ -12,7 +12,7 @@ import pytest
 
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.volume import corner_distance_mm, read_ct, read_mask
+from tmi.toolkit.imaging.volume import corner_distance_mm, read_ct, read_mask
 
 SHAPE_XYZ = (5, 4, 3)
 AFFINE = np.array([[0.7, 0, 0, -11.0], [0, 0.9, 0, 5.0], [0, 0, 2.5, -40.0], [0, 0, 0, 1.0]])

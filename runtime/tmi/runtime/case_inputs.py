@@ -27,8 +27,8 @@ from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.compute.buffer_pool import RecycledMemory
 from tmi.toolkit.config.schema import N_RADIOMICS
 from tmi.toolkit.errors import InputRefusedError, UnavailableError
+from tmi.toolkit.imaging.nifti import read_ahead
 from tmi.toolkit.manifest import Manifest
-from tmi.toolkit.nifti_file import read_ahead
 from tmi.toolkit.prepare import PreparedCase, prepare_case
 from tmi.toolkit.prepared_cache import PreparedCache
 from tmi.toolkit.scaling import RadiomicsScaler

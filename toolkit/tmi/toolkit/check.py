@@ -20,11 +20,11 @@ from tmi.toolkit.clinical.units import check_units
 from tmi.toolkit.content_checks import check_ct, check_mask
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.hounsfield_checks import NOT_HU
+from tmi.toolkit.imaging.volume import Volume, read_ct, read_mask
 from tmi.toolkit.radiomics_record import stale
 from tmi.toolkit.radiomics_table import read_table
 from tmi.toolkit.recompute import Comparison, compare
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_json
-from tmi.toolkit.volume import Volume, read_ct, read_mask
 
 MOST_DAYS_APART = 90
 """Days between blood sample and CT from which on a user should look."""

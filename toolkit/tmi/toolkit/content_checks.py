@@ -16,8 +16,8 @@ from tmi.toolkit.cases.case import CT_FILE, MASK_FILE
 from tmi.toolkit.check_table import CHECKS
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.hounsfield_checks import Found, check_slices, check_values, sampled
-from tmi.toolkit.nifti_file import is_sheared
-from tmi.toolkit.volume import Volume
+from tmi.toolkit.imaging.nifti import is_sheared
+from tmi.toolkit.imaging.volume import Volume
 
 SPACING_MM = (0.2, 12.0)
 WIDTH_MM = (100.0, 1200.0)

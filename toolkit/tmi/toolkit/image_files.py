@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from tmi.toolkit.cases.provenance import Repair
 from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.storage.hashing import sha256_file
-from tmi.toolkit.volume import Volume
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")

@@ -15,10 +15,10 @@ from tmi.toolkit.compute.quiet import quiet
 from tmi.toolkit.dicom_files import READ_ERRORS, looks_like_dicom, open_dicom
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.toolkit.image_files import Found, ReadCt, is_image_file, read_image
-from tmi.toolkit.mask_grid import place_mask, resample_mask
+from tmi.toolkit.imaging.mask_resampling import place_mask, resample_mask
+from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.mask_labels import ChosenLabel, choose_label
 from tmi.toolkit.storage.hashing import sha256_file
-from tmi.toolkit.volume import Volume
 
 MOST_LABELS = 4096
 

@@ -28,10 +28,10 @@ from tmi.toolkit.compute.stage_timer import StageClock
 from tmi.toolkit.config.schema import MODALITIES, N_RADIOMICS, Config, Modality
 from tmi.toolkit.content_checks import check_ct, check_mask, refuse_on_error
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.intensity import Resampling, prepare_ct
+from tmi.toolkit.imaging.ct_resampling import Resampling, prepare_ct
+from tmi.toolkit.imaging.volume import Grid, Volume, read_ct, read_mask
 from tmi.toolkit.prepared_cache import PreparedCache, PreparedImages
 from tmi.toolkit.radiomics_table import read_table
-from tmi.toolkit.volume import Grid, Volume, read_ct, read_mask
 
 STAGES = ("record", "cache", "read", "inflate", "resample", "check", "mask", "radiomics")
 """Stages of a preparation, in the order of the road. What others do in the shadow of `inflate` is not counted again:

@@ -25,7 +25,7 @@ from tmi.toolkit.radiomics_settings import SETTINGS, SETTINGS_DIGEST
 from tmi.toolkit.radiomics_table import missing_features, read_table, write_table
 
 if TYPE_CHECKING:
-    from tmi.toolkit.volume import Volume
+    from tmi.toolkit.imaging.volume import Volume
 
 __all__ = [
     "FEATURE_NAMES",

@@ -20,8 +20,8 @@ from tmi.toolkit.storage.content_cache import ContentCache
 from tmi.toolkit.storage.hashing import sha256_json
 
 if TYPE_CHECKING:
+    from tmi.toolkit.imaging.volume import Volume
     from tmi.toolkit.radiomics import Extracted
-    from tmi.toolkit.volume import Volume
 
 KIND = "radiomics"
 MAX_BYTES = 64 * 2**20

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tmi.toolkit.cases.case import MASK_FILE, RADIOMICS_FILE, Case, open_case
 from tmi.toolkit.content_checks import check_ct, check_mask, refuse_on_error
 from tmi.toolkit.errors import InputRefusedError, UnavailableError, UsageError
+from tmi.toolkit.imaging.volume import read_ct, read_mask
 from tmi.toolkit.radiomics_cache import extract_once, package_versions
 from tmi.toolkit.radiomics_foreign import ForeignTable
 from tmi.toolkit.radiomics_record import RadiomicsRecord, file_digest, read_record, stale, write_record
@@ -26,7 +27,6 @@ from tmi.toolkit.radiomics_settings import SETTINGS, SETTINGS_DIGEST
 from tmi.toolkit.radiomics_table import missing_features, table_text
 from tmi.toolkit.storage.atomic_files import write_text
 from tmi.toolkit.storage.hashing import sha256_bytes
-from tmi.toolkit.volume import read_ct, read_mask
 
 
 @dataclass(frozen=True, kw_only=True)

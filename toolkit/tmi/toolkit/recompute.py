@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from tmi.toolkit.cases.case import MASK_FILE, RADIOMICS_FILE, Case
 from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.radiomics_names import FEATURE_NAMES
-from tmi.toolkit.volume import Volume
 
 TOLERANCE = 1e-6
 """Relative difference up to which two values are taken for one."""

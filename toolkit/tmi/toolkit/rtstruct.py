@@ -18,8 +18,8 @@ from tmi.toolkit.compute.quiet import quiet
 from tmi.toolkit.dicom_files import READ_ERRORS
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.image_files import Found
+from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.mask_labels import ChosenLabel, choose_label
-from tmi.toolkit.volume import Volume
 
 CLOSED = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR", ""})
 FLAT_VOXELS = 0.2

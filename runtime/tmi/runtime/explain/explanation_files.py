@@ -10,8 +10,8 @@ from tmi.runtime.explain.ct_only import CtOnlyMap
 from tmi.runtime.explain.explanation import strongest_fields
 from tmi.runtime.explain.feature_groups import top
 from tmi.runtime.explain.overlay import Picture, save_bars, save_montage, save_plane
+from tmi.toolkit.imaging.volume import PLANES, write_on_ct_grid
 from tmi.toolkit.storage.atomic_files import staged_folder, write_json
-from tmi.toolkit.volume import PLANES, write_on_ct_grid
 
 MAP_FILE = "map.nii.gz"
 CT_ONLY_MAP_FILE = "map-ct-only.nii.gz"

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float
 from tmi.runtime.explain.places import PlaceFigures, body_mask, centre, place_figures
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.schema import CtConfig
-from tmi.toolkit.intensity import onto_ct_grid
-from tmi.toolkit.volume import Volume, read_ct, read_mask
+from tmi.toolkit.imaging.ct_resampling import onto_ct_grid
+from tmi.toolkit.imaging.volume import Volume, read_ct, read_mask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 The CT is shown in a soft-tissue window (level 40, width 400 HU), the map in a perceptually uniform colour scale whose
 opacity grows with the value, so that what the map leaves at 0 is the plain CT. Pixels have the voxels' true sides.
-Source of the axes: `tmi.toolkit.volume.PLANES`.
+Source of the axes: `tmi.toolkit.imaging.volume.PLANES`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from tmi.toolkit.volume import PLANES, Plane, Volume
+from tmi.toolkit.imaging.volume import PLANES, Plane, Volume
 
 WINDOW_HU = (-160.0, 240.0)
 COLOURS = "inferno"

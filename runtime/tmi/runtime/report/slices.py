@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import ndimage
 
 from tmi.runtime.explain.overlay import BAR_MM, OUTLINE, Picture, grey, map_colours, save_montage
-from tmi.toolkit.volume import PLANES, Plane
+from tmi.toolkit.imaging.volume import PLANES, Plane
 
 BUDGET_BYTES = 4_000_000
 """Of all slices of a page, as they stand in it; with the rest of the page it stays below 5 MB."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tmi.toolkit.compute.buffer_pool import Empty
 from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.compute.stage_timer import StageClock
-from tmi.toolkit.nifti_file import NiftiFile, no_affine
+from tmi.toolkit.imaging.nifti import NiftiFile, no_affine
 
 Convert = Callable[[NDArray[np.generic], NDArray[np.generic]], bool]
 """Turns stored voxels (first) into their part of the volume (second), both [x, y, some z] in the file's own order;

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tmi.toolkit.compute.buffer_pool import Empty
 from tmi.toolkit.compute.cpu import other_cores
 from tmi.toolkit.config.schema import CtConfig
-from tmi.toolkit.volume import Volume
+from tmi.toolkit.imaging.volume import Volume
 
 PIECE_SLICES = 8
 """Output slices that one thread makes at a time."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.volume import GRID_TOLERANCE_VOXELS, Volume
+from tmi.toolkit.imaging.volume import GRID_TOLERANCE_VOXELS, Volume
 
 
 @dataclass(frozen=True, kw_only=True)

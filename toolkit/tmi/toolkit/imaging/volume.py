@@ -5,7 +5,7 @@ held as array_DHW = canonical_xyz.transpose(2, 1, 0): D grows towards superior, 
 patient's right. `affine_xyz` maps canonical (x, y, z) indices to world millimetres. A mask lies on the CT's grid only
 when its world coordinates say so; array order is never compared.
 
-The file's voxels arrive in slabs (`tmi.toolkit.nifti_file`). While one is inflated, other threads turn those before it
+The file's voxels arrive in slabs (`tmi.toolkit.imaging.nifti`). While one is inflated, other threads turn those before it
 round and scale them, straight into the volume, and may hand finished planes on: no second whole volume of any type
 exists.
 """
@@ -27,8 +27,8 @@ from tmi.toolkit.compute.buffer_pool import Empty
 from tmi.toolkit.compute.cpu import other_cores
 from tmi.toolkit.compute.stage_timer import StageClock
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.filling import fill_volume, orientation_of
-from tmi.toolkit.nifti_file import NiftiFile, open_nifti
+from tmi.toolkit.imaging.nifti import NiftiFile, open_nifti
+from tmi.toolkit.imaging.slab_reader import fill_volume, orientation_of
 
 INT16 = np.iinfo(np.int16)
 WHOLE = 1e-3
