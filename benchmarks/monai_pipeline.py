@@ -25,8 +25,8 @@ from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import render
 from tmi.toolkit.clinical.schema import stored_schema
 from tmi.toolkit.config.schema import CtConfig
-from tmi.toolkit.radiomics_table import read_table
-from tmi.toolkit.scaling import RadiomicsScaler
+from tmi.toolkit.radiomics.scaler import RadiomicsScaler
+from tmi.toolkit.radiomics.table import read_table
 
 PADDED = 512
 

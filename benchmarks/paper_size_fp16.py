@@ -203,7 +203,7 @@ def real_inputs(work: Path, float64: bool) -> tuple[dict[str, dict[str, Any]], d
     from tmi.toolkit.cases.case import find_cases
     from tmi.toolkit.clinical.tokenizer import Tokenizer
     from tmi.toolkit.prepare import prepare_case
-    from tmi.toolkit.scaling import RadiomicsScaler
+    from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 
     run, _, models = parts(work)
     (case,) = find_cases([work / "real-case"], mask_label=LIVER_LABEL)

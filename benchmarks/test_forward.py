@@ -22,7 +22,7 @@ from tmi.toolkit.clinical.schema import stored_schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.errors import UnavailableError
 from tmi.toolkit.prepare import prepare_case
-from tmi.toolkit.scaling import RadiomicsScaler
+from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 
 
 @dataclass(frozen=True)

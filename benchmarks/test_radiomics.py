@@ -9,7 +9,7 @@ import pytest
 
 import radiomics_extraction
 from tmi.toolkit.compute.cpu import available_cores
-from tmi.toolkit.radiomics_quick import why_plain
+from tmi.toolkit.radiomics.fast_extractor import why_plain
 
 
 def test_radiomics_extraction(record) -> None:

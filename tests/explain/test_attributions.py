@@ -29,7 +29,7 @@ from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import render, sentences
 from tmi.toolkit.models.tmi_clnet.tcaf import MODALITIES
 from tmi.toolkit.prepare import prepare_case
-from tmi.toolkit.radiomics_names import CLASS_FEATURES, FEATURE_NAMES, IMAGE_TYPES
+from tmi.toolkit.radiomics.feature_names import CLASS_FEATURES, FEATURE_NAMES, IMAGE_TYPES
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from tmi.toolkit.cases.case import find_cases
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.golden import golden_of
 from tmi.toolkit.prepare import PreparedCase, prepare_case
+from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import RunFolder
-from tmi.toolkit.scaling import RadiomicsScaler
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this platform")
 CASES = 2

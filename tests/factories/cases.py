@@ -8,8 +8,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from tmi.toolkit.radiomics_names import FEATURE_NAMES
-from tmi.toolkit.radiomics_table import write_table
+from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
+from tmi.toolkit.radiomics.table import write_table
 
 AFFINE = np.diag([6.0, 7.0, 9.0, 1.0]) + np.array([[0, 0, 0, -70.0], [0, 0, 0, -70.0], [0, 0, 0, -60.0], [0, 0, 0, 0]])
 

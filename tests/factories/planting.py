@@ -14,8 +14,8 @@ import numpy as np
 
 from factories.good_cohort import AFFINE, GRID, phantom, write_volume
 from tmi.toolkit.cases.case import Case, open_case
-from tmi.toolkit.radiomics_record import RadiomicsRecord, write_record
-from tmi.toolkit.radiomics_settings import SETTINGS_DIGEST
+from tmi.toolkit.radiomics.provenance import RadiomicsRecord, write_record
+from tmi.toolkit.radiomics.settings import SETTINGS_DIGEST
 from tmi.toolkit.storage.hashing import sha256_file
 
 Spoil = Callable[[Path], object]

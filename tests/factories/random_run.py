@@ -15,8 +15,8 @@ from tmi.toolkit.clinical.schema import Schema, load_schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import N_RADIOMICS, Config
 from tmi.toolkit.models.factory import system_network
+from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import SUMMARY_FILE, SUMMARY_TEXT_FILE, FoldSplit, RunFolder
-from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.storage.atomic_files import write_json, write_text
 from tmi.toolkit.storage.hashing import sha256_json
 

@@ -11,7 +11,7 @@ import pytest
 from factories.planted_faults import Fault, Workbench
 from factories.tmi_command import Outcome, tmi
 from tmi.toolkit.clinical.tokenizer import Tokenizer
-from tmi.toolkit.scaling import RadiomicsScaler
+from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 
 
 def _another_window(patch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ from tmi.toolkit.cases.case import open_case
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.imaging.volume import read_ct, read_mask
-from tmi.toolkit.radiomics import read_table, write_table
-from tmi.toolkit.radiomics_names import FEATURE_NAMES
+from tmi.toolkit.radiomics.extractor import read_table, write_table
+from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def real_case(tmp_path_factory, shared_data) -> Path:
 @pytest.fixture(scope="module")
 def features(real_case) -> np.ndarray:
     """The 1,781 features that the mask gives."""
-    from tmi.toolkit.radiomics import extract
+    from tmi.toolkit.radiomics.extractor import extract
 
     case = open_case(real_case, mask_label=LIVER_LABEL)
     ct = read_ct(case)

@@ -19,8 +19,8 @@ from tmi.toolkit.cases.case import Case, open_case
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.manifest import Manifest
 from tmi.toolkit.prepare import PreparedCase
-from tmi.toolkit.radiomics import read_table, write_table
-from tmi.toolkit.radiomics_names import FEATURE_NAMES
+from tmi.toolkit.radiomics.extractor import read_table, write_table
+from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 
 
 def p_bad(answers) -> dict[str, float]:

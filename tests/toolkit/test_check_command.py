@@ -19,7 +19,7 @@ from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.check import check_case
 from tmi.toolkit.check_document import document_schema
 from tmi.toolkit.imaging.volume import read_ct, read_mask
-from tmi.toolkit.radiomics_names import FEATURE_NAMES
+from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.recompute import difference
 from tmi.toolkit.repairs import REPAIRS
 from tmi.toolkit.storage.hashing import sha256_file
@@ -250,7 +250,7 @@ def test_a_file_that_may_not_be_read_stops_no_other_case(cohort, monkeypatch):
     def denied(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("tmi.toolkit.radiomics_record.sha256_file", denied)
+    monkeypatch.setattr("tmi.toolkit.radiomics.provenance.sha256_file", denied)
     outcome = tmi("check", cohort, cohort / ("x" * 300))
     assert outcome.code == 3
     assert "3 case(s): 2 good, 0 with warnings, 1 refused" in outcome.out

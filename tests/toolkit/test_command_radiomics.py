@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import yaml
 
-import tmi.toolkit.radiomics as radiomics
+import tmi.toolkit.radiomics.extractor as radiomics
 from factories.tmi_command import tmi
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.prepare import prepare_case
-from tmi.toolkit.radiomics import Extracted
-from tmi.toolkit.radiomics_cache import cache_key, extract_once
-from tmi.toolkit.radiomics_foreign import read_foreign
-from tmi.toolkit.radiomics_names import FEATURE_NAMES
-from tmi.toolkit.radiomics_settings import SETTINGS_DIGEST
-from tmi.toolkit.radiomics_table import read_table, write_table
+from tmi.toolkit.radiomics.cache import cache_key, extract_once
+from tmi.toolkit.radiomics.external_table import read_foreign
+from tmi.toolkit.radiomics.extractor import Extracted
+from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
+from tmi.toolkit.radiomics.settings import SETTINGS_DIGEST
+from tmi.toolkit.radiomics.table import read_table, write_table
 from tmi.toolkit.synth import make_cohort
 
 
@@ -224,7 +224,7 @@ def test_the_key_changes_with_every_content_that_a_value_depends_on(monkeypatch)
         key(affine=np.diag([1.0, 2.0, 3.5, 1.0])),
         key(ct_DHW=ct_DHW.reshape(3, 5, 4), mask_DHW=mask_DHW.reshape(3, 5, 4)),
     }
-    monkeypatch.setattr("tmi.toolkit.radiomics_cache.package_versions", lambda: {"numpy": "0"})
+    monkeypatch.setattr("tmi.toolkit.radiomics.cache.package_versions", lambda: {"numpy": "0"})
     assert len(others | {key(), first}) == 7
 
 

@@ -23,7 +23,7 @@ from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.dicom_files import HEADER_TAGS
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.toolkit.imaging.volume import read_ct, read_mask
-from tmi.toolkit.radiomics_names import FEATURE_NAMES
+from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 
 RECORD = {"patient_id": "case-7", "values": {"sex": "male", "albumin": 38}, "report": "No ascites."}
 TOKENS = {

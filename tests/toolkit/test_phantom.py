@@ -21,7 +21,7 @@ from tmi.toolkit.phantom import (
     sample_body,
     sample_grid,
 )
-from tmi.toolkit.radiomics import extract
+from tmi.toolkit.radiomics.extractor import extract
 from tmi.toolkit.severity import SeverityModel, draw_signals
 from tmi.toolkit.synth import plan_cohort
 from tmi.toolkit.synthetic_record import BLOOD, draw_blood

@@ -9,7 +9,7 @@ import warnings
 import pytest
 
 from tmi.toolkit.compute.quiet import Ignored, quiet
-from tmi.toolkit.radiomics_package import pyradiomics_quiet
+from tmi.toolkit.radiomics.pyradiomics import pyradiomics_quiet
 
 
 def state() -> tuple[list[object], int]:

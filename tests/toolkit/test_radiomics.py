@@ -7,17 +7,17 @@ import math
 import numpy as np
 import pytest
 
-import tmi.toolkit.radiomics as radiomics
-import tmi.toolkit.radiomics_quick as quick
+import tmi.toolkit.radiomics.extractor as radiomics
+import tmi.toolkit.radiomics.fast_extractor as quick
 from factories.real_case import LIVER_LABEL, write_real_case
 from tmi.toolkit.cases.case import open_case
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.imaging.volume import Volume, read_ct, read_mask
-from tmi.toolkit.radiomics import extract, extract_noted, extract_plain
-from tmi.toolkit.radiomics_filters import agrees_with_pyradiomics
-from tmi.toolkit.radiomics_mesh import measure_mesh
-from tmi.toolkit.radiomics_names import CLASS_FEATURES, FEATURE_NAMES, IMAGE_TYPES, SHAPE_FEATURES
-from tmi.toolkit.radiomics_package import load, plain_extractor, pyradiomics_quiet
+from tmi.toolkit.radiomics.extractor import extract, extract_noted, extract_plain
+from tmi.toolkit.radiomics.feature_names import CLASS_FEATURES, FEATURE_NAMES, IMAGE_TYPES, SHAPE_FEATURES
+from tmi.toolkit.radiomics.image_filters import agrees_with_pyradiomics
+from tmi.toolkit.radiomics.pyradiomics import load, plain_extractor, pyradiomics_quiet
+from tmi.toolkit.radiomics.shape_mesh import measure_mesh
 
 TOLERANCE = 1e-6
 
@@ -156,7 +156,7 @@ def test_the_real_liver_is_equal_on_every_feature(shared_data, tmp_path):
 
 def test_filters_are_checked_bit_for_bit_and_a_difference_is_noticed(monkeypatch):
     assert agrees_with_pyradiomics()
-    import tmi.toolkit.radiomics_filters as filters
+    import tmi.toolkit.radiomics.image_filters as filters
 
     for name in ("laplacian_of_gaussian", "_gradient", "_exponential"):
         with pytest.MonkeyPatch.context() as patch:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tmi.toolkit.radiomics_features import image_features, shape_features
-from tmi.toolkit.radiomics_names import CLASS_FEATURES, SHAPE_FEATURES
-from tmi.toolkit.radiomics_package import load, pyradiomics_quiet
-from tmi.toolkit.radiomics_region import find_region
+from tmi.toolkit.radiomics.feature_names import CLASS_FEATURES, SHAPE_FEATURES
+from tmi.toolkit.radiomics.features import image_features, shape_features
+from tmi.toolkit.radiomics.mask_region import find_region
+from tmi.toolkit.radiomics.pyradiomics import load, pyradiomics_quiet
 
 CLASSES = {"shape": SHAPE_FEATURES, **CLASS_FEATURES}
 IMAGES = ("brain1", "breast1")

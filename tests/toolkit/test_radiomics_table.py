@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.radiomics_names import CLASS_FEATURES, FEATURE_NAMES, IMAGE_TYPES, SHAPE_FEATURES
-from tmi.toolkit.radiomics_table import missing_features, read_table, write_table
+from tmi.toolkit.radiomics.feature_names import CLASS_FEATURES, FEATURE_NAMES, IMAGE_TYPES, SHAPE_FEATURES
+from tmi.toolkit.radiomics.table import missing_features, read_table, write_table
 
 VALUES = np.random.default_rng(5).normal(0, 1e3, 1781)
 

@@ -9,7 +9,7 @@ import pytest
 
 from tmi.toolkit.config.schema import RadiomicsConfig
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.scaling import RadiomicsScaler
+from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 
 MINMAX, ZSCORE = RadiomicsConfig(scaling="minmax"), RadiomicsConfig(scaling="zscore")
 FITTED = np.array([[0.0, -5.0, 7.0, np.nan, 1.0], [10.0, 5.0, 7.0, np.nan, np.nan], [4.0, 1.0, 7.0, np.nan, 3.0]])

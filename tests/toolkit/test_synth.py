@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-import tmi.toolkit.radiomics
+import tmi.toolkit.radiomics.extractor
 import tmi.toolkit.synth as synth
 from factories.tmi_command import tmi as run_tmi
 from tmi.toolkit.cases.case import Case, open_cohort
@@ -21,7 +21,7 @@ from tmi.toolkit.config.schema import CLASSES, N_RADIOMICS
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.toolkit.imaging.volume import read_ct, read_mask
 from tmi.toolkit.phantom import Grid, findings_of, render, sample_body
-from tmi.toolkit.radiomics import extract, read_table
+from tmi.toolkit.radiomics.extractor import extract, read_table
 from tmi.toolkit.severity import SeverityModel
 from tmi.toolkit.storage.atomic_files import write_json
 from tmi.toolkit.synth import ORIENTATIONS, STORAGES, Storage, make_cohort, plan_cohort, write_images
@@ -42,7 +42,7 @@ def truth_of(folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No extraction, for what does not depend on it; works within this process only."""
-    monkeypatch.setattr(tmi.toolkit.radiomics, "extract", lambda ct, mask, *, jobs: np.zeros(N_RADIOMICS))
+    monkeypatch.setattr(tmi.toolkit.radiomics.extractor, "extract", lambda ct, mask, *, jobs: np.zeros(N_RADIOMICS))
 
 
 @pytest.mark.usefixtures("quick")

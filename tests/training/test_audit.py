@@ -16,8 +16,8 @@ import pytest
 from factories.cases import write_cohort
 from factories.tmi_command import Outcome, tmi
 from tmi.toolkit.clinical.tokenizer import Tokenizer
+from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import RunFolder
-from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.training import cross_validation, fold_report
 from tmi.training.audit_cohort import COHORT_CHECKS
 from tmi.training.calibration import Calibration

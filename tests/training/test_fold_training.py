@@ -18,8 +18,8 @@ from factories.small_fold import train_small as train
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.models.tmi_clnet.model import build
+from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldFolder
-from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.training.calibration import calibrate
 from tmi.training.cohort_arrays import CohortArrays
 from tmi.training.fold_answers import predict_logits

@@ -23,8 +23,8 @@ from tmi.toolkit.errors import UsageError
 from tmi.toolkit.golden import GoldenInputs, GoldenText
 from tmi.toolkit.models.registry import seen
 from tmi.toolkit.prepare import PreparedCase, prepare_case
+from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import RunFolder
-from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.storage.atomic_files import write_json
 
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.phantom import Grid, findings_of, render, sample_body
-from tmi.toolkit.radiomics_names import FEATURE_NAMES
-from tmi.toolkit.radiomics_table import write_table
+from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
+from tmi.toolkit.radiomics.table import write_table
 
 SCANNER_XYZ = (512, 512, 120)
 """Voxels of an abdominal CT at slices of 2.5 mm or so."""

@@ -31,7 +31,7 @@ from tmi.toolkit.imaging.nifti import read_ahead
 from tmi.toolkit.manifest import Manifest
 from tmi.toolkit.prepare import PreparedCase, prepare_case
 from tmi.toolkit.prepared_cache import PreparedCache
-from tmi.toolkit.scaling import RadiomicsScaler
+from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ from tmi.toolkit.errors import DamagedError, TmiError
 from tmi.toolkit.golden_case import golden_config, write_golden_case
 from tmi.toolkit.manifest import GOLDEN_CASE_FILE, Manifest
 from tmi.toolkit.prepare import prepare_case
-from tmi.toolkit.scaling import RadiomicsScaler
+from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.storage.hashing import canonical_json
 
 SHORT_TEXT = "Sex: female."

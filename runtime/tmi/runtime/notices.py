@@ -13,7 +13,7 @@ from tmi.runtime.prediction import Notice
 from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.manifest import Manifest
 from tmi.toolkit.prepare import PreparedCase
-from tmi.toolkit.radiomics_names import FEATURE_NAMES
+from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 
 FIRST_NAMES = 5
 """How many features a notice names."""

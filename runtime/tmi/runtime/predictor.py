@@ -44,7 +44,7 @@ from tmi.toolkit.clinical.schema import SCHEMA_FILE, stored_schema
 from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.prepared_cache import PreparedCache
-from tmi.toolkit.scaling import RadiomicsScaler
+from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 
 CaseLike = Case | Path | str
 MOST_READERS = 4

@@ -32,7 +32,7 @@ from tmi.toolkit.content_checks import check_ct
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.toolkit.image_files import Found, ReadCt, is_image_file, read_image_ct
 from tmi.toolkit.imaging.volume import Volume
-from tmi.toolkit.radiomics_table import read_table, write_table
+from tmi.toolkit.radiomics.table import read_table, write_table
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
 

@@ -21,8 +21,8 @@ from tmi.toolkit.content_checks import check_ct, check_mask
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.hounsfield_checks import NOT_HU
 from tmi.toolkit.imaging.volume import Volume, read_ct, read_mask
-from tmi.toolkit.radiomics_record import stale
-from tmi.toolkit.radiomics_table import read_table
+from tmi.toolkit.radiomics.provenance import stale
+from tmi.toolkit.radiomics.table import read_table
 from tmi.toolkit.recompute import Comparison, compare
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_json
 

@@ -44,8 +44,8 @@ def radiomics(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from tmi.toolkit.compute.cpu import available_cores
+    from tmi.toolkit.radiomics.external_table import read_foreign, read_mapping
     from tmi.toolkit.radiomics_cases import How, make_tables
-    from tmi.toolkit.radiomics_foreign import read_foreign, read_mapping
 
     if table is None and (mapping is not None or id_column is not None):
         raise UsageError("--map and --id-column tell how to read a table", fix="name the table with --from")

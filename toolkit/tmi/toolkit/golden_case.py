@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.config.schema import Config
-from tmi.toolkit.radiomics_names import FEATURE_NAMES
-from tmi.toolkit.radiomics_table import write_table
+from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
+from tmi.toolkit.radiomics.table import write_table
 
 SHAPE_DHW = (11, 17, 13)
 """Three sizes that no exchange of axes leaves alone."""

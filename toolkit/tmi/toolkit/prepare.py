@@ -31,7 +31,7 @@ from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.imaging.ct_resampling import Resampling, prepare_ct
 from tmi.toolkit.imaging.volume import Grid, Volume, read_ct, read_mask
 from tmi.toolkit.prepared_cache import PreparedCache, PreparedImages
-from tmi.toolkit.radiomics_table import read_table
+from tmi.toolkit.radiomics.table import read_table
 
 STAGES = ("record", "cache", "read", "inflate", "resample", "check", "mask", "radiomics")
 """Stages of a preparation, in the order of the road. What others do in the shadow of `inflate` is not counted again:
@@ -180,7 +180,7 @@ def _images(case: Case, config: Config, *, extract: bool, clock: StageClock, emp
 
 def _extract(case: Case, ct: Volume, mask: Volume) -> tuple[Float[np.ndarray, "1781"], str | None]:
     """The features, from the cache where they are there, and what the user should know of how they were had."""
-    from tmi.toolkit.radiomics_cache import extract_once  # pyradiomics is an extra, and slow to import
+    from tmi.toolkit.radiomics.cache import extract_once  # pyradiomics is an extra, and slow to import
 
     try:
         extracted = extract_once(ct, mask)

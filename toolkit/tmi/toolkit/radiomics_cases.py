@@ -20,11 +20,11 @@ from tmi.toolkit.cases.case import MASK_FILE, RADIOMICS_FILE, Case, open_case
 from tmi.toolkit.content_checks import check_ct, check_mask, refuse_on_error
 from tmi.toolkit.errors import InputRefusedError, UnavailableError, UsageError
 from tmi.toolkit.imaging.volume import read_ct, read_mask
-from tmi.toolkit.radiomics_cache import extract_once, package_versions
-from tmi.toolkit.radiomics_foreign import ForeignTable
-from tmi.toolkit.radiomics_record import RadiomicsRecord, file_digest, read_record, stale, write_record
-from tmi.toolkit.radiomics_settings import SETTINGS, SETTINGS_DIGEST
-from tmi.toolkit.radiomics_table import missing_features, table_text
+from tmi.toolkit.radiomics.cache import extract_once, package_versions
+from tmi.toolkit.radiomics.external_table import ForeignTable
+from tmi.toolkit.radiomics.provenance import RadiomicsRecord, file_digest, read_record, stale, write_record
+from tmi.toolkit.radiomics.settings import SETTINGS, SETTINGS_DIGEST
+from tmi.toolkit.radiomics.table import missing_features, table_text
 from tmi.toolkit.storage.atomic_files import write_text
 from tmi.toolkit.storage.hashing import sha256_bytes
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tmi.toolkit.cases.case import MASK_FILE, RADIOMICS_FILE, Case
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.imaging.volume import Volume
-from tmi.toolkit.radiomics_names import FEATURE_NAMES
+from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 
 TOLERANCE = 1e-6
 """Relative difference up to which two values are taken for one."""
@@ -56,7 +56,7 @@ def compare(
         UnavailableError: pyradiomics is not installed.
         InputRefusedError: radiomics-mask: the mask is too small for texture features.
     """
-    from tmi.toolkit.radiomics import extract  # pyradiomics is an extra, and slow to import
+    from tmi.toolkit.radiomics.extractor import extract  # pyradiomics is an extra, and slow to import
 
     try:
         computed_F = extract(ct, mask)

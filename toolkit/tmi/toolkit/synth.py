@@ -217,7 +217,7 @@ def _quiet_worker() -> None:
 def make_case(plan: CasePlan, stage: Path, model: SeverityModel) -> dict[str, Any]:
     """Write one case folder below `stage`; returns what `truth.json` tells of it."""
     from tmi.toolkit.imaging.volume import read_ct, read_mask
-    from tmi.toolkit.radiomics import extract, write_table
+    from tmi.toolkit.radiomics.extractor import extract, write_table
 
     streams = np.random.SeedSequence([plan.seed, 2, plan.index]).spawn(4)
     rng = np.random.default_rng(streams[0])

@@ -17,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from tmi.toolkit.errors import DamagedError
+from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import SUMMARY_FILE, FoldFolder, FoldSplit, RunFolder
-from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.storage.atomic_files import read_json
 from tmi.toolkit.storage.serialization import to_json
 from tmi.training.calibration import calibrate, fit_threshold, is_calibrated

@@ -14,8 +14,8 @@ import numpy as np
 from tmi.toolkit.cases.case import Case, Cohort
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.errors import UsageError
+from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldSplit, RunFolder
-from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.training.audit import Answer
 from tmi.training.cohort_arrays import CohortArrays, fingerprint
 from tmi.training.duplicate_images import same_images

@@ -13,8 +13,8 @@ from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import POSITIVE, Config
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.models.weights import restore
+from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
-from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.training.cohort_arrays import CohortArrays
 from tmi.training.fold_data import FoldData
 from tmi.training.fold_predictions import Predictions

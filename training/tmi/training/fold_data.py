@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import Config
+from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldSplit
-from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.training.augmentation import Change, apply, sample
 from tmi.training.cohort_arrays import CohortArrays
 

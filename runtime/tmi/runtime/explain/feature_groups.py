@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from tmi.toolkit.radiomics_names import FEATURE_NAMES
+from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 
 
 def image_type(feature: str) -> str:

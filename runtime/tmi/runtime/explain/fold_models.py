@@ -29,8 +29,8 @@ from tmi.toolkit.models.multimodal import ThreeParts
 from tmi.toolkit.models.registry import calibrated, seen
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.models.weights import restore
+from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import RUN_FILE, FoldFolder, RunFolder
-from tmi.toolkit.scaling import RadiomicsScaler
 from tmi.toolkit.storage.hashing import sha256_file
 
 

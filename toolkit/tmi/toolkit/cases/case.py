@@ -6,7 +6,7 @@ A case is a folder::
       ct.nii.gz         CT volume in Hounsfield units
       liver.nii.gz      mask on the CT's grid (optional where radiomics.csv is there)
       radiomics.csv     a header of feature names and one row of values (optional where the mask is there)
-      radiomics.json    what radiomics.csv was made from (optional; `tmi.toolkit.radiomics_record`)
+      radiomics.json    what radiomics.csv was made from (optional; `tmi.toolkit.radiomics.provenance`)
       clinical.json     {"patient_id": ..., "values": {field: value}, "report": free text or null}
       case.json         where it came from and what was repaired (optional; `tmi.toolkit.cases.provenance`)
 

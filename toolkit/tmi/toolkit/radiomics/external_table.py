@@ -19,8 +19,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from tmi.toolkit.errors import InputRefusedError, UsageError
-from tmi.toolkit.radiomics_names import FEATURE_NAMES
-from tmi.toolkit.radiomics_table import parse_value
+from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
+from tmi.toolkit.radiomics.table import parse_value
 
 IGNORED_PREFIXES = ("diagnostics_", "general_info_")
 """Columns of pyradiomics that hold no features."""

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from tmi.toolkit.radiomics_package import load
+from tmi.toolkit.radiomics.pyradiomics import load
 
 BLOCK = 16
 """Edge, in half voxels, of the blocks that vertices are compared in."""

@@ -1,7 +1,7 @@
 """Radiomics of a CT and its mask through pyradiomics: exactly 1,781 features in one fixed order.
 
 The features are those of van Griethuysen 2017 (doi:10.1158/0008-5472.CAN-17-0339) under the settings in
-`tmi.toolkit.radiomics_settings`, computed on the canonical RAS+ grid without resampling.
+`tmi.toolkit.radiomics.settings`, computed on the canonical RAS+ grid without resampling.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.radiomics_filters import to_image
-from tmi.toolkit.radiomics_names import FEATURE_NAMES
-from tmi.toolkit.radiomics_package import load, plain_extractor, pyradiomics_quiet
-from tmi.toolkit.radiomics_quick import extract_quick, why_plain
-from tmi.toolkit.radiomics_settings import SETTINGS, SETTINGS_DIGEST
-from tmi.toolkit.radiomics_table import missing_features, read_table, write_table
+from tmi.toolkit.radiomics.fast_extractor import extract_quick, why_plain
+from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
+from tmi.toolkit.radiomics.image_filters import to_image
+from tmi.toolkit.radiomics.pyradiomics import load, plain_extractor, pyradiomics_quiet
+from tmi.toolkit.radiomics.settings import SETTINGS, SETTINGS_DIGEST
+from tmi.toolkit.radiomics.table import missing_features, read_table, write_table
 
 if TYPE_CHECKING:
     from tmi.toolkit.imaging.volume import Volume

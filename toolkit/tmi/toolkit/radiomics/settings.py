@@ -18,7 +18,7 @@ PYRADIOMICS_VERSION = "3.0.1"
 
 
 def _load() -> Mapping[str, Any]:
-    text = files("tmi.toolkit").joinpath("data/radiomics_settings.json").read_text(encoding="utf-8")
+    text = files("tmi.toolkit.radiomics").joinpath("data/radiomics_settings.json").read_text(encoding="utf-8")
     return MappingProxyType(json.loads(text))
 
 

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.radiomics_package import load, pyradiomics_quiet
-from tmi.toolkit.radiomics_region import Box, Region, find_region
-from tmi.toolkit.radiomics_settings import SETTINGS
+from tmi.toolkit.radiomics.mask_region import Box, Region, find_region
+from tmi.toolkit.radiomics.pyradiomics import load, pyradiomics_quiet
+from tmi.toolkit.radiomics.settings import SETTINGS
 
 LOG_REACH_SIGMA = 25.0
 """How far, in sigmas, a voxel is taken to reach in the recursive Gaussian filters."""

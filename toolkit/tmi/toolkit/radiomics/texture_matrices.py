@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from tmi.toolkit.radiomics_package import load
-from tmi.toolkit.radiomics_region import Region
+from tmi.toolkit.radiomics.mask_region import Region
+from tmi.toolkit.radiomics.pyradiomics import load
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from tmi.toolkit.compute.quiet import quiet
 from tmi.toolkit.errors import UnavailableError
-from tmi.toolkit.radiomics_settings import PYRADIOMICS_VERSION, SETTINGS
+from tmi.toolkit.radiomics.settings import PYRADIOMICS_VERSION, SETTINGS
 
 
 @contextmanager

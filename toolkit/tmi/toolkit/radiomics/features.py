@@ -14,7 +14,12 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from tmi.toolkit.radiomics_matrices import (
+from tmi.toolkit.radiomics.feature_names import CLASS_FEATURES, SHAPE_FEATURES
+from tmi.toolkit.radiomics.mask_region import Region
+from tmi.toolkit.radiomics.pyradiomics import load
+from tmi.toolkit.radiomics.settings import SETTINGS
+from tmi.toolkit.radiomics.shape_mesh import measure_mesh
+from tmi.toolkit.radiomics.texture_matrices import (
     Levels,
     count_dependences,
     count_pairs_and_runs,
@@ -22,11 +27,6 @@ from tmi.toolkit.radiomics_matrices import (
     sort_into_levels,
     sum_tone_differences,
 )
-from tmi.toolkit.radiomics_mesh import measure_mesh
-from tmi.toolkit.radiomics_names import CLASS_FEATURES, SHAPE_FEATURES
-from tmi.toolkit.radiomics_package import load
-from tmi.toolkit.radiomics_region import Region
-from tmi.toolkit.radiomics_settings import SETTINGS
 
 MANY_VOXELS = 4096
 """Above this, sums of odd powers do not cancel to rounding noise."""

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tmi.toolkit.radiomics_names import FEATURE_NAMES
-from tmi.toolkit.radiomics_settings import SETTINGS_DIGEST
+from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
+from tmi.toolkit.radiomics.settings import SETTINGS_DIGEST
 from tmi.toolkit.storage.content_cache import ContentCache
 from tmi.toolkit.storage.hashing import sha256_json
 
 if TYPE_CHECKING:
     from tmi.toolkit.imaging.volume import Volume
-    from tmi.toolkit.radiomics import Extracted
+    from tmi.toolkit.radiomics.extractor import Extracted
 
 KIND = "radiomics"
 MAX_BYTES = 64 * 2**20
@@ -66,7 +66,7 @@ def cache_key(ct: Volume, mask: Volume) -> str:
 
 
 def extract_once(ct: Volume, mask: Volume, *, jobs: int | None = None, use_cache: bool = True) -> Extracted:
-    """As `tmi.toolkit.radiomics.extract_noted`, from the cache where it is there.
+    """As `tmi.toolkit.radiomics.extractor.extract_noted`, from the cache where it is there.
 
     Args:
         ct: Hounsfield units.
@@ -78,7 +78,7 @@ def extract_once(ct: Volume, mask: Volume, *, jobs: int | None = None, use_cache
         UnavailableError: nothing is remembered and pyradiomics is not installed.
         InputRefusedError: the mask is too small, or the CT is empty.
     """
-    from tmi.toolkit.radiomics import Extracted, extract_noted  # imports nothing heavy before it extracts
+    from tmi.toolkit.radiomics.extractor import Extracted, extract_noted  # imports nothing heavy before it extracts
 
     cache = ContentCache(KIND, max_bytes=MAX_BYTES) if use_cache else None
     if cache is None or not cache.enabled:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.radiomics_names import FEATURE_NAMES
+from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.storage.atomic_files import write_text
 
 MISSING_CELLS = frozenset({"", "nan", "na", "n/a", "null", "none"})

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.radiomics_features import image_features, shape_features
-from tmi.toolkit.radiomics_filters import (
+from tmi.toolkit.radiomics.features import image_features, shape_features
+from tmi.toolkit.radiomics.image_filters import (
     LOG_SIGMAS_MM,
     POINTWISE,
     Source,
@@ -28,9 +28,9 @@ from tmi.toolkit.radiomics_filters import (
     log_name,
     wavelet_bands,
 )
-from tmi.toolkit.radiomics_package import is_pinned, load, pyradiomics_quiet, version
-from tmi.toolkit.radiomics_region import Region, find_region
-from tmi.toolkit.radiomics_settings import PYRADIOMICS_VERSION
+from tmi.toolkit.radiomics.mask_region import Region, find_region
+from tmi.toolkit.radiomics.pyradiomics import is_pinned, load, pyradiomics_quiet, version
+from tmi.toolkit.radiomics.settings import PYRADIOMICS_VERSION
 
 Named = Mapping[str, Any]
 """Feature names and values."""

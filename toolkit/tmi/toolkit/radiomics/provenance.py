@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, RADIOMICS_FILE, RADIOMICS_RECORD_FILE, Case
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.radiomics_settings import SETTINGS_DIGEST
+from tmi.toolkit.radiomics.settings import SETTINGS_DIGEST
 from tmi.toolkit.storage.atomic_files import write_json
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
 from tmi.toolkit.storage.serialization import from_json, to_json
