@@ -37,9 +37,9 @@ def prepare_with_tmi(path: Path, shape_DHW: tuple[int, int, int] = SHAPE_DHW) ->
     from tmi.toolkit.cases.case import Case
     from tmi.toolkit.compute.cpu import other_cores
     from tmi.toolkit.config.schema import CtConfig
-    from tmi.toolkit.content_checks import check_ct
     from tmi.toolkit.imaging.ct_resampling import Resampling, prepare_ct
     from tmi.toolkit.imaging.volume import read_ct
+    from tmi.toolkit.qc.image_checks import check_ct
 
     class Planes:
         def __init__(self, resampling: Resampling) -> None:

@@ -52,8 +52,8 @@ from factories.planting import (
     without,
 )  # fmt: skip
 from tmi.toolkit.cases.case import open_cohort
-from tmi.toolkit.check import check_cases
-from tmi.toolkit.recompute import TOLERANCE
+from tmi.toolkit.qc.case_checks import check_cases
+from tmi.toolkit.qc.radiomics_comparison import TOLERANCE
 
 LIVER = phantom(1).liver_XYZ
 ALL = slice(None)

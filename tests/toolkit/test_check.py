@@ -16,7 +16,7 @@ import pytest
 from factories.cases import AFFINE, write_case, write_cohort
 from factories.tmi_command import tmi
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.check import check_case
+from tmi.toolkit.qc.case_checks import check_case
 
 ROOMY = AFFINE.copy()
 ROOMY[2, 2] = 10.0  # with the builder's own 9 mm the liver stays just below the usual volumes

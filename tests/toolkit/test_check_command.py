@@ -16,12 +16,12 @@ from factories.planted_cases import FAULTS
 from factories.tmi_command import tmi
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.cases.provenance import read_case_record
-from tmi.toolkit.check import check_case
-from tmi.toolkit.check_document import document_schema
 from tmi.toolkit.imaging.volume import read_ct, read_mask
+from tmi.toolkit.qc.case_checks import check_case
+from tmi.toolkit.qc.radiomics_comparison import difference
+from tmi.toolkit.qc.repairs import REPAIRS
+from tmi.toolkit.qc.report import document_schema
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
-from tmi.toolkit.recompute import difference
-from tmi.toolkit.repairs import REPAIRS
 from tmi.toolkit.storage.hashing import sha256_file
 
 
@@ -47,7 +47,7 @@ def holds(outcome):
 
 def test_the_schema_is_itself_a_schema_and_in_the_package():
     jsonschema.Draft202012Validator.check_schema(document_schema())
-    assert (resources.files("tmi.toolkit") / "data" / "tmi-check-1.schema.json").is_file()
+    assert (resources.files("tmi.toolkit.qc") / "data" / "tmi-check-1.schema.json").is_file()
 
 
 def test_good_cases_end_with_0_and_a_summary(cohort):

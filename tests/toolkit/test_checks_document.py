@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tmi.toolkit.check_table import CHECKS
-from tmi.toolkit.repairs import REPAIRS
+from tmi.toolkit.qc.check_registry import CHECKS
+from tmi.toolkit.qc.repairs import REPAIRS
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "checks.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| `([a-z0-9-]+)` \| (error|warning) \| (.+?) \| (.+?) \|$", re.MULTILINE)

@@ -16,11 +16,11 @@ from factories.cases import write_cohort
 from factories.mutants import write_mutant
 from factories.tmi_command import tmi
 from tmi.toolkit.cases.case import find_cases
-from tmi.toolkit.check import check_cases
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.errors import InputRefusedError, TmiError
 from tmi.toolkit.prepare import prepare_case
+from tmi.toolkit.qc.case_checks import check_cases
 
 BATCH = 25
 LONGEST_S = 10.0
@@ -89,7 +89,7 @@ import resource, sys, time
 resource.setrlimit(resource.RLIMIT_AS, ({GIGABYTES} << 30, {GIGABYTES} << 30))
 from pathlib import Path
 from tmi.toolkit.cases.case import find_cases
-from tmi.toolkit.check import check_cases
+from tmi.toolkit.qc.case_checks import check_cases
 start = time.perf_counter()
 print(*sorted({{f.code for f in check_cases(find_cases([Path(sys.argv[1])]))}}), time.perf_counter() - start)
 """

@@ -20,9 +20,9 @@ from factories.dicom_series import (
 from factories.tmi_command import tmi
 from tmi.toolkit.case_import import IMPORT_FIXES, ImportedCase, import_case
 from tmi.toolkit.cases.provenance import read_case_record
-from tmi.toolkit.check_table import CHECKS
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.imaging.volume import Volume, read_ct
+from tmi.toolkit.qc.check_registry import CHECKS
 
 RECORD = {"patient_id": "P-ONE", "values": {"sex": "male", "albumin": 38}, "report": None}
 BESIDES = {"few slices": {"mask-edge", "mask-outside", "liver-volume"}}

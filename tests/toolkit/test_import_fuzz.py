@@ -25,8 +25,8 @@ from factories.dicom_series import (
     write_slices,
 )
 from tmi.toolkit.case_import import import_case
-from tmi.toolkit.check_table import CHECKS
 from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.qc.check_registry import CHECKS
 
 SPEC = SeriesSpec(slices=2, rows=36, columns=40, spacing_mm=(10.0, 10.0), step_mm=11.0)
 COMPRESSED = {"JPEG 2000": JPEG2000Lossless, "JPEG-LS": JPEGLSLossless, "RLE": RLELossless}

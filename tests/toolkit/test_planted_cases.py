@@ -12,8 +12,8 @@ from factories.good_cohort import write_good_cohort
 from factories.planted_cases import FAULTS, VARIANTS, codes_of, score, told
 from factories.real_case import LIVER_LABEL, write_real_case
 from tmi.toolkit.cases.case import Case, open_cohort
-from tmi.toolkit.check import check_case, check_cases
-from tmi.toolkit.check_table import CHECKS
+from tmi.toolkit.qc.case_checks import check_case, check_cases
+from tmi.toolkit.qc.check_registry import CHECKS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "checks.md"
 NOT_IN_A_CASE_FOLDER = frozenset({"mask-missing", "mask-label", "mask-gap", "mask-outside", "case-unreadable"})

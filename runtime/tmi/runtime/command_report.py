@@ -113,7 +113,7 @@ def _write_case(case: Case, predictor: Predictor, explainer: Explainer, out: Pat
     from tmi.runtime.explain.case_explanation import explain_case
     from tmi.runtime.prediction import Refusal
     from tmi.runtime.report.pages import CASES, case_page
-    from tmi.toolkit.check import check_case
+    from tmi.toolkit.qc.case_checks import check_case
     from tmi.toolkit.storage.atomic_files import write_text
 
     (answer,) = predictor.predict([case])

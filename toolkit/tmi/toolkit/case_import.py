@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 
 from tmi.toolkit.cases.case import CLINICAL_FILE, CT_FILE, MASK_FILE, RADIOMICS_FILE, Case, open_case, plain_name
 from tmi.toolkit.cases.provenance import CaseRecord, Repair, write_case_record
-from tmi.toolkit.check import Finding, check_case
-from tmi.toolkit.check_table import CHECKS
 from tmi.toolkit.clinical.record import KEYS, MAX_BYTES
-from tmi.toolkit.content_checks import check_ct
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.toolkit.image_files import Found, ReadCt, is_image_file, read_image_ct
 from tmi.toolkit.imaging.volume import Volume
+from tmi.toolkit.qc.case_checks import Finding, check_case
+from tmi.toolkit.qc.check_registry import CHECKS
+from tmi.toolkit.qc.image_checks import check_ct
 from tmi.toolkit.radiomics.table import read_table, write_table
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file

@@ -16,7 +16,7 @@ from tmi.toolkit.clinical.rendering import render
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.clinical.units import check_units
 from tmi.toolkit.config.schema import Config
-from tmi.toolkit.content_checks import refuse_on_error
+from tmi.toolkit.qc.image_checks import refuse_on_error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ from tmi.toolkit.cases.case import Case, find_cases, is_folder
 from tmi.toolkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from tmi.toolkit.check import Finding
-    from tmi.toolkit.recompute import Comparison
+    from tmi.toolkit.qc.case_checks import Finding
+    from tmi.toolkit.qc.radiomics_comparison import Comparison
 
 SCREEN = 20
 """Findings that still are read one by one; more are counted by code as well."""
@@ -52,11 +52,11 @@ def check(
         tmi check cohort/P003 --fix mask-grid,ct-padding
         tmi check cohort/ --recompute
     """
-    from tmi.toolkit.check import check_cases
-    from tmi.toolkit.check_document import document
     from tmi.toolkit.clinical.schema import load_schema
     from tmi.toolkit.config.project import load_project
-    from tmi.toolkit.repairs import parse_codes, repair
+    from tmi.toolkit.qc.case_checks import check_cases
+    from tmi.toolkit.qc.repairs import parse_codes, repair
+    from tmi.toolkit.qc.report import document
 
     codes = parse_codes(fix) if fix is not None else ()
     if not 0 <= tolerance < 1:

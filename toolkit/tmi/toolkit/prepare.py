@@ -26,11 +26,11 @@ from tmi.toolkit.compute.buffer_pool import Empty
 from tmi.toolkit.compute.cpu import other_cores
 from tmi.toolkit.compute.stage_timer import StageClock
 from tmi.toolkit.config.schema import MODALITIES, N_RADIOMICS, Config, Modality
-from tmi.toolkit.content_checks import check_ct, check_mask, refuse_on_error
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.imaging.ct_resampling import Resampling, prepare_ct
 from tmi.toolkit.imaging.volume import Grid, Volume, read_ct, read_mask
 from tmi.toolkit.prepared_cache import PreparedCache, PreparedImages
+from tmi.toolkit.qc.image_checks import check_ct, check_mask, refuse_on_error
 from tmi.toolkit.radiomics.table import read_table
 
 STAGES = ("record", "cache", "read", "inflate", "resample", "check", "mask", "radiomics")

@@ -17,9 +17,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from tmi.toolkit.cases.case import MASK_FILE, RADIOMICS_FILE, Case, open_case
-from tmi.toolkit.content_checks import check_ct, check_mask, refuse_on_error
 from tmi.toolkit.errors import InputRefusedError, UnavailableError, UsageError
 from tmi.toolkit.imaging.volume import read_ct, read_mask
+from tmi.toolkit.qc.image_checks import check_ct, check_mask, refuse_on_error
 from tmi.toolkit.radiomics.cache import extract_once, package_versions
 from tmi.toolkit.radiomics.external_table import ForeignTable
 from tmi.toolkit.radiomics.provenance import RadiomicsRecord, file_digest, read_record, stale, write_record

@@ -22,10 +22,10 @@ from tmi.runtime.explain.overlay import Picture
 from tmi.runtime.prediction import RESEARCH_USE, Answer, Prediction
 from tmi.runtime.report.slices import montage, page_slices
 from tmi.toolkit.bundle import Bundle
-from tmi.toolkit.check import Finding
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import sentences
 from tmi.toolkit.manifest import Manifest
+from tmi.toolkit.qc.case_checks import Finding
 
 CASES = "cases"
 """Folder of the case pages, beside `index.html`."""

@@ -24,7 +24,7 @@ class Repair:
     """One repair that was asked for and made."""
 
     code: str
-    """Row of `tmi.toolkit.check_table.CHECKS` that it mends."""
+    """Row of `tmi.toolkit.qc.check_registry.CHECKS` that it mends."""
     file: str
     """File of the case that was written anew."""
     what: str

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, RADIOMICS_FILE, Case
 from tmi.toolkit.cases.provenance import Repair, add_repair, read_case_record
-from tmi.toolkit.content_checks import MM_PER_UNIT, TILT_DEGREES, check_ct, tilt_degrees
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.toolkit.imaging.mask_resampling import resample_mask
 from tmi.toolkit.imaging.nifti import MAX_VOXELS, is_sheared
 from tmi.toolkit.imaging.volume import Volume, read_ct, read_labels, require_same_grid
+from tmi.toolkit.qc.image_checks import MM_PER_UNIT, TILT_DEGREES, check_ct, tilt_degrees
 from tmi.toolkit.storage.hashing import sha256_file
 
 AIR_HU = -1024

@@ -9,9 +9,9 @@ from importlib import resources
 from typing import Any
 
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.check import Finding
-from tmi.toolkit.recompute import Comparison
-from tmi.toolkit.repairs import Repaired
+from tmi.toolkit.qc.case_checks import Finding
+from tmi.toolkit.qc.radiomics_comparison import Comparison
+from tmi.toolkit.qc.repairs import Repaired
 
 SCHEMA = "tmi-check/1"
 
@@ -49,6 +49,6 @@ def document(
 
 def document_schema() -> dict[str, Any]:
     """The JSON Schema that every document satisfies."""
-    file = resources.files("tmi.toolkit") / "data" / "tmi-check-1.schema.json"
+    file = resources.files("tmi.toolkit.qc") / "data" / "tmi-check-1.schema.json"
     schema: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return schema

@@ -13,17 +13,17 @@ import numpy as np
 
 from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, RADIOMICS_FILE, Case, is_folder
 from tmi.toolkit.cases.provenance import read_case_record
-from tmi.toolkit.check_table import CHECKS, Severity
 from tmi.toolkit.clinical.record import ClinicalRecord, read_clinical
 from tmi.toolkit.clinical.schema import Schema, load_schema
 from tmi.toolkit.clinical.units import check_units
-from tmi.toolkit.content_checks import check_ct, check_mask
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.hounsfield_checks import NOT_HU
 from tmi.toolkit.imaging.volume import Volume, read_ct, read_mask
+from tmi.toolkit.qc.check_registry import CHECKS, Severity
+from tmi.toolkit.qc.hu_checks import NOT_HU
+from tmi.toolkit.qc.image_checks import check_ct, check_mask
+from tmi.toolkit.qc.radiomics_comparison import Comparison, compare
 from tmi.toolkit.radiomics.provenance import stale
 from tmi.toolkit.radiomics.table import read_table
-from tmi.toolkit.recompute import Comparison, compare
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_json
 
 MOST_DAYS_APART = 90
@@ -39,7 +39,7 @@ class Finding:
     case_id: str
     """The case."""
     code: str
-    """Row of `tmi.toolkit.check_table.CHECKS`."""
+    """Row of `tmi.toolkit.qc.check_registry.CHECKS`."""
     severity: Severity
     """`error` or `warning`."""
     message: str

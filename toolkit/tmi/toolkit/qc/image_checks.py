@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.toolkit.cases.case import CT_FILE, MASK_FILE
-from tmi.toolkit.check_table import CHECKS
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.hounsfield_checks import Found, check_slices, check_values, sampled
 from tmi.toolkit.imaging.nifti import is_sheared
 from tmi.toolkit.imaging.volume import Volume
+from tmi.toolkit.qc.check_registry import CHECKS
+from tmi.toolkit.qc.hu_checks import Found, check_slices, check_values, sampled
 
 SPACING_MM = (0.2, 12.0)
 WIDTH_MM = (100.0, 1200.0)
