@@ -202,7 +202,7 @@ def real_inputs(work: Path, float64: bool) -> tuple[dict[str, dict[str, Any]], d
     from tmi.export.slab_convolution import in_slabs
     from tmi.toolkit.cases.case import find_cases
     from tmi.toolkit.clinical.tokenizer import Tokenizer
-    from tmi.toolkit.prepare import prepare_case
+    from tmi.toolkit.preprocessing.pipeline import prepare_case
     from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 
     run, _, models = parts(work)

@@ -13,7 +13,7 @@ from tmi.runtime import Prediction, Predictor
 from tmi.runtime.engine import open_engine
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.schema import stored_schema
-from tmi.toolkit.prepare import prepare_case
+from tmi.toolkit.preprocessing.pipeline import prepare_case
 
 
 def test_cohort_throughput(record, cohort: list[Path], default_predictor: Predictor) -> None:

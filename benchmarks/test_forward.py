@@ -21,7 +21,7 @@ from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.schema import stored_schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.errors import UnavailableError
-from tmi.toolkit.prepare import prepare_case
+from tmi.toolkit.preprocessing.pipeline import prepare_case
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 
 

@@ -76,7 +76,7 @@ def test_the_ct_only_answer_is_that_of_its_networks(ct_only, cohort):
     from tmi.runtime.explain.explainer import softmax
     from tmi.runtime.explain.looked_at import read_anatomy
     from tmi.toolkit.cases.case import Case
-    from tmi.toolkit.prepare import prepare_case
+    from tmi.toolkit.preprocessing.pipeline import prepare_case
 
     source, case = open_run_models(ct_only), Case(folder=cohort / "P1", case_id="P1")
     found = ct_only_map(source, case, read_anatomy(case), target="good")

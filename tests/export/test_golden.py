@@ -24,7 +24,7 @@ from tmi.toolkit.golden import (
     trimmed,
 )
 from tmi.toolkit.golden_case import golden_config, write_golden_case
-from tmi.toolkit.prepare import prepare_case
+from tmi.toolkit.preprocessing.pipeline import prepare_case
 from tmi.toolkit.storage.serialization import to_json
 
 CONFIG = replace(

@@ -21,7 +21,7 @@ from tmi.toolkit.bundle import Bundle, open_bundle
 from tmi.toolkit.cases.case import find_cases
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.golden import golden_of
-from tmi.toolkit.prepare import PreparedCase, prepare_case
+from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import RunFolder
 

@@ -26,7 +26,7 @@ def _another_window(patch: pytest.MonkeyPatch) -> None:
 
 
 def _exchanged_axes(patch: pytest.MonkeyPatch) -> None:
-    from tmi.toolkit import prepare
+    from tmi.toolkit.preprocessing import pipeline as prepare
 
     honest = prepare.prepare_ct
 
@@ -38,7 +38,7 @@ def _exchanged_axes(patch: pytest.MonkeyPatch) -> None:
 
 
 def _mirrored(patch: pytest.MonkeyPatch) -> None:
-    from tmi.toolkit import prepare
+    from tmi.toolkit.preprocessing import pipeline as prepare
 
     honest = prepare.prepare_ct
     patch.setattr(
@@ -80,7 +80,7 @@ def _lost_mask(patch: pytest.MonkeyPatch) -> None:
 
 
 def _other_wording(patch: pytest.MonkeyPatch) -> None:
-    from tmi.toolkit import prepare
+    from tmi.toolkit.preprocessing import pipeline as prepare
 
     honest = prepare.render
     patch.setattr(prepare, "render", lambda *a: honest(*a).replace("missing", "unknown"))

@@ -8,7 +8,7 @@ import numpy as np
 from tmi.runtime.bench_case import write_bench_case
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.presets import tiny
-from tmi.toolkit.prepare import prepare_case
+from tmi.toolkit.preprocessing.pipeline import prepare_case
 
 SHAPE = (48, 40, 20)
 

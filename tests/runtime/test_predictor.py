@@ -18,7 +18,7 @@ from tmi.runtime import Prediction, Predictor, Refusal
 from tmi.toolkit.cases.case import Case, open_case
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.manifest import Manifest
-from tmi.toolkit.prepare import PreparedCase
+from tmi.toolkit.preprocessing.pipeline import PreparedCase
 from tmi.toolkit.radiomics.extractor import read_table, write_table
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 

@@ -18,7 +18,7 @@ from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.imaging.volume import Volume
-from tmi.toolkit.prepare import prepare_case
+from tmi.toolkit.preprocessing.pipeline import prepare_case
 from tmi.toolkit.radiomics.cache import cache_key, extract_once
 from tmi.toolkit.radiomics.external_table import read_foreign
 from tmi.toolkit.radiomics.extractor import Extracted

@@ -19,7 +19,7 @@ from tmi.toolkit.cases.case import find_cases
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.errors import InputRefusedError, TmiError
-from tmi.toolkit.prepare import prepare_case
+from tmi.toolkit.preprocessing.pipeline import prepare_case
 from tmi.toolkit.qc.case_checks import check_cases
 
 BATCH = 25

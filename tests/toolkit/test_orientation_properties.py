@@ -19,7 +19,7 @@ from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.config.schema import CtConfig
 from tmi.toolkit.imaging.volume import read_ct, read_mask
-from tmi.toolkit.prepare import prepare_case
+from tmi.toolkit.preprocessing.pipeline import prepare_case
 
 CONFIG = replace(tiny(), ct=CtConfig(shape_DHW=(12, 24, 24)))
 ORIENTATIONS = [

@@ -13,15 +13,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-import tmi.toolkit.prepare as prepare_module
+import tmi.toolkit.preprocessing.pipeline as prepare_module
 from factories.bad_cases import FAULTS, write_bad_cases
 from factories.cases import write_case
 from tmi.toolkit.cases.case import Case, open_case
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.prepare import PreparedCase, prepare_case
-from tmi.toolkit.prepared_cache import PreparedCache, tree_digest
+from tmi.toolkit.preprocessing.cache import PreparedCache, tree_digest
+from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
 
 
 @pytest.fixture(autouse=True)
@@ -111,10 +111,10 @@ def test_another_version_of_the_code_or_of_numpy_finds_nothing(case, micro_confi
     cache = PreparedCache()
     prepare(case, micro_config, cache)
     with monkeypatch.context() as patch:
-        patch.setattr("tmi.toolkit.prepared_cache.code_digest", lambda: "another")
+        patch.setattr("tmi.toolkit.preprocessing.cache.code_digest", lambda: "another")
         prepare(case, micro_config, cache)
     with monkeypatch.context() as patch:
-        patch.setattr("tmi.toolkit.prepared_cache.version", lambda name: "0.0")
+        patch.setattr("tmi.toolkit.preprocessing.cache.version", lambda name: "0.0")
         prepare(case, micro_config, cache)
     assert (cache.hits, cache.stored) == (0, 3)
 

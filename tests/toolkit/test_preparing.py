@@ -26,7 +26,7 @@ from tmi.toolkit.config.schema import CtConfig
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.imaging.ct_resampling import Resampling, prepare_ct
 from tmi.toolkit.imaging.volume import Grid, read_ct
-from tmi.toolkit.prepare import STAGES, prepare_case
+from tmi.toolkit.preprocessing.pipeline import STAGES, prepare_case
 
 TURNS = list(itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)))
 TYPES = ["<i2", ">i2", "<u2", "|u1", "<i4", ">f4", "<f4", "<f8"]

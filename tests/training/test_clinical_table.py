@@ -15,9 +15,9 @@ from factories.tmi_command import tmi
 from tmi.toolkit.cases.case import open_cohort
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.schema import load_schema
-from tmi.toolkit.clinical_inputs import clinical_inputs, numbers
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.preprocessing.clinical_features import clinical_inputs, numbers
 from tmi.training.cohort_arrays import prepare_cohort
 from tmi.training.command_compare import _command
 from tmi.training.comparison.paper_tables import CLINICAL, OURS

@@ -24,7 +24,7 @@ from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.schema import Config, CtConfig, Modality
 from tmi.toolkit.golden_case import golden_config, write_golden_case
 from tmi.toolkit.models.registry import seen
-from tmi.toolkit.prepare import prepare_case
+from tmi.toolkit.preprocessing.pipeline import prepare_case
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.run_folder import RunFolder
 

@@ -22,7 +22,7 @@ from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.golden import GoldenInputs, GoldenText
 from tmi.toolkit.models.registry import seen
-from tmi.toolkit.prepare import PreparedCase, prepare_case
+from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.atomic_files import write_json

@@ -29,8 +29,8 @@ from tmi.toolkit.config.schema import N_RADIOMICS
 from tmi.toolkit.errors import InputRefusedError, UnavailableError
 from tmi.toolkit.imaging.nifti import read_ahead
 from tmi.toolkit.manifest import Manifest
-from tmi.toolkit.prepare import PreparedCase, prepare_case
-from tmi.toolkit.prepared_cache import PreparedCache
+from tmi.toolkit.preprocessing.cache import PreparedCache
+from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 
 

@@ -76,7 +76,7 @@ def predict(
     from tmi.runtime.progress import run_cases
     from tmi.runtime.timing_table import print_timing
     from tmi.toolkit.config.project import default_bundle, load_project
-    from tmi.toolkit.prepared_cache import PreparedCache
+    from tmi.toolkit.preprocessing.cache import PreparedCache
 
     if out is not None:
         _require_writable(out, force=force, resume=resume)

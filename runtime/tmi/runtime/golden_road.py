@@ -35,7 +35,7 @@ from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import DamagedError, TmiError
 from tmi.toolkit.golden_case import golden_config, write_golden_case
 from tmi.toolkit.manifest import GOLDEN_CASE_FILE, Manifest
-from tmi.toolkit.prepare import prepare_case
+from tmi.toolkit.preprocessing.pipeline import prepare_case
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.storage.hashing import canonical_json
 

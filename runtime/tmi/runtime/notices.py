@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tmi.runtime.prediction import Notice
 from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.manifest import Manifest
-from tmi.toolkit.prepare import PreparedCase
+from tmi.toolkit.preprocessing.pipeline import PreparedCase
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 
 FIRST_NAMES = 5

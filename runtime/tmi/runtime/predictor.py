@@ -43,7 +43,7 @@ from tmi.toolkit.clinical.rendering import require_rendering
 from tmi.toolkit.clinical.schema import SCHEMA_FILE, stored_schema
 from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.prepared_cache import PreparedCache
+from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 
 CaseLike = Case | Path | str

@@ -11,7 +11,7 @@ from tmi.toolkit.cases.case import find_cases
 from tmi.toolkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from tmi.toolkit.radiomics_cases import Outcome
+    from tmi.toolkit.preprocessing.radiomics_batch import Outcome
 
 
 def radiomics(
@@ -44,8 +44,8 @@ def radiomics(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from tmi.toolkit.compute.cpu import available_cores
+    from tmi.toolkit.preprocessing.radiomics_batch import How, make_tables
     from tmi.toolkit.radiomics.external_table import read_foreign, read_mapping
-    from tmi.toolkit.radiomics_cases import How, make_tables
 
     if table is None and (mapping is not None or id_column is not None):
         raise UsageError("--map and --id-column tell how to read a table", fix="name the table with --from")

@@ -19,12 +19,12 @@ from jaxtyping import Float, Int
 
 from tmi.toolkit.cases.case import COHORT_FILE, Case, Cohort
 from tmi.toolkit.clinical.schema import Schema
-from tmi.toolkit.clinical_inputs import clinical_inputs
 from tmi.toolkit.config.schema import N_RADIOMICS, Config
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.models.registry import seen
-from tmi.toolkit.prepare import prepare_case
-from tmi.toolkit.prepared_cache import PreparedCache
+from tmi.toolkit.preprocessing.cache import PreparedCache
+from tmi.toolkit.preprocessing.clinical_features import clinical_inputs
+from tmi.toolkit.preprocessing.pipeline import prepare_case
 from tmi.toolkit.storage.hashing import sha256_file, sha256_json
 
 IN_MEMORY_BYTES = 2 * 2**30

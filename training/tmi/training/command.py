@@ -174,7 +174,7 @@ def _run(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from tmi.toolkit.prepared_cache import PreparedCache
+    from tmi.toolkit.preprocessing.cache import PreparedCache
     from tmi.training.cross_validation import cross_validate
     from tmi.training.run_bars import RunBars
     from tmi.training.vocabulary import read_vocabulary

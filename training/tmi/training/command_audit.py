@@ -59,7 +59,7 @@ def audit(
 
 def _of_cohort(run: RunFolder, given: Path | None, mask_label: int | None, *, ask: bool, cached: bool) -> list[Answer]:
     """What the cohort proves; `not checked` where none is named and the project's is none or another."""
-    from tmi.toolkit.prepared_cache import PreparedCache
+    from tmi.toolkit.preprocessing.cache import PreparedCache
     from tmi.training.audit_cohort import audit_cohort, not_checked, require_same_cohort, scratch_store
     from tmi.training.cohort_arrays import prepare_cohort
 

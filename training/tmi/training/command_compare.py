@@ -147,7 +147,7 @@ def _train(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from tmi.toolkit.prepared_cache import PreparedCache
+    from tmi.toolkit.preprocessing.cache import PreparedCache
     from tmi.training.comparison.runner import train_all
     from tmi.training.run_bars import RunBars
     from tmi.training.vocabulary import read_vocabulary

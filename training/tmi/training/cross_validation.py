@@ -15,7 +15,7 @@ from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import InputRefusedError, UsageError
-from tmi.toolkit.prepared_cache import PreparedCache
+from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json, write_json
 from tmi.toolkit.storage.serialization import to_json

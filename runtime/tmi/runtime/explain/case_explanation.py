@@ -18,7 +18,7 @@ from tmi.runtime.explain.places import PlaceFigures
 from tmi.runtime.explain.randomisation import Randomised
 from tmi.runtime.prediction import RESEARCH_USE
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.prepare import PreparedCase, prepare_case
+from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
 
 TOP_FEATURES = 20
 """Radiomic features that are shown."""

@@ -21,7 +21,7 @@ from tmi.runtime.explain.places import PlaceFigures
 from tmi.runtime.explain.xgradcam import combined_map, stage_cams, unit_range
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.prepare import prepare_case
+from tmi.toolkit.preprocessing.pipeline import prepare_case
 
 
 @dataclass(frozen=True, kw_only=True)

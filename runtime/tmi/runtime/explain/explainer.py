@@ -29,7 +29,7 @@ from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import sentences
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
-from tmi.toolkit.prepare import PreparedCase
+from tmi.toolkit.preprocessing.pipeline import PreparedCase
 
 Tell = Callable[[str], None]
 """Told a few words when a stage begins."""

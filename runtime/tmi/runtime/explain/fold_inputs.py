@@ -15,7 +15,7 @@ from torch import Tensor
 from tmi.runtime.explain.fold_models import FoldModel
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
-from tmi.toolkit.prepare import PreparedCase
+from tmi.toolkit.preprocessing.pipeline import PreparedCase
 
 
 @dataclass(frozen=True, kw_only=True)

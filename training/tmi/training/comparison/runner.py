@@ -12,7 +12,7 @@ from tmi.toolkit.cases.case import Cohort
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.errors import DamagedError, InputRefusedError, TmiError, UsageError
-from tmi.toolkit.prepared_cache import PreparedCache
+from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder
 from tmi.training.cohort_arrays import fingerprint
 from tmi.training.comparison.plan import Plan, PlannedRun

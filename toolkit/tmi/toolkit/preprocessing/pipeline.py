@@ -29,7 +29,7 @@ from tmi.toolkit.config.schema import MODALITIES, N_RADIOMICS, Config, Modality
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.imaging.ct_resampling import Resampling, prepare_ct
 from tmi.toolkit.imaging.volume import Grid, Volume, read_ct, read_mask
-from tmi.toolkit.prepared_cache import PreparedCache, PreparedImages
+from tmi.toolkit.preprocessing.cache import PreparedCache, PreparedImages
 from tmi.toolkit.qc.image_checks import check_ct, check_mask, refuse_on_error
 from tmi.toolkit.radiomics.table import read_table
 
