@@ -15,14 +15,14 @@ from pydicom.datadict import DicomDictionary
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-import tmi.toolkit.case_import as case_import
+import tmi.toolkit.ingest.case_importer as case_import
 from factories.dicom_series import SeriesSpec, liver_masks, make_slices, write_seg, write_series, write_slices
 from factories.tmi_command import Outcome, tmi
-from tmi.toolkit.case_import import days_between, import_case
 from tmi.toolkit.cases.provenance import read_case_record
-from tmi.toolkit.dicom_files import HEADER_TAGS
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.toolkit.imaging.volume import read_ct, read_mask
+from tmi.toolkit.ingest.case_importer import days_between, import_case
+from tmi.toolkit.ingest.dicom.headers import HEADER_TAGS
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 
 RECORD = {"patient_id": "case-7", "values": {"sex": "male", "albumin": 38}, "report": "No ascites."}

@@ -18,10 +18,10 @@ from factories.dicom_series import (
     write_slices,
 )
 from factories.tmi_command import tmi
-from tmi.toolkit.case_import import IMPORT_FIXES, ImportedCase, import_case
 from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.imaging.volume import Volume, read_ct
+from tmi.toolkit.ingest.case_importer import IMPORT_FIXES, ImportedCase, import_case
 from tmi.toolkit.qc.check_registry import CHECKS
 
 RECORD = {"patient_id": "P-ONE", "values": {"sex": "male", "albumin": 38}, "report": None}

@@ -24,8 +24,8 @@ from factories.dicom_series import (
     write_seg,
     write_slices,
 )
-from tmi.toolkit.case_import import import_case
 from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.ingest.case_importer import import_case
 from tmi.toolkit.qc.check_registry import CHECKS
 
 SPEC = SeriesSpec(slices=2, rows=36, columns=40, spacing_mm=(10.0, 10.0), step_mm=11.0)

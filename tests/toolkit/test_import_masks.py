@@ -21,15 +21,15 @@ from factories.dicom_series import (
     write_seg,
     write_slices,
 )
-from tmi.toolkit.case_import import ImportedCase, import_case
-from tmi.toolkit.dicom_ct import read_dicom_ct
 from tmi.toolkit.errors import InputRefusedError, UsageError
-from tmi.toolkit.image_files import ReadCt
 from tmi.toolkit.imaging.mask_resampling import place_mask, resample_mask
 from tmi.toolkit.imaging.volume import Volume
-from tmi.toolkit.mask_import import import_mask
-from tmi.toolkit.mask_labels import totalsegmentator_labels
-from tmi.toolkit.rtstruct import fill_even_odd
+from tmi.toolkit.ingest.case_importer import ImportedCase, import_case
+from tmi.toolkit.ingest.dicom.ct import read_dicom_ct
+from tmi.toolkit.ingest.dicom.rtstruct import fill_even_odd
+from tmi.toolkit.ingest.image_files import ReadCt
+from tmi.toolkit.ingest.mask_importer import import_mask
+from tmi.toolkit.ingest.mask_labels import totalsegmentator_labels
 
 SPEC = SeriesSpec()
 

@@ -32,10 +32,10 @@ from factories.dicom_series import (
     write_slices,
 )
 from factories.tmi_command import tmi
-from tmi.toolkit.dicom_ct import read_dicom_ct
 from tmi.toolkit.errors import InputRefusedError, UsageError
-from tmi.toolkit.image_files import ReadCt, read_image_ct
 from tmi.toolkit.imaging.volume import Volume
+from tmi.toolkit.ingest.dicom.ct import read_dicom_ct
+from tmi.toolkit.ingest.image_files import ReadCt, read_image_ct
 
 SIDE = SeriesSpec(slices=44, rows=36, columns=40, orientation=CORONAL)
 GRIDS = {

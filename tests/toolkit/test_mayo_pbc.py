@@ -13,8 +13,8 @@ from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import render
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.table_import import import_table
-from tmi.toolkit.table_report import TableReport
+from tmi.toolkit.ingest.tabular.cohort_importer import import_table
+from tmi.toolkit.ingest.tabular.report import TableReport
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 

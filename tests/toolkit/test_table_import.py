@@ -16,8 +16,8 @@ from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.errors import InputRefusedError, UsageError
-from tmi.toolkit.table_import import import_table
-from tmi.toolkit.table_report import TableReport
+from tmi.toolkit.ingest.tabular.cohort_importer import import_table
+from tmi.toolkit.ingest.tabular.report import TableReport
 
 MAPPING = """
 schema: tmi-mapping/1
@@ -326,9 +326,9 @@ def images(world, monkeypatch) -> list[tuple[str, dict[str, object]]]:
         flaw = SimpleNamespace(severity="error", code="mask-flipped", message="the mask is mirrored")
         return SimpleNamespace(findings=[flaw] if ct.name == "odd" else [])
 
-    module = ModuleType("tmi.toolkit.case_import")
+    module = ModuleType("tmi.toolkit.ingest.case_importer")
     module.import_case = import_case  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tmi.toolkit.case_import", module)
+    monkeypatch.setitem(sys.modules, "tmi.toolkit.ingest.case_importer", module)
     for name in ("good", "mr", "two", "odd"):
         (world.table.parent / "dicom" / name).mkdir(parents=True)
         (world.table.parent / "dicom" / name / "1.dcm").write_text(name)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.table_mapping import read_mapping
+from tmi.toolkit.ingest.tabular.mapping import read_mapping
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 HEAD = "schema: tmi-mapping/1\ncase_id: {column: id}\n"

@@ -12,9 +12,9 @@ import openpyxl
 import pytest
 
 from tmi.toolkit.errors import TmiError, UsageError
-from tmi.toolkit.table_import import import_table
-from tmi.toolkit.table_mapping import TableSpec
-from tmi.toolkit.table_reading import cell_text, read_cells
+from tmi.toolkit.ingest.tabular.cohort_importer import import_table
+from tmi.toolkit.ingest.tabular.mapping import TableSpec
+from tmi.toolkit.ingest.tabular.reader import cell_text, read_cells
 
 MAPPING = (
     "schema: tmi-mapping/1\ncase_id: {column: id}\n"
@@ -140,7 +140,7 @@ def test_a_workbook_that_unpacks_to_a_mountain_is_refused_before_it_does(tmp_pat
     path = write_book(tmp_path / "t.xlsx", [WANTED, (1, 38.5, "f")])
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as parts:
         parts.writestr("xl/more.xml", b" " * 2_000_000)
-    monkeypatch.setattr("tmi.toolkit.table_reading.MAX_BYTES", 1_000_000)
+    monkeypatch.setattr("tmi.toolkit.ingest.tabular.reader.MAX_BYTES", 1_000_000)
     with pytest.raises(UsageError, match="unpacks to more than"):
         texts(path)
 

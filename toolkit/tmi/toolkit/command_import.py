@@ -12,7 +12,7 @@ import typer
 from tmi.toolkit.errors import ExitCode, InputRefusedError, UsageError
 
 if TYPE_CHECKING:
-    from tmi.toolkit.case_import import ImportedCase
+    from tmi.toolkit.ingest.case_importer import ImportedCase
 
 SCHEMA = "tmi-import/1"
 
@@ -73,7 +73,7 @@ def import_(
         return
     if resume:
         raise UsageError("--resume is for --table", fix="leave it out")
-    from tmi.toolkit.case_import import import_case
+    from tmi.toolkit.ingest.case_importer import import_case
 
     try:
         done = import_case(
@@ -110,7 +110,7 @@ def _import_table(table: Path, mapping: Path, out: Path, *, force: bool, resume:
     columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("rows", total=None)
-        return importlib.import_module("tmi.toolkit.table_import").import_table(
+        return importlib.import_module("tmi.toolkit.ingest.tabular.cohort_importer").import_table(
             table,
             mapping,
             out,

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.toolkit.compute.quiet import quiet
-from tmi.toolkit.dicom_files import READ_ERRORS
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.image_files import Found
 from tmi.toolkit.imaging.volume import Volume
-from tmi.toolkit.mask_labels import ChosenLabel, choose_label
+from tmi.toolkit.ingest.dicom.headers import READ_ERRORS
+from tmi.toolkit.ingest.image_files import Found
+from tmi.toolkit.ingest.mask_labels import ChosenLabel, choose_label
 
 CLOSED = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR", ""})
 FLAT_VOXELS = 0.2

@@ -27,8 +27,8 @@ from tmi.toolkit.cases.case import CLINICAL_FILE, CT_FILE, MASK_FILE, RADIOMICS_
 from tmi.toolkit.cases.provenance import CaseRecord, Repair, write_case_record
 from tmi.toolkit.clinical.record import KEYS, MAX_BYTES
 from tmi.toolkit.errors import InputRefusedError, UsageError
-from tmi.toolkit.image_files import Found, ReadCt, is_image_file, read_image_ct
 from tmi.toolkit.imaging.volume import Volume
+from tmi.toolkit.ingest.image_files import Found, ReadCt, is_image_file, read_image_ct
 from tmi.toolkit.qc.case_checks import Finding, check_case
 from tmi.toolkit.qc.check_registry import CHECKS
 from tmi.toolkit.qc.image_checks import check_ct
@@ -128,7 +128,7 @@ def import_case(
             source["ct"] = {**read.source, "shape_DHW": list(read.volume.array_DHW.shape)}
             write_volume(stage / CT_FILE, read.volume)
             if mask is not None:
-                from tmi.toolkit.mask_import import import_mask
+                from tmi.toolkit.ingest.mask_importer import import_mask
 
                 wanted = mask_label if roi is None else roi
                 imported = import_mask(mask, read, wanted=wanted, fixes=fixes, case_id=case_id)
@@ -201,7 +201,7 @@ def _read_ct(path: Path, series: str | None, fixes: Collection[str], repairs: li
             raise UsageError("--series is for DICOM", fix="leave it out: the file holds one volume")
         read = read_image_ct(path, case_id=case_id)
     else:
-        from tmi.toolkit.dicom_ct import read_dicom_ct
+        from tmi.toolkit.ingest.dicom.ct import read_dicom_ct
 
         read = read_dicom_ct(path, series=series, fixes=fixes, case_id=case_id)
     repairs += read.repairs

@@ -22,7 +22,7 @@ from typing import Any
 
 from tmi.toolkit.compute.quiet import quiet
 from tmi.toolkit.errors import UnavailableError, UsageError
-from tmi.toolkit.table_mapping import TableSpec
+from tmi.toolkit.ingest.tabular.mapping import TableSpec
 
 Cell = str | float
 MAX_BYTES = 256 * 2**20

@@ -17,8 +17,8 @@ from tmi.toolkit.cases.case import CLINICAL_FILE, Case, plain_name
 from tmi.toolkit.clinical.record import Value, read_values
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.table_mapping import Condition, DateSource, FieldSource, IdSource, Mapping
-from tmi.toolkit.table_reading import Cell, Row, Table, cell_text
+from tmi.toolkit.ingest.tabular.mapping import Condition, DateSource, FieldSource, IdSource, Mapping
+from tmi.toolkit.ingest.tabular.reader import Cell, Row, Table, cell_text
 
 NUMBER = {
     ".": re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII),

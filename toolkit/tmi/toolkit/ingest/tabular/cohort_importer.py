@@ -3,7 +3,7 @@
     OUT/
       <case_id>/            clinical.json, and where the mapping names images what `import_case` makes of them
       cohort.csv            case_id, patient_id, label of the cases written; not there without a label rule
-      import-report.json    what became of each row (`tmi.toolkit.table_report`)
+      import-report.json    what became of each row (`tmi.toolkit.ingest.tabular.report`)
       import-report.csv
       .import-journal       which rows are done: what `--resume` goes by
 
@@ -30,13 +30,13 @@ from tmi.toolkit.cases.case import CLINICAL_FILE, COHORT_COLUMNS, COHORT_FILE, p
 from tmi.toolkit.cases.provenance import CaseRecord, read_case_record, write_case_record
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.ingest.tabular.mapping import ImageSource, Mapping, read_mapping
+from tmi.toolkit.ingest.tabular.reader import Row, Table, cell_text, read_cells
+from tmi.toolkit.ingest.tabular.report import REPORT_FILE, REPORT_TABLE, RowLine, TableReport
+from tmi.toolkit.ingest.tabular.row_converter import RowExcludedError, RowReader, RowRecord, RowRefusedError
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json, write_text
 from tmi.toolkit.storage.hashing import sha256_file, sha256_json
 from tmi.toolkit.storage.serialization import from_json, to_json
-from tmi.toolkit.table_conversion import RowExcludedError, RowReader, RowRecord, RowRefusedError
-from tmi.toolkit.table_mapping import ImageSource, Mapping, read_mapping
-from tmi.toolkit.table_reading import Row, Table, cell_text, read_cells
-from tmi.toolkit.table_report import REPORT_FILE, REPORT_TABLE, RowLine, TableReport
 
 JOURNAL_FILE = ".import-journal"
 FORM = 1
@@ -56,7 +56,7 @@ def import_table(
 
     Args:
         table: CSV or Excel file.
-        mapping: YAML or JSON of the form `tmi-mapping/1` (`tmi.toolkit.table_mapping`).
+        mapping: YAML or JSON of the form `tmi-mapping/1` (`tmi.toolkit.ingest.tabular.mapping`).
         out: folder of the cohort.
         force: replace an earlier import at `out`; nothing else is replaced.
         resume: go on with an earlier import at `out`.
@@ -266,7 +266,7 @@ def _write_case(folder: Path, record: RowRecord, images: ImageSource | None) -> 
 
 def _import_images(folder: Path, record: RowRecord, images: ImageSource) -> tuple[str, str] | None:
     """A case with images; what `tmi check` holds against it."""
-    from tmi.toolkit.case_import import import_case  # loads the packages for images
+    from tmi.toolkit.ingest.case_importer import import_case  # loads the packages for images
 
     done = import_case(
         folder,

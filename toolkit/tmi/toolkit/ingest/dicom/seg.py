@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from tmi.toolkit.compute.quiet import quiet
-from tmi.toolkit.dicom_files import READ_ERRORS
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.image_files import MAX_VOXELS, canonical_volume, usable
 from tmi.toolkit.imaging.volume import Volume
-from tmi.toolkit.mask_labels import ChosenLabel, choose_label
+from tmi.toolkit.ingest.dicom.headers import READ_ERRORS
+from tmi.toolkit.ingest.image_files import MAX_VOXELS, canonical_volume, usable
+from tmi.toolkit.ingest.mask_labels import ChosenLabel, choose_label
 
 LIVER_CODES = frozenset({("T-62000", "SRT"), ("10200004", "SCT"), ("T-62000", "99SDM"), ("T-62000", "SNM3")})
 """SNOMED's codes of the liver as segmented property type."""

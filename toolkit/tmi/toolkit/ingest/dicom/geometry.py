@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.dicom_files import MAX_SLICE_PIXELS, SliceHeader
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.image_files import MAX_VOXELS
+from tmi.toolkit.ingest.dicom.headers import MAX_SLICE_PIXELS, SliceHeader
+from tmi.toolkit.ingest.image_files import MAX_VOXELS
 
 SAME_PLACE_MM = 0.01
 """Slices nearer to each other than this lie at one place."""

@@ -12,12 +12,12 @@ import numpy as np
 from tmi.toolkit.cases.case import MASK_FILE
 from tmi.toolkit.cases.provenance import Repair
 from tmi.toolkit.compute.quiet import quiet
-from tmi.toolkit.dicom_files import READ_ERRORS, looks_like_dicom, open_dicom
 from tmi.toolkit.errors import InputRefusedError, UsageError
-from tmi.toolkit.image_files import Found, ReadCt, is_image_file, read_image
 from tmi.toolkit.imaging.mask_resampling import place_mask, resample_mask
 from tmi.toolkit.imaging.volume import Volume
-from tmi.toolkit.mask_labels import ChosenLabel, choose_label
+from tmi.toolkit.ingest.dicom.headers import READ_ERRORS, looks_like_dicom, open_dicom
+from tmi.toolkit.ingest.image_files import Found, ReadCt, is_image_file, read_image
+from tmi.toolkit.ingest.mask_labels import ChosenLabel, choose_label
 from tmi.toolkit.storage.hashing import sha256_file
 
 MOST_LABELS = 4096
@@ -110,8 +110,8 @@ def _dicom_file(path: Path, case_id: str) -> Path:
 
 
 def _from_dicom(path: Path, ct: ReadCt, wanted: str | int | None, fixes: Collection[str], case_id: str) -> ImportedMask:
-    from tmi.toolkit.dicom_seg import read_seg
-    from tmi.toolkit.rtstruct import read_rtstruct
+    from tmi.toolkit.ingest.dicom.rtstruct import read_rtstruct
+    from tmi.toolkit.ingest.dicom.seg import read_seg
 
     try:
         if not looks_like_dicom(path):

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tmi.toolkit.dicom_files import READ_ERRORS, SliceHeader, looks_like_dicom, read_header, unreadable
 from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.ingest.dicom.headers import READ_ERRORS, SliceHeader, looks_like_dicom, read_header, unreadable
 
 MAX_FILES = 50_000
 """A folder with more files is no export of one examination."""

@@ -20,11 +20,11 @@ from pydicom.uid import UID
 
 from tmi.toolkit.cases.case import CT_FILE
 from tmi.toolkit.cases.provenance import Repair
-from tmi.toolkit.dicom_files import SliceHeader, decode_hu
-from tmi.toolkit.dicom_geometry import Stack, gaps, is_even, refuse, shear, stack, tilt
-from tmi.toolkit.dicom_series import Folder, Series, choose, scan
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.image_files import MAX_VOXELS, ReadCt, canonical_volume
+from tmi.toolkit.ingest.dicom.geometry import Stack, gaps, is_even, refuse, shear, stack, tilt
+from tmi.toolkit.ingest.dicom.headers import SliceHeader, decode_hu
+from tmi.toolkit.ingest.dicom.series import Folder, Series, choose, scan
+from tmi.toolkit.ingest.image_files import MAX_VOXELS, ReadCt, canonical_volume
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
 
 AIR_HU = -1024

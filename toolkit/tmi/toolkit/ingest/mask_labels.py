@@ -32,7 +32,9 @@ class ChosenLabel:
 @cache
 def totalsegmentator_labels() -> Mapping[str, Mapping[str, int]]:
     """Task (`total`, `total_v1`) -> class name -> label."""
-    data = json.loads((files("tmi.toolkit") / "data" / "totalsegmentator_labels.json").read_text(encoding="utf-8"))
+    data = json.loads(
+        (files("tmi.toolkit.ingest") / "data" / "totalsegmentator_labels.json").read_text(encoding="utf-8")
+    )
     return {t: {name: i for i, name in enumerate(data[t], start=1)} for t in ("total", "total_v1")}
 
 
