@@ -28,11 +28,11 @@ import numpy as np
 from tmi.toolkit.cases.case import open_case
 from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.imaging.volume import Volume, read_ct, read_mask
-from tmi.toolkit.phantom import Grid, findings_of, render, sample_body
 from tmi.toolkit.radiomics.cache import package_versions
 from tmi.toolkit.radiomics.extractor import extract, extract_plain
 from tmi.toolkit.radiomics.fast_extractor import why_plain
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
+from tmi.toolkit.synthetic.phantom import Grid, findings_of, render, sample_body
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("TMI_TEST_DATA", ROOT.parent / "shared" / "data"))

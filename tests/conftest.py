@@ -42,7 +42,7 @@ def micro_config() -> Config:
 @pytest.fixture(scope="session")
 def synthetic_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight synthetic cases with extracted radiomics; read only."""
-    from tmi.toolkit.synth import make_cohort
+    from tmi.toolkit.synthetic.cohort import make_cohort
 
     folder = tmp_path_factory.mktemp("synthetic") / "cohort"
     make_cohort(folder, cases=8, seed=7)

@@ -162,7 +162,7 @@ def break_synth(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def broken(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("tmi.toolkit.synth.make_cohort", broken)
+    monkeypatch.setattr("tmi.toolkit.synthetic.cohort.make_cohort", broken)
 
 
 @pytest.mark.parametrize("where", ["none", "first", "last"])

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from factories.cases import write_case
-from tmi.toolkit.phantom import Body, Findings, Grid, Phantom, render
+from tmi.toolkit.synthetic.phantom import Body, Findings, Grid, Phantom, render
 
 GRID = Grid(shape_XYZ=(64, 56, 32), spacing_XYZ_mm=(4.8, 4.8, 6.8), noise_hu=10.0, deposit_part=0.015)
 BODY = Body(half_width_mm=140.0, half_depth_mm=100.0, fat_mm=10.0, muscle_mm=10.0, liver_scale=1.0, spleen_scale=1.0,

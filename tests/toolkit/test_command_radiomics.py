@@ -25,7 +25,7 @@ from tmi.toolkit.radiomics.extractor import Extracted
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.radiomics.settings import SETTINGS_DIGEST
 from tmi.toolkit.radiomics.table import read_table, write_table
-from tmi.toolkit.synth import make_cohort
+from tmi.toolkit.synthetic.cohort import make_cohort
 
 
 @pytest.fixture(scope="module")

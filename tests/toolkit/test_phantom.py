@@ -10,7 +10,11 @@ import pytest
 from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.imaging.ct_resampling import prepare_ct
 from tmi.toolkit.imaging.volume import Volume
-from tmi.toolkit.phantom import (
+from tmi.toolkit.radiomics.extractor import extract
+from tmi.toolkit.synthetic.clinical_record import BLOOD, draw_blood
+from tmi.toolkit.synthetic.cohort import plan_cohort
+from tmi.toolkit.synthetic.generative_model import SeverityModel, draw_signals
+from tmi.toolkit.synthetic.phantom import (
     DEPOSIT_FLOOR_HU,
     LABELS,
     Body,
@@ -21,10 +25,6 @@ from tmi.toolkit.phantom import (
     sample_body,
     sample_grid,
 )
-from tmi.toolkit.radiomics.extractor import extract
-from tmi.toolkit.severity import SeverityModel, draw_signals
-from tmi.toolkit.synth import plan_cohort
-from tmi.toolkit.synthetic_record import BLOOD, draw_blood
 
 
 def build(seed: int = 4, bmi: float = 24.0) -> tuple[Body, Grid]:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.severity import (
+from tmi.toolkit.synthetic.clinical_record import draw_blood, sample_information
+from tmi.toolkit.synthetic.generative_model import (
     MODALITIES,
     SeverityModel,
     best_auc,
@@ -17,7 +18,6 @@ from tmi.toolkit.severity import (
     posterior,
     subsets,
 )
-from tmi.toolkit.synthetic_record import draw_blood, sample_information
 
 MODEL = SeverityModel()
 

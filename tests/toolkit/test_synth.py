@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tmi.toolkit.radiomics.extractor
-import tmi.toolkit.synth as synth
+import tmi.toolkit.synthetic.cohort as synth
 from factories.tmi_command import tmi as run_tmi
 from tmi.toolkit.cases.case import Case, open_cohort
 from tmi.toolkit.clinical.record import read_clinical
@@ -20,12 +20,12 @@ from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.schema import CLASSES, N_RADIOMICS
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.toolkit.imaging.volume import read_ct, read_mask
-from tmi.toolkit.phantom import Grid, findings_of, render, sample_body
 from tmi.toolkit.radiomics.extractor import extract, read_table
-from tmi.toolkit.severity import SeverityModel
 from tmi.toolkit.storage.atomic_files import write_json
-from tmi.toolkit.synth import ORIENTATIONS, STORAGES, Storage, make_cohort, plan_cohort, write_images
-from tmi.toolkit.synthetic_record import BLOOD, PARTS, REMARK, draw_record, sample_person
+from tmi.toolkit.synthetic.clinical_record import BLOOD, PARTS, REMARK, draw_record, sample_person
+from tmi.toolkit.synthetic.cohort import ORIENTATIONS, STORAGES, Storage, make_cohort, plan_cohort, write_images
+from tmi.toolkit.synthetic.generative_model import SeverityModel
+from tmi.toolkit.synthetic.phantom import Grid, findings_of, render, sample_body
 
 MODEL = SeverityModel()
 

@@ -1,6 +1,6 @@
 """Cases to time a bundle with: a CT of a scanner's size, made from a seed, with numpy and nibabel alone.
 
-The anatomy is the phantom's (`tmi.toolkit.phantom`), rendered coarsely and enlarged; the noise is drawn at the CT's own
+The anatomy is the phantom's (`tmi.toolkit.synthetic.phantom`), rendered coarsely and enlarged; the noise is drawn at the CT's own
 size, because it decides how well the file is compressed and so how long it takes to inflate. The features are given, as
 they are where they were extracted before. The answers mean nothing.
 """
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.schema import Schema
-from tmi.toolkit.phantom import Grid, findings_of, render, sample_body
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.radiomics.table import write_table
+from tmi.toolkit.synthetic.phantom import Grid, findings_of, render, sample_body
 
 SCANNER_XYZ = (512, 512, 120)
 """Voxels of an abdominal CT at slices of 2.5 mm or so."""

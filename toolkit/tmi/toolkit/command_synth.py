@@ -30,8 +30,8 @@ def synth(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from tmi.toolkit.severity import subsets
-    from tmi.toolkit.synth import STATEMENT, TRUTH_FILE, make_cohort
+    from tmi.toolkit.synthetic.cohort import STATEMENT, TRUTH_FILE, make_cohort
+    from tmi.toolkit.synthetic.generative_model import subsets
 
     columns = (TextColumn("synthetic cases"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)

@@ -19,7 +19,7 @@ from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.models.registry import seen
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.atomic_files import read_json
-from tmi.toolkit.synth import TRUTH_FILE
+from tmi.toolkit.synthetic.cohort import TRUTH_FILE
 from tmi.training.calibration import positive as positive_probability
 from tmi.training.comparison.paper_tables import OURS
 from tmi.training.fold_predictions import read_predictions

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tmi.toolkit.cases.case import Cohort
-from tmi.toolkit.synth import is_synthetic
+from tmi.toolkit.synthetic.cohort import is_synthetic
 from tmi.training.comparison.figures_text import Entry, entries, mean_and_deviation, verdict
 from tmi.training.comparison.paper_tables import CLINICAL, OURS, Table
 from tmi.training.comparison.plan import Plan

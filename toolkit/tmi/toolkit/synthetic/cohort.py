@@ -4,7 +4,7 @@ Every patient and every case has its own seeded generator, so that the bytes dep
 alone, not on the number of processes. What was sampled is saved in `truth.json` beside the cohort table:
 
     synthetic   true, always; whoever reads the cohort can tell by it
-    best_auc    highest AUC that any method can reach, from each set of modalities (`tmi.toolkit.severity`)
+    best_auc    highest AUC that any method can reach, from each set of modalities (`tmi.toolkit.synthetic.generative_model`)
     drawn_auc   AUC of the law's own posteriors on the very cases drawn
     model, seed parameters of the law
     cases       per case: label, severity, signals, posteriors, build, findings, grid, and how its files are stored
@@ -30,8 +30,9 @@ from tmi.toolkit.cases.case import COHORT_COLUMNS, COHORT_FILE, Case, Cohort, op
 from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.phantom import Body, Grid, Phantom, findings_of, render, sample_body, sample_grid
-from tmi.toolkit.severity import (
+from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json, write_text
+from tmi.toolkit.synthetic.clinical_record import Person, draw_record, sample_information, sample_person
+from tmi.toolkit.synthetic.generative_model import (
     MODALITIES,
     SeverityModel,
     ceilings,
@@ -41,8 +42,7 @@ from tmi.toolkit.severity import (
     posterior,
     subsets,
 )
-from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json, write_text
-from tmi.toolkit.synthetic_record import Person, draw_record, sample_information, sample_person
+from tmi.toolkit.synthetic.phantom import Body, Grid, Phantom, findings_of, render, sample_body, sample_grid
 
 TRUTH_FILE = "truth.json"
 TRUTH_SCHEMA = "tmi-synthetic/1"

@@ -1,6 +1,6 @@
 """Synthetic persons and their clinical records, in the fields and units of the packaged clinical schema.
 
-Laboratory value j of a case is drawn from its standardised blood signal u (variance 1, `tmi.toolkit.severity`):
+Laboratory value j of a case is drawn from its standardised blood signal u (variance 1, `tmi.toolkit.synthetic.generative_model`):
 
     v_j = lambda_j u + sqrt(1 - lambda_j^2) e_j,   e_j ~ N(0, 1),
     value = median * exp(spread * v_j), or median + spread * v_j where the law is not `log`.
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tmi.toolkit.phantom import Body
+from tmi.toolkit.synthetic.phantom import Body
 
 REMARK = "Synthetic record of a phantom, not of a person."
 
@@ -145,7 +145,7 @@ def information(present: frozenset[str]) -> float:
 
 
 def sample_information(rng: np.random.Generator, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Values of I over which items are missing, for `tmi.toolkit.severity.ceilings`."""
+    """Values of I over which items are missing, for `tmi.toolkit.synthetic.generative_model.ceilings`."""
     return np.array([information(sample_present(rng)) for _ in range(count)])
 
 

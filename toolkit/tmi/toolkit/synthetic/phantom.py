@@ -4,7 +4,7 @@ World frame: millimetres, x to the patient's right, y to the front, z to the hea
 [X,Y,Z] on that frame (NIfTI's RAS order, not the tensors' D,H,W); values in Hounsfield units. The shapes are ellipsoids
 and tubes with plausible sizes and attenuations in the portal-venous phase. This is no patient and no model of one.
 
-What shows which signal of `tmi.toolkit.severity`, each standardised to unit variance:
+What shows which signal of `tmi.toolkit.synthetic.generative_model`, each standardised to unit variance:
 
 - liver: surface nodules, coarse texture, lower attenuation and volume of the liver;
 - portal: spleen, varices beside it and ascites, all kept away from the liver and so out of reach of its features;
