@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("TMI_TEST_DATA", ROOT.parent / "shared" / "data"))
-TMI = (sys.executable, "-c", "from tmi.toolkit.cli import main; main()")
+TMI = (sys.executable, "-c", "from tmi.toolkit.cli.main import main; main()")
 
 
 def prepare(place: Path) -> None:

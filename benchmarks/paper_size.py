@@ -28,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("TMI_TEST_DATA", ROOT.parent / "shared" / "data"))
 ENGINES = ("openvino-bf16", "openvino", "onnx", "eager")
-TMI = (sys.executable, "-c", "from tmi.toolkit.cli import main; main()")
+TMI = (sys.executable, "-c", "from tmi.toolkit.cli.main import main; main()")
 
 
 @dataclass

@@ -160,7 +160,7 @@ def export(work: Path, float64: bool) -> dict[str, Any]:
     bundle = work / "bundle"
     words = ["export", work / "run", "--engine", "trt-rtx", "--precision", "fp16", "--target", "sm80", "--out", bundle]
     start = time.perf_counter()
-    command = (sys.executable, "-c", "from tmi.toolkit.cli import main; main()", *map(str, words), "--force")
+    command = (sys.executable, "-c", "from tmi.toolkit.cli.main import main; main()", *map(str, words), "--force")
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

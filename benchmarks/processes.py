@@ -10,7 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-TMI = (sys.executable, "-c", "from tmi.toolkit.cli import main; main()")
+TMI = (sys.executable, "-c", "from tmi.toolkit.cli.main import main; main()")
 
 
 @dataclass(frozen=True)

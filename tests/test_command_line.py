@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import typer
 
-import tmi.toolkit.cli as cli
+import tmi.toolkit.cli.main as cli
 from factories.tmi_command import tmi
-from tmi.toolkit.cli import COMMANDS
+from tmi.toolkit.cli.main import COMMANDS
 from tmi.toolkit.errors import ExitCode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +32,7 @@ HEAVY = {
 MAX_LINES = 420
 ASK_FOR_HELP = """
 import contextlib, io, json, sys
-from tmi.toolkit.cli import COMMANDS, app
+from tmi.toolkit.cli.main import COMMANDS, app
 
 texts, after = {}, {}
 for command in ("", *COMMANDS):
@@ -73,7 +73,7 @@ def test_help_takes_less_than_half_a_second():
     """Processor time of the quickest of three, which other work on the machine does not lengthen."""
     seconds = []
     for _ in range(3):
-        program = "import sys; sys.argv = ['tmi', '--help']; from tmi.toolkit.cli import main; main()"
+        program = "import sys; sys.argv = ['tmi', '--help']; from tmi.toolkit.cli.main import main; main()"
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

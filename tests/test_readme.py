@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import tmi.toolkit.cli as cli
-from tmi.toolkit.cli import COMMANDS
+import tmi.toolkit.cli.main as cli
+from tmi.toolkit.cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -170,7 +170,7 @@ def test_without_torch_it_says_plainly_what_to_install(command, cohort, tiny_bun
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name.partition('.')[0] == 'torch': raise ModuleNotFoundError('No module', name=name)\n"
         "sys.meta_path.insert(0, Wall())\n"
-        "from tmi.toolkit.cli import main\n"
+        "from tmi.toolkit.cli.main import main\n"
         "sys.argv = ['tmi', *sys.argv[1:]]\n"
         "main()\n"
     )

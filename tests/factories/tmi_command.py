@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tmi.toolkit.cli import main
+from tmi.toolkit.cli.main import main
 
 
 @dataclass(frozen=True)

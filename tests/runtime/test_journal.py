@@ -25,7 +25,7 @@ from tmi.toolkit.errors import UsageError
 PROGRAM = """
 import os, sys, time
 from tmi.runtime import progress
-from tmi.toolkit.cli import main
+from tmi.toolkit.cli.main import main
 
 honest = progress._tell
 def slowly(answer, number, count):

@@ -29,7 +29,7 @@ dialled = []
 sys.addaudithook(lambda event, _: dialled.append(event) if event in ("socket.connect", "socket.getaddrinfo") else None)
 sys.meta_path.insert(0, Wall())
 sys.argv = ["tmi", *sys.argv[1:]]
-from tmi.toolkit.cli import main
+from tmi.toolkit.cli.main import main
 codes = []
 for engine in ("onnx", "openvino"):
     sys.argv[-1] = engine

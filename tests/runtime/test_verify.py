@@ -248,7 +248,7 @@ def test_inspect_as_json_holds_the_manifest_without_its_long_parts(tiny_bundle):
 
 def test_inspect_is_quick_and_imports_nothing_heavy(tiny_bundle):
     program = (
-        "import sys, time\nstart = time.perf_counter()\nfrom tmi.toolkit.cli import main\n"
+        "import sys, time\nstart = time.perf_counter()\nfrom tmi.toolkit.cli.main import main\n"
         "sys.argv = ['tmi', 'inspect', sys.argv[1], '--json']\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'numpy', 'nibabel', 'onnxruntime', 'openvino', 'model_signing', 'transformers'}\n"

@@ -148,7 +148,7 @@ def test_options_that_cannot_work_are_refused_before_any_row_is_trained(cohort, 
 @pytest.mark.timeout(600)
 def test_rows_of_folds_side_by_side_have_the_figures_of_one_after_another(cohort, tmp_path):
     asked = ("--table", "2", "--model", "image")
-    program = "import sys; from tmi.toolkit.cli import main; sys.exit(main())"
+    program = "import sys; from tmi.toolkit.cli.main import main; sys.exit(main())"
     for out, threads, more in (("one", "1", ()), ("two", "2", ("--parallel-folds", "2"))):
         argv = [sys.executable, "-c", program, *arguments(cohort, tmp_path / out, *asked, *more)]
         subprocess.run(argv, env={**os.environ, "OMP_NUM_THREADS": threads}, check=True)
@@ -350,7 +350,7 @@ def test_a_comparison_stopped_in_the_middle_of_a_run_goes_on_to_the_same_tables(
 @pytest.mark.timeout(280)
 def test_a_comparison_killed_in_the_middle_of_a_run_goes_on_to_the_same_tables(cohort, tmp_path):
     rows = ["--table", "1", "--model", "rf"]
-    main = [sys.executable, "-c", "import sys; from tmi.toolkit.cli import main; sys.exit(main())"]
+    main = [sys.executable, "-c", "import sys; from tmi.toolkit.cli.main import main; sys.exit(main())"]
     out = tmp_path / "killed"
     command = [*main, *arguments(cohort, out, *rows, epochs=12)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

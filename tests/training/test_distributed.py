@@ -137,7 +137,7 @@ def test_two_nodes_train_one_run(tmp_path):
     from tmi.training.distributed import _free_port
 
     cohort = write_cohort(tmp_path / "cohort", cases=24, with_mask=False)
-    program = "import sys; from tmi.toolkit.cli import main; sys.exit(main())"
+    program = "import sys; from tmi.toolkit.cli.main import main; sys.exit(main())"
     settings = ("ct.shape_DHW=[8,16,16]", "clinical.max_length=64", "train.batch_size=4")
     options = ["--preset", "tiny", "--folds", "2", "--epochs", "2", "--accelerator", "cpu", "--nodes", "2"]
     arguments = ["train", str(cohort), "--out", str(tmp_path / "run"), *options]

@@ -21,7 +21,7 @@ SMALL = ["--set", "ct.shape_DHW=[12,24,24]", "--set", "clinical.max_length=64"]
 def command(cohort: Path, run: Path, *more: str) -> list[str]:
     # what a shell starts in the background ignores Ctrl-C, and so would its children
     hear = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    main = f"{hear}; from tmi.toolkit.cli import main; sys.exit(main())"
+    main = f"{hear}; from tmi.toolkit.cli.main import main; sys.exit(main())"
     return [sys.executable, "-c", main, "train", str(cohort), "--out", str(run), *OPTIONS, *SMALL, *more]
 
 

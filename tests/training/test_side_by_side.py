@@ -159,7 +159,7 @@ def test_ctrl_c_ends_every_process_and_all_folds_go_on_to_the_same_models(config
 
 def command(cohort: Path, run: Path, *more: str) -> list[str]:
     hear = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    main = f"{hear}; from tmi.toolkit.cli import main; sys.exit(main())"
+    main = f"{hear}; from tmi.toolkit.cli.main import main; sys.exit(main())"
     options = ["--preset", "tiny", "--folds", "2", "--epochs", "40", "--accelerator", "cpu", *NANO_OPTIONS, *more]
     return [sys.executable, "-c", main, "train", str(cohort), "--out", str(run), *options]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import tmi.toolkit.cli as cli
+import tmi.toolkit.cli.main as cli
 from factories.nano import nano
 from tmi.toolkit.config.overrides import override
 from tmi.training.comparison.paper_tables import CLINICAL, TABLES

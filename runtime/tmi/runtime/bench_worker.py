@@ -49,7 +49,7 @@ def main() -> int:
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
     # the command line is a part of what a user waits for
     import tmi.runtime.command
-    import tmi.toolkit.cli  # noqa: F401
+    import tmi.toolkit.cli.main  # noqa: F401
     from tmi.toolkit.errors import TmiError
 
     try:

@@ -16,7 +16,7 @@ from tmi.runtime.journal import Journal, journal_path
 from tmi.runtime.prediction import Answer, Refusal
 from tmi.runtime.predictor import Predictor
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.cli import report
+from tmi.toolkit.cli.main import report
 from tmi.toolkit.errors import InputRefusedError
 
 

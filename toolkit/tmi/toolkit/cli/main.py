@@ -32,10 +32,10 @@ class CommandSpec:
 
 COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
     {
-        "synth": CommandSpec("tmi.toolkit.command_synth:synth", extra="radiomics"),
-        "import": CommandSpec("tmi.toolkit.command_import:import_", extra="dicom"),
-        "check": CommandSpec("tmi.toolkit.command_check:check", extra="dicom"),
-        "radiomics": CommandSpec("tmi.toolkit.command_radiomics:radiomics", extra="radiomics"),
+        "synth": CommandSpec("tmi.toolkit.cli.synth:synth", extra="radiomics"),
+        "import": CommandSpec("tmi.toolkit.cli.import_:import_", extra="dicom"),
+        "check": CommandSpec("tmi.toolkit.cli.check:check", extra="dicom"),
+        "radiomics": CommandSpec("tmi.toolkit.cli.radiomics:radiomics", extra="radiomics"),
         "pretrain-text": CommandSpec("tmi.training.command_pretrain:pretrain_text", extra="train"),
         "train": CommandSpec("tmi.training.command:train", extra="train"),
         "compare": CommandSpec("tmi.training.command_compare:compare", extra="train"),
