@@ -100,7 +100,7 @@ def gpu_bundle(size: Size, engine: str, *, kept: Path = KEPT) -> Path:
 
 
 def _opens(folder: Path) -> bool:
-    from tmi.toolkit.bundle import open_bundle
+    from tmi.runtime.bundle.reader import open_bundle
 
     if not folder.is_dir():
         return False

@@ -17,9 +17,9 @@ import torch
 from monai.transforms import Compose, LoadImage, Orientation, Resize, ScaleIntensityRange
 from transformers import PreTrainedTokenizerFast
 
+from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.eager_engine import EagerEngine
 from tmi.runtime.graph_engine import available_cores
-from tmi.toolkit.bundle import open_bundle
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import render

@@ -19,8 +19,8 @@ from bench_inputs import Size
 from tmi.runtime import Prediction, Predictor
 from tmi.runtime.bench import Plan, Worker
 from tmi.runtime.bench_worker import WORKER
+from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.graph_engine import GraphEngine
-from tmi.toolkit.bundle import open_bundle
 from tmi.toolkit.cases.case import Case
 
 GIB = 2**30

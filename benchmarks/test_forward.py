@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from tmi.runtime import Predictor
+from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engine import ENGINES, Engine, installed, open_engine
-from tmi.toolkit.bundle import open_bundle
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.schema import stored_schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer

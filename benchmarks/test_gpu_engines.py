@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from bench_inputs import Size, gpu_bundle
+from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.eager_engine import EagerEngine
 from tmi.runtime.engine import ENGINES, open_engine
 from tmi.runtime.nvidia_driver import find_gpu
-from tmi.toolkit.bundle import Bundle, open_bundle
 
 CUDA = "CUDAExecutionProvider"
 Road = Callable[[], Any]

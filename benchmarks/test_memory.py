@@ -11,7 +11,7 @@ import pytest
 
 from tmi.runtime.bench import Plan, Worker, choose_engines
 from tmi.runtime.bench_worker import WORKER
-from tmi.toolkit.bundle import open_bundle
+from tmi.runtime.bundle.reader import open_bundle
 from tmi.toolkit.cases.case import Case
 
 GIB = 2**30

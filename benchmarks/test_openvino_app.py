@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from tmi.runtime import Predictor
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engine import open_engine
-from tmi.toolkit.bundle import Bundle
 
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
 FORWARDS = 5

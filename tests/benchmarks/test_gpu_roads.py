@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from test_gpu_engines import eager_road, inputs_of, onnx_road
+from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engine import open_engine
-from tmi.toolkit.bundle import open_bundle
 
 
 @pytest.mark.parametrize("graph", ["ct-0", "text-0"])

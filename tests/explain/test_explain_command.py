@@ -152,7 +152,7 @@ def test_what_cannot_be_explained_is_refused_with_its_code(
     damaged = Path(shutil.copytree(random_run, tmp_path / "damaged"))
     (damaged / "config.json").write_text((damaged / "config.json").read_text() + " ")
     monkeypatch.setattr(
-        "tmi.toolkit.bundle.Bundle.has", lambda bundle, kind: kind != "weights"
+        "tmi.runtime.bundle.reader.Bundle.has", lambda bundle, kind: kind != "weights"
     )  # as exported with --no-weights
     places = {"run": random_run, "damaged": damaged, "bare": tiny_bundle}
     given = [o.format(**places) for o in options]

@@ -18,9 +18,9 @@ from factories.tmi_command import tmi
 from tmi.export.bundle_writer import export_run
 from tmi.export.model_card import class_counts, model_card, tellable
 from tmi.export.sbom import sbom
+from tmi.runtime.bundle.manifest import Manifest
+from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.parity import Outputs, relative_error
-from tmi.toolkit.bundle import open_bundle
-from tmi.toolkit.manifest import Manifest
 from tmi.toolkit.run_folder import RunFolder
 
 

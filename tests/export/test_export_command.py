@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from factories.tmi_command import tmi
-from tmi.toolkit.bundle import open_bundle
+from tmi.runtime.bundle.reader import open_bundle
 
 
 def project(tmp_path: Path, run: Path, *names: str) -> Path:

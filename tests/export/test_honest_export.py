@@ -12,10 +12,10 @@ from safetensors.numpy import load_file
 from factories.honest_rebuilds import QUICK, Rebuild
 from factories.random_run import write_random_run
 from tmi.export.bundle_writer import export_run
+from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engine import open_engine
 from tmi.runtime.parity import ARBITER, BOUNDS, Outputs, evaluate, relative_error
 from tmi.runtime.verification import verify_bundle
-from tmi.toolkit.bundle import open_bundle
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.golden import golden_of

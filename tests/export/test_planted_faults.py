@@ -15,13 +15,13 @@ from factories.planted_fault import plant, with_forward
 from factories.tmi_command import tmi
 from tmi.export.bundle_writer import export_run
 from tmi.export.gates import audit_fold_files
+from tmi.runtime.bundle.check_result import GateRecord, ParityError
+from tmi.runtime.bundle.manifest import GraphSpec
+from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.engine import open_engine
 from tmi.runtime.parity import Outputs, check_engine
-from tmi.toolkit.bundle import Bundle, open_bundle
-from tmi.toolkit.check_result import GateRecord, ParityError
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.golden import golden_of
-from tmi.toolkit.manifest import GraphSpec
 from tmi.toolkit.run_folder import RunFolder
 
 ARTEFACTS = ("onnx", "torchscript")

@@ -16,10 +16,10 @@ from factories.small_bundle import small_manifest
 from tmi.export import plans
 from tmi.export.trt_builder import TARGETS, BuildOptions, audit_network, build_plan, profiles
 from tmi.runtime import nvidia_driver
+from tmi.runtime.bundle.manifest import GraphSpec, TensorSpec
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.nvidia_driver import Gpu
-from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import UnavailableError
-from tmi.toolkit.manifest import GraphSpec, TensorSpec
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this platform")
 node = helper.make_node

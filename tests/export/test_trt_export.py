@@ -24,13 +24,13 @@ from tmi.export.plans import PlanRequest, add_plans
 from tmi.export.trial import Trial
 from tmi.export.trt_builder import Audit, BuildOptions, Plan, build_plan
 from tmi.export.typed_graphs import TYPED, add_typed_graphs, audit_typed
+from tmi.runtime.bundle.check_result import GateRecord, ParityError
+from tmi.runtime.bundle.manifest import GOLDEN_FILE, GraphSpec, Manifest
+from tmi.runtime.bundle.reader import open_bundle, write_manifest
 from tmi.runtime.engine_choice import choose_engine
 from tmi.runtime.parity import Outputs
 from tmi.runtime.precision import plan_precision
-from tmi.toolkit.bundle import open_bundle, write_manifest
-from tmi.toolkit.check_result import GateRecord, ParityError
 from tmi.toolkit.golden import golden_of
-from tmi.toolkit.manifest import GOLDEN_FILE, GraphSpec, Manifest
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this platform")
 

@@ -16,8 +16,8 @@ from factories.tmi_command import Outcome, tmi
 from factories.traced_once import traced_once
 from tmi.export.trial import RealCase, Trial
 from tmi.export.typed_graphs import add_typed_graphs
+from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.verification import read_references
-from tmi.toolkit.bundle import Bundle, open_bundle
 from tmi.toolkit.cases.case import find_cases
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.golden import golden_of

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from tmi.runtime.bundle.manifest import GraphSpec, TensorSpec
 from tmi.runtime.trt_engine import SLOTS, TrtEngine, _Graph
-from tmi.toolkit.manifest import GraphSpec, TensorSpec
 
 IN, PASS, OUT = 1.0, 10.0, 2.0
 

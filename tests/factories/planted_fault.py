@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from factories.traced_once import reweigh
 from tmi.export.exporters import EXPORTERS
-from tmi.toolkit.manifest import GraphSpec
+from tmi.runtime.bundle.manifest import GraphSpec
 
 Change = Callable[[nn.Module], nn.Module]
 

@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from factories.cases import write_case
 from factories.tmi_command import Outcome, tmi
-from tmi.toolkit.bundle import fingerprint, write_manifest
-from tmi.toolkit.manifest import Manifest, manifest_from_json
+from tmi.runtime.bundle.manifest import Manifest, manifest_from_json
+from tmi.runtime.bundle.reader import fingerprint, write_manifest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tmi.toolkit.bundle import fingerprint, write_manifest
-from tmi.toolkit.check_result import GateRecord
+from tmi.runtime.bundle.check_result import GateRecord
+from tmi.runtime.bundle.manifest import ClinicalSpec, FoldSpec, GraphSpec, Manifest, TensorSpec
+from tmi.runtime.bundle.reader import fingerprint, write_manifest
 from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.config.schema import MODALITIES
-from tmi.toolkit.manifest import ClinicalSpec, FoldSpec, GraphSpec, Manifest, TensorSpec
 from tmi.toolkit.storage.serialization import to_json
 
 FILES = {

@@ -13,7 +13,7 @@ import pytest
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from tmi.toolkit.manifest import GraphSpec
+from tmi.runtime.bundle.manifest import GraphSpec
 
 
 def traced_once(patch: pytest.MonkeyPatch, traced: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from factories.cases import write_case
 from factories.tmi_command import Outcome, tmi
+from tmi.runtime.bundle.check_result import GateRecord, ParityError
 from tmi.runtime.engine import ENGINES
-from tmi.toolkit.check_result import GateRecord, ParityError
 from tmi.toolkit.errors import ExitCode
 
 

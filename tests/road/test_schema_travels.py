@@ -14,7 +14,7 @@ from factories.cases import write_cohort
 from factories.nano import NANO_OPTIONS
 from factories.tmi_command import Outcome, tmi
 from factories.traced_once import traced_once
-from tmi.toolkit.bundle import open_bundle, write_manifest
+from tmi.runtime.bundle.reader import open_bundle, write_manifest
 from tmi.toolkit.clinical.schema import SCHEMA_FILE, load_schema
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.hashing import sha256_file

@@ -14,11 +14,11 @@ from tmi.runtime import bench
 from tmi.runtime.bench import BenchReport, EngineFigures, Plan, choose_engines, measure
 from tmi.runtime.bench_table import engines_table, stages_table
 from tmi.runtime.bench_worker import WORKER
+from tmi.runtime.bundle.check_result import ParityError
+from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.gate_table import wide_console
 from tmi.runtime.paired_timing import Ratio
-from tmi.toolkit.bundle import open_bundle
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.check_result import ParityError
 from tmi.toolkit.errors import UnavailableError
 
 

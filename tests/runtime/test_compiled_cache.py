@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.compiled_cache import KIND, CompiledCache, Mapped
 from tmi.runtime.engine import open_engine
 from tmi.runtime.ensemble import run_folds
-from tmi.toolkit.bundle import Bundle, open_bundle
 from tmi.toolkit.golden import GoldenInputs, golden_of
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from tmi.runtime import engine as engine_table
+from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.engine import ENGINES, Engine, installed, lacking, open_engine
 from tmi.runtime.engine_choice import choose_engine
 from tmi.runtime.ensemble import probabilities, run_folds
-from tmi.toolkit.bundle import Bundle, open_bundle
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.golden import GoldenInputs, golden_of
 
@@ -200,7 +200,7 @@ CHANGE_OF_BUNDLES = """
 import signal, sys
 from pathlib import Path
 from tmi.runtime.engine import open_engine
-from tmi.toolkit.bundle import open_bundle
+from tmi.runtime.bundle.reader import open_bundle
 bundle = open_bundle(Path(sys.argv[1]))
 old = open_engine("openvino", bundle, threads=1)
 new = open_engine("openvino", bundle, threads=1)

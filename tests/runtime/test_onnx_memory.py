@@ -7,8 +7,8 @@ import psutil
 import pytest
 from onnx import TensorProto, helper, save
 
+from tmi.runtime.bundle.manifest import GraphSpec, TensorSpec
 from tmi.runtime.onnx_engine import OnnxEngine
-from tmi.toolkit.manifest import GraphSpec, TensorSpec
 
 WIDE = 2**22
 """Numbers in one intermediate tensor of one case: 16 MiB."""

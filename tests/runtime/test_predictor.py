@@ -15,9 +15,9 @@ import pytest
 import tmi.runtime.case_inputs as inputs_module
 import tmi.runtime.predictor as predictor_module
 from tmi.runtime import Prediction, Predictor, Refusal
+from tmi.runtime.bundle.manifest import Manifest
 from tmi.toolkit.cases.case import Case, open_case
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
-from tmi.toolkit.manifest import Manifest
 from tmi.toolkit.preprocessing.pipeline import PreparedCase
 from tmi.toolkit.radiomics.extractor import read_table, write_table
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES

@@ -15,12 +15,12 @@ from factories.fake_cuda import IN, OUT, fake_trt_engine
 from factories.small_bundle import small_manifest
 from tmi.runtime import engine as engine_table
 from tmi.runtime import engine_choice, nvidia_driver, trt_engine
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engine import ENGINES, open_engine
 from tmi.runtime.engine_choice import choose_engine
 from tmi.runtime.nvidia_driver import Gpu, find_gpu, require_driver, require_gpu
 from tmi.runtime.precision import plan_precision
 from tmi.runtime.trt_engine import plan_facts, require_fitting, tensor_names
-from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import DamagedError, UnavailableError
 
 A100 = Gpu(name="A100", compute_capability=(8, 0), cuda=(13, 0))

@@ -17,12 +17,12 @@ import pytest
 from factories.planted_faults import manifest_at, reseal, write_key_pair
 from factories.tmi_command import tmi
 from tmi.runtime import Predictor
+from tmi.runtime.bundle.check_result import ParityError
+from tmi.runtime.bundle.manifest import manifest_schema
+from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engine import ENGINES, lacking
 from tmi.runtime.first_opening import combination
 from tmi.runtime.onnx_engine import OnnxEngine
-from tmi.toolkit.bundle import open_bundle
-from tmi.toolkit.check_result import ParityError
-from tmi.toolkit.manifest import manifest_schema
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from factories.small_bundle import FILES, small_manifest, write_small_bundle
-from tmi.toolkit.bundle import fingerprint, open_bundle
+from tmi.runtime.bundle.reader import fingerprint, open_bundle
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.hashing import sha256_file
 

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from tmi.toolkit.check_result import ParityError
+from tmi.runtime.bundle.check_result import ParityError
 from tmi.toolkit.errors import DamagedError, ExitCode, InputRefusedError, TmiError, UnavailableError, UsageError
 
 CODES = {

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from factories.small_bundle import small_manifest
+from tmi.runtime.bundle.manifest import FileSpec, manifest_from_json, manifest_schema, manifest_to_json
+from tmi.runtime.bundle.manifest_schema import schema_of_manifest
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.manifest import FileSpec, manifest_from_json, manifest_schema, manifest_to_json
-from tmi.toolkit.manifest_schema import schema_of_manifest
 from tmi.toolkit.storage.hashing import canonical_json
 from tmi.toolkit.storage.serialization import to_json
 
@@ -141,5 +141,5 @@ def test_it_knows_every_file_that_it_uses():
 
 def test_the_published_schema_is_what_the_dataclasses_say():
     assert manifest_schema() == json.loads(json.dumps(schema_of_manifest())), (
-        "renew it: python -m tmi.toolkit.manifest_schema"
+        "renew it: python -m tmi.runtime.bundle.manifest_schema"
     )

@@ -20,12 +20,12 @@ from factories.small_comparison import Comparison
 from factories.tmi_command import tmi
 from tmi.export import fold_graphs
 from tmi.export.bundle_writer import export_run
+from tmi.runtime.bundle.check_result import ParityError
+from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.engine import engine_spec, installed
 from tmi.runtime.prediction import Prediction, Refusal
 from tmi.runtime.predictor import Predictor
-from tmi.toolkit.bundle import Bundle, open_bundle
 from tmi.toolkit.cases.case import CLINICAL_FILE, CT_FILE, RADIOMICS_FILE
-from tmi.toolkit.check_result import ParityError
 from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.models.baselines.simpleff import SliceFeatures

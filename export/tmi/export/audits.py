@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tmi.export.graph_facts import GraphFacts
-from tmi.toolkit.check_result import GateRecord
-from tmi.toolkit.manifest import GraphSpec, TensorSpec
+from tmi.runtime.bundle.check_result import GateRecord
+from tmi.runtime.bundle.manifest import GraphSpec, TensorSpec
 
 AnswerDepends = Callable[[Collection[str]], bool]
 """Whether the eager module's answer changes with the parameters of these names."""

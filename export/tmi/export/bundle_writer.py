@@ -42,20 +42,8 @@ from tmi.export.sbom import sbom
 from tmi.export.trial import Trial, write_evidence
 from tmi.export.trt_builder import BuildOptions
 from tmi.export.typed_graphs import add_typed_graphs, require_precision
-from tmi.runtime.engine import installed, lacking
-from tmi.runtime.golden_road import check_golden_road, meaning_of
-from tmi.runtime.machine import hardware
-from tmi.runtime.parity import ARBITER
-from tmi.runtime.precision import ENGINES_REFUSED
-from tmi.toolkit.bundle import Bundle, fingerprint, open_bundle, write_manifest
-from tmi.toolkit.check_result import GateRecord
-from tmi.toolkit.clinical.rendering import require_rendering
-from tmi.toolkit.clinical.schema import SCHEMA_FILE
-from tmi.toolkit.clinical.tokenizer import Tokenizer
-from tmi.toolkit.config.schema import Config
-from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.golden import golden_count, largest_batch, make_golden
-from tmi.toolkit.manifest import (
+from tmi.runtime.bundle.check_result import GateRecord
+from tmi.runtime.bundle.manifest import (
     FUSION,
     GOLDEN_CASE_FILE,
     GOLDEN_FILE,
@@ -68,6 +56,18 @@ from tmi.toolkit.manifest import (
     GraphSpec,
     Manifest,
 )
+from tmi.runtime.bundle.reader import Bundle, fingerprint, open_bundle, write_manifest
+from tmi.runtime.engine import installed, lacking
+from tmi.runtime.golden_road import check_golden_road, meaning_of
+from tmi.runtime.machine import hardware
+from tmi.runtime.parity import ARBITER
+from tmi.runtime.precision import ENGINES_REFUSED
+from tmi.toolkit.clinical.rendering import require_rendering
+from tmi.toolkit.clinical.schema import SCHEMA_FILE
+from tmi.toolkit.clinical.tokenizer import Tokenizer
+from tmi.toolkit.config.schema import Config
+from tmi.toolkit.errors import DamagedError, UsageError
+from tmi.toolkit.golden import golden_count, largest_batch, make_golden
 from tmi.toolkit.models.registry import seen
 from tmi.toolkit.run_folder import SUMMARY_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json, require_absent, staged_folder, write_text

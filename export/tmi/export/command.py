@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tmi.export.trt_builder import BuildOptions
-    from tmi.toolkit.bundle import Bundle
+    from tmi.runtime.bundle.reader import Bundle
 
 
 def export(
@@ -73,7 +73,7 @@ def export(
     from tmi.export.exporters import exporter_spec, require_exporter
     from tmi.export.plan_options import build_options
     from tmi.export.tables import print_bundle, print_failures
-    from tmi.toolkit.check_result import ParityError
+    from tmi.runtime.bundle.check_result import ParityError
     from tmi.toolkit.config.project import PROJECT_FILE, load_project, newest_finished_run
     from tmi.toolkit.errors import UsageError
 

@@ -44,8 +44,8 @@ def build(
     from tmi.export.plan_options import build_options
     from tmi.export.plans import pending
     from tmi.export.tables import print_failures, print_plans
-    from tmi.toolkit.bundle import open_bundle
-    from tmi.toolkit.check_result import ParityError
+    from tmi.runtime.bundle.check_result import ParityError
+    from tmi.runtime.bundle.reader import open_bundle
     from tmi.toolkit.config.project import default_bundle, load_project
 
     if bundle is None:

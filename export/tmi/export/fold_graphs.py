@@ -1,7 +1,7 @@
 """Where the network is cut, which encoders are shared, and the fold models as `nn.Module`s that give those graphs.
 
 B batch, T tokens, F folds, C channels, K classes, R = 1781 features. Graphs, inputs and outputs are those that
-`tmi.toolkit.manifest` describes. An encoder whose weights (for text: and tokenizer) are the same in several folds is
+`tmi.runtime.bundle.manifest` describes. An encoder whose weights (for text: and tokenizer) are the same in several folds is
 one graph, run once.
 """
 
@@ -17,9 +17,9 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from tmi.runtime.bundle.manifest import GraphSpec, Role, TensorSpec
 from tmi.toolkit.config.schema import N_RADIOMICS, Config
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.manifest import GraphSpec, Role, TensorSpec
 from tmi.toolkit.models.factory import system_network
 from tmi.toolkit.models.multimodal import ThreeParts
 from tmi.toolkit.models.registry import calibrated, ct_width, encoder_roles, seen

@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
 from tmi.export.fp16_onnx import HALF, SINGLE, read_typed
+from tmi.runtime.bundle.manifest import GraphSpec
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.graph_engine import GraphEngine
 from tmi.runtime.onnx_engine import ERRORS_ONLY, as_runtime_errors
 from tmi.runtime.precision import TF32, graph_precisions
-from tmi.toolkit.bundle import Bundle
-from tmi.toolkit.manifest import GraphSpec
 
 MOVES = frozenset(
     "Reshape Transpose Slice Concat Squeeze Unsqueeze Gather GatherElements GatherND Expand Split Identity Flatten "

@@ -14,13 +14,13 @@ from tmi.export.exporters import EXPORTERS, load
 from tmi.export.fold_graphs import State, read_weights, weights_digest
 from tmi.export.graph_facts import GraphFacts
 from tmi.export.trial import Trial, judge_real_cases
+from tmi.runtime.bundle.check_result import GateRecord, ParityError, require_passed
+from tmi.runtime.bundle.manifest import GraphSpec, Manifest
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engine import engine_spec, installed, lacking, open_engine
 from tmi.runtime.parity import PIPELINE, REFUSALS, Outputs, check_engine
 from tmi.runtime.precision import engine_precision
 from tmi.runtime.verification import failure, refused_to_load
-from tmi.toolkit.bundle import Bundle
-from tmi.toolkit.check_result import GateRecord, ParityError, require_passed
-from tmi.toolkit.manifest import GraphSpec, Manifest
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.hashing import sha256_file
 

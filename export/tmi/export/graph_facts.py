@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.manifest import TensorSpec
+from tmi.runtime.bundle.manifest import TensorSpec
 
 
 @dataclass(frozen=True, kw_only=True)

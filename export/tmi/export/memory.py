@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tmi.toolkit.check_result import ParityError
+from tmi.runtime.bundle.check_result import ParityError
 from tmi.toolkit.errors import UnavailableError
 
 WORDS = (

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tmi.toolkit.check_result import GateRecord
+from tmi.runtime.bundle.check_result import GateRecord
+from tmi.runtime.bundle.manifest import Manifest
 from tmi.toolkit.config.schema import CLASSES
-from tmi.toolkit.manifest import Manifest
 from tmi.toolkit.run_folder import RunFolder
 
 SMALL = 5

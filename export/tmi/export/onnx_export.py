@@ -19,8 +19,8 @@ from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants_ir
 from torch import Tensor, nn
 
+from tmi.runtime.bundle.manifest import GraphSpec
 from tmi.toolkit.compute.quiet import Ignored, quiet
-from tmi.toolkit.manifest import GraphSpec
 
 OPSET = 20
 """Opset of every graph; IR version 9 of the file goes with it."""

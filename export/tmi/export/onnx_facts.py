@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
 from tmi.export.graph_facts import GraphFacts, NormNode
-from tmi.toolkit.manifest import TensorSpec
+from tmi.runtime.bundle.manifest import TensorSpec
 
 NORMS = ("LayerNormalization", "BatchNormalization", "GroupNormalization", "InstanceNormalization")
 DEFAULT_EPSILON = 1e-5

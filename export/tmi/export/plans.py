@@ -17,15 +17,15 @@ from typing import Any
 from tmi.export.exporters import EXPORTERS, load
 from tmi.export.trial import Trial, judge_real_cases, write_evidence
 from tmi.export.trt_builder import TARGETS, BuildOptions, Plan, build_plan
+from tmi.runtime.bundle.check_result import GateRecord
+from tmi.runtime.bundle.manifest import GraphSpec, Manifest
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engine import ENGINES, open_engine
 from tmi.runtime.nvidia_driver import Gpu, driver_obstacle, find_gpu
 from tmi.runtime.parity import REFUSALS, check_engine
 from tmi.runtime.precision import FLOAT16, TENSORRT, TF32, plan_precision
 from tmi.runtime.verification import refused_to_load
-from tmi.toolkit.bundle import Bundle
-from tmi.toolkit.check_result import GateRecord
 from tmi.toolkit.errors import UnavailableError, UsageError
-from tmi.toolkit.manifest import GraphSpec, Manifest
 from tmi.toolkit.storage.hashing import sha256_bytes
 
 TYPED = "onnx-typed"

@@ -21,7 +21,7 @@ from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 from packaging.requirements import Requirement
 
-from tmi.toolkit.manifest import Manifest
+from tmi.runtime.bundle.manifest import Manifest
 from tmi.toolkit.storage.hashing import sha256_json
 
 ROOT = "tmi-clnet"

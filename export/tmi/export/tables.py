@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from tmi.toolkit.bundle import Bundle
-    from tmi.toolkit.check_result import GateRecord
+    from tmi.runtime.bundle.check_result import GateRecord
+    from tmi.runtime.bundle.reader import Bundle
 
 
 def print_failures(records: Sequence[GateRecord]) -> None:

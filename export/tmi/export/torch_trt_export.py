@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from tmi.export.exporters import EXPORTERS
 from tmi.export.fold_graphs import FusionOfFolds, example_inputs
 from tmi.export.trt_builder import BuildOptions, shape_ranges
+from tmi.runtime.bundle.manifest import GraphSpec, Manifest
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.eager_engine import EagerEngine
 from tmi.runtime.nvidia_driver import require_gpu
 from tmi.runtime.precision import FLOAT16, TENSORRT, TF32, graph_precisions
-from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import UnavailableError
-from tmi.toolkit.manifest import GraphSpec, Manifest
 from tmi.toolkit.storage.hashing import sha256_bytes
 
 KIND = "torch-trt"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from safetensors.numpy import save_file
 
+from tmi.runtime.bundle.check_result import GateRecord
+from tmi.runtime.bundle.manifest import EVIDENCE, Manifest
 from tmi.runtime.engine import Engine
 from tmi.runtime.parity import Outputs, check_answers
-from tmi.toolkit.check_result import GateRecord
 from tmi.toolkit.golden import GoldenInputs
-from tmi.toolkit.manifest import EVIDENCE, Manifest
 
 
 @dataclass(frozen=True, kw_only=True)

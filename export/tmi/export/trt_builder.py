@@ -17,8 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from tmi.runtime.bundle.manifest import GraphSpec
 from tmi.toolkit.errors import UnavailableError
-from tmi.toolkit.manifest import GraphSpec
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
 
 TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120")

@@ -19,15 +19,15 @@ from tmi.export.fp16_onnx import LARGEST, save, to_fp16
 from tmi.export.onnx_facts import read_facts
 from tmi.export.precision_search import Choice, Question, search
 from tmi.export.trial import Trial, judge_real_cases, write_evidence
+from tmi.runtime.bundle.check_result import GateRecord
+from tmi.runtime.bundle.manifest import GraphSpec, Manifest
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.ensemble import fusion_inputs
 from tmi.runtime.graph_engine import available_cores
 from tmi.runtime.parity import BOUNDS, Outputs, check_engine
 from tmi.runtime.precision import FLOAT16, FLOAT32, TENSORRT, TF32, plan_precision
-from tmi.toolkit.bundle import Bundle
-from tmi.toolkit.check_result import GateRecord
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.golden import GoldenInputs
-from tmi.toolkit.manifest import GraphSpec, Manifest
 
 TYPED = "onnx-typed"
 """Artefact kind of the graphs that plans are built from."""

@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import Float32
 from numpy.typing import NDArray
 
+from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.ensemble import probabilities, softmax, spread
 from tmi.runtime.prediction import Answer, FoldAnswer, Notice, Prediction, Refusal
-from tmi.toolkit.manifest import Manifest
 
 
 def truncated_notice(longest: int) -> Notice:

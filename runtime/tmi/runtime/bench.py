@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+from tmi.runtime.bundle.check_result import ParityError
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engine import ENGINES, engine_spec, installed
 from tmi.runtime.nvidia_driver import find_gpu
 from tmi.runtime.paired_timing import Ratio, quantile, ratio
-from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.check_result import ParityError
 from tmi.toolkit.errors import DamagedError, InputRefusedError, TmiError, UnavailableError, UsageError
 
 REFERENCE = "eager"

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float32
 from numpy.typing import NDArray
 
+from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.notices import case_notices
 from tmi.runtime.prediction import Notice, Refusal
 from tmi.runtime.stopwatch import Stopwatch, add_up
@@ -28,7 +29,6 @@ from tmi.toolkit.compute.buffer_pool import RecycledMemory
 from tmi.toolkit.config.schema import N_RADIOMICS
 from tmi.toolkit.errors import InputRefusedError, UnavailableError
 from tmi.toolkit.imaging.nifti import read_ahead
-from tmi.toolkit.manifest import Manifest
 from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler

@@ -12,7 +12,7 @@ from tmi.toolkit.errors import UsageError
 
 if TYPE_CHECKING:
     from tmi.runtime.bench import BenchReport, Plan
-    from tmi.toolkit.bundle import Bundle
+    from tmi.runtime.bundle.reader import Bundle
     from tmi.toolkit.cases.case import Case
 
 SCHEMA = "tmi-bench/1"
@@ -66,8 +66,8 @@ def bench(
 
     from tmi.runtime.bench import Plan, choose_engines, measure
     from tmi.runtime.bench_worker import WORKER
+    from tmi.runtime.bundle.reader import open_bundle
     from tmi.runtime.predictor import resolve_cases
-    from tmi.toolkit.bundle import open_bundle
     from tmi.toolkit.config.project import default_bundle, load_project
 
     shape_XYZ = _shape(ct)

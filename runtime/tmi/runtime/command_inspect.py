@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from tmi.toolkit.bundle import Bundle
-    from tmi.toolkit.manifest import GraphSpec
+    from tmi.runtime.bundle.manifest import GraphSpec
+    from tmi.runtime.bundle.reader import Bundle
 
 SCHEMA = "tmi-inspection/1"
 LEFT_OUT = ("files", "config")
@@ -33,7 +33,7 @@ def inspect(
         tmi inspect ./bundle
         tmi inspect ./bundle --json
     """
-    from tmi.toolkit.bundle import describe_bundle
+    from tmi.runtime.bundle.reader import describe_bundle
     from tmi.toolkit.config.project import default_bundle, load_project
 
     if bundle is None:
@@ -49,7 +49,7 @@ def inspect(
 
 
 def _document(bundle: Bundle) -> dict[str, Any]:
-    from tmi.toolkit.manifest import manifest_to_json
+    from tmi.runtime.bundle.manifest import manifest_to_json
 
     manifest = {k: v for k, v in manifest_to_json(bundle.manifest).items() if k not in LEFT_OUT}
     files = bundle.manifest.files
@@ -66,7 +66,7 @@ def _document(bundle: Bundle) -> dict[str, Any]:
 
 
 def _signed(bundle: Bundle) -> bool:
-    from tmi.toolkit.manifest import SIGNATURE_FILE
+    from tmi.runtime.bundle.manifest import SIGNATURE_FILE
 
     return (bundle.folder / SIGNATURE_FILE).is_file()
 
@@ -88,9 +88,9 @@ def _engines(bundle: Bundle) -> dict[str, str]:
 
 
 def _print(bundle: Bundle) -> None:
+    from tmi.runtime.bundle.manifest import FUSION
     from tmi.runtime.gate_table import gates_table, wide_console
     from tmi.runtime.plan_table import emulation_lines, plans_table
-    from tmi.toolkit.manifest import FUSION
 
     manifest = bundle.manifest
     cohort = manifest.run.get("cohort", {})

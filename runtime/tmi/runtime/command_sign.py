@@ -27,7 +27,7 @@ def sign(
 
         tmi sign ./bundle --key private.pem
     """
-    from tmi.runtime.signing import sign_bundle
+    from tmi.runtime.bundle.signing import sign_bundle
 
     signature = sign_bundle(bundle, key, password=os.environ.get(PASSWORD_VARIABLE), force=force)
     typer.echo(f"signed {signature}; check with: tmi verify {bundle} --key PUBLIC.pem")

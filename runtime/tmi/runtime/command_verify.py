@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from tmi.runtime.bundle.check_result import GateRecord
     from tmi.runtime.verification import Verification
-    from tmi.toolkit.check_result import GateRecord
 
 SCHEMA = "tmi-verification/1"
 
@@ -68,7 +68,7 @@ def verify(
 
 
 def _require_passed(found: Verification) -> None:
-    from tmi.toolkit.check_result import ParityError
+    from tmi.runtime.bundle.check_result import ParityError
 
     failed = [r for r in found.records if not r.passed]
     if failed:

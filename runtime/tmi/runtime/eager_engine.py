@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from tmi.runtime.bundle.manifest import GraphSpec, Role
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.graph_engine import GraphEngine
-from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.manifest import GraphSpec, Role
 
 
 class EagerEngine(GraphEngine):

@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Float32
 from numpy.typing import NDArray
 
+from tmi.runtime.bundle.manifest import GraphSpec
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engine import engine_spec
 from tmi.runtime.engine_choice import EngineRecord
 from tmi.runtime.machine import cpu_name
-from tmi.toolkit.bundle import Bundle
-from tmi.toolkit.manifest import GraphSpec
 from tmi.toolkit.storage.content_cache import ContentCache
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_json
 

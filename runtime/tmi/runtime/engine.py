@@ -16,8 +16,8 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.nvidia_driver import require_gpu
-from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import UnavailableError, UsageError
 
 Arrays = Mapping[str, NDArray[np.generic]]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engine import ENGINES, engine_spec, installed, lacking
 from tmi.runtime.nvidia_driver import find_gpu
 from tmi.runtime.precision import engine_precision, require_asked
-from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import UnavailableError, UsageError
 
 AUTO = "auto"

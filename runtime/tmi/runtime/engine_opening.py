@@ -12,13 +12,13 @@ from typing import Literal
 
 from safetensors import SafetensorError
 
+from tmi.runtime.bundle.check_result import ParityError
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engine import ENGINES, Engine, engine_spec, installed, open_engine
 from tmi.runtime.engine_choice import AUTO, EngineRecord, choose_engine, engine_record
 from tmi.runtime.first_opening import NOT_VERIFIED, Tell, check_first_opening, remembered
 from tmi.runtime.graph_engine import available_cores
 from tmi.runtime.precision import judged_at_export, refused_at_export
-from tmi.toolkit.bundle import Bundle
-from tmi.toolkit.check_result import ParityError
 from tmi.toolkit.errors import DamagedError
 
 

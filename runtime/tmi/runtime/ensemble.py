@@ -20,10 +20,10 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 from numpy.typing import NDArray
 
+from tmi.runtime.bundle.manifest import FUSION, GraphSpec, Manifest
 from tmi.runtime.embedding_cache import EmbeddingCache, features_of_rows
 from tmi.runtime.engine import Engine
 from tmi.runtime.text_length import at_real_length
-from tmi.toolkit.manifest import FUSION, GraphSpec, Manifest
 
 
 class TokenIds(Protocol):

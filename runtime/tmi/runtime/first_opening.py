@@ -27,12 +27,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
+from tmi.runtime.bundle.check_result import ParityError
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engine import Engine, engine_spec
 from tmi.runtime.machine import cpu_name, package_version
 from tmi.runtime.nvidia_driver import find_gpu
 from tmi.runtime.precision import engine_precision, judged_at_export
-from tmi.toolkit.bundle import Bundle
-from tmi.toolkit.check_result import ParityError
 from tmi.toolkit.storage.atomic_files import write_json
 from tmi.toolkit.storage.disk_cache import cache_root
 from tmi.toolkit.storage.hashing import sha256_json

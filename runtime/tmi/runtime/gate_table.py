@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from tmi.toolkit.check_result import GateRecord
+from tmi.runtime.bundle.check_result import GateRecord
 
 
 def failures_table(records: Sequence[GateRecord]) -> Table:

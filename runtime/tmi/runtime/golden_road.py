@@ -25,16 +25,16 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from tmi.runtime.bundle.check_result import GateRecord
+from tmi.runtime.bundle.manifest import GOLDEN_CASE_FILE, Manifest
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.ensemble import encoder_graphs
 from tmi.runtime.parity import BOUNDS, PIPELINE
-from tmi.toolkit.bundle import Bundle
-from tmi.toolkit.check_result import GateRecord
 from tmi.toolkit.clinical.schema import stored_schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import DamagedError, TmiError
 from tmi.toolkit.golden_case import golden_config, write_golden_case
-from tmi.toolkit.manifest import GOLDEN_CASE_FILE, Manifest
 from tmi.toolkit.preprocessing.pipeline import prepare_case
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.storage.hashing import canonical_json

@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tmi.runtime.bundle.manifest import GraphSpec, TensorSpec
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engine import Arrays, engine_spec
-from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import UnavailableError
-from tmi.toolkit.manifest import GraphSpec, TensorSpec
 
 
 def available_cores() -> int:

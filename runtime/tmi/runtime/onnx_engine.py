@@ -17,9 +17,9 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+from tmi.runtime.bundle.manifest import GraphSpec
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.graph_engine import GraphEngine
-from tmi.toolkit.bundle import Bundle
-from tmi.toolkit.manifest import GraphSpec
 
 ERRORS_ONLY = 3
 

@@ -21,12 +21,12 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
+from tmi.runtime.bundle.manifest import GraphSpec
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.compiled_cache import CompiledCache, Mapped
 from tmi.runtime.graph_engine import GraphEngine
 from tmi.runtime.machine import cpu_name
-from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import UnavailableError
-from tmi.toolkit.manifest import GraphSpec
 
 DEVICE = "CPU"
 PRECISION = "INFERENCE_PRECISION_HINT"

@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.table import Table
 
+from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.precision import TENSORRT
-from tmi.toolkit.manifest import Manifest
 
 
 def plans_table(manifest: Manifest) -> Table | None:

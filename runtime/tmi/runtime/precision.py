@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.engine import engine_spec
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.manifest import Manifest
 
 FLOAT32, TF32, FLOAT16, BFLOAT16 = "float32", "tf32", "float16", "bfloat16"
 ASKED: Mapping[str, tuple[str, ...]] = MappingProxyType(

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engine_choice import EngineRecord
-from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.storage.serialization import from_json, to_json
 
 SCHEMA = "tmi-prediction/1"

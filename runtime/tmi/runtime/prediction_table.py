@@ -8,10 +8,10 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engine_choice import EngineRecord
 from tmi.runtime.notices import OF_BUNDLE, OF_FEATURES
 from tmi.runtime.prediction import RESEARCH_USE, Answer, Notice, Prediction
-from tmi.toolkit.bundle import Bundle
 
 PIPED_WIDTH = 140
 """Columns of the table where there is no terminal to ask."""

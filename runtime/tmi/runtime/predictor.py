@@ -27,6 +27,7 @@ from typing import Self
 import numpy as np
 
 from tmi.runtime.answering import judge, truncated_notice
+from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.case_inputs import CaseReader, Inputs, LookAhead, Pending
 from tmi.runtime.embedding_cache import EmbeddingCache, kept_before
 from tmi.runtime.engine import Engine
@@ -37,7 +38,6 @@ from tmi.runtime.first_opening import Tell
 from tmi.runtime.prediction import STAGES, Answer, Refusal
 from tmi.runtime.stopwatch import Stopwatch, add_up, split_waited
 from tmi.runtime.text_branch import EncodedText, TextBranch, computing
-from tmi.toolkit.bundle import Bundle, open_bundle
 from tmi.toolkit.cases.case import Case, find_cases
 from tmi.toolkit.clinical.rendering import require_rendering
 from tmi.toolkit.clinical.schema import SCHEMA_FILE, stored_schema
@@ -145,7 +145,7 @@ class Predictor:
         """
         opened = open_bundle(Path(bundle))
         if key is not None:
-            from tmi.runtime.signing import check_signature  # its packages are slow to import, and an extra
+            from tmi.runtime.bundle.signing import check_signature  # its packages are slow to import, and an extra
 
             check_signature(opened.folder, key)
         running, record = open_chosen(engine, opened, precision=precision, threads=threads, verify=verify, tell=tell)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.engine import Engine
 from tmi.runtime.ensemble import TokenIds, encoder_graphs
 from tmi.runtime.precision import TENSORRT
 from tmi.toolkit.golden import GoldenInputs, GoldenText, padded
-from tmi.toolkit.manifest import Manifest
 
 
 def largest_profile(engine: str, manifest: Manifest) -> int | None:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tmi.runtime.bundle.manifest import GraphSpec
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.graph_engine import GraphEngine
-from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.compute.quiet import Ignored, quiet
-from tmi.toolkit.manifest import GraphSpec
 
 
 class TorchScriptEngine(GraphEngine):

@@ -22,13 +22,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tmi.runtime.bundle.manifest import GraphSpec, Manifest
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engine import engine_spec
 from tmi.runtime.graph_engine import GraphEngine
 from tmi.runtime.nvidia_driver import Gpu, require_driver, require_gpu
 from tmi.runtime.precision import TENSORRT
-from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.errors import DamagedError, UnavailableError
-from tmi.toolkit.manifest import GraphSpec, Manifest
 
 SLOTS = 2
 """Sets of buffers: one computes while the other is filled."""

@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from tmi.runtime.bundle.check_result import GateRecord
+from tmi.runtime.bundle.manifest import GOLDEN_FILE, SIGNATURE_FILE
+from tmi.runtime.bundle.reader import Bundle, open_bundle
+from tmi.runtime.bundle.signing import SIGNED, UNCHECKED, UNSIGNED, check_signature
 from tmi.runtime.engine import ENGINES, engine_spec, installed, lacking, open_engine
 from tmi.runtime.golden_road import check_golden_road
 from tmi.runtime.nvidia_driver import find_gpu
 from tmi.runtime.parity import ARBITER, PIPELINE, REFUSALS, Outputs, check_engine
 from tmi.runtime.precision import engine_precision
-from tmi.runtime.signing import SIGNED, UNCHECKED, UNSIGNED, check_signature
-from tmi.toolkit.bundle import Bundle, open_bundle
-from tmi.toolkit.check_result import GateRecord
 from tmi.toolkit.errors import DamagedError, UnavailableError
 from tmi.toolkit.golden import GoldenInputs, golden_of
-from tmi.toolkit.manifest import GOLDEN_FILE, SIGNATURE_FILE
 
 Progress = Callable[[str], None]
 """Told one line of what is being done."""
@@ -38,7 +38,7 @@ class Verification:
     bundle: Bundle
     """The bundle."""
     signature: str
-    """One of the states in `tmi.runtime.signing`."""
+    """One of the states in `tmi.runtime.bundle.signing`."""
     records: tuple[GateRecord, ...]
     """Every gate that ran."""
     engines: tuple[str, ...]

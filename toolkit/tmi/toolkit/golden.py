@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from tmi.runtime.bundle.manifest import Manifest
 from tmi.toolkit.config.schema import N_RADIOMICS, Config
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.manifest import Manifest
 from tmi.toolkit.models.registry import seen
 
 if TYPE_CHECKING:

@@ -17,13 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tmi.toolkit.bundle import Bundle, open_bundle
+from tmi.runtime.bundle.manifest import FUSION, FoldSpec
+from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.toolkit.clinical.rendering import require_rendering
 from tmi.toolkit.clinical.schema import Schema, stored_schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import CLASSES, MODALITIES, POSITIVE, Config
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
-from tmi.toolkit.manifest import FUSION, FoldSpec
 from tmi.toolkit.models.factory import system_network
 from tmi.toolkit.models.multimodal import ThreeParts
 from tmi.toolkit.models.registry import calibrated, seen

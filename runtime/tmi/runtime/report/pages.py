@@ -14,6 +14,8 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+from tmi.runtime.bundle.manifest import Manifest
+from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engine_choice import EngineRecord
 from tmi.runtime.explain.case_explanation import TOP_FEATURES, CaseExplanation
 from tmi.runtime.explain.explanation import REPORT_FIELD, strongest_fields
@@ -21,10 +23,8 @@ from tmi.runtime.explain.feature_groups import feature_class, grouped, image_typ
 from tmi.runtime.explain.overlay import Picture
 from tmi.runtime.prediction import RESEARCH_USE, Answer, Prediction
 from tmi.runtime.report.slices import montage, page_slices
-from tmi.toolkit.bundle import Bundle
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import sentences
-from tmi.toolkit.manifest import Manifest
 from tmi.toolkit.qc.case_checks import Finding
 
 CASES = "cases"

@@ -1,4 +1,4 @@
-"""The manifest's JSON Schema, written from its dataclasses: `python -m tmi.toolkit.manifest_schema` renews the file.
+"""The manifest's JSON Schema, written from its dataclasses: `python -m tmi.runtime.bundle.manifest_schema` renews the file.
 
 The dataclasses stay the one place that says what a manifest holds; the file beside them is for readers in other
 languages, and a test holds the two together. A change that could break a reader gets a new number in `SCHEMA`.
@@ -14,7 +14,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from tmi.toolkit.manifest import SCHEMA, Manifest
+from tmi.runtime.bundle.manifest import SCHEMA, Manifest
 from tmi.toolkit.storage.atomic_files import write_json
 
 PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}

@@ -13,9 +13,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tmi.toolkit.bundle import open_bundle
+from tmi.runtime.bundle.manifest import SIGNATURE_FILE
+from tmi.runtime.bundle.reader import open_bundle
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
-from tmi.toolkit.manifest import SIGNATURE_FILE
 
 SIGNED = "signed by the key given"
 UNCHECKED = "signed, not checked: give the signer's public key with --key"

@@ -7,9 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tmi.toolkit.compute.cpu import available_cores
-from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.manifest import (
+from tmi.runtime.bundle.manifest import (
     DIGEST_FILE,
     MANIFEST_FILE,
     UNNAMED,
@@ -18,6 +16,8 @@ from tmi.toolkit.manifest import (
     Manifest,
     manifest_from_json,
 )
+from tmi.toolkit.compute.cpu import available_cores
+from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.atomic_files import write_text
 from tmi.toolkit.storage.hashing import canonical_json, sha256_bytes, sha256_file
 from tmi.toolkit.storage.serialization import to_json

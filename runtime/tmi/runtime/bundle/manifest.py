@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal
 
-from tmi.toolkit.check_result import GateRecord
+from tmi.runtime.bundle.check_result import GateRecord
 from tmi.toolkit.config.schema import CLASSES, MODALITIES, POSITIVE, Config, Modality
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.models.registry import seen
@@ -273,7 +273,7 @@ def _schema_number(schema: Any) -> int:
 
 
 def manifest_schema() -> dict[str, Any]:
-    """The JSON Schema of `manifest.json`; `tmi.toolkit.manifest_schema` writes it from the dataclasses here."""
-    file = resources.files("tmi.toolkit") / "data" / f"{SCHEMA.replace('/', '-')}.schema.json"
+    """The JSON Schema of `manifest.json`; `tmi.runtime.bundle.manifest_schema` writes it from the dataclasses here."""
+    file = resources.files("tmi.runtime.bundle") / "data" / f"{SCHEMA.replace('/', '-')}.schema.json"
     schema: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return schema
