@@ -18,8 +18,8 @@ from monai.transforms import Compose, LoadImage, Orientation, Resize, ScaleInten
 from transformers import PreTrainedTokenizerFast
 
 from tmi.runtime.bundle.reader import open_bundle
-from tmi.runtime.eager_engine import EagerEngine
-from tmi.runtime.graph_engine import available_cores
+from tmi.runtime.engines.eager import EagerEngine
+from tmi.runtime.engines.graph_engine import available_cores
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import render

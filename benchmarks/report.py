@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from limits import GOALS, RATIOS, Verdict, judge
-from tmi.runtime.graph_engine import available_cores
-from tmi.runtime.machine import hardware
+from tmi.runtime.engines.graph_engine import available_cores
+from tmi.runtime.engines.host import hardware
 
 PACKAGES = ("tmi-clnet", "numpy", "onnxruntime", "openvino", "torch", "monai", "transformers", "SimpleITK", "nibabel",
             "isal")  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 
 from bench_inputs import Size
 from tmi.runtime import Predictor
-from tmi.runtime.engine import open_engine
+from tmi.runtime.engines.registry import open_engine
 
 
 def test_batch_scaling(record, default_predictor: Predictor, size: Size) -> None:

@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 
 from tmi.runtime import Prediction, Predictor
-from tmi.runtime.engine import open_engine
+from tmi.runtime.engines.registry import open_engine
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.schema import stored_schema
 from tmi.toolkit.preprocessing.pipeline import prepare_case

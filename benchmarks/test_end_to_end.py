@@ -11,7 +11,7 @@ from pathlib import Path
 from time import perf_counter
 
 from tmi.runtime import Prediction, Predictor
-from tmi.runtime.engine import engine_spec
+from tmi.runtime.engines.registry import engine_spec
 
 
 def test_end_to_end_against_monai(record, one_fold: Path, case: Path, default_predictor: Predictor) -> None:

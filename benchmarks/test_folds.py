@@ -20,7 +20,7 @@ from tmi.runtime import Prediction, Predictor
 from tmi.runtime.bench import Plan, Worker
 from tmi.runtime.bench_worker import WORKER
 from tmi.runtime.bundle.reader import open_bundle
-from tmi.runtime.graph_engine import GraphEngine
+from tmi.runtime.engines.graph_engine import GraphEngine
 from tmi.toolkit.cases.case import Case
 
 GIB = 2**30

@@ -16,7 +16,7 @@ import pytest
 
 from tmi.runtime import Predictor
 from tmi.runtime.bundle.reader import open_bundle
-from tmi.runtime.engine import ENGINES, Engine, installed, open_engine
+from tmi.runtime.engines.registry import ENGINES, Engine, installed, open_engine
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.schema import stored_schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer

@@ -19,9 +19,9 @@ import torch
 
 from bench_inputs import Size, gpu_bundle
 from tmi.runtime.bundle.reader import Bundle, open_bundle
-from tmi.runtime.eager_engine import EagerEngine
-from tmi.runtime.engine import ENGINES, open_engine
-from tmi.runtime.nvidia_driver import find_gpu
+from tmi.runtime.engines.eager import EagerEngine
+from tmi.runtime.engines.nvidia_driver import find_gpu
+from tmi.runtime.engines.registry import ENGINES, open_engine
 
 CUDA = "CUDAExecutionProvider"
 Road = Callable[[], Any]

@@ -18,7 +18,7 @@ import pytest
 
 from tmi.runtime import Predictor
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engine import open_engine
+from tmi.runtime.engines.registry import open_engine
 
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
 FORWARDS = 5

@@ -63,7 +63,7 @@ def test_every_extra_of_the_table_is_an_extra():
 
 
 def test_the_engine_table_of_the_predict_page_is_the_table_of_engines():
-    from tmi.runtime.engine import ENGINES
+    from tmi.runtime.engines.registry import ENGINES
 
     page = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
     table = page.split("## Engines")[1].split("## ")[0]

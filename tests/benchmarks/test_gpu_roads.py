@@ -7,7 +7,7 @@ import pytest
 
 from test_gpu_engines import eager_road, inputs_of, onnx_road
 from tmi.runtime.bundle.reader import open_bundle
-from tmi.runtime.engine import open_engine
+from tmi.runtime.engines.registry import open_engine
 
 
 @pytest.mark.parametrize("graph", ["ct-0", "text-0"])

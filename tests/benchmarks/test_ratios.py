@@ -21,7 +21,7 @@ from recorder import Recorder
 from report import markdown
 from tmi.runtime import Predictor
 from tmi.runtime.bench_case import write_bench_case
-from tmi.runtime.graph_engine import GraphEngine
+from tmi.runtime.engines.graph_engine import GraphEngine
 from tmi.toolkit.clinical.schema import load_schema
 
 ROOT = Path(__file__).resolve().parents[2]

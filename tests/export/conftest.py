@@ -21,7 +21,7 @@ def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tmi.runtime.graph_engine.available_cores", lambda: 1)
+        patch.setattr("tmi.runtime.engines.graph_engine.available_cores", lambda: 1)
         yield
     torch.set_num_threads(before)
 

@@ -17,10 +17,10 @@ from factories.planted_faults import reseal
 from factories.tmi_command import tmi
 from factories.traced_once import traced_once
 from tmi.runtime.bundle.reader import open_bundle
-from tmi.runtime.engine import ENGINES, lacking, open_engine
-from tmi.runtime.openvino_engine import OpenVinoBf16Engine
+from tmi.runtime.engines.openvino import OpenVinoBf16Engine
+from tmi.runtime.engines.precision import judged_at_export, refused_at_export
+from tmi.runtime.engines.registry import ENGINES, lacking, open_engine
 from tmi.runtime.parity import BOUNDS
-from tmi.runtime.precision import judged_at_export, refused_at_export
 
 ENGINE = "openvino-bf16"
 NO_BFLOAT16 = "this processor has no bfloat16 instructions"

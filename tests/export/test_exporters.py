@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 
 from tmi.export.exporters import EXPORTERS, load, require_exporter
-from tmi.runtime.engine import ENGINES
+from tmi.runtime.engines.registry import ENGINES
 from tmi.toolkit.errors import UnavailableError, UsageError
 
 PLANS = ("trt", "trt-rtx", "torch-trt")

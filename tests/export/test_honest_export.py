@@ -13,7 +13,7 @@ from factories.honest_rebuilds import QUICK, Rebuild
 from factories.random_run import write_random_run
 from tmi.export.bundle_writer import export_run
 from tmi.runtime.bundle.reader import open_bundle
-from tmi.runtime.engine import open_engine
+from tmi.runtime.engines.registry import open_engine
 from tmi.runtime.parity import ARBITER, BOUNDS, Outputs, evaluate, relative_error
 from tmi.runtime.verification import verify_bundle
 from tmi.toolkit.config.schema import Config

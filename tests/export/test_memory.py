@@ -10,7 +10,7 @@ from factories.tmi_command import tmi
 from factories.traced_once import traced_once
 from tmi.export import bundle_writer
 from tmi.export.memory import named_out_of_memory
-from tmi.runtime.onnx_engine import OnnxEngine
+from tmi.runtime.engines.onnxruntime import OnnxEngine
 from tmi.toolkit.errors import UnavailableError
 
 

@@ -18,7 +18,7 @@ from tmi.export.gates import audit_fold_files
 from tmi.runtime.bundle.check_result import GateRecord, ParityError
 from tmi.runtime.bundle.manifest import GraphSpec
 from tmi.runtime.bundle.reader import Bundle, open_bundle
-from tmi.runtime.engine import open_engine
+from tmi.runtime.engines.registry import open_engine
 from tmi.runtime.parity import Outputs, check_engine
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.golden import golden_of

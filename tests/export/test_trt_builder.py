@@ -15,10 +15,10 @@ from factories.onnx_graph import FLOAT, HALF, write_graph
 from factories.small_bundle import small_manifest
 from tmi.export import plans
 from tmi.export.trt_builder import TARGETS, BuildOptions, audit_network, build_plan, profiles
-from tmi.runtime import nvidia_driver
 from tmi.runtime.bundle.manifest import GraphSpec, TensorSpec
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.nvidia_driver import Gpu
+from tmi.runtime.engines import nvidia_driver
+from tmi.runtime.engines.nvidia_driver import Gpu
 from tmi.toolkit.errors import UnavailableError
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this platform")

@@ -27,9 +27,9 @@ from tmi.export.typed_graphs import TYPED, add_typed_graphs, audit_typed
 from tmi.runtime.bundle.check_result import GateRecord, ParityError
 from tmi.runtime.bundle.manifest import GOLDEN_FILE, GraphSpec, Manifest
 from tmi.runtime.bundle.reader import open_bundle, write_manifest
-from tmi.runtime.engine_choice import choose_engine
+from tmi.runtime.engines.precision import plan_precision
+from tmi.runtime.engines.selection import choose_engine
 from tmi.runtime.parity import Outputs
-from tmi.runtime.precision import plan_precision
 from tmi.toolkit.golden import golden_of
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this platform")
@@ -39,7 +39,7 @@ tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no p
 def without_a_gpu() -> Iterator[None]:
     """These are the answers of a machine without one; tests/gpu has the others."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("tmi.export.plans", "tmi.runtime.nvidia_driver", "tmi.runtime.engine_choice"):
+        for module in ("tmi.export.plans", "tmi.runtime.engines.nvidia_driver", "tmi.runtime.engines.selection"):
             patch.setattr(f"{module}.find_gpu", lambda: None)
         yield
 

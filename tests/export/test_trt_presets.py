@@ -9,7 +9,7 @@ import pytest
 from factories.random_run import write_random_run
 from factories.tmi_command import tmi
 from tmi.runtime.bundle.reader import open_bundle
-from tmi.runtime.nvidia_driver import find_gpu
+from tmi.runtime.engines.nvidia_driver import find_gpu
 from tmi.toolkit.config.presets import tiny
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this platform")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tmi.runtime.bundle.manifest import GraphSpec, TensorSpec
-from tmi.runtime.trt_engine import SLOTS, TrtEngine, _Graph
+from tmi.runtime.engines.tensorrt import SLOTS, TrtEngine, _Graph
 
 IN, PASS, OUT = 1.0, 10.0, 2.0
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tmi.runtime.bundle.manifest import ClinicalSpec, FoldSpec, GraphSpec, Manifest, TensorSpec
-from tmi.runtime.engine import Arrays
+from tmi.runtime.engines.registry import Arrays
 from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.storage.serialization import to_json

@@ -88,7 +88,7 @@ def _other_wording(patch: pytest.MonkeyPatch) -> None:
 
 def _bfloat16(patch: pytest.MonkeyPatch) -> None:
     """An engine that lowers the precision by itself, as some do where the processor has such units."""
-    from tmi.runtime.onnx_engine import OnnxEngine
+    from tmi.runtime.engines.onnxruntime import OnnxEngine
 
     honest = OnnxEngine._run
 
@@ -101,7 +101,7 @@ def _bfloat16(patch: pytest.MonkeyPatch) -> None:
 
 def _bfloat16_off(bench: Workbench, patch: pytest.MonkeyPatch) -> Outcome:
     """A processor whose bfloat16 is off: float32 answers for it, and says so; asked for by name it is refused."""
-    from tmi.runtime.openvino_engine import OpenVinoBf16Engine
+    from tmi.runtime.engines.openvino import OpenVinoBf16Engine
 
     patch.setenv("TMI_CACHE", str(bench.folder / "cache"))
     honest = OpenVinoBf16Engine._run

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from factories.random_run import write_random_run
-from tmi.runtime.engine import ENGINES
-from tmi.runtime.nvidia_driver import find_gpu
+from tmi.runtime.engines.nvidia_driver import find_gpu
+from tmi.runtime.engines.registry import ENGINES
 from tmi.toolkit.config.presets import tiny
 
 

@@ -15,11 +15,11 @@ from tmi.export.bundle_builder import build_bundle
 from tmi.export.trt_builder import BuildOptions
 from tmi.runtime.bundle.manifest import GOLDEN_FILE
 from tmi.runtime.bundle.reader import Bundle, open_bundle
-from tmi.runtime.engine import ENGINES, open_engine
-from tmi.runtime.engine_choice import choose_engine
-from tmi.runtime.nvidia_driver import find_gpu
+from tmi.runtime.engines.nvidia_driver import find_gpu
+from tmi.runtime.engines.precision import plan_precision
+from tmi.runtime.engines.registry import ENGINES, open_engine
+from tmi.runtime.engines.selection import choose_engine
 from tmi.runtime.parity import Outputs, check_engine, evaluate
-from tmi.runtime.precision import plan_precision
 from tmi.toolkit.errors import UnavailableError
 from tmi.toolkit.golden import golden_of
 

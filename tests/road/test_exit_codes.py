@@ -12,7 +12,7 @@ import pytest
 from factories.cases import write_case
 from factories.tmi_command import Outcome, tmi
 from tmi.runtime.bundle.check_result import GateRecord, ParityError
-from tmi.runtime.engine import ENGINES
+from tmi.runtime.engines.registry import ENGINES
 from tmi.toolkit.errors import ExitCode
 
 
@@ -68,7 +68,7 @@ def parity(place, patch) -> Outcome:
 
 
 def unavailable(place, patch) -> Outcome:
-    from tmi.runtime import engine
+    from tmi.runtime.engines import registry as engine
 
     find_spec = engine.importlib.util.find_spec
     patch.setattr(engine.importlib.util, "find_spec", lambda name: None if name == "openvino" else find_spec(name))

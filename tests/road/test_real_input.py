@@ -11,7 +11,7 @@ import pytest
 
 from factories.real_case import LIVER_LABEL, write_real_case
 from factories.tmi_command import tmi
-from tmi.runtime.engine import ENGINES, lacking
+from tmi.runtime.engines.registry import ENGINES, lacking
 from tmi.toolkit.cases.case import open_case
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.schema import load_schema

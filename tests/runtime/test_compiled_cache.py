@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tmi.runtime.bundle.reader import Bundle, open_bundle
-from tmi.runtime.compiled_cache import KIND, CompiledCache, Mapped
-from tmi.runtime.engine import open_engine
+from tmi.runtime.engines.compiled_cache import KIND, CompiledCache, Mapped
+from tmi.runtime.engines.registry import open_engine
 from tmi.runtime.ensemble import run_folds
 from tmi.toolkit.golden import GoldenInputs, golden_of
 
@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The graphs that were compiled and not taken from the cache."""
-    from tmi.runtime.openvino_engine import OpenVinoEngine
+    from tmi.runtime.engines.openvino import OpenVinoEngine
 
     kept, seen = OpenVinoEngine._keep, []
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tmi.runtime import engine as engine_table
 from tmi.runtime.bundle.reader import Bundle, open_bundle
-from tmi.runtime.engine import ENGINES, Engine, installed, lacking, open_engine
-from tmi.runtime.engine_choice import choose_engine
+from tmi.runtime.engines import registry as engine_table
+from tmi.runtime.engines.registry import ENGINES, Engine, installed, lacking, open_engine
+from tmi.runtime.engines.selection import choose_engine
 from tmi.runtime.ensemble import probabilities, run_folds
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.golden import GoldenInputs, golden_of
@@ -121,7 +121,7 @@ def test_openvino_computes_in_float32(engines):
 
 
 def test_an_openvino_graph_in_another_precision_is_refused():
-    from tmi.runtime.openvino_engine import OpenVinoEngine
+    from tmi.runtime.engines.openvino import OpenVinoEngine
 
     lowered = SimpleNamespace(get_property=lambda _: SimpleNamespace(get_type_name=lambda: "bf16"))
     engine = OpenVinoEngine()
@@ -199,7 +199,7 @@ def test_a_bundle_without_the_engines_graphs_says_how_to_get_them(bundle):
 CHANGE_OF_BUNDLES = """
 import signal, sys
 from pathlib import Path
-from tmi.runtime.engine import open_engine
+from tmi.runtime.engines.registry import open_engine
 from tmi.runtime.bundle.reader import open_bundle
 bundle = open_bundle(Path(sys.argv[1]))
 old = open_engine("openvino", bundle, threads=1)

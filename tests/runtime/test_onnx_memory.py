@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, save
 
 from tmi.runtime.bundle.manifest import GraphSpec, TensorSpec
-from tmi.runtime.onnx_engine import OnnxEngine
+from tmi.runtime.engines.onnxruntime import OnnxEngine
 
 WIDE = 2**22
 """Numbers in one intermediate tensor of one case: 16 MiB."""

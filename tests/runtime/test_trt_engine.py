@@ -13,14 +13,16 @@ import pytest
 
 from factories.fake_cuda import IN, OUT, fake_trt_engine
 from factories.small_bundle import small_manifest
-from tmi.runtime import engine as engine_table
-from tmi.runtime import engine_choice, nvidia_driver, trt_engine
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engine import ENGINES, open_engine
-from tmi.runtime.engine_choice import choose_engine
-from tmi.runtime.nvidia_driver import Gpu, find_gpu, require_driver, require_gpu
-from tmi.runtime.precision import plan_precision
-from tmi.runtime.trt_engine import plan_facts, require_fitting, tensor_names
+from tmi.runtime.engines import nvidia_driver
+from tmi.runtime.engines import registry as engine_table
+from tmi.runtime.engines import selection as engine_choice
+from tmi.runtime.engines import tensorrt as trt_engine
+from tmi.runtime.engines.nvidia_driver import Gpu, find_gpu, require_driver, require_gpu
+from tmi.runtime.engines.precision import plan_precision
+from tmi.runtime.engines.registry import ENGINES, open_engine
+from tmi.runtime.engines.selection import choose_engine
+from tmi.runtime.engines.tensorrt import plan_facts, require_fitting, tensor_names
 from tmi.toolkit.errors import DamagedError, UnavailableError
 
 A100 = Gpu(name="A100", compute_capability=(8, 0), cuda=(13, 0))
@@ -199,7 +201,7 @@ def test_a_driver_that_finds_no_gpu_is_none(driver, monkeypatch):
 
 def test_looking_for_a_gpu_and_the_engines_module_import_no_torch_and_no_tensorrt():
     program = (
-        "import sys, tmi.runtime.trt_engine, tmi.runtime.nvidia_driver as d; d.find_gpu();"
+        "import sys, tmi.runtime.engines.tensorrt, tmi.runtime.engines.nvidia_driver as d; d.find_gpu();"
         "print([m for m in ('torch', 'tensorrt', 'tensorrt_rtx', 'cuda', 'onnx') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)

@@ -20,9 +20,9 @@ from tmi.runtime import Predictor
 from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.manifest import manifest_schema
 from tmi.runtime.bundle.reader import open_bundle
-from tmi.runtime.engine import ENGINES, lacking
+from tmi.runtime.engines.onnxruntime import OnnxEngine
+from tmi.runtime.engines.registry import ENGINES, lacking
 from tmi.runtime.first_opening import combination
-from tmi.runtime.onnx_engine import OnnxEngine
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_failed_gate_ends_with_4_a_table_and_a_mend(tiny_bundle, monkeypatch):
 
 
 def test_an_engine_that_is_not_there_ends_with_5(tiny_bundle, monkeypatch):
-    monkeypatch.setattr("tmi.runtime.engine.installed", lambda name: False)
+    monkeypatch.setattr("tmi.runtime.engines.registry.installed", lambda name: False)
     monkeypatch.setattr("tmi.runtime.verification.installed", lambda name: False)
     asked = tmi("verify", tiny_bundle, "--engine", "openvino")
     assert asked.code == 5

@@ -22,7 +22,7 @@ from tmi.export import fold_graphs
 from tmi.export.bundle_writer import export_run
 from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.reader import Bundle, open_bundle
-from tmi.runtime.engine import engine_spec, installed
+from tmi.runtime.engines.registry import engine_spec, installed
 from tmi.runtime.prediction import Prediction, Refusal
 from tmi.runtime.predictor import Predictor
 from tmi.toolkit.cases.case import CLINICAL_FILE, CT_FILE, RADIOMICS_FILE

@@ -57,11 +57,11 @@ from tmi.runtime.bundle.manifest import (
     Manifest,
 )
 from tmi.runtime.bundle.reader import Bundle, fingerprint, open_bundle, write_manifest
-from tmi.runtime.engine import installed, lacking
+from tmi.runtime.engines.host import hardware
+from tmi.runtime.engines.precision import ENGINES_REFUSED
+from tmi.runtime.engines.registry import installed, lacking
 from tmi.runtime.golden_road import check_golden_road, meaning_of
-from tmi.runtime.machine import hardware
 from tmi.runtime.parity import ARBITER
-from tmi.runtime.precision import ENGINES_REFUSED
 from tmi.toolkit.clinical.rendering import require_rendering
 from tmi.toolkit.clinical.schema import SCHEMA_FILE
 from tmi.toolkit.clinical.tokenizer import Tokenizer

@@ -31,9 +31,9 @@ from onnx_ir.passes import common as passes
 from tmi.export.fp16_onnx import HALF, SINGLE, read_typed
 from tmi.runtime.bundle.manifest import GraphSpec
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.graph_engine import GraphEngine
-from tmi.runtime.onnx_engine import ERRORS_ONLY, as_runtime_errors
-from tmi.runtime.precision import TF32, graph_precisions
+from tmi.runtime.engines.graph_engine import GraphEngine
+from tmi.runtime.engines.onnxruntime import ERRORS_ONLY, as_runtime_errors
+from tmi.runtime.engines.precision import TF32, graph_precisions
 
 MOVES = frozenset(
     "Reshape Transpose Slice Concat Squeeze Unsqueeze Gather GatherElements GatherND Expand Split Identity Flatten "

@@ -17,9 +17,9 @@ from tmi.export.trial import Trial, judge_real_cases
 from tmi.runtime.bundle.check_result import GateRecord, ParityError, require_passed
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engine import engine_spec, installed, lacking, open_engine
+from tmi.runtime.engines.precision import engine_precision
+from tmi.runtime.engines.registry import engine_spec, installed, lacking, open_engine
 from tmi.runtime.parity import PIPELINE, REFUSALS, Outputs, check_engine
-from tmi.runtime.precision import engine_precision
 from tmi.runtime.verification import failure, refused_to_load
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.hashing import sha256_file

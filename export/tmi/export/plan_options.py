@@ -69,7 +69,7 @@ def build_options(
     """
     from tmi.export.plans import require_target
     from tmi.export.trt_builder import BuildOptions
-    from tmi.runtime.nvidia_driver import find_gpu
+    from tmi.runtime.engines.nvidia_driver import find_gpu
 
     for value, known, name in ((hardware, HARDWARE, "--hardware-compatibility"), (weights, WEIGHTS, "--plan-weights")):
         if value not in known:

@@ -1,6 +1,6 @@
 """`--engine torch-trt`: plans compiled by torch-tensorrt from the eager modules instead of from ONNX graphs.
 
-What torch-tensorrt converts is kept as a bare TensorRT plan and run by `tmi.runtime.trt_engine` like any other: its own
+What torch-tensorrt converts is kept as a bare TensorRT plan and run by `tmi.runtime.engines.tensorrt` like any other: its own
 container would have to be unpickled by whoever loads it. FP16 is torch's autocast, so which operators stay in float32
 is torch's list and not the one of `tmi.export.fp16_onnx`; the gates judge what comes out.
 """
@@ -22,9 +22,9 @@ from tmi.export.fold_graphs import FusionOfFolds, example_inputs
 from tmi.export.trt_builder import BuildOptions, shape_ranges
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.eager_engine import EagerEngine
-from tmi.runtime.nvidia_driver import require_gpu
-from tmi.runtime.precision import FLOAT16, TENSORRT, TF32, graph_precisions
+from tmi.runtime.engines.eager import EagerEngine
+from tmi.runtime.engines.nvidia_driver import require_gpu
+from tmi.runtime.engines.precision import FLOAT16, TENSORRT, TF32, graph_precisions
 from tmi.toolkit.errors import UnavailableError
 from tmi.toolkit.storage.hashing import sha256_bytes
 

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from tmi.runtime.bundle.check_result import GateRecord
 from tmi.runtime.bundle.manifest import EVIDENCE, Manifest
-from tmi.runtime.engine import Engine
+from tmi.runtime.engines.registry import Engine
 from tmi.runtime.parity import Outputs, check_answers
 from tmi.toolkit.golden import GoldenInputs
 

@@ -1,6 +1,6 @@
 """The torch-free runtime: a bundle's engines, the fold ensemble, and the predictor.
 
-The public names are imported when they are first asked for, so that `import tmi.runtime.engine` stays light::
+The public names are imported when they are first asked for, so that `import tmi.runtime.engines.registry` stays light::
 
     from tmi.runtime import Predictor
 

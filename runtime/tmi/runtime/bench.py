@@ -20,8 +20,8 @@ from typing import Any
 
 from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engine import ENGINES, engine_spec, installed
-from tmi.runtime.nvidia_driver import find_gpu
+from tmi.runtime.engines.nvidia_driver import find_gpu
+from tmi.runtime.engines.registry import ENGINES, engine_spec, installed
 from tmi.runtime.paired_timing import Ratio, quantile, ratio
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import DamagedError, InputRefusedError, TmiError, UnavailableError, UsageError

@@ -127,7 +127,7 @@ def _document(plan: Plan, report: BenchReport, made_up: tuple[int, int, int] | N
     import datetime
     from importlib.metadata import version
 
-    from tmi.runtime.machine import hardware
+    from tmi.runtime.engines.host import hardware
     from tmi.toolkit.storage.serialization import to_json
 
     return {
@@ -148,8 +148,8 @@ def _document(plan: Plan, report: BenchReport, made_up: tuple[int, int, int] | N
 
 def _print(plan: Plan, report: BenchReport, made_up: tuple[int, int, int] | None) -> None:
     from tmi.runtime.bench_table import engines_table, stages_table
+    from tmi.runtime.engines.host import hardware
     from tmi.runtime.gate_table import wide_console
-    from tmi.runtime.machine import hardware
 
     console = wide_console()
     console.print(engines_table(report, rounds=plan.repeats, cases=len(plan.cases)), markup=False)

@@ -73,8 +73,8 @@ def _signed(bundle: Bundle) -> bool:
 
 def _engines(bundle: Bundle) -> dict[str, str]:
     """Engine -> whether it could run here."""
-    from tmi.runtime.engine import ENGINES, installed
-    from tmi.runtime.precision import refused_at_export
+    from tmi.runtime.engines.precision import refused_at_export
+    from tmi.runtime.engines.registry import ENGINES, installed
 
     states = {}
     for name, spec in ENGINES.items():

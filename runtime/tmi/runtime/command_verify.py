@@ -85,7 +85,7 @@ def _require_passed(found: Verification) -> None:
 def _document(found: Verification) -> dict[str, Any]:
     from importlib.metadata import version
 
-    from tmi.runtime.machine import hardware
+    from tmi.runtime.engines.host import hardware
     from tmi.toolkit.storage.serialization import to_json
 
     def plain(record: GateRecord) -> dict[str, Any]:

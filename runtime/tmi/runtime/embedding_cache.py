@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from tmi.runtime.bundle.manifest import GraphSpec
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engine import engine_spec
-from tmi.runtime.engine_choice import EngineRecord
-from tmi.runtime.machine import cpu_name
+from tmi.runtime.engines.host import cpu_name
+from tmi.runtime.engines.registry import engine_spec
+from tmi.runtime.engines.selection import EngineRecord
 from tmi.toolkit.storage.content_cache import ContentCache
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_json
 

@@ -14,11 +14,11 @@ from safetensors import SafetensorError
 
 from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engine import ENGINES, Engine, engine_spec, installed, open_engine
-from tmi.runtime.engine_choice import AUTO, EngineRecord, choose_engine, engine_record
+from tmi.runtime.engines.graph_engine import available_cores
+from tmi.runtime.engines.precision import judged_at_export, refused_at_export
+from tmi.runtime.engines.registry import ENGINES, Engine, engine_spec, installed, open_engine
+from tmi.runtime.engines.selection import AUTO, EngineRecord, choose_engine, engine_record
 from tmi.runtime.first_opening import NOT_VERIFIED, Tell, check_first_opening, remembered
-from tmi.runtime.graph_engine import available_cores
-from tmi.runtime.precision import judged_at_export, refused_at_export
 from tmi.toolkit.errors import DamagedError
 
 
@@ -36,7 +36,7 @@ def open_chosen(
     Args:
         asked: `auto` or a name in `ENGINES`.
         bundle: compared with its manifest.
-        precision: a value of `tmi.runtime.precision.ASKED`; anything but `auto` leaves only engines that compute in it.
+        precision: a value of `tmi.runtime.engines.precision.ASKED`; anything but `auto` leaves only engines that compute in it.
         threads: threads of the engine; None takes all cores.
         verify: False skips the check at the first opening; engines that yield are then taken on the export's evidence
             or an earlier opening's only.

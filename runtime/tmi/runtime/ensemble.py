@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from tmi.runtime.bundle.manifest import FUSION, GraphSpec, Manifest
 from tmi.runtime.embedding_cache import EmbeddingCache, features_of_rows
-from tmi.runtime.engine import Engine
+from tmi.runtime.engines.registry import Engine
 from tmi.runtime.text_length import at_real_length
 
 

@@ -29,10 +29,10 @@ from typing import Any, Literal
 
 from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engine import Engine, engine_spec
-from tmi.runtime.machine import cpu_name, package_version
-from tmi.runtime.nvidia_driver import find_gpu
-from tmi.runtime.precision import engine_precision, judged_at_export
+from tmi.runtime.engines.host import cpu_name, package_version
+from tmi.runtime.engines.nvidia_driver import find_gpu
+from tmi.runtime.engines.precision import engine_precision, judged_at_export
+from tmi.runtime.engines.registry import Engine, engine_spec
 from tmi.toolkit.storage.atomic_files import write_json
 from tmi.toolkit.storage.disk_cache import cache_root
 from tmi.toolkit.storage.hashing import sha256_json

@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from tmi.runtime.bundle.manifest import Manifest
-from tmi.runtime.precision import TENSORRT
+from tmi.runtime.engines.precision import TENSORRT
 
 
 def plans_table(manifest: Manifest) -> Table | None:

@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Any
 
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engine_choice import EngineRecord
+from tmi.runtime.engines.selection import EngineRecord
 from tmi.toolkit.storage.serialization import from_json, to_json
 
 SCHEMA = "tmi-prediction/1"

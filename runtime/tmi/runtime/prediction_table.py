@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engine_choice import EngineRecord
+from tmi.runtime.engines.selection import EngineRecord
 from tmi.runtime.notices import OF_BUNDLE, OF_FEATURES
 from tmi.runtime.prediction import RESEARCH_USE, Answer, Notice, Prediction
 

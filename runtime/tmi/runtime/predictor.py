@@ -30,9 +30,9 @@ from tmi.runtime.answering import judge, truncated_notice
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.case_inputs import CaseReader, Inputs, LookAhead, Pending
 from tmi.runtime.embedding_cache import EmbeddingCache, kept_before
-from tmi.runtime.engine import Engine
-from tmi.runtime.engine_choice import AUTO, EngineRecord
 from tmi.runtime.engine_opening import open_chosen
+from tmi.runtime.engines.registry import Engine
+from tmi.runtime.engines.selection import AUTO, EngineRecord
 from tmi.runtime.ensemble import Features, encode_ct, fuse
 from tmi.runtime.first_opening import Tell
 from tmi.runtime.prediction import STAGES, Answer, Refusal
@@ -128,7 +128,7 @@ class Predictor:
 
         Args:
             bundle: a bundle's folder.
-            engine: `auto` or a name in `tmi.runtime.engine.ENGINES`; what was taken is in `engine_record`.
+            engine: `auto` or a name in `tmi.runtime.engines.registry.ENGINES`; what was taken is in `engine_record`.
             precision: `auto`, or `bf16` or `fp32`: only an engine that computes in that.
             threads: threads of the engine; None takes all cores.
             cache: keeps what is made from the images of a case for the next time; None keeps nothing.

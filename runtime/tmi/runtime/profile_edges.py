@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.runtime.bundle.manifest import Manifest
-from tmi.runtime.engine import Engine
+from tmi.runtime.engines.precision import TENSORRT
+from tmi.runtime.engines.registry import Engine
 from tmi.runtime.ensemble import TokenIds, encoder_graphs
-from tmi.runtime.precision import TENSORRT
 from tmi.toolkit.golden import GoldenInputs, GoldenText, padded
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.embedding_cache import EmbeddingCache, kept_before
-from tmi.runtime.engine import Engine
+from tmi.runtime.engines.registry import Engine
 from tmi.runtime.ensemble import Features, encode_text, encoder_graphs
 from tmi.runtime.prediction import COPIES
 from tmi.runtime.stopwatch import Stopwatch

@@ -19,11 +19,11 @@ from tmi.runtime.bundle.check_result import GateRecord
 from tmi.runtime.bundle.manifest import GOLDEN_FILE, SIGNATURE_FILE
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.bundle.signing import SIGNED, UNCHECKED, UNSIGNED, check_signature
-from tmi.runtime.engine import ENGINES, engine_spec, installed, lacking, open_engine
+from tmi.runtime.engines.nvidia_driver import find_gpu
+from tmi.runtime.engines.precision import engine_precision
+from tmi.runtime.engines.registry import ENGINES, engine_spec, installed, lacking, open_engine
 from tmi.runtime.golden_road import check_golden_road
-from tmi.runtime.nvidia_driver import find_gpu
 from tmi.runtime.parity import ARBITER, PIPELINE, REFUSALS, Outputs, check_engine
-from tmi.runtime.precision import engine_precision
 from tmi.toolkit.errors import DamagedError, UnavailableError
 from tmi.toolkit.golden import GoldenInputs, golden_of
 

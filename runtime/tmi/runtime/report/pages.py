@@ -16,7 +16,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engine_choice import EngineRecord
+from tmi.runtime.engines.selection import EngineRecord
 from tmi.runtime.explain.case_explanation import TOP_FEATURES, CaseExplanation
 from tmi.runtime.explain.explanation import REPORT_FIELD, strongest_fields
 from tmi.runtime.explain.feature_groups import feature_class, grouped, image_type, top

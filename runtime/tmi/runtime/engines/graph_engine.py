@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tmi.runtime.bundle.manifest import GraphSpec, TensorSpec
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engine import Arrays, engine_spec
+from tmi.runtime.engines.registry import Arrays, engine_spec
 from tmi.toolkit.errors import UnavailableError
 
 
@@ -29,7 +29,7 @@ def available_cores() -> int:
 
 
 class GraphEngine(ABC):
-    """Base of the engines; see `tmi.runtime.engine.Engine` for the contract."""
+    """Base of the engines; see `tmi.runtime.engines.registry.Engine` for the contract."""
 
     name: ClassVar[str]
     """Name in `ENGINES`."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.nvidia_driver import require_gpu
+from tmi.runtime.engines.nvidia_driver import require_gpu
 from tmi.toolkit.errors import UnavailableError, UsageError
 
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -76,7 +76,7 @@ class EngineSpec:
     gpu: bool = False
     """Whether it needs an NVIDIA GPU with its driver."""
     precision: str = "float32"
-    """Number format that it computes in; a plan's is the bundle's to say (`tmi.runtime.precision`)."""
+    """Number format that it computes in; a plan's is the bundle's to say (`tmi.runtime.engines.precision`)."""
     yields: bool = False
     """Whether its gates decide about itself alone: where they fail the bundle stands, and `auto` takes the next one."""
     lacks: str | None = None
@@ -91,7 +91,7 @@ BFLOAT16_ERROR = 1e-2
 ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
     {
         "trt": EngineSpec(
-            target="tmi.runtime.trt_engine:TrtEngine",
+            target="tmi.runtime.engines.tensorrt:TrtEngine",
             artefact="trt",
             package="tensorrt",
             extra="trt",
@@ -99,7 +99,7 @@ ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
             gpu=True,
         ),
         "trt-rtx": EngineSpec(
-            target="tmi.runtime.trt_engine:TrtRtxEngine",
+            target="tmi.runtime.engines.tensorrt:TrtRtxEngine",
             artefact="trt-rtx",
             package="tensorrt_rtx",
             extra="trt-rtx",
@@ -107,7 +107,7 @@ ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
             gpu=True,
         ),
         "torch-trt": EngineSpec(
-            target="tmi.runtime.trt_engine:TorchTrtEngine",
+            target="tmi.runtime.engines.tensorrt:TorchTrtEngine",
             artefact="torch-trt",
             package="tensorrt",
             extra="trt",
@@ -115,38 +115,38 @@ ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
             gpu=True,
         ),
         "openvino-bf16": EngineSpec(
-            target="tmi.runtime.openvino_engine:OpenVinoBf16Engine",
+            target="tmi.runtime.engines.openvino:OpenVinoBf16Engine",
             artefact="onnx",
             package="openvino",
             extra="openvino",
             max_abs_err=BFLOAT16_ERROR,
             precision="bfloat16",
             yields=True,
-            lacks="tmi.runtime.openvino_engine:lacks_bfloat16",
+            lacks="tmi.runtime.engines.openvino:lacks_bfloat16",
         ),
         "openvino": EngineSpec(
-            target="tmi.runtime.openvino_engine:OpenVinoEngine",
+            target="tmi.runtime.engines.openvino:OpenVinoEngine",
             artefact="onnx",
             package="openvino",
             extra="openvino",
             max_abs_err=1e-4,
         ),
         "onnx": EngineSpec(
-            target="tmi.runtime.onnx_engine:OnnxEngine",
+            target="tmi.runtime.engines.onnxruntime:OnnxEngine",
             artefact="onnx",
             package="onnxruntime",
             extra=None,
             max_abs_err=1e-4,
         ),
         "torchscript": EngineSpec(
-            target="tmi.runtime.torchscript_engine:TorchScriptEngine",
+            target="tmi.runtime.engines.torchscript:TorchScriptEngine",
             artefact="torchscript",
             package="torch",
             extra="torch",
             max_abs_err=1e-4,
         ),
         "eager": EngineSpec(
-            target="tmi.runtime.eager_engine:EagerEngine",
+            target="tmi.runtime.engines.eager:EagerEngine",
             artefact="weights",
             package="torch",
             extra="torch",

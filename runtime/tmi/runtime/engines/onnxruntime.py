@@ -19,7 +19,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from tmi.runtime.bundle.manifest import GraphSpec
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.graph_engine import GraphEngine
+from tmi.runtime.engines.graph_engine import GraphEngine
 
 ERRORS_ONLY = 3
 

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engine import engine_spec
-from tmi.runtime.graph_engine import GraphEngine
-from tmi.runtime.nvidia_driver import Gpu, require_driver, require_gpu
-from tmi.runtime.precision import TENSORRT
+from tmi.runtime.engines.graph_engine import GraphEngine
+from tmi.runtime.engines.nvidia_driver import Gpu, require_driver, require_gpu
+from tmi.runtime.engines.precision import TENSORRT
+from tmi.runtime.engines.registry import engine_spec
 from tmi.toolkit.errors import DamagedError, UnavailableError
 
 SLOTS = 2
@@ -156,7 +156,7 @@ class TrtEngine(GraphEngine):
         self._trt = _import(engine_spec(self.name).package, self.name)
         for facts in self._facts.values():
             require_fitting(facts, self._trt.__version__, gpu, bundle.folder)
-        self._cuda = _import("tmi.runtime.cuda_memory", self.name)
+        self._cuda = _import("tmi.runtime.engines.cuda", self.name)
         self._typed = {
             g.name: path for g in bundle.manifest.graphs if (path := bundle.artefact(g, "onnx-typed")) is not None
         }

@@ -9,9 +9,9 @@ from types import MappingProxyType
 from typing import Literal
 
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engine import ENGINES, engine_spec, installed, lacking
-from tmi.runtime.nvidia_driver import find_gpu
-from tmi.runtime.precision import engine_precision, require_asked
+from tmi.runtime.engines.nvidia_driver import find_gpu
+from tmi.runtime.engines.precision import engine_precision, require_asked
+from tmi.runtime.engines.registry import ENGINES, engine_spec, installed, lacking
 from tmi.toolkit.errors import UnavailableError, UsageError
 
 AUTO = "auto"
@@ -51,7 +51,7 @@ def choose_engine(
     Args:
         asked: `auto` or a name.
         bundle: to be run.
-        precision: a value of `tmi.runtime.precision.ASKED`.
+        precision: a value of `tmi.runtime.engines.precision.ASKED`.
         refused: engine -> why `auto` must not take it.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from tmi.runtime.bundle.manifest import Manifest
-from tmi.runtime.engine import engine_spec
+from tmi.runtime.engines.registry import engine_spec
 from tmi.toolkit.errors import DamagedError, UsageError
 
 FLOAT32, TF32, FLOAT16, BFLOAT16 = "float32", "tf32", "float16", "bfloat16"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tmi.runtime.bundle.manifest import GraphSpec, Role
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.graph_engine import GraphEngine
+from tmi.runtime.engines.graph_engine import GraphEngine
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError
 
