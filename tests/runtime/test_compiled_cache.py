@@ -12,7 +12,7 @@ import pytest
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.engines.compiled_cache import KIND, CompiledCache, Mapped
 from tmi.runtime.engines.registry import open_engine
-from tmi.runtime.ensemble import run_folds
+from tmi.runtime.inference.ensemble import run_folds
 from tmi.toolkit.golden import GoldenInputs, golden_of
 
 

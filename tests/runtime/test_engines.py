@@ -16,7 +16,7 @@ from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.engines import registry as engine_table
 from tmi.runtime.engines.registry import ENGINES, Engine, installed, lacking, open_engine
 from tmi.runtime.engines.selection import choose_engine
-from tmi.runtime.ensemble import probabilities, run_folds
+from tmi.runtime.inference.ensemble import probabilities, run_folds
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.golden import GoldenInputs, golden_of
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from factories.numpy_engine import NumpyEngine, make_manifest
-from tmi.runtime.ensemble import probabilities, run_folds, softmax, spread
+from tmi.runtime.inference.ensemble import probabilities, run_folds, softmax, spread
 
 
 @dataclass(frozen=True)

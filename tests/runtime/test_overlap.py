@@ -18,7 +18,7 @@ import pytest
 from tmi.runtime import case_inputs, text_branch
 from tmi.runtime import predictor as module
 from tmi.runtime.case_inputs import Inputs, LookAhead
-from tmi.runtime.ensemble import encoder_graphs
+from tmi.runtime.inference.ensemble import encoder_graphs
 from tmi.runtime.prediction import Refusal
 from tmi.runtime.stopwatch import adds_up
 from tmi.toolkit.cases.case import Case

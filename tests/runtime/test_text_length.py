@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tmi.runtime import ensemble
-from tmi.runtime.text_length import STEP, Tokens, at_real_length
+from tmi.runtime.inference import ensemble
+from tmi.runtime.inference.token_padding import STEP, Tokens, at_real_length
 
 
 def tokens(*lengths: int, width: int) -> Tokens:

@@ -24,7 +24,7 @@ from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.graph_engine import available_cores
 from tmi.runtime.engines.precision import FLOAT16, FLOAT32, TENSORRT, TF32, plan_precision
-from tmi.runtime.ensemble import fusion_inputs
+from tmi.runtime.inference.ensemble import fusion_inputs
 from tmi.runtime.parity import BOUNDS, Outputs, check_engine
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.golden import GoldenInputs

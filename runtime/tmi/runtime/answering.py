@@ -7,7 +7,7 @@ from jaxtyping import Float32
 from numpy.typing import NDArray
 
 from tmi.runtime.bundle.manifest import Manifest
-from tmi.runtime.ensemble import probabilities, softmax, spread
+from tmi.runtime.inference.ensemble import probabilities, softmax, spread
 from tmi.runtime.prediction import Answer, FoldAnswer, Notice, Prediction, Refusal
 
 

@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from tmi.runtime.bundle.check_result import GateRecord
 from tmi.runtime.bundle.manifest import GOLDEN_CASE_FILE, Manifest
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.ensemble import encoder_graphs
+from tmi.runtime.inference.ensemble import encoder_graphs
 from tmi.runtime.parity import BOUNDS, PIPELINE
 from tmi.toolkit.clinical.schema import stored_schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer

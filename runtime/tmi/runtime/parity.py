@@ -22,7 +22,7 @@ from tmi.runtime.bundle.check_result import GateRecord
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.registry import Arrays, Engine, engine_spec
-from tmi.runtime.ensemble import probabilities, run_folds
+from tmi.runtime.inference.ensemble import probabilities, run_folds
 from tmi.runtime.profile_edges import largest_profile, text_edges, text_features
 from tmi.toolkit.golden import GoldenInputs, extreme_case, join, largest_batch, padded, trimmed
 

@@ -6,7 +6,7 @@
 
 Threads share the road. Some prepare (`tmi.runtime.case_inputs`): they read and check a case, make its CT, and scale its
 radiomics by each fold's own scaler. This one runs the engine: the text of a case, then CT and fusion of a whole batch
-(`tmi.runtime.ensemble`).
+(`tmi.runtime.inference.ensemble`).
 
 A GPU computes while the next batch is prepared, and a text while its own images are being read. An engine on the CPU
 shares its cores with whoever reads: cases are prepared in rounds, one for each core at a time, and the engine rests
@@ -29,12 +29,12 @@ import numpy as np
 from tmi.runtime.answering import judge, truncated_notice
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.case_inputs import CaseReader, Inputs, LookAhead, Pending
-from tmi.runtime.embedding_cache import EmbeddingCache, kept_before
 from tmi.runtime.engine_opening import open_chosen
 from tmi.runtime.engines.registry import Engine
 from tmi.runtime.engines.selection import AUTO, EngineRecord
-from tmi.runtime.ensemble import Features, encode_ct, fuse
 from tmi.runtime.first_opening import Tell
+from tmi.runtime.inference.embedding_cache import EmbeddingCache, kept_before
+from tmi.runtime.inference.ensemble import Features, encode_ct, fuse
 from tmi.runtime.prediction import STAGES, Answer, Refusal
 from tmi.runtime.stopwatch import Stopwatch, add_up, split_waited
 from tmi.runtime.text_branch import EncodedText, TextBranch, computing
@@ -132,7 +132,7 @@ class Predictor:
             precision: `auto`, or `bf16` or `fp32`: only an engine that computes in that.
             threads: threads of the engine; None takes all cores.
             cache: keeps what is made from the images of a case for the next time; None keeps nothing.
-            reuse: keep what the encoders make of CT and text for the next time (`tmi.runtime.embedding_cache`).
+            reuse: keep what the encoders make of CT and text for the next time (`tmi.runtime.inference.embedding_cache`).
             key: public key (PEM) that must have signed the bundle; None asks for no signature.
             verify: False skips the check at the first opening; `engine_record` says so.
             tell: told one line about a first opening.

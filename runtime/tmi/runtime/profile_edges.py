@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.engines.precision import TENSORRT
 from tmi.runtime.engines.registry import Engine
-from tmi.runtime.ensemble import TokenIds, encoder_graphs
+from tmi.runtime.inference.ensemble import TokenIds, encoder_graphs
 from tmi.toolkit.golden import GoldenInputs, GoldenText, padded
 
 

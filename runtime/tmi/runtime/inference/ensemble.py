@@ -21,9 +21,9 @@ from jaxtyping import Float32, Float64, Int64
 from numpy.typing import NDArray
 
 from tmi.runtime.bundle.manifest import FUSION, GraphSpec, Manifest
-from tmi.runtime.embedding_cache import EmbeddingCache, features_of_rows
 from tmi.runtime.engines.registry import Engine
-from tmi.runtime.text_length import at_real_length
+from tmi.runtime.inference.embedding_cache import EmbeddingCache, features_of_rows
+from tmi.runtime.inference.token_padding import at_real_length
 
 
 class TokenIds(Protocol):
