@@ -128,7 +128,7 @@ def emulate(work: Path, float64: bool) -> dict[str, Any]:
     """Errors of the emulation on the real case, relative to eager."""
     from tmi.export.fp16_emulation import emulate_fp16, emulation_session, run_emulation
     from tmi.export.fp16_onnx import LARGEST, read_typed
-    from tmi.runtime.parity import relative_error
+    from tmi.runtime.verification.parity import relative_error
 
     inputs, references = real_inputs(work, float64)
     found: dict[str, Any] = {}

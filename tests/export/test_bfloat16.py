@@ -20,7 +20,7 @@ from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engines.openvino import OpenVinoBf16Engine
 from tmi.runtime.engines.precision import judged_at_export, refused_at_export
 from tmi.runtime.engines.registry import ENGINES, lacking, open_engine
-from tmi.runtime.parity import BOUNDS
+from tmi.runtime.verification.parity import BOUNDS
 
 ENGINE = "openvino-bf16"
 NO_BFLOAT16 = "this processor has no bfloat16 instructions"

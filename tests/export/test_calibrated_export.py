@@ -16,9 +16,9 @@ from tmi.export.bundle_writer import export_run
 from tmi.export.fold_graphs import FoldModels, calibrated_weights, cut_run
 from tmi.export.reference import eager_reference
 from tmi.runtime.bundle.reader import open_bundle
-from tmi.runtime.parity import Outputs
+from tmi.runtime.verification.golden_inputs import make_golden
+from tmi.runtime.verification.parity import Outputs
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.golden import make_golden
 from tmi.toolkit.run_folder import RunFolder
 
 TEMPERATURES = (2.5, 0.4)

@@ -20,7 +20,7 @@ from tmi.export.model_card import class_counts, model_card, tellable
 from tmi.export.sbom import sbom
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.bundle.reader import open_bundle
-from tmi.runtime.parity import Outputs, relative_error
+from tmi.runtime.verification.parity import Outputs, relative_error
 from tmi.toolkit.run_folder import RunFolder
 
 

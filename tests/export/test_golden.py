@@ -9,11 +9,8 @@ import numpy as np
 import pytest
 
 from factories.small_bundle import small_manifest
-from tmi.toolkit.clinical.schema import load_schema
-from tmi.toolkit.config.presets import paper, tiny
-from tmi.toolkit.config.schema import ClinicalConfig, CtConfig
-from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.golden import (
+from tmi.runtime.verification.golden_case import golden_config, write_golden_case
+from tmi.runtime.verification.golden_inputs import (
     extreme_case,
     first_golden_case,
     golden_count,
@@ -23,7 +20,10 @@ from tmi.toolkit.golden import (
     padded,
     trimmed,
 )
-from tmi.toolkit.golden_case import golden_config, write_golden_case
+from tmi.toolkit.clinical.schema import load_schema
+from tmi.toolkit.config.presets import paper, tiny
+from tmi.toolkit.config.schema import ClinicalConfig, CtConfig
+from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.preprocessing.pipeline import prepare_case
 from tmi.toolkit.storage.serialization import to_json
 

@@ -14,11 +14,11 @@ from factories.random_run import write_random_run
 from tmi.export.bundle_writer import export_run
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engines.registry import open_engine
-from tmi.runtime.parity import ARBITER, BOUNDS, Outputs, evaluate, relative_error
-from tmi.runtime.verification import verify_bundle
+from tmi.runtime.verification.golden_inputs import golden_of
+from tmi.runtime.verification.parity import ARBITER, BOUNDS, Outputs, evaluate, relative_error
+from tmi.runtime.verification.verify import verify_bundle
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.golden import golden_of
 from tmi.toolkit.storage.hashing import sha256_file
 
 

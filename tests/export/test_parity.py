@@ -12,9 +12,17 @@ from factories.numpy_engine import NumpyEngine, make_manifest
 from tmi.runtime.bundle.check_result import GateRecord
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.engines.registry import Arrays
-from tmi.runtime.parity import ARBITER, BOUNDS, Outputs, check_answers, check_engine, evaluate, relative_error
+from tmi.runtime.verification.golden_inputs import GoldenInputs, make_golden, trimmed
+from tmi.runtime.verification.parity import (
+    ARBITER,
+    BOUNDS,
+    Outputs,
+    check_answers,
+    check_engine,
+    evaluate,
+    relative_error,
+)
 from tmi.toolkit.config.schema import ClinicalConfig
-from tmi.toolkit.golden import GoldenInputs, make_golden, trimmed
 from tmi.toolkit.storage.serialization import to_json
 
 Tamper = Callable[[str, Arrays, dict[str, np.ndarray]], dict[str, np.ndarray]]

@@ -19,9 +19,9 @@ from tmi.runtime.bundle.check_result import GateRecord, ParityError
 from tmi.runtime.bundle.manifest import GraphSpec
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.engines.registry import open_engine
-from tmi.runtime.parity import Outputs, check_engine
+from tmi.runtime.verification.golden_inputs import golden_of
+from tmi.runtime.verification.parity import Outputs, check_engine
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.golden import golden_of
 from tmi.toolkit.run_folder import RunFolder
 
 ARTEFACTS = ("onnx", "torchscript")

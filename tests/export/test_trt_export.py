@@ -29,8 +29,8 @@ from tmi.runtime.bundle.manifest import GOLDEN_FILE, GraphSpec, Manifest
 from tmi.runtime.bundle.reader import open_bundle, write_manifest
 from tmi.runtime.engines.precision import plan_precision
 from tmi.runtime.engines.selection import choose_engine
-from tmi.runtime.parity import Outputs
-from tmi.toolkit.golden import golden_of
+from tmi.runtime.verification.golden_inputs import golden_of
+from tmi.runtime.verification.parity import Outputs
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this platform")
 

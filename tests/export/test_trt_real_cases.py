@@ -17,10 +17,10 @@ from factories.traced_once import traced_once
 from tmi.export.trial import RealCase, Trial
 from tmi.export.typed_graphs import add_typed_graphs
 from tmi.runtime.bundle.reader import Bundle, open_bundle
-from tmi.runtime.verification import read_references
+from tmi.runtime.verification.golden_inputs import golden_of
+from tmi.runtime.verification.verify import read_references
 from tmi.toolkit.cases.case import find_cases
 from tmi.toolkit.clinical.tokenizer import Tokenizer
-from tmi.toolkit.golden import golden_of
 from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import RunFolder

@@ -19,9 +19,9 @@ from tmi.runtime.engines.nvidia_driver import find_gpu
 from tmi.runtime.engines.precision import plan_precision
 from tmi.runtime.engines.registry import ENGINES, open_engine
 from tmi.runtime.engines.selection import choose_engine
-from tmi.runtime.parity import Outputs, check_engine, evaluate
+from tmi.runtime.verification.golden_inputs import golden_of
+from tmi.runtime.verification.parity import Outputs, check_engine, evaluate
 from tmi.toolkit.errors import UnavailableError
-from tmi.toolkit.golden import golden_of
 
 pytestmark = pytest.mark.gpu
 NAMES = [name for name, spec in ENGINES.items() if spec.gpu]

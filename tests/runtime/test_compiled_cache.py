@@ -13,7 +13,7 @@ from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.engines.compiled_cache import KIND, CompiledCache, Mapped
 from tmi.runtime.engines.registry import open_engine
 from tmi.runtime.inference.ensemble import run_folds
-from tmi.toolkit.golden import GoldenInputs, golden_of
+from tmi.runtime.verification.golden_inputs import GoldenInputs, golden_of
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from tmi.runtime.engines import registry as engine_table
 from tmi.runtime.engines.registry import ENGINES, Engine, installed, lacking, open_engine
 from tmi.runtime.engines.selection import choose_engine
 from tmi.runtime.inference.ensemble import probabilities, run_folds
+from tmi.runtime.verification.golden_inputs import GoldenInputs, golden_of
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
-from tmi.toolkit.golden import GoldenInputs, golden_of
 
 CPU_ENGINES = [n for n, spec in ENGINES.items() if not spec.gpu and installed(n) and lacking(n) is None]
 """tests/gpu asks the others the same questions. bfloat16 is not asked where the processor has none."""

@@ -22,7 +22,7 @@ from tmi.runtime.bundle.manifest import manifest_schema
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engines.onnxruntime import OnnxEngine
 from tmi.runtime.engines.registry import ENGINES, lacking
-from tmi.runtime.first_opening import combination
+from tmi.runtime.verification.self_test import combination
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_failed_gate_ends_with_4_a_table_and_a_mend(tiny_bundle, monkeypatch):
 
 def test_an_engine_that_is_not_there_ends_with_5(tiny_bundle, monkeypatch):
     monkeypatch.setattr("tmi.runtime.engines.registry.installed", lambda name: False)
-    monkeypatch.setattr("tmi.runtime.verification.installed", lambda name: False)
+    monkeypatch.setattr("tmi.runtime.verification.verify.installed", lambda name: False)
     asked = tmi("verify", tiny_bundle, "--engine", "openvino")
     assert asked.code == 5
     assert "engine openvino needs the package openvino" in asked.err
@@ -176,10 +176,10 @@ def test_another_engine_version_processor_or_bundle_is_a_first_opening_again(
     reseal(copy, extra={"note": "another export"})
     assert opened(copy) == "now"
     with monkeypatch.context() as patch:
-        patch.setattr("tmi.runtime.first_opening.cpu_name", lambda: "Another CPU")
+        patch.setattr("tmi.runtime.verification.self_test.cpu_name", lambda: "Another CPU")
         assert opened() == "now"
     with monkeypatch.context() as patch:
-        patch.setattr("tmi.runtime.first_opening.version", lambda name: "99.0.0")
+        patch.setattr("tmi.runtime.verification.self_test.version", lambda name: "99.0.0")
         assert opened() == "now"
     assert opened() == "before"
 

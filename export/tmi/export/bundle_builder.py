@@ -20,9 +20,9 @@ from tmi.export.trt_builder import BuildOptions
 from tmi.runtime.bundle.check_result import require_passed
 from tmi.runtime.bundle.manifest import MODEL_CARD_FILE, SBOM_FILE, SIGNATURE_FILE
 from tmi.runtime.bundle.reader import Bundle, fingerprint, open_bundle, write_manifest
-from tmi.runtime.verification import read_references
+from tmi.runtime.verification.golden_inputs import golden_of
+from tmi.runtime.verification.verify import read_references
 from tmi.toolkit.errors import UnavailableError, UsageError
-from tmi.toolkit.golden import golden_of
 from tmi.toolkit.storage.atomic_files import staged_folder, write_text
 
 

@@ -60,14 +60,14 @@ from tmi.runtime.bundle.reader import Bundle, fingerprint, open_bundle, write_ma
 from tmi.runtime.engines.host import hardware
 from tmi.runtime.engines.precision import ENGINES_REFUSED
 from tmi.runtime.engines.registry import installed, lacking
-from tmi.runtime.golden_road import check_golden_road, meaning_of
-from tmi.runtime.parity import ARBITER
+from tmi.runtime.verification.golden_inputs import golden_count, largest_batch, make_golden
+from tmi.runtime.verification.parity import ARBITER
+from tmi.runtime.verification.preprocessing_check import check_golden_road, meaning_of
 from tmi.toolkit.clinical.rendering import require_rendering
 from tmi.toolkit.clinical.schema import SCHEMA_FILE
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.golden import golden_count, largest_batch, make_golden
 from tmi.toolkit.models.registry import seen
 from tmi.toolkit.run_folder import SUMMARY_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json, require_absent, staged_folder, write_text

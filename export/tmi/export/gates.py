@@ -19,8 +19,8 @@ from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.precision import engine_precision
 from tmi.runtime.engines.registry import engine_spec, installed, lacking, open_engine
-from tmi.runtime.parity import PIPELINE, REFUSALS, Outputs, check_engine
-from tmi.runtime.verification import failure, refused_to_load
+from tmi.runtime.verification.parity import PIPELINE, REFUSALS, Outputs, check_engine
+from tmi.runtime.verification.verify import failure, refused_to_load
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.hashing import sha256_file
 

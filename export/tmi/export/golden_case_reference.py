@@ -2,7 +2,7 @@
 
 The CT by nibabel's reader and torch's `interpolate`, radiomics by the formula on the JSON of the run's scaler, tokens
 by the `tokenizers` package on the run's tokenizer. Only the rendering of the clinical record is the toolkit's: that
-text is its own definition. `tmi.runtime.golden_road` lists the names.
+text is its own definition. `tmi.runtime.verification.preprocessing_check` lists the names.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from tokenizers import Tokenizer as Backend
 from torch.nn import functional
 
 from tmi.export.fold_graphs import Cut
-from tmi.runtime.golden_road import SHORT_TEXT, text_digest
+from tmi.runtime.verification.golden_case import golden_config, write_golden_case
+from tmi.runtime.verification.preprocessing_check import SHORT_TEXT, text_digest
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.schema import Config, CtConfig, Modality
-from tmi.toolkit.golden_case import golden_config, write_golden_case
 from tmi.toolkit.models.registry import seen
 from tmi.toolkit.preprocessing.pipeline import prepare_case
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES

@@ -23,8 +23,8 @@ from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.nvidia_driver import Gpu, driver_obstacle, find_gpu
 from tmi.runtime.engines.precision import FLOAT16, TENSORRT, TF32, plan_precision
 from tmi.runtime.engines.registry import ENGINES, open_engine
-from tmi.runtime.parity import REFUSALS, check_engine
-from tmi.runtime.verification import refused_to_load
+from tmi.runtime.verification.parity import REFUSALS, check_engine
+from tmi.runtime.verification.verify import refused_to_load
 from tmi.toolkit.errors import UnavailableError, UsageError
 from tmi.toolkit.storage.hashing import sha256_bytes
 

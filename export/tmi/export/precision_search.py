@@ -27,7 +27,7 @@ from tmi.export.fp16_emulation import PRODUCTS, Emulation, Extreme, emulate_fp16
 from tmi.export.fp16_emulation import run_emulation as run
 from tmi.export.fp16_onnx import float_nodes, read_typed, to_fp16, unsafe_nodes
 from tmi.runtime.engines.precision import FLOAT16, FLOAT32, TF32
-from tmi.runtime.parity import relative_error
+from tmi.runtime.verification.parity import relative_error
 
 STRETCHES = 16
 """Into how many stretches the nodes are cut to measure their sensitivity."""

@@ -16,11 +16,11 @@ import numpy as np
 from tmi.export.fold_graphs import Cut, FoldModels
 from tmi.export.reference import eager_reference
 from tmi.export.trial import RealCase
-from tmi.runtime.parity import Outputs
+from tmi.runtime.verification.golden_inputs import GoldenInputs, GoldenText
+from tmi.runtime.verification.parity import Outputs
 from tmi.toolkit.cases.case import find_cases
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.golden import GoldenInputs, GoldenText
 from tmi.toolkit.models.registry import seen
 from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler

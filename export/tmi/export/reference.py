@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tmi.export.fold_graphs import Cut, FoldModels
-from tmi.runtime.parity import Outputs, relative_error
-from tmi.toolkit.golden import GoldenInputs, trimmed
+from tmi.runtime.verification.golden_inputs import GoldenInputs, trimmed
+from tmi.runtime.verification.parity import Outputs, relative_error
 from tmi.toolkit.models.multimodal import ThreeParts
 
 ARBITER_VOXELS = 2**20

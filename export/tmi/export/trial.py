@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 from tmi.runtime.bundle.check_result import GateRecord
 from tmi.runtime.bundle.manifest import EVIDENCE, Manifest
 from tmi.runtime.engines.registry import Engine
-from tmi.runtime.parity import Outputs, check_answers
-from tmi.toolkit.golden import GoldenInputs
+from tmi.runtime.verification.golden_inputs import GoldenInputs
+from tmi.runtime.verification.parity import Outputs, check_answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def judge_real_cases(
         manifest: names graphs, folds, threshold.
         cases: their `answers` get the engine's.
         artefact: artefact kind that the engine runs, for the records.
-        precision: a key of `tmi.runtime.parity.BOUNDS`.
+        precision: a key of `tmi.runtime.verification.parity.BOUNDS`.
     """
     by_gate: dict[tuple[str, str], list[GateRecord]] = {}
     for case in cases:

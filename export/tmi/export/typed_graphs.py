@@ -25,9 +25,9 @@ from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.graph_engine import available_cores
 from tmi.runtime.engines.precision import FLOAT16, FLOAT32, TENSORRT, TF32, plan_precision
 from tmi.runtime.inference.ensemble import fusion_inputs
-from tmi.runtime.parity import BOUNDS, Outputs, check_engine
+from tmi.runtime.verification.golden_inputs import GoldenInputs
+from tmi.runtime.verification.parity import BOUNDS, Outputs, check_engine
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.golden import GoldenInputs
 
 TYPED = "onnx-typed"
 """Artefact kind of the graphs that plans are built from."""

@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from tmi.runtime.bundle.check_result import GateRecord
-    from tmi.runtime.verification import Verification
+    from tmi.runtime.verification.verify import Verification
 
 SCHEMA = "tmi-verification/1"
 
@@ -50,7 +50,7 @@ def verify(
     """
     from rich.console import Console
 
-    from tmi.runtime.verification import verify_bundle
+    from tmi.runtime.verification.verify import verify_bundle
     from tmi.toolkit.config.project import default_bundle, load_project
 
     if bundle is None:

@@ -18,7 +18,7 @@ from tmi.runtime.engines.graph_engine import available_cores
 from tmi.runtime.engines.precision import judged_at_export, refused_at_export
 from tmi.runtime.engines.registry import ENGINES, Engine, engine_spec, installed, open_engine
 from tmi.runtime.engines.selection import AUTO, EngineRecord, choose_engine, engine_record
-from tmi.runtime.first_opening import NOT_VERIFIED, Tell, check_first_opening, remembered
+from tmi.runtime.verification.self_test import NOT_VERIFIED, Tell, check_first_opening, remembered
 from tmi.toolkit.errors import DamagedError
 
 

@@ -32,12 +32,12 @@ from tmi.runtime.case_inputs import CaseReader, Inputs, LookAhead, Pending
 from tmi.runtime.engine_opening import open_chosen
 from tmi.runtime.engines.registry import Engine
 from tmi.runtime.engines.selection import AUTO, EngineRecord
-from tmi.runtime.first_opening import Tell
 from tmi.runtime.inference.embedding_cache import EmbeddingCache, kept_before
 from tmi.runtime.inference.ensemble import Features, encode_ct, fuse
 from tmi.runtime.prediction import STAGES, Answer, Refusal
 from tmi.runtime.stopwatch import Stopwatch, add_up, split_waited
 from tmi.runtime.text_branch import EncodedText, TextBranch, computing
+from tmi.runtime.verification.self_test import Tell
 from tmi.toolkit.cases.case import Case, find_cases
 from tmi.toolkit.clinical.rendering import require_rendering
 from tmi.toolkit.clinical.schema import SCHEMA_FILE, stored_schema
@@ -124,7 +124,7 @@ class Predictor:
         """Open a bundle, after comparing every byte of it with its manifest.
 
         The first time that this machine opens it with an engine, a golden case must be answered as at the export
-        (`tmi.runtime.first_opening`).
+        (`tmi.runtime.verification.self_test`).
 
         Args:
             bundle: a bundle's folder.

@@ -23,8 +23,8 @@ from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.registry import Arrays, Engine, engine_spec
 from tmi.runtime.inference.ensemble import probabilities, run_folds
-from tmi.runtime.profile_edges import largest_profile, text_edges, text_features
-from tmi.toolkit.golden import GoldenInputs, extreme_case, join, largest_batch, padded, trimmed
+from tmi.runtime.verification.golden_inputs import GoldenInputs, extreme_case, join, largest_batch, padded, trimmed
+from tmi.runtime.verification.profile_shapes import largest_profile, text_edges, text_features
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Float64

@@ -137,10 +137,10 @@ def _now() -> str:
 
 
 def _require_short_gates(bundle: Bundle, engine: Engine) -> None:
-    from tmi.runtime.golden_road import check_golden_road
-    from tmi.runtime.parity import check_answers
-    from tmi.runtime.verification import read_references
-    from tmi.toolkit.golden import first_golden_case, golden_of
+    from tmi.runtime.verification.golden_inputs import first_golden_case, golden_of
+    from tmi.runtime.verification.parity import check_answers
+    from tmi.runtime.verification.preprocessing_check import check_golden_road
+    from tmi.runtime.verification.verify import read_references
 
     reference = read_references(bundle).float32
     artefact = engine_spec(engine.name).artefact

@@ -1,7 +1,7 @@
 """The gate on the road from files to the network's inputs: the golden case, prepared here and now, against what it
 must become.
 
-`golden-case.safetensors` holds, for the case that `tmi.toolkit.golden_case` writes::
+`golden-case.safetensors` holds, for the case that `tmi.runtime.verification.golden_case` writes::
 
     ct                       [1,D,H,W] float32
     text.sha256              [32] uint8, of the rendered record in UTF-8
@@ -29,12 +29,12 @@ from tmi.runtime.bundle.check_result import GateRecord
 from tmi.runtime.bundle.manifest import GOLDEN_CASE_FILE, Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.inference.ensemble import encoder_graphs
-from tmi.runtime.parity import BOUNDS, PIPELINE
+from tmi.runtime.verification.golden_case import golden_config, write_golden_case
+from tmi.runtime.verification.parity import BOUNDS, PIPELINE
 from tmi.toolkit.clinical.schema import stored_schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import DamagedError, TmiError
-from tmi.toolkit.golden_case import golden_config, write_golden_case
 from tmi.toolkit.preprocessing.pipeline import prepare_case
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.storage.hashing import canonical_json

@@ -15,7 +15,7 @@ from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.engines.precision import TENSORRT
 from tmi.runtime.engines.registry import Engine
 from tmi.runtime.inference.ensemble import TokenIds, encoder_graphs
-from tmi.toolkit.golden import GoldenInputs, GoldenText, padded
+from tmi.runtime.verification.golden_inputs import GoldenInputs, GoldenText, padded
 
 
 def largest_profile(engine: str, manifest: Manifest) -> int | None:

@@ -22,10 +22,10 @@ from tmi.runtime.bundle.signing import SIGNED, UNCHECKED, UNSIGNED, check_signat
 from tmi.runtime.engines.nvidia_driver import find_gpu
 from tmi.runtime.engines.precision import engine_precision
 from tmi.runtime.engines.registry import ENGINES, engine_spec, installed, lacking, open_engine
-from tmi.runtime.golden_road import check_golden_road
-from tmi.runtime.parity import ARBITER, PIPELINE, REFUSALS, Outputs, check_engine
+from tmi.runtime.verification.golden_inputs import GoldenInputs, golden_of
+from tmi.runtime.verification.parity import ARBITER, PIPELINE, REFUSALS, Outputs, check_engine
+from tmi.runtime.verification.preprocessing_check import check_golden_road
 from tmi.toolkit.errors import DamagedError, UnavailableError
-from tmi.toolkit.golden import GoldenInputs, golden_of
 
 Progress = Callable[[str], None]
 """Told one line of what is being done."""
