@@ -19,7 +19,7 @@ from tmi.runtime.explain.overlay import grey, map_colours
 from tmi.runtime.explain.perturbation import curves
 from tmi.runtime.explain.places import body_mask, place_figures
 from tmi.runtime.explain.randomisation import rank_correlation, structural_similarity
-from tmi.runtime.prediction import RESEARCH_USE
+from tmi.runtime.serving.results import RESEARCH_USE
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {

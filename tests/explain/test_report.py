@@ -17,8 +17,8 @@ from factories.browser import Browser, find_chromium
 from factories.tmi_command import tmi
 from tmi.runtime.explain.looked_at import read_anatomy
 from tmi.runtime.explain.overlay import Picture
-from tmi.runtime.prediction import RESEARCH_USE
 from tmi.runtime.report.slices import page_slices
+from tmi.runtime.serving.results import RESEARCH_USE
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.imaging.volume import Volume
 

@@ -43,7 +43,7 @@ def unexpected(place, patch) -> Outcome:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("secret of a patient")
 
-    patch.setattr("tmi.runtime.predictor.open_bundle", broken)
+    patch.setattr("tmi.runtime.serving.predictor.open_bundle", broken)
     return predict(place)
 
 
@@ -119,7 +119,7 @@ def test_wrong_options_are_wrong_usage(place):
 
 
 def test_debug_shows_where_an_unexpected_error_came_from(place, monkeypatch):
-    monkeypatch.setattr("tmi.runtime.predictor.open_bundle", lambda *_: 1 / 0)
+    monkeypatch.setattr("tmi.runtime.serving.predictor.open_bundle", lambda *_: 1 / 0)
     outcome = predict(place, "--debug")
     assert outcome.code == int(ExitCode.UNEXPECTED)
     assert "Traceback" in outcome.err

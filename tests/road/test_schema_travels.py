@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import tmi.runtime.case_inputs as inputs_module
+import tmi.runtime.serving.case_loader as inputs_module
 from factories.cases import write_cohort
 from factories.nano import NANO_OPTIONS
 from factories.tmi_command import Outcome, tmi

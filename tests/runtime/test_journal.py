@@ -17,8 +17,8 @@ from types import SimpleNamespace
 import pytest
 
 from factories.tmi_command import tmi
-from tmi.runtime import locked_file
-from tmi.runtime.journal import READ_BYTES, Journal, case_state, journal_path
+from tmi.runtime.serving import file_lock as locked_file
+from tmi.runtime.serving.result_log import READ_BYTES, Journal, case_state, journal_path
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import UsageError
 
@@ -215,7 +215,7 @@ def test_a_journal_that_another_process_has_open_is_left_to_it(words, cohort, tm
 def test_a_killed_process_leaves_no_lock(tmp_path):
     path = tmp_path / "answers.jsonl"
     program = (
-        "import sys, time; from pathlib import Path; from tmi.runtime.journal import Journal\n"
+        "import sys, time; from pathlib import Path; from tmi.runtime.serving.result_log import Journal\n"
         f"j = Journal.begin(Path({str(path)!r}), {{}}, []); print('open', flush=True); time.sleep(100)"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

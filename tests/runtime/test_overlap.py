@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from tmi.runtime import case_inputs, text_branch
-from tmi.runtime import predictor as module
-from tmi.runtime.case_inputs import Inputs, LookAhead
 from tmi.runtime.inference.ensemble import encoder_graphs
-from tmi.runtime.prediction import Refusal
-from tmi.runtime.stopwatch import adds_up
+from tmi.runtime.serving import case_loader as case_inputs
+from tmi.runtime.serving import predictor as module
+from tmi.runtime.serving import text_encoding as text_branch
+from tmi.runtime.serving.case_loader import Inputs, LookAhead
+from tmi.runtime.serving.results import Refusal
+from tmi.runtime.serving.timing import adds_up
 from tmi.toolkit.cases.case import Case
 
 QUIET = 0.03

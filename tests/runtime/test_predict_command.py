@@ -14,8 +14,8 @@ import jsonschema
 import pytest
 
 from factories.tmi_command import tmi
-from tmi.runtime.prediction import RESEARCH_USE, Notice, document_schema
 from tmi.runtime.prediction_table import print_table
+from tmi.runtime.serving.results import RESEARCH_USE, Notice, document_schema
 
 
 @pytest.fixture

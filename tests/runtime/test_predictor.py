@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import tmi.runtime.case_inputs as inputs_module
-import tmi.runtime.predictor as predictor_module
+import tmi.runtime.serving.case_loader as inputs_module
+import tmi.runtime.serving.predictor as predictor_module
 from tmi.runtime import Prediction, Predictor, Refusal
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.toolkit.cases.case import Case, open_case

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 
 from factories.tmi_command import tmi
-from tmi.runtime import case_inputs, text_branch
-from tmi.runtime import predictor as module
-from tmi.runtime.prediction import COPIES, STAGES, Refusal
-from tmi.runtime.stopwatch import adds_up, split_waited, unclaimed
+from tmi.runtime.serving import case_loader as case_inputs
+from tmi.runtime.serving import predictor as module
+from tmi.runtime.serving import text_encoding as text_branch
+from tmi.runtime.serving.results import COPIES, STAGES, Refusal
+from tmi.runtime.serving.timing import adds_up, split_waited, unclaimed
 from tmi.toolkit.cases.case import Case
 
 NAP = 0.3

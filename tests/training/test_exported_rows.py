@@ -23,8 +23,8 @@ from tmi.export.bundle_writer import export_run
 from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.engines.registry import engine_spec, installed
-from tmi.runtime.prediction import Prediction, Refusal
-from tmi.runtime.predictor import Predictor
+from tmi.runtime.serving.predictor import Predictor
+from tmi.runtime.serving.results import Prediction, Refusal
 from tmi.toolkit.cases.case import CLINICAL_FILE, CT_FILE, RADIOMICS_FILE
 from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.errors import UsageError

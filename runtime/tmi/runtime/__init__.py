@@ -14,18 +14,18 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tmi.runtime.prediction import FoldAnswer as FoldAnswer
-    from tmi.runtime.prediction import Notice as Notice
-    from tmi.runtime.prediction import Prediction as Prediction
-    from tmi.runtime.prediction import Refusal as Refusal
-    from tmi.runtime.predictor import Predictor as Predictor
+    from tmi.runtime.serving.predictor import Predictor as Predictor
+    from tmi.runtime.serving.results import FoldAnswer as FoldAnswer
+    from tmi.runtime.serving.results import Notice as Notice
+    from tmi.runtime.serving.results import Prediction as Prediction
+    from tmi.runtime.serving.results import Refusal as Refusal
 
 _WHERE = {
-    "Predictor": "tmi.runtime.predictor",
-    "Prediction": "tmi.runtime.prediction",
-    "Refusal": "tmi.runtime.prediction",
-    "FoldAnswer": "tmi.runtime.prediction",
-    "Notice": "tmi.runtime.prediction",
+    "Predictor": "tmi.runtime.serving.predictor",
+    "Prediction": "tmi.runtime.serving.results",
+    "Refusal": "tmi.runtime.serving.results",
+    "FoldAnswer": "tmi.runtime.serving.results",
+    "Notice": "tmi.runtime.serving.results",
 }
 
 __all__ = ["FoldAnswer", "Notice", "Prediction", "Predictor", "Refusal"]

@@ -61,8 +61,8 @@ def main() -> int:
 
 
 def _serve(asked: dict[str, Any], out: TextIO) -> None:
-    from tmi.runtime.prediction import answer_to_json
-    from tmi.runtime.predictor import Predictor, resolve_cases
+    from tmi.runtime.serving.predictor import Predictor, resolve_cases
+    from tmi.runtime.serving.results import answer_to_json
     from tmi.toolkit.storage.serialization import to_json
 
     cases = resolve_cases(asked["cases"], mask_label=asked["mask_label"])

@@ -14,8 +14,8 @@ from tmi.toolkit.errors import ExitCode, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tmi.runtime.prediction import Answer
-    from tmi.runtime.predictor import Predictor
+    from tmi.runtime.serving.predictor import Predictor
+    from tmi.runtime.serving.results import Answer
 
 
 def predict(
@@ -71,9 +71,9 @@ def predict(
         tmi predict case_a/
         tmi predict case_a/ case_b/ --bundle ./bundle --json -o answers.json
     """
-    from tmi.runtime.prediction import Refusal
-    from tmi.runtime.predictor import Predictor, resolve_cases
     from tmi.runtime.progress import run_cases
+    from tmi.runtime.serving.predictor import Predictor, resolve_cases
+    from tmi.runtime.serving.results import Refusal
     from tmi.runtime.timing_table import print_timing
     from tmi.toolkit.config.project import default_bundle, load_project
     from tmi.toolkit.preprocessing.cache import PreparedCache
@@ -117,7 +117,7 @@ def predict(
 
 def _require_writable(out: Path, *, force: bool, resume: bool) -> None:
     """Before the work, not after it."""
-    from tmi.runtime.journal import journal_path
+    from tmi.runtime.serving.result_log import journal_path
     from tmi.toolkit.storage.atomic_files import require_absent
 
     if out.is_dir() or not out.parent.is_dir():
@@ -138,9 +138,9 @@ def _deliver(predictor: Predictor, answers: Sequence[Answer], *, batch: int, as_
     import datetime
     from importlib.metadata import version
 
-    from tmi.runtime.journal import journal_path
-    from tmi.runtime.prediction import document
     from tmi.runtime.prediction_table import print_table, to_csv
+    from tmi.runtime.serving.result_log import journal_path
+    from tmi.runtime.serving.results import document
     from tmi.toolkit.storage.atomic_files import write_text
     from tmi.toolkit.storage.hashing import canonical_json
 

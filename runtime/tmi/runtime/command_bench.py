@@ -67,7 +67,7 @@ def bench(
     from tmi.runtime.bench import Plan, choose_engines, measure
     from tmi.runtime.bench_worker import WORKER
     from tmi.runtime.bundle.reader import open_bundle
-    from tmi.runtime.predictor import resolve_cases
+    from tmi.runtime.serving.predictor import resolve_cases
     from tmi.toolkit.config.project import default_bundle, load_project
 
     shape_XYZ = _shape(ct)

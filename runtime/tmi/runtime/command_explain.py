@@ -63,7 +63,7 @@ def explain(
         tmi explain case_a/ --run runs/first --ct-only runs/ct-only --out explained
         tmi explain case_a/ --bundle ./bundle --out explained --quick --force
     """
-    from tmi.runtime.predictor import resolve_cases
+    from tmi.runtime.serving.predictor import resolve_cases
 
     if run is not None and bundle is not None:
         raise UsageError("--run and --bundle are given", fix="give one of the two")
@@ -214,7 +214,7 @@ def _summarise(done: Sequence[dict[str, Any]], out: Path, source: ModelSource) -
     from rich.console import Console
     from rich.table import Table
 
-    from tmi.runtime.prediction import RESEARCH_USE
+    from tmi.runtime.serving.results import RESEARCH_USE
 
     # narrow enough for 80 columns
     table = Table(box=SIMPLE_HEAD, collapse_padding=True)

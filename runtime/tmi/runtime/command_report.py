@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tmi.runtime.explain.explainer import Explainer
-    from tmi.runtime.prediction import Answer
-    from tmi.runtime.predictor import Predictor
+    from tmi.runtime.serving.predictor import Predictor
+    from tmi.runtime.serving.results import Answer
     from tmi.toolkit.cases.case import Case
 
 INDEX_FILE = "index.html"
@@ -57,9 +57,9 @@ def report(
 
     from tmi.runtime.command_explain import explainer_of, torch_threads
     from tmi.runtime.explain.fold_models import open_bundle_models
-    from tmi.runtime.prediction import Refusal
-    from tmi.runtime.predictor import Predictor, resolve_cases
     from tmi.runtime.report.pages import index_page
+    from tmi.runtime.serving.predictor import Predictor, resolve_cases
+    from tmi.runtime.serving.results import Refusal
     from tmi.toolkit.config.project import default_bundle, load_project
     from tmi.toolkit.storage.atomic_files import require_absent, write_text
 
@@ -92,7 +92,7 @@ def _write_cases(
     from time import perf_counter
 
     from tmi.runtime.command_explain import refused
-    from tmi.runtime.prediction import Refusal
+    from tmi.runtime.serving.results import Refusal
 
     answers: list[Answer] = []
     for number, case in enumerate(cases, start=1):
@@ -111,8 +111,8 @@ def _write_case(case: Case, predictor: Predictor, explainer: Explainer, out: Pat
     from importlib.metadata import version
 
     from tmi.runtime.explain.case_explanation import explain_case
-    from tmi.runtime.prediction import Refusal
     from tmi.runtime.report.pages import CASES, case_page
+    from tmi.runtime.serving.results import Refusal
     from tmi.toolkit.qc.case_checks import check_case
     from tmi.toolkit.storage.atomic_files import write_text
 

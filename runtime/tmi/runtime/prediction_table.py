@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.selection import EngineRecord
-from tmi.runtime.notices import OF_BUNDLE, OF_FEATURES
-from tmi.runtime.prediction import RESEARCH_USE, Answer, Notice, Prediction
+from tmi.runtime.serving.input_warnings import OF_BUNDLE, OF_FEATURES
+from tmi.runtime.serving.results import RESEARCH_USE, Answer, Notice, Prediction
 
 PIPED_WIDTH = 140
 """Columns of the table where there is no terminal to ask."""

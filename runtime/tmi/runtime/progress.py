@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import typer
 
-from tmi.runtime.journal import Journal, journal_path
-from tmi.runtime.prediction import Answer, Refusal
-from tmi.runtime.predictor import Predictor
+from tmi.runtime.serving.predictor import Predictor
+from tmi.runtime.serving.result_log import Journal, journal_path
+from tmi.runtime.serving.results import Answer, Refusal
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.cli.main import report
 from tmi.toolkit.errors import InputRefusedError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from tmi.runtime.prediction import Answer, Prediction
-from tmi.runtime.stopwatch import add_up, adds_up, unclaimed
+from tmi.runtime.serving.results import Answer, Prediction
+from tmi.runtime.serving.timing import add_up, adds_up, unclaimed
 
 BAR = 40
 """Columns of a bar that is the whole."""

@@ -1,7 +1,7 @@
 """The one contract of every engine, and the import-free table of engines.
 
 An engine opens a bundle's graphs, runs one by name, and closes. It knows nothing of cases, folds or files beyond the
-bundle it was given; `tmi.runtime.predictor` does.
+bundle it was given; `tmi.runtime.serving.predictor` does.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from tmi.runtime.explain.looked_at import Anatomy, read_anatomy
 from tmi.runtime.explain.perturbation import Curves
 from tmi.runtime.explain.places import PlaceFigures
 from tmi.runtime.explain.randomisation import Randomised
-from tmi.runtime.prediction import RESEARCH_USE
+from tmi.runtime.serving.results import RESEARCH_USE
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
 

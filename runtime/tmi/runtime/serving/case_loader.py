@@ -20,9 +20,9 @@ from jaxtyping import Float32
 from numpy.typing import NDArray
 
 from tmi.runtime.bundle.manifest import Manifest
-from tmi.runtime.notices import case_notices
-from tmi.runtime.prediction import Notice, Refusal
-from tmi.runtime.stopwatch import Stopwatch, add_up
+from tmi.runtime.serving.input_warnings import case_notices
+from tmi.runtime.serving.results import Notice, Refusal
+from tmi.runtime.serving.timing import Stopwatch, add_up
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.compute.buffer_pool import RecycledMemory

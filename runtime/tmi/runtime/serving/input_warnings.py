@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 
 from tmi.runtime.bundle.manifest import Manifest
-from tmi.runtime.prediction import Notice
+from tmi.runtime.serving.results import Notice
 from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.preprocessing.pipeline import PreparedCase
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES

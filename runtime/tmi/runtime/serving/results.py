@@ -69,7 +69,7 @@ class Prediction:
     """SHA-256 of the bundle's manifest."""
     seconds: Mapping[str, float]
     """Seconds that the answer waited for, by stage of the preparation and of `STAGES`, and the `total`, which is
-    measured by itself (`tmi.runtime.stopwatch`). What a batch shares is divided evenly."""
+    measured by itself (`tmi.runtime.serving.timing`). What a batch shares is divided evenly."""
     overlapped: Mapping[str, float]
     """Seconds of the same stages that passed while something else was waited for; not in `seconds`."""
     reused: tuple[str, ...] = ()
@@ -150,6 +150,6 @@ def document(
 
 def document_schema() -> dict[str, Any]:
     """The JSON Schema that every document satisfies."""
-    file = resources.files("tmi.runtime") / "data" / "tmi-prediction-1.schema.json"
+    file = resources.files("tmi.runtime.serving") / "data" / "tmi-prediction-1.schema.json"
     schema: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return schema

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.inference.ensemble import probabilities, softmax, spread
-from tmi.runtime.prediction import Answer, FoldAnswer, Notice, Prediction, Refusal
+from tmi.runtime.serving.results import Answer, FoldAnswer, Notice, Prediction, Refusal
 
 
 def truncated_notice(longest: int) -> Notice:

@@ -4,7 +4,7 @@
         for answer in predictor.stream(["case_a", "case_b"], batch=2):
             ...
 
-Threads share the road. Some prepare (`tmi.runtime.case_inputs`): they read and check a case, make its CT, and scale its
+Threads share the road. Some prepare (`tmi.runtime.serving.case_loader`): they read and check a case, make its CT, and scale its
 radiomics by each fold's own scaler. This one runs the engine: the text of a case, then CT and fusion of a whole batch
 (`tmi.runtime.inference.ensemble`).
 
@@ -26,17 +26,17 @@ from typing import Self
 
 import numpy as np
 
-from tmi.runtime.answering import judge, truncated_notice
 from tmi.runtime.bundle.reader import Bundle, open_bundle
-from tmi.runtime.case_inputs import CaseReader, Inputs, LookAhead, Pending
-from tmi.runtime.engine_opening import open_chosen
 from tmi.runtime.engines.registry import Engine
 from tmi.runtime.engines.selection import AUTO, EngineRecord
 from tmi.runtime.inference.embedding_cache import EmbeddingCache, kept_before
 from tmi.runtime.inference.ensemble import Features, encode_ct, fuse
-from tmi.runtime.prediction import STAGES, Answer, Refusal
-from tmi.runtime.stopwatch import Stopwatch, add_up, split_waited
-from tmi.runtime.text_branch import EncodedText, TextBranch, computing
+from tmi.runtime.serving.case_loader import CaseReader, Inputs, LookAhead, Pending
+from tmi.runtime.serving.postprocessing import judge, truncated_notice
+from tmi.runtime.serving.results import STAGES, Answer, Refusal
+from tmi.runtime.serving.startup import open_chosen
+from tmi.runtime.serving.text_encoding import EncodedText, TextBranch, computing
+from tmi.runtime.serving.timing import Stopwatch, add_up, split_waited
 from tmi.runtime.verification.self_test import Tell
 from tmi.toolkit.cases.case import Case, find_cases
 from tmi.toolkit.clinical.rendering import require_rendering

@@ -23,8 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from tmi.runtime.locked_file import closed_on_error, open_locked
-from tmi.runtime.prediction import Answer, answer_from_json, answer_to_json
+from tmi.runtime.serving.file_lock import closed_on_error, open_locked
+from tmi.runtime.serving.results import Answer, answer_from_json, answer_to_json
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.hashing import sha256_json

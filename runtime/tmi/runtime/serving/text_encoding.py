@@ -11,8 +11,8 @@ from tmi.runtime.engines.registry import Engine
 from tmi.runtime.inference.embedding_cache import EmbeddingCache, kept_before
 from tmi.runtime.inference.ensemble import Features, encode_text, encoder_graphs
 from tmi.runtime.inference.token_padding import at_real_length, joined, of_one_length
-from tmi.runtime.prediction import COPIES
-from tmi.runtime.stopwatch import Stopwatch
+from tmi.runtime.serving.results import COPIES
+from tmi.runtime.serving.timing import Stopwatch
 from tmi.toolkit.clinical.tokenizer import Encoded, Tokenizer
 from tmi.toolkit.errors import DamagedError
 
