@@ -114,7 +114,7 @@ def _opens(folder: Path) -> bool:
 
 def cases(size: Size, count: int, *, kept: Path = KEPT) -> list[Path]:
     """Made-up cases, each with a CT, 1,781 given features and a full record."""
-    from tmi.runtime.bench_case import write_bench_case
+    from tmi.runtime.benchmark.synthetic_case import write_bench_case
     from tmi.toolkit.clinical.schema import load_schema
 
     shape = "x".join(map(str, size.ct_XYZ))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from tmi.runtime.paired_timing import Ratio, Rounds, ratio
+from tmi.runtime.benchmark.interleaved_timing import Ratio, Rounds, ratio
 
 
 class Recorder:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tmi.runtime.bench import Plan, Worker, choose_engines
 from tmi.runtime.bench_worker import WORKER
+from tmi.runtime.benchmark.benchmark import Plan, Worker, choose_engines
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.toolkit.cases.case import Case
 

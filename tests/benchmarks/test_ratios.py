@@ -20,7 +20,7 @@ from plot import draw
 from recorder import Recorder
 from report import markdown
 from tmi.runtime import Predictor
-from tmi.runtime.bench_case import write_bench_case
+from tmi.runtime.benchmark.synthetic_case import write_bench_case
 from tmi.runtime.engines.graph_engine import GraphEngine
 from tmi.toolkit.clinical.schema import load_schema
 

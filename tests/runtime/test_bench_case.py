@@ -5,7 +5,7 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 
-from tmi.runtime.bench_case import write_bench_case
+from tmi.runtime.benchmark.synthetic_case import write_bench_case
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.preprocessing.pipeline import prepare_case

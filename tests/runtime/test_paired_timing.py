@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from tmi.runtime.paired_timing import Rounds, quantile, ratio
+from tmi.runtime.benchmark.interleaved_timing import Rounds, quantile, ratio
 
 
 def test_the_order_is_turned_round_after_every_round():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from tmi.runtime.bench import BenchReport, EngineFigures
+from tmi.runtime.benchmark.benchmark import BenchReport, EngineFigures
 
 GIB = 2**30
 

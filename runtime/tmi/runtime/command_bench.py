@@ -11,7 +11,7 @@ import typer
 from tmi.toolkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from tmi.runtime.bench import BenchReport, Plan
+    from tmi.runtime.benchmark.benchmark import BenchReport, Plan
     from tmi.runtime.bundle.reader import Bundle
     from tmi.toolkit.cases.case import Case
 
@@ -64,8 +64,8 @@ def bench(
 
     from rich.console import Console
 
-    from tmi.runtime.bench import Plan, choose_engines, measure
     from tmi.runtime.bench_worker import WORKER
+    from tmi.runtime.benchmark.benchmark import Plan, choose_engines, measure
     from tmi.runtime.bundle.reader import open_bundle
     from tmi.runtime.serving.predictor import resolve_cases
     from tmi.toolkit.config.project import default_bundle, load_project
@@ -115,7 +115,7 @@ def _shape(text: str) -> tuple[int, int, int]:
 
 
 def _made_up(bundle: Bundle, folder: Path, count: int, shape_XYZ: tuple[int, int, int]) -> list[Case]:
-    from tmi.runtime.bench_case import write_bench_case
+    from tmi.runtime.benchmark.synthetic_case import write_bench_case
     from tmi.toolkit.clinical.schema import stored_schema
 
     schema = stored_schema(bundle.folder, kind="bundle")

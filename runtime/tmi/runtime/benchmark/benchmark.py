@@ -2,7 +2,7 @@
 
 Each engine answers in a process of its own, which the caller names. A first process of each fills the caches and
 checks the first opening; later ones are the second start that a user sees. The last of each stays, and then all engines
-are asked the same case in turn, round by round (`tmi.runtime.paired_timing` says why), one computing while the
+are asked the same case in turn, round by round (`tmi.runtime.benchmark.interleaved_timing` says why), one computing while the
 others wait.
 """
 
@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+from tmi.runtime.benchmark.interleaved_timing import Ratio, quantile, ratio
 from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.nvidia_driver import find_gpu
 from tmi.runtime.engines.registry import ENGINES, engine_spec, installed
-from tmi.runtime.paired_timing import Ratio, quantile, ratio
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import DamagedError, InputRefusedError, TmiError, UnavailableError, UsageError
 
