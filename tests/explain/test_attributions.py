@@ -11,7 +11,9 @@ import torch
 from factories.cases import write_case
 from factories.nano import nano
 from factories.random_run import write_random_run
-from tmi.runtime.explain.attributions import (
+from tmi.runtime.explain.feature_groups import feature_class, grouped, image_type, top
+from tmi.runtime.explain.inputs import encode, fold_inputs, log_odds
+from tmi.runtime.explain.integrated_gradients import (
     NEGLIGIBLE,
     TOLERANCE,
     by_field,
@@ -19,10 +21,8 @@ from tmi.runtime.explain.attributions import (
     radiomics_attribution,
     text_attribution,
 )
-from tmi.runtime.explain.explanation import mean_fields, strongest_fields
-from tmi.runtime.explain.feature_groups import feature_class, grouped, image_type, top
-from tmi.runtime.explain.fold_inputs import encode, fold_inputs, log_odds
-from tmi.runtime.explain.fold_models import open_run_models
+from tmi.runtime.explain.model_source import open_run_models
+from tmi.runtime.explain.results import mean_fields, strongest_fields
 from tmi.runtime.explain.tcaf_attention import ring_attention
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.record import read_clinical
@@ -167,7 +167,7 @@ def test_the_ring_is_told_within_its_bounds_and_uniform_attention_as_all_tokens(
 
 
 def test_a_bundles_models_are_the_runs(tiny_bundle: Path, random_run: Path):
-    from tmi.runtime.explain.fold_models import open_bundle_models
+    from tmi.runtime.explain.model_source import open_bundle_models
 
     run, bundle = open_run_models(random_run), open_bundle_models(tiny_bundle)
     assert bundle.folds == run.folds

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from factories.nano import nano
 from factories.random_run import write_random_run
 from factories.tmi_command import tmi
-from tmi.runtime.explain.fold_models import open_run_models
+from tmi.runtime.explain.model_source import open_run_models
 from tmi.toolkit.models.factory import system_network
 from tmi.toolkit.run_folder import CONFIG_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json, write_json
@@ -72,9 +72,9 @@ def test_the_ct_only_map_stands_beside_the_fused_one(fused, ct_only, cohort, tmp
 
 
 def test_the_ct_only_answer_is_that_of_its_networks(ct_only, cohort):
-    from tmi.runtime.explain.ct_only import ct_only_map
+    from tmi.runtime.explain.anatomy import read_anatomy
+    from tmi.runtime.explain.ct_only_baseline import ct_only_map
     from tmi.runtime.explain.explainer import softmax
-    from tmi.runtime.explain.looked_at import read_anatomy
     from tmi.toolkit.cases.case import Case
     from tmi.toolkit.preprocessing.pipeline import prepare_case
 

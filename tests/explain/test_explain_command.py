@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from factories.tmi_command import tmi
-from tmi.runtime.explain.explanation import SCHEMA
+from tmi.runtime.explain.insertion_deletion import curves
+from tmi.runtime.explain.localization import body_mask, place_figures
 from tmi.runtime.explain.overlay import grey, map_colours
-from tmi.runtime.explain.perturbation import curves
-from tmi.runtime.explain.places import body_mask, place_figures
-from tmi.runtime.explain.randomisation import rank_correlation, structural_similarity
+from tmi.runtime.explain.parameter_randomization import rank_correlation, structural_similarity
+from tmi.runtime.explain.results import SCHEMA
 from tmi.runtime.serving.results import RESEARCH_USE
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,8 +15,8 @@ import torch
 
 from factories.lesion_model import SHAPE_DHW, accuracy, draw_batch, hounsfield, lesion_config, train_lesion_network
 from tmi.runtime.explain.explainer import ct_map
-from tmi.runtime.explain.fold_inputs import FoldInputs
-from tmi.runtime.explain.randomisation import randomisation
+from tmi.runtime.explain.inputs import FoldInputs
+from tmi.runtime.explain.parameter_randomization import randomisation
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.imaging.ct_resampling import onto_ct_grid, prepare_ct
 from tmi.toolkit.imaging.volume import read_ct, write_on_ct_grid

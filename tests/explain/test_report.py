@@ -15,7 +15,7 @@ from PIL import Image
 from explain.conftest import STRANGE
 from factories.browser import Browser, find_chromium
 from factories.tmi_command import tmi
-from tmi.runtime.explain.looked_at import read_anatomy
+from tmi.runtime.explain.anatomy import read_anatomy
 from tmi.runtime.explain.overlay import Picture
 from tmi.runtime.report.slices import page_slices
 from tmi.runtime.serving.results import RESEARCH_USE

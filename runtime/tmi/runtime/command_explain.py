@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tmi.runtime.explain.explainer import Explainer
-    from tmi.runtime.explain.fold_models import ModelSource
+    from tmi.runtime.explain.model_source import ModelSource
     from tmi.toolkit.cases.case import Case
 
 
@@ -93,7 +93,7 @@ def open_models(run: Path | None, bundle: Path | None) -> ModelSource:
     Raises:
         UsageError: no such run or bundle, or a run of the CT alone.
     """
-    from tmi.runtime.explain.fold_models import open_bundle_models, open_run_models
+    from tmi.runtime.explain.model_source import open_bundle_models, open_run_models
     from tmi.toolkit.config.project import default_bundle, load_project
 
     if run is not None:
@@ -175,8 +175,8 @@ def _explain_one(
     from importlib.metadata import version
 
     from tmi.runtime.explain.case_explanation import case_document, explain_case
-    from tmi.runtime.explain.ct_only import ct_only_document, ct_only_map
-    from tmi.runtime.explain.explanation_files import write_explanation
+    from tmi.runtime.explain.ct_only_baseline import ct_only_document, ct_only_map
+    from tmi.runtime.explain.files import write_explanation
 
     explained = explain_case(case, explainer, steps=steps, sanity=sanity)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -203,8 +203,8 @@ def _row_title(name: str, probability: Mapping[str, float], in_liver: float | No
 
 
 def _ct_only(run: Path) -> ModelSource:
-    from tmi.runtime.explain.ct_only import require_ct_only
-    from tmi.runtime.explain.fold_models import open_run_models
+    from tmi.runtime.explain.ct_only_baseline import require_ct_only
+    from tmi.runtime.explain.model_source import open_run_models
 
     return require_ct_only(open_run_models(run))
 

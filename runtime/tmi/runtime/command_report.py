@@ -56,7 +56,7 @@ def report(
     from importlib.metadata import version
 
     from tmi.runtime.command_explain import explainer_of, torch_threads
-    from tmi.runtime.explain.fold_models import open_bundle_models
+    from tmi.runtime.explain.model_source import open_bundle_models
     from tmi.runtime.report.pages import index_page
     from tmi.runtime.serving.predictor import Predictor, resolve_cases
     from tmi.runtime.serving.results import Refusal

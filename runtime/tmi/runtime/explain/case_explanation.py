@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from tmi.runtime.explain.anatomy import Anatomy, read_anatomy
 from tmi.runtime.explain.explainer import Explainer
-from tmi.runtime.explain.explanation import SCHEMA, Explanation, strongest_fields
 from tmi.runtime.explain.feature_groups import feature_class, grouped, image_type, top
-from tmi.runtime.explain.fold_models import ModelSource
-from tmi.runtime.explain.looked_at import Anatomy, read_anatomy
-from tmi.runtime.explain.perturbation import Curves
-from tmi.runtime.explain.places import PlaceFigures
-from tmi.runtime.explain.randomisation import Randomised
+from tmi.runtime.explain.insertion_deletion import Curves
+from tmi.runtime.explain.localization import PlaceFigures
+from tmi.runtime.explain.model_source import ModelSource
+from tmi.runtime.explain.parameter_randomization import Randomised
+from tmi.runtime.explain.results import SCHEMA, Explanation, strongest_fields
 from tmi.runtime.serving.results import RESEARCH_USE
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case

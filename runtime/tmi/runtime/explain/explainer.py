@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from tmi.runtime.explain.attributions import (
+from tmi.runtime.explain.inputs import EncodedCase, FoldInputs, encode, fold_inputs
+from tmi.runtime.explain.insertion_deletion import Curves, curves
+from tmi.runtime.explain.integrated_gradients import (
     Attribution,
     by_field,
     field_spans,
     radiomics_attribution,
     text_attribution,
 )
-from tmi.runtime.explain.explanation import REPORT_FIELD, Explanation, FoldExplanation, mean_fields
-from tmi.runtime.explain.fold_inputs import EncodedCase, FoldInputs, encode, fold_inputs
-from tmi.runtime.explain.fold_models import FoldModel, ModelSource
-from tmi.runtime.explain.perturbation import Curves, curves
-from tmi.runtime.explain.randomisation import Randomised, randomisation
+from tmi.runtime.explain.model_source import FoldModel, ModelSource
+from tmi.runtime.explain.parameter_randomization import Randomised, randomisation
+from tmi.runtime.explain.results import REPORT_FIELD, Explanation, FoldExplanation, mean_fields
 from tmi.runtime.explain.tcaf_attention import ring_attention
 from tmi.runtime.explain.xgradcam import combined_map, stage_cams, unit_range
 from tmi.toolkit.cases.case import Case

@@ -18,9 +18,9 @@ from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.selection import EngineRecord
 from tmi.runtime.explain.case_explanation import TOP_FEATURES, CaseExplanation
-from tmi.runtime.explain.explanation import REPORT_FIELD, strongest_fields
 from tmi.runtime.explain.feature_groups import feature_class, grouped, image_type, top
 from tmi.runtime.explain.overlay import Picture
+from tmi.runtime.explain.results import REPORT_FIELD, strongest_fields
 from tmi.runtime.report.slices import montage, page_slices
 from tmi.runtime.serving.results import RESEARCH_USE, Answer, Prediction
 from tmi.toolkit.clinical.record import read_clinical

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from tmi.runtime.explain.case_explanation import TOP_FEATURES, CaseExplanation
-from tmi.runtime.explain.ct_only import CtOnlyMap
-from tmi.runtime.explain.explanation import strongest_fields
+from tmi.runtime.explain.ct_only_baseline import CtOnlyMap
 from tmi.runtime.explain.feature_groups import top
 from tmi.runtime.explain.overlay import Picture, save_bars, save_montage, save_plane
+from tmi.runtime.explain.results import strongest_fields
 from tmi.toolkit.imaging.volume import PLANES, write_on_ct_grid
 from tmi.toolkit.storage.atomic_files import staged_folder, write_json
 

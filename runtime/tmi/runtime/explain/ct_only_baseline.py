@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from tmi.runtime.explain.anatomy import Anatomy
 from tmi.runtime.explain.explainer import STAGES, softmax
-from tmi.runtime.explain.fold_inputs import fold_inputs
-from tmi.runtime.explain.fold_models import ModelSource
-from tmi.runtime.explain.looked_at import Anatomy
-from tmi.runtime.explain.places import PlaceFigures
+from tmi.runtime.explain.inputs import fold_inputs
+from tmi.runtime.explain.localization import PlaceFigures
+from tmi.runtime.explain.model_source import ModelSource
 from tmi.runtime.explain.xgradcam import combined_map, stage_cams, unit_range
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import UsageError

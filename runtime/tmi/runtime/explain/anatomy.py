@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from tmi.runtime.explain.places import PlaceFigures, body_mask, centre, place_figures
+from tmi.runtime.explain.localization import PlaceFigures, body_mask, centre, place_figures
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.schema import CtConfig
 from tmi.toolkit.imaging.ct_resampling import onto_ct_grid
