@@ -28,9 +28,9 @@ def test_cold_start(record, one_fold: Path, case: Path) -> None:
 
 def test_imports_of_a_first_answer(record, one_fold: Path, case: Path) -> None:
     """Packages that a machine that serves must not need."""
-    from tmi.runtime.bench_worker import WORKER
     from tmi.runtime.benchmark.benchmark import Plan, Worker
     from tmi.runtime.bundle.reader import open_bundle
+    from tmi.runtime.cli.bench_worker import WORKER
     from tmi.toolkit.cases.case import Case
 
     plan = Plan(

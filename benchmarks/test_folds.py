@@ -17,9 +17,9 @@ import pytest
 import bench_inputs
 from bench_inputs import Size
 from tmi.runtime import Prediction, Predictor
-from tmi.runtime.bench_worker import WORKER
 from tmi.runtime.benchmark.benchmark import Plan, Worker
 from tmi.runtime.bundle.reader import open_bundle
+from tmi.runtime.cli.bench_worker import WORKER
 from tmi.runtime.engines.graph_engine import GraphEngine
 from tmi.toolkit.cases.case import Case
 

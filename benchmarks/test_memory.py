@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tmi.runtime.bench_worker import WORKER
 from tmi.runtime.benchmark.benchmark import Plan, Worker, choose_engines
 from tmi.runtime.bundle.reader import open_bundle
+from tmi.runtime.cli.bench_worker import WORKER
 from tmi.toolkit.cases.case import Case
 
 GIB = 2**30

@@ -10,14 +10,14 @@ import pytest
 
 from factories.cases import write_case
 from factories.tmi_command import Outcome, tmi
-from tmi.runtime.bench_table import engines_table, stages_table
-from tmi.runtime.bench_worker import WORKER
 from tmi.runtime.benchmark import benchmark as bench
 from tmi.runtime.benchmark.benchmark import BenchReport, EngineFigures, Plan, choose_engines, measure
 from tmi.runtime.benchmark.interleaved_timing import Ratio
 from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.reader import open_bundle
-from tmi.runtime.gate_table import wide_console
+from tmi.runtime.cli.bench_worker import WORKER
+from tmi.runtime.cli.tables.benchmark import engines_table, stages_table
+from tmi.runtime.cli.tables.checks import wide_console
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import UnavailableError
 

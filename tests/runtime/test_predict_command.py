@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 
 from factories.tmi_command import tmi
-from tmi.runtime.prediction_table import print_table
+from tmi.runtime.cli.tables.predictions import print_table
 from tmi.runtime.serving.results import RESEARCH_USE, Notice, document_schema
 
 

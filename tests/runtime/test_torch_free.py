@@ -95,7 +95,7 @@ def test_nothing_but_the_documents_reaches_standard_output(report):
 
 def test_importing_the_package_is_light():
     program = (
-        "import sys, tmi.runtime, tmi.runtime.engines.registry, tmi.runtime.command\n"
+        "import sys, tmi.runtime, tmi.runtime.engines.registry, tmi.runtime.cli.predict\n"
         "print(sorted({'nibabel', 'tokenizers', 'onnxruntime', 'openvino', 'torch'} & set(sys.modules)))"
     )
     assert run(program).stdout.strip() == "[]"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def print_failures(records: Sequence[GateRecord]) -> None:
     """The table of what differs, on standard error."""
-    from tmi.runtime.gate_table import failures_table, wide_console
+    from tmi.runtime.cli.tables.checks import failures_table, wide_console
 
     wide_console(stderr=True).print(failures_table(records), markup=False)
 

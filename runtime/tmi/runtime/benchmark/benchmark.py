@@ -43,7 +43,7 @@ class Plan:
     cases: tuple[Case, ...]
     """Asked in turn."""
     worker: tuple[str, ...]
-    """Arguments of the Python interpreter that start a worker process, as `tmi.runtime.bench_worker.WORKER`."""
+    """Arguments of the Python interpreter that start a worker process, as `tmi.runtime.cli.bench_worker.WORKER`."""
     repeats: int
     """Rounds of warm predictions."""
     starts: int = 2

@@ -42,13 +42,13 @@ COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
         "audit": CommandSpec("tmi.training.command_audit:audit", extra="train"),
         "export": CommandSpec("tmi.export.command:export", extra="export"),
         "build": CommandSpec("tmi.export.command_build:build", extra="trt"),
-        "predict": CommandSpec("tmi.runtime.command:predict"),
-        "explain": CommandSpec("tmi.runtime.command_explain:explain", extra="explain"),
-        "report": CommandSpec("tmi.runtime.command_report:report", extra="explain"),
-        "verify": CommandSpec("tmi.runtime.command_verify:verify"),
-        "inspect": CommandSpec("tmi.runtime.command_inspect:inspect"),
-        "bench": CommandSpec("tmi.runtime.command_bench:bench"),
-        "sign": CommandSpec("tmi.runtime.command_sign:sign", extra="sign"),
+        "predict": CommandSpec("tmi.runtime.cli.predict:predict"),
+        "explain": CommandSpec("tmi.runtime.cli.explain:explain", extra="explain"),
+        "report": CommandSpec("tmi.runtime.cli.report:report", extra="explain"),
+        "verify": CommandSpec("tmi.runtime.cli.verify:verify"),
+        "inspect": CommandSpec("tmi.runtime.cli.inspect:inspect"),
+        "bench": CommandSpec("tmi.runtime.cli.bench:bench"),
+        "sign": CommandSpec("tmi.runtime.cli.sign:sign", extra="sign"),
     }
 )
 """Command name -> where it is, in the order of the road."""

@@ -71,10 +71,10 @@ def predict(
         tmi predict case_a/
         tmi predict case_a/ case_b/ --bundle ./bundle --json -o answers.json
     """
-    from tmi.runtime.progress import run_cases
+    from tmi.runtime.cli.progress import run_cases
+    from tmi.runtime.cli.tables.timing import print_timing
     from tmi.runtime.serving.predictor import Predictor, resolve_cases
     from tmi.runtime.serving.results import Refusal
-    from tmi.runtime.timing_table import print_timing
     from tmi.toolkit.config.project import default_bundle, load_project
     from tmi.toolkit.preprocessing.cache import PreparedCache
 
@@ -138,7 +138,7 @@ def _deliver(predictor: Predictor, answers: Sequence[Answer], *, batch: int, as_
     import datetime
     from importlib.metadata import version
 
-    from tmi.runtime.prediction_table import print_table, to_csv
+    from tmi.runtime.cli.tables.predictions import print_table, to_csv
     from tmi.runtime.serving.result_log import journal_path
     from tmi.runtime.serving.results import document
     from tmi.toolkit.storage.atomic_files import write_text

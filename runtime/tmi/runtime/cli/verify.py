@@ -108,7 +108,7 @@ def _document(found: Verification) -> dict[str, Any]:
 
 def _print(found: Verification) -> None:
     """One row a gate and engine, the worst figure of it; failures in full below."""
-    from tmi.runtime.gate_table import failures_table, gates_table, wide_console
+    from tmi.runtime.cli.tables.checks import failures_table, gates_table, wide_console
 
     console = wide_console()
     manifest = found.bundle.manifest

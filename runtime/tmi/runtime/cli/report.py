@@ -55,7 +55,7 @@ def report(
     """
     from importlib.metadata import version
 
-    from tmi.runtime.command_explain import explainer_of, torch_threads
+    from tmi.runtime.cli.explain import explainer_of, torch_threads
     from tmi.runtime.explain.model_source import open_bundle_models
     from tmi.runtime.report.pages import index_page
     from tmi.runtime.serving.predictor import Predictor, resolve_cases
@@ -91,7 +91,7 @@ def _write_cases(
     """Every case's page, one after the other; its answer, or why it was refused."""
     from time import perf_counter
 
-    from tmi.runtime.command_explain import refused
+    from tmi.runtime.cli.explain import refused
     from tmi.runtime.serving.results import Refusal
 
     answers: list[Answer] = []

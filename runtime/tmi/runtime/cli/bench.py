@@ -64,9 +64,9 @@ def bench(
 
     from rich.console import Console
 
-    from tmi.runtime.bench_worker import WORKER
     from tmi.runtime.benchmark.benchmark import Plan, choose_engines, measure
     from tmi.runtime.bundle.reader import open_bundle
+    from tmi.runtime.cli.bench_worker import WORKER
     from tmi.runtime.serving.predictor import resolve_cases
     from tmi.toolkit.config.project import default_bundle, load_project
 
@@ -147,9 +147,9 @@ def _document(plan: Plan, report: BenchReport, made_up: tuple[int, int, int] | N
 
 
 def _print(plan: Plan, report: BenchReport, made_up: tuple[int, int, int] | None) -> None:
-    from tmi.runtime.bench_table import engines_table, stages_table
+    from tmi.runtime.cli.tables.benchmark import engines_table, stages_table
+    from tmi.runtime.cli.tables.checks import wide_console
     from tmi.runtime.engines.host import hardware
-    from tmi.runtime.gate_table import wide_console
 
     console = wide_console()
     console.print(engines_table(report, rounds=plan.repeats, cases=len(plan.cases)), markup=False)

@@ -89,8 +89,8 @@ def _engines(bundle: Bundle) -> dict[str, str]:
 
 def _print(bundle: Bundle) -> None:
     from tmi.runtime.bundle.manifest import FUSION
-    from tmi.runtime.gate_table import gates_table, wide_console
-    from tmi.runtime.plan_table import emulation_lines, plans_table
+    from tmi.runtime.cli.tables.checks import gates_table, wide_console
+    from tmi.runtime.cli.tables.tensorrt import emulation_lines, plans_table
 
     manifest = bundle.manifest
     cohort = manifest.run.get("cohort", {})

@@ -1,6 +1,6 @@
 """The process that `tmi bench` times: one engine on one bundle, asked through lines of JSON.
 
-    python -m tmi.runtime.bench_worker '{"bundle": ..., "engine": ..., "threads": ..., "cases": [...], ...}'
+    python -m tmi.runtime.cli.bench_worker '{"bundle": ..., "engine": ..., "threads": ..., "cases": [...], ...}'
 
 It imports what `tmi predict` imports, opens the bundle, answers the first case and says so in one line; every line on
 standard input, `{"cases": [numbers], "batch": n}`, is answered by one; at the end of its input it says what it took.
@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 HEAVY = ("torch", "transformers", "monai", "lightning", "SimpleITK", "radiomics")
 """Packages that no torch-free engine may import."""
-WORKER = ("-m", "tmi.runtime.bench_worker")
+WORKER = ("-m", "tmi.runtime.cli.bench_worker")
 """What the Python interpreter is given to start this process."""
 STATUS = Path("/proc/self/status")
 
@@ -48,7 +48,7 @@ def main() -> int:
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
     # the command line is a part of what a user waits for
-    import tmi.runtime.command
+    import tmi.runtime.cli.predict
     import tmi.toolkit.cli.main  # noqa: F401
     from tmi.toolkit.errors import TmiError
 
