@@ -70,8 +70,8 @@ def write(work: Path, float64: bool) -> None:
     sys.path.insert(0, str(ROOT / "tests"))
     from factories.random_run import write_random_run
     from factories.real_case import write_real_case
-    from tmi.export.fold_graphs import example_inputs
-    from tmi.export.onnx_export import write_onnx
+    from tmi.export.graphs.onnx import write_onnx
+    from tmi.export.graphs.partition import example_inputs
     from tmi.toolkit.config.presets import paper
 
     if not (work / "run").is_dir():
@@ -175,7 +175,7 @@ def export(work: Path, float64: bool) -> dict[str, Any]:
 
 
 def parts(work: Path) -> tuple[Any, Any, Any]:
-    from tmi.export.fold_graphs import FoldModels, cut_run
+    from tmi.export.graphs.partition import FoldModels, cut_run
     from tmi.toolkit.run_folder import RunFolder
 
     run = RunFolder.open(work / "run").require_finished()
@@ -187,7 +187,7 @@ def on_grid(config: Any) -> Any:
 
 
 def specs(work: Path) -> dict[str, Any]:
-    from tmi.export.fold_graphs import graph_spec
+    from tmi.export.graphs.partition import graph_spec
     from tmi.toolkit.config.presets import paper
 
     return {name: graph_spec(on_grid(paper()), name.partition("-")[0], name, folds=1) for name in GRAPHS}

@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from tmi.export.exporters import EXPORTERS, load, require_exporter
+from tmi.export.graphs.registry import EXPORTERS, load, require_exporter
 from tmi.runtime.engines.registry import ENGINES
 from tmi.toolkit.errors import UnavailableError, UsageError
 

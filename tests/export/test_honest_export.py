@@ -65,7 +65,7 @@ def test_without_weights_a_bundle_holds_no_eager_reference(shared_bundle):
 def test_encoders_with_equal_weights_and_different_tokenizers_stay_apart(nano_config, tmp_path):
     run_path = write_random_run(tmp_path / "run", nano_config, seed=1, shared_text=True)
     other = write_random_run(tmp_path / "other", nano_config, seed=1)
-    from tmi.export.fold_graphs import cut_run
+    from tmi.export.graphs.partition import cut_run
     from tmi.toolkit.run_folder import RunFolder
 
     run = RunFolder.open(run_path)

@@ -12,7 +12,7 @@ import pytest
 from torch import Tensor, nn
 
 from factories.traced_once import reweigh
-from tmi.export.exporters import EXPORTERS
+from tmi.export.graphs.registry import EXPORTERS
 from tmi.runtime.bundle.manifest import GraphSpec
 
 Change = Callable[[nn.Module], nn.Module]

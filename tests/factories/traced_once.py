@@ -27,7 +27,7 @@ def traced_once(patch: pytest.MonkeyPatch, traced: Path) -> None:
     def write(module: nn.Module, spec: GraphSpec, example: tuple[Tensor, ...], path: Path) -> None:
         reweigh(traced / "graphs" / path.name, module, path)
 
-    patch.setattr("tmi.export.onnx_export.write_onnx", write)
+    patch.setattr("tmi.export.graphs.onnx.write_onnx", write)
 
 
 def reweigh(graph: Path, module: nn.Module, path: Path) -> None:

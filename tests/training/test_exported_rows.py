@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from factories.nano import nano
 from factories.small_comparison import Comparison
 from factories.tmi_command import tmi
-from tmi.export import fold_graphs
 from tmi.export.bundle_writer import export_run
+from tmi.export.graphs import partition as fold_graphs
 from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.engines.registry import engine_spec, installed
@@ -209,7 +209,7 @@ def test_a_lost_temperature_shows_in_the_held_out_answers(small_comparison, tmp_
 
 
 def test_a_graph_that_takes_another_slice_does_not_pass_its_gates(small_comparison, tmp_path, monkeypatch):
-    from tmi.export import torchscript_export
+    from tmi.export.graphs import torchscript as torchscript_export
 
     write = torchscript_export.write_torchscript
 

@@ -18,9 +18,6 @@ from safetensors.torch import save_file as save_tensors
 from torch import nn
 
 from tmi.export.audits import epsilons
-from tmi.export.exportable import require_exportable
-from tmi.export.exporters import EXPORTERS, load, require_exporter
-from tmi.export.fold_graphs import Cut, FoldModels, State, cut_run, example_inputs, graph_spec
 from tmi.export.gates import (
     Progress,
     audit_file,
@@ -33,6 +30,9 @@ from tmi.export.gates import (
     write_file,
 )
 from tmi.export.golden_case_reference import golden_case_reference
+from tmi.export.graphs.partition import Cut, FoldModels, State, cut_run, example_inputs, graph_spec
+from tmi.export.graphs.registry import EXPORTERS, load, require_exporter
+from tmi.export.graphs.requirements import require_exportable
 from tmi.export.memory import named_out_of_memory
 from tmi.export.model_card import class_counts, model_card, tellable
 from tmi.export.plans import PLANS, PlanRequest, add_plans

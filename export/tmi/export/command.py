@@ -70,7 +70,7 @@ def export(
         tmi export ./runs/2026-01-31-tiny --engine onnx --engine torchscript --out ./bundle
         tmi export --engine trt-rtx --precision auto --target sm80
     """
-    from tmi.export.exporters import exporter_spec, require_exporter
+    from tmi.export.graphs.registry import exporter_spec, require_exporter
     from tmi.export.plan_options import build_options
     from tmi.export.tables import print_bundle, print_failures
     from tmi.runtime.bundle.check_result import ParityError

@@ -10,9 +10,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from tmi.export.audits import answer_depends, audit_epsilons, audit_signature, audit_weights
-from tmi.export.exporters import EXPORTERS, load
-from tmi.export.fold_graphs import State, read_weights, weights_digest
 from tmi.export.graph_facts import GraphFacts
+from tmi.export.graphs.partition import State, read_weights, weights_digest
+from tmi.export.graphs.registry import EXPORTERS, load
 from tmi.export.trial import Trial, judge_real_cases
 from tmi.runtime.bundle.check_result import GateRecord, ParityError, require_passed
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest

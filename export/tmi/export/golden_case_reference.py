@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as Backend
 from torch.nn import functional
 
-from tmi.export.fold_graphs import Cut
+from tmi.export.graphs.partition import Cut
 from tmi.runtime.verification.golden_case import golden_config, write_golden_case
 from tmi.runtime.verification.preprocessing_check import SHORT_TEXT, text_digest
 from tmi.toolkit.cases.case import Case

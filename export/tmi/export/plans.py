@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tmi.export.exporters import EXPORTERS, load
+from tmi.export.graphs.registry import EXPORTERS, load
 from tmi.export.trial import Trial, judge_real_cases, write_evidence
 from tmi.export.trt_builder import TARGETS, BuildOptions, Plan, build_plan
 from tmi.runtime.bundle.check_result import GateRecord

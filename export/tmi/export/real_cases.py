@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tmi.export.fold_graphs import Cut, FoldModels
+from tmi.export.graphs.partition import Cut, FoldModels
 from tmi.export.reference import eager_reference
 from tmi.export.trial import RealCase
 from tmi.runtime.verification.golden_inputs import GoldenInputs, GoldenText

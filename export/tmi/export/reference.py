@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tmi.export.fold_graphs import Cut, FoldModels
+from tmi.export.graphs.partition import Cut, FoldModels
 from tmi.runtime.verification.golden_inputs import GoldenInputs, trimmed
 from tmi.runtime.verification.parity import Outputs, relative_error
 from tmi.toolkit.models.multimodal import ThreeParts

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tmi.export.exporters import EXPORTERS
-from tmi.export.fold_graphs import FusionOfFolds, example_inputs
+from tmi.export.graphs.partition import FusionOfFolds, example_inputs
+from tmi.export.graphs.registry import EXPORTERS
 from tmi.export.trt_builder import BuildOptions, shape_ranges
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
