@@ -14,7 +14,7 @@ from torch import nn
 from factories.planted_fault import plant, with_forward
 from factories.tmi_command import tmi
 from tmi.export.bundle_writer import export_run
-from tmi.export.gates import audit_fold_files
+from tmi.export.checks.acceptance import audit_fold_files
 from tmi.runtime.bundle.check_result import GateRecord, ParityError
 from tmi.runtime.bundle.manifest import GraphSpec
 from tmi.runtime.bundle.reader import Bundle, open_bundle

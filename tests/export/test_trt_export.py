@@ -19,9 +19,9 @@ from safetensors.numpy import load_file
 from factories.tmi_command import tmi
 from factories.traced_once import traced_once
 from tmi.export import plans
-from tmi.export.gates import require_all
+from tmi.export.checks.acceptance import require_all
+from tmi.export.checks.validation_set import Trial
 from tmi.export.plans import PlanRequest, add_plans
-from tmi.export.trial import Trial
 from tmi.export.trt_builder import Audit, BuildOptions, Plan, build_plan
 from tmi.export.typed_graphs import TYPED, add_typed_graphs, audit_typed
 from tmi.runtime.bundle.check_result import GateRecord, ParityError

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from factories.cases import write_cohort
 from factories.tmi_command import Outcome, tmi
 from factories.traced_once import traced_once
-from tmi.export.trial import RealCase, Trial
+from tmi.export.checks.validation_set import RealCase, Trial
 from tmi.export.typed_graphs import add_typed_graphs
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.verification.golden_inputs import golden_of

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tmi.export.checks.validation_set import Trial
 from tmi.export.memory import named_out_of_memory
 from tmi.export.model_card import model_card
 from tmi.export.plans import PLANS, TYPED, PlanRequest, add_plans, obstacle, pending
 from tmi.export.sbom import sbom
-from tmi.export.trial import Trial
 from tmi.export.trt_builder import BuildOptions
 from tmi.runtime.bundle.check_result import require_passed
 from tmi.runtime.bundle.manifest import MODEL_CARD_FILE, SBOM_FILE, SIGNATURE_FILE

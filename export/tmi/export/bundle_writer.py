@@ -17,8 +17,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file as save_tensors
 from torch import nn
 
-from tmi.export.audits import epsilons
-from tmi.export.gates import (
+from tmi.export.checks.acceptance import (
     Progress,
     audit_file,
     audit_fold_files,
@@ -29,17 +28,18 @@ from tmi.export.gates import (
     split_refused,
     write_file,
 )
-from tmi.export.golden_case_reference import golden_case_reference
+from tmi.export.checks.eager_reference import eager_reference, float32_noise, float64_reference
+from tmi.export.checks.preprocessing_reference import golden_case_reference
+from tmi.export.checks.real_cases import read_real_cases, write_real_cases
+from tmi.export.checks.validation_set import Trial, write_evidence
+from tmi.export.checks.weight_audit import epsilons
 from tmi.export.graphs.partition import Cut, FoldModels, State, cut_run, example_inputs, graph_spec
 from tmi.export.graphs.registry import EXPORTERS, load, require_exporter
 from tmi.export.graphs.requirements import require_exportable
 from tmi.export.memory import named_out_of_memory
 from tmi.export.model_card import class_counts, model_card, tellable
 from tmi.export.plans import PLANS, PlanRequest, add_plans
-from tmi.export.real_cases import read_real_cases, write_real_cases
-from tmi.export.reference import eager_reference, float32_noise, float64_reference
 from tmi.export.sbom import sbom
-from tmi.export.trial import Trial, write_evidence
 from tmi.export.trt_builder import BuildOptions
 from tmi.export.typed_graphs import add_typed_graphs, require_precision
 from tmi.runtime.bundle.check_result import GateRecord

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tmi.export.checks.validation_set import Trial, judge_real_cases, write_evidence
 from tmi.export.graphs.registry import EXPORTERS, load
-from tmi.export.trial import Trial, judge_real_cases, write_evidence
 from tmi.export.trt_builder import TARGETS, BuildOptions, Plan, build_plan
 from tmi.runtime.bundle.check_result import GateRecord
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest

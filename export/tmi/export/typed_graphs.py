@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tmi.export.checks.onnx_summary import read_facts
+from tmi.export.checks.validation_set import Trial, judge_real_cases, write_evidence
 from tmi.export.fp16_emulation import EmulationEngine, Extreme
 from tmi.export.fp16_onnx import LARGEST, save, to_fp16
-from tmi.export.onnx_facts import read_facts
 from tmi.export.precision_search import Choice, Question, search
-from tmi.export.trial import Trial, judge_real_cases, write_evidence
 from tmi.runtime.bundle.check_result import GateRecord
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle

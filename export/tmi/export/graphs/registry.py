@@ -32,7 +32,7 @@ class ExporterSpec:
     writer: str | None = None
     """`module:function`, called as f(module, spec, example inputs, file); None: built from the typed graphs."""
     reader: str | None = None
-    """`module:function` that reads a file back as `tmi.export.graph_facts.GraphFacts`; None: it cannot be read."""
+    """`module:function` that reads a file back as `tmi.export.checks.graph_summary.GraphFacts`; None: it cannot be read."""
     plan: str | None = None
     """`module:function` that builds it from a bundle; None: written from the module."""
     builds_with: str | None = None
@@ -47,7 +47,7 @@ EXPORTERS: Mapping[str, ExporterSpec] = MappingProxyType(
             extra="export",
             packages=GRAPHS,
             writer="tmi.export.graphs.onnx:write_onnx",
-            reader="tmi.export.onnx_facts:read_facts",
+            reader="tmi.export.checks.onnx_summary:read_facts",
             engines=("onnx", "openvino", "openvino-bf16"),
         ),
         "torchscript": ExporterSpec(
@@ -56,7 +56,7 @@ EXPORTERS: Mapping[str, ExporterSpec] = MappingProxyType(
             extra="torch",
             packages=("torch",),
             writer="tmi.export.graphs.torchscript:write_torchscript",
-            reader="tmi.export.torchscript_facts:read_facts",
+            reader="tmi.export.checks.torchscript_summary:read_facts",
             engines=("torchscript",),
         ),
         "trt": ExporterSpec(

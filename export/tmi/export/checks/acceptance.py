@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from tmi.export.audits import answer_depends, audit_epsilons, audit_signature, audit_weights
-from tmi.export.graph_facts import GraphFacts
+from tmi.export.checks.graph_summary import GraphFacts
+from tmi.export.checks.validation_set import Trial, judge_real_cases
+from tmi.export.checks.weight_audit import answer_depends, audit_epsilons, audit_signature, audit_weights
 from tmi.export.graphs.partition import State, read_weights, weights_digest
 from tmi.export.graphs.registry import EXPORTERS, load
-from tmi.export.trial import Trial, judge_real_cases
 from tmi.runtime.bundle.check_result import GateRecord, ParityError, require_passed
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from tmi.export.checks.eager_reference import eager_reference
+from tmi.export.checks.validation_set import RealCase
 from tmi.export.graphs.partition import Cut, FoldModels
-from tmi.export.reference import eager_reference
-from tmi.export.trial import RealCase
 from tmi.runtime.verification.golden_inputs import GoldenInputs, GoldenText
 from tmi.runtime.verification.parity import Outputs
 from tmi.toolkit.cases.case import find_cases

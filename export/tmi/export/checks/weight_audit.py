@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tmi.export.graph_facts import GraphFacts
+from tmi.export.checks.graph_summary import GraphFacts
 from tmi.runtime.bundle.check_result import GateRecord
 from tmi.runtime.bundle.manifest import GraphSpec, TensorSpec
 

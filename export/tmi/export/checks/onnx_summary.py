@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
-from tmi.export.graph_facts import GraphFacts, NormNode
+from tmi.export.checks.graph_summary import GraphFacts, NormNode
 from tmi.runtime.bundle.manifest import TensorSpec
 
 NORMS = ("LayerNormalization", "BatchNormalization", "GroupNormalization", "InstanceNormalization")

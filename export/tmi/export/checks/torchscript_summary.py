@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tmi.export.graph_facts import GraphFacts, NormNode
+from tmi.export.checks.graph_summary import GraphFacts, NormNode
 from tmi.toolkit.compute.quiet import Ignored, quiet
 
 NORMS = {
