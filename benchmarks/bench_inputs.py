@@ -85,7 +85,7 @@ def gpu_bundle(size: Size, engine: str, *, kept: Path = KEPT) -> Path:
         return folder
     from factories.random_run import write_random_run
     from tmi.export.bundle_writer import export_run
-    from tmi.export.trt_builder import BuildOptions
+    from tmi.export.tensorrt.builder import BuildOptions
     from tmi.runtime.engines.nvidia_driver import find_gpu
 
     run = folder.with_name(folder.name + "-run")

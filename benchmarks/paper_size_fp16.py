@@ -87,7 +87,7 @@ def write(work: Path, float64: bool) -> None:
 
 def graphs(work: Path, float64: bool) -> dict[str, Any]:
     """The FP16 graphs."""
-    from tmi.export.fp16_onnx import save, to_fp16
+    from tmi.export.tensorrt.fp16_conversion import save, to_fp16
 
     found = {}
     for name in GRAPHS:
@@ -103,8 +103,8 @@ def plans(work: Path, float64: bool) -> dict[str, Any]:
     """A plan of each for SM80, batches 1 to 4."""
     import tensorrt_rtx
 
-    from tmi.export.fp16_onnx import to_fp16
-    from tmi.export.trt_builder import BuildOptions, build_plan
+    from tmi.export.tensorrt.builder import BuildOptions, build_plan
+    from tmi.export.tensorrt.fp16_conversion import to_fp16
 
     options = BuildOptions(target="sm80", max_batch=4, max_length=512)
     found = {}
@@ -126,8 +126,8 @@ def plans(work: Path, float64: bool) -> dict[str, Any]:
 
 def emulate(work: Path, float64: bool) -> dict[str, Any]:
     """Errors of the emulation on the real case, relative to eager."""
-    from tmi.export.fp16_emulation import emulate_fp16, emulation_session, run_emulation
-    from tmi.export.fp16_onnx import LARGEST, read_typed
+    from tmi.export.tensorrt.fp16_conversion import LARGEST, read_typed
+    from tmi.export.tensorrt.fp16_simulation import emulate_fp16, emulation_session, run_emulation
     from tmi.runtime.verification.parity import relative_error
 
     inputs, references = real_inputs(work, float64)

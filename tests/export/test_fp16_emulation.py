@@ -13,8 +13,8 @@ import torch
 from onnx import helper
 
 from factories.onnx_graph import write_graph
-from tmi.export.fp16_emulation import emulate_fp16, emulate_tf32, emulation_session, run_emulation
-from tmi.export.fp16_onnx import read_typed, save, to_fp16
+from tmi.export.tensorrt.fp16_conversion import read_typed, save, to_fp16
+from tmi.export.tensorrt.fp16_simulation import emulate_fp16, emulate_tf32, emulation_session, run_emulation
 
 node = helper.make_node
 ULP = 2.0**-10

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from factories.onnx_graph import FLOAT, HALF, write_graph
-from tmi.export.fp16_emulation import emulate_fp16, emulation_session, run_emulation
-from tmi.export.fp16_onnx import FLOAT32_OPS, read_typed, save, to_fp16
+from tmi.export.tensorrt.fp16_conversion import FLOAT32_OPS, read_typed, save, to_fp16
+from tmi.export.tensorrt.fp16_simulation import emulate_fp16, emulation_session, run_emulation
 
 node = helper.make_node
 RNG = np.random.default_rng(0)

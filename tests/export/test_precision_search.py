@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tmi.export.precision_search import Question, search
+from tmi.export.tensorrt.mixed_precision_search import Question, search
 
 WIDTH = 32
 

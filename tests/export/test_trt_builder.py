@@ -13,8 +13,8 @@ from onnx import helper
 from factories.fake_trt import fake_trt
 from factories.onnx_graph import FLOAT, HALF, write_graph
 from factories.small_bundle import small_manifest
-from tmi.export import plans
-from tmi.export.trt_builder import TARGETS, BuildOptions, audit_network, build_plan, profiles
+from tmi.export.tensorrt import engines as plans
+from tmi.export.tensorrt.builder import TARGETS, BuildOptions, audit_network, build_plan, profiles
 from tmi.runtime.bundle.manifest import GraphSpec, TensorSpec
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines import nvidia_driver

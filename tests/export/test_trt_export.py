@@ -18,12 +18,12 @@ from safetensors.numpy import load_file
 
 from factories.tmi_command import tmi
 from factories.traced_once import traced_once
-from tmi.export import plans
 from tmi.export.checks.acceptance import require_all
 from tmi.export.checks.validation_set import Trial
-from tmi.export.plans import PlanRequest, add_plans
-from tmi.export.trt_builder import Audit, BuildOptions, Plan, build_plan
-from tmi.export.typed_graphs import TYPED, add_typed_graphs, audit_typed
+from tmi.export.tensorrt import engines as plans
+from tmi.export.tensorrt.builder import Audit, BuildOptions, Plan, build_plan
+from tmi.export.tensorrt.engines import PlanRequest, add_plans
+from tmi.export.tensorrt.typed_graphs import TYPED, add_typed_graphs, audit_typed
 from tmi.runtime.bundle.check_result import GateRecord, ParityError
 from tmi.runtime.bundle.manifest import GOLDEN_FILE, GraphSpec, Manifest
 from tmi.runtime.bundle.reader import open_bundle, write_manifest
@@ -39,7 +39,11 @@ tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no p
 def without_a_gpu() -> Iterator[None]:
     """These are the answers of a machine without one; tests/gpu has the others."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("tmi.export.plans", "tmi.runtime.engines.nvidia_driver", "tmi.runtime.engines.selection"):
+        for module in (
+            "tmi.export.tensorrt.engines",
+            "tmi.runtime.engines.nvidia_driver",
+            "tmi.runtime.engines.selection",
+        ):
             patch.setattr(f"{module}.find_gpu", lambda: None)
         yield
 

@@ -15,7 +15,7 @@ from factories.cases import write_cohort
 from factories.tmi_command import Outcome, tmi
 from factories.traced_once import traced_once
 from tmi.export.checks.validation_set import RealCase, Trial
-from tmi.export.typed_graphs import add_typed_graphs
+from tmi.export.tensorrt.typed_graphs import add_typed_graphs
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.verification.golden_inputs import golden_of
 from tmi.runtime.verification.verify import read_references

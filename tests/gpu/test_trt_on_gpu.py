@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tmi.export.bundle_builder import build_bundle
-from tmi.export.trt_builder import BuildOptions
+from tmi.export.tensorrt.builder import BuildOptions
 from tmi.runtime.bundle.manifest import GOLDEN_FILE
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.engines.nvidia_driver import find_gpu

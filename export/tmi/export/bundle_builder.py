@@ -14,9 +14,9 @@ from pathlib import Path
 from tmi.export.checks.validation_set import Trial
 from tmi.export.memory import named_out_of_memory
 from tmi.export.model_card import model_card
-from tmi.export.plans import PLANS, TYPED, PlanRequest, add_plans, obstacle, pending
 from tmi.export.sbom import sbom
-from tmi.export.trt_builder import BuildOptions
+from tmi.export.tensorrt.builder import BuildOptions
+from tmi.export.tensorrt.engines import PLANS, TYPED, PlanRequest, add_plans, obstacle, pending
 from tmi.runtime.bundle.check_result import require_passed
 from tmi.runtime.bundle.manifest import MODEL_CARD_FILE, SBOM_FILE, SIGNATURE_FILE
 from tmi.runtime.bundle.reader import Bundle, fingerprint, open_bundle, write_manifest

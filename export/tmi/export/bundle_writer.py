@@ -38,10 +38,10 @@ from tmi.export.graphs.registry import EXPORTERS, load, require_exporter
 from tmi.export.graphs.requirements import require_exportable
 from tmi.export.memory import named_out_of_memory
 from tmi.export.model_card import class_counts, model_card, tellable
-from tmi.export.plans import PLANS, PlanRequest, add_plans
 from tmi.export.sbom import sbom
-from tmi.export.trt_builder import BuildOptions
-from tmi.export.typed_graphs import add_typed_graphs, require_precision
+from tmi.export.tensorrt.builder import BuildOptions
+from tmi.export.tensorrt.engines import PLANS, PlanRequest, add_plans
+from tmi.export.tensorrt.typed_graphs import add_typed_graphs, require_precision
 from tmi.runtime.bundle.check_result import GateRecord
 from tmi.runtime.bundle.manifest import (
     FUSION,
@@ -104,11 +104,11 @@ def export_run(
         weights: put the eager weights into the bundle, so that the engine `eager` can answer from it.
         cases: real case or cohort folders that the engines are judged on beside the golden inputs; of them only hashes
             and outputs get into the bundle.
-        precision: of TensorRT engines; a key of `tmi.export.typed_graphs.PRECISIONS`.
+        precision: of TensorRT engines; a key of `tmi.export.tensorrt.typed_graphs.PRECISIONS`.
         options: how TensorRT engines are built; None: for batches up to 4 and the run's longest text.
         progress: told one line of what is being done.
 
-    An engine of TensorRT that cannot be built here is pending in the bundle (`tmi.export.plans.pending`).
+    An engine of TensorRT that cannot be built here is pending in the bundle (`tmi.export.tensorrt.engines.pending`).
 
     Raises:
         UsageError: no such run, an unfinished one, an unknown artefact, or something is at `out`.

@@ -12,7 +12,7 @@ from tmi.export.plan_options import Hardware, Level, MaxBatch, PlanWeights, Targ
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tmi.export.trt_builder import BuildOptions
+    from tmi.export.tensorrt.builder import BuildOptions
     from tmi.runtime.bundle.reader import Bundle
 
 
@@ -123,7 +123,7 @@ def export(
         raise
     print_bundle(bundle)
     if plans:
-        from tmi.export.plans import require_complete
+        from tmi.export.tensorrt.engines import require_complete
 
         require_complete(bundle)
 

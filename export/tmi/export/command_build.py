@@ -42,8 +42,8 @@ def build(
     """
     from tmi.export.bundle_builder import build_bundle
     from tmi.export.plan_options import build_options
-    from tmi.export.plans import pending
     from tmi.export.tables import print_failures, print_plans
+    from tmi.export.tensorrt.engines import pending
     from tmi.runtime.bundle.check_result import ParityError
     from tmi.runtime.bundle.reader import open_bundle
     from tmi.toolkit.config.project import default_bundle, load_project

@@ -12,7 +12,7 @@ from tmi.toolkit.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tmi.export.trt_builder import BuildOptions
+    from tmi.export.tensorrt.builder import BuildOptions
 
 DEFAULT_TARGET = "sm80"
 """A100: what a TensorRT-RTX plan is built for where there is no GPU to take it from."""
@@ -67,8 +67,8 @@ def build_options(
     Raises:
         UsageError: an unknown value, or a target for an engine that has none.
     """
-    from tmi.export.plans import require_target
-    from tmi.export.trt_builder import BuildOptions
+    from tmi.export.tensorrt.builder import BuildOptions
+    from tmi.export.tensorrt.engines import require_target
     from tmi.runtime.engines.nvidia_driver import find_gpu
 
     for value, known, name in ((hardware, HARDWARE, "--hardware-compatibility"), (weights, WEIGHTS, "--plan-weights")):

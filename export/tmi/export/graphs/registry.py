@@ -65,7 +65,7 @@ EXPORTERS: Mapping[str, ExporterSpec] = MappingProxyType(
             extra="trt",
             packages=GRAPHS,
             engines=("trt",),
-            plan="tmi.export.trt_builder:build_plan",
+            plan="tmi.export.tensorrt.builder:build_plan",
             builds_with="tensorrt",
         ),
         "trt-rtx": ExporterSpec(
@@ -74,7 +74,7 @@ EXPORTERS: Mapping[str, ExporterSpec] = MappingProxyType(
             extra="trt-rtx",
             packages=GRAPHS,
             engines=("trt-rtx",),
-            plan="tmi.export.trt_builder:build_plan",
+            plan="tmi.export.tensorrt.builder:build_plan",
             builds_with="tensorrt_rtx",
         ),
         "torch-trt": ExporterSpec(
@@ -83,7 +83,7 @@ EXPORTERS: Mapping[str, ExporterSpec] = MappingProxyType(
             extra="trt",
             packages=GRAPHS,
             engines=("torch-trt",),
-            plan="tmi.export.torch_trt_export:build_torch_trt",
+            plan="tmi.export.tensorrt.torch_tensorrt:build_torch_trt",
             builds_with="torch_tensorrt",
         ),
     }

@@ -62,7 +62,7 @@ float32 rounds to 2^-24, so 2^-14 leaves room for a thousand roundings in one di
 
 float16 and tf32 have 2^5 times their own rounding: the emulation of a hundred layers shows 2^-10, and a GPU sums in an
 order that a CPU cannot know. bfloat16 has 2^3 times its own, because the processor that answers is the one that is
-judged. Weights rounded more coarsely are the audit's to find (`tmi.export.typed_graphs`).
+judged. Weights rounded more coarsely are the audit's to find (`tmi.export.tensorrt.typed_graphs`).
 """
 
 

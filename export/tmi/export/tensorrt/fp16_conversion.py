@@ -4,7 +4,7 @@ Every floating-point node computes in FP16 but those that are kept in float32:
 
 - operators whose sums or exponentials leave FP16's range or resolution (`FLOAT32_OPS`);
 - nodes with a weight beyond 65,504, which FP16 cannot hold;
-- nodes named by the caller (`tmi.export.precision_search`).
+- nodes named by the caller (`tmi.export.tensorrt.mixed_precision_search`).
 
 The graph's inputs and outputs keep their types, so an engine's contract does not change. Weights keep their names and
 are rounded to nearest. Between two neighbours that stay in float32 nothing passes through FP16.

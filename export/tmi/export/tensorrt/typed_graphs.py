@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from tmi.export.checks.onnx_summary import read_facts
 from tmi.export.checks.validation_set import Trial, judge_real_cases, write_evidence
-from tmi.export.fp16_emulation import EmulationEngine, Extreme
-from tmi.export.fp16_onnx import LARGEST, save, to_fp16
-from tmi.export.precision_search import Choice, Question, search
+from tmi.export.tensorrt.fp16_conversion import LARGEST, save, to_fp16
+from tmi.export.tensorrt.fp16_simulation import EmulationEngine, Extreme
+from tmi.export.tensorrt.mixed_precision_search import Choice, Question, search
 from tmi.runtime.bundle.check_result import GateRecord
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle

@@ -16,7 +16,7 @@ from typing import Any
 
 from tmi.export.checks.validation_set import Trial, judge_real_cases, write_evidence
 from tmi.export.graphs.registry import EXPORTERS, load
-from tmi.export.trt_builder import TARGETS, BuildOptions, Plan, build_plan
+from tmi.export.tensorrt.builder import TARGETS, BuildOptions, Plan, build_plan
 from tmi.runtime.bundle.check_result import GateRecord
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle

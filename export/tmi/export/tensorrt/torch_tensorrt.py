@@ -2,7 +2,7 @@
 
 What torch-tensorrt converts is kept as a bare TensorRT plan and run by `tmi.runtime.engines.tensorrt` like any other: its own
 container would have to be unpickled by whoever loads it. FP16 is torch's autocast, so which operators stay in float32
-is torch's list and not the one of `tmi.export.fp16_onnx`; the gates judge what comes out.
+is torch's list and not the one of `tmi.export.tensorrt.fp16_conversion`; the gates judge what comes out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tmi.export.graphs.partition import FusionOfFolds, example_inputs
 from tmi.export.graphs.registry import EXPORTERS
-from tmi.export.trt_builder import BuildOptions, shape_ranges
+from tmi.export.tensorrt.builder import BuildOptions, shape_ranges
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.eager import EagerEngine

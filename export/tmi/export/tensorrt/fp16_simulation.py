@@ -28,7 +28,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
-from tmi.export.fp16_onnx import HALF, SINGLE, read_typed
+from tmi.export.tensorrt.fp16_conversion import HALF, SINGLE, read_typed
 from tmi.runtime.bundle.manifest import GraphSpec
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.graph_engine import GraphEngine

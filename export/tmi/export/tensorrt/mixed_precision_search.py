@@ -2,7 +2,7 @@
 
 The ladder, one rung after another until the parity budget holds on every trial:
 
-1. FP16 wherever it is safe by operator and weight (`tmi.export.fp16_onnx`).
+1. FP16 wherever it is safe by operator and weight (`tmi.export.tensorrt.fp16_conversion`).
 2. Nodes that overflow in FP16 go to float32, and the readers of a value that FP16 cannot hold go with them: first the
    node that overflows first, then again, until every tensor is finite.
 3. If the answer is still too far from eager float32: the nodes are cut into stretches, each stretch is run in FP16
@@ -11,7 +11,7 @@ The ladder, one rung after another until the parity budget holds on every trial:
 4. TF32, called so, where more than half of the convolutions and matrix products had to leave FP16.
 5. float32.
 
-Everything is measured by the emulation of `tmi.export.fp16_emulation`.
+Everything is measured by the emulation of `tmi.export.tensorrt.fp16_simulation`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.export.fp16_emulation import PRODUCTS, Emulation, Extreme, emulate_fp16, emulate_tf32, emulation_session
-from tmi.export.fp16_emulation import run_emulation as run
-from tmi.export.fp16_onnx import float_nodes, read_typed, to_fp16, unsafe_nodes
+from tmi.export.tensorrt.fp16_conversion import float_nodes, read_typed, to_fp16, unsafe_nodes
+from tmi.export.tensorrt.fp16_simulation import (
+    PRODUCTS,
+    Emulation,
+    Extreme,
+    emulate_fp16,
+    emulate_tf32,
+    emulation_session,
+)
+from tmi.export.tensorrt.fp16_simulation import run_emulation as run
 from tmi.runtime.engines.precision import FLOAT16, FLOAT32, TF32
 from tmi.runtime.verification.parity import relative_error
 
