@@ -64,7 +64,7 @@ def bundle(size: Size, *, folds: int, kept: Path = KEPT) -> Path:
     if _opens(folder):
         return folder
     from factories.random_run import write_random_run
-    from tmi.export.bundle_writer import export_run
+    from tmi.export.bundle.writer import export_run
 
     run = folder.with_name(folder.name + "-run")
     for stale in (run, folder):
@@ -84,7 +84,7 @@ def gpu_bundle(size: Size, engine: str, *, kept: Path = KEPT) -> Path:
     if _opens(folder):
         return folder
     from factories.random_run import write_random_run
-    from tmi.export.bundle_writer import export_run
+    from tmi.export.bundle.writer import export_run
     from tmi.export.tensorrt.builder import BuildOptions
     from tmi.runtime.engines.nvidia_driver import find_gpu
 

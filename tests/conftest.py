@@ -62,7 +62,7 @@ def random_run(tmp_path_factory: pytest.TempPathFactory, micro_config: Config) -
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, random_run: Path) -> Path:
     """The random run exported for every engine; read only."""
-    from tmi.export.bundle_writer import export_run
+    from tmi.export.bundle.writer import export_run
 
     folder = tmp_path_factory.mktemp("bundles") / "bundle"
     export_run(random_run, folder, artefacts=("onnx", "torchscript"))
@@ -88,7 +88,7 @@ def nano_run(tmp_path_factory: pytest.TempPathFactory, nano_config: Config) -> P
 @pytest.fixture(scope="session")
 def nano_bundle(tmp_path_factory: pytest.TempPathFactory, nano_run: Path) -> Path:
     """That run exported as ONNX and TorchScript; read only."""
-    from tmi.export.bundle_writer import export_run
+    from tmi.export.bundle.writer import export_run
 
     folder = tmp_path_factory.mktemp("nano") / "bundle"
     export_run(nano_run, folder, artefacts=("onnx", "torchscript"))

@@ -29,7 +29,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shared_workbench(tmp_path_factory: pytest.TempPathFactory, nano_run: Path, nano_bundle: Path) -> Workbench:
     """Everything that faults need, but a folder of their own."""
-    from tmi.export.bundle_writer import export_run
+    from tmi.export.bundle.writer import export_run
 
     folder = tmp_path_factory.mktemp("workbench")
     other_run = write_random_run(folder / "other-run", nano(), folds=2, seed=6)

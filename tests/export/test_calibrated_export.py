@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from factories.nano import nano
 from factories.random_run import write_random_run
 from factories.traced_once import traced_once
-from tmi.export.bundle_writer import export_run
+from tmi.export.bundle.writer import export_run
 from tmi.export.checks.eager_reference import eager_reference
 from tmi.export.graphs.partition import FoldModels, calibrated_weights, cut_run
 from tmi.runtime.bundle.reader import open_bundle

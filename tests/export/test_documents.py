@@ -15,9 +15,9 @@ from safetensors.numpy import load_file
 from factories.cases import write_case
 from factories.random_run import write_random_run
 from factories.tmi_command import tmi
-from tmi.export.bundle_writer import export_run
-from tmi.export.model_card import class_counts, model_card, tellable
-from tmi.export.sbom import sbom
+from tmi.export.bundle.model_card import class_counts, model_card, tellable
+from tmi.export.bundle.sbom import sbom
+from tmi.export.bundle.writer import export_run
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.verification.parity import Outputs, relative_error

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from factories.honest_rebuilds import QUICK, Rebuild
 from factories.random_run import write_random_run
-from tmi.export.bundle_writer import export_run
+from tmi.export.bundle.writer import export_run
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engines.registry import open_engine
 from tmi.runtime.verification.golden_inputs import golden_of

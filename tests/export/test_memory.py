@@ -8,8 +8,8 @@ import torch
 
 from factories.tmi_command import tmi
 from factories.traced_once import traced_once
-from tmi.export import bundle_writer
-from tmi.export.memory import named_out_of_memory
+from tmi.export.bundle import writer as bundle_writer
+from tmi.export.bundle.out_of_memory import named_out_of_memory
 from tmi.runtime.engines.onnxruntime import OnnxEngine
 from tmi.toolkit.errors import UnavailableError
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from factories.planted_fault import plant, with_forward
 from factories.tmi_command import tmi
-from tmi.export.bundle_writer import export_run
+from tmi.export.bundle.writer import export_run
 from tmi.export.checks.acceptance import audit_fold_files
 from tmi.runtime.bundle.check_result import GateRecord, ParityError
 from tmi.runtime.bundle.manifest import GraphSpec

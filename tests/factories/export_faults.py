@@ -78,7 +78,7 @@ def _fold_files(pattern: str) -> Plant:
     """Every fold gets the file of the first."""
 
     def run(bench: Workbench, patch: pytest.MonkeyPatch) -> Outcome:
-        from tmi.export import bundle_writer
+        from tmi.export.bundle import writer as bundle_writer
 
         copy = bundle_writer._Export._copy
 

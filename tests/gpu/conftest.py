@@ -26,7 +26,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path):
     """Engine name -> a bundle with its FP16 plans, built on this GPU once and judged while it is built."""
-    from tmi.export.bundle_writer import export_run
+    from tmi.export.bundle.writer import export_run
     from tmi.export.tensorrt.builder import BuildOptions
 
     made: dict[str, Path] = {}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tmi.export.bundle_builder import build_bundle
+from tmi.export.bundle.engine_builder import build_bundle
 from tmi.export.tensorrt.builder import BuildOptions
 from tmi.runtime.bundle.manifest import GOLDEN_FILE
 from tmi.runtime.bundle.reader import Bundle, open_bundle

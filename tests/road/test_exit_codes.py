@@ -63,7 +63,7 @@ def parity(place, patch) -> Outcome:
     def failing(*_: object, **__: object) -> None:
         raise ParityError("the bundle was not written", fix="look at the table", records=[record])
 
-    patch.setattr("tmi.export.bundle_writer.export_run", failing)
+    patch.setattr("tmi.export.bundle.writer.export_run", failing)
     return tmi("export", place["tmp"] / "run", "--engine", "onnx", "--out", place["tmp"] / "bundle")
 
 

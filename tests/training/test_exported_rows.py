@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from factories.nano import nano
 from factories.small_comparison import Comparison
 from factories.tmi_command import tmi
-from tmi.export.bundle_writer import export_run
+from tmi.export.bundle.writer import export_run
 from tmi.export.graphs import partition as fold_graphs
 from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.reader import Bundle, open_bundle

@@ -143,7 +143,7 @@ def _export(
     from rich.console import Console
 
     with Console(stderr=True).status("loading torch") as status:
-        from tmi.export.bundle_writer import export_run
+        from tmi.export.bundle.writer import export_run
 
         return export_run(
             run,

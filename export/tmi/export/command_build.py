@@ -40,7 +40,7 @@ def build(
         tmi build ./bundle
         tmi build ./bundle --engine trt-rtx --target sm86
     """
-    from tmi.export.bundle_builder import build_bundle
+    from tmi.export.bundle.engine_builder import build_bundle
     from tmi.export.plan_options import build_options
     from tmi.export.tables import print_failures, print_plans
     from tmi.export.tensorrt.engines import pending

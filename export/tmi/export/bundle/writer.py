@@ -17,6 +17,9 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file as save_tensors
 from torch import nn
 
+from tmi.export.bundle.model_card import class_counts, model_card, tellable
+from tmi.export.bundle.out_of_memory import named_out_of_memory
+from tmi.export.bundle.sbom import sbom
 from tmi.export.checks.acceptance import (
     Progress,
     audit_file,
@@ -36,9 +39,6 @@ from tmi.export.checks.weight_audit import epsilons
 from tmi.export.graphs.partition import Cut, FoldModels, State, cut_run, example_inputs, graph_spec
 from tmi.export.graphs.registry import EXPORTERS, load, require_exporter
 from tmi.export.graphs.requirements import require_exportable
-from tmi.export.memory import named_out_of_memory
-from tmi.export.model_card import class_counts, model_card, tellable
-from tmi.export.sbom import sbom
 from tmi.export.tensorrt.builder import BuildOptions
 from tmi.export.tensorrt.engines import PLANS, PlanRequest, add_plans
 from tmi.export.tensorrt.typed_graphs import add_typed_graphs, require_precision

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tmi.export.bundle.model_card import model_card
+from tmi.export.bundle.out_of_memory import named_out_of_memory
+from tmi.export.bundle.sbom import sbom
 from tmi.export.checks.validation_set import Trial
-from tmi.export.memory import named_out_of_memory
-from tmi.export.model_card import model_card
-from tmi.export.sbom import sbom
 from tmi.export.tensorrt.builder import BuildOptions
 from tmi.export.tensorrt.engines import PLANS, TYPED, PlanRequest, add_plans, obstacle, pending
 from tmi.runtime.bundle.check_result import require_passed
