@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tmi.export.plan_options import Hardware, Level, MaxBatch, PlanWeights, Target, TimingCache, Workspace
+from tmi.export.cli.tensorrt_options import Hardware, Level, MaxBatch, PlanWeights, Target, TimingCache, Workspace
 
 
 def build(
@@ -41,8 +41,8 @@ def build(
         tmi build ./bundle --engine trt-rtx --target sm86
     """
     from tmi.export.bundle.engine_builder import build_bundle
-    from tmi.export.plan_options import build_options
-    from tmi.export.tables import print_failures, print_plans
+    from tmi.export.cli.tables import print_failures, print_plans
+    from tmi.export.cli.tensorrt_options import build_options
     from tmi.export.tensorrt.engines import pending
     from tmi.runtime.bundle.check_result import ParityError
     from tmi.runtime.bundle.reader import open_bundle

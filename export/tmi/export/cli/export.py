@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tmi.export.plan_options import Hardware, Level, MaxBatch, PlanWeights, Target, TimingCache, Workspace
+from tmi.export.cli.tensorrt_options import Hardware, Level, MaxBatch, PlanWeights, Target, TimingCache, Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,9 +70,9 @@ def export(
         tmi export ./runs/2026-01-31-tiny --engine onnx --engine torchscript --out ./bundle
         tmi export --engine trt-rtx --precision auto --target sm80
     """
+    from tmi.export.cli.tables import print_bundle, print_failures
+    from tmi.export.cli.tensorrt_options import build_options
     from tmi.export.graphs.registry import exporter_spec, require_exporter
-    from tmi.export.plan_options import build_options
-    from tmi.export.tables import print_bundle, print_failures
     from tmi.runtime.bundle.check_result import ParityError
     from tmi.toolkit.config.project import PROJECT_FILE, load_project, newest_finished_run
     from tmi.toolkit.errors import UsageError
