@@ -28,8 +28,8 @@ from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.run_folder import FoldFolder
 from tmi.training.fold_training import train_fold
 from tmi.training.freezing import frozen_parts
-from tmi.training.systems import estimator_arrays
-from tmi.training.systems.build import build_network, encoders, loss_function, make
+from tmi.training.systems import sklearn_arrays as estimator_arrays
+from tmi.training.systems.factory import build_network, encoders, loss_function, make
 from tmi.training.systems.radiomics_pipeline import LassoSelection, fit
 from tmi.training.systems.registry import SYSTEMS, encoder_names, system
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tmi.training.systems.build import encoders
+from tmi.training.systems.factory import encoders
 
 
 def checkpointable(network: nn.Module) -> list[nn.Module]:

@@ -18,9 +18,9 @@ from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.training.cohort_arrays import CohortArrays
 from tmi.training.fold_data import FoldData
 from tmi.training.fold_predictions import Predictions
-from tmi.training.systems.build import build_network
-from tmi.training.systems.estimator_arrays import Arrays, load, probability
+from tmi.training.systems.factory import build_network
 from tmi.training.systems.registry import system
+from tmi.training.systems.sklearn_arrays import Arrays, load, probability
 
 SMALLEST = 1e-9
 """A forest can be certain; its logit may not be infinite."""

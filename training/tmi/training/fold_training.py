@@ -30,7 +30,7 @@ from tmi.training.memory import GIB, out_of_memory, plan_memory
 from tmi.training.module import FoldModule
 from tmi.training.pretrained.initial_weights import InitialWeights
 from tmi.training.running import Running
-from tmi.training.systems.build import encoders
+from tmi.training.systems.factory import encoders
 from tmi.training.systems.registry import system
 from tmi.training.tracking import loggers
 from tmi.training.trainer import make_trainer

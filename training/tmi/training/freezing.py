@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
-from tmi.training.systems.build import encoders
+from tmi.training.systems.factory import encoders
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 """Of a ResNet, in the order they run."""

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tmi.toolkit.config.schema import Config
 from tmi.training.activation_checkpointing import checkpointable
 from tmi.training.freezing import cacheable, frozen_parts, hold_still
-from tmi.training.systems.build import encoders, loss_function, make
+from tmi.training.systems.factory import encoders, loss_function, make
 
 GIB = 2**30
 

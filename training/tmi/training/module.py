@@ -13,7 +13,7 @@ from tmi.training.activation_checkpointing import checkpoint_activations
 from tmi.training.fold_data import Batch
 from tmi.training.freezing import frozen_parts, hold_still
 from tmi.training.global_batch import whole_batch
-from tmi.training.systems.build import build_network, loss_function
+from tmi.training.systems.factory import build_network, loss_function
 
 
 class FoldModule(lightning.LightningModule):

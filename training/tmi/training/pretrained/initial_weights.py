@@ -18,7 +18,7 @@ from tmi.training.pretrained.pretraining_record import require_taught, what_it_w
 from tmi.training.pretrained.text_weights import bert_settings, bert_tokenizer, read_text_weights
 from tmi.training.pretrained.weight_file import read_weights
 from tmi.training.pretrained.weight_report import WeightReport
-from tmi.training.systems.build import encoders
+from tmi.training.systems.factory import encoders
 
 MEDICALNET_FIELDS = ("network.ct_encoder.stem_stride_DHW", "network.ct_encoder.dilation")
 

@@ -19,8 +19,8 @@ from tmi.training.cohort_arrays import CohortArrays
 from tmi.training.fold_answers import estimator_answers, estimator_features
 from tmi.training.fold_data import FoldData
 from tmi.training.fold_report import write_fold_report
-from tmi.training.systems import estimator_arrays
-from tmi.training.systems.build import make
+from tmi.training.systems import sklearn_arrays as estimator_arrays
+from tmi.training.systems.factory import make
 from tmi.training.systems.radiomics_pipeline import fit
 
 HISTORY = "epoch,train_loss,validation_loss,validation_roc_auc,validation_balanced_accuracy,picked\n"
