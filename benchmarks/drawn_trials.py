@@ -19,7 +19,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from tmi.toolkit.clinical.schema import Field, Schema, load_schema
-from tmi.training.reading.drawn_records import value_at
+from tmi.training.text_pretraining.synthetic_records import value_at
 
 CASES, BAD, STEEPNESS = 417, 0.125, 2.0
 

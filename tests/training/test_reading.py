@@ -20,10 +20,10 @@ from tmi.toolkit.config.schema import ClinicalConfig, Config, TextEncoderConfig
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.models.encoders.bert import TextEncoder
 from tmi.training.pretrained.initial_weights import settle
-from tmi.training.reading.drawn_records import draw, records, value_at
-from tmi.training.reading.encoder_folder import write_encoder
-from tmi.training.reading.learning import Lesson, Taught, teach
-from tmi.training.reading.reading_targets import columns, targets
+from tmi.training.text_pretraining.checkpoint import write_encoder
+from tmi.training.text_pretraining.pretraining import Lesson, Taught, teach
+from tmi.training.text_pretraining.synthetic_records import draw, records, value_at
+from tmi.training.text_pretraining.targets import columns, targets
 
 SHORT = {
     "schema": "tmi-clinical-schema/1",

@@ -55,8 +55,8 @@ def pretrain_text(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from tmi.training.pretrained.pretraining_record import READING_FILE
-    from tmi.training.reading.encoder_folder import write_encoder
-    from tmi.training.reading.learning import Lesson, teach
+    from tmi.training.text_pretraining.checkpoint import write_encoder
+    from tmi.training.text_pretraining.pretraining import Lesson, teach
 
     if out.is_dir() and any(out.iterdir()) and not (out / READING_FILE).is_file():
         raise UsageError(

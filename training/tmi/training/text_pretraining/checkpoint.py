@@ -18,7 +18,7 @@ from tmi.toolkit.storage.hashing import sha256_file
 from tmi.toolkit.storage.serialization import to_json
 from tmi.training.pretrained.pretraining_record import FORM, READING_FILE, VOCABULARY, WEIGHTS
 from tmi.training.pretrained.text_weights import FIXED, SIZES
-from tmi.training.reading.learning import Lesson, Taught
+from tmi.training.text_pretraining.pretraining import Lesson, Taught
 
 
 def write_encoder(folder: Path, taught: Taught, schema: Schema, lesson: Lesson) -> None:

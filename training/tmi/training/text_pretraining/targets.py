@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tmi.toolkit.clinical.schema import Schema
-from tmi.training.reading.drawn_records import USUALLY_MISSING, Drawn
+from tmi.training.text_pretraining.synthetic_records import USUALLY_MISSING, Drawn
 
 PRESENCE_WEIGHT = 0.1
 """Weight of knowing that a field is there, beside 1 for a number."""

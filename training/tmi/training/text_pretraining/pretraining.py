@@ -30,8 +30,8 @@ from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import TextEncoderConfig
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.models.encoders.bert import TextEncoder
-from tmi.training.reading.drawn_records import Drawn, draw, records
-from tmi.training.reading.reading_targets import columns, targets
+from tmi.training.text_pretraining.synthetic_records import Drawn, draw, records
+from tmi.training.text_pretraining.targets import columns, targets
 
 CHARACTERS = " ".join(map(chr, range(33, 127)))
 """In the vocabulary whatever the schema, so that a report in free text has no unknown token."""
