@@ -78,7 +78,7 @@ def batch_of(cases: int, shape_DHW: tuple[int, int, int], tokens: int) -> Any:
     """A batch of noise; the labels alternate."""
     import torch
 
-    from tmi.training.fold_data import Batch
+    from tmi.training.data.fold_dataset import Batch
 
     ids = torch.ones((cases, tokens), dtype=torch.int64)
     return Batch(

@@ -10,7 +10,7 @@ import numpy as np
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.schema import N_RADIOMICS
 from tmi.toolkit.run_folder import FoldSplit
-from tmi.training.cohort_arrays import CohortArrays
+from tmi.training.data.dataset import CohortArrays
 
 IDS = tuple(f"C{i:02d}" for i in range(26))
 SPLIT = FoldSplit(fold=1, train=IDS[:14], validation=IDS[14:20], test=IDS[20:])

@@ -10,7 +10,7 @@ import numpy as np
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
-from tmi.training.cohort_arrays import CohortArrays
+from tmi.training.data.dataset import CohortArrays
 
 IDS = tuple(f"C{i:02d}" for i in range(13))
 SPLIT = FoldSplit(fold=1, train=IDS[:5], validation=IDS[5:9], test=IDS[9:])

@@ -21,9 +21,9 @@ from tmi.toolkit.run_folder import RunFolder
 from tmi.training import cross_validation, fold_report
 from tmi.training.audit_cohort import COHORT_CHECKS
 from tmi.training.calibration import Calibration
-from tmi.training.duplicate_images import same_images
+from tmi.training.data.duplicate_images import same_images
+from tmi.training.data.fold_dataset import FoldData
 from tmi.training.epoch_end import EpochEnd
-from tmi.training.fold_data import FoldData
 
 OPTIONS = ["--preset", "tiny", "--folds", "2", "--epochs", "3", "--accelerator", "cpu"]
 SMALL = [

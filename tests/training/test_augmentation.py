@@ -14,8 +14,8 @@ from factories.small_fold import SPLIT, make_arrays, small_config, train_small
 from tmi.toolkit.config.presets import PRESETS
 from tmi.toolkit.config.schema import AugmentationConfig, Config
 from tmi.toolkit.errors import UsageError
-from tmi.training.augmentation import Change, apply, sample
-from tmi.training.fold_data import EpochBatches, FoldData
+from tmi.training.data.augmentation import Change, apply, sample
+from tmi.training.data.fold_dataset import EpochBatches, FoldData
 
 STILL = Change(shift_d=0, shift_h=0, shift_w=0, rotation_degrees=0, scale=0, offset=0, noise=0, noise_seed=0)
 ALL = AugmentationConfig(shift_voxels_DHW=(1.0, 2.0, 2.0), rotation_degrees=10.0, noise=0.05, scale=0.1, offset=0.05)

@@ -26,8 +26,8 @@ from factories.cases import write_cohort
 from factories.small_fold import SPLIT, make_arrays, small_config, train_small
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
+from tmi.training.data.fold_dataset import EpochBatches, FoldData
 from tmi.training.distributed import packed, unpacked
-from tmi.training.fold_data import EpochBatches, FoldData
 from tmi.training.losses.total import total_loss
 from tmi.training.running import Running
 

@@ -21,9 +21,9 @@ from tmi.toolkit.models.tmi_clnet.model import build
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldFolder
 from tmi.training.calibration import calibrate
-from tmi.training.cohort_arrays import CohortArrays
+from tmi.training.data.dataset import CohortArrays
+from tmi.training.data.fold_dataset import EpochBatches, FoldData
 from tmi.training.fold_answers import predict_logits
-from tmi.training.fold_data import EpochBatches, FoldData
 from tmi.training.fold_predictions import read_predictions
 from tmi.training.metrics import binary_metrics
 from tmi.training.module import FoldModule

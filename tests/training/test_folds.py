@@ -11,7 +11,7 @@ import pytest
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.schema import TrainConfig
 from tmi.toolkit.errors import UsageError
-from tmi.training.folds import make_folds
+from tmi.training.data.splits import make_folds
 
 
 def cohort(patients: int, *, bad: float = 0.4, seed: int = 0, repeats: bool = True) -> list[Case]:

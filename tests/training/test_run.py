@@ -175,7 +175,7 @@ def test_a_cohort_whose_every_case_is_refused_is_refused_and_not_called_too_smal
 
 def test_a_file_that_may_not_be_read_does_not_stop_the_fingerprint(cohort, monkeypatch):
     from tmi.toolkit.cases.case import open_cohort
-    from tmi.training import cohort_arrays
+    from tmi.training.data import dataset as cohort_arrays
 
     whole, plain = cohort_arrays.fingerprint(open_cohort(cohort)), cohort_arrays.sha256_file
     denied = open_cohort(cohort).cases[0].ct

@@ -63,7 +63,7 @@ def test_the_loss_is_computed_in_float32_whatever_the_precision(config, monkeypa
     monkeypatch.setattr(
         module, "loss_function", lambda output, *more: seen.extend(t.dtype for t in output) or real(output, *more)
     )
-    from tmi.training.fold_data import FoldData
+    from tmi.training.data.fold_dataset import FoldData
 
     batch = FoldData(make_arrays(), _split(), config, tokenizer=None).batch(_split().train)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -101,7 +101,7 @@ from dataclasses import replace
 from tmi.toolkit.storage.serialization import from_json
 from tmi.toolkit.config.schema import Config
 from tmi.training.module import FoldModule
-from tmi.training.fold_data import Batch
+from tmi.training.data.fold_dataset import Batch
 torch.set_num_threads(1)
 config = from_json(Config, json.loads(sys.argv[1]))
 def peak():

@@ -17,8 +17,8 @@ from tmi.toolkit.errors import UsageError
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldSplit, RunFolder
 from tmi.training.audit import Answer
-from tmi.training.cohort_arrays import CohortArrays, fingerprint
-from tmi.training.duplicate_images import same_images
+from tmi.training.data.dataset import CohortArrays, fingerprint
+from tmi.training.data.duplicate_images import same_images
 from tmi.training.fold_predictions import Predictions, read_predictions
 
 PROBABILITY_TOLERANCE = 2e-3

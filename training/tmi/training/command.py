@@ -176,8 +176,8 @@ def _run(
 
     from tmi.toolkit.preprocessing.cache import PreparedCache
     from tmi.training.cross_validation import cross_validate
+    from tmi.training.data.vocabulary import read_vocabulary
     from tmi.training.run_bars import RunBars
-    from tmi.training.vocabulary import read_vocabulary
 
     given = None if start is None else start.tokenizer
     tokenizer = given if vocab is None else read_vocabulary(vocab)

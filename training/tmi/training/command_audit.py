@@ -61,7 +61,7 @@ def _of_cohort(run: RunFolder, given: Path | None, mask_label: int | None, *, as
     """What the cohort proves; `not checked` where none is named and the project's is none or another."""
     from tmi.toolkit.preprocessing.cache import PreparedCache
     from tmi.training.audit_cohort import audit_cohort, not_checked, require_same_cohort, scratch_store
-    from tmi.training.cohort_arrays import prepare_cohort
+    from tmi.training.data.dataset import prepare_cohort
 
     folder = given or load_project().path("cohort")
     if given is None and not is_cohort(folder):

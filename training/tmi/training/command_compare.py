@@ -149,8 +149,8 @@ def _train(
 
     from tmi.toolkit.preprocessing.cache import PreparedCache
     from tmi.training.comparison.runner import train_all
+    from tmi.training.data.vocabulary import read_vocabulary
     from tmi.training.run_bars import RunBars
-    from tmi.training.vocabulary import read_vocabulary
 
     given = None if start is None else start.tokenizer
     tokenizer = given if vocab is None else read_vocabulary(vocab)

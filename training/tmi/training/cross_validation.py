@@ -20,8 +20,8 @@ from tmi.toolkit.run_folder import FoldFolder, FoldSplit, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json, write_json
 from tmi.toolkit.storage.serialization import to_json
 from tmi.toolkit.synthetic.cohort import is_synthetic
-from tmi.training.cohort_arrays import CohortArrays, fingerprint, prepare_cohort
-from tmi.training.folds import make_folds
+from tmi.training.data.dataset import CohortArrays, fingerprint, prepare_cohort
+from tmi.training.data.splits import make_folds
 from tmi.training.running import Running
 from tmi.training.summary import write_summary
 

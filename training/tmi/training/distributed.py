@@ -17,7 +17,7 @@ import numpy as np
 import torch.multiprocessing
 from torch import distributed as dist
 
-from tmi.training.cohort_arrays import CohortArrays
+from tmi.training.data.dataset import CohortArrays
 from tmi.training.running import Running
 
 TOLD = ("LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -26,8 +26,8 @@ from torch.nn.functional import cross_entropy
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.run_folder import FoldFolder
 from tmi.toolkit.storage.atomic_files import write_text
+from tmi.training.data.fold_dataset import FoldData
 from tmi.training.fold_answers import positive_probability, predict_logits
-from tmi.training.fold_data import FoldData
 from tmi.training.metrics import binary_metrics
 from tmi.training.module import FoldModule
 from tmi.training.tracking import tell

@@ -15,8 +15,8 @@ from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.models.weights import restore
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
-from tmi.training.cohort_arrays import CohortArrays
-from tmi.training.fold_data import FoldData
+from tmi.training.data.dataset import CohortArrays
+from tmi.training.data.fold_dataset import FoldData
 from tmi.training.fold_predictions import Predictions
 from tmi.training.systems.factory import build_network
 from tmi.training.systems.registry import system

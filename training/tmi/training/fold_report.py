@@ -10,7 +10,7 @@ from tmi.toolkit.run_folder import FoldFolder
 from tmi.toolkit.storage.atomic_files import write_json
 from tmi.toolkit.storage.serialization import to_json
 from tmi.training.calibration import Calibration, calibrate, is_calibrated
-from tmi.training.fold_data import FoldData
+from tmi.training.data.fold_dataset import FoldData
 from tmi.training.fold_predictions import Predictions, write_predictions
 
 

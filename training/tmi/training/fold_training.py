@@ -18,12 +18,12 @@ from tmi.toolkit.compute.quiet import Ignored, quiet
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
-from tmi.training.augmentation import write_changes
-from tmi.training.cohort_arrays import CohortArrays
+from tmi.training.data.augmentation import write_changes
+from tmi.training.data.dataset import CohortArrays
+from tmi.training.data.fold_dataset import EpochBatches, FoldData
 from tmi.training.distributed import Mapped, packed, ranks, unpacked
 from tmi.training.epoch_end import EpochEnd
 from tmi.training.fold_answers import answers_of, saved_network
-from tmi.training.fold_data import EpochBatches, FoldData
 from tmi.training.fold_report import write_fold_report
 from tmi.training.freezing import FrozenFeatures, cacheable, pass_features_through, weights_key
 from tmi.training.memory import GIB, out_of_memory, plan_memory

@@ -26,7 +26,7 @@ from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import TmiError, UnavailableError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
-from tmi.training.cohort_arrays import CohortArrays
+from tmi.training.data.dataset import CohortArrays
 from tmi.training.distributed import Mapped, packed, unpacked
 from tmi.training.fold_training import Report, train_fold
 from tmi.training.running import Running

@@ -14,9 +14,9 @@ from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.errors import DamagedError, InputRefusedError, TmiError, UsageError
 from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder
-from tmi.training.cohort_arrays import fingerprint
 from tmi.training.comparison.plan import Plan, PlannedRun
 from tmi.training.cross_validation import Watcher, cross_validate, require_same_start
+from tmi.training.data.dataset import fingerprint
 from tmi.training.running import Running
 
 if TYPE_CHECKING:

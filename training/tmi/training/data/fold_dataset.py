@@ -18,8 +18,8 @@ from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldSplit
-from tmi.training.augmentation import Change, apply, sample
-from tmi.training.cohort_arrays import CohortArrays
+from tmi.training.data.augmentation import Change, apply, sample
+from tmi.training.data.dataset import CohortArrays
 
 
 @dataclass(frozen=True, kw_only=True)
