@@ -18,12 +18,13 @@ from factories.tmi_command import Outcome, tmi
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import RunFolder
-from tmi.training import cross_validation, fold_report
+from tmi.training import cross_validation
 from tmi.training.audit_cohort import COHORT_CHECKS
-from tmi.training.calibration import Calibration
 from tmi.training.data.duplicate_images import same_images
 from tmi.training.data.fold_dataset import FoldData
 from tmi.training.epoch_end import EpochEnd
+from tmi.training.evaluation import fold_report
+from tmi.training.evaluation.calibration import Calibration
 
 OPTIONS = ["--preset", "tiny", "--folds", "2", "--epochs", "3", "--accelerator", "cpu"]
 SMALL = [

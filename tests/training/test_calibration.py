@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import brentq
 
 from tmi.toolkit.config.presets import released, tiny
-from tmi.training.calibration import (
+from tmi.training.evaluation.calibration import (
     Calibration,
     calibrate,
     calibration_figures,
@@ -16,7 +16,7 @@ from tmi.training.calibration import (
     is_calibrated,
     positive,
 )
-from tmi.training.fold_predictions import Predictions, read_predictions, write_predictions
+from tmi.training.evaluation.prediction_tables import Predictions, read_predictions, write_predictions
 
 
 def made(count: int, *, stretched: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

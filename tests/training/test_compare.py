@@ -29,7 +29,7 @@ from tmi.toolkit.errors import UsageError
 from tmi.toolkit.run_folder import RunFolder
 from tmi.training.comparison.paper_tables import OURS, PAPER_METRICS, TABLES
 from tmi.training.comparison.plan import chosen_tables, make_plan
-from tmi.training.metrics import METRICS
+from tmi.training.evaluation.metrics import METRICS
 from tmi.training.systems import sklearn_arrays as estimator_arrays
 from tmi.training.systems.factory import build_network
 from tmi.training.systems.registry import SYSTEMS

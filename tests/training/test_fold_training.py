@@ -20,12 +20,12 @@ from tmi.toolkit.errors import UsageError
 from tmi.toolkit.models.tmi_clnet.model import build
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldFolder
-from tmi.training.calibration import calibrate
 from tmi.training.data.dataset import CohortArrays
 from tmi.training.data.fold_dataset import EpochBatches, FoldData
-from tmi.training.fold_answers import predict_logits
-from tmi.training.fold_predictions import read_predictions
-from tmi.training.metrics import binary_metrics
+from tmi.training.evaluation.calibration import calibrate
+from tmi.training.evaluation.fold_inference import predict_logits
+from tmi.training.evaluation.metrics import binary_metrics
+from tmi.training.evaluation.prediction_tables import read_predictions
 from tmi.training.module import FoldModule
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tmi.training.metrics import METRICS, binary_metrics, over_folds
+from tmi.training.evaluation.metrics import METRICS, binary_metrics, over_folds
 
 LABELS = np.array([1, 1, 1, 0, 0, 0, 0, 1])
 PROBABILITIES = np.array([0.9, 0.5, 0.2, 0.6, 0.4, 0.1, 0.3, 0.8])

@@ -13,7 +13,7 @@ import pytest
 from factories.cases import write_cohort
 from factories.tmi_command import Outcome, tmi
 from tmi.toolkit.run_folder import RunFolder
-from tmi.training.metrics import METRICS
+from tmi.training.evaluation.metrics import METRICS
 
 OPTIONS = ["--preset", "tiny", "--folds", "2", "--epochs", "2", "--accelerator", "cpu"]
 SMALL = [
@@ -154,7 +154,7 @@ def test_texts_that_lost_their_end_are_reported(released):
 def test_a_scaler_fitted_on_the_cohort_is_a_leak_under_any_protocol(micro_config):
     from dataclasses import replace
 
-    from tmi.training.summary import optimistic
+    from tmi.training.evaluation.summary import optimistic
 
     leaky = replace(micro_config, radiomics=replace(micro_config.radiomics, fit_on="cohort"))
     assert optimistic(micro_config) == ""

@@ -8,12 +8,12 @@ from itertools import product
 import numpy as np
 import pytest
 
-from tmi.training.metrics import METRICS, binary_metrics
-from tmi.training.statistics.bootstrap import interval, replicates, weighted_metrics
-from tmi.training.statistics.curves import precision_recall, reliability, roc
-from tmi.training.statistics.delong import delong
-from tmi.training.statistics.holm import holm
-from tmi.training.statistics.mcnemar import mcnemar
+from tmi.training.evaluation.metrics import METRICS, binary_metrics
+from tmi.training.evaluation.statistics.bootstrap import interval, replicates, weighted_metrics
+from tmi.training.evaluation.statistics.curves import precision_recall, reliability, roc
+from tmi.training.evaluation.statistics.delong import delong
+from tmi.training.evaluation.statistics.holm import holm
+from tmi.training.evaluation.statistics.mcnemar import mcnemar
 
 
 def disagreeing(b: int, c: int, both: int = 7, none: int = 3) -> tuple[np.ndarray, np.ndarray]:

@@ -21,9 +21,9 @@ from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import SUMMARY_FILE, FoldFolder, FoldSplit, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json
 from tmi.toolkit.storage.serialization import to_json
-from tmi.training.calibration import calibrate, fit_threshold, is_calibrated
-from tmi.training.fold_predictions import Predictions, pooled, read_predictions
-from tmi.training.summary import optimistic
+from tmi.training.evaluation.calibration import calibrate, fit_threshold, is_calibrated
+from tmi.training.evaluation.prediction_tables import Predictions, pooled, read_predictions
+from tmi.training.evaluation.summary import optimistic
 
 Status = Literal["holds", "leak", "declared", "not checked"]
 TOLERANCE = 2e-3

@@ -19,7 +19,7 @@ from tmi.toolkit.run_folder import FoldSplit, RunFolder
 from tmi.training.audit import Answer
 from tmi.training.data.dataset import CohortArrays, fingerprint
 from tmi.training.data.duplicate_images import same_images
-from tmi.training.fold_predictions import Predictions, read_predictions
+from tmi.training.evaluation.prediction_tables import Predictions, read_predictions
 
 PROBABILITY_TOLERANCE = 2e-3
 """Of a recorded probability against the saved model asked again: the engine's error on a GPU in TF32."""
@@ -159,7 +159,7 @@ def _vocabulary(run: RunFolder, split: FoldSplit, arrays: CohortArrays) -> Answe
 
 def _predictions(run: RunFolder, split: FoldSplit, arrays: CohortArrays) -> Iterator[Answer]:
     """The saved weights, asked again, give the recorded predictions."""
-    from tmi.training.fold_answers import ask_fold  # torch
+    from tmi.training.evaluation.fold_inference import ask_fold  # torch
 
     files = run.fold(split.fold)
     worst = 0.0

@@ -222,8 +222,8 @@ def _show(outcome: Outcome) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tmi.training.metrics import METRICS
-    from tmi.training.summary import TITLES, figure
+    from tmi.training.evaluation.metrics import METRICS
+    from tmi.training.evaluation.summary import TITLES, figure
 
     # narrow enough for 80 columns, so that no figure is broken over lines
     table = Table(

@@ -22,8 +22,8 @@ from tmi.toolkit.storage.serialization import to_json
 from tmi.toolkit.synthetic.cohort import is_synthetic
 from tmi.training.data.dataset import CohortArrays, fingerprint, prepare_cohort
 from tmi.training.data.splits import make_folds
+from tmi.training.evaluation.summary import write_summary
 from tmi.training.running import Running
-from tmi.training.summary import write_summary
 
 if TYPE_CHECKING:
     from tmi.training.pretrained.initial_weights import InitialWeights  # torch

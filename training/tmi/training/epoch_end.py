@@ -27,8 +27,8 @@ from tmi.toolkit.errors import UsageError
 from tmi.toolkit.run_folder import FoldFolder
 from tmi.toolkit.storage.atomic_files import write_text
 from tmi.training.data.fold_dataset import FoldData
-from tmi.training.fold_answers import positive_probability, predict_logits
-from tmi.training.metrics import binary_metrics
+from tmi.training.evaluation.fold_inference import positive_probability, predict_logits
+from tmi.training.evaluation.metrics import binary_metrics
 from tmi.training.module import FoldModule
 from tmi.training.tracking import tell
 

@@ -23,8 +23,8 @@ from tmi.training.data.dataset import CohortArrays
 from tmi.training.data.fold_dataset import EpochBatches, FoldData
 from tmi.training.distributed import Mapped, packed, ranks, unpacked
 from tmi.training.epoch_end import EpochEnd
-from tmi.training.fold_answers import answers_of, saved_network
-from tmi.training.fold_report import write_fold_report
+from tmi.training.evaluation.fold_inference import answers_of, saved_network
+from tmi.training.evaluation.fold_report import write_fold_report
 from tmi.training.freezing import FrozenFeatures, cacheable, pass_features_through, weights_key
 from tmi.training.memory import GIB, out_of_memory, plan_memory
 from tmi.training.module import FoldModule

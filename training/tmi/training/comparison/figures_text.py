@@ -9,7 +9,7 @@ from typing import Any
 from tmi.training.comparison.paper_tables import OURS, PAPER_METRICS, Row, Table
 from tmi.training.comparison.plan import Plan
 from tmi.training.comparison.results import Paired, Result
-from tmi.training.statistics.holm import holm
+from tmi.training.evaluation.statistics.holm import holm
 
 PERCENT = ("accuracy", "precision", "recall")
 """Metrics that the paper prints in percent."""

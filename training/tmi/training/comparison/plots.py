@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from tmi.training.comparison.figures_text import HEADERS
 from tmi.training.comparison.results import THRESHOLD, Result
-from tmi.training.metrics import METRICS
-from tmi.training.statistics.curves import Curve, precision_recall, reliability, roc
+from tmi.training.evaluation.metrics import METRICS
+from tmi.training.evaluation.statistics.curves import Curve, precision_recall, reliability, roc
 
 Named = Sequence[tuple[str, Result]]
 """Label and result of each row."""

@@ -20,13 +20,13 @@ from tmi.toolkit.models.registry import seen
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.atomic_files import read_json
 from tmi.toolkit.synthetic.cohort import TRUTH_FILE
-from tmi.training.calibration import positive as positive_probability
 from tmi.training.comparison.paper_tables import OURS
-from tmi.training.fold_predictions import read_predictions
-from tmi.training.metrics import METRICS, binary_metrics, over_folds
-from tmi.training.statistics.bootstrap import interval, replicates, weighted_metrics
-from tmi.training.statistics.delong import DeLong, delong
-from tmi.training.statistics.mcnemar import McNemar, mcnemar
+from tmi.training.evaluation.calibration import positive as positive_probability
+from tmi.training.evaluation.metrics import METRICS, binary_metrics, over_folds
+from tmi.training.evaluation.prediction_tables import read_predictions
+from tmi.training.evaluation.statistics.bootstrap import interval, replicates, weighted_metrics
+from tmi.training.evaluation.statistics.delong import DeLong, delong
+from tmi.training.evaluation.statistics.mcnemar import McNemar, mcnemar
 
 THRESHOLD = 0.5
 """From which the tables' decisions are positive, as in the paper."""

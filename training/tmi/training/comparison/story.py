@@ -11,8 +11,8 @@ from tmi.training.comparison.figures_text import Entry, entries, mean_and_deviat
 from tmi.training.comparison.paper_tables import CLINICAL, OURS, Table
 from tmi.training.comparison.plan import Plan
 from tmi.training.comparison.results import Ceiling, Paired, Result
-from tmi.training.statistics.bootstrap import LEVEL, REPLICATES
-from tmi.training.summary import SYNTHETIC, optimistic
+from tmi.training.evaluation.statistics.bootstrap import LEVEL, REPLICATES
+from tmi.training.evaluation.summary import SYNTHETIC, optimistic
 
 PAPER_NOTE = (
     "The paper's figures are of its own 184 patients, at its own sizes and 300 epochs; they stand beside ours for "

@@ -14,11 +14,11 @@ from sklearn.metrics import log_loss
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.run_folder import FoldFolder
 from tmi.toolkit.storage.atomic_files import write_text
-from tmi.training.calibration import positive
 from tmi.training.data.dataset import CohortArrays
 from tmi.training.data.fold_dataset import FoldData
-from tmi.training.fold_answers import estimator_answers, estimator_features
-from tmi.training.fold_report import write_fold_report
+from tmi.training.evaluation.calibration import positive
+from tmi.training.evaluation.fold_inference import estimator_answers, estimator_features
+from tmi.training.evaluation.fold_report import write_fold_report
 from tmi.training.systems import sklearn_arrays as estimator_arrays
 from tmi.training.systems.factory import make
 from tmi.training.systems.radiomics_pipeline import fit

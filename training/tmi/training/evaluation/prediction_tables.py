@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.storage.atomic_files import write_text
-from tmi.training.calibration import Calibration, calibration_figures, positive
-from tmi.training.metrics import binary_metrics
+from tmi.training.evaluation.calibration import Calibration, calibration_figures, positive
+from tmi.training.evaluation.metrics import binary_metrics
 
 COLUMNS = ("case_id", "label", "probability_bad", "calibrated_bad", *(f"logit_{name}" for name in CLASSES))
 """Columns of predictions.csv and validation.csv; floats keep every bit."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from tmi.training.statistics.bootstrap import LEVEL
+from tmi.training.evaluation.statistics.bootstrap import LEVEL
 
 
 class Curve(NamedTuple):

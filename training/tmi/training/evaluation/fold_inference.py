@@ -17,7 +17,7 @@ from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.training.data.dataset import CohortArrays
 from tmi.training.data.fold_dataset import FoldData
-from tmi.training.fold_predictions import Predictions
+from tmi.training.evaluation.prediction_tables import Predictions
 from tmi.training.systems.factory import build_network
 from tmi.training.systems.registry import system
 from tmi.training.systems.sklearn_arrays import Arrays, load, probability

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from tmi.training.metrics import METRICS
+from tmi.training.evaluation.metrics import METRICS
 
 REPLICATES = 2000
 """Replicates of an interval."""
@@ -44,7 +44,7 @@ def weighted_metrics(
     *,
     threshold: float = 0.5,
 ) -> dict[str, Float[np.ndarray, " R"]]:
-    """The figures of `tmi.training.metrics` for each row of weights; NaN where one is not defined."""
+    """The figures of `tmi.training.evaluation.metrics` for each row of weights; NaN where one is not defined."""
     decided = probability_N >= threshold
     total = weights_RN.sum(axis=1)
     true_positive = weights_RN @ (decided & positive_N).astype(float)

@@ -9,9 +9,9 @@ from tmi.toolkit.config.schema import Config
 from tmi.toolkit.run_folder import FoldFolder
 from tmi.toolkit.storage.atomic_files import write_json
 from tmi.toolkit.storage.serialization import to_json
-from tmi.training.calibration import Calibration, calibrate, is_calibrated
 from tmi.training.data.fold_dataset import FoldData
-from tmi.training.fold_predictions import Predictions, write_predictions
+from tmi.training.evaluation.calibration import Calibration, calibrate, is_calibrated
+from tmi.training.evaluation.prediction_tables import Predictions, write_predictions
 
 
 def write_fold_report(

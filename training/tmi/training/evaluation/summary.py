@@ -8,9 +8,9 @@ from tmi.toolkit.config.schema import Config
 from tmi.toolkit.run_folder import SUMMARY_FILE, SUMMARY_TEXT_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json, write_json, write_text
 from tmi.toolkit.storage.serialization import to_json
-from tmi.training.calibration import fit_threshold
-from tmi.training.fold_predictions import pooled, read_predictions
-from tmi.training.metrics import METRICS, over_folds
+from tmi.training.evaluation.calibration import fit_threshold
+from tmi.training.evaluation.metrics import METRICS, over_folds
+from tmi.training.evaluation.prediction_tables import pooled, read_predictions
 
 TITLES = {
     "accuracy": "ACC",
