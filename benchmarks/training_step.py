@@ -114,7 +114,7 @@ def step(module: Any, optimiser: Any, batch: Any) -> dict[str, float]:
 
 def start_libraries() -> None:
     """A step of a tiny network: what torch and oneDNN load at their first use is not the step's."""
-    from tmi.training.module import FoldModule
+    from tmi.training.loop.lightning_module import FoldModule
 
     module = FoldModule(replace(tiny(), train=replace(tiny().train, precision="bf16-mixed")), fold=0)
     step(module, module.configure_optimizers(), batch_of(2, (16, 32, 32), 8))
@@ -126,9 +126,9 @@ def measure(setting: Setting) -> dict[str, Any]:
     import torch
     import transformers  # noqa: F401
 
-    from tmi.training.freezing import hold_still
-    from tmi.training.memory import hold_norms_of_vectors, plan_memory
-    from tmi.training.module import FoldModule
+    from tmi.training.loop.freezing import hold_still
+    from tmi.training.loop.lightning_module import FoldModule
+    from tmi.training.loop.memory_estimate import hold_norms_of_vectors, plan_memory
 
     if setting.threads:
         torch.set_num_threads(setting.threads)

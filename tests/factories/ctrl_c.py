@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tmi.training.module import FoldModule
+from tmi.training.loop.lightning_module import FoldModule
 
 
 @contextmanager

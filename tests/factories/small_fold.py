@@ -56,7 +56,7 @@ def train_small(
     folder: Path, arrays: CohortArrays, config: Config, split: FoldSplit = SPLIT, **more: object
 ) -> FoldFolder:
     """Train the fold in a folder that is made."""
-    from tmi.training.fold_training import train_fold
+    from tmi.training.loop.fold_training import train_fold
 
     files = FoldFolder(folder=folder, fold=split.fold)
     folder.mkdir(parents=True)

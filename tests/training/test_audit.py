@@ -18,13 +18,13 @@ from factories.tmi_command import Outcome, tmi
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import RunFolder
-from tmi.training import cross_validation
 from tmi.training.audit_cohort import COHORT_CHECKS
 from tmi.training.data.duplicate_images import same_images
 from tmi.training.data.fold_dataset import FoldData
-from tmi.training.epoch_end import EpochEnd
 from tmi.training.evaluation import fold_report
 from tmi.training.evaluation.calibration import Calibration
+from tmi.training.loop import cross_validation
+from tmi.training.loop.checkpointing import EpochEnd
 
 OPTIONS = ["--preset", "tiny", "--folds", "2", "--epochs", "3", "--accelerator", "cpu"]
 SMALL = [
@@ -178,7 +178,7 @@ def plant_last_epoch(patch):
         return real(self, module, epoch)
 
     patch.setattr(EpochEnd, "_judge", judge)
-    patch.setattr("tmi.training.module.FoldModule.configure_optimizers", rising)
+    patch.setattr("tmi.training.loop.lightning_module.FoldModule.configure_optimizers", rising)
 
 
 def rising(module):

@@ -27,9 +27,9 @@ from factories.small_fold import SPLIT, make_arrays, small_config, train_small
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
 from tmi.training.data.fold_dataset import EpochBatches, FoldData
-from tmi.training.distributed import packed, unpacked
+from tmi.training.loop.distributed import packed, unpacked
+from tmi.training.loop.hardware import Running
 from tmi.training.losses.total import total_loss
-from tmi.training.running import Running
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def gradients(rank: int, world: int, port: int, weight: torch.Tensor, x: torch.T
     """The gradient of the joint loss by each process's share of a batch, averaged as DDP does."""
     from factories.small_fold import small_config as small
     from tmi.toolkit.config.presets import tiny
-    from tmi.training.global_batch import whole_batch
+    from tmi.training.loop.gather import whole_batch
 
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"})
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
@@ -88,7 +88,7 @@ def outputs(x: torch.Tensor, weight: torch.Tensor):
 @pytest.mark.slow
 @pytest.mark.timeout(280)
 def test_the_gradient_of_gathered_features_is_that_of_the_whole_batch(micro_config, tmp_path):
-    from tmi.training.distributed import _free_port
+    from tmi.training.loop.distributed import _free_port
 
     torch.manual_seed(0)
     weight, x = torch.randn(4, 6, 6, dtype=torch.float64), torch.randn(5, 6, dtype=torch.float64)
@@ -134,7 +134,7 @@ def test_ctxs_in_a_file_are_mapped_by_the_other_processes_and_not_copied(tmp_pat
 @pytest.mark.timeout(600)
 def test_two_nodes_train_one_run(tmp_path):
     """Two commands, each with its NODE_RANK, on one folder."""
-    from tmi.training.distributed import _free_port
+    from tmi.training.loop.distributed import _free_port
 
     cohort = write_cohort(tmp_path / "cohort", cases=24, with_mask=False)
     program = "import sys; from tmi.toolkit.cli.main import main; sys.exit(main())"

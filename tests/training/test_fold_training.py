@@ -26,7 +26,7 @@ from tmi.training.evaluation.calibration import calibrate
 from tmi.training.evaluation.fold_inference import predict_logits
 from tmi.training.evaluation.metrics import binary_metrics
 from tmi.training.evaluation.prediction_tables import read_predictions
-from tmi.training.module import FoldModule
+from tmi.training.loop.lightning_module import FoldModule
 
 
 @pytest.fixture(scope="module")

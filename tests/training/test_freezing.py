@@ -15,8 +15,8 @@ from tmi.toolkit.errors import UsageError
 from tmi.toolkit.models.encoders.bert import TextEncoder
 from tmi.toolkit.models.encoders.resnet3d import CtEncoder
 from tmi.toolkit.models.tmi_clnet.model import build
-from tmi.training.freezing import FrozenFeatures, cacheable, frozen_parts, weights_key
-from tmi.training.module import FoldModule
+from tmi.training.loop.freezing import FrozenFeatures, cacheable, frozen_parts, weights_key
+from tmi.training.loop.lightning_module import FoldModule
 from tmi.training.pretrained.initial_weights import InitialWeights
 
 

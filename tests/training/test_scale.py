@@ -18,9 +18,9 @@ from factories.tmi_command import tmi
 from tmi.toolkit.config.presets import paper, tiny
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UnavailableError, UsageError
-from tmi.training.memory import plan_memory
-from tmi.training.module import FoldModule
-from tmi.training.running import Running
+from tmi.training.loop.hardware import Running
+from tmi.training.loop.lightning_module import FoldModule
+from tmi.training.loop.memory_estimate import plan_memory
 from tmi.training.systems.registry import SYSTEMS
 
 
@@ -100,7 +100,7 @@ import json, resource, sys, torch
 from dataclasses import replace
 from tmi.toolkit.storage.serialization import from_json
 from tmi.toolkit.config.schema import Config
-from tmi.training.module import FoldModule
+from tmi.training.loop.lightning_module import FoldModule
 from tmi.training.data.fold_dataset import Batch
 torch.set_num_threads(1)
 config = from_json(Config, json.loads(sys.argv[1]))

@@ -22,8 +22,8 @@ from factories.small_fold import IDS, SPLIT, make_arrays, small_config, train_sm
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, TmiError, UnavailableError, UsageError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
-from tmi.training.running import Running
-from tmi.training.side_by_side import VISIBLE, FoldFailedError, places, train_side_by_side
+from tmi.training.loop.hardware import Running
+from tmi.training.loop.parallel_folds import VISIBLE, FoldFailedError, places, train_side_by_side
 
 SPLITS = (FoldSplit(fold=0, train=IDS[8:], validation=IDS[4:8], test=IDS[:4]), SPLIT)
 FILES = ("model.safetensors", "scaler.json", "tokenizer.json", "predictions.csv", "history.csv", "metrics.json")

@@ -26,8 +26,8 @@ from tmi.toolkit.models.registry import NEURAL as WITH_A_NETWORK
 from tmi.toolkit.models.registry import TEMPERATURE, TEMPERED, calibrated, ct_width, encoder_roles, seen
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.run_folder import FoldFolder
-from tmi.training.fold_training import train_fold
-from tmi.training.freezing import frozen_parts
+from tmi.training.loop.fold_training import train_fold
+from tmi.training.loop.freezing import frozen_parts
 from tmi.training.systems import sklearn_arrays as estimator_arrays
 from tmi.training.systems.factory import build_network, encoders, loss_function, make
 from tmi.training.systems.radiomics_pipeline import LassoSelection, fit

@@ -13,8 +13,8 @@ from factories.small_fold import IDS, make_arrays, small_config, train_small
 from factories.tmi_command import tmi
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.run_folder import RunFolder
-from tmi.training import running as running_module
-from tmi.training.running import Running
+from tmi.training.loop import hardware as running_module
+from tmi.training.loop.hardware import Running
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import ExitCode, UsageError
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import require_absent
-from tmi.training.accelerator import choose
-from tmi.training.running import Running
+from tmi.training.loop.accelerator import choose
+from tmi.training.loop.hardware import Running
 from tmi.training.systems.registry import system
 from tmi.training.training_options import (
     INTERRUPTED,
@@ -42,7 +42,7 @@ from tmi.training.training_options import (
 )
 
 if TYPE_CHECKING:
-    from tmi.training.cross_validation import Outcome
+    from tmi.training.loop.cross_validation import Outcome
     from tmi.training.pretrained.initial_weights import Start
 
 
@@ -133,7 +133,7 @@ def _tell_plan(config: Config, devices: int, accelerator: str) -> None:
     if system(config.system.name).needs == "sklearn":
         typer.echo(f"{config.system.name} has no network: it needs the memory of its table alone")
         return
-    from tmi.training.memory import plan_memory
+    from tmi.training.loop.memory_estimate import plan_memory
 
     typer.echo(plan_memory(config, devices=devices, accelerator=accelerator).told(), nl=False)
 
@@ -175,8 +175,8 @@ def _run(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from tmi.toolkit.preprocessing.cache import PreparedCache
-    from tmi.training.cross_validation import cross_validate
     from tmi.training.data.vocabulary import read_vocabulary
+    from tmi.training.loop.cross_validation import cross_validate
     from tmi.training.run_bars import RunBars
 
     given = None if start is None else start.tokenizer

@@ -13,9 +13,9 @@ from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.project import load_project
 from tmi.toolkit.errors import ExitCode
-from tmi.training.accelerator import choose
 from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_BASE
-from tmi.training.running import Running
+from tmi.training.loop.accelerator import choose
+from tmi.training.loop.hardware import Running
 from tmi.training.training_options import (
     INTERRUPTED,
     Accelerator,

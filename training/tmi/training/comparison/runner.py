@@ -15,9 +15,9 @@ from tmi.toolkit.errors import DamagedError, InputRefusedError, TmiError, UsageE
 from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder
 from tmi.training.comparison.plan import Plan, PlannedRun
-from tmi.training.cross_validation import Watcher, cross_validate, require_same_start
 from tmi.training.data.dataset import fingerprint
-from tmi.training.running import Running
+from tmi.training.loop.cross_validation import Watcher, cross_validate, require_same_start
+from tmi.training.loop.hardware import Running
 
 if TYPE_CHECKING:
     from tmi.training.pretrained.initial_weights import InitialWeights  # torch

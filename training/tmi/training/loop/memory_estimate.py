@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from tmi.toolkit.config.schema import Config
-from tmi.training.activation_checkpointing import checkpointable
-from tmi.training.freezing import cacheable, frozen_parts, hold_still
+from tmi.training.loop.activation_checkpointing import checkpointable
+from tmi.training.loop.freezing import cacheable, frozen_parts, hold_still
 from tmi.training.systems.factory import encoders, loss_function, make
 
 GIB = 2**30
@@ -195,7 +195,7 @@ class _Counter:
 
 
 def _kept(network: nn.Module, batch: tuple[Tensor, ...], config: Config, *, cpu: bool) -> int:
-    from tmi.training.freezing import pass_features_through
+    from tmi.training.loop.freezing import pass_features_through
 
     there = encoders(network)
     for name in cacheable(network, config):

@@ -29,8 +29,8 @@ from tmi.toolkit.storage.atomic_files import write_text
 from tmi.training.data.fold_dataset import FoldData
 from tmi.training.evaluation.fold_inference import positive_probability, predict_logits
 from tmi.training.evaluation.metrics import binary_metrics
-from tmi.training.module import FoldModule
-from tmi.training.tracking import tell
+from tmi.training.loop.lightning_module import FoldModule
+from tmi.training.loop.tracking import tell
 
 HISTORY = ("epoch", "train_loss", "validation_loss", "validation_roc_auc", "validation_balanced_accuracy", "picked")
 

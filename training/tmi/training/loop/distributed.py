@@ -18,7 +18,7 @@ import torch.multiprocessing
 from torch import distributed as dist
 
 from tmi.training.data.dataset import CohortArrays
-from tmi.training.running import Running
+from tmi.training.loop.hardware import Running
 
 TOLD = ("LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 

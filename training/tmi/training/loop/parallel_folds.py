@@ -27,9 +27,9 @@ from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import TmiError, UnavailableError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.training.data.dataset import CohortArrays
-from tmi.training.distributed import Mapped, packed, unpacked
-from tmi.training.fold_training import Report, train_fold
-from tmi.training.running import Running
+from tmi.training.loop.distributed import Mapped, packed, unpacked
+from tmi.training.loop.fold_training import Report, train_fold
+from tmi.training.loop.hardware import Running
 
 if TYPE_CHECKING:
     from tmi.training.pretrained.initial_weights import InitialWeights

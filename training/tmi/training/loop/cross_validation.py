@@ -23,7 +23,7 @@ from tmi.toolkit.synthetic.cohort import is_synthetic
 from tmi.training.data.dataset import CohortArrays, fingerprint, prepare_cohort
 from tmi.training.data.splits import make_folds
 from tmi.training.evaluation.summary import write_summary
-from tmi.training.running import Running
+from tmi.training.loop.hardware import Running
 
 if TYPE_CHECKING:
     from tmi.training.pretrained.initial_weights import InitialWeights  # torch
@@ -135,9 +135,9 @@ def _train_folds(
     initial: InitialWeights | None,
     running: Running,
 ) -> None:
-    from tmi.training.fold_training import train_fold  # Lightning, torch
-    from tmi.training.freezing import FrozenFeatures
-    from tmi.training.side_by_side import train_side_by_side
+    from tmi.training.loop.fold_training import train_fold  # Lightning, torch
+    from tmi.training.loop.freezing import FrozenFeatures
+    from tmi.training.loop.parallel_folds import train_side_by_side
 
     if running.parallel_folds > 1:
         train_side_by_side(

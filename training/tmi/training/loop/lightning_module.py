@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from tmi.toolkit.config.schema import Config
-from tmi.training.activation_checkpointing import checkpoint_activations
 from tmi.training.data.fold_dataset import Batch
-from tmi.training.freezing import frozen_parts, hold_still
-from tmi.training.global_batch import whole_batch
+from tmi.training.loop.activation_checkpointing import checkpoint_activations
+from tmi.training.loop.freezing import frozen_parts, hold_still
+from tmi.training.loop.gather import whole_batch
 from tmi.training.systems.factory import build_network, loss_function
 
 

@@ -21,19 +21,19 @@ from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.training.data.augmentation import write_changes
 from tmi.training.data.dataset import CohortArrays
 from tmi.training.data.fold_dataset import EpochBatches, FoldData
-from tmi.training.distributed import Mapped, packed, ranks, unpacked
-from tmi.training.epoch_end import EpochEnd
 from tmi.training.evaluation.fold_inference import answers_of, saved_network
 from tmi.training.evaluation.fold_report import write_fold_report
-from tmi.training.freezing import FrozenFeatures, cacheable, pass_features_through, weights_key
-from tmi.training.memory import GIB, out_of_memory, plan_memory
-from tmi.training.module import FoldModule
+from tmi.training.loop.checkpointing import EpochEnd
+from tmi.training.loop.distributed import Mapped, packed, ranks, unpacked
+from tmi.training.loop.freezing import FrozenFeatures, cacheable, pass_features_through, weights_key
+from tmi.training.loop.hardware import Running
+from tmi.training.loop.lightning_module import FoldModule
+from tmi.training.loop.lightning_trainer import make_trainer
+from tmi.training.loop.memory_estimate import GIB, out_of_memory, plan_memory
+from tmi.training.loop.tracking import loggers
 from tmi.training.pretrained.initial_weights import InitialWeights
-from tmi.training.running import Running
 from tmi.training.systems.factory import encoders
 from tmi.training.systems.registry import system
-from tmi.training.tracking import loggers
-from tmi.training.trainer import make_trainer
 
 Report = Callable[[int, float, float], None]
 """Called after each epoch with its number, training loss and validation loss."""
@@ -82,7 +82,7 @@ def train_fold(
     if running.node == 0:
         data.save(files.scaler, files.tokenizer)
     if system(config.system.name).needs == "sklearn":
-        from tmi.training.systems.estimator_fold import train_estimator
+        from tmi.training.loop.sklearn_fold import train_estimator
 
         train_estimator(arrays, data, files, config, report)
         return

@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.run_folder import FoldFolder
-from tmi.training.running import Running
+from tmi.training.loop.hardware import Running
 
 
 def make_trainer(
