@@ -18,11 +18,11 @@ from factories.tmi_command import Outcome, tmi
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import RunFolder
-from tmi.training.audit_cohort import COHORT_CHECKS
 from tmi.training.data.duplicate_images import same_images
 from tmi.training.data.fold_dataset import FoldData
 from tmi.training.evaluation import fold_report
 from tmi.training.evaluation.calibration import Calibration
+from tmi.training.leakage_audit.cohort_checks import COHORT_CHECKS
 from tmi.training.loop import cross_validation
 from tmi.training.loop.checkpointing import EpochEnd
 

@@ -15,7 +15,7 @@ from tmi.toolkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from tmi.toolkit.run_folder import RunFolder
-    from tmi.training.audit import Answer
+    from tmi.training.leakage_audit.run_checks import Answer
 
 
 def audit(
@@ -42,7 +42,7 @@ def audit(
     from dataclasses import asdict
 
     from tmi.toolkit.run_folder import RunFolder
-    from tmi.training.audit import audit_folder
+    from tmi.training.leakage_audit.run_checks import audit_folder
 
     folder = RunFolder.open(run)
     answers = [*audit_folder(folder), *_of_cohort(folder, cohort, mask_label, ask=not no_model, cached=not no_cache)]
@@ -60,8 +60,8 @@ def audit(
 def _of_cohort(run: RunFolder, given: Path | None, mask_label: int | None, *, ask: bool, cached: bool) -> list[Answer]:
     """What the cohort proves; `not checked` where none is named and the project's is none or another."""
     from tmi.toolkit.preprocessing.cache import PreparedCache
-    from tmi.training.audit_cohort import audit_cohort, not_checked, require_same_cohort, scratch_store
     from tmi.training.data.dataset import prepare_cohort
+    from tmi.training.leakage_audit.cohort_checks import audit_cohort, not_checked, require_same_cohort, scratch_store
 
     folder = given or load_project().path("cohort")
     if given is None and not is_cohort(folder):

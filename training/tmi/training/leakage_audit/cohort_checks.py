@@ -16,10 +16,10 @@ from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldSplit, RunFolder
-from tmi.training.audit import Answer
 from tmi.training.data.dataset import CohortArrays, fingerprint
 from tmi.training.data.duplicate_images import same_images
 from tmi.training.evaluation.prediction_tables import Predictions, read_predictions
+from tmi.training.leakage_audit.run_checks import Answer
 
 PROBABILITY_TOLERANCE = 2e-3
 """Of a recorded probability against the saved model asked again: the engine's error on a GPU in TF32."""

@@ -1,7 +1,7 @@
 """Did anything of a held-out case reach what is reported of it? What a run folder itself can prove.
 
 Every answer is recomputed from what the run recorded; nothing is believed because the run says so. What needs the
-cohort (patients, refits, the model's own answers, duplicate images) is in `tmi.training.audit_cohort`.
+cohort (patients, refits, the model's own answers, duplicate images) is in `tmi.training.leakage_audit.cohort_checks`.
 """
 
 from __future__ import annotations
