@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float
 
 from tmi.training.comparison import plots
-from tmi.training.comparison.figures_text import Entry, figures_rows, interval_rows, test_rows
+from tmi.training.comparison.formatting import Entry, figures_rows, interval_rows, test_rows
 from tmi.training.comparison.paper_tables import Table
-from tmi.training.comparison.story import Story
+from tmi.training.comparison.report_content import Story
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b;

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tmi.training.comparison.figures_text import figures_rows, interval_rows, test_rows
-from tmi.training.comparison.story import Story
+from tmi.training.comparison.formatting import figures_rows, interval_rows, test_rows
+from tmi.training.comparison.report_content import Story
 
 
 def as_markdown(story: Story) -> str:

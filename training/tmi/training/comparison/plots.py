@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from tmi.training.comparison.figures_text import HEADERS
+from tmi.training.comparison.formatting import HEADERS
 from tmi.training.comparison.results import THRESHOLD, Result
 from tmi.training.evaluation.metrics import METRICS
 from tmi.training.evaluation.statistics.curves import Curve, precision_recall, reliability, roc

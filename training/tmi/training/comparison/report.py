@@ -10,14 +10,14 @@ from pathlib import Path
 from tmi.toolkit.cases.case import Cohort
 from tmi.toolkit.storage.atomic_files import write_json, write_text
 from tmi.toolkit.storage.serialization import to_json
-from tmi.training.comparison.figures_text import csv_rows, mean_and_deviation
+from tmi.training.comparison.formatting import csv_rows, mean_and_deviation
 from tmi.training.comparison.html_page import as_html
 from tmi.training.comparison.markdown import as_markdown
 from tmi.training.comparison.paper_tables import OURS
 from tmi.training.comparison.plan import Plan
+from tmi.training.comparison.report_content import Story, tell
 from tmi.training.comparison.results import against_ours, ceilings, read_results
 from tmi.training.comparison.runner import RUNS, Trained
-from tmi.training.comparison.story import Story, tell
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tmi.toolkit.cases.case import Cohort
 from tmi.toolkit.synthetic.cohort import is_synthetic
-from tmi.training.comparison.figures_text import Entry, entries, mean_and_deviation, verdict
+from tmi.training.comparison.formatting import Entry, entries, mean_and_deviation, verdict
 from tmi.training.comparison.paper_tables import CLINICAL, OURS, Table
 from tmi.training.comparison.plan import Plan
 from tmi.training.comparison.results import Ceiling, Paired, Result
