@@ -18,7 +18,7 @@ from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.toolkit.preprocessing.clinical_features import clinical_inputs, numbers
-from tmi.training.command_compare import _command
+from tmi.training.cli.compare import _command
 from tmi.training.comparison.paper_tables import CLINICAL, OURS
 from tmi.training.comparison.plan import chosen_tables, make_plan
 from tmi.training.data.dataset import prepare_cohort

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tmi.toolkit.errors import UsageError
-from tmi.training.command import _replace
+from tmi.training.cli.train import _replace
 
 
 @pytest.mark.parametrize("content", ["{}", "no JSON", '{"schema": "tmi-run/0"}'])

@@ -12,7 +12,7 @@ from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.project import load_project
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder
-from tmi.training.training_options import configure
+from tmi.training.cli.options import configure
 
 
 def pretrain_text(

@@ -15,10 +15,7 @@ from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import ExitCode, UsageError
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import require_absent
-from tmi.training.loop.accelerator import choose
-from tmi.training.loop.hardware import Running
-from tmi.training.systems.registry import system
-from tmi.training.training_options import (
+from tmi.training.cli.options import (
     INTERRUPTED,
     Accelerator,
     CohortFolder,
@@ -40,6 +37,9 @@ from tmi.training.training_options import (
     settle_start,
     tell_start,
 )
+from tmi.training.loop.accelerator import choose
+from tmi.training.loop.hardware import Running
+from tmi.training.systems.registry import system
 
 if TYPE_CHECKING:
     from tmi.training.loop.cross_validation import Outcome
@@ -175,9 +175,9 @@ def _run(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from tmi.toolkit.preprocessing.cache import PreparedCache
+    from tmi.training.cli.progress import RunBars
     from tmi.training.data.vocabulary import read_vocabulary
     from tmi.training.loop.cross_validation import cross_validate
-    from tmi.training.run_bars import RunBars
 
     given = None if start is None else start.tokenizer
     tokenizer = given if vocab is None else read_vocabulary(vocab)

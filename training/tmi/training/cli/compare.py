@@ -13,10 +13,7 @@ from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.project import load_project
 from tmi.toolkit.errors import ExitCode
-from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_BASE
-from tmi.training.loop.accelerator import choose
-from tmi.training.loop.hardware import Running
-from tmi.training.training_options import (
+from tmi.training.cli.options import (
     INTERRUPTED,
     Accelerator,
     CohortFolder,
@@ -38,6 +35,9 @@ from tmi.training.training_options import (
     settle_start,
     tell_start,
 )
+from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_BASE
+from tmi.training.loop.accelerator import choose
+from tmi.training.loop.hardware import Running
 
 if TYPE_CHECKING:
     from tmi.training.comparison.plan import Plan, PlannedRun
@@ -148,9 +148,9 @@ def _train(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from tmi.toolkit.preprocessing.cache import PreparedCache
+    from tmi.training.cli.progress import RunBars
     from tmi.training.comparison.runner import train_all
     from tmi.training.data.vocabulary import read_vocabulary
-    from tmi.training.run_bars import RunBars
 
     given = None if start is None else start.tokenizer
     tokenizer = given if vocab is None else read_vocabulary(vocab)
