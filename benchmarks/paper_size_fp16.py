@@ -199,7 +199,7 @@ def real_inputs(work: Path, float64: bool) -> tuple[dict[str, dict[str, Any]], d
 
     import torch
 
-    from tmi.export.slab_convolution import in_slabs
+    from slab_convolution import in_slabs
     from tmi.toolkit.cases.case import find_cases
     from tmi.toolkit.clinical.tokenizer import Tokenizer
     from tmi.toolkit.preprocessing.pipeline import prepare_case

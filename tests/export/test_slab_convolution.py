@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tmi.export.slab_convolution import convolve_in_slabs, in_slabs
+from slab_convolution import convolve_in_slabs, in_slabs
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.models.encoders.resnet3d import CtEncoder
 

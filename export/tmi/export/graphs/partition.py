@@ -1,8 +1,8 @@
 """Where the network is cut, which encoders are shared, and the fold models as `nn.Module`s that give those graphs.
 
 B batch, T tokens, F folds, C channels, K classes, R = 1781 features. Graphs, inputs and outputs are those that
-`tmi.runtime.bundle.manifest` describes. An encoder whose weights (for text: and tokenizer) are the same in several folds is
-one graph, run once.
+`tmi.runtime.bundle.manifest` describes. An encoder whose weights (for text: and tokenizer) are the same in several
+folds is one graph, run once.
 """
 
 from __future__ import annotations

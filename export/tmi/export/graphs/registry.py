@@ -32,7 +32,8 @@ class ExporterSpec:
     writer: str | None = None
     """`module:function`, called as f(module, spec, example inputs, file); None: built from the typed graphs."""
     reader: str | None = None
-    """`module:function` that reads a file back as `tmi.export.checks.graph_summary.GraphFacts`; None: it cannot be read."""
+    """`module:function` that reads a file back as `tmi.export.checks.graph_summary.GraphFacts`; None: it cannot be
+    read."""
     plan: str | None = None
     """`module:function` that builds it from a bundle; None: written from the module."""
     builds_with: str | None = None

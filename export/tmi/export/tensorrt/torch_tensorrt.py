@@ -1,8 +1,8 @@
 """`--engine torch-trt`: plans compiled by torch-tensorrt from the eager modules instead of from ONNX graphs.
 
-What torch-tensorrt converts is kept as a bare TensorRT plan and run by `tmi.runtime.engines.tensorrt` like any other: its own
-container would have to be unpickled by whoever loads it. FP16 is torch's autocast, so which operators stay in float32
-is torch's list and not the one of `tmi.export.tensorrt.fp16_conversion`; the gates judge what comes out.
+What torch-tensorrt converts is kept as a bare TensorRT plan and run by `tmi.runtime.engines.tensorrt` like any other:
+its own container would have to be unpickled by whoever loads it. FP16 is torch's autocast, so which operators stay in
+float32 is torch's list and not the one of `tmi.export.tensorrt.fp16_conversion`; the gates judge what comes out.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Each engine answers in a process of its own, which the caller names. A first process of each fills the caches and
 checks the first opening; later ones are the second start that a user sees. The last of each stays, and then all engines
-are asked the same case in turn, round by round (`tmi.runtime.benchmark.interleaved_timing` says why), one computing while the
-others wait.
+are asked the same case in turn, round by round (`tmi.runtime.benchmark.interleaved_timing` says why), one computing
+while the others wait.
 """
 
 from __future__ import annotations

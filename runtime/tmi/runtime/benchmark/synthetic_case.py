@@ -1,8 +1,8 @@
 """Cases to time a bundle with: a CT of a scanner's size, made from a seed, with numpy and nibabel alone.
 
-The anatomy is the phantom's (`tmi.toolkit.synthetic.phantom`), rendered coarsely and enlarged; the noise is drawn at the CT's own
-size, because it decides how well the file is compressed and so how long it takes to inflate. The features are given, as
-they are where they were extracted before. The answers mean nothing.
+The anatomy is the phantom's (`tmi.toolkit.synthetic.phantom`), rendered coarsely and enlarged; the noise is drawn at
+the CT's own size, because it decides how well the file is compressed and so how long it takes to inflate. The features
+are given, as they are where they were extracted before. The answers mean nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The manifest's JSON Schema, written from its dataclasses: `python -m tmi.runtime.bundle.manifest_schema` renews the file.
+"""The manifest's JSON Schema, written from its dataclasses: `python -m tmi.runtime.bundle.manifest_schema` renews the
+file.
 
 The dataclasses stay the one place that says what a manifest holds; the file beside them is for readers in other
 languages, and a test holds the two together. A change that could break a reader gets a new number in `SCHEMA`.

@@ -5,8 +5,8 @@ may read aligned weights from the mapping without a copy; the mapping is private
 is compared whenever a file is opened: a damaged, renamed or edited file is removed and its owner compiles anew, because
 a flipped bit in a weight would change answers and no engine would notice.
 
-How files come and go is `tmi.toolkit.storage.disk_cache`'s. Folder and files are their owner's alone, and ones that belong to
-somebody else, or that others may write, are not read: an engine trusts what it imports.
+How files come and go is `tmi.toolkit.storage.disk_cache`'s. Folder and files are their owner's alone, and ones that
+belong to somebody else, or that others may write, are not read: an engine trusts what it imports.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ On a CPU with bfloat16 units OpenVINO would lower the precision by itself; the h
 back from every compiled graph. In bfloat16 run the encoders, where the time goes; the fusion graph takes a thousandth
 of it and stays in float32. Shapes stay dynamic: a text of another length needs no other graph.
 
-Compiled graphs are kept in the user's cache (`tmi.runtime.engines.compiled_cache`) and mapped from there into memory. A graph
-holds the activations of its last run for the next one; where a bundle has several encoders of a kind they are given
-back after each run, so that one encoder's activations are in memory at a time.
+Compiled graphs are kept in the user's cache (`tmi.runtime.engines.compiled_cache`) and mapped from there into memory. A
+graph holds the activations of its last run for the next one; where a bundle has several encoders of a kind they are
+given back after each run, so that one encoder's activations are in memory at a time.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
         for answer in predictor.stream(["case_a", "case_b"], batch=2):
             ...
 
-Threads share the road. Some prepare (`tmi.runtime.serving.case_loader`): they read and check a case, make its CT, and scale its
-radiomics by each fold's own scaler. This one runs the engine: the text of a case, then CT and fusion of a whole batch
-(`tmi.runtime.inference.ensemble`).
+Threads share the road. Some prepare (`tmi.runtime.serving.case_loader`): they read and check a case, make its CT, and
+scale its radiomics by each fold's own scaler. This one runs the engine: the text of a case, then CT and fusion of a
+whole batch (`tmi.runtime.inference.ensemble`).
 
 A GPU computes while the next batch is prepared, and a text while its own images are being read. An engine on the CPU
 shares its cores with whoever reads: cases are prepared in rounds, one for each core at a time, and the engine rests
@@ -132,7 +132,8 @@ class Predictor:
             precision: `auto`, or `bf16` or `fp32`: only an engine that computes in that.
             threads: threads of the engine; None takes all cores.
             cache: keeps what is made from the images of a case for the next time; None keeps nothing.
-            reuse: keep what the encoders make of CT and text for the next time (`tmi.runtime.inference.embedding_cache`).
+            reuse: keep what the encoders make of CT and text for the next time
+            (`tmi.runtime.inference.embedding_cache`).
             key: public key (PEM) that must have signed the bundle; None asks for no signature.
             verify: False skips the check at the first opening; `engine_record` says so.
             tell: told one line about a first opening.

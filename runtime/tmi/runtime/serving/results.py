@@ -17,7 +17,8 @@ from tmi.toolkit.storage.serialization import from_json, to_json
 
 SCHEMA = "tmi-prediction/1"
 STAGES = ("radiomics", "tokenise", "text", "ct", "fusion", "other")
-"""Stages of every prediction, after those of the preparation (`tmi.toolkit.preprocessing.pipeline`), in the order of the road."""
+"""Stages of every prediction, after those of the preparation (`tmi.toolkit.preprocessing.pipeline`), in the order of
+the road."""
 COPIES = "copies"
 """One more, on engines of a device with its own memory: the copies there and back that nothing hid."""
 RESEARCH_USE = "For research use only: not a medical device, not for diagnosis or treatment."

@@ -36,7 +36,8 @@ def open_chosen(
     Args:
         asked: `auto` or a name in `ENGINES`.
         bundle: compared with its manifest.
-        precision: a value of `tmi.runtime.engines.precision.ASKED`; anything but `auto` leaves only engines that compute in it.
+        precision: a value of `tmi.runtime.engines.precision.ASKED`; anything but `auto` leaves only engines that
+        compute in it.
         threads: threads of the engine; None takes all cores.
         verify: False skips the check at the first opening; engines that yield are then taken on the export's evidence
             or an earlier opening's only.

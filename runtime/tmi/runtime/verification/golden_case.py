@@ -1,6 +1,7 @@
 """The golden case: a whole case folder made from a seed, for the road from files to the network's inputs.
 
-The golden inputs (`tmi.runtime.verification.golden_inputs`) judge the graphs; they begin where preparation ends. This case begins at the
+The golden inputs (`tmi.runtime.verification.golden_inputs`) judge the graphs; they begin where preparation ends. This
+case begins at the
 files: a CT stored in an orientation of its own with a scaled header, its mask, 1,781 raw features, a clinical record.
 Whoever prepares it with another window, exchanged axes, unscaled features or a lost attention mask gets other arrays
 than those that `golden-case.safetensors` holds. It is prepared to `SHAPE_DHW`, so that it costs milliseconds at every

@@ -9,9 +9,9 @@ An engine that yields (bfloat16) may have been judged on no machine before, beca
 then answers all golden cases. Where it fails, that is remembered too, because another engine takes its place and the
 next start should not wait to learn the same again; any other failure is looked at anew each time.
 
-Success is remembered in the user's cache (`tmi.toolkit.storage.disk_cache` says where), never in the bundle: one small JSON
-file a combination, which states all of it and is compared in full when it is read. Without a cache every opening is
-checked.
+Success is remembered in the user's cache (`tmi.toolkit.storage.disk_cache` says where), never in the bundle: one small
+JSON file a combination, which states all of it and is compared in full when it is read. Without a cache every opening
+is checked.
 """
 
 from __future__ import annotations

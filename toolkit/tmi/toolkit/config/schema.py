@@ -1,8 +1,8 @@
 """The whole configuration as frozen, keyword-only dataclasses, validated on construction.
 
-A preset (`tmi.toolkit.config.presets`) is a function that returns a whole `Config`. A file is data and is never evaluated
-(`tmi.toolkit.storage.serialization`). Axes: D depth, H height, W width. Source of the defaults: the paper where it speaks, else
-`docs/decisions.md`.
+A preset (`tmi.toolkit.config.presets`) is a function that returns a whole `Config`. A file is data and is never
+evaluated (`tmi.toolkit.storage.serialization`). Axes: D depth, H height, W width. Source of the defaults: the paper
+where it speaks, else `docs/decisions.md`.
 """
 
 from __future__ import annotations

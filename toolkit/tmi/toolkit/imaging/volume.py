@@ -5,8 +5,8 @@ held as array_DHW = canonical_xyz.transpose(2, 1, 0): D grows towards superior, 
 patient's right. `affine_xyz` maps canonical (x, y, z) indices to world millimetres. A mask lies on the CT's grid only
 when its world coordinates say so; array order is never compared.
 
-The file's voxels arrive in slabs (`tmi.toolkit.imaging.nifti`). While one is inflated, other threads turn those before it
-round and scale them, straight into the volume, and may hand finished planes on: no second whole volume of any type
+The file's voxels arrive in slabs (`tmi.toolkit.imaging.nifti`). While one is inflated, other threads turn those before
+it round and scale them, straight into the volume, and may hand finished planes on: no second whole volume of any type
 exists.
 """
 

@@ -3,8 +3,8 @@
 An entry is found by what it was made from: the bytes of `ct.nii.gz` and `liver.nii.gz`, the mask's label, the CT's
 settings, whether radiomics were extracted, and the code that did it (every module of `tmi.toolkit` and of its
 sub-packages, numpy, nibabel, and pyradiomics where it took part). So a changed byte, setting or version is a miss,
-never a stale answer. Damage, kills and other processes are `tmi.toolkit.storage.content_cache`'s matter. A refused case leaves
-no entry and is refused anew.
+never a stale answer. Damage, kills and other processes are `tmi.toolkit.storage.content_cache`'s matter. A refused case
+leaves no entry and is refused anew.
 
 The clinical record and `radiomics.csv` are small and are read anew each time: no text, value or id of a patient is in
 an entry or in its name, only voxels and figures derived from them.

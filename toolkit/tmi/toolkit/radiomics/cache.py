@@ -1,8 +1,8 @@
 """Extraction that remembers: the same voxels, mask, settings and packages are never worked out twice.
 
 The key is made of contents, not of names or dates. A hit needs neither pyradiomics nor SimpleITK to be imported. An
-entry is 14 kB; the kind is bounded at 64 MiB, some 4,700 masks. `tmi.toolkit.storage.content_cache` says where it lies, how it
-is turned off and that it may be deleted at any time.
+entry is 14 kB; the kind is bounded at 64 MiB, some 4,700 masks. `tmi.toolkit.storage.content_cache` says where it lies,
+how it is turned off and that it may be deleted at any time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Synthetic persons and their clinical records, in the fields and units of the packaged clinical schema.
 
-Laboratory value j of a case is drawn from its standardised blood signal u (variance 1, `tmi.toolkit.synthetic.generative_model`):
+Laboratory value j of a case is drawn from its standardised blood signal u (variance 1,
+`tmi.toolkit.synthetic.generative_model`):
 
     v_j = lambda_j u + sqrt(1 - lambda_j^2) e_j,   e_j ~ N(0, 1),
     value = median * exp(spread * v_j), or median + spread * v_j where the law is not `log`.

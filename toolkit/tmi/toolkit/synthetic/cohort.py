@@ -4,10 +4,10 @@ Every patient and every case has its own seeded generator, so that the bytes dep
 alone, not on the number of processes. What was sampled is saved in `truth.json` beside the cohort table:
 
     synthetic   true, always; whoever reads the cohort can tell by it
-    best_auc    highest AUC that any method can reach, from each set of modalities (`tmi.toolkit.synthetic.generative_model`)
-    drawn_auc   AUC of the law's own posteriors on the very cases drawn
-    model, seed parameters of the law
-    cases       per case: label, severity, signals, posteriors, build, findings, grid, and how its files are stored
+    best_auc    highest AUC that any method can reach, from each set of modalities
+    (`tmi.toolkit.synthetic.generative_model`) drawn_auc   AUC of the law's own posteriors on the very cases drawn
+    model, seed parameters of the law cases       per case: label, severity, signals, posteriors, build, findings, grid,
+    and how its files are stored
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from types import MappingProxyType
 OURS = "tmi-clnet"
 """Key of the row that every other is tested against."""
 PAPER_METRICS: tuple[str, ...] = ("accuracy", "precision", "recall", "f1", "roc_auc")
-"""The metrics of the paper's columns, by the names of `tmi.training.evaluation.metrics`; its last column is headed AUC."""
+"""The metrics of the paper's columns, by the names of `tmi.training.evaluation.metrics`; its last column is headed
+AUC."""
 
 
 @dataclass(frozen=True, kw_only=True)
