@@ -13,6 +13,9 @@ from tmi.toolkit.radiomics.table import write_table
 
 AFFINE = np.diag([6.0, 7.0, 9.0, 1.0]) + np.array([[0, 0, 0, -70.0], [0, 0, 0, -70.0], [0, 0, 0, -60.0], [0, 0, 0, 0]])
 
+STRANGE = 'P2 <b onmouseover="alert(1)">&'
+"""A case id that would be markup if it were not escaped."""
+
 
 def write_case(
     folder: Path,

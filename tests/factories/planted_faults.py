@@ -1,7 +1,8 @@
 """The table of planted faults: what goes wrong with bundles, each planted for real and put before the command line.
 
 Every fault must end with exit code 4 (it does not answer like the validated model) or 6 (it is not what was exported,
-or not by whom it should be), and say why. `tests/export/test_fault_table.py` holds it, `make faults` prints it.
+or not by whom it should be), and say why. `tests/unit/export/checks/test_fault_table.py` holds it, `make faults` prints
+it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,74 @@
+"""The README tells the truth: its paths exist, its commands are there, and no page of the documentation is left out."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+
+import tmi.toolkit.cli.main as cli
+from factories.paths import ROOT
+from tmi.toolkit.cli.main import COMMANDS
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TREE = README.split("## The tree\n")[1].split("```")[1]
+SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S))
+
+
+def test_every_file_that_the_tree_names_is_there():
+    named = re.findall(r"[\w*./-]*\w[\w*-]*(?:\.py\b|/(?=\s))", TREE)
+    folders = [p for p in ROOT.glob("*/tmi/*") if p.is_dir()] + [ROOT, ROOT / "tests"]
+    missing = [n for n in named if not any(list(f.glob(n.rstrip("/"))) for f in folders)]
+    assert named
+    assert missing == []
+
+
+def test_every_page_of_the_documentation_is_linked_and_every_link_leads_somewhere():
+    links = set(re.findall(r"\]\(([\w./-]+)\)", README))
+    assert {p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").glob("*.md")} <= links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+def test_every_link_and_every_page_that_a_page_names_is_there(page):
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([\w./-]+)\)", text) if not (page.parent / link).exists()]
+    named = [name for name in re.findall(r"`(docs/[\w./-]+)`", text) if not (ROOT / name).exists()]
+    assert links + named == []
+
+
+def test_every_command_line_is_accepted_by_its_parser():
+    lines = [line.partition("#")[0].strip() for line in SHELL.splitlines() if line.startswith("tmi ")]
+    assert lines
+    for line in lines:
+        _, command, *arguments = shlex.split(line)
+        assert command in COMMANDS
+        cli.LazyGroup(name="tmi").get_command(None, command).make_context(command, arguments)
+
+
+def test_every_make_target_is_there():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    assert set(re.findall(r"\bmake ([a-z-]+)", README)) <= targets
+
+
+def test_every_extra_of_the_table_is_an_extra():
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    table = README.split("| extra | brings")[1].split("\n\n")[0]
+    named = {name for row in table.splitlines()[2:] for name in re.findall(r"`([a-z-]+)`", row.split("|")[1])}
+    assert named == set(extras)
+
+
+def test_the_engine_table_of_the_predict_page_is_the_table_of_engines():
+    from tmi.runtime.engines.registry import ENGINES
+
+    page = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
+    table = page.split("## Engines")[1].split("## ")[0]
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \| .* \| ([\w`\[\]. -]+) \| ([^|]+) \|$", table, re.M)
+    assert [name for name, _, _ in rows] == list(ENGINES)
+    for name, package, bound in rows:
+        spec = ENGINES[name]
+        assert package == (f"`tmi-clnet[{spec.extra}]`" if spec.extra else "base install")
+        assert bound == "it is the reference" if spec.max_abs_err == 0 else float(bound) == spec.max_abs_err

@@ -1,0 +1,186 @@
+"""What `make bench-ci` fails on, each tried against a planted fault with the code that measures and judges."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import test_cold_start
+import test_end_to_end
+import test_forward
+from factories.paths import ROOT
+from limits import GOALS, RATIOS, Limit, judge
+from plot import draw
+from recorder import Recorder
+from report import markdown
+from tmi.runtime import Predictor
+from tmi.runtime.benchmark.synthetic_case import write_bench_case
+from tmi.runtime.engines.graph_engine import GraphEngine
+from tmi.toolkit.clinical.schema import load_schema
+
+NAP = 0.25
+"""Seconds of a planted fault; a prediction here takes less."""
+
+
+class Clock:
+    """What pytest-benchmark's fixture is to the recorder."""
+
+    def __init__(self) -> None:
+        self.extra_info: dict[str, Any] = {}
+
+    def pedantic(self, work: Callable[[], Any], *, rounds: int, iterations: int) -> Any:
+        assert iterations == 1
+        return [work() for _ in range(rounds)][-1]
+
+
+def measured(name: str, run: Callable[[Recorder], None]) -> dict[str, Any]:
+    """What pytest-benchmark would write after this one test."""
+    clock = Clock()
+    run(Recorder(clock, repeats=5))
+    return {"benchmarks": [{"name": name, "extra_info": {**clock.extra_info, "size": "small"}}]}
+
+
+def held(document: dict[str, Any], test: str) -> list[bool]:
+    verdicts = [v for v in judge(document, RATIOS) if v.limit.test == test]
+    assert all(v.value is not None for v in verdicts)
+    return [v.held for v in verdicts]
+
+
+@pytest.fixture(scope="module")
+def good_cases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """One, large enough that a busy machine's switching of threads is a small part of it."""
+    folder = tmp_path_factory.mktemp("cases") / "P000"
+    return [write_bench_case(folder, load_schema(), seed=0, shape_XYZ=(320, 320, 80)).folder]
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_a_default_engine_slower_than_eager_breaks_the_ratio(tiny_bundle, good_cases, monkeypatch, planted):
+    if planted:
+        plain = GraphEngine.run
+
+        def slow(self: GraphEngine, graph: str, inputs: Any) -> Any:
+            time.sleep(0 if self.name == "eager" else 4 * NAP)
+            return plain(self, graph, inputs)
+
+        monkeypatch.setattr(GraphEngine, "run", slow)
+
+    def run(record: Recorder) -> None:
+        with test_forward.open_engines(tiny_bundle, good_cases[0]) as opened:
+            test_forward.test_forward(record, opened, "ct-0")
+
+    assert held(measured("test_forward[ct-0]", run), "test_forward[ct-0]") == [not planted]
+
+
+def test_time_that_no_stage_claims_breaks_the_ratio(tiny_bundle, good_cases, monkeypatch):
+    """That it holds without the nap is for `make bench-ci`: a tiny answer is torn by every switch of threads."""
+    plain = Predictor.predict
+
+    def slow(self: Predictor, *arguments: Any, **options: Any) -> Any:
+        time.sleep(NAP)
+        return plain(self, *arguments, **options)
+
+    monkeypatch.setattr(Predictor, "predict", slow)
+
+    def run(record: Recorder) -> None:
+        with Predictor.open(tiny_bundle, engine="onnx", threads=1) as predictor:
+            test_end_to_end.test_stages_add_up(record, good_cases[0], predictor)
+
+    document = measured("test_stages_add_up", run)
+    assert held(document, "test_stages_add_up") == [False]
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_a_runtime_that_imports_torch_breaks_the_ratio(tiny_bundle, good_cases, tmp_path, monkeypatch, planted):
+    name = "test_imports_of_a_first_answer"
+    if planted:  # a package of that name is enough, and quicker than the real one; torch's is looked into by others
+        (tmp_path / "monai.py").write_text("")
+        (tmp_path / "sitecustomize.py").write_text("import monai\n")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    document = measured(
+        name, lambda record: test_cold_start.test_imports_of_a_first_answer(record, tiny_bundle, good_cases[0])
+    )
+    assert held(document, name) == [not planted]
+
+
+def document_of(limit: Limit, value: float) -> dict[str, Any]:
+    figure = {limit.figure: {"value": value, "unit": "x"}}
+    return {"benchmarks": [{"name": limit.test, "extra_info": {"figures": figure, "size": "paper"}}]}
+
+
+EVERY = [*RATIOS, *(limit for limits in GOALS.values() for limit in limits)]
+
+
+@pytest.mark.parametrize("limit", EVERY, ids=lambda limit: f"{limit.test}: {limit.figure}")
+def test_a_bound_holds_up_to_its_value_and_not_beyond(limit):
+    bound = limit.at_most if limit.at_least is None else limit.at_least
+    beyond = bound + 0.01 if limit.at_least is None else bound - 0.01
+    for value, holds in ((bound, True), (beyond, False), (float("nan"), False)):
+        (verdict,) = judge(document_of(limit, value), [limit])
+        assert verdict.held is holds
+
+
+@pytest.mark.parametrize("limit", EVERY, ids=lambda limit: f"{limit.test}: {limit.figure}")
+def test_what_a_limit_names_is_what_a_benchmark_records(limit):
+    """A renamed test or figure would otherwise be `not measured` for ever."""
+    sources = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "benchmarks").glob("test_*.py"))
+    assert f"def {limit.test.partition('[')[0]}(" in sources
+    for part in limit.figure.split(" / "):
+        assert part in sources
+
+
+@pytest.mark.parametrize("limit", RATIOS, ids=lambda limit: limit.test)
+def test_ci_runs_every_file_whose_ratio_it_judges(limit):
+    make = (ROOT / "Makefile").read_text(encoding="utf-8")
+    runs = make.partition("RATIOS :=")[2].partition("\n\n")[0]
+    defined = f"def {limit.test.partition('[')[0]}("
+    (file,) = (f for f in (ROOT / "benchmarks").glob("test_*.py") if defined in f.read_text(encoding="utf-8"))
+    assert f"benchmarks/{file.name}" in runs
+
+
+@pytest.mark.parametrize("document", [{"benchmarks": []}, {"benchmarks": [{"name": RATIOS[0].test, "extra_info": {}}]}])
+def test_what_was_not_measured_has_not_held(document):
+    assert not any(v.held for v in judge(document, RATIOS))
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_check_ends_with_1_on_a_broken_ratio(tmp_path, broken):
+    values = [limit.at_most or 0.0 for limit in RATIOS]
+    values[-1] += broken
+    parts = [document_of(limit, value) for limit, value in zip(RATIOS, values, strict=True)]
+    file = tmp_path / "ci.json"
+    file.write_text(json.dumps({"benchmarks": [b for part in parts for b in part["benchmarks"]]}))
+    argv = [sys.executable, str(ROOT / "benchmarks" / "report.py"), str(file), "--check"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == int(broken), done.stderr
+    assert done.stdout.count("BROKEN") == int(broken)
+
+
+def test_the_report_shows_figures_verdicts_machine_and_versions(tmp_path):
+    limit = RATIOS[0]
+    document = {**document_of(limit, 0.25), "datetime": "2026-01-31T12:00:00.0"}
+    text = markdown(document)
+    assert "Benchmarks, size paper" in text
+    assert "2026-01-31T12:00:00" in text
+    assert f"| {limit.figure} | 0.250 |" in text
+    assert f"| {limit.says} | 0.25 | at most {limit.at_most:g} | holds |" in text
+    assert "not measured" in text
+    assert "onnxruntime" in text
+
+
+def test_the_picture_is_drawn_from_what_was_measured(tmp_path):
+    span = {"value": 0.25, "lower": 0.2, "upper": 0.3, "lowest": 0.2, "highest": 0.4, "unit": "x"}
+    stages = {"stages of the MONAI pipeline": {"value": 4.0, "unit": "s", "stages": {"ct": 3.0, "text": 1.0}},
+              "stages of tmi predict": {"value": 1.0, "unit": "s", "stages": {"ct": 0.9, "read": 0.1}}}  # fmt: skip
+    tests = {"test_end_to_end_against_monai": stages, "test_forward[ct-0]": {"onnx / eager": span}}
+    document = {"benchmarks": [{"name": n, "extra_info": {"figures": f}} for n, f in tests.items()]}
+    draw(document, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+    draw({"benchmarks": []}, tmp_path / "nothing.png")
+    assert not (tmp_path / "nothing.png").exists()

@@ -1,0 +1,48 @@
+"""Cases, a predictor and a report that the runtime's tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from factories.cases import STRANGE, write_case
+from factories.tmi_command import Outcome, tmi
+from tmi.runtime import Predictor
+
+
+@pytest.fixture(scope="session")
+def good_cases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Read only."""
+    folder = tmp_path_factory.mktemp("good_cases")
+    paths = [folder / f"P{seed:03d}" for seed in range(4)]
+    for seed, path in enumerate(paths):
+        write_case(path, seed=seed)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def predictor(tiny_bundle: Path) -> Iterator[Predictor]:
+    with Predictor.open(tiny_bundle, engine="onnx", threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory) -> Path:
+    """Two good cases, the second with a free-text report and without a mask, and one that is refused; read only."""
+    folder = tmp_path_factory.mktemp("explained") / "cohort"
+    write_case(folder / "P1", seed=1)
+    strange = write_case(folder / STRANGE, seed=2, with_mask=False)
+    record = (strange / "clinical.json").read_text()
+    (strange / "clinical.json").write_text(record.replace('"report": null', '"report": "Secret words of a patient."'))
+    broken = write_case(folder / "P3", seed=3)
+    (broken / "clinical.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reported(cohort, tiny_bundle, tmp_path_factory) -> tuple[Path, Outcome]:
+    """Folder of the pages, and what the command said."""
+    out = tmp_path_factory.mktemp("report") / "report"
+    return out, tmi("report", cohort, "--bundle", tiny_bundle, "--out", out, "--threads", 1)

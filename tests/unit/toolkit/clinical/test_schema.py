@@ -1,0 +1,247 @@
+"""The clinical schema is data: what it holds, what is refused, and how a user extends it without touching code."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from factories.paths import ROOT
+from tmi.toolkit.cases.case import Case
+from tmi.toolkit.clinical.record import ClinicalRecord, read_clinical
+from tmi.toolkit.clinical.rendering import RENDERING_VERSIONS, render
+from tmi.toolkit.clinical.schema import Schema, convert, load_schema, parse_schema, store_schema, stored_schema
+from tmi.toolkit.config.schema import ClinicalConfig
+from tmi.toolkit.errors import DamagedError, InputRefusedError, UsageError
+from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
+
+DOCUMENT = ROOT / "docs" / "clinical.md"
+FIELD = {"name": "inr", "label": "INR", "section": "blood", "unit": "", "plausible": [0.5, 15]}
+
+
+def extension(**changes: Any) -> dict[str, Any]:
+    return {"schema": "tmi-clinical-schema/1", "extends": "liver", "name": "x", "version": "1", **changes}
+
+
+def record(schema: Schema, **values: Any) -> ClinicalRecord:
+    return ClinicalRecord(patient_id=None, values={f.name: values.get(f.name) for f in schema.fields})
+
+
+def test_the_packaged_schema_holds_the_papers_fields():
+    fields = load_schema().fields
+    assert Counter(f.section for f in fields if not f.optional) == {"basic": 3, "blood": 23, "fat analysis": 16}
+    assert [f.name for f in fields if f.optional] == ["age", "weight", "aetiology"]
+
+
+@pytest.mark.parametrize("field", [f for f in load_schema().fields if f.unit is not None], ids=lambda f: f.name)
+def test_a_fields_reference_range_is_plausible_and_units_are_no_mistake_of_each_other(field):
+    low, high = field.plausible
+    for normal in field.reference.values():
+        assert low <= normal[0] < normal[1] <= high
+    assert convert(field, 1.5, field.unit) == convert(field, 1.5, None) == 1.5
+    assert convert(field, 1.5, "furlong") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "unit", "expected"),
+    [
+        ("total_bilirubin", 1.0, "mg/dL", 17.104), ("creatinine", 1.0, "mg/dL", 88.42), ("albumin", 3.8, "g/dL", 38.0),
+        ("cholesterol", 200, "mg/dL", 5.172), ("triglycerides", 150, "mg/dL", 1.6935), ("urea", 14, "mg/dL BUN", 4.998),
+        ("height", 1.75, "m", 175.0), ("weight", 150, "lb", 68.039), ("haemoglobin", 14, "g/dL", 140.0),
+        ("wbc", 6.1, "10^3/uL", 6.1), ("cholinesterase", 7.5, "kU/L", 7500.0), ("sat_area", 12000, "mm2", 120.0),
+        ("vat_volume_fraction", 0.35, "fraction", 35.0),
+    ],
+)  # fmt: skip
+def test_units_are_converted_by_hand_computed_figures(name, value, unit, expected):
+    assert convert(load_schema().by_name[name], value, unit) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "as_if", "normal"),
+    [("creatinine", "mg/dL", 0.9), ("albumin", "g/dL", 4.4),
+     ("haemoglobin", "g/dL", 14.0), ("total_protein", "g/dL", 7.2), ("cholesterol", "mg/dL", 190.0),
+     ("triglycerides", "mg/dL", 110.0), ("height", "m", 1.7), ("cholinesterase", "kU/L", 8.0)],
+)  # fmt: skip
+def test_a_healthy_value_in_another_unit_is_noticed_when_its_unit_is_not_named(tmp_path, name, as_if, normal):
+    schema = load_schema()
+    (tmp_path / "clinical.json").write_text(json.dumps({"values": {name: normal}}))
+    case = Case(folder=tmp_path, case_id="P1")
+    with pytest.raises(InputRefusedError, match=f"{name} is implausible in .* and looks like {re.escape(as_if)}"):
+        read_clinical(case, schema)
+    (tmp_path / "clinical.json").write_text(json.dumps({"values": {name: {"value": normal, "unit": as_if}}}))
+    assert read_clinical(case, schema).values[name] is not None
+
+
+def test_an_extension_adds_replaces_and_leaves_out_and_keeps_the_order_of_the_sections(tmp_path):
+    (tmp_path / "s.json").write_text(
+        json.dumps(
+            extension(
+                sections=["examination"],
+                fields=[
+                    {"name": "ascites", "label": "Ascites", "section": "examination", "choices": ["no", "yes"]},
+                    FIELD,
+                    {"name": "albumin", "label": "Serum albumin", "section": "blood", "unit": "g/dL"},
+                ],
+                without=["hdl"],
+            )
+        )
+    )
+    schema, liver = load_schema(tmp_path / "s.json"), load_schema()
+    assert schema.sections == (*liver.sections, "examination")
+    assert [f.section for f in schema.fields] == sorted((f.section for f in schema.fields), key=schema.sections.index)
+    assert set(schema.by_name) == (set(liver.by_name) | {"inr", "ascites"}) - {"hdl"}
+    assert schema.by_name["albumin"].unit == "g/dL"
+    assert [f.name for f in schema.fields if f.section == "blood"][-1] == "inr"
+    assert schema.digest != liver.digest
+
+
+def test_a_stored_schema_is_resolved_and_its_digest_is_the_files(tmp_path):
+    schema = parse_schema(extension(fields=[FIELD]), where="x")
+    store_schema(tmp_path, schema)
+    assert stored_schema(tmp_path, kind="run") == schema
+    assert sha256_file(tmp_path / "clinical_schema.json") == schema.digest
+    assert "extends" not in (tmp_path / "clinical_schema.json").read_text()
+    for text in ("{", "[]", '{"schema": "tmi-clinical-schema/1"}', json.dumps(extension(fields=[FIELD]))):
+        (tmp_path / "clinical_schema.json").write_text(text)
+        with pytest.raises(DamagedError, match=r"clinical_schema\.json"):
+            stored_schema(tmp_path, kind="run")
+
+
+MISTAKES = {
+    "no object": ([], "is no clinical schema"),
+    "another form": (extension(schema="tmi-clinical-schema/2"), "clinical schema 'tmi-clinical-schema/2'"),
+    "an unknown base": (extension(extends="kidney"), "no schema 'kidney' to extend"),
+    "an unknown key": (extension(colour="red"), "unknown key 'colour'"),
+    "leaving out what is not there": (extension(without=["gfr"]), "without names a field"),
+    "fields of no form": (extension(fields={"inr": FIELD}), "fields is no list"),
+    "sections of no form": (extension(sections=3), "sections is no list"),
+    "an unknown section": (extension(fields=[{**FIELD, "section": "urine"}]), "unknown section urine"),
+    "a section twice": (extension(sections=["blood"]), "do not stand section by section"),
+    "a field twice": (extension(fields=[FIELD, FIELD]), "field inr twice"),
+    "a name with blanks": (extension(fields=[{**FIELD, "name": "the inr"}]), "its name is no plain name"),
+    "an empty label": (extension(fields=[{**FIELD, "label": " "}]), "its label is empty"),
+    "neither unit nor choices": (
+        extension(fields=[{"name": "a", "label": "A", "section": "blood"}]), "either a unit or choices"
+    ),
+    "both": (extension(fields=[{**FIELD, "choices": ["a"]}]), "either a unit or choices"),
+    "a choice twice": (
+        extension(fields=[{"name": "a", "label": "A", "section": "blood", "choices": ["x", "x"]}]), "a choice is empty"
+    ),
+    "a range upside down": (extension(fields=[{**FIELD, "plausible": [15, 0.5]}]), "lower end is not below"),
+    "a reference of another sex": (extension(fields=[{**FIELD, "reference": {"men": [1, 2]}}]), "unknown sex"),
+    "its own unit as another": (
+        extension(fields=[{**FIELD, "unit": "s", "accepted_units": {"s": {"factor": 2}}}]), "is its own unit"
+    ),
+    "a factor of nothing": (
+        extension(fields=[{**FIELD, "accepted_units": {"%": {"factor": 0}}}]), "has the factor 0"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_schema_is_told_with_its_field(tmp_path, mistake):
+    data, told = MISTAKES[mistake]
+    (tmp_path / "s.json").write_text(json.dumps(data))
+    with pytest.raises(UsageError) as error:
+        load_schema(tmp_path / "s.json")
+    assert told in str(error.value)
+    assert error.value.fix
+
+
+@pytest.mark.parametrize("content", [None, "{", "\xff", "[" * 100_000])
+def test_a_schema_that_cannot_be_read_is_wrong_usage(tmp_path, content):
+    if content is not None:
+        (tmp_path / "s.json").write_text(content, encoding="latin-1")
+    with pytest.raises(UsageError, match="cannot be read as JSON"):
+        load_schema(tmp_path / "s.json")
+
+
+def test_missing_is_said_and_an_optional_missing_field_is_left_out():
+    schema = load_schema()
+    text = render(record(schema), schema, "values")
+    for field in schema.fields:
+        assert (f"{field.label}: missing." in text) is not field.optional
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "said"),
+    [
+        ({"albumin": 38.0, "sex": "female"}, "Albumin", "Albumin: 38 g/L (low)."),
+        ({"albumin": 42.0, "sex": "male"}, "Albumin", "Albumin: 42 g/L (normal)."),
+        ({"albumin": 42.0}, "Albumin", "Albumin: 42 g/L (normal)."),
+        ({"creatinine": 100.0, "sex": "female"}, "Creatinine", "Creatinine: 100 umol/L (high)."),
+        ({"creatinine": 100.0, "sex": "male"}, "Creatinine", "Creatinine: 100 umol/L (normal)."),
+        ({"creatinine": 100.0}, "Creatinine", "Creatinine: 100 umol/L."),
+        ({"sat_area": 150.0, "sex": "male"}, "Subcutaneous fat area", "Subcutaneous fat area: 150 cm2."),
+        ({"creatinine": None, "sex": "male"}, "Creatinine", "Creatinine: missing."),
+        ({"inr": 2.5}, "INR", "INR: 2.5 (high)."),
+        ({"inr": 1.0, "sex": "male"}, "INR", "INR: 1 (normal)."),
+    ],
+)
+def test_flags_say_where_a_value_lies_in_the_range_of_the_patients_sex(values, name, said):
+    schema = parse_schema(extension(fields=[{**FIELD, "reference": {"all": [0.8, 1.2]}}]), where="x")
+    text = render(record(schema, **values), schema, "flags")
+    assert said in text
+    assert said.partition(" (")[0].rstrip(".") in render(record(schema, **values), schema, "values")
+
+
+def test_a_free_text_report_is_the_end_of_the_text_as_it_is():
+    schema = load_schema()
+    report = "  Cirrhosis, Child-Pugh B.\nNo varices.  "
+    one = ClinicalRecord(patient_id=None, values=record(schema).values, report=report)
+    assert render(one, schema, "values").endswith(". Cirrhosis, Child-Pugh B.\nNo varices.")
+
+
+def test_every_rendering_of_the_config_has_a_version():
+    from typing import get_args, get_type_hints
+
+    assert set(get_args(get_type_hints(ClinicalConfig)["rendering"])) == set(RENDERING_VERSIONS)
+
+
+TEXT_OF_VERSION = {
+    ("values", 1): "f370bae4899516c7",
+    ("flags", 1): "657cb305dc003acf",
+    ("pairs", 1): "ec9758b333a32be8",
+}
+"""Digest of the text of one record by each rendering and version."""
+
+
+def test_a_rendering_that_changes_gets_a_new_version():
+    schema = parse_schema(extension(fields=[{**FIELD, "reference": {"all": [0.8, 1.2]}}]), where="x")
+    values = {"sex": "female", "height": 163.0, "bmi": 31.27, "albumin": 38.0, "ast": 13862.4, "inr": 1.0, "wbc": 0.1}
+    one = ClinicalRecord(patient_id="P", values=record(schema, **values).values, report=" Known cirrhosis. ")
+    told = {(n, v): sha256_bytes(render(one, schema, n).encode())[:16] for n, v in RENDERING_VERSIONS.items()}
+    assert told == TEXT_OF_VERSION, "raise the version in RENDERING_VERSIONS and add its digest here"
+
+
+def test_a_document_names_every_field_as_the_schema_has_it():
+    rows = [line for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    rows = [line for line in rows if line.count("|") == 8]
+    assert rows == [table_row(f) for f in load_schema().fields]
+
+
+def test_the_documents_examples_are_read_as_they_stand(tmp_path):
+    blocks = DOCUMENT.read_text(encoding="utf-8").split("```json\n")[1:]
+    example, schema = (json.loads(block.partition("```")[0]) for block in blocks)
+    (tmp_path / "clinical.json").write_text(json.dumps(example))
+    liver = load_schema()
+    read = read_clinical(Case(folder=tmp_path, case_id="P1"), liver)
+    assert (read.values["total_bilirubin"], read.values["ggt"]) == (pytest.approx(20.525, abs=1e-3), None)
+    assert set(parse_schema(schema, where="x").by_name) - set(liver.by_name) == {"copper", "ascites"}
+
+
+def table_row(field: Any) -> str:
+    """A field's row in docs/clinical.md."""
+    unit = " or ".join(field.choices) if field.choices else field.unit
+    other = ", ".join(f"{name} (× {c.factor:g})" for name, c in field.accepted_units.items()) or "–"
+    plausible = "–" if field.plausible is None else f"{field.plausible[0]:g} to {field.plausible[1]:g}"
+    ranges = {sex: f"{low:g} to {high:g}" for sex, (low, high) in field.reference.items()}
+    reference = (
+        "–" if not ranges else next(iter(ranges.values())) if len(set(ranges.values())) == 1
+        else f"f {ranges['female']}, m {ranges['male']}"
+    )  # fmt: skip
+    name = f"`{field.name}`" + (" (optional)" if field.optional else "")
+    return f"| {name} | {field.label} | {field.section} | {unit} | {other} | {plausible} | {reference} |"

@@ -1,0 +1,50 @@
+"""docs/systems.md and docs/compare.md tell what the tables in the code hold."""
+
+from __future__ import annotations
+
+import re
+
+import tmi.toolkit.cli.main as cli
+from factories.nano import nano
+from factories.paths import ROOT
+from tmi.toolkit.config.overrides import override
+from tmi.training.comparison.paper_tables import CLINICAL, TABLES
+from tmi.training.comparison.plan import chosen_tables, make_plan
+from tmi.training.systems.registry import SYSTEMS
+
+DOCS = ROOT / "docs"
+SYSTEMS_PAGE = (DOCS / "systems.md").read_text(encoding="utf-8")
+COMPARE_PAGE = (DOCS / "compare.md").read_text(encoding="utf-8")
+
+
+def rows(page: str, header: str) -> list[list[str]]:
+    table = page.split(header)[1].split("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()[2:]]
+
+
+def test_the_table_of_systems_is_the_registry():
+    assert rows(SYSTEMS_PAGE, "| `--model` | sees") == [
+        [f"`{name}`", ", ".join(spec.modalities), spec.needs, spec.what, spec.source] for name, spec in SYSTEMS.items()
+    ]
+
+
+def test_every_setting_of_the_ablations_is_one():
+    settings = [cells[0].strip("`") for cells in rows(SYSTEMS_PAGE, "| setting | what | table")]
+    assert len(settings) == 6
+    for setting in settings:
+        assert override(nano(), [setting]) != nano()
+
+
+def test_the_table_of_rows_is_the_papers_tables():
+    assert rows(COMPARE_PAGE, "| table | rows |") == [
+        [f"`{t.number}`", ", ".join(f"`{row.key}`" for row in t.rows)] for t in (*TABLES.values(), CLINICAL)
+    ]
+    assert f"need {len(make_plan(nano(), chosen_tables('all')).runs)} runs" in COMPARE_PAGE
+
+
+def test_every_option_of_the_command_is_on_its_page_and_no_other():
+    command = cli.LazyGroup(name="tmi").get_command(None, "compare")
+    known = {o for p in command.params for o in p.opts if o.startswith("--")} - {"--help"}
+    assert known == {
+        o for cells in rows(COMPARE_PAGE, "| option | meaning |") for o in re.findall(r"`(--[a-z-]+)", cells[0])
+    }
