@@ -63,6 +63,7 @@ def explain(
         tmi explain case_a/ --run runs/first --ct-only runs/ct-only --out explained
         tmi explain case_a/ --bundle ./bundle --out explained --quick --force
     """
+    from tmi.runtime.explain.explainer import torch_threads
     from tmi.runtime.serving.predictor import resolve_cases
 
     if run is not None and bundle is not None:
@@ -107,25 +108,6 @@ def open_models(run: Path | None, bundle: Path | None) -> ModelSource:
         bundle, reason = default_bundle(load_project())
         typer.echo(f"bundle {bundle} ({reason})", err=True)
     return open_bundle_models(bundle)
-
-
-class torch_threads:  # noqa: N801 - a context manager, used like a function
-    """Sets torch's threads, which are one number for the process, and puts them back."""
-
-    def __init__(self, threads: int | None) -> None:
-        self._threads = threads
-
-    def __enter__(self) -> None:
-        import torch
-
-        self._before = torch.get_num_threads()
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
-
-    def __exit__(self, *_: object) -> None:
-        import torch
-
-        torch.set_num_threads(self._before)
 
 
 def explainer_of(source: ModelSource, fold: str, target: str | None) -> Explainer:

@@ -55,7 +55,8 @@ def report(
     """
     from importlib.metadata import version
 
-    from tmi.runtime.cli.explain import explainer_of, torch_threads
+    from tmi.runtime.cli.explain import explainer_of
+    from tmi.runtime.explain.explainer import torch_threads
     from tmi.runtime.explain.model_source import open_bundle_models
     from tmi.runtime.report.pages import index_page
     from tmi.runtime.serving.predictor import Predictor, resolve_cases

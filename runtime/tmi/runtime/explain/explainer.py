@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from time import perf_counter
 
@@ -233,3 +234,15 @@ def softmax(logits_K: Float[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:
 def _completeness(attribution: Attribution) -> dict[str, float]:
     record = asdict(attribution)
     return {name: record[name] for name in ("output", "baseline", "error", "steps")}
+
+
+@contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Torch's number of threads, which is one for the process, inside the block; None leaves it as it is."""
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
