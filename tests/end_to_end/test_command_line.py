@@ -86,9 +86,27 @@ def test_no_help_imports_anything_heavy(command, asked):
     assert set(asked["after"][command]) & HEAVY == set()
 
 
-def test_the_help_lists_every_command_in_the_order_of_the_road(asked):
+def test_help_lists_every_command_in_order(asked):
+    """The order is that of the command table."""
     listed = [line.split()[1] for line in asked["texts"][""].splitlines() if re.match(r"[│|] [a-z-]+ ", line)]
     assert [name for name in listed if name in COMMANDS] == list(COMMANDS)
+
+
+def test_help_groups_commands_by_panel(asked):
+    """Each command stands under the heading of its panel, and the headings are those of the table."""
+    panels: dict[str, list[str]] = {}
+    for line in asked["texts"][""].splitlines():
+        heading = re.match(r"[╭+]─* ?([A-Z][a-z]+) ─", line)
+        if heading:
+            panels[heading[1]] = []
+        elif panels and re.match(r"[│|] [a-z-]+ ", line):
+            panels[list(panels)[-1]].append(line.split()[1])
+    del panels["Options"]
+    expected: dict[str, list[str]] = {}
+    for name, spec in COMMANDS.items():
+        expected.setdefault(spec.panel, []).append(name)
+    assert panels == expected
+    assert list(panels) == ["Data", "Training", "Export", "Prediction", "Trust"]
 
 
 def test_the_documented_exit_codes_are_those_of_the_table(asked):

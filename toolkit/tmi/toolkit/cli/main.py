@@ -26,39 +26,41 @@ class CommandSpec:
 
     target: str
     """`module:function`."""
+    panel: str
+    """Heading of `tmi --help` under which it is listed."""
     extra: str | None = None
     """Extra that installs what it needs beyond the base install."""
 
 
 COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
     {
-        "synth": CommandSpec("tmi.toolkit.cli.synth:synth", extra="radiomics"),
-        "import": CommandSpec("tmi.toolkit.cli.import_:import_", extra="dicom"),
-        "check": CommandSpec("tmi.toolkit.cli.check:check", extra="dicom"),
-        "radiomics": CommandSpec("tmi.toolkit.cli.radiomics:radiomics", extra="radiomics"),
-        "pretrain-text": CommandSpec("tmi.training.cli.pretrain_text:pretrain_text", extra="train"),
-        "train": CommandSpec("tmi.training.cli.train:train", extra="train"),
-        "compare": CommandSpec("tmi.training.cli.compare:compare", extra="train"),
-        "audit": CommandSpec("tmi.training.cli.audit:audit", extra="train"),
-        "export": CommandSpec("tmi.export.cli.export:export", extra="export"),
-        "build": CommandSpec("tmi.export.cli.build:build", extra="trt"),
-        "predict": CommandSpec("tmi.runtime.cli.predict:predict"),
-        "explain": CommandSpec("tmi.runtime.cli.explain:explain", extra="explain"),
-        "report": CommandSpec("tmi.runtime.cli.report:report", extra="explain"),
-        "verify": CommandSpec("tmi.runtime.cli.verify:verify"),
-        "inspect": CommandSpec("tmi.runtime.cli.inspect:inspect"),
-        "bench": CommandSpec("tmi.runtime.cli.bench:bench"),
-        "sign": CommandSpec("tmi.runtime.cli.sign:sign", extra="sign"),
+        "synth": CommandSpec("tmi.toolkit.cli.synth:synth", "Data", extra="radiomics"),
+        "import": CommandSpec("tmi.toolkit.cli.import_:import_", "Data", extra="dicom"),
+        "check": CommandSpec("tmi.toolkit.cli.check:check", "Data", extra="dicom"),
+        "radiomics": CommandSpec("tmi.toolkit.cli.radiomics:radiomics", "Data", extra="radiomics"),
+        "pretrain-text": CommandSpec("tmi.training.cli.pretrain_text:pretrain_text", "Training", extra="train"),
+        "train": CommandSpec("tmi.training.cli.train:train", "Training", extra="train"),
+        "compare": CommandSpec("tmi.training.cli.compare:compare", "Training", extra="train"),
+        "export": CommandSpec("tmi.export.cli.export:export", "Export", extra="export"),
+        "build": CommandSpec("tmi.export.cli.build:build", "Export", extra="trt"),
+        "predict": CommandSpec("tmi.runtime.cli.predict:predict", "Prediction"),
+        "explain": CommandSpec("tmi.runtime.cli.explain:explain", "Prediction", extra="explain"),
+        "report": CommandSpec("tmi.runtime.cli.report:report", "Prediction", extra="explain"),
+        "bench": CommandSpec("tmi.runtime.cli.bench:bench", "Prediction"),
+        "verify": CommandSpec("tmi.runtime.cli.verify:verify", "Trust"),
+        "inspect": CommandSpec("tmi.runtime.cli.inspect:inspect", "Trust"),
+        "audit": CommandSpec("tmi.training.cli.audit:audit", "Trust", extra="train"),
+        "sign": CommandSpec("tmi.runtime.cli.sign:sign", "Trust", extra="sign"),
     }
 )
-"""Command name -> where it is, in the order of the road."""
+"""Command name -> where it is, in the order of the help: panel by panel, each in the order of the pipeline."""
 
 
 class LazyGroup(TyperGroup):
     """A group whose commands are imported when they are asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names in the order of the road."""
+        """Names in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
@@ -67,7 +69,7 @@ class LazyGroup(TyperGroup):
             return None
         module, _, function = COMMANDS[cmd_name].target.partition(":")
         single = typer.Typer(add_completion=False, rich_markup_mode="markdown")
-        single.command(cmd_name, no_args_is_help=False)(getattr(importlib.import_module(module), function))
+        single.command(cmd_name, no_args_is_help=False, rich_help_panel=COMMANDS[cmd_name].panel)(getattr(importlib.import_module(module), function))
         return typer.main.get_command(single)
 
 
