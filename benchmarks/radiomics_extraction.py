@@ -29,8 +29,8 @@ from tmi.toolkit.cases.case import open_case
 from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.imaging.volume import Volume, read_ct, read_mask
 from tmi.toolkit.radiomics.cache import package_versions
-from tmi.toolkit.radiomics.extractor import extract, extract_plain
-from tmi.toolkit.radiomics.fast_extractor import why_plain
+from tmi.toolkit.radiomics.extractor import extract, extract_reference
+from tmi.toolkit.radiomics.fast_extractor import reference_path_reason
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.synthetic.phantom import Grid, findings_of, render, sample_body
 
@@ -92,7 +92,7 @@ def measure(liver: Liver, jobs: list[int], repeats: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"plain": [], **{f"quick, {n} job(s)": [] for n in jobs}}
     worst: dict[str, float] = {}
     for _ in range(repeats):
-        took, plain_F = timed(lambda: extract_plain(*liver))
+        took, plain_F = timed(lambda: extract_reference(*liver))
         seconds["plain"].append(took)
         for n in jobs:
             took, found_F = timed(lambda n=n: extract(*liver, jobs=n))
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--jobs", type=int, nargs="+", default=sorted({1, available_cores()}))
     asked = parser.parse_args()
-    reason = why_plain()
+    reason = reference_path_reason()
     if reason is not None:
         sys.exit(f"there is no quick road here: {reason}")
     livers = {"phantom": phantom_liver(), "real": real_liver()}

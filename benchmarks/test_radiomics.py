@@ -9,11 +9,11 @@ import pytest
 
 import radiomics_extraction
 from tmi.toolkit.compute.cpu import available_cores
-from tmi.toolkit.radiomics.fast_extractor import why_plain
+from tmi.toolkit.radiomics.fast_extractor import reference_path_reason
 
 
 def test_radiomics_extraction(record) -> None:
-    reason = why_plain()
+    reason = reference_path_reason()
     if reason is not None:
         pytest.skip(f"there is no quick road here: {reason}")
     liver = radiomics_extraction.phantom_liver()

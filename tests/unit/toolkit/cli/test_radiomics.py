@@ -19,9 +19,9 @@ from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.preprocessing.pipeline import prepare_case
-from tmi.toolkit.radiomics.cache import cache_key, extract_once
+from tmi.toolkit.radiomics.cache import cache_key, extract_cached
 from tmi.toolkit.radiomics.external_table import read_foreign
-from tmi.toolkit.radiomics.extractor import Extracted
+from tmi.toolkit.radiomics.extractor import ExtractedFeatures
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.radiomics.settings import SETTINGS_DIGEST
 from tmi.toolkit.radiomics.table import read_table, write_table
@@ -56,9 +56,9 @@ def counted(monkeypatch):
 
     def invented(ct, mask, *, jobs=None):
         made.append(int(mask.array_DHW.sum()))
-        return Extracted(values_F=np.arange(1781.0) + made[-1])
+        return ExtractedFeatures(values_F=np.arange(1781.0) + made[-1])
 
-    monkeypatch.setattr(radiomics, "extract_noted", invented)
+    monkeypatch.setattr(radiomics, "extract_with_note", invented)
     return made
 
 
@@ -196,8 +196,8 @@ def test_repeated_preparation_of_a_case_extracts_once(cohort, counted, cache, mi
 def test_a_plain_extraction_is_told_by_prediction_and_by_the_command(cohort, monkeypatch, micro_config, tmp_path):
     monkeypatch.setenv("TMI_CACHE", str(tmp_path / "cache"))  # a hit must not swallow it
     note = "radiomics were extracted the slow way: another SimpleITK"
-    slow = Extracted(values_F=np.arange(1781.0), note=note)
-    monkeypatch.setattr(radiomics, "extract_noted", lambda ct, mask, *, jobs=None: slow)
+    slow = ExtractedFeatures(values_F=np.arange(1781.0), note=note)
+    monkeypatch.setattr(radiomics, "extract_with_note", lambda ct, mask, *, jobs=None: slow)
     case = case_in(cohort)
     assert note in prepare_case(case, micro_config, load_schema()).warnings
     done = tmi("radiomics", case.folder)
@@ -234,7 +234,7 @@ def _extract_small(folder: str) -> bytes:
     affine = np.diag([1.0, 1.0, 2.0, 1.0])
     ct = Volume(array_DHW=rng.normal(60, 40, (9, 10, 11)).astype(np.int16), affine_xyz=affine)
     mask = Volume(array_DHW=rng.random((9, 10, 11)) < 0.5, affine_xyz=affine)
-    return extract_once(ct, mask, jobs=1).values_F.tobytes()
+    return extract_cached(ct, mask, jobs=1).values_F.tobytes()
 
 
 def test_processes_share_the_cache_and_agree(tmp_path):

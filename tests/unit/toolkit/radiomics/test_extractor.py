@@ -13,10 +13,10 @@ from factories.real_case import LIVER_LABEL, write_real_case
 from tmi.toolkit.cases.case import open_case
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.imaging.volume import Volume, read_ct, read_mask
-from tmi.toolkit.radiomics.extractor import extract, extract_noted, extract_plain
+from tmi.toolkit.radiomics.extractor import extract, extract_reference, extract_with_note
 from tmi.toolkit.radiomics.feature_names import CLASS_FEATURES, FEATURE_NAMES, IMAGE_TYPES, SHAPE_FEATURES
-from tmi.toolkit.radiomics.image_filters import agrees_with_pyradiomics
-from tmi.toolkit.radiomics.pyradiomics import load, plain_extractor, pyradiomics_quiet
+from tmi.toolkit.radiomics.image_filters import matches_pyradiomics
+from tmi.toolkit.radiomics.pyradiomics import load, pyradiomics_quiet, reference_extractor
 from tmi.toolkit.radiomics.shape_mesh import measure_mesh
 
 TOLERANCE = 1e-6
@@ -59,7 +59,7 @@ def test_the_names_are_what_pyradiomics_gives_in_its_order(blob):
     ct, mask = blob
     image, region = (radiomics.to_image(v.array_DHW, ct.spacing_DHW_mm) for v in (ct, mask))
     with pyradiomics_quiet():
-        assert tuple(plain_extractor().execute(image, region)) == FEATURE_NAMES
+        assert tuple(reference_extractor().execute(image, region)) == FEATURE_NAMES
 
 
 SHAPES = {
@@ -108,7 +108,7 @@ def test_the_quick_road_equals_the_plain_one_for_every_shape_of_mask(name, dtype
     ct_DHW = rng.normal(60, 45, shape).astype(dtype)
     mask_DHW = SHAPES[name](np.ones(shape, dtype=np.bool_), rng)
     ct, mask = volumes(ct_DHW, mask_DHW, tuple(rng.uniform(0.6, 5.0, 3)))
-    require_equal(extract(ct, mask, jobs=1), extract_plain(ct, mask))
+    require_equal(extract(ct, mask, jobs=1), extract_reference(ct, mask))
 
 
 CONTENTS = {
@@ -126,14 +126,14 @@ def test_the_quick_road_equals_the_plain_one_for_every_content(name):
     rng = np.random.default_rng(len(name))
     shape = (9, 11, 10)
     ct, mask = volumes(CONTENTS[name](rng, shape), rng.random(shape) < 0.5, (3.0, 1.0, 1.0))
-    require_equal(extract(ct, mask, jobs=1), extract_plain(ct, mask))
+    require_equal(extract(ct, mask, jobs=1), extract_reference(ct, mask))
 
 
 def test_a_ct_too_thin_for_a_filter_lacks_its_features_on_both_roads():
     rng = np.random.default_rng(5)
     ct, mask = volumes(rng.normal(60, 30, (5, 12, 12)).astype(np.int16), rng.random((5, 12, 12)) < 0.5, (1.0, 1.0, 1.0))
     found_F = extract(ct, mask, jobs=1)
-    require_equal(found_F, extract_plain(ct, mask))
+    require_equal(found_F, extract_reference(ct, mask))
     missing = {n.partition("_")[0] for n in radiomics.missing_features(found_F)}
     assert missing == {"log-sigma-5-0-mm-3D"}
 
@@ -150,12 +150,12 @@ def test_the_real_liver_is_equal_on_every_feature(shared_data, tmp_path):
     mask = read_mask(case, ct)
     assert mask.array_DHW.sum() == 41692
     found_F = extract(ct, mask)
-    require_equal(found_F, extract_plain(ct, mask))
+    require_equal(found_F, extract_reference(ct, mask))
     assert np.isfinite(found_F).all()
 
 
 def test_filters_are_checked_bit_for_bit_and_a_difference_is_noticed(monkeypatch):
-    assert agrees_with_pyradiomics()
+    assert matches_pyradiomics()
     import tmi.toolkit.radiomics.image_filters as filters
 
     for name in ("laplacian_of_gaussian", "_gradient", "_exponential"):
@@ -166,21 +166,21 @@ def test_filters_are_checked_bit_for_bit_and_a_difference_is_noticed(monkeypatch
             else:
                 whole = filters.laplacian_of_gaussian
                 patch.setattr(filters, name, lambda s, sigma, whole=whole: whole(s, sigma) * np.float32(1.0000002))
-            assert not agrees_with_pyradiomics.__wrapped__(), name
+            assert not matches_pyradiomics.__wrapped__(), name
 
 
 @pytest.mark.parametrize(
     ("plant", "told"),
     [
-        (lambda patch: patch.setattr(quick, "agrees_with_pyradiomics", lambda: False), "filter otherwise"),
+        (lambda patch: patch.setattr(quick, "matches_pyradiomics", lambda: False), "filter otherwise"),
         (lambda patch: patch.setattr(quick, "is_pinned", lambda: False), "was checked against 3.0.1"),
     ],
     ids=["filters", "version"],
 )
 def test_where_the_quick_road_does_not_hold_the_plain_one_is_taken_and_told(monkeypatch, blob, plant, told):
     plant(monkeypatch)
-    monkeypatch.setattr(radiomics, "extract_plain", lambda ct, mask: np.full(1781, math.pi))
-    extracted = extract_noted(*blob)
+    monkeypatch.setattr(radiomics, "extract_reference", lambda ct, mask: np.full(1781, math.pi))
+    extracted = extract_with_note(*blob)
     assert told in (extracted.note or "")
     assert extracted.values_F[0] == math.pi
     with pytest.warns(RuntimeWarning, match="extracted the slow way"):
@@ -197,7 +197,7 @@ def _with(*places):
     return answer
 
 
-@pytest.mark.parametrize("road", [extract, extract_plain], ids=["quick", "plain"])
+@pytest.mark.parametrize("road", [extract, extract_reference], ids=["quick", "plain"])
 @pytest.mark.parametrize(
     ("mask_DHW", "told"),
     [

@@ -69,7 +69,9 @@ class LazyGroup(TyperGroup):
             return None
         module, _, function = COMMANDS[cmd_name].target.partition(":")
         single = typer.Typer(add_completion=False, rich_markup_mode="markdown")
-        single.command(cmd_name, no_args_is_help=False, rich_help_panel=COMMANDS[cmd_name].panel)(getattr(importlib.import_module(module), function))
+        single.command(cmd_name, no_args_is_help=False, rich_help_panel=COMMANDS[cmd_name].panel)(
+            getattr(importlib.import_module(module), function)
+        )
         return typer.main.get_command(single)
 
 

@@ -180,10 +180,10 @@ def _images(case: Case, config: Config, *, extract: bool, clock: StageClock, emp
 
 def _extract(case: Case, ct: Volume, mask: Volume) -> tuple[Float[np.ndarray, "1781"], str | None]:
     """The features, from the cache where they are there, and what the user should know of how they were had."""
-    from tmi.toolkit.radiomics.cache import extract_once  # pyradiomics is an extra, and slow to import
+    from tmi.toolkit.radiomics.cache import extract_cached  # pyradiomics is an extra, and slow to import
 
     try:
-        extracted = extract_once(ct, mask)
+        extracted = extract_cached(ct, mask)
         return extracted.values_F, extracted.note
     except InputRefusedError as error:
         raise error.for_case(case.case_id) from error

@@ -20,9 +20,9 @@ from tmi.toolkit.cases.case import MASK_FILE, RADIOMICS_FILE, Case, open_case
 from tmi.toolkit.errors import InputRefusedError, UnavailableError, UsageError
 from tmi.toolkit.imaging.volume import read_ct, read_mask
 from tmi.toolkit.qc.image_checks import check_ct, check_mask, refuse_on_error
-from tmi.toolkit.radiomics.cache import extract_once, package_versions
+from tmi.toolkit.radiomics.cache import extract_cached, package_versions
 from tmi.toolkit.radiomics.external_table import ForeignTable
-from tmi.toolkit.radiomics.provenance import RadiomicsRecord, file_digest, read_record, stale, write_record
+from tmi.toolkit.radiomics.provenance import RadiomicsRecord, file_digest, read_record, staleness_reason, write_record
 from tmi.toolkit.radiomics.settings import SETTINGS, SETTINGS_DIGEST
 from tmi.toolkit.radiomics.table import missing_features, table_text
 from tmi.toolkit.storage.atomic_files import write_text
@@ -122,7 +122,7 @@ def _is_current(case: Case, how: How) -> bool:
     """Whether the table is there and fits; refuses to touch one of which that is not known."""
     if not case.radiomics.is_file():
         return False
-    why = stale(case)
+    why = staleness_reason(case)
     if why is None:
         record = _record(case)
         if how.foreign is not None:
@@ -152,7 +152,7 @@ def _extract(case: Case, how: How, jobs: int) -> str:
     refuse_on_error(check_mask(ct, mask), case.case_id)
     # the digests first: files that are exchanged meanwhile are noticed by the next check
     ct_sha256, mask_sha256 = file_digest(case.ct), file_digest(case.mask)
-    extracted = extract_once(ct, mask, jobs=jobs, use_cache=how.use_cache)
+    extracted = extract_cached(ct, mask, jobs=jobs, use_cache=how.use_cache)
     _write(
         case,
         extracted.values_F,

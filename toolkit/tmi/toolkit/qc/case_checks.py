@@ -22,7 +22,7 @@ from tmi.toolkit.qc.check_registry import CHECKS, Severity
 from tmi.toolkit.qc.hu_checks import NOT_HU
 from tmi.toolkit.qc.image_checks import check_ct, check_mask
 from tmi.toolkit.qc.radiomics_comparison import Comparison, compare
-from tmi.toolkit.radiomics.provenance import stale
+from tmi.toolkit.radiomics.provenance import staleness_reason
 from tmi.toolkit.radiomics.table import read_table
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_json
 
@@ -165,7 +165,7 @@ def _radiomics(
     yield from found
     if values_F is None:
         return
-    if (why := stale(case)) is not None:
+    if (why := staleness_reason(case)) is not None:
         yield _finding(case.case_id, "radiomics-stale", why, "extract them anew: tmi radiomics CASE --force")
     first = seen.radiomics.setdefault(sha256_bytes(values_F.tobytes()), case)
     if first is not case:

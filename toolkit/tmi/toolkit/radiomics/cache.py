@@ -21,11 +21,11 @@ from tmi.toolkit.storage.hashing import sha256_json
 
 if TYPE_CHECKING:
     from tmi.toolkit.imaging.volume import Volume
-    from tmi.toolkit.radiomics.extractor import Extracted
+    from tmi.toolkit.radiomics.extractor import ExtractedFeatures
 
 KIND = "radiomics"
 MAX_BYTES = 64 * 2**20
-ROAD = 1
+CACHE_VERSION = 1
 """Raised whenever a change of our own code could change a value."""
 PACKAGES = ("pyradiomics", "SimpleITK", "PyWavelets", "numpy")
 """What the values depend on."""
@@ -53,7 +53,7 @@ def cache_key(ct: Volume, mask: Volume) -> str:
     inside = hashlib.sha256(np.packbits(mask.array_DHW.astype(np.bool_)).data).hexdigest()
     return sha256_json(
         {
-            "road": ROAD,
+            "road": CACHE_VERSION,
             "ct": voxels,
             "dtype": str(ct.array_DHW.dtype),
             "shape_DHW": list(ct.array_DHW.shape),
@@ -65,8 +65,8 @@ def cache_key(ct: Volume, mask: Volume) -> str:
     )
 
 
-def extract_once(ct: Volume, mask: Volume, *, jobs: int | None = None, use_cache: bool = True) -> Extracted:
-    """As `tmi.toolkit.radiomics.extractor.extract_noted`, from the cache where it is there.
+def extract_cached(ct: Volume, mask: Volume, *, jobs: int | None = None, use_cache: bool = True) -> ExtractedFeatures:
+    """As `tmi.toolkit.radiomics.extractor.extract_with_note`, from the cache where it is there.
 
     Args:
         ct: Hounsfield units.
@@ -78,16 +78,19 @@ def extract_once(ct: Volume, mask: Volume, *, jobs: int | None = None, use_cache
         UnavailableError: nothing is remembered and pyradiomics is not installed.
         InputRefusedError: the mask is too small, or the CT is empty.
     """
-    from tmi.toolkit.radiomics.extractor import Extracted, extract_noted  # imports nothing heavy before it extracts
+    from tmi.toolkit.radiomics.extractor import (  # imports nothing heavy before it extracts
+        ExtractedFeatures,
+        extract_with_note,
+    )
 
     cache = ContentCache(KIND, max_bytes=MAX_BYTES) if use_cache else None
     if cache is None or not cache.enabled:
-        return extract_noted(ct, mask, jobs=jobs)
+        return extract_with_note(ct, mask, jobs=jobs)
     key = cache_key(ct, mask)
     data = cache.get(key)
     if data is not None and len(data) == 8 * len(FEATURE_NAMES):
-        return Extracted(values_F=np.frombuffer(data, dtype="<f8").astype(np.float64))
-    extracted = extract_noted(ct, mask, jobs=jobs)
+        return ExtractedFeatures(values_F=np.frombuffer(data, dtype="<f8").astype(np.float64))
+    extracted = extract_with_note(ct, mask, jobs=jobs)
     if extracted.note is None:  # what a user should know of an extraction would be lost with the next hit
         cache.put(key, extracted.values_F.astype("<f8").tobytes())
     return extracted

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.radiomics.fast_extractor import extract_quick, why_plain
+from tmi.toolkit.radiomics.fast_extractor import extract_fast, reference_path_reason
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.radiomics.image_filters import to_image
-from tmi.toolkit.radiomics.pyradiomics import load, plain_extractor, pyradiomics_quiet
+from tmi.toolkit.radiomics.pyradiomics import load, pyradiomics_quiet, reference_extractor
 from tmi.toolkit.radiomics.settings import SETTINGS, SETTINGS_DIGEST
 from tmi.toolkit.radiomics.table import missing_features, read_table, write_table
 
@@ -31,10 +31,10 @@ __all__ = [
     "FEATURE_NAMES",
     "SETTINGS",
     "SETTINGS_DIGEST",
-    "Extracted",
+    "ExtractedFeatures",
     "extract",
-    "extract_noted",
-    "extract_plain",
+    "extract_with_note",
+    "extract_reference",
     "missing_features",
     "read_table",
     "write_table",
@@ -42,7 +42,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class Extracted:
+class ExtractedFeatures:
     """The features of one mask, and what a user should know of how they were had."""
 
     values_F: Float[NDArray[np.float64], "1781"]
@@ -54,8 +54,8 @@ class Extracted:
 def extract(ct: Volume, mask: Volume, *, jobs: int | None = None) -> Float[NDArray[np.float64], "1781"]:
     """The features in the order of `FEATURE_NAMES`; NaN where one has no finite value.
 
-    Equal to `extract_plain` to 1e-6 of each value, and several times quicker. Where the installed packages do not allow
-    that, a `RuntimeWarning` says so and the plain road is taken.
+    Equal to `extract_reference` to 1e-6 of each value, and several times quicker. Where the installed packages do not
+    allow that, a `RuntimeWarning` says so and the plain road is taken.
 
     Args:
         ct: Hounsfield units.
@@ -67,13 +67,13 @@ def extract(ct: Volume, mask: Volume, *, jobs: int | None = None) -> Float[NDArr
         InputRefusedError: `radiomics-mask`: the mask is empty, one voxel, a line or everything; `ct-not-hu`: the CT is
             zero everywhere.
     """
-    extracted = extract_noted(ct, mask, jobs=jobs)
+    extracted = extract_with_note(ct, mask, jobs=jobs)
     if extracted.note is not None:
         warnings.warn(extracted.note, RuntimeWarning, stacklevel=2)
     return extracted.values_F
 
 
-def extract_noted(ct: Volume, mask: Volume, *, jobs: int | None = None) -> Extracted:
+def extract_with_note(ct: Volume, mask: Volume, *, jobs: int | None = None) -> ExtractedFeatures:
     """As `extract`, with what it would warn of as a value.
 
     Args:
@@ -85,17 +85,17 @@ def extract_noted(ct: Volume, mask: Volume, *, jobs: int | None = None) -> Extra
         UnavailableError: as in `extract`.
         InputRefusedError: as in `extract`.
     """
-    reason = why_plain()
+    reason = reference_path_reason()
     if reason is not None:
         note = f"radiomics were extracted the slow way: {reason}"
-        return Extracted(values_F=extract_plain(ct, mask), note=note)
+        return ExtractedFeatures(values_F=extract_reference(ct, mask), note=note)
     require_extractable(ct, mask)
     inside_DHW = mask.array_DHW.astype(np.bool_)
-    answer = extract_quick(ct.array_DHW, inside_DHW, ct.spacing_DHW_mm, jobs=jobs or available_cores())
-    return Extracted(values_F=ordered(answer))
+    answer = extract_fast(ct.array_DHW, inside_DHW, ct.spacing_DHW_mm, jobs=jobs or available_cores())
+    return ExtractedFeatures(values_F=to_feature_order(answer))
 
 
-def extract_plain(ct: Volume, mask: Volume) -> Float[NDArray[np.float64], "1781"]:
+def extract_reference(ct: Volume, mask: Volume) -> Float[NDArray[np.float64], "1781"]:
     """The same by one plain call of pyradiomics: the reference that `extract` is held to.
 
     Args:
@@ -110,8 +110,8 @@ def extract_plain(ct: Volume, mask: Volume) -> Float[NDArray[np.float64], "1781"
     require_extractable(ct, mask)
     image, region = to_image(ct.array_DHW, ct.spacing_DHW_mm), to_image(mask.array_DHW, ct.spacing_DHW_mm)
     with pyradiomics_quiet():
-        answer = plain_extractor().execute(image, region)
-    return ordered(answer)
+        answer = reference_extractor().execute(image, region)
+    return to_feature_order(answer)
 
 
 def require_extractable(ct: Volume, mask: Volume) -> None:
@@ -141,7 +141,7 @@ def require_extractable(ct: Volume, mask: Volume) -> None:
         )
 
 
-def ordered(answer: Mapping[str, Any]) -> Float[NDArray[np.float64], "1781"]:
+def to_feature_order(answer: Mapping[str, Any]) -> Float[NDArray[np.float64], "1781"]:
     """Named values in the order of `FEATURE_NAMES`: complex ones cast to real, absent or non-finite ones to NaN."""
     values_F = np.array([np.real(np.asarray(answer.get(name, np.nan))).item() for name in FEATURE_NAMES])
     return np.where(np.isfinite(values_F), values_F, np.nan).astype(np.float64)

@@ -20,23 +20,23 @@ from tmi.toolkit.radiomics.features import image_features, shape_features
 from tmi.toolkit.radiomics.image_filters import (
     LOG_SIGMAS_MM,
     POINTWISE,
-    Source,
+    FilterInput,
     Voxels,
-    agrees_with_pyradiomics,
-    find_source,
     laplacian_of_gaussian,
     log_name,
+    make_filter_input,
+    matches_pyradiomics,
     wavelet_bands,
 )
 from tmi.toolkit.radiomics.mask_region import Region, find_region
 from tmi.toolkit.radiomics.pyradiomics import is_pinned, load, pyradiomics_quiet, version
 from tmi.toolkit.radiomics.settings import PYRADIOMICS_VERSION
 
-Named = Mapping[str, Any]
+FeatureValues = Mapping[str, Any]
 """Feature names and values."""
 
 
-def why_plain() -> str | None:
+def reference_path_reason() -> str | None:
     """Why the quick road cannot be taken with the packages that are installed; None where it can.
 
     Raises:
@@ -44,14 +44,14 @@ def why_plain() -> str | None:
     """
     if not is_pinned():
         return f"pyradiomics {version()} is installed, and the quick road was checked against {PYRADIOMICS_VERSION}"
-    if not agrees_with_pyradiomics():
+    if not matches_pyradiomics():
         return "the installed SimpleITK, PyWavelets or numpy filter otherwise than pyradiomics through them"
     return None
 
 
-def extract_quick(
+def extract_fast(
     ct_DHW: NDArray[Any], mask_DHW: NDArray[np.bool_], spacing_DHW_mm: tuple[float, float, float], *, jobs: int
-) -> Named:
+) -> FeatureValues:
     """Every feature that can be had, by name.
 
     Args:
@@ -62,7 +62,7 @@ def extract_quick(
     """
     load()
     region = find_region(mask_DHW)
-    source = find_source(ct_DHW, spacing_DHW_mm, region)
+    source = make_filter_input(ct_DHW, spacing_DHW_mm, region)
     with pyradiomics_quiet(), ThreadPoolExecutor(max(1, jobs)) as pool:
         # a filter that takes long beside images that need none: the former run free of Python's lock
         first = [pool.submit(_log, source, region, sigma) for sigma in LOG_SIGMAS_MM[:1]]
@@ -73,31 +73,33 @@ def extract_quick(
             partial(_image, source, region, f"wavelet-{band}", values_N)
             for band, values_N in wavelet_bands(source).items()
         ]
-        futures = first + [pool.submit(task) for task in _alternate(rest, bands + direct)]
+        futures = first + [pool.submit(task) for task in _interleave(rest, bands + direct)]
         return {name: value for future in futures for name, value in future.result().items()}
 
 
-def _alternate(few: Sequence[Callable[[], Named]], many: Sequence[Callable[[], Named]]) -> list[Callable[[], Named]]:
+def _interleave(
+    few: Sequence[Callable[[], FeatureValues]], many: Sequence[Callable[[], FeatureValues]]
+) -> list[Callable[[], FeatureValues]]:
     """The few spread evenly among the first of the many."""
-    tasks: list[Callable[[], Named]] = []
+    tasks: list[Callable[[], FeatureValues]] = []
     for k, task in enumerate(many):
         tasks += [*few[k : k + 1], task]
     return tasks
 
 
-def _image(source: Source, region: Region, image_type: str, values_N: Voxels) -> Named:
+def _image(source: FilterInput, region: Region, image_type: str, values_N: Voxels) -> FeatureValues:
     found = image_features(values_N, region, source.spacing_DHW_mm)
     return {f"{image_type}_{name}": value for name, value in found.items()}
 
 
-def _pointwise(source: Source, region: Region, name: str) -> Named:
+def _pointwise(source: FilterInput, region: Region, name: str) -> FeatureValues:
     return _image(source, region, name, POINTWISE[name](source))
 
 
-def _log(source: Source, region: Region, sigma_mm: float) -> Named:
+def _log(source: FilterInput, region: Region, sigma_mm: float) -> FeatureValues:
     values_N = laplacian_of_gaussian(source, sigma_mm)
     return {} if values_N is None else _image(source, region, log_name(sigma_mm), values_N)
 
 
-def _shape(region: Region, spacing_DHW_mm: tuple[float, float, float]) -> Named:
+def _shape(region: Region, spacing_DHW_mm: tuple[float, float, float]) -> FeatureValues:
     return {f"original_shape_{name}": value for name, value in shape_features(region, spacing_DHW_mm).items()}

@@ -28,7 +28,7 @@ from tmi.toolkit.radiomics.texture_matrices import (
     sum_tone_differences,
 )
 
-MANY_VOXELS = 4096
+FAST_CUBE_MIN_VOXELS = 4096
 """Above this, sums of odd powers do not cancel to rounding noise."""
 
 Values = dict[str, Any]
@@ -76,7 +76,7 @@ def first_order(values_N: NDArray[Any], levels: Levels, spacing_DHW_mm: tuple[fl
     square_N = d_N * d_N
     variance = square_N.sum() / count
     # a product is quicker than a power; of few voxels, whose cubes may cancel to the last bit, every bit counts
-    cube_N = square_N * d_N if count > MANY_VOXELS else np.power(d_N, 3)
+    cube_N = square_N * d_N if count > FAST_CUBE_MIN_VOXELS else np.power(d_N, 3)
     third, fourth = cube_N.sum() / count, (square_N * square_N).sum() / count
     scale = variance if variance != 0 else 1.0
     middle_N = x_N[(x_N >= p10) & (x_N <= p90)]
@@ -124,7 +124,7 @@ def _bare(kind: str, names: tuple[str, ...], levels: Levels | None = None) -> An
     """An object of pyradiomics' class for a kind of feature, without an image."""
     one = load().featureextractor.getFeatureClasses()[kind]
     bare = one.__new__(one)
-    bare.logger = _Silent()
+    bare.logger = _NullLogger()
     bare.settings = dict(SETTINGS["setting"])
     bare.voxelBased = False
     bare.symmetricalGLCM = SETTINGS["setting"]["symmetricalGLCM"]
@@ -136,7 +136,7 @@ def _bare(kind: str, names: tuple[str, ...], levels: Levels | None = None) -> An
     return bare
 
 
-class _Silent:
+class _NullLogger:
     """Takes pyradiomics' log records: what they say is in the missing values."""
 
     def debug(self, *_: object) -> None:

@@ -8,7 +8,7 @@ here gives it the same bits from less:
 - Laplacian of Gaussian runs recursive filters along whole lines, but only along the lines that later passes read, and
   25 sigma beyond the mask a voxel's weight is below 1e-15, under the rounding of the arithmetic.
 
-`agrees_with_pyradiomics` compares all of it, bit for bit, on a small volume, so that another version of SimpleITK or
+`matches_pyradiomics` compares all of it, bit for bit, on a small volume, so that another version of SimpleITK or
 PyWavelets which rounds otherwise is noticed.
 """
 
@@ -26,14 +26,14 @@ from tmi.toolkit.radiomics.mask_region import Box, Region, find_region
 from tmi.toolkit.radiomics.pyradiomics import load, pyradiomics_quiet
 from tmi.toolkit.radiomics.settings import SETTINGS
 
-LOG_REACH_SIGMA = 25.0
+LOG_RADIUS_SIGMA = 25.0
 """How far, in sigmas, a voxel is taken to reach in the recursive Gaussian filters."""
 
 Voxels = NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class FilterInput:
     """The CT and where its mask lies."""
 
     ct_DHW: NDArray[Any]
@@ -54,9 +54,9 @@ class Source:
         return inside_N
 
 
-def find_source(ct_DHW: NDArray[Any], spacing_DHW_mm: tuple[float, float, float], region: Region) -> Source:
+def make_filter_input(ct_DHW: NDArray[Any], spacing_DHW_mm: tuple[float, float, float], region: Region) -> FilterInput:
     """A CT together with its mask's region."""
-    return Source(
+    return FilterInput(
         ct_DHW=ct_DHW,
         spacing_DHW_mm=spacing_DHW_mm,
         mask_DHW=region.mask_DHW,
@@ -86,30 +86,30 @@ def _within(box: Box, outer: Box) -> Box:
     return z, y, x
 
 
-def _square(source: Source) -> Voxels:
+def _square(source: FilterInput) -> Voxels:
     answer_N: Voxels = ((1 / np.sqrt(source.largest)) * source.voxels_N.astype(np.float64)) ** 2
     return answer_N
 
 
-def _square_root(source: Source) -> Voxels:
+def _square_root(source: FilterInput) -> Voxels:
     x_N = source.voxels_N.astype(np.float64)
     return np.copysign(np.sqrt(np.abs(x_N) * source.largest), x_N)
 
 
-def _logarithm(source: Source) -> Voxels:
+def _logarithm(source: FilterInput) -> Voxels:
     x_N = source.voxels_N.astype(np.float64)
     scale = source.largest / np.log(np.array([source.largest]) + 1)
     answer_N: Voxels = np.copysign(np.log(np.abs(x_N) + 1), x_N) * scale
     return answer_N
 
 
-def _exponential(source: Source) -> Voxels:
+def _exponential(source: FilterInput) -> Voxels:
     rate = np.log(np.array([source.largest])) / source.largest
     answer_N: Voxels = np.exp(rate * source.voxels_N.astype(np.float64))
     return answer_N
 
 
-def _gradient(source: Source) -> Voxels:
+def _gradient(source: FilterInput) -> Voxels:
     import SimpleITK
 
     outer = _grow(source.box, source.ct_DHW.shape, (2, 2, 2))
@@ -121,7 +121,7 @@ def _gradient(source: Source) -> Voxels:
     return answer_N
 
 
-def wavelet_bands(source: Source) -> dict[str, Voxels]:
+def wavelet_bands(source: FilterInput) -> dict[str, Voxels]:
     """All 8 sub-bands by name, `LLH` to `LLL`; the letters stand for x, y, z.
 
     The transform is periodic: an axis on which the mask lies near an end of the CT is kept whole.
@@ -142,7 +142,7 @@ def wavelet_bands(source: Source) -> dict[str, Voxels]:
     return {name.replace("a", "L").replace("d", "H"): band[inside][source.mask_DHW] for name, band in bands.items()}
 
 
-def laplacian_of_gaussian(source: Source, sigma_mm: float) -> Voxels | None:
+def laplacian_of_gaussian(source: FilterInput, sigma_mm: float) -> Voxels | None:
     """Sum over the axes of the smoothed CT's second derivative, times sigma squared; None where the CT is too thin.
 
     The passes, their order and their rounding to float32 are those of ITK's LaplacianRecursiveGaussianImageFilter.
@@ -153,7 +153,7 @@ def laplacian_of_gaussian(source: Source, sigma_mm: float) -> Voxels | None:
     shape, spacing = np.array(source.ct_DHW.shape), np.array(source.spacing_DHW_mm)
     if shape.min() < 4 or not (shape >= np.ceil(sigma_mm / spacing) + 1).all():
         return None
-    reach = tuple(max(8, int(np.ceil(LOG_REACH_SIGMA * sigma_mm / s))) for s in spacing)
+    reach = tuple(max(8, int(np.ceil(LOG_RADIUS_SIGMA * sigma_mm / s))) for s in spacing)
     outer = _grow(source.box, source.ct_DHW.shape, reach)
     start = to_image(np.ascontiguousarray(source.ct_DHW[outer]), source.spacing_DHW_mm)
     inside_xyz = _within(source.box, outer)[::-1]
@@ -176,7 +176,7 @@ def laplacian_of_gaussian(source: Source, sigma_mm: float) -> Voxels | None:
     return sum_DHW[source.mask_DHW]
 
 
-POINTWISE: dict[str, Callable[[Source], Voxels]] = {
+POINTWISE: dict[str, Callable[[FilterInput], Voxels]] = {
     "original": lambda source: source.voxels_N,
     "square": _square,
     "squareroot": _square_root,
@@ -195,7 +195,7 @@ def log_name(sigma_mm: float) -> str:
     return f"log-sigma-{str(sigma_mm).replace('.', '-')}-mm-3D"
 
 
-def every_image(source: Source) -> dict[str, Voxels]:
+def every_image(source: FilterInput) -> dict[str, Voxels]:
     """All image types by name -> values of the N voxels; one that so thin a CT does not give is left out."""
     logs = {log_name(sigma): laplacian_of_gaussian(source, sigma) for sigma in LOG_SIGMAS_MM}
     bands = {f"wavelet-{band}": values_N for band, values_N in wavelet_bands(source).items()}
@@ -204,7 +204,7 @@ def every_image(source: Source) -> dict[str, Voxels]:
 
 
 @cache
-def agrees_with_pyradiomics() -> bool:
+def matches_pyradiomics() -> bool:
     """Whether every filter gives pyradiomics' own voxels, bit for bit, on a small volume of noise."""
     operations = load().imageoperations
     rng = np.random.default_rng(0)
@@ -212,7 +212,7 @@ def agrees_with_pyradiomics() -> bool:
     spacing_DHW_mm = (2.5, 0.9, 0.7)
     mask_DHW = np.zeros(ct_DHW.shape, dtype=np.bool_)
     mask_DHW[12:18, 10:20, 9:22] = rng.random((6, 10, 13)) < 0.8
-    source = find_source(ct_DHW, spacing_DHW_mm, find_region(mask_DHW))
+    source = make_filter_input(ct_DHW, spacing_DHW_mm, find_region(mask_DHW))
     ours = every_image(source)
     import SimpleITK
 

@@ -82,7 +82,7 @@ def read_record(case: Case) -> RadiomicsRecord | None:
     return record
 
 
-def stale(case: Case) -> str | None:
+def staleness_reason(case: Case) -> str | None:
     """In what the case's radiomics.csv no longer fits what lies beside it; None where nothing is known against it.
 
     Reads and hashes the CT and the mask: a matter of checking, never of predicting.

@@ -63,7 +63,7 @@ def is_pinned() -> bool:
     return version() == PYRADIOMICS_VERSION
 
 
-def plain_extractor() -> Any:
+def reference_extractor() -> Any:
     """An extractor of pyradiomics, with `SETTINGS`.
 
     Built call by call: handing it the dict makes it load a validator that uses a module loader which newer Pythons
