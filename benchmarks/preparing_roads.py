@@ -37,12 +37,12 @@ def prepare_with_tmi(path: Path, shape_DHW: tuple[int, int, int] = SHAPE_DHW) ->
     from tmi.toolkit.cases.case import Case
     from tmi.toolkit.compute.cpu import other_cores
     from tmi.toolkit.config.schema import CtConfig
-    from tmi.toolkit.imaging.ct_resampling import Resampling, prepare_ct
+    from tmi.toolkit.imaging.ct_resampling import StreamingResampler, prepare_ct
     from tmi.toolkit.imaging.volume import read_ct
     from tmi.toolkit.qc.image_checks import check_ct
 
     class Planes:
-        def __init__(self, resampling: Resampling) -> None:
+        def __init__(self, resampling: StreamingResampler) -> None:
             self.planes = resampling.planes
 
         def opened(self, grid: object) -> None:
@@ -50,7 +50,7 @@ def prepare_with_tmi(path: Path, shape_DHW: tuple[int, int, int] = SHAPE_DHW) ->
 
     config = CtConfig(shape_DHW=shape_DHW, window_hu=WINDOW_HU)
     with other_cores() as pool:
-        begun = Resampling(config, pool)
+        begun = StreamingResampler(config, pool)
         ct = read_ct(Case(folder=path.parent, case_id=path.parent.name), pool=pool, follower=Planes(begun))
         list(check_ct(ct))
         return prepare_ct(ct, config, begun)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from tmi.runtime.explain.localization import PlaceFigures, body_mask, centre, place_figures
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.schema import CtConfig
-from tmi.toolkit.imaging.ct_resampling import onto_ct_grid
+from tmi.toolkit.imaging.ct_resampling import resample_to_ct_grid
 from tmi.toolkit.imaging.volume import Volume, read_ct, read_mask
 
 
@@ -30,7 +30,7 @@ class Anatomy:
     def onto(self, map_DHW: Float[np.ndarray, "D H W"], config: CtConfig) -> Float[np.ndarray, "D H W"]:
         """A map of the network's input grid on this grid."""
         depth, height, width = self.ct.array_DHW.shape
-        return onto_ct_grid(map_DHW, (depth, height, width), config)
+        return resample_to_ct_grid(map_DHW, (depth, height, width), config)
 
     def figures(self, map_DHW: Float[np.ndarray, "D H W"]) -> PlaceFigures:
         """Where the mass of a map on this grid lies."""

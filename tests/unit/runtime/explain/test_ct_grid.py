@@ -10,7 +10,7 @@ import pytest
 
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.schema import CtConfig
-from tmi.toolkit.imaging.ct_resampling import onto_ct_grid, prepare_ct
+from tmi.toolkit.imaging.ct_resampling import prepare_ct, resample_to_ct_grid
 from tmi.toolkit.imaging.volume import PLANES, Volume, read_ct, write_on_ct_grid
 
 ORIENTATIONS = [
@@ -65,7 +65,7 @@ def test_a_blob_comes_back_to_where_it_was(shape, depth):
     )
     hu = (-70 + 200 * np.exp(-distance)).astype(np.float32)
     prepared = prepare_ct(Volume(array_DHW=hu, affine_xyz=np.eye(4)), config)[0]
-    back = onto_ct_grid(prepared, shape, config)
+    back = resample_to_ct_grid(prepared, shape, config)
     assert back.shape == shape
     for axis in range(3):
         mass = back.sum(axis=tuple(a for a in range(3) if a != axis))
@@ -77,7 +77,7 @@ def test_a_blob_comes_back_to_where_it_was(shape, depth):
 def test_the_same_shape_comes_back_bit_for_bit():
     config = CtConfig(shape_DHW=(8, 9, 10))
     values = np.random.default_rng(0).random((8, 9, 10), dtype=np.float32)
-    assert np.array_equal(onto_ct_grid(values, (8, 9, 10), config), values)
+    assert np.array_equal(resample_to_ct_grid(values, (8, 9, 10), config), values)
 
 
 @pytest.mark.parametrize("plane", PLANES, ids=lambda p: p.name)

@@ -18,7 +18,7 @@ from tmi.runtime.explain.explainer import ct_map
 from tmi.runtime.explain.inputs import FoldInputs
 from tmi.runtime.explain.parameter_randomization import randomisation
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.imaging.ct_resampling import onto_ct_grid, prepare_ct
+from tmi.toolkit.imaging.ct_resampling import prepare_ct, resample_to_ct_grid
 from tmi.toolkit.imaging.volume import read_ct, write_on_ct_grid
 
 RADIUS = 0.22
@@ -71,7 +71,7 @@ def looked_at(case: Case, network, other_inputs) -> tuple[np.ndarray, np.ndarray
         text = network.encode_text(ids, mask)
     made = ct_map(network, inputs, text, 1, SHAPE_DHW)
     file = case.folder / "map.nii.gz"
-    write_on_ct_grid(onto_ct_grid(made, ct.array_DHW.shape, config.ct), case, file)
+    write_on_ct_grid(resample_to_ct_grid(made, ct.array_DHW.shape, config.ct), case, file)
     image = nib.load(file)
     values = image.get_fdata()
     index = np.stack(np.meshgrid(*map(np.arange, values.shape), indexing="ij"), axis=-1)

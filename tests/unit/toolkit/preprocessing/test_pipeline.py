@@ -24,7 +24,7 @@ from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.compute.cpu import other_cores
 from tmi.toolkit.config.schema import CtConfig
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.imaging.ct_resampling import Resampling, prepare_ct
+from tmi.toolkit.imaging.ct_resampling import StreamingResampler, prepare_ct
 from tmi.toolkit.imaging.volume import Grid, read_ct
 from tmi.toolkit.preprocessing.pipeline import STAGES, prepare_case
 
@@ -36,7 +36,7 @@ SCALINGS = [(1.0, 0.0), (1.0, -1024.0), (2.0, -300.0), (0.5, -10.25), (-1.0, 40.
 class Following:
     """Passes planes on, as the road of a prediction does."""
 
-    def __init__(self, resampling: Resampling) -> None:
+    def __init__(self, resampling: StreamingResampler) -> None:
         self.told = 0
         self._resampling = resampling
 
@@ -95,7 +95,7 @@ def test_the_answer_is_nibabels_and_torchs_however_the_file_is_stored(
         kept = tuple(max(8, canonical_DHW[a]) if a in keep else n for a, n in enumerate(target))
         config = CtConfig(shape_DHW=kept, window_hu=window)
         with other_cores() as pool:
-            following = Following(resampling := Resampling(config, pool))
+            following = Following(resampling := StreamingResampler(config, pool))
             ct = read_ct(case, pool=pool, follower=following)
             prepared = prepare_ct(ct, config, resampling)
         assert following.told
@@ -113,7 +113,7 @@ def test_values_that_do_not_fit_int16_in_the_last_slab_are_prepared_as_the_other
     case.ct.write_bytes(gzip.compress(bytes(data)))
     config = CtConfig(shape_DHW=(12, 8, 9))
     with other_cores() as pool:
-        resampling = Resampling(config, pool)
+        resampling = StreamingResampler(config, pool)
         ct = read_ct(case, pool=pool, follower=Following(resampling))
         prepared = prepare_ct(ct, config, resampling)
     assert ct.array_DHW.dtype == np.float32

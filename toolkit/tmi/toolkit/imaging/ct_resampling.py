@@ -23,7 +23,7 @@ from tmi.toolkit.compute.cpu import other_cores
 from tmi.toolkit.config.schema import CtConfig
 from tmi.toolkit.imaging.volume import Volume
 
-PIECE_SLICES = 8
+CHUNK_SLICES = 8
 """Output slices that one thread makes at a time."""
 TILE_VOXELS = 2**17
 """Voxels of a plane that are windowed, scaled and mixed at a time, where planes are not resampled: 512 KiB."""
@@ -33,7 +33,7 @@ Taps = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]
 """For each output index the two input indices and the weight of the second."""
 
 
-class Resampling:
+class StreamingResampler:
     """The making of one prepared volume, which may begin before its CT is there as a whole.
 
     Args:
@@ -47,9 +47,9 @@ class Resampling:
         self._out_1DHW: NDArray[np.float32] = empty((1, *config.shape_DHW), np.float32)
         self._lock = Lock()
         self._array_DHW: NDArray[np.generic] | None = None
-        self._there_D = np.zeros(0, dtype=np.bool_)
-        self._waiting: list[_Piece] = []
-        self._made: list[tuple[_Piece, Future[None]]] = []
+        self._ready_D = np.zeros(0, dtype=np.bool_)
+        self._waiting: list[_Chunk] = []
+        self._submitted: list[tuple[_Chunk, Future[None]]] = []
 
     def planes(self, array_DHW: NDArray[np.generic], lower: int, upper: int) -> None:
         """Told in any thread and order that `array_DHW[lower:upper]` is there: makes what that is enough for."""
@@ -58,60 +58,62 @@ class Resampling:
                 self._begin(array_DHW)
             if array_DHW is not self._array_DHW:
                 return  # of an array that was given up
-            self._there_D[lower:upper] = True
-            ready = [piece for piece in self._waiting if self._there_D[piece.first : piece.last].all()]
+            self._ready_D[lower:upper] = True
+            ready = [piece for piece in self._waiting if self._ready_D[piece.first : piece.last].all()]
             self._waiting = [piece for piece in self._waiting if piece not in ready]
-            self._made += [(piece, self._pool.submit(piece.make)) for piece in ready]
+            self._submitted += [(piece, self._pool.submit(piece.make)) for piece in ready]
 
     def finish(self, ct: Volume) -> Float[np.ndarray, "1 D H W"]:
         """The prepared volume, once the whole CT is there; the caller's thread helps."""
         if self._array_DHW is not ct.array_DHW:
-            self._settle()
+            self._wait_all()
             with self._lock:
                 self._begin(ct.array_DHW)
         self.planes(ct.array_DHW, 0, ct.array_DHW.shape[0])
-        self._settle()
+        self._wait_all()
         return self._out_1DHW
 
     def _begin(self, array_DHW: NDArray[np.generic]) -> None:
-        self._array_DHW, self._made = array_DHW, []
-        self._there_D = np.zeros(array_DHW.shape[0], dtype=np.bool_)
+        self._array_DHW, self._submitted = array_DHW, []
+        self._ready_D = np.zeros(array_DHW.shape[0], dtype=np.bool_)
         depth = self._out_1DHW.shape[1]
-        road = _Road(array_DHW, self._out_1DHW[0], self._config)
-        self._waiting = [_Piece(road, d, min(d + PIECE_SLICES, depth)) for d in range(0, depth, PIECE_SLICES)]
+        plan = _ResamplePlan(array_DHW, self._out_1DHW[0], self._config)
+        self._waiting = [_Chunk(plan, d, min(d + CHUNK_SLICES, depth)) for d in range(0, depth, CHUNK_SLICES)]
 
-    def _settle(self) -> None:
+    def _wait_all(self) -> None:
         """Wait for what was begun; what no thread has taken up yet is made here, from the other end."""
-        for piece, done in reversed(self._made):
+        for piece, done in reversed(self._submitted):
             if done.cancel():
                 piece.make()
             else:
                 done.result()
 
 
-def prepare_ct(ct: Volume, config: CtConfig, begun: Resampling | None = None) -> Float[np.ndarray, "1 D H W"]:
+def prepare_ct(
+    ct: Volume, config: CtConfig, resampler: StreamingResampler | None = None
+) -> Float[np.ndarray, "1 D H W"]:
     """Windowed, scaled and resampled volume, float32 [1,D,H,W] within `config.scale_to`.
 
     Args:
         ct: the whole CT.
         config: window, scale and shape.
-        begun: what was begun with the same settings while the CT was read; what is missing of it is made.
+        resampler: what was begun with the same settings while the CT was read; what is missing of it is made.
     """
-    if begun is not None:
-        return begun.finish(ct)
+    if resampler is not None:
+        return resampler.finish(ct)
     with other_cores() as pool:
-        return Resampling(config, pool).finish(ct)
+        return StreamingResampler(config, pool).finish(ct)
 
 
-class _Road:
+class _ResamplePlan:
     """What all pieces of one volume share: where they come from, where they go, and the taps of each axis."""
 
     def __init__(self, source_DHW: NDArray[np.generic], out_DHW: NDArray[np.float32], config: CtConfig) -> None:
         self.source_DHW, self.out_DHW, self.config = source_DHW, out_DHW, config
         (d_in, h_in, w_in), (d_out, h_out, w_out) = source_DHW.shape, out_DHW.shape
-        self.depth = _taps(d_in, d_out, nearest=config.depth_resampling == "nearest")
-        self.height = None if h_in == h_out else _taps(h_in, h_out)
-        self.width = None if w_in == w_out else _taps(w_in, w_out)
+        self.depth = _interpolation_taps(d_in, d_out, nearest=config.depth_resampling == "nearest")
+        self.height = None if h_in == h_out else _interpolation_taps(h_in, h_out)
+        self.width = None if w_in == w_out else _interpolation_taps(w_in, w_out)
         self.in_plane = self.height is not None or self.width is not None
         self.depth_first = d_out < d_in
         """Whether slices are mixed before their planes are resampled: the cheaper order where they become fewer."""
@@ -131,24 +133,24 @@ class _Road:
         return plane_HW
 
 
-class _Piece:
+class _Chunk:
     """A few output slices, `begin` to `end`, and the input planes `first` to `last` that they come from."""
 
-    def __init__(self, road: _Road, begin: int, end: int) -> None:
-        self._road, self._begin, self._end = road, begin, end
-        below, above, _ = road.depth
+    def __init__(self, plan: _ResamplePlan, begin: int, end: int) -> None:
+        self._plan, self._begin, self._end = plan, begin, end
+        below, above, _ = plan.depth
         self.first, self.last = int(below[begin]), int(above[end - 1]) + 1
 
     def make(self) -> None:
         """Write the slices."""
-        height, width = self._road.source_DHW.shape[1:]
-        step = height if self._road.in_plane else max(1, TILE_VOXELS // width)
+        height, width = self._plan.source_DHW.shape[1:]
+        step = height if self._plan.in_plane else max(1, TILE_VOXELS // width)
         for row in range(0, height, step):
             self._make_rows(slice(row, row + step))
 
     def _make_rows(self, rows: slice) -> None:
-        road = self._road
-        below_D, above_D, weight_D = road.depth
+        plan = self._plan
+        below_D, above_D, weight_D = plan.depth
         tiles: dict[int, NDArray[np.float32]] = {}
         free: list[NDArray[np.float32]] = []
         mixed: NDArray[np.float32] | None = None
@@ -157,15 +159,15 @@ class _Piece:
             needed = {int(below_D[d]), int(above_D[d])} if weight else {int(below_D[d])}
             free += [tiles.pop(z) for z in set(tiles) - needed]
             for z in needed - set(tiles):
-                tiles[z] = road.windowed(z, rows, free.pop() if free and not road.in_plane else None)
+                tiles[z] = plan.windowed(z, rows, free.pop() if free and not plan.in_plane else None)
             tile = tiles[int(below_D[d])]
-            out = road.out_DHW[d] if road.in_plane else road.out_DHW[d, rows]
+            out = plan.out_DHW[d] if plan.in_plane else plan.out_DHW[d, rows]
             if weight:
                 mixed = np.subtract(tiles[int(above_D[d])], tile, out=mixed)
                 mixed *= weight
-                tile = np.add(tile, mixed, out=mixed if road.in_plane and road.depth_first else out)
-            if road.in_plane and road.depth_first:
-                tile = road.resampled(tile)
+                tile = np.add(tile, mixed, out=mixed if plan.in_plane and plan.depth_first else out)
+            if plan.in_plane and plan.depth_first:
+                tile = plan.resampled(tile)
             if tile is not out:
                 np.copyto(out, tile)
 
@@ -190,7 +192,7 @@ def _windowed(
     return scaled
 
 
-def _taps(n_in: int, n_out: int, *, nearest: bool = False) -> Taps:
+def _interpolation_taps(n_in: int, n_out: int, *, nearest: bool = False) -> Taps:
     if nearest:
         index = np.minimum((np.arange(n_out) * (n_in / n_out)).astype(np.intp), n_in - 1)
         return index, index, np.zeros(n_out, dtype=np.float32)
@@ -210,7 +212,7 @@ def _resampled(plane_HW: NDArray[np.float32], taps: Taps, *, axis: int) -> NDArr
     return mixed
 
 
-def onto_ct_grid(
+def resample_to_ct_grid(
     values_DHW: Float[np.ndarray, "D H W"], shape_DHW: tuple[int, int, int], config: CtConfig
 ) -> Float[np.ndarray, "Dc Hc Wc"]:
     """Values of the network's input grid, such as a map over it, interpolated linearly at the CT's own voxels.
@@ -228,8 +230,12 @@ def onto_ct_grid(
     """
     out = np.empty(shape_DHW, dtype=np.float32)
     nearest = config.depth_resampling == "nearest"
-    below, above, weight = (_nearest_back if nearest else _taps)(values_DHW.shape[0], shape_DHW[0])
-    in_plane = [None if n == m else _taps(n, m) for n, m in zip(values_DHW.shape[1:], shape_DHW[1:], strict=True)]
+    below, above, weight = (_inverse_nearest_taps if nearest else _interpolation_taps)(
+        values_DHW.shape[0], shape_DHW[0]
+    )
+    in_plane = [
+        None if n == m else _interpolation_taps(n, m) for n, m in zip(values_DHW.shape[1:], shape_DHW[1:], strict=True)
+    ]
     for z in range(shape_DHW[0]):
         plane = values_DHW[below[z]]
         if weight[z]:
@@ -240,9 +246,10 @@ def onto_ct_grid(
     return out
 
 
-def _nearest_back(n_in: int, n_ct: int) -> Taps:
-    """As `_taps`, from the input slices back to the CT's, where each input slice is a copy of one CT slice."""
-    source, _, _ = _taps(n_ct, n_in, nearest=True)
+def _inverse_nearest_taps(n_in: int, n_ct: int) -> Taps:
+    """As `_interpolation_taps`, from the input slices back to the CT's, where each input slice is a copy of one CT
+    slice."""
+    source, _, _ = _interpolation_taps(n_ct, n_in, nearest=True)
     read = np.unique(source)
     middle = [np.flatnonzero(source == z).mean() for z in read]
     position = np.interp(np.arange(n_ct), read, middle)

@@ -27,7 +27,7 @@ from tmi.toolkit.compute.cpu import other_cores
 from tmi.toolkit.compute.stage_timer import StageClock
 from tmi.toolkit.config.schema import MODALITIES, N_RADIOMICS, Config, Modality
 from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.imaging.ct_resampling import Resampling, prepare_ct
+from tmi.toolkit.imaging.ct_resampling import StreamingResampler, prepare_ct
 from tmi.toolkit.imaging.volume import Grid, Volume, read_ct, read_mask
 from tmi.toolkit.preprocessing.cache import PreparedCache, PreparedImages
 from tmi.toolkit.qc.image_checks import check_ct, check_mask, refuse_on_error
@@ -142,7 +142,7 @@ def prepare_case(
 class _Ahead:
     """What begins while the CT is still being read: its resampling, and the reading of the mask."""
 
-    def __init__(self, case: Case, resampling: Resampling, beside: Executor, empty: Empty) -> None:
+    def __init__(self, case: Case, resampling: StreamingResampler, beside: Executor, empty: Empty) -> None:
         self._case, self._beside, self._empty = case, beside, empty
         self.planes = resampling.planes
         self.mask: Future[Volume] | None = None
@@ -156,7 +156,7 @@ class _Ahead:
 def _images(case: Case, config: Config, *, extract: bool, clock: StageClock, empty: Empty) -> PreparedImages:
     """What depends on CT and mask alone, and may therefore be cached by their content."""
     with other_cores() as pool, ThreadPoolExecutor(max_workers=1, thread_name_prefix="mask") as beside:
-        resampling = Resampling(config.ct, pool, empty=empty)
+        resampling = StreamingResampler(config.ct, pool, empty=empty)
         ahead = _Ahead(case, resampling, beside, empty)
         ct = read_ct(case, pool=pool, follower=ahead, clock=clock, empty=empty)
         clock.lap("inflate")
