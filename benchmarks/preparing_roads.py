@@ -43,15 +43,15 @@ def prepare_with_tmi(path: Path, shape_DHW: tuple[int, int, int] = SHAPE_DHW) ->
 
     class Planes:
         def __init__(self, resampling: StreamingResampler) -> None:
-            self.planes = resampling.planes
+            self.on_planes_ready = resampling.on_planes_ready
 
-        def opened(self, grid: object) -> None:
+        def on_grid_ready(self, grid: object) -> None:
             """Nothing beside the CT is read."""
 
     config = CtConfig(shape_DHW=shape_DHW, window_hu=WINDOW_HU)
     with other_cores() as pool:
         begun = StreamingResampler(config, pool)
-        ct = read_ct(Case(folder=path.parent, case_id=path.parent.name), pool=pool, follower=Planes(begun))
+        ct = read_ct(Case(folder=path.parent, case_id=path.parent.name), pool=pool, callbacks=Planes(begun))
         list(check_ct(ct))
         return prepare_ct(ct, config, begun)
 

@@ -76,12 +76,12 @@ class CaseReader:
         self.memory = RecycledMemory()
         """Where the large arrays of its cases come from."""
 
-    def read(self, case: Case, on_text: Callable[[str], None]) -> Inputs | Refusal:
+    def read(self, case: Case, on_text_ready: Callable[[str], None]) -> Inputs | Refusal:
         """The inputs, or why there are none.
 
         Args:
             case: the case.
-            on_text: told the clinical text before any image is read.
+            on_text_ready: told the clinical text before any image is read.
         """
         start = perf_counter()
         try:
@@ -91,7 +91,7 @@ class CaseReader:
                 self._schema,
                 modalities=self._manifest.modalities,
                 cache=self._cache,
-                on_text=on_text,
+                on_text_ready=on_text_ready,
                 empty=self.memory.empty,
             )
         except InputRefusedError as error:

@@ -75,7 +75,7 @@ class Desk:
         self.most_alive = 0
         self.more = threading.Condition()
 
-    def read(self, case: Case, on_text: Callable[[str], None]) -> Inputs | Refusal:
+    def read(self, case: Case, on_text_ready: Callable[[str], None]) -> Inputs | Refusal:
         with self.more:
             self.begun.append(case.case_id)
             self.more.notify_all()
@@ -83,7 +83,7 @@ class Desk:
             return Refusal(case_id=case.case_id, code="case-missing", what="no such folder", fix="give another")
         inputs = self.ready[len(self.begun) % len(self.ready)]
         prepared = replace(inputs.case, case_id=case.case_id)
-        on_text(prepared.text)
+        on_text_ready(prepared.text)
         self.alive.append(weakref.ref(prepared))
         self.most_alive = max(self.most_alive, sum(one() is not None for one in self.alive))
         return replace(inputs, case=prepared)
@@ -202,11 +202,11 @@ def test_on_a_cpu_a_round_is_prepared_while_the_engine_rests(predictor, desk, mo
     busy: list[int] = []
     honest = desk.read
 
-    def read(case, on_text):
+    def read(case, on_text_ready):
         reading.append(case.case_id)
         try:
             time.sleep(QUIET / 10)
-            return honest(case, on_text)
+            return honest(case, on_text_ready)
         finally:
             reading.remove(case.case_id)
 
@@ -233,9 +233,9 @@ def test_the_cases_of_a_round_are_prepared_at_the_same_time(predictor, desk, mon
     together = threading.Barrier(3, timeout=20)
     honest = desk.read
 
-    def read(case, on_text):
+    def read(case, on_text_ready):
         together.wait()  # one after the other would break it
-        return honest(case, on_text)
+        return honest(case, on_text_ready)
 
     monkeypatch.setattr(predictor._reader, "read", read)
     assert len(predictor.predict([case(f"C{n}") for n in range(6)])) == 6
@@ -245,8 +245,8 @@ def test_a_case_alone_has_its_text_encoded_while_its_images_are_read(predictor, 
     encoded = threading.Event()
     honest, text = desk.read, text_branch.encode_text
 
-    def read(case, on_text):
-        inputs = honest(case, on_text)
+    def read(case, on_text_ready):
+        inputs = honest(case, on_text_ready)
         assert encoded.wait(timeout=20), "the text waits for the images"
         return inputs
 
@@ -324,8 +324,8 @@ def test_texts_of_a_round_run_together_where_they_are_of_one_length_and_answer_a
     ran: list[tuple[int, int]] = []
     run = predictor._engine.run
 
-    def read(case, on_text):
-        on_text(texts[case.case_id])
+    def read(case, on_text_ready):
+        on_text_ready(texts[case.case_id])
         if case.case_id.startswith("bad"):
             return Refusal(case_id=case.case_id, code="ct-missing", what="no CT", fix="give one")
         inputs = ready[0]
@@ -387,7 +387,7 @@ def test_no_more_than_so_many_cases_are_ahead_however_often_it_is_told_to_begin(
 
 
 def test_a_case_whose_preparation_fails_gives_its_error_and_leaves_no_one_waiting_for_its_text():
-    def read(case: Case, on_text: Callable[[str], None]) -> Refusal:
+    def read(case: Case, on_text_ready: Callable[[str], None]) -> Refusal:
         raise RuntimeError(case.case_id)
 
     with LookAhead(read, [case("C0")], most=1) as ahead:

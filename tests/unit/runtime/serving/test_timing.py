@@ -67,12 +67,12 @@ def test_the_text_is_encoded_while_the_images_are_still_being_read(predictor, go
     order: list[str] = []
     prepare, encode = case_inputs.prepare_case, text_branch.encode_text
 
-    def preparing(case, *settings, on_text, **options):
+    def preparing(case, *settings, on_text_ready, **options):
         def told(text):
-            on_text(text)
+            on_text_ready(text)
             time.sleep(NAP)
 
-        prepared = prepare(case, *settings, on_text=told, **options)
+        prepared = prepare(case, *settings, on_text_ready=told, **options)
         order.append("images")
         return prepared
 
@@ -115,11 +115,11 @@ def test_waiting_for_a_refused_case_is_not_the_others_time(predictor, good_cases
     monkeypatch.setattr(predictor, "engine_record", replace(predictor.engine_record, threads=2))
     honest = predictor._reader.read
 
-    def read(case, on_text):
+    def read(case, on_text_ready):
         if case.case_id == "slow":
             time.sleep(1.0)
             return Refusal(case_id="slow", code="ct-missing", what="no CT", fix="give one")
-        return honest(case, on_text)
+        return honest(case, on_text_ready)
 
     monkeypatch.setattr(predictor._reader, "read", read)
     refused, answer = predictor.predict([Case(folder=good_cases[0], case_id="slow"), good_cases[1]])

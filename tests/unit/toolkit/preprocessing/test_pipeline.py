@@ -40,12 +40,12 @@ class Following:
         self.told = 0
         self._resampling = resampling
 
-    def opened(self, grid: Grid) -> None:
+    def on_grid_ready(self, grid: Grid) -> None:
         """Nothing beside it."""
 
-    def planes(self, array_DHW, lower: int, upper: int) -> None:
+    def on_planes_ready(self, array_DHW, lower: int, upper: int) -> None:
         self.told += 1
-        self._resampling.planes(array_DHW, lower, upper)
+        self._resampling.on_planes_ready(array_DHW, lower, upper)
 
 
 def write_ct(path: Path, shape_xyz, turn, dtype: str, scaling, seed: int) -> None:
@@ -96,7 +96,7 @@ def test_the_answer_is_nibabels_and_torchs_however_the_file_is_stored(
         config = CtConfig(shape_DHW=kept, window_hu=window)
         with other_cores() as pool:
             following = Following(resampling := StreamingResampler(config, pool))
-            ct = read_ct(case, pool=pool, follower=following)
+            ct = read_ct(case, pool=pool, callbacks=following)
             prepared = prepare_ct(ct, config, resampling)
         assert following.told
         assert ct.array_DHW.flags["C_CONTIGUOUS"]
@@ -114,7 +114,7 @@ def test_values_that_do_not_fit_int16_in_the_last_slab_are_prepared_as_the_other
     config = CtConfig(shape_DHW=(12, 8, 9))
     with other_cores() as pool:
         resampling = StreamingResampler(config, pool)
-        ct = read_ct(case, pool=pool, follower=Following(resampling))
+        ct = read_ct(case, pool=pool, callbacks=Following(resampling))
         prepared = prepare_ct(ct, config, resampling)
     assert ct.array_DHW.dtype == np.float32
     assert ct.array_DHW.max() == 70_000

@@ -51,7 +51,7 @@ class StreamingResampler:
         self._waiting: list[_Chunk] = []
         self._submitted: list[tuple[_Chunk, Future[None]]] = []
 
-    def planes(self, array_DHW: NDArray[np.generic], lower: int, upper: int) -> None:
+    def on_planes_ready(self, array_DHW: NDArray[np.generic], lower: int, upper: int) -> None:
         """Told in any thread and order that `array_DHW[lower:upper]` is there: makes what that is enough for."""
         with self._lock:
             if self._array_DHW is None:
@@ -69,7 +69,7 @@ class StreamingResampler:
             self._wait_all()
             with self._lock:
                 self._begin(ct.array_DHW)
-        self.planes(ct.array_DHW, 0, ct.array_DHW.shape[0])
+        self.on_planes_ready(ct.array_DHW, 0, ct.array_DHW.shape[0])
         self._wait_all()
         return self._out_1DHW
 

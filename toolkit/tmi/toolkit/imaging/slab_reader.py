@@ -18,8 +18,8 @@ from tmi.toolkit.imaging.nifti import NiftiFile, no_affine
 Convert = Callable[[NDArray[np.generic], NDArray[np.generic]], bool]
 """Turns stored voxels (first) into their part of the volume (second), both [x, y, some z] in the file's own order;
 False where they do not fit its type."""
-Told = Callable[[NDArray[np.generic], int, int], None]
-"""Told in any thread and order that `array_DHW[lower:upper]` is filled."""
+PlanesCallback = Callable[[NDArray[np.generic], int, int], None]
+"""PlanesCallback in any thread and order that `array_DHW[lower:upper]` is filled."""
 
 
 def orientation_of(file: NiftiFile) -> NDArray[np.float64]:
@@ -40,7 +40,7 @@ def fill_volume(
     convert: Convert,
     *,
     pool: Executor,
-    told: Told | None = None,
+    on_planes_ready: PlanesCallback | None = None,
     clock: StageClock | None = None,
     empty: Empty = np.empty,
 ) -> bool:
@@ -54,7 +54,8 @@ def fill_volume(
         array_DHW: canonical shape; every voxel is written.
         convert: called in the threads of the pool, a slab each.
         pool: the threads.
-        told: told of finished planes as soon as there are any: at the end where the file is not stored along depth.
+        on_planes_ready: told of finished planes as soon as there are any: at the end where the file is not stored along
+        depth.
         clock: told how long the disk took.
         empty: makes the arrays of the slabs.
 
@@ -65,7 +66,7 @@ def fill_volume(
         InputRefusedError: `KIND-unreadable`, `KIND-affine`.
     """
     orientation = orientation_of(file)
-    target_xyz = as_stored(array_DHW, orientation)
+    target_xyz = to_stored_axes(array_DHW, orientation)
     depth, along_depth, upwards = array_DHW.shape[0], orientation[2, 0] == 2, orientation[2, 1] > 0
     room = Semaphore(available_cores() + 2)
 
@@ -74,8 +75,8 @@ def fill_volume(
             fits = convert(stored, target_xyz[:, :, first:last])
         finally:
             room.release()
-        if fits and told is not None and along_depth:
-            told(array_DHW, *((first, last) if upwards else (depth - last, depth - first)))
+        if fits and on_planes_ready is not None and along_depth:
+            on_planes_ready(array_DHW, *((first, last) if upwards else (depth - last, depth - first)))
         return fits
 
     pending: list[Future[bool]] = []
@@ -85,12 +86,12 @@ def fill_volume(
         del stored
     outcomes = [one.result() for one in pending]  # of every one: none may still write when this returns
     fits = all(outcomes)
-    if fits and told is not None and not along_depth:
-        told(array_DHW, 0, depth)
+    if fits and on_planes_ready is not None and not along_depth:
+        on_planes_ready(array_DHW, 0, depth)
     return fits
 
 
-def as_stored(array_DHW: NDArray[np.generic], orientation: NDArray[np.float64]) -> NDArray[np.generic]:
+def to_stored_axes(array_DHW: NDArray[np.generic], orientation: NDArray[np.float64]) -> NDArray[np.generic]:
     """A view of a canonical array whose axes and directions are those of the file."""
     view_xyz = array_DHW.transpose(2, 1, 0).transpose([int(axis) for axis in orientation[:, 0]])
     return view_xyz[tuple(slice(None, None, int(step)) for step in orientation[:, 1])]

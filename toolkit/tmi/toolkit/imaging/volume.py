@@ -78,13 +78,13 @@ class Volume:
         return self.grid.spacing_DHW_mm
 
 
-class Follower(Protocol):
+class CtReadCallbacks(Protocol):
     """Begins its own work on a CT while the rest is still being read."""
 
-    def opened(self, grid: Grid) -> None:
+    def on_grid_ready(self, grid: Grid) -> None:
         """Told once, before any voxel is read."""
 
-    def planes(self, array_DHW: NDArray[np.generic], lower: int, upper: int) -> None:
+    def on_planes_ready(self, array_DHW: NDArray[np.generic], lower: int, upper: int) -> None:
         """Told in any thread and order that `array_DHW[lower:upper]` is final.
 
         The array may be given up, where values turn out not to fit its type; that which `read_ct` returns counts.
@@ -95,7 +95,7 @@ def read_ct(
     case: Case,
     *,
     pool: Executor | None = None,
-    follower: Follower | None = None,
+    callbacks: CtReadCallbacks | None = None,
     clock: StageClock | None = None,
     empty: Empty = np.empty,
 ) -> Volume:
@@ -104,7 +104,7 @@ def read_ct(
     Args:
         case: the case.
         pool: threads that turn and scale what is inflated here; None makes some.
-        follower: told of every part that is ready.
+        callbacks: told of every part that is ready.
         clock: told under `read` how long the disk took.
         empty: makes the array.
 
@@ -113,22 +113,36 @@ def read_ct(
     """
     if pool is None:
         with other_cores() as pool:
-            return read_ct(case, pool=pool, follower=follower, clock=clock, empty=empty)
+            return read_ct(case, pool=pool, callbacks=callbacks, clock=clock, empty=empty)
     file = open_nifti(case.ct, case_id=case.case_id, kind="ct")
     grid = _canonical_grid(file)
-    if follower is not None:
-        follower.opened(grid)
-    told = None if follower is None else follower.planes
+    if callbacks is not None:
+        callbacks.on_grid_ready(grid)
+    on_planes_ready = None if callbacks is None else callbacks.on_planes_ready
     array_DHW: NDArray[np.generic] | None = None
     if _is_whole(file):
         array_DHW = empty(grid.shape_DHW, np.int16)
         if not fill_volume(
-            file, array_DHW, partial(_whole_hounsfield, file), pool=pool, told=told, clock=clock, empty=empty
+            file,
+            array_DHW,
+            partial(_whole_hounsfield, file),
+            pool=pool,
+            on_planes_ready=on_planes_ready,
+            clock=clock,
+            empty=empty,
         ):
             array_DHW = None  # no body has such values, so nothing is lost by reading the file once more
     if array_DHW is None:
         array_DHW = empty(grid.shape_DHW, np.float32)
-        fill_volume(file, array_DHW, partial(_hounsfield, file), pool=pool, told=told, clock=clock, empty=empty)
+        fill_volume(
+            file,
+            array_DHW,
+            partial(_hounsfield, file),
+            pool=pool,
+            on_planes_ready=on_planes_ready,
+            clock=clock,
+            empty=empty,
+        )
     return Volume(array_DHW=array_DHW, affine_xyz=grid.affine_xyz, unit=file.unit)
 
 

@@ -69,7 +69,7 @@ def prepare_case(
     *,
     modalities: Collection[Modality] = MODALITIES,
     cache: PreparedCache | None = None,
-    on_text: Callable[[str], None] = lambda text: None,
+    on_text_ready: Callable[[str], None] = lambda text: None,
     empty: Empty = np.empty,
 ) -> PreparedCase:
     """Read, check and prepare one case, as far as it is looked at: files of other modalities need not be there.
@@ -83,7 +83,7 @@ def prepare_case(
         schema: its clinical schema.
         modalities: what is looked at.
         cache: where the images' part is looked for and stored; answer, warnings and refusals are the same without.
-        on_text: told the text as soon as it is known, before any image is read; the case may still be refused.
+        on_text_ready: told the text as soon as it is known, before any image is read; the case may still be refused.
         empty: makes the large arrays.
 
     Raises:
@@ -110,7 +110,7 @@ def prepare_case(
             check_units(record.values, schema), case.case_id
         )  # outside what is cached by the images
         text = render(record, schema, config.clinical.rendering)
-        on_text(text)
+        on_text_ready(text)
 
     clock.lap("record")
 
@@ -139,26 +139,26 @@ def prepare_case(
     )
 
 
-class _Ahead:
+class _ReadAhead:
     """What begins while the CT is still being read: its resampling, and the reading of the mask."""
 
-    def __init__(self, case: Case, resampling: StreamingResampler, beside: Executor, empty: Empty) -> None:
-        self._case, self._beside, self._empty = case, beside, empty
-        self.planes = resampling.planes
+    def __init__(self, case: Case, resampling: StreamingResampler, mask_pool: Executor, empty: Empty) -> None:
+        self._case, self._mask_pool, self._empty = case, mask_pool, empty
+        self.on_planes_ready = resampling.on_planes_ready
         self.mask: Future[Volume] | None = None
 
-    def opened(self, grid: Grid) -> None:
+    def on_grid_ready(self, grid: Grid) -> None:
         """The CT's grid is known, and with it whether the mask lies on it."""
         if self._case.mask.is_file():
-            self.mask = self._beside.submit(read_mask, self._case, grid, empty=self._empty)
+            self.mask = self._mask_pool.submit(read_mask, self._case, grid, empty=self._empty)
 
 
 def _images(case: Case, config: Config, *, extract: bool, clock: StageClock, empty: Empty) -> PreparedImages:
     """What depends on CT and mask alone, and may therefore be cached by their content."""
-    with other_cores() as pool, ThreadPoolExecutor(max_workers=1, thread_name_prefix="mask") as beside:
+    with other_cores() as pool, ThreadPoolExecutor(max_workers=1, thread_name_prefix="mask") as mask_pool:
         resampling = StreamingResampler(config.ct, pool, empty=empty)
-        ahead = _Ahead(case, resampling, beside, empty)
-        ct = read_ct(case, pool=pool, follower=ahead, clock=clock, empty=empty)
+        ahead = _ReadAhead(case, resampling, mask_pool, empty)
+        ct = read_ct(case, pool=pool, callbacks=ahead, clock=clock, empty=empty)
         clock.lap("inflate")
         warnings = refuse_on_error(check_ct(ct), case.case_id)
         clock.lap("check")
