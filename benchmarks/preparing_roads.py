@@ -35,7 +35,7 @@ def write_body_ct(path: Path, shape_xyz: tuple[int, int, int] = (512, 512, 120),
 def prepare_with_tmi(path: Path, shape_DHW: tuple[int, int, int] = SHAPE_DHW) -> NDArray[np.float32]:
     """What `tmi predict` does with the file, its checks included."""
     from tmi.toolkit.cases.case import Case
-    from tmi.toolkit.compute.cpu import other_cores
+    from tmi.toolkit.compute.cpu import worker_pool
     from tmi.toolkit.config.schema import CtConfig
     from tmi.toolkit.imaging.ct_resampling import StreamingResampler, prepare_ct
     from tmi.toolkit.imaging.volume import read_ct
@@ -49,7 +49,7 @@ def prepare_with_tmi(path: Path, shape_DHW: tuple[int, int, int] = SHAPE_DHW) ->
             """Nothing beside the CT is read."""
 
     config = CtConfig(shape_DHW=shape_DHW, window_hu=WINDOW_HU)
-    with other_cores() as pool:
+    with worker_pool() as pool:
         begun = StreamingResampler(config, pool)
         ct = read_ct(Case(folder=path.parent, case_id=path.parent.name), pool=pool, callbacks=Planes(begun))
         list(check_ct(ct))

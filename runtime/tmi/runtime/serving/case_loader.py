@@ -25,7 +25,7 @@ from tmi.runtime.serving.results import Notice, Refusal
 from tmi.runtime.serving.timing import Stopwatch, add_up
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.schema import Schema
-from tmi.toolkit.compute.buffer_pool import RecycledMemory
+from tmi.toolkit.compute.buffer_pool import BufferPool
 from tmi.toolkit.config.schema import N_RADIOMICS
 from tmi.toolkit.errors import InputRefusedError, UnavailableError
 from tmi.toolkit.imaging.nifti import read_ahead
@@ -73,7 +73,7 @@ class CaseReader:
         self._schema = schema
         self._scalers = scalers
         self._cache = cache
-        self.memory = RecycledMemory()
+        self.memory = BufferPool()
         """Where the large arrays of its cases come from."""
 
     def read(self, case: Case, on_text_ready: Callable[[str], None]) -> Inputs | Refusal:

@@ -9,7 +9,7 @@ import pytest
 
 from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, Case
 from tmi.toolkit.compute import buffer_pool as recycled_memory
-from tmi.toolkit.compute.buffer_pool import RecycledMemory
+from tmi.toolkit.compute.buffer_pool import BufferPool
 
 
 def test_fetching_a_case_asks_the_system_for_its_images_and_minds_none_that_is_missing(
@@ -33,12 +33,12 @@ def test_memory_that_is_used_again_changes_no_answer_and_no_case_that_someone_ke
     predictor, good_cases, monkeypatch, batch
 ):
     cases = [Case(folder=path, case_id=path.name) for path in good_cases]
-    memory = RecycledMemory()
+    memory = BufferPool()
     monkeypatch.setattr(predictor._reader, "memory", memory)
-    monkeypatch.setattr(recycled_memory, "SMALLEST_BYTES", 2**62)
+    monkeypatch.setattr(recycled_memory, "MIN_POOLED_BYTES", 2**62)
     wanted = predictor.predict(cases, batch=batch)
     assert memory.free_bytes == 0
-    monkeypatch.setattr(recycled_memory, "SMALLEST_BYTES", 1)
+    monkeypatch.setattr(recycled_memory, "MIN_POOLED_BYTES", 1)
     asked: list[int] = []
     empty = memory.empty
 

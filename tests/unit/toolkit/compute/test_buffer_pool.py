@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tmi.toolkit.compute.buffer_pool import LARGEST_RATIO, SMALLEST_BYTES, RecycledMemory
+from tmi.toolkit.compute.buffer_pool import MAX_SIZE_RATIO, MIN_POOLED_BYTES, BufferPool
 
 SHAPE = (4, 256, 512)
 MIB = 2**20
@@ -19,7 +19,7 @@ def address(array: np.ndarray) -> int:
 
 @pytest.mark.parametrize("dtype", [np.int16, np.float32, np.bool_, np.float64])
 def test_an_array_is_like_numpys_own(dtype):
-    array = RecycledMemory().empty((3, 700, 1001), dtype)
+    array = BufferPool().empty((3, 700, 1001), dtype)
     assert (array.shape, array.dtype) == ((3, 700, 1001), np.dtype(dtype))
     assert array.flags.c_contiguous
     assert array.flags.writeable
@@ -29,7 +29,7 @@ def test_an_array_is_like_numpys_own(dtype):
 
 
 def test_the_memory_of_an_array_that_is_gone_is_the_next_ones():
-    memory = RecycledMemory()
+    memory = BufferPool()
     array = memory.empty(SHAPE, np.float32)
     there = address(array)
     del array
@@ -52,7 +52,7 @@ VIEWS = {
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
 def test_whatever_still_looks_at_an_array_keeps_its_memory(view):
-    memory = RecycledMemory()
+    memory = BufferPool()
     array = memory.empty(SHAPE, np.float32)
     array[...] = 7.0
     kept = view(array)
@@ -69,7 +69,7 @@ def test_whatever_still_looks_at_an_array_keeps_its_memory(view):
 
 def test_a_tensor_keeps_the_memory_of_its_array():
     torch = pytest.importorskip("torch", reason="torch is an extra")
-    memory = RecycledMemory()
+    memory = BufferPool()
     tensor = torch.from_numpy(memory.empty(SHAPE, np.float32))[1:]
     assert memory.free_bytes == 0
     del tensor
@@ -77,18 +77,18 @@ def test_a_tensor_keeps_the_memory_of_its_array():
 
 
 def test_a_smaller_array_takes_a_larger_block_but_not_a_much_larger_one():
-    memory = RecycledMemory()
+    memory = BufferPool()
     memory.empty((8 * MIB,), np.uint8)  # is gone at once
-    near = memory.empty((8 * MIB // LARGEST_RATIO,), np.uint8)
+    near = memory.empty((8 * MIB // MAX_SIZE_RATIO,), np.uint8)
     assert memory.free_bytes == 0
     del near
-    far = memory.empty((8 * MIB // LARGEST_RATIO - 1,), np.uint8)
+    far = memory.empty((8 * MIB // MAX_SIZE_RATIO - 1,), np.uint8)
     assert address(far)
     assert memory.free_bytes <= 8 * MIB
 
 
 def test_the_smallest_block_that_fits_is_taken():
-    memory = RecycledMemory()
+    memory = BufferPool()
     blocks = [memory.empty((n * MIB,), np.uint8) for n in (6, 4, 5)]
     wanted = address(blocks[1])
     blocks.clear()
@@ -96,27 +96,27 @@ def test_the_smallest_block_that_fits_is_taken():
 
 
 def test_it_never_holds_more_than_was_needed_at_one_time():
-    memory = RecycledMemory()
+    memory = BufferPool()
     rng = np.random.default_rng(0)
     needed, kept = 0, []
     for _ in range(200):
         kept = kept[-int(rng.integers(1, 4)) :]
         kept.append(memory.empty((int(rng.integers(MIB, 9 * MIB)),), np.uint8))
         given = sum(block.nbytes for block in kept)
-        # a block may be up to LARGEST_RATIO times what was asked for
-        needed = max(needed, LARGEST_RATIO * given)
+        # a block may be up to MAX_SIZE_RATIO times what was asked for
+        needed = max(needed, MAX_SIZE_RATIO * given)
         assert memory.free_bytes + given <= needed
 
 
 def test_small_arrays_are_left_to_numpy():
-    memory = RecycledMemory()
-    memory.empty((SMALLEST_BYTES - 1,), np.uint8)  # is gone at once
+    memory = BufferPool()
+    memory.empty((MIN_POOLED_BYTES - 1,), np.uint8)  # is gone at once
     assert memory.free_bytes == 0
     assert memory.empty((0, 3), np.float32).shape == (0, 3)
 
 
 def test_threads_never_share_an_array():
-    memory = RecycledMemory()
+    memory = BufferPool()
 
     def work(number: int) -> bool:
         for _ in range(50):

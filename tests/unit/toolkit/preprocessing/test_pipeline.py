@@ -21,7 +21,7 @@ import tmi.toolkit.imaging.nifti as nifti_file
 from factories.cases import write_case
 from tmi.toolkit.cases.case import Case, open_case
 from tmi.toolkit.clinical.schema import load_schema
-from tmi.toolkit.compute.cpu import other_cores
+from tmi.toolkit.compute.cpu import worker_pool
 from tmi.toolkit.config.schema import CtConfig
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.imaging.ct_resampling import StreamingResampler, prepare_ct
@@ -94,7 +94,7 @@ def test_the_answer_is_nibabels_and_torchs_however_the_file_is_stored(
         canonical_DHW = nib.as_closest_canonical(nib.load(case.ct)).shape[::-1]
         kept = tuple(max(8, canonical_DHW[a]) if a in keep else n for a, n in enumerate(target))
         config = CtConfig(shape_DHW=kept, window_hu=window)
-        with other_cores() as pool:
+        with worker_pool() as pool:
             following = Following(resampling := StreamingResampler(config, pool))
             ct = read_ct(case, pool=pool, callbacks=following)
             prepared = prepare_ct(ct, config, resampling)
@@ -112,7 +112,7 @@ def test_values_that_do_not_fit_int16_in_the_last_slab_are_prepared_as_the_other
     data[-4:] = struct.pack("<i", 70_000)
     case.ct.write_bytes(gzip.compress(bytes(data)))
     config = CtConfig(shape_DHW=(12, 8, 9))
-    with other_cores() as pool:
+    with worker_pool() as pool:
         resampling = StreamingResampler(config, pool)
         ct = read_ct(case, pool=pool, callbacks=Following(resampling))
         prepared = prepare_ct(ct, config, resampling)

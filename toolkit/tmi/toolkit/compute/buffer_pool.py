@@ -20,20 +20,20 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-SMALLEST_BYTES = 2**20
+MIN_POOLED_BYTES = 2**20
 """Below this an array is left to numpy: the heap keeps its memory anyway."""
-LARGEST_RATIO = 2
+MAX_SIZE_RATIO = 2
 """A free block is not given out for an array that needs less than its part of this."""
 
 
-class Empty(Protocol):
+class ArrayAllocator(Protocol):
     """What `numpy.empty` does."""
 
     def __call__(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """An array whose values are not set."""
 
 
-class RecycledMemory:
+class BufferPool:
     """Gives out arrays, and the memory of those that nothing refers to any more again.
 
     It never holds more, given out and free together, than was given out at one time. Threads may share it.
@@ -42,48 +42,48 @@ class RecycledMemory:
     def __init__(self) -> None:
         self._lock = Lock()
         self._free: list[NDArray[np.uint8]] = []
-        self._back: deque[NDArray[np.uint8]] = deque()
+        self._returned: deque[NDArray[np.uint8]] = deque()
         """Came back, and not yet sorted in: a finaliser may run anywhere, also while the lock is held."""
-        self._given_bytes = 0
-        self._most_bytes = 0
+        self._in_use_bytes = 0
+        self._peak_bytes = 0
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """An array whose values are not set, as `numpy.empty` makes it."""
         size = prod(shape) * np.dtype(dtype).itemsize
-        if size < SMALLEST_BYTES:
+        if size < MIN_POOLED_BYTES:
             return np.empty(shape, dtype)
         block = self._block(size)
         held = (ctypes.c_char * size).from_buffer(block.data)
         # every view of the array refers to `held`, which refers to the block; a block alone would not tell its end
-        weakref.finalize(held, self._back.append, block).atexit = False
+        weakref.finalize(held, self._returned.append, block).atexit = False
         return np.frombuffer(memoryview(held), dtype).reshape(shape)
 
     @property
     def free_bytes(self) -> int:
         """Bytes that wait for their next use."""
         with self._lock:
-            self._sort_in()
+            self._collect_returned()
             return sum(block.nbytes for block in self._free)
 
     def _block(self, size: int) -> NDArray[np.uint8]:
         with self._lock:
-            self._sort_in()
-            fitting = [b for b in self._free if size <= b.nbytes <= LARGEST_RATIO * size]
+            self._collect_returned()
+            fitting = [b for b in self._free if size <= b.nbytes <= MAX_SIZE_RATIO * size]
             block = min(fitting, key=lambda b: b.nbytes) if fitting else np.empty(size, np.uint8)
             self._free = [b for b in self._free if b is not block]
-            self._given_bytes += block.nbytes
-            self._most_bytes = max(self._most_bytes, self._given_bytes)
-            self._drop()
+            self._in_use_bytes += block.nbytes
+            self._peak_bytes = max(self._peak_bytes, self._in_use_bytes)
+            self._trim()
             return block
 
-    def _sort_in(self) -> None:
-        while self._back:
-            block = self._back.popleft()
-            self._given_bytes -= block.nbytes
+    def _collect_returned(self) -> None:
+        while self._returned:
+            block = self._returned.popleft()
+            self._in_use_bytes -= block.nbytes
             self._free.append(block)
-        self._drop()
+        self._trim()
 
-    def _drop(self) -> None:
+    def _trim(self) -> None:
         """Give the oldest back to the system, as far as there is more than was ever needed."""
-        while self._free and self._given_bytes + sum(b.nbytes for b in self._free) > self._most_bytes:
+        while self._free and self._in_use_bytes + sum(b.nbytes for b in self._free) > self._peak_bytes:
             self._free.pop(0)

@@ -11,6 +11,6 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def other_cores() -> ThreadPoolExecutor:
+def worker_pool() -> ThreadPoolExecutor:
     """A thread for every core but the caller's own, at least one; leave its `with` block to end them."""
     return ThreadPoolExecutor(max_workers=max(1, available_cores() - 1), thread_name_prefix="core")

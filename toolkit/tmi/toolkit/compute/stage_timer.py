@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from time import perf_counter
 
 
-class StageClock:
+class StageTimer:
     """Runs from when it is made; the stages' seconds add up to the time until the last `lap`.
 
     Args:
@@ -17,18 +17,18 @@ class StageClock:
         self.seconds = dict.fromkeys(stages, 0.0)
         """Seconds by stage."""
         self._last = perf_counter()
-        self._taken = 0.0
+        self._recorded = 0.0
 
     def lap(self, stage: str) -> None:
         """What passed since the last lap, less what others took of it, belongs to this stage."""
         now = perf_counter()
-        self._add(stage, now - self._last - self._taken)
-        self._last, self._taken = now, 0.0
+        self._add(stage, now - self._last - self._recorded)
+        self._last, self._recorded = now, 0.0
 
-    def take(self, stage: str, seconds: float) -> None:
+    def record(self, stage: str, seconds: float) -> None:
         """So much of the lap that runs belongs to this stage; it was measured on the thread that laps."""
         self._add(stage, seconds)
-        self._taken += seconds
+        self._recorded += seconds
 
     def _add(self, stage: str, seconds: float) -> None:
         self.seconds[stage] += seconds

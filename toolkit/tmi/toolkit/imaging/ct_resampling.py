@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from tmi.toolkit.compute.buffer_pool import Empty
-from tmi.toolkit.compute.cpu import other_cores
+from tmi.toolkit.compute.buffer_pool import ArrayAllocator
+from tmi.toolkit.compute.cpu import worker_pool
 from tmi.toolkit.config.schema import CtConfig
 from tmi.toolkit.imaging.volume import Volume
 
@@ -42,7 +42,7 @@ class StreamingResampler:
         empty: makes the array of the result.
     """
 
-    def __init__(self, config: CtConfig, pool: Executor, *, empty: Empty = np.empty) -> None:
+    def __init__(self, config: CtConfig, pool: Executor, *, empty: ArrayAllocator = np.empty) -> None:
         self._config, self._pool = config, pool
         self._out_1DHW: NDArray[np.float32] = empty((1, *config.shape_DHW), np.float32)
         self._lock = Lock()
@@ -101,7 +101,7 @@ def prepare_ct(
     """
     if resampler is not None:
         return resampler.finish(ct)
-    with other_cores() as pool:
+    with worker_pool() as pool:
         return StreamingResampler(config, pool).finish(ct)
 
 

@@ -25,8 +25,8 @@ from isal.isal_zlib import IsalError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from tmi.toolkit.compute.buffer_pool import Empty
-from tmi.toolkit.compute.stage_timer import StageClock
+from tmi.toolkit.compute.buffer_pool import ArrayAllocator
+from tmi.toolkit.compute.stage_timer import StageTimer
 from tmi.toolkit.errors import InputRefusedError
 
 MAX_BYTES = 512 * 512 * 1536 * 4
@@ -73,12 +73,12 @@ class NiftiFile:
     """Unit of length that the header declares: `mm`, `meter`, `micron` or `unknown`."""
 
     def slabs(
-        self, clock: StageClock | None = None, *, empty: Empty = np.empty
+        self, timer: StageTimer | None = None, *, empty: ArrayAllocator = np.empty
     ) -> Iterator[tuple[int, int, NDArray[np.generic]]]:
         """The voxels as they are stored, unscaled, in pieces along the file's last axis, which is its slowest.
 
         Args:
-            clock: told under `read` how long the disk took.
+            timer: told under `read` how long the disk took.
             empty: makes the array of each piece.
 
         Yields:
@@ -98,8 +98,8 @@ class NiftiFile:
                     last = min(first + step, z)
                     data = empty(((last - first) * plane,), np.uint8)
                     whole = _fill(stream, data)
-                    if clock is not None:
-                        clock.take("read", disk.seconds)
+                    if timer is not None:
+                        timer.record("read", disk.seconds)
                         disk.seconds = 0.0
                     if not whole:
                         raise EOFError

@@ -10,9 +10,9 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.compute.buffer_pool import Empty
+from tmi.toolkit.compute.buffer_pool import ArrayAllocator
 from tmi.toolkit.compute.cpu import available_cores
-from tmi.toolkit.compute.stage_timer import StageClock
+from tmi.toolkit.compute.stage_timer import StageTimer
 from tmi.toolkit.imaging.nifti import NiftiFile, no_affine
 
 Convert = Callable[[NDArray[np.generic], NDArray[np.generic]], bool]
@@ -41,8 +41,8 @@ def fill_volume(
     *,
     pool: Executor,
     on_planes_ready: PlanesCallback | None = None,
-    clock: StageClock | None = None,
-    empty: Empty = np.empty,
+    timer: StageTimer | None = None,
+    empty: ArrayAllocator = np.empty,
 ) -> bool:
     """Read a file through into an array in canonical order.
 
@@ -56,7 +56,7 @@ def fill_volume(
         pool: the threads.
         on_planes_ready: told of finished planes as soon as there are any: at the end where the file is not stored along
         depth.
-        clock: told how long the disk took.
+        timer: told how long the disk took.
         empty: makes the arrays of the slabs.
 
     Returns:
@@ -80,7 +80,7 @@ def fill_volume(
         return fits
 
     pending: list[Future[bool]] = []
-    for first, last, stored in file.slabs(clock, empty=empty):
+    for first, last, stored in file.slabs(timer, empty=empty):
         room.acquire()
         pending.append(pool.submit(put, stored, first, last))
         del stored

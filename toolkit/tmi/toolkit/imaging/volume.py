@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, Case
-from tmi.toolkit.compute.buffer_pool import Empty
-from tmi.toolkit.compute.cpu import other_cores
-from tmi.toolkit.compute.stage_timer import StageClock
+from tmi.toolkit.compute.buffer_pool import ArrayAllocator
+from tmi.toolkit.compute.cpu import worker_pool
+from tmi.toolkit.compute.stage_timer import StageTimer
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.imaging.nifti import NiftiFile, open_nifti
 from tmi.toolkit.imaging.slab_reader import fill_volume, orientation_of
@@ -96,8 +96,8 @@ def read_ct(
     *,
     pool: Executor | None = None,
     callbacks: CtReadCallbacks | None = None,
-    clock: StageClock | None = None,
-    empty: Empty = np.empty,
+    timer: StageTimer | None = None,
+    empty: ArrayAllocator = np.empty,
 ) -> Volume:
     """The case's CT in HU, contiguous; int16 where the file's values fit exactly, else float32.
 
@@ -105,15 +105,15 @@ def read_ct(
         case: the case.
         pool: threads that turn and scale what is inflated here; None makes some.
         callbacks: told of every part that is ready.
-        clock: told under `read` how long the disk took.
+        timer: told under `read` how long the disk took.
         empty: makes the array.
 
     Raises:
         InputRefusedError: ct-missing, ct-unreadable, ct-not-3d, ct-affine, ct-forms, ct-nan.
     """
     if pool is None:
-        with other_cores() as pool:
-            return read_ct(case, pool=pool, callbacks=callbacks, clock=clock, empty=empty)
+        with worker_pool() as pool:
+            return read_ct(case, pool=pool, callbacks=callbacks, timer=timer, empty=empty)
     file = open_nifti(case.ct, case_id=case.case_id, kind="ct")
     grid = _canonical_grid(file)
     if callbacks is not None:
@@ -128,7 +128,7 @@ def read_ct(
             partial(_whole_hounsfield, file),
             pool=pool,
             on_planes_ready=on_planes_ready,
-            clock=clock,
+            timer=timer,
             empty=empty,
         ):
             array_DHW = None  # no body has such values, so nothing is lost by reading the file once more
@@ -140,13 +140,13 @@ def read_ct(
             partial(_hounsfield, file),
             pool=pool,
             on_planes_ready=on_planes_ready,
-            clock=clock,
+            timer=timer,
             empty=empty,
         )
     return Volume(array_DHW=array_DHW, affine_xyz=grid.affine_xyz, unit=file.unit)
 
 
-def read_mask(case: Case, ct: Volume | Grid, *, empty: Empty = np.empty) -> Volume:
+def read_mask(case: Case, ct: Volume | Grid, *, empty: ArrayAllocator = np.empty) -> Volume:
     """The case's liver mask (bool) on the CT's grid; `case.mask_label` selects its voxels. `empty` makes the array.
 
     Raises:
@@ -167,7 +167,7 @@ def read_mask(case: Case, ct: Volume | Grid, *, empty: Empty = np.empty) -> Volu
             labels.update((int(taken.min()), int(taken.max())))
         return True
 
-    with other_cores() as pool:
+    with worker_pool() as pool:
         fill_volume(file, inside, select, pool=pool, empty=empty)
     if not inside.any():
         which = "" if case.mask_label is None else f" of label {case.mask_label}"
@@ -194,7 +194,7 @@ def read_labels(case: Case) -> Volume:
         np.copyto(out, _labels(stored, file), casting="unsafe")
         return True
 
-    with other_cores() as pool:
+    with worker_pool() as pool:
         fill_volume(file, labels, take, pool=pool)
     return Volume(array_DHW=labels, affine_xyz=grid.affine_xyz, unit=file.unit)
 

@@ -22,9 +22,9 @@ from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import render
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.clinical.units import check_units
-from tmi.toolkit.compute.buffer_pool import Empty
-from tmi.toolkit.compute.cpu import other_cores
-from tmi.toolkit.compute.stage_timer import StageClock
+from tmi.toolkit.compute.buffer_pool import ArrayAllocator
+from tmi.toolkit.compute.cpu import worker_pool
+from tmi.toolkit.compute.stage_timer import StageTimer
 from tmi.toolkit.config.schema import MODALITIES, N_RADIOMICS, Config, Modality
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.imaging.ct_resampling import StreamingResampler, prepare_ct
@@ -70,7 +70,7 @@ def prepare_case(
     modalities: Collection[Modality] = MODALITIES,
     cache: PreparedCache | None = None,
     on_text_ready: Callable[[str], None] = lambda text: None,
-    empty: Empty = np.empty,
+    empty: ArrayAllocator = np.empty,
 ) -> PreparedCase:
     """Read, check and prepare one case, as far as it is looked at: files of other modalities need not be there.
 
@@ -90,7 +90,7 @@ def prepare_case(
         InputRefusedError: a file is missing, unreadable or implausible; the case is named.
         UnavailableError: radiomics must be extracted and pyradiomics is not installed.
     """
-    clock = StageClock(STAGES)
+    timer = StageTimer(STAGES)
     open_case(case.folder)  # a folder that is not there is told as such, not as its first missing file
     record = read_clinical(case, schema) if "clinical" in modalities else None
     given: Float[np.ndarray, "1781"] | None = np.full(N_RADIOMICS, np.nan)
@@ -112,20 +112,20 @@ def prepare_case(
         text = render(record, schema, config.clinical.rendering)
         on_text_ready(text)
 
-    clock.lap("record")
+    timer.lap("record")
 
     def make() -> PreparedImages:
-        clock.lap("cache")
-        return _images(case, config, extract=given is None, clock=clock, empty=empty)
+        timer.lap("cache")
+        return _images(case, config, extract=given is None, timer=timer, empty=empty)
 
     if given is not None and "image" not in modalities:
         images = PreparedImages(ct_1DHW=np.zeros((1, 0, 0, 0), np.float32), warnings=(), radiomics_F=None)
     else:
         images = make() if cache is None else cache.images(case, config.ct, extract=given is None, make=make)
-    clock.lap("cache")
+    timer.lap("cache")
     radiomics_F = images.radiomics_F if given is None else given
     assert radiomics_F is not None  # extracted where none was given
-    clock.lap("record")
+    timer.lap("record")
     return PreparedCase(
         case_id=case.case_id,
         patient_id=case.patient_id or (None if record is None else record.patient_id),
@@ -135,14 +135,14 @@ def prepare_case(
         warnings=warnings
         + images.warnings
         + (("radiomics were extracted from the liver mask",) if given is None else ()),
-        seconds=clock.seconds,
+        seconds=timer.seconds,
     )
 
 
 class _ReadAhead:
     """What begins while the CT is still being read: its resampling, and the reading of the mask."""
 
-    def __init__(self, case: Case, resampling: StreamingResampler, mask_pool: Executor, empty: Empty) -> None:
+    def __init__(self, case: Case, resampling: StreamingResampler, mask_pool: Executor, empty: ArrayAllocator) -> None:
         self._case, self._mask_pool, self._empty = case, mask_pool, empty
         self.on_planes_ready = resampling.on_planes_ready
         self.mask: Future[Volume] | None = None
@@ -153,28 +153,28 @@ class _ReadAhead:
             self.mask = self._mask_pool.submit(read_mask, self._case, grid, empty=self._empty)
 
 
-def _images(case: Case, config: Config, *, extract: bool, clock: StageClock, empty: Empty) -> PreparedImages:
+def _images(case: Case, config: Config, *, extract: bool, timer: StageTimer, empty: ArrayAllocator) -> PreparedImages:
     """What depends on CT and mask alone, and may therefore be cached by their content."""
-    with other_cores() as pool, ThreadPoolExecutor(max_workers=1, thread_name_prefix="mask") as mask_pool:
+    with worker_pool() as pool, ThreadPoolExecutor(max_workers=1, thread_name_prefix="mask") as mask_pool:
         resampling = StreamingResampler(config.ct, pool, empty=empty)
         ahead = _ReadAhead(case, resampling, mask_pool, empty)
-        ct = read_ct(case, pool=pool, callbacks=ahead, clock=clock, empty=empty)
-        clock.lap("inflate")
+        ct = read_ct(case, pool=pool, callbacks=ahead, timer=timer, empty=empty)
+        timer.lap("inflate")
         warnings = refuse_on_error(check_ct(ct), case.case_id)
-        clock.lap("check")
+        timer.lap("check")
         mask = None if ahead.mask is None else ahead.mask.result()
-        clock.lap("mask")
+        timer.lap("mask")
         if mask is not None:
             warnings += refuse_on_error(check_mask(ct, mask), case.case_id)
-        clock.lap("check")
+        timer.lap("check")
         ct_1DHW = prepare_ct(ct, config.ct, resampling)
-    clock.lap("resample")
+    timer.lap("resample")
     radiomics_F = None
     if extract:
         assert mask is not None  # the caller has seen that it is there
         radiomics_F, note = _extract(case, ct, mask)
         warnings += (note,) if note else ()
-        clock.lap("radiomics")
+        timer.lap("radiomics")
     return PreparedImages(ct_1DHW=ct_1DHW, warnings=warnings, radiomics_F=radiomics_F)
 
 
