@@ -16,7 +16,7 @@ import os
 import stat
 from dataclasses import dataclass
 
-from tmi.toolkit.storage.disk_cache import DIGEST_BYTES, EntryFolder, digest
+from tmi.toolkit.storage.disk_cache import DIGEST_BYTES, DiskCache, digest
 
 KIND = "compiled"
 """The folder's name below the cache."""
@@ -36,7 +36,7 @@ class Mapped:
     """What was stored."""
 
 
-class CompiledCache(EntryFolder):
+class CompiledCache(DiskCache):
     """Compiled graphs by key.
 
     Args:

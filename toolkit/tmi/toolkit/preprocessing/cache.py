@@ -34,7 +34,7 @@ from tmi.toolkit.storage.serialization import to_json
 
 KIND = "prepared"
 """Folder of these entries in the cache."""
-FORM = 1
+FORMAT_VERSION = 1
 """Form of an entry; another form is another key."""
 MAX_BYTES = 16 * 2**30
 """Bound of the folder: the paper's 184 cases at full size take 12.3 GB."""
@@ -69,7 +69,7 @@ class PreparedCache:
         """Cases that were found."""
         self.stored = 0
         """Cases that were made and stored."""
-        self.lost = 0
+        self.not_stored = 0
         """Cases that were made and could not be stored."""
 
     @property
@@ -81,10 +81,14 @@ class PreparedCache:
         """One line on what it did, for people."""
         if self.folder is None:
             return "cache of prepared cases: off"
-        lost = f"; {self.lost} not stored: it cannot be written, or the disk is nearly full" if self.lost else ""
+        lost = (
+            f"; {self.not_stored} not stored: it cannot be written, or the disk is nearly full"
+            if self.not_stored
+            else ""
+        )
         return f"cache of prepared cases: {self.hits} found, {self.stored} stored in {self.folder}{lost}"
 
-    def images(
+    def get_or_prepare(
         self, case: Case, config: CtConfig, *, extract: bool, make: Callable[[], PreparedImages]
     ) -> PreparedImages:
         """The entry of a case, or what `make` makes, which is then stored.
@@ -95,7 +99,7 @@ class PreparedCache:
             extract: whether `make` extracts radiomics.
             make: reads, checks and prepares the images; what it raises is not stored.
         """
-        before = _states(case)
+        before = _file_states(case)
         if not self._entries.enabled or before[0] is None:
             return make()
         try:
@@ -109,7 +113,7 @@ class PreparedCache:
             return found
         made = make()
         # files that changed while they were read may not be what was hashed
-        if _states(case) == before:
+        if _file_states(case) == before:
             self._store(key, _encode(made))
         return made
 
@@ -120,7 +124,7 @@ class PreparedCache:
         room = shutil.disk_usage(there).free - len(data) > KEEP_FREE_BYTES
         done = room and self._entries.put(key, data)
         self.stored += done
-        self.lost += not done
+        self.not_stored += not done
 
 
 def prepared_key(case: Case, config: CtConfig, *, extract: bool) -> str:
@@ -131,7 +135,7 @@ def prepared_key(case: Case, config: CtConfig, *, extract: bool) -> str:
     """
     return sha256_json(
         {
-            "form": FORM,
+            "form": FORMAT_VERSION,
             "ct": sha256_file(case.ct),
             "mask": sha256_file(case.mask) if case.mask.is_file() else None,
             "mask_label": case.mask_label,
@@ -173,7 +177,7 @@ def _packages(*names: str) -> dict[str, str | None]:
     return found
 
 
-def _states(case: Case) -> tuple[tuple[int, int, int] | None, ...]:
+def _file_states(case: Case) -> tuple[tuple[int, int, int] | None, ...]:
     """Size, time of change and inode of CT and mask; None where there is none."""
     found: list[tuple[int, int, int] | None] = []
     for path in (case.ct, case.mask):

@@ -121,7 +121,7 @@ def prepare_case(
     if given is not None and "image" not in modalities:
         images = PreparedImages(ct_1DHW=np.zeros((1, 0, 0, 0), np.float32), warnings=(), radiomics_F=None)
     else:
-        images = make() if cache is None else cache.images(case, config.ct, extract=given is None, make=make)
+        images = make() if cache is None else cache.get_or_prepare(case, config.ct, extract=given is None, make=make)
     timer.lap("cache")
     radiomics_F = images.radiomics_F if given is None else given
     assert radiomics_F is not None  # extracted where none was given

@@ -6,7 +6,7 @@ damaged disk, a renamed or edited file) is removed and reported as absent: its o
 
 from __future__ import annotations
 
-from tmi.toolkit.storage.disk_cache import DIGEST_BYTES, EntryFolder, digest
+from tmi.toolkit.storage.disk_cache import DIGEST_BYTES, DiskCache, digest
 
 MAGIC = b"tmi-entry-1\n"
 """First bytes of an entry; another form of entry gets another word."""
@@ -16,7 +16,7 @@ DEFAULT_MAX_BYTES = 256 * 2**20
 """Bound of a kind that names none."""
 
 
-class ContentCache(EntryFolder):
+class ContentCache(DiskCache):
     """Entries of one kind.
 
     Args:

@@ -21,9 +21,9 @@ from pathlib import Path
 
 PART = ".part"
 """Ending of a file that is being written."""
-FORGOTTEN_SECONDS = 3600.0
+STALE_PART_SECONDS = 3600.0
 """Age at which a half-written file is taken for what a killed process left."""
-OFF = "off"
+CACHE_OFF = "off"
 """Value of `TMI_CACHE` that turns every cache off."""
 DIGEST_BYTES = 32
 """Length of `digest`."""
@@ -32,7 +32,7 @@ DIGEST_BYTES = 32
 def cache_root() -> Path | None:
     """The folder of all kinds; None where caching is off or the user has no home."""
     asked = os.environ.get("TMI_CACHE", "").strip()
-    if asked.lower() == OFF:
+    if asked.lower() == CACHE_OFF:
         return None
     if asked:
         return Path(asked).expanduser()
@@ -53,7 +53,7 @@ def digest(key: str, payload: bytes | memoryview) -> bytes:
     return hasher.digest()
 
 
-class EntryFolder:
+class DiskCache:
     """The files of one kind.
 
     Args:
@@ -126,7 +126,7 @@ class EntryFolder:
             for item in os.scandir(folder):
                 with suppress(OSError):
                     status = item.stat()
-                    if item.name.endswith(PART) and now - status.st_mtime > FORGOTTEN_SECONDS:
+                    if item.name.endswith(PART) and now - status.st_mtime > STALE_PART_SECONDS:
                         os.unlink(item.path)
                     elif item.name.endswith(self._suffix):
                         entries.append((status.st_mtime, status.st_size, item.path))

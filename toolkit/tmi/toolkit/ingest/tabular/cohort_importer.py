@@ -39,7 +39,7 @@ from tmi.toolkit.storage.hashing import sha256_file, sha256_json
 from tmi.toolkit.storage.serialization import from_json, to_json
 
 JOURNAL_FILE = ".import-journal"
-FORM = 1
+FORMAT_VERSION = 1
 """Raised when the same row gives another case; rows done by an earlier form are then imported anew."""
 
 
@@ -177,7 +177,7 @@ class _Run:
         self.kept = 0
         self._out, self._table, self._mapping = out, table, mapping
         self._columns = [table.columns.index(c) for c in mapping.columns()]
-        self._rules = sha256_json({"form": FORM, "mapping": to_json(mapping), "schema": schema.digest})
+        self._rules = sha256_json({"form": FORMAT_VERSION, "mapping": to_json(mapping), "schema": schema.digest})
         self._journal = _Journal(out)
 
     def rows(self, progress: Callable[[int, int], None]) -> None:
