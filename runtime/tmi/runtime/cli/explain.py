@@ -123,10 +123,9 @@ def explainer_of(source: ModelSource, fold: str, target: str | None) -> Explaine
 
 def refused(error: InputRefusedError | UnavailableError, case: Case) -> None:
     """Tell of a case that is left out; the others go on."""
-    from tmi.toolkit.cli.main import report
 
     code = error.code if isinstance(error, InputRefusedError) else "unavailable"
-    report(InputRefusedError(error.what, fix=error.fix, code=code, case_id=case.case_id))
+    print_error(InputRefusedError(error.what, fix=error.fix, code=code, case_id=case.case_id))
 
 
 def _explain_all(

@@ -107,7 +107,7 @@ def predict(
         answers = run_cases(predictor, found, batch=batch, mask_label=mask_label, out=out, resume=resume)
         for store in (kept, predictor.embeddings):
             if store is not None:
-                typer.echo(store.told(), err=True)
+                typer.echo(store.summary(), err=True)
         if timing:
             print_timing(answers)
         _deliver(predictor, answers, batch=batch, as_json=as_json, out=out)

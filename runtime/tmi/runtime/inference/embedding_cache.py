@@ -51,7 +51,7 @@ class EmbeddingCache:
         self.found: dict[str, list[bool]] = {}
         """Graph -> whether the features of each row of its latest batch were kept."""
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """One line on what it did, for people."""
         if self._entries.folder is None:
             return "cache of embeddings: off"

@@ -249,7 +249,7 @@ def test_a_nearly_full_disk_is_left_alone(case, micro_config, cache_folder, monk
     cache = PreparedCache()
     prepare(case, micro_config, cache)
     assert (cache.stored, entries(cache_folder)) == (0, [])
-    assert "1 not stored: it cannot be written, or the disk is nearly full" in cache.told()
+    assert "1 not stored: it cannot be written, or the disk is nearly full" in cache.summary()
 
 
 def test_a_cache_that_is_turned_off_prepares_each_time(case, micro_config, monkeypatch):
@@ -257,7 +257,7 @@ def test_a_cache_that_is_turned_off_prepares_each_time(case, micro_config, monke
     cache = PreparedCache()
     assert same(prepare(case, micro_config, cache), prepare(case, micro_config, cache))
     assert (cache.hits, cache.stored, cache.folder) == (0, 0, None)
-    assert cache.told() == "cache of prepared cases: off"
+    assert cache.summary() == "cache of prepared cases: off"
 
 
 @pytest.mark.parametrize(

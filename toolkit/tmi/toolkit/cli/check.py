@@ -79,9 +79,9 @@ def check(
     else:
         for done in repairs:
             typer.echo(f"repaired: case {done.case_id}: {done.file}: {done.what} [{done.code}]")
-        _show(findings)
+        _print_findings(findings)
         if len(findings) > SCREEN:
-            _sum_up(findings)
+            _print_code_counts(findings)
         for c in comparisons:
             typer.echo(
                 f"recomputed: case {c.case_id}: {c.compared - c.differ} of {c.compared} features agree within "
@@ -109,14 +109,14 @@ def _progress(total: int) -> Iterator[Callable[[Case], None]]:
         yield lambda case: bar.advance(task)
 
 
-def _show(findings: list[Finding]) -> None:
+def _print_findings(findings: list[Finding]) -> None:
     for finding in findings:
         typer.echo(
             f"{finding.severity}: case {finding.case_id}: {finding.message} [{finding.code}]\n  fix: {finding.fix}"
         )
 
 
-def _sum_up(findings: list[Finding]) -> None:
+def _print_code_counts(findings: list[Finding]) -> None:
     """How often each code was found, the most frequent first."""
     cases: dict[tuple[str, str], set[str]] = {}
     for finding in findings:

@@ -67,7 +67,7 @@ def import_(
         if any(v is not None for v in (ct, series, mask, mask_label, roi, clinical, radiomics, patient_id, fix)):
             raise UsageError("--table stands alone: the table names the files", fix="leave the other options out")
         report = _import_table(table, mapping, out, force=force, resume=resume)
-        typer.echo(json.dumps(report.document(), indent=2) if as_json else "\n".join(report.told()))
+        typer.echo(json.dumps(report.document(), indent=2) if as_json else "\n".join(report.summary()))
         if report.counts["refused"] or report.counts["flawed"]:
             raise typer.Exit(int(ExitCode.REFUSED))
         return
@@ -96,7 +96,7 @@ def import_(
     if as_json:
         typer.echo(json.dumps(_document(done), indent=2))
     else:
-        _show(out, done)
+        _print_result(out, done)
     if done.refused:
         raise typer.Exit(int(ExitCode.REFUSED))
 
@@ -149,7 +149,7 @@ def _refusal(out: Path, error: InputRefusedError) -> dict[str, object]:
     }
 
 
-def _show(out: Path, done: ImportedCase) -> None:
+def _print_result(out: Path, done: ImportedCase) -> None:
     typer.echo(f"case {done.case.case_id}: written to {out}")
     for name, source in done.source.items():
         facts = ", ".join(

@@ -107,7 +107,7 @@ def root(
     """
 
 
-def report(error: TmiError) -> None:
+def print_error(error: TmiError) -> None:
     """Print an error, the code of the check that refused an input, and the mend on standard error."""
     code = f" [{error.code}]" if isinstance(error, InputRefusedError) else ""
     typer.echo(f"error: {error}{code}\n  fix: {error.fix}", err=True)
@@ -137,7 +137,7 @@ def main() -> None:
             traceback.print_exc()
         known = missing_package(error, arguments) if isinstance(error, ModuleNotFoundError) else error
         if isinstance(known, TmiError):
-            report(known)
+            print_error(known)
             sys.exit(int(known.exit_code))
         if isinstance(error, OSError) and error.strerror:
             where = f" at {error.filename}" if error.filename else ""

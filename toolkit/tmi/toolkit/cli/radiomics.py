@@ -61,7 +61,7 @@ def radiomics(
         task = bar.add_task("cases", total=len(cases))
         for outcome in make_tables(cases, how, jobs=jobs or available_cores()):
             outcomes.append(outcome)
-            _show(outcome)
+            _print_result(outcome)
             bar.advance(task)
     count = {state: sum(o.state == state for o in outcomes) for state in ("written", "current", "refused")}
     typer.echo(
@@ -72,7 +72,7 @@ def radiomics(
         raise typer.Exit(int(ExitCode.REFUSED))
 
 
-def _show(outcome: Outcome) -> None:
+def _print_result(outcome: Outcome) -> None:
     """Refusals and what a user should know of, as they come, on standard error."""
     if outcome.state == "refused":
         typer.echo(f"error: case {outcome.case_id}: {outcome.message} [{outcome.code}]\n  fix: {outcome.fix}", err=True)

@@ -77,7 +77,7 @@ class PreparedCache:
         """Where the entries lie; None where caching is off."""
         return self._entries.folder
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """One line on what it did, for people."""
         if self.folder is None:
             return "cache of prepared cases: off"

@@ -168,7 +168,7 @@ def _extract(case: Case, how: How, jobs: int) -> str:
             note=extracted.note,
         ),
     )
-    return _told(extracted.values_F, extracted.note)
+    return _result_message(extracted.values_F, extracted.note)
 
 
 def _take_in(case: Case, table: ForeignTable) -> str:
@@ -185,7 +185,7 @@ def _take_in(case: Case, table: ForeignTable) -> str:
             mapping=dict(table.renamed),
         ),
     )
-    return _told(values_F, None)
+    return _result_message(values_F, None)
 
 
 def _write(case: Case, values_F: Float[NDArray[np.float64], "1781"], record: RadiomicsRecord) -> None:
@@ -196,7 +196,7 @@ def _write(case: Case, values_F: Float[NDArray[np.float64], "1781"], record: Rad
     write_text(case.radiomics, text)
 
 
-def _told(values_F: Float[NDArray[np.float64], "1781"], note: str | None) -> str:
+def _result_message(values_F: Float[NDArray[np.float64], "1781"], note: str | None) -> str:
     missing = len(missing_features(values_F))
     parts = [f"{missing} of {len(values_F)} features have no finite value"] if missing else []
     return "; ".join([*parts, *([note] if note else [])])

@@ -182,7 +182,7 @@ def _radiomics(
             if on_comparison is not None:
                 on_comparison(comparison)
             if comparison.differ:
-                yield _finding(case.case_id, "radiomics-differ", *comparison.told())
+                yield _finding(case.case_id, "radiomics-differ", *comparison.to_message())
 
 
 def _clinical(case: Case, schema: Schema, seen: _Seen) -> Iterator[Finding]:

@@ -36,7 +36,7 @@ class Comparison:
     largest: tuple[tuple[str, float | None], ...]
     """The features that differ most, at most ten, with |a - b| / max(|a|, |b|); None where one side has no value."""
 
-    def told(self) -> tuple[str, str]:
+    def to_message(self) -> tuple[str, str]:
         """What is wrong and how to mend it."""
         name, relative = self.largest[0]
         most = "has a value on one side only" if relative is None else f"differs most, by {relative:.2g} relative"

@@ -209,7 +209,7 @@ def _run(
         typer.echo(f"interrupted; continue with the same command and --out {target} --resume", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if cache is not None:
-        typer.echo(cache.told(), err=True)
+        typer.echo(cache.summary(), err=True)
     if running.node > 0:
         return
     _show(outcome)

@@ -84,10 +84,10 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_row_that_cannot_be_used_is_told_by_number_and_case_without_its_values(world, row, code, told):
     report = world.run(f"7,m,4.0,2,alive\n{row}\n")
     assert [n[2:] for n in lines(report)] == [("imported", None), ("refused", code)]
-    said = report.told()[0]
+    said = report.summary()[0]
     assert told in said
     assert said.startswith("refused: row 3: " if code == "id" else "refused: row 3 (case K1): ")
-    everything = "\n".join(report.told()) + (world.out / "import-report.json").read_text()
+    everything = "\n".join(report.summary()) + (world.out / "import-report.json").read_text()
     for cell in ("abc", "3,5", "1e999", "<0.2", "a/b", "more,"):
         assert cell not in everything
     assert [p.name for p in world.out.iterdir() if p.is_dir()] == ["K7"]
@@ -383,5 +383,5 @@ def test_going_on_imports_only_what_is_new_or_whose_files_changed(world, images)
 
 def test_cases_without_images_are_said_to_lack_them(world):
     report = world.run("1,f,4,1,dead\n")
-    assert "still to be added to every case: ct.nii.gz, and liver.nii.gz or radiomics.csv" in report.told()
+    assert "still to be added to every case: ct.nii.gz, and liver.nii.gz or radiomics.csv" in report.summary()
     assert report.document()["images"] is False

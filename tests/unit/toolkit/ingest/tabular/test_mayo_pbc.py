@@ -41,7 +41,7 @@ def test_every_patient_of_the_trial_becomes_a_record_or_is_told_with_the_reason(
     assert report.reasons == {
         "excluded: censored within 730 days, so the outcome at two years is not known [no-label]": 1
     }
-    assert "418 rows: 417 cases" in "\n".join(report.told())
+    assert "418 rows: 417 cases" in "\n".join(report.summary())
     cohort = open_cohort(report.out)
     assert Counter(c.label for c in cohort.cases) == {1: 52, 0: 365}
     assert imported["records"].counts["imported"] == 418

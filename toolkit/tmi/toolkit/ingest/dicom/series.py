@@ -40,7 +40,7 @@ class Series:
         """Whether its images come from the scanner rather than from a reformation of others."""
         return all("DERIVED" not in s.image_type[:1] and "SECONDARY" not in s.image_type[1:2] for s in self.slices)
 
-    def facts(self) -> str:
+    def summary(self) -> str:
         """One line for the listing, without free text, dates and UIDs."""
         if not self.slices:
             return f"{self.number}: planning views only"
@@ -140,7 +140,7 @@ def choose(folder: Folder, wanted: str | None, *, case_id: str) -> Series:
     Raises:
         InputRefusedError: dicom-not-ct, dicom-series: several CT series, or none of that name.
     """
-    listing = "\n  ".join(s.facts() for s in folder.series)
+    listing = "\n  ".join(s.summary() for s in folder.series)
     if wanted is not None:
         named = [s for s in folder.series if wanted in (str(s.number), *(h.series_uid for h in s.slices[:1]))]
         if not named:
@@ -151,7 +151,7 @@ def choose(folder: Folder, wanted: str | None, *, case_id: str) -> Series:
                 case_id=case_id,
             )
         if not named[0].is_ct:
-            raise _not_ct(f"the series asked for is no CT\n  {named[0].facts()}", case_id)
+            raise _not_ct(f"the series asked for is no CT\n  {named[0].summary()}", case_id)
         return named[0]
     candidates = [s for s in folder.series if s.is_ct]
     if not candidates:

@@ -47,7 +47,7 @@ class RowLine:
     why: str | None = None
     """The reason, without a value of the table."""
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """The line for people."""
         case = f" (case {self.case_id})" if self.case_id else ""
         return f"{self.outcome}: row {self.row}{case}: {self.why} [{self.code}]"
@@ -97,7 +97,7 @@ class TableReport:
         total = sum(self.missing.values())
         return {"total": total, "mapped": used, "unmapped": total - used}
 
-    def told(self) -> tuple[str, ...]:
+    def summary(self) -> tuple[str, ...]:
         """For people: a line a row that is not simply imported, then the sums."""
         counts, cells = self.counts, self.missing_cells
         written = counts["imported"] + counts["flawed"]
@@ -113,7 +113,7 @@ class TableReport:
         if written and not self.images:
             sums.append("still to be added to every case: ct.nii.gz, and liver.nii.gz or radiomics.csv")
         return (
-            *(line.told() for line in self.lines if line.why is not None),
+            *(line.summary() for line in self.lines if line.why is not None),
             *sums,
             f"report: {self.out / REPORT_FILE}",
         )
