@@ -11,7 +11,7 @@ from tmi.toolkit.cases.case import find_cases
 from tmi.toolkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from tmi.toolkit.preprocessing.radiomics_batch import Outcome
+    from tmi.toolkit.preprocessing.radiomics_batch import ExtractionResult
 
 
 def radiomics(
@@ -44,7 +44,7 @@ def radiomics(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from tmi.toolkit.compute.cpu import available_cores
-    from tmi.toolkit.preprocessing.radiomics_batch import How, make_tables
+    from tmi.toolkit.preprocessing.radiomics_batch import ExtractionOptions, make_tables
     from tmi.toolkit.radiomics.external_table import read_foreign, read_mapping
 
     if table is None and (mapping is not None or id_column is not None):
@@ -53,13 +53,13 @@ def radiomics(
     foreign = None
     if table is not None:
         foreign = read_foreign(table, read_mapping(mapping) if mapping is not None else None, id_column=id_column)
-    how = How(force=force, use_cache=not no_cache, foreign=foreign)
-    outcomes: list[Outcome] = []
+    options = ExtractionOptions(force=force, use_cache=not no_cache, foreign=foreign)
+    outcomes: list[ExtractionResult] = []
     columns = (TextColumn("radiomics"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("cases", total=len(cases))
-        for outcome in make_tables(cases, how, jobs=jobs or available_cores()):
+        for outcome in make_tables(cases, options, jobs=jobs or available_cores()):
             outcomes.append(outcome)
             _print_result(outcome)
             bar.advance(task)
@@ -72,7 +72,7 @@ def radiomics(
         raise typer.Exit(int(ExitCode.REFUSED))
 
 
-def _print_result(outcome: Outcome) -> None:
+def _print_result(outcome: ExtractionResult) -> None:
     """Refusals and what a user should know of, as they come, on standard error."""
     if outcome.state == "refused":
         typer.echo(f"error: case {outcome.case_id}: {outcome.message} [{outcome.code}]\n  fix: {outcome.fix}", err=True)

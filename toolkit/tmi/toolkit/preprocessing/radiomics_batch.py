@@ -30,7 +30,7 @@ from tmi.toolkit.storage.hashing import sha256_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class How:
+class ExtractionOptions:
     """What is asked of every case."""
 
     force: bool = False
@@ -42,7 +42,7 @@ class How:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class ExtractionResult:
     """What came of one case."""
 
     case_id: str
@@ -59,7 +59,7 @@ class Outcome:
     """Time it took."""
 
 
-def make_tables(cases: Sequence[Case], how: How, *, jobs: int) -> Iterator[Outcome]:
+def make_tables(cases: Sequence[Case], options: ExtractionOptions, *, jobs: int) -> Iterator[ExtractionResult]:
     """The cases' outcomes as they are done. A stop waits for the cases at work and starts no other.
 
     Several cases are spread over processes, and the cores that remain to each over its image types.
@@ -68,15 +68,15 @@ def make_tables(cases: Sequence[Case], how: How, *, jobs: int) -> Iterator[Outco
         UnavailableError: pyradiomics is not installed, or a process was killed.
     """
     processes = min(jobs, len(cases))
-    if processes <= 1 or how.foreign is not None:
+    if processes <= 1 or options.foreign is not None:
         for case in cases:
-            yield make_table(case, how, jobs=jobs)
+            yield make_table(case, options, jobs=jobs)
         return
     pool = ProcessPoolExecutor(
-        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_leave_stopping_to_the_parent
+        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_interrupts
     )
     try:
-        futures = [pool.submit(make_table, case, how, jobs=jobs // processes) for case in cases]
+        futures = [pool.submit(make_table, case, options, jobs=jobs // processes) for case in cases]
         for future in as_completed(futures):
             yield future.result()
     except BrokenProcessPool as error:
@@ -88,12 +88,12 @@ def make_tables(cases: Sequence[Case], how: How, *, jobs: int) -> Iterator[Outco
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _leave_stopping_to_the_parent() -> None:
+def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
 
 
-def make_table(case: Case, how: How, *, jobs: int) -> Outcome:
+def make_table(case: Case, options: ExtractionOptions, *, jobs: int) -> ExtractionResult:
     """Write a case's radiomics.csv and radiomics.json, or say why not.
 
     Raises:
@@ -102,30 +102,32 @@ def make_table(case: Case, how: How, *, jobs: int) -> Outcome:
     start = perf_counter()
     try:
         open_case(case.folder)
-        if not how.force and _is_current(case, how):
-            return Outcome(case_id=case.case_id, state="current", seconds=perf_counter() - start)
-        note = _take_in(case, how.foreign) if how.foreign is not None else _extract(case, how, jobs)
+        if not options.force and _is_current(case, options):
+            return ExtractionResult(case_id=case.case_id, state="current", seconds=perf_counter() - start)
+        note = _take_in(case, options.foreign) if options.foreign is not None else _extract(case, options, jobs)
     except InputRefusedError as error:
-        return Outcome(case_id=case.case_id, state="refused", message=error.what, fix=error.fix, code=error.code)
+        return ExtractionResult(
+            case_id=case.case_id, state="refused", message=error.what, fix=error.fix, code=error.code
+        )
     except OSError as error:
-        return Outcome(
+        return ExtractionResult(
             case_id=case.case_id,
             state="refused",
             message=f"{error.strerror or 'a file cannot be read or written'}",
             fix="check the folder, its permissions and the free space",
             code="case-files",
         )
-    return Outcome(case_id=case.case_id, state="written", message=note, seconds=perf_counter() - start)
+    return ExtractionResult(case_id=case.case_id, state="written", message=note, seconds=perf_counter() - start)
 
 
-def _is_current(case: Case, how: How) -> bool:
+def _is_current(case: Case, options: ExtractionOptions) -> bool:
     """Whether the table is there and fits; refuses to touch one of which that is not known."""
     if not case.radiomics.is_file():
         return False
     why = staleness_reason(case)
     if why is None:
         record = _record(case)
-        if how.foreign is not None:
+        if options.foreign is not None:
             why = f"{RADIOMICS_FILE} is there already"
         elif record is None or record.source != "extracted":
             why = f"{RADIOMICS_FILE} is there already and was not extracted here"
@@ -145,14 +147,14 @@ def _record(case: Case) -> RadiomicsRecord | None:
         return None
 
 
-def _extract(case: Case, how: How, jobs: int) -> str:
+def _extract(case: Case, options: ExtractionOptions, jobs: int) -> str:
     ct = read_ct(case)
     refuse_on_error(check_ct(ct), case.case_id)
     mask = read_mask(case, ct)
     refuse_on_error(check_mask(ct, mask), case.case_id)
     # the digests first: files that are exchanged meanwhile are noticed by the next check
     ct_sha256, mask_sha256 = file_digest(case.ct), file_digest(case.mask)
-    extracted = extract_cached(ct, mask, jobs=jobs, use_cache=how.use_cache)
+    extracted = extract_cached(ct, mask, jobs=jobs, use_cache=options.use_cache)
     _write(
         case,
         extracted.values_F,
