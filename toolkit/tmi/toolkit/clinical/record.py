@@ -57,8 +57,8 @@ def read_clinical(case: Case, schema: Schema) -> ClinicalRecord:
     if case.clinical.stat().st_size > MAX_BYTES:
         raise _malformed(case, "is far larger than a clinical record")
     try:
-        data = json.loads(case.clinical.read_bytes(), object_pairs_hook=_once)
-    except _TwiceError as error:
+        data = json.loads(case.clinical.read_bytes(), object_pairs_hook=_reject_duplicate_keys)
+    except _DuplicateKeyError as error:
         raise _malformed(case, "names a key twice") from error
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise _malformed(case, "is not JSON") from error
@@ -86,14 +86,14 @@ def read_clinical(case: Case, schema: Schema) -> ClinicalRecord:
     )
 
 
-class _TwiceError(ValueError):
+class _DuplicateKeyError(ValueError):
     """A JSON object names a key twice; taking either of the two values would be a guess."""
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) != len(pairs):
-        raise _TwiceError
+        raise _DuplicateKeyError
     return data
 
 

@@ -48,9 +48,9 @@ IMPORT_FIXES: Mapping[str, str] = MappingProxyType(
     }
 )
 """Code -> what `--fix CODE` does during an import. Nothing of it happens unasked."""
-NO_CT = frozenset({"ct-not-hu", "ct-8bit", "ct-rescaled", "ct-offset", "ct-spacing"})
+NOT_CT_CODES = frozenset({"ct-not-hu", "ct-8bit", "ct-rescaled", "ct-offset", "ct-spacing"})
 """Findings of the content that stop the import: what was given is no CT."""
-NOT_YET = frozenset({"clinical-missing", "radiomics-missing"})
+PENDING_CODES = frozenset({"clinical-missing", "radiomics-missing"})
 """Findings that say what is still to be added, where it was not given."""
 PADDING_BELOW_HU = -1100
 
@@ -112,7 +112,7 @@ def import_case(
         UsageError: an unknown repair, both `mask_label` and `roi`, a mask without a CT, nothing to import, or `out`
             exists.
     """
-    _require_sound_wishes(out, ct, mask, mask_label, roi, clinical, radiomics, fixes)
+    _validate_arguments(out, ct, mask, mask_label, roi, clinical, radiomics, fixes)
     require_absent(out, force=force, kind="case")
     case_id = out.resolve().name
     record = None if clinical is None else _clinical(clinical, patient_id, case_id)
@@ -160,7 +160,7 @@ def _outcome(
         for code, what, fix in found
     ]
     findings += check_case(case)
-    missing = tuple(f for f in findings if _is_not_yet(f, case))
+    missing = tuple(f for f in findings if _is_pending(f, case))
     return ImportedCase(
         case=case,
         findings=tuple(f for f in findings if f not in missing),
@@ -171,7 +171,7 @@ def _outcome(
     )
 
 
-def _require_sound_wishes(
+def _validate_arguments(
     out: Path, ct: Path | None, mask: Path | None, mask_label: str | int | None, roi: str | None,
     clinical: Path | Mapping[str, Any] | None, radiomics: Path | None, fixes: Collection[str],
 ) -> None:  # fmt: skip
@@ -206,7 +206,7 @@ def _read_ct(path: Path, series: str | None, fixes: Collection[str], repairs: li
         read = read_dicom_ct(path, series=series, fixes=fixes, case_id=case_id)
     repairs += read.repairs
     for code, what, fix in check_ct(read.volume):
-        if code in NO_CT:
+        if code in NOT_CT_CODES:
             raise InputRefusedError(what.replace(CT_FILE, "the CT"), fix=fix, code=code, case_id=case_id)
     array: NDArray[Any] = read.volume.array_DHW
     below = array < PADDING_BELOW_HU
@@ -275,7 +275,7 @@ def _digest(clinical: Path | Mapping[str, Any] | None) -> str:
     return sha256_bytes(json.dumps(dict(clinical or {}), sort_keys=True, default=str).encode())
 
 
-def _is_not_yet(finding: Finding, case: Case) -> bool:
+def _is_pending(finding: Finding, case: Case) -> bool:
     if finding.code == "ct-missing":
         return not case.ct.exists()
-    return finding.code in NOT_YET
+    return finding.code in PENDING_CODES

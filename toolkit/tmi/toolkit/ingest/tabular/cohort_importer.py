@@ -32,7 +32,7 @@ from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.errors import InputRefusedError, UsageError
 from tmi.toolkit.ingest.tabular.mapping import ImageSource, Mapping, read_mapping
 from tmi.toolkit.ingest.tabular.reader import Row, Table, cell_text, read_cells
-from tmi.toolkit.ingest.tabular.report import REPORT_FILE, REPORT_TABLE, RowLine, TableReport
+from tmi.toolkit.ingest.tabular.report import REPORT_FILE, REPORT_TABLE, RowResult, TableReport
 from tmi.toolkit.ingest.tabular.row_converter import RowExcludedError, RowReader, RowRecord, RowRefusedError
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json, write_text
 from tmi.toolkit.storage.hashing import sha256_file, sha256_json
@@ -67,7 +67,7 @@ def import_table(
         UnavailableError: a package for workbooks, YAML or images is not installed.
         KeyboardInterrupt: Ctrl-C; `resume` goes on from there.
     """
-    _require_place(table, mapping, out, force=force, resume=resume)
+    _validate_output_folder(table, mapping, out, force=force, resume=resume)
     rules, schema = read_mapping(mapping)
     cells = read_cells(table, rules.table, wanted=rules.columns())
     if force:
@@ -75,7 +75,7 @@ def import_table(
     out.mkdir(parents=True, exist_ok=True)
     for name in (COHORT_FILE, REPORT_FILE, REPORT_TABLE):
         (out / name).unlink(missing_ok=True)
-    run = _Run(out, cells, rules, schema, beside=table.parent)
+    run = _TableImport(out, cells, rules, schema, base_folder=table.parent)
     run.rows(progress or (lambda done, total: None))
     labelled = _write_cohort(out, run.cohort) if rules.label is not None else False
     report = TableReport(
@@ -94,7 +94,7 @@ def import_table(
     return report
 
 
-def _require_place(table: Path, mapping: Path, out: Path, *, force: bool, resume: bool) -> None:
+def _validate_output_folder(table: Path, mapping: Path, out: Path, *, force: bool, resume: bool) -> None:
     if force and resume:
         raise UsageError("--force and --resume contradict each other", fix="go on with --resume, or start with --force")
     place = out.resolve()
@@ -121,7 +121,7 @@ def _clear(out: Path) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Done:
+class _JournalEntry:
     """A row of the journal: what was made of it."""
 
     key: str
@@ -139,18 +139,18 @@ class _Journal:
 
     def __init__(self, out: Path) -> None:
         self._path = out / JOURNAL_FILE
-        self.done: dict[str, _Done] = {}
+        self.done: dict[str, _JournalEntry] = {}
         if self._path.is_file():
             for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    one = from_json(_Done, json.loads(line), where=JOURNAL_FILE)
+                    one = from_json(_JournalEntry, json.loads(line), where=JOURNAL_FILE)
                 except (ValueError, UsageError):
                     continue  # a line that a kill cut short: its row is imported anew
                 if plain_name(one.case_id):  # what stands here may be removed
                     self.done[one.case_id] = one
         self._path.touch()
 
-    def add(self, one: _Done) -> None:
+    def add(self, one: _JournalEntry) -> None:
         """Note it so that it survives a kill."""
         self.done[one.case_id] = one
         with self._path.open("a", encoding="utf-8") as stream:
@@ -159,7 +159,7 @@ class _Journal:
             stream.flush()
             os.fsync(stream.fileno())
 
-    def settle(self, case_ids: set[str]) -> list[str]:
+    def retain_only(self, case_ids: set[str]) -> list[str]:
         """Forget all but these cases; returns what was forgotten."""
         gone = [c for c in self.done if c not in case_ids]
         self.done = {c: one for c, one in self.done.items() if c in case_ids}
@@ -167,12 +167,12 @@ class _Journal:
         return gone
 
 
-class _Run:
+class _TableImport:
     """One pass over the rows."""
 
-    def __init__(self, out: Path, table: Table, mapping: Mapping, schema: Schema, *, beside: Path) -> None:
-        self.reader = RowReader(table, mapping, schema, beside=beside)
-        self.lines: list[RowLine] = []
+    def __init__(self, out: Path, table: Table, mapping: Mapping, schema: Schema, *, base_folder: Path) -> None:
+        self.reader = RowReader(table, mapping, schema, base_folder=base_folder)
+        self.lines: list[RowResult] = []
         self.cohort: list[tuple[str, str, str]] = []
         self.kept = 0
         self._out, self._table, self._mapping = out, table, mapping
@@ -182,7 +182,7 @@ class _Run:
 
     def rows(self, progress: Callable[[int, int], None]) -> None:
         """Import every row, then remove what an earlier run made and this table does not give."""
-        twice = self._given_twice()
+        twice = self._duplicate_case_ids()
         made: set[str] = set()
         for number, row in enumerate(self._table.rows, start=1):
             line = self._row(row, twice)
@@ -192,10 +192,10 @@ class _Run:
             progress(number, len(self._table.rows))
         noted = {line.case_id for line in self.lines if line.case_id in self._journal.done}
         refused = {c for c in noted if c is not None and self._journal.done[c].refusal is not None}
-        for case_id in self._journal.settle(made | refused):
+        for case_id in self._journal.retain_only(made | refused):
             shutil.rmtree(self._out / case_id, ignore_errors=True)
 
-    def _given_twice(self) -> dict[str, int]:
+    def _duplicate_case_ids(self) -> dict[str, int]:
         """Case ids (in small letters, as some file systems compare them) -> rows that give them, where several do."""
         found: Counter[str] = Counter()
         for row in self._table.rows:
@@ -205,7 +205,7 @@ class _Run:
                 continue  # told when the row is read
         return {case_id: n for case_id, n in found.items() if n > 1}
 
-    def _row(self, row: Row, twice: dict[str, int]) -> RowLine:
+    def _row(self, row: Row, twice: dict[str, int]) -> RowResult:
         try:
             record = self.reader.read(row)
             several = twice.get(record.case_id.casefold())
@@ -213,14 +213,14 @@ class _Run:
                 raise RowRefusedError("case-twice", f"{several} rows give this case id", case_id=record.case_id)
             flaw = self._make(row, record)
         except RowExcludedError as error:
-            return RowLine(row=row.number, case_id=error.case_id, outcome="excluded", code=error.code, why=error.why)
+            return RowResult(row=row.number, case_id=error.case_id, outcome="excluded", code=error.code, why=error.why)
         except RowRefusedError as error:
-            return RowLine(row=row.number, case_id=error.case_id, outcome="refused", code=error.code, why=error.why)
+            return RowResult(row=row.number, case_id=error.case_id, outcome="refused", code=error.code, why=error.why)
         if record.label is not None:
             self.cohort.append((record.case_id, record.patient_id, record.label))
         if flaw is not None:
-            return RowLine(row=row.number, case_id=record.case_id, outcome="flawed", code=flaw[0], why=flaw[1])
-        return RowLine(row=row.number, case_id=record.case_id, outcome="imported")
+            return RowResult(row=row.number, case_id=record.case_id, outcome="flawed", code=flaw[0], why=flaw[1])
+        return RowResult(row=row.number, case_id=record.case_id, outcome="imported")
 
     def _make(self, row: Row, record: RowRecord) -> tuple[str, str] | None:
         """Write the row's case, unless it is there from the same row; returns what `tmi check` holds against it."""
@@ -246,10 +246,10 @@ class _Run:
         except UsageError as error:
             refusal = "import", f"{error.what} ({error.fix})"
         else:
-            self._journal.add(_Done(key=key, case_id=record.case_id, flaw=flaw))
+            self._journal.add(_JournalEntry(key=key, case_id=record.case_id, flaw=flaw))
             return flaw
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier state of the row
-        self._journal.add(_Done(key=key, case_id=record.case_id, refusal=refusal))
+        self._journal.add(_JournalEntry(key=key, case_id=record.case_id, refusal=refusal))
         raise RowRefusedError(*refusal, case_id=record.case_id)
 
 

@@ -311,7 +311,11 @@ def _load(path: Path) -> Any:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError("too large")
         text = path.read_text(encoding="utf-8-sig")
-        found = json.loads(text, object_pairs_hook=_once) if path.suffix.lower() == ".json" else _yaml(text)
+        found = (
+            json.loads(text, object_pairs_hook=_reject_duplicate_keys)
+            if path.suffix.lower() == ".json"
+            else _yaml(text)
+        )
         if not isinstance(found, dict):
             raise _MalformedError("it is no mapping of keys to values")
         return found
@@ -326,7 +330,7 @@ class _MalformedError(ValueError):
     """A mapping that a lenient reader would take, and get wrong."""
 
 
-def _once(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
     """A mapping's pairs; a key twice would silently lose the first."""
     found: dict[str, Any] = {}
     for key, value in pairs:
@@ -356,7 +360,7 @@ def _yaml(text: str) -> Any:
             return super().compose_node(parent, index)
 
     def pairs(loader: Loader, node: Any) -> dict[str, Any]:
-        return _once(loader.construct_pairs(node, deep=True))
+        return _reject_duplicate_keys(loader.construct_pairs(node, deep=True))
 
     Loader.add_constructor("tag:yaml.org,2002:map", pairs)
     try:

@@ -22,8 +22,8 @@ SCHEMA = "tmi-import-report/1"
 REPORT_FILE = "import-report.json"
 REPORT_TABLE = "import-report.csv"
 
-Outcome = Literal["imported", "flawed", "refused", "excluded"]
-OUTCOMES: Mapping[Outcome, str] = {
+RowOutcome = Literal["imported", "flawed", "refused", "excluded"]
+OUTCOMES: Mapping[RowOutcome, str] = {
     "imported": "a case was written",
     "flawed": "a case was written, and `tmi check` refuses it as it is",
     "refused": "nothing was written: the row cannot be used",
@@ -33,14 +33,14 @@ OUTCOMES: Mapping[Outcome, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowLine:
+class RowResult:
     """What became of a row."""
 
     row: int
     """Number as a spreadsheet shows it."""
     case_id: str | None
     """Its case; None where it has none."""
-    outcome: Outcome
+    outcome: RowOutcome
     """One of `OUTCOMES`."""
     code: str | None = None
     """Short name of the reason, where there is one."""
@@ -65,7 +65,7 @@ class TableReport:
     """`name` and `sha256` of the mapping."""
     clinical_schema: Mapping[str, str]
     """`name`, `version` and `sha256` of the clinical schema."""
-    lines: tuple[RowLine, ...]
+    lines: tuple[RowResult, ...]
     """A line a row, in the table's order."""
     columns: Mapping[str, str | None]
     """Every column of the table -> what the mapping uses it for; None: nothing."""

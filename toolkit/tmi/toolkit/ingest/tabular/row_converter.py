@@ -74,10 +74,10 @@ class RowRecord:
 class RowReader:
     """Reads the rows of one table by one mapping."""
 
-    def __init__(self, table: Table, mapping: Mapping, schema: Schema, *, beside: Path) -> None:
-        """Take a table whose columns the mapping names; paths of images start `beside` it."""
+    def __init__(self, table: Table, mapping: Mapping, schema: Schema, *, base_folder: Path) -> None:
+        """Take a table whose columns the mapping names; paths of images start `base_folder` it."""
         self._index = {name: table.columns.index(name) for name in mapping.columns()}
-        self._mapping, self._schema, self._beside = mapping, schema, beside
+        self._mapping, self._schema, self._base_folder = mapping, schema, base_folder
         self._missing = {"", *_texts(mapping.table.missing)}
         self._missing_in = {
             source.column: self._missing | _texts(source.missing)
@@ -265,7 +265,7 @@ class RowReader:
             column = getattr(images, use)
             cell = None if column is None else self.cell(row, column)
             if cell is not None:
-                path = self._beside / cell_text(cell)
+                path = self._base_folder / cell_text(cell)
                 if not path.exists():
                     raise RowRefusedError(f"{use}-missing", f"the path in column {column!r} is not there")
                 found[use] = path
