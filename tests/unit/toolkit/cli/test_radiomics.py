@@ -20,7 +20,7 @@ from tmi.toolkit.errors import UsageError
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.preprocessing.pipeline import prepare_case
 from tmi.toolkit.radiomics.cache import cache_key, extract_cached
-from tmi.toolkit.radiomics.external_table import read_foreign
+from tmi.toolkit.radiomics.external_table import read_external_table
 from tmi.toolkit.radiomics.extractor import ExtractedFeatures
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.radiomics.settings import SETTINGS_DIGEST
@@ -328,8 +328,8 @@ def test_rows_without_a_column_of_case_ids_are_refused(tmp_path):
     table = foreign_table(tmp_path / "t.csv", rows=[("a", 0.0), ("b", 1.0)])
     table.write_text(table.read_text().replace("ID,", "Scan,", 1))
     with pytest.raises(UsageError, match="2 rows and no column of case ids"):
-        read_foreign(table, {"Scan": None})
-    assert read_foreign(table, id_column="Scan").values_of("b")[0] == 1.0
+        read_external_table(table, {"Scan": None})
+    assert read_external_table(table, id_column="Scan").values_of("b")[0] == 1.0
 
 
 @pytest.mark.parametrize("content", [b"", b"a,b\n", b"\xff\xfe\x00", b'a,"b\n1,2\n', b"a,b\n1\n"])

@@ -45,15 +45,17 @@ def radiomics(
 
     from tmi.toolkit.compute.cpu import available_cores
     from tmi.toolkit.preprocessing.radiomics_batch import ExtractionOptions, make_tables
-    from tmi.toolkit.radiomics.external_table import read_foreign, read_mapping
+    from tmi.toolkit.radiomics.external_table import read_external_table, read_mapping
 
     if table is None and (mapping is not None or id_column is not None):
         raise UsageError("--map and --id-column tell how to read a table", fix="name the table with --from")
     cases = find_cases(paths, mask_label=mask_label)
-    foreign = None
+    external = None
     if table is not None:
-        foreign = read_foreign(table, read_mapping(mapping) if mapping is not None else None, id_column=id_column)
-    options = ExtractionOptions(force=force, use_cache=not no_cache, foreign=foreign)
+        external = read_external_table(
+            table, read_mapping(mapping) if mapping is not None else None, id_column=id_column
+        )
+    options = ExtractionOptions(force=force, use_cache=not no_cache, external=external)
     outcomes: list[ExtractionResult] = []
     columns = (TextColumn("radiomics"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)

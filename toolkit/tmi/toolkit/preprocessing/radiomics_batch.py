@@ -21,7 +21,7 @@ from tmi.toolkit.errors import InputRefusedError, UnavailableError, UsageError
 from tmi.toolkit.imaging.volume import read_ct, read_mask
 from tmi.toolkit.qc.image_checks import check_ct, check_mask, refuse_on_error
 from tmi.toolkit.radiomics.cache import extract_cached, package_versions
-from tmi.toolkit.radiomics.external_table import ForeignTable
+from tmi.toolkit.radiomics.external_table import ExternalTable
 from tmi.toolkit.radiomics.provenance import RadiomicsRecord, file_digest, read_record, staleness_reason, write_record
 from tmi.toolkit.radiomics.settings import SETTINGS, SETTINGS_DIGEST
 from tmi.toolkit.radiomics.table import missing_features, table_text
@@ -37,7 +37,7 @@ class ExtractionOptions:
     """Write over a table that is there."""
     use_cache: bool = True
     """Read and fill the cache of extracted features."""
-    foreign: ForeignTable | None = None
+    external: ExternalTable | None = None
     """Take the values from this table; None extracts them from the mask."""
 
 
@@ -68,7 +68,7 @@ def make_tables(cases: Sequence[Case], options: ExtractionOptions, *, jobs: int)
         UnavailableError: pyradiomics is not installed, or a process was killed.
     """
     processes = min(jobs, len(cases))
-    if processes <= 1 or options.foreign is not None:
+    if processes <= 1 or options.external is not None:
         for case in cases:
             yield make_table(case, options, jobs=jobs)
         return
@@ -104,7 +104,9 @@ def make_table(case: Case, options: ExtractionOptions, *, jobs: int) -> Extracti
         open_case(case.folder)
         if not options.force and _is_current(case, options):
             return ExtractionResult(case_id=case.case_id, state="current", seconds=perf_counter() - start)
-        note = _take_in(case, options.foreign) if options.foreign is not None else _extract(case, options, jobs)
+        note = (
+            _import_external(case, options.external) if options.external is not None else _extract(case, options, jobs)
+        )
     except InputRefusedError as error:
         return ExtractionResult(
             case_id=case.case_id, state="refused", message=error.what, fix=error.fix, code=error.code
@@ -127,7 +129,7 @@ def _is_current(case: Case, options: ExtractionOptions) -> bool:
     why = staleness_reason(case)
     if why is None:
         record = _record(case)
-        if options.foreign is not None:
+        if options.external is not None:
             why = f"{RADIOMICS_FILE} is there already"
         elif record is None or record.source != "extracted":
             why = f"{RADIOMICS_FILE} is there already and was not extracted here"
@@ -173,7 +175,7 @@ def _extract(case: Case, options: ExtractionOptions, jobs: int) -> str:
     return _result_message(extracted.values_F, extracted.note)
 
 
-def _take_in(case: Case, table: ForeignTable) -> str:
+def _import_external(case: Case, table: ExternalTable) -> str:
     values_F = table.values_of(case.case_id)
     _write(
         case,

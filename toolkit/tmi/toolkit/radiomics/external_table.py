@@ -32,7 +32,7 @@ MAX_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForeignTable:
+class ExternalTable:
     """A table whose columns have been matched with our features; its values are read case by case."""
 
     name: str
@@ -107,9 +107,9 @@ def read_mapping(path: Path) -> dict[str, str | None]:
     return data
 
 
-def read_foreign(
+def read_external_table(
     path: Path, mapping: Mapping[str, str | None] | None = None, *, id_column: str | None = None
-) -> ForeignTable:
+) -> ExternalTable:
     """Match a table's columns with our features.
 
     Args:
@@ -149,7 +149,7 @@ def read_foreign(
             f"{path.name} lacks {missing[0]}{others}",
             fix="map the columns of other names with --map, or extract the features from the mask",
         )
-    return ForeignTable(
+    return ExternalTable(
         name=path.name,
         columns=columns,
         renamed=renamed,

@@ -23,7 +23,7 @@ from tmi.toolkit.cases.provenance import Repair
 from tmi.toolkit.errors import InputRefusedError
 from tmi.toolkit.ingest.dicom.geometry import Stack, gaps, is_even, refuse, shear, stack, tilt
 from tmi.toolkit.ingest.dicom.headers import SliceHeader, decode_hu
-from tmi.toolkit.ingest.dicom.series import Folder, Series, choose, scan
+from tmi.toolkit.ingest.dicom.series import DicomFolder, Series, choose, scan
 from tmi.toolkit.ingest.image_files import MAX_VOXELS, ReadCt, canonical_volume
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
 
@@ -280,16 +280,16 @@ def _volume(ordered: Stack, images: list[Slice], along_mm: NDArray[np.float64], 
     return canonical_volume(array_XYZ, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)
 
 
-def _source(folder: Folder, chosen: Series, kept: list[SliceHeader]) -> dict[str, Any]:
+def _source(folder: DicomFolder, chosen: Series, kept: list[SliceHeader]) -> dict[str, Any]:
     """What the case's record says of the series: counts, codes and a digest."""
     syntaxes = Counter(UID(s.syntax).name if UID(s.syntax).is_transfer_syntax else "other" for s in kept)
     rescale = {(s.slope, s.intercept) for s in kept}
     return {
         "kind": "dicom",
         "images": len(kept),
-        "planning_views_left_out": chosen.left_out,
+        "planning_views_left_out": chosen.n_localizers,
         "other_series_left_out": len(folder.series) - 1,
-        "other_files_left_out": folder.foreign,
+        "other_files_left_out": folder.non_dicom,
         "transfer_syntax": sorted(syntaxes),
         "rescale": list(next(iter(rescale))) if len(rescale) == 1 else "differs between slices",
         "sha256": sha256_bytes("".join(sha256_file(s.path) for s in kept).encode()),

@@ -27,7 +27,7 @@ class Series:
     """Number in the listing, from 1."""
     slices: tuple[SliceHeader, ...]
     """Its images, planning views left out, in the order of paths."""
-    left_out: int
+    n_localizers: int
     """Planning views among its files."""
 
     @property
@@ -55,15 +55,15 @@ class Series:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folder:
+class DicomFolder:
     """What a folder holds."""
 
     series: tuple[Series, ...]
-    foreign: int
+    non_dicom: int
     """Files that are not DICOM, left out."""
 
 
-def scan(path: Path, *, case_id: str) -> Folder:
+def scan(path: Path, *, case_id: str) -> DicomFolder:
     """Read the header of every DICOM file at or below `path`, in the order of paths.
 
     Raises:
@@ -72,24 +72,24 @@ def scan(path: Path, *, case_id: str) -> Folder:
     """
     files = list(_files(path))
     headers: list[SliceHeader] = []
-    foreign = 0
+    non_dicom = 0
     for number, file in enumerate(files, start=1):
         try:
             if not looks_like_dicom(file):
                 if file.suffix.lower() in (".dcm", ".dicom"):
                     raise unreadable(number, case_id)
-                foreign += 1
+                non_dicom += 1
                 continue
             header = read_header(file, number)
         except READ_ERRORS as error:
             raise unreadable(number, case_id) from error
         if header is None:
-            foreign += 1
+            non_dicom += 1
         else:
             headers.append(header)
     if not headers:
         raise _not_ct("no DICOM file is there", case_id)
-    return Folder(series=_grouped(headers), foreign=foreign)
+    return DicomFolder(series=_grouped(headers), non_dicom=non_dicom)
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -115,7 +115,7 @@ def _grouped(headers: list[SliceHeader]) -> tuple[Series, ...]:
     found = []
     for number, group in enumerate(ordered, start=1):
         images = tuple(h for h in group if not h.is_localizer)
-        found.append(Series(number=number, slices=images, left_out=len(group) - len(images)))
+        found.append(Series(number=number, slices=images, n_localizers=len(group) - len(images)))
     return tuple(found)
 
 
@@ -129,7 +129,7 @@ def _look(header: SliceHeader) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def choose(folder: Folder, wanted: str | None, *, case_id: str) -> Series:
+def choose(folder: DicomFolder, wanted: str | None, *, case_id: str) -> Series:
     """The CT series that is meant.
 
     Args:
