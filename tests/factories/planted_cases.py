@@ -278,7 +278,7 @@ def codes_of(plant: Plant, good: Path, folder: Path) -> set[tuple[str, str]]:
     cohort = Path(shutil.copytree(good, folder))
     plant.spoil(cohort / "C1")
     cases = [c for c in open_cohort(cohort).cases if not plant.recompute or c.case_id == "C1"]
-    findings = check_cases(cases, recompute=TOLERANCE if plant.recompute else None)
+    findings = check_cases(cases, radiomics_tolerance=TOLERANCE if plant.recompute else None)
     shutil.rmtree(cohort)
     return {(f.case_id, f.code) for f in findings}
 

@@ -18,7 +18,7 @@ from tmi.toolkit.cases.case import Case
 from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.imaging.volume import read_ct, read_mask
 from tmi.toolkit.qc.case_checks import check_case
-from tmi.toolkit.qc.radiomics_comparison import difference
+from tmi.toolkit.qc.radiomics_comparison import compare_features
 from tmi.toolkit.qc.repairs import REPAIRS
 from tmi.toolkit.qc.report import document_schema
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
@@ -227,7 +227,7 @@ def test_a_feature_with_a_value_on_one_side_only_differs_and_one_without_any_doe
     given[[3, 5]] = np.nan
     computed[5] = np.nan
     computed[7] *= 1.001
-    found = difference("P1", given, computed, tolerance=1e-6)
+    found = compare_features("P1", given, computed, tolerance=1e-6)
     assert found.differ == 2
     assert found.largest[0] == (FEATURE_NAMES[3], None)
     assert found.largest[1] == (FEATURE_NAMES[7], pytest.approx(0.001, rel=0.01))

@@ -15,7 +15,7 @@ from tmi.toolkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from tmi.toolkit.qc.case_checks import Finding
-    from tmi.toolkit.qc.radiomics_comparison import Comparison
+    from tmi.toolkit.qc.radiomics_comparison import RadiomicsComparison
 
 SCREEN = 20
 """Findings that still are read one by one; more are counted by code as well."""
@@ -63,14 +63,14 @@ def check(
         raise UsageError(f"--tolerance {tolerance:g}", fix="give 0 or more, and less than 1")
     fields = load_schema(schema or load_project().schema_file)
     cases = find_cases(paths, mask_label=mask_label)
-    comparisons: list[Comparison] = []
+    comparisons: list[RadiomicsComparison] = []
     repairs = [done for case in cases if codes and is_folder(case.folder) for done in repair(case, codes)]
     with _progress(len(cases)) as advance:
         findings = check_cases(
             cases,
             schema=fields,
             progress=advance,
-            recompute=tolerance if recompute else None,
+            radiomics_tolerance=tolerance if recompute else None,
             on_comparison=comparisons.append,
         )
     answer = document(cases, findings, repairs=repairs, comparisons=comparisons)

@@ -21,7 +21,7 @@ from tmi.toolkit.imaging.volume import Volume, read_ct, read_mask
 from tmi.toolkit.qc.check_registry import CHECKS, Severity
 from tmi.toolkit.qc.hu_checks import NOT_HU
 from tmi.toolkit.qc.image_checks import check_ct, check_mask
-from tmi.toolkit.qc.radiomics_comparison import Comparison, compare
+from tmi.toolkit.qc.radiomics_comparison import RadiomicsComparison, compare_radiomics
 from tmi.toolkit.radiomics.provenance import staleness_reason
 from tmi.toolkit.radiomics.table import read_table
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_json
@@ -67,8 +67,8 @@ def check_cases(
     *,
     schema: Schema | None = None,
     progress: Callable[[Case], None] | None = None,
-    recompute: float | None = None,
-    on_comparison: Callable[[Comparison], None] | None = None,
+    radiomics_tolerance: float | None = None,
+    on_comparison: Callable[[RadiomicsComparison], None] | None = None,
 ) -> list[Finding]:
     """Findings of every case, those included that only show when cases are compared.
 
@@ -76,7 +76,8 @@ def check_cases(
         cases: as `find_cases` gives them.
         schema: clinical schema of the records; None: the packaged one.
         progress: called with each case when it is done.
-        recompute: relative tolerance; radiomics.csv is compared with what is extracted from the mask. None: it is not.
+        radiomics_tolerance: relative tolerance; radiomics.csv is compared with what is extracted from the mask. None:
+        it is not.
         on_comparison: called with the outcome of each such comparison.
 
     Raises:
@@ -86,7 +87,7 @@ def check_cases(
     seen = _Seen()
     for case in cases:
         try:
-            findings.extend(_findings(case, schema or load_schema(), seen, recompute, on_comparison))
+            findings.extend(_findings(case, schema or load_schema(), seen, radiomics_tolerance, on_comparison))
         except OSError as error:
             what = f"its files cannot be read ({error.strerror or type(error).__name__})"
             findings.append(
@@ -101,8 +102,8 @@ def _findings(
     case: Case,
     schema: Schema,
     seen: _Seen,
-    recompute: float | None,
-    on_comparison: Callable[[Comparison], None] | None,
+    radiomics_tolerance: float | None,
+    on_comparison: Callable[[RadiomicsComparison], None] | None,
 ) -> Iterator[Finding]:
     if not is_folder(case.folder):
         yield _finding(
@@ -135,7 +136,7 @@ def _findings(
             f"give {RADIOMICS_FILE}, or a liver mask from which the features are extracted",
         )
     if case.radiomics.is_file():
-        yield from _radiomics(case, ct, mask, seen, recompute, on_comparison)
+        yield from _radiomics(case, ct, mask, seen, radiomics_tolerance, on_comparison)
     yield from _clinical(case, schema, seen)
     yield from _record(case)
 
@@ -158,8 +159,8 @@ def _radiomics(
     ct: Volume | None,
     mask: Volume | None,
     seen: _Seen,
-    recompute: float | None,
-    on_comparison: Callable[[Comparison], None] | None,
+    radiomics_tolerance: float | None,
+    on_comparison: Callable[[RadiomicsComparison], None] | None,
 ) -> Iterator[Finding]:
     values_F, found = _attempt(lambda: read_table(case.radiomics, case_id=case.case_id))
     yield from found
@@ -175,8 +176,8 @@ def _radiomics(
             f"the features of {RADIOMICS_FILE} are those of case {first.case_id}",
             "extract the features of each case from its own CT and mask with `tmi radiomics --force`",
         )
-    if recompute is not None and ct is not None and mask is not None:
-        comparison, found = _attempt(lambda: compare(case, values_F, ct, mask, tolerance=recompute))
+    if radiomics_tolerance is not None and ct is not None and mask is not None:
+        comparison, found = _attempt(lambda: compare_radiomics(case, values_F, ct, mask, tolerance=radiomics_tolerance))
         yield from found
         if comparison is not None:
             if on_comparison is not None:

@@ -15,14 +15,14 @@ from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 
 TOLERANCE = 1e-6
 """Relative difference up to which two values are taken for one."""
-FLOOR = 1e-12
+ABSOLUTE_TOLERANCE = 1e-12
 """Absolute difference that is always allowed: features that are zero but for rounding."""
-MOST_NAMED = 10
+MAX_LISTED_FEATURES = 10
 """Features that a comparison names."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class RadiomicsComparison:
     """How the table of one case differs from the extraction."""
 
     case_id: str
@@ -47,9 +47,9 @@ class Comparison:
         )
 
 
-def compare(
+def compare_radiomics(
     case: Case, given_F: Float[NDArray[np.float64], "1781"], ct: Volume, mask: Volume, *, tolerance: float = TOLERANCE
-) -> Comparison:
+) -> RadiomicsComparison:
     """Extract the features and compare them with the given ones, one by one.
 
     Raises:
@@ -62,25 +62,25 @@ def compare(
         computed_F = extract(ct, mask)
     except InputRefusedError as error:
         raise error.for_case(case.case_id) from error
-    return difference(case.case_id, given_F, computed_F, tolerance=tolerance)
+    return compare_features(case.case_id, given_F, computed_F, tolerance=tolerance)
 
 
-def difference(
+def compare_features(
     case_id: str,
     given_F: Float[NDArray[np.float64], "1781"],
     computed_F: Float[NDArray[np.float64], "1781"],
     *,
     tolerance: float,
-) -> Comparison:
+) -> RadiomicsComparison:
     """Compare two rows of features; a value missing on both sides is no difference."""
     one_sided_F = np.isnan(given_F) != np.isnan(computed_F)
     a_F, b_F = np.nan_to_num(given_F), np.nan_to_num(computed_F)
     with np.errstate(over="ignore"):
         apart_F = np.abs(a_F - b_F)
     scale_F = np.maximum(np.maximum(np.abs(a_F), np.abs(b_F)), np.finfo(np.float64).tiny)
-    relative_F = np.where(one_sided_F, np.inf, np.where(apart_F <= FLOOR, 0.0, apart_F / scale_F))
-    worst = np.argsort(-relative_F, kind="stable")[:MOST_NAMED]
-    return Comparison(
+    relative_F = np.where(one_sided_F, np.inf, np.where(apart_F <= ABSOLUTE_TOLERANCE, 0.0, apart_F / scale_F))
+    worst = np.argsort(-relative_F, kind="stable")[:MAX_LISTED_FEATURES]
+    return RadiomicsComparison(
         case_id=case_id,
         tolerance=tolerance,
         compared=len(FEATURE_NAMES),

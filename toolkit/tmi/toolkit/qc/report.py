@@ -10,7 +10,7 @@ from typing import Any
 
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.qc.case_checks import Finding
-from tmi.toolkit.qc.radiomics_comparison import Comparison
+from tmi.toolkit.qc.radiomics_comparison import RadiomicsComparison
 from tmi.toolkit.qc.repairs import Repaired
 
 SCHEMA = "tmi-check/1"
@@ -30,7 +30,7 @@ def document(
     findings: Sequence[Finding],
     *,
     repairs: Sequence[Repaired] = (),
-    comparisons: Sequence[Comparison] = (),
+    comparisons: Sequence[RadiomicsComparison] = (),
 ) -> dict[str, Any]:
     """All that a check found, as JSON values."""
     status = status_of(cases, findings)
