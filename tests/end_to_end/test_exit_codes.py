@@ -89,7 +89,7 @@ REACHED: Mapping[ExitCode, tuple[Reach, str]] = MappingProxyType(
         ExitCode.DONE: (done, ""),
         ExitCode.UNEXPECTED: (unexpected, "error: unexpected RuntimeError\n  fix: run the command again with --debug"),
         ExitCode.USAGE: (usage, "error: bundle is no bundle: manifest.json is missing\n  fix: name a bundle with"),
-        ExitCode.REFUSED: (
+        ExitCode.REJECTED: (
             refused,
             "error: case nowhere: the case folder is not there [case-missing]\n  fix: give the path",
         ),

@@ -7,12 +7,12 @@ import pickle
 import pytest
 
 from tmi.runtime.bundle.check_result import ParityError
-from tmi.toolkit.errors import DamagedError, ExitCode, InputRefusedError, TmiError, UnavailableError, UsageError
+from tmi.toolkit.errors import DamagedError, ExitCode, InputRejectedError, TmiError, UnavailableError, UsageError
 
 CODES = {
     TmiError: 1,
     UsageError: 2,
-    InputRefusedError: 3,
+    InputRejectedError: 3,
     ParityError: 4,
     UnavailableError: 5,
     DamagedError: 6,
@@ -26,14 +26,14 @@ def test_every_kind_has_its_documented_exit_code(kind):
 
 
 def test_the_text_names_the_case_where_there_is_one():
-    error = InputRefusedError("liver.nii.gz is missing", fix="put it there", code="mask-missing")
+    error = InputRejectedError("liver.nii.gz is missing", fix="put it there", code="mask-missing")
     assert str(error) == "liver.nii.gz is missing"
     assert str(error.for_case("P1")) == "case P1: liver.nii.gz is missing"
 
 
 @pytest.mark.parametrize("kind", CODES)
 def test_an_error_crosses_a_process_border_whole(kind):
-    extra = {"code": "mask-grid"} if kind is InputRefusedError else {}
+    extra = {"code": "mask-grid"} if kind is InputRejectedError else {}
     error = kind("what is wrong", fix="how to mend it", **extra)
     if kind is not ParityError:
         error.for_case("P7")

@@ -16,7 +16,7 @@ class ExitCode(IntEnum):
     DONE = 0
     UNEXPECTED = 1
     USAGE = 2
-    REFUSED = 3
+    REJECTED = 3
     PARITY = 4
     UNAVAILABLE = 5
     DAMAGED = 6
@@ -64,7 +64,7 @@ class UsageError(TmiError):
     exit_code = ExitCode.USAGE
 
 
-class InputRefusedError(TmiError):
+class InputRejectedError(TmiError):
     """A case or cohort is refused (exit code 3).
 
     Args:
@@ -74,7 +74,7 @@ class InputRefusedError(TmiError):
         case_id: as in `TmiError`.
     """
 
-    exit_code = ExitCode.REFUSED
+    exit_code = ExitCode.REJECTED
 
     def __init__(self, what: str, *, fix: str, code: str, case_id: str | None = None) -> None:
         super().__init__(what, fix=fix, case_id=case_id)

@@ -114,7 +114,7 @@ def export_run(
         UsageError: no such run, an unfinished one, an unknown artefact, or something is at `out`.
         UnavailableError: an artefact cannot be written here, or memory ran out.
         DamagedError: the run was changed after the training.
-        InputRefusedError: one of `cases` cannot be used.
+        InputRejectedError: one of `cases` cannot be used.
         ParityError: a gate failed; nothing was written.
     """
     names = list(dict.fromkeys(artefacts))

@@ -39,7 +39,7 @@ def read_real_cases(folders: Sequence[Path], run: RunFolder, cut: Cut, models: F
 
     Raises:
         UsageError: no case there.
-        InputRefusedError: a case that no prediction would take; it is named.
+        InputRejectedError: a case that no prediction would take; it is named.
     """
     if not folders:
         return []

@@ -24,7 +24,7 @@ from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.nvidia_driver import find_gpu
 from tmi.runtime.engines.registry import ENGINES, engine_spec, installed
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.errors import DamagedError, InputRefusedError, TmiError, UnavailableError, UsageError
+from tmi.toolkit.errors import DamagedError, InputRejectedError, TmiError, UnavailableError, UsageError
 
 REFERENCE = "eager"
 """The engine that the others' answers and times are set against, where it is measured; else the last one is."""
@@ -192,7 +192,7 @@ class Worker:
             raise _error(message["error"], self._engine)
         for answer in message.get("answers", ()):
             if answer["status"] != "predicted":
-                raise InputRefusedError(
+                raise InputRejectedError(
                     answer["what"], fix=answer["fix"], code=answer["code"], case_id=answer["case_id"]
                 )
         return message
@@ -252,7 +252,7 @@ def measure(
         progress: told one line of what is being done.
 
     Raises:
-        InputRefusedError: a case cannot be predicted.
+        InputRejectedError: a case cannot be predicted.
         UnavailableError: an engine did not start, or its process ended.
         DamagedError: an engine cannot load the bundle.
         ParityError: an engine that was asked for by name does not answer like the validated model.

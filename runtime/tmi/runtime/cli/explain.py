@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tmi.toolkit.errors import ExitCode, InputRefusedError, UnavailableError, UsageError
+from tmi.toolkit.errors import ExitCode, InputRejectedError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -77,7 +77,7 @@ def explain(
         done = _explain_all(found, explainer, beside, out, steps=0 if quick else steps, sanity=not quick)
     _summarise(done, out, source)
     if len(done) < len(found):
-        raise typer.Exit(int(ExitCode.REFUSED))
+        raise typer.Exit(int(ExitCode.REJECTED))
 
 
 def require_places(folders: Sequence[Path], *, force: bool) -> None:
@@ -121,11 +121,11 @@ def explainer_of(source: ModelSource, fold: str, target: str | None) -> Explaine
     return Explainer(source, source.chosen(fold), target=target, tell=tell)
 
 
-def refused(error: InputRefusedError | UnavailableError, case: Case) -> None:
+def refused(error: InputRejectedError | UnavailableError, case: Case) -> None:
     """Tell of a case that is left out; the others go on."""
 
-    code = error.code if isinstance(error, InputRefusedError) else "unavailable"
-    print_error(InputRefusedError(error.what, fix=error.fix, code=code, case_id=case.case_id))
+    code = error.code if isinstance(error, InputRejectedError) else "unavailable"
+    print_error(InputRejectedError(error.what, fix=error.fix, code=code, case_id=case.case_id))
 
 
 def _explain_all(
@@ -139,7 +139,7 @@ def _explain_all(
         start = perf_counter()
         try:
             document = _explain_one(case, explainer, beside, out, steps=steps, sanity=sanity)
-        except (InputRefusedError, UnavailableError) as error:
+        except (InputRejectedError, UnavailableError) as error:
             refused(error, case)
             state = "refused"
         else:

@@ -112,7 +112,7 @@ def predict(
             print_timing(answers)
         _deliver(predictor, answers, batch=batch, as_json=as_json, out=out)
     if any(isinstance(a, Refusal) for a in answers):
-        raise typer.Exit(int(ExitCode.REFUSED))
+        raise typer.Exit(int(ExitCode.REJECTED))
 
 
 def _require_writable(out: Path, *, force: bool, resume: bool) -> None:

@@ -16,7 +16,7 @@ from tmi.runtime.serving.predictor import Predictor
 from tmi.runtime.serving.result_log import Journal, journal_path
 from tmi.runtime.serving.results import Answer, Refusal
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 
 
 class Step(Protocol):
@@ -83,7 +83,7 @@ def _tell(answer: Answer, number: int, count: int) -> None:
     """A refusal, and of several cases each one, on standard error."""
     if isinstance(answer, Refusal):
         state = f"refused ({answer.code})"
-        print_error(InputRefusedError(answer.what, fix=answer.fix, code=answer.code, case_id=answer.case_id))
+        print_error(InputRejectedError(answer.what, fix=answer.fix, code=answer.code, case_id=answer.case_id))
     else:
         state = f"{answer.seconds['total']:.2f} s"
     if count > 1:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tmi.toolkit.errors import ExitCode, InputRefusedError, UnavailableError
+from tmi.toolkit.errors import ExitCode, InputRejectedError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +83,7 @@ def report(
     refused = sum(isinstance(a, Refusal) for a in answers)
     typer.echo(f"report of {len(answers) - refused} case(s) in {out / INDEX_FILE}; {refused} refused")
     if refused:
-        raise typer.Exit(int(ExitCode.REFUSED))
+        raise typer.Exit(int(ExitCode.REJECTED))
 
 
 def _write_cases(
@@ -102,7 +102,7 @@ def _write_cases(
         answers.append(answer)
         state = f"{perf_counter() - start:.1f} s"
         if isinstance(answer, Refusal):
-            refused(InputRefusedError(answer.what, fix=answer.fix, code=answer.code), case)
+            refused(InputRejectedError(answer.what, fix=answer.fix, code=answer.code), case)
             state = f"refused ({answer.code})"
         typer.echo(f"[{number}/{len(cases)}] {case.case_id}: {state}", err=True)
     return answers
@@ -122,7 +122,7 @@ def _write_case(case: Case, predictor: Predictor, explainer: Explainer, out: Pat
         return answer
     try:
         explained = explain_case(case, explainer, steps=0, sanity=False)
-    except InputRefusedError as error:
+    except InputRejectedError as error:
         return Refusal(case_id=case.case_id, code=error.code, what=error.what, fix=error.fix)
     except UnavailableError as error:
         return Refusal(case_id=case.case_id, code="unavailable", what=error.what, fix=error.fix)

@@ -41,7 +41,7 @@ def read_anatomy(case: Case) -> Anatomy:
     """Read CT and, where there is one, mask.
 
     Raises:
-        InputRefusedError: as `read_ct` and `read_mask`.
+        InputRejectedError: as `read_ct` and `read_mask`.
     """
     ct = read_ct(case)
     liver_DHW = read_mask(case, ct).array_DHW.astype(bool, copy=False) if case.mask.is_file() else None

@@ -61,7 +61,7 @@ def explain_case(
         anatomy: of the case, where it was read already.
 
     Raises:
-        InputRefusedError: the case is refused; it is named.
+        InputRejectedError: the case is refused; it is named.
         UnavailableError: radiomics must be extracted and pyradiomics is not installed.
     """
     source = explainer.source

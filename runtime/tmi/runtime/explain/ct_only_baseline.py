@@ -62,7 +62,7 @@ def ct_only_map(source: ModelSource, case: Case, anatomy: Anatomy, *, target: st
         target: class whose logit the map explains, as in the fused map beside it.
 
     Raises:
-        InputRefusedError: the case is refused with the run's settings.
+        InputRejectedError: the case is refused with the run's settings.
     """
     prepared = prepare_case(case, source.config, source.schema)
     index, shape_DHW = source.classes.index(target), source.config.ct.shape_DHW

@@ -28,7 +28,7 @@ from tmi.runtime.explain.xgradcam import combined_map, stage_cams, unit_range
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import sentences
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.preprocessing.pipeline import PreparedCase
 
@@ -69,7 +69,7 @@ class Explainer:
             prepared: the case, prepared with the source's config and schema.
 
         Raises:
-            InputRefusedError: answer-not-finite, or the record changed meanwhile and cannot be read.
+            InputRejectedError: answer-not-finite, or the record changed meanwhile and cannot be read.
         """
         source, seconds = self.source, {"answer": 0.0, "map": 0.0, "radiomics": 0.0, "clinical": 0.0}
         record = read_clinical(case, source.schema)
@@ -79,7 +79,7 @@ class Explainer:
         odds_F = [encoded[fold][1] for fold in self.folds]
         probability_FK = np.stack([softmax(logits_K) for logits_K in odds_F])
         if not np.isfinite(probability_FK).all():
-            raise InputRefusedError(
+            raise InputRejectedError(
                 "the network's answer is not a finite number",
                 fix="look at the case with `tmi check`",
                 code="answer-not-finite",

@@ -27,7 +27,7 @@ from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.compute.buffer_pool import BufferPool
 from tmi.toolkit.config.schema import N_RADIOMICS
-from tmi.toolkit.errors import InputRefusedError, UnavailableError
+from tmi.toolkit.errors import InputRejectedError, UnavailableError
 from tmi.toolkit.imaging.nifti import read_ahead
 from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
@@ -94,7 +94,7 @@ class CaseReader:
                 on_text_ready=on_text_ready,
                 empty=self.memory.empty,
             )
-        except InputRefusedError as error:
+        except InputRejectedError as error:
             return Refusal(case_id=case.case_id, code=error.code, what=error.what, fix=error.fix)
         except UnavailableError as error:
             # This one case needs what is not installed (say, radiomics extraction); the others do not.

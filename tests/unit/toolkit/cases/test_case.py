@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tmi.toolkit.cases.case import Case, find_cases, is_cohort, open_case, open_cohort
-from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.errors import InputRejectedError, UsageError
 
 HEADER = "case_id,patient_id,label\n"
 
@@ -33,7 +33,7 @@ def test_the_folders_name_is_the_case_id_however_it_is_given(tmp_path, monkeypat
 
 
 def test_a_case_that_is_not_there_is_refused_by_name(tmp_path):
-    with pytest.raises(InputRefusedError, match="case P9: the case folder is not there") as error:
+    with pytest.raises(InputRejectedError, match="case P9: the case folder is not there") as error:
         open_case(tmp_path / "P9")
     assert error.value.code == "case-missing"
 

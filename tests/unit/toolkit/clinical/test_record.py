@@ -10,7 +10,7 @@ import pytest
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.record import MAX_BYTES, ClinicalRecord, read_clinical
 from tmi.toolkit.clinical.schema import load_schema, parse_schema
-from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.errors import InputRejectedError, UsageError
 
 SCHEMA = load_schema()
 BLOOD = """wbc rbc haemoglobin platelets neutrophils lymphocytes alt ast alp ggt total_protein albumin total_bilirubin
@@ -36,8 +36,8 @@ def read(folder: Path, values: dict[str, object]) -> ClinicalRecord:
     return read_clinical(write(folder, {"values": values}), SCHEMA)
 
 
-def refusal(folder: Path, data: object, *, patient_id: str | None = None) -> InputRefusedError:
-    with pytest.raises(InputRefusedError) as error:
+def refusal(folder: Path, data: object, *, patient_id: str | None = None) -> InputRejectedError:
+    with pytest.raises(InputRejectedError) as error:
         read_clinical(write(folder, data, patient_id=patient_id), SCHEMA)
     assert error.value.case_id == "P1"
     assert error.value.fix
@@ -185,7 +185,7 @@ def test_a_field_given_twice_is_refused_and_neither_value_is_taken(tmp_path):
 
 
 def test_a_missing_record_and_a_foreign_patient_are_refused(tmp_path):
-    with pytest.raises(InputRefusedError, match=r"clinical\.json is missing") as error:
+    with pytest.raises(InputRejectedError, match=r"clinical\.json is missing") as error:
         read_clinical(Case(folder=tmp_path, case_id="P1"), SCHEMA)
     assert error.value.code == "clinical-missing"
     error = refusal(tmp_path, {"patient_id": "Jane81234", "values": {}}, patient_id="P001")

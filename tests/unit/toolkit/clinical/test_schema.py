@@ -15,7 +15,7 @@ from tmi.toolkit.clinical.record import ClinicalRecord, read_clinical
 from tmi.toolkit.clinical.rendering import RENDERING_VERSIONS, render
 from tmi.toolkit.clinical.schema import Schema, convert, load_schema, parse_schema, store_schema, stored_schema
 from tmi.toolkit.config.schema import ClinicalConfig
-from tmi.toolkit.errors import DamagedError, InputRefusedError, UsageError
+from tmi.toolkit.errors import DamagedError, InputRejectedError, UsageError
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
 
 DOCUMENT = ROOT / "docs" / "clinical.md"
@@ -69,7 +69,7 @@ def test_a_healthy_value_in_another_unit_is_noticed_when_its_unit_is_not_named(t
     schema = load_schema()
     (tmp_path / "clinical.json").write_text(json.dumps({"values": {name: normal}}))
     case = Case(folder=tmp_path, case_id="P1")
-    with pytest.raises(InputRefusedError, match=f"{name} is implausible in .* and looks like {re.escape(as_if)}"):
+    with pytest.raises(InputRejectedError, match=f"{name} is implausible in .* and looks like {re.escape(as_if)}"):
         read_clinical(case, schema)
     (tmp_path / "clinical.json").write_text(json.dumps({"values": {name: {"value": normal, "unit": as_if}}}))
     assert read_clinical(case, schema).values[name] is not None

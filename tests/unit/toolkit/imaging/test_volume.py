@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.volume import corner_distance_mm, read_ct, read_mask
 
 SHAPE_XYZ = (5, 4, 3)
@@ -49,8 +49,8 @@ def case(tmp_path: Path) -> Case:
     return Case(folder=tmp_path, case_id="P1", mask_label=5)
 
 
-def refused(read, code: str) -> InputRefusedError:
-    with pytest.raises(InputRefusedError) as error:
+def refused(read, code: str) -> InputRejectedError:
+    with pytest.raises(InputRejectedError) as error:
         read()
     assert (error.value.code, error.value.case_id) == (code, "P1")
     assert error.value.fix

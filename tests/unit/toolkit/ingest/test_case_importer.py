@@ -19,7 +19,7 @@ import tmi.toolkit.ingest.case_importer as case_import
 from factories.dicom_series import SeriesSpec, liver_masks, make_slices, write_seg, write_series, write_slices
 from factories.tmi_command import Outcome, tmi
 from tmi.toolkit.cases.provenance import read_case_record
-from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.volume import read_ct, read_mask
 from tmi.toolkit.ingest.case_importer import days_between, import_case
 from tmi.toolkit.ingest.dicom.headers import HEADER_TAGS
@@ -163,7 +163,7 @@ def test_a_case_that_is_there_is_kept_unless_forced_and_also_when_the_new_one_fa
     with pytest.raises(UsageError, match="exists"):
         import_case(tmp_path / "case", ct=folder)
     sorted(folder.iterdir())[3].write_bytes(b"damaged")
-    with pytest.raises(InputRefusedError):
+    with pytest.raises(InputRejectedError):
         import_case(tmp_path / "case", ct=folder, force=True)
     assert bytes_of(tmp_path / "case") == before
     assert {p.name for p in tmp_path.iterdir()} == {"dicom", "case"}
@@ -205,7 +205,7 @@ def test_the_clinical_record_keeps_its_own_keys_and_loses_the_date(tmp_path):
     ],
 )
 def test_a_record_of_other_keys_or_of_another_patient_is_refused(record, code, tmp_path):
-    with pytest.raises(InputRefusedError) as refused:
+    with pytest.raises(InputRejectedError) as refused:
         import_case(tmp_path / "case", ct=None, clinical=record, patient_id="case-7")
     assert refused.value.code == code
     assert not (tmp_path / "case").exists()
@@ -222,7 +222,7 @@ def test_a_record_alone_and_features_alone_make_a_case_that_says_what_is_missing
 
 def test_a_table_with_other_columns_is_not_copied(tmp_path):
     (tmp_path / "r.csv").write_text(",".join([*FEATURE_NAMES, "Image"]) + "\n" + "1," * len(FEATURE_NAMES) + "/x\n")
-    with pytest.raises(InputRefusedError) as refused:
+    with pytest.raises(InputRejectedError) as refused:
         import_case(tmp_path / "case", ct=None, radiomics=tmp_path / "r.csv")
     assert refused.value.code == "radiomics-columns"
 

@@ -24,7 +24,7 @@ from factories.dicom_series import (
     write_seg,
     write_slices,
 )
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.ingest.case_importer import import_case
 from tmi.toolkit.qc.check_registry import CHECKS
 
@@ -74,7 +74,7 @@ def hand_in(sources: Path, name: str, seed: int, folder: Path) -> str:
     damaged.write_bytes(mutant(damaged.read_bytes(), seed))
     try:
         import_case(folder.with_name("case"), ct=ct, mask=mask, force=True)
-    except InputRefusedError as error:
+    except InputRejectedError as error:
         return error.code
     return "written"
 

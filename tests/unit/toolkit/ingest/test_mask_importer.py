@@ -21,7 +21,7 @@ from factories.dicom_series import (
     write_seg,
     write_slices,
 )
-from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.mask_resampling import place_mask, resample_mask
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.ingest.case_importer import ImportedCase, import_case
@@ -104,7 +104,7 @@ def test_totalsegmentators_tables_are_whole():
     ],
 )
 def test_a_label_that_is_not_clear_is_refused_and_the_labels_are_listed(wanted, says, ct, tmp_path):
-    with pytest.raises(InputRefusedError, match=says) as refused:
+    with pytest.raises(InputRejectedError, match=says) as refused:
         imported(write_labels(tmp_path / "mask.nii.gz", ct), ct, wanted)
     assert refused.value.code == "mask-label"
 
@@ -194,14 +194,14 @@ def test_slices_without_a_contour_are_told(ct, tmp_path):
 
 def test_contours_of_another_plane_than_the_slices_are_refused(ct, tmp_path):
     steep = [c + c[:, :1] * (0.0, 0.0, 0.3) for c in outlines()]
-    with pytest.raises(InputRefusedError, match="do not lie in the CT's slices") as refused:
+    with pytest.raises(InputRejectedError, match="do not lie in the CT's slices") as refused:
         imported(write_contours(tmp_path / "rt.dcm", Liver=steep), ct)
     assert refused.value.code == "mask-grid"
 
 
 def test_a_roi_that_is_not_there_is_refused_and_the_names_are_listed(series, tmp_path):
     path = write_contours(tmp_path / "rt.dcm", Liver=outlines(), spleen=outlines())
-    with pytest.raises(InputRefusedError, match=r"there are 1 \(Liver\), 2 \(spleen\)") as refused:
+    with pytest.raises(InputRejectedError, match=r"there are 1 \(Liver\), 2 \(spleen\)") as refused:
         import_case(tmp_path / "case", ct=series, mask=path, roi="pancreas")
     assert refused.value.code == "mask-label"
 
@@ -215,7 +215,7 @@ def test_a_mask_of_another_patient_is_refused(kind, ct, tmp_path):
         path = write_seg(tmp_path / "m.dcm", others, [liver_masks(SPEC)], ["hepar"])
     else:
         path = write_rtstruct(tmp_path / "m.dcm", others[0], {"Liver": outlines()})
-    with pytest.raises(InputRefusedError, match="different patients") as refused:
+    with pytest.raises(InputRejectedError, match="different patients") as refused:
         imported(path, ct)
     assert refused.value.code == "dicom-patient-mismatch"
     assert "P-TWO" not in str(refused.value) + refused.value.fix
@@ -244,7 +244,7 @@ def coarse_mask(path: Path) -> Path:
 
 def test_a_mask_on_another_grid_is_refused_unless_resampling_was_asked_for(series, ct, tmp_path):
     path = coarse_mask(tmp_path / "m.nii.gz")
-    with pytest.raises(InputRefusedError, match="another grid") as refused:
+    with pytest.raises(InputRejectedError, match="another grid") as refused:
         imported(path, ct)
     assert refused.value.code == "mask-grid"
     assert "--fix mask-grid" in refused.value.fix
@@ -257,7 +257,7 @@ def test_a_mask_on_another_grid_is_refused_unless_resampling_was_asked_for(serie
 def test_a_mask_of_fewer_slices_is_another_grid(ct, tmp_path):
     image = nib.load(write_labels(tmp_path / "all.nii.gz", ct)).slicer[:, :, 2:]
     nib.save(image, tmp_path / "mask.nii.gz")
-    with pytest.raises(InputRefusedError) as refused:
+    with pytest.raises(InputRejectedError) as refused:
         imported(tmp_path / "mask.nii.gz", ct, 5)
     assert refused.value.code == "mask-grid"
     assert np.array_equal(imported(tmp_path / "mask.nii.gz", ct, 5, ("mask-grid",)), liver_of(ct.volume))
@@ -312,13 +312,13 @@ def test_a_file_that_is_no_mask_is_refused(content, code, ct, tmp_path):
     elif content == "image":
         array = np.arange(array.size, dtype=np.float32).reshape(array.shape)
     nib.save(nib.Nifti1Image(array, ct.volume.affine_xyz), tmp_path / "m.nii.gz")
-    with pytest.raises(InputRefusedError) as refused:
+    with pytest.raises(InputRejectedError) as refused:
         imported(tmp_path / "m.nii.gz", ct)
     assert refused.value.code == code
 
 
 def test_a_slice_given_as_mask_is_refused(series, ct):
-    with pytest.raises(InputRefusedError, match="neither SEG nor RTSTRUCT"):
+    with pytest.raises(InputRejectedError, match="neither SEG nor RTSTRUCT"):
         imported(sorted(series.iterdir())[0], ct)
     with pytest.raises(UsageError, match="24 DICOM files"):
         imported(series, ct)

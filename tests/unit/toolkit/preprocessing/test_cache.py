@@ -19,7 +19,7 @@ from factories.cases import write_case
 from tmi.toolkit.cases.case import Case, open_case
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.schema import Config
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.preprocessing.cache import PreparedCache, tree_digest
 from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
 
@@ -156,7 +156,7 @@ def test_a_refused_case_is_refused_alike_and_leaves_no_entry(case, micro_config,
     (folder,) = (p for p in write_bad_cases(tmp_path / "bad", case.folder) if p.name == fault)
     told = []
     for cache in (None, PreparedCache(), PreparedCache()):
-        with pytest.raises(InputRefusedError) as error:
+        with pytest.raises(InputRejectedError) as error:
             prepare(open_case(folder), micro_config, cache)
         told.append((error.value.code, str(error.value), error.value.fix))
     assert told[0][0] == FAULTS[fault].code
@@ -168,7 +168,7 @@ def test_a_good_entry_does_not_let_a_case_pass_whose_record_was_spoilt_since(cas
     cache = PreparedCache()
     prepare(case, micro_config, cache)
     case.clinical.write_text("{")
-    with pytest.raises(InputRefusedError, match="not JSON"):
+    with pytest.raises(InputRejectedError, match="not JSON"):
         prepare(case, micro_config, cache)
 
 

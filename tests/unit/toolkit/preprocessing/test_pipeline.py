@@ -23,7 +23,7 @@ from tmi.toolkit.cases.case import Case, open_case
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.compute.cpu import worker_pool
 from tmi.toolkit.config.schema import CtConfig
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.ct_resampling import StreamingResampler, prepare_ct
 from tmi.toolkit.imaging.volume import Grid, read_ct
 from tmi.toolkit.preprocessing.pipeline import STAGES, prepare_case
@@ -128,7 +128,7 @@ def test_a_file_cut_short_is_told_before_its_nan(tmp_path):
     data[400:404] = struct.pack("<f", np.nan)
     for stream, code in ((data, "ct-nan"), (data[:-4], "ct-unreadable"), (data + b"x", "ct-unreadable")):
         case.ct.write_bytes(gzip.compress(bytes(stream)))
-        with pytest.raises(InputRefusedError) as error:
+        with pytest.raises(InputRejectedError) as error:
             read_ct(case)
         assert error.value.code == code
 
@@ -139,7 +139,7 @@ def test_a_wrong_checksum_at_the_end_is_found(tmp_path):
     data = bytearray(case.ct.read_bytes())
     data[-6] ^= 1
     case.ct.write_bytes(data)
-    with pytest.raises(InputRefusedError) as error:
+    with pytest.raises(InputRejectedError) as error:
         read_ct(case)
     assert error.value.code == "ct-unreadable"
 
@@ -161,7 +161,7 @@ def test_a_refusal_of_the_ct_comes_before_one_of_its_mask(tmp_path, micro_config
     folder = write_case(tmp_path / "P001", shape_xyz=(32, 28, 6 if ct_is_bad else 24))
     mask = nib.load(folder / "liver.nii.gz")
     nib.save(nib.Nifti1Image(np.asarray(mask.dataobj)[:, :, 1:], mask.affine), folder / "liver.nii.gz")
-    with pytest.raises(InputRefusedError) as error:
+    with pytest.raises(InputRejectedError) as error:
         prepare_case(open_case(folder), micro_config, load_schema())
     assert error.value.code == code
 
@@ -186,12 +186,12 @@ def test_files_of_what_is_not_looked_at_are_not_opened(micro_config, tmp_path, s
 def test_a_mask_beside_a_ct_that_is_looked_at_must_fit_it(micro_config, tmp_path):
     folder, other = write_case(tmp_path / "P1"), write_case(tmp_path / "other", shape_xyz=(30, 28, 24))
     (folder / "liver.nii.gz").write_bytes((other / "liver.nii.gz").read_bytes())
-    with pytest.raises(InputRefusedError, match=r"liver\.nii\.gz"):
+    with pytest.raises(InputRejectedError, match=r"liver\.nii\.gz"):
         prepare_case(open_case(folder), micro_config, load_schema(), modalities=("image",))
 
 
 def test_radiomics_without_a_table_ask_for_the_mask_whatever_else_is_looked_at(micro_config, tmp_path):
     folder = write_case(tmp_path / "P1", with_mask=False, with_radiomics=False)
-    with pytest.raises(InputRefusedError, match=r"neither radiomics\.csv nor liver\.nii\.gz"):
+    with pytest.raises(InputRejectedError, match=r"neither radiomics\.csv nor liver\.nii\.gz"):
         prepare_case(open_case(folder), micro_config, load_schema(), modalities=("radiomics",))
     assert prepare_case(open_case(folder), micro_config, load_schema(), modalities=("image",)).ct_1DHW.size

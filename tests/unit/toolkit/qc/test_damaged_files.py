@@ -18,7 +18,7 @@ from factories.tmi_command import tmi
 from tmi.toolkit.cases.case import find_cases
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.presets import tiny
-from tmi.toolkit.errors import InputRefusedError, TmiError
+from tmi.toolkit.errors import InputRejectedError, TmiError
 from tmi.toolkit.preprocessing.pipeline import prepare_case
 from tmi.toolkit.qc.case_checks import check_cases
 
@@ -47,7 +47,7 @@ def judged(cohort: Path) -> tuple[bool, bool]:
     try:
         for case in cases:
             prepare_case(case, tiny(), load_schema())
-    except InputRefusedError as error:
+    except InputRejectedError as error:
         return error.code in {f.code for f in findings if f.severity == "error"} and bool(error.fix), False
     return True, True
 

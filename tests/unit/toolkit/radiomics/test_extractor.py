@@ -11,7 +11,7 @@ import tmi.toolkit.radiomics.extractor as radiomics
 import tmi.toolkit.radiomics.fast_extractor as quick
 from factories.real_case import LIVER_LABEL, write_real_case
 from tmi.toolkit.cases.case import open_case
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.volume import Volume, read_ct, read_mask
 from tmi.toolkit.radiomics.extractor import extract, extract_reference, extract_with_note
 from tmi.toolkit.radiomics.feature_names import CLASS_FEATURES, FEATURE_NAMES, IMAGE_TYPES, SHAPE_FEATURES
@@ -210,14 +210,14 @@ def _with(*places):
 )
 def test_a_mask_without_texture_is_refused(road, mask_DHW, told):
     ct, mask = volumes(np.arange(336, dtype=np.int16).reshape(6, 7, 8), mask_DHW)
-    with pytest.raises(InputRefusedError, match=told) as refused:
+    with pytest.raises(InputRejectedError, match=told) as refused:
         road(ct, mask)
     assert refused.value.code == "radiomics-mask"
 
 
 def test_a_ct_of_zeros_is_refused():
     ct, mask = volumes(np.zeros((6, 7, 8), dtype=np.int16), _with((1, 2, 3), (2, 3, 3)))
-    with pytest.raises(InputRefusedError, match="zero everywhere"):
+    with pytest.raises(InputRejectedError, match="zero everywhere"):
         extract(ct, mask)
 
 

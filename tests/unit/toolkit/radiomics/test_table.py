@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.radiomics.feature_names import CLASS_FEATURES, FEATURE_NAMES, IMAGE_TYPES, SHAPE_FEATURES
 from tmi.toolkit.radiomics.table import missing_features, read_table, write_table
 
@@ -19,8 +19,8 @@ def lines(names: list[str], *rows: list[object]) -> str:
     return "\n".join(",".join(map(str, line)) for line in (names, *rows)) + "\n"
 
 
-def refusal(path: Path) -> InputRefusedError:
-    with pytest.raises(InputRefusedError) as error:
+def refusal(path: Path) -> InputRejectedError:
+    with pytest.raises(InputRejectedError) as error:
         read_table(path, case_id="P1")
     assert error.value.case_id == "P1"
     assert "radiomics.csv" in error.value.what

@@ -18,7 +18,7 @@ from tmi.toolkit.cases.case import Case, open_cohort
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.schema import CLASSES, N_RADIOMICS
-from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.volume import read_ct, read_mask
 from tmi.toolkit.radiomics.extractor import extract, read_table
 from tmi.toolkit.storage.atomic_files import write_json
@@ -260,7 +260,7 @@ def test_force_replaces_no_more_than_synthetic_cohorts(tmp_path, file):
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, InputRefusedError])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, InputRejectedError])
 def test_an_interrupted_synth_leaves_no_half_cohort_and_keeps_the_old_one(tmp_path, monkeypatch, stop):
     out = tmp_path / "c"
     make_cohort(out, cases=2, seed=1, jobs=1)
@@ -268,7 +268,7 @@ def test_an_interrupted_synth_leaves_no_half_cohort_and_keeps_the_old_one(tmp_pa
 
     def second_fails(plan: synth.CasePlan, stage: Path, model: SeverityModel) -> dict[str, Any]:
         if plan.index == 2:
-            raise stop("stopped", fix="-", code="-") if stop is InputRefusedError else stop
+            raise stop("stopped", fix="-", code="-") if stop is InputRejectedError else stop
         return made(plan, stage, model)
 
     monkeypatch.setattr(synth, "make_case", second_fails)

@@ -16,7 +16,7 @@ from tmi.toolkit.cases.case import open_cohort
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.overrides import override
-from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.preprocessing.clinical_features import clinical_inputs, numbers
 from tmi.training.cli.compare import _command
 from tmi.training.comparison.paper_tables import CLINICAL, OURS
@@ -72,7 +72,7 @@ def test_a_unit_mix_up_in_a_record_is_refused_as_in_a_whole_case(records, tmp_pa
     folder = write_records(tmp_path / "cohort", cases=2)
     path = folder / "R00" / "clinical.json"
     path.write_text(path.read_text().replace('"platelets": ', '"platelets": 99999'))
-    with pytest.raises(InputRefusedError) as error:
+    with pytest.raises(InputRejectedError) as error:
         clinical_inputs(open_cohort(folder).cases[0], nano(), SCHEMA)
     assert (error.value.code, error.value.case_id) == ("clinical-range", "R00")
     arrays = arrays_of(folder, *TEXT_ALONE)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tmi.toolkit.config.schema import CLASSES
-from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.errors import InputRejectedError, UsageError
 
 CT_FILE = "ct.nii.gz"
 MASK_FILE = "liver.nii.gz"
@@ -70,11 +70,11 @@ def open_case(folder: Path, *, mask_label: int | None = None) -> Case:
     """A case from its folder; the folder's name is the case id.
 
     Raises:
-        InputRefusedError: no such folder.
+        InputRejectedError: no such folder.
     """
     case_id = folder.resolve().name
     if not is_folder(folder):
-        raise InputRefusedError(
+        raise InputRejectedError(
             "the case folder is not there", fix="give the path of a case folder", code="case-missing", case_id=case_id
         )
     return Case(folder=folder, case_id=case_id, mask_label=mask_label)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tmi.toolkit.cases.case import CASE_RECORD_FILE
-from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.storage.atomic_files import write_json
 from tmi.toolkit.storage.serialization import from_json, to_json
 
@@ -51,7 +51,7 @@ def read_case_record(folder: Path, *, case_id: str) -> CaseRecord | None:
     """The case's record; None where there is none.
 
     Raises:
-        InputRefusedError: case-record: it is not of the form this version reads.
+        InputRejectedError: case-record: it is not of the form this version reads.
     """
     path = folder / CASE_RECORD_FILE
     if not path.is_file():
@@ -61,7 +61,7 @@ def read_case_record(folder: Path, *, case_id: str) -> CaseRecord | None:
         if record.schema != SCHEMA:
             raise UsageError(f"{CASE_RECORD_FILE} has schema {record.schema[:40]!r}", fix=f"give {SCHEMA!r}")
     except (OSError, ValueError, RecursionError, UsageError) as error:
-        raise InputRefusedError(
+        raise InputRejectedError(
             f"{CASE_RECORD_FILE} is not of the form {SCHEMA}",
             fix="import the case again, or remove the file: it is optional",
             code="case-record",
@@ -79,7 +79,7 @@ def add_repair(folder: Path, repair: Repair, *, case_id: str) -> None:
     """Append a repair to the case's record, which is made where there is none.
 
     Raises:
-        InputRefusedError: as `read_case_record`.
+        InputRejectedError: as `read_case_record`.
     """
     record = read_case_record(folder, case_id=case_id) or CaseRecord()
     write_case_record(folder, replace(record, repairs=(*record.repairs, repair)))

@@ -93,7 +93,7 @@ def check(
             f"{counts['refused']} refused" + (f", {len(repairs)} repair(s) made" if codes else "")
         )
     if answer["counts"]["refused"]:
-        raise typer.Exit(int(ExitCode.REFUSED))
+        raise typer.Exit(int(ExitCode.REJECTED))
 
 
 @contextmanager

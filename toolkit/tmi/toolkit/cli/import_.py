@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tmi.toolkit.errors import ExitCode, InputRefusedError, UsageError
+from tmi.toolkit.errors import ExitCode, InputRejectedError, UsageError
 
 if TYPE_CHECKING:
     from tmi.toolkit.ingest.case_importer import ImportedCase
@@ -69,7 +69,7 @@ def import_(
         report = _import_table(table, mapping, out, force=force, resume=resume)
         typer.echo(json.dumps(report.document(), indent=2) if as_json else "\n".join(report.summary()))
         if report.counts["refused"] or report.counts["flawed"]:
-            raise typer.Exit(int(ExitCode.REFUSED))
+            raise typer.Exit(int(ExitCode.REJECTED))
         return
     if resume:
         raise UsageError("--resume is for --table", fix="leave it out")
@@ -89,16 +89,16 @@ def import_(
             fixes=[code.strip() for codes in fix or () for code in codes.split(",")],
             force=force,
         )
-    except InputRefusedError as error:
+    except InputRejectedError as error:
         if as_json:
-            typer.echo(json.dumps(_refusal(out, error), indent=2))
+            typer.echo(json.dumps(_rejection_document(out, error), indent=2))
         raise
     if as_json:
         typer.echo(json.dumps(_document(done), indent=2))
     else:
         _print_result(out, done)
-    if done.refused:
-        raise typer.Exit(int(ExitCode.REFUSED))
+    if done.rejected:
+        raise typer.Exit(int(ExitCode.REJECTED))
 
 
 def _import_table(table: Path, mapping: Path, out: Path, *, force: bool, resume: bool) -> Any:
@@ -133,7 +133,7 @@ def _document(done: ImportedCase) -> dict[str, object]:
     }
 
 
-def _refusal(out: Path, error: InputRefusedError) -> dict[str, object]:
+def _rejection_document(out: Path, error: InputRejectedError) -> dict[str, object]:
     """The same keys for a case that was not written."""
     case_id = error.case_id or out.resolve().name
     found = {"case_id": case_id, "code": error.code, "severity": "error", "message": error.what, "fix": error.fix}

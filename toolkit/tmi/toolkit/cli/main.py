@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tmi.toolkit.errors import ExitCode, InputRefusedError, TmiError, UnavailableError
+from tmi.toolkit.errors import ExitCode, InputRejectedError, TmiError, UnavailableError
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def root(
 
 def print_error(error: TmiError) -> None:
     """Print an error, the code of the check that refused an input, and the mend on standard error."""
-    code = f" [{error.code}]" if isinstance(error, InputRefusedError) else ""
+    code = f" [{error.code}]" if isinstance(error, InputRejectedError) else ""
     typer.echo(f"error: {error}{code}\n  fix: {error.fix}", err=True)
 
 

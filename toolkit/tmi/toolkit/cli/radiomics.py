@@ -71,7 +71,7 @@ def radiomics(
         f"{count['refused']} refused"
     )
     if count["refused"]:
-        raise typer.Exit(int(ExitCode.REFUSED))
+        raise typer.Exit(int(ExitCode.REJECTED))
 
 
 def _print_result(outcome: ExtractionResult) -> None:

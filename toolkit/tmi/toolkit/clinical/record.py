@@ -18,7 +18,7 @@ from typing import Any
 from tmi.toolkit.cases.case import CLINICAL_FILE, Case
 from tmi.toolkit.clinical.schema import Field, Schema, convert, plausible
 from tmi.toolkit.clinical.units import other_units
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 
 Value = float | str | None
 KEYS = ("patient_id", "values", "report", "blood_date")
@@ -44,11 +44,11 @@ def read_clinical(case: Case, schema: Schema) -> ClinicalRecord:
     """The case's record; no value of the patient appears in an error text.
 
     Raises:
-        InputRefusedError: clinical-missing, clinical-malformed, clinical-unknown-field, clinical-type, clinical-unit,
+        InputRejectedError: clinical-missing, clinical-malformed, clinical-unknown-field, clinical-type, clinical-unit,
             clinical-unit-suspect, clinical-range, patient-mismatch.
     """
     if not case.clinical.is_file():
-        raise _refused(
+        raise _input_error(
             case,
             "clinical-missing",
             f"{CLINICAL_FILE} is missing",
@@ -72,7 +72,7 @@ def read_clinical(case: Case, schema: Schema) -> ClinicalRecord:
             raise _malformed(case, f'has a "{key}" that is no text')
     patient_id = data.get("patient_id")
     if case.patient_id is not None and patient_id is not None and patient_id != case.patient_id:
-        raise _refused(
+        raise _input_error(
             case,
             "patient-mismatch",
             f"{CLINICAL_FILE} belongs to another patient than the cohort says",
@@ -101,12 +101,12 @@ def read_values(case: Case, given: Mapping[str, Any], schema: Schema) -> dict[st
     """Every field of the schema in the schema's unit, None where missing; `case` is named in errors.
 
     Raises:
-        InputRefusedError: clinical-unknown-field, clinical-type, clinical-unit, clinical-range.
+        InputRejectedError: clinical-unknown-field, clinical-type, clinical-unit, clinical-range.
     """
     fields = schema.by_name
     unknown = sorted(set(given) - set(fields))
     if unknown:
-        raise _refused(
+        raise _input_error(
             case,
             "clinical-unknown-field",
             f"{CLINICAL_FILE}: the schema has no field {unknown[0][:40]!r}",
@@ -126,7 +126,7 @@ def _read_value(case: Case, field: Field, value: Any) -> Value:
     if field.choices is not None:
         if unit is None and isinstance(value, str) and value in field.choices:
             return value
-        raise _refused(
+        raise _input_error(
             case,
             "clinical-type",
             f"{CLINICAL_FILE}: {field.name} is none of its choices",
@@ -140,7 +140,7 @@ def _read_value(case: Case, field: Field, value: Any) -> Value:
         raise _wrong_type(case, field) from error
     if number is None:
         known = ", ".join([field.unit or "", *field.accepted_units])
-        raise _refused(
+        raise _input_error(
             case,
             "clinical-unit",
             f"{CLINICAL_FILE}: {field.name} is given in a unit the schema lacks",
@@ -148,14 +148,14 @@ def _read_value(case: Case, field: Field, value: Any) -> Value:
         )
     if not math.isfinite(number) or not plausible(field, number):
         if units := other_units(field, float(value), given=unit):
-            raise _refused(
+            raise _input_error(
                 case,
                 "clinical-unit-suspect",
                 f"{CLINICAL_FILE}: {field.name} is implausible in {unit or field.unit} and looks like {units[0]}",
                 f'give the unit with the value: {{"value": ..., "unit": "{units[0]}"}}',
             )
         low, high = field.plausible or (-math.inf, math.inf)
-        raise _refused(
+        raise _input_error(
             case,
             "clinical-range",
             f"{CLINICAL_FILE}: {field.name} lies outside {low:g} to {high:g} {field.unit}",
@@ -164,12 +164,12 @@ def _read_value(case: Case, field: Field, value: Any) -> Value:
     return number
 
 
-def _refused(case: Case, code: str, what: str, fix: str) -> InputRefusedError:
-    return InputRefusedError(what, fix=fix, code=code, case_id=case.case_id)
+def _input_error(case: Case, code: str, what: str, fix: str) -> InputRejectedError:
+    return InputRejectedError(what, fix=fix, code=code, case_id=case.case_id)
 
 
-def _malformed(case: Case, what: str) -> InputRefusedError:
-    return _refused(
+def _malformed(case: Case, what: str) -> InputRejectedError:
+    return _input_error(
         case,
         "clinical-malformed",
         f"{CLINICAL_FILE} {what}",
@@ -177,8 +177,8 @@ def _malformed(case: Case, what: str) -> InputRefusedError:
     )
 
 
-def _wrong_type(case: Case, field: Field) -> InputRefusedError:
-    return _refused(
+def _wrong_type(case: Case, field: Field) -> InputRejectedError:
+    return _input_error(
         case,
         "clinical-type",
         f"{CLINICAL_FILE}: {field.name} is no number",

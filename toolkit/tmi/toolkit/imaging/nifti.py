@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from tmi.toolkit.compute.buffer_pool import ArrayAllocator
 from tmi.toolkit.compute.stage_timer import StageTimer
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 
 MAX_BYTES = 512 * 512 * 1536 * 4
 """A header that claims more bytes of voxels is refused (1.5 GiB: 512 x 512 x 1536 voxels of float32)."""
@@ -85,7 +85,7 @@ class NiftiFile:
             First and last-but-one index along the last axis, and the voxels `[x, y, first:last]` (read only).
 
         Raises:
-            InputRefusedError: `KIND-unreadable`: the stream ends too soon, is damaged, or goes on behind the voxels.
+            InputRejectedError: `KIND-unreadable`: the stream ends too soon, is damaged, or goes on behind the voxels.
         """
         x, y, z = self.shape_xyz
         plane = x * y * self.dtype.itemsize
@@ -161,10 +161,12 @@ def open_nifti(path: Path, *, case_id: str, kind: str) -> NiftiFile:
         kind: `ct` or `mask`.
 
     Raises:
-        InputRefusedError: `KIND-missing`, `KIND-unreadable`, `KIND-not-3d`, `KIND-affine`, `KIND-forms`.
+        InputRejectedError: `KIND-missing`, `KIND-unreadable`, `KIND-not-3d`, `KIND-affine`, `KIND-forms`.
     """
     if not path.is_file():
-        raise _refused(f"{path.name} is missing", f"put {path.name} into the case folder", f"{kind}-missing", case_id)
+        raise _input_error(
+            f"{path.name} is missing", f"put {path.name} into the case folder", f"{kind}-missing", case_id
+        )
     try:
         header = _header(path)
         dim = [int(n) for n in header["dim"]]
@@ -175,7 +177,7 @@ def open_nifti(path: Path, *, case_id: str, kind: str) -> NiftiFile:
     if not 1 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1 or dtype.kind not in "iuf":
         raise unreadable(path, case_id, kind)
     if dim[0] < 3 or any(n != 1 for n in dim[4 : dim[0] + 1]):
-        raise _refused(
+        raise _input_error(
             f"{path.name} has {dim[0]} axes", "give one 3D volume, not a series of them", f"{kind}-not-3d", case_id
         )
     shape = (dim[1], dim[2], dim[3])
@@ -242,7 +244,7 @@ def _affine(header: Any, shape: tuple[int, ...], path: Path, case_id: str, kind:
         corners = (np.array(np.meshgrid(*[(0, n) for n in last])).reshape(3, -1) - last[:, None] / 2).astype(np.float64)
         apart = np.linalg.norm((given[0] - given[1])[:3, :3] @ corners, axis=0).max()
         if apart > FORMS_TOLERANCE_VOXELS * np.linalg.norm(given[0][:3, :3], axis=0).min():
-            raise _refused(
+            raise _input_error(
                 f"{path.name} has two affines, sform and qform, that disagree in orientation or voxel size",
                 "export it again, or set both to the right one; programs differ in which of them they believe",
                 f"{kind}-forms",
@@ -266,18 +268,20 @@ def is_sheared(affine_xyz: NDArray[np.float64], *, degrees: float = 0.5) -> bool
     return bool(np.abs(direction.T @ direction - np.eye(3)).max() > np.sin(np.radians(degrees)))
 
 
-def _refused(what: str, fix: str, code: str, case_id: str) -> InputRefusedError:
-    return InputRefusedError(what, fix=fix, code=code, case_id=case_id)
+def _input_error(what: str, fix: str, code: str, case_id: str) -> InputRejectedError:
+    return InputRejectedError(what, fix=fix, code=code, case_id=case_id)
 
 
-def no_affine(path: Path, case_id: str, kind: str) -> InputRefusedError:
+def no_affine(path: Path, case_id: str, kind: str) -> InputRejectedError:
     """The refusal of a file without usable geometry."""
-    return _refused(f"{path.name} has no usable affine", "export it again with its geometry", f"{kind}-affine", case_id)
+    return _input_error(
+        f"{path.name} has no usable affine", "export it again with its geometry", f"{kind}-affine", case_id
+    )
 
 
-def unreadable(path: Path, case_id: str, kind: str) -> InputRefusedError:
+def unreadable(path: Path, case_id: str, kind: str) -> InputRejectedError:
     """The refusal of a damaged file."""
-    return _refused(
+    return _input_error(
         f"{path.name} cannot be read as NIfTI",
         "copy the file again, or export it again: it is truncated, damaged, absurdly large or no NIfTI (.nii.gz)",
         f"{kind}-unreadable",

@@ -26,7 +26,7 @@ def orientation_of(file: NiftiFile) -> NDArray[np.float64]:
     """For each stored axis the canonical axis (x 0, y 1, z 2) and the direction (1 or -1).
 
     Raises:
-        InputRefusedError: `KIND-affine`: the affine leaves an axis without a direction.
+        InputRejectedError: `KIND-affine`: the affine leaves an axis without a direction.
     """
     orientation = nib.orientations.io_orientation(file.affine_xyz)
     if np.isnan(orientation).any():
@@ -63,7 +63,7 @@ def fill_volume(
         False where `convert` did; the array is then not filled.
 
     Raises:
-        InputRefusedError: `KIND-unreadable`, `KIND-affine`.
+        InputRejectedError: `KIND-unreadable`, `KIND-affine`.
     """
     orientation = orientation_of(file)
     target_xyz = to_stored_axes(array_DHW, orientation)

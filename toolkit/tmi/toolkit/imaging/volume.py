@@ -26,7 +26,7 @@ from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, Case
 from tmi.toolkit.compute.buffer_pool import ArrayAllocator
 from tmi.toolkit.compute.cpu import worker_pool
 from tmi.toolkit.compute.stage_timer import StageTimer
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.nifti import NiftiFile, open_nifti
 from tmi.toolkit.imaging.slab_reader import fill_volume, orientation_of
 
@@ -109,7 +109,7 @@ def read_ct(
         empty: makes the array.
 
     Raises:
-        InputRefusedError: ct-missing, ct-unreadable, ct-not-3d, ct-affine, ct-forms, ct-nan.
+        InputRejectedError: ct-missing, ct-unreadable, ct-not-3d, ct-affine, ct-forms, ct-nan.
     """
     if pool is None:
         with worker_pool() as pool:
@@ -150,7 +150,7 @@ def read_mask(case: Case, ct: Volume | Grid, *, empty: ArrayAllocator = np.empty
     """The case's liver mask (bool) on the CT's grid; `case.mask_label` selects its voxels. `empty` makes the array.
 
     Raises:
-        InputRefusedError: mask-missing, mask-unreadable, mask-not-3d, mask-affine, mask-forms, mask-grid, mask-nan,
+        InputRejectedError: mask-missing, mask-unreadable, mask-not-3d, mask-affine, mask-forms, mask-grid, mask-nan,
             mask-values, mask-empty.
     """
     file = open_nifti(case.mask, case_id=case.case_id, kind="mask")
@@ -171,7 +171,7 @@ def read_mask(case: Case, ct: Volume | Grid, *, empty: ArrayAllocator = np.empty
         fill_volume(file, inside, select, pool=pool, empty=empty)
     if not inside.any():
         which = "" if case.mask_label is None else f" of label {case.mask_label}"
-        raise InputRefusedError(
+        raise InputRejectedError(
             f"{MASK_FILE} has no voxel{which}",
             code="mask-empty",
             case_id=case.case_id,
@@ -184,7 +184,7 @@ def read_labels(case: Case) -> Volume:
     """The mask's labels on its own grid, whatever the CT's is: what a repair of the grid starts from.
 
     Raises:
-        InputRefusedError: as `read_mask`, less mask-grid and mask-empty.
+        InputRejectedError: as `read_mask`, less mask-grid and mask-empty.
     """
     file = open_nifti(case.mask, case_id=case.case_id, kind="mask")
     grid = _canonical_grid(file)
@@ -205,13 +205,13 @@ def require_same_grid(
     """Refuse a mask whose grid is not the CT's, by the world coordinates of the corners.
 
     Raises:
-        InputRefusedError: mask-grid.
+        InputRejectedError: mask-grid.
     """
     mend = "resample the mask onto the CT (tmi check --fix mask-grid), or export it again from the same series"
     ct = ct.grid if isinstance(ct, Volume) else ct
     if tuple(shape_DHW) != ct.shape_DHW:
         have, want = ("x".join(map(str, reversed(s))) for s in (shape_DHW, ct.shape_DHW))
-        raise InputRefusedError(
+        raise InputRejectedError(
             f"{MASK_FILE} lies on another grid than {CT_FILE} ({have} against {want} voxels)",
             fix=mend,
             code="mask-grid",
@@ -219,7 +219,7 @@ def require_same_grid(
         )
     distance = corner_distance_mm(shape_DHW, affine_xyz, ct.affine_xyz)
     if distance > GRID_TOLERANCE_VOXELS * min(ct.spacing_DHW_mm):
-        raise InputRefusedError(
+        raise InputRejectedError(
             f"{MASK_FILE} lies on another grid than {CT_FILE} (corners up to {distance:.1f} mm apart)",
             fix=mend,
             code="mask-grid",
@@ -272,7 +272,7 @@ def _hounsfield(file: NiftiFile, stored: NDArray[np.generic], out: NDArray[np.ge
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found by its infinity
         np.copyto(out, _scaled(stored, file), casting="same_kind")
     if not np.isfinite(out).all():
-        raise InputRefusedError(
+        raise InputRejectedError(
             f"{CT_FILE} holds voxels that are not finite",
             code="ct-nan",
             case_id=file.case_id,
@@ -296,14 +296,14 @@ def _labels(stored: NDArray[np.generic], file: NiftiFile) -> NDArray[np.generic]
     """A mask's values as whole numbers.
 
     Raises:
-        InputRefusedError: mask-nan, mask-values.
+        InputRejectedError: mask-nan, mask-values.
     """
     if stored.dtype.kind in "iu" and (file.slope, file.intercept) == (1.0, 0.0):
         return stored
     with np.errstate(over="ignore", invalid="ignore"):
         values = _scaled(stored, file).astype(np.float32)
     if not np.isfinite(values).all():
-        raise InputRefusedError(
+        raise InputRejectedError(
             f"{MASK_FILE} holds voxels that are not finite",
             code="mask-nan",
             case_id=file.case_id,
@@ -311,7 +311,7 @@ def _labels(stored: NDArray[np.generic], file: NiftiFile) -> NDArray[np.generic]
         )
     whole = np.rint(values)
     if np.abs(values - whole).max() > WHOLE or np.abs(whole).max() > 2**24:
-        raise InputRefusedError(
+        raise InputRejectedError(
             f"{MASK_FILE} holds fractions: probabilities or an interpolated mask, not labels",
             code="mask-values",
             case_id=file.case_id,
@@ -331,7 +331,7 @@ def write_on_ct_grid(values_DHW: NDArray[np.floating], case: Case, path: Path) -
         path: file to write; its name ends in `.nii.gz`.
 
     Raises:
-        InputRefusedError: ct-missing, ct-unreadable, ct-not-3d, ct-affine, ct-forms.
+        InputRejectedError: ct-missing, ct-unreadable, ct-not-3d, ct-affine, ct-forms.
         ValueError: the values are not of the CT's shape.
     """
     file = open_nifti(case.ct, case_id=case.case_id, kind="ct")

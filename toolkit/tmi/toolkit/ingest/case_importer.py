@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tmi.toolkit.cases.case import CLINICAL_FILE, CT_FILE, MASK_FILE, RADIOMICS_FILE, Case, open_case, plain_name
 from tmi.toolkit.cases.provenance import CaseRecord, Repair, write_case_record
 from tmi.toolkit.clinical.record import KEYS, MAX_BYTES
-from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.ingest.image_files import Found, ReadCt, is_image_file, read_image_ct
 from tmi.toolkit.qc.case_checks import Finding, check_case
@@ -73,7 +73,7 @@ class ImportedCase:
     """Which label of the mask was taken, and why; None without a mask."""
 
     @property
-    def refused(self) -> bool:
+    def rejected(self) -> bool:
         """Whether training and prediction would refuse the case for what it holds."""
         return any(f.severity == "error" for f in self.findings)
 
@@ -108,7 +108,7 @@ def import_case(
         force: replace a case that is there.
 
     Raises:
-        InputRefusedError: with the code of the check; nothing was written.
+        InputRejectedError: with the code of the check; nothing was written.
         UsageError: an unknown repair, both `mask_label` and `roi`, a mask without a CT, nothing to import, or `out`
             exists.
     """
@@ -207,7 +207,7 @@ def _read_ct(path: Path, series: str | None, fixes: Collection[str], repairs: li
     repairs += read.repairs
     for code, what, fix in check_ct(read.volume):
         if code in NOT_CT_CODES:
-            raise InputRefusedError(what.replace(CT_FILE, "the CT"), fix=fix, code=code, case_id=case_id)
+            raise InputRejectedError(what.replace(CT_FILE, "the CT"), fix=fix, code=code, case_id=case_id)
     array: NDArray[Any] = read.volume.array_DHW
     below = array < PADDING_BELOW_HU
     if "ct-padding" in fixes and below.any():
@@ -235,18 +235,18 @@ def _clinical(given: Path | Mapping[str, Any], patient_id: str | None, case_id: 
         try:
             record = json.loads(given.read_bytes()) if given.stat().st_size <= MAX_BYTES else None
         except (OSError, ValueError, RecursionError) as error:
-            raise InputRefusedError(
+            raise InputRejectedError(
                 "the clinical record is not JSON", fix=mend, code="clinical-malformed", case_id=case_id
             ) from error
     if not isinstance(record, Mapping) or not set(record) <= set(KEYS) or not isinstance(record.get("values"), Mapping):
-        raise InputRefusedError(
+        raise InputRejectedError(
             f"the clinical record has other keys than {', '.join(KEYS)}, or no values",
             fix=mend, code="clinical-malformed", case_id=case_id,
         )  # fmt: skip
     own: dict[str, Any] = dict(record)
     if patient_id is not None:
         if own.get("patient_id") not in (None, patient_id):
-            raise InputRefusedError(
+            raise InputRejectedError(
                 "the clinical record belongs to another patient than --patient-id says",
                 fix="give the right patient's record", code="patient-mismatch", case_id=case_id,
             )  # fmt: skip

@@ -16,7 +16,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from tmi.toolkit.cases.provenance import Repair
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.storage.hashing import sha256_file
 
@@ -69,12 +69,12 @@ def read_image_ct(path: Path, *, case_id: str) -> ReadCt:
     """A CT from NIfTI, NRRD or MetaImage.
 
     Raises:
-        InputRefusedError: ct-missing, ct-unreadable, ct-not-3d, ct-affine, ct-nan.
+        InputRejectedError: ct-missing, ct-unreadable, ct-not-3d, ct-affine, ct-nan.
     """
     volume = read_image(path, kind="ct", case_id=case_id).volume
     array = volume.array_DHW
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise InputRefusedError(
+        raise InputRejectedError(
             "the CT file holds voxels that are not finite",
             code="ct-nan",
             case_id=case_id,
@@ -98,11 +98,11 @@ def read_image(path: Path, *, kind: str, case_id: str) -> ReadImage:
         case_id: for the error texts.
 
     Raises:
-        InputRefusedError: KIND-missing, KIND-unreadable, KIND-not-3d, KIND-affine.
+        InputRejectedError: KIND-missing, KIND-unreadable, KIND-not-3d, KIND-affine.
     """
     name = f"the {'CT' if kind == 'ct' else 'mask'} file"
     if not path.is_file():
-        raise _refused(kind, "missing", f"{name} is not there", "correct the path", case_id)
+        raise _input_error(kind, "missing", f"{name} is not there", "correct the path", case_id)
     if path.name.lower().endswith(NIFTI_ENDINGS):
         return ReadImage(volume=_read_nifti(path, name, kind, case_id))
     import SimpleITK
@@ -116,24 +116,24 @@ def read_image(path: Path, *, kind: str, case_id: str) -> ReadImage:
         size, dimension = reader.GetSize(), reader.GetDimension()
         components = reader.GetNumberOfComponents()
         if dimension > 3 and set(size[3:]) != {1}:
-            raise _refused(kind, "not-3d", f"{name} has {dimension} axes", "give one 3D volume", case_id)
+            raise _input_error(kind, "not-3d", f"{name} has {dimension} axes", "give one 3D volume", case_id)
         if dimension < 3 or components != 1:
             what = f"{name} has {dimension} axes and {components} values a voxel"
-            raise _refused(kind, "not-3d", what, "give one 3D volume with one value a voxel", case_id)
+            raise _input_error(kind, "not-3d", what, "give one 3D volume with one value a voxel", case_id)
         if min(size) < 1 or math.prod(size) > MAX_VOXELS:
-            raise _refused(kind, "unreadable", f"{name} claims an absurd size", again, case_id)
+            raise _input_error(kind, "unreadable", f"{name} claims an absurd size", again, case_id)
         image = reader.Execute()
         metadata = {k: reader.GetMetaData(k) for k in reader.GetMetaDataKeys()}
     except (RuntimeError, UnicodeError, TypeError, MemoryError) as error:
-        raise _refused(kind, "unreadable", f"{name} cannot be read", again, case_id) from error
+        raise _input_error(kind, "unreadable", f"{name} cannot be read", again, case_id) from error
     array = SimpleITK.GetArrayFromImage(image).reshape(size[2::-1])
     if array.dtype.kind not in "iuf":
-        raise _refused(kind, "unreadable", f"{name} holds no numbers", again, case_id)
+        raise _input_error(kind, "unreadable", f"{name} holds no numbers", again, case_id)
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(dimension, dimension)[:3, :3] * image.GetSpacing()[:3]
     affine[:3, 3] = image.GetOrigin()[:3]
     if not usable(affine):
-        raise _refused(kind, "affine", f"{name} has no usable geometry", "export it again", case_id)
+        raise _input_error(kind, "affine", f"{name} has no usable geometry", "export it again", case_id)
     volume = canonical_volume(array.transpose(2, 1, 0), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)
     return ReadImage(volume=volume, metadata=metadata)
 
@@ -146,17 +146,17 @@ def _read_nifti(path: Path, name: str, kind: str, case_id: str) -> Volume:
         if not isinstance(image, nib.Nifti1Pair) or not shape or min(shape) < 1:
             raise ValueError("no NIfTI volume")
         if len(shape) < 3 or set(shape[3:]) - {1}:
-            raise _refused(kind, "not-3d", f"{name} has {len(shape)} axes", "give one 3D volume", case_id)
+            raise _input_error(kind, "not-3d", f"{name} has {len(shape)} axes", "give one 3D volume", case_id)
         if math.prod(shape) > MAX_VOXELS or not _could_hold(path, image):
-            raise _refused(kind, "unreadable", f"{name} claims an absurd size", again, case_id)
+            raise _input_error(kind, "unreadable", f"{name} claims an absurd size", again, case_id)
         if not usable(affine):
-            raise _refused(kind, "affine", f"{name} has no usable geometry", "export it again", case_id)
+            raise _input_error(kind, "affine", f"{name} has no usable geometry", "export it again", case_id)
         slope, intercept = image.header.get_slope_inter()
         stored = np.asanyarray(image.dataobj.get_unscaled()).reshape(shape[:3])
         if stored.dtype.kind not in "iuf":
             raise ValueError("no numbers")
     except NIFTI_ERRORS as error:
-        raise _refused(kind, "unreadable", f"{name} cannot be read as NIfTI", again, case_id) from error
+        raise _input_error(kind, "unreadable", f"{name} cannot be read as NIfTI", again, case_id) from error
     return canonical_volume(_scaled(stored, slope, intercept), affine)
 
 
@@ -208,5 +208,5 @@ def canonical_volume(array_XYZ: NDArray[np.generic], affine_xyz: NDArray[np.floa
     return Volume(array_DHW=np.ascontiguousarray(array_DHW), affine_xyz=np.asarray(affine, dtype=np.float64))
 
 
-def _refused(kind: str, code: str, what: str, fix: str, case_id: str) -> InputRefusedError:
-    return InputRefusedError(what, fix=fix, code=f"{kind}-{code}", case_id=case_id)
+def _input_error(kind: str, code: str, what: str, fix: str, case_id: str) -> InputRejectedError:
+    return InputRejectedError(what, fix=fix, code=f"{kind}-{code}", case_id=case_id)

@@ -12,7 +12,7 @@ import numpy as np
 from tmi.toolkit.cases.case import MASK_FILE
 from tmi.toolkit.cases.provenance import Repair
 from tmi.toolkit.compute.quiet import quiet
-from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.mask_resampling import place_mask, resample_mask
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.ingest.dicom.headers import READ_ERRORS, looks_like_dicom, open_dicom
@@ -52,7 +52,7 @@ def import_mask(
         case_id: for the error texts.
 
     Raises:
-        InputRefusedError: mask-..., dicom-patient-mismatch.
+        InputRejectedError: mask-..., dicom-patient-mismatch.
     """
     if is_image_file(path):
         return _from_image(path, ct, wanted, fixes, case_id)
@@ -64,7 +64,7 @@ def _from_image(path: Path, ct: ReadCt, wanted: str | int | None, fixes: Collect
     labels = _as_labels(image.volume, case_id)
     values, counts = np.unique(labels.array_DHW, return_counts=True)
     if values.size > MOST_LABELS:
-        raise _refused("mask-unreadable", "the mask file holds no labels but an image", "give the mask", case_id)
+        raise _input_error("mask-unreadable", "the mask file holds no labels but an image", "give the mask", case_id)
     present = {int(v): int(n) for v, n in zip(values, counts, strict=True) if v != 0}
     names = _segment_names(image.metadata)
     label = choose_label(wanted, names, present, case_id=case_id)
@@ -77,10 +77,10 @@ def _as_labels(volume: Volume, case_id: str) -> Volume:
     array = volume.array_DHW
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
-            raise _refused("mask-nan", "the mask file holds voxels that are not finite", "export it again", case_id)
+            raise _input_error("mask-nan", "the mask file holds voxels that are not finite", "export it again", case_id)
         rounded = np.rint(array)
         if np.abs(array - rounded).max() > 1e-3 or np.abs(rounded).max() > 2**31:
-            raise _refused(
+            raise _input_error(
                 "mask-unreadable", "the mask file holds fractions, not labels", "export it as integers", case_id
             )
         array = rounded.astype(np.int64)
@@ -105,7 +105,7 @@ def _dicom_file(path: Path, case_id: str) -> Path:
             raise UsageError(f"{path} holds {len(files)} DICOM files", fix="give the DICOM SEG or RTSTRUCT file itself")
         return files[0]
     if not path.is_file():
-        raise _refused("mask-missing", "the mask file is not there", "correct the path", case_id)
+        raise _input_error("mask-missing", "the mask file is not there", "correct the path", case_id)
     return path
 
 
@@ -122,14 +122,14 @@ def _from_dicom(path: Path, ct: ReadCt, wanted: str | int | None, fixes: Collect
             patient_id = str(data.get("PatientID") or "").strip()
             frame = str(data.get("FrameOfReferenceUID") or "").strip()
     except READ_ERRORS as error:
-        raise _refused(
+        raise _input_error(
             "mask-unreadable",
             "the mask file cannot be read",
             "give NIfTI, NRRD, MHA, DICOM SEG or RTSTRUCT; copy the file again if it is one",
             case_id,
         ) from error
     if patient_id and ct.patient_id and patient_id != ct.patient_id:
-        raise _refused(
+        raise _input_error(
             "dicom-patient-mismatch",
             "CT and mask name different patients in their DICOM headers",
             "give the mask that was drawn on this CT",
@@ -149,7 +149,7 @@ def _from_dicom(path: Path, ct: ReadCt, wanted: str | int | None, fixes: Collect
         source = {"kind": "rtstruct", "roi": label.number}
         imported = _on_grid(volume, ct, label, source, path, fixes, case_id, cropped=True)
         return _with_found(imported, found + more)
-    raise _refused(
+    raise _input_error(
         "mask-unreadable",
         "the mask file is DICOM, but neither SEG nor RTSTRUCT",
         "give the segmentation, not an image series",
@@ -183,7 +183,7 @@ def _on_grid(
         what = f"resampled to the nearest neighbour from {_size(have)} to {_size(want)} voxels by world coordinates"
         repairs.append(Repair(code="mask-grid", file=MASK_FILE, what=what, before_sha256=digest))
     else:
-        raise _refused(
+        raise _input_error(
             "mask-grid",
             f"the mask lies on another grid than the CT ({_size(have)} against {_size(want)} voxels, depth last)",
             "export it again from the same series, or resample it with --fix mask-grid",
@@ -191,7 +191,7 @@ def _on_grid(
         )
     voxels = int(np.count_nonzero(volume.array_DHW))
     if not voxels:
-        raise _refused("mask-empty", "no voxel of the mask lies on the CT", "give the mask of this CT", case_id)
+        raise _input_error("mask-empty", "no voxel of the mask lies on the CT", "give the mask of this CT", case_id)
     return ImportedMask(
         volume=volume,
         source={**source, "voxels": voxels, "sha256": digest},
@@ -205,5 +205,5 @@ def _size(shape_DHW: tuple[int, ...]) -> str:
     return "x".join(map(str, reversed(shape_DHW)))
 
 
-def _refused(code: str, what: str, fix: str, case_id: str) -> InputRefusedError:
-    return InputRefusedError(what, fix=fix, code=code, case_id=case_id)
+def _input_error(code: str, what: str, fix: str, case_id: str) -> InputRejectedError:
+    return InputRejectedError(what, fix=fix, code=code, case_id=case_id)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 
 DEFAULT_NAME = "liver"
 MOST_LISTED = 20
@@ -50,10 +50,10 @@ def choose_label(
         case_id: for the error texts.
 
     Raises:
-        InputRefusedError: mask-label: not there, or several could be meant; mask-empty: nothing is there at all.
+        InputRejectedError: mask-label: not there, or several could be meant; mask-empty: nothing is there at all.
     """
     if not present:
-        raise InputRefusedError(
+        raise InputRejectedError(
             "the mask is empty", fix="give the mask of the liver", code="mask-empty", case_id=case_id
         )
     if isinstance(wanted, int) or (wanted is not None and wanted.strip().isdecimal()):
@@ -61,7 +61,7 @@ def choose_label(
         if number in present:
             return ChosenLabel(number=number, how=f"label {number}, as asked for")
         if not any(str(number) in own for own in names.values()):  # a code of SNOMED is a number too
-            raise _refused(f"the mask has no label {number}", names, present, case_id)
+            raise _input_error(f"the mask has no label {number}", names, present, case_id)
     if wanted is not None:
         return _by_name(str(wanted).strip(), names, present, case_id)
     livers = [n for n in present if DEFAULT_NAME in map(str.casefold, names.get(n, ()))]
@@ -70,7 +70,7 @@ def choose_label(
     if len(present) == 1:
         number = next(iter(present))
         return ChosenLabel(number=number, how=f"label {number}, the only one")
-    raise _refused("the mask has several labels", names, present, case_id)
+    raise _input_error("the mask has several labels", names, present, case_id)
 
 
 def _by_name(
@@ -81,24 +81,26 @@ def _by_name(
         if len(fitting) == 1:
             return ChosenLabel(number=fitting[0], how=f"label {fitting[0]}, by the name in the mask")
         what = f"{len(fitting)} labels of the mask go" if fitting else "no label of the mask goes"
-        raise _refused(f"{what} by the name asked for", names, present, case_id)
+        raise _input_error(f"{what} by the name asked for", names, present, case_id)
     task, _, name = wanted.rpartition(":")
     number = totalsegmentator_labels().get(task or "total", {}).get(name)
     if number is None:
-        raise _refused(
+        raise _input_error(
             "the mask has no names, and TotalSegmentator has none like the one asked for", names, present, case_id
         )
     if number not in present:
-        raise _refused(f"the mask has no label {number}, which is TotalSegmentator's {name}", names, present, case_id)
+        raise _input_error(
+            f"the mask has no label {number}, which is TotalSegmentator's {name}", names, present, case_id
+        )
     return ChosenLabel(number=number, how=f"label {number}, which is {name} in TotalSegmentator's {task or 'total'}")
 
 
-def _refused(
+def _input_error(
     what: str, names: Mapping[int, tuple[str, ...]], present: Mapping[int, int], case_id: str
-) -> InputRefusedError:
+) -> InputRejectedError:
     listed = [_line(n, names) for n in sorted(present)[:MOST_LISTED]]
     more = ", ..." if len(present) > MOST_LISTED else ""
-    return InputRefusedError(
+    return InputRejectedError(
         f"{what}; there are {', '.join(listed)}{more}",
         fix="choose one with --mask-label NUMBER or NAME; without names in the mask, NAME is TotalSegmentator's",
         code="mask-label",

@@ -16,7 +16,7 @@ from tmi.toolkit.clinical.rendering import render
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.clinical.units import check_units
 from tmi.toolkit.config.schema import Config
-from tmi.toolkit.qc.image_checks import refuse_on_error
+from tmi.toolkit.qc.image_checks import raise_on_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +35,14 @@ def clinical_inputs(case: Case, config: Config, schema: Schema) -> ClinicalInput
     """Read and check the case's record as prediction and training do, and nothing else of the case.
 
     Raises:
-        InputRefusedError: the record is missing, malformed or implausible; the case is named.
+        InputRejectedError: the record is missing, malformed or implausible; the case is named.
     """
     open_case(case.folder)
     record = read_clinical(case, schema)
     return ClinicalInputs(
         text=render(record, schema, config.clinical.rendering),
         numbers_V=numbers(record, schema),
-        warnings=refuse_on_error(check_units(record.values, schema), case.case_id),
+        warnings=raise_on_error(check_units(record.values, schema), case.case_id),
     )
 
 

@@ -26,11 +26,11 @@ from tmi.toolkit.compute.buffer_pool import ArrayAllocator
 from tmi.toolkit.compute.cpu import worker_pool
 from tmi.toolkit.compute.stage_timer import StageTimer
 from tmi.toolkit.config.schema import MODALITIES, N_RADIOMICS, Config, Modality
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.ct_resampling import StreamingResampler, prepare_ct
 from tmi.toolkit.imaging.volume import Grid, Volume, read_ct, read_mask
 from tmi.toolkit.preprocessing.cache import PreparedCache, PreparedImages
-from tmi.toolkit.qc.image_checks import check_ct, check_mask, refuse_on_error
+from tmi.toolkit.qc.image_checks import check_ct, check_mask, raise_on_error
 from tmi.toolkit.radiomics.table import read_table
 
 STAGES = ("record", "cache", "read", "inflate", "resample", "check", "mask", "radiomics")
@@ -87,7 +87,7 @@ def prepare_case(
         empty: makes the large arrays.
 
     Raises:
-        InputRefusedError: a file is missing, unreadable or implausible; the case is named.
+        InputRejectedError: a file is missing, unreadable or implausible; the case is named.
         UnavailableError: radiomics must be extracted and pyradiomics is not installed.
     """
     timer = StageTimer(STAGES)
@@ -97,7 +97,7 @@ def prepare_case(
     if "radiomics" in modalities:
         given = read_table(case.radiomics, case_id=case.case_id) if case.radiomics.is_file() else None
     if given is None and not case.mask.is_file():
-        raise InputRefusedError(
+        raise InputRejectedError(
             f"neither {RADIOMICS_FILE} nor {MASK_FILE} is there",
             code="radiomics-missing",
             case_id=case.case_id,
@@ -106,7 +106,7 @@ def prepare_case(
     warnings: tuple[str, ...] = ()
     text = ""
     if record is not None:
-        warnings = refuse_on_error(
+        warnings = raise_on_error(
             check_units(record.values, schema), case.case_id
         )  # outside what is cached by the images
         text = render(record, schema, config.clinical.rendering)
@@ -160,12 +160,12 @@ def _images(case: Case, config: Config, *, extract: bool, timer: StageTimer, emp
         ahead = _ReadAhead(case, resampling, mask_pool, empty)
         ct = read_ct(case, pool=pool, callbacks=ahead, timer=timer, empty=empty)
         timer.lap("inflate")
-        warnings = refuse_on_error(check_ct(ct), case.case_id)
+        warnings = raise_on_error(check_ct(ct), case.case_id)
         timer.lap("check")
         mask = None if ahead.mask is None else ahead.mask.result()
         timer.lap("mask")
         if mask is not None:
-            warnings += refuse_on_error(check_mask(ct, mask), case.case_id)
+            warnings += raise_on_error(check_mask(ct, mask), case.case_id)
         timer.lap("check")
         ct_1DHW = prepare_ct(ct, config.ct, resampling)
     timer.lap("resample")
@@ -185,5 +185,5 @@ def _extract(case: Case, ct: Volume, mask: Volume) -> tuple[Float[np.ndarray, "1
     try:
         extracted = extract_cached(ct, mask)
         return extracted.values_F, extracted.note
-    except InputRefusedError as error:
+    except InputRejectedError as error:
         raise error.for_case(case.case_id) from error

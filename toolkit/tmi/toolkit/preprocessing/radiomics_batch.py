@@ -17,9 +17,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from tmi.toolkit.cases.case import MASK_FILE, RADIOMICS_FILE, Case, open_case
-from tmi.toolkit.errors import InputRefusedError, UnavailableError, UsageError
+from tmi.toolkit.errors import InputRejectedError, UnavailableError, UsageError
 from tmi.toolkit.imaging.volume import read_ct, read_mask
-from tmi.toolkit.qc.image_checks import check_ct, check_mask, refuse_on_error
+from tmi.toolkit.qc.image_checks import check_ct, check_mask, raise_on_error
 from tmi.toolkit.radiomics.cache import extract_cached, package_versions
 from tmi.toolkit.radiomics.external_table import ExternalTable
 from tmi.toolkit.radiomics.provenance import RadiomicsRecord, file_digest, read_record, staleness_reason, write_record
@@ -107,7 +107,7 @@ def make_table(case: Case, options: ExtractionOptions, *, jobs: int) -> Extracti
         note = (
             _import_external(case, options.external) if options.external is not None else _extract(case, options, jobs)
         )
-    except InputRefusedError as error:
+    except InputRejectedError as error:
         return ExtractionResult(
             case_id=case.case_id, state="refused", message=error.what, fix=error.fix, code=error.code
         )
@@ -137,7 +137,7 @@ def _is_current(case: Case, options: ExtractionOptions) -> bool:
             why = f"{RADIOMICS_FILE} was extracted from another label of {MASK_FILE}"
         else:
             return True
-    raise InputRefusedError(
+    raise InputRejectedError(
         why, fix="keep it, or replace it with --force", code="radiomics-exists", case_id=case.case_id
     )
 
@@ -151,9 +151,9 @@ def _record(case: Case) -> RadiomicsRecord | None:
 
 def _extract(case: Case, options: ExtractionOptions, jobs: int) -> str:
     ct = read_ct(case)
-    refuse_on_error(check_ct(ct), case.case_id)
+    raise_on_error(check_ct(ct), case.case_id)
     mask = read_mask(case, ct)
-    refuse_on_error(check_mask(ct, mask), case.case_id)
+    raise_on_error(check_mask(ct, mask), case.case_id)
     # the digests first: files that are exchanged meanwhile are noticed by the next check
     ct_sha256, mask_sha256 = file_digest(case.ct), file_digest(case.mask)
     extracted = extract_cached(ct, mask, jobs=jobs, use_cache=options.use_cache)

@@ -16,7 +16,7 @@ from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.clinical.record import ClinicalRecord, read_clinical
 from tmi.toolkit.clinical.schema import Schema, load_schema
 from tmi.toolkit.clinical.units import check_units
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.volume import Volume, read_ct, read_mask
 from tmi.toolkit.qc.check_registry import CHECKS, Severity
 from tmi.toolkit.qc.hu_checks import NOT_HU
@@ -222,7 +222,7 @@ def _record(case: Case) -> Iterator[Finding]:
 def _attempt(read: Callable[[], Any]) -> tuple[Any, list[Finding]]:
     try:
         return read(), []
-    except InputRefusedError as error:
+    except InputRejectedError as error:
         return None, [_finding(error.case_id or "", error.code, error.what, error.fix)]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.toolkit.cases.case import CT_FILE, MASK_FILE
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.nifti import is_sheared
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.qc.check_registry import CHECKS
@@ -185,15 +185,15 @@ def tilt_degrees(volume: Volume) -> float:
     return float(np.degrees(np.arccos(np.clip(np.abs(direction).max(axis=0), 0.0, 1.0))).max())
 
 
-def refuse_on_error(found: Iterator[Found], case_id: str) -> tuple[str, ...]:
+def raise_on_error(found: Iterator[Found], case_id: str) -> tuple[str, ...]:
     """The texts of the warnings; raises the first error.
 
     Raises:
-        InputRefusedError: with the check's code.
+        InputRejectedError: with the check's code.
     """
     warnings = []
     for code, what, fix in found:
         if CHECKS[code].severity == "error":
-            raise InputRefusedError(what, fix=fix, code=code, case_id=case_id)
+            raise InputRejectedError(what, fix=fix, code=code, case_id=case_id)
         warnings.append(what)
     return tuple(warnings)

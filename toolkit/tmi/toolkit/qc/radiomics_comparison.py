@@ -9,7 +9,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from tmi.toolkit.cases.case import MASK_FILE, RADIOMICS_FILE, Case
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 
@@ -54,13 +54,13 @@ def compare_radiomics(
 
     Raises:
         UnavailableError: pyradiomics is not installed.
-        InputRefusedError: radiomics-mask: the mask is too small for texture features.
+        InputRejectedError: radiomics-mask: the mask is too small for texture features.
     """
     from tmi.toolkit.radiomics.extractor import extract  # pyradiomics is an extra, and slow to import
 
     try:
         computed_F = extract(ct, mask)
-    except InputRefusedError as error:
+    except InputRejectedError as error:
         raise error.for_case(case.case_id) from error
     return compare_features(case.case_id, given_F, computed_F, tolerance=tolerance)
 

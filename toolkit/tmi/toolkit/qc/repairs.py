@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, RADIOMICS_FILE, Case
 from tmi.toolkit.cases.provenance import Repair, add_repair, read_case_record
-from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.mask_resampling import resample_mask
 from tmi.toolkit.imaging.nifti import MAX_VOXELS, is_sheared
 from tmi.toolkit.imaging.volume import Volume, read_ct, read_labels, require_same_grid
@@ -115,7 +115,7 @@ def _straight_grid(ct: Volume, case_id: str) -> tuple[NDArray[np.float64], tuple
     world = (ct.affine_xyz @ corners)[:3]
     shape = np.ceil((world.max(axis=1) - world.min(axis=1)) / spacing - 1e-6).astype(int) + 1
     if int(np.prod(shape, dtype=np.int64)) > MAX_VOXELS:
-        raise InputRefusedError(
+        raise InputRejectedError(
             f"{CT_FILE} would have too many voxels along the patient's axes",
             fix="crop it, or export the series again",
             code="ct-oblique",
@@ -131,7 +131,7 @@ def _mask_grid(case: Case) -> list[Change]:
     ct, labels = read_ct(case), read_labels(case)
     try:
         require_same_grid(case.case_id, labels.array_DHW.shape, labels.affine_xyz, ct)
-    except InputRefusedError:
+    except InputRejectedError:
         placed = resample_mask(labels, ct)
         before, after = (int(np.count_nonzero(m.array_DHW)) for m in (labels, placed))
         if not after:
@@ -193,7 +193,7 @@ def repair(case: Case, codes: Sequence[str]) -> list[Repaired]:
         try:
             read_case_record(case.folder, case_id=case.case_id)  # what cannot be recorded is not done
             changes = REPAIRS[code](case)
-        except InputRefusedError:
+        except InputRejectedError:
             continue
         for path, volume, what in changes:
             before = sha256_file(path)

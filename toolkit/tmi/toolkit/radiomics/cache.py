@@ -76,7 +76,7 @@ def extract_cached(ct: Volume, mask: Volume, *, jobs: int | None = None, use_cac
 
     Raises:
         UnavailableError: nothing is remembered and pyradiomics is not installed.
-        InputRefusedError: the mask is too small, or the CT is empty.
+        InputRejectedError: the mask is too small, or the CT is empty.
     """
     from tmi.toolkit.radiomics.extractor import (  # imports nothing heavy before it extracts
         ExtractedFeatures,

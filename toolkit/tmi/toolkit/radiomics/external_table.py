@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.radiomics.table import parse_value
 
@@ -50,13 +50,13 @@ class ExternalTable:
         """The features of a case, in the order of `FEATURE_NAMES`; NaN where a cell is missing.
 
         Raises:
-            InputRefusedError: `radiomics-rows`: no row of this case, or several; `radiomics-value`.
+            InputRejectedError: `radiomics-rows`: no row of this case, or several; `radiomics-value`.
         """
         found = self.rows
         if self.id_column is not None:
             found = tuple(row for row in self.rows if row[self.id_column].strip() == case_id)
         if len(found) != 1:
-            raise InputRefusedError(
+            raise InputRejectedError(
                 f"{self.name} has {len(found) or 'no'} row{'s' if len(found) > 1 else ''} of this case",
                 fix="give one row a case, its id as the case folder's name, and name the column with --id-column",
                 code="radiomics-rows",

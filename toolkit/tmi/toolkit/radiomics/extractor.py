@@ -16,7 +16,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from tmi.toolkit.compute.cpu import available_cores
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.radiomics.fast_extractor import extract_fast, reference_path_reason
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.radiomics.image_filters import to_image
@@ -64,7 +64,7 @@ def extract(ct: Volume, mask: Volume, *, jobs: int | None = None) -> Float[NDArr
 
     Raises:
         UnavailableError: pyradiomics is not installed.
-        InputRefusedError: `radiomics-mask`: the mask is empty, one voxel, a line or everything; `ct-not-hu`: the CT is
+        InputRejectedError: `radiomics-mask`: the mask is empty, one voxel, a line or everything; `ct-not-hu`: the CT is
             zero everywhere.
     """
     extracted = extract_with_note(ct, mask, jobs=jobs)
@@ -83,7 +83,7 @@ def extract_with_note(ct: Volume, mask: Volume, *, jobs: int | None = None) -> E
 
     Raises:
         UnavailableError: as in `extract`.
-        InputRefusedError: as in `extract`.
+        InputRejectedError: as in `extract`.
     """
     reason = reference_path_reason()
     if reason is not None:
@@ -104,7 +104,7 @@ def extract_reference(ct: Volume, mask: Volume) -> Float[NDArray[np.float64], "1
 
     Raises:
         UnavailableError: as in `extract`.
-        InputRefusedError: as in `extract`.
+        InputRejectedError: as in `extract`.
     """
     load()
     require_extractable(ct, mask)
@@ -118,25 +118,25 @@ def require_extractable(ct: Volume, mask: Volume) -> None:
     """Refuse a mask that spans fewer than two axes or covers everything, and a CT without a single value.
 
     Raises:
-        InputRefusedError: `radiomics-mask`, `ct-not-hu`.
+        InputRejectedError: `radiomics-mask`, `ct-not-hu`.
     """
     inside_DHW = mask.array_DHW
     spans = (np.flatnonzero(inside_DHW.any(axis=other)) for other in ((1, 2), (0, 2), (0, 1)))
     wide = sum(int(span[-1] > span[0]) for span in spans if len(span))
     if wide < SETTINGS["setting"]["minimumROIDimensions"]:
-        raise InputRefusedError(
+        raise InputRejectedError(
             "the mask is too small for radiomics: it is empty, one voxel or one line of voxels",
             fix="segment the liver, or name its label with --mask-label",
             code="radiomics-mask",
         )
     if inside_DHW.all():
-        raise InputRefusedError(
+        raise InputRejectedError(
             "the mask covers the whole CT",
             fix="segment the liver, or name its label with --mask-label",
             code="radiomics-mask",
         )
     if not ct.array_DHW.any():
-        raise InputRefusedError(
+        raise InputRejectedError(
             "the CT is zero everywhere", fix="export the CT again from its series", code="ct-not-hu"
         )
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.storage.atomic_files import write_text
 
@@ -23,25 +23,25 @@ MISSING_CELLS = frozenset({"", "nan", "na", "n/a", "null", "none"})
 """What counts as a missing value, in lower case."""
 
 
-def _refused(what: str, fix: str, case_id: str, code: str = "radiomics-columns") -> InputRefusedError:
-    return InputRefusedError(what, fix=fix, code=code, case_id=case_id)
+def _input_error(what: str, fix: str, case_id: str, code: str = "radiomics-columns") -> InputRejectedError:
+    return InputRejectedError(what, fix=fix, code=code, case_id=case_id)
 
 
 def read_rows(path: Path, *, case_id: str) -> list[list[str]]:
     """Non-empty rows of a CSV file.
 
     Raises:
-        InputRefusedError: `radiomics-missing` or `radiomics-unreadable`.
+        InputRejectedError: `radiomics-missing` or `radiomics-unreadable`.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
         return [row for row in csv.reader(io.StringIO(text), strict=True) if row]
     except FileNotFoundError as error:
-        raise _refused(
+        raise _input_error(
             f"{path.name} is missing", "run `tmi radiomics` on the case", case_id, "radiomics-missing"
         ) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise _refused(
+        raise _input_error(
             f"{path.name} cannot be read as CSV in UTF-8",
             "save it as comma-separated UTF-8: a header and one row",
             case_id,
@@ -53,29 +53,29 @@ def require_names(names: list[str], *, file: str, case_id: str) -> None:
     """Refuse a header that is not exactly the features, in any order.
 
     Raises:
-        InputRefusedError: `radiomics-columns`, when a feature is missing, unknown or there twice.
+        InputRejectedError: `radiomics-columns`, when a feature is missing, unknown or there twice.
     """
     known, given = set(FEATURE_NAMES), set(names)
     again = "give every feature once, or extract them anew with `tmi radiomics --force`"
     if missing := [n for n in FEATURE_NAMES if n not in given]:
-        raise _refused(
+        raise _input_error(
             f"{file} has {len(names)} columns, not {len(FEATURE_NAMES)}: {missing[0]} is missing"
             + (f", with {len(missing) - 1} others" if len(missing) > 1 else ""),
             again,
             case_id,
         )
     if unknown := [n for n in names if n not in known]:
-        raise _refused(f"{file} has the unknown column {unknown[0][:80]!r}", again, case_id)
+        raise _input_error(f"{file} has the unknown column {unknown[0][:80]!r}", again, case_id)
     if len(names) != len(given):
         twice = next(n for n in FEATURE_NAMES if names.count(n) > 1)
-        raise _refused(f"{file} has the column {twice} twice", again, case_id)
+        raise _input_error(f"{file} has the column {twice} twice", again, case_id)
 
 
 def parse_value(cell: str, *, name: str, file: str, case_id: str) -> float:
     """A finite number, or NaN for a missing value.
 
     Raises:
-        InputRefusedError: `radiomics-value`.
+        InputRejectedError: `radiomics-value`.
     """
     if cell.strip().lower() in MISSING_CELLS:
         return math.nan
@@ -84,7 +84,7 @@ def parse_value(cell: str, *, name: str, file: str, case_id: str) -> float:
     except ValueError:
         value = math.inf
     if not math.isfinite(value):
-        raise _refused(
+        raise _input_error(
             f"{file}: {name} holds no finite number",
             "give a decimal number with a point, or leave the cell empty where the value is missing",
             case_id,
@@ -97,7 +97,7 @@ def read_table(path: Path, *, case_id: str) -> Float[NDArray[np.float64], "1781"
     """The features in the order of `FEATURE_NAMES`; NaN where a cell is missing.
 
     Raises:
-        InputRefusedError: `radiomics-missing`, `radiomics-unreadable`, `radiomics-columns` (a feature is missing,
+        InputRejectedError: `radiomics-missing`, `radiomics-unreadable`, `radiomics-columns` (a feature is missing,
             unknown or there twice), `radiomics-rows` (not one row), `radiomics-value` (no finite number).
     """
     rows = read_rows(path, case_id=case_id)
@@ -105,7 +105,7 @@ def read_table(path: Path, *, case_id: str) -> Float[NDArray[np.float64], "1781"
     require_names(names, file=path.name, case_id=case_id)
     if len(rows) != 2 or len(rows[1]) != len(names):
         cells = f"a row of {len(rows[1])} cells" if len(rows) == 2 else f"{len(rows) - 1} rows of values"
-        raise _refused(
+        raise _input_error(
             f"{path.name} has {cells}, not one row of {len(names)}",
             "keep the header and the one row of this case",
             case_id,

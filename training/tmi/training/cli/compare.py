@@ -121,7 +121,7 @@ def compare(
     command = _command(table, model or [], settings or [], options)
     _report(plan, trained, data, out, command)
     if trained.failed or trained.refused:
-        raise typer.Exit(int(ExitCode.UNEXPECTED if trained.failed else ExitCode.REFUSED))
+        raise typer.Exit(int(ExitCode.UNEXPECTED if trained.failed else ExitCode.REJECTED))
 
 
 def _require_taught(plan: Plan, text_weights: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rich.progress import Progress, TaskID
 
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.run_folder import FoldSplit
 
 
@@ -34,7 +34,7 @@ class RunBars:
 
         return report
 
-    def refused(self, error: InputRefusedError) -> None:
+    def refused(self, error: InputRejectedError) -> None:
         """A case is left out; told once, however many runs leave it out."""
         if str(error) not in self._told:
             self._told.add(str(error))

@@ -214,7 +214,7 @@ def _run(
         return
     _show(outcome)
     if outcome.refused:
-        raise typer.Exit(int(ExitCode.REFUSED))
+        raise typer.Exit(int(ExitCode.REJECTED))
 
 
 def _show(outcome: Outcome) -> None:

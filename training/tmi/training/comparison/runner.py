@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from tmi.toolkit.cases.case import Cohort
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer
-from tmi.toolkit.errors import DamagedError, InputRefusedError, TmiError, UsageError
+from tmi.toolkit.errors import DamagedError, InputRejectedError, TmiError, UsageError
 from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder
 from tmi.training.comparison.plan import Plan, PlannedRun
@@ -41,7 +41,7 @@ class Trained:
     """Key -> why there is none."""
     reused: tuple[str, ...] = ()
     """Keys of the runs that were finished before."""
-    refused: tuple[InputRefusedError, ...] = ()
+    refused: tuple[InputRejectedError, ...] = ()
     """Cases left out of every run that was trained now."""
 
 
@@ -72,7 +72,7 @@ def train_all(
     there = {p.key: _there(p, out / RUNS / p.key, print_of_cohort, starts[p.key]) for p in plan.runs}
     runs: dict[str, RunFolder] = {}
     failed: dict[str, str] = {}
-    refused: tuple[InputRefusedError, ...] = ()
+    refused: tuple[InputRejectedError, ...] = ()
     reused = tuple(key for key, run in there.items() if run is not None and run.finished)
     for planned in plan.runs:
         existing = there[planned.key]

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from tmi.toolkit.cases.case import COHORT_FILE, Case, Cohort
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.config.schema import N_RADIOMICS, Config
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.models.registry import seen
 from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.preprocessing.clinical_features import clinical_inputs
@@ -47,7 +47,7 @@ class CohortArrays:
     """Clinical values as numbers, NaN where missing; float64."""
     labels_N: Int[np.ndarray, " N"]
     """Class indices; int64."""
-    refused: tuple[InputRefusedError, ...]
+    refused: tuple[InputRejectedError, ...]
     """Why cases were left out."""
 
     def rows(self, case_ids: Sequence[str]) -> Int[np.ndarray, " n"]:
@@ -86,12 +86,12 @@ def prepare_cohort(
     numbers = np.full((len(cohort.cases), len(schema.fields)), np.nan)
     kept: list[Case] = []
     texts: list[str] = []
-    refused: list[InputRefusedError] = []
+    refused: list[InputRejectedError] = []
     for case in cohort.cases:
         try:
             record = clinical_inputs(case, config, schema)
             prepared = None if records_only else prepare_case(case, config, schema, cache=cache)
-        except InputRefusedError as error:
+        except InputRejectedError as error:
             refused.append(error)
         else:
             if prepared is not None:

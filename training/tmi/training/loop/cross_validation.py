@@ -14,7 +14,7 @@ from tmi.toolkit.clinical.rendering import require_rendering
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import Config
-from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json, write_json
@@ -40,7 +40,7 @@ class Watcher(Protocol):
     def fold(self, split: FoldSplit, epochs: int) -> Callable[[int, float, float], None]:
         """A fold begins; the result is called after each epoch with its number and two losses."""
 
-    def refused(self, error: InputRefusedError) -> None:
+    def refused(self, error: InputRejectedError) -> None:
         """A case is left out."""
 
     def failed(self, split: FoldSplit, why: str) -> None:
@@ -55,7 +55,7 @@ class Outcome:
     """The finished run."""
     summary: dict[str, Any]
     """Content of summary.json."""
-    refused: tuple[InputRefusedError, ...]
+    refused: tuple[InputRejectedError, ...]
     """Cases left out."""
 
 
@@ -101,7 +101,7 @@ def cross_validate(
         for error in arrays.refused:
             watcher.refused(error)
         if not arrays.cases:
-            raise InputRefusedError(
+            raise InputRejectedError(
                 f"none of the {len(cohort.cases)} cases of {cohort.folder} can be trained on",
                 fix="mend them as told above; `tmi check` tells more",
                 code="cohort-refused",

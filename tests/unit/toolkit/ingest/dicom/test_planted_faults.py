@@ -19,7 +19,7 @@ from factories.dicom_series import (
 )
 from factories.tmi_command import tmi
 from tmi.toolkit.cases.provenance import read_case_record
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.volume import Volume, read_ct
 from tmi.toolkit.ingest.case_importer import IMPORT_FIXES, ImportedCase, import_case
 from tmi.toolkit.qc.check_registry import CHECKS
@@ -48,7 +48,7 @@ def codes_of(folder: Path, fault: str, seg: Path) -> tuple[set[str], str]:
     """Codes under which the fault is found, and the texts."""
     try:
         done = import_case(folder / "case", ct=SERIES_FAULTS[fault].write(folder / "dicom"), mask=seg, clinical=RECORD)
-    except InputRefusedError as error:
+    except InputRejectedError as error:
         assert not (folder / "case").exists()
         return {error.code}, f"{error} {error.fix}"
     return {f.code for f in done.findings}, " ".join(f.message for f in done.findings)
@@ -111,7 +111,7 @@ def test_a_missing_slice_is_interpolated_and_the_others_stay(tmp_path, good):
 
 def test_a_gap_too_wide_is_not_filled(tmp_path):
     write_slices(tmp_path / "dicom", SERIES_FAULTS["three slices missing"].slices())
-    with pytest.raises(InputRefusedError, match="too many to interpolate") as refused:
+    with pytest.raises(InputRejectedError, match="too many to interpolate") as refused:
         import_case(tmp_path / "case", ct=tmp_path / "dicom", fixes=["dicom-missing-slice"])
     assert refused.value.code == "dicom-missing-slice"
 

@@ -32,7 +32,7 @@ from factories.dicom_series import (
     write_slices,
 )
 from factories.tmi_command import tmi
-from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.ingest.dicom.ct import read_dicom_ct
 from tmi.toolkit.ingest.image_files import ReadCt, read_image_ct
@@ -114,7 +114,7 @@ def test_a_codestream_of_another_size_than_the_header_says_is_refused(syntax, tm
             data = pydicom.dcmread(tmp_path / f"{k}.dcm")
         data.Rows, data.Columns = data.Columns, data.Rows
         data.save_as(tmp_path / f"{k}.dcm", enforce_file_format=True)
-    with pytest.raises(InputRefusedError, match="DICOM file 1 ") as refused:
+    with pytest.raises(InputRejectedError, match="DICOM file 1 ") as refused:
         read(tmp_path)
     assert refused.value.code == "dicom-unreadable"
 
@@ -182,7 +182,7 @@ def test_a_series_is_chosen_by_number_or_uid(two_series):
 
 @pytest.mark.parametrize(("wanted", "code"), [("1", "dicom-not-ct"), ("9", "dicom-series"), ("1.2.3", "dicom-series")])
 def test_a_series_that_is_no_ct_or_not_there_is_refused(wanted, code, two_series):
-    with pytest.raises(InputRefusedError) as refused:
+    with pytest.raises(InputRejectedError) as refused:
         read(two_series, wanted)
     assert refused.value.code == code
 

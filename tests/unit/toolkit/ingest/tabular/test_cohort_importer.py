@@ -15,7 +15,7 @@ from tmi.toolkit.cases.case import open_case, open_cohort
 from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.schema import load_schema
-from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.ingest.tabular.cohort_importer import import_table
 from tmi.toolkit.ingest.tabular.report import TableReport
 
@@ -317,7 +317,7 @@ def images(world, monkeypatch) -> list[tuple[str, dict[str, object]]]:
         ct = asked["ct"]
         assert isinstance(ct, Path)
         if ct.name == "mr":
-            raise InputRefusedError("the series is MR", fix="give a CT", code="ct-modality", case_id=out.name)
+            raise InputRejectedError("the series is MR", fix="give a CT", code="ct-modality", case_id=out.name)
         if ct.name == "two":
             raise UsageError("the folder holds 2 series", fix="choose one with --series")
         shutil.rmtree(out, ignore_errors=True)

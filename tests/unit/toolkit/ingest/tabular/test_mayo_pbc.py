@@ -13,7 +13,7 @@ from tmi.toolkit.cases.case import open_case, open_cohort
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import render
 from tmi.toolkit.clinical.schema import load_schema
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.ingest.tabular.cohort_importer import import_table
 from tmi.toolkit.ingest.tabular.report import TableReport
 
@@ -107,5 +107,5 @@ def test_an_extended_schema_takes_the_columns_that_the_livers_lacks(imported):
     for said in ("Urine copper: 156 ug/day (high).", "Ascites: yes.", "Oedema: despite diuretics.", "stage: 4."):
         assert said in text
     assert "fat" not in text
-    with pytest.raises(InputRefusedError, match="the schema has no field 'ascites'"):
+    with pytest.raises(InputRejectedError, match="the schema has no field 'ascites'"):
         read_clinical(case, load_schema())

@@ -20,8 +20,8 @@ from pydicom.uid import UID
 
 from tmi.toolkit.cases.case import CT_FILE
 from tmi.toolkit.cases.provenance import Repair
-from tmi.toolkit.errors import InputRefusedError
-from tmi.toolkit.ingest.dicom.geometry import Stack, gaps, is_even, refuse, shear, stack, tilt
+from tmi.toolkit.errors import InputRejectedError
+from tmi.toolkit.ingest.dicom.geometry import Stack, gaps, is_even, series_error, shear, stack, tilt
 from tmi.toolkit.ingest.dicom.headers import SliceHeader, decode_hu
 from tmi.toolkit.ingest.dicom.series import DicomFolder, Series, choose, scan
 from tmi.toolkit.ingest.image_files import MAX_VOXELS, ReadCt, canonical_volume
@@ -44,7 +44,7 @@ def read_dicom_ct(path: Path, *, series: str | None, fixes: Collection[str], cas
         case_id: for the error texts.
 
     Raises:
-        InputRefusedError: any dicom-... code of `CHECKS` of severity error, ct-not-hu, ct-few-slices.
+        InputRejectedError: any dicom-... code of `CHECKS` of severity error, ct-not-hu, ct-few-slices.
         UsageError: nothing is at `path`.
     """
     folder = scan(path, case_id=case_id)
@@ -78,12 +78,12 @@ def _require_rescale(
     slices: tuple[SliceHeader, ...], fixes: Collection[str], repairs: list[Repair], case_id: str
 ) -> None:
     if any(s.slope == 0.0 for s in slices):
-        raise refuse("ct-not-hu", "an image has the slope 0", "export the CT series again", case_id)
+        raise series_error("ct-not-hu", "an image has the slope 0", "export the CT series again", case_id)
     without = sum(s.slope is None or s.intercept is None for s in slices)
     if not without:
         return
     if "dicom-no-rescale" not in fixes:
-        raise refuse(
+        raise series_error(
             "dicom-no-rescale",
             f"{without} of {len(slices)} images have no slope or intercept, so their values are no Hounsfield units",
             "export the series again; if the values are known to be HU, import with --fix dicom-no-rescale",
@@ -116,7 +116,7 @@ def _decode(
     if differing:
         raise _several_at_one_place(ordered, case_id)
     if copies and "dicom-duplicate-slice" not in fixes:
-        raise refuse(
+        raise series_error(
             "dicom-duplicate-slice",
             f"{copies} slices are there twice, with the same pixels",
             "export the series again, or drop the copies with --fix dicom-duplicate-slice",
@@ -128,16 +128,16 @@ def _decode(
     return kept, images, padded
 
 
-def _several_at_one_place(ordered: Stack, case_id: str) -> InputRefusedError:
+def _several_at_one_place(ordered: Stack, case_id: str) -> InputRejectedError:
     counts = {len(p) for p in ordered.places}
     if len(counts) == 1:
-        return refuse(
+        return series_error(
             "dicom-4d",
             f"{counts.pop()} different images lie at every place: several time points or phases in one series",
             "export one phase as a series of its own",
             case_id,
         )
-    return refuse(
+    return series_error(
         "dicom-mixed-series",
         "slices of two series are mixed: different images lie at one place",
         "export the one series again from the archive, into an empty folder",
@@ -163,7 +163,7 @@ def _straighten(
     if degrees == 0.0:
         return images, ordered.offset_mm.mean(axis=0)
     if "dicom-gantry-tilt" not in fixes:
-        raise refuse(
+        raise series_error(
             "dicom-gantry-tilt",
             f"the gantry was tilted by {degrees:.1f} degrees, so the slices form no straight stack",
             "resample it to one with --fix dicom-gantry-tilt",
@@ -175,7 +175,7 @@ def _straighten(
     grow = np.ceil(np.ptp(place, axis=0)).astype(int) + 1
     rows, columns = images[0].shape
     if (rows + grow[1]) * (columns + grow[0]) * len(images) > MAX_VOXELS:
-        raise refuse("dicom-unreadable", "the tilted series claims an absurd extent", "export it again", case_id)
+        raise series_error("dicom-unreadable", "the tilted series claims an absurd extent", "export it again", case_id)
     moved = []
     for image, (along_row, along_column) in zip(images, place - low, strict=True):
         wide = _shifted(image.astype(np.float32), along_row, axis=1, size=columns + int(grow[0]))
@@ -215,7 +215,7 @@ def _even(
     total = sum(n for _, n in missing)
     if missing and "dicom-missing-slice" not in fixes:
         where = ", ".join(f"after slice {i + 1}" for i, _ in missing[:5])
-        raise refuse(
+        raise series_error(
             "dicom-missing-slice",
             f"{total} of {along.size + total} slices are missing ({where}{', ...' if len(missing) > 5 else ''})",
             "fetch the series again from the archive; up to two neighbours are interpolated with "
@@ -223,7 +223,7 @@ def _even(
             case_id,
         )
     if max((n for _, n in missing), default=0) > MOST_MISSING:
-        raise refuse(
+        raise series_error(
             "dicom-missing-slice",
             f"{max(n for _, n in missing)} neighbouring slices are missing, too many to interpolate",
             "fetch the series again from the archive",
@@ -242,7 +242,7 @@ def _even(
         return images, along
     step, steps = float(np.median(np.diff(along))), np.diff(along)
     if "dicom-nonuniform-spacing" not in fixes or steps.max() > (MOST_MISSING + 1) * step:
-        raise refuse(
+        raise series_error(
             "dicom-nonuniform-spacing",
             f"slices lie between {steps.min():.3g} and {steps.max():.3g} mm apart",
             "export the series again; where it was scanned so, resample it with --fix dicom-nonuniform-spacing",
@@ -250,7 +250,7 @@ def _even(
         )
     even = np.arange(along[0], along[-1] + 1e-6, step)
     if even.size * images[0].size > MAX_VOXELS:
-        raise refuse("dicom-unreadable", "the series claims an absurd extent", "export it again", case_id)
+        raise series_error("dicom-unreadable", "the series claims an absurd extent", "export it again", case_id)
     what = f"slices resampled linearly to {step:.3g} mm from steps of {steps.min():.3g} to {steps.max():.3g} mm"
     repairs.append(Repair(code="dicom-nonuniform-spacing", file=CT_FILE, what=what))
     return _interpolated(images, along, even), even

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.ingest.dicom.headers import MAX_SLICE_PIXELS, SliceHeader
 from tmi.toolkit.ingest.image_files import MAX_VOXELS
 
@@ -50,16 +50,16 @@ class Stack:
         return float(np.median(np.diff(self.along_mm)))
 
 
-def refuse(code: str, what: str, fix: str, case_id: str) -> InputRefusedError:
+def series_error(code: str, what: str, fix: str, case_id: str) -> InputRejectedError:
     """A refusal of the series."""
-    return InputRefusedError(what, fix=fix, code=code, case_id=case_id)
+    return InputRejectedError(what, fix=fix, code=code, case_id=case_id)
 
 
 def stack(slices: Sequence[SliceHeader], *, case_id: str) -> Stack:
     """Check that the slices are of one kind and put them in order.
 
     Raises:
-        InputRefusedError: dicom-multiframe, ct-not-hu, dicom-no-geometry, dicom-mixed-series, dicom-unreadable (absurd
+        InputRejectedError: dicom-multiframe, ct-not-hu, dicom-no-geometry, dicom-mixed-series, dicom-unreadable (absurd
             sizes), ct-few-slices (no two places).
     """
     _require_images(slices, case_id)
@@ -78,7 +78,7 @@ def stack(slices: Sequence[SliceHeader], *, case_id: str) -> Stack:
         else:
             groups.append([int(i)])
     if len(groups) < 2:
-        raise refuse("ct-few-slices", "the series has slices at one place only", "give the whole series", case_id)
+        raise series_error("ct-few-slices", "the series has slices at one place only", "give the whole series", case_id)
     first = [g[0] for g in groups]
     spacing = slices[0].spacing or (0.0, 0.0)
     return Stack(
@@ -93,27 +93,29 @@ def stack(slices: Sequence[SliceHeader], *, case_id: str) -> Stack:
 def _require_images(slices: Sequence[SliceHeader], case_id: str) -> None:
     again = "export the series again from the archive"
     if any(s.frames > 1 for s in slices):
-        raise refuse(
+        raise series_error(
             "dicom-multiframe",
             "the series is stored as multi-frame images",
             "convert it to one file a slice (for example dcm4che's emf2sf), or give it as NIfTI or NRRD",
             case_id,
         )
     if any(s.samples != 1 or s.bits <= 8 for s in slices):
-        raise refuse(
+        raise series_error(
             "ct-8bit",
             "the images are 8-bit or coloured: a display copy without Hounsfield units",
             "export the original CT series",
             case_id,
         )
     if any(s.rescale_type not in ("", "HU", "US") for s in slices):
-        raise refuse("ct-not-hu", "the images are rescaled to another unit than HU", "export the CT in HU", case_id)
+        raise series_error(
+            "ct-not-hu", "the images are rescaled to another unit than HU", "export the CT in HU", case_id
+        )
     if any(s.shape[0] * s.shape[1] > MAX_SLICE_PIXELS or min(s.shape) < 1 for s in slices):
-        raise refuse("dicom-unreadable", "an image is empty or claims an absurd size", again, case_id)
+        raise series_error("dicom-unreadable", "an image is empty or claims an absurd size", again, case_id)
     if sum(s.shape[0] * s.shape[1] for s in slices) > MAX_VOXELS:
-        raise refuse("dicom-unreadable", "the series claims an absurd size", again, case_id)
+        raise series_error("dicom-unreadable", "the series claims an absurd size", again, case_id)
     if not all(_has_geometry(s) for s in slices):
-        raise refuse(
+        raise series_error(
             "dicom-no-geometry", "an image lacks position, orientation or pixel spacing, or they are no numbers",
             again, case_id,
         )  # fmt: skip
@@ -139,7 +141,7 @@ def _require_one_kind(slices: Sequence[SliceHeader], case_id: str) -> None:
         "patient": len({s.patient_id for s in slices}) > 1,
     }
     if named := [name for name, found in differs.items() if found]:
-        raise refuse(
+        raise series_error(
             "dicom-mixed-series",
             f"slices of two series are mixed: they differ in {', '.join(named)}",
             "export the one series again from the archive, into an empty folder",
@@ -156,7 +158,7 @@ def tilt(stack_: Stack, *, case_id: str) -> float:
     """Gantry tilt in degrees; 0 for a straight stack.
 
     Raises:
-        InputRefusedError: dicom-mixed-series: slices are shifted in their plane, and not as a tilt would.
+        InputRejectedError: dicom-mixed-series: slices are shifted in their plane, and not as a tilt would.
     """
     limit = IN_PLANE_PIXELS * min(stack_.spacing_mm)
     drift = stack_.offset_mm - stack_.offset_mm.mean(axis=0)
@@ -165,7 +167,7 @@ def tilt(stack_: Stack, *, case_id: str) -> float:
     slope = shear(stack_)
     left = drift - np.outer(stack_.along_mm - stack_.along_mm.mean(), slope)
     if np.abs(left).max() > limit:
-        raise refuse(
+        raise series_error(
             "dicom-mixed-series",
             "slices of two series are mixed: they are shifted against each other in their plane",
             "export the one series again from the archive, into an empty folder",

@@ -32,7 +32,7 @@ from pydicom.uid import (
 )
 
 from tmi.toolkit.compute.quiet import quiet
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 
 READ_ERRORS = (
     OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError,
@@ -200,7 +200,7 @@ def decode_hu(header: SliceHeader, *, case_id: str) -> tuple[NDArray[np.generic]
     pydicom has no free decoder for, are read through GDCM in SimpleITK.
 
     Raises:
-        InputRefusedError: dicom-syntax, dicom-unreadable.
+        InputRejectedError: dicom-syntax, dicom-unreadable.
     """
     slope, intercept = (1.0 if header.slope is None else header.slope), header.intercept or 0.0
     try:
@@ -216,7 +216,7 @@ def decode_hu(header: SliceHeader, *, case_id: str) -> tuple[NDArray[np.generic]
                     _require_jpeg_size(get_frame(data.PixelData, 0, number_of_frames=1), header.shape)
                 stored = pixel_array(data)
             else:
-                raise _refuse_syntax(header, case_id)
+                raise _unsupported_syntax_error(header, case_id)
     except (*READ_ERRORS, MemoryError) as error:
         raise unreadable(header.number, case_id) from error
     if stored.shape != header.shape or stored.dtype.kind not in "iu":
@@ -305,9 +305,9 @@ def _require_jpeg_2000_size(start: bytes, shape: tuple[int, int]) -> None:
         raise ValueError("size differs from rows and columns")
 
 
-def unreadable(number: int, case_id: str) -> InputRefusedError:
+def unreadable(number: int, case_id: str) -> InputRejectedError:
     """The refusal of a damaged file."""
-    return InputRefusedError(
+    return InputRejectedError(
         f"DICOM file {number} (in the order of paths) cannot be read",
         code="dicom-unreadable",
         case_id=case_id,
@@ -315,8 +315,8 @@ def unreadable(number: int, case_id: str) -> InputRefusedError:
     )
 
 
-def _refuse_syntax(header: SliceHeader, case_id: str) -> InputRefusedError:
-    return InputRefusedError(
+def _unsupported_syntax_error(header: SliceHeader, case_id: str) -> InputRejectedError:
+    return InputRejectedError(
         f"DICOM file {header.number} (in the order of paths) is compressed in a way that cannot be decoded here",
         code="dicom-syntax",
         case_id=case_id,

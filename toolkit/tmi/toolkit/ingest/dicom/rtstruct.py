@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.toolkit.compute.quiet import quiet
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.ingest.dicom.headers import READ_ERRORS
 from tmi.toolkit.ingest.image_files import Found
@@ -40,13 +40,13 @@ def read_rtstruct(
         case_id: for the error texts.
 
     Raises:
-        InputRefusedError: mask-unreadable, mask-label, mask-empty, mask-grid.
+        InputRejectedError: mask-unreadable, mask-label, mask-empty, mask-grid.
     """
     try:
         with quiet():
             names, contours = _contours(data)
     except READ_ERRORS as error:
-        raise InputRefusedError(
+        raise InputRejectedError(
             "the mask file cannot be read as RTSTRUCT",
             fix="copy it again, or export it again: it is truncated or damaged",
             code="mask-unreadable",
@@ -58,7 +58,7 @@ def read_rtstruct(
     axis = _flat_axis(placed, case_id)
     mask_XYZ, found = _filled(placed, axis, ct.array_DHW.shape[::-1])
     if not mask_XYZ.any():
-        raise InputRefusedError(
+        raise InputRejectedError(
             "the contours enclose no voxel of the CT",
             fix="give the CT on which the contours were drawn",
             code="mask-empty",
@@ -86,7 +86,7 @@ def _flat_axis(placed: Sequence[Points], case_id: str) -> int:
     spread = np.array([np.ptp(points, axis=0) for points in placed]).max(axis=0)
     axis = int(spread.argmin())
     if spread[axis] > FLAT_VOXELS:
-        raise InputRefusedError(
+        raise InputRejectedError(
             "the contours do not lie in the CT's slices",
             fix="give the CT on which the contours were drawn",
             code="mask-grid",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tmi.toolkit.compute.quiet import quiet
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.ingest.dicom.headers import READ_ERRORS
 from tmi.toolkit.ingest.image_files import MAX_VOXELS, canonical_volume, usable
@@ -33,7 +33,7 @@ def read_seg(
         case_id: for the error texts.
 
     Raises:
-        InputRefusedError: mask-unreadable, mask-label, mask-empty.
+        InputRejectedError: mask-unreadable, mask-label, mask-empty.
     """
     from highdicom.seg import segread
 
@@ -81,8 +81,8 @@ def _one_step(normal: np.ndarray[Any, Any], ct: Volume) -> np.ndarray[Any, Any]:
     return np.asarray(unit * np.linalg.norm(steps[:, int(along.argmax())]))
 
 
-def _unreadable(case_id: str) -> InputRefusedError:
-    return InputRefusedError(
+def _unreadable(case_id: str) -> InputRejectedError:
+    return InputRejectedError(
         "the mask file cannot be read as DICOM SEG",
         fix="copy it again, or export it again: it is truncated, damaged, or its frames form no even grid",
         code="mask-unreadable",

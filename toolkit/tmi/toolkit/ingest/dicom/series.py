@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.ingest.dicom.headers import READ_ERRORS, SliceHeader, looks_like_dicom, read_header, unreadable
 
 MAX_FILES = 50_000
@@ -67,7 +67,8 @@ def scan(path: Path, *, case_id: str) -> DicomFolder:
     """Read the header of every DICOM file at or below `path`, in the order of paths.
 
     Raises:
-        InputRefusedError: dicom-unreadable: a file that is or should be DICOM cannot be parsed; dicom-not-ct: no DICOM.
+        InputRejectedError: dicom-unreadable: a file that is or should be DICOM cannot be parsed; dicom-not-ct: no
+        DICOM.
         UsageError: the folder is not there, or holds an absurd number of files.
     """
     files = list(_files(path))
@@ -138,13 +139,13 @@ def choose(folder: DicomFolder, wanted: str | None, *, case_id: str) -> Series:
         case_id: for the error texts.
 
     Raises:
-        InputRefusedError: dicom-not-ct, dicom-series: several CT series, or none of that name.
+        InputRejectedError: dicom-not-ct, dicom-series: several CT series, or none of that name.
     """
     listing = "\n  ".join(s.summary() for s in folder.series)
     if wanted is not None:
         named = [s for s in folder.series if wanted in (str(s.number), *(h.series_uid for h in s.slices[:1]))]
         if not named:
-            raise InputRefusedError(
+            raise InputRejectedError(
                 f"no such series; there are\n  {listing}",
                 fix="give the number of one of them with --series",
                 code="dicom-series",
@@ -158,7 +159,7 @@ def choose(folder: DicomFolder, wanted: str | None, *, case_id: str) -> Series:
         raise _not_ct(f"none of the series is a CT\n  {listing}", case_id)
     original = [s for s in candidates if s.is_original]
     if len(candidates) > 1 and len(original) != 1:
-        raise InputRefusedError(
+        raise InputRejectedError(
             f"{len(original or candidates)} CT series are there\n  {listing}",
             fix="choose one with --series NUMBER",
             code="dicom-series",
@@ -167,8 +168,8 @@ def choose(folder: DicomFolder, wanted: str | None, *, case_id: str) -> Series:
     return candidates[0] if len(candidates) == 1 else original[0]
 
 
-def _not_ct(what: str, case_id: str) -> InputRefusedError:
-    return InputRefusedError(
+def _not_ct(what: str, case_id: str) -> InputRejectedError:
+    return InputRejectedError(
         what,
         fix="give the folder of a CT series; MR, PET, dose reports and screenshots are not accepted",
         code="dicom-not-ct",

@@ -29,11 +29,11 @@ from typing import Any
 from tmi.toolkit.cases.case import CLINICAL_FILE, COHORT_COLUMNS, COHORT_FILE, plain_name
 from tmi.toolkit.cases.provenance import CaseRecord, read_case_record, write_case_record
 from tmi.toolkit.clinical.schema import Schema
-from tmi.toolkit.errors import InputRefusedError, UsageError
+from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.ingest.tabular.mapping import ImageSource, Mapping, read_mapping
 from tmi.toolkit.ingest.tabular.reader import Row, Table, cell_text, read_cells
 from tmi.toolkit.ingest.tabular.report import REPORT_FILE, REPORT_TABLE, RowResult, TableReport
-from tmi.toolkit.ingest.tabular.row_converter import RowExcludedError, RowReader, RowRecord, RowRefusedError
+from tmi.toolkit.ingest.tabular.row_converter import RowExcludedError, RowReader, RowRecord, RowRejectedError
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json, write_text
 from tmi.toolkit.storage.hashing import sha256_file, sha256_json
 from tmi.toolkit.storage.serialization import from_json, to_json
@@ -201,7 +201,7 @@ class _TableImport:
         for row in self._table.rows:
             try:
                 found[self.reader.case_id(row).casefold()] += 1
-            except RowRefusedError:
+            except RowRejectedError:
                 continue  # told when the row is read
         return {case_id: n for case_id, n in found.items() if n > 1}
 
@@ -210,11 +210,11 @@ class _TableImport:
             record = self.reader.read(row)
             several = twice.get(record.case_id.casefold())
             if several:
-                raise RowRefusedError("case-twice", f"{several} rows give this case id", case_id=record.case_id)
+                raise RowRejectedError("case-twice", f"{several} rows give this case id", case_id=record.case_id)
             flaw = self._make(row, record)
         except RowExcludedError as error:
             return RowResult(row=row.number, case_id=error.case_id, outcome="excluded", code=error.code, why=error.why)
-        except RowRefusedError as error:
+        except RowRejectedError as error:
             return RowResult(row=row.number, case_id=error.case_id, outcome="refused", code=error.code, why=error.why)
         if record.label is not None:
             self.cohort.append((record.case_id, record.patient_id, record.label))
@@ -235,13 +235,13 @@ class _TableImport:
         known = self._journal.done.get(record.case_id)
         if known is not None and known.key == key:
             if known.refusal is not None:
-                raise RowRefusedError(*known.refusal, case_id=record.case_id)
+                raise RowRejectedError(*known.refusal, case_id=record.case_id)
             if (folder / CLINICAL_FILE).is_file():
                 self.kept += 1
                 return known.flaw
         try:
             flaw = _write_case(folder, record, self._mapping.images)
-        except InputRefusedError as error:
+        except InputRejectedError as error:
             refusal = error.code, error.what
         except UsageError as error:
             refusal = "import", f"{error.what} ({error.fix})"
@@ -250,7 +250,7 @@ class _TableImport:
             return flaw
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier state of the row
         self._journal.add(_JournalEntry(key=key, case_id=record.case_id, refusal=refusal))
-        raise RowRefusedError(*refusal, case_id=record.case_id)
+        raise RowRejectedError(*refusal, case_id=record.case_id)
 
 
 def _write_case(folder: Path, record: RowRecord, images: ImageSource | None) -> tuple[str, str] | None:

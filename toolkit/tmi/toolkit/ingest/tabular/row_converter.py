@@ -16,7 +16,7 @@ from typing import Any
 from tmi.toolkit.cases.case import CLINICAL_FILE, Case, plain_name
 from tmi.toolkit.clinical.record import Value, read_values
 from tmi.toolkit.clinical.schema import Schema
-from tmi.toolkit.errors import InputRefusedError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.ingest.tabular.mapping import Condition, DateSource, FieldSource, IdSource, Mapping
 from tmi.toolkit.ingest.tabular.reader import Cell, Row, Table, cell_text
 
@@ -31,7 +31,7 @@ DATE_ORDER = {"iso": (0, 1, 2), "day-month-year": (2, 1, 0), "month-day-year": (
 """Where year, month and day stand."""
 
 
-class RowRefusedError(Exception):
+class RowRejectedError(Exception):
     """A row that cannot be used.
 
     Args:
@@ -47,7 +47,7 @@ class RowRefusedError(Exception):
         self.case_id = case_id
 
 
-class RowExcludedError(RowRefusedError):
+class RowExcludedError(RowRejectedError):
     """A row that is good but has no label under the mapping's rule."""
 
 
@@ -98,7 +98,7 @@ class RowReader:
         """The row's case.
 
         Raises:
-            RowRefusedError: id: there is none, or it cannot be a folder's name.
+            RowRejectedError: id: there is none, or it cannot be a folder's name.
         """
         return self._id(row, self._mapping.case_id, "case")
 
@@ -106,15 +106,15 @@ class RowReader:
         """The whole row.
 
         Raises:
-            RowRefusedError: the row cannot be used.
+            RowRejectedError: the row cannot be used.
             RowExcludedError: it has no label.
         """
         case_id = self.case_id(row)
         try:
             if row.fault is not None:
-                raise RowRefusedError("row", row.fault)
+                raise RowRejectedError("row", row.fault)
             return self._read(row, case_id)
-        except RowRefusedError as error:
+        except RowRejectedError as error:
             error.case_id = case_id
             raise
 
@@ -146,9 +146,9 @@ class RowReader:
         cell = row.cells[self._index[source.column]]
         text = source.prefix + cell_text(cell)
         if self.is_missing(source.column, cell):
-            raise RowRefusedError("id", f"column {source.column!r} gives no {what} id")
+            raise RowRejectedError("id", f"column {source.column!r} gives no {what} id")
         if not (_case_name(text) if what == "case" else text.isprintable()):
-            raise RowRefusedError("id", f"the {what} id in column {source.column!r} is no plain name")
+            raise RowRejectedError("id", f"the {what} id in column {source.column!r} is no plain name")
         return text
 
     def _values(self, row: Row, case_id: str) -> dict[str, Value]:
@@ -157,8 +157,8 @@ class RowReader:
         case = Case(folder=Path(case_id), case_id=case_id)
         try:
             read = read_values(case, given, self._schema)
-        except InputRefusedError as error:
-            raise RowRefusedError(error.code, error.what.removeprefix(f"{CLINICAL_FILE}: ")) from error
+        except InputRejectedError as error:
+            raise RowRejectedError(error.code, error.what.removeprefix(f"{CLINICAL_FILE}: ")) from error
         # 12 digits: what the table says, without the noise of binary fractions (14.5 * 17.104 is 248.008)
         return {
             name: float(f"{value:.12g}") if isinstance(value, float) else value
@@ -189,14 +189,14 @@ class RowReader:
         else:
             mark = decimal or self._mapping.table.decimal
             if not NUMBER[mark].fullmatch(cell.strip()):
-                raise RowRefusedError(
+                raise RowRejectedError(
                     "number",
                     f"column {column!r} holds no number with decimal mark {mark!r} "
                     "(say in the mapping what such a text means: values, missing or decimal)",
                 )
             number = float(cell.strip().replace(",", "."))
         if not math.isfinite(number):
-            raise RowRefusedError("number", f"column {column!r} holds no finite number")
+            raise RowRejectedError("number", f"column {column!r} holds no finite number")
         return number
 
     def _date(self, row: Row, source: DateSource | None) -> datetime.date | None:
@@ -213,7 +213,7 @@ class RowReader:
                 raise ValueError("a year of two digits")
             return datetime.date(year, month, day)
         except (AttributeError, ValueError) as error:
-            raise RowRefusedError(
+            raise RowRejectedError(
                 "date", f"column {source.column!r} holds no date of the form {source.format}"
             ) from error
 
@@ -267,10 +267,10 @@ class RowReader:
             if cell is not None:
                 path = self._base_folder / cell_text(cell)
                 if not path.exists():
-                    raise RowRefusedError(f"{use}-missing", f"the path in column {column!r} is not there")
+                    raise RowRejectedError(f"{use}-missing", f"the path in column {column!r} is not there")
                 found[use] = path
         if "ct" not in found:
-            raise RowRefusedError("ct-missing", f"column {images.ct!r} names no CT")
+            raise RowRejectedError("ct-missing", f"column {images.ct!r} names no CT")
         series = None if images.series is None else self.cell(row, images.series)
         return found, None if series is None else cell_text(series)
 
