@@ -32,7 +32,7 @@ from tmi.toolkit.radiomics.cache import package_versions
 from tmi.toolkit.radiomics.extractor import extract, extract_reference
 from tmi.toolkit.radiomics.fast_extractor import reference_path_reason
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
-from tmi.toolkit.synthetic.phantom import Grid, findings_of, render, sample_body
+from tmi.toolkit.synthetic.phantom import Grid, disease_signs, render, sample_body
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("TMI_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -49,7 +49,7 @@ def phantom_liver() -> Liver:
         noise_hu=12.0,
         deposit_part=0.02,
     )
-    phantom = render(body, findings_of(liver=0.5, portal=0.2, deposit=0.3), grid, seed=np.random.SeedSequence(0))
+    phantom = render(body, disease_signs(liver=0.5, portal=0.2, deposit=0.3), grid, seed=np.random.SeedSequence(0))
     affine = np.diag([pixel, pixel, between, 1.0])
     ct, mask = (
         Volume(array_DHW=np.ascontiguousarray(a.transpose(2, 1, 0)), affine_xyz=affine)

@@ -18,7 +18,7 @@ from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.radiomics.table import write_table
-from tmi.toolkit.synthetic.phantom import Grid, findings_of, render, sample_body
+from tmi.toolkit.synthetic.phantom import Grid, disease_signs, render, sample_body
 
 SCANNER_XYZ = (512, 512, 120)
 """Voxels of an abdominal CT at slices of 2.5 mm or so."""
@@ -49,7 +49,7 @@ def _ct(
     field = 2.06 * body.half_width_mm
     spacing = (field / coarse[0], field / coarse[1], 218.0 / coarse[2])
     grid = Grid(shape_XYZ=coarse, spacing_XYZ_mm=spacing, noise_hu=0.0, deposit_part=0.02)  # type: ignore[arg-type]
-    phantom = render(body, findings_of(liver=0.5, portal=0.2, deposit=0.3), grid, seed=np.random.SeedSequence(seed))
+    phantom = render(body, disease_signs(liver=0.5, portal=0.2, deposit=0.3), grid, seed=np.random.SeedSequence(seed))
     hu = phantom.hu_XYZ
     for axis, (wanted, have) in enumerate(zip(shape_XYZ, coarse, strict=True)):
         hu = np.take(hu, np.arange(wanted) * have // wanted, axis=axis)

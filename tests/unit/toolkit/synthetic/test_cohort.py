@@ -22,12 +22,12 @@ from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.volume import read_ct, read_mask
 from tmi.toolkit.radiomics.extractor import extract, read_table
 from tmi.toolkit.storage.atomic_files import write_json
-from tmi.toolkit.synthetic.clinical_record import BLOOD, PARTS, REMARK, draw_record, sample_person
-from tmi.toolkit.synthetic.cohort import ORIENTATIONS, STORAGES, Storage, make_cohort, plan_cohort, write_images
-from tmi.toolkit.synthetic.generative_model import SeverityModel
-from tmi.toolkit.synthetic.phantom import Grid, findings_of, render, sample_body
+from tmi.toolkit.synthetic.clinical_record import BLOOD, PARTS, REMARK, sample_person, sample_record
+from tmi.toolkit.synthetic.cohort import ORIENTATIONS, STORAGE_TYPES, Storage, make_cohort, plan_cohort, write_images
+from tmi.toolkit.synthetic.generative_model import LatentSeverityModel
+from tmi.toolkit.synthetic.phantom import Grid, disease_signs, render, sample_body
 
-MODEL = SeverityModel()
+MODEL = LatentSeverityModel()
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -153,13 +153,13 @@ def test_the_order_of_the_cases_tells_nothing_of_the_outcome():
     assert np.corrcoef(np.arange(400), bad)[0, 1] == pytest.approx(0.0, abs=0.12)
 
 
-@pytest.mark.parametrize("voxels", STORAGES)
+@pytest.mark.parametrize("voxels", STORAGE_TYPES)
 @pytest.mark.parametrize("form", ["both", "sform", "qform"])
 def test_however_it_is_stored_the_same_volume_is_read_back(tmp_path, voxels, form):
     rng = np.random.default_rng(0)
     body = sample_body(rng, female=True, bmi=23.0)
     grid = Grid(shape_XYZ=(64, 66, 24), spacing_XYZ_mm=(4.5, 4.4, 7.5), noise_hu=9.0, deposit_part=0.02)
-    look = findings_of(liver=0.0, portal=0.0, deposit=0.0)
+    look = disease_signs(liver=0.0, portal=0.0, deposit=0.0)
     phantom = render(body, look, grid, seed=np.random.SeedSequence(0))
     for orientation, mask_orientation in zip(ORIENTATIONS, ORIENTATIONS[::-1], strict=True):
         case = Case(folder=tmp_path / orientation, case_id=orientation)
@@ -182,7 +182,7 @@ def records(count: int) -> list[dict[str, Any]]:
     for _ in range(count):
         person = sample_person(rng)
         body = sample_body(rng, female=person.sex == "female", bmi=person.bmi)
-        record, _ = draw_record(rng, patient_id="syn", person=person, body=body, blood=float(rng.normal()))
+        record, _ = sample_record(rng, patient_id="syn", person=person, body=body, blood=float(rng.normal()))
         drawn.append(record)
     return drawn
 
@@ -225,7 +225,9 @@ def test_a_value_that_rises_with_severity_rises_and_one_without_loading_does_not
     body = sample_body(rng, female=False, bmi=24.0)
     means = []
     for blood in (-1.5, 1.5):
-        drawn = [draw_record(rng, patient_id="s", person=person, body=body, blood=blood)[1].values for _ in range(150)]
+        drawn = [
+            sample_record(rng, patient_id="s", person=person, body=body, blood=blood)[1].values for _ in range(150)
+        ]
         means.append({n: np.mean([d[n] for d in drawn if n in d]) for n in BLOOD})
     low, high = means
     assert high["total_bilirubin"] > 1.5 * low["total_bilirubin"]
@@ -266,7 +268,7 @@ def test_an_interrupted_synth_leaves_no_half_cohort_and_keeps_the_old_one(tmp_pa
     make_cohort(out, cases=2, seed=1, jobs=1)
     before, made = content(out), synth.make_case
 
-    def second_fails(plan: synth.CasePlan, stage: Path, model: SeverityModel) -> dict[str, Any]:
+    def second_fails(plan: synth.CasePlan, stage: Path, model: LatentSeverityModel) -> dict[str, Any]:
         if plan.index == 2:
             raise stop("stopped", fix="-", code="-") if stop is InputRejectedError else stop
         return made(plan, stage, model)

@@ -11,16 +11,16 @@ from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.imaging.ct_resampling import prepare_ct
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.radiomics.extractor import extract
-from tmi.toolkit.synthetic.clinical_record import BLOOD, draw_blood
+from tmi.toolkit.synthetic.clinical_record import BLOOD, sample_blood
 from tmi.toolkit.synthetic.cohort import plan_cohort
-from tmi.toolkit.synthetic.generative_model import SeverityModel, draw_signals
+from tmi.toolkit.synthetic.generative_model import LatentSeverityModel, sample_signals
 from tmi.toolkit.synthetic.phantom import (
     DEPOSIT_FLOOR_HU,
     LABELS,
     Body,
     Grid,
     Phantom,
-    findings_of,
+    disease_signs,
     render,
     sample_body,
     sample_grid,
@@ -35,7 +35,7 @@ def build(seed: int = 4, bmi: float = 24.0) -> tuple[Body, Grid]:
 
 def phantom(*, liver: float = 0.0, portal: float = 0.0, deposit: float = 0.0, seed: int = 4) -> Phantom:
     body, grid = build(seed)
-    look = findings_of(liver=liver, portal=portal, deposit=deposit)
+    look = disease_signs(liver=liver, portal=portal, deposit=deposit)
     return render(body, look, grid, seed=np.random.SeedSequence(seed))
 
 
@@ -56,7 +56,7 @@ def surface_per_volume(mask: np.ndarray) -> float:
 
 def test_the_same_arguments_give_the_same_voxels_and_another_seed_gives_others():
     body, grid = build()
-    look = findings_of(liver=0.0, portal=0.0, deposit=0.0)
+    look = disease_signs(liver=0.0, portal=0.0, deposit=0.0)
     one, same, other = (render(body, look, grid, seed=np.random.SeedSequence(s)) for s in (1, 1, 2))
     assert np.array_equal(one.hu_XYZ, same.hu_XYZ)
     assert np.array_equal(one.liver_XYZ, same.liver_XYZ)
@@ -68,7 +68,7 @@ def test_tissues_have_the_attenuation_and_the_size_of_the_real_ones(seed):
     rng = np.random.default_rng(seed)
     body = sample_body(rng, female=bool(seed % 2), bmi=float(rng.uniform(18, 37)))
     grid = sample_grid(rng, body)
-    p = render(body, findings_of(liver=0.5, portal=0.5, deposit=0.5), grid, seed=np.random.SeedSequence(seed))
+    p = render(body, disease_signs(liver=0.5, portal=0.5, deposit=0.5), grid, seed=np.random.SeedSequence(seed))
     median = {name: np.median(p.hu_XYZ[p.tissue_XYZ == code]) for name, code in LABELS.items() if name != "deposit"}
     assert median["air"] < -950
     assert -115 < median["fat"] < -85
@@ -151,22 +151,22 @@ def test_every_modality_can_be_learned_from_but_not_beyond_its_ceiling():
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = SeverityModel()
+    model = LatentSeverityModel()
     features: dict[str, list[list[float]]] = {"ct": [], "radiomics": [], "clinical": []}
     plans = plan_cohort(80, 3, model)
     for plan in plans:
         rng = np.random.default_rng([3, plan.index])
-        signals = draw_signals(rng, plan.patient.severity, model)
+        signals = sample_signals(rng, plan.patient.severity, model)
         pixel = plan.patient.body.half_width_mm * 2.06 / 48
         grid = Grid(shape_XYZ=(48, 48, 22), spacing_XYZ_mm=(pixel, pixel, 9.4), noise_hu=10.0, deposit_part=0.02)
-        look = findings_of(**{k: model.standardised(k, getattr(signals, k)) for k in ("liver", "portal", "deposit")})
+        look = disease_signs(**{k: model.standardized(k, getattr(signals, k)) for k in ("liver", "portal", "deposit")})
         p = render(plan.patient.body, look, grid, seed=np.random.SeedSequence([3, plan.index]))
         ct = prepare_ct(volume(p.hu_XYZ, grid), tiny().ct)[0]
         left, right = ct[:, :, :20], ct[:, :, 28:]
         features["ct"].append([left.mean(), (left > 0.85).mean(), float(np.median(right[right > 0.6]))])
         inside = p.hu_XYZ[p.liver_XYZ].astype(float)
         features["radiomics"].append([math.log((inside**2).mean()), float(np.median(inside)), math.log(inside.max())])
-        scores = draw_blood(rng, model.standardised("blood", signals.blood)).scores
+        scores = sample_blood(rng, model.standardized("blood", signals.blood)).scores
         features["clinical"].append([scores.get(name, 0.0) for name, law in BLOOD.items() if abs(law.loading) > 0.5])
     bad, patients = [p.patient.bad for p in plans], [p.patient.patient_id for p in plans]
     features["all"] = [a + b + c for a, b, c in zip(*features.values(), strict=True)]

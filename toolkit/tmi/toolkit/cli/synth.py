@@ -30,8 +30,8 @@ def synth(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from tmi.toolkit.synthetic.cohort import STATEMENT, TRUTH_FILE, make_cohort
-    from tmi.toolkit.synthetic.generative_model import subsets
+    from tmi.toolkit.synthetic.cohort import SYNTHETIC_NOTICE, TRUTH_FILE, make_cohort
+    from tmi.toolkit.synthetic.generative_model import modality_subsets
 
     columns = (TextColumn("synthetic cases"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
@@ -50,6 +50,6 @@ def synth(
     bad = sum(c.label == 1 for c in cohort.cases)
     typer.echo(f"synthetic cohort {out}: {cases} cases of {patients} patients, {bad} bad, {cases - bad} good")
     typer.echo(f"best AUC that a method can reach ({out / TRUTH_FILE}):")
-    for name in subsets():
+    for name in modality_subsets():
         typer.echo(f"  {name.replace('+', ' + '):26} {truth['best_auc'][name]:.3f}")
-    typer.echo(STATEMENT)
+    typer.echo(SYNTHETIC_NOTICE)

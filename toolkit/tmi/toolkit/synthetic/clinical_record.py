@@ -26,7 +26,7 @@ REMARK = "Synthetic record of a phantom, not of a person."
 
 
 @dataclass(frozen=True)
-class ValueLaw:
+class ValueDistribution:
     """How a laboratory value is distributed, in the schema's unit."""
 
     median: float
@@ -41,31 +41,31 @@ class ValueLaw:
     """Log-normal rather than normal."""
 
 
-BLOOD: Mapping[str, ValueLaw] = MappingProxyType(
+BLOOD: Mapping[str, ValueDistribution] = MappingProxyType(
     {
-        "wbc": ValueLaw(0.7, 0.30, 0.0, 1),
-        "rbc": ValueLaw(4.3, 0.55, -0.35, 2, log=False),
-        "haemoglobin": ValueLaw(130.0, 17.0, -0.40, 0, log=False),
-        "platelets": ValueLaw(150.0, 0.42, -0.65, 0),
-        "neutrophils": ValueLaw(3.1, 0.40, 0.0, 1),
-        "lymphocytes": ValueLaw(1.5, 0.38, -0.35, 1),
-        "alt": ValueLaw(38.0, 0.55, 0.20, 0),
-        "ast": ValueLaw(42.0, 0.50, 0.50, 0),
-        "alp": ValueLaw(100.0, 0.38, 0.30, 0),
-        "ggt": ValueLaw(62.0, 0.70, 0.30, 0),
-        "total_protein": ValueLaw(31.0, 4.5, 0.25, 0, log=False),
-        "albumin": ValueLaw(38.0, 4.8, -0.75, 0, log=False),
-        "total_bilirubin": ValueLaw(11.0, 0.45, 0.55, 1),
-        "direct_bilirubin": ValueLaw(6.5, 0.65, 0.65, 1),
-        "bile_acid": ValueLaw(14.0, 0.80, 0.60, 1),
-        "cholinesterase": ValueLaw(5600.0, 1300.0, -0.70, 0, log=False),
-        "triglycerides": ValueLaw(1.1, 0.40, -0.20, 2),
-        "cholesterol": ValueLaw(0.55, 0.30, 0.0, 2),
-        "hdl": ValueLaw(1.15, 0.22, -0.20, 2, log=False),
-        "ldl": ValueLaw(2.4, 0.55, -0.30, 2, log=False),
-        "urea": ValueLaw(5.4, 0.30, 0.0, 1),
-        "creatinine": ValueLaw(70.0, 0.25, 0.0, 0),
-        "cystatin_c": ValueLaw(0.98, 0.22, 0.25, 2),
+        "wbc": ValueDistribution(0.7, 0.30, 0.0, 1),
+        "rbc": ValueDistribution(4.3, 0.55, -0.35, 2, log=False),
+        "haemoglobin": ValueDistribution(130.0, 17.0, -0.40, 0, log=False),
+        "platelets": ValueDistribution(150.0, 0.42, -0.65, 0),
+        "neutrophils": ValueDistribution(3.1, 0.40, 0.0, 1),
+        "lymphocytes": ValueDistribution(1.5, 0.38, -0.35, 1),
+        "alt": ValueDistribution(38.0, 0.55, 0.20, 0),
+        "ast": ValueDistribution(42.0, 0.50, 0.50, 0),
+        "alp": ValueDistribution(100.0, 0.38, 0.30, 0),
+        "ggt": ValueDistribution(62.0, 0.70, 0.30, 0),
+        "total_protein": ValueDistribution(31.0, 4.5, 0.25, 0, log=False),
+        "albumin": ValueDistribution(38.0, 4.8, -0.75, 0, log=False),
+        "total_bilirubin": ValueDistribution(11.0, 0.45, 0.55, 1),
+        "direct_bilirubin": ValueDistribution(6.5, 0.65, 0.65, 1),
+        "bile_acid": ValueDistribution(14.0, 0.80, 0.60, 1),
+        "cholinesterase": ValueDistribution(5600.0, 1300.0, -0.70, 0, log=False),
+        "triglycerides": ValueDistribution(1.1, 0.40, -0.20, 2),
+        "cholesterol": ValueDistribution(0.55, 0.30, 0.0, 2),
+        "hdl": ValueDistribution(1.15, 0.22, -0.20, 2, log=False),
+        "ldl": ValueDistribution(2.4, 0.55, -0.30, 2, log=False),
+        "urea": ValueDistribution(5.4, 0.30, 0.0, 1),
+        "creatinine": ValueDistribution(70.0, 0.25, 0.0, 0),
+        "cystatin_c": ValueDistribution(0.98, 0.22, 0.25, 2),
     }
 )
 """The laws of the 23 blood items by field name. For the four of `PARTS` it is the law of the rest beside the parts."""
@@ -131,7 +131,7 @@ def sample_person(rng: np.random.Generator) -> Person:
     )
 
 
-def sample_present(rng: np.random.Generator) -> frozenset[str]:
+def sample_available_items(rng: np.random.Generator) -> frozenset[str]:
     """Names of the blood items that a case has."""
     missing = {name for items in PANELS.values() if rng.random() < PANEL_MISSING for name in items}
     for name, u in zip(BLOOD, rng.random(len(BLOOD)), strict=True):
@@ -147,11 +147,11 @@ def information(present: frozenset[str]) -> float:
 
 def sample_information(rng: np.random.Generator, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Values of I over which items are missing, for `tmi.toolkit.synthetic.generative_model.ceilings`."""
-    return np.array([information(sample_present(rng)) for _ in range(count)])
+    return np.array([information(sample_available_items(rng)) for _ in range(count)])
 
 
 @dataclass(frozen=True, kw_only=True)
-class BloodDraw:
+class BloodSample:
     """The laboratory values of one case."""
 
     values: Mapping[str, float]
@@ -168,9 +168,9 @@ class BloodDraw:
         return weighted / total, total
 
 
-def draw_blood(rng: np.random.Generator, blood: float) -> BloodDraw:
+def sample_blood(rng: np.random.Generator, blood: float) -> BloodSample:
     """Laboratory values from the standardised blood signal."""
-    present = sample_present(rng)
+    present = sample_available_items(rng)
     errors = rng.normal(size=len(BLOOD))
     values, scores = {}, {}
     for (name, law), error in zip(BLOOD.items(), errors, strict=True):
@@ -182,7 +182,7 @@ def draw_blood(rng: np.random.Generator, blood: float) -> BloodDraw:
     for name, parts in PARTS.items():
         if name in values:
             values[name] = round(values[name] + sum(values[p] for p in parts), BLOOD[name].digits)
-    return BloodDraw(values=values, scores=scores)
+    return BloodSample(values=values, scores=scores)
 
 
 def fat_analysis(rng: np.random.Generator, body: Body) -> dict[str, float]:
@@ -211,15 +211,15 @@ def fat_analysis(rng: np.random.Generator, body: Body) -> dict[str, float]:
     return found
 
 
-def draw_record(
+def sample_record(
     rng: np.random.Generator, *, patient_id: str, person: Person, body: Body, blood: float
-) -> tuple[dict[str, Any], BloodDraw]:
+) -> tuple[dict[str, Any], BloodSample]:
     """The content of a case's `clinical.json`, and the laboratory values in it.
 
     A missing value is null in some records and left out of others, as it is in life; some give total bilirubin in
     mg/dL and albumin in g/dL. The free text, where there is one, says that the record is synthetic.
     """
-    drawn = draw_blood(rng, blood)
+    drawn = sample_blood(rng, blood)
     about: dict[str, Any] = {"sex": person.sex, "age": person.age, "height": person.height, "weight": person.weight}
     about |= {"bmi": round(person.bmi, 1), "aetiology": person.aetiology}
     for name in ("age", "height", "weight", "aetiology"):

@@ -31,27 +31,27 @@ from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json, write_text
-from tmi.toolkit.synthetic.clinical_record import Person, draw_record, sample_information, sample_person
+from tmi.toolkit.synthetic.clinical_record import Person, sample_information, sample_person, sample_record
 from tmi.toolkit.synthetic.generative_model import (
-    MODALITIES,
-    SeverityModel,
-    ceilings,
-    draw_severity,
-    draw_signals,
+    SIGNALS_BY_MODALITY,
+    LatentSeverityModel,
+    auc_ceilings,
     empirical_auc,
+    modality_subsets,
     posterior,
-    subsets,
+    sample_severity,
+    sample_signals,
 )
-from tmi.toolkit.synthetic.phantom import Body, Grid, Phantom, findings_of, render, sample_body, sample_grid
+from tmi.toolkit.synthetic.phantom import Body, Grid, Phantom, disease_signs, render, sample_body, sample_grid
 
 TRUTH_FILE = "truth.json"
 TRUTH_SCHEMA = "tmi-synthetic/1"
-STATEMENT = "Synthetic cohort: phantoms, not patients. No figure obtained on it says anything about patients."
+SYNTHETIC_NOTICE = "Synthetic cohort: phantoms, not patients. No figure obtained on it says anything about patients."
 SECOND_VISITS = 8
 """One case in so many is a second visit of a patient already there."""
 ORIENTATIONS = ("LPS", "RAS", "LAS", "LPI", "RPS", "PSR")
 """Voxel orders that files are stored in."""
-STORAGES = ("int16", "int16-offset", "int32", "float32")
+STORAGE_TYPES = ("int16", "int16-offset", "int32", "float32")
 """Voxel types that CT files are stored in; `int16-offset` has a header intercept of -1024."""
 
 
@@ -94,7 +94,7 @@ class Storage:
     mask_orientation: str
     """Voxel order of the mask; its world coordinates are the CT's."""
     voxels: str
-    """One of `STORAGES`."""
+    """One of `STORAGE_TYPES`."""
     tilt_deg: float
     """Rotation of the patient on the table about the body's long axis."""
     origin_mm: tuple[float, float, float]
@@ -143,7 +143,7 @@ def make_cohort(
         )
     require_absent(out, force=force, kind="cohort")
     _require_replaceable(out)
-    model = SeverityModel()
+    model = LatentSeverityModel()
     plans = plan_cohort(cases, seed, model)
     with staged_folder(out) as stage:
         told = {}
@@ -166,7 +166,7 @@ def _require_replaceable(out: Path) -> None:
         )
 
 
-def plan_cohort(cases: int, seed: int, model: SeverityModel) -> list[CasePlan]:
+def plan_cohort(cases: int, seed: int, model: LatentSeverityModel) -> list[CasePlan]:
     """Who is in it: outcomes in the law's proportion, at least one of each, and a few patients with two cases."""
     second = cases // SECOND_VISITS
     count = cases - second
@@ -181,19 +181,19 @@ def plan_cohort(cases: int, seed: int, model: SeverityModel) -> list[CasePlan]:
     ]
 
 
-def _patient(seed: int, index: int, bad: bool, model: SeverityModel) -> Patient:
+def _patient(seed: int, index: int, bad: bool, model: LatentSeverityModel) -> Patient:
     rng = np.random.default_rng([seed, 1, index])
     person = sample_person(rng)
     return Patient(
         patient_id=f"syn{seed}-p{index + 1:04d}",
         bad=bad,
-        severity=draw_severity(rng, bad=bad, model=model),
+        severity=sample_severity(rng, bad=bad, model=model),
         person=person,
         body=sample_body(rng, female=person.sex == "female", bmi=person.bmi),
     )
 
 
-def _run(plans: list[CasePlan], stage: Path, model: SeverityModel, jobs: int) -> Iterator[dict[str, Any]]:
+def _run(plans: list[CasePlan], stage: Path, model: LatentSeverityModel, jobs: int) -> Iterator[dict[str, Any]]:
     """The cases' entries as they are finished. A stop waits for the cases in the making and starts no other."""
     jobs = min(jobs, len(plans))
     if jobs == 1:
@@ -214,7 +214,7 @@ def _quiet_worker() -> None:
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
 
 
-def make_case(plan: CasePlan, stage: Path, model: SeverityModel) -> dict[str, Any]:
+def make_case(plan: CasePlan, stage: Path, model: LatentSeverityModel) -> dict[str, Any]:
     """Write one case folder below `stage`; returns what `truth.json` tells of it."""
     from tmi.toolkit.imaging.volume import read_ct, read_mask
     from tmi.toolkit.radiomics.extractor import extract, write_table
@@ -222,16 +222,16 @@ def make_case(plan: CasePlan, stage: Path, model: SeverityModel) -> dict[str, An
     streams = np.random.SeedSequence([plan.seed, 2, plan.index]).spawn(4)
     rng = np.random.default_rng(streams[0])
     patient = plan.patient
-    signals = draw_signals(rng, patient.severity, model)
+    signals = sample_signals(rng, patient.severity, model)
     grid = sample_grid(rng, patient.body)
-    look = findings_of(**{k: model.standardised(k, getattr(signals, k)) for k in ("liver", "portal", "deposit")})
+    look = disease_signs(**{k: model.standardized(k, getattr(signals, k)) for k in ("liver", "portal", "deposit")})
     storage = sample_storage(np.random.default_rng(streams[1]))
-    record, blood = draw_record(
+    record, blood = sample_record(
         np.random.default_rng(streams[2]),
         patient_id=patient.patient_id,
         person=patient.person,
         body=patient.body,
-        blood=model.standardised("blood", signals.blood),
+        blood=model.standardized("blood", signals.blood),
     )
     case = Case(folder=stage / plan.case_id, case_id=plan.case_id, patient_id=patient.patient_id)
     case.folder.mkdir()
@@ -248,8 +248,8 @@ def make_case(plan: CasePlan, stage: Path, model: SeverityModel) -> dict[str, An
         "severity": patient.severity,
         "signals": asdict(signals),
         "posterior": {
-            name: posterior([seen[s] for s in sorted({s for m in chosen for s in MODALITIES[m]})], model)
-            for name, chosen in subsets().items()
+            name: posterior([seen[s] for s in sorted({s for m in chosen for s in SIGNALS_BY_MODALITY[m]})], model)
+            for name, chosen in modality_subsets().items()
         },
         "body": asdict(patient.body),
         "findings": asdict(look),
@@ -264,7 +264,7 @@ def sample_storage(rng: np.random.Generator) -> Storage:
     return Storage(
         orientation=orientation,
         mask_orientation=orientation if rng.random() < 0.7 else str(rng.choice(ORIENTATIONS)),
-        voxels=str(rng.choice(STORAGES, p=[0.5, 0.2, 0.15, 0.15])),
+        voxels=str(rng.choice(STORAGE_TYPES, p=[0.5, 0.2, 0.15, 0.15])),
         tilt_deg=float(rng.choice([0.0, round(float(rng.uniform(-4.0, 4.0)), 1)])),
         origin_mm=tuple(round(float(v), 1) for v in rng.uniform(-120.0, 120.0, 3)),  # type: ignore[arg-type]
         form=str(rng.choice(["both", "sform", "qform"], p=[0.6, 0.2, 0.2])),
@@ -313,18 +313,18 @@ def _oriented(image: nib.Nifti1Image, orientation: str, form: str) -> nib.Nifti1
     return turned
 
 
-def _truth(model: SeverityModel, seed: int, entries: list[dict[str, Any]]) -> dict[str, Any]:
+def _truth(model: LatentSeverityModel, seed: int, entries: list[dict[str, Any]]) -> dict[str, Any]:
     bad = [e["label"] == CLASSES[1] for e in entries]
-    best = ceilings(model, sample_information(np.random.default_rng(20_000), 20_000))
-    drawn = {n: empirical_auc([e["posterior"][n] for e in entries], bad) for n in subsets()}
+    best = auc_ceilings(model, sample_information(np.random.default_rng(20_000), 20_000))
+    drawn = {n: empirical_auc([e["posterior"][n] for e in entries], bad) for n in modality_subsets()}
     return {
         "schema": TRUTH_SCHEMA,
         "synthetic": True,
-        "statement": STATEMENT,
+        "statement": SYNTHETIC_NOTICE,
         "seed": seed,
         "n_cases": len(entries),
         "model": asdict(model) | {"threshold": model.threshold},
-        "modalities": {name: list(signals) for name, signals in MODALITIES.items()},
+        "modalities": {name: list(signals) for name, signals in SIGNALS_BY_MODALITY.items()},
         "best_auc": {name: round(value, 4) for name, value in best.items()},
         "drawn_auc": {name: None if value is None else round(value, 4) for name, value in drawn.items()},
         "cases": entries,

@@ -2,12 +2,12 @@
 
 Severity z ~ N(0, 1); a patient is bad where z exceeds the quantile that leaves `prevalence` above it. A signal k shows
 z in part: x_k = z + e_k, e_k ~ N(0, 1/p_k) with precision p_k, independent of all else. A modality shows some of the
-signals (`MODALITIES`). Given signals of total precision p = sum p_k and weighted mean w = sum p_k x_k / p,
+signals (`SIGNALS_BY_MODALITY`). Given signals of total precision p = sum p_k and weighted mean w = sum p_k x_k / p,
 
     z | x ~ N(p w / (1 + p), 1 / (1 + p)),      P(bad | x) = Phi((p w / (1 + p) - t) * sqrt(1 + p)).
 
 The blood signal is not seen itself but through laboratory values, each lambda_j u + sqrt(1 - lambda_j^2) noise of the
-standardised signal u; together the values present tell u with precision I = sum lambda_j^2 / (1 - lambda_j^2), hence z
+standardized signal u; together the values present tell u with precision I = sum lambda_j^2 / (1 - lambda_j^2), hence z
 with precision 1 / (1/p_blood + (1 + 1/p_blood) / I). I differs by case because values are missing.
 
 No score ranks better than P(bad | x) (Neyman and Pearson), so its AUC is the ceiling of everything that sees x alone.
@@ -31,7 +31,7 @@ from tmi.toolkit.errors import UsageError
 FloatArray = NDArray[np.float64]
 _NORMAL = NormalDist()
 
-MODALITIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+SIGNALS_BY_MODALITY: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"ct": ("liver", "portal"), "radiomics": ("liver", "deposit"), "clinical": ("blood",)}
 )
 """Which signals a modality shows. `liver` (surface, texture and attenuation of the liver) stands in the image and in
@@ -39,7 +39,7 @@ the features of its mask alike, so those two are partly redundant, as they are i
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeverityModel:
+class LatentSeverityModel:
     """Parameters of the law; a precision is 1/variance of a signal's error, against severity's variance of 1."""
 
     prevalence: float = 75 / 184
@@ -75,7 +75,7 @@ class SeverityModel:
             return 0.0, 0.0
         return reading * math.sqrt(1.0 + error), 1.0 / (error + (1.0 + error) / information)
 
-    def standardised(self, signal: str, value: float) -> float:
+    def standardized(self, signal: str, value: float) -> float:
         """A drawn signal scaled to unit variance; what the phantom and the record are made from."""
         return value / math.sqrt(1.0 + 1.0 / self.precision(signal))
 
@@ -94,20 +94,20 @@ class Signals:
     """Seen in the clinical record alone."""
 
 
-def draw_severity(rng: np.random.Generator, *, bad: bool, model: SeverityModel) -> float:
+def sample_severity(rng: np.random.Generator, *, bad: bool, model: LatentSeverityModel) -> float:
     """A severity from the law given the outcome (truncated normal, by inversion)."""
     split = 1.0 - model.prevalence
     low, high = (split, 1.0) if bad else (0.0, split)
     return _NORMAL.inv_cdf(min(max(low + (high - low) * rng.random(), 1e-12), 1.0 - 1e-12))
 
 
-def draw_signals(rng: np.random.Generator, severity: float, model: SeverityModel) -> Signals:
+def sample_signals(rng: np.random.Generator, severity: float, model: LatentSeverityModel) -> Signals:
     """The four signals of one case."""
     names = ("liver", "portal", "deposit", "blood")
     return Signals(**{n: severity + float(rng.normal()) / math.sqrt(model.precision(n)) for n in names})
 
 
-def posterior(observations: Iterable[tuple[float, float]], model: SeverityModel) -> float:
+def posterior(observations: Iterable[tuple[float, float]], model: LatentSeverityModel) -> float:
     """P(bad | observations), each a value x_k = z + error and its precision."""
     seen = list(observations)
     total = sum(p for _, p in seen)
@@ -115,24 +115,24 @@ def posterior(observations: Iterable[tuple[float, float]], model: SeverityModel)
     return _NORMAL.cdf((mean - model.threshold) * math.sqrt(1.0 + total))
 
 
-def clinical_precision(information: FloatArray, model: SeverityModel) -> FloatArray:
+def clinical_precision(information: FloatArray, model: LatentSeverityModel) -> FloatArray:
     """Precision with which laboratory values of total `information` I tell the severity."""
     return np.array([model.blood_observation(0.0, float(i))[1] for i in information])
 
 
-def subsets() -> dict[str, tuple[str, ...]]:
+def modality_subsets() -> dict[str, tuple[str, ...]]:
     """Every non-empty set of modalities by its name, such as `ct+clinical`; singles first."""
-    names = tuple(MODALITIES)
+    names = tuple(SIGNALS_BY_MODALITY)
     return {"+".join(c): c for size in (1, 2, 3) for c in combinations(names, size)}
 
 
-def image_precision(modalities: Iterable[str], model: SeverityModel) -> float:
+def image_precision(modalities: Iterable[str], model: LatentSeverityModel) -> float:
     """Total precision of the signals that the modalities show, a shared one counted once; blood left out."""
-    seen = {signal for m in modalities for signal in MODALITIES[m]} - {"blood"}
+    seen = {signal for m in modalities for signal in SIGNALS_BY_MODALITY[m]} - {"blood"}
     return sum(model.precision(s) for s in sorted(seen))
 
 
-def ceilings(model: SeverityModel, information: FloatArray, *, levels: int = 64) -> dict[str, float]:
+def auc_ceilings(model: LatentSeverityModel, information: FloatArray, *, levels: int = 64) -> dict[str, float]:
     """Best AUC reachable from each set of modalities.
 
     Args:
@@ -144,13 +144,13 @@ def ceilings(model: SeverityModel, information: FloatArray, *, levels: int = 64)
     blocks = np.array([block.mean() for block in np.array_split(ranks, min(levels, ranks.size))])
     blood = clinical_precision(blocks, model)
     found = {}
-    for name, modalities in subsets().items():
+    for name, modalities in modality_subsets().items():
         precision = image_precision(modalities, model) + (blood if "clinical" in modalities else np.zeros(1))
-        found[name] = best_auc(precision, model)
+        found[name] = bayes_optimal_auc(precision, model)
     return found
 
 
-def best_auc(precision: FloatArray, model: SeverityModel) -> float:
+def bayes_optimal_auc(precision: FloatArray, model: LatentSeverityModel) -> float:
     """AUC of P(bad | x) over cases whose total precision takes the given, equally likely values.
 
     The posterior mean m ~ N(0, p/(1+p)); each node (p, m) of the grid carries its mass and its P(bad), and

@@ -1,4 +1,4 @@
-"""An abdominal CT phantom: what is sampled (`Body`, `Findings`, `Grid`) and the function that renders it.
+"""An abdominal CT phantom: what is sampled (`Body`, `DiseaseSigns`, `Grid`) and the function that renders it.
 
 World frame: millimetres, x to the patient's right, y to the front, z to the head, origin in the mid-abdomen. Arrays are
 [X,Y,Z] on that frame (NIfTI's RAS order, not the tensors' D,H,W); values in Hounsfield units. The shapes are ellipsoids
@@ -53,7 +53,7 @@ class Body:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
+class DiseaseSigns:
     """What a case's disease looks like; fixed by its signals alone."""
 
     liver_hu: float
@@ -129,10 +129,10 @@ def sample_grid(rng: np.random.Generator, body: Body) -> Grid:
     )
 
 
-def findings_of(*, liver: float, portal: float, deposit: float) -> Findings:
+def disease_signs(*, liver: float, portal: float, deposit: float) -> DiseaseSigns:
     """The look of three standardised signals; monotone in each and bounded."""
     liver, portal, deposit = (float(np.clip(v, -3.0, 3.0)) for v in (liver, portal, deposit))
-    return Findings(
+    return DiseaseSigns(
         liver_hu=98.0 - 8.0 * liver,
         nodule_mm=3.0 * math.exp(0.35 * liver),
         texture_hu=7.0 * math.exp(0.30 * liver),
@@ -144,7 +144,7 @@ def findings_of(*, liver: float, portal: float, deposit: float) -> Findings:
     )
 
 
-def render(body: Body, findings: Findings, grid: Grid, *, seed: np.random.SeedSequence) -> Phantom:
+def render(body: Body, findings: DiseaseSigns, grid: Grid, *, seed: np.random.SeedSequence) -> Phantom:
     """The phantom; the same arguments give the same voxels."""
     streams = [np.random.default_rng(s) for s in seed.spawn(4)]
     x, y, z = world_coordinates(grid)
@@ -177,7 +177,7 @@ def world_coordinates(grid: Grid) -> tuple[FloatArray, FloatArray, FloatArray]:
 
 
 def _deposit(
-    hu: FloatArray, tissue: NDArray[np.uint8], liver: BoolArray, f: Findings, grid: Grid, rng: np.random.Generator
+    hu: FloatArray, tissue: NDArray[np.uint8], liver: BoolArray, f: DiseaseSigns, grid: Grid, rng: np.random.Generator
 ) -> None:
     """Set single voxels of the liver to dense deposits, after blur and noise so that none is dimmed below the floor."""
     inside = np.flatnonzero(liver)
@@ -187,7 +187,7 @@ def _deposit(
 
 
 def _paint(
-    body: Body, f: Findings, grid: Grid, world: tuple[FloatArray, FloatArray, FloatArray], rng: np.random.Generator
+    body: Body, f: DiseaseSigns, grid: Grid, world: tuple[FloatArray, FloatArray, FloatArray], rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], BoolArray, FloatArray]:
     """Tissue map, liver mask, and the spine's signed distance; later tissues overwrite earlier ones."""
     x, y, z = world
@@ -231,7 +231,7 @@ def _paint(
 
 
 def _left_side(
-    body: Body, f: Findings, inner: FloatArray, dome: FloatArray, world: tuple[FloatArray, FloatArray, FloatArray]
+    body: Body, f: DiseaseSigns, inner: FloatArray, dome: FloatArray, world: tuple[FloatArray, FloatArray, FloatArray]
 ) -> list[tuple[str, BoolArray]]:
     """Spleen, varices and ascites: everything that shows the portal signal, at x < -62 mm."""
     x, y, z = world
@@ -254,7 +254,7 @@ def inner_edge(body: Body) -> float:
 
 def _liver(
     body: Body,
-    f: Findings,
+    f: DiseaseSigns,
     grid: Grid,
     inner: FloatArray,
     world: tuple[FloatArray, FloatArray, FloatArray],
