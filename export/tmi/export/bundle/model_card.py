@@ -184,11 +184,11 @@ def _limits(manifest: Manifest) -> Iterator[str]:
     yield "## Limits"
     yield ""
     yield "- Trained and evaluated on one cohort; nothing is known of other hospitals, scanners or populations."
-    if manifest.sees("image"):
+    if manifest.uses("image"):
         yield f"- The CT is cut to {low:g} to {high:g} HU and resampled to {depth} x {height} x {width} voxels."
-    if manifest.sees("clinical"):
+    if manifest.uses("clinical"):
         yield f"- Clinical text beyond {config.clinical.max_length} tokens is cut, and the answer says so."
-    if manifest.sees("radiomics"):
+    if manifest.uses("radiomics"):
         yield "- Missing radiomics are imputed and values outside the training range clipped; the answer counts both."
     yield f"- {_calibration(manifest)}; the spread between the folds is no confidence interval."
     yield "- Parity says that the engines answer like the trained model, not that the model is right."

@@ -68,7 +68,7 @@ from tmi.toolkit.clinical.schema import SCHEMA_FILE
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.models.registry import seen
+from tmi.toolkit.models.registry import active_modalities
 from tmi.toolkit.run_folder import SUMMARY_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json, require_absent, staged_folder, write_text
 from tmi.toolkit.storage.serialization import to_json
@@ -298,7 +298,7 @@ class _Export:
     def _manifest(self, cut: Cut, graphs: tuple[GraphSpec, ...], clinical: ClinicalSpec) -> Manifest:
         """The manifest without files, golden inputs and evidence."""
         state = self.run.state
-        scaled = "radiomics" in seen(self.config)
+        scaled = "radiomics" in active_modalities(self.config)
         folds = tuple(
             FoldSpec(
                 fold=fold,
@@ -323,7 +323,7 @@ class _Export:
             versions=_versions(),
             run=_run_record(self.run, state),
             threshold=self.run.threshold,
-            modalities=seen(self.config),
+            modalities=active_modalities(self.config),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             synthetic=bool(state["cohort"].get("synthetic", False)),
             extra={
@@ -338,7 +338,7 @@ class _Export:
         rendering, version = self.config.clinical.rendering, self.run.rendering_version
         if version is None:
             raise DamagedError(f"run {self.run.path}: run.json names no rendering_version", fix="train the run again")
-        if "clinical" in seen(self.config):
+        if "clinical" in active_modalities(self.config):
             require_rendering(rendering, version, kind="run")
         schema = self._copy(self.run.path / SCHEMA_FILE, SCHEMA_FILE)
         return ClinicalSpec(schema=schema, rendering=rendering, rendering_version=version)

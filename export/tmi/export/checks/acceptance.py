@@ -105,7 +105,7 @@ def audit_fold_files(folder: Path, manifest: Manifest, run: RunFolder) -> GateRe
     wrong = []
     for fold in manifest.folds:
         files = run.fold(fold.fold)
-        pairs = [(fold.scaler, files.scaler)] if manifest.sees("radiomics") else []
+        pairs = [(fold.scaler, files.scaler)] if manifest.uses("radiomics") else []
         pairs += [(manifest.graph(fold.text).tokenizer, files.tokenizer)] if fold.text is not None else []
         for mine, theirs in pairs:
             name = theirs.relative_to(run.path).as_posix()

@@ -54,7 +54,7 @@ def _answers(models: FoldModels, cut: Cut, golden: GoldenInputs, dtype: torch.dt
                 if name not in features:
                     features[name] = encode(model, golden, name, dtype)
                 taken.append(features[name])
-        if model.sees_radiomics:
+        if model.uses_radiomics:
             taken.append(torch.from_numpy(golden.radiomics_BFR[:, position]).to(dtype))
         rows = [model.fusion(*(t[b : b + 1] for t in taken)) for b in range(golden.count)]
         logits.append(torch.cat([row.logits_BK for row in rows]))

@@ -23,7 +23,7 @@ from tmi.runtime.verification.golden_case import golden_config, write_golden_cas
 from tmi.runtime.verification.preprocessing_check import SHORT_TEXT, text_digest
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.schema import Config, CtConfig, Modality
-from tmi.toolkit.models.registry import seen
+from tmi.toolkit.models.registry import active_modalities
 from tmi.toolkit.preprocessing.pipeline import prepare_case
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.run_folder import RunFolder
@@ -33,7 +33,7 @@ def golden_case_reference(run: RunFolder, cut: Cut, folder: Path, *, seed: int) 
     """The arrays of `golden-case.safetensors`; the case is written into `folder`."""
     config = golden_config(run.config)
     case = write_golden_case(folder, run.schema, seed=seed)
-    modalities = seen(run.config)
+    modalities = active_modalities(run.config)
     record: tuple[Modality, ...] = ("clinical",)
     text = prepare_case(case, config, run.schema, modalities=record).text
     arrays: dict[str, NDArray[np.generic]] = {}

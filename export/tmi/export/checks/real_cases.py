@@ -21,7 +21,7 @@ from tmi.runtime.verification.parity import Outputs
 from tmi.toolkit.cases.case import find_cases
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.models.registry import seen
+from tmi.toolkit.models.registry import active_modalities
 from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import RunFolder
@@ -48,7 +48,7 @@ def read_real_cases(folders: Sequence[Path], run: RunFolder, cut: Cut, models: F
         raise UsageError("no case given with --cases", fix="give case folders or a cohort folder")
     cases = []
     for case in found:
-        inputs = _inputs(prepare_case(case, run.config, run.schema, modalities=seen(run.config)), run, cut)
+        inputs = _inputs(prepare_case(case, run.config, run.schema, modalities=active_modalities(run.config)), run, cut)
         cases.append(RealCase(inputs=inputs, reference=eager_reference(models, cut, inputs)))
     return cases
 

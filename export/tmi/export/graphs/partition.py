@@ -22,7 +22,7 @@ from tmi.toolkit.config.schema import N_RADIOMICS, Config
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.models.factory import system_network
 from tmi.toolkit.models.multimodal import ThreeParts
-from tmi.toolkit.models.registry import calibrated, ct_width, encoder_roles, seen
+from tmi.toolkit.models.registry import active_modalities, calibrated, ct_width, encoder_roles
 from tmi.toolkit.models.weights import AnyModule, restore
 from tmi.toolkit.run_folder import FoldFolder, RunFolder
 from tmi.toolkit.storage.hashing import sha256_file
@@ -109,7 +109,7 @@ def weights_digest(state: State) -> str:
 def cut_run(run: RunFolder) -> Cut:
     """Find the distinct encoders of a finished run, one fold in memory at a time."""
     folds = tuple(split.fold for split in run.folds)
-    roles = encoder_roles(seen(run.config))
+    roles = encoder_roles(active_modalities(run.config))
     users: dict[tuple[Role, str], list[int]] = {}
     for fold in folds:
         files = run.fold(fold)
@@ -146,8 +146,8 @@ def graph_spec(config: Config, role: Role, name: str, *, folds: int, tokenizer: 
         )
         outputs = (TensorSpec(name="text_features", dtype="float32", shape=("B", widths["text_features"])),)
     else:
-        taken = {f"{role}_features": widths[f"{role}_features"] for role in encoder_roles(seen(config))}
-        taken |= {"radiomics": N_RADIOMICS} if "radiomics" in seen(config) else {}
+        taken = {f"{role}_features": widths[f"{role}_features"] for role in encoder_roles(active_modalities(config))}
+        taken |= {"radiomics": N_RADIOMICS} if "radiomics" in active_modalities(config) else {}
         inputs = tuple(
             TensorSpec(name=name, dtype="float32", shape=("B", folds, width)) for name, width in taken.items()
         )

@@ -42,7 +42,7 @@ from typing import Any, Literal
 from tmi.runtime.bundle.check_result import GateRecord
 from tmi.toolkit.config.schema import CLASSES, MODALITIES, POSITIVE, Config, Modality
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.models.registry import seen
+from tmi.toolkit.models.registry import active_modalities
 from tmi.toolkit.storage.serialization import from_json, to_json
 
 SCHEMA = "tmi-bundle/2"
@@ -184,15 +184,15 @@ class Manifest:
             raise DamagedError(
                 f"bundle: {error.what}", fix="use the tmi version that made the bundle, or export it again"
             ) from error
-        if seen(config) != self.modalities:
+        if active_modalities(config) != self.modalities:
             raise DamagedError(
                 f"bundle: its manifest says that {', '.join(self.modalities) or 'nothing'} is seen, its config says "
-                f"{', '.join(seen(config))}",
+                f"{', '.join(active_modalities(config))}",
                 fix="export the bundle again",
             )
         return config
 
-    def sees(self, modality: Modality) -> bool:
+    def uses(self, modality: Modality) -> bool:
         """Whether the network looks at a modality."""
         return modality in self.modalities
 
@@ -239,11 +239,11 @@ def manifest_from_json(data: Mapping[str, Any]) -> Manifest:
         manifest = from_json(Manifest, data, where="manifest")
     except UsageError as error:
         raise DamagedError(f"bundle: {error.what}", fix="export the bundle again") from error
-    _require_what_is_seen(manifest)
+    _require_active_modalities(manifest)
     return manifest
 
 
-def _require_what_is_seen(manifest: Manifest) -> None:
+def _require_active_modalities(manifest: Manifest) -> None:
     """Every fold has the graphs and files of the modalities that are seen, and of no other."""
     for fold in manifest.folds:
         for modality, name in (("image", fold.ct), ("clinical", fold.text), ("radiomics", fold.scaler)):

@@ -26,7 +26,7 @@ from tmi.toolkit.config.schema import CLASSES, MODALITIES, POSITIVE, Config
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.models.factory import system_network
 from tmi.toolkit.models.multimodal import ThreeParts
-from tmi.toolkit.models.registry import calibrated, seen
+from tmi.toolkit.models.registry import active_modalities, calibrated
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.models.weights import restore
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
@@ -95,7 +95,7 @@ class ModelSource:
     @property
     def ct_only(self) -> bool:
         """Whether the models see the CT and nothing else."""
-        return self.config.system.name == "tmi-clnet" and seen(self.config) == ("image",)
+        return self.config.system.name == "tmi-clnet" and active_modalities(self.config) == ("image",)
 
     def chosen(self, fold: str) -> tuple[int, ...]:
         """The folds that `ensemble` or a number means.
@@ -122,9 +122,9 @@ def open_run_models(folder: Path) -> ModelSource:
         DamagedError: a file is missing, was changed, or is of another version.
     """
     run = RunFolder.open(folder).require_finished()
-    if run.config.system.name != "tmi-clnet" or seen(run.config) not in (MODALITIES, ("image",)):
+    if run.config.system.name != "tmi-clnet" or active_modalities(run.config) not in (MODALITIES, ("image",)):
         raise UsageError(
-            f"run {folder} is of system {run.config.system.name} on {', '.join(seen(run.config))}",
+            f"run {folder} is of system {run.config.system.name} on {', '.join(active_modalities(run.config))}",
             fix="give a run of tmi-clnet with all three modalities, or beside it one of the CT alone (image)",
         )
     require_rendering(run.config.clinical.rendering, run.rendering_version, kind="run")

@@ -106,7 +106,7 @@ def fusion_inputs(
         rows = [features[graph] for graph in graphs if graph is not None]
         if rows:
             inputs[name] = np.stack(rows, axis=1)
-    return inputs | ({"radiomics": radiomics_BFR} if manifest.sees("radiomics") else {})
+    return inputs | ({"radiomics": radiomics_BFR} if manifest.uses("radiomics") else {})
 
 
 def run_folds(

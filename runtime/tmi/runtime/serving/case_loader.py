@@ -125,7 +125,7 @@ class CaseReader:
 
     def fetch(self, case: Case) -> None:
         """Have the system fetch from the disk what `read` will want of the case, as far as it is there."""
-        if self._manifest.sees("image"):
+        if self._manifest.uses("image"):
             for path in (case.ct, case.mask):
                 with suppress(OSError):  # what is wrong with a file is told where it is read
                     read_ahead(path)

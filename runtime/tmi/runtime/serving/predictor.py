@@ -96,7 +96,7 @@ class Predictor:
         clinical = self._manifest.clinical
         if (clinical.schema, clinical.rendering) != (SCHEMA_FILE, self._config.clinical.rendering):
             raise DamagedError("bundle: its config and its clinical text disagree", fix="export the bundle again")
-        if self._manifest.sees("clinical"):
+        if self._manifest.uses("clinical"):
             require_rendering(clinical.rendering, clinical.rendering_version, kind="bundle")
         schema = stored_schema(bundle.folder, kind="bundle")
         scalers = [

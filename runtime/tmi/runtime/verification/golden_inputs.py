@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.toolkit.config.schema import N_RADIOMICS, Config
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.models.registry import seen
+from tmi.toolkit.models.registry import active_modalities
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int64
@@ -108,7 +108,7 @@ def make_golden(config: Config, *, seed: int, count: int, folds: int, vocabulari
     """
     if count < 2 or folds < 1:
         raise ValueError(f"golden inputs need 2 cases and 1 fold, not {count} and {folds}")
-    ct = np.stack([_seen_volume(config, seed=seed, case=case) for case in range(count)])
+    ct = np.stack([_volume_if_used(config, seed=seed, case=case) for case in range(count)])
     return GoldenInputs(
         seed=seed,
         ct_B1DHW=ct[:, None],
@@ -167,7 +167,7 @@ def first_golden_case(manifest: Manifest) -> GoldenInputs:
     return trimmed(
         GoldenInputs(
             seed=seed,
-            ct_B1DHW=_seen_volume(config, seed=seed, case=0)[None, None],
+            ct_B1DHW=_volume_if_used(config, seed=seed, case=0)[None, None],
             texts={
                 name: GoldenText(input_ids_BT=t.input_ids_BT[:1], attention_mask_BT=t.attention_mask_BT[:1])
                 for name, t in _texts(config, seed=seed, count=count, vocabularies=vocabularies).items()
@@ -251,9 +251,13 @@ def _uniform(stream: np.random.PCG64, count: int) -> NDArray[np.float32]:
     return words.astype(np.float32) / np.float32(2**15) - np.float32(1)
 
 
-def _seen_volume(config: Config, *, seed: int, case: int) -> NDArray[np.float32]:
+def _volume_if_used(config: Config, *, seed: int, case: int) -> NDArray[np.float32]:
     """One volume [D,H,W]; an empty one for a network that does not see the image."""
-    return _volume(config, seed=seed, case=case) if "image" in seen(config) else np.zeros((0, 0, 0), np.float32)
+    return (
+        _volume(config, seed=seed, case=case)
+        if "image" in active_modalities(config)
+        else np.zeros((0, 0, 0), np.float32)
+    )
 
 
 def _volume(config: Config, *, seed: int, case: int) -> NDArray[np.float32]:

@@ -78,9 +78,9 @@ def prepare_golden_case(bundle: Bundle, folder: Path) -> dict[str, NDArray[np.ge
     case = write_golden_case(folder, schema, seed=int(manifest.golden["seed"]))
     prepared = prepare_case(case, config, schema, modalities=manifest.modalities)
     arrays: dict[str, NDArray[np.generic]] = {}
-    if manifest.sees("image"):
+    if manifest.uses("image"):
         arrays["ct"] = prepared.ct_1DHW
-    if manifest.sees("clinical"):
+    if manifest.uses("clinical"):
         arrays["text.sha256"] = text_digest(prepared.text)
     for fold in manifest.folds:
         if fold.scaler is not None:

@@ -29,7 +29,7 @@ from tmi.toolkit.cases.case import CLINICAL_FILE, CT_FILE, RADIOMICS_FILE
 from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.models.baselines.simpleff import SliceFeatures
-from tmi.toolkit.models.registry import NEURAL, encoder_roles, seen
+from tmi.toolkit.models.registry import NEURAL, active_modalities, encoder_roles
 from tmi.toolkit.run_folder import SUMMARY_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json
 from tmi.training.comparison.paper_tables import TABLES
@@ -96,7 +96,7 @@ def largest_difference(bundle: Bundle, run: RunFolder, cases: Path, engine: str)
 
 def check_row(comparison: Comparison, bundle: Bundle, key: str, engines: tuple[str, ...], tmp_path: Path) -> None:
     run = RunFolder.open(comparison.folder / "runs" / key).require_finished()
-    cases = stripped(comparison.cohort, seen(run.config), tmp_path / "cases")
+    cases = stripped(comparison.cohort, active_modalities(run.config), tmp_path / "cases")
     for engine in engines:
         assert largest_difference(bundle, run, cases, engine) <= max(engine_spec(engine).max_abs_err, 1e-5), engine
     assert bundle.manifest.threshold == run.threshold
@@ -109,7 +109,7 @@ def test_a_rows_figures_are_finite_and_its_networks_load(small_comparison, key):
     assert all(math.isfinite(entry["mean"]) for entry in summary["over_folds"].values())
     for split in run.folds:
         network = fold_graphs.FoldModels(run).whole(split.fold)
-        assert (network.ct_encoder is not None) == ("image" in seen(run.config))
+        assert (network.ct_encoder is not None) == ("image" in active_modalities(run.config))
 
 
 @pytest.mark.parametrize("key", QUICK)
@@ -131,7 +131,7 @@ def test_every_rows_bundle_answers_so_on_every_engine(small_comparison, exported
     engines = ("onnx", "torchscript", "eager", *(e for e in ("openvino",) if installed(e)))
     bundle = exported(key, "onnx", "torchscript")
     check_row(small_comparison, bundle, key, engines, tmp_path)
-    assert {g.role for g in bundle.manifest.graphs} == {*encoder_roles(seen(RUNS[key])), "fusion"}
+    assert {g.role for g in bundle.manifest.graphs} == {*encoder_roles(active_modalities(RUNS[key])), "fusion"}
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_every_rows_fp16_graphs_hold_by_emulation(small_comparison, tmp_path, ke
 @pytest.mark.parametrize("key", QUICK)
 def test_a_bundle_has_the_graphs_and_files_of_what_it_sees_and_no_others(exported, key):
     bundle = exported(key, "torchscript")
-    manifest, modalities = bundle.manifest, seen(RUNS[key])
+    manifest, modalities = bundle.manifest, active_modalities(RUNS[key])
     assert manifest.modalities == modalities
     assert {g.role for g in manifest.graphs} == {*encoder_roles(modalities), "fusion"}
     assert (bundle.folder / "tokenizers").exists() == ("clinical" in modalities)
@@ -172,16 +172,16 @@ def test_the_commands_take_such_a_bundle(small_comparison, exported, tmp_path, k
     assert {g["graph"] for g in verified.document["gates"]} >= {"pipeline"}
     looked = tmi("inspect", bundle)
     system = RUNS[key].system.name
-    assert f"network    {system}, sees {', '.join(seen(RUNS[key]))}\n" in looked.out
-    cases = stripped(small_comparison.cohort, seen(RUNS[key]), tmp_path / "cases")
-    roles = encoder_roles(seen(RUNS[key]))
+    assert f"network    {system}, sees {', '.join(active_modalities(RUNS[key]))}\n" in looked.out
+    cases = stripped(small_comparison.cohort, active_modalities(RUNS[key]), tmp_path / "cases")
+    roles = encoder_roles(active_modalities(RUNS[key]))
     words = ("predict", cases / "C000", "--bundle", bundle, "--engine", "torchscript", "--json", "--reuse")
     for reused in ((), roles):
         predicted = tmi(*words)
         assert predicted.code == 0, predicted.err
         (result,) = predicted.document["results"]
         told = {w["code"]: w["message"] for w in result["warnings"]}["other-network"]
-        assert told.startswith(f"the network is {system} and looks at {', '.join(seen(RUNS[key]))}, ")
+        assert told.startswith(f"the network is {system} and looks at {', '.join(active_modalities(RUNS[key]))}, ")
         assert tuple(result["reused"]) == reused
         assert all(role in roles or result["seconds"][role] < 1e-3 for role in ("ct", "text"))
 
@@ -204,7 +204,7 @@ def test_a_lost_temperature_shows_in_the_held_out_answers(small_comparison, tmp_
     assert all(abs(run.fold(s.fold).temperature - 1) > 0.01 for s in run.folds), "there is something to lose"
     monkeypatch.setattr(fold_graphs, "calibrated", lambda config, state, temperature, prefix="": dict(state))
     bundle = export_run(run.path, tmp_path / "bundle", artefacts=("torchscript",))
-    cases = stripped(small_comparison.cohort, seen(run.config), tmp_path / "cases")
+    cases = stripped(small_comparison.cohort, active_modalities(run.config), tmp_path / "cases")
     assert largest_difference(bundle, run, cases, "torchscript") > engine_spec("torchscript").max_abs_err
 
 

@@ -23,7 +23,7 @@ from tmi.toolkit.models.baselines.mmd import MmdFusion, kept_modalities
 from tmi.toolkit.models.factory import network_part, system_network
 from tmi.toolkit.models.multimodal import ThreeParts
 from tmi.toolkit.models.registry import NEURAL as WITH_A_NETWORK
-from tmi.toolkit.models.registry import TEMPERATURE, TEMPERED, calibrated, ct_width, encoder_roles, seen
+from tmi.toolkit.models.registry import TEMPERATURE, TEMPERED, active_modalities, calibrated, ct_width, encoder_roles
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.run_folder import FoldFolder
 from tmi.training.loop.fold_training import train_fold
@@ -110,7 +110,7 @@ def test_a_network_looks_at_its_modalities_and_at_nothing_else(settings):
     names = {"image": "ct", "clinical": "input_ids", "radiomics": "radiomics"}
     for modality, name in names.items():
         other = network(**given | {name: inputs(seed=9)[name]}).logits_BK
-        assert (not torch.equal(other, before)) == (modality in seen(config)), modality
+        assert (not torch.equal(other, before)) == (modality in active_modalities(config)), modality
 
 
 @pytest.mark.parametrize("name", ["paper", "released"])
@@ -384,9 +384,9 @@ def test_everything_an_estimator_fits_is_fitted_on_the_training_part_alone(tmp_p
 def test_a_network_has_the_parts_and_widths_that_the_table_says(settings):
     config = configured(*settings)
     network = system_network(config)
-    roles = encoder_roles(seen(config))
+    roles = encoder_roles(active_modalities(config))
     assert (network.ct_encoder is not None, network.text_encoder is not None) == ("ct" in roles, "text" in roles)
-    assert network.sees_radiomics == ("radiomics" in seen(config))
+    assert network.uses_radiomics == ("radiomics" in active_modalities(config))
     if network.ct_encoder is not None:
         assert network.ct_encoder.eval()(inputs()["ct"]).shape == (4, ct_width(config))
     parts = {role: network_part(config, role) for role in (*roles, "fusion")}

@@ -17,7 +17,7 @@ from tmi.toolkit.models.encoders.resnet3d import CtEncoder
 from tmi.toolkit.models.encoders.vit import VitEncoder
 from tmi.toolkit.models.multimodal import ThreeParts
 from tmi.toolkit.models.outputs import LinearHead
-from tmi.toolkit.models.registry import NEURAL, ct_width, encoder_roles, seen
+from tmi.toolkit.models.registry import NEURAL, active_modalities, ct_width, encoder_roles
 from tmi.toolkit.models.tmi_clnet.fusion import Fusion
 from tmi.toolkit.models.tmi_clnet.modality_ablation import SubsetFusion
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
@@ -32,7 +32,7 @@ def system_network(config: Config) -> ThreeParts:
     name = config.system.name
     if name not in NEURAL:
         raise UsageError(f"system {name} has no network", fix=f"choose one of {', '.join(NEURAL)}")
-    modalities = seen(config)
+    modalities = active_modalities(config)
     if name == "tmi-clnet" and len(modalities) == 3:
         return TmiClnet(config.network)
     roles = encoder_roles(modalities)
@@ -64,7 +64,7 @@ def network_part(config: Config, role: Literal["ct", "text", "fusion"]) -> nn.Mo
         case "mmd":
             return MmdFusion(config)
         case _:
-            return Fusion(config.network) if len(seen(config)) == 3 else SubsetFusion(config.network)
+            return Fusion(config.network) if len(active_modalities(config)) == 3 else SubsetFusion(config.network)
 
 
 def _ct_part(config: Config) -> nn.Module:

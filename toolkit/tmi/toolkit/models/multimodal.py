@@ -27,7 +27,7 @@ class ThreeParts(nn.Module):
         self.ct_encoder = ct
         self.text_encoder = text
         self.fusion = fusion
-        self.sees_radiomics = radiomics
+        self.uses_radiomics = radiomics
 
     def forward(
         self,
@@ -40,6 +40,6 @@ class ThreeParts(nn.Module):
         """The fusion's output; `available_BM` (of `mmd` alone) names the modalities that a case has."""
         given: tuple[Tensor, ...] = () if self.ct_encoder is None else (self.ct_encoder(ct),)
         given += () if self.text_encoder is None else (self.text_encoder(input_ids, attention_mask),)
-        given += (radiomics,) if self.sees_radiomics else ()
+        given += (radiomics,) if self.uses_radiomics else ()
         more = {} if available_BM is None else {"available_BM": available_BM}
         return self.fusion(*given, **more)

@@ -15,7 +15,7 @@ from tmi.toolkit.config.schema import MODALITIES, Config, Modality
 from tmi.toolkit.errors import DamagedError
 
 EncoderRole = Literal["ct", "text"]
-SEES: Mapping[str, tuple[Modality, ...]] = MappingProxyType(
+MODEL_MODALITIES: Mapping[str, tuple[Modality, ...]] = MappingProxyType(
     {
         "tmi-clnet": MODALITIES,
         "resnet50": ("image",),
@@ -29,7 +29,7 @@ SEES: Mapping[str, tuple[Modality, ...]] = MappingProxyType(
         "clinical-rf": ("clinical",),
     }
 )
-"""System -> the modalities that it can look at; `seen` says which ones a configured one does."""
+"""System -> the modalities that it can look at; `active_modalities` says which ones a configured one does."""
 TEMPERED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "tmi-clnet": ("fusion.head.densenet.class_layers.out.weight", "fusion.head.densenet.class_layers.out.bias"),
@@ -46,11 +46,11 @@ NEURAL: tuple[str, ...] = (*TEMPERED, "simpleff")
 """Systems with a network, of which a bundle can be made."""
 
 
-def seen(config: Config) -> tuple[Modality, ...]:
+def active_modalities(config: Config) -> tuple[Modality, ...]:
     """The modalities that the configured system looks at, in the order of the ring."""
     if config.system.name == "tmi-clnet":
         return tuple(m for m in MODALITIES if m in config.network.modalities)
-    return SEES[config.system.name]
+    return MODEL_MODALITIES[config.system.name]
 
 
 def encoder_roles(modalities: tuple[Modality, ...]) -> tuple[EncoderRole, ...]:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from tmi.toolkit.cases.case import Cohort
 from tmi.toolkit.config.schema import POSITIVE, Config
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.models.registry import seen
+from tmi.toolkit.models.registry import active_modalities
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.atomic_files import read_json
 from tmi.toolkit.synthetic.cohort import TRUTH_FILE
@@ -65,7 +65,7 @@ class Result:
     def modalities(self) -> str:
         """What the system sees, as the paper abbreviates it: I, R, C."""
         short = {"image": "I", "radiomics": "R", "clinical": "C"}
-        return "+".join(short[m] for m in short if m in seen(self.config))
+        return "+".join(short[m] for m in short if m in active_modalities(self.config))
 
     @property
     def right_N(self) -> Bool[np.ndarray, " N"]:

@@ -21,7 +21,7 @@ from tmi.toolkit.cases.case import COHORT_FILE, Case, Cohort
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.config.schema import N_RADIOMICS, Config
 from tmi.toolkit.errors import InputRejectedError
-from tmi.toolkit.models.registry import seen
+from tmi.toolkit.models.registry import active_modalities
 from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.preprocessing.clinical_features import clinical_inputs
 from tmi.toolkit.preprocessing.pipeline import prepare_case
@@ -75,7 +75,7 @@ def prepare_cohort(
         cache: of prepared images; None prepares every case anew.
         progress: called after each case.
     """
-    records_only = of_records(cohort) and seen(config) == ("clinical",)
+    records_only = of_records(cohort) and active_modalities(config) == ("clinical",)
     shape = (len(cohort.cases), 1, *((1, 1, 1) if records_only else config.ct.shape_DHW))
     if int(np.prod(shape, dtype=np.int64)) * 4 <= IN_MEMORY_BYTES:
         ct = np.zeros(shape, dtype=np.float32)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.models.registry import SEES, seen
+from tmi.toolkit.models.registry import MODEL_MODALITIES, active_modalities
 
 NETWORK = "tmi.toolkit.models.factory:system_network"
 CROSS_ENTROPY = "tmi.training.losses.total:task_loss"
@@ -43,7 +43,7 @@ SYSTEMS: Mapping[str, SystemSpec] = MappingProxyType(
             target=NETWORK,
             what="CT, text and radiomics encoders, IMA, TCAF, 1D DenseNet; TMFF loss",
             source="L. Wu et al., TMI-CLNet",
-            modalities=SEES["tmi-clnet"],
+            modalities=MODEL_MODALITIES["tmi-clnet"],
             needs="torch",
             loss="tmi.training.systems.tmi_clnet:loss",
         ),
@@ -51,49 +51,49 @@ SYSTEMS: Mapping[str, SystemSpec] = MappingProxyType(
             target=NETWORK,
             what="2D ResNet-50 on the middle axial slice; `dims` 3: the 3D one on the volume",
             source="K. He et al. 2016",
-            modalities=SEES["resnet50"],
+            modalities=MODEL_MODALITIES["resnet50"],
             needs="torch",
         ),
         "vit": SystemSpec(
             target=NETWORK,
             what="vision transformer on the middle axial slice; `dims` 3: on the volume",
             source="A. Dosovitskiy et al. 2020",
-            modalities=SEES["vit"],
+            modalities=MODEL_MODALITIES["vit"],
             needs="torch",
         ),
         "svm": SystemSpec(
             target="tmi.training.systems.radiomics_pipeline:support_vector_machine",
             what="radiomics: impute, scale, drop constants, LASSO, RBF support vector machine with Platt's scaling",
             source="S. Mukherjee et al. 2022",
-            modalities=SEES["svm"],
+            modalities=MODEL_MODALITIES["svm"],
             needs="sklearn",
         ),
         "rf": SystemSpec(
             target="tmi.training.systems.radiomics_pipeline:random_forest",
             what="radiomics: impute, scale, drop constants, LASSO, random forest",
             source="L. Breiman 2001",
-            modalities=SEES["rf"],
+            modalities=MODEL_MODALITIES["rf"],
             needs="sklearn",
         ),
         "simpleff": SystemSpec(
             target=NETWORK,
             what="five slices through a 2D ResNet-50 to 8 features each, beside the radiomics; averaged over slices",
             source="Y. S. Choi et al. 2021",
-            modalities=SEES["simpleff"],
+            modalities=MODEL_MODALITIES["simpleff"],
             needs="torch",
         ),
         "hfbsurv": SystemSpec(
             target=NETWORK,
             what="hierarchical factorised bilinear fusion of the three encoders' features",
             source="R. Li et al. 2022",
-            modalities=SEES["hfbsurv"],
+            modalities=MODEL_MODALITIES["hfbsurv"],
             needs="torch",
         ),
         "mmd": SystemSpec(
             target=NETWORK,
             what="mean of the embeddings present, with modality dropout and reconstruction; predicts with any subset",
             source="C. Cui et al. 2022",
-            modalities=SEES["mmd"],
+            modalities=MODEL_MODALITIES["mmd"],
             needs="torch",
             loss="tmi.training.systems.mmd:loss",
         ),
@@ -101,14 +101,14 @@ SYSTEMS: Mapping[str, SystemSpec] = MappingProxyType(
             target="tmi.training.systems.clinical_pipeline:logistic_regression",
             what="clinical values as numbers: impute, scale, drop constants, logistic regression with an L2 penalty",
             source="a yardstick for the text encoder",
-            modalities=SEES["logreg"],
+            modalities=MODEL_MODALITIES["logreg"],
             needs="sklearn",
         ),
         "clinical-rf": SystemSpec(
             target="tmi.training.systems.clinical_pipeline:random_forest",
             what="clinical values as numbers: impute, scale, drop constants, random forest",
             source="a yardstick for the text encoder",
-            modalities=SEES["clinical-rf"],
+            modalities=MODEL_MODALITIES["clinical-rf"],
             needs="sklearn",
         ),
     }
@@ -131,5 +131,5 @@ def encoder_names(config: Config) -> tuple[str, ...]:
     """The encoders of the configured system that it shares with TMI-CLNet: `ct`, `text`, `radiomics`."""
     names = {"image": "ct", "clinical": "text", "radiomics": "radiomics"}
     if config.system.name in ("tmi-clnet", "hfbsurv", "mmd"):
-        return tuple(names[m] for m in seen(config))
+        return tuple(names[m] for m in active_modalities(config))
     return ("ct",) if config.system.name == "resnet50" and config.system.dims == 3 else ()
