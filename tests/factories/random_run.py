@@ -14,7 +14,7 @@ from torch import nn
 from tmi.toolkit.clinical.schema import Schema, load_schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import N_RADIOMICS, Config
-from tmi.toolkit.models.factory import system_network
+from tmi.toolkit.models.factory import create_network
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import SUMMARY_FILE, SUMMARY_TEXT_FILE, FoldSplit, RunFolder
 from tmi.toolkit.storage.atomic_files import write_json, write_text
@@ -81,7 +81,7 @@ def random_model(config: Config, *, seed: int) -> Any:
     """Random weights, and norms that scale, shift and have seen data: an untrained norm hides a lost weight."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = system_network(config).eval().requires_grad_(False)
+        model = create_network(config).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict(keep_vars=True).items():
         owner = model.get_submodule(name.rpartition(".")[0])

@@ -14,7 +14,7 @@ from torch import Tensor
 from tmi.export.graphs.partition import Cut, FoldModels
 from tmi.runtime.verification.golden_inputs import GoldenInputs, trimmed
 from tmi.runtime.verification.parity import Outputs, relative_error
-from tmi.toolkit.models.multimodal import ThreeParts
+from tmi.toolkit.models.multimodal import MultimodalNetwork
 
 ARBITER_VOXELS = 2**20
 """Voxels up to which a float64 run of the whole network is cheap; above, torch's float64 convolutions take too much."""
@@ -63,13 +63,13 @@ def _answers(models: FoldModels, cut: Cut, golden: GoldenInputs, dtype: torch.dt
     )
 
 
-def _encode_ct(model: ThreeParts, golden: GoldenInputs, name: str, dtype: torch.dtype) -> Tensor:
+def _encode_ct(model: MultimodalNetwork, golden: GoldenInputs, name: str, dtype: torch.dtype) -> Tensor:
     assert model.ct_encoder is not None  # the cut is of this network
     volumes = (torch.from_numpy(golden.ct_B1DHW[b : b + 1]).to(dtype) for b in range(golden.count))
     return torch.cat([model.ct_encoder(volume) for volume in volumes])
 
 
-def _encode_text(model: ThreeParts, golden: GoldenInputs, name: str, dtype: torch.dtype) -> Tensor:
+def _encode_text(model: MultimodalNetwork, golden: GoldenInputs, name: str, dtype: torch.dtype) -> Tensor:
     assert model.text_encoder is not None
     rows = (trimmed(golden.rows([b])).texts[name] for b in range(golden.count))
     return torch.cat(

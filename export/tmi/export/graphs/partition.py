@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from tmi.runtime.bundle.manifest import GraphSpec, Role, TensorSpec
 from tmi.toolkit.config.schema import N_RADIOMICS, Config
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.models.factory import system_network
-from tmi.toolkit.models.multimodal import ThreeParts
-from tmi.toolkit.models.registry import active_modalities, calibrated, ct_width, encoder_roles
-from tmi.toolkit.models.weights import AnyModule, restore
+from tmi.toolkit.models.factory import create_network
+from tmi.toolkit.models.multimodal import MultimodalNetwork
+from tmi.toolkit.models.registry import active_modalities, ct_feature_width, encoder_roles
+from tmi.toolkit.models.weights import AnyModule, load_weights_strict
 from tmi.toolkit.run_folder import FoldFolder, RunFolder
 from tmi.toolkit.storage.hashing import sha256_file
 
@@ -134,7 +134,7 @@ def cut_run(run: RunFolder) -> Cut:
 
 def graph_spec(config: Config, role: Role, name: str, *, folds: int, tokenizer: str | None = None) -> GraphSpec:
     """Names, types and shapes of a graph's tensors; no artefact yet."""
-    widths = {"ct_features": ct_width(config), "text_features": config.network.text_encoder.hidden_size}
+    widths = {"ct_features": ct_feature_width(config), "text_features": config.network.text_encoder.hidden_size}
     inputs: tuple[TensorSpec, ...]
     if role == "ct":
         inputs = (TensorSpec(name="ct", dtype="float32", shape=("B", 1, *config.ct.shape_DHW)),)
@@ -175,7 +175,7 @@ def calibrated_weights(config: Config, files: FoldFolder, prefix: str = "") -> S
     Raises:
         DamagedError: no safetensors file, or a temperature for weights that cannot take it.
     """
-    return calibrated(config, read_weights(files.model, prefix), files.temperature, prefix=prefix)
+    return apply_temperature(config, read_weights(files.model, prefix), files.temperature, prefix=prefix)
 
 
 class FoldModels:
@@ -184,9 +184,9 @@ class FoldModels:
     def __init__(self, run: RunFolder) -> None:
         self.run = run
         self.config = run.config
-        self._model = system_network(run.config).eval().requires_grad_(False)
+        self._model = create_network(run.config).eval().requires_grad_(False)
 
-    def whole(self, fold: int) -> ThreeParts:
+    def whole(self, fold: int) -> MultimodalNetwork:
         """The whole model of a fold."""
         return self._restored(self._model, fold, "")
 
@@ -208,4 +208,4 @@ class FoldModels:
     def _restored(self, part: AnyModule, fold: int, prefix: str) -> AnyModule:
         files = self.run.fold(fold)
         state = calibrated_weights(self.config, files, prefix)
-        return restore(part, state, where=f"run: the weights in {files.model}", fix=OF_ANOTHER)
+        return load_weights_strict(part, state, where=f"run: the weights in {files.model}", fix=OF_ANOTHER)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.models.registry import NEURAL
+from tmi.toolkit.models.registry import NEURAL_MODELS
 from tmi.toolkit.run_folder import RunFolder
 
 
@@ -14,8 +14,8 @@ def require_exportable(run: RunFolder) -> None:
         UsageError: the run is of an estimator.
     """
     name = run.config.system.name
-    if name not in NEURAL:
+    if name not in NEURAL_MODELS:
         raise UsageError(
             f"run {run.path} is of the system {name}, which has no network to export",
-            fix=f"export a run of {', '.join(NEURAL)}; `tmi compare` tells what {name} answers on the held-out cases",
+            fix=f"export a run of {', '.join(NEURAL_MODELS)}; `tmi compare` tells what {name} answers on the held-out cases",
         )

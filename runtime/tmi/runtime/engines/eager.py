@@ -67,11 +67,11 @@ class EagerEngine(GraphEngine):
 
     def _part(self, role: Role) -> torch.nn.Module:
         """The network's part, with weights yet to be filled in; torch's random state is left as it was."""
-        from tmi.toolkit.models.factory import network_part
+        from tmi.toolkit.models.factory import create_network_part
 
         assert self._config is not None
         with torch.random.fork_rng(devices=[]):
-            return network_part(self._config, role)
+            return create_network_part(self._config, role)
 
     def close(self) -> None:
         """Free everything; may be called twice."""
@@ -87,9 +87,9 @@ def _without_prefix(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, 
 
 def _restore(module: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> torch.nn.Module:
     """The module with exactly these weights, ready to answer."""
-    from tmi.toolkit.models.weights import restore
+    from tmi.toolkit.models.weights import load_weights_strict
 
-    return restore(
+    return load_weights_strict(
         module,
         weights,
         where=f"bundle: the weights in {path.name}",

@@ -24,11 +24,11 @@ from tmi.toolkit.clinical.schema import Schema, stored_schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import CLASSES, MODALITIES, POSITIVE, Config
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
-from tmi.toolkit.models.factory import system_network
-from tmi.toolkit.models.multimodal import ThreeParts
-from tmi.toolkit.models.registry import active_modalities, calibrated
+from tmi.toolkit.models.factory import create_network
+from tmi.toolkit.models.multimodal import MultimodalNetwork
+from tmi.toolkit.models.registry import active_modalities
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
-from tmi.toolkit.models.weights import restore
+from tmi.toolkit.models.weights import load_weights_strict
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import RUN_FILE, FoldFolder, RunFolder
 from tmi.toolkit.storage.hashing import sha256_file
@@ -40,7 +40,7 @@ class FoldModel:
 
     fold: int
     """Number of the fold."""
-    network: ThreeParts
+    network: MultimodalNetwork
     """In evaluation mode; no weight takes a gradient."""
     scaler: RadiomicsScaler
     """Radiomics scaler."""
@@ -234,7 +234,7 @@ def _bundled_weights(bundle: Bundle, fold: FoldSpec, position: int) -> dict[str,
 
 def _calibrated(config: Config, files: FoldFolder) -> dict[str, Tensor]:
     """A fold's state with its temperature taken into it, as an export does: logits / T."""
-    return calibrated(config, _weights(files.model), files.temperature)
+    return apply_temperature(config, _weights(files.model), files.temperature)
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
@@ -245,7 +245,9 @@ def _weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _network(config: Config, state: dict[str, Tensor], *, kind: str) -> ThreeParts:
+def _network(config: Config, state: dict[str, Tensor], *, kind: str) -> MultimodalNetwork:
     with torch.random.fork_rng(devices=[]):
-        network = system_network(config)
-    return restore(network, state, where=f"{kind}: its weights", fix=f"use the version of tmi that made the {kind}")
+        network = create_network(config)
+    return load_weights_strict(
+        network, state, where=f"{kind}: its weights", fix=f"use the version of tmi that made the {kind}"
+    )

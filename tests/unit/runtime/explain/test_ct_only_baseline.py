@@ -17,7 +17,7 @@ from factories.nano import nano
 from factories.random_run import write_random_run
 from factories.tmi_command import tmi
 from tmi.runtime.explain.model_source import open_run_models
-from tmi.toolkit.models.factory import system_network
+from tmi.toolkit.models.factory import create_network
 from tmi.toolkit.run_folder import CONFIG_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json, write_json
 from tmi.toolkit.storage.serialization import to_json
@@ -37,7 +37,7 @@ def with_modalities(run: Path, folder: Path, modalities: tuple[str, ...]) -> Pat
     for split in opened.folds:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(split.fold)
-            save_file(system_network(config).state_dict(), opened.fold(split.fold).model)
+            save_file(create_network(config).state_dict(), opened.fold(split.fold).model)
     opened.finish()
     return folder
 

@@ -29,14 +29,14 @@ from tmi.toolkit.cases.case import CLINICAL_FILE, CT_FILE, RADIOMICS_FILE
 from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.models.baselines.simpleff import SliceFeatures
-from tmi.toolkit.models.registry import NEURAL, active_modalities, encoder_roles
+from tmi.toolkit.models.registry import NEURAL_MODELS, active_modalities, encoder_roles
 from tmi.toolkit.run_folder import SUMMARY_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json
 from tmi.training.comparison.paper_tables import TABLES
 from tmi.training.comparison.plan import chosen_tables, make_plan
 
 FILES = {"image": CT_FILE, "radiomics": RADIOMICS_FILE, "clinical": CLINICAL_FILE}
-RUNS = {r.key: r.config for r in make_plan(nano(), chosen_tables("all")).runs if r.config.system.name in NEURAL}
+RUNS = {r.key: r.config for r in make_plan(nano(), chosen_tables("all")).runs if r.config.system.name in NEURAL_MODELS}
 LAMBDAS = {row.key for row in TABLES[4].rows} & set(RUNS)
 """Rows whose networks differ from TMI-CLNet's in their weights alone."""
 ROWS = [key for key in RUNS if key not in LAMBDAS]
@@ -202,7 +202,7 @@ def test_what_looks_into_tmi_clnet_refuses_another_network(small_comparison, exp
 def test_a_lost_temperature_shows_in_the_held_out_answers(small_comparison, tmp_path, monkeypatch):
     run = RunFolder.open(small_comparison.folder / "runs" / "simpleff")
     assert all(abs(run.fold(s.fold).temperature - 1) > 0.01 for s in run.folds), "there is something to lose"
-    monkeypatch.setattr(fold_graphs, "calibrated", lambda config, state, temperature, prefix="": dict(state))
+    monkeypatch.setattr(fold_graphs, "apply_temperature", lambda config, state, temperature, prefix="": dict(state))
     bundle = export_run(run.path, tmp_path / "bundle", artefacts=("torchscript",))
     cases = stripped(small_comparison.cohort, active_modalities(run.config), tmp_path / "cases")
     assert largest_difference(bundle, run, cases, "torchscript") > engine_spec("torchscript").max_abs_err

@@ -20,10 +20,16 @@ from tmi.toolkit.config.schema import MODALITIES, Config
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.models.baselines.hfbsurv import FactorisedBilinear
 from tmi.toolkit.models.baselines.mmd import MmdFusion, kept_modalities
-from tmi.toolkit.models.factory import network_part, system_network
-from tmi.toolkit.models.multimodal import ThreeParts
-from tmi.toolkit.models.registry import NEURAL as WITH_A_NETWORK
-from tmi.toolkit.models.registry import TEMPERATURE, TEMPERED, active_modalities, calibrated, ct_width, encoder_roles
+from tmi.toolkit.models.factory import create_network, create_network_part
+from tmi.toolkit.models.multimodal import MultimodalNetwork
+from tmi.toolkit.models.registry import (
+    LOGIT_LAYERS,
+    TEMPERATURE_BUFFER,
+    active_modalities,
+    ct_feature_width,
+    encoder_roles,
+)
+from tmi.toolkit.models.registry import NEURAL_MODELS as WITH_A_NETWORK
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.run_folder import FoldFolder
 from tmi.training.loop.fold_training import train_fold
@@ -33,7 +39,7 @@ from tmi.training.systems.factory import build_network, encoders, loss_function,
 from tmi.training.systems.radiomics_pipeline import LassoSelection, fit
 from tmi.training.systems.registry import SYSTEMS, encoder_names, system
 
-NEURAL = tuple(name for name, spec in SYSTEMS.items() if spec.needs == "torch")
+NEURAL_MODELS = tuple(name for name, spec in SYSTEMS.items() if spec.needs == "torch")
 ESTIMATORS = tuple(name for name, spec in SYSTEMS.items() if spec.needs == "sklearn")
 SUBSETS = [
     ["image"],
@@ -44,7 +50,7 @@ SUBSETS = [
     ["image", "radiomics"],
 ]
 VARIANTS = [
-    *((f"system.name={name}",) for name in NEURAL),
+    *((f"system.name={name}",) for name in NEURAL_MODELS),
     ("system.name=resnet50", "system.dims=3"),
     ("system.name=vit", "system.dims=3"),
     *((f"network.modalities={str(s).replace(chr(39), chr(34))}",) for s in SUBSETS),
@@ -71,7 +77,7 @@ LABELS = torch.tensor([0, 1, 1, 0])
 
 def test_the_table_of_systems_is_the_names_that_a_config_takes():
     assert tuple(SYSTEMS) == get_args(SystemName)
-    assert set(NEURAL) | set(ESTIMATORS) == set(SYSTEMS)
+    assert set(NEURAL_MODELS) | set(ESTIMATORS) == set(SYSTEMS)
 
 
 def test_an_unknown_model_is_told_with_the_known_ones():
@@ -114,7 +120,7 @@ def test_a_network_looks_at_its_modalities_and_at_nothing_else(settings):
 
 
 @pytest.mark.parametrize("name", ["paper", "released"])
-@pytest.mark.parametrize("model", NEURAL)
+@pytest.mark.parametrize("model", NEURAL_MODELS)
 def test_every_network_builds_at_its_full_size(name, model):
     with torch.device("meta"):
         network = make(override(preset(name), [f"system.name={model}"]))
@@ -237,9 +243,9 @@ def test_vit_refuses_patches_that_do_not_divide_the_slice():
 # mmd
 
 
-def mmd() -> ThreeParts:
+def mmd() -> MultimodalNetwork:
     network = build_network(configured("system.name=mmd"), seed=2)
-    assert isinstance(network, ThreeParts)
+    assert isinstance(network, MultimodalNetwork)
     assert isinstance(network.fusion, MmdFusion)
     return network
 
@@ -383,13 +389,13 @@ def test_everything_an_estimator_fits_is_fitted_on_the_training_part_alone(tmp_p
 @pytest.mark.parametrize("settings", VARIANTS, ids=" ".join)
 def test_a_network_has_the_parts_and_widths_that_the_table_says(settings):
     config = configured(*settings)
-    network = system_network(config)
+    network = create_network(config)
     roles = encoder_roles(active_modalities(config))
     assert (network.ct_encoder is not None, network.text_encoder is not None) == ("ct" in roles, "text" in roles)
     assert network.uses_radiomics == ("radiomics" in active_modalities(config))
     if network.ct_encoder is not None:
-        assert network.ct_encoder.eval()(inputs()["ct"]).shape == (4, ct_width(config))
-    parts = {role: network_part(config, role) for role in (*roles, "fusion")}
+        assert network.ct_encoder.eval()(inputs()["ct"]).shape == (4, ct_feature_width(config))
+    parts = {role: create_network_part(config, role) for role in (*roles, "fusion")}
     whole = {f"{'fusion' if role == 'fusion' else f'{role}_encoder'}.{name}" for role, part in parts.items()
              for name in part.state_dict()}  # fmt: skip
     assert whole == set(network.state_dict())
@@ -401,14 +407,14 @@ def test_a_calibrated_networks_logits_are_its_logits_divided_by_the_temperature(
     network = build_network(config, seed=4).double().eval()
     given = inputs(dtype=torch.float64)
     before = network(**given).logits_BK
-    network.load_state_dict(calibrated(config, network.state_dict(), 2.5))
+    network.load_state_dict(apply_temperature(config, network.state_dict(), 2.5))
     torch.testing.assert_close(network(**given).logits_BK, before / 2.5)
-    names = TEMPERED.get(config.system.name, (TEMPERATURE,))
+    names = LOGIT_LAYERS.get(config.system.name, (TEMPERATURE_BUFFER,))
     with pytest.raises(DamagedError, match="which takes the temperature, is missing"):
-        calibrated(config, {n: t for n, t in network.state_dict().items() if n not in names}, 2.5)
+        apply_temperature(config, {n: t for n, t in network.state_dict().items() if n not in names}, 2.5)
 
 
 def test_the_systems_with_a_network_are_those_that_are_trained_by_gradient_steps():
-    assert set(WITH_A_NETWORK) == set(NEURAL)
+    assert set(WITH_A_NETWORK) == set(NEURAL_MODELS)
     with pytest.raises(UsageError, match="system rf has no network"):
-        system_network(configured("system.name=rf"))
+        create_network(configured("system.name=rf"))

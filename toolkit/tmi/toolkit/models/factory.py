@@ -15,48 +15,48 @@ from tmi.toolkit.models.encoders.bert import TextEncoder
 from tmi.toolkit.models.encoders.resnet2d import SliceEncoder
 from tmi.toolkit.models.encoders.resnet3d import CtEncoder
 from tmi.toolkit.models.encoders.vit import VitEncoder
-from tmi.toolkit.models.multimodal import ThreeParts
+from tmi.toolkit.models.multimodal import MultimodalNetwork
 from tmi.toolkit.models.outputs import LinearHead
-from tmi.toolkit.models.registry import NEURAL, active_modalities, ct_width, encoder_roles
+from tmi.toolkit.models.registry import NEURAL_MODELS, active_modalities, ct_feature_width, encoder_roles
 from tmi.toolkit.models.tmi_clnet.fusion import Fusion
 from tmi.toolkit.models.tmi_clnet.modality_ablation import SubsetFusion
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 
 
-def system_network(config: Config) -> ThreeParts:
+def create_network(config: Config) -> MultimodalNetwork:
     """The whole network of one fold, with weights yet to be trained or filled in.
 
     Raises:
         UsageError: the system has no network, or its sizes do not fit each other.
     """
     name = config.system.name
-    if name not in NEURAL:
-        raise UsageError(f"system {name} has no network", fix=f"choose one of {', '.join(NEURAL)}")
+    if name not in NEURAL_MODELS:
+        raise UsageError(f"system {name} has no network", fix=f"choose one of {', '.join(NEURAL_MODELS)}")
     modalities = active_modalities(config)
     if name == "tmi-clnet" and len(modalities) == 3:
         return TmiClnet(config.network)
     roles = encoder_roles(modalities)
-    return ThreeParts(
-        ct=network_part(config, "ct") if "ct" in roles else None,
-        text=network_part(config, "text") if "text" in roles else None,
-        fusion=network_part(config, "fusion"),
+    return MultimodalNetwork(
+        ct=create_network_part(config, "ct") if "ct" in roles else None,
+        text=create_network_part(config, "text") if "text" in roles else None,
+        fusion=create_network_part(config, "fusion"),
         radiomics="radiomics" in modalities,
     )
 
 
-def network_part(config: Config, role: Literal["ct", "text", "fusion"]) -> nn.Module:
+def create_network_part(config: Config, role: Literal["ct", "text", "fusion"]) -> nn.Module:
     """One part of it.
 
     Raises:
         UsageError: as `system_network`.
     """
     if role == "ct":
-        return _ct_part(config)
+        return _create_ct_part(config)
     if role == "text":
         return TextEncoder(config.network.text_encoder)
     match config.system.name:
         case "resnet50" | "vit":
-            return LinearHead(ct_width(config))
+            return LinearHead(ct_feature_width(config))
         case "simpleff":
             return SimpleFfFusion(config.system.simpleff)
         case "hfbsurv":
@@ -67,7 +67,7 @@ def network_part(config: Config, role: Literal["ct", "text", "fusion"]) -> nn.Mo
             return Fusion(config.network) if len(active_modalities(config)) == 3 else SubsetFusion(config.network)
 
 
-def _ct_part(config: Config) -> nn.Module:
+def _create_ct_part(config: Config) -> nn.Module:
     system, depth = config.system, config.ct.shape_DHW[0]
     if system.name == "vit":
         return VitEncoder(config)

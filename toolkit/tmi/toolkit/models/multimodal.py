@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
-class ThreeParts(nn.Module):
+class MultimodalNetwork(nn.Module):
     """The inputs of all modalities -> what the fusion part returns; its first entry is the logits [B,K].
 
     Args:

@@ -30,7 +30,7 @@ MODEL_MODALITIES: Mapping[str, tuple[Modality, ...]] = MappingProxyType(
     }
 )
 """System -> the modalities that it can look at; `active_modalities` says which ones a configured one does."""
-TEMPERED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+LOGIT_LAYERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "tmi-clnet": ("fusion.head.densenet.class_layers.out.weight", "fusion.head.densenet.class_layers.out.bias"),
         "resnet50": ("fusion.out.weight", "fusion.out.bias"),
@@ -40,9 +40,9 @@ TEMPERED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """System -> the layer whose outputs are the logits, which a temperature T divides: (W/T) x + b/T."""
-TEMPERATURE = "fusion.temperature"
+TEMPERATURE_BUFFER = "fusion.temperature"
 """What divides the logits of `simpleff`, which no layer gives: they are the logarithm of an average."""
-NEURAL: tuple[str, ...] = (*TEMPERED, "simpleff")
+NEURAL_MODELS: tuple[str, ...] = (*LOGIT_LAYERS, "simpleff")
 """Systems with a network, of which a bundle can be made."""
 
 
@@ -59,7 +59,7 @@ def encoder_roles(modalities: tuple[Modality, ...]) -> tuple[EncoderRole, ...]:
     return tuple(role for role, modality in there if modality in modalities)
 
 
-def ct_width(config: Config) -> int:
+def ct_feature_width(config: Config) -> int:
     """Numbers that the CT part gives for a case."""
     system = config.system
     if system.name == "simpleff":
@@ -71,7 +71,9 @@ def ct_width(config: Config) -> int:
     return config.network.ct_encoder.feature_width
 
 
-def calibrated(config: Config, state: Mapping[str, Any], temperature: float, *, prefix: str = "") -> dict[str, Any]:
+def apply_temperature(
+    config: Config, state: Mapping[str, Any], temperature: float, *, prefix: str = ""
+) -> dict[str, Any]:
     """A fold's weights with its temperature in them: logits / T, so that no engine has a temperature to forget.
 
     Args:
@@ -86,7 +88,7 @@ def calibrated(config: Config, state: Mapping[str, Any], temperature: float, *, 
     found = dict(state)
     if temperature == 1.0:
         return found
-    names = TEMPERED.get(config.system.name, (TEMPERATURE,))
+    names = LOGIT_LAYERS.get(config.system.name, (TEMPERATURE_BUFFER,))
     for name in (n.removeprefix(prefix) for n in names if n.startswith(prefix)):
         if name not in found:
             raise DamagedError(
@@ -94,5 +96,5 @@ def calibrated(config: Config, state: Mapping[str, Any], temperature: float, *, 
                 "temperature, is missing",
                 fix="use the version of tmi that trained the run (its run.json names it), or train it again",
             )
-        found[name] = found[name] * temperature if prefix + name == TEMPERATURE else found[name] / temperature
+        found[name] = found[name] * temperature if prefix + name == TEMPERATURE_BUFFER else found[name] / temperature
     return found

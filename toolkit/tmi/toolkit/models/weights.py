@@ -12,7 +12,7 @@ from tmi.toolkit.errors import DamagedError
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
-def restore(module: AnyModule, state: Mapping[str, Tensor], *, where: str, fix: str) -> AnyModule:
+def load_weights_strict(module: AnyModule, state: Mapping[str, Tensor], *, where: str, fix: str) -> AnyModule:
     """The module with exactly these weights, in evaluation mode; none takes a gradient.
 
     Args:

@@ -12,7 +12,7 @@ from torch import nn
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import POSITIVE, Config
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.models.weights import restore
+from tmi.toolkit.models.weights import load_weights_strict
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.training.data.dataset import CohortArrays
@@ -59,7 +59,7 @@ def saved_network(config: Config, files: FoldFolder) -> nn.Module:
         state = load_file(files.model)
     except (SafetensorError, OSError) as error:
         raise DamagedError(f"run: {files.model} cannot be read as safetensors", fix="train the run again") from error
-    return restore(
+    return load_weights_strict(
         build_network(config, seed=0),
         state,
         where=f"run: the weights in {files.model}",

@@ -19,7 +19,7 @@ from tmi.toolkit.config.schema import CLASSES, N_RADIOMICS
 from tmi.toolkit.models.encoders.resnet2d import resnet2d
 from tmi.toolkit.models.outputs import Logits
 
-COUNTED_ON = 64
+REFERENCE_DEPTH = 64
 """Depth that the config counts the slices on."""
 
 
@@ -28,7 +28,7 @@ class SliceFeatures(nn.Module):
 
     def __init__(self, config: SimpleFfConfig, encoder: Resnet2dConfig, *, depth: int) -> None:
         super().__init__()
-        self.slices = [min(round(s * depth / COUNTED_ON), depth - 1) for s in config.slices_of_64]
+        self.slices = [min(round(s * depth / REFERENCE_DEPTH), depth - 1) for s in config.slices_of_64]
         self.slice_encoder = resnet2d(encoder)
         self.reduce = nn.Linear(encoder.feature_width, config.features)
 

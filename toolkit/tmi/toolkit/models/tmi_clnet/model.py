@@ -12,11 +12,11 @@ from torch import Tensor
 from tmi.toolkit.config.schema import NetworkConfig
 from tmi.toolkit.models.encoders.bert import TextEncoder
 from tmi.toolkit.models.encoders.resnet3d import CtEncoder
-from tmi.toolkit.models.multimodal import ThreeParts
+from tmi.toolkit.models.multimodal import MultimodalNetwork
 from tmi.toolkit.models.tmi_clnet.fusion import Fusion, FusionOutput
 
 
-class TmiClnet(ThreeParts):
+class TmiClnet(MultimodalNetwork):
     """The whole network of one fold; its `forward` gives a `FusionOutput`."""
 
     ct_encoder: CtEncoder
