@@ -13,7 +13,7 @@ from torch import Tensor
 
 from factories.fold_arrays import IDS, SPLIT, changed, make_arrays
 from factories.nano import nano
-from tmi.toolkit.config.baseline_schema import SystemName
+from tmi.toolkit.config.baseline_schema import ModelName
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.presets import paper, preset
 from tmi.toolkit.config.schema import MODALITIES, Config
@@ -76,7 +76,7 @@ LABELS = torch.tensor([0, 1, 1, 0])
 
 
 def test_the_table_of_systems_is_the_names_that_a_config_takes():
-    assert tuple(SYSTEMS) == get_args(SystemName)
+    assert tuple(SYSTEMS) == get_args(ModelName)
     assert set(NEURAL_MODELS) | set(ESTIMATORS) == set(SYSTEMS)
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from tmi.toolkit.errors import UsageError
 
-SystemName = Literal["tmi-clnet", "resnet50", "vit", "svm", "rf", "simpleff", "hfbsurv", "mmd", "logreg", "clinical-rf"]
+ModelName = Literal["tmi-clnet", "resnet50", "vit", "svm", "rf", "simpleff", "hfbsurv", "mmd", "logreg", "clinical-rf"]
 """Names of the systems; `tmi.training.systems.registry` says what each is."""
 
 
@@ -117,10 +117,10 @@ class MmdConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SystemConfig:
+class ModelConfig:
     """The system and the sizes of the systems compared."""
 
-    name: SystemName = "tmi-clnet"
+    name: ModelName = "tmi-clnet"
     """What is trained."""
     dims: Literal[2, 3] = 2
     """`resnet50` and `vit`: the middle axial slice (2), or the volume (3)."""

@@ -8,9 +8,9 @@ from types import MappingProxyType
 from tmi.toolkit.config.baseline_schema import (
     HfbsurvConfig,
     MmdConfig,
+    ModelConfig,
     RadiomicsModelConfig,
     Resnet2dConfig,
-    SystemConfig,
     VitConfig,
 )
 from tmi.toolkit.config.schema import (
@@ -48,7 +48,7 @@ def released() -> Config:
             fusion=FusionConfig(projection_norm=False, layer_norm_eps=1e-12, tcaf_dropout=0.1),
             head=HeadConfig(style="released"),
         ),
-        system=SystemConfig(resnet2d=Resnet2dConfig(stem_size=3, stem_stride=1)),
+        system=ModelConfig(resnet2d=Resnet2dConfig(stem_size=3, stem_stride=1)),
         loss=LossConfig(sdm_scale=2.0, tmff_lambda=0.2, alpha=0.01),
         train=TrainConfig(protocol="released"),
     )
@@ -67,7 +67,7 @@ def tiny() -> Config:
             fusion=FusionConfig(width=32, ima_heads=4),
             head=HeadConfig(blocks=(2, 2, 2, 2), growth=8, init_features=16),
         ),
-        system=SystemConfig(
+        system=ModelConfig(
             resnet2d=Resnet2dConfig(block="basic", layers=(1, 1, 1, 1), planes=(8, 16, 32, 64)),
             vit=VitConfig(patch_DHW=(4, 8, 8), width=64, width_3d=64, depth=2, heads=4, mlp=128),
             radiomics_model=RadiomicsModelConfig(trees=100),

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tmi.toolkit.config.baseline_schema import SystemConfig
+from tmi.toolkit.config.baseline_schema import ModelConfig
 from tmi.toolkit.errors import UsageError
 
 CLASSES: tuple[str, str] = ("good", "bad")
@@ -350,7 +350,7 @@ class Config:
     """Clinical text."""
     network: NetworkConfig = NetworkConfig()
     """Network."""
-    system: SystemConfig = field(default_factory=SystemConfig)
+    system: ModelConfig = field(default_factory=ModelConfig)
     """Which system is trained: TMI-CLNet, or one that it is compared with."""
     loss: LossConfig = LossConfig()
     """Losses."""
