@@ -11,7 +11,7 @@ import pytest
 
 from factories.cases import write_case
 from factories.tmi_command import Outcome, tmi
-from tmi.runtime.bundle.check_result import GateRecord, ParityError
+from tmi.runtime.bundle.check_result import CheckResult, ParityError
 from tmi.runtime.engines.registry import ENGINES
 from tmi.toolkit.errors import ExitCode
 
@@ -56,7 +56,7 @@ def refused(place, patch) -> Outcome:
 
 
 def parity(place, patch) -> Outcome:
-    record = GateRecord(
+    record = CheckResult(
         gate="logits", artefact="onnx", graph="pipeline", passed=False, measured=0.5, bound=0.1, detail="logits differ"
     )
 

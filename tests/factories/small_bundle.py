@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tmi.runtime.bundle.check_result import GateRecord
+from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import ClinicalSpec, FoldSpec, GraphSpec, Manifest, TensorSpec
 from tmi.runtime.bundle.reader import fingerprint, write_manifest
 from tmi.toolkit.config.presets import tiny
@@ -47,7 +47,7 @@ def small_manifest() -> Manifest:
         files={},
         golden={"seed": 0, "count": 3},
         parity=(
-            GateRecord(
+            CheckResult(
                 gate="logits", artefact="onnx", graph="ct-0", passed=True, measured=1e-6, bound=1e-4, detail="close"
             ),
         ),

@@ -19,7 +19,7 @@ from tmi.runtime.engines.nvidia_driver import find_gpu
 from tmi.runtime.engines.precision import plan_precision
 from tmi.runtime.engines.registry import ENGINES, open_engine
 from tmi.runtime.engines.selection import choose_engine
-from tmi.runtime.verification.golden_inputs import golden_of
+from tmi.runtime.verification.golden_inputs import golden_from_manifest
 from tmi.runtime.verification.parity import Outputs, check_engine, evaluate
 from tmi.toolkit.errors import UnavailableError
 
@@ -30,7 +30,7 @@ NAMES = [name for name, spec in ENGINES.items() if spec.gpu]
 @pytest.mark.parametrize("name", NAMES)
 def test_every_gate_holds_on_the_engine_itself(name, built):
     bundle = open_bundle(built(name))
-    golden = golden_of(bundle.manifest)
+    golden = golden_from_manifest(bundle.manifest)
     reference = Outputs.from_tensors(load_file(bundle.folder / GOLDEN_FILE))
     with open_engine(name, bundle) as engine:
         precision = plan_precision(bundle.manifest)
@@ -45,7 +45,7 @@ def test_every_gate_holds_on_the_engine_itself(name, built):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_beyond_the_largest_profile_goes_in_chunks_and_answers_the_same(name, built):
     bundle = open_bundle(built(name))
-    golden = golden_of(bundle.manifest)
+    golden = golden_from_manifest(bundle.manifest)
     rows = [i % golden.count for i in range(11)]
     with open_engine(name, bundle) as engine:
         few = evaluate(engine, bundle.manifest, golden)
@@ -104,7 +104,7 @@ def median_ms(call: Callable[[], object], repeats: int = 30) -> float:
 def test_latency_against_eager_and_onnx_runtime_on_the_gpu(name, built, capsys):
     """One case through the CT encoder; the figures are the last line, as JSON."""
     bundle = open_bundle(built(name))
-    golden = golden_of(bundle.manifest).rows([0])
+    golden = golden_from_manifest(bundle.manifest).rows([0])
     spec = bundle.manifest.graph("ct-0")
     figures = {}
     with open_engine(name, bundle) as engine:

@@ -20,7 +20,7 @@ from tmi.export.tensorrt.engines import PLANS, TYPED, PlanRequest, add_plans, ob
 from tmi.runtime.bundle.check_result import require_passed
 from tmi.runtime.bundle.manifest import MODEL_CARD_FILE, SBOM_FILE, SIGNATURE_FILE
 from tmi.runtime.bundle.reader import Bundle, fingerprint, open_bundle, write_manifest
-from tmi.runtime.verification.golden_inputs import golden_of
+from tmi.runtime.verification.golden_inputs import golden_from_manifest
 from tmi.runtime.verification.verify import read_references
 from tmi.toolkit.errors import UnavailableError, UsageError
 from tmi.toolkit.storage.atomic_files import staged_folder, write_text
@@ -72,7 +72,9 @@ def build_bundle(
                 f"pip install 'tmi-clnet[{'trt-rtx' if kind == 'trt-rtx' else 'trt'}]' was done",
             )
     references = read_references(bundle)
-    trial = Trial(golden=golden_of(bundle.manifest), reference=references.float32, arbiter=references.float64)
+    trial = Trial(
+        golden=golden_from_manifest(bundle.manifest), reference=references.float32, arbiter=references.float64
+    )
     with named_out_of_memory("the build", progress) as progress, staged_folder(folder) as stage:
         shutil.copytree(folder, stage, dirs_exist_ok=True)
         manifest, records = add_plans(stage, bundle.manifest, request, trial, progress=progress)

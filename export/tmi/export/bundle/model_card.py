@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tmi.runtime.bundle.check_result import GateRecord
+from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.run_folder import RunFolder
@@ -169,7 +169,7 @@ def _parity(manifest: Manifest) -> Iterator[str]:
     yield ""
 
 
-def _worst(records: list[GateRecord]) -> str:
+def _worst(records: list[CheckResult]) -> str:
     measured = [r for r in records if r.measured is not None]
     if not measured:
         return "-"

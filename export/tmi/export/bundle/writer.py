@@ -42,7 +42,7 @@ from tmi.export.graphs.requirements import require_exportable
 from tmi.export.tensorrt.builder import BuildOptions
 from tmi.export.tensorrt.engines import PLANS, PlanRequest, add_plans
 from tmi.export.tensorrt.typed_graphs import add_typed_graphs, require_precision
-from tmi.runtime.bundle.check_result import GateRecord
+from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import (
     FUSION,
     GOLDEN_CASE_FILE,
@@ -170,7 +170,7 @@ class _Export:
         self.artefacts = ["onnx", *written] if self.plans and "onnx" not in written else written
         self.weights, self.cases, self.progress = weights, cases, progress
         self.config = run.config
-        self.records: list[GateRecord] = []
+        self.records: list[CheckResult] = []
 
     def plan(self, precision: str, options: BuildOptions | None) -> None:
         """How engines of TensorRT are to be built."""

@@ -14,7 +14,7 @@ from tmi.export.checks.validation_set import Trial, judge_real_cases
 from tmi.export.checks.weight_audit import answer_depends, audit_epsilons, audit_signature, audit_weights
 from tmi.export.graphs.partition import State, read_weights, weights_digest
 from tmi.export.graphs.registry import EXPORTERS, load
-from tmi.runtime.bundle.check_result import GateRecord, ParityError, require_passed
+from tmi.runtime.bundle.check_result import CheckResult, ParityError, require_passed
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.precision import engine_precision
@@ -48,7 +48,7 @@ def write_file(
         require_all([_file_record("writes", spec, artefact, [detail], "")])
 
 
-def audit_stored_weights(path: Path, spec: GraphSpec, expected: Iterable[State]) -> GateRecord:
+def audit_stored_weights(path: Path, spec: GraphSpec, expected: Iterable[State]) -> CheckResult:
     """The weights file of the eager engine, read back, is what each fold's model has."""
     digest = weights_digest(read_weights(path))
     wrong = [f"{path.name} is not the run's" for state in expected if weights_digest(state) != digest]
@@ -64,7 +64,7 @@ def audit_file(
     epsilons: dict[str, float],
     module: nn.Module,
     example: tuple[Tensor, ...],
-) -> list[GateRecord]:
+) -> list[CheckResult]:
     """Read an exported file back and audit it.
 
     Args:
@@ -99,7 +99,7 @@ def require_finite(reference: Outputs) -> None:
         )
 
 
-def audit_fold_files(folder: Path, manifest: Manifest, run: RunFolder) -> GateRecord:
+def audit_fold_files(folder: Path, manifest: Manifest, run: RunFolder) -> CheckResult:
     """Each fold's scaler and tokenizer in the bundle are those that the run recorded for that fold."""
     recorded = run.state["files"]
     wrong = []
@@ -111,7 +111,7 @@ def audit_fold_files(folder: Path, manifest: Manifest, run: RunFolder) -> GateRe
             name = theirs.relative_to(run.path).as_posix()
             if mine is None or sha256_file(folder / mine) != recorded.get(name):
                 wrong.append(f"{mine} is not the run's {name}")
-    return GateRecord(
+    return CheckResult(
         gate="fold-files",
         artefact="files",
         graph=PIPELINE,
@@ -129,7 +129,7 @@ def judge_engines(
     *,
     progress: Progress,
     keep: Callable[[str, Outputs], None] = lambda engine, outputs: None,
-) -> list[GateRecord]:
+) -> list[CheckResult]:
     """Every installed engine of every artefact kind on the golden inputs; the first of a kind must be installed.
 
     Args:
@@ -139,7 +139,7 @@ def judge_engines(
         progress: told one line of what is being done.
         keep: given each engine's name and its answers to the golden inputs.
     """
-    records: list[GateRecord] = []
+    records: list[CheckResult] = []
     for artefact in artefacts:
         first, *others = EXPORTERS[artefact].engines
         for name in (first, *(n for n in others if installed(n) and lacking(n) is None)):
@@ -148,8 +148,8 @@ def judge_engines(
     return records
 
 
-def _file_record(gate: str, spec: GraphSpec, artefact: str, wrong: Sequence[str], right: str) -> GateRecord:
-    return GateRecord(
+def _file_record(gate: str, spec: GraphSpec, artefact: str, wrong: Sequence[str], right: str) -> CheckResult:
+    return CheckResult(
         gate=gate,
         artefact=artefact,
         graph=spec.name,
@@ -160,7 +160,9 @@ def _file_record(gate: str, spec: GraphSpec, artefact: str, wrong: Sequence[str]
     )
 
 
-def _judge(name: str, bundle: Bundle, artefact: str, trial: Trial, keep: Callable[[Outputs], None]) -> list[GateRecord]:
+def _judge(
+    name: str, bundle: Bundle, artefact: str, trial: Trial, keep: Callable[[Outputs], None]
+) -> list[CheckResult]:
     try:
         engine = open_engine(name, bundle)
     except REFUSALS as error:
@@ -182,7 +184,7 @@ def _judge(name: str, bundle: Bundle, artefact: str, trial: Trial, keep: Callabl
         )
 
 
-def split_refused(records: Sequence[GateRecord]) -> tuple[list[GateRecord], dict[str, str]]:
+def split_refused(records: Sequence[CheckResult]) -> tuple[list[CheckResult], dict[str, str]]:
     """The records without those of engines that yield and failed, and why each of these failed."""
     by_engine = {name: [r for r in records if r.engine == name] for name in {r.engine for r in records if r.engine}}
     refused = {
@@ -191,7 +193,7 @@ def split_refused(records: Sequence[GateRecord]) -> tuple[list[GateRecord], dict
     return [r for r in records if r.engine not in refused], refused
 
 
-def require_all(records: Sequence[GateRecord]) -> None:
+def require_all(records: Sequence[CheckResult]) -> None:
     """Refuse the export unless every gate held.
 
     Raises:

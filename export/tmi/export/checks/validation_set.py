@@ -9,8 +9,8 @@ from pathlib import Path
 
 from safetensors.numpy import save_file
 
-from tmi.runtime.bundle.check_result import GateRecord
-from tmi.runtime.bundle.manifest import EVIDENCE, Manifest
+from tmi.runtime.bundle.check_result import CheckResult
+from tmi.runtime.bundle.manifest import EVIDENCE_FOLDER, Manifest
 from tmi.runtime.engines.registry import Engine
 from tmi.runtime.verification.golden_inputs import GoldenInputs
 from tmi.runtime.verification.parity import Outputs, check_answers
@@ -44,7 +44,7 @@ class Trial:
 
 def judge_real_cases(
     engine: Engine, manifest: Manifest, cases: Sequence[RealCase], *, artefact: str, precision: str = "float32"
-) -> list[GateRecord]:
+) -> list[CheckResult]:
     """The worst figure of each gate over the cases, as `real-<gate>`.
 
     Args:
@@ -54,7 +54,7 @@ def judge_real_cases(
         artefact: artefact kind that the engine runs, for the records.
         precision: a key of `tmi.runtime.verification.parity.BOUNDS`.
     """
-    by_gate: dict[tuple[str, str], list[GateRecord]] = {}
+    by_gate: dict[tuple[str, str], list[CheckResult]] = {}
     for case in cases:
         keep = partial(case.answers.__setitem__, engine.name)
         for r in check_answers(
@@ -67,6 +67,6 @@ def judge_real_cases(
 
 def write_evidence(folder: Path, engine: str, outputs: Outputs) -> None:
     """An engine's answers to the golden inputs, into a bundle's folder."""
-    path = folder / EVIDENCE / f"{engine}.safetensors"
+    path = folder / EVIDENCE_FOLDER / f"{engine}.safetensors"
     path.parent.mkdir(exist_ok=True)
     save_file(outputs.tensors(), path)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tmi.export.checks.graph_summary import GraphFacts
-from tmi.runtime.bundle.check_result import GateRecord
+from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import GraphSpec, TensorSpec
 
 AnswerDepends = Callable[[Collection[str]], bool]
@@ -27,7 +27,7 @@ def epsilons(module: nn.Module) -> dict[str, float]:
     return {name: float(m.eps) for name, m in module.named_modules() if isinstance(getattr(m, "eps", None), float)}
 
 
-def audit_signature(facts: GraphFacts, spec: GraphSpec, artefact: str) -> GateRecord:
+def audit_signature(facts: GraphFacts, spec: GraphSpec, artefact: str) -> CheckResult:
     """Names, types and shapes as the manifest says, dynamic axes dynamic."""
     wrong = [
         f"{want.name} {_shape(want)} is {have.name} {_shape(have)} in the file"
@@ -41,7 +41,7 @@ def audit_signature(facts: GraphFacts, spec: GraphSpec, artefact: str) -> GateRe
 
 def audit_weights(
     facts: GraphFacts, spec: GraphSpec, artefact: str, expected: Mapping[str, Tensor], depends: AnswerDepends
-) -> GateRecord:
+) -> CheckResult:
     """Every tensor the graph reads is the run's, and every tensor of the run that matters is read.
 
     Args:
@@ -76,7 +76,7 @@ def _wrong_tensors(
             yield f"{name} {list(have.shape)} is none of the model's weights"
 
 
-def audit_epsilons(facts: GraphFacts, spec: GraphSpec, artefact: str, expected: Mapping[str, float]) -> GateRecord:
+def audit_epsilons(facts: GraphFacts, spec: GraphSpec, artefact: str, expected: Mapping[str, float]) -> CheckResult:
     """Every normalisation has the epsilon of its module, as float32, and every module that scales is such a node."""
     wrong = []
     for norm in facts.norms:
@@ -122,8 +122,8 @@ def _shape(spec: TensorSpec) -> str:
     return f"{spec.dtype}[{','.join(map(str, spec.shape))}]"
 
 
-def _record(gate: str, spec: GraphSpec, artefact: str, wrong: int, detail: str) -> GateRecord:
-    return GateRecord(
+def _record(gate: str, spec: GraphSpec, artefact: str, wrong: int, detail: str) -> CheckResult:
+    return CheckResult(
         gate=gate,
         artefact=artefact,
         graph=spec.name,

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from tmi.runtime.bundle.check_result import GateRecord
+    from tmi.runtime.bundle.check_result import CheckResult
     from tmi.runtime.bundle.reader import Bundle
 
 
-def print_failures(records: Sequence[GateRecord]) -> None:
+def print_failures(records: Sequence[CheckResult]) -> None:
     """The table of what differs, on standard error."""
     from tmi.runtime.cli.tables.checks import failures_table, wide_console
 

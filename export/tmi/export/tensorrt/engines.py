@@ -17,7 +17,7 @@ from typing import Any
 from tmi.export.checks.validation_set import Trial, judge_real_cases, write_evidence
 from tmi.export.graphs.registry import EXPORTERS, load
 from tmi.export.tensorrt.builder import TARGETS, BuildOptions, Plan, build_plan
-from tmi.runtime.bundle.check_result import GateRecord
+from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.nvidia_driver import Gpu, driver_obstacle, find_gpu
@@ -67,7 +67,7 @@ def add_plans(
     trial: Trial,
     *,
     progress: Progress,
-) -> tuple[Manifest, list[GateRecord]]:
+) -> tuple[Manifest, list[CheckResult]]:
     """Build what can be built here, and judge what can run here; the rest is pending, or not judged, by name.
 
     Args:
@@ -83,7 +83,7 @@ def add_plans(
     Raises:
         UnavailableError: TensorRT refuses a graph.
     """
-    records: list[GateRecord] = []
+    records: list[CheckResult] = []
     gpu = find_gpu()
     for kind in request.kinds:
         missing = obstacle(kind, request.options)
@@ -127,7 +127,7 @@ def require_complete(bundle: Bundle) -> None:
 
 def _build_kind(
     folder: Path, manifest: Manifest, kind: str, options: BuildOptions, progress: Progress
-) -> tuple[Manifest, list[GateRecord]]:
+) -> tuple[Manifest, list[CheckResult]]:
     exporter = EXPORTERS[kind]
     if kind == "torch-trt":
         return load(exporter.plan)(folder, manifest, options, progress), []
@@ -177,7 +177,7 @@ def structure_digest(path: Path) -> str:
     return sha256_bytes(model.SerializeToString(deterministic=True))
 
 
-def _audit(plan: Plan, spec: GraphSpec, kind: str, precision: str) -> list[GateRecord]:
+def _audit(plan: Plan, spec: GraphSpec, kind: str, precision: str) -> list[CheckResult]:
     """No layer computes in a type that the typed graph does not give it."""
     half, single = plan.audit.count("HALF"), plan.audit.count("FLOAT")
     wrong = list(plan.audit.unexplained)
@@ -187,7 +187,7 @@ def _audit(plan: Plan, spec: GraphSpec, kind: str, precision: str) -> list[GateR
         wrong.append("no layer computes in HALF")
     detail = "; ".join(wrong[:3]) or f"{half} layers compute in HALF and {single} in FLOAT, each as its node says"
     return [
-        GateRecord(
+        CheckResult(
             gate="dtypes",
             artefact=kind,
             graph=spec.name,
@@ -207,7 +207,7 @@ def _cannot_run(kind: str, options: BuildOptions, gpu: Gpu | None) -> str | None
     return None
 
 
-def _judge(folder: Path, manifest: Manifest, kind: str, trial: Trial) -> list[GateRecord]:
+def _judge(folder: Path, manifest: Manifest, kind: str, trial: Trial) -> list[CheckResult]:
     bundle = Bundle(folder=folder, manifest=manifest, digest="")
     artefact, precision = ENGINES[kind].artefact, plan_precision(manifest)
     try:

@@ -19,7 +19,7 @@ from tmi.export.checks.validation_set import Trial, judge_real_cases, write_evid
 from tmi.export.tensorrt.fp16_conversion import LARGEST, save, to_fp16
 from tmi.export.tensorrt.fp16_simulation import EmulationEngine, Extreme
 from tmi.export.tensorrt.mixed_precision_search import Choice, Question, search
-from tmi.runtime.bundle.check_result import GateRecord
+from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.graph_engine import available_cores
@@ -54,7 +54,7 @@ def add_typed_graphs(
     trial: Trial,
     *,
     progress: Callable[[str], None],
-) -> tuple[Manifest, list[GateRecord]]:
+) -> tuple[Manifest, list[CheckResult]]:
     """Write, audit and judge the typed graphs of a bundle that has its float32 ONNX graphs.
 
     Args:
@@ -97,7 +97,7 @@ def add_typed_graphs(
     return manifest, records + judged
 
 
-def audit_typed(half: Path, single: Path, spec: GraphSpec) -> GateRecord:
+def audit_typed(half: Path, single: Path, spec: GraphSpec) -> CheckResult:
     """Every tensor of an FP16 file is the float32 file's own, or that rounded to nearest; likewise every epsilon."""
     mine, theirs = read_facts(half), read_facts(single)
     wrong = list(_differing(mine.tensors, theirs.tensors))
@@ -112,7 +112,7 @@ def audit_typed(half: Path, single: Path, spec: GraphSpec) -> GateRecord:
         wrong.append(f"{len(mine.norms)} normalisations, the float32 graph has {len(theirs.norms)}")
     rounded = sum(t.dtype == np.float16 for t in mine.tensors.values())
     right = f"{rounded} of {len(mine.tensors)} tensors are the float32 graph's rounded to FP16, the others its own"
-    return GateRecord(
+    return CheckResult(
         gate="weights",
         artefact=TYPED,
         graph=spec.name,
@@ -153,7 +153,7 @@ def graph_questions(spec: GraphSpec, manifest: Manifest, inputs: GoldenInputs, r
     return [Question(inputs=stacked, answer=reference.logits_BFK)]
 
 
-def _judge(folder: Path, manifest: Manifest, trial: Trial) -> tuple[list[GateRecord], dict[str, dict[str, Any]]]:
+def _judge(folder: Path, manifest: Manifest, trial: Trial) -> tuple[list[CheckResult], dict[str, dict[str, Any]]]:
     """All gates of an engine, and every intermediate finite on the golden inputs and on each real case.
 
     The inputs that are absurd on purpose, beside which a case must answer as ever, may overflow and are not watched.
@@ -197,10 +197,10 @@ def _merge(into: dict[str, dict[str, Extreme]], more: Mapping[str, Mapping[str, 
                 known[name] = extreme
 
 
-def _finite_inside(graph: str, extremes: Mapping[str, Extreme], where: str, *, real: bool = False) -> GateRecord:
+def _finite_inside(graph: str, extremes: Mapping[str, Extreme], where: str, *, real: bool = False) -> CheckResult:
     bad = [e for e in extremes.values() if not e.finite]
     first = f": first {bad[0].tensor} of {bad[0].node} ({bad[0].operator})" if bad else ""
-    return GateRecord(
+    return CheckResult(
         gate="real-finite-inside" if real else "finite-inside",
         artefact=TYPED,
         graph=graph,

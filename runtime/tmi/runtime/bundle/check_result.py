@@ -9,7 +9,7 @@ from tmi.toolkit.errors import ExitCode, TmiError
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateRecord:
+class CheckResult:
     """Outcome of one parity gate on one artefact."""
 
     gate: str
@@ -43,12 +43,12 @@ class ParityError(TmiError):
 
     exit_code = ExitCode.PARITY
 
-    def __init__(self, what: str, *, fix: str, records: Sequence[GateRecord] = ()) -> None:
+    def __init__(self, what: str, *, fix: str, records: Sequence[CheckResult] = ()) -> None:
         super().__init__(what, fix=fix)
         self.records = tuple(records)
 
 
-def require_passed(records: Sequence[GateRecord], *, consequence: str, fix: str) -> None:
+def require_passed(records: Sequence[CheckResult], *, consequence: str, fix: str) -> None:
     """Raise unless every check passed.
 
     Args:

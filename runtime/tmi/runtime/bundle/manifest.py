@@ -39,25 +39,25 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal
 
-from tmi.runtime.bundle.check_result import GateRecord
+from tmi.runtime.bundle.check_result import CheckResult
 from tmi.toolkit.config.schema import CLASSES, MODALITIES, POSITIVE, Config, Modality
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.models.registry import active_modalities
 from tmi.toolkit.storage.serialization import from_json, to_json
 
 SCHEMA = "tmi-bundle/2"
-BEFORE = "tmi-bundle/1"
+PREVIOUS_SCHEMA = "tmi-bundle/1"
 """Read too, as one of today: every bundle of it sees all modalities."""
 MANIFEST_FILE = "manifest.json"
 DIGEST_FILE = "manifest.json.sha256"
 GOLDEN_FILE = "golden.safetensors"
 GOLDEN_CASE_FILE = "golden-case.safetensors"
-EVIDENCE = "evidence"
-REAL_CASES_FILE = f"{EVIDENCE}/real-cases.json"
+EVIDENCE_FOLDER = "evidence"
+REAL_CASES_FILE = f"{EVIDENCE_FOLDER}/real-cases.json"
 MODEL_CARD_FILE = "MODEL_CARD.md"
 SBOM_FILE = "sbom.cdx.json"
 SIGNATURE_FILE = "signature.sig"
-UNNAMED = (MANIFEST_FILE, DIGEST_FILE, SIGNATURE_FILE)
+UNFINGERPRINTED_FILES = (MANIFEST_FILE, DIGEST_FILE, SIGNATURE_FILE)
 """The files of a bundle that its manifest does not fingerprint: itself, its digest, and the signature over all."""
 FUSION = "fusion"
 
@@ -149,7 +149,7 @@ class Manifest:
     """Every file of the bundle except the manifest and its digest."""
     golden: dict[str, Any]
     """Seed, count and input digests of the golden inputs."""
-    parity: tuple[GateRecord, ...]
+    parity: tuple[CheckResult, ...]
     """Evidence."""
     versions: dict[str, str]
     """Tool and library versions at export."""
@@ -226,7 +226,7 @@ def manifest_from_json(data: Mapping[str, Any]) -> Manifest:
         DamagedError: another schema, unknown or missing keys, wrong types.
     """
     schema = data.get("schema") if isinstance(data, Mapping) else None
-    if schema == BEFORE and "modalities" not in data:
+    if schema == PREVIOUS_SCHEMA and "modalities" not in data:
         data, schema = {**data, "schema": SCHEMA, "modalities": list(MODALITIES)}, SCHEMA
     if schema != SCHEMA:
         if _schema_number(schema) > _schema_number(SCHEMA):

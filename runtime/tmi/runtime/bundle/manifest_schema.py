@@ -18,8 +18,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from tmi.runtime.bundle.manifest import SCHEMA, Manifest
 from tmi.toolkit.storage.atomic_files import write_json
 
-PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
-SHARPER: dict[tuple[str, str], dict[str, Any]] = {
+JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+FIELD_CONSTRAINTS: dict[tuple[str, str], dict[str, Any]] = {
     ("Manifest", "schema"): {"const": SCHEMA},
     ("Manifest", "threshold"): {"minimum": 0, "maximum": 1},
     ("Manifest", "graphs"): {"minItems": 1},
@@ -44,7 +44,7 @@ def _object(cls: type, kinds: dict[str, Any]) -> dict[str, Any]:
     hints, texts = get_type_hints(cls), _attribute_docs(cls)
     properties = {}
     for f in fields(cls):
-        sharper = SHARPER.get((cls.__name__, f.name), {})
+        sharper = FIELD_CONSTRAINTS.get((cls.__name__, f.name), {})
         properties[f.name] = {"description": texts[f.name], **_type(hints[f.name], kinds), **sharper}
     return {
         "type": "object",
@@ -73,12 +73,12 @@ def _type(hint: Any, kinds: dict[str, Any]) -> dict[str, Any]:
     if origin is Literal:
         return {"enum": list(items)}
     if origin in (Union, types.UnionType):
-        return {"type": [PLAIN[item] for item in items]}
+        return {"type": [JSON_TYPES[item] for item in items]}
     if origin is tuple and len(items) == 2 and items[1] is Ellipsis:
         return {"type": "array", "items": _type(items[0], kinds)}
     if origin is dict:
         return {"type": "object", "additionalProperties": _type(items[1], kinds)}
-    return {"type": PLAIN[hint]}
+    return {"type": JSON_TYPES[hint]}
 
 
 def _attribute_docs(cls: type) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from tmi.runtime.bundle.manifest import (
     DIGEST_FILE,
     MANIFEST_FILE,
-    UNNAMED,
+    UNFINGERPRINTED_FILES,
     FileSpec,
     GraphSpec,
     Manifest,
@@ -47,7 +47,7 @@ def fingerprint(folder: Path) -> dict[str, FileSpec]:
     return {
         path.relative_to(folder).as_posix(): FileSpec(sha256=sha256_file(path), bytes=path.stat().st_size)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).as_posix() not in UNNAMED
+        if path.is_file() and path.relative_to(folder).as_posix() not in UNFINGERPRINTED_FILES
     }
 
 
@@ -60,7 +60,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> str:
     return digest
 
 
-AGAIN = "copy the bundle again from where it was exported, or export it again"
+EXPORT_AGAIN_FIX = "copy the bundle again from where it was exported, or export it again"
 
 
 def open_bundle(folder: Path) -> Bundle:
@@ -70,7 +70,7 @@ def open_bundle(folder: Path) -> Bundle:
         UsageError: no such folder, or no bundle.
         DamagedError: a file is missing, added, or differs by a single byte from what was exported.
     """
-    bundle = describe_bundle(folder)
+    bundle = inspect_bundle(folder)
     files = bundle.manifest.files
     # hashing lets go of Python's lock; the largest first, so that no core waits long for another one's last file
     largest_first = sorted(files, key=lambda name: -files[name].bytes)
@@ -84,7 +84,7 @@ def open_bundle(folder: Path) -> Bundle:
     return bundle
 
 
-def describe_bundle(folder: Path) -> Bundle:
+def inspect_bundle(folder: Path) -> Bundle:
     """As `open_bundle`, but of the files only names and sizes are compared: quick, and enough to look, not to run.
 
     Raises:
@@ -94,7 +94,7 @@ def describe_bundle(folder: Path) -> Bundle:
     path = folder / MANIFEST_FILE
     if not path.is_file():
         if (folder / DIGEST_FILE).exists():
-            raise DamagedError(f"bundle {folder}: {MANIFEST_FILE} is missing", fix=AGAIN)
+            raise DamagedError(f"bundle {folder}: {MANIFEST_FILE} is missing", fix=EXPORT_AGAIN_FIX)
         raise UsageError(
             f"{folder} is no bundle: {MANIFEST_FILE} is missing",
             fix="name a bundle with --bundle or TMI_BUNDLE, or make one with `tmi export`",
@@ -104,13 +104,13 @@ def describe_bundle(folder: Path) -> Bundle:
     try:
         recorded = (folder / DIGEST_FILE).read_bytes()
     except OSError as error:
-        raise DamagedError(f"bundle {folder}: {DIGEST_FILE} is missing", fix=AGAIN) from error
+        raise DamagedError(f"bundle {folder}: {DIGEST_FILE} is missing", fix=EXPORT_AGAIN_FIX) from error
     if recorded != f"{digest}  {MANIFEST_FILE}\n".encode():
         raise _changed(folder, MANIFEST_FILE)
     try:
         manifest = manifest_from_json(json.loads(data))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise DamagedError(f"bundle {folder}: {MANIFEST_FILE} cannot be read", fix=AGAIN) from error
+        raise DamagedError(f"bundle {folder}: {MANIFEST_FILE} cannot be read", fix=EXPORT_AGAIN_FIX) from error
     _compare(folder, manifest.files)
     unlisted = sorted(set(manifest.referenced()) - set(manifest.files))
     if unlisted:
@@ -120,11 +120,11 @@ def describe_bundle(folder: Path) -> Bundle:
 
 def _compare(folder: Path, recorded: dict[str, FileSpec]) -> None:
     there = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-    for name in UNNAMED:
+    for name in UNFINGERPRINTED_FILES:
         there.pop(name, None)
     missing, added = sorted(set(recorded) - set(there)), sorted(set(there) - set(recorded))
     if missing:
-        raise DamagedError(f"bundle {folder}: {missing[0]} is missing", fix=AGAIN)
+        raise DamagedError(f"bundle {folder}: {missing[0]} is missing", fix=EXPORT_AGAIN_FIX)
     if added:
         raise DamagedError(f"bundle {folder}: {added[0]} is not part of the bundle", fix="remove that file")
     for name, spec in recorded.items():
@@ -133,4 +133,4 @@ def _compare(folder: Path, recorded: dict[str, FileSpec]) -> None:
 
 
 def _changed(folder: Path, name: str) -> DamagedError:
-    return DamagedError(f"bundle {folder}: {name} was changed after the export", fix=AGAIN)
+    return DamagedError(f"bundle {folder}: {name} was changed after the export", fix=EXPORT_AGAIN_FIX)

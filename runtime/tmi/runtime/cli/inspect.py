@@ -33,13 +33,13 @@ def inspect(
         tmi inspect ./bundle
         tmi inspect ./bundle --json
     """
-    from tmi.runtime.bundle.reader import describe_bundle
+    from tmi.runtime.bundle.reader import inspect_bundle
     from tmi.toolkit.config.project import default_bundle, load_project
 
     if bundle is None:
         bundle, reason = default_bundle(load_project())
         typer.echo(f"bundle {bundle} ({reason})", err=True)
-    opened = describe_bundle(bundle)
+    opened = inspect_bundle(bundle)
     if as_json:
         from tmi.toolkit.storage.hashing import canonical_json
 

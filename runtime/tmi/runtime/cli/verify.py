@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from tmi.runtime.bundle.check_result import GateRecord
+    from tmi.runtime.bundle.check_result import CheckResult
     from tmi.runtime.verification.verify import Verification
 
 SCHEMA = "tmi-verification/1"
@@ -88,7 +88,7 @@ def _document(found: Verification) -> dict[str, Any]:
     from tmi.runtime.engines.host import hardware
     from tmi.toolkit.storage.serialization import to_json
 
-    def plain(record: GateRecord) -> dict[str, Any]:
+    def plain(record: CheckResult) -> dict[str, Any]:
         # JSON has no infinity: what could not be measured has no figure
         measured = record.measured if record.measured is not None and record.measured < float("inf") else None
         return to_json(record) | {"measured": measured}
@@ -119,7 +119,7 @@ def _print(found: Verification) -> None:
     console.print(gates_table(found.records), markup=False)
     for name, why in found.passed_over.items():
         typer.echo(f"engine {name} was not judged: {why}")
-    failed: Sequence[GateRecord] = [r for r in found.records if not r.passed]
+    failed: Sequence[CheckResult] = [r for r in found.records if not r.passed]
     if failed:
         console.print(failures_table(found.records), markup=False)
     else:

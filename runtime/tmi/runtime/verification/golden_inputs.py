@@ -34,7 +34,7 @@ SHORTEST_TEXT = 3
 """Tokens of the shortest golden text: start, one token, end."""
 LARGE_VOLUME = 2**22
 """Voxels from which a golden set has two cases instead of four, because one costs many seconds."""
-EXTREME = 64.0
+EXTREME_FACTOR = 64.0
 """How far the extreme neighbour's volume leaves the scale range, as a multiple of the range's width."""
 
 
@@ -122,7 +122,7 @@ def largest_batch(config: Config) -> int:
     return max(8 if golden_count(config) == 4 else 0, golden_count(config))
 
 
-def golden_of(manifest: Manifest) -> GoldenInputs:
+def golden_from_manifest(manifest: Manifest) -> GoldenInputs:
     """The golden inputs that a bundle was judged on, made again from its manifest.
 
     Raises:
@@ -148,7 +148,7 @@ def golden_of(manifest: Manifest) -> GoldenInputs:
 
 
 def first_golden_case(manifest: Manifest) -> GoldenInputs:
-    """Case 0 of `golden_of` alone, its text without padding; the other volumes are never made.
+    """Case 0 of `golden_from_manifest` alone, its text without padding; the other volumes are never made.
 
     Its bytes are not compared with the digests, which are over all cases: inputs that came out differently would show
     in the answers.
@@ -180,13 +180,13 @@ def first_golden_case(manifest: Manifest) -> GoldenInputs:
 def extreme_case(golden: GoldenInputs, config: Config) -> GoldenInputs:
     """One case of values far outside what a prepared case can hold, to stand beside golden cases in a batch.
 
-    The volume is a checkerboard `EXTREME` range widths beyond either end, every text is as long as the batch allows
-    and made of the highest id seen, and the radiomics alternate between -100 and 100.
+    The volume is a checkerboard `EXTREME_FACTOR` range widths beyond either end, every text is as long as the batch
+    allows and made of the highest id seen, and the radiomics alternate between -100 and 100.
     """
     low, high = config.ct.scale_to
     shape = golden.ct_B1DHW.shape[2:]
     odd = np.indices((2, 2, 2), dtype=np.int8).sum(0) % 2
-    cell = np.where(odd, high + EXTREME * (high - low), low - EXTREME * (high - low)).astype(np.float32)
+    cell = np.where(odd, high + EXTREME_FACTOR * (high - low), low - EXTREME_FACTOR * (high - low)).astype(np.float32)
     ct = np.tile(cell, [-(-n // 2) for n in shape])[: shape[0], : shape[1], : shape[2]]
     radiomics = np.where(np.arange(golden.radiomics_BFR.shape[2]) % 2, np.float32(100), np.float32(-100))
     return GoldenInputs(

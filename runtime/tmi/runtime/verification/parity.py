@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.runtime.bundle.check_result import GateRecord
+from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.registry import Arrays, Engine, engine_spec
@@ -182,7 +182,7 @@ def check_engine(
     precision: str = "float32",
     arbiter: Outputs | None = None,
     keep: Callable[[Outputs], None] | None = None,
-) -> list[GateRecord]:
+) -> list[CheckResult]:
     """Every gate that an engine can be put through, on an open engine.
 
     Args:
@@ -211,7 +211,7 @@ def check_answers(
     artefact: str,
     precision: str = "float32",
     keep: Callable[[Outputs], None] | None = None,
-) -> list[GateRecord]:
+) -> list[CheckResult]:
     """The short form of `check_engine`: one run of `golden` against eager, nothing about batches and padding."""
     check = _Check(engine, manifest, golden, reference, artefact, BOUNDS[precision], keep=keep)
     return list(check.records(thorough=False))
@@ -236,7 +236,7 @@ class _Check:
         self.artefact, self.bounds, self.arbiter, self.keep = artefact, bounds, arbiter, keep
         self.margin = engine_spec(engine.name).max_abs_err or REFERENCE_MARGIN
 
-    def records(self, *, thorough: bool = True) -> Iterator[GateRecord]:
+    def records(self, *, thorough: bool = True) -> Iterator[CheckResult]:
         """All gates; stops early only where nothing could be computed, or nothing finite."""
         try:
             whole = evaluate(self.engine, self.manifest, self.golden)
@@ -258,12 +258,12 @@ class _Check:
             yield from self._lengths(whole)
             yield from self._profile_edges(whole)
 
-    def _finite(self, whole: Outputs) -> Iterator[GateRecord]:
+    def _finite(self, whole: Outputs) -> Iterator[CheckResult]:
         for graph, answer in whole.by_graph().items():
             bad = int(answer.size - np.isfinite(answer).sum())
             yield self._record("finite", graph, bad, 0, f"{bad} of {answer.size} outputs are not finite")
 
-    def _against_eager(self, whole: Outputs) -> Iterator[GateRecord]:
+    def _against_eager(self, whole: Outputs) -> Iterator[CheckResult]:
         for graph, reference in self.reference.features.items():
             error = relative_error(whole.features[graph], reference)
             yield self._record("features", graph, error, self.bounds.relative, "relative to eager float32")
@@ -280,7 +280,7 @@ class _Check:
             "decisions", PIPELINE, flips, 0, f"flipped at threshold {threshold:g} outside a margin of {self.margin:g}"
         )
 
-    def _against_float64(self, whole: Outputs) -> Iterator[GateRecord]:
+    def _against_float64(self, whole: Outputs) -> Iterator[CheckResult]:
         """The arbiter: an engine may be off by float32's rounding, in another place than eager is."""
         if self.arbiter is None:
             return
@@ -293,7 +293,7 @@ class _Check:
                 "float64", graph, error, self.bounds.relative, f"relative to eager float64{times}", multiple=multiple
             )
 
-    def _fold_order(self, whole: Outputs) -> Iterator[GateRecord]:
+    def _fold_order(self, whole: Outputs) -> Iterator[CheckResult]:
         """Each fold's logits must be that fold's own: nearer to no other fold's eager model."""
         folds = [spec.fold for spec in self.manifest.folds]
         answer, eager = whole.logits_BFK, self.reference.logits_BFK
@@ -306,7 +306,7 @@ class _Check:
         detail = "; ".join(f"fold {folds[i]} answers like fold {folds[nearest[i]]}" for i in wrong)
         yield self._record("fold-order", PIPELINE, len(wrong), 0, detail or "every fold answers like its own model")
 
-    def _rows(self, whole: Outputs) -> Iterator[GateRecord]:
+    def _rows(self, whole: Outputs) -> Iterator[CheckResult]:
         """A case's answer depends on that case alone: neither on the batch's size, nor its order, nor the others."""
         golden, count = self.golden, self.golden.count
         # Of two cases the reversed batch tries the second one; one run less where a run takes many seconds.
@@ -319,7 +319,7 @@ class _Check:
             "neighbours", join(extreme, golden.rows([0])), whole.rows([0]), [1], "case 0 beside extreme values"
         )
 
-    def _largest_batch(self, whole: Outputs) -> Iterator[GateRecord]:
+    def _largest_batch(self, whole: Outputs) -> Iterator[CheckResult]:
         """The upper edge of the batch; the lower one is `batch-of-1`."""
         largest, count = largest_batch(self.manifest.settings()), self.golden.count
         if largest <= count:
@@ -327,7 +327,7 @@ class _Check:
         rows = [row % count for row in range(largest)]
         yield from self._same("largest-batch", self.golden.rows(rows), whole.rows(rows), None, f"a batch of {largest}")
 
-    def _lengths(self, whole: Outputs) -> Iterator[GateRecord]:
+    def _lengths(self, whole: Outputs) -> Iterator[CheckResult]:
         """A text's features do not depend on how far the batch was padded."""
         if not self.golden.texts:
             return
@@ -347,7 +347,7 @@ class _Check:
                 error_here = relative_error(answer, whole.features[graph][rows])
                 yield self._record("padding", graph, error_here, self.bounds.relative, what)
 
-    def _profile_edges(self, whole: Outputs) -> Iterator[GateRecord]:
+    def _profile_edges(self, whole: Outputs) -> Iterator[CheckResult]:
         """Of an engine that runs plans: the largest batch of its profiles, and the shortest and longest texts."""
         batch = largest_profile(self.engine.name, self.manifest)
         if batch is None:
@@ -364,7 +364,7 @@ class _Check:
 
     def _same(
         self, gate: str, golden: GoldenInputs, expected: Outputs, keep: list[int] | None, what: str
-    ) -> Iterator[GateRecord]:
+    ) -> Iterator[CheckResult]:
         try:
             outputs = evaluate(self.engine, self.manifest, golden)
         except REFUSALS as error:
@@ -375,7 +375,7 @@ class _Check:
             error_here = relative_error(outputs.by_graph()[graph], reference)
             yield self._record(gate, graph, error_here, self.bounds.relative, f"{what}, against the golden batch")
 
-    def _refused(self, gate: str, graph: str, what: str, error: Exception) -> GateRecord:
+    def _refused(self, gate: str, graph: str, what: str, error: Exception) -> CheckResult:
         text = " ".join(str(error).split())[:300]
         return self._record(gate, graph, None, 0, f"{what}: {text}")
 
@@ -388,8 +388,8 @@ class _Check:
         detail: str,
         *,
         multiple: float | None = None,
-    ) -> GateRecord:
-        return GateRecord(
+    ) -> CheckResult:
+        return CheckResult(
             gate=gate,
             artefact=self.artefact,
             graph=graph,

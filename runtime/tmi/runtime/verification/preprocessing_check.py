@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from tmi.runtime.bundle.check_result import GateRecord
+from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import GOLDEN_CASE_FILE, Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.inference.ensemble import encoder_graphs
@@ -56,7 +56,7 @@ def meaning_of(manifest: Manifest) -> dict[str, str]:
     return {name: canonical_json(value).strip() for name, value in meaning.items()}
 
 
-def check_golden_road(bundle: Bundle) -> list[GateRecord]:
+def check_golden_road(bundle: Bundle) -> list[CheckResult]:
     """The golden case on this machine's road against the stored arrays, and the meaning of the outputs.
 
     Raises:
@@ -114,7 +114,7 @@ def _stored(bundle: Bundle) -> tuple[dict[str, NDArray[np.generic]], dict[str, s
         ) from error
 
 
-def _meaning(manifest: Manifest, stored: Mapping[str, str]) -> Iterator[GateRecord]:
+def _meaning(manifest: Manifest, stored: Mapping[str, str]) -> Iterator[CheckResult]:
     said = meaning_of(manifest)
     wrong = [f"{name} is {said[name]}, at the export it was {stored.get(name)}" for name in said
              if said[name] != stored.get(name)]  # fmt: skip
@@ -124,7 +124,7 @@ def _meaning(manifest: Manifest, stored: Mapping[str, str]) -> Iterator[GateReco
     yield _record("meaning", len(wrong), 0, detail)
 
 
-def _road(bundle: Bundle, stored: Mapping[str, NDArray[np.generic]]) -> Iterator[GateRecord]:
+def _road(bundle: Bundle, stored: Mapping[str, NDArray[np.generic]]) -> Iterator[CheckResult]:
     try:
         with tempfile.TemporaryDirectory(prefix="tmi-golden-") as folder:
             mine = prepare_golden_case(bundle, Path(folder) / "golden")
@@ -155,8 +155,8 @@ def _shape(array: NDArray[np.generic] | None) -> str:
     return "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
 
 
-def _record(gate: str, measured: float | None, bound: float, detail: str) -> GateRecord:
-    return GateRecord(
+def _record(gate: str, measured: float | None, bound: float, detail: str) -> CheckResult:
+    return CheckResult(
         gate=gate,
         artefact=FILES,
         graph=PIPELINE,

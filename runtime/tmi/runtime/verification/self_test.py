@@ -137,7 +137,7 @@ def _now() -> str:
 
 
 def _require_short_gates(bundle: Bundle, engine: Engine) -> None:
-    from tmi.runtime.verification.golden_inputs import first_golden_case, golden_of
+    from tmi.runtime.verification.golden_inputs import first_golden_case, golden_from_manifest
     from tmi.runtime.verification.parity import check_answers
     from tmi.runtime.verification.preprocessing_check import check_golden_road
     from tmi.runtime.verification.verify import read_references
@@ -145,7 +145,7 @@ def _require_short_gates(bundle: Bundle, engine: Engine) -> None:
     reference = read_references(bundle).float32
     artefact = engine_spec(engine.name).artefact
     if engine_spec(engine.name).yields and not judged_at_export(bundle.manifest, engine.name):
-        golden = golden_of(bundle.manifest)
+        golden = golden_from_manifest(bundle.manifest)
     else:
         golden, reference = first_golden_case(bundle.manifest), reference.rows([0])
     precision = engine_precision(engine.name, bundle.manifest)

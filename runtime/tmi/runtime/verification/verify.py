@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from tmi.runtime.bundle.check_result import GateRecord
+from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import GOLDEN_FILE, SIGNATURE_FILE
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.bundle.signing import SIGNED, UNCHECKED, UNSIGNED, check_signature
 from tmi.runtime.engines.nvidia_driver import find_gpu
 from tmi.runtime.engines.precision import engine_precision
 from tmi.runtime.engines.registry import ENGINES, engine_spec, installed, lacking, open_engine
-from tmi.runtime.verification.golden_inputs import GoldenInputs, golden_of
+from tmi.runtime.verification.golden_inputs import GoldenInputs, golden_from_manifest
 from tmi.runtime.verification.parity import ARBITER, PIPELINE, REFUSALS, Outputs, check_engine
 from tmi.runtime.verification.preprocessing_check import check_golden_road
 from tmi.toolkit.errors import DamagedError, UnavailableError
@@ -39,7 +39,7 @@ class Verification:
     """The bundle."""
     signature: str
     """One of the states in `tmi.runtime.bundle.signing`."""
-    records: tuple[GateRecord, ...]
+    records: tuple[CheckResult, ...]
     """Every gate that ran."""
     engines: tuple[str, ...]
     """Engines that were judged."""
@@ -91,7 +91,7 @@ def verify_bundle(
     progress("preparing the golden case")
     records = check_golden_road(bundle)
     progress("making the golden inputs")
-    golden, references = golden_of(bundle.manifest), read_references(bundle)
+    golden, references = golden_from_manifest(bundle.manifest), read_references(bundle)
     for name in list(names):
         progress(f"judging engine {name}")
         found = _judge(name, bundle, golden, references, threads)
@@ -169,7 +169,7 @@ def _chosen(bundle: Bundle, asked: Sequence[str]) -> tuple[list[str], dict[str, 
 
 def _judge(
     name: str, bundle: Bundle, golden: GoldenInputs, references: References, threads: int | None
-) -> list[GateRecord]:
+) -> list[CheckResult]:
     artefact = engine_spec(name).artefact
     try:
         engine = open_engine(name, bundle, threads=threads)
@@ -187,7 +187,7 @@ def _judge(
         )
 
 
-def failure(records: Sequence[GateRecord]) -> str | None:
+def failure(records: Sequence[CheckResult]) -> str | None:
     """What failed, in one sentence; None where every gate held."""
     failed = [r for r in records if not r.passed]
     if not failed:
@@ -197,9 +197,9 @@ def failure(records: Sequence[GateRecord]) -> str | None:
     return f"{len(failed)} of {len(records)} gates failed, first {first.gate} of {first.graph}: {first.detail}{figure}"
 
 
-def refused_to_load(engine: str, artefact: str, error: Exception) -> GateRecord:
+def refused_to_load(engine: str, artefact: str, error: Exception) -> CheckResult:
     """The failed record of an engine that cannot load the bundle's files."""
-    return GateRecord(
+    return CheckResult(
         gate="loads",
         artefact=artefact,
         graph=PIPELINE,

@@ -15,7 +15,7 @@ from factories.random_run import write_random_run
 from tmi.export.bundle.writer import export_run
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engines.registry import open_engine
-from tmi.runtime.verification.golden_inputs import golden_of
+from tmi.runtime.verification.golden_inputs import golden_from_manifest
 from tmi.runtime.verification.parity import ARBITER, BOUNDS, Outputs, evaluate, relative_error
 from tmi.runtime.verification.verify import verify_bundle
 from tmi.toolkit.config.schema import Config
@@ -110,7 +110,7 @@ def test_no_file_of_a_bundle_names_a_path_of_the_exporting_machine(nano_bundle):
 
 def test_the_golden_file_holds_what_eager_answers_to_inputs_made_again_from_the_seed(nano_bundle):
     bundle = open_bundle(nano_bundle)
-    golden = golden_of(bundle.manifest)
+    golden = golden_from_manifest(bundle.manifest)
     stored = load_file(nano_bundle / "golden.safetensors")
     with open_engine("eager", bundle, threads=1) as engine:
         eager = evaluate(engine, bundle.manifest, golden)
@@ -122,7 +122,7 @@ def test_the_golden_file_holds_what_eager_answers_to_inputs_made_again_from_the_
 
 def test_onnx_runtime_and_openvino_answer_alike_from_the_same_file(nano_bundle):
     bundle = open_bundle(nano_bundle)
-    golden = golden_of(bundle.manifest)
+    golden = golden_from_manifest(bundle.manifest)
     answers: list[Outputs] = []
     for name in ("onnx", "openvino"):
         with open_engine(name, bundle, threads=1) as engine:
@@ -134,7 +134,7 @@ def test_an_exchanged_golden_input_is_refused(nano_bundle):
     manifest = open_bundle(nano_bundle).manifest
     other = replace(manifest, golden=manifest.golden | {"seed": manifest.golden["seed"] + 1})
     with pytest.raises(DamagedError, match="golden input ct comes out with other bytes here"):
-        golden_of(other)
+        golden_from_manifest(other)
 
 
 def test_an_onnx_graph_is_one_file_with_every_parameter_under_its_own_name(nano_bundle):

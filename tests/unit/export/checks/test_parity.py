@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from factories.numpy_engine import NumpyEngine, make_manifest
-from tmi.runtime.bundle.check_result import GateRecord
+from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.engines.registry import Arrays
 from tmi.runtime.verification.golden_inputs import GoldenInputs, make_golden, trimmed
@@ -59,8 +59,8 @@ def reference(manifest: Manifest, golden: GoldenInputs) -> Outputs:
 
 
 @pytest.fixture
-def failed(manifest, golden, reference) -> Callable[[Tamper], dict[str, GateRecord]]:
-    def run(tamper: Tamper) -> dict[str, GateRecord]:
+def failed(manifest, golden, reference) -> Callable[[Tamper], dict[str, CheckResult]]:
+    def run(tamper: Tamper) -> dict[str, CheckResult]:
         records = check_engine(FaultyEngine(tamper), manifest, golden, reference, artefact="onnx")
         return {r.gate: r for r in records if not r.passed}
 
@@ -192,7 +192,7 @@ def test_a_graph_that_fails_only_in_the_largest_batch_is_caught(failed):
 
 
 def test_float64_judges_eager_and_engine_alike_and_gives_the_multiple(manifest, golden, reference):
-    def judged(share_of_eager: float, share_of_engine: float) -> GateRecord:
+    def judged(share_of_eager: float, share_of_engine: float) -> CheckResult:
         """Eager and an engine that are off from the exact answer by these shares."""
 
         def tamper(graph, inputs, outputs):
@@ -243,7 +243,7 @@ def with_plans(manifest: Manifest, largest: int) -> Manifest:
     return replace(manifest, extra={"tensorrt": {"plans": {"trt": {"graphs": graphs}}}})
 
 
-def at_the_edges(manifest: Manifest, golden: GoldenInputs, tamper: Tamper, name: str) -> list[GateRecord]:
+def at_the_edges(manifest: Manifest, golden: GoldenInputs, tamper: Tamper, name: str) -> list[CheckResult]:
     engine = FaultyEngine(tamper)
     engine.name = name
     reference = evaluate(NumpyEngine(), manifest, golden)

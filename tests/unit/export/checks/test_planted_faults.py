@@ -15,11 +15,11 @@ from factories.planted_fault import plant, with_forward
 from factories.tmi_command import tmi
 from tmi.export.bundle.writer import export_run
 from tmi.export.checks.acceptance import audit_fold_files
-from tmi.runtime.bundle.check_result import GateRecord, ParityError
+from tmi.runtime.bundle.check_result import CheckResult, ParityError
 from tmi.runtime.bundle.manifest import GraphSpec
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.engines.registry import open_engine
-from tmi.runtime.verification.golden_inputs import golden_of
+from tmi.runtime.verification.golden_inputs import golden_from_manifest
 from tmi.runtime.verification.parity import Outputs, check_engine
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.run_folder import RunFolder
@@ -28,7 +28,7 @@ ARTEFACTS = ("onnx", "torchscript")
 FILE_GATES = {"weights", "epsilon", "signature"}
 
 
-def refused(run: Path, out: Path, artefact: str) -> tuple[GateRecord, ...]:
+def refused(run: Path, out: Path, artefact: str) -> tuple[CheckResult, ...]:
     """The failed gates of an export that must be refused and must leave nothing behind."""
     with pytest.raises(ParityError, match=r"parity gates failed.*no bundle was written") as caught:
         export_run(run, out, artefacts=(artefact,))
@@ -38,7 +38,7 @@ def refused(run: Path, out: Path, artefact: str) -> tuple[GateRecord, ...]:
     return tuple(r for r in caught.value.records if not r.passed)
 
 
-def gates(failed: tuple[GateRecord, ...]) -> set[str]:
+def gates(failed: tuple[CheckResult, ...]) -> set[str]:
     return {r.gate for r in failed}
 
 
@@ -199,7 +199,9 @@ def failed_gates(bundle: Bundle, folder: Path) -> set[str]:
 
     reference = Outputs.from_tensors(load_file(folder / "golden.safetensors"))
     with open_engine("onnx", bundle) as engine:
-        records = check_engine(engine, bundle.manifest, golden_of(bundle.manifest), reference, artefact="onnx")
+        records = check_engine(
+            engine, bundle.manifest, golden_from_manifest(bundle.manifest), reference, artefact="onnx"
+        )
     return gates(tuple(r for r in records if not r.passed))
 
 

@@ -17,7 +17,7 @@ from factories.traced_once import traced_once
 from tmi.export.checks.validation_set import RealCase, Trial
 from tmi.export.tensorrt.typed_graphs import add_typed_graphs
 from tmi.runtime.bundle.reader import Bundle, open_bundle
-from tmi.runtime.verification.golden_inputs import golden_of
+from tmi.runtime.verification.golden_inputs import golden_from_manifest
 from tmi.runtime.verification.verify import read_references
 from tmi.toolkit.cases.case import find_cases
 from tmi.toolkit.clinical.tokenizer import Tokenizer
@@ -108,7 +108,7 @@ def test_no_name_value_text_or_voxel_of_a_real_case_is_in_the_bundle(bundle, coh
 
 def test_an_overflow_on_a_real_case_alone_is_a_failed_gate_that_names_the_tensor(bundle, tmp_path):
     copy = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
-    golden, references = golden_of(bundle.manifest), read_references(bundle)
+    golden, references = golden_from_manifest(bundle.manifest), read_references(bundle)
     one = golden.rows([0])
     loud = replace(one, ct_B1DHW=one.ct_B1DHW * np.float32(1e6))
     case = RealCase(inputs=loud, reference=references.float32.rows([0]))

@@ -24,12 +24,12 @@ from tmi.export.tensorrt import engines as plans
 from tmi.export.tensorrt.builder import Audit, BuildOptions, Plan, build_plan
 from tmi.export.tensorrt.engines import PlanRequest, add_plans
 from tmi.export.tensorrt.typed_graphs import TYPED, add_typed_graphs, audit_typed
-from tmi.runtime.bundle.check_result import GateRecord, ParityError
+from tmi.runtime.bundle.check_result import CheckResult, ParityError
 from tmi.runtime.bundle.manifest import GOLDEN_FILE, GraphSpec, Manifest
 from tmi.runtime.bundle.reader import open_bundle, write_manifest
 from tmi.runtime.engines.precision import plan_precision
 from tmi.runtime.engines.selection import choose_engine
-from tmi.runtime.verification.golden_inputs import golden_of
+from tmi.runtime.verification.golden_inputs import golden_from_manifest
 from tmi.runtime.verification.parity import Outputs
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this platform")
@@ -228,10 +228,10 @@ def blown_up(path: Path) -> None:
     onnx.save(model, path)
 
 
-def typed(copy: Path, precision: str) -> tuple[Manifest, list[GateRecord]]:
+def typed(copy: Path, precision: str) -> tuple[Manifest, list[CheckResult]]:
     manifest = open_bundle(copy).manifest
     reference = Outputs.from_tensors(load_file(copy / GOLDEN_FILE))
-    trial = Trial(golden=golden_of(manifest), reference=reference)
+    trial = Trial(golden=golden_from_manifest(manifest), reference=reference)
     blown_up(copy / "graphs" / "ct-0.onnx")
     for file in (copy / "graphs").glob("*.fp16.onnx"):
         file.unlink()
@@ -321,7 +321,7 @@ def test_folds_of_one_structure_share_one_build_where_weights_are_stripped(
     monkeypatch.setattr(plans.importlib, "import_module", lambda name: None)
     copy, manifest = copied(folder, tmp_path), open_bundle(folder).manifest
     request = PlanRequest(kinds=("trt",), options=BuildOptions(weights=weights))
-    trial = Trial(golden=golden_of(manifest), reference=Outputs.from_tensors(load_file(copy / GOLDEN_FILE)))
+    trial = Trial(golden=golden_from_manifest(manifest), reference=Outputs.from_tensors(load_file(copy / GOLDEN_FILE)))
     manifest, records = add_plans(copy, manifest, request, trial, progress=lambda line: None)
     assert len(built) == builds
     assert len(records) == builds

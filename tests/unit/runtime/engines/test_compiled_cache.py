@@ -13,7 +13,7 @@ from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.engines.compiled_cache import KIND, CompiledCache, Mapped
 from tmi.runtime.engines.registry import open_engine
 from tmi.runtime.inference.ensemble import run_folds
-from tmi.runtime.verification.golden_inputs import GoldenInputs, golden_of
+from tmi.runtime.verification.golden_inputs import GoldenInputs, golden_from_manifest
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 @pytest.fixture(scope="module")
 def golden(bundle: Bundle) -> GoldenInputs:
-    return golden_of(bundle.manifest).rows([0])
+    return golden_from_manifest(bundle.manifest).rows([0])
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tmi.runtime.engines import registry as engine_table
 from tmi.runtime.engines.registry import ENGINES, Engine, installed, lacking, open_engine
 from tmi.runtime.engines.selection import choose_engine
 from tmi.runtime.inference.ensemble import probabilities, run_folds
-from tmi.runtime.verification.golden_inputs import GoldenInputs, golden_of
+from tmi.runtime.verification.golden_inputs import GoldenInputs, golden_from_manifest
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 
 CPU_ENGINES = [n for n, spec in ENGINES.items() if not spec.gpu and installed(n) and lacking(n) is None]
@@ -31,7 +31,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 @pytest.fixture(scope="module")
 def golden(bundle: Bundle) -> GoldenInputs:
-    return golden_of(bundle.manifest)
+    return golden_from_manifest(bundle.manifest)
 
 
 @pytest.fixture(scope="module")

@@ -65,11 +65,11 @@ def test_every_page_is_one_file_below_5_mb_that_loads_nothing(pages):
 
 
 def test_a_page_tells_answer_folds_evidence_bundle_and_purpose(pages, tiny_bundle):
-    from tmi.runtime.bundle.reader import describe_bundle
+    from tmi.runtime.bundle.reader import inspect_bundle
 
     text = pages["P1.html"]
     document = tmi("predict", Path(tiny_bundle).parent / "nowhere", "--bundle", tiny_bundle, "--json").document
-    bundle = describe_bundle(tiny_bundle)
+    bundle = inspect_bundle(tiny_bundle)
     assert bundle.digest == document["bundle"]["digest"]
     for told in (
         bundle.digest,

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from tmi.runtime.bundle.check_result import GateRecord
+from tmi.runtime.bundle.check_result import CheckResult
 
 
-def failures_table(records: Sequence[GateRecord]) -> Table:
+def failures_table(records: Sequence[CheckResult]) -> Table:
     """Every record that does not hold."""
     failed = [r for r in records if not r.passed]
     table = Table(title=f"{len(failed)} of {len(records)} parity gates failed", title_justify="left")
@@ -21,12 +21,12 @@ def failures_table(records: Sequence[GateRecord]) -> Table:
     return table
 
 
-def gates_table(records: Sequence[GateRecord]) -> Table:
+def gates_table(records: Sequence[CheckResult]) -> Table:
     """One row a gate and engine with the worst figure of its graphs and trials.
 
     `x float32`: as a multiple of eager float32's own error against float64.
     """
-    groups: dict[tuple[str, str], list[GateRecord]] = {}
+    groups: dict[tuple[str, str], list[CheckResult]] = {}
     for r in records:
         groups.setdefault((r.engine or r.artefact, r.gate), []).append(r)
     table = Table()
