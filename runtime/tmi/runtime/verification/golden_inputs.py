@@ -30,7 +30,7 @@ from tmi.toolkit.models.registry import active_modalities
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int64
 
-SHORTEST_TEXT = 3
+MIN_TEXT_TOKENS = 3
 """Tokens of the shortest golden text: start, one token, end."""
 LARGE_VOLUME = 2**22
 """Voxels from which a golden set has two cases instead of four, because one costs many seconds."""
@@ -312,8 +312,8 @@ def _texts(config: Config, *, seed: int, count: int, vocabularies: Mapping[str, 
 
 def _text_length(case: int, longest: int) -> int:
     """Tokens of a case's text: middling, shortest, longest, then others in between."""
-    special = {0: longest // 3, 1: SHORTEST_TEXT, 2: longest}
-    return max(SHORTEST_TEXT, special.get(case, longest // (2 + case)))
+    special = {0: longest // 3, 1: MIN_TEXT_TOKENS, 2: longest}
+    return max(MIN_TEXT_TOKENS, special.get(case, longest // (2 + case)))
 
 
 def _tokens(lengths: list[int], *, vocabulary: int, stream: np.random.PCG64) -> GoldenText:

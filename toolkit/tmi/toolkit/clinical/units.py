@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from tmi.toolkit.cases.case import CLINICAL_FILE
 from tmi.toolkit.clinical.schema import Field, Schema, convert, plausible
 
-FAR = 2.0
+FAR_FACTOR = 2.0
 """A value is far from the reference range when it lies beyond its ends by this factor."""
 
 
@@ -31,7 +31,7 @@ def check_units(values: Mapping[str, float | str | None], schema: Schema) -> Ite
         if not isinstance(value, float) or not ranges:
             continue
         low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
-        if low / FAR <= value <= high * FAR:
+        if low / FAR_FACTOR <= value <= high * FAR_FACTOR:
             continue
         for unit in other_units(field, value, given=None):
             number = convert(field, value, unit)

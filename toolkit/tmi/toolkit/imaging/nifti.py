@@ -42,8 +42,8 @@ FORMS_TOLERANCE_VOXELS = 1.0
 HEADERS = ((348, nib.Nifti1Header, b"n+1\0"), (540, nib.Nifti2Header, b"n+2\0"))
 SLAB_BYTES = 2**21
 """A slab holds about this much: it is still in the processor's cache when it is turned into what is wanted of it."""
-INFLATING = cast(type[Exception], IsalError)  # its stub takes it for an instance
-BROKEN = (OSError, EOFError, ValueError, KeyError, OverflowError, zlib.error, INFLATING, HeaderDataError)
+INFLATE_ERROR = cast(type[Exception], IsalError)  # its stub takes it for an instance
+NIFTI_READ_ERRORS = (OSError, EOFError, ValueError, KeyError, OverflowError, zlib.error, INFLATE_ERROR, HeaderDataError)
 """What reading a damaged file raises."""
 
 
@@ -108,7 +108,7 @@ class NiftiFile:
                     del data  # its memory is the next one's as soon as nobody looks at it
                 if stream.read(1):
                     raise ValueError("more voxels than the header names")
-        except BROKEN as error:
+        except NIFTI_READ_ERRORS as error:
             raise unreadable(self.path, self.case_id, self.kind) from error
 
 
@@ -172,7 +172,7 @@ def open_nifti(path: Path, *, case_id: str, kind: str) -> NiftiFile:
         dim = [int(n) for n in header["dim"]]
         dtype, offset = header.get_data_dtype(), float(header["vox_offset"])
         slope, intercept = header.get_slope_inter()
-    except BROKEN as error:
+    except NIFTI_READ_ERRORS as error:
         raise unreadable(path, case_id, kind) from error
     if not 1 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1 or dtype.kind not in "iuf":
         raise unreadable(path, case_id, kind)
@@ -234,7 +234,7 @@ def _affine(header: Any, shape: tuple[int, ...], path: Path, case_id: str, kind:
     try:
         with np.errstate(all="ignore"):
             sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
-    except BROKEN as error:
+    except NIFTI_READ_ERRORS as error:
         raise no_affine(path, case_id, kind) from error
     given = [np.asarray(a, dtype=np.float64) for a in (sform, qform) if a is not None]
     if not given or not all(usable(a) for a in given):

@@ -31,7 +31,7 @@ from tmi.toolkit.imaging.nifti import NiftiFile, open_nifti
 from tmi.toolkit.imaging.slab_reader import fill_volume, orientation_of
 
 INT16 = np.iinfo(np.int16)
-WHOLE = 1e-3
+INTEGER_TOLERANCE = 1e-3
 """How far a mask's value may lie from a whole number (a scaled uint8 is off by rounding)."""
 GRID_TOLERANCE_VOXELS = 0.05
 """How far apart, in voxels, the corners of two grids may lie to be taken for the same grid."""
@@ -310,7 +310,7 @@ def _labels(stored: NDArray[np.generic], file: NiftiFile) -> NDArray[np.generic]
             fix="export the mask again as integers",
         )
     whole = np.rint(values)
-    if np.abs(values - whole).max() > WHOLE or np.abs(whole).max() > 2**24:
+    if np.abs(values - whole).max() > INTEGER_TOLERANCE or np.abs(whole).max() > 2**24:
         raise InputRejectedError(
             f"{MASK_FILE} holds fractions: probabilities or an interpolated mask, not labels",
             code="mask-values",

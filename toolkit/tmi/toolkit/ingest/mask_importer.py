@@ -20,7 +20,7 @@ from tmi.toolkit.ingest.image_files import Found, ReadCt, is_image_file, read_im
 from tmi.toolkit.ingest.mask_labels import ChosenLabel, choose_label
 from tmi.toolkit.storage.hashing import sha256_file
 
-MOST_LABELS = 4096
+MAX_LABELS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def _from_image(path: Path, ct: ReadCt, wanted: str | int | None, fixes: Collect
     image = read_image(path, kind="mask", case_id=case_id)
     labels = _as_labels(image.volume, case_id)
     values, counts = np.unique(labels.array_DHW, return_counts=True)
-    if values.size > MOST_LABELS:
+    if values.size > MAX_LABELS:
         raise _input_error("mask-unreadable", "the mask file holds no labels but an image", "give the mask", case_id)
     present = {int(v): int(n) for v, n in zip(values, counts, strict=True) if v != 0}
     names = _segment_names(image.metadata)

@@ -16,7 +16,7 @@ from importlib.resources import files
 from tmi.toolkit.errors import InputRejectedError
 
 DEFAULT_NAME = "liver"
-MOST_LISTED = 20
+MAX_LISTED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +98,8 @@ def _by_name(
 def _input_error(
     what: str, names: Mapping[int, tuple[str, ...]], present: Mapping[int, int], case_id: str
 ) -> InputRejectedError:
-    listed = [_line(n, names) for n in sorted(present)[:MOST_LISTED]]
-    more = ", ..." if len(present) > MOST_LISTED else ""
+    listed = [_line(n, names) for n in sorted(present)[:MAX_LISTED]]
+    more = ", ..." if len(present) > MAX_LISTED else ""
     return InputRejectedError(
         f"{what}; there are {', '.join(listed)}{more}",
         fix="choose one with --mask-label NUMBER or NAME; without names in the mask, NAME is TotalSegmentator's",

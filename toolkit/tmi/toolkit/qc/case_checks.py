@@ -26,9 +26,9 @@ from tmi.toolkit.radiomics.provenance import staleness_reason
 from tmi.toolkit.radiomics.table import read_table
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_json
 
-MOST_DAYS_APART = 90
+MAX_DAYS_APART = 90
 """Days between blood sample and CT from which on a user should look."""
-FEWEST_VALUES = 5
+MIN_SHARED_VALUES = 5
 """Two patients may share fewer values by chance."""
 
 
@@ -193,7 +193,7 @@ def _clinical(case: Case, schema: Schema, seen: _Seen) -> Iterator[Finding]:
     if record is None:
         return
     yield from (_finding(case.case_id, *f) for f in check_units(record.values, schema))
-    if sum(v is not None for v in record.values.values()) < FEWEST_VALUES:
+    if sum(v is not None for v in record.values.values()) < MIN_SHARED_VALUES:
         return
     patient = case.patient_id or record.patient_id
     first, its_patient = seen.record.setdefault(sha256_json(dict(record.values)), (case, patient))
@@ -210,11 +210,11 @@ def _record(case: Case) -> Iterator[Finding]:
     record, found = _attempt(lambda: read_case_record(case.folder, case_id=case.case_id))
     yield from found
     days = None if record is None else record.days_from_blood_to_ct
-    if days is not None and abs(days) > MOST_DAYS_APART:
+    if days is not None and abs(days) > MAX_DAYS_APART:
         yield _finding(
             case.case_id,
             "dates-apart",
-            f"blood sample and CT lie more than {MOST_DAYS_APART} days apart",
+            f"blood sample and CT lie more than {MAX_DAYS_APART} days apart",
             "look whether both belong to one stay, or give a blood sample nearer to the CT",
         )
 

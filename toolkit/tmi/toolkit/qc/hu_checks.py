@@ -18,7 +18,7 @@ SAMPLES = 64
 """Voxels an axis that the sample keeps at the most; more than half as many where there are so many."""
 AIR_HU = (-1100, -500)
 """Air, lung and the air around the patient; a CT of a body shows some."""
-HIGHEST_HU = 20_000
+MAX_HU = 20_000
 """Above this lie no tissues, implants and 12-bit data included."""
 SOFT_HU = (-200, 300)
 SOFT_FRACTION = 0.02
@@ -65,7 +65,7 @@ def check_values(array_DHW: NDArray[np.generic]) -> Iterator[Found]:
     elif not _share(sample, AIR_HU) and not _share(array_DHW, AIR_HU):
         yield "ct-not-hu", f"{span} and no air, which are no Hounsfield units of a body", f"{ANEW}; no other modality"
     elif (
-        high > HIGHEST_HU
+        high > MAX_HU
         or high - low <= 255
         or _share(sample, SOFT_HU) < SOFT_FRACTION
         or _share(sample, (low + 1, PADDING_BELOW_HU)) > BELOW_AIR_FRACTION

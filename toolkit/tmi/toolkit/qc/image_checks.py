@@ -24,21 +24,21 @@ WIDTH_MM = (100.0, 1200.0)
 """Size of the field of view from side to side; a table of a scanner is no wider."""
 MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001, "centimetre": 10.0}
 """Units that spacing is mistaken in. NIfTI can declare the first two, under these names."""
-FEWEST_SLICES = 10
+MIN_SLICES = 10
 TILT_DEGREES = 10.0
 LIVER_HU = (-40, 220)
 """Where liver voxels lie, vessels and lesions included."""
 LIVER_FRACTION = 0.7
 """Part of a mask's voxels that must lie there."""
-SURE_FRACTION = 0.95
+SKIP_MIRROR_FRACTION = 0.95
 """From here on no mirrored mask is tried."""
 MIRRORED_FRACTION = 0.9
 """Part of the mirrored mask's voxels that must lie there, and 0.08 more than of the mask's own."""
-USUAL_MEAN_HU = (5.0, 180.0)
-LEFT_OF_MIDDLE = 0.05
+TYPICAL_MEAN_HU = (5.0, 180.0)
+MAX_LEFT_OFFSET = 0.05
 """How far, in widths of the volume, the liver's middle may lie to the left of the body's."""
-TINY_ML = 60.0
-USUAL_ML = (500.0, 3500.0)
+MIN_LIVER_ML = 60.0
+TYPICAL_LIVER_ML = (500.0, 3500.0)
 FACES = (("first", "last"), ("back", "front"), ("left", "right"))
 """Names of the two faces along D, H, W: the first slice is the lowest."""
 
@@ -47,8 +47,8 @@ def check_ct(ct: Volume) -> Iterator[Found]:
     """What is wrong with a CT volume."""
     yield from _spacing(ct)
     slices = ct.array_DHW.shape[0]
-    if slices < FEWEST_SLICES:
-        fix = f"give the whole series: at least {FEWEST_SLICES} slices through the liver"
+    if slices < MIN_SLICES:
+        fix = f"give the whole series: at least {MIN_SLICES} slices through the liver"
         yield "ct-few-slices", f"{CT_FILE} has {slices} slices", fix
     yield from check_values(ct.array_DHW)
     yield from check_slices(ct.array_DHW)
@@ -99,9 +99,9 @@ def check_mask(ct: Volume, mask: Volume, *, in_hu: bool = True) -> Iterator[Foun
             "name the liver's label with --mask-label, or store the liver alone",
         )
     volume_ml = float(np.count_nonzero(inside) * np.prod(ct.spacing_DHW_mm) / 1000.0)
-    if volume_ml < TINY_ML:
+    if volume_ml < MIN_LIVER_ML:
         yield "mask-tiny", f"{MASK_FILE} covers {volume_ml:.0f} mL", "segment the whole liver, or choose its label"
-    elif not USUAL_ML[0] <= volume_ml <= USUAL_ML[1]:
+    elif not TYPICAL_LIVER_ML[0] <= volume_ml <= TYPICAL_LIVER_ML[1]:
         yield (
             "liver-volume",
             f"{MASK_FILE} covers {volume_ml:.0f} mL",
@@ -122,7 +122,7 @@ def _content(ct: Volume, inside: NDArray[np.bool_]) -> Iterator[Found]:
     """Does the mask lie on a liver?"""
     box = _box(inside)
     fraction, mean_hu = _soft(ct.array_DHW[box], inside[box])
-    if fraction < SURE_FRACTION:
+    if fraction < SKIP_MIRROR_FRACTION:
         mirrored = {
             axis: _soft(np.flip(ct.array_DHW, i)[box], inside[box])[0]
             for i, axis in enumerate(("depth", "height", "width"))
@@ -143,7 +143,7 @@ def _content(ct: Volume, inside: NDArray[np.bool_]) -> Iterator[Found]:
             "check that mask and CT belong together, and that the label is the liver's",
         )
         return
-    if not USUAL_MEAN_HU[0] <= mean_hu <= USUAL_MEAN_HU[1]:
+    if not TYPICAL_MEAN_HU[0] <= mean_hu <= TYPICAL_MEAN_HU[1]:
         yield (
             "liver-hu",
             f"{MASK_FILE} has a mean of {mean_hu:.0f} HU, which is unusual for a liver",
@@ -154,7 +154,7 @@ def _content(ct: Volume, inside: NDArray[np.bool_]) -> Iterator[Found]:
     middle = float(np.average(np.arange(across.size), weights=across) / across.size) if across.any() else 0.5
     columns = inside[box].sum(axis=(0, 1))
     liver = (box[2].start + float(np.average(np.arange(columns.size), weights=columns))) / inside.shape[2]
-    if liver < middle - LEFT_OF_MIDDLE:
+    if liver < middle - MAX_LEFT_OFFSET:
         yield (
             "liver-left",
             f"{MASK_FILE} lies in the left half of the body: CT and mask are mirrored, or the organs are",

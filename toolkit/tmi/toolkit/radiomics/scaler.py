@@ -20,7 +20,7 @@ from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.storage.atomic_files import read_json, write_json
 
 SCHEMA = "tmi-scaler/1"
-LARGEST = float(np.finfo(np.float32).max)
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class RadiomicsScaler:
             clipped = np.abs(scaled) > 1.0 + 1e-9
             scaled = np.clip(scaled, -1.0, 1.0)
         else:
-            scaled = np.clip(scaled, -LARGEST, LARGEST)
+            scaled = np.clip(scaled, -FLOAT32_MAX, FLOAT32_MAX)
         return Scaled(values_NF=scaled.astype(np.float32), imputed_NF=missing, clipped_NF=clipped)
 
     def save(self, path: Path) -> None:

@@ -29,7 +29,7 @@ from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
 
 AIR_HU = -1024
 """What padding and the rims of a sheared slice are set to."""
-MOST_MISSING = 2
+MAX_MISSING_SLICES = 2
 """A wider gap is not filled: nothing near enough is known of it."""
 Slice = NDArray[np.generic]
 
@@ -222,7 +222,7 @@ def _even(
             "--fix dicom-missing-slice",
             case_id,
         )
-    if max((n for _, n in missing), default=0) > MOST_MISSING:
+    if max((n for _, n in missing), default=0) > MAX_MISSING_SLICES:
         raise series_error(
             "dicom-missing-slice",
             f"{max(n for _, n in missing)} neighbouring slices are missing, too many to interpolate",
@@ -241,7 +241,7 @@ def _even(
     if is_even(along):
         return images, along
     step, steps = float(np.median(np.diff(along))), np.diff(along)
-    if "dicom-nonuniform-spacing" not in fixes or steps.max() > (MOST_MISSING + 1) * step:
+    if "dicom-nonuniform-spacing" not in fixes or steps.max() > (MAX_MISSING_SLICES + 1) * step:
         raise series_error(
             "dicom-nonuniform-spacing",
             f"slices lie between {steps.min():.3g} and {steps.max():.3g} mm apart",

@@ -29,7 +29,17 @@ MAX_BYTES = 256 * 2**20
 """A larger table, unpacked, is refused: a cohort's is a few megabytes."""
 DELIMITERS = (",", ";", "\t", "|")
 WORKBOOKS = (".xlsx", ".xlsm")
-BROKEN = (OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, SyntaxError, RuntimeError)
+WORKBOOK_READ_ERRORS = (
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    KeyError,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    RuntimeError,
+)
 """What a damaged workbook raises in the packages that unpack it: XML errors are SyntaxErrors, an encrypted member or an
 unknown compression method is a RuntimeError (NotImplementedError)."""
 BYTE_ORDER_MARKS = (
@@ -179,7 +189,7 @@ def _workbook_rows(path: Path, spec: TableSpec) -> list[list[Cell]]:
         with quiet():  # it warns of styles and validations, which are not read
             values, formulas = (_sheet(openpyxl.load_workbook(path, read_only=True, data_only=d), spec) for d in (1, 0))
             return _with_faults(values, formulas)
-    except (*BROKEN, InvalidFileException) as error:
+    except (*WORKBOOK_READ_ERRORS, InvalidFileException) as error:
         raise UsageError(
             f"table {path.name} is no Excel workbook", fix="save it again as .xlsx, or as CSV in UTF-8"
         ) from error
