@@ -52,10 +52,10 @@ def _unscaled_header(patch: pytest.MonkeyPatch) -> None:
     from tmi.toolkit.imaging import volume
 
     # a little of the offset: without all of it the CT's own check already refuses the values
-    honest = volume._whole_hounsfield
+    honest = volume._int16_hounsfield
     patch.setattr(
         volume,
-        "_whole_hounsfield",
+        "_int16_hounsfield",
         lambda file, stored, out: honest(replace(file, intercept=file.intercept + 9), stored, out),
     )
 

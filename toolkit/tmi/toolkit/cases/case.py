@@ -139,7 +139,7 @@ def open_cohort(folder: Path, *, mask_label: int | None = None) -> Cohort:
     seen: set[str] = set()
     for line, row in enumerate(rows, start=2):
         case_id, patient_id, label = ((row[c] or "").strip() for c in COHORT_COLUMNS)
-        if not patient_id.isprintable() or not patient_id or not plain_name(case_id):
+        if not patient_id.isprintable() or not patient_id or not is_portable_name(case_id):
             raise UsageError(
                 f"{table} line {line}: case_id or patient_id is empty or no plain name",
                 fix="give both ids; the case id is the name of the case's folder",
@@ -163,7 +163,7 @@ def open_cohort(folder: Path, *, mask_label: int | None = None) -> Cohort:
     return Cohort(folder=folder, cases=tuple(cases))
 
 
-def plain_name(name: str) -> bool:
+def is_portable_name(name: str) -> bool:
     """Whether a case id can be a folder's name on every system and be printed."""
     return bool(name) and name.isprintable() and not set(name) & set("/\\") and name not in (".", "..")
 

@@ -120,12 +120,12 @@ def read_ct(
         callbacks.on_grid_ready(grid)
     on_planes_ready = None if callbacks is None else callbacks.on_planes_ready
     array_DHW: NDArray[np.generic] | None = None
-    if _is_whole(file):
+    if _is_integer(file):
         array_DHW = empty(grid.shape_DHW, np.int16)
         if not fill_volume(
             file,
             array_DHW,
-            partial(_whole_hounsfield, file),
+            partial(_int16_hounsfield, file),
             pool=pool,
             on_planes_ready=on_planes_ready,
             timer=timer,
@@ -244,13 +244,13 @@ def _canonical_grid(file: NiftiFile) -> Grid:
     return Grid(shape_DHW=(z, y, x), affine_xyz=np.asarray(affine, dtype=np.float64))
 
 
-def _is_whole(file: NiftiFile) -> bool:
+def _is_integer(file: NiftiFile) -> bool:
     """Whether the file's values are whole numbers; whether they fit int16 is not known yet."""
     scaling = (file.slope, file.intercept)
     return file.dtype.kind in "iu" and all(v == int(v) and abs(v) < 2**31 for v in scaling)
 
 
-def _whole_hounsfield(file: NiftiFile, stored: NDArray[np.generic], out: NDArray[np.generic]) -> bool:
+def _int16_hounsfield(file: NiftiFile, stored: NDArray[np.generic], out: NDArray[np.generic]) -> bool:
     """Exact values, where they fit int16."""
     slope, intercept = int(file.slope), int(file.intercept)
     if stored.dtype.newbyteorder("=") == np.int16 and (slope, intercept) == (1, 0):

@@ -23,12 +23,12 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.cases.case import CLINICAL_FILE, CT_FILE, MASK_FILE, RADIOMICS_FILE, Case, open_case, plain_name
+from tmi.toolkit.cases.case import CLINICAL_FILE, CT_FILE, MASK_FILE, RADIOMICS_FILE, Case, is_portable_name, open_case
 from tmi.toolkit.cases.provenance import CaseRecord, Repair, write_case_record
 from tmi.toolkit.clinical.record import KEYS, MAX_BYTES
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.volume import Volume
-from tmi.toolkit.ingest.image_files import Found, ReadCt, is_image_file, read_image_ct
+from tmi.toolkit.ingest.image_files import RawFinding, ReadCt, is_image_file, read_image_ct
 from tmi.toolkit.qc.case_checks import Finding, check_case
 from tmi.toolkit.qc.check_registry import CHECKS
 from tmi.toolkit.qc.image_checks import check_ct
@@ -117,7 +117,7 @@ def import_case(
     case_id = out.resolve().name
     record = None if clinical is None else _clinical(clinical, patient_id, case_id)
     features = None if radiomics is None else read_table(radiomics, case_id=case_id)
-    found: list[Found] = []
+    found: list[RawFinding] = []
     repairs: list[Repair] = []
     source: dict[str, Any] = {}
     read = label = None
@@ -152,7 +152,7 @@ def import_case(
 
 
 def _outcome(
-    case: Case, found: list[Found], repairs: tuple[Repair, ...], source: Mapping[str, Any], label: str | None
+    case: Case, found: list[RawFinding], repairs: tuple[Repair, ...], source: Mapping[str, Any], label: str | None
 ) -> ImportedCase:
     """What the reader found and what `tmi check` finds in the case that was written."""
     findings = [
@@ -184,7 +184,7 @@ def _validate_arguments(
     if ct is None and clinical is None and radiomics is None:
         raise UsageError("nothing to import", fix="give --ct, --clinical or --radiomics")
     place = out.resolve()
-    if not plain_name(place.name):
+    if not is_portable_name(place.name):
         raise UsageError("the case's name cannot be printed", fix="give the case's folder a plain name")
     for given in (ct, mask, clinical, radiomics):
         if isinstance(given, Path):

@@ -23,7 +23,7 @@ from tmi.toolkit.storage.hashing import sha256_file
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 IMAGE_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
-Found = tuple[str, str, str]
+RawFinding = tuple[str, str, str]
 """What a reader found: code, what is wrong, how to mend it."""
 MAX_VOXELS = 512 * 512 * 1536
 """A header that claims more is refused before anything is allocated."""
@@ -39,7 +39,7 @@ class ReadCt:
     """int16 or float32, in HU."""
     source: Mapping[str, Any]
     """What the case's record says of it; nothing that identifies."""
-    found: tuple[Found, ...] = ()
+    found: tuple[RawFinding, ...] = ()
     """Warnings of the reader."""
     repairs: tuple[Repair, ...] = ()
     """What was repaired on request."""

@@ -16,7 +16,7 @@ from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.mask_resampling import place_mask, resample_mask
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.ingest.dicom.headers import READ_ERRORS, looks_like_dicom, open_dicom
-from tmi.toolkit.ingest.image_files import Found, ReadCt, is_image_file, read_image
+from tmi.toolkit.ingest.image_files import RawFinding, ReadCt, is_image_file, read_image
 from tmi.toolkit.ingest.mask_labels import ChosenLabel, choose_label
 from tmi.toolkit.storage.hashing import sha256_file
 
@@ -33,7 +33,7 @@ class ImportedMask:
     """What the case's record says of it; nothing that identifies."""
     label: ChosenLabel
     """Which label it is."""
-    found: tuple[Found, ...] = ()
+    found: tuple[RawFinding, ...] = ()
     """Warnings of the reader."""
     repairs: tuple[Repair, ...] = ()
     """What was repaired on request."""
@@ -135,7 +135,7 @@ def _from_dicom(path: Path, ct: ReadCt, wanted: str | int | None, fixes: Collect
             "give the mask that was drawn on this CT",
             case_id,
         )
-    found: tuple[Found, ...] = ()
+    found: tuple[RawFinding, ...] = ()
     if frame and ct.frame_of_reference and frame != ct.frame_of_reference:
         what = "CT and mask name different frames of reference, so their coordinates may not agree"
         found = (("dicom-frame-mismatch", what, "look whether the mask lies on the liver"),)
@@ -143,12 +143,12 @@ def _from_dicom(path: Path, ct: ReadCt, wanted: str | int | None, fixes: Collect
         volume, label = read_seg(data, path, ct.volume, wanted, case_id=case_id)
         source = {"kind": "dicom-seg", "segment": label.number}
         imported = _on_grid(volume, ct, label, source, path, fixes, case_id, cropped=True)
-        return _with_found(imported, found)
+        return _add_findings(imported, found)
     if modality == "RTSTRUCT":
         volume, label, more = read_rtstruct(data, ct.volume, wanted, case_id=case_id)
         source = {"kind": "rtstruct", "roi": label.number}
         imported = _on_grid(volume, ct, label, source, path, fixes, case_id, cropped=True)
-        return _with_found(imported, found + more)
+        return _add_findings(imported, found + more)
     raise _input_error(
         "mask-unreadable",
         "the mask file is DICOM, but neither SEG nor RTSTRUCT",
@@ -157,7 +157,7 @@ def _from_dicom(path: Path, ct: ReadCt, wanted: str | int | None, fixes: Collect
     )
 
 
-def _with_found(mask: ImportedMask, found: tuple[Found, ...]) -> ImportedMask:
+def _add_findings(mask: ImportedMask, found: tuple[RawFinding, ...]) -> ImportedMask:
     return ImportedMask(
         volume=mask.volume, source=mask.source, label=mask.label, found=found + mask.found, repairs=mask.repairs
     )
@@ -171,7 +171,7 @@ def _on_grid(
     target, digest = ct.volume, sha256_file(path)
     have, want = mask.array_DHW.shape, target.array_DHW.shape
     placed = place_mask(mask, target)
-    found: list[Found] = []
+    found: list[RawFinding] = []
     repairs: list[Repair] = []
     if placed is not None and (cropped or placed.covers):
         volume = placed.volume

@@ -49,7 +49,7 @@ class Finding:
 
 
 @dataclass(kw_only=True)
-class _Seen:
+class _FirstOccurrences:
     """Digests of what cases hold -> the first case that held it."""
 
     ct: dict[str, Case] = field(default_factory=dict)
@@ -84,14 +84,14 @@ def check_cases(
         UnavailableError: radiomics must be extracted and pyradiomics is not installed.
     """
     findings: list[Finding] = []
-    seen = _Seen()
+    seen = _FirstOccurrences()
     for case in cases:
         try:
             findings.extend(_findings(case, schema or load_schema(), seen, radiomics_tolerance, on_comparison))
         except OSError as error:
             what = f"its files cannot be read ({error.strerror or type(error).__name__})"
             findings.append(
-                _finding(case.case_id, "case-unreadable", what, "let the user read the folder and its files")
+                _make_finding(case.case_id, "case-unreadable", what, "let the user read the folder and its files")
             )
         if progress is not None:
             progress(case)
@@ -101,35 +101,35 @@ def check_cases(
 def _findings(
     case: Case,
     schema: Schema,
-    seen: _Seen,
+    seen: _FirstOccurrences,
     radiomics_tolerance: float | None,
     on_comparison: Callable[[RadiomicsComparison], None] | None,
 ) -> Iterator[Finding]:
     if not is_folder(case.folder):
-        yield _finding(
+        yield _make_finding(
             case.case_id,
             "case-missing",
             "the case folder is not there",
             "correct cohort.csv or the path, or put the folder there",
         )
         return
-    ct, found = _attempt(lambda: read_ct(case))
+    ct, found = _try_read(lambda: read_ct(case))
     yield from found
     in_hu = False
     if ct is not None:
         of_ct = list(check_ct(ct))
         in_hu = not any(code in NOT_HU for code, *_ in of_ct)
-        yield from (_finding(case.case_id, *f) for f in of_ct)
+        yield from (_make_finding(case.case_id, *f) for f in of_ct)
         yield from _same_ct(case, ct, seen)
     mask = None
     if case.mask.is_file():
         if ct is not None:
-            mask, found = _attempt(lambda: read_mask(case, ct))
+            mask, found = _try_read(lambda: read_mask(case, ct))
             yield from found
             if mask is not None:
-                yield from (_finding(case.case_id, *f) for f in check_mask(ct, mask, in_hu=in_hu))
+                yield from (_make_finding(case.case_id, *f) for f in check_mask(ct, mask, in_hu=in_hu))
     elif not case.radiomics.is_file():
-        yield _finding(
+        yield _make_finding(
             case.case_id,
             "radiomics-missing",
             f"neither {RADIOMICS_FILE} nor {MASK_FILE} is there",
@@ -141,12 +141,12 @@ def _findings(
     yield from _record(case)
 
 
-def _same_ct(case: Case, ct: Volume, seen: _Seen) -> Iterator[Finding]:
+def _same_ct(case: Case, ct: Volume, seen: _FirstOccurrences) -> Iterator[Finding]:
     first = seen.ct.setdefault(sha256_bytes(np.ascontiguousarray(ct.array_DHW).view(np.uint8).data), case)
     if first is not case:
         patients = {first.patient_id, case.patient_id}
         of_another = " of another patient" if len(patients) == 2 and None not in patients else ""
-        yield _finding(
+        yield _make_finding(
             case.case_id,
             "duplicate-ct",
             f"the voxels of {CT_FILE} are those of case {first.case_id}{of_another}",
@@ -158,47 +158,49 @@ def _radiomics(
     case: Case,
     ct: Volume | None,
     mask: Volume | None,
-    seen: _Seen,
+    seen: _FirstOccurrences,
     radiomics_tolerance: float | None,
     on_comparison: Callable[[RadiomicsComparison], None] | None,
 ) -> Iterator[Finding]:
-    values_F, found = _attempt(lambda: read_table(case.radiomics, case_id=case.case_id))
+    values_F, found = _try_read(lambda: read_table(case.radiomics, case_id=case.case_id))
     yield from found
     if values_F is None:
         return
     if (why := staleness_reason(case)) is not None:
-        yield _finding(case.case_id, "radiomics-stale", why, "extract them anew: tmi radiomics CASE --force")
+        yield _make_finding(case.case_id, "radiomics-stale", why, "extract them anew: tmi radiomics CASE --force")
     first = seen.radiomics.setdefault(sha256_bytes(values_F.tobytes()), case)
     if first is not case:
-        yield _finding(
+        yield _make_finding(
             case.case_id,
             "duplicate-radiomics",
             f"the features of {RADIOMICS_FILE} are those of case {first.case_id}",
             "extract the features of each case from its own CT and mask with `tmi radiomics --force`",
         )
     if radiomics_tolerance is not None and ct is not None and mask is not None:
-        comparison, found = _attempt(lambda: compare_radiomics(case, values_F, ct, mask, tolerance=radiomics_tolerance))
+        comparison, found = _try_read(
+            lambda: compare_radiomics(case, values_F, ct, mask, tolerance=radiomics_tolerance)
+        )
         yield from found
         if comparison is not None:
             if on_comparison is not None:
                 on_comparison(comparison)
             if comparison.differ:
-                yield _finding(case.case_id, "radiomics-differ", *comparison.to_message())
+                yield _make_finding(case.case_id, "radiomics-differ", *comparison.to_message())
 
 
-def _clinical(case: Case, schema: Schema, seen: _Seen) -> Iterator[Finding]:
+def _clinical(case: Case, schema: Schema, seen: _FirstOccurrences) -> Iterator[Finding]:
     record: ClinicalRecord | None
-    record, found = _attempt(lambda: read_clinical(case, schema))
+    record, found = _try_read(lambda: read_clinical(case, schema))
     yield from found
     if record is None:
         return
-    yield from (_finding(case.case_id, *f) for f in check_units(record.values, schema))
+    yield from (_make_finding(case.case_id, *f) for f in check_units(record.values, schema))
     if sum(v is not None for v in record.values.values()) < MIN_SHARED_VALUES:
         return
     patient = case.patient_id or record.patient_id
     first, its_patient = seen.record.setdefault(sha256_json(dict(record.values)), (case, patient))
     if first is not case and patient != its_patient:
-        yield _finding(
+        yield _make_finding(
             case.case_id,
             "duplicate-record",
             f"the clinical values are those of case {first.case_id}, which is of another patient",
@@ -207,11 +209,11 @@ def _clinical(case: Case, schema: Schema, seen: _Seen) -> Iterator[Finding]:
 
 
 def _record(case: Case) -> Iterator[Finding]:
-    record, found = _attempt(lambda: read_case_record(case.folder, case_id=case.case_id))
+    record, found = _try_read(lambda: read_case_record(case.folder, case_id=case.case_id))
     yield from found
     days = None if record is None else record.days_from_blood_to_ct
     if days is not None and abs(days) > MAX_DAYS_APART:
-        yield _finding(
+        yield _make_finding(
             case.case_id,
             "dates-apart",
             f"blood sample and CT lie more than {MAX_DAYS_APART} days apart",
@@ -219,12 +221,12 @@ def _record(case: Case) -> Iterator[Finding]:
         )
 
 
-def _attempt(read: Callable[[], Any]) -> tuple[Any, list[Finding]]:
+def _try_read(read: Callable[[], Any]) -> tuple[Any, list[Finding]]:
     try:
         return read(), []
     except InputRejectedError as error:
-        return None, [_finding(error.case_id or "", error.code, error.what, error.fix)]
+        return None, [_make_finding(error.case_id or "", error.code, error.what, error.fix)]
 
 
-def _finding(case_id: str, code: str, message: str, fix: str) -> Finding:
+def _make_finding(case_id: str, code: str, message: str, fix: str) -> Finding:
     return Finding(case_id=case_id, code=code, severity=CHECKS[code].severity, message=message, fix=fix)

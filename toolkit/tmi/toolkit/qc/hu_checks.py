@@ -37,9 +37,9 @@ PLATEAU = 1e-4
 FILL_FRACTION = 0.10
 """Part of a face of the volume that is exactly 0 HU, from which on it was filled with it."""
 
-Found = tuple[str, str, str]
+RawFinding = tuple[str, str, str]
 """Code, what is wrong, how to mend it."""
-ANEW = "give the CT in Hounsfield units: export it from its series with slope and intercept applied"
+EXPORT_IN_HU_FIX = "give the CT in Hounsfield units: export it from its series with slope and intercept applied"
 
 
 def sampled(array_DHW: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -51,26 +51,30 @@ def _step(n: int) -> int:
     return -(-n // SAMPLES)
 
 
-def check_values(array_DHW: NDArray[np.generic]) -> Iterator[Found]:
+def check_values(array_DHW: NDArray[np.generic]) -> Iterator[RawFinding]:
     """Whether the values are Hounsfield units of a body; then whether padding was left in."""
     sample = sampled(array_DHW)
     low, high = _ends(array_DHW)
     span = f"{CT_FILE} holds values from {low:g} to {high:g}"
     if high - low <= 16:
-        yield "ct-rescaled", f"{span}: it was scaled for a network or normalised", ANEW
+        yield "ct-rescaled", f"{span}: it was scaled for a network or normalised", EXPORT_IN_HU_FIX
     elif low >= 0 and high <= 255:
-        yield "ct-8bit", f"{span}: a picture of 8 bits, not Hounsfield units", ANEW
+        yield "ct-8bit", f"{span}: a picture of 8 bits, not Hounsfield units", EXPORT_IN_HU_FIX
     elif not _share(sample, AIR_HU) and _is_unshifted(sample):
-        yield "ct-offset", f"{span}: air lies near 0, so the offset of -1024 was left out", ANEW
+        yield "ct-offset", f"{span}: air lies near 0, so the offset of -1024 was left out", EXPORT_IN_HU_FIX
     elif not _share(sample, AIR_HU) and not _share(array_DHW, AIR_HU):
-        yield "ct-not-hu", f"{span} and no air, which are no Hounsfield units of a body", f"{ANEW}; no other modality"
+        yield (
+            "ct-not-hu",
+            f"{span} and no air, which are no Hounsfield units of a body",
+            f"{EXPORT_IN_HU_FIX}; no other modality",
+        )
     elif (
         high > MAX_HU
         or high - low <= 255
         or _share(sample, SOFT_HU) < SOFT_FRACTION
         or _share(sample, (low + 1, PADDING_BELOW_HU)) > BELOW_AIR_FRACTION
     ):
-        yield "ct-not-hu", f"{span}, which are no Hounsfield units of a body", f"{ANEW}; no other modality"
+        yield "ct-not-hu", f"{span}, which are no Hounsfield units of a body", f"{EXPORT_IN_HU_FIX}; no other modality"
     else:
         yield from _padding(array_DHW, low)
 
@@ -91,7 +95,7 @@ def _is_unshifted(sample: NDArray[np.generic]) -> bool:
     return _share(sample, UNSHIFTED_SOFT) > 0.05 and _share(sample, UNSHIFTED_AIR) > 0.02
 
 
-def _padding(array_DHW: NDArray[np.generic], low: float) -> Iterator[Found]:
+def _padding(array_DHW: NDArray[np.generic], low: float) -> Iterator[RawFinding]:
     if low < PADDING_BELOW_HU:
         count = int(np.count_nonzero(array_DHW == low))
         if count >= max(16, PLATEAU * array_DHW.size):
@@ -109,7 +113,7 @@ def _padding(array_DHW: NDArray[np.generic], low: float) -> Iterator[Found]:
         )
 
 
-def check_slices(array_DHW: NDArray[np.generic]) -> Iterator[Found]:
+def check_slices(array_DHW: NDArray[np.generic]) -> Iterator[RawFinding]:
     """Slices (along depth) that are there twice, or that hold one value between slices that do not.
 
     A slice that was left out without a trace cannot be seen in a volume: that shows at import only.

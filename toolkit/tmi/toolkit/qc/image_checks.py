@@ -17,7 +17,7 @@ from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.nifti import is_sheared
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.qc.check_registry import CHECKS
-from tmi.toolkit.qc.hu_checks import Found, check_slices, check_values, sampled
+from tmi.toolkit.qc.hu_checks import RawFinding, check_slices, check_values, sampled
 
 SPACING_MM = (0.2, 12.0)
 WIDTH_MM = (100.0, 1200.0)
@@ -43,7 +43,7 @@ FACES = (("first", "last"), ("back", "front"), ("left", "right"))
 """Names of the two faces along D, H, W: the first slice is the lowest."""
 
 
-def check_ct(ct: Volume) -> Iterator[Found]:
+def check_ct(ct: Volume) -> Iterator[RawFinding]:
     """What is wrong with a CT volume."""
     yield from _spacing(ct)
     slices = ct.array_DHW.shape[0]
@@ -66,7 +66,7 @@ def check_ct(ct: Volume) -> Iterator[Found]:
         )
 
 
-def _spacing(ct: Volume) -> Iterator[Found]:
+def _spacing(ct: Volume) -> Iterator[RawFinding]:
     mend = "export it again with spacing in millimetres"
     if not _plausible_size(ct, 1.0):
         sizes = " x ".join(f"{s:.3g}" for s in ct.spacing_DHW_mm)
@@ -89,7 +89,7 @@ def _plausible_size(ct: Volume, factor: float) -> bool:
     return SPACING_MM[0] <= min(spacing) and max(spacing) <= SPACING_MM[1] and WIDTH_MM[0] <= width <= WIDTH_MM[1]
 
 
-def check_mask(ct: Volume, mask: Volume, *, in_hu: bool = True) -> Iterator[Found]:
+def check_mask(ct: Volume, mask: Volume, *, in_hu: bool = True) -> Iterator[RawFinding]:
     """What is wrong with a liver mask on its CT; what lies under it is judged where the CT is in Hounsfield units."""
     inside: NDArray[np.bool_] = mask.array_DHW.astype(bool, copy=False)
     if mask.several_labels:
@@ -118,7 +118,7 @@ def check_mask(ct: Volume, mask: Volume, *, in_hu: bool = True) -> Iterator[Foun
         yield from _content(ct, inside)
 
 
-def _content(ct: Volume, inside: NDArray[np.bool_]) -> Iterator[Found]:
+def _content(ct: Volume, inside: NDArray[np.bool_]) -> Iterator[RawFinding]:
     """Does the mask lie on a liver?"""
     box = _box(inside)
     fraction, mean_hu = _soft(ct.array_DHW[box], inside[box])
@@ -185,7 +185,7 @@ def tilt_degrees(volume: Volume) -> float:
     return float(np.degrees(np.arccos(np.clip(np.abs(direction).max(axis=0), 0.0, 1.0))).max())
 
 
-def raise_on_error(found: Iterator[Found], case_id: str) -> tuple[str, ...]:
+def raise_on_error(found: Iterator[RawFinding], case_id: str) -> tuple[str, ...]:
     """The texts of the warnings; raises the first error.
 
     Raises:

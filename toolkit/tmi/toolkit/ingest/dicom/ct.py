@@ -21,7 +21,7 @@ from pydicom.uid import UID
 from tmi.toolkit.cases.case import CT_FILE
 from tmi.toolkit.cases.provenance import Repair
 from tmi.toolkit.errors import InputRejectedError
-from tmi.toolkit.ingest.dicom.geometry import Stack, gaps, is_even, series_error, shear, stack, tilt
+from tmi.toolkit.ingest.dicom.geometry import Stack, gaps, is_uniform, series_error, shear, stack, tilt
 from tmi.toolkit.ingest.dicom.headers import SliceHeader, decode_hu
 from tmi.toolkit.ingest.dicom.series import DicomFolder, Series, choose, scan
 from tmi.toolkit.ingest.image_files import MAX_VOXELS, ReadCt, canonical_volume
@@ -62,7 +62,7 @@ def read_dicom_ct(path: Path, *, series: str | None, fixes: Collection[str], cas
         repairs.append(Repair(code="ct-padding", file=CT_FILE, what=what))
     origin_mm = ordered.offset_mm[0]
     images, origin_mm = _straighten(ordered, images, origin_mm, fixes, repairs, case_id)
-    images, along_mm = _even(ordered, images, fixes, repairs, case_id)
+    images, along_mm = _resample_uniform(ordered, images, fixes, repairs, case_id)
     return ReadCt(
         volume=_volume(ordered, images, along_mm, origin_mm),
         source=_source(folder, chosen, kept),
@@ -114,7 +114,7 @@ def _decode(
         kept.append(place[0])
         images.append(_compact(image))
     if differing:
-        raise _several_at_one_place(ordered, case_id)
+        raise _colocated_error(ordered, case_id)
     if copies and "dicom-duplicate-slice" not in fixes:
         raise series_error(
             "dicom-duplicate-slice",
@@ -128,7 +128,7 @@ def _decode(
     return kept, images, padded
 
 
-def _several_at_one_place(ordered: Stack, case_id: str) -> InputRejectedError:
+def _colocated_error(ordered: Stack, case_id: str) -> InputRejectedError:
     counts = {len(p) for p in ordered.places}
     if len(counts) == 1:
         return series_error(
@@ -207,7 +207,7 @@ def _like(image: NDArray[np.float32], model: Slice) -> Slice:
     return np.rint(image).astype(model.dtype) if model.dtype.kind == "i" else image
 
 
-def _even(
+def _resample_uniform(
     ordered: Stack, images: list[Slice], fixes: Collection[str], repairs: list[Repair], case_id: str
 ) -> tuple[list[Slice], NDArray[np.float64]]:
     """Images on an even grid along the normal, and their places."""
@@ -238,7 +238,7 @@ def _even(
         images = _interpolated(images, ordered.along_mm, along)
         what = f"{total} missing slices interpolated linearly from their neighbours"
         repairs.append(Repair(code="dicom-missing-slice", file=CT_FILE, what=what))
-    if is_even(along):
+    if is_uniform(along):
         return images, along
     step, steps = float(np.median(np.diff(along))), np.diff(along)
     if "dicom-nonuniform-spacing" not in fixes or steps.max() > (MAX_MISSING_SLICES + 1) * step:

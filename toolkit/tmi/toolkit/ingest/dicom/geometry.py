@@ -17,7 +17,7 @@ from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.ingest.dicom.headers import MAX_SLICE_PIXELS, SliceHeader
 from tmi.toolkit.ingest.image_files import MAX_VOXELS
 
-SAME_PLACE_MM = 0.01
+SAME_POSITION_MM = 0.01
 """Slices nearer to each other than this lie at one place."""
 OFF_GRID_STEPS = 0.1
 """How far, in slice steps, a slice may lie from its place on the even grid."""
@@ -73,7 +73,7 @@ def stack(slices: Sequence[SliceHeader], *, case_id: str) -> Stack:
     order = np.argsort(at[:, 2], kind="stable")
     groups: list[list[int]] = []
     for i in order:
-        if groups and at[i, 2] - at[groups[-1][0], 2] < SAME_PLACE_MM:
+        if groups and at[i, 2] - at[groups[-1][0], 2] < SAME_POSITION_MM:
             groups[-1].append(int(i))
         else:
             groups.append([int(i)])
@@ -191,7 +191,7 @@ def gaps(stack_: Stack) -> list[tuple[int, int]]:
     return [(int(i), int(whole[i]) - 1) for i in np.flatnonzero((steps > GAP_STEPS) & fits)]
 
 
-def is_even(along_mm: FloatArray) -> bool:
+def is_uniform(along_mm: FloatArray) -> bool:
     """Whether places lie on an even grid from the first to the last."""
     step = (along_mm[-1] - along_mm[0]) / (along_mm.size - 1)
     ideal = along_mm[0] + step * np.arange(along_mm.size)

@@ -18,7 +18,7 @@ from tmi.toolkit.compute.quiet import quiet
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.ingest.dicom.headers import READ_ERRORS
-from tmi.toolkit.ingest.image_files import Found
+from tmi.toolkit.ingest.image_files import RawFinding
 from tmi.toolkit.ingest.mask_labels import ChosenLabel, choose_label
 
 CLOSED = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR", ""})
@@ -30,7 +30,7 @@ Points = NDArray[np.float64]
 
 def read_rtstruct(
     data: Any, ct: Volume, wanted: str | int | None, *, case_id: str
-) -> tuple[Volume, ChosenLabel, tuple[Found, ...]]:
+) -> tuple[Volume, ChosenLabel, tuple[RawFinding, ...]]:
     """One ROI as booleans on the CT's grid.
 
     Args:
@@ -97,7 +97,7 @@ def _flat_axis(placed: Sequence[Points], case_id: str) -> int:
 
 def _filled(
     placed: Sequence[Points], axis: int, shape_XYZ: tuple[int, ...]
-) -> tuple[NDArray[np.bool_], tuple[Found, ...]]:
+) -> tuple[NDArray[np.bool_], tuple[RawFinding, ...]]:
     across = [a for a in range(3) if a != axis]
     planes: list[tuple[float, list[Points]]] = []
     for points in sorted(placed, key=lambda p: float(p[:, axis].mean())):
@@ -116,7 +116,7 @@ def _filled(
             turned[k] = fill_even_odd(planes[nearest][1], turned.shape[1:])
         elif places[0] < k < places[-1]:
             empty += 1
-    found: list[Found] = []
+    found: list[RawFinding] = []
     if empty:
         found.append(("mask-gap", f"{empty} slices inside the structure have no contour", "draw it on every slice"))
     outside = int(((places < -0.5) | (places > turned.shape[0] - 0.5)).sum())

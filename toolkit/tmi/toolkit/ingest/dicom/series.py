@@ -111,7 +111,7 @@ def _files(path: Path) -> Iterator[Path]:
 def _grouped(headers: list[SliceHeader]) -> tuple[Series, ...]:
     groups: dict[object, list[SliceHeader]] = defaultdict(list)
     for header in headers:
-        groups[header.series_uid or _look(header)].append(header)
+        groups[header.series_uid or _read_header(header)].append(header)
     ordered = sorted(groups.values(), key=lambda g: (g[0].series_number or 0, g[0].number))
     found = []
     for number, group in enumerate(ordered, start=1):
@@ -120,7 +120,7 @@ def _grouped(headers: list[SliceHeader]) -> tuple[Series, ...]:
     return tuple(found)
 
 
-def _look(header: SliceHeader) -> tuple[object, ...]:
+def _read_header(header: SliceHeader) -> tuple[object, ...]:
     """What stands in for an empty series UID."""
     orientation = tuple(round(v, 2) for v in header.orientation or ())
     spacing = tuple(round(v, 3) for v in header.spacing or ())

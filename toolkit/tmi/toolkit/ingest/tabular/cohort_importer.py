@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tmi.toolkit.cases.case import CLINICAL_FILE, COHORT_COLUMNS, COHORT_FILE, plain_name
+from tmi.toolkit.cases.case import CLINICAL_FILE, COHORT_COLUMNS, COHORT_FILE, is_portable_name
 from tmi.toolkit.cases.provenance import CaseRecord, read_case_record, write_case_record
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.errors import InputRejectedError, UsageError
@@ -146,7 +146,7 @@ class _Journal:
                     one = from_json(_JournalEntry, json.loads(line), where=JOURNAL_FILE)
                 except (ValueError, UsageError):
                     continue  # a line that a kill cut short: its row is imported anew
-                if plain_name(one.case_id):  # what stands here may be removed
+                if is_portable_name(one.case_id):  # what stands here may be removed
                     self.done[one.case_id] = one
         self._path.touch()
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tmi.toolkit.cases.case import CLINICAL_FILE, Case, plain_name
+from tmi.toolkit.cases.case import CLINICAL_FILE, Case, is_portable_name
 from tmi.toolkit.clinical.record import Value, read_values
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.errors import InputRejectedError
@@ -277,7 +277,7 @@ class RowReader:
 
 def _case_name(text: str) -> bool:
     """Whether a case's folder may be called so; names with a leading dot are kept for the import itself."""
-    return plain_name(text) and not text.startswith(".") and text.casefold() not in RESERVED
+    return is_portable_name(text) and not text.startswith(".") and text.casefold() not in RESERVED
 
 
 def _texts(cells: Iterable[Cell]) -> set[str]:
