@@ -39,7 +39,7 @@ class Open:
 def open_engines(one_fold: Path, case: Path) -> Iterator[Open]:
     """Every engine that runs here without a GPU, eager among them."""
     bundle = open_bundle(one_fold)
-    manifest, config = bundle.manifest, bundle.manifest.settings()
+    manifest, config = bundle.manifest, bundle.manifest.parsed_config()
     ready = prepare_case(Case(folder=case, case_id=case.name), config, stored_schema(bundle.folder, kind="bundle"))
     fold = manifest.folds[0]
     tokenizer = Tokenizer.load(bundle.folder / str(manifest.graph(fold.text).tokenizer))

@@ -61,7 +61,7 @@ def build_bundle(
         raise UsageError(
             f"no engine of bundle {folder} is pending", fix=f"name one of {', '.join(PLANS)} with --engine"
         )
-    longest = bundle.manifest.settings().clinical.max_length
+    longest = bundle.manifest.parsed_config().clinical.max_length
     request = PlanRequest(kinds=chosen, options=replace(options or BuildOptions(), max_length=longest))
     for kind in chosen:
         missing = obstacle(kind, request.options)

@@ -75,7 +75,7 @@ def _purpose(manifest: Manifest) -> Iterator[str]:
     if manifest.synthetic:
         yield "> **Synthetic.** The cohort was made by a program. The figures below say nothing about patients."
         yield ""
-    config = manifest.settings()
+    config = manifest.parsed_config()
     yield (
         f"{len(manifest.folds)} fold models of the system `{config.system.name}`, which sees "
         f"{_seen(manifest, image='the CT volume', radiomics=f'{config.radiomics.scaling}-scaled radiomics')}, preset "
@@ -178,7 +178,7 @@ def _worst(records: list[CheckResult]) -> str:
 
 
 def _limits(manifest: Manifest) -> Iterator[str]:
-    config = manifest.settings()
+    config = manifest.parsed_config()
     low, high = config.ct.window_hu
     depth, height, width = config.ct.shape_DHW
     yield "## Limits"

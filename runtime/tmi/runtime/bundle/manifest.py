@@ -138,7 +138,7 @@ class Manifest:
     preset: str
     """Preset the run was trained with."""
     config: dict[str, Any]
-    """The run's whole config; `Manifest.settings` gives it typed."""
+    """The run's whole config; `Manifest.parsed_config` gives it typed."""
     graphs: tuple[GraphSpec, ...]
     """All graphs."""
     folds: tuple[FoldSpec, ...]
@@ -172,7 +172,7 @@ class Manifest:
     extra: dict[str, Any] = field(default_factory=dict)
     """Room for engines that add their own metadata."""
 
-    def settings(self) -> Config:
+    def parsed_config(self) -> Config:
         """The config, typed and validated.
 
         Raises:

@@ -104,7 +104,7 @@ def _print(bundle: Bundle) -> None:
         "run": f"{manifest.run.get('name', '?')}, preset {manifest.preset}, {kind} of {cohort.get('cases', '?')} cases",
         "exported": f"{manifest.created} on {manifest.extra.get('hardware', {}).get('cpu', '?')}",
         "classes": f"{', '.join(manifest.classes)}; {positive} from {manifest.threshold:g} on",
-        "network": f"{manifest.settings().system.name}, sees {', '.join(manifest.modalities)}",
+        "network": f"{manifest.parsed_config().system.name}, sees {', '.join(manifest.modalities)}",
         "folds": "; ".join(f"{f.fold}: {', '.join(g for g in (f.ct, f.text) if g) or FUSION}" for f in manifest.folds),
         "files": f"{len(manifest.files)}, {_size(size)}; names and sizes as exported, contents not hashed (tmi verify)",
         "signature": signature,

@@ -166,7 +166,7 @@ def open_bundle_models(folder: Path) -> ModelSource:
             f"bundle {folder} holds no weights, and its compiled graphs have no gradients",
             fix="export it without --no-weights, or explain the run itself with --run",
         )
-    config = manifest.settings()
+    config = manifest.parsed_config()
     if config.system.name != "tmi-clnet" or manifest.modalities != MODALITIES:
         raise UsageError(
             f"bundle {folder} is of system {config.system.name} on {', '.join(manifest.modalities)}, which can be "

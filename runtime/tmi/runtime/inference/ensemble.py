@@ -73,7 +73,7 @@ def encode_text(
         texts: name of a text graph -> its own tokens; each graph has its own tokenizer.
         cache: keeps features by content.
     """
-    longest = manifest.settings().clinical.max_length
+    longest = manifest.parsed_config().clinical.max_length
     features = {}
     for spec in encoder_graphs(manifest, "text"):
         given = texts[spec.name]

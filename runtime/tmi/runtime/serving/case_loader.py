@@ -69,7 +69,7 @@ class CaseReader:
         cache: PreparedCache | None = None,
     ) -> None:
         self._manifest = manifest
-        self._config = manifest.settings()
+        self._config = manifest.parsed_config()
         self._schema = schema
         self._scalers = scalers
         self._cache = cache

@@ -90,7 +90,7 @@ class Predictor:
         self.engine_record = record
         self._engine = engine
         self._manifest = bundle.manifest
-        self._config = bundle.manifest.settings()
+        self._config = bundle.manifest.parsed_config()
         self.embeddings = EmbeddingCache(bundle, record) if reuse else None
         """What keeps the features of CT and text; None keeps nothing."""
         clinical = self._manifest.clinical

@@ -132,7 +132,7 @@ def golden_from_manifest(manifest: Manifest) -> GoldenInputs:
     again = "export the bundle again"
     try:
         golden = make_golden(
-            manifest.settings(),
+            manifest.parsed_config(),
             seed=int(record["seed"]),
             count=int(record["count"]),
             folds=len(manifest.folds),
@@ -158,7 +158,7 @@ def first_golden_case(manifest: Manifest) -> GoldenInputs:
     """
     record = manifest.golden
     try:
-        config, seed, count = manifest.settings(), int(record["seed"]), int(record["count"])
+        config, seed, count = manifest.parsed_config(), int(record["seed"]), int(record["count"])
         vocabularies = {str(name): int(size) for name, size in record["vocabularies"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError(

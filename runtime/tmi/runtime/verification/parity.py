@@ -314,14 +314,14 @@ class _Check:
             yield from self._same("batch-of-1", golden.rows([row]), whole.rows([row]), None, f"case {row} alone")
         order = list(range(count))[::-1]
         yield from self._same("permutation", golden.rows(order), whole.rows(order), None, "the batch reversed")
-        extreme = extreme_case(golden, self.manifest.settings())
+        extreme = extreme_case(golden, self.manifest.parsed_config())
         yield from self._same(
             "neighbours", join(extreme, golden.rows([0])), whole.rows([0]), [1], "case 0 beside extreme values"
         )
 
     def _largest_batch(self, whole: Outputs) -> Iterator[CheckResult]:
         """The upper edge of the batch; the lower one is `batch-of-1`."""
-        largest, count = largest_batch(self.manifest.settings()), self.golden.count
+        largest, count = largest_batch(self.manifest.parsed_config()), self.golden.count
         if largest <= count:
             return  # the golden set is the largest batch
         rows = [row % count for row in range(largest)]
@@ -331,7 +331,7 @@ class _Check:
         """A text's features do not depend on how far the batch was padded."""
         if not self.golden.texts:
             return
-        longest = self.manifest.settings().clinical.max_length
+        longest = self.manifest.parsed_config().clinical.max_length
         trials = [(padded(self.golden, longest), list(range(self.golden.count)), f"padded to {longest} tokens")]
         for row in range(self.golden.count):
             alone = trimmed(self.golden.rows([row]))

@@ -73,7 +73,7 @@ def prepare_golden_case(bundle: Bundle, folder: Path) -> dict[str, NDArray[np.ge
         TmiError: it cannot be prepared here.
     """
     manifest = bundle.manifest
-    config = golden_config(manifest.settings())
+    config = golden_config(manifest.parsed_config())
     schema = stored_schema(bundle.folder, kind="bundle")
     case = write_golden_case(folder, schema, seed=int(manifest.golden["seed"]))
     prepared = prepare_case(case, config, schema, modalities=manifest.modalities)
@@ -133,7 +133,7 @@ def _road(bundle: Bundle, stored: Mapping[str, NDArray[np.generic]]) -> Iterator
     except (TmiError, KeyError, TypeError, ValueError) as error:
         yield _record("preprocessing", None, 0, f"the golden case cannot be prepared: {' '.join(str(error).split())}")
         return
-    low, high = bundle.manifest.settings().ct.scale_to
+    low, high = bundle.manifest.parsed_config().ct.scale_to
     bound = BOUNDS["float32"].relative
     for name in sorted({*mine, *stored}):
         kind, _, which = name.partition(".") if name.startswith("radiomics.") else (name, "", "")

@@ -43,7 +43,7 @@ def text_edges(
     """
     if not golden.texts:
         return
-    longest = manifest.settings().clinical.max_length
+    longest = manifest.parsed_config().clinical.max_length
     rows = [row % golden.count for row in range(batch)]
     for length, texts in ((1, _first_token(golden)), (longest, padded(golden, longest))):
         many = text_features(engine, manifest, texts.rows(rows).texts)

@@ -44,13 +44,13 @@ class FaultyEngine(NumpyEngine):
 @pytest.fixture(scope="module")
 def manifest() -> Manifest:
     plain = make_manifest([("ct-0", "text-0"), ("ct-1", "text-1")])
-    config = replace(plain.settings(), clinical=ClinicalConfig(max_length=24, vocab_size=64))
+    config = replace(plain.parsed_config(), clinical=ClinicalConfig(max_length=24, vocab_size=64))
     return replace(plain, config=to_json(config))
 
 
 @pytest.fixture(scope="module")
 def golden(manifest: Manifest) -> GoldenInputs:
-    return make_golden(manifest.settings(), seed=3, count=4, folds=2, vocabularies={"text-0": 9, "text-1": 12})
+    return make_golden(manifest.parsed_config(), seed=3, count=4, folds=2, vocabularies={"text-0": 9, "text-1": 12})
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ def test_a_manifest_goes_through_json_and_back_without_a_change():
 
 
 def test_the_config_in_it_is_the_runs_config_typed():
-    assert small_manifest().settings() == tiny()
+    assert small_manifest().parsed_config() == tiny()
 
 
 @pytest.mark.parametrize("schema", ["tmi-bundle/0", "tmi-run/2", "tmi-bundle/x", None, 1])
@@ -61,7 +61,7 @@ def test_a_manifest_of_the_schema_before_with_another_network_is_damaged():
     del before["modalities"]
     before["config"]["system"]["name"] = "vit"
     with pytest.raises(DamagedError, match="clinical, radiomics, image is seen, its config says image"):
-        manifest_from_json(before).settings()
+        manifest_from_json(before).parsed_config()
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_fold_has_what_its_bundle_sees_and_nothing_else(modalities, fold, told
 def test_what_is_seen_must_be_what_the_config_says():
     odd = replace(small_manifest(), config=to_json(override(tiny(), ['network.modalities=["image"]'])))
     with pytest.raises(DamagedError, match="clinical, radiomics, image is seen, its config says image"):
-        odd.settings()
+        odd.parsed_config()
 
 
 @pytest.mark.parametrize("value", [[], "x", None])
@@ -123,7 +123,7 @@ def test_a_manifest_that_is_not_to_the_letter_is_damaged(value, told):
 def test_a_config_of_another_version_is_damaged_and_no_wrong_usage():
     odd = replace(small_manifest(), config=small_manifest().config | {"colour": 1})
     with pytest.raises(DamagedError, match=r"bundle: manifest\.config: unknown key 'colour'"):
-        odd.settings()
+        odd.parsed_config()
 
 
 def test_a_graph_is_found_by_name_and_a_missing_one_is_damage():

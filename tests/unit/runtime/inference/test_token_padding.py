@@ -37,7 +37,7 @@ def test_a_length_is_rounded_up_and_never_beyond_what_the_encoder_takes(lengths,
 
 
 def test_padding_to_the_longest_changes_no_feature(predictor, monkeypatch):
-    manifest, longest = predictor.bundle.manifest, predictor.bundle.manifest.settings().clinical.max_length
+    manifest, longest = predictor.bundle.manifest, predictor.bundle.manifest.parsed_config().clinical.max_length
     for real in (3, 40):
         text = tokens(real, width=longest)
         texts = dict.fromkeys((fold.text for fold in manifest.folds), text)
