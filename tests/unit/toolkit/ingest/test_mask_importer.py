@@ -114,7 +114,7 @@ def test_the_only_label_needs_no_name(ct, tmp_path):
     nib.save(nib.Nifti1Image(labels.transpose(2, 1, 0), ct.volume.affine_xyz), tmp_path / "mask.nii")
     done = import_mask(tmp_path / "mask.nii", ct, wanted=None, fixes=(), case_id="x")
     assert np.array_equal(done.volume.array_DHW, liver_of(ct.volume))
-    assert done.label.how == "label 7, the only one"
+    assert done.label.explanation == "label 7, the only one"
 
 
 def write_slicer(path: Path, ct: ReadCt, *, crop: int = 0) -> Path:
@@ -189,7 +189,7 @@ def test_contours_on_other_planes_belong_to_the_nearest_slice(ct, tmp_path):
 def test_slices_without_a_contour_are_told(ct, tmp_path):
     path = write_contours(tmp_path / "rt.dcm", Liver=outlines(every=2))
     done = import_mask(path, ct, wanted=None, fixes=(), case_id="x")
-    assert [f[0] for f in done.found] == ["mask-gap"]
+    assert [f[0] for f in done.findings] == ["mask-gap"]
 
 
 def test_contours_of_another_plane_than_the_slices_are_refused(ct, tmp_path):
@@ -226,7 +226,7 @@ def test_another_frame_of_reference_is_told(ct, tmp_path):
     done = import_mask(
         write_rtstruct(tmp_path / "m.dcm", others[0], {"Liver": outlines()}), ct, wanted=None, fixes=(), case_id="x"
     )
-    assert [f[0] for f in done.found] == ["dicom-frame-mismatch"]
+    assert [f[0] for f in done.findings] == ["dicom-frame-mismatch"]
 
 
 def coarse_mask(path: Path) -> Path:

@@ -124,7 +124,7 @@ def import_case(
     with staged_folder(out) as stage:
         if ct is not None:
             read = _read_ct(ct, series, fixes, repairs, case_id)
-            found += read.found
+            found += read.findings
             source["ct"] = {**read.source, "shape_DHW": list(read.volume.array_DHW.shape)}
             write_volume(stage / CT_FILE, read.volume)
             if mask is not None:
@@ -133,9 +133,9 @@ def import_case(
                 wanted = mask_label if roi is None else roi
                 imported = import_mask(mask, read, wanted=wanted, fixes=fixes, case_id=case_id)
                 write_volume(stage / MASK_FILE, imported.volume)
-                found += imported.found
+                found += imported.findings
                 repairs += imported.repairs
-                source["mask"], label = dict(imported.source), imported.label.how
+                source["mask"], label = dict(imported.source), imported.label.explanation
         days = None
         if record is not None:
             days = days_between(record.pop("blood_date", None), None if read is None else read.date)

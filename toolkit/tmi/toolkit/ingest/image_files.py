@@ -39,7 +39,7 @@ class ReadCt:
     """int16 or float32, in HU."""
     source: Mapping[str, Any]
     """What the case's record says of it; nothing that identifies."""
-    found: tuple[RawFinding, ...] = ()
+    findings: tuple[RawFinding, ...] = ()
     """Warnings of the reader."""
     repairs: tuple[Repair, ...] = ()
     """What was repaired on request."""

@@ -33,7 +33,7 @@ class ImportedMask:
     """What the case's record says of it; nothing that identifies."""
     label: ChosenLabel
     """Which label it is."""
-    found: tuple[RawFinding, ...] = ()
+    findings: tuple[RawFinding, ...] = ()
     """Warnings of the reader."""
     repairs: tuple[Repair, ...] = ()
     """What was repaired on request."""
@@ -159,7 +159,7 @@ def _from_dicom(path: Path, ct: ReadCt, wanted: str | int | None, fixes: Collect
 
 def _add_findings(mask: ImportedMask, found: tuple[RawFinding, ...]) -> ImportedMask:
     return ImportedMask(
-        volume=mask.volume, source=mask.source, label=mask.label, found=found + mask.found, repairs=mask.repairs
+        volume=mask.volume, source=mask.source, label=mask.label, findings=found + mask.findings, repairs=mask.repairs
     )
 
 
@@ -196,7 +196,7 @@ def _on_grid(
         volume=volume,
         source={**source, "voxels": voxels, "sha256": digest},
         label=label,
-        found=tuple(found),
+        findings=tuple(found),
         repairs=tuple(repairs),
     )
 

@@ -25,7 +25,7 @@ class ChosenLabel:
 
     number: int
     """Value of the label, number of the segment or of the ROI."""
-    how: str
+    explanation: str
     """For the user, without the mask's own texts."""
 
 
@@ -59,17 +59,17 @@ def choose_label(
     if isinstance(wanted, int) or (wanted is not None and wanted.strip().isdecimal()):
         number = int(wanted)
         if number in present:
-            return ChosenLabel(number=number, how=f"label {number}, as asked for")
+            return ChosenLabel(number=number, explanation=f"label {number}, as asked for")
         if not any(str(number) in own for own in names.values()):  # a code of SNOMED is a number too
             raise _input_error(f"the mask has no label {number}", names, present, case_id)
     if wanted is not None:
         return _by_name(str(wanted).strip(), names, present, case_id)
     livers = [n for n in present if DEFAULT_NAME in map(str.casefold, names.get(n, ()))]
     if len(livers) == 1:
-        return ChosenLabel(number=livers[0], how=f"label {livers[0]}, which the mask names liver")
+        return ChosenLabel(number=livers[0], explanation=f"label {livers[0]}, which the mask names liver")
     if len(present) == 1:
         number = next(iter(present))
-        return ChosenLabel(number=number, how=f"label {number}, the only one")
+        return ChosenLabel(number=number, explanation=f"label {number}, the only one")
     raise _input_error("the mask has several labels", names, present, case_id)
 
 
@@ -79,7 +79,7 @@ def _by_name(
     if names:
         fitting = [n for n in present if wanted.casefold() in map(str.casefold, names.get(n, ()))]
         if len(fitting) == 1:
-            return ChosenLabel(number=fitting[0], how=f"label {fitting[0]}, by the name in the mask")
+            return ChosenLabel(number=fitting[0], explanation=f"label {fitting[0]}, by the name in the mask")
         what = f"{len(fitting)} labels of the mask go" if fitting else "no label of the mask goes"
         raise _input_error(f"{what} by the name asked for", names, present, case_id)
     task, _, name = wanted.rpartition(":")
@@ -92,7 +92,9 @@ def _by_name(
         raise _input_error(
             f"the mask has no label {number}, which is TotalSegmentator's {name}", names, present, case_id
         )
-    return ChosenLabel(number=number, how=f"label {number}, which is {name} in TotalSegmentator's {task or 'total'}")
+    return ChosenLabel(
+        number=number, explanation=f"label {number}, which is {name} in TotalSegmentator's {task or 'total'}"
+    )
 
 
 def _input_error(

@@ -32,7 +32,7 @@ STALE = f"; {RADIOMICS_FILE}, where there is one, is older than this"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repaired:
+class AppliedRepair:
     """One repair that was made."""
 
     case_id: str
@@ -183,12 +183,12 @@ def parse_codes(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(c for c in REPAIRS if c in asked)
 
 
-def repair(case: Case, codes: Sequence[str]) -> list[Repaired]:
+def repair(case: Case, codes: Sequence[str]) -> list[AppliedRepair]:
     """Make the repairs asked for that the case needs, and record them. What is not found is not touched.
 
     A case that cannot be read for another reason is left as it is: its check says why.
     """
-    done: list[Repaired] = []
+    done: list[AppliedRepair] = []
     for code in codes:
         try:
             read_case_record(case.folder, case_id=case.case_id)  # what cannot be recorded is not done
@@ -200,7 +200,7 @@ def repair(case: Case, codes: Sequence[str]) -> list[Repaired]:
             _write(path, volume)
             record = Repair(code=code, file=path.name, what=what, before_sha256=before)
             add_repair(case.folder, record, case_id=case.case_id)
-            done.append(Repaired(case_id=case.case_id, code=code, file=path.name, what=what))
+            done.append(AppliedRepair(case_id=case.case_id, code=code, file=path.name, what=what))
     return done
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.qc.case_checks import Finding
 from tmi.toolkit.qc.radiomics_comparison import RadiomicsComparison
-from tmi.toolkit.qc.repairs import Repaired
+from tmi.toolkit.qc.repairs import AppliedRepair
 
 SCHEMA = "tmi-check/1"
 
@@ -29,7 +29,7 @@ def document(
     cases: Sequence[Case],
     findings: Sequence[Finding],
     *,
-    repairs: Sequence[Repaired] = (),
+    repairs: Sequence[AppliedRepair] = (),
     comparisons: Sequence[RadiomicsComparison] = (),
 ) -> dict[str, Any]:
     """All that a check found, as JSON values."""

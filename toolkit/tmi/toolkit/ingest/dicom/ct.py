@@ -66,7 +66,7 @@ def read_dicom_ct(path: Path, *, series: str | None, fixes: Collection[str], cas
     return ReadCt(
         volume=_volume(ordered, images, along_mm, origin_mm),
         source=_source(folder, chosen, kept),
-        found=tuple(found),
+        findings=tuple(found),
         repairs=tuple(repairs),
         patient_id=kept[0].patient_id or None,
         frame_of_reference=kept[0].frame_of_reference or None,
@@ -100,7 +100,7 @@ def _decode(
     kept: list[SliceHeader] = []
     images: list[Slice] = []
     padded = copies = differing = 0
-    for place in ordered.places:
+    for place in ordered.positions:
         image, padding = decode_hu(place[0], case_id=case_id)
         for other in place[1:]:
             if np.array_equal(image, decode_hu(other, case_id=case_id)[0]):
@@ -129,7 +129,7 @@ def _decode(
 
 
 def _colocated_error(ordered: Stack, case_id: str) -> InputRejectedError:
-    counts = {len(p) for p in ordered.places}
+    counts = {len(p) for p in ordered.positions}
     if len(counts) == 1:
         return series_error(
             "dicom-4d",

@@ -33,7 +33,7 @@ FloatArray = NDArray[np.float64]
 class Stack:
     """Slices in the order of the normal, one or more at each place."""
 
-    places: tuple[tuple[SliceHeader, ...], ...]
+    positions: tuple[tuple[SliceHeader, ...], ...]
     """Slices by place, feet to head for an axial series."""
     along_mm: FloatArray
     """Place along the normal."""
@@ -82,7 +82,7 @@ def stack(slices: Sequence[SliceHeader], *, case_id: str) -> Stack:
     first = [g[0] for g in groups]
     spacing = slices[0].spacing or (0.0, 0.0)
     return Stack(
-        places=tuple(tuple(slices[i] for i in sorted(g, key=lambda i: slices[i].number)) for g in groups),
+        positions=tuple(tuple(slices[i] for i in sorted(g, key=lambda i: slices[i].number)) for g in groups),
         along_mm=at[first, 2],
         offset_mm=at[first, :2],
         axes=axes,
