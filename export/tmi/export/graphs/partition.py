@@ -22,7 +22,7 @@ from tmi.toolkit.config.schema import N_RADIOMICS, Config
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.models.factory import create_network
 from tmi.toolkit.models.multimodal import MultimodalNetwork
-from tmi.toolkit.models.registry import active_modalities, ct_feature_width, encoder_roles
+from tmi.toolkit.models.registry import active_modalities, apply_temperature, ct_feature_width, encoder_roles
 from tmi.toolkit.models.weights import AnyModule, load_weights_strict
 from tmi.toolkit.run_folder import FoldFolder, RunFolder
 from tmi.toolkit.storage.hashing import sha256_file
@@ -168,7 +168,7 @@ def example_inputs(spec: GraphSpec) -> tuple[Tensor, ...]:
 
 
 def calibrated_weights(config: Config, files: FoldFolder, prefix: str = "") -> State:
-    """A fold's weights below a prefix, its temperature taken into them (`tmi.toolkit.models.registry.calibrated`).
+    """A fold's weights below a prefix, divided by its temperature (`tmi.toolkit.models.registry.apply_temperature`).
 
     So every engine, and every gate, answers with the calibrated logits, and no runtime has a temperature to forget.
 

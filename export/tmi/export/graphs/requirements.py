@@ -17,5 +17,6 @@ def require_exportable(run: RunFolder) -> None:
     if name not in NEURAL_MODELS:
         raise UsageError(
             f"run {run.path} is of the system {name}, which has no network to export",
-            fix=f"export a run of {', '.join(NEURAL_MODELS)}; `tmi compare` tells what {name} answers on the held-out cases",
+            fix=f"export a run of {', '.join(NEURAL_MODELS)}; `tmi compare` prints what {name} predicts on the "
+            "held-out cases",
         )

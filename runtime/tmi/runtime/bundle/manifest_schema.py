@@ -32,6 +32,9 @@ FIELD_CONSTRAINTS: dict[tuple[str, str], dict[str, Any]] = {
 }
 """What a type cannot say: (class, field) -> further keywords."""
 
+PUBLISHED_NAMES = {"CheckResult": "GateRecord"}
+"""Class -> its name in the published schema, where that is older; code generators take their class names from it."""
+
 
 def schema_of_manifest() -> dict[str, Any]:
     """The JSON Schema that every manifest of this version satisfies."""
@@ -66,10 +69,11 @@ def _type(hint: Any, kinds: dict[str, Any]) -> dict[str, Any]:
     if hint is Any:
         return {}
     if is_dataclass(hint) and isinstance(hint, type):
-        if hint.__name__ not in kinds:
-            kinds[hint.__name__] = {}  # its place in the order, before what it refers to
-            kinds[hint.__name__] = _object(hint, kinds)
-        return {"$ref": f"#/$defs/{hint.__name__}"}
+        name = PUBLISHED_NAMES.get(hint.__name__, hint.__name__)
+        if name not in kinds:
+            kinds[name] = {}  # its place in the order, before what it refers to
+            kinds[name] = _object(hint, kinds)
+        return {"$ref": f"#/$defs/{name}"}
     if origin is Literal:
         return {"enum": list(items)}
     if origin in (Union, types.UnionType):

@@ -123,6 +123,7 @@ def explainer_of(source: ModelSource, fold: str, target: str | None) -> Explaine
 
 def refused(error: InputRejectedError | UnavailableError, case: Case) -> None:
     """Tell of a case that is left out; the others go on."""
+    from tmi.toolkit.cli.main import print_error
 
     code = error.code if isinstance(error, InputRejectedError) else "unavailable"
     print_error(InputRejectedError(error.what, fix=error.fix, code=code, case_id=case.case_id))

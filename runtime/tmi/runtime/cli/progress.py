@@ -16,6 +16,7 @@ from tmi.runtime.serving.predictor import Predictor
 from tmi.runtime.serving.result_log import Journal, journal_path
 from tmi.runtime.serving.results import Answer, Refusal
 from tmi.toolkit.cases.case import Case
+from tmi.toolkit.cli.main import print_error
 from tmi.toolkit.errors import InputRejectedError
 
 

@@ -26,7 +26,7 @@ from tmi.toolkit.config.schema import CLASSES, MODALITIES, POSITIVE, Config
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.models.factory import create_network
 from tmi.toolkit.models.multimodal import MultimodalNetwork
-from tmi.toolkit.models.registry import active_modalities
+from tmi.toolkit.models.registry import active_modalities, apply_temperature
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.models.weights import load_weights_strict
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler

@@ -26,6 +26,7 @@ from tmi.toolkit.models.registry import (
     LOGIT_LAYERS,
     TEMPERATURE_BUFFER,
     active_modalities,
+    apply_temperature,
     ct_feature_width,
     encoder_roles,
 )

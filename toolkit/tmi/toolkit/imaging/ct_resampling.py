@@ -248,7 +248,8 @@ def resample_to_ct_grid(
 
 def _inverse_nearest_taps(n_in: int, n_ct: int) -> Taps:
     """As `_interpolation_taps`, from the input slices back to the CT's, where each input slice is a copy of one CT
-    slice."""
+    slice.
+    """
     source, _, _ = _interpolation_taps(n_ct, n_in, nearest=True)
     read = np.unique(source)
     middle = [np.flatnonzero(source == z).mean() for z in read]
