@@ -62,7 +62,7 @@ from tmi.runtime.engines.precision import ENGINES_REFUSED
 from tmi.runtime.engines.registry import installed, lacking
 from tmi.runtime.verification.golden_inputs import golden_count, largest_batch, make_golden
 from tmi.runtime.verification.parity import ARBITER
-from tmi.runtime.verification.preprocessing_check import check_golden_road, meaning_of
+from tmi.runtime.verification.preprocessing_check import check_preprocessing, output_metadata
 from tmi.toolkit.clinical.rendering import require_rendering
 from tmi.toolkit.clinical.schema import SCHEMA_FILE
 from tmi.toolkit.clinical.tokenizer import Tokenizer
@@ -232,7 +232,7 @@ class _Export:
         save_arrays({**trial.reference.tensors(), **named}, self.stage / GOLDEN_FILE)
         with tempfile.TemporaryDirectory(prefix="tmi-golden-") as folder:
             arrays = golden_case_reference(self.run, cut, Path(folder) / "golden", seed=GOLDEN_SEED)
-        save_arrays(arrays, self.stage / GOLDEN_CASE_FILE, metadata=meaning_of(manifest))
+        save_arrays(arrays, self.stage / GOLDEN_CASE_FILE, metadata=output_metadata(manifest))
 
     def _judge(self, manifest: Manifest, trial: Trial) -> Manifest:
         """Every engine; the manifest then says which engine that may fail alone has failed."""
@@ -240,7 +240,7 @@ class _Export:
 
         self.records.append(audit_fold_files(self.stage, manifest, self.run))
         self.progress("preparing the golden case")
-        self.records += check_golden_road(bundle)
+        self.records += check_preprocessing(bundle)
         keep = partial(write_evidence, self.stage)
         judged = judge_engines(bundle, self.artefacts, trial, progress=self.progress, keep=keep)
         kept, refused = split_refused(judged)

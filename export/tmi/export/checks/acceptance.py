@@ -19,8 +19,8 @@ from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.precision import engine_precision
 from tmi.runtime.engines.registry import engine_spec, installed, lacking, open_engine
-from tmi.runtime.verification.parity import PIPELINE, REFUSALS, Outputs, check_engine
-from tmi.runtime.verification.verify import failure, refused_to_load
+from tmi.runtime.verification.parity import ENGINE_ERRORS, PIPELINE, Outputs, check_engine
+from tmi.runtime.verification.verify import failure_summary, load_failure
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.hashing import sha256_file
 
@@ -165,8 +165,8 @@ def _judge(
 ) -> list[CheckResult]:
     try:
         engine = open_engine(name, bundle)
-    except REFUSALS as error:
-        return [refused_to_load(name, artefact, error)]
+    except ENGINE_ERRORS as error:
+        return [load_failure(name, artefact, error)]
     precision = engine_precision(name, bundle.manifest)
     with engine:
         records = check_engine(
@@ -188,7 +188,9 @@ def split_refused(records: Sequence[CheckResult]) -> tuple[list[CheckResult], di
     """The records without those of engines that yield and failed, and why each of these failed."""
     by_engine = {name: [r for r in records if r.engine == name] for name in {r.engine for r in records if r.engine}}
     refused = {
-        name: why for name, mine in by_engine.items() if engine_spec(name).yields and (why := failure(mine)) is not None
+        name: why
+        for name, mine in by_engine.items()
+        if engine_spec(name).yields and (why := failure_summary(mine)) is not None
     }
     return [r for r in records if r.engine not in refused], refused
 

@@ -13,7 +13,7 @@ from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import EVIDENCE_FOLDER, Manifest
 from tmi.runtime.engines.registry import Engine
 from tmi.runtime.verification.golden_inputs import GoldenInputs
-from tmi.runtime.verification.parity import Outputs, check_answers
+from tmi.runtime.verification.parity import Outputs, check_outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def judge_real_cases(
     by_gate: dict[tuple[str, str], list[CheckResult]] = {}
     for case in cases:
         keep = partial(case.answers.__setitem__, engine.name)
-        for r in check_answers(
+        for r in check_outputs(
             engine, manifest, case.inputs, case.reference, artefact=artefact, precision=precision, keep=keep
         ):
             by_gate.setdefault((r.gate, r.graph), []).append(r)

@@ -23,8 +23,8 @@ from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.nvidia_driver import Gpu, driver_obstacle, find_gpu
 from tmi.runtime.engines.precision import FLOAT16, TENSORRT, TF32, plan_precision
 from tmi.runtime.engines.registry import ENGINES, open_engine
-from tmi.runtime.verification.parity import REFUSALS, check_engine
-from tmi.runtime.verification.verify import refused_to_load
+from tmi.runtime.verification.parity import ENGINE_ERRORS, check_engine
+from tmi.runtime.verification.verify import load_failure
 from tmi.toolkit.errors import UnavailableError, UsageError
 from tmi.toolkit.storage.hashing import sha256_bytes
 
@@ -212,8 +212,8 @@ def _judge(folder: Path, manifest: Manifest, kind: str, trial: Trial) -> list[Ch
     artefact, precision = ENGINES[kind].artefact, plan_precision(manifest)
     try:
         engine = open_engine(kind, bundle)
-    except REFUSALS as error:
-        return [refused_to_load(kind, artefact, error)]
+    except ENGINE_ERRORS as error:
+        return [load_failure(kind, artefact, error)]
     with engine:
         records = check_engine(
             engine,

@@ -89,7 +89,7 @@ def _engines(bundle: Bundle) -> dict[str, str]:
 
 def _print(bundle: Bundle) -> None:
     from tmi.runtime.bundle.manifest import FUSION
-    from tmi.runtime.cli.tables.checks import gates_table, wide_console
+    from tmi.runtime.cli.tables.checks import checks_table, wide_console
     from tmi.runtime.cli.tables.tensorrt import emulation_lines, plans_table
 
     manifest = bundle.manifest
@@ -122,7 +122,7 @@ def _print(bundle: Bundle) -> None:
         console.print(plans, markup=False)
         for line in emulation_lines(manifest):
             typer.echo(f"emulation  {line}")
-    console.print(gates_table(manifest.parity), markup=False)
+    console.print(checks_table(manifest.parity), markup=False)
     typer.echo("for research use only; MODEL_CARD.md says what for and where it ends")
 
 

@@ -108,7 +108,7 @@ def _document(found: Verification) -> dict[str, Any]:
 
 def _print(found: Verification) -> None:
     """One row a gate and engine, the worst figure of it; failures in full below."""
-    from tmi.runtime.cli.tables.checks import failures_table, gates_table, wide_console
+    from tmi.runtime.cli.tables.checks import checks_table, failures_table, wide_console
 
     console = wide_console()
     manifest = found.bundle.manifest
@@ -116,7 +116,7 @@ def _print(found: Verification) -> None:
         f"bundle {found.bundle.folder}: {len(manifest.files)} files as exported, manifest {found.bundle.digest[:16]}, "
         f"{found.signature}"
     )
-    console.print(gates_table(found.records), markup=False)
+    console.print(checks_table(found.records), markup=False)
     for name, why in found.passed_over.items():
         typer.echo(f"engine {name} was not judged: {why}")
     failed: Sequence[CheckResult] = [r for r in found.records if not r.passed]

@@ -24,7 +24,7 @@ from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.registry import Arrays, Engine, engine_spec
 from tmi.runtime.inference.ensemble import probabilities, run_folds
 from tmi.runtime.verification.golden_inputs import GoldenInputs, extreme_case, join, largest_batch, padded, trimmed
-from tmi.runtime.verification.profile_shapes import largest_profile, text_edges, text_features
+from tmi.runtime.verification.profile_shapes import largest_profile, text_features, text_length_checks
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Float64
@@ -35,7 +35,7 @@ ARBITER = "float64."
 """Prefix of the float64 answers in `golden.safetensors`."""
 PIPELINE = "pipeline"
 """Graph name of a record that judges all graphs together."""
-REFUSALS = (RuntimeError, ValueError)
+ENGINE_ERRORS = (RuntimeError, ValueError)
 """What an engine raises when a graph cannot take a batch or gives another shape than the manifest says."""
 
 
@@ -114,7 +114,7 @@ class RecordingEngine:
     def __init__(self, engine: Engine) -> None:
         self.name = engine.name
         self._engine = engine
-        self.seen: dict[str, list[NDArray[np.float32]]] = {}
+        self.recorded: dict[str, list[NDArray[np.float32]]] = {}
 
     @property
     def copied_seconds(self) -> float | None:
@@ -128,7 +128,7 @@ class RecordingEngine:
     def run(self, graph: str, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
         """The engine's answer, kept."""
         outputs = self._engine.run(graph, inputs)
-        self.seen.setdefault(graph, []).extend(outputs.values())
+        self.recorded.setdefault(graph, []).extend(outputs.values())
         return outputs
 
     def close(self) -> None:
@@ -156,7 +156,7 @@ def evaluate(engine: Engine, manifest: Manifest, golden: GoldenInputs) -> Output
         recorder, manifest, ct_B1DHW=golden.ct_B1DHW, texts=golden.texts, radiomics_BFR=golden.radiomics_BFR
     )
     encoders = {name for fold in manifest.folds for name in (fold.ct, fold.text)} - {None}
-    features = {name: np.concatenate(parts) for name, parts in recorder.seen.items() if name in encoders}
+    features = {name: np.concatenate(parts) for name, parts in recorder.recorded.items() if name in encoders}
     return Outputs(features=features, logits_BFK=logits_BFK)
 
 
@@ -198,11 +198,11 @@ def check_engine(
     Returns:
         One record a gate and graph, in a fixed order; a graph that cannot take a batch is a failed record.
     """
-    check = _Check(engine, manifest, golden, reference, artefact, BOUNDS[precision], arbiter=arbiter, keep=keep)
+    check = _ParityChecks(engine, manifest, golden, reference, artefact, BOUNDS[precision], arbiter=arbiter, keep=keep)
     return list(check.records())
 
 
-def check_answers(
+def check_outputs(
     engine: Engine,
     manifest: Manifest,
     golden: GoldenInputs,
@@ -213,11 +213,11 @@ def check_answers(
     keep: Callable[[Outputs], None] | None = None,
 ) -> list[CheckResult]:
     """The short form of `check_engine`: one run of `golden` against eager, nothing about batches and padding."""
-    check = _Check(engine, manifest, golden, reference, artefact, BOUNDS[precision], keep=keep)
+    check = _ParityChecks(engine, manifest, golden, reference, artefact, BOUNDS[precision], keep=keep)
     return list(check.records(thorough=False))
 
 
-class _Check:
+class _ParityChecks:
     """One engine on one bundle."""
 
     def __init__(
@@ -240,8 +240,8 @@ class _Check:
         """All gates; stops early only where nothing could be computed, or nothing finite."""
         try:
             whole = evaluate(self.engine, self.manifest, self.golden)
-        except REFUSALS as error:
-            yield self._refused("runs", PIPELINE, f"a batch of {self.golden.count}", error)
+        except ENGINE_ERRORS as error:
+            yield self._failed_run("runs", PIPELINE, f"a batch of {self.golden.count}", error)
             return
         if self.keep is not None:
             self.keep(whole)
@@ -253,9 +253,9 @@ class _Check:
         yield from self._fold_order(whole)
         if thorough:
             yield from self._against_float64(whole)
-            yield from self._rows(whole)
+            yield from self._batch_independence(whole)
             yield from self._largest_batch(whole)
-            yield from self._lengths(whole)
+            yield from self._padding_independence(whole)
             yield from self._profile_edges(whole)
 
     def _finite(self, whole: Outputs) -> Iterator[CheckResult]:
@@ -306,16 +306,20 @@ class _Check:
         detail = "; ".join(f"fold {folds[i]} answers like fold {folds[nearest[i]]}" for i in wrong)
         yield self._record("fold-order", PIPELINE, len(wrong), 0, detail or "every fold answers like its own model")
 
-    def _rows(self, whole: Outputs) -> Iterator[CheckResult]:
+    def _batch_independence(self, whole: Outputs) -> Iterator[CheckResult]:
         """A case's answer depends on that case alone: neither on the batch's size, nor its order, nor the others."""
         golden, count = self.golden, self.golden.count
         # Of two cases the reversed batch tries the second one; one run less where a run takes many seconds.
         for row in range(count) if count > 2 else [0]:
-            yield from self._same("batch-of-1", golden.rows([row]), whole.rows([row]), None, f"case {row} alone")
+            yield from self._compare_with_batch(
+                "batch-of-1", golden.rows([row]), whole.rows([row]), None, f"case {row} alone"
+            )
         order = list(range(count))[::-1]
-        yield from self._same("permutation", golden.rows(order), whole.rows(order), None, "the batch reversed")
+        yield from self._compare_with_batch(
+            "permutation", golden.rows(order), whole.rows(order), None, "the batch reversed"
+        )
         extreme = extreme_case(golden, self.manifest.parsed_config())
-        yield from self._same(
+        yield from self._compare_with_batch(
             "neighbours", join(extreme, golden.rows([0])), whole.rows([0]), [1], "case 0 beside extreme values"
         )
 
@@ -325,9 +329,11 @@ class _Check:
         if largest <= count:
             return  # the golden set is the largest batch
         rows = [row % count for row in range(largest)]
-        yield from self._same("largest-batch", self.golden.rows(rows), whole.rows(rows), None, f"a batch of {largest}")
+        yield from self._compare_with_batch(
+            "largest-batch", self.golden.rows(rows), whole.rows(rows), None, f"a batch of {largest}"
+        )
 
-    def _lengths(self, whole: Outputs) -> Iterator[CheckResult]:
+    def _padding_independence(self, whole: Outputs) -> Iterator[CheckResult]:
         """A text's features do not depend on how far the batch was padded."""
         if not self.golden.texts:
             return
@@ -340,8 +346,8 @@ class _Check:
         for golden, rows, what in trials:
             try:
                 features = text_features(self.engine, self.manifest, golden.texts)
-            except REFUSALS as error:
-                yield self._refused("padding", PIPELINE, what, error)
+            except ENGINE_ERRORS as error:
+                yield self._failed_run("padding", PIPELINE, what, error)
                 continue
             for graph, answer in features.items():
                 error_here = relative_error(answer, whole.features[graph][rows])
@@ -354,28 +360,28 @@ class _Check:
             return
         rows = [row % self.golden.count for row in range(batch)]
         what = f"a batch of {batch}, the profile's largest"
-        yield from self._same("profile-edges", self.golden.rows(rows), whole.rows(rows), None, what)
+        yield from self._compare_with_batch("profile-edges", self.golden.rows(rows), whole.rows(rows), None, what)
         try:
-            for detail, graph, answer, alone in text_edges(self.engine, self.manifest, self.golden, batch):
+            for detail, graph, answer, alone in text_length_checks(self.engine, self.manifest, self.golden, batch):
                 error = relative_error(answer, alone)
                 yield self._record("profile-edges", graph, error, self.bounds.relative, detail)
-        except REFUSALS as error:
-            yield self._refused("profile-edges", PIPELINE, "texts at the profile's edges", error)
+        except ENGINE_ERRORS as error:
+            yield self._failed_run("profile-edges", PIPELINE, "texts at the profile's edges", error)
 
-    def _same(
+    def _compare_with_batch(
         self, gate: str, golden: GoldenInputs, expected: Outputs, keep: list[int] | None, what: str
     ) -> Iterator[CheckResult]:
         try:
             outputs = evaluate(self.engine, self.manifest, golden)
-        except REFUSALS as error:
-            yield self._refused(gate, PIPELINE, what, error)
+        except ENGINE_ERRORS as error:
+            yield self._failed_run(gate, PIPELINE, what, error)
             return
         outputs = outputs if keep is None else outputs.rows(keep)
         for graph, reference in expected.by_graph().items():
             error_here = relative_error(outputs.by_graph()[graph], reference)
             yield self._record(gate, graph, error_here, self.bounds.relative, f"{what}, against the golden batch")
 
-    def _refused(self, gate: str, graph: str, what: str, error: Exception) -> CheckResult:
+    def _failed_run(self, gate: str, graph: str, what: str, error: Exception) -> CheckResult:
         text = " ".join(str(error).split())[:300]
         return self._record(gate, graph, None, 0, f"{what}: {text}")
 

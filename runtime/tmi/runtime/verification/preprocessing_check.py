@@ -45,7 +45,7 @@ FILES = "files"
 """Artefact kind of the records of this gate."""
 
 
-def meaning_of(manifest: Manifest) -> dict[str, str]:
+def output_metadata(manifest: Manifest) -> dict[str, str]:
     """What the outputs mean, as the metadata of the golden case states it."""
     meaning = {
         "classes": list(manifest.classes),
@@ -56,14 +56,14 @@ def meaning_of(manifest: Manifest) -> dict[str, str]:
     return {name: canonical_json(value).strip() for name, value in meaning.items()}
 
 
-def check_golden_road(bundle: Bundle) -> list[CheckResult]:
+def check_preprocessing(bundle: Bundle) -> list[CheckResult]:
     """The golden case on this machine's road against the stored arrays, and the meaning of the outputs.
 
     Raises:
         DamagedError: the bundle holds no golden case, or one that cannot be read.
     """
-    arrays, meaning = _stored(bundle)
-    return [*_meaning(bundle.manifest, meaning), *_road(bundle, arrays)]
+    arrays, meaning = _read_golden_case(bundle)
+    return [*_compare_metadata(bundle.manifest, meaning), *_compare_arrays(bundle, arrays)]
 
 
 def prepare_golden_case(bundle: Bundle, folder: Path) -> dict[str, NDArray[np.generic]]:
@@ -103,7 +103,7 @@ def text_digest(text: str) -> NDArray[np.uint8]:
     return np.frombuffer(hashlib.sha256(text.encode()).digest(), dtype=np.uint8).copy()
 
 
-def _stored(bundle: Bundle) -> tuple[dict[str, NDArray[np.generic]], dict[str, str]]:
+def _read_golden_case(bundle: Bundle) -> tuple[dict[str, NDArray[np.generic]], dict[str, str]]:
     path = bundle.folder / GOLDEN_CASE_FILE
     try:
         with safe_open(path, framework="np") as stream:
@@ -114,8 +114,8 @@ def _stored(bundle: Bundle) -> tuple[dict[str, NDArray[np.generic]], dict[str, s
         ) from error
 
 
-def _meaning(manifest: Manifest, stored: Mapping[str, str]) -> Iterator[CheckResult]:
-    said = meaning_of(manifest)
+def _compare_metadata(manifest: Manifest, stored: Mapping[str, str]) -> Iterator[CheckResult]:
+    said = output_metadata(manifest)
     wrong = [f"{name} is {said[name]}, at the export it was {stored.get(name)}" for name in said
              if said[name] != stored.get(name)]  # fmt: skip
     if manifest.classes != CLASSES:
@@ -124,7 +124,7 @@ def _meaning(manifest: Manifest, stored: Mapping[str, str]) -> Iterator[CheckRes
     yield _record("meaning", len(wrong), 0, detail)
 
 
-def _road(bundle: Bundle, stored: Mapping[str, NDArray[np.generic]]) -> Iterator[CheckResult]:
+def _compare_arrays(bundle: Bundle, stored: Mapping[str, NDArray[np.generic]]) -> Iterator[CheckResult]:
     try:
         with tempfile.TemporaryDirectory(prefix="tmi-golden-") as folder:
             mine = prepare_golden_case(bundle, Path(folder) / "golden")

@@ -27,7 +27,7 @@ def largest_profile(engine: str, manifest: Manifest) -> int | None:
     )
 
 
-def text_edges(
+def text_length_checks(
     engine: Engine, manifest: Manifest, golden: GoldenInputs, batch: int
 ) -> Iterator[tuple[str, str, Any, Any]]:
     """Texts of one token and of the longest length, alone and in the largest batch.

@@ -138,8 +138,8 @@ def _now() -> str:
 
 def _require_short_gates(bundle: Bundle, engine: Engine) -> None:
     from tmi.runtime.verification.golden_inputs import first_golden_case, golden_from_manifest
-    from tmi.runtime.verification.parity import check_answers
-    from tmi.runtime.verification.preprocessing_check import check_golden_road
+    from tmi.runtime.verification.parity import check_outputs
+    from tmi.runtime.verification.preprocessing_check import check_preprocessing
     from tmi.runtime.verification.verify import read_references
 
     reference = read_references(bundle).float32
@@ -149,7 +149,7 @@ def _require_short_gates(bundle: Bundle, engine: Engine) -> None:
     else:
         golden, reference = first_golden_case(bundle.manifest), reference.rows([0])
     precision = engine_precision(engine.name, bundle.manifest)
-    records = check_golden_road(bundle) + check_answers(
+    records = check_preprocessing(bundle) + check_outputs(
         engine, bundle.manifest, golden, reference, artefact=artefact, precision=precision
     )
     failed = [r for r in records if not r.passed]

@@ -23,8 +23,8 @@ from tmi.runtime.engines.nvidia_driver import find_gpu
 from tmi.runtime.engines.precision import engine_precision
 from tmi.runtime.engines.registry import ENGINES, engine_spec, installed, lacking, open_engine
 from tmi.runtime.verification.golden_inputs import GoldenInputs, golden_from_manifest
-from tmi.runtime.verification.parity import ARBITER, PIPELINE, REFUSALS, Outputs, check_engine
-from tmi.runtime.verification.preprocessing_check import check_golden_road
+from tmi.runtime.verification.parity import ARBITER, ENGINE_ERRORS, PIPELINE, Outputs, check_engine
+from tmi.runtime.verification.preprocessing_check import check_preprocessing
 from tmi.toolkit.errors import DamagedError, UnavailableError
 
 Progress = Callable[[str], None]
@@ -89,13 +89,13 @@ def verify_bundle(
     signature = signature_state(bundle, key)
     names, passed_over = _chosen(bundle, engines)
     progress("preparing the golden case")
-    records = check_golden_road(bundle)
+    records = check_preprocessing(bundle)
     progress("making the golden inputs")
     golden, references = golden_from_manifest(bundle.manifest), read_references(bundle)
     for name in list(names):
         progress(f"judging engine {name}")
         found = _judge(name, bundle, golden, references, threads)
-        if name not in engines and engine_spec(name).yields and (why := failure(found)) is not None:
+        if name not in engines and engine_spec(name).yields and (why := failure_summary(found)) is not None:
             # the bundle stands without it: predictions take the next engine
             passed_over[name] = f"it does not hold here, and predictions do without it: {why}"
             names.remove(name)
@@ -173,8 +173,8 @@ def _judge(
     artefact = engine_spec(name).artefact
     try:
         engine = open_engine(name, bundle, threads=threads)
-    except (*REFUSALS, SafetensorError) as error:
-        return [refused_to_load(name, artefact, error)]
+    except (*ENGINE_ERRORS, SafetensorError) as error:
+        return [load_failure(name, artefact, error)]
     with engine:
         return check_engine(
             engine,
@@ -187,7 +187,7 @@ def _judge(
         )
 
 
-def failure(records: Sequence[CheckResult]) -> str | None:
+def failure_summary(records: Sequence[CheckResult]) -> str | None:
     """What failed, in one sentence; None where every gate held."""
     failed = [r for r in records if not r.passed]
     if not failed:
@@ -197,7 +197,7 @@ def failure(records: Sequence[CheckResult]) -> str | None:
     return f"{len(failed)} of {len(records)} gates failed, first {first.gate} of {first.graph}: {first.detail}{figure}"
 
 
-def refused_to_load(engine: str, artefact: str, error: Exception) -> CheckResult:
+def load_failure(engine: str, artefact: str, error: Exception) -> CheckResult:
     """The failed record of an engine that cannot load the bundle's files."""
     return CheckResult(
         gate="loads",

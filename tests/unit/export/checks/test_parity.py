@@ -17,8 +17,8 @@ from tmi.runtime.verification.parity import (
     ARBITER,
     BOUNDS,
     Outputs,
-    check_answers,
     check_engine,
+    check_outputs,
     evaluate,
     relative_error,
 )
@@ -215,7 +215,7 @@ def test_the_short_form_asks_one_run_and_nothing_of_batches(manifest, golden, re
     engine = FaultyEngine()
     seen: list[Outputs] = []
     one = trimmed(golden.rows([0]))
-    records = check_answers(engine, manifest, one, reference.rows([0]), artefact="onnx", keep=seen.append)
+    records = check_outputs(engine, manifest, one, reference.rows([0]), artefact="onnx", keep=seen.append)
     assert {r.gate for r in records} == {"finite", "features", "logits", "probabilities", "decisions", "fold-order"}
     assert all(r.passed for r in records)
     assert len(engine.calls) == 5  # two CT encoders, two text encoders, the fusion

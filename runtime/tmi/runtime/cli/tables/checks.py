@@ -21,7 +21,7 @@ def failures_table(records: Sequence[CheckResult]) -> Table:
     return table
 
 
-def gates_table(records: Sequence[CheckResult]) -> Table:
+def checks_table(records: Sequence[CheckResult]) -> Table:
     """One row a gate and engine with the worst figure of its graphs and trials.
 
     `x float32`: as a multiple of eager float32's own error against float64.
