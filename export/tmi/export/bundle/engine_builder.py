@@ -73,7 +73,7 @@ def build_bundle(
             )
     references = read_references(bundle)
     trial = Trial(
-        golden=golden_from_manifest(bundle.manifest), reference=references.float32, arbiter=references.float64
+        golden=golden_from_manifest(bundle.manifest), reference=references.float32, reference_float64=references.float64
     )
     with named_out_of_memory("the build", progress) as progress, staged_folder(folder) as stage:
         shutil.copytree(folder, stage, dirs_exist_ok=True)

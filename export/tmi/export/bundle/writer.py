@@ -61,7 +61,7 @@ from tmi.runtime.engines.host import hardware
 from tmi.runtime.engines.precision import ENGINES_REFUSED
 from tmi.runtime.engines.registry import installed, lacking
 from tmi.runtime.verification.golden_inputs import golden_count, largest_batch, make_golden
-from tmi.runtime.verification.parity import ARBITER
+from tmi.runtime.verification.parity import FLOAT64_PREFIX
 from tmi.runtime.verification.preprocessing_check import check_preprocessing, output_metadata
 from tmi.toolkit.clinical.rendering import require_rendering
 from tmi.toolkit.clinical.schema import SCHEMA_FILE
@@ -193,11 +193,11 @@ class _Export:
         self.progress(f"asking the eager model about {count} golden cases")
         reference = eager_reference(models, cut, golden)
         require_finite(reference)
-        arbiter = float64_reference(models, cut, golden)
+        reference_float64 = float64_reference(models, cut, golden)
         trial = Trial(
             golden=golden,
             reference=reference,
-            arbiter=arbiter,
+            reference_float64=reference_float64,
             real_cases=read_real_cases(self.cases, self.run, cut, models),
         )
         manifest = self._manifest(cut, tuple(self._graphs(cut, models)), clinical)
@@ -209,7 +209,7 @@ class _Export:
                 "count": golden.count,
                 "vocabularies": vocabularies,
                 "digests": golden.digests(),
-                "float32_noise": float32_noise(reference, arbiter),
+                "float32_noise": float32_noise(reference, reference_float64),
                 "largest_batch": largest_batch(self.config),
             },
         )
@@ -227,8 +227,8 @@ class _Export:
 
     def _write_references(self, manifest: Manifest, cut: Cut, trial: Trial) -> None:
         """The answers to the golden inputs, and what the golden case must become."""
-        exact = {} if trial.arbiter is None else trial.arbiter.tensors()
-        named = {f"{ARBITER}{name}": value for name, value in exact.items()}
+        exact = {} if trial.reference_float64 is None else trial.reference_float64.tensors()
+        named = {f"{FLOAT64_PREFIX}{name}": value for name, value in exact.items()}
         save_arrays({**trial.reference.tensors(), **named}, self.stage / GOLDEN_FILE)
         with tempfile.TemporaryDirectory(prefix="tmi-golden-") as folder:
             arrays = golden_case_reference(self.run, cut, Path(folder) / "golden", seed=GOLDEN_SEED)

@@ -175,7 +175,7 @@ def _judge(
             trial.golden,
             trial.reference,
             artefact=artefact,
-            arbiter=trial.arbiter,
+            reference_float64=trial.reference_float64,
             precision=precision,
             keep=keep,
         )

@@ -32,11 +32,11 @@ def float64_reference(models: FoldModels, cut: Cut, golden: GoldenInputs) -> Out
     return _answers(models, cut, golden, torch.float64)
 
 
-def float32_noise(reference: Outputs, arbiter: Outputs | None) -> dict[str, float] | None:
+def float32_noise(reference: Outputs, reference_float64: Outputs | None) -> dict[str, float] | None:
     """By graph, how far eager float32 itself is from eager float64 (`relative_error`)."""
-    if arbiter is None:
+    if reference_float64 is None:
         return None
-    exact = arbiter.by_graph()
+    exact = reference_float64.by_graph()
     return {name: relative_error(answer, exact[name]) for name, answer in reference.by_graph().items()}
 
 

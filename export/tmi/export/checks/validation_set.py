@@ -36,7 +36,7 @@ class Trial:
     """The golden inputs."""
     reference: Outputs
     """Eager float32."""
-    arbiter: Outputs | None = None
+    reference_float64: Outputs | None = None
     """Eager float64, where it was affordable."""
     real_cases: Sequence[RealCase] = ()
     """Real cases, where some were given."""

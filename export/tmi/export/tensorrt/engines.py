@@ -222,7 +222,7 @@ def _judge(folder: Path, manifest: Manifest, kind: str, trial: Trial) -> list[Ch
             trial.reference,
             artefact=artefact,
             precision=precision,
-            arbiter=trial.arbiter,
+            reference_float64=trial.reference_float64,
             keep=partial(write_evidence, folder, kind),
         )
         return records + judge_real_cases(engine, manifest, trial.real_cases, artefact=artefact, precision=precision)

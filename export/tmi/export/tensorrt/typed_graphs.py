@@ -177,7 +177,7 @@ def _judge(folder: Path, manifest: Manifest, trial: Trial) -> tuple[list[CheckRe
                 trial.reference,
                 artefact=TYPED,
                 precision=precision,
-                arbiter=trial.arbiter,
+                reference_float64=trial.reference_float64,
                 keep=keep,
             )
         inside = [_finite_inside(graph, extremes, "the golden inputs") for graph, extremes in reached.items()]

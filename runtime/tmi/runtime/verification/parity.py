@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 REFERENCE_MARGIN = 1e-4
 """What the reference itself, eager float32, may differ by in a probability: another batch or CPU rounds otherwise."""
-ARBITER = "float64."
+FLOAT64_PREFIX = "float64."
 """Prefix of the float64 answers in `golden.safetensors`."""
 PIPELINE = "pipeline"
 """Graph name of a record that judges all graphs together."""
@@ -102,7 +102,9 @@ class Outputs:
     def from_tensors(cls, tensors: Mapping[str, NDArray[np.float32]], *, prefix: str = "") -> Outputs:
         """What `tensors` gave, stored under names that begin with `prefix`; the arbiter's are taken when asked for."""
         ending = ".features"
-        named = {n: t for n, t in tensors.items() if n.startswith(prefix) and (prefix or not n.startswith(ARBITER))}
+        named = {
+            n: t for n, t in tensors.items() if n.startswith(prefix) and (prefix or not n.startswith(FLOAT64_PREFIX))
+        }
         mine = {name.removeprefix(prefix): t for name, t in named.items()}
         features = {name.removesuffix(ending): t for name, t in mine.items() if name.endswith(ending)}
         return cls(features=features, logits_BFK=mine["logits"])
@@ -180,7 +182,7 @@ def check_engine(
     *,
     artefact: str,
     precision: str = "float32",
-    arbiter: Outputs | None = None,
+    reference_float64: Outputs | None = None,
     keep: Callable[[Outputs], None] | None = None,
 ) -> list[CheckResult]:
     """Every gate that an engine can be put through, on an open engine.
@@ -192,13 +194,15 @@ def check_engine(
         reference: what eager float32 answers to them.
         artefact: artefact kind that the engine runs, for the records.
         precision: a key of `BOUNDS`.
-        arbiter: what eager float64 answers to them, where it was asked.
+        reference_float64: what eager float64 answers to them, where it was asked.
         keep: given the engine's answers to `golden`, to keep as evidence.
 
     Returns:
         One record a gate and graph, in a fixed order; a graph that cannot take a batch is a failed record.
     """
-    check = _ParityChecks(engine, manifest, golden, reference, artefact, BOUNDS[precision], arbiter=arbiter, keep=keep)
+    check = _ParityChecks(
+        engine, manifest, golden, reference, artefact, BOUNDS[precision], reference_float64=reference_float64, keep=keep
+    )
     return list(check.records())
 
 
@@ -229,11 +233,11 @@ class _ParityChecks:
         artefact: str,
         bounds: Bounds,
         *,
-        arbiter: Outputs | None = None,
+        reference_float64: Outputs | None = None,
         keep: Callable[[Outputs], None] | None = None,
     ) -> None:
         self.engine, self.manifest, self.golden, self.reference = engine, manifest, golden, reference
-        self.artefact, self.bounds, self.arbiter, self.keep = artefact, bounds, arbiter, keep
+        self.artefact, self.bounds, self.reference_float64, self.keep = artefact, bounds, reference_float64, keep
         self.margin = engine_spec(engine.name).max_abs_err or REFERENCE_MARGIN
 
     def records(self, *, thorough: bool = True) -> Iterator[CheckResult]:
@@ -282,10 +286,10 @@ class _ParityChecks:
 
     def _against_float64(self, whole: Outputs) -> Iterator[CheckResult]:
         """The arbiter: an engine may be off by float32's rounding, in another place than eager is."""
-        if self.arbiter is None:
+        if self.reference_float64 is None:
             return
         eager = self.reference.by_graph()
-        for graph, exact in self.arbiter.by_graph().items():
+        for graph, exact in self.reference_float64.by_graph().items():
             error, own = relative_error(whole.by_graph()[graph], exact), relative_error(eager[graph], exact)
             multiple = error / own if own > 0 and np.isfinite(error) else None
             times = "" if multiple is None else f", {multiple:.2g} times eager float32's own error"

@@ -23,7 +23,7 @@ from tmi.runtime.engines.nvidia_driver import find_gpu
 from tmi.runtime.engines.precision import engine_precision
 from tmi.runtime.engines.registry import ENGINES, engine_spec, installed, lacking, open_engine
 from tmi.runtime.verification.golden_inputs import GoldenInputs, golden_from_manifest
-from tmi.runtime.verification.parity import ARBITER, ENGINE_ERRORS, PIPELINE, Outputs, check_engine
+from tmi.runtime.verification.parity import ENGINE_ERRORS, FLOAT64_PREFIX, PIPELINE, Outputs, check_engine
 from tmi.runtime.verification.preprocessing_check import check_preprocessing
 from tmi.toolkit.errors import DamagedError, UnavailableError
 
@@ -131,10 +131,10 @@ def read_references(bundle: Bundle) -> References:
     """
     try:
         tensors: dict[str, NDArray[np.float32]] = load_file(bundle.folder / GOLDEN_FILE)
-        arbiter = any(name.startswith(ARBITER) for name in tensors)
+        reference_float64 = any(name.startswith(FLOAT64_PREFIX) for name in tensors)
         return References(
             float32=Outputs.from_tensors(tensors),
-            float64=Outputs.from_tensors(tensors, prefix=ARBITER) if arbiter else None,
+            float64=Outputs.from_tensors(tensors, prefix=FLOAT64_PREFIX) if reference_float64 else None,
         )
     except (SafetensorError, OSError, KeyError) as error:
         raise DamagedError(
@@ -182,7 +182,7 @@ def _judge(
             golden,
             references.float32,
             artefact=artefact,
-            arbiter=references.float64,
+            reference_float64=references.float64,
             precision=engine_precision(name, bundle.manifest),
         )
 

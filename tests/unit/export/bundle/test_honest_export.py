@@ -16,7 +16,7 @@ from tmi.export.bundle.writer import export_run
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engines.registry import open_engine
 from tmi.runtime.verification.golden_inputs import golden_from_manifest
-from tmi.runtime.verification.parity import ARBITER, BOUNDS, Outputs, evaluate, relative_error
+from tmi.runtime.verification.parity import BOUNDS, FLOAT64_PREFIX, Outputs, evaluate, relative_error
 from tmi.runtime.verification.verify import verify_bundle
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, UsageError
@@ -115,8 +115,10 @@ def test_the_golden_file_holds_what_eager_answers_to_inputs_made_again_from_the_
     with open_engine("eager", bundle, threads=1) as engine:
         eager = evaluate(engine, bundle.manifest, golden)
     assert relative_error(eager.logits_BFK, stored["logits"]) < 1e-6
-    assert {name for name in stored if not name.startswith(ARBITER)} == {*eager.tensors()}
-    assert {name.removeprefix(ARBITER) for name in stored if name.startswith(ARBITER)} == {*eager.tensors()}
+    assert {name for name in stored if not name.startswith(FLOAT64_PREFIX)} == {*eager.tensors()}
+    assert {name.removeprefix(FLOAT64_PREFIX) for name in stored if name.startswith(FLOAT64_PREFIX)} == {
+        *eager.tensors()
+    }
     np.testing.assert_allclose(stored["probabilities"], eager.probabilities_BK, atol=1e-6)
 
 

@@ -14,8 +14,8 @@ from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.engines.registry import Arrays
 from tmi.runtime.verification.golden_inputs import GoldenInputs, make_golden, trimmed
 from tmi.runtime.verification.parity import (
-    ARBITER,
     BOUNDS,
+    FLOAT64_PREFIX,
     Outputs,
     check_engine,
     check_outputs,
@@ -199,7 +199,9 @@ def test_float64_judges_eager_and_engine_alike_and_gives_the_multiple(manifest, 
             return {k: v * np.float32(1 + share_of_engine) if graph == "fusion" else v for k, v in outputs.items()}
 
         eager = replace(reference, logits_BFK=reference.logits_BFK * np.float32(1 + share_of_eager))
-        records = check_engine(FaultyEngine(tamper), manifest, golden, eager, artefact="onnx", arbiter=reference)
+        records = check_engine(
+            FaultyEngine(tamper), manifest, golden, eager, artefact="onnx", reference_float64=reference
+        )
         return next(r for r in records if r.gate == "float64" and r.graph == "pipeline")
 
     near = judged(1e-6, 3e-6)
@@ -230,10 +232,10 @@ def test_what_is_stored_of_the_reference_comes_back(reference):
 
 def test_the_arbiters_answers_are_taken_only_when_asked_for(reference):
     exact = replace(reference, logits_BFK=reference.logits_BFK + 1)
-    stored = reference.tensors() | {f"{ARBITER}{name}": t for name, t in exact.tensors().items()}
+    stored = reference.tensors() | {f"{FLOAT64_PREFIX}{name}": t for name, t in exact.tensors().items()}
     assert set(Outputs.from_tensors(stored).features) == set(reference.features)
     np.testing.assert_array_equal(Outputs.from_tensors(stored).logits_BFK, reference.logits_BFK)
-    np.testing.assert_array_equal(Outputs.from_tensors(stored, prefix=ARBITER).logits_BFK, exact.logits_BFK)
+    np.testing.assert_array_equal(Outputs.from_tensors(stored, prefix=FLOAT64_PREFIX).logits_BFK, exact.logits_BFK)
 
 
 def with_plans(manifest: Manifest, largest: int) -> Manifest:
