@@ -58,7 +58,7 @@ from tmi.runtime.bundle.manifest import (
 )
 from tmi.runtime.bundle.reader import Bundle, fingerprint, open_bundle, write_manifest
 from tmi.runtime.engines.host import hardware
-from tmi.runtime.engines.precision import ENGINES_REFUSED
+from tmi.runtime.engines.precision import ENGINES_REJECTED
 from tmi.runtime.engines.registry import installed, lacking
 from tmi.runtime.verification.golden_inputs import golden_count, largest_batch, make_golden
 from tmi.runtime.verification.parity import FLOAT64_PREFIX
@@ -246,7 +246,7 @@ class _Export:
         kept, refused = split_refused(judged)
         self.records += kept
         require_all(self.records)
-        return replace(manifest, extra={**manifest.extra, ENGINES_REFUSED: refused}) if refused else manifest
+        return replace(manifest, extra={**manifest.extra, ENGINES_REJECTED: refused}) if refused else manifest
 
     def _tensorrt(self, manifest: Manifest, trial: Trial) -> Manifest:
         """Typed graphs and plans; their records are judged before anything is built from them."""

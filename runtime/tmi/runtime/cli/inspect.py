@@ -73,14 +73,14 @@ def _signed(bundle: Bundle) -> bool:
 
 def _engines(bundle: Bundle) -> dict[str, str]:
     """Engine -> whether it could run here."""
-    from tmi.runtime.engines.precision import refused_at_export
+    from tmi.runtime.engines.precision import rejected_at_export
     from tmi.runtime.engines.registry import ENGINES, installed
 
     states = {}
     for name, spec in ENGINES.items():
         if not bundle.has(spec.artefact):
             states[name] = f"no {spec.artefact} graphs"
-        elif (refused := refused_at_export(bundle.manifest, name)) is not None:
+        elif (refused := rejected_at_export(bundle.manifest, name)) is not None:
             states[name] = refused
         else:
             states[name] = "ready" if installed(name) else f"{spec.package} is not installed"

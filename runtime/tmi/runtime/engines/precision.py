@@ -18,7 +18,7 @@ LADDER = (FLOAT32, TF32, FLOAT16)
 """What plans compute in, from the most exact to the coarsest."""
 TENSORRT = "tensorrt"
 """Key of `Manifest.extra` that holds all of TensorRT's metadata."""
-ENGINES_REFUSED = "engines_refused"
+ENGINES_REJECTED = "engines_refused"
 """Key of `Manifest.extra`: engine that yields -> why the export's gates refused it."""
 
 
@@ -66,13 +66,13 @@ def require_asked(precision: str) -> tuple[str, ...]:
     return ASKED[precision]
 
 
-def judged_at_export(manifest: Manifest, engine: str) -> bool:
+def validated_at_export(manifest: Manifest, engine: str) -> bool:
     """Whether the export put an engine through the gates and it passed: a failure would not be among the evidence."""
     return any(r.engine == engine for r in manifest.parity)
 
 
-def refused_at_export(manifest: Manifest, engine: str) -> str | None:
+def rejected_at_export(manifest: Manifest, engine: str) -> str | None:
     """Why the export's gates refused an engine; None where they did not."""
-    refused = manifest.extra.get(ENGINES_REFUSED)
+    refused = manifest.extra.get(ENGINES_REJECTED)
     reason = refused.get(engine) if isinstance(refused, dict) else None
     return None if reason is None else f"refused at the export: {reason}"

@@ -156,7 +156,7 @@ ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
 )
 """Engine name -> where it is. The order is the order of preference of `auto`."""
 
-JUDGES: Mapping[str, EngineSpec] = MappingProxyType(
+EMULATORS: Mapping[str, EngineSpec] = MappingProxyType(
     {
         "fp16-emulation": EngineSpec(
             target=None,
@@ -176,8 +176,8 @@ def engine_spec(name: str) -> EngineSpec:
     Raises:
         UsageError: no such engine; the text lists the known ones.
     """
-    if name in JUDGES:
-        return JUDGES[name]
+    if name in EMULATORS:
+        return EMULATORS[name]
     if name not in ENGINES:
         raise UsageError(f"unknown engine {name!r}", fix=f"choose one of {', '.join(ENGINES)}")
     return ENGINES[name]

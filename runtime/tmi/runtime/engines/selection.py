@@ -37,11 +37,11 @@ class EngineRecord:
     """Whether its answers were checked on this machine: now, before and remembered, or not, as asked."""
 
 
-NOTHING: Mapping[str, str] = MappingProxyType({})
+NO_REJECTIONS: Mapping[str, str] = MappingProxyType({})
 
 
 def choose_engine(
-    asked: str, bundle: Bundle, *, precision: str = "auto", refused: Mapping[str, str] = NOTHING
+    asked: str, bundle: Bundle, *, precision: str = "auto", rejected: Mapping[str, str] = NO_REJECTIONS
 ) -> tuple[str, str]:
     """Name of the engine and the reason.
 
@@ -52,7 +52,7 @@ def choose_engine(
         asked: `auto` or a name.
         bundle: to be run.
         precision: a value of `tmi.runtime.engines.precision.ASKED`.
-        refused: engine -> why `auto` must not take it.
+        rejected: engine -> why `auto` must not take it.
 
     Raises:
         UsageError: no such engine or precision, or the engine asked for computes in another one.
@@ -82,8 +82,8 @@ def choose_engine(
             passed_over.append(f"{name}: computes in {engine_precision(name, bundle.manifest)}")
         elif (lack := lacking(name)) is not None:
             passed_over.append(f"{name}: {lack}")
-        elif name in refused:
-            passed_over.append(f"{name}: {refused[name]}")
+        elif name in rejected:
+            passed_over.append(f"{name}: {rejected[name]}")
         else:
             return name, "; ".join(["auto: the first that is installed and has graphs in the bundle", *passed_over])
     raise UnavailableError(

@@ -34,7 +34,7 @@ from tmi.runtime.inference.ensemble import Features, encode_ct, fuse
 from tmi.runtime.serving.case_loader import CaseReader, Inputs, LookAhead, Pending
 from tmi.runtime.serving.postprocessing import judge, truncated_notice
 from tmi.runtime.serving.results import STAGES, Answer, Refusal
-from tmi.runtime.serving.startup import open_chosen
+from tmi.runtime.serving.startup import open_selected_engine
 from tmi.runtime.serving.text_encoding import EncodedText, TextBranch, computing
 from tmi.runtime.serving.timing import Stopwatch, add_up, split_waited
 from tmi.runtime.verification.self_test import Tell
@@ -149,7 +149,9 @@ class Predictor:
             from tmi.runtime.bundle.signing import check_signature  # its packages are slow to import, and an extra
 
             check_signature(opened.folder, key)
-        running, record = open_chosen(engine, opened, precision=precision, threads=threads, verify=verify, tell=tell)
+        running, record = open_selected_engine(
+            engine, opened, precision=precision, threads=threads, verify=verify, tell=tell
+        )
         try:
             return cls(opened, running, record, cache=cache, reuse=reuse)
         except BaseException:

@@ -15,14 +15,14 @@ from safetensors import SafetensorError
 from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.graph_engine import available_cores
-from tmi.runtime.engines.precision import judged_at_export, refused_at_export
+from tmi.runtime.engines.precision import rejected_at_export, validated_at_export
 from tmi.runtime.engines.registry import ENGINES, Engine, engine_spec, installed, open_engine
 from tmi.runtime.engines.selection import AUTO, EngineRecord, choose_engine, engine_record
 from tmi.runtime.verification.self_test import NOT_VERIFIED, Tell, check_first_opening, remembered
 from tmi.toolkit.errors import DamagedError
 
 
-def open_chosen(
+def open_selected_engine(
     asked: str,
     bundle: Bundle,
     *,
@@ -51,19 +51,19 @@ def open_chosen(
     """
     # with a precision asked for, an engine of that precision is as good as named: nothing else would be it
     may_step_back = asked == AUTO and precision == AUTO
-    refused = _known_refusals(bundle, verify=verify)
+    refused = _known_rejections(bundle, verify=verify)
     if not may_step_back:
         name, reason = choose_engine(asked, bundle, precision=precision)
-        if (why := refused_at_export(bundle.manifest, name)) is not None and verify:
+        if (why := rejected_at_export(bundle.manifest, name)) is not None and verify:
             raise ParityError(
                 f"engine {name} does not answer like the validated model with this bundle; it was {why}",
                 fix="predict with --engine auto, which takes another engine",
             )
-        engine, verified = _judged(name, bundle, threads, verify=verify, tell=tell)
+        engine, verified = _open_and_verify(name, bundle, threads, verify=verify, tell=tell)
     while may_step_back:
-        name, reason = choose_engine(AUTO, bundle, refused=refused)
+        name, reason = choose_engine(AUTO, bundle, rejected=refused)
         try:
-            engine, verified = _judged(name, bundle, threads, verify=verify, tell=tell)
+            engine, verified = _open_and_verify(name, bundle, threads, verify=verify, tell=tell)
             break
         except ParityError as error:
             if not engine_spec(name).yields:
@@ -76,26 +76,26 @@ def open_chosen(
     return engine, record
 
 
-def _known_refusals(bundle: Bundle, *, verify: bool) -> dict[str, str]:
+def _known_rejections(bundle: Bundle, *, verify: bool) -> dict[str, str]:
     """Engines that yield and are refused without being asked again."""
     refused = {}
     for name, spec in ENGINES.items():
         if not (spec.yields and bundle.has(spec.artefact) and installed(name)):
             continue
         before, why_here = remembered(bundle, name)
-        why = refused_at_export(bundle.manifest, name) or why_here
-        if why is None and not verify and not before and not judged_at_export(bundle.manifest, name):
+        why = rejected_at_export(bundle.manifest, name) or why_here
+        if why is None and not verify and not before and not validated_at_export(bundle.manifest, name):
             why = "nobody has judged it on such a processor yet, and the check is skipped (--no-verify)"
         if why is not None:
             refused[name] = why
     return refused
 
 
-def _judged(
+def _open_and_verify(
     name: str, bundle: Bundle, threads: int | None, *, verify: bool, tell: Tell
 ) -> tuple[Engine, Literal["now", "before", "no"]]:
     """The engine, open, and whether it was checked on this machine."""
-    engine = _started(name, bundle, threads)
+    engine = _open_engine(name, bundle, threads)
     try:
         opening = check_first_opening(bundle, engine, tell=tell) if verify else NOT_VERIFIED
     except BaseException:
@@ -104,7 +104,7 @@ def _judged(
     return engine, opening.verified
 
 
-def _started(name: str, bundle: Bundle, threads: int | None) -> Engine:
+def _open_engine(name: str, bundle: Bundle, threads: int | None) -> Engine:
     """The engine with the bundle open; a file that it cannot load is told as such."""
     try:
         return open_engine(name, bundle, threads=threads)

@@ -31,7 +31,7 @@ from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.host import cpu_name, package_version
 from tmi.runtime.engines.nvidia_driver import find_gpu
-from tmi.runtime.engines.precision import engine_precision, judged_at_export
+from tmi.runtime.engines.precision import engine_precision, validated_at_export
 from tmi.runtime.engines.registry import Engine, engine_spec
 from tmi.toolkit.storage.atomic_files import write_json
 from tmi.toolkit.storage.disk_cache import cache_root
@@ -144,7 +144,7 @@ def _require_short_gates(bundle: Bundle, engine: Engine) -> None:
 
     reference = read_references(bundle).float32
     artefact = engine_spec(engine.name).artefact
-    if engine_spec(engine.name).yields and not judged_at_export(bundle.manifest, engine.name):
+    if engine_spec(engine.name).yields and not validated_at_export(bundle.manifest, engine.name):
         golden = golden_from_manifest(bundle.manifest)
     else:
         golden, reference = first_golden_case(bundle.manifest), reference.rows([0])

@@ -87,14 +87,14 @@ def verify_bundle(
     progress("comparing every file with the manifest")
     bundle = open_bundle(folder)
     signature = signature_state(bundle, key)
-    names, passed_over = _chosen(bundle, engines)
+    names, passed_over = _select_engines(bundle, engines)
     progress("preparing the golden case")
     records = check_preprocessing(bundle)
     progress("making the golden inputs")
     golden, references = golden_from_manifest(bundle.manifest), read_references(bundle)
     for name in list(names):
         progress(f"judging engine {name}")
-        found = _judge(name, bundle, golden, references, threads)
+        found = _validate_engine(name, bundle, golden, references, threads)
         if name not in engines and engine_spec(name).yields and (why := failure_summary(found)) is not None:
             # the bundle stands without it: predictions take the next engine
             passed_over[name] = f"it does not hold here, and predictions do without it: {why}"
@@ -142,7 +142,7 @@ def read_references(bundle: Bundle) -> References:
         ) from error
 
 
-def _chosen(bundle: Bundle, asked: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def _select_engines(bundle: Bundle, asked: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Engines to judge, and why the others are passed over."""
     if asked:
         return [name for name in dict.fromkeys(asked) if engine_spec(name)], {}
@@ -167,7 +167,7 @@ def _chosen(bundle: Bundle, asked: Sequence[str]) -> tuple[list[str], dict[str, 
     return names, passed_over
 
 
-def _judge(
+def _validate_engine(
     name: str, bundle: Bundle, golden: GoldenInputs, references: References, threads: int | None
 ) -> list[CheckResult]:
     artefact = engine_spec(name).artefact

@@ -18,7 +18,7 @@ from factories.tmi_command import tmi
 from factories.traced_once import traced_once
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engines.openvino import OpenVinoBf16Engine
-from tmi.runtime.engines.precision import judged_at_export, refused_at_export
+from tmi.runtime.engines.precision import rejected_at_export, validated_at_export
 from tmi.runtime.engines.registry import ENGINES, lacking, open_engine
 from tmi.runtime.verification.parity import BOUNDS
 
@@ -143,7 +143,7 @@ def test_a_bundle_from_another_processor_is_judged_here_on_all_golden_cases(
     nano_bundle, case, emulated, new_machine, tmp_path
 ):
     bundle = unjudged(nano_bundle, tmp_path)
-    assert not judged_at_export(open_bundle(bundle).manifest, ENGINE)
+    assert not validated_at_export(open_bundle(bundle).manifest, ENGINE)
     skipped = predict(case, bundle, "--no-verify").document["engine"]
     assert skipped["precision"] == "float32"
     assert "nobody has judged it on such a processor yet" in skipped["reason"]
@@ -213,8 +213,8 @@ def test_a_model_that_cancels_in_bfloat16_is_exported_and_runs_in_float32(
     told = " ".join(exported.out.split())
     assert f"{ENGINE} refused, predictions take the next engine: " in told
     manifest = open_bundle(tmp_path / "bundle").manifest
-    assert not judged_at_export(manifest, ENGINE)
-    reason = refused_at_export(manifest, ENGINE)
+    assert not validated_at_export(manifest, ENGINE)
+    reason = rejected_at_export(manifest, ENGINE)
     assert reason is not None
     assert "first features of text-0" in reason
     assert all(r.passed for r in manifest.parity)

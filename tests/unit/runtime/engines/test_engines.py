@@ -166,7 +166,7 @@ def test_an_engine_that_is_not_installed_is_not_replaced(bundle, monkeypatch):
 
 
 def test_auto_says_what_it_passed_over(bundle, monkeypatch):
-    name, reason = choose_engine("auto", bundle, refused={"openvino-bf16": "it was off"})
+    name, reason = choose_engine("auto", bundle, rejected={"openvino-bf16": "it was off"})
     assert name == "openvino"
     assert reason.startswith("auto: the first that is installed and has graphs in the bundle; openvino-bf16: ")
     monkeypatch.setattr(engine_table.importlib.util, "find_spec", lambda name: None if name == "openvino" else name)
