@@ -11,7 +11,7 @@ import pytest
 
 from factories.real_case import LIVER_LABEL, write_real_case
 from factories.tmi_command import tmi
-from tmi.runtime.engines.registry import ENGINES, lacking
+from tmi.runtime.engines.registry import ENGINES, missing_requirement
 from tmi.toolkit.cases.case import open_case
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.schema import load_schema
@@ -91,7 +91,7 @@ def by_eager(tiny_bundle, extracted_case) -> dict[str, float]:
     return dict(answer.probability)
 
 
-@pytest.mark.parametrize("engine", [n for n, s in ENGINES.items() if not s.gpu and lacking(n) is None])
+@pytest.mark.parametrize("engine", [n for n, s in ENGINES.items() if not s.gpu and missing_requirement(n) is None])
 def test_every_engine_agrees_with_eager_on_the_real_case(extracted_case, tiny_bundle, by_eager, engine):
     result = predict(extracted_case, tiny_bundle, engine)
     assert result["engine"] == engine

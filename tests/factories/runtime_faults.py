@@ -110,7 +110,7 @@ def _bfloat16_off(bench: Workbench, patch: pytest.MonkeyPatch) -> Outcome:
     )
     patch.setattr(OpenVinoBf16Engine, "encoder_precision", "f32")  # any processor may plant it
     for module in ("engine", "engine_choice"):
-        patch.setattr(f"tmi.runtime.{module}.lacking", lambda name: None)
+        patch.setattr(f"tmi.runtime.{module}.missing_requirement", lambda name: None)
     words = ("predict", bench.case, "--bundle", bench.bundle, "--threads", 1, "--json")
     engine = tmi(*words).document["engine"]
     assert engine["precision"] == "float32", engine

@@ -59,7 +59,7 @@ from tmi.runtime.bundle.manifest import (
 from tmi.runtime.bundle.reader import Bundle, fingerprint, open_bundle, write_manifest
 from tmi.runtime.engines.host import hardware
 from tmi.runtime.engines.precision import ENGINES_REJECTED
-from tmi.runtime.engines.registry import installed, lacking
+from tmi.runtime.engines.registry import installed, missing_requirement
 from tmi.runtime.verification.golden_inputs import golden_count, largest_batch, make_golden
 from tmi.runtime.verification.parity import FLOAT64_PREFIX
 from tmi.runtime.verification.preprocessing_check import check_preprocessing, output_metadata
@@ -310,7 +310,7 @@ class _Export:
         )
         engines = [e for name in self.artefacts for e in EXPORTERS[name].engines]
         not_judged = {e: "not installed at the export" for e in engines if not installed(e)}
-        lacked = {e: why for e in engines if e not in not_judged and (why := lacking(e)) is not None}
+        lacked = {e: why for e in engines if e not in not_judged and (why := missing_requirement(e)) is not None}
         return Manifest(
             preset=self.config.preset,
             config=to_json(self.config),

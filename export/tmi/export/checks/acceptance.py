@@ -18,7 +18,7 @@ from tmi.runtime.bundle.check_result import CheckResult, ParityError, require_pa
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.precision import engine_precision
-from tmi.runtime.engines.registry import engine_spec, installed, lacking, open_engine
+from tmi.runtime.engines.registry import engine_spec, installed, missing_requirement, open_engine
 from tmi.runtime.verification.parity import ENGINE_ERRORS, PIPELINE, Outputs, check_engine
 from tmi.runtime.verification.verify import failure_summary, load_failure
 from tmi.toolkit.run_folder import RunFolder
@@ -142,7 +142,7 @@ def judge_engines(
     records: list[CheckResult] = []
     for artefact in artefacts:
         first, *others = EXPORTERS[artefact].engines
-        for name in (first, *(n for n in others if installed(n) and lacking(n) is None)):
+        for name in (first, *(n for n in others if installed(n) and missing_requirement(n) is None)):
             progress(f"judging {artefact} on engine {name}")
             records += _judge(name, bundle, artefact, trial, partial(keep, name))
     return records
@@ -190,7 +190,7 @@ def split_refused(records: Sequence[CheckResult]) -> tuple[list[CheckResult], di
     refused = {
         name: why
         for name, mine in by_engine.items()
-        if engine_spec(name).yields and (why := failure_summary(mine)) is not None
+        if engine_spec(name).optional and (why := failure_summary(mine)) is not None
     }
     return [r for r in records if r.engine not in refused], refused
 

@@ -20,7 +20,7 @@ from tmi.export.tensorrt.builder import TARGETS, BuildOptions, Plan, build_plan
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engines.nvidia_driver import Gpu, driver_obstacle, find_gpu
+from tmi.runtime.engines.nvidia_driver import Gpu, driver_incompatibility, find_gpu
 from tmi.runtime.engines.precision import FLOAT16, TENSORRT, TF32, plan_precision
 from tmi.runtime.engines.registry import ENGINES, open_engine
 from tmi.runtime.verification.parity import ENGINE_ERRORS, check_engine
@@ -55,7 +55,7 @@ def obstacle(kind: str, options: BuildOptions) -> str | None:
         gpu = find_gpu()
         if gpu is None:
             missing.append("this machine has no NVIDIA GPU with its driver")
-        elif (too_old := driver_obstacle(ENGINES[kind].package, gpu)) is not None:
+        elif (too_old := driver_incompatibility(ENGINES[kind].package, gpu)) is not None:
             missing.append(too_old)
     return " and ".join(missing) or None
 

@@ -101,7 +101,7 @@ def _document(found: Verification) -> dict[str, Any]:
         "signature": found.signature,
         "passed": found.passed,
         "engines": list(found.engines),
-        "passed_over": found.passed_over,
+        "passed_over": found.skipped,
         "gates": [plain(r) for r in found.records],
     }
 
@@ -117,7 +117,7 @@ def _print(found: Verification) -> None:
         f"{found.signature}"
     )
     console.print(checks_table(found.records), markup=False)
-    for name, why in found.passed_over.items():
+    for name, why in found.skipped.items():
         typer.echo(f"engine {name} was not judged: {why}")
     failed: Sequence[CheckResult] = [r for r in found.records if not r.passed]
     if failed:

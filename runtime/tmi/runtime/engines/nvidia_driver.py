@@ -78,7 +78,7 @@ def require_gpu(what: str) -> Gpu:
     return gpu
 
 
-def driver_obstacle(package: str, gpu: Gpu) -> str | None:
+def driver_incompatibility(package: str, gpu: Gpu) -> str | None:
     """What keeps a driver from serving an installed TensorRT; None where nothing does, or nothing is known.
 
     A wheel says which CUDA it was built for in the name of the distribution that holds its libraries,
@@ -102,7 +102,7 @@ def require_driver(package: str, gpu: Gpu) -> None:
     Raises:
         UnavailableError: it is; some runtimes crash where it is.
     """
-    obstacle = driver_obstacle(package, gpu)
+    obstacle = driver_incompatibility(package, gpu)
     if obstacle is not None:
         raise UnavailableError(
             obstacle,

@@ -46,7 +46,7 @@ def shared_core() -> Any:
 
 
 @cache
-def lacks_bfloat16() -> str | None:
+def missing_bfloat16() -> str | None:
     """What the processor lacks for bfloat16, or None.
 
     It must be able to, and OpenVINO must prefer it: where instructions for it are emulated, float32 is quicker.

@@ -10,11 +10,11 @@ from tmi.runtime.engines.registry import engine_spec
 from tmi.toolkit.errors import DamagedError, UsageError
 
 FLOAT32, TF32, FLOAT16, BFLOAT16 = "float32", "tf32", "float16", "bfloat16"
-ASKED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+ALLOWED_PRECISIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"auto": (), "bf16": (BFLOAT16,), "fp32": (FLOAT32,)},
 )
 """Value of `--precision` -> what an engine may compute in; nothing: whatever has passed its gates."""
-LADDER = (FLOAT32, TF32, FLOAT16)
+PRECISION_ORDER = (FLOAT32, TF32, FLOAT16)
 """What plans compute in, from the most exact to the coarsest."""
 TENSORRT = "tensorrt"
 """Key of `Manifest.extra` that holds all of TensorRT's metadata."""
@@ -30,7 +30,7 @@ def graph_precisions(manifest: Manifest) -> dict[str, str]:
     """
     try:
         said = manifest.extra[TENSORRT]["precision"]["graphs"]
-        return {g.name: LADDER[LADDER.index(said[g.name]["precision"])] for g in manifest.graphs}
+        return {g.name: PRECISION_ORDER[PRECISION_ORDER.index(said[g.name]["precision"])] for g in manifest.graphs}
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(
             "bundle: the manifest does not say in which precision its plans compute", fix="export the bundle again"
@@ -43,7 +43,7 @@ def plan_precision(manifest: Manifest) -> str:
     Raises:
         DamagedError: the manifest does not say.
     """
-    return max(graph_precisions(manifest).values(), key=LADDER.index)
+    return max(graph_precisions(manifest).values(), key=PRECISION_ORDER.index)
 
 
 def engine_precision(engine: str, manifest: Manifest) -> str:
@@ -55,15 +55,15 @@ def engine_precision(engine: str, manifest: Manifest) -> str:
     return plan_precision(manifest) if engine_spec(engine).gpu else engine_spec(engine).precision
 
 
-def require_asked(precision: str) -> tuple[str, ...]:
+def allowed_precisions(precision: str) -> tuple[str, ...]:
     """What an engine may compute in, for a value of `--precision`; nothing stands for anything.
 
     Raises:
         UsageError: no such value.
     """
-    if precision not in ASKED:
-        raise UsageError(f"unknown precision {precision!r}", fix=f"choose one of {', '.join(ASKED)}")
-    return ASKED[precision]
+    if precision not in ALLOWED_PRECISIONS:
+        raise UsageError(f"unknown precision {precision!r}", fix=f"choose one of {', '.join(ALLOWED_PRECISIONS)}")
+    return ALLOWED_PRECISIONS[precision]
 
 
 def validated_at_export(manifest: Manifest, engine: str) -> bool:

@@ -77,15 +77,15 @@ class EngineSpec:
     """Whether it needs an NVIDIA GPU with its driver."""
     precision: str = "float32"
     """Number format that it computes in; a plan's is the bundle's to say (`tmi.runtime.engines.precision`)."""
-    yields: bool = False
+    optional: bool = False
     """Whether its gates decide about itself alone: where they fail the bundle stands, and `auto` takes the next one."""
-    lacks: str | None = None
+    requirement_check: str | None = None
     """`module:function` that says what this machine lacks for it, or None; None: its package is all it needs."""
 
 
-HALF_ERROR = 5e-3
+FLOAT16_MAX_ABS_ERR = 5e-3
 """Declared error of engines that may compute in FP16."""
-BFLOAT16_ERROR = 1e-2
+BFLOAT16_MAX_ABS_ERR = 1e-2
 """Declared error of engines that compute in bfloat16, whose rounding is eight times FP16's."""
 
 ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
@@ -95,7 +95,7 @@ ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
             artefact="trt",
             package="tensorrt",
             extra="trt",
-            max_abs_err=HALF_ERROR,
+            max_abs_err=FLOAT16_MAX_ABS_ERR,
             gpu=True,
         ),
         "trt-rtx": EngineSpec(
@@ -103,7 +103,7 @@ ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
             artefact="trt-rtx",
             package="tensorrt_rtx",
             extra="trt-rtx",
-            max_abs_err=HALF_ERROR,
+            max_abs_err=FLOAT16_MAX_ABS_ERR,
             gpu=True,
         ),
         "torch-trt": EngineSpec(
@@ -111,7 +111,7 @@ ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
             artefact="torch-trt",
             package="tensorrt",
             extra="trt",
-            max_abs_err=HALF_ERROR,
+            max_abs_err=FLOAT16_MAX_ABS_ERR,
             gpu=True,
         ),
         "openvino-bf16": EngineSpec(
@@ -119,10 +119,10 @@ ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
             artefact="onnx",
             package="openvino",
             extra="openvino",
-            max_abs_err=BFLOAT16_ERROR,
+            max_abs_err=BFLOAT16_MAX_ABS_ERR,
             precision="bfloat16",
-            yields=True,
-            lacks="tmi.runtime.engines.openvino:lacks_bfloat16",
+            optional=True,
+            requirement_check="tmi.runtime.engines.openvino:missing_bfloat16",
         ),
         "openvino": EngineSpec(
             target="tmi.runtime.engines.openvino:OpenVinoEngine",
@@ -163,7 +163,7 @@ EMULATORS: Mapping[str, EngineSpec] = MappingProxyType(
             artefact="onnx-typed",
             package="onnx",
             extra="export",
-            max_abs_err=HALF_ERROR,
+            max_abs_err=FLOAT16_MAX_ABS_ERR,
         ),
     }
 )
@@ -188,12 +188,12 @@ def installed(name: str) -> bool:
     return importlib.util.find_spec(engine_spec(name).package) is not None
 
 
-def lacking(name: str) -> str | None:
+def missing_requirement(name: str) -> str | None:
     """What this machine's processor lacks for an installed engine, in a few words; None where it lacks nothing."""
     spec = engine_spec(name)
-    if spec.lacks is None:
+    if spec.requirement_check is None:
         return None
-    module, _, function = spec.lacks.partition(":")
+    module, _, function = spec.requirement_check.partition(":")
     said: str | None = getattr(importlib.import_module(module), function)()
     return said
 
@@ -224,7 +224,7 @@ def open_engine(name: str, bundle: Bundle, *, threads: int | None = None) -> Eng
         )
     if spec.gpu:
         require_gpu(f"engine {name}")
-    lack = lacking(name)
+    lack = missing_requirement(name)
     if lack is not None:
         raise UnavailableError(f"engine {name} cannot run here: {lack}", fix="take --engine auto, or another engine")
     module, _, attribute = spec.target.partition(":")

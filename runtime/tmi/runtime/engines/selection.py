@@ -10,8 +10,8 @@ from typing import Literal
 
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.nvidia_driver import find_gpu
-from tmi.runtime.engines.precision import engine_precision, require_asked
-from tmi.runtime.engines.registry import ENGINES, engine_spec, installed, lacking
+from tmi.runtime.engines.precision import allowed_precisions, engine_precision
+from tmi.runtime.engines.registry import ENGINES, engine_spec, installed, missing_requirement
 from tmi.toolkit.errors import UnavailableError, UsageError
 
 AUTO = "auto"
@@ -51,14 +51,14 @@ def choose_engine(
     Args:
         asked: `auto` or a name.
         bundle: to be run.
-        precision: a value of `tmi.runtime.engines.precision.ASKED`.
+        precision: a value of `tmi.runtime.engines.precision.ALLOWED_PRECISIONS`.
         rejected: engine -> why `auto` must not take it.
 
     Raises:
         UsageError: no such engine or precision, or the engine asked for computes in another one.
         UnavailableError: `auto`, and no engine fits.
     """
-    formats = require_asked(precision)
+    formats = allowed_precisions(precision)
     if asked != AUTO:
         if asked not in ENGINES:
             raise UsageError(f"unknown engine {asked!r}", fix=f"choose {AUTO} or one of {', '.join(ENGINES)}")
@@ -68,26 +68,26 @@ def choose_engine(
                 fix=f"leave out --precision, or take --engine {AUTO}",
             )
         return asked, "asked for"
-    passed_over: list[str] = []
+    skipped: list[str] = []
     for name, spec in ENGINES.items():
         if spec.gpu and not bundle.has(spec.artefact):
             continue  # most bundles have none, and then nobody asks why it was not taken
         if not bundle.has(spec.artefact):
-            passed_over.append(f"{name}: the bundle holds no {spec.artefact} graphs")
+            skipped.append(f"{name}: the bundle holds no {spec.artefact} graphs")
         elif not installed(name):
-            passed_over.append(f"{name}: {spec.package} is not installed")
+            skipped.append(f"{name}: {spec.package} is not installed")
         elif spec.gpu and find_gpu() is None:
-            passed_over.append(f"{name}: no NVIDIA GPU with its driver")
+            skipped.append(f"{name}: no NVIDIA GPU with its driver")
         elif formats and engine_precision(name, bundle.manifest) not in formats:
-            passed_over.append(f"{name}: computes in {engine_precision(name, bundle.manifest)}")
-        elif (lack := lacking(name)) is not None:
-            passed_over.append(f"{name}: {lack}")
+            skipped.append(f"{name}: computes in {engine_precision(name, bundle.manifest)}")
+        elif (lack := missing_requirement(name)) is not None:
+            skipped.append(f"{name}: {lack}")
         elif name in rejected:
-            passed_over.append(f"{name}: {rejected[name]}")
+            skipped.append(f"{name}: {rejected[name]}")
         else:
-            return name, "; ".join(["auto: the first that is installed and has graphs in the bundle", *passed_over])
+            return name, "; ".join(["auto: the first that is installed and has graphs in the bundle", *skipped])
     raise UnavailableError(
-        f"no engine can run bundle {bundle.folder} ({'; '.join(passed_over)})",
+        f"no engine can run bundle {bundle.folder} ({'; '.join(skipped)})",
         fix="install an engine (pip install 'tmi-clnet[openvino]') or export the bundle again with --engine onnx",
     )
 

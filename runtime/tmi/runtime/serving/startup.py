@@ -36,8 +36,8 @@ def open_selected_engine(
     Args:
         asked: `auto` or a name in `ENGINES`.
         bundle: compared with its manifest.
-        precision: a value of `tmi.runtime.engines.precision.ASKED`; anything but `auto` leaves only engines that
-        compute in it.
+        precision: a value of `tmi.runtime.engines.precision.ALLOWED_PRECISIONS`; anything but `auto` leaves only
+        engines that compute in it.
         threads: threads of the engine; None takes all cores.
         verify: False skips the check at the first opening; engines that yield are then taken on the export's evidence
             or an earlier opening's only.
@@ -66,7 +66,7 @@ def open_selected_engine(
             engine, verified = _open_and_verify(name, bundle, threads, verify=verify, tell=tell)
             break
         except ParityError as error:
-            if not engine_spec(name).yields:
+            if not engine_spec(name).optional:
                 raise
             refused[name] = error.what
             tell(f"engine {name} is not taken: {error.what}")
@@ -80,7 +80,7 @@ def _known_rejections(bundle: Bundle, *, verify: bool) -> dict[str, str]:
     """Engines that yield and are refused without being asked again."""
     refused = {}
     for name, spec in ENGINES.items():
-        if not (spec.yields and bundle.has(spec.artefact) and installed(name)):
+        if not (spec.optional and bundle.has(spec.artefact) and installed(name)):
             continue
         before, why_here = remembered(bundle, name)
         why = rejected_at_export(bundle.manifest, name) or why_here

@@ -96,7 +96,7 @@ def check_first_opening(bundle: Bundle, engine: Engine, *, tell: Tell = lambda l
     try:
         _require_short_gates(bundle, engine)
     except ParityError as error:
-        if file is not None and engine_spec(engine.name).yields:
+        if file is not None and engine_spec(engine.name).optional:
             with suppress(OSError):
                 write_json(file, {"combination": key, "created": _now(), REFUSED: error.what})
         raise
@@ -144,7 +144,7 @@ def _require_short_gates(bundle: Bundle, engine: Engine) -> None:
 
     reference = read_references(bundle).float32
     artefact = engine_spec(engine.name).artefact
-    if engine_spec(engine.name).yields and not validated_at_export(bundle.manifest, engine.name):
+    if engine_spec(engine.name).optional and not validated_at_export(bundle.manifest, engine.name):
         golden = golden_from_manifest(bundle.manifest)
     else:
         golden, reference = first_golden_case(bundle.manifest), reference.rows([0])

@@ -21,7 +21,7 @@ from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.bundle.signing import SIGNED, UNCHECKED, UNSIGNED, check_signature
 from tmi.runtime.engines.nvidia_driver import find_gpu
 from tmi.runtime.engines.precision import engine_precision
-from tmi.runtime.engines.registry import ENGINES, engine_spec, installed, lacking, open_engine
+from tmi.runtime.engines.registry import ENGINES, engine_spec, installed, missing_requirement, open_engine
 from tmi.runtime.verification.golden_inputs import GoldenInputs, golden_from_manifest
 from tmi.runtime.verification.parity import ENGINE_ERRORS, FLOAT64_PREFIX, PIPELINE, Outputs, check_engine
 from tmi.runtime.verification.preprocessing_check import check_preprocessing
@@ -43,7 +43,7 @@ class Verification:
     """Every gate that ran."""
     engines: tuple[str, ...]
     """Engines that were judged."""
-    passed_over: dict[str, str]
+    skipped: dict[str, str]
     """Engine -> why it was not judged."""
 
     @property
@@ -87,7 +87,7 @@ def verify_bundle(
     progress("comparing every file with the manifest")
     bundle = open_bundle(folder)
     signature = signature_state(bundle, key)
-    names, passed_over = _select_engines(bundle, engines)
+    names, skipped = _select_engines(bundle, engines)
     progress("preparing the golden case")
     records = check_preprocessing(bundle)
     progress("making the golden inputs")
@@ -95,9 +95,9 @@ def verify_bundle(
     for name in list(names):
         progress(f"judging engine {name}")
         found = _validate_engine(name, bundle, golden, references, threads)
-        if name not in engines and engine_spec(name).yields and (why := failure_summary(found)) is not None:
+        if name not in engines and engine_spec(name).optional and (why := failure_summary(found)) is not None:
             # the bundle stands without it: predictions take the next engine
-            passed_over[name] = f"it does not hold here, and predictions do without it: {why}"
+            skipped[name] = f"it does not hold here, and predictions do without it: {why}"
             names.remove(name)
         else:
             records += found
@@ -106,7 +106,7 @@ def verify_bundle(
         signature=signature,
         records=tuple(records),
         engines=tuple(names),
-        passed_over=passed_over,
+        skipped=skipped,
     )
 
 
@@ -146,25 +146,25 @@ def _select_engines(bundle: Bundle, asked: Sequence[str]) -> tuple[list[str], di
     """Engines to judge, and why the others are passed over."""
     if asked:
         return [name for name in dict.fromkeys(asked) if engine_spec(name)], {}
-    names, passed_over = [], {}
+    names, skipped = [], {}
     for name, spec in ENGINES.items():
         if not bundle.has(spec.artefact):
-            passed_over[name] = f"the bundle holds no {spec.artefact} graphs"
+            skipped[name] = f"the bundle holds no {spec.artefact} graphs"
         elif not installed(name):
-            passed_over[name] = f"{spec.package} is not installed"
+            skipped[name] = f"{spec.package} is not installed"
         elif spec.gpu and find_gpu() is None:
-            passed_over[name] = "this machine has no NVIDIA GPU with its driver"
-        elif (lack := lacking(name)) is not None:
-            passed_over[name] = lack
+            skipped[name] = "this machine has no NVIDIA GPU with its driver"
+        elif (lack := missing_requirement(name)) is not None:
+            skipped[name] = lack
         else:
             names.append(name)
     if not names:
-        why = "; ".join(f"{name}: {reason}" for name, reason in passed_over.items())
+        why = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise UnavailableError(
             f"no engine can run bundle {bundle.folder} ({why})",
             fix="install an engine (pip install 'tmi-clnet[openvino]') or export the bundle again with --engine onnx",
         )
-    return names, passed_over
+    return names, skipped
 
 
 def _validate_engine(

@@ -19,12 +19,12 @@ from factories.traced_once import traced_once
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engines.openvino import OpenVinoBf16Engine
 from tmi.runtime.engines.precision import rejected_at_export, validated_at_export
-from tmi.runtime.engines.registry import ENGINES, lacking, open_engine
+from tmi.runtime.engines.registry import ENGINES, missing_requirement, open_engine
 from tmi.runtime.verification.parity import BOUNDS
 
 ENGINE = "openvino-bf16"
 NO_BFLOAT16 = "this processor has no bfloat16 instructions"
-needs_bfloat16 = pytest.mark.skipif(lacking(ENGINE) is not None, reason=NO_BFLOAT16)
+needs_bfloat16 = pytest.mark.skipif(missing_requirement(ENGINE) is not None, reason=NO_BFLOAT16)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OpenVinoBf16Engine, "encoder_precision", "f32")
     monkeypatch.setattr(OpenVinoBf16Engine, "_run", rounded)
     for module in ("engine", "engine_choice", "verification"):
-        monkeypatch.setattr(f"tmi.runtime.{module}.lacking", lambda name: None)
+        monkeypatch.setattr(f"tmi.runtime.{module}.missing_requirement", lambda name: None)
 
 
 def unjudged(bundle: Path, folder: Path, **extra: object) -> Path:
@@ -120,7 +120,9 @@ def test_auto_takes_it_and_says_so_and_fp32_asks_for_the_other(nano_bundle, case
 
 def test_without_such_a_processor_float32_answers_and_the_reason_is_told(nano_bundle, case, monkeypatch):
     for module in ("engine", "engine_choice", "verification"):
-        monkeypatch.setattr(f"tmi.runtime.{module}.lacking", lambda name: NO_BFLOAT16 if name == ENGINE else None)
+        monkeypatch.setattr(
+            f"tmi.runtime.{module}.missing_requirement", lambda name: NO_BFLOAT16 if name == ENGINE else None
+        )
     outcome = predict(case, nano_bundle)
     assert outcome.document["engine"]["precision"] == "float32"
     assert f"{ENGINE}: {NO_BFLOAT16}" in outcome.document["engine"]["reason"]
@@ -237,5 +239,5 @@ def test_a_bundle_that_refused_bfloat16_is_not_asked_again(nano_bundle, case, em
 
 def test_the_bound_of_bfloat16_is_wider_than_float16s_by_less_than_its_rounding():
     assert BOUNDS["float16"].relative < BOUNDS["bfloat16"].relative <= 8 * BOUNDS["float16"].relative
-    assert replace(ENGINES[ENGINE]).yields
-    assert [name for name, spec in ENGINES.items() if spec.yields] == [ENGINE]
+    assert replace(ENGINES[ENGINE]).optional
+    assert [name for name, spec in ENGINES.items() if spec.optional] == [ENGINE]

@@ -14,13 +14,13 @@ import pytest
 
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.engines import registry as engine_table
-from tmi.runtime.engines.registry import ENGINES, Engine, installed, lacking, open_engine
+from tmi.runtime.engines.registry import ENGINES, Engine, installed, missing_requirement, open_engine
 from tmi.runtime.engines.selection import choose_engine
 from tmi.runtime.inference.ensemble import probabilities, run_folds
 from tmi.runtime.verification.golden_inputs import GoldenInputs, golden_from_manifest
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 
-CPU_ENGINES = [n for n, spec in ENGINES.items() if not spec.gpu and installed(n) and lacking(n) is None]
+CPU_ENGINES = [n for n, spec in ENGINES.items() if not spec.gpu and installed(n) and missing_requirement(n) is None]
 """tests/gpu asks the others the same questions. bfloat16 is not asked where the processor has none."""
 
 

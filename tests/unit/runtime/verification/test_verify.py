@@ -21,7 +21,7 @@ from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.manifest import manifest_schema
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engines.onnxruntime import OnnxEngine
-from tmi.runtime.engines.registry import ENGINES, lacking
+from tmi.runtime.engines.registry import ENGINES, missing_requirement
 from tmi.runtime.verification.self_test import combination
 
 
@@ -56,7 +56,7 @@ def test_verify_judges_every_installed_engine_of_the_bundle(tiny_bundle):
     assert "not signed" in outcome.out
     rows = [line.split("│")[1:4] for line in outcome.out.splitlines() if line.startswith("│")]
     judged = {row[0].strip() for row in rows}
-    assert judged == {"files", *(n for n, s in ENGINES.items() if not s.gpu and lacking(n) is None)}
+    assert judged == {"files", *(n for n, s in ENGINES.items() if not s.gpu and missing_requirement(n) is None)}
     assert {row[1].strip() for row in rows if row[0].strip() == "onnx"} >= {"logits", "float64", "largest-batch"}
     assert "gates held" in outcome.out.splitlines()[-1]
 
