@@ -18,7 +18,7 @@ from tmi.runtime.engines.graph_engine import available_cores
 from tmi.runtime.engines.precision import rejected_at_export, validated_at_export
 from tmi.runtime.engines.registry import ENGINES, Engine, engine_spec, installed, open_engine
 from tmi.runtime.engines.selection import AUTO, EngineRecord, choose_engine, engine_record
-from tmi.runtime.verification.self_test import NOT_VERIFIED, Tell, check_first_opening, remembered
+from tmi.runtime.verification.self_test import SELF_TEST_SKIPPED, Tell, cached_result, run_self_test
 from tmi.toolkit.errors import DamagedError
 
 
@@ -82,7 +82,7 @@ def _known_rejections(bundle: Bundle, *, verify: bool) -> dict[str, str]:
     for name, spec in ENGINES.items():
         if not (spec.optional and bundle.has(spec.artefact) and installed(name)):
             continue
-        before, why_here = remembered(bundle, name)
+        before, why_here = cached_result(bundle, name)
         why = rejected_at_export(bundle.manifest, name) or why_here
         if why is None and not verify and not before and not validated_at_export(bundle.manifest, name):
             why = "nobody has judged it on such a processor yet, and the check is skipped (--no-verify)"
@@ -97,7 +97,7 @@ def _open_and_verify(
     """The engine, open, and whether it was checked on this machine."""
     engine = _open_engine(name, bundle, threads)
     try:
-        opening = check_first_opening(bundle, engine, tell=tell) if verify else NOT_VERIFIED
+        opening = run_self_test(bundle, engine, tell=tell) if verify else SELF_TEST_SKIPPED
     except BaseException:
         engine.close()
         raise

@@ -39,12 +39,12 @@ from tmi.toolkit.storage.hashing import sha256_json
 
 Tell = Callable[[str], None]
 """Told one line for the user."""
-REFUSED = "refused"
+REJECTED_KEY = "refused"
 """Key under which a file of memory says why an engine that yields was refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opening:
+class SelfTestResult:
     """What is known of this bundle and engine on this machine."""
 
     verified: Literal["now", "before", "no"]
@@ -53,11 +53,11 @@ class Opening:
     """What it cost."""
 
 
-NOT_VERIFIED = Opening(verified="no", seconds=0.0)
+SELF_TEST_SKIPPED = SelfTestResult(verified="no", seconds=0.0)
 """Of a bundle that was opened without a check, as asked."""
 
 
-def combination(bundle: Bundle, engine: str) -> dict[str, Any]:
+def self_test_key(bundle: Bundle, engine: str) -> dict[str, Any]:
     """What the answers depend on: bundle, engine, versions, processor and, for an engine that uses one, the GPU."""
     package = engine_spec(engine).package
     gpu = find_gpu() if engine_spec(engine).gpu else None
@@ -75,7 +75,7 @@ def combination(bundle: Bundle, engine: str) -> dict[str, Any]:
     }
 
 
-def check_first_opening(bundle: Bundle, engine: Engine, *, tell: Tell = lambda line: None) -> Opening:
+def run_self_test(bundle: Bundle, engine: Engine, *, tell: Tell = lambda line: None) -> SelfTestResult:
     """Run the short gates unless this combination has passed them before.
 
     Args:
@@ -87,39 +87,39 @@ def check_first_opening(bundle: Bundle, engine: Engine, *, tell: Tell = lambda l
         ParityError: a gate failed; nothing is remembered.
         DamagedError: the bundle's references cannot be read.
     """
-    key = combination(bundle, engine.name)
-    file, before = _memory(key)
-    if before is not None and before.get(REFUSED) is None:
-        return Opening(verified="before", seconds=0.0)
+    key = self_test_key(bundle, engine.name)
+    file, before = _cached_entry(key)
+    if before is not None and before.get(REJECTED_KEY) is None:
+        return SelfTestResult(verified="before", seconds=0.0)
     tell(f"first opening of this bundle with {engine.name} on this machine: checking its answers")
     start = perf_counter()
     try:
-        _require_short_gates(bundle, engine)
+        _require_quick_checks(bundle, engine)
     except ParityError as error:
         if file is not None and engine_spec(engine.name).optional:
             with suppress(OSError):
-                write_json(file, {"combination": key, "created": _now(), REFUSED: error.what})
+                write_json(file, {"combination": key, "created": _now(), REJECTED_KEY: error.what})
         raise
     seconds = perf_counter() - start
     if file is None:
         tell(f"it answers like the validated model ({seconds:.1f} s; not remembered, caching is off)")
-        return Opening(verified="now", seconds=seconds)
+        return SelfTestResult(verified="now", seconds=seconds)
     try:
         write_json(file, {"combination": key, "created": _now(), "seconds": round(seconds, 3)})
     except OSError as error:
         tell(f"that it held cannot be remembered in {file.parent} ({error.strerror}); set TMI_CACHE")
     else:
         tell(f"it answers like the validated model ({seconds:.1f} s, remembered in {file.parent})")
-    return Opening(verified="now", seconds=seconds)
+    return SelfTestResult(verified="now", seconds=seconds)
 
 
-def remembered(bundle: Bundle, engine: str) -> tuple[bool, str | None]:
+def cached_result(bundle: Bundle, engine: str) -> tuple[bool, str | None]:
     """Whether this combination has been judged here before, and the reason where it was refused."""
-    _, before = _memory(combination(bundle, engine))
-    return before is not None, None if before is None else before.get(REFUSED)
+    _, before = _cached_entry(self_test_key(bundle, engine))
+    return before is not None, None if before is None else before.get(REJECTED_KEY)
 
 
-def _memory(key: dict[str, Any]) -> tuple[Path | None, dict[str, Any] | None]:
+def _cached_entry(key: dict[str, Any]) -> tuple[Path | None, dict[str, Any] | None]:
     """Where a combination is remembered, None where caching is off, and what stands there if it is of just this one."""
     root = cache_root()
     if root is None:
@@ -136,7 +136,7 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _require_short_gates(bundle: Bundle, engine: Engine) -> None:
+def _require_quick_checks(bundle: Bundle, engine: Engine) -> None:
     from tmi.runtime.verification.golden_inputs import first_golden_case, golden_from_manifest
     from tmi.runtime.verification.parity import check_outputs
     from tmi.runtime.verification.preprocessing_check import check_preprocessing

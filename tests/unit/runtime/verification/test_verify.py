@@ -22,7 +22,7 @@ from tmi.runtime.bundle.manifest import manifest_schema
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engines.onnxruntime import OnnxEngine
 from tmi.runtime.engines.registry import ENGINES, missing_requirement
-from tmi.runtime.verification.self_test import combination
+from tmi.runtime.verification.self_test import self_test_key
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_a_first_opening_is_checked_said_remembered_and_recorded(tiny_bundle, go
     assert "first opening of this bundle with onnx on this machine: checking its answers" in first.err
     assert "it answers like the validated model" in first.err
     (file,) = (new_machine / "opened").iterdir()
-    assert json.loads(file.read_text())["combination"] == combination(open_bundle(tiny_bundle), "onnx")
+    assert json.loads(file.read_text())["combination"] == self_test_key(open_bundle(tiny_bundle), "onnx")
     second = ask()
     assert second.document["engine"]["verified"] == "before"
     assert "first opening" not in second.err
