@@ -114,11 +114,11 @@ def explainer_of(source: ModelSource, fold: str, target: str | None) -> Explaine
     """The explainer; its stages are told on standard error where that is a terminal."""
     from tmi.runtime.explain.explainer import Explainer
 
-    def tell(words: str) -> None:
+    def log(words: str) -> None:
         if sys.stderr.isatty():
             typer.echo(f"  {words} ...", err=True)
 
-    return Explainer(source, source.chosen(fold), target=target, tell=tell)
+    return Explainer(source, source.chosen(fold), target=target, log=log)
 
 
 def refused(error: InputRejectedError | UnavailableError, case: Case) -> None:

@@ -89,7 +89,7 @@ def predict(
     kept = PreparedCache() if cache else None
     if no_verify:
         typer.echo("the check at a first opening is skipped (--no-verify)", err=True)
-    tell = partial(typer.echo, err=True)
+    log = partial(typer.echo, err=True)
     opened = Predictor.open(
         bundle,
         engine=engine,
@@ -97,7 +97,7 @@ def predict(
         threads=threads,
         key=key,
         verify=not no_verify,
-        tell=tell,
+        log=log,
         cache=kept,
         reuse=reuse,
     )

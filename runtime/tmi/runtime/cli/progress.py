@@ -59,7 +59,7 @@ def run_cases(
                 journal.append(answer)
             done[answer.case_id] = answer
             number += 1
-            _tell(answer, number, len(cases))
+            _print_result(answer, number, len(cases))
             step()
     if len(cases) > 1:
         typer.echo(_summary([done[case.case_id] for case in left], perf_counter() - start), err=True)
@@ -80,7 +80,7 @@ def _identity(predictor: Predictor, *, batch: int, mask_label: int | None) -> Ma
     }
 
 
-def _tell(answer: Answer, number: int, count: int) -> None:
+def _print_result(answer: Answer, number: int, count: int) -> None:
     """A refusal, and of several cases each one, on standard error."""
     if isinstance(answer, Refusal):
         state = f"refused ({answer.code})"

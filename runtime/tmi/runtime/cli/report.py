@@ -71,9 +71,9 @@ def report(
     found = resolve_cases(cases, mask_label=mask_label)
     source = open_bundle_models(bundle)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    tell = lambda line: typer.echo(line, err=True)  # noqa: E731 - one line, used once
+    log = lambda line: typer.echo(line, err=True)  # noqa: E731 - one line, used once
     with (
-        Predictor.open(bundle, engine=engine, threads=threads, key=key, tell=tell) as predictor,
+        Predictor.open(bundle, engine=engine, threads=threads, key=key, log=log) as predictor,
         torch_threads(threads),
     ):
         explainer = explainer_of(source, "ensemble", None)

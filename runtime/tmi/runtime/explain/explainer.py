@@ -32,7 +32,7 @@ from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.preprocessing.pipeline import PreparedCase
 
-Tell = Callable[[str], None]
+LogCallback = Callable[[str], None]
 """Told a few words when a stage begins."""
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 """The four residual stages of the CT encoder."""
@@ -45,7 +45,7 @@ class Explainer:
         source: run or bundle.
         folds: fold numbers among the source's.
         target: class to explain; None: for each case what these folds decide for.
-        tell: told what is being done.
+        log: told what is being done.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class Explainer:
         folds: tuple[int, ...],
         *,
         target: str | None = None,
-        tell: Tell = lambda words: None,
+        log: LogCallback = lambda words: None,
     ) -> None:
         self.source = source
         self.folds = folds
         self._target = target
-        self._tell = tell
+        self._log = log
 
     def explain(self, case: Case, prepared: PreparedCase) -> Explanation:
         """Maps and attributions.
@@ -109,7 +109,7 @@ class Explainer:
 
     def curves(self, explanation: Explanation, prepared: PreparedCase, *, steps: int) -> Curves:
         """Insertion and deletion by the explanation's map; p is the mean over the folds explained."""
-        self._tell("insertion and deletion")
+        self._log("insertion and deletion")
         target = self.source.classes.index(explanation.target)
         empty = self.source.config.ct.scale_to[0]
         by_fold = []
@@ -138,7 +138,7 @@ class Explainer:
 
     def randomisation(self, explanation: Explanation, prepared: PreparedCase) -> tuple[Randomised, ...]:
         """The sanity check, on the first of the folds explained."""
-        self._tell("sanity check")
+        self._log("sanity check")
         model = self.source.load(self.folds[0])
         inputs = fold_inputs(prepared, model, self.source.config)
         target = self.source.classes.index(explanation.target)
@@ -150,7 +150,7 @@ class Explainer:
         )
 
     def _encoded(self, fold: int, prepared: PreparedCase) -> tuple[EncodedCase, Float[np.ndarray, " K"]]:
-        self._tell(f"fold {fold}: answer")
+        self._log(f"fold {fold}: answer")
         model = self.source.load(fold)
         inputs = fold_inputs(prepared, model, self.source.config)
         encoded = encode(model.fused, inputs)
@@ -172,13 +172,13 @@ class Explainer:
         model: FoldModel = self.source.load(fold)
         network, inputs = model.fused, fold_inputs(prepared, model, config)
         marks = [perf_counter()]
-        self._tell(f"fold {fold}: map")
+        self._log(f"fold {fold}: map")
         map_DHW = ct_map(network, inputs, encoded.text_features.clone(), target, config.ct.shape_DHW)
         marks.append(perf_counter())
-        self._tell(f"fold {fold}: radiomics")
+        self._log(f"fold {fold}: radiomics")
         radiomics = radiomics_attribution(network, inputs, encoded, positive)
         marks.append(perf_counter())
-        self._tell(f"fold {fold}: clinical text")
+        self._log(f"fold {fold}: clinical text")
         offsets = model.tokenizer.offsets(prepared.text, max_length=config.clinical.max_length)
         text = text_attribution(network, inputs, encoded, positive, offsets)
         fields = by_field(text.values_N, offsets, spans)

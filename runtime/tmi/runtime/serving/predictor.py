@@ -37,7 +37,7 @@ from tmi.runtime.serving.results import STAGES, Answer, Refusal
 from tmi.runtime.serving.startup import open_selected_engine
 from tmi.runtime.serving.text_encoding import EncodedText, TextBranch, computing
 from tmi.runtime.serving.timing import Stopwatch, add_up, split_waited
-from tmi.runtime.verification.self_test import Tell
+from tmi.runtime.verification.self_test import LogCallback
 from tmi.toolkit.cases.case import Case, find_cases
 from tmi.toolkit.clinical.rendering import require_rendering
 from tmi.toolkit.clinical.schema import SCHEMA_FILE, stored_schema
@@ -119,7 +119,7 @@ class Predictor:
         reuse: bool = False,
         key: Path | None = None,
         verify: bool = True,
-        tell: Tell = lambda line: None,
+        log: LogCallback = lambda line: None,
     ) -> Self:
         """Open a bundle, after comparing every byte of it with its manifest.
 
@@ -136,7 +136,7 @@ class Predictor:
             (`tmi.runtime.inference.embedding_cache`).
             key: public key (PEM) that must have signed the bundle; None asks for no signature.
             verify: False skips the check at the first opening; `engine_record` says so.
-            tell: told one line about a first opening.
+            log: told one line about a first opening.
 
         Raises:
             UsageError: no such bundle or engine.
@@ -150,7 +150,7 @@ class Predictor:
 
             check_signature(opened.folder, key)
         running, record = open_selected_engine(
-            engine, opened, precision=precision, threads=threads, verify=verify, tell=tell
+            engine, opened, precision=precision, threads=threads, verify=verify, log=log
         )
         try:
             return cls(opened, running, record, cache=cache, reuse=reuse)

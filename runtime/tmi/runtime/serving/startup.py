@@ -18,7 +18,7 @@ from tmi.runtime.engines.graph_engine import available_cores
 from tmi.runtime.engines.precision import rejected_at_export, validated_at_export
 from tmi.runtime.engines.registry import ENGINES, Engine, engine_spec, installed, open_engine
 from tmi.runtime.engines.selection import AUTO, EngineRecord, choose_engine, engine_record
-from tmi.runtime.verification.self_test import SELF_TEST_SKIPPED, Tell, cached_result, run_self_test
+from tmi.runtime.verification.self_test import SELF_TEST_SKIPPED, LogCallback, cached_result, run_self_test
 from tmi.toolkit.errors import DamagedError
 
 
@@ -29,7 +29,7 @@ def open_selected_engine(
     precision: str = "auto",
     threads: int | None = None,
     verify: bool = True,
-    tell: Tell = lambda line: None,
+    log: LogCallback = lambda line: None,
 ) -> tuple[Engine, EngineRecord]:
     """An engine with the bundle open, judged on this machine, and what a prediction says of it.
 
@@ -41,7 +41,7 @@ def open_selected_engine(
         threads: threads of the engine; None takes all cores.
         verify: False skips the check at the first opening; engines that yield are then taken on the export's evidence
             or an earlier opening's only.
-        tell: told one line about a first opening, and when another engine is taken.
+        log: told one line about a first opening, and when another engine is taken.
 
     Raises:
         UsageError: no such engine or precision.
@@ -59,17 +59,17 @@ def open_selected_engine(
                 f"engine {name} does not answer like the validated model with this bundle; it was {why}",
                 fix="predict with --engine auto, which takes another engine",
             )
-        engine, verified = _open_and_verify(name, bundle, threads, verify=verify, tell=tell)
+        engine, verified = _open_and_verify(name, bundle, threads, verify=verify, log=log)
     while may_step_back:
         name, reason = choose_engine(AUTO, bundle, rejected=refused)
         try:
-            engine, verified = _open_and_verify(name, bundle, threads, verify=verify, tell=tell)
+            engine, verified = _open_and_verify(name, bundle, threads, verify=verify, log=log)
             break
         except ParityError as error:
             if not engine_spec(name).optional:
                 raise
             refused[name] = error.what
-            tell(f"engine {name} is not taken: {error.what}")
+            log(f"engine {name} is not taken: {error.what}")
     record = engine_record(
         name, bundle, asked=asked, reason=reason, threads=threads or available_cores(), verified=verified
     )
@@ -92,12 +92,12 @@ def _known_rejections(bundle: Bundle, *, verify: bool) -> dict[str, str]:
 
 
 def _open_and_verify(
-    name: str, bundle: Bundle, threads: int | None, *, verify: bool, tell: Tell
+    name: str, bundle: Bundle, threads: int | None, *, verify: bool, log: LogCallback
 ) -> tuple[Engine, Literal["now", "before", "no"]]:
     """The engine, open, and whether it was checked on this machine."""
     engine = _open_engine(name, bundle, threads)
     try:
-        opening = run_self_test(bundle, engine, tell=tell) if verify else SELF_TEST_SKIPPED
+        opening = run_self_test(bundle, engine, log=log) if verify else SELF_TEST_SKIPPED
     except BaseException:
         engine.close()
         raise

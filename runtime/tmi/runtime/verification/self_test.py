@@ -37,7 +37,7 @@ from tmi.toolkit.storage.atomic_files import write_json
 from tmi.toolkit.storage.disk_cache import cache_root
 from tmi.toolkit.storage.hashing import sha256_json
 
-Tell = Callable[[str], None]
+LogCallback = Callable[[str], None]
 """Told one line for the user."""
 REJECTED_KEY = "refused"
 """Key under which a file of memory says why an engine that yields was refused."""
@@ -75,13 +75,13 @@ def self_test_key(bundle: Bundle, engine: str) -> dict[str, Any]:
     }
 
 
-def run_self_test(bundle: Bundle, engine: Engine, *, tell: Tell = lambda line: None) -> SelfTestResult:
+def run_self_test(bundle: Bundle, engine: Engine, *, log: LogCallback = lambda line: None) -> SelfTestResult:
     """Run the short gates unless this combination has passed them before.
 
     Args:
         bundle: compared with its manifest.
         engine: opened on it.
-        tell: told before the wait, and when success cannot be remembered.
+        log: told before the wait, and when success cannot be remembered.
 
     Raises:
         ParityError: a gate failed; nothing is remembered.
@@ -91,7 +91,7 @@ def run_self_test(bundle: Bundle, engine: Engine, *, tell: Tell = lambda line: N
     file, before = _cached_entry(key)
     if before is not None and before.get(REJECTED_KEY) is None:
         return SelfTestResult(verified="before", seconds=0.0)
-    tell(f"first opening of this bundle with {engine.name} on this machine: checking its answers")
+    log(f"first opening of this bundle with {engine.name} on this machine: checking its answers")
     start = perf_counter()
     try:
         _require_quick_checks(bundle, engine)
@@ -102,14 +102,14 @@ def run_self_test(bundle: Bundle, engine: Engine, *, tell: Tell = lambda line: N
         raise
     seconds = perf_counter() - start
     if file is None:
-        tell(f"it answers like the validated model ({seconds:.1f} s; not remembered, caching is off)")
+        log(f"it answers like the validated model ({seconds:.1f} s; not remembered, caching is off)")
         return SelfTestResult(verified="now", seconds=seconds)
     try:
         write_json(file, {"combination": key, "created": _now(), "seconds": round(seconds, 3)})
     except OSError as error:
-        tell(f"that it held cannot be remembered in {file.parent} ({error.strerror}); set TMI_CACHE")
+        log(f"that it held cannot be remembered in {file.parent} ({error.strerror}); set TMI_CACHE")
     else:
-        tell(f"it answers like the validated model ({seconds:.1f} s, remembered in {file.parent})")
+        log(f"it answers like the validated model ({seconds:.1f} s, remembered in {file.parent})")
     return SelfTestResult(verified="now", seconds=seconds)
 
 

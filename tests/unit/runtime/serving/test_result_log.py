@@ -27,12 +27,12 @@ import os, sys, time
 from tmi.runtime import progress
 from tmi.toolkit.cli.main import main
 
-honest = progress._tell
+honest = progress._print_result
 def slowly(answer, number, count):
     honest(answer, number, count)
     if number == 3:
         time.sleep(60)
-progress._tell = slowly
+progress._print_result = slowly
 main()
 """
 

@@ -210,7 +210,7 @@ def test_a_cache_that_cannot_be_written_stops_no_prediction(tiny_bundle, tmp_pat
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("TMI_CACHE", str(tmp_path / "file"))
     told: list[str] = []
-    with Predictor.open(tiny_bundle, engine="onnx", threads=1, tell=told.append) as predictor:
+    with Predictor.open(tiny_bundle, engine="onnx", threads=1, log=told.append) as predictor:
         assert predictor.engine_record.verified == "now"
     assert "that it held cannot be remembered" in told[-1]
     assert "TMI_CACHE" in told[-1]
@@ -221,7 +221,7 @@ def test_without_a_cache_every_opening_is_checked(monkeypatch, tiny_bundle, tmp_
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         told: list[str] = []
-        with Predictor.open(tiny_bundle, engine="onnx", threads=1, tell=told.append) as predictor:
+        with Predictor.open(tiny_bundle, engine="onnx", threads=1, log=told.append) as predictor:
             assert predictor.engine_record.verified == "now"
         assert "not remembered, caching is off" in told[-1]
     assert not list(tmp_path.iterdir())
