@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tmi.runtime.serving.predictor import Predictor as Predictor
-    from tmi.runtime.serving.results import FoldAnswer as FoldAnswer
+    from tmi.runtime.serving.results import FoldPrediction as FoldPrediction
     from tmi.runtime.serving.results import Notice as Notice
     from tmi.runtime.serving.results import Prediction as Prediction
     from tmi.runtime.serving.results import Refusal as Refusal
@@ -24,11 +24,11 @@ _WHERE = {
     "Predictor": "tmi.runtime.serving.predictor",
     "Prediction": "tmi.runtime.serving.results",
     "Refusal": "tmi.runtime.serving.results",
-    "FoldAnswer": "tmi.runtime.serving.results",
+    "FoldPrediction": "tmi.runtime.serving.results",
     "Notice": "tmi.runtime.serving.results",
 }
 
-__all__ = ["FoldAnswer", "Notice", "Prediction", "Predictor", "Refusal"]
+__all__ = ["FoldPrediction", "Notice", "Prediction", "Predictor", "Refusal"]
 
 
 def __getattr__(name: str) -> object:

@@ -62,7 +62,7 @@ def main() -> int:
 
 def _serve(asked: dict[str, Any], out: TextIO) -> None:
     from tmi.runtime.serving.predictor import Predictor, resolve_cases
-    from tmi.runtime.serving.results import answer_to_json
+    from tmi.runtime.serving.results import result_to_json
     from tmi.toolkit.storage.serialization import to_json
 
     cases = resolve_cases(asked["cases"], mask_label=asked["mask_label"])
@@ -72,7 +72,7 @@ def _serve(asked: dict[str, Any], out: TextIO) -> None:
             start = perf_counter()
             answers = predictor.predict([cases[n] for n in chosen], batch=batch)
             seconds = perf_counter() - start
-            return {"seconds": seconds, "answers": [answer_to_json(a) for a in answers]}
+            return {"seconds": seconds, "answers": [result_to_json(a) for a in answers]}
 
         _say(out, {**answer([0], 1), "engine": to_json(predictor.engine_record)})
         for line in sys.stdin:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tmi.runtime.serving.predictor import Predictor
-    from tmi.runtime.serving.results import Answer
+    from tmi.runtime.serving.results import CaseResult
 
 
 def predict(
@@ -117,12 +117,12 @@ def predict(
 
 def _require_writable(out: Path, *, force: bool, resume: bool) -> None:
     """Before the work, not after it."""
-    from tmi.runtime.serving.result_log import journal_path
+    from tmi.runtime.serving.result_log import result_log_path
     from tmi.toolkit.storage.atomic_files import require_absent
 
     if out.is_dir() or not out.parent.is_dir():
         raise UsageError(f"{out} cannot be written as a file", fix="name a file in a folder that exists")
-    unfinished = journal_path(out)
+    unfinished = result_log_path(out)
     if unfinished != out or not resume:
         require_absent(out, force=force, kind="prediction file")
     if unfinished.exists() and not (force or resume):
@@ -133,13 +133,15 @@ def _require_writable(out: Path, *, force: bool, resume: bool) -> None:
         raise UsageError("--force begins anew and --resume goes on", fix="give one of the two")
 
 
-def _deliver(predictor: Predictor, answers: Sequence[Answer], *, batch: int, as_json: bool, out: Path | None) -> None:
+def _deliver(
+    predictor: Predictor, answers: Sequence[CaseResult], *, batch: int, as_json: bool, out: Path | None
+) -> None:
     """The table or the document on standard output, and the file."""
     import datetime
     from importlib.metadata import version
 
     from tmi.runtime.cli.tables.predictions import print_table, to_csv
-    from tmi.runtime.serving.result_log import journal_path
+    from tmi.runtime.serving.result_log import result_log_path
     from tmi.runtime.serving.results import document
     from tmi.toolkit.storage.atomic_files import write_text
     from tmi.toolkit.storage.hashing import canonical_json
@@ -150,7 +152,7 @@ def _deliver(predictor: Predictor, answers: Sequence[Answer], *, batch: int, as_
         document(answers, bundle=bundle, engine=record, batch=batch, created=created, version=version("tmi-clnet"))
     )
     if out is not None:
-        unfinished = journal_path(out)
+        unfinished = result_log_path(out)
         if unfinished != out:
             write_text(out, to_csv(answers, bundle=bundle, engine=record) if out.suffix == ".csv" else text)
             unfinished.unlink(missing_ok=True)  # only now: a kill before leaves what --resume goes on with

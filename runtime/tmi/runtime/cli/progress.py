@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import typer
 
 from tmi.runtime.serving.predictor import Predictor
-from tmi.runtime.serving.result_log import Journal, journal_path
-from tmi.runtime.serving.results import Answer, Refusal
+from tmi.runtime.serving.result_log import ResultLog, result_log_path
+from tmi.runtime.serving.results import CaseResult, Refusal
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.cli.main import print_error
 from tmi.toolkit.errors import InputRejectedError
@@ -35,7 +35,7 @@ def run_cases(
     mask_label: int | None,
     out: Path | None,
     resume: bool,
-) -> list[Answer]:
+) -> list[CaseResult]:
     """All answers in the order of the cases; each stands in the journal of `out` as soon as it is ready.
 
     Raises:
@@ -46,10 +46,10 @@ def run_cases(
     with ExitStack() as stack:
         journal = None
         if out is not None:
-            make = Journal.resume if resume else Journal.begin
-            opened = make(journal_path(out), _identity(predictor, batch=batch, mask_label=mask_label), cases)
+            make = ResultLog.resume if resume else ResultLog.begin
+            opened = make(result_log_path(out), _identity(predictor, batch=batch, mask_label=mask_label), cases)
             journal = stack.enter_context(opened)
-        done: dict[str, Answer] = {} if journal is None else dict(journal.answers)
+        done: dict[str, CaseResult] = {} if journal is None else dict(journal.results)
         left = [case for case in cases if case.case_id not in done]
         if resume:
             typer.echo(f"{len(done)} of {len(cases)} cases are answered already", err=True)
@@ -80,7 +80,7 @@ def _identity(predictor: Predictor, *, batch: int, mask_label: int | None) -> Ma
     }
 
 
-def _print_result(answer: Answer, number: int, count: int) -> None:
+def _print_result(answer: CaseResult, number: int, count: int) -> None:
     """A refusal, and of several cases each one, on standard error."""
     if isinstance(answer, Refusal):
         state = f"refused ({answer.code})"
@@ -91,7 +91,7 @@ def _print_result(answer: Answer, number: int, count: int) -> None:
         typer.echo(f"[{number}/{count}] {answer.case_id}: {state}", err=True)
 
 
-def _summary(answers: Sequence[Answer], seconds: float) -> str:
+def _summary(answers: Sequence[CaseResult], seconds: float) -> str:
     """One line on what this run did; cases of an earlier run are not its own."""
     refused = sum(isinstance(a, Refusal) for a in answers)
     return (

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tmi.runtime.explain.explainer import Explainer
     from tmi.runtime.serving.predictor import Predictor
-    from tmi.runtime.serving.results import Answer
+    from tmi.runtime.serving.results import CaseResult
     from tmi.toolkit.cases.case import Case
 
 INDEX_FILE = "index.html"
@@ -88,14 +88,14 @@ def report(
 
 def _write_cases(
     cases: Sequence[Case], predictor: Predictor, explainer: Explainer, out: Path, *, created: str
-) -> list[Answer]:
+) -> list[CaseResult]:
     """Every case's page, one after the other; its answer, or why it was refused."""
     from time import perf_counter
 
     from tmi.runtime.cli.explain import refused
     from tmi.runtime.serving.results import Refusal
 
-    answers: list[Answer] = []
+    answers: list[CaseResult] = []
     for number, case in enumerate(cases, start=1):
         start = perf_counter()
         answer = _write_case(case, predictor, explainer, out, created=created)
@@ -108,7 +108,7 @@ def _write_cases(
     return answers
 
 
-def _write_case(case: Case, predictor: Predictor, explainer: Explainer, out: Path, *, created: str) -> Answer:
+def _write_case(case: Case, predictor: Predictor, explainer: Explainer, out: Path, *, created: str) -> CaseResult:
     from importlib.metadata import version
 
     from tmi.runtime.explain.case_explanation import explain_case

@@ -137,7 +137,7 @@ def probabilities(logits_BFK: Float32[NDArray[np.float32], "B F K"]) -> Float64[
     return mean
 
 
-def spread(logits_BFK: Float32[NDArray[np.float32], "B F K"], positive: int) -> Float64[NDArray[np.float64], "B"]:
+def fold_std(logits_BFK: Float32[NDArray[np.float32], "B F K"], positive: int) -> Float64[NDArray[np.float64], "B"]:
     """Standard deviation over the folds (population) of the positive class's probability; 0 for one fold."""
     deviation: NDArray[np.float64] = softmax(logits_BFK)[:, :, positive].std(axis=1)
     return deviation

@@ -22,7 +22,7 @@ from tmi.runtime.explain.feature_groups import feature_class, grouped, image_typ
 from tmi.runtime.explain.overlay import Picture
 from tmi.runtime.explain.results import REPORT_FIELD, strongest_fields
 from tmi.runtime.report.slices import montage, page_slices
-from tmi.runtime.serving.results import RESEARCH_USE, Answer, Prediction
+from tmi.runtime.serving.results import RESEARCH_USE, CaseResult, Prediction
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import sentences
 from tmi.toolkit.qc.case_checks import Finding
@@ -87,7 +87,7 @@ def case_page(
     )
 
 
-def index_page(answers: Sequence[Answer], *, bundle: Bundle, created: str, version: str) -> str:
+def index_page(answers: Sequence[CaseResult], *, bundle: Bundle, created: str, version: str) -> str:
     """The cohort's page: a row a case, refused ones included."""
     rows = [
         {

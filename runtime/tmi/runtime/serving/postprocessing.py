@@ -7,8 +7,8 @@ from jaxtyping import Float32
 from numpy.typing import NDArray
 
 from tmi.runtime.bundle.manifest import Manifest
-from tmi.runtime.inference.ensemble import probabilities, softmax, spread
-from tmi.runtime.serving.results import Answer, FoldAnswer, Notice, Prediction, Refusal
+from tmi.runtime.inference.ensemble import fold_std, probabilities, softmax
+from tmi.runtime.serving.results import CaseResult, FoldPrediction, Notice, Prediction, Refusal
 
 
 def truncated_notice(longest: int) -> Notice:
@@ -16,7 +16,7 @@ def truncated_notice(longest: int) -> Notice:
     return Notice(code="text-truncated", message=f"the clinical text was cut to its first {longest} tokens")
 
 
-def judge(
+def to_prediction(
     case_id: str,
     logits_1FK: Float32[NDArray[np.float32], "1 F K"],
     *,
@@ -24,7 +24,7 @@ def judge(
     digest: str,
     engine: str,
     notices: tuple[Notice, ...],
-) -> Answer:
+) -> CaseResult:
     """The answer, without its seconds; logits that are no numbers are a refusal.
 
     Args:
@@ -52,10 +52,10 @@ def judge(
         case_id=case_id,
         probability=by_class(mean_K),
         folds=tuple(
-            FoldAnswer(fold=fold.fold, probability=by_class(p_K))
+            FoldPrediction(fold=fold.fold, probability=by_class(p_K))
             for fold, p_K in zip(manifest.folds, softmax(logits_1FK)[0], strict=True)
         ),
-        spread=float(spread(logits_1FK, manifest.positive)[0]),
+        spread=float(fold_std(logits_1FK, manifest.positive)[0]),
         decision=manifest.classes[manifest.positive if is_positive else 1 - manifest.positive],
         warnings=notices,
         engine=engine,

@@ -32,8 +32,8 @@ from tmi.runtime.engines.selection import AUTO, EngineRecord
 from tmi.runtime.inference.embedding_cache import EmbeddingCache, kept_before
 from tmi.runtime.inference.ensemble import Features, encode_ct, fuse
 from tmi.runtime.serving.case_loader import CaseReader, Inputs, LookAhead, Pending
-from tmi.runtime.serving.postprocessing import judge, truncated_notice
-from tmi.runtime.serving.results import STAGES, Answer, Refusal
+from tmi.runtime.serving.postprocessing import to_prediction, truncated_notice
+from tmi.runtime.serving.results import STAGES, CaseResult, Refusal
 from tmi.runtime.serving.startup import open_selected_engine
 from tmi.runtime.serving.text_encoding import EncodedText, TextBranch, computing
 from tmi.runtime.serving.timing import Stopwatch, add_up, split_waited
@@ -172,7 +172,7 @@ class Predictor:
 
     def predict(
         self, cases: CaseLike | Iterable[CaseLike], *, batch: int = 1, mask_label: int | None = None
-    ) -> list[Answer]:
+    ) -> list[CaseResult]:
         """Answers for all cases, in the order given; a bad case is a `Refusal` and stops no other.
 
         Args:
@@ -187,13 +187,13 @@ class Predictor:
 
     def stream(
         self, cases: CaseLike | Iterable[CaseLike], *, batch: int = 1, mask_label: int | None = None
-    ) -> Iterator[Answer]:
+    ) -> Iterator[CaseResult]:
         """As `predict`, one answer after the other as its batch is done; few cases are in memory at a time."""
         if batch < 1:
             raise UsageError(f"a batch of {batch} cases", fix="give a batch of 1 or more")
         return self._stream(resolve_cases(cases, mask_label=mask_label), batch)
 
-    def _stream(self, cases: Sequence[Case], batch: int) -> Iterator[Answer]:
+    def _stream(self, cases: Sequence[Case], batch: int) -> Iterator[CaseResult]:
         waiting: list[_Row | Refusal] = []
         cores = available_cores()
         if self._engine.copied_seconds is None and self.engine_record.threads >= cores:
@@ -213,10 +213,10 @@ class Predictor:
                         yield waiting.pop(0)  # type: ignore[misc]
                     if sum(isinstance(w, _Row) for w in waiting) == batch:
                         ahead.computing()
-                        answers, waiting = self._answer(waiting), []
+                        answers, waiting = self._predict_batch(waiting), []
                         yield from answers
         if waiting:
-            yield from self._answer(waiting)
+            yield from self._predict_batch(waiting)
 
     def _rows(self, group: list[Pending]) -> Iterator[_Row | Refusal]:
         """The rows of a group, which is empty afterwards: each case's arrays are held by its own row alone.
@@ -243,7 +243,7 @@ class Predictor:
         while ready:  # nothing of a case is held here while its row is out
             yield _row(ready.popleft(), encoded, share=share, shared=shared, work=(wall - waited) / max(1, cases))
 
-    def _answer(self, waiting: Sequence[_Row | Refusal]) -> list[Answer]:
+    def _predict_batch(self, waiting: Sequence[_Row | Refusal]) -> list[CaseResult]:
         """Run one batch; refusals among its cases keep their places."""
         watch = Stopwatch()
         rows = [w for w in waiting if isinstance(w, _Row)]
@@ -266,7 +266,7 @@ class Predictor:
             for number, row in enumerate(rows):
                 longest = self._config.clinical.max_length
                 judged.append(
-                    judge(
+                    to_prediction(
                         row.inputs.case.case_id,
                         logits_BFK[number : number + 1],
                         manifest=self._manifest,
@@ -279,7 +279,7 @@ class Predictor:
         shared = {name: seconds / len(rows) for name, seconds in watch.seconds.items()}
         wall = watch.wall / len(rows)
         answers = iter(
-            _timed(answer, row, shared, wall=wall, reused=found)
+            _with_timing(answer, row, shared, wall=wall, reused=found)
             for answer, row, found in zip(judged, rows, reused, strict=True)
         )
         return [one if isinstance(one, Refusal) else next(answers) for one in waiting]
@@ -317,7 +317,9 @@ def _is_made(pending: Pending) -> bool:
     return isinstance(pending.inputs.result(), Inputs)
 
 
-def _timed(answer: Answer, row: _Row, shared: Mapping[str, float], *, wall: float, reused: tuple[str, ...]) -> Answer:
+def _with_timing(
+    answer: CaseResult, row: _Row, shared: Mapping[str, float], *, wall: float, reused: tuple[str, ...]
+) -> CaseResult:
     """The answer with its waterfall: what its own row took and its part of the batch."""
     if isinstance(answer, Refusal):
         return answer

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from tmi.runtime.serving.file_lock import closed_on_error, open_locked
-from tmi.runtime.serving.results import Answer, answer_from_json, answer_to_json
+from tmi.runtime.serving.results import CaseResult, result_from_json, result_to_json
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.hashing import sha256_json
@@ -32,12 +32,12 @@ from tmi.toolkit.storage.hashing import sha256_json
 SCHEMA = "tmi-prediction-lines/1"
 SUFFIX = ".jsonl"
 """Ending of an output file that is itself such a journal."""
-ANEW = "begin anew with --force, or name another output file"
+START_OVER_FIX = "begin anew with --force, or name another output file"
 READ_BYTES = 64 * 2**10
 """What is read of a file, at its begin and at its end, to see whether it has changed."""
 
 
-def journal_path(out: Path) -> Path:
+def result_log_path(out: Path) -> Path:
     """Where the answers of an output file stand until they are all there: beside it, or in it."""
     return out if out.suffix == SUFFIX else out.with_name(out.name + ".unfinished" + SUFFIX)
 
@@ -59,13 +59,13 @@ def case_state(case: Case) -> str:
     return sha256_json(states)
 
 
-class Journal:
+class ResultLog:
     """An open journal. Use as a context manager; `answers` are those that stood there already."""
 
-    def __init__(self, stream: BinaryIO, answers: Mapping[str, Answer], states: Mapping[str, str]) -> None:
+    def __init__(self, stream: BinaryIO, answers: Mapping[str, CaseResult], states: Mapping[str, str]) -> None:
         self._stream = stream
         self._states = states
-        self.answers = dict(answers)
+        self.results = dict(answers)
         """Case id -> its answer, those of earlier runs first."""
 
     @classmethod
@@ -113,12 +113,12 @@ class Journal:
             return cls._begin(stream, path, identity, cases)  # killed before its first line was whole
         _require_same(path, _parsed(path, lines[0], 1), {"schema": SCHEMA, **identity})
         states = {case.case_id: case_state(case) for case in cases}
-        answers: dict[str, Answer] = {}
+        answers: dict[str, CaseResult] = {}
         for number, line in enumerate(lines[1:], start=2):
             fields = _parsed(path, line, number)
             state = fields.pop("files", None)
             try:
-                answer = answer_from_json(fields)
+                answer = result_from_json(fields)
             except UsageError as error:
                 raise _damaged(path, number) from error
             if answer.case_id in answers:
@@ -129,10 +129,10 @@ class Journal:
         stream.seek(0, os.SEEK_END)
         return cls(stream, answers, states)
 
-    def append(self, answer: Answer) -> None:
+    def append(self, answer: CaseResult) -> None:
         """Write one answer; it is on the disk when this returns."""
-        _write(self._stream, {**answer_to_json(answer), "files": self._states[answer.case_id]})
-        self.answers[answer.case_id] = answer
+        _write(self._stream, {**result_to_json(answer), "files": self._states[answer.case_id]})
+        self.results[answer.case_id] = answer
 
     def close(self) -> None:
         """Close the file, which gives up its lock; may be called twice."""
@@ -175,7 +175,7 @@ def _parsed(path: Path, line: bytes, number: int) -> dict[str, Any]:
 
 
 def _damaged(path: Path, number: int) -> DamagedError:
-    return DamagedError(f"unfinished prediction {path}: line {number} is damaged", fix=ANEW)
+    return DamagedError(f"unfinished prediction {path}: line {number} is damaged", fix=START_OVER_FIX)
 
 
 def _require_same(path: Path, have: Mapping[str, Any], want: Mapping[str, Any]) -> None:
@@ -183,7 +183,7 @@ def _require_same(path: Path, have: Mapping[str, Any], want: Mapping[str, Any]) 
         if have.get(name) != want.get(name):
             raise UsageError(
                 f"unfinished prediction {path} is of another {name} ({have.get(name)}, not {want.get(name)})",
-                fix=f"give what it was begun with, {ANEW}",
+                fix=f"give what it was begun with, {START_OVER_FIX}",
             )
 
 
@@ -191,9 +191,10 @@ def _require_case(path: Path, case_id: str, state: object, states: Mapping[str, 
     if case_id not in states:
         raise UsageError(
             f"unfinished prediction {path} answers case {case_id}, which is not asked for",
-            fix=f"give the cases it was begun with, {ANEW}",
+            fix=f"give the cases it was begun with, {START_OVER_FIX}",
         )
     if states[case_id] != state:
         raise UsageError(
-            f"unfinished prediction {path}: the files of case {case_id} have changed since it was answered", fix=ANEW
+            f"unfinished prediction {path}: the files of case {case_id} have changed since it was answered",
+            fix=START_OVER_FIX,
         )

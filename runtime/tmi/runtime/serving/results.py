@@ -39,7 +39,7 @@ class Notice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldAnswer:
+class FoldPrediction:
     """What one fold's model says."""
 
     fold: int
@@ -56,7 +56,7 @@ class Prediction:
     """Which case."""
     probability: Mapping[str, float]
     """Class name -> probability, the mean over the folds."""
-    folds: tuple[FoldAnswer, ...]
+    folds: tuple[FoldPrediction, ...]
     """Each fold by itself."""
     spread: float
     """Standard deviation over the folds (population) of the positive class's probability."""
@@ -91,17 +91,17 @@ class Refusal:
     """How to mend it."""
 
 
-Answer = Prediction | Refusal
+CaseResult = Prediction | Refusal
 
 
-def answer_to_json(answer: Answer) -> dict[str, Any]:
+def result_to_json(answer: CaseResult) -> dict[str, Any]:
     """Plain JSON values with a `status` of `predicted` or `refused`."""
     status = "predicted" if isinstance(answer, Prediction) else "refused"
     return {"status": status, **to_json(answer)}
 
 
-def answer_from_json(data: Mapping[str, Any]) -> Answer:
-    """What `answer_to_json` wrote.
+def result_from_json(data: Mapping[str, Any]) -> CaseResult:
+    """What `result_to_json` wrote.
 
     Raises:
         UsageError: a field is unknown, missing or of the wrong type.
@@ -113,7 +113,7 @@ def answer_from_json(data: Mapping[str, Any]) -> Answer:
 
 
 def document(
-    answers: Sequence[Answer], *, bundle: Bundle, engine: EngineRecord, batch: int, created: str, version: str
+    answers: Sequence[CaseResult], *, bundle: Bundle, engine: EngineRecord, batch: int, created: str, version: str
 ) -> dict[str, Any]:
     """The whole JSON document of one command.
 
@@ -145,7 +145,7 @@ def document(
         "engine": to_json(engine),
         "batch": batch,
         "counts": {"predicted": predicted, "refused": len(answers) - predicted},
-        "results": [answer_to_json(a) for a in answers],
+        "results": [result_to_json(a) for a in answers],
     }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from factories.numpy_engine import NumpyEngine, make_manifest
-from tmi.runtime.inference.ensemble import probabilities, run_folds, softmax, spread
+from tmi.runtime.inference.ensemble import fold_std, probabilities, run_folds, softmax
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ def test_the_answer_is_the_mean_of_the_folds_probabilities_and_the_spread_their_
     p_bad = np.asarray([[0.2, 0.6, 0.7]])
     logits = np.stack([np.zeros_like(p_bad), np.log(p_bad / (1 - p_bad))], axis=-1).astype(np.float32)
     np.testing.assert_allclose(probabilities(logits), [[0.5, 0.5]], atol=1e-7)
-    np.testing.assert_allclose(spread(logits, positive=1), [np.std([0.2, 0.6, 0.7])], atol=1e-7)
-    np.testing.assert_allclose(spread(logits, positive=0), spread(logits, positive=1), atol=1e-12)
+    np.testing.assert_allclose(fold_std(logits, positive=1), [np.std([0.2, 0.6, 0.7])], atol=1e-7)
+    np.testing.assert_allclose(fold_std(logits, positive=0), fold_std(logits, positive=1), atol=1e-12)
 
 
 def test_one_fold_alone_has_no_spread():
-    assert spread(np.asarray([[[0.3, 0.9]]], dtype=np.float32), positive=1)[0] == 0.0
+    assert fold_std(np.asarray([[[0.3, 0.9]]], dtype=np.float32), positive=1)[0] == 0.0

@@ -245,7 +245,7 @@ def test_a_changed_byte_in_any_file_of_the_bundle_is_refused(tiny_bundle, tmp_pa
 def test_the_public_names_are_there_and_no_others():
     import tmi.runtime
 
-    assert sorted(tmi.runtime.__all__) == ["FoldAnswer", "Notice", "Prediction", "Predictor", "Refusal"]
+    assert sorted(tmi.runtime.__all__) == ["FoldPrediction", "Notice", "Prediction", "Predictor", "Refusal"]
     assert all(getattr(tmi.runtime, name).__name__ == name for name in tmi.runtime.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Forecaster'"):
         tmi.runtime.Forecaster  # noqa: B018

@@ -18,7 +18,7 @@ import pytest
 
 from factories.tmi_command import tmi
 from tmi.runtime.serving import file_lock as locked_file
-from tmi.runtime.serving.result_log import READ_BYTES, Journal, case_state, journal_path
+from tmi.runtime.serving.result_log import READ_BYTES, ResultLog, case_state, result_log_path
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import UsageError
 
@@ -65,7 +65,7 @@ def killed(words, out: Path) -> None:
     process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 100
-        path = journal_path(out)
+        path = result_log_path(out)
         while not path.exists() or path.read_bytes().count(b"\n") < 4:
             assert process.poll() is None
             assert time.monotonic() < end
@@ -83,8 +83,10 @@ def test_a_killed_cohort_goes_on_to_what_an_uninterrupted_run_answers(words, coh
     assert not out.exists()
     refused = tmi(*words, "-o", out)
     assert (refused.code, "go on with --resume" in refused.err) == (2, True)
-    lines = journal_path(out).read_bytes().count(b"\n")
-    journal_path(out).write_bytes(journal_path(out).read_bytes() + b'{"status": "predic')  # as a kill tears a line
+    lines = result_log_path(out).read_bytes().count(b"\n")
+    result_log_path(out).write_bytes(
+        result_log_path(out).read_bytes() + b'{"status": "predic'
+    )  # as a kill tears a line
     outcome = tmi(*words, "-o", out, "--resume")
     assert outcome.code == 3
     assert f"{lines - 1} of 5 cases are answered already" in outcome.err
@@ -92,7 +94,7 @@ def test_a_killed_cohort_goes_on_to_what_an_uninterrupted_run_answers(words, coh
     one, two = (timeless(json.loads(path.read_text())) for path in (whole, out))
     assert one == two
     assert [r["status"] for r in two["results"]].count("refused") == 1
-    assert not journal_path(out).exists()
+    assert not result_log_path(out).exists()
 
 
 def test_json_lines_are_the_output_and_grow_case_by_case(words, tmp_path):
@@ -202,11 +204,11 @@ def _cases(cohort: Path) -> list[Case]:
 @pytest.mark.parametrize("more", ["--resume", "--force"])
 def test_a_journal_that_another_process_has_open_is_left_to_it(words, cohort, tmp_path, more):
     out = tmp_path / "answers.json"
-    with Journal.begin(journal_path(out), {"bundle": "b"}, _cases(cohort)):
-        before = journal_path(out).read_bytes()
+    with ResultLog.begin(result_log_path(out), {"bundle": "b"}, _cases(cohort)):
+        before = result_log_path(out).read_bytes()
         outcome = tmi(*words, "-o", out, more)
-        assert (outcome.code, journal_path(out).read_bytes()) == (2, before)
-        assert f"{journal_path(out)} is being written by another tmi predict" in outcome.err
+        assert (outcome.code, result_log_path(out).read_bytes()) == (2, before)
+        assert f"{result_log_path(out)} is being written by another tmi predict" in outcome.err
         assert "fix: wait until it ends, or name another output file" in outcome.err
     assert tmi(*words, "-o", out, "--force").code == 3, "it was given up"
 
@@ -215,20 +217,20 @@ def test_a_journal_that_another_process_has_open_is_left_to_it(words, cohort, tm
 def test_a_killed_process_leaves_no_lock(tmp_path):
     path = tmp_path / "answers.jsonl"
     program = (
-        "import sys, time; from pathlib import Path; from tmi.runtime.serving.result_log import Journal\n"
-        f"j = Journal.begin(Path({str(path)!r}), {{}}, []); print('open', flush=True); time.sleep(100)"
+        "import sys, time; from pathlib import Path; from tmi.runtime.serving.result_log import ResultLog\n"
+        f"j = ResultLog.begin(Path({str(path)!r}), {{}}, []); print('open', flush=True); time.sleep(100)"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         assert process.stdout.readline() == "open\n"
         with pytest.raises(UsageError, match="is being written by another tmi predict"):
-            Journal.resume(path, {}, [])
+            ResultLog.resume(path, {}, [])
     finally:
         process.kill()
         process.wait()
         process.stdout.close()
-    Journal.resume(path, {}, []).close()
+    ResultLog.resume(path, {}, []).close()
 
 
 @needs_locks
@@ -244,7 +246,7 @@ def test_a_journal_that_its_owner_removed_before_it_was_locked_is_begun_anew(tmp
         honest(stream, how)
 
     monkeypatch.setattr(locked_file.fcntl, "flock", flock)
-    Journal.resume(path, {}, []).close()
+    ResultLog.resume(path, {}, []).close()
     assert len(tried) == 2
     assert json.loads(path.read_text()) == {"schema": "tmi-prediction-lines/1"}
 
@@ -255,7 +257,7 @@ def test_where_nothing_can_be_locked_a_journal_is_written_all_the_same(tmp_path,
         raise error
 
     monkeypatch.setattr(locked_file, "fcntl", error and SimpleNamespace(flock=flock, LOCK_EX=2, LOCK_NB=4))
-    Journal.begin(tmp_path / "answers.jsonl", {}, []).close()
+    ResultLog.begin(tmp_path / "answers.jsonl", {}, []).close()
     assert json.loads((tmp_path / "answers.jsonl").read_text()) == {"schema": "tmi-prediction-lines/1"}
 
 
@@ -286,5 +288,5 @@ def test_begin_and_end_of_a_large_file_are_looked_at(tmp_path, place):
 def test_a_journal_that_is_begun_anew_keeps_nothing_of_the_one_before(tmp_path):
     path = tmp_path / "answers.jsonl"
     path.write_text('{"schema": "tmi-prediction-lines/1", "bundle": "of another"}\n' * 9)
-    Journal.begin(path, {}, []).close()
+    ResultLog.begin(path, {}, []).close()
     assert path.read_text() == '{"schema": "tmi-prediction-lines/1"}\n'

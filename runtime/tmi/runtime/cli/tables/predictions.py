@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.selection import EngineRecord
 from tmi.runtime.serving.input_warnings import OF_BUNDLE, OF_FEATURES
-from tmi.runtime.serving.results import RESEARCH_USE, Answer, Notice, Prediction
+from tmi.runtime.serving.results import RESEARCH_USE, CaseResult, Notice, Prediction
 
 PIPED_WIDTH = 140
 """Columns of the table where there is no terminal to ask."""
 
 
-def print_table(answers: Sequence[Answer], *, bundle: Bundle, engine: EngineRecord) -> None:
+def print_table(answers: Sequence[CaseResult], *, bundle: Bundle, engine: EngineRecord) -> None:
     """Print the answers on standard output."""
     from rich.console import Console
     from rich.table import Table
@@ -62,7 +62,7 @@ def print_table(answers: Sequence[Answer], *, bundle: Bundle, engine: EngineReco
     console.print(RESEARCH_USE, soft_wrap=True)
 
 
-def _notes(answers: Sequence[Answer]) -> list[str]:
+def _notes(answers: Sequence[CaseResult]) -> list[str]:
     """One line for each kind of notice; the features of several cases are only counted."""
     predicted = [a for a in answers if isinstance(a, Prediction)]
     cases: dict[str, dict[str, Notice]] = defaultdict(dict)
@@ -81,7 +81,7 @@ def _notes(answers: Sequence[Answer]) -> list[str]:
     return lines
 
 
-def to_csv(answers: Sequence[Answer], *, bundle: Bundle, engine: EngineRecord) -> str:
+def to_csv(answers: Sequence[CaseResult], *, bundle: Bundle, engine: EngineRecord) -> str:
     """One row a case, in the order of the input; probabilities in full precision."""
     manifest = bundle.manifest
     positive = manifest.classes[manifest.positive]

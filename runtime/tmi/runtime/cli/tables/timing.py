@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from tmi.runtime.serving.results import Answer, Prediction
+from tmi.runtime.serving.results import CaseResult, Prediction
 from tmi.runtime.serving.timing import add_up, adds_up, unclaimed
 
 BAR = 40
@@ -14,7 +14,7 @@ PIPED_WIDTH = 140
 """Columns of the table where there is no terminal to ask."""
 
 
-def print_timing(answers: Sequence[Answer]) -> None:
+def print_timing(answers: Sequence[CaseResult]) -> None:
     """Print every predicted case's waterfall, and for several their mean, on standard error."""
     from rich.console import Console
 
