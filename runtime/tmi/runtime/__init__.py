@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from tmi.runtime.serving.results import FoldPrediction as FoldPrediction
     from tmi.runtime.serving.results import Notice as Notice
     from tmi.runtime.serving.results import Prediction as Prediction
-    from tmi.runtime.serving.results import Refusal as Refusal
+    from tmi.runtime.serving.results import RejectedCase as RejectedCase
 
 _WHERE = {
     "Predictor": "tmi.runtime.serving.predictor",
     "Prediction": "tmi.runtime.serving.results",
-    "Refusal": "tmi.runtime.serving.results",
+    "RejectedCase": "tmi.runtime.serving.results",
     "FoldPrediction": "tmi.runtime.serving.results",
     "Notice": "tmi.runtime.serving.results",
 }
 
-__all__ = ["FoldPrediction", "Notice", "Prediction", "Predictor", "Refusal"]
+__all__ = ["FoldPrediction", "Notice", "Prediction", "Predictor", "RejectedCase"]
 
 
 def __getattr__(name: str) -> object:

@@ -121,7 +121,7 @@ def explainer_of(source: ModelSource, fold: str, target: str | None) -> Explaine
     return Explainer(source, source.chosen(fold), target=target, log=log)
 
 
-def refused(error: InputRejectedError | UnavailableError, case: Case) -> None:
+def report_rejection(error: InputRejectedError | UnavailableError, case: Case) -> None:
     """Tell of a case that is left out; the others go on."""
     from tmi.toolkit.cli.main import print_error
 
@@ -141,7 +141,7 @@ def _explain_all(
         try:
             document = _explain_one(case, explainer, beside, out, steps=steps, sanity=sanity)
         except (InputRejectedError, UnavailableError) as error:
-            refused(error, case)
+            report_rejection(error, case)
             state = "refused"
         else:
             done.append(document)

@@ -74,7 +74,7 @@ def predict(
     from tmi.runtime.cli.progress import run_cases
     from tmi.runtime.cli.tables.timing import print_timing
     from tmi.runtime.serving.predictor import Predictor, resolve_cases
-    from tmi.runtime.serving.results import Refusal
+    from tmi.runtime.serving.results import RejectedCase
     from tmi.toolkit.config.project import default_bundle, load_project
     from tmi.toolkit.preprocessing.cache import PreparedCache
 
@@ -111,7 +111,7 @@ def predict(
         if timing:
             print_timing(answers)
         _deliver(predictor, answers, batch=batch, as_json=as_json, out=out)
-    if any(isinstance(a, Refusal) for a in answers):
+    if any(isinstance(a, RejectedCase) for a in answers):
         raise typer.Exit(int(ExitCode.REJECTED))
 
 

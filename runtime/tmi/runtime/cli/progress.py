@@ -14,7 +14,7 @@ import typer
 
 from tmi.runtime.serving.predictor import Predictor
 from tmi.runtime.serving.result_log import ResultLog, result_log_path
-from tmi.runtime.serving.results import CaseResult, Refusal
+from tmi.runtime.serving.results import CaseResult, RejectedCase
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.cli.main import print_error
 from tmi.toolkit.errors import InputRejectedError
@@ -82,7 +82,7 @@ def _identity(predictor: Predictor, *, batch: int, mask_label: int | None) -> Ma
 
 def _print_result(answer: CaseResult, number: int, count: int) -> None:
     """A refusal, and of several cases each one, on standard error."""
-    if isinstance(answer, Refusal):
+    if isinstance(answer, RejectedCase):
         state = f"refused ({answer.code})"
         print_error(InputRejectedError(answer.what, fix=answer.fix, code=answer.code, case_id=answer.case_id))
     else:
@@ -93,7 +93,7 @@ def _print_result(answer: CaseResult, number: int, count: int) -> None:
 
 def _summary(answers: Sequence[CaseResult], seconds: float) -> str:
     """One line on what this run did; cases of an earlier run are not its own."""
-    refused = sum(isinstance(a, Refusal) for a in answers)
+    refused = sum(isinstance(a, RejectedCase) for a in answers)
     return (
         f"{len(answers) - refused} predicted, {refused} refused in {seconds:.1f} s "
         f"({len(answers) / max(seconds, 1e-9):.2f} cases/s)"

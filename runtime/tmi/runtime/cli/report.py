@@ -60,7 +60,7 @@ def report(
     from tmi.runtime.explain.model_source import open_bundle_models
     from tmi.runtime.report.pages import index_page
     from tmi.runtime.serving.predictor import Predictor, resolve_cases
-    from tmi.runtime.serving.results import Refusal
+    from tmi.runtime.serving.results import RejectedCase
     from tmi.toolkit.config.project import default_bundle, load_project
     from tmi.toolkit.storage.atomic_files import require_absent, write_text
 
@@ -80,7 +80,7 @@ def report(
         answers = _write_cases(found, predictor, explainer, out, created=created)
         page = index_page(answers, bundle=predictor.bundle, created=created, version=version("tmi-clnet"))
         write_text(out / INDEX_FILE, page)
-    refused = sum(isinstance(a, Refusal) for a in answers)
+    refused = sum(isinstance(a, RejectedCase) for a in answers)
     typer.echo(f"report of {len(answers) - refused} case(s) in {out / INDEX_FILE}; {refused} refused")
     if refused:
         raise typer.Exit(int(ExitCode.REJECTED))
@@ -93,7 +93,7 @@ def _write_cases(
     from time import perf_counter
 
     from tmi.runtime.cli.explain import refused
-    from tmi.runtime.serving.results import Refusal
+    from tmi.runtime.serving.results import RejectedCase
 
     answers: list[CaseResult] = []
     for number, case in enumerate(cases, start=1):
@@ -101,7 +101,7 @@ def _write_cases(
         answer = _write_case(case, predictor, explainer, out, created=created)
         answers.append(answer)
         state = f"{perf_counter() - start:.1f} s"
-        if isinstance(answer, Refusal):
+        if isinstance(answer, RejectedCase):
             refused(InputRejectedError(answer.what, fix=answer.fix, code=answer.code), case)
             state = f"refused ({answer.code})"
         typer.echo(f"[{number}/{len(cases)}] {case.case_id}: {state}", err=True)
@@ -113,19 +113,19 @@ def _write_case(case: Case, predictor: Predictor, explainer: Explainer, out: Pat
 
     from tmi.runtime.explain.case_explanation import explain_case
     from tmi.runtime.report.pages import CASES, case_page
-    from tmi.runtime.serving.results import Refusal
+    from tmi.runtime.serving.results import RejectedCase
     from tmi.toolkit.qc.case_checks import check_case
     from tmi.toolkit.storage.atomic_files import write_text
 
     (answer,) = predictor.predict([case])
-    if isinstance(answer, Refusal):
+    if isinstance(answer, RejectedCase):
         return answer
     try:
         explained = explain_case(case, explainer, steps=0, sanity=False)
     except InputRejectedError as error:
-        return Refusal(case_id=case.case_id, code=error.code, what=error.what, fix=error.fix)
+        return RejectedCase(case_id=case.case_id, code=error.code, what=error.what, fix=error.fix)
     except UnavailableError as error:
-        return Refusal(case_id=case.case_id, code="unavailable", what=error.what, fix=error.fix)
+        return RejectedCase(case_id=case.case_id, code="unavailable", what=error.what, fix=error.fix)
     page = case_page(
         answer,
         explained,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.serving.input_warnings import case_notices
-from tmi.runtime.serving.results import Notice, Refusal
+from tmi.runtime.serving.results import Notice, RejectedCase
 from tmi.runtime.serving.timing import Stopwatch, add_up
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.schema import Schema
@@ -76,7 +76,7 @@ class CaseReader:
         self.memory = BufferPool()
         """Where the large arrays of its cases come from."""
 
-    def read(self, case: Case, on_text_ready: Callable[[str], None]) -> Inputs | Refusal:
+    def read(self, case: Case, on_text_ready: Callable[[str], None]) -> Inputs | RejectedCase:
         """The inputs, or why there are none.
 
         Args:
@@ -95,14 +95,14 @@ class CaseReader:
                 empty=self.memory.empty,
             )
         except InputRejectedError as error:
-            return Refusal(case_id=case.case_id, code=error.code, what=error.what, fix=error.fix)
+            return RejectedCase(case_id=case.case_id, code=error.code, what=error.what, fix=error.fix)
         except UnavailableError as error:
             # This one case needs what is not installed (say, radiomics extraction); the others do not.
-            return Refusal(case_id=case.case_id, code="unavailable", what=error.what, fix=error.fix)
+            return RejectedCase(case_id=case.case_id, code="unavailable", what=error.what, fix=error.fix)
         except OSError as error:
             what = f"its files cannot be read ({error.strerror or type(error).__name__})"
             fix = "let the user who predicts read the folder and its files"
-            return Refusal(case_id=case.case_id, code="case-unreadable", what=what, fix=fix)
+            return RejectedCase(case_id=case.case_id, code="case-unreadable", what=what, fix=fix)
         watch = Stopwatch()
         with watch.stage("radiomics"):
             scaled = [scaler.transform(prepared.radiomics_F[None]) for scaler in self._scalers]
@@ -138,7 +138,7 @@ class Pending:
         self.case = case
         self.text: Future[str | None] = Future()
         """The clinical text; None where the case was refused before it was known."""
-        self.inputs: Future[Inputs | Refusal]
+        self.inputs: Future[Inputs | RejectedCase]
         """What the preparation came to."""
 
 
@@ -163,7 +163,7 @@ class LookAhead:
 
     def __init__(
         self,
-        read: Callable[[Case, Callable[[str], None]], Inputs | Refusal],
+        read: Callable[[Case, Callable[[str], None]], Inputs | RejectedCase],
         cases: Sequence[Case],
         *,
         most: int,
@@ -196,7 +196,7 @@ class LookAhead:
             self._ahead.append(pending)
         self._fetched = 0
 
-    def _prepare(self, pending: Pending) -> Inputs | Refusal:
+    def _prepare(self, pending: Pending) -> Inputs | RejectedCase:
         try:
             return self._read(pending.case, pending.text.set_result)
         finally:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.inference.ensemble import fold_std, probabilities, softmax
-from tmi.runtime.serving.results import CaseResult, FoldPrediction, Notice, Prediction, Refusal
+from tmi.runtime.serving.results import CaseResult, FoldPrediction, Notice, Prediction, RejectedCase
 
 
 def truncated_notice(longest: int) -> Notice:
@@ -36,7 +36,7 @@ def to_prediction(
         notices: what the reader must know.
     """
     if not np.isfinite(logits_1FK).all():
-        return Refusal(
+        return RejectedCase(
             case_id=case_id,
             code="answer-not-finite",
             what=f"the network's answer on engine {engine} is not a finite number",

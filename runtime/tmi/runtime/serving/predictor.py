@@ -33,7 +33,7 @@ from tmi.runtime.inference.embedding_cache import EmbeddingCache, kept_before
 from tmi.runtime.inference.ensemble import Features, encode_ct, fuse
 from tmi.runtime.serving.case_loader import CaseReader, Inputs, LookAhead, Pending
 from tmi.runtime.serving.postprocessing import to_prediction, truncated_notice
-from tmi.runtime.serving.results import STAGES, CaseResult, Refusal
+from tmi.runtime.serving.results import STAGES, CaseResult, RejectedCase
 from tmi.runtime.serving.startup import open_selected_engine
 from tmi.runtime.serving.text_encoding import EncodedText, TextBranch, computing
 from tmi.runtime.serving.timing import Stopwatch, add_up, split_waited
@@ -173,7 +173,7 @@ class Predictor:
     def predict(
         self, cases: CaseLike | Iterable[CaseLike], *, batch: int = 1, mask_label: int | None = None
     ) -> list[CaseResult]:
-        """Answers for all cases, in the order given; a bad case is a `Refusal` and stops no other.
+        """Answers for all cases, in the order given; a bad case is a `RejectedCase` and stops no other.
 
         Args:
             cases: case folders, cohort folders or `Case`s; one alone may stand by itself.
@@ -194,7 +194,7 @@ class Predictor:
         return self._stream(resolve_cases(cases, mask_label=mask_label), batch)
 
     def _stream(self, cases: Sequence[Case], batch: int) -> Iterator[CaseResult]:
-        waiting: list[_Row | Refusal] = []
+        waiting: list[_Row | RejectedCase] = []
         cores = available_cores()
         if self._engine.copied_seconds is None and self.engine_record.threads >= cores:
             readers = min(cores, MOST_READERS)
@@ -209,7 +209,7 @@ class Predictor:
                 for row in self._rows(group):
                     waiting.append(row)
                     del row  # it holds the case's arrays
-                    while waiting and isinstance(waiting[0], Refusal):
+                    while waiting and isinstance(waiting[0], RejectedCase):
                         yield waiting.pop(0)  # type: ignore[misc]
                     if sum(isinstance(w, _Row) for w in waiting) == batch:
                         ahead.computing()
@@ -218,7 +218,7 @@ class Predictor:
         if waiting:
             yield from self._predict_batch(waiting)
 
-    def _rows(self, group: list[Pending]) -> Iterator[_Row | Refusal]:
+    def _rows(self, group: list[Pending]) -> Iterator[_Row | RejectedCase]:
         """The rows of a group, which is empty afterwards: each case's arrays are held by its own row alone.
 
         A case alone has its text encoded while its images are being read. A round is waited for first, and its texts
@@ -243,12 +243,12 @@ class Predictor:
         while ready:  # nothing of a case is held here while its row is out
             yield _row(ready.popleft(), encoded, share=share, shared=shared, work=(wall - waited) / max(1, cases))
 
-    def _predict_batch(self, waiting: Sequence[_Row | Refusal]) -> list[CaseResult]:
+    def _predict_batch(self, waiting: Sequence[_Row | RejectedCase]) -> list[CaseResult]:
         """Run one batch; refusals among its cases keep their places."""
         watch = Stopwatch()
         rows = [w for w in waiting if isinstance(w, _Row)]
         if not rows:
-            return [w for w in waiting if isinstance(w, Refusal)]
+            return [w for w in waiting if isinstance(w, RejectedCase)]
         with watch.stage("other"):
             cts = [r.inputs.case.ct_1DHW for r in rows]
             if len(cts) == 1:  # is not copied
@@ -282,12 +282,12 @@ class Predictor:
             _with_timing(answer, row, shared, wall=wall, reused=found)
             for answer, row, found in zip(judged, rows, reused, strict=True)
         )
-        return [one if isinstance(one, Refusal) else next(answers) for one in waiting]
+        return [one if isinstance(one, RejectedCase) else next(answers) for one in waiting]
 
 
 def _row(
-    inputs: Inputs | Refusal, texts: deque[EncodedText], *, share: float, shared: Mapping[str, float], work: float
-) -> _Row | Refusal:
+    inputs: Inputs | RejectedCase, texts: deque[EncodedText], *, share: float, shared: Mapping[str, float], work: float
+) -> _Row | RejectedCase:
     """A case and its text, or its refusal.
 
     Args:
@@ -297,7 +297,7 @@ def _row(
         shared: seconds by stage of what else was done for it.
         work: seconds of that, measured by themselves.
     """
-    if isinstance(inputs, Refusal):
+    if isinstance(inputs, RejectedCase):
         return inputs
     text, waited = texts.popleft(), share * inputs.wall
     seen, hidden = split_waited(inputs.seconds, wall=inputs.wall, waited=waited)
@@ -321,7 +321,7 @@ def _with_timing(
     answer: CaseResult, row: _Row, shared: Mapping[str, float], *, wall: float, reused: tuple[str, ...]
 ) -> CaseResult:
     """The answer with its waterfall: what its own row took and its part of the batch."""
-    if isinstance(answer, Refusal):
+    if isinstance(answer, RejectedCase):
         return answer
     seconds = add_up(row.waited, dict.fromkeys(STAGES, 0.0), shared)
     return replace(

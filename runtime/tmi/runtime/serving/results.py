@@ -78,7 +78,7 @@ class Prediction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refusal:
+class RejectedCase:
     """Why a case was not predicted."""
 
     case_id: str
@@ -91,7 +91,7 @@ class Refusal:
     """How to mend it."""
 
 
-CaseResult = Prediction | Refusal
+CaseResult = Prediction | RejectedCase
 
 
 def result_to_json(answer: CaseResult) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def result_from_json(data: Mapping[str, Any]) -> CaseResult:
     fields = dict(data)
     if fields.pop("status", None) == "predicted":
         return from_json(Prediction, fields, where="answer")
-    return from_json(Refusal, fields, where="answer")
+    return from_json(RejectedCase, fields, where="answer")
 
 
 def document(

@@ -20,7 +20,7 @@ from tmi.runtime.serving import case_loader as case_inputs
 from tmi.runtime.serving import predictor as module
 from tmi.runtime.serving import text_encoding as text_branch
 from tmi.runtime.serving.case_loader import Inputs, LookAhead
-from tmi.runtime.serving.results import Refusal
+from tmi.runtime.serving.results import RejectedCase
 from tmi.runtime.serving.timing import adds_up
 from tmi.toolkit.cases.case import Case
 
@@ -75,12 +75,12 @@ class Desk:
         self.most_alive = 0
         self.more = threading.Condition()
 
-    def read(self, case: Case, on_text_ready: Callable[[str], None]) -> Inputs | Refusal:
+    def read(self, case: Case, on_text_ready: Callable[[str], None]) -> Inputs | RejectedCase:
         with self.more:
             self.begun.append(case.case_id)
             self.more.notify_all()
         if case.case_id.startswith("bad"):
-            return Refusal(case_id=case.case_id, code="case-missing", what="no such folder", fix="give another")
+            return RejectedCase(case_id=case.case_id, code="case-missing", what="no such folder", fix="give another")
         inputs = self.ready[len(self.begun) % len(self.ready)]
         prepared = replace(inputs.case, case_id=case.case_id)
         on_text_ready(prepared.text)
@@ -180,7 +180,7 @@ class TestRefusedCasesStallNothing:
         cases = [case(name) for name in names.split()]
         answers = [*predictor.stream(cases, batch=batch)]
         assert [a.case_id for a in answers] == names.split()
-        assert [isinstance(a, Refusal) for a in answers] == [name.startswith("bad") for name in names.split()]
+        assert [isinstance(a, RejectedCase) for a in answers] == [name.startswith("bad") for name in names.split()]
         assert sorted(desk.begun) == sorted(names.split()), "nothing is read twice"
         assert not preparing()
 
@@ -327,7 +327,7 @@ def test_texts_of_a_round_run_together_where_they_are_of_one_length_and_answer_a
     def read(case, on_text_ready):
         on_text_ready(texts[case.case_id])
         if case.case_id.startswith("bad"):
-            return Refusal(case_id=case.case_id, code="ct-missing", what="no CT", fix="give one")
+            return RejectedCase(case_id=case.case_id, code="ct-missing", what="no CT", fix="give one")
         inputs = ready[0]
         return replace(inputs, case=replace(inputs.case, case_id=case.case_id, text=texts[case.case_id]))
 
@@ -342,7 +342,7 @@ def test_texts_of_a_round_run_together_where_they_are_of_one_length_and_answer_a
     answers = predictor.predict([case(name) for name in texts])
     assert [a.case_id for a in answers] == list(texts)
     for answer in answers:
-        if isinstance(answer, Refusal):
+        if isinstance(answer, RejectedCase):
             assert answer.case_id == "bad2"
             continue
         assert answer.probability == pytest.approx(alone[answer.case_id].probability, abs=1e-6)
@@ -387,7 +387,7 @@ def test_no_more_than_so_many_cases_are_ahead_however_often_it_is_told_to_begin(
 
 
 def test_a_case_whose_preparation_fails_gives_its_error_and_leaves_no_one_waiting_for_its_text():
-    def read(case: Case, on_text_ready: Callable[[str], None]) -> Refusal:
+    def read(case: Case, on_text_ready: Callable[[str], None]) -> RejectedCase:
         raise RuntimeError(case.case_id)
 
     with LookAhead(read, [case("C0")], most=1) as ahead:

@@ -14,7 +14,7 @@ import pytest
 
 import tmi.runtime.serving.case_loader as inputs_module
 import tmi.runtime.serving.predictor as predictor_module
-from tmi.runtime import Prediction, Predictor, Refusal
+from tmi.runtime import Prediction, Predictor, RejectedCase
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.toolkit.cases.case import Case, open_case
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
@@ -65,9 +65,9 @@ def test_a_refused_case_keeps_its_place_and_changes_no_neighbour(predictor, good
     order = [missing, good_cases[0], broken, good_cases[1], good_cases[2], good_cases[3]]
     answers = predictor.predict(order, batch=2)
     assert [a.case_id for a in answers] == [case.name for case in order]
-    assert [type(a) for a in answers] == [Refusal, Prediction, Refusal, Prediction, Prediction, Prediction]
+    assert [type(a) for a in answers] == [RejectedCase, Prediction, RejectedCase, Prediction, Prediction, Prediction]
     assert p_bad(a for a in answers if isinstance(a, Prediction)) == pytest.approx(alone, abs=1e-5)
-    assert all(a.code and a.what and a.fix for a in answers if isinstance(a, Refusal))
+    assert all(a.code and a.what and a.fix for a in answers if isinstance(a, RejectedCase))
 
 
 def test_all_cases_refused_is_an_answer_too(predictor, tmp_path):
@@ -181,7 +181,7 @@ def test_an_answer_that_is_no_number_is_refused_and_not_told(predictor, good_cas
 
     monkeypatch.setattr(predictor_module, "fuse", second_row_is_nan)
     answers = predictor.predict(good_cases[:3], batch=3)
-    assert [type(a) for a in answers] == [Prediction, Refusal, Prediction]
+    assert [type(a) for a in answers] == [Prediction, RejectedCase, Prediction]
     assert answers[1].code == "answer-not-finite"
     assert answers[1].case_id == good_cases[1].name
 
@@ -245,7 +245,7 @@ def test_a_changed_byte_in_any_file_of_the_bundle_is_refused(tiny_bundle, tmp_pa
 def test_the_public_names_are_there_and_no_others():
     import tmi.runtime
 
-    assert sorted(tmi.runtime.__all__) == ["FoldPrediction", "Notice", "Prediction", "Predictor", "Refusal"]
+    assert sorted(tmi.runtime.__all__) == ["FoldPrediction", "Notice", "Prediction", "Predictor", "RejectedCase"]
     assert all(getattr(tmi.runtime, name).__name__ == name for name in tmi.runtime.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Forecaster'"):
         tmi.runtime.Forecaster  # noqa: B018

@@ -11,7 +11,7 @@ from factories.tmi_command import tmi
 from tmi.runtime.serving import case_loader as case_inputs
 from tmi.runtime.serving import predictor as module
 from tmi.runtime.serving import text_encoding as text_branch
-from tmi.runtime.serving.results import COPIES, STAGES, Refusal
+from tmi.runtime.serving.results import COPIES, STAGES, RejectedCase
 from tmi.runtime.serving.timing import adds_up, split_waited, unclaimed
 from tmi.toolkit.cases.case import Case
 
@@ -118,11 +118,11 @@ def test_waiting_for_a_refused_case_is_not_the_others_time(predictor, good_cases
     def read(case, on_text_ready):
         if case.case_id == "slow":
             time.sleep(1.0)
-            return Refusal(case_id="slow", code="ct-missing", what="no CT", fix="give one")
+            return RejectedCase(case_id="slow", code="ct-missing", what="no CT", fix="give one")
         return honest(case, on_text_ready)
 
     monkeypatch.setattr(predictor._reader, "read", read)
     refused, answer = predictor.predict([Case(folder=good_cases[0], case_id="slow"), good_cases[1]])
-    assert isinstance(refused, Refusal)
+    assert isinstance(refused, RejectedCase)
     assert adds_up(answer.seconds)
     assert answer.seconds["total"] < 0.9

@@ -24,7 +24,7 @@ from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.engines.registry import engine_spec, installed
 from tmi.runtime.serving.predictor import Predictor
-from tmi.runtime.serving.results import Prediction, Refusal
+from tmi.runtime.serving.results import Prediction, RejectedCase
 from tmi.toolkit.cases.case import CLINICAL_FILE, CT_FILE, RADIOMICS_FILE
 from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.errors import UsageError
@@ -160,7 +160,7 @@ def test_a_case_without_what_the_network_sees_is_refused(small_comparison, expor
     cases = stripped(small_comparison.cohort, tuple(m for m in MODALITIES if m != missing), tmp_path / "cases")
     with Predictor.open(bundle.folder, engine="torchscript", threads=1, verify=False) as predictor:
         (answer,) = predictor.predict(cases / "C000")
-    assert isinstance(answer, Refusal)
+    assert isinstance(answer, RejectedCase)
     assert FILES[missing] in answer.what
 
 
