@@ -35,7 +35,7 @@ from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
+class CaseInputs:
     """A case that is ready for the engine."""
 
     case: PreparedCase
@@ -50,7 +50,7 @@ class Inputs:
     """Seconds that it took, measured by itself."""
 
 
-class CaseReader:
+class CaseLoader:
     """Reads, checks and prepares cases for one bundle.
 
     Args:
@@ -76,7 +76,7 @@ class CaseReader:
         self.memory = BufferPool()
         """Where the large arrays of its cases come from."""
 
-    def read(self, case: Case, on_text_ready: Callable[[str], None]) -> Inputs | RejectedCase:
+    def read(self, case: Case, on_text_ready: Callable[[str], None]) -> CaseInputs | RejectedCase:
         """The inputs, or why there are none.
 
         Args:
@@ -115,7 +115,7 @@ class CaseReader:
                 manifest=self._manifest,
                 system=self._config.system.name,
             )
-        return Inputs(
+        return CaseInputs(
             case=prepared,
             radiomics_FR=radiomics_FR,
             notices=notices,
@@ -131,18 +131,18 @@ class CaseReader:
                     read_ahead(path)
 
 
-class Pending:
+class PendingCase:
     """A case on its way: its text comes first, the rest later."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
         self.text: Future[str | None] = Future()
         """The clinical text; None where the case was refused before it was known."""
-        self.inputs: Future[Inputs | RejectedCase]
+        self.inputs: Future[CaseInputs | RejectedCase]
         """What the preparation came to."""
 
 
-class LookAhead:
+class Prefetcher:
     """Every case in order, by groups, while threads prepare some that were not asked for yet. Use as a context manager.
 
     When they do so is the caller's to say: nothing is begun by itself but what is asked for. There are two ways.
@@ -155,7 +155,7 @@ class LookAhead:
     Args:
         read: prepares one case.
         cases: in their order.
-        most: cases ahead of the one that is given out, which is a whole round.
+        max_ahead: cases ahead of the one that is given out, which is a whole round.
         in_rounds: in rounds, not beside a GPU.
         readers: cases that are prepared at the same time.
         fetch: has the system fetch a case's files; called for those of the next round.
@@ -163,17 +163,17 @@ class LookAhead:
 
     def __init__(
         self,
-        read: Callable[[Case, Callable[[str], None]], Inputs | RejectedCase],
+        read: Callable[[Case, Callable[[str], None]], CaseInputs | RejectedCase],
         cases: Sequence[Case],
         *,
-        most: int,
+        max_ahead: int,
         in_rounds: bool = False,
         readers: int = 1,
         fetch: Callable[[Case], None] = lambda case: None,
     ) -> None:
-        self._read, self._cases, self._most, self._fetch = read, deque(cases), most, fetch
+        self._read, self._cases, self._max_ahead, self._fetch = read, deque(cases), max_ahead, fetch
         self._in_rounds = in_rounds
-        self._ahead: deque[Pending] = deque()
+        self._ahead: deque[PendingCase] = deque()
         self._workers = ThreadPoolExecutor(max_workers=readers, thread_name_prefix="prepare")
         self._fetched = 0
 
@@ -185,28 +185,28 @@ class LookAhead:
         if not self._in_rounds:
             self._begin()
             return
-        for case in islice(self._cases, self._fetched, self._most):
+        for case in islice(self._cases, self._fetched, self._max_ahead):
             self._workers.submit(self._fetch, case)
             self._fetched += 1
 
     def _begin(self) -> None:
-        while self._cases and len(self._ahead) < self._most:
-            pending = Pending(self._cases.popleft())
+        while self._cases and len(self._ahead) < self._max_ahead:
+            pending = PendingCase(self._cases.popleft())
             pending.inputs = self._workers.submit(self._prepare, pending)
             self._ahead.append(pending)
         self._fetched = 0
 
-    def _prepare(self, pending: Pending) -> Inputs | RejectedCase:
+    def _prepare(self, pending: PendingCase) -> CaseInputs | RejectedCase:
         try:
             return self._read(pending.case, pending.text.set_result)
         finally:
             if not pending.text.done():
                 pending.text.set_result(None)
 
-    def __iter__(self) -> Iterator[list[Pending]]:
+    def __iter__(self) -> Iterator[list[PendingCase]]:
         return self
 
-    def __next__(self) -> list[Pending]:
+    def __next__(self) -> list[PendingCase]:
         if not self._ahead:
             self._begin()
         if not self._ahead:

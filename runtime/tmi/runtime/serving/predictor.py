@@ -31,7 +31,7 @@ from tmi.runtime.engines.registry import Engine
 from tmi.runtime.engines.selection import AUTO, EngineRecord
 from tmi.runtime.inference.embedding_cache import EmbeddingCache, kept_before
 from tmi.runtime.inference.ensemble import Features, encode_ct, fuse
-from tmi.runtime.serving.case_loader import CaseReader, Inputs, LookAhead, Pending
+from tmi.runtime.serving.case_loader import CaseInputs, CaseLoader, PendingCase, Prefetcher
 from tmi.runtime.serving.postprocessing import to_prediction, truncated_notice
 from tmi.runtime.serving.results import STAGES, CaseResult, RejectedCase
 from tmi.runtime.serving.startup import open_selected_engine
@@ -47,17 +47,17 @@ from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 
 CaseLike = Case | Path | str
-MOST_READERS = 4
+MAX_READERS = 4
 """Cases that are prepared at the same time, at the most: each takes the memory of its CT and of its prepared volume."""
 
 
 @dataclass(kw_only=True)
-class _Row:
+class _QueuedCase:
     """A case that waits for its batch: its text is encoded, its CT is not."""
 
-    inputs: Inputs
+    inputs: CaseInputs
     text: Features
-    cut: bool
+    truncated: bool
     """Whether its text was longer than the encoder takes."""
     reused: tuple[str, ...]
     """Branches that were kept from before."""
@@ -104,7 +104,7 @@ class Predictor:
             for fold in self._manifest.folds
             if fold.scaler is not None
         ]
-        self._reader = CaseReader(self._manifest, schema, scalers, cache=cache)
+        self._reader = CaseLoader(self._manifest, schema, scalers, cache=cache)
         self._texts = TextBranch(bundle, engine, self.embeddings)
 
     @classmethod
@@ -194,31 +194,31 @@ class Predictor:
         return self._stream(resolve_cases(cases, mask_label=mask_label), batch)
 
     def _stream(self, cases: Sequence[Case], batch: int) -> Iterator[CaseResult]:
-        waiting: list[_Row | RejectedCase] = []
+        waiting: list[_QueuedCase | RejectedCase] = []
         cores = available_cores()
         if self._engine.copied_seconds is None and self.engine_record.threads >= cores:
-            readers = min(cores, MOST_READERS)
+            readers = min(cores, MAX_READERS)
             most = -(-readers // batch) * batch
-            looking = LookAhead(
-                self._reader.read, cases, most=most, in_rounds=True, readers=readers, fetch=self._reader.fetch
+            looking = Prefetcher(
+                self._reader.read, cases, max_ahead=most, in_rounds=True, readers=readers, fetch=self._reader.fetch
             )
         else:  # a device of its own, or cores that the engine leaves alone
-            looking = LookAhead(self._reader.read, cases, most=batch)
+            looking = Prefetcher(self._reader.read, cases, max_ahead=batch)
         with looking as ahead:
             for group in ahead:
-                for row in self._rows(group):
+                for row in self._queued_cases(group):
                     waiting.append(row)
                     del row  # it holds the case's arrays
                     while waiting and isinstance(waiting[0], RejectedCase):
                         yield waiting.pop(0)  # type: ignore[misc]
-                    if sum(isinstance(w, _Row) for w in waiting) == batch:
+                    if sum(isinstance(w, _QueuedCase) for w in waiting) == batch:
                         ahead.computing()
                         answers, waiting = self._predict_batch(waiting), []
                         yield from answers
         if waiting:
             yield from self._predict_batch(waiting)
 
-    def _rows(self, group: list[Pending]) -> Iterator[_Row | RejectedCase]:
+    def _queued_cases(self, group: list[PendingCase]) -> Iterator[_QueuedCase | RejectedCase]:
         """The rows of a group, which is empty afterwards: each case's arrays are held by its own row alone.
 
         A case alone has its text encoded while its images are being read. A round is waited for first, and its texts
@@ -228,25 +228,27 @@ class Predictor:
         with watch.stage("waiting"):
             if len(group) > 1:
                 wait([pending.inputs for pending in group])
-            texts = [pending.text.result() for pending in group if len(group) == 1 or _is_made(pending)]
+            texts = [pending.text.result() for pending in group if len(group) == 1 or _is_prepared(pending)]
         encoded = deque(self._texts.encode(texts, watch))
         with watch.stage("waiting"):
             ready = deque(pending.inputs.result() for pending in group)
         group.clear()
         wall, waited = watch.wall, watch.seconds.pop("waiting")
-        cases = sum(isinstance(inputs, Inputs) for inputs in ready)
-        together = sum(inputs.wall for inputs in ready if isinstance(inputs, Inputs))
+        cases = sum(isinstance(inputs, CaseInputs) for inputs in ready)
+        together = sum(inputs.wall for inputs in ready if isinstance(inputs, CaseInputs))
         shared = {name: seconds / max(1, cases) for name, seconds in watch.seconds.items()}
         share = waited / together if together > 0 else 0.0
         if cases < len(ready):
             share = min(1.0, share)  # what was waited for refused cases alone is no one's
         while ready:  # nothing of a case is held here while its row is out
-            yield _row(ready.popleft(), encoded, share=share, shared=shared, work=(wall - waited) / max(1, cases))
+            yield _queued_case(
+                ready.popleft(), encoded, share=share, shared=shared, work=(wall - waited) / max(1, cases)
+            )
 
-    def _predict_batch(self, waiting: Sequence[_Row | RejectedCase]) -> list[CaseResult]:
+    def _predict_batch(self, waiting: Sequence[_QueuedCase | RejectedCase]) -> list[CaseResult]:
         """Run one batch; refusals among its cases keep their places."""
         watch = Stopwatch()
-        rows = [w for w in waiting if isinstance(w, _Row)]
+        rows = [w for w in waiting if isinstance(w, _QueuedCase)]
         if not rows:
             return [w for w in waiting if isinstance(w, RejectedCase)]
         with watch.stage("other"):
@@ -272,7 +274,7 @@ class Predictor:
                         manifest=self._manifest,
                         digest=self.bundle.digest,
                         engine=self._engine.name,
-                        notices=row.inputs.notices + ((truncated_notice(longest),) if row.cut else ()),
+                        notices=row.inputs.notices + ((truncated_notice(longest),) if row.truncated else ()),
                     )
                 )
             reused = [kept_before("ct", ct, self.embeddings, row=number) for number in range(len(rows))]
@@ -285,9 +287,14 @@ class Predictor:
         return [one if isinstance(one, RejectedCase) else next(answers) for one in waiting]
 
 
-def _row(
-    inputs: Inputs | RejectedCase, texts: deque[EncodedText], *, share: float, shared: Mapping[str, float], work: float
-) -> _Row | RejectedCase:
+def _queued_case(
+    inputs: CaseInputs | RejectedCase,
+    texts: deque[EncodedText],
+    *,
+    share: float,
+    shared: Mapping[str, float],
+    work: float,
+) -> _QueuedCase | RejectedCase:
     """A case and its text, or its refusal.
 
     Args:
@@ -301,10 +308,10 @@ def _row(
         return inputs
     text, waited = texts.popleft(), share * inputs.wall
     seen, hidden = split_waited(inputs.seconds, wall=inputs.wall, waited=waited)
-    return _Row(
+    return _QueuedCase(
         inputs=inputs,
         text=text.features,
-        cut=text.cut,
+        truncated=text.truncated,
         reused=text.reused,
         waited=add_up(seen, shared),
         hidden=hidden,
@@ -312,13 +319,13 @@ def _row(
     )
 
 
-def _is_made(pending: Pending) -> bool:
+def _is_prepared(pending: PendingCase) -> bool:
     """Whether a case that was waited for was not refused."""
-    return isinstance(pending.inputs.result(), Inputs)
+    return isinstance(pending.inputs.result(), CaseInputs)
 
 
 def _with_timing(
-    answer: CaseResult, row: _Row, shared: Mapping[str, float], *, wall: float, reused: tuple[str, ...]
+    answer: CaseResult, row: _QueuedCase, shared: Mapping[str, float], *, wall: float, reused: tuple[str, ...]
 ) -> CaseResult:
     """The answer with its waterfall: what its own row took and its part of the batch."""
     if isinstance(answer, RejectedCase):

@@ -23,7 +23,7 @@ class EncodedText:
 
     features: Features
     """Of every text encoder, a row each; none where there is no text."""
-    cut: bool
+    truncated: bool
     """Whether it was longer than the encoder takes."""
     reused: tuple[str, ...]
     """The branch's name, where its features were kept from before."""
@@ -66,7 +66,7 @@ class TextBranch:
                 }
                 for number, by_graph in encoded.items()
             }
-        done = [EncodedText(features={}, cut=False, reused=()) for _ in texts]
+        done = [EncodedText(features={}, truncated=False, reused=()) for _ in texts]
         with computing(self._engine, watch, "text"):
             for numbers in of_one_length(tokens):
                 batch = {name: joined([tokens[number][name] for number in numbers]) for name in tokens[numbers[0]]}
@@ -74,7 +74,7 @@ class TextBranch:
                 for row, number in enumerate(numbers):
                     done[number] = EncodedText(
                         features={name: array[row : row + 1] for name, array in features.items()},
-                        cut=any(one.truncated_B[0] for one in encoded[number].values()),
+                        truncated=any(one.truncated_B[0] for one in encoded[number].values()),
                         reused=kept_before("text", features, self._embeddings, row=row),
                     )
         return done

@@ -19,7 +19,7 @@ from tmi.runtime.inference.ensemble import encoder_graphs
 from tmi.runtime.serving import case_loader as case_inputs
 from tmi.runtime.serving import predictor as module
 from tmi.runtime.serving import text_encoding as text_branch
-from tmi.runtime.serving.case_loader import Inputs, LookAhead
+from tmi.runtime.serving.case_loader import CaseInputs, Prefetcher
 from tmi.runtime.serving.results import RejectedCase
 from tmi.runtime.serving.timing import adds_up
 from tmi.toolkit.cases.case import Case
@@ -57,7 +57,7 @@ def cores(request, have_cores) -> int:
 
 def round_of(cores: int, batch: int) -> int:
     """Whole batches for at least as many readers as there may be."""
-    readers = min(cores, module.MOST_READERS)
+    readers = min(cores, module.MAX_READERS)
     return next(n for n in range(batch, 100, batch) if n >= readers)
 
 
@@ -68,14 +68,14 @@ def preparing() -> list[threading.Thread]:
 class Desk:
     """Stands in for the reader: notes who was begun, and gives at once what was read before."""
 
-    def __init__(self, ready: list[Inputs]) -> None:
+    def __init__(self, ready: list[CaseInputs]) -> None:
         self.ready = ready
         self.begun: list[str] = []
         self.alive: list[weakref.ref[object]] = []
         self.most_alive = 0
         self.more = threading.Condition()
 
-    def read(self, case: Case, on_text_ready: Callable[[str], None]) -> Inputs | RejectedCase:
+    def read(self, case: Case, on_text_ready: Callable[[str], None]) -> CaseInputs | RejectedCase:
         with self.more:
             self.begun.append(case.case_id)
             self.more.notify_all()
@@ -94,7 +94,7 @@ class Desk:
 
 
 @pytest.fixture(scope="module")
-def ready(predictor, good_cases) -> list[Inputs]:
+def ready(predictor, good_cases) -> list[CaseInputs]:
     """Four cases as the reader makes them."""
     return [predictor._reader.read(Case(folder=p, case_id=p.name), lambda text: None) for p in good_cases]
 
@@ -372,7 +372,7 @@ def test_a_long_stream_holds_two_batches_of_prepared_cases_at_most(predictor, de
 @pytest.mark.parametrize("most", [1, 2, 5])
 def test_no_more_than_so_many_cases_are_ahead_however_often_it_is_told_to_begin(ready, most):
     desk = Desk(ready)
-    with LookAhead(desk.read, [case(f"C{n}") for n in range(12)], most=most) as ahead:
+    with Prefetcher(desk.read, [case(f"C{n}") for n in range(12)], max_ahead=most) as ahead:
         time.sleep(QUIET)
         assert desk.begun == [], "nothing is begun that was not asked for"
         for given in range(12):
@@ -390,7 +390,7 @@ def test_a_case_whose_preparation_fails_gives_its_error_and_leaves_no_one_waitin
     def read(case: Case, on_text_ready: Callable[[str], None]) -> RejectedCase:
         raise RuntimeError(case.case_id)
 
-    with LookAhead(read, [case("C0")], most=1) as ahead:
+    with Prefetcher(read, [case("C0")], max_ahead=1) as ahead:
         ((pending,),) = ahead
         assert pending.text.result(timeout=20) is None
         with pytest.raises(RuntimeError, match="C0"):
@@ -404,6 +404,6 @@ def test_a_stream_that_is_left_early_stops_preparing(predictor, desk, batch):
     stream.close()
     assert not preparing()
     begun = len(desk.begun)
-    assert begun <= max(2 * batch, module.MOST_READERS)
+    assert begun <= max(2 * batch, module.MAX_READERS)
     time.sleep(QUIET)
     assert len(desk.begun) == begun
