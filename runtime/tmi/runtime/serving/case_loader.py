@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.serving.input_warnings import case_notices
 from tmi.runtime.serving.results import Notice, RejectedCase
-from tmi.runtime.serving.timing import Stopwatch, add_up
+from tmi.runtime.serving.timing import Stopwatch, sum_stages
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.compute.buffer_pool import BufferPool
@@ -119,7 +119,7 @@ class CaseLoader:
             case=prepared,
             radiomics_FR=radiomics_FR,
             notices=notices,
-            seconds=add_up(prepared.seconds, watch.seconds),
+            seconds=sum_stages(prepared.seconds, watch.seconds),
             wall=perf_counter() - start,
         )
 

@@ -36,7 +36,7 @@ from tmi.runtime.serving.postprocessing import to_prediction, truncated_notice
 from tmi.runtime.serving.results import STAGES, CaseResult, RejectedCase
 from tmi.runtime.serving.startup import open_selected_engine
 from tmi.runtime.serving.text_encoding import EncodedText, TextBranch, computing
-from tmi.runtime.serving.timing import Stopwatch, add_up, split_waited
+from tmi.runtime.serving.timing import Stopwatch, split_overlap, sum_stages
 from tmi.runtime.verification.self_test import LogCallback
 from tmi.toolkit.cases.case import Case, find_cases
 from tmi.toolkit.clinical.rendering import require_rendering
@@ -63,7 +63,7 @@ class _QueuedCase:
     """Branches that were kept from before."""
     waited: dict[str, float]
     """Seconds by stage that this thread spent on it or waited for it."""
-    hidden: dict[str, float]
+    overlapped: dict[str, float]
     """Seconds by stage of its preparation that passed behind other work."""
     wall: float
     """Seconds that it took this thread."""
@@ -307,14 +307,14 @@ def _queued_case(
     if isinstance(inputs, RejectedCase):
         return inputs
     text, waited = texts.popleft(), share * inputs.wall
-    seen, hidden = split_waited(inputs.seconds, wall=inputs.wall, waited=waited)
+    seen, hidden = split_overlap(inputs.seconds, wall=inputs.wall, waited=waited)
     return _QueuedCase(
         inputs=inputs,
         text=text.features,
         truncated=text.truncated,
         reused=text.reused,
-        waited=add_up(seen, shared),
-        hidden=hidden,
+        waited=sum_stages(seen, shared),
+        overlapped=hidden,
         wall=waited + work,
     )
 
@@ -330,11 +330,11 @@ def _with_timing(
     """The answer with its waterfall: what its own row took and its part of the batch."""
     if isinstance(answer, RejectedCase):
         return answer
-    seconds = add_up(row.waited, dict.fromkeys(STAGES, 0.0), shared)
+    seconds = sum_stages(row.waited, dict.fromkeys(STAGES, 0.0), shared)
     return replace(
         answer,
         seconds={**seconds, "total": row.wall + wall},
-        overlapped=row.hidden,
+        overlapped=row.overlapped,
         reused=(*reused, *row.reused),
     )
 

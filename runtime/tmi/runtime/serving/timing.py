@@ -45,7 +45,7 @@ class Stopwatch:
         self.seconds[target] = self.seconds.get(target, 0.0) + moved
 
 
-def add_up(*parts: Mapping[str, float]) -> dict[str, float]:
+def sum_stages(*parts: Mapping[str, float]) -> dict[str, float]:
     """Seconds by stage over several measurements, in the order in which the stages appear."""
     seconds: dict[str, float] = {}
     for part in parts:
@@ -54,7 +54,7 @@ def add_up(*parts: Mapping[str, float]) -> dict[str, float]:
     return seconds
 
 
-def split_waited(
+def split_overlap(
     prepared: Mapping[str, float], *, wall: float, waited: float
 ) -> tuple[dict[str, float], dict[str, float]]:
     """A preparation's stages, as what was waited for and what was hidden by other work.
@@ -70,11 +70,11 @@ def split_waited(
     return {n: s * share for n, s in prepared.items()}, {n: s * (1 - share) for n, s in prepared.items()}
 
 
-def unclaimed(seconds: Mapping[str, float]) -> float:
+def unaccounted_seconds(seconds: Mapping[str, float]) -> float:
     """Seconds of `total` that no stage claims; negative where stages claim more than there was."""
     return seconds["total"] - sum(value for name, value in seconds.items() if name != "total")
 
 
-def adds_up(seconds: Mapping[str, float]) -> bool:
+def stages_match_total(seconds: Mapping[str, float]) -> bool:
     """Whether the stages add up to `total`, measured by itself, within `TOLERANCE` or `FLOOR_SECONDS`."""
-    return abs(unclaimed(seconds)) <= max(TOLERANCE * seconds["total"], FLOOR_SECONDS)
+    return abs(unaccounted_seconds(seconds)) <= max(TOLERANCE * seconds["total"], FLOOR_SECONDS)

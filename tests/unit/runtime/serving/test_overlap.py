@@ -21,7 +21,7 @@ from tmi.runtime.serving import predictor as module
 from tmi.runtime.serving import text_encoding as text_branch
 from tmi.runtime.serving.case_loader import CaseInputs, Prefetcher
 from tmi.runtime.serving.results import RejectedCase
-from tmi.runtime.serving.timing import adds_up
+from tmi.runtime.serving.timing import stages_match_total
 from tmi.toolkit.cases.case import Case
 
 QUIET = 0.03
@@ -346,7 +346,7 @@ def test_texts_of_a_round_run_together_where_they_are_of_one_length_and_answer_a
             assert answer.case_id == "bad2"
             continue
         assert answer.probability == pytest.approx(alone[answer.case_id].probability, abs=1e-6)
-        assert adds_up(answer.seconds)
+        assert stages_match_total(answer.seconds)
     assert alone["C0"].probability != alone["C1"].probability, "the texts matter"
     widths = sorted({width for _, width in ran})
     assert len(widths) == 2

@@ -12,7 +12,7 @@ from tmi.runtime.serving import case_loader as case_inputs
 from tmi.runtime.serving import predictor as module
 from tmi.runtime.serving import text_encoding as text_branch
 from tmi.runtime.serving.results import COPIES, STAGES, RejectedCase
-from tmi.runtime.serving.timing import adds_up, split_waited, unclaimed
+from tmi.runtime.serving.timing import split_overlap, stages_match_total, unaccounted_seconds
 from tmi.toolkit.cases.case import Case
 
 NAP = 0.3
@@ -30,21 +30,23 @@ def slow(original):
 def test_the_stages_add_up_to_the_total(predictor, good_cases, batch):
     for answer in predictor.predict(good_cases, batch=batch):
         assert {*STAGES, "total", "read"} <= set(answer.seconds)
-        assert adds_up(answer.seconds), answer.seconds
+        assert stages_match_total(answer.seconds), answer.seconds
         assert all(answer.seconds[stage] > 0 for stage in ("tokenise", "ct", "text", "fusion", "other"))
 
 
-@pytest.mark.parametrize(("where", "name"), [(module, "split_waited"), (module, "add_up"), (case_inputs, "add_up")])
+@pytest.mark.parametrize(
+    ("where", "name"), [(module, "split_overlap"), (module, "sum_stages"), (case_inputs, "sum_stages")]
+)
 def test_time_that_no_stage_claims_is_found(predictor, good_cases, monkeypatch, where, name):
-    if name == "split_waited" or where is module:
+    if name == "split_overlap" or where is module:
         # outside every stage of this thread: between the encoders and the answer
         original = module.Stopwatch.wall.fget
         monkeypatch.setattr(module.Stopwatch, "wall", property(slow(original)))
     else:
         monkeypatch.setattr(where, name, slow(getattr(where, name)))
     (answer,) = predictor.predict(good_cases[0])
-    assert not adds_up(answer.seconds)
-    assert unclaimed(answer.seconds) > NAP / 2
+    assert not stages_match_total(answer.seconds)
+    assert unaccounted_seconds(answer.seconds) > NAP / 2
 
 
 def test_what_passes_behind_other_work_is_told_beside_the_waterfall(predictor, good_cases, monkeypatch):
@@ -58,7 +60,7 @@ def test_what_passes_behind_other_work_is_told_beside_the_waterfall(predictor, g
 
 
 def test_a_stage_is_split_in_proportion_to_what_was_waited_for():
-    waited, hidden = split_waited({"read": 3.0, "resample": 1.0}, wall=4.0, waited=1.0)
+    waited, hidden = split_overlap({"read": 3.0, "resample": 1.0}, wall=4.0, waited=1.0)
     assert waited == {"read": 0.75, "resample": 0.25}
     assert hidden == {"read": 2.25, "resample": 0.75}
 
@@ -107,7 +109,7 @@ def test_copies_to_a_device_and_back_are_a_stage_of_their_own(predictor, good_ca
     (answer,) = predictor.predict(good_cases[0])
     assert answer.seconds[COPIES] == pytest.approx(engine.copied_seconds)
     assert engine.copied_seconds >= 3 * napped, "text, CT and fusion"
-    assert adds_up(answer.seconds), answer.seconds
+    assert stages_match_total(answer.seconds), answer.seconds
 
 
 def test_waiting_for_a_refused_case_is_not_the_others_time(predictor, good_cases, monkeypatch):
@@ -124,5 +126,5 @@ def test_waiting_for_a_refused_case_is_not_the_others_time(predictor, good_cases
     monkeypatch.setattr(predictor._reader, "read", read)
     refused, answer = predictor.predict([Case(folder=good_cases[0], case_id="slow"), good_cases[1]])
     assert isinstance(refused, RejectedCase)
-    assert adds_up(answer.seconds)
+    assert stages_match_total(answer.seconds)
     assert answer.seconds["total"] < 0.9

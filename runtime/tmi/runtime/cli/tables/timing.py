@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from tmi.runtime.serving.results import CaseResult, Prediction
-from tmi.runtime.serving.timing import add_up, adds_up, unclaimed
+from tmi.runtime.serving.timing import stages_match_total, sum_stages, unaccounted_seconds
 
 BAR = 40
 """Columns of a bar that is the whole."""
@@ -31,7 +31,7 @@ def print_timing(answers: Sequence[CaseResult]) -> None:
     if len(predicted) > 1:
         n = len(predicted)
         seconds, hidden = (
-            {name: value / n for name, value in add_up(*parts).items()}
+            {name: value / n for name, value in sum_stages(*parts).items()}
             for parts in ([a.seconds for a in predicted], [a.overlapped for a in predicted])
         )
         _print(console, f"mean of {n} cases", seconds, hidden, ())
@@ -63,5 +63,5 @@ def _print(
     table.add_section()
     table.add_row("total", f"{total:.3f}", "", "", "")
     console.print(table)
-    if not adds_up(seconds):
-        console.print(f"  the stages leave {unclaimed(seconds):.3f} s of the total unexplained")
+    if not stages_match_total(seconds):
+        console.print(f"  the stages leave {unaccounted_seconds(seconds):.3f} s of the total unexplained")
