@@ -23,7 +23,7 @@ from tmi.toolkit.storage.hashing import sha256_bytes, sha256_json
 
 KIND = "embeddings"
 """Folder of these entries in the cache."""
-FORM = 1
+ENTRY_VERSION = 1
 """Form of an entry; another form is another key."""
 
 
@@ -48,7 +48,7 @@ class EmbeddingCache:
         """Features that were found."""
         self.stored = 0
         """Features that were made and stored."""
-        self.found: dict[str, list[bool]] = {}
+        self.row_hits: dict[str, list[bool]] = {}
         """Graph -> whether the features of each row of its latest batch were kept."""
 
     def summary(self) -> str:
@@ -63,7 +63,7 @@ class EmbeddingCache:
             name: [str(a.dtype), list(a.shape), sha256_bytes(np.ascontiguousarray(a).data.cast("B"))]
             for name, a in inputs.items()
         }
-        return sha256_json({"form": FORM, "graph": self._graph(spec), "inputs": arrays, **self._engine})
+        return sha256_json({"form": ENTRY_VERSION, "graph": self._graph(spec), "inputs": arrays, **self._engine})
 
     def get(self, spec: GraphSpec, key: str) -> Float32[NDArray[np.float32], "C"] | None:
         """The features; None where there is no entry that is whole."""
@@ -87,18 +87,18 @@ class EmbeddingCache:
         return {"file": files[name].sha256}
 
 
-def features_of_rows(
+def lookup_rows(
     cache: EmbeddingCache, spec: GraphSpec, inputs: Mapping[str, NDArray[np.generic]]
 ) -> tuple[list[str], list[Float32[NDArray[np.float32], "C"] | None]]:
     """Key of every row of a batch, and its features where they are kept."""
     rows: Sequence[int] = range(next(iter(inputs.values())).shape[0])
     keys = [cache.key(spec, {name: array[row] for name, array in inputs.items()}) for row in rows]
     kept = [cache.get(spec, key) for key in keys]
-    cache.found[spec.name] = [features is not None for features in kept]
+    cache.row_hits[spec.name] = [features is not None for features in kept]
     return keys, kept
 
 
-def kept_before(
+def reused_branches(
     branch: str, features: Mapping[str, object], cache: EmbeddingCache | None, *, row: int
 ) -> tuple[str, ...]:
     """The branch, where there is one and every one of its encoders' features of this row was kept from before.
@@ -111,4 +111,4 @@ def kept_before(
     """
     if cache is None or not features:
         return ()
-    return (branch,) if all(cache.found[graph][row] for graph in features) else ()
+    return (branch,) if all(cache.row_hits[graph][row] for graph in features) else ()

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from tmi.runtime.bundle.manifest import FUSION, GraphSpec, Manifest
 from tmi.runtime.engines.registry import Engine
-from tmi.runtime.inference.embedding_cache import EmbeddingCache, features_of_rows
+from tmi.runtime.inference.embedding_cache import EmbeddingCache, lookup_rows
 from tmi.runtime.inference.token_padding import at_real_length
 
 
@@ -155,7 +155,7 @@ def _encoded(
     """The output of an encoder; only rows that are not kept are computed."""
     if cache is None:
         return _single(engine, spec, inputs)
-    keys, rows = features_of_rows(cache, spec, inputs)
+    keys, rows = lookup_rows(cache, spec, inputs)
     missing = [row for row, features in enumerate(rows) if features is None]
     if missing:
         made_BC = _single(engine, spec, {name: array[missing] for name, array in inputs.items()})

@@ -29,7 +29,7 @@ import numpy as np
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.engines.registry import Engine
 from tmi.runtime.engines.selection import AUTO, EngineRecord
-from tmi.runtime.inference.embedding_cache import EmbeddingCache, kept_before
+from tmi.runtime.inference.embedding_cache import EmbeddingCache, reused_branches
 from tmi.runtime.inference.ensemble import Features, encode_ct, fuse
 from tmi.runtime.serving.case_loader import CaseInputs, CaseLoader, PendingCase, Prefetcher
 from tmi.runtime.serving.postprocessing import to_prediction, truncated_notice
@@ -277,7 +277,7 @@ class Predictor:
                         notices=row.inputs.notices + ((truncated_notice(longest),) if row.truncated else ()),
                     )
                 )
-            reused = [kept_before("ct", ct, self.embeddings, row=number) for number in range(len(rows))]
+            reused = [reused_branches("ct", ct, self.embeddings, row=number) for number in range(len(rows))]
         shared = {name: seconds / len(rows) for name, seconds in watch.seconds.items()}
         wall = watch.wall / len(rows)
         answers = iter(

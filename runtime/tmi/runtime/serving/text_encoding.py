@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.registry import Engine
-from tmi.runtime.inference.embedding_cache import EmbeddingCache, kept_before
+from tmi.runtime.inference.embedding_cache import EmbeddingCache, reused_branches
 from tmi.runtime.inference.ensemble import Features, encode_text, encoder_graphs
 from tmi.runtime.inference.token_padding import at_real_length, joined, of_one_length
 from tmi.runtime.serving.results import COPIES
@@ -75,7 +75,7 @@ class TextBranch:
                     done[number] = EncodedText(
                         features={name: array[row : row + 1] for name, array in features.items()},
                         truncated=any(one.truncated_B[0] for one in encoded[number].values()),
-                        reused=kept_before("text", features, self._embeddings, row=row),
+                        reused=reused_branches("text", features, self._embeddings, row=row),
                     )
         return done
 
