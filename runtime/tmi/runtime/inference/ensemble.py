@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tmi.runtime.bundle.manifest import FUSION, GraphSpec, Manifest
 from tmi.runtime.engines.registry import Engine
 from tmi.runtime.inference.embedding_cache import EmbeddingCache, lookup_rows
-from tmi.runtime.inference.token_padding import at_real_length
+from tmi.runtime.inference.token_padding import trim_padding
 
 
 class TokenIds(Protocol):
@@ -77,7 +77,7 @@ def encode_text(
     features = {}
     for spec in encoder_graphs(manifest, "text"):
         given = texts[spec.name]
-        tokens = at_real_length(given.input_ids_BT, given.attention_mask_BT, longest=longest)
+        tokens = trim_padding(given.input_ids_BT, given.attention_mask_BT, longest=longest)
         inputs = {"input_ids": tokens.input_ids_BT, "attention_mask": tokens.attention_mask_BT}
         features[spec.name] = _encoded(engine, spec, inputs, cache=cache)
     return features

@@ -1,8 +1,8 @@
 """Tokens at their real length instead of the longest that the encoder takes.
 
 Padding is masked out of every attention, so an encoder gives the same features with less of it; the gates of parity
-run on this road. Lengths are rounded up to a multiple of `STEP`: OpenVINO prepares kernels, and TensorRT captures a
-graph, for every new length, and there are then 16 of them at most.
+run on this road. Lengths are rounded up to a multiple of `LENGTH_MULTIPLE`: OpenVINO prepares kernels, and TensorRT
+captures a graph, for every new length, and there are then 16 of them at most.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
-STEP = 32
+LENGTH_MULTIPLE = 32
 """Lengths are multiples of this, but never more than the encoder takes."""
 
 
@@ -28,7 +28,7 @@ class Tokens:
     """1 for tokens, 0 for padding."""
 
 
-def joined(tokens: Sequence[Tokens]) -> Tokens:
+def concatenate_tokens(tokens: Sequence[Tokens]) -> Tokens:
     """Texts of one length as one batch."""
     return Tokens(
         input_ids_BT=np.concatenate([one.input_ids_BT for one in tokens]),
@@ -36,7 +36,7 @@ def joined(tokens: Sequence[Tokens]) -> Tokens:
     )
 
 
-def of_one_length(texts: Mapping[int, Mapping[str, Tokens]]) -> list[list[int]]:
+def group_by_length(texts: Mapping[int, Mapping[str, Tokens]]) -> list[list[int]]:
     """The numbers of the texts, those together that are of one length for every encoder.
 
     Args:
@@ -48,13 +48,13 @@ def of_one_length(texts: Mapping[int, Mapping[str, Tokens]]) -> list[list[int]]:
     return list(groups.values())
 
 
-def at_real_length(
+def trim_padding(
     input_ids_BT: Int64[NDArray[np.int64], "B T"],
     attention_mask_BT: Int64[NDArray[np.int64], "B T"],
     *,
     longest: int,
 ) -> Tokens:
-    """The same tokens with as little padding as `STEP` allows.
+    """The same tokens with as little padding as `LENGTH_MULTIPLE` allows.
 
     Args:
         input_ids_BT: ids, padded at the end.
@@ -63,7 +63,7 @@ def at_real_length(
     """
     used = np.flatnonzero(attention_mask_BT.any(axis=0))
     real = int(used[-1]) + 1 if used.size else 1
-    width = max(real, min(-(-real // STEP) * STEP, longest))
+    width = max(real, min(-(-real // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, longest))
     more = max(0, width - input_ids_BT.shape[1])
     pad = ((0, 0), (0, more))
     return Tokens(

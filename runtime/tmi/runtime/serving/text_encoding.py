@@ -10,7 +10,7 @@ from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.registry import Engine
 from tmi.runtime.inference.embedding_cache import EmbeddingCache, reused_branches
 from tmi.runtime.inference.ensemble import Features, encode_text, encoder_graphs
-from tmi.runtime.inference.token_padding import at_real_length, joined, of_one_length
+from tmi.runtime.inference.token_padding import concatenate_tokens, group_by_length, trim_padding
 from tmi.runtime.serving.results import COPIES
 from tmi.runtime.serving.timing import Stopwatch
 from tmi.toolkit.clinical.tokenizer import Encoded, Tokenizer
@@ -61,15 +61,18 @@ class TextBranch:
             encoded = {number: self._tokenise([texts[number] or ""]) for number in there}
             tokens = {
                 number: {
-                    name: at_real_length(one.input_ids_BT, one.attention_mask_BT, longest=longest)
+                    name: trim_padding(one.input_ids_BT, one.attention_mask_BT, longest=longest)
                     for name, one in by_graph.items()
                 }
                 for number, by_graph in encoded.items()
             }
         done = [EncodedText(features={}, truncated=False, reused=()) for _ in texts]
         with computing(self._engine, watch, "text"):
-            for numbers in of_one_length(tokens):
-                batch = {name: joined([tokens[number][name] for number in numbers]) for name in tokens[numbers[0]]}
+            for numbers in group_by_length(tokens):
+                batch = {
+                    name: concatenate_tokens([tokens[number][name] for number in numbers])
+                    for name in tokens[numbers[0]]
+                }
                 features = encode_text(self._engine, self._manifest, batch, cache=self._embeddings)
                 for row, number in enumerate(numbers):
                     done[number] = EncodedText(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tmi.runtime.inference import ensemble
-from tmi.runtime.inference.token_padding import STEP, Tokens, at_real_length
+from tmi.runtime.inference.token_padding import LENGTH_MULTIPLE, Tokens, trim_padding
 
 
 def tokens(*lengths: int, width: int) -> Tokens:
@@ -17,7 +17,7 @@ def tokens(*lengths: int, width: int) -> Tokens:
 @pytest.mark.parametrize(
     ("lengths", "width", "longest", "expected"),
     [
-        ((1,), 512, 512, STEP),
+        ((1,), 512, 512, LENGTH_MULTIPLE),
         ((32,), 512, 512, 32),
         ((33,), 512, 512, 64),
         ((5, 350), 512, 512, 352),
@@ -30,7 +30,7 @@ def tokens(*lengths: int, width: int) -> Tokens:
 )
 def test_a_length_is_rounded_up_and_never_beyond_what_the_encoder_takes(lengths, width, longest, expected):
     given = tokens(*lengths, width=width)
-    found = at_real_length(given.input_ids_BT, given.attention_mask_BT, longest=longest)
+    found = trim_padding(given.input_ids_BT, given.attention_mask_BT, longest=longest)
     assert found.input_ids_BT.shape == found.attention_mask_BT.shape == (len(lengths), expected)
     assert found.attention_mask_BT.sum(axis=1).tolist() == list(lengths)
     assert (found.input_ids_BT == 7 * found.attention_mask_BT).all()
@@ -44,7 +44,7 @@ def test_padding_to_the_longest_changes_no_feature(predictor, monkeypatch):
         short = ensemble.encode_text(predictor._engine, manifest, texts)
         with monkeypatch.context() as patch:
             patch.setattr(
-                ensemble, "at_real_length", lambda ids, mask, longest: Tokens(input_ids_BT=ids, attention_mask_BT=mask)
+                ensemble, "trim_padding", lambda ids, mask, longest: Tokens(input_ids_BT=ids, attention_mask_BT=mask)
             )
             padded = ensemble.encode_text(predictor._engine, manifest, texts)
         for name, features in padded.items():
