@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from tmi.runtime.benchmark.interleaved_timing import Ratio, Rounds, ratio
+from tmi.runtime.benchmark.interleaved_timing import InterleavedTimer, Ratio, ratio
 
 
 class Recorder:
@@ -23,10 +23,10 @@ class Recorder:
         self, roads: Mapping[str, Callable[[], object]], *, against: str, repeats: int | None = None, warmup: int = 1
     ) -> dict[str, Ratio]:
         """Time the roads in turn and record each one's seconds and its ratio to `against`, round by round."""
-        rounds = Rounds(roads)
+        rounds = InterleavedTimer(roads)
         for _ in range(warmup):
             rounds.run()
-        rounds.forget()
+        rounds.discard_rounds()
         self._pedantic(rounds.run, repeats or self.repeats)
         ratios = {}
         for name, seconds in rounds.seconds.items():

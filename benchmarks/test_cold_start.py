@@ -28,12 +28,12 @@ def test_cold_start(record, one_fold: Path, case: Path) -> None:
 
 def test_imports_of_a_first_answer(record, one_fold: Path, case: Path) -> None:
     """Packages that a machine that serves must not need."""
-    from tmi.runtime.benchmark.benchmark import Plan, Worker
+    from tmi.runtime.benchmark.benchmark import BenchmarkPlan, BenchmarkWorker
     from tmi.runtime.bundle.reader import open_bundle
     from tmi.runtime.cli.bench_worker import WORKER
     from tmi.toolkit.cases.case import Case
 
-    plan = Plan(
+    plan = BenchmarkPlan(
         worker=WORKER,
         bundle=open_bundle(one_fold),
         engines=("onnx", "openvino"),
@@ -44,7 +44,7 @@ def test_imports_of_a_first_answer(record, one_fold: Path, case: Path) -> None:
     def ends() -> dict[str, list[str]]:
         found = {}
         for engine in plan.engines:
-            with Worker(plan, engine) as worker:
+            with BenchmarkWorker(plan, engine) as worker:
                 found[engine] = worker.finish()["heavy"]
         return found
 

@@ -17,7 +17,7 @@ import pytest
 import bench_inputs
 from bench_inputs import Size
 from tmi.runtime import Prediction, Predictor
-from tmi.runtime.benchmark.benchmark import Plan, Worker
+from tmi.runtime.benchmark.benchmark import BenchmarkPlan, BenchmarkWorker
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.cli.bench_worker import WORKER
 from tmi.runtime.engines.graph_engine import GraphEngine
@@ -81,14 +81,14 @@ def test_memory_of_five_folds(record, one_fold: Path, five_folds: Path, case: Pa
             bundle = open_bundle(folder)
             graphs = [p for p in bundle.manifest.files if p.startswith("graphs/")]
             weights[name] = sum(bundle.manifest.files[p].bytes for p in graphs) / GIB
-            plan = Plan(
+            plan = BenchmarkPlan(
                 worker=WORKER,
                 bundle=bundle,
                 engines=("auto",),
                 cases=(Case(folder=case, case_id=case.name),),
                 repeats=1,
             )
-            with Worker(plan, "auto") as worker:
+            with BenchmarkWorker(plan, "auto") as worker:
                 worker.ask([0])
                 peaks[name] = worker.finish()["peak_bytes"] / GIB
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tmi.runtime.benchmark.benchmark import Plan, Worker, choose_engines
+from tmi.runtime.benchmark.benchmark import BenchmarkPlan, BenchmarkWorker, choose_engines
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.cli.bench_worker import WORKER
 from tmi.toolkit.cases.case import Case
@@ -18,21 +18,21 @@ GIB = 2**30
 LENGTHS = (2, 8)
 
 
-def peak_gib(plan: Plan, engine: str, cases: int) -> float:
+def peak_gib(plan: BenchmarkPlan, engine: str, cases: int) -> float:
     """Of a process that predicted one case and then a cohort of so many."""
-    with Worker(plan, engine) as worker:
+    with BenchmarkWorker(plan, engine) as worker:
         worker.ask(range(cases))
         return float(worker.finish()["peak_bytes"]) / GIB
 
 
 @pytest.fixture(scope="module")
-def plan(one_fold: Path, cohort: list[Path]) -> Plan:
+def plan(one_fold: Path, cohort: list[Path]) -> BenchmarkPlan:
     bundle = open_bundle(one_fold)
     cases = tuple(Case(folder=c, case_id=c.name) for c in cohort)
-    return Plan(worker=WORKER, bundle=bundle, engines=choose_engines((), bundle)[0], cases=cases, repeats=1)
+    return BenchmarkPlan(worker=WORKER, bundle=bundle, engines=choose_engines((), bundle)[0], cases=cases, repeats=1)
 
 
-def test_peak_memory_of_each_engine(record, plan: Plan) -> None:
+def test_peak_memory_of_each_engine(record, plan: BenchmarkPlan) -> None:
     weights = sum(f.bytes for name, f in plan.bundle.manifest.files.items() if name.startswith("graphs/"))
     record.note("graphs in the bundle", weights / GIB, "GiB")
     peaks = record.once(lambda: {engine: peak_gib(plan, engine, 1) for engine in plan.engines})
@@ -40,7 +40,7 @@ def test_peak_memory_of_each_engine(record, plan: Plan) -> None:
         record.note(engine, peak, "GiB")
 
 
-def test_memory_does_not_grow_with_a_cohort(record, plan: Plan) -> None:
+def test_memory_does_not_grow_with_a_cohort(record, plan: BenchmarkPlan) -> None:
     engine = plan.engines[0]
     peaks = record.once(lambda: {n: peak_gib(plan, engine, n) for n in LENGTHS})
     for n, peak in peaks.items():

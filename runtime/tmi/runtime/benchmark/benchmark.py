@@ -31,7 +31,7 @@ REFERENCE = "eager"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class BenchmarkPlan:
     """What to measure."""
 
     bundle: Bundle
@@ -55,7 +55,7 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineFigures:
+class EngineBenchmark:
     """One engine on this machine. Seconds are wall-clock; a prediction is from the case's files to the answer."""
 
     engine: str
@@ -95,10 +95,10 @@ class EngineFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchReport:
+class BenchmarkReport:
     """All engines, in the order in which they were asked for."""
 
-    figures: tuple[EngineFigures, ...]
+    figures: tuple[EngineBenchmark, ...]
     """One for each engine."""
     reference: str
     """Engine that the others are set against."""
@@ -120,10 +120,10 @@ class BenchReport:
                 )
 
 
-class Worker:
+class BenchmarkWorker:
     """A process that answers for one engine."""
 
-    def __init__(self, plan: Plan, engine: str) -> None:
+    def __init__(self, plan: BenchmarkPlan, engine: str) -> None:
         """Start it and wait for its first answer."""
         asked = {
             "bundle": str(plan.bundle.folder),
@@ -142,7 +142,7 @@ class Worker:
             text=True,
         )
         try:
-            self.first = self._heard()
+            self.first = self._receive()
         except BaseException:
             self._stop()
             raise
@@ -153,17 +153,17 @@ class Worker:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"cases": list(cases), "batch": batch}) + "\n")
         self._process.stdin.flush()
-        return self._heard()
+        return self._receive()
 
     def finish(self) -> dict[str, Any]:
         """Let it end; what it took."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        last = self._heard()
+        last = self._receive()
         self._process.wait()
         return last
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> BenchmarkWorker:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -178,7 +178,7 @@ class Worker:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
 
-    def _heard(self) -> dict[str, Any]:
+    def _receive(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -233,17 +233,20 @@ def choose_engines(asked: Sequence[str], bundle: Bundle) -> tuple[tuple[str, ...
 
 
 @dataclass(frozen=True)
-class _Running:
+class _EngineProcess:
     """An engine's last process, and how long its processes took to a first answer."""
 
-    worker: Worker
+    worker: BenchmarkWorker
     first_start: float
     starts: tuple[float, ...]
 
 
 def measure(
-    plan: Plan, *, passed_over: Mapping[str, str] | None = None, progress: Callable[[str], None] = lambda line: None
-) -> BenchReport:
+    plan: BenchmarkPlan,
+    *,
+    passed_over: Mapping[str, str] | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> BenchmarkReport:
     """Measure every engine of the plan.
 
     Args:
@@ -259,7 +262,7 @@ def measure(
     """
     left_out = dict(passed_over or {})
     with contextlib.ExitStack() as stack:
-        running: dict[str, _Running] = {}
+        running: dict[str, _EngineProcess] = {}
         for engine in plan.engines:
             try:
                 running[engine] = _start(plan, engine, progress)
@@ -281,24 +284,24 @@ def measure(
         ends = {engine: running[engine].worker.finish() for engine in engines}
     reference = REFERENCE if REFERENCE in engines else engines[-1]
     figures = [
-        _figures(engine, reference, running=running[engine], warm=warm, whole=whole, end=ends[engine])
+        _engine_benchmark(engine, reference, running=running[engine], warm=warm, whole=whole, end=ends[engine])
         for engine in engines
     ]
-    return BenchReport(figures=tuple(figures), reference=reference, passed_over=left_out)
+    return BenchmarkReport(figures=tuple(figures), reference=reference, passed_over=left_out)
 
 
-def _start(plan: Plan, engine: str, progress: Callable[[str], None]) -> _Running:
+def _start(plan: BenchmarkPlan, engine: str, progress: Callable[[str], None]) -> _EngineProcess:
     """Fill the caches with one process, time the next ones, keep the last."""
     progress(f"{engine}: first start")
-    with Worker(plan, engine) as filling:
+    with BenchmarkWorker(plan, engine) as filling:
         filling.finish()
     starts: list[float] = []
     while True:
         progress(f"{engine}: start {len(starts) + 1} of {plan.starts}")
-        worker = Worker(plan, engine)
+        worker = BenchmarkWorker(plan, engine)
         starts.append(worker.start_seconds)
         if len(starts) == plan.starts:
-            return _Running(worker, filling.start_seconds, tuple(starts))
+            return _EngineProcess(worker, filling.start_seconds, tuple(starts))
         with worker:
             worker.finish()
 
@@ -310,21 +313,21 @@ def _rounds(engines: Sequence[str], repeats: int) -> Iterator[tuple[int, str]]:
             yield number, engine
 
 
-def _figures(
+def _engine_benchmark(
     engine: str,
     reference: str,
     *,
-    running: _Running,
+    running: _EngineProcess,
     warm: Mapping[str, Sequence[Mapping[str, Any]]],
     whole: Mapping[str, Mapping[str, Any]],
     end: Mapping[str, Any],
-) -> EngineFigures:
+) -> EngineBenchmark:
     record = running.worker.first["engine"]
     seconds = tuple(float(w["seconds"]) for w in warm[engine])
     stages = [w["answers"][0]["seconds"] for w in warm[engine]]
     answers = whole[engine]["answers"]
     pairs = list(zip(answers, whole[reference]["answers"], strict=True))
-    return EngineFigures(
+    return EngineBenchmark(
         engine=engine,
         package=record["package"],
         precision=record["precision"],
@@ -339,13 +342,13 @@ def _figures(
         peak_bytes=int(end["peak_bytes"]),
         heavy=tuple(end["heavy"]),
         to_reference=ratio(seconds, [float(w["seconds"]) for w in warm[reference]]),
-        max_difference=max(_difference(one, other) for one, other in pairs),
+        max_difference=max(_max_probability_difference(one, other) for one, other in pairs),
         allowed_difference=engine_spec(engine).max_abs_err + engine_spec(reference).max_abs_err,
         changed_decisions=tuple(one["case_id"] for one, other in pairs if one["decision"] != other["decision"]),
     )
 
 
-def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+def _max_probability_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
     """Largest distance of a class's probability, over the ensemble and every fold."""
     rows = zip((one, *one["folds"]), (other, *other["folds"]), strict=True)
     differences = [abs(a["probability"][name] - b["probability"][name]) for a, b in rows for name in a["probability"]]

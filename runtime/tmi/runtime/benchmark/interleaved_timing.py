@@ -1,4 +1,4 @@
-"""Comparing durations on a machine that is never quiet: roads in turn, ratios pair by pair, medians.
+"""Comparing durations on a machine that is never quiet: functions in turn, ratios pair by pair, medians.
 
 Two means taken one after the other compare the machine at two times. Here every round runs each road once, in an order
 that is turned round after every round, so that a slower minute slows all of them; the ratio is taken inside a round and
@@ -29,31 +29,31 @@ class Ratio:
     """The largest of a round."""
 
 
-class Rounds:
-    """Runs its roads once a round and keeps the seconds of each."""
+class InterleavedTimer:
+    """Runs its functions once a round and keeps the seconds of each."""
 
-    def __init__(self, roads: Mapping[str, Callable[[], object]]) -> None:
+    def __init__(self, functions: Mapping[str, Callable[[], object]]) -> None:
         """Nothing runs yet.
 
         Raises:
             ValueError: no road.
         """
-        if not roads:
+        if not functions:
             raise ValueError("timing in rounds needs a road")
-        self._roads = dict(roads)
+        self._functions = dict(functions)
         self._rounds = 0
-        self.seconds: dict[str, list[float]] = {name: [] for name in roads}
+        self.seconds: dict[str, list[float]] = {name: [] for name in functions}
         """Seconds of each road, a value for each round."""
 
     def run(self) -> None:
-        """One round of all roads."""
-        for name in list(self._roads) if self._rounds % 2 == 0 else list(self._roads)[::-1]:
+        """One round of all functions."""
+        for name in list(self._functions) if self._rounds % 2 == 0 else list(self._functions)[::-1]:
             start = perf_counter()
-            self._roads[name]()
+            self._functions[name]()
             self.seconds[name].append(perf_counter() - start)
         self._rounds += 1
 
-    def forget(self) -> None:
+    def discard_rounds(self) -> None:
         """Leave the rounds so far out: they warmed up."""
         for values in self.seconds.values():
             values.clear()

@@ -11,12 +11,12 @@ import typer
 from tmi.toolkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from tmi.runtime.benchmark.benchmark import BenchReport, Plan
+    from tmi.runtime.benchmark.benchmark import BenchmarkPlan, BenchmarkReport
     from tmi.runtime.bundle.reader import Bundle
     from tmi.toolkit.cases.case import Case
 
 SCHEMA = "tmi-bench/1"
-SMALLEST = 16
+MIN_CT_VOXELS = 16
 """Voxels along an axis below which there is no anatomy to draw."""
 
 
@@ -64,7 +64,7 @@ def bench(
 
     from rich.console import Console
 
-    from tmi.runtime.benchmark.benchmark import Plan, choose_engines, measure
+    from tmi.runtime.benchmark.benchmark import BenchmarkPlan, choose_engines, measure
     from tmi.runtime.bundle.reader import open_bundle
     from tmi.runtime.cli.bench_worker import WORKER
     from tmi.runtime.serving.predictor import resolve_cases
@@ -81,8 +81,8 @@ def bench(
             chosen = resolve_cases(case, mask_label=mask_label)
         else:
             status.update("making cases up")
-            chosen = _made_up(opened, Path(folder), cases, shape_XYZ)
-        plan = Plan(
+            chosen = _synthetic_cases(opened, Path(folder), cases, shape_XYZ)
+        plan = BenchmarkPlan(
             worker=WORKER,
             bundle=opened,
             engines=engines,
@@ -106,15 +106,16 @@ def bench(
 def _shape(text: str) -> tuple[int, int, int]:
     """Voxels x, y, z from `512x512x120`."""
     parts = text.lower().split("x")
-    if len(parts) != 3 or not all(p.isdecimal() and int(p) >= SMALLEST for p in parts):
+    if len(parts) != 3 or not all(p.isdecimal() and int(p) >= MIN_CT_VOXELS for p in parts):
         raise UsageError(
-            f"--ct {text} is no size of a CT", fix=f"give three sizes of at least {SMALLEST} voxels, as 512x512x120"
+            f"--ct {text} is no size of a CT",
+            fix=f"give three sizes of at least {MIN_CT_VOXELS} voxels, as 512x512x120",
         )
     x, y, z = (int(p) for p in parts)
     return x, y, z
 
 
-def _made_up(bundle: Bundle, folder: Path, count: int, shape_XYZ: tuple[int, int, int]) -> list[Case]:
+def _synthetic_cases(bundle: Bundle, folder: Path, count: int, shape_XYZ: tuple[int, int, int]) -> list[Case]:
     from tmi.runtime.benchmark.synthetic_case import write_bench_case
     from tmi.toolkit.clinical.schema import stored_schema
 
@@ -123,7 +124,7 @@ def _made_up(bundle: Bundle, folder: Path, count: int, shape_XYZ: tuple[int, int
     return [write_bench_case(folder / name, schema, seed=n, shape_XYZ=shape_XYZ) for n, name in enumerate(names)]
 
 
-def _document(plan: Plan, report: BenchReport, made_up: tuple[int, int, int] | None) -> dict[str, Any]:
+def _document(plan: BenchmarkPlan, report: BenchmarkReport, made_up: tuple[int, int, int] | None) -> dict[str, Any]:
     import datetime
     from importlib.metadata import version
 
@@ -146,7 +147,7 @@ def _document(plan: Plan, report: BenchReport, made_up: tuple[int, int, int] | N
     }  # fmt: skip
 
 
-def _print(plan: Plan, report: BenchReport, made_up: tuple[int, int, int] | None) -> None:
+def _print(plan: BenchmarkPlan, report: BenchmarkReport, made_up: tuple[int, int, int] | None) -> None:
     from tmi.runtime.cli.tables.benchmark import engines_table, stages_table
     from tmi.runtime.cli.tables.checks import wide_console
     from tmi.runtime.engines.host import hardware

@@ -17,7 +17,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, TextIO
 
-HEAVY = ("torch", "transformers", "monai", "lightning", "SimpleITK", "radiomics")
+HEAVY_PACKAGES = ("torch", "transformers", "monai", "lightning", "SimpleITK", "radiomics")
 """Packages that no torch-free engine may import."""
 WORKER = ("-m", "tmi.runtime.cli.bench_worker")
 """What the Python interpreter is given to start this process."""
@@ -38,7 +38,7 @@ def peak_bytes() -> int:
     return used if sys.platform == "darwin" else used * 1024
 
 
-def _say(out: TextIO, message: dict[str, Any]) -> None:
+def _send(out: TextIO, message: dict[str, Any]) -> None:
     out.write(json.dumps(message) + "\n")
     out.flush()
 
@@ -55,7 +55,7 @@ def main() -> int:
     try:
         _serve(json.loads(sys.argv[1]), out)
     except TmiError as error:
-        _say(out, {"error": {"kind": type(error).__name__, "what": str(error), "fix": error.fix}})
+        _send(out, {"error": {"kind": type(error).__name__, "what": str(error), "fix": error.fix}})
         return int(error.exit_code)
     return 0
 
@@ -74,12 +74,12 @@ def _serve(asked: dict[str, Any], out: TextIO) -> None:
             seconds = perf_counter() - start
             return {"seconds": seconds, "answers": [result_to_json(a) for a in answers]}
 
-        _say(out, {**answer([0], 1), "engine": to_json(predictor.engine_record)})
+        _send(out, {**answer([0], 1), "engine": to_json(predictor.engine_record)})
         for line in sys.stdin:
             request = json.loads(line)
-            _say(out, answer(request["cases"], request["batch"]))
+            _send(out, answer(request["cases"], request["batch"]))
         packages = {name.partition(".")[0] for name in sys.modules}
-        _say(out, {"peak_bytes": peak_bytes(), "heavy": sorted(packages & set(HEAVY))})
+        _send(out, {"peak_bytes": peak_bytes(), "heavy": sorted(packages & set(HEAVY_PACKAGES))})
 
 
 if __name__ == "__main__":

@@ -7,21 +7,21 @@ import time
 import numpy as np
 import pytest
 
-from tmi.runtime.benchmark.interleaved_timing import Rounds, quantile, ratio
+from tmi.runtime.benchmark.interleaved_timing import InterleavedTimer, quantile, ratio
 
 
 def test_the_order_is_turned_round_after_every_round():
     ran: list[str] = []
-    rounds = Rounds({"a": lambda: ran.append("a"), "b": lambda: ran.append("b")})
+    rounds = InterleavedTimer({"a": lambda: ran.append("a"), "b": lambda: ran.append("b")})
     for _ in range(3):
         rounds.run()
     assert ran == ["a", "b", "b", "a", "a", "b"]
 
 
 def test_what_warmed_up_is_forgotten():
-    rounds = Rounds({"a": lambda: None})
+    rounds = InterleavedTimer({"a": lambda: None})
     rounds.run()
-    rounds.forget()
+    rounds.discard_rounds()
     assert rounds.seconds == {"a": []}
     rounds.run()
     assert len(rounds.seconds["a"]) == 1
@@ -33,7 +33,7 @@ def test_a_planted_sleep_is_seen_and_a_slow_minute_is_not():
     def machine() -> None:
         time.sleep(0.005 + next(naps))
 
-    rounds = Rounds({"slow": lambda: (machine(), time.sleep(0.02)), "plain": machine})
+    rounds = InterleavedTimer({"slow": lambda: (machine(), time.sleep(0.02)), "plain": machine})
     for _ in range(2):
         rounds.run()
     assert ratio(rounds.seconds["slow"], rounds.seconds["plain"]).median > 1.5
@@ -57,4 +57,4 @@ def test_roads_of_different_lengths_have_no_ratio():
     with pytest.raises(ValueError, match="needs a round"):
         ratio([], [])
     with pytest.raises(ValueError, match="needs a road"):
-        Rounds({})
+        InterleavedTimer({})

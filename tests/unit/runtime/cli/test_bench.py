@@ -11,7 +11,7 @@ import pytest
 from factories.cases import write_case
 from factories.tmi_command import Outcome, tmi
 from tmi.runtime.benchmark import benchmark as bench
-from tmi.runtime.benchmark.benchmark import BenchReport, EngineFigures, Plan, choose_engines, measure
+from tmi.runtime.benchmark.benchmark import BenchmarkPlan, BenchmarkReport, EngineBenchmark, choose_engines, measure
 from tmi.runtime.benchmark.interleaved_timing import Ratio
 from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.reader import open_bundle
@@ -103,8 +103,8 @@ def test_a_refused_case_stops_with_its_code(tiny_bundle, tmp_path):
     assert "[ct-unreadable]" in outcome.err
 
 
-def figures_of(engine: str, **changes: Any) -> EngineFigures:
-    plain = EngineFigures(
+def figures_of(engine: str, **changes: Any) -> EngineBenchmark:
+    plain = EngineBenchmark(
         engine=engine, package="onnxruntime 1.22", precision="float32", threads=2, p50_seconds=0.5, p95_seconds=0.75,
         warm_seconds=(0.5, 0.75), stage_seconds={"read": 0.25, "ct": 0.25, "other": 0.0, "total": 0.5},
         cases_a_minute=120.0, start_seconds=1.5, first_start_seconds=4.0, peak_bytes=2**30, heavy=(),
@@ -114,8 +114,8 @@ def figures_of(engine: str, **changes: Any) -> EngineFigures:
     return replace(plain, **changes)
 
 
-def printed(*figures: EngineFigures, **options: Any) -> str:
-    report = BenchReport(figures=figures, reference="eager", passed_over={})
+def printed(*figures: EngineBenchmark, **options: Any) -> str:
+    report = BenchmarkReport(figures=figures, reference="eager", passed_over={})
     console = wide_console()
     with console.capture() as capture:
         console.print(engines_table(report, rounds=2, cases=1))
@@ -135,7 +135,7 @@ def test_the_table_shows_changed_decisions():
 
 
 def test_an_engine_beyond_its_declared_error_is_no_success():
-    honest = BenchReport(figures=(figures_of("onnx"),), reference="eager", passed_over={})
+    honest = BenchmarkReport(figures=(figures_of("onnx"),), reference="eager", passed_over={})
     honest.require_agreement()
     wrong = replace(honest, figures=(figures_of("onnx", max_difference=2e-4),))
     with pytest.raises(
@@ -157,15 +157,15 @@ def test_engines_that_were_not_asked_for_are_passed_over_with_the_reason(tiny_bu
 def test_one_engine_that_fails_here_does_not_take_the_table_with_it_unless_it_was_asked_for(
     tiny_bundle, good_cases, monkeypatch, named
 ):
-    real = bench.Worker
+    real = bench.BenchmarkWorker
 
-    def worker(plan: Plan, engine: str) -> bench.Worker:
+    def worker(plan: BenchmarkPlan, engine: str) -> bench.BenchmarkWorker:
         if engine == "openvino":
             raise ParityError("it answers something else here", fix="another engine")
         return real(plan, engine)
 
-    monkeypatch.setattr(bench, "Worker", worker)
-    plan = Plan(
+    monkeypatch.setattr(bench, "BenchmarkWorker", worker)
+    plan = BenchmarkPlan(
         worker=WORKER,
         bundle=open_bundle(tiny_bundle), engines=("openvino", "onnx"), named=named, repeats=1, starts=1, threads=1,
         cases=(Case(folder=good_cases[0], case_id="P000"),),
@@ -180,7 +180,7 @@ def test_one_engine_that_fails_here_does_not_take_the_table_with_it_unless_it_wa
 
 
 def test_a_process_that_dies_is_told_as_such(tiny_bundle, good_cases):
-    plan = Plan(
+    plan = BenchmarkPlan(
         worker=("-c", "import sys; sys.exit(9)"),
         bundle=open_bundle(tiny_bundle),
         engines=("onnx",),

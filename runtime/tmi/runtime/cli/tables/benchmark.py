@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from tmi.runtime.benchmark.benchmark import BenchReport, EngineFigures
+from tmi.runtime.benchmark.benchmark import BenchmarkReport, EngineBenchmark
 
 GIB = 2**30
 
 
-def engines_table(report: BenchReport, *, rounds: int, cases: int) -> Table:
+def engines_table(report: BenchmarkReport, *, rounds: int, cases: int) -> Table:
     """One row an engine; the times are medians."""
     table = Table(
         title=f"From a case's files to its answer, {rounds} rounds, {cases} case{'s' if cases > 1 else ''}",
@@ -34,7 +34,7 @@ def engines_table(report: BenchReport, *, rounds: int, cases: int) -> Table:
     return table
 
 
-def stages_table(report: BenchReport) -> Table:
+def stages_table(report: BenchmarkReport) -> Table:
     """Where the time of a warm prediction goes, in milliseconds; what no engine spends is left out."""
     names = dict.fromkeys(name for f in report.figures for name, s in f.stage_seconds.items() if s >= 5e-6)
     names = dict.fromkeys([n for n in names if n != "total"]) | {"total": None}
@@ -48,6 +48,6 @@ def stages_table(report: BenchReport) -> Table:
     return table
 
 
-def _times(f: EngineFigures) -> str:
+def _times(f: EngineBenchmark) -> str:
     """The ratio to the reference as a gain: above 1 it is that many times quicker."""
     return f"{1 / f.to_reference.median:.2f}"
