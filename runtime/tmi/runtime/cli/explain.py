@@ -171,8 +171,8 @@ def _explain_one(
         version=version("tmi-clnet"),
         ct_only=None if other is None else ct_only_document(other),
     )
-    row = None if other is None else (_row_title("CT only", other.probability, other.figures.in_liver), other)
-    title = f"{case.case_id}: {_row_title('fused', explained.explanation.probability, explained.figures.in_liver)}"
+    row = None if other is None else (_row_title("CT only", other.probability, other.localization.in_liver), other)
+    title = f"{case.case_id}: {_row_title('fused', explained.explanation.probability, explained.localization.in_liver)}"
     title += f"; what speaks for {explained.explanation.target!r}"
     write_explanation(out / case.case_id, explained, document, title=title, ct_only=row)
     return document

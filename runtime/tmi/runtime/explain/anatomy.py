@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from tmi.runtime.explain.localization import PlaceFigures, body_mask, centre, place_figures
+from tmi.runtime.explain.localization import LocalizationMetrics, body_mask, centre, localization_metrics
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.schema import CtConfig
 from tmi.toolkit.imaging.ct_resampling import resample_to_ct_grid
@@ -27,14 +27,14 @@ class Anatomy:
     centre_DHW: tuple[int, int, int]
     """Middle of the liver, of the body where there is no mask."""
 
-    def onto(self, map_DHW: Float[np.ndarray, "D H W"], config: CtConfig) -> Float[np.ndarray, "D H W"]:
+    def to_ct_grid(self, map_DHW: Float[np.ndarray, "D H W"], config: CtConfig) -> Float[np.ndarray, "D H W"]:
         """A map of the network's input grid on this grid."""
         depth, height, width = self.ct.array_DHW.shape
         return resample_to_ct_grid(map_DHW, (depth, height, width), config)
 
-    def figures(self, map_DHW: Float[np.ndarray, "D H W"]) -> PlaceFigures:
+    def localization_metrics(self, map_DHW: Float[np.ndarray, "D H W"]) -> LocalizationMetrics:
         """Where the mass of a map on this grid lies."""
-        return place_figures(map_DHW, self.body_DHW, self.liver_DHW)
+        return localization_metrics(map_DHW, self.body_DHW, self.liver_DHW)
 
 
 def read_anatomy(case: Case) -> Anatomy:

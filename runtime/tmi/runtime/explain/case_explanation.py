@@ -12,7 +12,7 @@ from tmi.runtime.explain.anatomy import Anatomy, read_anatomy
 from tmi.runtime.explain.explainer import Explainer
 from tmi.runtime.explain.feature_groups import feature_class, grouped, image_type, top
 from tmi.runtime.explain.insertion_deletion import Curves
-from tmi.runtime.explain.localization import PlaceFigures
+from tmi.runtime.explain.localization import LocalizationMetrics
 from tmi.runtime.explain.model_source import ModelSource
 from tmi.runtime.explain.parameter_randomization import Randomised
 from tmi.runtime.explain.results import SCHEMA, Explanation, strongest_fields
@@ -38,7 +38,7 @@ class CaseExplanation:
     """Maps and attributions."""
     map_DHW: Float[np.ndarray, "D H W"]
     """The map on the CT's own canonical grid."""
-    figures: PlaceFigures
+    localization: LocalizationMetrics
     """Where its mass lies."""
     curves: Curves | None
     """Insertion and deletion, where asked for."""
@@ -68,14 +68,14 @@ def explain_case(
     prepared: PreparedCase = prepare_case(case, source.config, source.schema)
     explanation = explainer.explain(case, prepared)
     anatomy = anatomy or read_anatomy(case)
-    map_DHW = anatomy.onto(explanation.map_DHW, source.config.ct)
+    map_DHW = anatomy.to_ct_grid(explanation.map_DHW, source.config.ct)
     return CaseExplanation(
         case=case,
         source=source,
         anatomy=anatomy,
         explanation=explanation,
         map_DHW=map_DHW,
-        figures=anatomy.figures(map_DHW),
+        localization=anatomy.localization_metrics(map_DHW),
         curves=explainer.curves(explanation, prepared, steps=steps) if steps else None,
         randomised=explainer.randomisation(explanation, prepared) if sanity else (),
         warnings=prepared.warnings,
@@ -110,7 +110,7 @@ def case_document(
         "target": explanation.target,
         "decision": explanation.decision,
         "probability": dict(explanation.probability),
-        "map": map_figures(explained),
+        "map": map_metrics(explained),
         "ct_only": ct_only,
         "radiomics": _radiomics(explanation),
         "clinical": _clinical(explanation),
@@ -128,12 +128,12 @@ def case_document(
     }
 
 
-def map_figures(explained: CaseExplanation) -> dict[str, Any]:
+def map_metrics(explained: CaseExplanation) -> dict[str, Any]:
     """What is measured of the map."""
     curve = explained.curves
     return {
         "method": "XGrad-CAM, mean of four stages",
-        "places": asdict(explained.figures),
+        "places": asdict(explained.localization),
         "curves": None
         if curve is None
         else {

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from tmi.runtime.explain.anatomy import Anatomy
 from tmi.runtime.explain.explainer import STAGES, softmax
 from tmi.runtime.explain.inputs import fold_inputs
-from tmi.runtime.explain.localization import PlaceFigures
+from tmi.runtime.explain.localization import LocalizationMetrics
 from tmi.runtime.explain.model_source import ModelSource
 from tmi.runtime.explain.xgradcam import combined_map, stage_cams, unit_range
 from tmi.toolkit.cases.case import Case
@@ -34,7 +34,7 @@ class CtOnlyMap:
     """Class name -> probability, the mean over the folds."""
     map_DHW: Float[np.ndarray, "D H W"]
     """The map on the CT's own canonical grid."""
-    figures: PlaceFigures
+    localization: LocalizationMetrics
     """Where its mass lies."""
 
 
@@ -83,12 +83,12 @@ def ct_only_map(source: ModelSource, case: Case, anatomy: Anatomy, *, target: st
         maps.append(combined_map(cams, shape_DHW).numpy())
         answers.append(softmax(said[0].numpy()))
     mean_K = np.mean(answers, axis=0)
-    map_DHW = anatomy.onto(unit_range(torch.from_numpy(np.mean(maps, axis=0))).numpy(), source.config.ct)
+    map_DHW = anatomy.to_ct_grid(unit_range(torch.from_numpy(np.mean(maps, axis=0))).numpy(), source.config.ct)
     return CtOnlyMap(
         source=source,
         probability={name: float(p) for name, p in zip(source.classes, mean_K, strict=True)},
         map_DHW=map_DHW,
-        figures=anatomy.figures(map_DHW),
+        localization=anatomy.localization_metrics(map_DHW),
     )
 
 
@@ -98,5 +98,5 @@ def ct_only_document(found: CtOnlyMap) -> dict[str, Any]:
         "digest": found.source.digest,
         "folds": list(found.source.folds),
         "probability": found.probability,
-        "places": asdict(found.figures),
+        "places": asdict(found.localization),
     }

@@ -22,7 +22,7 @@ BODY_HU = -300
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlaceFigures:
+class LocalizationMetrics:
     """Shares are None where the map is 0 everywhere; what needs the liver is None without a mask."""
 
     in_body: float | None
@@ -37,11 +37,11 @@ class PlaceFigures:
     """Where the largest value lies, in canonical voxels."""
 
 
-def place_figures(
+def localization_metrics(
     map_DHW: Float[np.ndarray, "D H W"],
     body_DHW: Bool[np.ndarray, "D H W"],
     liver_DHW: Bool[np.ndarray, "D H W"] | None,
-) -> PlaceFigures:
+) -> LocalizationMetrics:
     """The figures of one map."""
     total = float(map_DHW.sum(dtype=np.float64))
     largest = tuple(int(i) for i in np.unravel_index(int(np.argmax(map_DHW)), map_DHW.shape)) if total > 0 else None
@@ -53,7 +53,7 @@ def place_figures(
 
     voxels = int(np.count_nonzero(body_DHW))
     part = None if liver_DHW is None or not voxels else int(np.count_nonzero(liver_DHW & body_DHW)) / voxels
-    return PlaceFigures(
+    return LocalizationMetrics(
         in_body=share(body_DHW),
         in_liver=share(liver_DHW),
         liver_of_body=part,

@@ -68,7 +68,7 @@ def case_page(
             threshold=bundle.manifest.threshold,
             trained=trained_on(bundle.manifest),
             explanation=explanation,
-            places=explained.figures,
+            places=explained.localization,
             planes=planes,
             slices={plane.name: asdict(plane) for plane in planes},
             montage=montage(picture, anatomy.centre_DHW),

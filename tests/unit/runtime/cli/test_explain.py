@@ -16,7 +16,7 @@ from PIL import Image
 from factories.paths import ROOT
 from factories.tmi_command import tmi
 from tmi.runtime.explain.insertion_deletion import curves
-from tmi.runtime.explain.localization import body_mask, place_figures
+from tmi.runtime.explain.localization import body_mask, localization_metrics
 from tmi.runtime.explain.overlay import grey, map_colours
 from tmi.runtime.explain.parameter_randomization import rank_correlation, structural_similarity
 from tmi.runtime.explain.results import SCHEMA
@@ -205,11 +205,11 @@ def test_places_of_a_map_that_is_known():
     heat[1, 2, 2] = 3.0
     heat[2, 3, 3] = 1.0
     heat[0, 0, 0] = 1.0
-    found = place_figures(heat, body, liver)
+    found = localization_metrics(heat, body, liver)
     assert (found.in_liver, found.in_body, found.pointing) == (pytest.approx(0.6), pytest.approx(0.8), True)
     assert found.liver_of_body == pytest.approx(2 / 64)
     assert found.largest_at_DHW == (1, 2, 2)
-    nothing = place_figures(np.zeros_like(heat), body, liver)
+    nothing = localization_metrics(np.zeros_like(heat), body, liver)
     assert (nothing.in_liver, nothing.in_body, nothing.pointing) == (None, None, None)
 
 
