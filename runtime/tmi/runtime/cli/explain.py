@@ -69,18 +69,18 @@ def explain(
     if run is not None and bundle is not None:
         raise UsageError("--run and --bundle are given", fix="give one of the two")
     found = resolve_cases(cases, mask_label=mask_label)
-    require_places([out / case.case_id for case in found], force=force)
+    require_absent_outputs([out / case.case_id for case in found], force=force)
     source = open_models(run, bundle)
-    beside = None if ct_only is None else _ct_only(ct_only)
+    ct_only_source = None if ct_only is None else _open_ct_only_run(ct_only)
     with torch_threads(threads):
-        explainer = explainer_of(source, fold, target)
-        done = _explain_all(found, explainer, beside, out, steps=0 if quick else steps, sanity=not quick)
+        explainer = make_explainer(source, fold, target)
+        done = _explain_all(found, explainer, ct_only_source, out, steps=0 if quick else steps, sanity=not quick)
     _summarise(done, out, source)
     if len(done) < len(found):
         raise typer.Exit(int(ExitCode.REJECTED))
 
 
-def require_places(folders: Sequence[Path], *, force: bool) -> None:
+def require_absent_outputs(folders: Sequence[Path], *, force: bool) -> None:
     """Before the work, not after it: nothing is overwritten without being told to."""
     from tmi.toolkit.storage.atomic_files import require_absent
 
@@ -110,7 +110,7 @@ def open_models(run: Path | None, bundle: Path | None) -> ModelSource:
     return open_bundle_models(bundle)
 
 
-def explainer_of(source: ModelSource, fold: str, target: str | None) -> Explainer:
+def make_explainer(source: ModelSource, fold: str, target: str | None) -> Explainer:
     """The explainer; its stages are told on standard error where that is a terminal."""
     from tmi.runtime.explain.explainer import Explainer
 
@@ -118,7 +118,7 @@ def explainer_of(source: ModelSource, fold: str, target: str | None) -> Explaine
         if sys.stderr.isatty():
             typer.echo(f"  {words} ...", err=True)
 
-    return Explainer(source, source.chosen(fold), target=target, log=log)
+    return Explainer(source, source.select_folds(fold), target=target, log=log)
 
 
 def report_rejection(error: InputRejectedError | UnavailableError, case: Case) -> None:
@@ -130,7 +130,13 @@ def report_rejection(error: InputRejectedError | UnavailableError, case: Case) -
 
 
 def _explain_all(
-    cases: Sequence[Case], explainer: Explainer, beside: ModelSource | None, out: Path, *, steps: int, sanity: bool
+    cases: Sequence[Case],
+    explainer: Explainer,
+    ct_only_source: ModelSource | None,
+    out: Path,
+    *,
+    steps: int,
+    sanity: bool,
 ) -> list[dict[str, Any]]:
     """Documents of the cases that were explained; their files are written one case after the other."""
     from time import perf_counter
@@ -139,7 +145,7 @@ def _explain_all(
     for number, case in enumerate(cases, start=1):
         start = perf_counter()
         try:
-            document = _explain_one(case, explainer, beside, out, steps=steps, sanity=sanity)
+            document = _explain_one(case, explainer, ct_only_source, out, steps=steps, sanity=sanity)
         except (InputRejectedError, UnavailableError) as error:
             report_rejection(error, case)
             state = "refused"
@@ -151,7 +157,7 @@ def _explain_all(
 
 
 def _explain_one(
-    case: Case, explainer: Explainer, beside: ModelSource | None, out: Path, *, steps: int, sanity: bool
+    case: Case, explainer: Explainer, ct_only_source: ModelSource | None, out: Path, *, steps: int, sanity: bool
 ) -> dict[str, Any]:
     import datetime
     from importlib.metadata import version
@@ -163,8 +169,8 @@ def _explain_one(
     explained = explain_case(case, explainer, steps=steps, sanity=sanity)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     other = None
-    if beside is not None:
-        other = ct_only_map(beside, case, explained.anatomy, target=explained.explanation.target)
+    if ct_only_source is not None:
+        other = ct_only_map(ct_only_source, case, explained.anatomy, target=explained.explanation.target)
     document = case_document(
         explained,
         created=created,
@@ -184,7 +190,7 @@ def _row_title(name: str, probability: Mapping[str, float], in_liver: float | No
     return f"{name}, p(bad) {probability['bad']:.3f}{inside}"
 
 
-def _ct_only(run: Path) -> ModelSource:
+def _open_ct_only_run(run: Path) -> ModelSource:
     from tmi.runtime.explain.ct_only_baseline import require_ct_only
     from tmi.runtime.explain.model_source import open_run_models
 
@@ -210,13 +216,13 @@ def _summarise(done: Sequence[dict[str, Any]], out: Path, source: ModelSource) -
             document["case_id"],
             f"{document['probability']['bad']:.3f}",
             document["target"],
-            _figure(places["in_liver"]),
-            _figure(document["ct_only"] and document["ct_only"]["places"]["in_liver"]),
-            _figure(places["in_body"]),
+            _format_value(places["in_liver"]),
+            _format_value(document["ct_only"] and document["ct_only"]["places"]["in_liver"]),
+            _format_value(places["in_body"]),
             "-" if places["pointing"] is None else "yes" if places["pointing"] else "no",
-            _figure(curves and curves["insertion_auc"]),
-            _figure(curves and curves["deletion_auc"]),
-            _figure(last[0]["rank_correlation"] if last else None),
+            _format_value(curves and curves["insertion_auc"]),
+            _format_value(curves and curves["deletion_auc"]),
+            _format_value(last[0]["rank_correlation"] if last else None),
         )
     console = Console()
     if done:
@@ -229,5 +235,5 @@ def _summarise(done: Sequence[dict[str, Any]], out: Path, source: ModelSource) -
     typer.echo(RESEARCH_USE)
 
 
-def _figure(value: float | None) -> str:
+def _format_value(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"

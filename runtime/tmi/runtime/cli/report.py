@@ -55,7 +55,7 @@ def report(
     """
     from importlib.metadata import version
 
-    from tmi.runtime.cli.explain import explainer_of
+    from tmi.runtime.cli.explain import make_explainer
     from tmi.runtime.explain.explainer import torch_threads
     from tmi.runtime.explain.model_source import open_bundle_models
     from tmi.runtime.report.pages import index_page
@@ -76,7 +76,7 @@ def report(
         Predictor.open(bundle, engine=engine, threads=threads, key=key, log=log) as predictor,
         torch_threads(threads),
     ):
-        explainer = explainer_of(source, "ensemble", None)
+        explainer = make_explainer(source, "ensemble", None)
         answers = _write_cases(found, predictor, explainer, out, created=created)
         page = index_page(answers, bundle=predictor.bundle, created=created, version=version("tmi-clnet"))
         write_text(out / INDEX_FILE, page)

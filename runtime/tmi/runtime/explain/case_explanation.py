@@ -10,11 +10,11 @@ from jaxtyping import Float
 
 from tmi.runtime.explain.anatomy import Anatomy, read_anatomy
 from tmi.runtime.explain.explainer import Explainer
-from tmi.runtime.explain.feature_groups import feature_class, grouped, image_type, top
-from tmi.runtime.explain.insertion_deletion import Curves
+from tmi.runtime.explain.feature_groups import feature_class, image_type, sum_by_group, top_features
+from tmi.runtime.explain.insertion_deletion import PerturbationCurves
 from tmi.runtime.explain.localization import LocalizationMetrics
 from tmi.runtime.explain.model_source import ModelSource
-from tmi.runtime.explain.parameter_randomization import Randomised
+from tmi.runtime.explain.parameter_randomization import RandomizationStep
 from tmi.runtime.explain.results import SCHEMA, Explanation, strongest_fields
 from tmi.runtime.serving.results import RESEARCH_USE
 from tmi.toolkit.cases.case import Case
@@ -40,9 +40,9 @@ class CaseExplanation:
     """The map on the CT's own canonical grid."""
     localization: LocalizationMetrics
     """Where its mass lies."""
-    curves: Curves | None
+    curves: PerturbationCurves | None
     """Insertion and deletion, where asked for."""
-    randomised: tuple[Randomised, ...]
+    randomised: tuple[RandomizationStep, ...]
     """Sanity check; empty where not asked for."""
     warnings: tuple[str, ...]
     """Of the case's preparation."""
@@ -77,7 +77,7 @@ def explain_case(
         map_DHW=map_DHW,
         localization=anatomy.localization_metrics(map_DHW),
         curves=explainer.curves(explanation, prepared, steps=steps) if steps else None,
-        randomised=explainer.randomisation(explanation, prepared) if sanity else (),
+        randomised=explainer.randomization_test(explanation, prepared) if sanity else (),
         warnings=prepared.warnings,
     )
 
@@ -151,9 +151,9 @@ def _radiomics(explanation: Explanation) -> dict[str, Any]:
     values_R = explanation.radiomics_R
     return {
         "sum": float(values_R.sum()),
-        "top": [{"feature": name, "attribution": value} for name, value in top(values_R, TOP_FEATURES)],
-        "by_class": grouped(values_R, feature_class),
-        "by_image_type": grouped(values_R, image_type),
+        "top": [{"feature": name, "attribution": value} for name, value in top_features(values_R, TOP_FEATURES)],
+        "by_class": sum_by_group(values_R, feature_class),
+        "by_image_type": sum_by_group(values_R, image_type),
     }
 
 

@@ -12,16 +12,16 @@ import torch
 from jaxtyping import Float
 
 from tmi.runtime.explain.inputs import EncodedCase, FoldInputs, encode, fold_inputs
-from tmi.runtime.explain.insertion_deletion import Curves, curves
+from tmi.runtime.explain.insertion_deletion import PerturbationCurves, curves
 from tmi.runtime.explain.integrated_gradients import (
     Attribution,
-    by_field,
     field_spans,
     radiomics_attribution,
+    sum_by_field,
     text_attribution,
 )
 from tmi.runtime.explain.model_source import FoldModel, ModelSource
-from tmi.runtime.explain.parameter_randomization import Randomised, randomisation
+from tmi.runtime.explain.parameter_randomization import RandomizationStep, randomization_test
 from tmi.runtime.explain.results import REPORT_FIELD, Explanation, FoldExplanation, mean_fields
 from tmi.runtime.explain.tcaf_attention import ring_attention
 from tmi.runtime.explain.xgradcam import combined_map, stage_cams, unit_range
@@ -107,7 +107,7 @@ class Explainer:
             seconds=seconds,
         )
 
-    def curves(self, explanation: Explanation, prepared: PreparedCase, *, steps: int) -> Curves:
+    def curves(self, explanation: Explanation, prepared: PreparedCase, *, steps: int) -> PerturbationCurves:
         """Insertion and deletion by the explanation's map; p is the mean over the folds explained."""
         self._log("insertion and deletion")
         target = self.source.classes.index(explanation.target)
@@ -130,20 +130,20 @@ class Explainer:
                 return float(softmax(network.fuse(features, text, inputs.radiomics).logits_BK[0].numpy())[target])
 
             by_fold.append(curves(prepared.ct_1DHW[0], explanation.map_DHW, answer, steps=steps, empty=empty))
-        return Curves(
+        return PerturbationCurves(
             parts=by_fold[0].parts,
             deletion=tuple(float(v) for v in np.mean([c.deletion for c in by_fold], axis=0)),
             insertion=tuple(float(v) for v in np.mean([c.insertion for c in by_fold], axis=0)),
         )
 
-    def randomisation(self, explanation: Explanation, prepared: PreparedCase) -> tuple[Randomised, ...]:
+    def randomization_test(self, explanation: Explanation, prepared: PreparedCase) -> tuple[RandomizationStep, ...]:
         """The sanity check, on the first of the folds explained."""
         self._log("sanity check")
         model = self.source.load(self.folds[0])
         inputs = fold_inputs(prepared, model, self.source.config)
         target = self.source.classes.index(explanation.target)
         text = encode_text(model.fused, inputs)
-        return randomisation(
+        return randomization_test(
             model.fused,
             lambda: ct_map(model.fused, inputs, text, target, self.source.config.ct.shape_DHW),
             explanation.folds[0].map_DHW,
@@ -181,7 +181,7 @@ class Explainer:
         self._log(f"fold {fold}: clinical text")
         offsets = model.tokenizer.offsets(prepared.text, max_length=config.clinical.max_length)
         text = text_attribution(network, inputs, encoded, positive, offsets)
-        fields = by_field(text.values_N, offsets, spans)
+        fields = sum_by_field(text.values_N, offsets, spans)
         marks.append(perf_counter())
         for name, took in zip(("map", "radiomics", "clinical"), np.diff(marks), strict=True):
             seconds[name] += float(took)

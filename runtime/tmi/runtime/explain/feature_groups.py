@@ -25,7 +25,9 @@ def feature_class(feature: str) -> str:
     return feature.split("_")[1]
 
 
-def grouped(values_R: Float[NDArray[np.float64], "1781"], name_of: Callable[[str], str]) -> dict[str, dict[str, float]]:
+def sum_by_group(
+    values_R: Float[NDArray[np.float64], "1781"], name_of: Callable[[str], str]
+) -> dict[str, dict[str, float]]:
     """Signed sum and sum of magnitudes of each group, the largest magnitude first."""
     groups: dict[str, list[float]] = {}
     for feature, value in zip(FEATURE_NAMES, values_R, strict=True):
@@ -34,7 +36,7 @@ def grouped(values_R: Float[NDArray[np.float64], "1781"], name_of: Callable[[str
     return dict(sorted(sums.items(), key=lambda item: (-item[1]["magnitude"], item[0])))
 
 
-def top(values_R: Float[NDArray[np.float64], "1781"], count: int) -> list[tuple[str, float]]:
+def top_features(values_R: Float[NDArray[np.float64], "1781"], count: int) -> list[tuple[str, float]]:
     """The features of the largest magnitudes, those of 0 left out."""
     order = np.argsort(-np.abs(values_R), kind="stable")[:count]
     return [(FEATURE_NAMES[i], float(values_R[i])) for i in order if values_R[i] != 0]

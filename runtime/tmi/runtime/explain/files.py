@@ -7,7 +7,7 @@ from typing import Any
 
 from tmi.runtime.explain.case_explanation import TOP_FEATURES, CaseExplanation
 from tmi.runtime.explain.ct_only_baseline import CtOnlyMap
-from tmi.runtime.explain.feature_groups import top
+from tmi.runtime.explain.feature_groups import top_features
 from tmi.runtime.explain.overlay import Picture, save_bars, save_montage, save_plane
 from tmi.runtime.explain.results import strongest_fields
 from tmi.toolkit.imaging.volume import PLANES, write_on_ct_grid
@@ -50,7 +50,7 @@ def write_explanation(
         save_montage(pictures, anatomy.centre_DHW, stage / MONTAGE_FILE)
         explanation = explained.explanation
         bars = {
-            "radiomics": top(explanation.radiomics_R, TOP_FEATURES),
+            "radiomics": top_features(explanation.radiomics_R, TOP_FEATURES),
             "clinical": strongest_fields(explanation.fields, TOP_FEATURES),
         }
         for name, values in bars.items():

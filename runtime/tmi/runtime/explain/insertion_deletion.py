@@ -18,12 +18,12 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-Answer = Callable[[Float[np.ndarray, "D H W"]], float]
+ProbabilityFunction = Callable[[Float[np.ndarray, "D H W"]], float]
 """A CT on the input grid -> probability of the explained class."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curves:
+class PerturbationCurves:
     """Both curves and their areas."""
 
     parts: tuple[float, ...]
@@ -47,11 +47,11 @@ class Curves:
 def curves(
     ct_DHW: Float[np.ndarray, "D H W"],
     map_DHW: Float[np.ndarray, "D H W"],
-    answer: Answer,
+    answer: ProbabilityFunction,
     *,
     steps: int,
     empty: float,
-) -> Curves:
+) -> PerturbationCurves:
     """The two curves of one map.
 
     Args:
@@ -73,4 +73,4 @@ def curves(
         alone = np.full_like(ct_DHW, empty)
         alone.ravel()[first] = ct_DHW.ravel()[first]
         insertion.append(answer(alone))
-    return Curves(parts=parts, deletion=(*deletion, nothing), insertion=(*insertion, whole))
+    return PerturbationCurves(parts=parts, deletion=(*deletion, nothing), insertion=(*insertion, whole))

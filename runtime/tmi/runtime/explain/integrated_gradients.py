@@ -9,7 +9,7 @@ f is the log-odds of one fold's model with the other two modalities as they are.
   attributions of a token's embedding are summed, and the tokens of a field's sentence again.
 
 Above 0: pulled towards `bad`; below: towards `good`. The integral is a Gauss-Legendre sum; the number of its points is
-doubled until the completeness error is within 1 % or 0.001, or `MOST_STEPS` are reached, and the error is reported.
+doubled until the completeness error is within 1 % or 0.001, or `MAX_STEPS` are reached, and the error is reported.
 Source: M. Sundararajan et al. 2017; captum does the integration.
 """
 
@@ -29,14 +29,14 @@ from torch import Tensor
 from tmi.runtime.explain.inputs import EncodedCase, FoldInputs, log_odds
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 
-FIRST_STEPS = 16
-MOST_STEPS = {"radiomics": 2048, "clinical": 128}
+INITIAL_STEPS = 16
+MAX_STEPS = {"radiomics": 2048, "clinical": 128}
 """A step of the text is a run of BERT, one of the radiomics a small matrix product."""
 TOLERANCE = 0.01
 """Completeness error that is good enough, as a part of |f(x) - f(x')|."""
-NEGLIGIBLE = 1e-3
+ABSOLUTE_TOLERANCE = 1e-3
 """Or in log-odds: a quarter of a thousandth of a probability."""
-ROWS_AT_ONCE = 4
+TEXT_BATCH_SIZE = 4
 """Texts that run through BERT together: 512 tokens at full size take about 0.3 GB each."""
 
 
@@ -66,10 +66,10 @@ def radiomics_attribution(network: TmiClnet, inputs: FoldInputs, encoded: Encode
 
     method = IntegratedGradients(f)
     baseline = torch.zeros_like(inputs.radiomics)
-    return _integrated(
+    return _integrate_until_complete(
         lambda steps: method.attribute(inputs.radiomics, baselines=baseline, n_steps=steps)[0],
         lambda: (f(inputs.radiomics), f(baseline)),
-        most_steps=MOST_STEPS["radiomics"],
+        max_steps=MAX_STEPS["radiomics"],
     )
 
 
@@ -100,27 +100,29 @@ def text_attribution(
 
     def integrate(steps: int) -> Tensor:
         given: Any = method.attribute(
-            inputs.input_ids, baselines=baseline, n_steps=steps, internal_batch_size=ROWS_AT_ONCE
+            inputs.input_ids, baselines=baseline, n_steps=steps, internal_batch_size=TEXT_BATCH_SIZE
         )
         summed: Tensor = given[0].sum(dim=-1)
         return summed
 
-    return _integrated(integrate, lambda: (f(inputs.input_ids), f(baseline)), most_steps=MOST_STEPS["clinical"])
+    return _integrate_until_complete(
+        integrate, lambda: (f(inputs.input_ids), f(baseline)), max_steps=MAX_STEPS["clinical"]
+    )
 
 
-def _integrated(
-    integrate: Callable[[int], Tensor], ends: Callable[[], tuple[Tensor, Tensor]], *, most_steps: int
+def _integrate_until_complete(
+    integrate: Callable[[int], Tensor], ends: Callable[[], tuple[Tensor, Tensor]], *, max_steps: int
 ) -> Attribution:
     """Attributions with as many points as completeness asks for."""
     with torch.no_grad():
         output, baseline = (float(v) for v in ends())
-    bound = max(TOLERANCE * abs(output - baseline), NEGLIGIBLE)
-    steps = FIRST_STEPS
+    bound = max(TOLERANCE * abs(output - baseline), ABSOLUTE_TOLERANCE)
+    steps = INITIAL_STEPS
     while True:
         with torch.enable_grad():
             values = integrate(steps).detach().double().numpy()
         error = float(values.sum()) - (output - baseline)
-        if abs(error) <= bound or steps >= most_steps:
+        if abs(error) <= bound or steps >= max_steps:
             return Attribution(values_N=values, output=output, baseline=baseline, error=error, steps=steps)
         steps *= 2
 
@@ -135,7 +137,7 @@ def field_spans(sentences: Sequence[tuple[str | None, str]]) -> list[tuple[str |
     return spans
 
 
-def by_field(
+def sum_by_field(
     values_T: Float[NDArray[np.float64], " T"],
     offsets: Sequence[tuple[int, int]],
     spans: Sequence[tuple[str | None, int, int]],

@@ -97,7 +97,7 @@ class ModelSource:
         """Whether the models see the CT and nothing else."""
         return self.config.system.name == "tmi-clnet" and active_modalities(self.config) == ("image",)
 
-    def chosen(self, fold: str) -> tuple[int, ...]:
+    def select_folds(self, fold: str) -> tuple[int, ...]:
         """The folds that `ensemble` or a number means.
 
         Raises:
@@ -133,7 +133,7 @@ def open_run_models(folder: Path) -> ModelSource:
         files = run.fold(fold)
         return FoldModel(
             fold=fold,
-            network=_network(run.config, _calibrated(run.config, files), kind="run"),
+            network=_network(run.config, _calibrated_weights(run.config, files), kind="run"),
             scaler=RadiomicsScaler.load(files.scaler),
             tokenizer=Tokenizer.load(files.tokenizer),
         )
@@ -147,7 +147,7 @@ def open_run_models(folder: Path) -> ModelSource:
         folds=tuple(split.fold for split in run.folds),
         threshold=run.threshold,
         synthetic=bool(run.state.get("cohort", {}).get("synthetic", False)),
-        load=_keeping_the_last(load),
+        load=_cache_last_fold(load),
     )
 
 
@@ -200,11 +200,11 @@ def open_bundle_models(folder: Path) -> ModelSource:
         folds=tuple(positions),
         threshold=manifest.threshold,
         synthetic=manifest.synthetic,
-        load=_keeping_the_last(load),
+        load=_cache_last_fold(load),
     )
 
 
-def _keeping_the_last(load: Callable[[int], FoldModel]) -> Callable[[int], FoldModel]:
+def _cache_last_fold(load: Callable[[int], FoldModel]) -> Callable[[int], FoldModel]:
     """At full size a fold takes 0.7 GB: two at once would be one too many, and none would be read for every step."""
     kept: dict[int, FoldModel] = {}
 
@@ -232,7 +232,7 @@ def _bundled_weights(bundle: Bundle, fold: FoldSpec, position: int) -> dict[str,
     return state
 
 
-def _calibrated(config: Config, files: FoldFolder) -> dict[str, Tensor]:
+def _calibrated_weights(config: Config, files: FoldFolder) -> dict[str, Tensor]:
     """A fold's state with its temperature taken into it, as an export does: logits / T."""
     return apply_temperature(config, _weights(files.model), files.temperature)
 

@@ -4,8 +4,8 @@ The weights are drawn anew in a cascade from the head back to the stem, each ste
 time the map is made again. Rank correlation (Spearman) and structural similarity (SSIM, 3D, window 7) with the map of
 the trained weights should fall towards 0. Source: J. Adebayo et al. 2018.
 
-Both are computed on at most `FINEST` positions an axis. What stays in common at the end is what any network of this
-shape makes of any weights: bright places of the CT stay bright in a random first stage.
+Both are computed on at most `MAX_POSITIONS` positions an axis. What stays in common at the end is what any network of
+this shape makes of any weights: bright places of the CT stay bright in a random first stage.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from torch import nn
 
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 
-FINEST = 48
+MAX_POSITIONS = 48
 WINDOW = 7
 SSIM_K = (0.01, 0.03)
 """Constants of the SSIM, for values in [0, 1]. Z. Wang et al. 2004."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Randomised:
+class RandomizationStep:
     """The map after one step of the cascade."""
 
     down_to: str
@@ -51,13 +51,13 @@ def cascade(network: TmiClnet) -> Iterator[tuple[str, list[nn.Module]]]:
     yield "stem", [backbone.conv1, backbone.bn1]
 
 
-def randomisation(
+def randomization_test(
     network: TmiClnet,
     make_map: Callable[[], Float[np.ndarray, "D H W"]],
     trained_map: Float[np.ndarray, "D H W"],
     *,
     seed: int = 0,
-) -> tuple[Randomised, ...]:
+) -> tuple[RandomizationStep, ...]:
     """Destroy the network step by step and compare; afterwards its weights are as they were.
 
     Args:
@@ -66,9 +66,9 @@ def randomisation(
         trained_map: by its trained weights.
         seed: of the new weights.
     """
-    before = coarse(trained_map)
+    before = block_mean(trained_map)
     kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    answers: list[Randomised] = []
+    answers: list[RandomizationStep] = []
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -76,9 +76,9 @@ def randomisation(
                 for part in (m for module in modules for m in module.modules()):
                     if callable(reset := getattr(part, "reset_parameters", None)):
                         reset()
-                after = coarse(make_map())
+                after = block_mean(make_map())
                 answers.append(
-                    Randomised(
+                    RandomizationStep(
                         down_to=name,
                         rank_correlation=rank_correlation(before, after),
                         ssim=structural_similarity(before, after),
@@ -89,9 +89,11 @@ def randomisation(
     return tuple(answers)
 
 
-def coarse(values_DHW: Float[np.ndarray, "D H W"]) -> Float[np.ndarray, "d h w"]:
-    """Means over blocks, so that no axis has more than `FINEST` positions; what does not fill a block is cut off."""
-    blocks = [-(-n // FINEST) for n in values_DHW.shape]
+def block_mean(values_DHW: Float[np.ndarray, "D H W"]) -> Float[np.ndarray, "d h w"]:
+    """Means over blocks, so that no axis has more than `MAX_POSITIONS` positions; what does not fill a block is cut
+    off.
+    """
+    blocks = [-(-n // MAX_POSITIONS) for n in values_DHW.shape]
     cut = values_DHW[tuple(slice(0, n // b * b) for n, b in zip(values_DHW.shape, blocks, strict=True))]
     shape = [part for n, b in zip(cut.shape, blocks, strict=True) for part in (n // b, b)]
     return np.asarray(cut.reshape(shape).mean(axis=(1, 3, 5), dtype=np.float64))

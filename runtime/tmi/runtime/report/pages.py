@@ -18,7 +18,7 @@ from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.selection import EngineRecord
 from tmi.runtime.explain.case_explanation import TOP_FEATURES, CaseExplanation
-from tmi.runtime.explain.feature_groups import feature_class, grouped, image_type, top
+from tmi.runtime.explain.feature_groups import feature_class, image_type, sum_by_group, top_features
 from tmi.runtime.explain.overlay import Picture
 from tmi.runtime.explain.results import REPORT_FIELD, strongest_fields
 from tmi.runtime.report.slices import montage, page_slices
@@ -73,9 +73,9 @@ def case_page(
             slices={plane.name: asdict(plane) for plane in planes},
             montage=montage(picture, anatomy.centre_DHW),
             fields=_bars(_clinical_rows(explained)),
-            features=_bars([(name, "", value) for name, value in top(explanation.radiomics_R, TOP_FEATURES)]),
-            classes=grouped(explanation.radiomics_R, feature_class),
-            image_types=grouped(explanation.radiomics_R, image_type),
+            features=_bars([(name, "", value) for name, value in top_features(explanation.radiomics_R, TOP_FEATURES)]),
+            classes=sum_by_group(explanation.radiomics_R, feature_class),
+            image_types=sum_by_group(explanation.radiomics_R, image_type),
             findings=findings,
             evidence=evidence(bundle.manifest, engine.name),
             digest=bundle.digest,

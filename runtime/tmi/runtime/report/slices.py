@@ -69,10 +69,10 @@ def montage(picture: Picture, centre_DHW: tuple[int, int, int]) -> str:
     """The three planes through the centre with colour bar, as one picture for print and for readers without scripts."""
     png = io.BytesIO()
     save_montage([picture], centre_DHW, png)
-    return data_address(Image.open(png).convert("RGB"), quality=80)
+    return data_uri(Image.open(png).convert("RGB"), quality=80)
 
 
-def data_address(image: Image.Image, *, quality: int) -> str:
+def data_uri(image: Image.Image, *, quality: int) -> str:
     """The image as a `data:` address."""
     out = io.BytesIO()
     image.save(out, "WEBP", quality=quality, method=4)
@@ -98,8 +98,8 @@ def _plane(picture: Picture, plane: Plane, centre: int, *, pixels: int, count: i
         slices=tuple(
             {
                 "number": index + 1,
-                "ct": data_address(_ct(picture, plane, index, size), quality=quality),
-                "map": data_address(_map(picture, plane, index, size), quality=quality),
+                "ct": data_uri(_ct(picture, plane, index, size), quality=quality),
+                "map": data_uri(_map(picture, plane, index, size), quality=quality),
             }
             for index in chosen
         ),

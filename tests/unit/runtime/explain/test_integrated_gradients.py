@@ -11,14 +11,14 @@ import torch
 from factories.cases import write_case
 from factories.nano import nano
 from factories.random_run import write_random_run
-from tmi.runtime.explain.feature_groups import feature_class, grouped, image_type, top
+from tmi.runtime.explain.feature_groups import feature_class, image_type, sum_by_group, top_features
 from tmi.runtime.explain.inputs import encode, fold_inputs, log_odds
 from tmi.runtime.explain.integrated_gradients import (
-    NEGLIGIBLE,
+    ABSOLUTE_TOLERANCE,
     TOLERANCE,
-    by_field,
     field_spans,
     radiomics_attribution,
+    sum_by_field,
     text_attribution,
 )
 from tmi.runtime.explain.model_source import open_run_models
@@ -66,7 +66,7 @@ def test_the_sum_over_the_features_is_the_answers_change_from_the_baseline(ready
     change = answer(model, inputs) - answer(model, inputs, radiomics=torch.zeros_like(inputs.radiomics))
     assert abs(change) > 0.5
     assert found.output - found.baseline == pytest.approx(change, abs=1e-3)
-    assert abs(found.values_N.sum() - change) <= max(1.1 * TOLERANCE * abs(change), NEGLIGIBLE)
+    assert abs(found.values_N.sum() - change) <= max(1.1 * TOLERANCE * abs(change), ABSOLUTE_TOLERANCE)
     assert found.error == pytest.approx(found.values_N.sum() - change, abs=1e-3)
 
 
@@ -86,9 +86,9 @@ def test_the_sum_over_the_fields_is_the_answers_change_from_an_empty_text(ready,
     change = answer(model, inputs) - answer(model, inputs, input_ids=empty)
     assert abs(change) > 0.5
     spans = field_spans(sentences(read_clinical(case, source.schema), source.schema, "values"))
-    fields = by_field(found.values_N, offsets, spans)
+    fields = sum_by_field(found.values_N, offsets, spans)
     assert sum(v for v in fields.values() if v is not None) == pytest.approx(found.values_N.sum(), abs=1e-9)
-    assert abs(found.values_N.sum() - change) <= max(1.1 * TOLERANCE * abs(change), NEGLIGIBLE)
+    assert abs(found.values_N.sum() - change) <= max(1.1 * TOLERANCE * abs(change), ABSOLUTE_TOLERANCE)
     assert found.values_N[[0, -1]].tolist() == [0, 0]  # [CLS] and [SEP] stay as they are
 
 
@@ -102,7 +102,7 @@ def test_every_token_belongs_to_the_sentence_it_lies_in(source, case):
     offsets = tokenizer.offsets(text, max_length=512)
     assert len(offsets) == tokenizer.encode([text], max_length=512).input_ids_BT.shape[1]
     ones = np.ones(len(offsets))
-    counts = by_field(ones, offsets, field_spans(pieces))
+    counts = sum_by_field(ones, offsets, field_spans(pieces))
     for name, start, end in field_spans(pieces):
         assert counts[name] == sum(start <= a and b <= end for a, b in offsets if b > a)
 
@@ -115,7 +115,7 @@ def test_a_field_that_was_cut_off_is_told_as_not_read(source, case):
     offsets = tokenizer.offsets(text, max_length=12)
     assert len(offsets) == 12
     assert offsets[-1] == (0, 0)
-    counts = by_field(np.ones(12), offsets, field_spans(pieces))
+    counts = sum_by_field(np.ones(12), offsets, field_spans(pieces))
     assert counts[pieces[0][0]] is not None
     assert counts[pieces[-1][0]] is None
 
@@ -131,7 +131,7 @@ def test_the_report_is_a_piece_of_its_own(source, case, tmp_path):
 def test_groups_add_up_to_the_whole_and_name_every_class_and_image_type():
     values = np.random.default_rng(0).normal(size=len(FEATURE_NAMES))
     for name_of, names in ((feature_class, {"shape", *CLASS_FEATURES}), (image_type, set(IMAGE_TYPES))):
-        groups = grouped(values, name_of)
+        groups = sum_by_group(values, name_of)
         assert set(groups) == names
         assert sum(g["sum"] for g in groups.values()) == pytest.approx(values.sum())
         magnitudes = [g["magnitude"] for g in groups.values()]
@@ -141,7 +141,7 @@ def test_groups_add_up_to_the_whole_and_name_every_class_and_image_type():
 def test_the_top_features_are_those_of_the_largest_magnitude_of_either_sign():
     values = np.zeros(len(FEATURE_NAMES))
     values[[3, 700, 1780]] = [0.5, -2.0, 1.0]
-    assert top(values, 20) == [(FEATURE_NAMES[700], -2.0), (FEATURE_NAMES[1780], 1.0), (FEATURE_NAMES[3], 0.5)]
+    assert top_features(values, 20) == [(FEATURE_NAMES[700], -2.0), (FEATURE_NAMES[1780], 1.0), (FEATURE_NAMES[3], 0.5)]
 
 
 def test_fields_are_averaged_over_the_folds_that_read_them():

@@ -16,7 +16,7 @@ import torch
 from factories.lesion_model import SHAPE_DHW, accuracy, draw_batch, hounsfield, lesion_config, train_lesion_network
 from tmi.runtime.explain.explainer import ct_map
 from tmi.runtime.explain.inputs import FoldInputs
-from tmi.runtime.explain.parameter_randomization import randomisation
+from tmi.runtime.explain.parameter_randomization import randomization_test
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.imaging.ct_resampling import prepare_ct, resample_to_ct_grid
 from tmi.toolkit.imaging.volume import read_ct, write_on_ct_grid
@@ -130,7 +130,7 @@ def test_randomised_weights_no_longer_show_the_lesion(network, other_inputs, tmp
         return ct_map(network, inputs, text, 1, SHAPE_DHW)
 
     trained = make()
-    steps = randomisation(network, make, trained)
+    steps = randomization_test(network, make, trained)
     assert [s.down_to for s in steps] == ["head", "interaction", *(f"stage {n}" for n in (4, 3, 2, 1)), "stem"]
     assert steps[-1].rank_correlation is None or abs(steps[-1].rank_correlation) < 0.5
     assert steps[-1].ssim < 0.5
