@@ -35,10 +35,10 @@ SLOTS = 2
 AMPERE = (8, 0)
 EVENTS = ("begun", "uploaded", "computed", "done")
 """Of a chunk: its copy in begins and ends, its forward pass ends, its copy out ends."""
-WAY_IN, WAY_OUT = EVENTS[:2], EVENTS[2:]
+UPLOAD_EVENTS, DOWNLOAD_EVENTS = EVENTS[:2], EVENTS[2:]
 
 
-def plan_facts(manifest: Manifest, kind: str) -> Mapping[str, Any]:
+def plan_metadata(manifest: Manifest, kind: str) -> Mapping[str, Any]:
     """What the manifest says of each graph's plan.
 
     Raises:
@@ -51,7 +51,7 @@ def plan_facts(manifest: Manifest, kind: str) -> Mapping[str, Any]:
         raise DamagedError(f"bundle: the manifest does not describe its {kind} plans", fix="build it again") from error
 
 
-def require_fitting(facts: Mapping[str, Any], version: str, gpu: Gpu, folder: Path) -> None:
+def require_compatible_plan(facts: Mapping[str, Any], version: str, gpu: Gpu, folder: Path) -> None:
     """A plan is for the TensorRT version and the GPU that it was built for.
 
     Args:
@@ -131,8 +131,8 @@ class TrtEngine(GraphEngine):
         self.copied_seconds: float = 0.0
         self._copying: Any = None
         self._computing: Any = None
-        self._working: int | None = None
-        self._facts: Mapping[str, Any] = {}
+        self._workspace: int | None = None
+        self._metadata: Mapping[str, Any] = {}
         self._typed: dict[str, Path] = {}
         self._names: dict[str, dict[str, str]] = {}
 
@@ -144,7 +144,7 @@ class TrtEngine(GraphEngine):
         """
         super().open(bundle, threads=threads)
         try:
-            self._share_working_memory()
+            self._share_workspace()
         except BaseException:
             self.close()
             raise
@@ -152,10 +152,10 @@ class TrtEngine(GraphEngine):
     def _start(self, bundle: Bundle) -> None:
         gpu = require_gpu(f"engine {self.name}")
         require_driver(engine_spec(self.name).package, gpu)
-        self._facts = plan_facts(bundle.manifest, engine_spec(self.name).artefact)
+        self._metadata = plan_metadata(bundle.manifest, engine_spec(self.name).artefact)
         self._trt = _import(engine_spec(self.name).package, self.name)
-        for facts in self._facts.values():
-            require_fitting(facts, self._trt.__version__, gpu, bundle.folder)
+        for facts in self._metadata.values():
+            require_compatible_plan(facts, self._trt.__version__, gpu, bundle.folder)
         self._cuda = _import("tmi.runtime.engines.cuda", self.name)
         self._typed = {
             g.name: path for g in bundle.manifest.graphs if (path := bundle.artefact(g, "onnx-typed")) is not None
@@ -172,7 +172,7 @@ class TrtEngine(GraphEngine):
                 fix=f"build the plans for this machine: tmi build {path.parents[1]}",
             )
         self._names[spec.name] = tensor_names(self._trt, engine, spec)
-        facts = self._facts[spec.name]
+        facts = self._metadata[spec.name]
         if facts["features"].get("weights") == "strip":
             self._refit(engine, spec)
         largest = max(shapes[-1][0] for profile in facts["profiles"] for shapes in profile.values())
@@ -204,7 +204,7 @@ class TrtEngine(GraphEngine):
         events = {name: self._cuda.new_event() for name in EVENTS}
         return _Slot(buffers=buffers, contexts=contexts, events=events)
 
-    def _share_working_memory(self) -> None:
+    def _share_workspace(self) -> None:
         """One block, as large as the hungriest profile of any graph needs."""
         graphs: list[_Graph] = list(self._loaded.values())
         size = max(
@@ -212,11 +212,11 @@ class TrtEngine(GraphEngine):
             for g in graphs
             for p in range(g.engine.num_optimization_profiles)
         )
-        self._working = self._cuda.allocate(size)
+        self._workspace = self._cuda.allocate(size)
         for graph in graphs:
             for slot in graph.slots:
                 for context in slot.contexts:
-                    context.set_device_memory(self._working, size)
+                    context.set_device_memory(self._workspace, size)
 
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         graph: _Graph = loaded
@@ -227,7 +227,7 @@ class TrtEngine(GraphEngine):
         def collect(*, last: bool) -> None:
             slot, count = waiting.pop(0)
             outputs = self._collect(spec, slot, count)
-            ends = [pair for pair, counts in ((WAY_IN, not answers), (WAY_OUT, last)) if counts]
+            ends = [pair for pair, counts in ((UPLOAD_EVENTS, not answers), (DOWNLOAD_EVENTS, last)) if counts]
             self.copied_seconds += sum(self._cuda.seconds_between(*(slot.events[e] for e in pair)) for pair in ends)
             answers.append(outputs)
 
@@ -293,12 +293,12 @@ class TrtEngine(GraphEngine):
                     self._cuda.free_event(event)
                 slot.contexts.clear()
         super().close()
-        if self._working is not None:
-            self._cuda.release(self._working)
+        if self._workspace is not None:
+            self._cuda.release(self._workspace)
         for stream in (self._copying, self._computing):
             if stream is not None:
                 stream.free()
-        self._working = self._copying = self._computing = self._runtime = None
+        self._workspace = self._copying = self._computing = self._runtime = None
 
 
 class TrtRtxEngine(TrtEngine):

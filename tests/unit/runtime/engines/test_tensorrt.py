@@ -22,7 +22,7 @@ from tmi.runtime.engines.nvidia_driver import Gpu, find_gpu, require_driver, req
 from tmi.runtime.engines.precision import plan_precision
 from tmi.runtime.engines.registry import ENGINES, open_engine
 from tmi.runtime.engines.selection import choose_engine
-from tmi.runtime.engines.tensorrt import plan_facts, require_fitting, tensor_names
+from tmi.runtime.engines.tensorrt import plan_metadata, require_compatible_plan, tensor_names
 from tmi.toolkit.errors import DamagedError, UnavailableError
 
 A100 = Gpu(name="A100", compute_capability=(8, 0), cuda=(13, 0))
@@ -63,7 +63,7 @@ def facts(**changes: object) -> dict[str, object]:
     ],
 )
 def test_a_plan_that_fits_is_taken(plan, gpu, version):
-    require_fitting(plan, version, gpu, Path("bundle"))
+    require_compatible_plan(plan, version, gpu, Path("bundle"))
 
 
 @pytest.mark.parametrize(
@@ -78,13 +78,13 @@ def test_a_plan_that_fits_is_taken(plan, gpu, version):
 )
 def test_a_plan_for_another_gpu_or_version_is_refused_before_it_is_deserialized(plan, gpu, version, text):
     with pytest.raises(UnavailableError, match=text) as caught:
-        require_fitting(plan, version, gpu, Path("bundle"))
+        require_compatible_plan(plan, version, gpu, Path("bundle"))
     assert caught.value.fix == "build the plans for this machine: tmi build bundle"
 
 
 def test_plans_that_the_manifest_does_not_describe_are_not_loaded():
     with pytest.raises(DamagedError, match="does not describe its trt plans"):
-        plan_facts(with_plans("trt").manifest, "trt")
+        plan_metadata(with_plans("trt").manifest, "trt")
     with pytest.raises(DamagedError, match="in which precision"):
         plan_precision(small_manifest())
 
