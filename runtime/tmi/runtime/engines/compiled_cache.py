@@ -27,7 +27,7 @@ MAX_BYTES = 12 * 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mapped:
+class MappedFile:
     """A file in memory; whoever imports from `payload` keeps this until it is done with it."""
 
     mapping: mmap.mmap
@@ -46,17 +46,17 @@ class CompiledCache(DiskCache):
     def __init__(self, *, max_bytes: int = MAX_BYTES) -> None:
         super().__init__(KIND, suffix=SUFFIX, max_bytes=max_bytes)
 
-    def open(self, key: str) -> Mapped | None:
+    def open(self, key: str) -> MappedFile | None:
         """What was stored under a key, compared with its digest; None where there is nothing that is whole."""
         path = self.path(key)
         if path is None:
             return None
         try:
-            if not _only_ours(path.parent.stat()):
+            if not _owned_by_user(path.parent.stat()):
                 return None
             with path.open("rb") as stream:
                 status = os.fstat(stream.fileno())
-                if not _only_ours(status):
+                if not _owned_by_user(status):
                     return None
                 mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) if status.st_size else None
         except OSError:
@@ -65,7 +65,7 @@ class CompiledCache(DiskCache):
             payload = memoryview(mapping)[:-DIGEST_BYTES]
             if mapping[-DIGEST_BYTES:] == digest(key, payload):
                 self.mark_used(path)
-                return Mapped(mapping=mapping, payload=payload)
+                return MappedFile(mapping=mapping, payload=payload)
         self.discard(path)
         return None
 
@@ -78,7 +78,7 @@ class CompiledCache(DiskCache):
         return self.write(key, (payload, digest(key, payload)))
 
 
-def _only_ours(status: os.stat_result) -> bool:
+def _owned_by_user(status: os.stat_result) -> bool:
     """Whether a file or folder belongs to this user and no other may write it; always so where nobody can say."""
     if not hasattr(os, "geteuid"):
         return True

@@ -43,12 +43,12 @@ class EagerEngine(GraphEngine):
     def _load(self, spec: GraphSpec, path: Path) -> Any:
         weights = load_file(path)
         if spec.role != "fusion":
-            return _restore(self._part(spec.role), weights, path)
+            return _load_weights(self._part(spec.role), weights, path)
         prefixes = [f"fold{fold}." for fold in range(self._folds)]
         extra = sorted(key for key in weights if not key.startswith(tuple(prefixes)))
         if extra:
             raise DamagedError(f"bundle: {path.name} holds the unknown weight {extra[0]}", fix="export it again")
-        return [_restore(self._part("fusion"), _without_prefix(weights, prefix), path) for prefix in prefixes]
+        return [_load_weights(self._part("fusion"), _without_prefix(weights, prefix), path) for prefix in prefixes]
 
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         with torch.inference_mode():
@@ -85,7 +85,7 @@ def _without_prefix(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, 
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
 
-def _restore(module: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> torch.nn.Module:
+def _load_weights(module: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> torch.nn.Module:
     """The module with exactly these weights, ready to answer."""
     from tmi.toolkit.models.weights import load_weights_strict
 

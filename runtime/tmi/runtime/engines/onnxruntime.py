@@ -31,8 +31,8 @@ class OnnxEngine(GraphEngine):
 
     def __init__(self) -> None:
         super().__init__()
-        self._giving_back = onnxruntime.RunOptions()
-        self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._shrink_options = onnxruntime.RunOptions()
+        self._shrink_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def _start(self, bundle: Bundle) -> None:
         onnxruntime.set_default_logger_severity(ERRORS_ONLY)
@@ -50,7 +50,7 @@ class OnnxEngine(GraphEngine):
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         names = [t.name for t in spec.outputs]
         # the fusion graph is small, and quicker than giving its memory back
-        options = None if spec.role == "fusion" else self._giving_back
+        options = None if spec.role == "fusion" else self._shrink_options
         with as_runtime_errors():
             return dict(zip(names, loaded.run(names, inputs, options), strict=True))
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from tmi.runtime.bundle.manifest import GraphSpec
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engines.compiled_cache import CompiledCache, Mapped
+from tmi.runtime.engines.compiled_cache import CompiledCache, MappedFile
 from tmi.runtime.engines.graph_engine import GraphEngine
 from tmi.runtime.engines.host import cpu_name
 from tmi.toolkit.errors import UnavailableError
@@ -67,21 +67,21 @@ class OpenVinoEngine(GraphEngine):
     def __init__(self) -> None:
         super().__init__()
         self._core: Any = None
-        self._mapped: dict[str, Mapped] = {}
-        self._found: dict[str, Future[Mapped | None]] = {}
+        self._mapped: dict[str, MappedFile] = {}
+        self._cached_blobs: dict[str, Future[MappedFile | None]] = {}
         self._cache = CompiledCache()
         self._keys: dict[str, str] = {}
-        self._crowded: set[str] = set()
+        self._multi_encoder_roles: set[str] = set()
 
     def _start(self, bundle: Bundle) -> None:
         self._core = shared_core()
         graphs = bundle.manifest.graphs
         roles = [g.role for g in graphs]
-        self._crowded = {role for role in roles if roles.count(role) > 1}
+        self._multi_encoder_roles = {role for role in roles if roles.count(role) > 1}
         self._keys = {g.name: key for g in graphs if (key := self._key(bundle, g)) is not None}
         # reading and hashing lets go of Python's lock, so the files of all graphs are compared at once
         with ThreadPoolExecutor(max_workers=self.threads) as pool:
-            self._found = {name: pool.submit(self._cache.open, key) for name, key in self._keys.items()}
+            self._cached_blobs = {name: pool.submit(self._cache.open, key) for name, key in self._keys.items()}
 
     def _key(self, bundle: Bundle, spec: GraphSpec) -> str | None:
         """What a compiled graph depends on; None while a bundle is being made and has no fingerprints yet."""
@@ -107,7 +107,7 @@ class OpenVinoEngine(GraphEngine):
         compiled = self._from_cache(spec)
         if compiled is None:
             compiled = self._core.compile_model(self._core.read_model(path), DEVICE, self._settings(spec))
-            self._keep(spec, compiled)
+            self._store(spec, compiled)
         asked, got = self._precision(spec), compiled.get_property(PRECISION).get_type_name()
         if got != asked:
             raise UnavailableError(
@@ -117,7 +117,7 @@ class OpenVinoEngine(GraphEngine):
         return compiled
 
     def _from_cache(self, spec: GraphSpec) -> Any | None:
-        future = self._found.pop(spec.name, None)
+        future = self._cached_blobs.pop(spec.name, None)
         mapped = None if future is None else future.result()
         if mapped is None:
             return None
@@ -130,7 +130,7 @@ class OpenVinoEngine(GraphEngine):
         self._mapped[spec.name] = mapped  # the compiled graph reads its weights from there
         return compiled
 
-    def _keep(self, spec: GraphSpec, compiled: Any) -> None:
+    def _store(self, spec: GraphSpec, compiled: Any) -> None:
         key = self._keys.get(spec.name)
         if key is not None and self._cache.enabled:
             stream = io.BytesIO()
@@ -141,7 +141,7 @@ class OpenVinoEngine(GraphEngine):
         # share_inputs: no copy of the volume. The outputs are copied, because the next call reuses their memory.
         results = loaded(inputs, share_inputs=True, share_outputs=False)
         outputs = {t.name: results[t.name] for t in spec.outputs}
-        if spec.role in self._crowded:
+        if spec.role in self._multi_encoder_roles:
             loaded.release_memory()
         return outputs
 
@@ -149,7 +149,7 @@ class OpenVinoEngine(GraphEngine):
         """Free everything; may be called twice."""
         super().close()
         self._core = None
-        self._found.clear()
+        self._cached_blobs.clear()
         self._mapped.clear()
 
 

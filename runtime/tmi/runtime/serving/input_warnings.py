@@ -15,9 +15,9 @@ from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.preprocessing.pipeline import PreparedCase
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 
-FIRST_NAMES = 5
+MAX_NAMES = 5
 """How many features a notice names."""
-OF_FEATURES: Mapping[str, str] = MappingProxyType(
+FEATURE_WARNINGS: Mapping[str, str] = MappingProxyType(
     {
         "radiomics-imputed": "are missing and were taken as 0 after scaling",
         "radiomics-clipped": "lie outside the range seen in training and were clipped to it",
@@ -25,7 +25,7 @@ OF_FEATURES: Mapping[str, str] = MappingProxyType(
 )
 """Notices that count features: code -> what is said of the features."""
 SYNTHETIC, OTHER_NETWORK = "synthetic-model", "other-network"
-OF_BUNDLE: tuple[str, ...] = (SYNTHETIC, OTHER_NETWORK)
+BUNDLE_WARNINGS: tuple[str, ...] = (SYNTHETIC, OTHER_NETWORK)
 """The notices that come with the bundle and not with the case."""
 
 
@@ -60,11 +60,11 @@ def case_notices(
 
 def _features(code: str, mask_R: NDArray[np.bool_]) -> Notice:
     indices = np.flatnonzero(mask_R)
-    names = tuple(FEATURE_NAMES[i] for i in indices[:FIRST_NAMES])
+    names = tuple(FEATURE_NAMES[i] for i in indices[:MAX_NAMES])
     more = f" and {indices.size - len(names)} more" if indices.size > len(names) else ""
     return Notice(
         code=code,
-        message=f"{indices.size} of {mask_R.size} radiomic features {OF_FEATURES[code]}: {', '.join(names)}{more}",
+        message=f"{indices.size} of {mask_R.size} radiomic features {FEATURE_WARNINGS[code]}: {', '.join(names)}{more}",
         count=int(indices.size),
         names=names,
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tmi.runtime.bundle.reader import Bundle, open_bundle
-from tmi.runtime.engines.compiled_cache import KIND, CompiledCache, Mapped
+from tmi.runtime.engines.compiled_cache import KIND, CompiledCache, MappedFile
 from tmi.runtime.engines.registry import open_engine
 from tmi.runtime.inference.ensemble import run_folds
 from tmi.runtime.verification.golden_inputs import GoldenInputs, golden_from_manifest
@@ -38,13 +38,13 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The graphs that were compiled and not taken from the cache."""
     from tmi.runtime.engines.openvino import OpenVinoEngine
 
-    kept, seen = OpenVinoEngine._keep, []
+    kept, seen = OpenVinoEngine._store, []
 
     def keep(self, spec, compiled):
         seen.append(spec.name)
         kept(self, spec, compiled)
 
-    monkeypatch.setattr(OpenVinoEngine, "_keep", keep)
+    monkeypatch.setattr(OpenVinoEngine, "_store", keep)
     return seen
 
 
@@ -122,7 +122,7 @@ def test_what_openvino_cannot_import_is_compiled(bundle, golden, folder, compila
     def spoilt(self, key):
         mapped = honest(self, key)
         payload = memoryview(bytearray(b"no model" * 9))
-        return None if mapped is None else Mapped(mapping=mapped.mapping, payload=payload)
+        return None if mapped is None else MappedFile(mapping=mapped.mapping, payload=payload)
 
     with monkeypatch.context() as patch:
         patch.setattr(CompiledCache, "open", spoilt)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.selection import EngineRecord
-from tmi.runtime.serving.input_warnings import OF_BUNDLE, OF_FEATURES
+from tmi.runtime.serving.input_warnings import BUNDLE_WARNINGS, FEATURE_WARNINGS
 from tmi.runtime.serving.results import RESEARCH_USE, CaseResult, Notice, Prediction
 
 PIPED_WIDTH = 140
@@ -44,7 +44,7 @@ def print_table(answers: Sequence[CaseResult], *, bundle: Bundle, engine: Engine
                 f"{answer.spread:.4f}",
                 " ".join(f"{fold.probability[positive]:.3f}" for fold in answer.folds),
                 f"{answer.seconds['total']:.2f}",
-                ", ".join(dict.fromkeys(n.code for n in answer.warnings if n.code not in OF_BUNDLE)),
+                ", ".join(dict.fromkeys(n.code for n in answer.warnings if n.code not in BUNDLE_WARNINGS)),
             ]
             table.add_row(Text(answer.case_id), answer.decision, *cells)
         else:
@@ -68,13 +68,13 @@ def _notes(answers: Sequence[CaseResult]) -> list[str]:
     cases: dict[str, dict[str, Notice]] = defaultdict(dict)
     for answer in predicted:
         for notice in answer.warnings:
-            cases[notice.code if notice.code in OF_FEATURES else notice.message][answer.case_id] = notice
+            cases[notice.code if notice.code in FEATURE_WARNINGS else notice.message][answer.case_id] = notice
     lines = []
     for by_case in cases.values():
         first = next(iter(by_case.values()))
-        if first.code in OF_FEATURES and len(by_case) > 1:
+        if first.code in FEATURE_WARNINGS and len(by_case) > 1:
             counts = ", ".join(f"{case_id} {notice.count}" for case_id, notice in by_case.items())
-            lines.append(f"  {first.code}: {counts} features {OF_FEATURES[first.code]} (--json names the first)")
+            lines.append(f"  {first.code}: {counts} features {FEATURE_WARNINGS[first.code]} (--json names the first)")
         else:
             whose = "all cases" if len(by_case) == len(predicted) > 1 else ", ".join(by_case)
             lines.append(f"  {first.code}: {whose}: {first.message}")
