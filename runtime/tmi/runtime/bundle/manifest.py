@@ -196,7 +196,7 @@ class Manifest:
         """Whether the network looks at a modality."""
         return modality in self.modalities
 
-    def referenced(self) -> tuple[str, ...]:
+    def referenced_files(self) -> tuple[str, ...]:
         """Every file that a graph or a fold names."""
         graphs = [name for g in self.graphs for name in (*g.artefacts.values(), g.tokenizer) if name is not None]
         scalers = [f.scaler for f in self.folds if f.scaler is not None]
@@ -230,7 +230,7 @@ def manifest_from_json(data: Mapping[str, Any]) -> Manifest:
         data, schema = {**data, "schema": SCHEMA, "modalities": list(MODALITIES)}, SCHEMA
     if schema != SCHEMA:
         if _schema_number(schema) > _schema_number(SCHEMA):
-            raise _newer(data)
+            raise _newer_version_error(data)
         raise DamagedError(
             f"bundle: manifest has schema {schema!r}, this version reads {SCHEMA!r}",
             fix="use the tmi version that made the bundle, or export it again",
@@ -255,7 +255,7 @@ def _require_active_modalities(manifest: Manifest) -> None:
                 )
 
 
-def _newer(data: Mapping[str, Any]) -> DamagedError:
+def _newer_version_error(data: Mapping[str, Any]) -> DamagedError:
     versions = data.get("versions")
     version = versions.get("tmi-clnet") if isinstance(versions, Mapping) else None
     known = isinstance(version, str)

@@ -47,8 +47,8 @@ def _object(cls: type, kinds: dict[str, Any]) -> dict[str, Any]:
     hints, texts = get_type_hints(cls), _attribute_docs(cls)
     properties = {}
     for f in fields(cls):
-        sharper = FIELD_CONSTRAINTS.get((cls.__name__, f.name), {})
-        properties[f.name] = {"description": texts[f.name], **_type(hints[f.name], kinds), **sharper}
+        constraints = FIELD_CONSTRAINTS.get((cls.__name__, f.name), {})
+        properties[f.name] = {"description": texts[f.name], **_type(hints[f.name], kinds), **constraints}
     return {
         "type": "object",
         "description": (inspect.getdoc(cls) or "").partition("\n\n")[0],

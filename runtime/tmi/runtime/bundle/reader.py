@@ -112,7 +112,7 @@ def inspect_bundle(folder: Path) -> Bundle:
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DamagedError(f"bundle {folder}: {MANIFEST_FILE} cannot be read", fix=EXPORT_AGAIN_FIX) from error
     _compare(folder, manifest.files)
-    unlisted = sorted(set(manifest.referenced()) - set(manifest.files))
+    unlisted = sorted(set(manifest.referenced_files()) - set(manifest.files))
     if unlisted:
         raise DamagedError(f"bundle {folder}: {unlisted[0]} is used but was never fingerprinted", fix="export it again")
     return Bundle(folder=folder, manifest=manifest, digest=digest)

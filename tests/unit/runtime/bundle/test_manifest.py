@@ -133,7 +133,7 @@ def test_a_graph_is_found_by_name_and_a_missing_one_is_damage():
 
 
 def test_it_knows_every_file_that_it_uses():
-    assert small_manifest().referenced() == (
+    assert small_manifest().referenced_files() == (
         "clinical_schema.json", "graphs/ct-0.onnx", "graphs/fusion.onnx", "graphs/text-0.onnx", "scalers/fold0.json",
         "tokenizers/text-0.json",
     )  # fmt: skip
