@@ -147,7 +147,7 @@ def golden_from_manifest(manifest: Manifest) -> GoldenInputs:
     return golden
 
 
-def first_golden_case(manifest: Manifest) -> GoldenInputs:
+def first_golden_input(manifest: Manifest) -> GoldenInputs:
     """Case 0 of `golden_from_manifest` alone, its text without padding; the other volumes are never made.
 
     Its bytes are not compared with the digests, which are over all cases: inputs that came out differently would show

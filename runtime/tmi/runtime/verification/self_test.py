@@ -137,7 +137,7 @@ def _now() -> str:
 
 
 def _require_quick_checks(bundle: Bundle, engine: Engine) -> None:
-    from tmi.runtime.verification.golden_inputs import first_golden_case, golden_from_manifest
+    from tmi.runtime.verification.golden_inputs import first_golden_input, golden_from_manifest
     from tmi.runtime.verification.parity import check_outputs
     from tmi.runtime.verification.preprocessing_check import check_preprocessing
     from tmi.runtime.verification.verify import read_references
@@ -147,7 +147,7 @@ def _require_quick_checks(bundle: Bundle, engine: Engine) -> None:
     if engine_spec(engine.name).optional and not validated_at_export(bundle.manifest, engine.name):
         golden = golden_from_manifest(bundle.manifest)
     else:
-        golden, reference = first_golden_case(bundle.manifest), reference.rows([0])
+        golden, reference = first_golden_input(bundle.manifest), reference.rows([0])
     precision = engine_precision(engine.name, bundle.manifest)
     records = check_preprocessing(bundle) + check_outputs(
         engine, bundle.manifest, golden, reference, artefact=artefact, precision=precision

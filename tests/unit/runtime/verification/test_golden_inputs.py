@@ -12,7 +12,7 @@ from factories.small_bundle import small_manifest
 from tmi.runtime.verification.golden_case import golden_config, write_golden_case
 from tmi.runtime.verification.golden_inputs import (
     extreme_case,
-    first_golden_case,
+    first_golden_input,
     golden_count,
     join,
     largest_batch,
@@ -112,11 +112,11 @@ def test_a_large_volume_gets_two_cases_and_no_larger_batch():
 def test_the_first_case_alone_is_the_first_case_of_the_set():
     record = {"seed": 11, "count": 4, "vocabularies": VOCABULARIES}
     manifest = replace(small_manifest(), config=to_json(CONFIG), golden=record)
-    alone = first_golden_case(manifest)
+    alone = first_golden_input(manifest)
     whole = trimmed(make_golden(CONFIG, seed=11, count=4, folds=1, vocabularies=VOCABULARIES).rows([0]))
     assert alone.digests() == whole.digests()
     with pytest.raises(DamagedError, match="does not describe its golden inputs"):
-        first_golden_case(replace(manifest, golden={}))
+        first_golden_input(replace(manifest, golden={}))
 
 
 def test_the_golden_case_is_stored_askew_and_prepared_to_three_different_sizes(tmp_path):
