@@ -92,7 +92,7 @@ def _write_cases(
     """Every case's page, one after the other; its answer, or why it was refused."""
     from time import perf_counter
 
-    from tmi.runtime.cli.explain import refused
+    from tmi.runtime.cli.explain import report_rejection
     from tmi.runtime.serving.results import RejectedCase
 
     answers: list[CaseResult] = []
