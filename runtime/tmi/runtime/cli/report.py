@@ -102,7 +102,7 @@ def _write_cases(
         answers.append(answer)
         state = f"{perf_counter() - start:.1f} s"
         if isinstance(answer, RejectedCase):
-            refused(InputRejectedError(answer.what, fix=answer.fix, code=answer.code), case)
+            report_rejection(InputRejectedError(answer.what, fix=answer.fix, code=answer.code), case)
             state = f"refused ({answer.code})"
         typer.echo(f"[{number}/{len(cases)}] {case.case_id}: {state}", err=True)
     return answers
