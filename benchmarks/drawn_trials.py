@@ -19,7 +19,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from tmi.toolkit.clinical.schema import Field, Schema, load_schema
-from tmi.training.text_pretraining.synthetic_records import value_at
+from tmi.training.text_pretraining.synthetic_records import value_at_position
 
 CASES, BAD, STEEPNESS = 417, 0.125, 2.0
 
@@ -38,7 +38,7 @@ def draw_field(
         values = [field.choices[int(k)] for k in number]
     else:
         number = np.clip(rng.uniform(-0.3, 0.6) + rng.uniform(0.12, 0.3) * x, -1, 1)
-        values = [float(f"{v:.3g}") for v in value_at(field, number)]
+        values = [float(f"{v:.3g}") for v in value_at_position(field, number)]
     told = [None if gone else value for gone, value in zip(missing, values, strict=True)]
     return told, (number - number.mean()) / (number.std() + 1e-9)
 

@@ -21,9 +21,9 @@ from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.models.encoders.bert import TextEncoder
 from tmi.training.pretrained.initial_weights import settle
 from tmi.training.text_pretraining.checkpoint import write_encoder
-from tmi.training.text_pretraining.pretraining import Lesson, Taught, teach
-from tmi.training.text_pretraining.synthetic_records import draw, records, value_at
-from tmi.training.text_pretraining.targets import columns, targets
+from tmi.training.text_pretraining.pretraining import PretrainConfig, PretrainedEncoder, pretrain
+from tmi.training.text_pretraining.synthetic_records import sample_records, to_clinical_records, value_at_position
+from tmi.training.text_pretraining.targets import regression_targets, target_columns
 
 SHORT = {
     "schema": "tmi-clinical-schema/1",
@@ -39,16 +39,16 @@ SHORT = {
 }  # fmt: skip
 SCHEMA = parse_schema(SHORT, where="short")
 SIZES = TextEncoderConfig(hidden_size=32, layers=2, heads=2, intermediate_size=64, vocab_size=400)
-LESSON = Lesson(renderings=("values", "flags"), steps=150, batch_size=32, learning_rate=4e-3)
+LESSON = PretrainConfig(renderings=("values", "flags"), steps=150, batch_size=32, learning_rate=4e-3)
 
 
 @pytest.fixture(scope="module")
-def taught() -> Taught:
-    return teach(SCHEMA, SIZES, LESSON)
+def taught() -> PretrainedEncoder:
+    return pretrain(SCHEMA, SIZES, LESSON)
 
 
 @pytest.fixture(scope="module")
-def reading(taught: Taught, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reading(taught: PretrainedEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("taught") / "reading"
     write_encoder(folder, taught, SCHEMA, LESSON)
     return folder
@@ -66,20 +66,20 @@ def test_drawn_values_are_plausible_rise_with_their_place_and_reach_both_ends(sc
     for field in schema.fields:
         if field.choices is not None:
             continue
-        values = value_at(field, place)
+        values = value_at_position(field, place)
         assert (np.diff(values) >= 0).all(), field.name  # flat where the reference range begins at the lowest value
         assert field.plausible is not None
         np.testing.assert_allclose(values[[0, -1]], field.plausible, rtol=1e-9, err_msg=field.name)
         if field.reference:
             low, high = np.mean(list(field.reference.values()), axis=0)
             for beside in (0.0, 1e-6):  # at the ends of the reference range, and just outside: no jump
-                ends = value_at(field, np.array([-1 / 3 - beside, 1 / 3 + beside]))
+                ends = value_at_position(field, np.array([-1 / 3 - beside, 1 / 3 + beside]))
                 np.testing.assert_allclose(ends, [low, high], rtol=1e-6, err_msg=field.name)
 
 
 def test_drawn_records_are_records_of_the_schema_with_fields_missing():
-    drawn = draw(np.random.default_rng(1), SCHEMA, 500)
-    found = records(drawn, SCHEMA)
+    drawn = sample_records(np.random.default_rng(1), SCHEMA, 500)
+    found = to_clinical_records(drawn, SCHEMA)
     for i, field in enumerate(SCHEMA.fields):
         values = [record.values[field.name] for record in found]
         assert [value is not None for value in values] == drawn.present_NF[:, i].tolist()
@@ -93,25 +93,25 @@ def test_drawn_records_are_records_of_the_schema_with_fields_missing():
 
 
 def test_targets_have_mean_0_and_variance_1_and_say_what_the_record_says():
-    drawn = draw(np.random.default_rng(2), SCHEMA, 20000)
-    what, wanted = columns(SCHEMA), targets(drawn, SCHEMA)
+    drawn = sample_records(np.random.default_rng(2), SCHEMA, 20000)
+    what, wanted = target_columns(SCHEMA), regression_targets(drawn, SCHEMA)
     assert wanted.shape == (20000, len(what.names)) == (20000, 7)
     assert np.abs(wanted.mean(axis=0)).max() < 0.2
     assert np.abs(wanted.std(axis=0) - 1.0).max() < 0.2
     albumin = wanted[:, what.names.index("albumin")]
     assert (albumin[~drawn.present_NF[:, 1]] == 0).all()
-    assert np.corrcoef(albumin[drawn.present_NF[:, 1]], drawn.place_NF[drawn.present_NF[:, 1], 1])[0, 1] > 0.999
+    assert np.corrcoef(albumin[drawn.present_NF[:, 1]], drawn.position_NF[drawn.present_NF[:, 1], 1])[0, 1] > 0.999
 
 
 def test_teaching_lowers_the_loss_and_a_probe_recovers_values_from_the_feature(taught):
     assert np.mean(taught.losses[-10:]) < 0.5 * np.mean(taught.losses[:10])
     assert min(taught.r2.values()) > 0.6, taught.r2
-    untaught = teach(SCHEMA, SIZES, replace(LESSON, steps=1))
+    untaught = pretrain(SCHEMA, SIZES, replace(LESSON, steps=1))
     assert min(untaught.r2.values()) < 0.3
 
 
 def test_features_have_mean_0_and_variance_1_over_drawn_records(taught):
-    found = records(draw(np.random.default_rng(3), SCHEMA, 600), SCHEMA)
+    found = to_clinical_records(sample_records(np.random.default_rng(3), SCHEMA, 600), SCHEMA)
     encoded = taught.tokenizer.encode([render(r, SCHEMA, "values") for r in found], max_length=512)
     with torch.no_grad():
         features = taught.encoder(torch.from_numpy(encoded.input_ids_BT), torch.from_numpy(encoded.attention_mask_BT))
@@ -121,7 +121,7 @@ def test_features_have_mean_0_and_variance_1_over_drawn_records(taught):
 
 def test_the_same_seed_gives_the_same_encoder_another_seed_another():
     short = replace(LESSON, steps=3)
-    first, again, other = (teach(SCHEMA, SIZES, lesson) for lesson in (short, short, replace(short, seed=1)))
+    first, again, other = (pretrain(SCHEMA, SIZES, lesson) for lesson in (short, short, replace(short, seed=1)))
     state = again.encoder.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in first.encoder.state_dict().items())
     assert first.tokenizer.tokens == again.tokenizer.tokens
@@ -228,7 +228,7 @@ def test_a_comparison_starts_from_the_folder_keeps_it_frozen_and_goes_on_from_no
 
     other = tmp_path / "other"
     lesson = replace(LESSON, renderings=("values",), steps=1)
-    write_encoder(other, teach(SCHEMA, SIZES, lesson), SCHEMA, lesson)
+    write_encoder(other, pretrain(SCHEMA, SIZES, lesson), SCHEMA, lesson)
     refused = tmi(*arguments, "--text-weights", other, cwd=tmp_path)
     assert refused.code == 2
     assert "other" in refused.err

@@ -112,11 +112,11 @@ def _direction(coordinates_N3: NDArray[np.intp], offset: NDArray[np.intp], shape
     `neighbours` gives offsets whose first moving axis moves forward.
     """
     along, *across = sorted(range(3), key=lambda axis: offset[axis] == 0)
-    place_N = coordinates_N3[:, along]
+    position_N = coordinates_N3[:, along]
     span = shape[along]
     key_N: Any = np.zeros(len(coordinates_N3), dtype=np.int64)
     for axis in across:
-        start_N = coordinates_N3[:, axis] - place_N * offset[axis]
+        start_N = coordinates_N3[:, axis] - position_N * offset[axis]
         key_N = key_N * (shape[axis] + 2 * span) + start_N + span
     key_N = key_N * (span + 1) + coordinates_N3[:, along]
     order_N = np.argsort(key_N)

@@ -96,7 +96,7 @@ def compare(
 
     plan = make_plan(config, chosen_tables(table), only=model or (), weights=() if start is None else start.encoders)
     if text_weights is not None:
-        _require_taught(plan, text_weights)
+        _require_matching_pretraining(plan, text_weights)
     running = Running(accelerator=choose(accelerator), devices=devices, parallel_folds=parallel_folds)
     running.check(config)
     typer.echo(f"{len(plan.runs)} runs of {config.train.folds} folds in {out}", err=True)
@@ -124,13 +124,13 @@ def compare(
         raise typer.Exit(int(ExitCode.UNEXPECTED if trained.failed else ExitCode.REJECTED))
 
 
-def _require_taught(plan: Plan, text_weights: Path) -> None:
+def _require_matching_pretraining(plan: Plan, text_weights: Path) -> None:
     """Rows render the record differently; refuse what the encoder cannot read before anything is trained."""
-    from tmi.training.pretrained.pretraining_record import require_taught
+    from tmi.training.pretrained.pretraining_record import require_matching_pretraining
 
     for planned in plan.runs:
         if "text" in planned.weights:
-            require_taught(text_weights, planned.config)
+            require_matching_pretraining(text_weights, planned.config)
 
 
 def _train(

@@ -54,17 +54,17 @@ def pretrain_text(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from tmi.training.pretrained.pretraining_record import READING_FILE
+    from tmi.training.pretrained.pretraining_record import PRETRAINING_FILE
     from tmi.training.text_pretraining.checkpoint import write_encoder
-    from tmi.training.text_pretraining.pretraining import Lesson, teach
+    from tmi.training.text_pretraining.pretraining import PretrainConfig, pretrain
 
-    if out.is_dir() and any(out.iterdir()) and not (out / READING_FILE).is_file():
+    if out.is_dir() and any(out.iterdir()) and not (out / PRETRAINING_FILE).is_file():
         raise UsageError(
             f"{out} was not written by tmi pretrain-text; --force replaces nothing else",
             fix="name another place with --out",
         )
     given = {"steps": steps, "batch_size": batch, "seed": seed}
-    lesson = Lesson(
+    pretrain_config = PretrainConfig(
         renderings=renderings,  # type: ignore[arg-type]
         max_length=config.clinical.max_length,
         **{key: value for key, value in given.items() if value is not None},
@@ -77,18 +77,18 @@ def pretrain_text(
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*bar, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=lesson.steps, note="")
-        taught = teach(
+        task = progress.add_task("", total=pretrain_config.steps, note="")
+        pretrained = pretrain(
             fields,
             config.network.text_encoder,
-            lesson,
-            report=lambda step, loss: progress.update(task, completed=step, note=f"loss {loss:.3f}"),
+            pretrain_config,
+            on_step_end=lambda step, loss: progress.update(task, completed=step, note=f"loss {loss:.3f}"),
         )
     with staged_folder(out) as folder:
-        write_encoder(folder, taught, fields, lesson)
+        write_encoder(folder, pretrained, fields, pretrain_config)
     typer.echo(f"R2 of each field, read linearly from the feature of {fields.name}'s drawn records:")
-    for name, figure in taught.r2.items():
+    for name, figure in pretrained.r2.items():
         typer.echo(f"  {name:<28} {figure:.3f}")
-    if taught.truncated:
-        typer.echo(f"{taught.truncated:.1%} of the texts were cut at {lesson.max_length} tokens")
+    if pretrained.truncated:
+        typer.echo(f"{pretrained.truncated:.1%} of the texts were cut at {pretrain_config.max_length} tokens")
     typer.echo(f"written  {out}\nnext     tmi train COHORT --text-weights {out} --freeze text")

@@ -14,7 +14,7 @@ from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
 from tmi.training.pretrained.ct_weights import layout_of, medicalnet_settings, read_ct_weights
-from tmi.training.pretrained.pretraining_record import require_taught, what_it_was_taught
+from tmi.training.pretrained.pretraining_record import pretraining_notes, require_matching_pretraining
 from tmi.training.pretrained.text_weights import bert_settings, bert_tokenizer, read_text_weights
 from tmi.training.pretrained.weight_file import read_weights
 from tmi.training.pretrained.weight_report import WeightReport
@@ -105,8 +105,8 @@ def settle(
         reports.append(report)
     clinical = config.clinical
     if text is not None:
-        require_taught(text, config)
-        notes += what_it_was_taught(text, schema)
+        require_matching_pretraining(text, config)
+        notes += pretraining_notes(text, schema)
         settings = bert_settings(text, network.text_encoder)
         if settings != network.text_encoder:
             notes.append(f"the text encoder takes the sizes of {text.name}: {settings.layers} layers of width "

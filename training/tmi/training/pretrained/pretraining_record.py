@@ -12,13 +12,13 @@ from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.atomic_files import read_json
 from tmi.toolkit.storage.hashing import sha256_file
 
-READING_FILE = "reading.json"
-FORM = "tmi-reading/1"
+PRETRAINING_FILE = "reading.json"
+DOCUMENT_SCHEMA = "tmi-reading/1"
 WEIGHTS, VOCABULARY = "model.safetensors", "vocab.txt"
 KIND = "text weights"
 
 
-def require_taught(folder: Path, config: Config) -> None:
+def require_matching_pretraining(folder: Path, config: Config) -> None:
     """Refuse an encoder that was taught on other text than a training writes; any other BERT passes.
 
     Raises:
@@ -48,7 +48,7 @@ def require_taught(folder: Path, config: Config) -> None:
         )
 
 
-def what_it_was_taught(folder: Path, schema: Schema | None) -> list[str]:
+def pretraining_notes(folder: Path, schema: Schema | None) -> list[str]:
     """What people should know of an encoder before a training starts from it; of any other BERT, nothing.
 
     Args:
@@ -75,11 +75,13 @@ def what_it_was_taught(folder: Path, schema: Schema | None) -> list[str]:
 
 def _document(folder: Path) -> dict[str, Any] | None:
     """Content of reading.json, the files beside it held to their digests; None where there is none."""
-    if not (folder / READING_FILE).is_file():
+    if not (folder / PRETRAINING_FILE).is_file():
         return None
-    document: Any = read_json(folder / READING_FILE, kind=KIND)
-    if not isinstance(document, dict) or document.get("schema") != FORM:
-        raise DamagedError(f"{KIND} {folder}: {READING_FILE} is not of the form {FORM}", fix="make the folder again")
+    document: Any = read_json(folder / PRETRAINING_FILE, kind=KIND)
+    if not isinstance(document, dict) or document.get("schema") != DOCUMENT_SCHEMA:
+        raise DamagedError(
+            f"{KIND} {folder}: {PRETRAINING_FILE} is not of the form {DOCUMENT_SCHEMA}", fix="make the folder again"
+        )
     for name, digest in document["files"].items():
         if not (folder / name).is_file() or sha256_file(folder / name) != digest:
             raise DamagedError(

@@ -16,28 +16,28 @@ from tmi.toolkit.clinical.schema import SCHEMA_FILE, Schema, store_schema
 from tmi.toolkit.storage.atomic_files import write_json, write_text
 from tmi.toolkit.storage.hashing import sha256_file
 from tmi.toolkit.storage.serialization import to_json
-from tmi.training.pretrained.pretraining_record import FORM, READING_FILE, VOCABULARY, WEIGHTS
+from tmi.training.pretrained.pretraining_record import DOCUMENT_SCHEMA, PRETRAINING_FILE, VOCABULARY, WEIGHTS
 from tmi.training.pretrained.text_weights import FIXED, SIZES
-from tmi.training.text_pretraining.pretraining import Lesson, Taught
+from tmi.training.text_pretraining.pretraining import PretrainConfig, PretrainedEncoder
 
 
-def write_encoder(folder: Path, taught: Taught, schema: Schema, lesson: Lesson) -> None:
+def write_encoder(folder: Path, pretrained: PretrainedEncoder, schema: Schema, pretrain_config: PretrainConfig) -> None:
     """Write the folder, reading.json last."""
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = {theirs: getattr(taught.config, ours) for theirs, ours in SIZES.items()}
+    sizes = {theirs: getattr(pretrained.config, ours) for theirs, ours in SIZES.items()}
     write_json(folder / "config.json", {**FIXED, **sizes, "architectures": ["BertModel"]})
-    write_text(folder / VOCABULARY, "\n".join(taught.tokenizer.tokens) + "\n")
-    state = {name: tensor.contiguous() for name, tensor in taught.encoder.bert.state_dict().items()}
+    write_text(folder / VOCABULARY, "\n".join(pretrained.tokenizer.tokens) + "\n")
+    state = {name: tensor.contiguous() for name, tensor in pretrained.encoder.bert.state_dict().items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     store_schema(folder, schema)
     document = {
-        "schema": FORM,
+        "schema": DOCUMENT_SCHEMA,
         "clinical_schema": {"name": schema.name, "version": schema.version, "digest": schema.digest},
-        "renderings": {name: RENDERING_VERSIONS[name] for name in lesson.renderings},
-        "pooling": taught.config.pooling,
-        "lesson": to_json(lesson),
-        "r2": {name: round(figure, 4) for name, figure in taught.r2.items()},
-        "truncated": taught.truncated,
+        "renderings": {name: RENDERING_VERSIONS[name] for name in pretrain_config.renderings},
+        "pooling": pretrained.config.pooling,
+        "lesson": to_json(pretrain_config),
+        "r2": {name: round(figure, 4) for name, figure in pretrained.r2.items()},
+        "truncated": pretrained.truncated,
         "files": {name: sha256_file(folder / name) for name in ("config.json", VOCABULARY, WEIGHTS, SCHEMA_FILE)},
     }
-    write_json(folder / READING_FILE, document)
+    write_json(folder / PRETRAINING_FILE, document)

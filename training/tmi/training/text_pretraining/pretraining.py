@@ -30,24 +30,24 @@ from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import TextEncoderConfig
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.models.encoders.bert import TextEncoder
-from tmi.training.text_pretraining.synthetic_records import Drawn, draw, records
-from tmi.training.text_pretraining.targets import columns, targets
+from tmi.training.text_pretraining.synthetic_records import SyntheticRecords, sample_records, to_clinical_records
+from tmi.training.text_pretraining.targets import regression_targets, target_columns
 
-CHARACTERS = " ".join(map(chr, range(33, 127)))
+PRINTABLE_CHARACTERS = " ".join(map(chr, range(33, 127)))
 """In the vocabulary whatever the schema, so that a report in free text has no unknown token."""
 VOCABULARY_RECORDS = 4000
 """Drawn records that the vocabulary is made of."""
-JUDGED_RECORDS = 2000
+EVALUATION_RECORDS = 2000
 """Drawn records that features are standardised and the final reading fitted on; as many others judge it."""
-CHUNK = 16
+BATCHES_PER_CHUNK = 16
 """Batches that are drawn and rendered at a time."""
 
-Report = Callable[[int, float], None]
+StepCallback = Callable[[int, float], None]
 """Called after each step with its number and loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson:
+class PretrainConfig:
     """How long and how an encoder is taught."""
 
     renderings: tuple[Rendering, ...] = ("values",)
@@ -73,7 +73,7 @@ class Lesson:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Taught:
+class PretrainedEncoder:
     """An encoder that can read."""
 
     encoder: TextEncoder
@@ -91,79 +91,101 @@ class Taught:
     """Part of the drawn texts that were longer than `max_length`."""
 
 
-def teach(schema: Schema, config: TextEncoderConfig, lesson: Lesson, *, report: Report = lambda *_: None) -> Taught:
+def pretrain(
+    schema: Schema,
+    config: TextEncoderConfig,
+    pretrain_config: PretrainConfig,
+    *,
+    on_step_end: StepCallback = lambda *_: None,
+) -> PretrainedEncoder:
     """An encoder of random weights, taught to read records of a schema.
 
     The same arguments give the same weights, bit for bit on one machine with the same number of torch's threads.
     """
-    rng = np.random.default_rng(lesson.seed)
-    tokenizer = _vocabulary(rng, schema, config, lesson)
+    rng = np.random.default_rng(pretrain_config.seed)
+    tokenizer = _train_tokenizer(rng, schema, config, pretrain_config)
     config = replace(config, vocab_size=tokenizer.vocab_size)
-    what = columns(schema)
+    what = target_columns(schema)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(lesson.seed)
+        torch.manual_seed(pretrain_config.seed)
         encoder = TextEncoder(replace(config, dropout=0.0))
-        reading = nn.Sequential(
+        linear_head = nn.Sequential(
             nn.BatchNorm1d(config.hidden_size, affine=False), nn.Linear(config.hidden_size, len(what.names))
         )
     encoder.bert.set_attn_implementation("sdpa")  # the same function, a third quicker here
-    losses = _train(encoder, reading, torch.from_numpy(what.weights_K), rng, schema, tokenizer, lesson, report)
+    losses = _optimize(
+        encoder, linear_head, torch.from_numpy(what.weights_K), rng, schema, tokenizer, pretrain_config, on_step_end
+    )
     encoder.bert.set_attn_implementation("eager")
     encoder.eval()
-    fitted, judged = (_judged(encoder, draw(rng, schema, JUDGED_RECORDS), rng, schema, tokenizer, lesson) for _ in "ab")
+    fitted, evaluated = (
+        _evaluation_features(
+            encoder, sample_records(rng, schema, EVALUATION_RECORDS), rng, schema, tokenizer, pretrain_config
+        )
+        for _ in "ab"
+    )
     if config.pooling != "pooler":
         _standardise(encoder, fitted.features_NC)
-    r2 = _explained(fitted, judged)
+    r2 = _explained_variance(fitted, evaluated)
     by_field: dict[str, list[float]] = {}
     for name, kind, figure in zip(what.names, what.kinds, r2, strict=True):
         if kind != "presence":
             by_field.setdefault(name, []).append(float(figure))
-    return Taught(
+    return PretrainedEncoder(
         encoder=encoder,
         config=config,
         tokenizer=tokenizer,
         losses=tuple(losses),
         r2={name: float(np.mean(figures)) for name, figures in by_field.items()},
-        truncated=judged.truncated,
+        truncated=evaluated.truncated,
     )
 
 
-def texts(rng: np.random.Generator, drawn: Drawn, schema: Schema, renderings: tuple[Rendering, ...]) -> list[str]:
+def render_records(
+    rng: np.random.Generator, sampled: SyntheticRecords, schema: Schema, renderings: tuple[Rendering, ...]
+) -> list[str]:
     """Drawn records as texts, each in one of the renderings."""
-    chosen = rng.integers(0, len(renderings), len(drawn.place_NF))
-    return [render(r, schema, renderings[k]) for r, k in zip(records(drawn, schema), chosen, strict=True)]
+    chosen = rng.integers(0, len(renderings), len(sampled.position_NF))
+    return [render(r, schema, renderings[k]) for r, k in zip(to_clinical_records(sampled, schema), chosen, strict=True)]
 
 
-def _vocabulary(rng: np.random.Generator, schema: Schema, config: TextEncoderConfig, lesson: Lesson) -> Tokenizer:
-    drawn = draw(rng, schema, VOCABULARY_RECORDS)
-    return Tokenizer.train([CHARACTERS, *texts(rng, drawn, schema, lesson.renderings)], config.vocab_size)
+def _train_tokenizer(
+    rng: np.random.Generator, schema: Schema, config: TextEncoderConfig, pretrain_config: PretrainConfig
+) -> Tokenizer:
+    sampled = sample_records(rng, schema, VOCABULARY_RECORDS)
+    return Tokenizer.train(
+        [PRINTABLE_CHARACTERS, *render_records(rng, sampled, schema, pretrain_config.renderings)], config.vocab_size
+    )
 
 
-def _train(
+def _optimize(
     encoder: TextEncoder,
-    reading: nn.Module,
+    linear_head: nn.Module,
     weights_K: Float[Tensor, " K"],
     rng: np.random.Generator,
     schema: Schema,
     tokenizer: Tokenizer,
-    lesson: Lesson,
-    report: Report,
+    pretrain_config: PretrainConfig,
+    on_step_end: StepCallback,
 ) -> list[float]:
-    trained = [*encoder.parameters(), *reading.parameters()]
-    optimizer = torch.optim.AdamW(trained, lr=lesson.learning_rate, weight_decay=lesson.weight_decay)
-    warm = lesson.steps // 20 + 1
+    trained = [*encoder.parameters(), *linear_head.parameters()]
+    optimizer = torch.optim.AdamW(trained, lr=pretrain_config.learning_rate, weight_decay=pretrain_config.weight_decay)
+    warm = pretrain_config.steps // 20 + 1
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / lesson.steps))
+        optimizer, lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / pretrain_config.steps))
     )
     losses = []
-    for step in range(lesson.steps):
-        place = step % CHUNK * lesson.batch_size
+    for step in range(pretrain_config.steps):
+        place = step % BATCHES_PER_CHUNK * pretrain_config.batch_size
         if place == 0:
-            drawn = draw(rng, schema, CHUNK * lesson.batch_size)
-            written, wanted = texts(rng, drawn, schema, lesson.renderings), targets(drawn, schema)
-        rows = slice(place, place + lesson.batch_size)
-        encoded = tokenizer.encode(written[rows], max_length=lesson.max_length)
-        read = reading(encoder(torch.from_numpy(encoded.input_ids_BT), torch.from_numpy(encoded.attention_mask_BT)))
+            sampled = sample_records(rng, schema, BATCHES_PER_CHUNK * pretrain_config.batch_size)
+            written, wanted = (
+                render_records(rng, sampled, schema, pretrain_config.renderings),
+                regression_targets(sampled, schema),
+            )
+        rows = slice(place, place + pretrain_config.batch_size)
+        encoded = tokenizer.encode(written[rows], max_length=pretrain_config.max_length)
+        read = linear_head(encoder(torch.from_numpy(encoded.input_ids_BT), torch.from_numpy(encoded.attention_mask_BT)))
         loss = ((read - torch.from_numpy(wanted[rows])).square().mean(dim=0) * weights_K).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -171,36 +193,38 @@ def _train(
         optimizer.step()
         schedule.step()
         losses.append(float(loss.detach()))
-        report(step + 1, losses[-1])
+        on_step_end(step + 1, losses[-1])
     return losses
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Judged:
+class _EvaluationSet:
     features_NC: Float[np.ndarray, "N C"]
     targets_NK: Float[np.ndarray, "N K"]
     truncated: float
 
 
-def _judged(
+def _evaluation_features(
     encoder: TextEncoder,
-    drawn: Drawn,
+    sampled: SyntheticRecords,
     rng: np.random.Generator,
     schema: Schema,
     tokenizer: Tokenizer,
-    lesson: Lesson,
-) -> _Judged:
+    pretrain_config: PretrainConfig,
+) -> _EvaluationSet:
     """Features of drawn records, float64."""
-    written = texts(rng, drawn, schema, lesson.renderings)
+    written = render_records(rng, sampled, schema, pretrain_config.renderings)
     features, cut = [], 0
     with torch.no_grad():
         for start in range(0, len(written), 100):
-            encoded = tokenizer.encode(written[start : start + 100], max_length=lesson.max_length)
+            encoded = tokenizer.encode(written[start : start + 100], max_length=pretrain_config.max_length)
             cut += sum(encoded.truncated_B)
             ids, mask = torch.from_numpy(encoded.input_ids_BT), torch.from_numpy(encoded.attention_mask_BT)
             features.append(encoder(ids, mask).double().numpy())
-    return _Judged(
-        features_NC=np.concatenate(features), targets_NK=targets(drawn, schema), truncated=cut / len(written)
+    return _EvaluationSet(
+        features_NC=np.concatenate(features),
+        targets_NK=regression_targets(sampled, schema),
+        truncated=cut / len(written),
     )
 
 
@@ -213,14 +237,14 @@ def _standardise(encoder: TextEncoder, features_NC: Float[np.ndarray, "N C"]) ->
         norm.bias.copy_((norm.bias.double() - middle) / spread)
 
 
-def _explained(fitted: _Judged, judged: _Judged) -> Float[np.ndarray, " K"]:
+def _explained_variance(fitted: _EvaluationSet, evaluated: _EvaluationSet) -> Float[np.ndarray, " K"]:
     """R2 of each column on the judged records, by the least squares of the fitted ones."""
 
     def design(features_NC: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N D"]:
         return np.column_stack([features_NC, np.ones(len(features_NC))])
 
     solution = np.linalg.lstsq(design(fitted.features_NC), fitted.targets_NK.astype(np.float64), rcond=None)[0]
-    errors = judged.targets_NK - design(judged.features_NC) @ solution
-    spread = judged.targets_NK.astype(np.float64).var(axis=0)
+    errors = evaluated.targets_NK - design(evaluated.features_NC) @ solution
+    spread = evaluated.targets_NK.astype(np.float64).var(axis=0)
     explained: np.ndarray = 1.0 - errors.var(axis=0) / np.where(spread > 0.0, spread, 1.0)
     return explained

@@ -23,23 +23,23 @@ from jaxtyping import Bool, Float, Int
 from tmi.toolkit.clinical.record import ClinicalRecord, Value
 from tmi.toolkit.clinical.schema import Field, Schema
 
-MOST_MISSING = 0.5
+MAX_MISSING_FRACTION = 0.5
 """Upper end of the part of the fields that a record lacks; the part is this times the square of an even draw."""
-UNKNOWN_RANGE = (0.1, 1000.0)
+DEFAULT_RANGE = (0.1, 1000.0)
 """Of a number of which the schema says nothing."""
-DIGITS = (2, 3, 4)
+SIGNIFICANT_DIGITS = (2, 3, 4)
 """Significant digits that values are rounded to, each as often."""
-USUALLY_MISSING = MOST_MISSING / 3.0
+MEAN_MISSING_FRACTION = MAX_MISSING_FRACTION / 3.0
 """Mean part of the fields that a record lacks."""
-MIDDLE = 1.0 / 3.0
+REFERENCE_UPPER_POSITION = 1.0 / 3.0
 """Place of the reference range's upper end on the scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class SyntheticRecords:
     """Records as numbers."""
 
-    place_NF: Float[np.ndarray, "N F"]
+    position_NF: Float[np.ndarray, "N F"]
     """Place of a number on its field's scale; of a word, 0."""
     choice_NF: Int[np.ndarray, "N F"]
     """Index of a word among its field's choices; of a number, 0."""
@@ -49,30 +49,30 @@ class Drawn:
     """Significant digits of a number."""
 
 
-def draw(rng: np.random.Generator, schema: Schema, count: int) -> Drawn:
+def sample_records(rng: np.random.Generator, schema: Schema, count: int) -> SyntheticRecords:
     """`count` records."""
     shape = (count, len(schema.fields))
     choices = np.array([len(f.choices or "1") for f in schema.fields])
-    lacking = MOST_MISSING * rng.random((count, 1)) ** 2
-    return Drawn(
-        place_NF=np.where(choices > 1, 0.0, rng.uniform(-1.0, 1.0, shape)),
+    lacking = MAX_MISSING_FRACTION * rng.random((count, 1)) ** 2
+    return SyntheticRecords(
+        position_NF=np.where(choices > 1, 0.0, rng.uniform(-1.0, 1.0, shape)),
         choice_NF=rng.integers(0, choices, shape),
         present_NF=rng.random(shape) >= lacking,
-        digits_NF=rng.choice(DIGITS, shape),
+        digits_NF=rng.choice(SIGNIFICANT_DIGITS, shape),
     )
 
 
-def records(drawn: Drawn, schema: Schema) -> list[ClinicalRecord]:
+def to_clinical_records(sampled: SyntheticRecords, schema: Schema) -> list[ClinicalRecord]:
     """The records as `tmi.toolkit.clinical.record.read_clinical` would have read them."""
     columns: list[list[Value]] = []
     for i, field in enumerate(schema.fields):
-        present = drawn.present_NF[:, i]
+        present = sampled.present_NF[:, i]
         if field.choices is not None:
             words = field.choices
-            columns.append([words[k] if p else None for k, p in zip(drawn.choice_NF[:, i], present, strict=True)])
+            columns.append([words[k] if p else None for k, p in zip(sampled.choice_NF[:, i], present, strict=True)])
             continue
-        values = value_at(field, drawn.place_NF[:, i])
-        numbers = (float(f"{v:.{d}g}") for v, d in zip(values, drawn.digits_NF[:, i], strict=True))
+        values = value_at_position(field, sampled.position_NF[:, i])
+        numbers = (float(f"{v:.{d}g}") for v, d in zip(values, sampled.digits_NF[:, i], strict=True))
         columns.append([v if p else None for v, p in zip(numbers, present, strict=True)])
     names = [field.name for field in schema.fields]
     return [
@@ -80,26 +80,28 @@ def records(drawn: Drawn, schema: Schema) -> list[ClinicalRecord]:
     ]
 
 
-def value_at(field: Field, place_N: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+def value_at_position(field: Field, position_N: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
     """Values, in the field's unit, at places of its scale."""
-    lowest, highest = field.plausible or UNKNOWN_RANGE
+    lowest, highest = field.plausible or DEFAULT_RANGE
     if not field.reference:
         if field.plausible is None:
-            return _between(lowest, highest, (place_N + 1.0) / 2.0)
-        return lowest + (highest - lowest) * (place_N + 1.0) / 2.0
+            return _between(lowest, highest, (position_N + 1.0) / 2.0)
+        return lowest + (highest - lowest) * (position_N + 1.0) / 2.0
     low, high = np.mean(list(field.reference.values()), axis=0)
     lowest, highest = min(lowest, low), max(highest, high)
-    inside = low + (high - low) * (place_N / MIDDLE + 1.0) / 2.0
-    outwards = np.clip((np.abs(place_N) - MIDDLE) / (1.0 - MIDDLE), 0.0, 1.0) ** 2
+    inside = low + (high - low) * (position_N / REFERENCE_UPPER_POSITION + 1.0) / 2.0
+    outwards = (
+        np.clip((np.abs(position_N) - REFERENCE_UPPER_POSITION) / (1.0 - REFERENCE_UPPER_POSITION), 0.0, 1.0) ** 2
+    )
     return np.where(
-        np.abs(place_N) <= MIDDLE,
+        np.abs(position_N) <= REFERENCE_UPPER_POSITION,
         inside,
-        np.where(place_N > 0, _between(high, highest, outwards), _between(low, lowest, outwards)),
+        np.where(position_N > 0, _between(high, highest, outwards), _between(low, lowest, outwards)),
     )
 
 
-def _between(start: float, end: float, part_N: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+def _between(start: float, end: float, fraction_N: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
     """From one value to another, by ratios where both are above 0."""
     if min(start, end) > 0.0:
-        return start * (end / start) ** part_N
-    return start + (end - start) * part_N
+        return start * (end / start) ** fraction_N
+    return start + (end - start) * fraction_N
