@@ -28,7 +28,7 @@ from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
 from tmi.training.data.fold_dataset import EpochBatches, FoldData
 from tmi.training.loop.distributed import packed, unpacked
-from tmi.training.loop.hardware import Running
+from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.losses.total import total_loss
 
 
@@ -50,7 +50,7 @@ def test_two_processes_have_the_losses_and_weights_of_one_with_the_same_global_b
     """Five cases in batches of four make one batch of five: the processes get three and two of them."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     one = train_small(tmp_path / "one", make_arrays(), config)
-    two = train_small(tmp_path / "two", make_arrays(), config, running=Running(accelerator="cpu", devices=2))
+    two = train_small(tmp_path / "two", make_arrays(), config, hardware=HardwareConfig(accelerator="cpu", devices=2))
     np.testing.assert_allclose(losses(two.folder), losses(one.folder), rtol=1e-4)
     ours, theirs = load_file(two.model), load_file(one.model)
     for name, tensor in theirs.items():
@@ -105,17 +105,19 @@ def test_a_training_part_that_is_too_small_for_the_processes_is_refused(config, 
     three = replace(SPLIT, train=SPLIT.train[:3])
     unfrozen = replace(config, train=replace(config.train, frozen_batch_norm=False))
     with pytest.raises(UsageError, match="fold 1 trains on 3 cases, too few for 2 processes"):
-        train_small(tmp_path / "run", make_arrays(), unfrozen, three, running=Running(accelerator="cpu", devices=2))
+        train_small(
+            tmp_path / "run", make_arrays(), unfrozen, three, hardware=HardwareConfig(accelerator="cpu", devices=2)
+        )
 
 
 def test_every_process_gets_its_share_of_every_batch_and_none_is_left_out(config):
     data = FoldData(make_arrays(), SPLIT, replace(config, train=replace(config.train, batch_size=2)), tokenizer=None)
-    shares = [list(EpochBatches(data, lambda: 0, rank=rank, world=2, least=2)) for rank in (0, 1)]
+    shares = [list(EpochBatches(data, lambda: 0, rank=rank, world_size=2, min_cases=2)) for rank in (0, 1)]
     assert [[len(b.labels) for b in share] for share in shares] == [[1, 2], [1, 1]]
     together = torch.cat([b.radiomics for share in shares for b in share])
     assert len(torch.unique(together, dim=0)) == len(SPLIT.train)
     wide = FoldData(make_arrays(), SPLIT, config, tokenizer=None)  # batches of four
-    assert [len(batch) for batch in wide.epoch_batches(0, least=4)] == [5]
+    assert [len(batch) for batch in wide.epoch_batches(0, min_cases=4)] == [5]
 
 
 def test_ctxs_in_a_file_are_mapped_by_the_other_processes_and_not_copied(tmp_path):

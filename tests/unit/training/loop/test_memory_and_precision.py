@@ -18,7 +18,7 @@ from factories.tmi_command import tmi
 from tmi.toolkit.config.presets import paper, tiny
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UnavailableError, UsageError
-from tmi.training.loop.hardware import Running
+from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.loop.lightning_module import FoldModule
 from tmi.training.loop.memory_estimate import plan_memory
 from tmi.training.systems.registry import SYSTEMS
@@ -232,12 +232,12 @@ def test_another_error_of_a_step_is_not_called_out_of_memory(config, tmp_path, m
         ({"track": ("wandb",)}, {}, UsageError, "unknown tracker 'wandb'"),
     ],
 )
-def test_what_cannot_run_is_refused_before_anything_is_prepared(config, running, settings, kind, text):
+def test_what_cannot_run_is_refused_before_anything_is_prepared(config, hardware, settings, kind, text):
     with pytest.raises(kind, match=text):
-        Running(**({"accelerator": "cpu"} | running)).check(set_train(config, **settings))
+        HardwareConfig(**({"accelerator": "cpu"} | hardware)).check(set_train(config, **settings))
 
 
 def test_more_gpus_than_there_are_is_exit_code_5(config, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UnavailableError, match=r"this machine has 1 GPU\(s\)"):
-        Running(accelerator="gpu", devices=2).check(set_train(config, batch_size=4))
+        HardwareConfig(accelerator="gpu", devices=2).check(set_train(config, batch_size=4))

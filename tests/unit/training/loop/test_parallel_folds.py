@@ -22,12 +22,12 @@ from factories.small_fold import IDS, SPLIT, make_arrays, small_config, train_sm
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, TmiError, UnavailableError, UsageError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
-from tmi.training.loop.hardware import Running
+from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.loop.parallel_folds import VISIBLE, FoldFailedError, places, train_side_by_side
 
 SPLITS = (FoldSplit(fold=0, train=IDS[8:], validation=IDS[4:8], test=IDS[:4]), SPLIT)
 FILES = ("model.safetensors", "scaler.json", "tokenizer.json", "predictions.csv", "history.csv", "metrics.json")
-TWO = Running(accelerator="cpu", parallel_folds=2)
+TWO = HardwareConfig(accelerator="cpu", parallel_folds=2)
 Told = Callable[[int, int], None]
 
 
@@ -67,7 +67,7 @@ def side_by_side(
             lambda number: FoldFolder.of(folder, number),
             tokenizer=None,
             initial=None,
-            running=TWO,
+            hardware=TWO,
             report=lambda split: lambda epoch, *losses: told(split.fold, epoch),
             failed=lambda split, why: failed.update({split.fold: why}),
         )
@@ -213,23 +213,23 @@ def test_the_command_stopped_by_a_signal_leaves_no_process_and_resumes_to_the_mo
 
 
 @pytest.mark.parametrize(
-    ("running", "text"),
+    ("hardware", "text"),
     [
         ({"parallel_folds": 0}, "--parallel-folds 0"),
         ({"parallel_folds": 2, "nodes": 2}, "--nodes 2 spreads a fold over 2"),
         ({"parallel_folds": 2, "devices": 2}, "--devices 2 --nodes 1 spreads a fold over 2"),
     ],
 )
-def test_folds_side_by_side_that_are_spread_as_well_are_refused(config, running, text):
+def test_folds_side_by_side_that_are_spread_as_well_are_refused(config, hardware, text):
     with pytest.raises(UsageError, match=text):
-        Running(accelerator="cpu", **running).check(replace(config, train=replace(config.train, batch_size=8)))
+        HardwareConfig(accelerator="cpu", **hardware).check(replace(config, train=replace(config.train, batch_size=8)))
 
 
 def test_gpus_are_dealt_out_in_turn_and_threads_divided(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv(VISIBLE, raising=False)
-    three = Running(accelerator="gpu", parallel_folds=3)
+    three = HardwareConfig(accelerator="gpu", parallel_folds=3)
     assert [(p.visible, p.threads) for p in places(three, workers=3)] == [("0", 2), ("1", 2), ("0", 2)]
     monkeypatch.setenv(VISIBLE, "5,7")
     assert [p.visible for p in places(three, workers=3)] == ["5", "7", "5"]

@@ -14,7 +14,7 @@ from factories.tmi_command import tmi
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.run_folder import RunFolder
 from tmi.training.loop import hardware as running_module
-from tmi.training.loop.hardware import Running
+from tmi.training.loop.hardware import HardwareConfig
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +25,8 @@ def config(micro_config: Config) -> Config:
 
 def told_to(config: Config, folder: Path, tracker: str) -> Path:
     """The tracker's folder after a fold."""
-    running = Running(accelerator="cpu", track=(tracker,))
-    train_small(folder / "run" / "fold1", make_arrays(), config, running=running)
+    hardware = HardwareConfig(accelerator="cpu", track=(tracker,))
+    train_small(folder / "run" / "fold1", make_arrays(), config, hardware=hardware)
     return folder / "run" / "tracking" / tracker
 
 

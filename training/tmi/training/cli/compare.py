@@ -36,8 +36,8 @@ from tmi.training.cli.options import (
     tell_start,
 )
 from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_BASE
-from tmi.training.loop.accelerator import choose
-from tmi.training.loop.hardware import Running
+from tmi.training.loop.accelerator import resolve_accelerator
+from tmi.training.loop.hardware import HardwareConfig
 
 if TYPE_CHECKING:
     from tmi.training.comparison.plan import Plan, PlannedRun
@@ -97,13 +97,15 @@ def compare(
     plan = make_plan(config, chosen_tables(table), only=model or (), weights=() if start is None else start.encoders)
     if text_weights is not None:
         _require_matching_pretraining(plan, text_weights)
-    running = Running(accelerator=choose(accelerator), devices=devices, parallel_folds=parallel_folds)
-    running.check(config)
+    hardware = HardwareConfig(
+        accelerator=resolve_accelerator(accelerator), devices=devices, parallel_folds=parallel_folds
+    )
+    hardware.check(config)
     typer.echo(f"{len(plan.runs)} runs of {config.train.folds} folds in {out}", err=True)
     tell_start(start)
     for line in plan.not_applied:
         typer.echo(line, err=True)
-    trained = _train(plan, data, out, fields, vocab, start, running=running, cached=not no_cache)
+    trained = _train(plan, data, out, fields, vocab, start, hardware=hardware, cached=not no_cache)
     options = {
         "preset": chosen,
         "folds": folds,
@@ -141,7 +143,7 @@ def _train(
     vocab: Path | None,
     start: Start | None,
     *,
-    running: Running,
+    hardware: HardwareConfig,
     cached: bool,
 ) -> Trained:
     from rich.console import Console
@@ -180,7 +182,7 @@ def _train(
                 out,
                 schema=schema,
                 tokenizer=tokenizer,
-                running=running,
+                hardware=hardware,
                 initial=None if start is None else start.weights,
                 watcher=bars,
                 cache=PreparedCache() if cached else None,

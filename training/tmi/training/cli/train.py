@@ -37,8 +37,8 @@ from tmi.training.cli.options import (
     settle_start,
     tell_start,
 )
-from tmi.training.loop.accelerator import choose
-from tmi.training.loop.hardware import Running
+from tmi.training.loop.accelerator import resolve_accelerator
+from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.systems.registry import system
 
 if TYPE_CHECKING:
@@ -102,14 +102,14 @@ def train(
         if given is None:
             typer.echo(f"{what}: {value} (assumed)", err=True)
     data = open_cohort(folder, mask_label=mask_label)
-    running = Running(accelerator=choose(accelerator), devices=devices, nodes=nodes,
+    hardware = HardwareConfig(accelerator=resolve_accelerator(accelerator), devices=devices, nodes=nodes,
                       parallel_folds=parallel_folds, track=tuple(track or ()))  # fmt: skip
-    running.check(config)
+    hardware.check(config)
     if resume:
         if RunFolder.open(target).finished:
             typer.echo(f"run {target} is finished already; next: tmi export {target}")
             return
-    elif running.node == 0:
+    elif hardware.node_rank == 0:
         require_absent(target, force=force, kind="run")
         if target.exists():
             _replace(target)
@@ -121,7 +121,7 @@ def train(
         fields,
         vocab,
         start,
-        running=running,
+        hardware=hardware,
         resume=resume,
         name=name,
         cached=not no_cache,
@@ -166,7 +166,7 @@ def _run(
     vocab: Path | None,
     start: Start | None,
     *,
-    running: Running,
+    hardware: HardwareConfig,
     resume: bool,
     name: str | None,
     cached: bool,
@@ -197,20 +197,20 @@ def _run(
                 target,
                 schema=schema,
                 tokenizer=tokenizer,
-                accelerator=running.accelerator,
+                accelerator=hardware.accelerator,
                 watcher=RunBars(progress),
                 resume=resume,
                 name=name,
                 cache=cache,
                 initial=None if start is None else start.weights,
-                running=running,
+                hardware=hardware,
             )
     except KeyboardInterrupt:
         typer.echo(f"interrupted; continue with the same command and --out {target} --resume", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if cache is not None:
         typer.echo(cache.summary(), err=True)
-    if running.node > 0:
+    if hardware.node_rank > 0:
         return
     _show(outcome)
     if outcome.refused:

@@ -17,7 +17,7 @@ from tmi.toolkit.run_folder import RUN_FILE, RunFolder
 from tmi.training.comparison.plan import Plan, PlannedRun
 from tmi.training.data.dataset import fingerprint
 from tmi.training.loop.cross_validation import Watcher, cross_validate, require_same_start
-from tmi.training.loop.hardware import Running
+from tmi.training.loop.hardware import HardwareConfig
 
 if TYPE_CHECKING:
     from tmi.training.pretrained.initial_weights import InitialWeights  # torch
@@ -52,7 +52,7 @@ def train_all(
     *,
     schema: Schema,
     tokenizer: Tokenizer | None,
-    running: Running,
+    hardware: HardwareConfig,
     watcher: Watcher,
     cache: PreparedCache | None,
     told: Told,
@@ -88,13 +88,13 @@ def train_all(
                 out / RUNS / planned.key,
                 schema=schema,
                 tokenizer=tokenizer,
-                accelerator=running.accelerator,
+                accelerator=hardware.accelerator,
                 watcher=watcher,
                 resume=existing is not None,
                 name=planned.key,
                 cache=cache,
                 initial=starts[planned.key],
-                running=running,
+                hardware=hardware,
             )
         except FAILURES as error:
             failed[planned.key] = _why(error)

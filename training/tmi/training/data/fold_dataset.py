@@ -141,7 +141,7 @@ class FoldData:
             ids = case_ids[start : start + size]
             yield ids, self.batch(ids)
 
-    def epoch_batches(self, epoch: int, *, least: int = 2) -> list[tuple[str, ...]]:
+    def epoch_batches(self, epoch: int, *, min_cases: int = 2) -> list[tuple[str, ...]]:
         """Case ids of each training batch of an epoch, shuffled; a last one of fewer than `least` joins the one before.
 
         BatchNorm cannot train on one sample, and a batch of one says nothing to the alignment loss.
@@ -150,7 +150,7 @@ class FoldData:
         order = np.random.default_rng((train.seed, self.split.fold, epoch)).permutation(len(self.split.train))
         ids = [self.split.train[i] for i in order]
         cuts = [ids[i : i + train.batch_size] for i in range(0, len(ids), train.batch_size)]
-        if len(cuts) > 1 and len(cuts[-1]) < least:
+        if len(cuts) > 1 and len(cuts[-1]) < min_cases:
             cuts[-2].extend(cuts.pop())
         return [tuple(cut) for cut in cuts]
 
@@ -170,16 +170,16 @@ class EpochBatches:
     """
 
     def __init__(
-        self, data: FoldData, epoch: Callable[[], int], *, rank: int = 0, world: int = 1, least: int = 2
+        self, data: FoldData, epoch: Callable[[], int], *, rank: int = 0, world_size: int = 1, min_cases: int = 2
     ) -> None:
         self._data = data
         self._epoch = epoch
-        self._rank, self._world, self._least = rank, world, least
+        self._rank, self._world, self._min_cases = rank, world_size, min_cases
 
     def __len__(self) -> int:
-        return len(self._data.epoch_batches(self._epoch(), least=self._least))
+        return len(self._data.epoch_batches(self._epoch(), min_cases=self._min_cases))
 
     def __iter__(self) -> Iterator[Batch]:
         epoch = self._epoch()
-        for ids in self._data.epoch_batches(epoch, least=self._least):
+        for ids in self._data.epoch_batches(epoch, min_cases=self._min_cases):
             yield self._data.batch(ids[self._rank :: self._world], epoch=epoch)

@@ -7,7 +7,7 @@ from typing import Literal
 from tmi.toolkit.errors import UnavailableError, UsageError
 
 
-def choose(asked: str) -> Literal["cpu", "gpu"]:
+def resolve_accelerator(requested: str) -> Literal["cpu", "gpu"]:
     """`cpu` or `gpu` from what the user asked for; `auto` takes a GPU where there is one.
 
     Raises:
@@ -16,9 +16,9 @@ def choose(asked: str) -> Literal["cpu", "gpu"]:
     """
     import torch
 
-    if asked not in ("auto", "cpu", "gpu"):
-        raise UsageError(f"unknown accelerator {asked!r}", fix="choose cpu, gpu or auto")
+    if requested not in ("auto", "cpu", "gpu"):
+        raise UsageError(f"unknown accelerator {requested!r}", fix="choose cpu, gpu or auto")
     there = torch.cuda.is_available()
-    if asked == "gpu" and not there:
+    if requested == "gpu" and not there:
         raise UnavailableError("no GPU that torch can use", fix="install the CUDA build of torch, or --accelerator cpu")
-    return "gpu" if there and asked != "cpu" else "cpu"
+    return "gpu" if there and requested != "cpu" else "cpu"

@@ -23,7 +23,7 @@ from tmi.toolkit.synthetic.cohort import is_synthetic
 from tmi.training.data.dataset import CohortArrays, fingerprint, prepare_cohort
 from tmi.training.data.splits import make_folds
 from tmi.training.evaluation.summary import write_summary
-from tmi.training.loop.hardware import Running
+from tmi.training.loop.hardware import HardwareConfig
 
 if TYPE_CHECKING:
     from tmi.training.pretrained.initial_weights import InitialWeights  # torch
@@ -72,7 +72,7 @@ def cross_validate(
     name: str | None = None,
     cache: PreparedCache | None = None,
     initial: InitialWeights | None = None,
-    running: Running | None = None,
+    hardware: HardwareConfig | None = None,
 ) -> Outcome:
     """Train a run in `out`; with `resume`, continue the one that is there to the same result.
 
@@ -86,12 +86,12 @@ def cross_validate(
         DamagedError: the run to resume is damaged.
         UnavailableError: devices or memory are too small.
     """
-    running = running or Running(accelerator=accelerator)
-    running.check(config)
+    hardware = hardware or HardwareConfig(accelerator=accelerator)
+    hardware.check(config)
     _require_tokenizer(config, tokenizer)
-    scratch = out.with_name(f".{out.name}.prepared{running.node or ''}")
+    scratch = out.with_name(f".{out.name}.prepared{hardware.node_rank or ''}")
     print_of_cohort = fingerprint(cohort)
-    follows = running.node > 0
+    follows = hardware.node_rank > 0
     if resume and not follows:
         run = _resumable(out, config, schema, print_of_cohort)
         require_same_start(run, initial)
@@ -108,7 +108,7 @@ def cross_validate(
             )
         if follows:
             pending = [s for s in make_folds(arrays.cases, config.train) if not FoldFolder.of(out, s.fold).done]
-            _train_folds(pending, arrays, config, out, tokenizer, watcher, initial, running)
+            _train_folds(pending, arrays, config, out, tokenizer, watcher, initial, hardware)
             return Outcome(run=RunFolder.open(out), summary={}, refused=arrays.refused)
         if not resume:
             run = _start(out, config, schema, cohort, arrays, print_of_cohort, name)
@@ -117,7 +117,7 @@ def cross_validate(
         elif _listed(run.folds) != {c.case_id for c in arrays.cases}:
             raise UsageError(f"run {out} was started with other cases", fix="train a new run")
         pending = [split for split in run.folds if not run.fold(split.fold).done]
-        _train_folds(pending, arrays, config, out, tokenizer, watcher, initial, running)
+        _train_folds(pending, arrays, config, out, tokenizer, watcher, initial, hardware)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     summary = write_summary(run, refused=len(arrays.refused))
@@ -133,13 +133,13 @@ def _train_folds(
     tokenizer: Tokenizer | None,
     watcher: Watcher,
     initial: InitialWeights | None,
-    running: Running,
+    hardware: HardwareConfig,
 ) -> None:
     from tmi.training.loop.fold_training import train_fold  # Lightning, torch
     from tmi.training.loop.freezing import FrozenFeatures
     from tmi.training.loop.parallel_folds import train_side_by_side
 
-    if running.parallel_folds > 1:
+    if hardware.parallel_folds > 1:
         train_side_by_side(
             splits,
             arrays,
@@ -147,7 +147,7 @@ def _train_folds(
             lambda number: FoldFolder.of(out, number),
             tokenizer=tokenizer,
             initial=initial,
-            running=running,
+            hardware=hardware,
             report=lambda split: watcher.fold(split, config.train.epochs),
             failed=watcher.failed,
         )
@@ -160,10 +160,10 @@ def _train_folds(
             config,
             FoldFolder.of(out, split.fold),
             tokenizer=tokenizer,
-            accelerator=running.accelerator,
+            accelerator=hardware.accelerator,
             report=watcher.fold(split, config.train.epochs),
             initial=initial,
-            running=running,
+            hardware=hardware,
             features=features,
         )
 

@@ -18,7 +18,7 @@ import torch.multiprocessing
 from torch import distributed as dist
 
 from tmi.training.data.dataset import CohortArrays
-from tmi.training.loop.hardware import Running
+from tmi.training.loop.hardware import HardwareConfig
 
 TOLD = ("LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -51,7 +51,7 @@ def unpacked(arrays: CohortArrays, mapped: Mapped | None) -> CohortArrays:
 
 
 @contextmanager
-def ranks(running: Running, fold: int, work: Callable[..., None], *payload: Any) -> Iterator[None]:
+def ranks(hardware: HardwareConfig, fold: int, work: Callable[..., None], *payload: Any) -> Iterator[None]:
     """Inside, this process is local rank 0 and the node's other ranks run `work(*payload)`.
 
     Raises:
@@ -61,7 +61,7 @@ def ranks(running: Running, fold: int, work: Callable[..., None], *payload: Any)
     port = os.environ.get("MASTER_PORT")
     told = {
         "LOCAL_RANK": "0",
-        "NODE_RANK": str(running.node),
+        "NODE_RANK": str(hardware.node_rank),
         "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
         # a port of its own for every fold: the one before may linger
         "MASTER_PORT": str(int(port) + fold) if port else str(_free_port()),
@@ -69,7 +69,7 @@ def ranks(running: Running, fold: int, work: Callable[..., None], *payload: Any)
     context = torch.multiprocessing.get_context("spawn")
     children = [
         context.Process(target=_child, args=(told | {"LOCAL_RANK": str(rank)}, work, payload), daemon=True)
-        for rank in range(1, running.devices)
+        for rank in range(1, hardware.devices)
     ]
     try:
         for child in children:

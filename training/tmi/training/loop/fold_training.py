@@ -26,7 +26,7 @@ from tmi.training.evaluation.fold_report import write_fold_report
 from tmi.training.loop.checkpointing import EpochEnd
 from tmi.training.loop.distributed import Mapped, packed, ranks, unpacked
 from tmi.training.loop.freezing import FrozenFeatures, cacheable, pass_features_through, weights_key
-from tmi.training.loop.hardware import Running
+from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.loop.lightning_module import FoldModule
 from tmi.training.loop.lightning_trainer import make_trainer
 from tmi.training.loop.memory_estimate import GIB, out_of_memory, plan_memory
@@ -49,7 +49,7 @@ def train_fold(
     accelerator: str,
     report: Report,
     initial: InitialWeights | None = None,
-    running: Running | None = None,
+    hardware: HardwareConfig | None = None,
     features: FrozenFeatures | None = None,
 ) -> None:
     """Train a fold, continuing from its checkpoint where there is one, and write its files.
@@ -63,7 +63,7 @@ def train_fold(
         accelerator: `cpu` or `gpu`.
         report: told of every epoch.
         initial: weights to start from.
-        running: devices and trackers; None: one device, no tracker. On another node than the first nothing is written.
+        hardware: devices and trackers; None: one device, no tracker. On another node than the first nothing is written.
         features: outputs of frozen encoders that folds share.
 
     Raises:
@@ -72,14 +72,14 @@ def train_fold(
         UsageError: the training diverged, or its cases are too few for its processes.
         UnavailableError: a device's memory is too small.
     """
-    running = running or Running(accelerator=accelerator)
-    if running.world > 1 and len(split.train) < running.world * running.least_cases(config):
+    hardware = hardware or HardwareConfig(accelerator=accelerator)
+    if hardware.world_size > 1 and len(split.train) < hardware.world_size * hardware.min_cases_per_process(config):
         raise UsageError(
-            f"fold {split.fold} trains on {len(split.train)} cases, too few for {running.world} processes",
+            f"fold {split.fold} trains on {len(split.train)} cases, too few for {hardware.world_size} processes",
             fix="take fewer devices",
         )
     data = FoldData(arrays, split, config, tokenizer=tokenizer)
-    if running.node == 0:
+    if hardware.node_rank == 0:
         data.save(files.scaler, files.tokenizer)
     if system(config.system.name).needs == "sklearn":
         from tmi.training.loop.sklearn_fold import train_estimator
@@ -87,13 +87,13 @@ def train_fold(
         train_estimator(arrays, data, files, config, report)
         return
     ending = EpochEnd(data, files, report)
-    if running.world == 1:
-        _fit(data, ending, config, files, running, initial, features)
+    if hardware.world_size == 1:
+        _fit(data, ending, config, files, hardware, initial, features)
     else:
         small, mapped = packed(arrays)
-        with ranks(running, split.fold, _rank, small, mapped, split, config, files, data.tokenizer, running, initial):
-            _fit(data, ending, config, files, running, initial, features)
-    if running.node > 0:
+        with ranks(hardware, split.fold, _rank, small, mapped, split, config, files, data.tokenizer, hardware, initial):
+            _fit(data, ending, config, files, hardware, initial, features)
+    if hardware.node_rank > 0:
         return
     shutil.copyfile(ending.best_weights, part := files.model.with_name("part.safetensors"))
     os.replace(part, files.model)
@@ -115,12 +115,12 @@ def _rank(
     config: Config,
     files: FoldFolder,
     tokenizer: Tokenizer,
-    running: Running,
+    hardware: HardwareConfig,
     initial: InitialWeights | None,
 ) -> None:
     """Another process of a fold: trains along, judges and writes nothing."""
     data = FoldData(unpacked(arrays, mapped), split, config, tokenizer=tokenizer)
-    _fit(data, EpochEnd(data, files, lambda *_: None), config, files, running, initial, None)
+    _fit(data, EpochEnd(data, files, lambda *_: None), config, files, hardware, initial, None)
 
 
 def _fit(
@@ -128,7 +128,7 @@ def _fit(
     ending: EpochEnd,
     config: Config,
     files: FoldFolder,
-    running: Running,
+    hardware: HardwareConfig,
     initial: InitialWeights | None,
     features: FrozenFeatures | None,
 ) -> None:
@@ -136,20 +136,22 @@ def _fit(
     module = FoldModule(config, fold=data.split.fold)
     if initial is not None:
         initial.load_into(module.network)
-    with _quiet(), _memory_told(config, running, data.split.fold):
-        _compute_frozen(module, data, features or FrozenFeatures(), running)
-        trackers = loggers(running.track, files, config) if int(os.environ.get("LOCAL_RANK", "0")) == 0 else []
-        trainer = make_trainer(config, running, files, [ending], trackers)
-        rank, world = trainer.global_rank, running.world
-        least = max(2, world * running.least_cases(config))
-        batches = EpochBatches(data, lambda: trainer.current_epoch, rank=rank, world=world, least=least)
+    with _quiet(), _memory_told(config, hardware, data.split.fold):
+        _compute_frozen(module, data, features or FrozenFeatures(), hardware)
+        trackers = loggers(hardware.track, files, config) if int(os.environ.get("LOCAL_RANK", "0")) == 0 else []
+        trainer = make_trainer(config, hardware, files, [ending], trackers)
+        rank, world_size = trainer.global_rank, hardware.world_size
+        min_cases = max(2, world_size * hardware.min_cases_per_process(config))
+        batches = EpochBatches(
+            data, lambda: trainer.current_epoch, rank=rank, world_size=world_size, min_cases=min_cases
+        )
         _run(trainer, module, batches, files)
 
 
-def _compute_frozen(module: FoldModule, data: FoldData, features: FrozenFeatures, running: Running) -> None:
+def _compute_frozen(module: FoldModule, data: FoldData, features: FrozenFeatures, hardware: HardwareConfig) -> None:
     """Let the outputs of wholly frozen encoders take the place of their inputs."""
     there = encoders(module.network)
-    device = torch.device("cuda" if running.accelerator == "gpu" else "cpu")
+    device = torch.device("cuda" if hardware.accelerator == "gpu" else "cpu")
     rows = [int(row) for row in data.rows((*data.split.train, *data.split.validation))]
     for name in cacheable(module.network, data.config):
         encoder = there[name].to(device)
@@ -183,16 +185,16 @@ def _run(trainer: lightning.Trainer, module: FoldModule, batches: EpochBatches, 
 
 
 @contextmanager
-def _memory_told(config: Config, running: Running, fold: int) -> Iterator[None]:
+def _memory_told(config: Config, hardware: HardwareConfig, fold: int) -> Iterator[None]:
     """What runs out of memory ends in a sentence that says how much was needed and what needs less."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        plan = plan_memory(config, devices=running.world, accelerator=running.accelerator)
+        plan = plan_memory(config, devices=hardware.world_size, accelerator=hardware.accelerator)
         raise UnavailableError(
-            f"fold {fold}: the {running.accelerator}'s memory is too small for a training step, which needs about "
+            f"fold {fold}: the {hardware.accelerator}'s memory is too small for a training step, which needs about "
             f"{plan.total / GIB:.1f} GiB",
             fix="--precision bf16-mixed, --set train.activation_checkpointing=true, --freeze ct, or a smaller "
             "train.batch_size with train.accumulate; `tmi train --plan` tells what each would need",

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UnavailableError, UsageError
 
-TRACKERS = {"tensorboard": "tensorboard", "mlflow": "mlflow"}
+TRACKER_MODULES = {"tensorboard": "tensorboard", "mlflow": "mlflow"}
 """Tracker -> the module it needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Running:
+class HardwareConfig:
     """Devices and trackers."""
 
     accelerator: str
@@ -29,18 +29,18 @@ class Running:
     """Trackers that every epoch is told to, beside history.csv."""
 
     @property
-    def world(self) -> int:
+    def world_size(self) -> int:
         """Processes in all."""
         return self.devices * self.nodes
 
     @property
-    def node(self) -> int:
+    def node_rank(self) -> int:
         """Number of this node."""
         return int(os.environ.get("NODE_RANK", "0")) if self.nodes > 1 else 0
 
-    def least_cases(self, config: Config) -> int:
+    def min_cases_per_process(self, config: Config) -> int:
         """Fewest cases a process: BatchNorm needs two, unless its statistics are shared (several GPUs) or frozen."""
-        return 1 if self.world > 1 and (self.accelerator == "gpu" or config.train.frozen_batch_norm) else 2
+        return 1 if self.world_size > 1 and (self.accelerator == "gpu" or config.train.frozen_batch_norm) else 2
 
     def check(self, config: Config) -> None:
         """Refuse what cannot work before anything is prepared.
@@ -54,28 +54,28 @@ class Running:
             raise UsageError(f"--devices {self.devices} --nodes {self.nodes}", fix="give 1 or more of each")
         if self.parallel_folds < 1:
             raise UsageError(f"--parallel-folds {self.parallel_folds}", fix="give 1 or more")
-        if self.parallel_folds > 1 and self.world > 1:
+        if self.parallel_folds > 1 and self.world_size > 1:
             raise UsageError(
                 f"--parallel-folds {self.parallel_folds} trains each fold on one device, and --devices {self.devices} "
-                f"--nodes {self.nodes} spreads a fold over {self.world}",
+                f"--nodes {self.nodes} spreads a fold over {self.world_size}",
                 fix="take --parallel-folds, or --devices and --nodes",
             )
-        least = self.least_cases(config) * self.world
-        if config.train.batch_size < least:
+        min_cases = self.min_cases_per_process(config) * self.world_size
+        if config.train.batch_size < min_cases:
             raise UsageError(
-                f"train.batch_size={config.train.batch_size} is shared out over {self.world} processes, which need "
-                f"{least} cases",
-                fix=f"--set train.batch_size={least}, or fewer devices",
+                f"train.batch_size={config.train.batch_size} is shared out over {self.world_size} processes, which need "
+                f"{min_cases} cases",
+                fix=f"--set train.batch_size={min_cases}, or fewer devices",
             )
         if config.train.precision == "16-mixed" and self.accelerator == "cpu":
             raise UsageError("precision 16-mixed needs a GPU", fix="take bf16-mixed, or --accelerator gpu")
         if self.accelerator == "gpu":
             _require_gpus(self.devices)
         for name in self.track:
-            if name not in TRACKERS:
-                raise UsageError(f"unknown tracker {name!r}", fix=f"choose among {', '.join(TRACKERS)}")
-            if importlib.util.find_spec(TRACKERS[name]) is None:
-                raise UnavailableError(f"--track {name} needs the package {TRACKERS[name]}, which is not installed",
+            if name not in TRACKER_MODULES:
+                raise UsageError(f"unknown tracker {name!r}", fix=f"choose among {', '.join(TRACKER_MODULES)}")
+            if importlib.util.find_spec(TRACKER_MODULES[name]) is None:
+                raise UnavailableError(f"--track {name} needs the package {TRACKER_MODULES[name]}, which is not installed",
                                        fix="pip install 'tmi-clnet[track]'")  # fmt: skip
 
 

@@ -9,21 +9,21 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.run_folder import FoldFolder
-from tmi.training.loop.hardware import Running
+from tmi.training.loop.hardware import HardwareConfig
 
 
 def make_trainer(
-    config: Config, running: Running, files: FoldFolder, callbacks: list[Any], trackers: list[Any]
+    config: Config, hardware: HardwareConfig, files: FoldFolder, callbacks: list[Any], trackers: list[Any]
 ) -> lightning.Trainer:
     """The trainer; its checkpoints are the callback's matter."""
     spread: dict[str, Any] = {}
-    if running.world > 1:
-        backend = "nccl" if running.accelerator == "gpu" else "gloo"
-        spread = {"strategy": DDPStrategy(process_group_backend=backend), "num_nodes": running.nodes,
-                  "sync_batchnorm": running.accelerator == "gpu"}  # fmt: skip
+    if hardware.world_size > 1:
+        backend = "nccl" if hardware.accelerator == "gpu" else "gloo"
+        spread = {"strategy": DDPStrategy(process_group_backend=backend), "num_nodes": hardware.nodes,
+                  "sync_batchnorm": hardware.accelerator == "gpu"}  # fmt: skip
     return lightning.Trainer(
-        accelerator=running.accelerator,
-        devices=running.devices,
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
         max_epochs=config.train.epochs,
         precision="32-true" if config.train.precision == "32" else config.train.precision,
         accumulate_grad_batches=config.train.accumulate,
@@ -35,7 +35,7 @@ def make_trainer(
         enable_checkpointing=True,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        deterministic=running.accelerator == "cpu",
+        deterministic=hardware.accelerator == "cpu",
         default_root_dir=files.folder,
         **spread,
     )

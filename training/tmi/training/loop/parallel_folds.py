@@ -29,7 +29,7 @@ from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.training.data.dataset import CohortArrays
 from tmi.training.loop.distributed import Mapped, packed, unpacked
 from tmi.training.loop.fold_training import Report, train_fold
-from tmi.training.loop.hardware import Running
+from tmi.training.loop.hardware import HardwareConfig
 
 if TYPE_CHECKING:
     from tmi.training.pretrained.initial_weights import InitialWeights
@@ -64,10 +64,10 @@ class _Worker:
     report: Report
 
 
-def places(running: Running, *, workers: int) -> list[_Place]:
+def places(hardware: HardwareConfig, *, workers: int) -> list[_Place]:
     """Where each of so many processes computes: GPUs in turn, or a share of this process's threads."""
     total = torch.get_num_threads()
-    if running.accelerator != "gpu":
+    if hardware.accelerator != "gpu":
         return [_Place(threads=max(1, total // workers), visible=None)] * workers
     named = os.environ.get(VISIBLE, "")
     gpus = [part.strip() for part in named.split(",") if part.strip()] or [
@@ -84,7 +84,7 @@ def train_side_by_side(
     *,
     tokenizer: Tokenizer | None,
     initial: InitialWeights | None,
-    running: Running,
+    hardware: HardwareConfig,
     report: Callable[[FoldSplit], Report],
     failed: Failed,
 ) -> None:
@@ -97,7 +97,7 @@ def train_side_by_side(
         folder: files of a fold by its number.
         tokenizer: a given one; None trains one on each fold's training texts.
         initial: weights to start from.
-        running: devices and trackers.
+        hardware: devices and trackers.
         report: a fold begins; the result is told of every epoch.
         failed: told of every fold that fails.
 
@@ -106,9 +106,9 @@ def train_side_by_side(
         TmiError: a fold failed in a way that is known; the others were trained.
         FoldFailedError: a fold failed otherwise; the others were trained.
     """
-    free = places(running, workers=min(running.parallel_folds, config.train.folds))
+    free = places(hardware, workers=min(hardware.parallel_folds, config.train.folds))
     small, mapped = packed(arrays)
-    alone = replace(running, parallel_folds=1)
+    alone = replace(hardware, parallel_folds=1)
     waiting, busy, errors = list(splits), list[_Worker](), list[Exception]()
     context = torch.multiprocessing.get_context("spawn")
 
@@ -177,9 +177,9 @@ def _train(telling: Connection, place: _Place, payload: tuple[Any, ...]) -> None
     if place.visible is not None:
         os.environ[VISIBLE] = place.visible
     torch.set_num_threads(place.threads)
-    arrays, mapped, split, config, files, tokenizer, running, initial = payload
+    arrays, mapped, split, config, files, tokenizer, hardware, initial = payload
     try:
-        _train_one(telling, arrays, mapped, split, config, files, tokenizer, running, initial)
+        _train_one(telling, arrays, mapped, split, config, files, tokenizer, hardware, initial)
     except Exception as error:  # noqa: BLE001 - whatever it is, the other folds go on and the run says it
         telling.send(("failed", _for_parent(split.fold, error)))
     else:
@@ -194,7 +194,7 @@ def _train_one(
     config: Config,
     files: FoldFolder,
     tokenizer: Tokenizer | None,
-    running: Running,
+    hardware: HardwareConfig,
     initial: InitialWeights | None,
 ) -> None:
     train_fold(
@@ -203,10 +203,10 @@ def _train_one(
         config,
         files,
         tokenizer=tokenizer,
-        accelerator=running.accelerator,
+        accelerator=hardware.accelerator,
         report=lambda *epoch: telling.send(("epoch", epoch)),
         initial=initial,
-        running=running,
+        hardware=hardware,
     )
 
 
