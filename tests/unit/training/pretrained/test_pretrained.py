@@ -26,7 +26,7 @@ from tmi.toolkit.errors import DamagedError, TmiError, UsageError
 from tmi.toolkit.models.encoders.bert import TextEncoder
 from tmi.toolkit.models.encoders.resnet3d import CtEncoder
 from tmi.training.pretrained.ct_weights import read_ct_weights
-from tmi.training.pretrained.initial_weights import settle
+from tmi.training.pretrained.initial_weights import prepare_initialization
 from tmi.training.pretrained.text_weights import bert_settings, bert_tokenizer, read_text_weights
 
 SMALL = CtEncoderConfig(layers=(1, 1, 1, 1), planes=(4, 4, 8, 8))
@@ -78,7 +78,7 @@ def test_a_grey_image_in_all_three_channels_gives_what_the_summed_stem_gives(tmp
 def test_medicalnets_file_fills_the_encoder_and_sets_its_strides(tmp_path, segmentation):
     path = tmp_path / "resnet_50_23dataset.pth"
     written = write_medicalnet(path, segmentation=segmentation)
-    start = settle(ct_config(), ct=path, text=None)
+    start = prepare_initialization(ct_config(), ct=path, text=None)
     config = start.config.network.ct_encoder
     assert (config.stem_stride_DHW, config.dilation) == ((2, 2, 2), (1, 1, 2, 4))
     assert "takes its stem stride (2,2,2) and dilation 2 and 4" in start.notes[0]
@@ -93,7 +93,9 @@ def test_medicalnets_file_fills_the_encoder_and_sets_its_strides(tmp_path, segme
 
 def test_strides_that_the_user_sets_are_kept_and_the_mismatch_is_told(tmp_path):
     write_medicalnet(tmp_path / "resnet_50.pth")
-    start = settle(ct_config(), ct=tmp_path / "resnet_50.pth", text=None, chosen=("network.ct_encoder.dilation",))
+    start = prepare_initialization(
+        ct_config(), ct=tmp_path / "resnet_50.pth", text=None, chosen=("network.ct_encoder.dilation",)
+    )
     assert start.config.network.ct_encoder == SMALL
     assert "keeps the strides that --set gives it" in start.notes[0]
 

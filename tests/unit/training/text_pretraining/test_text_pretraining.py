@@ -19,7 +19,7 @@ from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.config.schema import ClinicalConfig, Config, TextEncoderConfig
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.models.encoders.bert import TextEncoder
-from tmi.training.pretrained.initial_weights import settle
+from tmi.training.pretrained.initial_weights import prepare_initialization
 from tmi.training.text_pretraining.checkpoint import write_encoder
 from tmi.training.text_pretraining.pretraining import PretrainConfig, PretrainedEncoder, pretrain
 from tmi.training.text_pretraining.synthetic_records import sample_records, to_clinical_records, value_at_position
@@ -129,7 +129,7 @@ def test_the_same_seed_gives_the_same_encoder_another_seed_another():
 
 
 def test_the_folder_is_taken_whole_and_gives_the_same_features(taught, reading):
-    start = settle(config(), ct=None, text=reading, schema=SCHEMA)
+    start = prepare_initialization(config(), ct=None, text=reading, schema=SCHEMA)
     (report,) = start.weights.reports
     assert (report.missing, report.dropped, report.adapted) == ((), (), {})
     assert start.config.network.text_encoder == replace(taught.config, dropout=0.25)  # the user's dropout stays
@@ -149,22 +149,24 @@ def test_the_folder_is_taken_whole_and_gives_the_same_features(taught, reading):
 
 
 def test_another_rendering_or_version_of_it_is_refused(reading, tmp_path):
-    settle(config("flags"), ct=None, text=reading)
+    prepare_initialization(config("flags"), ct=None, text=reading)
     with pytest.raises(UsageError, match="were taught to read flags, values, and the training renders pairs"):
-        settle(config("pairs"), ct=None, text=reading)
+        prepare_initialization(config("pairs"), ct=None, text=reading)
     folder = shutil.copytree(reading, tmp_path / "older")
     document = json.loads((folder / "reading.json").read_text())
     document["renderings"]["values"] = 0
     (folder / "reading.json").write_text(json.dumps(document))
     with pytest.raises(UsageError, match="were taught text 'values' version 0"):
-        settle(config(), ct=None, text=folder)
+        prepare_initialization(config(), ct=None, text=folder)
 
 
 def test_another_schema_is_told(reading):
     changed = parse_schema({**SHORT, "name": "other", "fields": SHORT["fields"][1:]}, where="other")  # type: ignore[index]
-    assert "0 of its 2 fields are new" in settle(config(), ct=None, text=reading, schema=changed).notes[1]
+    assert (
+        "0 of its 2 fields are new" in prepare_initialization(config(), ct=None, text=reading, schema=changed).notes[1]
+    )
     liver = load_schema(None)
-    notes = settle(config(), ct=None, text=reading, schema=liver).notes
+    notes = prepare_initialization(config(), ct=None, text=reading, schema=liver).notes
     assert f"{len(liver.fields)} of its {len(liver.fields)} fields are new to reading or differ" in notes[1]
 
 
@@ -175,7 +177,7 @@ def test_a_file_that_was_changed_is_found(reading, tmp_path, name):
     data[-1] ^= 1
     (folder / name).write_bytes(data)
     with pytest.raises(DamagedError, match=f"{name} is not as tmi pretrain-text wrote it"):
-        settle(config(), ct=None, text=folder)
+        prepare_initialization(config(), ct=None, text=folder)
 
 
 def test_the_command_writes_a_folder_and_replaces_no_other(tmp_path):

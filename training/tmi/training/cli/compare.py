@@ -32,8 +32,8 @@ from tmi.training.cli.options import (
     TextWeights,
     Vocab,
     configure,
-    settle_start,
-    tell_start,
+    print_initialization,
+    resolve_initialization,
 )
 from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_BASE
 from tmi.training.loop.accelerator import resolve_accelerator
@@ -42,7 +42,7 @@ from tmi.training.loop.hardware import HardwareConfig
 if TYPE_CHECKING:
     from tmi.training.comparison.plan import Plan, PlannedRun
     from tmi.training.comparison.runner import Trained
-    from tmi.training.pretrained.initial_weights import Start
+    from tmi.training.pretrained.initial_weights import Initialization
 
 
 def compare(
@@ -90,11 +90,18 @@ def compare(
     if table == CLINICAL.number:
         config = override(config, CLINICAL_BASE)
     fields = load_schema(schema or project.schema_file)
-    config, start = settle_start(config, settings or [], ct=ct_weights, text=text_weights, vocab=vocab, schema=fields)
+    config, initialization = resolve_initialization(
+        config, settings or [], ct=ct_weights, text=text_weights, vocab=vocab, schema=fields
+    )
     data = open_cohort(folder, mask_label=mask_label)
     from tmi.training.comparison.plan import chosen_tables, make_plan
 
-    plan = make_plan(config, chosen_tables(table), only=model or (), weights=() if start is None else start.encoders)
+    plan = make_plan(
+        config,
+        chosen_tables(table),
+        only=model or (),
+        weights=() if initialization is None else initialization.encoders,
+    )
     if text_weights is not None:
         _require_matching_pretraining(plan, text_weights)
     hardware = HardwareConfig(
@@ -102,10 +109,10 @@ def compare(
     )
     hardware.check(config)
     typer.echo(f"{len(plan.runs)} runs of {config.train.folds} folds in {out}", err=True)
-    tell_start(start)
+    print_initialization(initialization)
     for line in plan.not_applied:
         typer.echo(line, err=True)
-    trained = _train(plan, data, out, fields, vocab, start, hardware=hardware, cached=not no_cache)
+    trained = _train(plan, data, out, fields, vocab, initialization, hardware=hardware, cached=not no_cache)
     options = {
         "preset": chosen,
         "folds": folds,
@@ -141,7 +148,7 @@ def _train(
     out: Path,
     schema: Any,
     vocab: Path | None,
-    start: Start | None,
+    initialization: Initialization | None,
     *,
     hardware: HardwareConfig,
     cached: bool,
@@ -154,7 +161,7 @@ def _train(
     from tmi.training.comparison.runner import train_all
     from tmi.training.data.vocabulary import read_vocabulary
 
-    given = None if start is None else start.tokenizer
+    given = None if initialization is None else initialization.tokenizer
     tokenizer = given if vocab is None else read_vocabulary(vocab)
     columns = (
         TextColumn("{task.description}"),
@@ -183,7 +190,7 @@ def _train(
                 schema=schema,
                 tokenizer=tokenizer,
                 hardware=hardware,
-                initial=None if start is None else start.weights,
+                initial=None if initialization is None else initialization.weights,
                 watcher=bars,
                 cache=PreparedCache() if cached else None,
                 told=told,

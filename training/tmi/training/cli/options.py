@@ -16,7 +16,7 @@ from tmi.toolkit.config.schema import Config
 from tmi.training.systems.registry import system
 
 if TYPE_CHECKING:
-    from tmi.training.pretrained.initial_weights import Start  # torch
+    from tmi.training.pretrained.initial_weights import Initialization  # torch
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -85,37 +85,37 @@ def _short(freeze: str | None, precision: str | None) -> list[str]:
     ]
 
 
-def settle_start(
+def resolve_initialization(
     config: Config, settings: list[str], *, ct: Path | None, text: Path | None, vocab: Path | None, schema: Schema
-) -> tuple[Config, Start | None]:
+) -> tuple[Config, Initialization | None]:
     """The config fitted to the given weights and vocabulary, and the weights; None where none are given.
 
     Raises:
         UsageError: a file does not fit.
         DamagedError: a file cannot be read or is not trusted.
     """
-    start = None
+    initialization = None
     if ct is not None or text is not None:
-        from tmi.training.pretrained.initial_weights import settle
+        from tmi.training.pretrained.initial_weights import prepare_initialization
 
         set_by_hand = tuple(s.partition("=")[0].strip() for s in settings)
-        start = settle(config, ct=ct, text=text, chosen=set_by_hand, schema=schema)
-        config = start.config
-    if vocab is None and (start is None or start.tokenizer is None):
-        return with_own_vocabulary(config), start
+        initialization = prepare_initialization(config, ct=ct, text=text, chosen=set_by_hand, schema=schema)
+        config = initialization.config
+    if vocab is None and (initialization is None or initialization.tokenizer is None):
+        return with_own_vocabulary(config), initialization
     if config.clinical.vocab_size is not None:  # the config says whether a vocabulary was fitted on the cohort
         config = replace(config, clinical=replace(config.clinical, vocab_size=None))
-    return config, start
+    return config, initialization
 
 
-def tell_start(start: Start | None) -> None:
+def print_initialization(initialization: Initialization | None) -> None:
     """Say which weights are taken from files and which start random."""
-    if start is None:
+    if initialization is None:
         typer.echo("no pre-trained weights given: every encoder starts from random weights", err=True)
         return
-    for line in (*start.notes, *(report.told() for report in start.weights.reports)):
+    for line in (*initialization.notes, *(report.told() for report in initialization.weights.reports)):
         typer.echo(line, err=True)
-    random = [name for name in ("ct", "text") if name not in start.weights.states]
+    random = [name for name in ("ct", "text") if name not in initialization.weights.states]
     typer.echo(f"random weights: the {', '.join([*random, 'radiomics'])} encoder(s), interaction and head", err=True)
 
 

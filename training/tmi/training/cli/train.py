@@ -34,8 +34,8 @@ from tmi.training.cli.options import (
     TextWeights,
     Vocab,
     configure,
-    settle_start,
-    tell_start,
+    print_initialization,
+    resolve_initialization,
 )
 from tmi.training.loop.accelerator import resolve_accelerator
 from tmi.training.loop.hardware import HardwareConfig
@@ -43,7 +43,7 @@ from tmi.training.systems.registry import system
 
 if TYPE_CHECKING:
     from tmi.training.loop.cross_validation import Outcome
-    from tmi.training.pretrained.initial_weights import Start
+    from tmi.training.pretrained.initial_weights import Initialization
 
 
 def train(
@@ -93,7 +93,9 @@ def train(
     chosen = preset or project.preset
     config = configure(chosen, folds, epochs, settings or [], model=model, freeze=freeze, precision=precision)
     fields = load_schema(schema or project.schema_file)
-    config, start = settle_start(config, settings or [], ct=ct_weights, text=text_weights, vocab=vocab, schema=fields)
+    config, initialization = resolve_initialization(
+        config, settings or [], ct=ct_weights, text=text_weights, vocab=vocab, schema=fields
+    )
     if plan:
         _tell_plan(config, devices * nodes, accelerator)
         return
@@ -113,14 +115,14 @@ def train(
         require_absent(target, force=force, kind="run")
         if target.exists():
             _replace(target)
-    tell_start(start)
+    print_initialization(initialization)
     _run(
         data,
         config,
         target,
         fields,
         vocab,
-        start,
+        initialization,
         hardware=hardware,
         resume=resume,
         name=name,
@@ -164,7 +166,7 @@ def _run(
     target: Path,
     schema: Schema,
     vocab: Path | None,
-    start: Start | None,
+    initialization: Initialization | None,
     *,
     hardware: HardwareConfig,
     resume: bool,
@@ -179,7 +181,7 @@ def _run(
     from tmi.training.data.vocabulary import read_vocabulary
     from tmi.training.loop.cross_validation import cross_validate
 
-    given = None if start is None else start.tokenizer
+    given = None if initialization is None else initialization.tokenizer
     tokenizer = given if vocab is None else read_vocabulary(vocab)
     cache = PreparedCache() if cached else None
     columns = (
@@ -202,7 +204,7 @@ def _run(
                 resume=resume,
                 name=name,
                 cache=cache,
-                initial=None if start is None else start.weights,
+                initial=None if initialization is None else initialization.weights,
                 hardware=hardware,
             )
     except KeyboardInterrupt:

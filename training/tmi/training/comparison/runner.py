@@ -16,7 +16,7 @@ from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder
 from tmi.training.comparison.plan import Plan, PlannedRun
 from tmi.training.data.dataset import fingerprint
-from tmi.training.loop.cross_validation import Watcher, cross_validate, require_same_start
+from tmi.training.loop.cross_validation import Watcher, cross_validate, require_same_initial_weights
 from tmi.training.loop.hardware import HardwareConfig
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def train_all(
         KeyboardInterrupt: Ctrl-C; the same call continues.
     """
     print_of_cohort = fingerprint(cohort)
-    starts = {p.key: None if initial is None else initial.only(p.weights) for p in plan.runs}
+    starts = {p.key: None if initial is None else initial.subset(p.weights) for p in plan.runs}
     there = {p.key: _there(p, out / RUNS / p.key, print_of_cohort, starts[p.key]) for p in plan.runs}
     runs: dict[str, RunFolder] = {}
     failed: dict[str, str] = {}
@@ -122,7 +122,7 @@ def _there(planned: PlannedRun, folder: Path, print_of_cohort: str, initial: Ini
         raise UsageError(
             f"run {folder} is of a comparison with another {what}", fix="name another folder with --out, or delete it"
         )
-    require_same_start(run, initial)
+    require_same_initial_weights(run, initial)
     return run
 
 

@@ -94,7 +94,7 @@ def cross_validate(
     follows = hardware.node_rank > 0
     if resume and not follows:
         run = _resumable(out, config, schema, print_of_cohort)
-        require_same_start(run, initial)
+        require_same_initial_weights(run, initial)
     try:
         progress = watcher.preparing(len(cohort.cases))
         arrays = prepare_cohort(cohort, config, schema, store=scratch / "ct.npy", cache=cache, progress=progress)
@@ -218,7 +218,7 @@ def _resumable(out: Path, config: Config, schema: Schema, print_of_cohort: str) 
     return run
 
 
-def require_same_start(run: RunFolder, initial: InitialWeights | None) -> None:
+def require_same_initial_weights(run: RunFolder, initial: InitialWeights | None) -> None:
     """Refuse to resume a run from other weights than it began with.
 
     Raises:

@@ -46,7 +46,7 @@ class InitialWeights:
                 )
             there[name].load_state_dict(dict(state), strict=False)
 
-    def only(self, names: Sequence[str]) -> InitialWeights | None:
+    def subset(self, names: Sequence[str]) -> InitialWeights | None:
         """Those of the named encoders; None where there are none."""
         states = {name: state for name, state in self.states.items() if name in names}
         reports = tuple(report for report in self.reports if report.encoder in names)
@@ -58,7 +58,7 @@ class InitialWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class Initialization:
     """What files of weights decide before a training."""
 
     config: Config
@@ -76,9 +76,9 @@ class Start:
         return tuple(self.weights.states)
 
 
-def settle(
+def prepare_initialization(
     config: Config, *, ct: Path | None, text: Path | None, chosen: tuple[str, ...] = (), schema: Schema | None = None
-) -> Start:
+) -> Initialization:
     """Read the files and fit the config to them.
 
     Args:
@@ -116,7 +116,7 @@ def settle(
         clinical = replace(clinical, vocab_size=None)
         states["text"], report = read_text_weights(text, settings)
         reports.append(report)
-    return Start(
+    return Initialization(
         config=replace(config, network=network, clinical=clinical),
         weights=InitialWeights(states=states, reports=tuple(reports)),
         tokenizer=tokenizer,
