@@ -68,8 +68,8 @@ def side_by_side(
             tokenizer=None,
             initial=None,
             hardware=TWO,
-            report=lambda split: lambda epoch, *losses: told(split.fold, epoch),
-            failed=lambda split, why: failed.update({split.fold: why}),
+            epoch_callback=lambda split: lambda epoch, *losses: told(split.fold, epoch),
+            on_fold_failed=lambda split, why: failed.update({split.fold: why}),
         )
     except (TmiError, FoldFailedError) as error:
         error.failed = failed

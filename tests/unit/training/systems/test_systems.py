@@ -367,7 +367,7 @@ def train(folder: Path, name: str, arrays: object) -> FoldFolder:
     files = FoldFolder(folder=folder, fold=SPLIT.fold)
     folder.mkdir()
     config = configured(f"system.name={name}")
-    train_fold(arrays, SPLIT, config, files, tokenizer=None, accelerator="cpu", report=lambda *_: None)  # type: ignore[arg-type]
+    train_fold(arrays, SPLIT, config, files, tokenizer=None, accelerator="cpu", epoch_callback=lambda *_: None)  # type: ignore[arg-type]
     return files
 
 

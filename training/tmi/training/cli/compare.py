@@ -157,7 +157,7 @@ def _train(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from tmi.toolkit.preprocessing.cache import PreparedCache
-    from tmi.training.cli.progress import RunBars
+    from tmi.training.cli.progress import ProgressCallbacks
     from tmi.training.comparison.runner import train_all
     from tmi.training.data.vocabulary import read_vocabulary
 
@@ -174,9 +174,9 @@ def _train(
     try:
         with Progress(*columns, console=console) as progress:
             whole = progress.add_task("runs", total=len(plan.runs), note="")
-            bars = RunBars(progress)
+            bars = ProgressCallbacks(progress)
 
-            def told(planned: PlannedRun, what: str) -> None:
+            def on_run_status(planned: PlannedRun, what: str) -> None:
                 progress.update(whole, note=planned.label)
                 if what in ("reused", "done", "failed"):
                     progress.advance(whole)
@@ -191,9 +191,9 @@ def _train(
                 tokenizer=tokenizer,
                 hardware=hardware,
                 initial=None if initialization is None else initialization.weights,
-                watcher=bars,
+                callbacks=bars,
                 cache=PreparedCache() if cached else None,
-                told=told,
+                on_run_status=on_run_status,
             )
     except KeyboardInterrupt:
         typer.echo(f"interrupted; the same command with --out {out} goes on", err=True)

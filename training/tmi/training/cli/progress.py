@@ -11,20 +11,20 @@ from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.run_folder import FoldSplit
 
 
-class RunBars:
+class ProgressCallbacks:
     """A bar for the preparation and one for each fold."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._tasks: list[TaskID] = []
-        self._told: set[str] = set()
+        self._reported_case_ids: set[str] = set()
 
-    def preparing(self, total: int) -> Callable[[Case], None]:
+    def on_preparation_start(self, total: int) -> Callable[[Case], None]:
         """Preparation begins."""
         task = self._task("preparing cases", total)
         return lambda case: self._progress.advance(task)
 
-    def fold(self, split: FoldSplit, epochs: int) -> Callable[[int, float, float], None]:
+    def on_fold_start(self, split: FoldSplit, epochs: int) -> Callable[[int, float, float], None]:
         """A fold begins."""
         task = self._task(f"fold {split.fold}", epochs)
 
@@ -34,13 +34,13 @@ class RunBars:
 
         return report
 
-    def refused(self, error: InputRejectedError) -> None:
+    def on_case_rejected(self, error: InputRejectedError) -> None:
         """A case is left out; told once, however many runs leave it out."""
-        if str(error) not in self._told:
-            self._told.add(str(error))
+        if str(error) not in self._reported_case_ids:
+            self._reported_case_ids.add(str(error))
             self._progress.console.print(f"left out: {error}\n  fix: {error.fix}", markup=False, highlight=False)
 
-    def failed(self, split: FoldSplit, why: str) -> None:
+    def on_fold_failed(self, split: FoldSplit, why: str) -> None:
         """A fold failed and others go on."""
         self._progress.console.print(f"fold {split.fold} failed: {why}", markup=False, highlight=False)
 

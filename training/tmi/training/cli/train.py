@@ -177,7 +177,7 @@ def _run(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from tmi.toolkit.preprocessing.cache import PreparedCache
-    from tmi.training.cli.progress import RunBars
+    from tmi.training.cli.progress import ProgressCallbacks
     from tmi.training.data.vocabulary import read_vocabulary
     from tmi.training.loop.cross_validation import cross_validate
 
@@ -200,7 +200,7 @@ def _run(
                 schema=schema,
                 tokenizer=tokenizer,
                 accelerator=hardware.accelerator,
-                watcher=RunBars(progress),
+                callbacks=ProgressCallbacks(progress),
                 resume=resume,
                 name=name,
                 cache=cache,

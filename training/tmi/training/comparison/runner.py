@@ -16,7 +16,7 @@ from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder
 from tmi.training.comparison.plan import Plan, PlannedRun
 from tmi.training.data.dataset import fingerprint
-from tmi.training.loop.cross_validation import Watcher, cross_validate, require_same_initial_weights
+from tmi.training.loop.cross_validation import TrainingCallbacks, cross_validate, require_same_initial_weights
 from tmi.training.loop.hardware import HardwareConfig
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ RUNS = "runs"
 FAILURES = (TmiError, RuntimeError, ValueError, ArithmeticError, MemoryError)
 """What a training can end in without being of concern to the others: a refusal, or an error of torch's or numpy's."""
 
-Told = Callable[[PlannedRun, Literal["reused", "continued", "started", "done", "failed"]], None]
+RunStatusCallback = Callable[[PlannedRun, Literal["reused", "continued", "started", "done", "failed"]], None]
 """Called when something happens to a run."""
 
 
@@ -53,9 +53,9 @@ def train_all(
     schema: Schema,
     tokenizer: Tokenizer | None,
     hardware: HardwareConfig,
-    watcher: Watcher,
+    callbacks: TrainingCallbacks,
     cache: PreparedCache | None,
-    told: Told,
+    on_run_status: RunStatusCallback,
     initial: InitialWeights | None = None,
 ) -> Trained:
     """Every run of the plan, in `out/runs`, on the devices of `running`.
@@ -78,9 +78,9 @@ def train_all(
         existing = there[planned.key]
         if existing is not None and existing.finished:
             runs[planned.key] = existing
-            told(planned, "reused")
+            on_run_status(planned, "reused")
             continue
-        told(planned, "started" if existing is None else "continued")
+        on_run_status(planned, "started" if existing is None else "continued")
         try:
             outcome = cross_validate(
                 cohort,
@@ -89,7 +89,7 @@ def train_all(
                 schema=schema,
                 tokenizer=tokenizer,
                 accelerator=hardware.accelerator,
-                watcher=watcher,
+                callbacks=callbacks,
                 resume=existing is not None,
                 name=planned.key,
                 cache=cache,
@@ -98,10 +98,10 @@ def train_all(
             )
         except FAILURES as error:
             failed[planned.key] = _why(error)
-            told(planned, "failed")
+            on_run_status(planned, "failed")
         else:
             runs[planned.key], refused = outcome.run, outcome.refused
-            told(planned, "done")
+            on_run_status(planned, "done")
     return Trained(runs=runs, failed=failed, reused=reused, refused=refused)
 
 

@@ -38,10 +38,10 @@ HISTORY = ("epoch", "train_loss", "validation_loss", "validation_roc_auc", "vali
 class EpochEnd(Checkpoint):
     """Validates, keeps the best epoch and saves a checkpoint after every epoch."""
 
-    def __init__(self, data: FoldData, files: FoldFolder, report: Callable[[int, float, float], None]) -> None:
+    def __init__(self, data: FoldData, files: FoldFolder, epoch_callback: Callable[[int, float, float], None]) -> None:
         self.data = data
         self.files = files
-        self.report = report
+        self.epoch_callback = epoch_callback
         self.best_loss = float("inf")
         self.best_epoch = -1
         self.history: list[dict[str, Any]] = []
@@ -78,7 +78,7 @@ class EpochEnd(Checkpoint):
         os.replace(part, self.files.checkpoint)
         self.write_history()
         tell(trainer.loggers, row)
-        self.report(epoch, row["train_loss"], row["validation_loss"])
+        self.epoch_callback(epoch, row["train_loss"], row["validation_loss"])
 
     def _judge(self, module: FoldModule, epoch: int) -> dict[str, Any]:
         logits = predict_logits(module.network, self.data, self.data.split.validation, module.device)

@@ -31,19 +31,19 @@ if TYPE_CHECKING:
 VERSIONED = ("tmi-clnet", "torch", "lightning", "monai", "transformers", "numpy", "scikit-learn", "tokenizers")
 
 
-class Watcher(Protocol):
+class TrainingCallbacks(Protocol):
     """Is told how the run goes on; the command line shows it, tests need not."""
 
-    def preparing(self, total: int) -> Callable[[Case], None]:
+    def on_preparation_start(self, total: int) -> Callable[[Case], None]:
         """Preparation begins; the result is called after each case."""
 
-    def fold(self, split: FoldSplit, epochs: int) -> Callable[[int, float, float], None]:
+    def on_fold_start(self, split: FoldSplit, epochs: int) -> Callable[[int, float, float], None]:
         """A fold begins; the result is called after each epoch with its number and two losses."""
 
-    def refused(self, error: InputRejectedError) -> None:
+    def on_case_rejected(self, error: InputRejectedError) -> None:
         """A case is left out."""
 
-    def failed(self, split: FoldSplit, why: str) -> None:
+    def on_fold_failed(self, split: FoldSplit, why: str) -> None:
         """A fold of several that are trained side by side failed; the others go on."""
 
 
@@ -67,7 +67,7 @@ def cross_validate(
     schema: Schema,
     tokenizer: Tokenizer | None,
     accelerator: str,
-    watcher: Watcher,
+    callbacks: TrainingCallbacks,
     resume: bool = False,
     name: str | None = None,
     cache: PreparedCache | None = None,
@@ -96,10 +96,10 @@ def cross_validate(
         run = _resumable(out, config, schema, print_of_cohort)
         require_same_initial_weights(run, initial)
     try:
-        progress = watcher.preparing(len(cohort.cases))
+        progress = callbacks.on_preparation_start(len(cohort.cases))
         arrays = prepare_cohort(cohort, config, schema, store=scratch / "ct.npy", cache=cache, progress=progress)
         for error in arrays.refused:
-            watcher.refused(error)
+            callbacks.on_case_rejected(error)
         if not arrays.cases:
             raise InputRejectedError(
                 f"none of the {len(cohort.cases)} cases of {cohort.folder} can be trained on",
@@ -108,7 +108,7 @@ def cross_validate(
             )
         if follows:
             pending = [s for s in make_folds(arrays.cases, config.train) if not FoldFolder.of(out, s.fold).done]
-            _train_folds(pending, arrays, config, out, tokenizer, watcher, initial, hardware)
+            _train_folds(pending, arrays, config, out, tokenizer, callbacks, initial, hardware)
             return Outcome(run=RunFolder.open(out), summary={}, refused=arrays.refused)
         if not resume:
             run = _start(out, config, schema, cohort, arrays, print_of_cohort, name)
@@ -117,7 +117,7 @@ def cross_validate(
         elif _listed(run.folds) != {c.case_id for c in arrays.cases}:
             raise UsageError(f"run {out} was started with other cases", fix="train a new run")
         pending = [split for split in run.folds if not run.fold(split.fold).done]
-        _train_folds(pending, arrays, config, out, tokenizer, watcher, initial, hardware)
+        _train_folds(pending, arrays, config, out, tokenizer, callbacks, initial, hardware)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     summary = write_summary(run, refused=len(arrays.refused))
@@ -131,7 +131,7 @@ def _train_folds(
     config: Config,
     out: Path,
     tokenizer: Tokenizer | None,
-    watcher: Watcher,
+    callbacks: TrainingCallbacks,
     initial: InitialWeights | None,
     hardware: HardwareConfig,
 ) -> None:
@@ -148,8 +148,8 @@ def _train_folds(
             tokenizer=tokenizer,
             initial=initial,
             hardware=hardware,
-            report=lambda split: watcher.fold(split, config.train.epochs),
-            failed=watcher.failed,
+            epoch_callback=lambda split: callbacks.on_fold_start(split, config.train.epochs),
+            on_fold_failed=callbacks.on_fold_failed,
         )
         return
     features = FrozenFeatures()
@@ -161,7 +161,7 @@ def _train_folds(
             FoldFolder.of(out, split.fold),
             tokenizer=tokenizer,
             accelerator=hardware.accelerator,
-            report=watcher.fold(split, config.train.epochs),
+            epoch_callback=callbacks.on_fold_start(split, config.train.epochs),
             initial=initial,
             hardware=hardware,
             features=features,

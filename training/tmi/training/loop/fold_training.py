@@ -35,7 +35,7 @@ from tmi.training.pretrained.initial_weights import InitialWeights
 from tmi.training.systems.factory import encoders
 from tmi.training.systems.registry import system
 
-Report = Callable[[int, float, float], None]
+EpochCallback = Callable[[int, float, float], None]
 """Called after each epoch with its number, training loss and validation loss."""
 
 
@@ -47,7 +47,7 @@ def train_fold(
     *,
     tokenizer: Tokenizer | None,
     accelerator: str,
-    report: Report,
+    epoch_callback: EpochCallback,
     initial: InitialWeights | None = None,
     hardware: HardwareConfig | None = None,
     features: FrozenFeatures | None = None,
@@ -61,7 +61,7 @@ def train_fold(
         files: where.
         tokenizer: a given one; None trains one on the training texts.
         accelerator: `cpu` or `gpu`.
-        report: told of every epoch.
+        epoch_callback: told of every epoch.
         initial: weights to start from.
         hardware: devices and trackers; None: one device, no tracker. On another node than the first nothing is written.
         features: outputs of frozen encoders that folds share.
@@ -84,9 +84,9 @@ def train_fold(
     if system(config.system.name).needs == "sklearn":
         from tmi.training.loop.sklearn_fold import train_estimator
 
-        train_estimator(arrays, data, files, config, report)
+        train_estimator(arrays, data, files, config, epoch_callback)
         return
-    ending = EpochEnd(data, files, report)
+    ending = EpochEnd(data, files, epoch_callback)
     if hardware.world_size == 1:
         _fit(data, ending, config, files, hardware, initial, features)
     else:

@@ -28,14 +28,14 @@ from tmi.toolkit.errors import TmiError, UnavailableError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.training.data.dataset import CohortArrays
 from tmi.training.loop.distributed import Mapped, packed, unpacked
-from tmi.training.loop.fold_training import Report, train_fold
+from tmi.training.loop.fold_training import EpochCallback, train_fold
 from tmi.training.loop.hardware import HardwareConfig
 
 if TYPE_CHECKING:
     from tmi.training.pretrained.initial_weights import InitialWeights
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-Failed = Callable[[FoldSplit, str], None]
+FoldFailedCallback = Callable[[FoldSplit, str], None]
 """Called when a fold fails, with the reason; the others go on."""
 
 
@@ -61,7 +61,7 @@ class _Worker:
     place: _Place
     process: Any
     told: Connection
-    report: Report
+    epoch_callback: EpochCallback
 
 
 def places(hardware: HardwareConfig, *, workers: int) -> list[_Place]:
@@ -85,8 +85,8 @@ def train_side_by_side(
     tokenizer: Tokenizer | None,
     initial: InitialWeights | None,
     hardware: HardwareConfig,
-    report: Callable[[FoldSplit], Report],
-    failed: Failed,
+    epoch_callback: Callable[[FoldSplit], EpochCallback],
+    on_fold_failed: FoldFailedCallback,
 ) -> None:
     """Train folds, `running.parallel_folds` at a time.
 
@@ -98,7 +98,7 @@ def train_side_by_side(
         tokenizer: a given one; None trains one on each fold's training texts.
         initial: weights to start from.
         hardware: devices and trackers.
-        report: a fold begins; the result is told of every epoch.
+        epoch_callback: a fold begins; the result is told of every epoch.
         failed: told of every fold that fails.
 
     Raises:
@@ -116,7 +116,7 @@ def train_side_by_side(
         told, telling = context.Pipe(duplex=False)
         payload = (small, mapped, split, config, folder(split.fold), tokenizer, alone, initial)
         process = context.Process(target=_train, args=(telling, place, payload), name=f"fold {split.fold}", daemon=True)
-        worker = _Worker(split=split, place=place, process=process, told=told, report=report(split))
+        worker = _Worker(split=split, place=place, process=process, told=told, epoch_callback=epoch_callback(split))
         busy.append(worker)
         process.start()
         telling.close()
@@ -135,7 +135,7 @@ def train_side_by_side(
                 free.append(worker.place)
                 if isinstance(end, Exception):
                     errors.append(end)
-                    failed(worker.split, why(end))
+                    on_fold_failed(worker.split, why(end))
     finally:
         for worker in busy:
             if worker.process.is_alive():
@@ -153,7 +153,7 @@ def _heard(worker: _Worker) -> Exception | str | None:
     except (EOFError, OSError):
         what, content = "failed", None
     if what == "epoch":
-        worker.report(*content)
+        worker.epoch_callback(*content)
         return None
     worker.process.join()
     if what == "done":
@@ -204,7 +204,7 @@ def _train_one(
         files,
         tokenizer=tokenizer,
         accelerator=hardware.accelerator,
-        report=lambda *epoch: telling.send(("epoch", epoch)),
+        epoch_callback=lambda *epoch: telling.send(("epoch", epoch)),
         initial=initial,
         hardware=hardware,
     )

@@ -31,7 +31,7 @@ def train_estimator(
     data: FoldData,
     files: FoldFolder,
     config: Config,
-    report: Callable[[int, float, float], None],
+    epoch_callback: Callable[[int, float, float], None],
 ) -> None:
     """Fit, write the model as arrays, and predict the held-out cases from what was written."""
     split = data.split
@@ -47,7 +47,7 @@ def train_estimator(
     judged = validation.metrics()
     row = (0, *losses, judged["roc_auc"], judged["balanced_accuracy"], 1)
     write_text(files.history, HISTORY + ",".join("" if v is None else str(v) for v in row) + "\n")
-    report(config.train.epochs - 1, *losses)
+    epoch_callback(config.train.epochs - 1, *losses)
     write_fold_report(
         data,
         files,
