@@ -24,7 +24,7 @@ from tmi.training.evaluation import fold_report
 from tmi.training.evaluation.calibration import Calibration
 from tmi.training.leakage_audit.cohort_checks import COHORT_CHECKS
 from tmi.training.loop import cross_validation
-from tmi.training.loop.checkpointing import EpochEnd
+from tmi.training.loop.checkpointing import BestEpochCheckpoint
 
 OPTIONS = ["--preset", "tiny", "--folds", "2", "--epochs", "3", "--accelerator", "cpu"]
 SMALL = [
@@ -157,7 +157,7 @@ def plant_vocabulary_on_all(patch):
 
 
 def plant_epoch_picked_on_test(patch):
-    real = EpochEnd._judge
+    real = BestEpochCheckpoint._validate_epoch
 
     def judge(self, module, epoch):
         honest = self.data.split
@@ -167,17 +167,17 @@ def plant_epoch_picked_on_test(patch):
         finally:
             self.data.split = honest
 
-    patch.setattr(EpochEnd, "_judge", judge)
+    patch.setattr(BestEpochCheckpoint, "_validate_epoch", judge)
 
 
 def plant_last_epoch(patch):
-    real = EpochEnd._judge
+    real = BestEpochCheckpoint._validate_epoch
 
     def judge(self, module, epoch):
         self.best_loss = float("inf")
         return real(self, module, epoch)
 
-    patch.setattr(EpochEnd, "_judge", judge)
+    patch.setattr(BestEpochCheckpoint, "_validate_epoch", judge)
     patch.setattr("tmi.training.loop.lightning_module.FoldModule.configure_optimizers", rising)
 
 

@@ -30,12 +30,12 @@ from tmi.training.data.fold_dataset import FoldData
 from tmi.training.evaluation.fold_inference import positive_probability, predict_logits
 from tmi.training.evaluation.metrics import binary_metrics
 from tmi.training.loop.lightning_module import FoldModule
-from tmi.training.loop.tracking import tell
+from tmi.training.loop.tracking import log_epoch
 
 HISTORY = ("epoch", "train_loss", "validation_loss", "validation_roc_auc", "validation_balanced_accuracy", "picked")
 
 
-class EpochEnd(Checkpoint):
+class BestEpochCheckpoint(Checkpoint):
     """Validates, keeps the best epoch and saves a checkpoint after every epoch."""
 
     def __init__(self, data: FoldData, files: FoldFolder, epoch_callback: Callable[[int, float, float], None]) -> None:
@@ -69,7 +69,7 @@ class EpochEnd(Checkpoint):
         if not trainer.is_global_zero:  # one process judges and writes; saving is a matter of all
             trainer.save_checkpoint(part)
             return
-        row = self._judge(pl_module, epoch)
+        row = self._validate_epoch(pl_module, epoch)
         self.history.append(row)
         self.files.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         if row["picked"]:
@@ -77,10 +77,10 @@ class EpochEnd(Checkpoint):
         trainer.save_checkpoint(part)
         os.replace(part, self.files.checkpoint)
         self.write_history()
-        tell(trainer.loggers, row)
+        log_epoch(trainer.loggers, row)
         self.epoch_callback(epoch, row["train_loss"], row["validation_loss"])
 
-    def _judge(self, module: FoldModule, epoch: int) -> dict[str, Any]:
+    def _validate_epoch(self, module: FoldModule, epoch: int) -> dict[str, Any]:
         logits = predict_logits(module.network, self.data, self.data.split.validation, module.device)
         labels = torch.from_numpy(self.data.labels(self.data.split.validation))
         loss = float(cross_entropy(logits.double(), labels))

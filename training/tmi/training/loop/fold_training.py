@@ -23,7 +23,7 @@ from tmi.training.data.dataset import CohortArrays
 from tmi.training.data.fold_dataset import EpochBatches, FoldData
 from tmi.training.evaluation.fold_inference import answers_of, saved_network
 from tmi.training.evaluation.fold_report import write_fold_report
-from tmi.training.loop.checkpointing import EpochEnd
+from tmi.training.loop.checkpointing import BestEpochCheckpoint
 from tmi.training.loop.distributed import Mapped, packed, ranks, unpacked
 from tmi.training.loop.freezing import FrozenFeatures, cacheable, pass_features_through, weights_key
 from tmi.training.loop.hardware import HardwareConfig
@@ -86,16 +86,16 @@ def train_fold(
 
         train_estimator(arrays, data, files, config, epoch_callback)
         return
-    ending = EpochEnd(data, files, epoch_callback)
+    checkpointing = BestEpochCheckpoint(data, files, epoch_callback)
     if hardware.world_size == 1:
-        _fit(data, ending, config, files, hardware, initial, features)
+        _fit(data, checkpointing, config, files, hardware, initial, features)
     else:
         small, mapped = packed(arrays)
         with ranks(hardware, split.fold, _rank, small, mapped, split, config, files, data.tokenizer, hardware, initial):
-            _fit(data, ending, config, files, hardware, initial, features)
+            _fit(data, checkpointing, config, files, hardware, initial, features)
     if hardware.node_rank > 0:
         return
-    shutil.copyfile(ending.best_weights, part := files.model.with_name("part.safetensors"))
+    shutil.copyfile(checkpointing.best_weights, part := files.model.with_name("part.safetensors"))
     os.replace(part, files.model)
     if config.augmentation.active:
         done = (
@@ -104,7 +104,7 @@ def train_fold(
             for case_id in split.train
         )
         write_changes(files.augmentation, done)
-    _report_fold(FoldData(arrays, split, config, tokenizer=data.tokenizer), files, config, ending)
+    _report_fold(FoldData(arrays, split, config, tokenizer=data.tokenizer), files, config, checkpointing)
     shutil.rmtree(files.checkpoint.parent)
 
 
@@ -120,12 +120,12 @@ def _rank(
 ) -> None:
     """Another process of a fold: trains along, judges and writes nothing."""
     data = FoldData(unpacked(arrays, mapped), split, config, tokenizer=tokenizer)
-    _fit(data, EpochEnd(data, files, lambda *_: None), config, files, hardware, initial, None)
+    _fit(data, BestEpochCheckpoint(data, files, lambda *_: None), config, files, hardware, initial, None)
 
 
 def _fit(
     data: FoldData,
-    ending: EpochEnd,
+    checkpointing: BestEpochCheckpoint,
     config: Config,
     files: FoldFolder,
     hardware: HardwareConfig,
@@ -139,7 +139,7 @@ def _fit(
     with _quiet(), _memory_told(config, hardware, data.split.fold):
         _compute_frozen(module, data, features or FrozenFeatures(), hardware)
         trackers = loggers(hardware.track, files, config) if int(os.environ.get("LOCAL_RANK", "0")) == 0 else []
-        trainer = make_trainer(config, hardware, files, [ending], trackers)
+        trainer = make_trainer(config, hardware, files, [checkpointing], trackers)
         rank, world_size = trainer.global_rank, hardware.world_size
         min_cases = max(2, world_size * hardware.min_cases_per_process(config))
         batches = EpochBatches(
@@ -201,7 +201,7 @@ def _memory_told(config: Config, hardware: HardwareConfig, fold: int) -> Iterato
         ) from error
 
 
-def _report_fold(data: FoldData, files: FoldFolder, config: Config, ending: EpochEnd) -> None:
+def _report_fold(data: FoldData, files: FoldFolder, config: Config, checkpointing: BestEpochCheckpoint) -> None:
     """Predictions by the saved model, read back from its file, what is fitted on them, and their figures."""
     network = saved_network(config, files)
     split = data.split
@@ -212,8 +212,8 @@ def _report_fold(data: FoldData, files: FoldFolder, config: Config, ending: Epoc
         validation=answers_of(network, data, split.validation),
         test=answers_of(network, data, split.test),
         facts={
-            "picked_epoch": ending.best_epoch,
-            "validation_loss": ending.best_loss,
+            "picked_epoch": checkpointing.best_epoch,
+            "validation_loss": checkpointing.best_loss,
             "epochs": config.train.epochs,
         },
     )

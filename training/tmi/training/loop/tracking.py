@@ -32,22 +32,22 @@ def loggers(names: tuple[str, ...], files: FoldFolder, config: Config) -> list[A
             experiment = files.folder.resolve().parent.name
             made.append(MLFlowLogger(experiment_name=experiment, run_name=files.folder.name, tracking_uri=uri))
     for logger in made:
-        logger.log_hyperparams(flat(to_json(config)))
+        logger.log_hyperparams(flatten_config(to_json(config)))
     return made
 
 
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """`section.key` -> value."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
+            found |= flatten_config(value, f"{prefix}{key}.")
         else:
             found[f"{prefix}{key}"] = str(value) if isinstance(value, (list, type(None))) else value
     return found
 
 
-def tell(trackers: list[Any], row: dict[str, Any]) -> None:
+def log_epoch(trackers: list[Any], row: dict[str, Any]) -> None:
     """One epoch's figures; what is not defined is left out."""
     figures = {k: float(v) for k, v in row.items() if k != "epoch" and v is not None}
     for tracker in trackers:
