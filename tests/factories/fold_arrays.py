@@ -33,7 +33,7 @@ def make_arrays(shape_DHW: tuple[int, int, int], *, seed: int = 3) -> CohortArra
         texts=tuple(f"Albumin: {30 + k} g/L. Word{k}word." for k in range(len(IDS))),
         numbers_NV=numbers,
         labels_N=np.arange(len(IDS), dtype=np.int64) % 2,
-        refused=(),
+        rejected=(),
     )
 
 

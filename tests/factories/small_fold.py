@@ -48,7 +48,7 @@ def make_arrays() -> CohortArrays:
         texts=tuple(f"Albumin: {30 + k} g/L. Word{k}word." for k in range(len(IDS))),
         numbers_NV=random.normal(0, 1, (len(IDS), 3)),
         labels_N=np.arange(len(IDS), dtype=np.int64) % 2,
-        refused=(),
+        rejected=(),
     )
 
 

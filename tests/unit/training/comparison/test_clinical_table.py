@@ -77,20 +77,20 @@ def test_a_unit_mix_up_in_a_record_is_refused_as_in_a_whole_case(records, tmp_pa
     assert (error.value.code, error.value.case_id) == ("clinical-range", "R00")
     arrays = arrays_of(folder, *TEXT_ALONE)
     assert [case.case_id for case in arrays.cases] == ["R01"]
-    assert [refused.case_id for refused in arrays.refused] == ["R00"]
+    assert [refused.case_id for refused in arrays.rejected] == ["R00"]
 
 
 def test_records_train_what_looks_at_nothing_else_and_hold_no_volume(records):
     arrays = arrays_of(records, *TEXT_ALONE)
-    assert (len(arrays.cases), arrays.refused) == (40, ())
+    assert (len(arrays.cases), arrays.rejected) == (40, ())
     assert arrays.ct_N1DHW.shape == (40, 1, 1, 1, 1)
     assert all("Albumin" in text for text in arrays.texts)
 
 
 def test_records_are_refused_for_what_looks_at_the_images_too(records):
     arrays = arrays_of(records)
-    assert len(arrays.refused) == 40
-    assert {refused.code for refused in arrays.refused} == {"radiomics-missing"}
+    assert len(arrays.rejected) == 40
+    assert {refused.code for refused in arrays.rejected} == {"radiomics-missing"}
 
 
 def test_one_case_with_images_makes_whole_cases_the_rule_for_every_system(tmp_path):

@@ -129,7 +129,7 @@ def compare(
     }
     command = _command(table, model or [], settings or [], options)
     _report(plan, trained, data, out, command)
-    if trained.failed or trained.refused:
+    if trained.failed or trained.rejected:
         raise typer.Exit(int(ExitCode.UNEXPECTED if trained.failed else ExitCode.REJECTED))
 
 
@@ -219,8 +219,8 @@ def _report(plan: Plan, trained: Trained, data: Any, out: Path, command: str) ->
         written = write_report(plan, trained, data, out, command=command)
     for key, why in trained.failed.items():
         typer.echo(f"failed   {key}: {why}", err=True)
-    if trained.refused:
-        typer.echo(f"{len(trained.refused)} case(s) were left out; see above", err=True)
+    if trained.rejected:
+        typer.echo(f"{len(trained.rejected)} case(s) were left out; see above", err=True)
     for line in written.closing:
         typer.echo(line)
     typer.echo(f"report   {written.html}\ntables   {written.markdown}")

@@ -42,7 +42,7 @@ from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.systems.registry import system
 
 if TYPE_CHECKING:
-    from tmi.training.loop.cross_validation import Outcome
+    from tmi.training.loop.cross_validation import RunResult
     from tmi.training.pretrained.initial_weights import Initialization
 
 
@@ -215,11 +215,11 @@ def _run(
     if hardware.node_rank > 0:
         return
     _show(outcome)
-    if outcome.refused:
+    if outcome.rejected:
         raise typer.Exit(int(ExitCode.REJECTED))
 
 
-def _show(outcome: Outcome) -> None:
+def _show(outcome: RunResult) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -243,7 +243,7 @@ def _show(outcome: Outcome) -> None:
     console.print(table)
     for note in outcome.summary["notes"]:
         console.print(note, markup=False)
-    if outcome.refused:
-        console.print(f"{len(outcome.refused)} case(s) were left out; see above", markup=False)
+    if outcome.rejected:
+        console.print(f"{len(outcome.rejected)} case(s) were left out; see above", markup=False)
     path = outcome.run.path
     typer.echo(f"run      {path}\nfigures  {path / 'summary.md'}\nnext     tmi export {path}")

@@ -41,7 +41,7 @@ class Trained:
     """Key -> why there is none."""
     reused: tuple[str, ...] = ()
     """Keys of the runs that were finished before."""
-    refused: tuple[InputRejectedError, ...] = ()
+    rejected: tuple[InputRejectedError, ...] = ()
     """Cases left out of every run that was trained now."""
 
 
@@ -67,12 +67,12 @@ def train_all(
         DamagedError: a run that is there was changed after its training; nothing was trained.
         KeyboardInterrupt: Ctrl-C; the same call continues.
     """
-    print_of_cohort = fingerprint(cohort)
+    cohort_fingerprint = fingerprint(cohort)
     starts = {p.key: None if initial is None else initial.subset(p.weights) for p in plan.runs}
-    there = {p.key: _there(p, out / RUNS / p.key, print_of_cohort, starts[p.key]) for p in plan.runs}
+    there = {p.key: _there(p, out / RUNS / p.key, cohort_fingerprint, starts[p.key]) for p in plan.runs}
     runs: dict[str, RunFolder] = {}
     failed: dict[str, str] = {}
-    refused: tuple[InputRejectedError, ...] = ()
+    rejected: tuple[InputRejectedError, ...] = ()
     reused = tuple(key for key, run in there.items() if run is not None and run.finished)
     for planned in plan.runs:
         existing = there[planned.key]
@@ -100,12 +100,14 @@ def train_all(
             failed[planned.key] = _why(error)
             on_run_status(planned, "failed")
         else:
-            runs[planned.key], refused = outcome.run, outcome.refused
+            runs[planned.key], rejected = outcome.run, outcome.rejected
             on_run_status(planned, "done")
-    return Trained(runs=runs, failed=failed, reused=reused, refused=refused)
+    return Trained(runs=runs, failed=failed, reused=reused, rejected=rejected)
 
 
-def _there(planned: PlannedRun, folder: Path, print_of_cohort: str, initial: InitialWeights | None) -> RunFolder | None:
+def _there(
+    planned: PlannedRun, folder: Path, cohort_fingerprint: str, initial: InitialWeights | None
+) -> RunFolder | None:
     """The run that an earlier call left; None where there is none, or one that was killed before it began."""
     if not (folder / RUN_FILE).is_file():
         if folder.exists():
@@ -117,7 +119,7 @@ def _there(planned: PlannedRun, folder: Path, print_of_cohort: str, initial: Ini
             run.require_finished()
     except DamagedError as error:
         raise DamagedError(error.what, fix=f"delete {folder}; the same command trains it again") from error
-    if run.config != planned.config or run.state["cohort"]["fingerprint"] != print_of_cohort:
+    if run.config != planned.config or run.state["cohort"]["fingerprint"] != cohort_fingerprint:
         what = "config" if run.config != planned.config else "cohort"
         raise UsageError(
             f"run {folder} is of a comparison with another {what}", fix="name another folder with --out, or delete it"

@@ -47,7 +47,7 @@ class CohortArrays:
     """Clinical values as numbers, NaN where missing; float64."""
     labels_N: Int[np.ndarray, " N"]
     """Class indices; int64."""
-    refused: tuple[InputRejectedError, ...]
+    rejected: tuple[InputRejectedError, ...]
     """Why cases were left out."""
 
     def rows(self, case_ids: Sequence[str]) -> Int[np.ndarray, " n"]:
@@ -109,7 +109,7 @@ def prepare_cohort(
         texts=tuple(texts),
         numbers_NV=numbers[: len(kept)],
         labels_N=np.array([c.label for c in kept], dtype=np.int64),
-        refused=tuple(refused),
+        rejected=tuple(refused),
     )
 
 

@@ -27,7 +27,7 @@ ERRORS = ("ece", "brier", "log_loss")
 SYNTHETIC = "The cohort is synthetic: the figures say nothing about patients."
 
 
-def write_summary(run: RunFolder, *, refused: int) -> dict[str, Any]:
+def write_summary(run: RunFolder, *, rejected: int) -> dict[str, Any]:
     """Write summary.json and summary.md from the folds' metrics; returns the former."""
     folds = [read_json(run.fold(s.fold).metrics, kind="run") for s in run.folds]
     notes = [why] if (why := optimistic(run.config)) else []
@@ -42,7 +42,7 @@ def write_summary(run: RunFolder, *, refused: int) -> dict[str, Any]:
         "preset": run.config.preset,
         "positive_class": "bad",
         "cases": sum(len(s.test) for s in run.folds),
-        "refused_cases": refused,
+        "refused_cases": rejected,
         "folds": folds,
         "calibration": _calibration(run, folds),
         "over_folds": over_folds([f["test"] for f in folds]),

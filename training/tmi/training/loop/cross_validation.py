@@ -28,7 +28,7 @@ from tmi.training.loop.hardware import HardwareConfig
 if TYPE_CHECKING:
     from tmi.training.pretrained.initial_weights import InitialWeights  # torch
 
-VERSIONED = ("tmi-clnet", "torch", "lightning", "monai", "transformers", "numpy", "scikit-learn", "tokenizers")
+RECORDED_PACKAGES = ("tmi-clnet", "torch", "lightning", "monai", "transformers", "numpy", "scikit-learn", "tokenizers")
 
 
 class TrainingCallbacks(Protocol):
@@ -48,14 +48,14 @@ class TrainingCallbacks(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class RunResult:
     """What a run came to."""
 
     run: RunFolder
     """The finished run."""
     summary: dict[str, Any]
     """Content of summary.json."""
-    refused: tuple[InputRejectedError, ...]
+    rejected: tuple[InputRejectedError, ...]
     """Cases left out."""
 
 
@@ -73,7 +73,7 @@ def cross_validate(
     cache: PreparedCache | None = None,
     initial: InitialWeights | None = None,
     hardware: HardwareConfig | None = None,
-) -> Outcome:
+) -> RunResult:
     """Train a run in `out`; with `resume`, continue the one that is there to the same result.
 
     `cache` keeps prepared images from one run to the next; the run is the same without. `initial` are weights that
@@ -90,15 +90,15 @@ def cross_validate(
     hardware.check(config)
     _require_tokenizer(config, tokenizer)
     scratch = out.with_name(f".{out.name}.prepared{hardware.node_rank or ''}")
-    print_of_cohort = fingerprint(cohort)
+    cohort_fingerprint = fingerprint(cohort)
     follows = hardware.node_rank > 0
     if resume and not follows:
-        run = _resumable(out, config, schema, print_of_cohort)
+        run = _resumable(out, config, schema, cohort_fingerprint)
         require_same_initial_weights(run, initial)
     try:
         progress = callbacks.on_preparation_start(len(cohort.cases))
         arrays = prepare_cohort(cohort, config, schema, store=scratch / "ct.npy", cache=cache, progress=progress)
-        for error in arrays.refused:
+        for error in arrays.rejected:
             callbacks.on_case_rejected(error)
         if not arrays.cases:
             raise InputRejectedError(
@@ -109,20 +109,20 @@ def cross_validate(
         if follows:
             pending = [s for s in make_folds(arrays.cases, config.train) if not FoldFolder.of(out, s.fold).done]
             _train_folds(pending, arrays, config, out, tokenizer, callbacks, initial, hardware)
-            return Outcome(run=RunFolder.open(out), summary={}, refused=arrays.refused)
+            return RunResult(run=RunFolder.open(out), summary={}, rejected=arrays.rejected)
         if not resume:
-            run = _start(out, config, schema, cohort, arrays, print_of_cohort, name)
+            run = _create_run(out, config, schema, cohort, arrays, cohort_fingerprint, name)
             if initial is not None:
                 write_json(run.pretrained, initial.document())
-        elif _listed(run.folds) != {c.case_id for c in arrays.cases}:
+        elif _all_case_ids(run.folds) != {c.case_id for c in arrays.cases}:
             raise UsageError(f"run {out} was started with other cases", fix="train a new run")
         pending = [split for split in run.folds if not run.fold(split.fold).done]
         _train_folds(pending, arrays, config, out, tokenizer, callbacks, initial, hardware)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    summary = write_summary(run, refused=len(arrays.refused))
+    summary = write_summary(run, rejected=len(arrays.rejected))
     run.finish()
-    return Outcome(run=run, summary=summary, refused=arrays.refused)
+    return RunResult(run=run, summary=summary, rejected=arrays.rejected)
 
 
 def _train_folds(
@@ -168,20 +168,20 @@ def _train_folds(
         )
 
 
-def _start(
+def _create_run(
     out: Path,
     config: Config,
     schema: Schema,
     cohort: Cohort,
     arrays: CohortArrays,
-    print_of_cohort: str,
+    cohort_fingerprint: str,
     name: str | None,
 ) -> RunFolder:
     folds = make_folds(arrays.cases, config.train)
     about = {
         "cases": len(arrays.cases),
-        "refused": sorted(e.case_id or "" for e in arrays.refused),
-        "fingerprint": print_of_cohort,
+        "refused": sorted(e.case_id or "" for e in arrays.rejected),
+        "fingerprint": cohort_fingerprint,
         "synthetic": is_synthetic(cohort.folder),
     }
     return RunFolder.create(
@@ -191,11 +191,11 @@ def _start(
         schema=schema,
         folds=folds,
         cohort=about,
-        versions={package: version(package) for package in VERSIONED},
+        versions={package: version(package) for package in RECORDED_PACKAGES},
     )
 
 
-def _resumable(out: Path, config: Config, schema: Schema, print_of_cohort: str) -> RunFolder:
+def _resumable(out: Path, config: Config, schema: Schema, cohort_fingerprint: str) -> RunFolder:
     run = RunFolder.open(out)
     require_rendering(run.config.clinical.rendering, run.rendering_version, kind=f"run {out}")
     if run.schema != schema:
@@ -210,7 +210,7 @@ def _resumable(out: Path, config: Config, schema: Schema, print_of_cohort: str) 
             f"run {out} was started with another config ({section} differs)",
             fix="resume it with the options it was started with, or train a new run",
         )
-    if run.state["cohort"]["fingerprint"] != print_of_cohort:
+    if run.state["cohort"]["fingerprint"] != cohort_fingerprint:
         raise UsageError(
             f"run {out} was started on another cohort, or the cohort was changed since",
             fix="restore the cohort, or train a new run",
@@ -233,7 +233,7 @@ def require_same_initial_weights(run: RunFolder, initial: InitialWeights | None)
         )
 
 
-def _listed(folds: tuple[FoldSplit, ...]) -> set[str]:
+def _all_case_ids(folds: tuple[FoldSplit, ...]) -> set[str]:
     return {case_id for split in folds for case_id in split.test}
 
 
