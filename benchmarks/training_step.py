@@ -126,9 +126,9 @@ def measure(setting: Setting) -> dict[str, Any]:
     import torch
     import transformers  # noqa: F401
 
-    from tmi.training.loop.freezing import hold_still
+    from tmi.training.loop.freezing import set_frozen_eval
     from tmi.training.loop.lightning_module import FoldModule
-    from tmi.training.loop.memory_estimate import hold_norms_of_vectors, plan_memory
+    from tmi.training.loop.memory_estimate import plan_memory, set_vector_norms_eval
 
     if setting.threads:
         torch.set_num_threads(setting.threads)
@@ -139,9 +139,9 @@ def measure(setting: Setting) -> dict[str, Any]:
     ballast = bytearray(int(os.environ.get(BALLAST, "0")))
     ballast[::4096] = b"x" * len(ballast[::4096])
     module = FoldModule(config, fold=0).train()
-    hold_still(module.network, config)
+    set_frozen_eval(module.network, config)
     if setting.batch == 1:
-        hold_norms_of_vectors(module.network)
+        set_vector_norms_eval(module.network)
     optimiser = module.configure_optimizers()
     torch.manual_seed(0)
     step(module, optimiser, batch_of(setting.batch, (32, 32, 32), 8))

@@ -15,7 +15,7 @@ from tmi.toolkit.errors import UsageError
 from tmi.toolkit.models.encoders.bert import TextEncoder
 from tmi.toolkit.models.encoders.resnet3d import CtEncoder
 from tmi.toolkit.models.tmi_clnet.model import build
-from tmi.training.loop.freezing import FrozenFeatures, cacheable, frozen_parts, weights_key
+from tmi.training.loop.freezing import FrozenFeatures, cacheable_encoders, encoder_cache_key, frozen_modules
 from tmi.training.loop.lightning_module import FoldModule
 from tmi.training.pretrained.initial_weights import InitialWeights
 
@@ -63,7 +63,7 @@ def test_what_is_frozen_ends_as_it_began_statistics_included_and_the_rest_does_n
 @pytest.mark.parametrize("name", PARTS)
 def test_a_frozen_parts_parameters_get_no_gradient_and_are_not_the_optimisers(config, name):
     module = FoldModule(freezing(config, name), fold=0)
-    frozen = {id(p) for part in frozen_parts(module.network, module.config) for p in part.parameters()}
+    frozen = {id(p) for part in frozen_modules(module.network, module.config) for p in part.parameters()}
     assert frozen
     assert all(p.requires_grad == (id(p) not in frozen) for p in module.network.parameters())
     held = {id(p) for group in module.configure_optimizers().param_groups for p in group["params"]}
@@ -139,14 +139,23 @@ def test_folds_that_start_from_the_same_weights_share_the_outputs(config, tmp_pa
 
 def test_other_weights_and_another_vocabulary_are_other_outputs(config):
     one, two = (build(config.network, seed=seed).text_encoder for seed in (1, 2))
-    assert weights_key(one, "text", "a") == weights_key(one, "text", "a")
-    assert len({weights_key(one, "text", "a"), weights_key(two, "text", "a"), weights_key(one, "text", "b")}) == 3
+    assert encoder_cache_key(one, "text", "a") == encoder_cache_key(one, "text", "a")
+    assert (
+        len(
+            {
+                encoder_cache_key(one, "text", "a"),
+                encoder_cache_key(two, "text", "a"),
+                encoder_cache_key(one, "text", "b"),
+            }
+        )
+        == 3
+    )
 
 
 def test_an_augmented_ct_and_a_part_are_not_cached(config):
     network = build(config.network, seed=0)
     frozen = freezing(config, "ct", "text:1")
-    assert cacheable(network, frozen) == ("ct",)
+    assert cacheable_encoders(network, frozen) == ("ct",)
     augmented = replace(frozen, augmentation=replace(config.augmentation, noise=0.1))
-    assert cacheable(network, augmented) == ()
-    assert cacheable(network, freezing(config, "ct", "text", cache_frozen=False)) == ()
+    assert cacheable_encoders(network, augmented) == ()
+    assert cacheable_encoders(network, freezing(config, "ct", "text", cache_frozen=False)) == ()

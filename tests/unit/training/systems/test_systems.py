@@ -34,7 +34,7 @@ from tmi.toolkit.models.registry import NEURAL_MODELS as WITH_A_NETWORK
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.run_folder import FoldFolder
 from tmi.training.loop.fold_training import train_fold
-from tmi.training.loop.freezing import frozen_parts
+from tmi.training.loop.freezing import frozen_modules
 from tmi.training.systems import sklearn_arrays as estimator_arrays
 from tmi.training.systems.factory import build_network, encoders, loss_function, make
 from tmi.training.systems.radiomics_pipeline import LassoSelection, fit
@@ -138,7 +138,7 @@ def test_every_network_builds_at_its_full_size(name, model):
 def test_freezing_an_encoder_that_the_system_lacks_is_wrong_usage(freeze):
     config = configured("system.name=resnet50", "system.dims=3", f'train.freeze=["{freeze}"]')
     with pytest.raises(UsageError, match=f"names {freeze}, an encoder that resnet50") as error:
-        frozen_parts(build_network(config, seed=0), config)
+        frozen_modules(build_network(config, seed=0), config)
     assert error.value.fix == "it has: ct"
 
 

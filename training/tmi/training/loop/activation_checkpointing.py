@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from tmi.training.systems.factory import encoders
 
 
-def checkpointable(network: nn.Module) -> list[nn.Module]:
+def checkpointable_blocks(network: nn.Module) -> list[nn.Module]:
     """The blocks of a network's CT encoder and the layers of its text encoder, those it has."""
     there = encoders(network)
     blocks: list[nn.Module] = []
@@ -31,7 +31,7 @@ def checkpointable(network: nn.Module) -> list[nn.Module]:
 
 def checkpoint_activations(network: nn.Module) -> None:
     """Make every checkpointable block forget what it computed until the backward pass."""
-    for block in checkpointable(network):
+    for block in checkpointable_blocks(network):
         _checkpoint(block)
 
 
@@ -40,7 +40,7 @@ def _checkpoint(block: nn.Module) -> None:
     norms: list[nn.Module] = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _statistics_held(norms)
+        return nullcontext(), _frozen_running_stats(norms)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -51,7 +51,7 @@ def _checkpoint(block: nn.Module) -> None:
 
 
 @contextmanager
-def _statistics_held(norms: list[nn.Module]) -> Iterator[None]:
+def _frozen_running_stats(norms: list[nn.Module]) -> Iterator[None]:
     """Those BatchNorms that are training use the batch's statistics and keep their own as they are.
 
     By a momentum of zero: without statistics they would save other tensors than the first time, which torch refuses.

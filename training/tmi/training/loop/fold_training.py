@@ -25,7 +25,7 @@ from tmi.training.evaluation.fold_inference import answers_of, saved_network
 from tmi.training.evaluation.fold_report import write_fold_report
 from tmi.training.loop.checkpointing import BestEpochCheckpoint
 from tmi.training.loop.distributed import Mapped, packed, ranks, unpacked
-from tmi.training.loop.freezing import FrozenFeatures, cacheable, pass_features_through, weights_key
+from tmi.training.loop.freezing import FrozenFeatures, bypass_encoder, cacheable_encoders, encoder_cache_key
 from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.loop.lightning_module import FoldModule
 from tmi.training.loop.lightning_trainer import make_trainer
@@ -137,7 +137,7 @@ def _fit(
     if initial is not None:
         initial.load_into(module.network)
     with _quiet(), _memory_told(config, hardware, data.split.fold):
-        _compute_frozen(module, data, features or FrozenFeatures(), hardware)
+        _precompute_frozen_features(module, data, features or FrozenFeatures(), hardware)
         trackers = loggers(hardware.track, files, config) if int(os.environ.get("LOCAL_RANK", "0")) == 0 else []
         trainer = make_trainer(config, hardware, files, [checkpointing], trackers)
         rank, world_size = trainer.global_rank, hardware.world_size
@@ -148,21 +148,23 @@ def _fit(
         _run(trainer, module, batches, files)
 
 
-def _compute_frozen(module: FoldModule, data: FoldData, features: FrozenFeatures, hardware: HardwareConfig) -> None:
+def _precompute_frozen_features(
+    module: FoldModule, data: FoldData, features: FrozenFeatures, hardware: HardwareConfig
+) -> None:
     """Let the outputs of wholly frozen encoders take the place of their inputs."""
     there = encoders(module.network)
     device = torch.device("cuda" if hardware.accelerator == "gpu" else "cpu")
     rows = [int(row) for row in data.rows((*data.split.train, *data.split.validation))]
-    for name in cacheable(module.network, data.config):
+    for name in cacheable_encoders(module.network, data.config):
         encoder = there[name].to(device)
         if name == "ct":
-            key = weights_key(encoder, name)
-            known = features.of(key, encoder, rows, lambda row: (data.volumes([row]),), device)
+            key = encoder_cache_key(encoder, name)
+            known = features.get_or_compute(key, encoder, rows, lambda row: (data.volumes([row]),), device)
         else:
-            key = weights_key(encoder, name, *data.tokenizer.tokens)
-            known = features.of(key, encoder, rows, lambda row: data.tokens([row]), device)
+            key = encoder_cache_key(encoder, name, *data.tokenizer.tokens)
+            known = features.get_or_compute(key, encoder, rows, lambda row: data.tokens([row]), device)
         data.features[name] = known
-        pass_features_through(encoder)
+        bypass_encoder(encoder)
 
 
 def _run(trainer: lightning.Trainer, module: FoldModule, batches: EpochBatches, files: FoldFolder) -> None:

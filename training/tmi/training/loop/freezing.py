@@ -22,7 +22,7 @@ STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 """Of a ResNet, in the order they run."""
 
 
-def frozen_parts(network: nn.Module, config: Config) -> list[nn.Module]:
+def frozen_modules(network: nn.Module, config: Config) -> list[nn.Module]:
     """The modules that `train.freeze` names.
 
     Raises:
@@ -37,11 +37,11 @@ def frozen_parts(network: nn.Module, config: Config) -> list[nn.Module]:
                 f"train.freeze names {name}, an encoder that {config.system.name} does not have here",
                 fix=f"it has: {', '.join(there) or 'none'}",
             )
-        parts += _first_part(there[name], name, upto) if upto else [there[name]]
+        parts += _leading_modules(there[name], name, upto) if upto else [there[name]]
     return parts
 
 
-def _first_part(encoder: nn.Module, name: str, upto: str) -> list[nn.Module]:
+def _leading_modules(encoder: nn.Module, name: str, upto: str) -> list[nn.Module]:
     if name == "ct":
         backbone = getattr(encoder, "backbone", encoder)
         if not hasattr(backbone, "layer4"):
@@ -59,9 +59,9 @@ def _first_part(encoder: nn.Module, name: str, upto: str) -> list[nn.Module]:
     return [encoder.bert.embeddings, *layers[: int(upto)]]  # type: ignore[union-attr, index, list-item]
 
 
-def hold_still(network: nn.Module, config: Config) -> None:
+def set_frozen_eval(network: nn.Module, config: Config) -> None:
     """Put what is frozen into evaluation mode; the rest of the network stays as it is."""
-    for part in frozen_parts(network, config):
+    for part in frozen_modules(network, config):
         part.eval()
     if config.train.frozen_batch_norm:
         for module in network.modules():
@@ -69,7 +69,7 @@ def hold_still(network: nn.Module, config: Config) -> None:
                 module.eval()
 
 
-def cacheable(network: nn.Module, config: Config) -> tuple[str, ...]:
+def cacheable_encoders(network: nn.Module, config: Config) -> tuple[str, ...]:
     """Encoders whose outputs may be computed once: frozen as a whole, and of inputs that no augmentation changes."""
     if not config.train.cache_frozen:
         return ()
@@ -78,7 +78,7 @@ def cacheable(network: nn.Module, config: Config) -> tuple[str, ...]:
     return tuple(n for n in ("ct", "text") if n in config.train.freeze and n in there and n not in moving)
 
 
-def pass_features_through(encoder: nn.Module) -> None:
+def bypass_encoder(encoder: nn.Module) -> None:
     """Let an encoder take its own output [B,C] for its input and give it back as it is.
 
     A CT has five axes and token ids are no floats, so the two cannot be mistaken for each other. What the encoder
@@ -98,7 +98,7 @@ class FrozenFeatures:
     def __init__(self) -> None:
         self._rows: dict[str, dict[int, np.ndarray]] = {}
 
-    def of(
+    def get_or_compute(
         self, key: str, encoder: nn.Module, rows: Sequence[int], inputs: Any, device: torch.device
     ) -> dict[int, np.ndarray]:
         """Outputs of the named rows, each computed once.
@@ -124,7 +124,7 @@ class FrozenFeatures:
         return known
 
 
-def weights_key(encoder: nn.Module, *more: str) -> str:
+def encoder_cache_key(encoder: nn.Module, *more: str) -> str:
     """Digest of an encoder's weights and of whatever else its output depends on."""
     import hashlib
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tmi.toolkit.config.schema import Config
 from tmi.training.data.fold_dataset import Batch
 from tmi.training.loop.activation_checkpointing import checkpoint_activations
-from tmi.training.loop.freezing import frozen_parts, hold_still
+from tmi.training.loop.freezing import frozen_modules, set_frozen_eval
 from tmi.training.loop.gather import whole_batch
 from tmi.training.systems.factory import build_network, loss_function
 
@@ -25,7 +25,7 @@ class FoldModule(lightning.LightningModule):
         self.fold = fold
         self.network = build_network(config, seed=config.train.seed + fold)
         self.loss_function = loss_function(config)
-        for part in frozen_parts(self.network, config):
+        for part in frozen_modules(self.network, config):
             part.requires_grad_(False)
         if config.train.activation_checkpointing:
             checkpoint_activations(self.network)
@@ -43,7 +43,7 @@ class FoldModule(lightning.LightningModule):
         seed = (self.config.train.seed * 1_000_003 + self.fold) * 1_000_003 + self.current_epoch
         rank = self.trainer.global_rank if self.spread else 0  # dropout of its own in every process
         torch.manual_seed(seed + rank * 1_000_000_007)
-        hold_still(self.network, self.config)
+        set_frozen_eval(self.network, self.config)
 
     def training_step(self, batch: Batch, index: int) -> Tensor | None:
         """Loss of one batch; a batch of one (a training part of one case) cannot train BatchNorm and is passed over.

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from tmi.toolkit.config.schema import Config
-from tmi.training.loop.activation_checkpointing import checkpointable
-from tmi.training.loop.freezing import cacheable, frozen_parts, hold_still
+from tmi.training.loop.activation_checkpointing import checkpointable_blocks
+from tmi.training.loop.freezing import cacheable_encoders, frozen_modules, set_frozen_eval
 from tmi.training.systems.factory import encoders, loss_function, make
 
 GIB = 2**30
@@ -63,12 +63,12 @@ def plan_memory(config: Config, *, devices: int = 1, accelerator: str = "gpu") -
         network: nn.Module = make(config)
         cases = -(-config.train.batch_size // devices)
         batch = _batch(config, cases=cases, network=network)
-    for part in frozen_parts(network, config):
+    for part in frozen_modules(network, config):
         part.requires_grad_(False)
     network.train()
-    hold_still(network, config)
+    set_frozen_eval(network, config)
     if cases == 1:
-        hold_norms_of_vectors(network)
+        set_vector_norms_eval(network)
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
     half = 2 * (trained + frozen) if config.train.precision != "32" else 0
@@ -81,7 +81,7 @@ def plan_memory(config: Config, *, devices: int = 1, accelerator: str = "gpu") -
     )
 
 
-def hold_norms_of_vectors(network: nn.Module) -> None:
+def set_vector_norms_eval(network: nn.Module) -> None:
     """Put the one-dimensional BatchNorms into evaluation mode: a single vector has no variance to train them by.
 
     What they keep for the backward pass is the same. With one case a device they are frozen or span the devices.
@@ -93,7 +93,7 @@ def hold_norms_of_vectors(network: nn.Module) -> None:
 
 def _batch(config: Config, *, cases: int, network: nn.Module) -> tuple[Tensor, ...]:
     """A batch with the longest text, labels last; a cached encoder gets its own output."""
-    cached, sizes = cacheable(network, config), config.network
+    cached, sizes = cacheable_encoders(network, config), config.network
     text, ct = (cases, config.clinical.max_length), (cases, 1, *config.ct.shape_DHW)
     return (
         torch.empty((cases, sizes.ct_encoder.feature_width) if "ct" in cached else ct),
@@ -195,11 +195,11 @@ class _Counter:
 
 
 def _kept(network: nn.Module, batch: tuple[Tensor, ...], config: Config, *, cpu: bool) -> int:
-    from tmi.training.loop.freezing import pass_features_through
+    from tmi.training.loop.freezing import bypass_encoder
 
     there = encoders(network)
-    for name in cacheable(network, config):
-        pass_features_through(there[name])
+    for name in cacheable_encoders(network, config):
+        bypass_encoder(there[name])
     mixed = config.train.precision != "32"
     counter = _Counter(
         [*network.parameters(), *network.buffers(), *batch],
@@ -212,7 +212,7 @@ def _kept(network: nn.Module, batch: tuple[Tensor, ...], config: Config, *, cpu:
     if mixed and cpu:
         for pooling in (m for m in network.modules() if isinstance(m, nn.MaxPool3d)):
             pooling.register_forward_pre_hook(lambda _, args: counter.pool(args[0]))
-    for block in checkpointable(network):
+    for block in checkpointable_blocks(network):
         block.register_forward_pre_hook(lambda _, args: counter.enter(args[0]))
         block.register_forward_hook(lambda *_: counter.leave())
     with torch.autograd.graph.saved_tensors_hooks(counter.save, lambda t: t):
