@@ -27,7 +27,7 @@ from factories.small_fold import SPLIT, make_arrays, small_config, train_small
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
 from tmi.training.data.fold_dataset import EpochBatches, FoldData
-from tmi.training.loop.distributed import packed, unpacked
+from tmi.training.loop.distributed import restore_mapped_ct, strip_mapped_ct
 from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.losses.total import total_loss
 
@@ -66,12 +66,12 @@ def gradients(rank: int, world: int, port: int, weight: torch.Tensor, x: torch.T
     """The gradient of the joint loss by each process's share of a batch, averaged as DDP does."""
     from factories.small_fold import small_config as small
     from tmi.toolkit.config.presets import tiny
-    from tmi.training.loop.gather import whole_batch
+    from tmi.training.loop.gather import gather_batch
 
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"})
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
     weight = weight.clone().requires_grad_()
-    output, every = whole_batch(outputs(x[rank::world], weight), labels[rank::world])
+    output, every = gather_batch(outputs(x[rank::world], weight), labels[rank::world])
     (total_loss(output, every, small(tiny()).loss).total * world).backward()
     torch.distributed.all_reduce(weight.grad)
     if rank == 0:
@@ -124,12 +124,12 @@ def test_ctxs_in_a_file_are_mapped_by_the_other_processes_and_not_copied(tmp_pat
     arrays = make_arrays()
     stored = np.lib.format.open_memmap(tmp_path / "ct.npy", mode="w+", dtype=np.float32, shape=(15, 1, 8, 16, 16))
     stored[:13] = arrays.ct_N1DHW
-    small, mapped = packed(replace(arrays, ct_N1DHW=stored[:13]))
+    small, mapped = strip_mapped_ct(replace(arrays, ct_N1DHW=stored[:13]))
     assert small.ct_N1DHW.nbytes == 0
-    again = unpacked(small, mapped)
+    again = restore_mapped_ct(small, mapped)
     np.testing.assert_array_equal(again.ct_N1DHW, arrays.ct_N1DHW)
     assert isinstance(again.ct_N1DHW, np.memmap)
-    assert packed(arrays) == (arrays, None)
+    assert strip_mapped_ct(arrays) == (arrays, None)
 
 
 @pytest.mark.slow

@@ -20,11 +20,11 @@ from torch import distributed as dist
 from tmi.training.data.dataset import CohortArrays
 from tmi.training.loop.hardware import HardwareConfig
 
-TOLD = ("LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+RENDEZVOUS_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mapped:
+class MappedArray:
     """An array that lies in a file: processes map it instead of getting a copy."""
 
     file: str
@@ -36,30 +36,30 @@ class Mapped:
         return np.memmap(self.file, dtype=np.float32, mode="r", shape=self.shape, offset=self.offset)
 
 
-def packed(arrays: CohortArrays) -> tuple[CohortArrays, Mapped | None]:
+def strip_mapped_ct(arrays: CohortArrays) -> tuple[CohortArrays, MappedArray | None]:
     """A cohort for another process: without CTs that lie in a file."""
     ct = arrays.ct_N1DHW
     if not isinstance(ct, np.memmap):
         return arrays, None
-    mapped = Mapped(file=str(ct.filename), shape=ct.shape, offset=int(ct.offset))
+    mapped = MappedArray(file=str(ct.filename), shape=ct.shape, offset=int(ct.offset))
     return replace(arrays, ct_N1DHW=np.zeros((0, *ct.shape[1:]), dtype=np.float32)), mapped
 
 
-def unpacked(arrays: CohortArrays, mapped: Mapped | None) -> CohortArrays:
+def restore_mapped_ct(arrays: CohortArrays, mapped: MappedArray | None) -> CohortArrays:
     """The cohort again."""
     return arrays if mapped is None else replace(arrays, ct_N1DHW=mapped.open())
 
 
 @contextmanager
-def ranks(hardware: HardwareConfig, fold: int, work: Callable[..., None], *payload: Any) -> Iterator[None]:
+def spawn_ranks(hardware: HardwareConfig, fold: int, work: Callable[..., None], *payload: Any) -> Iterator[None]:
     """Inside, this process is local rank 0 and the node's other ranks run `work(*payload)`.
 
     Raises:
         RuntimeError: another rank ended with an error.
     """
-    before = {name: os.environ.get(name) for name in TOLD}
+    before = {name: os.environ.get(name) for name in RENDEZVOUS_VARIABLES}
     port = os.environ.get("MASTER_PORT")
-    told = {
+    environment = {
         "LOCAL_RANK": "0",
         "NODE_RANK": str(hardware.node_rank),
         "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
@@ -68,13 +68,13 @@ def ranks(hardware: HardwareConfig, fold: int, work: Callable[..., None], *paylo
     }
     context = torch.multiprocessing.get_context("spawn")
     children = [
-        context.Process(target=_child, args=(told | {"LOCAL_RANK": str(rank)}, work, payload), daemon=True)
+        context.Process(target=_child, args=(environment | {"LOCAL_RANK": str(rank)}, work, payload), daemon=True)
         for rank in range(1, hardware.devices)
     ]
     try:
         for child in children:
             child.start()
-        os.environ.update(told)
+        os.environ.update(environment)
         yield
         for child in children:
             child.join()
@@ -92,8 +92,8 @@ def ranks(hardware: HardwareConfig, fold: int, work: Callable[..., None], *paylo
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def _child(told: dict[str, str], work: Callable[..., None], payload: tuple[Any, ...]) -> None:
-    os.environ.update(told)
+def _child(environment: dict[str, str], work: Callable[..., None], payload: tuple[Any, ...]) -> None:
+    os.environ.update(environment)
     work(*payload)
     if dist.is_initialized():
         dist.destroy_process_group()

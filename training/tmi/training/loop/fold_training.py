@@ -24,7 +24,7 @@ from tmi.training.data.fold_dataset import EpochBatches, FoldData
 from tmi.training.evaluation.fold_inference import answers_of, saved_network
 from tmi.training.evaluation.fold_report import write_fold_report
 from tmi.training.loop.checkpointing import BestEpochCheckpoint
-from tmi.training.loop.distributed import Mapped, packed, ranks, unpacked
+from tmi.training.loop.distributed import MappedArray, restore_mapped_ct, spawn_ranks, strip_mapped_ct
 from tmi.training.loop.freezing import FrozenFeatures, bypass_encoder, cacheable_encoders, encoder_cache_key
 from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.loop.lightning_module import FoldModule
@@ -90,8 +90,10 @@ def train_fold(
     if hardware.world_size == 1:
         _fit(data, checkpointing, config, files, hardware, initial, features)
     else:
-        small, mapped = packed(arrays)
-        with ranks(hardware, split.fold, _rank, small, mapped, split, config, files, data.tokenizer, hardware, initial):
+        small, mapped = strip_mapped_ct(arrays)
+        with spawn_ranks(
+            hardware, split.fold, _rank, small, mapped, split, config, files, data.tokenizer, hardware, initial
+        ):
             _fit(data, checkpointing, config, files, hardware, initial, features)
     if hardware.node_rank > 0:
         return
@@ -110,7 +112,7 @@ def train_fold(
 
 def _rank(
     arrays: CohortArrays,
-    mapped: Mapped | None,
+    mapped: MappedArray | None,
     split: FoldSplit,
     config: Config,
     files: FoldFolder,
@@ -119,7 +121,7 @@ def _rank(
     initial: InitialWeights | None,
 ) -> None:
     """Another process of a fold: trains along, judges and writes nothing."""
-    data = FoldData(unpacked(arrays, mapped), split, config, tokenizer=tokenizer)
+    data = FoldData(restore_mapped_ct(arrays, mapped), split, config, tokenizer=tokenizer)
     _fit(data, BestEpochCheckpoint(data, files, lambda *_: None), config, files, hardware, initial, None)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 
-def whole_batch(output: Any, labels_B: Tensor) -> tuple[Any, Tensor]:
+def gather_batch(output: Any, labels_B: Tensor) -> tuple[Any, Tensor]:
     """Output and labels of all processes, in the order of their ranks; only this one's part carries a gradient.
 
     Args:

@@ -12,7 +12,7 @@ from tmi.toolkit.config.schema import Config
 from tmi.training.data.fold_dataset import Batch
 from tmi.training.loop.activation_checkpointing import checkpoint_activations
 from tmi.training.loop.freezing import frozen_modules, set_frozen_eval
-from tmi.training.loop.gather import whole_batch
+from tmi.training.loop.gather import gather_batch
 from tmi.training.systems.factory import build_network, loss_function
 
 
@@ -33,7 +33,7 @@ class FoldModule(lightning.LightningModule):
         self.epoch_cases = 0
 
     @property
-    def spread(self) -> bool:
+    def is_distributed(self) -> bool:
         """Whether a batch is spread over processes."""
         return self._trainer is not None and self.trainer.world_size > 1
 
@@ -41,7 +41,7 @@ class FoldModule(lightning.LightningModule):
         """Every draw of the epoch follows from (seed, fold, epoch), so a resumed run draws the same."""
         self.epoch_loss, self.epoch_cases = 0.0, 0
         seed = (self.config.train.seed * 1_000_003 + self.fold) * 1_000_003 + self.current_epoch
-        rank = self.trainer.global_rank if self.spread else 0  # dropout of its own in every process
+        rank = self.trainer.global_rank if self.is_distributed else 0  # dropout of its own in every process
         torch.manual_seed(seed + rank * 1_000_000_007)
         set_frozen_eval(self.network, self.config)
 
@@ -51,10 +51,10 @@ class FoldModule(lightning.LightningModule):
         The loss is computed in float32 whatever the precision: similarities times 50 do not bear eight bits. Where a
         batch is spread over processes it is the loss of the whole batch.
         """
-        if len(batch.labels) < 2 and not self.spread:
+        if len(batch.labels) < 2 and not self.is_distributed:
             return None
         loss = self.loss_of(batch)
-        return loss * self.trainer.world_size if self.spread else loss
+        return loss * self.trainer.world_size if self.is_distributed else loss
 
     def loss_of(self, batch: Batch) -> Tensor:
         """Loss of one batch, noted for the epoch's mean."""
@@ -62,8 +62,8 @@ class FoldModule(lightning.LightningModule):
         labels = batch.labels
         with torch.autocast(labels.device.type, enabled=False):
             output = in_float32(output)
-            if self.spread:
-                output, labels = whole_batch(output, labels)
+            if self.is_distributed:
+                output, labels = gather_batch(output, labels)
             loss: Tensor = self.loss_function(output, labels, self.config.loss).total
         self.epoch_loss += float(loss.detach()) * len(labels)
         self.epoch_cases += len(labels)

@@ -27,7 +27,7 @@ from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import TmiError, UnavailableError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.training.data.dataset import CohortArrays
-from tmi.training.loop.distributed import Mapped, packed, unpacked
+from tmi.training.loop.distributed import MappedArray, restore_mapped_ct, strip_mapped_ct
 from tmi.training.loop.fold_training import EpochCallback, train_fold
 from tmi.training.loop.hardware import HardwareConfig
 
@@ -107,7 +107,7 @@ def train_side_by_side(
         FoldFailedError: a fold failed otherwise; the others were trained.
     """
     free = places(hardware, workers=min(hardware.parallel_folds, config.train.folds))
-    small, mapped = packed(arrays)
+    small, mapped = strip_mapped_ct(arrays)
     alone = replace(hardware, parallel_folds=1)
     waiting, busy, errors = list(splits), list[_Worker](), list[Exception]()
     context = torch.multiprocessing.get_context("spawn")
@@ -189,7 +189,7 @@ def _train(telling: Connection, place: _Place, payload: tuple[Any, ...]) -> None
 def _train_one(
     telling: Connection,
     arrays: CohortArrays,
-    mapped: Mapped | None,
+    mapped: MappedArray | None,
     split: FoldSplit,
     config: Config,
     files: FoldFolder,
@@ -198,7 +198,7 @@ def _train_one(
     initial: InitialWeights | None,
 ) -> None:
     train_fold(
-        unpacked(arrays, mapped),
+        restore_mapped_ct(arrays, mapped),
         split,
         config,
         files,
