@@ -23,7 +23,7 @@ from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, TmiError, UnavailableError, UsageError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.training.loop.hardware import HardwareConfig
-from tmi.training.loop.parallel_folds import VISIBLE, FoldFailedError, places, train_side_by_side
+from tmi.training.loop.parallel_folds import VISIBLE_DEVICES, FoldFailedError, assign_devices, train_folds_in_parallel
 
 SPLITS = (FoldSplit(fold=0, train=IDS[8:], validation=IDS[4:8], test=IDS[:4]), SPLIT)
 FILES = ("model.safetensors", "scaler.json", "tokenizer.json", "predictions.csv", "history.csv", "metrics.json")
@@ -60,7 +60,7 @@ def side_by_side(
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        train_side_by_side(
+        train_folds_in_parallel(
             splits,
             make_arrays(),
             config,
@@ -228,10 +228,10 @@ def test_folds_side_by_side_that_are_spread_as_well_are_refused(config, hardware
 def test_gpus_are_dealt_out_in_turn_and_threads_divided(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.delenv(VISIBLE, raising=False)
+    monkeypatch.delenv(VISIBLE_DEVICES, raising=False)
     three = HardwareConfig(accelerator="gpu", parallel_folds=3)
-    assert [(p.visible, p.threads) for p in places(three, workers=3)] == [("0", 2), ("1", 2), ("0", 2)]
-    monkeypatch.setenv(VISIBLE, "5,7")
-    assert [p.visible for p in places(three, workers=3)] == ["5", "7", "5"]
-    cpu = places(replace(three, accelerator="cpu"), workers=3)
-    assert [(p.visible, p.threads) for p in cpu] == [(None, 2)] * 3
+    assert [(p.visible_gpu, p.threads) for p in assign_devices(three, workers=3)] == [("0", 2), ("1", 2), ("0", 2)]
+    monkeypatch.setenv(VISIBLE_DEVICES, "5,7")
+    assert [p.visible_gpu for p in assign_devices(three, workers=3)] == ["5", "7", "5"]
+    cpu = assign_devices(replace(three, accelerator="cpu"), workers=3)
+    assert [(p.visible_gpu, p.threads) for p in cpu] == [(None, 2)] * 3

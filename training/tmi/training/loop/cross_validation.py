@@ -137,10 +137,10 @@ def _train_folds(
 ) -> None:
     from tmi.training.loop.fold_training import train_fold  # Lightning, torch
     from tmi.training.loop.freezing import FrozenFeatures
-    from tmi.training.loop.parallel_folds import train_side_by_side
+    from tmi.training.loop.parallel_folds import train_folds_in_parallel
 
     if hardware.parallel_folds > 1:
-        train_side_by_side(
+        train_folds_in_parallel(
             splits,
             arrays,
             config,

@@ -34,7 +34,7 @@ from tmi.training.loop.hardware import HardwareConfig
 if TYPE_CHECKING:
     from tmi.training.pretrained.initial_weights import InitialWeights
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 FoldFailedCallback = Callable[[FoldSplit, str], None]
 """Called when a fold fails, with the reason; the others go on."""
 
@@ -44,12 +44,12 @@ class FoldFailedError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Place:
+class _DeviceAssignment:
     """What a process computes on."""
 
     threads: int
     """Of torch."""
-    visible: str | None
+    visible_gpu: str | None
     """The one GPU that it sees; None leaves the machine's as they are."""
 
 
@@ -58,25 +58,27 @@ class _Worker:
     """A fold that is being trained."""
 
     split: FoldSplit
-    place: _Place
+    device: _DeviceAssignment
     process: Any
-    told: Connection
+    receiver: Connection
     epoch_callback: EpochCallback
 
 
-def places(hardware: HardwareConfig, *, workers: int) -> list[_Place]:
+def assign_devices(hardware: HardwareConfig, *, workers: int) -> list[_DeviceAssignment]:
     """Where each of so many processes computes: GPUs in turn, or a share of this process's threads."""
     total = torch.get_num_threads()
     if hardware.accelerator != "gpu":
-        return [_Place(threads=max(1, total // workers), visible=None)] * workers
-    named = os.environ.get(VISIBLE, "")
+        return [_DeviceAssignment(threads=max(1, total // workers), visible_gpu=None)] * workers
+    named = os.environ.get(VISIBLE_DEVICES, "")
     gpus = [part.strip() for part in named.split(",") if part.strip()] or [
         str(number) for number in range(torch.cuda.device_count())
     ]
-    return [_Place(threads=max(1, total // workers), visible=gpus[k % len(gpus)]) for k in range(workers)]
+    return [
+        _DeviceAssignment(threads=max(1, total // workers), visible_gpu=gpus[k % len(gpus)]) for k in range(workers)
+    ]
 
 
-def train_side_by_side(
+def train_folds_in_parallel(
     splits: Sequence[FoldSplit],
     arrays: CohortArrays,
     config: Config,
@@ -106,36 +108,38 @@ def train_side_by_side(
         TmiError: a fold failed in a way that is known; the others were trained.
         FoldFailedError: a fold failed otherwise; the others were trained.
     """
-    free = places(hardware, workers=min(hardware.parallel_folds, config.train.folds))
+    free = assign_devices(hardware, workers=min(hardware.parallel_folds, config.train.folds))
     small, mapped = strip_mapped_ct(arrays)
     alone = replace(hardware, parallel_folds=1)
     waiting, busy, errors = list(splits), list[_Worker](), list[Exception]()
     context = torch.multiprocessing.get_context("spawn")
 
-    def begin(split: FoldSplit, place: _Place) -> _Worker:
-        told, telling = context.Pipe(duplex=False)
+    def begin(split: FoldSplit, device: _DeviceAssignment) -> _Worker:
+        receiver, sender = context.Pipe(duplex=False)
         payload = (small, mapped, split, config, folder(split.fold), tokenizer, alone, initial)
-        process = context.Process(target=_train, args=(telling, place, payload), name=f"fold {split.fold}", daemon=True)
-        worker = _Worker(split=split, place=place, process=process, told=told, epoch_callback=epoch_callback(split))
+        process = context.Process(target=_train, args=(sender, device, payload), name=f"fold {split.fold}", daemon=True)
+        worker = _Worker(
+            split=split, device=device, process=process, receiver=receiver, epoch_callback=epoch_callback(split)
+        )
         busy.append(worker)
         process.start()
-        telling.close()
+        sender.close()
         return worker
 
     try:
         while waiting or busy:
             while waiting and free:
                 begin(waiting.pop(0), free.pop(0))
-            for connection in wait([worker.told for worker in busy]):
-                worker = next(w for w in busy if w.told is connection)
-                end = _heard(worker)
+            for connection in wait([worker.receiver for worker in busy]):
+                worker = next(w for w in busy if w.receiver is connection)
+                end = _receive_message(worker)
                 if end is None:
                     continue
                 busy.remove(worker)
-                free.append(worker.place)
+                free.append(worker.device)
                 if isinstance(end, Exception):
                     errors.append(end)
-                    on_fold_failed(worker.split, why(end))
+                    on_fold_failed(worker.split, failure_reason(end))
     finally:
         for worker in busy:
             if worker.process.is_alive():
@@ -146,10 +150,10 @@ def train_side_by_side(
         raise errors[0]
 
 
-def _heard(worker: _Worker) -> Exception | str | None:
+def _receive_message(worker: _Worker) -> Exception | str | None:
     """Take one message of a process: None goes on, an error failed, `done` is done."""
     try:
-        what, content = worker.told.recv()
+        what, content = worker.receiver.recv()
     except (EOFError, OSError):
         what, content = "failed", None
     if what == "epoch":
@@ -170,24 +174,24 @@ def _died(fold: int, code: int) -> Exception:
     return FoldFailedError(f"fold {fold}: its process ended with exit code {code}")
 
 
-def _train(telling: Connection, place: _Place, payload: tuple[Any, ...]) -> None:
+def _train(sender: Connection, device: _DeviceAssignment, payload: tuple[Any, ...]) -> None:
     """Train one fold in this process and tell of it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to all; the first process answers it
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if place.visible is not None:
-        os.environ[VISIBLE] = place.visible
-    torch.set_num_threads(place.threads)
+    if device.visible_gpu is not None:
+        os.environ[VISIBLE_DEVICES] = device.visible_gpu
+    torch.set_num_threads(device.threads)
     arrays, mapped, split, config, files, tokenizer, hardware, initial = payload
     try:
-        _train_one(telling, arrays, mapped, split, config, files, tokenizer, hardware, initial)
+        _train_one(sender, arrays, mapped, split, config, files, tokenizer, hardware, initial)
     except Exception as error:  # noqa: BLE001 - whatever it is, the other folds go on and the run says it
-        telling.send(("failed", _for_parent(split.fold, error)))
+        sender.send(("failed", _picklable_error(split.fold, error)))
     else:
-        telling.send(("done", None))
+        sender.send(("done", None))
 
 
 def _train_one(
-    telling: Connection,
+    sender: Connection,
     arrays: CohortArrays,
     mapped: MappedArray | None,
     split: FoldSplit,
@@ -204,13 +208,13 @@ def _train_one(
         files,
         tokenizer=tokenizer,
         accelerator=hardware.accelerator,
-        epoch_callback=lambda *epoch: telling.send(("epoch", epoch)),
+        epoch_callback=lambda *epoch: sender.send(("epoch", epoch)),
         initial=initial,
         hardware=hardware,
     )
 
 
-def _for_parent(fold: int, error: Exception) -> Exception:
+def _picklable_error(fold: int, error: Exception) -> Exception:
     """What crosses the border: our own errors whole, of others, which may not be pickled, kind and traceback."""
     if isinstance(error, TmiError):
         return error
@@ -218,7 +222,7 @@ def _for_parent(fold: int, error: Exception) -> Exception:
     return FoldFailedError(f"fold {fold}: unexpected {type(error).__name__}", told)
 
 
-def why(error: Exception) -> str:
+def failure_reason(error: Exception) -> str:
     """What is told, with the mend; of an unexpected error its kind alone, whose text may hold anything."""
     return f"{error}\n  fix: {error.fix}" if isinstance(error, TmiError) else str(error.args[0])
 
