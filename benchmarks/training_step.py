@@ -60,7 +60,7 @@ class Setting:
         return replace(base, train=train)
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """For a row of the table."""
         parts = [self.precision, *(["checkpointing"] if self.checkpointing else [])]
         parts += [f"freeze {','.join(self.freeze)}"] if self.freeze else []
@@ -128,12 +128,12 @@ def measure(setting: Setting) -> dict[str, Any]:
 
     from tmi.training.loop.freezing import set_frozen_eval
     from tmi.training.loop.lightning_module import FoldModule
-    from tmi.training.loop.memory_estimate import plan_memory, set_vector_norms_eval
+    from tmi.training.loop.memory_estimate import estimate_memory, set_vector_norms_eval
 
     if setting.threads:
         torch.set_num_threads(setting.threads)
     config = setting.config
-    plan = plan_memory(config, devices=2, accelerator="cpu")
+    plan = estimate_memory(config, devices=2, accelerator="cpu")
     start_libraries()
     before = resident("VmRSS")
     ballast = bytearray(int(os.environ.get(BALLAST, "0")))

@@ -20,7 +20,7 @@ from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UnavailableError, UsageError
 from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.loop.lightning_module import FoldModule
-from tmi.training.loop.memory_estimate import plan_memory
+from tmi.training.loop.memory_estimate import estimate_memory
 from tmi.training.systems.registry import SYSTEMS
 
 
@@ -150,14 +150,14 @@ def test_the_computed_memory_is_what_a_step_takes(checkpointing):
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**16)},  # what is freed goes back at once, and is not counted
     )
     measured = json.loads(done.stdout)["step"]
-    plan = plan_memory(config)
+    plan = estimate_memory(config)
     expected = plan.activations + plan.batch + 4 * plan.trained  # the gradients
     assert measured == pytest.approx(expected, rel=0.25)
 
 
 def test_the_papers_preset_fits_forty_gigabytes_and_what_saves_memory_does():
     plans = {
-        name: plan_memory(set_train(paper(), **settings)).total / 2**30
+        name: estimate_memory(set_train(paper(), **settings)).total / 2**30
         for name, settings in {
             "plain": {},
             "bfloat16": {"precision": "bf16-mixed"},
@@ -170,13 +170,13 @@ def test_the_papers_preset_fits_forty_gigabytes_and_what_saves_memory_does():
     assert plans["plain"] > plans["bfloat16"] > plans["both"] > plans["frozen CT"]
     assert plans["plain"] > plans["checkpointed"] > plans["both"]
     # the stem's output is 64 x 64 x 256 x 256 floats a case: 1.07 GB, kept twice (before and after its BatchNorm)
-    assert plan_memory(paper()).activations > 2 * 2 * 64 * 64 * 256 * 256 * 4
+    assert estimate_memory(paper()).activations > 2 * 2 * 64 * 64 * 256 * 256 * 4
 
 
 @pytest.mark.parametrize("name", [name for name, spec in SYSTEMS.items() if spec.needs == "torch"])
 def test_every_network_has_a_plan(name):
     config = replace(tiny(), system=replace(tiny().system, name=name))
-    plan = plan_memory(config)
+    plan = estimate_memory(config)
     assert plan.trained > 0
     assert plan.activations > 0
     assert plan.batch > 4 * 24 * 48 * 48 * 4

@@ -97,7 +97,7 @@ def train(
         config, settings or [], ct=ct_weights, text=text_weights, vocab=vocab, schema=fields
     )
     if plan:
-        _tell_plan(config, devices * nodes, accelerator)
+        _print_memory_estimate(config, devices * nodes, accelerator)
         return
     target = _target(project, out, name or chosen, resume=resume)
     for value, given, what in ((folder, cohort, "cohort"), (target, out, "run"), (chosen, preset, "preset")):
@@ -130,14 +130,14 @@ def train(
     )
 
 
-def _tell_plan(config: Config, devices: int, accelerator: str) -> None:
+def _print_memory_estimate(config: Config, devices: int, accelerator: str) -> None:
     """The plan of a GPU, unless a CPU is asked for."""
     if system(config.system.name).needs == "sklearn":
         typer.echo(f"{config.system.name} has no network: it needs the memory of its table alone")
         return
-    from tmi.training.loop.memory_estimate import plan_memory
+    from tmi.training.loop.memory_estimate import estimate_memory
 
-    typer.echo(plan_memory(config, devices=devices, accelerator=accelerator).told(), nl=False)
+    typer.echo(estimate_memory(config, devices=devices, accelerator=accelerator).summary(), nl=False)
 
 
 def _target(project: Project, out: Path | None, name: str, *, resume: bool) -> Path:

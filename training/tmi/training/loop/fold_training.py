@@ -29,7 +29,7 @@ from tmi.training.loop.freezing import FrozenFeatures, bypass_encoder, cacheable
 from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.loop.lightning_module import FoldModule
 from tmi.training.loop.lightning_trainer import make_trainer
-from tmi.training.loop.memory_estimate import GIB, out_of_memory, plan_memory
+from tmi.training.loop.memory_estimate import GIB, estimate_memory, is_out_of_memory
 from tmi.training.loop.tracking import loggers
 from tmi.training.pretrained.initial_weights import InitialWeights
 from tmi.training.systems.factory import encoders
@@ -138,7 +138,7 @@ def _fit(
     module = FoldModule(config, fold=data.split.fold)
     if initial is not None:
         initial.load_into(module.network)
-    with _quiet(), _memory_told(config, hardware, data.split.fold):
+    with _quiet(), _out_of_memory_as_error(config, hardware, data.split.fold):
         _precompute_frozen_features(module, data, features or FrozenFeatures(), hardware)
         trackers = loggers(hardware.track, files, config) if int(os.environ.get("LOCAL_RANK", "0")) == 0 else []
         trainer = make_trainer(config, hardware, files, [checkpointing], trackers)
@@ -178,7 +178,12 @@ def _run(trainer: lightning.Trainer, module: FoldModule, batches: EpochBatches, 
             raise KeyboardInterrupt from stop
         raise
     except (RuntimeError, KeyError, EOFError, ValueError, UnpicklingError) as error:
-        if resume is not None and trainer.current_epoch == 0 and trainer.global_step == 0 and not out_of_memory(error):
+        if (
+            resume is not None
+            and trainer.current_epoch == 0
+            and trainer.global_step == 0
+            and not is_out_of_memory(error)
+        ):
             raise DamagedError(
                 f"checkpoint {files.checkpoint} cannot be read",
                 fix="delete the fold's folder and resume again: the fold then starts anew",
@@ -189,14 +194,14 @@ def _run(trainer: lightning.Trainer, module: FoldModule, batches: EpochBatches, 
 
 
 @contextmanager
-def _memory_told(config: Config, hardware: HardwareConfig, fold: int) -> Iterator[None]:
+def _out_of_memory_as_error(config: Config, hardware: HardwareConfig, fold: int) -> Iterator[None]:
     """What runs out of memory ends in a sentence that says how much was needed and what needs less."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        plan = plan_memory(config, devices=hardware.world_size, accelerator=hardware.accelerator)
+        plan = estimate_memory(config, devices=hardware.world_size, accelerator=hardware.accelerator)
         raise UnavailableError(
             f"fold {fold}: the {hardware.accelerator}'s memory is too small for a training step, which needs about "
             f"{plan.total / GIB:.1f} GiB",

@@ -31,7 +31,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryPlan:
+class MemoryEstimate:
     """Bytes that a training step of one device needs."""
 
     trained: int
@@ -50,14 +50,14 @@ class MemoryPlan:
         """All of it."""
         return self.state + self.activations + self.batch
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """For people."""
         parts = (("parameters and optimiser", self.state), ("activations", self.activations), ("batch", self.batch))
         rows = "".join(f"{name:<26}{size / GIB:8.2f} GiB\n" for name, size in (*parts, ("expected", self.total)))
         return f"{self.trained:,} parameters trained, {self.frozen:,} frozen\n{rows}"
 
 
-def plan_memory(config: Config, *, devices: int = 1, accelerator: str = "gpu") -> MemoryPlan:
+def estimate_memory(config: Config, *, devices: int = 1, accelerator: str = "gpu") -> MemoryEstimate:
     """The plan of a config on `gpu` or `cpu`; a batch is shared out over `devices`."""
     with torch.device("meta"):
         network: nn.Module = make(config)
@@ -72,11 +72,11 @@ def plan_memory(config: Config, *, devices: int = 1, accelerator: str = "gpu") -
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
     half = 2 * (trained + frozen) if config.train.precision != "32" else 0
-    return MemoryPlan(
+    return MemoryEstimate(
         trained=trained,
         frozen=frozen,
         state=16 * trained + 4 * frozen + half,
-        activations=_kept(network, batch, config, cpu=accelerator == "cpu"),
+        activations=_saved_bytes(network, batch, config, cpu=accelerator == "cpu"),
         batch=sum(map(_bytes, batch)),
     )
 
@@ -110,7 +110,7 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device or the machine has no memory left."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
@@ -119,7 +119,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Saved:
+class _SavedTensor:
     """Something kept for the backward pass."""
 
     size: int
@@ -128,23 +128,23 @@ class _Saved:
     """The checkpointed block that it is inside of; None: it is kept all the time."""
 
 
-class _Counter:
+class _SavedTensorCounter:
     """Notes what is saved for the backward pass in the order of the forward pass, each storage once.
 
     Args:
-        leave_out: tensors that are there anyway.
+        excluded: tensors that are there anyway.
         mixed: in mixed precision, the CT encoder's floats count half.
         checkpointing: what is saved inside a block is there only while the block is computed again.
     """
 
-    def __init__(self, leave_out: list[Tensor], *, mixed: bool, checkpointing: bool) -> None:
-        self._seen = {t.untyped_storage()._cdata for t in leave_out}
+    def __init__(self, excluded: list[Tensor], *, mixed: bool, checkpointing: bool) -> None:
+        self._seen = {t.untyped_storage()._cdata for t in excluded}
         self._alive: list[Any] = []
         self._mixed, self._checkpointing = mixed, checkpointing
         self._block: int | None = None
         self._blocks = 0
         self.in_ct = False
-        self.saved: list[_Saved] = []
+        self.saved: list[_SavedTensor] = []
 
     def save(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -156,11 +156,11 @@ class _Counter:
 
     def keep(self, size: int, *, floats: bool = True) -> None:
         half = self._mixed and self.in_ct and floats
-        self.saved.append(_Saved(size=size // 2 if half else size, block=self._block))
+        self.saved.append(_SavedTensor(size=size // 2 if half else size, block=self._block))
 
     def pool(self, pooled: Tensor) -> None:
         """On a CPU in mixed precision: what goes into a pooling is there in float32 as well."""
-        self.saved.append(_Saved(size=_bytes(pooled), block=self._block))
+        self.saved.append(_SavedTensor(size=_bytes(pooled), block=self._block))
 
     def enter(self, entered: Tensor) -> None:
         """A block begins, whose input is kept."""
@@ -174,7 +174,7 @@ class _Counter:
                 self.saved.pop()
             self._block = None
 
-    def most(self) -> int:
+    def peak_bytes(self) -> int:
         """The most bytes that are there at one time of the backward pass.
 
         It frees from the end. What is there at each step: all that was saved before, of blocks their inputs alone; of
@@ -194,14 +194,14 @@ class _Counter:
         return most
 
 
-def _kept(network: nn.Module, batch: tuple[Tensor, ...], config: Config, *, cpu: bool) -> int:
+def _saved_bytes(network: nn.Module, batch: tuple[Tensor, ...], config: Config, *, cpu: bool) -> int:
     from tmi.training.loop.freezing import bypass_encoder
 
     there = encoders(network)
     for name in cacheable_encoders(network, config):
         bypass_encoder(there[name])
     mixed = config.train.precision != "32"
-    counter = _Counter(
+    counter = _SavedTensorCounter(
         [*network.parameters(), *network.buffers(), *batch],
         mixed=mixed,
         checkpointing=config.train.activation_checkpointing,
@@ -218,4 +218,4 @@ def _kept(network: nn.Module, batch: tuple[Tensor, ...], config: Config, *, cpu:
     with torch.autograd.graph.saved_tensors_hooks(counter.save, lambda t: t):
         output = network(*batch[:4])
         loss_function(config)(output, batch[4], config.loss)
-    return counter.most()
+    return counter.peak_bytes()
