@@ -14,10 +14,12 @@ from factories.small_fold import SPLIT, make_arrays, small_config, train_small
 from tmi.toolkit.config.presets import PRESETS
 from tmi.toolkit.config.schema import AugmentationConfig, Config
 from tmi.toolkit.errors import UsageError
-from tmi.training.data.augmentation import Change, apply, sample
-from tmi.training.data.fold_dataset import EpochBatches, FoldData
+from tmi.training.data.augmentation import AugmentationParams, apply_augmentation, sample_augmentation
+from tmi.training.data.fold_dataset import EpochBatches, FoldDataset
 
-STILL = Change(shift_d=0, shift_h=0, shift_w=0, rotation_degrees=0, scale=0, offset=0, noise=0, noise_seed=0)
+STILL = AugmentationParams(
+    shift_d=0, shift_h=0, shift_w=0, rotation_degrees=0, scale=0, offset=0, noise=0, noise_seed=0
+)
 ALL = AugmentationConfig(shift_voxels_DHW=(1.0, 2.0, 2.0), rotation_degrees=10.0, noise=0.05, scale=0.1, offset=0.05)
 WINDOW = (0.0, 1.0)
 
@@ -35,8 +37,8 @@ def block(d: int, h: int, w: int) -> np.ndarray:
     return ct
 
 
-def draw(epoch: int = 0, case_id: str = "C1", **more: int) -> Change:
-    return sample(ALL, **({"seed": 42, "fold": 0} | more), epoch=epoch, case_id=case_id)
+def draw(epoch: int = 0, case_id: str = "C1", **more: int) -> AugmentationParams:
+    return sample_augmentation(ALL, **({"seed": 42, "fold": 0} | more), epoch=epoch, case_id=case_id)
 
 
 def test_no_preset_augments():
@@ -60,12 +62,12 @@ def test_what_is_drawn_lies_within_its_bounds_on_both_sides():
 
 def test_nothing_sampled_changes_nothing():
     ct = np.random.default_rng(0).uniform(0, 1, (1, 5, 6, 7)).astype(np.float32)
-    np.testing.assert_allclose(apply(ct, STILL, window=WINDOW), ct, atol=1e-7)
+    np.testing.assert_allclose(apply_augmentation(ct, STILL, window=WINDOW), ct, atol=1e-7)
 
 
 @pytest.mark.parametrize(("axis", "name"), [(1, "shift_d"), (2, "shift_h"), (3, "shift_w")])
 def test_a_shift_moves_the_image_towards_higher_indices_along_its_axis(axis, name):
-    moved = apply(block(4, 5, 6), replace(STILL, **{name: 2.0}), window=WINDOW)
+    moved = apply_augmentation(block(4, 5, 6), replace(STILL, **{name: 2.0}), window=WINDOW)
     expected = [0, 4, 5, 6]
     expected[axis] += 2
     assert list(np.unravel_index(moved.argmax(), moved.shape)) == expected
@@ -74,7 +76,7 @@ def test_a_shift_moves_the_image_towards_higher_indices_along_its_axis(axis, nam
 
 def test_a_rotation_turns_the_axial_plane_and_leaves_the_depth():
     """A quarter turn takes what lies along W beside the centre to what lies along H."""
-    turned = apply(block(2, 5, 9), replace(STILL, rotation_degrees=90.0), window=WINDOW)
+    turned = apply_augmentation(block(2, 5, 9), replace(STILL, rotation_degrees=90.0), window=WINDOW)
     _, d, h, w = np.unravel_index(turned.argmax(), turned.shape)
     assert (d, w) == (2, 6)
     assert abs(h - 5) == 3
@@ -82,15 +84,17 @@ def test_a_rotation_turns_the_axial_plane_and_leaves_the_depth():
 
 def test_intensity_follows_the_formula_and_stays_in_the_window():
     ct = np.full((1, 4, 4, 4), 0.7, dtype=np.float32)
-    changed = apply(ct, replace(STILL, scale=0.5, offset=-0.1), window=WINDOW)
+    changed = apply_augmentation(ct, replace(STILL, scale=0.5, offset=-0.1), window=WINDOW)
     np.testing.assert_allclose(changed, 0.5 + 1.5 * 0.2 - 0.1, atol=1e-6)
-    assert float(apply(ct, replace(STILL, offset=0.9), window=WINDOW).max()) == 1.0
-    noisy = apply(np.full((1, 20, 20, 20), 100.0, dtype=np.float32), replace(STILL, noise=0.1), window=(0.0, 255.0))
+    assert float(apply_augmentation(ct, replace(STILL, offset=0.9), window=WINDOW).max()) == 1.0
+    noisy = apply_augmentation(
+        np.full((1, 20, 20, 20), 100.0, dtype=np.float32), replace(STILL, noise=0.1), window=(0.0, 255.0)
+    )
     assert noisy.std() == pytest.approx(25.5, rel=0.05)
 
 
 def test_only_training_batches_are_changed_and_each_epoch_otherwise(config):
-    data = FoldData(make_arrays(), SPLIT, config, tokenizer=None)
+    data = FoldDataset(make_arrays(), SPLIT, config, tokenizer=None)
     plain = data.batch(SPLIT.train).ct
     arrays = make_arrays()
     held = torch.from_numpy(arrays.ct_N1DHW[arrays.rows(SPLIT.validation)])
@@ -110,12 +114,12 @@ def test_what_was_done_is_saved_and_can_be_done_again(config, tmp_path):
     rows = list(csv.DictReader(io.StringIO(files.augmentation.read_text())))
     assert [(int(r["epoch"]), r["case_id"]) for r in rows] == [(e, i) for e in (0, 1) for i in SPLIT.train]
     row = rows[-1]
-    saved = Change(
+    saved = AugmentationParams(
         **{k: int(v) if k == "noise_seed" else float(v) for k, v in row.items() if k not in ("epoch", "case_id")}
     )
     arrays = make_arrays()
-    data = FoldData(arrays, SPLIT, config, tokenizer=None)
-    again = apply(arrays.ct_N1DHW[arrays.rows([row["case_id"]])[0]], saved, window=config.ct.scale_to)
+    data = FoldDataset(arrays, SPLIT, config, tokenizer=None)
+    again = apply_augmentation(arrays.ct_N1DHW[arrays.rows([row["case_id"]])[0]], saved, window=config.ct.scale_to)
     np.testing.assert_array_equal(data.batch((row["case_id"],), epoch=1).ct[0].numpy(), again)
 
 

@@ -19,7 +19,7 @@ from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import RunFolder
 from tmi.training.data.duplicate_images import same_images
-from tmi.training.data.fold_dataset import FoldData
+from tmi.training.data.fold_dataset import FoldDataset
 from tmi.training.evaluation import fold_report
 from tmi.training.evaluation.calibration import Calibration
 from tmi.training.leakage_audit.cohort_checks import COHORT_CHECKS
@@ -134,14 +134,14 @@ def plant_shared_patient(patch):
 
 
 def with_fold_data(patch, change):
-    real = FoldData.__init__
+    real = FoldDataset.__init__
 
     def init(self, arrays, split, config, *, tokenizer=None, scaler=None):
         real(
             self, arrays, split, config, **({"tokenizer": tokenizer, "scaler": scaler} | change(arrays, split, config))
         )
 
-    patch.setattr(FoldData, "__init__", init)
+    patch.setattr(FoldDataset, "__init__", init)
 
 
 def plant_scaler_on_all(patch):

@@ -26,7 +26,7 @@ from factories.cases import write_cohort
 from factories.small_fold import SPLIT, make_arrays, small_config, train_small
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
-from tmi.training.data.fold_dataset import EpochBatches, FoldData
+from tmi.training.data.fold_dataset import EpochBatches, FoldDataset
 from tmi.training.loop.distributed import restore_mapped_ct, strip_mapped_ct
 from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.losses.total import total_loss
@@ -111,12 +111,12 @@ def test_a_training_part_that_is_too_small_for_the_processes_is_refused(config, 
 
 
 def test_every_process_gets_its_share_of_every_batch_and_none_is_left_out(config):
-    data = FoldData(make_arrays(), SPLIT, replace(config, train=replace(config.train, batch_size=2)), tokenizer=None)
+    data = FoldDataset(make_arrays(), SPLIT, replace(config, train=replace(config.train, batch_size=2)), tokenizer=None)
     shares = [list(EpochBatches(data, lambda: 0, rank=rank, world_size=2, min_cases=2)) for rank in (0, 1)]
     assert [[len(b.labels) for b in share] for share in shares] == [[1, 2], [1, 1]]
     together = torch.cat([b.radiomics for share in shares for b in share])
     assert len(torch.unique(together, dim=0)) == len(SPLIT.train)
-    wide = FoldData(make_arrays(), SPLIT, config, tokenizer=None)  # batches of four
+    wide = FoldDataset(make_arrays(), SPLIT, config, tokenizer=None)  # batches of four
     assert [len(batch) for batch in wide.epoch_batches(0, min_cases=4)] == [5]
 
 

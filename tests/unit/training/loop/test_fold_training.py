@@ -21,7 +21,7 @@ from tmi.toolkit.models.tmi_clnet.model import build
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldFolder
 from tmi.training.data.dataset import CohortArrays
-from tmi.training.data.fold_dataset import EpochBatches, FoldData
+from tmi.training.data.fold_dataset import EpochBatches, FoldDataset
 from tmi.training.evaluation.calibration import calibrate
 from tmi.training.evaluation.fold_inference import predict_logits
 from tmi.training.evaluation.metrics import binary_metrics
@@ -91,7 +91,7 @@ def test_the_epoch_is_the_first_with_the_lowest_loss_on_the_validation_split(tra
 def test_the_saved_weights_are_those_of_the_picked_epoch(trained, config):
     network = build(config.network, seed=0)
     network.load_state_dict(load_file(trained.model))
-    data = FoldData(make_arrays(), SPLIT, config, tokenizer=None)
+    data = FoldDataset(make_arrays(), SPLIT, config, tokenizer=None)
     logits = predict_logits(network, data, SPLIT.validation, torch.device("cpu"))
     loss = float(cross_entropy(logits.double(), data.batch(SPLIT.validation).labels))
     assert loss == pytest.approx(json.loads(trained.metrics.read_text())["validation_loss"], rel=1e-6)
@@ -141,7 +141,7 @@ def test_a_cohort_wide_scaler_sees_the_held_out_cases_and_the_default_does_not(c
     scalers: dict[str, list[RadiomicsScaler]] = {"training": [], "cohort": []}
     for arrays in (make_arrays(), changed(SPLIT.test)):
         for which in (config, leaky):
-            scalers[which.radiomics.fit_on].append(FoldData(arrays, SPLIT, which, tokenizer=None).scaler)
+            scalers[which.radiomics.fit_on].append(FoldDataset(arrays, SPLIT, which, tokenizer=None).scaler)
     before, after = scalers["training"]
     np.testing.assert_array_equal(before.half_width_F, after.half_width_F)
     assert (before.fitted_on, scalers["cohort"][0].fitted_on) == (5, 13)
@@ -150,7 +150,7 @@ def test_a_cohort_wide_scaler_sees_the_held_out_cases_and_the_default_does_not(c
 
 
 def test_a_held_out_value_is_clipped_to_the_training_range(config):
-    data = FoldData(changed(SPLIT.test), SPLIT, config, tokenizer=None)
+    data = FoldDataset(changed(SPLIT.test), SPLIT, config, tokenizer=None)
     assert (data.batch(SPLIT.test).radiomics == 1.0).all()
     assert float(data.batch(SPLIT.train).radiomics.abs().max()) == 1.0
 
@@ -158,15 +158,15 @@ def test_a_held_out_value_is_clipped_to_the_training_range(config):
 def test_texts_that_lose_their_end_are_counted(config):
     long = replace(make_arrays(), texts=tuple("3 " * (40 if k < 4 else 2) for k in range(13)))
     short = replace(config, clinical=replace(config.clinical, max_length=32))
-    assert FoldData(long, SPLIT, short, tokenizer=None).truncated_texts == 4
-    assert FoldData(long, SPLIT, config, tokenizer=None).truncated_texts == 0
+    assert FoldDataset(long, SPLIT, short, tokenizer=None).truncated_texts == 4
+    assert FoldDataset(long, SPLIT, config, tokenizer=None).truncated_texts == 0
 
 
 # Batches
 
 
-def data_of(config: Config, batch_size: int) -> FoldData:
-    return FoldData(
+def data_of(config: Config, batch_size: int) -> FoldDataset:
+    return FoldDataset(
         make_arrays(), SPLIT, replace(config, train=replace(config.train, batch_size=batch_size)), tokenizer=None
     )
 
@@ -190,7 +190,7 @@ def test_the_order_follows_from_seed_fold_and_epoch(config):
 
 def test_a_batch_of_one_is_passed_over(config):
     module = FoldModule(config, fold=0).train()
-    one = FoldData(make_arrays(), SPLIT, config, tokenizer=None).batch(SPLIT.train[:1])
+    one = FoldDataset(make_arrays(), SPLIT, config, tokenizer=None).batch(SPLIT.train[:1])
     assert module.training_step(one, 0) is None
     assert module.epoch_cases == 0
 

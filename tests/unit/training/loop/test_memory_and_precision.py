@@ -63,9 +63,9 @@ def test_the_loss_is_computed_in_float32_whatever_the_precision(config, monkeypa
     monkeypatch.setattr(
         module, "loss_function", lambda output, *more: seen.extend(t.dtype for t in output) or real(output, *more)
     )
-    from tmi.training.data.fold_dataset import FoldData
+    from tmi.training.data.fold_dataset import FoldDataset
 
-    batch = FoldData(make_arrays(), _split(), config, tokenizer=None).batch(_split().train)
+    batch = FoldDataset(make_arrays(), _split(), config, tokenizer=None).batch(_split().train)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         module.training_step(batch, 0)
     assert set(seen) == {torch.float32}

@@ -27,7 +27,7 @@ from tmi.toolkit.storage.atomic_files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class AugmentationParams:
     """What is done to one CT in one epoch."""
 
     shift_d: float
@@ -48,7 +48,9 @@ class Change:
     """Seed of the noise."""
 
 
-def sample(config: AugmentationConfig, *, seed: int, fold: int, epoch: int, case_id: str) -> Change:
+def sample_augmentation(
+    config: AugmentationConfig, *, seed: int, fold: int, epoch: int, case_id: str
+) -> AugmentationParams:
     """Draw the change of a case in an epoch."""
     name = int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:8], "big")
     random = np.random.default_rng((seed, fold, epoch, name))
@@ -57,7 +59,7 @@ def sample(config: AugmentationConfig, *, seed: int, fold: int, epoch: int, case
         return float(random.uniform(-bound, bound))
 
     d, h, w = (even(bound) for bound in config.shift_voxels_DHW)
-    return Change(
+    return AugmentationParams(
         shift_d=d,
         shift_h=h,
         shift_w=w,
@@ -69,8 +71,8 @@ def sample(config: AugmentationConfig, *, seed: int, fold: int, epoch: int, case
     )
 
 
-def apply(
-    ct_1DHW: Float[np.ndarray, "1 D H W"], change: Change, *, window: tuple[float, float]
+def apply_augmentation(
+    ct_1DHW: Float[np.ndarray, "1 D H W"], change: AugmentationParams, *, window: tuple[float, float]
 ) -> Float[np.ndarray, "1 D H W"]:
     """The changed CT, float32; the same change gives the same bits.
 
@@ -79,7 +81,7 @@ def apply(
         change: what to do.
         window: what the ends of the intensity window became; the result stays between them.
     """
-    changed = _moved(ct_1DHW, change)
+    changed = _warp(ct_1DHW, change)
     low, high = window
     width, middle = high - low, (low + high) / 2
     changed = middle + (1 + change.scale) * (changed - middle) + change.offset * width
@@ -89,7 +91,7 @@ def apply(
     return np.clip(changed, low, high).astype(np.float32)
 
 
-def _moved(ct_1DHW: Float[np.ndarray, "1 D H W"], change: Change) -> Float[np.ndarray, "1 D H W"]:
+def _warp(ct_1DHW: Float[np.ndarray, "1 D H W"], change: AugmentationParams) -> Float[np.ndarray, "1 D H W"]:
     shift = (change.shift_d, change.shift_h, change.shift_w)
     if not any((*shift, change.rotation_degrees)):
         return ct_1DHW
@@ -107,10 +109,10 @@ def _moved(ct_1DHW: Float[np.ndarray, "1 D H W"], change: Change) -> Float[np.nd
     return moved
 
 
-def write_changes(path: Path, rows: Iterable[tuple[int, str, Change]]) -> None:
+def write_augmentation_log(path: Path, rows: Iterable[tuple[int, str, AugmentationParams]]) -> None:
     """The table of what was done: epoch, case id, change."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("epoch", "case_id", *Change.__dataclass_fields__))
+    writer.writerow(("epoch", "case_id", *AugmentationParams.__dataclass_fields__))
     writer.writerows((epoch, case_id, *asdict(change).values()) for epoch, case_id, change in rows)
     write_text(path, text.getvalue())

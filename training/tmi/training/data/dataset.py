@@ -75,7 +75,7 @@ def prepare_cohort(
         cache: of prepared images; None prepares every case anew.
         progress: called after each case.
     """
-    records_only = of_records(cohort) and active_modalities(config) == ("clinical",)
+    records_only = is_clinical_only(cohort) and active_modalities(config) == ("clinical",)
     shape = (len(cohort.cases), 1, *((1, 1, 1) if records_only else config.ct.shape_DHW))
     if int(np.prod(shape, dtype=np.int64)) * 4 <= IN_MEMORY_BYTES:
         ct = np.zeros(shape, dtype=np.float32)
@@ -113,7 +113,7 @@ def prepare_cohort(
     )
 
 
-def of_records(cohort: Cohort) -> bool:
+def is_clinical_only(cohort: Cohort) -> bool:
     """Whether no case has a CT."""
     return not any(case.ct.is_file() for case in cohort.cases)
 

@@ -18,7 +18,7 @@ from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldSplit
-from tmi.training.data.augmentation import Change, apply, sample
+from tmi.training.data.augmentation import AugmentationParams, apply_augmentation, sample_augmentation
 from tmi.training.data.dataset import CohortArrays
 
 
@@ -42,7 +42,7 @@ class Batch:
         return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
-class FoldData:
+class FoldDataset:
     """Batches of one fold's cases, scaled and tokenised by what was fitted on its training part."""
 
     def __init__(
@@ -93,19 +93,21 @@ class FoldData:
         """CTs of some rows."""
         return torch.from_numpy(self._arrays.ct_N1DHW[np.asarray(rows)])
 
-    def change(self, case_id: str, epoch: int) -> Change:
+    def augmentation_params(self, case_id: str, epoch: int) -> AugmentationParams:
         """What augmentation does to a case in an epoch."""
         train = self.config.train
-        return sample(self.config.augmentation, seed=train.seed, fold=self.split.fold, epoch=epoch, case_id=case_id)
+        return sample_augmentation(
+            self.config.augmentation, seed=train.seed, fold=self.split.fold, epoch=epoch, case_id=case_id
+        )
 
     def batch(self, case_ids: tuple[str, ...], *, epoch: int | None = None) -> Batch:
         """The named cases as one batch; those of a training epoch are augmented where the config says so."""
         rows = [int(row) for row in self._arrays.rows(case_ids)]
         ids, mask = self.tokens(rows)
         if "text" in self.features:
-            ids = self._feature("text", rows)
+            ids = self._encoder_input("text", rows)
         if "ct" in self.features:
-            ct = self._feature("ct", rows)
+            ct = self._encoder_input("ct", rows)
         elif epoch is None or not self.config.augmentation.active:
             ct = self.volumes(rows)
         else:
@@ -113,7 +115,9 @@ class FoldData:
             ct = torch.from_numpy(
                 np.stack(
                     [
-                        apply(self._arrays.ct_N1DHW[row], self.change(case_id, epoch), window=window)
+                        apply_augmentation(
+                            self._arrays.ct_N1DHW[row], self.augmentation_params(case_id, epoch), window=window
+                        )
                         for row, case_id in zip(rows, case_ids, strict=True)
                     ]
                 )
@@ -126,7 +130,7 @@ class FoldData:
             labels=torch.from_numpy(self._arrays.labels_N[rows]),
         )
 
-    def _feature(self, name: str, rows: Sequence[int]) -> Float[Tensor, "B C"]:
+    def _encoder_input(self, name: str, rows: Sequence[int]) -> Float[Tensor, "B C"]:
         return torch.from_numpy(np.stack([self.features[name][row] for row in rows]))
 
     def labels(self, case_ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
@@ -170,7 +174,7 @@ class EpochBatches:
     """
 
     def __init__(
-        self, data: FoldData, epoch: Callable[[], int], *, rank: int = 0, world_size: int = 1, min_cases: int = 2
+        self, data: FoldDataset, epoch: Callable[[], int], *, rank: int = 0, world_size: int = 1, min_cases: int = 2
     ) -> None:
         self._data = data
         self._epoch = epoch

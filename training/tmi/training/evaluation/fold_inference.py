@@ -16,7 +16,7 @@ from tmi.toolkit.models.weights import load_weights_strict
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.training.data.dataset import CohortArrays
-from tmi.training.data.fold_dataset import FoldData
+from tmi.training.data.fold_dataset import FoldDataset
 from tmi.training.evaluation.prediction_tables import Predictions
 from tmi.training.systems.factory import build_network
 from tmi.training.systems.registry import system
@@ -27,7 +27,7 @@ SMALLEST = 1e-9
 
 
 def predict_logits(
-    network: nn.Module, data: FoldData, case_ids: tuple[str, ...], device: torch.device
+    network: nn.Module, data: FoldDataset, case_ids: tuple[str, ...], device: torch.device
 ) -> Float[torch.Tensor, "N K"]:
     """Logits of the named cases in evaluation mode, on the CPU; the network's mode is left as it was."""
     training = network.training
@@ -49,7 +49,7 @@ def positive_probability(logits_NK: Float[torch.Tensor, "N K"]) -> Float[np.ndar
     return probability
 
 
-def saved_network(config: Config, files: FoldFolder) -> nn.Module:
+def load_fold_network(config: Config, files: FoldFolder) -> nn.Module:
     """The system's network with the weights of the picked epoch.
 
     Raises:
@@ -67,29 +67,29 @@ def saved_network(config: Config, files: FoldFolder) -> nn.Module:
     )
 
 
-def answers_of(network: nn.Module, data: FoldData, case_ids: tuple[str, ...]) -> Predictions:
+def predict_cases(network: nn.Module, data: FoldDataset, case_ids: tuple[str, ...]) -> Predictions:
     """What a network says of the named cases, on the CPU."""
     logits = predict_logits(network, data, case_ids, torch.device("cpu"))
     return Predictions(case_ids=case_ids, labels_N=data.labels(case_ids), logits_NK=logits.double().numpy())
 
 
-def ask_fold(
+def predict_fold(
     config: Config, files: FoldFolder, split: FoldSplit, arrays: CohortArrays, case_ids: tuple[str, ...]
 ) -> Predictions:
     """What a fold's saved files say of cases: its recorded scaler, vocabulary and weights."""
     if system(config.system.name).needs == "sklearn":
-        return estimator_answers(config, load(files.model), arrays, case_ids)
-    data = FoldData(
+        return predict_estimator(config, load(files.model), arrays, case_ids)
+    data = FoldDataset(
         arrays,
         split,
         config,
         tokenizer=Tokenizer.load(files.tokenizer),
         scaler=RadiomicsScaler.load(files.scaler),
     )
-    return answers_of(saved_network(config, files), data, case_ids)
+    return predict_cases(load_fold_network(config, files), data, case_ids)
 
 
-def estimator_answers(config: Config, stored: Arrays, arrays: CohortArrays, case_ids: tuple[str, ...]) -> Predictions:
+def predict_estimator(config: Config, stored: Arrays, arrays: CohortArrays, case_ids: tuple[str, ...]) -> Predictions:
     """What a stored model says of the named cases; its probability p as the logits log(1 - p), log(p)."""
     p = np.clip(probability(stored, estimator_features(config, arrays, case_ids)), SMALLEST, 1.0 - SMALLEST)
     labels = arrays.labels_N[arrays.rows(case_ids)]

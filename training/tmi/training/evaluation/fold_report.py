@@ -9,13 +9,13 @@ from tmi.toolkit.config.schema import Config
 from tmi.toolkit.run_folder import FoldFolder
 from tmi.toolkit.storage.atomic_files import write_json
 from tmi.toolkit.storage.serialization import to_json
-from tmi.training.data.fold_dataset import FoldData
+from tmi.training.data.fold_dataset import FoldDataset
 from tmi.training.evaluation.calibration import Calibration, calibrate, is_calibrated
 from tmi.training.evaluation.prediction_tables import Predictions, write_predictions
 
 
 def write_fold_report(
-    data: FoldData,
+    data: FoldDataset,
     files: FoldFolder,
     config: Config,
     *,

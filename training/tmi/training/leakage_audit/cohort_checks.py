@@ -159,7 +159,7 @@ def _vocabulary(run: RunFolder, split: FoldSplit, arrays: CohortArrays) -> Answe
 
 def _predictions(run: RunFolder, split: FoldSplit, arrays: CohortArrays) -> Iterator[Answer]:
     """The saved weights, asked again, give the recorded predictions."""
-    from tmi.training.evaluation.fold_inference import ask_fold  # torch
+    from tmi.training.evaluation.fold_inference import predict_fold  # torch
 
     files = run.fold(split.fold)
     worst = 0.0
@@ -167,7 +167,7 @@ def _predictions(run: RunFolder, split: FoldSplit, arrays: CohortArrays) -> Iter
         (read_predictions(files.validation), split.validation),
         (read_predictions(files.predictions), split.test),
     ):
-        answered = ask_fold(run.config, files, split, arrays, case_ids)
+        answered = predict_fold(run.config, files, split, arrays, case_ids)
         worst = max(worst, _apart(table, answered))
     holds = worst <= PROBABILITY_TOLERANCE
     detail = f"the saved weights give the recorded probabilities within {worst:.1e}"

@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.run_folder import FoldFolder
 from tmi.toolkit.storage.atomic_files import write_text
-from tmi.training.data.fold_dataset import FoldData
+from tmi.training.data.fold_dataset import FoldDataset
 from tmi.training.evaluation.fold_inference import positive_probability, predict_logits
 from tmi.training.evaluation.metrics import binary_metrics
 from tmi.training.loop.lightning_module import FoldModule
@@ -38,7 +38,9 @@ HISTORY = ("epoch", "train_loss", "validation_loss", "validation_roc_auc", "vali
 class BestEpochCheckpoint(Checkpoint):
     """Validates, keeps the best epoch and saves a checkpoint after every epoch."""
 
-    def __init__(self, data: FoldData, files: FoldFolder, epoch_callback: Callable[[int, float, float], None]) -> None:
+    def __init__(
+        self, data: FoldDataset, files: FoldFolder, epoch_callback: Callable[[int, float, float], None]
+    ) -> None:
         self.data = data
         self.files = files
         self.epoch_callback = epoch_callback

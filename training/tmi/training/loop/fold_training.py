@@ -18,10 +18,10 @@ from tmi.toolkit.compute.quiet import Ignored, quiet
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
-from tmi.training.data.augmentation import write_changes
+from tmi.training.data.augmentation import write_augmentation_log
 from tmi.training.data.dataset import CohortArrays
-from tmi.training.data.fold_dataset import EpochBatches, FoldData
-from tmi.training.evaluation.fold_inference import answers_of, saved_network
+from tmi.training.data.fold_dataset import EpochBatches, FoldDataset
+from tmi.training.evaluation.fold_inference import load_fold_network, predict_cases
 from tmi.training.evaluation.fold_report import write_fold_report
 from tmi.training.loop.checkpointing import BestEpochCheckpoint
 from tmi.training.loop.distributed import MappedArray, restore_mapped_ct, spawn_ranks, strip_mapped_ct
@@ -78,13 +78,13 @@ def train_fold(
             f"fold {split.fold} trains on {len(split.train)} cases, too few for {hardware.world_size} processes",
             fix="take fewer devices",
         )
-    data = FoldData(arrays, split, config, tokenizer=tokenizer)
+    data = FoldDataset(arrays, split, config, tokenizer=tokenizer)
     if hardware.node_rank == 0:
         data.save(files.scaler, files.tokenizer)
     if system(config.system.name).needs == "sklearn":
-        from tmi.training.loop.sklearn_fold import train_estimator
+        from tmi.training.loop.sklearn_fold import fit_sklearn_fold
 
-        train_estimator(arrays, data, files, config, epoch_callback)
+        fit_sklearn_fold(arrays, data, files, config, epoch_callback)
         return
     checkpointing = BestEpochCheckpoint(data, files, epoch_callback)
     if hardware.world_size == 1:
@@ -101,12 +101,12 @@ def train_fold(
     os.replace(part, files.model)
     if config.augmentation.active:
         done = (
-            (epoch, case_id, data.change(case_id, epoch))
+            (epoch, case_id, data.augmentation_params(case_id, epoch))
             for epoch in range(config.train.epochs)
             for case_id in split.train
         )
-        write_changes(files.augmentation, done)
-    _report_fold(FoldData(arrays, split, config, tokenizer=data.tokenizer), files, config, checkpointing)
+        write_augmentation_log(files.augmentation, done)
+    _report_fold(FoldDataset(arrays, split, config, tokenizer=data.tokenizer), files, config, checkpointing)
     shutil.rmtree(files.checkpoint.parent)
 
 
@@ -121,12 +121,12 @@ def _rank(
     initial: InitialWeights | None,
 ) -> None:
     """Another process of a fold: trains along, judges and writes nothing."""
-    data = FoldData(restore_mapped_ct(arrays, mapped), split, config, tokenizer=tokenizer)
+    data = FoldDataset(restore_mapped_ct(arrays, mapped), split, config, tokenizer=tokenizer)
     _fit(data, BestEpochCheckpoint(data, files, lambda *_: None), config, files, hardware, initial, None)
 
 
 def _fit(
-    data: FoldData,
+    data: FoldDataset,
     checkpointing: BestEpochCheckpoint,
     config: Config,
     files: FoldFolder,
@@ -151,7 +151,7 @@ def _fit(
 
 
 def _precompute_frozen_features(
-    module: FoldModule, data: FoldData, features: FrozenFeatures, hardware: HardwareConfig
+    module: FoldModule, data: FoldDataset, features: FrozenFeatures, hardware: HardwareConfig
 ) -> None:
     """Let the outputs of wholly frozen encoders take the place of their inputs."""
     there = encoders(module.network)
@@ -210,16 +210,16 @@ def _out_of_memory_as_error(config: Config, hardware: HardwareConfig, fold: int)
         ) from error
 
 
-def _report_fold(data: FoldData, files: FoldFolder, config: Config, checkpointing: BestEpochCheckpoint) -> None:
+def _report_fold(data: FoldDataset, files: FoldFolder, config: Config, checkpointing: BestEpochCheckpoint) -> None:
     """Predictions by the saved model, read back from its file, what is fitted on them, and their figures."""
-    network = saved_network(config, files)
+    network = load_fold_network(config, files)
     split = data.split
     write_fold_report(
         data,
         files,
         config,
-        validation=answers_of(network, data, split.validation),
-        test=answers_of(network, data, split.test),
+        validation=predict_cases(network, data, split.validation),
+        test=predict_cases(network, data, split.test),
         facts={
             "picked_epoch": checkpointing.best_epoch,
             "validation_loss": checkpointing.best_loss,

@@ -15,9 +15,9 @@ from tmi.toolkit.config.schema import Config
 from tmi.toolkit.run_folder import FoldFolder
 from tmi.toolkit.storage.atomic_files import write_text
 from tmi.training.data.dataset import CohortArrays
-from tmi.training.data.fold_dataset import FoldData
+from tmi.training.data.fold_dataset import FoldDataset
 from tmi.training.evaluation.calibration import positive
-from tmi.training.evaluation.fold_inference import estimator_answers, estimator_features
+from tmi.training.evaluation.fold_inference import estimator_features, predict_estimator
 from tmi.training.evaluation.fold_report import write_fold_report
 from tmi.training.systems import sklearn_arrays as estimator_arrays
 from tmi.training.systems.factory import make
@@ -26,9 +26,9 @@ from tmi.training.systems.radiomics_pipeline import fit
 HISTORY = "epoch,train_loss,validation_loss,validation_roc_auc,validation_balanced_accuracy,picked\n"
 
 
-def train_estimator(
+def fit_sklearn_fold(
     arrays: CohortArrays,
-    data: FoldData,
+    data: FoldDataset,
     files: FoldFolder,
     config: Config,
     epoch_callback: Callable[[int, float, float], None],
@@ -41,7 +41,7 @@ def train_estimator(
     os.replace(part, files.model)
     stored = estimator_arrays.load(files.model)
     train, validation, test = (
-        estimator_answers(config, stored, arrays, ids) for ids in (split.train, split.validation, split.test)
+        predict_estimator(config, stored, arrays, ids) for ids in (split.train, split.validation, split.test)
     )
     losses = [float(log_loss(p.labels_N, positive(p.logits_NK), labels=[0, 1])) for p in (train, validation)]
     judged = validation.metrics()
