@@ -154,12 +154,12 @@ def test_texts_that_lost_their_end_are_reported(released):
 def test_a_scaler_fitted_on_the_cohort_is_a_leak_under_any_protocol(micro_config):
     from dataclasses import replace
 
-    from tmi.training.evaluation.summary import optimistic
+    from tmi.training.evaluation.summary import optimism_note
 
     leaky = replace(micro_config, radiomics=replace(micro_config.radiomics, fit_on="cohort"))
-    assert optimistic(micro_config) == ""
-    assert "scaled over the whole cohort" in optimistic(leaky)
-    assert "epoch" not in optimistic(leaky)
+    assert optimism_note(micro_config) == ""
+    assert "scaled over the whole cohort" in optimism_note(leaky)
+    assert "epoch" not in optimism_note(leaky)
 
 
 def test_a_cohort_whose_every_case_is_refused_is_refused_and_not_called_too_small(tmp_path):

@@ -10,11 +10,11 @@ from tmi.toolkit.config.presets import released, tiny
 from tmi.training.evaluation.calibration import (
     Calibration,
     calibrate,
-    calibration_figures,
+    calibration_metrics,
     fit_temperature,
     fit_threshold,
     is_calibrated,
-    positive,
+    positive_class_probability,
 )
 from tmi.training.evaluation.prediction_tables import Predictions, read_predictions, write_predictions
 
@@ -69,12 +69,12 @@ def test_the_threshold_has_the_highest_balanced_accuracy_and_is_the_nearest_to_a
 
 
 def test_the_errors_of_the_probabilities_are_those_computed_by_hand():
-    figures = calibration_figures(np.array([1, 0, 1, 1]), np.array([0.85, 0.25, 0.65, 0.82]))
+    figures = calibration_metrics(np.array([1, 0, 1, 1]), np.array([0.85, 0.25, 0.65, 0.82]))
     assert figures["brier"] == pytest.approx((0.15**2 + 0.25**2 + 0.35**2 + 0.18**2) / 4)
     assert figures["log_loss"] == pytest.approx(-np.log([0.85, 0.75, 0.65, 0.82]).mean())
     # bins: 0.85 and 0.82 together, 0.25 and 0.65 alone
     assert figures["ece"] == pytest.approx((abs(2 - 1.67) + 0.25 + 0.35) / 4)
-    assert calibration_figures(np.array([1, 0]), np.array([1.0, 0.0])) == pytest.approx(
+    assert calibration_metrics(np.array([1, 0]), np.array([1.0, 0.0])) == pytest.approx(
         {"ece": 0, "brier": 0, "log_loss": 0}, abs=1e-12
     )
 
@@ -82,8 +82,8 @@ def test_the_errors_of_the_probabilities_are_those_computed_by_hand():
 def test_calibrating_mends_an_overconfident_model_on_cases_it_was_not_fitted_on():
     fitted = calibrate(*made(400, stretched=4.0, seed=1))
     logits, labels = made(400, stretched=4.0, seed=2)
-    before = calibration_figures(labels, positive(logits))
-    after = calibration_figures(labels, positive(logits, fitted.temperature))
+    before = calibration_metrics(labels, positive_class_probability(logits))
+    after = calibration_metrics(labels, positive_class_probability(logits, fitted.temperature))
     assert after["ece"] < 0.5 * before["ece"]
     assert after["log_loss"] < before["log_loss"]
     assert fitted.fitted_on == 400

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tmi.training.evaluation.metrics import METRICS, binary_metrics, over_folds
+from tmi.training.evaluation.metrics import METRICS, aggregate_folds, binary_metrics
 
 LABELS = np.array([1, 1, 1, 0, 0, 0, 0, 1])
 PROBABILITIES = np.array([0.9, 0.5, 0.2, 0.6, 0.4, 0.1, 0.3, 0.8])
@@ -58,7 +58,7 @@ def fold(value: float | None) -> dict[str, float | None]:
 
 
 def test_mean_and_sample_standard_deviation_run_over_the_folds():
-    summary = over_folds([fold(0.5), fold(0.7), fold(0.9)])
+    summary = aggregate_folds([fold(0.5), fold(0.7), fold(0.9)])
     assert set(summary) == set(METRICS)
     assert summary["f1"]["mean"] == pytest.approx(0.7)
     assert summary["f1"]["std"] == pytest.approx(math.sqrt((0.04 + 0.0 + 0.04) / 2))
@@ -66,6 +66,6 @@ def test_mean_and_sample_standard_deviation_run_over_the_folds():
 
 
 def test_a_fold_that_does_not_define_a_figure_is_left_out_and_counted():
-    assert over_folds([fold(0.5), fold(None), fold(0.7)])["f1"]["folds"] == 2
-    assert over_folds([fold(0.5), fold(None)])["f1"] == {"mean": 0.5, "std": None, "folds": 1}
-    assert over_folds([fold(None)])["f1"] == {"mean": None, "std": None, "folds": 0}
+    assert aggregate_folds([fold(0.5), fold(None), fold(0.7)])["f1"]["folds"] == 2
+    assert aggregate_folds([fold(0.5), fold(None)])["f1"] == {"mean": 0.5, "std": None, "folds": 1}
+    assert aggregate_folds([fold(None)])["f1"] == {"mean": None, "std": None, "folds": 0}

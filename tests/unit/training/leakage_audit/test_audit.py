@@ -18,7 +18,7 @@ from factories.tmi_command import Outcome, tmi
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import RunFolder
-from tmi.training.data.duplicate_images import same_images
+from tmi.training.data.duplicate_images import find_duplicates
 from tmi.training.data.fold_dataset import FoldDataset
 from tmi.training.evaluation import fold_report
 from tmi.training.evaluation.calibration import Calibration
@@ -246,10 +246,10 @@ def test_images_that_differ_are_not_called_the_same():
     random = np.random.default_rng(0)
     ct = random.uniform(0, 1, (4, 1, 8, 16, 16)).astype(np.float32)
     ct[3] = ct[1] + 0.01  # 2 HU apart everywhere
-    assert list(same_images(ct, span=1.0)) == []
+    assert list(find_duplicates(ct, span=1.0)) == []
     ct[3] = ct[1]
     ct[2] = ct[0] + 2e-4
-    assert list(same_images(ct, span=1.0)) == [(0, 2, False), (1, 3, True)]
+    assert list(find_duplicates(ct, span=1.0)) == [(0, 2, False), (1, 3, True)]
 
 
 EDITS = {

@@ -225,7 +225,7 @@ def _show(outcome: RunResult) -> None:
     from rich.table import Table
 
     from tmi.training.evaluation.metrics import METRICS
-    from tmi.training.evaluation.summary import TITLES, figure
+    from tmi.training.evaluation.summary import TITLES, format_metric
 
     # narrow enough for 80 columns, so that no figure is broken over lines
     table = Table(
@@ -234,11 +234,11 @@ def _show(outcome: RunResult) -> None:
     for title in ("fold", *TITLES.values(), "epoch", "cases"):
         table.add_column(title, justify="left" if title == "fold" else "right", no_wrap=True)
     for fold in outcome.summary["folds"]:
-        row = (figure(fold["test"][m]) for m in METRICS)
+        row = (format_metric(fold["test"][m]) for m in METRICS)
         table.add_row(str(fold["fold"]), *row, str(fold["picked_epoch"]), str(fold["cases"]["test"]))
     table.add_section()
     for title, key in (("mean", "mean"), ("SD", "std")):
-        table.add_row(title, *(figure(outcome.summary["over_folds"][m][key]) for m in METRICS))
+        table.add_row(title, *(format_metric(outcome.summary["over_folds"][m][key]) for m in METRICS))
     console = Console()
     console.print(table)
     for note in outcome.summary["notes"]:

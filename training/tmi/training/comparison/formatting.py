@@ -73,7 +73,7 @@ def printed(metric: str, value: float | None) -> str:
     return f"{100 * value:.2f}" if metric in PERCENT else f"{value:.4f}"
 
 
-def mean_and_deviation(metric: str, result: Result) -> str:
+def format_mean_std(metric: str, result: Result) -> str:
     """Mean and standard deviation over the folds."""
     over = result.over_folds[metric]
     spread = over["std"]
@@ -107,7 +107,7 @@ def figures_rows(table: Table, rows: tuple[Entry, ...]) -> tuple[list[str], list
     for entry in rows:
         seen = [entry.result.modalities if entry.result else ""] if modality else []
         ours = (
-            [mean_and_deviation(m, entry.result) for m in (*PAPER_METRICS, "balanced_accuracy")]
+            [format_mean_std(m, entry.result) for m in (*PAPER_METRICS, "balanced_accuracy")]
             if entry.result
             else [f"failed: {entry.why}", *[""] * len(PAPER_METRICS)]
         )

@@ -54,7 +54,15 @@ def calibration_plot(rows: Named) -> str:
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.7, linestyle=":")
         for values, colour, name in ((result.probability_N, ORANGE, "raw"), (result.calibrated_N, BLUE, "calibrated")):
             bins = reliability(result.positive_N, values)
-            axes.plot(bins.probability_B, bins.share_B, marker="o", markersize=3, color=colour, linewidth=1, label=name)
+            axes.plot(
+                bins.probability_B,
+                bins.positive_fraction_B,
+                marker="o",
+                markersize=3,
+                color=colour,
+                linewidth=1,
+                label=name,
+            )
         axes.legend(frameon=False, fontsize=6, loc="upper left")
         _labels(axes, "probability", "observed")
 

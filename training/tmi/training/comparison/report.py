@@ -10,7 +10,7 @@ from pathlib import Path
 from tmi.toolkit.cases.case import Cohort
 from tmi.toolkit.storage.atomic_files import write_json, write_text
 from tmi.toolkit.storage.serialization import to_json
-from tmi.training.comparison.formatting import csv_rows, mean_and_deviation
+from tmi.training.comparison.formatting import csv_rows, format_mean_std
 from tmi.training.comparison.html_page import as_html
 from tmi.training.comparison.markdown import as_markdown
 from tmi.training.comparison.paper_tables import OURS
@@ -93,7 +93,7 @@ def _closing(story: Story) -> tuple[str, ...]:
         place = ranked.index(ours) + 1
         lines.append(
             f"table {table.number}  {len(done)} of {len(rows)} rows; TMI-CLNet ACC "
-            f"{mean_and_deviation('accuracy', ours.result)} %, AUC {mean_and_deviation('roc_auc', ours.result)} "
+            f"{format_mean_std('accuracy', ours.result)} %, AUC {format_mean_std('roc_auc', ours.result)} "
             f"(place {place} by AUC)"
         )
     return (*lines, *story.verdict, *story.labels)

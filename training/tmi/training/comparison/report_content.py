@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from tmi.toolkit.cases.case import Cohort
 from tmi.toolkit.synthetic.cohort import is_synthetic
-from tmi.training.comparison.formatting import Entry, entries, mean_and_deviation, verdict
+from tmi.training.comparison.formatting import Entry, entries, format_mean_std, verdict
 from tmi.training.comparison.paper_tables import CLINICAL, OURS, Table
 from tmi.training.comparison.plan import Plan
 from tmi.training.comparison.results import Ceiling, Paired, Result
-from tmi.training.evaluation.statistics.bootstrap import LEVEL, REPLICATES
-from tmi.training.evaluation.summary import SYNTHETIC, optimistic
+from tmi.training.evaluation.statistics.bootstrap import CONFIDENCE_LEVEL, N_REPLICATES
+from tmi.training.evaluation.summary import SYNTHETIC, optimism_note
 
 PAPER_NOTE = (
     "The paper's figures are of its own 184 patients, at its own sizes and 300 epochs; they stand beside ours for "
@@ -66,7 +66,7 @@ def tell(
 ) -> Story:
     """The report's content from the results."""
     base = next(run.config for run in plan.runs if run.key == OURS)
-    labels = tuple(note for note in (SYNTHETIC if is_synthetic(cohort.folder) else "", optimistic(base)) if note)
+    labels = tuple(note for note in (SYNTHETIC if is_synthetic(cohort.folder) else "", optimism_note(base)) if note)
     some = next(iter(results.values()), None)
     several = len(cohort.cases) > len({c.patient_id for c in cohort.cases})
     independent = " Cases of one patient count as independent here, which they are not quite." if several else ""
@@ -93,8 +93,8 @@ def tell(
             "the ROC AUC of the probabilities. The paper's AUC fits the balanced accuracy (Bal. ACC) better.",
         ),
         tables=tuple((t, entries(t, plan, results, tests, failed)) for t in plan.tables),
-        interval_caption=f"All held-out cases together, with {LEVEL:.0%} intervals of a stratified bootstrap over "
-        f"patients ({REPLICATES} replicates). Pooling ranks probabilities of different folds' models against each "
+        interval_caption=f"All held-out cases together, with {CONFIDENCE_LEVEL:.0%} intervals of a stratified bootstrap over "
+        f"patients ({N_REPLICATES} replicates). Pooling ranks probabilities of different folds' models against each "
         "other, so this AUC can differ from the mean over the folds.",
         test_caption="Against TMI-CLNet, on the same held-out cases: McNemar's exact test of the decisions, DeLong's "
         "test of the pooled AUC, each with Holm's correction over the rows of this table." + independent,
@@ -133,7 +133,7 @@ def _ceiling_rows(allowed: tuple[Ceiling, ...]) -> tuple[list[str], list[list[st
                 c.name,
                 f"{c.best:.4f}",
                 "n/a" if c.drawn is None else f"{c.drawn:.4f}",
-                "not trained" if reached is None else mean_and_deviation("roc_auc", reached),
+                "not trained" if reached is None else format_mean_std("roc_auc", reached),
                 pooled,
             ]
         )

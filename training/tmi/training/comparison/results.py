@@ -21,10 +21,10 @@ from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.atomic_files import read_json
 from tmi.toolkit.synthetic.cohort import TRUTH_FILE
 from tmi.training.comparison.paper_tables import OURS
-from tmi.training.evaluation.calibration import positive as positive_probability
-from tmi.training.evaluation.metrics import METRICS, binary_metrics, over_folds
+from tmi.training.evaluation.calibration import positive_class_probability as positive_probability
+from tmi.training.evaluation.metrics import METRICS, aggregate_folds, binary_metrics
 from tmi.training.evaluation.prediction_tables import read_predictions
-from tmi.training.evaluation.statistics.bootstrap import interval, replicates, weighted_metrics
+from tmi.training.evaluation.statistics.bootstrap import bootstrap_weights, interval, weighted_metrics
 from tmi.training.evaluation.statistics.delong import DeLong, delong
 from tmi.training.evaluation.statistics.mcnemar import McNemar, mcnemar
 
@@ -68,7 +68,7 @@ class Result:
         return "+".join(short[m] for m in short if m in active_modalities(self.config))
 
     @property
-    def right_N(self) -> Bool[np.ndarray, " N"]:
+    def correct_N(self) -> Bool[np.ndarray, " N"]:
         """Which cases are decided rightly."""
         right: np.ndarray = (self.probability_N >= THRESHOLD) == self.positive_N
         return right
@@ -101,7 +101,7 @@ def read_results(
         raw = _pooled(run)
         if weights is None:
             owners = [patients[i] for i in raw["case_ids"]]
-            weights = replicates(raw["positive_N"], owners, seed=run.config.train.seed)
+            weights = bootstrap_weights(raw["positive_N"], owners, seed=run.config.train.seed)
         results[key] = _result(key, run, raw, weights)
     return results, np.zeros((0, 0)) if weights is None else weights
 
@@ -132,7 +132,7 @@ def _result(key: str, run: RunFolder, raw: Mapping[str, Any], weights_RN: Float[
         config=run.config,
         **raw,
         folds=folds,
-        over_folds=over_folds(folds),
+        over_folds=aggregate_folds(folds),
         pooled=binary_metrics(raw["positive_N"].astype(np.int64), raw["probability_N"], threshold=THRESHOLD),
         intervals={name: interval(drawn[name]) for name in METRICS},
         histories=tuple(_history(run.fold(s.fold).history) for s in run.folds),
@@ -151,7 +151,7 @@ def against_ours(results: Mapping[str, Result]) -> dict[str, Paired]:
     enough = min(int(ours.positive_N.sum()), int((~ours.positive_N).sum())) >= 2
     return {
         key: Paired(
-            mcnemar=mcnemar(result.right_N, ours.right_N),
+            mcnemar=mcnemar(result.correct_N, ours.correct_N),
             delong=delong(ours.positive_N, result.probability_N, ours.probability_N) if enough else None,
         )
         for key, result in results.items()

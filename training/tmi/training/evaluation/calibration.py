@@ -16,11 +16,11 @@ from jaxtyping import Float, Int
 
 from tmi.toolkit.config.schema import POSITIVE, Config
 
-LOG_RANGE = 3.0
+LOG_TEMPERATURE_RANGE = 3.0
 """log T is sought between minus and plus this: T from 0.05 to 20."""
-BINS = 10
+ECE_BINS = 10
 """Bins of equal width of the expected calibration error."""
-SMALLEST = 1e-15
+MIN_PROBABILITY = 1e-15
 """Probabilities are cut off here before their logarithm is taken."""
 
 
@@ -48,11 +48,13 @@ def is_calibrated(config: Config) -> bool:
 def calibrate(logits_NK: Float[np.ndarray, "N K"], labels_N: Int[np.ndarray, " N"]) -> Calibration:
     """Fit both; the same predictions give the same bits."""
     temperature = fit_temperature(logits_NK, labels_N)
-    threshold = fit_threshold(positive(logits_NK, temperature), labels_N)
+    threshold = fit_threshold(positive_class_probability(logits_NK, temperature), labels_N)
     return Calibration(temperature=temperature, threshold=threshold, fitted_on=len(labels_N))
 
 
-def positive(logits_NK: Float[np.ndarray, "N K"], temperature: float = 1.0) -> Float[np.ndarray, " N"]:
+def positive_class_probability(
+    logits_NK: Float[np.ndarray, "N K"], temperature: float = 1.0
+) -> Float[np.ndarray, " N"]:
     """Probability of the positive class at a temperature; float64."""
     scaled = np.asarray(logits_NK, dtype=np.float64) / temperature
     powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
@@ -73,7 +75,7 @@ def fit_temperature(logits_NK: Float[np.ndarray, "N K"], labels_N: Int[np.ndarra
         normaliser = highest + np.log(np.exp(scaled - highest[:, None]).sum(axis=1))
         return float((normaliser - scaled[rows, labels_N]).sum()) + log_t**2 / 2
 
-    grid = np.linspace(-LOG_RANGE, LOG_RANGE, 121)
+    grid = np.linspace(-LOG_TEMPERATURE_RANGE, LOG_TEMPERATURE_RANGE, 121)
     best = float(grid[int(np.argmin([cost(t) for t in grid]))])
     step = float(grid[1] - grid[0])
     found = minimize_scalar(cost, bounds=(best - step, best + step), method="bounded", options={"xatol": 1e-9})
@@ -93,13 +95,13 @@ def fit_threshold(probability_N: Float[np.ndarray, " N"], labels_N: Int[np.ndarr
     return float(min(best, key=lambda c: (abs(c - 0.5), c)))
 
 
-def calibration_figures(labels_N: Int[np.ndarray, " N"], probability_N: Float[np.ndarray, " N"]) -> dict[str, float]:
-    """Expected calibration error (of the positive class, `BINS` bins), Brier score and log loss."""
+def calibration_metrics(labels_N: Int[np.ndarray, " N"], probability_N: Float[np.ndarray, " N"]) -> dict[str, float]:
+    """Expected calibration error (of the positive class, `ECE_BINS` bins), Brier score and log loss."""
     truth = (np.asarray(labels_N) == POSITIVE).astype(np.float64)
     p = np.asarray(probability_N, dtype=np.float64)
-    bins = np.minimum((p * BINS).astype(int), BINS - 1)
-    gaps = [abs(float((truth[bins == b] - p[bins == b]).sum())) for b in range(BINS)]
-    cut = np.clip(p, SMALLEST, 1 - SMALLEST)
+    bins = np.minimum((p * ECE_BINS).astype(int), ECE_BINS - 1)
+    gaps = [abs(float((truth[bins == b] - p[bins == b]).sum())) for b in range(ECE_BINS)]
+    cut = np.clip(p, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     return {
         "ece": sum(gaps) / len(p),
         "brier": float(((p - truth) ** 2).mean()),

@@ -22,7 +22,7 @@ from tmi.training.systems.factory import build_network
 from tmi.training.systems.registry import system
 from tmi.training.systems.sklearn_arrays import Arrays, load, probability
 
-SMALLEST = 1e-9
+MIN_PROBABILITY = 1e-9
 """A forest can be certain; its logit may not be infinite."""
 
 
@@ -91,7 +91,9 @@ def predict_fold(
 
 def predict_estimator(config: Config, stored: Arrays, arrays: CohortArrays, case_ids: tuple[str, ...]) -> Predictions:
     """What a stored model says of the named cases; its probability p as the logits log(1 - p), log(p)."""
-    p = np.clip(probability(stored, estimator_features(config, arrays, case_ids)), SMALLEST, 1.0 - SMALLEST)
+    p = np.clip(
+        probability(stored, estimator_features(config, arrays, case_ids)), MIN_PROBABILITY, 1.0 - MIN_PROBABILITY
+    )
     labels = arrays.labels_N[arrays.rows(case_ids)]
     return Predictions(case_ids=case_ids, labels_N=labels, logits_NK=np.stack((np.log1p(-p), np.log(p)), axis=1))
 

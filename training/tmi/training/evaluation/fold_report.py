@@ -48,8 +48,8 @@ def write_fold_report(
             "test_at_threshold": test.metrics(calibration),
             "calibration": {
                 **to_json(calibration),
-                "validation": validation.figures(calibration),
-                "test": test.figures(calibration),
+                "validation": validation.calibration_metrics(calibration),
+                "test": test.calibration_metrics(calibration),
             },
         },
     )

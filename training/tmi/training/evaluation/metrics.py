@@ -43,7 +43,7 @@ def binary_metrics(
     }
 
 
-def over_folds(folds: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, float | int | None]]:
+def aggregate_folds(folds: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, float | int | None]]:
     """Mean, sample standard deviation and number of folds of each figure, over the folds that define it."""
     summary: dict[str, dict[str, float | int | None]] = {}
     for name in METRICS:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.storage.atomic_files import write_text
-from tmi.training.evaluation.calibration import Calibration, calibration_figures, positive
+from tmi.training.evaluation.calibration import Calibration, calibration_metrics, positive_class_probability
 from tmi.training.evaluation.metrics import binary_metrics
 
 COLUMNS = ("case_id", "label", "probability_bad", "calibrated_bad", *(f"logit_{name}" for name in CLASSES))
@@ -36,28 +36,31 @@ class Predictions:
     @property
     def probability_N(self) -> Float[np.ndarray, " N"]:
         """Raw probability of the positive class."""
-        return positive(self.logits_NK)
+        return positive_class_probability(self.logits_NK)
 
-    def figures(self, calibration: Calibration) -> dict[str, Any]:
+    def calibration_metrics(self, calibration: Calibration) -> dict[str, Any]:
         """Raw and calibrated error of the probabilities."""
-        raw, calibrated = positive(self.logits_NK), positive(self.logits_NK, calibration.temperature)
+        raw, calibrated = (
+            positive_class_probability(self.logits_NK),
+            positive_class_probability(self.logits_NK, calibration.temperature),
+        )
         return {
-            "raw": calibration_figures(self.labels_N, raw),
-            "calibrated": calibration_figures(self.labels_N, calibrated),
+            "raw": calibration_metrics(self.labels_N, raw),
+            "calibrated": calibration_metrics(self.labels_N, calibrated),
         }
 
     def metrics(self, calibration: Calibration | None = None) -> dict[str, float | None]:
         """Figures of the decisions: raw at 0.5, or calibrated at the fitted threshold."""
         if calibration is None:
-            return binary_metrics(self.labels_N, positive(self.logits_NK))
-        calibrated = positive(self.logits_NK, calibration.temperature)
+            return binary_metrics(self.labels_N, positive_class_probability(self.logits_NK))
+        calibrated = positive_class_probability(self.logits_NK, calibration.temperature)
         return binary_metrics(self.labels_N, calibrated, threshold=calibration.threshold)
 
 
 def write_predictions(path: Path, predictions: Predictions, calibration: Calibration) -> None:
     """Write the table."""
-    raw = positive(predictions.logits_NK)
-    calibrated = positive(predictions.logits_NK, calibration.temperature)
+    raw = positive_class_probability(predictions.logits_NK)
+    calibrated = positive_class_probability(predictions.logits_NK, calibration.temperature)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -85,7 +88,9 @@ def read_predictions(path: Path) -> Predictions:
         raise DamagedError(f"run: {path} is missing or malformed", fix="restore it, or train the run again") from error
 
 
-def pooled(tables: Sequence[Predictions], temperatures: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def pool_folds(tables: Sequence[Predictions], temperatures: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Calibrated probabilities and labels of several folds together."""
-    probability = [positive(t.logits_NK, value) for t, value in zip(tables, temperatures, strict=True)]
+    probability = [
+        positive_class_probability(t.logits_NK, value) for t, value in zip(tables, temperatures, strict=True)
+    ]
     return np.concatenate(probability), np.concatenate([t.labels_N for t in tables])

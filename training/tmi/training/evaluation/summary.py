@@ -9,8 +9,8 @@ from tmi.toolkit.run_folder import SUMMARY_FILE, SUMMARY_TEXT_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json, write_json, write_text
 from tmi.toolkit.storage.serialization import to_json
 from tmi.training.evaluation.calibration import fit_threshold
-from tmi.training.evaluation.metrics import METRICS, over_folds
-from tmi.training.evaluation.prediction_tables import pooled, read_predictions
+from tmi.training.evaluation.metrics import METRICS, aggregate_folds
+from tmi.training.evaluation.prediction_tables import pool_folds, read_predictions
 
 TITLES = {
     "accuracy": "ACC",
@@ -30,7 +30,7 @@ SYNTHETIC = "The cohort is synthetic: the figures say nothing about patients."
 def write_summary(run: RunFolder, *, rejected: int) -> dict[str, Any]:
     """Write summary.json and summary.md from the folds' metrics; returns the former."""
     folds = [read_json(run.fold(s.fold).metrics, kind="run") for s in run.folds]
-    notes = [why] if (why := optimistic(run.config)) else []
+    notes = [why] if (why := optimism_note(run.config)) else []
     cut = max(f["truncated_texts"] for f in folds)
     if cut:
         notes.append(
@@ -45,7 +45,7 @@ def write_summary(run: RunFolder, *, rejected: int) -> dict[str, Any]:
         "refused_cases": rejected,
         "folds": folds,
         "calibration": _calibration(run, folds),
-        "over_folds": over_folds([f["test"] for f in folds]),
+        "over_folds": aggregate_folds([f["test"] for f in folds]),
         "notes": notes,
         "train": to_json(run.config.train),
     }
@@ -63,12 +63,12 @@ def _calibration(run: RunFolder, folds: list[dict[str, Any]]) -> dict[str, Any]:
     threshold = 0.5
     if all(f["calibration"]["fitted_on"] for f in folds):
         tables = [read_predictions(run.fold(s.fold).validation) for s in run.folds]
-        probability, labels = pooled(tables, [f["calibration"]["temperature"] for f in folds])
+        probability, labels = pool_folds(tables, [f["calibration"]["temperature"] for f in folds])
         threshold = fit_threshold(probability, labels)
     return {"threshold": threshold, "test": errors}
 
 
-def optimistic(config: Config) -> str:
+def optimism_note(config: Config) -> str:
     """Why the figures flatter, in words; empty when nothing of a held-out case was used."""
     reasons = []
     if config.train.protocol == "released":
@@ -86,10 +86,15 @@ def as_markdown(run: RunFolder, summary: dict[str, Any]) -> str:
     """The summary as a page."""
     header = ["Fold", *TITLES.values(), "Picked epoch", "Cases"]
     rows = [
-        [str(f["fold"]), *(figure(f["test"][m]) for m in METRICS), str(f["picked_epoch"]), str(f["cases"]["test"])]
+        [
+            str(f["fold"]),
+            *(format_metric(f["test"][m]) for m in METRICS),
+            str(f["picked_epoch"]),
+            str(f["cases"]["test"]),
+        ]
         for f in summary["folds"]
     ]
-    rows.append(["**mean ± SD**", *(mean_and_deviation(summary["over_folds"][m]) for m in METRICS), "", ""])
+    rows.append(["**mean ± SD**", *(format_mean_std(summary["over_folds"][m]) for m in METRICS), "", ""])
     lines = [
         f"# {run.state['name']}",
         "",
@@ -135,11 +140,11 @@ def _calibration_page(summary: dict[str, Any]) -> list[str]:
     ]
 
 
-def figure(value: float | None) -> str:
+def format_metric(value: float | None) -> str:
     """A figure as it is printed."""
     return "n/a" if value is None else f"{value:.3f}"
 
 
-def mean_and_deviation(entry: dict[str, Any]) -> str:
+def format_mean_std(entry: dict[str, Any]) -> str:
     """Mean and standard deviation as they are printed."""
-    return figure(entry["mean"]) + ("" if entry["std"] is None else f" ± {entry['std']:.3f}")
+    return format_metric(entry["mean"]) + ("" if entry["std"] is None else f" ± {entry['std']:.3f}")

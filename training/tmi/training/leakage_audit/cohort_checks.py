@@ -17,7 +17,7 @@ from tmi.toolkit.errors import UsageError
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldSplit, RunFolder
 from tmi.training.data.dataset import CohortArrays, fingerprint
-from tmi.training.data.duplicate_images import same_images
+from tmi.training.data.duplicate_images import find_duplicates
 from tmi.training.evaluation.prediction_tables import Predictions, read_predictions
 from tmi.training.leakage_audit.run_checks import Answer
 
@@ -185,7 +185,7 @@ def _apart(recorded: Predictions, answered: Predictions) -> float:
 def _duplicates(run: RunFolder, arrays: CohortArrays) -> Answer:
     if max(arrays.ct_N1DHW.shape[2:]) == 1:  # clinical records alone: one empty voxel stands for every CT
         return Answer(check="duplicates", status="holds", detail=f"none of the {len(arrays.cases)} cases has a CT")
-    pairs = same_images(arrays.ct_N1DHW, span=run.config.ct.scale_to[1] - run.config.ct.scale_to[0])
+    pairs = find_duplicates(arrays.ct_N1DHW, span=run.config.ct.scale_to[1] - run.config.ct.scale_to[0])
     found = []
     for a, b, exact in pairs:
         first, second = arrays.cases[a].case_id, arrays.cases[b].case_id

@@ -22,8 +22,8 @@ from tmi.toolkit.run_folder import SUMMARY_FILE, FoldFolder, FoldSplit, RunFolde
 from tmi.toolkit.storage.atomic_files import read_json
 from tmi.toolkit.storage.serialization import to_json
 from tmi.training.evaluation.calibration import calibrate, fit_threshold, is_calibrated
-from tmi.training.evaluation.prediction_tables import Predictions, pooled, read_predictions
-from tmi.training.evaluation.summary import optimistic
+from tmi.training.evaluation.prediction_tables import Predictions, pool_folds, read_predictions
+from tmi.training.evaluation.summary import optimism_note
 
 Status = Literal["holds", "leak", "declared", "not checked"]
 TOLERANCE = 2e-3
@@ -68,7 +68,7 @@ def audit_folder(run: RunFolder) -> list[Answer]:
 
 
 def _declared(run: RunFolder) -> Iterator[Answer]:
-    why = optimistic(run.config)
+    why = optimism_note(run.config)
     if why:
         yield Answer(check="protocol", status="declared", detail=why)
     else:
@@ -162,7 +162,7 @@ def _threshold(run: RunFolder) -> Answer:
     tables = [read_predictions(run.fold(s.fold).validation) for s in run.folds]
     fitted = 0.5
     if is_calibrated(run.config):
-        fitted = fit_threshold(*pooled(tables, [run.fold(s.fold).temperature for s in run.folds]))
+        fitted = fit_threshold(*pool_folds(tables, [run.fold(s.fold).temperature for s in run.folds]))
     wrong = [] if math.isclose(run.threshold, fitted, rel_tol=1e-6) else [
         f"{SUMMARY_FILE} says {run.threshold}, the inner validation predictions give {fitted}"
     ]  # fmt: skip

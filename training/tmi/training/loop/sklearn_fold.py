@@ -16,7 +16,7 @@ from tmi.toolkit.run_folder import FoldFolder
 from tmi.toolkit.storage.atomic_files import write_text
 from tmi.training.data.dataset import CohortArrays
 from tmi.training.data.fold_dataset import FoldDataset
-from tmi.training.evaluation.calibration import positive
+from tmi.training.evaluation.calibration import positive_class_probability
 from tmi.training.evaluation.fold_inference import estimator_features, predict_estimator
 from tmi.training.evaluation.fold_report import write_fold_report
 from tmi.training.systems import sklearn_arrays as estimator_arrays
@@ -43,7 +43,9 @@ def fit_sklearn_fold(
     train, validation, test = (
         predict_estimator(config, stored, arrays, ids) for ids in (split.train, split.validation, split.test)
     )
-    losses = [float(log_loss(p.labels_N, positive(p.logits_NK), labels=[0, 1])) for p in (train, validation)]
+    losses = [
+        float(log_loss(p.labels_N, positive_class_probability(p.logits_NK), labels=[0, 1])) for p in (train, validation)
+    ]
     judged = validation.metrics()
     row = (0, *losses, judged["roc_auc"], judged["balanced_accuracy"], 1)
     write_text(files.history, HISTORY + ",".join("" if v is None else str(v) for v in row) + "\n")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tmi.training.evaluation.metrics import METRICS, binary_metrics
-from tmi.training.evaluation.statistics.bootstrap import interval, replicates, weighted_metrics
+from tmi.training.evaluation.statistics.bootstrap import bootstrap_weights, interval, weighted_metrics
 from tmi.training.evaluation.statistics.curves import precision_recall, reliability, roc
 from tmi.training.evaluation.statistics.delong import delong
 from tmi.training.evaluation.statistics.holm import holm
@@ -75,7 +75,7 @@ def test_delong_is_its_definition_over_all_pairs(seed, ties):
     outcome = delong(positive, first, second)
     a, b, variance = brute_force(positive, first, second)
     assert (outcome.first, outcome.second) == pytest.approx((a, b), abs=1e-12)
-    assert outcome.deviation == pytest.approx(math.sqrt(variance), rel=1e-9)
+    assert outcome.standard_error == pytest.approx(math.sqrt(variance), rel=1e-9)
     assert outcome.p == pytest.approx(math.erfc(abs(a - b) / math.sqrt(2 * variance)), rel=1e-9)
 
 
@@ -106,14 +106,14 @@ def test_delong_rejects_as_often_as_its_level_says_where_there_is_no_difference(
 def test_a_replicate_draws_whole_patients_and_keeps_the_size_of_each_class():
     positive = np.array([1, 1, 0, 0, 0, 1, 0, 0], dtype=bool)
     patients = ["a", "a", "b", "b", "c", "d", "e", "e"]
-    weights = replicates(positive, patients, seed=3, count=200)
+    weights = bootstrap_weights(positive, patients, seed=3, count=200)
     for i, j in ((0, 1), (2, 3), (6, 7)):
         np.testing.assert_array_equal(weights[:, i], weights[:, j])
     drawn = weights[:, [0, 5]].sum(axis=1)
     assert set(drawn) == {2.0}
     assert set(weights[:, [2, 4, 6]].sum(axis=1)) == {3.0}
-    np.testing.assert_array_equal(weights, replicates(positive, patients, seed=3, count=200))
-    assert (weights != replicates(positive, patients, seed=4, count=200)).any()
+    np.testing.assert_array_equal(weights, bootstrap_weights(positive, patients, seed=3, count=200))
+    assert (weights != bootstrap_weights(positive, patients, seed=4, count=200)).any()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -140,7 +140,7 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says():
         positive = np.arange(60) < 24
         right = random.uniform(size=60) < 0.75
         probability = np.where(positive == right, 0.9, 0.1)
-        weights = replicates(positive, [str(i) for i in range(60)], seed=seed, count=400)
+        weights = bootstrap_weights(positive, [str(i) for i in range(60)], seed=seed, count=400)
         low, high = interval(weighted_metrics(positive, probability, weights)["accuracy"])
         covered += low <= 0.75 <= high
     assert 0.88 <= covered / 200 <= 0.99
@@ -195,7 +195,7 @@ def test_the_roc_has_the_highest_sensitivity_of_each_false_positive_rate():
 def test_a_perfect_score_has_the_perfect_curves_and_the_worst_the_worst():
     positive = np.arange(12) < 5
     perfect = positive + np.linspace(0, 0.1, 12)
-    weights = replicates(positive, [str(i) for i in range(12)], seed=0, count=50)
+    weights = bootstrap_weights(positive, [str(i) for i in range(12)], seed=0, count=50)
     assert (roc(positive, perfect, weights).y_G[1:] == 1.0).all()
     assert (precision_recall(positive, perfect, weights).y_G == 1.0).all()
     assert (roc(positive, -perfect, weights).y_G[:-1] == 0.0).all()
@@ -214,7 +214,7 @@ def test_reliability_bins_hold_every_case_once_and_average_it(cases, bins):
     probability = random.uniform(size=cases)
     positive = random.uniform(size=cases) < probability
     found = reliability(positive, probability, bins=bins)
-    assert found.cases_B.sum() == cases
-    assert found.probability_B @ found.cases_B == pytest.approx(probability.sum())
-    assert found.share_B @ found.cases_B == pytest.approx(positive.sum())
+    assert found.counts_B.sum() == cases
+    assert found.probability_B @ found.counts_B == pytest.approx(probability.sum())
+    assert found.positive_fraction_B @ found.counts_B == pytest.approx(positive.sum())
     assert (np.diff(found.probability_B) >= 0).all()

@@ -14,14 +14,14 @@ from jaxtyping import Bool, Float
 
 from tmi.training.evaluation.metrics import METRICS
 
-REPLICATES = 2000
+N_REPLICATES = 2000
 """Replicates of an interval."""
-LEVEL = 0.95
+CONFIDENCE_LEVEL = 0.95
 """Level of an interval."""
 
 
-def replicates(
-    positive_N: Bool[np.ndarray, " N"], patients: Sequence[str], *, seed: int, count: int = REPLICATES
+def bootstrap_weights(
+    positive_N: Bool[np.ndarray, " N"], patients: Sequence[str], *, seed: int, count: int = N_REPLICATES
 ) -> Float[np.ndarray, "R N"]:
     """How often each case counts in each replicate; the same seed and cases give the same."""
     names, owner_N = np.unique(np.asarray(patients), return_inverse=True)
@@ -75,7 +75,7 @@ def _auc(
     return auc
 
 
-def interval(values_R: Float[np.ndarray, " R"], *, level: float = LEVEL) -> tuple[float, float] | None:
+def interval(values_R: Float[np.ndarray, " R"], *, level: float = CONFIDENCE_LEVEL) -> tuple[float, float] | None:
     """The middle `level` of the values that are defined; None where none is."""
     defined = values_R[np.isfinite(values_R)]
     if not len(defined):

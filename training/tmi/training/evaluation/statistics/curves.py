@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from tmi.training.evaluation.statistics.bootstrap import LEVEL
+from tmi.training.evaluation.statistics.bootstrap import CONFIDENCE_LEVEL
 
 
 class Curve(NamedTuple):
@@ -53,7 +53,7 @@ def _curve(
     positive = np.cumsum(rows[:, order] * positive_N[order], axis=1)[:, ends]
     negative = np.cumsum(rows[:, order] * ~positive_N[order], axis=1)[:, ends]
     values = np.array([on_grid(p, n) for p, n in zip(positive, negative, strict=True)])  # type: ignore[operator]
-    low, high = np.nanquantile(values[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    low, high = np.nanquantile(values[1:], [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2], axis=0)
     return Curve(GRID, values[0], low, high)
 
 
@@ -74,8 +74,8 @@ class Reliability(NamedTuple):
     """Bins of equally many cases: mean probability, share of positives, number of cases."""
 
     probability_B: Float[np.ndarray, " B"]
-    share_B: Float[np.ndarray, " B"]
-    cases_B: Float[np.ndarray, " B"]
+    positive_fraction_B: Float[np.ndarray, " B"]
+    counts_B: Float[np.ndarray, " B"]
 
 
 def reliability(

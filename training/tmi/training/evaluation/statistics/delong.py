@@ -24,7 +24,7 @@ class DeLong(NamedTuple):
     """AUC of the first."""
     second: float
     """AUC of the second."""
-    deviation: float
+    standard_error: float
     """Standard deviation of the difference."""
     p: float | None
     """Two-sided p-value; None where the difference varies not at all and is not 0."""
@@ -54,7 +54,7 @@ def delong(
         p: float | None = 1.0
     else:
         p = float(2 * norm.sf(abs(difference) / deviation)) if deviation > 1e-12 else None
-    return DeLong(first=auc[0], second=auc[1], deviation=deviation, p=p)
+    return DeLong(first=auc[0], second=auc[1], standard_error=deviation, p=p)
 
 
 def _components(

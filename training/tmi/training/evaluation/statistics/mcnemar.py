@@ -24,11 +24,11 @@ class McNemar(NamedTuple):
     """Two-sided exact p-value; 1 where the two are right on the same cases."""
 
 
-def mcnemar(first_right_N: Bool[np.ndarray, " N"], second_right_N: Bool[np.ndarray, " N"]) -> McNemar:
+def mcnemar(first_correct_N: Bool[np.ndarray, " N"], second_correct_N: Bool[np.ndarray, " N"]) -> McNemar:
     """Compare which cases the two decide rightly."""
     from scipy.stats import binomtest
 
-    b = int((first_right_N & ~second_right_N).sum())
-    c = int((~first_right_N & second_right_N).sum())
+    b = int((first_correct_N & ~second_correct_N).sum())
+    c = int((~first_correct_N & second_correct_N).sum())
     p = float(binomtest(min(b, c), b + c, 0.5).pvalue) if b + c else 1.0
     return McNemar(first_only=b, second_only=c, p=p)
