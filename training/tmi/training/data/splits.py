@@ -34,8 +34,8 @@ def make_folds(cases: Sequence[Case], config: TrainConfig) -> tuple[FoldSplit, .
     _require_patients(labels, patients, config.folds)
     folds = []
     for number, (train, test) in enumerate(_split(labels, patients, config.folds, config.seed)):
-        inner, validation = _inner(labels[train], patients[train], config)
-        folds.append(_named(number, cases, train[inner], train[validation], test))
+        inner, validation = _inner_split(labels[train], patients[train], config)
+        folds.append(_to_fold_split(number, cases, train[inner], train[validation], test))
     return tuple(folds)
 
 
@@ -49,7 +49,7 @@ def _released(cases: Sequence[Case], config: TrainConfig) -> tuple[FoldSplit, ..
         )
     splitter = KFold(config.folds, shuffle=True, random_state=config.seed)
     return tuple(
-        _named(number, cases, train, test, test)
+        _to_fold_split(number, cases, train, test, test)
         for number, (train, test) in enumerate(splitter.split(np.zeros(len(cases))))
     )
 
@@ -61,9 +61,9 @@ def _split(labels: Indices, patients: NDArray[np.str_], folds: int, seed: int) -
     return list(splitter.split(np.zeros(len(labels)), labels, patients))
 
 
-def _inner(labels: Indices, patients: NDArray[np.str_], config: TrainConfig) -> tuple[Indices, Indices]:
+def _inner_split(labels: Indices, patients: NDArray[np.str_], config: TrainConfig) -> tuple[Indices, Indices]:
     """The inner split whose validation part is nearest to the fraction asked for, both parts holding both classes."""
-    parts = max(2, min(round(1 / config.validation_fraction), _fewest(labels, patients)))
+    parts = max(2, min(round(1 / config.validation_fraction), _minority_patients(labels, patients)))
     wanted = config.validation_fraction * len(labels)
     candidates = [
         (abs(len(validation) - wanted), i, train, validation)
@@ -79,13 +79,13 @@ def _inner(labels: Indices, patients: NDArray[np.str_], config: TrainConfig) -> 
     return train, validation
 
 
-def _fewest(labels: Indices, patients: NDArray[np.str_]) -> int:
+def _minority_patients(labels: Indices, patients: NDArray[np.str_]) -> int:
     """Patients of the class that has fewest."""
     return min(len(set(patients[labels == k])) for k in range(len(CLASSES)))
 
 
 def _require_patients(labels: Indices, patients: NDArray[np.str_], folds: int) -> None:
-    fewest = _fewest(labels, patients)
+    fewest = _minority_patients(labels, patients)
     # each fold's training part must again be split in two
     needed = folds if folds > 2 else 4
     if fewest < needed:
@@ -95,7 +95,7 @@ def _require_patients(labels: Indices, patients: NDArray[np.str_], folds: int) -
         )
 
 
-def _named(number: int, cases: Sequence[Case], train: Indices, validation: Indices, test: Indices) -> FoldSplit:
+def _to_fold_split(number: int, cases: Sequence[Case], train: Indices, validation: Indices, test: Indices) -> FoldSplit:
     def ids(indices: Indices) -> tuple[str, ...]:
         return tuple(cases[i].case_id for i in sorted(indices))
 

@@ -43,8 +43,8 @@ class LassoSelection(SelectorMixin, BaseEstimator):
     def fit(self, X: Float[np.ndarray, "N F"], y: Int[np.ndarray, " N"]) -> LassoSelection:
         """Choose the penalty by cross-validation and select."""
         self.mask_ = np.zeros(X.shape[1], dtype=bool)
-        if _rarer(y) > 1:
-            lasso = LassoCV(cv=_inner(y, self.inner_folds, self.seed), random_state=self.seed, max_iter=2000)
+        if _minority_count(y) > 1:
+            lasso = LassoCV(cv=_inner_cv(y, self.inner_folds, self.seed), random_state=self.seed, max_iter=2000)
             lasso.fit(X, np.asarray(y, dtype=np.float64))
             self.mask_ = lasso.coef_ != 0
         if not self.mask_.any():
@@ -79,7 +79,7 @@ def random_forest(config: Config) -> Any:
 def fit(model: Any, features_NF: Float[np.ndarray, "N F"], labels_N: Int[np.ndarray, " N"]) -> Any:
     """The model, fitted; its inner folds are as many as the rarer class allows."""
     if isinstance(model, CalibratedClassifierCV | GridSearchCV):
-        model = model.set_params(cv=_inner(labels_N, model.cv.n_splits, model.cv.random_state))
+        model = model.set_params(cv=_inner_cv(labels_N, model.cv.n_splits, model.cv.random_state))
     with _quiet():
         return model.fit(features_NF, labels_N)
 
@@ -97,11 +97,11 @@ def _pipeline(config: Config, estimator: Any) -> Any:
     )
 
 
-def _inner(labels_N: Int[np.ndarray, " N"], folds: int, seed: int) -> Any:
-    return StratifiedKFold(max(2, min(folds, _rarer(labels_N))), shuffle=True, random_state=seed)
+def _inner_cv(labels_N: Int[np.ndarray, " N"], folds: int, seed: int) -> Any:
+    return StratifiedKFold(max(2, min(folds, _minority_count(labels_N))), shuffle=True, random_state=seed)
 
 
-def _rarer(labels_N: Int[np.ndarray, " N"]) -> int:
+def _minority_count(labels_N: Int[np.ndarray, " N"]) -> int:
     """Cases of the class that has fewest."""
     return int(np.bincount(np.asarray(labels_N, dtype=np.int64), minlength=2).min())
 
