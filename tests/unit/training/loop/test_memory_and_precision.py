@@ -173,7 +173,7 @@ def test_the_papers_preset_fits_forty_gigabytes_and_what_saves_memory_does():
     assert estimate_memory(paper()).activations > 2 * 2 * 64 * 64 * 256 * 256 * 4
 
 
-@pytest.mark.parametrize("name", [name for name, spec in SYSTEMS.items() if spec.needs == "torch"])
+@pytest.mark.parametrize("name", [name for name, spec in SYSTEMS.items() if spec.backend == "torch"])
 def test_every_network_has_a_plan(name):
     config = replace(tiny(), system=replace(tiny().system, name=name))
     plan = estimate_memory(config)

@@ -24,7 +24,8 @@ def rows(page: str, header: str) -> list[list[str]]:
 
 def test_the_table_of_systems_is_the_registry():
     assert rows(SYSTEMS_PAGE, "| `--model` | sees") == [
-        [f"`{name}`", ", ".join(spec.modalities), spec.needs, spec.what, spec.source] for name, spec in SYSTEMS.items()
+        [f"`{name}`", ", ".join(spec.modalities), spec.backend, spec.description, spec.source]
+        for name, spec in SYSTEMS.items()
     ]
 
 

@@ -36,12 +36,12 @@ from tmi.toolkit.run_folder import FoldFolder
 from tmi.training.loop.fold_training import train_fold
 from tmi.training.loop.freezing import frozen_modules
 from tmi.training.systems import sklearn_arrays as estimator_arrays
-from tmi.training.systems.factory import build_network, encoders, loss_function, make
+from tmi.training.systems.factory import build_model, build_network, encoders, loss_function
 from tmi.training.systems.radiomics_pipeline import LassoSelection, fit
-from tmi.training.systems.registry import SYSTEMS, encoder_names, system
+from tmi.training.systems.registry import SYSTEMS, encoder_names, system_spec
 
-NEURAL_MODELS = tuple(name for name, spec in SYSTEMS.items() if spec.needs == "torch")
-ESTIMATORS = tuple(name for name, spec in SYSTEMS.items() if spec.needs == "sklearn")
+NEURAL_MODELS = tuple(name for name, spec in SYSTEMS.items() if spec.backend == "torch")
+ESTIMATORS = tuple(name for name, spec in SYSTEMS.items() if spec.backend == "sklearn")
 SUBSETS = [
     ["image"],
     ["clinical"],
@@ -83,7 +83,7 @@ def test_the_table_of_systems_is_the_names_that_a_config_takes():
 
 def test_an_unknown_model_is_told_with_the_known_ones():
     with pytest.raises(UsageError, match="unknown model 'cnn'") as error:
-        system("cnn")
+        system_spec("cnn")
     assert all(name in error.value.fix for name in SYSTEMS)
 
 
@@ -124,7 +124,7 @@ def test_a_network_looks_at_its_modalities_and_at_nothing_else(settings):
 @pytest.mark.parametrize("model", NEURAL_MODELS)
 def test_every_network_builds_at_its_full_size(name, model):
     with torch.device("meta"):
-        network = make(override(preset(name), [f"system.name={model}"]))
+        network = build_model(override(preset(name), [f"system.name={model}"]))
     parameters = sum(p.numel() for p in network.parameters())
     # torchvision's 2D ResNet-50 has 25,557,032: less its 1,000 classes, less two channels of the stem
     backbone = 25_557_032 - 2_049_000 - 2 * 64 * 49
@@ -323,7 +323,7 @@ def at_the_thresholds(stored: dict[str, np.ndarray], case: np.ndarray) -> list[n
 def test_the_stored_arrays_predict_what_scikit_learn_does(tmp_path, name, seed):
     random = np.random.default_rng(seed)
     train, labels = make_arrays((8, 16, 16), seed=seed).radiomics_NF, np.arange(len(IDS)) % 2
-    model = fit(make(configured(f"system.name={name}")), train, labels)
+    model = fit(build_model(configured(f"system.name={name}")), train, labels)
     estimator_arrays.save(estimator_arrays.as_arrays(model), tmp_path / "model.safetensors")
     stored = estimator_arrays.load(tmp_path / "model.safetensors")
     cases = random.normal(0, 30, (50, 1781))  # beyond the fitted range too

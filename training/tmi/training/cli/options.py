@@ -13,7 +13,7 @@ from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.presets import preset as find_preset
 from tmi.toolkit.config.schema import Config
-from tmi.training.systems.registry import system
+from tmi.training.systems.registry import system_spec
 
 if TYPE_CHECKING:
     from tmi.training.pretrained.initial_weights import Initialization  # torch
@@ -67,7 +67,7 @@ def configure(
     config = find_preset(chosen)
     settings = [*_short(freeze, precision), *settings]
     if model is not None:
-        system(model)  # names the known ones
+        system_spec(model)  # names the known ones
         settings = [*settings, f"system.name={model}"]
     if folds is not None:
         config = replace(config, train=replace(config.train, folds=folds))

@@ -39,7 +39,7 @@ from tmi.training.cli.options import (
 )
 from tmi.training.loop.accelerator import resolve_accelerator
 from tmi.training.loop.hardware import HardwareConfig
-from tmi.training.systems.registry import system
+from tmi.training.systems.registry import system_spec
 
 if TYPE_CHECKING:
     from tmi.training.loop.cross_validation import RunResult
@@ -132,7 +132,7 @@ def train(
 
 def _print_memory_estimate(config: Config, devices: int, accelerator: str) -> None:
     """The plan of a GPU, unless a CPU is asked for."""
-    if system(config.system.name).needs == "sklearn":
+    if system_spec(config.system.name).backend == "sklearn":
         typer.echo(f"{config.system.name} has no network: it needs the memory of its table alone")
         return
     from tmi.training.loop.memory_estimate import estimate_memory

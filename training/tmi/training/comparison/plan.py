@@ -9,7 +9,7 @@ from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
 from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_BASE, OURS, TABLES, Row, Table
-from tmi.training.systems.registry import encoder_names, system
+from tmi.training.systems.registry import encoder_names, system_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def _not_applied(base: Config, runs: Sequence[PlannedRun], weights: Sequence[str
     }
     if base.train.precision != "32":
         lacking[f"--precision {base.train.precision}"] = [
-            r.key for r in runs if system(r.config.system.name).needs == "sklearn"
+            r.key for r in runs if system_spec(r.config.system.name).backend == "sklearn"
         ]
     return tuple(
         f"{what} is not applied to what has no such part: {', '.join(keys)}" for what, keys in lacking.items() if keys

@@ -19,7 +19,7 @@ from tmi.training.data.dataset import CohortArrays
 from tmi.training.data.fold_dataset import FoldDataset
 from tmi.training.evaluation.prediction_tables import Predictions
 from tmi.training.systems.factory import build_network
-from tmi.training.systems.registry import system
+from tmi.training.systems.registry import system_spec
 from tmi.training.systems.sklearn_arrays import Arrays, load, probability
 
 MIN_PROBABILITY = 1e-9
@@ -77,7 +77,7 @@ def predict_fold(
     config: Config, files: FoldFolder, split: FoldSplit, arrays: CohortArrays, case_ids: tuple[str, ...]
 ) -> Predictions:
     """What a fold's saved files say of cases: its recorded scaler, vocabulary and weights."""
-    if system(config.system.name).needs == "sklearn":
+    if system_spec(config.system.name).backend == "sklearn":
         return predict_estimator(config, load(files.model), arrays, case_ids)
     data = FoldDataset(
         arrays,
@@ -100,6 +100,6 @@ def predict_estimator(config: Config, stored: Arrays, arrays: CohortArrays, case
 
 def estimator_features(config: Config, arrays: CohortArrays, case_ids: tuple[str, ...]) -> np.ndarray:
     """Inputs [N, F] of an sklearn model: the record's numbers or the radiomics, NaN where missing."""
-    clinical = system(config.system.name).modalities == ("clinical",)
+    clinical = system_spec(config.system.name).modalities == ("clinical",)
     values: np.ndarray = (arrays.numbers_NV if clinical else arrays.radiomics_NF)[arrays.rows(case_ids)]
     return np.where(np.isfinite(values), values, np.nan)

@@ -33,7 +33,7 @@ from tmi.training.loop.memory_estimate import GIB, estimate_memory, is_out_of_me
 from tmi.training.loop.tracking import loggers
 from tmi.training.pretrained.initial_weights import InitialWeights
 from tmi.training.systems.factory import encoders
-from tmi.training.systems.registry import system
+from tmi.training.systems.registry import system_spec
 
 EpochCallback = Callable[[int, float, float], None]
 """Called after each epoch with its number, training loss and validation loss."""
@@ -81,7 +81,7 @@ def train_fold(
     data = FoldDataset(arrays, split, config, tokenizer=tokenizer)
     if hardware.node_rank == 0:
         data.save(files.scaler, files.tokenizer)
-    if system(config.system.name).needs == "sklearn":
+    if system_spec(config.system.name).backend == "sklearn":
         from tmi.training.loop.sklearn_fold import fit_sklearn_fold
 
         fit_sklearn_fold(arrays, data, files, config, epoch_callback)

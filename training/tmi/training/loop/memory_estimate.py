@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tmi.toolkit.config.schema import Config
 from tmi.training.loop.activation_checkpointing import checkpointable_blocks
 from tmi.training.loop.freezing import cacheable_encoders, frozen_modules, set_frozen_eval
-from tmi.training.systems.factory import encoders, loss_function, make
+from tmi.training.systems.factory import build_model, encoders, loss_function
 
 GIB = 2**30
 
@@ -60,7 +60,7 @@ class MemoryEstimate:
 def estimate_memory(config: Config, *, devices: int = 1, accelerator: str = "gpu") -> MemoryEstimate:
     """The plan of a config on `gpu` or `cpu`; a batch is shared out over `devices`."""
     with torch.device("meta"):
-        network: nn.Module = make(config)
+        network: nn.Module = build_model(config)
         cases = -(-config.train.batch_size // devices)
         batch = _batch(config, cases=cases, network=network)
     for part in frozen_modules(network, config):

@@ -20,7 +20,7 @@ from tmi.training.evaluation.calibration import positive_class_probability
 from tmi.training.evaluation.fold_inference import estimator_features, predict_estimator
 from tmi.training.evaluation.fold_report import write_fold_report
 from tmi.training.systems import sklearn_arrays as estimator_arrays
-from tmi.training.systems.factory import make
+from tmi.training.systems.factory import build_model
 from tmi.training.systems.radiomics_pipeline import fit
 
 HISTORY = "epoch,train_loss,validation_loss,validation_roc_auc,validation_balanced_accuracy,picked\n"
@@ -35,7 +35,7 @@ def fit_sklearn_fold(
 ) -> None:
     """Fit, write the model as arrays, and predict the held-out cases from what was written."""
     split = data.split
-    model = fit(make(config), estimator_features(config, arrays, split.train), data.labels(split.train))
+    model = fit(build_model(config), estimator_features(config, arrays, split.train), data.labels(split.train))
     part = files.model.with_name("part.safetensors")
     estimator_arrays.save(estimator_arrays.as_arrays(model), part)
     os.replace(part, files.model)

@@ -15,13 +15,13 @@ from tmi.toolkit.models.encoders.bert import TextEncoder
 from tmi.toolkit.models.encoders.mlp import RadiomicsEncoder
 from tmi.toolkit.models.encoders.resnet3d import CtEncoder
 from tmi.training.losses.total import Loss
-from tmi.training.systems.registry import system
+from tmi.training.systems.registry import system_spec
 
 LossFunction = Callable[[Any, Tensor, LossConfig], Loss]
 """(output of the network, labels, config of the loss) -> the loss and its parts."""
 
 
-class Output(Protocol):
+class NetworkOutput(Protocol):
     """What every network returns, whatever else is in it."""
 
     @property
@@ -29,25 +29,25 @@ class Output(Protocol):
         """Logits; class order as in `tmi.toolkit.config.schema.CLASSES`."""
 
 
-def make(config: Config) -> Any:
+def build_model(config: Config) -> Any:
     """What the registry's function makes of the config: a network, or an unfitted scikit-learn model."""
-    return _named(system(config.system.name).target)(config)
+    return _import_target(system_spec(config.system.name).target)(config)
 
 
 def build_network(config: Config, *, seed: int) -> nn.Module:
     """The system's network with weights drawn from `seed`; the caller's random state is left as it was.
 
-    Its `forward` takes (ct, input_ids, attention_mask, radiomics) and returns an `Output`.
+    Its `forward` takes (ct, input_ids, attention_mask, radiomics) and returns an `NetworkOutput`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network: nn.Module = make(config)
+        network: nn.Module = build_model(config)
     return network
 
 
 def loss_function(config: Config) -> LossFunction:
     """The system's loss."""
-    function: LossFunction = _named(system(config.system.name).loss)
+    function: LossFunction = _import_target(system_spec(config.system.name).loss)
     return function
 
 
@@ -64,6 +64,6 @@ def encoders(network: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in found.items() if isinstance(module, shared)}
 
 
-def _named(target: str) -> Any:
+def _import_target(target: str) -> Any:
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -25,13 +25,13 @@ class SystemSpec:
     target: str
     """`module:function`; of a network, makes it from the config; of an estimator, from the config the scikit-learn
     pipeline."""
-    what: str
+    description: str
     """One line for a reader."""
     source: str
     """Where it is from."""
     modalities: tuple[str, ...]
     """What it can see."""
-    needs: Literal["torch", "sklearn"]
+    backend: Literal["torch", "sklearn"]
     """What trains it: gradient steps, or one call of `fit`."""
     loss: str = CROSS_ENTROPY
     """`module:function` of (output, labels, loss config)."""
@@ -41,82 +41,82 @@ SYSTEMS: Mapping[str, SystemSpec] = MappingProxyType(
     {
         "tmi-clnet": SystemSpec(
             target=NETWORK,
-            what="CT, text and radiomics encoders, IMA, TCAF, 1D DenseNet; TMFF loss",
+            description="CT, text and radiomics encoders, IMA, TCAF, 1D DenseNet; TMFF loss",
             source="L. Wu et al., TMI-CLNet",
             modalities=MODEL_MODALITIES["tmi-clnet"],
-            needs="torch",
+            backend="torch",
             loss="tmi.training.systems.tmi_clnet:loss",
         ),
         "resnet50": SystemSpec(
             target=NETWORK,
-            what="2D ResNet-50 on the middle axial slice; `dims` 3: the 3D one on the volume",
+            description="2D ResNet-50 on the middle axial slice; `dims` 3: the 3D one on the volume",
             source="K. He et al. 2016",
             modalities=MODEL_MODALITIES["resnet50"],
-            needs="torch",
+            backend="torch",
         ),
         "vit": SystemSpec(
             target=NETWORK,
-            what="vision transformer on the middle axial slice; `dims` 3: on the volume",
+            description="vision transformer on the middle axial slice; `dims` 3: on the volume",
             source="A. Dosovitskiy et al. 2020",
             modalities=MODEL_MODALITIES["vit"],
-            needs="torch",
+            backend="torch",
         ),
         "svm": SystemSpec(
             target="tmi.training.systems.radiomics_pipeline:support_vector_machine",
-            what="radiomics: impute, scale, drop constants, LASSO, RBF support vector machine with Platt's scaling",
+            description="radiomics: impute, scale, drop constants, LASSO, RBF support vector machine with Platt's scaling",
             source="S. Mukherjee et al. 2022",
             modalities=MODEL_MODALITIES["svm"],
-            needs="sklearn",
+            backend="sklearn",
         ),
         "rf": SystemSpec(
             target="tmi.training.systems.radiomics_pipeline:random_forest",
-            what="radiomics: impute, scale, drop constants, LASSO, random forest",
+            description="radiomics: impute, scale, drop constants, LASSO, random forest",
             source="L. Breiman 2001",
             modalities=MODEL_MODALITIES["rf"],
-            needs="sklearn",
+            backend="sklearn",
         ),
         "simpleff": SystemSpec(
             target=NETWORK,
-            what="five slices through a 2D ResNet-50 to 8 features each, beside the radiomics; averaged over slices",
+            description="five slices through a 2D ResNet-50 to 8 features each, beside the radiomics; averaged over slices",
             source="Y. S. Choi et al. 2021",
             modalities=MODEL_MODALITIES["simpleff"],
-            needs="torch",
+            backend="torch",
         ),
         "hfbsurv": SystemSpec(
             target=NETWORK,
-            what="hierarchical factorised bilinear fusion of the three encoders' features",
+            description="hierarchical factorised bilinear fusion of the three encoders' features",
             source="R. Li et al. 2022",
             modalities=MODEL_MODALITIES["hfbsurv"],
-            needs="torch",
+            backend="torch",
         ),
         "mmd": SystemSpec(
             target=NETWORK,
-            what="mean of the embeddings present, with modality dropout and reconstruction; predicts with any subset",
+            description="mean of the embeddings present, with modality dropout and reconstruction; predicts with any subset",
             source="C. Cui et al. 2022",
             modalities=MODEL_MODALITIES["mmd"],
-            needs="torch",
+            backend="torch",
             loss="tmi.training.systems.mmd:loss",
         ),
         "logreg": SystemSpec(
             target="tmi.training.systems.clinical_pipeline:logistic_regression",
-            what="clinical values as numbers: impute, scale, drop constants, logistic regression with an L2 penalty",
+            description="clinical values as numbers: impute, scale, drop constants, logistic regression with an L2 penalty",
             source="a yardstick for the text encoder",
             modalities=MODEL_MODALITIES["logreg"],
-            needs="sklearn",
+            backend="sklearn",
         ),
         "clinical-rf": SystemSpec(
             target="tmi.training.systems.clinical_pipeline:random_forest",
-            what="clinical values as numbers: impute, scale, drop constants, random forest",
+            description="clinical values as numbers: impute, scale, drop constants, random forest",
             source="a yardstick for the text encoder",
             modalities=MODEL_MODALITIES["clinical-rf"],
-            needs="sklearn",
+            backend="sklearn",
         ),
     }
 )
 """Name -> the system, in the order of Table 1 with the paper's own first and yardsticks of our own last."""
 
 
-def system(name: str) -> SystemSpec:
+def system_spec(name: str) -> SystemSpec:
     """The system of that name.
 
     Raises:
