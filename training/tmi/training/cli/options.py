@@ -113,7 +113,7 @@ def print_initialization(initialization: Initialization | None) -> None:
     if initialization is None:
         typer.echo("no pre-trained weights given: every encoder starts from random weights", err=True)
         return
-    for line in (*initialization.notes, *(report.told() for report in initialization.weights.reports)):
+    for line in (*initialization.notes, *(report.summary() for report in initialization.weights.reports)):
         typer.echo(line, err=True)
     random = [name for name in ("ct", "text") if name not in initialization.weights.states]
     typer.echo(f"random weights: the {', '.join([*random, 'radiomics'])} encoder(s), interaction and head", err=True)

@@ -23,8 +23,8 @@ from torch import Tensor
 from tmi.toolkit.config.schema import CtEncoderConfig
 from tmi.toolkit.models.encoders.resnet3d import CtEncoder
 from tmi.toolkit.storage.hashing import sha256_file
-from tmi.training.pretrained.weight_file import PARALLEL, WeightFile, read_weights
-from tmi.training.pretrained.weight_report import WeightReport, place
+from tmi.training.pretrained.weight_file import DATA_PARALLEL_PREFIX, WeightFile, read_weights
+from tmi.training.pretrained.weight_report import WeightReport, match_tensors
 
 STEM = "conv1.weight"
 SUMMED = "summed over its 3 input channels"
@@ -37,7 +37,7 @@ def medicalnet_settings(config: CtEncoderConfig) -> CtEncoderConfig:
     return replace(config, stem_stride_DHW=STRIDE, dilation=DILATION)
 
 
-def layout_of(file: WeightFile) -> str:
+def detect_layout(file: WeightFile) -> str:
     """Whose layout a file has."""
     stem = file.tensors.get(STEM)
     channels = stem.shape[1] if stem is not None and stem.ndim == 5 else 0
@@ -64,14 +64,14 @@ def read_ct_weights(path: Path, config: CtEncoderConfig) -> tuple[dict[str, Tens
             tensor = tensor.sum(dim=1, keepdim=True)
             adapted[name] = SUMMED
         named[name] = (original, tensor)
-    found = place(named, places, optional="fc.", file=path.name, sizes="network.ct_encoder.*")
+    found = match_tensors(named, places, optional="fc.", file=path.name, sizes="network.ct_encoder.*")
     report = WeightReport(
         encoder="ct",
         file=path.name,
         sha256=sha256_file(path),
-        layout=layout_of(file),
+        layout=detect_layout(file),
         wrapper=file.wrapper,
-        prefix=PARALLEL if file.parallel else "",
+        prefix=DATA_PARALLEL_PREFIX if file.parallel else "",
         taken=tuple(found.state),
         adapted=adapted,
         dropped=found.dropped,

@@ -13,7 +13,7 @@ from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
-from tmi.training.pretrained.ct_weights import layout_of, medicalnet_settings, read_ct_weights
+from tmi.training.pretrained.ct_weights import detect_layout, medicalnet_settings, read_ct_weights
 from tmi.training.pretrained.pretraining_record import pretraining_notes, require_matching_pretraining
 from tmi.training.pretrained.text_weights import bert_settings, bert_tokenizer, read_text_weights
 from tmi.training.pretrained.weight_file import read_weights
@@ -98,8 +98,8 @@ def prepare_initialization(
     tokenizer = None
     network = config.network
     if ct is not None:
-        if layout_of(read_weights(ct)) == "medicalnet":
-            network, note = _for_medicalnet(network, ct, chosen)
+        if detect_layout(read_weights(ct)) == "medicalnet":
+            network, note = _require_medicalnet_layout(network, ct, chosen)
             notes.append(note)
         states["ct"], report = read_ct_weights(ct, network.ct_encoder)
         reports.append(report)
@@ -124,7 +124,7 @@ def prepare_initialization(
     )
 
 
-def _for_medicalnet(network: Any, file: Path, chosen: tuple[str, ...]) -> tuple[Any, str]:
+def _require_medicalnet_layout(network: Any, file: Path, chosen: tuple[str, ...]) -> tuple[Any, str]:
     wanted = medicalnet_settings(network.ct_encoder)
     if any(name in chosen for name in MEDICALNET_FIELDS):
         if network.ct_encoder == wanted:

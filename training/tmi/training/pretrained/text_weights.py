@@ -21,8 +21,8 @@ from tmi.toolkit.config.schema import TextEncoderConfig
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.models.encoders.bert import TextEncoder
 from tmi.toolkit.storage.hashing import sha256_file
-from tmi.training.pretrained.weight_file import PARALLEL, read_weights
-from tmi.training.pretrained.weight_report import WeightReport, place
+from tmi.training.pretrained.weight_file import DATA_PARALLEL_PREFIX, read_weights
+from tmi.training.pretrained.weight_report import WeightReport, match_tensors
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 SIZES = {
@@ -124,14 +124,14 @@ def read_text_weights(folder: Path, config: TextEncoderConfig) -> tuple[dict[str
                 name = name.removesuffix(old) + new
                 adapted[name] = f"renamed from {old.rpartition('.')[2]}"
         named[name] = (original, tensor)
-    found = place(named, places, optional="", file=path.name, sizes="network.text_encoder.*")
+    found = match_tensors(named, places, optional="", file=path.name, sizes="network.text_encoder.*")
     report = WeightReport(
         encoder="text",
         file=path.name,
         sha256=sha256_file(path),
         layout="bert",
         wrapper=file.wrapper,
-        prefix=(PARALLEL if file.parallel else "") + ("bert." if under_head else ""),
+        prefix=(DATA_PARALLEL_PREFIX if file.parallel else "") + ("bert." if under_head else ""),
         taken=tuple(found.state),
         adapted=adapted,
         dropped=found.dropped,

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from tmi.toolkit.errors import DamagedError, UsageError
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")
+WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
 """Keys under which checkpoints keep the weights beside optimiser and epoch."""
-PARALLEL = "module."
+DATA_PARALLEL_PREFIX = "module."
 """What torch's DataParallel puts before every name."""
 
 
@@ -44,14 +44,14 @@ def read_weights(path: Path) -> WeightFile:
     if not path.is_file():
         raise UsageError(f"weights {path} are not there", fix="give the path of a file of weights")
     content = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
-    wrapper = next((k for k in WRAPPERS if isinstance(content.get(k), Mapping)), None)
+    wrapper = next((k for k in WRAPPER_KEYS if isinstance(content.get(k), Mapping)), None)
     inner = content[wrapper] if wrapper else content
     tensors = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UsageError(f"weights {path.name} hold no tensor by name", fix="give a state dict of a network")
-    parallel = all(name.startswith(PARALLEL) for name in tensors)
+    parallel = all(name.startswith(DATA_PARALLEL_PREFIX) for name in tensors)
     if parallel:
-        tensors = {name.removeprefix(PARALLEL): tensor for name, tensor in tensors.items()}
+        tensors = {name.removeprefix(DATA_PARALLEL_PREFIX): tensor for name, tensor in tensors.items()}
     return WeightFile(tensors=tensors, wrapper=wrapper, parallel=parallel)
 
 

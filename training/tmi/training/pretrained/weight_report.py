@@ -11,9 +11,9 @@ from torch import Tensor
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.storage.serialization import to_json
 
-ENOUGH = 0.5
+MIN_MATCHED_FRACTION = 0.5
 """Part of an encoder's parameters that a file must fill to be of use."""
-COUNTER = "num_batches_tracked"
+BATCH_COUNTER = "num_batches_tracked"
 """BatchNorm's counter: old files lack it and nothing reads it."""
 
 
@@ -42,7 +42,7 @@ class WeightReport:
     missing: tuple[str, ...]
     """Names in the encoder that keep their random weights."""
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """One line for people."""
         return (
             f"{self.encoder} encoder: {self.file} ({self.layout}): {len(self.taken)} tensors taken, "
@@ -55,7 +55,7 @@ class WeightReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placement:
+class MatchedWeights:
     """Tensors in their places."""
 
     state: Mapping[str, Tensor]
@@ -66,14 +66,14 @@ class Placement:
     """Places without a tensor, counters aside."""
 
 
-def place(
-    tensors: Mapping[str, tuple[str, Tensor]], places: Mapping[str, Tensor], *, optional: str, file: str, sizes: str
-) -> Placement:
+def match_tensors(
+    tensors: Mapping[str, tuple[str, Tensor]], parameters: Mapping[str, Tensor], *, optional: str, file: str, sizes: str
+) -> MatchedWeights:
     """Put each tensor where its name belongs.
 
     Args:
         tensors: name in the encoder -> name in the file and tensor.
-        places: the encoder's own state, for the shapes; tensors of the meta device do.
+        parameters: the encoder's own state, for the shapes; tensors of the meta device do.
         optional: prefix of places that no file is expected to fill; they count neither as missing nor as filled.
         file: name of the file, for errors.
         sizes: which settings fix the encoder's sizes, for errors.
@@ -88,24 +88,24 @@ def place(
     state: dict[str, Tensor] = {}
     dropped = []
     for name, (original, tensor) in tensors.items():
-        if name not in places or spare(name):
+        if name not in parameters or spare(name):
             dropped.append(original)
             continue
-        if tensor.shape != places[name].shape:
+        if tensor.shape != parameters[name].shape:
             raise UsageError(
-                f"weights {file}: {original} is {_shape(tensor)}, the encoder has {_shape(places[name])} there",
+                f"weights {file}: {original} is {_shape(tensor)}, the encoder has {_shape(parameters[name])} there",
                 fix=f"give weights of the encoder's size, or set its size ({sizes})",
             )
         state[name] = tensor
-    wanted = {name: p.numel() for name, p in places.items() if not name.endswith(COUNTER) and not spare(name)}
+    wanted = {name: p.numel() for name, p in parameters.items() if not name.endswith(BATCH_COUNTER) and not spare(name)}
     filled = sum(n for name, n in wanted.items() if name in state)
-    if filled < ENOUGH * sum(wanted.values()):
+    if filled < MIN_MATCHED_FRACTION * sum(wanted.values()):
         raise UsageError(
             f"weights {file}: {len(state)} of the encoder's {len(wanted)} tensors are in it, "
             f"{filled / sum(wanted.values()):.0%} of its parameters: nothing useful matched",
             fix="give weights of the same kind of network",
         )
-    return Placement(state=state, dropped=tuple(dropped), missing=tuple(n for n in wanted if n not in state))
+    return MatchedWeights(state=state, dropped=tuple(dropped), missing=tuple(n for n in wanted if n not in state))
 
 
 def _shape(tensor: Tensor) -> str:
