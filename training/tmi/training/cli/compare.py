@@ -221,6 +221,6 @@ def _report(plan: Plan, trained: Trained, data: Any, out: Path, command: str) ->
         typer.echo(f"failed   {key}: {why}", err=True)
     if trained.rejected:
         typer.echo(f"{len(trained.rejected)} case(s) were left out; see above", err=True)
-    for line in written.closing:
+    for line in written.closing_lines:
         typer.echo(line)
     typer.echo(f"report   {written.html}\ntables   {written.markdown}")

@@ -24,7 +24,7 @@ HEADERS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class TableEntry:
     """A row of a table with what its run came to."""
 
     row: Row
@@ -41,20 +41,20 @@ class Entry:
     """DeLong's likewise."""
 
 
-def entries(
+def table_entries(
     table: Table,
     plan: Plan,
     results: Mapping[str, Result],
     tests: Mapping[str, Paired],
     failed: Mapping[str, str],
-) -> tuple[Entry, ...]:
+) -> tuple[TableEntry, ...]:
     """The rows of a table, in order."""
     keys = [plan.behind[table.number, row.key] for row in table.rows]
     paired = [tests.get(key) for key in keys]
     mcnemar = holm([None if p is None else p.mcnemar.p for p in paired])
     delong = holm([None if p is None or p.delong is None else p.delong.p for p in paired])
     return tuple(
-        Entry(
+        TableEntry(
             row=row,
             result=results.get(key),
             why=failed.get(key, ""),
@@ -66,7 +66,7 @@ def entries(
     )
 
 
-def printed(metric: str, value: float | None) -> str:
+def format_metric(metric: str, value: float | None) -> str:
     """A figure as the paper prints it."""
     if value is None:
         return "n/a"
@@ -77,14 +77,14 @@ def format_mean_std(metric: str, result: Result) -> str:
     """Mean and standard deviation over the folds."""
     over = result.over_folds[metric]
     spread = over["std"]
-    return printed(metric, over["mean"]) + ("" if spread is None else f" ± {printed(metric, spread)}")
+    return format_metric(metric, over["mean"]) + ("" if spread is None else f" ± {format_metric(metric, spread)}")
 
 
-def pooled_with_interval(metric: str, result: Result) -> str:
+def format_pooled_interval(metric: str, result: Result) -> str:
     """The pooled figure and its interval."""
     found = result.intervals[metric]
-    between = "" if found is None else f" [{printed(metric, found[0])}, {printed(metric, found[1])}]"
-    return printed(metric, result.pooled[metric]) + between
+    between = "" if found is None else f" [{format_metric(metric, found[0])}, {format_metric(metric, found[1])}]"
+    return format_metric(metric, result.pooled[metric]) + between
 
 
 def p_value(p: float | None) -> str:
@@ -94,7 +94,7 @@ def p_value(p: float | None) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def figures_rows(table: Table, rows: tuple[Entry, ...]) -> tuple[list[str], list[list[str]]]:
+def metric_rows(table: Table, rows: tuple[TableEntry, ...]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table as the paper prints it, our figures above the paper's."""
     modality = table.number == 1
     header = [
@@ -113,20 +113,20 @@ def figures_rows(table: Table, rows: tuple[Entry, ...]) -> tuple[list[str], list
         )
         lines.append([entry.row.label, *seen, "ours", *ours])
         if entry.row.paper is not None:
-            paper = [printed(m, v) for m, v in zip(PAPER_METRICS, entry.row.paper, strict=True)]
+            paper = [format_metric(m, v) for m, v in zip(PAPER_METRICS, entry.row.paper, strict=True)]
             lines.append(["", *([""] if modality else []), "paper", *paper, ""])
     return header, lines
 
 
-def interval_rows(rows: tuple[Entry, ...]) -> tuple[list[str], list[list[str]]]:
+def interval_rows(rows: tuple[TableEntry, ...]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the pooled figures with their intervals."""
     metrics = (*PAPER_METRICS, "balanced_accuracy")
     return ["Method", *(HEADERS[m] for m in metrics)], [
-        [entry.row.label, *(pooled_with_interval(m, entry.result) for m in metrics)] for entry in rows if entry.result
+        [entry.row.label, *(format_pooled_interval(m, entry.result) for m in metrics)] for entry in rows if entry.result
     ]
 
 
-def test_rows(rows: tuple[Entry, ...]) -> tuple[list[str], list[list[str]]]:
+def test_rows(rows: tuple[TableEntry, ...]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the tests against TMI-CLNet."""
     header = [
         "Method",
@@ -159,7 +159,7 @@ def test_rows(rows: tuple[Entry, ...]) -> tuple[list[str], list[list[str]]]:
     return header, lines
 
 
-def csv_rows(table: Table, rows: tuple[Entry, ...]) -> list[dict[str, Any]]:
+def csv_rows(table: Table, rows: tuple[TableEntry, ...]) -> list[dict[str, Any]]:
     """Every figure of a table as plain values, a dictionary a row."""
     lines = []
     for entry in rows:
@@ -190,7 +190,7 @@ def csv_rows(table: Table, rows: tuple[Entry, ...]) -> list[dict[str, Any]]:
     return lines
 
 
-def verdict(results: Mapping[str, Result], tests: Mapping[str, Paired]) -> list[str]:
+def conclusion(results: Mapping[str, Result], tests: Mapping[str, Paired]) -> list[str]:
     """In words, whether the fusion beats each of its modalities alone, and by how much."""
     singles = {"image": "vision", "clinical": "text", "radiomics": "radiomics"}
     there = [key for key in singles if key in results and key in tests]

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float
 
 from tmi.training.comparison import plots
-from tmi.training.comparison.formatting import Entry, figures_rows, interval_rows, test_rows
+from tmi.training.comparison.formatting import TableEntry, interval_rows, metric_rows, test_rows
 from tmi.training.comparison.paper_tables import Table
-from tmi.training.comparison.report_content import Story
+from tmi.training.comparison.report_content import ReportContent
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b;
@@ -31,32 +31,34 @@ code { background: #f2f2f2; padding: .1rem .3rem; }
 """
 
 
-def as_html(story: Story, weights_RN: Float[np.ndarray, "R N"]) -> str:
+def as_html(content: ReportContent, weights_RN: Float[np.ndarray, "R N"]) -> str:
     """The page."""
-    parts = [f"<h1>{escape(story.title)}</h1>", *(_note(n) for n in story.notes)]
-    parts.append(f"<p>Made by <code>{escape(story.command)}</code></p>")
-    parts.append("<ul>" + "".join(f"<li>{escape(fact.replace('`', ''))}</li>" for fact in story.facts) + "</ul>")
-    for table, rows in story.tables:
-        parts += _section(story, table, rows, weights_RN)
-    if story.ceilings[1]:
-        parts += [f"<h2>{escape(story.ceiling_title)}</h2>", *(_note(n) for n in story.labels)]
-        parts += [f"<p>{escape(story.ceiling_caption)}</p>", _table(*story.ceilings)]
-        parts += [f"<p>{escape(line)}</p>" for line in story.verdict]
+    parts = [f"<h1>{escape(content.title)}</h1>", *(_note(n) for n in content.notes)]
+    parts.append(f"<p>Made by <code>{escape(content.command)}</code></p>")
+    parts.append("<ul>" + "".join(f"<li>{escape(fact.replace('`', ''))}</li>" for fact in content.facts) + "</ul>")
+    for table, rows in content.tables:
+        parts += _section(content, table, rows, weights_RN)
+    if content.ceilings[1]:
+        parts += [f"<h2>{escape(content.ceiling_title)}</h2>", *(_note(n) for n in content.labels)]
+        parts += [f"<p>{escape(content.ceiling_caption)}</p>", _table(*content.ceilings)]
+        parts += [f"<p>{escape(line)}</p>" for line in content.conclusion]
     body = "\n".join(parts)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(story.title)}</title>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(content.title)}</title>\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
-def _section(story: Story, table: Table, rows: tuple[Entry, ...], weights_RN: Float[np.ndarray, "R N"]) -> list[str]:
-    parts = [f"<h2>{escape(table.heading)}</h2>", *(_note(n) for n in story.labels)]
-    parts.append(_table(*figures_rows(table, rows)))
-    parts += [f"<p>{escape(story.interval_caption)}</p>", _table(*interval_rows(rows))]
+def _section(
+    content: ReportContent, table: Table, rows: tuple[TableEntry, ...], weights_RN: Float[np.ndarray, "R N"]
+) -> list[str]:
+    parts = [f"<h2>{escape(table.heading)}</h2>", *(_note(n) for n in content.labels)]
+    parts.append(_table(*metric_rows(table, rows)))
+    parts += [f"<p>{escape(content.interval_caption)}</p>", _table(*interval_rows(rows))]
     tests = test_rows(rows)
     if tests[1]:
-        parts += [f"<p>{escape(story.test_caption)}</p>", _table(*tests)]
+        parts += [f"<p>{escape(content.test_caption)}</p>", _table(*tests)]
     named = [(entry.row.label, entry.result) for entry in rows if entry.result is not None]
     if not named:
         return parts
@@ -75,11 +77,11 @@ def _section(story: Story, table: Table, rows: tuple[Entry, ...], weights_RN: Fl
             plots.training_plot(named),
         ),
     ):
-        parts.append(_figure(f"{table.heading}. {title}", whose, svg))
+        parts.append(_svg_section(f"{table.heading}. {title}", whose, svg))
     return parts
 
 
-def _figure(title: str, whose: str, svg: str) -> str:
+def _svg_section(title: str, whose: str, svg: str) -> str:
     data = base64.b64encode(svg.encode("utf-8")).decode("ascii")
     return (
         f'<figure><img alt="{escape(f"{title}, {whose}")}" src="data:image/svg+xml;base64,{data}">'

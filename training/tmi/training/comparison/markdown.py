@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tmi.training.comparison.formatting import figures_rows, interval_rows, test_rows
-from tmi.training.comparison.report_content import Story
+from tmi.training.comparison.formatting import interval_rows, metric_rows, test_rows
+from tmi.training.comparison.report_content import ReportContent
 
 
-def as_markdown(story: Story) -> str:
+def as_markdown(content: ReportContent) -> str:
     """The page."""
-    lines = [f"# {story.title}", "", *(f"> {note}\n" for note in story.notes), f"Made by `{story.command}`", ""]
-    lines += [f"- {fact}" for fact in story.facts]
-    for table, rows in story.tables:
-        lines += ["", f"## {table.heading}", "", *(f"> {note}\n" for note in story.labels)]
-        lines += _table(*figures_rows(table, rows))
-        lines += ["", story.interval_caption, "", *_table(*interval_rows(rows))]
+    lines = [f"# {content.title}", "", *(f"> {note}\n" for note in content.notes), f"Made by `{content.command}`", ""]
+    lines += [f"- {fact}" for fact in content.facts]
+    for table, rows in content.tables:
+        lines += ["", f"## {table.heading}", "", *(f"> {note}\n" for note in content.labels)]
+        lines += _table(*metric_rows(table, rows))
+        lines += ["", content.interval_caption, "", *_table(*interval_rows(rows))]
         tests = test_rows(rows)
         if tests[1]:
-            lines += ["", story.test_caption, "", *_table(*tests)]
-    if story.ceilings[1]:
-        lines += ["", f"## {story.ceiling_title}", "", *(f"> {note}\n" for note in story.labels)]
-        lines += [story.ceiling_caption, "", *_table(*story.ceilings), "", *(f"- {line}" for line in story.verdict)]
+            lines += ["", content.test_caption, "", *_table(*tests)]
+    if content.ceilings[1]:
+        lines += ["", f"## {content.ceiling_title}", "", *(f"> {note}\n" for note in content.labels)]
+        lines += [
+            content.ceiling_caption,
+            "",
+            *_table(*content.ceilings),
+            "",
+            *(f"- {line}" for line in content.conclusion),
+        ]
     return "\n".join([*lines, ""])
 
 

@@ -15,24 +15,24 @@ from tmi.training.comparison.html_page import as_html
 from tmi.training.comparison.markdown import as_markdown
 from tmi.training.comparison.paper_tables import OURS
 from tmi.training.comparison.plan import Plan
-from tmi.training.comparison.report_content import Story, tell
+from tmi.training.comparison.report_content import ReportContent, build_report
 from tmi.training.comparison.results import against_ours, ceilings, read_results
 from tmi.training.comparison.runner import RUNS, Trained
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
+class WrittenReport:
     """What was written, and the last words on the command line."""
 
     html: Path
     """The page with the plots."""
     markdown: Path
     """The tables to read as text."""
-    closing: tuple[str, ...]
+    closing_lines: tuple[str, ...]
     """A few lines of summary."""
 
 
-def write_report(plan: Plan, trained: Trained, cohort: Cohort, out: Path, *, command: str) -> Written:
+def write_report(plan: Plan, trained: Trained, cohort: Cohort, out: Path, *, command: str) -> WrittenReport:
     """The report of the finished runs; those that failed are told as such.
 
     Args:
@@ -45,11 +45,11 @@ def write_report(plan: Plan, trained: Trained, cohort: Cohort, out: Path, *, com
     patients = {case.case_id: case.patient_id or case.case_id for case in cohort.cases}
     results, weights_RN = read_results(trained.runs, patients)
     tests = against_ours(results)
-    story = tell(plan, results, tests, trained.failed, cohort, ceilings(cohort, results), command=command)
+    content = build_report(plan, results, tests, trained.failed, cohort, ceilings(cohort, results), command=command)
     html, markdown = out / "report.html", out / "tables.md"
-    write_text(markdown, as_markdown(story))
-    write_text(html, as_html(story, weights_RN))
-    for table, rows in story.tables:
+    write_text(markdown, as_markdown(content))
+    write_text(html, as_html(content, weights_RN))
+    for table, rows in content.tables:
         lines = csv_rows(table, rows)
         text = io.StringIO()
         writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
@@ -63,8 +63,8 @@ def write_report(plan: Plan, trained: Trained, cohort: Cohort, out: Path, *, com
         out / "comparison.json",
         {
             "command": command,
-            "notes": list(story.notes),
-            "verdict": list(story.verdict),
+            "notes": list(content.notes),
+            "verdict": list(content.conclusion),
             "not_applied": list(plan.not_applied),
             "runs": {
                 run.key: {
@@ -78,12 +78,12 @@ def write_report(plan: Plan, trained: Trained, cohort: Cohort, out: Path, *, com
             "behind": {f"{number}/{key}": run for (number, key), run in plan.behind.items()},
         },
     )
-    return Written(html=html, markdown=markdown, closing=_closing(story))
+    return WrittenReport(html=html, markdown=markdown, closing_lines=_closing_lines(content))
 
 
-def _closing(story: Story) -> tuple[str, ...]:
+def _closing_lines(content: ReportContent) -> tuple[str, ...]:
     lines = []
-    for table, rows in story.tables:
+    for table, rows in content.tables:
         done = [e for e in rows if e.result is not None]
         ours = next((e for e in done if e.result is not None and e.result.key == OURS), None)
         if ours is None or ours.result is None:
@@ -96,4 +96,4 @@ def _closing(story: Story) -> tuple[str, ...]:
             f"{format_mean_std('accuracy', ours.result)} %, AUC {format_mean_std('roc_auc', ours.result)} "
             f"(place {place} by AUC)"
         )
-    return (*lines, *story.verdict, *story.labels)
+    return (*lines, *content.conclusion, *content.labels)

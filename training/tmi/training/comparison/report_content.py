@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tmi.toolkit.cases.case import Cohort
 from tmi.toolkit.synthetic.cohort import is_synthetic
-from tmi.training.comparison.formatting import Entry, entries, format_mean_std, verdict
+from tmi.training.comparison.formatting import TableEntry, conclusion, format_mean_std, table_entries
 from tmi.training.comparison.paper_tables import CLINICAL, OURS, Table
 from tmi.training.comparison.plan import Plan
 from tmi.training.comparison.results import Ceiling, Paired, Result
@@ -25,7 +25,7 @@ CLINICAL_NOTE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Story:
+class ReportContent:
     """The report's content."""
 
     title: str
@@ -38,7 +38,7 @@ class Story:
     """What makes it."""
     facts: tuple[str, ...]
     """Cohort, protocol, sizes."""
-    tables: tuple[tuple[Table, tuple[Entry, ...]], ...]
+    tables: tuple[tuple[Table, tuple[TableEntry, ...]], ...]
     """The tables and their rows."""
     interval_caption: str
     """Above the pooled figures."""
@@ -50,11 +50,11 @@ class Story:
     """Its first words."""
     ceilings: tuple[list[str], list[list[str]]]
     """Header and rows of its table; no rows for a real cohort."""
-    verdict: tuple[str, ...]
+    conclusion: tuple[str, ...]
     """Whether fusion beats the single modalities, in words."""
 
 
-def tell(
+def build_report(
     plan: Plan,
     results: Mapping[str, Result],
     tests: Mapping[str, Paired],
@@ -63,7 +63,7 @@ def tell(
     allowed: tuple[Ceiling, ...],
     *,
     command: str,
-) -> Story:
+) -> ReportContent:
     """The report's content from the results."""
     base = next(run.config for run in plan.runs if run.key == OURS)
     labels = tuple(note for note in (SYNTHETIC if is_synthetic(cohort.folder) else "", optimism_note(base)) if note)
@@ -72,9 +72,9 @@ def tell(
     independent = " Cases of one patient count as independent here, which they are not quite." if several else ""
     depth, height, width = base.ct.shape_DHW
     used = len(some.case_ids) if some else 0
-    return Story(
+    return ReportContent(
         title=_title(plan),
-        notes=(*labels, CLINICAL_NOTE if _clinical(plan) else PAPER_NOTE),
+        notes=(*labels, CLINICAL_NOTE if _is_clinical_table(plan) else PAPER_NOTE),
         labels=labels,
         command=command,
         facts=(
@@ -92,7 +92,7 @@ def tell(
             "Our figures: mean ± sample standard deviation over the folds, decisions at a probability of 0.5; AUC is "
             "the ROC AUC of the probabilities. The paper's AUC fits the balanced accuracy (Bal. ACC) better.",
         ),
-        tables=tuple((t, entries(t, plan, results, tests, failed)) for t in plan.tables),
+        tables=tuple((t, table_entries(t, plan, results, tests, failed)) for t in plan.tables),
         interval_caption=f"All held-out cases together, with {CONFIDENCE_LEVEL:.0%} intervals of a stratified bootstrap over "
         f"patients ({N_REPLICATES} replicates). Pooling ranks probabilities of different folds' models against each "
         "other, so this AUC can differ from the mean over the folds.",
@@ -102,17 +102,17 @@ def tell(
         ceiling_caption="The highest AUC that any method can expect from each set of modalities, as the law behind the "
         "synthetic cohort gives it; what the true posterior reaches on these very cases; and what was reached.",
         ceilings=_ceiling_rows(allowed),
-        verdict=tuple(verdict(results, tests)),
+        conclusion=tuple(conclusion(results, tests)),
     )
 
 
-def _clinical(plan: Plan) -> bool:
+def _is_clinical_table(plan: Plan) -> bool:
     """Whether the plan is of the clinical table, whole or some rows of it."""
     return any(table.number == CLINICAL.number for table in plan.tables)
 
 
 def _title(plan: Plan) -> str:
-    if _clinical(plan):
+    if _is_clinical_table(plan):
         return CLINICAL.title
     return f"TMI-CLNet compared: table{'s' if len(plan.tables) > 1 else ''} " + ", ".join(
         str(t.number) for t in plan.tables
