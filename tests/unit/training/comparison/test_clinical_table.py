@@ -19,8 +19,8 @@ from tmi.toolkit.config.overrides import override
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.preprocessing.clinical_features import clinical_inputs, numbers
 from tmi.training.cli.compare import _command
-from tmi.training.comparison.paper_tables import CLINICAL, OURS
-from tmi.training.comparison.plan import chosen_tables, make_plan
+from tmi.training.comparison.paper_tables import CLINICAL, REFERENCE_MODEL
+from tmi.training.comparison.plan import make_plan, select_tables
 from tmi.training.data.dataset import prepare_cohort
 
 SCHEMA = load_schema(None)
@@ -104,15 +104,22 @@ def test_one_case_with_images_makes_whole_cases_the_rule_for_every_system(tmp_pa
 
 
 def test_the_clinical_table_is_asked_for_by_name_and_is_none_of_the_papers():
-    assert chosen_tables("clinical") == (CLINICAL,)
-    assert CLINICAL not in chosen_tables("all")
+    assert select_tables("clinical") == (CLINICAL,)
+    assert CLINICAL not in select_tables("all")
     with pytest.raises(UsageError, match="unknown table '5'"):
-        chosen_tables("5")
+        select_tables("5")
 
 
 def test_every_row_of_the_clinical_table_looks_at_the_record_alone():
     plan = make_plan(nano(), (CLINICAL,))
-    assert [run.key for run in plan.runs] == [OURS, "flags", "no-dropout", "flags-no-dropout", "logreg", "clinical-rf"]
+    assert [run.key for run in plan.runs] == [
+        REFERENCE_MODEL,
+        "flags",
+        "no-dropout",
+        "flags-no-dropout",
+        "logreg",
+        "clinical-rf",
+    ]
     assert {run.config.network.modalities for run in plan.runs} == {("clinical",)}
     assert [run.config.clinical.rendering for run in plan.runs][:4] == ["values", "flags", "values", "flags"]
     assert [run.config.network.text_encoder.dropout for run in plan.runs][:4] == [0.1, 0.1, 0.0, 0.0]

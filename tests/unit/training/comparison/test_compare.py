@@ -27,14 +27,14 @@ from factories.tmi_command import Outcome, tmi
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.run_folder import RunFolder
-from tmi.training.comparison.paper_tables import OURS, PAPER_METRICS, TABLES
-from tmi.training.comparison.plan import chosen_tables, make_plan
+from tmi.training.comparison.paper_tables import PAPER_METRICS, REFERENCE_MODEL, TABLES
+from tmi.training.comparison.plan import make_plan, select_tables
 from tmi.training.evaluation.metrics import METRICS
 from tmi.training.systems import sklearn_arrays as estimator_arrays
 from tmi.training.systems.factory import build_network
 from tmi.training.systems.registry import SYSTEMS
 
-EVERY = make_plan(nano(), chosen_tables("all"))
+EVERY = make_plan(nano(), select_tables("all"))
 
 
 @pytest.fixture(scope="module")
@@ -55,32 +55,32 @@ def test_the_rows_are_the_systems_and_ablations_of_the_issue_and_each_is_trained
     assert [len(t.rows) for t in TABLES.values()] == [8, 7, 4, 5]
     assert {r.key for r in TABLES[1].rows} == set(SYSTEMS) - {"logreg", "clinical-rf"}, "yardsticks of our own"
     assert len(EVERY.runs) == 21
-    assert EVERY.runs[0].key == OURS
+    assert EVERY.runs[0].key == REFERENCE_MODEL
     assert len({json.dumps(str(run.config)) for run in EVERY.runs}) == 21
-    shared = {key for (_, key), run in EVERY.behind.items() if run == OURS}
-    assert shared == {OURS, "ima-tcaf", "lambda-0.6"}
+    shared = {key for (_, key), run in EVERY.behind.items() if run == REFERENCE_MODEL}
+    assert shared == {REFERENCE_MODEL, "ima-tcaf", "lambda-0.6"}
 
 
 def test_a_row_shares_a_run_by_its_config_and_not_by_its_name():
     """With the released lambda of 0.2 it is the row of 0.2 that is TMI-CLNet's own."""
-    plan = make_plan(override(nano(), ["loss.tmff_lambda=0.2"]), chosen_tables("4"))
-    assert plan.behind[4, "lambda-0.2"] == OURS
-    assert plan.behind[4, "lambda-0.6"] == "lambda-0.6"
+    plan = make_plan(override(nano(), ["loss.tmff_lambda=0.2"]), select_tables("4"))
+    assert plan.run_of_row[4, "lambda-0.2"] == REFERENCE_MODEL
+    assert plan.run_of_row[4, "lambda-0.6"] == "lambda-0.6"
 
 
 def test_frozen_encoders_stay_frozen_where_a_row_has_them():
     base = replace(nano(), train=replace(nano().train, freeze=("ct", "text")))
-    frozen = {run.key: run.config.train.freeze for run in make_plan(base, chosen_tables("all")).runs}
-    assert frozen[OURS] == frozen["mmd"] == ("ct", "text")
+    frozen = {run.key: run.config.train.freeze for run in make_plan(base, select_tables("all")).runs}
+    assert frozen[REFERENCE_MODEL] == frozen["mmd"] == ("ct", "text")
     assert frozen["clinical-radiomics"] == frozen["clinical"] == ("text",)
     assert frozen["resnet50"] == frozen["svm"] == frozen["radiomics"] == ()
 
 
 def test_what_is_asked_of_every_row_is_applied_where_a_row_has_such_a_part_and_told_where_not():
     base = replace(nano(), train=replace(nano().train, freeze=("text",), precision="bf16-mixed"))
-    plan = make_plan(base, chosen_tables("1"), weights=("ct", "text"))
+    plan = make_plan(base, select_tables("1"), weights=("ct", "text"))
     weights = {run.key: run.weights for run in plan.runs}
-    assert weights[OURS] == weights["mmd"] == ("ct", "text")
+    assert weights[REFERENCE_MODEL] == weights["mmd"] == ("ct", "text")
     assert weights["resnet50"] == weights["svm"] == ()
     lacking = dict(line.split(" is not applied to what has no such part: ") for line in plan.not_applied)
     assert lacking == {
@@ -89,7 +89,7 @@ def test_what_is_asked_of_every_row_is_applied_where_a_row_has_such_a_part_and_t
         "--text-weights": "resnet50, vit, svm, rf, simpleff",
         "--precision bf16-mixed": "svm, rf",
     }
-    assert make_plan(nano(), chosen_tables("1")).not_applied == ()
+    assert make_plan(nano(), select_tables("1")).not_applied == ()
 
 
 def test_text_weights_and_freezing_reach_the_rows_that_have_a_text_encoder(cohort, tmp_path):
@@ -99,12 +99,12 @@ def test_text_weights_and_freezing_reach_the_rows_that_have_a_text_encoder(cohor
     given = [*asked, "--text-weights", str(tmp_path / "bert")]
     outcome = compare(cohort, tmp_path / "out", *given)
     assert outcome.code == 0, outcome.err
-    runs = {key: RunFolder.open(tmp_path / "out" / "runs" / key) for key in (OURS, "image")}
-    assert json.loads(runs[OURS].pretrained.read_text()).keys() == {"text"}
+    runs = {key: RunFolder.open(tmp_path / "out" / "runs" / key) for key in (REFERENCE_MODEL, "image")}
+    assert json.loads(runs[REFERENCE_MODEL].pretrained.read_text()).keys() == {"text"}
     assert not runs["image"].pretrained.exists()
-    assert (runs[OURS].config.train.freeze, runs["image"].config.train.freeze) == (("text",), ())
+    assert (runs[REFERENCE_MODEL].config.train.freeze, runs["image"].config.train.freeze) == (("text",), ())
     assert {run.config.train.precision for run in runs.values()} == {"bf16-mixed"}
-    trained = load_file(runs[OURS].fold(0).model)
+    trained = load_file(runs[REFERENCE_MODEL].fold(0).model)
     taken = load_file(tmp_path / "bert" / "model.safetensors")
     name = "encoder.layer.0.attention.self.query.weight"
     (ours,) = (tensor for key, tensor in trained.items() if key.endswith(name))
@@ -159,12 +159,12 @@ def test_rows_of_folds_side_by_side_have_the_figures_of_one_after_another(cohort
 @pytest.mark.parametrize("asked", ["5", "one", ""])
 def test_an_unknown_table_is_wrong_usage(asked):
     with pytest.raises(UsageError, match="unknown table"):
-        chosen_tables(asked)
+        select_tables(asked)
 
 
 def test_an_unknown_row_is_told_with_the_known_ones():
     with pytest.raises(UsageError, match="no row 'svn'") as error:
-        make_plan(nano(), chosen_tables("1"), only=["svn"])
+        make_plan(nano(), select_tables("1"), only=["svn"])
     assert "svm" in error.value.fix
 
 
@@ -174,7 +174,7 @@ def test_the_papers_figures_are_the_papers():
         (0.7945, 0.8201, 0.6432, 0.7233, 0.8015)
     )
     best = (0.8312, 0.8438, 0.7428, 0.7805, 0.8223)
-    for number, key in ((1, OURS), (2, OURS), (3, "ima-tcaf"), (4, "lambda-0.6")):
+    for number, key in ((1, REFERENCE_MODEL), (2, REFERENCE_MODEL), (3, "ima-tcaf"), (4, "lambda-0.6")):
         found = next(r.paper for r in TABLES[number].rows if r.key == key)
         assert found == pytest.approx(best)
         assert max(r.paper[0] for r in TABLES[number].rows) == pytest.approx(best[0])
@@ -214,7 +214,7 @@ def test_a_table_has_a_line_a_row_with_our_figures_and_the_papers(whole, number)
             low, pooled, high = (float(line[f"{metric}_{part}"]) for part in ("low", "pooled", "high"))
             assert low <= pooled + 1e-12
             assert pooled <= high + 1e-12
-        ours = EVERY.behind[number, row.key] == OURS
+        ours = EVERY.behind[number, row.key] == REFERENCE_MODEL
         assert (line["mcnemar_p"] == "") == (line["delong_p"] == "") == ours
         if not ours:
             assert 0.0 <= float(line["mcnemar_p"]) <= float(line["mcnemar_p_holm"]) <= 1.0
@@ -263,7 +263,11 @@ def test_finished_runs_are_reused_and_their_figures_are_the_same(whole, cohort, 
     times = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*") if p.is_file()}
     outcome = compare(cohort, folder, "--table", "4", "--model", "no-tmff", "--model", "lambda-0.2")
     assert outcome.code == 0
-    assert re.findall(r"^(.+): (?:reused|started|continued)$", outcome.err, re.M) == [OURS, "no-tmff", "lambda-0.2"]
+    assert re.findall(r"^(.+): (?:reused|started|continued)$", outcome.err, re.M) == [
+        REFERENCE_MODEL,
+        "no-tmff",
+        "lambda-0.2",
+    ]
     assert outcome.err.count(": reused") == 3
     assert {p: p.stat().st_mtime_ns for p in times} == times
     before, after = (list(csv.DictReader(io.StringIO((f / "table4.csv").read_text()))) for f in (whole[0], folder))
@@ -281,8 +285,8 @@ def test_another_config_in_the_same_folder_is_wrong_usage_and_changes_nothing(wh
 
 
 def test_an_edited_run_is_damage(cohort, tmp_path, whole):
-    shutil.copytree(whole[0] / "runs" / OURS, tmp_path / "runs" / OURS)
-    with (tmp_path / "runs" / OURS / "fold0" / "predictions.csv").open("a") as file:
+    shutil.copytree(whole[0] / "runs" / REFERENCE_MODEL, tmp_path / "runs" / REFERENCE_MODEL)
+    with (tmp_path / "runs" / REFERENCE_MODEL / "fold0" / "predictions.csv").open("a") as file:
         file.write("X,bad,1,1,0,9\n")
     outcome = compare(cohort, tmp_path, "--table", "3", "--model", "ima-tcaf")
     assert outcome.code == 6
@@ -297,7 +301,7 @@ def test_a_row_that_fails_is_reported_and_the_others_go_on(cohort, tmp_path):
     assert outcome.code == 1
     assert "failed   vit: vit: patches of (5, 5) do not divide" in outcome.err
     lines = {r["row"]: r for r in csv.DictReader(io.StringIO((tmp_path / "table1.csv").read_text()))}
-    assert set(lines) == {"vit", "svm", OURS}
+    assert set(lines) == {"vit", "svm", REFERENCE_MODEL}
     assert "do not divide" in lines["vit"]["failed"]
     assert lines["svm"]["accuracy_mean"] != ""
     assert "failed: vit: patches" in (tmp_path / "report.html").read_text()
@@ -332,13 +336,13 @@ def test_a_comparison_stopped_in_the_middle_of_a_run_goes_on_to_the_same_tables(
         outcome = tmi(*arguments(cohort, out, *rows, epochs=4))
     assert outcome.code == 130
     assert f"interrupted; the same command with --out {out} goes on" in outcome.err
-    history = out / "runs" / OURS / "fold0" / "history.csv"
+    history = out / "runs" / REFERENCE_MODEL / "fold0" / "history.csv"
     assert len(history.read_text().splitlines()) == 3
     assert not (out / "report.html").exists()
 
     outcome = tmi(*arguments(cohort, out, *rows, epochs=4))
     assert outcome.code == 0, outcome.err
-    assert f"{OURS}: continued" in outcome.err
+    assert f"{REFERENCE_MODEL}: continued" in outcome.err
     assert "rf: started" in outcome.err
     plain = tmi(*arguments(cohort, tmp_path / "plain", *rows, epochs=4))
     assert plain.code == 0
@@ -354,7 +358,7 @@ def test_a_comparison_killed_in_the_middle_of_a_run_goes_on_to_the_same_tables(c
     out = tmp_path / "killed"
     command = [*main, *arguments(cohort, out, *rows, epochs=12)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    history = out / "runs" / OURS / "fold0" / "history.csv"
+    history = out / "runs" / REFERENCE_MODEL / "fold0" / "history.csv"
     deadline = time.monotonic() + 200
     while not (history.is_file() and len(history.read_text().splitlines()) > 2):
         assert process.poll() is None
@@ -366,7 +370,7 @@ def test_a_comparison_killed_in_the_middle_of_a_run_goes_on_to_the_same_tables(c
 
     outcome = tmi(*arguments(cohort, out, *rows, epochs=12))
     assert outcome.code == 0, outcome.err
-    assert f"{OURS}: continued" in outcome.err
+    assert f"{REFERENCE_MODEL}: continued" in outcome.err
     assert "rf: started" in outcome.err
     plain = tmi(*arguments(cohort, tmp_path / "plain", *rows, epochs=12))
     assert plain.code == 0

@@ -9,7 +9,7 @@ from factories.nano import nano
 from factories.paths import ROOT
 from tmi.toolkit.config.overrides import override
 from tmi.training.comparison.paper_tables import CLINICAL, TABLES
-from tmi.training.comparison.plan import chosen_tables, make_plan
+from tmi.training.comparison.plan import make_plan, select_tables
 from tmi.training.systems.registry import SYSTEMS
 
 DOCS = ROOT / "docs"
@@ -40,7 +40,7 @@ def test_the_table_of_rows_is_the_papers_tables():
     assert rows(COMPARE_PAGE, "| table | rows |") == [
         [f"`{t.number}`", ", ".join(f"`{row.key}`" for row in t.rows)] for t in (*TABLES.values(), CLINICAL)
     ]
-    assert f"need {len(make_plan(nano(), chosen_tables('all')).runs)} runs" in COMPARE_PAGE
+    assert f"need {len(make_plan(nano(), select_tables('all')).runs)} runs" in COMPARE_PAGE
 
 
 def test_every_option_of_the_command_is_on_its_page_and_no_other():

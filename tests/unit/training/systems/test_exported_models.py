@@ -33,10 +33,10 @@ from tmi.toolkit.models.registry import NEURAL_MODELS, active_modalities, encode
 from tmi.toolkit.run_folder import SUMMARY_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json
 from tmi.training.comparison.paper_tables import TABLES
-from tmi.training.comparison.plan import chosen_tables, make_plan
+from tmi.training.comparison.plan import make_plan, select_tables
 
 FILES = {"image": CT_FILE, "radiomics": RADIOMICS_FILE, "clinical": CLINICAL_FILE}
-RUNS = {r.key: r.config for r in make_plan(nano(), chosen_tables("all")).runs if r.config.system.name in NEURAL_MODELS}
+RUNS = {r.key: r.config for r in make_plan(nano(), select_tables("all")).runs if r.config.system.name in NEURAL_MODELS}
 LAMBDAS = {row.key for row in TABLES[4].rows} & set(RUNS)
 """Rows whose networks differ from TMI-CLNet's in their weights alone."""
 ROWS = [key for key in RUNS if key not in LAMBDAS]

@@ -35,13 +35,13 @@ from tmi.training.cli.options import (
     print_initialization,
     resolve_initialization,
 )
-from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_BASE
+from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_OVERRIDES
 from tmi.training.loop.accelerator import resolve_accelerator
 from tmi.training.loop.hardware import HardwareConfig
 
 if TYPE_CHECKING:
     from tmi.training.comparison.plan import Plan, PlannedRun
-    from tmi.training.comparison.runner import Trained
+    from tmi.training.comparison.runner import ComparisonRuns
     from tmi.training.pretrained.initial_weights import Initialization
 
 
@@ -88,17 +88,17 @@ def compare(
     chosen = preset or project.preset
     config = configure(chosen, folds, epochs, settings or [], freeze=freeze, precision=precision)
     if table == CLINICAL.number:
-        config = override(config, CLINICAL_BASE)
+        config = override(config, CLINICAL_OVERRIDES)
     fields = load_schema(schema or project.schema_file)
     config, initialization = resolve_initialization(
         config, settings or [], ct=ct_weights, text=text_weights, vocab=vocab, schema=fields
     )
     data = open_cohort(folder, mask_label=mask_label)
-    from tmi.training.comparison.plan import chosen_tables, make_plan
+    from tmi.training.comparison.plan import make_plan, select_tables
 
     plan = make_plan(
         config,
-        chosen_tables(table),
+        select_tables(table),
         only=model or (),
         weights=() if initialization is None else initialization.encoders,
     )
@@ -152,7 +152,7 @@ def _train(
     *,
     hardware: HardwareConfig,
     cached: bool,
-) -> Trained:
+) -> ComparisonRuns:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -210,7 +210,7 @@ def _command(table: str, rows: list[str], settings: list[str], options: Mapping[
     return " ".join([*parts, *(f"--set {quote(s)}" for s in settings), "--out DIR"])
 
 
-def _report(plan: Plan, trained: Trained, data: Any, out: Path, command: str) -> None:
+def _report(plan: Plan, trained: ComparisonRuns, data: Any, out: Path, command: str) -> None:
     from rich.console import Console
 
     from tmi.training.comparison.report import write_report

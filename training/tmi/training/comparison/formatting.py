@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tmi.training.comparison.paper_tables import OURS, PAPER_METRICS, Row, Table
+from tmi.training.comparison.paper_tables import PAPER_METRICS, REFERENCE_MODEL, Row, Table
 from tmi.training.comparison.plan import Plan
-from tmi.training.comparison.results import Paired, Result
+from tmi.training.comparison.results import PairedTest, Result
 from tmi.training.evaluation.statistics.holm import holm
 
 PERCENT = ("accuracy", "precision", "recall")
@@ -33,7 +33,7 @@ class TableEntry:
     """Its run; None where it failed."""
     why: str
     """Why there is none."""
-    paired: Paired | None
+    paired: PairedTest | None
     """Against TMI-CLNet; None for TMI-CLNet itself."""
     mcnemar_holm: float | None
     """McNemar's p, corrected for the rows of this table."""
@@ -45,11 +45,11 @@ def table_entries(
     table: Table,
     plan: Plan,
     results: Mapping[str, Result],
-    tests: Mapping[str, Paired],
+    tests: Mapping[str, PairedTest],
     failed: Mapping[str, str],
 ) -> tuple[TableEntry, ...]:
     """The rows of a table, in order."""
-    keys = [plan.behind[table.number, row.key] for row in table.rows]
+    keys = [plan.run_of_row[table.number, row.key] for row in table.rows]
     paired = [tests.get(key) for key in keys]
     mcnemar = holm([None if p is None else p.mcnemar.p for p in paired])
     delong = holm([None if p is None or p.delong is None else p.delong.p for p in paired])
@@ -190,14 +190,14 @@ def csv_rows(table: Table, rows: tuple[TableEntry, ...]) -> list[dict[str, Any]]
     return lines
 
 
-def conclusion(results: Mapping[str, Result], tests: Mapping[str, Paired]) -> list[str]:
+def conclusion(results: Mapping[str, Result], tests: Mapping[str, PairedTest]) -> list[str]:
     """In words, whether the fusion beats each of its modalities alone, and by how much."""
     singles = {"image": "vision", "clinical": "text", "radiomics": "radiomics"}
     there = [key for key in singles if key in results and key in tests]
-    if OURS not in results or not there:
+    if REFERENCE_MODEL not in results or not there:
         return []
     lines = []
-    ours = results[OURS].pooled["roc_auc"]
+    ours = results[REFERENCE_MODEL].pooled["roc_auc"]
     for key in there:
         alone, test = results[key].pooled["roc_auc"], tests[key].delong
         if ours is None or alone is None or test is None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-OURS = "tmi-clnet"
+REFERENCE_MODEL = "tmi-clnet"
 """Key of the row that every other is tested against."""
 PAPER_METRICS: tuple[str, ...] = ("accuracy", "precision", "recall", "f1", "roc_auc")
 """The metrics of the paper's columns, by the names of `tmi.training.evaluation.metrics`; its last column is headed
@@ -76,7 +76,7 @@ def _lambda(value: float, *paper: float) -> Row:
     return _row(f"lambda-{value}", f"λ = {value}", (f"loss.tmff_lambda={value}",), *paper)
 
 
-WHOLE = (83.12, 84.38, 74.28, 0.7805, 0.8223)
+FULL_MODEL_METRICS = (83.12, 84.38, 74.28, 0.7805, 0.8223)
 
 TABLES: Mapping[int, Table] = MappingProxyType(
     {
@@ -91,7 +91,7 @@ TABLES: Mapping[int, Table] = MappingProxyType(
                 _system("simpleff", "SimpleFF", 72.75, 74.72, 54.10, 0.6218, 0.7050),
                 _system("hfbsurv", "HFBSurv", 79.45, 82.01, 64.32, 0.7233, 0.8015),
                 _system("mmd", "MMD", 77.22, 81.25, 60.63, 0.6772, 0.7344),
-                _row(OURS, "TMI-CLNet", (), *WHOLE),
+                _row(REFERENCE_MODEL, "TMI-CLNet", (), *FULL_MODEL_METRICS),
             ),
         ),
         2: Table(
@@ -104,7 +104,7 @@ TABLES: Mapping[int, Table] = MappingProxyType(
                 _modalities("clinical-image", "Vision+Text", 76.64, 71.43, 68.75, 0.6276, 0.7224),
                 _modalities("clinical-radiomics", "Radio+Text", 77.16, 82.51, 58.62, 0.6707, 0.7409),
                 _modalities("radiomics-image", "Vision+Radio", 74.94, 78.77, 56.95, 0.6341, 0.7218),
-                _row(OURS, "TMI-CLNet", (), *WHOLE),
+                _row(REFERENCE_MODEL, "TMI-CLNet", (), *FULL_MODEL_METRICS),
             ),
         ),
         3: Table(
@@ -114,7 +114,7 @@ TABLES: Mapping[int, Table] = MappingProxyType(
                 _modules("no-ima-no-tcaf", False, False, 75.48, 75.12, 63.34, 0.6504, 0.6952),
                 _modules("no-ima", False, True, 78.89, 82.79, 62.92, 0.7019, 0.7686),
                 _modules("no-tcaf", True, False, 81.47, 83.94, 68.55, 0.7491, 0.7883),
-                _modules("ima-tcaf", True, True, *WHOLE),
+                _modules("ima-tcaf", True, True, *FULL_MODEL_METRICS),
             ),
         ),
         4: Table(
@@ -124,7 +124,7 @@ TABLES: Mapping[int, Table] = MappingProxyType(
                 _row("no-tmff", "no TMFF", ("loss.alpha=0",), 76.61, 73.42, 68.36, 0.7050, 0.7536),
                 _lambda(0.2, 80.95, 79.66, 75.13, 0.7636, 0.8017),
                 _lambda(0.4, 78.21, 76.93, 67.33, 0.7141, 0.7668),
-                _lambda(0.6, *WHOLE),
+                _lambda(0.6, *FULL_MODEL_METRICS),
                 _lambda(0.8, 79.85, 87.31, 59.78, 0.7028, 0.7659),
             ),
         ),
@@ -136,7 +136,7 @@ CLINICAL = Table(
     number="clinical",
     title="The clinical record alone: text encoder against models of plain numbers",
     rows=(
-        Row(key=OURS, label="text, rendering `values`", paper=None),
+        Row(key=REFERENCE_MODEL, label="text, rendering `values`", paper=None),
         Row(key="flags", label="text, rendering `flags`", settings=("clinical.rendering=flags",), paper=None),
         Row(
             key="no-dropout",
@@ -155,5 +155,5 @@ CLINICAL = Table(
     ),
 )
 """For cohorts of records: what the text path gives beside yardsticks that take the same values as numbers."""
-CLINICAL_BASE = ('network.modalities=["clinical"]', "clinical.rendering=values")
+CLINICAL_OVERRIDES = ('network.modalities=["clinical"]', "clinical.rendering=values")
 """What every row of `CLINICAL` starts from: TMI-CLNet with its text encoder alone."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
-from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_BASE, OURS, TABLES, Row, Table
+from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_OVERRIDES, REFERENCE_MODEL, TABLES, Row, Table
 from tmi.training.systems.registry import encoder_names, system_spec
 
 
@@ -34,13 +34,13 @@ class Plan:
     """The tables asked for, with the rows asked for."""
     runs: tuple[PlannedRun, ...]
     """Each configuration once; TMI-CLNet first, as every row is tested against it."""
-    behind: dict[tuple[int | str, str], str]
+    run_of_row: dict[tuple[int | str, str], str]
     """(table, key of the row) -> key of the run."""
     not_applied: tuple[str, ...] = ()
     """What was asked for and which rows have no such part, in words."""
 
 
-def chosen_tables(asked: str) -> tuple[Table, ...]:
+def select_tables(asked: str) -> tuple[Table, ...]:
     """The tables of `1`, `2`, `3`, `4`, `all` (of the paper) or `clinical`.
 
     Raises:
@@ -72,28 +72,30 @@ def make_plan(base: Config, tables: Sequence[Table], *, only: Sequence[str] = ()
     if unknown:
         raise UsageError(f"no row {unknown[0]!r} in what is asked for", fix=f"known: {', '.join(known)}")
     if CLINICAL in tables:
-        base = override(base, CLINICAL_BASE)
-    asked, base = base, config_of_parts(base)
-    runs = {OURS: PlannedRun(key=OURS, label="TMI-CLNet", config=base)}
+        base = override(base, CLINICAL_OVERRIDES)
+    asked, base = base, with_available_parts(base)
+    runs = {REFERENCE_MODEL: PlannedRun(key=REFERENCE_MODEL, label="TMI-CLNet", config=base)}
     kept: list[Table] = []
-    behind: dict[tuple[int | str, str], str] = {}
+    run_of_row: dict[tuple[int | str, str], str] = {}
     for table in tables:
         rows = []
         for row in table.rows:
-            config = config_of(row, asked)
+            config = row_config(row, asked)
             if only and row.key not in only and config != base:
                 continue
             same = next((r.key for r in runs.values() if r.config == config), None)
             if same is None:
                 runs[row.key] = PlannedRun(key=row.key, label=row.label, config=config)
             rows.append(row)
-            behind[table.number, row.key] = same or row.key
+            run_of_row[table.number, row.key] = same or row.key
         kept.append(replace(table, rows=tuple(rows)))
     planned = tuple(
         replace(run, weights=tuple(name for name in weights if name in encoder_names(run.config)))
         for run in runs.values()
     )
-    return Plan(tables=tuple(kept), runs=planned, behind=behind, not_applied=_not_applied(asked, planned, weights))
+    return Plan(
+        tables=tuple(kept), runs=planned, run_of_row=run_of_row, not_applied=_not_applied(asked, planned, weights)
+    )
 
 
 def _not_applied(base: Config, runs: Sequence[PlannedRun], weights: Sequence[str]) -> tuple[str, ...]:
@@ -113,12 +115,12 @@ def _not_applied(base: Config, runs: Sequence[PlannedRun], weights: Sequence[str
     )
 
 
-def config_of(row: Row, base: Config) -> Config:
+def row_config(row: Row, base: Config) -> Config:
     """The config of a row; `train.freeze` keeps what the row's system has."""
-    return config_of_parts(override(base, row.settings))
+    return with_available_parts(override(base, row.settings))
 
 
-def config_of_parts(config: Config) -> Config:
+def with_available_parts(config: Config) -> Config:
     """The config with `train.freeze` cut down to the parts that its system has."""
     there = encoder_names(config)
     freeze = tuple(name for name in config.train.freeze if name.partition(":")[0] in there)

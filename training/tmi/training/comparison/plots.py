@@ -17,7 +17,7 @@ from tmi.training.comparison.results import THRESHOLD, Result
 from tmi.training.evaluation.metrics import METRICS
 from tmi.training.evaluation.statistics.curves import Curve, precision_recall, reliability, roc
 
-Named = Sequence[tuple[str, Result]]
+NamedResults = Sequence[tuple[str, Result]]
 """Label and result of each row."""
 BLUE, ORANGE, GREY = "#1f5fa8", "#c2570c", "#8a8a8a"
 SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "tmi", "font.size": 8, "font.family": "sans-serif"}
@@ -25,7 +25,7 @@ CURVE_REPLICATES = 500
 """Replicates of a curve's band."""
 
 
-def roc_plot(rows: Named, weights_RN: Float[np.ndarray, "R N"]) -> str:
+def roc_plot(rows: NamedResults, weights_RN: Float[np.ndarray, "R N"]) -> str:
     """ROC curves with bands."""
 
     def panel(axes: Any, result: Result) -> None:
@@ -36,7 +36,7 @@ def roc_plot(rows: Named, weights_RN: Float[np.ndarray, "R N"]) -> str:
     return _panels(rows, panel)
 
 
-def precision_recall_plot(rows: Named, weights_RN: Float[np.ndarray, "R N"]) -> str:
+def precision_recall_plot(rows: NamedResults, weights_RN: Float[np.ndarray, "R N"]) -> str:
     """Precision-recall curves with bands; dotted: the prevalence."""
 
     def panel(axes: Any, result: Result) -> None:
@@ -47,7 +47,7 @@ def precision_recall_plot(rows: Named, weights_RN: Float[np.ndarray, "R N"]) -> 
     return _panels(rows, panel)
 
 
-def calibration_plot(rows: Named) -> str:
+def calibration_plot(rows: NamedResults) -> str:
     """Observed share of bad prognoses against the probability said, raw and by the fold's temperature."""
 
     def panel(axes: Any, result: Result) -> None:
@@ -69,7 +69,7 @@ def calibration_plot(rows: Named) -> str:
     return _panels(rows, panel)
 
 
-def confusion_plot(rows: Named) -> str:
+def confusion_plot(rows: NamedResults) -> str:
     """Decisions at a probability of 0.5 against what happened."""
 
     def panel(axes: Any, result: Result) -> None:
@@ -87,7 +87,7 @@ def confusion_plot(rows: Named) -> str:
     return _panels(rows, panel)
 
 
-def training_plot(rows: Named) -> str:
+def training_plot(rows: NamedResults) -> str:
     """Loss of each fold over the epochs: training (dashed, own axis) and validation; dots: the picked epoch."""
 
     def panel(axes: Any, result: Result) -> None:
@@ -116,7 +116,7 @@ def training_plot(rows: Named) -> str:
     return _panels(rows, panel, width=2.6)
 
 
-def fold_plot(rows: Named) -> str:
+def fold_plot(rows: NamedResults) -> str:
     """Every figure of every fold, a dot each; the bar is the mean."""
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(9.5, 0.7 + 0.24 * len(rows)), layout="constrained")
@@ -147,7 +147,7 @@ def _labels(axes: Any, x: str, y: str) -> None:
     axes.set_aspect("equal")
 
 
-def _panels(rows: Named, panel: Callable[[Any, Result], None], *, width: float = 2.3) -> str:
+def _panels(rows: NamedResults, panel: Callable[[Any, Result], None], *, width: float = 2.3) -> str:
     columns = min(4, len(rows))
     lines = -(-len(rows) // columns)
     with matplotlib.rc_context(SETTINGS):

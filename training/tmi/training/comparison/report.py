@@ -13,11 +13,11 @@ from tmi.toolkit.storage.serialization import to_json
 from tmi.training.comparison.formatting import csv_rows, format_mean_std
 from tmi.training.comparison.html_page import as_html
 from tmi.training.comparison.markdown import as_markdown
-from tmi.training.comparison.paper_tables import OURS
+from tmi.training.comparison.paper_tables import REFERENCE_MODEL
 from tmi.training.comparison.plan import Plan
 from tmi.training.comparison.report_content import ReportContent, build_report
-from tmi.training.comparison.results import against_ours, ceilings, read_results
-from tmi.training.comparison.runner import RUNS, Trained
+from tmi.training.comparison.results import ceilings, compare_with_reference, read_results
+from tmi.training.comparison.runner import RUNS, ComparisonRuns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class WrittenReport:
     """A few lines of summary."""
 
 
-def write_report(plan: Plan, trained: Trained, cohort: Cohort, out: Path, *, command: str) -> WrittenReport:
+def write_report(plan: Plan, trained: ComparisonRuns, cohort: Cohort, out: Path, *, command: str) -> WrittenReport:
     """The report of the finished runs; those that failed are told as such.
 
     Args:
@@ -44,7 +44,7 @@ def write_report(plan: Plan, trained: Trained, cohort: Cohort, out: Path, *, com
     """
     patients = {case.case_id: case.patient_id or case.case_id for case in cohort.cases}
     results, weights_RN = read_results(trained.runs, patients)
-    tests = against_ours(results)
+    tests = compare_with_reference(results)
     content = build_report(plan, results, tests, trained.failed, cohort, ceilings(cohort, results), command=command)
     html, markdown = out / "report.html", out / "tables.md"
     write_text(markdown, as_markdown(content))
@@ -75,7 +75,7 @@ def write_report(plan: Plan, trained: Trained, cohort: Cohort, out: Path, *, com
                 }
                 for run in plan.runs
             },
-            "behind": {f"{number}/{key}": run for (number, key), run in plan.behind.items()},
+            "behind": {f"{number}/{key}": run for (number, key), run in plan.run_of_row.items()},
         },
     )
     return WrittenReport(html=html, markdown=markdown, closing_lines=_closing_lines(content))
@@ -85,7 +85,7 @@ def _closing_lines(content: ReportContent) -> tuple[str, ...]:
     lines = []
     for table, rows in content.tables:
         done = [e for e in rows if e.result is not None]
-        ours = next((e for e in done if e.result is not None and e.result.key == OURS), None)
+        ours = next((e for e in done if e.result is not None and e.result.key == REFERENCE_MODEL), None)
         if ours is None or ours.result is None:
             lines.append(f"table {table.number}  {len(done)} of {len(rows)} rows; TMI-CLNet is missing")
             continue

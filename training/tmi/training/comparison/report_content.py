@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from tmi.toolkit.cases.case import Cohort
 from tmi.toolkit.synthetic.cohort import is_synthetic
 from tmi.training.comparison.formatting import TableEntry, conclusion, format_mean_std, table_entries
-from tmi.training.comparison.paper_tables import CLINICAL, OURS, Table
+from tmi.training.comparison.paper_tables import CLINICAL, REFERENCE_MODEL, Table
 from tmi.training.comparison.plan import Plan
-from tmi.training.comparison.results import Ceiling, Paired, Result
+from tmi.training.comparison.results import PairedTest, PerformanceCeiling, Result
 from tmi.training.evaluation.statistics.bootstrap import CONFIDENCE_LEVEL, N_REPLICATES
 from tmi.training.evaluation.summary import SYNTHETIC, optimism_note
 
@@ -57,15 +57,15 @@ class ReportContent:
 def build_report(
     plan: Plan,
     results: Mapping[str, Result],
-    tests: Mapping[str, Paired],
+    tests: Mapping[str, PairedTest],
     failed: Mapping[str, str],
     cohort: Cohort,
-    allowed: tuple[Ceiling, ...],
+    allowed: tuple[PerformanceCeiling, ...],
     *,
     command: str,
 ) -> ReportContent:
     """The report's content from the results."""
-    base = next(run.config for run in plan.runs if run.key == OURS)
+    base = next(run.config for run in plan.runs if run.key == REFERENCE_MODEL)
     labels = tuple(note for note in (SYNTHETIC if is_synthetic(cohort.folder) else "", optimism_note(base)) if note)
     some = next(iter(results.values()), None)
     several = len(cohort.cases) > len({c.patient_id for c in cohort.cases})
@@ -119,7 +119,7 @@ def _title(plan: Plan) -> str:
     )
 
 
-def _ceiling_rows(allowed: tuple[Ceiling, ...]) -> tuple[list[str], list[list[str]]]:
+def _ceiling_rows(allowed: tuple[PerformanceCeiling, ...]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for c in allowed:
         reached = c.reached
@@ -132,7 +132,7 @@ def _ceiling_rows(allowed: tuple[Ceiling, ...]) -> tuple[list[str], list[list[st
             [
                 c.name,
                 f"{c.best:.4f}",
-                "n/a" if c.drawn is None else f"{c.drawn:.4f}",
+                "n/a" if c.sampled is None else f"{c.sampled:.4f}",
                 "not trained" if reached is None else format_mean_std("roc_auc", reached),
                 pooled,
             ]

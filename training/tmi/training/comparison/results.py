@@ -20,7 +20,7 @@ from tmi.toolkit.models.registry import active_modalities
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.atomic_files import read_json
 from tmi.toolkit.synthetic.cohort import TRUTH_FILE
-from tmi.training.comparison.paper_tables import OURS
+from tmi.training.comparison.paper_tables import REFERENCE_MODEL
 from tmi.training.evaluation.calibration import positive_class_probability as positive_probability
 from tmi.training.evaluation.metrics import METRICS, aggregate_folds, binary_metrics
 from tmi.training.evaluation.prediction_tables import read_predictions
@@ -75,7 +75,7 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paired:
+class PairedTest:
     """A run against TMI-CLNet on the same cases."""
 
     mcnemar: McNemar
@@ -143,37 +143,37 @@ def _history(path: Path) -> tuple[Mapping[str, str], ...]:
     return tuple(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
 
 
-def against_ours(results: Mapping[str, Result]) -> dict[str, Paired]:
+def compare_with_reference(results: Mapping[str, Result]) -> dict[str, PairedTest]:
     """Every other run against TMI-CLNet; empty where TMI-CLNet is not there."""
-    if OURS not in results:
+    if REFERENCE_MODEL not in results:
         return {}
-    ours = results[OURS]
+    ours = results[REFERENCE_MODEL]
     enough = min(int(ours.positive_N.sum()), int((~ours.positive_N).sum())) >= 2
     return {
-        key: Paired(
+        key: PairedTest(
             mcnemar=mcnemar(result.correct_N, ours.correct_N),
             delong=delong(ours.positive_N, result.probability_N, ours.probability_N) if enough else None,
         )
         for key, result in results.items()
-        if key != OURS
+        if key != REFERENCE_MODEL
     }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ceiling:
+class PerformanceCeiling:
     """What a synthetic cohort allows from some modalities."""
 
     name: str
     """`ct`, `ct + clinical`, ..."""
     best: float
     """Highest AUC that any method can expect (the law of the cohort)."""
-    drawn: float | None
+    sampled: float | None
     """AUC that the true posterior reaches on the cases that were drawn."""
     reached: Result | None
     """TMI-CLNet, or its ablation, with these modalities."""
 
 
-def ceilings(cohort: Cohort, results: Mapping[str, Result]) -> tuple[Ceiling, ...]:
+def ceilings(cohort: Cohort, results: Mapping[str, Result]) -> tuple[PerformanceCeiling, ...]:
     """The ceilings in `truth.json`; none where the cohort has no such file."""
     file = cohort.folder / TRUTH_FILE
     if not file.is_file():
@@ -192,6 +192,8 @@ def ceilings(cohort: Cohort, results: Mapping[str, Result]) -> tuple[Ceiling, ..
             None,
         )
         found.append(
-            Ceiling(name=name.replace("+", " + "), best=best, drawn=truth["drawn_auc"].get(name), reached=reached)
+            PerformanceCeiling(
+                name=name.replace("+", " + "), best=best, sampled=truth["drawn_auc"].get(name), reached=reached
+            )
         )
     return tuple(found)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 RUNS = "runs"
 """Folder of the runs inside a comparison's."""
-FAILURES = (TmiError, RuntimeError, ValueError, ArithmeticError, MemoryError)
+RECORDED_ERRORS = (TmiError, RuntimeError, ValueError, ArithmeticError, MemoryError)
 """What a training can end in without being of concern to the others: a refusal, or an error of torch's or numpy's."""
 
 RunStatusCallback = Callable[[PlannedRun, Literal["reused", "continued", "started", "done", "failed"]], None]
@@ -32,7 +32,7 @@ RunStatusCallback = Callable[[PlannedRun, Literal["reused", "continued", "starte
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class ComparisonRuns:
     """What came of a plan."""
 
     runs: dict[str, RunFolder] = field(default_factory=dict)
@@ -57,7 +57,7 @@ def train_all(
     cache: PreparedCache | None,
     on_run_status: RunStatusCallback,
     initial: InitialWeights | None = None,
-) -> Trained:
+) -> ComparisonRuns:
     """Every run of the plan, in `out/runs`, on the devices of `running`.
 
     `initial` are weights that a run's encoders start from, those that its plan names.
@@ -69,7 +69,7 @@ def train_all(
     """
     cohort_fingerprint = fingerprint(cohort)
     starts = {p.key: None if initial is None else initial.subset(p.weights) for p in plan.runs}
-    there = {p.key: _there(p, out / RUNS / p.key, cohort_fingerprint, starts[p.key]) for p in plan.runs}
+    there = {p.key: _existing_run(p, out / RUNS / p.key, cohort_fingerprint, starts[p.key]) for p in plan.runs}
     runs: dict[str, RunFolder] = {}
     failed: dict[str, str] = {}
     rejected: tuple[InputRejectedError, ...] = ()
@@ -96,16 +96,16 @@ def train_all(
                 initial=starts[planned.key],
                 hardware=hardware,
             )
-        except FAILURES as error:
-            failed[planned.key] = _why(error)
+        except RECORDED_ERRORS as error:
+            failed[planned.key] = _failure_reason(error)
             on_run_status(planned, "failed")
         else:
             runs[planned.key], rejected = outcome.run, outcome.rejected
             on_run_status(planned, "done")
-    return Trained(runs=runs, failed=failed, reused=reused, rejected=rejected)
+    return ComparisonRuns(runs=runs, failed=failed, reused=reused, rejected=rejected)
 
 
-def _there(
+def _existing_run(
     planned: PlannedRun, folder: Path, cohort_fingerprint: str, initial: InitialWeights | None
 ) -> RunFolder | None:
     """The run that an earlier call left; None where there is none, or one that was killed before it began."""
@@ -128,6 +128,6 @@ def _there(
     return run
 
 
-def _why(error: BaseException) -> str:
+def _failure_reason(error: BaseException) -> str:
     """One line; of an unexpected error its kind alone, whose text may hold anything."""
     return str(error) if isinstance(error, TmiError) else f"unexpected {type(error).__name__}"
