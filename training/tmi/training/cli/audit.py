@@ -15,7 +15,7 @@ from tmi.toolkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from tmi.toolkit.run_folder import RunFolder
-    from tmi.training.leakage_audit.run_checks import Answer
+    from tmi.training.leakage_audit.run_checks import AuditResult
 
 
 def audit(
@@ -57,7 +57,9 @@ def audit(
         raise typer.Exit(int(ExitCode.DAMAGED))
 
 
-def _of_cohort(run: RunFolder, given: Path | None, mask_label: int | None, *, ask: bool, cached: bool) -> list[Answer]:
+def _of_cohort(
+    run: RunFolder, given: Path | None, mask_label: int | None, *, ask: bool, cached: bool
+) -> list[AuditResult]:
     """What the cohort proves; `not checked` where none is named and the project's is none or another."""
     from tmi.toolkit.preprocessing.cache import PreparedCache
     from tmi.training.data.dataset import prepare_cohort
@@ -76,10 +78,10 @@ def _of_cohort(run: RunFolder, given: Path | None, mask_label: int | None, *, as
     with tempfile.TemporaryDirectory(prefix="tmi-audit-") as scratch:
         cache = PreparedCache() if cached else None
         arrays = prepare_cohort(data, run.config, run.schema, store=scratch_store(Path(scratch)), cache=cache)
-        return audit_cohort(run, arrays, ask_models=ask)
+        return audit_cohort(run, arrays, run_models=ask)
 
 
-def _show(answers: list[Answer], verdict: str) -> None:
+def _show(answers: list[AuditResult], verdict: str) -> None:
     for answer in answers:
         where = "" if answer.fold is None else f" fold {answer.fold}"
         typer.echo(f"{answer.status:<11} {answer.check}{where}: {answer.detail}")

@@ -19,7 +19,7 @@ from tmi.toolkit.run_folder import FoldSplit, RunFolder
 from tmi.training.data.dataset import CohortArrays, fingerprint
 from tmi.training.data.duplicate_images import find_duplicates
 from tmi.training.evaluation.prediction_tables import Predictions, read_predictions
-from tmi.training.leakage_audit.run_checks import Answer
+from tmi.training.leakage_audit.run_checks import AuditResult
 
 PROBABILITY_TOLERANCE = 2e-3
 """Of a recorded probability against the saved model asked again: the engine's error on a GPU in TF32."""
@@ -27,9 +27,9 @@ COHORT_CHECKS = ("patients", "labels", "scaler", "vocabulary", "predictions", "d
 """What is not checked without a cohort."""
 
 
-def not_checked(why: str, checks: tuple[str, ...] = COHORT_CHECKS) -> list[Answer]:
+def not_checked(why: str, checks: tuple[str, ...] = COHORT_CHECKS) -> list[AuditResult]:
     """The answers where there is no cohort to ask."""
-    return [Answer(check=name, status="not checked", detail=why) for name in checks]
+    return [AuditResult(check=name, status="not checked", detail=why) for name in checks]
 
 
 def require_same_cohort(run: RunFolder, cohort: Cohort) -> None:
@@ -45,13 +45,13 @@ def require_same_cohort(run: RunFolder, cohort: Cohort) -> None:
         )
 
 
-def audit_cohort(run: RunFolder, arrays: CohortArrays, *, ask_models: bool) -> list[Answer]:
+def audit_cohort(run: RunFolder, arrays: CohortArrays, *, run_models: bool) -> list[AuditResult]:
     """Every question that takes the cohort.
 
     Args:
         run: the finished run.
         arrays: its cohort, prepared by the run's settings.
-        ask_models: whether the saved weights are run on the validation and held-out cases.
+        run_models: whether the saved weights are run on the validation and held-out cases.
     """
     known = {case.case_id: case for case in arrays.cases}
     listed = {i for s in run.folds for part in (s.train, s.validation, s.test) for i in part}
@@ -66,15 +66,15 @@ def audit_cohort(run: RunFolder, arrays: CohortArrays, *, ask_models: bool) -> l
         answers.append(_labels(run, split, known))
         answers.append(_scaler(run, split, arrays))
         answers.append(_vocabulary(run, split, arrays))
-        if ask_models:
+        if run_models:
             answers += _predictions(run, split, arrays)
-    if not ask_models:
+    if not run_models:
         answers += not_checked("--no-model", ("predictions",))
     answers.append(_duplicates(run, arrays))
     return answers
 
 
-def _patients(run: RunFolder, split: FoldSplit, known: dict[str, Case]) -> Answer:
+def _patients(run: RunFolder, split: FoldSplit, known: dict[str, Case]) -> AuditResult:
     patients = {
         name: {known[i].patient_id for i in ids}
         for name, ids in (("train", split.train), ("validation", split.validation), ("test", split.test))
@@ -88,14 +88,14 @@ def _patients(run: RunFolder, split: FoldSplit, known: dict[str, Case]) -> Answe
             cases = sorted(i for i in {*split.train, *split.validation, *split.test} if known[i].patient_id in both)
             shared.append(f"{len(both)} patient(s) in {a} and {b}: cases {', '.join(cases[:6])}")
     if not shared:
-        return Answer(check="patients", status="holds", detail="no patient is in two parts", fold=split.fold)
+        return AuditResult(check="patients", status="holds", detail="no patient is in two parts", fold=split.fold)
     declared = run.config.train.protocol == "released"
-    return Answer(
+    return AuditResult(
         check="patients", status="declared" if declared else "leak", detail="; ".join(shared), fold=split.fold
     )
 
 
-def _labels(run: RunFolder, split: FoldSplit, known: dict[str, Case]) -> Answer:
+def _labels(run: RunFolder, split: FoldSplit, known: dict[str, Case]) -> AuditResult:
     files = run.fold(split.fold)
     wrong = [
         case_id
@@ -106,45 +106,47 @@ def _labels(run: RunFolder, split: FoldSplit, known: dict[str, Case]) -> Answer:
     status, detail = (
         ("leak", f"other than the cohort's: {', '.join(wrong[:5])}") if wrong else ("holds", "the cohort's")
     )
-    return Answer(check="labels", status=status, detail=detail, fold=split.fold)  # type: ignore[arg-type]
+    return AuditResult(check="labels", status=status, detail=detail, fold=split.fold)  # type: ignore[arg-type]
 
 
-def _scaler(run: RunFolder, split: FoldSplit, arrays: CohortArrays) -> Answer:
+def _scaler(run: RunFolder, split: FoldSplit, arrays: CohortArrays) -> AuditResult:
     recorded = RadiomicsScaler.load(run.fold(split.fold).scaler)
     values = arrays.radiomics_NF
     if run.config.radiomics.fit_on == "cohort":
         listed = sorted({*split.train, *split.validation, *split.test})
         again = RadiomicsScaler.fit(values[np.sort(arrays.rows(listed))], run.config.radiomics)
-        if _same(recorded, again):
-            return Answer(check="scaler", status="declared", detail="fitted on the whole cohort", fold=split.fold)
+        if _scalers_equal(recorded, again):
+            return AuditResult(check="scaler", status="declared", detail="fitted on the whole cohort", fold=split.fold)
     else:
         again = RadiomicsScaler.fit(values[arrays.rows(split.train)], run.config.radiomics)
-        if _same(recorded, again):
+        if _scalers_equal(recorded, again):
             detail = "refitted on the training cases to the same bits"
-            return Answer(check="scaler", status="holds", detail=detail, fold=split.fold)
+            return AuditResult(check="scaler", status="holds", detail=detail, fold=split.fold)
     differ = int(((recorded.centre_F != again.centre_F) | (recorded.half_width_F != again.half_width_F)).sum())
     detail = f"{differ} of {len(again.centre_F)} features are scaled otherwise than the training cases give"
     everyone = RadiomicsScaler.fit(values[:], run.config.radiomics)
-    if _same(recorded, everyone):
+    if _scalers_equal(recorded, everyone):
         detail += "; it was fitted on the whole cohort, held-out cases included"
-    return Answer(check="scaler", status="leak", detail=detail, fold=split.fold)
+    return AuditResult(check="scaler", status="leak", detail=detail, fold=split.fold)
 
 
-def _same(a: RadiomicsScaler, b: RadiomicsScaler) -> bool:
+def _scalers_equal(a: RadiomicsScaler, b: RadiomicsScaler) -> bool:
     """Equal to the bit, the number of cases aside, which is a question of its own."""
     return a.scaling == b.scaling and all(
         np.array_equal(x, y) for x, y in ((a.centre_F, b.centre_F), (a.half_width_F, b.half_width_F))
     )
 
 
-def _vocabulary(run: RunFolder, split: FoldSplit, arrays: CohortArrays) -> Answer:
+def _vocabulary(run: RunFolder, split: FoldSplit, arrays: CohortArrays) -> AuditResult:
     size = run.config.clinical.vocab_size
     if size is None:
-        return Answer(check="vocabulary", status="holds", detail="given, not fitted on the cohort", fold=split.fold)
+        return AuditResult(
+            check="vocabulary", status="holds", detail="given, not fitted on the cohort", fold=split.fold
+        )
     recorded = Tokenizer.load(run.fold(split.fold).tokenizer)
     again = Tokenizer.train([arrays.texts[i] for i in arrays.rows(split.train)], size)
     if recorded.tokens == again.tokens:
-        return Answer(
+        return AuditResult(
             check="vocabulary",
             status="holds",
             detail="refitted on the training texts to the same tokens",
@@ -154,10 +156,10 @@ def _vocabulary(run: RunFolder, split: FoldSplit, arrays: CohortArrays) -> Answe
     detail = f"{more} of its {len(recorded.tokens)} tokens do not come from the training texts"
     if recorded.tokens == Tokenizer.train(list(arrays.texts), size).tokens:
         detail += "; it was trained on the texts of the whole cohort"
-    return Answer(check="vocabulary", status="leak", detail=detail, fold=split.fold)
+    return AuditResult(check="vocabulary", status="leak", detail=detail, fold=split.fold)
 
 
-def _predictions(run: RunFolder, split: FoldSplit, arrays: CohortArrays) -> Iterator[Answer]:
+def _predictions(run: RunFolder, split: FoldSplit, arrays: CohortArrays) -> Iterator[AuditResult]:
     """The saved weights, asked again, give the recorded predictions."""
     from tmi.training.evaluation.fold_inference import predict_fold  # torch
 
@@ -167,30 +169,30 @@ def _predictions(run: RunFolder, split: FoldSplit, arrays: CohortArrays) -> Iter
         (read_predictions(files.validation), split.validation),
         (read_predictions(files.predictions), split.test),
     ):
-        answered = predict_fold(run.config, files, split, arrays, case_ids)
-        worst = max(worst, _apart(table, answered))
+        recomputed = predict_fold(run.config, files, split, arrays, case_ids)
+        worst = max(worst, _max_difference(table, recomputed))
     holds = worst <= PROBABILITY_TOLERANCE
     detail = f"the saved weights give the recorded probabilities within {worst:.1e}"
     if not holds:
         detail = f"the saved weights give probabilities that are off the recorded ones by up to {worst:.2g}"
-    yield Answer(check="predictions", status="holds" if holds else "leak", detail=detail, fold=split.fold)
+    yield AuditResult(check="predictions", status="holds" if holds else "leak", detail=detail, fold=split.fold)
 
 
-def _apart(recorded: Predictions, answered: Predictions) -> float:
-    if recorded.case_ids != answered.case_ids:
+def _max_difference(recorded: Predictions, recomputed: Predictions) -> float:
+    if recorded.case_ids != recomputed.case_ids:
         return 1.0
-    return float(np.abs(recorded.probability_N - answered.probability_N).max())
+    return float(np.abs(recorded.probability_N - recomputed.probability_N).max())
 
 
-def _duplicates(run: RunFolder, arrays: CohortArrays) -> Answer:
+def _duplicates(run: RunFolder, arrays: CohortArrays) -> AuditResult:
     if max(arrays.ct_N1DHW.shape[2:]) == 1:  # clinical records alone: one empty voxel stands for every CT
-        return Answer(check="duplicates", status="holds", detail=f"none of the {len(arrays.cases)} cases has a CT")
+        return AuditResult(check="duplicates", status="holds", detail=f"none of the {len(arrays.cases)} cases has a CT")
     pairs = find_duplicates(arrays.ct_N1DHW, span=run.config.ct.scale_to[1] - run.config.ct.scale_to[0])
     found = []
     for a, b, exact in pairs:
         first, second = arrays.cases[a].case_id, arrays.cases[b].case_id
         for split in run.folds:
-            sides = {_side(split, first), _side(split, second)}
+            sides = {_split_part(split, first), _split_part(split, second)}
             if len(sides) > 1:
                 kind = "the same CT" if exact else "nearly the same CT"
                 found.append(
@@ -199,11 +201,13 @@ def _duplicates(run: RunFolder, arrays: CohortArrays) -> Answer:
                 break
     if found:
         more = f"; and {len(found) - 5} more pairs" if len(found) > 5 else ""
-        return Answer(check="duplicates", status="leak", detail="; ".join(found[:5]) + more)
-    return Answer(check="duplicates", status="holds", detail=f"no CT of {len(arrays.cases)} is on two sides of a split")
+        return AuditResult(check="duplicates", status="leak", detail="; ".join(found[:5]) + more)
+    return AuditResult(
+        check="duplicates", status="holds", detail=f"no CT of {len(arrays.cases)} is on two sides of a split"
+    )
 
 
-def _side(split: FoldSplit, case_id: str) -> str:
+def _split_part(split: FoldSplit, case_id: str) -> str:
     return "train" if case_id in split.train else "validation" if case_id in split.validation else "test"
 
 

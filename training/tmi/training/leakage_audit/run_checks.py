@@ -26,12 +26,12 @@ from tmi.training.evaluation.prediction_tables import Predictions, pool_folds, r
 from tmi.training.evaluation.summary import optimism_note
 
 Status = Literal["holds", "leak", "declared", "not checked"]
-TOLERANCE = 2e-3
+LOSS_TOLERANCE = 2e-3
 """Of a loss that was computed on a GPU in TF32 and again on a CPU, relative to a loss of 1 or more."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class AuditResult:
     """The outcome of one question about a run."""
 
     check: str
@@ -44,7 +44,7 @@ class Answer:
     """The fold, where it is about one."""
 
 
-def audit_folder(run: RunFolder) -> list[Answer]:
+def audit_folder(run: RunFolder) -> list[AuditResult]:
     """Every question that the folder of a finished run can answer.
 
     Raises:
@@ -52,30 +52,32 @@ def audit_folder(run: RunFolder) -> list[Answer]:
         DamagedError: a file is missing, malformed, or was changed after the training.
     """
     run.require_finished()
-    answers = [Answer(check="files", status="holds", detail="no file was changed after the training")]
-    answers += _declared(run)
+    answers = [AuditResult(check="files", status="holds", detail="no file was changed after the training")]
+    answers += _protocol(run)
     answers += _partition(run)
     for split in run.folds:
         files = run.fold(split.fold)
         metrics = read_json(files.metrics, kind="run")
         answers.append(_disjoint(run, split))
         answers.append(_scaler_count(run, split, files))
-        answers += _epoch(run, split, files, metrics)
+        answers += _picked_epoch(run, split, files, metrics)
         answers.append(_calibration(run, split, files, metrics))
-        answers.append(_figures(split, files, metrics))
+        answers.append(_metrics(split, files, metrics))
     answers.append(_threshold(run))
     return answers
 
 
-def _declared(run: RunFolder) -> Iterator[Answer]:
+def _protocol(run: RunFolder) -> Iterator[AuditResult]:
     why = optimism_note(run.config)
     if why:
-        yield Answer(check="protocol", status="declared", detail=why)
+        yield AuditResult(check="protocol", status="declared", detail=why)
     else:
-        yield Answer(check="protocol", status="holds", detail="folds grouped by patient, an inner split for the epoch")
+        yield AuditResult(
+            check="protocol", status="holds", detail="folds grouped by patient, an inner split for the epoch"
+        )
 
 
-def _partition(run: RunFolder) -> Iterator[Answer]:
+def _partition(run: RunFolder) -> Iterator[AuditResult]:
     """Every case is held out exactly once, and every fold is about the same cases."""
     times = Counter(case_id for split in run.folds for case_id in split.test)
     more = sorted(case_id for case_id, n in times.items() if n > 1)
@@ -83,34 +85,38 @@ def _partition(run: RunFolder) -> Iterator[Answer]:
     other = sorted(set().union(*everyone) - set(times))
     unequal = [s.fold for s, cases in zip(run.folds, everyone, strict=True) if cases != everyone[0]]
     wrong = [
-        *([f"held out more than once: {_named(more)}"] if more else []),
-        *([f"never held out: {_named(other)}"] if other else []),
+        *([f"held out more than once: {_join_ids(more)}"] if more else []),
+        *([f"never held out: {_join_ids(other)}"] if other else []),
         *([f"folds {unequal} are not about the cases of fold 0"] if unequal else []),
     ]
-    yield _answer("partition", wrong, f"each of {len(times)} cases is held out once")
+    yield _result("partition", wrong, f"each of {len(times)} cases is held out once")
 
 
-def _disjoint(run: RunFolder, split: FoldSplit) -> Answer:
+def _disjoint(run: RunFolder, split: FoldSplit) -> AuditResult:
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     released = run.config.train.protocol == "released"
     wrong = []
     for a, b in (("train", "validation"), ("train", "test"), ("validation", "test")):
         both = sorted(set(parts[a]) & set(parts[b]))
         if both and not (released and (a, b) == ("validation", "test")):
-            wrong.append(f"in {a} and {b}: {_named(both)}")
+            wrong.append(f"in {a} and {b}: {_join_ids(both)}")
     wrong += [f"listed twice in {name}" for name, ids in parts.items() if len(set(ids)) < len(ids)]
-    return _answer("cases", wrong, "no case is in two parts", fold=split.fold)
+    return _result("cases", wrong, "no case is in two parts", fold=split.fold)
 
 
-def _scaler_count(run: RunFolder, split: FoldSplit, files: FoldFolder) -> Answer:
+def _scaler_count(run: RunFolder, split: FoldSplit, files: FoldFolder) -> AuditResult:
     fitted = RadiomicsScaler.load(files.scaler).fitted_on
     if run.config.radiomics.fit_on == "cohort":
-        return Answer(check="scaler-count", status="declared", detail="fitted on the whole cohort", fold=split.fold)
+        return AuditResult(
+            check="scaler-count", status="declared", detail="fitted on the whole cohort", fold=split.fold
+        )
     wrong = [] if fitted == len(split.train) else [f"fitted on {fitted} cases, {len(split.train)} are trained on"]
-    return _answer("scaler-count", wrong, f"fitted on {fitted} cases, as many as are trained on", fold=split.fold)
+    return _result("scaler-count", wrong, f"fitted on {fitted} cases, as many as are trained on", fold=split.fold)
 
 
-def _epoch(run: RunFolder, split: FoldSplit, files: FoldFolder, metrics: dict[str, Any]) -> Iterator[Answer]:
+def _picked_epoch(
+    run: RunFolder, split: FoldSplit, files: FoldFolder, metrics: dict[str, Any]
+) -> Iterator[AuditResult]:
     """The picked epoch is the first minimum of the recorded losses, and its loss is that of the inner split."""
     try:
         rows = list(csv.DictReader(io.StringIO(files.history.read_text(encoding="utf-8"))))
@@ -124,25 +130,25 @@ def _epoch(run: RunFolder, split: FoldSplit, files: FoldFolder, metrics: dict[st
         wrong.append(
             f"epoch {picked} was picked, the lowest recorded loss is that of epoch {losses.index(min(losses))}"
         )
-    yield _answer("epoch", wrong, f"epoch {picked} has the lowest of {len(losses)} recorded losses", fold=split.fold)
+    yield _result("epoch", wrong, f"epoch {picked} has the lowest of {len(losses)} recorded losses", fold=split.fold)
 
     validation, test = read_predictions(files.validation), read_predictions(files.predictions)
     loss, on_test = mean_loss(validation), mean_loss(test)
     wrong = [] if validation.case_ids == split.validation else ["the validation predictions are of other cases"]
-    if not _near(loss, recorded):
+    if not _is_close(loss, recorded):
         wrong.append(
             f"epoch {picked} was picked by the loss {recorded:.6g}, the inner validation cases give {loss:.6g}"
         )
-        if _near(on_test, recorded):
+        if _is_close(on_test, recorded):
             wrong.append("it is the loss of the held-out cases: the epoch was picked on the fold that is reported")
     if run.config.train.protocol == "released" and not wrong:
         detail = "picked on the very fold that is reported"
-        yield Answer(check="epoch-split", status="declared", detail=detail, fold=split.fold)
+        yield AuditResult(check="epoch-split", status="declared", detail=detail, fold=split.fold)
         return
-    yield _answer("epoch-split", wrong, "its loss is that of the inner validation cases", fold=split.fold)
+    yield _result("epoch-split", wrong, "its loss is that of the inner validation cases", fold=split.fold)
 
 
-def _calibration(run: RunFolder, split: FoldSplit, files: FoldFolder, metrics: dict[str, Any]) -> Answer:
+def _calibration(run: RunFolder, split: FoldSplit, files: FoldFolder, metrics: dict[str, Any]) -> AuditResult:
     recorded = {k: metrics.get("calibration", {}).get(k) for k in ("temperature", "threshold", "fitted_on")}
     validation = read_predictions(files.validation)
     if is_calibrated(run.config):
@@ -154,10 +160,10 @@ def _calibration(run: RunFolder, split: FoldSplit, files: FoldFolder, metrics: d
         for name, value in fitted.items()
         if not isinstance(recorded[name], (int, float)) or not math.isclose(recorded[name], value, rel_tol=1e-6)
     ]
-    return _answer("calibration", wrong, "temperature and threshold are refitted to the same values", fold=split.fold)
+    return _result("calibration", wrong, "temperature and threshold are refitted to the same values", fold=split.fold)
 
 
-def _threshold(run: RunFolder) -> Answer:
+def _threshold(run: RunFolder) -> AuditResult:
     """The ensemble's threshold, refitted."""
     tables = [read_predictions(run.fold(s.fold).validation) for s in run.folds]
     fitted = 0.5
@@ -166,15 +172,15 @@ def _threshold(run: RunFolder) -> Answer:
     wrong = [] if math.isclose(run.threshold, fitted, rel_tol=1e-6) else [
         f"{SUMMARY_FILE} says {run.threshold}, the inner validation predictions give {fitted}"
     ]  # fmt: skip
-    return _answer("threshold", wrong, "the ensemble's threshold is refitted to the same value")
+    return _result("threshold", wrong, "the ensemble's threshold is refitted to the same value")
 
 
-def _figures(split: FoldSplit, files: FoldFolder, metrics: dict[str, Any]) -> Answer:
+def _metrics(split: FoldSplit, files: FoldFolder, metrics: dict[str, Any]) -> AuditResult:
     test = read_predictions(files.predictions)
     wrong = [] if test.case_ids == split.test else ["the predictions are of other cases than the held-out ones"]
     if metrics.get("test") != test.metrics():
         wrong.append("the figures are not those of the predictions")
-    return _answer("figures", wrong, f"those of the predictions of {len(split.test)} held-out cases", fold=split.fold)
+    return _result("figures", wrong, f"those of the predictions of {len(split.test)} held-out cases", fold=split.fold)
 
 
 def mean_loss(table: Predictions) -> float:
@@ -184,13 +190,13 @@ def mean_loss(table: Predictions) -> float:
     return float((normaliser - table.logits_NK[np.arange(len(table.labels_N)), table.labels_N]).mean())
 
 
-def _near(a: float, b: float) -> bool:
-    return abs(a - b) <= TOLERANCE * max(1.0, abs(b))
+def _is_close(a: float, b: float) -> bool:
+    return abs(a - b) <= LOSS_TOLERANCE * max(1.0, abs(b))
 
 
-def _named(case_ids: list[str]) -> str:
+def _join_ids(case_ids: list[str]) -> str:
     return ", ".join(case_ids[:5]) + (f" and {len(case_ids) - 5} more" if len(case_ids) > 5 else "")
 
 
-def _answer(check: str, wrong: list[str], right: str, *, fold: int | None = None) -> Answer:
-    return Answer(check=check, status="leak" if wrong else "holds", detail="; ".join(wrong) or right, fold=fold)
+def _result(check: str, wrong: list[str], right: str, *, fold: int | None = None) -> AuditResult:
+    return AuditResult(check=check, status="leak" if wrong else "holds", detail="; ".join(wrong) or right, fold=fold)
