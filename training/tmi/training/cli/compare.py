@@ -14,7 +14,7 @@ from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.project import load_project
 from tmi.toolkit.errors import ExitCode
 from tmi.training.cli.options import (
-    INTERRUPTED,
+    INTERRUPTED_EXIT_CODE,
     Accelerator,
     CohortFolder,
     CtWeights,
@@ -197,7 +197,7 @@ def _train(
             )
     except KeyboardInterrupt:
         typer.echo(f"interrupted; the same command with --out {out} goes on", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
 
 
 def _command(table: str, rows: list[str], settings: list[str], options: Mapping[str, Path | str | int | None]) -> str:

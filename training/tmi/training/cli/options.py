@@ -18,7 +18,7 @@ from tmi.training.systems.registry import system_spec
 if TYPE_CHECKING:
     from tmi.training.pretrained.initial_weights import Initialization  # torch
 
-INTERRUPTED = 130
+INTERRUPTED_EXIT_CODE = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 CohortFolder = Annotated[Path | None, typer.Argument(help="Cohort folder; default: ./cohort or tmi.toml.")]

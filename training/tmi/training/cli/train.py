@@ -16,7 +16,7 @@ from tmi.toolkit.errors import ExitCode, UsageError
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import require_absent
 from tmi.training.cli.options import (
-    INTERRUPTED,
+    INTERRUPTED_EXIT_CODE,
     Accelerator,
     CohortFolder,
     CtWeights,
@@ -209,7 +209,7 @@ def _run(
             )
     except KeyboardInterrupt:
         typer.echo(f"interrupted; continue with the same command and --out {target} --resume", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
     if cache is not None:
         typer.echo(cache.summary(), err=True)
     if hardware.node_rank > 0:

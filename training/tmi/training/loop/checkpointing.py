@@ -32,7 +32,14 @@ from tmi.training.evaluation.metrics import binary_metrics
 from tmi.training.loop.lightning_module import FoldModule
 from tmi.training.loop.tracking import log_epoch
 
-HISTORY = ("epoch", "train_loss", "validation_loss", "validation_roc_auc", "validation_balanced_accuracy", "picked")
+HISTORY_COLUMNS = (
+    "epoch",
+    "train_loss",
+    "validation_loss",
+    "validation_roc_auc",
+    "validation_balanced_accuracy",
+    "picked",
+)
 
 
 class BestEpochCheckpoint(Checkpoint):
@@ -107,7 +114,7 @@ class BestEpochCheckpoint(Checkpoint):
     def write_history(self) -> None:
         """Write history.csv."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
+        writer = csv.DictWriter(text, HISTORY_COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: int(v) if k == "picked" else v for k, v in row.items()} for row in self.history)
         write_text(self.files.history, text.getvalue())

@@ -23,7 +23,7 @@ from tmi.training.systems import sklearn_arrays as estimator_arrays
 from tmi.training.systems.factory import build_model
 from tmi.training.systems.radiomics_pipeline import fit
 
-HISTORY = "epoch,train_loss,validation_loss,validation_roc_auc,validation_balanced_accuracy,picked\n"
+HISTORY_HEADER = "epoch,train_loss,validation_loss,validation_roc_auc,validation_balanced_accuracy,picked\n"
 
 
 def fit_sklearn_fold(
@@ -48,7 +48,7 @@ def fit_sklearn_fold(
     ]
     judged = validation.metrics()
     row = (0, *losses, judged["roc_auc"], judged["balanced_accuracy"], 1)
-    write_text(files.history, HISTORY + ",".join("" if v is None else str(v) for v in row) + "\n")
+    write_text(files.history, HISTORY_HEADER + ",".join("" if v is None else str(v) for v in row) + "\n")
     epoch_callback(config.train.epochs - 1, *losses)
     write_fold_report(
         data,
