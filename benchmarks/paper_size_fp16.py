@@ -77,11 +77,11 @@ def write(work: Path, float64: bool) -> None:
     if not (work / "run").is_dir():
         write_random_run(work / "run", paper(), folds=1, vocab=DATA / "bert-base-cased-vocab" / "vocab.txt")
         write_real_case(work / "real-case", DATA)
-    _, cut, models = parts(work)
+    _, partition, models = parts(work)
     for name, spec in specs(work).items():
         if not (work / f"{name}.onnx").is_file():
-            plan = next((e for e in cut.encoders if e.name == name), None)
-            module = models.fusion(cut.folds) if plan is None else models.encoder(plan)
+            plan = next((e for e in partition.encoders if e.name == name), None)
+            module = models.fusion(partition.folds) if plan is None else models.encoder(plan)
             write_onnx(module, spec, example_inputs(spec), work / f"{name}.onnx")
 
 
@@ -175,11 +175,11 @@ def export(work: Path, float64: bool) -> dict[str, Any]:
 
 
 def parts(work: Path) -> tuple[Any, Any, Any]:
-    from tmi.export.graphs.partition import FoldModels, cut_run
+    from tmi.export.graphs.partition import FoldModels, partition_run
     from tmi.toolkit.run_folder import RunFolder
 
     run = RunFolder.open(work / "run").require_finished()
-    return run, cut_run(run), FoldModels(run)
+    return run, partition_run(run), FoldModels(run)
 
 
 def on_grid(config: Any) -> Any:
@@ -214,7 +214,7 @@ def real_inputs(work: Path, float64: bool) -> tuple[dict[str, dict[str, Any]], d
     )
     radiomics = RadiomicsScaler.load(run.fold(0).scaler).transform(prepared.radiomics_F[None]).values_NF
     references: dict[str, dict[str, Any]] = {}
-    whole = models.whole(0)
+    whole = models.network(0)
     for kind in ("float32", "float64") if float64 else ("float32",):
         start = time.perf_counter()
         dtype = getattr(torch, kind)

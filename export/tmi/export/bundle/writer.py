@@ -36,7 +36,7 @@ from tmi.export.checks.preprocessing_reference import golden_case_reference
 from tmi.export.checks.real_cases import read_real_cases, write_real_cases
 from tmi.export.checks.validation_set import Trial, write_evidence
 from tmi.export.checks.weight_audit import epsilons
-from tmi.export.graphs.partition import Cut, FoldModels, State, cut_run, example_inputs, graph_spec
+from tmi.export.graphs.partition import FoldModels, GraphPartition, StateDict, example_inputs, graph_spec, partition_run
 from tmi.export.graphs.registry import EXPORTERS, load, require_exporter
 from tmi.export.graphs.requirements import require_exportable
 from tmi.export.tensorrt.builder import BuildOptions
@@ -182,25 +182,25 @@ class _Export:
         """Every file of the bundle but the manifest, which is returned."""
         clinical = self._clinical()
         self.progress("finding which folds share an encoder")
-        cut = cut_run(self.run)
-        vocabularies = {e.name: Tokenizer.load(e.tokenizer).vocab_size for e in cut.encoders if e.tokenizer}
+        partition = partition_run(self.run)
+        vocabularies = {e.name: Tokenizer.load(e.tokenizer).vocab_size for e in partition.encoders if e.tokenizer}
         _require_vocabularies(vocabularies, self.config)
         count = golden_count(self.config)
         golden = make_golden(
-            self.config, seed=GOLDEN_SEED, count=count, folds=len(cut.folds), vocabularies=vocabularies
+            self.config, seed=GOLDEN_SEED, count=count, folds=len(partition.folds), vocabularies=vocabularies
         )
         models = FoldModels(self.run)
         self.progress(f"asking the eager model about {count} golden cases")
-        reference = eager_reference(models, cut, golden)
+        reference = eager_reference(models, partition, golden)
         require_finite(reference)
-        reference_float64 = float64_reference(models, cut, golden)
+        reference_float64 = float64_reference(models, partition, golden)
         trial = Trial(
             golden=golden,
             reference=reference,
             reference_float64=reference_float64,
-            real_cases=read_real_cases(self.cases, self.run, cut, models),
+            real_cases=read_real_cases(self.cases, self.run, partition, models),
         )
-        manifest = self._manifest(cut, tuple(self._graphs(cut, models)), clinical)
+        manifest = self._manifest(partition, tuple(self._graphs(partition, models)), clinical)
         del models
         manifest = replace(
             manifest,
@@ -213,7 +213,7 @@ class _Export:
                 "largest_batch": largest_batch(self.config),
             },
         )
-        self._write_references(manifest, cut, trial)
+        self._write_references(manifest, partition, trial)
         manifest = self._judge(manifest, trial)
         if self.plans:
             manifest = self._tensorrt(manifest, trial)
@@ -225,13 +225,13 @@ class _Export:
         self.progress("taking fingerprints")
         return replace(manifest, files=fingerprint(self.stage))
 
-    def _write_references(self, manifest: Manifest, cut: Cut, trial: Trial) -> None:
+    def _write_references(self, manifest: Manifest, partition: GraphPartition, trial: Trial) -> None:
         """The answers to the golden inputs, and what the golden case must become."""
         exact = {} if trial.reference_float64 is None else trial.reference_float64.tensors()
         named = {f"{FLOAT64_PREFIX}{name}": value for name, value in exact.items()}
         save_arrays({**trial.reference.tensors(), **named}, self.stage / GOLDEN_FILE)
         with tempfile.TemporaryDirectory(prefix="tmi-golden-") as folder:
-            arrays = golden_case_reference(self.run, cut, Path(folder) / "golden", seed=GOLDEN_SEED)
+            arrays = golden_case_reference(self.run, partition, Path(folder) / "golden", seed=GOLDEN_SEED)
         save_arrays(arrays, self.stage / GOLDEN_CASE_FILE, metadata=output_metadata(manifest))
 
     def _judge(self, manifest: Manifest, trial: Trial) -> Manifest:
@@ -258,22 +258,22 @@ class _Export:
         require_all(self.records)
         return manifest
 
-    def _graphs(self, cut: Cut, models: FoldModels) -> Iterator[GraphSpec]:
+    def _graphs(self, partition: GraphPartition, models: FoldModels) -> Iterator[GraphSpec]:
         """Write and audit every graph, one in memory at a time."""
-        for plan in cut.encoders:
+        for plan in partition.encoders:
             tokenizer = self._copy(plan.tokenizer, f"tokenizers/{plan.name}.json") if plan.tokenizer else None
-            spec = graph_spec(self.config, plan.role, plan.name, folds=len(cut.folds), tokenizer=tokenizer)
+            spec = graph_spec(self.config, plan.role, plan.name, folds=len(partition.folds), tokenizer=tokenizer)
             states = partial(_encoder_states, models, spec, plan.folds)
             yield self._graph(spec, models.encoder(plan), states)
-        spec = graph_spec(self.config, "fusion", FUSION, folds=len(cut.folds))
+        spec = graph_spec(self.config, "fusion", FUSION, folds=len(partition.folds))
         state = {
             f"folds.{i}.{key}": tensor
-            for i, fold in enumerate(cut.folds)
+            for i, fold in enumerate(partition.folds)
             for key, tensor in models.state(spec, fold=fold).items()
         }
-        yield self._graph(spec, models.fusion(cut.folds), lambda: iter([state]))
+        yield self._graph(spec, models.fusion(partition.folds), lambda: iter([state]))
 
-    def _graph(self, spec: GraphSpec, module: nn.Module, states: Callable[[], Iterator[State]]) -> GraphSpec:
+    def _graph(self, spec: GraphSpec, module: nn.Module, states: Callable[[], Iterator[StateDict]]) -> GraphSpec:
         """Every artefact of one graph; `states` gives the weights as each fold that uses it has them, one by one."""
         example, eps = example_inputs(spec), epsilons(module)
         files: dict[str, str] = {}
@@ -295,18 +295,18 @@ class _Export:
             )
         return replace(spec, artefacts=files)
 
-    def _manifest(self, cut: Cut, graphs: tuple[GraphSpec, ...], clinical: ClinicalSpec) -> Manifest:
+    def _manifest(self, partition: GraphPartition, graphs: tuple[GraphSpec, ...], clinical: ClinicalSpec) -> Manifest:
         """The manifest without files, golden inputs and evidence."""
         state = self.run.state
         scaled = "radiomics" in active_modalities(self.config)
         folds = tuple(
             FoldSpec(
                 fold=fold,
-                ct=cut.graph("ct", fold),
-                text=cut.graph("text", fold),
+                ct=partition.graph("ct", fold),
+                text=partition.graph("text", fold),
                 scaler=self._copy(self.run.fold(fold).scaler, f"scalers/fold{fold}.json") if scaled else None,
             )
-            for fold in cut.folds
+            for fold in partition.folds
         )
         engines = [e for name in self.artefacts for e in EXPORTERS[name].engines]
         not_judged = {e: "not installed at the export" for e in engines if not installed(e)}
@@ -329,7 +329,7 @@ class _Export:
             extra={
                 "engines_not_judged": not_judged | lacked,
                 "hardware": hardware(),
-                "temperatures": [self.run.fold(fold).temperature for fold in cut.folds],
+                "temperatures": [self.run.fold(fold).temperature for fold in partition.folds],
             },
         )
 
@@ -363,12 +363,12 @@ def _require_vocabularies(vocabularies: Mapping[str, int], config: Config) -> No
             )
 
 
-def _encoder_states(models: FoldModels, spec: GraphSpec, folds: tuple[int, ...]) -> Iterator[State]:
+def _encoder_states(models: FoldModels, spec: GraphSpec, folds: tuple[int, ...]) -> Iterator[StateDict]:
     for fold in folds:
         yield models.state(spec, fold=fold)
 
 
-def _stored(spec: GraphSpec, state: State) -> State:
+def _stored(spec: GraphSpec, state: StateDict) -> StateDict:
     """Weights under the names of the bundle: `fold<i>.` for what `FusionOfFolds` names `folds.<i>.`."""
     named = {key.replace("folds.", "fold", 1) if spec.name == FUSION else key: t for key, t in state.items()}
     return {key: t.contiguous() for key, t in named.items()}

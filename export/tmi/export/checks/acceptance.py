@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tmi.export.checks.graph_summary import GraphFacts
 from tmi.export.checks.validation_set import Trial, judge_real_cases
 from tmi.export.checks.weight_audit import answer_depends, audit_epsilons, audit_signature, audit_weights
-from tmi.export.graphs.partition import State, read_weights, weights_digest
+from tmi.export.graphs.partition import StateDict, read_weights, weights_digest
 from tmi.export.graphs.registry import EXPORTERS, load
 from tmi.runtime.bundle.check_result import CheckResult, ParityError, require_passed
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
@@ -48,7 +48,7 @@ def write_file(
         require_all([_file_record("writes", spec, artefact, [detail], "")])
 
 
-def audit_stored_weights(path: Path, spec: GraphSpec, expected: Iterable[State]) -> CheckResult:
+def audit_stored_weights(path: Path, spec: GraphSpec, expected: Iterable[StateDict]) -> CheckResult:
     """The weights file of the eager engine, read back, is what each fold's model has."""
     digest = weights_digest(read_weights(path))
     wrong = [f"{path.name} is not the run's" for state in expected if weights_digest(state) != digest]
@@ -60,7 +60,7 @@ def audit_file(
     spec: GraphSpec,
     artefact: str,
     *,
-    expected: Iterable[State],
+    expected: Iterable[StateDict],
     epsilons: dict[str, float],
     module: nn.Module,
     example: tuple[Tensor, ...],

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tmi.export.graphs.partition import Cut, FoldModels
+from tmi.export.graphs.partition import FoldModels, GraphPartition
 from tmi.runtime.verification.golden_inputs import GoldenInputs, trimmed
 from tmi.runtime.verification.parity import Outputs, relative_error
 from tmi.toolkit.models.multimodal import MultimodalNetwork
@@ -20,16 +20,16 @@ ARBITER_VOXELS = 2**20
 """Voxels up to which a float64 run of the whole network is cheap; above, torch's float64 convolutions take too much."""
 
 
-def eager_reference(models: FoldModels, cut: Cut, golden: GoldenInputs) -> Outputs:
+def eager_reference(models: FoldModels, partition: GraphPartition, golden: GoldenInputs) -> Outputs:
     """Features of every distinct encoder and logits of every fold, float32."""
-    return _answers(models, cut, golden, torch.float32)
+    return _answers(models, partition, golden, torch.float32)
 
 
-def float64_reference(models: FoldModels, cut: Cut, golden: GoldenInputs) -> Outputs | None:
+def float64_reference(models: FoldModels, partition: GraphPartition, golden: GoldenInputs) -> Outputs | None:
     """The same in float64, the arbiter between eager and an engine; None where it costs too much."""
     if int(np.prod(golden.ct_B1DHW.shape[2:])) > ARBITER_VOXELS:
         return None
-    return _answers(models, cut, golden, torch.float64)
+    return _answers(models, partition, golden, torch.float64)
 
 
 def float32_noise(reference: Outputs, reference_float64: Outputs | None) -> dict[str, float] | None:
@@ -41,15 +41,15 @@ def float32_noise(reference: Outputs, reference_float64: Outputs | None) -> dict
 
 
 @torch.inference_mode()
-def _answers(models: FoldModels, cut: Cut, golden: GoldenInputs, dtype: torch.dtype) -> Outputs:
+def _answers(models: FoldModels, partition: GraphPartition, golden: GoldenInputs, dtype: torch.dtype) -> Outputs:
     features: dict[str, Tensor] = {}
     logits = []
-    for position, fold in enumerate(cut.folds):
-        model = models.whole(fold)
+    for position, fold in enumerate(partition.folds):
+        model = models.network(fold)
         if dtype is not torch.float32:
             model = copy.deepcopy(model).to(dtype)
         taken: list[Tensor] = []
-        for name, encode in ((cut.graph("ct", fold), _encode_ct), (cut.graph("text", fold), _encode_text)):
+        for name, encode in ((partition.graph("ct", fold), _encode_ct), (partition.graph("text", fold), _encode_text)):
             if name is not None:
                 if name not in features:
                     features[name] = encode(model, golden, name, dtype)

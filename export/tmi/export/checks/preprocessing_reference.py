@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as Backend
 from torch.nn import functional
 
-from tmi.export.graphs.partition import Cut
+from tmi.export.graphs.partition import GraphPartition
 from tmi.runtime.verification.golden_case import golden_config, write_golden_case
 from tmi.runtime.verification.preprocessing_check import SHORT_TEXT, text_digest
 from tmi.toolkit.cases.case import Case
@@ -29,7 +29,9 @@ from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.run_folder import RunFolder
 
 
-def golden_case_reference(run: RunFolder, cut: Cut, folder: Path, *, seed: int) -> dict[str, NDArray[np.generic]]:
+def golden_case_reference(
+    run: RunFolder, partition: GraphPartition, folder: Path, *, seed: int
+) -> dict[str, NDArray[np.generic]]:
     """The arrays of `golden-case.safetensors`; the case is written into `folder`."""
     config = golden_config(run.config)
     case = write_golden_case(folder, run.schema, seed=seed)
@@ -42,9 +44,9 @@ def golden_case_reference(run: RunFolder, cut: Cut, folder: Path, *, seed: int) 
     if "clinical" in modalities:
         arrays["text.sha256"] = text_digest(text)
     raw_R = _features(case)
-    for fold in cut.folds if "radiomics" in modalities else ():
+    for fold in partition.folds if "radiomics" in modalities else ():
         arrays[f"radiomics.fold{fold}"] = _scaled(raw_R, run.fold(fold).scaler)
-    for plan in cut.encoders:
+    for plan in partition.encoders:
         if plan.tokenizer is not None:
             ids, mask = _tokens(text, plan.tokenizer, config)
             arrays[f"{plan.name}.input_ids"], arrays[f"{plan.name}.attention_mask"] = ids, mask

@@ -15,7 +15,7 @@ import numpy as np
 
 from tmi.export.checks.eager_reference import eager_reference
 from tmi.export.checks.validation_set import RealCase
-from tmi.export.graphs.partition import Cut, FoldModels
+from tmi.export.graphs.partition import FoldModels, GraphPartition
 from tmi.runtime.verification.golden_inputs import GoldenInputs, GoldenText
 from tmi.runtime.verification.parity import Outputs
 from tmi.toolkit.cases.case import find_cases
@@ -28,13 +28,15 @@ from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.atomic_files import write_json
 
 
-def read_real_cases(folders: Sequence[Path], run: RunFolder, cut: Cut, models: FoldModels) -> list[RealCase]:
+def read_real_cases(
+    folders: Sequence[Path], run: RunFolder, partition: GraphPartition, models: FoldModels
+) -> list[RealCase]:
     """Prepare the cases and ask the eager model.
 
     Args:
         folders: case folders or cohort folders.
         run: gives scalers and tokenizers.
-        cut: names the text graphs.
+        partition: names the text graphs.
         models: the fold models.
 
     Raises:
@@ -48,8 +50,10 @@ def read_real_cases(folders: Sequence[Path], run: RunFolder, cut: Cut, models: F
         raise UsageError("no case given with --cases", fix="give case folders or a cohort folder")
     cases = []
     for case in found:
-        inputs = _inputs(prepare_case(case, run.config, run.schema, modalities=active_modalities(run.config)), run, cut)
-        cases.append(RealCase(inputs=inputs, reference=eager_reference(models, cut, inputs)))
+        inputs = _inputs(
+            prepare_case(case, run.config, run.schema, modalities=active_modalities(run.config)), run, partition
+        )
+        cases.append(RealCase(inputs=inputs, reference=eager_reference(models, partition, inputs)))
     return cases
 
 
@@ -74,10 +78,10 @@ def _answer(outputs: Outputs) -> dict[str, Any]:
     }
 
 
-def _inputs(prepared: PreparedCase, run: RunFolder, cut: Cut) -> GoldenInputs:
+def _inputs(prepared: PreparedCase, run: RunFolder, partition: GraphPartition) -> GoldenInputs:
     clinical = run.config.clinical
     texts = {}
-    for plan in cut.encoders:
+    for plan in partition.encoders:
         if plan.tokenizer is not None:
             encoded = Tokenizer.load(plan.tokenizer).encode(
                 [prepared.text], max_length=clinical.max_length, pad_to_max=clinical.pad_to_max
@@ -85,6 +89,6 @@ def _inputs(prepared: PreparedCase, run: RunFolder, cut: Cut) -> GoldenInputs:
             texts[plan.name] = GoldenText(
                 input_ids_BT=encoded.input_ids_BT, attention_mask_BT=encoded.attention_mask_BT
             )
-    scalers = [RadiomicsScaler.load(run.fold(fold).scaler) for fold in cut.folds]
+    scalers = [RadiomicsScaler.load(run.fold(fold).scaler) for fold in partition.folds]
     rows = [scaler.transform(prepared.radiomics_F[None]).values_NF for scaler in scalers]
     return GoldenInputs(seed=0, ct_B1DHW=prepared.ct_1DHW[None], texts=texts, radiomics_BFR=np.stack(rows, axis=1))

@@ -27,15 +27,15 @@ from tmi.toolkit.models.weights import AnyModule, load_weights_strict
 from tmi.toolkit.run_folder import FoldFolder, RunFolder
 from tmi.toolkit.storage.hashing import sha256_file
 
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 PREFIXES: dict[Role, str] = {"ct": "ct_encoder.", "text": "text_encoder.", "fusion": "fusion."}
 """Role of a graph -> prefix of its weights in a fold's model."""
-OF_ANOTHER = "export with the version of tmi that trained the run (its run.json names it), or train it again"
+OTHER_VERSION_FIX = "export with the version of tmi that trained the run (its run.json names it), or train it again"
 """What to do with a run whose weights are not those of this version's network."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderPlan:
+class DistinctEncoder:
     """One distinct encoder."""
 
     name: str
@@ -49,13 +49,13 @@ class EncoderPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
+class GraphPartition:
     """What a run becomes: its distinct encoders, and its folds in the order of the fusion graph's fold axis."""
 
-    encoders: tuple[EncoderPlan, ...]
+    encoders: tuple[DistinctEncoder, ...]
     folds: tuple[int, ...]
 
-    def encoder(self, role: Role, fold: int) -> EncoderPlan | None:
+    def encoder(self, role: Role, fold: int) -> DistinctEncoder | None:
         """The encoder that a fold uses; None where the network has no such part."""
         return next((e for e in self.encoders if e.role == role and fold in e.folds), None)
 
@@ -65,7 +65,7 @@ class Cut:
         return None if plan is None else plan.name
 
 
-class FusionOfFolds(nn.Module):
+class MultiFoldFusion(nn.Module):
     """The fusion part of every fold in one graph; fold i reads row i of the fold axis of each input."""
 
     def __init__(self, folds: list[nn.Module]) -> None:
@@ -83,7 +83,7 @@ class FusionOfFolds(nn.Module):
         return torch.stack([f(*(t[:, i] for t in given)).logits_BK for i, f in enumerate(self.folds)], dim=1)
 
 
-def read_weights(path: Path, prefix: str = "") -> State:
+def read_weights(path: Path, prefix: str = "") -> StateDict:
     """The tensors below `prefix` in a safetensors file, without the prefix; nothing is unpickled.
 
     Raises:
@@ -96,7 +96,7 @@ def read_weights(path: Path, prefix: str = "") -> State:
         raise DamagedError(f"run: {path} cannot be read as safetensors", fix="train the run again") from error
 
 
-def weights_digest(state: State) -> str:
+def weights_digest(state: StateDict) -> str:
     """SHA-256 over names, types, shapes and bytes. Counters of batches seen are left out: they compute nothing."""
     digest = hashlib.sha256()
     for key in sorted(k for k in state if not k.endswith("num_batches_tracked")):
@@ -106,7 +106,7 @@ def weights_digest(state: State) -> str:
     return digest.hexdigest()
 
 
-def cut_run(run: RunFolder) -> Cut:
+def partition_run(run: RunFolder) -> GraphPartition:
     """Find the distinct encoders of a finished run, one fold in memory at a time."""
     folds = tuple(split.fold for split in run.folds)
     roles = encoder_roles(active_modalities(run.config))
@@ -122,14 +122,14 @@ def cut_run(run: RunFolder) -> Cut:
         groups = [tuple(users[key]) for key in users if key[0] == role]
         for number, group in enumerate(sorted(groups)):
             encoders.append(
-                EncoderPlan(
+                DistinctEncoder(
                     name=f"{role}-{number}",
                     role=role,
                     folds=group,
                     tokenizer=run.fold(group[0]).tokenizer if role == "text" else None,
                 )
             )
-    return Cut(encoders=tuple(encoders), folds=folds)
+    return GraphPartition(encoders=tuple(encoders), folds=folds)
 
 
 def graph_spec(config: Config, role: Role, name: str, *, folds: int, tokenizer: str | None = None) -> GraphSpec:
@@ -167,7 +167,7 @@ def example_inputs(spec: GraphSpec) -> tuple[Tensor, ...]:
     return tuple(torch.rand(shape, generator=generator) for shape in shapes)
 
 
-def calibrated_weights(config: Config, files: FoldFolder, prefix: str = "") -> State:
+def calibrated_weights(config: Config, files: FoldFolder, prefix: str = "") -> StateDict:
     """A fold's weights below a prefix, divided by its temperature (`tmi.toolkit.models.registry.apply_temperature`).
 
     So every engine, and every gate, answers with the calibrated logits, and no runtime has a temperature to forget.
@@ -186,26 +186,28 @@ class FoldModels:
         self.config = run.config
         self._model = create_network(run.config).eval().requires_grad_(False)
 
-    def whole(self, fold: int) -> MultimodalNetwork:
+    def network(self, fold: int) -> MultimodalNetwork:
         """The whole model of a fold."""
-        return self._restored(self._model, fold, "")
+        return self._load_weights(self._model, fold, "")
 
-    def encoder(self, plan: EncoderPlan) -> nn.Module:
+    def encoder(self, plan: DistinctEncoder) -> nn.Module:
         """The encoder of a plan, with the weights of the first fold that uses it."""
         part = self._model.ct_encoder if plan.role == "ct" else self._model.text_encoder
         assert part is not None  # the plan is of this network
-        return self._restored(part, plan.folds[0], PREFIXES[plan.role])
+        return self._load_weights(part, plan.folds[0], PREFIXES[plan.role])
 
-    def fusion(self, folds: tuple[int, ...]) -> FusionOfFolds:
+    def fusion(self, folds: tuple[int, ...]) -> MultiFoldFusion:
         """The fusion of every fold, in that order."""
         prefix = PREFIXES["fusion"]
-        return FusionOfFolds([self._restored(copy.deepcopy(self._model.fusion), fold, prefix) for fold in folds]).eval()
+        return MultiFoldFusion(
+            [self._load_weights(copy.deepcopy(self._model.fusion), fold, prefix) for fold in folds]
+        ).eval()
 
-    def state(self, spec: GraphSpec, *, fold: int) -> State:
+    def state(self, spec: GraphSpec, *, fold: int) -> StateDict:
         """What a fold's model says the weights of a graph are, by the names of the eager module."""
         return calibrated_weights(self.config, self.run.fold(fold), PREFIXES[spec.role])
 
-    def _restored(self, part: AnyModule, fold: int, prefix: str) -> AnyModule:
+    def _load_weights(self, part: AnyModule, fold: int, prefix: str) -> AnyModule:
         files = self.run.fold(fold)
         state = calibrated_weights(self.config, files, prefix)
-        return load_weights_strict(part, state, where=f"run: the weights in {files.model}", fix=OF_ANOTHER)
+        return load_weights_strict(part, state, where=f"run: the weights in {files.model}", fix=OTHER_VERSION_FIX)

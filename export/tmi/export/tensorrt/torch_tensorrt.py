@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tmi.export.graphs.partition import FusionOfFolds, example_inputs
+from tmi.export.graphs.partition import MultiFoldFusion, example_inputs
 from tmi.export.graphs.registry import EXPORTERS
 from tmi.export.tensorrt.builder import BuildOptions, shape_ranges
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
@@ -76,7 +76,7 @@ def build_torch_trt(
             file = f"graphs/{spec.name}{EXPORTERS[KIND].suffix}"
             progress(f"compiling {file}")
             loaded = eager.module(spec.name)
-            module = FusionOfFolds(loaded) if isinstance(loaded, list) else loaded
+            module = MultiFoldFusion(loaded) if isinstance(loaded, list) else loaded
             wrapped = InPrecision(module, precisions[spec.name] == FLOAT16).eval().cuda()
             data = _compile(torch_tensorrt, wrapped, spec, options, tf32=precisions[spec.name] == TF32)
             (folder / file).write_bytes(data)

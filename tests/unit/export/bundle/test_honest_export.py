@@ -66,13 +66,13 @@ def test_without_weights_a_bundle_holds_no_eager_reference(shared_bundle):
 def test_encoders_with_equal_weights_and_different_tokenizers_stay_apart(nano_config, tmp_path):
     run_path = write_random_run(tmp_path / "run", nano_config, seed=1, shared_text=True)
     other = write_random_run(tmp_path / "other", nano_config, seed=1)
-    from tmi.export.graphs.partition import cut_run
+    from tmi.export.graphs.partition import partition_run
     from tmi.toolkit.run_folder import RunFolder
 
     run = RunFolder.open(run_path)
-    assert [e.name for e in cut_run(run).encoders] == ["ct-0", "ct-1", "text-0"]
+    assert [e.name for e in partition_run(run).encoders] == ["ct-0", "ct-1", "text-0"]
     run.fold(1).tokenizer.write_bytes((other / "fold1" / "tokenizer.json").read_bytes())
-    assert [e.name for e in cut_run(run).encoders] == ["ct-0", "ct-1", "text-0", "text-1"]
+    assert [e.name for e in partition_run(run).encoders] == ["ct-0", "ct-1", "text-0", "text-1"]
 
 
 def test_the_manifest_carries_evidence_of_every_gate_on_every_engine(nano_bundle):
