@@ -14,7 +14,7 @@ from pathlib import Path
 from tmi.export.bundle.model_card import model_card
 from tmi.export.bundle.out_of_memory import named_out_of_memory
 from tmi.export.bundle.sbom import sbom
-from tmi.export.checks.validation_set import Trial
+from tmi.export.checks.validation_set import ValidationSet
 from tmi.export.tensorrt.builder import BuildOptions
 from tmi.export.tensorrt.engines import PLANS, TYPED, PlanRequest, add_plans, obstacle, pending
 from tmi.runtime.bundle.check_result import require_passed
@@ -72,12 +72,12 @@ def build_bundle(
                 f"pip install 'tmi-clnet[{'trt-rtx' if kind == 'trt-rtx' else 'trt'}]' was done",
             )
     references = read_references(bundle)
-    trial = Trial(
+    validation_set = ValidationSet(
         golden=golden_from_manifest(bundle.manifest), reference=references.float32, reference_float64=references.float64
     )
     with named_out_of_memory("the build", progress) as progress, staged_folder(folder) as stage:
         shutil.copytree(folder, stage, dirs_exist_ok=True)
-        manifest, records = add_plans(stage, bundle.manifest, request, trial, progress=progress)
+        manifest, records = add_plans(stage, bundle.manifest, request, validation_set, progress=progress)
         require_passed(
             records,
             consequence="the bundle was left as it was",

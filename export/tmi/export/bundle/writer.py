@@ -25,16 +25,16 @@ from tmi.export.checks.acceptance import (
     audit_file,
     audit_fold_files,
     audit_stored_weights,
-    judge_engines,
     require_all,
     require_finite,
     split_refused,
+    validate_engines,
     write_file,
 )
 from tmi.export.checks.eager_reference import eager_reference, float32_noise, float64_reference
 from tmi.export.checks.preprocessing_reference import golden_case_reference
 from tmi.export.checks.real_cases import read_real_cases, write_real_cases
-from tmi.export.checks.validation_set import Trial, write_evidence
+from tmi.export.checks.validation_set import ValidationSet, write_engine_outputs
 from tmi.export.checks.weight_audit import epsilons
 from tmi.export.graphs.partition import FoldModels, GraphPartition, StateDict, example_inputs, graph_spec, partition_run
 from tmi.export.graphs.registry import EXPORTERS, load, require_exporter
@@ -194,7 +194,7 @@ class _Export:
         reference = eager_reference(models, partition, golden)
         require_finite(reference)
         reference_float64 = float64_reference(models, partition, golden)
-        trial = Trial(
+        validation_set = ValidationSet(
             golden=golden,
             reference=reference,
             reference_float64=reference_float64,
@@ -213,47 +213,49 @@ class _Export:
                 "largest_batch": largest_batch(self.config),
             },
         )
-        self._write_references(manifest, partition, trial)
-        manifest = self._judge(manifest, trial)
+        self._write_references(manifest, partition, validation_set)
+        manifest = self._validate_engines(manifest, validation_set)
         if self.plans:
-            manifest = self._tensorrt(manifest, trial)
-        if trial.real_cases:  # every engine has left its answers there
-            write_real_cases(self._path(REAL_CASES_FILE), trial.real_cases)
+            manifest = self._tensorrt(manifest, validation_set)
+        if validation_set.real_cases:  # every engine has left its answers there
+            write_real_cases(self._path(REAL_CASES_FILE), validation_set.real_cases)
         manifest = replace(manifest, parity=tuple(self.records))
         write_text(self.stage / MODEL_CARD_FILE, model_card(manifest))
         write_text(self.stage / SBOM_FILE, sbom(manifest))
         self.progress("taking fingerprints")
         return replace(manifest, files=fingerprint(self.stage))
 
-    def _write_references(self, manifest: Manifest, partition: GraphPartition, trial: Trial) -> None:
+    def _write_references(self, manifest: Manifest, partition: GraphPartition, validation_set: ValidationSet) -> None:
         """The answers to the golden inputs, and what the golden case must become."""
-        exact = {} if trial.reference_float64 is None else trial.reference_float64.tensors()
+        exact = {} if validation_set.reference_float64 is None else validation_set.reference_float64.tensors()
         named = {f"{FLOAT64_PREFIX}{name}": value for name, value in exact.items()}
-        save_arrays({**trial.reference.tensors(), **named}, self.stage / GOLDEN_FILE)
+        save_arrays({**validation_set.reference.tensors(), **named}, self.stage / GOLDEN_FILE)
         with tempfile.TemporaryDirectory(prefix="tmi-golden-") as folder:
             arrays = golden_case_reference(self.run, partition, Path(folder) / "golden", seed=GOLDEN_SEED)
         save_arrays(arrays, self.stage / GOLDEN_CASE_FILE, metadata=output_metadata(manifest))
 
-    def _judge(self, manifest: Manifest, trial: Trial) -> Manifest:
+    def _validate_engines(self, manifest: Manifest, validation_set: ValidationSet) -> Manifest:
         """Every engine; the manifest then says which engine that may fail alone has failed."""
         bundle = Bundle(folder=self.stage, manifest=manifest, digest="")
 
         self.records.append(audit_fold_files(self.stage, manifest, self.run))
         self.progress("preparing the golden case")
         self.records += check_preprocessing(bundle)
-        keep = partial(write_evidence, self.stage)
-        judged = judge_engines(bundle, self.artefacts, trial, progress=self.progress, keep=keep)
+        keep = partial(write_engine_outputs, self.stage)
+        judged = validate_engines(bundle, self.artefacts, validation_set, progress=self.progress, keep=keep)
         kept, refused = split_refused(judged)
         self.records += kept
         require_all(self.records)
         return replace(manifest, extra={**manifest.extra, ENGINES_REJECTED: refused}) if refused else manifest
 
-    def _tensorrt(self, manifest: Manifest, trial: Trial) -> Manifest:
+    def _tensorrt(self, manifest: Manifest, validation_set: ValidationSet) -> Manifest:
         """Typed graphs and plans; their records are judged before anything is built from them."""
-        manifest, records = add_typed_graphs(self.stage, manifest, self.precision, trial, progress=self.progress)
+        manifest, records = add_typed_graphs(
+            self.stage, manifest, self.precision, validation_set, progress=self.progress
+        )
         self.records += records
         require_all(self.records)
-        manifest, records = add_plans(self.stage, manifest, self.request, trial, progress=self.progress)
+        manifest, records = add_plans(self.stage, manifest, self.request, validation_set, progress=self.progress)
         self.records += records
         require_all(self.records)
         return manifest

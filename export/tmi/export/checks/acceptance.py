@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from tmi.export.checks.graph_summary import GraphFacts
-from tmi.export.checks.validation_set import Trial, judge_real_cases
+from tmi.export.checks.validation_set import ValidationSet, validate_real_cases
 from tmi.export.checks.weight_audit import answer_depends, audit_epsilons, audit_signature, audit_weights
 from tmi.export.graphs.partition import StateDict, read_weights, weights_digest
 from tmi.export.graphs.registry import EXPORTERS, load
@@ -122,10 +122,10 @@ def audit_fold_files(folder: Path, manifest: Manifest, run: RunFolder) -> CheckR
     )
 
 
-def judge_engines(
+def validate_engines(
     bundle: Bundle,
     artefacts: Sequence[str],
-    trial: Trial,
+    validation_set: ValidationSet,
     *,
     progress: Progress,
     keep: Callable[[str, Outputs], None] = lambda engine, outputs: None,
@@ -135,7 +135,7 @@ def judge_engines(
     Args:
         bundle: with its files in place.
         artefacts: names in `EXPORTERS`.
-        trial: inputs and references.
+        validation_set: inputs and references.
         progress: told one line of what is being done.
         keep: given each engine's name and its answers to the golden inputs.
     """
@@ -144,7 +144,7 @@ def judge_engines(
         first, *others = EXPORTERS[artefact].engines
         for name in (first, *(n for n in others if installed(n) and missing_requirement(n) is None)):
             progress(f"judging {artefact} on engine {name}")
-            records += _judge(name, bundle, artefact, trial, partial(keep, name))
+            records += _validate_engine(name, bundle, artefact, validation_set, partial(keep, name))
     return records
 
 
@@ -160,8 +160,8 @@ def _file_record(gate: str, spec: GraphSpec, artefact: str, wrong: Sequence[str]
     )
 
 
-def _judge(
-    name: str, bundle: Bundle, artefact: str, trial: Trial, keep: Callable[[Outputs], None]
+def _validate_engine(
+    name: str, bundle: Bundle, artefact: str, validation_set: ValidationSet, keep: Callable[[Outputs], None]
 ) -> list[CheckResult]:
     try:
         engine = open_engine(name, bundle)
@@ -172,15 +172,15 @@ def _judge(
         records = check_engine(
             engine,
             bundle.manifest,
-            trial.golden,
-            trial.reference,
+            validation_set.golden,
+            validation_set.reference,
             artefact=artefact,
-            reference_float64=trial.reference_float64,
+            reference_float64=validation_set.reference_float64,
             precision=precision,
             keep=keep,
         )
-        return records + judge_real_cases(
-            engine, bundle.manifest, trial.real_cases, artefact=artefact, precision=precision
+        return records + validate_real_cases(
+            engine, bundle.manifest, validation_set.real_cases, artefact=artefact, precision=precision
         )
 
 

@@ -16,20 +16,20 @@ from tmi.runtime.verification.golden_inputs import GoldenInputs, trimmed
 from tmi.runtime.verification.parity import Outputs, relative_error
 from tmi.toolkit.models.multimodal import MultimodalNetwork
 
-ARBITER_VOXELS = 2**20
+FLOAT64_MAX_VOXELS = 2**20
 """Voxels up to which a float64 run of the whole network is cheap; above, torch's float64 convolutions take too much."""
 
 
 def eager_reference(models: FoldModels, partition: GraphPartition, golden: GoldenInputs) -> Outputs:
     """Features of every distinct encoder and logits of every fold, float32."""
-    return _answers(models, partition, golden, torch.float32)
+    return _run_eager(models, partition, golden, torch.float32)
 
 
 def float64_reference(models: FoldModels, partition: GraphPartition, golden: GoldenInputs) -> Outputs | None:
     """The same in float64, the arbiter between eager and an engine; None where it costs too much."""
-    if int(np.prod(golden.ct_B1DHW.shape[2:])) > ARBITER_VOXELS:
+    if int(np.prod(golden.ct_B1DHW.shape[2:])) > FLOAT64_MAX_VOXELS:
         return None
-    return _answers(models, partition, golden, torch.float64)
+    return _run_eager(models, partition, golden, torch.float64)
 
 
 def float32_noise(reference: Outputs, reference_float64: Outputs | None) -> dict[str, float] | None:
@@ -41,7 +41,7 @@ def float32_noise(reference: Outputs, reference_float64: Outputs | None) -> dict
 
 
 @torch.inference_mode()
-def _answers(models: FoldModels, partition: GraphPartition, golden: GoldenInputs, dtype: torch.dtype) -> Outputs:
+def _run_eager(models: FoldModels, partition: GraphPartition, golden: GoldenInputs, dtype: torch.dtype) -> Outputs:
     features: dict[str, Tensor] = {}
     logits = []
     for position, fold in enumerate(partition.folds):

@@ -62,8 +62,8 @@ def write_real_cases(path: Path, cases: Sequence[RealCase]) -> None:
     rows = [
         {
             "inputs": case.inputs.digests(),
-            "eager": _answer(case.reference),
-            "engines": {name: _answer(outputs) for name, outputs in case.answers.items()},
+            "eager": _outputs_document(case.reference),
+            "engines": {name: _outputs_document(outputs) for name, outputs in case.outputs.items()},
         }
         for case in cases
     ]
@@ -71,7 +71,7 @@ def write_real_cases(path: Path, cases: Sequence[RealCase]) -> None:
     write_json(path, {"cases": sorted(rows, key=lambda row: str(row["inputs"]["ct"]))})
 
 
-def _answer(outputs: Outputs) -> dict[str, Any]:
+def _outputs_document(outputs: Outputs) -> dict[str, Any]:
     return {
         "logits": outputs.logits_BFK[0].astype(float).tolist(),
         "probabilities": outputs.probabilities_BK[0].tolist(),

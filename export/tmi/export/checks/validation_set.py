@@ -24,12 +24,12 @@ class RealCase:
     """As the network reads it, in the form of one golden case."""
     reference: Outputs
     """What the eager model says."""
-    answers: dict[str, Outputs] = field(default_factory=dict)
+    outputs: dict[str, Outputs] = field(default_factory=dict)
     """What each engine said; filled while engines are judged."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class ValidationSet:
     """What every engine is asked, and what the eager model says to it."""
 
     golden: GoldenInputs
@@ -42,7 +42,7 @@ class Trial:
     """Real cases, where some were given."""
 
 
-def judge_real_cases(
+def validate_real_cases(
     engine: Engine, manifest: Manifest, cases: Sequence[RealCase], *, artefact: str, precision: str = "float32"
 ) -> list[CheckResult]:
     """The worst figure of each gate over the cases, as `real-<gate>`.
@@ -50,13 +50,13 @@ def judge_real_cases(
     Args:
         engine: opened on the bundle of `manifest`.
         manifest: names graphs, folds, threshold.
-        cases: their `answers` get the engine's.
+        cases: their `outputs` get the engine's.
         artefact: artefact kind that the engine runs, for the records.
         precision: a key of `tmi.runtime.verification.parity.BOUNDS`.
     """
     by_gate: dict[tuple[str, str], list[CheckResult]] = {}
     for case in cases:
-        keep = partial(case.answers.__setitem__, engine.name)
+        keep = partial(case.outputs.__setitem__, engine.name)
         for r in check_outputs(
             engine, manifest, case.inputs, case.reference, artefact=artefact, precision=precision, keep=keep
         ):
@@ -65,7 +65,7 @@ def judge_real_cases(
     return [replace(r, gate=f"real-{r.gate}", detail=f"worst of {len(cases)} real cases: {r.detail}") for r in worst]
 
 
-def write_evidence(folder: Path, engine: str, outputs: Outputs) -> None:
+def write_engine_outputs(folder: Path, engine: str, outputs: Outputs) -> None:
     """An engine's answers to the golden inputs, into a bundle's folder."""
     path = folder / EVIDENCE_FOLDER / f"{engine}.safetensors"
     path.parent.mkdir(exist_ok=True)

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tmi.export.checks.validation_set import Trial, judge_real_cases, write_evidence
+from tmi.export.checks.validation_set import ValidationSet, validate_real_cases, write_engine_outputs
 from tmi.export.graphs.registry import EXPORTERS, load
 from tmi.export.tensorrt.builder import TARGETS, BuildOptions, Plan, build_plan
 from tmi.runtime.bundle.check_result import CheckResult
@@ -64,7 +64,7 @@ def add_plans(
     folder: Path,
     manifest: Manifest,
     request: PlanRequest,
-    trial: Trial,
+    validation_set: ValidationSet,
     *,
     progress: Progress,
 ) -> tuple[Manifest, list[CheckResult]]:
@@ -74,7 +74,7 @@ def add_plans(
         folder: the bundle's folder; plans are written into it.
         manifest: with typed graphs.
         request: which and how.
-        trial: what each engine that can run here is asked.
+        validation_set: what each engine that can run here is asked.
         progress: told one line of what is being done.
 
     Returns:
@@ -97,7 +97,7 @@ def add_plans(
         why = _cannot_run(kind, request.options, gpu)
         if why is None:
             progress(f"judging {kind} on {gpu.name if gpu else 'this machine'}")
-            records += _judge(folder, manifest, kind, trial)
+            records += _validate_engine(folder, manifest, kind, validation_set)
             manifest = _noted(manifest, "judged_on", {**_facts(manifest).get("judged_on", {}), kind: _machine(gpu)})
         else:
             not_judged = {**not_judged, kind: why}
@@ -207,7 +207,7 @@ def _cannot_run(kind: str, options: BuildOptions, gpu: Gpu | None) -> str | None
     return None
 
 
-def _judge(folder: Path, manifest: Manifest, kind: str, trial: Trial) -> list[CheckResult]:
+def _validate_engine(folder: Path, manifest: Manifest, kind: str, validation_set: ValidationSet) -> list[CheckResult]:
     bundle = Bundle(folder=folder, manifest=manifest, digest="")
     artefact, precision = ENGINES[kind].artefact, plan_precision(manifest)
     try:
@@ -218,14 +218,16 @@ def _judge(folder: Path, manifest: Manifest, kind: str, trial: Trial) -> list[Ch
         records = check_engine(
             engine,
             manifest,
-            trial.golden,
-            trial.reference,
+            validation_set.golden,
+            validation_set.reference,
             artefact=artefact,
             precision=precision,
-            reference_float64=trial.reference_float64,
-            keep=partial(write_evidence, folder, kind),
+            reference_float64=validation_set.reference_float64,
+            keep=partial(write_engine_outputs, folder, kind),
         )
-        return records + judge_real_cases(engine, manifest, trial.real_cases, artefact=artefact, precision=precision)
+        return records + validate_real_cases(
+            engine, manifest, validation_set.real_cases, artefact=artefact, precision=precision
+        )
 
 
 def _machine(gpu: Gpu | None) -> dict[str, Any]:

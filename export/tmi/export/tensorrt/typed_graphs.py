@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.export.checks.onnx_summary import read_facts
-from tmi.export.checks.validation_set import Trial, judge_real_cases, write_evidence
+from tmi.export.checks.validation_set import ValidationSet, validate_real_cases, write_engine_outputs
 from tmi.export.tensorrt.fp16_conversion import LARGEST, save, to_fp16
 from tmi.export.tensorrt.fp16_simulation import EmulationEngine, Extreme
 from tmi.export.tensorrt.mixed_precision_search import Choice, Question, search
@@ -51,7 +51,7 @@ def add_typed_graphs(
     folder: Path,
     manifest: Manifest,
     asked: str,
-    trial: Trial,
+    validation_set: ValidationSet,
     *,
     progress: Callable[[str], None],
 ) -> tuple[Manifest, list[CheckResult]]:
@@ -61,7 +61,7 @@ def add_typed_graphs(
         folder: the bundle's folder.
         manifest: its manifest so far.
         asked: a key of `PRECISIONS`.
-        trial: inputs and eager's answers; the real cases' `answers` get the emulation's.
+        validation_set: inputs and eager's answers; the real cases' `answers` get the emulation's.
         progress: told one line of what is being done.
 
     Returns:
@@ -75,7 +75,7 @@ def add_typed_graphs(
         path = folder / spec.artefacts["onnx"]
         if asked == "auto":
             progress(f"searching the precision of {spec.name}")
-        choice = _choice(asked, path, spec, manifest, trial)
+        choice = _choice(asked, path, spec, manifest, validation_set)
         typed = spec.artefacts["onnx"]
         about: dict[str, Any] = {"precision": choice.precision, "search": list(choice.steps)}
         if choice.precision == FLOAT16:
@@ -92,7 +92,7 @@ def add_typed_graphs(
     if plan_precision(manifest) == FLOAT32:
         return manifest, records  # the very files that were judged as float32
     progress("judging the typed graphs by emulation")
-    judged, reached = _judge(folder, manifest, trial)
+    judged, reached = _validate_emulation(folder, manifest, validation_set)
     facts["emulation"] = reached
     return manifest, records + judged
 
@@ -131,10 +131,13 @@ def _differing(mine: Mapping[str, NDArray[np.floating]], theirs: Mapping[str, ND
             yield f"{name} is not the float32 graph's rounded to {mine[name].dtype}"
 
 
-def _choice(asked: str, path: Path, spec: GraphSpec, manifest: Manifest, trial: Trial) -> Choice:
+def _choice(asked: str, path: Path, spec: GraphSpec, manifest: Manifest, validation_set: ValidationSet) -> Choice:
     if asked != "auto":
         return Choice(precision=PRECISIONS[asked], error=float("nan"))
-    asking = [(trial.golden, trial.reference), *((case.inputs, case.reference) for case in trial.real_cases)]
+    asking = [
+        (validation_set.golden, validation_set.reference),
+        *((case.inputs, case.reference) for case in validation_set.real_cases),
+    ]
     questions = [q for inputs, reference in asking for q in graph_questions(spec, manifest, inputs, reference)]
     return search(path, questions, BOUNDS[FLOAT16].relative, threads=available_cores())
 
@@ -153,7 +156,9 @@ def graph_questions(spec: GraphSpec, manifest: Manifest, inputs: GoldenInputs, r
     return [Question(inputs=stacked, answer=reference.logits_BFK)]
 
 
-def _judge(folder: Path, manifest: Manifest, trial: Trial) -> tuple[list[CheckResult], dict[str, dict[str, Any]]]:
+def _validate_emulation(
+    folder: Path, manifest: Manifest, validation_set: ValidationSet
+) -> tuple[list[CheckResult], dict[str, dict[str, Any]]]:
     """All gates of an engine, and every intermediate finite on the golden inputs and on each real case.
 
     The inputs that are absurd on purpose, beside which a case must answer as ever, may overflow and are not watched.
@@ -167,23 +172,23 @@ def _judge(folder: Path, manifest: Manifest, trial: Trial) -> tuple[list[CheckRe
 
             def keep(outputs: Outputs) -> None:
                 """Called when the golden inputs are through, before any other question."""
-                write_evidence(folder, EmulationEngine.name, outputs)
+                write_engine_outputs(folder, EmulationEngine.name, outputs)
                 _merge(reached, seen)
 
             records = check_engine(
                 engine,
                 manifest,
-                trial.golden,
-                trial.reference,
+                validation_set.golden,
+                validation_set.reference,
                 artefact=TYPED,
                 precision=precision,
-                reference_float64=trial.reference_float64,
+                reference_float64=validation_set.reference_float64,
                 keep=keep,
             )
         inside = [_finite_inside(graph, extremes, "the golden inputs") for graph, extremes in reached.items()]
         with engine.watching() as seen:
-            real = judge_real_cases(engine, manifest, trial.real_cases, artefact=TYPED, precision=precision)
-        what = f"{len(trial.real_cases)} real cases"
+            real = validate_real_cases(engine, manifest, validation_set.real_cases, artefact=TYPED, precision=precision)
+        what = f"{len(validation_set.real_cases)} real cases"
         inside += [_finite_inside(graph, extremes, what, real=True) for graph, extremes in seen.items()]
         _merge(reached, seen)
     return [*inside, *records, *real], {graph: _summary(extremes) for graph, extremes in reached.items()}

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from factories.cases import write_cohort
 from factories.tmi_command import Outcome, tmi
 from factories.traced_once import traced_once
-from tmi.export.checks.validation_set import RealCase, Trial
+from tmi.export.checks.validation_set import RealCase, ValidationSet
 from tmi.export.tensorrt.typed_graphs import add_typed_graphs
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.verification.golden_inputs import golden_from_manifest
@@ -112,8 +112,8 @@ def test_an_overflow_on_a_real_case_alone_is_a_failed_gate_that_names_the_tensor
     one = golden.rows([0])
     loud = replace(one, ct_B1DHW=one.ct_B1DHW * np.float32(1e6))
     case = RealCase(inputs=loud, reference=references.float32.rows([0]))
-    trial = Trial(golden=golden, reference=references.float32, real_cases=[case])
-    _, records = add_typed_graphs(copy, bundle.manifest, "fp16", trial, progress=lambda line: None)
+    validation_set = ValidationSet(golden=golden, reference=references.float32, real_cases=[case])
+    _, records = add_typed_graphs(copy, bundle.manifest, "fp16", validation_set, progress=lambda line: None)
     failed = {(r.gate, r.graph): r.detail for r in records if not r.passed}
     assert (
         "overflow on 1 real cases: first ct_to_fp16 of cast_ct_to_fp16 (Cast)" in failed["real-finite-inside", "ct-0"]

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from factories.tmi_command import tmi
 from factories.traced_once import traced_once
 from tmi.export.checks.acceptance import require_all
-from tmi.export.checks.validation_set import Trial
+from tmi.export.checks.validation_set import ValidationSet
 from tmi.export.tensorrt import engines as plans
 from tmi.export.tensorrt.builder import Audit, BuildOptions, Plan, build_plan
 from tmi.export.tensorrt.engines import PlanRequest, add_plans
@@ -231,11 +231,11 @@ def blown_up(path: Path) -> None:
 def typed(copy: Path, precision: str) -> tuple[Manifest, list[CheckResult]]:
     manifest = open_bundle(copy).manifest
     reference = Outputs.from_tensors(load_file(copy / GOLDEN_FILE))
-    trial = Trial(golden=golden_from_manifest(manifest), reference=reference)
+    validation_set = ValidationSet(golden=golden_from_manifest(manifest), reference=reference)
     blown_up(copy / "graphs" / "ct-0.onnx")
     for file in (copy / "graphs").glob("*.fp16.onnx"):
         file.unlink()
-    return add_typed_graphs(copy, manifest, precision, trial, progress=lambda line: None)
+    return add_typed_graphs(copy, manifest, precision, validation_set, progress=lambda line: None)
 
 
 def test_an_overflow_in_the_model_blocks_fp16_with_its_node(folder, tmp_path):
@@ -321,8 +321,10 @@ def test_folds_of_one_structure_share_one_build_where_weights_are_stripped(
     monkeypatch.setattr(plans.importlib, "import_module", lambda name: None)
     copy, manifest = copied(folder, tmp_path), open_bundle(folder).manifest
     request = PlanRequest(kinds=("trt",), options=BuildOptions(weights=weights))
-    trial = Trial(golden=golden_from_manifest(manifest), reference=Outputs.from_tensors(load_file(copy / GOLDEN_FILE)))
-    manifest, records = add_plans(copy, manifest, request, trial, progress=lambda line: None)
+    validation_set = ValidationSet(
+        golden=golden_from_manifest(manifest), reference=Outputs.from_tensors(load_file(copy / GOLDEN_FILE))
+    )
+    manifest, records = add_plans(copy, manifest, request, validation_set, progress=lambda line: None)
     assert len(built) == builds
     assert len(records) == builds
     assert all(r.passed for r in records)
