@@ -24,8 +24,8 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
-LARGEST = float(np.finfo(np.float16).max)
+FLOAT16_TYPE, FLOAT32_TYPE = ir.DataType.FLOAT16, ir.DataType.FLOAT
+FP16_MAX = float(np.finfo(np.float16).max)
 """65,504, the largest finite FP16 number."""
 FLOAT32_OPS: Mapping[str, str] = {
     "LayerNormalization": "squares and sums a whole row",
@@ -45,14 +45,14 @@ FLOAT32_OPS: Mapping[str, str] = {
     "Range": "positions need whole numbers beyond 2048",
 }
 """Operator -> why it stays in float32."""
-VARIANCE = 4
+VARIANCE_INPUT = 4
 """Position of the running variance among a batch norm's inputs."""
-SMALLEST_VARIANCE = 2.0**-14
+MIN_FP16_VARIANCE = 2.0**-14
 """FP16's smallest normal number: below it a variance loses digits, and its root is divided by."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class HalfGraph:
+class Fp16Graph:
     """A strongly typed FP16 graph."""
 
     model: ir.Model
@@ -90,17 +90,19 @@ def unsafe_nodes(model: ir.Model) -> dict[str, str]:
     found: dict[str, str] = {}
     for node in float_nodes(model):
         reason = FLOAT32_OPS.get(node.op_type)
-        heavy = next((v for v in _weights(node) if _magnitude(v) > LARGEST), None)
+        heavy = next((v for v in _weights(node) if _max_magnitude(v) > FP16_MAX), None)
         if reason is not None:
             found[str(node.name)] = f"{node.op_type}: {reason}"
         elif heavy is not None:
-            found[str(node.name)] = f"{node.op_type}: {heavy.name} holds {_magnitude(heavy):.3g}, beyond FP16's 65504"
-        elif node.op_type == "BatchNormalization" and _smallest(node.inputs[VARIANCE]) < SMALLEST_VARIANCE:
+            found[str(node.name)] = (
+                f"{node.op_type}: {heavy.name} holds {_max_magnitude(heavy):.3g}, beyond FP16's 65504"
+            )
+        elif node.op_type == "BatchNormalization" and _min_element(node.inputs[VARIANCE_INPUT]) < MIN_FP16_VARIANCE:
             found[str(node.name)] = "BatchNormalization: a running variance is below FP16's smallest normal number"
     return found
 
 
-def to_fp16(path: Path, *, keep: Mapping[str, str] | None = None) -> HalfGraph:
+def to_fp16(path: Path, *, keep: Mapping[str, str] | None = None) -> Fp16Graph:
     """The FP16 graph of a float32 file.
 
     Args:
@@ -119,7 +121,7 @@ def to_fp16(path: Path, *, keep: Mapping[str, str] | None = None) -> HalfGraph:
         conversion.convert(node)
     conversion.restore_outputs()
     passes.TopologicalSortPass()(model)
-    return HalfGraph(model=model, kept=kept, half=len(nodes) - len(kept))
+    return Fp16Graph(model=model, kept=kept, half=len(nodes) - len(kept))
 
 
 def save(model: ir.Model, path: Path) -> None:
@@ -144,30 +146,30 @@ class _Conversion:
 
     def convert(self, node: ir.Node) -> None:
         """Give one node its inputs in its precision, and type its outputs."""
-        target = SINGLE if node.name in self.kept else HALF
+        target = FLOAT32_TYPE if node.name in self.kept else FLOAT16_TYPE
         for index, value in enumerate(node.inputs):
-            if value is not None and value.dtype in (HALF, SINGLE) and value.dtype != target:
+            if value is not None and value.dtype in (FLOAT16_TYPE, FLOAT32_TYPE) and value.dtype != target:
                 node.replace_input_with(index, self._cast(value, target, node))
-        if target == HALF:
+        if target == FLOAT16_TYPE:
             _retype_attributes(node)
             for value in node.outputs:
-                if value.dtype == SINGLE:
-                    value.dtype = HALF
+                if value.dtype == FLOAT32_TYPE:
+                    value.dtype = FLOAT16_TYPE
 
     def restore_outputs(self) -> None:
         """The graph's outputs are float32 under their old names."""
         for index, value in enumerate(self.graph.outputs):
-            if value.dtype == HALF:
+            if value.dtype == FLOAT16_TYPE:
                 name = value.name
                 value.name = f"{name}_fp16"
-                cast = _cast_node(value, SINGLE, str(name))
+                cast = _cast_node(value, FLOAT32_TYPE, str(name))
                 self.graph.append(cast)
                 self.graph.outputs[index] = cast.outputs[0]
 
     def _cast(self, value: ir.Value, wanted: ir.DataType, before: ir.Node) -> ir.Value:
         key = (id(value), wanted)
         if key not in self._casts:
-            suffix = "fp16" if wanted == HALF else "fp32"
+            suffix = "fp16" if wanted == FLOAT16_TYPE else "fp32"
             node = _cast_node(value, wanted, f"{value.name}_to_{suffix}")
             self.graph.insert_before(before, node)
             self._casts[key] = node.outputs[0]
@@ -182,22 +184,22 @@ def _cast_node(value: ir.Value, wanted: ir.DataType, name: str) -> ir.Node:
 def _round_weights(model: ir.Model, kept: Collection[str]) -> None:
     """Weights that FP16 nodes alone read become FP16; one that both kinds read stays float32 and is cast."""
     for value in model.graph.initializers.values():
-        if value.dtype == SINGLE and not value.is_graph_output():
+        if value.dtype == FLOAT32_TYPE and not value.is_graph_output():
             uses = value.uses()
             if uses and all(use.node.name not in kept for use in uses):
                 assert value.const_value is not None
                 value.const_value = ir.tensor(value.const_value.numpy().astype(np.float16), name=value.name)
-                value.dtype = HALF
+                value.dtype = FLOAT16_TYPE
 
 
 def _retype_attributes(node: ir.Node) -> None:
     """An FP16 node that makes its own float32 values makes FP16 ones."""
     for name in ("to", "dtype"):
         attribute = node.attributes.get(name)
-        if attribute is not None and attribute.type == ir.AttributeType.INT and attribute.as_int() == int(SINGLE):
-            node.attributes[name] = ir.AttrInt64(name, int(HALF))
+        if attribute is not None and attribute.type == ir.AttributeType.INT and attribute.as_int() == int(FLOAT32_TYPE):
+            node.attributes[name] = ir.AttrInt64(name, int(FLOAT16_TYPE))
     value = node.attributes.get("value")
-    if value is not None and value.type == ir.AttributeType.TENSOR and value.as_tensor().dtype == SINGLE:
+    if value is not None and value.type == ir.AttributeType.TENSOR and value.as_tensor().dtype == FLOAT32_TYPE:
         node.attributes["value"] = ir.AttrTensor("value", ir.tensor(value.as_tensor().numpy().astype(np.float16)))
 
 
@@ -205,12 +207,12 @@ def _weights(node: ir.Node) -> list[ir.Value]:
     return [v for v in node.inputs if v is not None and _is_single(v) and v.const_value is not None]
 
 
-def _smallest(value: ir.Value | None) -> float:
+def _min_element(value: ir.Value | None) -> float:
     """Smallest element of a constant; 0 where it is none, which nothing can be said of."""
     return float(value.const_value.numpy().min()) if value is not None and value.const_value is not None else 0.0
 
 
-def _magnitude(value: ir.Value) -> float:
+def _max_magnitude(value: ir.Value) -> float:
     """Largest magnitude in a constant; infinite and NaN count as infinite."""
     assert value.const_value is not None
     array = value.const_value.numpy()
@@ -221,4 +223,4 @@ def _magnitude(value: ir.Value) -> float:
 
 
 def _is_single(value: ir.Value | None) -> bool:
-    return value is not None and value.dtype == SINGLE
+    return value is not None and value.dtype == FLOAT32_TYPE

@@ -28,28 +28,28 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
-from tmi.export.tensorrt.fp16_conversion import HALF, SINGLE, read_typed
+from tmi.export.tensorrt.fp16_conversion import FLOAT16_TYPE, FLOAT32_TYPE, read_typed
 from tmi.runtime.bundle.manifest import GraphSpec
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.graph_engine import GraphEngine
 from tmi.runtime.engines.onnxruntime import ERRORS_ONLY, as_runtime_errors
 from tmi.runtime.engines.precision import TF32, graph_precisions
 
-MOVES = frozenset(
+DATA_MOVEMENT_OPS = frozenset(
     "Reshape Transpose Slice Concat Squeeze Unsqueeze Gather GatherElements GatherND Expand Split Identity Flatten "
     "MaxPool Relu Max Min Where Tile Pad".split()
 )
 """Operators whose output holds nothing but values of their inputs (or zero)."""
-PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+MATRIX_PRODUCT_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 """Operators that TF32 rounds the inputs of."""
-PROBES: Mapping[str, str] = {"top": "ReduceMax", "bottom": "ReduceMin", "squares": "ReduceSumSquare"}
+PROBE_REDUCTIONS: Mapping[str, str] = {"top": "ReduceMax", "bottom": "ReduceMin", "squares": "ReduceSumSquare"}
 """What is asked of every FP16 tensor -> the operator that answers."""
-SPLIT = 8193.0
+VELTKAMP_FACTOR = 8193.0
 """2^13 + 1: leaves 11 of float32's 24 significant bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Extreme:
+class TensorExtreme:
     """What one FP16 tensor reached."""
 
     tensor: str
@@ -81,15 +81,15 @@ def emulate_fp16(model: ir.Model) -> Emulation:
     """Rewrite a strongly typed FP16 graph in place."""
     graph = model.graph
     for value in graph.initializers.values():
-        if value.dtype == HALF:
+        if value.dtype == FLOAT16_TYPE:
             assert value.const_value is not None
             value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
-            value.dtype = SINGLE
+            value.dtype = FLOAT32_TYPE
     probes: dict[str, tuple[str, str]] = {}
     for node in list(graph):
-        for value in [v for v in node.outputs if v.dtype == HALF]:
-            value.dtype = SINGLE
-            if node.op_type not in MOVES:
+        for value in [v for v in node.outputs if v.dtype == FLOAT16_TYPE]:
+            value.dtype = FLOAT32_TYPE
+            if node.op_type not in DATA_MOVEMENT_OPS:
                 _probe(graph, str(value.name), _round_trip(graph, node, value))
                 probes[str(value.name)] = (str(node.name), node.op_type)
         _widen_attributes(node)
@@ -100,13 +100,13 @@ def emulate_fp16(model: ir.Model) -> Emulation:
 def emulate_tf32(model: ir.Model) -> Emulation:
     """Rewrite a float32 graph in place; nothing overflows that does not in float32, so nothing is probed."""
     graph = model.graph
-    factor = ir.Value(name="tf32_split", type=ir.TensorType(SINGLE), shape=ir.Shape(()))
-    factor.const_value = ir.tensor(np.float32(SPLIT), name="tf32_split")
+    factor = ir.Value(name="tf32_split", type=ir.TensorType(FLOAT32_TYPE), shape=ir.Shape(()))
+    factor.const_value = ir.tensor(np.float32(VELTKAMP_FACTOR), name="tf32_split")
     graph.register_initializer(factor)
     rounded: dict[int, ir.Value] = {}
     for node in list(graph):
-        for index, value in enumerate(node.inputs[:2] if node.op_type in PRODUCTS else ()):
-            if value is not None and value.dtype == SINGLE:
+        for index, value in enumerate(node.inputs[:2] if node.op_type in MATRIX_PRODUCT_OPS else ()):
+            if value is not None and value.dtype == FLOAT32_TYPE:
                 if id(value) not in rounded:
                     rounded[id(value)] = _split(graph, node, value, factor)
                 node.replace_input_with(index, rounded[id(value)])
@@ -132,16 +132,16 @@ class EmulationEngine(GraphEngine):
     def __init__(self) -> None:
         super().__init__()
         self._precisions: dict[str, str] = {}
-        self._seen: dict[str, dict[str, Extreme]] | None = None
+        self._recorded: dict[str, dict[str, TensorExtreme]] | None = None
 
     @contextmanager
-    def watching(self) -> Iterator[dict[str, dict[str, Extreme]]]:
+    def recording_extremes(self) -> Iterator[dict[str, dict[str, TensorExtreme]]]:
         """Collect what every FP16 tensor reaches while the block runs: graph -> tensor -> extreme."""
-        self._seen = {}
+        self._recorded = {}
         try:
-            yield self._seen
+            yield self._recorded
         finally:
-            self._seen = None
+            self._recorded = None
 
     def _start(self, bundle: Bundle) -> None:
         self._precisions = graph_precisions(bundle.manifest)
@@ -153,8 +153,8 @@ class EmulationEngine(GraphEngine):
 
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         outputs, extremes = run_emulation(loaded, [t.name for t in spec.outputs], inputs)
-        if self._seen is not None:
-            mine = self._seen.setdefault(spec.name, {})
+        if self._recorded is not None:
+            mine = self._recorded.setdefault(spec.name, {})
             for name, extreme in extremes.items():
                 if name not in mine or not extreme.largest <= mine[name].largest:
                     mine[name] = extreme
@@ -179,9 +179,9 @@ def emulation_session(emulation: Emulation, *, threads: int) -> EmulationSession
 
 def run_emulation(
     loaded: EmulationSession, names: list[str], inputs: Mapping[str, NDArray[Any]]
-) -> tuple[dict[str, NDArray[np.float32]], dict[str, Extreme]]:
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, TensorExtreme]]:
     """Outputs by name, and what every FP16 tensor reached."""
-    wanted = [*names, *(f"{name}::{kind}" for name in loaded.probes for kind in PROBES)]
+    wanted = [*names, *(f"{name}::{kind}" for name in loaded.probes for kind in PROBE_REDUCTIONS)]
     with as_runtime_errors():
         answers = loaded.session.run(wanted, dict(inputs))
     figures = iter(answers[len(names) :])
@@ -190,17 +190,17 @@ def run_emulation(
         loaded.probes.items(), figures, figures, figures, strict=True
     ):
         reached = max(abs(float(top)), abs(float(bottom))) if np.isfinite(squares) else float("inf")
-        extremes[name] = Extreme(tensor=name, node=node, operator=operator, largest=reached)
+        extremes[name] = TensorExtreme(tensor=name, node=node, operator=operator, largest=reached)
     return dict(zip(names, answers, strict=False)), extremes
 
 
 def _round_trip(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
     """Everything that reads `value` reads it rounded to FP16 instead."""
     users = list(value.uses())
-    half = _value(f"{value.name}::half", HALF, value.shape)
-    rounded = _value(f"{value.name}::rounded", SINGLE, value.shape)
-    down = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(HALF))], outputs=[half], name=half.name)
-    up = ir.Node("", "Cast", [half], [ir.AttrInt64("to", int(SINGLE))], outputs=[rounded], name=rounded.name)
+    half = _value(f"{value.name}::half", FLOAT16_TYPE, value.shape)
+    rounded = _value(f"{value.name}::rounded", FLOAT32_TYPE, value.shape)
+    down = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(FLOAT16_TYPE))], outputs=[half], name=half.name)
+    up = ir.Node("", "Cast", [half], [ir.AttrInt64("to", int(FLOAT32_TYPE))], outputs=[rounded], name=rounded.name)
     graph.insert_after(node, [down, up])
     for user, index in users:
         user.replace_input_with(index, rounded)
@@ -210,18 +210,21 @@ def _round_trip(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
 def _probe(graph: ir.Graph, name: str, rounded: ir.Value) -> None:
     producer = rounded.producer()
     assert producer is not None
-    figures = {kind: _value(f"{name}::{kind}", SINGLE, ir.Shape(())) for kind in PROBES}
+    figures = {kind: _value(f"{name}::{kind}", FLOAT32_TYPE, ir.Shape(())) for kind in PROBE_REDUCTIONS}
     scalar = [ir.AttrInt64("keepdims", 0)]
     graph.insert_after(
         producer,
-        [ir.Node("", PROBES[kind], [rounded], scalar, outputs=[v], name=v.name) for kind, v in figures.items()],
+        [
+            ir.Node("", PROBE_REDUCTIONS[kind], [rounded], scalar, outputs=[v], name=v.name)
+            for kind, v in figures.items()
+        ],
     )
     graph.outputs.extend(figures.values())
 
 
 def _split(graph: ir.Graph, node: ir.Node, value: ir.Value, factor: ir.Value) -> ir.Value:
     """`value` with 11 significant bits."""
-    scaled, low, rounded = (_value(f"{value.name}::{part}", SINGLE, value.shape) for part in ("c", "low", "tf32"))
+    scaled, low, rounded = (_value(f"{value.name}::{part}", FLOAT32_TYPE, value.shape) for part in ("c", "low", "tf32"))
     graph.insert_before(
         node,
         [
@@ -237,10 +240,10 @@ def _widen_attributes(node: ir.Node) -> None:
     """A node that makes its own FP16 values makes float32 ones; the round trip that follows it rounds them."""
     for name in ("to", "dtype"):
         attribute = node.attributes.get(name)
-        if attribute is not None and attribute.type == ir.AttributeType.INT and attribute.as_int() == int(HALF):
-            node.attributes[name] = ir.AttrInt64(name, int(SINGLE))
+        if attribute is not None and attribute.type == ir.AttributeType.INT and attribute.as_int() == int(FLOAT16_TYPE):
+            node.attributes[name] = ir.AttrInt64(name, int(FLOAT32_TYPE))
     value = node.attributes.get("value")
-    if value is not None and value.type == ir.AttributeType.TENSOR and value.as_tensor().dtype == HALF:
+    if value is not None and value.type == ir.AttributeType.TENSOR and value.as_tensor().dtype == FLOAT16_TYPE:
         node.attributes["value"] = ir.AttrTensor("value", ir.tensor(value.as_tensor().numpy().astype(np.float32)))
 
 

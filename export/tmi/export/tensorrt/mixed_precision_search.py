@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from tmi.export.tensorrt.fp16_conversion import float_nodes, read_typed, to_fp16, unsafe_nodes
 from tmi.export.tensorrt.fp16_simulation import (
-    PRODUCTS,
+    MATRIX_PRODUCT_OPS,
     Emulation,
-    Extreme,
+    TensorExtreme,
     emulate_fp16,
     emulate_tf32,
     emulation_session,
@@ -36,22 +36,22 @@ from tmi.export.tensorrt.fp16_simulation import run_emulation as run
 from tmi.runtime.engines.precision import FLOAT16, FLOAT32, TF32
 from tmi.runtime.verification.parity import relative_error
 
-STRETCHES = 16
+SEGMENTS = 16
 """Into how many stretches the nodes are cut to measure their sensitivity."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class ProbeInput:
     """One question to a graph and the reference's answer."""
 
     inputs: Mapping[str, NDArray[np.generic]]
     """By name, as the graph takes them."""
-    answer: NDArray[np.float32]
+    expected: NDArray[np.float32]
     """What eager float32 answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class PrecisionPlan:
     """What the search settled on."""
 
     precision: str
@@ -65,31 +65,33 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Measured:
+class _Measurement:
     error: float
-    overflows: tuple[Extreme, ...]
+    overflows: tuple[TensorExtreme, ...]
 
 
-def search(path: Path, questions: Sequence[Question], budget: float, *, threads: int = 1) -> Choice:
+def search_precision(
+    path: Path, probe_inputs: Sequence[ProbeInput], budget: float, *, threads: int = 1
+) -> PrecisionPlan:
     """Walk the ladder for one graph.
 
     Args:
         path: float32 ONNX file with one output.
-        questions: at least one.
+        probe_inputs: at least one.
         budget: largest `relative_error` that is accepted.
         threads: for ONNX Runtime.
 
     Raises:
         RuntimeError: the graph cannot be converted.
     """
-    return _Search(path, questions, budget, threads).run()
+    return _Search(path, probe_inputs, budget, threads).run()
 
 
 class _Search:
     """One walk; a node once kept stays kept until the last step."""
 
-    def __init__(self, path: Path, questions: Sequence[Question], budget: float, threads: int) -> None:
-        self.path, self.questions, self.budget, self.threads = path, questions, budget, threads
+    def __init__(self, path: Path, probe_inputs: Sequence[ProbeInput], budget: float, threads: int) -> None:
+        self.path, self.probe_inputs, self.budget, self.threads = path, probe_inputs, budget, threads
         model = read_typed(path)
         self.output = str(model.graph.outputs[0].name)
         unsafe = unsafe_nodes(model)
@@ -100,34 +102,34 @@ class _Search:
         self.keep: dict[str, str] = {}
         self.steps: list[str] = []
 
-    def run(self) -> Choice:
+    def run(self) -> PrecisionPlan:
         """The first rung that holds."""
-        measured = self._settle()
+        measured = self._resolve_overflows()
         if measured.error > self.budget:
-            self._relieve()
-            measured = self._settle()
-        products = [name for name, op in self.nodes.items() if op in PRODUCTS]
+            self._keep_sensitive_segments()
+            measured = self._resolve_overflows()
+        products = [name for name, op in self.nodes.items() if op in MATRIX_PRODUCT_OPS]
         left = [name for name in products if name in self.keep]
         if measured.error <= self.budget and (not products or len(left) <= len(products) / 2):
-            return self._choice(FLOAT16, measured.error, self.keep)
+            return self._plan(FLOAT16, measured.error, self.keep)
         self.steps.append(f"{len(left)} of {len(products)} convolutions and products had to leave FP16")
         error = self._measure(emulate_tf32(read_typed(self.path))).error
         self.steps.append(f"TF32: relative error {error:.2e}")
         if error <= self.budget:
-            return self._choice(TF32, error, {})
-        return self._choice(FLOAT32, self._measure(Emulation(model=read_typed(self.path), probes={})).error, {})
+            return self._plan(TF32, error, {})
+        return self._plan(FLOAT32, self._measure(Emulation(model=read_typed(self.path), probes={})).error, {})
 
-    def _settle(self) -> _Measured:
+    def _resolve_overflows(self) -> _Measurement:
         """Measure, and send to float32 what overflows, until nothing does."""
         while True:
-            measured = self._half(self.keep)
+            measured = self._measure_fp16(self.keep)
             what = f"{len(self.keep)} nodes kept beyond the unsafe ones" if self.keep else "FP16 wherever it is safe"
             self.steps.append(f"{what}: relative error {measured.error:.2e}, {len(measured.overflows)} overflows")
             if not measured.overflows:
                 return measured
-            self._rescue(measured.overflows[0])
+            self._keep_overflow_source(measured.overflows[0])
 
-    def _rescue(self, first: Extreme) -> None:
+    def _keep_overflow_source(self, first: TensorExtreme) -> None:
         if first.node in self.nodes and first.node not in self.keep:
             self.keep[first.node] = f"{first.operator} overflows FP16"
             return
@@ -139,50 +141,50 @@ class _Search:
         for name in readers:
             self.keep[name] = f"{self.nodes[name]} reads {source}, which FP16 cannot hold"
 
-    def _relieve(self) -> None:
+    def _keep_sensitive_segments(self) -> None:
         """Keep the most sensitive stretches in float32 until the budget holds, then give back what was needless."""
         free = [name for name in self.nodes if name not in self.keep]
-        size = max(1, -(-len(free) // STRETCHES))
+        size = max(1, -(-len(free) // SEGMENTS))
         stretches = [free[i : i + size] for i in range(0, len(free), size)]
-        alone = [self._half({n: "" for n in self.nodes if n not in stretch}).error for stretch in stretches]
+        alone = [self._measure_fp16({n: "" for n in self.nodes if n not in stretch}).error for stretch in stretches]
         taken: list[list[str]] = []
         for index in sorted(range(len(stretches)), key=lambda i: -alone[i]):
             why = f"among the most sensitive: its stretch alone in FP16 has relative error {alone[index]:.2e}"
             self.keep |= dict.fromkeys(stretches[index], why)
             taken.append(stretches[index])
-            measured = self._half(self.keep)
+            measured = self._measure_fp16(self.keep)
             self.steps.append(f"stretch {index} to float32: relative error {measured.error:.2e}")
             if measured.error <= self.budget and not measured.overflows:
                 break
         else:
             return
         for stretch in taken:
-            self._give_back(stretch)
+            self._return_to_fp16(stretch)
 
-    def _give_back(self, names: list[str]) -> None:
+    def _return_to_fp16(self, names: list[str]) -> None:
         kept = {name: why for name, why in self.keep.items() if name not in names}
-        measured = self._half(kept)
+        measured = self._measure_fp16(kept)
         if measured.error <= self.budget and not measured.overflows:
             self.keep = kept
             self.steps.append(f"{len(names)} nodes back to FP16: relative error {measured.error:.2e}")
         elif len(names) > 1:
-            self._give_back(names[: len(names) // 2])
-            self._give_back(names[len(names) // 2 :])
+            self._return_to_fp16(names[: len(names) // 2])
+            self._return_to_fp16(names[len(names) // 2 :])
 
-    def _half(self, keep: Mapping[str, str]) -> _Measured:
+    def _measure_fp16(self, keep: Mapping[str, str]) -> _Measurement:
         return self._measure(emulate_fp16(to_fp16(self.path, keep=keep).model))
 
-    def _measure(self, emulation: Emulation) -> _Measured:
+    def _measure(self, emulation: Emulation) -> _Measurement:
         order = {str(v.name): i for i, node in enumerate(emulation.model.graph) for v in node.outputs}
         loaded = emulation_session(emulation, threads=self.threads)
         error = 0.0
-        overflows: dict[str, Extreme] = {}
-        for question in self.questions:
+        overflows: dict[str, TensorExtreme] = {}
+        for question in self.probe_inputs:
             outputs, extremes = run(loaded, [self.output], question.inputs)
-            error = max(error, relative_error(outputs[self.output], question.answer))
+            error = max(error, relative_error(outputs[self.output], question.expected))
             overflows |= {e.tensor: e for e in extremes.values() if not e.finite}
-        return _Measured(error=error, overflows=tuple(sorted(overflows.values(), key=lambda e: order[e.tensor])))
+        return _Measurement(error=error, overflows=tuple(sorted(overflows.values(), key=lambda e: order[e.tensor])))
 
-    def _choice(self, precision: str, error: float, keep: Mapping[str, str]) -> Choice:
+    def _plan(self, precision: str, error: float, keep: Mapping[str, str]) -> PrecisionPlan:
         self.steps.append(f"{precision}: relative error {error:.2e}, budget {self.budget:.2e}")
-        return Choice(precision=precision, error=error, keep=dict(keep), steps=tuple(self.steps))
+        return PrecisionPlan(precision=precision, error=error, keep=dict(keep), steps=tuple(self.steps))

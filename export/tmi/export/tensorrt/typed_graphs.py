@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from tmi.export.checks.onnx_summary import read_facts
 from tmi.export.checks.validation_set import ValidationSet, validate_real_cases, write_engine_outputs
-from tmi.export.tensorrt.fp16_conversion import LARGEST, save, to_fp16
-from tmi.export.tensorrt.fp16_simulation import EmulationEngine, Extreme
-from tmi.export.tensorrt.mixed_precision_search import Choice, Question, search
+from tmi.export.tensorrt.fp16_conversion import FP16_MAX, save, to_fp16
+from tmi.export.tensorrt.fp16_simulation import EmulationEngine, TensorExtreme
+from tmi.export.tensorrt.mixed_precision_search import PrecisionPlan, ProbeInput, search_precision
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
@@ -36,21 +36,21 @@ PRECISIONS: Mapping[str, str] = {"fp16": FLOAT16, "tf32": TF32, "fp32": FLOAT32,
 SUFFIX = ".fp16.onnx"
 
 
-def require_precision(asked: str) -> str:
+def require_precision(requested: str) -> str:
     """The name, if it is one.
 
     Raises:
         UsageError: it is none; the text lists the known ones.
     """
-    if asked not in PRECISIONS:
-        raise UsageError(f"unknown precision {asked!r}", fix=f"choose one of {', '.join(PRECISIONS)}")
-    return asked
+    if requested not in PRECISIONS:
+        raise UsageError(f"unknown precision {requested!r}", fix=f"choose one of {', '.join(PRECISIONS)}")
+    return requested
 
 
 def add_typed_graphs(
     folder: Path,
     manifest: Manifest,
-    asked: str,
+    requested: str,
     validation_set: ValidationSet,
     *,
     progress: Callable[[str], None],
@@ -60,7 +60,7 @@ def add_typed_graphs(
     Args:
         folder: the bundle's folder.
         manifest: its manifest so far.
-        asked: a key of `PRECISIONS`.
+        requested: a key of `PRECISIONS`.
         validation_set: inputs and eager's answers; the real cases' `answers` get the emulation's.
         progress: told one line of what is being done.
 
@@ -73,21 +73,21 @@ def add_typed_graphs(
     graphs, said, records = [], {}, []
     for spec in manifest.graphs:
         path = folder / spec.artefacts["onnx"]
-        if asked == "auto":
+        if requested == "auto":
             progress(f"searching the precision of {spec.name}")
-        choice = _choice(asked, path, spec, manifest, validation_set)
+        plan = _precision_plan(requested, path, spec, manifest, validation_set)
         typed = spec.artefacts["onnx"]
-        about: dict[str, Any] = {"precision": choice.precision, "search": list(choice.steps)}
-        if choice.precision == FLOAT16:
+        about: dict[str, Any] = {"precision": plan.precision, "search": list(plan.steps)}
+        if plan.precision == FLOAT16:
             typed = f"graphs/{spec.name}{SUFFIX}"
             progress(f"writing {typed}")
-            half = to_fp16(path, keep=choice.keep)
+            half = to_fp16(path, keep=plan.keep)
             save(half.model, folder / typed)
             about |= {"nodes_in_half": half.half, "nodes_in_float": dict(half.kept)}
             records.append(audit_typed(folder / typed, path, spec))
         graphs.append(replace(spec, artefacts={**spec.artefacts, TYPED: typed}))
         said[spec.name] = about
-    facts = {**manifest.extra.get(TENSORRT, {}), "precision": {"asked": asked, "graphs": said}}
+    facts = {**manifest.extra.get(TENSORRT, {}), "precision": {"asked": requested, "graphs": said}}
     manifest = replace(manifest, graphs=tuple(graphs), extra={**manifest.extra, TENSORRT: facts})
     if plan_precision(manifest) == FLOAT32:
         return manifest, records  # the very files that were judged as float32
@@ -131,29 +131,33 @@ def _differing(mine: Mapping[str, NDArray[np.floating]], theirs: Mapping[str, ND
             yield f"{name} is not the float32 graph's rounded to {mine[name].dtype}"
 
 
-def _choice(asked: str, path: Path, spec: GraphSpec, manifest: Manifest, validation_set: ValidationSet) -> Choice:
-    if asked != "auto":
-        return Choice(precision=PRECISIONS[asked], error=float("nan"))
+def _precision_plan(
+    requested: str, path: Path, spec: GraphSpec, manifest: Manifest, validation_set: ValidationSet
+) -> PrecisionPlan:
+    if requested != "auto":
+        return PrecisionPlan(precision=PRECISIONS[requested], error=float("nan"))
     asking = [
         (validation_set.golden, validation_set.reference),
         *((case.inputs, case.reference) for case in validation_set.real_cases),
     ]
-    questions = [q for inputs, reference in asking for q in graph_questions(spec, manifest, inputs, reference)]
-    return search(path, questions, BOUNDS[FLOAT16].relative, threads=available_cores())
+    questions = [q for inputs, reference in asking for q in graph_probe_inputs(spec, manifest, inputs, reference)]
+    return search_precision(path, questions, BOUNDS[FLOAT16].relative, threads=available_cores())
 
 
-def graph_questions(spec: GraphSpec, manifest: Manifest, inputs: GoldenInputs, reference: Outputs) -> list[Question]:
+def graph_probe_inputs(
+    spec: GraphSpec, manifest: Manifest, inputs: GoldenInputs, reference: Outputs
+) -> list[ProbeInput]:
     """Inputs of the whole pipeline as questions to one graph, each with what eager answers there."""
     if spec.role == "ct":
         # One case at a time: a batch of volumes may not fit.
         answers, rows = reference.features[spec.name], [slice(i, i + 1) for i in range(inputs.count)]
-        return [Question(inputs={"ct": inputs.ct_B1DHW[row]}, answer=answers[row]) for row in rows]
+        return [ProbeInput(inputs={"ct": inputs.ct_B1DHW[row]}, expected=answers[row]) for row in rows]
     if spec.role == "text":
         text = inputs.texts[spec.name]
         feed = {"input_ids": text.input_ids_BT, "attention_mask": text.attention_mask_BT}
-        return [Question(inputs=feed, answer=reference.features[spec.name])]
+        return [ProbeInput(inputs=feed, expected=reference.features[spec.name])]
     stacked = fusion_inputs(manifest, reference.features, reference.features, inputs.radiomics_BFR)
-    return [Question(inputs=stacked, answer=reference.logits_BFK)]
+    return [ProbeInput(inputs=stacked, expected=reference.logits_BFK)]
 
 
 def _validate_emulation(
@@ -164,16 +168,16 @@ def _validate_emulation(
     The inputs that are absurd on purpose, beside which a case must answer as ever, may overflow and are not watched.
     """
     precision = plan_precision(manifest)
-    reached: dict[str, dict[str, Extreme]] = {}
+    reached: dict[str, dict[str, TensorExtreme]] = {}
     with EmulationEngine() as judge:
         engine: Any = judge
         engine.open(Bundle(folder=folder, manifest=manifest, digest=""), threads=None)
-        with engine.watching() as seen:
+        with engine.recording_extremes() as seen:
 
             def keep(outputs: Outputs) -> None:
                 """Called when the golden inputs are through, before any other question."""
                 write_engine_outputs(folder, EmulationEngine.name, outputs)
-                _merge(reached, seen)
+                _merge_extremes(reached, seen)
 
             records = check_engine(
                 engine,
@@ -185,16 +189,16 @@ def _validate_emulation(
                 reference_float64=validation_set.reference_float64,
                 keep=keep,
             )
-        inside = [_finite_inside(graph, extremes, "the golden inputs") for graph, extremes in reached.items()]
-        with engine.watching() as seen:
+        inside = [_check_intermediates(graph, extremes, "the golden inputs") for graph, extremes in reached.items()]
+        with engine.recording_extremes() as seen:
             real = validate_real_cases(engine, manifest, validation_set.real_cases, artefact=TYPED, precision=precision)
         what = f"{len(validation_set.real_cases)} real cases"
-        inside += [_finite_inside(graph, extremes, what, real=True) for graph, extremes in seen.items()]
-        _merge(reached, seen)
+        inside += [_check_intermediates(graph, extremes, what, real=True) for graph, extremes in seen.items()]
+        _merge_extremes(reached, seen)
     return [*inside, *records, *real], {graph: _summary(extremes) for graph, extremes in reached.items()}
 
 
-def _merge(into: dict[str, dict[str, Extreme]], more: Mapping[str, Mapping[str, Extreme]]) -> None:
+def _merge_extremes(into: dict[str, dict[str, TensorExtreme]], more: Mapping[str, Mapping[str, TensorExtreme]]) -> None:
     for graph, extremes in more.items():
         known = into.setdefault(graph, {})
         for name, extreme in extremes.items():
@@ -202,7 +206,9 @@ def _merge(into: dict[str, dict[str, Extreme]], more: Mapping[str, Mapping[str, 
                 known[name] = extreme
 
 
-def _finite_inside(graph: str, extremes: Mapping[str, Extreme], where: str, *, real: bool = False) -> CheckResult:
+def _check_intermediates(
+    graph: str, extremes: Mapping[str, TensorExtreme], where: str, *, real: bool = False
+) -> CheckResult:
     bad = [e for e in extremes.values() if not e.finite]
     first = f": first {bad[0].tensor} of {bad[0].node} ({bad[0].operator})" if bad else ""
     return CheckResult(
@@ -217,7 +223,7 @@ def _finite_inside(graph: str, extremes: Mapping[str, Extreme], where: str, *, r
     )
 
 
-def _summary(extremes: Mapping[str, Extreme]) -> dict[str, Any]:
+def _summary(extremes: Mapping[str, TensorExtreme]) -> dict[str, Any]:
     if not extremes:
         return {"tensors": 0}
     top = max(extremes.values(), key=lambda e: e.largest)
@@ -225,5 +231,5 @@ def _summary(extremes: Mapping[str, Extreme]) -> dict[str, Any]:
         "tensors": len(extremes),
         "largest": top.largest,
         "at": {"tensor": top.tensor, "node": top.node, "operator": top.operator},
-        "share_of_fp16_range": top.largest / LARGEST,
+        "share_of_fp16_range": top.largest / FP16_MAX,
     }
