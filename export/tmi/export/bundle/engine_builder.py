@@ -16,7 +16,7 @@ from tmi.export.bundle.out_of_memory import named_out_of_memory
 from tmi.export.bundle.sbom import sbom
 from tmi.export.checks.validation_set import ValidationSet
 from tmi.export.tensorrt.builder import BuildOptions
-from tmi.export.tensorrt.engines import PLANS, TYPED, PlanRequest, add_plans, obstacle, pending
+from tmi.export.tensorrt.engines import PLANS, TYPED, PlanRequest, add_plans, build_blocker, pending
 from tmi.runtime.bundle.check_result import require_passed
 from tmi.runtime.bundle.manifest import MODEL_CARD_FILE, SBOM_FILE, SIGNATURE_FILE
 from tmi.runtime.bundle.reader import Bundle, fingerprint, open_bundle, write_manifest
@@ -64,7 +64,7 @@ def build_bundle(
     longest = bundle.manifest.parsed_config().clinical.max_length
     request = PlanRequest(kinds=chosen, options=replace(options or BuildOptions(), max_length=longest))
     for kind in chosen:
-        missing = obstacle(kind, request.options)
+        missing = build_blocker(kind, request.options)
         if missing is not None:
             raise UnavailableError(
                 f"the {kind} engine cannot be built here: {missing}",

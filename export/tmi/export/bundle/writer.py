@@ -25,9 +25,9 @@ from tmi.export.checks.acceptance import (
     audit_file,
     audit_fold_files,
     audit_stored_weights,
-    require_all,
     require_finite,
-    split_refused,
+    require_passed,
+    split_failed_optional,
     validate_engines,
     write_file,
 )
@@ -243,9 +243,9 @@ class _Export:
         self.records += check_preprocessing(bundle)
         keep = partial(write_engine_outputs, self.stage)
         judged = validate_engines(bundle, self.artefacts, validation_set, progress=self.progress, keep=keep)
-        kept, refused = split_refused(judged)
+        kept, refused = split_failed_optional(judged)
         self.records += kept
-        require_all(self.records)
+        require_passed(self.records)
         return replace(manifest, extra={**manifest.extra, ENGINES_REJECTED: refused}) if refused else manifest
 
     def _tensorrt(self, manifest: Manifest, validation_set: ValidationSet) -> Manifest:
@@ -254,10 +254,10 @@ class _Export:
             self.stage, manifest, self.precision, validation_set, progress=self.progress
         )
         self.records += records
-        require_all(self.records)
+        require_passed(self.records)
         manifest, records = add_plans(self.stage, manifest, self.request, validation_set, progress=self.progress)
         self.records += records
-        require_all(self.records)
+        require_passed(self.records)
         return manifest
 
     def _graphs(self, partition: GraphPartition, models: FoldModels) -> Iterator[GraphSpec]:

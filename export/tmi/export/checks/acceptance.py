@@ -45,14 +45,14 @@ def write_file(
         writer(module, spec, example, path)
     except RuntimeError as error:
         detail = f"cannot be written: {' '.join(str(error).split())[:400]}"
-        require_all([_file_record("writes", spec, artefact, [detail], "")])
+        require_passed([_file_check("writes", spec, artefact, [detail], "")])
 
 
 def audit_stored_weights(path: Path, spec: GraphSpec, expected: Iterable[StateDict]) -> CheckResult:
     """The weights file of the eager engine, read back, is what each fold's model has."""
     digest = weights_digest(read_weights(path))
     wrong = [f"{path.name} is not the run's" for state in expected if weights_digest(state) != digest]
-    return _file_record("weights", spec, "weights", wrong[:1], "equal the run's bit by bit")
+    return _file_check("weights", spec, "weights", wrong[:1], "equal the run's bit by bit")
 
 
 def audit_file(
@@ -148,7 +148,7 @@ def validate_engines(
     return records
 
 
-def _file_record(gate: str, spec: GraphSpec, artefact: str, wrong: Sequence[str], right: str) -> CheckResult:
+def _file_check(gate: str, spec: GraphSpec, artefact: str, wrong: Sequence[str], right: str) -> CheckResult:
     return CheckResult(
         gate=gate,
         artefact=artefact,
@@ -184,7 +184,7 @@ def _validate_engine(
         )
 
 
-def split_refused(records: Sequence[CheckResult]) -> tuple[list[CheckResult], dict[str, str]]:
+def split_failed_optional(records: Sequence[CheckResult]) -> tuple[list[CheckResult], dict[str, str]]:
     """The records without those of engines that yield and failed, and why each of these failed."""
     by_engine = {name: [r for r in records if r.engine == name] for name in {r.engine for r in records if r.engine}}
     refused = {
@@ -195,7 +195,7 @@ def split_refused(records: Sequence[CheckResult]) -> tuple[list[CheckResult], di
     return [r for r in records if r.engine not in refused], refused
 
 
-def require_all(records: Sequence[CheckResult]) -> None:
+def require_passed(records: Sequence[CheckResult]) -> None:
     """Refuse the export unless every gate held.
 
     Raises:

@@ -44,7 +44,7 @@ class PlanRequest:
     """How they are built."""
 
 
-def obstacle(kind: str, options: BuildOptions) -> str | None:
+def build_blocker(kind: str, options: BuildOptions) -> str | None:
     """What keeps this machine from building engines of a kind; None where nothing does."""
     spec = EXPORTERS[kind]
     package = str(spec.builds_with)
@@ -86,19 +86,25 @@ def add_plans(
     records: list[CheckResult] = []
     gpu = find_gpu()
     for kind in request.kinds:
-        missing = obstacle(kind, request.options)
+        missing = build_blocker(kind, request.options)
         if missing is not None:
-            manifest = _noted(manifest, "pending", {**_facts(manifest).get("pending", {}), kind: missing})
+            manifest = _with_tensorrt_fact(
+                manifest, "pending", {**_tensorrt_facts(manifest).get("pending", {}), kind: missing}
+            )
             continue
         manifest, audits = _build_kind(folder, manifest, kind, request.options, progress)
         records += audits
-        manifest = _noted(manifest, "pending", _without(_facts(manifest).get("pending", {}), kind))
+        manifest = _with_tensorrt_fact(
+            manifest, "pending", _without(_tensorrt_facts(manifest).get("pending", {}), kind)
+        )
         not_judged = _without(manifest.extra.get("engines_not_judged", {}), kind)
-        why = _cannot_run(kind, request.options, gpu)
+        why = _run_blocker(kind, request.options, gpu)
         if why is None:
             progress(f"judging {kind} on {gpu.name if gpu else 'this machine'}")
             records += _validate_engine(folder, manifest, kind, validation_set)
-            manifest = _noted(manifest, "judged_on", {**_facts(manifest).get("judged_on", {}), kind: _machine(gpu)})
+            manifest = _with_tensorrt_fact(
+                manifest, "judged_on", {**_tensorrt_facts(manifest).get("judged_on", {}), kind: _gpu_document(gpu)}
+            )
         else:
             not_judged = {**not_judged, kind: why}
         manifest = replace(manifest, extra={**manifest.extra, "engines_not_judged": not_judged})
@@ -107,7 +113,7 @@ def add_plans(
 
 def pending(manifest: Manifest) -> dict[str, str]:
     """Engine that is still to be built -> what was missing at the export."""
-    return dict(_facts(manifest).get("pending", {}))
+    return dict(_tensorrt_facts(manifest).get("pending", {}))
 
 
 def require_complete(bundle: Bundle) -> None:
@@ -132,7 +138,7 @@ def _build_kind(
     if kind == "torch-trt":
         return load(exporter.plan)(folder, manifest, options, progress), []
     trt = importlib.import_module(str(exporter.builds_with))
-    said = _facts(manifest)["precision"]["graphs"]
+    said = _tensorrt_facts(manifest)["precision"]["graphs"]
     gpu = find_gpu()
     graphs, records = [], []
     facts: dict[str, dict[str, Any]] = {}
@@ -162,8 +168,8 @@ def _build_kind(
         graphs.append(replace(spec, artefacts={**spec.artefacts, exporter.artefact: file}))
     manifest = replace(manifest, graphs=tuple(graphs))
     chosen = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items() if k != "timing_cache"}
-    plans = {**_facts(manifest).get("plans", {}), kind: {"options": chosen, "graphs": facts}}
-    return _noted(manifest, "plans", plans), records
+    plans = {**_tensorrt_facts(manifest).get("plans", {}), kind: {"options": chosen, "graphs": facts}}
+    return _with_tensorrt_fact(manifest, "plans", plans), records
 
 
 def structure_digest(path: Path) -> str:
@@ -199,7 +205,7 @@ def _audit(plan: Plan, spec: GraphSpec, kind: str, precision: str) -> list[Check
     ]
 
 
-def _cannot_run(kind: str, options: BuildOptions, gpu: Gpu | None) -> str | None:
+def _run_blocker(kind: str, options: BuildOptions, gpu: Gpu | None) -> str | None:
     if gpu is None:
         return "no NVIDIA GPU at the export; the graph it was built from was judged by emulation"
     if kind == "trt-rtx" and options.target is not None and options.target != gpu.target:
@@ -230,18 +236,18 @@ def _validate_engine(folder: Path, manifest: Manifest, kind: str, validation_set
         )
 
 
-def _machine(gpu: Gpu | None) -> dict[str, Any]:
+def _gpu_document(gpu: Gpu | None) -> dict[str, Any]:
     assert gpu is not None
     return {"gpu": gpu.name, "compute_capability": gpu.target, "driver_cuda": "{}.{}".format(*gpu.cuda)}
 
 
-def _facts(manifest: Manifest) -> dict[str, Any]:
+def _tensorrt_facts(manifest: Manifest) -> dict[str, Any]:
     facts: dict[str, Any] = manifest.extra.get(TENSORRT, {})
     return facts
 
 
-def _noted(manifest: Manifest, key: str, value: Any) -> Manifest:
-    return replace(manifest, extra={**manifest.extra, TENSORRT: {**_facts(manifest), key: value}})
+def _with_tensorrt_fact(manifest: Manifest, key: str, value: Any) -> Manifest:
+    return replace(manifest, extra={**manifest.extra, TENSORRT: {**_tensorrt_facts(manifest), key: value}})
 
 
 def _without(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:

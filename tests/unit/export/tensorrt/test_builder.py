@@ -187,7 +187,7 @@ def test_a_timing_cache_is_kept_between_builds_or_named_as_refused(tmp_path, cac
 def test_each_engine_names_all_that_it_misses_here_and_exits_with_5(monkeypatch, kind, package, extra):
     monkeypatch.setattr(plans, "find_gpu", lambda: None)
     monkeypatch.setattr(plans.importlib.util, "find_spec", lambda name: None)
-    missing = plans.obstacle(kind, BuildOptions())
+    missing = plans.build_blocker(kind, BuildOptions())
     assert missing == f"the package {package} is not installed and this machine has no NVIDIA GPU with its driver"
     facts = {"pending": {kind: missing}, "precision": {"graphs": {g: {"precision": "float16"} for g in GRAPHS}}}
     bundle = Bundle(folder=Path("b"), manifest=replace(small_manifest(), extra={"tensorrt": facts}), digest="")
@@ -201,5 +201,5 @@ def test_a_driver_too_old_for_the_installed_tensorrt_is_an_obstacle_but_not_to_a
     old = Gpu(name="A100", compute_capability=(8, 0), cuda=(12, 8))
     monkeypatch.setattr(plans, "find_gpu", lambda: old)
     monkeypatch.setattr(nvidia_driver, "_distributions", lambda: {"tensorrt_rtx_cu13_libs"})
-    assert "needs a driver for CUDA 13" in (plans.obstacle("trt-rtx", BuildOptions()) or "")
-    assert plans.obstacle("trt-rtx", BuildOptions(target="sm80")) is None
+    assert "needs a driver for CUDA 13" in (plans.build_blocker("trt-rtx", BuildOptions()) or "")
+    assert plans.build_blocker("trt-rtx", BuildOptions(target="sm80")) is None

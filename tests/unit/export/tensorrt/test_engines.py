@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from factories.tmi_command import tmi
 from factories.traced_once import traced_once
-from tmi.export.checks.acceptance import require_all
+from tmi.export.checks.acceptance import require_passed
 from tmi.export.checks.validation_set import ValidationSet
 from tmi.export.tensorrt import engines as plans
 from tmi.export.tensorrt.builder import Audit, BuildOptions, Plan, build_plan
@@ -243,13 +243,13 @@ def test_an_overflow_in_the_model_blocks_fp16_with_its_node(folder, tmp_path):
     with pytest.raises(
         ParityError, match=r"finite-inside of ct-0 \(fp16-emulation\): [123] of .* first large of over \(Mul"
     ):
-        require_all(records)
+        require_passed(records)
 
 
 def test_auto_keeps_the_node_that_overflows_and_its_reader_in_float32_and_the_plan_has_both(folder, tmp_path):
     copy = copied(folder, tmp_path)
     manifest, records = typed(copy, "auto")
-    require_all(records)
+    require_passed(records)
     said = manifest.extra["tensorrt"]["precision"]["graphs"]["ct-0"]
     assert said["precision"] == "float16"
     added = {n: why for n, why in said["nodes_in_float"].items() if "FP16" in why}
@@ -268,7 +268,7 @@ def test_a_graph_in_float32_or_tf32_is_the_float32_file_and_only_tf32_needs_the_
     folder, tmp_path, precision, tf32
 ):
     manifest, records = typed(copied(folder, tmp_path), precision)
-    require_all(records)
+    require_passed(records)
     assert all(g.artefacts[TYPED] == g.artefacts["onnx"] for g in manifest.graphs)
     assert bool(records) is tf32
     assert plan_precision(manifest) == {"fp32": "float32", "tf32": "tf32"}[precision]
@@ -317,7 +317,7 @@ def test_folds_of_one_structure_share_one_build_where_weights_are_stripped(
 
     built: list[str] = []
     monkeypatch.setattr(plans, "build_plan", fake)
-    monkeypatch.setattr(plans, "obstacle", lambda kind, options: None)
+    monkeypatch.setattr(plans, "build_blocker", lambda kind, options: None)
     monkeypatch.setattr(plans.importlib, "import_module", lambda name: None)
     copy, manifest = copied(folder, tmp_path), open_bundle(folder).manifest
     request = PlanRequest(kinds=("trt",), options=BuildOptions(weights=weights))
