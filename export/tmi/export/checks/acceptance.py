@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from tmi.export.checks.graph_summary import GraphFacts
+from tmi.export.checks.graph_summary import GraphSummary
 from tmi.export.checks.validation_set import ValidationSet, validate_real_cases
-from tmi.export.checks.weight_audit import answer_depends, audit_epsilons, audit_signature, audit_weights
+from tmi.export.checks.weight_audit import audit_epsilons, audit_signature, audit_weights, make_output_depends
 from tmi.export.graphs.partition import StateDict, read_weights, weights_digest
 from tmi.export.graphs.registry import EXPORTERS, load
 from tmi.runtime.bundle.check_result import CheckResult, ParityError, require_passed
@@ -76,12 +76,12 @@ def audit_file(
         module: the eager module, asked only about weights that the graph does not read.
         example: inputs for it.
     """
-    facts: GraphFacts = load(EXPORTERS[artefact].reader)(path)
-    depends = answer_depends(module, example)
+    summary: GraphSummary = load(EXPORTERS[artefact].reader)(path)
+    depends = make_output_depends(module, example)
     return [
-        audit_signature(facts, spec, artefact),
-        *(audit_weights(facts, spec, artefact, state, depends) for state in expected),
-        audit_epsilons(facts, spec, artefact, epsilons),
+        audit_signature(summary, spec, artefact),
+        *(audit_weights(summary, spec, artefact, state, depends) for state in expected),
+        audit_epsilons(summary, spec, artefact, epsilons),
     ]
 
 

@@ -22,7 +22,7 @@ class NormNode:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GraphFacts:
+class GraphSummary:
     """An exported file, read back from the disk."""
 
     tensors: Mapping[str, NDArray[np.floating]]

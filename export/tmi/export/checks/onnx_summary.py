@@ -1,4 +1,4 @@
-"""An ONNX file as `GraphFacts`."""
+"""An ONNX file as `GraphSummary`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
-from tmi.export.checks.graph_summary import GraphFacts, NormNode
+from tmi.export.checks.graph_summary import GraphSummary, NormNode
 from tmi.runtime.bundle.manifest import TensorSpec
 
 NORMS = ("LayerNormalization", "BatchNormalization", "GroupNormalization", "InstanceNormalization")
@@ -20,13 +20,13 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorPr
 DTYPES = {TensorProto.FLOAT: "float32", TensorProto.INT64: "int64"}
 
 
-def read_facts(path: Path) -> GraphFacts:
+def read_summary(path: Path) -> GraphSummary:
     """Read the file; subgraphs are read too."""
     graph = onnx.load(path).graph
     nodes = list(_nodes(graph))
     consumed = {name for node in nodes for name in node.input} | {o.name for o in graph.output}
     tensors = {name: value for name, value in _tensors(graph, nodes) if name in consumed}
-    return GraphFacts(
+    return GraphSummary(
         tensors=tensors,
         norms=tuple(_norm(node) for node in nodes if node.op_type in NORMS),
         inputs=tuple(_tensor_spec(value) for value in graph.input),

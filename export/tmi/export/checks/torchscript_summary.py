@@ -1,4 +1,4 @@
-"""A TorchScript file as `GraphFacts`."""
+"""A TorchScript file as `GraphSummary`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tmi.export.checks.graph_summary import GraphFacts, NormNode
+from tmi.export.checks.graph_summary import GraphSummary, NormNode
 from tmi.toolkit.compute.quiet import Ignored, quiet
 
 NORMS = {
@@ -22,7 +22,7 @@ NORMS = {
 """Operator -> positions of scale and epsilon among its inputs."""
 
 
-def read_facts(path: Path) -> GraphFacts:
+def read_summary(path: Path) -> GraphSummary:
     """Load the file and read its inlined graph; the format declares no names for inputs and outputs."""
     # TorchScript is deprecated in favour of torch.export; the constraints pin a torch that still reads it.
     with quiet([Ignored(r".*torch\.jit\.load.*", DeprecationWarning)]):
@@ -39,7 +39,7 @@ def read_facts(path: Path) -> GraphFacts:
             value = node.output().toIValue()
             if isinstance(value, torch.Tensor) and value.is_floating_point():
                 tensors[f"constant {node.output().debugName()}"] = value.detach().numpy()
-    return GraphFacts(
+    return GraphSummary(
         tensors=tensors, norms=tuple(_norm(n) for n in _nodes(graph) if n.kind() in NORMS), inputs=None, outputs=None
     )
 

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tmi.export.checks.graph_summary import GraphFacts
+from tmi.export.checks.graph_summary import GraphSummary
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import GraphSpec, TensorSpec
 
-AnswerDepends = Callable[[Collection[str]], bool]
+OutputDepends = Callable[[Collection[str]], bool]
 """Whether the eager module's answer changes with the parameters of these names."""
 
 
@@ -27,20 +27,20 @@ def epsilons(module: nn.Module) -> dict[str, float]:
     return {name: float(m.eps) for name, m in module.named_modules() if isinstance(getattr(m, "eps", None), float)}
 
 
-def audit_signature(facts: GraphFacts, spec: GraphSpec, artefact: str) -> CheckResult:
+def audit_signature(summary: GraphSummary, spec: GraphSpec, artefact: str) -> CheckResult:
     """Names, types and shapes as the manifest says, dynamic axes dynamic."""
     wrong = [
         f"{want.name} {_shape(want)} is {have.name} {_shape(have)} in the file"
-        for wants, haves in ((spec.inputs, facts.inputs), (spec.outputs, facts.outputs))
+        for wants, haves in ((spec.inputs, summary.inputs), (spec.outputs, summary.outputs))
         for want, have in zip(wants, haves or wants, strict=True)
-        if not _fits(want, have)
+        if not _spec_matches(want, have)
     ]
     detail = "; ".join(wrong) or "tensors are named, typed and shaped as the manifest says"
     return _record("signature", spec, artefact, len(wrong), detail)
 
 
 def audit_weights(
-    facts: GraphFacts, spec: GraphSpec, artefact: str, expected: Mapping[str, Tensor], depends: AnswerDepends
+    summary: GraphSummary, spec: GraphSpec, artefact: str, expected: Mapping[str, Tensor], depends: OutputDepends
 ) -> CheckResult:
     """Every tensor the graph reads is the run's, and every tensor of the run that matters is read.
 
@@ -52,11 +52,11 @@ def audit_weights(
         depends: asked only for weights that the graph does not read.
     """
     wanted = {name: t.numpy() for name, t in expected.items() if t.is_floating_point()}
-    wrong = list(_wrong_tensors(facts.tensors, wanted))
-    unread = sorted(set(wanted) - set(facts.tensors))
+    wrong = list(_wrong_tensors(summary.tensors, wanted))
+    unread = sorted(set(wanted) - set(summary.tensors))
     if unread and depends(unread):
         wrong.append(f"{len(unread)} weights are not in the graph although the answer depends on them: {unread[0]}")
-    matched = len(set(wanted) & set(facts.tensors))
+    matched = len(set(wanted) & set(summary.tensors))
     detail = "; ".join(wrong[:3]) or f"{matched} tensors equal the run's bit by bit"
     return _record("weights", spec, artefact, len(wrong), detail)
 
@@ -76,23 +76,23 @@ def _wrong_tensors(
             yield f"{name} {list(have.shape)} is none of the model's weights"
 
 
-def audit_epsilons(facts: GraphFacts, spec: GraphSpec, artefact: str, expected: Mapping[str, float]) -> CheckResult:
+def audit_epsilons(summary: GraphSummary, spec: GraphSpec, artefact: str, expected: Mapping[str, float]) -> CheckResult:
     """Every normalisation has the epsilon of its module, as float32, and every module that scales is such a node."""
     wrong = []
-    for norm in facts.norms:
+    for norm in summary.norms:
         if norm.module not in expected:
             wrong.append(f"a normalisation with epsilon {norm.epsilon:g} belongs to no module ({norm.module or '?'})")
         elif np.float32(norm.epsilon) != np.float32(expected[norm.module]):
             wrong.append(f"{norm.module} has epsilon {norm.epsilon:g}, the model's is {expected[norm.module]:g}")
-    seen = {norm.module for norm in facts.norms}
+    seen = {norm.module for norm in summary.norms}
     for module in sorted(set(expected) - seen):
-        if f"{module}.weight" in facts.tensors:
+        if f"{module}.weight" in summary.tensors:
             wrong.append(f"{module} is no normalisation of its own in the graph, so its epsilon cannot be seen")
-    detail = "; ".join(wrong[:3]) or f"{len(facts.norms)} normalisations have their module's epsilon"
+    detail = "; ".join(wrong[:3]) or f"{len(summary.norms)} normalisations have their module's epsilon"
     return _record("epsilon", spec, artefact, len(wrong), detail)
 
 
-def answer_depends(module: nn.Module, example: tuple[Tensor, ...]) -> AnswerDepends:
+def make_output_depends(module: nn.Module, example: tuple[Tensor, ...]) -> OutputDepends:
     """Asks the eager module by putting other values into the named tensors and answering the example again."""
 
     def depends(names: Collection[str]) -> bool:
@@ -111,7 +111,7 @@ def answer_depends(module: nn.Module, example: tuple[Tensor, ...]) -> AnswerDepe
     return depends
 
 
-def _fits(want: TensorSpec, have: TensorSpec) -> bool:
+def _spec_matches(want: TensorSpec, have: TensorSpec) -> bool:
     same_axes = len(want.shape) == len(have.shape) and all(
         isinstance(h, str) if isinstance(w, str) else w == h for w, h in zip(want.shape, have.shape, strict=True)
     )

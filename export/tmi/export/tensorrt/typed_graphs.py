@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.export.checks.onnx_summary import read_facts
+from tmi.export.checks.onnx_summary import read_summary
 from tmi.export.checks.validation_set import ValidationSet, validate_real_cases, write_engine_outputs
 from tmi.export.tensorrt.fp16_conversion import FP16_MAX, save, to_fp16
 from tmi.export.tensorrt.fp16_simulation import EmulationEngine, TensorExtreme
@@ -99,7 +99,7 @@ def add_typed_graphs(
 
 def audit_typed(half: Path, single: Path, spec: GraphSpec) -> CheckResult:
     """Every tensor of an FP16 file is the float32 file's own, or that rounded to nearest; likewise every epsilon."""
-    mine, theirs = read_facts(half), read_facts(single)
+    mine, theirs = read_summary(half), read_summary(single)
     wrong = list(_differing(mine.tensors, theirs.tensors))
     if (mine.inputs, mine.outputs) != (theirs.inputs, theirs.outputs):
         wrong.append("inputs and outputs are not the float32 graph's")
