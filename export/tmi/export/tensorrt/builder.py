@@ -23,9 +23,9 @@ from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
 
 TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120")
 """Compute capabilities that TensorRT-RTX builds for ahead of time; A100 is sm80."""
-CARRIERS = frozenset("CAST CONSTANT SHUFFLE SQUEEZE UNSQUEEZE IDENTITY SHAPE ASSERTION".split())
+NON_COMPUTE_LAYERS = frozenset("CAST CONSTANT SHUFFLE SQUEEZE UNSQUEEZE IDENTITY SHAPE ASSERTION".split())
 """Layer types that compute nothing; their types follow from their neighbours'."""
-PIECE = re.compile(r"\[ONNX Layer: (.*?)(?:\]|$)")
+ONNX_LAYER_NAME = re.compile(r"\[ONNX Layer: (.*?)(?:\]|$)")
 HardwareLevel = Literal["none", "ampere-plus", "same-compute-capability"]
 WeightsMode = Literal["inside", "refit", "strip"]
 
@@ -55,7 +55,7 @@ class BuildOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Audit:
+class TypeAudit:
     """The types that a parsed network computes in."""
 
     layers: Mapping[str, Mapping[str, int]]
@@ -66,8 +66,8 @@ class Audit:
     """Node kept in float32 -> the layer types that it became."""
 
     def count(self, dtype: str) -> int:
-        """Layers that compute (`CARRIERS` do not) with outputs of a type."""
-        return sum(by.get(dtype, 0) for kind, by in self.layers.items() if kind not in CARRIERS)
+        """Layers that compute (`NON_COMPUTE_LAYERS` do not) with outputs of a type."""
+        return sum(by.get(dtype, 0) for kind, by in self.layers.items() if kind not in NON_COMPUTE_LAYERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class Plan:
 
     data: bytes
     """What the runtime deserializes."""
-    audit: Audit
+    audit: TypeAudit
     """Types of the network that it was built from."""
     facts: dict[str, Any] = field(repr=False)
     """For the manifest; plain JSON values."""
@@ -140,8 +140,8 @@ class _Build:
         network = builder.create_network(self._network_flags())
         parser = trt.OnnxParser(network, self.log)
         if not parser.parse_from_file(str(self.graph)):
-            reasons = [_clean(parser.get_error(i).desc()) for i in range(parser.num_errors)]
-            self._refuse("cannot parse", reasons)
+            reasons = [_one_line(parser.get_error(i).desc()) for i in range(parser.num_errors)]
+            self._raise_unavailable("cannot parse", reasons)
         audit = audit_network(network, self.kept)
         config = builder.create_builder_config()
         described = self._add_profiles(builder, network, config)
@@ -149,7 +149,7 @@ class _Build:
         cache = self._load_timing_cache(config)
         serialized = builder.build_serialized_network(network, config)
         if serialized is None:
-            self._refuse("cannot build a plan from", self.log.errors)
+            self._raise_unavailable("cannot build a plan from", self.log.errors)
         self._save_timing_cache(cache)
         data = bytes(serialized)
         return Plan(data=data, audit=audit, facts=self._facts(data, audit, described))
@@ -166,7 +166,7 @@ class _Build:
             known = named.get(tensor.name)
             for axis, size in enumerate(tensor.shape):
                 if size < 0 and (known is None or not isinstance(known.shape[axis], str)):
-                    self._refuse(
+                    self._raise_unavailable(
                         "cannot build a plan from",
                         [f"axis {axis} of input {tensor.name} is dynamic and no profile gives its range"],
                     )
@@ -194,7 +194,7 @@ class _Build:
             for name in names:
                 flag = getattr(trt.BuilderFlag, name, None)
                 if flag is None:
-                    self._refuse("cannot build", [f"this version has no {name} plans"])
+                    self._raise_unavailable("cannot build", [f"this version has no {name} plans"])
                 config.set_flag(flag)
         self.features["weights"] = options.weights
 
@@ -205,7 +205,9 @@ class _Build:
             return
         capability = getattr(getattr(self.trt, "ComputeCapability", None), target.upper(), None)
         if capability is None or not hasattr(config, "set_compute_capability"):
-            self._refuse(f"builds for no target {target}", [f"targets of TensorRT-RTX are {', '.join(TARGETS)}"])
+            self._raise_unavailable(
+                f"builds for no target {target}", [f"targets of TensorRT-RTX are {', '.join(TARGETS)}"]
+            )
         config.num_compute_capabilities = 1
         config.set_compute_capability(capability, 0)
         self.features["target"] = target
@@ -218,7 +220,7 @@ class _Build:
         name = wanted.upper().replace("-", "_")
         level = getattr(getattr(self.trt, "HardwareCompatibilityLevel", None), name, None)
         if level is None or hasattr(config, "set_compute_capability"):
-            self._refuse("has no hardware compatibility levels", ["it is built for targets: use --target"])
+            self._raise_unavailable("has no hardware compatibility levels", ["it is built for targets: use --target"])
         config.hardware_compatibility_level = level
         self.features["hardware compatibility"] = wanted
 
@@ -229,7 +231,7 @@ class _Build:
             return None
         cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
         taken = cache is not None and config.set_timing_cache(cache, ignore_mismatch=False)
-        taken = taken and not any("timing cache" in note for note in self.log.notes)
+        taken = taken and not any("timing cache" in note for note in self.log.warnings)
         self.features["timing cache"] = "used" if taken else "refused: of another version or GPU, or not supported"
         return config.get_timing_cache() if taken else None
 
@@ -237,7 +239,7 @@ class _Build:
         if cache is not None and self.options.timing_cache is not None:
             self.options.timing_cache.write_bytes(bytes(cache.serialize()))
 
-    def _facts(self, data: bytes, audit: Audit, described: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def _facts(self, data: bytes, audit: TypeAudit, described: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {
             "builder": f"{self.trt.__name__} {self.trt.__version__}",
             "target": self.options.target,
@@ -255,11 +257,11 @@ class _Build:
                 node: {"layers": list(kinds), "why": (self.kept or {}).get(node, "")}
                 for node, kinds in audit.float_nodes.items()
             },
-            "notes": self.log.notes,
+            "notes": self.log.warnings,
         }
 
-    def _refuse(self, what: str, reasons: Sequence[str]) -> None:
-        why = "; ".join(_clean(r) for r in reasons[:3]) or "it gives no reason"
+    def _raise_unavailable(self, what: str, reasons: Sequence[str]) -> None:
+        why = "; ".join(_one_line(r) for r in reasons[:3]) or "it gives no reason"
         raise UnavailableError(
             f"{self.trt.__name__} {self.trt.__version__} {what} graph {self.spec.name} ({self.graph.name}): {why}",
             fix="try another --precision or --target, or export with --engine onnx, which runs on OpenVINO and ONNX "
@@ -267,7 +269,7 @@ class _Build:
         )
 
 
-def audit_network(network: Any, kept: Mapping[str, str] | None) -> Audit:
+def audit_network(network: Any, kept: Mapping[str, str] | None) -> TypeAudit:
     """Count the types of a parsed network's layers, and find float32 layers that nobody asked for.
 
     Args:
@@ -282,44 +284,44 @@ def audit_network(network: Any, kept: Mapping[str, str] | None) -> Audit:
         output = layer.get_output(0)
         dtype = "NONE" if output is None else output.dtype.name
         layers[layer.type.name][dtype] += 1
-        if kept is None or dtype != "FLOAT" or layer.type.name in CARRIERS:
+        if kept is None or dtype != "FLOAT" or layer.type.name in NON_COMPUTE_LAYERS:
             continue
-        origins = _origins(layer) & set(kept)
+        origins = _source_nodes(layer) & set(kept)
         if not origins:
             unexplained.append(f"{layer.name} ({layer.type.name})")
         for node in origins:
             nodes[node].append(layer.type.name)
-    return Audit(
+    return TypeAudit(
         layers={kind: dict(by) for kind, by in sorted(layers.items())},
         unexplained=tuple(unexplained),
         float_nodes={node: tuple(kinds) for node, kinds in sorted(nodes.items())},
     )
 
 
-def _origins(layer: Any) -> set[str]:
+def _source_nodes(layer: Any) -> set[str]:
     """ONNX nodes that a layer came from: by its metadata, and by its own name."""
-    return {*PIECE.findall(layer.metadata or ""), layer.name}
+    return {*ONNX_LAYER_NAME.findall(layer.metadata or ""), layer.name}
 
 
 def collecting_logger(trt: ModuleType) -> Any:
-    """A logger that prints nothing and keeps errors and warnings in `errors` and `notes`."""
+    """A logger that prints nothing and keeps errors and warnings in `errors` and `warnings`."""
     base: Any = trt.ILogger
 
     class Collecting(base):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
-            self.notes: list[str] = []
+            self.warnings: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(_clean(message))
-            elif severity == trt.ILogger.Severity.WARNING and _clean(message) not in self.notes:
-                self.notes.append(_clean(message))
+                self.errors.append(_one_line(message))
+            elif severity == trt.ILogger.Severity.WARNING and _one_line(message) not in self.warnings:
+                self.warnings.append(_one_line(message))
 
     return Collecting()
 
 
-def _clean(message: str) -> str:
+def _one_line(message: str) -> str:
     """One line, without paths of the machine that built the library."""
     return re.sub(r"/\S*/", "", " ".join(message.split()))[:300]

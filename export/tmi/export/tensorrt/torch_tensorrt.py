@@ -31,7 +31,7 @@ from tmi.toolkit.storage.hashing import sha256_bytes
 KIND = "torch-trt"
 
 
-class InPrecision(nn.Module):
+class AutocastModule(nn.Module):
     """A module that takes and gives float32 and computes under autocast to FP16, where asked to."""
 
     def __init__(self, module: nn.Module, half: bool) -> None:
@@ -77,7 +77,7 @@ def build_torch_trt(
             progress(f"compiling {file}")
             loaded = eager.module(spec.name)
             module = MultiFoldFusion(loaded) if isinstance(loaded, list) else loaded
-            wrapped = InPrecision(module, precisions[spec.name] == FLOAT16).eval().cuda()
+            wrapped = AutocastModule(module, precisions[spec.name] == FLOAT16).eval().cuda()
             data = _compile(torch_tensorrt, wrapped, spec, options, tf32=precisions[spec.name] == TF32)
             (folder / file).write_bytes(data)
             graphs.append(replace(spec, artefacts={**spec.artefacts, KIND: file}))

@@ -21,7 +21,7 @@ from factories.traced_once import traced_once
 from tmi.export.checks.acceptance import require_passed
 from tmi.export.checks.validation_set import ValidationSet
 from tmi.export.tensorrt import engines as plans
-from tmi.export.tensorrt.builder import Audit, BuildOptions, Plan, build_plan
+from tmi.export.tensorrt.builder import BuildOptions, Plan, TypeAudit, build_plan
 from tmi.export.tensorrt.engines import PlanRequest, add_plans
 from tmi.export.tensorrt.typed_graphs import TYPED, add_typed_graphs, audit_typed
 from tmi.runtime.bundle.check_result import CheckResult, ParityError
@@ -157,7 +157,7 @@ def test_build_replaces_the_plans_and_keeps_the_other_evidence(folder, tmp_path)
 
 def test_build_replaces_nothing_when_a_layer_computes_in_a_type_nobody_asked_for(folder, monkeypatch):
     def coarse(*arguments: object, **named: object) -> Plan:
-        audit = Audit(layers={"SOFTMAX": {"HALF": 1}}, unexplained=("node_x (SOFTMAX)",), float_nodes={})
+        audit = TypeAudit(layers={"SOFTMAX": {"HALF": 1}}, unexplained=("node_x (SOFTMAX)",), float_nodes={})
         return Plan(data=b"plan", audit=audit, facts={"features": {}})
 
     before = tree(folder)
@@ -312,7 +312,7 @@ def test_folds_of_one_structure_share_one_build_where_weights_are_stripped(
 ):
     def fake(trt: object, path: Path, spec: GraphSpec, options: BuildOptions, **_: object) -> Plan:
         built.append(spec.name)
-        audit = Audit(layers={"CONVOLUTION": {"HALF": 1}}, unexplained=(), float_nodes={})
+        audit = TypeAudit(layers={"CONVOLUTION": {"HALF": 1}}, unexplained=(), float_nodes={})
         return Plan(data=spec.name.encode(), audit=audit, facts={"features": {"weights": options.weights}})
 
     built: list[str] = []
