@@ -199,7 +199,7 @@ def real_inputs(work: Path, float64: bool) -> tuple[dict[str, dict[str, Any]], d
 
     import torch
 
-    from slab_convolution import in_slabs
+    from slab_convolution import use_slab_convolutions
     from tmi.toolkit.cases.case import find_cases
     from tmi.toolkit.clinical.tokenizer import Tokenizer
     from tmi.toolkit.preprocessing.pipeline import prepare_case
@@ -218,7 +218,7 @@ def real_inputs(work: Path, float64: bool) -> tuple[dict[str, dict[str, Any]], d
     for kind in ("float32", "float64") if float64 else ("float32",):
         start = time.perf_counter()
         dtype = getattr(torch, kind)
-        model = whole if kind == "float32" else in_slabs(copy.deepcopy(whole).to(dtype))
+        model = whole if kind == "float32" else use_slab_convolutions(copy.deepcopy(whole).to(dtype))
         with torch.inference_mode():
             ct = model.encode_ct(torch.from_numpy(prepared.ct_1DHW[None]).to(dtype))
             words = model.encode_text(torch.from_numpy(text.input_ids_BT), torch.from_numpy(text.attention_mask_BT))

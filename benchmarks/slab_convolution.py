@@ -20,7 +20,7 @@ COLUMNS = 2**28
 """Bytes that the columns of one slab may take."""
 
 
-def in_slabs(network: nn.Module, *, columns: int = COLUMNS) -> nn.Module:
+def use_slab_convolutions(network: nn.Module, *, columns: int = COLUMNS) -> nn.Module:
     """The network, its 3D convolutions computing in slabs from now on.
 
     Args:

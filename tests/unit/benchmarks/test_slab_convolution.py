@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from slab_convolution import convolve_in_slabs, in_slabs
+from slab_convolution import convolve_in_slabs, use_slab_convolutions
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.models.encoders.resnet3d import CtEncoder
 
@@ -34,7 +34,7 @@ def test_a_whole_encoder_in_slabs_answers_the_same(nano_config: Config):
     encoder = CtEncoder(nano_config.network.ct_encoder).double().eval()
     ct = torch.rand(1, 1, *nano_config.ct.shape_DHW, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     expected = encoder(ct)
-    torch.testing.assert_close(in_slabs(encoder, columns=1)(ct), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(use_slab_convolutions(encoder, columns=1)(ct), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_what_slabs_cannot_do_is_refused():

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tmi.export.bundle.model_card import model_card
-from tmi.export.bundle.out_of_memory import named_out_of_memory
+from tmi.export.bundle.out_of_memory import out_of_memory_as_error
 from tmi.export.bundle.sbom import sbom
 from tmi.export.checks.validation_set import ValidationSet
 from tmi.export.tensorrt.builder import BuildOptions
@@ -75,7 +75,7 @@ def build_bundle(
     validation_set = ValidationSet(
         golden=golden_from_manifest(bundle.manifest), reference=references.float32, reference_float64=references.float64
     )
-    with named_out_of_memory("the build", progress) as progress, staged_folder(folder) as stage:
+    with out_of_memory_as_error("the build", progress) as progress, staged_folder(folder) as stage:
         shutil.copytree(folder, stage, dirs_exist_ok=True)
         manifest, records = add_plans(stage, bundle.manifest, request, validation_set, progress=progress)
         require_passed(

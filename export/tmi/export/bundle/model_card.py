@@ -1,7 +1,7 @@
 """`MODEL_CARD.md`: what a bundle is for, whom it was trained on in numbers, how good it is, and where it ends.
 
 Written from run and manifest alone, in the form that model hubs read (YAML front matter, then Markdown). No patient
-data: counts of cases only, and a count below `SMALL` is not told.
+data: counts of cases only, and a count below `MIN_REPORTED_CASES` is not told.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tmi.runtime.bundle.manifest import Manifest
 from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.run_folder import RunFolder
 
-SMALL = 5
+MIN_REPORTED_CASES = 5
 """Counts below this could point to a person and are suppressed."""
 TITLES = {
     "accuracy": "Accuracy",
@@ -43,9 +43,9 @@ def class_counts(run: RunFolder) -> dict[str, int]:
     return dict(counts)
 
 
-def tellable(counts: Mapping[str, int]) -> dict[str, int]:
+def releasable_counts(counts: Mapping[str, int]) -> dict[str, int]:
     """What a bundle may tell of them: all, or none where one is small, since it could be had from the total."""
-    return dict(counts) if counts and min(counts.values()) >= SMALL else {}
+    return dict(counts) if counts and min(counts.values()) >= MIN_REPORTED_CASES else {}
 
 
 def model_card(manifest: Manifest) -> str:
@@ -78,7 +78,7 @@ def _purpose(manifest: Manifest) -> Iterator[str]:
     config = manifest.parsed_config()
     yield (
         f"{len(manifest.folds)} fold models of the system `{config.system.name}`, which sees "
-        f"{_seen(manifest, image='the CT volume', radiomics=f'{config.radiomics.scaling}-scaled radiomics')}, preset "
+        f"{_modalities_text(manifest, image='the CT volume', radiomics=f'{config.radiomics.scaling}-scaled radiomics')}, preset "
         f"`{manifest.preset}`; the ensemble's answer is the mean of the folds' probabilities."
     )
     yield ""
@@ -87,7 +87,7 @@ def _purpose(manifest: Manifest) -> Iterator[str]:
     positive = manifest.classes[manifest.positive]
     yield (
         f"Research on liver prognosis: the probability of `{positive}` prognosis from "
-        f"{_seen(manifest, image='a portal-venous abdominal CT', radiomics='liver radiomics')}; the decision is "
+        f"{_modalities_text(manifest, image='a portal-venous abdominal CT', radiomics='liver radiomics')}; the decision is "
         f"`{positive}` from {manifest.threshold:g} on."
     )
     yield ""
@@ -95,7 +95,7 @@ def _purpose(manifest: Manifest) -> Iterator[str]:
     yield ""
 
 
-def _seen(manifest: Manifest, *, image: str, radiomics: str) -> str:
+def _modalities_text(manifest: Manifest, *, image: str, radiomics: str) -> str:
     """What the network sees, as an enumeration."""
     words = {"image": image, "radiomics": radiomics, "clinical": "a clinical record as text"}
     told = [text for modality, text in words.items() if modality in manifest.modalities]
@@ -112,7 +112,7 @@ def _cohort(manifest: Manifest) -> Iterator[str]:
     if counts:
         yield f"- by class: {', '.join(f'{name} {counts[name]}' for name in sorted(counts))}"
     else:
-        yield f"- by class: not told, a class has fewer than {SMALL} cases"
+        yield f"- by class: not told, a class has fewer than {MIN_REPORTED_CASES} cases"
     refused = cohort.get("refused")
     if isinstance(refused, int):
         yield f"- refused by the checks and left out: {_count(refused) if refused else 'none'}"
@@ -216,4 +216,4 @@ def _use(manifest: Manifest) -> Iterator[str]:
 def _count(value: Any) -> str:
     if not isinstance(value, int):
         return "not recorded"
-    return f"fewer than {SMALL}" if value < SMALL else str(value)
+    return f"fewer than {MIN_REPORTED_CASES}" if value < MIN_REPORTED_CASES else str(value)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from tmi.runtime.bundle.check_result import ParityError
 from tmi.toolkit.errors import UnavailableError
 
-WORDS = (
+OUT_OF_MEMORY_PHRASES = (
     "allocate memory",  # torch, ONNX Runtime, the kernel
     "bad_alloc",
     "bad allocation",  # ONNX Runtime
@@ -23,7 +23,7 @@ WORDS = (
 
 
 @contextmanager
-def named_out_of_memory(what: str, progress: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
+def out_of_memory_as_error(what: str, progress: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
     """Turn whatever a library raises where memory runs out into one error; everything else passes.
 
     Args:
@@ -45,18 +45,18 @@ def named_out_of_memory(what: str, progress: Callable[[str], None]) -> Iterator[
     try:
         yield listening
     except ParityError as error:
-        starved = [r for r in error.records if not r.passed and _tells(r.detail)]
+        starved = [r for r in error.records if not r.passed and _mentions_memory(r.detail)]
         if not starved:
             raise
         raise _out_of_memory(what, f"judging {starved[0].artefact} on engine {starved[0].engine}") from error
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not _tells(str(error)):
+        if not isinstance(error, MemoryError) and not _mentions_memory(str(error)):
             raise
         raise _out_of_memory(what, at[0]) from error
 
 
-def _tells(text: str) -> bool:
-    return any(word in text.lower() for word in WORDS)
+def _mentions_memory(text: str) -> bool:
+    return any(word in text.lower() for word in OUT_OF_MEMORY_PHRASES)
 
 
 def _out_of_memory(what: str, where: str) -> UnavailableError:

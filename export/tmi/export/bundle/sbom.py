@@ -30,7 +30,7 @@ EXTRA = "export"
 
 def sbom(manifest: Manifest) -> str:
     """The document's text; the same bundle and the same packages give the same text."""
-    installed = {_normal(d.metadata["Name"]): d for d in importlib.metadata.distributions()}
+    installed = {_canonical_name(d.metadata["Name"]): d for d in importlib.metadata.distributions()}
     names = sorted(_closure(installed))
     components = {name: _component(name, installed[name]) for name in names}
     run = str(manifest.run.get("name", "model"))
@@ -50,13 +50,13 @@ def sbom(manifest: Manifest) -> str:
     )
     bom.register_dependency(model, [components[ROOT]] if ROOT in components else [])
     for name in names:
-        needs = [components[n] for n in sorted(_needs(installed[name], {EXTRA} if name == ROOT else set()))
+        needs = [components[n] for n in sorted(_required_names(installed[name], {EXTRA} if name == ROOT else set()))
                  if n in components]  # fmt: skip
         bom.register_dependency(components[name], needs)
     return str(JsonV1Dot6(bom).output_as_string(indent=2)) + "\n"
 
 
-def _normal(name: str) -> str:
+def _canonical_name(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -87,8 +87,8 @@ def _closure(installed: Mapping[str, importlib.metadata.Distribution]) -> set[st
     return {name for name, _ in seen}
 
 
-def _needs(found: importlib.metadata.Distribution, extras: set[str]) -> set[str]:
-    return {name for name, _ in _requirements(found, extras)} - {_normal(found.metadata["Name"])}
+def _required_names(found: importlib.metadata.Distribution, extras: set[str]) -> set[str]:
+    return {name for name, _ in _requirements(found, extras)} - {_canonical_name(found.metadata["Name"])}
 
 
 def _requirements(found: importlib.metadata.Distribution, extras: set[str]) -> list[tuple[str, frozenset[str]]]:
@@ -98,5 +98,5 @@ def _requirements(found: importlib.metadata.Distribution, extras: set[str]) -> l
         requirement = Requirement(text)
         marker = requirement.marker
         if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras or {""}):
-            wanted.append((_normal(requirement.name), frozenset(requirement.extras)))
+            wanted.append((_canonical_name(requirement.name), frozenset(requirement.extras)))
     return wanted

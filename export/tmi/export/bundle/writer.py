@@ -17,8 +17,8 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file as save_tensors
 from torch import nn
 
-from tmi.export.bundle.model_card import class_counts, model_card, tellable
-from tmi.export.bundle.out_of_memory import named_out_of_memory
+from tmi.export.bundle.model_card import class_counts, model_card, releasable_counts
+from tmi.export.bundle.out_of_memory import out_of_memory_as_error
 from tmi.export.bundle.sbom import sbom
 from tmi.export.checks.acceptance import (
     Progress,
@@ -37,7 +37,7 @@ from tmi.export.checks.real_cases import read_real_cases, write_real_cases
 from tmi.export.checks.validation_set import ValidationSet, write_engine_outputs
 from tmi.export.checks.weight_audit import epsilons
 from tmi.export.graphs.partition import FoldModels, GraphPartition, StateDict, example_inputs, graph_spec, partition_run
-from tmi.export.graphs.registry import EXPORTERS, load, require_exporter
+from tmi.export.graphs.registry import EXPORTERS, import_target, require_exporter
 from tmi.export.graphs.requirements import require_exportable
 from tmi.export.tensorrt.builder import BuildOptions
 from tmi.export.tensorrt.engines import PLANS, PlanRequest, add_plans
@@ -129,7 +129,7 @@ def export_run(
     folder = RunFolder.open(run)
     require_exportable(folder)
     folder.require_finished()
-    with named_out_of_memory("the export", tell) as tell, staged_folder(out) as stage:
+    with out_of_memory_as_error("the export", tell) as tell, staged_folder(out) as stage:
         export = _Export(folder, stage, names, weights=weights, cases=cases, progress=tell)
         export.plan(precision, options)
         write_manifest(stage, export.write())
@@ -284,7 +284,7 @@ class _Export:
             files[exporter.artefact] = f"graphs/{spec.name}{exporter.suffix}"
             path = self._path(files[exporter.artefact])
             self.progress(f"writing {files[exporter.artefact]}")
-            write_file(load(exporter.writer), module, spec, name, example, path)
+            write_file(import_target(exporter.writer), module, spec, name, example, path)
             self.progress(f"auditing {files[exporter.artefact]}")
             self.records += audit_file(
                 path, spec, name, expected=states(), epsilons=eps, module=module, example=example
@@ -384,7 +384,7 @@ def _versions() -> dict[str, str]:
 
 def _run_record(run: RunFolder, state: dict[str, Any]) -> dict[str, Any]:
     """What the run says of itself: figures and fingerprints, no case ids."""
-    kept: dict[str, Any] = {"class_counts": tellable(class_counts(run))} | {
+    kept: dict[str, Any] = {"class_counts": releasable_counts(class_counts(run))} | {
         key: state[key] for key in ("name", "started_at", "finished_at", "cohort", "versions") if key in state
     }
     refused = kept.get("cohort", {}).get("refused")

@@ -13,7 +13,7 @@ from tmi.export.checks.graph_summary import GraphSummary
 from tmi.export.checks.validation_set import ValidationSet, validate_real_cases
 from tmi.export.checks.weight_audit import audit_epsilons, audit_signature, audit_weights, make_output_depends
 from tmi.export.graphs.partition import StateDict, read_weights, weights_digest
-from tmi.export.graphs.registry import EXPORTERS, load
+from tmi.export.graphs.registry import EXPORTERS, import_target
 from tmi.runtime.bundle.check_result import CheckResult, ParityError, require_passed
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
@@ -76,7 +76,7 @@ def audit_file(
         module: the eager module, asked only about weights that the graph does not read.
         example: inputs for it.
     """
-    summary: GraphSummary = load(EXPORTERS[artefact].reader)(path)
+    summary: GraphSummary = import_target(EXPORTERS[artefact].reader)(path)
     depends = make_output_depends(module, example)
     return [
         audit_signature(summary, spec, artefact),

@@ -120,7 +120,7 @@ def require_exporter(name: str) -> ExporterSpec:
     return spec
 
 
-def load(target: str | None) -> Any:
+def import_target(target: str | None) -> Any:
     """What `module:name` names, imported now."""
     assert target is not None
     module, _, attribute = target.partition(":")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tmi.export.checks.validation_set import ValidationSet, validate_real_cases, write_engine_outputs
-from tmi.export.graphs.registry import EXPORTERS, load
+from tmi.export.graphs.registry import EXPORTERS, import_target
 from tmi.export.tensorrt.builder import TARGETS, BuildOptions, Plan, build_plan
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
@@ -136,7 +136,7 @@ def _build_kind(
 ) -> tuple[Manifest, list[CheckResult]]:
     exporter = EXPORTERS[kind]
     if kind == "torch-trt":
-        return load(exporter.plan)(folder, manifest, options, progress), []
+        return import_target(exporter.plan)(folder, manifest, options, progress), []
     trt = importlib.import_module(str(exporter.builds_with))
     said = _tensorrt_facts(manifest)["precision"]["graphs"]
     gpu = find_gpu()

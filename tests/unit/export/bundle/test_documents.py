@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from factories.cases import write_case
 from factories.random_run import write_random_run
 from factories.tmi_command import tmi
-from tmi.export.bundle.model_card import class_counts, model_card, tellable
+from tmi.export.bundle.model_card import class_counts, model_card, releasable_counts
 from tmi.export.bundle.sbom import sbom
 from tmi.export.bundle.writer import export_run
 from tmi.runtime.bundle.manifest import Manifest
@@ -64,7 +64,10 @@ def test_the_model_card_says_what_for_how_good_how_equal_and_where_it_ends(nano_
 
 def test_small_counts_are_suppressed_together_with_what_they_could_be_computed_from(manifest):
     def card(counts: dict[str, int], **cohort: object) -> str:
-        run = manifest.run | {"cohort": {"cases": sum(counts.values())} | cohort, "class_counts": tellable(counts)}
+        run = manifest.run | {
+            "cohort": {"cases": sum(counts.values())} | cohort,
+            "class_counts": releasable_counts(counts),
+        }
         return model_card(replace(manifest, run=run))
 
     told = card({"good": 30, "bad": 12}, refused=7)

@@ -9,7 +9,7 @@ import torch
 from factories.tmi_command import tmi
 from factories.traced_once import traced_once
 from tmi.export.bundle import writer as bundle_writer
-from tmi.export.bundle.out_of_memory import named_out_of_memory
+from tmi.export.bundle.out_of_memory import out_of_memory_as_error
 from tmi.runtime.engines.onnxruntime import OnnxEngine
 from tmi.toolkit.errors import UnavailableError
 
@@ -29,7 +29,7 @@ def of_cuda() -> None:
 @pytest.mark.parametrize("raising", [of_torch, of_numpy, of_cuda])
 def test_each_library_that_runs_out_of_memory_gives_the_one_error_that_says_where(raising):
     def export() -> None:
-        with named_out_of_memory("the export", told.append) as tell:
+        with out_of_memory_as_error("the export", told.append) as tell:
             tell("judging x")
             raising()
 
@@ -42,7 +42,7 @@ def test_each_library_that_runs_out_of_memory_gives_the_one_error_that_says_wher
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), KeyError("memory"), OSError("disk full")])
 def test_any_other_error_passes_as_it_was(error):
-    with pytest.raises(type(error)) as caught, named_out_of_memory("the export", lambda line: None):
+    with pytest.raises(type(error)) as caught, out_of_memory_as_error("the export", lambda line: None):
         raise error
     assert caught.value is error
 

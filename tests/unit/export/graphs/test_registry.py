@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from tmi.export.graphs.registry import EXPORTERS, load, require_exporter
+from tmi.export.graphs.registry import EXPORTERS, import_target, require_exporter
 from tmi.runtime.engines.registry import ENGINES
 from tmi.toolkit.errors import UnavailableError, UsageError
 
@@ -17,8 +17,8 @@ WORKING = [name for name in EXPORTERS if name not in PLANS]
 @pytest.mark.parametrize("name", WORKING)
 def test_every_working_exporter_names_a_writer_a_reader_and_engines_of_its_artefact(name):
     spec = require_exporter(name)
-    assert callable(load(spec.writer))
-    assert callable(load(spec.reader))
+    assert callable(import_target(spec.writer))
+    assert callable(import_target(spec.reader))
     assert {ENGINES[engine].artefact for engine in spec.engines} == {spec.artefact}
 
 
@@ -26,7 +26,7 @@ def test_every_working_exporter_names_a_writer_a_reader_and_engines_of_its_artef
 def test_every_plan_is_built_by_a_package_and_judged_on_the_engine_of_its_name(name):
     spec = require_exporter(name)
     assert (spec.writer, spec.reader) == (None, None)
-    assert callable(load(spec.plan))
+    assert callable(import_target(spec.plan))
     assert ENGINES[name].gpu
     assert ENGINES[name].artefact == spec.artefact
     assert spec.engines == (name,)
