@@ -23,7 +23,7 @@ from tmi.toolkit.storage.serialization import to_json
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("TMI_TEST_DATA", ROOT.parent / "shared" / "data"))
-KEPT = ROOT / "build" / "bench" / "inputs"
+CACHE_FOLDER = ROOT / "build" / "bench" / "inputs"
 
 
 def small() -> Config:
@@ -55,7 +55,7 @@ SIZES = {
 }
 
 
-def bundle(size: Size, *, folds: int, kept: Path = KEPT) -> Path:
+def bundle(size: Size, *, folds: int, kept: Path = CACHE_FOLDER) -> Path:
     """A bundle of ONNX graphs and eager weights; folds share their text encoder, each has its own CT encoder.
 
     One that this version of `tmi` refuses is exported again.
@@ -78,7 +78,7 @@ def bundle(size: Size, *, folds: int, kept: Path = KEPT) -> Path:
     return folder
 
 
-def gpu_bundle(size: Size, engine: str, *, kept: Path = KEPT) -> Path:
+def gpu_bundle(size: Size, engine: str, *, kept: Path = CACHE_FOLDER) -> Path:
     """A bundle of one fold with plans for this machine's GPU."""
     folder = kept / f"{size.name}-{engine}-{sha256_json(to_json(size.config))[:8]}"
     if _opens(folder):
@@ -112,7 +112,7 @@ def _opens(folder: Path) -> bool:
     return True
 
 
-def cases(size: Size, count: int, *, kept: Path = KEPT) -> list[Path]:
+def cases(size: Size, count: int, *, kept: Path = CACHE_FOLDER) -> list[Path]:
     """Made-up cases, each with a CT, 1,781 given features and a full record."""
     from tmi.runtime.benchmark.synthetic_case import write_bench_case
     from tmi.toolkit.clinical.schema import load_schema
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--folds", type=int, nargs="+", default=[1])
     parser.add_argument("--cases", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=KEPT)
+    parser.add_argument("--out", type=Path, default=CACHE_FOLDER)
     asked = parser.parse_args()
     sys.path.insert(0, str(ROOT / "tests"))
     for folds in asked.folds:

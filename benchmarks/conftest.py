@@ -19,7 +19,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--size", choices=tuple(SIZES), default="small", help="network and CT to measure with")
     group.addoption("--repeats", type=int, help="rounds of every paired measurement; default: the size's")
     group.addoption("--bundle", type=Path, help="bundle of one fold to measure instead of one with random weights")
-    group.addoption("--inputs", type=Path, default=bench_inputs.KEPT, help="folder where bundles and cases are kept")
+    group.addoption(
+        "--inputs", type=Path, default=bench_inputs.CACHE_FOLDER, help="folder where bundles and cases are kept"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,16 +18,16 @@ class Limit:
 
     test: str
     """Name of the test, with its parameters."""
-    figure: str
+    metric: str
     """Name of the figure that it records."""
     at_most: float | None = None
     """Largest value that holds."""
     at_least: float | None = None
     """Smallest value that holds."""
-    says: str
+    description: str
     """What holds then, in words."""
 
-    def holds(self, value: float) -> bool:
+    def is_met_by(self, value: float) -> bool:
         """Whether a value keeps to the bound; one that is not a number does not."""
         low = float("-inf") if self.at_least is None else self.at_least
         high = float("inf") if self.at_most is None else self.at_most
@@ -40,7 +40,7 @@ class Limit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class LimitResult:
     """A limit and what was measured."""
 
     limit: Limit
@@ -48,41 +48,41 @@ class Verdict:
     """None: the benchmark did not run, failed, or did not record the figure."""
 
     @property
-    def held(self) -> bool:
+    def is_met(self) -> bool:
         """A figure that is not there has not held."""
-        return self.value is not None and self.limit.holds(self.value)
+        return self.value is not None and self.limit.is_met_by(self.value)
 
 
 RATIOS: Sequence[Limit] = (
     Limit(
         test="test_end_to_end_against_monai",
-        figure="tmi predict / MONAI pipeline",
+        metric="tmi predict / MONAI pipeline",
         at_most=0.9,
-        says="a prediction is quicker than the MONAI pipeline on the eager network",
+        description="a prediction is quicker than the MONAI pipeline on the eager network",
     ),
     Limit(
         test="test_forward[ct-0]",
-        figure="default engine / eager",
+        metric="default engine / eager",
         at_most=1.0,
-        says="the default engine is no slower than eager",
+        description="the default engine is no slower than eager",
     ),
     Limit(
         test="test_stages_add_up",
-        figure="|sum of stages / wall - 1|",
+        metric="|sum of stages / wall - 1|",
         at_most=0.05,
-        says="the stages of a prediction add up to its wall time",
+        description="the stages of a prediction add up to its wall time",
     ),
     Limit(
         test="test_imports_of_a_first_answer",
-        figure="heavy packages imported",
+        metric="heavy packages imported",
         at_most=0,
-        says="a prediction on ONNX graphs imports no torch",
+        description="a prediction on ONNX graphs imports no torch",
     ),
     Limit(
         test="test_preparing_a_full_size_ct",
-        figure="tmi / MONAI",
+        metric="tmi / MONAI",
         at_most=0.8,
-        says="reading and preparing a CT is quicker than MONAI's transforms",
+        description="reading and preparing a CT is quicker than MONAI's transforms",
     ),
 )
 """What `make bench-ci` fails on."""
@@ -91,81 +91,81 @@ GOALS: Mapping[str, Sequence[Limit]] = {
     "1": (
         Limit(
             test="test_end_to_end_against_monai",
-            figure="tmi predict / MONAI pipeline",
+            metric="tmi predict / MONAI pipeline",
             at_most=1 / 3,
-            says="at least 3 times faster than the MONAI pipeline, end to end, warm",
+            description="at least 3 times faster than the MONAI pipeline, end to end, warm",
         ),
     ),
     "2": (
         Limit(
             test="test_stages_add_up",
-            figure="part that is not the CT forward",
+            metric="part that is not the CT forward",
             at_most=0.1,
-            says="all but the CT forward is at most a tenth of the whole",
+            description="all but the CT forward is at most a tenth of the whole",
         ),
         Limit(
             test="test_ct_forward_against_benchmark_app",
-            figure="tmi / benchmark_app",
+            metric="tmi / benchmark_app",
             at_most=1.05,
-            says="CT forward within 5% of OpenVINO's benchmark_app",
+            description="CT forward within 5% of OpenVINO's benchmark_app",
         ),
     ),
     "3": (
         Limit(
             test="test_preparing_a_full_size_ct",
-            figure="tmi / MONAI",
+            metric="tmi / MONAI",
             at_most=1 / 3,
-            says="reading and preparing at least 3 times faster than MONAI's transforms",
+            description="reading and preparing at least 3 times faster than MONAI's transforms",
         ),
         Limit(
             test="test_preparing_a_full_size_ct",
-            figure="tmi / SimpleITK + torch",
+            metric="tmi / SimpleITK + torch",
             at_most=1.0,
-            says="reading and preparing no slower than SimpleITK's read and one trilinear pass",
+            description="reading and preparing no slower than SimpleITK's read and one trilinear pass",
         ),
     ),
     "4": (
         Limit(
             test="test_cold_start",
-            figure="new process - warm",
+            metric="new process - warm",
             at_most=3.0,
-            says="a new process answers at most 3 s later than a warm one",
+            description="a new process answers at most 3 s later than a warm one",
         ),
     ),
     "5": (
         Limit(
             test="test_cohort_throughput",
-            figure="throughput x CT forward",
+            metric="throughput x CT forward",
             at_least=0.9,
-            says="a cohort of 8 runs at 0.9 of 1 / (CT forward) at least",
+            description="a cohort of 8 runs at 0.9 of 1 / (CT forward) at least",
         ),
     ),
     "6": (
         Limit(
             test="test_five_folds_against_one",
-            figure="runs of a text encoder a case",
+            metric="runs of a text encoder a case",
             at_most=1,
-            says="a shared text encoder runs once",
+            description="a shared text encoder runs once",
         ),
         Limit(
             test="test_memory_of_five_folds",
-            figure="over one fold's activations and all weights",
+            metric="over one fold's activations and all weights",
             at_most=1.5e9 / 2**30,
-            says="five folds take one fold's activations, all weights and 1.5 GB at most",
+            description="five folds take one fold's activations, all weights and 1.5 GB at most",
         ),
     ),
 }
 """Point of what the runtime must reach -> its bounds."""
 
 
-def figures(document: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+def read_metrics(document: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
     """Test name -> figure name -> figure, from pytest-benchmark's JSON."""
     return {b["name"]: b.get("extra_info", {}).get("figures", {}) for b in document["benchmarks"]}
 
 
-def judge(document: Mapping[str, Any], limits: Sequence[Limit]) -> Iterator[Verdict]:
+def evaluate_limits(document: Mapping[str, Any], limits: Sequence[Limit]) -> Iterator[LimitResult]:
     """Every limit, with the value that the document has for it."""
-    found = figures(document)
+    found = read_metrics(document)
     for limit in limits:
-        figure = found.get(limit.test, {}).get(limit.figure)
-        yield Verdict(limit=limit, value=None if figure is None else float(figure["value"]))
+        figure = found.get(limit.test, {}).get(limit.metric)
+        yield LimitResult(limit=limit, value=None if figure is None else float(figure["value"]))

@@ -79,7 +79,7 @@ def folder_gib(folder: Path) -> float:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 2**30
 
 
-def judge(answers: dict[str, dict[str, Any]]) -> dict[str, float]:
+def compare_with_eager(answers: dict[str, dict[str, Any]]) -> dict[str, float]:
     """Largest distance of each engine's probabilities, of the ensemble and of every fold, from eager's."""
 
     def figures(answer: dict[str, Any]) -> list[float]:
@@ -128,7 +128,7 @@ def measure(work: Path, folds: int, shared: bool) -> None:
         words = ("--bundle", bundle, "--engine", engine, "--mask-label", 5, "--json")
         steps.append(tmi(f"predict {engine}", "predict", work / "real-case", *words))
         (answers[engine],) = json.loads(steps[-1].output)["results"]
-    errors = judge(answers)
+    errors = compare_with_eager(answers)
     stages = {name: {k: round(v, 2) for k, v in a["seconds"].items()} for name, a in answers.items()}
     print(f"\n{'step':18} {'seconds':>8} {'peak GiB':>9}")
     for step in steps:

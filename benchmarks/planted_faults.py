@@ -49,7 +49,7 @@ def build(folder: Path) -> Workbench:
     return make_workbench(folder / "bench", runs[0], folder / "bundle", folder / "other")
 
 
-def judge(fault: Fault, bench: Workbench) -> bool:
+def run_fault(fault: Fault, bench: Workbench) -> bool:
     """Plant one fault and print its row."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -89,7 +89,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         os.environ["TMI_CACHE"] = str(Path(name) / "cache")
         bench = build(Path(name))
-        faults = [judge(f, bench) for f in all_faults() if f.quick or not quick]
+        faults = [run_fault(f, bench) for f in all_faults() if f.quick or not quick]
     honest = [rebuild(r) for r in (QUICK if quick else REBUILDS)]
     print(
         f"{sum(faults)} of {len(faults)} planted faults blocked; {sum(honest)} of {len(honest)} honest rebuilds passed"

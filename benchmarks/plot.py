@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 
-from limits import figures
+from limits import read_metrics
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -32,7 +32,7 @@ OTHER = COLOURS[7]
 
 def draw(document: Mapping[str, Any], file: Path) -> None:
     """Write the picture; a part that was not measured is left out."""
-    found = figures(document)
+    found = read_metrics(document)
     roads = {
         "MONAI pipeline": found.get("test_end_to_end_against_monai", {}).get("stages of the MONAI pipeline"),
         "tmi predict": found.get("test_end_to_end_against_monai", {}).get("stages of tmi predict"),

@@ -88,4 +88,4 @@ def prepare_with_simpleitk(path: Path, shape_DHW: tuple[int, int, int] = SHAPE_D
     return np.asarray(answer[0].numpy())
 
 
-ROADS = {"tmi": prepare_with_tmi, "monai": prepare_with_monai, "simpleitk": prepare_with_simpleitk}
+PIPELINES = {"tmi": prepare_with_tmi, "monai": prepare_with_monai, "simpleitk": prepare_with_simpleitk}

@@ -14,7 +14,7 @@ TMI = (sys.executable, "-c", "from tmi.toolkit.cli.main import main; main()")
 
 
 @dataclass(frozen=True)
-class Asked:
+class PredictProcess:
     """One process of `tmi predict --json`."""
 
     seconds: float
@@ -23,7 +23,7 @@ class Asked:
     """What it printed."""
 
 
-def predict(cases: list[Path], bundle: Path, *options: str) -> Asked:
+def predict(cases: list[Path], bundle: Path, *options: str) -> PredictProcess:
     """Run `tmi predict` in a new process."""
     argv = [*TMI, "predict", *map(str, cases), "--bundle", str(bundle), "--json", *options]
     start = perf_counter()
@@ -31,4 +31,4 @@ def predict(cases: list[Path], bundle: Path, *options: str) -> Asked:
     seconds = perf_counter() - start
     if done.returncode:
         raise RuntimeError(f"tmi predict ended with {done.returncode}: {done.stderr.strip()[-500:]}")
-    return Asked(seconds=seconds, document=json.loads(done.stdout))
+    return PredictProcess(seconds=seconds, document=json.loads(done.stdout))

@@ -16,24 +16,29 @@ class Recorder:
     def __init__(self, benchmark: Any, repeats: int) -> None:
         self._benchmark = benchmark
         self.repeats = repeats
-        self.figures: dict[str, dict[str, Any]] = benchmark.extra_info.setdefault("figures", {})
+        self.metrics: dict[str, dict[str, Any]] = benchmark.extra_info.setdefault("figures", {})
         self._timed = False
 
     def paired(
-        self, roads: Mapping[str, Callable[[], object]], *, against: str, repeats: int | None = None, warmup: int = 1
+        self,
+        pipelines: Mapping[str, Callable[[], object]],
+        *,
+        against: str,
+        repeats: int | None = None,
+        warmup: int = 1,
     ) -> dict[str, Ratio]:
         """Time the roads in turn and record each one's seconds and its ratio to `against`, round by round."""
-        rounds = InterleavedTimer(roads)
+        rounds = InterleavedTimer(pipelines)
         for _ in range(warmup):
             rounds.run()
         rounds.discard_rounds()
         self._pedantic(rounds.run, repeats or self.repeats)
         ratios = {}
         for name, seconds in rounds.seconds.items():
-            self.figures[f"{name} s"] = {"value": statistics.median(seconds), "unit": "s", "rounds": seconds}
+            self.metrics[f"{name} s"] = {"value": statistics.median(seconds), "unit": "s", "rounds": seconds}
             if name != against:
                 ratios[name] = ratio(seconds, rounds.seconds[against])
-                self.figures[f"{name} / {against}"] = {
+                self.metrics[f"{name} / {against}"] = {
                     "value": ratios[name].median,
                     "unit": "x",
                     **asdict(ratios[name]),
@@ -46,7 +51,7 @@ class Recorder:
 
     def note(self, name: str, value: float, unit: str = "", **more: Any) -> None:
         """Record one figure."""
-        self.figures[name] = {"value": float(value), "unit": unit, **more}
+        self.metrics[name] = {"value": float(value), "unit": unit, **more}
 
     def _pedantic(self, work: Callable[[], Any], rounds: int) -> Any:
         assert not self._timed, "pytest-benchmark times once a test"

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from limits import GOALS, RATIOS, Verdict, judge
+from limits import GOALS, RATIOS, LimitResult, evaluate_limits
 from tmi.runtime.engines.graph_engine import available_cores
 from tmi.runtime.engines.host import hardware
 
@@ -56,10 +56,10 @@ def markdown(document: Mapping[str, Any]) -> str:
         "| --- | --- | --- | --- |",
     ]
     lines += _rows(document)
-    lines += ["", "## Ratios that must hold", "", *_verdicts(list(judge(document, RATIOS)))]
+    lines += ["", "## Ratios that must hold", "", *_verdicts(list(evaluate_limits(document, RATIOS)))]
     if sizes == ["paper"]:
         lines += ["", "## Goals at full size", ""]
-        lines += _verdicts([v for limits in GOALS.values() for v in judge(document, limits)])
+        lines += _verdicts([v for limits in GOALS.values() for v in evaluate_limits(document, limits)])
     return "\n".join(lines) + "\n"
 
 
@@ -75,11 +75,13 @@ def _rows(document: Mapping[str, Any]) -> Iterator[str]:
             yield f"| {name} | {figure.replace('|', '&#124;')} | {shown(seen['value'], unit)} | {span} |"
 
 
-def _verdicts(verdicts: Sequence[Verdict]) -> list[str]:
+def _verdicts(verdicts: Sequence[LimitResult]) -> list[str]:
     rows = ["| what | measured | bound | |", "| --- | --- | --- | --- |"]
     for v in verdicts:
         value = "not measured" if v.value is None else f"{v.value:.3g}"
-        rows.append(f"| {v.limit.says} | {value} | {v.limit.bound} | {'holds' if v.held else '**does not hold**'} |")
+        rows.append(
+            f"| {v.limit.description} | {value} | {v.limit.bound} | {'holds' if v.is_met else '**does not hold**'} |"
+        )
     return rows
 
 
@@ -96,10 +98,10 @@ def main() -> None:
         draw(document, asked.json.with_suffix(".png"))
         print(f"written {asked.json.with_suffix('.md')} and {asked.json.with_suffix('.png')}")
         return
-    broken = [v for v in judge(document, RATIOS) if not v.held]
-    for v in judge(document, RATIOS):
+    broken = [v for v in evaluate_limits(document, RATIOS) if not v.is_met]
+    for v in evaluate_limits(document, RATIOS):
         value = "not measured" if v.value is None else f"{v.value:.3g}"
-        print(f"{'holds ' if v.held else 'BROKEN'}  {v.limit.says}: {value}, {v.limit.bound} ({v.limit.test})")
+        print(f"{'holds ' if v.is_met else 'BROKEN'}  {v.limit.description}: {value}, {v.limit.bound} ({v.limit.test})")
     sys.exit(1 if broken else 0)
 
 

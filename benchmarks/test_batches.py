@@ -21,5 +21,5 @@ def test_batch_scaling(record, default_predictor: Predictor, size: Size) -> None
         roads = {f"batch {n}": lambda n=n: engine.run("ct-0", {"ct": noise[:n]}) for n in size.batches}
         record.paired(roads, against="batch 1", repeats=max(3, record.repeats // 2))
     for n in size.batches[1:]:
-        whole = record.figures[f"batch {n} / batch 1"]["value"]
+        whole = record.metrics[f"batch {n} / batch 1"]["value"]
         record.note(f"batch {n}: seconds a case / batch 1", whole / n, "x")

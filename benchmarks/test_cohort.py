@@ -34,5 +34,5 @@ def test_cohort_throughput(record, cohort: list[Path], default_predictor: Predic
                     engine.run(graph, {"ct": ct_BCDHW})
 
         record.paired({"cohort": predict, "CT forward alone": forward}, against="CT forward alone", repeats=3)
-    rounds = zip(record.figures["CT forward alone s"]["rounds"], record.figures["cohort s"]["rounds"], strict=True)
+    rounds = zip(record.metrics["CT forward alone s"]["rounds"], record.metrics["cohort s"]["rounds"], strict=True)
     record.note("throughput x CT forward", statistics.median(alone / whole for alone, whole in rounds), "x")

@@ -22,7 +22,7 @@ def test_cold_start(record, one_fold: Path, case: Path) -> None:
             "warm": lambda: predictor.predict(case),
         }
         record.paired(roads, against="warm")
-    late = [a - b for a, b in zip(*(record.figures[f"{n} s"]["rounds"] for n in roads), strict=True)]
+    late = [a - b for a, b in zip(*(record.metrics[f"{n} s"]["rounds"] for n in roads), strict=True)]
     record.note("new process - warm", statistics.median(late), "s", rounds=late)
 
 

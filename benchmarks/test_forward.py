@@ -26,7 +26,7 @@ from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 
 
 @dataclass(frozen=True)
-class Open:
+class OpenEngines:
     """Engines on one bundle and the inputs of its graphs for one case."""
 
     engines: dict[str, Engine]
@@ -36,7 +36,7 @@ class Open:
 
 
 @contextmanager
-def open_engines(one_fold: Path, case: Path) -> Iterator[Open]:
+def open_engines(one_fold: Path, case: Path) -> Iterator[OpenEngines]:
     """Every engine that runs here without a GPU, eager among them."""
     bundle = open_bundle(one_fold)
     manifest, config = bundle.manifest, bundle.manifest.parsed_config()
@@ -63,17 +63,17 @@ def open_engines(one_fold: Path, case: Path) -> Iterator[Open]:
             "text_features": np.stack([features[fold.text]] * len(manifest.folds), axis=1),
             "radiomics": np.stack([radiomics] * len(manifest.folds), axis=1),
         }
-        yield Open(engines=engines, default=default, inputs=inputs)
+        yield OpenEngines(engines=engines, default=default, inputs=inputs)
 
 
 @pytest.fixture(scope="module")
-def opened(one_fold: Path, case: Path) -> Iterator[Open]:
+def opened(one_fold: Path, case: Path) -> Iterator[OpenEngines]:
     with open_engines(one_fold, case) as engines:
         yield engines
 
 
 @pytest.mark.parametrize("graph", ["ct-0", "text-0", "fusion"])
-def test_forward(record, opened: Open, graph: str) -> None:
+def test_forward(record, opened: OpenEngines, graph: str) -> None:
     given = opened.inputs[graph]
 
     def road(engine: Engine) -> Any:
@@ -83,7 +83,7 @@ def test_forward(record, opened: Open, graph: str) -> None:
     record.note("default engine / eager", ratios[opened.default].median, "x", engine=opened.default)
 
 
-def test_text_padded_to_512_against_its_real_length(record, opened: Open) -> None:
+def test_text_padded_to_512_against_its_real_length(record, opened: OpenEngines) -> None:
     """What padding costs, on the default engine."""
     name, engine = opened.default, opened.engines[opened.default]
     real = opened.inputs["text-0"]

@@ -24,11 +24,11 @@ from tmi.runtime.engines.nvidia_driver import find_gpu
 from tmi.runtime.engines.registry import ENGINES, open_engine
 
 CUDA = "CUDAExecutionProvider"
-Road = Callable[[], Any]
+Forward = Callable[[], Any]
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
-def eager_road(bundle: Bundle, graph: str, inputs: Arrays, *, device: str, half: bool) -> Road:
+def eager_forward(bundle: Bundle, graph: str, inputs: Arrays, *, device: str, half: bool) -> Forward:
     """The module on a device; reading the answer back waits for it."""
     engine = EagerEngine()
     engine.open(bundle, threads=None)
@@ -44,7 +44,7 @@ def eager_road(bundle: Bundle, graph: str, inputs: Arrays, *, device: str, half:
     return run
 
 
-def onnx_road(bundle: Bundle, graph: str, inputs: Arrays, *, provider: str) -> Road:
+def onnx_forward(bundle: Bundle, graph: str, inputs: Arrays, *, provider: str) -> Forward:
     """ONNX Runtime with one execution provider."""
     path = bundle.artefact(bundle.manifest.graph(graph), "onnx")
     session = onnxruntime.InferenceSession(str(path), providers=[provider])
@@ -81,15 +81,15 @@ def test_forward_on_a_gpu(
 ) -> None:
     plain = open_bundle(one_fold)
     inputs = inputs_of(plain, graph)
-    roads: dict[str, Road] = {}
+    roads: dict[str, Forward] = {}
     for name, folder in bundles.items():
         engine = closing.enter_context(open_engine(name, open_bundle(folder)))
         roads[name] = lambda engine=engine: engine.run(graph, inputs)
     if CUDA in onnxruntime.get_available_providers():
-        roads["onnx, CUDA"] = onnx_road(plain, graph, inputs, provider=CUDA)
+        roads["onnx, CUDA"] = onnx_forward(plain, graph, inputs, provider=CUDA)
     if torch.cuda.is_available():
-        roads["eager, CUDA, float16"] = eager_road(plain, graph, inputs, device="cuda", half=True)
-        roads["eager, CUDA"] = eager_road(plain, graph, inputs, device="cuda", half=False)
+        roads["eager, CUDA, float16"] = eager_forward(plain, graph, inputs, device="cuda", half=True)
+        roads["eager, CUDA"] = eager_forward(plain, graph, inputs, device="cuda", half=False)
     if len(roads) < 2:
         pytest.skip(f"nothing to compare: only {', '.join(roads) or 'no engine'} runs on this GPU")
     record.paired(roads, against=list(roads)[-1], repeats=30, warmup=5)

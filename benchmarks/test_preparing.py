@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from preparing_roads import ROADS, write_body_ct
+from preparing_roads import PIPELINES, write_body_ct
 
 SAME = 1e-5
 NAMES = {"tmi": "tmi", "monai": "MONAI", "simpleitk": "SimpleITK + torch"}
@@ -26,15 +26,15 @@ def compare(record: Any, path: Path) -> None:
 
     def road(name: str) -> Any:
         def prepare() -> None:
-            volumes[name] = ROADS[name](path)
+            volumes[name] = PIPELINES[name](path)
 
         return prepare
 
-    record.paired({NAMES[name]: road(name) for name in ROADS}, against="MONAI")
+    record.paired({NAMES[name]: road(name) for name in PIPELINES}, against="MONAI")
     for name, volume in volumes.items():
         apart = float(np.abs(volumes["tmi"] - volume).max())
         assert apart <= SAME, f"{name} differs by {apart:.2g}"
-    tmi, simpleitk = (record.figures[f"{NAMES[name]} s"]["rounds"] for name in ("tmi", "simpleitk"))
+    tmi, simpleitk = (record.metrics[f"{NAMES[name]} s"]["rounds"] for name in ("tmi", "simpleitk"))
     rounds = [a / b for a, b in zip(tmi, simpleitk, strict=True)]
     record.note("tmi / SimpleITK + torch", float(np.median(rounds)), "x", lowest=min(rounds), highest=max(rounds))
 

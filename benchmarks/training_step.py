@@ -28,7 +28,7 @@ from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.config.schema import Config
 
 GIB = 2**30
-BALLAST = "TMI_BALLAST_BYTES"
+BALLAST_VARIABLE = "TMI_BALLAST_BYTES"
 """Environment variable: memory that the measured process takes beside the step; what a test plants."""
 
 
@@ -136,7 +136,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     plan = estimate_memory(config, devices=2, accelerator="cpu")
     start_libraries()
     before = resident("VmRSS")
-    ballast = bytearray(int(os.environ.get(BALLAST, "0")))
+    ballast = bytearray(int(os.environ.get(BALLAST_VARIABLE, "0")))
     ballast[::4096] = b"x" * len(ballast[::4096])
     module = FoldModule(config, fold=0).train()
     set_frozen_eval(module.network, config)
@@ -170,7 +170,7 @@ def in_own_process(setting: Setting) -> dict[str, Any]:
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**17)}  # what is freed goes back at once, and is not counted
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=env)
     if done.returncode:
-        raise RuntimeError(f"{setting.told}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"{setting.label}: exit code {done.returncode}\n{done.stderr[-2000:]}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
@@ -216,7 +216,7 @@ def main() -> None:
             accumulate=asked.accumulate,
             threads=asked.threads,
         )
-        print(setting.told, "...", file=sys.stderr, flush=True)
+        print(setting.label, "...", file=sys.stderr, flush=True)
         answers.append(in_own_process(setting))
     print(table(answers))
     print(json.dumps({"benchmark": "training_step", "cores": os.cpu_count(), "measured": answers}))

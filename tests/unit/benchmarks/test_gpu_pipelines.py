@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from test_gpu_engines import eager_road, inputs_of, onnx_road
+from test_gpu_engines import eager_forward, inputs_of, onnx_forward
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engines.registry import open_engine
 
@@ -17,9 +17,9 @@ def test_the_roads_to_a_gpu_give_eagers_answer(tiny_bundle, graph):
     with open_engine("eager", bundle, threads=1) as eager:
         (expected,) = eager.run(graph, inputs).values()
     size = np.abs(expected).max()
-    exact = eager_road(bundle, graph, inputs, device="cpu", half=False)()
-    onnx = onnx_road(bundle, graph, inputs, provider="CPUExecutionProvider")()
-    half = eager_road(bundle, graph, inputs, device="cpu", half=True)()
+    exact = eager_forward(bundle, graph, inputs, device="cpu", half=False)()
+    onnx = onnx_forward(bundle, graph, inputs, provider="CPUExecutionProvider")()
+    half = eager_forward(bundle, graph, inputs, device="cpu", half=True)()
     assert np.abs(exact - expected).max() <= 1e-6 * size
     assert np.abs(onnx - expected).max() <= 1e-4 * size
     assert 0 < np.abs(half - expected).max() <= 0.05 * size, "autocast is on, and near"

@@ -16,7 +16,7 @@ import test_cold_start
 import test_end_to_end
 import test_forward
 from factories.paths import ROOT
-from limits import GOALS, RATIOS, Limit, judge
+from limits import GOALS, RATIOS, Limit, evaluate_limits
 from plot import draw
 from recorder import Recorder
 from report import markdown
@@ -48,9 +48,9 @@ def measured(name: str, run: Callable[[Recorder], None]) -> dict[str, Any]:
 
 
 def held(document: dict[str, Any], test: str) -> list[bool]:
-    verdicts = [v for v in judge(document, RATIOS) if v.limit.test == test]
+    verdicts = [v for v in evaluate_limits(document, RATIOS) if v.limit.test == test]
     assert all(v.value is not None for v in verdicts)
-    return [v.held for v in verdicts]
+    return [v.is_met for v in verdicts]
 
 
 @pytest.fixture(scope="module")
@@ -110,28 +110,28 @@ def test_a_runtime_that_imports_torch_breaks_the_ratio(tiny_bundle, good_cases, 
 
 
 def document_of(limit: Limit, value: float) -> dict[str, Any]:
-    figure = {limit.figure: {"value": value, "unit": "x"}}
+    figure = {limit.metric: {"value": value, "unit": "x"}}
     return {"benchmarks": [{"name": limit.test, "extra_info": {"figures": figure, "size": "paper"}}]}
 
 
 EVERY = [*RATIOS, *(limit for limits in GOALS.values() for limit in limits)]
 
 
-@pytest.mark.parametrize("limit", EVERY, ids=lambda limit: f"{limit.test}: {limit.figure}")
+@pytest.mark.parametrize("limit", EVERY, ids=lambda limit: f"{limit.test}: {limit.metric}")
 def test_a_bound_holds_up_to_its_value_and_not_beyond(limit):
     bound = limit.at_most if limit.at_least is None else limit.at_least
     beyond = bound + 0.01 if limit.at_least is None else bound - 0.01
     for value, holds in ((bound, True), (beyond, False), (float("nan"), False)):
-        (verdict,) = judge(document_of(limit, value), [limit])
-        assert verdict.held is holds
+        (verdict,) = evaluate_limits(document_of(limit, value), [limit])
+        assert verdict.is_met is holds
 
 
-@pytest.mark.parametrize("limit", EVERY, ids=lambda limit: f"{limit.test}: {limit.figure}")
+@pytest.mark.parametrize("limit", EVERY, ids=lambda limit: f"{limit.test}: {limit.metric}")
 def test_what_a_limit_names_is_what_a_benchmark_records(limit):
     """A renamed test or figure would otherwise be `not measured` for ever."""
     sources = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "benchmarks").glob("test_*.py"))
     assert f"def {limit.test.partition('[')[0]}(" in sources
-    for part in limit.figure.split(" / "):
+    for part in limit.metric.split(" / "):
         assert part in sources
 
 
@@ -146,7 +146,7 @@ def test_ci_runs_every_file_whose_ratio_it_judges(limit):
 
 @pytest.mark.parametrize("document", [{"benchmarks": []}, {"benchmarks": [{"name": RATIOS[0].test, "extra_info": {}}]}])
 def test_what_was_not_measured_has_not_held(document):
-    assert not any(v.held for v in judge(document, RATIOS))
+    assert not any(v.is_met for v in evaluate_limits(document, RATIOS))
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -168,8 +168,8 @@ def test_the_report_shows_figures_verdicts_machine_and_versions(tmp_path):
     text = markdown(document)
     assert "Benchmarks, size paper" in text
     assert "2026-01-31T12:00:00" in text
-    assert f"| {limit.figure} | 0.250 |" in text
-    assert f"| {limit.says} | 0.25 | at most {limit.at_most:g} | holds |" in text
+    assert f"| {limit.metric} | 0.250 |" in text
+    assert f"| {limit.description} | 0.25 | at most {limit.at_most:g} | holds |" in text
     assert "not measured" in text
     assert "onnxruntime" in text
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from factories.paths import ROOT
-from training_step import BALLAST, Setting, in_own_process
+from training_step import BALLAST_VARIABLE, Setting, in_own_process
 
 PROGRAM = ROOT / "benchmarks" / "training_step.py"
 PLAIN = Setting(size="small", batch=2, precision="32", checkpointing=False, freeze=(), accumulate=1, threads=1)
@@ -24,7 +24,7 @@ def plain() -> dict:
 @pytest.mark.slow
 def test_the_peak_of_a_step_is_measured_and_rises_by_what_is_planted(plain, monkeypatch):
     planted = 300 * 2**20
-    monkeypatch.setenv(BALLAST, str(planted))
+    monkeypatch.setenv(BALLAST_VARIABLE, str(planted))
     more = in_own_process(PLAIN)
     assert more["taken"] - plain["taken"] == pytest.approx(planted, rel=0.1)
     assert more["computed"] == plain["computed"]
