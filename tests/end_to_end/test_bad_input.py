@@ -10,7 +10,7 @@ import pytest
 
 from factories.bad_cases import FAULTS, write_bad_cases
 from factories.cases import write_case
-from factories.tmi_command import Outcome, tmi
+from factories.tmi_command import CommandResult, tmi
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def good_cases(tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def outcome(good_cases, tmp_path_factory, tiny_bundle) -> Outcome:
+def outcome(good_cases, tmp_path_factory, tiny_bundle) -> CommandResult:
     """A good case, every bad one, and a good case again, in one command."""
     folder = tmp_path_factory.mktemp("bad")
     first, last = good_cases
@@ -41,7 +41,7 @@ def test_bad_input_is_refused_with_its_code_its_file_and_a_mend(results, outcome
     result, fault = results[name], FAULTS[name]
     assert result["status"] == "refused"
     assert result["code"] == fault.code
-    assert fault.says in result["what"]
+    assert fault.message in result["what"]
     assert result["fix"]
     assert f"error: case {name}: {result['what']} [{fault.code}]\n  fix: {result['fix']}" in outcome.err
 

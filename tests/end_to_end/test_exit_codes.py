@@ -10,7 +10,7 @@ from types import MappingProxyType
 import pytest
 
 from factories.cases import write_case
-from factories.tmi_command import Outcome, tmi
+from factories.tmi_command import CommandResult, tmi
 from tmi.runtime.bundle.check_result import CheckResult, ParityError
 from tmi.runtime.engines.registry import ENGINES
 from tmi.toolkit.errors import ExitCode
@@ -28,18 +28,20 @@ def place(tmp_path, monkeypatch, good_case, tiny_bundle) -> dict[str, Path]:
     return {"case": good_case, "bundle": tiny_bundle, "tmp": tmp_path}
 
 
-Reach = Callable[[Mapping[str, Path], pytest.MonkeyPatch], Outcome]
+Reach = Callable[[Mapping[str, Path], pytest.MonkeyPatch], CommandResult]
 
 
-def predict(place: Mapping[str, Path], *more: object, case: Path | None = None, bundle: Path | None = None) -> Outcome:
+def predict(
+    place: Mapping[str, Path], *more: object, case: Path | None = None, bundle: Path | None = None
+) -> CommandResult:
     return tmi("predict", case or place["case"], "--bundle", bundle or place["bundle"], *more)
 
 
-def done(place, patch) -> Outcome:
+def done(place, patch) -> CommandResult:
     return predict(place, "--engine", "onnx")
 
 
-def unexpected(place, patch) -> Outcome:
+def unexpected(place, patch) -> CommandResult:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("secret of a patient")
 
@@ -47,15 +49,15 @@ def unexpected(place, patch) -> Outcome:
     return predict(place)
 
 
-def usage(place, patch) -> Outcome:
+def usage(place, patch) -> CommandResult:
     return tmi("predict", place["case"])
 
 
-def refused(place, patch) -> Outcome:
+def refused(place, patch) -> CommandResult:
     return predict(place, "--engine", "onnx", case=place["tmp"] / "nowhere")
 
 
-def parity(place, patch) -> Outcome:
+def parity(place, patch) -> CommandResult:
     record = CheckResult(
         gate="logits", artefact="onnx", graph="pipeline", passed=False, measured=0.5, bound=0.1, detail="logits differ"
     )
@@ -67,7 +69,7 @@ def parity(place, patch) -> Outcome:
     return tmi("export", place["tmp"] / "run", "--engine", "onnx", "--out", place["tmp"] / "bundle")
 
 
-def unavailable(place, patch) -> Outcome:
+def unavailable(place, patch) -> CommandResult:
     from tmi.runtime.engines import registry as engine
 
     find_spec = engine.importlib.util.find_spec
@@ -75,7 +77,7 @@ def unavailable(place, patch) -> Outcome:
     return predict(place, "--engine", "openvino")
 
 
-def damaged(place, patch) -> Outcome:
+def damaged(place, patch) -> CommandResult:
     copy = Path(shutil.copytree(place["bundle"], place["tmp"] / "bundle"))
     graph = next((copy / "graphs").glob("*.onnx"))
     data = bytearray(graph.read_bytes())

@@ -10,7 +10,7 @@ import pytest
 
 from factories.cases import write_cohort
 from factories.nano import NANO_OPTIONS
-from factories.tmi_command import Outcome, tmi
+from factories.tmi_command import CommandResult, tmi
 
 MICRO = ("--folds", 2, "--epochs", 1, *NANO_OPTIONS)
 """What makes a bare `tmi train` a matter of seconds."""
@@ -29,17 +29,17 @@ def project(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(project) -> Outcome:
+def trained(project) -> CommandResult:
     return tmi("train", *MICRO, cwd=project)
 
 
 @pytest.fixture(scope="module")
-def exported(project, trained) -> Outcome:
+def exported(project, trained) -> CommandResult:
     return tmi("export", "--engine", "onnx", cwd=project)
 
 
 @pytest.fixture(scope="module")
-def predicted(project, exported) -> Outcome:
+def predicted(project, exported) -> CommandResult:
     return tmi("predict", "cohort/C000/", cwd=project)
 
 

@@ -12,8 +12,8 @@ import pytest
 import tmi.runtime.serving.case_loader as inputs_module
 from factories.cases import write_cohort
 from factories.nano import NANO_OPTIONS
-from factories.tmi_command import Outcome, tmi
-from factories.traced_once import traced_once
+from factories.tmi_command import CommandResult, tmi
+from factories.traced_once import use_cached_traces
 from tmi.runtime.bundle.reader import open_bundle, write_manifest
 from tmi.toolkit.clinical.schema import SCHEMA_FILE, load_schema
 from tmi.toolkit.run_folder import RunFolder
@@ -44,7 +44,7 @@ def project(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(project) -> Outcome:
+def trained(project) -> CommandResult:
     return tmi("train", *MICRO, "--schema", "pbc.json", "--out", "run", cwd=project)
 
 
@@ -52,7 +52,7 @@ def trained(project) -> Outcome:
 def bundle(project, trained, nano_bundle) -> Path:
     assert trained.code == 0, trained.err
     with pytest.MonkeyPatch.context() as patch:
-        traced_once(patch, nano_bundle)
+        use_cached_traces(patch, nano_bundle)
         exported = tmi("export", "run", "--engine", "onnx", "--out", "bundle", cwd=project)
     assert exported.code == 0, exported.err
     return project / "bundle"

@@ -17,11 +17,11 @@ import numpy as np
 class Fault:
     """One way to spoil a case."""
 
-    spoil: Callable[[Path], None]
+    corrupt: Callable[[Path], None]
     """Changes the case folder."""
     code: str
     """Code of the refusal."""
-    says: str
+    message: str
     """What the text must name."""
 
 
@@ -97,6 +97,6 @@ def write_bad_cases(folder: Path, good_case: Path) -> list[Path]:
     paths = []
     for name, fault in FAULTS.items():
         copy = Path(shutil.copytree(good_case, folder / name))
-        fault.spoil(copy)
+        fault.corrupt(copy)
         paths.append(copy)
     return paths

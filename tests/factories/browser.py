@@ -22,7 +22,7 @@ FLAGS = (
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--mute-audio",
     "--remote-debugging-pipe",
 )  # fmt: skip
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 
 def find_chromium() -> str | None:
@@ -93,7 +93,7 @@ class Browser:
     def open(self, page: Path) -> None:
         """Load a page from disk and wait until it stands."""
         self.call("Page.navigate", url=page.resolve().as_uri())
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + TIMEOUT_S
         while self.run("document.readyState + location.protocol") != "completefile:":
             assert time.monotonic() < end, "the page did not load"
             time.sleep(0.05)
@@ -124,7 +124,7 @@ class Browser:
         return base64.b64decode(answer["data"])
 
     def _next(self) -> dict[str, Any]:
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + TIMEOUT_S
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._read], [], [], max(0.0, end - time.monotonic()))
             assert ready, "the browser does not answer"

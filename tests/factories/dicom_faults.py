@@ -23,7 +23,7 @@ class SeriesFault:
     """Row of `CHECKS`."""
     slices: Callable[[], list[Dataset]]
     """The spoilt slices."""
-    says: str = ""
+    message: str = ""
     """What the text must name."""
     damage: Callable[[Path], None] | None = None
     """Done to the folder after it was written."""
@@ -77,7 +77,7 @@ def another(data: Dataset, *, hu: int = 0) -> Dataset:
     return other
 
 
-def at_once(data: Dataset) -> None:
+def alternate_intercepts(data: Dataset) -> None:
     """Store every second slice by another intercept, the same HU."""
     pixels = np.frombuffer(data.PixelData, dtype="<i2").astype(np.float64)
     data.RescaleIntercept = -1000.0
@@ -100,7 +100,7 @@ def uneven(slices: list[Dataset]) -> list[Dataset]:
     for k in range(12, len(slices)):
         place = 12 + (k - 12) * 1.3
         slices[k].ImagePositionPatient = [float(v) for v in spec.position_of(place)]
-        set_hounsfield(slices[k], hounsfield_at(spec.places_of(place)))
+        set_hounsfield(slices[k], hounsfield_at(spec.positions_of(place)))
     return slices
 
 
@@ -144,7 +144,7 @@ SERIES_FAULTS: Mapping[str, SeriesFault] = MappingProxyType(
             "dicom-mixed-series", each(put(ImageOrientationPatient=list(CORONAL)), every=30), "orientation"
         ),
         "two time points": SeriesFault("dicom-4d", edited(lambda s: s + [another(d, hu=30) for d in s]), "2 different"),
-        "intercept by slice": SeriesFault("dicom-rescale-differs", each(at_once, every=2)),
+        "intercept by slice": SeriesFault("dicom-rescale-differs", each(alternate_intercepts, every=2)),
         "no slope": SeriesFault("dicom-no-rescale", each(put(RescaleSlope=None)), "24 of 24"),
         "padding": SeriesFault("ct-padding", each(padded), "-3024"),
         "MR": SeriesFault(

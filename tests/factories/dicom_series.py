@@ -66,7 +66,7 @@ class SeriesSpec:
         middle = row * self.spacing_mm[1] * (self.columns - 1) / 2 + column * self.spacing_mm[0] * (self.rows - 1) / 2
         return normal * along + column * along * math.tan(math.radians(self.tilt_deg)) - middle
 
-    def places_of(self, k: float) -> np.ndarray:
+    def positions_of(self, k: float) -> np.ndarray:
         """LPS positions of the pixels of slice k, (rows, columns, 3)."""
         row, column = np.array(self.orientation[:3]), np.array(self.orientation[3:])
         across = np.arange(self.columns)[None, :, None] * self.spacing_mm[1] * row
@@ -106,7 +106,7 @@ def _slice(spec: SeriesSpec, k: int, study: str, series: str, frame: str) -> Dat
     data.Rows, data.Columns = spec.rows, spec.columns
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
     data.RescaleSlope, data.RescaleIntercept, data.RescaleType = spec.slope, spec.intercept, "HU"
-    set_hounsfield(data, hounsfield_at(spec.places_of(k)))
+    set_hounsfield(data, hounsfield_at(spec.positions_of(k)))
     return data
 
 
@@ -231,10 +231,10 @@ def liver_contour(spec: SeriesSpec, k: float, *, points: int = 180, scale: float
 
 def liver_masks(spec: SeriesSpec) -> np.ndarray:
     """The liver on the series' own grid, (slices, rows, columns)."""
-    return np.stack([liver_at(spec.places_of(k)) for k in range(spec.slices)])
+    return np.stack([liver_at(spec.positions_of(k)) for k in range(spec.slices)])
 
 
-def places_of_volume(shape_DHW: tuple[int, ...], affine_xyz: np.ndarray) -> np.ndarray:
+def positions_of_volume(shape_DHW: tuple[int, ...], affine_xyz: np.ndarray) -> np.ndarray:
     """LPS positions of a canonical volume's voxels, (D, H, W, 3)."""
     z, y, x = np.meshgrid(*[np.arange(n) for n in shape_DHW], indexing="ij")
     ras = np.stack([x, y, z], axis=-1) @ affine_xyz[:3, :3].T + affine_xyz[:3, 3]

@@ -12,19 +12,19 @@ from safetensors.torch import load_file
 from torch import nn
 
 from factories.planted_fault import Change, plant, with_forward
-from factories.planted_faults import Fault, Plant, Workbench
-from factories.tmi_command import Outcome
+from factories.planted_faults import Fault, PlantFunction, Workbench
+from factories.tmi_command import CommandResult
 
 
-def _in_graph(graph: str, change: Change, *, engine: str = "torchscript") -> Plant:
-    def run(bench: Workbench, patch: pytest.MonkeyPatch) -> Outcome:
+def _in_graph(graph: str, change: Change, *, engine: str = "torchscript") -> PlantFunction:
+    def run(bench: Workbench, patch: pytest.MonkeyPatch) -> CommandResult:
         plant(patch, engine, graph=graph, honest=bench.bundle, change=change)
         return bench.export(engine)
 
     return run
 
 
-def _answering(forward: Callable[..., torch.Tensor]) -> Change:
+def _replace_forward(forward: Callable[..., torch.Tensor]) -> Change:
     return lambda module: with_forward(module, forward)
 
 
@@ -65,7 +65,7 @@ def _exchanged_folds(module: nn.Module) -> nn.Module:
     return module
 
 
-def _of_another_fold(bench: Workbench, patch: pytest.MonkeyPatch) -> Outcome:
+def _of_another_fold(bench: Workbench, patch: pytest.MonkeyPatch) -> CommandResult:
     def load(module: nn.Module) -> nn.Module:
         module.load_state_dict(load_file(bench.bundle / "weights" / "ct-0.safetensors"))
         return module
@@ -74,10 +74,10 @@ def _of_another_fold(bench: Workbench, patch: pytest.MonkeyPatch) -> Outcome:
     return bench.export()
 
 
-def _fold_files(pattern: str) -> Plant:
+def _fold_files(pattern: str) -> PlantFunction:
     """Every fold gets the file of the first."""
 
-    def run(bench: Workbench, patch: pytest.MonkeyPatch) -> Outcome:
+    def run(bench: Workbench, patch: pytest.MonkeyPatch) -> CommandResult:
         from tmi.export.bundle import writer as bundle_writer
 
         copy = bundle_writer._Export._copy
@@ -93,7 +93,7 @@ def _fold_files(pattern: str) -> Plant:
     return run
 
 
-def _fault(name: str, run: Plant, reason: str, *, quick: bool = True) -> Fault:
+def _fault(name: str, run: PlantFunction, reason: str, *, quick: bool = True) -> Fault:
     return Fault(name=name, where="export", plant=run, code=4, reason=reason, quick=quick)
 
 
@@ -107,22 +107,22 @@ EXPORT_FAULTS = (
     _fault("folds exchanged in the fusion", _in_graph("fusion", _exchanged_folds), "fold 0 answers like fold 1",
            quick=False),
     _fault("the encoder of another fold", _of_another_fold, "weights of ct-1"),
-    _fault("classes exchanged in the head", _in_graph("fusion", _answering(lambda f, *x: f(*x).flip(-1))),
+    _fault("classes exchanged in the head", _in_graph("fusion", _replace_forward(lambda f, *x: f(*x).flip(-1))),
            "logits of pipeline"),
-    _fault("height and width exchanged in the graph", _in_graph("ct-0", _answering(lambda f, x: f(x.transpose(3, 4)))),
+    _fault("height and width exchanged in the graph", _in_graph("ct-0", _replace_forward(lambda f, x: f(x.transpose(3, 4)))),
            "features of ct-0"),
     _fault("the attention mask lost in the graph",
-           _in_graph("text-0", _answering(lambda f, ids, mask: f(ids, torch.ones_like(mask)))), "padding", quick=False),
+           _in_graph("text-0", _replace_forward(lambda f, ids, mask: f(ids, torch.ones_like(mask)))), "padding", quick=False),
     _fault("rows that leak into each other",
-           _in_graph("ct-0", _answering(lambda f, x: f(x) - 1e-3 * f(x).mean(dim=0, keepdim=True))),
+           _in_graph("ct-0", _replace_forward(lambda f, x: f(x) - 1e-3 * f(x).mean(dim=0, keepdim=True))),
            "batch-of-1|features", quick=False),
-    _fault("a batch size baked into the graph", _in_graph("ct-0", _answering(lambda f, x: f(x).reshape(2, 8))),
+    _fault("a batch size baked into the graph", _in_graph("ct-0", _replace_forward(lambda f, x: f(x).reshape(2, 8))),
            "runs of pipeline .* a batch of 4", quick=False),
     _fault("a branch on values baked into the trace",
-           _in_graph("ct-0", _answering(lambda f, x: f(x) if x.sum() > 0 else -f(x))),
+           _in_graph("ct-0", _replace_forward(lambda f, x: f(x) if x.sum() > 0 else -f(x))),
            "the trace of ct-0 does not follow the model", quick=False),
     _fault("float16 that passes for float32",
-           _in_graph("ct-0", _answering(lambda f, x: f(x.half().float()).half().float())), "features of ct-0"),
+           _in_graph("ct-0", _replace_forward(lambda f, x: f(x.half().float()).half().float())), "features of ct-0"),
     _fault("every fold with the scaler of the first", _fold_files("scaler.json"),
            "scalers/fold1.json is not the run's fold1/scaler.json"),
     _fault("every fold with the tokenizer of the first", _fold_files("tokenizer.json"),

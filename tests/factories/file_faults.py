@@ -14,10 +14,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from factories.planted_faults import Fault, Workbench, manifest_at, reseal, write_key_pair
-from factories.tmi_command import Outcome, tmi
+from factories.tmi_command import CommandResult, tmi
 from tmi.toolkit.storage.hashing import canonical_json, sha256_bytes
 
-Spoil = Callable[[Path, Workbench], object]
+Corruption = Callable[[Path, Workbench], object]
 
 
 class _Code:
@@ -68,12 +68,12 @@ def _stale_resealed(folder: Path, bench: Workbench) -> None:
     reseal(folder)
 
 
-def _resealed_exchange(first: str, second: str) -> Spoil:
-    def spoil(folder: Path, _: Workbench) -> None:
+def _resealed_exchange(first: str, second: str) -> Corruption:
+    def corrupt(folder: Path, _: Workbench) -> None:
         _exchange(folder / first, folder / second)
         reseal(folder)
 
-    return spoil
+    return corrupt
 
 
 def _forge(folder: Path, bench: Workbench) -> None:
@@ -97,26 +97,28 @@ def _by_another_key(folder: Path, bench: Workbench) -> None:
     assert tmi("sign", folder, "--key", private, "--force").code == 0
 
 
-def _refused_at(command: str, spoil: Spoil, *more: str) -> Callable[[Workbench, pytest.MonkeyPatch], Outcome]:
-    def run(bench: Workbench, patch: pytest.MonkeyPatch) -> Outcome:
+def _refused_at(
+    command: str, corrupt: Corruption, *more: str
+) -> Callable[[Workbench, pytest.MonkeyPatch], CommandResult]:
+    def run(bench: Workbench, patch: pytest.MonkeyPatch) -> CommandResult:
         folder = bench.copy()
-        spoil(folder, bench)
+        corrupt(folder, bench)
         key = ("--key", bench.public) if "--key" in more else ()
         return (bench.predict if command == "predict" else bench.verify)(folder, *key)
 
     return run
 
 
-def _file(name: str, spoil: Spoil, reason: str) -> Fault:
-    return Fault(name=name, where="file", plant=_refused_at("predict", spoil), code=6, reason=reason)
+def _file(name: str, corrupt: Corruption, reason: str) -> Fault:
+    return Fault(name=name, where="file", plant=_refused_at("predict", corrupt), code=6, reason=reason)
 
 
-def _resealed(name: str, spoil: Spoil, reason: str) -> Fault:
-    return Fault(name=name, where="resealed", plant=_refused_at("verify", spoil), code=4, reason=reason)
+def _resealed(name: str, corrupt: Corruption, reason: str) -> Fault:
+    return Fault(name=name, where="resealed", plant=_refused_at("verify", corrupt), code=4, reason=reason)
 
 
-def _signature(name: str, spoil: Spoil, reason: str) -> Fault:
-    return Fault(name=name, where="signature", plant=_refused_at("verify", spoil, "--key"), code=6, reason=reason)
+def _signature(name: str, corrupt: Corruption, reason: str) -> Fault:
+    return Fault(name=name, where="signature", plant=_refused_at("verify", corrupt, "--key"), code=6, reason=reason)
 
 
 CHANGED = "was changed after the export"

@@ -14,7 +14,7 @@ from tmi.toolkit.synthetic.phantom import Body, DiseaseSigns, Grid, Phantom, ren
 GRID = Grid(shape_XYZ=(64, 56, 32), spacing_XYZ_mm=(4.8, 4.8, 6.8), noise_hu=10.0, deposit_part=0.015)
 BODY = Body(half_width_mm=140.0, half_depth_mm=100.0, fat_mm=10.0, muscle_mm=10.0, liver_scale=1.0, spleen_scale=1.0,
             enhancement_hu=0.0)  # fmt: skip
-LOOK = DiseaseSigns(liver_hu=98.0, nodule_mm=3.0, texture_hu=7.0, liver_shrink=1.0, spleen_growth=1.12, varix_mm=0.0,
+FINDINGS = DiseaseSigns(liver_hu=98.0, nodule_mm=3.0, texture_hu=7.0, liver_shrink=1.0, spleen_growth=1.12, varix_mm=0.0,
                 ascites_mm=0.0, deposit_hu=140.0)  # fmt: skip
 AFFINE = np.diag([*GRID.spacing_XYZ_mm, 1.0])
 AFFINE[:3, 3] = -np.array(GRID.spacing_XYZ_mm) * np.array(GRID.shape_XYZ) / 2
@@ -24,7 +24,7 @@ CASES = ("C0", "C1")
 @cache
 def phantom(seed: int) -> Phantom:
     """Voxels of one case."""
-    return render(BODY, LOOK, GRID, seed=np.random.SeedSequence(seed))
+    return render(BODY, FINDINGS, GRID, seed=np.random.SeedSequence(seed))
 
 
 def write_volume(path: Path, array_XYZ: np.ndarray, affine: np.ndarray = AFFINE) -> None:

@@ -22,7 +22,7 @@ from factories.planting import (
     MASK,
     RECORD,
     TABLE,
-    Plant,
+    PlantedFault,
     both,
     case_record,
     copy,
@@ -31,7 +31,6 @@ from factories.planting import (
     ct,
     cylinder,
     edited_after_its_record,
-    few_left,
     file,
     header,
     in_place,
@@ -44,6 +43,7 @@ from factories.planting import (
     scaled,
     set_to,
     sheared,
+    shrink_mask,
     stored,
     turned,
     unpacked,
@@ -61,166 +61,166 @@ MIRROR = np.diag([-1.0, 1, 1, 1])
 CUT = frozenset({"mask-edge", "liver-volume"})
 LITTLE = frozenset({"mask-tiny"})
 
-FAULTS: Mapping[str, Plant] = MappingProxyType(
+FAULTS: Mapping[str, PlantedFault] = MappingProxyType(
     {
-        "no case": Plant(code="case-missing", spoil=shutil.rmtree),
-        "case record of another form": Plant(code="case-record", spoil=case_record(repairs="none")),
-        "case record that is no JSON": Plant(code="case-record", spoil=lambda f: (f / "case.json").write_text("{")),
-        "no CT": Plant(code="ct-missing", spoil=without(CT)),
-        "CT cut off": Plant(code="ct-unreadable", spoil=file(CT, lambda d: d[: len(d) // 2])),
-        "CT without its last bytes": Plant(code="ct-unreadable", spoil=file(CT, lambda d: d[:-6])),
-        "CT that is a text": Plant(code="ct-unreadable", spoil=file(CT, lambda d: b"no image")),
-        "CT that is not compressed": Plant(code="ct-unreadable", spoil=file(CT, gzip.decompress)),
-        "CT with flipped bits": Plant(
-            code="ct-unreadable", spoil=file(CT, lambda d: d[:9000] + bytes(b ^ 255 for b in d[9000:9010]) + d[9010:])
+        "no case": PlantedFault(code="case-missing", corrupt=shutil.rmtree),
+        "case record of another form": PlantedFault(code="case-record", corrupt=case_record(repairs="none")),
+        "case record that is no JSON": PlantedFault(code="case-record", corrupt=lambda f: (f / "case.json").write_text("{")),
+        "no CT": PlantedFault(code="ct-missing", corrupt=without(CT)),
+        "CT cut off": PlantedFault(code="ct-unreadable", corrupt=file(CT, lambda d: d[: len(d) // 2])),
+        "CT without its last bytes": PlantedFault(code="ct-unreadable", corrupt=file(CT, lambda d: d[:-6])),
+        "CT that is a text": PlantedFault(code="ct-unreadable", corrupt=file(CT, lambda d: b"no image")),
+        "CT that is not compressed": PlantedFault(code="ct-unreadable", corrupt=file(CT, gzip.decompress)),
+        "CT with flipped bits": PlantedFault(
+            code="ct-unreadable", corrupt=file(CT, lambda d: d[:9000] + bytes(b ^ 255 for b in d[9000:9010]) + d[9010:])
         ),
-        "CT of 30 TB": Plant(
-            code="ct-unreadable", spoil=unpacked(CT, in_place(lambda b: b.__setitem__(slice(42, 48), b"\xff\x7f" * 3)))
+        "CT of 30 TB": PlantedFault(
+            code="ct-unreadable", corrupt=unpacked(CT, in_place(lambda b: b.__setitem__(slice(42, 48), b"\xff\x7f" * 3)))
         ),
-        "CT longer than its header": Plant(code="ct-unreadable", spoil=unpacked(CT, lambda b: bytes(b) + b"\0" * 9)),
-        "CT of colours": Plant(
-            code="ct-unreadable", spoil=unpacked(CT, in_place(lambda b: b.__setitem__(slice(70, 74), b"\x80\0\x18\0")))
+        "CT longer than its header": PlantedFault(code="ct-unreadable", corrupt=unpacked(CT, lambda b: bytes(b) + b"\0" * 9)),
+        "CT of colours": PlantedFault(
+            code="ct-unreadable", corrupt=unpacked(CT, in_place(lambda b: b.__setitem__(slice(70, 74), b"\x80\0\x18\0")))
         ),
-        "CT over time": Plant(code="ct-not-3d", spoil=ct(lambda a: np.stack([a, a], axis=-1))),
-        "CT of no declared orientation": Plant(
-            code="ct-affine", spoil=header(CT, lambda i: (i.set_sform(None, 0), i.set_qform(None, 0)))
+        "CT over time": PlantedFault(code="ct-not-3d", corrupt=ct(lambda a: np.stack([a, a], axis=-1))),
+        "CT of no declared orientation": PlantedFault(
+            code="ct-affine", corrupt=header(CT, lambda i: (i.set_sform(None, 0), i.set_qform(None, 0)))
         ),
-        "CT with an axis of no length": Plant(
-            code="ct-affine", spoil=unpacked(CT, in_place(lambda b: b.__setitem__(slice(280, 292), b"\0" * 12)))
+        "CT with an axis of no length": PlantedFault(
+            code="ct-affine", corrupt=unpacked(CT, in_place(lambda b: b.__setitem__(slice(280, 292), b"\0" * 12)))
         ),
-        "CT whose affines disagree by a flip": Plant(
-            code="ct-forms", spoil=header(CT, lambda i: i.set_qform(MIRROR @ AFFINE, 1))
+        "CT whose affines disagree by a flip": PlantedFault(
+            code="ct-forms", corrupt=header(CT, lambda i: i.set_qform(MIRROR @ AFFINE, 1))
         ),
-        "CT whose affines disagree in spacing": Plant(
-            code="ct-forms", spoil=header(CT, lambda i: i.set_qform(AFFINE @ np.diag([1, 1, 1.5, 1]), 1))
+        "CT whose affines disagree in spacing": PlantedFault(
+            code="ct-forms", corrupt=header(CT, lambda i: i.set_qform(AFFINE @ np.diag([1, 1, 1.5, 1]), 1))
         ),
-        "CT with NaN": Plant(code="ct-nan", spoil=ct(lambda a: set_to((9, 9, 9), np.nan)(a.astype(np.float32)))),
-        "CT with infinity": Plant(code="ct-nan", spoil=ct(lambda a: set_to((9, 9, 9), np.inf)(a.astype(np.float64)))),
-        "CT of 8 bits": Plant(
-            code="ct-8bit", spoil=ct(lambda a: ((np.clip(a, -160, 240) + 160) * 255 / 400).astype(np.uint8)),
+        "CT with NaN": PlantedFault(code="ct-nan", corrupt=ct(lambda a: set_to((9, 9, 9), np.nan)(a.astype(np.float32)))),
+        "CT with infinity": PlantedFault(code="ct-nan", corrupt=ct(lambda a: set_to((9, 9, 9), np.inf)(a.astype(np.float64)))),
+        "CT of 8 bits": PlantedFault(
+            code="ct-8bit", corrupt=ct(lambda a: ((np.clip(a, -160, 240) + 160) * 255 / 400).astype(np.uint8)),
         ),
-        "CT scaled to 0..1": Plant(code="ct-rescaled", spoil=ct(lambda a: ((a + 1024) / 4095).astype(np.float32))),
-        "CT scaled to 0..255": Plant(code="ct-8bit", spoil=ct(lambda a: ((a + 1024) / 4095 * 255).astype(np.float32))),
-        "CT of zero mean, unit variance": Plant(
-            code="ct-rescaled", spoil=ct(lambda a: ((a - a.mean()) / a.std()).astype(np.float32))
+        "CT scaled to 0..1": PlantedFault(code="ct-rescaled", corrupt=ct(lambda a: ((a + 1024) / 4095).astype(np.float32))),
+        "CT scaled to 0..255": PlantedFault(code="ct-8bit", corrupt=ct(lambda a: ((a + 1024) / 4095 * 255).astype(np.float32))),
+        "CT of zero mean, unit variance": PlantedFault(
+            code="ct-rescaled", corrupt=ct(lambda a: ((a - a.mean()) / a.std()).astype(np.float32))
         ),
-        "CT without its offset": Plant(code="ct-offset", spoil=ct(lambda a: (a + 1024).astype(np.uint16))),
-        "CT without its offset, padded": Plant(
-            code="ct-offset", spoil=ct(lambda a: cylinder(-2000, 1.15)((a + 1024).astype(np.int16))),
+        "CT without its offset": PlantedFault(code="ct-offset", corrupt=ct(lambda a: (a + 1024).astype(np.uint16))),
+        "CT without its offset, padded": PlantedFault(
+            code="ct-offset", corrupt=ct(lambda a: cylinder(-2000, 1.15)((a + 1024).astype(np.int16))),
         ),
-        "CT through a window": Plant(code="ct-not-hu", spoil=ct(lambda a: np.clip(a, -160, 240))),
-        "MR": Plant(code="ct-not-hu", spoil=ct(mr)),
-        "CT times 10": Plant(code="ct-not-hu", spoil=ct(lambda a: a.astype(np.int32) * 10)),
-        "CT in metres, declared": Plant(code="ct-spacing", spoil=with_unit("meter", scaled(1e-3)), companions=LITTLE),
-        "CT in metres": Plant(code="ct-spacing", spoil=both(lambda a: a, scaled(1e-3)), companions=LITTLE),
-        "CT in centimetres": Plant(code="ct-spacing", spoil=both(lambda a: a, scaled(0.1)), companions=LITTLE),
-        "CT in micrometres": Plant(
-            code="ct-spacing", spoil=both(lambda a: a, scaled(1e3)), companions=frozenset({"liver-volume"})
+        "CT through a window": PlantedFault(code="ct-not-hu", corrupt=ct(lambda a: np.clip(a, -160, 240))),
+        "MR": PlantedFault(code="ct-not-hu", corrupt=ct(mr)),
+        "CT times 10": PlantedFault(code="ct-not-hu", corrupt=ct(lambda a: a.astype(np.int32) * 10)),
+        "CT in metres, declared": PlantedFault(code="ct-spacing", corrupt=with_unit("meter", scaled(1e-3)), companions=LITTLE),
+        "CT in metres": PlantedFault(code="ct-spacing", corrupt=both(lambda a: a, scaled(1e-3)), companions=LITTLE),
+        "CT in centimetres": PlantedFault(code="ct-spacing", corrupt=both(lambda a: a, scaled(0.1)), companions=LITTLE),
+        "CT in micrometres": PlantedFault(
+            code="ct-spacing", corrupt=both(lambda a: a, scaled(1e3)), companions=frozenset({"liver-volume"})
         ),
-        "CT in millimetres that says metres": Plant(code="ct-unit", spoil=with_unit("meter", AFFINE)),
-        "CT of a tilted gantry": Plant(code="ct-sheared", spoil=both(lambda a: a, sheared(0.2))),
-        "CT of 8 slices": Plant(
-            code="ct-few-slices", spoil=both(lambda a: a[:, :, 14:22]), companions=CUT
+        "CT in millimetres that says metres": PlantedFault(code="ct-unit", corrupt=with_unit("meter", AFFINE)),
+        "CT of a tilted gantry": PlantedFault(code="ct-sheared", corrupt=both(lambda a: a, sheared(0.2))),
+        "CT of 8 slices": PlantedFault(
+            code="ct-few-slices", corrupt=both(lambda a: a[:, :, 14:22]), companions=CUT
         ),
-        "CT with a slice filled in": Plant(code="ct-blank-slice", spoil=ct(set_to((ALL, ALL, 12), -1024))),
-        "CT with a slice of zeros": Plant(code="ct-blank-slice", spoil=ct(set_to((ALL, ALL, 3), 0))),
-        "CT with a slice twice": Plant(
-            code="ct-duplicate-slice", spoil=ct(lambda a: np.insert(left_out(a), 20, a[:, :, 21], axis=2))
+        "CT with a slice filled in": PlantedFault(code="ct-blank-slice", corrupt=ct(set_to((ALL, ALL, 12), -1024))),
+        "CT with a slice of zeros": PlantedFault(code="ct-blank-slice", corrupt=ct(set_to((ALL, ALL, 3), 0))),
+        "CT with a slice twice": PlantedFault(
+            code="ct-duplicate-slice", corrupt=ct(lambda a: np.insert(left_out(a), 20, a[:, :, 21], axis=2))
         ),
-        "CT tilted": Plant(code="ct-oblique", spoil=both(lambda a: a, turned(15))),
-        "CT padded with -2000": Plant(code="ct-padding", spoil=ct(cylinder(-2000, 1.1))),
-        "CT padded with -3024": Plant(code="ct-padding", spoil=ct(cylinder(-3024, 1.2))),
-        "CT filled with 0": Plant(code="ct-fill", spoil=ct(cylinder(0, 1.1))),
-        "mask cut off": Plant(code="mask-unreadable", spoil=file(MASK, lambda d: d[: len(d) // 2])),
-        "mask over time": Plant(code="mask-not-3d", spoil=mask(lambda a: np.stack([a, a], axis=-1))),
-        "mask of no declared orientation": Plant(
-            code="mask-affine", spoil=header(MASK, lambda i: (i.set_sform(None, 0), i.set_qform(None, 0)))
+        "CT tilted": PlantedFault(code="ct-oblique", corrupt=both(lambda a: a, turned(15))),
+        "CT padded with -2000": PlantedFault(code="ct-padding", corrupt=ct(cylinder(-2000, 1.1))),
+        "CT padded with -3024": PlantedFault(code="ct-padding", corrupt=ct(cylinder(-3024, 1.2))),
+        "CT filled with 0": PlantedFault(code="ct-fill", corrupt=ct(cylinder(0, 1.1))),
+        "mask cut off": PlantedFault(code="mask-unreadable", corrupt=file(MASK, lambda d: d[: len(d) // 2])),
+        "mask over time": PlantedFault(code="mask-not-3d", corrupt=mask(lambda a: np.stack([a, a], axis=-1))),
+        "mask of no declared orientation": PlantedFault(
+            code="mask-affine", corrupt=header(MASK, lambda i: (i.set_sform(None, 0), i.set_qform(None, 0)))
         ),
-        "mask whose affines disagree": Plant(
-            code="mask-forms", spoil=header(MASK, lambda i: i.set_qform(np.diag([1, -1, 1, 1]) @ AFFINE, 1))
+        "mask whose affines disagree": PlantedFault(
+            code="mask-forms", corrupt=header(MASK, lambda i: i.set_qform(np.diag([1, -1, 1, 1]) @ AFFINE, 1))
         ),
-        "mask with NaN": Plant(code="mask-nan", spoil=mask(lambda a: set_to((9, 9, 9), np.nan)(a.astype(np.float32)))),
-        "mask of probabilities": Plant(code="mask-values", spoil=mask(lambda a: a.astype(np.float32) * 0.7)),
-        "mask on a shifted grid": Plant(code="mask-grid", spoil=mask(lambda a: a, AFFINE + np.eye(4, k=3) * 25)),
-        "mask of fewer slices": Plant(code="mask-grid", spoil=mask(lambda a: a[:, :, :-2])),
-        "mask of coarser voxels": Plant(code="mask-grid", spoil=mask(lambda a: a[::2, ::2], AFFINE * [2, 2, 1, 1])),
-        "mask whose header is flipped": Plant(code="mask-grid", spoil=mask(lambda a: a, MIRROR @ AFFINE)),
-        "empty mask": Plant(code="mask-empty", spoil=mask(np.zeros_like)),
-        "liver and tumour": Plant(code="mask-labels", spoil=mask(lambda a: a + few_left(a, 50))),
-        "mask flipped left to right": Plant(code="mask-flipped", spoil=mask(lambda a: a[::-1])),
-        "mask flipped back to front": Plant(code="mask-flipped", spoil=mask(lambda a: a[:, ::-1])),
-        "mask upside down": Plant(code="mask-flipped", spoil=mask(lambda a: a[:, :, ::-1])),
-        "mask of the lung": Plant(
-            code="mask-content", spoil=mask(lambda a: (phantom(1).tissue_XYZ == 4).astype(np.uint8)),
+        "mask with NaN": PlantedFault(code="mask-nan", corrupt=mask(lambda a: set_to((9, 9, 9), np.nan)(a.astype(np.float32)))),
+        "mask of probabilities": PlantedFault(code="mask-values", corrupt=mask(lambda a: a.astype(np.float32) * 0.7)),
+        "mask on a shifted grid": PlantedFault(code="mask-grid", corrupt=mask(lambda a: a, AFFINE + np.eye(4, k=3) * 25)),
+        "mask of fewer slices": PlantedFault(code="mask-grid", corrupt=mask(lambda a: a[:, :, :-2])),
+        "mask of coarser voxels": PlantedFault(code="mask-grid", corrupt=mask(lambda a: a[::2, ::2], AFFINE * [2, 2, 1, 1])),
+        "mask whose header is flipped": PlantedFault(code="mask-grid", corrupt=mask(lambda a: a, MIRROR @ AFFINE)),
+        "empty mask": PlantedFault(code="mask-empty", corrupt=mask(np.zeros_like)),
+        "liver and tumour": PlantedFault(code="mask-labels", corrupt=mask(lambda a: a + shrink_mask(a, 50))),
+        "mask flipped left to right": PlantedFault(code="mask-flipped", corrupt=mask(lambda a: a[::-1])),
+        "mask flipped back to front": PlantedFault(code="mask-flipped", corrupt=mask(lambda a: a[:, ::-1])),
+        "mask upside down": PlantedFault(code="mask-flipped", corrupt=mask(lambda a: a[:, :, ::-1])),
+        "mask of the lung": PlantedFault(
+            code="mask-content", corrupt=mask(lambda a: (phantom(1).tissue_XYZ == 4).astype(np.uint8)),
             companions=CUT,
         ),
-        "mask of the bones": Plant(
-            code="mask-content", spoil=mask(lambda a: (phantom(1).tissue_XYZ == 3).astype(np.uint8)),
+        "mask of the bones": PlantedFault(
+            code="mask-content", corrupt=mask(lambda a: (phantom(1).tissue_XYZ == 3).astype(np.uint8)),
             companions=CUT,
         ),
-        "mask of 30 mL": Plant(code="mask-tiny", spoil=mask(lambda a: few_left(a, 190))),
+        "mask of 30 mL": PlantedFault(code="mask-tiny", corrupt=mask(lambda a: shrink_mask(a, 190))),
         **{
-            f"liver cut off at the {name}": Plant(
-                code="mask-edge", spoil=crop(axis, end), companions=frozenset({"liver-volume"})
+            f"liver cut off at the {name}": PlantedFault(
+                code="mask-edge", corrupt=crop(axis, end), companions=frozenset({"liver-volume"})
             )
             for name, axis, end in (("left", 0, 0), ("right", 0, 1), ("back", 1, 0), ("front", 1, 1), ("bottom", 2, 0),
                                     ("top", 2, 1))
         },
-        "liver of 4 litres": Plant(code="liver-volume", spoil=both(lambda a: a, scaled(1.5))),
-        "liver of 300 mL": Plant(code="liver-volume", spoil=mask(lambda a: few_left(a, 1900))),
-        "liver of -20 HU": Plant(
-            code="liver-hu", spoil=ct(in_place(lambda a: a.__setitem__(LIVER, (a[LIVER] - 98) // 4 - 15)))
+        "liver of 4 litres": PlantedFault(code="liver-volume", corrupt=both(lambda a: a, scaled(1.5))),
+        "liver of 300 mL": PlantedFault(code="liver-volume", corrupt=mask(lambda a: shrink_mask(a, 1900))),
+        "liver of -20 HU": PlantedFault(
+            code="liver-hu", corrupt=ct(in_place(lambda a: a.__setitem__(LIVER, (a[LIVER] - 98) // 4 - 15)))
         ),
-        "CT and mask mirrored": Plant(code="liver-left", spoil=both(lambda a: a[::-1])),
-        "neither table nor mask": Plant(code="radiomics-missing", spoil=without(MASK, TABLE)),
-        "table in UTF-16": Plant(code="radiomics-unreadable", spoil=file(TABLE, lambda d: d.decode().encode("utf-16"))),
-        "table of 1,780": Plant(
+        "CT and mask mirrored": PlantedFault(code="liver-left", corrupt=both(lambda a: a[::-1])),
+        "neither table nor mask": PlantedFault(code="radiomics-missing", corrupt=without(MASK, TABLE)),
+        "table in UTF-16": PlantedFault(code="radiomics-unreadable", corrupt=file(TABLE, lambda d: d.decode().encode("utf-16"))),
+        "table of 1,780": PlantedFault(
             code="radiomics-columns",
-            spoil=file(TABLE, lambda d: b"".join(x.rpartition(b",")[0] + b"\n" for x in d.splitlines())),
+            corrupt=file(TABLE, lambda d: b"".join(x.rpartition(b",")[0] + b"\n" for x in d.splitlines())),
         ),
-        "table of semicolons": Plant(code="radiomics-columns", spoil=file(TABLE, lambda d: d.replace(b",", b";"))),
-        "table of two rows": Plant(code="radiomics-rows", spoil=file(TABLE, lambda d: d + d.splitlines()[1])),
-        "table with infinity": Plant(code="radiomics-value", spoil=file(TABLE, lambda d: d.strip() + b"e999")),
-        "table of another mask": Plant(code="radiomics-differ", spoil=lambda f: None, recompute=True),
-        "table whose record names another CT": Plant(code="radiomics-stale", spoil=record_of_another_ct),
-        "table edited after its record": Plant(code="radiomics-stale", spoil=edited_after_its_record),
-        "mask of a line": Plant(code="radiomics-mask", spoil=mask(line), companions=LITTLE, recompute=True),
-        "no record": Plant(code="clinical-missing", spoil=without(RECORD)),
-        "record cut off": Plant(code="clinical-malformed", spoil=file(RECORD, lambda d: d[:40])),
-        "record of deep nesting": Plant(code="clinical-malformed", spoil=file(RECORD, lambda d: b"[" * 100_000)),
-        "unknown field": Plant(code="clinical-unknown-field", spoil=values(blood_of_dragons=7)),
-        "text for a number": Plant(code="clinical-type", spoil=values(albumin="low")),
-        "unknown unit": Plant(code="clinical-unit", spoil=values(albumin={"value": 4, "unit": "stone"})),
-        "albumin in g/dL": Plant(code="clinical-unit-suspect", spoil=values(albumin=3.8)),
-        "creatinine in mg/dL": Plant(code="clinical-unit-suspect", spoil=values(creatinine=0.9)),
-        "cholesterol in mg/dL": Plant(code="clinical-unit-suspect", spoil=values(cholesterol=190)),
-        "height in metres": Plant(code="clinical-unit-suspect", spoil=values(height=1.7)),
-        "g/L said to be g/dL": Plant(
-            code="clinical-unit-suspect", spoil=values(haemoglobin={"value": 140, "unit": "g/dL"})
+        "table of semicolons": PlantedFault(code="radiomics-columns", corrupt=file(TABLE, lambda d: d.replace(b",", b";"))),
+        "table of two rows": PlantedFault(code="radiomics-rows", corrupt=file(TABLE, lambda d: d + d.splitlines()[1])),
+        "table with infinity": PlantedFault(code="radiomics-value", corrupt=file(TABLE, lambda d: d.strip() + b"e999")),
+        "table of another mask": PlantedFault(code="radiomics-differ", corrupt=lambda f: None, recompute=True),
+        "table whose record names another CT": PlantedFault(code="radiomics-stale", corrupt=record_of_another_ct),
+        "table edited after its record": PlantedFault(code="radiomics-stale", corrupt=edited_after_its_record),
+        "mask of a line": PlantedFault(code="radiomics-mask", corrupt=mask(line), companions=LITTLE, recompute=True),
+        "no record": PlantedFault(code="clinical-missing", corrupt=without(RECORD)),
+        "record cut off": PlantedFault(code="clinical-malformed", corrupt=file(RECORD, lambda d: d[:40])),
+        "record of deep nesting": PlantedFault(code="clinical-malformed", corrupt=file(RECORD, lambda d: b"[" * 100_000)),
+        "unknown field": PlantedFault(code="clinical-unknown-field", corrupt=values(blood_of_dragons=7)),
+        "text for a number": PlantedFault(code="clinical-type", corrupt=values(albumin="low")),
+        "unknown unit": PlantedFault(code="clinical-unit", corrupt=values(albumin={"value": 4, "unit": "stone"})),
+        "albumin in g/dL": PlantedFault(code="clinical-unit-suspect", corrupt=values(albumin=3.8)),
+        "creatinine in mg/dL": PlantedFault(code="clinical-unit-suspect", corrupt=values(creatinine=0.9)),
+        "cholesterol in mg/dL": PlantedFault(code="clinical-unit-suspect", corrupt=values(cholesterol=190)),
+        "height in metres": PlantedFault(code="clinical-unit-suspect", corrupt=values(height=1.7)),
+        "g/L said to be g/dL": PlantedFault(
+            code="clinical-unit-suspect", corrupt=values(haemoglobin={"value": 140, "unit": "g/dL"})
         ),
-        "bilirubin in mg/dL": Plant(code="clinical-unit-doubt", spoil=values(total_bilirubin=0.7)),
-        "mistyped": Plant(code="clinical-range", spoil=values(bmi=240)),
-        "negative": Plant(code="clinical-range", spoil=values(alt=-3)),
-        "record of another patient": Plant(code="patient-mismatch", spoil=copy(RECORD)),
-        "blood a year before the CT": Plant(code="dates-apart", spoil=case_record(days_from_blood_to_ct=365)),
-        "CT before the blood": Plant(code="dates-apart", spoil=case_record(days_from_blood_to_ct=-120)),
-        "CT of another case": Plant(
-            code="duplicate-ct", spoil=copy(CT), companions=frozenset()
+        "bilirubin in mg/dL": PlantedFault(code="clinical-unit-doubt", corrupt=values(total_bilirubin=0.7)),
+        "mistyped": PlantedFault(code="clinical-range", corrupt=values(bmi=240)),
+        "negative": PlantedFault(code="clinical-range", corrupt=values(alt=-3)),
+        "record of another patient": PlantedFault(code="patient-mismatch", corrupt=copy(RECORD)),
+        "blood a year before the CT": PlantedFault(code="dates-apart", corrupt=case_record(days_from_blood_to_ct=365)),
+        "CT before the blood": PlantedFault(code="dates-apart", corrupt=case_record(days_from_blood_to_ct=-120)),
+        "CT of another case": PlantedFault(
+            code="duplicate-ct", corrupt=copy(CT), companions=frozenset()
         ),
-        "CT of another case, stored anew": Plant(
-            code="duplicate-ct", spoil=lambda f: write_volume(f / CT, phantom(0).hu_XYZ.astype(np.int32))
+        "CT of another case, stored anew": PlantedFault(
+            code="duplicate-ct", corrupt=lambda f: write_volume(f / CT, phantom(0).hu_XYZ.astype(np.int32))
         ),
-        "table of another case": Plant(code="duplicate-radiomics", spoil=copy(TABLE)),
-        "values of another patient": Plant(code="duplicate-record", spoil=copy_values),
+        "table of another case": PlantedFault(code="duplicate-radiomics", corrupt=copy(TABLE)),
+        "values of another patient": PlantedFault(code="duplicate-record", corrupt=copy_values),
     }
 )  # fmt: skip
 """Name -> fault. At least one for every check that a case folder can show."""
 
 
-VARIANTS: Mapping[str, Plant] = MappingProxyType(
+VARIANTS: Mapping[str, PlantedFault] = MappingProxyType(
     {
-        name: Plant(code=None, spoil=spoil)
-        for name, spoil in {
+        name: PlantedFault(code=None, corrupt=corrupt)
+        for name, corrupt in {
             "untouched": lambda f: None,
             "table with its record": record_that_fits,
             "stored left to right": stored("int16", codes="LPS"),
@@ -273,10 +273,10 @@ class Score:
         return self.true / (self.true + self.false)
 
 
-def codes_of(plant: Plant, good: Path, folder: Path) -> set[tuple[str, str]]:
+def codes_of(plant: PlantedFault, good: Path, folder: Path) -> set[tuple[str, str]]:
     """(case, code) of what is found once the fault is planted into a copy of the good cohort."""
     cohort = Path(shutil.copytree(good, folder))
-    plant.spoil(cohort / "C1")
+    plant.corrupt(cohort / "C1")
     cases = [c for c in open_cohort(cohort).cases if not plant.recompute or c.case_id == "C1"]
     findings = check_cases(cases, radiomics_tolerance=TOLERANCE if plant.recompute else None)
     shutil.rmtree(cohort)
@@ -294,7 +294,7 @@ def score(found: Mapping[str, set[tuple[str, str]]]) -> Score:
     return Score(faults=len(FAULTS), found=hits, variants=len(VARIANTS), true=true, false=false)
 
 
-def told(result: Score) -> str:
+def score_line(result: Score) -> str:
     """The line that docs/checks.md holds."""
     return (
         f"recall {result.recall:.3f} ({result.found} of {result.faults} faults found by their own code), "
@@ -308,7 +308,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         good = write_good_cohort(Path(temporary) / "good")
         plants = {**FAULTS, **VARIANTS}
-        print(told(score({n: codes_of(p, good, Path(temporary) / "case") for n, p in plants.items()})))
+        print(score_line(score({n: codes_of(p, good, Path(temporary) / "case") for n, p in plants.items()})))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor, nn
 
-from factories.traced_once import reweigh
+from factories.traced_once import replace_weights
 from tmi.export.graphs.registry import EXPORTERS
 from tmi.runtime.bundle.manifest import GraphSpec
 
@@ -49,7 +49,7 @@ def plant(
         if asked.name == graph:
             changed = change(copy.deepcopy(module))
             if weights_alone and artefact == "onnx":
-                reweigh(honest / "graphs" / path.name, changed, path)
+                replace_weights(honest / "graphs" / path.name, changed, path)
             else:
                 writer(changed, spec(asked), example, path)
         else:

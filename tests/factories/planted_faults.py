@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from factories.cases import write_case
-from factories.tmi_command import Outcome, tmi
+from factories.tmi_command import CommandResult, tmi
 from tmi.runtime.bundle.manifest import Manifest, manifest_from_json
 from tmi.runtime.bundle.reader import fingerprint, write_manifest
 
@@ -48,23 +48,23 @@ class Workbench:
         shutil.copytree(self.bundle, target)
         return target
 
-    def export(self, engine: str = "torchscript") -> Outcome:
+    def export(self, engine: str = "torchscript") -> CommandResult:
         """Export the run; nothing may be left behind when it is refused."""
         out = self.folder / "exported"
         outcome = tmi("export", self.run, "--engine", engine, "--out", out, "--no-weights")
         assert outcome.code == 0 or not list(self.folder.iterdir()), "a refused export left something behind"
         return outcome
 
-    def verify(self, bundle: Path, *more: object) -> Outcome:
+    def verify(self, bundle: Path, *more: object) -> CommandResult:
         """`tmi verify` with one quick engine."""
         return tmi("verify", bundle, "--engine", "onnx", "--threads", 1, *more)
 
-    def predict(self, bundle: Path, *more: object) -> Outcome:
+    def predict(self, bundle: Path, *more: object) -> CommandResult:
         """`tmi predict` on the good case."""
         return tmi("predict", self.case, "--bundle", bundle, "--engine", "onnx", "--threads", 1, *more)
 
 
-Plant = Callable[[Workbench, pytest.MonkeyPatch], Outcome]
+PlantFunction = Callable[[Workbench, pytest.MonkeyPatch], CommandResult]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class Fault:
     """What is wrong."""
     where: str
     """At which step it is planted: export, file, resealed, signature, runtime."""
-    plant: Plant
+    plant: PlantFunction
     """Plants it and runs the command that must refuse it."""
     code: int
     """Exit code it must end with."""
@@ -84,12 +84,12 @@ class Fault:
     quick: bool = True
     """Whether the default test run has it; the others have a closer test of their own in `test_planted_faults.py`."""
 
-    def blocked(self, outcome: Outcome) -> bool:
+    def blocked(self, outcome: CommandResult) -> bool:
         """Whether the command refused it for the right reason."""
         return outcome.code == self.code and bool(re.search(self.reason, " ".join(outcome.err.split())))
 
 
-def reason_of(outcome: Outcome) -> str:
+def reason_of(outcome: CommandResult) -> str:
     """The line of standard error that says what is wrong."""
     lines = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
     return lines[-1].removeprefix("error: ") if lines else "(no reason was given)"

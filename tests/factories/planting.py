@@ -18,17 +18,17 @@ from tmi.toolkit.radiomics.provenance import RadiomicsRecord, write_record
 from tmi.toolkit.radiomics.settings import SETTINGS_DIGEST
 from tmi.toolkit.storage.hashing import sha256_file
 
-Spoil = Callable[[Path], object]
+Corruption = Callable[[Path], object]
 CT, MASK, TABLE, RECORD = "ct.nii.gz", "liver.nii.gz", "radiomics.csv", "clinical.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plant:
+class PlantedFault:
     """One fault, planted into case C1 of the good cohort."""
 
     code: str | None
     """The check that must find it; None for a variant in which nothing is wrong."""
-    spoil: Spoil
+    corrupt: Corruption
     """Changes the folder of C1."""
     companions: frozenset[str] = frozenset()
     """Other codes that the same fault rightly has."""
@@ -36,52 +36,52 @@ class Plant:
     """Whether it shows with --recompute only."""
 
 
-def ct(change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = AFFINE) -> Spoil:
+def ct(change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = AFFINE) -> Corruption:
     """Change the CT's voxels (x, y, z)."""
     return lambda f: write_volume(f / CT, change(phantom(1).hu_XYZ.copy()), affine)
 
 
-def mask(change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = AFFINE) -> Spoil:
+def mask(change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = AFFINE) -> Corruption:
     """Change the mask's voxels (x, y, z)."""
     return lambda f: write_volume(f / MASK, change(phantom(1).liver_XYZ.astype(np.uint8)), affine)
 
 
-def both(change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = AFFINE) -> Spoil:
+def both(change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = AFFINE) -> Corruption:
     """Change both alike."""
     return lambda f: (ct(change, affine)(f), mask(change, affine)(f))
 
 
-def header(name: str, change: Callable[[nib.Nifti1Image], object]) -> Spoil:
+def header(name: str, change: Callable[[nib.Nifti1Image], object]) -> Corruption:
     """Change an image's header and write it again."""
 
-    def spoil(folder: Path) -> None:
+    def corrupt(folder: Path) -> None:
         image = nib.load(folder / name)
         image = nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine, image.header)
         change(image)
         nib.save(image, folder / name)
 
-    return spoil
+    return corrupt
 
 
-def file(name: str, change: Callable[[bytes], bytes]) -> Spoil:
+def file(name: str, change: Callable[[bytes], bytes]) -> Corruption:
     """Change a file's bytes."""
     return lambda f: (f / name).write_bytes(change((f / name).read_bytes()))
 
 
-def unpacked(name: str, change: Callable[[bytearray], bytes]) -> Spoil:
+def unpacked(name: str, change: Callable[[bytearray], bytes]) -> Corruption:
     """Change the bytes inside a gzip file."""
     return file(name, lambda data: gzip.compress(change(bytearray(gzip.decompress(data))), 1))
 
 
-def values(**fields: object) -> Spoil:
+def values(**fields: object) -> Corruption:
     """Set values of the clinical record."""
 
-    def spoil(folder: Path) -> None:
+    def corrupt(folder: Path) -> None:
         record = json.loads((folder / RECORD).read_text())
         record["values"] |= fields
         (folder / RECORD).write_text(json.dumps(record))
 
-    return spoil
+    return corrupt
 
 
 def in_place(change: Callable[[np.ndarray], object]) -> Callable[[np.ndarray], np.ndarray]:
@@ -107,7 +107,7 @@ def sheared(millimetres_per_mm: float) -> np.ndarray:
     return shear @ AFFINE
 
 
-def crop(axis: int, end: int) -> Spoil:
+def crop(axis: int, end: int) -> Corruption:
     """Cut CT and mask so that the mask's outermost voxels lie on a face."""
     liver = phantom(1).liver_XYZ
     where = np.flatnonzero(liver.any(axis=tuple(a for a in range(3) if a != axis)))
@@ -116,12 +116,12 @@ def crop(axis: int, end: int) -> Spoil:
     return both(lambda a: a[tuple(cut)])
 
 
-def without(*names: str) -> Spoil:
+def without(*names: str) -> Corruption:
     """Remove files."""
     return lambda f: [(f / n).unlink() for n in names]
 
 
-def with_unit(unit: str, affine: np.ndarray) -> Spoil:
+def with_unit(unit: str, affine: np.ndarray) -> Corruption:
     """Both files with an affine in a declared unit."""
     declare = (header(n, lambda i: i.header.set_xyzt_units(unit)) for n in (CT, MASK))
     steps = (both(lambda a: a, affine), *declare)
@@ -134,7 +134,7 @@ def cylinder(value: int, radius: float) -> Callable[[np.ndarray], np.ndarray]:
     return in_place(lambda a: a.__setitem__(x**2 + y**2 > radius**2, value))
 
 
-def few_left(liver: np.ndarray, count: int) -> np.ndarray:
+def shrink_mask(liver: np.ndarray, count: int) -> np.ndarray:
     """A compact rest of the mask: the voxels nearest to its middle."""
     where = np.argwhere(liver)
     order = np.argsort(np.linalg.norm((where - where.mean(axis=0)) * GRID.spacing_XYZ_mm, axis=1))
@@ -145,7 +145,7 @@ def few_left(liver: np.ndarray, count: int) -> np.ndarray:
 
 def line(liver: np.ndarray) -> np.ndarray:
     rest = np.zeros_like(liver)
-    x, y, z = np.argwhere(few_left(liver, 1))[0]
+    x, y, z = np.argwhere(shrink_mask(liver, 1))[0]
     rest[x - 2 : x + 3, y, z] = 1
     return rest
 
@@ -154,7 +154,7 @@ def set_to(index: object, value: object) -> Callable[[np.ndarray], np.ndarray]:
     return in_place(lambda a: a.__setitem__(index, value))
 
 
-def copy(name: str) -> Spoil:
+def copy(name: str) -> Corruption:
     return lambda f: shutil.copy(f.parent / "C0" / name, f / name)
 
 
@@ -163,7 +163,7 @@ def copy_values(folder: Path) -> None:
     (folder / RECORD).write_text(json.dumps(other | {"patient_id": "P1"}))
 
 
-def case_record(**content: object) -> Spoil:
+def case_record(**content: object) -> Corruption:
     return lambda f: (f / "case.json").write_text(json.dumps({"schema": "tmi-case/1"} | content))
 
 
@@ -203,8 +203,8 @@ def left_out(a: np.ndarray) -> np.ndarray:
     return np.delete(a, 12, axis=2)
 
 
-def stored(dtype: str, *, offset: int = 0, codes: str = "RAS") -> Spoil:
-    def spoil(folder: Path) -> None:
+def stored(dtype: str, *, offset: int = 0, codes: str = "RAS") -> Corruption:
+    def corrupt(folder: Path) -> None:
         for name, array in ((CT, phantom(1).hu_XYZ), (MASK, phantom(1).liver_XYZ.astype(np.uint8))):
             kind = dtype if name == CT else "uint8"
             voxels = (array.astype(np.int64) - (offset if name == CT else 0)).astype(kind)
@@ -215,4 +215,4 @@ def stored(dtype: str, *, offset: int = 0, codes: str = "RAS") -> Spoil:
                 image.header.set_slope_inter(1.0, float(offset))
             nib.save(image, folder / name)
 
-    return spoil
+    return corrupt

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from factories.planted_faults import Fault, Workbench
-from factories.tmi_command import Outcome, tmi
+from factories.tmi_command import CommandResult, tmi
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 
@@ -99,7 +99,7 @@ def _bfloat16(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(OnnxEngine, "_run", lowered)
 
 
-def _bfloat16_off(bench: Workbench, patch: pytest.MonkeyPatch) -> Outcome:
+def _bfloat16_off(bench: Workbench, patch: pytest.MonkeyPatch) -> CommandResult:
     """A processor whose bfloat16 is off: float32 answers for it, and says so; asked for by name it is refused."""
     from tmi.runtime.engines.openvino import OpenVinoBf16Engine
 
@@ -121,7 +121,7 @@ def _bfloat16_off(bench: Workbench, patch: pytest.MonkeyPatch) -> Outcome:
 def _fault(name: str, plant, reason: str) -> Fault:
     """Refused when the machine first opens the bundle, by the very command that would have predicted with it."""
 
-    def run(bench: Workbench, patch: pytest.MonkeyPatch) -> Outcome:
+    def run(bench: Workbench, patch: pytest.MonkeyPatch) -> CommandResult:
         patch.setenv("TMI_CACHE", str(bench.folder / "cache"))  # a machine that has not seen the bundle yet
         plant(patch)
         opened = bench.predict(bench.bundle)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from factories.cases import write_cohort
-from factories.tmi_command import Outcome, tmi
+from factories.tmi_command import CommandResult, tmi
 
 SMALL = [
     "ct.shape_DHW=[8,16,16]",
@@ -28,7 +28,7 @@ class Comparison:
 
     cohort: Path
     folder: Path
-    outcome: Outcome
+    outcome: CommandResult
 
 
 def arguments(cohort: Path, out: Path, *more: str, epochs: int = 1, settings: tuple[str, ...] = ()) -> list[str]:
@@ -38,7 +38,7 @@ def arguments(cohort: Path, out: Path, *more: str, epochs: int = 1, settings: tu
     return [*start, "--accelerator", "cpu", *assignments, *more]
 
 
-def compare(cohort: Path, out: Path, *more: str, settings: tuple[str, ...] = ()) -> Outcome:
+def compare(cohort: Path, out: Path, *more: str, settings: tuple[str, ...] = ()) -> CommandResult:
     """Run it in this process."""
     return tmi(*arguments(cohort, out, *more, settings=settings))
 

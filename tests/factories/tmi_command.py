@@ -16,7 +16,7 @@ from tmi.toolkit.cli.main import main
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CommandResult:
     """What a command left behind."""
 
     code: int
@@ -30,7 +30,7 @@ class Outcome:
         return value
 
 
-def tmi(*arguments: object, cwd: Path | None = None) -> Outcome:
+def tmi(*arguments: object, cwd: Path | None = None) -> CommandResult:
     """Run one command, in a folder where one is given."""
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -43,4 +43,4 @@ def tmi(*arguments: object, cwd: Path | None = None) -> Outcome:
         with pytest.raises(SystemExit) as stop:
             main()
     code = stop.value.code
-    return Outcome(code=0 if code is None else int(code), out=out.getvalue(), err=err.getvalue())
+    return CommandResult(code=0 if code is None else int(code), out=out.getvalue(), err=err.getvalue())

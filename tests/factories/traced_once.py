@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tmi.runtime.bundle.manifest import GraphSpec
 
 
-def traced_once(patch: pytest.MonkeyPatch, traced: Path) -> None:
+def use_cached_traces(patch: pytest.MonkeyPatch, traced: Path) -> None:
     """Let the ONNX writer take the graphs of a bundle and the weights that it is asked to write.
 
     Args:
@@ -25,12 +25,12 @@ def traced_once(patch: pytest.MonkeyPatch, traced: Path) -> None:
     """
 
     def write(module: nn.Module, spec: GraphSpec, example: tuple[Tensor, ...], path: Path) -> None:
-        reweigh(traced / "graphs" / path.name, module, path)
+        replace_weights(traced / "graphs" / path.name, module, path)
 
     patch.setattr("tmi.export.graphs.onnx.write_onnx", write)
 
 
-def reweigh(graph: Path, module: nn.Module, path: Path) -> None:
+def replace_weights(graph: Path, module: nn.Module, path: Path) -> None:
     """An ONNX file with the weights of a module of the same configuration."""
     model = onnx.load(graph)
     state = module.state_dict()

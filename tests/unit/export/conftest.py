@@ -12,7 +12,7 @@ import torch
 from factories.nano import nano
 from factories.planted_faults import Workbench, make_workbench
 from factories.random_run import write_random_run
-from factories.traced_once import traced_once
+from factories.traced_once import use_cached_traces
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -34,7 +34,7 @@ def shared_workbench(tmp_path_factory: pytest.TempPathFactory, nano_run: Path, n
     folder = tmp_path_factory.mktemp("workbench")
     other_run = write_random_run(folder / "other-run", nano(), folds=2, seed=6)
     with pytest.MonkeyPatch.context() as patch:
-        traced_once(patch, nano_bundle)
+        use_cached_traces(patch, nano_bundle)
         export_run(other_run, folder / "other-bundle", artefacts=("onnx",))
     return make_workbench(folder, nano_run, nano_bundle, folder / "other-bundle")
 

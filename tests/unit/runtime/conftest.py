@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from factories.cases import STRANGE, write_case
-from factories.tmi_command import Outcome, tmi
+from factories.tmi_command import CommandResult, tmi
 from tmi.runtime import Predictor
 
 
@@ -42,7 +42,7 @@ def cohort(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def reported(cohort, tiny_bundle, tmp_path_factory) -> tuple[Path, Outcome]:
+def reported(cohort, tiny_bundle, tmp_path_factory) -> tuple[Path, CommandResult]:
     """Folder of the pages, and what the command said."""
     out = tmp_path_factory.mktemp("report") / "report"
     return out, tmi("report", cohort, "--bundle", tiny_bundle, "--out", out, "--threads", 1)

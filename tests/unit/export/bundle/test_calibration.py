@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from factories.nano import nano
 from factories.random_run import write_random_run
-from factories.traced_once import traced_once
+from factories.traced_once import use_cached_traces
 from tmi.export.bundle.writer import export_run
 from tmi.export.checks.eager_reference import eager_reference
 from tmi.export.graphs.partition import FoldModels, calibrated_weights, partition_run
@@ -40,7 +40,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, nano_bundle: Path) -> tup
     run = write_random_run(folder / "run", nano(), folds=2, seed=3)
     calibrate(run, TEMPERATURES, 0.31)
     with pytest.MonkeyPatch.context() as patch:
-        traced_once(patch, nano_bundle)
+        use_cached_traces(patch, nano_bundle)
         bundle = export_run(run, folder / "bundle", artefacts=("onnx",))
     calibrate(run, (1.0, 1.0), 0.5)
     raw = RunFolder.open(run)

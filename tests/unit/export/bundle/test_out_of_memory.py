@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from factories.tmi_command import tmi
-from factories.traced_once import traced_once
+from factories.traced_once import use_cached_traces
 from tmi.export.bundle import writer as bundle_writer
 from tmi.export.bundle.out_of_memory import out_of_memory_as_error
 from tmi.runtime.engines.onnxruntime import OnnxEngine
@@ -52,7 +52,7 @@ def test_an_engine_without_memory_in_a_gate_is_no_parity_failure(nano_run, nano_
         raise RuntimeError("Non-zero status code while running Conv node: std::bad_alloc")
 
     monkeypatch.setattr(OnnxEngine, "_run", starved)
-    traced_once(monkeypatch, nano_bundle)
+    use_cached_traces(monkeypatch, nano_bundle)
     outcome = tmi("export", nano_run, "--engine", "onnx", "--no-weights", "--out", tmp_path / "bundle")
     assert outcome.code == 5
     assert "error: the export ran out of memory while judging onnx on engine onnx; nothing was written" in outcome.err

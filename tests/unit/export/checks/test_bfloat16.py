@@ -15,7 +15,7 @@ from factories import random_run
 from factories.cases import write_case
 from factories.planted_faults import reseal
 from factories.tmi_command import tmi
-from factories.traced_once import traced_once
+from factories.traced_once import use_cached_traces
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engines.openvino import OpenVinoBf16Engine
 from tmi.runtime.engines.precision import rejected_at_export, validated_at_export
@@ -209,7 +209,7 @@ def test_a_model_that_cancels_in_bfloat16_is_exported_and_runs_in_float32(
 ):
     cancelling(monkeypatch)
     run = random_run.write_random_run(tmp_path / "run", nano_config, folds=2, seed=5, shared_text=True)
-    traced_once(monkeypatch, nano_bundle)
+    use_cached_traces(monkeypatch, nano_bundle)
     exported = tmi("export", run, "--engine", "onnx", "--out", tmp_path / "bundle")
     assert exported.code == 0, exported.err
     told = " ".join(exported.out.split())

@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from factories.cases import write_cohort
-from factories.tmi_command import Outcome, tmi
-from factories.traced_once import traced_once
+from factories.tmi_command import CommandResult, tmi
+from factories.traced_once import use_cached_traces
 from tmi.export.checks.validation_set import RealCase, ValidationSet
 from tmi.export.tensorrt.typed_graphs import add_typed_graphs
 from tmi.runtime.bundle.reader import Bundle, open_bundle
@@ -40,11 +40,11 @@ def cohort(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def export(tmp_path_factory, nano_run, nano_bundle, cohort) -> tuple[Outcome, Path]:
+def export(tmp_path_factory, nano_run, nano_bundle, cohort) -> tuple[CommandResult, Path]:
     folder = tmp_path_factory.mktemp("real") / "bundle"
     named = ("--engine", "trt-rtx", "--target", "sm80", "--cases", cohort)
     with pytest.MonkeyPatch.context() as patch:
-        traced_once(patch, nano_bundle)  # the road begins behind them
+        use_cached_traces(patch, nano_bundle)  # the road begins behind them
         return tmi("export", nano_run, *named, "--out", folder), folder
 
 

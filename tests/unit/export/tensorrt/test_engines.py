@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 from safetensors.numpy import load_file
 
 from factories.tmi_command import tmi
-from factories.traced_once import traced_once
+from factories.traced_once import use_cached_traces
 from tmi.export.checks.acceptance import require_passed
 from tmi.export.checks.validation_set import ValidationSet
 from tmi.export.tensorrt import engines as plans
@@ -54,7 +54,7 @@ def export(tmp_path_factory, nano_run, nano_bundle):
     folder = tmp_path_factory.mktemp("rtx") / "bundle"
     named = ("--engine", "trt-rtx", "--engine", "trt", "--precision", "fp16")
     with pytest.MonkeyPatch.context() as patch:
-        traced_once(patch, nano_bundle)  # the road begins behind them
+        use_cached_traces(patch, nano_bundle)  # the road begins behind them
         return tmi("export", nano_run, *named, "--out", folder), folder
 
 

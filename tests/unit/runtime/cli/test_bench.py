@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from factories.cases import write_case
-from factories.tmi_command import Outcome, tmi
+from factories.tmi_command import CommandResult, tmi
 from tmi.runtime.benchmark import benchmark as bench
 from tmi.runtime.benchmark.benchmark import BenchmarkPlan, BenchmarkReport, EngineBenchmark, choose_engines, measure
 from tmi.runtime.benchmark.interleaved_timing import Ratio
@@ -97,7 +97,7 @@ def test_what_cannot_be_measured_is_told_before_anything_runs(tiny_bundle, words
 def test_a_refused_case_stops_with_its_code(tiny_bundle, tmp_path):
     case = write_case(tmp_path / "P001")
     (case / "ct.nii.gz").write_bytes(b"no image")
-    outcome: Outcome = tmi("bench", tiny_bundle, case, "--engine", "onnx")
+    outcome: CommandResult = tmi("bench", tiny_bundle, case, "--engine", "onnx")
     assert outcome.code == 3
     assert "case P001" in outcome.err
     assert "[ct-unreadable]" in outcome.err

@@ -36,7 +36,7 @@ def cohort(good, tmp_path):
 
 
 def planted(cohort, name):
-    FAULTS[name].spoil(cohort / "C1")
+    FAULTS[name].corrupt(cohort / "C1")
     return Case(folder=cohort / "C1", case_id="C1", patient_id="P1")
 
 

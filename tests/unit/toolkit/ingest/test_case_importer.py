@@ -17,7 +17,7 @@ from pydicom.sequence import Sequence
 
 import tmi.toolkit.ingest.case_importer as case_import
 from factories.dicom_series import SeriesSpec, liver_masks, make_slices, write_seg, write_series, write_slices
-from factories.tmi_command import Outcome, tmi
+from factories.tmi_command import CommandResult, tmi
 from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.volume import read_ct, read_mask
@@ -65,7 +65,7 @@ def bytes_of(folder: Path) -> bytes:
     return found
 
 
-def require_nobody(folder: Path, outcome: Outcome) -> None:
+def require_nobody(folder: Path, outcome: CommandResult) -> None:
     content = bytes_of(folder)
     assert len(content) > 10_000
     for token in SOUGHT:

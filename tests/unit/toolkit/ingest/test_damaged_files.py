@@ -52,7 +52,7 @@ def sources(tmp_path_factory) -> Path:
     write_seg(folder / "seg.dcm", make_slices(SPEC), [liver_masks(SPEC)], ["liver"])
     outlines = [c for k in range(SPEC.slices) if (c := liver_contour(SPEC, k, points=30)) is not None]
     write_rtstruct(folder / "rt.dcm", make_slices(SPEC)[0], {"liver": outlines})
-    image = SimpleITK.GetImageFromArray(np.stack([hounsfield_at(SPEC.places_of(k)) for k in range(SPEC.slices)]))
+    image = SimpleITK.GetImageFromArray(np.stack([hounsfield_at(SPEC.positions_of(k)) for k in range(SPEC.slices)]))
     image.SetSpacing((10.0, 10.0, 11.0))
     for ending in ("nrrd", "mha", "nii.gz"):
         SimpleITK.WriteImage(image, str(folder / f"ct.{ending}"), ending != "nii.gz")

@@ -16,7 +16,7 @@ from factories.dicom_series import (
     liver_contour,
     liver_masks,
     make_slices,
-    places_of_volume,
+    positions_of_volume,
     write_rtstruct,
     write_seg,
     write_slices,
@@ -45,7 +45,7 @@ def ct(series) -> ReadCt:
 
 
 def liver_of(volume: Volume) -> np.ndarray:
-    return liver_at(places_of_volume(volume.array_DHW.shape, volume.affine_xyz))
+    return liver_at(positions_of_volume(volume.array_DHW.shape, volume.affine_xyz))
 
 
 def dice(one: np.ndarray, other: np.ndarray) -> float:

@@ -8,7 +8,7 @@ import pytest
 from factories.cases import write_case
 from factories.good_cohort import write_good_cohort
 from factories.paths import ROOT
-from factories.planted_cases import FAULTS, VARIANTS, codes_of, score, told
+from factories.planted_cases import FAULTS, VARIANTS, codes_of, score, score_line
 from factories.real_case import LIVER_LABEL, write_real_case
 from tmi.toolkit.cases.case import Case, open_cohort
 from tmi.toolkit.qc.case_checks import check_case, check_cases
@@ -48,7 +48,7 @@ def test_every_check_that_a_case_folder_can_show_has_a_planted_fault():
 
 
 def test_the_documented_precision_and_recall_are_those_of_the_corpus(found):
-    assert told(score(found)) in " ".join(DOCUMENT.read_text(encoding="utf-8").split())
+    assert score_line(score(found)) in " ".join(DOCUMENT.read_text(encoding="utf-8").split())
 
 
 def test_the_cases_of_the_other_tests_are_good(tmp_path, synthetic_cohort):

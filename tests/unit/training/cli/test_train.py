@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from factories.cases import write_cohort
-from factories.tmi_command import Outcome, tmi
+from factories.tmi_command import CommandResult, tmi
 from tmi.toolkit.run_folder import RunFolder
 from tmi.training.evaluation.metrics import METRICS
 
@@ -30,7 +30,7 @@ FOLD_FILES = {
 }  # fmt: skip
 
 
-def train(cohort: Path, out: Path, *settings: str) -> Outcome:
+def train(cohort: Path, out: Path, *settings: str) -> CommandResult:
     assignments = [part for setting in (*SMALL, *settings) for part in ("--set", setting)]
     return tmi("train", cohort, "--out", out, *OPTIONS, *assignments)
 
@@ -41,7 +41,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(cohort: Path) -> tuple[Path, Outcome]:
+def run(cohort: Path) -> tuple[Path, CommandResult]:
     out = cohort.parent / "run"
     outcome = train(cohort, out)
     assert outcome.code == 0, outcome.err
@@ -49,7 +49,7 @@ def run(cohort: Path) -> tuple[Path, Outcome]:
 
 
 @pytest.fixture(scope="module")
-def released(cohort: Path) -> tuple[Path, Outcome]:
+def released(cohort: Path) -> tuple[Path, CommandResult]:
     out = cohort.parent / "released"
     cut = ("train.protocol=released", "radiomics.fit_on=cohort", "clinical.max_length=32")
     outcome = train(cohort, out, *cut)

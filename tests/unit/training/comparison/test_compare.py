@@ -23,7 +23,7 @@ from factories.ctrl_c import ctrl_c_in_epoch
 from factories.nano import nano
 from factories.pretrained_files import write_bert
 from factories.small_comparison import Comparison, arguments, compare
-from factories.tmi_command import Outcome, tmi
+from factories.tmi_command import CommandResult, tmi
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.run_folder import RunFolder
@@ -43,7 +43,7 @@ def cohort(small_comparison: Comparison) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(small_comparison: Comparison) -> tuple[Path, Outcome]:
+def whole(small_comparison: Comparison) -> tuple[Path, CommandResult]:
     """All four tables: one epoch, two folds."""
     return small_comparison.folder, small_comparison.outcome
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from factories.cases import write_cohort
-from factories.tmi_command import Outcome, tmi
+from factories.tmi_command import CommandResult, tmi
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import RunFolder
@@ -45,7 +45,7 @@ def train(cohort: Path, out: Path, *settings: str) -> Path:
     return out
 
 
-def audit(run: Path, cohort: Path | None, *more: str) -> tuple[Outcome, dict[str, set[str]]]:
+def audit(run: Path, cohort: Path | None, *more: str) -> tuple[CommandResult, dict[str, set[str]]]:
     """The outcome, and the checks of each status."""
     outcome = tmi("audit", run, *([] if cohort is None else [cohort]), "--json", *more, cwd=run)
     found: dict[str, set[str]] = {}

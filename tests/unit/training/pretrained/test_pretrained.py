@@ -19,7 +19,7 @@ from factories.pretrained_files import (
     write_hara,
     write_medicalnet,
 )
-from factories.tmi_command import Outcome, tmi
+from factories.tmi_command import CommandResult, tmi
 from tmi.toolkit.config.presets import paper, tiny
 from tmi.toolkit.config.schema import CtEncoderConfig, TextEncoderConfig
 from tmi.toolkit.errors import DamagedError, TmiError, UsageError
@@ -276,7 +276,7 @@ CUT = [
 ]
 
 
-def train(cohort: Path, run: Path, *more: object) -> Outcome:
+def train(cohort: Path, run: Path, *more: object) -> CommandResult:
     return tmi("train", cohort, "--out", run, *OPTIONS, *(x for s in CUT for x in ("--set", s)), *more)
 
 

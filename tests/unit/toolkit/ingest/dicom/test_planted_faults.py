@@ -13,7 +13,7 @@ from factories.dicom_series import (
     hounsfield_at,
     liver_masks,
     make_slices,
-    places_of_volume,
+    positions_of_volume,
     write_seg,
     write_slices,
 )
@@ -118,7 +118,7 @@ def test_a_gap_too_wide_is_not_filled(tmp_path):
 
 def outlines_apart_mm(ct: Volume) -> float:
     """How far, at most, the body's middle lies from where the anatomy has it, over the slices and both axes."""
-    want = hounsfield_at(places_of_volume(ct.array_DHW.shape, ct.affine_xyz))
+    want = hounsfield_at(positions_of_volume(ct.array_DHW.shape, ct.affine_xyz))
     _, height, width = ct.spacing_DHW_mm
     apart = []
     for have, there in zip(ct.array_DHW > -500, want > -500, strict=True):
@@ -129,7 +129,7 @@ def outlines_apart_mm(ct: Volume) -> float:
 
 def liver_areas_apart(array_DHW: np.ndarray, affine_xyz: np.ndarray) -> float:
     """Difference of the liver's area by slice against the anatomy's, as a part of all of it."""
-    want = hounsfield_at(places_of_volume(array_DHW.shape, affine_xyz))
+    want = hounsfield_at(positions_of_volume(array_DHW.shape, affine_xyz))
     have, there = (((a > 60) & (a < 200)).sum(axis=(1, 2)).astype(float) for a in (array_DHW, want))
     return float(np.abs(have - there).sum() / there.sum())
 
@@ -138,7 +138,7 @@ def test_uneven_steps_are_resampled_to_where_the_anatomy_lies(tmp_path):
     ct, _ = repaired(tmp_path, edited(uneven)(), "dicom-nonuniform-spacing")
     assert liver_areas_apart(ct.array_DHW, ct.affine_xyz) < 0.04
     untreated = np.stack(
-        [hounsfield_at(SeriesSpec().places_of(k if k < 12 else 12 + (k - 12) * 1.3)) for k in range(24)]
+        [hounsfield_at(SeriesSpec().positions_of(k if k < 12 else 12 + (k - 12) * 1.3)) for k in range(24)]
     )
     even = ct.affine_xyz.copy()
     even[2, 2] *= (ct.array_DHW.shape[0] - 1) / 23

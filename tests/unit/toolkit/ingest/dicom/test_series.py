@@ -27,7 +27,7 @@ from factories.dicom_series import (
     compress_with_gdcm,
     hounsfield_at,
     make_slices,
-    places_of_volume,
+    positions_of_volume,
     write_series,
     write_slices,
 )
@@ -55,7 +55,7 @@ def read(folder: Path, series: str | None = None) -> ReadCt:
 
 def off_by(volume: Volume) -> float:
     """Largest difference in HU between a volume and the anatomy at its voxels' places."""
-    want = hounsfield_at(places_of_volume(volume.array_DHW.shape, volume.affine_xyz))
+    want = hounsfield_at(positions_of_volume(volume.array_DHW.shape, volume.affine_xyz))
     return float(np.abs(want.astype(np.float64) - volume.array_DHW).max())
 
 
@@ -206,7 +206,7 @@ def test_no_such_folder_is_a_usage_error(tmp_path):
 @pytest.mark.parametrize("turned", [False, True])
 def test_every_file_format_gives_the_anatomy_at_its_place(ending, turned, tmp_path):
     spec = GRIDS["oblique"]
-    slices = np.stack([hounsfield_at(spec.places_of(k)) for k in range(spec.slices)])
+    slices = np.stack([hounsfield_at(spec.positions_of(k)) for k in range(spec.slices)])
     row, column = np.array(spec.orientation[:3]), np.array(spec.orientation[3:])
     image = SimpleITK.GetImageFromArray(slices)
     image.SetOrigin([float(v) for v in spec.position_of(0)])

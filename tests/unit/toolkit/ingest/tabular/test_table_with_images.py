@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from factories.cases import write_case
-from factories.tmi_command import Outcome, tmi
+from factories.tmi_command import CommandResult, tmi
 from tmi.toolkit.cases.case import open_cohort
 
 MAPPING = {
@@ -43,7 +43,7 @@ def hospital(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def outcome(hospital) -> Outcome:
+def outcome(hospital) -> CommandResult:
     return tmi(
         "import",
         hospital / "cohort",
