@@ -3,6 +3,7 @@
 `python -m factories.planted_cases` (from `tests/`) prints precision and recall over all of it.
 """
 
+# ruff: noqa: E501 - a row a case
 from __future__ import annotations
 
 import gzip

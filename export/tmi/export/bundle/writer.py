@@ -26,7 +26,6 @@ from tmi.export.checks.acceptance import (
     audit_fold_files,
     audit_stored_weights,
     require_finite,
-    require_passed,
     split_failed_optional,
     validate_engines,
     write_file,
@@ -42,7 +41,7 @@ from tmi.export.graphs.requirements import require_exportable
 from tmi.export.tensorrt.builder import BuildOptions
 from tmi.export.tensorrt.engines import PLANS, PlanRequest, add_plans
 from tmi.export.tensorrt.typed_graphs import add_typed_graphs, require_precision
-from tmi.runtime.bundle.check_result import CheckResult
+from tmi.runtime.bundle.check_result import CheckResult, require_passed
 from tmi.runtime.bundle.manifest import (
     FUSION,
     GOLDEN_CASE_FILE,

@@ -48,7 +48,15 @@ class ParityError(TmiError):
         self.records = tuple(records)
 
 
-def require_passed(records: Sequence[CheckResult], *, consequence: str, fix: str) -> None:
+EXPORT_FIX = (
+    "do not use this model exported with these versions; see docs/parity.md for what the gate means, and compare the "
+    "installed versions with constraints.txt"
+)
+
+
+def require_passed(
+    records: Sequence[CheckResult], *, consequence: str = "no bundle was written", fix: str = EXPORT_FIX
+) -> None:
     """Raise unless every check passed.
 
     Args:

@@ -18,13 +18,12 @@ from safetensors.numpy import load_file
 
 from factories.tmi_command import tmi
 from factories.traced_once import use_cached_traces
-from tmi.export.checks.acceptance import require_passed
 from tmi.export.checks.validation_set import ValidationSet
 from tmi.export.tensorrt import engines as plans
 from tmi.export.tensorrt.builder import BuildOptions, Plan, TypeAudit, build_plan
 from tmi.export.tensorrt.engines import PlanRequest, add_plans
 from tmi.export.tensorrt.typed_graphs import TYPED, add_typed_graphs, audit_typed
-from tmi.runtime.bundle.check_result import CheckResult, ParityError
+from tmi.runtime.bundle.check_result import CheckResult, ParityError, require_passed
 from tmi.runtime.bundle.manifest import GOLDEN_FILE, GraphSpec, Manifest
 from tmi.runtime.bundle.reader import open_bundle, write_manifest
 from tmi.runtime.engines.precision import plan_precision
