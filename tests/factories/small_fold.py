@@ -60,6 +60,6 @@ def train_small(
 
     files = FoldFolder(folder=folder, fold=split.fold)
     folder.mkdir(parents=True)
-    options = {"tokenizer": None, "accelerator": "cpu", "report": lambda *_: None} | more
+    options = {"tokenizer": None, "accelerator": "cpu", "epoch_callback": lambda *_: None} | more
     train_fold(arrays, split, config, files, **options)  # type: ignore[arg-type]
     return files
