@@ -224,7 +224,7 @@ def test_another_error_of_a_step_is_not_called_out_of_memory(config, tmp_path, m
 
 
 @pytest.mark.parametrize(
-    ("running", "settings", "kind", "text"),
+    ("hardware", "settings", "kind", "text"),
     [
         ({"devices": 3}, {}, UsageError, "is shared out over 3 processes, which need 6 cases"),
         ({"devices": 0}, {}, UsageError, "--devices 0"),
