@@ -14,7 +14,7 @@ from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.models.registry import MODEL_MODALITIES, active_modalities
 
-NETWORK = "tmi.toolkit.models.factory:system_network"
+NETWORK = "tmi.toolkit.models.factory:create_network"
 CROSS_ENTROPY = "tmi.training.losses.total:task_loss"
 
 
