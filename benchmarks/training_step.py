@@ -60,7 +60,7 @@ class Setting:
         return replace(base, train=train)
 
     @property
-    def summary(self) -> str:
+    def label(self) -> str:
         """For a row of the table."""
         parts = [self.precision, *(["checkpointing"] if self.checkpointing else [])]
         parts += [f"freeze {','.join(self.freeze)}"] if self.freeze else []

@@ -345,8 +345,8 @@ def test_site_is_strict_and_loads_nothing_from_other_hosts():
 def test_staging_rewrites_links_for_the_site():
     """A link written for the repository leads to the page's place in the site; code is left alone."""
     rewritten = STAGE_DOCS["rewritten"]
-    text = "[a](../CONTRIBUTING.md#commits) [b](../README.md) ![c](img/road.svg) `[d](no.md)`\n```\n[e](no.md)\n```\n"
-    want = "[a](contributing.md#commits) [b](index.md) ![c](img/road.svg) `[d](no.md)`\n```\n[e](no.md)\n```\n"
+    text = "[a](../CONTRIBUTING.md#commits) [b](../README.md) ![c](img/pipeline.svg) `[d](no.md)`\n```\n[e](no.md)\n```\n"
+    want = "[a](contributing.md#commits) [b](index.md) ![c](img/pipeline.svg) `[d](no.md)`\n```\n[e](no.md)\n```\n"
     assert rewritten(text, "docs/import.md", "import.md") == (want, [])
     assert rewritten("[a](docs/parity.md#bounds)", "SECURITY.md", "security.md") == ("[a](parity.md#bounds)", [])
     assert rewritten("[a](../predict.md)", "docs/results/README.md", "results/README.md") == ("[a](../predict.md)", [])

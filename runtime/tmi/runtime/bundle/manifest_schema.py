@@ -32,7 +32,7 @@ FIELD_CONSTRAINTS: dict[tuple[str, str], dict[str, Any]] = {
 }
 """What a type cannot say: (class, field) -> further keywords."""
 
-PUBLISHED_NAMES = {"CheckResult": "CheckResult"}
+PUBLISHED_NAMES = {"CheckResult": "GateRecord"}
 """Class -> its name in the published schema, where that is older; code generators take their class names from it."""
 
 
