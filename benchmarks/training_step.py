@@ -184,7 +184,7 @@ def table(answers: list[dict[str, Any]]) -> str:
     for answer in answers:
         seconds, taken, computed = answer["seconds"], answer["taken"], answer["computed"]
         times = " | ".join(f"{seconds[name]:.1f}" for name in ("forward", "backward", "optimiser"))
-        told = Setting(**answer["setting"]).told
+        told = Setting(**answer["setting"]).label
         sizes = f"{taken / GIB:.2f} | {computed / GIB:.2f} | {computed / taken:.2f}"
         rows.append(f"| {told} | {times} | {sizes} |")
     return "\n".join(rows)
