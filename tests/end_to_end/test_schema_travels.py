@@ -150,7 +150,7 @@ def test_a_run_resumes_only_with_the_schema_and_the_rendering_it_was_started_wit
     (run / "run.json").write_text(json.dumps(state | {"status": "running"}))
     resume = ("train", "cohort", *MICRO, "--out", run, "--resume")
     outcome = tmi(*resume, cwd=project)
-    assert (outcome.code, "was started with another clinical schema" in outcome.err) == (2, True)
+    assert (outcome.code, "was started with a different clinical schema" in outcome.err) == (2, True)
     with monkeypatch.context() as patch:
         patch.setattr("tmi.toolkit.clinical.rendering.RENDERING_VERSIONS", {"values": 2, "flags": 2})
         outcome = tmi(*resume, "--schema", "pbc.json", cwd=project)

@@ -12,10 +12,10 @@ from factories.small_comparison import Comparison, compare_everything
 
 
 @pytest.fixture(scope="module", autouse=True)
-def threads_of_a_fresh_process() -> Iterator[None]:
-    """What trains in this process computes in as many threads as a process of its own, so that bits can be compared.
+def default_thread_count() -> Iterator[None]:
+    """Set the number of torch threads that a fresh process has, so that results can be compared bit for bit.
 
-    Engines of other tests set the number for the whole process.
+    Inference engines of other tests change the number for the whole process.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
@@ -25,5 +25,5 @@ def threads_of_a_fresh_process() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def small_comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    """All rows of the paper's tables, trained for one epoch in two folds; read only."""
+    """All rows of the paper's tables, trained for one epoch in two folds; read-only."""
     return compare_everything(tmp_path_factory.mktemp("comparison"))

@@ -1,4 +1,4 @@
-"""Training a fold: nothing of the held-out cases reaches the model, and the epoch is picked on the inner split."""
+"""Training of one fold: held-out cases do not influence the model, and the epoch is selected on the inner split."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def config(micro_config: Config) -> Config:
 
 
 def changed(ids: tuple[str, ...], *, labels: bool = True) -> CohortArrays:
-    """The cohort with everything of the named cases replaced."""
+    """The cohort with all data of the given cases replaced."""
     arrays = make_arrays()
     rows = arrays.rows(ids)
     arrays.ct_N1DHW[rows] = 0.25
@@ -55,30 +55,32 @@ def history(files: FoldFolder) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(files.history.read_text())))
 
 
-def test_nothing_of_a_held_out_case_reaches_the_model_or_what_is_fitted(trained, config, tmp_path):
+def test_held_out_cases_do_not_influence_training(trained, config, tmp_path):
+    """Replacing the held-out cases leaves weights, scaler, vocabulary, history and calibration unchanged."""
     other = train(tmp_path / "fold1", changed(SPLIT.test), config)
     for file in ("model.safetensors", "scaler.json", "tokenizer.json", "history.csv", "validation.csv"):
         assert (other.folder / file).read_bytes() == (trained.folder / file).read_bytes(), file
-    ours, theirs = (json.loads(files.metrics.read_text())["calibration"] for files in (trained, other))
-    assert [ours[k] == theirs[k] for k in ("temperature", "threshold", "validation", "test")] == [True] * 3 + [False]
+    first, second = (json.loads(files.metrics.read_text())["calibration"] for files in (trained, other))
+    assert [first[k] == second[k] for k in ("temperature", "threshold", "validation", "test")] == [True] * 3 + [False]
     assert other.predictions.read_bytes() != trained.predictions.read_bytes()
 
 
 def test_another_seed_gives_other_weights(trained, config, tmp_path):
-    """The counterpart of `test_resume`'s: what is the same with the same seed is not the same with every seed."""
+    """Counterpart of the same-seed test in `test_resume`: weights depend on the seed, the scaler does not."""
     other = train(tmp_path / "fold1", make_arrays(), replace(config, train=replace(config.train, seed=43)))
     assert other.model.read_bytes() != trained.model.read_bytes()
     assert other.scaler.read_bytes() == trained.scaler.read_bytes()
 
 
-def test_a_training_case_reaches_all_of_it(trained, config, tmp_path):
-    """The counterpart: the same change in a training case changes every one of those files."""
+def test_training_case_influences_every_fitted_file(trained, config, tmp_path):
+    """Counterpart of the held-out test: the same change to a training case changes every fitted file."""
     other = train(tmp_path / "fold1", changed(SPLIT.train[:1]), config)
     for file in ("model.safetensors", "scaler.json", "tokenizer.json", "history.csv"):
         assert (other.folder / file).read_bytes() != (trained.folder / file).read_bytes(), file
 
 
-def test_the_epoch_is_the_first_with_the_lowest_loss_on_the_validation_split(trained):
+def test_selected_epoch_has_lowest_validation_loss(trained):
+    """The selected epoch is the first minimum of the validation loss in history.csv."""
     rows = history(trained)
     losses = [float(r["validation_loss"]) for r in rows]
     metrics = json.loads(trained.metrics.read_text())
@@ -88,7 +90,8 @@ def test_the_epoch_is_the_first_with_the_lowest_loss_on_the_validation_split(tra
     assert [r["picked"] for r in rows] == [str(int(v < min([9e9, *losses[:i]]))) for i, v in enumerate(losses)]
 
 
-def test_the_saved_weights_are_those_of_the_picked_epoch(trained, config):
+def test_saved_weights_belong_to_selected_epoch(trained, config):
+    """The saved weights reproduce the validation loss of the selected epoch."""
     network = build(config.network, seed=0)
     network.load_state_dict(load_file(trained.model))
     data = FoldDataset(make_arrays(), SPLIT, config, tokenizer=None)
@@ -97,17 +100,18 @@ def test_the_saved_weights_are_those_of_the_picked_epoch(trained, config):
     assert loss == pytest.approx(json.loads(trained.metrics.read_text())["validation_loss"], rel=1e-6)
 
 
-def test_validation_cases_choose_the_epoch_and_train_no_weight(trained, config, tmp_path):
-    """Other validation labels give another history of losses, but the same training losses epoch by epoch."""
+def test_validation_cases_do_not_train_weights(trained, config, tmp_path):
+    """Other validation labels change the validation losses and leave the training losses unchanged."""
     arrays = make_arrays()
     arrays.labels_N[arrays.rows(SPLIT.validation)] ^= 1
     other = train(tmp_path / "fold1", arrays, config)
-    ours, theirs = history(trained), history(other)
-    assert [r["train_loss"] for r in ours] == [r["train_loss"] for r in theirs]
-    assert [r["validation_loss"] for r in ours] != [r["validation_loss"] for r in theirs]
+    first, second = history(trained), history(other)
+    assert [r["train_loss"] for r in first] == [r["train_loss"] for r in second]
+    assert [r["validation_loss"] for r in first] != [r["validation_loss"] for r in second]
 
 
-def test_the_figures_are_those_of_the_out_of_fold_predictions(trained):
+def test_metrics_match_out_of_fold_predictions(trained):
+    """metrics.json holds the metrics of predictions.csv, which lists the held-out cases."""
     rows = list(csv.DictReader(io.StringIO(trained.predictions.read_text())))
     assert [r["case_id"] for r in rows] == list(SPLIT.test)
     assert [r["label"] for r in rows] == ["bad", "good", "bad", "good"]
@@ -118,7 +122,8 @@ def test_the_figures_are_those_of_the_out_of_fold_predictions(trained):
     assert metrics["cases"] == {"train": 5, "validation": 4, "test": 4}
 
 
-def test_temperature_and_threshold_are_refitted_from_the_recorded_validation_predictions(trained):
+def test_calibration_can_be_refitted_from_validation_predictions(trained):
+    """Refitting on validation.csv gives the recorded temperature and threshold."""
     table = read_predictions(trained.validation)
     recorded = json.loads(trained.metrics.read_text())["calibration"]
     assert table.case_ids == SPLIT.validation
@@ -129,14 +134,16 @@ def test_temperature_and_threshold_are_refitted_from_the_recorded_validation_pre
     assert trained.temperature == recorded["temperature"]
 
 
-def test_a_finished_fold_holds_its_files_and_no_checkpoint(trained):
+def test_finished_fold_has_no_checkpoint(trained):
+    """A finished fold holds the documented files and nothing else."""
     names = (
         "history.csv metrics.json model.safetensors predictions.csv scaler.json tokenizer.json validation.csv".split()
     )
     assert sorted(p.name for p in trained.folder.iterdir()) == names
 
 
-def test_a_cohort_wide_scaler_sees_the_held_out_cases_and_the_default_does_not(config):
+def test_only_cohort_wide_scaler_uses_held_out_cases(config):
+    """`radiomics.fit_on=cohort` fits on all cases; the default fits on the training cases alone."""
     leaky = replace(config, radiomics=replace(config.radiomics, fit_on="cohort"))
     scalers: dict[str, list[RadiomicsScaler]] = {"training": [], "cohort": []}
     for arrays in (make_arrays(), changed(SPLIT.test)):
@@ -149,13 +156,15 @@ def test_a_cohort_wide_scaler_sees_the_held_out_cases_and_the_default_does_not(c
     assert (before.half_width_F != after.half_width_F).all()
 
 
-def test_a_held_out_value_is_clipped_to_the_training_range(config):
+def test_held_out_value_is_clipped_to_training_range(config):
+    """Scaled values of held-out cases stay within the range of the training cases."""
     data = FoldDataset(changed(SPLIT.test), SPLIT, config, tokenizer=None)
     assert (data.batch(SPLIT.test).radiomics == 1.0).all()
     assert float(data.batch(SPLIT.train).radiomics.abs().max()) == 1.0
 
 
-def test_texts_that_lose_their_end_are_counted(config):
+def test_truncated_texts_are_counted(config):
+    """Texts longer than `clinical.max_length` tokens are counted."""
     long = replace(make_arrays(), texts=tuple("3 " * (40 if k < 4 else 2) for k in range(13)))
     short = replace(config, clinical=replace(config.clinical, max_length=32))
     assert FoldDataset(long, SPLIT, short, tokenizer=None).truncated_texts == 4
@@ -172,7 +181,8 @@ def data_of(config: Config, batch_size: int) -> FoldDataset:
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(2, [2, 3]), (3, [3, 2]), (4, [5]), (5, [5]), (8, [5])])
-def test_a_last_batch_of_one_joins_the_one_before_and_no_case_is_left_out(config, batch_size, sizes):
+def test_last_batch_of_one_joins_previous_batch(config, batch_size, sizes):
+    """No batch has a single case, and every training case is in one batch."""
     data = data_of(config, batch_size)
     for epoch in range(3):
         batches = data.epoch_batches(epoch)
@@ -181,21 +191,24 @@ def test_a_last_batch_of_one_joins_the_one_before_and_no_case_is_left_out(config
     assert [len(b.labels) for b in EpochBatches(data, lambda: 0)] == sizes
 
 
-def test_the_order_follows_from_seed_fold_and_epoch(config):
+def test_order_follows_from_seed_fold_and_epoch(config):
+    """The order of cases is the same for the same epoch and differs between epochs."""
     data = data_of(config, 2)
     assert data.epoch_batches(1) == data_of(config, 2).epoch_batches(1)
     orders = {tuple(data.epoch_batches(e)) for e in range(6)}
     assert len(orders) > 3
 
 
-def test_a_batch_of_one_is_passed_over(config):
+def test_batch_of_one_is_skipped(config):
+    """A batch of one case has no loss and does not count in the epoch."""
     module = FoldModule(config, fold=0).train()
     one = FoldDataset(make_arrays(), SPLIT, config, tokenizer=None).batch(SPLIT.train[:1])
     assert module.training_step(one, 0) is None
     assert module.epoch_cases == 0
 
 
-def test_training_is_by_adam_at_the_configured_rate(config):
+def test_optimiser_is_adam_at_configured_rate(config):
+    """The optimiser is Adam with the configured learning rate and weight decay."""
     optimiser = FoldModule(config, fold=0).configure_optimizers()
     assert type(optimiser) is torch.optim.Adam
     assert {(g["lr"], g["betas"], g["weight_decay"]) for g in optimiser.param_groups} == {(3e-3, (0.9, 0.999), 0.0)}
@@ -204,7 +217,8 @@ def test_training_is_by_adam_at_the_configured_rate(config):
 @pytest.mark.parametrize(
     ("part", "prefix"), [("ct", "ct_encoder."), ("text", "text_encoder."), ("radiomics", "fusion.radiomics_encoder.")]
 )
-def test_a_frozen_encoder_ends_as_it_began_and_the_others_do_not(config, tmp_path, part, prefix):
+def test_frozen_encoder_keeps_initial_weights(config, tmp_path, part, prefix):
+    """Training leaves the weights of a frozen encoder unchanged and changes those of the other parts."""
     frozen = replace(config, train=replace(config.train, freeze=(part,), epochs=1))
     after = load_file(train(tmp_path / "fold1", make_arrays(), frozen).model)
     before = build(frozen.network, seed=frozen.train.seed + SPLIT.fold).state_dict()
@@ -214,7 +228,8 @@ def test_a_frozen_encoder_ends_as_it_began_and_the_others_do_not(config, tmp_pat
         assert other == prefix or any(n.startswith(other) and n not in same for n in before)
 
 
-def test_a_training_that_diverges_is_told_with_its_fold_and_a_mend(config, tmp_path):
+def test_diverged_training_reports_fold_and_fix(config, tmp_path):
+    """A validation loss that is not finite raises a `UsageError` and leaves no model."""
     wild = replace(config, train=replace(config.train, learning_rate=1e30))
     with pytest.raises(UsageError, match="fold 1 diverged: after epoch 0") as error:
         train(tmp_path / "fold1", make_arrays(), wild)

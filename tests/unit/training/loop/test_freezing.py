@@ -1,4 +1,4 @@
-"""What is frozen stays to the bit, whole or in part, and a frozen encoder's output is computed once a case."""
+"""Frozen parts keep their weights bit for bit, and the output of a frozen encoder is computed once for each case."""
 
 from __future__ import annotations
 
@@ -49,25 +49,27 @@ PARTS = {
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_what_is_frozen_ends_as_it_began_statistics_included_and_the_rest_does_not(config, tmp_path, name):
-    still, moving = PARTS[name]
+def test_frozen_part_keeps_weights_and_statistics(config, tmp_path, name):
+    """Training leaves weights and BatchNorm statistics of a frozen part unchanged and changes the other parts."""
+    frozen, trained = PARTS[name]
     after = load_file(train_small(tmp_path / "fold1", make_arrays(), freezing(config, name)).model)
     before = build(config.network, seed=config.train.seed + SPLIT.fold).state_dict()
     for key in before:
-        if key.startswith(still):
+        if key.startswith(frozen):
             assert torch.equal(before[key], after[key]), key
-    for prefix in (*moving, "fusion.head."):
+    for prefix in (*trained, "fusion.head."):
         assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith(prefix)), prefix
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_a_frozen_parts_parameters_get_no_gradient_and_are_not_the_optimisers(config, name):
+def test_frozen_parameters_are_not_optimised(config, name):
+    """Parameters of a frozen part require no gradient and are not given to the optimiser."""
     module = FoldModule(freezing(config, name), fold=0)
     frozen = {id(p) for part in frozen_modules(module.network, module.config) for p in part.parameters()}
     assert frozen
     assert all(p.requires_grad == (id(p) not in frozen) for p in module.network.parameters())
-    held = {id(p) for group in module.configure_optimizers().param_groups for p in group["params"]}
-    assert not held & frozen
+    optimised = {id(p) for group in module.configure_optimizers().param_groups for p in group["params"]}
+    assert not optimised & frozen
 
 
 @pytest.mark.parametrize(
@@ -79,53 +81,55 @@ def test_a_frozen_parts_parameters_get_no_gradient_and_are_not_the_optimisers(co
         (("ct", "ct:stem"), "freeze="),
     ],
 )
-def test_a_name_that_is_no_part_is_refused(config, names, text):
+def test_unknown_freeze_entry_is_rejected(config, names, text):
+    """A name that is no encoder or part, and a part beside its whole encoder, raise a `UsageError`."""
     with pytest.raises(UsageError, match=text):
         freezing(config, *names)
 
 
-def test_more_layers_than_there_are_is_refused(config):
-    with pytest.raises(UsageError, match="names text:3, and the text encoder has 2 layers"):
+def test_too_many_frozen_layers_are_rejected(config):
+    """Freezing more text layers than exist raises a `UsageError`."""
+    with pytest.raises(UsageError, match="names text:3, but the text encoder has 2 layers"):
         FoldModule(freezing(config, "text:3"), fold=0)
 
 
-# Outputs computed once
+# Cached outputs
 
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How many cases each encoder computed."""
+    """Number of cases that each encoder has computed."""
     calls: Counter[str] = Counter()
     for name, kind in (("ct", CtEncoder), ("text", TextEncoder)):
-        real = kind.forward
+        original = kind.forward
 
-        def forward(self, x, *more, name=name, real=real):
+        def forward(self, x, *more, name=name, original=original):
             calls[name] += len(x)
-            return real(self, x, *more)
+            return original(self, x, *more)
 
         monkeypatch.setattr(kind, "forward", forward)
     return calls
 
 
-def test_a_frozen_encoder_computes_each_case_once_and_the_weights_are_those_without_the_cache(
-    config, tmp_path, counted
-):
+def test_cached_encoder_runs_once_per_case(config, tmp_path, counted):
+    """A frozen encoder computes each case once, and the weights match those of a run without the cache."""
     frozen = freezing(config, "ct", "text", epochs=4)
     cached = load_file(train_small(tmp_path / "cached" / "fold1", make_arrays(), frozen).model)
     once = len(SPLIT.train) + len(SPLIT.validation)
-    final = len(SPLIT.validation) + len(SPLIT.test)  # the saved model is asked anew, without any cache
+    final = len(SPLIT.validation) + len(SPLIT.test)  # the saved model is evaluated without the cache
     assert counted == {"ct": once + final, "text": once + final}
     counted.clear()
-    plain = replace(frozen, train=replace(frozen.train, cache_frozen=False))
-    uncached = load_file(train_small(tmp_path / "plain" / "fold1", make_arrays(), plain).model)
+    without_cache = replace(frozen, train=replace(frozen.train, cache_frozen=False))
+    uncached = load_file(train_small(tmp_path / "uncached" / "fold1", make_arrays(), without_cache).model)
     assert counted["ct"] == 4 * once + final
     for name, tensor in uncached.items():
         if ".tcaf.key." in name and name.endswith(".bias"):
-            continue  # adds the same to every score of a softmax: its gradient is rounding, which Adam blows up
+            continue  # shifts all scores of a softmax equally: its gradient is rounding noise, which Adam amplifies
         torch.testing.assert_close(cached[name], tensor, rtol=2e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_folds_that_start_from_the_same_weights_share_the_outputs(config, tmp_path, counted):
+def test_folds_with_same_weights_share_outputs(config, tmp_path, counted):
+    """Folds that start from the same encoder weights share the cached outputs."""
     frozen = freezing(config, "ct")
     state = build(config.network, seed=9).ct_encoder.state_dict()
     initial, features = InitialWeights(states={"ct": state}), FrozenFeatures()
@@ -137,7 +141,8 @@ def test_folds_that_start_from_the_same_weights_share_the_outputs(config, tmp_pa
     assert counted["ct"] == len(SPLIT.train) + len(SPLIT.validation) + final
 
 
-def test_other_weights_and_another_vocabulary_are_other_outputs(config):
+def test_cache_key_depends_on_weights_and_vocabulary(config):
+    """Other weights and another vocabulary give other cache keys."""
     one, two = (build(config.network, seed=seed).text_encoder for seed in (1, 2))
     assert encoder_cache_key(one, "text", "a") == encoder_cache_key(one, "text", "a")
     assert (
@@ -152,7 +157,8 @@ def test_other_weights_and_another_vocabulary_are_other_outputs(config):
     )
 
 
-def test_an_augmented_ct_and_a_part_are_not_cached(config):
+def test_augmented_ct_and_partial_freeze_are_not_cached(config):
+    """Only fully frozen encoders with unaugmented inputs are cached."""
     network = build(config.network, seed=0)
     frozen = freezing(config, "ct", "text:1")
     assert cacheable_encoders(network, frozen) == ("ct",)

@@ -1,4 +1,4 @@
-"""Less memory without other weights: checkpointing, precision, accumulation; and how much memory a step needs."""
+"""Activation checkpointing, mixed precision, gradient accumulation, and the estimate of a step's memory."""
 
 from __future__ import annotations
 
@@ -34,17 +34,21 @@ def set_train(config: Config, **more: object) -> Config:
     return replace(config, train=replace(config.train, **more))
 
 
-def test_checkpointing_gives_the_same_weights_and_statistics_bit_for_bit(config, tmp_path):
-    plain = load_file(train_small(tmp_path / "plain", make_arrays(), config).model)
-    saved = set_train(config, activation_checkpointing=True)
-    checkpointed = load_file(train_small(tmp_path / "saved", make_arrays(), saved).model)
-    assert plain.keys() == checkpointed.keys()
-    for name, tensor in plain.items():
+def test_checkpointing_keeps_weights_bit_identical(config, tmp_path):
+    """Activation checkpointing changes neither weights nor BatchNorm statistics."""
+    expected = load_file(train_small(tmp_path / "without", make_arrays(), config).model)
+    with_checkpointing = set_train(config, activation_checkpointing=True)
+    checkpointed = load_file(train_small(tmp_path / "with", make_arrays(), with_checkpointing).model)
+    assert expected.keys() == checkpointed.keys()
+    for name, tensor in expected.items():
         assert torch.equal(tensor, checkpointed[name]), name
 
 
-def test_a_step_in_bfloat16_trains_float32_weights_and_a_loss_near_float32s(config, tmp_path):
-    """Of the cross entropy: the alignment loss multiplies what bfloat16 loses by 50."""
+def test_bfloat16_training_keeps_float32_weights(config, tmp_path):
+    """Weights stay float32 and the cross entropy is near that of float32.
+
+    The alignment loss is off, since it multiplies the rounding error of bfloat16 by 50.
+    """
     config = replace(config, loss=replace(config.loss, alpha=0.0))
     losses, weights = [], []
     for precision in ("32", "bf16-mixed"):
@@ -56,19 +60,20 @@ def test_a_step_in_bfloat16_trains_float32_weights_and_a_loss_near_float32s(conf
     assert {t.dtype for t in weights[1].values()} == {torch.float32, torch.int64}
 
 
-def test_the_loss_is_computed_in_float32_whatever_the_precision(config, monkeypatch):
-    seen = []
+def test_loss_is_computed_in_float32(config, monkeypatch):
+    """The loss function gets float32 tensors under autocast to bfloat16."""
+    dtypes = []
     module = FoldModule(config, fold=0)
-    real = module.loss_function
+    original = module.loss_function
     monkeypatch.setattr(
-        module, "loss_function", lambda output, *more: seen.extend(t.dtype for t in output) or real(output, *more)
+        module, "loss_function", lambda output, *more: dtypes.extend(t.dtype for t in output) or original(output, *more)
     )
     from tmi.training.data.fold_dataset import FoldDataset
 
     batch = FoldDataset(make_arrays(), _split(), config, tokenizer=None).batch(_split().train)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         module.training_step(batch, 0)
-    assert set(seen) == {torch.float32}
+    assert set(dtypes) == {torch.float32}
 
 
 def _split():
@@ -79,14 +84,16 @@ def _split():
 
 @pytest.mark.parametrize(("accumulate", "steps"), [(1, 2), (2, 1)])
 def test_accumulated_batches_make_one_step(config, tmp_path, accumulate, steps, monkeypatch):
+    """`train.accumulate` batches share one optimiser step."""
     counted = []
-    real = torch.optim.Adam.step
-    monkeypatch.setattr(torch.optim.Adam, "step", lambda self, *a, **k: counted.append(1) or real(self, *a, **k))
+    original = torch.optim.Adam.step
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self, *a, **k: counted.append(1) or original(self, *a, **k))
     train_small(tmp_path / "run", make_arrays(), set_train(config, batch_size=2, accumulate=accumulate, epochs=1))
     assert len(counted) == steps  # five cases in batches of two and three
 
 
 def test_frozen_batch_norm_keeps_every_statistic(config, tmp_path):
+    """`train.frozen_batch_norm` leaves every running mean at its initial value."""
     after = load_file(train_small(tmp_path / "run", make_arrays(), set_train(config, frozen_batch_norm=True)).model)
     means = [t for name, t in after.items() if name.endswith("running_mean")]
     assert len(means) > 5
@@ -131,8 +138,8 @@ print(json.dumps({"step": peak() - base}))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_computed_memory_is_what_a_step_takes(checkpointing):
-    """Peak resident memory of one real step over what weights and Adam's moments take already."""
+def test_estimate_matches_measured_memory(checkpointing):
+    """The estimate is within 25% of the peak resident memory of one step, less weights and Adam's moments."""
     wide = tiny().network
     config = replace(
         tiny(),
@@ -142,47 +149,51 @@ def test_the_computed_memory_is_what_a_step_takes(checkpointing):
     )
     from tmi.toolkit.storage.serialization import to_json
 
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", MEASURED, json.dumps(to_json(config))],
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**16)},  # what is freed goes back at once, and is not counted
+        # freed memory is returned to the system at once, so it is not counted
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**16)},
     )
-    measured = json.loads(done.stdout)["step"]
-    plan = estimate_memory(config)
-    expected = plan.activations + plan.batch + 4 * plan.trained  # the gradients
+    measured = json.loads(process.stdout)["step"]
+    estimate = estimate_memory(config)
+    expected = estimate.activations + estimate.batch + 4 * estimate.trained  # the gradients
     assert measured == pytest.approx(expected, rel=0.25)
 
 
-def test_the_papers_preset_fits_forty_gigabytes_and_what_saves_memory_does():
-    plans = {
+def test_paper_preset_fits_forty_gigabytes():
+    """The `paper` preset fits a 40 GB device, and each memory option reduces the estimate."""
+    estimates = {
         name: estimate_memory(set_train(paper(), **settings)).total / 2**30
         for name, settings in {
-            "plain": {},
+            "default": {},
             "bfloat16": {"precision": "bf16-mixed"},
             "checkpointed": {"activation_checkpointing": True},
             "both": {"precision": "bf16-mixed", "activation_checkpointing": True},
             "frozen CT": {"freeze": ("ct",)},
         }.items()
     }
-    assert 22 < plans["plain"] < 28
-    assert plans["plain"] > plans["bfloat16"] > plans["both"] > plans["frozen CT"]
-    assert plans["plain"] > plans["checkpointed"] > plans["both"]
-    # the stem's output is 64 x 64 x 256 x 256 floats a case: 1.07 GB, kept twice (before and after its BatchNorm)
+    assert 22 < estimates["default"] < 28
+    assert estimates["default"] > estimates["bfloat16"] > estimates["both"] > estimates["frozen CT"]
+    assert estimates["default"] > estimates["checkpointed"] > estimates["both"]
+    # the stem's output is 64 x 64 x 256 x 256 floats per case: 1.07 GB, saved twice (before and after its BatchNorm)
     assert estimate_memory(paper()).activations > 2 * 2 * 64 * 64 * 256 * 256 * 4
 
 
 @pytest.mark.parametrize("name", [name for name, spec in SYSTEMS.items() if spec.backend == "torch"])
-def test_every_network_has_a_plan(name):
+def test_every_network_has_a_memory_estimate(name):
+    """The estimate works for every registered network."""
     config = replace(tiny(), system=replace(tiny().system, name=name))
-    plan = estimate_memory(config)
-    assert plan.trained > 0
-    assert plan.activations > 0
-    assert plan.batch > 4 * 24 * 48 * 48 * 4
+    estimate = estimate_memory(config)
+    assert estimate.trained > 0
+    assert estimate.activations > 0
+    assert estimate.batch > 4 * 24 * 48 * 48 * 4
 
 
-def test_plan_tells_the_memory_and_trains_nothing(tmp_path):
+def test_plan_option_prints_memory_and_trains_nothing(tmp_path):
+    """`tmi train --plan` prints the estimate and writes no file."""
     outcome = tmi("train", "--preset", "paper", "--precision", "bf16-mixed", "--plan", cwd=tmp_path)
     assert outcome.code == 0, outcome.err
     assert "163,391,709 parameters trained, 0 frozen" in outcome.out
@@ -198,7 +209,8 @@ def test_plan_tells_the_memory_and_trains_nothing(tmp_path):
         MemoryError(),
     ],
 )
-def test_out_of_memory_is_exit_code_5_and_says_what_needs_less(tmp_path, monkeypatch, error):
+def test_out_of_memory_is_exit_code_5(tmp_path, monkeypatch, error):
+    """An out-of-memory error of a step ends with exit code 5, the estimate and ways to reduce it."""
     cohort = write_cohort(tmp_path / "cohort", cases=8, with_mask=False)
 
     def step(*_):
@@ -214,7 +226,9 @@ def test_out_of_memory_is_exit_code_5_and_says_what_needs_less(tmp_path, monkeyp
     assert "--precision bf16-mixed" in outcome.err
 
 
-def test_another_error_of_a_step_is_not_called_out_of_memory(config, tmp_path, monkeypatch):
+def test_other_step_error_is_not_out_of_memory(config, tmp_path, monkeypatch):
+    """Another error of a training step is raised unchanged."""
+
     def step(*_):
         raise RuntimeError("expected scalar type Float")
 
@@ -226,18 +240,20 @@ def test_another_error_of_a_step_is_not_called_out_of_memory(config, tmp_path, m
 @pytest.mark.parametrize(
     ("hardware", "settings", "kind", "text"),
     [
-        ({"devices": 3}, {}, UsageError, "is shared out over 3 processes, which need 6 cases"),
+        ({"devices": 3}, {}, UsageError, "is split over 3 processes, which need at least 6 cases"),
         ({"devices": 0}, {}, UsageError, "--devices 0"),
         ({}, {"precision": "16-mixed"}, UsageError, "16-mixed needs a GPU"),
         ({"track": ("wandb",)}, {}, UsageError, "unknown tracker 'wandb'"),
     ],
 )
-def test_what_cannot_run_is_refused_before_anything_is_prepared(config, hardware, settings, kind, text):
+def test_impossible_hardware_settings_are_rejected(config, hardware, settings, kind, text):
+    """`HardwareConfig.check` rejects settings that cannot work."""
     with pytest.raises(kind, match=text):
         HardwareConfig(**({"accelerator": "cpu"} | hardware)).check(set_train(config, **settings))
 
 
-def test_more_gpus_than_there_are_is_exit_code_5(config, monkeypatch):
+def test_more_gpus_than_available_are_rejected(config, monkeypatch):
+    """Requesting more GPUs than exist raises an `UnavailableError`."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UnavailableError, match=r"this machine has 1 GPU\(s\)"):
         HardwareConfig(accelerator="gpu", devices=2).check(set_train(config, batch_size=4))

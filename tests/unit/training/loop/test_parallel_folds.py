@@ -1,4 +1,4 @@
-"""Folds trained side by side: the models of one after another, and no fold's end is another's."""
+"""Folds trained in parallel give the models of sequential training, and a failed fold does not end the others."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tmi.training.loop.parallel_folds import VISIBLE_DEVICES, FoldFailedError, a
 SPLITS = (FoldSplit(fold=0, train=IDS[8:], validation=IDS[4:8], test=IDS[:4]), SPLIT)
 FILES = ("model.safetensors", "scaler.json", "tokenizer.json", "predictions.csv", "history.csv", "metrics.json")
 TWO = HardwareConfig(accelerator="cpu", parallel_folds=2)
-Told = Callable[[int, int], None]
+FoldEpochCallback = Callable[[int, int], None]
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in FILES}
 
 
-def one_after_another(folder: Path, config: Config) -> dict[int, dict[str, bytes]]:
-    """In one thread, as each of two processes on two threads has."""
+def train_sequentially(folder: Path, config: Config) -> dict[int, dict[str, bytes]]:
+    """Train the folds one after another in one thread, as each of two workers on two threads does."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -52,10 +52,10 @@ def one_after_another(folder: Path, config: Config) -> dict[int, dict[str, bytes
         torch.set_num_threads(before)
 
 
-def side_by_side(
-    folder: Path, config: Config, splits: tuple[FoldSplit, ...] = SPLITS, told: Told = lambda *_: None
+def train_in_parallel(
+    folder: Path, config: Config, splits: tuple[FoldSplit, ...] = SPLITS, on_epoch: FoldEpochCallback = lambda *_: None
 ) -> dict[int, str]:
-    """Train in two processes of one thread; returns what was told of folds that failed."""
+    """Train in two processes of one thread each; return the reported reason of each failed fold."""
     failed: dict[int, str] = {}
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -68,7 +68,7 @@ def side_by_side(
             tokenizer=None,
             initial=None,
             hardware=TWO,
-            epoch_callback=lambda split: lambda epoch, *losses: told(split.fold, epoch),
+            epoch_callback=lambda split: lambda epoch, *losses: on_epoch(split.fold, epoch),
             on_fold_failed=lambda split, why: failed.update({split.fold: why}),
         )
     except (TmiError, FoldFailedError) as error:
@@ -81,23 +81,25 @@ def side_by_side(
 
 
 @pytest.mark.timeout(280)
-def test_two_folds_in_two_processes_have_the_files_of_one_after_another_bit_for_bit(config, tmp_path):
+def test_parallel_folds_match_sequential_bit_for_bit(config, tmp_path):
+    """Two folds in two processes have the files of sequential training."""
     epochs: dict[int, list[int]] = {0: [], 1: []}
-    assert side_by_side(tmp_path / "two", config, told=lambda fold, epoch: epochs[fold].append(epoch)) == {}
+    assert train_in_parallel(tmp_path / "two", config, on_epoch=lambda fold, epoch: epochs[fold].append(epoch)) == {}
     assert epochs == {0: [0, 1, 2, 3], 1: [0, 1, 2, 3]}
-    expected = one_after_another(tmp_path / "one", config)
+    expected = train_sequentially(tmp_path / "one", config)
     for fold, files in expected.items():
         assert contents(tmp_path / "two" / f"fold{fold}") == files
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(280)
-def test_a_fold_that_fails_is_told_and_the_other_is_trained(config, tmp_path):
+def test_failed_fold_does_not_stop_the_other(config, tmp_path):
+    """A fold with a damaged checkpoint is reported with its fix, and the other fold is trained."""
     damaged = FoldFolder.of(tmp_path, 0)
     damaged.checkpoint.parent.mkdir(parents=True)
     damaged.checkpoint.write_bytes(b"no checkpoint")
     with pytest.raises(DamagedError, match=r"last\.ckpt cannot be read") as caught:
-        side_by_side(tmp_path, config)
+        train_in_parallel(tmp_path, config)
     assert list(caught.value.failed) == [0]
     assert "fix: delete the fold's folder" in caught.value.failed[0]
     assert FoldFolder.of(tmp_path, 1).done
@@ -106,10 +108,11 @@ def test_a_fold_that_fails_is_told_and_the_other_is_trained(config, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(280)
-def test_of_an_unexpected_error_the_kind_is_told_and_its_text_only_with_the_traceback(config, tmp_path):
+def test_unexpected_error_is_reported_by_type(config, tmp_path):
+    """The reported reason holds the error's type; its text is in the traceback alone."""
     (tmp_path / "fold0").write_text("no folder")
     with pytest.raises(FoldFailedError, match="fold 0: unexpected ") as caught:
-        side_by_side(tmp_path, config)
+        train_in_parallel(tmp_path, config)
     assert caught.value.failed[0].startswith("fold 0: unexpected ")
     assert "Traceback" not in caught.value.failed[0]
     assert "Traceback" in caught.value.args[1]
@@ -118,39 +121,43 @@ def test_of_an_unexpected_error_the_kind_is_told_and_its_text_only_with_the_trac
 
 @pytest.mark.slow
 @pytest.mark.timeout(280)
-def test_a_killed_process_fails_its_fold_alone_and_the_fold_goes_on_to_the_same_model(config, tmp_path):
+def test_killed_worker_fails_its_fold_alone(config, tmp_path):
+    """The other fold is trained, and the killed fold continues to the same model."""
     config = replace(config, train=replace(config.train, epochs=40))
 
     def kill(fold: int, epoch: int) -> None:
-        if (fold, epoch) == (1, 1):  # of the last that was begun: the first may have come to its end meanwhile
+        if (fold, epoch) == (1, 1):  # the fold started last: the first one may be finished by now
             (victim,) = (p for p in multiprocessing.active_children() if p.name == "fold 1")
             os.kill(victim.pid, signal.SIGKILL)
 
     with pytest.raises(UnavailableError, match="fold 1: its process was killed"):
-        side_by_side(tmp_path / "two", config, told=kill)
+        train_in_parallel(tmp_path / "two", config, on_epoch=kill)
     assert FoldFolder.of(tmp_path / "two", 0).done
     assert FoldFolder.of(tmp_path / "two", 1).checkpoint.is_file()
-    side_by_side(tmp_path / "two", config, SPLITS[1:])
-    expected = one_after_another(tmp_path / "one", config)
+    train_in_parallel(tmp_path / "two", config, SPLITS[1:])
+    expected = train_sequentially(tmp_path / "one", config)
     assert {fold: contents(tmp_path / "two" / f"fold{fold}") for fold in expected} == expected
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(280)
-def test_ctrl_c_ends_every_process_and_all_folds_go_on_to_the_same_models(config, tmp_path):
+def test_ctrl_c_ends_workers_and_folds_resume(config, tmp_path):
+    """Ctrl-C ends every worker, and all folds resume to the same models."""
     config = replace(config, train=replace(config.train, epochs=40))
-    begun: set[int] = set()
+    started: set[int] = set()
 
     def stop(fold: int, epoch: int) -> None:
-        begun.add(fold)
-        if len(begun) == 2:
+        started.add(fold)
+        if len(started) == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        side_by_side(tmp_path / "two", config, told=stop)
+        train_in_parallel(tmp_path / "two", config, on_epoch=stop)
     assert not FoldFolder.of(tmp_path / "two", 1).done
-    side_by_side(tmp_path / "two", config, tuple(s for s in SPLITS if not FoldFolder.of(tmp_path / "two", s.fold).done))
-    expected = one_after_another(tmp_path / "one", config)
+    train_in_parallel(
+        tmp_path / "two", config, tuple(s for s in SPLITS if not FoldFolder.of(tmp_path / "two", s.fold).done)
+    )
+    expected = train_sequentially(tmp_path / "one", config)
     assert {fold: contents(tmp_path / "two" / f"fold{fold}") for fold in expected} == expected
 
 
@@ -158,22 +165,22 @@ def test_ctrl_c_ends_every_process_and_all_folds_go_on_to_the_same_models(config
 
 
 def command(cohort: Path, run: Path, *more: str) -> list[str]:
-    hear = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    main = f"{hear}; from tmi.toolkit.cli.main import main; sys.exit(main())"
+    handle_sigint = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    main = f"{handle_sigint}; from tmi.toolkit.cli.main import main; sys.exit(main())"
     options = ["--preset", "tiny", "--folds", "2", "--epochs", "40", "--accelerator", "cpu", *NANO_OPTIONS, *more]
     return [sys.executable, "-c", main, "train", str(cohort), "--out", str(run), *options]
 
 
 def children(pid: int) -> list[int]:
-    found = []
+    pids = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found += map(int, (task / "children").read_text().split())
-    return found
+        pids += map(int, (task / "children").read_text().split())
+    return pids
 
 
-def wait_for(what: Callable[[], bool], seconds: float) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    while not what():
+    while not condition():
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.01)
 
@@ -181,9 +188,8 @@ def wait_for(what: Callable[[], bool], seconds: float) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_the_command_stopped_by_a_signal_leaves_no_process_and_resumes_to_the_models_of_one_after_another(
-    tmp_path, number
-):
+def test_signal_leaves_no_worker_and_run_resumes(tmp_path, number):
+    """A command stopped by SIGINT or SIGKILL leaves no process and resumes to the models of sequential training."""
     cohort = write_cohort(tmp_path / "cohort", cases=12, with_mask=False)
     env = {**os.environ, "OMP_NUM_THREADS": "2"}
     process = subprocess.Popen(
@@ -216,16 +222,18 @@ def test_the_command_stopped_by_a_signal_leaves_no_process_and_resumes_to_the_mo
     ("hardware", "text"),
     [
         ({"parallel_folds": 0}, "--parallel-folds 0"),
-        ({"parallel_folds": 2, "nodes": 2}, "--nodes 2 spreads a fold over 2"),
-        ({"parallel_folds": 2, "devices": 2}, "--devices 2 --nodes 1 spreads a fold over 2"),
+        ({"parallel_folds": 2, "nodes": 2}, "--nodes 2 distributes a fold over 2"),
+        ({"parallel_folds": 2, "devices": 2}, "--devices 2 --nodes 1 distributes a fold over 2"),
     ],
 )
-def test_folds_side_by_side_that_are_spread_as_well_are_refused(config, hardware, text):
+def test_parallel_and_distributed_folds_are_rejected(config, hardware, text):
+    """`parallel_folds` cannot be combined with several devices for each fold."""
     with pytest.raises(UsageError, match=text):
         HardwareConfig(accelerator="cpu", **hardware).check(replace(config, train=replace(config.train, batch_size=8)))
 
 
-def test_gpus_are_dealt_out_in_turn_and_threads_divided(monkeypatch):
+def test_workers_get_gpus_in_turn_and_divided_threads(monkeypatch):
+    """GPUs are assigned in round-robin order; CPU threads are divided."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv(VISIBLE_DEVICES, raising=False)

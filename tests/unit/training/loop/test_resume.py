@@ -1,4 +1,4 @@
-"""A run that was killed in the middle of a fold and resumed ends with the very weights of one that was not."""
+"""A run that is killed during a fold and resumed has the weights of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ SMALL = ["--set", "ct.shape_DHW=[12,24,24]", "--set", "clinical.max_length=64"]
 
 
 def command(cohort: Path, run: Path, *more: str) -> list[str]:
-    # what a shell starts in the background ignores Ctrl-C, and so would its children
-    hear = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    main = f"{hear}; from tmi.toolkit.cli.main import main; sys.exit(main())"
+    # a process that a shell starts in the background ignores Ctrl-C, and its children inherit that
+    handle_sigint = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    main = f"{handle_sigint}; from tmi.toolkit.cli.main import main; sys.exit(main())"
     return [sys.executable, "-c", main, "train", str(cohort), "--out", str(run), *OPTIONS, *SMALL, *more]
 
 
@@ -39,7 +39,7 @@ def fold_files(run: Path) -> dict[str, bytes]:
 
 
 def stop_after_epochs(process: subprocess.Popen[bytes], history: Path, epochs: int, signal_number: int) -> None:
-    """Send the signal once the history holds so many epochs, in the middle of the next."""
+    """Send the signal once the history holds `epochs` epochs, during the next one."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if history.is_file() and len(history.read_text().splitlines()) > epochs:
@@ -64,7 +64,8 @@ def uninterrupted(cohort: Path) -> Path:
 
 
 @pytest.mark.timeout(280)
-def test_a_run_killed_in_the_middle_of_a_fold_resumes_to_the_same_models(cohort: Path, uninterrupted: Path) -> None:
+def test_killed_run_resumes_to_same_models(cohort: Path, uninterrupted: Path) -> None:
+    """A run killed by SIGKILL during a fold resumes to the files of an uninterrupted run."""
     run = cohort.parent / "killed"
     process = subprocess.Popen(command(cohort, run), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     stop_after_epochs(process, run / "fold0" / "history.csv", 2, signal.SIGKILL)
@@ -78,17 +79,16 @@ def test_a_run_killed_in_the_middle_of_a_fold_resumes_to_the_same_models(cohort:
     assert fold_files(run) == fold_files(uninterrupted)
 
 
-def test_the_same_config_and_seed_give_the_same_weights_bit_for_bit_in_another_process(
-    cohort: Path, uninterrupted: Path
-) -> None:
-    """The other run was a process of its own, with another hash seed and nothing imported before."""
-    run = cohort.parent / "again"
+def test_same_seed_gives_same_weights_across_processes(cohort: Path, uninterrupted: Path) -> None:
+    """Runs are bit-identical; the other one ran in a fresh process with a different hash seed."""
+    run = cohort.parent / "repeated"
     assert tmi("train", cohort, "--out", run, *OPTIONS, *SMALL).code == 0
     assert fold_files(run) == fold_files(uninterrupted)
 
 
 @pytest.mark.timeout(280)
-def test_ctrl_c_leaves_a_run_that_says_how_to_resume(cohort: Path, uninterrupted: Path) -> None:
+def test_ctrl_c_prints_how_to_resume(cohort: Path, uninterrupted: Path) -> None:
+    """Ctrl-C ends with exit code 130 and the resume command, and the run resumes to the same files."""
     run = cohort.parent / "interrupted"
     process = subprocess.Popen(command(cohort, run), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     stop_after_epochs(process, run / "fold0" / "history.csv", 1, signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Trackers are told losses, figures and the config, nothing of a case; they write into the run and to no network."""
+"""Trackers log losses, metrics and the config, but no data of a case; they write into the run and use no network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from factories.small_fold import IDS, make_arrays, small_config, train_small
 from factories.tmi_command import tmi
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.run_folder import RunFolder
-from tmi.training.loop import hardware as running_module
+from tmi.training.loop import hardware as hardware_module
 from tmi.training.loop.hardware import HardwareConfig
 
 
@@ -23,8 +23,8 @@ def config(micro_config: Config) -> Config:
     return replace(small, train=replace(small.train, epochs=2))
 
 
-def told_to(config: Config, folder: Path, tracker: str) -> Path:
-    """The tracker's folder after a fold."""
+def train_with_tracker(config: Config, folder: Path, tracker: str) -> Path:
+    """Train a fold and return the tracker's folder."""
     hardware = HardwareConfig(accelerator="cpu", track=(tracker,))
     train_small(folder / "run" / "fold1", make_arrays(), config, hardware=hardware)
     return folder / "run" / "tracking" / tracker
@@ -34,31 +34,33 @@ def validation_losses(folder: Path) -> list[float]:
     return [float(line.split(",")[2]) for line in (folder / "history.csv").read_text().splitlines()[1:]]
 
 
-def test_tensorboard_is_told_the_losses_of_history(config, tmp_path):
+def test_tensorboard_logs_history(config, tmp_path):
+    """TensorBoard holds the losses of history.csv and no data of a case."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = told_to(config, tmp_path, "tensorboard")
+    folder = train_with_tracker(config, tmp_path, "tensorboard")
     events = EventAccumulator(str(folder / "fold1"))
     events.Reload()
-    told = [event.value for event in events.Scalars("validation_loss")]
-    assert told == pytest.approx(validation_losses(tmp_path / "run" / "fold1"), rel=1e-6)
+    logged = [event.value for event in events.Scalars("validation_loss")]
+    assert logged == pytest.approx(validation_losses(tmp_path / "run" / "fold1"), rel=1e-6)
     assert [event.step for event in events.Scalars("train_loss")] == [0, 1]
     require_no_case(folder)
 
 
 @pytest.mark.filterwarnings("ignore:.*filesystem.*")
-def test_mlflow_is_told_the_losses_of_history_in_a_local_store(config, tmp_path, monkeypatch):
+def test_mlflow_logs_history_to_local_store(config, tmp_path, monkeypatch):
+    """MLflow holds the losses of history.csv in a local store and no data of a case."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    folder = told_to(config, tmp_path, "mlflow")
+    folder = train_with_tracker(config, tmp_path, "mlflow")
     (metric,) = folder.rglob("metrics/validation_loss")
-    told = [float(line.split()[1]) for line in metric.read_text().splitlines()]
-    assert told == pytest.approx(validation_losses(tmp_path / "run" / "fold1"), rel=1e-6)
+    logged = [float(line.split()[1]) for line in metric.read_text().splitlines()]
+    assert logged == pytest.approx(validation_losses(tmp_path / "run" / "fold1"), rel=1e-6)
     assert any(p.name == "train.learning_rate" for p in folder.rglob("params/*"))
     require_no_case(folder)
 
 
 def require_no_case(folder: Path) -> None:
-    """No file holds a case id or a word of a text."""
+    """Assert that no file holds a case id or a word of a text."""
     for path in folder.rglob("*"):
         if path.is_file():
             data = path.read_bytes()
@@ -66,7 +68,8 @@ def require_no_case(folder: Path) -> None:
             assert b"Albumin" not in data
 
 
-def test_what_trackers_wrote_is_no_part_of_the_run(tmp_path):
+def test_tracker_files_are_not_part_of_run(tmp_path):
+    """run.json does not list the files of trackers, and the finished run is valid."""
     cohort = write_cohort(tmp_path / "cohort", cases=8, with_mask=False)
     small = ["--set", "ct.shape_DHW=[8,16,16]", "--set", "clinical.max_length=32", "--track", "tensorboard"]
     options = ["--preset", "tiny", "--folds", "2", "--epochs", "1", "--accelerator", "cpu"]
@@ -77,9 +80,10 @@ def test_what_trackers_wrote_is_no_part_of_the_run(tmp_path):
     RunFolder.open(tmp_path / "run").require_finished()
 
 
-def test_a_tracker_that_is_not_installed_is_exit_code_5_before_anything_is_done(tmp_path, monkeypatch):
+def test_missing_tracker_package_is_exit_code_5(tmp_path, monkeypatch):
+    """A tracker that is not installed is reported before the run folder is created."""
     cohort = write_cohort(tmp_path / "cohort", cases=8, with_mask=False)
-    monkeypatch.setattr(running_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(hardware_module.importlib.util, "find_spec", lambda name: None)
     outcome = tmi(
         "train", cohort, "--out", tmp_path / "run", "--preset", "tiny", "--track", "mlflow", "--accelerator", "cpu"
     )

@@ -317,5 +317,5 @@ def test_a_run_is_resumed_from_the_same_weights_only(files, tmp_path):
     (run / "run.json").write_text(json.dumps(state | {"status": "running"}))
     outcome = train(files / "cohort", run, "--resume")
     assert outcome.code == 2
-    assert "was started from other pre-trained weights" in outcome.err
+    assert "was started from different pre-trained weights" in outcome.err
     assert train(files / "cohort", run, "--ct-weights", files / "hara.pth", "--resume").code == 0

@@ -139,7 +139,7 @@ def test_freezing_an_encoder_that_the_system_lacks_is_wrong_usage(freeze):
     config = configured("system.name=resnet50", "system.dims=3", f'train.freeze=["{freeze}"]')
     with pytest.raises(UsageError, match=f"names {freeze}, an encoder that resnet50") as error:
         frozen_modules(build_network(config, seed=0), config)
-    assert error.value.fix == "it has: ct"
+    assert error.value.fix == "its encoders: ct"
 
 
 @pytest.mark.parametrize("modalities", ["[]", '["image","image"]', '["ct"]'])

@@ -36,8 +36,7 @@ from tmi.training.cli.options import (
     resolve_initialization,
 )
 from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_OVERRIDES
-from tmi.training.loop.accelerator import resolve_accelerator
-from tmi.training.loop.hardware import HardwareConfig
+from tmi.training.loop.hardware import HardwareConfig, resolve_accelerator
 
 if TYPE_CHECKING:
     from tmi.training.comparison.plan import Plan, PlannedRun

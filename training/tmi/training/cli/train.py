@@ -37,8 +37,7 @@ from tmi.training.cli.options import (
     print_initialization,
     resolve_initialization,
 )
-from tmi.training.loop.accelerator import resolve_accelerator
-from tmi.training.loop.hardware import HardwareConfig
+from tmi.training.loop.hardware import HardwareConfig, resolve_accelerator
 from tmi.training.systems.registry import system_spec
 
 if TYPE_CHECKING:

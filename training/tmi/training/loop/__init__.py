@@ -1,4 +1,4 @@
-"""The training loop: cross-validation, one fold with Lightning, checkpoints, devices, memory estimate.
+"""Training loop: cross-validation, training of one fold with Lightning, checkpoints, devices, memory estimate.
 
-A run that is interrupted is resumed bit for bit.
+An interrupted run resumes to bit-identical weights on a CPU.
 """

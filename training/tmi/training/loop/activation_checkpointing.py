@@ -1,7 +1,9 @@
-"""Activation checkpointing: the inside of a residual block or a text layer is computed again in the backward pass.
+"""Activation checkpointing of residual blocks and text encoder layers.
 
-The second computation must leave no trace: a BatchNorm that saw its batch twice would move its running statistics
-twice. So they are held still during it, and the weights come out as without checkpointing. Source: T. Chen et al. 2016.
+A checkpointed block stores only its input and recomputes its activations in the backward pass. The recomputation
+would update the running statistics of BatchNorm a second time, so they are frozen while it runs. The trained weights
+are bit-identical to those without checkpointing. Source: T. Chen et al. 2016, "Training Deep Nets with Sublinear Memory
+Cost".
 """
 
 from __future__ import annotations
@@ -18,19 +20,19 @@ from tmi.training.systems.factory import encoders
 
 
 def checkpointable_blocks(network: nn.Module) -> list[nn.Module]:
-    """The blocks of a network's CT encoder and the layers of its text encoder, those it has."""
-    there = encoders(network)
+    """Residual blocks of the network's CT encoder and layers of its text encoder; empty if it has neither."""
+    encoder_of = encoders(network)
     blocks: list[nn.Module] = []
-    backbone = getattr(there.get("ct"), "backbone", there.get("ct"))
+    backbone = getattr(encoder_of.get("ct"), "backbone", encoder_of.get("ct"))
     for stage in ("layer1", "layer2", "layer3", "layer4"):
         blocks += list(getattr(backbone, stage, None) or [])
-    bert = getattr(there.get("text"), "bert", None)
+    bert = getattr(encoder_of.get("text"), "bert", None)
     blocks += list(bert.encoder.layer) if bert is not None else []
     return blocks
 
 
 def checkpoint_activations(network: nn.Module) -> None:
-    """Make every checkpointable block forget what it computed until the backward pass."""
+    """Enable activation checkpointing on every block that `checkpointable_blocks` returns."""
     for block in checkpointable_blocks(network):
         _checkpoint(block)
 
@@ -40,10 +42,11 @@ def _checkpoint(block: nn.Module) -> None:
     norms: list[nn.Module] = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        # contexts of the first forward pass and of the recomputation
         return nullcontext(), _frozen_running_stats(norms)
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():  # nothing is saved for a backward pass, so there is nothing to checkpoint
             return forward(*args, **kwargs)
         return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
@@ -52,10 +55,11 @@ def _checkpoint(block: nn.Module) -> None:
 
 @contextmanager
 def _frozen_running_stats(norms: list[nn.Module]) -> Iterator[None]:
-    """Those BatchNorms that are training use the batch's statistics and keep their own as they are.
+    """BatchNorms in training mode normalise by the batch's statistics and keep their running statistics unchanged.
 
-    By a momentum of zero: without statistics they would save other tensors than the first time, which torch refuses.
-    The second computation may stop early, so what counts batches is put back, not counted down.
+    The momentum is set to zero. `track_running_stats=False` is no option: the layer would then save other tensors than
+    in the first pass, which `torch.utils.checkpoint` rejects. The recomputation may stop early, so
+    `num_batches_tracked` is restored from a copy instead of being decremented.
     """
     training = [norm for norm in norms if norm.training]
     before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in training]  # type: ignore[operator]
@@ -64,6 +68,6 @@ def _frozen_running_stats(norms: list[nn.Module]) -> Iterator[None]:
     try:
         yield
     finally:
-        for norm, momentum, counted in before:
+        for norm, momentum, num_batches in before:
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(counted)  # type: ignore[operator]
+            norm.num_batches_tracked.copy_(num_batches)  # type: ignore[operator]

@@ -1,10 +1,10 @@
-"""What happens after each epoch of a fold: judge, keep the best weights, save what a resumed run needs.
+"""Lightning callback that runs after each epoch of a fold: validation, best weights, checkpoint for resuming.
 
-The rule: the epoch with the lowest mean cross entropy on the inner validation split, the earliest of equals. A ranking
-figure on a handful of validation cases takes few values and ties most epochs; the cross entropy does not.
+Model selection: the epoch with the lowest mean cross entropy on the inner validation split; the earliest one on a tie.
+A ranking metric takes few distinct values on a handful of validation cases and would tie most epochs.
 
-Order of writing: the best weights first, the checkpoint last. A kill in between repeats the epoch from the checkpoint
-before it, which gives the same weights again.
+Write order: best weights first, checkpoint last. A process killed in between repeats the epoch from the previous
+checkpoint and reaches the same weights.
 """
 
 from __future__ import annotations
@@ -43,7 +43,13 @@ HISTORY_COLUMNS = (
 
 
 class BestEpochCheckpoint(Checkpoint):
-    """Validates, keeps the best epoch and saves a checkpoint after every epoch."""
+    """Validates, keeps the weights of the best epoch and saves a checkpoint after every epoch.
+
+    Args:
+        data: data of the fold.
+        files: files of the fold.
+        epoch_callback: called with the epoch, its training loss and its validation loss.
+    """
 
     def __init__(
         self, data: FoldDataset, files: FoldFolder, epoch_callback: Callable[[int, float, float], None]
@@ -57,25 +63,25 @@ class BestEpochCheckpoint(Checkpoint):
 
     @property
     def best_weights(self) -> Any:
-        """Weights of the best epoch so far; becomes the fold's model at the end."""
+        """File with the weights of the best epoch so far; copied to the fold's model after training."""
         return self.files.checkpoint.with_name("best.safetensors")
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run continues with; plain values only."""
+        """State that the checkpoint stores; plain values only, so that `weights_only=True` can load it."""
         return {"best_loss": self.best_loss, "best_epoch": self.best_epoch, "history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue."""
+        """Restore the state from a checkpoint."""
         self.best_loss = state_dict["best_loss"]
         self.best_epoch = state_dict["best_epoch"]
         self.history = list(state_dict["history"])
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Judge the epoch and save."""
+        """Validate the epoch and save the checkpoint."""
         assert isinstance(pl_module, FoldModule)
         epoch = trainer.current_epoch
         part = self.files.checkpoint.with_name("part.ckpt")
-        if not trainer.is_global_zero:  # one process judges and writes; saving is a matter of all
+        if not trainer.is_global_zero:  # rank 0 alone validates and writes, but saving is a collective call
             trainer.save_checkpoint(part)
             return
         row = self._validate_epoch(pl_module, epoch)
@@ -95,24 +101,24 @@ class BestEpochCheckpoint(Checkpoint):
         loss = float(cross_entropy(logits.double(), labels))
         if not math.isfinite(loss):
             raise UsageError(
-                f"fold {self.data.split.fold} diverged: after epoch {epoch} the validation loss is no finite number",
-                fix="lower --set train.learning_rate, or look at the cohort's values",
+                f"fold {self.data.split.fold} diverged: after epoch {epoch} the validation loss is not finite",
+                fix="lower --set train.learning_rate, or check the cohort's values",
             )
-        figures = binary_metrics(labels.numpy(), positive_probability(logits))
-        picked = loss < self.best_loss
+        metrics = binary_metrics(labels.numpy(), positive_probability(logits))
+        picked = loss < self.best_loss  # strict, so a tie keeps the earlier epoch
         if picked:
             self.best_loss, self.best_epoch = loss, epoch
         return {
             "epoch": epoch,
             "train_loss": module.epoch_loss / max(module.epoch_cases, 1),
             "validation_loss": loss,
-            "validation_roc_auc": figures["roc_auc"],
-            "validation_balanced_accuracy": figures["balanced_accuracy"],
+            "validation_roc_auc": metrics["roc_auc"],
+            "validation_balanced_accuracy": metrics["balanced_accuracy"],
             "picked": picked,
         }
 
     def write_history(self) -> None:
-        """Write history.csv."""
+        """Write history.csv: one row for each epoch."""
         text = io.StringIO()
         writer = csv.DictWriter(text, HISTORY_COLUMNS, lineterminator="\n")
         writer.writeheader()

@@ -1,4 +1,4 @@
-"""A whole run: prepare the cohort, train every fold, sum up; or continue one that was interrupted."""
+"""Cross-validation: prepare the cohort, train one model for each fold, write the summary; or resume a run."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ RECORDED_PACKAGES = ("tmi-clnet", "torch", "lightning", "monai", "transformers",
 
 
 class TrainingCallbacks(Protocol):
-    """Is told how the run goes on; the command line shows it, tests need not."""
+    """Progress hooks; implemented by the CLI."""
 
     def on_preparation_start(self, total: int) -> Callable[[Case], None]:
-        """Preparation begins; the result is called after each case."""
+        """Preparation starts; returns a function that is called after each case."""
 
     def on_fold_start(self, split: FoldSplit, epochs: int) -> Callable[[int, float, float], None]:
-        """A fold begins; the result is called after each epoch with its number and two losses."""
+        """A fold starts; returns a function that is called after each epoch with its number and two losses."""
 
     def on_case_rejected(self, error: InputRejectedError) -> None:
-        """A case is left out."""
+        """A case is rejected and left out of the run."""
 
     def on_fold_failed(self, split: FoldSplit, why: str) -> None:
-        """A fold of several that are trained side by side failed; the others go on."""
+        """A fold failed while folds are trained in parallel; the other folds continue."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run came to."""
+    """Result of a cross-validation run."""
 
     run: RunFolder
     """The finished run."""
     summary: dict[str, Any]
     """Content of summary.json."""
     rejected: tuple[InputRejectedError, ...]
-    """Cases left out."""
+    """One error for each case that was left out."""
 
 
 def cross_validate(
@@ -74,14 +74,28 @@ def cross_validate(
     initial: InitialWeights | None = None,
     hardware: HardwareConfig | None = None,
 ) -> RunResult:
-    """Train a run in `out`; with `resume`, continue the one that is there to the same result.
+    """Train a run in `out`, or continue an interrupted one to the same result.
 
-    `cache` keeps prepared images from one run to the next; the run is the same without. `initial` are weights that
-    every fold starts from. `running` says on what it runs; None: one device of `accelerator`. Another node than
-    the first trains along, writes nothing, and returns no summary.
+    On a node other than the first, the function trains its share, writes nothing and returns an empty summary.
+
+    Args:
+        cohort: the cohort.
+        config: settings of the run.
+        out: folder of the run.
+        schema: clinical schema that the records are rendered by.
+        tokenizer: vocabulary of every fold; None trains one on each fold's training texts.
+        accelerator: `cpu` or `gpu`; used if `hardware` is None.
+        callbacks: progress hooks.
+        resume: continue the run in `out`.
+        name: name of the run; None: the name of its folder.
+        cache: cache of prepared images; it does not change the result.
+        initial: weights that every fold starts from.
+        hardware: devices, parallel folds and trackers; None: one device of `accelerator`.
 
     Raises:
-        UsageError: too few cases; a tokenizer is needed and not given; the run to resume was started otherwise.
+        UsageError: too few cases; a tokenizer is needed and not given; the run to resume was started with other
+            options, another cohort or other weights.
+        InputRejectedError: every case was rejected.
         KeyboardInterrupt: Ctrl-C; the run can be resumed.
         DamagedError: the run to resume is damaged.
         UnavailableError: devices or memory are too small.
@@ -91,9 +105,9 @@ def cross_validate(
     _require_tokenizer(config, tokenizer)
     scratch = out.with_name(f".{out.name}.prepared{hardware.node_rank or ''}")
     cohort_fingerprint = fingerprint(cohort)
-    follows = hardware.node_rank > 0
-    if resume and not follows:
-        run = _resumable(out, config, schema, cohort_fingerprint)
+    is_follower = hardware.node_rank > 0  # node 0 alone creates, checks and finishes the run folder
+    if resume and not is_follower:
+        run = _open_for_resume(out, config, schema, cohort_fingerprint)
         require_same_initial_weights(run, initial)
     try:
         progress = callbacks.on_preparation_start(len(cohort.cases))
@@ -102,11 +116,11 @@ def cross_validate(
             callbacks.on_case_rejected(error)
         if not arrays.cases:
             raise InputRejectedError(
-                f"none of the {len(cohort.cases)} cases of {cohort.folder} can be trained on",
-                fix="mend them as told above; `tmi check` tells more",
+                f"none of the {len(cohort.cases)} cases of {cohort.folder} can be used for training",
+                fix="fix the problems reported above; `tmi check` reports details",
                 code="cohort-refused",
             )
-        if follows:
+        if is_follower:
             pending = [s for s in make_folds(arrays.cases, config.train) if not FoldFolder.of(out, s.fold).done]
             _train_folds(pending, arrays, config, out, tokenizer, callbacks, initial, hardware)
             return RunResult(run=RunFolder.open(out), summary={}, rejected=arrays.rejected)
@@ -115,7 +129,7 @@ def cross_validate(
             if initial is not None:
                 write_json(run.pretrained, initial.document())
         elif _all_case_ids(run.folds) != {c.case_id for c in arrays.cases}:
-            raise UsageError(f"run {out} was started with other cases", fix="train a new run")
+            raise UsageError(f"run {out} was started with a different set of cases", fix="train a new run")
         pending = [split for split in run.folds if not run.fold(split.fold).done]
         _train_folds(pending, arrays, config, out, tokenizer, callbacks, initial, hardware)
     finally:
@@ -152,7 +166,7 @@ def _train_folds(
             on_fold_failed=callbacks.on_fold_failed,
         )
         return
-    features = FrozenFeatures()
+    features = FrozenFeatures()  # shared by all folds that start from the same weights
     for split in splits:
         train_fold(
             arrays,
@@ -178,7 +192,7 @@ def _create_run(
     name: str | None,
 ) -> RunFolder:
     folds = make_folds(arrays.cases, config.train)
-    about = {
+    cohort_record = {
         "cases": len(arrays.cases),
         "refused": sorted(e.case_id or "" for e in arrays.rejected),
         "fingerprint": cohort_fingerprint,
@@ -190,45 +204,45 @@ def _create_run(
         config=config,
         schema=schema,
         folds=folds,
-        cohort=about,
+        cohort=cohort_record,
         versions={package: version(package) for package in RECORDED_PACKAGES},
     )
 
 
-def _resumable(out: Path, config: Config, schema: Schema, cohort_fingerprint: str) -> RunFolder:
+def _open_for_resume(out: Path, config: Config, schema: Schema, cohort_fingerprint: str) -> RunFolder:
     run = RunFolder.open(out)
     require_rendering(run.config.clinical.rendering, run.rendering_version, kind=f"run {out}")
     if run.schema != schema:
         raise UsageError(
-            f"run {out} was started with another clinical schema",
+            f"run {out} was started with a different clinical schema",
             fix="resume it with the --schema it was started with, or train a new run",
         )
     if run.config != config:
         before, now = to_json(run.config), to_json(config)
         section = next(k for k in before if before[k] != now[k])
         raise UsageError(
-            f"run {out} was started with another config ({section} differs)",
+            f"run {out} was started with a different config ({section} differs)",
             fix="resume it with the options it was started with, or train a new run",
         )
     if run.state["cohort"]["fingerprint"] != cohort_fingerprint:
         raise UsageError(
-            f"run {out} was started on another cohort, or the cohort was changed since",
+            f"run {out} was started on a different cohort, or the cohort has changed since",
             fix="restore the cohort, or train a new run",
         )
     return run
 
 
 def require_same_initial_weights(run: RunFolder, initial: InitialWeights | None) -> None:
-    """Refuse to resume a run from other weights than it began with.
+    """Check that a run resumes from the pre-trained weights that it was started from.
 
     Raises:
-        UsageError: the files of weights are others.
+        UsageError: the SHA-256 digests of the weight files differ.
     """
     before = read_json(run.pretrained, kind="run") if run.pretrained.is_file() else {}
     now = {} if initial is None else initial.document()
     if {k: v["sha256"] for k, v in before.items()} != {k: v["sha256"] for k, v in now.items()}:
         raise UsageError(
-            f"run {run.path} was started from other pre-trained weights",
+            f"run {run.path} was started from different pre-trained weights",
             fix="resume it with the --ct-weights and --text-weights it was started with, or train a new run",
         )
 
@@ -238,15 +252,15 @@ def _all_case_ids(folds: tuple[FoldSplit, ...]) -> set[str]:
 
 
 def _require_tokenizer(config: Config, tokenizer: Tokenizer | None) -> None:
-    rows = config.network.text_encoder.vocab_size
+    embedding_rows = config.network.text_encoder.vocab_size
     if tokenizer is None and config.clinical.vocab_size is None:
         raise UsageError(
-            f"preset {config.preset} needs a BERT vocabulary and none was given",
+            f"preset {config.preset} needs a BERT vocabulary, but none was given",
             fix="give one with --vocab vocab.txt (BioBERT v1.1 uses bert-base-cased's), or train one on the cohort's "
             "texts with --set clinical.vocab_size=2048",
         )
-    if tokenizer is not None and tokenizer.vocab_size > rows:
+    if tokenizer is not None and tokenizer.vocab_size > embedding_rows:
         raise UsageError(
-            f"the vocabulary has {tokenizer.vocab_size} tokens, the text encoder {rows} rows",
+            f"the vocabulary has {tokenizer.vocab_size} tokens, but the text encoder only {embedding_rows} rows",
             fix=f"--set network.text_encoder.vocab_size={tokenizer.vocab_size}",
         )

@@ -1,7 +1,8 @@
-"""A fold on several processes, one a device: this one is the node's first, the others are started and ended here.
+"""Distributed training of one fold: one process for each device.
 
-Lightning finds its rank in LOCAL_RANK and NODE_RANK, so that nothing runs the command line a second time. Several nodes
-each run the command with NODE_RANK, MASTER_ADDR and MASTER_PORT set, on a shared file system; node 0 writes.
+The calling process is local rank 0 of its node; it starts and stops the other ranks. Lightning reads the rank from
+LOCAL_RANK and NODE_RANK, so it does not run the command line again. With several nodes, each node runs the command
+with NODE_RANK, MASTER_ADDR and MASTER_PORT set, on a shared file system; node 0 writes.
 """
 
 from __future__ import annotations
@@ -25,19 +26,22 @@ RENDEZVOUS_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True, kw_only=True)
 class MappedArray:
-    """An array that lies in a file: processes map it instead of getting a copy."""
+    """A float32 array stored in a file; other processes memory-map it instead of receiving a copy."""
 
     file: str
     shape: tuple[int, ...]
     offset: int
 
     def open(self) -> np.ndarray:
-        """The array, read only."""
+        """Memory-map the array read-only."""
         return np.memmap(self.file, dtype=np.float32, mode="r", shape=self.shape, offset=self.offset)
 
 
 def strip_mapped_ct(arrays: CohortArrays) -> tuple[CohortArrays, MappedArray | None]:
-    """A cohort for another process: without CTs that lie in a file."""
+    """Prepare a cohort for another process: CTs that are memory-mapped are replaced by a reference to their file.
+
+    CTs in memory stay in the cohort, and the second return value is None.
+    """
     ct = arrays.ct_N1DHW
     if not isinstance(ct, np.memmap):
         return arrays, None
@@ -46,16 +50,22 @@ def strip_mapped_ct(arrays: CohortArrays) -> tuple[CohortArrays, MappedArray | N
 
 
 def restore_mapped_ct(arrays: CohortArrays, mapped: MappedArray | None) -> CohortArrays:
-    """The cohort again."""
+    """Inverse of `strip_mapped_ct`."""
     return arrays if mapped is None else replace(arrays, ct_N1DHW=mapped.open())
 
 
 @contextmanager
 def spawn_ranks(hardware: HardwareConfig, fold: int, work: Callable[..., None], *payload: Any) -> Iterator[None]:
-    """Inside, this process is local rank 0 and the node's other ranks run `work(*payload)`.
+    """Context in which this process is local rank 0 and the node's other ranks run `work(*payload)`.
+
+    Args:
+        hardware: number of devices and nodes.
+        fold: number of the fold; offsets the port.
+        work: function of the other ranks; must be picklable.
+        *payload: its arguments.
 
     Raises:
-        RuntimeError: another rank ended with an error.
+        RuntimeError: another rank exited with an error.
     """
     before = {name: os.environ.get(name) for name in RENDEZVOUS_VARIABLES}
     port = os.environ.get("MASTER_PORT")
@@ -63,12 +73,12 @@ def spawn_ranks(hardware: HardwareConfig, fold: int, work: Callable[..., None], 
         "LOCAL_RANK": "0",
         "NODE_RANK": str(hardware.node_rank),
         "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
-        # a port of its own for every fold: the one before may linger
+        # a separate port for each fold: the previous one may still be in TIME_WAIT
         "MASTER_PORT": str(int(port) + fold) if port else str(_free_port()),
     }
     context = torch.multiprocessing.get_context("spawn")
     children = [
-        context.Process(target=_child, args=(environment | {"LOCAL_RANK": str(rank)}, work, payload), daemon=True)
+        context.Process(target=_run_rank, args=(environment | {"LOCAL_RANK": str(rank)}, work, payload), daemon=True)
         for rank in range(1, hardware.devices)
     ]
     try:
@@ -92,7 +102,7 @@ def spawn_ranks(hardware: HardwareConfig, fold: int, work: Callable[..., None], 
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def _child(environment: dict[str, str], work: Callable[..., None], payload: tuple[Any, ...]) -> None:
+def _run_rank(environment: dict[str, str], work: Callable[..., None], payload: tuple[Any, ...]) -> None:
     os.environ.update(environment)
     work(*payload)
     if dist.is_initialized():
@@ -100,6 +110,6 @@ def _child(environment: dict[str, str], work: Callable[..., None], payload: tupl
 
 
 def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Training one fold to its model, from the start or from where it was interrupted."""
+"""Training of one fold: fit the network, select the best epoch, write the fold's files; resumes from a checkpoint."""
 
 from __future__ import annotations
 
@@ -52,31 +52,31 @@ def train_fold(
     hardware: HardwareConfig | None = None,
     features: FrozenFeatures | None = None,
 ) -> None:
-    """Train a fold, continuing from its checkpoint where there is one, and write its files.
+    """Train a fold and write its files; continue from its checkpoint if one exists.
 
     Args:
         arrays: the cohort.
         split: the fold.
         config: settings of the run.
-        files: where.
-        tokenizer: a given one; None trains one on the training texts.
+        files: files of the fold.
+        tokenizer: vocabulary; None trains one on the training texts.
         accelerator: `cpu` or `gpu`.
-        epoch_callback: told of every epoch.
+        epoch_callback: called after each epoch.
         initial: weights to start from.
-        hardware: devices and trackers; None: one device, no tracker. On another node than the first nothing is written.
-        features: outputs of frozen encoders that folds share.
+        hardware: devices and trackers; None: one device, no tracker. Nodes other than the first write nothing.
+        features: outputs of frozen encoders, shared between folds.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; the checkpoint of the last whole epoch is there.
+        KeyboardInterrupt: Ctrl-C; the checkpoint of the last complete epoch exists.
         DamagedError: the checkpoint cannot be read.
-        UsageError: the training diverged, or its cases are too few for its processes.
+        UsageError: the training diverged, or there are too few training cases for the number of processes.
         UnavailableError: a device's memory is too small.
     """
     hardware = hardware or HardwareConfig(accelerator=accelerator)
     if hardware.world_size > 1 and len(split.train) < hardware.world_size * hardware.min_cases_per_process(config):
         raise UsageError(
             f"fold {split.fold} trains on {len(split.train)} cases, too few for {hardware.world_size} processes",
-            fix="take fewer devices",
+            fix="use fewer devices",
         )
     data = FoldDataset(arrays, split, config, tokenizer=tokenizer)
     if hardware.node_rank == 0:
@@ -97,15 +97,17 @@ def train_fold(
             _fit(data, checkpointing, config, files, hardware, initial, features)
     if hardware.node_rank > 0:
         return
+    # copied and renamed, so that the model file is either complete or absent
     shutil.copyfile(checkpointing.best_weights, part := files.model.with_name("part.safetensors"))
     os.replace(part, files.model)
     if config.augmentation.active:
-        done = (
+        records = (
             (epoch, case_id, data.augmentation_params(case_id, epoch))
             for epoch in range(config.train.epochs)
             for case_id in split.train
         )
-        write_augmentation_log(files.augmentation, done)
+        write_augmentation_log(files.augmentation, records)
+    # a new dataset without `features`: the saved model is evaluated on the original inputs
     _report_fold(FoldDataset(arrays, split, config, tokenizer=data.tokenizer), files, config, checkpointing)
     shutil.rmtree(files.checkpoint.parent)
 
@@ -120,7 +122,7 @@ def _rank(
     hardware: HardwareConfig,
     initial: InitialWeights | None,
 ) -> None:
-    """Another process of a fold: trains along, judges and writes nothing."""
+    """Entry point of ranks other than 0: train without validating or writing files."""
     data = FoldDataset(restore_mapped_ct(arrays, mapped), split, config, tokenizer=tokenizer)
     _fit(data, BestEpochCheckpoint(data, files, lambda *_: None), config, files, hardware, initial, None)
 
@@ -134,7 +136,7 @@ def _fit(
     initial: InitialWeights | None,
     features: FrozenFeatures | None,
 ) -> None:
-    """Train to the last epoch in this process, which may be one of several."""
+    """Train to the last epoch in this process, which may be one of several ranks."""
     module = FoldModule(config, fold=data.split.fold)
     if initial is not None:
         initial.load_into(module.network)
@@ -143,6 +145,7 @@ def _fit(
         trackers = loggers(hardware.track, files, config) if int(os.environ.get("LOCAL_RANK", "0")) == 0 else []
         trainer = make_trainer(config, hardware, files, [checkpointing], trackers)
         rank, world_size = trainer.global_rank, hardware.world_size
+        # a batch of one cannot train BatchNorm, and every rank needs a share of every batch
         min_cases = max(2, world_size * hardware.min_cases_per_process(config))
         batches = EpochBatches(
             data, lambda: trainer.current_epoch, rank=rank, world_size=world_size, min_cases=min_cases
@@ -153,19 +156,19 @@ def _fit(
 def _precompute_frozen_features(
     module: FoldModule, data: FoldDataset, features: FrozenFeatures, hardware: HardwareConfig
 ) -> None:
-    """Let the outputs of wholly frozen encoders take the place of their inputs."""
-    there = encoders(module.network)
+    """Compute the outputs of fully frozen encoders once and use them in place of the encoders' inputs."""
+    encoder_of = encoders(module.network)
     device = torch.device("cuda" if hardware.accelerator == "gpu" else "cpu")
     rows = [int(row) for row in data.rows((*data.split.train, *data.split.validation))]
     for name in cacheable_encoders(module.network, data.config):
-        encoder = there[name].to(device)
+        encoder = encoder_of[name].to(device)
         if name == "ct":
             key = encoder_cache_key(encoder, name)
-            known = features.get_or_compute(key, encoder, rows, lambda row: (data.volumes([row]),), device)
+            outputs = features.get_or_compute(key, encoder, rows, lambda row: (data.volumes([row]),), device)
         else:
             key = encoder_cache_key(encoder, name, *data.tokenizer.tokens)
-            known = features.get_or_compute(key, encoder, rows, lambda row: data.tokens([row]), device)
-        data.features[name] = known
+            outputs = features.get_or_compute(key, encoder, rows, lambda row: data.tokens([row]), device)
+        data.features[name] = outputs
         bypass_encoder(encoder)
 
 
@@ -178,6 +181,7 @@ def _run(trainer: lightning.Trainer, module: FoldModule, batches: EpochBatches, 
             raise KeyboardInterrupt from stop
         raise
     except (RuntimeError, KeyError, EOFError, ValueError, UnpicklingError) as error:
+        # no step was taken, so the error comes from loading the checkpoint
         if (
             resume is not None
             and trainer.current_epoch == 0
@@ -186,7 +190,7 @@ def _run(trainer: lightning.Trainer, module: FoldModule, batches: EpochBatches, 
         ):
             raise DamagedError(
                 f"checkpoint {files.checkpoint} cannot be read",
-                fix="delete the fold's folder and resume again: the fold then starts anew",
+                fix="delete the fold's folder and resume again: the fold then starts from the beginning",
             ) from error
         raise
     if trainer.interrupted:
@@ -195,23 +199,23 @@ def _run(trainer: lightning.Trainer, module: FoldModule, batches: EpochBatches, 
 
 @contextmanager
 def _out_of_memory_as_error(config: Config, hardware: HardwareConfig, fold: int) -> Iterator[None]:
-    """What runs out of memory ends in a sentence that says how much was needed and what needs less."""
+    """Turn an out-of-memory error into an `UnavailableError` with the estimated memory and ways to reduce it."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        plan = estimate_memory(config, devices=hardware.world_size, accelerator=hardware.accelerator)
+        estimate = estimate_memory(config, devices=hardware.world_size, accelerator=hardware.accelerator)
         raise UnavailableError(
             f"fold {fold}: the {hardware.accelerator}'s memory is too small for a training step, which needs about "
-            f"{plan.total / GIB:.1f} GiB",
+            f"{estimate.total / GIB:.1f} GiB",
             fix="--precision bf16-mixed, --set train.activation_checkpointing=true, --freeze ct, or a smaller "
-            "train.batch_size with train.accumulate; `tmi train --plan` tells what each would need",
+            "train.batch_size with train.accumulate; `tmi train --plan` prints the memory that each one needs",
         ) from error
 
 
 def _report_fold(data: FoldDataset, files: FoldFolder, config: Config, checkpointing: BestEpochCheckpoint) -> None:
-    """Predictions by the saved model, read back from its file, what is fitted on them, and their figures."""
+    """Write predictions, calibration and metrics of the saved model, which is read back from its file."""
     network = load_fold_network(config, files)
     split = data.split
     write_fold_report(
@@ -230,8 +234,8 @@ def _report_fold(data: FoldDataset, files: FoldFolder, config: Config, checkpoin
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning's log lines and its advice on loaders and hardware, silenced only while it trains."""
-    advice = [
+    """Silence Lightning's log lines and its hints on data loaders and hardware during training."""
+    ignored = [
         Ignored(category=PossibleUserWarning),
         Ignored(".*`training_step` returned `None`.*"),
         Ignored(".*isinstance.treespec, LeafSpec.*"),
@@ -239,5 +243,5 @@ def _quiet() -> Iterator[None]:
         Ignored(".*Grad strides do not match bucket view strides.*"),
         Ignored(".*filesystem tracking backend.*", FutureWarning),
     ]
-    with quiet(advice, loggers=["lightning.pytorch", "lightning.fabric", "lightning"], level=logging.ERROR):
+    with quiet(ignored, loggers=["lightning.pytorch", "lightning.fabric", "lightning"], level=logging.ERROR):
         yield

@@ -1,8 +1,9 @@
-"""Parts of a network that are not trained, and the outputs of wholly frozen encoders, computed once a case.
+"""Frozen parts of a network, and caching of the outputs of fully frozen encoders.
 
-A frozen part gets no gradient and runs as in prediction: its BatchNorm statistics and its dropout stay still too. So
-the output of a wholly frozen encoder is a function of the case alone; it is computed once, one case at a time, and from
-then on takes the place of the case's CT or tokens in a batch. The encoder passes it through. N cases, C channels.
+A frozen part gets no gradient and runs in evaluation mode: BatchNorm uses its running statistics and dropout is off.
+The output of a fully frozen encoder therefore depends on the case alone. It is computed once for each case, in batches
+of one, and then replaces the CT or the tokens of the case in a batch; the encoder passes it through. Shapes: B cases of
+a batch, C channels.
 """
 
 from __future__ import annotations
@@ -19,48 +20,48 @@ from tmi.toolkit.errors import UsageError
 from tmi.training.systems.factory import encoders
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
-"""Of a ResNet, in the order they run."""
+"""Stages of a ResNet, in forward order."""
 
 
 def frozen_modules(network: nn.Module, config: Config) -> list[nn.Module]:
-    """The modules that `train.freeze` names.
+    """Return the modules that `train.freeze` names.
 
     Raises:
-        UsageError: the system has no such encoder, or the encoder no such part.
+        UsageError: the model has no such encoder, or the encoder has no such part.
     """
-    there = encoders(network)
+    encoder_of = encoders(network)
     parts: list[nn.Module] = []
     for entry in config.train.freeze:
-        name, _, upto = entry.partition(":")
-        if name not in there:
+        name, _, last = entry.partition(":")  # "ct:layer2" freezes the stem and the stages up to layer2
+        if name not in encoder_of:
             raise UsageError(
-                f"train.freeze names {name}, an encoder that {config.system.name} does not have here",
-                fix=f"it has: {', '.join(there) or 'none'}",
+                f"train.freeze names {name}, an encoder that {config.system.name} does not have with this config",
+                fix=f"its encoders: {', '.join(encoder_of) or 'none'}",
             )
-        parts += _leading_modules(there[name], name, upto) if upto else [there[name]]
+        parts += _leading_modules(encoder_of[name], name, last) if last else [encoder_of[name]]
     return parts
 
 
-def _leading_modules(encoder: nn.Module, name: str, upto: str) -> list[nn.Module]:
+def _leading_modules(encoder: nn.Module, name: str, last: str) -> list[nn.Module]:
     if name == "ct":
         backbone = getattr(encoder, "backbone", encoder)
         if not hasattr(backbone, "layer4"):
             raise UsageError(
-                f"train.freeze names ct:{upto}, and the CT encoder has no stages", fix="freeze it whole: ct"
+                f"train.freeze names ct:{last}, but the CT encoder has no stages", fix="freeze the whole encoder: ct"
             )
-        stages = STAGES[1 : STAGES.index(upto) + 1]
+        stages = STAGES[1 : STAGES.index(last) + 1]
         return [backbone.conv1, backbone.bn1, *(getattr(backbone, stage) for stage in stages)]
     layers = encoder.bert.encoder.layer  # type: ignore[union-attr]
-    if int(upto) > len(layers):  # type: ignore[arg-type]
+    if int(last) > len(layers):  # type: ignore[arg-type]
         raise UsageError(
-            f"train.freeze names text:{upto}, and the text encoder has {len(layers)} layers",  # type: ignore[arg-type]
-            fix="name fewer layers, or freeze it whole: text",
+            f"train.freeze names text:{last}, but the text encoder has {len(layers)} layers",  # type: ignore[arg-type]
+            fix="name fewer layers, or freeze the whole encoder: text",
         )
-    return [encoder.bert.embeddings, *layers[: int(upto)]]  # type: ignore[union-attr, index, list-item]
+    return [encoder.bert.embeddings, *layers[: int(last)]]  # type: ignore[union-attr, index, list-item]
 
 
 def set_frozen_eval(network: nn.Module, config: Config) -> None:
-    """Put what is frozen into evaluation mode; the rest of the network stays as it is."""
+    """Put the frozen modules into evaluation mode; the rest of the network keeps its mode."""
     for part in frozen_modules(network, config):
         part.eval()
     if config.train.frozen_batch_norm:
@@ -70,30 +71,30 @@ def set_frozen_eval(network: nn.Module, config: Config) -> None:
 
 
 def cacheable_encoders(network: nn.Module, config: Config) -> tuple[str, ...]:
-    """Encoders whose outputs may be computed once: frozen as a whole, and of inputs that no augmentation changes."""
+    """Names of the encoders whose outputs can be cached: fully frozen, with inputs that no augmentation changes."""
     if not config.train.cache_frozen:
         return ()
-    moving = {"ct"} if config.augmentation.active else set()
-    there = encoders(network)
-    return tuple(n for n in ("ct", "text") if n in config.train.freeze and n in there and n not in moving)
+    augmented = {"ct"} if config.augmentation.active else set()
+    present = encoders(network)
+    return tuple(n for n in ("ct", "text") if n in config.train.freeze and n in present and n not in augmented)
 
 
 def bypass_encoder(encoder: nn.Module) -> None:
-    """Let an encoder take its own output [B,C] for its input and give it back as it is.
+    """Make an encoder return an input that is its own cached output [B,C] unchanged.
 
-    A CT has five axes and token ids are no floats, so the two cannot be mistaken for each other. What the encoder
-    computes, and its state, stay as they were.
+    A CT has five axes and token ids are integers, so neither can be confused with a cached output. Other inputs are
+    encoded as before, and the encoder's weights do not change.
     """
-    compute = encoder.forward
+    encode = encoder.forward
 
     def forward(x: Tensor, *more: Tensor) -> Any:
-        return x if x.ndim == 2 and x.is_floating_point() else compute(x, *more)
+        return x if x.ndim == 2 and x.is_floating_point() else encode(x, *more)
 
     encoder.forward = forward
 
 
 class FrozenFeatures:
-    """Outputs of frozen encoders, by what computed them, so that folds that start from the same weights share them."""
+    """Cache of encoder outputs by encoder key; folds that start from the same weights share the entries."""
 
     def __init__(self) -> None:
         self._rows: dict[str, dict[int, np.ndarray]] = {}
@@ -101,31 +102,31 @@ class FrozenFeatures:
     def get_or_compute(
         self, key: str, encoder: nn.Module, rows: Sequence[int], inputs: Any, device: torch.device
     ) -> dict[int, np.ndarray]:
-        """Outputs of the named rows, each computed once.
+        """Return the outputs [C] of the given rows; each row is computed once.
 
         Args:
-            key: digest of all that the output depends on, the case aside.
-            encoder: runs in evaluation mode; its mode is left as it was.
-            rows: positions of cases in the cohort.
-            inputs: of a row, the encoder's inputs as a batch of one.
-            device: where it runs.
+            key: digest of everything that the output depends on, except the case.
+            encoder: run in evaluation mode; its mode is restored afterwards.
+            rows: positions of the cases in the cohort.
+            inputs: function of a row that returns the encoder's inputs as a batch of one.
+            device: device of the encoder.
         """
-        known = self._rows.setdefault(key, {})
+        outputs = self._rows.setdefault(key, {})
         training = encoder.training
         encoder.eval()
         try:
             with torch.no_grad():
                 for row in rows:
-                    if row not in known:
-                        answer = encoder(*(tensor.to(device) for tensor in inputs(row)))
-                        known[row] = answer[0].float().cpu().numpy()
+                    if row not in outputs:
+                        output = encoder(*(tensor.to(device) for tensor in inputs(row)))
+                        outputs[row] = output[0].float().cpu().numpy()
         finally:
             encoder.train(training)
-        return known
+        return outputs
 
 
 def encoder_cache_key(encoder: nn.Module, *more: str) -> str:
-    """Digest of an encoder's weights and of whatever else its output depends on."""
+    """SHA-256 of an encoder's weights and of any other strings that its output depends on."""
     import hashlib
 
     digest = hashlib.sha256("\n".join(more).encode())

@@ -1,4 +1,4 @@
-"""The Lightning module: one fold's network, its loss and its optimiser."""
+"""Lightning module of one fold: network, loss and optimiser."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ from tmi.training.systems.factory import build_network, loss_function
 
 
 class FoldModule(lightning.LightningModule):
-    """Trains the configured system by its own loss."""
+    """Trains the configured model with its own loss.
+
+    Args:
+        config: settings of the run.
+        fold: number of the fold; offsets the seed of the initial weights.
+    """
 
     def __init__(self, config: Config, *, fold: int) -> None:
         super().__init__()
@@ -34,30 +39,31 @@ class FoldModule(lightning.LightningModule):
 
     @property
     def is_distributed(self) -> bool:
-        """Whether a batch is spread over processes."""
+        """Whether a batch is distributed over processes."""
         return self._trainer is not None and self.trainer.world_size > 1
 
     def on_train_epoch_start(self) -> None:
-        """Every draw of the epoch follows from (seed, fold, epoch), so a resumed run draws the same."""
+        """Seed the epoch from (seed, fold, epoch), so that a resumed run samples the same values."""
         self.epoch_loss, self.epoch_cases = 0.0, 0
         seed = (self.config.train.seed * 1_000_003 + self.fold) * 1_000_003 + self.current_epoch
-        rank = self.trainer.global_rank if self.is_distributed else 0  # dropout of its own in every process
+        rank = self.trainer.global_rank if self.is_distributed else 0  # dropout differs between processes
         torch.manual_seed(seed + rank * 1_000_000_007)
         set_frozen_eval(self.network, self.config)
 
     def training_step(self, batch: Batch, index: int) -> Tensor | None:
-        """Loss of one batch; a batch of one (a training part of one case) cannot train BatchNorm and is passed over.
+        """Loss of one batch; a batch of one case is skipped, since BatchNorm cannot be trained on it.
 
-        The loss is computed in float32 whatever the precision: similarities times 50 do not bear eight bits. Where a
-        batch is spread over processes it is the loss of the whole batch.
+        The loss is computed in float32 at every precision: the alignment loss multiplies similarities by 50, for which
+        the 8 significant bits of bfloat16 are too few. In distributed training it is the loss of the whole batch.
         """
         if len(batch.labels) < 2 and not self.is_distributed:
             return None
         loss = self.loss_of(batch)
+        # DDP averages gradients over the processes, but the gradient of the whole batch is their sum
         return loss * self.trainer.world_size if self.is_distributed else loss
 
     def loss_of(self, batch: Batch) -> Tensor:
-        """Loss of one batch, noted for the epoch's mean."""
+        """Loss of one batch; it is added to the epoch's mean."""
         output = self.network(batch.ct, batch.input_ids, batch.attention_mask, batch.radiomics)
         labels = batch.labels
         with torch.autocast(labels.device.type, enabled=False):
@@ -70,12 +76,12 @@ class FoldModule(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam, as published."""
+        """Adam, as in the paper, over the parameters that are not frozen."""
         train = self.config.train
         trained = [p for p in self.parameters() if p.requires_grad]
         return torch.optim.Adam(trained, lr=train.learning_rate, weight_decay=train.weight_decay)
 
 
 def in_float32(output: Any) -> Any:
-    """A named tuple of tensors, in float32."""
+    """Convert every tensor of a named tuple to float32."""
     return type(output)(*(tensor.float() for tensor in output))

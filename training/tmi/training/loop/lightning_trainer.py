@@ -1,4 +1,4 @@
-"""Lightning's trainer for one fold on one of its processes."""
+"""Construction of the Lightning trainer of one fold."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tmi.training.loop.hardware import HardwareConfig
 def make_trainer(
     config: Config, hardware: HardwareConfig, files: FoldFolder, callbacks: list[Any], trackers: list[Any]
 ) -> lightning.Trainer:
-    """The trainer; its checkpoints are the callback's matter."""
-    spread: dict[str, Any] = {}
+    """Make the trainer of this process; checkpoints are saved by `BestEpochCheckpoint`, one of the callbacks."""
+    distributed: dict[str, Any] = {}
     if hardware.world_size > 1:
         backend = "nccl" if hardware.accelerator == "gpu" else "gloo"
-        spread = {"strategy": DDPStrategy(process_group_backend=backend), "num_nodes": hardware.nodes,
+        distributed = {"strategy": DDPStrategy(process_group_backend=backend), "num_nodes": hardware.nodes,
                   "sync_batchnorm": hardware.accelerator == "gpu"}  # fmt: skip
     return lightning.Trainer(
         accelerator=hardware.accelerator,
@@ -34,8 +34,8 @@ def make_trainer(
         enable_model_summary=False,
         enable_checkpointing=True,
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,
+        use_distributed_sampler=False,  # EpochBatches already returns this rank's share
         deterministic=hardware.accelerator == "cpu",
         default_root_dir=files.folder,
-        **spread,
+        **distributed,
     )

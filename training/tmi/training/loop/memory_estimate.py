@@ -1,17 +1,17 @@
-"""What a training step needs of a device's memory, computed from the sizes of the layers without running one.
+"""Estimate of the device memory of one training step, computed from layer sizes without running a step.
 
-    needed = parameters * (4 weight + 4 gradient + 8 Adam [+ 2 half-precision copy])       frozen ones: 4 [+ 2]
-           + the most that is there at one time of the backward pass: what autograd still keeps of the batch, and twice
-             the tensor that it is at, the gradients of a layer's output and input
-           + the batch itself
+    bytes = parameters * (4 weight + 4 gradient + 8 Adam [+ 2 half-precision copy])       frozen parameters: 4 [+ 2]
+          + peak of the backward pass: tensors that autograd still holds, plus twice the current tensor (the gradients
+            of a layer's output and input)
+          + the batch
 
-The second term comes from a forward pass on torch's meta device, which has shapes and no data: every tensor that an
-operator saves for its backward pass is counted once, in its own type, and freed in the order of the backward pass. In
-mixed precision the CT encoder's floats count half; the rest of the network keeps float32 around its LayerNorms and
-softmaxes and counts whole. On a CPU, where torch has no max pooling in bfloat16 under autocast, the pooling's input is
-there in float32 as well. With checkpointing a block keeps its input alone, and its inside is there while it is computed
-again. Not in it: the workspace of convolution algorithms, fragments of the allocator and the CUDA context.
-`benchmarks/training_step.py` holds it against steps that were taken.
+The second term comes from a forward pass on torch's meta device, which has shapes but no data. Every tensor that an
+operator saves for its backward pass is counted once, in its own dtype, and freed in the order of the backward pass. In
+mixed precision the floats of the CT encoder count half; the rest of the network keeps float32 around its LayerNorms and
+softmaxes and counts in full. On a CPU, torch has no bfloat16 max pooling under autocast, so a float32 copy of the
+pooling input is added. With activation checkpointing a block holds only its input; its activations are added while the
+block is recomputed. Not included: workspace of convolution algorithms, allocator fragmentation and the CUDA context.
+`benchmarks/training_step.py` compares the estimate with measured steps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from tmi.toolkit.config.schema import Config
 from tmi.training.loop.activation_checkpointing import checkpointable_blocks
-from tmi.training.loop.freezing import cacheable_encoders, frozen_modules, set_frozen_eval
+from tmi.training.loop.freezing import bypass_encoder, cacheable_encoders, frozen_modules, set_frozen_eval
 from tmi.training.systems.factory import build_model, encoders, loss_function
 
 GIB = 2**30
@@ -32,36 +32,42 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes that a training step of one device needs."""
+    """Memory of a training step on one device, in bytes."""
 
     trained: int
-    """Parameters that are trained."""
+    """Number of trained parameters."""
     frozen: int
-    """Parameters that are not."""
+    """Number of frozen parameters."""
     state: int
-    """Weights, gradients, Adam's moments, half-precision copies."""
+    """Weights, gradients, Adam's moments and half-precision copies."""
     activations: int
-    """What is kept for the backward pass, and the largest layer's gradients."""
+    """Peak of the backward pass: saved tensors and the gradients of the current layer."""
     batch: int
-    """The inputs."""
+    """Inputs and labels of a batch."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         return self.state + self.activations + self.batch
 
     def summary(self) -> str:
-        """For people."""
+        """Multi-line text with each part in GiB."""
         parts = (("parameters and optimiser", self.state), ("activations", self.activations), ("batch", self.batch))
         rows = "".join(f"{name:<26}{size / GIB:8.2f} GiB\n" for name, size in (*parts, ("expected", self.total)))
         return f"{self.trained:,} parameters trained, {self.frozen:,} frozen\n{rows}"
 
 
 def estimate_memory(config: Config, *, devices: int = 1, accelerator: str = "gpu") -> MemoryEstimate:
-    """The plan of a config on `gpu` or `cpu`; a batch is shared out over `devices`."""
+    """Estimate the memory of a training step.
+
+    Args:
+        config: settings of the run.
+        devices: number of devices that a batch is split over.
+        accelerator: `gpu` or `cpu`.
+    """
     with torch.device("meta"):
         network: nn.Module = build_model(config)
-        cases = -(-config.train.batch_size // devices)
+        cases = -(-config.train.batch_size // devices)  # ceiling: the largest share
         batch = _batch(config, cases=cases, network=network)
     for part in frozen_modules(network, config):
         part.requires_grad_(False)
@@ -82,9 +88,10 @@ def estimate_memory(config: Config, *, devices: int = 1, accelerator: str = "gpu
 
 
 def set_vector_norms_eval(network: nn.Module) -> None:
-    """Put the one-dimensional BatchNorms into evaluation mode: a single vector has no variance to train them by.
+    """Put the one-dimensional BatchNorms into evaluation mode, since a batch of one vector has no variance.
 
-    What they keep for the backward pass is the same. With one case a device they are frozen or span the devices.
+    They save the same tensors for the backward pass. A real run with one case for each device has frozen or
+    synchronised BatchNorm.
     """
     for module in network.modules():
         if isinstance(module, nn.BatchNorm1d):
@@ -92,7 +99,7 @@ def set_vector_norms_eval(network: nn.Module) -> None:
 
 
 def _batch(config: Config, *, cases: int, network: nn.Module) -> tuple[Tensor, ...]:
-    """A batch with the longest text, labels last; a cached encoder gets its own output."""
+    """Batch with texts of maximum length, labels last; a cached encoder gets its own output as input."""
     cached, sizes = cacheable_encoders(network, config), config.network
     text, ct = (cases, config.clinical.max_length), (cases, 1, *config.ct.shape_DHW)
     return (
@@ -111,35 +118,35 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device or the machine has no memory left."""
+    """Whether an error means that the device or the machine is out of memory."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    told = str(error)
-    return "allocate memory" in told or "not enough memory" in told or "out of memory" in told
+    message = str(error)
+    return any(text in message for text in ("allocate memory", "not enough memory", "out of memory"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _SavedTensor:
-    """Something kept for the backward pass."""
+    """A tensor saved for the backward pass."""
 
     size: int
     """Bytes."""
     block: int | None
-    """The checkpointed block that it is inside of; None: it is kept all the time."""
+    """Number of the checkpointed block that it belongs to; None: it is held until its own backward step."""
 
 
 class _SavedTensorCounter:
-    """Notes what is saved for the backward pass in the order of the forward pass, each storage once.
+    """Records the tensors saved for the backward pass, in forward order, each storage once.
 
     Args:
-        excluded: tensors that are there anyway.
-        mixed: in mixed precision, the CT encoder's floats count half.
-        checkpointing: what is saved inside a block is there only while the block is computed again.
+        excluded: tensors that are counted elsewhere (parameters, buffers, inputs).
+        mixed: mixed precision; floats of the CT encoder count half.
+        checkpointing: tensors saved inside a block exist only while the block is recomputed.
     """
 
     def __init__(self, excluded: list[Tensor], *, mixed: bool, checkpointing: bool) -> None:
-        self._seen = {t.untyped_storage()._cdata for t in excluded}
-        self._alive: list[Any] = []
+        self._counted = {t.untyped_storage()._cdata for t in excluded}
+        self._alive: list[Any] = []  # keeps storages alive: a freed one could reuse a counted address
         self._mixed, self._checkpointing = mixed, checkpointing
         self._block: int | None = None
         self._blocks = 0
@@ -147,74 +154,76 @@ class _SavedTensorCounter:
         self.saved: list[_SavedTensor] = []
 
     def save(self, tensor: Tensor) -> Tensor:
+        """Pack hook of `saved_tensors_hooks`."""
         storage = tensor.untyped_storage()
-        if storage._cdata not in self._seen:
-            self._seen.add(storage._cdata)
+        if storage._cdata not in self._counted:
+            self._counted.add(storage._cdata)
             self._alive.append(storage)
-            self.keep(storage.nbytes(), floats=tensor.is_floating_point())
+            self.add(storage.nbytes(), floats=tensor.is_floating_point())
         return tensor
 
-    def keep(self, size: int, *, floats: bool = True) -> None:
+    def add(self, size: int, *, floats: bool = True) -> None:
+        """Record a number of bytes."""
         half = self._mixed and self.in_ct and floats
         self.saved.append(_SavedTensor(size=size // 2 if half else size, block=self._block))
 
-    def pool(self, pooled: Tensor) -> None:
-        """On a CPU in mixed precision: what goes into a pooling is there in float32 as well."""
+    def add_pooling_input(self, pooled: Tensor) -> None:
+        """Record the float32 copy of a pooling input (CPU, mixed precision)."""
         self.saved.append(_SavedTensor(size=_bytes(pooled), block=self._block))
 
-    def enter(self, entered: Tensor) -> None:
-        """A block begins, whose input is kept."""
+    def enter_block(self, block_input: Tensor) -> None:
+        """A checkpointed block starts; its input is saved."""
         if self._checkpointing:
-            self.keep(_bytes(entered))
+            self.add(_bytes(block_input))
             self._block, self._blocks = self._blocks, self._blocks + 1
 
-    def leave(self) -> None:
+    def leave_block(self) -> None:
+        """The block ends."""
         if self._checkpointing:
-            if self.saved[-1].block is None:  # a frozen block keeps nothing
+            if self.saved[-1].block is None:  # a frozen block saves nothing, not even its input
                 self.saved.pop()
             self._block = None
 
     def peak_bytes(self) -> int:
-        """The most bytes that are there at one time of the backward pass.
+        """Peak memory of the backward pass in bytes.
 
-        It frees from the end. What is there at each step: all that was saved before, of blocks their inputs alone; of
-        the block that is being computed again its inside; and twice the step's own tensor, the gradients of a layer's
-        output and input.
+        The backward pass frees saved tensors from last to first. At each step memory holds: all tensors saved earlier
+        outside of blocks, including the blocks' inputs; the activations of the block that is being recomputed; and
+        twice the current tensor, for the gradients of a layer's output and input.
         """
-        kept, inside, most = 0, 0, 0
+        held, recomputed, peak = 0, 0, 0
         block: int | None = None
-        for one in self.saved:
-            if one.block is None:
-                kept += one.size
-                inside = 0
-            else:
-                inside = one.size + (inside if one.block == block else 0)
-            block = one.block
-            most = max(most, kept + inside + 2 * one.size)
-        return most
+        for tensor in self.saved:
+            if tensor.block is None:
+                held += tensor.size
+                recomputed = 0
+            else:  # a recomputed block is freed before the one before it is recomputed
+                recomputed = tensor.size + (recomputed if tensor.block == block else 0)
+            block = tensor.block
+            peak = max(peak, held + recomputed + 2 * tensor.size)
+        return peak
 
 
 def _saved_bytes(network: nn.Module, batch: tuple[Tensor, ...], config: Config, *, cpu: bool) -> int:
-    from tmi.training.loop.freezing import bypass_encoder
-
-    there = encoders(network)
+    """Run a forward pass on the meta device and return the peak of its backward pass in bytes."""
+    encoder_of = encoders(network)
     for name in cacheable_encoders(network, config):
-        bypass_encoder(there[name])
+        bypass_encoder(encoder_of[name])
     mixed = config.train.precision != "32"
     counter = _SavedTensorCounter(
         [*network.parameters(), *network.buffers(), *batch],
         mixed=mixed,
         checkpointing=config.train.activation_checkpointing,
     )
-    if "ct" in there:
-        there["ct"].register_forward_pre_hook(lambda *_: setattr(counter, "in_ct", True))
-        there["ct"].register_forward_hook(lambda *_: setattr(counter, "in_ct", False))
+    if "ct" in encoder_of:
+        encoder_of["ct"].register_forward_pre_hook(lambda *_: setattr(counter, "in_ct", True))
+        encoder_of["ct"].register_forward_hook(lambda *_: setattr(counter, "in_ct", False))
     if mixed and cpu:
         for pooling in (m for m in network.modules() if isinstance(m, nn.MaxPool3d)):
-            pooling.register_forward_pre_hook(lambda _, args: counter.pool(args[0]))
+            pooling.register_forward_pre_hook(lambda _, args: counter.add_pooling_input(args[0]))
     for block in checkpointable_blocks(network):
-        block.register_forward_pre_hook(lambda _, args: counter.enter(args[0]))
-        block.register_forward_hook(lambda *_: counter.leave())
+        block.register_forward_pre_hook(lambda _, args: counter.enter_block(args[0]))
+        block.register_forward_hook(lambda *_: counter.leave_block())
     with torch.autograd.graph.saved_tensors_hooks(counter.save, lambda t: t):
         output = network(*batch[:4])
         loss_function(config)(output, batch[4], config.loss)

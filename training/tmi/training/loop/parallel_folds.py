@@ -1,11 +1,12 @@
-"""Folds trained at the same time, each in a process of its own on a device of its own or a share of the CPU.
+"""Parallel training of folds: each fold runs in its own process, on its own GPU or on a share of the CPU threads.
 
-A fold's draws follow from (seed, fold, epoch), so it comes out as when folds are trained one after another; bit for bit
-where the kind of device and torch's number of threads are the same. This process trains nothing: it deals out folds
-and shows their progress. A GPU is dealt out by its place in CUDA_VISIBLE_DEVICES; on a CPU the threads are divided.
+Random values of a fold follow from (seed, fold, epoch), so the result equals that of sequential training; bit for bit
+if the device type and torch's number of threads are the same. The parent process trains nothing: it assigns folds to
+workers and reports their progress. GPUs are assigned by their entry in CUDA_VISIBLE_DEVICES; on a CPU the threads are
+divided.
 
-Ctrl-C kills the processes, as a power cut would: checkpoints are written whole or not at all. A process that loses this
-one ends itself, so that nothing goes on writing where a resumed run writes.
+Ctrl-C kills the workers. That is safe because checkpoints are written atomically. A worker whose parent has died exits,
+so that it cannot write into a run that is being resumed.
 """
 
 from __future__ import annotations
@@ -36,26 +37,26 @@ if TYPE_CHECKING:
 
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 FoldFailedCallback = Callable[[FoldSplit, str], None]
-"""Called when a fold fails, with the reason; the others go on."""
+"""Called with a fold that failed and the reason; the other folds continue."""
 
 
 class FoldFailedError(RuntimeError):
-    """A fold ended otherwise than by one of our errors; its arguments are one line, and the traceback where known."""
+    """A fold failed with an unexpected error; the arguments are one line and, if known, the traceback."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _DeviceAssignment:
-    """What a process computes on."""
+    """Device of one worker process."""
 
     threads: int
-    """Of torch."""
+    """Number of torch threads."""
     visible_gpu: str | None
-    """The one GPU that it sees; None leaves the machine's as they are."""
+    """Entry of CUDA_VISIBLE_DEVICES for the worker; None leaves the variable unchanged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Worker:
-    """A fold that is being trained."""
+    """A fold in training."""
 
     split: FoldSplit
     device: _DeviceAssignment
@@ -65,12 +66,12 @@ class _Worker:
 
 
 def assign_devices(hardware: HardwareConfig, *, workers: int) -> list[_DeviceAssignment]:
-    """Where each of so many processes computes: GPUs in turn, or a share of this process's threads."""
+    """Assign a device to each worker: GPUs in round-robin order, or a share of this process's threads."""
     total = torch.get_num_threads()
     if hardware.accelerator != "gpu":
         return [_DeviceAssignment(threads=max(1, total // workers), visible_gpu=None)] * workers
-    named = os.environ.get(VISIBLE_DEVICES, "")
-    gpus = [part.strip() for part in named.split(",") if part.strip()] or [
+    visible = os.environ.get(VISIBLE_DEVICES, "")
+    gpus = [part.strip() for part in visible.split(",") if part.strip()] or [
         str(number) for number in range(torch.cuda.device_count())
     ]
     return [
@@ -90,58 +91,58 @@ def train_folds_in_parallel(
     epoch_callback: Callable[[FoldSplit], EpochCallback],
     on_fold_failed: FoldFailedCallback,
 ) -> None:
-    """Train folds, `running.parallel_folds` at a time.
+    """Train folds, `hardware.parallel_folds` at a time.
 
     Args:
         splits: the folds.
-        arrays: the cohort; CTs in memory are copied to every process, those in a file are mapped.
+        arrays: the cohort; CTs in memory are copied to every process, CTs in a file are memory-mapped.
         config: settings of the run.
-        folder: files of a fold by its number.
-        tokenizer: a given one; None trains one on each fold's training texts.
+        folder: function from the number of a fold to its files.
+        tokenizer: vocabulary; None trains one on each fold's training texts.
         initial: weights to start from.
         hardware: devices and trackers.
-        epoch_callback: a fold begins; the result is told of every epoch.
-        failed: told of every fold that fails.
+        epoch_callback: called when a fold starts; its result is called after each epoch.
+        on_fold_failed: called for each fold that fails.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; every fold's last whole epoch is there.
-        TmiError: a fold failed in a way that is known; the others were trained.
-        FoldFailedError: a fold failed otherwise; the others were trained.
+        KeyboardInterrupt: Ctrl-C; the checkpoint of every fold's last complete epoch exists.
+        TmiError: a fold failed with one of the project's errors; the other folds were trained.
+        FoldFailedError: a fold failed with another error; the other folds were trained.
     """
     free = assign_devices(hardware, workers=min(hardware.parallel_folds, config.train.folds))
     small, mapped = strip_mapped_ct(arrays)
-    alone = replace(hardware, parallel_folds=1)
-    waiting, busy, errors = list(splits), list[_Worker](), list[Exception]()
+    single = replace(hardware, parallel_folds=1)
+    pending, running, errors = list(splits), list[_Worker](), list[Exception]()
     context = torch.multiprocessing.get_context("spawn")
 
-    def begin(split: FoldSplit, device: _DeviceAssignment) -> _Worker:
+    def start(split: FoldSplit, device: _DeviceAssignment) -> _Worker:
         receiver, sender = context.Pipe(duplex=False)
-        payload = (small, mapped, split, config, folder(split.fold), tokenizer, alone, initial)
+        payload = (small, mapped, split, config, folder(split.fold), tokenizer, single, initial)
         process = context.Process(target=_train, args=(sender, device, payload), name=f"fold {split.fold}", daemon=True)
         worker = _Worker(
             split=split, device=device, process=process, receiver=receiver, epoch_callback=epoch_callback(split)
         )
-        busy.append(worker)
+        running.append(worker)  # before start(), so that an interrupt in between still ends the process
         process.start()
-        sender.close()
+        sender.close()  # the worker holds the only sender: its death ends the pipe with EOF
         return worker
 
     try:
-        while waiting or busy:
-            while waiting and free:
-                begin(waiting.pop(0), free.pop(0))
-            for connection in wait([worker.receiver for worker in busy]):
-                worker = next(w for w in busy if w.receiver is connection)
-                end = _receive_message(worker)
-                if end is None:
+        while pending or running:
+            while pending and free:
+                start(pending.pop(0), free.pop(0))
+            for connection in wait([worker.receiver for worker in running]):
+                worker = next(w for w in running if w.receiver is connection)
+                outcome = _receive_message(worker)
+                if outcome is None:
                     continue
-                busy.remove(worker)
+                running.remove(worker)
                 free.append(worker.device)
-                if isinstance(end, Exception):
-                    errors.append(end)
-                    on_fold_failed(worker.split, failure_reason(end))
+                if isinstance(outcome, Exception):
+                    errors.append(outcome)
+                    on_fold_failed(worker.split, failure_reason(outcome))
     finally:
-        for worker in busy:
+        for worker in running:
             if worker.process.is_alive():
                 worker.process.kill()
             if worker.process.pid is not None:
@@ -151,32 +152,36 @@ def train_folds_in_parallel(
 
 
 def _receive_message(worker: _Worker) -> Exception | str | None:
-    """Take one message of a process: None goes on, an error failed, `done` is done."""
+    """Receive one message of a worker.
+
+    Returns:
+        None if the fold continues, `done` if it is finished, the error if it failed.
+    """
     try:
-        what, content = worker.receiver.recv()
+        kind, content = worker.receiver.recv()
     except (EOFError, OSError):
-        what, content = "failed", None
-    if what == "epoch":
+        kind, content = "failed", None  # the worker died without a message
+    if kind == "epoch":
         worker.epoch_callback(*content)
         return None
     worker.process.join()
-    if what == "done":
+    if kind == "done":
         return "done"
-    return content if isinstance(content, Exception) else _died(worker.split.fold, worker.process.exitcode)
+    return content if isinstance(content, Exception) else _exit_error(worker.split.fold, worker.process.exitcode)
 
 
-def _died(fold: int, code: int) -> Exception:
+def _exit_error(fold: int, code: int) -> Exception:
     if code == -signal.SIGKILL:
         return UnavailableError(
-            f"fold {fold}: its process was killed, as one is when the machine has no memory left",
+            f"fold {fold}: its process was killed, which happens when the machine runs out of memory",
             fix="continue with --resume and fewer --parallel-folds",
         )
     return FoldFailedError(f"fold {fold}: its process ended with exit code {code}")
 
 
 def _train(sender: Connection, device: _DeviceAssignment, payload: tuple[Any, ...]) -> None:
-    """Train one fold in this process and tell of it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to all; the first process answers it
+    """Entry point of a worker: train one fold and send its progress and result to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to the whole group; the parent handles it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if device.visible_gpu is not None:
         os.environ[VISIBLE_DEVICES] = device.visible_gpu
@@ -184,7 +189,7 @@ def _train(sender: Connection, device: _DeviceAssignment, payload: tuple[Any, ..
     arrays, mapped, split, config, files, tokenizer, hardware, initial = payload
     try:
         _train_one(sender, arrays, mapped, split, config, files, tokenizer, hardware, initial)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other folds go on and the run says it
+    except Exception as error:  # noqa: BLE001 - the other folds continue, and the parent reports the error
         sender.send(("failed", _picklable_error(split.fold, error)))
     else:
         sender.send(("done", None))
@@ -215,19 +220,20 @@ def _train_one(
 
 
 def _picklable_error(fold: int, error: Exception) -> Exception:
-    """What crosses the border: our own errors whole, of others, which may not be pickled, kind and traceback."""
+    """Convert an error for the pipe: a `TmiError` as it is; of any other, which may not pickle, type and traceback."""
     if isinstance(error, TmiError):
         return error
-    told = "".join(traceback.format_exception(error))
-    return FoldFailedError(f"fold {fold}: unexpected {type(error).__name__}", told)
+    trace = "".join(traceback.format_exception(error))
+    return FoldFailedError(f"fold {fold}: unexpected {type(error).__name__}", trace)
 
 
 def failure_reason(error: Exception) -> str:
-    """What is told, with the mend; of an unexpected error its kind alone, whose text may hold anything."""
+    """Message and fix of an error; of an unexpected error only its type, since its text may hold patient data."""
     return f"{error}\n  fix: {error.fix}" if isinstance(error, TmiError) else str(error.args[0])
 
 
 def _end_with_parent() -> None:
+    """Exit this process when its parent ends."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,7 +1,7 @@
-"""A fold of a system that scikit-learn fits: one call instead of epochs, the same files in the fold's folder.
+"""Training of one fold of a scikit-learn model: one call of `fit`, the same files as a network's fold.
 
-It is fitted on the fold's inner training part alone, as the networks' weights are, and so leaves the validation part
-as untouched as the held-out one.
+The model is fitted on the inner training part of the fold alone, like the weights of the networks; the validation part
+is not used for fitting.
 """
 
 from __future__ import annotations
@@ -33,7 +33,15 @@ def fit_sklearn_fold(
     config: Config,
     epoch_callback: Callable[[int, float, float], None],
 ) -> None:
-    """Fit, write the model as arrays, and predict the held-out cases from what was written."""
+    """Fit the model, save it as arrays, and predict with the model read back from the file.
+
+    Args:
+        arrays: the cohort.
+        data: data of the fold.
+        files: files of the fold.
+        config: settings of the run.
+        epoch_callback: called once, with the number of the last epoch.
+    """
     split = data.split
     model = fit(build_model(config), estimator_features(config, arrays, split.train), data.labels(split.train))
     part = files.model.with_name("part.safetensors")
@@ -46,8 +54,8 @@ def fit_sklearn_fold(
     losses = [
         float(log_loss(p.labels_N, positive_class_probability(p.logits_NK), labels=[0, 1])) for p in (train, validation)
     ]
-    judged = validation.metrics()
-    row = (0, *losses, judged["roc_auc"], judged["balanced_accuracy"], 1)
+    metrics = validation.metrics()
+    row = (0, *losses, metrics["roc_auc"], metrics["balanced_accuracy"], 1)
     write_text(files.history, HISTORY_HEADER + ",".join("" if v is None else str(v) for v in row) + "\n")
     epoch_callback(config.train.epochs - 1, *losses)
     write_fold_report(

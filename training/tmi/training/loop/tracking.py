@@ -1,7 +1,7 @@
-"""Experiment trackers beside history.csv: losses and figures of every epoch, and the config; no case and no patient.
+"""Experiment trackers: losses and metrics of every epoch and the config, without data of cases or patients.
 
-Local by default: both write into the run's `tracking/`, which is no part of the finished run. MLflow goes to the server
-that MLFLOW_TRACKING_URI names where the user sets it.
+TensorBoard and MLflow write into the run's `tracking/`, which is not part of the finished run. If the environment
+variable MLFLOW_TRACKING_URI is set, MLflow writes to that server instead.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from tmi.toolkit.storage.serialization import to_json
 
 
 def loggers(names: tuple[str, ...], files: FoldFolder, config: Config) -> list[Any]:
-    """Lightning's loggers of the named trackers."""
+    """Make the Lightning loggers of the named trackers and log the config."""
     folder = (files.folder.parent / TRACKING).resolve()
-    made: list[Any] = []
+    trackers: list[Any] = []
     for name in names:
         if name == "tensorboard":
             from lightning.pytorch.loggers import TensorBoardLogger
 
-            made.append(TensorBoardLogger(folder / name, name="", version=files.folder.name))
+            trackers.append(TensorBoardLogger(folder / name, name="", version=files.folder.name))
         else:
             from lightning.pytorch.loggers import MLFlowLogger
 
@@ -30,25 +30,25 @@ def loggers(names: tuple[str, ...], files: FoldFolder, config: Config) -> list[A
             if uri.startswith("file:"):
                 os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             experiment = files.folder.resolve().parent.name
-            made.append(MLFlowLogger(experiment_name=experiment, run_name=files.folder.name, tracking_uri=uri))
-    for logger in made:
+            trackers.append(MLFlowLogger(experiment_name=experiment, run_name=files.folder.name, tracking_uri=uri))
+    for logger in trackers:
         logger.log_hyperparams(flatten_config(to_json(config)))
-    return made
+    return trackers
 
 
 def flatten_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`section.key` -> value."""
-    found: dict[str, Any] = {}
+    """Flatten nested dictionaries to `section.key` -> value."""
+    flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            found |= flatten_config(value, f"{prefix}{key}.")
+            flat |= flatten_config(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = str(value) if isinstance(value, (list, type(None))) else value
-    return found
+            flat[f"{prefix}{key}"] = str(value) if isinstance(value, (list, type(None))) else value
+    return flat
 
 
 def log_epoch(trackers: list[Any], row: dict[str, Any]) -> None:
-    """One epoch's figures; what is not defined is left out."""
-    figures = {k: float(v) for k, v in row.items() if k != "epoch" and v is not None}
+    """Log the metrics of one epoch; undefined ones are omitted."""
+    metrics = {k: float(v) for k, v in row.items() if k != "epoch" and v is not None}
     for tracker in trackers:
-        tracker.log_metrics(figures, step=row["epoch"])
+        tracker.log_metrics(metrics, step=row["epoch"])
