@@ -417,5 +417,5 @@ def test_a_calibrated_networks_logits_are_its_logits_divided_by_the_temperature(
 
 def test_the_systems_with_a_network_are_those_that_are_trained_by_gradient_steps():
     assert set(WITH_A_NETWORK) == set(NEURAL_MODELS)
-    with pytest.raises(UsageError, match="system rf has no network"):
+    with pytest.raises(UsageError, match="model rf has no network"):
         create_network(configured("system.name=rf"))

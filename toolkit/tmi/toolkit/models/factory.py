@@ -1,4 +1,7 @@
-"""The network of a configured system, and its parts one by one: what training fits, export cuts and eager runs."""
+"""Creates the network of a config, or one of its parts.
+
+Training fits the whole network. The export and the eager engine create the parts.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,14 @@ from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 
 
 def create_network(config: Config) -> MultimodalNetwork:
-    """The whole network of one fold, with weights yet to be trained or filled in.
+    """The whole network of one fold with freshly initialised weights.
 
     Raises:
-        UsageError: the system has no network, or its sizes do not fit each other.
+        UsageError: the model has no network, or its sizes contradict each other.
     """
     name = config.system.name
     if name not in NEURAL_MODELS:
-        raise UsageError(f"system {name} has no network", fix=f"choose one of {', '.join(NEURAL_MODELS)}")
+        raise UsageError(f"model {name} has no network", fix=f"choose one of {', '.join(NEURAL_MODELS)}")
     modalities = active_modalities(config)
     if name == "tmi-clnet" and len(modalities) == 3:
         return TmiClnet(config.network)
@@ -45,10 +48,10 @@ def create_network(config: Config) -> MultimodalNetwork:
 
 
 def create_network_part(config: Config, role: Literal["ct", "text", "fusion"]) -> nn.Module:
-    """One part of it.
+    """One part of the network.
 
     Raises:
-        UsageError: as `system_network`.
+        UsageError: as in `create_network`.
     """
     if role == "ct":
         return _create_ct_part(config)

@@ -1,6 +1,6 @@
-"""What all networks have in common: a CT part, a text part and a fusion part, of which the encoders may be absent.
+"""Base class of all networks: an optional CT encoder, an optional text encoder and a fusion part.
 
-State-dict prefixes `ct_encoder.`, `text_encoder.` and `fusion.` are where the export cuts the graph
+The export partitions the network at the state-dict prefixes `ct_encoder.`, `text_encoder.` and `fusion.`
 (`tmi.toolkit.models.registry`). B batch, D H W voxels, T tokens, C channels, K classes.
 """
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 
 class MultimodalNetwork(nn.Module):
-    """The inputs of all modalities -> what the fusion part returns; its first entry is the logits [B,K].
+    """Inputs of all modalities -> output of the fusion part; its first entry is the logits [B,K].
 
     Args:
-        ct: [B,1,D,H,W] -> [B,C]; None: the CT is not looked at.
-        text: ids and mask [B,T] -> [B,C]; None: the text is not looked at.
-        fusion: takes the features of the encoders that are there, then the scaled radiomics where they are seen.
-        radiomics: whether they are.
+        ct: [B,1,D,H,W] -> [B,C]; None: the CT is not used.
+        text: ids and mask [B,T] -> [B,C]; None: the text is not used.
+        fusion: takes the features of the encoders that exist, in this order, then the scaled radiomics if used.
+        radiomics: whether the radiomics are used.
     """
 
     def __init__(self, *, ct: nn.Module | None, text: nn.Module | None, fusion: nn.Module, radiomics: bool) -> None:
@@ -37,9 +37,9 @@ class MultimodalNetwork(nn.Module):
         radiomics: Float[Tensor, "B 1781"],
         available_BM: Bool[Tensor, "B M"] | None = None,
     ) -> Any:
-        """The fusion's output; `available_BM` (of `mmd` alone) names the modalities that a case has."""
-        given: tuple[Tensor, ...] = () if self.ct_encoder is None else (self.ct_encoder(ct),)
-        given += () if self.text_encoder is None else (self.text_encoder(input_ids, attention_mask),)
-        given += (radiomics,) if self.uses_radiomics else ()
-        more = {} if available_BM is None else {"available_BM": available_BM}
-        return self.fusion(*given, **more)
+        """Output of the fusion part; `available_BM` (`mmd` only) marks the modalities that each case has."""
+        inputs: tuple[Tensor, ...] = () if self.ct_encoder is None else (self.ct_encoder(ct),)
+        inputs += () if self.text_encoder is None else (self.text_encoder(input_ids, attention_mask),)
+        inputs += (radiomics,) if self.uses_radiomics else ()
+        options = {} if available_BM is None else {"available_BM": available_BM}
+        return self.fusion(*inputs, **options)

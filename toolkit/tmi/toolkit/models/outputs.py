@@ -1,4 +1,4 @@
-"""What a network without further outputs returns, and the fusion part of those that see one encoder: one Linear.
+"""Output type of networks that return logits only, and the linear fusion part of networks with one encoder.
 
 B batch, C channels, K classes.
 """
@@ -14,14 +14,14 @@ from tmi.toolkit.config.schema import CLASSES
 
 
 class Logits(NamedTuple):
-    """Output of a network that returns nothing else."""
+    """Output of a network that returns logits only."""
 
     logits_BK: Float[Tensor, "B K"]
     """Class order as in `tmi.toolkit.config.schema.CLASSES`."""
 
 
 class LinearHead(nn.Module):
-    """Feature [B,C] -> logits."""
+    """Feature [B,C] -> logits [B,K]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

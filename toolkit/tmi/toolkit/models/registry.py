@@ -1,8 +1,8 @@
-"""What each system sees, which parts of its network are graphs of a bundle, and where its logits come from. No torch.
+"""Registry of the models: the modalities that each uses, the encoders it has, and its logit layer. It imports no torch.
 
-A network has up to three parts, by which its weights are named and at which an export cuts it: `ct_encoder.`
-(the volume), `text_encoder.` (the tokens), and `fusion.`, which takes the two encoders' features and the scaled
-radiomics, those of them that the system sees, and gives the logits.
+A network has up to three parts. Their names are the prefixes of its weights, and an export partitions the network at
+them: `ct_encoder.` takes the volume, `text_encoder.` the tokens, and `fusion.` the features of both encoders and the
+scaled radiomics, as far as the model uses them, and returns the logits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MODEL_MODALITIES: Mapping[str, tuple[Modality, ...]] = MappingProxyType(
         "clinical-rf": ("clinical",),
     }
 )
-"""System -> the modalities that it can look at; `active_modalities` says which ones a configured one does."""
+"""Model -> the modalities that it can use; `active_modalities` gives those of a config."""
 LOGIT_LAYERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "tmi-clnet": ("fusion.head.densenet.class_layers.out.weight", "fusion.head.densenet.class_layers.out.bias"),
@@ -39,28 +39,28 @@ LOGIT_LAYERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "mmd": ("fusion.head.2.weight", "fusion.head.2.bias"),
     }
 )
-"""System -> the layer whose outputs are the logits, which a temperature T divides: (W/T) x + b/T."""
+"""Model -> weight and bias of the layer that computes the logits; a temperature T divides both: (W/T) x + b/T."""
 TEMPERATURE_BUFFER = "fusion.temperature"
-"""What divides the logits of `simpleff`, which no layer gives: they are the logarithm of an average."""
+"""Buffer that divides the logits of `simpleff`: they are the logarithm of an average, so no layer computes them."""
 NEURAL_MODELS: tuple[str, ...] = (*LOGIT_LAYERS, "simpleff")
-"""Systems with a network, of which a bundle can be made."""
+"""Models with a network; only these can be exported."""
 
 
 def active_modalities(config: Config) -> tuple[Modality, ...]:
-    """The modalities that the configured system looks at, in the order of the ring."""
+    """The modalities that the configured model uses, in the order of the TCAF ring."""
     if config.system.name == "tmi-clnet":
         return tuple(m for m in MODALITIES if m in config.network.modalities)
     return MODEL_MODALITIES[config.system.name]
 
 
 def encoder_roles(modalities: tuple[Modality, ...]) -> tuple[EncoderRole, ...]:
-    """The encoders of a network that sees these modalities: `ct`, `text`, both or none."""
-    there: tuple[tuple[EncoderRole, Modality], ...] = (("ct", "image"), ("text", "clinical"))
-    return tuple(role for role, modality in there if modality in modalities)
+    """The encoders of a network that uses these modalities: `ct`, `text`, both or none."""
+    inputs: tuple[tuple[EncoderRole, Modality], ...] = (("ct", "image"), ("text", "clinical"))
+    return tuple(role for role, modality in inputs if modality in modalities)
 
 
 def ct_feature_width(config: Config) -> int:
-    """Numbers that the CT part gives for a case."""
+    """Width of the CT part's feature vector."""
     system = config.system
     if system.name == "simpleff":
         return len(system.simpleff.slices_of_64) * system.simpleff.features
@@ -74,7 +74,7 @@ def ct_feature_width(config: Config) -> int:
 def apply_temperature(
     config: Config, state: Mapping[str, Any], temperature: float, *, prefix: str = ""
 ) -> dict[str, Any]:
-    """A fold's weights with its temperature in them: logits / T, so that no engine has a temperature to forget.
+    """Weights of a fold whose logits are divided by its temperature, so that engines need no temperature of their own.
 
     Args:
         config: of the run.
@@ -83,18 +83,19 @@ def apply_temperature(
         prefix: of the part whose weights these are; empty for the whole network.
 
     Raises:
-        DamagedError: a temperature, and nothing there that could take it.
+        DamagedError: the temperature is not 1 and its layer is missing.
     """
-    found = dict(state)
+    scaled = dict(state)
     if temperature == 1.0:
-        return found
+        return scaled
     names = LOGIT_LAYERS.get(config.system.name, (TEMPERATURE_BUFFER,))
     for name in (n.removeprefix(prefix) for n in names if n.startswith(prefix)):
-        if name not in found:
+        if name not in scaled:
             raise DamagedError(
                 f"run: its weights are not those of the network in its config: {prefix}{name}, which takes the "
                 "temperature, is missing",
                 fix="use the version of tmi that trained the run (its run.json names it), or train it again",
             )
-        found[name] = found[name] * temperature if prefix + name == TEMPERATURE_BUFFER else found[name] / temperature
-    return found
+        # The buffer divides the logits itself, so it is multiplied where weights are divided.
+        scaled[name] = scaled[name] * temperature if prefix + name == TEMPERATURE_BUFFER else scaled[name] / temperature
+    return scaled

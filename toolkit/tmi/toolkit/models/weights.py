@@ -1,4 +1,4 @@
-"""Weights from a file into a network, or a sentence on why they are not this network's."""
+"""Loads weights into a network strictly; an error names the first name or shape that differs."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def load_weights_strict(module: AnyModule, state: Mapping[str, Tensor], *, where: str, fix: str) -> AnyModule:
-    """The module with exactly these weights, in evaluation mode; none takes a gradient.
+    """Load exactly these weights; the module is returned in evaluation mode with `requires_grad` off.
 
     Args:
-        module: gets them.
+        module: the network that receives them.
         state: tensors by name.
-        where: begins the sentence: what the weights are of.
-        fix: what to do where they are of another network.
+        where: start of the error's text: what the weights belong to.
+        fix: what to do if they belong to another network.
 
     Raises:
-        DamagedError: other names or shapes than the module's.
+        DamagedError: names or shapes differ from the module's.
     """
     try:
         module.load_state_dict(dict(state), strict=True)
     except RuntimeError as error:
         names = set(module.state_dict())
         missing, unknown = sorted(names - set(state)), sorted(set(state) - names)
-        told = f"{missing[0]} is missing" if missing else f"{unknown[0]} is unknown" if unknown else "a shape differs"
-        raise DamagedError(f"{where} are not those of the network in its config: {told}", fix=fix) from error
+        difference = (
+            f"{missing[0]} is missing" if missing else f"{unknown[0]} is unknown" if unknown else "a shape differs"
+        )
+        raise DamagedError(f"{where} are not those of the network in its config: {difference}", fix=fix) from error
     return module.eval().requires_grad_(False)

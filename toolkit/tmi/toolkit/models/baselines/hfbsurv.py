@@ -36,10 +36,10 @@ class FactorisedBilinear(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, a_BC: Float[Tensor, "B C"], b_BC: Float[Tensor, "B C"]) -> Float[Tensor, "B P"]:
-        """The pooled product."""
+        """Pooled product [B,P] with L2 norm 1."""
         product = self.dropout(self.left(a_BC) * self.right(b_BC))
         pooled = product.unflatten(1, self.shape).sum(dim=2)
-        # sqrt has no finite slope at 0
+        # The derivative of sqrt is infinite at 0.
         rooted = pooled.sign() * (pooled.abs() + 1e-12).sqrt()
         return normalize(rooted, dim=1)
 
@@ -95,8 +95,8 @@ class HfbsurvFusion(nn.Module):
             x[modality] = cat((h, self.own[modality](h, h)), dim=1)
             score[modality] = self.score[modality](x[modality]).sigmoid()
         unimodal = stack([score[m] * x[m] for m in MODALITIES]).sum(dim=0)
-        alike = [(x[a].softmax(dim=1) * x[b].softmax(dim=1)).sum(dim=1, keepdim=True) for a, b in self.pairs]
-        ratio = cat([(score[a] + score[b]) / (s + 0.5) for (a, b), s in zip(self.pairs, alike, strict=True)], dim=1)
+        dots = [(x[a].softmax(dim=1) * x[b].softmax(dim=1)).sum(dim=1, keepdim=True) for a, b in self.pairs]
+        ratio = cat([(score[a] + score[b]) / (s + 0.5) for (a, b), s in zip(self.pairs, dots, strict=True)], dim=1)
         crossed = stack([self.cross[f"{a}_{b}"](x[a], x[b]) for a, b in self.pairs], dim=1)
         crossmodal = (ratio.softmax(dim=1).unsqueeze(2) * crossed).sum(dim=1)
         return Logits(self.head(cat((unimodal, crossmodal), dim=1)))

@@ -1,4 +1,4 @@
-"""Fusion of whatever modalities are there: mean of embeddings, modality dropout, reconstruction.
+"""Fusion of the modalities that are available: mean of embeddings, modality dropout, reconstruction.
 
 B batch, M modalities in the order of the ring, E width of an embedding.
 
@@ -7,8 +7,8 @@ B batch, M modalities in the order of the ring, E width of an embedding.
     reconstruction = (sum over the modalities available of mean_E (decoder_m(fused) - e_m)^2) / number available
     logits = Linear, ReLU, Linear of fused
 
-While training, each available modality is kept with probability 0.5 and at least one is. The embedding that is
-reconstructed is a constant for the reconstruction's gradient: otherwise embeddings of zero fit best.
+During training each available modality is kept with probability 0.5; at least one is kept. The embedding is detached as
+the target of the reconstruction: otherwise embeddings of zero would minimise the loss.
 Source: C. Cui et al. 2022.
 """
 
@@ -75,7 +75,7 @@ class MmdFusion(nn.Module):
         embedded = {m: self.embed[m](features[m]) for m in MODALITIES}
         kept_BM = kept_modalities(available_BM, self.keep_probability) if self.training else available_BM
         each = stack([self.towards[m](embedded[m]) for m in MODALITIES], dim=1)
-        # where, not a product: what is not there may be NaN
+        # `where` instead of a product: a modality that is not available may be NaN.
         each = each.where(kept_BM.unsqueeze(2), 0.0)
         fused = each.sum(dim=1) / kept_BM.sum(dim=1, keepdim=True)
         errors = stack([(self.decode[m](fused) - embedded[m].detach()).square().mean(dim=1) for m in MODALITIES], dim=1)
@@ -84,7 +84,7 @@ class MmdFusion(nn.Module):
 
 
 def kept_modalities(available_BM: Bool[Tensor, "B M"], probability: float) -> Bool[Tensor, "B M"]:
-    """Each available modality with `probability`; where none would be left, one of the available at random."""
+    """Keep each available modality with `probability`; if none is left, keep one of the available at random."""
     draw = torch.rand(available_BM.shape, device=available_BM.device)
     kept = available_BM & (draw < probability)
     smallest = draw.where(available_BM, 2.0).argmin(dim=1, keepdim=True)

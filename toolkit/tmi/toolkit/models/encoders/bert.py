@@ -1,7 +1,7 @@
 """BERT over the clinical text.
 
-B batch, T tokens, C width. The last hidden layer is pooled over the attended tokens (mean), or its first token is taken
-(cls), or BERT's own pooler is applied to that token (pooler, the released code). Source: J. Devlin et al. 2019.
+B batch, T tokens, C width. Pooling of the last hidden layer: the mean over the attended tokens (`mean`), its first token
+(`cls`), or BERT's own pooler on that token (`pooler`, the released code). Source: J. Devlin et al. 2019.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class TextEncoder(nn.Module):
                 max_position_embeddings=512,
                 hidden_dropout_prob=config.dropout,
                 attention_probs_dropout_prob=config.dropout,
-                # sdpa and eager agree; eager keeps softmax a node of its own that an exporter can audit
+                # sdpa and eager agree; eager keeps the softmax a node of its own in the exported graph
                 attn_implementation="eager",
             ),
             add_pooling_layer=config.pooling == "pooler",
         )
 
     def forward(self, input_ids: Int[Tensor, "B T"], attention_mask: Int[Tensor, "B T"]) -> Float[Tensor, "B C"]:
-        """Pooled last hidden layer; tokens whose mask is 0 count for nothing."""
-        # An additive float mask made here keeps transformers' own mask construction, which inspects values,
-        # out of the exported graph.
+        """Pooled last hidden layer; tokens whose mask is 0 have no influence."""
+        # An additive float mask keeps transformers' own mask construction, which inspects values, out of the
+        # exported graph. -3e4 is representable in FP16.
         visible = attention_mask.to(self.bert.dtype)
         bias = (1.0 - visible)[:, None, None, :] * -3.0e4
         output = self.bert(input_ids=input_ids, attention_mask=bias)

@@ -21,6 +21,6 @@ class RadiomicsEncoder(nn.Module):
         )
 
     def forward(self, radiomics: Float[Tensor, "B 1781"]) -> Float[Tensor, "B C"]:
-        """The feature."""
+        """Feature [B,C]."""
         feature: Tensor = self.layers(radiomics)
         return feature

@@ -1,6 +1,6 @@
 """2D ResNet over the middle axial slice of the CT.
 
-B batch, D H W voxels, C channels. Source: K. He et al. 2016; in 3D as in `tmi.toolkit.models.encoders.resnet3d`.
+B batch, D H W voxels, C channels. Source: K. He et al. 2016; the 3D one is `tmi.toolkit.models.encoders.resnet3d`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tmi.toolkit.config.baseline_schema import Resnet2dConfig
 from tmi.toolkit.models.encoders.resnet3d import BLOCKS
 
 
-def resnet2d(config: Resnet2dConfig) -> nn.Module:
+def create_resnet2d(config: Resnet2dConfig) -> nn.Module:
     """Slice [B,1,H,W] -> feature [B,C] (global average)."""
     network: nn.Module = ResNet(
         block=BLOCKS[config.block],
@@ -36,9 +36,9 @@ class SliceEncoder(nn.Module):
     def __init__(self, config: Resnet2dConfig, *, depth: int) -> None:
         super().__init__()
         self.middle = depth // 2
-        self.backbone = resnet2d(config)
+        self.backbone = create_resnet2d(config)
 
     def forward(self, ct: Float[Tensor, "B 1 D H W"]) -> Float[Tensor, "B C"]:
-        """The feature."""
+        """Feature [B,C] of slice D // 2."""
         feature: Tensor = self.backbone(ct[:, :, self.middle])
         return feature

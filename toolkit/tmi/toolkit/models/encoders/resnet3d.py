@@ -2,8 +2,8 @@
 
 B batch, D H W voxels (depth first), C channels. Stem 7x7x7 with stride (1,2,2), max-pool 3 with stride 2, four residual
 stages with shortcut B, global average. With the paper's sizes (64x512x512, ResNet-50) the stages give 256x32x128x128,
-512x16x64x64, 1024x8x32x32 and 2048x4x16x16; 46,155,072 parameters. A stage may be
-dilated instead of strided (MedicalNet). Blocks: K. He et al. 2016; 3D: K. Hara et al. 2018.
+512x16x64x64, 1024x8x32x32 and 2048x4x16x16; 46,155,072 parameters. A stage may be dilated instead of strided
+(MedicalNet). Blocks: K. He et al. 2016; 3D: K. Hara et al. 2018.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class CtEncoder(nn.Module):
         self.fc = nn.Linear(width, config.fc_width) if config.fc_width else nn.Identity()
 
     def forward(self, ct: Float[Tensor, "B 1 D H W"]) -> Float[Tensor, "B C"]:
-        """Global average of the last stage, through the fully connected layer where the config asks for one."""
+        """Global average of the last stage, through the fully connected layer if the config has one."""
         feature: Tensor = self.fc(self.backbone(ct))
         return feature
 
@@ -49,7 +49,7 @@ class CtEncoder(nn.Module):
 def _dilate(stage: nn.Module, dilation: int) -> None:
     """Stride 1 everywhere in a stage, and dilation in its 3x3x3 convolutions; no weight changes its shape.
 
-    MONAI's ResNet has no such switch, and a convolution reads both when it runs.
+    MONAI's ResNet has no option for it. A convolution reads both attributes in `forward`, so setting them is enough.
     """
     for layer in stage.modules():
         if isinstance(layer, nn.Conv3d):

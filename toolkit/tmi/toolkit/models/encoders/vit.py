@@ -1,8 +1,9 @@
 """Vision transformer on the middle axial slice, or with `dims` 3 on the whole volume; the class token is the feature.
 
-B batch, D H W voxels, P patches, T = P + 1 tokens, C width. Patches by a convolution of their own stride, a class token
-before them, learned positions, pre-norm transformer layers with GELU, LayerNorm. The attention is written out: torch's
-own layer takes fused kernels in evaluation that no exporter knows, and starts every layer from the same weights.
+B batch, D H W voxels, P patches, T = P + 1 tokens, C width. Layers: patches by a convolution whose stride is its kernel, a class
+token before them, learned positions, pre-norm transformer layers with GELU, LayerNorm. The attention is written out,
+because `nn.TransformerEncoder` uses fused kernels in evaluation that no exporter supports, and initialises every layer
+with the same weights.
 Source: A. Dosovitskiy et al. 2020.
 """
 
@@ -45,22 +46,22 @@ class PreNormLayer(nn.Module):
         )
 
     def forward(self, x_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        """The mixed tokens."""
+        """Tokens after attention and feed-forward."""
         split = (x_BTC.shape[0], x_BTC.shape[1], self.heads, self.head_width)
-        made = self.query_key_value(self.attention_norm(x_BTC)).chunk(3, dim=-1)
-        query, key, value = (part.reshape(split).transpose(1, 2) for part in made)
+        parts = self.query_key_value(self.attention_norm(x_BTC)).chunk(3, dim=-1)
+        query, key, value = (part.reshape(split).transpose(1, 2) for part in parts)  # [B,heads,T,C/heads]
         scores = query @ key.transpose(-1, -2) / math.sqrt(self.head_width)
         mixed = (self.attention_dropout(scores.softmax(dim=-1)) @ value).transpose(1, 2).reshape(x_BTC.shape)
         attended = x_BTC + self.dense_dropout(self.dense(mixed))
-        answer: Tensor = attended + self.feed_forward(attended)
-        return answer
+        output: Tensor = attended + self.feed_forward(attended)
+        return output
 
 
 class VitEncoder(nn.Module):
     """CT volume [B,1,D,H,W] -> feature [B,C].
 
     Raises:
-        UsageError: the patch does not divide the volume, or the heads not the width.
+        UsageError: the patch does not divide the volume, or the heads do not divide the width.
     """
 
     def __init__(self, config: Config) -> None:

@@ -1,4 +1,4 @@
-"""Everything behind the CT and text encoders: radiomics encoder, projections, IMA, TCAF, head.
+"""The fusion part of TMI-CLNet: radiomics encoder, projections, IMA, TCAF, head.
 
 B batch, C width of a modality (256), K classes.
 """
@@ -54,6 +54,7 @@ class Fusion(nn.Module):
         radiomics: Float[Tensor, "B 1781"],
     ) -> FusionOutput:
         """Logits and aligned features."""
+        # Each feature becomes a sequence of one token [B,1,C] for the IMA.
         encoded = {"clinical": text_features, "radiomics": self.radiomics_encoder(radiomics), "image": ct_features}
         features = {}
         for modality, feature in encoded.items():
@@ -65,7 +66,7 @@ class Fusion(nn.Module):
 
 
 def feature_widths(config: NetworkConfig) -> dict[str, int]:
-    """Modality -> width of its encoder's feature, in the order of the ring."""
+    """Modality -> width of its encoder's feature, in the order of the TCAF ring."""
     return {
         "clinical": config.text_encoder.hidden_size,
         "radiomics": config.radiomics_encoder.out,

@@ -2,7 +2,7 @@
 
 `logits`: MONAI's DenseNet (blocks 6,12,24,16, growth 32: DenseNet-121) with one Linear. `released`: as in the authors'
 code, transition convolutions 3 wide, no final norm, then Linear 512, ReLU, dropout 0.5, Linear 2 and a sigmoid, whose
-outputs are then taken as logits by the cross entropy. Source: G. Huang et al. 2017.
+outputs the cross entropy takes as logits. Source: G. Huang et al. 2017.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     y = LayerNorm(x + Dropout(Dense(SelfAttention(x))))        x: [B, 1, C], 16 heads
 
-With one token the softmax runs over one score and is constantly 1, so W_q and W_k get no gradient: they cannot matter.
-That is true of the paper's own shapes. Source: the paper, section 2.1; J. Devlin et al. 2019 for the block.
+With one token the softmax runs over one score and is constantly 1, so W_q and W_k get no gradient and have no effect.
+This follows from the paper's own shapes. Source: the paper, section 2.1; J. Devlin et al. 2019 for the block.
 """
 
 from __future__ import annotations

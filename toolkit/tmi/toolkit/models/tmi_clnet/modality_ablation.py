@@ -18,7 +18,7 @@ from tmi.toolkit.models.tmi_clnet.head import Head
 from tmi.toolkit.models.tmi_clnet.tcaf import TripleModalCrossAttention
 
 FUSION_INPUT_ORDER = ("image", "clinical", "radiomics")
-"""The order in which a fusion part takes what its network sees (`tmi.toolkit.models.multimodal`)."""
+"""Order of the inputs of a fusion part (`tmi.toolkit.models.multimodal`)."""
 
 
 class SubsetFusion(nn.Module):
@@ -28,7 +28,7 @@ class SubsetFusion(nn.Module):
         super().__init__()
         fusion = config.fusion
         self.modalities = tuple(m for m in MODALITIES if m in config.modalities)
-        self.given = tuple(m for m in FUSION_INPUT_ORDER if m in self.modalities)
+        self.inputs = tuple(m for m in FUSION_INPUT_ORDER if m in self.modalities)
         self.radiomics_encoder = RadiomicsEncoder(config.radiomics_encoder) if "radiomics" in self.modalities else None
         widths = feature_widths(config)
         self.projection = nn.ModuleDict({m: nn.Linear(widths[m], fusion.width) for m in self.modalities})
@@ -43,11 +43,11 @@ class SubsetFusion(nn.Module):
         self.head = Head(config.head)
 
     def forward(self, first: Float[Tensor, "B C1"], second: Float[Tensor, "B C2"] | None = None) -> Logits:
-        """Logits [B,K] from what is seen, in the order of `FUSION_INPUT_ORDER`."""
-        given = dict(zip(self.given, (first,) if second is None else (first, second), strict=True))
+        """Logits [B,K]; the inputs are those of the active modalities in `FUSION_INPUT_ORDER`."""
+        inputs = dict(zip(self.inputs, (first,) if second is None else (first, second), strict=True))
         if self.radiomics_encoder is not None:
-            given["radiomics"] = self.radiomics_encoder(given["radiomics"])
-        features = [self.projection_norm[m](self.projection[m](given[m])) for m in self.modalities]
+            inputs["radiomics"] = self.radiomics_encoder(inputs["radiomics"])
+        features = [self.projection_norm[m](self.projection[m](inputs[m])) for m in self.modalities]
         if self.cross_attention is None:
             return Logits(self.head(features[0].unsqueeze(1)))
         return Logits(self.head(self.cross_attention(*features)))

@@ -17,7 +17,7 @@ from tmi.toolkit.models.tmi_clnet.fusion import Fusion, FusionOutput
 
 
 class TmiClnet(MultimodalNetwork):
-    """The whole network of one fold; its `forward` gives a `FusionOutput`."""
+    """The whole network of one fold; `forward` returns a `FusionOutput`."""
 
     ct_encoder: CtEncoder
     text_encoder: TextEncoder
@@ -55,7 +55,7 @@ class TmiClnet(MultimodalNetwork):
 
 
 def build(config: NetworkConfig, *, seed: int) -> TmiClnet:
-    """The network with random weights drawn from `seed`; the caller's random state is left as it was."""
+    """The network with random weights from `seed`; the caller's random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return TmiClnet(config)

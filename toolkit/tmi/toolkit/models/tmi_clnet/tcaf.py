@@ -34,6 +34,7 @@ class TripleModalCrossAttention(nn.Module):
         fused = []
         for i, own in enumerate(self.ring):
             other = self.ring[(i + 1) % len(self.ring)]
+            # Queries of the modality itself, keys and values of its successor: [B,C,C] scores.
             scores = self.query[own](tokens[own]) @ self.key[other](tokens[other]).transpose(-1, -2)  # d_k = 1
             hidden = self.dropout(scores.softmax(dim=-1)) @ self.value[other](tokens[other])
             fused.append(self.output[own](cat((hidden, tokens[own]), dim=-1)))
