@@ -1,7 +1,7 @@
 """BERT over the clinical text.
 
-B batch, T tokens, C width. Pooling of the last hidden layer: the mean over the attended tokens (`mean`), its first token
-(`cls`), or BERT's own pooler on that token (`pooler`, the released code). Source: J. Devlin et al. 2019.
+B batch, T tokens, C width. Pooling of the last hidden layer: the mean over the attended tokens (`mean`), its first
+token (`cls`), or BERT's own pooler on that token (`pooler`, the released code). Source: J. Devlin et al. 2019.
 """
 
 from __future__ import annotations
