@@ -1,6 +1,6 @@
 """Vision transformer on the middle axial slice, or with `dims` 3 on the whole volume; the class token is the feature.
 
-B batch, D H W voxels, P patches, T = P + 1 tokens, C width. Layers: patches by a convolution whose stride is its kernel,
+B batch, D H W voxels, P patches, T = P + 1 tokens, C width. Layers: patches by a convolution with stride = kernel,
 a class token before them, learned positions, pre-norm transformer layers with GELU, LayerNorm. The attention is written
 out, because `nn.TransformerEncoder` uses fused kernels in evaluation that no exporter supports, and initialises every
 layer with the same weights.
