@@ -134,7 +134,7 @@ SERIES_FAULTS: Mapping[str, SeriesFault] = MappingProxyType(
         "uneven steps": SeriesFault("dicom-nonuniform-spacing", edited(uneven), "between 6 and 7.8 mm"),
         "gantry tilt": SeriesFault("dicom-gantry-tilt", lambda: make_slices(SeriesSpec(tilt_deg=12)), "12.0 degrees"),
         "a foreign slice at a place": SeriesFault(
-            "dicom-mixed-series", edited(lambda s: [*s, another(s[4], hu=40)]), "at one place"
+            "dicom-mixed-series", edited(lambda s: [*s, another(s[4], hu=40)]), "at one position"
         ),
         "two kernels": SeriesFault("dicom-mixed-series", each(put(ConvolutionKernel="B70f"), every=2), "kernel"),
         "two thicknesses": SeriesFault("dicom-mixed-series", each(put(SliceThickness=1.5), every=3), "thickness"),
@@ -152,7 +152,7 @@ SERIES_FAULTS: Mapping[str, SeriesFault] = MappingProxyType(
         ),
         "planning views only": SeriesFault("dicom-not-ct", each(put(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]))),
         "8 bits": SeriesFault("ct-8bit", each(put(BitsStored=8, HighBit=7)), "8-bit"),
-        "electron density": SeriesFault("ct-not-hu", each(put(RescaleType="ED")), "another unit"),
+        "electron density": SeriesFault("ct-not-hu", each(put(RescaleType="ED")), "rescale type"),
         "offset missing": SeriesFault("ct-offset", each(without_offset)),
         "multi-frame": SeriesFault("dicom-multiframe", each(put(NumberOfFrames=2))),
         "two series": SeriesFault("dicom-series", edited(two_series), "2 CT series"),
@@ -161,7 +161,7 @@ SERIES_FAULTS: Mapping[str, SeriesFault] = MappingProxyType(
         "crooked orientation": SeriesFault("dicom-no-geometry", each(put(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]))),
         "spacing in cm": SeriesFault("ct-spacing", each(put(PixelSpacing=[0.065, 0.06]))),
         "few slices": SeriesFault("ct-few-slices", edited(lambda s: s[8:16]), "8 slices"),
-        "one slice": SeriesFault("ct-few-slices", edited(lambda s: s[8:9]), "one place"),
+        "one slice": SeriesFault("ct-few-slices", edited(lambda s: s[8:9]), "one position"),
         "video": SeriesFault(
             "dicom-syntax",
             edited(lambda s: s),
@@ -176,7 +176,7 @@ SERIES_FAULTS: Mapping[str, SeriesFault] = MappingProxyType(
         "pixels cut off": SeriesFault("dicom-unreadable", make_slices, "DICOM file 8", damage=cut(0.7)),
         "header cut off": SeriesFault("dicom-unreadable", make_slices, "DICOM file 8", damage=cut(0.03)),
         "an empty file": SeriesFault("dicom-unreadable", make_slices, "DICOM file 8", damage=cut(0)),
-        "absurd size": SeriesFault("dicom-unreadable", each(put(Rows=65535, Columns=65535)), "absurd"),
+        "absurd size": SeriesFault("dicom-unreadable", each(put(Rows=65535, Columns=65535)), "implausible size"),
     }
 )
 """What is wrong -> how it is made and found."""

@@ -1,4 +1,4 @@
-"""The case folder of an import: whole or not there, stable, and nobody can be found in it."""
+"""Import of one case: atomic, reproducible, and free of identifying values."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ TOKENS = {
     "UC": "SECRET UC", "UR": "http://SECRET", "AE": "SECRET AE", "CS": "SECRET CS", "DA": "19711213",
     "DT": "19711213131313", "TM": "131313.131313", "AS": "077Y", "UI": "1.2.999.777.",
 }  # fmt: skip
-"""What stands in every element of that representation."""
-SOUGHT = (b"SECRET", b"19711213", b"1971-12-13", b"131313.1313", b"077Y", b"1.2.999.777", b"Phantom")
+"""Value representation -> value of every such element."""
+IDENTIFYING = (b"SECRET", b"19711213", b"1971-12-13", b"131313.1313", b"077Y", b"1.2.999.777", b"Phantom")
+"""Byte strings that must not occur in a case folder or a message."""
 
 
 def identify(data: Dataset, number: int) -> Dataset:
-    """Fill every element of the standard that can hold text, a date or a UID: a superset of PS3.15, table E.1-1."""
+    """Fill every element that can hold text, a date or a UID: a superset of PS3.15, table E.1-1."""
     kept = {*HEADER_TAGS, "SpecificCharacterSet", "PixelData", "PhotometricInterpretation", "NumberOfFrames"}
     for tag, (vr, _, _, _, keyword) in DicomDictionary.items():
         if vr in TOKENS and keyword and keyword not in kept and tag >> 16 not in (0x0000, 0x0002, 0x0004, 0x0028):
@@ -55,25 +56,26 @@ def identify(data: Dataset, number: int) -> Dataset:
 
 
 def bytes_of(folder: Path) -> bytes:
-    """Every byte of every file, also inflated, and the files' names."""
-    found = b""
+    """Return the names and bytes of all files, compressed files also inflated."""
+    content = b""
     for path in sorted(folder.rglob("*")):
-        found += path.name.encode()
+        content += path.name.encode()
         if path.is_file():
             data = path.read_bytes()
-            found += data + (gzip.decompress(data) if path.name.endswith(".gz") else b"")
-    return found
+            content += data + (gzip.decompress(data) if path.name.endswith(".gz") else b"")
+    return content
 
 
-def require_nobody(folder: Path, outcome: CommandResult) -> None:
+def require_deidentified(folder: Path, outcome: CommandResult) -> None:
     content = bytes_of(folder)
     assert len(content) > 10_000
-    for token in SOUGHT:
+    for token in IDENTIFYING:
         assert token not in content
         assert token.decode() not in outcome.out + outcome.err
 
 
-def test_no_identifying_element_of_dicom_reaches_the_case_folder(tmp_path):
+def test_identifying_dicom_elements_are_not_copied(tmp_path):
+    """No text, date or UID element of a DICOM source occurs in the case folder or in the output."""
     spec = SeriesSpec(slices=12, step_mm=11.0)
     slices = [identify(d, k) for k, d in enumerate(make_slices(spec))]
     folder = write_slices(tmp_path / "SECRET-NAME", slices, prefix="SECRET")
@@ -89,14 +91,15 @@ def test_no_identifying_element_of_dicom_reaches_the_case_folder(tmp_path):
     for extra in ((), ("--json", "--force")):
         outcome = tmi("import", tmp_path / "case", *given, *extra)
         assert outcome.code == 0, outcome.err
-        require_nobody(tmp_path / "case", outcome)
+        require_deidentified(tmp_path / "case", outcome)
     record = read_case_record(tmp_path / "case", case_id="case")
     assert record is not None
     assert record.days_from_blood_to_ct == 0
 
 
 @pytest.mark.parametrize("ending", ["nii.gz", "nrrd", "mha"])
-def test_no_free_text_of_a_file_header_reaches_the_case_folder(ending, tmp_path):
+def test_free_text_of_file_headers_is_not_copied(ending, tmp_path):
+    """No text field, extension or metadata of an image file occurs in the case folder or in the output."""
     source = import_case(tmp_path / "plain", ct=write_series(tmp_path / "dicom")).case.ct
     image = nib.load(source)
     for name in ("descrip", "aux_file", "db_name", "intent_name"):
@@ -109,13 +112,14 @@ def test_no_free_text_of_a_file_header_reaches_the_case_folder(ending, tmp_path)
         SimpleITK.WriteImage(other, str(tmp_path / f"SECRET.{ending}"))
     outcome = tmi("import", tmp_path / "case", "--ct", tmp_path / f"SECRET.{ending}")
     assert outcome.code == 0
-    require_nobody(tmp_path / "case", outcome)
+    require_deidentified(tmp_path / "case", outcome)
     header = nib.load(tmp_path / "case" / "ct.nii.gz").header
     assert not b"".join(bytes(header[n]) for n in ("descrip", "aux_file", "db_name", "intent_name")).strip(b"\0")
 
 
 @pytest.mark.parametrize("ending", ["nii.gz", "nii", "nrrd", "mha"])
-def test_import_export_import_is_stable(ending, tmp_path):
+def test_reimport_of_exported_case_is_stable(ending, tmp_path):
+    """A case that is converted to another format and imported again has the same voxels and affine."""
     seg = write_seg(tmp_path / "seg.dcm", make_slices(), [liver_masks(SeriesSpec())], ["hepar"])
     first = import_case(tmp_path / "first", ct=write_series(tmp_path / "dicom"), mask=seg)
     for kind, path in (("ct", first.case.ct), ("mask", first.case.mask)):
@@ -130,21 +134,24 @@ def test_import_export_import_is_stable(ending, tmp_path):
     assert np.array_equal(read_mask(first.case, one).array_DHW, read_mask(again.case, other).array_DHW)
 
 
-def test_the_same_import_writes_the_same_bytes(tmp_path):
+def test_import_is_byte_reproducible(tmp_path):
+    """Two imports of the same sources write identical bytes."""
     folder = write_series(tmp_path / "dicom")
     import_case(tmp_path / "a" / "case", ct=folder, clinical=RECORD)
     import_case(tmp_path / "b" / "case", ct=folder, clinical=RECORD)
     assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
 
 
-def test_originals_stay_as_they_are(tmp_path):
+def test_sources_are_not_modified(tmp_path):
+    """An import with every repair leaves the source files unchanged."""
     folder = write_series(tmp_path / "dicom")
     before = bytes_of(folder)
     import_case(tmp_path / "case", ct=folder, fixes=list(case_import.IMPORT_FIXES))
     assert bytes_of(folder) == before
 
 
-def test_the_files_written_are_canonical_and_small(tmp_path):
+def test_written_files_are_canonical(tmp_path):
+    """CT and mask are RAS with one affine, int16 and uint8; the folder holds no other files than documented."""
     seg = write_seg(tmp_path / "seg.dcm", make_slices(), [liver_masks(SeriesSpec())], ["hepar"])
     done = import_case(tmp_path / "case", ct=write_series(tmp_path / "dicom"), mask=seg)
     ct, mask = nib.load(done.case.ct), nib.load(done.case.mask)
@@ -156,7 +163,8 @@ def test_the_files_written_are_canonical_and_small(tmp_path):
     assert {p.name for p in done.case.folder.iterdir()} == {"ct.nii.gz", "liver.nii.gz", "case.json"}
 
 
-def test_a_case_that_is_there_is_kept_unless_forced_and_also_when_the_new_one_fails(tmp_path):
+def test_existing_case_survives_without_force_and_failure(tmp_path):
+    """An existing case is replaced only with `force`, and only if the new import succeeds."""
     folder = write_series(tmp_path / "dicom")
     import_case(tmp_path / "case", ct=folder, clinical=RECORD)
     before = bytes_of(tmp_path / "case")
@@ -181,11 +189,13 @@ def test_a_case_that_is_there_is_kept_unless_forced_and_also_when_the_new_one_fa
         ("2020-03-12", "20201399", None),
     ],
 )
-def test_of_two_dates_only_their_distance_is_kept(blood, ct, days):
+def test_days_between_blood_and_ct(blood, ct, days):
+    """The distance is signed, and None if either date is missing or invalid."""
     assert days_between(blood, ct) == days
 
 
-def test_the_clinical_record_keeps_its_own_keys_and_loses_the_date(tmp_path):
+def test_clinical_record_is_copied_without_its_date(tmp_path):
+    """The record keeps its keys; its date is replaced by the distance in days."""
     done = import_case(
         tmp_path / "case", ct=write_series(tmp_path / "dicom"), clinical={**RECORD, "blood_date": "2020-03-01"}
     )
@@ -193,7 +203,7 @@ def test_the_clinical_record_keeps_its_own_keys_and_loses_the_date(tmp_path):
     record = read_case_record(done.case.folder, case_id="case")
     assert record is not None
     assert record.days_from_blood_to_ct == 9
-    assert [f.code for f in done.findings] == ["dicom-patient-id"]  # the series says P-ONE
+    assert [f.code for f in done.findings] == ["dicom-patient-id"]  # the series has P-ONE
 
 
 @pytest.mark.parametrize(
@@ -204,14 +214,16 @@ def test_the_clinical_record_keeps_its_own_keys_and_loses_the_date(tmp_path):
         ({**RECORD, "patient_id": "other"}, "patient-mismatch"),
     ],
 )
-def test_a_record_of_other_keys_or_of_another_patient_is_refused(record, code, tmp_path):
-    with pytest.raises(InputRejectedError) as refused:
+def test_invalid_clinical_record_is_rejected(record, code, tmp_path):
+    """Unknown keys, missing values and another patient id reject the record."""
+    with pytest.raises(InputRejectedError) as error:
         import_case(tmp_path / "case", ct=None, clinical=record, patient_id="case-7")
-    assert refused.value.code == code
+    assert error.value.code == code
     assert not (tmp_path / "case").exists()
 
 
-def test_a_record_alone_and_features_alone_make_a_case_that_says_what_is_missing(tmp_path):
+def test_case_without_images_lists_missing_files(tmp_path):
+    """A case of a record and features only is written, and the missing CT is listed."""
     (tmp_path / "r.csv").write_text(
         ",".join(reversed(FEATURE_NAMES)) + "\n" + ",".join("1.5" for _ in FEATURE_NAMES) + "\n"
     )
@@ -220,41 +232,45 @@ def test_a_record_alone_and_features_alone_make_a_case_that_says_what_is_missing
     assert done.case.radiomics.read_text().split("\n")[0] == ",".join(FEATURE_NAMES)
 
 
-def test_a_table_with_other_columns_is_not_copied(tmp_path):
+def test_radiomics_table_with_unknown_column_is_rejected(tmp_path):
+    """A feature table with an unknown column is rejected, because the column could identify the patient."""
     (tmp_path / "r.csv").write_text(",".join([*FEATURE_NAMES, "Image"]) + "\n" + "1," * len(FEATURE_NAMES) + "/x\n")
-    with pytest.raises(InputRejectedError) as refused:
+    with pytest.raises(InputRejectedError) as error:
         import_case(tmp_path / "case", ct=None, radiomics=tmp_path / "r.csv")
-    assert refused.value.code == "radiomics-columns"
+    assert error.value.code == "radiomics-columns"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ((), "nothing to import"),
         (("--mask", "x"), "without its CT"),
-        (("--ct", "dicom", "--fix", "everything"), "no repair 'everything'"),
-        (("--ct", "dicom", "--fix", "mask-grid,everything"), "no repair 'everything'"),
+        (("--ct", "dicom", "--fix", "everything"), "unknown repair 'everything'"),
+        (("--ct", "dicom", "--fix", "mask-grid,everything"), "unknown repair 'everything'"),
         (("--ct", "dicom", "--mask", "dicom", "--roi", "a", "--mask-label", "b"), "both a mask label and a ROI"),
-        (("--ct", "nowhere"), "nowhere is not there"),
+        (("--ct", "nowhere"), "nowhere does not exist"),
         (("--table", "t.csv"), "--table and --map belong together"),
-        (("--table", "t.csv", "--map", "m.yaml", "--ct", "dicom"), "--table stands alone"),
-        (("--ct", "dicom", "--resume"), "--resume is for --table"),
+        (("--table", "t.csv", "--map", "m.yaml", "--ct", "dicom"), "--table excludes the other inputs"),
+        (("--ct", "dicom", "--resume"), "--resume needs --table"),
     ],
 )
-def test_wishes_that_make_no_sense_are_usage_errors(arguments, says, tmp_path):
+def test_inconsistent_arguments_are_usage_errors(arguments, message, tmp_path):
+    """Inconsistent arguments exit with code 2 and a message."""
     (tmp_path / "dicom").mkdir()
     outcome = tmi("import", "case", *arguments, cwd=tmp_path)
     assert outcome.code == 2
-    assert says in outcome.err
+    assert message in outcome.err
 
 
-def test_a_source_inside_the_case_folder_is_not_replaced_by_its_own_case(tmp_path):
+def test_source_inside_case_folder_is_a_usage_error(tmp_path):
+    """A source inside the case folder would be deleted by the import."""
     write_series(tmp_path / "case" / "dicom")
     with pytest.raises(UsageError, match="lies in the case folder itself"):
         import_case(tmp_path / "case", ct=tmp_path / "case" / "dicom", force=True)
 
 
-def test_the_command_prints_what_was_taken_and_exits_3_for_content_that_is_refused(tmp_path):
+def test_command_exits_3_for_defective_content(tmp_path):
+    """A case with an error finding is written, listed with its findings, and exits with code 3."""
     few = write_series(tmp_path / "few", SeriesSpec(slices=8))
     outcome = tmi("import", tmp_path / "case", "--ct", few)
     assert outcome.code == 3
@@ -267,11 +283,12 @@ def test_the_command_prints_what_was_taken_and_exits_3_for_content_that_is_refus
     assert document["source"]["ct"]["images"] == 8
 
 
-def test_a_refusal_names_its_code_for_people_and_in_the_document(tmp_path):
+def test_rejection_code_is_printed_and_in_json(tmp_path):
+    """The text and the JSON document of a rejected import carry the check code; the document keeps its keys."""
     (tmp_path / "empty").mkdir()
     outcome = tmi("import", tmp_path / "case", "--ct", tmp_path / "empty", "--json")
     assert outcome.code == 3
-    assert "error: case case: no DICOM file is there [dicom-not-ct]\n  fix: " in outcome.err
+    assert "error: case case: no DICOM file found [dicom-not-ct]\n  fix: " in outcome.err
     assert (outcome.document["case_id"], outcome.document["written"]) == ("case", False)
     assert [(f["code"], f["severity"]) for f in outcome.document["findings"]] == [("dicom-not-ct", "error")]
     written = tmi("import", tmp_path / "case", "--ct", write_series(tmp_path / "good"), "--json")
@@ -279,13 +296,15 @@ def test_a_refusal_names_its_code_for_people_and_in_the_document(tmp_path):
     assert set(written.document) == set(outcome.document)
 
 
-def test_a_case_whose_name_cannot_be_printed_is_wrong_usage(tmp_path):
+def test_unprintable_case_name_is_a_usage_error(tmp_path):
+    """A case id has to be printable."""
     with pytest.raises(UsageError, match="cannot be printed"):
         import_case(tmp_path / "a\nb", ct=None, clinical={"values": {}})
 
 
-def test_repairs_of_an_import_may_be_named_together(tmp_path):
+def test_fix_accepts_a_list_of_codes(tmp_path):
+    """`--fix` accepts several codes separated by commas and spaces."""
     padded = write_series(tmp_path / "padded")
     outcome = tmi("import", tmp_path / "case", "--ct", padded, "--fix", "ct-padding, dicom-duplicate-slice")
-    assert "no repair" not in outcome.err
+    assert "unknown repair" not in outcome.err
     assert outcome.code == 0

@@ -1,4 +1,4 @@
-"""Damaged files of every format end in a typed error or in a case: never in a traceback, a hang or a memory flood."""
+"""Damaged files of every format yield a typed error or a case, within bounds on time and memory."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from tmi.toolkit.qc.check_registry import CHECKS
 SPEC = SeriesSpec(slices=2, rows=36, columns=40, spacing_mm=(10.0, 10.0), step_mm=11.0)
 COMPRESSED = {"JPEG 2000": JPEG2000Lossless, "JPEG-LS": JPEGLSLossless, "RLE": RLELossless}
 SOURCES = ("plain", *COMPRESSED, "deflated", "JPEG lossless", "seg.dcm", "rt.dcm", "ct.nrrd", "ct.mha", "ct.nii.gz")
-MOST_MEGABYTES = 1500
-"""Growth of the process that is allowed; a damaged length of 32 bits would ask for 4 GB."""
+MAX_GROWTH_MB = 1500
+"""Limit on the growth of the process; a damaged 32-bit length field would allocate 4 GB."""
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> Path:
-    """One small good file or series of every kind."""
+    """One small valid file or series of every kind."""
     folder = tmp_path_factory.mktemp("sources")
     write_slices(folder / "plain", make_slices(SPEC))
     for name, syntax in COMPRESSED.items():
@@ -59,8 +59,8 @@ def sources(tmp_path_factory) -> Path:
     return folder
 
 
-def hand_in(sources: Path, name: str, seed: int, folder: Path) -> str:
-    """Import with one damaged file; the refusal's code, or `written`."""
+def import_damaged(sources: Path, name: str, seed: int, folder: Path) -> str:
+    """Import with one damaged file; return the error code, or `written`."""
     source = sources / name
     folder.mkdir()
     if source.is_dir():
@@ -83,18 +83,20 @@ def run(sources: Path, name: str, seeds: range, tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     for seed in seeds:
         start = time.perf_counter()
-        code = hand_in(sources, name, seed, tmp_path / str(seed))
+        code = import_damaged(sources, name, seed, tmp_path / str(seed))
         assert code in CHECKS or code == "written"
         assert time.perf_counter() - start < 10
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 - before < MOST_MEGABYTES
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 - before < MAX_GROWTH_MB
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_damaged_files_end_in_a_typed_error(name, sources, tmp_path):
+def test_damaged_file_yields_typed_error(name, sources, tmp_path):
+    """A truncated or mutated file yields an error with a check code, or a case."""
     run(sources, name, range(12), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SOURCES)
-def test_many_damaged_files_end_in_a_typed_error(name, sources, tmp_path):
+def test_many_damaged_files_yield_typed_errors(name, sources, tmp_path):
+    """The same law for many more mutations."""
     run(sources, name, range(1000, 1090), tmp_path)

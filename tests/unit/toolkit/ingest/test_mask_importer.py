@@ -1,4 +1,4 @@
-"""Masks of every kind land on the liver by world coordinates, and only the label that is meant."""
+"""Import of masks: exact placement by world coordinates, and selection of the label."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def write_labels(path: Path, ct: ReadCt, *, liver: int = 5, turn: str = "RAS", dtype: type = np.uint8) -> Path:
-    """A label map with the liver and a spleen (1) on the CT's grid, stored in another voxel order."""
+    """Write a label map with the liver and a spleen (1) on the CT grid, in the voxel order `turn`."""
     labels = np.zeros(ct.volume.array_DHW.shape, dtype=dtype)
     labels[liver_of(ct.volume)] = liver
     labels[2:4, 2:6, 2:6] = 1
@@ -74,18 +74,21 @@ def imported(path: Path, ct: ReadCt, wanted: str | int | None = None, fixes: tup
 
 @pytest.mark.parametrize("turn", ["RAS", "LPS", "LAS", "SPL", "AIR"])
 @pytest.mark.parametrize("ending", ["nii.gz", "nrrd", "mha"])
-def test_a_mask_in_any_voxel_order_lands_on_the_liver_exactly(turn, ending, ct, tmp_path):
+def test_mask_in_any_voxel_order_is_placed_exactly(turn, ending, ct, tmp_path):
+    """Masks in every voxel order and format equal the liver voxel for voxel."""
     path = write_labels(tmp_path / f"mask.{ending}", ct, turn=turn)
     assert np.array_equal(imported(path, ct, "liver"), liver_of(ct.volume))
 
 
 @pytest.mark.parametrize("wanted", ["liver", 5, "5", "total:liver", "total_v1:liver"])
-def test_a_label_is_named_by_number_or_by_totalsegmentators_name(wanted, ct, tmp_path):
+def test_label_is_selected_by_number_or_name(wanted, ct, tmp_path):
+    """A label is selected by number or by a TotalSegmentator class name."""
     path = write_labels(tmp_path / "mask.nii.gz", ct)
     assert np.array_equal(imported(path, ct, wanted), liver_of(ct.volume))
 
 
-def test_totalsegmentators_tables_are_whole():
+def test_totalsegmentator_tables_are_complete():
+    """The packaged tables hold all 117 classes of version 2 and 104 of version 1."""
     labels = totalsegmentator_labels()
     assert {t: len(n) for t, n in labels.items()} == {"total": 117, "total_v1": 104}
     assert labels["total"]["liver"] == labels["total_v1"]["liver"] == 5
@@ -95,30 +98,32 @@ def test_totalsegmentators_tables_are_whole():
 
 
 @pytest.mark.parametrize(
-    ("wanted", "says"),
+    ("wanted", "message"),
     [
-        (None, "several labels; there are 1, 5"),
-        ("7", "no label 7; there are 1, 5"),
-        ("pancreas", "no label 7, which is TotalSegmentator's pancreas"),
-        ("hepar", "TotalSegmentator has none like the one asked for"),
+        (None, "several labels; its labels are 1, 5"),
+        ("7", "no label 7; its labels are 1, 5"),
+        ("pancreas", r"no label 7 \(TotalSegmentator's pancreas\)"),
+        ("hepar", "TotalSegmentator has no class of the requested name"),
     ],
 )
-def test_a_label_that_is_not_clear_is_refused_and_the_labels_are_listed(wanted, says, ct, tmp_path):
-    with pytest.raises(InputRejectedError, match=says) as refused:
+def test_ambiguous_label_is_rejected_with_list(wanted, message, ct, tmp_path):
+    """A missing or ambiguous label is rejected, and the message lists the labels."""
+    with pytest.raises(InputRejectedError, match=message) as error:
         imported(write_labels(tmp_path / "mask.nii.gz", ct), ct, wanted)
-    assert refused.value.code == "mask-label"
+    assert error.value.code == "mask-label"
 
 
-def test_the_only_label_needs_no_name(ct, tmp_path):
+def test_only_label_is_the_default(ct, tmp_path):
+    """A mask with one label needs no selection."""
     labels = liver_of(ct.volume).astype(np.float32) * 7
     nib.save(nib.Nifti1Image(labels.transpose(2, 1, 0), ct.volume.affine_xyz), tmp_path / "mask.nii")
-    done = import_mask(tmp_path / "mask.nii", ct, wanted=None, fixes=(), case_id="x")
-    assert np.array_equal(done.volume.array_DHW, liver_of(ct.volume))
-    assert done.label.explanation == "label 7, the only one"
+    result = import_mask(tmp_path / "mask.nii", ct, wanted=None, fixes=(), case_id="x")
+    assert np.array_equal(result.volume.array_DHW, liver_of(ct.volume))
+    assert result.label.explanation == "label 7, the only label"
 
 
 def write_slicer(path: Path, ct: ReadCt, *, crop: int = 0) -> Path:
-    """A segmentation as 3D Slicer writes it: names in the header, often cropped to what is segmented."""
+    """Write a segmentation like 3D Slicer: names in the header, cropped by `crop` slices at both ends."""
     depth = slice(crop, ct.volume.array_DHW.shape[0] - crop)
     labels = np.where(liver_of(ct.volume), 2, 0).astype(np.uint8)
     labels[crop : crop + 2, 2:6, 2:6] = 1
@@ -133,29 +138,33 @@ def write_slicer(path: Path, ct: ReadCt, *, crop: int = 0) -> Path:
 
 @pytest.mark.parametrize("wanted", [None, "liver", "Liver", 2])
 @pytest.mark.parametrize("crop", [0, 3])
-def test_segments_of_an_nrrd_header_are_found_by_name_also_when_cropped(wanted, crop, ct, tmp_path):
+def test_nrrd_segment_is_selected_by_header_name(wanted, crop, ct, tmp_path):
+    """Names in an NRRD header select the segment, in a cropped file too."""
     path = write_slicer(tmp_path / "mask.seg.nrrd", ct, crop=crop)
     assert np.array_equal(imported(path, ct, wanted), liver_of(ct.volume))
 
 
 @pytest.mark.parametrize("wanted", [None, "hepar", "Liver", "10200004", 1])
-def test_a_segment_of_dicom_seg_is_found_by_number_label_or_code(wanted, ct, tmp_path):
+def test_seg_segment_is_selected_by_number_or_code(wanted, ct, tmp_path):
+    """A SEG segment is selected by number, label, code value or code meaning."""
     mask = liver_masks(SPEC)
     path = write_seg(tmp_path / "seg.dcm", make_slices(), [mask, ~mask], ["hepar", "rest"])
     assert np.array_equal(imported(path, ct, wanted), liver_of(ct.volume))
 
 
-def test_a_seg_of_slices_in_another_order_lands_on_the_liver(ct, tmp_path):
+def test_seg_with_reversed_frames_is_placed_exactly(ct, tmp_path):
+    """The order of the frames does not matter."""
     path = write_seg(tmp_path / "seg.dcm", make_slices()[::-1], [liver_masks(SPEC)[::-1]], ["hepar"])
     assert np.array_equal(imported(path, ct), liver_of(ct.volume))
 
 
-def test_a_seg_of_one_frame_lands_on_its_slice(ct, tmp_path):
+def test_single_frame_seg_is_placed_on_its_slice(ct, tmp_path):
+    """A SEG with one frame fills exactly one slice."""
     mask = liver_masks(SPEC)
     path = write_seg(tmp_path / "seg.dcm", make_slices()[11:12], [mask[11:12]], ["hepar"])
-    got = imported(path, ct)
-    assert np.array_equal(got[11], liver_of(ct.volume)[11])
-    assert not np.delete(got, 11, axis=0).any()
+    mask = imported(path, ct)
+    assert np.array_equal(mask[11], liver_of(ct.volume)[11])
+    assert not np.delete(mask, 11, axis=0).any()
 
 
 def write_contours(path: Path, **rois: list[np.ndarray]) -> Path:
@@ -168,69 +177,81 @@ def outlines(*, every: int = 1, scale: float = 1.0, spec: SeriesSpec = SPEC) -> 
 
 
 @pytest.mark.parametrize("wanted", [None, "liver", "LIVER"])
-def test_contours_are_filled_where_their_coordinates_lie(wanted, ct, tmp_path):
+def test_contours_are_filled_at_their_coordinates(wanted, ct, tmp_path):
+    """RTSTRUCT contours reproduce the liver (Dice above 0.998)."""
     path = write_contours(tmp_path / "rt.dcm", Liver=outlines(), body=outlines(scale=1.3))
     assert dice(imported(path, ct, wanted), liver_of(ct.volume)) > 0.998
 
 
-def test_a_contour_inside_another_is_a_hole(ct, tmp_path):
+def test_contour_inside_another_is_a_hole(ct, tmp_path):
+    """Contours are filled by the even-odd rule."""
     path = write_contours(tmp_path / "rt.dcm", Liver=outlines() + outlines(scale=0.5))
-    got = imported(path, ct)
+    mask = imported(path, ct)
     hole = imported(write_contours(tmp_path / "in.dcm", Liver=outlines(scale=0.5)), ct)
-    assert np.array_equal(got, imported(write_contours(tmp_path / "all.dcm", Liver=outlines()), ct) & ~hole)
+    assert np.array_equal(mask, imported(write_contours(tmp_path / "all.dcm", Liver=outlines()), ct) & ~hole)
 
 
-def test_contours_on_other_planes_belong_to_the_nearest_slice(ct, tmp_path):
-    fine = SeriesSpec(slices=69, step_mm=2.0)  # three planes a slice of the CT, one of them on it
+def test_contour_between_slices_uses_nearest_slice(ct, tmp_path):
+    """Contours on finer planes are assigned to the nearest slice."""
+    fine = SeriesSpec(slices=69, step_mm=2.0)  # three planes per CT slice, one of them on it
     path = write_contours(tmp_path / "rt.dcm", Liver=outlines(spec=fine))
     assert dice(imported(path, ct), liver_of(ct.volume)) > 0.97
 
 
-def test_slices_without_a_contour_are_told(ct, tmp_path):
+def test_slices_without_contour_are_reported(ct, tmp_path):
+    """Slices without a contour inside the structure give the warning mask-gap."""
     path = write_contours(tmp_path / "rt.dcm", Liver=outlines(every=2))
-    done = import_mask(path, ct, wanted=None, fixes=(), case_id="x")
-    assert [f[0] for f in done.findings] == ["mask-gap"]
+    result = import_mask(path, ct, wanted=None, fixes=(), case_id="x")
+    assert [f[0] for f in result.findings] == ["mask-gap"]
 
 
-def test_contours_of_another_plane_than_the_slices_are_refused(ct, tmp_path):
+def test_contours_oblique_to_slices_are_rejected(ct, tmp_path):
+    """Contours that cross the slices reject the mask."""
     steep = [c + c[:, :1] * (0.0, 0.0, 0.3) for c in outlines()]
-    with pytest.raises(InputRejectedError, match="do not lie in the CT's slices") as refused:
+    with pytest.raises(InputRejectedError, match="do not lie in the slices of the CT") as error:
         imported(write_contours(tmp_path / "rt.dcm", Liver=steep), ct)
-    assert refused.value.code == "mask-grid"
+    assert error.value.code == "mask-grid"
 
 
-def test_a_roi_that_is_not_there_is_refused_and_the_names_are_listed(series, tmp_path):
+def test_unknown_roi_is_rejected_with_list(series, tmp_path):
+    """An unknown ROI is rejected, and the message lists the ROIs."""
     path = write_contours(tmp_path / "rt.dcm", Liver=outlines(), spleen=outlines())
-    with pytest.raises(InputRejectedError, match=r"there are 1 \(Liver\), 2 \(spleen\)") as refused:
+    with pytest.raises(InputRejectedError, match=r"its labels are 1 \(Liver\), 2 \(spleen\)") as error:
         import_case(tmp_path / "case", ct=series, mask=path, roi="pancreas")
-    assert refused.value.code == "mask-label"
+    assert error.value.code == "mask-label"
 
 
 @pytest.mark.parametrize("kind", ["seg", "rtstruct"])
-def test_a_mask_of_another_patient_is_refused(kind, ct, tmp_path):
-    others = make_slices()
-    for data in others:
+def test_mask_of_another_patient_is_rejected(kind, ct, tmp_path):
+    """A different PatientID rejects the mask; the message quotes no id."""
+    other_slices = make_slices()
+    for data in other_slices:
         data.PatientID = "P-TWO"
     if kind == "seg":
-        path = write_seg(tmp_path / "m.dcm", others, [liver_masks(SPEC)], ["hepar"])
+        path = write_seg(tmp_path / "m.dcm", other_slices, [liver_masks(SPEC)], ["hepar"])
     else:
-        path = write_rtstruct(tmp_path / "m.dcm", others[0], {"Liver": outlines()})
-    with pytest.raises(InputRejectedError, match="different patients") as refused:
+        path = write_rtstruct(tmp_path / "m.dcm", other_slices[0], {"Liver": outlines()})
+    with pytest.raises(InputRejectedError, match="different patient ids") as error:
         imported(path, ct)
-    assert refused.value.code == "dicom-patient-mismatch"
-    assert "P-TWO" not in str(refused.value) + refused.value.fix
+    assert error.value.code == "dicom-patient-mismatch"
+    assert "P-TWO" not in str(error.value) + error.value.fix
 
 
-def test_another_frame_of_reference_is_told(ct, tmp_path):
-    others = make_slices(seed=4)
-    done = import_mask(
-        write_rtstruct(tmp_path / "m.dcm", others[0], {"Liver": outlines()}), ct, wanted=None, fixes=(), case_id="x"
+def test_different_frame_of_reference_is_reported(ct, tmp_path):
+    """A different FrameOfReferenceUID gives the warning dicom-frame-mismatch."""
+    other_slices = make_slices(seed=4)
+    result = import_mask(
+        write_rtstruct(tmp_path / "m.dcm", other_slices[0], {"Liver": outlines()}),
+        ct,
+        wanted=None,
+        fixes=(),
+        case_id="x",
     )
-    assert [f[0] for f in done.findings] == ["dicom-frame-mismatch"]
+    assert [f[0] for f in result.findings] == ["dicom-frame-mismatch"]
 
 
-def coarse_mask(path: Path) -> Path:
-    """The liver on a finer grid of its own, turned to coronal."""
+def coronal_mask(path: Path) -> Path:
+    """Write the liver on a finer coronal grid."""
     spec = SeriesSpec(slices=70, rows=80, columns=90, spacing_mm=(3.1, 3.3), step_mm=3.7, orientation=CORONAL)
     column = np.array(spec.orientation[3:])
     axes = np.stack([np.array(spec.orientation[:3]), column, np.cross(spec.orientation[:3], column)], axis=1)
@@ -242,32 +263,35 @@ def coarse_mask(path: Path) -> Path:
     return path
 
 
-def test_a_mask_on_another_grid_is_refused_unless_resampling_was_asked_for(series, ct, tmp_path):
-    path = coarse_mask(tmp_path / "m.nii.gz")
-    with pytest.raises(InputRejectedError, match="another grid") as refused:
+def test_mask_on_other_grid_is_rejected_or_resampled(series, ct, tmp_path):
+    """A mask on another grid is rejected by default and resampled with `mask-grid`."""
+    path = coronal_mask(tmp_path / "m.nii.gz")
+    with pytest.raises(InputRejectedError, match="another grid") as error:
         imported(path, ct)
-    assert refused.value.code == "mask-grid"
-    assert "--fix mask-grid" in refused.value.fix
-    done: ImportedCase = import_case(tmp_path / "case", ct=series, mask=path, fixes=["mask-grid"])
-    assert [r.code for r in done.repairs] == ["mask-grid"]
-    got = np.asarray(nib.load(done.case.mask).dataobj).transpose(2, 1, 0).astype(bool)
-    assert dice(got, liver_of(ct.volume)) > 0.96
+    assert error.value.code == "mask-grid"
+    assert "--fix mask-grid" in error.value.fix
+    result: ImportedCase = import_case(tmp_path / "case", ct=series, mask=path, fixes=["mask-grid"])
+    assert [r.code for r in result.repairs] == ["mask-grid"]
+    mask = np.asarray(nib.load(result.case.mask).dataobj).transpose(2, 1, 0).astype(bool)
+    assert dice(mask, liver_of(ct.volume)) > 0.96
 
 
-def test_a_mask_of_fewer_slices_is_another_grid(ct, tmp_path):
+def test_mask_with_fewer_slices_is_rejected(ct, tmp_path):
+    """A label map that does not cover the CT is rejected by default."""
     image = nib.load(write_labels(tmp_path / "all.nii.gz", ct)).slicer[:, :, 2:]
     nib.save(image, tmp_path / "mask.nii.gz")
-    with pytest.raises(InputRejectedError) as refused:
+    with pytest.raises(InputRejectedError) as error:
         imported(tmp_path / "mask.nii.gz", ct, 5)
-    assert refused.value.code == "mask-grid"
+    assert error.value.code == "mask-grid"
     assert np.array_equal(imported(tmp_path / "mask.nii.gz", ct, 5, ("mask-grid",)), liver_of(ct.volume))
 
 
-def test_resampling_onto_the_own_grid_changes_nothing_and_placing_is_exact():
+def test_placing_and_resampling_on_same_grid_are_exact():
+    """Placing and resampling a mask with coinciding voxels are exact."""
     rng = np.random.default_rng(0)
     mask = Volume(array_DHW=rng.integers(0, 9, (5, 6, 7)), affine_xyz=np.diag([2.0, 3.0, 4.0, 1.0]))
     assert np.array_equal(resample_mask(mask, mask).array_DHW, mask.array_DHW)
-    turned = Volume(  # stored with x and z exchanged and y the other way round
+    turned = Volume(  # stored with x and z exchanged and y reversed
         array_DHW=mask.array_DHW.transpose(2, 1, 0)[:, ::-1],
         affine_xyz=mask.affine_xyz @ np.array([[0, 0, 1, 0], [0, -1, 0, 5], [1, 0, 0, 0], [0, 0, 0, 1.0]]),
     )
@@ -278,7 +302,8 @@ def test_resampling_onto_the_own_grid_changes_nothing_and_placing_is_exact():
     assert np.array_equal(resample_mask(turned, mask).array_DHW, mask.array_DHW)
 
 
-def test_placing_tells_what_falls_outside_and_what_is_not_covered():
+def test_placing_reports_outside_and_coverage():
+    """Placing counts voxels outside the CT and states whether the mask covers it."""
     ct = Volume(array_DHW=np.zeros((5, 6, 7)), affine_xyz=np.eye(4))
     shifted = np.eye(4)
     shifted[2, 3] = 2
@@ -290,7 +315,8 @@ def test_placing_tells_what_falls_outside_and_what_is_not_covered():
     assert place_mask(Volume(array_DHW=np.ones((5, 6, 7), dtype=bool), affine_xyz=shifted), ct) is None
 
 
-def test_the_even_odd_rule_counts_pixel_centres():
+def test_even_odd_rule_uses_pixel_centres():
+    """A pixel is inside if its centre is; two equal polygons cancel out."""
     square = np.array([[0.5, 0.5], [3.5, 0.5], [3.5, 4.5], [0.5, 4.5]])
     filled = fill_even_odd([square], (6, 7))
     assert filled.sum() == 3 * 4
@@ -303,7 +329,8 @@ def test_the_even_odd_rule_counts_pixel_centres():
     ("content", "code"),
     [("fractions", "mask-unreadable"), ("nan", "mask-nan"), ("zeros", "mask-empty"), ("image", "mask-unreadable")],
 )
-def test_a_file_that_is_no_mask_is_refused(content, code, ct, tmp_path):
+def test_file_without_labels_is_rejected(content, code, ct, tmp_path):
+    """Fractions, NaN, zeros and images are rejected as masks."""
     array = np.zeros(ct.volume.array_DHW.shape[::-1], dtype=np.float32)
     if content == "fractions":
         array[3] = 0.4
@@ -312,12 +339,13 @@ def test_a_file_that_is_no_mask_is_refused(content, code, ct, tmp_path):
     elif content == "image":
         array = np.arange(array.size, dtype=np.float32).reshape(array.shape)
     nib.save(nib.Nifti1Image(array, ct.volume.affine_xyz), tmp_path / "m.nii.gz")
-    with pytest.raises(InputRejectedError) as refused:
+    with pytest.raises(InputRejectedError) as error:
         imported(tmp_path / "m.nii.gz", ct)
-    assert refused.value.code == code
+    assert error.value.code == code
 
 
-def test_a_slice_given_as_mask_is_refused(series, ct):
+def test_ct_slice_as_mask_is_rejected(series, ct):
+    """A CT slice is rejected, and a folder with several DICOM files is a usage error."""
     with pytest.raises(InputRejectedError, match="neither SEG nor RTSTRUCT"):
         imported(sorted(series.iterdir())[0], ct)
     with pytest.raises(UsageError, match="24 DICOM files"):

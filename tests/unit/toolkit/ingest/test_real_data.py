@@ -1,4 +1,4 @@
-"""Real series and masks of five data sets go through the import with the right outcome."""
+"""Imports of real series and masks of five data sets."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return ct.array_DHW, read_mask(case, ct).array_DHW
 
 
-def test_a_series_with_empty_uids_in_jpeg_2000_takes_its_flipped_mask(shared_data, tmp_path):
+def test_jpeg_2000_series_with_flipped_mask(shared_data, tmp_path):
+    """A series with empty UIDs in JPEG 2000 is read, and its flipped mask is placed on the liver."""
     source = shared_data / "totalsegmentator-ct-dicom"
     outcome = tmi(
         "import", tmp_path / "A", "--ct", source, "--mask", source / "example_seg_dicom.nii.gz", "--mask-label", "liver"
     )
     assert outcome.code == 0, outcome.err
-    assert "label 5, which is liver in TotalSegmentator's total" in outcome.out
+    assert "label 5, liver in TotalSegmentator's task total" in outcome.out
     ct, mask = read(tmp_path / "A")
     assert ct.shape == (20, 512, 512)
     assert mask.sum() == 366_708
@@ -35,7 +36,8 @@ def test_a_series_with_empty_uids_in_jpeg_2000_takes_its_flipped_mask(shared_dat
     assert ct[mask].std() == pytest.approx(22, abs=0.5)
 
 
-def test_a_dicom_seg_equals_its_nrrd_voxel_for_voxel(shared_data, tmp_path):
+def test_seg_equals_nrrd_of_same_segmentation(shared_data, tmp_path):
+    """SEG and NRRD of one segmentation give equal voxels; padding becomes air on request."""
     source = shared_data / "dcmqi-liver-seg"
     for name, file in (("seg", "liver.dcm"), ("nrrd", "liver_seg.nrrd")):
         outcome = tmi("import", tmp_path / name, "--ct", source / "ct-3slice", "--mask", source / file)
@@ -55,21 +57,23 @@ def test_a_dicom_seg_equals_its_nrrd_voxel_for_voxel(shared_data, tmp_path):
     assert np.array_equal(air, np.where(padded, -1024, ct))
 
 
-def test_a_structure_set_gives_its_reference_mask(shared_data, tmp_path):
+def test_rtstruct_gives_its_reference_mask(shared_data, tmp_path):
+    """The IBSI structure set equals its reference mask (Dice at least 0.998)."""
     source = shared_data / "ibsi-sts019-rtstruct"
     outcome = tmi(
         "import", tmp_path / "C", "--ct", source / "image", "--mask", source / "RS.dcm", "--roi", "GTV_Mass_CT"
     )
     assert outcome.code == 3
-    assert "[mask-tiny]" in outcome.out  # a tumour of the thigh, no liver
+    assert "[mask-tiny]" in outcome.out  # a tumour of the thigh, not a liver
     _, mask = read(tmp_path / "C")
     reference = nib.as_closest_canonical(nib.load(source / "CT_mask.nii.gz"))
-    want = np.asarray(reference.dataobj).transpose(2, 1, 0) > 0
-    assert want.sum() == 5564
-    assert 2 * (mask & want).sum() / (mask.sum() + want.sum()) >= 0.998
+    expected = np.asarray(reference.dataobj).transpose(2, 1, 0) > 0
+    assert expected.sum() == 5564
+    assert 2 * (mask & expected).sum() / (mask.sum() + expected.sum()) >= 0.998
 
 
-def test_an_mr_is_refused_and_leaves_nothing(shared_data, tmp_path):
+def test_mr_is_rejected_without_output(shared_data, tmp_path):
+    """An MR volume is rejected, and no folder is written."""
     source = shared_data / "totalsegmentator-mr-negative"
     outcome = tmi("import", tmp_path / "D", "--ct", source / "example_mr_sm.nii.gz")
     assert outcome.code == 3
@@ -77,7 +81,8 @@ def test_an_mr_is_refused_and_leaves_nothing(shared_data, tmp_path):
     assert not (tmp_path / "D").exists()
 
 
-def test_a_nifti_of_3_mm_takes_the_liver_of_its_mask(shared_data, tmp_path):
+def test_nifti_ct_with_multi_label_mask(shared_data, tmp_path):
+    """A NIfTI CT is imported with the liver of a mask with many labels."""
     source = shared_data / "totalsegmentator-ct-3mm"
     mask_file = source / "example_seg_fast_force_split.nii.gz"
     outcome = tmi("import", tmp_path / "E", "--ct", source / "example_ct.nii.gz", "--mask", mask_file)
@@ -93,16 +98,17 @@ def test_a_nifti_of_3_mm_takes_the_liver_of_its_mask(shared_data, tmp_path):
 
 
 def sessions() -> dict[str, tuple[str, str]]:
-    """Case -> command and what the page says that it prints, of the sessions on the shared data sets."""
+    """Return case -> command and printed output of the sessions in docs/import.md on the shared data sets."""
     page = (ROOT / "docs" / "import.md").read_text(encoding="utf-8")
     blocks = [block.split("\n```")[0] for block in page.split("$ tmi ")[1:]]
     parts = (block.strip().split("\n", 1) for block in blocks if "--ct data/" in block)
-    return {command.split()[1].removeprefix("cases/"): (command, told) for command, told in parts}
+    return {command.split()[1].removeprefix("cases/"): (command, output) for command, output in parts}
 
 
 @pytest.mark.parametrize("case_id", "ABCDE")
-def test_the_page_shows_what_the_command_prints(case_id, shared_data, tmp_path):
-    command, told = sessions()[case_id]
+def test_documented_sessions_match_output(case_id, shared_data, tmp_path):
+    """docs/import.md shows the output of the command."""
+    command, expected = sessions()[case_id]
     arguments = [str(shared_data / a.removeprefix("data/")) if a.startswith("data/") else a for a in command.split()]
     outcome = tmi(*arguments, cwd=tmp_path)
-    assert (outcome.out + outcome.err).strip() == told.strip()
+    assert (outcome.out + outcome.err).strip() == expected.strip()

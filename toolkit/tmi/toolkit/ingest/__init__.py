@@ -1,4 +1,4 @@
-"""From hospital files to a cohort: DICOM series, SEG and RTSTRUCT masks, NIfTI/NRRD, tables.
+"""Converters from hospital files to case folders: DICOM series, SEG, RTSTRUCT, NIfTI, NRRD, MetaImage, spreadsheets.
 
-What it writes is the case format of `tmi.toolkit.cases`; what it cannot read safely it rejects.
+The output follows the case format of `tmi.toolkit.cases`. Input that cannot be read reliably is rejected.
 """

@@ -1,11 +1,11 @@
-"""One case from real files: CT, mask, clinical record and radiomics into a case folder that identifies nobody.
+"""Import of one case: writes a CT, a liver mask, a clinical record and radiomics into a de-identified case folder.
 
-What cannot be trusted (geometry, modality, grid, patient) stops the import and nothing is written. What the case holds
-but should not be used (too few slices, a mask on no liver) is written and found by the checks of `tmi check`, whose
-findings come back with the case. Originals are only read.
+A wrong geometry, modality, grid or patient aborts the import before anything is written. Defects of the content (too
+few slices, a mask outside the liver) do not abort it: the case is written, the checks of `tmi check` run on it, and
+their findings are returned. Source files are opened read-only.
 
-The folder gets voxels, the affine, the clinical record's own keys, the features by name, and `case.json`. No header of
-the sources is copied; NIfTI headers are new, and their free text is empty.
+The case folder contains the voxels, the affine, the keys of the clinical record, the features by name, and
+`case.json`. No source header is copied: NIfTI headers are built from scratch, and their text fields are empty.
 """
 
 from __future__ import annotations
@@ -38,43 +38,44 @@ from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
 
 IMPORT_FIXES: Mapping[str, str] = MappingProxyType(
     {
-        "dicom-duplicate-slice": "drop slices that are copies of another",
-        "dicom-missing-slice": "interpolate up to two neighbouring slices that are missing",
-        "dicom-nonuniform-spacing": "resample along the stack to the usual step",
-        "dicom-gantry-tilt": "shear the slices onto a straight grid",
-        "dicom-no-rescale": "take the stored values as HU",
+        "dicom-duplicate-slice": "drop slices that are copies of another slice",
+        "dicom-missing-slice": "interpolate gaps of one or two slices",
+        "dicom-nonuniform-spacing": "resample along the slice normal to the median step",
+        "dicom-gantry-tilt": "shear the slices onto a rectangular grid",
+        "dicom-no-rescale": "interpret the stored values as HU",
         "ct-padding": "set padding to -1024 HU",
         "mask-grid": "resample the mask onto the CT's grid, nearest neighbour",
     }
 )
-"""Code -> what `--fix CODE` does during an import. Nothing of it happens unasked."""
+"""Code -> what `--fix CODE` does during an import. A repair runs only if its code is requested."""
 NOT_CT_CODES = frozenset({"ct-not-hu", "ct-8bit", "ct-rescaled", "ct-offset", "ct-spacing"})
-"""Findings of the content that stop the import: what was given is no CT."""
+"""Findings that abort the import because the volume is not a CT in HU."""
 PENDING_CODES = frozenset({"clinical-missing", "radiomics-missing"})
-"""Findings that say what is still to be added, where it was not given."""
+"""Findings about files that were not given and can be added later."""
 PADDING_BELOW_HU = -1100
+"""Voxels below this value are padding; the usual CT scale ends at -1024 HU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedCase:
-    """What an import made."""
+    """Result of an import."""
 
     case: Case
-    """The case folder that was written."""
+    """Case folder that was written."""
     findings: tuple[Finding, ...]
-    """What the reader and `tmi check` found, errors included; empty for a good case."""
+    """Findings of the reader and of `tmi check`, errors included; empty for a case without defects."""
     missing: tuple[Finding, ...]
-    """What is still to be added before the case can be used."""
+    """Findings about files that have to be added before the case can be used."""
     repairs: tuple[Repair, ...]
-    """Repairs that were asked for and made."""
+    """Repairs that were requested and applied."""
     source: Mapping[str, Any]
-    """As in `case.json`."""
+    """Description of the sources, as in `case.json`."""
     label: str | None
-    """Which label of the mask was taken, and why; None without a mask."""
+    """Mask label that was selected, and the rule that selected it; None without a mask."""
 
     @property
     def rejected(self) -> bool:
-        """Whether training and prediction would refuse the case for what it holds."""
+        """Whether training and prediction reject the case because of its content."""
         return any(f.severity == "error" for f in self.findings)
 
 
@@ -92,72 +93,77 @@ def import_case(
     fixes: Collection[str] = (),
     force: bool = False,
 ) -> ImportedCase:
-    """Write one case folder, whole or not at all.
+    """Write one case folder atomically.
 
     Args:
-        out: the new case folder; its name becomes the case id.
-        ct: folder of a DICOM series, or NIfTI, NRRD or MetaImage file; None makes a case without images.
-        mask: NIfTI, NRRD, MetaImage, DICOM SEG or RTSTRUCT.
-        series: SeriesInstanceUID or number of the listing, where the folder holds several CT series.
-        mask_label: label or segment, by number or name; None chooses the liver by rule.
-        roi: the same for the ROI of an RTSTRUCT; only one of the two may be given.
-        clinical: a `clinical.json`, or its content. A blood_date is reduced to the distance in days to the CT.
-        radiomics: a table of the features, by name.
-        patient_id: the patient that the clinical record must belong to; written into it where it has none.
+        out: new case folder; its name becomes the case id.
+        ct: folder of a DICOM series, or NIfTI, NRRD or MetaImage file; None writes a case without images.
+        mask: NIfTI, NRRD, MetaImage, DICOM SEG or RTSTRUCT file.
+        series: SeriesInstanceUID or number in the listing, if the folder holds several CT series.
+        mask_label: label or segment, by number or name; None selects the liver (`choose_label`).
+        roi: same for the ROI of an RTSTRUCT; excludes `mask_label`.
+        clinical: path of a `clinical.json`, or its content. A blood_date is replaced by its distance in days to the CT.
+        radiomics: table of the features, by name.
+        patient_id: patient that the clinical record must belong to; added to a record without a patient id.
         fixes: keys of `IMPORT_FIXES`.
-        force: replace a case that is there.
+        force: replace an existing case.
 
     Raises:
-        InputRejectedError: with the code of the check; nothing was written.
+        InputRejectedError: an input fails a check, whose code the error carries; nothing was written.
         UsageError: an unknown repair, both `mask_label` and `roi`, a mask without a CT, nothing to import, or `out`
             exists.
     """
     _validate_arguments(out, ct, mask, mask_label, roi, clinical, radiomics, fixes)
     require_absent(out, force=force, kind="case")
     case_id = out.resolve().name
-    record = None if clinical is None else _clinical(clinical, patient_id, case_id)
+    record = None if clinical is None else _read_clinical(clinical, patient_id, case_id)
     features = None if radiomics is None else read_table(radiomics, case_id=case_id)
-    found: list[RawFinding] = []
+    findings: list[RawFinding] = []
     repairs: list[Repair] = []
     source: dict[str, Any] = {}
-    read = label = None
+    ct_data = label = None
     with staged_folder(out) as stage:
         if ct is not None:
-            read = _read_ct(ct, series, fixes, repairs, case_id)
-            found += read.findings
-            source["ct"] = {**read.source, "shape_DHW": list(read.volume.array_DHW.shape)}
-            write_volume(stage / CT_FILE, read.volume)
+            ct_data = _read_ct(ct, series, fixes, repairs, case_id)
+            findings += ct_data.findings
+            source["ct"] = {**ct_data.source, "shape_DHW": list(ct_data.volume.array_DHW.shape)}
+            write_volume(stage / CT_FILE, ct_data.volume)
             if mask is not None:
                 from tmi.toolkit.ingest.mask_importer import import_mask
 
-                wanted = mask_label if roi is None else roi
-                imported = import_mask(mask, read, wanted=wanted, fixes=fixes, case_id=case_id)
+                requested = mask_label if roi is None else roi
+                imported = import_mask(mask, ct_data, wanted=requested, fixes=fixes, case_id=case_id)
                 write_volume(stage / MASK_FILE, imported.volume)
-                found += imported.findings
+                findings += imported.findings
                 repairs += imported.repairs
                 source["mask"], label = dict(imported.source), imported.label.explanation
         days = None
         if record is not None:
-            days = days_between(record.pop("blood_date", None), None if read is None else read.date)
-            if _names_another_patient(record, read):
-                what = "the DICOM series names another patient id than the clinical record"
-                found.append(("dicom-patient-id", what, "look whether both are of one patient, or pseudonymised apart"))
+            days = days_between(record.pop("blood_date", None), None if ct_data is None else ct_data.date)
+            if _patient_ids_differ(record, ct_data):
+                message = "the patient id of the DICOM series differs from the patient id of the clinical record"
+                fix = "check that both belong to one patient; separate pseudonymisation also causes this"
+                findings.append(("dicom-patient-id", message, fix))
             write_json(stage / CLINICAL_FILE, record)
             source["clinical"] = {"sha256": _digest(clinical)}
         if features is not None and radiomics is not None:
             write_table(stage / RADIOMICS_FILE, features)
             source["radiomics"] = {"sha256": sha256_file(radiomics)}
         write_case_record(stage, CaseRecord(source=source, repairs=tuple(repairs), days_from_blood_to_ct=days))
-    return _outcome(open_case(out), found, tuple(repairs), source, label)
+    return _check_written_case(open_case(out), findings, tuple(repairs), source, label)
 
 
-def _outcome(
-    case: Case, found: list[RawFinding], repairs: tuple[Repair, ...], source: Mapping[str, Any], label: str | None
+def _check_written_case(
+    case: Case,
+    raw: list[RawFinding],
+    repairs: tuple[Repair, ...],
+    source: Mapping[str, Any],
+    label: str | None,
 ) -> ImportedCase:
-    """What the reader found and what `tmi check` finds in the case that was written."""
+    """Combine the findings of the reader with those of `tmi check` on the written case."""
     findings = [
-        Finding(case_id=case.case_id, code=code, severity=CHECKS[code].severity, message=what, fix=fix)
-        for code, what, fix in found
+        Finding(case_id=case.case_id, code=code, severity=CHECKS[code].severity, message=message, fix=fix)
+        for code, message, fix in raw
     ]
     findings += check_case(case)
     missing = tuple(f for f in findings if _is_pending(f, case))
@@ -176,49 +182,52 @@ def _validate_arguments(
     clinical: Path | Mapping[str, Any] | None, radiomics: Path | None, fixes: Collection[str],
 ) -> None:  # fmt: skip
     if unknown := sorted(set(fixes) - set(IMPORT_FIXES)):
-        raise UsageError(f"no repair {unknown[0]!r} during an import", fix=f"known: {', '.join(IMPORT_FIXES)}")
+        raise UsageError(f"unknown repair {unknown[0]!r}", fix=f"repairs of an import: {', '.join(IMPORT_FIXES)}")
     if mask_label is not None and roi is not None:
-        raise UsageError("both a mask label and a ROI are given", fix="give one of --mask-label and --roi")
+        raise UsageError("both a mask label and a ROI are given", fix="give either --mask-label or --roi")
     if mask is not None and ct is None:
         raise UsageError("a mask is given without its CT", fix="give the CT with --ct")
     if ct is None and clinical is None and radiomics is None:
         raise UsageError("nothing to import", fix="give --ct, --clinical or --radiomics")
-    place = out.resolve()
-    if not is_portable_name(place.name):
-        raise UsageError("the case's name cannot be printed", fix="give the case's folder a plain name")
-    for given in (ct, mask, clinical, radiomics):
-        if isinstance(given, Path):
-            if not given.exists():
-                raise UsageError(f"{given} is not there", fix="correct the path")
-            if given.resolve() == place or place in given.resolve().parents:
-                raise UsageError(f"{given} lies in the case folder itself", fix="name another folder for the case")
+    target = out.resolve()
+    if not is_portable_name(target.name):
+        raise UsageError(
+            "the name of the case folder contains characters that cannot be printed", fix="give it a plain name"
+        )
+    for source in (ct, mask, clinical, radiomics):
+        if isinstance(source, Path):
+            if not source.exists():
+                raise UsageError(f"{source} does not exist", fix="correct the path")
+            # The case folder is replaced as a whole, so a source inside it would be deleted.
+            if source.resolve() == target or target in source.resolve().parents:
+                raise UsageError(f"{source} lies in the case folder itself", fix="name another folder for the case")
 
 
 def _read_ct(path: Path, series: str | None, fixes: Collection[str], repairs: list[Repair], case_id: str) -> ReadCt:
-    """The CT, refused where its content is none; padding set to air where that was asked for."""
+    """Read the CT, reject a volume that is not a CT in HU, and apply the repair `ct-padding` if requested."""
     if is_image_file(path):
         if series is not None:
-            raise UsageError("--series is for DICOM", fix="leave it out: the file holds one volume")
+            raise UsageError("--series applies to DICOM only", fix="omit --series: the file holds one volume")
         read = read_image_ct(path, case_id=case_id)
     else:
         from tmi.toolkit.ingest.dicom.ct import read_dicom_ct
 
         read = read_dicom_ct(path, series=series, fixes=fixes, case_id=case_id)
     repairs += read.repairs
-    for code, what, fix in check_ct(read.volume):
+    for code, message, fix in check_ct(read.volume):
         if code in NOT_CT_CODES:
-            raise InputRejectedError(what.replace(CT_FILE, "the CT"), fix=fix, code=code, case_id=case_id)
+            raise InputRejectedError(message.replace(CT_FILE, "the CT"), fix=fix, code=code, case_id=case_id)
     array: NDArray[Any] = read.volume.array_DHW
-    below = array < PADDING_BELOW_HU
-    if "ct-padding" in fixes and below.any():
-        array[below] = -1024
-        what = f"{int(below.sum())} voxels below {PADDING_BELOW_HU} HU set to -1024 HU"
-        repairs.append(Repair(code="ct-padding", file=CT_FILE, what=what))
+    padding = array < PADDING_BELOW_HU
+    if "ct-padding" in fixes and padding.any():
+        array[padding] = -1024
+        message = f"{int(padding.sum())} voxels below {PADDING_BELOW_HU} HU set to -1024 HU"
+        repairs.append(Repair(code="ct-padding", file=CT_FILE, what=message))
     return read
 
 
 def write_volume(path: Path, volume: Volume) -> None:
-    """A volume as NIfTI: voxels, affine, millimetres, and nothing else in the header."""
+    """Write a volume as NIfTI. The header holds the data type, the affine (sform and qform) and the unit mm only."""
     array = volume.array_DHW
     image = nib.Nifti1Image(array.transpose(2, 1, 0).astype(np.uint8 if array.dtype == bool else array.dtype), None)
     image.set_sform(volume.affine_xyz, code=1)
@@ -227,40 +236,40 @@ def write_volume(path: Path, volume: Volume) -> None:
     nib.save(image, path)
 
 
-def _clinical(given: Path | Mapping[str, Any], patient_id: str | None, case_id: str) -> dict[str, Any]:
-    """The record's own keys. A key that a record does not have could hold anything, so it is refused, not copied."""
-    mend = 'write {"patient_id": ..., "values": {field: value}, "report": text or null}'
-    record: Any = given
-    if isinstance(given, Path):
+def _read_clinical(source: Path | Mapping[str, Any], patient_id: str | None, case_id: str) -> dict[str, Any]:
+    """Read the clinical record. An unknown key could hold identifying text, so the record is rejected, not copied."""
+    fix = 'write {"patient_id": ..., "values": {field: value}, "report": text or null}'
+    record: Any = source
+    if isinstance(source, Path):
         try:
-            record = json.loads(given.read_bytes()) if given.stat().st_size <= MAX_BYTES else None
+            record = json.loads(source.read_bytes()) if source.stat().st_size <= MAX_BYTES else None
         except (OSError, ValueError, RecursionError) as error:
             raise InputRejectedError(
-                "the clinical record is not JSON", fix=mend, code="clinical-malformed", case_id=case_id
+                "the clinical record is not JSON", fix=fix, code="clinical-malformed", case_id=case_id
             ) from error
     if not isinstance(record, Mapping) or not set(record) <= set(KEYS) or not isinstance(record.get("values"), Mapping):
         raise InputRejectedError(
             f"the clinical record has other keys than {', '.join(KEYS)}, or no values",
-            fix=mend, code="clinical-malformed", case_id=case_id,
+            fix=fix, code="clinical-malformed", case_id=case_id,
         )  # fmt: skip
-    own: dict[str, Any] = dict(record)
+    copy: dict[str, Any] = dict(record)
     if patient_id is not None:
-        if own.get("patient_id") not in (None, patient_id):
+        if copy.get("patient_id") not in (None, patient_id):
             raise InputRejectedError(
-                "the clinical record belongs to another patient than --patient-id says",
-                fix="give the right patient's record", code="patient-mismatch", case_id=case_id,
+                "the patient id of the clinical record differs from --patient-id",
+                fix="give the record of this patient", code="patient-mismatch", case_id=case_id,
             )  # fmt: skip
-        own["patient_id"] = patient_id
-    return own
+        copy["patient_id"] = patient_id
+    return copy
 
 
-def _names_another_patient(record: Mapping[str, Any], read: ReadCt | None) -> bool:
-    named = record.get("patient_id")
-    return bool(named and read is not None and read.patient_id and str(named).strip() != read.patient_id)
+def _patient_ids_differ(record: Mapping[str, Any], ct: ReadCt | None) -> bool:
+    patient_id = record.get("patient_id")
+    return bool(patient_id and ct is not None and ct.patient_id and str(patient_id).strip() != ct.patient_id)
 
 
 def days_between(blood_date: Any, ct_date: str | None) -> int | None:
-    """Days from the blood sample (ISO date) to the CT (YYYYMMDD); None where either is not given or no date."""
+    """Return the days from the blood sample (ISO date) to the CT (YYYYMMDD); None if a date is missing or invalid."""
     if not isinstance(blood_date, str) or not re.fullmatch(r"\d{8}", ct_date or ""):
         return None
     try:

@@ -1,9 +1,9 @@
-"""A liver mask of any kind on its CT's grid: NIfTI, NRRD, MetaImage, DICOM SEG, RTSTRUCT."""
+"""Import of a liver mask (NIfTI, NRRD, MetaImage, DICOM SEG, RTSTRUCT) onto the voxel grid of its CT."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,44 +15,46 @@ from tmi.toolkit.compute.quiet import quiet
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.mask_resampling import place_mask, resample_mask
 from tmi.toolkit.imaging.volume import Volume
-from tmi.toolkit.ingest.dicom.headers import READ_ERRORS, looks_like_dicom, open_dicom
+from tmi.toolkit.ingest.dicom.headers import READ_ERRORS, is_dicom_file, open_dicom
 from tmi.toolkit.ingest.image_files import RawFinding, ReadCt, is_image_file, read_image
 from tmi.toolkit.ingest.mask_labels import ChosenLabel, choose_label
 from tmi.toolkit.storage.hashing import sha256_file
 
 MAX_LABELS = 4096
+"""A file with more distinct values is an image, not a label map."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedMask:
-    """A mask on the CT's grid."""
+    """A binary mask on the grid of the CT."""
 
     volume: Volume
-    """Booleans."""
+    """Boolean voxels."""
     source: Mapping[str, Any]
-    """What the case's record says of it; nothing that identifies."""
+    """Description of the source for `case.json`, without identifying values."""
     label: ChosenLabel
-    """Which label it is."""
+    """Label that was selected."""
     findings: tuple[RawFinding, ...] = ()
     """Warnings of the reader."""
     repairs: tuple[Repair, ...] = ()
-    """What was repaired on request."""
+    """Requested repairs that were applied."""
 
 
 def import_mask(
     path: Path, ct: ReadCt, *, wanted: str | int | None, fixes: Collection[str], case_id: str
 ) -> ImportedMask:
-    """Read one label of a mask and put it onto the CT's grid.
+    """Read one label of a mask and place it on the grid of the CT.
 
     Args:
-        path: an image file, a DICOM SEG or RTSTRUCT file, or a folder that holds one such DICOM file.
-        ct: the CT as it was read.
-        wanted: label, segment or ROI, by number or name; None chooses by rule.
+        path: image file, DICOM SEG or RTSTRUCT file, or folder with exactly one DICOM file.
+        ct: CT that the mask belongs to.
+        wanted: label, segment or ROI, by number or name; None selects the liver (`choose_label`).
         fixes: `mask-grid` allows nearest-neighbour resampling from another grid.
-        case_id: for the error texts.
+        case_id: case id for error messages.
 
     Raises:
         InputRejectedError: mask-..., dicom-patient-mismatch.
+        UsageError: `path` is a folder with no DICOM file or several.
     """
     if is_image_file(path):
         return _from_image(path, ct, wanted, fixes, case_id)
@@ -64,13 +66,13 @@ def _from_image(path: Path, ct: ReadCt, wanted: str | int | None, fixes: Collect
     labels = _as_labels(image.volume, case_id)
     values, counts = np.unique(labels.array_DHW, return_counts=True)
     if values.size > MAX_LABELS:
-        raise _input_error("mask-unreadable", "the mask file holds no labels but an image", "give the mask", case_id)
+        raise _input_error("mask-unreadable", "the mask file holds an image, not labels", "give the mask", case_id)
     present = {int(v): int(n) for v, n in zip(values, counts, strict=True) if v != 0}
     names = _segment_names(image.metadata)
     label = choose_label(wanted, names, present, case_id=case_id)
-    inside = Volume(array_DHW=labels.array_DHW == label.number, affine_xyz=labels.affine_xyz)
+    mask = Volume(array_DHW=labels.array_DHW == label.number, affine_xyz=labels.affine_xyz)
     source = {"kind": "segmentation-nrrd" if names else "label-map", "label": label.number, "labels": len(present)}
-    return _on_grid(inside, ct, label, source, path, fixes, case_id, cropped=bool(names))
+    return _place_on_grid(mask, ct, label, source, path, fixes, case_id, cropped=bool(names))
 
 
 def _as_labels(volume: Volume, case_id: str) -> Volume:
@@ -88,7 +90,7 @@ def _as_labels(volume: Volume, case_id: str) -> Volume:
 
 
 def _segment_names(metadata: Mapping[str, str]) -> dict[int, tuple[str, ...]]:
-    """Label value -> name, from the segments that 3D Slicer writes into an NRRD's header."""
+    """Return label value -> names, from the segment entries that 3D Slicer writes into an NRRD header."""
     names: dict[int, tuple[str, ...]] = {}
     for key, value in metadata.items():
         prefix, _, field = key.partition("_")
@@ -100,12 +102,12 @@ def _segment_names(metadata: Mapping[str, str]) -> dict[int, tuple[str, ...]]:
 
 def _dicom_file(path: Path, case_id: str) -> Path:
     if path.is_dir():
-        files = [p for p in sorted(path.rglob("*")) if p.is_file() and looks_like_dicom(p)]
+        files = [p for p in sorted(path.rglob("*")) if p.is_file() and is_dicom_file(p)]
         if len(files) != 1:
             raise UsageError(f"{path} holds {len(files)} DICOM files", fix="give the DICOM SEG or RTSTRUCT file itself")
         return files[0]
     if not path.is_file():
-        raise _input_error("mask-missing", "the mask file is not there", "correct the path", case_id)
+        raise _input_error("mask-missing", "the mask file does not exist", "correct the path", case_id)
     return path
 
 
@@ -114,8 +116,8 @@ def _from_dicom(path: Path, ct: ReadCt, wanted: str | int | None, fixes: Collect
     from tmi.toolkit.ingest.dicom.seg import read_seg
 
     try:
-        if not looks_like_dicom(path):
-            raise ValueError("no DICOM")
+        if not is_dicom_file(path):
+            raise ValueError("not DICOM")
         with quiet():
             data = open_dicom(path)
             modality = str(data.get("Modality", "")).strip().upper()
@@ -125,30 +127,30 @@ def _from_dicom(path: Path, ct: ReadCt, wanted: str | int | None, fixes: Collect
         raise _input_error(
             "mask-unreadable",
             "the mask file cannot be read",
-            "give NIfTI, NRRD, MHA, DICOM SEG or RTSTRUCT; copy the file again if it is one",
+            "give NIfTI, NRRD, MHA, DICOM SEG or RTSTRUCT; copy a damaged file again",
             case_id,
         ) from error
     if patient_id and ct.patient_id and patient_id != ct.patient_id:
         raise _input_error(
             "dicom-patient-mismatch",
-            "CT and mask name different patients in their DICOM headers",
+            "CT and mask have different patient ids in their DICOM headers",
             "give the mask that was drawn on this CT",
             case_id,
         )
-    found: tuple[RawFinding, ...] = ()
+    findings: tuple[RawFinding, ...] = ()
     if frame and ct.frame_of_reference and frame != ct.frame_of_reference:
-        what = "CT and mask name different frames of reference, so their coordinates may not agree"
-        found = (("dicom-frame-mismatch", what, "look whether the mask lies on the liver"),)
+        message = "CT and mask have different frames of reference, so their coordinates may not agree"
+        findings = (("dicom-frame-mismatch", message, "check that the mask lies on the liver"),)
     if modality == "SEG":
         volume, label = read_seg(data, path, ct.volume, wanted, case_id=case_id)
         source = {"kind": "dicom-seg", "segment": label.number}
-        imported = _on_grid(volume, ct, label, source, path, fixes, case_id, cropped=True)
-        return _add_findings(imported, found)
+        imported = _place_on_grid(volume, ct, label, source, path, fixes, case_id, cropped=True)
+        return _add_findings(imported, findings)
     if modality == "RTSTRUCT":
-        volume, label, more = read_rtstruct(data, ct.volume, wanted, case_id=case_id)
+        volume, label, rtstruct_findings = read_rtstruct(data, ct.volume, wanted, case_id=case_id)
         source = {"kind": "rtstruct", "roi": label.number}
-        imported = _on_grid(volume, ct, label, source, path, fixes, case_id, cropped=True)
-        return _add_findings(imported, found + more)
+        imported = _place_on_grid(volume, ct, label, source, path, fixes, case_id, cropped=True)
+        return _add_findings(imported, findings + rtstruct_findings)
     raise _input_error(
         "mask-unreadable",
         "the mask file is DICOM, but neither SEG nor RTSTRUCT",
@@ -157,35 +159,41 @@ def _from_dicom(path: Path, ct: ReadCt, wanted: str | int | None, fixes: Collect
     )
 
 
-def _add_findings(mask: ImportedMask, found: tuple[RawFinding, ...]) -> ImportedMask:
-    return ImportedMask(
-        volume=mask.volume, source=mask.source, label=mask.label, findings=found + mask.findings, repairs=mask.repairs
-    )
+def _add_findings(mask: ImportedMask, findings: tuple[RawFinding, ...]) -> ImportedMask:
+    return replace(mask, findings=findings + mask.findings)
 
 
-def _on_grid(
+def _place_on_grid(
     mask: Volume, ct: ReadCt, label: ChosenLabel, source: dict[str, Any], path: Path, fixes: Collection[str],
     case_id: str, *, cropped: bool,
 ) -> ImportedMask:  # fmt: skip
-    """Exactly where the voxels coincide, by resampling where that was asked for, else not at all."""
+    """Copy the mask onto the CT grid if the voxel centres coincide; otherwise resample it on request, or reject it.
+
+    `cropped` states that the format may store a cut-out of the CT grid (DICOM SEG, RTSTRUCT, 3D Slicer's NRRD). A mask
+    in any other format must cover the whole CT: a smaller one belongs to another series.
+    """
     target, digest = ct.volume, sha256_file(path)
-    have, want = mask.array_DHW.shape, target.array_DHW.shape
+    mask_shape, ct_shape = mask.array_DHW.shape, target.array_DHW.shape
     placed = place_mask(mask, target)
-    found: list[RawFinding] = []
+    findings: list[RawFinding] = []
     repairs: list[Repair] = []
     if placed is not None and (cropped or placed.covers):
         volume = placed.volume
         if placed.outside:
-            what = f"{placed.outside} voxels of the mask lie outside the CT"
-            found.append(("mask-outside", what, "give a CT that covers the whole liver"))
+            message = f"{placed.outside} voxels of the mask lie outside the CT"
+            findings.append(("mask-outside", message, "give a CT that covers the whole liver"))
     elif "mask-grid" in fixes:
         volume = resample_mask(mask, target)
-        what = f"resampled to the nearest neighbour from {_size(have)} to {_size(want)} voxels by world coordinates"
-        repairs.append(Repair(code="mask-grid", file=MASK_FILE, what=what, before_sha256=digest))
+        message = (
+            f"resampled from {_format_shape(mask_shape)} to {_format_shape(ct_shape)} voxels by world coordinates, "
+            "nearest neighbour"
+        )
+        repairs.append(Repair(code="mask-grid", file=MASK_FILE, what=message, before_sha256=digest))
     else:
         raise _input_error(
             "mask-grid",
-            f"the mask lies on another grid than the CT ({_size(have)} against {_size(want)} voxels, depth last)",
+            f"the mask lies on another grid than the CT (mask {_format_shape(mask_shape)} voxels, "
+            f"CT {_format_shape(ct_shape)} voxels, depth last)",
             "export it again from the same series, or resample it with --fix mask-grid",
             case_id,
         )
@@ -196,12 +204,12 @@ def _on_grid(
         volume=volume,
         source={**source, "voxels": voxels, "sha256": digest},
         label=label,
-        findings=tuple(found),
+        findings=tuple(findings),
         repairs=tuple(repairs),
     )
 
 
-def _size(shape_DHW: tuple[int, ...]) -> str:
+def _format_shape(shape_DHW: tuple[int, ...]) -> str:
     return "x".join(map(str, reversed(shape_DHW)))
 
 

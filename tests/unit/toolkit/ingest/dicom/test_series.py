@@ -1,4 +1,4 @@
-"""Reading CT series and files: any order, orientation, syntax and format give the anatomy at its place."""
+"""Reader of CT series and files: every order, orientation, syntax and format gives the same anatomy."""
 
 from __future__ import annotations
 
@@ -53,17 +53,18 @@ def read(folder: Path, series: str | None = None) -> ReadCt:
     return read_dicom_ct(folder, series=series, fixes=(), case_id="x")
 
 
-def off_by(volume: Volume) -> float:
-    """Largest difference in HU between a volume and the anatomy at its voxels' places."""
-    want = hounsfield_at(positions_of_volume(volume.array_DHW.shape, volume.affine_xyz))
-    return float(np.abs(want.astype(np.float64) - volume.array_DHW).max())
+def max_error_hu(volume: Volume) -> float:
+    """Return the largest difference in HU between a volume and the anatomy at its voxel positions."""
+    expected = hounsfield_at(positions_of_volume(volume.array_DHW.shape, volume.affine_xyz))
+    return float(np.abs(expected.astype(np.float64) - volume.array_DHW).max())
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("shuffle", [None, 2])
-def test_every_voxel_holds_what_lies_at_its_place(grid, shuffle, tmp_path):
+def test_series_of_any_orientation_is_read_exactly(grid, shuffle, tmp_path):
+    """Each voxel holds the anatomy at its position, for every orientation and file order."""
     volume = read(write_series(tmp_path, GRIDS[grid], shuffle=shuffle)).volume
-    assert off_by(volume) <= (0.5 if grid == "fractional slope" else 0)
+    assert max_error_hu(volume) <= (0.5 if grid == "fractional slope" else 0)
     assert (np.diag(volume.affine_xyz)[:3] > 0).all()
     assert volume.array_DHW.dtype == (np.float32 if grid == "fractional slope" else np.int16)
 
@@ -90,21 +91,24 @@ SYNTAXES = {
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
-def test_every_transfer_syntax_gives_the_same_voxels(syntax, tmp_path):
+def test_transfer_syntax_does_not_change_voxels(syntax, tmp_path):
+    """Every supported transfer syntax gives the same voxels."""
     slices = SYNTAXES[syntax](make_slices(SeriesSpec(slices=6, step_mm=11)))
-    assert off_by(read(write_slices(tmp_path, slices)).volume) == 0
+    assert max_error_hu(read(write_slices(tmp_path, slices)).volume) == 0
 
 
-def test_jpeg_lossless_gives_the_same_voxels(tmp_path):
+def test_jpeg_lossless_does_not_change_voxels(tmp_path):
+    """JPEG lossless, which GDCM decodes, gives the same voxels."""
     for k, data in enumerate(make_slices(SeriesSpec(slices=6, step_mm=11))):
         compress_with_gdcm(data, tmp_path / f"{k}.dcm")
-    done = read(tmp_path)
-    assert off_by(done.volume) == 0
-    assert "JPEG Lossless" in done.source["transfer_syntax"][0]
+    ct = read(tmp_path)
+    assert max_error_hu(ct.volume) == 0
+    assert "JPEG Lossless" in ct.source["transfer_syntax"][0]
 
 
 @pytest.mark.parametrize("syntax", ["JPEG 2000", "JPEG-LS", "JPEG lossless"])
-def test_a_codestream_of_another_size_than_the_header_says_is_refused(syntax, tmp_path):
+def test_codestream_of_other_size_is_rejected(syntax, tmp_path):
+    """A codestream whose size differs from rows and columns is rejected before decoding."""
     slices = make_slices(SeriesSpec(slices=3, step_mm=11))
     if syntax != "JPEG lossless":
         slices = SYNTAXES[syntax](slices)
@@ -114,12 +118,13 @@ def test_a_codestream_of_another_size_than_the_header_says_is_refused(syntax, tm
             data = pydicom.dcmread(tmp_path / f"{k}.dcm")
         data.Rows, data.Columns = data.Columns, data.Rows
         data.save_as(tmp_path / f"{k}.dcm", enforce_file_format=True)
-    with pytest.raises(InputRejectedError, match="DICOM file 1 ") as refused:
+    with pytest.raises(InputRejectedError, match="DICOM file 1 ") as error:
         read(tmp_path)
-    assert refused.value.code == "dicom-unreadable"
+    assert error.value.code == "dicom-unreadable"
 
 
-def test_files_without_preamble_or_suffix_and_in_subfolders_are_read(tmp_path):
+def test_files_in_subfolders_without_suffix_are_read(tmp_path):
+    """DICOM files are recognised by content, in subfolders too."""
     write_series(tmp_path / "a" / "b")
     for k, file in enumerate(sorted((tmp_path / "a" / "b").iterdir())):
         data = file.read_bytes()
@@ -127,28 +132,30 @@ def test_files_without_preamble_or_suffix_and_in_subfolders_are_read(tmp_path):
         (tmp_path / "a" / f"{k % 3}").mkdir(exist_ok=True)
         (tmp_path / "a" / f"{k % 3}" / f"I{k}").write_bytes(data)
     (tmp_path / "README.txt").write_text("no DICOM")
-    done = read(tmp_path)
-    assert off_by(done.volume) == 0
-    assert done.source["other_files_left_out"] == 1
+    ct = read(tmp_path)
+    assert max_error_hu(ct.volume) == 0
+    assert ct.source["other_files_left_out"] == 1
 
 
-def test_empty_uids_are_grouped_by_geometry(tmp_path):
+def test_empty_series_uids_are_grouped_by_geometry(tmp_path):
+    """Files with empty UIDs are grouped by their geometry."""
     scan, view = make_slices(), make_slices(SeriesSpec(slices=1, rows=64, columns=64, orientation=CORONAL))
     view[0].ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
     for data in scan + view:
         data.SeriesInstanceUID = data.StudyInstanceUID = data.SOPInstanceUID = ""
-    done = read(write_slices(tmp_path, scan + view, shuffle=4))
-    assert off_by(done.volume) == 0
-    assert done.source["other_series_left_out"] == 1
+    ct = read(write_slices(tmp_path, scan + view, shuffle=4))
+    assert max_error_hu(ct.volume) == 0
+    assert ct.source["other_series_left_out"] == 1
 
 
-def test_a_planning_view_inside_the_series_is_left_out(tmp_path):
+def test_localizer_inside_series_is_excluded(tmp_path):
+    """A localizer with the series UID is excluded and counted."""
     slices = make_slices()
     view = make_slices(SeriesSpec(slices=1, rows=64, columns=64, orientation=CORONAL))[0]
     view.SeriesInstanceUID, view.ImageType = slices[0].SeriesInstanceUID, ["ORIGINAL", "PRIMARY", "LOCALIZER"]
-    done = read(write_slices(tmp_path, [*slices, view], shuffle=4))
-    assert off_by(done.volume) == 0
-    assert done.source["planning_views_left_out"] == 1
+    ct = read(write_slices(tmp_path, [*slices, view], shuffle=4))
+    assert max_error_hu(ct.volume) == 0
+    assert ct.source["planning_views_left_out"] == 1
 
 
 @pytest.fixture(scope="module")
@@ -163,17 +170,19 @@ def two_series(tmp_path_factory) -> Path:
     return folder
 
 
-def test_several_ct_series_are_listed_and_one_is_asked_for(two_series, tmp_path):
+def test_several_ct_series_are_rejected_with_list(two_series, tmp_path):
+    """Several CT series are rejected, and the message lists all series."""
     outcome = tmi("import", tmp_path / "case", "--ct", two_series)
     assert outcome.code == 3
-    assert "2 CT series are there" in outcome.err
+    assert "found 2 CT series" in outcome.err
     assert "  1: MR, 5 images of 40x60, pixels of 6.5 mm, 6 mm thick, original" in outcome.err
     assert "  2: CT, 24 images of 40x60" in outcome.err
     assert "  3: CT, 20 images of 40x60" in outcome.err
     assert "choose one with --series NUMBER" in outcome.err
 
 
-def test_a_series_is_chosen_by_number_or_uid(two_series):
+def test_series_is_selected_by_number_or_uid(two_series):
+    """`series` accepts the number of the listing or the SeriesInstanceUID."""
     uid = make_slices(SeriesSpec(slices=20, series_number=7), seed=1)[0].SeriesInstanceUID
     assert read(two_series, "2").volume.array_DHW.shape[0] == 24
     assert read(two_series, "3").volume.array_DHW.shape[0] == 20
@@ -181,13 +190,15 @@ def test_a_series_is_chosen_by_number_or_uid(two_series):
 
 
 @pytest.mark.parametrize(("wanted", "code"), [("1", "dicom-not-ct"), ("9", "dicom-series"), ("1.2.3", "dicom-series")])
-def test_a_series_that_is_no_ct_or_not_there_is_refused(wanted, code, two_series):
-    with pytest.raises(InputRejectedError) as refused:
+def test_unknown_or_non_ct_series_is_rejected(wanted, code, two_series):
+    """A requested series that does not exist or is not a CT is rejected."""
+    with pytest.raises(InputRejectedError) as error:
         read(two_series, wanted)
-    assert refused.value.code == code
+    assert error.value.code == code
 
 
-def test_the_original_series_is_taken_before_a_derived_one(tmp_path):
+def test_original_series_precedes_derived_one(tmp_path):
+    """The only original CT series is the default; a derived one alone is accepted."""
     derived = make_slices(SeriesSpec(slices=12), seed=1)
     for data in derived:
         data.ImageType = ["DERIVED", "SECONDARY", "REFORMATTED"]
@@ -197,14 +208,16 @@ def test_the_original_series_is_taken_before_a_derived_one(tmp_path):
     assert read(tmp_path / "a").volume.array_DHW.shape[0] == 12
 
 
-def test_no_such_folder_is_a_usage_error(tmp_path):
-    with pytest.raises(UsageError, match="is not there"):
+def test_missing_folder_is_a_usage_error(tmp_path):
+    """A path that does not exist is a usage error."""
+    with pytest.raises(UsageError, match="does not exist"):
         read(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("ending", ["nii", "nii.gz", "nrrd", "nhdr", "mha", "mhd"])
 @pytest.mark.parametrize("turned", [False, True])
-def test_every_file_format_gives_the_anatomy_at_its_place(ending, turned, tmp_path):
+def test_image_file_of_any_format_is_read_exactly(ending, turned, tmp_path):
+    """Every image format and voxel order gives the anatomy at its position."""
     spec = GRIDS["oblique"]
     slices = np.stack([hounsfield_at(spec.positions_of(k)) for k in range(spec.slices)])
     row, column = np.array(spec.orientation[:3]), np.array(spec.orientation[3:])
@@ -216,12 +229,13 @@ def test_every_file_format_gives_the_anatomy_at_its_place(ending, turned, tmp_pa
         image = SimpleITK.PermuteAxes(SimpleITK.Flip(image, [True, False, True]), [2, 0, 1])
     SimpleITK.WriteImage(image, str(tmp_path / f"ct.{ending}"))
     volume = read_image_ct(tmp_path / f"ct.{ending}", case_id="x").volume
-    assert off_by(volume) <= 1  # NIfTI keeps float32 geometry
+    assert max_error_hu(volume) <= 1  # NIfTI keeps float32 geometry
     assert volume.array_DHW.dtype == np.int16
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("whole", np.int16), ("fractions", np.float32)])
-def test_floats_become_int16_only_where_they_are_whole(kind, dtype, tmp_path):
+def test_only_whole_floats_become_int16(kind, dtype, tmp_path):
+    """Whole HU are cast to int16, fractions to float32."""
     array = np.linspace(-1000, 1000, 27).reshape(3, 3, 3)
     image = SimpleITK.GetImageFromArray(np.rint(array) if kind == "whole" else array)
     SimpleITK.WriteImage(image, str(tmp_path / "ct.nrrd"))

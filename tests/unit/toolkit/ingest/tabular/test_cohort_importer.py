@@ -1,4 +1,4 @@
-"""A hospital's table becomes cases: what is converted, what is refused, and how an interrupted import goes on."""
+"""Import of a table as a cohort: conversion, rejected rows, and resumed imports."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ label: {column: outcome, values: {dead: bad, alive: good}, otherwise: outcome is
 HEADER = "id,sex,alb,bili,outcome\n"
 
 
-class World:
-    """A table, its mapping and the place of the cohort."""
+class Workspace:
+    """A table, its mapping and the output folder of the cohort."""
 
     def __init__(self, folder: Path) -> None:
         self.table, self.mapping, self.out = folder / "t.csv", folder / "m.yaml", folder / "cohort"
@@ -49,8 +49,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path) -> World:
-    return World(tmp_path)
+def workspace(tmp_path) -> Workspace:
+    return Workspace(tmp_path)
 
 
 def lines(report: TableReport) -> list[tuple[int, str | None, str, str | None]]:
@@ -65,7 +65,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("row", "code", "told"),
+    ("row", "code", "message"),
     [
         ("1,f,abc,1,dead", "number", "column 'alb' holds no number with decimal mark '.'"),
         ('1,f,"3,5",1,dead', "number", "column 'alb' holds no number"),
@@ -74,49 +74,54 @@ def files(folder: Path) -> dict[str, bytes]:
         ("1,f,41,1,dead", "clinical-unit-suspect", "albumin is implausible in g/dL and looks like g/L"),
         ("1,x,3.5,1,dead", "clinical-type", "sex is none of its choices"),
         ("1,f,3.5,<0.2,dead", "number", "column 'bili' holds no number"),
-        ("1,f,3.5,1", "row", "the row has 4 cells, the header 5"),
-        ("1,f,3.5,1,dead,more", "row", "the row has 6 cells, the header 5"),
-        (",f,3.5,1,dead", "id", "column 'id' gives no case id"),
-        ("NA,f,3.5,1,dead", "id", "column 'id' gives no case id"),
-        ("a/b,f,3.5,1,dead", "id", "the case id in column 'id' is no plain name"),
+        ("1,f,3.5,1", "row", "the row has 4 cells, the header has 5"),
+        ("1,f,3.5,1,dead,more", "row", "the row has 6 cells, the header has 5"),
+        (",f,3.5,1,dead", "id", "column 'id' holds no case id"),
+        ("NA,f,3.5,1,dead", "id", "column 'id' holds no case id"),
+        ("a/b,f,3.5,1,dead", "id", "the case id in column 'id' is not a plain name"),
     ],
 )
-def test_a_row_that_cannot_be_used_is_told_by_number_and_case_without_its_values(world, row, code, told):
-    report = world.run(f"7,m,4.0,2,alive\n{row}\n")
+def test_rejected_row_is_reported_without_its_values(workspace, row, code, message):
+    """The report names row, case and reason of a rejected row, and no cell value."""
+    report = workspace.run(f"7,m,4.0,2,alive\n{row}\n")
     assert [n[2:] for n in lines(report)] == [("imported", None), ("refused", code)]
-    said = report.summary()[0]
-    assert told in said
-    assert said.startswith("refused: row 3: " if code == "id" else "refused: row 3 (case K1): ")
-    everything = "\n".join(report.summary()) + (world.out / "import-report.json").read_text()
+    line = report.summary()[0]
+    assert message in line
+    assert line.startswith("refused: row 3: " if code == "id" else "refused: row 3 (case K1): ")
+    output = "\n".join(report.summary()) + (workspace.out / "import-report.json").read_text()
     for cell in ("abc", "3,5", "1e999", "<0.2", "a/b", "more,"):
-        assert cell not in everything
-    assert [p.name for p in world.out.iterdir() if p.is_dir()] == ["K7"]
-    assert [c.case_id for c in open_cohort(world.out).cases] == ["K7"]
+        assert cell not in output
+    assert [p.name for p in workspace.out.iterdir() if p.is_dir()] == ["K7"]
+    assert [c.case_id for c in open_cohort(workspace.out).cases] == ["K7"]
 
 
-def test_a_value_map_gives_meaning_to_text_and_missing_markers_to_cells(world):
-    world.run("1,f,-9,<0.1,dead\n2,m,NA,NA,alive\n3, f ,, 1.5 ,alive\n")
-    assert world.values("K1") == {"sex": "female", "total_bilirubin": pytest.approx(0.05 * 17.104)}
-    assert world.values("K2") == {"sex": "male"}
-    assert world.values("K3") == {"sex": "female", "total_bilirubin": pytest.approx(25.656)}
+def test_value_map_and_missing_markers_are_applied(workspace):
+    """Texts of the value map are converted, and missing markers leave the value out."""
+    workspace.run("1,f,-9,<0.1,dead\n2,m,NA,NA,alive\n3, f ,, 1.5 ,alive\n")
+    assert workspace.values("K1") == {"sex": "female", "total_bilirubin": pytest.approx(0.05 * 17.104)}
+    assert workspace.values("K2") == {"sex": "male"}
+    assert workspace.values("K3") == {"sex": "female", "total_bilirubin": pytest.approx(25.656)}
 
 
-def test_no_row_is_taken_where_two_give_one_case(world):
-    report = world.run("1,f,4,1,dead\n2,f,4,1,dead\n1,m,4,1,alive\n")
+def test_rows_with_duplicate_case_id_are_rejected(workspace):
+    """If several rows have one case id, all of them are rejected."""
+    report = workspace.run("1,f,4,1,dead\n2,f,4,1,dead\n1,m,4,1,alive\n")
     assert lines(report)[0] == (2, "K1", "refused", "case-twice")
     assert lines(report)[2] == (4, "K1", "refused", "case-twice")
-    assert [c.case_id for c in open_cohort(world.out).cases] == ["K2"]
+    assert [c.case_id for c in open_cohort(workspace.out).cases] == ["K2"]
 
 
-def test_case_ids_that_some_file_systems_hold_for_one_are_refused(world):
-    assert world.run("a,f,4,1,dead\nA,f,4,1,alive\n").counts["refused"] == 2
+def test_case_ids_differing_in_case_are_rejected(workspace):
+    """Ids that differ only in upper and lower case count as duplicates."""
+    assert workspace.run("a,f,4,1,dead\nA,f,4,1,alive\n").counts["refused"] == 2
 
 
 @pytest.mark.parametrize("outcome", ["", "NA", "lost"])
-def test_a_row_without_a_label_is_excluded_and_no_record_of_it_is_written(world, outcome):
-    report = world.run(f"1,f,4,1,{outcome}\n2,f,4,1,dead\n")
+def test_row_without_label_is_excluded(workspace, outcome):
+    """A row without a label is excluded, and no case is written."""
+    report = workspace.run(f"1,f,4,1,{outcome}\n2,f,4,1,dead\n")
     assert lines(report)[0] == (2, "K1", "excluded", "no-label")
-    assert not (world.out / "K1").exists()
+    assert not (workspace.out / "K1").exists()
 
 
 @pytest.mark.parametrize(
@@ -127,7 +132,8 @@ def test_a_row_without_a_label_is_excluded_and_no_record_of_it_is_written(world,
         ("2,x", "refused"),
     ],
 )  # fmt: skip
-def test_label_rules_are_taken_in_order_and_a_missing_cell_decides_nothing(tmp_path, cells, outcome):
+def test_label_rules_apply_in_order(tmp_path, cells, outcome):
+    """The first rule that holds applies; a missing cell excludes the row."""
     (tmp_path / "t.csv").write_text(f"id,status,time,sex\n1,{cells},f\n")
     (tmp_path / "m.yaml").write_text(
         "schema: tmi-mapping/1\ncase_id: {column: id}\nfields: {sex: {column: sex, values: {f: female}}}\n"
@@ -147,7 +153,8 @@ def test_label_rules_are_taken_in_order_and_a_missing_cell_decides_nothing(tmp_p
         assert outcome in (line.outcome, line.why)
 
 
-def test_dates_are_kept_only_as_their_distance_once_both_are_known(tmp_path):
+def test_dates_are_stored_as_distance_in_days(tmp_path):
+    """If both dates are known, only their distance is stored; a blood date alone stays."""
     (tmp_path / "t.csv").write_text(
         "id,sex,blood,ct\n1,f,31.12.2020,2021-01-05\n2,f,05.01.2021,\n3,f,5.1.21,2021-01-05\n4,f,31.02.2021,2021-01-05\n"
     )
@@ -164,7 +171,8 @@ def test_dates_are_kept_only_as_their_distance_once_both_are_known(tmp_path):
     assert read_clinical(open_case(tmp_path / "out" / "2"), load_schema()).blood_date == "2021-01-05"
 
 
-def test_a_free_text_report_is_taken_as_it_is(tmp_path):
+def test_free_text_report_is_copied_unchanged(tmp_path):
+    """The report text is copied with quotes, newlines and umlauts."""
     report = 'Known cirrhosis; "ascites",\nno varices. Größe 5 cm'
     with (tmp_path / "t.csv").open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream, delimiter=";").writerows([("id", "note", "sex"), (1, report, "f"), (2, "", "f")])
@@ -177,129 +185,142 @@ def test_a_free_text_report_is_taken_as_it_is(tmp_path):
     assert [r.report for r in records] == [report, None]
 
 
-# Going on, starting anew, leaving alone
+# Resuming, replacing, other folders
 
 
-def test_the_originals_are_not_changed_and_the_same_table_gives_the_same_cohort(world, tmp_path):
+def test_import_is_reproducible_and_leaves_sources(workspace, tmp_path):
+    """Sources stay unchanged, and a second import gives identical files."""
     text = "1,f,4,1,dead\n2,m,4.1,2,alive\n"
-    world.run(text)
-    before = files(world.out)
-    world.out = tmp_path / "again"
-    world.run(text)
-    assert files(world.out) == before
-    assert (world.table.read_text(), world.mapping.read_text()) == (HEADER + text, MAPPING)
+    workspace.run(text)
+    before = files(workspace.out)
+    workspace.out = tmp_path / "again"
+    workspace.run(text)
+    assert files(workspace.out) == before
+    assert (workspace.table.read_text(), workspace.mapping.read_text()) == (HEADER + text, MAPPING)
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
-def test_an_interrupted_import_is_no_cohort_and_goes_on_to_the_same_result(world, tmp_path, stop_after):
+def test_interrupted_import_resumes_to_same_cohort(workspace, tmp_path, stop_after):
+    """An interrupted import has no cohort.csv; resuming gives the result of an uninterrupted one."""
     text = "1,f,4,1,dead\n2,m,99,2,alive\n3,m,4.1,2,alive\n"
-    whole = World(Path(shutil.copytree(tmp_path, tmp_path / "other")))
-    whole.run(text)
+    reference = Workspace(Path(shutil.copytree(tmp_path, tmp_path / "other")))
+    reference.run(text)
 
-    def stop(done: int, total: int) -> None:
+    def stop(finished: int, total: int) -> None:
         assert total == 3
-        if done == stop_after:
+        if finished == stop_after:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        world.run(text, progress=stop)
-    assert not [n for n in ("cohort.csv", "import-report.json", "import-report.csv") if (world.out / n).exists()]
-    report = world.run(resume=True)
+        workspace.run(text, progress=stop)
+    assert not [n for n in ("cohort.csv", "import-report.json", "import-report.csv") if (workspace.out / n).exists()]
+    report = workspace.run(resume=True)
     assert report.kept == (1 if stop_after < 3 else 2)
-    ours, theirs = files(world.out), files(whole.out)
-    assert ours.pop("import-report.json") != theirs.pop("import-report.json")  # it tells how many were kept
-    assert ours == theirs
+    resumed, expected = files(workspace.out), files(reference.out)
+    # The report holds the number of unchanged cases.
+    assert resumed.pop("import-report.json") != expected.pop("import-report.json")
+    assert resumed == expected
 
 
-def test_what_is_done_and_unchanged_is_left_as_it_is_and_what_changed_is_made_anew(world):
-    world.run("1,f,4,1,dead\n2,m,4.1,2,alive\n3,m,4.1,2,alive\n4,m,4.1,2,alive\n")
-    mended = world.out / "K1" / "clinical.json"
-    mended.write_text(mended.read_text().replace("40.0", "40.5"))
-    (world.out / "notes.txt").write_text("mine")
-    shutil.rmtree(world.out / "K4")
-    report = world.run("1,f,4,1,dead\n2,m,3.3,2,alive\n4,m,4.1,2,alive\n", resume=True)
+def test_resume_imports_only_changed_rows(workspace):
+    """Unchanged rows and other files stay, changed rows are imported again, removed rows are deleted."""
+    workspace.run("1,f,4,1,dead\n2,m,4.1,2,alive\n3,m,4.1,2,alive\n4,m,4.1,2,alive\n")
+    edited = workspace.out / "K1" / "clinical.json"
+    edited.write_text(edited.read_text().replace("40.0", "40.5"))
+    (workspace.out / "notes.txt").write_text("mine")
+    shutil.rmtree(workspace.out / "K4")
+    report = workspace.run("1,f,4,1,dead\n2,m,3.3,2,alive\n4,m,4.1,2,alive\n", resume=True)
     assert report.kept == 1
-    assert world.values("K1")["albumin"] == 40.5
-    assert world.values("K2")["albumin"] == 33.0
-    assert world.values("K4")["albumin"] == 41.0
-    assert not (world.out / "K3").exists()  # the table does not give it any more
-    assert (world.out / "notes.txt").read_text() == "mine"
-    assert [c.case_id for c in open_cohort(world.out).cases] == ["K1", "K2", "K4"]
+    assert workspace.values("K1")["albumin"] == 40.5
+    assert workspace.values("K2")["albumin"] == 33.0
+    assert workspace.values("K4")["albumin"] == 41.0
+    assert not (workspace.out / "K3").exists()  # the table no longer contains it
+    assert (workspace.out / "notes.txt").read_text() == "mine"
+    assert [c.case_id for c in open_cohort(workspace.out).cases] == ["K1", "K2", "K4"]
 
 
-def test_another_mapping_makes_every_row_anew(world):
-    world.run("1,f,4,1,dead\n")
-    world.mapping.write_text(MAPPING.replace("{column: alb, unit: g/dL}", "{column: alb, unit: g/L}"))
-    report = world.run("1,f,40,1,dead\n", resume=True)
-    assert (report.kept, world.values("K1")["albumin"]) == (0, 40.0)
+def test_changed_mapping_imports_every_row_again(workspace):
+    """A changed mapping invalidates every row."""
+    workspace.run("1,f,4,1,dead\n")
+    workspace.mapping.write_text(MAPPING.replace("{column: alb, unit: g/dL}", "{column: alb, unit: g/L}"))
+    report = workspace.run("1,f,40,1,dead\n", resume=True)
+    assert (report.kept, workspace.values("K1")["albumin"]) == (0, 40.0)
 
 
-def test_a_row_that_has_become_unusable_takes_its_case_with_it(world):
-    world.run("1,f,4,1,dead\n2,f,4,1,dead\n")
-    world.run("1,f,999,1,dead\n2,f,4,1,dead\n", resume=True)
-    assert not (world.out / "K1").exists()
+def test_case_of_newly_rejected_row_is_removed(workspace):
+    """If a row is rejected on resume, its earlier case is removed."""
+    workspace.run("1,f,4,1,dead\n2,f,4,1,dead\n")
+    workspace.run("1,f,999,1,dead\n2,f,4,1,dead\n", resume=True)
+    assert not (workspace.out / "K1").exists()
 
 
-def test_a_journal_that_a_kill_cut_short_or_that_was_edited_removes_nothing_else(world, tmp_path):
-    world.run("1,f,4,1,dead\n")
+def test_damaged_journal_removes_no_other_folder(workspace, tmp_path):
+    """A truncated or edited journal line never deletes a folder outside the cohort."""
+    workspace.run("1,f,4,1,dead\n")
     (tmp_path / "precious").mkdir()
-    with (world.out / ".import-journal").open("a") as stream:
+    with (workspace.out / ".import-journal").open("a") as stream:
         stream.write('{"case_id": "../precious", "key": "0"}\n{"case_id": "K9"}\nnull\n{"key": "0", "case_')
-    report = world.run("1,f,4,1,dead\n2,f,4,1,dead\n", resume=True)
+    report = workspace.run("1,f,4,1,dead\n2,f,4,1,dead\n", resume=True)
     assert (report.kept, report.counts["imported"]) == (1, 2)
     assert (tmp_path / "precious").is_dir()
 
 
-def test_an_import_that_is_there_is_replaced_by_force_alone(world):
-    world.run("1,f,4,1,dead\n")
-    (world.out / "notes.txt").write_text("mine")
+def test_existing_import_is_replaced_only_with_force(workspace):
+    """An existing import is replaced only with `force`; other files stay."""
+    workspace.run("1,f,4,1,dead\n")
+    (workspace.out / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="exists"):
-        world.run("2,f,4,1,dead\n")
-    assert (world.out / "K1").is_dir()
-    world.run("2,f,4,1,dead\n", force=True)
-    assert sorted(p.name for p in world.out.iterdir() if p.is_dir()) == ["K2"]
-    assert (world.out / "notes.txt").is_file()
+        workspace.run("2,f,4,1,dead\n")
+    assert (workspace.out / "K1").is_dir()
+    workspace.run("2,f,4,1,dead\n", force=True)
+    assert sorted(p.name for p in workspace.out.iterdir() if p.is_dir()) == ["K2"]
+    assert (workspace.out / "notes.txt").is_file()
 
 
 @pytest.mark.parametrize("options", [{"force": True}, {"resume": True}])
-def test_a_folder_that_is_no_import_is_neither_replaced_nor_gone_on_with(world, options):
-    world.out.mkdir()
-    (world.out / "thesis.doc").write_text("mine")
-    with pytest.raises(UsageError, match="is no import of a table"):
-        world.run("1,f,4,1,dead\n", **options)
-    assert (world.out / "thesis.doc").read_text() == "mine"
+def test_other_folder_is_never_replaced_or_resumed(workspace, options):
+    """A folder without an import journal is a usage error."""
+    workspace.out.mkdir()
+    (workspace.out / "thesis.doc").write_text("mine")
+    with pytest.raises(UsageError, match="is not an import of a table"):
+        workspace.run("1,f,4,1,dead\n", **options)
+    assert (workspace.out / "thesis.doc").read_text() == "mine"
 
 
 @pytest.mark.parametrize("options", [{"force": True}, {"resume": True}, {}])
-def test_the_table_cannot_lie_in_the_folder_that_is_written(world, options):
-    world.out = world.table.parent
-    with pytest.raises(UsageError, match=r"holds t\.csv, which is only to be read"):
-        world.run("1,f,4,1,dead\n", **options)
-    assert world.table.is_file()
+def test_output_folder_must_not_contain_the_table(workspace, options):
+    """An output folder that contains the table is a usage error."""
+    workspace.out = workspace.table.parent
+    with pytest.raises(UsageError, match=r"holds t\.csv, which must not be overwritten"):
+        workspace.run("1,f,4,1,dead\n", **options)
+    assert workspace.table.is_file()
 
 
-def test_a_mistake_in_table_or_mapping_is_told_before_anything_is_written(world):
-    world.mapping.write_text(MAPPING.replace("column: alb", "column: Albumin"))
+def test_invalid_mapping_writes_nothing(workspace):
+    """An invalid mapping is reported before anything is written."""
+    workspace.mapping.write_text(MAPPING.replace("column: alb", "column: Albumin"))
     with pytest.raises(UsageError, match="no column 'Albumin'"):
-        world.run("1,f,4,1,dead\n")
-    assert not world.out.exists()
+        workspace.run("1,f,4,1,dead\n")
+    assert not workspace.out.exists()
 
 
-def test_nothing_remains_beside_the_files_that_are_told_of(world):
-    world.run("1,f,4,1,dead\n")
-    assert sorted(files(world.out)) == [
+def test_cohort_folder_has_documented_files_only(workspace):
+    """The cohort folder holds exactly the documented files."""
+    workspace.run("1,f,4,1,dead\n")
+    assert sorted(files(workspace.out)) == [
         ".import-journal", "K1/clinical.json", "cohort.csv", "import-report.csv", "import-report.json"
     ]  # fmt: skip
 
 
-def test_the_report_as_a_table_has_a_line_a_row(world):
-    world.run("1,f,4,1,dead\n2,f,x,1,dead\n3,f,4,1,lost\n")
-    with (world.out / "import-report.csv").open(newline="") as stream:
+def test_report_has_one_line_per_row(workspace):
+    """The CSV report has one line per row; the JSON report counts the outcomes."""
+    workspace.run("1,f,4,1,dead\n2,f,x,1,dead\n3,f,4,1,lost\n")
+    with (workspace.out / "import-report.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [(r["row"], r["case_id"], r["outcome"], r["code"]) for r in rows] == [
         ("2", "K1", "imported", ""), ("3", "K2", "refused", "number"), ("4", "K3", "excluded", "no-label")
     ]  # fmt: skip
-    document = json.loads((world.out / "import-report.json").read_text())
+    document = json.loads((workspace.out / "import-report.json").read_text())
     assert document["schema"] == "tmi-import-report/1"
     assert document["counts"] == {"imported": 1, "flawed": 0, "refused": 1, "excluded": 1}
 
@@ -308,13 +329,13 @@ def test_the_report_as_a_table_has_a_line_a_row(world):
 
 
 @pytest.fixture
-def images(world, monkeypatch) -> list[tuple[str, dict[str, object]]]:
-    """A table with images; the import of one case is replaced by one that keeps what it was asked."""
+def images(workspace, monkeypatch) -> list[tuple[str, dict[str, object]]]:
+    """A table with images; `import_case` is replaced by a recorder of its arguments."""
     calls: list[tuple[str, dict[str, object]]] = []
 
-    def import_case(out: Path, **asked: object) -> SimpleNamespace:
-        calls.append((out.name, asked))
-        ct = asked["ct"]
+    def import_case(out: Path, **arguments: object) -> SimpleNamespace:
+        calls.append((out.name, arguments))
+        ct = arguments["ct"]
         assert isinstance(ct, Path)
         if ct.name == "mr":
             raise InputRejectedError("the series is MR", fix="give a CT", code="ct-modality", case_id=out.name)
@@ -322,7 +343,7 @@ def images(world, monkeypatch) -> list[tuple[str, dict[str, object]]]:
             raise UsageError("the folder holds 2 series", fix="choose one with --series")
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
-        (out / "clinical.json").write_text(json.dumps(asked["clinical"]))
+        (out / "clinical.json").write_text(json.dumps(arguments["clinical"]))
         flaw = SimpleNamespace(severity="error", code="mask-flipped", message="the mask is mirrored")
         return SimpleNamespace(findings=[flaw] if ct.name == "odd" else [])
 
@@ -330,13 +351,13 @@ def images(world, monkeypatch) -> list[tuple[str, dict[str, object]]]:
     module.import_case = import_case  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tmi.toolkit.ingest.case_importer", module)
     for name in ("good", "mr", "two", "odd"):
-        (world.table.parent / "dicom" / name).mkdir(parents=True)
-        (world.table.parent / "dicom" / name / "1.dcm").write_text(name)
-    (world.table.parent / "mask.nrrd").write_text("mask")
-    world.mapping.write_text(
+        (workspace.table.parent / "dicom" / name).mkdir(parents=True)
+        (workspace.table.parent / "dicom" / name / "1.dcm").write_text(name)
+    (workspace.table.parent / "mask.nrrd").write_text("mask")
+    workspace.mapping.write_text(
         MAPPING + "images: {ct: ct, mask: mask, series: series, mask_label: liver, fixes: [ct-tilt]}\n"
     )
-    world.table.write_text(
+    workspace.table.write_text(
         "id,sex,alb,bili,outcome,ct,mask,series\n"
         "1,f,4,1,dead,dicom/good,mask.nrrd,3\n"
         "2,f,4,1,dead,dicom/mr,,\n"
@@ -349,8 +370,9 @@ def images(world, monkeypatch) -> list[tuple[str, dict[str, object]]]:
     return calls
 
 
-def test_images_are_imported_beside_the_record_and_each_refusal_stops_one_row(world, images):
-    report = world.run()
+def test_rejected_images_affect_only_their_row(workspace, images):
+    """Images are imported with the arguments of the mapping, and a rejection affects its row only."""
+    report = workspace.run()
     assert lines(report) == [
         (2, "K1", "imported", None),
         (3, "K2", "refused", "ct-modality"),
@@ -361,27 +383,29 @@ def test_images_are_imported_beside_the_record_and_each_refusal_stops_one_row(wo
         (8, "K7", "refused", "clinical-range"),
     ]
     assert [name for name, _ in images] == ["K1", "K2", "K3", "K4"]
-    asked = images[0][1]
-    assert asked["ct"] == world.table.parent / "dicom" / "good"
-    assert (asked["mask"], asked["radiomics"]) == (world.table.parent / "mask.nrrd", None)
-    assert (asked["series"], asked["mask_label"], asked["fixes"]) == ("3", "liver", ("ct-tilt",))
-    assert (asked["patient_id"], asked["clinical"]["values"]["albumin"]) == ("K1", 40.0)
+    arguments = images[0][1]
+    assert arguments["ct"] == workspace.table.parent / "dicom" / "good"
+    assert (arguments["mask"], arguments["radiomics"]) == (workspace.table.parent / "mask.nrrd", None)
+    assert (arguments["series"], arguments["mask_label"], arguments["fixes"]) == ("3", "liver", ("ct-tilt",))
+    assert (arguments["patient_id"], arguments["clinical"]["values"]["albumin"]) == ("K1", 40.0)
     assert (images[1][1]["mask"], images[1][1]["mask_label"]) == (None, None)
-    assert [c.case_id for c in open_cohort(world.out).cases] == ["K1", "K4"]
+    assert [c.case_id for c in open_cohort(workspace.out).cases] == ["K1", "K4"]
 
 
-def test_going_on_imports_only_what_is_new_or_whose_files_changed(world, images):
-    first = world.run()
+def test_resume_imports_only_changed_images(workspace, images):
+    """Resuming imports only rows whose image files changed, rejected rows included."""
+    first = workspace.run()
     images.clear()
-    second = world.run(resume=True)
+    second = workspace.run(resume=True)
     assert images == []
     assert (second.kept, lines(second)) == (2, lines(first))
-    (world.table.parent / "dicom" / "mr" / "1.dcm").write_text("mended")
-    world.run(resume=True)
+    (workspace.table.parent / "dicom" / "mr" / "1.dcm").write_text("changed")
+    workspace.run(resume=True)
     assert [name for name, _ in images] == ["K2"]
 
 
-def test_cases_without_images_are_said_to_lack_them(world):
-    report = world.run("1,f,4,1,dead\n")
+def test_cases_without_images_are_reported(workspace):
+    """Without images, the summary lists the files that are still to be added."""
+    report = workspace.run("1,f,4,1,dead\n")
     assert "still to be added to every case: ct.nii.gz, and liver.nii.gz or radiomics.csv" in report.summary()
     assert report.document()["images"] is False

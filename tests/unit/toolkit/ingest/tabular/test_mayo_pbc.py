@@ -1,4 +1,4 @@
-"""The table of 418 real patients becomes records by the mappings in docs/examples: converted, counted, told of."""
+"""Import of the Mayo PBC trial (418 patients) with the mappings of docs/examples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pbc(shared_data) -> Path:
 
 @pytest.fixture(scope="module")
 def imported(pbc, tmp_path_factory) -> dict[str, TableReport]:
-    """The trial by each of the example mappings."""
+    """Import of the trial with each example mapping."""
     folder = tmp_path_factory.mktemp("pbc")
     return {
         name: import_table(pbc, EXAMPLES / f"mayo-pbc-{name}.yaml", folder / name)
@@ -35,7 +35,8 @@ def imported(pbc, tmp_path_factory) -> dict[str, TableReport]:
     }
 
 
-def test_every_patient_of_the_trial_becomes_a_record_or_is_told_with_the_reason(imported):
+def test_every_patient_is_imported_or_excluded(imported):
+    """417 patients are imported, one is excluded with its reason."""
     report = imported["mapping"]
     assert report.counts == {"imported": 417, "flawed": 0, "refused": 0, "excluded": 1}
     assert report.reasons == {
@@ -48,7 +49,8 @@ def test_every_patient_of_the_trial_becomes_a_record_or_is_told_with_the_reason(
     assert not (imported["records"].out / "cohort.csv").exists()
 
 
-def test_the_labels_of_the_trial_are_those_of_its_status_and_time(imported, pbc):
+def test_labels_follow_status_and_time(imported, pbc):
+    """Labels equal the two-year outcome computed from status and time."""
     labels = {c.case_id: c.label for c in open_cohort(imported["mapping"].out).cases}
     with pbc.open(newline="") as stream:
         for row in csv.DictReader(stream):
@@ -57,7 +59,8 @@ def test_the_labels_of_the_trial_are_those_of_its_status_and_time(imported, pbc)
             assert labels.get(f"pbc-{row['id']}") == expected, row["id"]
 
 
-def test_the_1033_missing_cells_of_the_trial_are_all_accounted_for(imported, pbc):
+def test_all_1033_missing_cells_are_counted(imported, pbc):
+    """The report counts every missing cell, by column and by use."""
     with pbc.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     mapped = {"bili", "chol", "albumin", "alk.phos", "ast", "trig", "platelet", "age", "sex", "id", "status", "time"}
@@ -70,7 +73,8 @@ def test_the_1033_missing_cells_of_the_trial_are_all_accounted_for(imported, pbc
     assert imported["extended"].missing_cells == {"total": 1033, "mapped": 715, "unmapped": 318}
 
 
-def test_a_missing_cell_of_the_trial_is_a_missing_value_and_no_other_is(imported, pbc):
+def test_value_is_missing_if_and_only_if_cell_is(imported, pbc):
+    """A value is missing exactly where the cell is empty."""
     schema, out = load_schema(), imported["records"].out
     names = {"total_bilirubin": "bili", "cholesterol": "chol", "albumin": "albumin", "alp": "alk.phos", "ast": "ast",
              "triglycerides": "trig", "platelets": "platelet", "age": "age", "sex": "sex"}  # fmt: skip
@@ -93,19 +97,21 @@ def test_a_missing_cell_of_the_trial_is_a_missing_value_and_no_other_is(imported
         (418, {"cholesterol": None, "alp": None, "ast": None, "triglycerides": None, "albumin": 32.9}),
     ],
 )  # fmt: skip
-def test_values_of_the_trial_are_in_the_schemas_units_by_hand(imported, patient, expected):
+def test_values_are_converted_to_schema_units(imported, patient, expected):
+    """Values of four patients equal conversions done by hand."""
     record = read_clinical(open_case(imported["records"].out / f"pbc-{patient}"), load_schema())
     for name, value in expected.items():
         assert record.values[name] == (pytest.approx(value, rel=1e-3) if isinstance(value, float) else value), name
     assert record.values["aetiology"] == "primary biliary cholangitis"
 
 
-def test_an_extended_schema_takes_the_columns_that_the_livers_lacks(imported):
+def test_extended_schema_accepts_further_columns(imported):
+    """Fields of an extended schema are imported and rendered; the liver schema rejects them."""
     schema = load_schema(EXAMPLES / "pbc-schema.json")
     case = open_case(imported["extended"].out / "pbc-1")
     text = render(read_clinical(case, schema), schema, "flags")
-    for said in ("Urine copper: 156 ug/day (high).", "Ascites: yes.", "Oedema: despite diuretics.", "stage: 4."):
-        assert said in text
+    for text_part in ("Urine copper: 156 ug/day (high).", "Ascites: yes.", "Oedema: despite diuretics.", "stage: 4."):
+        assert text_part in text
     assert "fat" not in text
     with pytest.raises(InputRejectedError, match="the schema has no field 'ascites'"):
         read_clinical(case, load_schema())

@@ -1,4 +1,4 @@
-"""Tables as spreadsheets write them, and the ways in which a lenient reader shifts or loses values."""
+"""Reader of CSV files and workbooks; defects that would shift or lose values are reported."""
 
 from __future__ import annotations
 
@@ -56,23 +56,27 @@ EXPECTED = [["id", "alb", "sex"], ["1", "38.5", "f"], ["2", "", "m"]]
     ],
     ids=["plain", "byte order mark", "semicolon", "tab", "quoted, empty rows", "spaces", "UTF-16", "named"],
 )
-def test_dialects_of_csv_are_read_alike(tmp_path, data, spec):
+def test_csv_dialects_give_the_same_table(tmp_path, data, spec):
+    """Separators, byte order marks, quotes and spaces do not change the table."""
     (tmp_path / "t.csv").write_bytes(data)
     assert texts(tmp_path / "t.csv", TableSpec(**spec)) == EXPECTED
 
 
-def test_a_workbook_is_read_like_the_csv(tmp_path):
+def test_workbook_equals_csv(tmp_path):
+    """A workbook gives the same table as the CSV file."""
     path = write_book(tmp_path / "t.xlsx", [("id", "alb", "sex", None), (1, 38.5, "f"), ("2", None, "m"), (None,)])
     assert texts(path) == EXPECTED
 
 
-def test_what_a_workbook_holds_besides_text_becomes_text_of_one_form(tmp_path):
+def test_workbook_dates_and_booleans_become_text(tmp_path):
+    """Dates become ISO text, booleans TRUE or FALSE, whole numbers have no decimals."""
     row = (1, datetime(2021, 1, 5, 7, 30), True)
     path = write_book(tmp_path / "t.xlsx", [WANTED, row, (2.0, date(2021, 1, 6), 0.5)])
     assert texts(path)[1:] == [["1", "2021-01-05", "TRUE"], ["2", "2021-01-06", "0.5"]]
 
 
-def test_an_encoding_is_never_guessed(tmp_path):
+def test_encoding_is_not_guessed(tmp_path):
+    """Text in another encoding is an error unless the mapping names the encoding."""
     data = "id,alb,sex,Größe\n1,38.5,f,klein\n".encode("cp1252")
     (tmp_path / "t.csv").write_bytes(data)
     with pytest.raises(UsageError, match="is not text in utf-8") as error:
@@ -86,7 +90,8 @@ def test_an_encoding_is_never_guessed(tmp_path):
     [(".", "38.5", 38.5), (",", "38,5", 38.5), (".", "38,5", None), (",", "38.5", None), (",", "1.038,5", None),
      (".", "38.5*", None), (".", "0x26", None), (".", "3_8", None), (".", "٣٨", None), (".", "3.85e1", 38.5)],
 )  # fmt: skip
-def test_a_decimal_mark_that_does_not_fit_is_refused_and_not_misread(tmp_path, decimal, cell, albumin):
+def test_unexpected_decimal_mark_is_rejected(tmp_path, decimal, cell, albumin):
+    """A number with another decimal mark, digit grouping or other text is rejected, not misread."""
     (tmp_path / "t.csv").write_text(f"id;alb;sex\n1;{cell};f\n", encoding="utf-8")
     (tmp_path / "m.yaml").write_text(MAPPING + f"table: {{decimal: '{decimal}'}}\n")
     (line,) = import_table(tmp_path / "t.csv", tmp_path / "m.yaml", tmp_path / "out").lines
@@ -95,38 +100,41 @@ def test_a_decimal_mark_that_does_not_fit_is_refused_and_not_misread(tmp_path, d
         assert f'"albumin": {albumin}' in (tmp_path / "out" / "1" / "clinical.json").read_text()
 
 
-def test_a_formula_without_a_stored_value_is_no_missing_value(tmp_path):
+def test_formula_without_stored_value_rejects_row(tmp_path):
+    """A formula without a stored value in a mapped column rejects the row."""
     path = write_book(
         tmp_path / "t.xlsx", [(*WANTED, "note"), (1, "=19*2", "f", None), (2, 38, "m", "=1+1"), (3, "#N/A", "m", None)]
     )
     (tmp_path / "m.yaml").write_text(MAPPING)
     lines = import_table(path, tmp_path / "m.yaml", tmp_path / "out").lines
     assert [(n.outcome, n.code) for n in lines] == [("refused", "row"), ("imported", None), ("refused", "number")]
-    assert lines[0].why == "a formula's value is not stored in the workbook"
+    assert lines[0].why == "the workbook does not store the value of a formula"
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "told"),
+    ("name", "data", "message"),
     [
         ("t.csv", b"", "has no column 'id'"),
         ("t.csv", b"id,alb,sex\n", "has no row below its header"),
         ("t.csv", b"id,alb,sex\n,,\n", "has no row below its header"),
         ("t.csv", b"id,alb\n1,2\n", "has no column 'sex'"),
         ("t.csv", b"id,alb,sex,alb\n1,2,f,3\n", "has the column 'alb' twice"),
-        ("t.csv", b'id,alb,sex\n1,"38.5"x,f\n', "is no CSV"),
-        ("t.csv", b"id,alb,sex\n1," + b"9" * 200_000 + b",f\n", "is no CSV"),
-        ("t.xlsx", b"id,alb,sex\n1,2,f\n", "is no Excel workbook"),
-        ("t.xlsx", b"", "is no Excel workbook"),
+        ("t.csv", b'id,alb,sex\n1,"38.5"x,f\n', "is not valid CSV"),
+        ("t.csv", b"id,alb,sex\n1," + b"9" * 200_000 + b",f\n", "is not valid CSV"),
+        ("t.xlsx", b"id,alb,sex\n1,2,f\n", "is not an Excel workbook"),
+        ("t.xlsx", b"", "is not an Excel workbook"),
     ],
 )
-def test_a_table_that_cannot_be_believed_is_told(tmp_path, name, data, told):
+def test_malformed_table_is_a_usage_error(tmp_path, name, data, message):
+    """A malformed or incomplete table is a usage error with a fix."""
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(UsageError, match=told) as error:
+    with pytest.raises(UsageError, match=message) as error:
         texts(tmp_path / name)
     assert error.value.fix
 
 
-def test_a_sheet_is_named_where_there_are_several(tmp_path):
+def test_several_sheets_require_a_name(tmp_path):
+    """A workbook with several sheets is an error unless the mapping names one."""
     path = write_book(tmp_path / "t.xlsx", [WANTED, (1, 38.5, "f"), (2, None, "m")], more_sheets=1)
     with pytest.raises(UsageError, match="has 2 sheets") as error:
         texts(path)
@@ -136,7 +144,8 @@ def test_a_sheet_is_named_where_there_are_several(tmp_path):
     assert texts(path, TableSpec(sheet="Sheet")) == EXPECTED
 
 
-def test_a_workbook_that_unpacks_to_a_mountain_is_refused_before_it_does(tmp_path, monkeypatch):
+def test_oversized_workbook_is_rejected_before_unpacking(tmp_path, monkeypatch):
+    """The unpacked size is checked before the workbook is read."""
     path = write_book(tmp_path / "t.xlsx", [WANTED, (1, 38.5, "f")])
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as parts:
         parts.writestr("xl/more.xml", b" " * 2_000_000)
@@ -145,13 +154,15 @@ def test_a_workbook_that_unpacks_to_a_mountain_is_refused_before_it_does(tmp_pat
         texts(path)
 
 
-def test_a_table_that_is_not_there_is_told(tmp_path):
-    with pytest.raises(UsageError, match="is not there"):
+def test_missing_table_is_a_usage_error(tmp_path):
+    """A table that does not exist is a usage error."""
+    with pytest.raises(UsageError, match="does not exist"):
         texts(tmp_path / "t.csv")
 
 
 @pytest.mark.parametrize("kind", ["csv", "xlsx", "yaml"])
-def test_damaged_tables_and_mappings_end_in_a_typed_error_or_in_rows_refused(tmp_path, kind):
+def test_damaged_input_yields_typed_error(tmp_path, kind):
+    """Damaged tables and mappings yield a typed error or a complete report."""
     rows: list[tuple[object, ...]] = [WANTED, *((n, 30 + n / 7, "fm"[n % 2]) for n in range(12))]
     good = {
         "csv": "\n".join(",".join(map(str, row)) for row in rows).encode(),
@@ -181,7 +192,8 @@ def test_damaged_tables_and_mappings_end_in_a_typed_error_or_in_rows_refused(tmp
         assert time.monotonic() - start < 10
 
 
-def test_a_workbook_of_an_unknown_compression_method_is_refused_as_damaged(tmp_path):
+def test_unknown_compression_method_is_a_usage_error(tmp_path):
+    """A workbook with an unknown compression method is a usage error."""
     import openpyxl
 
     path = tmp_path / "t.xlsx"

@@ -1,4 +1,4 @@
-"""A hospital's table with image columns becomes a cohort whose cases are whole, and whose bad rows stop no other."""
+"""Import of a table with image columns, with a mask that does not fit its CT."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAPPING = {
 
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory) -> Path:
-    """Three patients' files and a table: the second one's mask belongs to nobody's CT."""
+    """Files of three patients and a table; the mask of the second one lies far from its CT."""
     folder = tmp_path_factory.mktemp("hospital")
     rows = [["id", "outcome", "alb", "ct", "mask", "features"]]
     for i in range(3):
@@ -55,12 +55,13 @@ def outcome(hospital) -> CommandResult:
     )
 
 
-def test_good_rows_become_whole_cases_and_a_bad_one_is_told_by_its_row(hospital, outcome):
+def test_valid_rows_become_complete_cases(hospital, outcome):
+    """Valid rows become complete cases; the defective row is reported without its values."""
     assert outcome.code == 3, outcome.err
-    told = outcome.out + outcome.err
-    assert "[mask-grid]" in told or "[mask-outside]" in told
-    assert "H-1" in told
-    assert "3.8" not in told
+    output = outcome.out + outcome.err
+    assert "[mask-grid]" in output or "[mask-outside]" in output
+    assert "H-1" in output
+    assert "3.8" not in output
     cases = open_cohort(hospital / "cohort").cases
     assert [c.case_id for c in cases] == ["H-0", "H-2"]
     for case in cases:
@@ -70,6 +71,7 @@ def test_good_rows_become_whole_cases_and_a_bad_one_is_told_by_its_row(hospital,
         assert json.loads(case.clinical.read_text())["values"] == {"albumin": 38.0}
 
 
-def test_the_cohort_passes_its_check(hospital, outcome):
+def test_imported_cohort_passes_check(hospital, outcome):
+    """`tmi check` accepts the imported cohort."""
     checked = tmi("check", hospital / "cohort")
     assert checked.code == 0, checked.out

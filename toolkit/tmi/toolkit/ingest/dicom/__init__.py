@@ -1,4 +1,4 @@
-"""DICOM: headers, series, geometry, CT volumes, SEG and RTSTRUCT masks.
+"""DICOM readers: headers, series, slice geometry, CT volumes, SEG and RTSTRUCT masks.
 
-Values of patients never appear in a message.
+No message contains the value of a patient's DICOM element.
 """

@@ -1,8 +1,8 @@
-"""A CT volume from a DICOM series: every check of the series, and the repairs that were asked for.
+"""Reader of a CT volume from a DICOM series, with all checks of the series and the requested repairs.
 
-The volume's affine comes from all slices: direction from their mean orientation, origin and step from the first and the
-last place. Slope and intercept are applied slice by slice. What cannot be trusted is refused with its code; a repair is
-made only where its code is among `fixes`, and leaves a `Repair`.
+The affine is computed from all slices: the directions are their mean orientation, origin and step follow from the first
+and the last position. Slope and intercept are applied per slice. A defect rejects the series with its check code,
+unless that code is in `fixes` and the defect can be repaired; each repair is recorded as a `Repair`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,25 @@ from pydicom.uid import UID
 from tmi.toolkit.cases.case import CT_FILE
 from tmi.toolkit.cases.provenance import Repair
 from tmi.toolkit.errors import InputRejectedError
-from tmi.toolkit.ingest.dicom.geometry import Stack, gaps, is_uniform, series_error, shear, stack, tilt
+from tmi.toolkit.imaging.volume import Volume
+from tmi.toolkit.ingest.dicom.geometry import (
+    Stack,
+    build_stack,
+    find_gaps,
+    fit_shear,
+    gantry_tilt_degrees,
+    is_uniform,
+    series_error,
+)
 from tmi.toolkit.ingest.dicom.headers import SliceHeader, decode_hu
-from tmi.toolkit.ingest.dicom.series import DicomFolder, Series, choose, scan
+from tmi.toolkit.ingest.dicom.series import DicomFolder, Series, choose_series, scan_folder
 from tmi.toolkit.ingest.image_files import MAX_VOXELS, ReadCt, canonical_volume
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
 
 AIR_HU = -1024
-"""What padding and the rims of a sheared slice are set to."""
+"""Value of repaired padding and of the margins that shearing adds."""
 MAX_MISSING_SLICES = 2
-"""A wider gap is not filled: nothing near enough is known of it."""
+"""Longest gap, in slices, that is interpolated."""
 Slice = NDArray[np.generic]
 
 
@@ -38,39 +47,39 @@ def read_dicom_ct(path: Path, *, series: str | None, fixes: Collection[str], cas
     """Read the CT series at or below `path`.
 
     Args:
-        path: a folder, searched with all folders in it, or one file.
-        series: SeriesInstanceUID or number of the listing; None chooses by rule.
-        fixes: codes of the repairs that may be made.
-        case_id: for the error texts.
+        path: folder, searched recursively, or one file.
+        series: SeriesInstanceUID or number in the listing; None applies the default rule (`choose_series`).
+        fixes: codes of the repairs that may be applied.
+        case_id: case id for error messages.
 
     Raises:
-        InputRejectedError: any dicom-... code of `CHECKS` of severity error, ct-not-hu, ct-few-slices.
-        UsageError: nothing is at `path`.
+        InputRejectedError: any dicom-... code of `CHECKS` with severity error, ct-8bit, ct-not-hu, ct-few-slices.
+        UsageError: `path` does not exist.
     """
-    folder = scan(path, case_id=case_id)
-    chosen = choose(folder, series, case_id=case_id)
-    slices = chosen.slices
+    folder = scan_folder(path, case_id=case_id)
+    chosen = choose_series(folder, series, case_id=case_id)
     repairs: list[Repair] = []
-    found: list[tuple[str, str, str]] = []
-    _require_rescale(slices, fixes, repairs, case_id)
-    ordered = stack(slices, case_id=case_id)
-    kept, images, padded = _decode(ordered, fixes, repairs, case_id)
-    if len({(s.slope, s.intercept) for s in kept}) > 1:
-        found.append(("dicom-rescale-differs", "slope and intercept differ between slices", "nothing to do: applied"))
-    if padded and "ct-padding" in fixes:
-        what = f"{padded} voxels that the series marks as padding set to {AIR_HU} HU"
-        repairs.append(Repair(code="ct-padding", file=CT_FILE, what=what))
-    origin_mm = ordered.offset_mm[0]
-    images, origin_mm = _straighten(ordered, images, origin_mm, fixes, repairs, case_id)
-    images, along_mm = _resample_uniform(ordered, images, fixes, repairs, case_id)
+    findings: list[tuple[str, str, str]] = []
+    _require_rescale(chosen.slices, fixes, repairs, case_id)
+    stack = build_stack(chosen.slices, case_id=case_id)
+    slices, images, n_padding = _decode(stack, fixes, repairs, case_id)
+    if len({(s.slope, s.intercept) for s in slices}) > 1:
+        message = "slope and intercept differ between slices"
+        findings.append(("dicom-rescale-differs", message, "nothing to do: each slice was rescaled by its own"))
+    if n_padding and "ct-padding" in fixes:
+        message = f"{n_padding} voxels that the series marks as padding set to {AIR_HU} HU"
+        repairs.append(Repair(code="ct-padding", file=CT_FILE, what=message))
+    # The tilt has to be corrected first: interpolation along the normal assumes a straight stack.
+    images, origin_mm = _straighten(stack, images, fixes, repairs, case_id)
+    images, along_mm = _resample_uniform(stack, images, fixes, repairs, case_id)
     return ReadCt(
-        volume=_volume(ordered, images, along_mm, origin_mm),
-        source=_source(folder, chosen, kept),
-        findings=tuple(found),
+        volume=_to_volume(stack, images, along_mm, origin_mm),
+        source=_describe_source(folder, chosen, slices),
+        findings=tuple(findings),
         repairs=tuple(repairs),
-        patient_id=kept[0].patient_id or None,
-        frame_of_reference=kept[0].frame_of_reference or None,
-        date=kept[0].date or None,
+        patient_id=slices[0].patient_id or None,
+        frame_of_reference=slices[0].frame_of_reference or None,
+        date=slices[0].date or None,
     )
 
 
@@ -78,75 +87,80 @@ def _require_rescale(
     slices: tuple[SliceHeader, ...], fixes: Collection[str], repairs: list[Repair], case_id: str
 ) -> None:
     if any(s.slope == 0.0 for s in slices):
-        raise series_error("ct-not-hu", "an image has the slope 0", "export the CT series again", case_id)
-    without = sum(s.slope is None or s.intercept is None for s in slices)
-    if not without:
+        raise series_error("ct-not-hu", "an image has a slope of 0", "export the CT series again", case_id)
+    missing = sum(s.slope is None or s.intercept is None for s in slices)
+    if not missing:
         return
     if "dicom-no-rescale" not in fixes:
         raise series_error(
             "dicom-no-rescale",
-            f"{without} of {len(slices)} images have no slope or intercept, so their values are no Hounsfield units",
-            "export the series again; if the values are known to be HU, import with --fix dicom-no-rescale",
+            f"{missing} of {len(slices)} images have no slope or intercept, so their values are not in HU",
+            "export the series again; if the stored values are HU, import with --fix dicom-no-rescale",
             case_id,
         )
-    what = f"slope 1 and intercept 0 assumed for {without} images without them"
-    repairs.append(Repair(code="dicom-no-rescale", file=CT_FILE, what=what))
+    message = f"slope 1 and intercept 0 assumed for {missing} images without them"
+    repairs.append(Repair(code="dicom-no-rescale", file=CT_FILE, what=message))
 
 
 def _decode(
-    ordered: Stack, fixes: Collection[str], repairs: list[Repair], case_id: str
+    stack: Stack, fixes: Collection[str], repairs: list[Repair], case_id: str
 ) -> tuple[list[SliceHeader], list[Slice], int]:
-    """One image a place; and how many voxels are marked as padding below air or above what a CT holds."""
-    kept: list[SliceHeader] = []
+    """Decode one image per position.
+
+    Returns:
+        The headers, the images (rows, columns) in HU, and the number of padding voxels that differ from `AIR_HU`.
+    """
+    headers: list[SliceHeader] = []
     images: list[Slice] = []
-    padded = copies = differing = 0
-    for place in ordered.positions:
-        image, padding = decode_hu(place[0], case_id=case_id)
-        for other in place[1:]:
+    n_padding = copies = differing = 0
+    for first, *others in stack.positions:
+        image, padding = decode_hu(first, case_id=case_id)
+        for other in others:
             if np.array_equal(image, decode_hu(other, case_id=case_id)[0]):
                 copies += 1
             else:
                 differing += 1
         padding = padding & (image != AIR_HU)
-        padded += int(padding.sum())
+        n_padding += int(padding.sum())
         if "ct-padding" in fixes:
             image = np.where(padding, np.asarray(AIR_HU, dtype=image.dtype), image)
-        kept.append(place[0])
+        headers.append(first)
         images.append(_compact(image))
     if differing:
-        raise _colocated_error(ordered, case_id)
+        raise _colocated_error(stack, case_id)
     if copies and "dicom-duplicate-slice" not in fixes:
         raise series_error(
             "dicom-duplicate-slice",
-            f"{copies} slices are there twice, with the same pixels",
-            "export the series again, or drop the copies with --fix dicom-duplicate-slice",
+            f"{copies} slices are duplicates with identical pixels",
+            "export the series again, or drop the duplicates with --fix dicom-duplicate-slice",
             case_id,
         )
     if copies:
-        what = f"{copies} slices left out that are copies of another at the same place"
-        repairs.append(Repair(code="dicom-duplicate-slice", file=CT_FILE, what=what))
-    return kept, images, padded
+        message = f"{copies} slices left out that duplicate another slice at the same position"
+        repairs.append(Repair(code="dicom-duplicate-slice", file=CT_FILE, what=message))
+    return headers, images, n_padding
 
 
-def _colocated_error(ordered: Stack, case_id: str) -> InputRejectedError:
-    counts = {len(p) for p in ordered.positions}
+def _colocated_error(stack: Stack, case_id: str) -> InputRejectedError:
+    counts = {len(p) for p in stack.positions}
+    # The same number of images at every position indicates a time series, not an accidental mixture.
     if len(counts) == 1:
         return series_error(
             "dicom-4d",
-            f"{counts.pop()} different images lie at every place: several time points or phases in one series",
-            "export one phase as a series of its own",
+            f"{counts.pop()} different images at every position: the series contains several time points or phases",
+            "export one phase as a separate series",
             case_id,
         )
     return series_error(
         "dicom-mixed-series",
-        "slices of two series are mixed: different images lie at one place",
+        "slices of two series are mixed: different images at one position",
         "export the one series again from the archive, into an empty folder",
         case_id,
     )
 
 
 def _compact(image: Slice) -> Slice:
-    """int16 where the values fit, else float32."""
+    """Cast to int16 if the values are integers in range, else to float32."""
     if image.dtype.kind == "f":
         return image.astype(np.float32)
     bounds = np.iinfo(np.int16)
@@ -155,142 +169,162 @@ def _compact(image: Slice) -> Slice:
 
 
 def _straighten(
-    ordered: Stack, images: list[Slice], origin_mm: NDArray[np.float64], fixes: Collection[str],
-    repairs: list[Repair], case_id: str,
-) -> tuple[list[Slice], NDArray[np.float64]]:  # fmt: skip
-    """Shift the slices of a tilted gantry to where they lie, on a canvas that holds them all."""
-    degrees = tilt(ordered, case_id=case_id)
+    stack: Stack, images: list[Slice], fixes: Collection[str], repairs: list[Repair], case_id: str
+) -> tuple[list[Slice], NDArray[np.float64]]:
+    """Shift the slices of a tilted gantry to their in-plane positions on a common, larger grid.
+
+    Returns:
+        The images, and the in-plane origin (2,) of the stack along r and c in mm.
+    """
+    degrees = gantry_tilt_degrees(stack, case_id=case_id)
     if degrees == 0.0:
-        return images, ordered.offset_mm.mean(axis=0)
+        return images, stack.offset_mm.mean(axis=0)
     if "dicom-gantry-tilt" not in fixes:
         raise series_error(
             "dicom-gantry-tilt",
-            f"the gantry was tilted by {degrees:.1f} degrees, so the slices form no straight stack",
-            "resample it to one with --fix dicom-gantry-tilt",
+            f"the gantry was tilted by {degrees:.1f} degrees, so the slices form a sheared stack",
+            "resample it to a straight stack with --fix dicom-gantry-tilt",
             case_id,
         )
-    spacing = np.array(ordered.spacing_mm)
-    place = np.outer(ordered.along_mm - ordered.along_mm[0], shear(ordered)) / spacing
-    low = place.min(axis=0)
-    grow = np.ceil(np.ptp(place, axis=0)).astype(int) + 1
+    spacing = np.array(stack.spacing_mm)
+    # (positions, 2): shift of each slice along r and c in pixels, relative to the first slice
+    shift = np.outer(stack.along_mm - stack.along_mm[0], fit_shear(stack)) / spacing
+    low = shift.min(axis=0)
+    margin = np.ceil(np.ptp(shift, axis=0)).astype(int) + 1
     rows, columns = images[0].shape
-    if (rows + grow[1]) * (columns + grow[0]) * len(images) > MAX_VOXELS:
-        raise series_error("dicom-unreadable", "the tilted series claims an absurd extent", "export it again", case_id)
-    moved = []
-    for image, (along_row, along_column) in zip(images, place - low, strict=True):
-        wide = _shifted(image.astype(np.float32), along_row, axis=1, size=columns + int(grow[0]))
-        moved.append(_like(_shifted(wide, along_column, axis=0, size=rows + int(grow[1])), image))
-    what = f"slices sheared by {degrees:.1f} degrees onto a straight grid, linear interpolation in their plane"
-    repairs.append(Repair(code="dicom-gantry-tilt", file=CT_FILE, what=what))
-    return moved, origin_mm + low * spacing
+    if (rows + margin[1]) * (columns + margin[0]) * len(images) > MAX_VOXELS:
+        raise series_error(
+            "dicom-unreadable", "the tilted series declares an implausible extent", "export it again", case_id
+        )
+    sheared = []
+    for image, (along_row, along_column) in zip(images, shift - low, strict=True):
+        # The direction r runs along image axis 1 (columns), c along axis 0 (rows).
+        wide = _shift_linear(image.astype(np.float32), along_row, axis=1, size=columns + int(margin[0]))
+        sheared.append(_cast_like(_shift_linear(wide, along_column, axis=0, size=rows + int(margin[1])), image))
+    message = f"slices sheared by {degrees:.1f} degrees onto a straight grid, linear interpolation in plane"
+    repairs.append(Repair(code="dicom-gantry-tilt", file=CT_FILE, what=message))
+    return sheared, stack.offset_mm[0] + low * spacing
 
 
-def _shifted(image: NDArray[np.float32], by: float, *, axis: int, size: int) -> NDArray[np.float32]:
-    """The image moved by a part of a pixel along one axis, in air."""
-    whole = math.floor(by)
-    near, far = (_placed(image, start, axis, size) for start in (whole, whole + 1))
-    part = np.float32(by - whole)
-    moved: NDArray[np.float32] = near * (1 - part) + far * part
-    return moved
+def _shift_linear(image: NDArray[np.float32], pixels: float, *, axis: int, size: int) -> NDArray[np.float32]:
+    """Shift an image along one axis by linear interpolation, padded with `AIR_HU` to `size` pixels."""
+    start = math.floor(pixels)
+    near, far = (_pad_to(image, offset, axis, size) for offset in (start, start + 1))
+    weight = np.float32(pixels - start)
+    shifted: NDArray[np.float32] = near * (1 - weight) + far * weight
+    return shifted
 
 
-def _placed(image: NDArray[np.float32], start: int, axis: int, size: int) -> NDArray[np.float32]:
+def _pad_to(image: NDArray[np.float32], start: int, axis: int, size: int) -> NDArray[np.float32]:
+    """Place an image at pixel `start` of an axis with `size` pixels; the rest is `AIR_HU`."""
     end = min(size, start + image.shape[axis])
     before, after = start, size - end
     widths = [(0, 0), (0, 0)]
     widths[axis] = (before, after)
-    cut = image.take(range(end - start), axis=axis)
-    return np.pad(cut, widths, constant_values=AIR_HU)
+    cropped = image.take(range(end - start), axis=axis)
+    return np.pad(cropped, widths, constant_values=AIR_HU)
 
 
-def _like(image: NDArray[np.float32], model: Slice) -> Slice:
-    return np.rint(image).astype(model.dtype) if model.dtype.kind == "i" else image
+def _cast_like(image: NDArray[np.float32], reference: Slice) -> Slice:
+    return np.rint(image).astype(reference.dtype) if reference.dtype.kind == "i" else image
 
 
 def _resample_uniform(
-    ordered: Stack, images: list[Slice], fixes: Collection[str], repairs: list[Repair], case_id: str
+    stack: Stack, images: list[Slice], fixes: Collection[str], repairs: list[Repair], case_id: str
 ) -> tuple[list[Slice], NDArray[np.float64]]:
-    """Images on an even grid along the normal, and their places."""
-    along, missing = ordered.along_mm, gaps(ordered)
-    total = sum(n for _, n in missing)
-    if missing and "dicom-missing-slice" not in fixes:
-        where = ", ".join(f"after slice {i + 1}" for i, _ in missing[:5])
+    """Interpolate missing slices and resample uneven steps, if requested.
+
+    Returns:
+        The images on a regular grid along the normal, and their positions in mm.
+    """
+    along, gaps = stack.along_mm, find_gaps(stack)
+    total = sum(n for _, n in gaps)
+    if gaps and "dicom-missing-slice" not in fixes:
+        where = ", ".join(f"after slice {i + 1}" for i, _ in gaps[:5])
         raise series_error(
             "dicom-missing-slice",
-            f"{total} of {along.size + total} slices are missing ({where}{', ...' if len(missing) > 5 else ''})",
-            "fetch the series again from the archive; up to two neighbours are interpolated with "
+            f"{total} of {along.size + total} slices are missing ({where}{', ...' if len(gaps) > 5 else ''})",
+            "fetch the series again from the archive; gaps of up to two slices are interpolated with "
             "--fix dicom-missing-slice",
             case_id,
         )
-    if max((n for _, n in missing), default=0) > MAX_MISSING_SLICES:
+    if max((n for _, n in gaps), default=0) > MAX_MISSING_SLICES:
         raise series_error(
             "dicom-missing-slice",
-            f"{max(n for _, n in missing)} neighbouring slices are missing, too many to interpolate",
+            f"{max(n for _, n in gaps)} adjacent slices are missing, too many to interpolate",
             "fetch the series again from the archive",
             case_id,
         )
-    if missing:
-        filled = dict(missing)
+    if gaps:
+        missing_after = dict(gaps)
         along = np.concatenate(
-            [np.linspace(a, b, filled.get(i, 0) + 1, endpoint=False) for i, (a, b) in enumerate(pairwise(along))]
+            [np.linspace(a, b, missing_after.get(i, 0) + 1, endpoint=False) for i, (a, b) in enumerate(pairwise(along))]
             + [along[-1:]]
         )
-        images = _interpolated(images, ordered.along_mm, along)
-        what = f"{total} missing slices interpolated linearly from their neighbours"
-        repairs.append(Repair(code="dicom-missing-slice", file=CT_FILE, what=what))
+        images = _interpolate_slices(images, stack.along_mm, along)
+        message = f"{total} missing slices interpolated linearly from their neighbours"
+        repairs.append(Repair(code="dicom-missing-slice", file=CT_FILE, what=message))
     if is_uniform(along):
         return images, along
     step, steps = float(np.median(np.diff(along))), np.diff(along)
     if "dicom-nonuniform-spacing" not in fixes or steps.max() > (MAX_MISSING_SLICES + 1) * step:
         raise series_error(
             "dicom-nonuniform-spacing",
-            f"slices lie between {steps.min():.3g} and {steps.max():.3g} mm apart",
-            "export the series again; where it was scanned so, resample it with --fix dicom-nonuniform-spacing",
+            f"the slice distance varies between {steps.min():.3g} and {steps.max():.3g} mm",
+            "export the series again; if it was acquired so, resample it with --fix dicom-nonuniform-spacing",
             case_id,
         )
-    even = np.arange(along[0], along[-1] + 1e-6, step)
-    if even.size * images[0].size > MAX_VOXELS:
-        raise series_error("dicom-unreadable", "the series claims an absurd extent", "export it again", case_id)
-    what = f"slices resampled linearly to {step:.3g} mm from steps of {steps.min():.3g} to {steps.max():.3g} mm"
-    repairs.append(Repair(code="dicom-nonuniform-spacing", file=CT_FILE, what=what))
-    return _interpolated(images, along, even), even
+    grid = np.arange(along[0], along[-1] + 1e-6, step)
+    if grid.size * images[0].size > MAX_VOXELS:
+        raise series_error("dicom-unreadable", "the series declares an implausible extent", "export it again", case_id)
+    message = f"slices resampled linearly to {step:.3g} mm from steps of {steps.min():.3g} to {steps.max():.3g} mm"
+    repairs.append(Repair(code="dicom-nonuniform-spacing", file=CT_FILE, what=message))
+    return _interpolate_slices(images, along, grid), grid
 
 
-def _interpolated(images: list[Slice], have: NDArray[np.float64], want: NDArray[np.float64]) -> list[Slice]:
-    """Images at other places, linearly between the two neighbours; those that are there stay as they are."""
-    made = []
-    for at in want:
-        i = min(max(int(np.searchsorted(have, at, side="right")) - 1, 0), len(images) - 2)
-        part = np.float32(min(max((at - have[i]) / (have[i + 1] - have[i]), 0.0), 1.0))
+def _interpolate_slices(
+    images: list[Slice], source_mm: NDArray[np.float64], target_mm: NDArray[np.float64]
+) -> list[Slice]:
+    """Interpolate images linearly along the normal; an image at a target position is returned unchanged."""
+    interpolated = []
+    for position in target_mm:
+        # source_mm[i] <= position < source_mm[i + 1], clipped to the first and the last interval
+        i = min(max(int(np.searchsorted(source_mm, position, side="right")) - 1, 0), len(images) - 2)
+        weight = np.float32(min(max((position - source_mm[i]) / (source_mm[i + 1] - source_mm[i]), 0.0), 1.0))
         near, far = images[i], images[i + 1]
-        if part in (0.0, 1.0):
-            made.append(far if part else near)
+        if weight in (0.0, 1.0):
+            interpolated.append(far if weight else near)
         else:
-            made.append(_like(near.astype(np.float32) * (1 - part) + far.astype(np.float32) * part, near))
-    return made
+            mixed = near.astype(np.float32) * (1 - weight) + far.astype(np.float32) * weight
+            interpolated.append(_cast_like(mixed, near))
+    return interpolated
 
 
-def _volume(ordered: Stack, images: list[Slice], along_mm: NDArray[np.float64], origin_mm: NDArray[np.float64]) -> Any:
-    kind = np.int16 if all(i.dtype == np.int16 for i in images) else np.float32
-    array_XYZ = np.stack([i.astype(kind, copy=False).T for i in images], axis=2)
+def _to_volume(
+    stack: Stack, images: list[Slice], along_mm: NDArray[np.float64], origin_mm: NDArray[np.float64]
+) -> Volume:
+    dtype = np.int16 if all(i.dtype == np.int16 for i in images) else np.float32
+    array_XYZ = np.stack([i.astype(dtype, copy=False).T for i in images], axis=2)
     affine = np.eye(4)
+    # The mean step, so that the last slice lies exactly at its position.
     step = (along_mm[-1] - along_mm[0]) / (along_mm.size - 1)
-    affine[:3, :3] = ordered.axes * np.array([*ordered.spacing_mm, step])
-    affine[:3, 3] = ordered.axes @ np.array([*origin_mm, along_mm[0]])
+    affine[:3, :3] = stack.axes * np.array([*stack.spacing_mm, step])
+    affine[:3, 3] = stack.axes @ np.array([*origin_mm, along_mm[0]])
+    # DICOM geometry is LPS; negating x and y gives RAS.
     return canonical_volume(array_XYZ, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)
 
 
-def _source(folder: DicomFolder, chosen: Series, kept: list[SliceHeader]) -> dict[str, Any]:
-    """What the case's record says of the series: counts, codes and a digest."""
-    syntaxes = Counter(UID(s.syntax).name if UID(s.syntax).is_transfer_syntax else "other" for s in kept)
-    rescale = {(s.slope, s.intercept) for s in kept}
+def _describe_source(folder: DicomFolder, chosen: Series, headers: list[SliceHeader]) -> dict[str, Any]:
+    """Return the description for `case.json`: counts, codes and a digest; no free text, date or UID."""
+    syntaxes = Counter(UID(s.syntax).name if UID(s.syntax).is_transfer_syntax else "other" for s in headers)
+    rescale = {(s.slope, s.intercept) for s in headers}
     return {
         "kind": "dicom",
-        "images": len(kept),
+        "images": len(headers),
         "planning_views_left_out": chosen.n_localizers,
         "other_series_left_out": len(folder.series) - 1,
         "other_files_left_out": folder.non_dicom,
         "transfer_syntax": sorted(syntaxes),
         "rescale": list(next(iter(rescale))) if len(rescale) == 1 else "differs between slices",
-        "sha256": sha256_bytes("".join(sha256_file(s.path) for s in kept).encode()),
+        "sha256": sha256_bytes("".join(sha256_file(s.path) for s in headers).encode()),
     }

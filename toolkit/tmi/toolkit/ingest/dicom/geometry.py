@@ -1,8 +1,9 @@
-"""Where the slices of a series lie, from the position and orientation of all of them.
+"""Geometry of a DICOM series, computed from the position and orientation of all its slices.
 
-With row direction r, column direction c (LPS, unit length) and n = r x c, a slice at position P lies at n.P along the
-normal. In one straight stack the in-plane offset (r.P, c.P) is the same for all; in one scanned with a tilted gantry
-it runs linearly with n.P. Every departure has a code; `Stack` holds what is left to be repaired.
+Let r be the row direction, c the column direction (LPS unit vectors) and n = r x c. A slice with ImagePositionPatient P
+lies at n.P along the normal, with in-plane offset (r.P, c.P). The offset is constant in a straight stack; it is linear
+in n.P if the gantry was tilted. Any other geometry is rejected with a check code; gaps, uneven steps, duplicate slices
+and gantry tilt can be repaired by `tmi.toolkit.ingest.dicom.ct`.
 """
 
 from __future__ import annotations
@@ -18,85 +19,87 @@ from tmi.toolkit.ingest.dicom.headers import MAX_SLICE_PIXELS, SliceHeader
 from tmi.toolkit.ingest.image_files import MAX_VOXELS
 
 SAME_POSITION_MM = 0.01
-"""Slices nearer to each other than this lie at one place."""
+"""Slices closer than this along the normal share a position."""
 OFF_GRID_STEPS = 0.1
-"""How far, in slice steps, a slice may lie from its place on the even grid."""
+"""Tolerance, in slice steps, of a slice position from the regular grid."""
 IN_PLANE_PIXELS = 0.1
-"""How far, in pixels, slices may be shifted in their plane."""
+"""Tolerance, in pixels, of the in-plane offset of a slice."""
 GAP_STEPS = 1.5
-"""A step longer than this many usual steps is a gap."""
+"""A step longer than this many median steps is a gap."""
 
 FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Slices in the order of the normal, one or more at each place."""
+    """Slices sorted along the normal, one or more at each position."""
 
     positions: tuple[tuple[SliceHeader, ...], ...]
-    """Slices by place, feet to head for an axial series."""
+    """Slices by position; feet to head for an axial series with standard orientation."""
     along_mm: FloatArray
-    """Place along the normal."""
+    """(positions,): coordinate n.P along the normal."""
     offset_mm: FloatArray
-    """(places, 2): in-plane offset along r and c."""
+    """(positions, 2): in-plane offset (r.P, c.P)."""
     axes: FloatArray
-    """3x3: columns r, c, n in LPS."""
+    """(3, 3): columns r, c, n in LPS."""
     spacing_mm: tuple[float, float]
-    """Between columns (along r), between rows (along c)."""
+    """Pixel distance along r (between columns), then along c (between rows)."""
 
     @property
     def step_mm(self) -> float:
-        """The usual distance between neighbours."""
+        """Median distance between neighbouring positions."""
         return float(np.median(np.diff(self.along_mm)))
 
 
-def series_error(code: str, what: str, fix: str, case_id: str) -> InputRejectedError:
-    """A refusal of the series."""
-    return InputRejectedError(what, fix=fix, code=code, case_id=case_id)
+def series_error(code: str, message: str, fix: str, case_id: str) -> InputRejectedError:
+    """Return the error that rejects the series."""
+    return InputRejectedError(message, fix=fix, code=code, case_id=case_id)
 
 
-def stack(slices: Sequence[SliceHeader], *, case_id: str) -> Stack:
-    """Check that the slices are of one kind and put them in order.
+def build_stack(slices: Sequence[SliceHeader], *, case_id: str) -> Stack:
+    """Check that all slices belong to one series and sort them along the normal.
 
     Raises:
-        InputRejectedError: dicom-multiframe, ct-not-hu, dicom-no-geometry, dicom-mixed-series, dicom-unreadable (absurd
-            sizes), ct-few-slices (no two places).
+        InputRejectedError: dicom-multiframe, ct-8bit, ct-not-hu, dicom-no-geometry, dicom-mixed-series,
+            dicom-unreadable (implausible sizes), ct-few-slices (fewer than two positions).
     """
     _require_images(slices, case_id)
     _require_one_kind(slices, case_id)
     row, column = (np.mean([s.orientation[i : i + 3] for s in slices if s.orientation], axis=0) for i in (0, 3))
     row = row / np.linalg.norm(row)
+    # Gram-Schmidt: headers may deviate from orthogonal directions by up to 1e-2 (`_has_geometry`).
     column = column - row * (row @ column)
     column = column / np.linalg.norm(column)
     axes = np.stack([row, column, np.cross(row, column)], axis=1)
-    at = np.array([s.position for s in slices], dtype=np.float64) @ axes
-    order = np.argsort(at[:, 2], kind="stable")
+    # (slices, 3): r.P, c.P, n.P
+    coordinates = np.array([s.position for s in slices], dtype=np.float64) @ axes
+    order = np.argsort(coordinates[:, 2], kind="stable")
     groups: list[list[int]] = []
     for i in order:
-        if groups and at[i, 2] - at[groups[-1][0], 2] < SAME_POSITION_MM:
+        if groups and coordinates[i, 2] - coordinates[groups[-1][0], 2] < SAME_POSITION_MM:
             groups[-1].append(int(i))
         else:
             groups.append([int(i)])
     if len(groups) < 2:
-        raise series_error("ct-few-slices", "the series has slices at one place only", "give the whole series", case_id)
+        raise series_error("ct-few-slices", "all slices lie at one position", "give the whole series", case_id)
     first = [g[0] for g in groups]
     spacing = slices[0].spacing or (0.0, 0.0)
     return Stack(
         positions=tuple(tuple(slices[i] for i in sorted(g, key=lambda i: slices[i].number)) for g in groups),
-        along_mm=at[first, 2],
-        offset_mm=at[first, :2],
+        along_mm=coordinates[first, 2],
+        offset_mm=coordinates[first, :2],
         axes=axes,
         spacing_mm=(spacing[1], spacing[0]),
     )
 
 
 def _require_images(slices: Sequence[SliceHeader], case_id: str) -> None:
-    again = "export the series again from the archive"
+    fix = "export the series again from the archive"
     if any(s.frames > 1 for s in slices):
         raise series_error(
             "dicom-multiframe",
             "the series is stored as multi-frame images",
-            "convert it to one file a slice (for example dcm4che's emf2sf), or give it as NIfTI or NRRD",
+            "convert it to one file per slice (for example with dcm4che's emf2sf), or give it as NIfTI or NRRD",
             case_id,
         )
     if any(s.samples != 1 or s.bits <= 8 for s in slices):
@@ -107,17 +110,15 @@ def _require_images(slices: Sequence[SliceHeader], case_id: str) -> None:
             case_id,
         )
     if any(s.rescale_type not in ("", "HU", "US") for s in slices):
-        raise series_error(
-            "ct-not-hu", "the images are rescaled to another unit than HU", "export the CT in HU", case_id
-        )
+        raise series_error("ct-not-hu", "the rescale type of the images is not HU", "export the CT in HU", case_id)
     if any(s.shape[0] * s.shape[1] > MAX_SLICE_PIXELS or min(s.shape) < 1 for s in slices):
-        raise series_error("dicom-unreadable", "an image is empty or claims an absurd size", again, case_id)
+        raise series_error("dicom-unreadable", "an image is empty or declares an implausible size", fix, case_id)
     if sum(s.shape[0] * s.shape[1] for s in slices) > MAX_VOXELS:
-        raise series_error("dicom-unreadable", "the series claims an absurd size", again, case_id)
+        raise series_error("dicom-unreadable", "the series declares an implausible size", fix, case_id)
     if not all(_has_geometry(s) for s in slices):
         raise series_error(
-            "dicom-no-geometry", "an image lacks position, orientation or pixel spacing, or they are no numbers",
-            again, case_id,
+            "dicom-no-geometry", "position, orientation or pixel spacing of an image is missing or not numeric",
+            fix, case_id,
         )  # fmt: skip
 
 
@@ -131,7 +132,7 @@ def _has_geometry(s: SliceHeader) -> bool:
 
 def _require_one_kind(slices: Sequence[SliceHeader], case_id: str) -> None:
     first = slices[0]
-    differs = {
+    varies = {
         "size": any(s.shape != first.shape for s in slices),
         "orientation": not _close([s.orientation for s in slices], 1e-3),
         "pixel spacing": not _close([s.spacing for s in slices], 1e-3),
@@ -140,10 +141,10 @@ def _require_one_kind(slices: Sequence[SliceHeader], case_id: str) -> None:
         "frame of reference": len({s.frame_of_reference for s in slices}) > 1,
         "patient": len({s.patient_id for s in slices}) > 1,
     }
-    if named := [name for name, found in differs.items() if found]:
+    if names := [name for name, does_vary in varies.items() if does_vary]:
         raise series_error(
             "dicom-mixed-series",
-            f"slices of two series are mixed: they differ in {', '.join(named)}",
+            f"slices of two series are mixed: they differ in {', '.join(names)}",
             "export the one series again from the archive, into an empty folder",
             case_id,
         )
@@ -154,19 +155,19 @@ def _close(values: Sequence[tuple[float, ...] | None], tolerance: float) -> bool
     return bool((np.ptp(array, axis=0) <= tolerance).all())
 
 
-def tilt(stack_: Stack, *, case_id: str) -> float:
-    """Gantry tilt in degrees; 0 for a straight stack.
+def gantry_tilt_degrees(stack: Stack, *, case_id: str) -> float:
+    """Return the gantry tilt in degrees, arctan(|shear|); 0 for a straight stack.
 
     Raises:
-        InputRejectedError: dicom-mixed-series: slices are shifted in their plane, and not as a tilt would.
+        InputRejectedError: dicom-mixed-series: the in-plane offsets are not linear in the position.
     """
-    limit = IN_PLANE_PIXELS * min(stack_.spacing_mm)
-    drift = stack_.offset_mm - stack_.offset_mm.mean(axis=0)
+    limit = IN_PLANE_PIXELS * min(stack.spacing_mm)
+    drift = stack.offset_mm - stack.offset_mm.mean(axis=0)
     if np.abs(drift).max() <= limit:
         return 0.0
-    slope = shear(stack_)
-    left = drift - np.outer(stack_.along_mm - stack_.along_mm.mean(), slope)
-    if np.abs(left).max() > limit:
+    slope = fit_shear(stack)
+    residual = drift - np.outer(stack.along_mm - stack.along_mm.mean(), slope)
+    if np.abs(residual).max() > limit:
         raise series_error(
             "dicom-mixed-series",
             "slices of two series are mixed: they are shifted against each other in their plane",
@@ -176,23 +177,26 @@ def tilt(stack_: Stack, *, case_id: str) -> float:
     return float(np.degrees(np.arctan(np.linalg.norm(slope))))
 
 
-def shear(stack_: Stack) -> FloatArray:
-    """In-plane offset along r and c by mm along the normal, by least squares."""
-    along = stack_.along_mm - stack_.along_mm.mean()
-    slope: FloatArray = along @ (stack_.offset_mm - stack_.offset_mm.mean(axis=0)) / float(along @ along)
+def fit_shear(stack: Stack) -> FloatArray:
+    """Return the shear (2,): least-squares slope of the in-plane offset (r, c) per mm along the normal."""
+    along = stack.along_mm - stack.along_mm.mean()
+    slope: FloatArray = along @ (stack.offset_mm - stack.offset_mm.mean(axis=0)) / float(along @ along)
     return slope
 
 
-def gaps(stack_: Stack) -> list[tuple[int, int]]:
-    """Places after which slices are missing, and how many, where the steps tell."""
-    steps = np.diff(stack_.along_mm) / stack_.step_mm
-    whole = np.rint(steps)
-    fits = np.abs(steps - whole) <= OFF_GRID_STEPS * whole
-    return [(int(i), int(whole[i]) - 1) for i in np.flatnonzero((steps > GAP_STEPS) & fits)]
+def find_gaps(stack: Stack) -> list[tuple[int, int]]:
+    """Return (index of the slice before the gap, number of missing slices) for each gap.
+
+    A gap is a step near an integer multiple of the median step. Other long steps count as non-uniform spacing.
+    """
+    steps = np.diff(stack.along_mm) / stack.step_mm
+    multiple = np.rint(steps)
+    fits = np.abs(steps - multiple) <= OFF_GRID_STEPS * multiple
+    return [(int(i), int(multiple[i]) - 1) for i in np.flatnonzero((steps > GAP_STEPS) & fits)]
 
 
 def is_uniform(along_mm: FloatArray) -> bool:
-    """Whether places lie on an even grid from the first to the last."""
+    """Return whether positions lie on a regular grid from the first to the last, within `OFF_GRID_STEPS`."""
     step = (along_mm[-1] - along_mm[0]) / (along_mm.size - 1)
     ideal = along_mm[0] + step * np.arange(along_mm.size)
     return bool(np.abs(along_mm - ideal).max() <= OFF_GRID_STEPS * abs(step))

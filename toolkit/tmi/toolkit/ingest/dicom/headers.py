@@ -1,8 +1,8 @@
-"""Reading single DICOM files: what a slice's header says, and its pixels in Hounsfield units.
+"""Reader of single DICOM files: parses the header of a slice and decodes its pixels to Hounsfield units.
 
-A header is read without its pixels and only by the tags named here. PatientID, FrameOfReferenceUID and the dates are
-held in memory to compare files with each other; nothing of them is written or put into an error text. A file is spoken
-of by its number in the order of the folder's paths, because file names often carry a patient's name.
+Headers are read without pixels and restricted to `HEADER_TAGS`. PatientID, FrameOfReferenceUID and dates stay in memory
+for comparisons between files; they are never written and never part of a message. Messages identify a file by its
+position in the sorted list of paths, because file names often contain the patient's name.
 """
 
 from __future__ import annotations
@@ -39,14 +39,15 @@ READ_ERRORS = (
     AssertionError, struct.error, zlib.error, InvalidDicomError,
     BytesLengthException,
 )  # fmt: skip
-"""What pydicom, its decoders and highdicom raise on damaged files; none of them has one type for it."""
+"""Exceptions that pydicom, its decoders and highdicom raise on damaged files; they share no common base type."""
 MAX_SLICE_PIXELS = 4096 * 4096
-"""A slice that claims more is refused before anything is decoded."""
+"""Limit on rows times columns in the header; a larger slice is rejected before decoding."""
 MAX_FILE_BYTES = 2 * 2**30
-"""A larger file, or a deflated one that inflates to more, is not read."""
+"""Limit on the size of a file, and on the inflated size of a deflated one."""
 CT_CLASSES = frozenset({"1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"})
 """CT, enhanced CT and legacy converted enhanced CT image storage."""
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
+"""Media storage directory (DICOMDIR)."""
 HEADER_TAGS = [
     "SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "ImageType", "Rows", "Columns", "NumberOfFrames",
     "SamplesPerPixel", "BitsStored", "BitsAllocated", "PixelRepresentation", "RescaleSlope", "RescaleIntercept",
@@ -54,14 +55,15 @@ HEADER_TAGS = [
     "PixelSpacing", "SliceThickness", "ConvolutionKernel", "PatientID", "FrameOfReferenceUID",
     "AcquisitionDate", "SeriesDate", "StudyDate",
 ]  # fmt: skip
+"""Keywords of the elements that `read_header` parses; no other element is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SliceHeader:
-    """What one DICOM file says of itself, parsed."""
+    """Parsed header of one DICOM file."""
 
     number: int
-    """Number of the file, from 1, in the order of paths."""
+    """Position of the file in the sorted list of paths, from 1."""
     path: Path
     syntax: str
     """Transfer syntax UID."""
@@ -71,7 +73,7 @@ class SliceHeader:
     series_number: int | None
     image_type: tuple[str, ...]
     shape: tuple[int, int]
-    """Rows and columns; zeros where the file holds no image."""
+    """(rows, columns); zeros if the file holds no image."""
     frames: int
     samples: int
     bits: int
@@ -79,13 +81,13 @@ class SliceHeader:
     intercept: float | None
     rescale_type: str
     padding: tuple[float, float] | None
-    """Lowest and highest stored value that means padding."""
+    """Lowest and highest stored value that marks padding."""
     position: tuple[float, ...] | None
-    """ImagePositionPatient: middle of the first pixel, LPS mm."""
+    """ImagePositionPatient: centre of the first pixel in LPS mm."""
     orientation: tuple[float, ...] | None
-    """ImageOrientationPatient: directions of a row and of a column, LPS."""
+    """ImageOrientationPatient: unit direction of a row, then of a column, in LPS."""
     spacing: tuple[float, ...] | None
-    """PixelSpacing: mm between rows, mm between columns."""
+    """PixelSpacing: mm between rows, then mm between columns."""
     thickness: float | None
     kernel: str
     patient_id: str
@@ -94,29 +96,29 @@ class SliceHeader:
 
     @property
     def is_localizer(self) -> bool:
-        """Whether it is a planning view."""
+        """Whether the image is a localizer (scout view)."""
         return bool({"LOCALIZER", "SCOUT"} & set(self.image_type))
 
     @property
     def is_ct(self) -> bool:
-        """Whether it is a CT image by modality and storage class."""
+        """Whether modality and storage class denote a CT image."""
         if self.modality not in ("CT", ""):
             return False
         return self.sop_class in CT_CLASSES or (self.sop_class == "" and self.modality == "CT")
 
 
-def looks_like_dicom(path: Path) -> bool:
-    """Whether the file starts as DICOM does: with the preamble's mark, or with a group 0002 or 0008 element."""
+def is_dicom_file(path: Path) -> bool:
+    """Return whether the file starts with the DICOM preamble, or with an element of group 0002 or 0008."""
     with path.open("rb") as stream:
         start = stream.read(132)
     return start[128:132] == b"DICM" or start[:4] in (b"\x08\x00\x05\x00", b"\x08\x00\x00\x00", b"\x02\x00\x00\x00")
 
 
 def open_dicom(path: Path, *, tags: list[str] | None = None) -> Any:
-    """A pydicom dataset; with `tags`, only those and no pixels.
+    """Read a pydicom data set; with `tags`, these elements only, without pixels.
 
     Raises:
-        READ_ERRORS: the file is damaged, or far too large.
+        READ_ERRORS: the file is damaged or exceeds `MAX_FILE_BYTES`.
     """
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ValueError("file too large")
@@ -134,7 +136,7 @@ def _has_preamble(path: Path) -> bool:
 
 
 def _require_inflatable(path: Path) -> None:
-    """Refuse a deflated data set that would not end: pydicom inflates it in one go."""
+    """Reject a deflated data set that exceeds `MAX_FILE_BYTES`; pydicom would inflate it in one allocation."""
     data = path.read_bytes()
     length = struct.unpack_from("<I", data, 140)[0]
     inflater, size, chunk = zlib.decompressobj(-zlib.MAX_WBITS), 0, data[144 + length :]
@@ -142,14 +144,14 @@ def _require_inflatable(path: Path) -> None:
         size += len(inflater.decompress(chunk, 2**24))
         chunk = inflater.unconsumed_tail
         if size > MAX_FILE_BYTES:
-            raise ValueError("inflates to an absurd size")
+            raise ValueError("inflates to an implausible size")
 
 
 def read_header(path: Path, number: int) -> SliceHeader | None:
-    """The header of one file; None for a DICOMDIR.
+    """Read the header of one file; return None for a DICOMDIR.
 
     Raises:
-        READ_ERRORS: it cannot be parsed.
+        READ_ERRORS: the file cannot be parsed.
     """
     with quiet():
         data = open_dicom(path, tags=HEADER_TAGS)
@@ -158,11 +160,11 @@ def read_header(path: Path, number: int) -> SliceHeader | None:
         if sop_class == DIRECTORY_CLASS:
             return None
         if not len(data):
-            raise ValueError("no element that a slice has")
+            raise ValueError("no element of a slice header")
         return SliceHeader(
             number=number,
             path=path,
-            syntax=str(meta.get("TransferSyntaxUID") or _guessed_syntax(data)),
+            syntax=str(meta.get("TransferSyntaxUID") or _default_syntax(data)),
             sop_class=sop_class,
             modality=_code(_text(data, "Modality")),
             series_uid=_text(data, "SeriesInstanceUID"),
@@ -187,17 +189,20 @@ def read_header(path: Path, number: int) -> SliceHeader | None:
         )
 
 
-def _guessed_syntax(data: Any) -> str:
-    """Files without a meta header are not compressed; pydicom found how they are encoded."""
+def _default_syntax(data: Any) -> str:
+    """Return the syntax of a file without a meta header: never compressed, encoding as detected by pydicom."""
     implicit, little = data.original_encoding
     return str(ImplicitVRLittleEndian if implicit or not little else ExplicitVRLittleEndian)
 
 
 def decode_hu(header: SliceHeader, *, case_id: str) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
-    """One slice (rows, columns) in HU, and where it is padding.
+    """Decode one slice to HU = slope * stored value + intercept (PS3.3 C.11.1).
 
-    Whole slope and intercept keep whole values (int32); others give float32. JPEG lossless and 12-bit JPEG, which
-    pydicom has no free decoder for, are read through GDCM in SimpleITK.
+    An integer slope and intercept give int32, others float32. JPEG lossless and 12-bit JPEG, for which pydicom has no
+    free decoder, are decoded with GDCM in SimpleITK.
+
+    Returns:
+        The HU values and the padding mask, both (rows, columns).
 
     Raises:
         InputRejectedError: dicom-syntax, dicom-unreadable.
@@ -208,7 +213,7 @@ def decode_hu(header: SliceHeader, *, case_id: str) -> tuple[NDArray[np.generic]
             data = open_dicom(header.path)
             if UID(header.syntax) in JPEGTransferSyntaxes:
                 stored = _jpeg_pixels(data, header)
-            elif _decodable(header.syntax):
+            elif _is_decodable(header.syntax):
                 data.file_meta.TransferSyntaxUID = UID(header.syntax)
                 if UID(header.syntax) in JPEG2000TransferSyntaxes:
                     _require_jpeg_2000_size(bytes(data.PixelData[: 2**16]), header.shape)
@@ -218,21 +223,22 @@ def decode_hu(header: SliceHeader, *, case_id: str) -> tuple[NDArray[np.generic]
             else:
                 raise _unsupported_syntax_error(header, case_id)
     except (*READ_ERRORS, MemoryError) as error:
-        raise unreadable(header.number, case_id) from error
+        raise unreadable_file_error(header.number, case_id) from error
     if stored.shape != header.shape or stored.dtype.kind not in "iu":
-        raise unreadable(header.number, case_id)
+        raise unreadable_file_error(header.number, case_id)
+    # Padding is defined on stored values (PS3.3 C.7.5.1.1.2), so it is found before the rescale.
     padding = _is_padding(stored, header)
-    return _rescaled(stored, slope, intercept), padding
+    return _rescale(stored, slope, intercept), padding
 
 
-def _decodable(syntax: str) -> bool:
+def _is_decodable(syntax: str) -> bool:
     try:
         return bool(get_decoder(UID(syntax)).is_available)
     except NotImplementedError:
         return False
 
 
-def _rescaled(stored: NDArray[np.generic], slope: float, intercept: float) -> NDArray[np.generic]:
+def _rescale(stored: NDArray[np.generic], slope: float, intercept: float) -> NDArray[np.generic]:
     if slope.is_integer() and intercept.is_integer() and abs(slope) < 2**8 and abs(intercept) < 2**20:
         return stored.astype(np.int32) * np.int32(slope) + np.int32(intercept)
     return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
@@ -247,10 +253,10 @@ def _is_padding(stored: NDArray[Any], header: SliceHeader) -> NDArray[np.bool_]:
 
 
 def _jpeg_pixels(data: Any, header: SliceHeader) -> NDArray[Any]:
-    """Stored values of one JPEG image, through GDCM.
+    """Decode the stored values of one JPEG image with GDCM.
 
-    GDCM allocates what a damaged file's lengths claim, so it is not given the file, but a new one around the codestream
-    whose size was compared before.
+    GDCM allocates whatever the lengths in a damaged file declare. The codestream, whose size is checked first, is
+    therefore copied into a new minimal file, and GDCM reads that file.
     """
     import SimpleITK
 
@@ -280,14 +286,15 @@ def _jpeg_pixels(data: Any, header: SliceHeader) -> NDArray[Any]:
 
 def _require_jpeg_size(codestream: bytes, shape: tuple[int, int]) -> None:
     if _jpeg_size(codestream) != shape:
-        raise ValueError("size differs from rows and columns")
+        raise ValueError("codestream size differs from rows and columns")
 
 
 def _jpeg_size(codestream: bytes) -> tuple[int, int]:
-    """Rows and columns by the frame header of JPEG (ITU T.81, B.2.2) or JPEG-LS (T.87, C.2.2)."""
-    at = 2
+    """Return (rows, columns) from the frame header of JPEG (ITU T.81, B.2.2) or JPEG-LS (T.87, C.2.2)."""
+    at = 2  # after the start-of-image marker
     while at + 9 <= len(codestream) and codestream[at] == 0xFF:
         marker, length = struct.unpack_from(">BH", codestream, at + 1)
+        # SOF55 of JPEG-LS, or SOF0 to SOF15 except the markers DHT, JPG and DAC
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
             rows, columns = struct.unpack_from(">HH", codestream, at + 5)
             return rows, columns
@@ -296,19 +303,19 @@ def _jpeg_size(codestream: bytes) -> tuple[int, int]:
 
 
 def _require_jpeg_2000_size(start: bytes, shape: tuple[int, int]) -> None:
-    """A JPEG 2000 codestream carries its own size; the decoder would allocate whatever it claims."""
+    """Compare the size in the SIZ segment (T.800, A.5.1) with the header; the decoder allocates what SIZ declares."""
     at = start.find(b"\xff\x4f\xff\x51")
     if at < 0 or len(start) < at + 24:
         raise ValueError("no JPEG 2000 codestream")
     width, height, left, top = struct.unpack_from(">4I", start, at + 8)
     if (height - top, width - left) != shape:
-        raise ValueError("size differs from rows and columns")
+        raise ValueError("codestream size differs from rows and columns")
 
 
-def unreadable(number: int, case_id: str) -> InputRejectedError:
-    """The refusal of a damaged file."""
+def unreadable_file_error(number: int, case_id: str) -> InputRejectedError:
+    """Return the error for a damaged file."""
     return InputRejectedError(
-        f"DICOM file {number} (in the order of paths) cannot be read",
+        f"DICOM file {number} (in sorted path order) cannot be read",
         code="dicom-unreadable",
         case_id=case_id,
         fix="copy the series again from the archive: the file is truncated or damaged",
@@ -317,7 +324,7 @@ def unreadable(number: int, case_id: str) -> InputRejectedError:
 
 def _unsupported_syntax_error(header: SliceHeader, case_id: str) -> InputRejectedError:
     return InputRejectedError(
-        f"DICOM file {header.number} (in the order of paths) is compressed in a way that cannot be decoded here",
+        f"DICOM file {header.number} (in sorted path order) has a compression without an installed decoder",
         code="dicom-syntax",
         case_id=case_id,
         fix="export the series uncompressed or as JPEG 2000, JPEG-LS, JPEG lossless or RLE",
@@ -330,7 +337,7 @@ def _text(data: Any, name: str) -> str:
 
 
 def _code(value: str) -> str:
-    """A code string as the standard allows it; anything else could be free text."""
+    """Return a valid DICOM code string (VR CS), or an empty string: other text could identify the patient."""
     value = value.strip().upper()
     return value if len(value) <= 16 and value.replace(" ", "").replace("_", "").isalnum() else ""
 

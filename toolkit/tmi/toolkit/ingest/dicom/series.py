@@ -1,8 +1,8 @@
-"""A folder of DICOM files, sorted into series, and the one CT series in it that is meant.
+"""Grouping of DICOM files into series, and selection of one CT series.
 
-Rule: files of the same SeriesInstanceUID are one series; where the UID is empty, files of the same modality, storage
-class, orientation, size, pixel spacing and series number are. Planning views (localizers) are left out of every series.
-Of the CT series the only one is taken; of several, the only original one; else the user must choose.
+Files with the same SeriesInstanceUID form a series. Files with an empty UID are grouped by modality, storage class,
+series number, size, orientation, pixel spacing, thickness and kernel. Localizers are excluded from every series. By
+default the only CT series is selected, or the only original one of several; otherwise the user has to choose.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tmi.toolkit.errors import InputRejectedError, UsageError
-from tmi.toolkit.ingest.dicom.headers import READ_ERRORS, SliceHeader, looks_like_dicom, read_header, unreadable
+from tmi.toolkit.ingest.dicom.headers import READ_ERRORS, SliceHeader, is_dicom_file, read_header, unreadable_file_error
 
 MAX_FILES = 50_000
-"""A folder with more files is no export of one examination."""
+"""Limit on the number of files; an export of one examination has fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Files that belong together."""
+    """Files of one series."""
 
     number: int
     """Number in the listing, from 1."""
     slices: tuple[SliceHeader, ...]
-    """Its images, planning views left out, in the order of paths."""
+    """Images without localizers, in path order."""
     n_localizers: int
-    """Planning views among its files."""
+    """Number of localizers among the files."""
 
     @property
     def is_ct(self) -> bool:
@@ -37,13 +37,13 @@ class Series:
 
     @property
     def is_original(self) -> bool:
-        """Whether its images come from the scanner rather than from a reformation of others."""
+        """Whether the images were acquired by the scanner, not reformatted from other images (ImageType)."""
         return all("DERIVED" not in s.image_type[:1] and "SECONDARY" not in s.image_type[1:2] for s in self.slices)
 
     def summary(self) -> str:
-        """One line for the listing, without free text, dates and UIDs."""
+        """Return one line for the listing, without free text, dates and UIDs."""
         if not self.slices:
-            return f"{self.number}: planning views only"
+            return f"{self.number}: localizers only"
         first = self.slices[0]
         parts = [first.modality or "no modality", f"{len(self.slices)} images of {first.shape[0]}x{first.shape[1]}"]
         if first.spacing is not None:
@@ -56,49 +56,49 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class DicomFolder:
-    """What a folder holds."""
+    """Series of a folder."""
 
     series: tuple[Series, ...]
     non_dicom: int
-    """Files that are not DICOM, left out."""
+    """Number of files that are not DICOM."""
 
 
-def scan(path: Path, *, case_id: str) -> DicomFolder:
-    """Read the header of every DICOM file at or below `path`, in the order of paths.
+def scan_folder(path: Path, *, case_id: str) -> DicomFolder:
+    """Read the header of every DICOM file at or below `path`, in path order.
 
     Raises:
-        InputRejectedError: dicom-unreadable: a file that is or should be DICOM cannot be parsed; dicom-not-ct: no
-        DICOM.
-        UsageError: the folder is not there, or holds an absurd number of files.
+        InputRejectedError: dicom-unreadable: a file with DICOM content or suffix cannot be parsed; dicom-not-ct: no
+            DICOM file.
+        UsageError: `path` does not exist, or holds more than `MAX_FILES` files.
     """
-    files = list(_files(path))
+    files = list(_iter_files(path))
     headers: list[SliceHeader] = []
     non_dicom = 0
     for number, file in enumerate(files, start=1):
         try:
-            if not looks_like_dicom(file):
+            if not is_dicom_file(file):
                 if file.suffix.lower() in (".dcm", ".dicom"):
-                    raise unreadable(number, case_id)
+                    raise unreadable_file_error(number, case_id)
                 non_dicom += 1
                 continue
             header = read_header(file, number)
         except READ_ERRORS as error:
-            raise unreadable(number, case_id) from error
+            raise unreadable_file_error(number, case_id) from error
         if header is None:
             non_dicom += 1
         else:
             headers.append(header)
     if not headers:
-        raise _not_ct("no DICOM file is there", case_id)
-    return DicomFolder(series=_grouped(headers), non_dicom=non_dicom)
+        raise _not_ct_error("no DICOM file found", case_id)
+    return DicomFolder(series=_group_into_series(headers), non_dicom=non_dicom)
 
 
-def _files(path: Path) -> Iterator[Path]:
+def _iter_files(path: Path) -> Iterator[Path]:
     if path.is_file():
         yield path
         return
     if not path.is_dir():
-        raise UsageError(f"{path} is not there", fix="give the folder of the DICOM files")
+        raise UsageError(f"{path} does not exist", fix="give the folder of the DICOM files")
     files: list[Path] = []
     for file in path.rglob("*"):
         if file.is_file():
@@ -108,20 +108,20 @@ def _files(path: Path) -> Iterator[Path]:
     yield from sorted(files)
 
 
-def _grouped(headers: list[SliceHeader]) -> tuple[Series, ...]:
+def _group_into_series(headers: list[SliceHeader]) -> tuple[Series, ...]:
     groups: dict[object, list[SliceHeader]] = defaultdict(list)
     for header in headers:
-        groups[header.series_uid or _read_header(header)].append(header)
+        groups[header.series_uid or _fallback_series_key(header)].append(header)
     ordered = sorted(groups.values(), key=lambda g: (g[0].series_number or 0, g[0].number))
-    found = []
+    series = []
     for number, group in enumerate(ordered, start=1):
         images = tuple(h for h in group if not h.is_localizer)
-        found.append(Series(number=number, slices=images, n_localizers=len(group) - len(images)))
-    return tuple(found)
+        series.append(Series(number=number, slices=images, n_localizers=len(group) - len(images)))
+    return tuple(series)
 
 
-def _read_header(header: SliceHeader) -> tuple[object, ...]:
-    """What stands in for an empty series UID."""
+def _fallback_series_key(header: SliceHeader) -> tuple[object, ...]:
+    """Return the grouping key of a file with an empty series UID; rounding absorbs float noise between slices."""
     orientation = tuple(round(v, 2) for v in header.orientation or ())
     spacing = tuple(round(v, 3) for v in header.spacing or ())
     return (
@@ -130,37 +130,38 @@ def _read_header(header: SliceHeader) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def choose(folder: DicomFolder, wanted: str | None, *, case_id: str) -> Series:
-    """The CT series that is meant.
+def choose_series(folder: DicomFolder, wanted: str | None, *, case_id: str) -> Series:
+    """Select one CT series.
 
     Args:
-        folder: what was found.
-        wanted: a SeriesInstanceUID, or the number of the listing; None chooses by rule.
-        case_id: for the error texts.
+        folder: series to choose from.
+        wanted: SeriesInstanceUID, or number in the listing; None applies the default rule.
+        case_id: case id for error messages.
 
     Raises:
-        InputRejectedError: dicom-not-ct, dicom-series: several CT series, or none of that name.
+        InputRejectedError: dicom-not-ct: no CT series, or `wanted` is not a CT; dicom-series: several CT series, or
+            `wanted` does not exist.
     """
     listing = "\n  ".join(s.summary() for s in folder.series)
     if wanted is not None:
-        named = [s for s in folder.series if wanted in (str(s.number), *(h.series_uid for h in s.slices[:1]))]
-        if not named:
+        matches = [s for s in folder.series if wanted in (str(s.number), *(h.series_uid for h in s.slices[:1]))]
+        if not matches:
             raise InputRejectedError(
-                f"no such series; there are\n  {listing}",
+                f"the requested series does not exist; the folder holds\n  {listing}",
                 fix="give the number of one of them with --series",
                 code="dicom-series",
                 case_id=case_id,
             )
-        if not named[0].is_ct:
-            raise _not_ct(f"the series asked for is no CT\n  {named[0].summary()}", case_id)
-        return named[0]
+        if not matches[0].is_ct:
+            raise _not_ct_error(f"the requested series is not a CT\n  {matches[0].summary()}", case_id)
+        return matches[0]
     candidates = [s for s in folder.series if s.is_ct]
     if not candidates:
-        raise _not_ct(f"none of the series is a CT\n  {listing}", case_id)
+        raise _not_ct_error(f"none of the series is a CT\n  {listing}", case_id)
     original = [s for s in candidates if s.is_original]
     if len(candidates) > 1 and len(original) != 1:
         raise InputRejectedError(
-            f"{len(original or candidates)} CT series are there\n  {listing}",
+            f"found {len(original or candidates)} CT series\n  {listing}",
             fix="choose one with --series NUMBER",
             code="dicom-series",
             case_id=case_id,
@@ -168,9 +169,9 @@ def choose(folder: DicomFolder, wanted: str | None, *, case_id: str) -> Series:
     return candidates[0] if len(candidates) == 1 else original[0]
 
 
-def _not_ct(what: str, case_id: str) -> InputRejectedError:
+def _not_ct_error(message: str, case_id: str) -> InputRejectedError:
     return InputRejectedError(
-        what,
+        message,
         fix="give the folder of a CT series; MR, PET, dose reports and screenshots are not accepted",
         code="dicom-not-ct",
         case_id=case_id,

@@ -1,4 +1,4 @@
-"""Tables: reading CSV and Excel, the mapping to the clinical schema, conversion row by row, the report.
+"""Spreadsheet import: CSV and Excel reader, mapping to the clinical schema, row conversion, import report.
 
-A cell that cannot be converted rejects its row and never the table.
+A cell that cannot be converted rejects its row, not the table.
 """

@@ -1,16 +1,16 @@
-"""A hospital's table as a cohort: one case a row, one line for each row that could not be used.
+"""Import of a spreadsheet as a cohort: writes one case per row and a report on every row.
 
     OUT/
-      <case_id>/            clinical.json, and where the mapping names images what `import_case` makes of them
-      cohort.csv            case_id, patient_id, label of the cases written; not there without a label rule
-      import-report.json    what became of each row (`tmi.toolkit.ingest.tabular.report`)
+      <case_id>/            clinical.json, and the files of `import_case` if the mapping names images
+      cohort.csv            case_id, patient_id, label of the cases written; only with a label rule
+      import-report.json    outcome of each row (`tmi.toolkit.ingest.tabular.report`)
       import-report.csv
-      .import-journal       which rows are done: what `--resume` goes by
+      .import-journal       rows that are finished, for `--resume`
 
-A case appears whole or not at all, and `cohort.csv` and the reports only when every row has been seen, so an
-interrupted import is no cohort. `resume` goes on from there: a row is done when the journal has it under the digest of
-its mapped cells, its files' sizes and times of change, the mapping and the schema; anything else about it is imported
-anew. Cases that the journal knows and the table no longer gives are removed. The originals are only read.
+Each case is written atomically. `cohort.csv` and the reports are written after the last row, so an interrupted import
+does not look like a cohort. `resume` continues such an import. It skips a row if the journal holds the digest of the
+row's mapped cells, of the size and modification time of its files, of the mapping and of the schema; any other row is
+imported again. Cases in the journal that the table no longer contains are removed. Source files are opened read-only.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from tmi.toolkit.storage.serialization import from_json, to_json
 
 JOURNAL_FILE = ".import-journal"
 FORMAT_VERSION = 1
-"""Raised when the same row gives another case; rows done by an earlier form are then imported anew."""
+"""Incremented when the same row yields a different case; rows of an earlier version are then imported again."""
 
 
 def import_table(
@@ -52,20 +52,20 @@ def import_table(
     resume: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> TableReport:
-    """Import every row of a table; a row that cannot be used stops no other.
+    """Import every row of a table; a rejected row does not affect the others.
 
     Args:
         table: CSV or Excel file.
-        mapping: YAML or JSON of the form `tmi-mapping/1` (`tmi.toolkit.ingest.tabular.mapping`).
+        mapping: YAML or JSON of schema `tmi-mapping/1` (`tmi.toolkit.ingest.tabular.mapping`).
         out: folder of the cohort.
-        force: replace an earlier import at `out`; nothing else is replaced.
-        resume: go on with an earlier import at `out`.
-        progress: told rows done and rows in all.
+        force: replace an earlier import at `out`; any other folder is left alone.
+        resume: continue an earlier import at `out`.
+        progress: callback(rows finished, total rows), called after each row.
 
     Raises:
-        UsageError: the table, the mapping or `out` is not as asked for; nothing was written.
+        UsageError: the table, the mapping or `out` is invalid; nothing was written.
         UnavailableError: a package for workbooks, YAML or images is not installed.
-        KeyboardInterrupt: Ctrl-C; `resume` goes on from there.
+        KeyboardInterrupt: Ctrl-C; `resume` continues the import.
     """
     _validate_output_folder(table, mapping, out, force=force, resume=resume)
     rules, schema = read_mapping(mapping)
@@ -76,7 +76,7 @@ def import_table(
     for name in (COHORT_FILE, REPORT_FILE, REPORT_TABLE):
         (out / name).unlink(missing_ok=True)
     run = _TableImport(out, cells, rules, schema, base_folder=table.parent)
-    run.rows(progress or (lambda done, total: None))
+    run.import_rows(progress or (lambda finished, total: None))
     labelled = _write_cohort(out, run.cohort) if rules.label is not None else False
     report = TableReport(
         out=out,
@@ -85,7 +85,7 @@ def import_table(
         clinical_schema={"name": schema.name, "version": schema.version, "sha256": schema.digest},
         lines=tuple(run.lines),
         columns={column: rules.columns().get(column) for column in cells.columns},
-        missing=_missing(cells, run.reader),
+        missing=_count_missing(cells, run.reader),
         kept=run.kept,
         labelled=labelled,
         images=rules.images is not None,
@@ -96,11 +96,13 @@ def import_table(
 
 def _validate_output_folder(table: Path, mapping: Path, out: Path, *, force: bool, resume: bool) -> None:
     if force and resume:
-        raise UsageError("--force and --resume contradict each other", fix="go on with --resume, or start with --force")
-    place = out.resolve()
-    for original in (table.resolve(), mapping.resolve(), Path.cwd()):
-        if place == original or place in original.parents:
-            raise UsageError(f"{out} holds {original.name}, which is only to be read", fix="name another folder")
+        raise UsageError(
+            "--force and --resume exclude each other", fix="continue with --resume, or start again with --force"
+        )
+    target = out.resolve()
+    for source in (table.resolve(), mapping.resolve(), Path.cwd()):
+        if target == source or target in source.parents:
+            raise UsageError(f"{out} holds {source.name}, which must not be overwritten", fix="name another folder")
     if not resume:
         require_absent(out, force=force, kind="cohort")
     occupied = out.is_dir() and any(out.iterdir())
@@ -108,67 +110,68 @@ def _validate_output_folder(table: Path, mapping: Path, out: Path, *, force: boo
         raise UsageError(f"{out} is a file", fix="name a folder")
     if occupied and not (out / JOURNAL_FILE).is_file():
         raise UsageError(
-            f"{out} is no import of a table, so it is neither replaced nor gone on with", fix="name another folder"
+            f"{out} is not an import of a table, so it is neither replaced nor resumed", fix="name another folder"
         )
 
 
 def _clear(out: Path) -> None:
-    """Remove what an earlier import made; whatever else lies there stays."""
+    """Remove the cases and the journal of an earlier import; other files stay."""
     if out.is_dir():
-        for case_id in _Journal(out).done:
+        for case_id in _Journal(out).entries:
             shutil.rmtree(out / case_id, ignore_errors=True)
         (out / JOURNAL_FILE).unlink()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _JournalEntry:
-    """A row of the journal: what was made of it."""
+    """Journal entry of one finished row."""
 
     key: str
-    """Digest of all that it was made from."""
+    """Digest of the row's inputs."""
     case_id: str
-    """Its case."""
+    """Case id."""
     flaw: tuple[str, str] | None = None
-    """Code and text of what `tmi check` holds against the case."""
+    """Code and message of the first error of `tmi check`."""
     refusal: tuple[str, str] | None = None
-    """Code and text of why its images were refused."""
+    """Code and message of the rejection of the row's images."""
 
 
 class _Journal:
-    """What has been made in a cohort folder: a line a case, written as soon as it is there."""
+    """Append-only log of finished cases: one JSON line per case, synced to disk after the case is written."""
 
     def __init__(self, out: Path) -> None:
         self._path = out / JOURNAL_FILE
-        self.done: dict[str, _JournalEntry] = {}
+        self.entries: dict[str, _JournalEntry] = {}
         if self._path.is_file():
             for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    one = from_json(_JournalEntry, json.loads(line), where=JOURNAL_FILE)
+                    entry = from_json(_JournalEntry, json.loads(line), where=JOURNAL_FILE)
                 except (ValueError, UsageError):
-                    continue  # a line that a kill cut short: its row is imported anew
-                if is_portable_name(one.case_id):  # what stands here may be removed
-                    self.done[one.case_id] = one
+                    continue  # a line truncated by a kill: its row is imported again
+                # Entries are deleted as folders, so an edited journal must not name a path outside.
+                if is_portable_name(entry.case_id):
+                    self.entries[entry.case_id] = entry
         self._path.touch()
 
-    def add(self, one: _JournalEntry) -> None:
-        """Note it so that it survives a kill."""
-        self.done[one.case_id] = one
+    def add(self, entry: _JournalEntry) -> None:
+        """Append an entry and sync it to disk."""
+        self.entries[entry.case_id] = entry
         with self._path.open("a", encoding="utf-8") as stream:
-            # the newline first: it ends a line that a kill cut short
-            stream.write("\n" + json.dumps(to_json(one)))
+            # The newline comes first: it terminates a line that a kill truncated.
+            stream.write("\n" + json.dumps(to_json(entry)))
             stream.flush()
             os.fsync(stream.fileno())
 
     def retain_only(self, case_ids: set[str]) -> list[str]:
-        """Forget all but these cases; returns what was forgotten."""
-        gone = [c for c in self.done if c not in case_ids]
-        self.done = {c: one for c, one in self.done.items() if c in case_ids}
-        write_text(self._path, "".join(json.dumps(to_json(one)) + "\n" for one in self.done.values()))
-        return gone
+        """Drop all entries except those of `case_ids`; return the case ids that were dropped."""
+        dropped = [c for c in self.entries if c not in case_ids]
+        self.entries = {c: entry for c, entry in self.entries.items() if c in case_ids}
+        write_text(self._path, "".join(json.dumps(to_json(entry)) + "\n" for entry in self.entries.values()))
+        return dropped
 
 
 class _TableImport:
-    """One pass over the rows."""
+    """One pass over the rows of a table."""
 
     def __init__(self, out: Path, table: Table, mapping: Mapping, schema: Schema, *, base_folder: Path) -> None:
         self.reader = RowReader(table, mapping, schema, base_folder=base_folder)
@@ -177,41 +180,42 @@ class _TableImport:
         self.kept = 0
         self._out, self._table, self._mapping = out, table, mapping
         self._columns = [table.columns.index(c) for c in mapping.columns()]
-        self._rules = sha256_json({"form": FORMAT_VERSION, "mapping": to_json(mapping), "schema": schema.digest})
+        self._rules_digest = sha256_json({"form": FORMAT_VERSION, "mapping": to_json(mapping), "schema": schema.digest})
         self._journal = _Journal(out)
 
-    def rows(self, progress: Callable[[int, int], None]) -> None:
-        """Import every row, then remove what an earlier run made and this table does not give."""
-        twice = self._duplicate_case_ids()
-        made: set[str] = set()
+    def import_rows(self, progress: Callable[[int, int], None]) -> None:
+        """Import every row, then remove cases of an earlier run that this table does not contain."""
+        duplicates = self._duplicate_case_ids()
+        written: set[str] = set()
         for number, row in enumerate(self._table.rows, start=1):
-            line = self._row(row, twice)
+            line = self._import_row(row, duplicates)
             self.lines.append(line)
             if line.case_id is not None and line.outcome in ("imported", "flawed"):
-                made.add(line.case_id)
+                written.add(line.case_id)
             progress(number, len(self._table.rows))
-        noted = {line.case_id for line in self.lines if line.case_id in self._journal.done}
-        refused = {c for c in noted if c is not None and self._journal.done[c].refusal is not None}
-        for case_id in self._journal.retain_only(made | refused):
+        entries = self._journal.entries
+        # Rejections stay in the journal, so that `resume` need not read the images again.
+        rejected = {n.case_id for n in self.lines if n.case_id in entries and entries[n.case_id].refusal is not None}
+        for case_id in self._journal.retain_only(written | {c for c in rejected if c is not None}):
             shutil.rmtree(self._out / case_id, ignore_errors=True)
 
     def _duplicate_case_ids(self) -> dict[str, int]:
-        """Case ids (in small letters, as some file systems compare them) -> rows that give them, where several do."""
-        found: Counter[str] = Counter()
+        """Return case id -> number of its rows, for ids of several rows; case-folded like some file systems."""
+        counts: Counter[str] = Counter()
         for row in self._table.rows:
             try:
-                found[self.reader.case_id(row).casefold()] += 1
+                counts[self.reader.case_id(row).casefold()] += 1
             except RowRejectedError:
-                continue  # told when the row is read
-        return {case_id: n for case_id, n in found.items() if n > 1}
+                continue  # reported when the row is imported
+        return {case_id: n for case_id, n in counts.items() if n > 1}
 
-    def _row(self, row: Row, twice: dict[str, int]) -> RowResult:
+    def _import_row(self, row: Row, duplicates: dict[str, int]) -> RowResult:
         try:
             record = self.reader.read(row)
-            several = twice.get(record.case_id.casefold())
-            if several:
-                raise RowRejectedError("case-twice", f"{several} rows give this case id", case_id=record.case_id)
-            flaw = self._make(row, record)
+            n_rows = duplicates.get(record.case_id.casefold())
+            if n_rows:
+                raise RowRejectedError("case-twice", f"{n_rows} rows have this case id", case_id=record.case_id)
+            flaw = self._import_case(row, record)
         except RowExcludedError as error:
             return RowResult(row=row.number, case_id=error.case_id, outcome="excluded", code=error.code, why=error.why)
         except RowRejectedError as error:
@@ -222,39 +226,43 @@ class _TableImport:
             return RowResult(row=row.number, case_id=record.case_id, outcome="flawed", code=flaw[0], why=flaw[1])
         return RowResult(row=row.number, case_id=record.case_id, outcome="imported")
 
-    def _make(self, row: Row, record: RowRecord) -> tuple[str, str] | None:
-        """Write the row's case, unless it is there from the same row; returns what `tmi check` holds against it."""
+    def _import_case(self, row: Row, record: RowRecord) -> tuple[str, str] | None:
+        """Write the row's case unless the journal lists it with the same inputs.
+
+        Returns:
+            Code and message of the first error of `tmi check`; None without an error.
+        """
         key = sha256_json(
             {
-                "rules": self._rules,
+                "rules": self._rules_digest,
                 "cells": [cell_text(row.cells[i]) for i in self._columns],
-                "files": {use: _state(path) for use, path in record.files.items()},
+                "files": {use: _file_states(path) for use, path in record.files.items()},
             }
         )
         folder = self._out / record.case_id
-        known = self._journal.done.get(record.case_id)
-        if known is not None and known.key == key:
-            if known.refusal is not None:
-                raise RowRejectedError(*known.refusal, case_id=record.case_id)
+        entry = self._journal.entries.get(record.case_id)
+        if entry is not None and entry.key == key:
+            if entry.refusal is not None:
+                raise RowRejectedError(*entry.refusal, case_id=record.case_id)
             if (folder / CLINICAL_FILE).is_file():
                 self.kept += 1
-                return known.flaw
+                return entry.flaw
         try:
             flaw = _write_case(folder, record, self._mapping.images)
         except InputRejectedError as error:
-            refusal = error.code, error.what
+            rejection = error.code, error.what
         except UsageError as error:
-            refusal = "import", f"{error.what} ({error.fix})"
+            rejection = "import", f"{error.what} ({error.fix})"
         else:
             self._journal.add(_JournalEntry(key=key, case_id=record.case_id, flaw=flaw))
             return flaw
-        shutil.rmtree(folder, ignore_errors=True)  # of an earlier state of the row
-        self._journal.add(_JournalEntry(key=key, case_id=record.case_id, refusal=refusal))
-        raise RowRejectedError(*refusal, case_id=record.case_id)
+        shutil.rmtree(folder, ignore_errors=True)  # a case of an earlier version of the row
+        self._journal.add(_JournalEntry(key=key, case_id=record.case_id, refusal=rejection))
+        raise RowRejectedError(*rejection, case_id=record.case_id)
 
 
 def _write_case(folder: Path, record: RowRecord, images: ImageSource | None) -> tuple[str, str] | None:
-    """The case, of the clinical record alone or with images; what `tmi check` holds against the images."""
+    """Write a case, with images or without; return code and message of the first error of `tmi check`."""
     if images is not None:
         return _import_images(folder, record, images)
     with staged_folder(folder) as stage:
@@ -265,10 +273,10 @@ def _write_case(folder: Path, record: RowRecord, images: ImageSource | None) -> 
 
 
 def _import_images(folder: Path, record: RowRecord, images: ImageSource) -> tuple[str, str] | None:
-    """A case with images; what `tmi check` holds against it."""
-    from tmi.toolkit.ingest.case_importer import import_case  # loads the packages for images
+    """Import a case with images; return code and message of the first error of `tmi check`."""
+    from tmi.toolkit.ingest.case_importer import import_case  # imports the image packages: only if needed
 
-    done = import_case(
+    imported = import_case(
         folder,
         ct=record.files["ct"],
         mask=record.files.get("mask"),
@@ -282,21 +290,21 @@ def _import_images(folder: Path, record: RowRecord, images: ImageSource) -> tupl
         force=True,
     )
     if record.days_from_blood_to_ct is not None:
-        known = read_case_record(folder, case_id=record.case_id) or CaseRecord()
-        if known.days_from_blood_to_ct is None:
-            write_case_record(folder, replace(known, days_from_blood_to_ct=record.days_from_blood_to_ct))
-    errors = [f for f in done.findings if f.severity == "error"]
+        case_record = read_case_record(folder, case_id=record.case_id) or CaseRecord()
+        if case_record.days_from_blood_to_ct is None:
+            write_case_record(folder, replace(case_record, days_from_blood_to_ct=record.days_from_blood_to_ct))
+    errors = [f for f in imported.findings if f.severity == "error"]
     return (errors[0].code, errors[0].message) if errors else None
 
 
-def _state(path: Path) -> Any:
-    """Sizes and times of change of a file, or of every file in a folder."""
+def _file_states(path: Path) -> Any:
+    """Return name, size and modification time of a file, or of every file in a folder."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     return [(p.relative_to(path.parent).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
 
 
 def _write_cohort(out: Path, cohort: list[tuple[str, str, str]]) -> bool:
-    """`cohort.csv`; not written for no case at all."""
+    """Write `cohort.csv` unless the cohort is empty; return whether it was written."""
     if cohort:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([COHORT_COLUMNS, *cohort])
@@ -304,8 +312,8 @@ def _write_cohort(out: Path, cohort: list[tuple[str, str, str]]) -> bool:
     return bool(cohort)
 
 
-def _missing(table: Table, reader: RowReader) -> dict[str, int]:
-    """Column -> missing cells, those that have any."""
+def _count_missing(table: Table, reader: RowReader) -> dict[str, int]:
+    """Return column -> number of missing cells, for columns with any."""
     counts = {
         column: sum(reader.is_missing(column, row.cells[i]) for row in table.rows)
         for i, column in enumerate(table.columns)

@@ -1,6 +1,7 @@
-"""The mapping file of `tmi import --table`: which column of a hospital's table is what. Data, never evaluated.
+"""Mapping file of `tmi import --table`: assigns the columns of a spreadsheet to ids, clinical fields, label and files.
 
-YAML or JSON of the form `tmi-mapping/1`; `docs/import-table.md` explains it, `docs/examples/` holds some::
+The file is YAML or JSON of schema `tmi-mapping/1`; it is data and is never evaluated. `docs/import-table.md` documents
+it, and `docs/examples/` holds examples::
 
     schema: tmi-mapping/1
     table: {missing: [NA, "-9"], decimal: ","}
@@ -15,8 +16,8 @@ YAML or JSON of the form `tmi-mapping/1`; `docs/import-table.md` explains it, `d
         - {label: good, when: [{column: time, above: 730}]}
       otherwise: followed for less than two years
 
-Strict: an unknown key, a key twice, a field the clinical schema lacks, a unit it does not accept or a number without a
-unit is refused before a row is read.
+Validation is strict and precedes the first row: an unknown or duplicate key, a field or unit that the clinical schema
+does not define, and a number without a unit are errors.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from tmi.toolkit.storage.serialization import from_json
 
 SCHEMA = "tmi-mapping/1"
 MAX_BYTES = 2**20
-"""A larger file is no mapping."""
+"""Limit on the size of a mapping file."""
 
 
 def _require(holds: bool, what: str, fix: str) -> None:
@@ -43,63 +44,63 @@ def _require(holds: bool, what: str, fix: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TableSpec:
-    """How the table's cells are read."""
+    """Format of the table's cells."""
 
     missing: tuple[str | float, ...] = ()
-    """Texts that stand for a missing value, besides the empty cell."""
+    """Texts that mark a missing value, in addition to the empty cell."""
     decimal: Literal[".", ","] = "."
-    """Decimal mark of numbers that are written as text."""
+    """Decimal mark of numbers stored as text."""
     delimiter: Literal[",", ";", "\t", "|"] | None = None
-    """Separator of a CSV file; None: the one that gives the columns the mapping names."""
+    """Separator of a CSV file; None selects the one under which the header has the mapped columns."""
     encoding: str = "utf-8"
     """Encoding of a CSV file without a byte order mark."""
     sheet: str | None = None
-    """Sheet of a workbook; None: its only one."""
+    """Sheet of a workbook; None selects its only sheet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IdSource:
-    """An id from a column."""
+    """Source of an id."""
 
     column: str
     """Column."""
     prefix: str = ""
-    """Put before the cell's text."""
+    """Prefix added to the text of the cell."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FieldSource:
-    """A clinical field's value: from a column, or the same for every row."""
+    """Source of a clinical field: a column, or one value for every row."""
 
     column: str | None = None
     """Column."""
     unit: str | None = None
-    """Unit the column is in; to be named for every number."""
+    """Unit of the column; required for every number with a unit."""
     values: dict[str, str | float | None] = field(default_factory=dict)
-    """What a cell's text means, for example `f: female`; null: missing. Other texts are refused for a choice."""
+    """Cell text -> value, for example `f: female`; null means missing. A choice accepts no other text."""
     missing: tuple[str | float, ...] = ()
-    """Texts that stand for a missing value in this column, besides the table's."""
+    """Texts that mark a missing value in this column, in addition to those of the table."""
     decimal: Literal[".", ","] | None = None
-    """Decimal mark of this column; None: the table's."""
+    """Decimal mark of this column; None uses that of the table."""
     fixed: str | float | None = None
-    """The value of every row."""
+    """Value of every row."""
 
     def __post_init__(self) -> None:
         _require(
             (self.column is None) != (self.fixed is None),
-            "a field has both or none of column and fixed",
-            "give a field its column, or one fixed value for every row",
+            "a field has both or neither of column and fixed",
+            "give either a column, or one fixed value for every row",
         )
         _require(
             self.fixed is None or not (self.values or self.missing or self.decimal),
             "a fixed value has values, missing or decimal",
-            "leave them out: nothing is read for a fixed value",
+            "omit them: a fixed value is not read from the table",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextSource:
-    """Free text from a column."""
+    """Source of free text."""
 
     column: str
     """Column."""
@@ -107,52 +108,52 @@ class TextSource:
 
 @dataclass(frozen=True, kw_only=True)
 class DateSource:
-    """A date from a column; of blood and CT dates only the distance in days is kept."""
+    """Source of a date; of blood and CT dates only the distance in days is stored."""
 
     column: str
     """Column."""
     format: Literal["iso", "day-month-year", "month-day-year"] = "iso"
-    """Order of its parts where it is text; a workbook's own dates need none."""
+    """Order of the parts of a date stored as text; workbook dates are recognised in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """What a column must hold; every test that is given must be met."""
+    """Condition on a column; all tests that are given must hold."""
 
     column: str
     """Column."""
     one_of: tuple[str | float, ...] | None = None
-    """The cell's text is one of these."""
+    """The text of the cell is one of these."""
     not_one_of: tuple[str | float, ...] | None = None
-    """The cell's text is none of these."""
+    """The text of the cell is none of these."""
     above: float | None = None
-    """The cell's number is greater."""
+    """The number in the cell is greater."""
     at_least: float | None = None
-    """The cell's number is greater or equal."""
+    """The number in the cell is greater or equal."""
     below: float | None = None
-    """The cell's number is less."""
+    """The number in the cell is less."""
     at_most: float | None = None
-    """The cell's number is less or equal."""
+    """The number in the cell is less or equal."""
 
     def __post_init__(self) -> None:
         tests = (self.one_of, self.not_one_of, self.above, self.at_least, self.below, self.at_most)
         _require(
             any(t is not None for t in tests),
-            f"a condition on {self.column!r} tests nothing",
+            f"a condition on {self.column!r} has no test",
             "give one_of, not_one_of, above, at_least, below or at_most",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """A label, or a reason to leave the row out, for rows that meet every condition."""
+    """Label, or reason for exclusion, of rows that meet all conditions."""
 
     when: tuple[Condition, ...]
     """Conditions, all of which must hold."""
     label: Literal["good", "bad"] | None = None
-    """The label."""
+    """Label."""
     exclude: str | None = None
-    """Why the row is left out."""
+    """Reason for excluding the row."""
 
     def __post_init__(self) -> None:
         _require(
@@ -164,94 +165,94 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSource:
-    """Where the label comes from: a column with a value map, or rules of which the first that holds is taken."""
+    """Source of the label: a column with a value map, or rules, of which the first that holds applies."""
 
     column: str | None = None
-    """Column that holds the outcome."""
+    """Column of the outcome."""
     values: dict[str, Literal["good", "bad"]] = field(default_factory=dict)
-    """What its cells mean; a cell that is not listed leaves its row out."""
+    """Cell text -> label; a row with any other text is excluded."""
     rules: tuple[Rule, ...] = ()
     """Rules, in order."""
     otherwise: str = "the mapping gives this row no label"
-    """Why a row for which nothing holds is left out."""
+    """Reason for excluding a row that no rule or value applies to."""
 
     def __post_init__(self) -> None:
         _require(
             (self.column is None) == (not self.values) and (self.column is None) != (not self.rules),
-            "the label has both or none of a column with values and rules",
-            "give column and values, or rules",
+            "the label has both or neither of a column with values and rules",
+            "give either column and values, or rules",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSource:
-    """Columns with the paths of a row's files, relative to the table."""
+    """Columns with the file paths of a row, relative to the table."""
 
     ct: str
-    """Column with the CT: DICOM folder, NIfTI, NRRD or MHA."""
+    """Column of the CT: DICOM folder, NIfTI, NRRD or MHA."""
     mask: str | None = None
-    """Column with the liver mask; an empty cell: none."""
+    """Column of the liver mask; an empty cell means no mask."""
     radiomics: str | None = None
-    """Column with the radiomics table; an empty cell: none."""
+    """Column of the radiomics table; an empty cell means no table."""
     series: str | None = None
-    """Column with the series to take from a DICOM folder."""
+    """Column of the series to select in a DICOM folder."""
     mask_label: str | int | None = None
     """Label of the liver in the masks, by number or name."""
     roi: str | None = None
-    """Name of the liver in RTSTRUCT masks."""
+    """ROI name of the liver in RTSTRUCT masks."""
     fixes: tuple[str, ...] = ()
-    """Repairs to make, by the code of their check."""
+    """Codes of the repairs to apply."""
 
     def __post_init__(self) -> None:
         _require(
             self.mask_label is None or self.roi is None,
             "images has both mask_label and roi",
-            "give the one that the masks need",
+            "give mask_label for label maps and SEG, or roi for RTSTRUCT",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mapping:
-    """A whole mapping."""
+    """Contents of a mapping file."""
 
     schema: str
-    """Form of the file."""
+    """Schema id of the file."""
     case_id: IdSource
-    """Name of each row's case."""
+    """Source of the case id."""
     fields: dict[str, FieldSource]
     """Clinical field -> its source."""
     patient_id: IdSource | None = None
-    """The row's patient; None: each row is a patient of its own, named like its case."""
+    """Source of the patient id; None: each row is a separate patient with the case id as patient id."""
     table: TableSpec = TableSpec()
-    """How cells are read."""
+    """Format of the cells."""
     clinical_schema: str | None = None
-    """A clinical schema's file, relative to the mapping; None: the packaged one of the liver."""
+    """File of the clinical schema, relative to the mapping; None: the packaged liver schema."""
     label: LabelSource | None = None
-    """The outcome; None: records only, for prediction."""
+    """Source of the label; None: cases for prediction only."""
     report: TextSource | None = None
-    """Free text."""
+    """Free-text report."""
     blood_date: DateSource | None = None
     """Date of the blood sample."""
     ct_date: DateSource | None = None
-    """Date of the CT, where the images do not tell it."""
+    """Date of the CT, if the images do not contain it."""
     images: ImageSource | None = None
-    """Files of each row; None: clinical records only."""
+    """Image files of each row; None: clinical records only."""
 
     def columns(self) -> dict[str, str]:
-        """Column -> what it is used for first, in the order of the mapping."""
-        found: dict[str, str] = {}
+        """Return column -> its first use, in the order of the mapping."""
+        columns: dict[str, str] = {}
         for use, column in self._uses():
-            found.setdefault(column, use)
-        return found
+            columns.setdefault(column, use)
+        return columns
 
     def _uses(self) -> Iterator[tuple[str, str]]:
         for use in ("case_id", "patient_id", "report", "blood_date", "ct_date"):
             source = getattr(self, use)
             if source is not None:
                 yield use, source.column
-        for name, one in self.fields.items():
-            if one.column is not None:
-                yield f"fields.{name}", one.column
+        for name, field_source in self.fields.items():
+            if field_source.column is not None:
+                yield f"fields.{name}", field_source.column
         if self.label is not None:
             if self.label.column is not None:
                 yield "label", self.label.column
@@ -264,86 +265,87 @@ class Mapping:
 
 
 def read_mapping(path: Path) -> tuple[Mapping, Schema]:
-    """The mapping and the clinical schema that it fills, checked against each other.
+    """Read a mapping and its clinical schema, and validate the mapping against the schema.
 
     Raises:
-        UsageError: missing, malformed, or asking for a field, unit or choice that the schema lacks.
-        UnavailableError: YAML cannot be read because PyYAML is not installed.
+        UsageError: the file is missing or malformed, or uses a field, unit or choice that the schema does not define.
+        UnavailableError: the file is YAML and PyYAML is not installed.
     """
     mapping = from_json(Mapping, _load(path), where=f"mapping {path.name}")
     _require(mapping.schema == SCHEMA, f"{path.name} has schema {mapping.schema[:40]!r}", f"write schema: {SCHEMA}")
-    own = None if mapping.clinical_schema is None else path.parent / mapping.clinical_schema
-    schema = load_schema(own)
-    _require(bool(mapping.fields), f"{path.name} maps no field", "give at least one clinical field its column")
+    schema_file = None if mapping.clinical_schema is None else path.parent / mapping.clinical_schema
+    schema = load_schema(schema_file)
+    _require(bool(mapping.fields), f"{path.name} maps no field", "map at least one clinical field")
     for name, source in mapping.fields.items():
-        known = schema.by_name.get(name)
-        if known is None:
+        schema_field = schema.by_name.get(name)
+        if schema_field is None:
             raise UsageError(
                 f"mapping {path.name}: the clinical schema {schema.name} has no field {name[:64]!r}",
                 fix=f"name one of: {', '.join(schema.by_name)}; or extend the schema (docs/clinical.md)",
             )
-        _check_field(known, source, where=f"mapping {path.name}: fields.{name}")
+        _check_field(schema_field, source, where=f"mapping {path.name}: fields.{name}")
     return mapping, schema
 
 
-def _check_field(known: Field, source: FieldSource, *, where: str) -> None:
-    if known.choices is not None:
-        words = [source.fixed] if source.fixed is not None else list(source.values.values())
-        strange = [w for w in words if w is not None and w not in known.choices]
-        if strange or source.unit is not None or source.decimal is not None:
-            what = f"{str(strange[0])[:40]!r} is none of its choices" if strange else "a word has no unit or decimal"
-            raise UsageError(f"{where}: {what}", fix=f"map to {', '.join(known.choices)}; null for missing")
+def _check_field(schema_field: Field, source: FieldSource, *, where: str) -> None:
+    mapped = [source.fixed] if source.fixed is not None else list(source.values.values())
+    if schema_field.choices is not None:
+        invalid = [v for v in mapped if v is not None and v not in schema_field.choices]
+        if invalid or source.unit is not None or source.decimal is not None:
+            message = (
+                f"{str(invalid[0])[:40]!r} is not one of its choices" if invalid else "a choice has no unit or decimal"
+            )
+            raise UsageError(f"{where}: {message}", fix=f"map to {', '.join(schema_field.choices)}; null for missing")
         return
-    units = [known.unit or "", *known.accepted_units]
-    if source.unit is None and known.unit:
-        raise UsageError(f"{where}: the unit is not named", fix=f"name the unit it is in: {', '.join(units)}")
+    units = [schema_field.unit or "", *schema_field.accepted_units]
+    if source.unit is None and schema_field.unit:
+        raise UsageError(f"{where}: the unit is missing", fix=f"give the unit of the column: {', '.join(units)}")
     if source.unit is not None and source.unit not in units:
         raise UsageError(f"{where}: the schema does not accept the unit {source.unit[:40]!r}", fix=f"known: {units}")
-    numbers = [source.fixed] if source.fixed is not None else list(source.values.values())
-    if any(isinstance(n, str) for n in numbers):
-        raise UsageError(f"{where}: a value is no number", fix="map to numbers in the unit named; null for missing")
+    if any(isinstance(v, str) for v in mapped):
+        raise UsageError(f"{where}: a value is not a number", fix="map to numbers in the given unit; null for missing")
 
 
 def _load(path: Path) -> Any:
     if not path.is_file():
-        raise UsageError(f"mapping {path} is not there", fix="give a YAML or JSON file")
+        raise UsageError(f"mapping {path} does not exist", fix="give a YAML or JSON file")
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError("too large")
         text = path.read_text(encoding="utf-8-sig")
-        found = (
+        data = (
             json.loads(text, object_pairs_hook=_reject_duplicate_keys)
             if path.suffix.lower() == ".json"
             else _yaml(text)
         )
-        if not isinstance(found, dict):
-            raise _MalformedError("it is no mapping of keys to values")
-        return found
+        if not isinstance(data, dict):
+            raise _MalformedError("it is not a mapping of keys to values")
+        return data
     except (OSError, ValueError, RecursionError) as error:
         detail = f": {error}" if isinstance(error, _MalformedError) else ""
         raise UsageError(
-            f"mapping {path} cannot be read as YAML or JSON{detail}", fix="write it like those in docs/examples/"
+            f"mapping {path} cannot be read as YAML or JSON{detail}", fix="see the examples in docs/examples/"
         ) from error
 
 
 class _MalformedError(ValueError):
-    """A mapping that a lenient reader would take, and get wrong."""
+    """Defect of a mapping that a lenient parser would accept with a wrong result."""
 
 
 def _reject_duplicate_keys(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
-    """A mapping's pairs; a key twice would silently lose the first."""
-    found: dict[str, Any] = {}
+    """Build a dict from pairs; a duplicate key would silently override the first value."""
+    result: dict[str, Any] = {}
     for key, value in pairs:
         if isinstance(key, bool) or not isinstance(key, (str, int, float)):
-            raise _MalformedError(f"the key {str(key)[:40]!r} is no text; put it into quotes")
-        if str(key) in found:
-            raise _MalformedError(f"the key {str(key)[:40]!r} is there twice")
-        found[str(key)] = value
-    return found
+            raise _MalformedError(f"the key {str(key)[:40]!r} is not text; put it into quotes")
+        if str(key) in result:
+            raise _MalformedError(f"the key {str(key)[:40]!r} is duplicated")
+        result[str(key)] = value
+    return result
 
 
 def _yaml(text: str) -> Any:
-    """YAML as plain values; tags, anchors and keys given twice are refused."""
+    """Parse YAML to plain values; tags, aliases and duplicate keys are errors."""
     try:
         import yaml
     except ModuleNotFoundError as error:
@@ -352,7 +354,7 @@ def _yaml(text: str) -> Any:
         ) from error
 
     class Loader(yaml.SafeLoader):
-        """Safe, and strict about what YAML lets pass."""
+        """Safe loader that also rejects aliases."""
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):

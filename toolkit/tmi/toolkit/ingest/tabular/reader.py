@@ -1,9 +1,9 @@
-"""Reading a hospital's table: CSV in its dialects, or a sheet of an Excel workbook. The file is never written to.
+"""Reader of a spreadsheet: CSV in its dialects, or one sheet of an Excel workbook. The file is opened read-only.
 
-A cell is text, stripped, or a number where a workbook holds a number; a workbook's date becomes ISO text, its boolean
-`TRUE` or `FALSE`. Rows are numbered as a spreadsheet shows them: the header is row 1. Rows without any text are passed
-over. What would shift or lose values silently is told: a row with another number of cells than the header, and a
-formula whose value the workbook does not hold.
+A cell is stripped text, or a float if the workbook stores a number. A workbook date becomes ISO text, a boolean `TRUE`
+or `FALSE`. Rows are numbered as in a spreadsheet: the header is row 1. Empty rows are skipped. Two defects that would
+shift or lose values mark the row as faulty: a cell count that differs from the header, and a formula without a stored
+value.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tmi.toolkit.ingest.tabular.mapping import TableSpec
 
 Cell = str | float
 MAX_BYTES = 256 * 2**20
-"""A larger table, unpacked, is refused: a cohort's is a few megabytes."""
+"""Limit on the uncompressed size of a table; that of a cohort has a few megabytes."""
 DELIMITERS = (",", ";", "\t", "|")
 WORKBOOKS = (".xlsx", ".xlsm")
 WORKBOOK_READ_ERRORS = (
@@ -40,13 +40,14 @@ WORKBOOK_READ_ERRORS = (
     SyntaxError,
     RuntimeError,
 )
-"""What a damaged workbook raises in the packages that unpack it: XML errors are SyntaxErrors, an encrypted member or an
-unknown compression method is a RuntimeError (NotImplementedError)."""
+"""Exceptions of the libraries on a damaged workbook: XML errors are SyntaxErrors; an encrypted member or an unknown
+compression method is a RuntimeError (NotImplementedError)."""
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+"""Byte order mark -> encoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +55,11 @@ class Row:
     """A row of values."""
 
     number: int
-    """As a spreadsheet shows it; the header is row 1."""
+    """Row number as in the spreadsheet; the header is row 1."""
     cells: tuple[Cell, ...]
-    """Cells in the order of the header."""
+    """Cells in column order."""
     fault: str | None = None
-    """Why the row as a whole cannot be believed."""
+    """Defect of the whole row; None without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,36 +67,36 @@ class Table:
     """A header and its rows."""
 
     columns: tuple[str, ...]
-    """Names in order."""
+    """Column names in order."""
     rows: tuple[Row, ...]
     """Rows in order."""
 
 
 def cell_text(cell: Cell) -> str:
-    """The cell as text: a whole number without decimals, so that 1 in a workbook and "1" in a CSV are the same."""
+    """Return the cell as text; whole numbers have no decimals, so that 1 in a workbook equals "1" in a CSV."""
     if isinstance(cell, str):
         return cell.strip()
     return str(int(cell)) if math.isfinite(cell) and cell == int(cell) else repr(cell)
 
 
 def read_cells(path: Path, spec: TableSpec, *, wanted: Collection[str]) -> Table:
-    """The table.
+    """Read a table.
 
     Args:
-        path: `.csv`, `.tsv` or `.txt`, or `.xlsx` or `.xlsm`.
-        spec: how it is read.
-        wanted: columns that must be there, each once.
+        path: `.csv`, `.tsv` or `.txt` file, or `.xlsx` or `.xlsm` workbook.
+        spec: format of the table.
+        wanted: required columns; each must occur exactly once.
 
     Raises:
-        UsageError: it cannot be read, or lacks a column.
-        UnavailableError: a workbook, and openpyxl is not installed.
+        UsageError: the file cannot be read, or a required column is missing or duplicated.
+        UnavailableError: the file is a workbook and openpyxl is not installed.
     """
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise UsageError(f"table {path} is not there", fix="give a CSV or Excel file") from error
+        raise UsageError(f"table {path} does not exist", fix="give a CSV or Excel file") from error
     if size > MAX_BYTES:
-        raise UsageError(f"table {path} is larger than {MAX_BYTES >> 20} MiB", fix="split it, or leave columns out")
+        raise UsageError(f"table {path} is larger than {MAX_BYTES >> 20} MiB", fix="split it, or remove columns")
     workbook = path.suffix.lower() in WORKBOOKS
     lines = _workbook_rows(path, spec) if workbook else _csv_rows(path, spec, wanted)
     columns = tuple(cell_text(c) for c in lines[0]) if lines else ()
@@ -107,12 +108,12 @@ def read_cells(path: Path, spec: TableSpec, *, wanted: Collection[str]) -> Table
         if any(cell_text(c) for c in cells):
             rows.append(_row(number, cells, columns, wanted, padded=workbook))
     if not rows:
-        raise UsageError(f"table {path} has no row below its header", fix="give a table with a row a case")
+        raise UsageError(f"table {path} has no row below its header", fix="give a table with one row per case")
     return Table(columns=columns, rows=tuple(rows))
 
 
 def _row(number: int, cells: list[Cell], columns: tuple[str, ...], wanted: Collection[str], *, padded: bool) -> Row:
-    """A row of the header's width; a workbook leaves out empty cells at the end, a CSV file does not."""
+    """Build a row of the header's width. A workbook (`padded`) omits trailing empty cells; a CSV file does not."""
     width = len(columns)
     while len(cells) > width and not cell_text(cells[-1]):
         cells = cells[:-1]
@@ -120,23 +121,23 @@ def _row(number: int, cells: list[Cell], columns: tuple[str, ...], wanted: Colle
         cells = [*cells, *[""] * (width - len(cells))]
     fault = None
     if len(cells) != width:
-        fault = f"the row has {len(cells)} cells, the header {width}"
+        fault = f"the row has {len(cells)} cells, the header has {width}"
     elif any(cell is FORMULA and name in wanted for name, cell in zip(columns, cells, strict=True)):
-        fault = "a formula's value is not stored in the workbook"
+        fault = "the workbook does not store the value of a formula"
     return Row(number=number, cells=tuple((*cells, *[""] * width)[:width]), fault=fault)
 
 
 def _require_columns(path: Path, columns: tuple[str, ...], wanted: Collection[str]) -> None:
     missing = [c for c in wanted if c not in columns]
     if missing:
-        there = ", ".join(c[:40] for c in columns[:40]) or "nothing"
+        header = ", ".join(c[:40] for c in columns[:40]) or "no column"
         raise UsageError(
             f"table {path.name} has no column {missing[0][:80]!r}, which the mapping names",
-            fix=f"correct the mapping or the table; its header has: {there}",
+            fix=f"correct the mapping or the table; its header has: {header}",
         )
-    twice = [c for c in wanted if columns.count(c) > 1]
-    if twice:
-        raise UsageError(f"table {path.name} has the column {twice[0][:80]!r} twice", fix="rename one of the two")
+    duplicates = [c for c in wanted if columns.count(c) > 1]
+    if duplicates:
+        raise UsageError(f"table {path.name} has the column {duplicates[0][:80]!r} twice", fix="rename one of the two")
 
 
 def _csv_rows(path: Path, spec: TableSpec, wanted: Collection[str]) -> list[list[Cell]]:
@@ -154,24 +155,25 @@ def _csv_rows(path: Path, spec: TableSpec, wanted: Collection[str]) -> list[list
         rows: Iterable[list[str]] = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         return [list(row) for row in rows]
     except csv.Error as error:
-        raise UsageError(f"table {path.name} is no CSV: {error}", fix="save it again as CSV in UTF-8") from error
+        raise UsageError(f"table {path.name} is not valid CSV: {error}", fix="save it again as CSV in UTF-8") from error
 
 
 def _delimiter(text: str, wanted: Collection[str]) -> str:
-    """The separator under which the header holds the most of the columns wanted; the first of equals."""
+    """Return the separator under which the header has most of the required columns, then most columns."""
 
-    def found(delimiter: str) -> tuple[int, int]:
+    def matches(delimiter: str) -> tuple[int, int]:
         header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
         return sum(c in {h.strip() for h in header} for c in wanted), len(header)
 
-    return max(DELIMITERS, key=found)
+    return max(DELIMITERS, key=matches)
 
 
 class _Formula(str):
-    """A cell whose formula has no stored value."""
+    """Type of the marker for a formula without a stored value."""
 
 
 FORMULA = _Formula("=")
+"""Marker; compared by identity, so a cell with the text "=" is no match."""
 
 
 def _workbook_rows(path: Path, spec: TableSpec) -> list[list[Cell]]:
@@ -186,12 +188,13 @@ def _workbook_rows(path: Path, spec: TableSpec) -> list[list[Cell]]:
         with zipfile.ZipFile(path) as parts:
             if sum(part.file_size for part in parts.infolist()) > MAX_BYTES:
                 raise UsageError(f"table {path.name} unpacks to more than {MAX_BYTES >> 20} MiB", fix="save it as CSV")
-        with quiet():  # it warns of styles and validations, which are not read
+        with quiet():  # openpyxl warns about styles and validations, which are not used
+            # Loaded twice: openpyxl returns either the stored values or the formulas.
             values, formulas = (_sheet(openpyxl.load_workbook(path, read_only=True, data_only=d), spec) for d in (1, 0))
-            return _with_faults(values, formulas)
+            return _merge_formulas(values, formulas)
     except (*WORKBOOK_READ_ERRORS, InvalidFileException) as error:
         raise UsageError(
-            f"table {path.name} is no Excel workbook", fix="save it again as .xlsx, or as CSV in UTF-8"
+            f"table {path.name} is not an Excel workbook", fix="save it again as .xlsx, or as CSV in UTF-8"
         ) from error
 
 
@@ -209,13 +212,13 @@ def _sheet(book: Any, spec: TableSpec) -> list[list[Any]]:
         if not hasattr(sheet, "iter_rows"):
             raise UsageError("the sheet is a chart", fix="name a sheet of cells in the mapping")
         if hasattr(sheet, "reset_dimensions"):
-            sheet.reset_dimensions()  # what a workbook says of its size is often wrong
+            sheet.reset_dimensions()  # the declared size of a sheet is often wrong
         return [list(row) for row in sheet.iter_rows(values_only=True)]
     finally:
         book.close()
 
 
-def _with_faults(values: list[list[Any]], formulas: list[list[Any]]) -> list[list[Cell]]:
+def _merge_formulas(values: list[list[Any]], formulas: list[list[Any]]) -> list[list[Cell]]:
     return [
         [_cell(v, f) for v, f in zip(row, originals, strict=True)]
         for row, originals in zip(values, formulas, strict=True)

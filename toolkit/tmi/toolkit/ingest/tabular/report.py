@@ -1,8 +1,8 @@
-"""What became of each row of a table: `import-report.json` and `import-report.csv` in the cohort.
+"""Report of a spreadsheet import: `import-report.json` and `import-report.csv` in the cohort folder.
 
-The JSON, `tmi-import-report/1`, names table, mapping and schema with their digests, and holds how many rows came to
-what and why, how many cells were missing, in mapped columns and in others, by column, and a line a row. No value of a
-patient is in either file.
+The JSON document (`tmi-import-report/1`) holds the digests of table, mapping and schema, the number of rows by outcome
+and reason, the number of missing cells in mapped and other columns and by column, and one entry per row. Neither file
+contains a value of a patient.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ REPORT_TABLE = "import-report.csv"
 RowOutcome = Literal["imported", "flawed", "refused", "excluded"]
 OUTCOMES: Mapping[RowOutcome, str] = {
     "imported": "a case was written",
-    "flawed": "a case was written, and `tmi check` refuses it as it is",
-    "refused": "nothing was written: the row cannot be used",
+    "flawed": "a case was written, and `tmi check` finds an error in it",
+    "refused": "nothing was written: the row was rejected",
     "excluded": "nothing was written: the row has no label under the mapping's rule",
 }
-"""Outcome of a row -> what it means."""
+"""Outcome of a row -> its meaning."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowResult:
-    """What became of a row."""
+    """Outcome of one row."""
 
     row: int
-    """Number as a spreadsheet shows it."""
+    """Row number as in the spreadsheet; the header is row 1."""
     case_id: str | None
-    """Its case; None where it has none."""
+    """Case id; None if the row has no valid one."""
     outcome: RowOutcome
-    """One of `OUTCOMES`."""
+    """Key of `OUTCOMES`."""
     code: str | None = None
-    """Short name of the reason, where there is one."""
+    """Code of the reason; None for an imported row."""
     why: str | None = None
-    """The reason, without a value of the table."""
+    """Reason, without a value of the table; None for an imported row."""
 
     def summary(self) -> str:
-        """The line for people."""
+        """Return the line that the command prints."""
         case = f" (case {self.case_id})" if self.case_id else ""
         return f"{self.outcome}: row {self.row}{case}: {self.why} [{self.code}]"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableReport:
-    """What became of a table."""
+    """Outcome of the import of a table."""
 
     out: Path
-    """The cohort's folder."""
+    """Cohort folder."""
     table: Mapping[str, str]
     """`name` and `sha256` of the table."""
     mapping: Mapping[str, str]
@@ -66,60 +66,60 @@ class TableReport:
     clinical_schema: Mapping[str, str]
     """`name`, `version` and `sha256` of the clinical schema."""
     lines: tuple[RowResult, ...]
-    """A line a row, in the table's order."""
+    """Results of the rows, in table order."""
     columns: Mapping[str, str | None]
-    """Every column of the table -> what the mapping uses it for; None: nothing."""
+    """Column of the table -> its first use in the mapping; None if unused."""
     missing: Mapping[str, int]
-    """Column -> missing cells, those that have any."""
+    """Column -> number of missing cells, for columns with any."""
     kept: int
-    """Cases that an earlier run had written from the same rows and that were left as they are."""
+    """Number of cases that an earlier run wrote from the same rows and that were not changed."""
     labelled: bool
-    """Whether `cohort.csv` was written: the mapping has a label rule, and a case has a label."""
+    """Whether `cohort.csv` was written: the mapping has a label rule, and at least one case has a label."""
     images: bool
-    """Whether the mapping names images; without, the cases hold clinical records alone."""
+    """Whether the mapping names images; otherwise the cases hold clinical records only."""
 
     @property
     def counts(self) -> dict[str, int]:
-        """Outcome -> rows."""
-        found = Counter(line.outcome for line in self.lines)
-        return {outcome: found[outcome] for outcome in OUTCOMES}
+        """Outcome -> number of rows."""
+        counts = Counter(line.outcome for line in self.lines)
+        return {outcome: counts[outcome] for outcome in OUTCOMES}
 
     @property
     def reasons(self) -> dict[str, int]:
-        """`outcome: reason` -> rows, the most frequent first."""
-        found = Counter(f"{line.outcome}: {line.why} [{line.code}]" for line in self.lines if line.why is not None)
-        return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+        """`outcome: reason [code]` -> number of rows, most frequent first."""
+        counts = Counter(f"{line.outcome}: {line.why} [{line.code}]" for line in self.lines if line.why is not None)
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     @property
     def missing_cells(self) -> dict[str, int]:
-        """Missing cells of the whole table, of the columns that the mapping uses, and of the others."""
+        """Number of missing cells in the table (`total`), in mapped columns (`mapped`) and in others (`unmapped`)."""
         used = sum(n for column, n in self.missing.items() if self.columns[column] is not None)
         total = sum(self.missing.values())
         return {"total": total, "mapped": used, "unmapped": total - used}
 
     def summary(self) -> tuple[str, ...]:
-        """For people: a line a row that is not simply imported, then the sums."""
+        """Return the lines that the command prints: one per row with a reason, then the totals."""
         counts, cells = self.counts, self.missing_cells
         written = counts["imported"] + counts["flawed"]
-        sums = [
+        totals = [
             f"{len(self.lines)} rows: {written} cases in {self.out}"
-            + (f" ({self.kept} of them were there already)" if self.kept else "")
+            + (f" ({self.kept} of them unchanged from an earlier import)" if self.kept else "")
             + f", {counts['flawed']} of them flawed, {counts['refused']} rows refused, {counts['excluded']} excluded",
             f"{cells['total']} missing cells: {cells['mapped']} in mapped columns, {cells['unmapped']} in others",
             *(f"  {n} {reason}" for reason, n in self.reasons.items()),
         ]
         if not self.labelled:
-            sums.append("no labels, so no cohort.csv: the folder holds cases to predict, not a cohort to train on")
+            totals.append("no labels, so no cohort.csv: the folder holds cases for prediction, not a training cohort")
         if written and not self.images:
-            sums.append("still to be added to every case: ct.nii.gz, and liver.nii.gz or radiomics.csv")
+            totals.append("still to be added to every case: ct.nii.gz, and liver.nii.gz or radiomics.csv")
         return (
             *(line.summary() for line in self.lines if line.why is not None),
-            *sums,
+            *totals,
             f"report: {self.out / REPORT_FILE}",
         )
 
     def write(self) -> None:
-        """Both files, each atomically."""
+        """Write both files, each atomically."""
         write_json(self.out / REPORT_FILE, self.document())
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -128,7 +128,7 @@ class TableReport:
         write_text(self.out / REPORT_TABLE, text.getvalue())
 
     def document(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the JSON document."""
         return {
             "schema": SCHEMA,
             "table": dict(self.table),

@@ -1,6 +1,6 @@
-"""One row of a hospital's table as a clinical record with its ids, label and dates, by the rules of the mapping.
+"""Conversion of one table row to a clinical record, ids, label, dates and file paths, as the mapping specifies.
 
-No text that is raised here holds a value of the table: the row's number, the column and the field tell where to look.
+Error messages contain no value of the table; row number, column and field identify the cell.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ NUMBER = {
     ".": re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII),
     ",": re.compile(r"[+-]?(\d+,?\d*|,\d+)([eE][+-]?\d+)?", re.ASCII),
 }
-"""A number as text, by its decimal mark. Digits are never grouped: "1.234" may be either, so the mark must fit."""
+"""Decimal mark -> pattern of a number. Digit grouping is not accepted, because "1.234" would be ambiguous."""
 RESERVED = ("cohort.csv", "import-report.json", "import-report.csv")
-"""Names of the cohort's own files."""
+"""File names of the cohort, which cannot be case ids."""
 DATE_ORDER = {"iso": (0, 1, 2), "day-month-year": (2, 1, 0), "month-day-year": (2, 0, 1)}
-"""Where year, month and day stand."""
+"""Date format -> indices of year, month and day among the parts."""
 
 
 class RowRejectedError(Exception):
-    """A row that cannot be used.
+    """The row cannot be imported.
 
     Args:
-        code: short name of the reason.
-        why: the reason, without a value of the table.
-        case_id: the row's case, where it has got one.
+        code: code of the reason.
+        why: reason, without a value of the table.
+        case_id: case id of the row, if known.
     """
 
     def __init__(self, code: str, why: str, *, case_id: str | None = None) -> None:
@@ -48,34 +48,40 @@ class RowRejectedError(Exception):
 
 
 class RowExcludedError(RowRejectedError):
-    """A row that is good but has no label under the mapping's rule."""
+    """The row is valid, but the mapping gives it no label."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowRecord:
-    """What a row comes to."""
+    """Converted row."""
 
     case_id: str
-    """Name of its case."""
+    """Case id."""
     patient_id: str
-    """Its patient."""
+    """Patient id."""
     label: str | None
-    """`good` or `bad`; None where the mapping has no label rule."""
+    """`good` or `bad`; None if the mapping has no label rule."""
     clinical: dict[str, Any]
-    """Content of clinical.json; values in the schema's units."""
+    """Content of clinical.json, values in the units of the schema."""
     days_from_blood_to_ct: int | None
-    """Days, where both dates are known."""
+    """Days from the blood sample to the CT; None unless both dates are known."""
     files: dict[str, Path]
-    """`ct`, `mask`, `radiomics` -> path, those that are named."""
+    """`ct`, `mask`, `radiomics` -> path, for those that the row names."""
     series: str | None
-    """Series to take from a DICOM folder."""
+    """Series to select in a DICOM folder."""
 
 
 class RowReader:
-    """Reads the rows of one table by one mapping."""
+    """Converts the rows of one table with one mapping.
+
+    Args:
+        table: table that contains every column of the mapping.
+        mapping: validated mapping.
+        schema: clinical schema of the mapping.
+        base_folder: folder that relative image paths refer to.
+    """
 
     def __init__(self, table: Table, mapping: Mapping, schema: Schema, *, base_folder: Path) -> None:
-        """Take a table whose columns the mapping names; paths of images start `base_folder` it."""
         self._index = {name: table.columns.index(name) for name in mapping.columns()}
         self._mapping, self._schema, self._base_folder = mapping, schema, base_folder
         self._missing = {"", *_texts(mapping.table.missing)}
@@ -86,39 +92,39 @@ class RowReader:
         }
 
     def cell(self, row: Row, column: str) -> Cell | None:
-        """A cell of a column that the mapping names; None where it is missing."""
+        """Return the cell of a mapped column; None if the value is missing."""
         cell = row.cells[self._index[column]]
         return None if self.is_missing(column, cell) else cell
 
     def is_missing(self, column: str, cell: Cell) -> bool:
-        """Whether a cell, of any column of the table, stands for a missing value."""
+        """Return whether a cell of any column marks a missing value."""
         return cell_text(cell) in self._missing_in.get(column, self._missing)
 
     def case_id(self, row: Row) -> str:
-        """The row's case.
+        """Return the case id of a row.
 
         Raises:
-            RowRejectedError: id: there is none, or it cannot be a folder's name.
+            RowRejectedError: id: the id is missing or not a valid folder name.
         """
         return self._id(row, self._mapping.case_id, "case")
 
     def read(self, row: Row) -> RowRecord:
-        """The whole row.
+        """Convert a row.
 
         Raises:
-            RowRejectedError: the row cannot be used.
-            RowExcludedError: it has no label.
+            RowRejectedError: the row cannot be imported.
+            RowExcludedError: the row has no label.
         """
         case_id = self.case_id(row)
         try:
             if row.fault is not None:
                 raise RowRejectedError("row", row.fault)
-            return self._read(row, case_id)
+            return self._convert(row, case_id)
         except RowRejectedError as error:
             error.case_id = case_id
             raise
 
-    def _read(self, row: Row, case_id: str) -> RowRecord:
+    def _convert(self, row: Row, case_id: str) -> RowRecord:
         mapping = self._mapping
         patient_id = case_id if mapping.patient_id is None else self._id(row, mapping.patient_id, "patient")
         values = self._values(row, case_id)
@@ -129,45 +135,46 @@ class RowReader:
             "values": values,
             "report": None if report is None else cell_text(report),
         }
-        if blood is not None and ct is None:  # the CT may tell its date; once their distance is known no date is kept
+        # The DICOM header may still give the CT date. Once the distance in days is known, neither date is stored.
+        if blood is not None and ct is None:
             clinical["blood_date"] = blood.isoformat()
         files, series = self._files(row)
         return RowRecord(
             case_id=case_id,
             patient_id=patient_id,
-            label=self._label(row),  # last: a row that is wrong is told so rather than that it has no label
+            label=self._label(row),  # last, so that a defect of the row takes precedence over a missing label
             clinical=clinical,
             days_from_blood_to_ct=None if blood is None or ct is None else (ct - blood).days,
             files=files,
             series=series,
         )
 
-    def _id(self, row: Row, source: IdSource, what: str) -> str:
+    def _id(self, row: Row, source: IdSource, kind: str) -> str:
         cell = row.cells[self._index[source.column]]
         text = source.prefix + cell_text(cell)
         if self.is_missing(source.column, cell):
-            raise RowRejectedError("id", f"column {source.column!r} gives no {what} id")
-        if not (_case_name(text) if what == "case" else text.isprintable()):
-            raise RowRejectedError("id", f"the {what} id in column {source.column!r} is no plain name")
+            raise RowRejectedError("id", f"column {source.column!r} holds no {kind} id")
+        if not (_is_case_name(text) if kind == "case" else text.isprintable()):
+            raise RowRejectedError("id", f"the {kind} id in column {source.column!r} is not a plain name")
         return text
 
     def _values(self, row: Row, case_id: str) -> dict[str, Value]:
-        """Values in the schema's units; missing ones are left out."""
-        given = {name: self._given(row, name, source) for name, source in self._mapping.fields.items()}
+        """Return the values in the units of the schema, without missing ones."""
+        given = {name: self._field(row, name, source) for name, source in self._mapping.fields.items()}
         case = Case(folder=Path(case_id), case_id=case_id)
         try:
             read = read_values(case, given, self._schema)
         except InputRejectedError as error:
             raise RowRejectedError(error.code, error.what.removeprefix(f"{CLINICAL_FILE}: ")) from error
-        # 12 digits: what the table says, without the noise of binary fractions (14.5 * 17.104 is 248.008)
+        # 12 digits keep the precision of the table and remove binary noise (14.5 * 17.104 gives 248.00799999999998).
         return {
             name: float(f"{value:.12g}") if isinstance(value, float) else value
             for name, value in read.items()
             if value is not None
         }
 
-    def _given(self, row: Row, name: str, source: FieldSource) -> Any:
-        """A field as clinical.json takes it: a word, or a number with its unit."""
+    def _field(self, row: Row, name: str, source: FieldSource) -> Any:
+        """Return a field in the format of clinical.json: a choice, or a number with its unit."""
         number: Any
         if source.column is None:
             number = source.fixed
@@ -192,7 +199,7 @@ class RowReader:
                 raise RowRejectedError(
                     "number",
                     f"column {column!r} holds no number with decimal mark {mark!r} "
-                    "(say in the mapping what such a text means: values, missing or decimal)",
+                    "(define the meaning of such text in the mapping: values, missing or decimal)",
                 )
             number = float(cell.strip().replace(",", "."))
         if not math.isfinite(number):
@@ -206,15 +213,15 @@ class RowReader:
         text = cell_text(cell)
         try:
             if re.match(r"\d{4}-\d{2}-\d{2}([ T]|$)", text):
-                return datetime.date.fromisoformat(text[:10])  # also what a workbook's own dates become
+                return datetime.date.fromisoformat(text[:10])  # workbook dates arrive as ISO text
             parts = [int(p) for p in re.fullmatch(r"(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})", text).groups()]  # type: ignore[union-attr]
             year, month, day = (parts[i] for i in DATE_ORDER[source.format])
             if year < 1000:
-                raise ValueError("a year of two digits")
+                raise ValueError("two-digit year")
             return datetime.date(year, month, day)
         except (AttributeError, ValueError) as error:
             raise RowRejectedError(
-                "date", f"column {source.column!r} holds no date of the form {source.format}"
+                "date", f"column {source.column!r} holds no date of format {source.format}"
             ) from error
 
     def _label(self, row: Row) -> str | None:
@@ -229,13 +236,13 @@ class RowReader:
                 return source.values[cell_text(cell)]
             raise RowExcludedError("no-label", source.otherwise)
         for rule in source.rules:
-            if all(self._holds(row, condition) for condition in rule.when):
+            if all(self._is_met(row, condition) for condition in rule.when):
                 if rule.exclude is not None:
                     raise RowExcludedError("no-label", rule.exclude)
                 return rule.label
         raise RowExcludedError("no-label", source.otherwise)
 
-    def _holds(self, row: Row, condition: Condition) -> bool:
+    def _is_met(self, row: Row, condition: Condition) -> bool:
         cell = self.cell(row, condition.column)
         if cell is None:
             raise RowExcludedError("no-label", f"column {condition.column!r}, which the label depends on, is empty")
@@ -260,23 +267,23 @@ class RowReader:
         images = self._mapping.images
         if images is None:
             return {}, None
-        found: dict[str, Path] = {}
+        files: dict[str, Path] = {}
         for use in ("ct", "mask", "radiomics"):
             column = getattr(images, use)
             cell = None if column is None else self.cell(row, column)
             if cell is not None:
                 path = self._base_folder / cell_text(cell)
                 if not path.exists():
-                    raise RowRejectedError(f"{use}-missing", f"the path in column {column!r} is not there")
-                found[use] = path
-        if "ct" not in found:
+                    raise RowRejectedError(f"{use}-missing", f"the path in column {column!r} does not exist")
+                files[use] = path
+        if "ct" not in files:
             raise RowRejectedError("ct-missing", f"column {images.ct!r} names no CT")
         series = None if images.series is None else self.cell(row, images.series)
-        return found, None if series is None else cell_text(series)
+        return files, None if series is None else cell_text(series)
 
 
-def _case_name(text: str) -> bool:
-    """Whether a case's folder may be called so; names with a leading dot are kept for the import itself."""
+def _is_case_name(text: str) -> bool:
+    """Return whether a text is a valid case id; a leading dot is reserved for temporary folders."""
     return is_portable_name(text) and not text.startswith(".") and text.casefold() not in RESERVED
 
 
