@@ -52,10 +52,10 @@ def _unscaled_header(patch: pytest.MonkeyPatch) -> None:
     from tmi.toolkit.imaging import volume
 
     # a little of the offset: without all of it the CT's own check already refuses the values
-    honest = volume._int16_hounsfield
+    honest = volume._to_int16_hu
     patch.setattr(
         volume,
-        "_int16_hounsfield",
+        "_to_int16_hu",
         lambda file, stored, out: honest(replace(file, intercept=file.intercept + 9), stored, out),
     )
 
@@ -109,12 +109,12 @@ def _bfloat16_off(bench: Workbench, patch: pytest.MonkeyPatch) -> CommandResult:
         OpenVinoBf16Engine, "_run", lambda self, *a: {k: v * np.float32(1.1) for k, v in honest(self, *a).items()}
     )
     patch.setattr(OpenVinoBf16Engine, "encoder_precision", "f32")  # any processor may plant it
-    for module in ("engine", "engine_choice"):
+    for module in ("engines.registry", "engines.selection"):
         patch.setattr(f"tmi.runtime.{module}.missing_requirement", lambda name: None)
     words = ("predict", bench.case, "--bundle", bench.bundle, "--threads", 1, "--json")
     engine = tmi(*words).document["engine"]
     assert engine["precision"] == "float32", engine
-    assert "openvino-bf16: on this machine engine openvino-bf16 does not answer" in engine["reason"], engine
+    assert "openvino-bf16: on this machine engine openvino-bf16 does not match" in engine["reason"], engine
     return tmi(*words, "--engine", "openvino-bf16")
 
 

@@ -1,4 +1,4 @@
-"""Window, scale and resample: what numpy computes slab by slab is what torch computes at once."""
+"""Window, scale and resample a CT: the chunked numpy implementation against torch's `interpolate`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def volume(shape: tuple[int, int, int], dtype: str = "int16") -> Volume:
     return Volume(array_DHW=hu, affine_xyz=np.eye(4))
 
 
-def by_torch(ct: Volume, config: CtConfig) -> np.ndarray:
+def torch_reference(ct: Volume, config: CtConfig) -> np.ndarray:
     low, high = config.window_hu
     to_low, to_high = config.scale_to
     windowed = (np.clip(ct.array_DHW.astype(np.float64), low, high) - low) / (high - low)
@@ -39,17 +39,19 @@ def by_torch(ct: Volume, config: CtConfig) -> np.ndarray:
 @pytest.mark.parametrize(("source", "target"), SIZES)
 @pytest.mark.parametrize("depth", ["linear", "nearest"])
 @pytest.mark.parametrize("scale_to", [(0.0, 1.0), (0.0, 255.0)])
-def test_resampling_is_that_of_torch(source, target, depth, scale_to):
+def test_resampling_matches_torch(source, target, depth, scale_to):
+    """Values equal torch's interpolation to 1e-5 of the scale, whether axes grow, shrink or keep their size."""
     config = CtConfig(shape_DHW=target, depth_resampling=depth, scale_to=scale_to)
     ct = volume(source)
     prepared = prepare_ct(ct, config)
     assert prepared.shape == (1, *target)
     assert prepared.dtype == np.float32
-    np.testing.assert_allclose(prepared, by_torch(ct, config), atol=1e-5 * scale_to[1], rtol=0)
+    np.testing.assert_allclose(prepared, torch_reference(ct, config), atol=1e-5 * scale_to[1], rtol=0)
 
 
 @pytest.mark.parametrize("dtype", ["int16", "float32"])
-def test_the_ct_is_not_changed(dtype):
+def test_input_ct_is_not_modified(dtype):
+    """Preparation leaves the CT's array unchanged, with and without resampling."""
     ct = volume((12, 14, 10), dtype)
     before = ct.array_DHW.copy()
     prepare_ct(ct, CtConfig(shape_DHW=(12, 14, 10)))
@@ -58,27 +60,30 @@ def test_the_ct_is_not_changed(dtype):
 
 
 @pytest.mark.parametrize(("hu", "value"), [(-3024, 0.0), (-70, 0.0), (30, 0.5), (130, 1.0), (3000, 1.0)])
-def test_the_window_has_level_30_and_width_200(hu, value):
+def test_default_window_is_level_30_width_200(hu, value):
+    """-70 HU maps to the lower end of the scale and 130 HU to the upper; values outside are clipped."""
     ct = Volume(array_DHW=np.full((8, 8, 8), hu, dtype=np.int16), affine_xyz=np.eye(4))
     assert prepare_ct(ct, CtConfig(shape_DHW=(8, 8, 8))) == pytest.approx(value, abs=1e-6)
     scaled = prepare_ct(ct, CtConfig(shape_DHW=(8, 8, 8), scale_to=(0.0, 255.0)))
     assert scaled == pytest.approx(255 * value, abs=1e-4)
 
 
-def test_the_window_comes_before_the_resampling():
-    """Averaging -1000 and 1000 HU first would give 0 HU, that is 0.35, instead of 0.5."""
+def test_window_is_applied_before_resampling():
+    """Averaging -1000 and 1000 HU first would give 0 HU, which maps to 0.35 instead of 0.5."""
     hu = np.tile(np.array([-1000, 1000], dtype=np.int16), (16, 16, 8))
     prepared = prepare_ct(Volume(array_DHW=hu, affine_xyz=np.eye(4)), CtConfig(shape_DHW=(16, 16, 8)))
     assert prepared == pytest.approx(0.5, abs=1e-6)
 
 
-def test_every_value_stays_within_the_scale():
+def test_prepared_values_stay_within_scale():
+    """Interpolation never leaves the range of `scale_to`."""
     prepared = prepare_ct(volume((33, 21, 45)), CtConfig(shape_DHW=(20, 50, 31)))
     assert prepared.min() >= 0.0
     assert prepared.max() <= 1.0
 
 
-def test_nearest_depth_repeats_whole_slices_and_mixes_none():
+def test_nearest_depth_copies_slices_without_mixing():
+    """With `depth_resampling` of `nearest` only values of the input occur; linear interpolation adds others."""
     hu = np.repeat(np.array([-70, 130], dtype=np.int16), 4)[:, None, None] * np.ones((1, 8, 8), dtype=np.int16)
     ct = Volume(array_DHW=hu.astype(np.int16), affine_xyz=np.eye(4))
     nearest = prepare_ct(ct, CtConfig(shape_DHW=(11, 8, 8), depth_resampling="nearest"))

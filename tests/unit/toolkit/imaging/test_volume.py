@@ -1,4 +1,4 @@
-"""Reading volumes: one anatomy gives one array however its file is laid out, and the mask lands on it."""
+"""Reading CT and mask volumes: orientation, scaling, grids, and rejection of damaged files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VOXELS_XYZ = np.arange(60, dtype=np.int16).reshape(SHAPE_XYZ) * 7 - 200
 LAYOUTS = [
     (axes, flips) for axes in itertools.permutations(range(3)) for flips in itertools.product((False, True), repeat=3)
 ]
-"""Every way to store the axes of one volume: 6 orders times 8 flips."""
+"""Every way to store the axes of one volume: 6 permutations times 8 flips."""
 
 
 def liver() -> np.ndarray:
@@ -30,8 +30,8 @@ def liver() -> np.ndarray:
     return mask
 
 
-def laid_out(array_xyz: np.ndarray, affine: np.ndarray, layout: tuple) -> nib.Nifti1Image:
-    """The same anatomy stored with its axes permuted and flipped, and the affine that says so."""
+def stored_with_layout(array_xyz: np.ndarray, affine: np.ndarray, layout: tuple) -> nib.Nifti1Image:
+    """Return the same anatomy with permuted and flipped axes and the affine that describes them."""
     axes, flips = layout
     to_old = np.zeros((4, 4))
     to_old[3, 3] = 1
@@ -49,7 +49,7 @@ def case(tmp_path: Path) -> Case:
     return Case(folder=tmp_path, case_id="P1", mask_label=5)
 
 
-def refused(read, code: str) -> InputRejectedError:
+def rejection(read, code: str) -> InputRejectedError:
     with pytest.raises(InputRejectedError) as error:
         read()
     assert (error.value.code, error.value.case_id) == (code, "P1")
@@ -57,7 +57,8 @@ def refused(read, code: str) -> InputRejectedError:
     return error.value
 
 
-def test_depth_is_superior_height_anterior_and_width_the_patients_right(case):
+def test_axes_point_to_superior_anterior_and_right(case):
+    """D increases towards superior, H towards anterior, W towards the patient's right."""
     ct = read_ct(case)
     assert ct.array_DHW.shape == (3, 4, 5)
     assert ct.array_DHW[2, 1, 4] == VOXELS_XYZ[4, 1, 2]
@@ -66,10 +67,11 @@ def test_depth_is_superior_height_anterior_and_width_the_patients_right(case):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_every_layout_of_one_anatomy_gives_the_same_volume_and_the_mask_lands_on_it(case, layout):
-    nib.save(laid_out(VOXELS_XYZ, AFFINE, layout), case.ct)
-    # the mask is stored in yet another layout: only world coordinates can bring the two together
-    nib.save(laid_out(liver(), AFFINE, LAYOUTS[(LAYOUTS.index(layout) + 11) % len(LAYOUTS)]), case.mask)
+def test_volume_and_mask_are_independent_of_layout(case, layout):
+    """All 48 layouts of one anatomy give the same arrays, also if CT and mask are stored differently."""
+    nib.save(stored_with_layout(VOXELS_XYZ, AFFINE, layout), case.ct)
+    # the mask has another layout than the CT, so only world coordinates can align the two
+    nib.save(stored_with_layout(liver(), AFFINE, LAYOUTS[(LAYOUTS.index(layout) + 11) % len(LAYOUTS)]), case.mask)
     ct = read_ct(case)
     mask = read_mask(case, ct)
     np.testing.assert_array_equal(ct.array_DHW, VOXELS_XYZ.transpose(2, 1, 0))
@@ -80,14 +82,15 @@ def test_every_layout_of_one_anatomy_gives_the_same_volume_and_the_mask_lands_on
     assert ct.array_DHW.flags["C_CONTIGUOUS"]
 
 
-def test_a_tilted_volume_keeps_its_array_and_its_tilt(case):
+def test_oblique_volume_keeps_array_and_affine(case):
+    """An oblique volume is not resampled: its array keeps its values and its affine the rotation."""
     angle = np.radians(12.0)
-    turn = np.eye(4)
-    turn[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    nib.save(laid_out(VOXELS_XYZ, turn @ AFFINE, ((2, 0, 1), (True, False, True))), case.ct)
+    rotation = np.eye(4)
+    rotation[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    nib.save(stored_with_layout(VOXELS_XYZ, rotation @ AFFINE, ((2, 0, 1), (True, False, True))), case.ct)
     ct = read_ct(case)
     np.testing.assert_array_equal(ct.array_DHW, VOXELS_XYZ.transpose(2, 1, 0))
-    np.testing.assert_allclose(ct.affine_xyz, turn @ AFFINE, atol=1e-5)
+    np.testing.assert_allclose(ct.affine_xyz, rotation @ AFFINE, atol=1e-5)
     assert ct.spacing_DHW_mm == pytest.approx((2.5, 0.9, 0.7))
 
 
@@ -96,7 +99,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         stream.write(data)
 
 
-def stored_as(path: Path, raw: np.ndarray, slope: float, intercept: float) -> None:
+def write_scaled(path: Path, raw: np.ndarray, slope: float, intercept: float) -> None:
     data = bytearray(nib.Nifti1Image(raw, AFFINE).to_bytes())
     data[112:120] = struct.pack("<ff", slope, intercept)
     write_bytes(path, bytes(data))
@@ -113,43 +116,48 @@ def stored_as(path: Path, raw: np.ndarray, slope: float, intercept: float) -> No
         ("float32", 1.0, 0.0, "float32"),
         ("float64", 2.0, 1.0, "float32"),
         ("int32", 1000.0, 0.0, "float32"),
-        ("int16", 0.0, 77.0, "int16"),  # slope 0 means: not scaled
+        ("int16", 0.0, 77.0, "int16"),  # the standard defines slope 0 as unscaled
     ],
 )
-def test_slope_and_intercept_are_applied_once_and_whole_numbers_stay_whole(case, kind, slope, intercept, expected):
+def test_slope_and_intercept_are_applied_once(case, kind, slope, intercept, expected):
+    """Values are stored * slope + intercept; integers that fit int16 are read as int16, all others as float32."""
     raw = np.arange(60).reshape(SHAPE_XYZ).astype(kind)
-    stored_as(case.ct, raw, slope, intercept)
+    write_scaled(case.ct, raw, slope, intercept)
     ct = read_ct(case)
-    truth = raw.astype(np.float64) * slope + intercept if slope else raw.astype(np.float64)
+    scaled = raw.astype(np.float64) * slope + intercept if slope else raw.astype(np.float64)
     assert ct.array_DHW.dtype == expected
-    np.testing.assert_allclose(ct.array_DHW, truth.transpose(2, 1, 0), rtol=1e-6)
+    np.testing.assert_allclose(ct.array_DHW, scaled.transpose(2, 1, 0), rtol=1e-6)
 
 
 def test_integers_beyond_int16_are_not_wrapped(case):
+    """A CT whose values overflow int16 is read as float32."""
     nib.save(nib.Nifti1Image(VOXELS_XYZ.astype(np.int32) * 1000, AFFINE), case.ct)
     np.testing.assert_array_equal(read_ct(case).array_DHW, VOXELS_XYZ.transpose(2, 1, 0) * 1000.0)
 
 
-def test_a_fourth_axis_of_length_one_is_dropped(case):
+def test_fourth_axis_of_length_one_is_dropped(case):
+    """A 4D file with a single volume is read as 3D."""
     nib.save(nib.Nifti1Image(VOXELS_XYZ[..., None], AFFINE), case.ct)
     np.testing.assert_array_equal(read_ct(case).array_DHW, VOXELS_XYZ.transpose(2, 1, 0))
 
 
 @pytest.mark.parametrize(("label", "count"), [(5, 4), (1, 1), (None, 5)])
-def test_the_label_selects_the_voxels_and_no_label_takes_all(case, label, count):
-    chosen = Case(folder=case.folder, case_id="P1", mask_label=label)
-    assert read_mask(chosen, read_ct(chosen)).array_DHW.sum() == count
+def test_mask_label_selects_voxels(case, label, count):
+    """A label selects its voxels; without one every non-zero voxel is selected."""
+    labelled = Case(folder=case.folder, case_id="P1", mask_label=label)
+    assert read_mask(labelled, read_ct(labelled)).array_DHW.sum() == count
 
 
-def test_a_mask_without_the_label_is_empty(case):
+def test_mask_without_selected_label_is_rejected(case):
+    """A mask without a voxel of the selected label is rejected as empty, and the fix names the option."""
     missing = Case(folder=case.folder, case_id="P1", mask_label=9)
-    error = refused(lambda: read_mask(missing, read_ct(case)), "mask-empty")
+    error = rejection(lambda: read_mask(missing, read_ct(case)), "mask-empty")
     assert "no voxel of label 9" in str(error)
     assert "--mask-label" in error.fix
 
 
-def test_a_mask_is_compared_by_world_coordinates_and_never_by_array_order(case):
-    """The mask's array has the CT's shape and order, but its affine says that it is mirrored."""
+def test_mask_is_aligned_by_world_coordinates(case):
+    """A mask with the CT's array order but a mirrored affine is mirrored when it is read."""
     mirrored = AFFINE.copy()
     mirrored[0] = [-0.7, 0, 0, -11.0 + 0.7 * 4]
     nib.save(nib.Nifti1Image(liver(), mirrored), case.mask)
@@ -160,7 +168,8 @@ def test_a_mask_is_compared_by_world_coordinates_and_never_by_array_order(case):
 @pytest.mark.parametrize(
     ("shift_mm", "accepted"), [(0.0, True), (0.03, True), (0.05, False), (25.0, False)], ids=lambda v: str(v)
 )
-def test_a_mask_further_off_than_the_tolerance_is_refused(case, shift_mm, accepted):
+def test_mask_shifted_beyond_tolerance_is_rejected(case, shift_mm, accepted):
+    """Corners of mask and CT may differ by 0.05 of the smallest voxel edge."""
     affine = AFFINE.copy()
     affine[2, 3] += shift_mm  # the smallest voxel is 0.7 mm: the tolerance is 0.035 mm
     nib.save(nib.Nifti1Image(liver(), affine), case.mask)
@@ -168,21 +177,23 @@ def test_a_mask_further_off_than_the_tolerance_is_refused(case, shift_mm, accept
     if accepted:
         assert read_mask(case, ct).array_DHW.sum() == 4
     else:
-        error = refused(lambda: read_mask(case, ct), "mask-grid")
+        error = rejection(lambda: read_mask(case, ct), "mask-grid")
         assert "corners up to" in str(error)
 
 
-def test_a_mask_of_another_size_is_refused_with_both_sizes_in_the_files_order(case):
+def test_mask_of_other_size_is_rejected(case):
+    """The message reports both sizes in the order x, y, z of the files."""
     nib.save(nib.Nifti1Image(liver()[:, :, :2], AFFINE), case.mask)
-    assert "(5x4x2 against 5x4x3 voxels)" in str(refused(lambda: read_mask(case, read_ct(case)), "mask-grid"))
+    assert "(5x4x2 against 5x4x3 voxels)" in str(rejection(lambda: read_mask(case, read_ct(case)), "mask-grid"))
 
 
-def test_a_mask_of_another_spacing_is_refused_although_its_origin_fits(case):
+def test_mask_of_other_spacing_is_rejected(case):
+    """A mask with the CT's shape and origin but another voxel size is rejected."""
     affine = AFFINE.copy()
     affine[0, 0] = 0.8
     nib.save(nib.Nifti1Image(liver(), affine), case.mask)
     assert corner_distance_mm((3, 4, 5), affine, AFFINE) == pytest.approx(0.4)
-    refused(lambda: read_mask(case, read_ct(case)), "mask-grid")
+    rejection(lambda: read_mask(case, read_ct(case)), "mask-grid")
 
 
 def _cut(path: Path) -> None:
@@ -207,8 +218,8 @@ def _plane(path: Path) -> None:
 
 def _flat_affine(path: Path) -> None:
     data = bytearray(nib.Nifti1Image(VOXELS_XYZ, AFFINE).to_bytes())
-    data[312:328] = bytes(16)  # srow_z: the slices lie on one another
-    data[252:254] = bytes(2)  # no qform
+    data[312:328] = bytes(16)  # srow_z = 0: all slices lie in one plane
+    data[252:254] = bytes(2)  # qform_code = 0
     write_bytes(path, bytes(data))
 
 
@@ -240,7 +251,7 @@ def _huge(path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["ct", "mask"])
 @pytest.mark.parametrize(
-    ("spoil", "code"),
+    ("damage", "code"),
     [
         (Path.unlink, "missing"),
         (_cut, "unreadable"),
@@ -257,25 +268,28 @@ def _huge(path: Path) -> None:
     ],
     ids=lambda v: getattr(v, "__name__", v),
 )
-def test_what_is_no_volume_is_refused_with_its_code_and_its_file(case, kind, spoil, code):
+def test_damaged_file_is_rejected_with_its_code(case, kind, damage, code):
+    """A missing, damaged or unsupported file is rejected with the code of its fault, and the message names the file."""
     file = {"ct": case.ct, "mask": case.mask}[kind]
     ct = read_ct(case)
-    spoil(file)
-    error = refused(lambda: read_ct(case) if kind == "ct" else read_mask(case, ct), f"{kind}-{code}")
+    damage(file)
+    error = rejection(lambda: read_ct(case) if kind == "ct" else read_mask(case, ct), f"{kind}-{code}")
     assert file.name in error.what
 
 
-def test_a_real_mask_lands_on_the_liver_whatever_its_layout(shared_data, tmp_path):
+def test_real_mask_covers_liver_after_relayout(shared_data, tmp_path):
+    """A real mask stored with another layout than its CT selects voxels of liver intensity on the patient's right."""
     source = shared_data / "totalsegmentator-ct-3mm"
     image = nib.load(source / "example_seg_fast_force_split.nii.gz")
     nib.save(nib.load(source / "example_ct.nii.gz"), tmp_path / "ct.nii.gz")
-    turned = laid_out(np.asarray(image.dataobj).astype(np.uint8), image.affine, ((2, 0, 1), (False, True, True)))
-    nib.save(turned, tmp_path / "liver.nii.gz")
+    voxels_xyz = np.asarray(image.dataobj).astype(np.uint8)
+    relaid = stored_with_layout(voxels_xyz, image.affine, ((2, 0, 1), (False, True, True)))
+    nib.save(relaid, tmp_path / "liver.nii.gz")
     case = Case(folder=tmp_path, case_id="P1", mask_label=5)
     ct = read_ct(case)
     mask = read_mask(case, ct)
     assert int(mask.array_DHW.sum()) == 41_692
     inside = ct.array_DHW[mask.array_DHW]
     assert 20 < np.median(inside) < 120
-    # the patient's right lies at high W, and the liver on the right
+    # the liver is on the patient's right, which is at high W
     assert np.argwhere(mask.array_DHW)[:, 2].mean() > ct.array_DHW.shape[2] / 2

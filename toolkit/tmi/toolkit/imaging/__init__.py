@@ -1,4 +1,4 @@
-"""CT and mask volumes: geometry, NIfTI reading slab by slab, resampling to the network's grid.
+"""CT and mask volumes: geometry, NIfTI files read in slabs, and resampling to the network's grid.
 
-Arrays are [D, H, W] in one patient orientation, spacing in mm, values in Hounsfield units.
+Arrays are [D, H, W] in canonical RAS+ orientation, spacing is in mm, CT values are in Hounsfield units.
 """

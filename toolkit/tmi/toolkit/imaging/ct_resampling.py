@@ -1,12 +1,14 @@
-"""From Hounsfield units to the network's input: window, scale, resample.
+"""Convert a CT in Hounsfield units to the network's input: window, scale, resample.
 
     v = clip(hu, low, high);  v = to_low + (v - low) / (high - low) * (to_high - to_low);  trilinear to [D,H,W]
 
-The resampling is that of torch's `interpolate(mode="trilinear", align_corners=False)`: output voxel i samples the input
-at (i + 0.5) * n_in / n_out - 0.5, clamped at the border, separably along each axis. An axis whose size stays is left
-alone. It is done in numpy, in float32, a few output slices at a time, in as many threads as there are cores: each piece
-is windowed, scaled and resampled while it lies in the processor's cache, so that no copy of the whole volume is made at
-the CT's own size. A piece can be made as soon as its planes are there, long before the file is read to its end.
+The interpolation equals torch's `interpolate(mode="trilinear", align_corners=False)`: output voxel i samples the input
+at (i + 0.5) * n_in / n_out - 0.5, clamped at the border, separably along each axis. Axes whose size does not change are
+skipped.
+
+The computation uses numpy in float32 on a thread pool, one chunk of a few output slices at a time. A chunk is windowed,
+scaled and resampled while it is in the CPU cache, so no intermediate copy of the volume is made at the CT's size. A
+chunk is started as soon as its input planes are read, before the rest of the file.
 """
 
 from __future__ import annotations
@@ -24,22 +26,22 @@ from tmi.toolkit.config.schema import CtConfig
 from tmi.toolkit.imaging.volume import Volume
 
 CHUNK_SLICES = 8
-"""Output slices that one thread makes at a time."""
+"""Output slices per chunk; a chunk is the work of one thread."""
 TILE_VOXELS = 2**17
-"""Voxels of a plane that are windowed, scaled and mixed at a time, where planes are not resampled: 512 KiB."""
+"""Voxels of a plane processed at a time if only the depth is resampled; 512 KiB of float32 fit the CPU cache."""
 INT16 = np.iinfo(np.int16)
 
 Taps = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]
-"""For each output index the two input indices and the weight of the second."""
+"""Interpolation taps of one axis: for each output index the lower and upper input index and the upper one's weight."""
 
 
 class StreamingResampler:
-    """The making of one prepared volume, which may begin before its CT is there as a whole.
+    """Prepares one CT for the network; can start before the whole CT is read.
 
     Args:
         config: window, scale and shape.
-        pool: threads that do it.
-        empty: makes the array of the result.
+        pool: threads that compute the chunks.
+        empty: allocates the output array.
     """
 
     def __init__(self, config: CtConfig, pool: Executor, *, empty: ArrayAllocator = np.empty) -> None:
@@ -52,20 +54,31 @@ class StreamingResampler:
         self._submitted: list[tuple[_Chunk, Future[None]]] = []
 
     def on_planes_ready(self, array_DHW: NDArray[np.generic], lower: int, upper: int) -> None:
-        """Told in any thread and order that `array_DHW[lower:upper]` is there: makes what that is enough for."""
+        """Submit the chunks whose input planes are complete; callable from any thread, in any order of planes.
+
+        Args:
+            array_DHW: the CT, filled in `array_DHW[lower:upper]`.
+            lower: first of the new planes.
+            upper: one past the last of the new planes.
+        """
         with self._lock:
             if self._array_DHW is None:
                 self._begin(array_DHW)
             if array_DHW is not self._array_DHW:
-                return  # of an array that was given up
+                return  # planes of an array that was discarded
             self._ready_D[lower:upper] = True
-            ready = [piece for piece in self._waiting if self._ready_D[piece.first : piece.last].all()]
-            self._waiting = [piece for piece in self._waiting if piece not in ready]
-            self._submitted += [(piece, self._pool.submit(piece.make)) for piece in ready]
+            ready = [chunk for chunk in self._waiting if self._ready_D[chunk.first : chunk.last].all()]
+            self._waiting = [chunk for chunk in self._waiting if chunk not in ready]
+            self._submitted += [(chunk, self._pool.submit(chunk.compute)) for chunk in ready]
 
     def finish(self, ct: Volume) -> Float[np.ndarray, "1 D H W"]:
-        """The prepared volume, once the whole CT is there; the caller's thread helps."""
+        """Compute the remaining chunks, also on the calling thread, and return the prepared volume.
+
+        Args:
+            ct: the whole CT.
+        """
         if self._array_DHW is not ct.array_DHW:
+            # chunks of a discarded int16 array must end before those of the float32 array overwrite the output
             self._wait_all()
             with self._lock:
                 self._begin(ct.array_DHW)
@@ -81,23 +94,29 @@ class StreamingResampler:
         self._waiting = [_Chunk(plan, d, min(d + CHUNK_SLICES, depth)) for d in range(0, depth, CHUNK_SLICES)]
 
     def _wait_all(self) -> None:
-        """Wait for what was begun; what no thread has taken up yet is made here, from the other end."""
-        for piece, done in reversed(self._submitted):
-            if done.cancel():
-                piece.make()
+        """Wait for the submitted chunks; compute those that no thread has started yet.
+
+        The pool starts with the oldest chunk, so this thread starts with the newest.
+        """
+        for chunk, future in reversed(self._submitted):
+            if future.cancel():
+                chunk.compute()
             else:
-                done.result()
+                future.result()
 
 
 def prepare_ct(
     ct: Volume, config: CtConfig, resampler: StreamingResampler | None = None
 ) -> Float[np.ndarray, "1 D H W"]:
-    """Windowed, scaled and resampled volume, float32 [1,D,H,W] within `config.scale_to`.
+    """Window, scale and resample a CT.
 
     Args:
-        ct: the whole CT.
+        ct: the whole CT, in HU.
         config: window, scale and shape.
-        resampler: what was begun with the same settings while the CT was read; what is missing of it is made.
+        resampler: resampler with the same settings that was started while the CT was read; None starts one here.
+
+    Returns:
+        float32 [1,D,H,W] of `config.shape_DHW`, within `config.scale_to`.
     """
     if resampler is not None:
         return resampler.finish(ct)
@@ -106,7 +125,7 @@ def prepare_ct(
 
 
 class _ResamplePlan:
-    """What all pieces of one volume share: where they come from, where they go, and the taps of each axis."""
+    """State shared by the chunks of one volume: input, output, interpolation taps and order of the axes."""
 
     def __init__(self, source_DHW: NDArray[np.generic], out_DHW: NDArray[np.float32], config: CtConfig) -> None:
         self.source_DHW, self.out_DHW, self.config = source_DHW, out_DHW, config
@@ -116,16 +135,17 @@ class _ResamplePlan:
         self.width = None if w_in == w_out else _interpolation_taps(w_in, w_out)
         self.in_plane = self.height is not None or self.width is not None
         self.depth_first = d_out < d_in
-        """Whether slices are mixed before their planes are resampled: the cheaper order where they become fewer."""
+        """Interpolate along D before H and W: cheaper if the output has fewer slices, so fewer planes are resampled."""
         self.rows_first = h_out < h_in
+        """Interpolate along H before W, for the same reason."""
 
     def windowed(self, z: int, rows: slice, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        """Part of an input plane, windowed and scaled, and resampled unless depth comes first."""
+        """Return rows of input plane `z`, windowed and scaled, and resampled in the plane unless depth is first."""
         tile_HW = _windowed(self.source_DHW[z, rows], self.config, out)
         return self.resampled(tile_HW) if self.in_plane and not self.depth_first else tile_HW
 
     def resampled(self, plane_HW: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A plane of the output's height and width."""
+        """Interpolate a plane to the output's height and width."""
         for rows in (True, False) if self.rows_first else (False, True):
             taps = self.height if rows else self.width
             if taps is not None:
@@ -134,24 +154,25 @@ class _ResamplePlan:
 
 
 class _Chunk:
-    """A few output slices, `begin` to `end`, and the input planes `first` to `last` that they come from."""
+    """Output slices `begin:end`, computed from the input planes `first:last`."""
 
     def __init__(self, plan: _ResamplePlan, begin: int, end: int) -> None:
         self._plan, self._begin, self._end = plan, begin, end
         below, above, _ = plan.depth
         self.first, self.last = int(below[begin]), int(above[end - 1]) + 1
 
-    def make(self) -> None:
-        """Write the slices."""
+    def compute(self) -> None:
+        """Write the output slices."""
         height, width = self._plan.source_DHW.shape[1:]
+        # in-plane interpolation needs whole planes; without it rows are independent and small tiles stay in the cache
         step = height if self._plan.in_plane else max(1, TILE_VOXELS // width)
         for row in range(0, height, step):
-            self._make_rows(slice(row, row + step))
+            self._compute_rows(slice(row, row + step))
 
-    def _make_rows(self, rows: slice) -> None:
+    def _compute_rows(self, rows: slice) -> None:
         plan = self._plan
         below_D, above_D, weight_D = plan.depth
-        tiles: dict[int, NDArray[np.float32]] = {}
+        tiles: dict[int, NDArray[np.float32]] = {}  # input plane -> its prepared rows; consecutive slices share planes
         free: list[NDArray[np.float32]] = []
         mixed: NDArray[np.float32] | None = None
         for d in range(self._begin, self._end):
@@ -163,6 +184,7 @@ class _Chunk:
             tile = tiles[int(below_D[d])]
             out = plan.out_DHW[d] if plan.in_plane else plan.out_DHW[d, rows]
             if weight:
+                # below + weight * (above - below), into a scratch buffer if the plane is still to be resampled
                 mixed = np.subtract(tiles[int(above_D[d])], tile, out=mixed)
                 mixed *= weight
                 tile = np.add(tile, mixed, out=mixed if plan.in_plane and plan.depth_first else out)
@@ -175,12 +197,14 @@ class _Chunk:
 def _windowed(
     plane_HW: NDArray[np.generic], config: CtConfig, out: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
+    """Clip HU to the window and scale them linearly to `config.scale_to`."""
     low, high = config.window_hu
     to_low, to_high = config.scale_to
     scaled: NDArray[np.float32]
-    whole = low == int(low) and high == int(high)
-    if plane_HW.dtype == np.int16 and whole and INT16.min <= low and high <= INT16.max and high - low <= INT16.max:
-        inside_HW = np.clip(plane_HW, np.int16(low), np.int16(high))  # exact, and half as many bytes
+    integral = low == int(low) and high == int(high)
+    # clipping and the difference to `low` are exact in int16 if window and width fit it, with half the memory traffic
+    if plane_HW.dtype == np.int16 and integral and INT16.min <= low and high <= INT16.max and high - low <= INT16.max:
+        inside_HW = np.clip(plane_HW, np.int16(low), np.int16(high))
         inside_HW -= np.int16(low)
         scaled = np.multiply(inside_HW, np.float32((to_high - to_low) / (high - low)), out=out)
     else:
@@ -193,9 +217,11 @@ def _windowed(
 
 
 def _interpolation_taps(n_in: int, n_out: int, *, nearest: bool = False) -> Taps:
+    """Return the taps of an axis; torch's half-pixel convention for linear, floor(i * n_in / n_out) for nearest."""
     if nearest:
         index = np.minimum((np.arange(n_out) * (n_in / n_out)).astype(np.intp), n_in - 1)
         return index, index, np.zeros(n_out, dtype=np.float32)
+    # a position below 0 is clamped here; above n_in - 1 both taps are the last index, so its weight has no effect
     position = np.maximum((np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5, 0.0)
     below = np.minimum(position.astype(np.intp), n_in - 1)
     above = np.minimum(below + 1, n_in - 1)
@@ -203,6 +229,7 @@ def _interpolation_taps(n_in: int, n_out: int, *, nearest: bool = False) -> Taps
 
 
 def _resampled(plane_HW: NDArray[np.float32], taps: Taps, *, axis: int) -> NDArray[np.float32]:
+    """Interpolate a plane along one axis: low + weight * (high - low)."""
     below, above, weight = taps
     low: NDArray[np.float32] = np.take(plane_HW, below, axis=axis)
     mixed: NDArray[np.float32] = np.take(plane_HW, above, axis=axis)
@@ -215,15 +242,15 @@ def _resampled(plane_HW: NDArray[np.float32], taps: Taps, *, axis: int) -> NDArr
 def resample_to_ct_grid(
     values_DHW: Float[np.ndarray, "D H W"], shape_DHW: tuple[int, int, int], config: CtConfig
 ) -> Float[np.ndarray, "Dc Hc Wc"]:
-    """Values of the network's input grid, such as a map over it, interpolated linearly at the CT's own voxels.
+    """Interpolate values on the network's input grid, such as a saliency map, linearly at the CT's voxels.
 
-    Inverse of `prepare_ct`'s geometry: CT voxel z lies at input position (z + 0.5) * n_in / n_ct - 0.5, clamped at the
-    border; with `depth_resampling` of `nearest`, at the input slices that were made from it.
+    This inverts the geometry of `prepare_ct`: CT voxel z lies at input position (z + 0.5) * n_in / n_ct - 0.5, clamped
+    at the border. If `depth_resampling` is `nearest`, a CT slice lies at the middle of the input slices copied from it.
 
     Args:
-        values_DHW: on the input grid, [D,H,W] of `config.shape_DHW`.
-        shape_DHW: the CT's.
-        config: that the CT was prepared with.
+        values_DHW: values on the input grid, [D,H,W] of `config.shape_DHW`.
+        shape_DHW: shape of the CT.
+        config: settings that the CT was prepared with.
 
     Returns:
         float32 of the CT's shape.
@@ -247,12 +274,13 @@ def resample_to_ct_grid(
 
 
 def _inverse_nearest_taps(n_in: int, n_ct: int) -> Taps:
-    """As `_interpolation_taps`, from the input slices back to the CT's, where each input slice is a copy of one CT
-    slice.
+    """Return taps from the input's slices to the CT's slices if each input slice is a copy of one CT slice.
+
+    A copied CT slice lies at the mean index of its copies; positions of the other CT slices are interpolated.
     """
     source, _, _ = _interpolation_taps(n_ct, n_in, nearest=True)
-    read = np.unique(source)
-    middle = [np.flatnonzero(source == z).mean() for z in read]
-    position = np.interp(np.arange(n_ct), read, middle)
+    copied = np.unique(source)
+    middle = [np.flatnonzero(source == z).mean() for z in copied]
+    position = np.interp(np.arange(n_ct), copied, middle)
     below = np.minimum(position.astype(np.intp), n_in - 1)
     return below, np.minimum(below + 1, n_in - 1), (position - below).astype(np.float32)

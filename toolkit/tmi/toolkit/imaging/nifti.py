@@ -1,10 +1,10 @@
-"""Reading one NIfTI file with bounded memory: the header first, then exactly the bytes that it may claim.
+"""Read one NIfTI file with bounded memory: the header first, then exactly the voxel bytes that it declares.
 
-nibabel parses the header; the voxels are read here, because a damaged or hostile file must be refused before anything
-is allocated for it: a header that claims more than `MAX_BYTES`, more than its compressed bytes could ever hold, or an
-offset far behind the header. Header extensions are skipped, not read. The voxels come in slabs as they are inflated (by
-isal, which lets go of Python's lock), so that whatever is made of them can be made while the rest still inflates. The
-stream is read to its end, so that gzip's own checksum is compared.
+nibabel parses the header. The voxels are read here, because a damaged or hostile file must be rejected before memory is
+allocated for it: a header that declares more than `MAX_BYTES`, more than its compressed size can hold, or voxels that
+start far behind the header. Header extensions are skipped. Voxels are yielded in slabs while the file is decompressed;
+isal releases the GIL meanwhile, so other threads can process the previous slabs. The stream is read to its end, so that
+gzip's checksum is verified.
 """
 
 from __future__ import annotations
@@ -30,39 +30,40 @@ from tmi.toolkit.compute.stage_timer import StageTimer
 from tmi.toolkit.errors import InputRejectedError
 
 MAX_BYTES = 512 * 512 * 1536 * 4
-"""A header that claims more bytes of voxels is refused (1.5 GiB: 512 x 512 x 1536 voxels of float32)."""
+"""A header that declares more bytes of voxels is rejected (1.5 GiB: 512 x 512 x 1536 voxels of float32)."""
 MAX_VOXELS = MAX_BYTES // 4
-"""The same in voxels, since each becomes up to four bytes here."""
+"""The same limit in voxels: a voxel takes up to four bytes in memory, whatever its stored type."""
 MAX_OFFSET = 16 * 2**20
-"""Where the voxels may begin at the latest; before them lie the header and its extensions."""
+"""Largest offset of the first voxel in bytes; the header and its extensions precede it."""
 DEFLATE_RATIO = 1032
-"""No deflate stream unpacks to more than so many times its size."""
+"""Largest compression ratio of a deflate stream."""
 FORMS_TOLERANCE_VOXELS = 1.0
-"""How far apart the header's two affines may put a corner, seen from the volume's middle."""
+"""Largest distance between a corner under sform and under qform, relative to the volume's centre, in voxels."""
 HEADERS = ((348, nib.Nifti1Header, b"n+1\0"), (540, nib.Nifti2Header, b"n+2\0"))
+"""Header size in bytes, nibabel's class and magic of single-file NIfTI-1 and NIfTI-2."""
 SLAB_BYTES = 2**21
-"""A slab holds about this much: it is still in the processor's cache when it is turned into what is wanted of it."""
-INFLATE_ERROR = cast(type[Exception], IsalError)  # its stub takes it for an instance
+"""Approximate size of a slab, so that it is still in the CPU cache when it is converted."""
+INFLATE_ERROR = cast(type[Exception], IsalError)  # isal's stub declares it as an instance
 NIFTI_READ_ERRORS = (OSError, EOFError, ValueError, KeyError, OverflowError, zlib.error, INFLATE_ERROR, HeaderDataError)
-"""What reading a damaged file raises."""
+"""Exceptions raised while reading a damaged file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NiftiFile:
-    """A file whose header was read and found sound; its voxels are still on disk."""
+    """A file whose header was read and validated; its voxels are still on disk."""
 
     path: Path
     """The file."""
     case_id: str
-    """Case it belongs to."""
+    """Case that the file belongs to."""
     kind: str
-    """`ct` or `mask`: what the codes of refusals begin with."""
+    """`ct` or `mask`: prefix of the error codes."""
     shape_xyz: tuple[int, int, int]
-    """Voxels."""
+    """Number of voxels along the stored axes."""
     dtype: np.dtype[Any]
     """Type of a stored voxel: integer or float."""
     offset: int
-    """Where the voxels begin in the unpacked stream."""
+    """Offset of the first voxel in the decompressed stream, in bytes."""
     slope: float
     """Value = stored * slope + intercept."""
     intercept: float
@@ -70,66 +71,67 @@ class NiftiFile:
     affine_xyz: NDArray[np.float64]
     """4x4, stored (x, y, z) index -> RAS+, in the header's unit."""
     unit: str
-    """Unit of length that the header declares: `mm`, `meter`, `micron` or `unknown`."""
+    """Unit of length declared by the header: `mm`, `meter`, `micron` or `unknown`."""
 
     def slabs(
         self, timer: StageTimer | None = None, *, empty: ArrayAllocator = np.empty
     ) -> Iterator[tuple[int, int, NDArray[np.generic]]]:
-        """The voxels as they are stored, unscaled, in pieces along the file's last axis, which is its slowest.
+        """Yield the stored, unscaled voxels in slabs along the file's last axis, which varies slowest.
 
         Args:
-            timer: told under `read` how long the disk took.
-            empty: makes the array of each piece.
+            timer: receives the seconds of disk reads under `read`.
+            empty: allocates the array of each slab.
 
         Yields:
-            First and last-but-one index along the last axis, and the voxels `[x, y, first:last]` (read only).
+            Start and stop index along the last axis, and the read-only voxels `[x, y, start:stop]`.
 
         Raises:
-            InputRejectedError: `KIND-unreadable`: the stream ends too soon, is damaged, or goes on behind the voxels.
+            InputRejectedError: `KIND-unreadable`: the stream is damaged, too short, or longer than the voxels.
         """
         x, y, z = self.shape_xyz
         plane = x * y * self.dtype.itemsize
         step = max(1, SLAB_BYTES // plane)
         try:
             with _TimedFile(self.path) as disk, IGzipFile(fileobj=disk, mode="rb") as stream:
-                _advise(disk.fileno())
+                _advise_will_need(disk.fileno())
                 stream.seek(self.offset)
-                for first in range(0, z, step):
-                    last = min(first + step, z)
-                    data = empty(((last - first) * plane,), np.uint8)
-                    whole = _fill(stream, data)
+                for start in range(0, z, step):
+                    stop = min(start + step, z)
+                    data = empty(((stop - start) * plane,), np.uint8)
+                    complete = _read_full(stream, data)
                     if timer is not None:
                         timer.record("read", disk.seconds)
                         disk.seconds = 0.0
-                    if not whole:
+                    if not complete:
                         raise EOFError
                     data.flags.writeable = False
-                    yield first, last, data.view(self.dtype).reshape((x, y, last - first), order="F")
-                    del data  # its memory is the next one's as soon as nobody looks at it
-                if stream.read(1):
-                    raise ValueError("more voxels than the header names")
+                    # NIfTI stores x fastest, that is, Fortran order
+                    yield start, stop, data.view(self.dtype).reshape((x, y, stop - start), order="F")
+                    del data  # freed here so the buffer pool can reuse it for the next slab
+                if stream.read(1):  # reading past the last voxel also verifies gzip's checksum
+                    raise ValueError("the stream is longer than the header declares")
         except NIFTI_READ_ERRORS as error:
-            raise unreadable(self.path, self.case_id, self.kind) from error
+            raise unreadable_error(self.path, self.case_id, self.kind) from error
 
 
-def _fill(stream: IGzipFile, data: NDArray[np.uint8]) -> bool:
-    """Read until the array is full; False where the stream ends before."""
-    rest = data.data
-    while rest:
-        count = stream.readinto(rest)
+def _read_full(stream: IGzipFile, data: NDArray[np.uint8]) -> bool:
+    """Read until the array is full; return False if the stream ends before."""
+    remaining = data.data
+    while remaining:
+        count = stream.readinto(remaining)
         if not count:
             return False
-        rest = rest[count:]
+        remaining = remaining[count:]
     return True
 
 
 class _TimedFile(io.FileIO):
-    """A file that adds up how long reading from it took."""
+    """A file that accumulates the time of its reads."""
 
     seconds = 0.0
 
     def readinto(self, buffer: Any) -> int | None:
-        """As of any file."""
+        """Read into a buffer and add the elapsed time to `seconds`."""
         start = perf_counter()
         count = super().readinto(buffer)
         self.seconds += perf_counter() - start
@@ -137,28 +139,28 @@ class _TimedFile(io.FileIO):
 
 
 def read_ahead(path: Path) -> None:
-    """Have the system fetch a file from the disk; returns before it is there.
+    """Ask the operating system to load a file into its page cache; return at once.
 
     Raises:
-        OSError: there is no such file, or it may not be read.
+        OSError: the file does not exist or cannot be opened.
     """
     with path.open("rb") as disk:
-        _advise(disk.fileno())
+        _advise_will_need(disk.fileno())
 
 
-def _advise(descriptor: int) -> None:
-    """Have the system fetch the whole file from the disk while its beginning is inflated."""
+def _advise_will_need(descriptor: int) -> None:
+    """Ask the operating system to load the whole file while its first bytes are decompressed."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def open_nifti(path: Path, *, case_id: str, kind: str) -> NiftiFile:
-    """Read and judge a header.
+    """Read and validate a header.
 
     Args:
         path: a `.nii.gz` file.
-        case_id: for the error.
-        kind: `ct` or `mask`.
+        case_id: case that the file belongs to.
+        kind: `ct` or `mask`; prefix of the error codes.
 
     Raises:
         InputRejectedError: `KIND-missing`, `KIND-unreadable`, `KIND-not-3d`, `KIND-affine`, `KIND-forms`.
@@ -173,30 +175,31 @@ def open_nifti(path: Path, *, case_id: str, kind: str) -> NiftiFile:
         dtype, offset = header.get_data_dtype(), float(header["vox_offset"])
         slope, intercept = header.get_slope_inter()
     except NIFTI_READ_ERRORS as error:
-        raise unreadable(path, case_id, kind) from error
+        raise unreadable_error(path, case_id, kind) from error
+    # dim[0] is the number of axes, dim[1:] their sizes
     if not 1 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1 or dtype.kind not in "iuf":
-        raise unreadable(path, case_id, kind)
+        raise unreadable_error(path, case_id, kind)
     if dim[0] < 3 or any(n != 1 for n in dim[4 : dim[0] + 1]):
         raise _input_error(
             f"{path.name} has {dim[0]} axes", "give one 3D volume, not a series of them", f"{kind}-not-3d", case_id
         )
     shape = (dim[1], dim[2], dim[3])
     voxels = dim[1] * dim[2] * dim[3]
-    start = header.sizeof_hdr + 4
+    start = header.sizeof_hdr + 4  # four bytes after the header flag its extensions
     if (
         voxels > MAX_VOXELS
         or voxels * dtype.itemsize > MAX_BYTES
         or not (offset == 0 or start <= offset <= MAX_OFFSET)
         or voxels * dtype.itemsize > path.stat().st_size * DEFLATE_RATIO
     ):
-        raise unreadable(path, case_id, kind)
+        raise unreadable_error(path, case_id, kind)
     return NiftiFile(
         path=path,
         case_id=case_id,
         kind=kind,
         shape_xyz=shape,
         dtype=dtype,
-        offset=int(offset) or start,
+        offset=int(offset) or start,  # some writers leave the offset 0
         slope=1.0 if slope is None else float(slope),
         intercept=0.0 if intercept is None else float(intercept),
         affine_xyz=_affine(header, shape, path, case_id, kind),
@@ -205,10 +208,11 @@ def open_nifti(path: Path, *, case_id: str, kind: str) -> NiftiFile:
 
 
 def _header(path: Path) -> Any:
-    """The header without its extensions, in the byte order it was written in.
+    """Return the header without its extensions, in the byte order of the file.
 
     Raises:
-        ValueError, OSError and the like: it is none.
+        ValueError: the file has no single-file NIfTI header.
+        OSError: the file cannot be read or decompressed.
     """
     with IGzipFile(path, "rb") as stream:
         data = stream.read(540)
@@ -225,45 +229,53 @@ def _header(path: Path) -> Any:
 def _unit(header: Any) -> str:
     try:
         return str(header.get_xyzt_units()[0])
-    except KeyError:  # a code that the standard lacks
+    except KeyError:  # a code that the standard does not define
         return "unknown"
 
 
 def _affine(header: Any, shape: tuple[int, ...], path: Path, case_id: str, kind: str) -> NDArray[np.float64]:
-    """The header's affine: sform before qform, as the standard's readers do. One of the two must be set."""
+    """Return the header's affine: sform if set, else qform, as other NIfTI readers do.
+
+    Raises:
+        InputRejectedError: `KIND-affine`: neither is set, or one is singular; `KIND-forms`: the two disagree.
+    """
     try:
         with np.errstate(all="ignore"):
             sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
     except NIFTI_READ_ERRORS as error:
-        raise no_affine(path, case_id, kind) from error
-    given = [np.asarray(a, dtype=np.float64) for a in (sform, qform) if a is not None]
-    if not given or not all(usable(a) for a in given):
-        raise no_affine(path, case_id, kind)
-    if len(given) == 2 and not is_sheared(given[0]):
+        raise no_affine_error(path, case_id, kind) from error
+    affines = [np.asarray(a, dtype=np.float64) for a in (sform, qform) if a is not None]
+    if not affines or not all(is_usable_affine(a) for a in affines):
+        raise no_affine_error(path, case_id, kind)
+    # a qform is a rotation and a scaling, so it cannot agree with a sheared sform (gantry tilt)
+    if len(affines) == 2 and not is_sheared(affines[0]):
         last = np.array(shape) - 1
+        # corners relative to the centre, linear part only: a different origin is no disagreement
         corners = (np.array(np.meshgrid(*[(0, n) for n in last])).reshape(3, -1) - last[:, None] / 2).astype(np.float64)
-        apart = np.linalg.norm((given[0] - given[1])[:3, :3] @ corners, axis=0).max()
-        if apart > FORMS_TOLERANCE_VOXELS * np.linalg.norm(given[0][:3, :3], axis=0).min():
+        distance = np.linalg.norm((affines[0] - affines[1])[:3, :3] @ corners, axis=0).max()
+        if distance > FORMS_TOLERANCE_VOXELS * np.linalg.norm(affines[0][:3, :3], axis=0).min():
             raise _input_error(
                 f"{path.name} has two affines, sform and qform, that disagree in orientation or voxel size",
-                "export it again, or set both to the right one; programs differ in which of them they believe",
+                "export it again, or set both to the correct one; programs differ in which of the two they use",
                 f"{kind}-forms",
                 case_id,
             )
-    return given[0]
+    return affines[0]
 
 
-def usable(affine_xyz: NDArray[np.float64]) -> bool:
-    """Whether an affine is finite, of sane size, and maps no axis to nothing or onto another."""
+def is_usable_affine(affine_xyz: NDArray[np.float64]) -> bool:
+    """Return whether an affine is finite, of plausible size and not close to singular."""
     linear = affine_xyz[:3, :3]
     if not np.isfinite(affine_xyz).all() or np.abs(affine_xyz).max() > 1e9:
         return False
     sizes = np.linalg.norm(linear, axis=0)
+    # the determinant of the unit axis directions is 1 for orthogonal axes and 0 for coplanar ones
     return bool(sizes.min() > 1e-9 and abs(np.linalg.det(linear / sizes)) > 1e-3)
 
 
 def is_sheared(affine_xyz: NDArray[np.float64], *, degrees: float = 0.5) -> bool:
-    """Whether two axes of the grid are off the right angle by more than `degrees`: a gantry tilt left in the data."""
+    """Return whether two grid axes deviate from a right angle by more than `degrees`, as under a gantry tilt."""
+    # entry (i, j) of direction.T @ direction is the cosine of the angle between axes i and j
     direction = affine_xyz[:3, :3] / np.linalg.norm(affine_xyz[:3, :3], axis=0)
     return bool(np.abs(direction.T @ direction - np.eye(3)).max() > np.sin(np.radians(degrees)))
 
@@ -272,18 +284,18 @@ def _input_error(what: str, fix: str, code: str, case_id: str) -> InputRejectedE
     return InputRejectedError(what, fix=fix, code=code, case_id=case_id)
 
 
-def no_affine(path: Path, case_id: str, kind: str) -> InputRejectedError:
-    """The refusal of a file without usable geometry."""
+def no_affine_error(path: Path, case_id: str, kind: str) -> InputRejectedError:
+    """Return the error for a file without usable geometry (`KIND-affine`)."""
     return _input_error(
         f"{path.name} has no usable affine", "export it again with its geometry", f"{kind}-affine", case_id
     )
 
 
-def unreadable(path: Path, case_id: str, kind: str) -> InputRejectedError:
-    """The refusal of a damaged file."""
+def unreadable_error(path: Path, case_id: str, kind: str) -> InputRejectedError:
+    """Return the error for a file that cannot be read (`KIND-unreadable`)."""
     return _input_error(
         f"{path.name} cannot be read as NIfTI",
-        "copy the file again, or export it again: it is truncated, damaged, absurdly large or no NIfTI (.nii.gz)",
+        "copy the file again, or export it again: it is truncated, damaged, too large or not NIfTI (.nii.gz)",
         f"{kind}-unreadable",
         case_id,
     )

@@ -1,13 +1,12 @@
-"""Reading a CT and its mask, and going back to its grid: the one place that knows axis order and orientation.
+"""Read a CT and its mask as arrays in one orientation, and write arrays back onto the CT's file grid.
 
-NIfTI files hold voxels as (x, y, z) in any orientation. Here every volume is brought to canonical RAS+ orientation and
-held as array_DHW = canonical_xyz.transpose(2, 1, 0): D grows towards superior, H towards anterior, W towards the
-patient's right. `affine_xyz` maps canonical (x, y, z) indices to world millimetres. A mask lies on the CT's grid only
-when its world coordinates say so; array order is never compared.
+Axis order and orientation are handled in this module only. NIfTI files store voxels as (x, y, z) in any orientation.
+Each volume is reoriented to canonical RAS+ and held as array_DHW = canonical_xyz.transpose(2, 1, 0): D increases
+towards superior, H towards anterior, W towards the patient's right. `affine_xyz` maps canonical (x, y, z) indices to
+world millimetres. Grids are compared by world coordinates, never by array order.
 
-The file's voxels arrive in slabs (`tmi.toolkit.imaging.nifti`). While one is inflated, other threads turn those before
-it round and scale them, straight into the volume, and may hand finished planes on: no second whole volume of any type
-exists.
+Voxels are read in slabs (`tmi.toolkit.imaging.nifti`). While one slab is decompressed, worker threads reorient and
+scale the previous ones into the volume and may pass finished planes on. No second full-size array is allocated.
 """
 
 from __future__ import annotations
@@ -32,23 +31,24 @@ from tmi.toolkit.imaging.slab_reader import fill_volume, orientation_of
 
 INT16 = np.iinfo(np.int16)
 INTEGER_TOLERANCE = 1e-3
-"""How far a mask's value may lie from a whole number (a scaled uint8 is off by rounding)."""
+"""Largest allowed distance of a mask's value from an integer; a scaled uint8 deviates by rounding."""
 GRID_TOLERANCE_VOXELS = 0.05
-"""How far apart, in voxels, the corners of two grids may lie to be taken for the same grid."""
+"""Largest distance between the corners of two equal grids, in units of the smallest voxel edge."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Where the voxels of a volume lie."""
+    """Shape and affine of a volume in canonical orientation."""
 
     shape_DHW: tuple[int, int, int]
-    """Voxels."""
+    """Number of voxels along D, H, W."""
     affine_xyz: NDArray[np.float64]
     """4x4, canonical (x, y, z) index -> RAS+ millimetres."""
 
     @property
     def spacing_DHW_mm(self) -> tuple[float, float, float]:
         """Voxel size in millimetres along D, H, W."""
+        # column k of the affine is the step of one voxel along axis k, in mm
         x, y, z = (float(v) for v in np.linalg.norm(self.affine_xyz[:3, :3], axis=0))
         return z, y, x
 
@@ -58,17 +58,17 @@ class Volume:
     """A volume in canonical orientation."""
 
     array_DHW: NDArray[np.generic]
-    """Voxels: int16 or float32 in HU for a CT, bool for a mask."""
+    """Voxels: int16 or float32 in HU for a CT, bool for a mask, int32 for labels."""
     affine_xyz: NDArray[np.float64]
     """4x4, canonical (x, y, z) index -> RAS+ millimetres."""
     unit: str = "unknown"
-    """Unit of length that the file declares; millimetres are taken whatever it says, and a check compares."""
+    """Unit of length declared by the file. It is not applied: millimetres are assumed, and a check compares."""
     several_labels: bool = False
-    """A mask taken from several values of its file, because no label was asked for."""
+    """True for a mask that merges several labels of its file because no label was selected."""
 
     @property
     def grid(self) -> Grid:
-        """Where its voxels lie."""
+        """Shape and affine of the volume."""
         d, h, w = self.array_DHW.shape
         return Grid(shape_DHW=(d, h, w), affine_xyz=self.affine_xyz)
 
@@ -79,15 +79,16 @@ class Volume:
 
 
 class CtReadCallbacks(Protocol):
-    """Begins its own work on a CT while the rest is still being read."""
+    """Hooks that process a CT while the rest of it is still being read."""
 
     def on_grid_ready(self, grid: Grid) -> None:
-        """Told once, before any voxel is read."""
+        """Called once, before any voxel is read."""
 
     def on_planes_ready(self, array_DHW: NDArray[np.generic], lower: int, upper: int) -> None:
-        """Told in any thread and order that `array_DHW[lower:upper]` is final.
+        """Called from worker threads, in any order, once `array_DHW[lower:upper]` is filled.
 
-        The array may be given up, where values turn out not to fit its type; that which `read_ct` returns counts.
+        The array may be discarded and re-read as float32 if a value overflows int16; only the array returned by
+        `read_ct` is final.
         """
 
 
@@ -99,14 +100,14 @@ def read_ct(
     timer: StageTimer | None = None,
     empty: ArrayAllocator = np.empty,
 ) -> Volume:
-    """The case's CT in HU, contiguous; int16 where the file's values fit exactly, else float32.
+    """Read the case's CT in HU as a contiguous array: int16 if all values fit exactly, else float32.
 
     Args:
         case: the case.
-        pool: threads that turn and scale what is inflated here; None makes some.
-        callbacks: told of every part that is ready.
-        timer: told under `read` how long the disk took.
-        empty: makes the array.
+        pool: threads that reorient and scale the slabs; None creates a pool for this call.
+        callbacks: called when the grid is known and when planes are filled.
+        timer: receives the seconds of disk reads under `read`.
+        empty: allocates the array.
 
     Raises:
         InputRejectedError: ct-missing, ct-unreadable, ct-not-3d, ct-affine, ct-forms, ct-nan.
@@ -125,19 +126,19 @@ def read_ct(
         if not fill_volume(
             file,
             array_DHW,
-            partial(_int16_hounsfield, file),
+            partial(_to_int16_hu, file),
             pool=pool,
             on_planes_ready=on_planes_ready,
             timer=timer,
             empty=empty,
         ):
-            array_DHW = None  # no body has such values, so nothing is lost by reading the file once more
+            array_DHW = None  # a value overflows int16: no plausible CT, so a second read as float32 is acceptable
     if array_DHW is None:
         array_DHW = empty(grid.shape_DHW, np.float32)
         fill_volume(
             file,
             array_DHW,
-            partial(_hounsfield, file),
+            partial(_to_float32_hu, file),
             pool=pool,
             on_planes_ready=on_planes_ready,
             timer=timer,
@@ -147,7 +148,12 @@ def read_ct(
 
 
 def read_mask(case: Case, ct: Volume | Grid, *, empty: ArrayAllocator = np.empty) -> Volume:
-    """The case's liver mask (bool) on the CT's grid; `case.mask_label` selects its voxels. `empty` makes the array.
+    """Read the case's liver mask (bool) on the CT's grid.
+
+    Args:
+        case: the case; `mask_label` selects the voxels of one label, None those of every non-zero label.
+        ct: the CT or its grid.
+        empty: allocates the array.
 
     Raises:
         InputRejectedError: mask-missing, mask-unreadable, mask-not-3d, mask-affine, mask-forms, mask-grid, mask-nan,
@@ -156,64 +162,66 @@ def read_mask(case: Case, ct: Volume | Grid, *, empty: ArrayAllocator = np.empty
     file = open_nifti(case.mask, case_id=case.case_id, kind="mask")
     grid = _canonical_grid(file)
     require_same_grid(case.case_id, grid.shape_DHW, grid.affine_xyz, ct)
-    inside = empty(grid.shape_DHW, np.bool_)
+    mask_DHW = empty(grid.shape_DHW, np.bool_)
     labels: set[int] = set()
 
     def select(stored: NDArray[np.generic], out: NDArray[np.generic]) -> bool:
-        values = _labels(stored, file)
+        values = _integer_labels(stored, file)
         np.not_equal(values, 0, out=out) if case.mask_label is None else np.equal(values, case.mask_label, out=out)
+        # minimum and maximum suffice to detect more than one label
         if case.mask_label is None and len(labels) < 2 and out.any():
-            taken = values[out]
-            labels.update((int(taken.min()), int(taken.max())))
+            selected = values[out]
+            labels.update((int(selected.min()), int(selected.max())))
         return True
 
     with worker_pool() as pool:
-        fill_volume(file, inside, select, pool=pool, empty=empty)
-    if not inside.any():
-        which = "" if case.mask_label is None else f" of label {case.mask_label}"
+        fill_volume(file, mask_DHW, select, pool=pool, empty=empty)
+    if not mask_DHW.any():
+        suffix = "" if case.mask_label is None else f" of label {case.mask_label}"
         raise InputRejectedError(
-            f"{MASK_FILE} has no voxel{which}",
+            f"{MASK_FILE} has no voxel{suffix}",
             code="mask-empty",
             case_id=case.case_id,
             fix="segment the liver, or choose its label with --mask-label",
         )
-    return Volume(array_DHW=inside, affine_xyz=ct.affine_xyz, unit=file.unit, several_labels=len(labels) > 1)
+    return Volume(array_DHW=mask_DHW, affine_xyz=ct.affine_xyz, unit=file.unit, several_labels=len(labels) > 1)
 
 
 def read_labels(case: Case) -> Volume:
-    """The mask's labels on its own grid, whatever the CT's is: what a repair of the grid starts from.
+    """Read the mask's labels (int32) on the mask's own grid; the input of a grid repair.
 
     Raises:
-        InputRejectedError: as `read_mask`, less mask-grid and mask-empty.
+        InputRejectedError: as `read_mask`, except mask-grid and mask-empty.
     """
     file = open_nifti(case.mask, case_id=case.case_id, kind="mask")
     grid = _canonical_grid(file)
     labels = np.empty(grid.shape_DHW, dtype=np.int32)
 
-    def take(stored: NDArray[np.generic], out: NDArray[np.generic]) -> bool:
-        np.copyto(out, _labels(stored, file), casting="unsafe")
+    def copy(stored: NDArray[np.generic], out: NDArray[np.generic]) -> bool:
+        np.copyto(out, _integer_labels(stored, file), casting="unsafe")
         return True
 
     with worker_pool() as pool:
-        fill_volume(file, labels, take, pool=pool)
+        fill_volume(file, labels, copy, pool=pool)
     return Volume(array_DHW=labels, affine_xyz=grid.affine_xyz, unit=file.unit)
 
 
 def require_same_grid(
     case_id: str, shape_DHW: tuple[int, ...], affine_xyz: NDArray[np.float64], ct: Volume | Grid
 ) -> None:
-    """Refuse a mask whose grid is not the CT's, by the world coordinates of the corners.
+    """Reject a mask whose grid differs from the CT's in shape or in the world coordinates of its corners.
 
     Raises:
         InputRejectedError: mask-grid.
     """
-    mend = "resample the mask onto the CT (tmi check --fix mask-grid), or export it again from the same series"
+    fix = "resample the mask onto the CT (tmi check --fix mask-grid), or export it again from the same series"
     ct = ct.grid if isinstance(ct, Volume) else ct
     if tuple(shape_DHW) != ct.shape_DHW:
-        have, want = ("x".join(map(str, reversed(s))) for s in (shape_DHW, ct.shape_DHW))
+        # sizes are reported as x x y x z, the order in which NIfTI viewers show them
+        mask_size, ct_size = ("x".join(map(str, reversed(s))) for s in (shape_DHW, ct.shape_DHW))
         raise InputRejectedError(
-            f"{MASK_FILE} lies on another grid than {CT_FILE} ({have} against {want} voxels)",
-            fix=mend,
+            f"{MASK_FILE} lies on another grid than {CT_FILE} ({mask_size} against {ct_size} voxels)",
+            fix=fix,
             code="mask-grid",
             case_id=case_id,
         )
@@ -221,7 +229,7 @@ def require_same_grid(
     if distance > GRID_TOLERANCE_VOXELS * min(ct.spacing_DHW_mm):
         raise InputRejectedError(
             f"{MASK_FILE} lies on another grid than {CT_FILE} (corners up to {distance:.1f} mm apart)",
-            fix=mend,
+            fix=fix,
             code="mask-grid",
             case_id=case_id,
         )
@@ -230,36 +238,43 @@ def require_same_grid(
 def corner_distance_mm(
     shape_DHW: tuple[int, ...], one_xyz: NDArray[np.float64], other_xyz: NDArray[np.float64]
 ) -> float:
-    """Largest distance in mm between the same corner voxel of two grids of one shape."""
+    """Return the largest distance in mm between corresponding corner voxels of two grids of the same shape.
+
+    Args:
+        shape_DHW: shape of both grids.
+        one_xyz: 4x4 affine of one grid.
+        other_xyz: 4x4 affine of the other grid.
+    """
     last = [n - 1 for n in reversed(shape_DHW)]
-    corners = np.array(np.meshgrid(*[(0, n) for n in last], [1])).reshape(4, -1)
+    corners = np.array(np.meshgrid(*[(0, n) for n in last], [1])).reshape(4, -1)  # homogeneous (x, y, z, 1), [4, 8]
     return float(np.linalg.norm(((one_xyz - other_xyz) @ corners)[:3], axis=0).max())
 
 
 def _canonical_grid(file: NiftiFile) -> Grid:
-    """The grid of a file once it is brought to RAS+."""
+    """Return the grid of the file's volume after reorientation to RAS+."""
     orientation = orientation_of(file)
+    # column 0 of the orientation is the canonical axis of each stored axis: sorting by it gives sizes in x, y, z
     x, y, z = (n for _, n in sorted(zip(orientation[:, 0], file.shape_xyz, strict=True)))
     affine = file.affine_xyz @ nib.orientations.inv_ornt_aff(orientation, file.shape_xyz)
     return Grid(shape_DHW=(z, y, x), affine_xyz=np.asarray(affine, dtype=np.float64))
 
 
 def _is_integer(file: NiftiFile) -> bool:
-    """Whether the file's values are whole numbers; whether they fit int16 is not known yet."""
+    """Return whether the scaled values are integers; whether they fit int16 is checked slab by slab."""
     scaling = (file.slope, file.intercept)
     return file.dtype.kind in "iu" and all(v == int(v) and abs(v) < 2**31 for v in scaling)
 
 
-def _int16_hounsfield(file: NiftiFile, stored: NDArray[np.generic], out: NDArray[np.generic]) -> bool:
-    """Exact values, where they fit int16."""
+def _to_int16_hu(file: NiftiFile, stored: NDArray[np.generic], out: NDArray[np.generic]) -> bool:
+    """Write exact HU as int16; return False if a value does not fit."""
     slope, intercept = int(file.slope), int(file.intercept)
     if stored.dtype.newbyteorder("=") == np.int16 and (slope, intercept) == (1, 0):
         np.copyto(out, stored)
         return True
-    ends = [int(v) * slope + intercept for v in (stored.min(), stored.max())]
-    if min(ends) < INT16.min or max(ends) > INT16.max:
+    limits = [int(v) * slope + intercept for v in (stored.min(), stored.max())]
+    if min(limits) < INT16.min or max(limits) > INT16.max:
         return False
-    # whatever wraps in 32 bits ends at the right 16 of them
+    # int32 may wrap in between, but the low 16 bits stay correct (arithmetic modulo 2^32) and the results fit int16
     values = stored.astype(np.int32)
     if slope != 1:
         values *= np.int32(slope)
@@ -267,13 +282,17 @@ def _int16_hounsfield(file: NiftiFile, stored: NDArray[np.generic], out: NDArray
     return True
 
 
-def _hounsfield(file: NiftiFile, stored: NDArray[np.generic], out: NDArray[np.generic]) -> bool:
-    """Values in float32."""
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found by its infinity
+def _to_float32_hu(file: NiftiFile, stored: NDArray[np.generic], out: NDArray[np.generic]) -> bool:
+    """Write HU as float32.
+
+    Raises:
+        InputRejectedError: ct-nan.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # an overflow becomes infinite and is rejected below
         np.copyto(out, _scaled(stored, file), casting="same_kind")
     if not np.isfinite(out).all():
         raise InputRejectedError(
-            f"{CT_FILE} holds voxels that are not finite",
+            f"{CT_FILE} contains non-finite voxels",
             code="ct-nan",
             case_id=file.case_id,
             fix="export the CT again from its series; NaN voxels have no Hounsfield value",
@@ -282,7 +301,7 @@ def _hounsfield(file: NiftiFile, stored: NDArray[np.generic], out: NDArray[np.ge
 
 
 def _scaled(stored: NDArray[np.generic], file: NiftiFile) -> NDArray[np.generic]:
-    """Value = stored * slope + intercept; float64 where there is something to compute."""
+    """Return stored * slope + intercept in float64, or `stored` itself if the file is unscaled."""
     if (file.slope, file.intercept) == (1.0, 0.0):
         return stored
     with np.errstate(over="ignore", invalid="ignore"):
@@ -292,8 +311,8 @@ def _scaled(stored: NDArray[np.generic], file: NiftiFile) -> NDArray[np.generic]
     return values
 
 
-def _labels(stored: NDArray[np.generic], file: NiftiFile) -> NDArray[np.generic]:
-    """A mask's values as whole numbers.
+def _integer_labels(stored: NDArray[np.generic], file: NiftiFile) -> NDArray[np.generic]:
+    """Return a mask's scaled values, rounded to integers.
 
     Raises:
         InputRejectedError: mask-nan, mask-values.
@@ -304,43 +323,45 @@ def _labels(stored: NDArray[np.generic], file: NiftiFile) -> NDArray[np.generic]
         values = _scaled(stored, file).astype(np.float32)
     if not np.isfinite(values).all():
         raise InputRejectedError(
-            f"{MASK_FILE} holds voxels that are not finite",
+            f"{MASK_FILE} contains non-finite voxels",
             code="mask-nan",
             case_id=file.case_id,
             fix="export the mask again as integers",
         )
-    whole = np.rint(values)
-    if np.abs(values - whole).max() > INTEGER_TOLERANCE or np.abs(whole).max() > 2**24:
+    rounded = np.rint(values)
+    # above 2^24 float32 no longer represents every integer
+    if np.abs(values - rounded).max() > INTEGER_TOLERANCE or np.abs(rounded).max() > 2**24:
         raise InputRejectedError(
-            f"{MASK_FILE} holds fractions: probabilities or an interpolated mask, not labels",
+            f"{MASK_FILE} contains fractional values (probabilities or an interpolated mask), not labels",
             code="mask-values",
             case_id=file.case_id,
-            fix="export the mask again as whole numbers; resample masks with nearest neighbour",
+            fix="export the mask again as integers; resample masks with nearest neighbour",
         )
-    return np.asarray(whole)
+    return np.asarray(rounded)
 
 
 def write_on_ct_grid(values_DHW: NDArray[np.floating], case: Case, path: Path) -> None:
-    """Write values of the CT's voxels as a NIfTI of float32 that lies on the CT's file voxel for voxel.
+    """Write one value per CT voxel as a float32 NIfTI file on the grid of the CT's file.
 
-    The inverse of `read_ct`'s orientation: same shape, order of axes and affine as the file has.
+    The reorientation of `read_ct` is inverted: shape, axis order and affine equal those of the CT's file.
 
     Args:
-        values_DHW: one value for each voxel of the volume that `read_ct` gave.
-        case: whose CT it is.
+        values_DHW: values in the orientation and shape of the volume that `read_ct` returns.
+        case: the case that the CT belongs to.
         path: file to write; its name ends in `.nii.gz`.
 
     Raises:
         InputRejectedError: ct-missing, ct-unreadable, ct-not-3d, ct-affine, ct-forms.
-        ValueError: the values are not of the CT's shape.
+        ValueError: the shape of the values differs from the CT's.
     """
     file = open_nifti(case.ct, case_id=case.case_id, kind="ct")
     if values_DHW.shape != (shape_DHW := _canonical_grid(file).shape_DHW):
         raise ValueError(f"values of shape {values_DHW.shape} on a CT of shape {shape_DHW}")
     canonical = np.array([[0, 1], [1, 1], [2, 1]], dtype=np.float64)
-    back = nib.orientations.ornt_transform(canonical, orientation_of(file))
-    stored = nib.orientations.apply_orientation(values_DHW.transpose(2, 1, 0), back)
+    to_stored = nib.orientations.ornt_transform(canonical, orientation_of(file))
+    stored = nib.orientations.apply_orientation(values_DHW.transpose(2, 1, 0), to_stored)
     image = nib.Nifti1Image(np.asarray(stored, dtype=np.float32), file.affine_xyz)
+    # set both forms, so that readers agree whichever of the two they use
     image.set_sform(file.affine_xyz, code=1)
     image.set_qform(file.affine_xyz, code=1)
     image.header.set_xyzt_units("mm")
@@ -349,23 +370,23 @@ def write_on_ct_grid(values_DHW: NDArray[np.floating], case: Case, path: Path) -
 
 @dataclass(frozen=True, kw_only=True)
 class Plane:
-    """One of the three planes a volume is looked at in, as radiologists do: the patient faces the viewer."""
+    """An anatomical plane in the radiological display convention: the patient faces the viewer."""
 
     name: str
     """`axial`, `coronal` or `sagittal`."""
     axis: int
-    """Axis of [D,H,W] that counts the plane's slices."""
+    """Axis of [D,H,W] perpendicular to the plane, along which its slices are numbered."""
     marks: tuple[str, str, str, str]
-    """What lies at the left, right, top and bottom of the picture: R L A P S I."""
+    """Anatomical direction at the left, right, top and bottom edge of the image: R, L, A, P, S or I."""
 
     def picture(self, volume_DHW: NDArray[np.generic], index: int) -> NDArray[np.generic]:
-        """Slice `index` as rows from top to bottom and columns from left to right; a view."""
+        """Return slice `index` as a view, with rows from top to bottom and columns from left to right."""
         chosen: list[int | slice] = [slice(None, None, -1)] * 3
         chosen[self.axis] = index
         return volume_DHW[tuple(chosen)]
 
     def pixel_mm(self, volume: Volume) -> tuple[float, float]:
-        """Height and width of a pixel of the picture."""
+        """Return the height and width in mm of a pixel of the image."""
         first, second = (s for axis, s in enumerate(volume.spacing_DHW_mm) if axis != self.axis)
         return first, second
 
@@ -375,5 +396,5 @@ PLANES: tuple[Plane, Plane, Plane] = (
     Plane(name="coronal", axis=1, marks=("R", "L", "S", "I")),
     Plane(name="sagittal", axis=2, marks=("A", "P", "S", "I")),
 )
-"""D grows to superior, H to anterior, W to the patient's right: every picture is the slice with both axes turned round,
-so that the patient's right is on the left, and front (axial) or head (coronal, sagittal) is on top."""
+"""D increases towards superior, H towards anterior, W towards the patient's right. Each image is the slice with both
+axes reversed: the patient's right is on the left, and anterior (axial) or superior (coronal, sagittal) is on top."""
