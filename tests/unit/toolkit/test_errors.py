@@ -1,4 +1,4 @@
-"""Typed errors: their texts, their exit codes, and their way across a process border."""
+"""Typed errors: texts, exit codes and pickling."""
 
 from __future__ import annotations
 
@@ -20,23 +20,26 @@ CODES = {
 
 
 @pytest.mark.parametrize("kind", CODES)
-def test_every_kind_has_its_documented_exit_code(kind):
+def test_error_type_has_documented_exit_code(kind):
+    """Each error type has the exit code of the documentation."""
     assert int(kind.exit_code) == CODES[kind]
     assert kind.exit_code in ExitCode
 
 
-def test_the_text_names_the_case_where_there_is_one():
+def test_error_text_names_the_case():
+    """The text starts with the case id if the error has one."""
     error = InputRejectedError("liver.nii.gz is missing", fix="put it there", code="mask-missing")
     assert str(error) == "liver.nii.gz is missing"
     assert str(error.for_case("P1")) == "case P1: liver.nii.gz is missing"
 
 
 @pytest.mark.parametrize("kind", CODES)
-def test_an_error_crosses_a_process_border_whole(kind):
+def test_error_survives_pickling(kind):
+    """Type, text and all attributes survive pickling."""
     extra = {"code": "mask-grid"} if kind is InputRejectedError else {}
-    error = kind("what is wrong", fix="how to mend it", **extra)
+    error = kind("what is wrong", fix="how to fix it", **extra)
     if kind is not ParityError:
         error.for_case("P7")
-    again = pickle.loads(pickle.dumps(error))
-    assert type(again) is kind
-    assert (str(again), again.args, vars(again)) == (str(error), error.args, vars(error))
+    restored = pickle.loads(pickle.dumps(error))
+    assert type(restored) is kind
+    assert (str(restored), restored.args, vars(restored)) == (str(error), error.args, vars(error))

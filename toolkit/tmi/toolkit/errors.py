@@ -1,7 +1,7 @@
 """Typed errors and the documented exit codes of the command line.
 
-Every error that a user can meet says what is wrong, which case or file, and how to mend it. Only the command line
-prints or exits; everything below it raises one of these. No text may carry patient data beyond the case id.
+Each error states the problem, the case or file it concerns, and the fix. Library code raises these errors; only the
+command line prints them and exits. Messages contain no patient data except the case id.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class ExitCode(IntEnum):
-    """What the `tmi` process answers to its shell."""
+    """Exit status of the `tmi` process."""
 
     DONE = 0
     UNEXPECTED = 1
@@ -23,12 +23,12 @@ class ExitCode(IntEnum):
 
 
 class TmiError(Exception):
-    """What is wrong and how to mend it.
+    """Base class of the errors that a user can fix.
 
     Args:
-        what: one sentence, naming the file or the setting, without patient data.
-        fix: one sentence that tells the user what to do.
-        case_id: the case it belongs to, where there is one.
+        what: one sentence that states the problem and names the file or setting, without patient data.
+        fix: one sentence that states how to fix it.
+        case_id: the affected case, if any.
     """
 
     exit_code: ExitCode = ExitCode.UNEXPECTED
@@ -43,34 +43,34 @@ class TmiError(Exception):
         return f"case {self.case_id}: {self.what}" if self.case_id else self.what
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Errors cross process borders whole; by default the keyword arguments would be lost."""
-        return _restored, (type(self), self.__dict__)
+        """Pickle the full state; the default implementation drops keyword-only arguments."""
+        return _from_state, (type(self), self.__dict__)
 
     def for_case(self, case_id: str) -> TmiError:
-        """The same error, naming the case."""
+        """Set the case id and return this error."""
         self.case_id = case_id
         return self
 
 
-def _restored(kind: type[TmiError], state: dict[str, Any]) -> TmiError:
+def _from_state(kind: type[TmiError], state: dict[str, Any]) -> TmiError:
     error = kind.__new__(kind, state["what"])
     error.__dict__.update(state)
     return error
 
 
 class UsageError(TmiError):
-    """The command, an option, a setting or a path is wrong (exit code 2)."""
+    """A command, option, setting or path is invalid (exit code 2)."""
 
     exit_code = ExitCode.USAGE
 
 
 class InputRejectedError(TmiError):
-    """A case or cohort is refused (exit code 3).
+    """A case or cohort is rejected (exit code 3).
 
     Args:
         what: as in `TmiError`.
         fix: as in `TmiError`.
-        code: the short name of the check that refused it, for example `mask-grid`.
+        code: code of the check that failed, for example `mask-grid`.
         case_id: as in `TmiError`.
     """
 
@@ -82,12 +82,12 @@ class InputRejectedError(TmiError):
 
 
 class UnavailableError(TmiError):
-    """An engine, an extra or the hardware is not there (exit code 5)."""
+    """An engine, an optional dependency or the hardware is not available (exit code 5)."""
 
     exit_code = ExitCode.UNAVAILABLE
 
 
 class DamagedError(TmiError):
-    """A bundle or run is damaged, edited or not trusted (exit code 6)."""
+    """A bundle or run is damaged, modified or not trusted (exit code 6)."""
 
     exit_code = ExitCode.DAMAGED

@@ -1,24 +1,24 @@
-"""The layout of a training run, and what may be believed of it.
+"""Layout of a training run on disk, and the integrity checks made before a run is used.
 
 A run is a folder::
 
-    run.json            schema, name, status, times, versions, cohort fingerprint; at the end the digest of every file
-    config.json         the whole config
-    clinical_schema.json    the clinical schema the texts were written by
-    pretrained.json     files of weights it started from, and what was taken of them; where there were any
-    folds.json          which case is where in which fold
+    run.json            schema, name, status, times, versions, cohort fingerprint; digests of all files once finished
+    config.json         complete config
+    clinical_schema.json    clinical schema that rendered the texts
+    pretrained.json     pre-trained weight files and the tensors loaded from them; only if any were used
+    folds.json          train, validation and test cases of each fold
     summary.json/.md    mean and standard deviation over the folds
     fold<k>/
-      model.safetensors   weights of the picked epoch
+      model.safetensors   weights of the selected epoch
       scaler.json         radiomics scaler, fitted on the fold's training part
-      tokenizer.json      tokenizer, trained on the fold's training part where the preset trains one
-      metrics.json        figures on the fold's held-out cases, and which epoch was picked
-      predictions.csv     probability of the positive class, raw and calibrated, and logits, of the held-out cases
-      validation.csv      the same of the inner validation cases, which temperature and threshold are fitted on
-      history.csv         a row an epoch
-      augmentation.csv    what was done to which CT in which epoch; where anything was
-      checkpoints/        what `--resume` continues from; not part of the finished run
-    tracking/           what trackers were told, where one was asked for; not part of the finished run
+      tokenizer.json      tokenizer, trained on the fold's training part if the preset trains one
+      metrics.json        metrics on the fold's held-out cases, and the selected epoch
+      predictions.csv     probability of the positive class (raw and calibrated) and logits of the held-out cases
+      validation.csv      the same for the inner validation cases; temperature and threshold are fitted on them
+      history.csv         one row per epoch
+      augmentation.csv    augmentations applied to each CT in each epoch; only if any were applied
+      checkpoints/        state that `--resume` continues from; not part of the finished run
+    tracking/           output of experiment trackers, if enabled; not part of the finished run
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ SUMMARY_TEXT_FILE = "summary.md"
 PRETRAINED_FILE = "pretrained.json"
 CHECKPOINTS = "checkpoints"
 TRACKING = "tracking"
-"""Folder of experiment trackers; no part of the finished run."""
+"""Folder of experiment trackers; not part of the finished run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldSplit:
-    """Who is where in one fold, by case id."""
+    """Case ids of the parts of one fold."""
 
     fold: int
     """Number of the fold, from 0."""
     train: tuple[str, ...]
-    """Cases the weights, the scaler and the tokenizer are fitted on."""
+    """Cases that the weights, scaler and tokenizer are fitted on."""
     validation: tuple[str, ...]
-    """Cases the epoch is picked on."""
+    """Cases that the epoch is selected on."""
     test: tuple[str, ...]
-    """Held-out cases the figures are reported on."""
+    """Held-out cases that the metrics are reported on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +74,12 @@ class FoldFolder:
 
     @classmethod
     def of(cls, run: Path, number: int) -> FoldFolder:
-        """Files of a fold of the run at a path."""
+        """Create the paths of fold `number` of the run at `run`."""
         return cls(folder=run / f"fold{number}", fold=number)
 
     @property
     def model(self) -> Path:
-        """Weights of the picked epoch."""
+        """Weights of the selected epoch."""
         return self.folder / "model.safetensors"
 
     @property
@@ -94,7 +94,7 @@ class FoldFolder:
 
     @property
     def metrics(self) -> Path:
-        """Figures; written last, so its presence means that the fold is done."""
+        """Metrics; written last, so the fold is complete if this file exists."""
         return self.folder / "metrics.json"
 
     @property
@@ -109,22 +109,22 @@ class FoldFolder:
 
     @property
     def augmentation(self) -> Path:
-        """What was done to the training CTs."""
+        """Augmentations applied to the training CTs."""
         return self.folder / "augmentation.csv"
 
     @property
     def history(self) -> Path:
-        """A row an epoch."""
+        """Training history, one row per epoch."""
         return self.folder / "history.csv"
 
     @property
     def checkpoint(self) -> Path:
-        """What a resumed run continues from."""
+        """Checkpoint that a resumed run continues from."""
         return self.folder / CHECKPOINTS / "last.ckpt"
 
     @property
     def temperature(self) -> float:
-        """What the fold's logits are divided by; 1 where the fold was not calibrated.
+        """Calibration temperature: divisor of the fold's logits; 1 if the fold was not calibrated.
 
         Raises:
             DamagedError: metrics.json is missing or malformed.
@@ -138,7 +138,7 @@ class FoldFolder:
 
 
 def _positive_number(document: Any, name: str, default: float) -> float:
-    """A number of a document's `calibration` part."""
+    """Read a positive finite number from a document's `calibration` part."""
     part = document.get("calibration", {}) if isinstance(document, dict) else None
     value = part.get(name, default) if isinstance(part, dict) else None
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
@@ -175,13 +175,15 @@ class RunFolder:
         cohort: Mapping[str, Any],
         versions: Mapping[str, str],
     ) -> RunFolder:
-        """Write a new run's first files; `cohort` holds cases, fingerprint and synthetic, and no patient data.
+        """Create a run folder and write its initial files.
+
+        `cohort` holds the keys `cases`, `fingerprint` and `synthetic`, and no patient data.
 
         Raises:
-            UsageError: `path` holds something already.
+            UsageError: `path` exists and is not empty.
         """
         if path.is_dir() and any(path.iterdir()):
-            raise UsageError(f"run {path} exists", fix="name another with --out, resume it with --resume, or --force")
+            raise UsageError(f"run {path} exists", fix="give another --out, or use --resume or --force")
         write_json(path / CONFIG_FILE, to_json(config))
         store_schema(path, schema)
         write_json(path / FOLDS_FILE, {"folds": [to_json(f) for f in folds]})
@@ -204,16 +206,20 @@ class RunFolder:
         """Read a run, finished or not.
 
         Raises:
-            UsageError: no such run.
-            DamagedError: one of its files is missing, unreadable, or of another schema.
+            UsageError: `path` is not a run.
+            DamagedError: a file is missing, unreadable, or has another schema.
         """
         if not (path / RUN_FILE).is_file():
             if (path / CONFIG_FILE).exists() or (path / FOLDS_FILE).exists():
                 raise DamagedError(f"run {path}: {RUN_FILE} is missing", fix="train the run again")
-            raise UsageError(f"{path} is no run: {RUN_FILE} is missing", fix="name a run folder that `tmi train` wrote")
+            raise UsageError(
+                f"{path} is not a run: {RUN_FILE} is missing", fix="give a run folder that `tmi train` wrote"
+            )
         state = read_json(path / RUN_FILE, kind="run")
         if not isinstance(state, dict) or state.get("schema") != SCHEMA:
-            raise DamagedError(f"run {path}: {RUN_FILE} has no schema {SCHEMA!r}", fix="use the tmi that trained it")
+            raise DamagedError(
+                f"run {path}: {RUN_FILE} does not have schema {SCHEMA!r}", fix="use the version of tmi that trained it"
+            )
         try:
             config = from_json(Config, read_json(path / CONFIG_FILE, kind="run"), where=CONFIG_FILE)
             rows = read_json(path / FOLDS_FILE, kind="run")["folds"]
@@ -225,29 +231,29 @@ class RunFolder:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What run.json says now."""
+        """Current content of run.json."""
         state: dict[str, Any] = read_json(self.path / RUN_FILE, kind="run")
         return state
 
     @property
     def rendering_version(self) -> int | None:
-        """Version of the rendering that wrote the texts; None where run.json names none."""
+        """Version of the rendering that produced the texts; None if run.json does not record one."""
         version = self.state.get("rendering_version")
         return version if isinstance(version, int) else None
 
     @property
     def finished(self) -> bool:
-        """Whether every fold and the summary are done."""
+        """Whether all folds and the summary are complete."""
         return self.state.get("status") == "finished"
 
     @property
     def pretrained(self) -> Path:
-        """What was taken of which files of weights; absent where every weight started random."""
+        """Record of the loaded pre-trained weights; the file is absent if all weights were initialised randomly."""
         return self.path / PRETRAINED_FILE
 
     @property
     def threshold(self) -> float:
-        """Calibrated probability from which the ensemble's decision is positive; 0.5 where none was fitted.
+        """Calibrated probability at or above which the ensemble's decision is positive; 0.5 if none was fitted.
 
         Raises:
             DamagedError: summary.json is malformed.
@@ -256,11 +262,11 @@ class RunFolder:
         return _positive_number(read_json(path, kind="run") if path.is_file() else {}, "threshold", 0.5)
 
     def fold(self, number: int) -> FoldFolder:
-        """Files of a fold."""
+        """Paths of a fold's files."""
         return FoldFolder.of(self.path, number)
 
     def finish(self) -> None:
-        """Mark the run finished and record the digest of every file that belongs to it."""
+        """Mark the run as finished and record the digest of each of its files."""
         files = {name: sha256_file(self.path / name) for name in self._contents()}
         write_json(self.path / RUN_FILE, self.state | {"status": "finished", "finished_at": _now(), "files": files})
 
@@ -269,11 +275,11 @@ class RunFolder:
         return [n.as_posix() for n in names if n.as_posix() != RUN_FILE and not {CHECKPOINTS, TRACKING} & {*n.parts}]
 
     def require_finished(self) -> RunFolder:
-        """The run itself, when it is finished and not a byte of it has changed since.
+        """Return the run after checking that it is finished and that no file has changed since.
 
         Raises:
             UsageError: the run is not finished.
-            DamagedError: a file is missing or was changed.
+            DamagedError: a file is missing or was modified.
         """
         state = self.state
         if state.get("status") != "finished":
@@ -290,8 +296,8 @@ class RunFolder:
                     f"run {self.path}: {name} was changed after the training", fix="restore it, or train the run again"
                 )
         for split in self.folds:
-            needed = self.fold(split.fold)
-            for file in (needed.model, needed.scaler, needed.tokenizer, needed.metrics):
+            fold = self.fold(split.fold)
+            for file in (fold.model, fold.scaler, fold.tokenizer, fold.metrics):
                 if file.relative_to(self.path).as_posix() not in recorded:
                     raise DamagedError(
                         f"run {self.path}: {file.relative_to(self.path)} is not recorded", fix="train the run again"
