@@ -1,7 +1,8 @@
-"""A prepared case from the cache is the prepared case; a changed byte or setting, or damage, makes it anew."""
+"""Cache of prepared images: hits equal the prepared case; a changed input or a damaged entry is a miss."""
 
 from __future__ import annotations
 
+import ast
 import json
 import multiprocessing
 import os
@@ -16,11 +17,12 @@ import pytest
 import tmi.toolkit.preprocessing.pipeline as prepare_module
 from factories.bad_cases import FAULTS, write_bad_cases
 from factories.cases import write_case
+from factories.paths import ROOT
 from tmi.toolkit.cases.case import Case, open_case
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import InputRejectedError
-from tmi.toolkit.preprocessing.cache import PreparedCache, tree_digest
+from tmi.toolkit.preprocessing.cache import CODE_PARTS, PreparedCache, tree_digest
 from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
 
 
@@ -53,16 +55,17 @@ def entries(folder: Path) -> list[Path]:
     return sorted(folder.glob("*")) if folder.is_dir() else []
 
 
-def test_a_cached_case_is_the_prepared_case_to_the_last_bit_with_its_warnings(case, micro_config, monkeypatch):
-    plain, cache = prepare(case, micro_config), PreparedCache()
+def test_cached_case_equals_prepared_case(case, micro_config, monkeypatch):
+    """A hit returns the same bits and warnings without reading the image."""
+    uncached, cache = prepare(case, micro_config), PreparedCache()
     first = prepare(case, micro_config, cache)
     assert (cache.hits, cache.stored) == (0, 1)
-    monkeypatch.setattr(prepare_module, "read_ct", None)  # nothing is read from the image again
+    monkeypatch.setattr(prepare_module, "read_ct", None)  # the image is not read again
     second = prepare(case, micro_config, cache)
     assert (cache.hits, cache.stored) == (1, 1)
-    assert plain.warnings == ("liver.nii.gz covers 493 mL",)
-    assert same(plain, first)
-    assert same(plain, second)
+    assert uncached.warnings == ("liver.nii.gz covers 493 mL",)
+    assert same(uncached, first)
+    assert same(uncached, second)
 
 
 def _touch_ct(case: Case, config: Config) -> tuple[Case, Config]:
@@ -95,19 +98,21 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_changed_is_prepared_anew_even_at_the_same_time_of_change(case, micro_config, change):
+def test_changed_input_is_prepared_again(case, micro_config, change):
+    """Any changed input is a miss, even with an unchanged modification time."""
     cache, time = PreparedCache(), os.stat(case.ct).st_mtime_ns
     prepare(case, micro_config, cache)
     changed, config = CHANGES[change](case, micro_config)
     for file in (case.ct, case.mask):
         if file.is_file():
             os.utime(file, ns=(time, time))
-    answer = prepare(changed, config, cache)
+    prepared = prepare(changed, config, cache)
     assert (cache.hits, cache.stored) == (0, 2)
-    assert same(answer, prepare(changed, config))
+    assert same(prepared, prepare(changed, config))
 
 
-def test_another_version_of_the_code_or_of_numpy_finds_nothing(case, micro_config, monkeypatch):
+def test_other_code_or_package_version_is_a_miss(case, micro_config, monkeypatch):
+    """Another code digest or package version is a miss."""
     cache = PreparedCache()
     prepare(case, micro_config, cache)
     with monkeypatch.context() as patch:
@@ -119,7 +124,8 @@ def test_another_version_of_the_code_or_of_numpy_finds_nothing(case, micro_confi
     assert (cache.hits, cache.stored) == (0, 3)
 
 
-def test_text_and_table_are_read_anew_beside_a_cached_image(case, micro_config):
+def test_record_is_read_again_on_a_hit(case, micro_config):
+    """The clinical record is not part of an entry."""
     cache = PreparedCache()
     before = prepare(case, micro_config, cache)
     record = json.loads(case.clinical.read_text())
@@ -132,9 +138,10 @@ def test_text_and_table_are_read_anew_beside_a_cached_image(case, micro_config):
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "cut short", "emptied", "another entry's content"])
-def test_a_damaged_entry_is_noticed_and_made_anew(case, micro_config, cache_folder, tmp_path, damage):
+def test_damaged_entry_is_replaced(case, micro_config, cache_folder, tmp_path, damage):
+    """A damaged entry is a miss and is replaced."""
     cache = PreparedCache()
-    plain = prepare(case, micro_config, cache)
+    prepared = prepare(case, micro_config, cache)
     (entry,) = entries(cache_folder)
     data = bytearray(entry.read_bytes())
     if damage == "a flipped bit":
@@ -145,26 +152,28 @@ def test_a_damaged_entry_is_noticed_and_made_anew(case, micro_config, cache_fold
         data = bytearray(other.read_bytes())
     entry.write_bytes(b"" if damage == "emptied" else data[: len(data) // 2] if damage == "cut short" else data)
     cache = PreparedCache()
-    assert same(prepare(case, micro_config, cache), plain)
+    assert same(prepare(case, micro_config, cache), prepared)
     assert (cache.hits, cache.stored) == (0, 1)
-    assert same(prepare(case, micro_config, cache), plain)
+    assert same(prepare(case, micro_config, cache), prepared)
     assert cache.hits == 1
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_refused_case_is_refused_alike_and_leaves_no_entry(case, micro_config, cache_folder, tmp_path, fault):
+def test_rejection_is_the_same_with_cache(case, micro_config, cache_folder, tmp_path, fault):
+    """A rejection is the same with and without the cache and is not stored."""
     (folder,) = (p for p in write_bad_cases(tmp_path / "bad", case.folder) if p.name == fault)
-    told = []
+    rejections = []
     for cache in (None, PreparedCache(), PreparedCache()):
         with pytest.raises(InputRejectedError) as error:
             prepare(open_case(folder), micro_config, cache)
-        told.append((error.value.code, str(error.value), error.value.fix))
-    assert told[0][0] == FAULTS[fault].code
-    assert told[0] == told[1] == told[2]
+        rejections.append((error.value.code, str(error.value), error.value.fix))
+    assert rejections[0][0] == FAULTS[fault].code
+    assert rejections[0] == rejections[1] == rejections[2]
     assert entries(cache_folder) == []
 
 
-def test_a_good_entry_does_not_let_a_case_pass_whose_record_was_spoilt_since(case, micro_config):
+def test_hit_does_not_hide_a_malformed_record(case, micro_config):
+    """A record that became malformed is rejected despite a valid entry."""
     cache = PreparedCache()
     prepare(case, micro_config, cache)
     case.clinical.write_text("{")
@@ -172,30 +181,32 @@ def test_a_good_entry_does_not_let_a_case_pass_whose_record_was_spoilt_since(cas
         prepare(case, micro_config, cache)
 
 
-def test_a_file_that_changes_while_it_is_read_is_not_stored(case, micro_config, cache_folder, monkeypatch):
+def test_file_changed_while_reading_is_not_stored(case, micro_config, cache_folder, monkeypatch):
+    """Nothing is stored if a file changes between hashing and reading."""
     original = prepare_module.read_ct
 
-    def changing(asked, **options):
-        volume = original(asked, **options)
-        _touch_ct(asked, micro_config)
+    def read_and_change(case, **options):
+        volume = original(case, **options)
+        _touch_ct(case, micro_config)
         return volume
 
-    monkeypatch.setattr(prepare_module, "read_ct", changing)
+    monkeypatch.setattr(prepare_module, "read_ct", read_and_change)
     prepare(case, micro_config, PreparedCache())
     assert entries(cache_folder) == []
 
 
-def test_extracted_radiomics_are_kept_with_the_images_and_apart_from_a_given_table(case, micro_config, monkeypatch):
+def test_extracted_radiomics_are_cached_separately(case, micro_config, monkeypatch):
+    """Extracted features are cached; a case with a table has another entry."""
     calls = []
 
-    def extract(asked, ct, mask):
-        calls.append(asked.case_id)
+    def extract(case, ct, mask):
+        calls.append(case.case_id)
         values_F = np.linspace(-1.0, 1.0, 1781)
         values_F[3] = np.nan
         return values_F, None
 
-    monkeypatch.setattr(prepare_module, "_extract", extract)
-    cache, given = PreparedCache(), prepare(case, micro_config)
+    monkeypatch.setattr(prepare_module, "_extract_radiomics", extract)
+    cache, with_table = PreparedCache(), prepare(case, micro_config)
     prepare(case, micro_config, cache)
     table = case.radiomics.read_bytes()
     case.radiomics.unlink()
@@ -205,36 +216,39 @@ def test_extracted_radiomics_are_kept_with_the_images_and_apart_from_a_given_tab
     assert np.isnan(second.radiomics_F[3])
     assert second.warnings[-1] == "radiomics were extracted from the liver mask"
     case.radiomics.write_bytes(table)
-    assert same(prepare(case, micro_config, cache), given)
+    assert same(prepare(case, micro_config, cache), with_table)
     assert (calls, cache.hits, cache.stored) == (["P001"], 2, 2)
 
 
 def _prepare_in_process(folder: str, config: Config) -> tuple[bytes, int, int]:
     cache = PreparedCache()
-    answer = prepare(open_case(Path(folder)), config, cache)
-    return answer.ct_1DHW.tobytes(), cache.hits, cache.stored
+    prepared = prepare(open_case(Path(folder)), config, cache)
+    return prepared.ct_1DHW.tobytes(), cache.hits, cache.stored
 
 
-def test_processes_at_once_get_the_same_arrays_and_leave_one_whole_entry(case, micro_config, cache_folder):
+def test_concurrent_processes_share_one_entry(case, micro_config, cache_folder):
+    """Concurrent processes get the same arrays and leave one complete entry."""
     context = multiprocessing.get_context("forkserver")
     with context.Pool(2) as pool:
-        answers = pool.starmap(_prepare_in_process, [(str(case.folder), micro_config)] * 6, chunksize=1)
-    assert {a[0] for a in answers} == {prepare(case, micro_config).ct_1DHW.tobytes()}
-    assert all(hits + stored == 1 for _, hits, stored in answers)
+        results = pool.starmap(_prepare_in_process, [(str(case.folder), micro_config)] * 6, chunksize=1)
+    assert {r[0] for r in results} == {prepare(case, micro_config).ct_1DHW.tobytes()}
+    assert all(hits + stored == 1 for _, hits, stored in results)
     assert [e.suffix for e in entries(cache_folder)] == [".entry"]
 
 
-def test_nothing_of_the_patient_but_voxels_and_figures_is_stored(case, micro_config, cache_folder):
+def test_entry_contains_no_patient_data(case, micro_config, cache_folder):
+    """Name and content of an entry contain no text or id of the case."""
     record = json.loads(case.clinical.read_text()) | {"patient_id": "Nakamura-4711", "report": "Known to drink."}
     case.clinical.write_text(json.dumps(record))
     prepare(case, micro_config, PreparedCache())
     (entry,) = entries(cache_folder)
-    for told in ("Nakamura", "4711", "drink", "P001", "Albumin", str(case.folder)):
-        assert told not in entry.name
-        assert told.encode() not in entry.read_bytes()
+    for text in ("Nakamura", "4711", "drink", "P001", "Albumin", str(case.folder)):
+        assert text not in entry.name
+        assert text.encode() not in entry.read_bytes()
 
 
-def test_the_folder_stays_within_its_bound(tmp_path, micro_config, cache_folder):
+def test_folder_size_is_limited(tmp_path, micro_config, cache_folder):
+    """The folder does not exceed `max_bytes`."""
     size = 4 * 12 * 24 * 24
     cache = PreparedCache(max_bytes=int(2.5 * size))
     for seed in range(4):
@@ -243,16 +257,18 @@ def test_the_folder_stays_within_its_bound(tmp_path, micro_config, cache_folder)
     assert sum(e.stat().st_size for e in entries(cache_folder)) <= 2.5 * size
 
 
-def test_a_nearly_full_disk_is_left_alone(case, micro_config, cache_folder, monkeypatch):
+def test_nothing_is_stored_on_a_nearly_full_disk(case, micro_config, cache_folder, monkeypatch):
+    """An entry that would leave too little free space is not stored."""
     usage = shutil.disk_usage(case.folder)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=2**30))
     cache = PreparedCache()
     prepare(case, micro_config, cache)
     assert (cache.stored, entries(cache_folder)) == (0, [])
-    assert "1 not stored: it cannot be written, or the disk is nearly full" in cache.summary()
+    assert "1 not stored: the folder cannot be written, or the disk is nearly full" in cache.summary()
 
 
-def test_a_cache_that_is_turned_off_prepares_each_time(case, micro_config, monkeypatch):
+def test_disabled_cache_prepares_every_time(case, micro_config, monkeypatch):
+    """`TMI_CACHE=off` disables the cache; results are the same."""
     monkeypatch.setenv("TMI_CACHE", "off")
     cache = PreparedCache()
     assert same(prepare(case, micro_config, cache), prepare(case, micro_config, cache))
@@ -264,23 +280,101 @@ def test_a_cache_that_is_turned_off_prepares_each_time(case, micro_config, monke
     "edited", ["prepare.py", "imaging/volume.py", "radiomics/filters/log.py", "data/settings.json"]
 )
 def test_edit_of_nested_module_changes_code_digest(tmp_path, edited):
-    """Any module or data file, at any depth, is part of the key; what is no source is not."""
+    """An edit of any module or data file, at any depth, changes the digest; compiled files are ignored."""
     for name in ("prepare.py", "imaging/volume.py", "radiomics/filters/log.py", "data/settings.json"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("first")
-    before = tree_digest(tmp_path)
+    parts = ("prepare.py", "imaging", "radiomics", "data")
+    before = tree_digest(tmp_path, parts)
     (tmp_path / "imaging" / "__pycache__").mkdir()
     (tmp_path / "imaging" / "__pycache__" / "volume.pyc").write_bytes(b"\0")
-    assert tree_digest(tmp_path) == before
+    assert tree_digest(tmp_path, parts) == before
     (tmp_path / edited).write_text("second")
-    assert tree_digest(tmp_path) != before
+    assert tree_digest(tmp_path, parts) != before
 
 
 def test_moved_module_changes_code_digest(tmp_path):
-    """The same text at another place is another code."""
-    (tmp_path / "a.py").write_text("x = 1")
-    before = tree_digest(tmp_path)
-    (tmp_path / "b").mkdir()
-    (tmp_path / "a.py").rename(tmp_path / "b" / "a.py")
-    assert tree_digest(tmp_path) != before
+    """The same text at another path gives another digest."""
+    (tmp_path / "room" / "nested").mkdir(parents=True)
+    (tmp_path / "room" / "a.py").write_text("x = 1")
+    before = tree_digest(tmp_path, ["room"])
+    (tmp_path / "room" / "a.py").rename(tmp_path / "room" / "nested" / "a.py")
+    assert tree_digest(tmp_path, ["room"]) != before
+
+
+def test_unlisted_part_does_not_change_code_digest(tmp_path):
+    """Only the listed parts enter the digest; a listed part that does not exist is an error."""
+    for name in ("used/a.py", "unused/b.py"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("first")
+    before = tree_digest(tmp_path, ["used"])
+    (tmp_path / "unused" / "b.py").write_text("second")
+    assert tree_digest(tmp_path, ["used"]) == before
+    with pytest.raises(FileNotFoundError):
+        tree_digest(tmp_path, ["used", "absent.py"])
+
+
+TOOLKIT = ROOT / "toolkit" / "tmi" / "toolkit"
+PACKAGE = "tmi.toolkit"
+
+
+def module_path(name: str) -> Path | None:
+    """Source file of a module of the toolkit; None if `name` is not a module."""
+    path = TOOLKIT.joinpath(*name.split(".")[2:])
+    candidates = (path.with_name(f"{path.name}.py"), path / "__init__.py")
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def imported_names(path: Path) -> set[str]:
+    """Names that a module imports, at any level of its code, and module names in its string literals."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import"
+            names |= {f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.add(node.value.partition(":")[0])
+    return {n for n in names if n.startswith(f"{PACKAGE}.") and all(part.isidentifier() for part in n.split("."))}
+
+
+def import_closure(start: str) -> set[str]:
+    """Modules of the toolkit that `start` imports, directly or indirectly, with their parent packages."""
+    closure: set[str] = set()
+    pending = [start]
+    while pending:
+        name = pending.pop()
+        path = module_path(name) if name not in closure and name.startswith(f"{PACKAGE}.") else None
+        if path is not None:
+            closure.add(name)
+            pending += [name.rpartition(".")[0], *imported_names(path)]
+    return closure
+
+
+def test_code_digest_covers_the_import_closure():
+    """`CODE_PARTS` lists the parts of the toolkit that the pipeline imports, at any level of its code, and no other."""
+    closure = import_closure("tmi.toolkit.preprocessing.pipeline")
+    assert {"tmi.toolkit.radiomics.extractor", "tmi.toolkit.qc.image_checks"} <= closure, "function-level imports count"
+    parts = {name.split(".")[2] for name in closure}
+    used = {part if (TOOLKIT / part).is_dir() else f"{part}.py" for part in parts}
+    assert used == set(CODE_PARTS), f"missing: {used - set(CODE_PARTS)}, unused: {set(CODE_PARTS) - used}"
+    assert len(CODE_PARTS) == len(set(CODE_PARTS))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import tmi.toolkit.models.factory\n",
+        "def f():\n    from tmi.toolkit.models import factory\n",
+        "import importlib\nimportlib.import_module('tmi.toolkit.models.factory')\n",
+    ],
+)
+def test_import_closure_finds_every_import(tmp_path, monkeypatch, statement):
+    """Module-level, function-level and string imports are followed."""
+    for name, text in (("preprocessing/pipeline.py", statement), ("models/factory.py", ""), ("models/__init__.py", "")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(f"{__name__}.TOOLKIT", tmp_path)
+    assert "tmi.toolkit.models.factory" in import_closure("tmi.toolkit.preprocessing.pipeline")

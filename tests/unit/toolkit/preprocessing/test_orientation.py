@@ -1,4 +1,4 @@
-"""However the same anatomy is stored, the same arrays are prepared and the mask stays on its organ."""
+"""The prepared arrays do not depend on how the files are stored, and the mask stays on its organ."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ FAST = settings(
 
 
 def hounsfield(world_xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A smooth body with a liver at the patient's right, front and top, at world coordinates [..., 3] in mm; HU, mask.
+    """Return HU and liver mask of a smooth body at world coordinates [..., 3] in mm.
 
-    Smooth, so that sampling it elsewhere changes a prepared voxel by little.
+    The liver lies at the patient's right, front and top. The body is smooth, so that a shift of the sampling points
+    changes a prepared voxel only slightly.
     """
     x, y, z = np.moveaxis(world_xyz, -1, 0)
     body = 1 / (1 + np.exp((np.sqrt((x / 110) ** 2 + (y / 90) ** 2) - 1) * 6))
@@ -54,17 +55,19 @@ def write(
     write_case(folder, shape_xyz=(4, 4, 4))
     index = np.stack(np.meshgrid(*[np.arange(n) for n in shape_xyz], indexing="ij"), axis=-1)
     hu, liver = hounsfield(index @ affine[:3, :3].T + affine[:3, 3])
-    # a trace of noise that belongs to the place, as no two slices of a scanner are the same
+    # a little noise that depends on the position, because identical slices are rejected
     hu = hu + 2 * np.sin(index @ np.array([12.9898, 78.233, 37.719]) * 43.7)
     stored = {"ct.nii.gz": (np.rint(hu).astype(dtype), orientation),
               "liver.nii.gz": (liver.astype(np.uint8), mask_orientation or orientation)}  # fmt: skip
     for name, (array, codes) in stored.items():
         image = nib.Nifti1Image(array, affine)
-        turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(tuple(codes)))
-        image = image.as_reoriented(turn)
-        placed = image.affine
-        image.set_qform(placed, 1)
-        image.set_sform(placed, 1)
+        transform = nib.orientations.ornt_transform(
+            nib.io_orientation(affine), nib.orientations.axcodes2ornt(tuple(codes))
+        )
+        image = image.as_reoriented(transform)
+        stored_affine = image.affine
+        image.set_qform(stored_affine, 1)
+        image.set_sform(stored_affine, 1)
         if form == "qform":
             image.set_sform(None, 0)
         elif form == "sform":
@@ -74,7 +77,7 @@ def write(
 
 
 def grid(shape_xyz, extent_mm=(264.0, 228.0, 192.0), degrees=0.0):
-    """An affine that puts a grid of this shape over the same box around the origin."""
+    """Return the affine of a grid of this shape over a fixed box around the origin."""
     spacing = np.array(extent_mm) / np.array(shape_xyz)
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     affine = np.eye(4)
@@ -93,12 +96,14 @@ def reference(tmp_path_factory):
     return prepare_case(case, CONFIG, load_schema()).ct_1DHW, ct, read_mask(case, ct)
 
 
-def test_there_are_48_ways_to_store_a_volume():
+def test_volume_has_48_orientations():
+    """There are 48 distinct voxel orders."""
     assert len(set(ORIENTATIONS)) == 48
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_every_orientation_gives_the_same_arrays_bit_for_bit(reference, tmp_path, orientation):
+def test_orientation_does_not_change_the_arrays(reference, tmp_path, orientation):
+    """Every voxel order gives the same arrays, bit for bit."""
     case = write(tmp_path / "P1", SHAPE, grid(SHAPE), orientation, mask_orientation=ORIENTATIONS[17])
     ct = read_ct(case)
     assert np.array_equal(ct.array_DHW, reference[1].array_DHW)
@@ -115,18 +120,17 @@ def test_every_orientation_gives_the_same_arrays_bit_for_bit(reference, tmp_path
     form=st.sampled_from(["sform", "qform", "both"]),
 )
 @FAST
-def test_any_spacing_and_storage_gives_the_same_arrays_within_interpolation_error(
-    reference, orientation, mask_orientation, shape, dtype, form
-):
+def test_spacing_and_storage_change_arrays_little(reference, orientation, mask_orientation, shape, dtype, form):
+    """Any spacing and storage type gives the same arrays within the interpolation error."""
     with TemporaryDirectory() as folder:
         case = write(Path(folder) / "P1", shape, grid(shape), orientation, mask_orientation, dtype, form)
         prepared = prepare_case(case, CONFIG, load_schema())
         ct = read_ct(case)
         mask = read_mask(case, ct)
     low, high = CONFIG.ct.scale_to
-    apart = np.abs(prepared.ct_1DHW - reference[0]) / (high - low)
-    assert apart.mean() < 0.004
-    assert np.quantile(apart, 0.99) < 0.04
+    difference = np.abs(prepared.ct_1DHW - reference[0]) / (high - low)
+    assert difference.mean() < 0.004
+    assert np.quantile(difference, 0.99) < 0.04
     assert np.median(ct.array_DHW[mask.array_DHW]) > 75
     volume = mask.array_DHW.sum() * np.prod(ct.spacing_DHW_mm)
     assert abs(volume / (reference[2].array_DHW.sum() * np.prod(reference[1].spacing_DHW_mm)) - 1) < 0.03
@@ -134,7 +138,8 @@ def test_any_spacing_and_storage_gives_the_same_arrays_within_interpolation_erro
 
 @given(orientation=st.sampled_from(ORIENTATIONS), degrees=st.floats(-9, 9))
 @settings(FAST, max_examples=10)
-def test_the_mask_stays_on_its_organ_when_the_patient_is_turned(orientation, degrees):
+def test_mask_stays_on_organ_under_rotation(orientation, degrees):
+    """The mask stays on the liver if the patient is rotated on the table."""
     with TemporaryDirectory() as folder:
         case = write(Path(folder) / "P1", SHAPE, grid(SHAPE, degrees=degrees), orientation, ORIENTATIONS[5])
         ct = read_ct(case)
@@ -144,8 +149,8 @@ def test_the_mask_stays_on_its_organ_when_the_patient_is_turned(orientation, deg
 
 
 @pytest.mark.parametrize("axis", range(3))
-def test_a_mirrored_array_under_the_same_header_is_another_anatomy(reference, tmp_path, axis):
-    """The law above is no accident: without the header's word the arrays would differ."""
+def test_mirrored_array_changes_the_volume(reference, tmp_path, axis):
+    """A mirrored array with the same header gives another volume: the header determines the orientation."""
     case = write(tmp_path / "P1", SHAPE, grid(SHAPE))
     image = nib.load(case.ct)
     nib.save(nib.Nifti1Image(np.flip(np.asanyarray(image.dataobj), axis).copy(), image.affine), case.ct)

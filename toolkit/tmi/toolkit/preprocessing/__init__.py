@@ -1,4 +1,4 @@
-"""From a case folder to the network's inputs: the one pipeline of training, prediction and services.
+"""Preprocessing of a case folder into network inputs, shared by training, prediction and services.
 
-Nothing fitted is applied here: scalers and tokenizers belong to the folds.
+Fitted transforms (scaler, tokenizer) are not applied here; they belong to the folds.
 """

@@ -1,13 +1,12 @@
-"""A cache of what is made from a case's images: the network's CT, the warnings of its checks, extracted radiomics.
+"""Disk cache of a case's preprocessed images: the network's CT, the warnings of the image checks, extracted radiomics.
 
-An entry is found by what it was made from: the bytes of `ct.nii.gz` and `liver.nii.gz`, the mask's label, the CT's
-settings, whether radiomics were extracted, and the code that did it (every module of `tmi.toolkit` and of its
-sub-packages, numpy, nibabel, and pyradiomics where it took part). So a changed byte, setting or version is a miss,
-never a stale answer. Damage, kills and other processes are `tmi.toolkit.storage.content_cache`'s matter. A refused case
-leaves no entry and is refused anew.
+The key of an entry is a digest of all its inputs: the bytes of `ct.nii.gz` and `liver.nii.gz`, the mask's label, the CT
+settings, whether radiomics were extracted, the code (`CODE_PARTS`), and the versions of numpy, nibabel and, if used,
+pyradiomics. A changed byte, setting or version is therefore a cache miss. `tmi.toolkit.storage.content_cache` handles
+damaged entries, interrupted writes and concurrent processes. A rejected case is not stored.
 
-The clinical record and `radiomics.csv` are small and are read anew each time: no text, value or id of a patient is in
-an entry or in its name, only voxels and figures derived from them.
+The clinical record and `radiomics.csv` are small and are read again on every call. Entries and their names contain
+voxels and features derived from them, but no text, value or id of a patient.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -35,100 +34,113 @@ from tmi.toolkit.storage.serialization import to_json
 KIND = "prepared"
 """Folder of these entries in the cache."""
 FORMAT_VERSION = 1
-"""Form of an entry; another form is another key."""
+"""Format of an entry; part of the key."""
 MAX_BYTES = 16 * 2**30
-"""Bound of the folder: the paper's 184 cases at full size take 12.3 GB."""
+"""Size limit of the folder; the paper's 184 cases at full size take 12.3 GB."""
 KEEP_FREE_BYTES = 2 * 2**30
-"""Nothing is stored on a disk with less room than this besides the entry."""
+"""Free disk space that must remain after storing an entry; otherwise the entry is not stored."""
 HEADER_BYTES = 8
-"""Bytes that tell the length of an entry's header."""
+"""Size of the field that holds the length of an entry's header."""
+CODE_PARTS = (
+    "errors.py",
+    "compute",
+    "storage",
+    "config",
+    "cases",
+    "clinical",
+    "imaging",
+    "radiomics",
+    "qc",
+    "preprocessing",
+)
+"""Modules and sub-packages of `tmi.toolkit` that preprocessing imports; an edit of any of them changes the key."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedImages:
-    """What a case's CT and mask come to."""
+    """Preprocessed CT of a case, and what was derived from CT and mask."""
 
     ct_1DHW: Float[np.ndarray, "1 D H W"]
     """float32, windowed, scaled and resampled."""
     warnings: tuple[str, ...]
-    """Warnings of the checks."""
+    """Warnings of the image checks."""
     radiomics_F: Float[np.ndarray, "1781"] | None = None
-    """float64, NaN where missing; None where the case has its own table."""
+    """float64, NaN where missing; None if the case has its own table."""
 
 
 class PreparedCache:
-    """Entries in the user's cache folder.
+    """Cache of `PreparedImages` in the user's cache folder.
 
     Args:
-        max_bytes: bound of their folder.
+        max_bytes: size limit of the folder.
     """
 
     def __init__(self, *, max_bytes: int = MAX_BYTES) -> None:
         self._entries = ContentCache(KIND, max_bytes=max_bytes)
         self.hits = 0
-        """Cases that were found."""
+        """Number of cases read from the cache."""
         self.stored = 0
-        """Cases that were made and stored."""
+        """Number of cases prepared and stored."""
         self.not_stored = 0
-        """Cases that were made and could not be stored."""
+        """Number of cases prepared that could not be stored."""
 
     @property
     def folder(self) -> Path | None:
-        """Where the entries lie; None where caching is off."""
+        """Folder of the entries; None if caching is off."""
         return self._entries.folder
 
     def summary(self) -> str:
-        """One line on what it did, for people."""
+        """Return one line with the counts, for printing."""
         if self.folder is None:
             return "cache of prepared cases: off"
-        lost = (
-            f"; {self.not_stored} not stored: it cannot be written, or the disk is nearly full"
+        not_stored = (
+            f"; {self.not_stored} not stored: the folder cannot be written, or the disk is nearly full"
             if self.not_stored
             else ""
         )
-        return f"cache of prepared cases: {self.hits} found, {self.stored} stored in {self.folder}{lost}"
+        return f"cache of prepared cases: {self.hits} found, {self.stored} stored in {self.folder}{not_stored}"
 
     def get_or_prepare(
-        self, case: Case, config: CtConfig, *, extract: bool, make: Callable[[], PreparedImages]
+        self, case: Case, config: CtConfig, *, extract: bool, prepare: Callable[[], PreparedImages]
     ) -> PreparedImages:
-        """The entry of a case, or what `make` makes, which is then stored.
+        """Return the entry of a case; on a miss, call `prepare` and store its result.
 
         Args:
-            case: its CT and, where there is one, its mask are read through for their digests.
-            config: the CT's settings.
-            extract: whether `make` extracts radiomics.
-            make: reads, checks and prepares the images; what it raises is not stored.
+            case: the case; its CT and mask (if any) are read completely for their digests.
+            config: settings of the CT.
+            extract: whether `prepare` extracts radiomics.
+            prepare: reads, checks and prepares the images; its exceptions are passed on and not stored.
         """
         before = _file_states(case)
         if not self._entries.enabled or before[0] is None:
-            return make()
+            return prepare()
         try:
             key = prepared_key(case, config, extract=extract)
         except OSError:
-            return make()  # it tells in its own words what cannot be read
+            return prepare()  # raises a typed error for the unreadable file
         data = self._entries.get(key)
-        found = None if data is None else _decode(data, config, extract=extract)
-        if found is not None:
+        cached = None if data is None else _decode(data, config, extract=extract)
+        if cached is not None:
             self.hits += 1
-            return found
-        made = make()
-        # files that changed while they were read may not be what was hashed
+            return cached
+        prepared = prepare()
+        # a file that changed between hashing and reading would be stored under the key of its old content
         if _file_states(case) == before:
-            self._store(key, _encode(made))
-        return made
+            self._store(key, _encode(prepared))
+        return prepared
 
     def _store(self, key: str, data: bytes) -> None:
         folder = self._entries.folder
-        assert folder is not None  # the entries are enabled
-        there = next(p for p in (folder, *folder.parents) if p.exists())
-        room = shutil.disk_usage(there).free - len(data) > KEEP_FREE_BYTES
-        done = room and self._entries.put(key, data)
-        self.stored += done
-        self.not_stored += not done
+        assert folder is not None  # caching is enabled
+        existing = next(p for p in (folder, *folder.parents) if p.exists())
+        has_space = shutil.disk_usage(existing).free - len(data) > KEEP_FREE_BYTES
+        stored = has_space and self._entries.put(key, data)
+        self.stored += stored
+        self.not_stored += not stored
 
 
 def prepared_key(case: Case, config: CtConfig, *, extract: bool) -> str:
-    """Digest of all that an entry depends on.
+    """Return the digest of everything that an entry depends on.
 
     Raises:
         OSError: a file cannot be read.
@@ -149,58 +161,67 @@ def prepared_key(case: Case, config: CtConfig, *, extract: bool) -> str:
 
 @cache
 def code_digest() -> str:
-    """Digest of the toolkit's modules and data: a version number that nobody can forget to raise."""
-    return tree_digest(files("tmi.toolkit"))
+    """Return the digest of the code and data files in `CODE_PARTS`; it replaces a manually raised version number."""
+    return tree_digest(files("tmi.toolkit"), CODE_PARTS)
 
 
-def tree_digest(folder: Traversable) -> str:
-    """Digest of every Python module and JSON file below a folder, in its sub-packages too."""
-    return sha256_json(dict(sorted(_sources(folder, ""))))
+def tree_digest(root: Traversable, parts: Iterable[str]) -> str:
+    """Return the digest of the Python modules and JSON files of some parts of a source tree.
+
+    Args:
+        root: top folder of the tree.
+        parts: files and folders directly below `root`; folders are searched recursively.
+    """
+    sources: dict[str, str] = {}
+    for part in parts:
+        sources.update(_sources(root / part, part))
+    return sha256_json(dict(sorted(sources.items())))
 
 
-def _sources(folder: Traversable, prefix: str) -> Iterator[tuple[str, str]]:
-    """Path relative to the top folder, and text, of each source file."""
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            yield from _sources(entry, f"{prefix}{entry.name}/")
-        elif entry.name.endswith((".py", ".json")):
-            yield prefix + entry.name, entry.read_text(encoding="utf-8")
+def _sources(entry: Traversable, path: str) -> Iterator[tuple[str, str]]:
+    """Yield path and text of each source file at or below `entry`."""
+    if entry.is_dir():
+        for child in entry.iterdir():
+            yield from _sources(child, f"{path}/{child.name}")
+    elif path.endswith((".py", ".json")):
+        yield path, entry.read_text(encoding="utf-8")
 
 
 def _packages(*names: str) -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
+    """Return the installed version of each distribution; None if it is not installed."""
+    versions: dict[str, str | None] = {}
     for name in names:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
 def _file_states(case: Case) -> tuple[tuple[int, int, int] | None, ...]:
-    """Size, time of change and inode of CT and mask; None where there is none."""
-    found: list[tuple[int, int, int] | None] = []
+    """Return size, modification time and inode of CT and mask; None for a missing file."""
+    states: list[tuple[int, int, int] | None] = []
     for path in (case.ct, case.mask):
         try:
             status = path.stat()
         except OSError:
-            found.append(None)
+            states.append(None)
         else:
-            found.append((status.st_size, status.st_mtime_ns, status.st_ino))
-    return tuple(found)
+            states.append((status.st_size, status.st_mtime_ns, status.st_ino))
+    return tuple(states)
 
 
-def _encode(made: PreparedImages) -> bytes:
-    """Length of the header, header, voxels as little-endian float32, features as little-endian float64."""
-    header = json.dumps({"shape": made.ct_1DHW.shape, "warnings": made.warnings}).encode()
-    features = b"" if made.radiomics_F is None else made.radiomics_F.astype("<f8").tobytes()
+def _encode(images: PreparedImages) -> bytes:
+    """Serialise as header length, JSON header, voxels (little-endian float32), features (little-endian float64)."""
+    header = json.dumps({"shape": images.ct_1DHW.shape, "warnings": images.warnings}).encode()
+    features = b"" if images.radiomics_F is None else images.radiomics_F.astype("<f8").tobytes()
     return b"".join(
-        (len(header).to_bytes(HEADER_BYTES, "little"), header, made.ct_1DHW.astype("<f4").tobytes(), features)
+        (len(header).to_bytes(HEADER_BYTES, "little"), header, images.ct_1DHW.astype("<f4").tobytes(), features)
     )
 
 
 def _decode(data: bytes, config: CtConfig, *, extract: bool) -> PreparedImages | None:
-    """The entry; None where it is not of this form."""
+    """Parse an entry; return None if its format or size does not match."""
     start = HEADER_BYTES + int.from_bytes(data[:HEADER_BYTES], "little")
     shape = (1, *config.shape_DHW)
     count, features = math.prod(shape), N_RADIOMICS if extract else 0

@@ -1,6 +1,6 @@
-"""A clinical record alone as inputs: its text, and its values as plain numbers for models that read no text.
+"""Inputs from a clinical record alone: its text, and its values as numbers for models without a text encoder.
 
-For cohorts that have no images, such as a trial's table. V values, one for each field of the schema.
+Used for cohorts without images, such as the table of a trial. V values, one per field of the schema.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from tmi.toolkit.qc.image_checks import raise_on_error
 
 @dataclass(frozen=True, kw_only=True)
 class ClinicalInputs:
-    """One record, before any fitted scaling."""
+    """Inputs from one clinical record, before any fitted scaling."""
 
     text: str
-    """The record as text."""
+    """Clinical record as text."""
     numbers_V: Float[np.ndarray, " V"]
     """float64, in the schema's order and units, NaN where missing; see `numbers`."""
     warnings: tuple[str, ...]
-    """What a user should look at."""
+    """Warnings of the checks."""
 
 
 def clinical_inputs(case: Case, config: Config, schema: Schema) -> ClinicalInputs:
-    """Read and check the case's record as prediction and training do, and nothing else of the case.
+    """Read and check a case's clinical record as training and prediction do; no other file is read.
 
     Raises:
-        InputRejectedError: the record is missing, malformed or implausible; the case is named.
+        InputRejectedError: the record is missing, malformed or implausible; carries the case id.
     """
     open_case(case.folder)
     record = read_clinical(case, schema)
@@ -47,7 +47,7 @@ def clinical_inputs(case: Case, config: Config, schema: Schema) -> ClinicalInput
 
 
 def numbers(record: ClinicalRecord, schema: Schema) -> Float[np.ndarray, " V"]:
-    """The record's values: a number in the field's unit, a word as its place among the field's choices."""
+    """Return the record's values: numbers in the field's unit, categories as their index in the field's choices."""
     values = np.full(len(schema.fields), np.nan)
     for i, field in enumerate(schema.fields):
         value = record.values.get(field.name)

@@ -1,11 +1,11 @@
-"""From a case folder to the arrays and the text of the network: the one road of training and of prediction.
+"""Preprocessing pipeline: reads a case folder and returns the arrays and the text that the network takes as input.
 
-Whatever is scaled by a fitted thing (radiomics, tokens) stays raw here: the fold that owns the scaler or tokenizer does
-that, and can then say what it imputed, clipped or cut.
+Training and prediction use the same pipeline. Radiomics and text are returned unscaled and untokenised; the fold that
+owns the scaler and tokenizer transforms them and reports what it imputed, clipped or truncated.
 
-A gzip stream can only be inflated from its beginning, on one core. So everything else happens meanwhile on the others:
-the CT's slabs are turned, windowed and resampled as they come, and the mask is read beside them. What was made of a CT
-that its checks then refuse is thrown away.
+A gzip stream is inflated sequentially on one core. The other cores work in parallel with it: each slab of the CT is
+reoriented, windowed and resampled as soon as it is inflated, and the mask is read in a thread of its own. If the
+checks reject the CT afterwards, the result is discarded.
 """
 
 from __future__ import annotations
@@ -34,32 +34,32 @@ from tmi.toolkit.qc.image_checks import check_ct, check_mask, raise_on_error
 from tmi.toolkit.radiomics.table import read_table
 
 STAGES = ("record", "cache", "read", "inflate", "resample", "check", "mask", "radiomics")
-"""Stages of a preparation, in the order of the road. What others do in the shadow of `inflate` is not counted again:
+"""Timed stages of the pipeline. Work that runs in parallel with `inflate` is not counted again:
 
-`record`: the clinical record, its text and the table of radiomics; `cache`: hashing the files and looking for an entry;
-`read`: waiting for the disk; `inflate`: the CT's gzip stream; `resample`: what of turning, window, scale and resampling
-was left when it ended; `check`: the checks of CT and mask; `mask`: what was left of reading the mask; `radiomics`:
-their extraction."""
+`record`: reading the clinical record, rendering its text, reading the radiomics table; `cache`: hashing the files and
+looking up the entry; `read`: waiting for the disk; `inflate`: inflating the CT's gzip stream; `resample`: the
+reorientation, windowing, scaling and resampling that remain when the stream ends; `check`: checks of CT and mask;
+`mask`: waiting for the mask; `radiomics`: their extraction."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedCase:
-    """One case as the network's inputs, before any fitted scaling."""
+    """Network inputs of one case, before any fitted scaling."""
 
     case_id: str
-    """Name of the case."""
+    """Case id."""
     patient_id: str | None
-    """Patient, from the cohort's table or the clinical record."""
+    """Patient id from the cohort table or the clinical record."""
     ct_1DHW: Float[np.ndarray, "1 D H W"]
-    """float32, windowed, scaled and resampled; without a voxel where the image is not looked at."""
+    """float32, windowed, scaled and resampled; empty if `image` is not an active modality."""
     radiomics_F: Float[np.ndarray, "1781"]
-    """float64, unscaled, NaN where missing, and everywhere where they are not looked at."""
+    """float64, unscaled, NaN where missing; all NaN if `radiomics` is not an active modality."""
     text: str
-    """Clinical record as text; empty where it is not looked at."""
+    """Clinical record as text; empty if `clinical` is not an active modality."""
     warnings: tuple[str, ...]
-    """What was done that a user should know of."""
+    """Warnings of the checks, and notes on how the inputs were obtained."""
     seconds: Mapping[str, float]
-    """Wall-clock seconds of each of `STAGES`; they add up to what the preparation took."""
+    """Wall-clock seconds of each of `STAGES`; their sum is the total time."""
 
 
 def prepare_case(
@@ -72,59 +72,52 @@ def prepare_case(
     on_text_ready: Callable[[str], None] = lambda text: None,
     empty: ArrayAllocator = np.empty,
 ) -> PreparedCase:
-    """Read, check and prepare one case, as far as it is looked at: files of other modalities need not be there.
+    """Read, check and prepare the active modalities of one case; files of other modalities may be absent.
 
-    Radiomics come from radiomics.csv where it is there, else from the liver mask. A mask that is there is checked in
-    either case: one that does not fit its CT is a sign of mixed-up files.
+    Radiomics are read from radiomics.csv if it exists and extracted from the liver mask otherwise. An existing mask is
+    checked in both cases, because a mask that does not match its CT indicates mixed-up files.
 
     Args:
         case: the case.
-        config: the settings of the run or bundle.
-        schema: its clinical schema.
-        modalities: what is looked at.
-        cache: where the images' part is looked for and stored; answer, warnings and refusals are the same without.
-        on_text_ready: told the text as soon as it is known, before any image is read; the case may still be refused.
-        empty: makes the large arrays.
+        config: config of the run or bundle.
+        schema: clinical schema of the run or bundle.
+        modalities: active modalities.
+        cache: cache of the prepared images; results, warnings and rejections are the same without it.
+        on_text_ready: called with the text before any image is read; the case may still be rejected afterwards.
+        empty: allocates the large arrays.
 
     Raises:
-        InputRejectedError: a file is missing, unreadable or implausible; the case is named.
+        InputRejectedError: a file is missing, unreadable or implausible; carries the case id.
         UnavailableError: radiomics must be extracted and pyradiomics is not installed.
     """
     timer = StageTimer(STAGES)
-    open_case(case.folder)  # a folder that is not there is told as such, not as its first missing file
+    open_case(case.folder)  # reports a missing folder as such, not as its first missing file
     record = read_clinical(case, schema) if "clinical" in modalities else None
-    given: Float[np.ndarray, "1781"] | None = np.full(N_RADIOMICS, np.nan)
-    if "radiomics" in modalities:
-        given = read_table(case.radiomics, case_id=case.case_id) if case.radiomics.is_file() else None
-    if given is None and not case.mask.is_file():
-        raise InputRejectedError(
-            f"neither {RADIOMICS_FILE} nor {MASK_FILE} is there",
-            code="radiomics-missing",
-            case_id=case.case_id,
-            fix=f"give {RADIOMICS_FILE}, or a liver mask from which the features are extracted",
-        )
+    table_F = _read_radiomics(case, modalities)
     warnings: tuple[str, ...] = ()
     text = ""
     if record is not None:
-        warnings = raise_on_error(
-            check_units(record.values, schema), case.case_id
-        )  # outside what is cached by the images
+        # not cached: entries are keyed by the images alone
+        warnings = raise_on_error(check_units(record.values, schema), case.case_id)
         text = render(record, schema, config.clinical.rendering)
         on_text_ready(text)
 
     timer.lap("record")
+    extract = table_F is None
 
-    def make() -> PreparedImages:
+    def prepare() -> PreparedImages:
         timer.lap("cache")
-        return _images(case, config, extract=given is None, timer=timer, empty=empty)
+        return _prepare_images(case, config, extract=extract, timer=timer, empty=empty)
 
-    if given is not None and "image" not in modalities:
+    if not extract and "image" not in modalities:
         images = PreparedImages(ct_1DHW=np.zeros((1, 0, 0, 0), np.float32), warnings=(), radiomics_F=None)
+    elif cache is None:
+        images = prepare()
     else:
-        images = make() if cache is None else cache.get_or_prepare(case, config.ct, extract=given is None, make=make)
+        images = cache.get_or_prepare(case, config.ct, extract=extract, prepare=prepare)
     timer.lap("cache")
-    radiomics_F = images.radiomics_F if given is None else given
-    assert radiomics_F is not None  # extracted where none was given
+    radiomics_F = images.radiomics_F if table_F is None else table_F
+    assert radiomics_F is not None  # extracted if there is no table
     timer.lap("record")
     return PreparedCase(
         case_id=case.case_id,
@@ -132,15 +125,29 @@ def prepare_case(
         ct_1DHW=images.ct_1DHW,
         radiomics_F=radiomics_F,
         text=text,
-        warnings=warnings
-        + images.warnings
-        + (("radiomics were extracted from the liver mask",) if given is None else ()),
+        warnings=warnings + images.warnings + (("radiomics were extracted from the liver mask",) if extract else ()),
         seconds=timer.seconds,
     )
 
 
+def _read_radiomics(case: Case, modalities: Collection[Modality]) -> Float[np.ndarray, "1781"] | None:
+    """Return the features of radiomics.csv, NaN if radiomics are inactive, or None if they must be extracted."""
+    if "radiomics" not in modalities:
+        return np.full(N_RADIOMICS, np.nan)
+    if case.radiomics.is_file():
+        return read_table(case.radiomics, case_id=case.case_id)
+    if not case.mask.is_file():
+        raise InputRejectedError(
+            f"neither {RADIOMICS_FILE} nor {MASK_FILE} exists",
+            code="radiomics-missing",
+            case_id=case.case_id,
+            fix=f"give {RADIOMICS_FILE}, or a liver mask to extract the features from",
+        )
+    return None
+
+
 class _ReadAhead:
-    """What begins while the CT is still being read: its resampling, and the reading of the mask."""
+    """Callbacks of `read_ct` that start resampling and reading the mask while the CT is still being inflated."""
 
     def __init__(self, case: Case, resampling: StreamingResampler, mask_pool: Executor, empty: ArrayAllocator) -> None:
         self._case, self._mask_pool, self._empty = case, mask_pool, empty
@@ -148,21 +155,24 @@ class _ReadAhead:
         self.mask: Future[Volume] | None = None
 
     def on_grid_ready(self, grid: Grid) -> None:
-        """The CT's grid is known, and with it whether the mask lies on it."""
+        """Start reading the mask; the grid is needed to check that the mask matches the CT."""
         if self._case.mask.is_file():
             self.mask = self._mask_pool.submit(read_mask, self._case, grid, empty=self._empty)
 
 
-def _images(case: Case, config: Config, *, extract: bool, timer: StageTimer, empty: ArrayAllocator) -> PreparedImages:
-    """What depends on CT and mask alone, and may therefore be cached by their content."""
+def _prepare_images(
+    case: Case, config: Config, *, extract: bool, timer: StageTimer, empty: ArrayAllocator
+) -> PreparedImages:
+    """Prepare what depends on CT and mask alone and can therefore be cached by their content."""
     with worker_pool() as pool, ThreadPoolExecutor(max_workers=1, thread_name_prefix="mask") as mask_pool:
         resampling = StreamingResampler(config.ct, pool, empty=empty)
-        ahead = _ReadAhead(case, resampling, mask_pool, empty)
-        ct = read_ct(case, pool=pool, callbacks=ahead, timer=timer, empty=empty)
+        read_ahead = _ReadAhead(case, resampling, mask_pool, empty)
+        ct = read_ct(case, pool=pool, callbacks=read_ahead, timer=timer, empty=empty)
         timer.lap("inflate")
+        # the CT is checked before the mask's result is awaited, so that a bad CT is reported first
         warnings = raise_on_error(check_ct(ct), case.case_id)
         timer.lap("check")
-        mask = None if ahead.mask is None else ahead.mask.result()
+        mask = None if read_ahead.mask is None else read_ahead.mask.result()
         timer.lap("mask")
         if mask is not None:
             warnings += raise_on_error(check_mask(ct, mask), case.case_id)
@@ -171,16 +181,16 @@ def _images(case: Case, config: Config, *, extract: bool, timer: StageTimer, emp
     timer.lap("resample")
     radiomics_F = None
     if extract:
-        assert mask is not None  # the caller has seen that it is there
-        radiomics_F, note = _extract(case, ct, mask)
+        assert mask is not None  # checked by `_read_radiomics`
+        radiomics_F, note = _extract_radiomics(case, ct, mask)
         warnings += (note,) if note else ()
         timer.lap("radiomics")
     return PreparedImages(ct_1DHW=ct_1DHW, warnings=warnings, radiomics_F=radiomics_F)
 
 
-def _extract(case: Case, ct: Volume, mask: Volume) -> tuple[Float[np.ndarray, "1781"], str | None]:
-    """The features, from the cache where they are there, and what the user should know of how they were had."""
-    from tmi.toolkit.radiomics.cache import extract_cached  # pyradiomics is an extra, and slow to import
+def _extract_radiomics(case: Case, ct: Volume, mask: Volume) -> tuple[Float[np.ndarray, "1781"], str | None]:
+    """Return the features, cached or extracted, and a note for the user if the slow extractor was used."""
+    from tmi.toolkit.radiomics.cache import extract_cached  # pyradiomics is optional and slow to import
 
     try:
         extracted = extract_cached(ct, mask)

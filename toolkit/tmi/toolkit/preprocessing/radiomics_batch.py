@@ -1,4 +1,7 @@
-"""Radiomics tables for many cases: one bad case is told and the others go on; what is up to date is passed over."""
+"""Extract or import the radiomics tables of many cases in parallel.
+
+A rejected case is reported and the others continue. Tables that are up to date are skipped.
+"""
 
 from __future__ import annotations
 
@@ -31,38 +34,39 @@ from tmi.toolkit.storage.hashing import sha256_bytes
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionOptions:
-    """What is asked of every case."""
+    """Options of an extraction, the same for all cases."""
 
     force: bool = False
-    """Write over a table that is there."""
+    """Overwrite existing tables."""
     use_cache: bool = True
     """Read and fill the cache of extracted features."""
     external: ExternalTable | None = None
-    """Take the values from this table; None extracts them from the mask."""
+    """Table to import the values from; None extracts them from CT and mask."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionResult:
-    """What came of one case."""
+    """Result of one case."""
 
     case_id: str
     """The case."""
-    state: Literal["written", "current", "refused"]
-    """`current`: the table was there, and fits its files."""
+    state: Literal["written", "current", "rejected"]
+    """`current`: the table existed and matches its files."""
     message: str = ""
-    """Why it was refused, or what a user should know of."""
+    """Reason of the rejection, or a note for the user."""
     fix: str = ""
-    """How to mend a refusal."""
+    """Fix of the rejection."""
     code: str = ""
-    """Check that refused it."""
+    """Code of the check that rejected the case."""
     seconds: float = 0.0
-    """Time it took."""
+    """Wall-clock time of the case."""
 
 
 def make_tables(cases: Sequence[Case], options: ExtractionOptions, *, jobs: int) -> Iterator[ExtractionResult]:
-    """The cases' outcomes as they are done. A stop waits for the cases at work and starts no other.
+    """Yield the results of the cases as they complete.
 
-    Several cases are spread over processes, and the cores that remain to each over its image types.
+    Cases are distributed over processes; the remaining cores of each process work on the image types of its case.
+    On an interrupt, cases in progress are finished and no new ones are started.
 
     Raises:
         UnavailableError: pyradiomics is not installed, or a process was killed.
@@ -81,20 +85,21 @@ def make_tables(cases: Sequence[Case], options: ExtractionOptions, *, jobs: int)
             yield future.result()
     except BrokenProcessPool as error:
         raise UnavailableError(
-            "a process that extracted radiomics was killed, most likely for want of memory",
-            fix="use fewer at once with --jobs; the cases that are done are kept",
+            "a process that extracted radiomics was killed, most likely because memory ran out",
+            fix="use fewer processes with --jobs; completed cases are kept",
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _ignore_interrupts() -> None:
+    """Leave Ctrl-C to the parent process, and limit ITK to one thread per worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
 
 
 def make_table(case: Case, options: ExtractionOptions, *, jobs: int) -> ExtractionResult:
-    """Write a case's radiomics.csv and radiomics.json, or say why not.
+    """Write radiomics.csv and radiomics.json of one case; a rejected case is returned, not raised.
 
     Raises:
         UnavailableError: pyradiomics is not installed.
@@ -109,12 +114,12 @@ def make_table(case: Case, options: ExtractionOptions, *, jobs: int) -> Extracti
         )
     except InputRejectedError as error:
         return ExtractionResult(
-            case_id=case.case_id, state="refused", message=error.what, fix=error.fix, code=error.code
+            case_id=case.case_id, state="rejected", message=error.what, fix=error.fix, code=error.code
         )
     except OSError as error:
         return ExtractionResult(
             case_id=case.case_id,
-            state="refused",
+            state="rejected",
             message=f"{error.strerror or 'a file cannot be read or written'}",
             fix="check the folder, its permissions and the free space",
             code="case-files",
@@ -123,26 +128,30 @@ def make_table(case: Case, options: ExtractionOptions, *, jobs: int) -> Extracti
 
 
 def _is_current(case: Case, options: ExtractionOptions) -> bool:
-    """Whether the table is there and fits; refuses to touch one of which that is not known."""
+    """Return whether the table exists and is up to date.
+
+    Raises:
+        InputRejectedError: the table exists, but it is stale or was not extracted here, so it is not overwritten.
+    """
     if not case.radiomics.is_file():
         return False
-    why = staleness_reason(case)
-    if why is None:
-        record = _record(case)
+    reason = staleness_reason(case)
+    if reason is None:
+        record = _read_record(case)
         if options.external is not None:
-            why = f"{RADIOMICS_FILE} is there already"
+            reason = f"{RADIOMICS_FILE} exists"
         elif record is None or record.source != "extracted":
-            why = f"{RADIOMICS_FILE} is there already and was not extracted here"
+            reason = f"{RADIOMICS_FILE} exists and was not extracted here"
         elif record.mask_label != case.mask_label:
-            why = f"{RADIOMICS_FILE} was extracted from another label of {MASK_FILE}"
+            reason = f"{RADIOMICS_FILE} was extracted from another label of {MASK_FILE}"
         else:
             return True
     raise InputRejectedError(
-        why, fix="keep it, or replace it with --force", code="radiomics-exists", case_id=case.case_id
+        reason, fix="keep it, or replace it with --force", code="radiomics-exists", case_id=case.case_id
     )
 
 
-def _record(case: Case) -> RadiomicsRecord | None:
+def _read_record(case: Case) -> RadiomicsRecord | None:
     try:
         return read_record(case)
     except UsageError:
@@ -154,7 +163,7 @@ def _extract(case: Case, options: ExtractionOptions, jobs: int) -> str:
     raise_on_error(check_ct(ct), case.case_id)
     mask = read_mask(case, ct)
     raise_on_error(check_mask(ct, mask), case.case_id)
-    # the digests first: files that are exchanged meanwhile are noticed by the next check
+    # digests before the extraction: if a file is replaced meanwhile, the next check finds the table stale
     ct_sha256, mask_sha256 = file_digest(case.ct), file_digest(case.mask)
     extracted = extract_cached(ct, mask, jobs=jobs, use_cache=options.use_cache)
     _write(
@@ -193,7 +202,7 @@ def _import_external(case: Case, table: ExternalTable) -> str:
 
 
 def _write(case: Case, values_F: Float[NDArray[np.float64], "1781"], record: RadiomicsRecord) -> None:
-    """The record first: a stop in between leaves no table, and the next run makes both."""
+    """Write the record before the table: if interrupted in between, there is no table and the next run writes both."""
     text = table_text(values_F)
     case.radiomics.unlink(missing_ok=True)
     write_record(case, replace(record, table_sha256=sha256_bytes(text.encode())))
