@@ -1,6 +1,6 @@
-"""`tmi check` on small cases: one bad case stops no other, nothing is changed, and what is told names case and code.
+"""`tmi check` on small cases: messages, exit codes, and independence of the cases.
 
-Every single check has its planted fault in `test_planted_cases.py`.
+`test_planted_cases.py` plants a fault for every check.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tmi.toolkit.cases.case import Case
 from tmi.toolkit.qc.case_checks import check_case
 
 ROOMY = AFFINE.copy()
-ROOMY[2, 2] = 10.0  # with the builder's own 9 mm the liver stays just below the usual volumes
+ROOMY[2, 2] = 10.0  # with the default 9 mm the liver is just below the typical volume
 
 
 def move_mask(folder: Path) -> None:
@@ -30,7 +30,7 @@ def move_mask(folder: Path) -> None:
 
 
 def pad(folder: Path) -> None:
-    """A corner as scanners fill it outside their field of view."""
+    """Fill a corner as scanners do outside their field of view."""
     image = nib.load(folder / "ct.nii.gz")
     array = np.asarray(image.dataobj).copy()
     array[:6, :6] = -2000
@@ -47,45 +47,51 @@ def cohort(tmp_path: Path) -> Path:
     return write_cohort(tmp_path / "cohort", cases=4, affine=ROOMY)
 
 
-def test_everything_that_is_wrong_is_found_and_not_only_the_first_thing(case):
+def test_check_reports_all_findings(case):
+    """All problems of a case are reported, not only the first."""
     pad(case.folder)
     move_mask(case.folder)
     (case.folder / "radiomics.csv").write_text("a\n1\n")
     assert {f.code for f in check_case(case)} == {"ct-padding", "mask-grid", "radiomics-columns"}
 
 
-def test_a_mask_is_not_needed_where_the_features_are_given(tmp_path):
+def test_mask_is_optional_with_radiomics_table(tmp_path):
+    """A case with radiomics.csv needs no mask."""
     folder = write_case(tmp_path / "P1", with_mask=False)
     assert check_case(Case(folder=folder, case_id="P1")) == []
 
 
-def test_a_good_cohort_ends_with_0_and_says_so(cohort):
+def test_good_cohort_exits_with_0(cohort):
+    """A cohort without findings exits with 0 and prints the counts."""
     outcome = tmi("check", cohort)
     assert outcome.code == 0
-    assert outcome.out == "4 case(s): 4 good, 0 with warnings, 0 refused\n"
+    assert outcome.out == "4 case(s): 4 good, 0 with warnings, 0 rejected\n"
 
 
-def test_findings_are_told_with_case_code_and_fix_and_end_with_3(cohort):
+def test_findings_name_case_code_and_fix(cohort):
+    """Each finding has case, code and fix; an error exits with 3."""
     move_mask(cohort / "C001")
     pad(cohort / "C002")
     outcome = tmi("check", cohort)
     assert outcome.code == 3
-    first, mend, second, _, last = outcome.out.splitlines()
+    first, fix, second, _, last = outcome.out.splitlines()
     assert first.startswith("error: case C001: liver.nii.gz lies on another grid")
     assert first.endswith("[mask-grid]")
-    assert mend.startswith("  fix: ")
+    assert fix.startswith("  fix: ")
     assert second.startswith("warning: case C002: ct.nii.gz is padded: 864 voxels of -2000 HU")
-    assert last == "4 case(s): 2 good, 1 with warnings, 1 refused"
+    assert last == "4 case(s): 2 good, 1 with warnings, 1 rejected"
 
 
-def test_two_cases_with_one_ct_are_told_apart_from_good_ones(cohort):
+def test_duplicate_ct_is_reported(cohort):
+    """The second case with the same CT is reported and names the first."""
     shutil.copy(cohort / "C000" / "ct.nii.gz", cohort / "C003" / "ct.nii.gz")
     (finding,) = tmi("check", cohort, "--json").document["findings"]
     assert (finding["case_id"], finding["code"]) == ("C003", "duplicate-ct")
     assert "case C000" in finding["message"]
 
 
-def test_a_record_of_another_patient_is_found_in_a_cohort(cohort):
+def test_patient_mismatch_is_reported_without_the_name(cohort):
+    """A record of another patient is reported; its patient id is not printed."""
     record = json.loads((cohort / "C000" / "clinical.json").read_text())
     (cohort / "C000" / "clinical.json").write_text(json.dumps(record | {"patient_id": "Jane Doe"}))
     outcome = tmi("check", cohort)
@@ -93,15 +99,17 @@ def test_a_record_of_another_patient_is_found_in_a_cohort(cohort):
     assert "Jane" not in outcome.out + outcome.err
 
 
-def test_a_case_that_is_not_there_is_found_and_the_others_are_checked(tmp_path):
+def test_missing_case_folder_stops_no_other_case(tmp_path):
+    """A missing case folder is reported and the other cases are checked."""
     write_case(tmp_path / "P1", affine=ROOMY)
     outcome = tmi("check", tmp_path / "P1", tmp_path / "P2")
     assert outcome.code == 3
-    assert "case P2: the case folder is not there [case-missing]" in outcome.out
-    assert "2 case(s): 1 good, 0 with warnings, 1 refused" in outcome.out
+    assert "case P2: the case folder does not exist [case-missing]" in outcome.out
+    assert "2 case(s): 1 good, 0 with warnings, 1 rejected" in outcome.out
 
 
-def test_the_label_of_the_liver_can_be_chosen(case):
+def test_mask_label_selects_the_liver(case):
+    """`--mask-label` selects the liver; a label without voxels is an error."""
     image = nib.load(case.mask)
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj) * np.uint8(5), image.affine), case.mask)
     assert tmi("check", case.folder, "--mask-label", 5).code == 0
@@ -110,7 +118,8 @@ def test_the_label_of_the_liver_can_be_chosen(case):
     assert "no voxel of label 4" in outcome.out
 
 
-def test_check_changes_nothing(cohort):
+def test_check_modifies_no_file(cohort):
+    """Without `--fix` every file keeps its bytes."""
     move_mask(cohort / "C001")
     before = {p: p.read_bytes() for p in cohort.rglob("*") if p.is_file()}
     tmi("check", cohort)

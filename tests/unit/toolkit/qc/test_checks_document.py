@@ -1,4 +1,4 @@
-"""docs/checks.md tells what the table of checks and the table of repairs hold."""
+"""docs/checks.md matches the table of checks and the table of repairs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ TEXT = (ROOT / "docs" / "checks.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| `([a-z0-9-]+)` \| (error|warning) \| (.+?) \| (.+?) \|$", re.MULTILINE)
 
 
-def test_the_documented_checks_are_the_table_row_by_row_and_each_has_a_mend():
-    rows = [(code, severity, about) for code, severity, about, mend in ROW.findall(TEXT) if mend.strip()]
+def test_documented_checks_equal_the_registry():
+    """The page lists the checks in the order of the registry, each with a fix."""
+    rows = [(code, severity, about) for code, severity, about, fix in ROW.findall(TEXT) if fix.strip()]
     assert rows == [(code, check.severity, check.about) for code, check in CHECKS.items()]
 
 
-def test_the_documented_repairs_are_those_there_are():
+def test_documented_repairs_equal_the_registry():
+    """The page lists every repair and no other."""
     part = TEXT.partition("## Repairs")[2].partition("## Recomputing")[0]
     codes = [
         code for row in re.findall(r"^\| (`.+?) \|", part, re.MULTILINE) for code in re.findall(r"`([a-z-]+)`", row)

@@ -1,4 +1,4 @@
-"""Damaged files are refused by a typed error, quickly and in little memory; never by a traceback."""
+"""Damaged files are rejected with a typed error, quickly and in bounded memory."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def good(tmp_path_factory):
     return folder
 
 
-def judged(cohort: Path) -> tuple[bool, bool]:
-    """Whether check and preparation agree, and whether the case was prepared; anything but a typed error escapes."""
+def check_and_prepare(cohort: Path) -> tuple[bool, bool]:
+    """Return whether check and preparation agree, and whether the case was prepared; other errors propagate."""
     try:
         cases = find_cases([cohort])
         findings = check_cases(cases)
@@ -53,34 +53,36 @@ def judged(cohort: Path) -> tuple[bool, bool]:
 
 
 def run(good, tmp_path, seeds):
-    refused = 0
+    rejected = 0
     for seed in seeds:
         folder = tmp_path / "mutant"
-        told = write_mutant(good, folder, seed)
+        mutation = write_mutant(good, folder, seed)
         start = perf_counter()
         try:
-            agree, prepared = judged(folder)
-            assert agree, "a refusal must be found by the check, and say how to mend it"
+            agree, prepared = check_and_prepare(folder)
+            assert agree, "the check must report the same rejection, with a fix"
             if seed % BATCH == 0:
                 outcome = tmi("check", folder, "--json")
                 assert outcome.code in (0, 2, 3)
                 assert "unexpected" not in outcome.err
         except BaseException as error:
-            raise AssertionError(told) from error
-        assert perf_counter() - start < LONGEST_S, told
-        refused += not prepared
+            raise AssertionError(mutation) from error
+        assert perf_counter() - start < LONGEST_S, mutation
+        rejected += not prepared
         shutil.rmtree(folder)
-    return refused
+    return rejected
 
 
 @pytest.mark.parametrize("first", range(0, 200, BATCH))
-def test_two_hundred_mutants_are_judged_without_a_traceback(good, tmp_path, first):
+def test_mutants_raise_only_typed_errors(good, tmp_path, first):
+    """Check and preparation reject mutants with the same typed error; most mutants do damage."""
     assert run(good, tmp_path, range(first, first + BATCH)) > BATCH // 3, "mutants must do damage"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(1000, 2000, 100))
-def test_a_thousand_more_mutants_are_judged_without_a_traceback(good, tmp_path, first):
+def test_a_thousand_mutants_raise_only_typed_errors(good, tmp_path, first):
+    """The same for more seeds."""
     assert run(good, tmp_path, range(first, first + 100)) > 33
 
 
@@ -95,7 +97,7 @@ print(*sorted({{f.code for f in check_cases(find_cases([Path(sys.argv[1])]))}}),
 """
 
 
-def claim(raw: bytes, *, shape=None, datatype=None, offset=None) -> bytes:
+def forge(raw: bytes, *, shape=None, datatype=None, offset=None) -> bytes:
     data = bytearray(raw)
     if shape:
         struct.pack_into("<4h", data, 40, 3, *shape)
@@ -107,7 +109,7 @@ def claim(raw: bytes, *, shape=None, datatype=None, offset=None) -> bytes:
 
 
 def bomb(raw: bytes, path: Path, megabytes: int) -> None:
-    """A small file that unpacks to so many megabytes of zeros."""
+    """Write a small file that unpacks to `megabytes` of zeros."""
     with gzip.open(path, "wb", compresslevel=6) as stream:
         stream.write(raw[:352])
         for _ in range(megabytes):
@@ -115,25 +117,32 @@ def bomb(raw: bytes, path: Path, megabytes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "codes"),
+    ("write", "codes"),
     [
-        (lambda raw, path: path.write_bytes(gzip.compress(claim(raw, shape=(32767,) * 3))), {"ct-unreadable"}),
-        (lambda raw, path: path.write_bytes(gzip.compress(claim(raw, shape=(1024, 1024, 1000)))), {"ct-unreadable"}),
-        (lambda raw, path: path.write_bytes(gzip.compress(claim(raw, shape=(700, 700, 700)))), {"ct-unreadable"}),
-        (lambda raw, path: path.write_bytes(gzip.compress(claim(raw, offset=2.0**31))), {"ct-unreadable"}),
-        (lambda raw, path: bomb(claim(raw, offset=2.0**30), path, 64), {"ct-unreadable"}),
+        (lambda raw, path: path.write_bytes(gzip.compress(forge(raw, shape=(32767,) * 3))), {"ct-unreadable"}),
+        (
+            lambda raw, path: path.write_bytes(gzip.compress(forge(raw, shape=(1024, 1024, 1000)))),
+            {"ct-unreadable"},
+        ),
+        (
+            lambda raw, path: path.write_bytes(gzip.compress(forge(raw, shape=(700, 700, 700)))),
+            {"ct-unreadable"},
+        ),
+        (lambda raw, path: path.write_bytes(gzip.compress(forge(raw, offset=2.0**31))), {"ct-unreadable"}),
+        (lambda raw, path: bomb(forge(raw, offset=2.0**30), path, 64), {"ct-unreadable"}),
         (lambda raw, path: bomb(raw, path, 256), {"ct-unreadable"}),
     ],
-    ids=["70 TB", "2 GB", "700 MB it does not have", "begins beyond its end", "begins inside a bomb", "holds more"],
+    ids=["70 TB", "2 GB", "700 MB of missing data", "offset beyond the end", "offset in a bomb", "extra data"],
 )
-def test_absurd_claims_are_refused_within_four_gigabytes(good, tmp_path, made, codes):
+def test_oversized_header_is_rejected_in_bounded_memory(good, tmp_path, write, codes):
+    """Impossible sizes are rejected quickly and within 4 GB of address space."""
     folder = shutil.copytree(good / "C0", tmp_path / "C0")
     raw = gzip.decompress((folder / "ct.nii.gz").read_bytes())
-    made(raw, folder / "ct.nii.gz")
-    done = subprocess.run([sys.executable, "-c", LIMITED, folder], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    *found, seconds = done.stdout.split()
-    assert set(found) == codes
+    write(raw, folder / "ct.nii.gz")
+    process = subprocess.run([sys.executable, "-c", LIMITED, folder], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    *codes_found, seconds = process.stdout.split()
+    assert set(codes_found) == codes
     assert float(seconds) < LONGEST_S
 
 
@@ -143,23 +152,25 @@ def test_absurd_claims_are_refused_within_four_gigabytes(good, tmp_path, made, c
     [((512, 512, 1536), (16, 32), 1536), ((512, 512, 768), (64, 64), 1536), ((512, 512, 1536), (4, 16), 768)],
     ids=["float32", "float64", "int16"],
 )
-def test_the_largest_volume_that_may_be_claimed_is_read_within_four_gigabytes(good, tmp_path, shape, datatype, size):
+def test_largest_volume_is_read_in_bounded_memory(good, tmp_path, shape, datatype, size):
+    """The largest allowed volume is read within 4 GB of address space."""
     folder = shutil.copytree(good / "C0", tmp_path / "C0")
     (folder / "liver.nii.gz").unlink()
     raw = gzip.decompress((folder / "ct.nii.gz").read_bytes())
-    bomb(claim(raw, shape=shape, datatype=datatype), folder / "ct.nii.gz", size)
-    done = subprocess.run([sys.executable, "-c", LIMITED, folder], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    *found, seconds = done.stdout.split()
-    assert "ct-rescaled" in found
+    bomb(forge(raw, shape=shape, datatype=datatype), folder / "ct.nii.gz", size)
+    process = subprocess.run([sys.executable, "-c", LIMITED, folder], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    *codes_found, seconds = process.stdout.split()
+    assert "ct-rescaled" in codes_found
     print(shape, datatype, seconds)
 
 
 @pytest.mark.parametrize("slope", [1e30, 3.4e38, -1.0, 0.001])
-def test_a_mad_scaling_is_refused_and_warns_of_nothing(good, tmp_path, slope):
+def test_extreme_scaling_is_rejected(good, tmp_path, slope):
+    """An extreme slope is rejected, and no numeric warning is raised."""
     cohort = shutil.copytree(good, tmp_path / "cohort")
     path = cohort / "C0" / "ct.nii.gz"
     raw = bytearray(gzip.decompress(path.read_bytes()))
     struct.pack_into("<2f", raw, 112, slope, 0.0)
     path.write_bytes(gzip.compress(bytes(raw)))
-    assert judged(cohort)[1] is False
+    assert check_and_prepare(cohort)[1] is False

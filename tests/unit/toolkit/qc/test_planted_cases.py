@@ -1,4 +1,4 @@
-"""The corpus of planted faults: each is found by its own code, nothing else is, and what is sound passes."""
+"""Corpus of planted faults: each fault is found by its own code, and valid cases pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tmi.toolkit.qc.check_registry import CHECKS
 
 DOCUMENT = ROOT / "docs" / "checks.md"
 NOT_IN_A_CASE_FOLDER = frozenset({"mask-missing", "mask-label", "mask-gap", "mask-outside", "case-unreadable"})
-"""Checks of what is imported, of a mask that is asked for where there is none, and of rights that root never lacks."""
+"""Checks of the import, of a required but absent mask, and of file permissions, which root always has."""
 
 
 @pytest.fixture(scope="module")
@@ -25,35 +25,40 @@ def good(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(good, tmp_path_factory):
+def findings(good, tmp_path_factory):
     folder = tmp_path_factory.mktemp("planted") / "case"
     return {name: codes_of(plant, good, folder) for name, plant in {**FAULTS, **VARIANTS}.items()}
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_found_by_its_own_code_and_nothing_else_is(found, name):
+def test_planted_fault_is_found_by_its_code(findings, name):
+    """A fault gives its own code and no code but the declared companions."""
     plant = FAULTS[name]
-    assert ("C1", plant.code) in found[name]
-    assert found[name] <= {("C1", c) for c in {plant.code, *plant.companions}}
+    assert ("C1", plant.code) in findings[name]
+    assert findings[name] <= {("C1", c) for c in {plant.code, *plant.companions}}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_nothing_is_found_in_a_sound_case_however_it_is_stored(found, name):
-    assert found[name] == set()
+def test_valid_variant_has_no_finding(findings, name):
+    """A valid case stored in an unusual way has no finding."""
+    assert findings[name] == set()
 
 
-def test_every_check_that_a_case_folder_can_show_has_a_planted_fault():
+def test_every_check_has_a_planted_fault():
+    """Every check that a case folder can fail has a planted fault."""
     of_import = {c for c in CHECKS if c.startswith(("dicom-", "table-", "import-"))} | NOT_IN_A_CASE_FOLDER
     assert {p.code for p in FAULTS.values()} == set(CHECKS) - of_import
 
 
-def test_the_documented_precision_and_recall_are_those_of_the_corpus(found):
-    assert score_line(score(found)) in " ".join(DOCUMENT.read_text(encoding="utf-8").split())
+def test_documented_precision_and_recall_are_current(findings):
+    """The score line of the page is that of the corpus."""
+    assert score_line(score(findings)) in " ".join(DOCUMENT.read_text(encoding="utf-8").split())
 
 
-def test_the_cases_of_the_other_tests_are_good(tmp_path, synthetic_cohort):
-    small = check_case(Case(folder=write_case(tmp_path / "P1"), case_id="P1"))
-    assert [f.code for f in small] == ["liver-volume"], "a warning: it covers 493 mL"
+def test_cases_of_other_tests_pass(tmp_path, synthetic_cohort):
+    """The cases that other tests use have no error."""
+    findings = check_case(Case(folder=write_case(tmp_path / "P1"), case_id="P1"))
+    assert [f.code for f in findings] == ["liver-volume"], "a warning: it covers 493 mL"
     assert check_cases(list(open_cohort(synthetic_cohort).cases)) == []
 
 
@@ -62,14 +67,16 @@ def real(tmp_path, shared_data):
     return Case(folder=write_real_case(tmp_path / "real", shared_data), case_id="real", mask_label=LIVER_LABEL)
 
 
-def test_the_real_ct_has_no_error_and_is_told_that_the_dome_is_cut(real):
+def test_real_ct_has_only_the_edge_warning(real):
+    """The real CT, whose dome is cut off, gives that warning only."""
     (finding,) = check_case(real)
     assert (finding.code, finding.severity) == ("mask-edge", "warning")
     assert "last face" in finding.message
 
 
 @pytest.mark.parametrize("axis", range(3))
-def test_a_mirrored_mask_of_the_real_ct_is_found_on_every_axis(real, axis):
+def test_mirrored_mask_of_real_ct_is_found(real, axis):
+    """A mask mirrored along any axis of the real CT is an error."""
     import nibabel as nib
 
     image = nib.load(real.mask)
@@ -79,10 +86,11 @@ def test_a_mirrored_mask_of_the_real_ct_is_found_on_every_axis(real, axis):
     assert {f.code for f in check_case(real)} & {"mask-flipped", "mask-content"}
 
 
-def test_the_mr_is_no_ct(tmp_path, shared_data):
+def test_mr_is_rejected(tmp_path, shared_data):
+    """A real MR fails the Hounsfield check."""
     folder = write_case(tmp_path / "mr")
     source = shared_data / "totalsegmentator-mr-negative"
     (folder / "ct.nii.gz").write_bytes((source / "example_mr_sm.nii.gz").read_bytes())
     (folder / "liver.nii.gz").write_bytes((source / "example_seg_mr.nii.gz").read_bytes())
-    found = check_case(Case(folder=folder, case_id="mr", mask_label=5))
-    assert "ct-not-hu" in {f.code for f in found if f.severity == "error"}
+    findings = check_case(Case(folder=folder, case_id="mr", mask_label=5))
+    assert "ct-not-hu" in {f.code for f in findings if f.severity == "error"}

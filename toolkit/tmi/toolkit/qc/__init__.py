@@ -1,4 +1,4 @@
-"""Checks of a case before it is used: images, Hounsfield units, mask, record, features; and repairs.
+"""Quality checks of a case (images, Hounsfield units, mask, clinical record, radiomics), and repairs.
 
-Each check has a code, a severity and a fix; `check_registry` lists them all.
+Each check has a code and a severity, and each finding a fix. `check_registry` lists all checks.
 """

@@ -1,6 +1,6 @@
-"""Checking cases and cohorts: everything that is wrong with them, not only the first thing.
+"""Run every check on cases and cohorts and collect all findings, not only the first one.
 
-One case is in memory at a time; of the others only digests are kept, by which cases of a cohort are compared.
+One case is in memory at a time. Only digests of the earlier cases are kept; they detect duplicates within a cohort.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from tmi.toolkit.radiomics.table import read_table
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_json
 
 MAX_DAYS_APART = 90
-"""Days between blood sample and CT from which on a user should look."""
+"""Largest number of days between blood sample and CT without a warning."""
 MIN_SHARED_VALUES = 5
-"""Two patients may share fewer values by chance."""
+"""Records with fewer values are not compared: two patients may share them by chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that is wrong with a case."""
+    """One failed check of a case."""
 
     case_id: str
     """The case."""
@@ -43,14 +43,14 @@ class Finding:
     severity: Severity
     """`error` or `warning`."""
     message: str
-    """What is wrong."""
+    """Description of the problem."""
     fix: str
-    """How to mend it."""
+    """How to fix it."""
 
 
 @dataclass(kw_only=True)
 class _FirstOccurrences:
-    """Digests of what cases hold -> the first case that held it."""
+    """Digest of a case's content -> first case with that content."""
 
     ct: dict[str, Case] = field(default_factory=dict)
     radiomics: dict[str, Case] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class _FirstOccurrences:
 
 
 def check_case(case: Case, *, schema: Schema | None = None) -> list[Finding]:
-    """Everything found in one case; empty when it is good. Without a schema the packaged one holds."""
+    """Return all findings of one case; an empty list if it passes. The default schema is the packaged one."""
     return check_cases([case], schema=schema)
 
 
@@ -70,38 +70,39 @@ def check_cases(
     radiomics_tolerance: float | None = None,
     on_comparison: Callable[[RadiomicsComparison], None] | None = None,
 ) -> list[Finding]:
-    """Findings of every case, those included that only show when cases are compared.
+    """Return the findings of all cases, including duplicates between cases.
 
     Args:
-        cases: as `find_cases` gives them.
-        schema: clinical schema of the records; None: the packaged one.
-        progress: called with each case when it is done.
-        radiomics_tolerance: relative tolerance; radiomics.csv is compared with what is extracted from the mask. None:
-        it is not.
-        on_comparison: called with the outcome of each such comparison.
+        cases: cases as returned by `find_cases`.
+        schema: clinical schema of the records; None uses the packaged one.
+        progress: called with each case once it is checked.
+        radiomics_tolerance: relative tolerance for comparing radiomics.csv with features extracted from CT and mask;
+            None skips the comparison.
+        on_comparison: called with the result of each comparison.
 
     Raises:
-        UnavailableError: radiomics must be extracted and pyradiomics is not installed.
+        UnavailableError: features must be extracted and pyradiomics is not installed.
     """
     findings: list[Finding] = []
-    seen = _FirstOccurrences()
+    first_occurrences = _FirstOccurrences()
     for case in cases:
         try:
-            findings.extend(_findings(case, schema or load_schema(), seen, radiomics_tolerance, on_comparison))
-        except OSError as error:
-            what = f"its files cannot be read ({error.strerror or type(error).__name__})"
-            findings.append(
-                _make_finding(case.case_id, "case-unreadable", what, "let the user read the folder and its files")
+            findings.extend(
+                _check_case(case, schema or load_schema(), first_occurrences, radiomics_tolerance, on_comparison)
             )
+        except OSError as error:
+            message = f"its files cannot be read ({error.strerror or type(error).__name__})"
+            fix = "give the user read permission for the folder and its files"
+            findings.append(_make_finding(case.case_id, "case-unreadable", message, fix))
         if progress is not None:
             progress(case)
     return findings
 
 
-def _findings(
+def _check_case(
     case: Case,
     schema: Schema,
-    seen: _FirstOccurrences,
+    first_occurrences: _FirstOccurrences,
     radiomics_tolerance: float | None,
     on_comparison: Callable[[RadiomicsComparison], None] | None,
 ) -> Iterator[Finding]:
@@ -109,78 +110,80 @@ def _findings(
         yield _make_finding(
             case.case_id,
             "case-missing",
-            "the case folder is not there",
-            "correct cohort.csv or the path, or put the folder there",
+            "the case folder does not exist",
+            "correct cohort.csv or the path, or add the folder",
         )
         return
-    ct, found = _try_read(lambda: read_ct(case))
-    yield from found
+    ct, findings = _try_read(lambda: read_ct(case))
+    yield from findings
     in_hu = False
     if ct is not None:
-        of_ct = list(check_ct(ct))
-        in_hu = not any(code in NOT_HU for code, *_ in of_ct)
-        yield from (_make_finding(case.case_id, *f) for f in of_ct)
-        yield from _same_ct(case, ct, seen)
+        ct_findings = list(check_ct(ct))
+        in_hu = not any(code in NOT_HU for code, *_ in ct_findings)
+        yield from (_make_finding(case.case_id, *f) for f in ct_findings)
+        yield from _check_duplicate_ct(case, ct, first_occurrences)
     mask = None
     if case.mask.is_file():
+        # without a readable CT there is no grid to compare the mask with
         if ct is not None:
-            mask, found = _try_read(lambda: read_mask(case, ct))
-            yield from found
+            mask, findings = _try_read(lambda: read_mask(case, ct))
+            yield from findings
             if mask is not None:
                 yield from (_make_finding(case.case_id, *f) for f in check_mask(ct, mask, in_hu=in_hu))
     elif not case.radiomics.is_file():
         yield _make_finding(
             case.case_id,
             "radiomics-missing",
-            f"neither {RADIOMICS_FILE} nor {MASK_FILE} is there",
-            f"give {RADIOMICS_FILE}, or a liver mask from which the features are extracted",
+            f"neither {RADIOMICS_FILE} nor {MASK_FILE} exists",
+            f"give {RADIOMICS_FILE}, or a liver mask to extract the features from",
         )
     if case.radiomics.is_file():
-        yield from _radiomics(case, ct, mask, seen, radiomics_tolerance, on_comparison)
-    yield from _clinical(case, schema, seen)
-    yield from _record(case)
+        yield from _check_radiomics(case, ct, mask, first_occurrences, radiomics_tolerance, on_comparison)
+    yield from _check_clinical(case, schema, first_occurrences)
+    yield from _check_provenance(case)
 
 
-def _same_ct(case: Case, ct: Volume, seen: _FirstOccurrences) -> Iterator[Finding]:
-    first = seen.ct.setdefault(sha256_bytes(np.ascontiguousarray(ct.array_DHW).view(np.uint8).data), case)
+def _check_duplicate_ct(case: Case, ct: Volume, first_occurrences: _FirstOccurrences) -> Iterator[Finding]:
+    digest = sha256_bytes(np.ascontiguousarray(ct.array_DHW).view(np.uint8).data)
+    first = first_occurrences.ct.setdefault(digest, case)
     if first is not case:
         patients = {first.patient_id, case.patient_id}
-        of_another = " of another patient" if len(patients) == 2 and None not in patients else ""
+        suffix = " of another patient" if len(patients) == 2 and None not in patients else ""
         yield _make_finding(
             case.case_id,
             "duplicate-ct",
-            f"the voxels of {CT_FILE} are those of case {first.case_id}{of_another}",
-            "give each case its own CT, or remove one of the two",
+            f"{CT_FILE} has the same voxels as case {first.case_id}{suffix}",
+            "give each case its own CT, or remove one of the two cases",
         )
 
 
-def _radiomics(
+def _check_radiomics(
     case: Case,
     ct: Volume | None,
     mask: Volume | None,
-    seen: _FirstOccurrences,
+    first_occurrences: _FirstOccurrences,
     radiomics_tolerance: float | None,
     on_comparison: Callable[[RadiomicsComparison], None] | None,
 ) -> Iterator[Finding]:
-    values_F, found = _try_read(lambda: read_table(case.radiomics, case_id=case.case_id))
-    yield from found
+    values_F, findings = _try_read(lambda: read_table(case.radiomics, case_id=case.case_id))
+    yield from findings
     if values_F is None:
         return
-    if (why := staleness_reason(case)) is not None:
-        yield _make_finding(case.case_id, "radiomics-stale", why, "extract them anew: tmi radiomics CASE --force")
-    first = seen.radiomics.setdefault(sha256_bytes(values_F.tobytes()), case)
+    if (reason := staleness_reason(case)) is not None:
+        yield _make_finding(case.case_id, "radiomics-stale", reason, "extract them again: tmi radiomics CASE --force")
+    first = first_occurrences.radiomics.setdefault(sha256_bytes(values_F.tobytes()), case)
     if first is not case:
         yield _make_finding(
             case.case_id,
             "duplicate-radiomics",
-            f"the features of {RADIOMICS_FILE} are those of case {first.case_id}",
+            f"{RADIOMICS_FILE} has the same features as case {first.case_id}",
             "extract the features of each case from its own CT and mask with `tmi radiomics --force`",
         )
     if radiomics_tolerance is not None and ct is not None and mask is not None:
-        comparison, found = _try_read(
+        comparison, findings = _try_read(
             lambda: compare_radiomics(case, values_F, ct, mask, tolerance=radiomics_tolerance)
         )
-        yield from found
+        yield from findings
         if comparison is not None:
             if on_comparison is not None:
                 on_comparison(comparison)
@@ -188,40 +191,42 @@ def _radiomics(
                 yield _make_finding(case.case_id, "radiomics-differ", *comparison.to_message())
 
 
-def _clinical(case: Case, schema: Schema, seen: _FirstOccurrences) -> Iterator[Finding]:
+def _check_clinical(case: Case, schema: Schema, first_occurrences: _FirstOccurrences) -> Iterator[Finding]:
     record: ClinicalRecord | None
-    record, found = _try_read(lambda: read_clinical(case, schema))
-    yield from found
+    record, findings = _try_read(lambda: read_clinical(case, schema))
+    yield from findings
     if record is None:
         return
     yield from (_make_finding(case.case_id, *f) for f in check_units(record.values, schema))
     if sum(v is not None for v in record.values.values()) < MIN_SHARED_VALUES:
         return
     patient = case.patient_id or record.patient_id
-    first, its_patient = seen.record.setdefault(sha256_json(dict(record.values)), (case, patient))
-    if first is not case and patient != its_patient:
+    digest = sha256_json(dict(record.values))
+    first, first_patient = first_occurrences.record.setdefault(digest, (case, patient))
+    if first is not case and patient != first_patient:
         yield _make_finding(
             case.case_id,
             "duplicate-record",
-            f"the clinical values are those of case {first.case_id}, which is of another patient",
-            "look whether one of the two records was put into the wrong case, or one patient has two ids",
+            f"the clinical values equal those of case {first.case_id}, which belongs to another patient",
+            "check whether one of the two records is in the wrong case, or whether one patient has two ids",
         )
 
 
-def _record(case: Case) -> Iterator[Finding]:
-    record, found = _try_read(lambda: read_case_record(case.folder, case_id=case.case_id))
-    yield from found
+def _check_provenance(case: Case) -> Iterator[Finding]:
+    record, findings = _try_read(lambda: read_case_record(case.folder, case_id=case.case_id))
+    yield from findings
     days = None if record is None else record.days_from_blood_to_ct
     if days is not None and abs(days) > MAX_DAYS_APART:
         yield _make_finding(
             case.case_id,
             "dates-apart",
-            f"blood sample and CT lie more than {MAX_DAYS_APART} days apart",
-            "look whether both belong to one stay, or give a blood sample nearer to the CT",
+            f"blood sample and CT are more than {MAX_DAYS_APART} days apart",
+            "check whether both belong to one hospital stay, or give a blood sample closer to the CT",
         )
 
 
 def _try_read(read: Callable[[], Any]) -> tuple[Any, list[Finding]]:
+    """Return what `read` returns, or None and a finding if it rejects its input."""
     try:
         return read(), []
     except InputRejectedError as error:

@@ -1,7 +1,8 @@
-"""Checks of a CT and its mask that are cheap enough for every prediction; `hounsfield_checks` judges the values.
+"""Checks of a CT's geometry and of its liver mask that run before every prediction; `hu_checks` checks the values.
 
-Thresholds are wide: they catch a wrong file, unit or orientation, and leave pathology alone. Literature values: liver
-parenchyma 40 to 120 HU with and without contrast, steatosis down to about -20; adult livers 0.8 to 2.5 litres.
+Thresholds are wide: they detect a wrong file, unit or orientation and let pathology pass. Literature values: liver
+parenchyma 40 to 120 HU with and without contrast, steatosis down to about -20 HU; adult livers 0.8 to 2.5 litres.
+Arrays are [D,H,W] in HU, spacings in mm.
 """
 
 from __future__ import annotations
@@ -21,110 +22,119 @@ from tmi.toolkit.qc.hu_checks import RawFinding, check_slices, check_values, sam
 
 SPACING_MM = (0.2, 12.0)
 WIDTH_MM = (100.0, 1200.0)
-"""Size of the field of view from side to side; a table of a scanner is no wider."""
+"""Range of the field of view from left to right; no scanner has a wider one."""
 MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001, "centimetre": 10.0}
-"""Units that spacing is mistaken in. NIfTI can declare the first two, under these names."""
+"""Units that may be mistaken for millimetres. NIfTI can declare the first two, under these names."""
 MIN_SLICES = 10
 TILT_DEGREES = 10.0
 LIVER_HU = (-40, 220)
-"""Where liver voxels lie, vessels and lesions included."""
+"""Range of liver voxels, vessels and lesions included."""
 LIVER_FRACTION = 0.7
-"""Part of a mask's voxels that must lie there."""
+"""Smallest fraction of a mask's voxels in `LIVER_HU`."""
 SKIP_MIRROR_FRACTION = 0.95
-"""From here on no mirrored mask is tried."""
+"""Fraction in `LIVER_HU` from which mirrored masks are not tried."""
 MIRRORED_FRACTION = 0.9
-"""Part of the mirrored mask's voxels that must lie there, and 0.08 more than of the mask's own."""
+"""Smallest fraction in `LIVER_HU` of a mirrored mask that fits; it must also exceed the mask's own by 0.08."""
 TYPICAL_MEAN_HU = (5.0, 180.0)
 MAX_LEFT_OFFSET = 0.05
-"""How far, in widths of the volume, the liver's middle may lie to the left of the body's."""
+"""Largest offset of the liver's centre to the left of the body's centre, as a fraction of the volume's width."""
 MIN_LIVER_ML = 60.0
 TYPICAL_LIVER_ML = (500.0, 3500.0)
 FACES = (("first", "last"), ("back", "front"), ("left", "right"))
-"""Names of the two faces along D, H, W: the first slice is the lowest."""
+"""Names of the two faces along D, H, W; the first slice is the lowest."""
 
 
 def check_ct(ct: Volume) -> Iterator[RawFinding]:
-    """What is wrong with a CT volume."""
-    yield from _spacing(ct)
+    """Yield the findings of a CT volume."""
+    yield from _check_spacing(ct)
     slices = ct.array_DHW.shape[0]
     if slices < MIN_SLICES:
-        fix = f"give the whole series: at least {MIN_SLICES} slices through the liver"
+        fix = f"give the complete series: at least {MIN_SLICES} slices through the liver"
         yield "ct-few-slices", f"{CT_FILE} has {slices} slices", fix
     yield from check_values(ct.array_DHW)
     yield from check_slices(ct.array_DHW)
     if is_sheared(ct.affine_xyz):
         yield (
             "ct-sheared",
-            f"{CT_FILE} has axes that are not at right angles: the gantry's tilt was left in the data",
+            f"{CT_FILE} has axes that are not at right angles: the gantry tilt was not corrected",
             "import the series again (`tmi import`), or straighten the volume with `tmi check --fix ct-sheared`",
         )
     elif (tilt := tilt_degrees(ct)) > TILT_DEGREES:
         yield (
             "ct-oblique",
-            f"{CT_FILE} is tilted by {tilt:.0f} degrees and is read as if it were not",
+            f"{CT_FILE} is tilted by {tilt:.0f} degrees and is read without correction",
             "resample it to the patient's axes: `tmi check --fix ct-oblique`",
         )
 
 
-def _spacing(ct: Volume) -> Iterator[RawFinding]:
-    mend = "export it again with spacing in millimetres"
+def _check_spacing(ct: Volume) -> Iterator[RawFinding]:
+    fix = "export it again with spacing in millimetres"
     if not _plausible_size(ct, 1.0):
         sizes = " x ".join(f"{s:.3g}" for s in ct.spacing_DHW_mm)
         units = [u for u, factor in MM_PER_UNIT.items() if _plausible_size(ct, factor)]
-        guess = f"; it looks like the {' or the '.join(units)}" if units else ""
+        guess = f"; the unit may be the {' or the '.join(units)}" if units else ""
         if ct.unit in units:
-            guess, mend = f"; the header says {ct.unit}", "convert it: `tmi check --fix ct-spacing`"
-        yield "ct-spacing", f"{CT_FILE} has voxels of {sizes} mm (depth x height x width){guess}", mend
+            guess, fix = f"; the header declares {ct.unit}", "convert it: `tmi check --fix ct-spacing`"
+        yield "ct-spacing", f"{CT_FILE} has voxels of {sizes} mm (depth x height x width){guess}", fix
     elif ct.unit in MM_PER_UNIT:
         yield (
             "ct-unit",
-            f"{CT_FILE} says its unit is the {ct.unit}, but its voxels have the size of millimetres, which is taken",
+            f"{CT_FILE} declares the unit {ct.unit}, but its voxel sizes are plausible in millimetres, which are used",
             "correct the unit in the header: `tmi check --fix ct-unit`",
         )
 
 
 def _plausible_size(ct: Volume, factor: float) -> bool:
+    """Return whether spacing and field of view are plausible after scaling by `factor`."""
     spacing = [s * factor for s in ct.spacing_DHW_mm]
     width = spacing[2] * ct.array_DHW.shape[2]
     return SPACING_MM[0] <= min(spacing) and max(spacing) <= SPACING_MM[1] and WIDTH_MM[0] <= width <= WIDTH_MM[1]
 
 
 def check_mask(ct: Volume, mask: Volume, *, in_hu: bool = True) -> Iterator[RawFinding]:
-    """What is wrong with a liver mask on its CT; what lies under it is judged where the CT is in Hounsfield units."""
+    """Yield the findings of a liver mask on its CT.
+
+    Args:
+        ct: the CT.
+        mask: the mask, on the CT's grid.
+        in_hu: whether the CT is in Hounsfield units; if not, the values under the mask are not checked.
+    """
     inside: NDArray[np.bool_] = mask.array_DHW.astype(bool, copy=False)
     if mask.several_labels:
         yield (
             "mask-labels",
-            f"{MASK_FILE} holds several labels, and all of them are taken as the liver",
-            "name the liver's label with --mask-label, or store the liver alone",
+            f"{MASK_FILE} has several labels, and all of them are used as the liver",
+            "select the liver's label with --mask-label, or store the liver alone",
         )
     volume_ml = float(np.count_nonzero(inside) * np.prod(ct.spacing_DHW_mm) / 1000.0)
     if volume_ml < MIN_LIVER_ML:
-        yield "mask-tiny", f"{MASK_FILE} covers {volume_ml:.0f} mL", "segment the whole liver, or choose its label"
+        yield "mask-tiny", f"{MASK_FILE} covers {volume_ml:.0f} mL", "segment the whole liver, or select its label"
     elif not TYPICAL_LIVER_ML[0] <= volume_ml <= TYPICAL_LIVER_ML[1]:
         yield (
             "liver-volume",
             f"{MASK_FILE} covers {volume_ml:.0f} mL",
-            "look whether it is the liver, and the whole of it",
+            "check whether the mask is the liver, and all of it",
         )
+    # k = 0 takes the first plane of an axis, k = 1 the last one (index -1)
     touched = [FACES[a][k] for a in range(3) for k in (0, 1) if inside.take(-k, axis=a).any()]
     if touched:
         yield (
             "mask-edge",
-            f"{MASK_FILE} touches the volume's {', '.join(touched)} face: a part of the liver is cut off",
+            f"{MASK_FILE} touches the volume's {', '.join(touched)} face: part of the liver is cut off",
             "give a CT that covers the whole liver",
         )
     if in_hu:
-        yield from _content(ct, inside)
+        yield from _check_content(ct, inside)
 
 
-def _content(ct: Volume, inside: NDArray[np.bool_]) -> Iterator[RawFinding]:
-    """Does the mask lie on a liver?"""
-    box = _box(inside)
-    fraction, mean_hu = _soft(ct.array_DHW[box], inside[box])
+def _check_content(ct: Volume, inside: NDArray[np.bool_]) -> Iterator[RawFinding]:
+    """Check that the voxels under the mask look like a liver: values, orientation and side of the body."""
+    box = _bounding_box(inside)
+    fraction, mean_hu = _liver_statistics(ct.array_DHW[box], inside[box])
     if fraction < SKIP_MIRROR_FRACTION:
+        # flipping the CT and keeping the mask is equivalent to flipping the mask, and the box stays valid
         mirrored = {
-            axis: _soft(np.flip(ct.array_DHW, i)[box], inside[box])[0]
+            axis: _liver_statistics(np.flip(ct.array_DHW, i)[box], inside[box])[0]
             for i, axis in enumerate(("depth", "height", "width"))
         }
         axis = max(mirrored, key=lambda a: mirrored[a])
@@ -133,66 +143,67 @@ def _content(ct: Volume, inside: NDArray[np.bool_]) -> Iterator[RawFinding]:
                 "mask-flipped",
                 f"{MASK_FILE} fits the liver only when mirrored along {axis}: "
                 f"{fraction:.0%} of it lies on soft tissue, mirrored {mirrored[axis]:.0%}",
-                "export it again from the same series with its orientation",
+                "export it again from the same series with the correct orientation",
             )
             return
     if fraction < LIVER_FRACTION:
         yield (
             "mask-content",
             f"{fraction:.0%} of {MASK_FILE} lies on soft tissue",
-            "check that mask and CT belong together, and that the label is the liver's",
+            "check that mask and CT belong together and that the label is the liver's",
         )
         return
     if not TYPICAL_MEAN_HU[0] <= mean_hu <= TYPICAL_MEAN_HU[1]:
         yield (
             "liver-hu",
             f"{MASK_FILE} has a mean of {mean_hu:.0f} HU, which is unusual for a liver",
-            "look whether it is the liver, and whether the CT is in Hounsfield units",
+            "check whether the mask is the liver and the CT is in Hounsfield units",
         )
+    # centres of body and liver along W, as fractions of the width; W runs from the patient's left to the right (RAS+)
     body: NDArray[Any] = sampled(ct.array_DHW)
-    across = (body > -200).sum(axis=(0, 1))
-    middle = float(np.average(np.arange(across.size), weights=across) / across.size) if across.any() else 0.5
-    columns = inside[box].sum(axis=(0, 1))
-    liver = (box[2].start + float(np.average(np.arange(columns.size), weights=columns))) / inside.shape[2]
-    if liver < middle - MAX_LEFT_OFFSET:
+    body_W = (body > -200).sum(axis=(0, 1))
+    body_centre = float(np.average(np.arange(body_W.size), weights=body_W) / body_W.size) if body_W.any() else 0.5
+    liver_W = inside[box].sum(axis=(0, 1))
+    liver_centre = (box[2].start + float(np.average(np.arange(liver_W.size), weights=liver_W))) / inside.shape[2]
+    if liver_centre < body_centre - MAX_LEFT_OFFSET:
         yield (
             "liver-left",
-            f"{MASK_FILE} lies in the left half of the body: CT and mask are mirrored, or the organs are",
-            "compare with the original series; with situs inversus there is nothing to mend",
+            f"{MASK_FILE} lies in the left half of the body: CT and mask are mirrored, or it is situs inversus",
+            "compare with the original series; situs inversus needs no fix",
         )
 
 
-def _box(inside: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
-    """The smallest box around a mask that is not empty."""
+def _bounding_box(inside: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
+    """Return the bounding box of a non-empty mask."""
     slices: list[slice] = []
     for axis in range(3):
-        part = inside[tuple(slices)]  # already cut along the axes before
-        where = np.flatnonzero(part.any(axis=tuple(a for a in range(3) if a != axis)))
-        slices.append(slice(int(where[0]), int(where[-1]) + 1))
+        part = inside[tuple(slices)]  # already cropped along the previous axes
+        occupied = np.flatnonzero(part.any(axis=tuple(a for a in range(3) if a != axis)))
+        slices.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
     return slices[0], slices[1], slices[2]
 
 
-def _soft(array_DHW: NDArray[np.generic], inside: NDArray[np.bool_]) -> tuple[float, float]:
-    """Part of the values under a mask that a liver may have, and their mean."""
+def _liver_statistics(array_DHW: NDArray[np.generic], inside: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return the fraction of values under a mask that lie in `LIVER_HU`, and the mean of all of them."""
     values: NDArray[Any] = array_DHW[inside]
     fraction = float(((values >= LIVER_HU[0]) & (values <= LIVER_HU[1])).mean())
     return fraction, float(values.mean(dtype=np.float64))
 
 
 def tilt_degrees(volume: Volume) -> float:
-    """Largest angle between an axis of the grid and the patient's axis nearest to it."""
+    """Return the largest angle between a grid axis and the nearest patient axis, in degrees."""
     direction = volume.affine_xyz[:3, :3] / np.linalg.norm(volume.affine_xyz[:3, :3], axis=0)
     return float(np.degrees(np.arccos(np.clip(np.abs(direction).max(axis=0), 0.0, 1.0))).max())
 
 
-def raise_on_error(found: Iterator[RawFinding], case_id: str) -> tuple[str, ...]:
-    """The texts of the warnings; raises the first error.
+def raise_on_error(findings: Iterator[RawFinding], case_id: str) -> tuple[str, ...]:
+    """Return the messages of the warnings; raise the first error.
 
     Raises:
-        InputRejectedError: with the check's code.
+        InputRejectedError: a check of severity `error` failed; carries its code.
     """
     warnings = []
-    for code, what, fix in found:
+    for code, what, fix in findings:
         if CHECKS[code].severity == "error":
             raise InputRejectedError(what, fix=fix, code=code, case_id=case_id)
         warnings.append(what)

@@ -1,4 +1,7 @@
-"""Comparing a table of radiomics with what the case's own CT and mask give."""
+"""Compare a case's radiomics table with features extracted from its CT and mask.
+
+F features; a pair of values a, b differs if |a - b| > tolerance * max(|a|, |b|).
+"""
 
 from __future__ import annotations
 
@@ -14,49 +17,50 @@ from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 
 TOLERANCE = 1e-6
-"""Relative difference up to which two values are taken for one."""
+"""Largest relative difference of two equal values."""
 ABSOLUTE_TOLERANCE = 1e-12
-"""Absolute difference that is always allowed: features that are zero but for rounding."""
+"""Absolute difference that is always allowed, for features that are zero up to rounding."""
 MAX_LISTED_FEATURES = 10
-"""Features that a comparison names."""
+"""Largest number of features that a comparison lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RadiomicsComparison:
-    """How the table of one case differs from the extraction."""
+    """Differences between one case's table and the extracted features."""
 
     case_id: str
     """The case."""
     tolerance: float
     """Relative tolerance."""
     compared: int
-    """Features that were compared: all of them."""
+    """Number of compared features: all of them."""
     differ: int
-    """Features beyond the tolerance, or with a value on one side only."""
+    """Number of features beyond the tolerance, or with a value on one side only."""
     largest: tuple[tuple[str, float | None], ...]
-    """The features that differ most, at most ten, with |a - b| / max(|a|, |b|); None where one side has no value."""
+    """At most ten features with the largest |a - b| / max(|a|, |b|); None if one side has no value."""
 
     def to_message(self) -> tuple[str, str]:
-        """What is wrong and how to mend it."""
+        """Return the message and the fix of the finding `radiomics-differ`."""
         name, relative = self.largest[0]
-        most = "has a value on one side only" if relative is None else f"differs most, by {relative:.2g} relative"
+        difference = "has a value on one side only" if relative is None else f"differs most, by {relative:.2g} relative"
         return (
-            f"{self.differ} of {self.compared} features of {RADIOMICS_FILE} are not what {MASK_FILE} gives; "
-            f"{name} {most}",
-            "extract them anew with `tmi radiomics --force`, or look whether the table is of another case or setting",
+            f"{self.differ} of {self.compared} features of {RADIOMICS_FILE} differ from those of {MASK_FILE}; "
+            f"{name} {difference}",
+            "extract them again with `tmi radiomics --force`, or check whether the table belongs to another case "
+            "or other settings",
         )
 
 
 def compare_radiomics(
     case: Case, given_F: Float[NDArray[np.float64], "1781"], ct: Volume, mask: Volume, *, tolerance: float = TOLERANCE
 ) -> RadiomicsComparison:
-    """Extract the features and compare them with the given ones, one by one.
+    """Extract the features from CT and mask and compare the given ones with them.
 
     Raises:
         UnavailableError: pyradiomics is not installed.
-        InputRejectedError: radiomics-mask: the mask is too small for texture features.
+        InputRejectedError: the mask is too small for texture features (`radiomics-mask`).
     """
-    from tmi.toolkit.radiomics.extractor import extract  # pyradiomics is an extra, and slow to import
+    from tmi.toolkit.radiomics.extractor import extract  # pyradiomics is optional and slow to import
 
     try:
         computed_F = extract(ct, mask)
@@ -72,14 +76,17 @@ def compare_features(
     *,
     tolerance: float,
 ) -> RadiomicsComparison:
-    """Compare two rows of features; a value missing on both sides is no difference."""
+    """Compare two feature vectors; a value that is missing (NaN) on both sides is not a difference."""
     one_sided_F = np.isnan(given_F) != np.isnan(computed_F)
     a_F, b_F = np.nan_to_num(given_F), np.nan_to_num(computed_F)
-    with np.errstate(over="ignore"):
-        apart_F = np.abs(a_F - b_F)
+    with np.errstate(over="ignore"):  # the difference of two huge values of opposite sign overflows to inf
+        difference_F = np.abs(a_F - b_F)
+    # max(|a|, |b|), bounded from below so that 0 / 0 cannot occur
     scale_F = np.maximum(np.maximum(np.abs(a_F), np.abs(b_F)), np.finfo(np.float64).tiny)
-    relative_F = np.where(one_sided_F, np.inf, np.where(apart_F <= ABSOLUTE_TOLERANCE, 0.0, apart_F / scale_F))
-    worst = np.argsort(-relative_F, kind="stable")[:MAX_LISTED_FEATURES]
+    relative_F = np.where(
+        one_sided_F, np.inf, np.where(difference_F <= ABSOLUTE_TOLERANCE, 0.0, difference_F / scale_F)
+    )
+    largest = np.argsort(-relative_F, kind="stable")[:MAX_LISTED_FEATURES]
     return RadiomicsComparison(
         case_id=case_id,
         tolerance=tolerance,
@@ -87,7 +94,7 @@ def compare_features(
         differ=int(np.count_nonzero(relative_F > tolerance)),
         largest=tuple(
             (FEATURE_NAMES[i], float(relative_F[i]) if np.isfinite(relative_F[i]) else None)
-            for i in worst
+            for i in largest
             if relative_F[i] > tolerance
         ),
     )

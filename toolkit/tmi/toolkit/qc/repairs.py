@@ -1,7 +1,7 @@
-"""Repairs of a case folder, made only when asked for by the code of what they mend, and recorded in case.json.
+"""Repairs of a case folder, selected by the code of the check they fix and recorded in case.json.
 
-Each is sound: it changes what is known to be wrong and invents nothing. The repaired file replaces the old one in one
-step; the old one's digest is kept in the record, the old bytes are not.
+A repair changes only what is known to be wrong and adds no invented data. The repaired file replaces the old one
+atomically. The record keeps the digest of the old file, not its content.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from tmi.toolkit.qc.image_checks import MM_PER_UNIT, TILT_DEGREES, check_ct, til
 from tmi.toolkit.storage.hashing import sha256_file
 
 AIR_HU = -1024
-STALE = f"; {RADIOMICS_FILE}, where there is one, is older than this"
+STALE = f"; an existing {RADIOMICS_FILE} is older than this repair"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AppliedRepair:
-    """One repair that was made."""
+    """A repair that was applied to a case."""
 
     case_id: str
     """The case."""
     code: str
-    """What it mends."""
+    """Code of the check that it fixes."""
     file: str
-    """File that was written anew."""
+    """File that was replaced."""
     what: str
-    """What was done."""
+    """Description of the change."""
 
 
 Change = tuple[Path, Volume, str]
-"""File to write, what goes into it, what was done."""
+"""File to write, its new content, description of the change."""
 
 
-def _spacing(case: Case) -> list[Change]:
-    """Convert to millimetres where the header itself declares another unit and the sizes are plausible in it."""
+def _convert_spacing(case: Case) -> list[Change]:
+    """Convert to millimetres if the header declares another unit and the sizes are plausible in that unit."""
     ct = read_ct(case)
     factor = MM_PER_UNIT.get(ct.unit)
     if factor is None or "ct-spacing" not in {code for code, *_ in check_ct(ct)}:
@@ -71,8 +71,8 @@ def _scaled(volume: Volume, factor: float) -> Volume:
     return Volume(array_DHW=volume.array_DHW, affine_xyz=np.diag([factor] * 3 + [1.0]) @ volume.affine_xyz, unit="mm")
 
 
-def _unit(case: Case) -> list[Change]:
-    """Declare the millimetres that the voxels already have."""
+def _declare_mm(case: Case) -> list[Change]:
+    """Set the header's unit to millimetres; voxel sizes stay."""
     ct = read_ct(case)
     if "ct-unit" not in {code for code, *_ in check_ct(ct)}:
         return []
@@ -80,17 +80,18 @@ def _unit(case: Case) -> list[Change]:
 
 
 def _straighten(case: Case) -> list[Change]:
-    """Resample CT (linear) and mask (nearest) to a grid along the patient's axes, with the same voxel sizes."""
+    """Resample CT (linear) and mask (nearest) to a grid along the patient's axes with the same voxel sizes."""
     ct = read_ct(case)
     if not is_sheared(ct.affine_xyz) and tilt_degrees(ct) <= TILT_DEGREES:
         return []
     from scipy.ndimage import affine_transform
 
     affine, shape_xyz = _straight_grid(ct, case.case_id)
-    to_source = np.linalg.inv(ct.affine_xyz) @ affine
+    # affine_transform maps output indices to input indices: new voxel -> world -> old voxel
+    to_input = np.linalg.inv(ct.affine_xyz) @ affine
     array_XYZ = affine_transform(
         ct.array_DHW.transpose(2, 1, 0),
-        to_source,
+        to_input,
         output_shape=shape_xyz,
         output=np.float32,
         order=1,
@@ -109,10 +110,11 @@ def _straighten(case: Case) -> list[Change]:
 
 
 def _straight_grid(ct: Volume, case_id: str) -> tuple[NDArray[np.float64], tuple[int, int, int]]:
-    """Affine and shape (x, y, z) of the smallest grid along the axes that holds the volume."""
+    """Return affine and shape (x, y, z) of the smallest grid along the patient's axes that contains the volume."""
     spacing = np.array(ct.spacing_DHW_mm[::-1])
     corners = np.array([(*c, 1) for c in itertools.product(*[(0, n - 1) for n in ct.array_DHW.shape[::-1]])]).T
     world = (ct.affine_xyz @ corners)[:3]
+    # 1e-6 keeps rounding errors from adding a plane
     shape = np.ceil((world.max(axis=1) - world.min(axis=1)) / spacing - 1e-6).astype(int) + 1
     if int(np.prod(shape, dtype=np.int64)) > MAX_VOXELS:
         raise InputRejectedError(
@@ -126,72 +128,71 @@ def _straight_grid(ct: Volume, case_id: str) -> tuple[NDArray[np.float64], tuple
     return affine, (int(shape[0]), int(shape[1]), int(shape[2]))
 
 
-def _mask_grid(case: Case) -> list[Change]:
-    """Give each CT voxel the label of the mask voxel nearest to it in the world."""
+def _resample_mask(case: Case) -> list[Change]:
+    """Assign each CT voxel the label of the nearest mask voxel in world coordinates."""
     ct, labels = read_ct(case), read_labels(case)
     try:
         require_same_grid(case.case_id, labels.array_DHW.shape, labels.affine_xyz, ct)
     except InputRejectedError:
-        placed = resample_mask(labels, ct)
-        before, after = (int(np.count_nonzero(m.array_DHW)) for m in (labels, placed))
+        resampled = resample_mask(labels, ct)
+        before, after = (int(np.count_nonzero(m.array_DHW)) for m in (labels, resampled))
         if not after:
-            return []  # it lies beside the CT; the check goes on telling so
-        return [
-            (case.mask, placed, f"resampled onto the CT's grid, nearest neighbour: {before} -> {after} voxels{STALE}")
-        ]
+            return []  # the mask lies outside the CT: the finding stays
+        what = f"resampled onto the CT's grid, nearest neighbour: {before} -> {after} voxels{STALE}"
+        return [(case.mask, resampled, what)]
     return []
 
 
-def _padding(case: Case) -> list[Change]:
-    """Set everything below the value of air to it."""
+def _clip_padding(case: Case) -> list[Change]:
+    """Set all values below `AIR_HU` to it."""
     ct = read_ct(case)
-    below: NDArray[Any] = ct.array_DHW
-    count = int(np.count_nonzero(below < AIR_HU))
+    values: NDArray[Any] = ct.array_DHW
+    count = int(np.count_nonzero(values < AIR_HU))
     if not count:
         return []
-    array = np.maximum(ct.array_DHW, ct.array_DHW.dtype.type(AIR_HU))
-    volume = Volume(array_DHW=array, affine_xyz=ct.affine_xyz, unit="mm")
-    return [(case.ct, volume, f"{count} voxels below {AIR_HU} HU set to it")]
+    clipped = np.maximum(ct.array_DHW, ct.array_DHW.dtype.type(AIR_HU))
+    volume = Volume(array_DHW=clipped, affine_xyz=ct.affine_xyz, unit="mm")
+    return [(case.ct, volume, f"{count} voxels below {AIR_HU} HU set to {AIR_HU} HU")]
 
 
 REPAIRS: Mapping[str, Callable[[Case], list[Change]]] = MappingProxyType(
     {
-        "ct-spacing": _spacing,
-        "ct-unit": _unit,
+        "ct-spacing": _convert_spacing,
+        "ct-unit": _declare_mm,
         "ct-sheared": _straighten,
         "ct-oblique": _straighten,
-        "mask-grid": _mask_grid,
-        "ct-padding": _padding,
+        "mask-grid": _resample_mask,
+        "ct-padding": _clip_padding,
     }
 )
-"""Code of a check -> what mends it, in the order in which repairs are made."""
+"""Code of a check -> its repair, in the order in which repairs are applied."""
 
 
 def parse_codes(texts: Sequence[str]) -> tuple[str, ...]:
-    """Codes from `A,B` and `C`, in the order of `REPAIRS`.
+    """Parse comma-separated codes and return them in the order of `REPAIRS`.
 
     Raises:
-        UsageError: one of them has no repair.
+        UsageError: a code has no repair, or there is no code.
     """
-    asked = {c.strip() for text in texts for c in text.split(",") if c.strip()}
-    unknown = sorted(asked - set(REPAIRS))
-    if unknown or not asked:
+    requested = {c.strip() for text in texts for c in text.split(",") if c.strip()}
+    unknown = sorted(requested - set(REPAIRS))
+    if unknown or not requested:
         raise UsageError(
             f"there is no repair {unknown[0]!r}" if unknown else "--fix names no repair",
-            fix=f"repairs are {', '.join(REPAIRS)}; for everything else see the finding's own fix",
+            fix=f"repairs are {', '.join(REPAIRS)}; for other codes follow the fix of the finding",
         )
-    return tuple(c for c in REPAIRS if c in asked)
+    return tuple(c for c in REPAIRS if c in requested)
 
 
 def repair(case: Case, codes: Sequence[str]) -> list[AppliedRepair]:
-    """Make the repairs asked for that the case needs, and record them. What is not found is not touched.
+    """Apply and record those of the selected repairs that the case needs; other files are not modified.
 
-    A case that cannot be read for another reason is left as it is: its check says why.
+    A case that cannot be read for another reason is left unchanged; its check reports the reason.
     """
-    done: list[AppliedRepair] = []
+    applied: list[AppliedRepair] = []
     for code in codes:
         try:
-            read_case_record(case.folder, case_id=case.case_id)  # what cannot be recorded is not done
+            read_case_record(case.folder, case_id=case.case_id)  # no repair without a readable record
             changes = REPAIRS[code](case)
         except InputRejectedError:
             continue
@@ -200,12 +201,12 @@ def repair(case: Case, codes: Sequence[str]) -> list[AppliedRepair]:
             _write(path, volume)
             record = Repair(code=code, file=path.name, what=what, before_sha256=before)
             add_repair(case.folder, record, case_id=case.case_id)
-            done.append(AppliedRepair(case_id=case.case_id, code=code, file=path.name, what=what))
-    return done
+            applied.append(AppliedRepair(case_id=case.case_id, code=code, file=path.name, what=what))
+    return applied
 
 
 def _write(path: Path, volume: Volume) -> None:
-    """Write a volume as NIfTI in RAS+ order, atomically, with both affines and the unit set."""
+    """Write a volume atomically as NIfTI in RAS+ order, with both affines and the unit set."""
     array = volume.array_DHW.transpose(2, 1, 0)
     if path.name == MASK_FILE:
         array = array.astype(np.min_scalar_type(int(array.max())) if int(array.min()) >= 0 else np.int32)

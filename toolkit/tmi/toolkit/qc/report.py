@@ -1,4 +1,4 @@
-"""The document of `tmi check --json`, schema `tmi-check/1`."""
+"""JSON document of `tmi check --json`, schema `tmi-check/1`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCHEMA = "tmi-check/1"
 
 
 def status_of(cases: Sequence[Case], findings: Sequence[Finding]) -> dict[str, str]:
-    """Case id -> `good`, `warned` or `refused`."""
+    """Return case id -> `good`, `warned` or `refused`."""
     status = {c.case_id: "good" for c in cases}
     for finding in findings:
         if status[finding.case_id] != "refused":
@@ -32,7 +32,7 @@ def document(
     repairs: Sequence[AppliedRepair] = (),
     comparisons: Sequence[RadiomicsComparison] = (),
 ) -> dict[str, Any]:
-    """All that a check found, as JSON values."""
+    """Return findings, repairs and radiomics comparisons as JSON values."""
     status = status_of(cases, findings)
     return {
         "schema": SCHEMA,
@@ -48,7 +48,7 @@ def document(
 
 
 def document_schema() -> dict[str, Any]:
-    """The JSON Schema that every document satisfies."""
+    """Return the JSON Schema of the documents."""
     file = resources.files("tmi.toolkit.qc") / "data" / "tmi-check-1.schema.json"
     schema: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return schema
