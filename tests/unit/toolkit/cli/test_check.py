@@ -1,4 +1,4 @@
-"""`tmi check`: its document, its repairs and its comparison of radiomics."""
+"""`tmi check`: JSON document, repairs and comparison of radiomics."""
 
 from __future__ import annotations
 
@@ -40,38 +40,46 @@ def planted(cohort, name):
     return Case(folder=cohort / "C1", case_id="C1", patient_id="P1")
 
 
-def holds(outcome):
+def validated(outcome):
     jsonschema.Draft202012Validator(document_schema(), format_checker=None).validate(outcome.document)
     return outcome.document
 
 
-def test_the_schema_is_itself_a_schema_and_in_the_package():
+def test_document_schema_is_valid_and_packaged():
+    """The JSON Schema is valid and part of the package."""
     jsonschema.Draft202012Validator.check_schema(document_schema())
     assert (resources.files("tmi.toolkit.qc") / "data" / "tmi-check-1.schema.json").is_file()
 
 
-def test_good_cases_end_with_0_and_a_summary(cohort):
+def test_good_cases_exit_with_0(cohort):
+    """Cases without findings exit with 0 and print the counts."""
     outcome = tmi("check", cohort)
-    assert (outcome.code, outcome.out) == (0, "2 case(s): 2 good, 0 with warnings, 0 refused\n")
-    assert holds(tmi("check", cohort, "--json"))["counts"] == {"cases": 2, "good": 2, "warned": 0, "refused": 0}
+    assert (outcome.code, outcome.out) == (0, "2 case(s): 2 good, 0 with warnings, 0 rejected\n")
+    assert validated(tmi("check", cohort, "--json"))["counts"] == {
+        "cases": 2,
+        "good": 2,
+        "warned": 0,
+        "refused": 0,
+    }
 
 
-def test_more_findings_than_a_screen_holds_are_counted_by_code(tmp_path):
+def test_many_findings_are_counted_by_code(tmp_path):
+    """More than twenty findings are also counted by code."""
     folder = tmp_path / "cohort"
     rows = [f"C{n},P{n},good" for n in range(12)]
     folder.mkdir()
     (folder / "cohort.csv").write_text("\n".join(["case_id,patient_id,label", *rows]) + "\n", encoding="utf-8")
-    few = tmi("check", _empty_cases(folder, 12), "--json")
-    counted = {}
-    for finding in few.document["findings"]:
+    outcome = tmi("check", _empty_cases(folder, 12), "--json")
+    cases_by_code = {}
+    for finding in outcome.document["findings"]:
         key = (finding["severity"], finding["code"])
-        counted.setdefault(key, set()).add(finding["case_id"])
-    assert len(few.document["findings"]) > 20
+        cases_by_code.setdefault(key, set()).add(finding["case_id"])
+    assert len(outcome.document["findings"]) > 20
     outcome = tmi("check", folder)
     assert outcome.code == 3
-    block = outcome.out.split("by code:\n")[1].splitlines()[: len(counted)]
+    block = outcome.out.split("by code:\n")[1].splitlines()[: len(cases_by_code)]
     assert {tuple(line.split()) for line in block} == {
-        (str(len(ids)), "case(s)", severity, code) for (severity, code), ids in counted.items()
+        (str(len(ids)), "case(s)", severity, code) for (severity, code), ids in cases_by_code.items()
     }
 
 
@@ -81,20 +89,25 @@ def _empty_cases(folder, count):
     return folder
 
 
-def test_an_error_ends_with_3_a_warning_with_0_and_both_are_in_the_document(cohort):
+def test_error_exits_with_3_and_warning_with_0(cohort):
+    """The document holds errors and warnings; only an error changes the exit code."""
     planted(cohort, "CT padded with -2000")
     outcome = tmi("check", cohort, "--json")
     assert outcome.code == 0
-    assert holds(outcome)["cases"] == [{"case_id": "C0", "status": "good"}, {"case_id": "C1", "status": "warned"}]
+    assert validated(outcome)["cases"] == [
+        {"case_id": "C0", "status": "good"},
+        {"case_id": "C1", "status": "warned"},
+    ]
     planted(cohort, "empty mask")
     outcome = tmi("check", cohort, "--json")
     assert outcome.code == 3
-    assert {f["code"] for f in holds(outcome)["findings"]} == {"ct-padding", "mask-empty"}
+    assert {f["code"] for f in validated(outcome)["findings"]} == {"ct-padding", "mask-empty"}
     text = tmi("check", cohort)
     assert "error: case C1: liver.nii.gz has no voxel [mask-empty]\n  fix: " in text.out
 
 
-def test_no_value_of_a_patient_is_told(cohort):
+def test_message_contains_no_patient_value(cohort):
+    """A message names field and units, but not the value."""
     planted(cohort, "albumin in g/dL")
     outcome = tmi("check", cohort)
     assert "albumin is implausible in g/L and looks like g/dL" in outcome.out
@@ -102,7 +115,7 @@ def test_no_value_of_a_patient_is_told(cohort):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (("--fix", "everything"), "there is no repair 'everything'"),
         (("--fix", ""), "--fix names no repair"),
@@ -110,13 +123,14 @@ def test_no_value_of_a_patient_is_told(cohort):
         (("--recompute", "--tolerance", "-1"), "--tolerance -1"),
     ],
 )
-def test_what_cannot_be_asked_for_is_wrong_usage(cohort, options, told):
+def test_invalid_option_is_usage_error(cohort, options, message):
+    """An unknown repair or an invalid tolerance is a usage error."""
     outcome = tmi("check", cohort, *options)
     assert (outcome.code, outcome.out) == (2, "")
-    assert told in outcome.err
+    assert message in outcome.err
 
 
-MENDED = {
+REPAIRABLE = {
     "mask on a shifted grid": "mask-grid",
     "mask of coarser voxels": "mask-grid",
     "CT padded with -2000": "ct-padding",
@@ -127,19 +141,20 @@ MENDED = {
 }
 
 
-@pytest.mark.parametrize("name", MENDED)
-def test_a_repair_mends_what_it_was_asked_for_and_is_recorded_with_the_digest_of_before(cohort, name):
-    code = MENDED[name]
+@pytest.mark.parametrize("name", REPAIRABLE)
+def test_repair_fixes_its_finding_and_is_recorded(cohort, name):
+    """A repair removes its finding and records the digest of the old file."""
+    code = REPAIRABLE[name]
     case = planted(cohort, name)
     before = {p.name: sha256_file(p) for p in case.folder.iterdir()}
     outcome = tmi("check", cohort, "--fix", code, "--json")
     assert outcome.code == 0, outcome.document["findings"]
-    left = {f["code"] for f in holds(outcome)["findings"]}
-    assert left <= {"mask-edge"}, "a mask moved by a wrong header stays where its header put it"
-    told = outcome.document["repairs"]
-    assert {r["code"] for r in told} == {code}
+    remaining = {f["code"] for f in validated(outcome)["findings"]}
+    assert remaining <= {"mask-edge"}, "a mask shifted by a wrong header stays shifted"
+    repairs = outcome.document["repairs"]
+    assert {r["code"] for r in repairs} == {code}
     record = read_case_record(case.folder, case_id="C1")
-    assert [(r.code, r.file, r.what) for r in record.repairs] == [(r["code"], r["file"], r["what"]) for r in told]
+    assert [(r.code, r.file, r.what) for r in record.repairs] == [(r["code"], r["file"], r["what"]) for r in repairs]
     assert all(r.before_sha256 == before[r.file] for r in record.repairs)
     changed = {p.name for p in case.folder.iterdir() if before.get(p.name) != sha256_file(p)}
     assert changed == {r.file for r in record.repairs} | {"case.json"}
@@ -147,14 +162,16 @@ def test_a_repair_mends_what_it_was_asked_for_and_is_recorded_with_the_digest_of
     assert tmi("check", cohort, "--fix", code, "--json").document["repairs"] == [], "nothing is repaired twice"
 
 
-def test_every_repair_is_tried_above():
-    assert set(MENDED.values()) == set(REPAIRS)
+def test_every_repair_has_a_case():
+    """`REPAIRABLE` covers every repair."""
+    assert set(REPAIRABLE.values()) == set(REPAIRS)
 
 
 @pytest.mark.parametrize(
     "name", ["no record", "CT cut off", "mask flipped left to right", "case record that is no JSON"]
 )
-def test_what_has_no_repair_is_left_byte_for_byte(cohort, name):
+def test_case_without_repair_is_unchanged(cohort, name):
+    """A case that no repair can fix keeps its bytes."""
     case = planted(cohort, name)
     before = {p.name: sha256_file(p) for p in case.folder.iterdir()}
     outcome = tmi("check", cohort, "--fix", ",".join(REPAIRS), "--json")
@@ -162,7 +179,8 @@ def test_what_has_no_repair_is_left_byte_for_byte(cohort, name):
     assert {p.name: sha256_file(p) for p in case.folder.iterdir()} == before
 
 
-def test_a_mask_stored_the_other_way_round_on_half_the_voxels_comes_back_onto_its_organ(cohort):
+def test_flipped_finer_mask_is_resampled_onto_its_organ(cohort):
+    """A flipped mask of finer voxels is resampled exactly onto the CT."""
     liver = phantom(1).liver_XYZ
     flipped = AFFINE @ np.diag([-1, 1, 1, 1])
     flipped[:3, 3] += AFFINE[:3, 0] * (liver.shape[0] - 1)
@@ -176,21 +194,23 @@ def test_a_mask_stored_the_other_way_round_on_half_the_voxels_comes_back_onto_it
     assert np.array_equal(read_mask(case, read_ct(case)).array_DHW, liver.transpose(2, 1, 0))
 
 
-def test_straightening_keeps_the_organ_under_its_mask(cohort):
+def test_straightening_keeps_organ_under_mask(cohort):
+    """Straightening keeps the liver's volume and median, and gives axes along the patient's."""
     case = planted(cohort, "CT tilted")
     ct = read_ct(case)
     mask = read_mask(case, ct)
     tmi("check", cohort, "--fix", "ct-oblique")
     straight = read_ct(case)
-    moved = read_mask(case, straight)
-    volumes = [m.array_DHW.sum() * np.prod(v.spacing_DHW_mm) for v, m in ((ct, mask), (straight, moved))]
+    resampled = read_mask(case, straight)
+    volumes = [m.array_DHW.sum() * np.prod(v.spacing_DHW_mm) for v, m in ((ct, mask), (straight, resampled))]
     assert abs(volumes[1] / volumes[0] - 1) < 0.02
-    means = [float(np.median(v.array_DHW[m.array_DHW])) for v, m in ((ct, mask), (straight, moved))]
+    means = [float(np.median(v.array_DHW[m.array_DHW])) for v, m in ((ct, mask), (straight, resampled))]
     assert abs(means[1] - means[0]) < 4
     assert np.allclose(straight.affine_xyz[:3, :3], np.diag(np.diag(straight.affine_xyz)[:3]))
 
 
-def test_a_repair_replaces_a_link_and_not_the_file_it_leads_to(cohort, tmp_path):
+def test_repair_replaces_a_link_not_its_target(cohort, tmp_path):
+    """A symbolic link is replaced; its target keeps its bytes."""
     planted(cohort, "CT padded with -2000")
     original = (cohort / "C1" / "ct.nii.gz").rename(tmp_path / "original.nii.gz")
     (cohort / "C1" / "ct.nii.gz").symlink_to(original)
@@ -200,58 +220,64 @@ def test_a_repair_replaces_a_link_and_not_the_file_it_leads_to(cohort, tmp_path)
     assert nib.load(cohort / "C1" / "ct.nii.gz").get_fdata().min() == -1024
 
 
-def test_recompute_agrees_with_the_table_that_was_extracted(synthetic_cohort):
+def test_recompute_agrees_with_extracted_table(synthetic_cohort):
+    """`--recompute` agrees with an extracted table."""
     case = next(synthetic_cohort.glob("syn7-*"))
     outcome = tmi("check", case, "--recompute", "--json")
     assert outcome.code == 0
-    (compared,) = holds(outcome)["recomputed"]
-    assert (compared["compared"], compared["differ"], compared["largest"]) == (len(FEATURE_NAMES), 0, [])
+    (comparison,) = validated(outcome)["recomputed"]
+    assert (comparison["compared"], comparison["differ"], comparison["largest"]) == (len(FEATURE_NAMES), 0, [])
 
 
-def test_recompute_names_the_features_that_differ_and_by_how_much(cohort):
+def test_recompute_lists_differing_features(cohort):
+    """`--recompute` lists the ten largest differences and their number."""
     outcome = tmi("check", cohort / "C1", "--recompute", "--json")
     assert outcome.code == 3
-    document = holds(outcome)
+    document = validated(outcome)
     (finding,) = document["findings"]
-    (compared,) = document["recomputed"]
+    (comparison,) = document["recomputed"]
     assert finding["code"] == "radiomics-differ"
-    assert f"{compared['differ']} of 1781 features" in finding["message"]
-    assert compared["largest"][0]["feature"] in finding["message"]
-    assert len(compared["largest"]) == 10
+    assert f"{comparison['differ']} of 1781 features" in finding["message"]
+    assert comparison["largest"][0]["feature"] in finding["message"]
+    assert len(comparison["largest"]) == 10
     assert "agree within 1e-06 relative" in tmi("check", cohort / "C1", "--recompute").out
 
 
-def test_a_feature_with_a_value_on_one_side_only_differs_and_one_without_any_does_not():
+def test_one_sided_value_differs():
+    """A value on one side only is a difference; a value missing on both sides is not."""
     given = np.linspace(1, 2, len(FEATURE_NAMES))
     computed = given * (1 + 1e-9)
     given[[3, 5]] = np.nan
     computed[5] = np.nan
     computed[7] *= 1.001
-    found = compare_features("P1", given, computed, tolerance=1e-6)
-    assert found.differ == 2
-    assert found.largest[0] == (FEATURE_NAMES[3], None)
-    assert found.largest[1] == (FEATURE_NAMES[7], pytest.approx(0.001, rel=0.01))
-    json.dumps(found.largest, allow_nan=False)
+    comparison = compare_features("P1", given, computed, tolerance=1e-6)
+    assert comparison.differ == 2
+    assert comparison.largest[0] == (FEATURE_NAMES[3], None)
+    assert comparison.largest[1] == (FEATURE_NAMES[7], pytest.approx(0.001, rel=0.01))
+    json.dumps(comparison.largest, allow_nan=False)
 
 
-def test_a_finding_is_found_one_case_at_a_time_too(cohort):
+def test_single_case_is_checked_alike(cohort):
+    """`check_case` gives the same finding."""
     assert [f.code for f in check_case(planted(cohort, "mask flipped back to front"))] == ["mask-flipped"]
 
 
-def test_repairs_may_be_named_together_or_one_by_one(cohort):
+def test_fix_option_is_repeatable(cohort):
+    """`--fix` is repeatable."""
     planted(cohort, "CT padded with -2000")
     outcome = tmi("check", cohort, "--fix", "ct-padding", "--fix", "mask-grid", "--json")
     assert [r["code"] for r in outcome.document["repairs"]] == ["ct-padding"]
 
 
-def test_a_file_that_may_not_be_read_stops_no_other_case(cohort, monkeypatch):
+def test_unreadable_file_stops_no_other_case(cohort, monkeypatch):
+    """A file without read permission, or an overlong name, stops no other case."""
     planted(cohort, "table whose record names another CT")
 
-    def denied(path):
+    def deny(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("tmi.toolkit.radiomics.provenance.sha256_file", denied)
+    monkeypatch.setattr("tmi.toolkit.radiomics.provenance.sha256_file", deny)
     outcome = tmi("check", cohort, cohort / ("x" * 300))
     assert outcome.code == 3
-    assert "3 case(s): 2 good, 0 with warnings, 1 refused" in outcome.out
-    assert f"case {'x' * 300}: the case folder is not there [case-missing]" in outcome.out
+    assert "3 case(s): 2 good, 0 with warnings, 1 rejected" in outcome.out
+    assert f"case {'x' * 300}: the case folder does not exist [case-missing]" in outcome.out

@@ -70,7 +70,7 @@ def cache(tmp_path, monkeypatch):
 
 def test_a_cohort_is_extracted_over_processes_recorded_and_then_left_alone(cohort):
     done = tmi("radiomics", cohort, "--jobs", 2)
-    assert (done.code, done.out) == (0, "2 case(s): 2 written, 0 up to date, 0 refused\n")
+    assert (done.code, done.out) == (0, "2 case(s): 2 written, 0 up to date, 0 rejected\n")
     for number in (1, 2):
         case = case_in(cohort, number)
         values_F = read_table(case.radiomics, case_id=case.case_id)
@@ -82,7 +82,7 @@ def test_a_cohort_is_extracted_over_processes_recorded_and_then_left_alone(cohor
         assert set(record["versions"]) == {"pyradiomics", "SimpleITK", "PyWavelets", "numpy"}
     before = case_in(cohort).radiomics.stat().st_mtime_ns
     again = tmi("radiomics", cohort)
-    assert (again.code, again.out) == (0, "2 case(s): 0 written, 2 up to date, 0 refused\n")
+    assert (again.code, again.out) == (0, "2 case(s): 0 written, 2 up to date, 0 rejected\n")
     assert case_in(cohort).radiomics.stat().st_mtime_ns == before
     assert not any(f["code"] == "radiomics-stale" for f in tmi("check", cohort, "--json").document["findings"])
 
@@ -90,7 +90,7 @@ def test_a_cohort_is_extracted_over_processes_recorded_and_then_left_alone(cohor
 def test_one_bad_case_is_told_and_the_others_go_on(cohort, counted):
     case_in(cohort).mask.write_bytes(b"no image")
     done = tmi("radiomics", cohort, "--jobs", 1)
-    assert (done.code, done.out) == (3, "2 case(s): 1 written, 0 up to date, 1 refused\n")
+    assert (done.code, done.out) == (3, "2 case(s): 1 written, 0 up to date, 1 rejected\n")
     assert f"error: case {case_in(cohort).case_id}: liver.nii.gz cannot be read as NIfTI [mask-unreadable]" in done.err
     assert "\n  fix: " in done.err
     assert case_in(cohort, 2).radiomics.is_file()
@@ -99,7 +99,7 @@ def test_one_bad_case_is_told_and_the_others_go_on(cohort, counted):
 
 def test_a_missing_folder_is_told_as_such(tmp_path):
     done = tmi("radiomics", tmp_path / "P9")
-    assert (done.code, done.out) == (3, "1 case(s): 0 written, 0 up to date, 1 refused\n")
+    assert (done.code, done.out) == (3, "1 case(s): 0 written, 0 up to date, 1 rejected\n")
     assert "the case folder is not there [case-missing]" in done.err
 
 
@@ -108,7 +108,7 @@ def test_a_table_of_other_origin_is_never_written_over_without_force(cohort, cou
     write_table(case.radiomics, np.full(1781, 7.0))
     done = tmi("radiomics", case.folder)
     assert done.code == 3
-    assert "radiomics.csv is there already and was not extracted here [radiomics-exists]" in done.err
+    assert "radiomics.csv exists and was not extracted here [radiomics-exists]" in done.err
     assert read_table(case.radiomics, case_id="P")[0] == 7.0
     assert tmi("radiomics", case.folder, "--force").code == 0
     assert read_table(case.radiomics, case_id="P")[0] != 7.0
@@ -154,7 +154,7 @@ def test_a_table_that_no_longer_fits_is_found_by_check_and_kept_until_forced(nam
     assert done.code == 3
     assert told in done.err
     assert tmi("radiomics", case.folder, "--force").code == 0
-    assert tmi("radiomics", case.folder).out == "1 case(s): 0 written, 1 up to date, 0 refused\n"
+    assert tmi("radiomics", case.folder).out == "1 case(s): 0 written, 1 up to date, 0 rejected\n"
 
 
 def test_another_label_than_the_tables_is_refused(cohort, counted):
@@ -169,7 +169,7 @@ def test_a_stop_before_the_table_is_written_is_made_good_by_the_next_run(cohort,
     case = case_in(cohort)
     assert tmi("radiomics", case.folder).code == 0
     case.radiomics.unlink()
-    assert tmi("radiomics", case.folder).out == "1 case(s): 1 written, 0 up to date, 0 refused\n"
+    assert tmi("radiomics", case.folder).out == "1 case(s): 1 written, 0 up to date, 0 rejected\n"
 
 
 def test_what_was_extracted_once_is_remembered_unless_told_otherwise(cohort, counted, cache):
@@ -263,7 +263,7 @@ def test_a_table_of_pyradiomics_own_command_is_taken_in_by_case_id(cohort, tmp_p
         tmp_path / "all.csv", rows=[(two.case_id, 2000.0), (one.case_id, 1000.0)], delimiter=delimiter
     )
     done = tmi("radiomics", cohort, "--from", table)
-    assert (done.code, done.out) == (0, "2 case(s): 2 written, 0 up to date, 0 refused\n")
+    assert (done.code, done.out) == (0, "2 case(s): 2 written, 0 up to date, 0 rejected\n")
     np.testing.assert_array_equal(read_table(one.radiomics, case_id="1"), np.arange(1781.0) + 1000)
     np.testing.assert_array_equal(read_table(two.radiomics, case_id="2"), np.arange(1781.0) + 2000)
     record = json.loads((one.folder / "radiomics.json").read_text())
@@ -343,4 +343,4 @@ def test_what_is_no_table_is_refused(content, tmp_path, cohort):
 def test_a_mapping_without_a_table_is_wrong_usage(cohort):
     done = tmi("radiomics", cohort, "--map", "names.json")
     assert done.code == 2
-    assert "name the table with --from" in done.err
+    assert "give the table with --from" in done.err

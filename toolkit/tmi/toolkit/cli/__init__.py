@@ -1,4 +1,4 @@
-"""The `tmi` command: the table of all commands, and those that need the toolkit alone.
+"""Command line of `tmi`: the table of all commands, and the commands that need only the toolkit.
 
-Only command modules print or exit; they import what is heavy inside their functions.
+Only command modules print or exit. They import heavy packages inside their functions.
 """

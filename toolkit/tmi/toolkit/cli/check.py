@@ -1,4 +1,4 @@
-"""`tmi check`."""
+"""Command `tmi check`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from tmi.toolkit.errors import ExitCode, UsageError
 if TYPE_CHECKING:
     from tmi.toolkit.qc.case_checks import Finding
     from tmi.toolkit.qc.radiomics_comparison import RadiomicsComparison
+    from tmi.toolkit.qc.repairs import AppliedRepair
 
-SCREEN = 20
-"""Findings that still are read one by one; more are counted by code as well."""
+MAX_UNCOUNTED_FINDINGS = 20
+"""Number of findings above which the cases of each code are counted as well."""
 
 
 def check(
@@ -34,16 +35,16 @@ def check(
     ] = None,
     recompute: Annotated[
         bool,
-        typer.Option("--recompute", help="Compare radiomics.csv with what the mask gives."),
+        typer.Option("--recompute", help="Compare radiomics.csv with features extracted from the mask."),
     ] = False,
     tolerance: Annotated[
         float, typer.Option("--tolerance", help="Relative tolerance of --recompute.", show_default="1e-6")
     ] = 1e-6,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
-    """Say for each case what is wrong with it and how to mend it. Changes nothing unless --fix is given.
+    """Print every problem of each case with its fix. Changes nothing unless --fix is given.
 
-    Errors are what must not be used as it is (exit code 3); warnings are what a user should look at.
+    A case with an error must not be used as it is (exit code 3). A case with a warning should be inspected.
 
     Examples:
 
@@ -60,12 +61,12 @@ def check(
 
     codes = parse_codes(fix) if fix is not None else ()
     if not 0 <= tolerance < 1:
-        raise UsageError(f"--tolerance {tolerance:g}", fix="give 0 or more, and less than 1")
+        raise UsageError(f"--tolerance {tolerance:g}", fix="give a number from 0 to below 1")
     fields = load_schema(schema or load_project().schema_file)
     cases = find_cases(paths, mask_label=mask_label)
     comparisons: list[RadiomicsComparison] = []
-    repairs = [done for case in cases if codes and is_folder(case.folder) for done in repair(case, codes)]
-    with _progress(len(cases)) as advance:
+    repairs = [applied for case in cases if codes and is_folder(case.folder) for applied in repair(case, codes)]
+    with _progress_bar(len(cases)) as advance:
         findings = check_cases(
             cases,
             schema=fields,
@@ -73,32 +74,27 @@ def check(
             radiomics_tolerance=tolerance if recompute else None,
             on_comparison=comparisons.append,
         )
-    answer = document(cases, findings, repairs=repairs, comparisons=comparisons)
+    result = document(cases, findings, repairs=repairs, comparisons=comparisons)
+    counts = result["counts"]
     if as_json:
-        typer.echo(json.dumps(answer, indent=2, allow_nan=False))
+        typer.echo(json.dumps(result, indent=2, allow_nan=False))
     else:
-        for done in repairs:
-            typer.echo(f"repaired: case {done.case_id}: {done.file}: {done.what} [{done.code}]")
+        _print_repairs(repairs)
         _print_findings(findings)
-        if len(findings) > SCREEN:
+        if len(findings) > MAX_UNCOUNTED_FINDINGS:
             _print_code_counts(findings)
-        for c in comparisons:
-            typer.echo(
-                f"recomputed: case {c.case_id}: {c.compared - c.differ} of {c.compared} features agree within "
-                f"{c.tolerance:g} relative"
-            )
-        counts = answer["counts"]
+        _print_comparisons(comparisons)
         typer.echo(
             f"{counts['cases']} case(s): {counts['good']} good, {counts['warned']} with warnings, "
-            f"{counts['refused']} refused" + (f", {len(repairs)} repair(s) made" if codes else "")
+            f"{counts['refused']} rejected" + (f", {len(repairs)} repair(s) applied" if codes else "")
         )
-    if answer["counts"]["refused"]:
+    if counts["refused"]:
         raise typer.Exit(int(ExitCode.REJECTED))
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[Case], None]]:
-    """A bar on standard error, where it is a terminal and there is something to wait for."""
+def _progress_bar(total: int) -> Iterator[Callable[[Case], None]]:
+    """Show a progress bar on standard error if it is a terminal and there are several cases."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -109,6 +105,19 @@ def _progress(total: int) -> Iterator[Callable[[Case], None]]:
         yield lambda case: bar.advance(task)
 
 
+def _print_repairs(repairs: list[AppliedRepair]) -> None:
+    for repair in repairs:
+        typer.echo(f"repaired: case {repair.case_id}: {repair.file}: {repair.what} [{repair.code}]")
+
+
+def _print_comparisons(comparisons: list[RadiomicsComparison]) -> None:
+    for c in comparisons:
+        typer.echo(
+            f"recomputed: case {c.case_id}: {c.compared - c.differ} of {c.compared} features agree within "
+            f"{c.tolerance:g} relative"
+        )
+
+
 def _print_findings(findings: list[Finding]) -> None:
     for finding in findings:
         typer.echo(
@@ -117,7 +126,7 @@ def _print_findings(findings: list[Finding]) -> None:
 
 
 def _print_code_counts(findings: list[Finding]) -> None:
-    """How often each code was found, the most frequent first."""
+    """Print the number of cases of each code, the most frequent first."""
     cases: dict[tuple[str, str], set[str]] = {}
     for finding in findings:
         cases.setdefault((finding.severity, finding.code), set()).add(finding.case_id)

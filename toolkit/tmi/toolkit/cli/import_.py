@@ -1,4 +1,4 @@
-"""`tmi import`."""
+"""Command `tmi import`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def import_(
         Path | None, typer.Option("--ct", help="Folder of a DICOM series, or NIfTI, NRRD or MHA file.")
     ] = None,
     series: Annotated[
-        str | None, typer.Option("--series", help="Which CT series: its number in the listing, or its UID.")
+        str | None, typer.Option("--series", help="CT series, by its number in the listing or by its UID.")
     ] = None,
     mask: Annotated[
         Path | None, typer.Option("--mask", help="Liver mask: NIfTI, NRRD, MHA, DICOM SEG or RTSTRUCT.")
@@ -31,10 +31,10 @@ def import_(
     mask_label: Annotated[
         str | None,
         typer.Option(
-            "--mask-label", help="Label or segment by number or name. Default: the one named liver, or the only one."
+            "--mask-label", help="Label or segment, by number or name. Default: the one named liver, or the only one."
         ),
     ] = None,
-    roi: Annotated[str | None, typer.Option("--roi", help="ROI of an RTSTRUCT by name.")] = None,
+    roi: Annotated[str | None, typer.Option("--roi", help="ROI of an RTSTRUCT, by name.")] = None,
     clinical: Annotated[Path | None, typer.Option("--clinical", help="Clinical record (clinical.json).")] = None,
     radiomics: Annotated[Path | None, typer.Option("--radiomics", help="Table of the features (CSV).")] = None,
     patient_id: Annotated[
@@ -42,18 +42,18 @@ def import_(
     ] = None,
     fix: Annotated[
         list[str] | None,
-        typer.Option("--fix", metavar="CODE[,CODE]", help="Repairs that may be made; may be given again."),
+        typer.Option("--fix", metavar="CODE[,CODE]", help="Repairs that may be applied; repeatable."),
     ] = None,
     table: Annotated[Path | None, typer.Option("--table", help="Spreadsheet (CSV, XLSX) of a cohort.")] = None,
     mapping: Annotated[Path | None, typer.Option("--map", help="Mapping of the table's columns (YAML).")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="With --table: go on where it stopped.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="With --table: continue an interrupted import.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing case or cohort.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
-    """Make a case from real files, or a cohort from a table. Originals are only read; nothing identifying is kept.
+    """Import a case from hospital files, or a cohort from a table. Originals are only read and identifiers are dropped.
 
-    What cannot be trusted is refused and nothing is written. What was written but should not be used yet is listed as
-    `tmi check` does; exit code 3 in both.
+    Unreliable input is rejected and nothing is written. Problems of a case that was written are listed as by
+    `tmi check`. Both give exit code 3.
 
     Examples:
 
@@ -65,18 +65,20 @@ def import_(
         if table is None or mapping is None:
             raise UsageError("--table and --map belong together", fix="give both")
         if any(v is not None for v in (ct, series, mask, mask_label, roi, clinical, radiomics, patient_id, fix)):
-            raise UsageError("--table stands alone: the table names the files", fix="leave the other options out")
+            raise UsageError(
+                "--table excludes the other inputs: the table names the files", fix="omit the other options"
+            )
         report = _import_table(table, mapping, out, force=force, resume=resume)
         typer.echo(json.dumps(report.document(), indent=2) if as_json else "\n".join(report.summary()))
         if report.counts["refused"] or report.counts["flawed"]:
             raise typer.Exit(int(ExitCode.REJECTED))
         return
     if resume:
-        raise UsageError("--resume is for --table", fix="leave it out")
+        raise UsageError("--resume needs --table", fix="omit --resume")
     from tmi.toolkit.ingest.case_importer import import_case
 
     try:
-        done = import_case(
+        imported = import_case(
             out,
             ct=ct,
             mask=mask,
@@ -94,15 +96,15 @@ def import_(
             typer.echo(json.dumps(_rejection_document(out, error), indent=2))
         raise
     if as_json:
-        typer.echo(json.dumps(_document(done), indent=2))
+        typer.echo(json.dumps(_document(imported), indent=2))
     else:
-        _print_result(out, done)
-    if done.rejected:
+        _print_result(out, imported)
+    if imported.rejected:
         raise typer.Exit(int(ExitCode.REJECTED))
 
 
 def _import_table(table: Path, mapping: Path, out: Path, *, force: bool, resume: bool) -> Any:
-    """The table's report; rows are counted on a terminal."""
+    """Import the rows of a table with a progress bar and return the report."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -120,23 +122,24 @@ def _import_table(table: Path, mapping: Path, out: Path, *, force: bool, resume:
         )
 
 
-def _document(done: ImportedCase) -> dict[str, object]:
+def _document(imported: ImportedCase) -> dict[str, object]:
+    """Return the JSON document of an imported case."""
     return {
         "schema": SCHEMA,
-        "case_id": done.case.case_id,
+        "case_id": imported.case.case_id,
         "written": True,
-        "source": dict(done.source),
-        "mask_label": done.label,
-        "repairs": [vars(r) for r in done.repairs],
-        "findings": [vars(f) for f in done.findings],
-        "missing": [vars(f) for f in done.missing],
+        "source": dict(imported.source),
+        "mask_label": imported.label,
+        "repairs": [vars(r) for r in imported.repairs],
+        "findings": [vars(f) for f in imported.findings],
+        "missing": [vars(f) for f in imported.missing],
     }
 
 
 def _rejection_document(out: Path, error: InputRejectedError) -> dict[str, object]:
-    """The same keys for a case that was not written."""
+    """Return the JSON document of a rejected case, with the same keys."""
     case_id = error.case_id or out.resolve().name
-    found = {"case_id": case_id, "code": error.code, "severity": "error", "message": error.what, "fix": error.fix}
+    finding = {"case_id": case_id, "code": error.code, "severity": "error", "message": error.what, "fix": error.fix}
     return {
         "schema": SCHEMA,
         "case_id": case_id,
@@ -144,29 +147,30 @@ def _rejection_document(out: Path, error: InputRejectedError) -> dict[str, objec
         "source": {},
         "mask_label": None,
         "repairs": [],
-        "findings": [found],
+        "findings": [finding],
         "missing": [],
     }
 
 
-def _print_result(out: Path, done: ImportedCase) -> None:
-    typer.echo(f"case {done.case.case_id}: written to {out}")
-    for name, source in done.source.items():
-        facts = ", ".join(
-            f"{k.replace('_', ' ')} {_plain(v)}" for k, v in source.items() if k != "sha256" and v not in (0, [])
+def _print_result(out: Path, imported: ImportedCase) -> None:
+    typer.echo(f"case {imported.case.case_id}: written to {out}")
+    for name, source in imported.source.items():
+        properties = ", ".join(
+            f"{k.replace('_', ' ')} {_format(v)}" for k, v in source.items() if k != "sha256" and v not in (0, [])
         )
-        typer.echo(f"  {name}: {facts}" if facts else f"  {name}: copied")
-    if done.label is not None:
-        typer.echo(f"  mask label taken: {done.label}")
-    for repair in done.repairs:
+        typer.echo(f"  {name}: {properties}" if properties else f"  {name}: copied")
+    if imported.label is not None:
+        typer.echo(f"  mask label used: {imported.label}")
+    for repair in imported.repairs:
         typer.echo(f"  repaired: {repair.what} [{repair.code}]")
-    for finding in done.findings:
+    for finding in imported.findings:
         typer.echo(f"{finding.severity}: {finding.message} [{finding.code}]\n  fix: {finding.fix}")
-    for finding in done.missing:
+    for finding in imported.missing:
         typer.echo(f"still to be added: {finding.message} [{finding.code}]")
 
 
-def _plain(value: object) -> str:
+def _format(value: object) -> str:
+    """Format a source property: lists of integers as shapes, other lists with commas."""
     if not isinstance(value, list):
         return str(value)
     return ("x" if all(isinstance(v, int) for v in value) else ", ").join(map(str, value))

@@ -1,7 +1,7 @@
-"""The shell of `tmi`: names its commands by string and imports one when it is run.
+"""Entry point of `tmi`: a table of commands, each given as a string and imported when it is run.
 
-Command modules import nothing heavy at their top, so `tmi --help` and every `tmi COMMAND --help` stay quick; torch and
-the like are imported inside the functions that need them. Only this package's command modules print or exit.
+Command modules import heavy packages such as torch inside their functions, so that `tmi --help` and every
+`tmi COMMAND --help` start quickly. Only command modules print or exit.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from tmi.toolkit.errors import ExitCode, InputRejectedError, TmiError, Unavailab
 
 @dataclass(frozen=True)
 class CommandSpec:
-    """A command and where it lives."""
+    """One row of the command table."""
 
     target: str
-    """`module:function`."""
+    """`module:function` that implements the command."""
     panel: str
-    """Heading of `tmi --help` under which it is listed."""
+    """Heading of `tmi --help` under which the command is listed."""
     extra: str | None = None
-    """Extra that installs what it needs beyond the base install."""
+    """Extra that installs the command's optional dependencies."""
 
 
 COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
@@ -53,18 +53,18 @@ COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
         "sign": CommandSpec("tmi.runtime.cli.sign:sign", "Trust", extra="sign"),
     }
 )
-"""Command name -> where it is, in the order of the help: panel by panel, each in the order of the pipeline."""
+"""Command name -> command, in the order of the help: by panel, then in the order of the workflow."""
 
 
 class LazyGroup(TyperGroup):
-    """A group whose commands are imported when they are asked for."""
+    """Command group that imports a command when it is requested."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names in the order of the help."""
+        """Return the names in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command, imported now; None where there is none."""
+        """Import and return a command; None if the name is unknown."""
         if cmd_name not in COMMANDS:
             return None
         module, _, function = COMMANDS[cmd_name].target.partition(":")
@@ -85,8 +85,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         typer.echo(f"tmi {version('tmi-clnet')}")
@@ -95,26 +95,26 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def root(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; allowed in any position.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print version.")
     ] = False,
 ) -> None:
     """Liver prognosis from CT, radiomics and clinical report: train, export, predict. For research use only.
 
-    Exit codes: 0 done; 1 unexpected error; 2 wrong usage; 3 some input was refused, the rest was done; 4 parity
-    failed; 5 engine or hardware not available; 6 bundle or run damaged, edited or not trusted; 130 stopped with Ctrl-C.
+    Exit codes: 0 done; 1 unexpected error; 2 wrong usage; 3 some input was rejected, the rest was done; 4 parity
+    failed; 5 engine or hardware not available; 6 bundle or run damaged, edited or not trusted; 130 stopped by Ctrl-C.
     """
 
 
 def print_error(error: TmiError) -> None:
-    """Print an error, the code of the check that refused an input, and the mend on standard error."""
+    """Print an error, the code of the failed check (if any) and the fix on standard error."""
     code = f" [{error.code}]" if isinstance(error, InputRejectedError) else ""
     typer.echo(f"error: {error}{code}\n  fix: {error.fix}", err=True)
 
 
 def missing_package(error: ModuleNotFoundError, arguments: Sequence[str]) -> UnavailableError | None:
-    """What to install for the command among `arguments`; None where the missing module is our own."""
+    """Return an error that names the extra to install; None if the missing module belongs to `tmi` itself."""
     package = (error.name or "").partition(".")[0]
     command = next((a for a in arguments if a in COMMANDS), None)
     if not package or package == "tmi" or command is None:
@@ -132,7 +132,7 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
         app(args=arguments, prog_name="tmi")
-    except Exception as error:  # noqa: BLE001 - the last stop: an unexpected error must not show a bare traceback
+    except Exception as error:  # noqa: BLE001 - top level: an unexpected error must not print a bare traceback
         if debug:
             traceback.print_exc()
         known = missing_package(error, arguments) if isinstance(error, ModuleNotFoundError) else error

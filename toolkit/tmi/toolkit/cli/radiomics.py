@@ -1,4 +1,4 @@
-"""`tmi radiomics`."""
+"""Command `tmi radiomics`."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
 def radiomics(
     paths: Annotated[list[Path], typer.Argument(help="Case folders or cohort folders.")],
-    jobs: Annotated[int | None, typer.Option(help="Cores to use. Default: every one.", min=1)] = None,
+    jobs: Annotated[int | None, typer.Option(help="Cores to use. Default: all.", min=1)] = None,
     mask_label: Annotated[int | None, typer.Option("--mask-label", help="Label of the liver in the masks.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace tables that are there.")] = False,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor fill the cache.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing tables.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")] = False,
     table: Annotated[
         Path | None, typer.Option("--from", help="Take the values from this table instead of extracting them.")
     ] = None,
     mapping: Annotated[
-        Path | None, typer.Option("--map", help="JSON or YAML: name in that table -> our feature name.")
+        Path | None, typer.Option("--map", help="JSON or YAML: name in that table -> feature name of tmi.")
     ] = None,
     id_column: Annotated[str | None, typer.Option("--id-column", help="Column of the case ids in that table.")] = None,
 ) -> None:
     """Extract the 1,781 radiomic features of each case's liver mask into its radiomics.csv.
 
-    A table that is there and fits its CT, mask and settings is passed over, so a run that was stopped goes on where it
-    was. Beside each table radiomics.json tells what it was made from. What was extracted once is remembered in
-    ~/.cache/tmi/radiomics, or below TMI_CACHE; TMI_CACHE=off turns that off. Refused cases are listed (exit code 3).
+    An existing table that matches its CT, mask and settings is skipped, so an interrupted run can be continued.
+    radiomics.json, next to each table, records its sources. Extracted features are cached in ~/.cache/tmi/radiomics,
+    or below TMI_CACHE; TMI_CACHE=off disables the cache. Rejected cases are listed (exit code 3).
 
     Examples:
 
@@ -48,7 +48,7 @@ def radiomics(
     from tmi.toolkit.radiomics.external_table import read_external_table, read_mapping
 
     if table is None and (mapping is not None or id_column is not None):
-        raise UsageError("--map and --id-column tell how to read a table", fix="name the table with --from")
+        raise UsageError("--map and --id-column need a table", fix="give the table with --from")
     cases = find_cases(paths, mask_label=mask_label)
     external = None
     if table is not None:
@@ -56,27 +56,27 @@ def radiomics(
             table, read_mapping(mapping) if mapping is not None else None, id_column=id_column
         )
     options = ExtractionOptions(force=force, use_cache=not no_cache, external=external)
-    outcomes: list[ExtractionResult] = []
+    results: list[ExtractionResult] = []
     columns = (TextColumn("radiomics"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("cases", total=len(cases))
-        for outcome in make_tables(cases, options, jobs=jobs or available_cores()):
-            outcomes.append(outcome)
-            _print_result(outcome)
+        for result in make_tables(cases, options, jobs=jobs or available_cores()):
+            results.append(result)
+            _print_result(result)
             bar.advance(task)
-    count = {state: sum(o.state == state for o in outcomes) for state in ("written", "current", "refused")}
+    counts = {state: sum(r.state == state for r in results) for state in ("written", "current", "rejected")}
     typer.echo(
-        f"{len(outcomes)} case(s): {count['written']} written, {count['current']} up to date, "
-        f"{count['refused']} refused"
+        f"{len(results)} case(s): {counts['written']} written, {counts['current']} up to date, "
+        f"{counts['rejected']} rejected"
     )
-    if count["refused"]:
+    if counts["rejected"]:
         raise typer.Exit(int(ExitCode.REJECTED))
 
 
-def _print_result(outcome: ExtractionResult) -> None:
-    """Refusals and what a user should know of, as they come, on standard error."""
-    if outcome.state == "refused":
-        typer.echo(f"error: case {outcome.case_id}: {outcome.message} [{outcome.code}]\n  fix: {outcome.fix}", err=True)
-    elif outcome.message:
-        typer.echo(f"warning: case {outcome.case_id}: {outcome.message}", err=True)
+def _print_result(result: ExtractionResult) -> None:
+    """Print a rejection or a note on standard error."""
+    if result.state == "rejected":
+        typer.echo(f"error: case {result.case_id}: {result.message} [{result.code}]\n  fix: {result.fix}", err=True)
+    elif result.message:
+        typer.echo(f"warning: case {result.case_id}: {result.message}", err=True)

@@ -1,4 +1,4 @@
-"""`tmi synth`."""
+"""Command `tmi synth`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import typer
 def synth(
     out: Annotated[Path, typer.Argument(help="Folder of the new cohort.", show_default=False)],
     cases: Annotated[int, typer.Option(help="Number of cases.", min=2, max=9999)] = 24,
-    seed: Annotated[int, typer.Option(help="The same seed and number of cases give the same files.", min=0)] = 0,
-    jobs: Annotated[int | None, typer.Option(help="Processes. Default: every core.", min=1, show_default=False)] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a synthetic cohort that is there.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed; the same seed and number of cases give the same files.", min=0)] = 0,
+    jobs: Annotated[int | None, typer.Option(help="Processes. Default: all cores.", min=1, show_default=False)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing synthetic cohort.")] = False,
 ) -> None:
-    """Write a synthetic cohort: abdominal phantoms, clinical records, radiomics, and the truth about them.
+    """Write a synthetic cohort: abdominal phantoms, clinical records, radiomics, and the ground truth.
 
-    It serves for trying things out and for tests. No figure obtained on it says anything about patients. Its
-    `truth.json` tells the best AUC that CT, radiomics and clinical record allow alone and together.
+    The cohort is meant for tests and demonstrations. Metrics obtained on it do not apply to patients. Its `truth.json`
+    lists the highest AUC that CT, radiomics and clinical record allow, alone and in combination.
 
     Examples:
 
