@@ -1,4 +1,4 @@
-"""Synthetic cohorts: readable by the product's own readers, reproducible, marked as synthetic, never half written."""
+"""Synthetic cohorts: readable, reproducible, marked as synthetic, written atomically."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tmi.toolkit.radiomics.extractor
-import tmi.toolkit.synthetic.cohort as synth
+import tmi.toolkit.synthetic.cohort as cohort_module
 from factories.tmi_command import tmi as run_tmi
 from tmi.toolkit.cases.case import Case, open_cohort
 from tmi.toolkit.clinical.record import read_clinical
@@ -40,13 +40,14 @@ def truth_of(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No extraction, for what does not depend on it; works within this process only."""
+def fake_extraction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the feature extraction by zeros; works within this process only."""
     monkeypatch.setattr(tmi.toolkit.radiomics.extractor, "extract", lambda ct, mask, *, jobs: np.zeros(N_RADIOMICS))
 
 
-@pytest.mark.usefixtures("quick")
-def test_a_cohort_is_a_cohort_with_everything_in_every_case(tmp_path):
+@pytest.mark.usefixtures("fake_extraction")
+def test_cohort_has_all_files_of_every_case(tmp_path):
+    """Every case folder has all files, and the cohort folder has the two tables."""
     cohort = make_cohort(tmp_path / "c", cases=3, seed=5, jobs=1)
     assert cohort == open_cohort(tmp_path / "c")
     assert [c.case_id for c in cohort.cases] == ["syn5-0001", "syn5-0002", "syn5-0003"]
@@ -56,7 +57,8 @@ def test_a_cohort_is_a_cohort_with_everything_in_every_case(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
 
 
-def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_processes(tmp_path):
+def test_files_do_not_depend_on_process_count(tmp_path):
+    """The same seed gives the same bytes for any number of processes."""
     for name, jobs in (("one", 1), ("two", 2)):
         make_cohort(tmp_path / name, cases=2, seed=3, jobs=jobs)
     one, two = content(tmp_path / "one"), content(tmp_path / "two")
@@ -64,14 +66,16 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_processes(tmp
     assert [n for n in one if one[n] != two[n]] == []
 
 
-@pytest.mark.usefixtures("quick")
-def test_another_seed_gives_other_cases_under_other_names(tmp_path):
+@pytest.mark.usefixtures("fake_extraction")
+def test_other_seed_gives_other_cases(tmp_path):
+    """Another seed gives other case ids and other voxels."""
     one, two = (make_cohort(tmp_path / str(s), cases=2, seed=s, jobs=1) for s in (1, 2))
     assert not {c.case_id for c in one.cases} & {c.case_id for c in two.cases}
     assert one.cases[0].ct.read_bytes() != two.cases[0].ct.read_bytes()
 
 
-def test_the_features_in_the_table_are_those_of_the_files(synthetic_cohort):
+def test_radiomics_table_equals_extraction(synthetic_cohort):
+    """The table equals the features extracted from the files."""
     case = open_cohort(synthetic_cohort).cases[0]
     ct = read_ct(case)
     table = read_table(case.radiomics, case_id=case.case_id)
@@ -79,7 +83,8 @@ def test_the_features_in_the_table_are_those_of_the_files(synthetic_cohort):
     np.testing.assert_allclose(table, extract(ct, read_mask(case, ct)), rtol=1e-9)
 
 
-def test_every_case_of_a_cohort_is_read_and_no_two_grids_are_alike(synthetic_cohort):
+def test_cases_are_readable_with_distinct_grids(synthetic_cohort):
+    """All cases are plausible and readable, with different voxel spacings."""
     cohort, schema = open_cohort(synthetic_cohort), load_schema()
     spacings = set()
     for case in cohort.cases:
@@ -92,7 +97,8 @@ def test_every_case_of_a_cohort_is_read_and_no_two_grids_are_alike(synthetic_coh
     assert len(spacings) == len(cohort.cases)
 
 
-def test_truth_tells_the_best_auc_of_every_set_of_modalities_and_how_each_case_was_made(synthetic_cohort):
+def test_truth_lists_ceilings_and_cases(synthetic_cohort):
+    """`truth.json` lists the highest AUC of each set of modalities, and every case."""
     truth, cohort = truth_of(synthetic_cohort), open_cohort(synthetic_cohort)
     assert set(truth["best_auc"]) == {
         "ct", "radiomics", "clinical", "ct+radiomics", "ct+clinical", "radiomics+clinical", "ct+radiomics+clinical"
@@ -106,16 +112,18 @@ def test_truth_tells_the_best_auc_of_every_set_of_modalities_and_how_each_case_w
     assert all((e["severity"] > threshold) == (e["label"] == "bad") for e in truth["cases"])
 
 
-def test_best_auc_belongs_to_the_law_and_not_to_the_drawn_cases(tmp_path, synthetic_cohort, monkeypatch):
+def test_best_auc_does_not_depend_on_sampled_cases(tmp_path, synthetic_cohort, monkeypatch):
+    """`best_auc` depends on the model only; `drawn_auc` is null for a single class."""
     entry = truth_of(synthetic_cohort)["cases"][0]
-    told = synth._truth(MODEL, 99, [entry])
-    assert told["best_auc"] == truth_of(synthetic_cohort)["best_auc"]
-    assert set(told["drawn_auc"].values()) == {None}
+    truth = cohort_module._truth(MODEL, 99, [entry])
+    assert truth["best_auc"] == truth_of(synthetic_cohort)["best_auc"]
+    assert set(truth["drawn_auc"].values()) == {None}
 
 
-def test_everything_says_that_it_is_synthetic(synthetic_cohort):
+def test_all_files_are_marked_as_synthetic(synthetic_cohort):
+    """Ids, headers, records and `truth.json` mark the cohort as synthetic."""
     truth, cohort = truth_of(synthetic_cohort), open_cohort(synthetic_cohort)
-    assert synth.is_synthetic(synthetic_cohort)
+    assert cohort_module.is_synthetic(synthetic_cohort)
     assert truth["synthetic"] is True
     assert "phantoms, not patients" in truth["statement"]
     for case in cohort.cases:
@@ -127,13 +135,15 @@ def test_everything_says_that_it_is_synthetic(synthetic_cohort):
 
 
 @pytest.mark.parametrize("text", ['{"synthetic": false}', '{"synthetic": "yes"}', "[]", "{", ""])
-def test_a_cohort_is_not_synthetic_unless_it_says_so(tmp_path, text):
+def test_unmarked_cohort_is_not_synthetic(tmp_path, text):
+    """Only `"synthetic": true` in a valid `truth.json` marks a cohort as synthetic."""
     (tmp_path / "truth.json").write_text(text)
-    assert not synth.is_synthetic(tmp_path)
-    assert not synth.is_synthetic(tmp_path / "nowhere")
+    assert not cohort_module.is_synthetic(tmp_path)
+    assert not cohort_module.is_synthetic(tmp_path / "nowhere")
 
 
-def test_outcomes_follow_the_law_and_some_patients_have_two_cases():
+def test_plan_has_prevalence_and_second_visits():
+    """The plan has the model's prevalence, and one case in eight is a second visit."""
     plans = plan_cohort(184, 0, MODEL)
     patients = {p.patient.patient_id: p.patient for p in plans}
     assert len(plans) == 184
@@ -144,23 +154,26 @@ def test_outcomes_follow_the_law_and_some_patients_have_two_cases():
 
 
 @pytest.mark.parametrize("cases", range(2, 9))
-def test_even_the_smallest_cohorts_have_both_outcomes(cases):
+def test_small_cohorts_have_both_outcomes(cases):
+    """Cohorts of any size have both outcomes."""
     assert {p.patient.bad for p in plan_cohort(cases, 1, MODEL)} == {True, False}
 
 
-def test_the_order_of_the_cases_tells_nothing_of_the_outcome():
+def test_case_order_is_independent_of_outcome():
+    """The order of the cases is not correlated with the outcome."""
     bad = [p.patient.bad for p in plan_cohort(400, 2, MODEL)]
     assert np.corrcoef(np.arange(400), bad)[0, 1] == pytest.approx(0.0, abs=0.12)
 
 
 @pytest.mark.parametrize("voxels", STORAGE_TYPES)
 @pytest.mark.parametrize("form", ["both", "sform", "qform"])
-def test_however_it_is_stored_the_same_volume_is_read_back(tmp_path, voxels, form):
+def test_storage_does_not_change_the_volume(tmp_path, voxels, form):
+    """Every storage type, form and voxel order is read back as the same volume."""
     rng = np.random.default_rng(0)
     body = sample_body(rng, female=True, bmi=23.0)
     grid = Grid(shape_XYZ=(64, 66, 24), spacing_XYZ_mm=(4.5, 4.4, 7.5), noise_hu=9.0, deposit_part=0.02)
-    look = disease_signs(liver=0.0, portal=0.0, deposit=0.0)
-    phantom = render(body, look, grid, seed=np.random.SeedSequence(0))
+    signs = disease_signs(liver=0.0, portal=0.0, deposit=0.0)
+    phantom = render(body, signs, grid, seed=np.random.SeedSequence(0))
     for orientation, mask_orientation in zip(ORIENTATIONS, ORIENTATIONS[::-1], strict=True):
         case = Case(folder=tmp_path / orientation, case_id=orientation)
         case.folder.mkdir()
@@ -178,102 +191,109 @@ def test_however_it_is_stored_the_same_volume_is_read_back(tmp_path, voxels, for
 
 def records(count: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng(8)
-    drawn = []
+    sampled = []
     for _ in range(count):
         person = sample_person(rng)
         body = sample_body(rng, female=person.sex == "female", bmi=person.bmi)
         record, _ = sample_record(rng, patient_id="syn", person=person, body=body, blood=float(rng.normal()))
-        drawn.append(record)
-    return drawn
+        sampled.append(record)
+    return sampled
 
 
-def test_records_fill_every_field_of_the_schema_within_its_ranges_and_miss_some(tmp_path):
+def test_records_cover_every_field(tmp_path):
+    """The records fill every field within its range, with the expected missing rates."""
     schema = load_schema()
     case = Case(folder=tmp_path, case_id="record")
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for record in records(300):
         write_json(case.clinical, record)
-        seen.update(name for name, value in read_clinical(case, schema).values.items() if value is not None)
+        counts.update(name for name, value in read_clinical(case, schema).values.items() if value is not None)
     fields = set(schema.by_name)
-    assert set(seen) == fields
-    assert seen["sex"] == 300
-    assert all(180 < seen[name] < 265 for name in ("bile_acid", "hdl"))
-    assert 235 < seen["vat_area"] < 280
-    assert all(seen[name] < 300 for name in BLOOD)
+    assert set(counts) == fields
+    assert counts["sex"] == 300
+    assert all(180 < counts[name] < 265 for name in ("bile_acid", "hdl"))
+    assert 235 < counts["vat_area"] < 280
+    assert all(counts[name] < 300 for name in BLOOD)
 
 
-def test_a_sum_and_its_parts_are_consistent():
+def test_sum_and_parts_are_consistent():
+    """A sum is not below its parts, and both are missing together."""
     for record in records(200):
         values = {n: v["value"] * 1000 if isinstance(v, dict) else v for n, v in record["values"].items()}
-        for whole, parts in PARTS.items():
-            assert {values.get(n) is None for n in (whole, *parts)} in ({True}, {False})
-            if values.get(whole) is not None and not isinstance(record["values"][whole], dict):
-                held = [p for p in parts if not isinstance(record["values"][p], dict)]
-                assert values[whole] >= sum(values[p] for p in held) - 0.5
+        for total, parts in PARTS.items():
+            assert {values.get(n) is None for n in (total, *parts)} in ({True}, {False})
+            if values.get(total) is not None and not isinstance(record["values"][total], dict):
+                in_same_unit = [p for p in parts if not isinstance(record["values"][p], dict)]
+                assert values[total] >= sum(values[p] for p in in_same_unit) - 0.5
 
 
-def test_some_values_are_given_in_other_units_and_some_records_hold_a_remark():
-    drawn = records(200)
-    units = {(n, v["unit"]) for r in drawn for n, v in r["values"].items() if isinstance(v, dict)}
+def test_some_records_have_other_units_or_remark():
+    """Some values are in other units, and some records have the remark."""
+    sampled = records(200)
+    units = {(n, v["unit"]) for r in sampled for n, v in r["values"].items() if isinstance(v, dict)}
     assert units == {("total_bilirubin", "mg/dL"), ("albumin", "g/dL")}
-    assert {r["report"] for r in drawn} == {None, REMARK}
+    assert {r["report"] for r in sampled} == {None, REMARK}
 
 
-def test_a_value_that_rises_with_severity_rises_and_one_without_loading_does_not():
+def test_values_follow_their_loading():
+    """Values follow the sign of their loading; a value without loading does not change."""
     rng = np.random.default_rng(3)
     person = sample_person(rng)
     body = sample_body(rng, female=False, bmi=24.0)
     means = []
     for blood in (-1.5, 1.5):
-        drawn = [
+        samples = [
             sample_record(rng, patient_id="s", person=person, body=body, blood=blood)[1].values for _ in range(150)
         ]
-        means.append({n: np.mean([d[n] for d in drawn if n in d]) for n in BLOOD})
+        means.append({n: np.mean([s[n] for s in samples if n in s]) for n in BLOOD})
     low, high = means
     assert high["total_bilirubin"] > 1.5 * low["total_bilirubin"]
     assert high["albumin"] < low["albumin"] - 6
     assert high["urea"] == pytest.approx(low["urea"], rel=0.12)
 
 
-@pytest.mark.usefixtures("quick")
-def test_nothing_is_overwritten_without_force(tmp_path):
+@pytest.mark.usefixtures("fake_extraction")
+def test_existing_cohort_needs_force(tmp_path):
+    """An existing cohort is kept without `force` and replaced with it."""
     out = tmp_path / "c"
     make_cohort(out, cases=2, seed=1, jobs=1)
     before = content(out)
-    with pytest.raises(UsageError, match="exists") as refusal:
+    with pytest.raises(UsageError, match="exists") as error:
         make_cohort(out, cases=2, seed=2, jobs=1)
-    assert "--force" in refusal.value.fix
+    assert "--force" in error.value.fix
     assert content(out) == before
     make_cohort(out, cases=2, seed=2, jobs=1, force=True)
     assert {p.name for p in out.iterdir() if p.is_dir()} == {"syn2-0001", "syn2-0002"}
 
 
 @pytest.mark.parametrize("file", [True, False])
-def test_force_replaces_no_more_than_synthetic_cohorts(tmp_path, file):
+def test_force_replaces_synthetic_cohorts_only(tmp_path, file):
+    """`force` does not replace a file or a real cohort."""
     out = tmp_path / "work"
     if file:
         out.write_text("thesis")
     else:
         out.mkdir()
         (out / "cohort.csv").write_text("case_id,patient_id,label\nP1,P1,good\n")
-    with pytest.raises(UsageError, match="no synthetic cohort and is not replaced, even with --force"):
+    with pytest.raises(UsageError, match="is not a synthetic cohort and is not replaced, even with --force"):
         make_cohort(out, cases=2, seed=1, jobs=1, force=True)
     assert (out if file else out / "cohort.csv").is_file()
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("fake_extraction")
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, InputRejectedError])
-def test_an_interrupted_synth_leaves_no_half_cohort_and_keeps_the_old_one(tmp_path, monkeypatch, stop):
+def test_interrupt_keeps_the_old_cohort(tmp_path, monkeypatch, stop):
+    """An interrupt or error leaves the old cohort and no partial one."""
     out = tmp_path / "c"
     make_cohort(out, cases=2, seed=1, jobs=1)
-    before, made = content(out), synth.make_case
+    before, make_case = content(out), cohort_module.make_case
 
-    def second_fails(plan: synth.CasePlan, stage: Path, model: LatentSeverityModel) -> dict[str, Any]:
+    def fail_second(plan: cohort_module.CasePlan, stage: Path, model: LatentSeverityModel) -> dict[str, Any]:
         if plan.index == 2:
             raise stop("stopped", fix="-", code="-") if stop is InputRejectedError else stop
-        return made(plan, stage, model)
+        return make_case(plan, stage, model)
 
-    monkeypatch.setattr(synth, "make_case", second_fails)
+    monkeypatch.setattr(cohort_module, "make_case", fail_second)
     with pytest.raises(stop):
         make_cohort(out, cases=3, seed=2, jobs=1, force=True)
     with pytest.raises(stop):
@@ -282,22 +302,25 @@ def test_an_interrupted_synth_leaves_no_half_cohort_and_keeps_the_old_one(tmp_pa
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
 
 
-@pytest.mark.parametrize("wrong", [{"cases": 1}, {"cases": 10_000}, {"seed": -1}, {"jobs": 0}])
-def test_numbers_out_of_range_are_refused(tmp_path, wrong):
+@pytest.mark.parametrize("invalid", [{"cases": 1}, {"cases": 10_000}, {"seed": -1}, {"jobs": 0}])
+def test_numbers_out_of_range_are_rejected(tmp_path, invalid):
+    """Numbers out of range are a usage error."""
     with pytest.raises(UsageError, match="synth: cases="):
-        make_cohort(tmp_path / "c", **({"cases": 4, "seed": 0} | wrong))
+        make_cohort(tmp_path / "c", **({"cases": 4, "seed": 0} | invalid))
     assert not (tmp_path / "c").exists()
 
 
-@pytest.mark.usefixtures("quick")
-def test_progress_is_told_after_every_case(tmp_path):
-    told: list[tuple[int, int]] = []
-    make_cohort(tmp_path / "c", cases=3, seed=1, jobs=1, progress=lambda done, total: told.append((done, total)))
-    assert told == [(1, 3), (2, 3), (3, 3)]
+@pytest.mark.usefixtures("fake_extraction")
+def test_progress_is_called_after_every_case(tmp_path):
+    """The callback gets the number of completed cases."""
+    calls: list[tuple[int, int]] = []
+    make_cohort(tmp_path / "c", cases=3, seed=1, jobs=1, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
 
 
-@pytest.mark.usefixtures("quick")
-def test_the_command_says_that_the_cohort_is_synthetic_and_what_it_allows(tmp_path):
+@pytest.mark.usefixtures("fake_extraction")
+def test_command_prints_notice_and_ceilings(tmp_path):
+    """`tmi synth` prints the notice and the highest AUCs; an existing cohort needs `--force`."""
     arguments = ("synth", "c", "--cases", "2", "--seed", "1", "--jobs", "1")
     first = run_tmi(*arguments, cwd=tmp_path)
     assert first.code == 0, first.err
@@ -305,8 +328,8 @@ def test_the_command_says_that_the_cohort_is_synthetic_and_what_it_allows(tmp_pa
     assert "No figure obtained on it says anything about patients." in first.out
     best = truth_of(tmp_path / "c")["best_auc"]["ct+radiomics+clinical"]
     assert f"ct + radiomics + clinical  {best:.3f}" in first.out
-    again = run_tmi(*arguments, cwd=tmp_path)
-    assert again.code == 2
-    assert "cohort c exists" in again.err
-    assert "replace it with --force" in again.err
+    second = run_tmi(*arguments, cwd=tmp_path)
+    assert second.code == 2
+    assert "cohort c exists" in second.err
+    assert "replace it with --force" in second.err
     assert run_tmi(*arguments, "--force", cwd=tmp_path).code == 0

@@ -1,4 +1,4 @@
-"""The phantom: plausible, reproducible, and each signal only where it belongs."""
+"""Phantom: plausible, reproducible, and each signal affects only its own tissues."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def build(seed: int = 4, bmi: float = 24.0) -> tuple[Body, Grid]:
 
 def phantom(*, liver: float = 0.0, portal: float = 0.0, deposit: float = 0.0, seed: int = 4) -> Phantom:
     body, grid = build(seed)
-    look = disease_signs(liver=liver, portal=portal, deposit=deposit)
-    return render(body, look, grid, seed=np.random.SeedSequence(seed))
+    signs = disease_signs(liver=liver, portal=portal, deposit=deposit)
+    return render(body, signs, grid, seed=np.random.SeedSequence(seed))
 
 
 def volume(array_XYZ: np.ndarray, grid: Grid) -> Volume:
@@ -49,22 +49,24 @@ def litres(p: Phantom, tissue: str, grid: Grid) -> float:
 
 
 def surface_per_volume(mask: np.ndarray) -> float:
-    """Faces between the mask and the rest, per voxel^(2/3): high for a nodular surface."""
+    """Return the number of boundary faces per voxel^(2/3); high for a nodular surface."""
     faces = sum(int(np.diff(mask.astype(np.int8), axis=axis).astype(bool).sum()) for axis in range(3))
     return faces / mask.sum() ** (2 / 3)
 
 
-def test_the_same_arguments_give_the_same_voxels_and_another_seed_gives_others():
+def test_phantom_is_deterministic():
+    """The same arguments give the same voxels; another seed gives other voxels."""
     body, grid = build()
-    look = disease_signs(liver=0.0, portal=0.0, deposit=0.0)
-    one, same, other = (render(body, look, grid, seed=np.random.SeedSequence(s)) for s in (1, 1, 2))
+    signs = disease_signs(liver=0.0, portal=0.0, deposit=0.0)
+    one, same, other = (render(body, signs, grid, seed=np.random.SeedSequence(s)) for s in (1, 1, 2))
     assert np.array_equal(one.hu_XYZ, same.hu_XYZ)
     assert np.array_equal(one.liver_XYZ, same.liver_XYZ)
     assert not np.array_equal(one.hu_XYZ, other.hu_XYZ)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_tissues_have_the_attenuation_and_the_size_of_the_real_ones(seed):
+def test_tissues_have_plausible_attenuation_and_size(seed):
+    """Tissues have plausible attenuations and volumes, and the body fits the field of view."""
     rng = np.random.default_rng(seed)
     body = sample_body(rng, female=bool(seed % 2), bmi=float(rng.uniform(18, 37)))
     grid = sample_grid(rng, body)
@@ -88,20 +90,23 @@ def test_tissues_have_the_attenuation_and_the_size_of_the_real_ones(seed):
     assert x_right < nx - 1, "the body is not cut by the field of view"
 
 
-def test_spacing_is_anisotropic_and_differs_by_case():
+def test_spacing_is_anisotropic_and_varies():
+    """Slices are thicker than pixels, and spacings differ between cases."""
     spacings = {build(seed)[1].spacing_XYZ_mm for seed in range(12)}
     assert len(spacings) > 8
     assert all(z > 1.15 * x for x, _, z in spacings)
 
 
-def test_the_liver_lies_on_the_patients_right_and_the_spleen_on_the_left():
+def test_liver_is_right_and_spleen_left():
+    """The liver lies on the patient's right and the spleen on the left."""
     p = phantom()
     middle = p.liver_XYZ.shape[0] / 2
     assert np.argwhere(p.liver_XYZ)[:, 0].mean() > middle + 5
     assert np.argwhere(p.tissue_XYZ == LABELS["spleen"])[:, 0].mean() < middle - 10
 
 
-def test_the_liver_signal_changes_attenuation_texture_surface_and_size():
+def test_liver_signal_changes_the_liver():
+    """The liver signal changes attenuation, texture, surface and size of the liver only."""
     _, grid = build()
     mild, severe = phantom(liver=-2.0), phantom(liver=2.0)
     tissue = [p.hu_XYZ[p.tissue_XYZ == LABELS["liver"]] for p in (mild, severe)]
@@ -112,7 +117,8 @@ def test_the_liver_signal_changes_attenuation_texture_surface_and_size():
     assert litres(mild, "spleen", grid) == litres(severe, "spleen", grid)
 
 
-def test_the_portal_signal_grows_spleen_and_ascites():
+def test_portal_signal_grows_spleen_and_ascites():
+    """Spleen and ascites grow with the portal signal."""
     _, grid = build()
     steps = [phantom(portal=v) for v in (-2.0, 0.0, 2.0)]
     spleens = [litres(p, "spleen", grid) for p in steps]
@@ -122,7 +128,8 @@ def test_the_portal_signal_grows_spleen_and_ascites():
 
 
 @pytest.mark.parametrize("seed", [3, 10])
-def test_the_portal_signal_does_not_reach_the_radiomics(seed):
+def test_portal_signal_does_not_affect_radiomics(seed):
+    """The portal signal changes no voxel near the liver and no feature."""
     _, grid = build(seed)
     low, high = phantom(portal=-3.0, seed=seed), phantom(portal=3.0, seed=seed)
     assert np.array_equal(low.liver_XYZ, high.liver_XYZ)
@@ -132,7 +139,8 @@ def test_the_portal_signal_does_not_reach_the_radiomics(seed):
     np.testing.assert_allclose(features[0], features[1], rtol=1e-5, atol=1e-6)
 
 
-def test_the_deposit_signal_does_not_reach_the_networks_ct_input():
+def test_deposit_signal_does_not_affect_ct_input():
+    """The deposit signal changes the liver's HU but not the windowed CT input."""
     _, grid = build()
     low, high = phantom(deposit=-3.0), phantom(deposit=3.0)
     inputs = [prepare_ct(volume(p.hu_XYZ, grid), tiny().ct) for p in (low, high)]
@@ -143,8 +151,8 @@ def test_the_deposit_signal_does_not_reach_the_networks_ct_input():
     assert bright[1].mean() > 1.5 * bright[0].mean()
 
 
-def test_every_modality_can_be_learned_from_but_not_beyond_its_ceiling():
-    """Logistic regression on a few cheap features of 80 cases, coarse to be quick, the CT's from the tiny input."""
+def test_every_modality_is_predictive_within_its_ceiling():
+    """Logistic regression on simple features of 80 coarse cases: each modality is predictive, all together more so."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
@@ -159,15 +167,15 @@ def test_every_modality_can_be_learned_from_but_not_beyond_its_ceiling():
         signals = sample_signals(rng, plan.patient.severity, model)
         pixel = plan.patient.body.half_width_mm * 2.06 / 48
         grid = Grid(shape_XYZ=(48, 48, 22), spacing_XYZ_mm=(pixel, pixel, 9.4), noise_hu=10.0, deposit_part=0.02)
-        look = disease_signs(**{k: model.standardized(k, getattr(signals, k)) for k in ("liver", "portal", "deposit")})
-        p = render(plan.patient.body, look, grid, seed=np.random.SeedSequence([3, plan.index]))
+        signs = disease_signs(**{k: model.standardized(k, getattr(signals, k)) for k in ("liver", "portal", "deposit")})
+        p = render(plan.patient.body, signs, grid, seed=np.random.SeedSequence([3, plan.index]))
         ct = prepare_ct(volume(p.hu_XYZ, grid), tiny().ct)[0]
         left, right = ct[:, :, :20], ct[:, :, 28:]
         features["ct"].append([left.mean(), (left > 0.85).mean(), float(np.median(right[right > 0.6]))])
         inside = p.hu_XYZ[p.liver_XYZ].astype(float)
         features["radiomics"].append([math.log((inside**2).mean()), float(np.median(inside)), math.log(inside.max())])
         scores = sample_blood(rng, model.standardized("blood", signals.blood)).scores
-        features["clinical"].append([scores.get(name, 0.0) for name, law in BLOOD.items() if abs(law.loading) > 0.5])
+        features["clinical"].append([scores.get(name, 0.0) for name, d in BLOOD.items() if abs(d.loading) > 0.5])
     bad, patients = [p.patient.bad for p in plans], [p.patient.patient_id for p in plans]
     features["all"] = [a + b + c for a, b, c in zip(*features.values(), strict=True)]
     folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)

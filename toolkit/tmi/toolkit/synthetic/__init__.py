@@ -1,4 +1,4 @@
-"""Synthetic cohorts: an abdominal phantom, clinical records and outcomes of a known distribution.
+"""Synthetic cohorts: an abdominal phantom, clinical records, and outcomes from a known distribution.
 
-The distribution gives the highest AUC that any model can reach.
+The distribution determines the highest AUC that any model can reach.
 """

@@ -1,13 +1,13 @@
-"""Synthetic persons and their clinical records, in the fields and units of the packaged clinical schema.
+"""Sample synthetic persons and their clinical records, in the fields and units of the packaged clinical schema.
 
-Laboratory value j of a case is drawn from its standardised blood signal u (variance 1,
+Laboratory value j of a case is sampled from the case's standardised blood signal u (variance 1,
 `tmi.toolkit.synthetic.generative_model`):
 
     v_j = lambda_j u + sqrt(1 - lambda_j^2) e_j,   e_j ~ N(0, 1),
-    value = median * exp(spread * v_j), or median + spread * v_j where the law is not `log`.
+    value = median * exp(scale * v_j) if the distribution is log-normal, else median + scale * v_j.
 
-Sex, age, build, aetiology and the fat analysis tell nothing of severity. Values go missing field by field and panel by
-panel, whatever they are. Medians and spreads are plausible for a hepatology clinic; they come from no patient.
+Sex, age, build, aetiology and the fat analysis are independent of the severity. Single fields and whole panels are
+missing at random. Medians and scales are plausible for a hepatology clinic; they were not derived from patients.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ REMARK = "Synthetic record of a phantom, not of a person."
 
 @dataclass(frozen=True)
 class ValueDistribution:
-    """How a laboratory value is distributed, in the schema's unit."""
+    """Distribution of a laboratory value, in the schema's unit."""
 
     median: float
-    """Median of the law."""
-    spread: float
-    """Standard deviation, of the logarithm where `log`."""
+    """Median."""
+    scale: float
+    """Standard deviation; of the logarithm if `log`."""
     loading: float = 0.0
-    """lambda: correlation with the blood signal; positive where it rises with severity."""
+    """lambda: correlation with the blood signal; positive if the value increases with severity."""
     digits: int = 1
-    """Decimals it is reported with."""
+    """Number of reported decimals."""
     log: bool = True
-    """Log-normal rather than normal."""
+    """Whether the distribution is log-normal; otherwise it is normal."""
 
 
 BLOOD: Mapping[str, ValueDistribution] = MappingProxyType(
@@ -68,7 +68,7 @@ BLOOD: Mapping[str, ValueDistribution] = MappingProxyType(
         "cystatin_c": ValueDistribution(0.98, 0.22, 0.25, 2),
     }
 )
-"""The laws of the 23 blood items by field name. For the four of `PARTS` it is the law of the rest beside the parts."""
+"""Field name -> distribution of the 23 blood items. For the four sums of `PARTS`: distribution of the remainder."""
 
 PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -78,7 +78,7 @@ PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "cholesterol": ("hdl", "ldl"),
     }
 )
-"""A sum and those of its parts that are reported too; they are measured, and missing, together."""
+"""Sum -> its reported parts; a sum and its parts are measured, and missing, together."""
 
 PANELS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -86,19 +86,19 @@ PANELS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "special chemistry": ("bile_acid", "cholinesterase", "cystatin_c"),
     }
 )
-"""Further items that are ordered together and missing together."""
+"""Further items that are ordered together, and missing together."""
 PANEL_MISSING, FIELD_MISSING, FAT_MISSING, PERSON_MISSING = 0.20, 0.04, 0.15, 0.05
 """Probabilities that a panel, a single item, the fat analysis, or one of age, height, weight, aetiology is missing."""
 
 AETIOLOGIES: Mapping[str, float] = MappingProxyType(
     {"hepatitis B": 0.45, "alcohol": 0.20, "hepatitis C": 0.15, "steatotic": 0.12, "unknown": 0.08}
 )
-"""Aetiology -> part of the patients."""
+"""Aetiology -> fraction of the patients."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Person:
-    """What stays the same from one visit of a patient to the next."""
+    """Properties of a patient that do not change between visits."""
 
     sex: str
     """`female` or `male`."""
@@ -118,7 +118,7 @@ class Person:
 
 
 def sample_person(rng: np.random.Generator) -> Person:
-    """A patient, independent of severity."""
+    """Sample a patient, independently of the severity."""
     female = bool(rng.random() < 0.35)
     height = float(np.clip(rng.normal(162.0 if female else 174.0, 6.5), 145.0, 198.0))
     bmi = float(np.clip(rng.normal(25.0, 3.8), 17.5, 38.0))
@@ -132,7 +132,7 @@ def sample_person(rng: np.random.Generator) -> Person:
 
 
 def sample_available_items(rng: np.random.Generator) -> frozenset[str]:
-    """Names of the blood items that a case has."""
+    """Sample the names of the blood items that a case has."""
     missing = {name for items in PANELS.values() if rng.random() < PANEL_MISSING for name in items}
     for name, u in zip(BLOOD, rng.random(len(BLOOD)), strict=True):
         if u < FIELD_MISSING and not any(name in parts for parts in PARTS.values()):
@@ -140,13 +140,13 @@ def sample_available_items(rng: np.random.Generator) -> frozenset[str]:
     return frozenset(BLOOD) - missing
 
 
-def information(present: frozenset[str]) -> float:
-    """I = sum lambda^2 / (1 - lambda^2): the precision with which these items together tell the blood signal."""
-    return sum(law.loading**2 / (1.0 - law.loading**2) for name, law in BLOOD.items() if name in present)
+def information(available: frozenset[str]) -> float:
+    """Return I = sum lambda^2 / (1 - lambda^2), the precision at which these items determine the blood signal."""
+    return sum(d.loading**2 / (1.0 - d.loading**2) for name, d in BLOOD.items() if name in available)
 
 
 def sample_information(rng: np.random.Generator, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Values of I over which items are missing, for `tmi.toolkit.synthetic.generative_model.ceilings`."""
+    """Sample I over the missing items, for `tmi.toolkit.synthetic.generative_model.auc_ceilings`."""
     return np.array([information(sample_available_items(rng)) for _ in range(count)])
 
 
@@ -155,30 +155,32 @@ class BloodSample:
     """The laboratory values of one case."""
 
     values: Mapping[str, float]
-    """Reported values of the items that are present, in the schema's units."""
+    """Reported values of the available items, in the schema's units."""
     scores: Mapping[str, float]
-    """v_j of the same items."""
+    """Scores v_j of the same items."""
 
     def observation(self) -> tuple[float, float]:
-        """The best linear reading of the blood signal u from the values, and its precision I."""
+        """Return the precision-weighted estimate of the blood signal u, and its precision I."""
         total = information(frozenset(self.scores))
         if total == 0.0:
             return 0.0, 0.0
+        # v_j / lambda_j estimates u with precision lambda_j^2 / (1 - lambda_j^2)
         weighted = sum(v * BLOOD[n].loading / (1.0 - BLOOD[n].loading ** 2) for n, v in self.scores.items())
         return weighted / total, total
 
 
 def sample_blood(rng: np.random.Generator, blood: float) -> BloodSample:
-    """Laboratory values from the standardised blood signal."""
-    present = sample_available_items(rng)
-    errors = rng.normal(size=len(BLOOD))
+    """Sample laboratory values given the standardised blood signal."""
+    available = sample_available_items(rng)
+    noise = rng.normal(size=len(BLOOD))
     values, scores = {}, {}
-    for (name, law), error in zip(BLOOD.items(), errors, strict=True):
-        if name in present:
-            score = law.loading * blood + math.sqrt(1.0 - law.loading**2) * float(error)
+    for (name, d), e in zip(BLOOD.items(), noise, strict=True):
+        if name in available:
+            score = d.loading * blood + math.sqrt(1.0 - d.loading**2) * float(e)
             score = min(max(score, -3.5), 3.5)
-            value = law.median * math.exp(law.spread * score) if law.log else law.median + law.spread * score
-            values[name], scores[name] = round(value, law.digits), score
+            value = d.median * math.exp(d.scale * score) if d.log else d.median + d.scale * score
+            values[name], scores[name] = round(value, d.digits), score
+    # a sum is the sampled remainder plus its reported parts, so that the two are consistent
     for name, parts in PARTS.items():
         if name in values:
             values[name] = round(values[name] + sum(values[p] for p in parts), BLOOD[name].digits)
@@ -186,9 +188,9 @@ def sample_blood(rng: np.random.Generator, blood: float) -> BloodSample:
 
 
 def fat_analysis(rng: np.random.Generator, body: Body) -> dict[str, float]:
-    """The 16 fat figures from the build, by the areas of its ellipses; 200 mm of height are analysed.
+    """Return the 16 values of the fat analysis, computed from the ellipse areas of the body over 200 mm of height.
 
-    Made from `Body` alone, not counted in the rendered phantom, so that organs that grow with severity do not show.
+    They are computed from `Body` and not measured in the rendered phantom, where organs grow with the severity.
     """
     wall = (body.half_width_mm - body.fat_mm, body.half_depth_mm - 0.8 * body.fat_mm)
     inner = (wall[0] - body.muscle_mm, wall[1] - body.muscle_mm)
@@ -201,43 +203,49 @@ def fat_analysis(rng: np.random.Generator, body: Body) -> dict[str, float]:
         "vat": (inner_cm2 * (0.10 + 0.008 * body.fat_mm), 80.0),
         "soft_tissue": (wall_cm2 - inner_cm2, 9.0),
     }
-    found = {}
+    values = {}
     for depot, (area, percentage) in depots.items():
         area *= math.exp(rng.normal(0, 0.08))
-        found[f"{depot}_volume"] = round(area * 20.0 * math.exp(rng.normal(0, 0.04)), 1)
-        found[f"{depot}_area"] = round(area, 1)
-        found[f"{depot}_volume_fraction"] = round(float(np.clip(percentage + rng.normal(0, 3), 2, 97)), 1)
-        found[f"{depot}_area_fraction"] = round(float(np.clip(percentage + rng.normal(0, 3), 2, 97)), 1)
-    return found
+        values[f"{depot}_volume"] = round(area * 20.0 * math.exp(rng.normal(0, 0.04)), 1)
+        values[f"{depot}_area"] = round(area, 1)
+        values[f"{depot}_volume_fraction"] = round(float(np.clip(percentage + rng.normal(0, 3), 2, 97)), 1)
+        values[f"{depot}_area_fraction"] = round(float(np.clip(percentage + rng.normal(0, 3), 2, 97)), 1)
+    return values
 
 
 def sample_record(
     rng: np.random.Generator, *, patient_id: str, person: Person, body: Body, blood: float
 ) -> tuple[dict[str, Any], BloodSample]:
-    """The content of a case's `clinical.json`, and the laboratory values in it.
+    """Sample the content of a case's `clinical.json`, and return it with its laboratory values.
 
-    A missing value is null in some records and left out of others, as it is in life; some give total bilirubin in
-    mg/dL and albumin in g/dL. The free text, where there is one, says that the record is synthetic.
+    A missing value is null in some records and absent in others. Some records give total bilirubin in mg/dL and
+    albumin in g/dL. The free text, if any, states that the record is synthetic.
     """
-    drawn = sample_blood(rng, blood)
-    about: dict[str, Any] = {"sex": person.sex, "age": person.age, "height": person.height, "weight": person.weight}
-    about |= {"bmi": round(person.bmi, 1), "aetiology": person.aetiology}
+    sample = sample_blood(rng, blood)
+    person_values: dict[str, Any] = {
+        "sex": person.sex,
+        "age": person.age,
+        "height": person.height,
+        "weight": person.weight,
+        "bmi": round(person.bmi, 1),
+        "aetiology": person.aetiology,
+    }
     for name in ("age", "height", "weight", "aetiology"):
         if rng.random() < PERSON_MISSING:
-            about[name] = None
-    values = about | {name: drawn.values.get(name) for name in BLOOD}
+            person_values[name] = None
+    values = person_values | {name: sample.values.get(name) for name in BLOOD}
     fat = fat_analysis(rng, body)
     values |= dict.fromkeys(fat) if rng.random() < FAT_MISSING else fat
     if rng.random() < 0.5:
         values = {name: value for name, value in values.items() if value is not None}
     if rng.random() < 0.15:
-        _in_other_units(values)
+        _convert_units(values)
     report = REMARK if rng.random() < 0.35 else None
-    return {"patient_id": patient_id, "values": values, "report": report}, drawn
+    return {"patient_id": patient_id, "values": values, "report": report}, sample
 
 
-def _in_other_units(values: dict[str, Any]) -> None:
-    """Total bilirubin in mg/dL (17.104 umol/L) and albumin in g/dL, with enough decimals to lose nothing."""
+def _convert_units(values: dict[str, Any]) -> None:
+    """Convert total bilirubin to mg/dL (17.104 umol/L) and albumin to g/dL, with enough decimals to be lossless."""
     if values.get("total_bilirubin") is not None:
         values["total_bilirubin"] = {"value": round(values["total_bilirubin"] / 17.104, 3), "unit": "mg/dL"}
     if values.get("albumin") is not None:

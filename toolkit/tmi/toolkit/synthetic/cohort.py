@@ -1,13 +1,14 @@
-"""Synthetic cohorts: phantoms, records and features of one latent severity, and the truth about what they can show.
+"""Generate synthetic cohorts: phantoms, records and features of a latent severity, and the ground truth.
 
-Every patient and every case has its own seeded generator, so that the bytes depend on the seed and the number of cases
-alone, not on the number of processes. What was sampled is saved in `truth.json` beside the cohort table:
+Every patient and every case has its own seeded generator. The files therefore depend on the seed and the number of
+cases, but not on the number of processes. The sampled variables are saved in `truth.json`, next to the cohort table:
 
-    synthetic   true, always; whoever reads the cohort can tell by it
-    best_auc    highest AUC that any method can reach, from each set of modalities
-    (`tmi.toolkit.synthetic.generative_model`) drawn_auc   AUC of the law's own posteriors on the very cases drawn
-    model, seed parameters of the law cases       per case: label, severity, signals, posteriors, build, findings, grid,
-    and how its files are stored
+    synthetic    always true; marks the cohort as synthetic
+    best_auc     highest AUC that any method can reach, for each set of modalities
+                 (`tmi.toolkit.synthetic.generative_model`)
+    drawn_auc    AUC of the model's posteriors on the sampled cases
+    model, seed  parameters of the generative model
+    cases        per case: label, severity, signals, posteriors, build, disease signs, grid, and storage of the files
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ TRUTH_FILE = "truth.json"
 TRUTH_SCHEMA = "tmi-synthetic/1"
 SYNTHETIC_NOTICE = "Synthetic cohort: phantoms, not patients. No figure obtained on it says anything about patients."
 SECOND_VISITS = 8
-"""One case in so many is a second visit of a patient already there."""
+"""One case in this many is a second visit of another case's patient."""
 ORIENTATIONS = ("LPS", "RAS", "LAS", "LPI", "RPS", "PSR")
-"""Voxel orders that files are stored in."""
+"""Voxel orders of the stored files."""
 STORAGE_TYPES = ("int16", "int16-offset", "int32", "float32")
-"""Voxel types that CT files are stored in; `int16-offset` has a header intercept of -1024."""
+"""Voxel types of the stored CT files; `int16-offset` has a header intercept of -1024."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,38 +74,38 @@ class Patient:
 
 @dataclass(frozen=True, kw_only=True)
 class CasePlan:
-    """All that a process needs to make one case."""
+    """Input of a worker process for one case."""
 
     case_id: str
-    """Name of the case's folder."""
+    """Case id, which is also the name of the folder."""
     patient: Patient
-    """Whose case it is."""
+    """Patient of the case."""
     seed: int
     """Cohort seed."""
     index: int
-    """Number of the case within the cohort; with the seed it fixes the case's generator."""
+    """Number of the case in the cohort; seed and index determine the case's generator."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """How a case's NIfTI files are written."""
+    """Storage of a case's NIfTI files."""
 
     orientation: str
     """Voxel order of the CT."""
     mask_orientation: str
-    """Voxel order of the mask; its world coordinates are the CT's."""
+    """Voxel order of the mask; its world coordinates equal those of the CT."""
     voxels: str
     """One of `STORAGE_TYPES`."""
     tilt_deg: float
     """Rotation of the patient on the table about the body's long axis."""
     origin_mm: tuple[float, float, float]
-    """World position of the phantom's middle."""
+    """World position of the phantom's centre."""
     form: str
-    """Which of the header's two affines is set: `sform`, `qform` or `both`."""
+    """Affines set in the header: `sform`, `qform` or `both`."""
 
 
 def is_synthetic(cohort: Path) -> bool:
-    """Whether a cohort folder says of itself that it is synthetic."""
+    """Return whether a cohort folder is marked as synthetic."""
     file = cohort / TRUTH_FILE
     try:
         truth = json.loads(file.read_text(encoding="utf-8"))
@@ -125,16 +126,15 @@ def make_cohort(
     """Write a synthetic cohort with extracted radiomics.
 
     Args:
-        out: the cohort folder; it appears whole at the end, or not at all.
+        out: the cohort folder; it is created atomically when all cases are complete.
         cases: number of cases, at least 2.
         seed: the same seed and number of cases give the same files.
-        jobs: processes; None takes every core this process may use.
-        progress: called with (cases done, cases) after each.
-        force: replace a synthetic cohort that is there.
+        jobs: number of processes; None uses every core available to this process.
+        progress: called with (completed cases, all cases) after each case.
+        force: replace an existing synthetic cohort.
 
     Raises:
-        UsageError: `out` exists and `force` is not set, or it holds something that is no synthetic cohort, or a number
-            is out of range.
+        UsageError: `out` exists and `force` is not set, `out` is not a synthetic cohort, or a number is out of range.
     """
     if not 2 <= cases <= 9999 or seed < 0 or (jobs is not None and jobs < 1):
         raise UsageError(
@@ -146,28 +146,28 @@ def make_cohort(
     model = LatentSeverityModel()
     plans = plan_cohort(cases, seed, model)
     with staged_folder(out) as stage:
-        told = {}
-        for done, entry in enumerate(_run(plans, stage, model, jobs or available_cores()), start=1):
-            told[entry["case_id"]] = entry
+        entries = {}
+        for completed, entry in enumerate(_make_cases(plans, stage, model, jobs or available_cores()), start=1):
+            entries[entry["case_id"]] = entry
             if progress is not None:
-                progress(done, cases)
+                progress(completed, cases)
         rows = [(p.case_id, p.patient.patient_id, CLASSES[int(p.patient.bad)]) for p in plans]
         write_text(stage / COHORT_FILE, "".join(",".join(row) + "\n" for row in (COHORT_COLUMNS, *rows)))
-        write_json(stage / TRUTH_FILE, _truth(model, seed, [told[p.case_id] for p in plans]))
+        write_json(stage / TRUTH_FILE, _truth(model, seed, [entries[p.case_id] for p in plans]))
     return open_cohort(out)
 
 
 def _require_replaceable(out: Path) -> None:
-    """Never delete what is not ours: `--force` replaces synthetic cohorts only."""
+    """Raise unless `out` is absent, empty or a synthetic cohort; `--force` deletes nothing else."""
     if out.exists() and not (out.is_dir() and (is_synthetic(out) or not any(out.iterdir()))):
         raise UsageError(
-            f"{out} holds something that is no synthetic cohort and is not replaced, even with --force",
-            fix="name another folder, or remove it yourself",
+            f"{out} is not a synthetic cohort and is not replaced, even with --force",
+            fix="give another folder, or remove it yourself",
         )
 
 
 def plan_cohort(cases: int, seed: int, model: LatentSeverityModel) -> list[CasePlan]:
-    """Who is in it: outcomes in the law's proportion, at least one of each, and a few patients with two cases."""
+    """Plan the cases: outcomes at the prevalence, at least one of each, and some patients with two cases."""
     second = cases // SECOND_VISITS
     count = cases - second
     rng = np.random.default_rng([seed, 0])
@@ -193,14 +193,14 @@ def _patient(seed: int, index: int, bad: bool, model: LatentSeverityModel) -> Pa
     )
 
 
-def _run(plans: list[CasePlan], stage: Path, model: LatentSeverityModel, jobs: int) -> Iterator[dict[str, Any]]:
-    """The cases' entries as they are finished. A stop waits for the cases in the making and starts no other."""
+def _make_cases(plans: list[CasePlan], stage: Path, model: LatentSeverityModel, jobs: int) -> Iterator[dict[str, Any]]:
+    """Yield the cases' entries as they complete; on an interrupt, finish the cases in progress and start no others."""
     jobs = min(jobs, len(plans))
     if jobs == 1:
         for plan in plans:
             yield make_case(plan, stage, model)
         return
-    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet_worker)
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_initialize_worker)
     try:
         for future in as_completed([pool.submit(make_case, plan, stage, model) for plan in plans]):
             yield future.result()
@@ -208,23 +208,24 @@ def _run(plans: list[CasePlan], stage: Path, model: LatentSeverityModel, jobs: i
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _quiet_worker() -> None:
-    """Ctrl-C is the parent's to handle; with a process per core, threads only get in each other's way."""
+def _initialize_worker() -> None:
+    """Leave Ctrl-C to the parent process, and limit ITK to one thread because there is one process per core."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
 
 
 def make_case(plan: CasePlan, stage: Path, model: LatentSeverityModel) -> dict[str, Any]:
-    """Write one case folder below `stage`; returns what `truth.json` tells of it."""
+    """Write one case folder below `stage` and return its entry in `truth.json`."""
     from tmi.toolkit.imaging.volume import read_ct, read_mask
     from tmi.toolkit.radiomics.extractor import extract, write_table
 
+    # independent streams: signals and grid, storage, record, phantom
     streams = np.random.SeedSequence([plan.seed, 2, plan.index]).spawn(4)
     rng = np.random.default_rng(streams[0])
     patient = plan.patient
     signals = sample_signals(rng, patient.severity, model)
     grid = sample_grid(rng, patient.body)
-    look = disease_signs(**{k: model.standardized(k, getattr(signals, k)) for k in ("liver", "portal", "deposit")})
+    signs = disease_signs(**{k: model.standardized(k, getattr(signals, k)) for k in ("liver", "portal", "deposit")})
     storage = sample_storage(np.random.default_rng(streams[1]))
     record, blood = sample_record(
         np.random.default_rng(streams[2]),
@@ -235,12 +236,12 @@ def make_case(plan: CasePlan, stage: Path, model: LatentSeverityModel) -> dict[s
     )
     case = Case(folder=stage / plan.case_id, case_id=plan.case_id, patient_id=patient.patient_id)
     case.folder.mkdir()
-    write_images(case, render(patient.body, look, grid, seed=streams[3]), grid, storage)
+    write_images(case, render(patient.body, signs, grid, seed=streams[3]), grid, storage)
     write_json(case.clinical, record)
     ct = read_ct(case)
     write_table(case.radiomics, extract(ct, read_mask(case, ct), jobs=1))
-    seen = {k: (getattr(signals, k), model.precision(k)) for k in ("liver", "portal", "deposit")}
-    seen["blood"] = model.blood_observation(*blood.observation())
+    observations = {k: (getattr(signals, k), model.precision(k)) for k in ("liver", "portal", "deposit")}
+    observations["blood"] = model.blood_observation(*blood.observation())
     return {
         "case_id": plan.case_id,
         "patient_id": patient.patient_id,
@@ -248,18 +249,20 @@ def make_case(plan: CasePlan, stage: Path, model: LatentSeverityModel) -> dict[s
         "severity": patient.severity,
         "signals": asdict(signals),
         "posterior": {
-            name: posterior([seen[s] for s in sorted({s for m in chosen for s in SIGNALS_BY_MODALITY[m]})], model)
-            for name, chosen in modality_subsets().items()
+            name: posterior(
+                [observations[s] for s in sorted({s for m in subset for s in SIGNALS_BY_MODALITY[m]})], model
+            )
+            for name, subset in modality_subsets().items()
         },
         "body": asdict(patient.body),
-        "findings": asdict(look),
+        "findings": asdict(signs),
         "grid": asdict(grid),
         "storage": asdict(storage),
     }
 
 
 def sample_storage(rng: np.random.Generator) -> Storage:
-    """How one case's files are stored; the readers must bring all of it to one frame."""
+    """Sample the storage of one case's files; the readers must map every variant to the same frame."""
     orientation = str(rng.choice(ORIENTATIONS))
     return Storage(
         orientation=orientation,
@@ -272,51 +275,52 @@ def sample_storage(rng: np.random.Generator) -> Storage:
 
 
 def write_images(case: Case, phantom: Phantom, grid: Grid, storage: Storage) -> None:
-    """CT and mask as NIfTI."""
+    """Write CT and mask as NIfTI."""
     affine = affine_of(grid, storage)
     ct = phantom.hu_XYZ
     if storage.voxels in ("int32", "float32"):
         ct = ct.astype(storage.voxels)
     elif storage.voxels == "int16-offset":
-        ct = ct + np.int16(1024)  # nibabel writes what it is given where the header already holds a scaling
-    image = _oriented(nib.Nifti1Image(ct, affine), storage.orientation, storage.form)
+        ct = ct + np.int16(1024)  # nibabel stores raw values if the header already has a scaling
+    image = _reorient(nib.Nifti1Image(ct, affine), storage.orientation, storage.form)
     if storage.voxels == "int16-offset":
         image.header.set_slope_inter(1.0, -1024.0)
     nib.save(image, case.ct)
     mask = nib.Nifti1Image(phantom.liver_XYZ.astype(np.uint8), affine)
-    nib.save(_oriented(mask, storage.mask_orientation, storage.form), case.mask)
+    nib.save(_reorient(mask, storage.mask_orientation, storage.form), case.mask)
 
 
 def affine_of(grid: Grid, storage: Storage) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Voxel index (x, y, z) -> RAS+ mm: the grid's middle at `origin_mm`, turned by `tilt_deg` about z."""
+    """Return the affine from voxel index (x, y, z) to RAS+ mm: centre at `origin_mm`, rotated by `tilt_deg` about z."""
     angle = math.radians(storage.tilt_deg)
-    turn = np.array([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]])
+    rotation = np.array([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]])
     affine = np.eye(4)
-    affine[:3, :3] = turn * np.array(grid.spacing_XYZ_mm)
+    affine[:3, :3] = rotation * np.array(grid.spacing_XYZ_mm)
     affine[:3, 3] = np.array(storage.origin_mm) - affine[:3, :3] @ ((np.array(grid.shape_XYZ) - 1) / 2)
     return affine
 
 
-def _oriented(image: nib.Nifti1Image, orientation: str, form: str) -> nib.Nifti1Image:
-    """The image stored in another voxel order, with the affines of the header that `form` names."""
-    wanted = nib.orientations.axcodes2ornt(tuple(orientation))
-    turned = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(image.affine), wanted))
-    affine = turned.affine
-    turned.set_qform(affine, code=1)
-    turned.set_sform(affine, code=1)
+def _reorient(image: nib.Nifti1Image, orientation: str, form: str) -> nib.Nifti1Image:
+    """Return the image in another voxel order, with the affines given by `form` set in the header."""
+    target = nib.orientations.axcodes2ornt(tuple(orientation))
+    reoriented = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(image.affine), target))
+    affine = reoriented.affine
+    reoriented.set_qform(affine, code=1)
+    reoriented.set_sform(affine, code=1)
     if form == "qform":
-        turned.set_sform(None, code=0)
+        reoriented.set_sform(None, code=0)
     elif form == "sform":
-        turned.set_qform(None, code=0)
-    turned.header.set_xyzt_units("mm")
-    turned.header["descrip"] = b"synthetic phantom, no patient"
-    return turned
+        reoriented.set_qform(None, code=0)
+    reoriented.header.set_xyzt_units("mm")
+    reoriented.header["descrip"] = b"synthetic phantom, no patient"
+    return reoriented
 
 
 def _truth(model: LatentSeverityModel, seed: int, entries: list[dict[str, Any]]) -> dict[str, Any]:
     bad = [e["label"] == CLASSES[1] for e in entries]
+    # its own fixed seed: the bounds depend on the model only, not on the cohort
     best = auc_ceilings(model, sample_information(np.random.default_rng(20_000), 20_000))
-    drawn = {n: empirical_auc([e["posterior"][n] for e in entries], bad) for n in modality_subsets()}
+    empirical = {n: empirical_auc([e["posterior"][n] for e in entries], bad) for n in modality_subsets()}
     return {
         "schema": TRUTH_SCHEMA,
         "synthetic": True,
@@ -326,6 +330,6 @@ def _truth(model: LatentSeverityModel, seed: int, entries: list[dict[str, Any]])
         "model": asdict(model) | {"threshold": model.threshold},
         "modalities": {name: list(signals) for name, signals in SIGNALS_BY_MODALITY.items()},
         "best_auc": {name: round(value, 4) for name, value in best.items()},
-        "drawn_auc": {name: None if value is None else round(value, 4) for name, value in drawn.items()},
+        "drawn_auc": {name: None if value is None else round(value, 4) for name, value in empirical.items()},
         "cases": entries,
     }
