@@ -1,11 +1,11 @@
-"""The torch-free runtime: a bundle's engines, the fold ensemble, and the predictor.
+"""The torch-free runtime: bundles, engines, the fold ensemble and the predictor.
 
-The public names are imported when they are first asked for, so that `import tmi.runtime.engines.registry` stays light::
+Public names are imported on first access, so that `import tmi.runtime.engines.registry` stays light::
 
     from tmi.runtime import Predictor
 
     with Predictor.open("bundle") as predictor:
-        answers = predictor.predict(["case_dir"])
+        results = predictor.predict(["case_dir"])
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tmi.runtime.serving.results import Prediction as Prediction
     from tmi.runtime.serving.results import RejectedCase as RejectedCase
 
-_WHERE = {
+_MODULES = {
     "Predictor": "tmi.runtime.serving.predictor",
     "Prediction": "tmi.runtime.serving.results",
     "RejectedCase": "tmi.runtime.serving.results",
@@ -32,10 +32,10 @@ __all__ = ["FoldPrediction", "Notice", "Prediction", "Predictor", "RejectedCase"
 
 
 def __getattr__(name: str) -> object:
-    if name in _WHERE:
-        return getattr(importlib.import_module(_WHERE[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'tmi.runtime' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_WHERE])
+    return sorted([*globals(), *_MODULES])

@@ -1,4 +1,4 @@
-"""From case folders to results: loading ahead, pre- and postprocessing, the predictor, the result log.
+"""Prediction service: case folders in, results out (loader, pre- and postprocessing, predictor, result log).
 
-One bad case becomes a rejected case and never ends a batch.
+A bad case becomes a `RejectedCase` and does not stop the batch.
 """

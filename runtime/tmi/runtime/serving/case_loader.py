@@ -1,6 +1,7 @@
-"""From a case folder to the inputs of the fold models, and the threads that do it ahead of the engine.
+"""Loading of cases: a case folder becomes the inputs of the fold models, in threads that run ahead of the engine.
 
-They are never more than a fixed number of cases ahead: memory does not grow with the cohort.
+`CaseLoader` reads, checks and prepares one case. `Prefetcher` runs it for the next cases while the engine computes.
+The number of prefetched cases is bounded, so memory does not grow with the cohort.
 """
 
 from __future__ import annotations
@@ -36,18 +37,18 @@ from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 
 @dataclass(frozen=True, kw_only=True)
 class CaseInputs:
-    """A case that is ready for the engine."""
+    """The inputs of one case, ready for the engine."""
 
     case: PreparedCase
-    """Its CT, text and unscaled radiomics."""
+    """CT, text and unscaled radiomics."""
     radiomics_FR: Float32[NDArray[np.float32], "F R"]
-    """Scaled by each fold's own scaler; without a row where the bundle sees no radiomics."""
+    """Radiomics scaled by each fold's own scaler; no rows if the bundle does not use radiomics."""
     notices: tuple[Notice, ...]
-    """What the reader of the answer must know."""
+    """Notices about the input, to be reported with the prediction."""
     seconds: dict[str, float]
-    """Seconds by stage of the preparation."""
+    """Seconds by stage of the preparation, measured in the worker thread."""
     wall: float
-    """Seconds that it took, measured by itself."""
+    """Seconds that the preparation took in total, measured separately from the stages."""
 
 
 class CaseLoader:
@@ -56,8 +57,8 @@ class CaseLoader:
     Args:
         manifest: of the bundle.
         schema: its clinical schema.
-        scalers: of its folds, in the order of the manifest; none where it sees no radiomics.
-        cache: keeps what is made from the images of a case; None keeps nothing.
+        scalers: scalers of its folds, in the order of the manifest; empty if the bundle does not use radiomics.
+        cache: disk cache of prepared images; None disables it.
     """
 
     def __init__(
@@ -74,14 +75,17 @@ class CaseLoader:
         self._scalers = scalers
         self._cache = cache
         self.memory = BufferPool()
-        """Where the large arrays of its cases come from."""
+        """Pool from which the large arrays of all cases are allocated."""
 
     def read(self, case: Case, on_text_ready: Callable[[str], None]) -> CaseInputs | RejectedCase:
-        """The inputs, or why there are none.
+        """Prepare one case.
 
         Args:
             case: the case.
-            on_text_ready: told the clinical text before any image is read.
+            on_text_ready: called with the clinical text before any image is read.
+
+        Returns:
+            The inputs of the case, or the reason why it is rejected. A bad case never raises.
         """
         start = perf_counter()
         try:
@@ -97,7 +101,7 @@ class CaseLoader:
         except InputRejectedError as error:
             return RejectedCase(case_id=case.case_id, code=error.code, what=error.what, fix=error.fix)
         except UnavailableError as error:
-            # This one case needs what is not installed (say, radiomics extraction); the others do not.
+            # A missing package (for example for radiomics extraction) concerns this case alone, so the batch continues.
             return RejectedCase(case_id=case.case_id, code="unavailable", what=error.what, fix=error.fix)
         except OSError as error:
             what = f"its files cannot be read ({error.strerror or type(error).__name__})"
@@ -106,12 +110,13 @@ class CaseLoader:
         watch = Stopwatch()
         with watch.stage("radiomics"):
             scaled = [scaler.transform(prepared.radiomics_F[None]) for scaler in self._scalers]
-            nothing = np.zeros((1, N_RADIOMICS), np.bool_)
+            # Without scalers both lists are empty: these rows keep concatenate and reduce defined.
+            none_R = np.zeros(N_RADIOMICS, np.bool_)
             radiomics_FR = np.concatenate([np.zeros((0, N_RADIOMICS), np.float32), *(s.values_NF for s in scaled)])
             notices = case_notices(
                 prepared,
-                imputed_R=np.logical_or.reduce([nothing[0], *(s.imputed_NF[0] for s in scaled)]),
-                clipped_R=np.logical_or.reduce([nothing[0], *(s.clipped_NF[0] for s in scaled)]),
+                imputed_R=np.logical_or.reduce([none_R, *(s.imputed_NF[0] for s in scaled)]),
+                clipped_R=np.logical_or.reduce([none_R, *(s.clipped_NF[0] for s in scaled)]),
                 manifest=self._manifest,
                 system=self._config.system.name,
             )
@@ -124,41 +129,47 @@ class CaseLoader:
         )
 
     def fetch(self, case: Case) -> None:
-        """Have the system fetch from the disk what `read` will want of the case, as far as it is there."""
+        """Ask the operating system to read the image files that `read` will need into its page cache.
+
+        Missing files are ignored here.
+        """
         if self._manifest.uses("image"):
             for path in (case.ct, case.mask):
-                with suppress(OSError):  # what is wrong with a file is told where it is read
+                with suppress(OSError):  # `read` reports the error of an unreadable file
                     read_ahead(path)
 
 
 class PendingCase:
-    """A case on its way: its text comes first, the rest later."""
+    """A case in preparation: its text is available before its other inputs."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
         self.text: Future[str | None] = Future()
-        """The clinical text; None where the case was refused before it was known."""
+        """The clinical text; None if the case was rejected before its text was rendered."""
         self.inputs: Future[CaseInputs | RejectedCase]
-        """What the preparation came to."""
+        """Outcome of the preparation."""
 
 
 class Prefetcher:
-    """Every case in order, by groups, while threads prepare some that were not asked for yet. Use as a context manager.
+    """Iterator over cases, in order and in groups, that prepares the next cases in worker threads.
 
-    When they do so is the caller's to say: nothing is begun by itself but what is asked for. There are two ways.
+    Use it as a context manager. Prefetching starts only when the caller requests a group or calls `computing`. There
+    are two modes:
 
-    Beside a GPU, when it starts to compute; a group is one case. In rounds, when no case is left: the next ones are
-    then prepared at the same time and given out as one group, for which the engine shall wait. That is for engines on
-    the cores that read, too. A gzip stream keeps one core busy; of a layer that runs on all cores, all threads wait for
-    the one whose core it took. A round has a stream for each core instead (`docs/performance.md`).
+    - Overlapped (`in_rounds=False`), for an engine on a GPU or on some of the cores. A group is one case. `computing`
+      starts the preparation of the next cases, which runs while the engine computes.
+    - Rounds (`in_rounds=True`), for an engine on the same cores as the workers. When no prepared case is left, a whole
+      round is prepared in parallel and returned as one group; the engine is idle meanwhile. Decompressing one gzip
+      stream occupies one core, and a layer that runs on all cores waits for its slowest thread, so overlapping would
+      slow down every layer. A round decompresses one stream on each core instead (`docs/performance.md`).
 
     Args:
         read: prepares one case.
-        cases: in their order.
-        max_ahead: cases ahead of the one that is given out, which is a whole round.
-        in_rounds: in rounds, not beside a GPU.
-        readers: cases that are prepared at the same time.
-        fetch: has the system fetch a case's files; called for those of the next round.
+        cases: the cases, in order.
+        max_ahead: maximum number of cases prepared or in preparation but not yet returned; the size of a round.
+        in_rounds: whether to work in rounds instead of overlapping with the engine.
+        readers: number of worker threads.
+        fetch: reads a case's files into the page cache; called for the cases of the next round.
     """
 
     def __init__(
@@ -178,18 +189,21 @@ class Prefetcher:
         self._fetched = 0
 
     def computing(self) -> None:
-        """Told that the engine starts to compute what was given out; returns at once.
+        """Start prefetching; call it when the engine starts to compute on the last group. Returns at once.
 
-        Beside a GPU the next cases are begun. In rounds their files are fetched from the disk, which takes no core.
+        In overlapped mode the workers start to prepare the next cases. In rounds they only read the files of the next
+        round from the disk, which needs no CPU time.
         """
         if not self._in_rounds:
-            self._begin()
+            self._submit()
             return
+        # `_fetched` counts cases of the next round, so that repeated calls read each file once.
         for case in islice(self._cases, self._fetched, self._max_ahead):
             self._workers.submit(self._fetch, case)
             self._fetched += 1
 
-    def _begin(self) -> None:
+    def _submit(self) -> None:
+        # Memory bound: at most `max_ahead` cases exist that the consumer has not taken.
         while self._cases and len(self._ahead) < self._max_ahead:
             pending = PendingCase(self._cases.popleft())
             pending.inputs = self._workers.submit(self._prepare, pending)
@@ -200,6 +214,7 @@ class Prefetcher:
         try:
             return self._read(pending.case, pending.text.set_result)
         finally:
+            # Rejected or failed before its text was rendered: release a consumer that waits for the text.
             if not pending.text.done():
                 pending.text.set_result(None)
 
@@ -208,7 +223,7 @@ class Prefetcher:
 
     def __next__(self) -> list[PendingCase]:
         if not self._ahead:
-            self._begin()
+            self._submit()
         if not self._ahead:
             raise StopIteration
         return [self._ahead.popleft() for _ in range(len(self._ahead) if self._in_rounds else 1)]

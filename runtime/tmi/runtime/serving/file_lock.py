@@ -1,4 +1,4 @@
-"""A file that one process at a time writes, held by a lock that goes with the process however it ends."""
+"""Exclusive file lock. The operating system releases it when the process ends, whatever the reason."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ except ImportError:  # Windows
 
 
 def open_locked(path: Path) -> BinaryIO:
-    """Open for reading and writing, empty where nothing stood there; nothing is cut off.
+    """Open a file for reading and writing and lock it. A missing file is created; an existing one is not truncated.
 
-    Where the system or the file system has no such locks, the file is opened without one.
+    If the operating system or the file system does not support locks, the file is opened without one.
 
     Raises:
-        UsageError: another process has it open.
+        UsageError: another process holds the lock.
     """
     while True:
         stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b")
@@ -40,15 +40,16 @@ def open_locked(path: Path) -> BinaryIO:
                 ) from error
             except OSError:
                 return stream
+            # The lock belongs to the inode: it counts only if the path still names the file that was locked.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
                     return stream
-        stream.close()  # its owner ended and removed it after it was opened here
+        stream.close()  # the former owner removed the file between open and lock: try again
 
 
 @contextlib.contextmanager
 def closed_on_error(stream: BinaryIO) -> Iterator[None]:
-    """Close a file where the block does not end well."""
+    """Close a file if the block raises."""
     try:
         yield
     except BaseException:

@@ -1,4 +1,4 @@
-"""What the reader of an answer must know about its input: the notices of one case."""
+"""Notices of one case: facts about its input and its model that are reported with the prediction."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tmi.toolkit.preprocessing.pipeline import PreparedCase
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 
 MAX_NAMES = 5
-"""How many features a notice names."""
+"""Maximum number of features that a notice names."""
 FEATURE_WARNINGS: Mapping[str, str] = MappingProxyType(
     {
-        "radiomics-imputed": "are missing and were taken as 0 after scaling",
-        "radiomics-clipped": "lie outside the range seen in training and were clipped to it",
+        "radiomics-imputed": "are missing and were set to 0 after scaling",
+        "radiomics-clipped": "lie outside the training range and were clipped to it",
     }
 )
-"""Notices that count features: code -> what is said of the features."""
+"""Notices that count features: code -> predicate of the message."""
 SYNTHETIC, OTHER_NETWORK = "synthetic-model", "other-network"
 BUNDLE_WARNINGS: tuple[str, ...] = (SYNTHETIC, OTHER_NETWORK)
-"""The notices that come with the bundle and not with the case."""
+"""Notices that depend on the bundle and not on the case."""
 
 
 def case_notices(
@@ -37,28 +37,28 @@ def case_notices(
     manifest: Manifest,
     system: str,
 ) -> tuple[Notice, ...]:
-    """Notices of one case.
+    """Collect the notices of one case.
 
     Args:
-        case: its own warnings come first.
+        case: the prepared case; its own warnings come first.
         imputed_R: features that were missing, in any fold.
         clipped_R: features outside the training range, in any fold.
-        manifest: of the bundle that answers.
-        system: whose network it holds.
+        manifest: manifest of the bundle.
+        system: name of the model in the bundle.
     """
     notices = [Notice(code="input", message=text) for text in case.warnings]
     for code, mask_R in (("radiomics-imputed", imputed_R), ("radiomics-clipped", clipped_R)):
         if mask_R.any():
-            notices.append(_features(code, mask_R))
+            notices.append(_feature_notice(code, mask_R))
     if system != "tmi-clnet" or manifest.modalities != MODALITIES:
-        message = f"the network is {system} and looks at {', '.join(manifest.modalities)}, at nothing else of a case"
+        message = f"the network is {system} and uses only {', '.join(manifest.modalities)}"
         notices.append(Notice(code=OTHER_NETWORK, message=message))
     if manifest.synthetic:
         notices.append(Notice(code=SYNTHETIC, message="the models were trained on synthetic cases, not on patients"))
     return tuple(notices)
 
 
-def _features(code: str, mask_R: NDArray[np.bool_]) -> Notice:
+def _feature_notice(code: str, mask_R: NDArray[np.bool_]) -> Notice:
     indices = np.flatnonzero(mask_R)
     names = tuple(FEATURE_NAMES[i] for i in indices[:MAX_NAMES])
     more = f" and {indices.size - len(names)} more" if indices.size > len(names) else ""

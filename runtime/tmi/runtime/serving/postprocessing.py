@@ -1,4 +1,4 @@
-"""One case's logits as an answer: the mean of the folds, their spread, the decision and the notices."""
+"""Postprocessing: fold logits of one case to a prediction (ensemble mean, fold standard deviation, decision)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tmi.runtime.serving.results import CaseResult, FoldPrediction, Notice, Pred
 
 
 def truncated_notice(longest: int) -> Notice:
-    """Notice of a text that was longer than `longest` tokens."""
+    """Notice for a text that was longer than `longest` tokens."""
     return Notice(code="text-truncated", message=f"the clinical text was cut to its first {longest} tokens")
 
 
@@ -25,24 +25,27 @@ def to_prediction(
     engine: str,
     notices: tuple[Notice, ...],
 ) -> CaseResult:
-    """The answer, without its seconds; logits that are no numbers are a refusal.
+    """Convert the logits of one case to a prediction without timing.
 
     Args:
-        case_id: which case.
-        logits_1FK: of every fold, in the order of the manifest.
-        manifest: of the bundle; its threshold decides.
-        digest: of the bundle.
-        engine: that computed.
-        notices: what the reader must know.
+        case_id: id of the case.
+        logits_1FK: logits of every fold, in the order of the manifest.
+        manifest: manifest of the bundle; its threshold decides between the classes.
+        digest: digest of the bundle.
+        engine: name of the engine that computed the logits.
+        notices: notices of the case.
+
+    Returns:
+        The prediction; a rejected case if a logit is not finite.
     """
     if not np.isfinite(logits_1FK).all():
         return RejectedCase(
             case_id=case_id,
             code="answer-not-finite",
-            what=f"the network's answer on engine {engine} is not a finite number",
-            fix="look at the case with `tmi check`, and predict it with another --engine",
+            what=f"the network's output on engine {engine} is not finite",
+            fix="check the case with `tmi check`, and predict it with another --engine",
         )
-    mean_K = probabilities(logits_1FK)[0]
+    mean_K = probabilities(logits_1FK)[0]  # mean over folds of each fold's softmax, not softmax of the mean logits
     is_positive = bool(mean_K[manifest.positive] >= manifest.threshold)
 
     def by_class(p_K: NDArray[np.float64]) -> dict[str, float]:

@@ -1,17 +1,19 @@
-"""From case folders to answers: the Python API of `tmi predict`.
+"""Prediction of case folders: the Python API of `tmi predict`.
 
     with Predictor.open("bundle") as predictor:
-        for answer in predictor.stream(["case_a", "case_b"], batch=2):
+        for result in predictor.stream(["case_a", "case_b"], batch=2):
             ...
 
-Threads share the road. Some prepare (`tmi.runtime.serving.case_loader`): they read and check a case, make its CT, and
-scale its radiomics by each fold's own scaler. This one runs the engine: the text of a case, then CT and fusion of a
-whole batch (`tmi.runtime.inference.ensemble`).
+Worker threads prepare cases (`tmi.runtime.serving.case_loader`): they read and check a case, resample its CT and scale
+its radiomics with each fold's own scaler. The calling thread runs the engine (`tmi.runtime.inference.ensemble`): first
+the text of each case, then CT and fusion of a whole batch.
 
-A GPU computes while the next batch is prepared, and a text while its own images are being read. An engine on the CPU
-shares its cores with whoever reads: cases are prepared in rounds, one for each core at a time, and the engine rests
-meanwhile; a case that is alone in its round has its text encoded while its images are read. However many cases there
-are, few are in memory: two batches, or one round and what of a batch was left from the one before.
+A GPU computes while the next batch is prepared, and it encodes a text while the images of the same case are read. An
+engine on the CPU shares its cores with the workers. Cases are therefore prepared in rounds, one case for each core,
+while the engine is idle; a case that is alone in its round has its text encoded while its images are read.
+
+Memory does not grow with the number of cases. At most two batches are held, or one round and the cases left over from
+the batch before it.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from tmi.runtime.serving.case_loader import CaseInputs, CaseLoader, PendingCase,
 from tmi.runtime.serving.postprocessing import to_prediction, truncated_notice
 from tmi.runtime.serving.results import STAGES, CaseResult, RejectedCase
 from tmi.runtime.serving.startup import open_selected_engine
-from tmi.runtime.serving.text_encoding import EncodedText, TextBranch, computing
+from tmi.runtime.serving.text_encoding import EncodedText, TextBranch, timed_engine
 from tmi.runtime.serving.timing import Stopwatch, split_overlap, sum_stages
 from tmi.runtime.verification.self_test import LogCallback
 from tmi.toolkit.cases.case import Case, find_cases
@@ -48,29 +50,29 @@ from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 
 CaseLike = Case | Path | str
 MAX_READERS = 4
-"""Cases that are prepared at the same time, at the most: each takes the memory of its CT and of its prepared volume."""
+"""Maximum number of cases prepared in parallel; each needs the memory of its CT and of its prepared volume."""
 
 
 @dataclass(kw_only=True)
 class _QueuedCase:
-    """A case that waits for its batch: its text is encoded, its CT is not."""
+    """A case that waits for its batch: its text is encoded, its CT is not yet."""
 
     inputs: CaseInputs
     text: Features
     truncated: bool
-    """Whether its text was longer than the encoder takes."""
+    """Whether its text was longer than the encoder's maximum length."""
     reused: tuple[str, ...]
-    """Branches that were kept from before."""
+    """Branches whose features came from the embedding cache."""
     waited: dict[str, float]
-    """Seconds by stage that this thread spent on it or waited for it."""
+    """Seconds by stage that the engine's thread spent on the case or waited for it."""
     overlapped: dict[str, float]
-    """Seconds by stage of its preparation that passed behind other work."""
+    """Seconds by stage of its preparation that overlapped other work."""
     wall: float
-    """Seconds that it took this thread."""
+    """Seconds of the engine's thread, measured separately from the stages."""
 
 
 class Predictor:
-    """An opened bundle on an opened engine. Use as a context manager, or call `close`."""
+    """A bundle that is open on an engine. Use it as a context manager, or call `close`."""
 
     def __init__(
         self,
@@ -81,10 +83,17 @@ class Predictor:
         cache: PreparedCache | None = None,
         reuse: bool = False,
     ) -> None:
-        """Take a bundle and an engine that has it open; `Predictor.open` makes both.
+        """Build a predictor from an engine that has the bundle open; `Predictor.open` opens both.
+
+        Args:
+            bundle: the opened bundle.
+            engine: an engine that has the bundle open.
+            record: record of the engine.
+            cache: as in `Predictor.open`.
+            reuse: as in `Predictor.open`.
 
         Raises:
-            DamagedError: the bundle's clinical text is not that of this version.
+            DamagedError: the bundle's clinical text was rendered by another version.
         """
         self.bundle = bundle
         self.engine_record = record
@@ -92,7 +101,7 @@ class Predictor:
         self._manifest = bundle.manifest
         self._config = bundle.manifest.parsed_config()
         self.embeddings = EmbeddingCache(bundle, record) if reuse else None
-        """What keeps the features of CT and text; None keeps nothing."""
+        """Cache of CT and text features; None if `reuse` is off."""
         clinical = self._manifest.clinical
         if (clinical.schema, clinical.rendering) != (SCHEMA_FILE, self._config.clinical.rendering):
             raise DamagedError("bundle: its config and its clinical text disagree", fix="export the bundle again")
@@ -121,41 +130,41 @@ class Predictor:
         verify: bool = True,
         log: LogCallback = lambda line: None,
     ) -> Self:
-        """Open a bundle, after comparing every byte of it with its manifest.
+        """Open a bundle after comparing every byte of it with its manifest.
 
-        The first time that this machine opens it with an engine, a golden case must be answered as at the export
-        (`tmi.runtime.verification.self_test`).
+        The first time that a machine opens a bundle with an engine, a self-test compares the engine's output for a
+        golden case with the reference of the export (`tmi.runtime.verification.self_test`).
 
         Args:
-            bundle: a bundle's folder.
-            engine: `auto` or a name in `tmi.runtime.engines.registry.ENGINES`; what was taken is in `engine_record`.
-            precision: `auto`, or `bf16` or `fp32`: only an engine that computes in that.
-            threads: threads of the engine; None takes all cores.
-            cache: keeps what is made from the images of a case for the next time; None keeps nothing.
-            reuse: keep what the encoders make of CT and text for the next time
-            (`tmi.runtime.inference.embedding_cache`).
-            key: public key (PEM) that must have signed the bundle; None asks for no signature.
-            verify: False skips the check at the first opening; `engine_record` says so.
-            log: told one line about a first opening.
+            bundle: folder of the bundle.
+            engine: `auto` or a name in `tmi.runtime.engines.registry.ENGINES`; the choice is in `engine_record`.
+            precision: `auto`, or `bf16` or `fp32` for engines that compute in that format only.
+            threads: threads of the engine; None uses all cores.
+            cache: disk cache of prepared images; None disables it.
+            reuse: whether to cache the CT and text features of the encoders
+                (`tmi.runtime.inference.embedding_cache`).
+            key: public key (PEM) that must have signed the bundle; None requires no signature.
+            verify: False skips the self-test, which is recorded in `engine_record`.
+            log: receives one line about a self-test.
 
         Raises:
             UsageError: no such bundle or engine.
             DamagedError: the bundle is damaged, was edited, is not signed by the key, or the engine cannot load it.
             UnavailableError: the engine is not installed, or the bundle has no graphs for it.
-            ParityError: at its first opening here, it does not answer like the validated model.
+            ParityError: the engine fails the self-test on this machine.
         """
         opened = open_bundle(Path(bundle))
         if key is not None:
-            from tmi.runtime.bundle.signing import check_signature  # its packages are slow to import, and an extra
+            from tmi.runtime.bundle.signing import check_signature  # an optional extra, slow to import
 
             check_signature(opened.folder, key)
-        running, record = open_selected_engine(
+        opened_engine, record = open_selected_engine(
             engine, opened, precision=precision, threads=threads, verify=verify, log=log
         )
         try:
-            return cls(opened, running, record, cache=cache, reuse=reuse)
+            return cls(opened, opened_engine, record, cache=cache, reuse=reuse)
         except BaseException:
-            running.close()
+            opened_engine.close()
             raise
 
     def close(self) -> None:
@@ -173,101 +182,107 @@ class Predictor:
     def predict(
         self, cases: CaseLike | Iterable[CaseLike], *, batch: int = 1, mask_label: int | None = None
     ) -> list[CaseResult]:
-        """Answers for all cases, in the order given; a bad case is a `RejectedCase` and stops no other.
+        """Predict cases. A bad case becomes a `RejectedCase` and does not affect the others.
 
         Args:
-            cases: case folders, cohort folders or `Case`s; one alone may stand by itself.
-            batch: cases computed together; the answers do not depend on it beyond rounding.
-            mask_label: value of the mask's voxels that are liver; None: every value but 0. `Case`s bring their own.
+            cases: case folders, cohort folders or `Case`s; a single one needs no list.
+            batch: number of cases computed together; predictions do not depend on it beyond rounding.
+            mask_label: value of the liver's voxels in the mask; None means every value but 0. A `Case` has its own.
+
+        Returns:
+            One result for each case, in the order given.
 
         Raises:
-            UsageError: no case, a malformed cohort table, one case id twice, or a batch below 1.
+            UsageError: no case, a malformed cohort table, a duplicate case id, or a batch below 1.
         """
         return list(self.stream(cases, batch=batch, mask_label=mask_label))
 
     def stream(
         self, cases: CaseLike | Iterable[CaseLike], *, batch: int = 1, mask_label: int | None = None
     ) -> Iterator[CaseResult]:
-        """As `predict`, one answer after the other as its batch is done; few cases are in memory at a time."""
+        """Like `predict`, but yields results as their batches finish; few cases are in memory at a time."""
         if batch < 1:
-            raise UsageError(f"a batch of {batch} cases", fix="give a batch of 1 or more")
+            raise UsageError(f"invalid batch size {batch}", fix="give a batch size of 1 or more")
         return self._stream(resolve_cases(cases, mask_label=mask_label), batch)
 
     def _stream(self, cases: Sequence[Case], batch: int) -> Iterator[CaseResult]:
         waiting: list[_QueuedCase | RejectedCase] = []
-        cores = available_cores()
+        cores, loader = available_cores(), self._reader
         if self._engine.copied_seconds is None and self.engine_record.threads >= cores:
             readers = min(cores, MAX_READERS)
-            most = -(-readers // batch) * batch
-            looking = Prefetcher(
-                self._reader.read, cases, max_ahead=most, in_rounds=True, readers=readers, fetch=self._reader.fetch
+            round_size = -(-readers // batch) * batch  # whole batches, so that no round leaves a partial batch behind
+            prefetcher = Prefetcher(
+                loader.read, cases, max_ahead=round_size, in_rounds=True, readers=readers, fetch=loader.fetch
             )
-        else:  # a device of its own, or cores that the engine leaves alone
-            looking = Prefetcher(self._reader.read, cases, max_ahead=batch)
-        with looking as ahead:
-            for group in ahead:
+        else:  # an engine with its own device, or one that leaves some cores to the workers
+            prefetcher = Prefetcher(loader.read, cases, max_ahead=batch)
+        with prefetcher:
+            for group in prefetcher:
                 for row in self._queued_cases(group):
                     waiting.append(row)
-                    del row  # it holds the case's arrays
+                    del row  # this name would keep the case's arrays alive during the next preparation
+                    # Rejected cases at the front have no batch to wait for; later ones keep their place in the order.
                     while waiting and isinstance(waiting[0], RejectedCase):
                         yield waiting.pop(0)  # type: ignore[misc]
                     if sum(isinstance(w, _QueuedCase) for w in waiting) == batch:
-                        ahead.computing()
-                        answers, waiting = self._predict_batch(waiting), []
-                        yield from answers
+                        prefetcher.computing()  # before the CT, the longest stage, so that the next batch overlaps it
+                        results, waiting = self._predict_batch(waiting), []
+                        yield from results
         if waiting:
             yield from self._predict_batch(waiting)
 
     def _queued_cases(self, group: list[PendingCase]) -> Iterator[_QueuedCase | RejectedCase]:
-        """The rows of a group, which is empty afterwards: each case's arrays are held by its own row alone.
+        """Encode the texts of a group and yield its cases. The group is emptied, so that only a row holds its arrays.
 
-        A case alone has its text encoded while its images are being read. A round is waited for first, and its texts
-        run together as far as they are of one length.
+        The text of a single case is encoded while its images are read. A round is prepared completely first; its texts
+        of equal length then run as one batch.
         """
         watch = Stopwatch()
         with watch.stage("waiting"):
             if len(group) > 1:
                 wait([pending.inputs for pending in group])
+            # Of a round, texts of rejected cases are left out; of a single case that is not yet known.
             texts = [pending.text.result() for pending in group if len(group) == 1 or _is_prepared(pending)]
         encoded = deque(self._texts.encode(texts, watch))
         with watch.stage("waiting"):
             ready = deque(pending.inputs.result() for pending in group)
         group.clear()
+        # The round's waiting time is shared in proportion to each case's own preparation, the rest evenly.
         wall, waited = watch.wall, watch.seconds.pop("waiting")
         cases = sum(isinstance(inputs, CaseInputs) for inputs in ready)
-        together = sum(inputs.wall for inputs in ready if isinstance(inputs, CaseInputs))
+        prepared_seconds = sum(inputs.wall for inputs in ready if isinstance(inputs, CaseInputs))
         shared = {name: seconds / max(1, cases) for name, seconds in watch.seconds.items()}
-        share = waited / together if together > 0 else 0.0
+        share = waited / prepared_seconds if prepared_seconds > 0 else 0.0
         if cases < len(ready):
-            share = min(1.0, share)  # what was waited for refused cases alone is no one's
-        while ready:  # nothing of a case is held here while its row is out
+            share = min(1.0, share)  # waiting for rejected cases alone is attributed to no case
+        while ready:  # popleft: no reference to a case is kept here once its row is yielded
             yield _queued_case(
                 ready.popleft(), encoded, share=share, shared=shared, work=(wall - waited) / max(1, cases)
             )
 
     def _predict_batch(self, waiting: Sequence[_QueuedCase | RejectedCase]) -> list[CaseResult]:
-        """Run one batch; refusals among its cases keep their places."""
+        """Run one batch; rejected cases in it keep their positions."""
         watch = Stopwatch()
         rows = [w for w in waiting if isinstance(w, _QueuedCase)]
         if not rows:
             return [w for w in waiting if isinstance(w, RejectedCase)]
         with watch.stage("other"):
             cts = [r.inputs.case.ct_1DHW for r in rows]
-            if len(cts) == 1:  # is not copied
+            if len(cts) == 1:  # a view instead of a copy
                 ct_B1DHW = cts[0][None]
             else:
                 ct_B1DHW = np.stack(cts, out=self._reader.memory.empty((len(cts), *cts[0].shape), cts[0].dtype))
             radiomics_BFR = np.stack([r.inputs.radiomics_FR for r in rows])
             text = {name: np.concatenate([r.text[name] for r in rows]) for name in rows[0].text}
-        with computing(self._engine, watch, "ct"):
+        with timed_engine(self._engine, watch, "ct"):
             ct = encode_ct(self._engine, self._manifest, ct_B1DHW, cache=self.embeddings)
-        with computing(self._engine, watch, "fusion"):
+        with timed_engine(self._engine, watch, "fusion"):
             logits_BFK = fuse(self._engine, self._manifest, ct, text, radiomics_BFR)
         with watch.stage("other"):
-            judged = []
+            predictions = []
             for number, row in enumerate(rows):
                 longest = self._config.clinical.max_length
-                judged.append(
+                predictions.append(
                     to_prediction(
                         row.inputs.case.case_id,
                         logits_BFK[number : number + 1],
@@ -280,11 +295,11 @@ class Predictor:
             reused = [reused_branches("ct", ct, self.embeddings, row=number) for number in range(len(rows))]
         shared = {name: seconds / len(rows) for name, seconds in watch.seconds.items()}
         wall = watch.wall / len(rows)
-        answers = iter(
-            _with_timing(answer, row, shared, wall=wall, reused=found)
-            for answer, row, found in zip(judged, rows, reused, strict=True)
+        results = iter(
+            _with_timing(prediction, row, shared, wall=wall, reused=branches)
+            for prediction, row, branches in zip(predictions, rows, reused, strict=True)
         )
-        return [one if isinstance(one, RejectedCase) else next(answers) for one in waiting]
+        return [entry if isinstance(entry, RejectedCase) else next(results) for entry in waiting]
 
 
 def _queued_case(
@@ -295,44 +310,45 @@ def _queued_case(
     shared: Mapping[str, float],
     work: float,
 ) -> _QueuedCase | RejectedCase:
-    """A case and its text, or its refusal.
+    """Combine the inputs and the encoded text of one case; a rejected case is returned as it is.
 
     Args:
-        inputs: of the case.
-        texts: its own is the next.
-        share: part of its preparation that was waited for.
-        shared: seconds by stage of what else was done for it.
-        work: seconds of that, measured by themselves.
+        inputs: inputs of the case.
+        texts: encoded texts of the cases that were not rejected; the first one belongs to this case and is removed.
+        share: fraction of its preparation that was waited for.
+        shared: seconds by stage of the other work for it.
+        work: seconds of that work, measured separately.
     """
     if isinstance(inputs, RejectedCase):
         return inputs
     text, waited = texts.popleft(), share * inputs.wall
-    seen, hidden = split_overlap(inputs.seconds, wall=inputs.wall, waited=waited)
+    visible, hidden = split_overlap(inputs.seconds, wall=inputs.wall, waited=waited)
     return _QueuedCase(
         inputs=inputs,
         text=text.features,
         truncated=text.truncated,
         reused=text.reused,
-        waited=sum_stages(seen, shared),
+        waited=sum_stages(visible, shared),
         overlapped=hidden,
         wall=waited + work,
     )
 
 
 def _is_prepared(pending: PendingCase) -> bool:
-    """Whether a case that was waited for was not refused."""
+    """Whether a finished preparation did not end in a rejection."""
     return isinstance(pending.inputs.result(), CaseInputs)
 
 
 def _with_timing(
-    answer: CaseResult, row: _QueuedCase, shared: Mapping[str, float], *, wall: float, reused: tuple[str, ...]
+    result: CaseResult, row: _QueuedCase, shared: Mapping[str, float], *, wall: float, reused: tuple[str, ...]
 ) -> CaseResult:
-    """The answer with its waterfall: what its own row took and its part of the batch."""
-    if isinstance(answer, RejectedCase):
-        return answer
+    """Add the seconds of the case itself and its part of the batch to a prediction."""
+    if isinstance(result, RejectedCase):
+        return result
+    # `STAGES` with zeros in between: every prediction lists all stages, in pipeline order.
     seconds = sum_stages(row.waited, dict.fromkeys(STAGES, 0.0), shared)
     return replace(
-        answer,
+        result,
         seconds={**seconds, "total": row.wall + wall},
         overlapped=row.overlapped,
         reused=(*reused, *row.reused),
@@ -340,22 +356,26 @@ def _with_timing(
 
 
 def resolve_cases(cases: CaseLike | Iterable[CaseLike], *, mask_label: int | None = None) -> list[Case]:
-    """Cases from folders, cohort folders and `Case`s, in the order given.
+    """Resolve case folders, cohort folders and `Case`s to cases, in the order given.
+
+    Args:
+        cases: as in `Predictor.predict`.
+        mask_label: as in `Predictor.predict`.
 
     Raises:
-        UsageError: no case, a malformed cohort table, or one case id twice.
+        UsageError: no case, a malformed cohort table, or a duplicate case id.
     """
     items: list[CaseLike] = [cases] if isinstance(cases, (Case, Path, str)) else list(cases)
-    found: list[Case] = []
+    resolved: list[Case] = []
     for item in items:
-        found.extend([item] if isinstance(item, Case) else find_cases([Path(item)], mask_label=mask_label))
-    if not found:
+        resolved.extend([item] if isinstance(item, Case) else find_cases([Path(item)], mask_label=mask_label))
+    if not resolved:
         raise UsageError("no case given", fix="give case folders or a cohort folder")
-    seen: set[str] = set()
-    for case in found:
-        if case.case_id in seen:
+    case_ids: set[str] = set()
+    for case in resolved:
+        if case.case_id in case_ids:
             raise UsageError(
-                f"case id {case.case_id} is given twice", fix="give cases of the same name to separate commands"
+                f"case id {case.case_id} is given twice", fix="predict cases of the same name in separate commands"
             )
-        seen.add(case.case_id)
-    return found
+        case_ids.add(case.case_id)
+    return resolved

@@ -1,16 +1,17 @@
-"""Answers in a file as they are ready, one JSON line each, so that a kill loses none and `--resume` goes on.
+"""Append-only log of results, one JSON line for each case, so that a killed prediction can be resumed.
 
-    {"schema": "tmi-prediction-lines/1", "bundle": ..., "engine": ..., ...}      what must not change between runs
-    {"status": "predicted", "case_id": "P001", ..., "files": "<digest>"}         one line a case, refused ones included
+    {"schema": "tmi-prediction-lines/1", "bundle": ..., "engine": ..., ...}      must be the same in every run
+    {"status": "predicted", "case_id": "P001", ..., "files": "<digest>"}         one line for each case
 
-A line is written in one call and synced to the disk before the next case is begun. A last line that a kill tore is cut
-off at the next start and its case computed again. `files` is a digest of size, time of change, begin and end of the
-case's files: a case whose files changed since is no longer what was answered, and then nothing is continued. A record
-and a feature table are shorter than what is read of them; of a `.nii.gz` the end holds the checksum of all voxels.
+Rejected cases have a line too. A line is written in one call and synced to the disk before the next one. An incomplete
+last line, left by a kill, is cut off at the next start, and its case is computed again. `files` is a digest of size,
+modification time, first and last bytes of the case's files. If the files of a case have changed, the log cannot be
+resumed. The bytes that are read cover a whole record and a whole feature table; the end of a `.nii.gz` holds the
+checksum of all voxels.
 
-One process at a time: the journal is locked while it is open. The system gives the lock up with the process, however it
-ends, so that a kill leaves nothing to clear away. Where it has no such locks (Windows, some network file systems)
-nothing is locked.
+The log is locked while it is open, so that only one process writes it. The operating system releases the lock when the
+process ends, so a kill leaves no stale lock. Without lock support (Windows, some network file systems) nothing is
+locked.
 """
 
 from __future__ import annotations
@@ -31,54 +32,61 @@ from tmi.toolkit.storage.hashing import sha256_json
 
 SCHEMA = "tmi-prediction-lines/1"
 SUFFIX = ".jsonl"
-"""Ending of an output file that is itself such a journal."""
-START_OVER_FIX = "begin anew with --force, or name another output file"
+"""Suffix of an output file that is itself a result log."""
+START_OVER_FIX = "start again with --force, or name another output file"
 READ_BYTES = 64 * 2**10
-"""What is read of a file, at its begin and at its end, to see whether it has changed."""
+"""Bytes that are read at the beginning and at the end of a file to detect changes."""
 
 
 def result_log_path(out: Path) -> Path:
-    """Where the answers of an output file stand until they are all there: beside it, or in it."""
+    """Path of the result log of an output file: the file itself if it is a `.jsonl`, else a file beside it."""
     return out if out.suffix == SUFFIX else out.with_name(out.name + ".unfinished" + SUFFIX)
 
 
 def case_state(case: Case) -> str:
-    """Digest of size, time of change, begin and end of a case's files; those that cannot be read count as absent."""
+    """Digest of size, modification time, first and last bytes of a case's files; unreadable files count as missing."""
     states: list[list[int | str] | None] = []
     for path in (case.ct, case.mask, case.radiomics, case.clinical):
         try:
             with path.open("rb") as stream:
                 status = os.fstat(stream.fileno())
-                read = hashlib.sha256(stream.read(READ_BYTES))
+                digest = hashlib.sha256(stream.read(READ_BYTES))
+                # The tail starts after the head at the earliest: a small file is read once.
                 stream.seek(max(stream.tell(), status.st_size - READ_BYTES))
-                read.update(stream.read(READ_BYTES))
+                digest.update(stream.read(READ_BYTES))
         except OSError:
             states.append(None)
         else:
-            states.append([status.st_size, status.st_mtime_ns, read.hexdigest()])
+            states.append([status.st_size, status.st_mtime_ns, digest.hexdigest()])
     return sha256_json(states)
 
 
 class ResultLog:
-    """An open journal. Use as a context manager; `answers` are those that stood there already."""
+    """An open result log. Use it as a context manager.
 
-    def __init__(self, stream: BinaryIO, answers: Mapping[str, CaseResult], states: Mapping[str, str]) -> None:
+    Args:
+        stream: the locked file, positioned at its end.
+        results: case id -> result of an earlier run.
+        states: case id -> `case_state` of every requested case.
+    """
+
+    def __init__(self, stream: BinaryIO, results: Mapping[str, CaseResult], states: Mapping[str, str]) -> None:
         self._stream = stream
         self._states = states
-        self.results = dict(answers)
-        """Case id -> its answer, those of earlier runs first."""
+        self.results = dict(results)
+        """Case id -> result; those of earlier runs come first."""
 
     @classmethod
     def begin(cls, path: Path, identity: Mapping[str, Any], cases: Sequence[Case]) -> Self:
-        """A new journal; one that stands there is replaced.
+        """Start a new log; an existing one is replaced.
 
         Args:
             path: the file.
-            identity: what must be the same in every run that goes on with it; plain JSON values.
-            cases: all that will be answered.
+            identity: plain JSON values that must be the same in every run that resumes the log.
+            cases: all cases that will be predicted.
 
         Raises:
-            UsageError: another process has it open.
+            UsageError: another process has the log open.
         """
         stream = open_locked(path)
         with closed_on_error(stream):
@@ -89,17 +97,23 @@ class ResultLog:
         stream.seek(0)
         stream.truncate()
         _write(stream, {"schema": SCHEMA, **identity})
+        # Without this a crash may lose the directory entry of a file whose contents are on the disk.
         _sync_folder(path.parent)
         return cls(stream, {}, {case.case_id: case_state(case) for case in cases})
 
     @classmethod
     def resume(cls, path: Path, identity: Mapping[str, Any], cases: Sequence[Case]) -> Self:
-        """Go on with a journal; where none stands there, begin one.
+        """Resume a log; if none exists, start one.
+
+        Args:
+            path: the file.
+            identity: as in `begin`.
+            cases: as in `begin`.
 
         Raises:
-            UsageError: it is of another bundle, engine, option or set of cases, or of files that
-                have changed since; or another process has it open.
-            DamagedError: a line other than the last is no answer.
+            UsageError: the log was written with another bundle, engine, option or set of cases, the files of a case
+                have changed, or another process has it open.
+            DamagedError: a line other than the last is not a result.
         """
         stream = open_locked(path)
         with closed_on_error(stream):
@@ -108,34 +122,34 @@ class ResultLog:
     @classmethod
     def _resume(cls, stream: BinaryIO, path: Path, identity: Mapping[str, Any], cases: Sequence[Case]) -> Self:
         data = stream.read()
-        *lines, torn = data.split(b"\n")
+        *lines, incomplete = data.split(b"\n")  # a complete line ends in a newline, so the rest is empty or torn
         if not lines:
-            return cls._begin(stream, path, identity, cases)  # killed before its first line was whole
+            return cls._begin(stream, path, identity, cases)  # killed while the first line was written
         _require_same(path, _parsed(path, lines[0], 1), {"schema": SCHEMA, **identity})
         states = {case.case_id: case_state(case) for case in cases}
-        answers: dict[str, CaseResult] = {}
+        results: dict[str, CaseResult] = {}
         for number, line in enumerate(lines[1:], start=2):
             fields = _parsed(path, line, number)
             state = fields.pop("files", None)
             try:
-                answer = result_from_json(fields)
+                result = result_from_json(fields)
             except UsageError as error:
                 raise _damaged(path, number) from error
-            if answer.case_id in answers:
+            if result.case_id in results:
                 raise _damaged(path, number)
-            _require_case(path, answer.case_id, state, states)
-            answers[answer.case_id] = answer
-        stream.truncate(len(data) - len(torn))
+            _require_case(path, result.case_id, state, states)
+            results[result.case_id] = result
+        stream.truncate(len(data) - len(incomplete))
         stream.seek(0, os.SEEK_END)
-        return cls(stream, answers, states)
+        return cls(stream, results, states)
 
-    def append(self, answer: CaseResult) -> None:
-        """Write one answer; it is on the disk when this returns."""
-        _write(self._stream, {**result_to_json(answer), "files": self._states[answer.case_id]})
-        self.results[answer.case_id] = answer
+    def append(self, result: CaseResult) -> None:
+        """Write one result; it is on the disk when this returns."""
+        _write(self._stream, {**result_to_json(result), "files": self._states[result.case_id]})
+        self.results[result.case_id] = result
 
     def close(self) -> None:
-        """Close the file, which gives up its lock; may be called twice."""
+        """Close the file, which releases its lock; may be called twice."""
         self._stream.close()
 
     def __enter__(self) -> Self:
@@ -154,7 +168,7 @@ def _write(stream: BinaryIO, value: Mapping[str, Any]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a new file's name as lasting as its lines, where the system lets a folder be synced."""
+    """Sync a folder's entries to the disk, on systems that support it."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -178,23 +192,23 @@ def _damaged(path: Path, number: int) -> DamagedError:
     return DamagedError(f"unfinished prediction {path}: line {number} is damaged", fix=START_OVER_FIX)
 
 
-def _require_same(path: Path, have: Mapping[str, Any], want: Mapping[str, Any]) -> None:
-    for name in sorted({*have, *want}):
-        if have.get(name) != want.get(name):
+def _require_same(path: Path, stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    for name in sorted({*stored, *expected}):
+        if stored.get(name) != expected.get(name):
             raise UsageError(
-                f"unfinished prediction {path} is of another {name} ({have.get(name)}, not {want.get(name)})",
-                fix=f"give what it was begun with, {START_OVER_FIX}",
+                f"unfinished prediction {path} has another {name} ({stored.get(name)}, not {expected.get(name)})",
+                fix=f"use the {name} it was started with, {START_OVER_FIX}",
             )
 
 
 def _require_case(path: Path, case_id: str, state: object, states: Mapping[str, str]) -> None:
     if case_id not in states:
         raise UsageError(
-            f"unfinished prediction {path} answers case {case_id}, which is not asked for",
-            fix=f"give the cases it was begun with, {START_OVER_FIX}",
+            f"unfinished prediction {path} holds case {case_id}, which was not requested",
+            fix=f"give the cases it was started with, {START_OVER_FIX}",
         )
     if states[case_id] != state:
         raise UsageError(
-            f"unfinished prediction {path}: the files of case {case_id} have changed since it was answered",
+            f"unfinished prediction {path}: the files of case {case_id} have changed since its prediction",
             fix=START_OVER_FIX,
         )

@@ -1,6 +1,6 @@
-"""What a prediction is: frozen records, and their JSON form `tmi-prediction/1` (`docs/predict.md` describes it).
+"""Results of a prediction: frozen records and their JSON form `tmi-prediction/1` (described in `docs/predict.md`).
 
-No patient data beyond the case id is in any of them.
+They hold no patient data except the case id.
 """
 
 from __future__ import annotations
@@ -17,116 +17,116 @@ from tmi.toolkit.storage.serialization import from_json, to_json
 
 SCHEMA = "tmi-prediction/1"
 STAGES = ("radiomics", "tokenise", "text", "ct", "fusion", "other")
-"""Stages of every prediction, after those of the preparation (`tmi.toolkit.preprocessing.pipeline`), in the order of
-the road."""
+"""Stages of every prediction in pipeline order; those of the preparation (`tmi.toolkit.preprocessing.pipeline`) come
+first."""
 COPIES = "copies"
-"""One more, on engines of a device with its own memory: the copies there and back that nothing hid."""
+"""Additional stage of engines on a device with its own memory: copies to and from it that did not overlap."""
 RESEARCH_USE = "For research use only: not a medical device, not for diagnosis or treatment."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Notice:
-    """Something about the input that the reader of an answer must know."""
+    """A fact about the input or the model that is reported with a prediction."""
 
     code: str
     """Short name of the kind of notice."""
     message: str
     """One sentence."""
     count: int | None = None
-    """How many features it concerns, where it concerns features."""
+    """Number of features it concerns, if it concerns features."""
     names: tuple[str, ...] = ()
-    """The first of those features, in their fixed order."""
+    """Names of the first of those features, in the order of the feature table."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldPrediction:
-    """What one fold's model says."""
+    """Prediction of one fold's model."""
 
     fold: int
-    """Fold number in the run."""
+    """Number of the fold in the run."""
     probability: Mapping[str, float]
     """Class name -> probability."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The answer for one case."""
+    """Prediction for one case."""
 
     case_id: str
-    """Which case."""
+    """Id of the case."""
     probability: Mapping[str, float]
-    """Class name -> probability, the mean over the folds."""
+    """Class name -> probability, mean over the folds."""
     folds: tuple[FoldPrediction, ...]
-    """Each fold by itself."""
+    """Prediction of each fold."""
     spread: float
-    """Standard deviation over the folds (population) of the positive class's probability."""
+    """Population standard deviation over the folds of the positive class's probability."""
     decision: str
-    """Class name: the positive class from the bundle's threshold on."""
+    """Class name: the positive class if its probability is at least the bundle's threshold."""
     warnings: tuple[Notice, ...]
-    """What to know about the input and the model."""
+    """Notices about the input and the model."""
     engine: str
-    """Name of the engine that computed it."""
+    """Name of the engine that computed the prediction."""
     bundle: str
     """SHA-256 of the bundle's manifest."""
     seconds: Mapping[str, float]
-    """Seconds that the answer waited for, by stage of the preparation and of `STAGES`, and the `total`, which is
-    measured by itself (`tmi.runtime.serving.timing`). What a batch shares is divided evenly."""
+    """Seconds that the prediction waited for, by stage of the preparation and of `STAGES`, and the `total`, which is
+    measured separately (`tmi.runtime.serving.timing`). Seconds that a batch shares are divided evenly."""
     overlapped: Mapping[str, float]
-    """Seconds of the same stages that passed while something else was waited for; not in `seconds`."""
+    """Seconds of the same stages that overlapped other work; not part of `seconds`."""
     reused: tuple[str, ...] = ()
-    """Branches, `ct` or `text`, whose features were kept from before and not computed."""
+    """Branches, `ct` or `text`, whose features came from the embedding cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RejectedCase:
-    """Why a case was not predicted."""
+    """A case that was not predicted, and the reason."""
 
     case_id: str
-    """Which case."""
+    """Id of the case."""
     code: str
-    """Short name of the check that refused it."""
+    """Code of the check that rejected it."""
     what: str
-    """What is wrong."""
+    """Description of the error."""
     fix: str
-    """How to mend it."""
+    """How to fix it."""
 
 
 CaseResult = Prediction | RejectedCase
 
 
-def result_to_json(answer: CaseResult) -> dict[str, Any]:
-    """Plain JSON values with a `status` of `predicted` or `refused`."""
-    status = "predicted" if isinstance(answer, Prediction) else "refused"
-    return {"status": status, **to_json(answer)}
+def result_to_json(result: CaseResult) -> dict[str, Any]:
+    """Convert to plain JSON values, with a `status` of `predicted` or `refused`."""
+    status = "predicted" if isinstance(result, Prediction) else "refused"
+    return {"status": status, **to_json(result)}
 
 
 def result_from_json(data: Mapping[str, Any]) -> CaseResult:
-    """What `result_to_json` wrote.
+    """Inverse of `result_to_json`.
 
     Raises:
         UsageError: a field is unknown, missing or of the wrong type.
     """
     fields = dict(data)
     if fields.pop("status", None) == "predicted":
-        return from_json(Prediction, fields, where="answer")
-    return from_json(RejectedCase, fields, where="answer")
+        return from_json(Prediction, fields, where="result")
+    return from_json(RejectedCase, fields, where="result")
 
 
 def document(
-    answers: Sequence[CaseResult], *, bundle: Bundle, engine: EngineRecord, batch: int, created: str, version: str
+    results: Sequence[CaseResult], *, bundle: Bundle, engine: EngineRecord, batch: int, created: str, version: str
 ) -> dict[str, Any]:
-    """The whole JSON document of one command.
+    """JSON document of one `tmi predict` command.
 
     Args:
-        answers: in the order of the input.
-        bundle: that answered.
-        engine: that computed.
-        batch: cases computed together.
+        results: results of all cases, in the order of the input.
+        bundle: the bundle.
+        engine: record of the engine.
+        batch: number of cases computed together.
         created: UTC time, ISO 8601.
-        version: of this package.
+        version: version of this package.
     """
     manifest = bundle.manifest
-    predicted = sum(isinstance(a, Prediction) for a in answers)
+    predicted = sum(isinstance(r, Prediction) for r in results)
     return {
         "schema": SCHEMA,
         "notice": RESEARCH_USE,
@@ -144,13 +144,13 @@ def document(
         },
         "engine": to_json(engine),
         "batch": batch,
-        "counts": {"predicted": predicted, "refused": len(answers) - predicted},
-        "results": [result_to_json(a) for a in answers],
+        "counts": {"predicted": predicted, "refused": len(results) - predicted},
+        "results": [result_to_json(r) for r in results],
     }
 
 
 def document_schema() -> dict[str, Any]:
-    """The JSON Schema that every document satisfies."""
+    """JSON Schema of the document."""
     file = resources.files("tmi.runtime.serving") / "data" / "tmi-prediction-1.schema.json"
     schema: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return schema

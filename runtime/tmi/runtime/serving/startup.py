@@ -1,9 +1,9 @@
-"""From what was asked for to an engine that is open and has been checked here: choose, load, judge, step back.
+"""Start-up of an engine: choose it, load the bundle's graphs, run the self-test, fall back if an optional one fails.
 
-`auto` steps back from an engine that yields (bfloat16) where its gates refuse it: at the export, at the first opening
-on this machine, or at an earlier opening that is remembered. The next engine of the table answers then, and the record
-says why. An engine that was asked for by name is never replaced, and a float32 engine whose gates fail is an error:
-then the bundle does not answer like the validated model.
+`auto` falls back from an optional engine (bfloat16) to the next engine of the table if its parity checks failed at the
+export, in the self-test on this machine, or in an earlier self-test whose result is cached. The engine record states
+the reason. An engine that is requested by name is never replaced. A float32 engine that fails its parity checks is an
+error: the bundle then does not match the validated model on this machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tmi.toolkit.errors import DamagedError
 
 
 def open_selected_engine(
-    asked: str,
+    requested: str,
     bundle: Bundle,
     *,
     precision: str = "auto",
@@ -31,86 +31,91 @@ def open_selected_engine(
     verify: bool = True,
     log: LogCallback = lambda line: None,
 ) -> tuple[Engine, EngineRecord]:
-    """An engine with the bundle open, judged on this machine, and what a prediction says of it.
+    """Open a bundle on an engine and run the self-test.
 
     Args:
-        asked: `auto` or a name in `ENGINES`.
-        bundle: compared with its manifest.
-        precision: a value of `tmi.runtime.engines.precision.ALLOWED_PRECISIONS`; anything but `auto` leaves only
-        engines that compute in it.
-        threads: threads of the engine; None takes all cores.
-        verify: False skips the check at the first opening; engines that yield are then taken on the export's evidence
-            or an earlier opening's only.
-        log: told one line about a first opening, and when another engine is taken.
+        requested: `auto` or a name in `ENGINES`.
+        bundle: an opened bundle, already compared with its manifest.
+        precision: a value of `tmi.runtime.engines.precision.ALLOWED_PRECISIONS`; any value but `auto` restricts the
+            choice to engines that compute in it.
+        threads: threads of the engine; None uses all cores.
+        verify: False skips the self-test; an optional engine is then used only if it passed its checks at the export
+            or in an earlier self-test.
+        log: receives one line about a self-test, and one for each engine that is skipped.
+
+    Returns:
+        The open engine, and the record of it that goes into every prediction.
 
     Raises:
-        UsageError: no such engine or precision.
-        UnavailableError: the engine is not installed, the bundle has no graphs for it, or the machine lacks something.
+        UsageError: unknown engine or precision.
+        UnavailableError: the engine is not installed, the bundle has no graphs for it, or the machine does not meet a
+            requirement.
         DamagedError: the engine cannot load its graphs.
-        ParityError: a gate failed, and there is no other engine that may answer.
+        ParityError: a parity check failed, and no other engine may be used.
     """
-    # with a precision asked for, an engine of that precision is as good as named: nothing else would be it
-    may_step_back = asked == AUTO and precision == AUTO
-    refused = _known_rejections(bundle, verify=verify)
-    if not may_step_back:
-        name, reason = choose_engine(asked, bundle, precision=precision)
+    # A requested precision pins the engine like a name does: a fallback would compute in another precision.
+    may_fall_back = requested == AUTO and precision == AUTO
+    rejected = _known_rejections(bundle, verify=verify)
+    if not may_fall_back:
+        name, reason = choose_engine(requested, bundle, precision=precision)
         if (why := rejected_at_export(bundle.manifest, name)) is not None and verify:
             raise ParityError(
-                f"engine {name} does not answer like the validated model with this bundle; it was {why}",
-                fix="predict with --engine auto, which takes another engine",
+                f"engine {name} does not match the validated model on this bundle; it was {why}",
+                fix="predict with --engine auto, which selects another engine",
             )
         engine, verified = _open_and_verify(name, bundle, threads, verify=verify, log=log)
-    while may_step_back:
-        name, reason = choose_engine(AUTO, bundle, rejected=refused)
+    # Each failure adds an optional engine to `rejected`, so the loop ends at the first mandatory engine at the latest.
+    while may_fall_back:
+        name, reason = choose_engine(AUTO, bundle, rejected=rejected)
         try:
             engine, verified = _open_and_verify(name, bundle, threads, verify=verify, log=log)
             break
         except ParityError as error:
             if not engine_spec(name).optional:
                 raise
-            refused[name] = error.what
-            log(f"engine {name} is not taken: {error.what}")
+            rejected[name] = error.what
+            log(f"engine {name} is skipped: {error.what}")
     record = engine_record(
-        name, bundle, asked=asked, reason=reason, threads=threads or available_cores(), verified=verified
+        name, bundle, asked=requested, reason=reason, threads=threads or available_cores(), verified=verified
     )
     return engine, record
 
 
 def _known_rejections(bundle: Bundle, *, verify: bool) -> dict[str, str]:
-    """Engines that yield and are refused without being asked again."""
-    refused = {}
+    """Optional engines that are known to fail, each with the reason; they are not opened again."""
+    rejected = {}
     for name, spec in ENGINES.items():
         if not (spec.optional and bundle.has(spec.artefact) and installed(name)):
             continue
-        before, why_here = cached_result(bundle, name)
+        tested, why_here = cached_result(bundle, name)
         why = rejected_at_export(bundle.manifest, name) or why_here
-        if why is None and not verify and not before and not validated_at_export(bundle.manifest, name):
-            why = "nobody has judged it on such a processor yet, and the check is skipped (--no-verify)"
+        if why is None and not verify and not tested and not validated_at_export(bundle.manifest, name):
+            why = "it has not been validated on this processor, and the self-test is skipped (--no-verify)"
         if why is not None:
-            refused[name] = why
-    return refused
+            rejected[name] = why
+    return rejected
 
 
 def _open_and_verify(
     name: str, bundle: Bundle, threads: int | None, *, verify: bool, log: LogCallback
 ) -> tuple[Engine, Literal["now", "before", "no"]]:
-    """The engine, open, and whether it was checked on this machine."""
+    """Open an engine and run the self-test; the second value is `verified` of the engine record."""
     engine = _open_engine(name, bundle, threads)
     try:
-        opening = run_self_test(bundle, engine, log=log) if verify else SELF_TEST_SKIPPED
+        result = run_self_test(bundle, engine, log=log) if verify else SELF_TEST_SKIPPED
     except BaseException:
         engine.close()
         raise
-    return engine, opening.verified
+    return engine, result.verified
 
 
 def _open_engine(name: str, bundle: Bundle, threads: int | None) -> Engine:
-    """The engine with the bundle open; a file that it cannot load is told as such."""
+    """Open the bundle on an engine; an error of its loader becomes a `DamagedError`."""
     try:
         return open_engine(name, bundle, threads=threads)
     except (RuntimeError, ValueError, SafetensorError) as error:
-        text = " ".join(str(error).split())[:200]
+        message = " ".join(str(error).split())[:200]
         raise DamagedError(
-            f"bundle {bundle.folder}: engine {name} cannot load its graphs: {text}",
-            fix="verify it with `tmi verify`, take another --engine, or export it again",
+            f"bundle {bundle.folder}: engine {name} cannot load its graphs: {message}",
+            fix="verify it with `tmi verify`, choose another --engine, or export it again",
         ) from error

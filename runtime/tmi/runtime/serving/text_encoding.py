@@ -1,4 +1,4 @@
-"""The text branch of a prediction: clinical texts to the features of every text encoder of a bundle."""
+"""Text branch of a prediction: tokenises clinical texts and runs every text encoder of a bundle."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from tmi.toolkit.errors import DamagedError
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedText:
-    """What became of a case's text."""
+    """Features of one case's text."""
 
     features: Features
-    """Of every text encoder, a row each; none where there is no text."""
+    """Features by name, one row [1,C] each; empty if the case has no text."""
     truncated: bool
-    """Whether it was longer than the encoder takes."""
+    """Whether the text was longer than the encoder's maximum length."""
     reused: tuple[str, ...]
-    """The branch's name, where its features were kept from before."""
+    """The branch's name if its features came from the embedding cache, else empty."""
 
 
 class TextBranch:
-    """Tokenises and encodes.
+    """Tokenisers and text encoders of a bundle.
 
     Args:
-        bundle: whose encoders run; each has its tokenizer's file in it.
-        engine: has the bundle open.
-        embeddings: keeps features by content; None keeps nothing.
+        bundle: the bundle; it holds the tokenizer file of each text encoder.
+        engine: engine that has the bundle open.
+        embeddings: cache of features by content; None disables it.
 
     Raises:
-        DamagedError: an encoder names no tokenizer.
+        DamagedError: a text encoder has no tokenizer in the manifest.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, embeddings: EmbeddingCache | None) -> None:
@@ -50,15 +50,22 @@ class TextBranch:
         }
 
     def encode(self, texts: Sequence[str | None], watch: Stopwatch) -> list[EncodedText]:
-        """Features of each text, in their order; `watch` is told under `tokenise` and `text`.
+        """Encode texts.
 
-        Those that are padded to one length run together, which changes none of them. None stands for a case without a
-        text, whose features are none.
+        Texts of equal padded length run as one batch; their features do not depend on the batch.
+
+        Args:
+            texts: one text for each case; None for a case without text, which gets no features.
+            watch: receives the seconds of the stages `tokenise` and `text`.
+
+        Returns:
+            The encoded texts, in the order of `texts`.
         """
-        there = [number for number, text in enumerate(texts) if text is not None]
+        present = [number for number, text in enumerate(texts) if text is not None]
         longest = self._longest
         with watch.stage("tokenise"):
-            encoded = {number: self._tokenise([texts[number] or ""]) for number in there}
+            encoded = {number: self._tokenise([texts[number] or ""]) for number in present}
+            # Padding is cut per text: attention ignores it, but the encoder would still compute it.
             tokens = {
                 number: {
                     name: trim_padding(one.input_ids_BT, one.attention_mask_BT, longest=longest)
@@ -66,8 +73,8 @@ class TextBranch:
                 }
                 for number, by_graph in encoded.items()
             }
-        done = [EncodedText(features={}, truncated=False, reused=()) for _ in texts]
-        with computing(self._engine, watch, "text"):
+        results = [EncodedText(features={}, truncated=False, reused=()) for _ in texts]
+        with timed_engine(self._engine, watch, "text"):
             for numbers in group_by_length(tokens):
                 batch = {
                     name: concatenate_tokens([tokens[number][name] for number in numbers])
@@ -75,15 +82,15 @@ class TextBranch:
                 }
                 features = encode_text(self._engine, self._manifest, batch, cache=self._embeddings)
                 for row, number in enumerate(numbers):
-                    done[number] = EncodedText(
+                    results[number] = EncodedText(
                         features={name: array[row : row + 1] for name, array in features.items()},
                         truncated=any(one.truncated_B[0] for one in encoded[number].values()),
                         reused=reused_branches("text", features, self._embeddings, row=row),
                     )
-        return done
+        return results
 
     def _tokenise(self, texts: Sequence[str]) -> dict[str, Encoded]:
-        """Tokens by name of the text graph; each distinct tokenizer works once."""
+        """Tokens by name of the text graph; each distinct tokenizer runs once."""
         by_file = {
             name: tokenizer.encode(texts, max_length=self._longest) for name, tokenizer in self._tokenizers.items()
         }
@@ -91,8 +98,8 @@ class TextBranch:
 
 
 @contextmanager
-def computing(engine: Engine, watch: Stopwatch, stage: str) -> Iterator[None]:
-    """Time a stage of the engine, with what went on copies told apart where there are any."""
+def timed_engine(engine: Engine, watch: Stopwatch, stage: str) -> Iterator[None]:
+    """Time a stage of the engine. Seconds of copies to and from a device are moved to the stage `copies`."""
     before = engine.copied_seconds
     with watch.stage(stage):
         yield
@@ -101,7 +108,7 @@ def computing(engine: Engine, watch: Stopwatch, stage: str) -> Iterator[None]:
 
 
 def _tokenizer_files(bundle: Bundle) -> dict[str, str]:
-    """Text graph -> its tokenizer file."""
+    """Map each text graph to its tokenizer file."""
     files: dict[str, str] = {}
     for spec in encoder_graphs(bundle.manifest, "text"):
         if spec.tokenizer is None:

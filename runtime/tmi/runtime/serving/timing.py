@@ -1,8 +1,8 @@
-"""Seconds by named stage, and how a waterfall is put together from what an answer waited for.
+"""Stopwatch by named stage, and the split of a preparation into waited-for and overlapped seconds.
 
-While one thread prepares a case, the other computes. A second that both spend is one second of the user's wait. So a
-stage counts with the part that the answer waited for (`waited`), and what was done in the shadow of other work is told
-beside it (`hidden`), never in it.
+One thread prepares a case while another one computes. A second in which both work is one second of the user's wait, so
+it must be counted once. A stage therefore counts only with the part that the prediction waited for (`waited`). The part
+that ran behind other work (`overlapped`) is reported separately.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from time import perf_counter
 
 TOLERANCE = 0.05
-"""Part of the total that no stage needs to claim."""
+"""Fraction of the total that may be unaccounted for by stages."""
 FLOOR_SECONDS = 0.002
-"""As `TOLERANCE`, for answers of milliseconds: switching threads alone costs a part of one."""
+"""Absolute tolerance, for predictions that take milliseconds: a thread switch alone costs a fraction of one."""
 
 
 class Stopwatch:
-    """Adds up wall-clock seconds under the names of stages."""
+    """Accumulates wall-clock seconds by stage name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -26,7 +26,7 @@ class Stopwatch:
 
     @property
     def wall(self) -> float:
-        """Seconds since it was made."""
+        """Seconds since construction."""
         return perf_counter() - self._start
 
     @contextmanager
@@ -39,14 +39,14 @@ class Stopwatch:
             self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
 
     def move(self, source: str, target: str, seconds: float) -> None:
-        """Count some of one stage's seconds, at most all of them, under another name."""
+        """Move seconds from one stage to another, at most all that the source stage has."""
         moved = min(max(seconds, 0.0), self.seconds.get(source, 0.0))
         self.seconds[source] = self.seconds.get(source, 0.0) - moved
         self.seconds[target] = self.seconds.get(target, 0.0) + moved
 
 
 def sum_stages(*parts: Mapping[str, float]) -> dict[str, float]:
-    """Seconds by stage over several measurements, in the order in which the stages appear."""
+    """Sum seconds by stage over several measurements; stages keep the order of their first appearance."""
     seconds: dict[str, float] = {}
     for part in parts:
         for name, value in part.items():
@@ -57,24 +57,27 @@ def sum_stages(*parts: Mapping[str, float]) -> dict[str, float]:
 def split_overlap(
     prepared: Mapping[str, float], *, wall: float, waited: float
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """A preparation's stages, as what was waited for and what was hidden by other work.
+    """Split the stages of a preparation into the part that was waited for and the part that overlapped other work.
 
-    Which moments of the preparation were waited for is not recorded; each stage takes its share in proportion.
+    The moments of waiting are not recorded, so each stage is split in proportion: `stage * min(1, waited / wall)`.
 
     Args:
-        prepared: seconds by stage, measured in the thread that prepared.
+        prepared: seconds by stage, measured in the worker thread.
         wall: seconds that the preparation took there.
-        waited: seconds of it that nothing else could be done.
+        waited: seconds that the engine's thread waited for it.
+
+    Returns:
+        Seconds by stage that were waited for, and seconds by stage that overlapped other work.
     """
     share = min(1.0, waited / wall) if wall > 0 else 0.0
     return {n: s * share for n, s in prepared.items()}, {n: s * (1 - share) for n, s in prepared.items()}
 
 
 def unaccounted_seconds(seconds: Mapping[str, float]) -> float:
-    """Seconds of `total` that no stage claims; negative where stages claim more than there was."""
+    """Seconds of `total` that belong to no stage; negative if the stages add up to more than `total`."""
     return seconds["total"] - sum(value for name, value in seconds.items() if name != "total")
 
 
 def stages_match_total(seconds: Mapping[str, float]) -> bool:
-    """Whether the stages add up to `total`, measured by itself, within `TOLERANCE` or `FLOOR_SECONDS`."""
+    """Whether the stages add up to the separately measured `total` within `TOLERANCE` or `FLOOR_SECONDS`."""
     return abs(unaccounted_seconds(seconds)) <= max(TOLERANCE * seconds["total"], FLOOR_SECONDS)

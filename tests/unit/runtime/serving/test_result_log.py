@@ -1,4 +1,4 @@
-"""A cohort whose prediction is killed goes on where it was: nothing twice, nothing lost."""
+"""Result log: a killed prediction of a cohort resumes without losing or repeating a case."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from types import SimpleNamespace
 import pytest
 
 from factories.tmi_command import tmi
-from tmi.runtime.serving import file_lock as locked_file
+from tmi.runtime.serving import file_lock
 from tmi.runtime.serving.result_log import READ_BYTES, ResultLog, case_state, result_log_path
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import UsageError
 
 PROGRAM = """
 import os, sys, time
-from tmi.runtime import progress
+from tmi.runtime.cli import progress
 from tmi.toolkit.cli.main import main
 
-honest = progress._print_result
-def slowly(answer, number, count):
-    honest(answer, number, count)
+original = progress._print_result
+def slowly(result, number, count):
+    original(result, number, count)
     if number == 3:
         time.sleep(60)
 progress._print_result = slowly
@@ -39,7 +39,7 @@ main()
 
 @pytest.fixture
 def cohort(good_cases, tmp_path) -> Path:
-    """Five cases, the second refused."""
+    """Five cases; the second one is rejected."""
     folder = tmp_path / "cohort"
     for number, case in enumerate((good_cases[0], good_cases[1], *good_cases[1:])):
         shutil.copytree(case, folder / f"C{number}")
@@ -54,12 +54,12 @@ def words(cohort, tiny_bundle):
 
 def timeless(document: dict) -> dict:
     results = [{k: v for k, v in r.items() if k not in ("seconds", "overlapped")} for r in document["results"]]
-    engine = {**document["engine"], "verified": None}  # now at the first, before at the second
+    engine = {**document["engine"], "verified": None}  # `now` in the first run, `before` in the second
     return {**document, "created": None, "engine": engine, "results": results}
 
 
 def killed(words, out: Path) -> None:
-    """Begin the prediction, and kill it when three cases are answered."""
+    """Start the prediction, and kill it when three cases are done."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, "-c", PROGRAM, *map(str, words), "-o", str(out)]
     process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -76,28 +76,28 @@ def killed(words, out: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
-def test_a_killed_cohort_goes_on_to_what_an_uninterrupted_run_answers(words, cohort, tmp_path):
-    whole, out = tmp_path / "whole.json", tmp_path / "answers.json"
-    assert tmi(*words, "-o", whole).code == 3
+def test_resumed_run_equals_an_uninterrupted_one(words, cohort, tmp_path):
+    """A killed and resumed run writes the same document as an uninterrupted one."""
+    complete, out = tmp_path / "whole.json", tmp_path / "answers.json"
+    assert tmi(*words, "-o", complete).code == 3
     killed(words, out)
     assert not out.exists()
-    refused = tmi(*words, "-o", out)
-    assert (refused.code, "go on with --resume" in refused.err) == (2, True)
+    blocked = tmi(*words, "-o", out)
+    assert (blocked.code, "continue with --resume" in blocked.err) == (2, True)
     lines = result_log_path(out).read_bytes().count(b"\n")
-    result_log_path(out).write_bytes(
-        result_log_path(out).read_bytes() + b'{"status": "predic'
-    )  # as a kill tears a line
+    result_log_path(out).write_bytes(result_log_path(out).read_bytes() + b'{"status": "predic')  # a line cut by a kill
     outcome = tmi(*words, "-o", out, "--resume")
     assert outcome.code == 3
-    assert f"{lines - 1} of 5 cases are answered already" in outcome.err
-    assert f"{6 - lines} predicted, 0 refused in " in outcome.err
-    one, two = (timeless(json.loads(path.read_text())) for path in (whole, out))
+    assert f"{lines - 1} of 5 cases are already predicted" in outcome.err
+    assert f"{6 - lines} predicted, 0 rejected in " in outcome.err
+    one, two = (timeless(json.loads(path.read_text())) for path in (complete, out))
     assert one == two
     assert [r["status"] for r in two["results"]].count("refused") == 1
     assert not result_log_path(out).exists()
 
 
-def test_json_lines_are_the_output_and_grow_case_by_case(words, tmp_path):
+def test_jsonl_output_is_the_log_itself(words, tmp_path):
+    """A `.jsonl` output holds a header and one line for each case, and can be resumed."""
     out = tmp_path / "answers.jsonl"
     outcome = tmi(*words, "-o", out, "--json")
     head, *rows = map(json.loads, out.read_text().splitlines())
@@ -105,7 +105,7 @@ def test_json_lines_are_the_output_and_grow_case_by_case(words, tmp_path):
     assert [{k: v for k, v in row.items() if k != "files"} for row in rows] == outcome.document["results"]
     again = tmi(*words, "-o", out, "--resume", "--json")
     assert timeless(again.document) == timeless(outcome.document)
-    assert "5 of 5 cases are answered already" in again.err
+    assert "5 of 5 cases are already predicted" in again.err
     assert len(out.read_text().splitlines()) == 6
 
 
@@ -138,24 +138,25 @@ def _line_twice(words, cohort, out):
 
 
 @pytest.mark.parametrize(
-    ("change", "more", "code", "said"),
+    ("change", "more", "code", "message"),
     [
-        (_another_engine, (), 2, "is of another engine (openvino, not onnx)"),
-        (_another_bundle, (), 2, "is of another bundle"),
-        (lambda *_: None, ("--batch", 2), 2, "is of another batch (1, not 2)"),
-        (lambda *_: None, ("--mask-label", 1), 2, "is of another mask_label (None, not 1)"),
-        (_changed_case, (), 2, "the files of case C2 have changed since it was answered"),
-        (_case_gone, (), 2, "answers case C4, which is not asked for"),
+        (_another_engine, (), 2, "has another engine (openvino, not onnx)"),
+        (_another_bundle, (), 2, "has another bundle"),
+        (lambda *_: None, ("--batch", 2), 2, "has another batch (1, not 2)"),
+        (lambda *_: None, ("--mask-label", 1), 2, "has another mask_label (None, not 1)"),
+        (_changed_case, (), 2, "the files of case C2 have changed since its prediction"),
+        (_case_gone, (), 2, "holds case C4, which was not requested"),
         (_damaged_line, (), 6, "line 3 is damaged"),
         (_line_twice, (), 6, "line 7 is damaged"),
     ],
 )
-def test_what_was_begun_otherwise_is_not_gone_on_with(words, cohort, finished, tmp_path, change, more, code, said):
+def test_mismatching_log_is_not_resumed(words, cohort, finished, tmp_path, change, more, code, message):
+    """A log of another bundle, engine, option or case, or a damaged one, is not resumed."""
     out = tmp_path / "answers.jsonl"
     out.write_text(finished)
     change(words, cohort, out)
     outcome = tmi(*words, *more, "-o", out, "--resume")
-    assert (outcome.code, said in outcome.err) == (code, True), outcome.err
+    assert (outcome.code, message in outcome.err) == (code, True), outcome.err
 
 
 @pytest.fixture
@@ -165,22 +166,24 @@ def finished(words, tmp_path) -> str:
     return out.read_text()
 
 
-def test_resume_needs_a_file_and_does_not_begin_anew(words, tmp_path):
+def test_resume_requires_a_file_and_excludes_force(words, tmp_path):
+    """`--resume` needs `-o FILE` and contradicts `--force`."""
     assert "name it with -o FILE" in tmi(*words, "--resume").err
     outcome = tmi(*words, "--resume", "--force", "-o", tmp_path / "x.json")
-    assert (outcome.code, "--force begins anew and --resume goes on" in outcome.err) == (2, True)
+    assert (outcome.code, "--force starts again and --resume continues" in outcome.err) == (2, True)
 
 
-def test_a_case_that_may_not_be_read_is_refused_alone(words, cohort, monkeypatch):
-    honest_access, honest_file = os.access, Path.is_file
+def test_unreadable_case_is_rejected_alone(words, cohort, monkeypatch):
+    """A case without read permission is rejected; the others are predicted and checked."""
+    original_access, original_is_file = os.access, Path.is_file
 
     def access(path, mode, **options):
-        return "C2" not in str(path) and honest_access(path, mode, **options)
+        return "C2" not in str(path) and original_access(path, mode, **options)
 
     def is_file(self):
         if self.parent.name == "C2":
             raise PermissionError(13, "Permission denied", str(self))
-        return honest_file(self)
+        return original_is_file(self)
 
     monkeypatch.setattr(os, "access", access)
     monkeypatch.setattr(Path, "is_file", is_file)
@@ -202,7 +205,8 @@ def _cases(cohort: Path) -> list[Case]:
 
 @needs_locks
 @pytest.mark.parametrize("more", ["--resume", "--force"])
-def test_a_journal_that_another_process_has_open_is_left_to_it(words, cohort, tmp_path, more):
+def test_locked_log_is_not_touched(words, cohort, tmp_path, more):
+    """A log that another process has open is neither resumed nor replaced."""
     out = tmp_path / "answers.json"
     with ResultLog.begin(result_log_path(out), {"bundle": "b"}, _cases(cohort)):
         before = result_log_path(out).read_bytes()
@@ -210,11 +214,12 @@ def test_a_journal_that_another_process_has_open_is_left_to_it(words, cohort, tm
         assert (outcome.code, result_log_path(out).read_bytes()) == (2, before)
         assert f"{result_log_path(out)} is being written by another tmi predict" in outcome.err
         assert "fix: wait until it ends, or name another output file" in outcome.err
-    assert tmi(*words, "-o", out, "--force").code == 3, "it was given up"
+    assert tmi(*words, "-o", out, "--force").code == 3, "the lock was released"
 
 
 @needs_locks
-def test_a_killed_process_leaves_no_lock(tmp_path):
+def test_killed_process_releases_its_lock(tmp_path):
+    """The lock ends with the process, even after SIGKILL."""
     path = tmp_path / "answers.jsonl"
     program = (
         "import sys, time; from pathlib import Path; from tmi.runtime.serving.result_log import ResultLog\n"
@@ -234,35 +239,39 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
 
 
 @needs_locks
-def test_a_journal_that_its_owner_removed_before_it_was_locked_is_begun_anew(tmp_path, monkeypatch):
+def test_log_removed_before_locking_is_recreated(tmp_path, monkeypatch):
+    """If the owner removes the file between open and lock, a new file is opened and locked."""
     path = tmp_path / "answers.jsonl"
     path.write_bytes(b"of another\n")
-    honest, tried = locked_file.fcntl.flock, []
+    original, operations = file_lock.fcntl.flock, []
 
-    def flock(stream, how):
-        if not tried:
+    def flock(stream, operation):
+        if not operations:
             path.unlink()
-        tried.append(how)
-        honest(stream, how)
+        operations.append(operation)
+        original(stream, operation)
 
-    monkeypatch.setattr(locked_file.fcntl, "flock", flock)
+    monkeypatch.setattr(file_lock.fcntl, "flock", flock)
     ResultLog.resume(path, {}, []).close()
-    assert len(tried) == 2
+    assert len(operations) == 2
     assert json.loads(path.read_text()) == {"schema": "tmi-prediction-lines/1"}
 
 
 @pytest.mark.parametrize("error", [None, OSError(errno.ENOLCK, "No locks available")])
-def test_where_nothing_can_be_locked_a_journal_is_written_all_the_same(tmp_path, monkeypatch, error):
-    def flock(stream, how):
+def test_log_is_written_without_lock_support(tmp_path, monkeypatch, error):
+    """Without file locks the log is written unlocked."""
+
+    def flock(stream, operation):
         raise error
 
-    monkeypatch.setattr(locked_file, "fcntl", error and SimpleNamespace(flock=flock, LOCK_EX=2, LOCK_NB=4))
+    monkeypatch.setattr(file_lock, "fcntl", error and SimpleNamespace(flock=flock, LOCK_EX=2, LOCK_NB=4))
     ResultLog.begin(tmp_path / "answers.jsonl", {}, []).close()
     assert json.loads((tmp_path / "answers.jsonl").read_text()) == {"schema": "tmi-prediction-lines/1"}
 
 
 @pytest.mark.parametrize("file", ["ct.nii.gz", "liver.nii.gz", "radiomics.csv", "clinical.json"])
-def test_a_change_is_seen_although_size_and_time_are_as_before(cohort, file):
+def test_change_of_equal_size_and_time_is_detected(cohort, file):
+    """A changed byte changes the digest even if size and modification time are restored."""
     (case,) = [c for c in _cases(cohort) if c.case_id == "C2"]
     before, path = case_state(case), cohort / "C2" / file
     status, data = path.stat(), bytearray(path.read_bytes())
@@ -274,7 +283,8 @@ def test_a_change_is_seen_although_size_and_time_are_as_before(cohort, file):
 
 
 @pytest.mark.parametrize("place", [0, READ_BYTES - 1, -READ_BYTES, -1])
-def test_begin_and_end_of_a_large_file_are_looked_at(tmp_path, place):
+def test_digest_covers_both_ends_of_a_file(tmp_path, place):
+    """The digest covers the first and the last bytes of a large file."""
     case, data = Case(folder=tmp_path, case_id="C"), bytearray(3 * READ_BYTES)
     states = []
     for changed in (0, 1):
@@ -285,7 +295,8 @@ def test_begin_and_end_of_a_large_file_are_looked_at(tmp_path, place):
     assert states[0] != states[1]
 
 
-def test_a_journal_that_is_begun_anew_keeps_nothing_of_the_one_before(tmp_path):
+def test_begin_replaces_an_existing_log(tmp_path):
+    """A new log keeps nothing of the file it replaces."""
     path = tmp_path / "answers.jsonl"
     path.write_text('{"schema": "tmi-prediction-lines/1", "bundle": "of another"}\n' * 9)
     ResultLog.begin(path, {}, []).close()
