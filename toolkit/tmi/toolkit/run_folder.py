@@ -157,11 +157,11 @@ class RunFolder:
     path: Path
     """The run's folder."""
     config: Config
-    """Its whole config."""
+    """Config of the run."""
     folds: tuple[FoldSplit, ...]
-    """Its folds."""
+    """Folds of the run."""
     schema: Schema
-    """Its clinical schema."""
+    """Clinical schema of the run."""
 
     @classmethod
     def create(
