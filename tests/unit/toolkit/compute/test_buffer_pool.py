@@ -1,4 +1,4 @@
-"""Memory is used again, and never while anything still refers to it."""
+"""Buffer pool: memory is reused, and never while it is referenced."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def address(array: np.ndarray) -> int:
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.float32, np.bool_, np.float64])
-def test_an_array_is_like_numpys_own(dtype):
+def test_array_equals_numpy_empty(dtype):
+    """Arrays are contiguous, writeable and aligned, with the requested shape and dtype."""
     array = BufferPool().empty((3, 700, 1001), dtype)
     assert (array.shape, array.dtype) == ((3, 700, 1001), np.dtype(dtype))
     assert array.flags.c_contiguous
@@ -28,15 +29,16 @@ def test_an_array_is_like_numpys_own(dtype):
     assert (array == 1).all()
 
 
-def test_the_memory_of_an_array_that_is_gone_is_the_next_ones():
-    memory = BufferPool()
-    array = memory.empty(SHAPE, np.float32)
-    there = address(array)
+def test_memory_of_released_array_is_reused():
+    """A released array's memory is used for the next one."""
+    pool = BufferPool()
+    array = pool.empty(SHAPE, np.float32)
+    before = address(array)
     del array
-    assert memory.free_bytes == 2 * MIB
-    again = memory.empty(SHAPE, np.float32)
-    assert address(again) == there
-    assert memory.free_bytes == 0
+    assert pool.free_bytes == 2 * MIB
+    again = pool.empty(SHAPE, np.float32)
+    assert address(again) == before
+    assert pool.free_bytes == 0
 
 
 VIEWS = {
@@ -51,76 +53,83 @@ VIEWS = {
 
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
-def test_whatever_still_looks_at_an_array_keeps_its_memory(view):
-    memory = BufferPool()
-    array = memory.empty(SHAPE, np.float32)
+def test_view_keeps_memory_of_its_array(view):
+    """Any view or buffer of an array keeps its memory and values."""
+    pool = BufferPool()
+    array = pool.empty(SHAPE, np.float32)
     array[...] = 7.0
-    kept = view(array)
-    before = np.array(kept)
+    reference = view(array)
+    before = np.array(reference)
     del array
-    assert memory.free_bytes == 0
-    others = [memory.empty(SHAPE, np.float32) for _ in range(3)]
+    assert pool.free_bytes == 0
+    others = [pool.empty(SHAPE, np.float32) for _ in range(3)]
     for other in others:
         other[...] = -1.0
-    np.testing.assert_array_equal(np.array(kept), before)
-    del kept
-    assert memory.free_bytes == 2 * MIB
+    np.testing.assert_array_equal(np.array(reference), before)
+    del reference
+    assert pool.free_bytes == 2 * MIB
 
 
-def test_a_tensor_keeps_the_memory_of_its_array():
+def test_tensor_keeps_memory_of_its_array():
+    """A torch tensor of the array keeps its memory."""
     torch = pytest.importorskip("torch", reason="torch is an extra")
-    memory = BufferPool()
-    tensor = torch.from_numpy(memory.empty(SHAPE, np.float32))[1:]
-    assert memory.free_bytes == 0
+    pool = BufferPool()
+    tensor = torch.from_numpy(pool.empty(SHAPE, np.float32))[1:]
+    assert pool.free_bytes == 0
     del tensor
-    assert memory.free_bytes == 2 * MIB
+    assert pool.free_bytes == 2 * MIB
 
 
-def test_a_smaller_array_takes_a_larger_block_but_not_a_much_larger_one():
-    memory = BufferPool()
-    memory.empty((8 * MIB,), np.uint8)  # is gone at once
-    near = memory.empty((8 * MIB // MAX_SIZE_RATIO,), np.uint8)
-    assert memory.free_bytes == 0
+def test_block_size_ratio_is_bounded():
+    """A block is used for an array down to 1 / MAX_SIZE_RATIO of its size."""
+    pool = BufferPool()
+    pool.empty((8 * MIB,), np.uint8)  # released at once
+    near = pool.empty((8 * MIB // MAX_SIZE_RATIO,), np.uint8)
+    assert pool.free_bytes == 0
     del near
-    far = memory.empty((8 * MIB // MAX_SIZE_RATIO - 1,), np.uint8)
+    far = pool.empty((8 * MIB // MAX_SIZE_RATIO - 1,), np.uint8)
     assert address(far)
-    assert memory.free_bytes <= 8 * MIB
+    assert pool.free_bytes <= 8 * MIB
 
 
-def test_the_smallest_block_that_fits_is_taken():
-    memory = BufferPool()
-    blocks = [memory.empty((n * MIB,), np.uint8) for n in (6, 4, 5)]
-    wanted = address(blocks[1])
+def test_smallest_fitting_block_is_used():
+    """The pool is best fit."""
+    pool = BufferPool()
+    blocks = [pool.empty((n * MIB,), np.uint8) for n in (6, 4, 5)]
+    expected = address(blocks[1])
     blocks.clear()
-    assert address(memory.empty((4 * MIB,), np.uint8)) == wanted
+    assert address(pool.empty((4 * MIB,), np.uint8)) == expected
 
 
-def test_it_never_holds_more_than_was_needed_at_one_time():
-    memory = BufferPool()
+def test_pool_size_is_bounded_by_peak_use():
+    """Free and used memory never exceed the peak use."""
+    pool = BufferPool()
     rng = np.random.default_rng(0)
-    needed, kept = 0, []
+    peak, arrays = 0, []
     for _ in range(200):
-        kept = kept[-int(rng.integers(1, 4)) :]
-        kept.append(memory.empty((int(rng.integers(MIB, 9 * MIB)),), np.uint8))
-        given = sum(block.nbytes for block in kept)
-        # a block may be up to MAX_SIZE_RATIO times what was asked for
-        needed = max(needed, MAX_SIZE_RATIO * given)
-        assert memory.free_bytes + given <= needed
+        arrays = arrays[-int(rng.integers(1, 4)) :]
+        arrays.append(pool.empty((int(rng.integers(MIB, 9 * MIB)),), np.uint8))
+        in_use = sum(array.nbytes for array in arrays)
+        # a block may be up to MAX_SIZE_RATIO times larger than its array
+        peak = max(peak, MAX_SIZE_RATIO * in_use)
+        assert pool.free_bytes + in_use <= peak
 
 
-def test_small_arrays_are_left_to_numpy():
-    memory = BufferPool()
-    memory.empty((MIN_POOLED_BYTES - 1,), np.uint8)  # is gone at once
-    assert memory.free_bytes == 0
-    assert memory.empty((0, 3), np.float32).shape == (0, 3)
+def test_small_arrays_are_not_pooled():
+    """Arrays below MIN_POOLED_BYTES, empty ones included, come from numpy."""
+    pool = BufferPool()
+    pool.empty((MIN_POOLED_BYTES - 1,), np.uint8)  # released at once
+    assert pool.free_bytes == 0
+    assert pool.empty((0, 3), np.float32).shape == (0, 3)
 
 
-def test_threads_never_share_an_array():
-    memory = BufferPool()
+def test_threads_never_share_memory():
+    """Arrays of concurrent threads do not overlap."""
+    pool = BufferPool()
 
     def work(number: int) -> bool:
         for _ in range(50):
-            array = memory.empty((MIB,), np.uint8)
+            array = pool.empty((MIB,), np.uint8)
             array[...] = number
             half = array[: MIB // 2]
             del array
@@ -128,8 +137,8 @@ def test_threads_never_share_an_array():
                 return False
         return True
 
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(work, range(8)))
-    assert 0 < memory.free_bytes <= 2 * 8 * MIB, (
-        "the half of the round before is still there when the next array is made"
+    with ThreadPoolExecutor(8) as executor:
+        assert all(executor.map(work, range(8)))
+    assert 0 < pool.free_bytes <= 2 * 8 * MIB, (
+        "a view of the previous round is still referenced when the next array is allocated"
     )

@@ -1,4 +1,4 @@
-"""Silencing third-party code, in threads whose blocks overlap."""
+"""Suppression of third-party warnings and logs, in threads with overlapping blocks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def state() -> tuple[list[object], int]:
 
 
 def overlap(first, second) -> list[tuple[list[object], int]]:
-    """Two threads: the first enters, the second enters, the first leaves, the second leaves. States seen after each."""
+    """Run two threads: the first enters, the second enters, the first leaves, the second leaves; return the states."""
     inside, left = threading.Event(), threading.Event()
     states = []
 
@@ -47,7 +47,7 @@ def overlap(first, second) -> list[tuple[list[object], int]]:
 
 @pytest.mark.parametrize("second", [quiet, pyradiomics_quiet], ids=["warnings", "radiomics"])
 def test_overlapping_blocks_restore_filters_and_level(second):
-    """After both blocks the process has the filters and the level that it had; `catch_warnings` would keep theirs."""
+    """After both blocks the process has the filters and the level that it had before."""
     before = state()
     states = overlap(pyradiomics_quiet, second)
     assert len(states) == 3
@@ -56,7 +56,7 @@ def test_overlapping_blocks_restore_filters_and_level(second):
 
 
 def test_block_stays_quiet_when_another_ends():
-    """The end of one block does not unsilence a block that is still in force."""
+    """The end of one block does not end the suppression of another active block."""
     states = overlap(pyradiomics_quiet, pyradiomics_quiet)
     filters, level = states[1]
     assert level > logging.CRITICAL
@@ -64,7 +64,7 @@ def test_block_stays_quiet_when_another_ends():
 
 
 def test_only_named_warnings_are_ignored():
-    """Any other text or category passes."""
+    """Warnings with another text or category are still emitted."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with quiet([Ignored("known", FutureWarning)]):
@@ -76,7 +76,7 @@ def test_only_named_warnings_are_ignored():
     assert texts == [("known thing", UserWarning), ("a new thing", FutureWarning), ("known thing", FutureWarning)]
 
 
-def test_filters_survive_a_foreign_catch_warnings():
+def test_filters_survive_external_catch_warnings():
     """A block that ends inside other code's `catch_warnings` leaves nothing behind in either list."""
     before = list(warnings.filters)
     block = quiet()
@@ -88,7 +88,7 @@ def test_filters_survive_a_foreign_catch_warnings():
 
 
 def test_nested_blocks_take_the_quieter_level():
-    """The level is the highest that a block in force asks for."""
+    """The level is the highest that an active block requests."""
     logger = logging.getLogger("tmi-test-quiet")
     with quiet([], loggers=[logger.name], level=logging.CRITICAL):
         with quiet([], loggers=[logger.name], level=logging.ERROR):

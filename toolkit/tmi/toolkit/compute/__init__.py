@@ -1,4 +1,4 @@
-"""What a computation runs on: processor count, reusable buffers, stage timer, silenced third-party code.
+"""Process-level utilities: CPU count, buffer pool, stage timer, suppression of third-party warnings.
 
-The lowest room: it knows nothing of cases, images or models.
+The lowest layer of the toolkit: no dependency on cases, images or models.
 """

@@ -1,11 +1,11 @@
-"""Large arrays whose memory is used again for the next of their kind.
+"""Buffer pool: allocates large arrays and reuses their memory after garbage collection.
 
-Memory that goes back to the system comes back empty: every page of it is found and cleared anew when it is first
-written, and on a virtual machine that reports its free pages the host must find it again as well. For a CT and what is
-made of it that takes as long as inflating it (`docs/performance.md`).
+Memory that is returned to the operating system has to be mapped and cleared again page by page on the next first write;
+a virtual machine with free page reporting has to obtain it from the host as well. For the arrays of a CT this takes as
+long as decompressing the file (`docs/performance.md`).
 
-An array holds its memory until nothing refers to it any more, no view of it either; only then is it given out again. So
-no one has to say when he is done, and no array can change under its reader.
+A block is reused only after the last reference to its array, views included, has been dropped. No explicit release is
+needed, and an array never changes while it is referenced.
 """
 
 from __future__ import annotations
@@ -21,55 +21,58 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 MIN_POOLED_BYTES = 2**20
-"""Below this an array is left to numpy: the heap keeps its memory anyway."""
+"""Smaller arrays are allocated by numpy; the heap keeps their memory anyway."""
 MAX_SIZE_RATIO = 2
-"""A free block is not given out for an array that needs less than its part of this."""
+"""A free block is used only if it is at most this many times larger than requested."""
 
 
 class ArrayAllocator(Protocol):
-    """What `numpy.empty` does."""
+    """Signature of `numpy.empty`."""
 
     def __call__(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """An array whose values are not set."""
+        """Return an uninitialised array."""
 
 
 class BufferPool:
-    """Gives out arrays, and the memory of those that nothing refers to any more again.
+    """Thread-safe pool of memory blocks for arrays.
 
-    It never holds more, given out and free together, than was given out at one time. Threads may share it.
+    Blocks in use and free blocks together never exceed the peak of the blocks in use.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._free: list[NDArray[np.uint8]] = []
         self._returned: deque[NDArray[np.uint8]] = deque()
-        """Came back, and not yet sorted in: a finaliser may run anywhere, also while the lock is held."""
+        """Blocks returned by finalisers. A finaliser can run at any point, even while this thread holds the lock, so it
+        only appends here; `deque.append` is atomic."""
         self._in_use_bytes = 0
         self._peak_bytes = 0
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """An array whose values are not set, as `numpy.empty` makes it."""
+        """Return an uninitialised C-contiguous array, like `numpy.empty`."""
         size = prod(shape) * np.dtype(dtype).itemsize
         if size < MIN_POOLED_BYTES:
             return np.empty(shape, dtype)
-        block = self._block(size)
-        held = (ctypes.c_char * size).from_buffer(block.data)
-        # every view of the array refers to `held`, which refers to the block; a block alone would not tell its end
-        weakref.finalize(held, self._returned.append, block).atexit = False
-        return np.frombuffer(memoryview(held), dtype).reshape(shape)
+        block = self._take_block(size)
+        owner = (ctypes.c_char * size).from_buffer(block.data)
+        # Every view keeps `owner` alive, so its finaliser runs after the last view is gone. The block itself cannot
+        # carry the finaliser, because the finaliser refers to it.
+        weakref.finalize(owner, self._returned.append, block).atexit = False
+        return np.frombuffer(memoryview(owner), dtype).reshape(shape)
 
     @property
     def free_bytes(self) -> int:
-        """Bytes that wait for their next use."""
+        """Total size of the free blocks in bytes."""
         with self._lock:
             self._collect_returned()
             return sum(block.nbytes for block in self._free)
 
-    def _block(self, size: int) -> NDArray[np.uint8]:
+    def _take_block(self, size: int) -> NDArray[np.uint8]:
         with self._lock:
             self._collect_returned()
-            fitting = [b for b in self._free if size <= b.nbytes <= MAX_SIZE_RATIO * size]
-            block = min(fitting, key=lambda b: b.nbytes) if fitting else np.empty(size, np.uint8)
+            # Best fit: the smallest free block that is large enough.
+            candidates = [b for b in self._free if size <= b.nbytes <= MAX_SIZE_RATIO * size]
+            block = min(candidates, key=lambda b: b.nbytes) if candidates else np.empty(size, np.uint8)
             self._free = [b for b in self._free if b is not block]
             self._in_use_bytes += block.nbytes
             self._peak_bytes = max(self._peak_bytes, self._in_use_bytes)
@@ -84,6 +87,6 @@ class BufferPool:
         self._trim()
 
     def _trim(self) -> None:
-        """Give the oldest back to the system, as far as there is more than was ever needed."""
+        """Release the oldest free blocks while the pool exceeds the peak of the blocks in use."""
         while self._free and self._in_use_bytes + sum(b.nbytes for b in self._free) > self._peak_bytes:
             self._free.pop(0)

@@ -1,8 +1,8 @@
-"""Silence warnings and loggers of third-party code for the length of a block, in several threads at once.
+"""Thread-safe suppression of warnings and log messages of third-party code inside a block.
 
-`warnings.catch_warnings` saves and restores the whole process's filters. Two threads whose blocks overlap restore each
-other's state, and the process stays silenced (or unsilenced) for good. Here each block adds filters of its own and
-removes just these, and a logger gets its level back when the last block that silences it ends.
+`warnings.catch_warnings` saves and restores the filters of the whole process. If the blocks of two threads overlap,
+they restore each other's state, and the process stays silenced for good. `quiet` adds filters and removes exactly
+those, and it restores the level of a logger when the last block that silences the logger ends.
 """
 
 from __future__ import annotations
@@ -17,47 +17,47 @@ from typing import NamedTuple
 
 
 class Ignored(NamedTuple):
-    """Warnings to ignore."""
+    """Rule for warnings to ignore."""
 
     message: str = ""
-    """Regular expression that the start of the text matches; empty: any text."""
+    """Regular expression for the start of the text; empty matches any text."""
     category: type[Warning] = Warning
-    """Their class or a base of it."""
+    """Category, or a base class of it."""
 
 
 _lock = Lock()
 _numbers = itertools.count()
 _levels: dict[str, tuple[int, list[int]]] = {}
-"""Logger name -> its own level, and the levels that the blocks in force ask for."""
+"""Logger name -> its original level, and the levels requested by the active blocks."""
 
 
 @contextmanager
 def quiet(
     ignored: Sequence[Ignored] = (Ignored(),), *, loggers: Sequence[str] = (), level: int = logging.CRITICAL + 1
 ) -> Iterator[None]:
-    """Ignore warnings and silence loggers inside the block; other threads are affected while it lasts.
+    """Ignore warnings and silence loggers inside the block. The filters apply to all threads of the process.
 
     Args:
         ignored: warnings to ignore; all by default.
         loggers: names of loggers to silence.
-        level: the lowest level that these still log.
+        level: lowest level that is still logged.
     """
     added = [_add_filter(rule) for rule in ignored]
     for name in loggers:
-        _raise_level(name, level)
+        _request_level(name, level)
     try:
         yield
     finally:
         for name in loggers:
-            _lower_level(name, level)
+            _release_level(name, level)
         for filters, entry in added:
             _remove_filter(filters, entry)
 
 
 def _add_filter(rule: Ignored) -> tuple[list[object], object]:
-    """Insert a filter that equals no other one, so that its removal cannot hit another block's."""
+    """Insert a filter that is unique, so that its removal cannot remove the filter of another block."""
     with _lock:
-        # A comment in the expression makes the entry unique; `warnings` would merge equal ones.
+        # A comment in the expression makes the entry unique; `warnings` merges equal entries.
         warnings.filterwarnings("ignore", message=f"(?#{next(_numbers)}){rule.message}", category=rule.category)
         filters: list[object] = warnings.filters  # type: ignore[assignment]
         return filters, filters[0]
@@ -65,24 +65,24 @@ def _add_filter(rule: Ignored) -> tuple[list[object], object]:
 
 def _remove_filter(filters: list[object], entry: object) -> None:
     with _lock:
-        # A `catch_warnings` of other code may have exchanged the list since, and will put the former one back.
+        # `catch_warnings` in other code may have replaced the list and will restore the original one later.
         for entries in (filters, warnings.filters):
             if entry in entries:
                 entries.remove(entry)  # type: ignore[union-attr]
 
 
-def _raise_level(name: str, level: int) -> None:
+def _request_level(name: str, level: int) -> None:
     with _lock:
         logger = logging.getLogger(name)
-        asked = _levels.setdefault(name, (logger.level, []))[1]
-        asked.append(level)
-        logger.setLevel(max(asked))
+        requested = _levels.setdefault(name, (logger.level, []))[1]
+        requested.append(level)
+        logger.setLevel(max(requested))
 
 
-def _lower_level(name: str, level: int) -> None:
+def _release_level(name: str, level: int) -> None:
     with _lock:
-        own, asked = _levels[name]
-        asked.remove(level)
-        logging.getLogger(name).setLevel(max(asked) if asked else own)
-        if not asked:
+        original, requested = _levels[name]
+        requested.remove(level)
+        logging.getLogger(name).setLevel(max(requested) if requested else original)
+        if not requested:
             del _levels[name]

@@ -1,4 +1,4 @@
-"""Wall-clock seconds by stage, where every moment belongs to exactly one stage."""
+"""Stage timer: assigns every moment of wall-clock time to exactly one stage."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from time import perf_counter
 
 
 class StageTimer:
-    """Runs from when it is made; the stages' seconds add up to the time until the last `lap`.
+    """Starts on construction. The seconds of all stages add up to the time until the last `lap`.
 
     Args:
-        stages: their names.
+        stages: names of the stages.
     """
 
     def __init__(self, stages: Iterable[str]) -> None:
         self.seconds = dict.fromkeys(stages, 0.0)
-        """Seconds by stage."""
+        """Stage -> seconds."""
         self._last = perf_counter()
         self._recorded = 0.0
 
     def lap(self, stage: str) -> None:
-        """What passed since the last lap, less what others took of it, belongs to this stage."""
+        """Add the time since the last lap, minus the time given to `record` meanwhile, to a stage."""
         now = perf_counter()
         self._add(stage, now - self._last - self._recorded)
         self._last, self._recorded = now, 0.0
 
     def record(self, stage: str, seconds: float) -> None:
-        """So much of the lap that runs belongs to this stage; it was measured on the thread that laps."""
+        """Add a part of the current lap to a stage; it has to be measured on the thread that calls `lap`."""
         self._add(stage, seconds)
         self._recorded += seconds
 
