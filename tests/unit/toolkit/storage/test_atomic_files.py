@@ -1,4 +1,4 @@
-"""Writing: never half a file or folder, never over what exists."""
+"""Atomic writes of files and folders, and protection against overwriting."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def stage_and_stop(target: Path, stop: type[BaseException]) -> None:
         raise stop
 
 
-def test_text_is_written_whole_with_its_folders_and_over_an_older_one(tmp_path):
+def test_write_text_creates_folders_and_overwrites(tmp_path):
+    """Parent folders are created, and an older file is replaced without leftovers."""
     file = tmp_path / "a" / "b" / "note.txt"
     write_text(file, "eins\n")
     write_text(file, "zwei ä\n")
@@ -32,7 +33,8 @@ def test_text_is_written_whole_with_its_folders_and_over_an_older_one(tmp_path):
     assert sha256_file(file) == sha256_bytes(file.read_bytes())
 
 
-def test_a_failed_write_leaves_the_old_text_and_nothing_beside_it(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    """A failed write keeps the old text and leaves no temporary file."""
     file = tmp_path / "note.txt"
     write_text(file, "old")
     with pytest.raises(UnicodeEncodeError):
@@ -44,21 +46,24 @@ def test_a_failed_write_leaves_the_old_text_and_nothing_beside_it(tmp_path, monk
     assert names(tmp_path) == ["note.txt"]
 
 
-def test_json_goes_there_and_back(tmp_path):
+def test_json_round_trip(tmp_path):
+    """A value is equal after writing and reading."""
     value = {"b": [1, 2.5, None], "a": "ä"}
     write_json(tmp_path / "x.json", value)
     assert read_json(tmp_path / "x.json", kind="run") == value
 
 
 @pytest.mark.parametrize("content", [b'{"a": 1', b"\xff\xfe", b""])
-def test_our_own_json_that_cannot_be_read_is_damaged(tmp_path, content):
+def test_unreadable_json_is_damaged(tmp_path, content):
+    """Truncated, binary and empty files raise DamagedError with a fix."""
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(DamagedError, match=r"run: .*x\.json cannot be read as JSON") as error:
         read_json(tmp_path / "x.json", kind="run")
     assert error.value.fix == "make the run again"
 
 
-def test_our_own_json_that_is_gone_is_damaged(tmp_path):
+def test_missing_json_is_damaged(tmp_path):
+    """A missing file, and a folder in its place, raise DamagedError."""
     with pytest.raises(DamagedError, match=r"bundle: x\.json is missing"):
         read_json(tmp_path / "x.json", kind="bundle")
     (tmp_path / "y.json").mkdir()
@@ -66,7 +71,8 @@ def test_our_own_json_that_is_gone_is_damaged(tmp_path):
         read_json(tmp_path / "y.json", kind="bundle")
 
 
-def test_what_exists_is_refused_without_force(tmp_path):
+def test_existing_path_requires_force(tmp_path):
+    """A file or a non-empty folder raises UsageError without `force`."""
     file, folder, empty = tmp_path / "f", tmp_path / "d", tmp_path / "e"
     write_text(file, "")
     write_text(folder / "x", "")
@@ -80,7 +86,8 @@ def test_what_exists_is_refused_without_force(tmp_path):
     require_absent(tmp_path / "nowhere", force=False, kind="run")
 
 
-def test_a_staged_folder_appears_only_when_it_is_done(tmp_path):
+def test_staged_folder_appears_after_its_block(tmp_path):
+    """The target does not exist before the block ends."""
     target = tmp_path / "deep" / "out"
     with staged_folder(target) as stage:
         (stage / "x").write_text("1")
@@ -90,7 +97,8 @@ def test_a_staged_folder_appears_only_when_it_is_done(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt, SystemExit])
-def test_a_staged_folder_vanishes_when_its_block_fails_and_the_old_one_stays(tmp_path, stop):
+def test_failed_block_keeps_the_old_folder(tmp_path, stop):
+    """If the block fails, the old folder stays and the staged one is deleted."""
     target = tmp_path / "out"
     write_text(target / "old", "")
     with pytest.raises(stop):
@@ -100,7 +108,8 @@ def test_a_staged_folder_vanishes_when_its_block_fails_and_the_old_one_stays(tmp
 
 
 @pytest.mark.parametrize("old", ["folder", "empty folder", "file"])
-def test_a_staged_folder_replaces_what_was_there(tmp_path, old):
+def test_staged_folder_replaces_the_target(tmp_path, old):
+    """A folder, an empty folder and a file are replaced."""
     target = tmp_path / "out"
     if old == "file":
         target.write_text("old")
@@ -114,24 +123,25 @@ def test_a_staged_folder_replaces_what_was_there(tmp_path, old):
     assert names(target) == ["new"]
 
 
-def test_the_old_folder_is_whole_until_the_new_one_has_its_name(tmp_path, monkeypatch):
-    """A kill in the middle of the exchange must not leave half of the old folder under its name."""
-    target, seen = tmp_path / "out", []
+def test_exchange_renames_whole_folders(tmp_path, monkeypatch):
+    """The exchange consists of renames, so a kill never leaves a part of the old folder."""
+    target, states = tmp_path / "out", []
     for k in range(3):
         write_text(target / f"old{k}", "")
     replace = os.replace
 
     def watched(source: Path, destination: Path) -> None:
         replace(source, destination)
-        seen.append(names(target) if target.exists() else None)
+        states.append(names(target) if target.exists() else None)
 
     monkeypatch.setattr(os, "replace", watched)
     with staged_folder(target) as stage:
         (stage / "new").write_bytes(b"")
-    assert seen == [None, ["new"]]
+    assert states == [None, ["new"]]
 
 
-def test_a_failed_exchange_puts_the_old_folder_back(tmp_path, monkeypatch):
+def test_failed_exchange_restores_the_old_folder(tmp_path, monkeypatch):
+    """If the second rename fails, the old folder is restored."""
     target = tmp_path / "out"
     write_text(target / "old", "")
     replace, calls = os.replace, []
@@ -149,7 +159,8 @@ def test_a_failed_exchange_puts_the_old_folder_back(tmp_path, monkeypatch):
     assert names(target) == ["old"]
 
 
-def test_what_a_kill_left_behind_is_taken_back_or_cleared_away(tmp_path):
+def test_leftovers_of_a_kill_are_restored_or_removed(tmp_path):
+    """The next call restores the old folder and removes a partial one."""
     target = tmp_path / "out"
     write_text(tmp_path / ".out.old" / "old", "")
     write_text(tmp_path / ".out.part" / "half", "")
@@ -160,16 +171,18 @@ def test_what_a_kill_left_behind_is_taken_back_or_cleared_away(tmp_path):
 
 
 @pytest.mark.parametrize("target", [".", "..", "../..", "./"])
-def test_the_folder_one_works_in_is_never_replaced(tmp_path, monkeypatch, target):
-    here = tmp_path / "a" / "b"
-    write_text(here / "thesis", "")
-    monkeypatch.chdir(here)
-    with pytest.raises(UsageError, match="is the folder you are in, or one above it"), staged_folder(Path(target)):
+def test_working_directory_is_never_replaced(tmp_path, monkeypatch, target):
+    """The working directory and its parents are usage errors."""
+    folder = tmp_path / "a" / "b"
+    write_text(folder / "thesis", "")
+    monkeypatch.chdir(folder)
+    with pytest.raises(UsageError, match="is the working directory or one of its parents"), staged_folder(Path(target)):
         raise AssertionError("not reached")
-    assert names(here) == ["thesis"]
+    assert names(folder) == ["thesis"]
 
 
-def test_a_link_is_followed_so_that_the_new_folder_lies_where_the_old_one_lay(tmp_path):
+def test_symbolic_link_is_followed(tmp_path):
+    """The folder behind a symbolic link is replaced, not the link."""
     real = tmp_path / "disk" / "out"
     write_text(real / "old", "")
     link = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""The cache by content: what is whole comes back, what is not is made anew."""
+"""Content-addressed cache: hits, damaged entries, size limit, concurrency."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def entry_of(cache: ContentCache):
     return path
 
 
-def test_what_was_put_comes_back(cache):
+def test_put_payload_is_returned(cache):
+    """A stored payload is returned for its key only."""
     assert cache.get("key") is None
     assert cache.put("key", b"payload")
     assert cache.get("key") == b"payload"
@@ -44,7 +45,8 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_damaged_entry_is_absent_and_removed_and_can_be_made_anew(cache, name):
+def test_damaged_entry_is_a_miss(cache, name):
+    """A damaged entry is a miss and is removed; the key can be stored again."""
     cache.put("key", b"payload")
     path = entry_of(cache)
     path.write_bytes(DAMAGE[name](path.read_bytes()))
@@ -54,7 +56,8 @@ def test_a_damaged_entry_is_absent_and_removed_and_can_be_made_anew(cache, name)
     assert cache.get("key") == b"payload"
 
 
-def test_an_entry_under_the_name_of_another_is_absent(cache):
+def test_renamed_entry_is_a_miss(cache):
+    """An entry under the file name of another key is a miss."""
     cache.put("one", b"payload of one")
     one = entry_of(cache)
     data = one.read_bytes()
@@ -64,25 +67,28 @@ def test_an_entry_under_the_name_of_another_is_absent(cache):
     assert cache.get("two") is None
 
 
-def test_the_folder_is_its_owners_alone(cache):
+def test_folder_is_private_to_its_owner(cache):
+    """Folder and files have no permissions for group and others."""
     cache.put("key", b"payload")
     assert stat.S_IMODE(cache.folder.stat().st_mode) == 0o700
     assert stat.S_IMODE(entry_of(cache).stat().st_mode) == 0o600
 
 
-def test_what_was_used_longest_ago_goes_first(cache):
+def test_least_recently_used_entry_is_removed_first(cache):
+    """Above the size limit, the least recently used entries are removed."""
     cache.max_bytes = 10 * 1100
     for k in range(10):
         cache.put(str(k), bytes(1000))
         path = cache.path(str(k))
         os.utime(path, (k, k))
-    assert cache.get("0") is not None  # used now: 1 is the oldest from here
+    assert cache.get("0") is not None  # used now, so 1 is the least recently used
     cache.put("10", bytes(1000))
-    kept = {k for k in range(11) if cache.path(str(k)).exists()}
-    assert kept == {0, 3, 4, 5, 6, 7, 8, 9, 10}
+    remaining = {k for k in range(11) if cache.path(str(k)).exists()}
+    assert remaining == {0, 3, 4, 5, 6, 7, 8, 9, 10}
 
 
-def test_one_entry_above_the_bound_is_kept_as_the_newest(cache):
+def test_newest_entry_is_kept_above_the_limit(cache):
+    """The newest entry stays, even if it exceeds the limit alone."""
     cache.max_bytes = 10
     cache.put("old", bytes(1000))
     os.utime(entry_of(cache), (1, 1))
@@ -91,7 +97,8 @@ def test_one_entry_above_the_bound_is_kept_as_the_newest(cache):
     assert cache.get("old") is None
 
 
-def test_what_a_killed_writer_left_is_swept(cache):
+def test_stale_partial_files_are_removed(cache):
+    """Partial files are removed after an hour, not before."""
     cache.put("key", b"payload")
     old, young = cache.folder / "a.part", cache.folder / "b.part"
     old.write_bytes(b"half")
@@ -102,20 +109,23 @@ def test_what_a_killed_writer_left_is_swept(cache):
     assert young.exists()
 
 
-def test_off_stores_nothing(tmp_path, monkeypatch):
+def test_disabled_cache_stores_nothing(tmp_path, monkeypatch):
+    """`TMI_CACHE=off` disables the cache."""
     monkeypatch.setenv("TMI_CACHE", "off")
     cache = ContentCache("things")
     assert (cache.enabled, cache.put("key", b"payload"), cache.get("key")) == (False, False, None)
 
 
-def test_a_place_that_cannot_be_written_is_told_and_not_raised(tmp_path, monkeypatch):
+def test_unwritable_folder_returns_false(tmp_path, monkeypatch):
+    """If the folder cannot be written, `put` returns False and raises nothing."""
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("TMI_CACHE", str(tmp_path / "file"))
     cache = ContentCache("things")
     assert (cache.enabled, cache.put("key", b"payload"), cache.get("key")) == (True, False, None)
 
 
-def test_the_place_follows_the_environment(tmp_path, monkeypatch):
+def test_cache_root_follows_the_environment(tmp_path, monkeypatch):
+    """TMI_CACHE precedes XDG_CACHE_HOME, which precedes the home folder; relative XDG paths are ignored."""
     monkeypatch.setenv("TMI_CACHE", str(tmp_path / "own"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -127,18 +137,19 @@ def test_the_place_follows_the_environment(tmp_path, monkeypatch):
 
 
 def _write_and_read(folder: str, seed: int) -> int:
-    """Wrong payloads that a process met while others wrote the same keys."""
+    """Return how many wrong payloads a process reads while others write the same keys."""
     os.environ["TMI_CACHE"] = folder
-    cache, wrong = ContentCache("shared", max_bytes=40_000), 0
+    cache, n_wrong = ContentCache("shared", max_bytes=40_000), 0
     for k in range(60):
         key = str((k * 7 + seed) % 9)
         data = cache.get(key)
-        wrong += data is not None and data != key.encode() * 5000
+        n_wrong += data is not None and data != key.encode() * 5000
         cache.put(key, key.encode() * 5000)
-    return wrong
+    return n_wrong
 
 
-def test_processes_that_share_a_cache_never_read_half_an_entry(tmp_path):
+def test_concurrent_processes_never_read_partial_entries(tmp_path):
+    """Processes that share a cache read complete entries or none."""
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         assert pool.starmap(_write_and_read, [(str(tmp_path), seed) for seed in range(4)]) == [0, 0, 0, 0]
     assert not list((tmp_path / "shared").glob("*.part"))

@@ -1,4 +1,4 @@
-"""How things are stored: atomic files, digests, JSON <-> dataclasses, the cache on disk.
+"""Storage primitives: atomic writes, SHA-256 digests, JSON serialization of dataclasses, disk cache.
 
-It knows bytes, folders and dataclasses, and nothing of what they mean.
+They handle bytes, folders and dataclasses, independent of their content.
 """

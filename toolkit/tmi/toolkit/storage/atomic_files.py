@@ -1,4 +1,4 @@
-"""Writing files so that a kill never leaves half of one, and never over what exists unless told to."""
+"""Atomic writes of files and folders, which survive a kill, and protection against overwriting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tmi.toolkit.storage.hashing import canonical_json
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file through a temporary neighbour and a rename."""
+    """Write a UTF-8 text file atomically, with a temporary file in the same folder and a rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
@@ -31,14 +31,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, *, kind: str) -> Any:
-    """Read one of our own JSON files.
+    """Read a JSON file that this package wrote.
 
     Args:
-        path: the file.
-        kind: what it belongs to ("run", "bundle"), for the error text.
+        path: file to read.
+        kind: kind of its folder ("run", "bundle"), for error messages.
 
     Raises:
-        DamagedError: missing or not JSON.
+        DamagedError: the file is missing or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -49,32 +49,33 @@ def read_json(path: Path, *, kind: str) -> Any:
 
 
 def require_absent(path: Path, *, force: bool, kind: str) -> None:
-    """Refuse to overwrite.
+    """Raise if writing to `path` would overwrite something.
 
     Raises:
-        UsageError: `path` exists (a folder: is not empty) and `force` is not set.
+        UsageError: `path` is a file or a non-empty folder, and `force` is not set.
     """
     occupied = any(path.iterdir()) if path.is_dir() else path.exists()
     if occupied and not force:
-        raise UsageError(f"{kind} {path} exists", fix="name another place, or replace it with --force")
+        raise UsageError(f"{kind} {path} exists", fix="name another path, or replace it with --force")
 
 
 @contextmanager
 def staged_folder(target: Path) -> Iterator[Path]:
-    """A fresh folder beside `target` that replaces it when the block ends well and vanishes when it does not.
+    """Yield an empty folder next to `target`; it replaces `target` if the block succeeds and is deleted otherwise.
 
-    What was at `target` is moved aside and removed last, so that a kill leaves the old folder or the new one under
-    its name, or, between two renames, the old one beside it, from where the next call takes it back.
+    The old folder is renamed first and deleted last. After a kill, `target` is therefore either the old folder or the
+    new one. Between the two renames it is missing; the next call then restores the old folder.
 
     Raises:
-        UsageError: `target` is the working directory or a folder above it.
+        UsageError: `target` is the working directory or one of its parents.
     """
-    place = target.resolve()
-    if place == Path.cwd() or place in Path.cwd().parents:
-        raise UsageError(f"{target} is the folder you are in, or one above it", fix="name a folder inside it")
-    target = place
+    resolved = target.resolve()
+    if resolved == Path.cwd() or resolved in Path.cwd().parents:
+        raise UsageError(f"{target} is the working directory or one of its parents", fix="name a folder inside it")
+    target = resolved
+    # In the same parent folder, so that the renames stay on one file system.
     stage, old = (target.with_name(f".{target.name}.{suffix}") for suffix in ("part", "old"))
-    if old.exists() and not target.exists():
+    if old.exists() and not target.exists():  # an earlier call was killed between its two renames
         os.replace(old, target)
     _remove(old)
     _remove(stage)
@@ -92,7 +93,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    """A file or folder of our own, where there is one."""
+    """Remove a temporary file or folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

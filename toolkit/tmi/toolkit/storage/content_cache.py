@@ -1,7 +1,7 @@
-"""Results that are found again by what they were made from (`tmi.toolkit.storage.disk_cache`), read whole.
+"""Content-addressed cache of byte payloads on top of `tmi.toolkit.storage.disk_cache`.
 
-An entry is a file: a magic word, the SHA-256 of key and payload, the payload. An entry whose digest does not fit (a
-damaged disk, a renamed or edited file) is removed and reported as absent: its owner makes it anew.
+An entry is one file: magic bytes, SHA-256 of key and payload, payload. An entry with a wrong digest (a damaged disk, a
+renamed or edited file) is removed and reported as a miss, so that the caller recomputes the payload.
 """
 
 from __future__ import annotations
@@ -9,26 +9,26 @@ from __future__ import annotations
 from tmi.toolkit.storage.disk_cache import DIGEST_BYTES, DiskCache, digest
 
 MAGIC = b"tmi-entry-1\n"
-"""First bytes of an entry; another form of entry gets another word."""
+"""First bytes of an entry; they change with the file format."""
 SUFFIX = ".entry"
-"""Ending of an entry's file name."""
+"""Suffix of the file name of an entry."""
 DEFAULT_MAX_BYTES = 256 * 2**20
-"""Bound of a kind that names none."""
+"""Default size limit of a cache folder."""
 
 
 class ContentCache(DiskCache):
-    """Entries of one kind.
+    """Cache of one kind of payload.
 
     Args:
-        kind: name of the kind's folder, for example `radiomics`.
-        max_bytes: bound of the kind's folder; crossing it removes what was used longest ago, down to nine tenths.
+        kind: name of the cache folder, for example `radiomics`.
+        max_bytes: size limit; above it, least recently used entries are removed down to nine tenths of the limit.
     """
 
     def __init__(self, kind: str, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         super().__init__(kind, suffix=SUFFIX, max_bytes=max_bytes, shrink_to=0.9)
 
     def get(self, key: str) -> bytes | None:
-        """The payload that was stored under a key; None where there is none that is whole."""
+        """Return the payload of a key; None if the entry is missing or damaged."""
         path = self.path(key)
         if path is None:
             return None
@@ -48,6 +48,6 @@ class ContentCache(DiskCache):
         """Store a payload.
 
         Returns:
-            Whether it is stored; not where caching is off, the disk is full or the folder cannot be written.
+            Whether it was stored; False if caching is off, the disk is full or the folder is not writable.
         """
         return self.write(key, (MAGIC, digest(key, data), data))

@@ -1,12 +1,13 @@
-"""A folder of files that are found again by what they were made from; what the caches of `tmi` have in common.
+"""Base class of the disk caches: a folder of files, addressed by a key and bounded in size.
 
-A file is written beside its place and renamed, so that several processes may read and write at once and a kill leaves
-the old file, the new one or none. A digest binds each payload to its key: a file that is damaged, edited or under
-another's name is noticed by its owner, removed, and made anew. What was used longest ago goes first when the folder
-outgrows its bound. How payload and digest lie in a file is the owner's.
+Files are written to a temporary name and renamed, so processes may read and write concurrently, and a kill leaves the
+old file, the new file or none. A digest binds each payload to its key. The subclass defines the file layout; it checks
+the digest, and discards a damaged, edited or renamed file. Above the size limit the least recently used files are
+removed.
 
-Folders lie in `$TMI_CACHE`, else `$XDG_CACHE_HOME/tmi`, else `~/.cache/tmi`, one a kind; `TMI_CACHE=off` turns all of
-it off. They are derived from patient data, so each is its owner's alone. They may be deleted at any time.
+The folders are `$TMI_CACHE/<kind>`, else `$XDG_CACHE_HOME/tmi/<kind>`, else `~/.cache/tmi/<kind>`; `TMI_CACHE=off`
+disables all caches. The content is derived from patient data, so a folder is readable by its owner only. The folders
+may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ from contextlib import suppress
 from pathlib import Path
 
 PART = ".part"
-"""Ending of a file that is being written."""
+"""Suffix of a file that is being written."""
 STALE_PART_SECONDS = 3600.0
-"""Age at which a half-written file is taken for what a killed process left."""
+"""Age above which a partial file is considered a leftover of a killed process."""
 CACHE_OFF = "off"
-"""Value of `TMI_CACHE` that turns every cache off."""
+"""Value of `TMI_CACHE` that disables every cache."""
 DIGEST_BYTES = 32
-"""Length of `digest`."""
+"""Length of the result of `digest`."""
 
 
 def cache_root() -> Path | None:
-    """The folder of all kinds; None where caching is off or the user has no home."""
-    asked = os.environ.get("TMI_CACHE", "").strip()
-    if asked.lower() == CACHE_OFF:
+    """Return the folder of all caches; None if caching is off or the user has no home folder."""
+    setting = os.environ.get("TMI_CACHE", "").strip()
+    if setting.lower() == CACHE_OFF:
         return None
-    if asked:
-        return Path(asked).expanduser()
-    # the XDG specification has relative paths ignored
+    if setting:
+        return Path(setting).expanduser()
+    # The XDG Base Directory Specification requires that relative paths are ignored.
     xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if xdg.is_absolute():
         return xdg / "tmi"
@@ -47,20 +48,22 @@ def cache_root() -> Path | None:
 
 
 def digest(key: str, payload: bytes | memoryview) -> bytes:
-    """SHA-256 that binds a payload to its key, so that a file under another's name is noticed."""
+    """Return the SHA-256 of key and payload, which detects a file that was renamed to the name of another key."""
+    # The length prefix separates key and payload unambiguously.
     hasher = hashlib.sha256(len(key.encode()).to_bytes(8, "little") + key.encode())
     hasher.update(payload)
     return hasher.digest()
 
 
 class DiskCache:
-    """The files of one kind.
+    """Files of one kind of cache.
 
     Args:
         kind: name of the folder, for example `radiomics`.
-        suffix: ending of its files.
-        max_bytes: its bound; crossing it removes what was used longest ago.
-        shrink_to: part of the bound that is left then; below 1, a full folder is not tidied at every file.
+        suffix: suffix of its files.
+        max_bytes: size limit; above it, the least recently used files are removed.
+        shrink_to: fraction of the limit to which the folder is pruned; below 1, a full folder is not pruned on every
+            write.
     """
 
     def __init__(self, kind: str, *, suffix: str, max_bytes: int, shrink_to: float = 1.0) -> None:
@@ -71,31 +74,31 @@ class DiskCache:
 
     @property
     def enabled(self) -> bool:
-        """Whether there is a place for files."""
+        """Whether caching is on."""
         return self.folder is not None
 
     def path(self, key: str) -> Path | None:
-        """Where a key's file lies or would lie; None where caching is off."""
+        """Return the path of a key's file, which may not exist; None if caching is off."""
         name = hashlib.sha256(key.encode()).hexdigest() + self._suffix
         return None if self.folder is None else self.folder / name
 
     @staticmethod
     def mark_used(path: Path) -> None:
-        """Let a file be the one that was used last."""
+        """Mark a file as most recently used, by its modification time."""
         with suppress(OSError):
             os.utime(path)
 
     @staticmethod
     def discard(path: Path) -> None:
-        """Remove a file that is not whole; another process may have done so."""
+        """Remove a damaged file, unless another process already has."""
         with suppress(OSError):
             path.unlink()
 
     def write(self, key: str, pieces: Iterable[bytes | memoryview]) -> bool:
-        """Write a key's file, one piece after the other.
+        """Write the file of a key as the concatenation of `pieces`.
 
         Returns:
-            Whether it is stored; not where caching is off, the disk is full or the folder cannot be written.
+            Whether it was stored; False if caching is off, the disk is full or the folder is not writable.
         """
         path = self.path(key)
         if path is None:
@@ -117,9 +120,9 @@ class DiskCache:
         return True
 
     def _prune(self, folder: Path) -> None:
-        """Remove forgotten parts, and the files used longest ago where the bound is crossed.
+        """Remove stale partial files, and the least recently used files above the size limit.
 
-        Other processes may prune at the same time: a file that is gone already is passed over.
+        Other processes may prune concurrently: a file that no longer exists is skipped.
         """
         now, entries = time.time(), []
         with suppress(OSError):
@@ -133,7 +136,7 @@ class DiskCache:
         total = sum(size for _, size, _ in entries)
         if total <= self.max_bytes:
             return
-        for _, size, path in sorted(entries)[:-1]:  # never the newest, however large
+        for _, size, path in sorted(entries)[:-1]:  # the newest file stays, whatever its size
             if total <= self._shrink_to * self.max_bytes:
                 break
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""SHA-256 of files, bytes and JSON values; the one canonical JSON form that hashes and files share."""
+"""SHA-256 digests of files, bytes and JSON values, and the canonical JSON form used for digests and files."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 
 
 def sha256_file(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Return the hex digest of the bytes of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sha256_bytes(data: bytes | memoryview) -> str:
-    """Hex digest of bytes, or of an array's buffer."""
+    """Return the hex digest of bytes, or of the buffer of an array."""
     return hashlib.sha256(data).hexdigest()
 
 
 def canonical_json(value: Any) -> str:
-    """Sorted keys, two-space indent, no NaN, a final newline: the same value always gives the same text.
+    """Serialize to canonical JSON: sorted keys, two-space indent, no NaN, final newline. Equal values give equal text.
 
     Raises:
-        ValueError: the value holds NaN or infinity.
+        ValueError: the value contains NaN or infinity.
     """
     return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def sha256_json(value: Any) -> str:
-    """Hex digest of a value's canonical JSON form."""
+    """Return the hex digest of the canonical JSON form of a value."""
     return sha256_bytes(canonical_json(value).encode())

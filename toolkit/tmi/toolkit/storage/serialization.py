@@ -1,7 +1,4 @@
-"""JSON <-> frozen dataclasses.
-
-Strict: an unknown key or a wrong type is an error, never ignored.
-"""
+"""Conversion between JSON values and frozen dataclasses, with strict validation of keys and types."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ T = TypeVar("T")
 
 
 def to_json(config: object) -> dict[str, Any]:
-    """A frozen config dataclass as plain JSON values (tuples become lists)."""
+    """Convert a dataclass to plain JSON values; tuples become lists."""
     return {f.name: _plain(getattr(config, f.name)) for f in fields(config)}  # type: ignore[arg-type]
 
 
@@ -32,13 +29,18 @@ def _plain(value: Any) -> Any:
 
 
 def from_json(cls: type[T], data: Mapping[str, Any], *, where: str = "config") -> T:
-    """Build `cls` from JSON values, checking every name and type.
+    """Build a dataclass from JSON values and check every key and type.
+
+    Args:
+        cls: dataclass; its type hints define the keys and types.
+        data: JSON object.
+        where: path of the object, for error messages.
 
     Raises:
-        UsageError: unknown or missing key, or a value of the wrong type; `where` is named in the text.
+        UsageError: an unknown or missing key, or a value of the wrong type.
     """
     if not isinstance(data, Mapping):
-        raise UsageError(f"{where}: {data!r} is no section", fix=f"give an object with keys of {cls.__name__}")
+        raise UsageError(f"{where}: {data!r} is not an object", fix=f"give an object with the keys of {cls.__name__}")
     hints = get_type_hints(cls)
     unknown = sorted(set(data) - set(hints))
     if unknown:
@@ -51,7 +53,7 @@ def from_json(cls: type[T], data: Mapping[str, Any], *, where: str = "config") -
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type `hint` says, or a UsageError. int is accepted where float is asked for; bool never is."""
+    """Convert a value to the type of a hint, or raise UsageError. A float hint accepts int; no number accepts bool."""
     origin = get_origin(hint)
     if is_dataclass(hint) and isinstance(hint, type):
         if isinstance(value, Mapping):
@@ -62,7 +64,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     elif origin in (Union, types.UnionType):
         sections = [o for o in get_args(hint) if is_dataclass(o)]
         if isinstance(value, Mapping) and len(sections) == 1:
-            return _typed(sections[0], value, where)  # an optional section: its own error says more
+            return _typed(sections[0], value, where)  # an optional section: its own error is more specific
         for option in get_args(hint):
             try:
                 return _typed(option, value, where)
@@ -95,5 +97,5 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
 def _finite(value: float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # an integer beyond every float
+    except OverflowError:  # an integer above the largest float
         return False
