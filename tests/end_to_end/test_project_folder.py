@@ -90,7 +90,7 @@ def test_the_projects_file_sets_other_defaults(project, predicted, tmp_path):
     (tmp_path / "tmi.toml").write_text('bundel = "x"\n')
     outcome = tmi("predict", project / "cohort" / "C001", cwd=tmp_path)
     assert outcome.code == 2
-    assert "bundel = 'x' is not known here" in outcome.err
+    assert "bundel = 'x' is not a valid setting" in outcome.err
 
 
 def test_predicting_the_held_out_cases_gives_the_folds_out_of_fold_answers(project, predicted):

@@ -1,4 +1,4 @@
-"""What bare commands assume in a project folder, and what tmi.toml may say."""
+"""Defaults of a project folder, and the validation of tmi.toml."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def write_run(runs: Path, name: str, content: object) -> Path:
     return folder
 
 
-def test_without_a_file_the_documented_defaults_hold(tmp_path):
+def test_defaults_without_project_file(tmp_path):
+    """Without tmi.toml the documented defaults apply."""
     project = load_project(tmp_path)
     assert project == Project(root=tmp_path)
     paths = [project.path(name).relative_to(tmp_path).as_posix() for name in ("cohort", "runs", "bundle")]
@@ -35,12 +36,14 @@ def test_without_a_file_the_documented_defaults_hold(tmp_path):
     assert (project.preset, project.engine, project.from_file) == ("paper", "onnx", frozenset())
 
 
-def test_a_path_in_the_working_folder_is_printed_as_it_would_be_typed(monkeypatch, tmp_path):
+def test_default_path_is_relative_to_working_directory(monkeypatch, tmp_path):
+    """A default in the working directory is printed without a prefix."""
     monkeypatch.chdir(tmp_path)
     assert str(load_project().path("cohort")) == "cohort"
 
 
-def test_a_file_sets_what_it_names_and_paths_start_from_its_folder(tmp_path):
+def test_project_file_overrides_defaults(tmp_path):
+    """tmi.toml overrides the settings that it names; its paths are relative to its folder."""
     (tmp_path / "tmi.toml").write_text('cohort = "data/c1"\nbundle = "/srv/bundle"\npreset = "tiny"\n')
     project = load_project(tmp_path)
     assert project.path("cohort") == tmp_path / "data" / "c1"
@@ -51,34 +54,37 @@ def test_a_file_sets_what_it_names_and_paths_start_from_its_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ('colour = "red"', "colour = 'red' is not known here"),
-        ("preset = 3", "preset = 3 is not known here"),
-        ('bundle = ""', "bundle = '' is not known here"),
-        ('[cohort]\npath = "x"', "cohort = {'path': 'x'} is not known here"),
-        ('root = "/"', "root = '/' is not known here"),
-        ('from_file = "x"', "from_file = 'x' is not known here"),
+        ('colour = "red"', "colour = 'red' is not a valid setting"),
+        ("preset = 3", "preset = 3 is not a valid setting"),
+        ('bundle = ""', "bundle = '' is not a valid setting"),
+        ('[cohort]\npath = "x"', "cohort = {'path': 'x'} is not a valid setting"),
+        ('root = "/"', "root = '/' is not a valid setting"),
+        ('from_file = "x"', "from_file = 'x' is not a valid setting"),
         ("preset = tiny", "Invalid value"),
         ('preset = "tiny"\npreset = "paper"', "Cannot overwrite a value"),
     ],
 )
-def test_a_file_that_says_anything_else_is_refused(tmp_path, text, told):
+def test_invalid_project_file_is_a_usage_error(tmp_path, text, message):
+    """Unknown keys, values that are not strings, and invalid TOML are usage errors."""
     (tmp_path / "tmi.toml").write_text(text)
     with pytest.raises(UsageError) as error:
         load_project(tmp_path)
     assert "tmi.toml: " in str(error.value)
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert error.value.fix
 
 
-def test_a_file_in_another_encoding_is_refused(tmp_path):
+def test_project_file_in_other_encoding(tmp_path):
+    """A file that is not UTF-8 is a usage error."""
     (tmp_path / "tmi.toml").write_bytes(b'preset = "\xff"')
     with pytest.raises(UsageError, match=r"tmi\.toml: "):
         load_project(tmp_path)
 
 
-def test_the_bundle_comes_from_the_variable_else_the_file_else_the_default(tmp_path, monkeypatch):
+def test_default_bundle_precedence(tmp_path, monkeypatch):
+    """TMI_BUNDLE precedes tmi.toml, which precedes the default; an empty variable is ignored."""
     monkeypatch.delenv("TMI_BUNDLE", raising=False)
     assert default_bundle(load_project(tmp_path)) == (tmp_path / "bundle", "the default")
     (tmp_path / "tmi.toml").write_text('bundle = "b2"')
@@ -89,24 +95,27 @@ def test_the_bundle_comes_from_the_variable_else_the_file_else_the_default(tmp_p
     assert default_bundle(load_project(tmp_path)) == (tmp_path / "b2", "from tmi.toml")
 
 
-def test_a_new_run_is_named_by_date_and_never_takes_a_name_twice(tmp_path, monkeypatch):
+def test_new_run_folder_has_date_and_unique_name(tmp_path, monkeypatch):
+    """A run folder is named by date and name, with a counter if it exists."""
     monkeypatch.setattr(datetime, "date", FixedDate)
     project = Project(root=tmp_path)
-    taken = []
+    folders = []
     for _ in range(3):
-        taken.append(new_run_folder(project, "tiny"))
-        taken[-1].mkdir(parents=True)
-    assert [p.name for p in taken] == ["2026-01-31-tiny", "2026-01-31-tiny-2", "2026-01-31-tiny-3"]
-    assert {p.parent for p in taken} == {tmp_path / "runs"}
+        folders.append(new_run_folder(project, "tiny"))
+        folders[-1].mkdir(parents=True)
+    assert [p.name for p in folders] == ["2026-01-31-tiny", "2026-01-31-tiny-2", "2026-01-31-tiny-3"]
+    assert {p.parent for p in folders} == {tmp_path / "runs"}
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../x", "/x", "a/"])
-def test_a_run_name_that_is_a_path_is_refused(tmp_path, name):
-    with pytest.raises(UsageError, match="is no plain name"):
+def test_run_name_must_not_be_a_path(tmp_path, name):
+    """An empty name and a name with slashes are usage errors."""
+    with pytest.raises(UsageError, match="is not a plain name"):
         new_run_folder(Project(root=tmp_path), name)
 
 
-def test_the_newest_finished_run_is_the_one_finished_last_whatever_its_name(tmp_path):
+def test_newest_finished_run_by_end_time(tmp_path):
+    """The run with the latest end time is selected; unfinished and damaged runs are skipped."""
     runs = tmp_path / "runs"
     write_run(runs, "z-old", {"status": "finished", "finished_at": "2026-01-01T10:00:00.000000+00:00"})
     newest = write_run(runs, "a-new", {"status": "finished", "finished_at": "2026-01-01T10:00:00.000001+00:00"})
@@ -119,7 +128,8 @@ def test_the_newest_finished_run_is_the_one_finished_last_whatever_its_name(tmp_
     assert newest_finished_run(Project(root=tmp_path)) == newest
 
 
-def test_without_a_finished_run_one_is_told_how_to_get_one(tmp_path):
+def test_no_finished_run_is_a_usage_error(tmp_path):
+    """Without a finished run the error names `tmi train`."""
     write_run(tmp_path / "runs", "x", {"status": "running"})
     with pytest.raises(UsageError, match="no finished run in") as error:
         newest_finished_run(Project(root=tmp_path))

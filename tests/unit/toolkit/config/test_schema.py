@@ -1,4 +1,4 @@
-"""Configs: the presets are what the specification says; files and --set are strict."""
+"""Configuration: presets follow the specification; JSON and --set are validated strictly."""
 
 from __future__ import annotations
 
@@ -30,21 +30,23 @@ from tmi.toolkit.storage.serialization import from_json, to_json
 
 
 def walk(kind: type) -> list[type]:
-    """A config class and every config class among its fields."""
-    found = [kind]
+    """Return a config class and all config classes nested in it."""
+    classes = [kind]
     for hint in get_type_hints(kind).values():
         if dataclasses.is_dataclass(hint):
-            found += walk(hint)
-    return found
+            classes += walk(hint)
+    return classes
 
 
-def test_positive_is_bad_and_there_are_1781_features():
+def test_positive_class_and_number_of_features():
+    """The positive class is `bad`; the network has 1781 radiomic features."""
     assert CLASSES == ("good", "bad")
     assert CLASSES[POSITIVE] == "bad"
     assert N_RADIOMICS == 1781
 
 
-def test_paper_is_what_the_paper_says():
+def test_paper_preset_matches_the_paper():
+    """Every value that the paper states is that of the preset."""
     config = paper()
     assert config.ct == CtConfig(shape_DHW=(64, 512, 512), window_hu=(-70.0, 130.0), scale_to=(0.0, 1.0))
     assert config.ct.depth_resampling == "linear"
@@ -68,7 +70,8 @@ def test_paper_is_what_the_paper_says():
     assert train.protocol == "grouped"
 
 
-def test_released_differs_from_paper_where_the_specification_lists_it():
+def test_released_preset_matches_the_released_code():
+    """Every documented difference between paper and released code is in the preset."""
     config = released()
     assert config.ct.scale_to == (0.0, 255.0)
     assert config.ct.depth_resampling == "nearest"
@@ -83,7 +86,8 @@ def test_released_differs_from_paper_where_the_specification_lists_it():
     assert config.train.protocol == "released"
 
 
-def test_tiny_differs_from_paper_in_sizes_only():
+def test_tiny_preset_differs_in_sizes_only():
+    """Tiny and paper differ in sizes only."""
     small, full = tiny(), paper()
     assert small.radiomics == full.radiomics
     assert small.loss == full.loss
@@ -96,7 +100,8 @@ def test_tiny_differs_from_paper_in_sizes_only():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_returns_a_whole_config_that_survives_json(name):
+def test_preset_round_trips_through_json(name):
+    """A preset is equal after serialization, with an equal digest."""
     config = preset(name)
     assert config.preset == name
     text = canonical_json(to_json(config))
@@ -104,14 +109,16 @@ def test_a_preset_returns_a_whole_config_that_survives_json(name):
     assert sha256_json(to_json(config)) == sha256_json(json.loads(text))
 
 
-def test_an_unknown_preset_lists_the_known_ones():
+def test_unknown_preset_lists_known_ones():
+    """The error of an unknown preset lists the known ones."""
     with pytest.raises(UsageError, match="unknown preset 'huge'") as error:
         preset("huge")
     assert error.value.fix == "choose one of paper, released, tiny"
 
 
 @pytest.mark.parametrize("kind", walk(Config), ids=lambda k: k.__name__)
-def test_configs_are_frozen_keyword_only_and_document_every_field(kind):
+def test_config_classes_are_frozen_and_documented(kind):
+    """Config classes are frozen and keyword-only, and every field has a docstring."""
     import ast
     import inspect
     import textwrap
@@ -119,14 +126,14 @@ def test_configs_are_frozen_keyword_only_and_document_every_field(kind):
     assert kind.__dataclass_params__.frozen
     assert all(f.kw_only for f in dataclasses.fields(kind))
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body
-    for here, after in zip(body, [*body[1:], None], strict=True):
-        if isinstance(here, ast.AnnAssign):
-            documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            assert documented, f"{kind.__name__}.{ast.unparse(here.target)} has no docstring"
+    for node, following in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign):
+            documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            assert documented, f"{kind.__name__}.{ast.unparse(node.target)} has no docstring"
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: CtConfig(shape_DHW=(64, 512, 4)), "ct.shape_DHW=(64, 512, 4)"),
         (lambda: CtConfig(shape_DHW=(8, 8, 8), window_hu=(130.0, -70.0)), "ct.window_hu=(130.0, -70.0)"),
@@ -145,20 +152,22 @@ def test_configs_are_frozen_keyword_only_and_document_every_field(kind):
         (lambda: replace(tiny(), clinical=ClinicalConfig(vocab_size=2000)), "exceeds network.text_encoder.vocab_size"),
     ],
 )
-def test_a_value_out_of_range_is_refused_with_its_name_and_a_mend(make, told):
+def test_value_out_of_range_is_a_usage_error(make, message):
+    """The error of an invalid value names the setting, with a fix."""
     with pytest.raises(UsageError) as error:
         make()
     assert str(error.value).startswith("config: ")
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert error.value.fix
 
 
-def test_the_feature_of_a_basic_block_is_as_wide_as_its_last_stage():
+def test_basic_block_has_no_expansion():
+    """The feature of a basic block has the channels of the last stage."""
     assert CtEncoderConfig(block="basic", planes=(8, 16, 32, 64)).feature_width == 64
 
 
 def changed(path: str, value: object) -> dict[str, object]:
-    """The tiny preset's JSON with one value replaced, or removed where it is `...`."""
+    """Return the JSON of the tiny preset with one value replaced, or removed if it is `...`."""
     data = to_json(tiny())
     *sections, last = path.split(".")
     node = data
@@ -172,7 +181,7 @@ def changed(path: str, value: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "told"),
+    ("path", "value", "message"),
     [
         ("colour", 1, "config: unknown key 'colour'"),
         ("train.colour", 1, "config.train: unknown key 'colour'"),
@@ -193,26 +202,30 @@ def changed(path: str, value: object) -> dict[str, object]:
         ("preset", None, "config.preset: None is not str"),
     ],
 )
-def test_json_that_is_no_config_is_refused_at_its_place(path, value, told):
+def test_invalid_json_is_reported_with_its_path(path, value, message):
+    """The error of an invalid key or type names its path."""
     with pytest.raises(UsageError) as error:
         from_json(Config, changed(path, value))
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("data", [[], "config", None, 3])
-def test_json_that_is_no_object_is_refused(data):
-    with pytest.raises(UsageError, match=r"config: .* is no section"):
+def test_json_must_be_an_object(data):
+    """A list, string, number or null instead of an object is a usage error."""
+    with pytest.raises(UsageError, match=r"config: .* is not an object"):
         from_json(Config, data)
 
 
-def test_json_accepts_an_int_for_a_float_and_a_list_for_a_tuple_and_null_for_none():
+def test_json_accepts_equivalent_types():
+    """An int is accepted for a float, a list for a tuple, null for None."""
     assert from_json(Config, changed("loss.alpha", 2)).loss.alpha == 2.0
     assert isinstance(from_json(Config, changed("loss.alpha", 2)).loss.alpha, float)
     assert from_json(Config, changed("train.freeze", ["ct"])).train.freeze == ("ct",)
     assert from_json(Config, changed("clinical.vocab_size", None)).clinical.vocab_size is None
 
 
-def test_set_changes_what_it_names_and_nothing_else():
+def test_override_changes_only_named_settings():
+    """Overrides change the named settings only; the last assignment applies."""
     config = override(tiny(), ["train.epochs=3", "ct.shape_DHW=[16, 32, 32]", "clinical.rendering=flags"])
     assert config.train == replace(tiny().train, epochs=3)
     assert config.ct.shape_DHW == (16, 32, 32)
@@ -223,28 +236,30 @@ def test_set_changes_what_it_names_and_nothing_else():
 
 
 @pytest.mark.parametrize(
-    ("assignment", "told", "mend"),
+    ("assignment", "message", "fix"),
     [
         ("train.epochs", "--set 'train.epochs' has no '='", "--set section.key=value"),
-        ("train.epoch=3", "--set train.epoch: no such setting", "epochs"),
-        ("training.epochs=3", "--set training.epochs: no section 'training'", "train"),
-        ("train.epochs.more=3", "no section 'epochs'", "known: "),
-        ("train={}", "--set train: no such setting", "known: "),
-        ("=3", "no such setting", "known: "),
+        ("train.epoch=3", "--set train.epoch: unknown setting", "epochs"),
+        ("training.epochs=3", "--set training.epochs: unknown section 'training'", "train"),
+        ("train.epochs.more=3", "unknown section 'epochs'", "known: "),
+        ("train={}", "--set train: unknown setting", "known: "),
+        ("=3", "unknown setting", "known: "),
         ("train.epochs=many", "config.train.epochs: 'many' is not int", "give int"),
         ("train.epochs=0", "config: train.epochs=0", "at least 1 epoch"),
         ("loss.alpha=NaN", "config.loss.alpha: nan is not float", "give float"),
-        ("preset=paper", "a preset is no setting", "--preset"),
+        ("preset=paper", "the preset is not a setting", "--preset"),
     ],
 )
-def test_set_refuses_what_it_does_not_know_and_says_what_there_is(assignment, told, mend):
+def test_invalid_override_is_a_usage_error(assignment, message, fix):
+    """An invalid assignment is a usage error with a fix."""
     with pytest.raises(UsageError) as error:
         override(tiny(), [assignment])
-    assert told in str(error.value)
-    assert mend in error.value.fix
+    assert message in str(error.value)
+    assert fix in error.value.fix
 
 
-def test_canonical_json_is_the_same_text_for_the_same_value_and_has_no_nan():
+def test_canonical_json_is_deterministic():
+    """Equal values give equal text; NaN raises ValueError."""
     assert canonical_json({"b": 1, "a": [1, 2]}) == canonical_json({"a": [1, 2], "b": 1})
     assert canonical_json({}).endswith("\n")
     with pytest.raises(ValueError, match="not JSON compliant"):

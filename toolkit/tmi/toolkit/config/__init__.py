@@ -1,4 +1,4 @@
-"""The frozen configuration of a run: its schema, the presets, `--set` overrides and `tmi.toml`.
+"""Configuration of a run as frozen dataclasses: schema, presets, `--set` overrides, and the project file `tmi.toml`.
 
-Every setting is a field with a docstring, validated on construction.
+Every setting is a documented field and is validated on construction.
 """

@@ -1,7 +1,7 @@
-"""Which system is trained, and the sizes of those that TMI-CLNet is compared with.
+"""Configuration of the model to train, and of the baselines that TMI-CLNet is compared with.
 
-Every system takes the same prepared inputs, so the sections of CT, text and radiomics encoder in
-`tmi.toolkit.config.schema.NetworkConfig` hold for all that use deep features. Sources: the table in `docs/systems.md`.
+All models take the same preprocessed inputs. The encoder sections of `tmi.toolkit.config.schema.NetworkConfig` apply to
+every model with deep features. Sources: the table in `docs/systems.md`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 from tmi.toolkit.errors import UsageError
 
 ModelName = Literal["tmi-clnet", "resnet50", "vit", "svm", "rf", "simpleff", "hfbsurv", "mmd", "logreg", "clinical-rf"]
-"""Names of the systems; `tmi.training.systems.registry` says what each is."""
+"""Names of the models; `tmi.training.systems.registry` describes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,90 +24,90 @@ class Resnet2dConfig:
     layers: tuple[int, int, int, int] = (3, 4, 6, 3)
     """Blocks in each of the four stages."""
     planes: tuple[int, int, int, int] = (64, 128, 256, 512)
-    """Channels of each stage before the block's expansion (4 for `bottleneck`, 1 for `basic`)."""
+    """Channels of each stage before the expansion of the block (4 for `bottleneck`, 1 for `basic`)."""
     stem_size: int = 7
-    """Width of the first convolution (released: 3)."""
+    """Kernel size of the first convolution (released code: 3)."""
     stem_stride: int = 2
-    """Its stride (released: 1)."""
+    """Stride of the first convolution (released code: 1)."""
 
     @property
     def feature_width(self) -> int:
-        """Channels of the feature."""
+        """Channels of the output feature."""
         return self.planes[-1] * (4 if self.block == "bottleneck" else 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VitConfig:
-    """Vision transformer over the middle slice, or over the volume."""
+    """Vision transformer on the middle axial slice, or on the volume."""
 
     patch_DHW: tuple[int, int, int] = (16, 32, 32)
-    """Voxels of a patch; the middle slice takes the last two."""
+    """Patch size in voxels; the 2D model uses height and width only."""
     width: int = 1024
-    """Width of a token in 2D."""
+    """Embedding size of the 2D model."""
     width_3d: int = 768
-    """Width of a token in 3D."""
+    """Embedding size of the 3D model."""
     depth: int = 6
-    """Transformer layers."""
+    """Number of transformer layers."""
     heads: int = 16
-    """Attention heads."""
+    """Number of attention heads."""
     mlp: int = 2048
-    """Width of the feed-forward layer."""
+    """Hidden size of the feed-forward layer."""
     dropout: float = 0.1
-    """Dropout."""
+    """Dropout probability."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RadiomicsModelConfig:
-    """Impute, scale to [-1, 1], drop constants, select by LASSO; then the estimator."""
+    """Imputation, scaling to [-1, 1], removal of constant features, LASSO selection, then the estimator."""
 
     trees: int = 500
-    """Trees of the random forest."""
+    """Number of trees of the random forest."""
     svc_c: float = 1.0
-    """Penalty of the support vector machine."""
+    """Penalty parameter C of the support vector machine."""
     inner_folds: int = 5
-    """Folds, inside the training part, of the LASSO's penalty and of Platt's scaling."""
+    """Inner folds, within the training part, that select the LASSO penalty and fit Platt scaling."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimpleFfConfig:
-    """Slices through a 2D ResNet, beside the radiomics."""
+    """Features of a 2D ResNet on axial slices, concatenated with the radiomics."""
 
     slices_of_64: tuple[int, ...] = (28, 30, 32, 34, 36)
-    """Axial slices, counted on a depth of 64 and scaled to the volume's own."""
+    """Indices of the axial slices for a depth of 64, scaled to the depth of the volume."""
     features: int = 8
-    """Features of a slice, and width of the hidden layer."""
+    """Features per slice, and size of the hidden layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HfbsurvConfig:
-    """Hierarchical factorised bilinear fusion."""
+    """Hierarchical factorised bilinear fusion (HFBSurv)."""
 
     embedding: int = 50
-    """Width of a modality."""
+    """Embedding size of a modality."""
     pooled: int = 20
-    """Width after the factorised bilinear pooling."""
+    """Output size of the factorised bilinear pooling."""
     rank: int = 20
-    """Its rank."""
+    """Rank of the factorisation."""
     pooling_dropout: float = 0.1
-    """Dropout inside the pooling."""
+    """Dropout probability in the pooling."""
     hidden: tuple[int, int] = (256, 64)
-    """Widths of the head."""
+    """Hidden sizes of the head."""
     head_dropout: float = 0.3
-    """Dropout inside the head."""
+    """Dropout probability in the head."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MmdConfig:
-    """Fusion that takes any subset of the modalities."""
+    """Fusion of any subset of the modalities (MMD)."""
 
     embedding: int = 256
-    """Width of a modality's embedding (32 in the source)."""
+    """Embedding size of a modality (32 in the source)."""
     fused: int = 128
-    """Width of the fused feature."""
+    """Size of the fused feature."""
     keep_probability: float = 0.5
-    """How likely an available modality is kept in a training step; at least one always is."""
+    """Probability that an available modality is used in a training step; at least one is always used."""
     reconstruction_weight: float = 1.0
-    """Weight of the reconstruction in the loss."""
+    """Weight of the reconstruction loss."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.keep_probability <= 1.0:
@@ -118,21 +118,21 @@ class MmdConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The system and the sizes of the systems compared."""
+    """Model to train, and parameters of the baselines."""
 
     name: ModelName = "tmi-clnet"
-    """What is trained."""
+    """Name of the model."""
     dims: Literal[2, 3] = 2
-    """`resnet50` and `vit`: the middle axial slice (2), or the volume (3)."""
+    """Input of `resnet50` and `vit`: the middle axial slice (2) or the volume (3)."""
     resnet2d: Resnet2dConfig = Resnet2dConfig()
     """2D ResNet of `resnet50` and `simpleff`."""
     vit: VitConfig = VitConfig()
-    """`vit`."""
+    """Vision transformer of `vit`."""
     radiomics_model: RadiomicsModelConfig = RadiomicsModelConfig()
-    """`svm` and `rf`; its trees and inner folds hold for `clinical-rf` and `logreg` too."""
+    """Estimators of `svm` and `rf`; trees and inner folds also apply to `clinical-rf` and `logreg`."""
     simpleff: SimpleFfConfig = SimpleFfConfig()
-    """`simpleff`."""
+    """Parameters of `simpleff`."""
     hfbsurv: HfbsurvConfig = HfbsurvConfig()
-    """`hfbsurv`."""
+    """Parameters of `hfbsurv`."""
     mmd: MmdConfig = MmdConfig()
-    """`mmd`."""
+    """Parameters of `mmd`."""

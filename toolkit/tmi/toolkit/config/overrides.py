@@ -1,4 +1,4 @@
-"""`--set section.key=value`: overrides of single settings of a config."""
+"""Overrides of single configuration settings: `--set section.key=value`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from tmi.toolkit.storage.serialization import from_json, to_json
 
 
 def override(config: Config, assignments: Sequence[str]) -> Config:
-    """The config with `section.key=value` assignments applied; values are JSON, or a bare word for a string.
+    """Apply `section.key=value` assignments to a config.
+
+    Args:
+        config: config to start from; it is not changed.
+        assignments: assignments in order; a value is JSON, or else taken as a string.
 
     Raises:
-        UsageError: no such key, or a value of the wrong type.
+        UsageError: an unknown key, or a value of the wrong type.
     """
     data = to_json(config)
     for assignment in assignments:
@@ -24,18 +28,18 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
             raise UsageError(f"--set {assignment!r} has no '='", fix="write --set section.key=value")
         *path, last = key.strip().split(".")
         if [*path, last] == ["preset"]:
-            raise UsageError("--set preset: a preset is no setting", fix="choose it with --preset")
+            raise UsageError("--set preset: the preset is not a setting", fix="select it with --preset")
         node = data
         for step in path:
             child = node.get(step)
             if not isinstance(child, dict):
                 raise UsageError(
-                    f"--set {key}: no section {step!r}",
+                    f"--set {key}: unknown section {step!r}",
                     fix=f"known: {', '.join(k for k, v in node.items() if isinstance(v, dict))}",
                 )
             node = child
         if last not in node or isinstance(node[last], dict):
-            raise UsageError(f"--set {key}: no such setting", fix=f"known: {', '.join(node)}")
+            raise UsageError(f"--set {key}: unknown setting", fix=f"known: {', '.join(node)}")
         try:
             node[last] = json.loads(text)
         except json.JSONDecodeError:

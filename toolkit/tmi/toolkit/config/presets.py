@@ -1,4 +1,4 @@
-"""The presets: each one function that returns a whole, frozen config."""
+"""Presets: functions that return a complete, frozen config."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from tmi.toolkit.errors import UsageError
 
 
 def paper() -> Config:
-    """What the paper says; `docs/decisions.md` where the paper is silent."""
+    """Return the configuration of the paper; `docs/decisions.md` lists the values that the paper does not state."""
     return Config(preset="paper", ct=CtConfig(shape_DHW=(64, 512, 512)))
 
 
 def released() -> Config:
-    """What the authors' released code does where it differs from the paper; for reproducing its numbers."""
+    """Return the configuration of the authors' released code, for reproducing its numbers."""
     return Config(
         preset="released",
         ct=CtConfig(shape_DHW=(64, 512, 512), scale_to=(0.0, 255.0), depth_resampling="nearest"),
@@ -55,7 +55,7 @@ def released() -> Config:
 
 
 def tiny() -> Config:
-    """The paper's graph with every size cut, for two CPU cores; the tokenizer is trained on the training texts."""
+    """Return the configuration of the paper with reduced sizes, for two CPU cores; the tokenizer is trained too."""
     return Config(
         preset="tiny",
         ct=CtConfig(shape_DHW=(24, 48, 48)),
@@ -79,14 +79,14 @@ def tiny() -> Config:
 
 
 PRESETS: Mapping[str, Callable[[], Config]] = MappingProxyType({"paper": paper, "released": released, "tiny": tiny})
-"""Name -> the function that makes the config."""
+"""Name -> function that returns the config."""
 
 
 def preset(name: str) -> Config:
-    """The preset of that name.
+    """Return the config of a preset.
 
     Raises:
-        UsageError: no such preset; the text lists the known ones.
+        UsageError: the preset is unknown; the fix lists the known ones.
     """
     if name not in PRESETS:
         raise UsageError(f"unknown preset {name!r}", fix=f"choose one of {', '.join(PRESETS)}")

@@ -1,13 +1,13 @@
-"""What bare `tmi train`, `tmi export` and `tmi predict` assume in a project folder, and the optional `tmi.toml`.
+"""Defaults of `tmi train`, `tmi export` and `tmi predict` in a project folder, and the optional `tmi.toml`.
 
-``tmi.toml`` may set, each optional and relative to its own folder::
+All keys of ``tmi.toml`` are optional; paths are relative to its folder::
 
     cohort = "./cohort"
     runs = "./runs"
     bundle = "./bundle"
     preset = "paper"
-    engine = "onnx"          # what `tmi export` writes
-    schema = "./pbc.json"    # clinical schema of `tmi check` and `tmi train`; else the packaged one of the liver
+    engine = "onnx"          # engine that `tmi export` writes
+    schema = "./pbc.json"    # clinical schema of `tmi check` and `tmi train`; default: the packaged liver schema
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tmi.toolkit.errors import UsageError
 
 PROJECT_FILE = "tmi.toml"
 BUNDLE_VARIABLE = "TMI_BUNDLE"
+"""Environment variable that overrides the default bundle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,41 +31,41 @@ class Project:
     """Defaults of a project folder."""
 
     root: Path
-    """The folder that relative defaults start from."""
+    """Folder that relative paths refer to."""
     cohort: str = "./cohort"
     """Cohort that `tmi train` reads."""
     runs: str = "./runs"
-    """Folder that runs are written to."""
+    """Folder that `tmi train` writes runs to."""
     bundle: str = "./bundle"
     """Bundle that `tmi export` writes and `tmi predict` reads."""
     preset: str = "paper"
     """Preset of `tmi train`."""
     engine: str = "onnx"
-    """What `tmi export` writes."""
+    """Engine that `tmi export` writes."""
     schema: str | None = None
-    """Clinical schema of `tmi check` and `tmi train`; None: the packaged one."""
+    """Clinical schema of `tmi check` and `tmi train`; None: the packaged liver schema."""
     from_file: frozenset[str] = field(default_factory=frozenset)
-    """Names of the settings that `tmi.toml` gave."""
+    """Names of the settings that `tmi.toml` contains."""
 
     def path(self, name: str) -> Path:
-        """A path setting, relative to the project folder unless absolute; printed as the user would type it."""
-        return self._placed(getattr(self, name))
+        """Return a path setting, relative to the project folder unless absolute, in the form that a user would type."""
+        return self._resolve(getattr(self, name))
 
     @property
     def schema_file(self) -> Path | None:
-        """The clinical schema's file, where one is set."""
-        return None if self.schema is None else self._placed(self.schema)
+        """File of the clinical schema; None if none is set."""
+        return None if self.schema is None else self._resolve(self.schema)
 
-    def _placed(self, setting: str) -> Path:
+    def _resolve(self, setting: str) -> Path:
         value = Path(setting)
         return value if value.is_absolute() or self.root == Path() else self.root / value
 
 
 def load_project(root: Path = Path()) -> Project:
-    """The project in `root`, with its `tmi.toml` where there is one.
+    """Load the project of a folder, with its `tmi.toml` if it exists.
 
     Raises:
-        UsageError: the file is not TOML, or sets something unknown.
+        UsageError: the file is not TOML, or contains an unknown key or a value that is not a string.
     """
     file = root / PROJECT_FILE
     if not file.is_file():
@@ -77,27 +78,29 @@ def load_project(root: Path = Path()) -> Project:
     for name, value in data.items():
         if name not in known or not isinstance(value, str) or not value:
             raise UsageError(
-                f"{file}: {name} = {value!r} is not known here", fix=f"set strings for {', '.join(sorted(known))}"
+                f"{file}: {name} = {value!r} is not a valid setting", fix=f"set strings for {', '.join(sorted(known))}"
             )
     return Project(root=root, from_file=frozenset(data), **data)
 
 
 def default_bundle(project: Project) -> tuple[Path, str]:
-    """The bundle to predict with, and why: `TMI_BUNDLE`, else the project's."""
-    named = os.environ.get(BUNDLE_VARIABLE)
-    if named:
-        return Path(named), f"from {BUNDLE_VARIABLE}"
+    """Return the default bundle and its origin: `TMI_BUNDLE`, else the setting of the project."""
+    variable = os.environ.get(BUNDLE_VARIABLE)
+    if variable:
+        return Path(variable), f"from {BUNDLE_VARIABLE}"
     return project.path("bundle"), f"from {PROJECT_FILE}" if "bundle" in project.from_file else "the default"
 
 
 def new_run_folder(project: Project, name: str) -> Path:
-    """`runs/<date>-<name>`, with `-2`, `-3` ... appended where it exists already.
+    """Return the path `runs/<date>-<name>`, with the suffix `-2`, `-3`, ... if it exists already.
 
     Raises:
-        UsageError: the name is empty or no plain name.
+        UsageError: the name is empty or contains a path separator.
     """
     if not name or Path(name).name != name:
-        raise UsageError(f"run name {name!r} is no plain name", fix="give a name without slashes, or a folder as --out")
+        raise UsageError(
+            f"run name {name!r} is not a plain name", fix="give a name without slashes, or a folder as --out"
+        )
     stem = f"{datetime.date.today().isoformat()}-{name}"
     runs = project.path("runs")
     candidates = [runs / stem, *(runs / f"{stem}-{n}" for n in range(2, 1000))]
@@ -105,10 +108,10 @@ def new_run_folder(project: Project, name: str) -> Path:
 
 
 def newest_finished_run(project: Project) -> Path:
-    """The run whose `run.json` says finished and was finished last.
+    """Return the run folder with status `finished` and the latest end time in its `run.json`.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no finished run.
     """
     runs = project.path("runs")
     finished: list[tuple[str, Path]] = []
@@ -116,7 +119,7 @@ def newest_finished_run(project: Project) -> Path:
         try:
             state = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            continue  # a run that is being written or is damaged is no candidate; opening it by name says why
+            continue  # a damaged or incomplete file: opening the run by name reports the error
         if isinstance(state, dict) and state.get("status") == "finished":
             finished.append((str(state.get("finished_at", "")), file.parent))
     if not finished:

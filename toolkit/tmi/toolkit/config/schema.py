@@ -1,8 +1,8 @@
-"""The whole configuration as frozen, keyword-only dataclasses, validated on construction.
+"""Configuration of preprocessing, network, losses and training, as frozen, keyword-only dataclasses.
 
-A preset (`tmi.toolkit.config.presets`) is a function that returns a whole `Config`. A file is data and is never
-evaluated (`tmi.toolkit.storage.serialization`). Axes: D depth, H height, W width. Source of the defaults: the paper
-where it speaks, else `docs/decisions.md`.
+Values are validated on construction. Presets (`tmi.toolkit.config.presets`) return a complete `Config`; configuration
+files are data and are never evaluated (`tmi.toolkit.storage.serialization`). Axes: D depth, H height, W width. Defaults
+are those of the paper; `docs/decisions.md` lists the ones that the paper does not state.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from tmi.toolkit.config.baseline_schema import ModelConfig
 from tmi.toolkit.errors import UsageError
 
 CLASSES: tuple[str, str] = ("good", "bad")
-"""Class names by index. Positive, for every metric, is `bad` (bad prognosis)."""
+"""Class names by index. The positive class of every metric is `bad` (bad prognosis)."""
 POSITIVE: int = 1
 """Index of the positive class in `CLASSES`."""
 FREEZABLE = re.compile(r"ct(:stem|:layer[1-4])?|text(:\d+)?|radiomics")
-"""What `train.freeze` may name."""
+"""Valid entries of `train.freeze`."""
 N_RADIOMICS: int = 1781
-"""Number of radiomic features the network takes."""
+"""Number of radiomic features of the network input."""
 Modality = Literal["clinical", "radiomics", "image"]
-"""A modality, as the configs name it."""
+"""Name of a modality in a config."""
 MODALITIES: tuple[Modality, Modality, Modality] = ("clinical", "radiomics", "image")
-"""The ring of the cross-attention, in order; each attends to the next, the last to the first."""
+"""Cyclic order of the cross-attention: each modality attends to the next, the last to the first."""
 
 
 def _require(holds: bool, what: str, fix: str) -> None:
@@ -35,16 +35,16 @@ def _require(holds: bool, what: str, fix: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CtConfig:
-    """How a CT volume becomes the network's input."""
+    """Preprocessing of the CT volume."""
 
     shape_DHW: tuple[int, int, int]
-    """Voxels of the input, depth first; the whole volume is resampled to it."""
+    """Input size (D, H, W) in voxels; the whole volume is resampled to it."""
     window_hu: tuple[float, float] = (-70.0, 130.0)
-    """Lower and upper end of the intensity window in Hounsfield units (level 30, width 200)."""
+    """Lower and upper end of the intensity window in HU (level 30, width 200)."""
     scale_to: tuple[float, float] = (0.0, 1.0)
-    """What the window's two ends become."""
+    """Values that the two ends of the window are mapped to."""
     depth_resampling: Literal["linear", "nearest"] = "linear"
-    """Interpolation along depth; in plane it is always linear."""
+    """Interpolation along depth; in-plane interpolation is always linear."""
 
     def __post_init__(self) -> None:
         _require(
@@ -58,27 +58,28 @@ class CtConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RadiomicsConfig:
-    """How radiomic features are scaled."""
+    """Scaling of the radiomic features."""
 
     scaling: Literal["minmax", "zscore"] = "minmax"
     """`minmax`: to [-1, 1] by minimum and maximum, clipped; `zscore`: zero mean, unit variance, not clipped."""
     fit_on: Literal["training", "cohort"] = "training"
-    """`training`: the training part of the fold alone. `cohort` leaks the held-out cases (the released protocol)."""
+    """`training`: fitted on the training part of the fold. `cohort`: fitted on all cases, held-out ones
+    included, which is leakage (released protocol)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClinicalConfig:
-    """How clinical fields become text and tokens."""
+    """Rendering of the clinical fields as text, and tokenization."""
 
     rendering: Literal["values", "flags", "pairs"] = "values"
-    """`values`: a sentence a field, name and value with unit; `flags`: the same plus low/normal/high; `pairs`: names
-    and values joined by spaces (released protocol)."""
+    """`values`: one sentence per field with name, value and unit; `flags`: the same with low/normal/high; `pairs`:
+    names and values joined by spaces (released protocol)."""
     max_length: int = 512
-    """Longest token sequence, special tokens included; longer texts are cut and reported."""
+    """Maximum number of tokens, special tokens included; longer texts are truncated and reported."""
     pad_to_max: bool = False
-    """Always pad to `max_length` (released protocol) instead of to the longest text of the batch."""
+    """Pad to `max_length` (released protocol) instead of to the longest text of the batch."""
     vocab_size: int | None = None
-    """Size of the WordPiece vocabulary trained on the training texts; None: a tokenizer is given."""
+    """Size of the WordPiece vocabulary that is trained on the training texts; None: an existing tokenizer is used."""
 
     def __post_init__(self) -> None:
         _require(8 <= self.max_length <= 512, f"clinical.max_length={self.max_length}", "give 8 to 512 tokens")
@@ -86,53 +87,56 @@ class ClinicalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CtEncoderConfig:
-    """3D ResNet: one channel, stem 7x7x7 with stride (1,2,2), max-pool 3 stride 2, shortcut B, global average."""
+    """3D ResNet with one input channel, 7x7x7 stem, 3x3x3 max pooling of stride 2, projection shortcuts (type B) and
+    global average pooling.
+    """
 
     block: Literal["basic", "bottleneck"] = "bottleneck"
     """Residual block."""
     layers: tuple[int, int, int, int] = (3, 4, 6, 3)
     """Blocks in each of the four stages."""
     planes: tuple[int, int, int, int] = (64, 128, 256, 512)
-    """Channels of each stage before the block's expansion (4 for `bottleneck`, 1 for `basic`)."""
+    """Channels of each stage before the expansion of the block (4 for `bottleneck`, 1 for `basic`)."""
     stem_stride_DHW: tuple[int, int, int] = (1, 2, 2)
     """Stride of the first convolution."""
     dilation: tuple[int, int, int, int] = (1, 1, 1, 1)
-    """Dilation of each stage's 3x3x3 convolutions; a dilated stage has stride 1 (MedicalNet: 1, 1, 2, 4)."""
+    """Dilation of the 3x3x3 convolutions of each stage; a dilated stage has stride 1 (MedicalNet: 1, 1, 2, 4)."""
     fc_width: int | None = None
-    """Width of a fully connected layer whose output is the feature (released: 400); None: the global average."""
+    """Size of a fully connected output layer (released code: 400); None: the output is the global average."""
 
     @property
     def feature_width(self) -> int:
-        """Channels of the feature that leaves the encoder."""
+        """Channels of the output feature."""
         return self.fc_width or self.planes[-1] * (4 if self.block == "bottleneck" else 1)
 
     def __post_init__(self) -> None:
         _require(
             min(self.dilation) >= 1,
             f"ct_encoder.dilation={self.dilation}",
-            "give four whole numbers from 1 on, one a stage",
+            "give four integers of at least 1, one per stage",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderConfig:
-    """BERT. The vocabulary size is the tokenizer's where the tokenizer is trained on the cohort."""
+    """BERT encoder. A tokenizer that is trained on the cohort determines the vocabulary size."""
 
     hidden_size: int = 768
-    """Width of a token."""
+    """Hidden size."""
     layers: int = 12
-    """Transformer layers."""
+    """Number of transformer layers."""
     heads: int = 12
-    """Attention heads."""
+    """Number of attention heads."""
     intermediate_size: int = 3072
-    """Width of the feed-forward layer."""
+    """Hidden size of the feed-forward layer."""
     vocab_size: int = 28996
     """Rows of the embedding table."""
     pooling: Literal["mean", "cls", "pooler"] = "mean"
-    """`mean` over the attended tokens of the last layer, its first token, or BERT's pooler."""
+    """`mean`: mean of the attended tokens of the last layer; `cls`: its first token; `pooler`: the pooler of BERT."""
     dropout: float = 0.1
-    """Dropout of BERT's hidden states and attention weights, as it was pre-trained. From random weights on a few
-    hundred records, 0 lets the encoder fit its training texts, not more than that (docs/results)."""
+    """Dropout probability of hidden states and attention weights, as in the pre-training of BERT. For random initial
+    weights and a few hundred records, 0 lets the encoder fit the training texts, but does not generalize better
+    (docs/results)."""
 
     def __post_init__(self) -> None:
         _require(
@@ -145,12 +149,12 @@ class TextEncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RadiomicsEncoderConfig:
-    """Linear without bias, BatchNorm, ReLU, Linear without bias."""
+    """MLP: Linear without bias, BatchNorm, ReLU, Linear without bias."""
 
     hidden: int = 1024
-    """Width of the hidden layer."""
+    """Size of the hidden layer."""
     out: int = 512
-    """Width of the feature."""
+    """Size of the output feature."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,23 +162,23 @@ class FusionConfig:
     """Projections, intra-modality aggregation (IMA) and triple-modal cross-attention fusion (TCAF)."""
 
     width: int = 256
-    """Width of each modality after its projection."""
+    """Size of each modality's feature after its projection."""
     projection_norm: bool = True
     """LayerNorm after each projection."""
     layer_norm_eps: float = 1e-5
-    """Epsilon of every LayerNorm here; 1e-12 flushes to zero in FP16."""
+    """Epsilon of every LayerNorm of the fusion; 1e-12 underflows to zero in FP16."""
     ima: bool = True
-    """Intra-modality aggregation; off: identity."""
+    """Use the intra-modality aggregation; if off, it is the identity."""
     ima_heads: int = 16
-    """Heads of the IMA's self-attention."""
+    """Heads of the self-attention in the IMA."""
     ima_attention_dropout: float = 0.5
-    """Dropout on the IMA's attention weights."""
+    """Dropout probability of the attention weights in the IMA."""
     ima_dense_dropout: float = 0.2
-    """Dropout after the IMA's dense layer."""
+    """Dropout probability after the dense layer of the IMA."""
     tcaf: bool = True
-    """Triple-modal cross-attention fusion; off: plain concatenation of the three features."""
+    """Use the triple-modal cross-attention fusion; if off, the three features are concatenated."""
     tcaf_dropout: float = 0.0
-    """Dropout on the TCAF's attention weights."""
+    """Dropout probability of the attention weights in the TCAF."""
 
     def __post_init__(self) -> None:
         _require(
@@ -186,22 +190,22 @@ class FusionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """1D DenseNet over the fused sequence [B, 1, 3 * width]."""
+    """1D DenseNet on the fused sequence (B, 1, 3 * width)."""
 
     blocks: tuple[int, ...] = (6, 12, 24, 16)
-    """Layers of each dense block."""
+    """Number of layers of each dense block."""
     growth: int = 32
     """Growth rate."""
     init_features: int = 64
     """Channels of the stem."""
     style: Literal["logits", "released"] = "logits"
     """`logits`: one Linear to the two classes. `released`: Linear 512, ReLU, dropout 0.5, Linear 2, sigmoid, with
-    3-wide transition convolutions and no final norm."""
+    transition convolutions of size 3 and no final norm."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Everything that fixes the network's graph."""
+    """Architecture of the network."""
 
     ct_encoder: CtEncoderConfig = CtEncoderConfig()
     """CT encoder."""
@@ -214,8 +218,8 @@ class NetworkConfig:
     head: HeadConfig = HeadConfig()
     """Classification head."""
     modalities: tuple[Modality, ...] = MODALITIES
-    """What TMI-CLNet sees, in any order. All three is the network of the paper; two (two-way cross-attention, no IMA)
-    and one (encoder, projection, head) are its ablation over modalities."""
+    """Active modalities of TMI-CLNet, in any order. Three give the network of the paper. Two (two-way cross-attention,
+    no IMA) and one (encoder, projection, head) are its modality ablations."""
 
     def __post_init__(self) -> None:
         named = set(self.modalities)
@@ -228,14 +232,14 @@ class NetworkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """total = cross entropy + alpha * TMFF."""
+    """Loss: total = cross entropy + alpha * TMFF."""
 
     sdm_scale: float = 50.0
-    """Scale of the cosine similarities inside SDM."""
+    """Scale of the cosine similarities in the SDM loss."""
     tmff_lambda: float = 0.6
-    """Weight of the pairs with text; 1 - lambda weighs the image-radiomics pair."""
+    """Weight lambda of the pairs with text; the image-radiomics pair has the weight 1 - lambda."""
     alpha: float = 1.0
-    """Weight of TMFF; 0 switches it off."""
+    """Weight of TMFF; 0 disables it."""
 
     def __post_init__(self) -> None:
         _require(0.0 <= self.tmff_lambda <= 1.0, f"loss.tmff_lambda={self.tmff_lambda}", "give a value in [0, 1]")
@@ -244,22 +248,24 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationConfig:
-    """Random changes of the training CTs, each drawn evenly from minus to plus its bound; all 0: none (the paper)."""
+    """Augmentation of the training CTs. Each parameter is sampled uniformly from minus to plus its bound; all bounds 0
+    disable it (paper).
+    """
 
     shift_voxels_DHW: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Bound of the shift along each axis, in voxels of the network's input."""
+    """Bound of the shift along each axis, in voxels of the network input."""
     rotation_degrees: float = 0.0
     """Bound of the rotation in the axial plane."""
     noise: float = 0.0
-    """Bound of the standard deviation of Gaussian noise, as a part of the window's width (from 0)."""
+    """Bound of the standard deviation of Gaussian noise, as a fraction of the window width (sampled from 0)."""
     scale: float = 0.0
-    """Bound of the relative change of contrast around the window's middle."""
+    """Bound of the relative change of contrast around the window centre."""
     offset: float = 0.0
-    """Bound of the change of brightness, as a part of the window's width."""
+    """Bound of the change of brightness, as a fraction of the window width."""
 
     @property
     def active(self) -> bool:
-        """Whether anything is changed."""
+        """Whether any bound is positive."""
         return any((*self.shift_voxels_DHW, self.rotation_degrees, self.noise, self.scale, self.offset))
 
     def __post_init__(self) -> None:
@@ -277,39 +283,39 @@ class AugmentationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Optimisation and protocol."""
+    """Optimisation and evaluation protocol."""
 
     folds: int = 5
-    """Folds of the cross-validation."""
+    """Number of cross-validation folds."""
     epochs: int = 300
-    """Epochs a fold."""
+    """Epochs per fold."""
     batch_size: int = 2
-    """Cases a step."""
+    """Cases per batch."""
     learning_rate: float = 1e-4
-    """Adam's learning rate."""
+    """Learning rate of Adam."""
     weight_decay: float = 0.0
-    """Adam's weight decay."""
+    """Weight decay of Adam."""
     seed: int = 42
-    """Seed of the folds, the initial weights, the order of the cases and the dropout."""
+    """Random seed of the folds, the initial weights, the case order and the dropout."""
     validation_fraction: float = 0.2
-    """Part of a fold's training cases that the epoch is picked on: the nearest of a half, a third, a quarter, ..."""
+    """Fraction of the training cases for selecting the best epoch; rounded to the nearest of 1/2, 1/3, 1/4, ..."""
     protocol: Literal["grouped", "released"] = "grouped"
-    """`grouped`: stratified folds grouped by patient, epoch picked on the inner validation split. `released`:
-    KFold(shuffle), epoch picked on the very fold it reports, hence optimistic."""
+    """`grouped`: stratified folds grouped by patient, best epoch selected on the inner validation split. `released`:
+    KFold(shuffle), best epoch selected on the held-out fold itself, hence optimistically biased."""
     freeze: tuple[str, ...] = ()
-    """What is not trained: `ct`, `text`, `radiomics`, or the first part of an encoder: `ct:stem`, `ct:layer2` (stem and
-    stages 1 and 2), `text:8` (embeddings and the first 8 layers)."""
+    """Frozen encoders: `ct`, `text`, `radiomics`, or the first part of one: `ct:stem`, `ct:layer2` (stem, stages 1 and
+    2), `text:8` (embeddings and the first 8 layers)."""
     cache_frozen: bool = True
-    """Compute the output of a wholly frozen CT or text encoder once a case instead of in every epoch."""
+    """Compute the output of a fully frozen CT or text encoder once per case instead of in every epoch."""
     frozen_batch_norm: bool = False
-    """Every BatchNorm keeps its statistics and runs as in prediction, whatever the batch."""
+    """Run every BatchNorm in evaluation mode with its running statistics."""
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
-    """Of the training steps; the weights, the validation and the reported predictions stay float32."""
+    """Precision of the training steps; weights, validation and reported predictions are float32."""
     accumulate: int = 1
-    """Batches whose gradients are averaged into one step."""
+    """Number of batches whose gradients are averaged for one optimizer step."""
     activation_checkpointing: bool = False
-    """Compute the activations inside each residual block and text layer again in the backward pass instead of keeping
-    them: less memory, about a third more time, the same weights."""
+    """Recompute the activations of each residual block and text layer in the backward pass instead of storing them:
+    less memory, about a third more time, identical weights."""
 
     def __post_init__(self) -> None:
         _require(self.folds >= 2, f"train.folds={self.folds}", "give at least 2 folds")
@@ -317,7 +323,7 @@ class TrainConfig:
         _require(
             self.batch_size >= 2,
             f"train.batch_size={self.batch_size}",
-            "give at least 2 cases a step: BatchNorm cannot train on one",
+            "give at least 2 cases per batch: BatchNorm cannot train on one",
         )
         _require(self.learning_rate > 0, f"train.learning_rate={self.learning_rate}", "give a positive rate")
         _require(
@@ -333,31 +339,31 @@ class TrainConfig:
         )
         encoders = [name.partition(":")[0] for name in self.freeze]
         _require(len(set(encoders)) == len(encoders), f"train.freeze={list(self.freeze)}", "name an encoder once")
-        _require(self.accumulate >= 1, f"train.accumulate={self.accumulate}", "give at least 1 batch a step")
+        _require(self.accumulate >= 1, f"train.accumulate={self.accumulate}", "give at least 1 batch per step")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole, frozen configuration; travels with every run and bundle."""
+    """Complete configuration; stored in every run and bundle."""
 
     preset: str
-    """Name of the preset it started from."""
+    """Name of the preset that it is based on."""
     ct: CtConfig
     """CT preprocessing."""
     radiomics: RadiomicsConfig = RadiomicsConfig()
-    """Radiomics scaling."""
+    """Scaling of the radiomic features."""
     clinical: ClinicalConfig = ClinicalConfig()
-    """Clinical text."""
+    """Clinical text and tokens."""
     network: NetworkConfig = NetworkConfig()
-    """Network."""
+    """Network architecture."""
     system: ModelConfig = field(default_factory=ModelConfig)
-    """Which system is trained: TMI-CLNet, or one that it is compared with."""
+    """Model to train: TMI-CLNet or a baseline."""
     loss: LossConfig = LossConfig()
-    """Losses."""
+    """Loss weights."""
     train: TrainConfig = TrainConfig()
-    """Training."""
+    """Optimisation and evaluation protocol."""
     augmentation: AugmentationConfig = AugmentationConfig()
-    """Random changes of the training CTs."""
+    """Augmentation of the training CTs."""
 
     def __post_init__(self) -> None:
         if self.clinical.vocab_size is not None:
