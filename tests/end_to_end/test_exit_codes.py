@@ -93,7 +93,7 @@ REACHED: Mapping[ExitCode, tuple[Reach, str]] = MappingProxyType(
         ExitCode.USAGE: (usage, "error: bundle is no bundle: manifest.json is missing\n  fix: name a bundle with"),
         ExitCode.REJECTED: (
             refused,
-            "error: case nowhere: the case folder is not there [case-missing]\n  fix: give the path",
+            "error: case nowhere: the case folder does not exist [case-missing]\n  fix: give the path",
         ),
         ExitCode.PARITY: (parity, "error: the bundle was not written\n  fix: look at the table"),
         ExitCode.UNAVAILABLE: (unavailable, "fix: pip install 'tmi-clnet[openvino]'"),

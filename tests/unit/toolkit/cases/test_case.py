@@ -1,4 +1,4 @@
-"""Cases and cohorts: which files, under which names, and which tables are refused."""
+"""Case and cohort formats: file names, cohort tables, and expansion of paths."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ def cohort(folder: Path, text: str) -> Path:
     return folder
 
 
-def test_a_case_knows_its_files_by_their_documented_names(tmp_path):
+def test_case_has_documented_file_names(tmp_path):
+    """The paths of a case have the documented file names."""
     case = Case(folder=tmp_path / "P1", case_id="P1")
     names = [p.relative_to(tmp_path / "P1").as_posix() for p in (case.ct, case.mask, case.radiomics, case.clinical)]
     assert names == ["ct.nii.gz", "liver.nii.gz", "radiomics.csv", "clinical.json"]
 
 
-def test_the_folders_name_is_the_case_id_however_it_is_given(tmp_path, monkeypatch):
+def test_folder_name_is_the_case_id(tmp_path, monkeypatch):
+    """The case id is the folder name, for relative paths and trailing slashes too."""
     (tmp_path / "P1").mkdir()
     monkeypatch.chdir(tmp_path / "P1")
     assert open_case(tmp_path / "P1" / "").case_id == "P1"
@@ -32,13 +34,15 @@ def test_the_folders_name_is_the_case_id_however_it_is_given(tmp_path, monkeypat
     assert open_case(Path("."), mask_label=5).mask_label == 5
 
 
-def test_a_case_that_is_not_there_is_refused_by_name(tmp_path):
-    with pytest.raises(InputRejectedError, match="case P9: the case folder is not there") as error:
+def test_missing_case_is_rejected(tmp_path):
+    """A missing case folder is rejected with case-missing and the case id."""
+    with pytest.raises(InputRejectedError, match="case P9: the case folder does not exist") as error:
         open_case(tmp_path / "P9")
     assert error.value.code == "case-missing"
 
 
-def test_a_cohort_gives_its_cases_in_the_order_of_the_table(tmp_path):
+def test_cohort_keeps_table_order(tmp_path):
+    """Cases are returned in table order with patient, label and mask label."""
     folder = cohort(tmp_path, HEADER + "B,p2,bad\nA,p1,good\n")
     assert is_cohort(folder)
     assert open_cohort(folder, mask_label=5).cases == (
@@ -56,13 +60,14 @@ def test_a_cohort_gives_its_cases_in_the_order_of_the_table(tmp_path):
     ],
     ids=["byte order mark", "other order and a further column", "Windows lines and spaces"],
 )
-def test_tables_as_spreadsheets_write_them_are_read(tmp_path, text):
+def test_spreadsheet_exports_are_read(tmp_path, text):
+    """Byte order marks, other column orders, further columns and Windows line ends are accepted."""
     (case,) = open_cohort(cohort(tmp_path, text)).cases
     assert (case.case_id, case.patient_id, case.label) == ("A", "p1", 0)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("case_id,label\nA,good\n", "column 'patient_id' is missing"),
         ("", "column 'case_id' is missing"),
@@ -71,46 +76,51 @@ def test_tables_as_spreadsheets_write_them_are_read(tmp_path, text):
         (HEADER + "A,p1,dead\n", "line 2: label 'dead'"),
         (HEADER + "A,p1,Bad\n", "line 2: label 'Bad'"),
         (HEADER + "A,p1\n", "line 2: label ''"),
-        (HEADER + ",p1,good\n", "line 2: case_id or patient_id is empty or no plain name"),
-        (HEADER + "A,,good\n", "line 2: case_id or patient_id is empty or no plain name"),
-        (HEADER + "../A,p1,good\n", "no plain name"),
-        (HEADER + "..,p1,good\n", "no plain name"),
-        (HEADER + ".,p1,good\n", "no plain name"),
-        (HEADER + "C:\\A,p1,good\n", "no plain name"),
-        (HEADER + "A\x00B,p1,good\n", "no plain name"),
-        (HEADER + "A\x1b[2J,p1,good\n", "no plain name"),
-        (HEADER + "A,p1\x1b[2J,good\n", "no plain name"),
+        (HEADER + ",p1,good\n", "line 2: case_id or patient_id is empty or not a plain name"),
+        (HEADER + "A,,good\n", "line 2: case_id or patient_id is empty or not a plain name"),
+        (HEADER + "../A,p1,good\n", "not a plain name"),
+        (HEADER + "..,p1,good\n", "not a plain name"),
+        (HEADER + ".,p1,good\n", "not a plain name"),
+        (HEADER + "C:\\A,p1,good\n", "not a plain name"),
+        (HEADER + "A\x00B,p1,good\n", "not a plain name"),
+        (HEADER + "A\x1b[2J,p1,good\n", "not a plain name"),
+        (HEADER + "A,p1\x1b[2J,good\n", "not a plain name"),
     ],
 )
-def test_a_malformed_table_is_refused_with_its_line(tmp_path, text, told):
+def test_malformed_table_is_a_usage_error(tmp_path, text, message):
+    """A malformed table is a usage error that names the line, with a fix."""
     with pytest.raises(UsageError) as error:
         open_cohort(cohort(tmp_path, text))
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert error.value.fix
 
 
-def test_a_table_in_another_encoding_is_refused(tmp_path):
+def test_table_in_other_encoding_is_a_usage_error(tmp_path):
+    """A table that is not UTF-8 is a usage error."""
     (tmp_path / "cohort.csv").write_bytes(HEADER.encode() + "A,pä,good".encode("latin-1"))
     with pytest.raises(UsageError, match="cannot be read as CSV in UTF-8"):
         open_cohort(tmp_path)
 
 
-def test_a_folder_without_a_table_is_no_cohort(tmp_path):
+def test_folder_without_table_is_not_a_cohort(tmp_path):
+    """A folder without cohort.csv is a usage error as a cohort."""
     assert not is_cohort(tmp_path)
-    with pytest.raises(UsageError, match=r"is no cohort: cohort\.csv is missing") as error:
+    with pytest.raises(UsageError, match=r"is not a cohort: cohort\.csv is missing") as error:
         open_cohort(tmp_path)
     assert "tmi synth" in error.value.fix
 
 
-def test_cases_and_cohorts_may_be_mixed_and_keep_their_order(tmp_path):
+def test_cases_and_cohorts_can_be_mixed(tmp_path):
+    """Case folders and cohorts are expanded in the given order."""
     folder = cohort(tmp_path / "c", HEADER + "B,p2,bad\nA,p1,good\n")
-    found = find_cases([tmp_path / "Z", folder, tmp_path / "Y"], mask_label=3)
-    assert [c.case_id for c in found] == ["Z", "B", "A", "Y"]
-    assert [c.label for c in found] == [None, 1, 0, None]
-    assert {c.mask_label for c in found} == {3}
+    cases = find_cases([tmp_path / "Z", folder, tmp_path / "Y"], mask_label=3)
+    assert [c.case_id for c in cases] == ["Z", "B", "A", "Y"]
+    assert [c.label for c in cases] == [None, 1, 0, None]
+    assert {c.mask_label for c in cases} == {3}
 
 
-def test_two_cases_of_one_name_or_none_at_all_are_refused(tmp_path):
+def test_duplicate_or_no_case_is_a_usage_error(tmp_path):
+    """Two cases with the same id, and an empty list, are usage errors."""
     folder = cohort(tmp_path / "c", HEADER + "A,p1,good\n")
     with pytest.raises(UsageError, match="case id A is given twice"):
         find_cases([folder, tmp_path / "A"])
@@ -118,20 +128,24 @@ def test_two_cases_of_one_name_or_none_at_all_are_refused(tmp_path):
         find_cases([])
 
 
-def test_a_folder_of_cases_without_a_table_stands_for_every_folder_in_it(tmp_path):
+def test_folder_of_cases_is_expanded(tmp_path):
+    """A folder of cases is expanded to its visible sub-folders, sorted by name."""
     for name in ("B", "A", "empty", ".A-unfinished"):
         (tmp_path / "all" / name).mkdir(parents=True)
     for name in ("B", "A", ".A-unfinished"):
         (tmp_path / "all" / name / "clinical.json").write_text("{}")
     (tmp_path / "all" / "import-report.json").write_text("{}")
-    found = find_cases([tmp_path / "all"], mask_label=3)
-    assert [c.case_id for c in found] == ["A", "B", "empty"], "what is no case is refused as one, not passed over"
-    assert {c.mask_label for c in found} == {3}
+    cases = find_cases([tmp_path / "all"], mask_label=3)
+    assert [c.case_id for c in cases] == ["A", "B", "empty"], (
+        "a folder that is not a case is included, so that it is rejected"
+    )
+    assert {c.mask_label for c in cases} == {3}
     (tmp_path / "all" / "ct.nii.gz").touch()
-    assert [c.case_id for c in find_cases([tmp_path / "all"])] == ["all"], "a case is never taken for a folder of cases"
+    assert [c.case_id for c in find_cases([tmp_path / "all"])] == ["all"], "a case is not expanded as a folder of cases"
 
 
-def test_a_path_that_cannot_be_looked_at_is_a_case_that_is_refused_when_it_is_read(tmp_path):
+def test_inaccessible_path_is_returned_as_case(tmp_path):
+    """A path that cannot be accessed is returned as a case; reading it reports the error."""
     (tmp_path / "good").mkdir()
-    found = find_cases([tmp_path / ("x" * 300), tmp_path / "good"])
-    assert [c.case_id for c in found] == ["x" * 300, "good"]
+    cases = find_cases([tmp_path / ("x" * 300), tmp_path / "good"])
+    assert [c.case_id for c in cases] == ["x" * 300, "good"]

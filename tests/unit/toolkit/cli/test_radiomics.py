@@ -100,7 +100,7 @@ def test_one_bad_case_is_told_and_the_others_go_on(cohort, counted):
 def test_a_missing_folder_is_told_as_such(tmp_path):
     done = tmi("radiomics", tmp_path / "P9")
     assert (done.code, done.out) == (3, "1 case(s): 0 written, 0 up to date, 1 rejected\n")
-    assert "the case folder is not there [case-missing]" in done.err
+    assert "the case folder does not exist [case-missing]" in done.err
 
 
 def test_a_table_of_other_origin_is_never_written_over_without_force(cohort, counted):

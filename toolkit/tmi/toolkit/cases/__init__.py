@@ -1,4 +1,4 @@
-"""The case and cohort format: which files a case folder holds, its id, patient, label and provenance.
+"""Case and cohort format: file names of a case folder, case id, patient, label, and provenance record.
 
-It finds files; the rooms above read them.
+This package locates files; higher layers read their content.
 """

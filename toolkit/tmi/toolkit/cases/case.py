@@ -1,14 +1,14 @@
-"""The case and cohort formats: which files, in which folder, under which names. Nothing else knows a file name.
+"""Case and cohort formats: the folder layout, and the only definition of the file names.
 
 A case is a folder::
 
     P001/
       ct.nii.gz         CT volume in Hounsfield units
-      liver.nii.gz      mask on the CT's grid (optional where radiomics.csv is there)
-      radiomics.csv     a header of feature names and one row of values (optional where the mask is there)
-      radiomics.json    what radiomics.csv was made from (optional; `tmi.toolkit.radiomics.provenance`)
+      liver.nii.gz      liver mask on the CT grid (optional if radiomics.csv exists)
+      radiomics.csv     a header of feature names and one row of values (optional if the mask exists)
+      radiomics.json    provenance of radiomics.csv (optional; `tmi.toolkit.radiomics.provenance`)
       clinical.json     {"patient_id": ..., "values": {field: value}, "report": free text or null}
-      case.json         where it came from and what was repaired (optional; `tmi.toolkit.cases.provenance`)
+      case.json         provenance and repairs of the case (optional; `tmi.toolkit.cases.provenance`)
 
 A cohort is a folder of cases plus ``cohort.csv`` with the columns case_id, patient_id, label (good or bad).
 """
@@ -34,9 +34,9 @@ COHORT_COLUMNS = ("case_id", "patient_id", "label")
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One case folder and what its cohort says of it. Holds paths only; nothing is read yet.
+    """Paths of a case folder, and patient and label from its cohort table. No file is read.
 
-    `mask_label` selects the voxels of the mask file; None takes every non-zero voxel.
+    `mask_label` selects the voxels of the mask file; None selects every non-zero voxel.
     """
 
     folder: Path
@@ -47,41 +47,41 @@ class Case:
 
     @property
     def ct(self) -> Path:
-        """The CT volume."""
+        """Path of the CT volume."""
         return self.folder / CT_FILE
 
     @property
     def mask(self) -> Path:
-        """The liver mask; may be absent."""
+        """Path of the liver mask; the file is optional."""
         return self.folder / MASK_FILE
 
     @property
     def radiomics(self) -> Path:
-        """The radiomics table; may be absent."""
+        """Path of the radiomics table; the file is optional."""
         return self.folder / RADIOMICS_FILE
 
     @property
     def clinical(self) -> Path:
-        """The clinical record."""
+        """Path of the clinical record."""
         return self.folder / CLINICAL_FILE
 
 
 def open_case(folder: Path, *, mask_label: int | None = None) -> Case:
-    """A case from its folder; the folder's name is the case id.
+    """Return the case of a folder; the folder name is the case id.
 
     Raises:
-        InputRejectedError: no such folder.
+        InputRejectedError: the folder does not exist.
     """
     case_id = folder.resolve().name
     if not is_folder(folder):
         raise InputRejectedError(
-            "the case folder is not there", fix="give the path of a case folder", code="case-missing", case_id=case_id
+            "the case folder does not exist", fix="give the path of a case folder", code="case-missing", case_id=case_id
         )
     return Case(folder=folder, case_id=case_id, mask_label=mask_label)
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is there; a path that cannot be looked at, such as too long a name, is none."""
+    """Return whether a path is a folder; False if it cannot be accessed, for example because the name is too long."""
     try:
         return path.is_dir()
     except OSError:
@@ -89,15 +89,15 @@ def is_folder(path: Path) -> bool:
 
 
 def is_cohort(path: Path) -> bool:
-    """Whether a folder holds a cohort table."""
+    """Return whether a folder holds a cohort table."""
     try:
         return (path / COHORT_FILE).is_file()
-    except OSError:  # a folder that may not be looked into, a name that is too long: told by whatever reads the case
+    except OSError:  # no permission, or the name is too long: reported when the case is read
         return False
 
 
 def is_case(path: Path) -> bool:
-    """Whether a folder holds a file that only a case holds."""
+    """Return whether a folder holds at least one file of a case."""
     try:
         return any((path / name).is_file() for name in (CT_FILE, MASK_FILE, RADIOMICS_FILE, CLINICAL_FILE))
     except OSError:
@@ -106,7 +106,7 @@ def is_case(path: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
-    """A cohort folder: its cases in the order of the table."""
+    """Cohort folder with its cases in table order."""
 
     folder: Path
     cases: tuple[Case, ...]
@@ -116,13 +116,13 @@ def open_cohort(folder: Path, *, mask_label: int | None = None) -> Cohort:
     """Read `cohort.csv`; case folders are not opened.
 
     Raises:
-        UsageError: the folder or its table is missing or malformed: wrong columns, duplicate ids, unknown labels.
+        UsageError: the folder or its table is missing, or the table has wrong columns, duplicate ids or unknown labels.
     """
     table = folder / COHORT_FILE
     if not table.is_file():
         raise UsageError(
-            f"{folder} is no cohort: {COHORT_FILE} is missing",
-            fix="give a cohort folder, or make one with `tmi synth OUT`",
+            f"{folder} is not a cohort: {COHORT_FILE} is missing",
+            fix="give a cohort folder, or create one with `tmi synth OUT`",
         )
     try:
         with table.open(newline="", encoding="utf-8-sig") as stream:
@@ -136,19 +136,19 @@ def open_cohort(folder: Path, *, mask_label: int | None = None) -> Cohort:
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{table} cannot be read as CSV in UTF-8", fix="save it as comma-separated UTF-8") from error
     cases: list[Case] = []
-    seen: set[str] = set()
+    case_ids: set[str] = set()
     for line, row in enumerate(rows, start=2):
         case_id, patient_id, label = ((row[c] or "").strip() for c in COHORT_COLUMNS)
         if not patient_id.isprintable() or not patient_id or not is_portable_name(case_id):
             raise UsageError(
-                f"{table} line {line}: case_id or patient_id is empty or no plain name",
-                fix="give both ids; the case id is the name of the case's folder",
+                f"{table} line {line}: case_id or patient_id is empty or not a plain name",
+                fix="give both ids; the case id is the name of the case folder",
             )
-        if case_id in seen:
+        if case_id in case_ids:
             raise UsageError(f"{table} line {line}: case {case_id} is listed twice", fix="keep one of the two lines")
         if label not in CLASSES:
             raise UsageError(f"{table} line {line}: label {label!r}", fix=f"write {' or '.join(CLASSES)}")
-        seen.add(case_id)
+        case_ids.add(case_id)
         cases.append(
             Case(
                 folder=folder / case_id,
@@ -159,23 +159,23 @@ def open_cohort(folder: Path, *, mask_label: int | None = None) -> Cohort:
             )
         )
     if not cases:
-        raise UsageError(f"{table} lists no case", fix="add a line a case")
+        raise UsageError(f"{table} lists no case", fix="add one line per case")
     return Cohort(folder=folder, cases=tuple(cases))
 
 
 def is_portable_name(name: str) -> bool:
-    """Whether a case id can be a folder's name on every system and be printed."""
+    """Return whether a case id is printable and a valid folder name on every operating system."""
     return bool(name) and name.isprintable() and not set(name) & set("/\\") and name not in (".", "..")
 
 
 def find_cases(paths: list[Path], *, mask_label: int | None = None) -> list[Case]:
-    """Cases from a mix of case folders, cohort folders and folders of cases, in the order given.
+    """Return the cases of case folders, cohort folders and folders of cases, in the given order.
 
-    A folder of cases without a cohort table stands for all of them, by name. Any other path is taken as a case; whether
-    it is there is found when it is read.
+    A folder of cases without a cohort table is expanded to its sub-folders, sorted by name. Any other path is returned
+    as a case, whether it exists or not; reading the case reports the error.
 
     Raises:
-        UsageError: no path, a malformed cohort table, or two cases with one id.
+        UsageError: no path, a malformed cohort table, or two cases with the same id.
     """
     cases: list[Case] = []
     for path in paths:
@@ -185,23 +185,26 @@ def find_cases(paths: list[Path], *, mask_label: int | None = None) -> list[Case
             folders = _cases_below(path) or [path]
             cases.extend(Case(folder=f, case_id=f.resolve().name, mask_label=mask_label) for f in folders)
     ids = [c.case_id for c in cases]
-    twice = sorted({i for i in ids if ids.count(i) > 1})
-    if twice:
-        raise UsageError(f"case id {twice[0]} is given twice", fix="give cases of the same name to separate commands")
+    duplicates = sorted({i for i in ids if ids.count(i) > 1})
+    if duplicates:
+        raise UsageError(
+            f"case id {duplicates[0]} is given twice", fix="give cases of the same name to separate commands"
+        )
     if not cases:
         raise UsageError("no case given", fix="give case folders or a cohort folder")
     return cases
 
 
 def _cases_below(path: Path) -> list[Path]:
-    """Every folder right below one that is no case itself, by name, where at least one of them is a case.
+    """Return the direct sub-folders of a folder, sorted by name; empty unless at least one of them is a case.
 
-    None of them is passed over silently: what is no case is refused as one. Hidden folders are unfinished imports.
+    Sub-folders that are not cases are included, so that they are rejected instead of silently skipped. Hidden folders
+    are unfinished imports. A folder that is a case itself has none.
     """
     if is_case(path):
         return []
     try:
-        below = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+        folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     except OSError:
         return []
-    return below if any(map(is_case, below)) else []
+    return folders if any(map(is_case, folders)) else []

@@ -1,7 +1,7 @@
-"""`case.json`: where a case came from and what was repaired in it. Optional; a case written by hand has none.
+"""Provenance record of a case, `case.json`: its sources and its repairs. The file is optional.
 
-It holds no identifying value: kinds of files, digests, shapes, counts, codes of repairs and their figures. Dates stay
-out; of the two that matter only their distance in days is kept.
+It contains no identifying value: only file formats, digests, shapes, counts, and the codes and numbers of repairs. Of
+the dates of the blood sample and the CT it contains the distance in days only.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ SCHEMA = "tmi-case/1"
 
 @dataclass(frozen=True, kw_only=True)
 class Repair:
-    """One repair that was asked for and made."""
+    """One repair that was requested and applied."""
 
     code: str
-    """Row of `tmi.toolkit.qc.check_registry.CHECKS` that it mends."""
+    """Code of the check (`tmi.toolkit.qc.check_registry.CHECKS`) whose finding it repairs."""
     file: str
-    """File of the case that was written anew."""
+    """File of the case that was rewritten."""
     what: str
-    """What was done, in one sentence, with its figures."""
+    """Description in one sentence, with numbers."""
     before_sha256: str | None = None
-    """Digest of the file before, where there was one."""
+    """Digest of the file before the repair; None if there was none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseRecord:
-    """What is known of a case besides its files."""
+    """Content of `case.json`."""
 
     source: dict[str, Any] = field(default_factory=dict)
-    """What it was imported from: kinds, counts, digests. Nothing that identifies a patient."""
+    """Description of the sources: formats, counts, digests; no identifying value."""
     repairs: tuple[Repair, ...] = ()
-    """Repairs, oldest first."""
+    """Repairs in chronological order."""
     days_from_blood_to_ct: int | None = None
-    """Days from the blood sample to the CT, where both dates were given; negative: the CT came first."""
+    """Days from the blood sample to the CT; negative if the CT came first, None unless both dates were known."""
     schema: str = SCHEMA
-    """Form of the file."""
+    """Schema id of the file."""
 
 
 def read_case_record(folder: Path, *, case_id: str) -> CaseRecord | None:
-    """The case's record; None where there is none.
+    """Read the provenance record of a case; return None if it has none.
 
     Raises:
-        InputRejectedError: case-record: it is not of the form this version reads.
+        InputRejectedError: case-record: the file does not follow the schema of this version.
     """
     path = folder / CASE_RECORD_FILE
     if not path.is_file():
@@ -62,7 +62,7 @@ def read_case_record(folder: Path, *, case_id: str) -> CaseRecord | None:
             raise UsageError(f"{CASE_RECORD_FILE} has schema {record.schema[:40]!r}", fix=f"give {SCHEMA!r}")
     except (OSError, ValueError, RecursionError, UsageError) as error:
         raise InputRejectedError(
-            f"{CASE_RECORD_FILE} is not of the form {SCHEMA}",
+            f"{CASE_RECORD_FILE} does not follow the schema {SCHEMA}",
             fix="import the case again, or remove the file: it is optional",
             code="case-record",
             case_id=case_id,
@@ -71,15 +71,15 @@ def read_case_record(folder: Path, *, case_id: str) -> CaseRecord | None:
 
 
 def write_case_record(folder: Path, record: CaseRecord) -> None:
-    """Write it, atomically."""
+    """Write the provenance record of a case atomically."""
     write_json(folder / CASE_RECORD_FILE, to_json(record))
 
 
 def add_repair(folder: Path, repair: Repair, *, case_id: str) -> None:
-    """Append a repair to the case's record, which is made where there is none.
+    """Append a repair to the provenance record of a case; create the record if it has none.
 
     Raises:
-        InputRejectedError: as `read_case_record`.
+        InputRejectedError: as in `read_case_record`.
     """
     record = read_case_record(folder, case_id=case_id) or CaseRecord()
     write_case_record(folder, replace(record, repairs=(*record.repairs, repair)))
