@@ -94,7 +94,7 @@ def graphs(work: Path, float64: bool) -> dict[str, Any]:
         half = to_fp16(work / f"{name}.onnx")
         save(half.model, work / f"{name}.fp16.onnx")
         size = round((work / f"{name}.fp16.onnx").stat().st_size / 1e6, 1)
-        found[name] = {"nodes_in_half": half.half, "nodes_in_float": len(half.kept), "megabytes": size}
+        found[name] = {"nodes_in_half": half.fp16_count, "nodes_in_float": len(half.float32_nodes), "megabytes": size}
         print(f"  {name}: {found[name]}", flush=True)
     return found
 
@@ -109,9 +109,9 @@ def plans(work: Path, float64: bool) -> dict[str, Any]:
     options = BuildOptions(target="sm80", max_batch=4, max_length=512)
     found = {}
     for name, spec in specs(work).items():
-        kept = to_fp16(work / f"{name}.onnx").kept
+        float32_nodes = to_fp16(work / f"{name}.onnx").float32_nodes
         start = time.perf_counter()
-        plan = build_plan(tensorrt_rtx, work / f"{name}.fp16.onnx", spec, options, kept=kept)
+        plan = build_plan(tensorrt_rtx, work / f"{name}.fp16.onnx", spec, options, float32_nodes=float32_nodes)
         found[name] = {
             "seconds": round(time.perf_counter() - start, 1),
             "megabytes": round(len(plan.data) / 1e6, 1),
@@ -126,7 +126,7 @@ def plans(work: Path, float64: bool) -> dict[str, Any]:
 
 def emulate(work: Path, float64: bool) -> dict[str, Any]:
     """Errors of the emulation on the real case, relative to eager."""
-    from tmi.export.tensorrt.fp16_conversion import LARGEST, read_typed
+    from tmi.export.tensorrt.fp16_conversion import FP16_MAX, read_typed
     from tmi.export.tensorrt.fp16_simulation import emulate_fp16, emulation_session, run_emulation
     from tmi.runtime.verification.parity import relative_error
 
@@ -144,7 +144,7 @@ def emulate(work: Path, float64: bool) -> dict[str, Any]:
             "not_finite": sum(not e.finite for e in extremes.values()),
             "largest": top.largest,
             "largest_at": f"{top.node} ({top.operator})",
-            "share_of_range": top.largest / LARGEST,
+            "share_of_range": top.largest / FP16_MAX,
             "errors": {kind: relative_error(answer, np.asarray(r[name])) for kind, r in references.items()},
         }
         if "float64" in references:

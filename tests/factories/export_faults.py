@@ -80,13 +80,13 @@ def _fold_files(pattern: str) -> PlantFunction:
     def run(bench: Workbench, patch: pytest.MonkeyPatch) -> CommandResult:
         from tmi.export.bundle import writer as bundle_writer
 
-        copy = bundle_writer._Export._copy
+        copy = bundle_writer._BundleWriter._copy
 
         def careless(self: object, source: Path, name: str) -> str:
             first = source.parents[1] / "fold0" / source.name if source.name == pattern else source
             return copy(self, first, name)
 
-        patch.setattr(bundle_writer._Export, "_copy", careless)
+        patch.setattr(bundle_writer._BundleWriter, "_copy", careless)
         plant(patch, "torchscript", graph="none", honest=bench.bundle)
         return bench.export()
 
@@ -104,7 +104,7 @@ EXPORT_FAULTS = (
     _fault("weights rounded to 8 bits", _in_graph("ct-0", _eight_bits), "weights of ct-0 .* differs from the model's"),
     _fault("a weight that is not a number", _in_graph("ct-0", _not_a_number), "weights of ct-0"),
     _fault("overflow in the attention", _in_graph("text-0", _overflowing_attention), "finite of text-0 .* not finite"),
-    _fault("folds exchanged in the fusion", _in_graph("fusion", _exchanged_folds), "fold 0 answers like fold 1",
+    _fault("folds exchanged in the fusion", _in_graph("fusion", _exchanged_folds), "fold 0 matches fold 1",
            quick=False),
     _fault("the encoder of another fold", _of_another_fold, "weights of ct-1"),
     _fault("classes exchanged in the head", _in_graph("fusion", _replace_forward(lambda f, *x: f(*x).flip(-1))),
@@ -120,7 +120,7 @@ EXPORT_FAULTS = (
            "runs of pipeline .* a batch of 4", quick=False),
     _fault("a branch on values baked into the trace",
            _in_graph("ct-0", _replace_forward(lambda f, x: f(x) if x.sum() > 0 else -f(x))),
-           "the trace of ct-0 does not follow the model", quick=False),
+           "the trace of ct-0 does not reproduce the model", quick=False),
     _fault("float16 that passes for float32",
            _in_graph("ct-0", _replace_forward(lambda f, x: f(x.half().float()).half().float())), "features of ct-0"),
     _fault("every fold with the scaler of the first", _fold_files("scaler.json"),

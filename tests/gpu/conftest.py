@@ -1,4 +1,4 @@
-"""Everything here needs a GPU: `make test-gpu` runs it, and elsewhere it is skipped with the reason."""
+"""Fixtures of the GPU tests, which `make test-gpu` runs. On a machine without a GPU they are skipped with a reason."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path):
-    """Engine name -> a bundle with its FP16 plans, built on this GPU once and judged while it is built."""
+    """Function from an engine's name to a bundle with its FP16 plans, exported and validated on this GPU once."""
     from tmi.export.bundle.writer import export_run
     from tmi.export.tensorrt.builder import BuildOptions
 
-    made: dict[str, Path] = {}
+    bundles: dict[str, Path] = {}
 
     def bundle(name: str) -> Path:
         package = ENGINES[name].package
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"the package {package} is not installed")
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp("gpu") / name
+        if name not in bundles:
+            bundles[name] = tmp_path_factory.mktemp("gpu") / name
             gpu = find_gpu()
             assert gpu is not None
             target = gpu.target if name == "trt-rtx" else None
-            export_run(tiny_run, made[name], artefacts=(name,), options=BuildOptions(target=target))
-        return made[name]
+            export_run(tiny_run, bundles[name], artefacts=(name,), options=BuildOptions(target=target))
+        return bundles[name]
 
     return bundle

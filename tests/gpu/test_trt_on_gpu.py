@@ -1,4 +1,4 @@
-"""The engines of TensorRT on a real GPU: parity, batches, reuse, bundles for other machines, latency."""
+"""TensorRT engines on a GPU: parity, batches, repeated use, plans for other GPUs, latency."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from tmi.runtime.engines.precision import plan_precision
 from tmi.runtime.engines.registry import ENGINES, open_engine
 from tmi.runtime.engines.selection import choose_engine
 from tmi.runtime.verification.golden_inputs import golden_from_manifest
-from tmi.runtime.verification.parity import Outputs, check_engine, evaluate
+from tmi.runtime.verification.outputs import Outputs, evaluate
+from tmi.runtime.verification.parity import check_engine
 from tmi.toolkit.errors import UnavailableError
 
 pytestmark = pytest.mark.gpu
@@ -28,7 +29,8 @@ NAMES = [name for name, spec in ENGINES.items() if spec.gpu]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_gate_holds_on_the_engine_itself(name, built):
+def test_engine_passes_every_check(name, built):
+    """The engine passes all checks on the GPU, again and at the export, with evidence in the bundle."""
     bundle = open_bundle(built(name))
     golden = golden_from_manifest(bundle.manifest)
     reference = Outputs.from_tensors(load_file(bundle.folder / GOLDEN_FILE))
@@ -37,13 +39,14 @@ def test_every_gate_holds_on_the_engine_itself(name, built):
         records = check_engine(engine, bundle.manifest, golden, reference, artefact=name, precision=precision)
     assert [r for r in records if not r.passed] == []
     assert "profile-edges" in {r.gate for r in records}
-    assert any(r.engine == name for r in bundle.manifest.parity), "the export judged it too"
+    assert any(r.engine == name for r in bundle.manifest.parity), "the export validated it too"
     assert f"evidence/{name}.safetensors" in bundle.manifest.files
     assert bundle.manifest.extra["tensorrt"]["judged_on"][name]["gpu"] == find_gpu().name
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_batch_beyond_the_largest_profile_goes_in_chunks_and_answers_the_same(name, built):
+def test_batch_beyond_profile_runs_in_chunks(name, built):
+    """A batch larger than the profile runs in chunks, and repeated runs give equal outputs."""
     bundle = open_bundle(built(name))
     golden = golden_from_manifest(bundle.manifest)
     rows = [i % golden.count for i in range(11)]
@@ -56,7 +59,8 @@ def test_a_batch_beyond_the_largest_profile_goes_in_chunks_and_answers_the_same(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_engine_opens_closes_and_opens_again(name, built):
+def test_engine_opens_repeatedly(name, built):
+    """An engine can be opened and closed repeatedly."""
     bundle = open_bundle(built(name))
     for _ in range(3):
         with open_engine(name, bundle) as engine:
@@ -65,24 +69,26 @@ def test_an_engine_opens_closes_and_opens_again(name, built):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_auto_takes_it(name, built):
+def test_auto_uses_tensorrt(name, built):
+    """`auto` uses TensorRT on a machine with a GPU."""
     assert choose_engine("auto", open_bundle(built(name)))[0] == name
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_plan_that_claims_another_gpu_is_refused_before_it_is_loaded(name, built):
+def test_plan_for_other_gpu_is_rejected(name, built):
+    """A plan for another GPU is rejected before it is loaded."""
     bundle = open_bundle(built(name))
-    about = json.loads(json.dumps(bundle.manifest.extra))
-    for facts in about["tensorrt"]["plans"][name]["graphs"].values():
+    extra = json.loads(json.dumps(bundle.manifest.extra))
+    for facts in extra["tensorrt"]["plans"][name]["graphs"].values():
         facts["target"] = facts["built_on"] = "sm50"
-    other = Bundle(folder=bundle.folder, manifest=replace(bundle.manifest, extra=about), digest="")
+    other = Bundle(folder=bundle.folder, manifest=replace(bundle.manifest, extra=extra), digest="")
     with pytest.raises(UnavailableError, match="are for a GPU of sm50"):
         open_engine(name, other)
 
 
 @pytest.mark.parametrize("weights", ["refit", "strip"])
-def test_stripped_plans_take_their_weights_from_the_onnx_file(weights, built):
-    """Folds of one structure share a plan when the weights are left out."""
+def test_stripped_plans_are_shared_by_folds(weights, built):
+    """Folds of one structure share a plan if the weights are stripped."""
     folder = built("trt")
     bundle = build_bundle(folder, ("trt",), options=BuildOptions(weights=weights))
     files = {g.artefacts["trt"] for g in bundle.manifest.graphs if g.role == "ct"}
@@ -95,33 +101,33 @@ def median_ms(call: Callable[[], object], repeats: int = 30) -> float:
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        call()  # answers are on the host when it returns, so the device is in step
+        call()  # outputs are on the host when it returns, so no synchronisation is needed
         seconds.append(time.perf_counter() - start)
     return 1e3 * float(np.median(seconds))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_latency_against_eager_and_onnx_runtime_on_the_gpu(name, built, capsys):
-    """One case through the CT encoder; the figures are the last line, as JSON."""
+def test_latency_against_eager_and_onnx_runtime(name, built, capsys):
+    """The CT encoder is at most twice as slow as eager on the GPU; the last line is JSON with the latencies."""
     bundle = open_bundle(built(name))
     golden = golden_from_manifest(bundle.manifest).rows([0])
     spec = bundle.manifest.graph("ct-0")
-    figures = {}
+    latencies = {}
     with open_engine(name, bundle) as engine:
-        figures[name] = median_ms(lambda: engine.run("ct-0", {"ct": golden.ct_B1DHW}))
-    figures |= _eager_on_the_gpu(bundle, golden.ct_B1DHW)
+        latencies[name] = median_ms(lambda: engine.run("ct-0", {"ct": golden.ct_B1DHW}))
+    latencies |= _eager_cuda_latency(bundle, golden.ct_B1DHW)
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         session = onnxruntime.InferenceSession(str(bundle.artefact(spec, "onnx")), providers=["CUDAExecutionProvider"])
-        figures["onnxruntime cuda"] = median_ms(lambda: session.run(None, {"ct": golden.ct_B1DHW}))
+        latencies["onnxruntime cuda"] = median_ms(lambda: session.run(None, {"ct": golden.ct_B1DHW}))
     with capsys.disabled():
-        print(json.dumps({"latency_ms": figures, "gpu": find_gpu().name}))
-    assert figures[name] < 2 * figures.get("eager cuda", np.inf)
+        print(json.dumps({"latency_ms": latencies, "gpu": find_gpu().name}))
+    assert latencies[name] < 2 * latencies.get("eager cuda", np.inf)
 
 
-def _eager_on_the_gpu(bundle: Bundle, ct: np.ndarray) -> dict[str, float]:
-    """Nothing where this torch has no CUDA: the other figures are printed all the same."""
+def _eager_cuda_latency(bundle: Bundle, ct: np.ndarray) -> dict[str, float]:
+    """Median latency in ms of the eager CT encoder on the GPU; empty if torch has no CUDA."""
     import torch
 
     if not torch.cuda.is_available():

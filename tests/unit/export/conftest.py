@@ -1,4 +1,4 @@
-"""A network cut to the bone, exported once; and the workbench that faults are planted on."""
+"""Fixtures of the export tests: one thread for all engines, and the workbench for planted faults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from factories.traced_once import use_cached_traces
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """Networks this small are slower on two threads, and much slower on a busy machine."""
+    """Run torch and all engines on one thread: networks this small are slower on two."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -28,7 +28,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_workbench(tmp_path_factory: pytest.TempPathFactory, nano_run: Path, nano_bundle: Path) -> Workbench:
-    """Everything that faults need, but a folder of their own."""
+    """The runs, bundles, keys and cases that faults are planted into, shared by all tests."""
     from tmi.export.bundle.writer import export_run
 
     folder = tmp_path_factory.mktemp("workbench")
@@ -41,5 +41,5 @@ def shared_workbench(tmp_path_factory: pytest.TempPathFactory, nano_run: Path, n
 
 @pytest.fixture
 def workbench(shared_workbench: Workbench, tmp_path: Path) -> Workbench:
-    """The same with an empty folder."""
+    """The shared workbench with an empty folder of this test."""
     return replace(shared_workbench, folder=tmp_path)

@@ -1,4 +1,4 @@
-"""Writing a bundle: staged folder, engines added to one, model card, bill of materials.
+"""Bundle writer: staged folder, TensorRT engines added to a bundle, model card, software bill of materials.
 
-The folder appears as a whole or not at all.
+Writing is atomic: the bundle's folder appears complete or not at all.
 """

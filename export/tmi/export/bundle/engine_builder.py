@@ -1,7 +1,7 @@
-"""Engines of TensorRT added to a bundle that has its typed graphs: `tmi build`. No torch (torch-trt needs it).
+"""`tmi build`: adds TensorRT engines to a bundle that has typed graphs. Only torch-trt needs torch.
 
-The golden cases run through the new engines on this machine before the bundle is replaced, and it is replaced as a
-whole: when a gate fails, or the machine goes down, the old bundle is there as it was.
+The golden cases run through the new engines on this machine before the bundle is replaced. The replacement is atomic:
+if a parity check fails or the process is killed, the old bundle is unchanged.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from tmi.export.bundle.model_card import model_card
 from tmi.export.bundle.out_of_memory import out_of_memory_as_error
 from tmi.export.bundle.sbom import sbom
 from tmi.export.checks.validation_set import ValidationSet
+from tmi.export.graphs.registry import TYPED
 from tmi.export.tensorrt.builder import BuildOptions
-from tmi.export.tensorrt.engines import PLANS, TYPED, PlanRequest, add_plans, build_blocker, pending
+from tmi.export.tensorrt.engines import PLANS, PlanRequest, add_plans, build_blocker, pending_engines
 from tmi.runtime.bundle.check_result import require_passed
 from tmi.runtime.bundle.manifest import MODEL_CARD_FILE, SBOM_FILE, SIGNATURE_FILE
 from tmi.runtime.bundle.reader import Bundle, fingerprint, open_bundle, write_manifest
@@ -33,28 +34,28 @@ def build_bundle(
     options: BuildOptions | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
-    """Build engines and put them into the bundle.
+    """Build TensorRT engines, validate them, and add them to a bundle.
 
     Args:
-        folder: of the bundle.
-        kinds: names in `PLANS`; None: those that are pending since the export. One that is there is built anew.
-        options: how; None: for batches up to 4.
-        progress: told one line of what is being done.
+        folder: folder of the bundle.
+        kinds: names in `PLANS`; None: the engines that the export left pending. Existing engines are rebuilt.
+        options: build options; None: the defaults.
+        progress: called with one line for each step.
 
     Raises:
-        UsageError: no bundle, nothing to build, or no typed graphs in it.
+        UsageError: no bundle, nothing to build, or no typed graphs in the bundle.
         DamagedError: the bundle is damaged.
-        UnavailableError: this machine cannot build an engine, TensorRT refuses a graph, or memory ran out.
-        ParityError: a gate failed; the bundle was left as it was.
+        UnavailableError: this machine cannot build an engine, TensorRT rejects a graph, or memory ran out.
+        ParityError: a parity check failed; the bundle is unchanged.
     """
     bundle = open_bundle(folder)
-    chosen = tuple(dict.fromkeys(kinds or pending(bundle.manifest)))
+    chosen = tuple(dict.fromkeys(kinds or pending_engines(bundle.manifest)))
     unknown = [kind for kind in chosen if kind not in PLANS]
     if unknown:
-        raise UsageError(f"{unknown[0]!r} is no engine that is built", fix=f"choose among {', '.join(PLANS)}")
+        raise UsageError(f"{unknown[0]!r} is not a TensorRT engine", fix=f"choose among {', '.join(PLANS)}")
     if not bundle.has(TYPED):
         raise UsageError(
-            f"bundle {folder} holds no graphs that engines are built from",
+            f"bundle {folder} has no typed graphs to build engines from",
             fix="export the run again with --engine trt or --engine trt-rtx",
         )
     if not chosen:
@@ -68,8 +69,8 @@ def build_bundle(
         if missing is not None:
             raise UnavailableError(
                 f"the {kind} engine cannot be built here: {missing}",
-                fix=f"run `tmi build {folder}` on a machine where `nvidia-smi` lists a GPU and where "
-                f"pip install 'tmi-clnet[{'trt-rtx' if kind == 'trt-rtx' else 'trt'}]' was done",
+                fix=f"run `tmi build {folder}` on a machine where `nvidia-smi` lists a GPU, after "
+                f"pip install 'tmi-clnet[{'trt-rtx' if kind == 'trt-rtx' else 'trt'}]'",
             )
     references = read_references(bundle)
     validation_set = ValidationSet(
@@ -81,13 +82,13 @@ def build_bundle(
         require_passed(
             records,
             consequence="the bundle was left as it was",
-            fix="try --precision auto, which keeps what FP16 cannot hold in float32; docs/tensorrt.md says more",
+            fix="try --precision auto, which keeps nodes that overflow FP16 in float32; see docs/tensorrt.md",
         )
-        kept = [r for r in manifest.parity if r.artefact not in chosen]
-        manifest = replace(manifest, parity=(*kept, *records))
+        other_records = [r for r in manifest.parity if r.artefact not in chosen]
+        manifest = replace(manifest, parity=(*other_records, *records))
         write_text(stage / MODEL_CARD_FILE, model_card(manifest))
         write_text(stage / SBOM_FILE, sbom(manifest))
-        (stage / SIGNATURE_FILE).unlink(missing_ok=True)  # it signed the bundle as it was; sign the new one
-        progress("taking fingerprints")
+        (stage / SIGNATURE_FILE).unlink(missing_ok=True)  # the signature covers the old files
+        progress("hashing the files")
         write_manifest(stage, replace(manifest, files=fingerprint(stage)))
     return open_bundle(folder)

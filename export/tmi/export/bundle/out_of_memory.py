@@ -1,7 +1,8 @@
-"""Running out of memory during an export is the machine's fault and not the model's: it gets an error of its own.
+"""Conversion of out-of-memory exceptions during an export or a build into one error.
 
-Every library has its own words for it, and the gates take an engine's exception for a refusal of the graph. Where the
-kernel kills the process instead (exit code 137) nothing can be said; `docs/tensorrt.md` tells what an export needs.
+Each library raises its own exception, and the parity checks record an engine's exception as a failed check. Without the
+conversion a machine with too little memory would look like a model that differs. A process that the kernel kills (exit
+code 137) raises nothing; `docs/tensorrt.md` lists the memory that an export needs.
 """
 
 from __future__ import annotations
@@ -19,49 +20,51 @@ OUT_OF_MEMORY_PHRASES = (
     "out of memory",  # CUDA, OpenVINO
     "unable to allocate",  # numpy
 )
-"""What an exception's text holds where memory ran out, in lower case."""
+"""Lower-case phrases that identify an out-of-memory exception."""
 
 
 @contextmanager
 def out_of_memory_as_error(what: str, progress: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
-    """Turn whatever a library raises where memory runs out into one error; everything else passes.
+    """Raise one error for the out-of-memory exceptions of all libraries; other exceptions pass unchanged.
 
     Args:
-        what: what was being done, for example `the export`.
-        progress: told one line of what is being done.
+        what: the operation, for example `the export`.
+        progress: called with one line for each step.
 
     Yields:
-        `progress`, listened to, so that the error can say where it was.
+        A wrapper of `progress` that records the current step for the error message.
 
     Raises:
         UnavailableError: memory ran out.
     """
-    at = ["starting"]
+    current_step = ["starting"]
 
-    def listening(line: str) -> None:
-        at[0] = line
+    def record_step(line: str) -> None:
+        current_step[0] = line
         progress(line)
 
     try:
-        yield listening
+        yield record_step
     except ParityError as error:
-        starved = [r for r in error.records if not r.passed and _mentions_memory(r.detail)]
-        if not starved:
+        # The parity checks catch an engine's exception and store its text in the record.
+        out_of_memory = [r for r in error.records if not r.passed and _is_out_of_memory(r.detail)]
+        if not out_of_memory:
             raise
-        raise _out_of_memory(what, f"judging {starved[0].artefact} on engine {starved[0].engine}") from error
+        first = out_of_memory[0]
+        raise _out_of_memory_error(what, f"validating {first.artefact} on engine {first.engine}") from error
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not _mentions_memory(str(error)):
+        if not isinstance(error, MemoryError) and not _is_out_of_memory(str(error)):
             raise
-        raise _out_of_memory(what, at[0]) from error
+        raise _out_of_memory_error(what, current_step[0]) from error
 
 
-def _mentions_memory(text: str) -> bool:
-    return any(word in text.lower() for word in OUT_OF_MEMORY_PHRASES)
+def _is_out_of_memory(text: str) -> bool:
+    return any(phrase in text.lower() for phrase in OUT_OF_MEMORY_PHRASES)
 
 
-def _out_of_memory(what: str, where: str) -> UnavailableError:
+def _out_of_memory_error(what: str, step: str) -> UnavailableError:
     return UnavailableError(
-        f"{what} ran out of memory while {where}; nothing was written",
+        f"{what} ran out of memory while {step}; nothing was written",
         fix="close other programs, or use a machine with more memory: at 64 x 512 x 512 voxels an export needs about "
         "9 GiB (docs/tensorrt.md)",
     )

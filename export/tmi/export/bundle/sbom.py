@@ -1,7 +1,7 @@
-"""`sbom.cdx.json`: the software that made and judged a bundle, as a CycloneDX 1.6 bill of materials.
+"""`sbom.cdx.json`: the software that exported and validated a bundle, as a CycloneDX 1.6 bill of materials.
 
-Components are what `tmi-clnet[export]` draws in and is installed, with versions and package URLs; the versions that a
-serving machine brings are its own and stand in its predictions.
+Components are the installed dependencies of `tmi-clnet[export]`, with versions and package URLs. The versions on a
+serving machine are not part of it; its predictions record them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ EXTRA = "export"
 
 
 def sbom(manifest: Manifest) -> str:
-    """The document's text; the same bundle and the same packages give the same text."""
+    """Return the document's text, which is deterministic for a bundle and a set of installed packages."""
     installed = {_canonical_name(d.metadata["Name"]): d for d in importlib.metadata.distributions()}
-    names = sorted(_closure(installed))
+    names = sorted(_dependency_closure(installed))
     components = {name: _component(name, installed[name]) for name in names}
     run = str(manifest.run.get("name", "model"))
     model = Component(
@@ -50,9 +50,8 @@ def sbom(manifest: Manifest) -> str:
     )
     bom.register_dependency(model, [components[ROOT]] if ROOT in components else [])
     for name in names:
-        needs = [components[n] for n in sorted(_required_names(installed[name], {EXTRA} if name == ROOT else set()))
-                 if n in components]  # fmt: skip
-        bom.register_dependency(components[name], needs)
+        required = _required_names(installed[name], {EXTRA} if name == ROOT else set())
+        bom.register_dependency(components[name], [components[n] for n in sorted(required) if n in components])
     return str(JsonV1Dot6(bom).output_as_string(indent=2)) + "\n"
 
 
@@ -60,43 +59,43 @@ def _canonical_name(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _component(name: str, found: importlib.metadata.Distribution) -> Component:
-    said, *_ = found.metadata.get_all("License-Expression") or [""]  # PEP 639; older fields hold free text
+def _component(name: str, distribution: importlib.metadata.Distribution) -> Component:
+    # PEP 639. Older metadata fields hold free text.
+    expression, *_ = distribution.metadata.get_all("License-Expression") or [""]
     declared = LicenseAcknowledgement.DECLARED
-    licences = [LicenseFactory().make_from_string(said, license_acknowledgement=declared)] if said else []
+    licences = [LicenseFactory().make_from_string(expression, license_acknowledgement=declared)] if expression else []
     return Component(
         name=name,
-        version=found.version,
-        bom_ref=f"{name}@{found.version}",
-        purl=PackageURL(type="pypi", name=name, version=found.version),
+        version=distribution.version,
+        bom_ref=f"{name}@{distribution.version}",
+        purl=PackageURL(type="pypi", name=name, version=distribution.version),
         licenses=licences,
     )
 
 
-def _closure(installed: Mapping[str, importlib.metadata.Distribution]) -> set[str]:
-    """Names of installed distributions that the root draws in, itself included."""
-    seen: set[tuple[str, frozenset[str]]] = set()
-    waiting = [(ROOT, frozenset({EXTRA}))]
-    while waiting:
-        name, extras = waiting.pop()
-        if (name, extras) in seen or name not in installed:
+def _dependency_closure(installed: Mapping[str, importlib.metadata.Distribution]) -> set[str]:
+    """Names of the installed distributions that the root depends on, directly or not, including the root."""
+    visited: set[tuple[str, frozenset[str]]] = set()
+    queue = [(ROOT, frozenset({EXTRA}))]
+    while queue:
+        name, extras = queue.pop()
+        if (name, extras) in visited or name not in installed:
             continue
-        seen.add((name, extras))
-        for required, theirs in _requirements(installed[name], set(extras)):
-            waiting.append((required, theirs))
-    return {name for name, _ in seen}
+        visited.add((name, extras))
+        queue.extend(_requirements(installed[name], set(extras)))
+    return {name for name, _ in visited}
 
 
-def _required_names(found: importlib.metadata.Distribution, extras: set[str]) -> set[str]:
-    return {name for name, _ in _requirements(found, extras)} - {_canonical_name(found.metadata["Name"])}
+def _required_names(distribution: importlib.metadata.Distribution, extras: set[str]) -> set[str]:
+    return {name for name, _ in _requirements(distribution, extras)} - {_canonical_name(distribution.metadata["Name"])}
 
 
-def _requirements(found: importlib.metadata.Distribution, extras: set[str]) -> list[tuple[str, frozenset[str]]]:
-    """What a distribution requires on this machine with these extras: names, and the extras asked of them."""
-    wanted = []
-    for text in found.requires or []:
+def _requirements(distribution: importlib.metadata.Distribution, extras: set[str]) -> list[tuple[str, frozenset[str]]]:
+    """Requirements of a distribution on this platform with these extras: (name, extras of the requirement)."""
+    requirements = []
+    for text in distribution.requires or []:
         requirement = Requirement(text)
         marker = requirement.marker
         if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras or {""}):
-            wanted.append((_canonical_name(requirement.name), frozenset(requirement.extras)))
-    return wanted
+            requirements.append((_canonical_name(requirement.name), frozenset(requirement.extras)))
+    return requirements

@@ -1,4 +1,9 @@
-"""From a finished run to a bundle that may be believed: cut, write, audit, judge, and only then put in place."""
+"""`tmi export`: writes a finished run as a bundle.
+
+Stages: partition the networks into graphs, compute reference outputs, write and audit the graph files, validate every
+engine, add TensorRT engines, write the documents. All files are written into a staged folder that replaces the target
+only if every check passes.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +40,16 @@ from tmi.export.checks.preprocessing_reference import golden_case_reference
 from tmi.export.checks.real_cases import read_real_cases, write_real_cases
 from tmi.export.checks.validation_set import ValidationSet, write_engine_outputs
 from tmi.export.checks.weight_audit import epsilons
-from tmi.export.graphs.partition import FoldModels, GraphPartition, StateDict, example_inputs, graph_spec, partition_run
+from tmi.export.graphs.partition import (
+    FoldModels,
+    GraphPartition,
+    StateDict,
+    example_inputs,
+    graph_spec,
+    partition_run,
+    require_exportable,
+)
 from tmi.export.graphs.registry import EXPORTERS, import_target, require_exporter
-from tmi.export.graphs.requirements import require_exportable
 from tmi.export.tensorrt.builder import BuildOptions
 from tmi.export.tensorrt.engines import PLANS, PlanRequest, add_plans
 from tmi.export.tensorrt.typed_graphs import add_typed_graphs, require_precision
@@ -60,7 +72,7 @@ from tmi.runtime.engines.host import hardware
 from tmi.runtime.engines.precision import ENGINES_REJECTED
 from tmi.runtime.engines.registry import installed, missing_requirement
 from tmi.runtime.verification.golden_inputs import golden_count, largest_batch, make_golden
-from tmi.runtime.verification.parity import FLOAT64_PREFIX
+from tmi.runtime.verification.outputs import FLOAT64_PREFIX
 from tmi.runtime.verification.preprocessing_check import check_preprocessing, output_metadata
 from tmi.toolkit.clinical.rendering import require_rendering
 from tmi.toolkit.clinical.schema import SCHEMA_FILE
@@ -73,12 +85,12 @@ from tmi.toolkit.storage.atomic_files import read_json, require_absent, staged_f
 from tmi.toolkit.storage.serialization import to_json
 
 GOLDEN_SEED = 20_240_601
-"""Seed of the golden inputs of every bundle; any integer would do."""
+"""Seed of the golden inputs of every bundle; the value is arbitrary."""
 WEIGHTS = "weights"
 """Artefact kind of the eager weights."""
 PACKAGES = ("tmi-clnet", "numpy", "torch", "transformers", "monai", "tokenizers", "safetensors", "onnx", "onnxscript",
             "onnxruntime", "openvino", "onnx-ir", "tensorrt", "tensorrt_rtx", "torch_tensorrt")  # fmt: skip
-"""Distributions whose versions the manifest records, those that are installed."""
+"""Distributions whose versions the manifest records if they are installed."""
 
 
 def export_run(
@@ -93,28 +105,29 @@ def export_run(
     options: BuildOptions | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
-    """Export a finished run; the bundle appears at `out` whole and judged, or not at all.
+    """Export a finished run as a bundle. The bundle is written only if every check passes.
+
+    A TensorRT engine that cannot be built on this machine is recorded as pending in the bundle
+    (`tmi.export.tensorrt.engines.pending_engines`).
 
     Args:
         run: folder of a finished run.
         out: folder of the bundle.
         artefacts: names in `EXPORTERS`.
-        force: replace the bundle that is at `out`.
-        weights: put the eager weights into the bundle, so that the engine `eager` can answer from it.
-        cases: real case or cohort folders that the engines are judged on beside the golden inputs; of them only hashes
-            and outputs get into the bundle.
-        precision: of TensorRT engines; a key of `tmi.export.tensorrt.typed_graphs.PRECISIONS`.
-        options: how TensorRT engines are built; None: for batches up to 4 and the run's longest text.
-        progress: told one line of what is being done.
-
-    An engine of TensorRT that cannot be built here is pending in the bundle (`tmi.export.tensorrt.engines.pending`).
+        force: replace an existing bundle at `out`.
+        weights: store the eager weights in the bundle. The engine `eager` needs them.
+        cases: real case or cohort folders to validate the engines on, in addition to the golden inputs. Only their
+            hashes and outputs are stored in the bundle.
+        precision: precision of TensorRT engines; a key of `tmi.export.tensorrt.typed_graphs.PRECISIONS`.
+        options: build options of TensorRT engines; None: the defaults. The maximum text length is always the run's.
+        progress: called with one line for each step.
 
     Raises:
-        UsageError: no such run, an unfinished one, an unknown artefact, or something is at `out`.
-        UnavailableError: an artefact cannot be written here, or memory ran out.
+        UsageError: no such run, an unfinished run, an unknown artefact, or `out` exists.
+        UnavailableError: an artefact cannot be written on this machine, or memory ran out.
         DamagedError: the run was changed after the training.
         InputRejectedError: one of `cases` cannot be used.
-        ParityError: a gate failed; nothing was written.
+        ParityError: a check failed; nothing was written.
     """
     names = list(dict.fromkeys(artefacts))
     for name in names:
@@ -123,34 +136,35 @@ def export_run(
         raise UsageError("nothing to export", fix=f"name one of {', '.join(EXPORTERS)} with --engine")
     require_precision(precision)
     require_replaceable(out, force=force)
-    tell = progress or (lambda line: None)
-    tell("checking the run")
+    on_step = progress or (lambda line: None)
+    on_step("checking the run")
     folder = RunFolder.open(run)
     require_exportable(folder)
     folder.require_finished()
-    with out_of_memory_as_error("the export", tell) as tell, staged_folder(out) as stage:
-        export = _Export(folder, stage, names, weights=weights, cases=cases, progress=tell)
-        export.plan(precision, options)
-        write_manifest(stage, export.write())
+    with out_of_memory_as_error("the export", on_step) as on_step, staged_folder(out) as stage:
+        writer = _BundleWriter(folder, stage, names, weights=weights, cases=cases, progress=on_step)
+        writer.configure_tensorrt(precision, options)
+        write_manifest(stage, writer.write())
     return open_bundle(out)
 
 
 def require_replaceable(out: Path, *, force: bool) -> None:
-    """Refuse to overwrite without `force`, and to replace anything but a bundle even with it.
+    """Check that `out` is free, or with `force`, that it is free or a bundle.
 
     Raises:
-        UsageError: something is at `out`.
+        UsageError: `out` exists and may not be replaced.
     """
     require_absent(out, force=force, kind="bundle")
     occupied = out.exists() and not (out.is_dir() and not any(out.iterdir()))
     if occupied and not (out / MANIFEST_FILE).is_file():
         raise UsageError(
-            f"{out} is there and is no bundle; --force replaces bundles only", fix="name another with --out"
+            f"{out} exists and is not a bundle; --force replaces bundles only",
+            fix="name another folder with --out",
         )
 
 
-class _Export:
-    """One export into a staged folder."""
+class _BundleWriter:
+    """Writes one bundle into a staged folder."""
 
     def __init__(
         self,
@@ -164,21 +178,22 @@ class _Export:
     ) -> None:
         self.run, self.stage = run, stage
         self.plans = tuple(name for name in artefacts if name in PLANS)
-        written = [name for name in artefacts if name not in PLANS]
-        # Every engine of TensorRT starts from the float32 ONNX graphs.
-        self.artefacts = ["onnx", *written] if self.plans and "onnx" not in written else written
+        graph_artefacts = [name for name in artefacts if name not in PLANS]
+        # Every TensorRT engine is built from the float32 ONNX graphs.
+        needs_onnx = self.plans and "onnx" not in graph_artefacts
+        self.artefacts = ["onnx", *graph_artefacts] if needs_onnx else graph_artefacts
         self.weights, self.cases, self.progress = weights, cases, progress
         self.config = run.config
         self.records: list[CheckResult] = []
 
-    def plan(self, precision: str, options: BuildOptions | None) -> None:
-        """How engines of TensorRT are to be built."""
+    def configure_tensorrt(self, precision: str, options: BuildOptions | None) -> None:
+        """Set precision and build options of the TensorRT engines."""
         self.precision = precision
         longest = self.config.clinical.max_length
         self.request = PlanRequest(kinds=self.plans, options=replace(options or BuildOptions(), max_length=longest))
 
     def write(self) -> Manifest:
-        """Every file of the bundle but the manifest, which is returned."""
+        """Write every file of the bundle except the manifest, and return the manifest."""
         clinical = self._clinical()
         self.progress("finding which folds share an encoder")
         partition = partition_run(self.run)
@@ -189,7 +204,7 @@ class _Export:
             self.config, seed=GOLDEN_SEED, count=count, folds=len(partition.folds), vocabularies=vocabularies
         )
         models = FoldModels(self.run)
-        self.progress(f"asking the eager model about {count} golden cases")
+        self.progress(f"running the eager model on {count} golden cases")
         reference = eager_reference(models, partition, golden)
         require_finite(reference)
         reference_float64 = float64_reference(models, partition, golden)
@@ -200,7 +215,7 @@ class _Export:
             real_cases=read_real_cases(self.cases, self.run, partition, models),
         )
         manifest = self._manifest(partition, tuple(self._graphs(partition, models)), clinical)
-        del models
+        del models  # frees the fold model before the engines load their graphs
         manifest = replace(
             manifest,
             golden={
@@ -215,67 +230,71 @@ class _Export:
         self._write_references(manifest, partition, validation_set)
         manifest = self._validate_engines(manifest, validation_set)
         if self.plans:
-            manifest = self._tensorrt(manifest, validation_set)
-        if validation_set.real_cases:  # every engine has left its answers there
+            manifest = self._add_tensorrt(manifest, validation_set)
+        if validation_set.real_cases:  # by now every engine's outputs are stored in them
             write_real_cases(self._path(REAL_CASES_FILE), validation_set.real_cases)
         manifest = replace(manifest, parity=tuple(self.records))
         write_text(self.stage / MODEL_CARD_FILE, model_card(manifest))
         write_text(self.stage / SBOM_FILE, sbom(manifest))
-        self.progress("taking fingerprints")
+        self.progress("hashing the files")
         return replace(manifest, files=fingerprint(self.stage))
 
     def _write_references(self, manifest: Manifest, partition: GraphPartition, validation_set: ValidationSet) -> None:
-        """The answers to the golden inputs, and what the golden case must become."""
+        """Write the reference outputs of the golden inputs, and the expected network inputs of the golden case."""
         exact = {} if validation_set.reference_float64 is None else validation_set.reference_float64.tensors()
-        named = {f"{FLOAT64_PREFIX}{name}": value for name, value in exact.items()}
-        save_arrays({**validation_set.reference.tensors(), **named}, self.stage / GOLDEN_FILE)
+        exact = {f"{FLOAT64_PREFIX}{name}": value for name, value in exact.items()}
+        save_arrays({**validation_set.reference.tensors(), **exact}, self.stage / GOLDEN_FILE)
         with tempfile.TemporaryDirectory(prefix="tmi-golden-") as folder:
             arrays = golden_case_reference(self.run, partition, Path(folder) / "golden", seed=GOLDEN_SEED)
         save_arrays(arrays, self.stage / GOLDEN_CASE_FILE, metadata=output_metadata(manifest))
 
     def _validate_engines(self, manifest: Manifest, validation_set: ValidationSet) -> Manifest:
-        """Every engine; the manifest then says which engine that may fail alone has failed."""
+        """Validate every engine. The returned manifest records the optional engines that failed."""
         bundle = Bundle(folder=self.stage, manifest=manifest, digest="")
-
         self.records.append(audit_fold_files(self.stage, manifest, self.run))
         self.progress("preparing the golden case")
         self.records += check_preprocessing(bundle)
-        keep = partial(write_engine_outputs, self.stage)
-        judged = validate_engines(bundle, self.artefacts, validation_set, progress=self.progress, keep=keep)
-        kept, refused = split_failed_optional(judged)
-        self.records += kept
+        records = validate_engines(
+            bundle,
+            self.artefacts,
+            validation_set,
+            progress=self.progress,
+            on_outputs=partial(write_engine_outputs, self.stage),
+        )
+        records, rejected = split_failed_optional(records)
+        self.records += records
         require_passed(self.records)
-        return replace(manifest, extra={**manifest.extra, ENGINES_REJECTED: refused}) if refused else manifest
+        return replace(manifest, extra={**manifest.extra, ENGINES_REJECTED: rejected}) if rejected else manifest
 
-    def _tensorrt(self, manifest: Manifest, validation_set: ValidationSet) -> Manifest:
-        """Typed graphs and plans; their records are judged before anything is built from them."""
+    def _add_tensorrt(self, manifest: Manifest, validation_set: ValidationSet) -> Manifest:
+        """Add typed graphs and TensorRT engines."""
         manifest, records = add_typed_graphs(
             self.stage, manifest, self.precision, validation_set, progress=self.progress
         )
         self.records += records
-        require_passed(self.records)
+        require_passed(self.records)  # before a build, which may take minutes
         manifest, records = add_plans(self.stage, manifest, self.request, validation_set, progress=self.progress)
         self.records += records
         require_passed(self.records)
         return manifest
 
     def _graphs(self, partition: GraphPartition, models: FoldModels) -> Iterator[GraphSpec]:
-        """Write and audit every graph, one in memory at a time."""
-        for plan in partition.encoders:
-            tokenizer = self._copy(plan.tokenizer, f"tokenizers/{plan.name}.json") if plan.tokenizer else None
-            spec = graph_spec(self.config, plan.role, plan.name, folds=len(partition.folds), tokenizer=tokenizer)
-            states = partial(_encoder_states, models, spec, plan.folds)
-            yield self._graph(spec, models.encoder(plan), states)
+        """Write and audit every graph, with one module in memory at a time."""
+        for encoder in partition.encoders:
+            tokenizer = self._copy(encoder.tokenizer, f"tokenizers/{encoder.name}.json") if encoder.tokenizer else None
+            spec = graph_spec(self.config, encoder.role, encoder.name, folds=len(partition.folds), tokenizer=tokenizer)
+            states = partial(_encoder_states, models, spec, encoder.folds)
+            yield self._write_graph(spec, models.encoder(encoder), states)
         spec = graph_spec(self.config, "fusion", FUSION, folds=len(partition.folds))
         state = {
             f"folds.{i}.{key}": tensor
             for i, fold in enumerate(partition.folds)
             for key, tensor in models.state(spec, fold=fold).items()
         }
-        yield self._graph(spec, models.fusion(partition.folds), lambda: iter([state]))
+        yield self._write_graph(spec, models.fusion(partition.folds), lambda: iter([state]))
 
-    def _graph(self, spec: GraphSpec, module: nn.Module, states: Callable[[], Iterator[StateDict]]) -> GraphSpec:
-        """Every artefact of one graph; `states` gives the weights as each fold that uses it has them, one by one."""
+    def _write_graph(self, spec: GraphSpec, module: nn.Module, states: Callable[[], Iterator[StateDict]]) -> GraphSpec:
+        """Write and audit every artefact of one graph; `states` yields the weights of each fold that uses it."""
         example, eps = example_inputs(spec), epsilons(module)
         files: dict[str, str] = {}
         for name in self.artefacts:
@@ -290,28 +309,29 @@ class _Export:
             )
         if self.weights:
             files[WEIGHTS] = f"weights/{spec.name}.safetensors"
-            save_tensors(_stored(spec, next(states())), self._path(files[WEIGHTS]))
-            self.records.append(
-                audit_stored_weights(self.stage / files[WEIGHTS], spec, map(partial(_stored, spec), states()))
-            )
+            save_tensors(_rename_fold_weights(spec, next(states())), self._path(files[WEIGHTS]))
+            expected = map(partial(_rename_fold_weights, spec), states())
+            self.records.append(audit_stored_weights(self.stage / files[WEIGHTS], spec, expected))
         return replace(spec, artefacts=files)
 
     def _manifest(self, partition: GraphPartition, graphs: tuple[GraphSpec, ...], clinical: ClinicalSpec) -> Manifest:
-        """The manifest without files, golden inputs and evidence."""
+        """The manifest, still without file digests, golden inputs and parity records."""
         state = self.run.state
-        scaled = "radiomics" in active_modalities(self.config)
+        has_radiomics = "radiomics" in active_modalities(self.config)
         folds = tuple(
             FoldSpec(
                 fold=fold,
-                ct=partition.graph("ct", fold),
-                text=partition.graph("text", fold),
-                scaler=self._copy(self.run.fold(fold).scaler, f"scalers/fold{fold}.json") if scaled else None,
+                ct=partition.encoder_name("ct", fold),
+                text=partition.encoder_name("text", fold),
+                scaler=self._copy(self.run.fold(fold).scaler, f"scalers/fold{fold}.json") if has_radiomics else None,
             )
             for fold in partition.folds
         )
         engines = [e for name in self.artefacts for e in EXPORTERS[name].engines]
-        not_judged = {e: "not installed at the export" for e in engines if not installed(e)}
-        lacked = {e: why for e in engines if e not in not_judged and (why := missing_requirement(e)) is not None}
+        not_installed = {e: "not installed at the export" for e in engines if not installed(e)}
+        unsupported = {
+            e: reason for e in engines if e not in not_installed and (reason := missing_requirement(e)) is not None
+        }
         return Manifest(
             preset=self.config.preset,
             config=to_json(self.config),
@@ -328,17 +348,17 @@ class _Export:
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             synthetic=bool(state["cohort"].get("synthetic", False)),
             extra={
-                "engines_not_judged": not_judged | lacked,
+                "engines_not_judged": not_installed | unsupported,
                 "hardware": hardware(),
                 "temperatures": [self.run.fold(fold).temperature for fold in partition.folds],
             },
         )
 
     def _clinical(self) -> ClinicalSpec:
-        """The schema and the rendering that the run was trained with."""
+        """Clinical schema and rendering version that the run was trained with."""
         rendering, version = self.config.clinical.rendering, self.run.rendering_version
         if version is None:
-            raise DamagedError(f"run {self.run.path}: run.json names no rendering_version", fix="train the run again")
+            raise DamagedError(f"run {self.run.path}: run.json has no rendering_version", fix="train the run again")
         if "clinical" in active_modalities(self.config):
             require_rendering(rendering, version, kind="run")
         schema = self._copy(self.run.path / SCHEMA_FILE, SCHEMA_FILE)
@@ -369,25 +389,25 @@ def _encoder_states(models: FoldModels, spec: GraphSpec, folds: tuple[int, ...])
         yield models.state(spec, fold=fold)
 
 
-def _stored(spec: GraphSpec, state: StateDict) -> StateDict:
-    """Weights under the names of the bundle: `fold<i>.` for what `FusionOfFolds` names `folds.<i>.`."""
-    named = {key.replace("folds.", "fold", 1) if spec.name == FUSION else key: t for key, t in state.items()}
-    return {key: t.contiguous() for key, t in named.items()}
+def _rename_fold_weights(spec: GraphSpec, state: StateDict) -> StateDict:
+    """Weights under their names in a bundle: `fold<i>.` for `folds.<i>.` of `MultiFoldFusion`."""
+    renamed = {key.replace("folds.", "fold", 1) if spec.name == FUSION else key: t for key, t in state.items()}
+    return {key: t.contiguous() for key, t in renamed.items()}
 
 
 def _versions() -> dict[str, str]:
-    there = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
-    found = {name: there[name] for name in PACKAGES if name in there}
-    return {"python": platform.python_version(), "machine": platform.machine(), **found}
+    installed_versions = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
+    recorded = {name: installed_versions[name] for name in PACKAGES if name in installed_versions}
+    return {"python": platform.python_version(), "machine": platform.machine(), **recorded}
 
 
 def _run_record(run: RunFolder, state: dict[str, Any]) -> dict[str, Any]:
-    """What the run says of itself: figures and fingerprints, no case ids."""
-    kept: dict[str, Any] = {"class_counts": releasable_counts(class_counts(run))} | {
+    """The part of the run's record that a bundle stores: metrics and fingerprints, no case ids."""
+    record: dict[str, Any] = {"class_counts": releasable_counts(class_counts(run))} | {
         key: state[key] for key in ("name", "started_at", "finished_at", "cohort", "versions") if key in state
     }
-    refused = kept.get("cohort", {}).get("refused")
-    if isinstance(refused, list):  # the run names the cases; a bundle names none
-        kept["cohort"] = {**kept["cohort"], "refused": len(refused)}
+    rejected = record.get("cohort", {}).get("refused")
+    if isinstance(rejected, list):  # case ids in a run; only their number in a bundle
+        record["cohort"] = {**record["cohort"], "refused": len(rejected)}
     summary = run.path / SUMMARY_FILE
-    return kept | {"summary": read_json(summary, kind="run")} if summary.is_file() else kept
+    return record | {"summary": read_json(summary, kind="run")} if summary.is_file() else record

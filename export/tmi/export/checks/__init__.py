@@ -1,4 +1,4 @@
-"""Checks of an export: weights and epsilons in the files, reference outputs, acceptance of each engine.
+"""Checks of an export: weights and epsilons in the files, reference outputs, validation of each engine.
 
-A bundle whose checks fail is not written.
+A bundle is written only if all checks pass.
 """

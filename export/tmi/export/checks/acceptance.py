@@ -1,4 +1,4 @@
-"""The gates of an export: audits of each file as it is written, then every engine on all files together."""
+"""Acceptance checks of an export: audits of each written file, then validation of every engine on all files."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.precision import engine_precision
 from tmi.runtime.engines.registry import engine_spec, installed, missing_requirement, open_engine
-from tmi.runtime.verification.parity import ENGINE_ERRORS, PIPELINE, Outputs, check_engine
+from tmi.runtime.verification.outputs import PIPELINE, Outputs
+from tmi.runtime.verification.parity import ENGINE_ERRORS, check_engine
 from tmi.runtime.verification.verify import failure_summary, load_failure
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.hashing import sha256_file
 
 Progress = Callable[[str], None]
-"""Told one line of what is being done."""
+"""Called with one line that describes the current step."""
 
 
 def write_file(
@@ -36,10 +37,10 @@ def write_file(
     example: tuple[Tensor, ...],
     path: Path,
 ) -> None:
-    """Write one graph.
+    """Write one graph with an exporter's writer.
 
     Raises:
-        ParityError: the module cannot be written as this artefact with its batch and lengths free.
+        ParityError: the module cannot be written as this artefact with dynamic batch and lengths.
     """
     try:
         writer(module, spec, example, path)
@@ -49,10 +50,10 @@ def write_file(
 
 
 def audit_stored_weights(path: Path, spec: GraphSpec, expected: Iterable[StateDict]) -> CheckResult:
-    """The weights file of the eager engine, read back, is what each fold's model has."""
+    """Check that the eager engine's weights file, read back, equals each fold's weights."""
     digest = weights_digest(read_weights(path))
-    wrong = [f"{path.name} is not the run's" for state in expected if weights_digest(state) != digest]
-    return _file_check("weights", spec, "weights", wrong[:1], "equal the run's bit by bit")
+    mismatches = [f"{path.name} is not the run's" for state in expected if weights_digest(state) != digest]
+    return _file_check("weights", spec, "weights", mismatches[:1], "equal the run's bit by bit")
 
 
 def audit_file(
@@ -65,16 +66,16 @@ def audit_file(
     module: nn.Module,
     example: tuple[Tensor, ...],
 ) -> list[CheckResult]:
-    """Read an exported file back and audit it.
+    """Read an exported file back and audit its signature, weights and epsilons.
 
     Args:
         path: the file.
         spec: its graph.
-        artefact: its kind.
-        expected: the run's weights, read apart from `module`; one set for each fold that uses the graph.
-        epsilons: of the network as its config builds it.
-        module: the eager module, asked only about weights that the graph does not read.
-        example: inputs for it.
+        artefact: its artefact kind.
+        expected: the run's weights, read independently of `module`; one set for each fold that uses the graph.
+        epsilons: module name -> epsilon of the network that the config builds.
+        module: the eager module; runs only if the graph does not read some weight.
+        example: inputs of `module`.
     """
     summary: GraphSummary = import_target(EXPORTERS[artefact].reader)(path)
     depends = make_output_depends(module, example)
@@ -86,39 +87,39 @@ def audit_file(
 
 
 def require_finite(reference: Outputs) -> None:
-    """A model whose own eager answers are not numbers is not exported.
+    """Check that the eager reference outputs are finite.
 
     Raises:
-        ParityError: the training diverged.
+        ParityError: some are not, because the training diverged.
     """
-    broken = sorted(name for name, answer in reference.by_graph().items() if not np.isfinite(answer).all())
+    broken = sorted(name for name, output in reference.by_graph().items() if not np.isfinite(output).all())
     if broken:
         raise ParityError(
             f"the eager model itself gives outputs that are not finite ({', '.join(broken)}); no bundle was written",
-            fix="look at the run's history: its training diverged; train it again",
+            fix="train the run again: its history shows that the training diverged",
         )
 
 
 def audit_fold_files(folder: Path, manifest: Manifest, run: RunFolder) -> CheckResult:
-    """Each fold's scaler and tokenizer in the bundle are those that the run recorded for that fold."""
+    """Check that each fold's scaler and tokenizer in the bundle are the files that the run recorded for that fold."""
     recorded = run.state["files"]
-    wrong = []
+    mismatches = []
     for fold in manifest.folds:
         files = run.fold(fold.fold)
         pairs = [(fold.scaler, files.scaler)] if manifest.uses("radiomics") else []
         pairs += [(manifest.graph(fold.text).tokenizer, files.tokenizer)] if fold.text is not None else []
-        for mine, theirs in pairs:
-            name = theirs.relative_to(run.path).as_posix()
-            if mine is None or sha256_file(folder / mine) != recorded.get(name):
-                wrong.append(f"{mine} is not the run's {name}")
+        for bundle_file, run_file in pairs:
+            name = run_file.relative_to(run.path).as_posix()
+            if bundle_file is None or sha256_file(folder / bundle_file) != recorded.get(name):
+                mismatches.append(f"{bundle_file} is not the run's {name}")
     return CheckResult(
         gate="fold-files",
         artefact="files",
         graph=PIPELINE,
-        passed=not wrong,
-        measured=float(len(wrong)),
+        passed=not mismatches,
+        measured=float(len(mismatches)),
         bound=0.0,
-        detail="; ".join(wrong) or "every fold has the scaler and tokenizer of its own, where it needs them",
+        detail="; ".join(mismatches) or "every fold has its own scaler and tokenizer, if it uses them",
     )
 
 
@@ -128,40 +129,47 @@ def validate_engines(
     validation_set: ValidationSet,
     *,
     progress: Progress,
-    keep: Callable[[str, Outputs], None] = lambda engine, outputs: None,
+    on_outputs: Callable[[str, Outputs], None] = lambda engine, outputs: None,
 ) -> list[CheckResult]:
-    """Every installed engine of every artefact kind on the golden inputs; the first of a kind must be installed.
+    """Run the parity checks of every installed engine of every artefact kind.
+
+    The first engine of a kind is required; the others run if they are installed.
 
     Args:
-        bundle: with its files in place.
+        bundle: bundle whose files are written.
         artefacts: names in `EXPORTERS`.
-        validation_set: inputs and references.
-        progress: told one line of what is being done.
-        keep: given each engine's name and its answers to the golden inputs.
+        validation_set: inputs and reference outputs.
+        progress: called with one line for each step.
+        on_outputs: called with each engine's name and its outputs for the golden inputs.
+
+    Raises:
+        UnavailableError: a required engine is not installed.
     """
     records: list[CheckResult] = []
     for artefact in artefacts:
         first, *others = EXPORTERS[artefact].engines
         for name in (first, *(n for n in others if installed(n) and missing_requirement(n) is None)):
-            progress(f"judging {artefact} on engine {name}")
-            records += _validate_engine(name, bundle, artefact, validation_set, partial(keep, name))
+            progress(f"validating {artefact} on engine {name}")
+            records += _validate_engine(name, bundle, artefact, validation_set, partial(on_outputs, name))
     return records
 
 
-def _file_check(gate: str, spec: GraphSpec, artefact: str, wrong: Sequence[str], right: str) -> CheckResult:
+def _file_check(
+    check: str, spec: GraphSpec, artefact: str, mismatches: Sequence[str], passed_detail: str
+) -> CheckResult:
     return CheckResult(
-        gate=gate,
+        gate=check,
         artefact=artefact,
         graph=spec.name,
-        passed=not wrong,
-        measured=float(len(wrong)),
+        passed=not mismatches,
+        measured=float(len(mismatches)),
         bound=0.0,
-        detail="; ".join(wrong) or right,
+        detail="; ".join(mismatches) or passed_detail,
     )
 
 
 def _validate_engine(
-    name: str, bundle: Bundle, artefact: str, validation_set: ValidationSet, keep: Callable[[Outputs], None]
+    name: str, bundle: Bundle, artefact: str, validation_set: ValidationSet, on_outputs: Callable[[Outputs], None]
 ) -> list[CheckResult]:
     try:
         engine = open_engine(name, bundle)
@@ -177,7 +185,7 @@ def _validate_engine(
             artefact=artefact,
             reference_float64=validation_set.reference_float64,
             precision=precision,
-            keep=keep,
+            keep=on_outputs,
         )
         return records + validate_real_cases(
             engine, bundle.manifest, validation_set.real_cases, artefact=artefact, precision=precision
@@ -185,11 +193,11 @@ def _validate_engine(
 
 
 def split_failed_optional(records: Sequence[CheckResult]) -> tuple[list[CheckResult], dict[str, str]]:
-    """The records without those of engines that yield and failed, and why each of these failed."""
+    """Remove the records of optional engines that failed; return the other records, and why each engine failed."""
     by_engine = {name: [r for r in records if r.engine == name] for name in {r.engine for r in records if r.engine}}
-    refused = {
-        name: why
-        for name, mine in by_engine.items()
-        if engine_spec(name).optional and (why := failure_summary(mine)) is not None
+    rejected = {
+        name: reason
+        for name, engine_records in by_engine.items()
+        if engine_spec(name).optional and (reason := failure_summary(engine_records)) is not None
     }
-    return [r for r in records if r.engine not in refused], refused
+    return [r for r in records if r.engine not in rejected], rejected

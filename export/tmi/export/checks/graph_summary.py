@@ -1,4 +1,4 @@
-"""What an audit needs to know of an exported file, whatever its format: tensors, norms, signature."""
+"""Format-independent summary of an exported file for the audits: tensors, normalisation nodes, signature."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from tmi.runtime.bundle.manifest import TensorSpec
 
 @dataclass(frozen=True, kw_only=True)
 class NormNode:
-    """One normalisation in the graph."""
+    """One normalisation node of a graph."""
 
     module: str
-    """Module it belongs to, by the name of its scale: `a.b` for `a.b.weight`; empty where the scale has no name."""
+    """Name of the module, from the name of its scale: `a.b` for `a.b.weight`; empty if the scale has no name."""
     epsilon: float
     """Its epsilon."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphSummary:
-    """An exported file, read back from the disk."""
+    """Contents of an exported file, read from the disk."""
 
     tensors: Mapping[str, NDArray[np.floating]]
-    """Floating-point tensors that the graph's nodes read, parameters and constants, by name."""
+    """Floating-point parameters and constants that the graph's nodes read, by name."""
     norms: tuple[NormNode, ...]
     """Layer, batch, group and instance norms."""
     inputs: tuple[TensorSpec, ...] | None
-    """Inputs as the file declares them; None where the format does not."""
+    """Declared inputs; None if the format declares none."""
     outputs: tuple[TensorSpec, ...] | None
-    """Outputs likewise."""
+    """Declared outputs; None if the format declares none."""

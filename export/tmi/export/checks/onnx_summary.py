@@ -1,4 +1,4 @@
-"""An ONNX file as `GraphSummary`."""
+"""Reader that summarises an ONNX file as `GraphSummary`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DTYPES = {TensorProto.FLOAT: "float32", TensorProto.INT64: "int64"}
 
 
 def read_summary(path: Path) -> GraphSummary:
-    """Read the file; subgraphs are read too."""
+    """Read an ONNX file, including its subgraphs."""
     graph = onnx.load(path).graph
     nodes = list(_nodes(graph))
     consumed = {name for node in nodes for name in node.input} | {o.name for o in graph.output}

@@ -1,8 +1,9 @@
-"""What the golden case must become, by other means than the runtime's own code.
+"""Expected network inputs of the golden case, computed independently of the runtime's preprocessing code.
 
-The CT by nibabel's reader and torch's `interpolate`, radiomics by the formula on the JSON of the run's scaler, tokens
-by the `tokenizers` package on the run's tokenizer. Only the rendering of the clinical record is the toolkit's: that
-text is its own definition. `tmi.runtime.verification.preprocessing_check` lists the names.
+The CT is read by nibabel and resampled by torch's `interpolate`. Radiomics are scaled by the formula, from the JSON of
+the run's scaler. Text is tokenized by the `tokenizers` package with the run's tokenizer. Only the clinical record is
+rendered by the toolkit itself, because no other definition of that text exists.
+`tmi.runtime.verification.preprocessing_check` lists the names of the arrays.
 """
 
 from __future__ import annotations
@@ -32,30 +33,31 @@ from tmi.toolkit.run_folder import RunFolder
 def golden_case_reference(
     run: RunFolder, partition: GraphPartition, folder: Path, *, seed: int
 ) -> dict[str, NDArray[np.generic]]:
-    """The arrays of `golden-case.safetensors`; the case is written into `folder`."""
+    """Write the golden case into `folder` and compute the arrays of `golden-case.safetensors`."""
     config = golden_config(run.config)
     case = write_golden_case(folder, run.schema, seed=seed)
     modalities = active_modalities(run.config)
-    record: tuple[Modality, ...] = ("clinical",)
-    text = prepare_case(case, config, run.schema, modalities=record).text
+    clinical_only: tuple[Modality, ...] = ("clinical",)
+    text = prepare_case(case, config, run.schema, modalities=clinical_only).text
     arrays: dict[str, NDArray[np.generic]] = {}
     if "image" in modalities:
-        arrays["ct"] = _volume(case, config.ct)
+        arrays["ct"] = _resample_ct(case, config.ct)
     if "clinical" in modalities:
         arrays["text.sha256"] = text_digest(text)
-    raw_R = _features(case)
+    raw_R = _read_features(case)
     for fold in partition.folds if "radiomics" in modalities else ():
-        arrays[f"radiomics.fold{fold}"] = _scaled(raw_R, run.fold(fold).scaler)
-    for plan in partition.encoders:
-        if plan.tokenizer is not None:
-            ids, mask = _tokens(text, plan.tokenizer, config)
-            arrays[f"{plan.name}.input_ids"], arrays[f"{plan.name}.attention_mask"] = ids, mask
+        arrays[f"radiomics.fold{fold}"] = _scale_features(raw_R, run.fold(fold).scaler)
+    for encoder in partition.encoders:
+        if encoder.tokenizer is not None:
+            ids, mask = _tokenize(text, encoder.tokenizer, config)
+            arrays[f"{encoder.name}.input_ids"], arrays[f"{encoder.name}.attention_mask"] = ids, mask
     return arrays
 
 
-def _volume(case: Case, config: CtConfig) -> NDArray[np.float32]:
-    """[1,D,H,W]: closest canonical orientation, header scaling by nibabel, window, scale, torch's resampling."""
+def _resample_ct(case: Case, config: CtConfig) -> NDArray[np.float32]:
+    """[1,D,H,W]: closest canonical orientation, header scaling by nibabel, HU window, torch's resampling."""
     image = nib.as_closest_canonical(nib.load(case.ct))
+    # nibabel's axes are x, y, z; the network's are D (z), H (y), W (x).
     hu_DHW = torch.from_numpy(np.ascontiguousarray(image.get_fdata(dtype=np.float64).transpose(2, 1, 0)))
     (low, high), (to_low, to_high) = config.window_hu, config.scale_to
     scaled = (hu_DHW.clamp(low, high) - low) / (high - low) * (to_high - to_low) + to_low
@@ -63,17 +65,18 @@ def _volume(case: Case, config: CtConfig) -> NDArray[np.float32]:
     if config.depth_resampling == "nearest":
         in_plane = scaled.shape[1:]
         volume_11DHW = functional.interpolate(volume_11DHW, size=(config.shape_DHW[0], *in_plane), mode="nearest")
-    answer = functional.interpolate(volume_11DHW, size=config.shape_DHW, mode="trilinear", align_corners=False)
-    return answer[0].to(torch.float32).numpy()
+    resampled = functional.interpolate(volume_11DHW, size=config.shape_DHW, mode="trilinear", align_corners=False)
+    return resampled[0].to(torch.float32).numpy()
 
 
-def _features(case: Case) -> NDArray[np.float64]:
+def _read_features(case: Case) -> NDArray[np.float64]:
     with case.radiomics.open(newline="", encoding="utf-8") as stream:
         (row,) = csv.DictReader(stream)
     return np.array([float(row[name]) if row[name].strip() else np.nan for name in FEATURE_NAMES])
 
 
-def _scaled(raw_R: NDArray[np.float64], scaler: Path) -> NDArray[np.float32]:
+def _scale_features(raw_R: NDArray[np.float64], scaler: Path) -> NDArray[np.float32]:
+    """(x - centre) / half_width, clipped; missing values and constant features become 0."""
     fitted = json.loads(scaler.read_text(encoding="utf-8"))
     values = np.zeros(len(raw_R))
     for i, (x, centre, half) in enumerate(zip(raw_R, fitted["centre"], fitted["half_width"], strict=True)):
@@ -84,7 +87,8 @@ def _scaled(raw_R: NDArray[np.float64], scaler: Path) -> NDArray[np.float32]:
     return values.astype(np.float32)
 
 
-def _tokens(text: str, tokenizer: Path, config: Config) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _tokenize(text: str, tokenizer: Path, config: Config) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token ids and attention mask [2,T] of the text and of a short text, which forces padding."""
     backend = Backend.from_file(str(tokenizer))
     longest = config.clinical.max_length
     backend.enable_truncation(longest)

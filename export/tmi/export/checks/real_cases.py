@@ -1,8 +1,8 @@
-"""Real cases at the export: judged like the golden inputs, and gone again; hashes and outputs are what stays.
+"""Validation of an export on real cases (`tmi export --cases`). The bundle keeps only hashes and outputs of them.
 
-Golden inputs are synthetic, so that no patient leaves with a bundle. `tmi export --cases` adds real ones: each is
-prepared as in training, with the run's own scalers and tokenizers, asked of the eager model and of every engine.
-`evidence/real-cases.json` then holds, without names, the SHA-256 of each network input and the answers.
+Golden inputs are synthetic, so a bundle contains no patient data. Real cases are preprocessed as in training, with the
+run's scalers and tokenizers, and run through the eager model and through every engine. `evidence/real-cases.json`
+stores the SHA-256 of each network input and the outputs, without names.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tmi.export.checks.eager_reference import eager_reference
 from tmi.export.checks.validation_set import RealCase
 from tmi.export.graphs.partition import FoldModels, GraphPartition
 from tmi.runtime.verification.golden_inputs import GoldenInputs, GoldenText
-from tmi.runtime.verification.parity import Outputs
+from tmi.runtime.verification.outputs import Outputs
 from tmi.toolkit.cases.case import find_cases
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.errors import UsageError
@@ -31,34 +31,33 @@ from tmi.toolkit.storage.atomic_files import write_json
 def read_real_cases(
     folders: Sequence[Path], run: RunFolder, partition: GraphPartition, models: FoldModels
 ) -> list[RealCase]:
-    """Prepare the cases and ask the eager model.
+    """Preprocess the cases and compute their eager reference outputs.
 
     Args:
         folders: case folders or cohort folders.
-        run: gives scalers and tokenizers.
-        partition: names the text graphs.
+        run: run whose scalers and tokenizers are used.
+        partition: graphs of the run.
         models: the fold models.
 
     Raises:
-        UsageError: no case there.
-        InputRejectedError: a case that no prediction would take; it is named.
+        UsageError: `folders` contain no case.
+        InputRejectedError: a case cannot be used for prediction; the message names it.
     """
     if not folders:
         return []
-    found = find_cases(list(folders))
-    if not found:
-        raise UsageError("no case given with --cases", fix="give case folders or a cohort folder")
-    cases = []
-    for case in found:
-        inputs = _inputs(
-            prepare_case(case, run.config, run.schema, modalities=active_modalities(run.config)), run, partition
-        )
-        cases.append(RealCase(inputs=inputs, reference=eager_reference(models, partition, inputs)))
-    return cases
+    cases = find_cases(list(folders))
+    if not cases:
+        raise UsageError("no case found with --cases", fix="give case folders or a cohort folder")
+    modalities = active_modalities(run.config)
+    real_cases = []
+    for case in cases:
+        inputs = _network_inputs(prepare_case(case, run.config, run.schema, modalities=modalities), run, partition)
+        real_cases.append(RealCase(inputs=inputs, reference=eager_reference(models, partition, inputs)))
+    return real_cases
 
 
 def write_real_cases(path: Path, cases: Sequence[RealCase]) -> None:
-    """Hashes of the inputs and everybody's outputs."""
+    """Write hashes of the inputs, and the outputs of the eager model and of every engine."""
     rows = [
         {
             "inputs": case.inputs.digests(),
@@ -67,7 +66,7 @@ def write_real_cases(path: Path, cases: Sequence[RealCase]) -> None:
         }
         for case in cases
     ]
-    # in the order of the hashes, so that the order of the cases on the command line stays behind too
+    # Sorted by hash, so that the file does not reveal the order of the cases on the command line.
     write_json(path, {"cases": sorted(rows, key=lambda row: str(row["inputs"]["ct"]))})
 
 
@@ -78,15 +77,15 @@ def _outputs_document(outputs: Outputs) -> dict[str, Any]:
     }
 
 
-def _inputs(prepared: PreparedCase, run: RunFolder, partition: GraphPartition) -> GoldenInputs:
+def _network_inputs(prepared: PreparedCase, run: RunFolder, partition: GraphPartition) -> GoldenInputs:
     clinical = run.config.clinical
     texts = {}
-    for plan in partition.encoders:
-        if plan.tokenizer is not None:
-            encoded = Tokenizer.load(plan.tokenizer).encode(
+    for encoder in partition.encoders:
+        if encoder.tokenizer is not None:
+            encoded = Tokenizer.load(encoder.tokenizer).encode(
                 [prepared.text], max_length=clinical.max_length, pad_to_max=clinical.pad_to_max
             )
-            texts[plan.name] = GoldenText(
+            texts[encoder.name] = GoldenText(
                 input_ids_BT=encoded.input_ids_BT, attention_mask_BT=encoded.attention_mask_BT
             )
     scalers = [RadiomicsScaler.load(run.fold(fold).scaler) for fold in partition.folds]

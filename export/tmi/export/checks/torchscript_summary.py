@@ -1,4 +1,4 @@
-"""A TorchScript file as `GraphSummary`."""
+"""Reader that summarises a TorchScript file as `GraphSummary`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ NORMS = {
     "aten::group_norm": (2, 4),
     "aten::instance_norm": (1, 7),
 }
-"""Operator -> positions of scale and epsilon among its inputs."""
+"""Operator -> positions of its scale and epsilon inputs."""
 
 
 def read_summary(path: Path) -> GraphSummary:
-    """Load the file and read its inlined graph; the format declares no names for inputs and outputs."""
+    """Load a TorchScript file and read its inlined graph. The format declares no input and output names."""
     # TorchScript is deprecated in favour of torch.export; the constraints pin a torch that still reads it.
     with quiet([Ignored(r".*torch\.jit\.load.*", DeprecationWarning)]):
         module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
@@ -32,7 +32,7 @@ def read_summary(path: Path) -> GraphSummary:
     tensors: dict[str, NDArray[np.floating]] = {}
     for node in _nodes(graph):
         if node.kind() == "prim::GetAttr":
-            name = _path(node.output())
+            name = _attribute_path(node.output())
             if name in stored and stored[name].is_floating_point():
                 tensors[name] = stored[name].detach().numpy()
         elif node.kind() == "prim::Constant":
@@ -51,8 +51,8 @@ def _nodes(block: Any) -> Iterator[Any]:
             yield from _nodes(inner)
 
 
-def _path(value: Any) -> str:
-    """`a.b.weight` from a chain of attribute reads that starts at the module itself; empty for anything else."""
+def _attribute_path(value: Any) -> str:
+    """`a.b.weight` for a chain of `prim::GetAttr` that starts at the module; empty for any other value."""
     names: list[str] = []
     node = value.node()
     while node.kind() == "prim::GetAttr":
@@ -63,11 +63,11 @@ def _path(value: Any) -> str:
 
 
 def _norm(node: Any) -> NormNode:
-    scale_at, epsilon_at = NORMS[node.kind()]
+    scale_index, epsilon_index = NORMS[node.kind()]
     inputs = list(node.inputs())
-    module, _, ending = _path(inputs[scale_at]).rpartition(".")
-    epsilon = inputs[epsilon_at].toIValue()
+    module, _, parameter = _attribute_path(inputs[scale_index]).rpartition(".")
+    epsilon = inputs[epsilon_index].toIValue()
     return NormNode(
-        module=module if ending == "weight" else "",
+        module=module if parameter == "weight" else "",
         epsilon=float(epsilon) if isinstance(epsilon, float) else float("nan"),
     )

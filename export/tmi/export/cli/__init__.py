@@ -1,4 +1,4 @@
-"""The commands `tmi export` and `tmi build`, and the tables that they print.
+"""Commands `tmi export` and `tmi build`, and the tables that they print.
 
-They parse options and call `tmi.export.bundle`.
+The commands parse options and call `tmi.export.bundle`.
 """

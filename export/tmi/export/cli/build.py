@@ -1,4 +1,4 @@
-"""`tmi build`."""
+"""Command `tmi build`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def build(
     engine: Annotated[
         list[str] | None,
         typer.Option(
-            help="trt, trt-rtx or torch-trt; may be repeated. Default: what the export could not build.",
+            help="trt, trt-rtx or torch-trt; may be repeated. Default: the engines that the export could not build.",
             show_default=False,
         ),
     ] = None,
@@ -30,10 +30,10 @@ def build(
     plan_weights: PlanWeights = "inside",
     timing_cache: TimingCache = None,
 ) -> None:
-    """Build TensorRT engines into a bundle, on the machine that has the GPU.
+    """Build the TensorRT engines of a bundle, on the machine that has the GPU.
 
-    The golden cases run through the engines before the bundle is replaced as a whole; when one gate fails it is left as
-    it was, and the exit code is 4.
+    The golden cases run through the new engines before the bundle is replaced. If a parity check fails, the bundle is
+    unchanged and the exit code is 4.
 
     Examples:
 
@@ -43,7 +43,7 @@ def build(
     from tmi.export.bundle.engine_builder import build_bundle
     from tmi.export.cli.tables import print_failures, print_plans
     from tmi.export.cli.tensorrt_options import build_options
-    from tmi.export.tensorrt.engines import pending
+    from tmi.export.tensorrt.engines import pending_engines
     from tmi.runtime.bundle.check_result import ParityError
     from tmi.runtime.bundle.reader import open_bundle
     from tmi.toolkit.config.project import default_bundle, load_project
@@ -51,7 +51,7 @@ def build(
     if bundle is None:
         bundle, reason = default_bundle(load_project())
         typer.echo(f"bundle {bundle} ({reason})", err=True)
-    kinds = engine or list(pending(open_bundle(bundle).manifest))
+    kinds = engine or list(pending_engines(open_bundle(bundle).manifest))
     options = build_options(
         kinds,
         target=target,

@@ -1,4 +1,4 @@
-"""`tmi export`."""
+"""Command `tmi export`."""
 
 from __future__ import annotations
 
@@ -30,22 +30,23 @@ def export(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the bundle. Default: ./bundle.", show_default=False)
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     cases: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Case or cohort folder to judge the engines on beside the golden inputs; may be repeated. "
-            "Only hashes and outputs get into the bundle.",
+            help="Case or cohort folder to validate the engines on, in addition to the golden inputs; may be repeated. "
+            "Only hashes and outputs are stored in the bundle.",
             show_default=False,
         ),
     ] = None,
     no_weights: Annotated[
-        bool, typer.Option("--no-weights", help="Leave the eager weights out; the engine eager then has none.")
+        bool, typer.Option("--no-weights", help="Omit the eager weights; the engine eager cannot run without them.")
     ] = False,
     precision: Annotated[
         str | None,
         typer.Option(
-            help="Of TensorRT engines: fp16, tf32, fp32, or auto to search. Default: fp16.", show_default=False
+            help="Precision of TensorRT engines: fp16, tf32, fp32, or auto to search. Default: fp16.",
+            show_default=False,
         ),
     ] = None,
     target: Target = None,
@@ -56,13 +57,13 @@ def export(
     plan_weights: PlanWeights = "inside",
     timing_cache: TimingCache = None,
 ) -> None:
-    """Export a run's fold models as one bundle that was checked against them.
+    """Export a run's fold models as one bundle and check it against them.
 
-    The graphs answer golden inputs and are compared with the eager models. When one gate fails, nothing is written, the
-    exit code is 4, and a table says what differs.
+    The graphs run on golden inputs and are compared with the eager models. If a parity check fails, nothing is written,
+    a table lists the differences, and the exit code is 4.
 
-    An engine of TensorRT that this machine cannot build is left to `tmi build` on the GPU machine: the bundle is
-    written with the checked graphs that it will be built from, and the exit code is 5.
+    A TensorRT engine that this machine cannot build is left to `tmi build` on the GPU machine: the bundle is written
+    with the checked graphs to build it from, and the exit code is 5.
 
     Examples:
 
@@ -89,7 +90,7 @@ def export(
     plans = [name for name in engine if exporter_spec(name).plan is not None]
     if precision is not None and not plans:
         raise UsageError(
-            f"--precision is for TensorRT engines; {engine[0]} is float32", fix="leave it out, or name --engine trt"
+            f"--precision is for TensorRT engines; {engine[0]} is float32", fix="omit it, or add --engine trt"
         )
     options = build_options(
         plans,
@@ -139,7 +140,7 @@ def _export(
     precision: str,
     options: BuildOptions,
 ) -> Bundle:
-    """The export, with what it is doing shown on standard error."""
+    """Run the export and show its current step on standard error."""
     from rich.console import Console
 
     with Console(stderr=True).status("loading torch") as status:

@@ -1,4 +1,4 @@
-"""What `tmi export` and `tmi build` print about the checks that failed and about the bundle that was written."""
+"""Output of `tmi export` and `tmi build`: failed checks, the written bundle, its TensorRT plans."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ if TYPE_CHECKING:
 
 
 def print_failures(records: Sequence[CheckResult]) -> None:
-    """The table of what differs, on standard error."""
+    """Print the table of failed checks on standard error."""
     from tmi.runtime.cli.tables.checks import failures_table, wide_console
 
     wide_console(stderr=True).print(failures_table(records), markup=False)
 
 
 def print_bundle(bundle: Bundle) -> None:
-    """What was written and how well it answers, on standard output."""
+    """Print a bundle's contents and the logit error of each engine on standard output."""
     manifest = bundle.manifest
     size = sum(f.bytes for f in manifest.files.values()) / 1e6
     graphs = ", ".join(g.name for g in manifest.graphs)
     kind = " of a synthetic cohort" if manifest.synthetic else ""
     typer.echo(f"bundle {bundle.folder}: {len(manifest.folds)} folds{kind}, graphs {graphs}, {size:.1f} MB")
     for name in dict.fromkeys(r.engine for r in manifest.parity if r.engine):
-        mine = [r for r in manifest.parity if r.engine == name]
-        logits = next(r for r in mine if r.gate == "logits")
+        records = [r for r in manifest.parity if r.engine == name]
+        logits = next(r for r in records if r.gate == "logits")
         typer.echo(
-            f"  {name:13} {len(mine)} gates held; logits differ from eager by {logits.measured:.1e} "
+            f"  {name:13} {len(records)} checks passed; logits differ from eager by {logits.measured:.1e} "
             f"(relative, allowed {logits.bound:.1e})"
         )
-    for name, why in manifest.extra["engines_not_judged"].items():
-        typer.echo(f"  {name:13} not judged: {why}")
-    for name, why in manifest.extra.get("engines_refused", {}).items():
-        typer.echo(f"  {name:13} refused, predictions take the next engine: {why}")
+    for name, reason in manifest.extra["engines_not_judged"].items():
+        typer.echo(f"  {name:13} not validated: {reason}")
+    for name, reason in manifest.extra.get("engines_refused", {}).items():
+        typer.echo(f"  {name:13} rejected, predictions use the next engine: {reason}")
     if "tensorrt" in manifest.extra:
         print_plans(bundle)
     typer.echo(f"manifest {bundle.digest[:16]}; predict with: tmi predict CASE --bundle {bundle.folder}")
 
 
 def print_plans(bundle: Bundle) -> None:
-    """One line for each engine of TensorRT in a bundle, on standard output."""
-    facts = bundle.manifest.extra.get("tensorrt", {})
-    for name, about in facts.get("precision", {}).get("graphs", {}).items():
-        half, kept = about.get("nodes_in_half", 0), len(about.get("nodes_in_float", {}))
-        nodes = f": {half} nodes in FP16, {kept} in float32" if half else ""
-        typer.echo(f"  {name:12} {about['precision']}{nodes}")
-    for kind, about in facts.get("plans", {}).items():
-        graphs = about["graphs"].values()
-        size = sum(g["plan"]["bytes"] for g in graphs) / 1e6
-        half, single = (sum(g[f"layers_in_{t}"] or 0 for g in graphs) for t in ("half", "float"))
-        target = about["options"]["target"] or next(iter(graphs))["built_on"]
-        builder = next(iter(graphs))["builder"]
+    """Print the precision of each graph and one line for each TensorRT engine on standard output."""
+    metadata = bundle.manifest.extra.get("tensorrt", {})
+    for name, graph in metadata.get("precision", {}).get("graphs", {}).items():
+        fp16, float32 = graph.get("nodes_in_half", 0), len(graph.get("nodes_in_float", {}))
+        nodes = f": {fp16} nodes in FP16, {float32} in float32" if fp16 else ""
+        typer.echo(f"  {name:12} {graph['precision']}{nodes}")
+    for kind, engine in metadata.get("plans", {}).items():
+        plans = engine["graphs"].values()
+        size = sum(p["plan"]["bytes"] for p in plans) / 1e6
+        half, single = (sum(p[f"layers_in_{t}"] or 0 for p in plans) for t in ("half", "float"))
+        target = engine["options"]["target"] or next(iter(plans))["built_on"]
+        builder = next(iter(plans))["builder"]
         typer.echo(
-            f"  {kind:12} {len(graphs)} plans for {target} by {builder}, {size:.1f} MB; layers: {half} HALF, "
+            f"  {kind:12} {len(plans)} plans for {target} by {builder}, {size:.1f} MB; layers: {half} HALF, "
             f"{single} FLOAT"
         )

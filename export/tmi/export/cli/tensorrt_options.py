@@ -1,4 +1,4 @@
-"""The options of `tmi export` and `tmi build` that say how TensorRT engines are built. Imports nothing heavy."""
+"""TensorRT build options of `tmi export` and `tmi build`. Importing this module imports no heavy package."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ if TYPE_CHECKING:
     from tmi.export.tensorrt.builder import BuildOptions
 
 DEFAULT_TARGET = "sm80"
-"""A100: what a TensorRT-RTX plan is built for where there is no GPU to take it from."""
+"""Target of TensorRT-RTX plans on a machine without a GPU: A100."""
 HARDWARE = ("none", "ampere-plus", "same-compute-capability")
 WEIGHTS = ("inside", "refit", "strip")
 
 Target = Annotated[
     str | None,
     typer.Option(
-        help="GPU that trt-rtx plans are for: sm75, sm80 (A100), sm86, sm89 or sm120. Default: this machine's, "
-        "else sm80.",
+        help="Target GPU of trt-rtx plans: sm75, sm80 (A100), sm86, sm89 or sm120. Default: this machine's, else sm80.",
         show_default=False,
     ),
 ]
@@ -32,22 +31,22 @@ Hardware = Annotated[
     str, typer.Option("--hardware-compatibility", help=f"GPUs that trt engines must run on: {', '.join(HARDWARE)}.")
 ]
 Level = Annotated[
-    int, typer.Option("--optimisation-level", min=0, max=5, help="How long TensorRT looks for quicker kernels.")
+    int, typer.Option("--optimisation-level", min=0, max=5, help="How long TensorRT searches for faster kernels.")
 ]
 Workspace = Annotated[
     int | None,
-    typer.Option("--workspace-mib", min=1, help="Memory that TensorRT's kernels may take.", show_default=False),
+    typer.Option("--workspace-mib", min=1, help="Memory limit of TensorRT's kernels.", show_default=False),
 ]
 PlanWeights = Annotated[
     str,
     typer.Option(
         "--plan-weights",
-        help="inside: in each plan; refit: exchangeable; strip: taken from the ONNX file on loading.",
+        help="inside: stored in each plan; refit: stored and refittable; strip: read from the ONNX file at load time.",
     ),
 ]
 TimingCache = Annotated[
     Path | None,
-    typer.Option("--timing-cache", help="File that keeps TensorRT's timings between builds.", show_default=False),
+    typer.Option("--timing-cache", help="File of TensorRT's timing cache, kept between builds.", show_default=False),
 ]
 
 
@@ -62,7 +61,7 @@ def build_options(
     weights: str,
     timing_cache: Path | None,
 ) -> BuildOptions:
-    """The options, checked; the longest text is the bundle's and filled in there.
+    """Validate the options and return them. The maximum text length is set later, from the bundle.
 
     Raises:
         UsageError: an unknown value, or a target for an engine that has none.

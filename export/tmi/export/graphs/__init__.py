@@ -1,4 +1,4 @@
-"""From a fold's network to graph files: partition at the encoders, ONNX and TorchScript writers.
+"""Graph files of a run's networks: partition at the encoders, ONNX and TorchScript writers.
 
-`registry` lists the kinds of artefact that an export can write.
+`registry` is the table of the artefact kinds that an export can write.
 """

@@ -1,8 +1,8 @@
-"""One graph as one ONNX file (opset 20), with every parameter under its own name.
+"""ONNX export of one graph to one file (opset 20), with every parameter under its own name.
 
-The exporter's optimiser is left off and only shape arithmetic is folded. It would merge batch norms into convolutions,
-transpose weights and drop their names, and then no one could tell whether the weights in the file are the model's.
-Engines do the same work when they load the file.
+`torch.onnx.export` runs with its optimiser off; only shape arithmetic is folded. The optimiser merges batch norms into
+convolutions, transposes weights and drops parameter names, so the weights in the file could no longer be compared with
+the model's. Engines apply the same optimisations when they load the file.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from tmi.runtime.bundle.manifest import GraphSpec
 from tmi.toolkit.compute.quiet import Ignored, quiet
 
 OPSET = 20
-"""Opset of every graph; IR version 9 of the file goes with it."""
+"""Opset of every graph. The file's IR version is 9."""
 FOLD_LIMIT = 4096
-"""Elements up to which a constant expression is replaced by its value; no parameter is ever part of one."""
+"""Maximum number of elements of a constant expression that is folded. Expressions with a parameter are not folded."""
 
 
 def write_onnx(module: nn.Module, spec: GraphSpec, example: tuple[Tensor, ...], path: Path) -> None:
-    """Export, fold shape arithmetic, check, write.
+    """Export a module, fold its shape arithmetic, write the file and validate it.
 
     Args:
-        module: in evaluation mode.
-        spec: names of the tensors, and which axes are dynamic.
-        example: small inputs that fit `spec`.
-        path: file to write; weights are inside it.
+        module: module in evaluation mode.
+        spec: names and dynamic axes of the graph's tensors.
+        example: small inputs that match `spec`.
+        path: output file. The weights are stored inside it.
 
     Raises:
-        RuntimeError: the module cannot be exported, or not with these dynamic axes (torch's own text).
+        RuntimeError: the module cannot be exported with these dynamic axes (torch's own message), or the file is not
+            valid ONNX.
     """
     axes = {a: torch.export.Dim(a, min=1) for t in spec.inputs for a in t.shape if isinstance(a, str)}
     dynamic = tuple({i: axes[a] for i, a in enumerate(t.shape) if isinstance(a, str)} for t in spec.inputs)
@@ -56,7 +57,7 @@ def write_onnx(module: nn.Module, spec: GraphSpec, example: tuple[Tensor, ...], 
         )
     assert program is not None
     _fold_shape_arithmetic(program.model)
-    _drop_traces(program.model)
+    _drop_stack_traces(program.model)
     program.save(path, external_data=False)
     try:
         onnx.checker.check_model(path)
@@ -65,17 +66,17 @@ def write_onnx(module: nn.Module, spec: GraphSpec, example: tuple[Tensor, ...], 
 
 
 def _fold_shape_arithmetic(model: ir.Model) -> None:
+    """Fold constant expressions without parameters, then remove what became unused."""
+    # Before inlining and folding, the initializers are exactly the module's parameters and buffers.
     parameters = frozenset(model.graph.initializers)
 
-    def touches_no_parameter(node: ir.Node) -> bool | None:
+    def has_no_parameter(node: ir.Node) -> bool | None:
         return False if any(v is not None and v.name in parameters for v in node.inputs) else None
 
     passes.InlinePass()(model)
-    fold_constants_ir(
-        model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, should_fold=touches_no_parameter
-    )
+    fold_constants_ir(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, should_fold=has_no_parameter)
     _drop_zero_biases(model, parameters)
-    for tidy in (
+    for cleanup in (
         passes.RemoveUnusedNodesPass(),
         passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         passes.RemoveUnusedOpsetsPass(),
@@ -85,21 +86,21 @@ def _fold_shape_arithmetic(model: ir.Model) -> None:
         passes.OutputFixPass(),
         passes.TopologicalSortPass(),
     ):
-        tidy(model)
+        cleanup(model)
 
 
 def _drop_zero_biases(model: ir.Model, parameters: frozenset[str]) -> None:
-    """A convolution without bias is exported with zeros for one, of a shape [channels, 2] that ONNX does not allow."""
+    """Remove the zero biases of bias-free convolutions: torch exports them as [channels, 2], which ONNX forbids."""
     for node in model.graph:
         if node.op_type == "Conv" and len(node.inputs) == 3:
             bias = node.inputs[2]
             if bias is not None and bias.name not in parameters and bias.const_value is not None:
-                assert not bias.const_value.numpy().any(), f"{bias.name} is a bias that is no parameter"
+                assert not bias.const_value.numpy().any(), f"bias {bias.name} is neither zero nor a parameter"
                 node.resize_inputs(2)
 
 
-def _drop_traces(model: ir.Model) -> None:
-    """Take out the stack traces that the exporter leaves at every node: they hold paths of this machine."""
+def _drop_stack_traces(model: ir.Model) -> None:
+    """Remove the stack traces that the exporter stores at every node, because they contain local paths."""
     for node in model.graph:
         for key in [k for k in node.metadata_props if k.startswith(("pkg.torch", "namespace"))]:
             del node.metadata_props[key]
@@ -109,7 +110,7 @@ def _drop_traces(model: ir.Model) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's notes on torchvision, on axis names shared by several inputs, and on its own pytree."""
+    """Silence torch's notes about torchvision, axis names shared by several inputs, and its own pytree API."""
     with quiet(
         [
             Ignored("# The axis name: . will not be used", UserWarning),

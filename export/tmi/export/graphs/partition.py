@@ -1,8 +1,8 @@
-"""Where the network is cut, which encoders are shared, and the fold models as `nn.Module`s that give those graphs.
+"""Partition of a run's fold models into graphs: one per distinct encoder, and one fusion graph for all folds.
 
-B batch, T tokens, F folds, C channels, K classes, R = 1781 features. Graphs, inputs and outputs are those that
-`tmi.runtime.bundle.manifest` describes. An encoder whose weights (for text: and tokenizer) are the same in several
-folds is one graph, run once.
+B batch, T tokens, F folds, C channels, K classes, R = 1781 features. `tmi.runtime.bundle.manifest` describes graphs,
+inputs and outputs. An encoder that has the same weights in several folds (a text encoder: also the same tokenizer) is
+one graph and runs once for these folds.
 """
 
 from __future__ import annotations
@@ -19,10 +19,16 @@ from torch import Tensor, nn
 
 from tmi.runtime.bundle.manifest import GraphSpec, Role, TensorSpec
 from tmi.toolkit.config.schema import N_RADIOMICS, Config
-from tmi.toolkit.errors import DamagedError
+from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.models.factory import create_network
 from tmi.toolkit.models.multimodal import MultimodalNetwork
-from tmi.toolkit.models.registry import active_modalities, apply_temperature, ct_feature_width, encoder_roles
+from tmi.toolkit.models.registry import (
+    NEURAL_MODELS,
+    active_modalities,
+    apply_temperature,
+    ct_feature_width,
+    encoder_roles,
+)
 from tmi.toolkit.models.weights import AnyModule, load_weights_strict
 from tmi.toolkit.run_folder import FoldFolder, RunFolder
 from tmi.toolkit.storage.hashing import sha256_file
@@ -31,42 +37,42 @@ StateDict = dict[str, Tensor]
 PREFIXES: dict[Role, str] = {"ct": "ct_encoder.", "text": "text_encoder.", "fusion": "fusion."}
 """Role of a graph -> prefix of its weights in a fold's model."""
 OTHER_VERSION_FIX = "export with the version of tmi that trained the run (its run.json names it), or train it again"
-"""What to do with a run whose weights are not those of this version's network."""
+"""Fix for a run whose weights do not match this version's network."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistinctEncoder:
-    """One distinct encoder."""
+    """One encoder and the folds that share it."""
 
     name: str
     """Graph name."""
     role: Role
     """`ct` or `text`."""
     folds: tuple[int, ...]
-    """Fold numbers that use it."""
+    """Numbers of the folds that use it."""
     tokenizer: Path | None
-    """Its tokenizer file in the run."""
+    """Tokenizer file in the run; None for CT encoders."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphPartition:
-    """What a run becomes: its distinct encoders, and its folds in the order of the fusion graph's fold axis."""
+    """The graphs of a run: its distinct encoders, and its folds in the order of the fusion graph's fold axis."""
 
     encoders: tuple[DistinctEncoder, ...]
     folds: tuple[int, ...]
 
     def encoder(self, role: Role, fold: int) -> DistinctEncoder | None:
-        """The encoder that a fold uses; None where the network has no such part."""
+        """The encoder that a fold uses; None where the network has no encoder of that role."""
         return next((e for e in self.encoders if e.role == role and fold in e.folds), None)
 
-    def graph(self, role: Role, fold: int) -> str | None:
-        """The name of that encoder's graph."""
-        plan = self.encoder(role, fold)
-        return None if plan is None else plan.name
+    def encoder_name(self, role: Role, fold: int) -> str | None:
+        """The graph name of `encoder(role, fold)`."""
+        encoder = self.encoder(role, fold)
+        return None if encoder is None else encoder.name
 
 
 class MultiFoldFusion(nn.Module):
-    """The fusion part of every fold in one graph; fold i reads row i of the fold axis of each input."""
+    """The fusion modules of all folds in one graph. Fold i reads index i of the fold axis of each input."""
 
     def __init__(self, folds: list[nn.Module]) -> None:
         super().__init__()
@@ -78,16 +84,31 @@ class MultiFoldFusion(nn.Module):
         second_BFC: Float[Tensor, "B F C2"] | None = None,
         third_BFC: Float[Tensor, "B F C3"] | None = None,
     ) -> Float[Tensor, "B F K"]:
-        """Logits of every fold, from the inputs that the graph has, in their order."""
-        given = [t for t in (first_BFC, second_BFC, third_BFC) if t is not None]
-        return torch.stack([f(*(t[:, i] for t in given)).logits_BK for i, f in enumerate(self.folds)], dim=1)
+        """Logits of every fold, from the graph's inputs in their order."""
+        inputs = [t for t in (first_BFC, second_BFC, third_BFC) if t is not None]
+        return torch.stack([f(*(t[:, i] for t in inputs)).logits_BK for i, f in enumerate(self.folds)], dim=1)
+
+
+def require_exportable(run: RunFolder) -> None:
+    """Check that a run's model has a network. Runs of scikit-learn estimators cannot be exported.
+
+    Raises:
+        UsageError: the run is of an estimator.
+    """
+    name = run.config.system.name
+    if name not in NEURAL_MODELS:
+        raise UsageError(
+            f"run {run.path} is of the model {name}, which has no network to export",
+            fix=f"export a run of {', '.join(NEURAL_MODELS)}; `tmi compare` prints what {name} predicts on the "
+            "held-out cases",
+        )
 
 
 def read_weights(path: Path, prefix: str = "") -> StateDict:
-    """The tensors below `prefix` in a safetensors file, without the prefix; nothing is unpickled.
+    """Read the tensors below `prefix` from a safetensors file; the prefix is removed. Nothing is unpickled.
 
     Raises:
-        DamagedError: no safetensors file.
+        DamagedError: the file is not a safetensors file.
     """
     try:
         with safe_open(path, framework="pt") as stream:
@@ -97,7 +118,7 @@ def read_weights(path: Path, prefix: str = "") -> StateDict:
 
 
 def weights_digest(state: StateDict) -> str:
-    """SHA-256 over names, types, shapes and bytes. Counters of batches seen are left out: they compute nothing."""
+    """SHA-256 over names, types, shapes and bytes. Batch norm's `num_batches_tracked` is skipped: it is unused."""
     digest = hashlib.sha256()
     for key in sorted(k for k in state if not k.endswith("num_batches_tracked")):
         tensor = state[key].contiguous()
@@ -107,19 +128,20 @@ def weights_digest(state: StateDict) -> str:
 
 
 def partition_run(run: RunFolder) -> GraphPartition:
-    """Find the distinct encoders of a finished run, one fold in memory at a time."""
+    """Find the distinct encoders of a finished run. One fold's weights are in memory at a time."""
     folds = tuple(split.fold for split in run.folds)
     roles = encoder_roles(active_modalities(run.config))
-    users: dict[tuple[Role, str], list[int]] = {}
+    folds_by_digest: dict[tuple[Role, str], list[int]] = {}
     for fold in folds:
         files = run.fold(fold)
         for role in roles:
             digest = weights_digest(read_weights(files.model, PREFIXES[role]))
             tokenizer = sha256_file(files.tokenizer) if role == "text" else ""
-            users.setdefault((role, digest + tokenizer), []).append(fold)
+            folds_by_digest.setdefault((role, digest + tokenizer), []).append(fold)
     encoders = []
     for role in roles:
-        groups = [tuple(users[key]) for key in users if key[0] == role]
+        groups = [tuple(folds_by_digest[key]) for key in folds_by_digest if key[0] == role]
+        # Sorted by their folds, so that graph names do not depend on digests.
         for number, group in enumerate(sorted(groups)):
             encoders.append(
                 DistinctEncoder(
@@ -133,7 +155,7 @@ def partition_run(run: RunFolder) -> GraphPartition:
 
 
 def graph_spec(config: Config, role: Role, name: str, *, folds: int, tokenizer: str | None = None) -> GraphSpec:
-    """Names, types and shapes of a graph's tensors; no artefact yet."""
+    """Names, types and shapes of a graph's tensors, without artefacts."""
     widths = {"ct_features": ct_feature_width(config), "text_features": config.network.text_encoder.hidden_size}
     inputs: tuple[TensorSpec, ...]
     if role == "ct":
@@ -146,17 +168,18 @@ def graph_spec(config: Config, role: Role, name: str, *, folds: int, tokenizer: 
         )
         outputs = (TensorSpec(name="text_features", dtype="float32", shape=("B", widths["text_features"])),)
     else:
-        taken = {f"{role}_features": widths[f"{role}_features"] for role in encoder_roles(active_modalities(config))}
-        taken |= {"radiomics": N_RADIOMICS} if "radiomics" in active_modalities(config) else {}
+        modalities = active_modalities(config)
+        input_widths = {f"{role}_features": widths[f"{role}_features"] for role in encoder_roles(modalities)}
+        input_widths |= {"radiomics": N_RADIOMICS} if "radiomics" in modalities else {}
         inputs = tuple(
-            TensorSpec(name=name, dtype="float32", shape=("B", folds, width)) for name, width in taken.items()
+            TensorSpec(name=name, dtype="float32", shape=("B", folds, width)) for name, width in input_widths.items()
         )
         outputs = (TensorSpec(name="logits", dtype="float32", shape=("B", folds, 2)),)
     return GraphSpec(name=name, role=role, inputs=inputs, outputs=outputs, artefacts={}, tokenizer=tokenizer)
 
 
 def example_inputs(spec: GraphSpec) -> tuple[Tensor, ...]:
-    """Small inputs to trace a graph with: two cases, so that no batch of one is baked in, and a padded text."""
+    """Small inputs for tracing: two cases, so that a batch of one is not specialised, and one padded text."""
     size = {"B": 2, "T": 11}
     shapes = [tuple(size[a] if isinstance(a, str) else a for a in t.shape) for t in spec.inputs]
     if spec.role == "text":
@@ -170,16 +193,16 @@ def example_inputs(spec: GraphSpec) -> tuple[Tensor, ...]:
 def calibrated_weights(config: Config, files: FoldFolder, prefix: str = "") -> StateDict:
     """A fold's weights below a prefix, divided by its temperature (`tmi.toolkit.models.registry.apply_temperature`).
 
-    So every engine, and every gate, answers with the calibrated logits, and no runtime has a temperature to forget.
+    The graphs output calibrated logits. Engines and parity checks apply no temperature of their own.
 
     Raises:
-        DamagedError: no safetensors file, or a temperature for weights that cannot take it.
+        DamagedError: the file is not a safetensors file, or the weights cannot absorb the temperature.
     """
     return apply_temperature(config, read_weights(files.model, prefix), files.temperature, prefix=prefix)
 
 
 class FoldModels:
-    """A run's fold models, calibrated, one in memory at a time. What it gives is valid until the next call."""
+    """A run's calibrated fold models, one in memory at a time. A returned module is valid until the next call."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
@@ -187,27 +210,27 @@ class FoldModels:
         self._model = create_network(run.config).eval().requires_grad_(False)
 
     def network(self, fold: int) -> MultimodalNetwork:
-        """The whole model of a fold."""
+        """The complete network of a fold."""
         return self._load_weights(self._model, fold, "")
 
-    def encoder(self, plan: DistinctEncoder) -> nn.Module:
-        """The encoder of a plan, with the weights of the first fold that uses it."""
-        part = self._model.ct_encoder if plan.role == "ct" else self._model.text_encoder
-        assert part is not None  # the plan is of this network
-        return self._load_weights(part, plan.folds[0], PREFIXES[plan.role])
+    def encoder(self, distinct: DistinctEncoder) -> nn.Module:
+        """A distinct encoder, with the weights of the first fold that uses it."""
+        module = self._model.ct_encoder if distinct.role == "ct" else self._model.text_encoder
+        assert module is not None  # the partition is of this network
+        return self._load_weights(module, distinct.folds[0], PREFIXES[distinct.role])
 
     def fusion(self, folds: tuple[int, ...]) -> MultiFoldFusion:
-        """The fusion of every fold, in that order."""
+        """The fusion modules of all folds, in that order."""
         prefix = PREFIXES["fusion"]
         return MultiFoldFusion(
             [self._load_weights(copy.deepcopy(self._model.fusion), fold, prefix) for fold in folds]
         ).eval()
 
     def state(self, spec: GraphSpec, *, fold: int) -> StateDict:
-        """What a fold's model says the weights of a graph are, by the names of the eager module."""
+        """The weights of a graph in a fold's model, by the names of the eager module."""
         return calibrated_weights(self.config, self.run.fold(fold), PREFIXES[spec.role])
 
-    def _load_weights(self, part: AnyModule, fold: int, prefix: str) -> AnyModule:
+    def _load_weights(self, module: AnyModule, fold: int, prefix: str) -> AnyModule:
         files = self.run.fold(fold)
         state = calibrated_weights(self.config, files, prefix)
-        return load_weights_strict(part, state, where=f"run: the weights in {files.model}", fix=OTHER_VERSION_FIX)
+        return load_weights_strict(module, state, where=f"run: the weights in {files.model}", fix=OTHER_VERSION_FIX)

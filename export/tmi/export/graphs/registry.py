@@ -1,4 +1,4 @@
-"""The import-free table of what `tmi export --engine` writes, the place for what comes included."""
+"""Table of the exporters that `tmi export --engine` can name. Importing it imports no exporter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 from tmi.toolkit.errors import UnavailableError, UsageError
 
 GRAPHS = ("torch", "onnx", "onnxscript", "onnxruntime")
-"""What writes ONNX graphs, which everything of TensorRT starts from."""
+"""Packages that the ONNX writer needs. Every TensorRT engine starts from ONNX graphs."""
+TYPED = "onnx-typed"
+"""Artefact kind of the strongly typed graphs that TensorRT engines are built from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,24 +22,24 @@ class ExporterSpec:
     """One row of the exporter table."""
 
     artefact: str
-    """Artefact kind it writes; the key in `GraphSpec.artefacts`."""
+    """Artefact kind that the exporter writes; the key in `GraphSpec.artefacts`."""
     suffix: str
     """Suffix of its files."""
     extra: str
-    """Extra that installs what it needs."""
+    """Extra of `tmi-clnet` that installs its packages."""
     packages: tuple[str, ...]
-    """Import names of the packages it needs."""
+    """Import names of the packages that it needs."""
     engines: tuple[str, ...]
-    """Engines that its artefact is judged on, those that are installed; the first one always."""
+    """Engines that validate the artefact. The first one is required, the others run where they are installed."""
     writer: str | None = None
     """`module:function`, called as f(module, spec, example inputs, file); None: built from the typed graphs."""
     reader: str | None = None
-    """`module:function` that reads a file back as `tmi.export.checks.graph_summary.GraphFacts`; None: it cannot be
-    read."""
+    """`module:function` that reads a file as `tmi.export.checks.graph_summary.GraphSummary`; None: not readable."""
     plan: str | None = None
-    """`module:function` that builds it from a bundle; None: written from the module."""
+    """`module:function` that builds the engine from a bundle; None: the artefact is written from the module."""
     builds_with: str | None = None
-    """Import name of the package that builds it. Without it a bundle is written whose engine is pending."""
+    """Import name of the package that builds the engine. If it is not installed, the engine is pending in the
+    bundle."""
 
 
 EXPORTERS: Mapping[str, ExporterSpec] = MappingProxyType(
@@ -48,7 +50,7 @@ EXPORTERS: Mapping[str, ExporterSpec] = MappingProxyType(
             extra="export",
             packages=GRAPHS,
             writer="tmi.export.graphs.onnx:write_onnx",
-            reader="tmi.export.checks.onnx_summary:read_facts",
+            reader="tmi.export.checks.onnx_summary:read_summary",
             engines=("onnx", "openvino", "openvino-bf16"),
         ),
         "torchscript": ExporterSpec(
@@ -57,7 +59,7 @@ EXPORTERS: Mapping[str, ExporterSpec] = MappingProxyType(
             extra="torch",
             packages=("torch",),
             writer="tmi.export.graphs.torchscript:write_torchscript",
-            reader="tmi.export.checks.torchscript_summary:read_facts",
+            reader="tmi.export.checks.torchscript_summary:read_summary",
             engines=("torchscript",),
         ),
         "trt": ExporterSpec(
@@ -89,14 +91,14 @@ EXPORTERS: Mapping[str, ExporterSpec] = MappingProxyType(
         ),
     }
 )
-"""Name for `--engine` -> what writes it."""
+"""Value of `--engine` -> its exporter."""
 
 
 def exporter_spec(name: str) -> ExporterSpec:
-    """The table's row.
+    """Return the table's row of an exporter.
 
     Raises:
-        UsageError: no such exporter; the text lists the known ones.
+        UsageError: no such exporter; the message lists the known ones.
     """
     if name not in EXPORTERS:
         raise UsageError(f"unknown engine {name!r} to export", fix=f"choose among {', '.join(EXPORTERS)}")
@@ -104,11 +106,11 @@ def exporter_spec(name: str) -> ExporterSpec:
 
 
 def require_exporter(name: str) -> ExporterSpec:
-    """The table's row of an exporter whose graphs can be written here and now. Imports nothing.
+    """Return the table's row of an exporter whose packages are installed. Imports none of them.
 
     Raises:
         UsageError: no such exporter.
-        UnavailableError: a package is missing.
+        UnavailableError: a package is not installed.
     """
     spec = exporter_spec(name)
     missing = [package for package in spec.packages if importlib.util.find_spec(package) is None]
@@ -121,7 +123,7 @@ def require_exporter(name: str) -> ExporterSpec:
 
 
 def import_target(target: str | None) -> Any:
-    """What `module:name` names, imported now."""
+    """Import the object that `module:name` names."""
     assert target is not None
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)

@@ -1,4 +1,4 @@
-"""TensorRT: FP16 conversion and its simulation, mixed-precision search, engine building.
+"""TensorRT: FP16 conversion of ONNX graphs, its simulation on a CPU, mixed-precision search, engine building.
 
-Graphs are typed before they are built, so that their FP16 error is known without a GPU.
+TensorRT takes the precision of each layer from the graph. The FP16 error is therefore measurable without a GPU.
 """

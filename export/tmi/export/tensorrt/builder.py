@@ -1,10 +1,11 @@
-"""The one place that builds TensorRT plans, for `tensorrt` 10.x and 11.x and for `tensorrt_rtx`.
+"""Builder of TensorRT plans (serialized engines) from ONNX graphs, for `tensorrt` 10.x and 11.x and `tensorrt_rtx`.
 
-The module is a parameter, because the three share an API: a strongly typed network (10.x must be asked for it, 11.x has
-no other kind), an ONNX parser, optimisation profiles, a builder configuration. What one of them lacks is looked for by
-name and written down in the plan's facts; nothing is dropped silently.
+The TensorRT module is a parameter, because the three share an API: a strongly typed network (a flag in 10.x, the only
+kind in 11.x), an ONNX parser, optimization profiles, a builder configuration. Features that one of them does not have
+are detected by attribute; the plan's facts record which features were used, or the build fails. No option is ignored
+silently.
 
-A plan says nothing of itself without a GPU, so its facts are taken while it is built: they go into the manifest.
+A plan cannot be inspected without a GPU. Its facts are therefore collected during the build and stored in the manifest.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from tmi.toolkit.errors import UnavailableError
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
 
 TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120")
-"""Compute capabilities that TensorRT-RTX builds for ahead of time; A100 is sm80."""
+"""Compute capabilities for which TensorRT-RTX builds ahead of time; A100 is sm80."""
 NON_COMPUTE_LAYERS = frozenset("CAST CONSTANT SHUFFLE SQUEEZE UNSQUEEZE IDENTITY SHAPE ASSERTION".split())
-"""Layer types that compute nothing; their types follow from their neighbours'."""
+"""Layer types without arithmetic. Their types follow from their neighbours' and are not audited."""
 ONNX_LAYER_NAME = re.compile(r"\[ONNX Layer: (.*?)(?:\]|$)")
 HardwareLevel = Literal["none", "ampere-plus", "same-compute-capability"]
 WeightsMode = Literal["inside", "refit", "strip"]
@@ -32,54 +33,54 @@ WeightsMode = Literal["inside", "refit", "strip"]
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """How plans are built."""
+    """Build options of TensorRT plans."""
 
     max_batch: int = 4
-    """Largest batch; the profiles are batch 1 alone and batch 1 to this."""
+    """Largest batch. The optimization profiles are batch 1, and batches 1 to `max_batch`."""
     max_length: int = 512
-    """Longest text, in tokens."""
+    """Maximum text length in tokens."""
     target: str | None = None
     """One of `TARGETS`; None: the GPU of this machine."""
     tf32: bool = False
-    """Let float32 products round their inputs to TF32. TensorRT's own default is yes."""
+    """Allow TF32 for float32 products. TensorRT's own default is on."""
     hardware: HardwareLevel = "none"
-    """Which other GPUs the plan must run on."""
+    """Hardware compatibility level: the other GPUs that the plan must run on."""
     optimisation_level: int = 3
-    """0 to 5; higher looks longer for quicker kernels."""
+    """Builder optimization level, 0 to 5. Higher levels search longer for faster kernels."""
     workspace_mib: int | None = None
-    """Memory that kernels may take; None: as much as the GPU has."""
+    """Workspace memory limit of kernels in MiB; None: the GPU's memory."""
     weights: WeightsMode = "inside"
-    """`inside` the plan; exchangeable there (`refit`); `strip`: left out, and taken from the ONNX file on loading."""
+    """`inside`: stored in the plan. `refit`: stored and refittable. `strip`: read from the ONNX file at load time."""
     timing_cache: Path | None = None
-    """File that keeps timings of kernels between builds."""
+    """File of the timing cache, which is read before and written after a build."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TypeAudit:
-    """The types that a parsed network computes in."""
+    """Data types of the layers of a parsed network."""
 
     layers: Mapping[str, Mapping[str, int]]
-    """Layer type -> type of its first output -> number of layers."""
+    """Layer type -> data type of its first output -> number of layers."""
     unexplained: tuple[str, ...]
-    """Layers that compute in float32 although no node that was kept in float32 gives them."""
+    """Layers that compute in float32 although they come from no node that was excluded from FP16."""
     float_nodes: Mapping[str, tuple[str, ...]]
-    """Node kept in float32 -> the layer types that it became."""
+    """Node excluded from FP16 -> types of its layers."""
 
     def count(self, dtype: str) -> int:
-        """Layers that compute (`NON_COMPUTE_LAYERS` do not) with outputs of a type."""
-        return sum(by.get(dtype, 0) for kind, by in self.layers.items() if kind not in NON_COMPUTE_LAYERS)
+        """Number of layers with outputs of a data type, without `NON_COMPUTE_LAYERS`."""
+        return sum(counts.get(dtype, 0) for kind, counts in self.layers.items() if kind not in NON_COMPUTE_LAYERS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A serialized engine and what is known of it."""
+    """A serialized engine and its build record."""
 
     data: bytes
-    """What the runtime deserializes."""
+    """The serialized engine."""
     audit: TypeAudit
-    """Types of the network that it was built from."""
+    """Data types of the network that it was built from."""
     facts: dict[str, Any] = field(repr=False)
-    """For the manifest; plain JSON values."""
+    """Build record for the manifest, in plain JSON values."""
 
 
 def build_plan(
@@ -88,53 +89,58 @@ def build_plan(
     spec: GraphSpec,
     options: BuildOptions,
     *,
-    kept: Mapping[str, str] | None = None,
+    float32_nodes: Mapping[str, str] | None = None,
 ) -> Plan:
-    """Parse, audit and build one graph.
+    """Parse a graph, audit its data types and build its plan.
 
     Args:
-        trt: `tensorrt` or `tensorrt_rtx`, imported.
-        graph: ONNX file; its types are the plan's types.
-        spec: its names and dynamic axes.
-        options: how.
-        kept: nodes of an FP16 graph that stay in float32 -> why; None: the graph is float32 throughout.
+        trt: the module `tensorrt` or `tensorrt_rtx`.
+        graph: ONNX file. Its types are the plan's types.
+        spec: names and dynamic axes of the graph.
+        options: build options.
+        float32_nodes: nodes of an FP16 graph that stay in float32 -> reason; None: the whole graph is float32.
 
     Raises:
-        UnavailableError: this TensorRT cannot parse or build it, with its own words.
+        UnavailableError: this TensorRT cannot parse or build the graph; the message quotes its log.
     """
-    return _Build(trt, graph, spec, options, kept).run()
+    return _PlanBuilder(trt, graph, spec, options, float32_nodes).build()
 
 
 def shape_ranges(
     spec: GraphSpec, options: BuildOptions, *, batch: tuple[int, int, int]
 ) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """Input -> its smallest, most usual and largest shape in a profile of that batch range."""
-    longest = options.max_length
-    sizes = {"B": batch, "T": (1, longest, longest)}
+    """Input -> its minimum, optimum and maximum shape in an optimization profile with that batch range."""
+    # Kernels are tuned for the optimum shape: the largest batch and the longest text.
+    sizes = {"B": batch, "T": (1, options.max_length, options.max_length)}
     return {
         t.name: tuple(tuple(sizes[a][i] if isinstance(a, str) else a for a in t.shape) for i in range(3))
         for t in spec.inputs
     }
 
 
-def profiles(spec: GraphSpec, options: BuildOptions) -> list[dict[str, tuple[tuple[int, ...], ...]]]:
-    """Profile 0 is for one case, which is what a service asks most; profile 1 for batches up to the largest."""
+def optimization_profiles(spec: GraphSpec, options: BuildOptions) -> list[dict[str, tuple[tuple[int, ...], ...]]]:
+    """Profile 0 is for a single case, the usual request of a service; profile 1 is for batches up to the largest."""
     ranges = [(1, 1, 1)] + ([(1, options.max_batch, options.max_batch)] if options.max_batch > 1 else [])
     return [shape_ranges(spec, options, batch=r) for r in ranges]
 
 
-class _Build:
-    """One build; the objects of TensorRT must not outlive it."""
+class _PlanBuilder:
+    """Builds one plan. TensorRT's objects must not outlive the call of `build`."""
 
     def __init__(
-        self, trt: ModuleType, graph: Path, spec: GraphSpec, options: BuildOptions, kept: Mapping[str, str] | None
+        self,
+        trt: ModuleType,
+        graph: Path,
+        spec: GraphSpec,
+        options: BuildOptions,
+        float32_nodes: Mapping[str, str] | None,
     ) -> None:
-        self.trt, self.graph, self.spec, self.options, self.kept = trt, graph, spec, options, kept
+        self.trt, self.graph, self.spec, self.options, self.float32_nodes = trt, graph, spec, options, float32_nodes
         self.log = collecting_logger(trt)
         self.features: dict[str, str] = {}
 
-    def run(self) -> Plan:
-        """The plan."""
+    def build(self) -> Plan:
+        """Parse, audit, configure and build."""
         trt = self.trt
         builder = trt.Builder(self.log)
         network = builder.create_network(self._network_flags())
@@ -142,9 +148,10 @@ class _Build:
         if not parser.parse_from_file(str(self.graph)):
             reasons = [_one_line(parser.get_error(i).desc()) for i in range(parser.num_errors)]
             self._raise_unavailable("cannot parse", reasons)
-        audit = audit_network(network, self.kept)
+        # The network definition names the ONNX node of each layer; the built engine has fused layers.
+        audit = audit_network(network, self.float32_nodes)
         config = builder.create_builder_config()
-        described = self._add_profiles(builder, network, config)
+        profiles = self._add_profiles(builder, network, config)
         self._configure(config)
         cache = self._load_timing_cache(config)
         serialized = builder.build_serialized_network(network, config)
@@ -152,7 +159,7 @@ class _Build:
             self._raise_unavailable("cannot build a plan from", self.log.errors)
         self._save_timing_cache(cache)
         data = bytes(serialized)
-        return Plan(data=data, audit=audit, facts=self._facts(data, audit, described))
+        return Plan(data=data, audit=audit, facts=self._facts(data, audit, profiles))
 
     def _network_flags(self) -> int:
         flag = getattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -160,36 +167,39 @@ class _Build:
         return 0 if flag is None else 1 << int(flag)
 
     def _add_profiles(self, builder: Any, network: Any, config: Any) -> list[dict[str, Any]]:
-        named = {t.name: t for t in self.spec.inputs}
+        """Add the optimization profiles and return their shapes for the manifest."""
+        specs = {t.name: t for t in self.spec.inputs}
         for i in range(network.num_inputs):
             tensor = network.get_input(i)
-            known = named.get(tensor.name)
+            tensor_spec = specs.get(tensor.name)
             for axis, size in enumerate(tensor.shape):
-                if size < 0 and (known is None or not isinstance(known.shape[axis], str)):
+                # TensorRT marks a dynamic axis by -1, the manifest by a name.
+                if size < 0 and (tensor_spec is None or not isinstance(tensor_spec.shape[axis], str)):
                     self._raise_unavailable(
                         "cannot build a plan from",
                         [f"axis {axis} of input {tensor.name} is dynamic and no profile gives its range"],
                     )
-        described = profiles(self.spec, self.options)
-        for ranges in described:
+        profiles = optimization_profiles(self.spec, self.options)
+        for ranges in profiles:
             profile = builder.create_optimization_profile()
             for name, shapes in ranges.items():
                 profile.set_shape(name, *shapes)
             config.add_optimization_profile(profile)
-        return [{name: [list(shape) for shape in shapes] for name, shapes in ranges.items()} for ranges in described]
+        return [{name: [list(shape) for shape in shapes] for name, shapes in ranges.items()} for ranges in profiles]
 
     def _configure(self, config: Any) -> None:
         trt, options = self.trt, self.options
         if options.tf32:
             config.set_flag(trt.BuilderFlag.TF32)
         else:
-            config.clear_flag(trt.BuilderFlag.TF32)
+            config.clear_flag(trt.BuilderFlag.TF32)  # TensorRT's default is on
         config.builder_optimization_level = options.optimisation_level
         if options.workspace_mib is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib * 2**20)
-        self._target(config)
-        self._hardware(config)
+        self._set_target(config)
+        self._set_hardware_compatibility(config)
         if options.weights != "inside":
+            # A stripped plan gets its weights by refitting, so it needs both flags.
             names = {"refit": ("REFIT",), "strip": ("STRIP_PLAN", "REFIT")}[options.weights]
             for name in names:
                 flag = getattr(trt.BuilderFlag, name, None)
@@ -198,7 +208,7 @@ class _Build:
                 config.set_flag(flag)
         self.features["weights"] = options.weights
 
-    def _target(self, config: Any) -> None:
+    def _set_target(self, config: Any) -> None:
         target = self.options.target
         if target is None:
             self.features["target"] = "the GPU of the machine that built it"
@@ -206,23 +216,24 @@ class _Build:
         capability = getattr(getattr(self.trt, "ComputeCapability", None), target.upper(), None)
         if capability is None or not hasattr(config, "set_compute_capability"):
             self._raise_unavailable(
-                f"builds for no target {target}", [f"targets of TensorRT-RTX are {', '.join(TARGETS)}"]
+                f"has no build target {target}", [f"targets of TensorRT-RTX are {', '.join(TARGETS)}"]
             )
         config.num_compute_capabilities = 1
         config.set_compute_capability(capability, 0)
         self.features["target"] = target
 
-    def _hardware(self, config: Any) -> None:
-        wanted = self.options.hardware
-        if wanted == "none":
+    def _set_hardware_compatibility(self, config: Any) -> None:
+        requested = self.options.hardware
+        if requested == "none":
             self.features["hardware compatibility"] = "none"
             return
-        name = wanted.upper().replace("-", "_")
+        name = requested.upper().replace("-", "_")
         level = getattr(getattr(self.trt, "HardwareCompatibilityLevel", None), name, None)
+        # TensorRT-RTX has build targets (`set_compute_capability`) instead of compatibility levels.
         if level is None or hasattr(config, "set_compute_capability"):
-            self._raise_unavailable("has no hardware compatibility levels", ["it is built for targets: use --target"])
+            self._raise_unavailable("has no hardware compatibility levels", ["it builds for targets: use --target"])
         config.hardware_compatibility_level = level
-        self.features["hardware compatibility"] = wanted
+        self.features["hardware compatibility"] = requested
 
     def _load_timing_cache(self, config: Any) -> Any:
         path = self.options.timing_cache
@@ -230,16 +241,18 @@ class _Build:
             self.features["timing cache"] = "none"
             return None
         cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-        taken = cache is not None and config.set_timing_cache(cache, ignore_mismatch=False)
-        taken = taken and not any("timing cache" in note for note in self.log.warnings)
-        self.features["timing cache"] = "used" if taken else "refused: of another version or GPU, or not supported"
-        return config.get_timing_cache() if taken else None
+        accepted = cache is not None and config.set_timing_cache(cache, ignore_mismatch=False)
+        # A cache may also be ignored with a warning instead of an error.
+        accepted = accepted and not any("timing cache" in warning for warning in self.log.warnings)
+        self.features["timing cache"] = "used" if accepted else "refused: of another version or GPU, or not supported"
+        return config.get_timing_cache() if accepted else None
 
     def _save_timing_cache(self, cache: Any) -> None:
         if cache is not None and self.options.timing_cache is not None:
             self.options.timing_cache.write_bytes(bytes(cache.serialize()))
 
-    def _facts(self, data: bytes, audit: TypeAudit, described: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def _facts(self, data: bytes, audit: TypeAudit, profiles: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        reasons = self.float32_nodes or {}
         return {
             "builder": f"{self.trt.__name__} {self.trt.__version__}",
             "target": self.options.target,
@@ -247,15 +260,14 @@ class _Build:
             "optimisation_level": self.options.optimisation_level,
             "workspace_mib": self.options.workspace_mib,
             "features": self.features,
-            "profiles": list(described),
+            "profiles": list(profiles),
             "from": {"file": self.graph.name, "sha256": sha256_file(self.graph)},
             "plan": {"sha256": sha256_bytes(data), "bytes": len(data)},
-            "layers": {kind: dict(by) for kind, by in audit.layers.items()},
+            "layers": {kind: dict(counts) for kind, counts in audit.layers.items()},
             "layers_in_half": audit.count("HALF"),
             "layers_in_float": audit.count("FLOAT"),
             "float_nodes": {
-                node: {"layers": list(kinds), "why": (self.kept or {}).get(node, "")}
-                for node, kinds in audit.float_nodes.items()
+                node: {"layers": list(kinds), "why": reasons.get(node, "")} for node, kinds in audit.float_nodes.items()
             },
             "notes": self.log.warnings,
         }
@@ -265,46 +277,46 @@ class _Build:
         raise UnavailableError(
             f"{self.trt.__name__} {self.trt.__version__} {what} graph {self.spec.name} ({self.graph.name}): {why}",
             fix="try another --precision or --target, or export with --engine onnx, which runs on OpenVINO and ONNX "
-            "Runtime; docs/tensorrt.md lists what is known to be refused",
+            "Runtime; docs/tensorrt.md lists what TensorRT is known to reject",
         )
 
 
-def audit_network(network: Any, kept: Mapping[str, str] | None) -> TypeAudit:
-    """Count the types of a parsed network's layers, and find float32 layers that nobody asked for.
+def audit_network(network: Any, float32_nodes: Mapping[str, str] | None) -> TypeAudit:
+    """Count the data types of a parsed network's layers, and find float32 layers from nodes that should be FP16.
 
     Args:
-        network: as the parser left it.
-        kept: nodes that stay in float32; None: all of them.
+        network: the parsed network.
+        float32_nodes: nodes that stay in float32; None: all nodes.
     """
     layers: dict[str, Counter[str]] = defaultdict(Counter)
     unexplained: list[str] = []
-    nodes: dict[str, list[str]] = defaultdict(list)
+    layers_by_node: dict[str, list[str]] = defaultdict(list)
     for i in range(network.num_layers):
         layer = network.get_layer(i)
         output = layer.get_output(0)
         dtype = "NONE" if output is None else output.dtype.name
         layers[layer.type.name][dtype] += 1
-        if kept is None or dtype != "FLOAT" or layer.type.name in NON_COMPUTE_LAYERS:
+        if float32_nodes is None or dtype != "FLOAT" or layer.type.name in NON_COMPUTE_LAYERS:
             continue
-        origins = _source_nodes(layer) & set(kept)
-        if not origins:
+        sources = _source_nodes(layer) & set(float32_nodes)
+        if not sources:
             unexplained.append(f"{layer.name} ({layer.type.name})")
-        for node in origins:
-            nodes[node].append(layer.type.name)
+        for node in sources:
+            layers_by_node[node].append(layer.type.name)
     return TypeAudit(
-        layers={kind: dict(by) for kind, by in sorted(layers.items())},
+        layers={kind: dict(counts) for kind, counts in sorted(layers.items())},
         unexplained=tuple(unexplained),
-        float_nodes={node: tuple(kinds) for node, kinds in sorted(nodes.items())},
+        float_nodes={node: tuple(kinds) for node, kinds in sorted(layers_by_node.items())},
     )
 
 
 def _source_nodes(layer: Any) -> set[str]:
-    """ONNX nodes that a layer came from: by its metadata, and by its own name."""
+    """Names of the ONNX nodes that a layer comes from, by its metadata and its own name."""
     return {*ONNX_LAYER_NAME.findall(layer.metadata or ""), layer.name}
 
 
 def collecting_logger(trt: ModuleType) -> Any:
-    """A logger that prints nothing and keeps errors and warnings in `errors` and `warnings`."""
+    """Create a TensorRT logger that collects messages in `errors` and `warnings` and prints nothing."""
     base: Any = trt.ILogger
 
     class Collecting(base):  # type: ignore[misc]
@@ -323,5 +335,5 @@ def collecting_logger(trt: ModuleType) -> Any:
 
 
 def _one_line(message: str) -> str:
-    """One line, without paths of the machine that built the library."""
+    """Join a message into one line, without the source paths that TensorRT's messages contain."""
     return re.sub(r"/\S*/", "", " ".join(message.split()))[:300]

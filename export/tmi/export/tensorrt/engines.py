@@ -1,7 +1,7 @@
-"""TensorRT engines of a bundle: built from its typed graphs where that is possible, and put off where it is not.
+"""TensorRT engines of a bundle: build from the typed graphs, validation on the GPU, and the list of pending engines.
 
-What is put off is written down in `Manifest.extra["tensorrt"]["pending"]`, engine -> what was missing; `tmi build` on a
-GPU machine finishes the work from the bundle alone, without torch (torch-trt needs it).
+An engine that cannot be built on this machine is recorded in `Manifest.extra["tensorrt"]["pending"]` with the reason.
+`tmi build` on a GPU machine builds it later from the bundle alone; only torch-trt needs torch for that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tmi.export.checks.validation_set import ValidationSet, validate_real_cases, write_engine_outputs
-from tmi.export.graphs.registry import EXPORTERS, import_target
+from tmi.export.graphs.registry import EXPORTERS, TYPED, import_target
 from tmi.export.tensorrt.builder import TARGETS, BuildOptions, Plan, build_plan
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
@@ -28,36 +28,36 @@ from tmi.runtime.verification.verify import load_failure
 from tmi.toolkit.errors import UnavailableError, UsageError
 from tmi.toolkit.storage.hashing import sha256_bytes
 
-TYPED = "onnx-typed"
 PLANS = tuple(name for name, spec in EXPORTERS.items() if spec.plan is not None)
-"""Engines that are built from typed graphs."""
+"""Names of the TensorRT engines."""
 Progress = Callable[[str], None]
+"""Called with one line that describes the current step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """Which plans, and how."""
+    """TensorRT engines to build, and their options."""
 
     kinds: tuple[str, ...]
-    """Names among `PLANS`."""
+    """Names in `PLANS`."""
     options: BuildOptions
-    """How they are built."""
+    """Build options."""
 
 
 def build_blocker(kind: str, options: BuildOptions) -> str | None:
-    """What keeps this machine from building engines of a kind; None where nothing does."""
+    """The reason why this machine cannot build engines of a kind; None if it can."""
     spec = EXPORTERS[kind]
     package = str(spec.builds_with)
-    missing = []
+    reasons = []
     if importlib.util.find_spec(package) is None:
-        missing.append(f"the package {package} is not installed")
-    if kind != "trt-rtx" or options.target is None:  # with a target it is built ahead of time, without its GPU
+        reasons.append(f"the package {package} is not installed")
+    if kind != "trt-rtx" or options.target is None:  # TensorRT-RTX builds for a named target without its GPU
         gpu = find_gpu()
         if gpu is None:
-            missing.append("this machine has no NVIDIA GPU with its driver")
-        elif (too_old := driver_incompatibility(ENGINES[kind].package, gpu)) is not None:
-            missing.append(too_old)
-    return " and ".join(missing) or None
+            reasons.append("this machine has no NVIDIA GPU with its driver")
+        elif (incompatibility := driver_incompatibility(ENGINES[kind].package, gpu)) is not None:
+            reasons.append(incompatibility)
+    return " and ".join(reasons) or None
 
 
 def add_plans(
@@ -68,64 +68,63 @@ def add_plans(
     *,
     progress: Progress,
 ) -> tuple[Manifest, list[CheckResult]]:
-    """Build what can be built here, and judge what can run here; the rest is pending, or not judged, by name.
+    """Build the requested engines and validate them, as far as this machine can.
+
+    An engine that cannot be built here is recorded as pending. An engine that is built but cannot run here is recorded
+    as not validated.
 
     Args:
-        folder: the bundle's folder; plans are written into it.
-        manifest: with typed graphs.
-        request: which and how.
-        validation_set: what each engine that can run here is asked.
-        progress: told one line of what is being done.
+        folder: the bundle's folder. Plans are written into it.
+        manifest: manifest with typed graphs.
+        request: engines to build, and their options.
+        validation_set: inputs and reference outputs for the validation.
+        progress: called with one line for each step.
 
     Returns:
-        The manifest with the plans and their facts, and the records of every gate.
+        The manifest with the plans and their facts, and the records of all checks.
 
     Raises:
-        UnavailableError: TensorRT refuses a graph.
+        UnavailableError: TensorRT rejects a graph.
     """
     records: list[CheckResult] = []
     gpu = find_gpu()
     for kind in request.kinds:
-        missing = build_blocker(kind, request.options)
-        if missing is not None:
-            manifest = _with_tensorrt_fact(
-                manifest, "pending", {**_tensorrt_facts(manifest).get("pending", {}), kind: missing}
-            )
+        blocker = build_blocker(kind, request.options)
+        pending = pending_engines(manifest)
+        if blocker is not None:
+            manifest = _with_tensorrt_metadata(manifest, "pending", {**pending, kind: blocker})
             continue
-        manifest, audits = _build_kind(folder, manifest, kind, request.options, progress)
-        records += audits
-        manifest = _with_tensorrt_fact(
-            manifest, "pending", _without(_tensorrt_facts(manifest).get("pending", {}), kind)
-        )
-        not_judged = _without(manifest.extra.get("engines_not_judged", {}), kind)
-        why = _run_blocker(kind, request.options, gpu)
-        if why is None:
-            progress(f"judging {kind} on {gpu.name if gpu else 'this machine'}")
+        manifest, audit_records = _build_kind(folder, manifest, kind, request.options, progress)
+        records += audit_records
+        manifest = _with_tensorrt_metadata(manifest, "pending", _without(pending, kind))
+        not_validated = _without(manifest.extra.get("engines_not_judged", {}), kind)
+        run_blocker = _run_blocker(kind, request.options, gpu)
+        if run_blocker is None:
+            progress(f"validating {kind} on {gpu.name if gpu else 'this machine'}")
             records += _validate_engine(folder, manifest, kind, validation_set)
-            manifest = _with_tensorrt_fact(
-                manifest, "judged_on", {**_tensorrt_facts(manifest).get("judged_on", {}), kind: _gpu_document(gpu)}
-            )
+            validated_on = {**_tensorrt_metadata(manifest).get("judged_on", {}), kind: _gpu_document(gpu)}
+            manifest = _with_tensorrt_metadata(manifest, "judged_on", validated_on)
         else:
-            not_judged = {**not_judged, kind: why}
-        manifest = replace(manifest, extra={**manifest.extra, "engines_not_judged": not_judged})
+            not_validated = {**not_validated, kind: run_blocker}
+        manifest = replace(manifest, extra={**manifest.extra, "engines_not_judged": not_validated})
     return manifest, records
 
 
-def pending(manifest: Manifest) -> dict[str, str]:
-    """Engine that is still to be built -> what was missing at the export."""
-    return dict(_tensorrt_facts(manifest).get("pending", {}))
+def pending_engines(manifest: Manifest) -> dict[str, str]:
+    """Engine that is not built yet -> why the export could not build it."""
+    return dict(_tensorrt_metadata(manifest).get("pending", {}))
 
 
 def require_complete(bundle: Bundle) -> None:
-    """Say that engines that were asked for could not be built, and how to go on.
+    """Check that no engine of a bundle is pending.
 
     Raises:
-        UnavailableError: some are pending.
+        UnavailableError: an engine is pending; the fix is the command that builds it.
     """
-    for kind, missing in pending(bundle.manifest).items():
+    for kind, blocker in pending_engines(bundle.manifest).items():
         extra = EXPORTERS[kind].extra
         raise UnavailableError(
-            f"no {kind} engine was built: {missing}; bundle {bundle.folder} was written with its checked "
+            f"no {kind} engine was built: {blocker}; bundle {bundle.folder} was written with its checked "
             f"{plan_precision(bundle.manifest)} graphs",
             fix=f"on the GPU machine: pip install 'tmi-clnet[{extra}]' && tmi build {bundle.folder}",
         )
@@ -134,20 +133,22 @@ def require_complete(bundle: Bundle) -> None:
 def _build_kind(
     folder: Path, manifest: Manifest, kind: str, options: BuildOptions, progress: Progress
 ) -> tuple[Manifest, list[CheckResult]]:
+    """Build the plan of every graph, and audit the data types of its layers."""
     exporter = EXPORTERS[kind]
     if kind == "torch-trt":
         return import_target(exporter.plan)(folder, manifest, options, progress), []
     trt = importlib.import_module(str(exporter.builds_with))
-    said = _tensorrt_facts(manifest)["precision"]["graphs"]
+    precisions = _tensorrt_metadata(manifest)["precision"]["graphs"]
     gpu = find_gpu()
     graphs, records = [], []
     facts: dict[str, dict[str, Any]] = {}
-    shared: dict[str, tuple[str, Plan]] = {}
+    shared: dict[str, str] = {}
     for spec in manifest.graphs:
-        about = said[spec.name]
+        graph_precision = precisions[spec.name]
+        # Stripped plans hold no weights, so graphs with the same structure share one plan.
         structure = structure_digest(folder / spec.artefacts[TYPED]) if options.weights == "strip" else spec.name
         if structure in shared:
-            file, plan = shared[structure]
+            file = shared[structure]
             facts[spec.name] = {**facts[Path(file).name.partition(".")[0]], "shared": file}
             graphs.append(replace(spec, artefacts={**spec.artefacts, exporter.artefact: file}))
             continue
@@ -157,23 +158,24 @@ def _build_kind(
             trt,
             folder / spec.artefacts[TYPED],
             spec,
-            replace(options, tf32=about["precision"] == TF32),
-            kept=about["nodes_in_float"] if about["precision"] == FLOAT16 else None,
+            replace(options, tf32=graph_precision["precision"] == TF32),
+            float32_nodes=graph_precision["nodes_in_float"] if graph_precision["precision"] == FLOAT16 else None,
         )
-        records += _audit(plan, spec, kind, about["precision"])
-        shared[structure] = file, plan
+        records.append(_audit_layer_types(plan, spec, kind, graph_precision["precision"]))
+        shared[structure] = file
         (folder / file).write_bytes(plan.data)
         built_on = gpu.target if gpu is not None and options.target is None else None
         facts[spec.name] = {**plan.facts, "built_on": built_on}
         graphs.append(replace(spec, artefacts={**spec.artefacts, exporter.artefact: file}))
     manifest = replace(manifest, graphs=tuple(graphs))
-    chosen = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items() if k != "timing_cache"}
-    plans = {**_tensorrt_facts(manifest).get("plans", {}), kind: {"options": chosen, "graphs": facts}}
-    return _with_tensorrt_fact(manifest, "plans", plans), records
+    # The timing cache is a local path and stays out of the manifest.
+    recorded = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items() if k != "timing_cache"}
+    plans = {**_tensorrt_metadata(manifest).get("plans", {}), kind: {"options": recorded, "graphs": facts}}
+    return _with_tensorrt_metadata(manifest, "plans", plans), records
 
 
 def structure_digest(path: Path) -> str:
-    """SHA-256 of an ONNX file without the values of its weights: graphs that share it can share a stripped plan."""
+    """SHA-256 of an ONNX file without its weights. Graphs with equal digests can share a stripped plan."""
     import onnx
 
     model = onnx.load(path)
@@ -183,31 +185,30 @@ def structure_digest(path: Path) -> str:
     return sha256_bytes(model.SerializeToString(deterministic=True))
 
 
-def _audit(plan: Plan, spec: GraphSpec, kind: str, precision: str) -> list[CheckResult]:
-    """No layer computes in a type that the typed graph does not give it."""
+def _audit_layer_types(plan: Plan, spec: GraphSpec, kind: str, precision: str) -> CheckResult:
+    """Check that every layer computes in the type that the typed graph gives its node."""
     half, single = plan.audit.count("HALF"), plan.audit.count("FLOAT")
-    wrong = list(plan.audit.unexplained)
+    mismatches = list(plan.audit.unexplained)
     if precision != FLOAT16 and half:
-        wrong.append(f"{half} layers compute in HALF although the graph is {precision}")
+        mismatches.append(f"{half} layers compute in HALF although the graph is {precision}")
     if precision == FLOAT16 and not half:
-        wrong.append("no layer computes in HALF")
-    detail = "; ".join(wrong[:3]) or f"{half} layers compute in HALF and {single} in FLOAT, each as its node says"
-    return [
-        CheckResult(
-            gate="dtypes",
-            artefact=kind,
-            graph=spec.name,
-            passed=not wrong,
-            measured=float(len(wrong)),
-            bound=0.0,
-            detail=detail,
-        )
-    ]
+        mismatches.append("no layer computes in HALF")
+    summary = f"{half} layers compute in HALF and {single} in FLOAT, as the types of their nodes require"
+    return CheckResult(
+        gate="dtypes",
+        artefact=kind,
+        graph=spec.name,
+        passed=not mismatches,
+        measured=float(len(mismatches)),
+        bound=0.0,
+        detail="; ".join(mismatches[:3]) or summary,
+    )
 
 
 def _run_blocker(kind: str, options: BuildOptions, gpu: Gpu | None) -> str | None:
+    """The reason why an engine cannot be validated on this machine; None if it can."""
     if gpu is None:
-        return "no NVIDIA GPU at the export; the graph it was built from was judged by emulation"
+        return "no NVIDIA GPU at the export; the typed graph was validated by emulation"
     if kind == "trt-rtx" and options.target is not None and options.target != gpu.target:
         return f"built for {options.target}, the GPU at the export was {gpu.target}"
     return None
@@ -241,13 +242,13 @@ def _gpu_document(gpu: Gpu | None) -> dict[str, Any]:
     return {"gpu": gpu.name, "compute_capability": gpu.target, "driver_cuda": "{}.{}".format(*gpu.cuda)}
 
 
-def _tensorrt_facts(manifest: Manifest) -> dict[str, Any]:
-    facts: dict[str, Any] = manifest.extra.get(TENSORRT, {})
-    return facts
+def _tensorrt_metadata(manifest: Manifest) -> dict[str, Any]:
+    metadata: dict[str, Any] = manifest.extra.get(TENSORRT, {})
+    return metadata
 
 
-def _with_tensorrt_fact(manifest: Manifest, key: str, value: Any) -> Manifest:
-    return replace(manifest, extra={**manifest.extra, TENSORRT: {**_tensorrt_facts(manifest), key: value}})
+def _with_tensorrt_metadata(manifest: Manifest, key: str, value: Any) -> Manifest:
+    return replace(manifest, extra={**manifest.extra, TENSORRT: {**_tensorrt_metadata(manifest), key: value}})
 
 
 def _without(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -255,10 +256,10 @@ def _without(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def require_target(kinds: Sequence[str], target: str | None) -> None:
-    """`--target` belongs to TensorRT-RTX alone.
+    """Check the value of `--target`, which only TensorRT-RTX has.
 
     Raises:
-        UsageError: an unknown target, or none of the engines is built for one.
+        UsageError: unknown target, or no engine in `kinds` has targets.
     """
     if target is None:
         return
@@ -267,5 +268,5 @@ def require_target(kinds: Sequence[str], target: str | None) -> None:
     if "trt-rtx" not in kinds:
         raise UsageError(
             "--target is for --engine trt-rtx; plans of trt and torch-trt are for the GPU that builds them",
-            fix="leave --target out, or name --engine trt-rtx",
+            fix="omit --target, or add --engine trt-rtx",
         )

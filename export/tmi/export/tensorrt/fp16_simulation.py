@@ -1,17 +1,18 @@
-"""What an FP16 graph answers, found on a CPU: every FP16 tensor goes through float16 and back, in a float32 graph.
+"""Simulation of FP16 and TF32 arithmetic on a CPU: a float32 graph in which tensors are rounded as a GPU rounds them.
 
-ONNX Runtime's CPU kernels keep float32 between FP16 operators, so a graph that overflows on a GPU looks sound there.
-Here
+ONNX Runtime's CPU kernels keep float32 between FP16 operators, so they hide overflows that occur on a GPU. The
+emulation inserts a cast to float16 and back (a quantize/dequantize pair) after each operator with an FP16 output:
 
-    r = float32(float16(op(inputs)))      for every FP16 tensor that an operator computes
+    r = float32(float16(op(inputs)))
 
-which is what an FP16 kernel with float32 accumulation does. Operators that only move or select values round nothing.
-TensorRT fuses operators and rounds less often, so this is the stricter of the two. For TF32, the inputs of convolutions
-and matrix products are rounded to 11 significant bits (Veltkamp's splitting: c = 8193 x, r = c - (c - x)).
+This equals an FP16 kernel with float32 accumulation. Operators that only move or select values are not rounded.
+TensorRT fuses operators and rounds less often, so the emulation is the stricter one. For TF32, the inputs of
+convolutions and matrix products are rounded to 11 significant bits by Veltkamp's splitting: c = 8193 x, r = c - (c - x)
+(Dekker, Numer. Math. 18, 1971).
 
-Each rounded tensor also gives its largest and smallest element and a sum of squares, which is finite if and only if
-every element is: FP16 squares to at most 4.3e9, and float32 holds 7e28 such terms. The three are reduced inside the
-graph, so that no tensor leaves it: at the paper's size one of them takes 1 GiB.
+Probes record the range of each rounded tensor: its maximum, its minimum and its sum of squares. The sum of squares is
+finite if and only if every element is: an FP16 value squared is at most 4.3e9, and float32 holds 7e28 such terms. The
+reductions run inside the graph, because one tensor of the paper's configuration takes 1 GiB.
 """
 
 from __future__ import annotations
@@ -39,46 +40,46 @@ DATA_MOVEMENT_OPS = frozenset(
     "Reshape Transpose Slice Concat Squeeze Unsqueeze Gather GatherElements GatherND Expand Split Identity Flatten "
     "MaxPool Relu Max Min Where Tile Pad".split()
 )
-"""Operators whose output holds nothing but values of their inputs (or zero)."""
+"""Operators whose outputs contain only values of their inputs, or zeros."""
 MATRIX_PRODUCT_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
-"""Operators that TF32 rounds the inputs of."""
+"""Operators whose inputs TF32 rounds."""
 PROBE_REDUCTIONS: Mapping[str, str] = {"top": "ReduceMax", "bottom": "ReduceMin", "squares": "ReduceSumSquare"}
-"""What is asked of every FP16 tensor -> the operator that answers."""
+"""Name of each probe output -> its reduction."""
 VELTKAMP_FACTOR = 8193.0
-"""2^13 + 1: leaves 11 of float32's 24 significant bits."""
+"""2^13 + 1: keeps 11 of float32's 24 significant bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorExtreme:
-    """What one FP16 tensor reached."""
+    """Largest magnitude of one FP16 tensor."""
 
     tensor: str
-    """Its name."""
+    """Name of the tensor."""
     node: str
     """Node that computes it."""
     operator: str
-    """Its operator."""
+    """Operator of that node."""
     largest: float
-    """Largest magnitude seen; infinite where a value was not finite."""
+    """Largest magnitude; infinity if an element was not finite."""
 
     @property
     def finite(self) -> bool:
-        """Whether every element of every run was finite."""
+        """Whether all elements were finite."""
         return bool(np.isfinite(self.largest))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Emulation:
-    """A float32 graph that answers like an FP16 one."""
+    """A float32 graph that emulates a graph of lower precision."""
 
     model: ir.Model
-    """The graph; after its own outputs it has three scalars for each probe."""
+    """The graph. Its own outputs come first, then three scalars for each probe."""
     probes: Mapping[str, tuple[str, str]]
     """Rounded tensor -> node and operator that compute it."""
 
 
 def emulate_fp16(model: ir.Model) -> Emulation:
-    """Rewrite a strongly typed FP16 graph in place."""
+    """Rewrite a strongly typed FP16 graph in place: all types become float32, and FP16 rounding becomes explicit."""
     graph = model.graph
     for value in graph.initializers.values():
         if value.dtype == FLOAT16_TYPE:
@@ -90,15 +91,15 @@ def emulate_fp16(model: ir.Model) -> Emulation:
         for value in [v for v in node.outputs if v.dtype == FLOAT16_TYPE]:
             value.dtype = FLOAT32_TYPE
             if node.op_type not in DATA_MOVEMENT_OPS:
-                _probe(graph, str(value.name), _round_trip(graph, node, value))
+                _add_probes(graph, str(value.name), _round_to_fp16(graph, node, value))
                 probes[str(value.name)] = (str(node.name), node.op_type)
-        _widen_attributes(node)
+        _retype_attributes(node)
     passes.TopologicalSortPass()(model)
     return Emulation(model=model, probes=probes)
 
 
 def emulate_tf32(model: ir.Model) -> Emulation:
-    """Rewrite a float32 graph in place; nothing overflows that does not in float32, so nothing is probed."""
+    """Rewrite a float32 graph in place. TF32 has float32's range and cannot overflow earlier, so it has no probes."""
     graph = model.graph
     factor = ir.Value(name="tf32_split", type=ir.TensorType(FLOAT32_TYPE), shape=ir.Shape(()))
     factor.const_value = ir.tensor(np.float32(VELTKAMP_FACTOR), name="tf32_split")
@@ -107,8 +108,9 @@ def emulate_tf32(model: ir.Model) -> Emulation:
     for node in list(graph):
         for index, value in enumerate(node.inputs[:2] if node.op_type in MATRIX_PRODUCT_OPS else ()):
             if value is not None and value.dtype == FLOAT32_TYPE:
+                # Inputs 0 and 1 are the factors; a bias (input 2) is added in float32.
                 if id(value) not in rounded:
-                    rounded[id(value)] = _split(graph, node, value, factor)
+                    rounded[id(value)] = _round_to_tf32(graph, node, value, factor)
                 node.replace_input_with(index, rounded[id(value)])
     passes.TopologicalSortPass()(model)
     return Emulation(model=model, probes={})
@@ -116,16 +118,16 @@ def emulate_tf32(model: ir.Model) -> Emulation:
 
 @dataclass(frozen=True, kw_only=True)
 class EmulationSession:
-    """An emulation that is ready to run; the graph's own copy of the weights is gone."""
+    """An emulation that is loaded into ONNX Runtime."""
 
     session: onnxruntime.InferenceSession
-    """ONNX Runtime's."""
+    """Session of the graph."""
     probes: Mapping[str, tuple[str, str]]
     """As in `Emulation`."""
 
 
 class EmulationEngine(GraphEngine):
-    """ONNX Runtime on the emulation of a bundle's mixed-precision graphs; answers slowly and is for judging only."""
+    """Engine that runs the emulation of a bundle's typed graphs. It is slow and used only for validation."""
 
     name = "fp16-emulation"
 
@@ -136,7 +138,7 @@ class EmulationEngine(GraphEngine):
 
     @contextmanager
     def recording_extremes(self) -> Iterator[dict[str, dict[str, TensorExtreme]]]:
-        """Collect what every FP16 tensor reaches while the block runs: graph -> tensor -> extreme."""
+        """Record the extremes of all FP16 tensors while the block runs: graph -> tensor -> extreme."""
         self._recorded = {}
         try:
             yield self._recorded
@@ -154,20 +156,20 @@ class EmulationEngine(GraphEngine):
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         outputs, extremes = run_emulation(loaded, [t.name for t in spec.outputs], inputs)
         if self._recorded is not None:
-            mine = self._recorded.setdefault(spec.name, {})
+            recorded = self._recorded.setdefault(spec.name, {})
             for name, extreme in extremes.items():
-                if name not in mine or not extreme.largest <= mine[name].largest:
-                    mine[name] = extreme
+                if name not in recorded or extreme.largest > recorded[name].largest:
+                    recorded[name] = extreme
         return outputs
 
 
 def emulation_session(emulation: Emulation, *, threads: int) -> EmulationSession:
-    """ONNX Runtime's session of an emulation; float32 kernels alone."""
+    """Load an emulation into ONNX Runtime on the CPU."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # A volume's tensors are large: free each as soon as it and its probes are done, and keep nothing for the next run.
+    # A volume's tensors are large: run each probe next to its tensor, then free it; cache no memory between runs.
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
@@ -180,23 +182,25 @@ def emulation_session(emulation: Emulation, *, threads: int) -> EmulationSession
 def run_emulation(
     loaded: EmulationSession, names: list[str], inputs: Mapping[str, NDArray[Any]]
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, TensorExtreme]]:
-    """Outputs by name, and what every FP16 tensor reached."""
-    wanted = [*names, *(f"{name}::{kind}" for name in loaded.probes for kind in PROBE_REDUCTIONS)]
+    """Run an emulation and return the named outputs and the extreme of every FP16 tensor."""
+    probe_names = [f"{name}::{kind}" for name in loaded.probes for kind in PROBE_REDUCTIONS]
     with as_runtime_errors():
-        answers = loaded.session.run(wanted, dict(inputs))
-    figures = iter(answers[len(names) :])
+        arrays = loaded.session.run([*names, *probe_names], dict(inputs))
+    # The same iterator three times: each probe takes its maximum, its minimum and its sum of squares.
+    values = iter(arrays[len(names) :])
     extremes = {}
     for (name, (node, operator)), top, bottom, squares in zip(
-        loaded.probes.items(), figures, figures, figures, strict=True
+        loaded.probes.items(), values, values, values, strict=True
     ):
-        reached = max(abs(float(top)), abs(float(bottom))) if np.isfinite(squares) else float("inf")
-        extremes[name] = TensorExtreme(tensor=name, node=node, operator=operator, largest=reached)
-    return dict(zip(names, answers, strict=False)), extremes
+        # Maximum and minimum may ignore NaN; the sum of squares does not.
+        largest = max(abs(float(top)), abs(float(bottom))) if np.isfinite(squares) else float("inf")
+        extremes[name] = TensorExtreme(tensor=name, node=node, operator=operator, largest=largest)
+    return dict(zip(names, arrays, strict=False)), extremes
 
 
-def _round_trip(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
-    """Everything that reads `value` reads it rounded to FP16 instead."""
-    users = list(value.uses())
+def _round_to_fp16(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
+    """Insert a cast to FP16 and back after `node`, and redirect all consumers of `value` to the rounded value."""
+    users = list(value.uses())  # before the casts below become consumers too
     half = _value(f"{value.name}::half", FLOAT16_TYPE, value.shape)
     rounded = _value(f"{value.name}::rounded", FLOAT32_TYPE, value.shape)
     down = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(FLOAT16_TYPE))], outputs=[half], name=half.name)
@@ -207,23 +211,24 @@ def _round_trip(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
     return rounded
 
 
-def _probe(graph: ir.Graph, name: str, rounded: ir.Value) -> None:
+def _add_probes(graph: ir.Graph, name: str, rounded: ir.Value) -> None:
+    """Add scalar graph outputs with the reductions of a rounded tensor."""
     producer = rounded.producer()
     assert producer is not None
-    figures = {kind: _value(f"{name}::{kind}", FLOAT32_TYPE, ir.Shape(())) for kind in PROBE_REDUCTIONS}
+    outputs = {kind: _value(f"{name}::{kind}", FLOAT32_TYPE, ir.Shape(())) for kind in PROBE_REDUCTIONS}
     scalar = [ir.AttrInt64("keepdims", 0)]
     graph.insert_after(
         producer,
         [
             ir.Node("", PROBE_REDUCTIONS[kind], [rounded], scalar, outputs=[v], name=v.name)
-            for kind, v in figures.items()
+            for kind, v in outputs.items()
         ],
     )
-    graph.outputs.extend(figures.values())
+    graph.outputs.extend(outputs.values())
 
 
-def _split(graph: ir.Graph, node: ir.Node, value: ir.Value, factor: ir.Value) -> ir.Value:
-    """`value` with 11 significant bits."""
+def _round_to_tf32(graph: ir.Graph, node: ir.Node, value: ir.Value, factor: ir.Value) -> ir.Value:
+    """Insert Veltkamp's splitting before `node` and return `value` rounded to 11 significant bits."""
     scaled, low, rounded = (_value(f"{value.name}::{part}", FLOAT32_TYPE, value.shape) for part in ("c", "low", "tf32"))
     graph.insert_before(
         node,
@@ -236,8 +241,8 @@ def _split(graph: ir.Graph, node: ir.Node, value: ir.Value, factor: ir.Value) ->
     return rounded
 
 
-def _widen_attributes(node: ir.Node) -> None:
-    """A node that makes its own FP16 values makes float32 ones; the round trip that follows it rounds them."""
+def _retype_attributes(node: ir.Node) -> None:
+    """Change the attributes of a node that name FP16 to float32; the inserted cast after the node rounds its output."""
     for name in ("to", "dtype"):
         attribute = node.attributes.get(name)
         if attribute is not None and attribute.type == ir.AttributeType.INT and attribute.as_int() == int(FLOAT16_TYPE):

@@ -1,17 +1,17 @@
-"""Which nodes of a graph must stay in float32, found by measuring: the search behind `--precision auto`.
+"""Mixed-precision search (`--precision auto`): finds the nodes of a graph that must stay in float32.
 
-The ladder, one rung after another until the parity budget holds on every trial:
+The error budget is a bound on the relative error against eager float32, on every probe input. All errors are measured
+with the emulation of `tmi.export.tensorrt.fp16_simulation`. The search takes these steps until the budget holds:
 
-1. FP16 wherever it is safe by operator and weight (`tmi.export.tensorrt.fp16_conversion`).
-2. Nodes that overflow in FP16 go to float32, and the readers of a value that FP16 cannot hold go with them: first the
-   node that overflows first, then again, until every tensor is finite.
-3. If the answer is still too far from eager float32: the nodes are cut into stretches, each stretch is run in FP16
-   alone (its sensitivity), and the most sensitive ones go to float32 until the budget holds; then what was taken along
-   needlessly is given back, half by half.
-4. TF32, called so, where more than half of the convolutions and matrix products had to leave FP16.
-5. float32.
-
-Everything is measured by the emulation of `tmi.export.tensorrt.fp16_simulation`.
+1. Convert every node to FP16 that is safe by operator and weights (`tmi.export.tensorrt.fp16_conversion`).
+2. Remove overflows: exclude the first node that overflows from FP16, together with the consumers of a value beyond
+   FP16's range, and measure again, until every tensor is finite.
+3. If the error exceeds the budget, split the nodes into segments and measure each segment's sensitivity: the error with
+   that segment alone in FP16. Exclude segments from FP16, the most sensitive first, until the budget holds. Then return
+   nodes to FP16 by bisection as long as the budget holds.
+4. If more than half of the convolutions and matrix products are excluded, or the budget does not hold, try TF32 for the
+   whole graph.
+5. Otherwise use float32.
 """
 
 from __future__ import annotations
@@ -31,88 +31,96 @@ from tmi.export.tensorrt.fp16_simulation import (
     emulate_fp16,
     emulate_tf32,
     emulation_session,
+    run_emulation,
 )
-from tmi.export.tensorrt.fp16_simulation import run_emulation as run
 from tmi.runtime.engines.precision import FLOAT16, FLOAT32, TF32
 from tmi.runtime.verification.parity import relative_error
 
 SEGMENTS = 16
-"""Into how many stretches the nodes are cut to measure their sensitivity."""
+"""Number of segments whose sensitivity is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeInput:
-    """One question to a graph and the reference's answer."""
+    """Inputs of one graph and the reference output."""
 
     inputs: Mapping[str, NDArray[np.generic]]
-    """By name, as the graph takes them."""
+    """Graph inputs by name."""
     expected: NDArray[np.float32]
-    """What eager float32 answers."""
+    """Output of the eager float32 model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionPlan:
-    """What the search settled on."""
+    """Result of the search."""
 
     precision: str
     """`float16`, `tf32` or `float32`."""
     error: float
-    """Largest relative error over the questions."""
-    keep: Mapping[str, str] = field(default_factory=dict)
-    """Nodes kept in float32 beyond those that are unsafe anyway -> why."""
+    """Largest relative error over the probe inputs; NaN if the precision was given and not searched."""
+    float32_nodes: Mapping[str, str] = field(default_factory=dict)
+    """Nodes excluded from FP16 in addition to the unsafe ones -> reason."""
     steps: tuple[str, ...] = ()
-    """What was tried, one line each."""
+    """Steps of the search, one line each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Measurement:
+    """Emulated error of a graph, and the FP16 tensors that overflow, in the graph's order."""
+
     error: float
     overflows: tuple[TensorExtreme, ...]
+
+    def within(self, budget: float) -> bool:
+        """Whether the error is within the budget and nothing overflows."""
+        return self.error <= budget and not self.overflows
 
 
 def search_precision(
     path: Path, probe_inputs: Sequence[ProbeInput], budget: float, *, threads: int = 1
 ) -> PrecisionPlan:
-    """Walk the ladder for one graph.
+    """Search the precision of one graph.
 
     Args:
         path: float32 ONNX file with one output.
-        probe_inputs: at least one.
-        budget: largest `relative_error` that is accepted.
-        threads: for ONNX Runtime.
+        probe_inputs: inputs to measure on; at least one.
+        budget: largest accepted `relative_error`.
+        threads: threads of ONNX Runtime.
 
     Raises:
-        RuntimeError: the graph cannot be converted.
+        RuntimeError: the graph cannot be converted, or a tensor is not finite in float32 either.
     """
     return _Search(path, probe_inputs, budget, threads).run()
 
 
 class _Search:
-    """One walk; a node once kept stays kept until the last step."""
+    """State of one search: the nodes excluded from FP16 so far and the steps taken."""
 
     def __init__(self, path: Path, probe_inputs: Sequence[ProbeInput], budget: float, threads: int) -> None:
         self.path, self.probe_inputs, self.budget, self.threads = path, probe_inputs, budget, threads
         model = read_typed(path)
         self.output = str(model.graph.outputs[0].name)
         unsafe = unsafe_nodes(model)
-        self.readers: dict[str, list[str]] = {
+        self.consumers: dict[str, list[str]] = {
             str(v.name): [str(n.name) for n in v.consumers()] for node in model.graph for v in node.outputs
         } | {str(v.name): [str(n.name) for n in v.consumers()] for v in model.graph.inputs}
+        # The candidates for FP16, in the graph's order, and their operators.
         self.nodes = {str(n.name): n.op_type for n in float_nodes(model) if n.name not in unsafe}
-        self.keep: dict[str, str] = {}
+        self.float32_nodes: dict[str, str] = {}
         self.steps: list[str] = []
 
     def run(self) -> PrecisionPlan:
-        """The first rung that holds."""
-        measured = self._resolve_overflows()
-        if measured.error > self.budget:
-            self._keep_sensitive_segments()
-            measured = self._resolve_overflows()
+        """Return the first precision whose error is within the budget."""
+        measurement = self._resolve_overflows()
+        if measurement.error > self.budget:
+            self._exclude_sensitive_segments()
+            # Other nodes now feed FP16 tensors, so new overflows are possible.
+            measurement = self._resolve_overflows()
         products = [name for name, op in self.nodes.items() if op in MATRIX_PRODUCT_OPS]
-        left = [name for name in products if name in self.keep]
-        if measured.error <= self.budget and (not products or len(left) <= len(products) / 2):
-            return self._plan(FLOAT16, measured.error, self.keep)
-        self.steps.append(f"{len(left)} of {len(products)} convolutions and products had to leave FP16")
+        excluded = [name for name in products if name in self.float32_nodes]
+        if measurement.error <= self.budget and (not products or len(excluded) <= len(products) / 2):
+            return self._plan(FLOAT16, measurement.error, self.float32_nodes)
+        self.steps.append(f"{len(excluded)} of {len(products)} convolutions and products are excluded from FP16")
         error = self._measure(emulate_tf32(read_typed(self.path))).error
         self.steps.append(f"TF32: relative error {error:.2e}")
         if error <= self.budget:
@@ -120,71 +128,81 @@ class _Search:
         return self._plan(FLOAT32, self._measure(Emulation(model=read_typed(self.path), probes={})).error, {})
 
     def _resolve_overflows(self) -> _Measurement:
-        """Measure, and send to float32 what overflows, until nothing does."""
+        """Exclude the first node that overflows and measure again, until nothing overflows."""
         while True:
-            measured = self._measure_fp16(self.keep)
-            what = f"{len(self.keep)} nodes kept beyond the unsafe ones" if self.keep else "FP16 wherever it is safe"
-            self.steps.append(f"{what}: relative error {measured.error:.2e}, {len(measured.overflows)} overflows")
-            if not measured.overflows:
-                return measured
-            self._keep_overflow_source(measured.overflows[0])
+            measurement = self._measure_fp16(self.float32_nodes)
+            excluded = len(self.float32_nodes)
+            what = f"{excluded} nodes in float32 beyond the unsafe ones" if excluded else "FP16 wherever it is safe"
+            self.steps.append(f"{what}: relative error {measurement.error:.2e}, {len(measurement.overflows)} overflows")
+            if not measurement.overflows:
+                return measurement
+            # Only the first: later overflows are often its consequences.
+            self._exclude_overflow(measurement.overflows[0])
 
-    def _keep_overflow_source(self, first: TensorExtreme) -> None:
-        if first.node in self.nodes and first.node not in self.keep:
-            self.keep[first.node] = f"{first.operator} overflows FP16"
+    def _exclude_overflow(self, overflow: TensorExtreme) -> None:
+        """Exclude the node that overflows, or the consumers of a float32 value that FP16 cannot hold."""
+        if overflow.node in self.nodes and overflow.node not in self.float32_nodes:
+            self.float32_nodes[overflow.node] = f"{overflow.operator} overflows FP16"
             return
-        # Not a node of the float32 graph: the cast that brings a float32 value to its FP16 readers.
-        source = first.tensor.removesuffix("_to_fp16")
-        readers = [name for name in self.readers[source] if name in self.nodes and name not in self.keep]
-        if not readers:
-            raise RuntimeError(f"{self.path.name}: {first.tensor} is not finite in float32 either")
-        for name in readers:
-            self.keep[name] = f"{self.nodes[name]} reads {source}, which FP16 cannot hold"
+        # The overflow is in an inserted cast, which passes a float32 value to its FP16 consumers.
+        source = overflow.tensor.removesuffix("_to_fp16")
+        consumers = [n for n in self.consumers[source] if n in self.nodes and n not in self.float32_nodes]
+        if not consumers:
+            raise RuntimeError(f"{self.path.name}: {overflow.tensor} is not finite in float32 either")
+        for name in consumers:
+            self.float32_nodes[name] = f"{self.nodes[name]} reads {source}, which FP16 cannot hold"
 
-    def _keep_sensitive_segments(self) -> None:
-        """Keep the most sensitive stretches in float32 until the budget holds, then give back what was needless."""
-        free = [name for name in self.nodes if name not in self.keep]
-        size = max(1, -(-len(free) // SEGMENTS))
-        stretches = [free[i : i + size] for i in range(0, len(free), size)]
-        alone = [self._measure_fp16({n: "" for n in self.nodes if n not in stretch}).error for stretch in stretches]
-        taken: list[list[str]] = []
-        for index in sorted(range(len(stretches)), key=lambda i: -alone[i]):
-            why = f"among the most sensitive: its stretch alone in FP16 has relative error {alone[index]:.2e}"
-            self.keep |= dict.fromkeys(stretches[index], why)
-            taken.append(stretches[index])
-            measured = self._measure_fp16(self.keep)
-            self.steps.append(f"stretch {index} to float32: relative error {measured.error:.2e}")
-            if measured.error <= self.budget and not measured.overflows:
+    def _exclude_sensitive_segments(self) -> None:
+        """Exclude segments by decreasing sensitivity until the budget holds, then return nodes that FP16 can have."""
+        candidates = [name for name in self.nodes if name not in self.float32_nodes]
+        size = max(1, -(-len(candidates) // SEGMENTS))  # ceiling division
+        segments = [candidates[i : i + size] for i in range(0, len(candidates), size)]
+        # Sensitivity of a segment: the error with all other nodes in float32.
+        sensitivity = [
+            self._measure_fp16({n: "" for n in self.nodes if n not in segment}).error for segment in segments
+        ]
+        excluded: list[list[str]] = []
+        for index in sorted(range(len(segments)), key=lambda i: -sensitivity[i]):
+            why = f"among the most sensitive: its segment alone in FP16 has relative error {sensitivity[index]:.2e}"
+            self.float32_nodes |= dict.fromkeys(segments[index], why)
+            excluded.append(segments[index])
+            measurement = self._measure_fp16(self.float32_nodes)
+            self.steps.append(f"segment {index} to float32: relative error {measurement.error:.2e}")
+            if measurement.within(self.budget):
                 break
         else:
-            return
-        for stretch in taken:
-            self._return_to_fp16(stretch)
+            return  # even without FP16 in any segment the budget does not hold
+        for segment in excluded:
+            self._return_to_fp16(segment)
 
     def _return_to_fp16(self, names: list[str]) -> None:
-        kept = {name: why for name, why in self.keep.items() if name not in names}
-        measured = self._measure_fp16(kept)
-        if measured.error <= self.budget and not measured.overflows:
-            self.keep = kept
-            self.steps.append(f"{len(names)} nodes back to FP16: relative error {measured.error:.2e}")
+        """Return nodes to FP16 if the budget still holds, else try each half of them."""
+        remaining = {name: why for name, why in self.float32_nodes.items() if name not in names}
+        measurement = self._measure_fp16(remaining)
+        if measurement.within(self.budget):
+            self.float32_nodes = remaining
+            self.steps.append(f"{len(names)} nodes back to FP16: relative error {measurement.error:.2e}")
         elif len(names) > 1:
             self._return_to_fp16(names[: len(names) // 2])
             self._return_to_fp16(names[len(names) // 2 :])
 
-    def _measure_fp16(self, keep: Mapping[str, str]) -> _Measurement:
-        return self._measure(emulate_fp16(to_fp16(self.path, keep=keep).model))
+    def _measure_fp16(self, float32_nodes: Mapping[str, str]) -> _Measurement:
+        return self._measure(emulate_fp16(to_fp16(self.path, float32_nodes=float32_nodes).model))
 
     def _measure(self, emulation: Emulation) -> _Measurement:
+        """Run an emulation on every probe input: the largest error, and every tensor that overflowed."""
         order = {str(v.name): i for i, node in enumerate(emulation.model.graph) for v in node.outputs}
-        loaded = emulation_session(emulation, threads=self.threads)
+        session = emulation_session(emulation, threads=self.threads)
         error = 0.0
         overflows: dict[str, TensorExtreme] = {}
-        for question in self.probe_inputs:
-            outputs, extremes = run(loaded, [self.output], question.inputs)
-            error = max(error, relative_error(outputs[self.output], question.expected))
+        for probe in self.probe_inputs:
+            outputs, extremes = run_emulation(session, [self.output], probe.inputs)
+            error = max(error, relative_error(outputs[self.output], probe.expected))
             overflows |= {e.tensor: e for e in extremes.values() if not e.finite}
         return _Measurement(error=error, overflows=tuple(sorted(overflows.values(), key=lambda e: order[e.tensor])))
 
-    def _plan(self, precision: str, error: float, keep: Mapping[str, str]) -> PrecisionPlan:
+    def _plan(self, precision: str, error: float, float32_nodes: Mapping[str, str]) -> PrecisionPlan:
         self.steps.append(f"{precision}: relative error {error:.2e}, budget {self.budget:.2e}")
-        return PrecisionPlan(precision=precision, error=error, keep=dict(keep), steps=tuple(self.steps))
+        return PrecisionPlan(
+            precision=precision, error=error, float32_nodes=dict(float32_nodes), steps=tuple(self.steps)
+        )

@@ -1,8 +1,8 @@
-"""`--engine torch-trt`: plans compiled by torch-tensorrt from the eager modules instead of from ONNX graphs.
+"""`--engine torch-trt`: TensorRT plans that torch-tensorrt compiles from the eager modules instead of ONNX graphs.
 
-What torch-tensorrt converts is kept as a bare TensorRT plan and run by `tmi.runtime.engines.tensorrt` like any other:
-its own container would have to be unpickled by whoever loads it. FP16 is torch's autocast, so which operators stay in
-float32 is torch's list and not the one of `tmi.export.tensorrt.fp16_conversion`; the gates judge what comes out.
+The result is stored as a plain TensorRT plan and run by `tmi.runtime.engines.tensorrt` like the other plans;
+torch-tensorrt's own container would need unpickling. FP16 comes from torch's autocast, so torch's list decides which
+operators stay in float32, not `tmi.export.tensorrt.fp16_conversion`. The parity checks of the engine are the same.
 """
 
 from __future__ import annotations
@@ -32,39 +32,39 @@ KIND = "torch-trt"
 
 
 class AutocastModule(nn.Module):
-    """A module that takes and gives float32 and computes under autocast to FP16, where asked to."""
+    """A module with float32 inputs and outputs that optionally computes under autocast to FP16."""
 
     def __init__(self, module: nn.Module, half: bool) -> None:
         super().__init__()
         self.module, self.half_precision = module, half
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The module's answer, float32."""
-        cast = torch.autocast("cuda", dtype=torch.float16) if self.half_precision else nullcontext()
-        with cast:
-            answer: Tensor = self.module(*inputs)
-        return answer.float()
+        """The module's output in float32."""
+        autocast = torch.autocast("cuda", dtype=torch.float16) if self.half_precision else nullcontext()
+        with autocast:
+            output: Tensor = self.module(*inputs)
+        return output.float()
 
 
 def build_torch_trt(
     folder: Path, manifest: Manifest, options: BuildOptions, progress: Callable[[str], None]
 ) -> Manifest:
-    """Compile every graph of a bundle that holds its eager weights.
+    """Compile every graph of a bundle that has eager weights.
 
     Args:
-        folder: the bundle's folder; plans are written into it.
+        folder: the bundle's folder. Plans are written into it.
         manifest: its manifest.
-        options: batch and text length are used; the rest is torch-tensorrt's own choice.
-        progress: told one line of what is being done.
+        options: only batch and text length are used; the others are torch-tensorrt's defaults.
+        progress: called with one line for each step.
 
     Raises:
-        UnavailableError: no GPU, no eager weights in the bundle, or torch-tensorrt refuses a graph.
+        UnavailableError: no GPU, no eager weights in the bundle, or torch-tensorrt rejects a graph.
     """
     gpu = require_gpu("--engine torch-trt")
     bundle = Bundle(folder=folder, manifest=manifest, digest="")
     if not bundle.has("weights"):
         raise UnavailableError(
-            f"bundle {folder} holds no eager weights, which torch-trt compiles", fix="export it without --no-weights"
+            f"bundle {folder} has no eager weights, which torch-trt needs", fix="export it without --no-weights"
         )
     torch_tensorrt = importlib.import_module("torch_tensorrt")
     version = importlib.import_module("tensorrt").__version__
@@ -75,6 +75,7 @@ def build_torch_trt(
         for spec in manifest.graphs:
             file = f"graphs/{spec.name}{EXPORTERS[KIND].suffix}"
             progress(f"compiling {file}")
+            # The eager engine keeps the fusion as one module for each fold.
             loaded = eager.module(spec.name)
             module = MultiFoldFusion(loaded) if isinstance(loaded, list) else loaded
             wrapped = AutocastModule(module, precisions[spec.name] == FLOAT16).eval().cuda()
@@ -93,9 +94,9 @@ def build_torch_trt(
                 "layers_in_half": None,
                 "layers_in_float": None,
             }
-    about = manifest.extra[TENSORRT]
-    plans = {**about.get("plans", {}), KIND: {"options": {"target": None}, "graphs": facts}}
-    extra = {**manifest.extra, TENSORRT: {**about, "plans": plans}}
+    metadata = manifest.extra[TENSORRT]
+    plans = {**metadata.get("plans", {}), KIND: {"options": {"target": None}, "graphs": facts}}
+    extra = {**manifest.extra, TENSORRT: {**metadata, "plans": plans}}
     return replace(manifest, graphs=tuple(graphs), extra=extra)
 
 
@@ -122,6 +123,6 @@ def _compile(torch_tensorrt: Any, module: nn.Module, spec: GraphSpec, options: B
         raise UnavailableError(
             f"torch_tensorrt {torch_tensorrt.__version__} does not compile graph {spec.name}: "
             f"{' '.join(str(error).split())[:300]}",
-            fix="build the engine trt instead: it comes from the checked ONNX graph",
+            fix="build the engine trt instead, which uses the checked ONNX graph",
         ) from error
     return bytes(engine)

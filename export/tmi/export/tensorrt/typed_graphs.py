@@ -1,7 +1,7 @@
-"""The graphs that plans are built from: strongly typed, audited against the float32 files, judged by emulation.
+"""Strongly typed graphs that TensorRT engines are built from: writing, audit against float32, validation by emulation.
 
-For every graph the artefact `onnx-typed` is the file whose types TensorRT follows: an FP16 file, or the float32 file
-itself where the graph computes in float32 or TF32. `Manifest.extra["tensorrt"]["precision"]` says which and why.
+The artefact `onnx-typed` of a graph is the file whose types TensorRT uses: an FP16 file, or the float32 file itself if
+the graph computes in float32 or TF32. `Manifest.extra["tensorrt"]["precision"]` records the precision and the reasons.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tmi.export.checks.onnx_summary import read_summary
 from tmi.export.checks.validation_set import ValidationSet, validate_real_cases, write_engine_outputs
+from tmi.export.graphs.registry import TYPED
 from tmi.export.tensorrt.fp16_conversion import FP16_MAX, save, to_fp16
 from tmi.export.tensorrt.fp16_simulation import EmulationEngine, TensorExtreme
 from tmi.export.tensorrt.mixed_precision_search import PrecisionPlan, ProbeInput, search_precision
@@ -26,21 +27,20 @@ from tmi.runtime.engines.graph_engine import available_cores
 from tmi.runtime.engines.precision import FLOAT16, FLOAT32, TENSORRT, TF32, plan_precision
 from tmi.runtime.inference.ensemble import fusion_inputs
 from tmi.runtime.verification.golden_inputs import GoldenInputs
-from tmi.runtime.verification.parity import BOUNDS, Outputs, check_engine
+from tmi.runtime.verification.outputs import Outputs
+from tmi.runtime.verification.parity import BOUNDS, check_engine
 from tmi.toolkit.errors import UsageError
 
-TYPED = "onnx-typed"
-"""Artefact kind of the graphs that plans are built from."""
 PRECISIONS: Mapping[str, str] = {"fp16": FLOAT16, "tf32": TF32, "fp32": FLOAT32, "auto": "by search"}
-"""What `--precision` takes."""
+"""Value of `--precision` -> precision of the graphs."""
 SUFFIX = ".fp16.onnx"
 
 
 def require_precision(requested: str) -> str:
-    """The name, if it is one.
+    """Return the value of `--precision` if it is valid.
 
     Raises:
-        UsageError: it is none; the text lists the known ones.
+        UsageError: unknown value; the message lists the known ones.
     """
     if requested not in PRECISIONS:
         raise UsageError(f"unknown precision {requested!r}", fix=f"choose one of {', '.join(PRECISIONS)}")
@@ -55,80 +55,86 @@ def add_typed_graphs(
     *,
     progress: Callable[[str], None],
 ) -> tuple[Manifest, list[CheckResult]]:
-    """Write, audit and judge the typed graphs of a bundle that has its float32 ONNX graphs.
+    """Write, audit and validate the typed graphs of a bundle that has float32 ONNX graphs.
 
     Args:
         folder: the bundle's folder.
         manifest: its manifest so far.
         requested: a key of `PRECISIONS`.
-        validation_set: inputs and eager's answers; the real cases' `answers` get the emulation's.
-        progress: told one line of what is being done.
+        validation_set: inputs and reference outputs. The emulation's outputs are added to the real cases' `outputs`.
+        progress: called with one line for each step.
 
     Returns:
-        The manifest with the new artefacts and what is said of them, and the records of every gate.
+        The manifest with the new artefacts and their precisions, and the records of all checks.
 
     Raises:
         RuntimeError: a graph cannot be converted.
     """
-    graphs, said, records = [], {}, []
+    graphs, precisions, records = [], {}, []
     for spec in manifest.graphs:
         path = folder / spec.artefacts["onnx"]
         if requested == "auto":
             progress(f"searching the precision of {spec.name}")
         plan = _precision_plan(requested, path, spec, manifest, validation_set)
-        typed = spec.artefacts["onnx"]
-        about: dict[str, Any] = {"precision": plan.precision, "search": list(plan.steps)}
+        typed_file = spec.artefacts["onnx"]
+        document: dict[str, Any] = {"precision": plan.precision, "search": list(plan.steps)}
         if plan.precision == FLOAT16:
-            typed = f"graphs/{spec.name}{SUFFIX}"
-            progress(f"writing {typed}")
-            half = to_fp16(path, keep=plan.keep)
-            save(half.model, folder / typed)
-            about |= {"nodes_in_half": half.half, "nodes_in_float": dict(half.kept)}
-            records.append(audit_typed(folder / typed, path, spec))
-        graphs.append(replace(spec, artefacts={**spec.artefacts, TYPED: typed}))
-        said[spec.name] = about
-    facts = {**manifest.extra.get(TENSORRT, {}), "precision": {"asked": requested, "graphs": said}}
-    manifest = replace(manifest, graphs=tuple(graphs), extra={**manifest.extra, TENSORRT: facts})
+            typed_file = f"graphs/{spec.name}{SUFFIX}"
+            progress(f"writing {typed_file}")
+            graph = to_fp16(path, float32_nodes=plan.float32_nodes)
+            save(graph.model, folder / typed_file)
+            document |= {"nodes_in_half": graph.fp16_count, "nodes_in_float": dict(graph.float32_nodes)}
+            records.append(audit_typed(folder / typed_file, path, spec))
+        graphs.append(replace(spec, artefacts={**spec.artefacts, TYPED: typed_file}))
+        precisions[spec.name] = document
+    metadata = {**manifest.extra.get(TENSORRT, {}), "precision": {"asked": requested, "graphs": precisions}}
+    manifest = replace(manifest, graphs=tuple(graphs), extra={**manifest.extra, TENSORRT: metadata})
     if plan_precision(manifest) == FLOAT32:
-        return manifest, records  # the very files that were judged as float32
-    progress("judging the typed graphs by emulation")
-    judged, reached = _validate_emulation(folder, manifest, validation_set)
-    facts["emulation"] = reached
-    return manifest, records + judged
+        return manifest, records  # the same files were already validated as float32
+    progress("validating the typed graphs by emulation")
+    emulation_records, metadata["emulation"] = _validate_emulation(folder, manifest, validation_set)
+    return manifest, records + emulation_records
 
 
-def audit_typed(half: Path, single: Path, spec: GraphSpec) -> CheckResult:
-    """Every tensor of an FP16 file is the float32 file's own, or that rounded to nearest; likewise every epsilon."""
-    mine, theirs = read_summary(half), read_summary(single)
-    wrong = list(_differing(mine.tensors, theirs.tensors))
-    if (mine.inputs, mine.outputs) != (theirs.inputs, theirs.outputs):
-        wrong.append("inputs and outputs are not the float32 graph's")
-    epsilons = {norm.module: norm.epsilon for norm in theirs.norms}
-    for norm in mine.norms:
-        if norm.epsilon != epsilons.get(norm.module):
-            theirs_is = epsilons.get(norm.module)
-            wrong.append(f"{norm.module} has epsilon {norm.epsilon:g}, the float32 graph's is {theirs_is}")
-    if len(mine.norms) != len(theirs.norms):
-        wrong.append(f"{len(mine.norms)} normalisations, the float32 graph has {len(theirs.norms)}")
-    rounded = sum(t.dtype == np.float16 for t in mine.tensors.values())
-    right = f"{rounded} of {len(mine.tensors)} tensors are the float32 graph's rounded to FP16, the others its own"
+def audit_typed(fp16_file: Path, float32_file: Path, spec: GraphSpec) -> CheckResult:
+    """Compare an FP16 file with its float32 file.
+
+    Each tensor must equal the float32 tensor, or that tensor rounded to nearest. Epsilons, inputs and outputs must be
+    equal.
+    """
+    fp16, float32 = read_summary(fp16_file), read_summary(float32_file)
+    mismatches = list(_tensor_mismatches(fp16.tensors, float32.tensors))
+    if (fp16.inputs, fp16.outputs) != (float32.inputs, float32.outputs):
+        mismatches.append("inputs and outputs are not the float32 graph's")
+    epsilons = {norm.module: norm.epsilon for norm in float32.norms}
+    for norm in fp16.norms:
+        expected = epsilons.get(norm.module)
+        if norm.epsilon != expected:
+            mismatches.append(f"{norm.module} has epsilon {norm.epsilon:g}, the float32 graph's is {expected}")
+    if len(fp16.norms) != len(float32.norms):
+        mismatches.append(f"{len(fp16.norms)} normalisations, the float32 graph has {len(float32.norms)}")
+    rounded = sum(t.dtype == np.float16 for t in fp16.tensors.values())
+    summary = f"{rounded} of {len(fp16.tensors)} tensors are rounded to FP16, the others equal the float32 graph's"
     return CheckResult(
         gate="weights",
         artefact=TYPED,
         graph=spec.name,
-        passed=not wrong,
-        measured=float(len(wrong)),
+        passed=not mismatches,
+        measured=float(len(mismatches)),
         bound=0.0,
-        detail="; ".join(wrong[:3]) or right,
+        detail="; ".join(mismatches[:3]) or summary,
     )
 
 
-def _differing(mine: Mapping[str, NDArray[np.floating]], theirs: Mapping[str, NDArray[np.floating]]) -> Iterator[str]:
-    for name in sorted(set(mine) ^ set(theirs)):
+def _tensor_mismatches(
+    fp16: Mapping[str, NDArray[np.floating]], float32: Mapping[str, NDArray[np.floating]]
+) -> Iterator[str]:
+    for name in sorted(set(fp16) ^ set(float32)):
         yield f"{name} is in one of the two graphs only"
-    for name in sorted(set(mine) & set(theirs)):
-        if theirs[name].astype(mine[name].dtype).tobytes() != mine[name].tobytes():
-            yield f"{name} is not the float32 graph's rounded to {mine[name].dtype}"
+    for name in sorted(set(fp16) & set(float32)):
+        # numpy rounds to nearest even, as the conversion does; a float32 tensor is compared as it is.
+        if float32[name].astype(fp16[name].dtype).tobytes() != fp16[name].tobytes():
+            yield f"{name} is not the float32 graph's rounded to {fp16[name].dtype}"
 
 
 def _precision_plan(
@@ -136,48 +142,55 @@ def _precision_plan(
 ) -> PrecisionPlan:
     if requested != "auto":
         return PrecisionPlan(precision=PRECISIONS[requested], error=float("nan"))
-    asking = [
+    pairs = [
         (validation_set.golden, validation_set.reference),
         *((case.inputs, case.reference) for case in validation_set.real_cases),
     ]
-    questions = [q for inputs, reference in asking for q in graph_probe_inputs(spec, manifest, inputs, reference)]
-    return search_precision(path, questions, BOUNDS[FLOAT16].relative, threads=available_cores())
+    probe_inputs = [p for inputs, reference in pairs for p in graph_probe_inputs(spec, manifest, inputs, reference)]
+    return search_precision(path, probe_inputs, BOUNDS[FLOAT16].relative, threads=available_cores())
 
 
 def graph_probe_inputs(
     spec: GraphSpec, manifest: Manifest, inputs: GoldenInputs, reference: Outputs
 ) -> list[ProbeInput]:
-    """Inputs of the whole pipeline as questions to one graph, each with what eager answers there."""
+    """Inputs of one graph, with the eager outputs of that graph.
+
+    The fusion graph gets the eager features, so that each graph is measured independently of the others.
+    """
     if spec.role == "ct":
-        # One case at a time: a batch of volumes may not fit.
-        answers, rows = reference.features[spec.name], [slice(i, i + 1) for i in range(inputs.count)]
-        return [ProbeInput(inputs={"ct": inputs.ct_B1DHW[row]}, expected=answers[row]) for row in rows]
+        # One case at a time: a batch of volumes may not fit into memory.
+        features, rows = reference.features[spec.name], [slice(i, i + 1) for i in range(inputs.count)]
+        return [ProbeInput(inputs={"ct": inputs.ct_B1DHW[row]}, expected=features[row]) for row in rows]
     if spec.role == "text":
         text = inputs.texts[spec.name]
-        feed = {"input_ids": text.input_ids_BT, "attention_mask": text.attention_mask_BT}
-        return [ProbeInput(inputs=feed, expected=reference.features[spec.name])]
-    stacked = fusion_inputs(manifest, reference.features, reference.features, inputs.radiomics_BFR)
-    return [ProbeInput(inputs=stacked, expected=reference.logits_BFK)]
+        tokens = {"input_ids": text.input_ids_BT, "attention_mask": text.attention_mask_BT}
+        return [ProbeInput(inputs=tokens, expected=reference.features[spec.name])]
+    features_and_radiomics = fusion_inputs(manifest, reference.features, reference.features, inputs.radiomics_BFR)
+    return [ProbeInput(inputs=features_and_radiomics, expected=reference.logits_BFK)]
 
 
 def _validate_emulation(
     folder: Path, manifest: Manifest, validation_set: ValidationSet
 ) -> tuple[list[CheckResult], dict[str, dict[str, Any]]]:
-    """All gates of an engine, and every intermediate finite on the golden inputs and on each real case.
+    """Run all parity checks of an engine on the emulation, and check that every FP16 tensor is finite.
 
-    The inputs that are absurd on purpose, beside which a case must answer as ever, may overflow and are not watched.
+    Tensors are checked on the golden inputs and on each real case. The extreme inputs of the check `neighbours` may
+    overflow and are not included.
+
+    Returns:
+        The records of all checks, and a summary of the tensor extremes for each graph.
     """
     precision = plan_precision(manifest)
-    reached: dict[str, dict[str, TensorExtreme]] = {}
-    with EmulationEngine() as judge:
-        engine: Any = judge
+    extremes_by_graph: dict[str, dict[str, TensorExtreme]] = {}
+    with EmulationEngine() as emulation:
+        engine: Any = emulation
         engine.open(Bundle(folder=folder, manifest=manifest, digest=""), threads=None)
-        with engine.recording_extremes() as seen:
+        with engine.recording_extremes() as recorded:
 
-            def keep(outputs: Outputs) -> None:
-                """Called when the golden inputs are through, before any other question."""
+            def on_golden_outputs(outputs: Outputs) -> None:
+                # Called after the golden batch and before all other inputs, so the extremes are the golden batch's.
                 write_engine_outputs(folder, EmulationEngine.name, outputs)
-                _merge_extremes(reached, seen)
+                _merge_extremes(extremes_by_graph, recorded)
 
             records = check_engine(
                 engine,
@@ -187,38 +200,36 @@ def _validate_emulation(
                 artefact=TYPED,
                 precision=precision,
                 reference_float64=validation_set.reference_float64,
-                keep=keep,
+                keep=on_golden_outputs,
             )
-        inside = [_check_intermediates(graph, extremes, "the golden inputs") for graph, extremes in reached.items()]
-        with engine.recording_extremes() as seen:
+        finite = [_check_finite(graph, e, "the golden inputs") for graph, e in extremes_by_graph.items()]
+        with engine.recording_extremes() as recorded:
             real = validate_real_cases(engine, manifest, validation_set.real_cases, artefact=TYPED, precision=precision)
-        what = f"{len(validation_set.real_cases)} real cases"
-        inside += [_check_intermediates(graph, extremes, what, real=True) for graph, extremes in seen.items()]
-        _merge_extremes(reached, seen)
-    return [*inside, *records, *real], {graph: _summary(extremes) for graph, extremes in reached.items()}
+        inputs = f"{len(validation_set.real_cases)} real cases"
+        finite += [_check_finite(graph, extremes, inputs, real=True) for graph, extremes in recorded.items()]
+        _merge_extremes(extremes_by_graph, recorded)
+    return [*finite, *records, *real], {graph: _summary(extremes) for graph, extremes in extremes_by_graph.items()}
 
 
 def _merge_extremes(into: dict[str, dict[str, TensorExtreme]], more: Mapping[str, Mapping[str, TensorExtreme]]) -> None:
     for graph, extremes in more.items():
-        known = into.setdefault(graph, {})
+        merged = into.setdefault(graph, {})
         for name, extreme in extremes.items():
-            if name not in known or extreme.largest > known[name].largest:
-                known[name] = extreme
+            if name not in merged or extreme.largest > merged[name].largest:
+                merged[name] = extreme
 
 
-def _check_intermediates(
-    graph: str, extremes: Mapping[str, TensorExtreme], where: str, *, real: bool = False
-) -> CheckResult:
-    bad = [e for e in extremes.values() if not e.finite]
-    first = f": first {bad[0].tensor} of {bad[0].node} ({bad[0].operator})" if bad else ""
+def _check_finite(graph: str, extremes: Mapping[str, TensorExtreme], inputs: str, *, real: bool = False) -> CheckResult:
+    overflows = [e for e in extremes.values() if not e.finite]
+    first = f": first {overflows[0].tensor} of {overflows[0].node} ({overflows[0].operator})" if overflows else ""
     return CheckResult(
         gate="real-finite-inside" if real else "finite-inside",
         artefact=TYPED,
         graph=graph,
-        passed=not bad,
-        measured=float(len(bad)),
+        passed=not overflows,
+        measured=float(len(overflows)),
         bound=0.0,
-        detail=f"{len(bad)} of {len(extremes)} FP16 tensors overflow on {where}{first}",
+        detail=f"{len(overflows)} of {len(extremes)} FP16 tensors overflow on {inputs}{first}",
         engine=EmulationEngine.name,
     )
 
@@ -226,10 +237,10 @@ def _check_intermediates(
 def _summary(extremes: Mapping[str, TensorExtreme]) -> dict[str, Any]:
     if not extremes:
         return {"tensors": 0}
-    top = max(extremes.values(), key=lambda e: e.largest)
+    largest = max(extremes.values(), key=lambda e: e.largest)
     return {
         "tensors": len(extremes),
-        "largest": top.largest,
-        "at": {"tensor": top.tensor, "node": top.node, "operator": top.operator},
-        "share_of_fp16_range": top.largest / FP16_MAX,
+        "largest": largest.largest,
+        "at": {"tensor": largest.tensor, "node": largest.node, "operator": largest.operator},
+        "share_of_fp16_range": largest.largest / FP16_MAX,
     }

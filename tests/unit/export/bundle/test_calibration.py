@@ -1,4 +1,4 @@
-"""A bundle's logits are the run's divided by each fold's temperature, and its threshold is the run's."""
+"""Calibration in a bundle: logits divided by each fold's temperature, and the run's threshold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tmi.export.checks.eager_reference import eager_reference
 from tmi.export.graphs.partition import FoldModels, calibrated_weights, partition_run
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.verification.golden_inputs import make_golden
-from tmi.runtime.verification.parity import Outputs
+from tmi.runtime.verification.outputs import Outputs
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.run_folder import RunFolder
 
@@ -35,7 +35,7 @@ def calibrate(run: Path, temperatures: tuple[float, float], threshold: float) ->
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, nano_bundle: Path) -> tuple[Path, Outputs]:
-    """A calibrated run's bundle, and what the run's models answer to its golden inputs without calibration."""
+    """A calibrated run's bundle, and the uncalibrated outputs of the run's models for its golden inputs."""
     folder = tmp_path_factory.mktemp("calibrated")
     run = write_random_run(folder / "run", nano(), folds=2, seed=3)
     calibrate(run, TEMPERATURES, 0.31)
@@ -55,7 +55,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory, nano_bundle: Path) -> tup
 
 
 @pytest.mark.parametrize("file", ["golden.safetensors", "evidence/onnx.safetensors"])
-def test_every_engine_answers_with_calibrated_logits(exported, file):
+def test_engine_outputs_calibrated_logits(exported, file):
+    """Logits of the reference and of every engine are the raw logits divided by each fold's temperature."""
     bundle, raw = exported
     calibrated = load_file(bundle / file)
     divided = raw.logits_BFK / np.array(TEMPERATURES)[None, :, None]
@@ -63,7 +64,8 @@ def test_every_engine_answers_with_calibrated_logits(exported, file):
     assert float(np.abs(divided - raw.logits_BFK).max()) > 0.1, "the temperatures make a difference"
 
 
-def test_the_manifest_and_the_card_tell_threshold_and_temperatures(exported):
+def test_manifest_and_card_report_calibration(exported):
+    """Manifest and model card report the run's threshold and temperatures."""
     bundle, _ = exported
     manifest = open_bundle(bundle).manifest
     assert manifest.threshold == 0.31
@@ -74,7 +76,8 @@ def test_the_manifest_and_the_card_tell_threshold_and_temperatures(exported):
 
 
 @pytest.mark.parametrize("value", [0, -1, "2", True, None])
-def test_a_temperature_that_is_no_positive_number_is_damage(tmp_path, value):
+def test_invalid_temperature_is_damage(tmp_path, value):
+    """A temperature must be a positive number."""
     run = write_random_run(tmp_path / "run", nano(), folds=2)
     calibrate(run, (value, 1.0), 0.5)
     with pytest.raises(DamagedError, match="the calibration's temperature is"):

@@ -1,4 +1,4 @@
-"""What a bundle says to people and to tools: model card, bill of materials, evidence, real cases."""
+"""Documents of a bundle: model card, software bill of materials, evidence, real cases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from tmi.export.bundle.sbom import sbom
 from tmi.export.bundle.writer import export_run
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.bundle.reader import open_bundle
-from tmi.runtime.verification.parity import Outputs, relative_error
+from tmi.runtime.verification.outputs import Outputs
+from tmi.runtime.verification.parity import relative_error
 from tmi.toolkit.run_folder import RunFolder
 
 
@@ -29,7 +30,8 @@ def manifest(nano_bundle: Path) -> Manifest:
     return open_bundle(nano_bundle).manifest
 
 
-def test_the_bill_of_materials_is_valid_cyclonedx_and_names_what_was_installed(nano_bundle, manifest):
+def test_sbom_is_valid_cyclonedx_with_installed_versions(nano_bundle, manifest):
+    """The SBOM validates against CycloneDX 1.6 and lists the installed versions, without test packages."""
     document = json.loads((nano_bundle / "sbom.cdx.json").read_text())
     schemas = files("cyclonedx.schema._res")
     resources = {
@@ -43,14 +45,16 @@ def test_the_bill_of_materials_is_valid_cyclonedx_and_names_what_was_installed(n
     for name in ("tmi-clnet", "torch", "onnx", "onnxruntime", "numpy", "safetensors", "monai", "transformers"):
         assert versions[name] == manifest.versions[name]
     assert document["metadata"]["component"]["type"] == "machine-learning-model"
-    assert "pytest" not in versions  # what only tests need is no part of a bundle
+    assert "pytest" not in versions  # test dependencies are not part of a bundle
 
 
-def test_the_same_bundle_and_packages_give_the_same_bill_of_materials(manifest):
+def test_sbom_is_deterministic(manifest):
+    """The same bundle and packages give the same SBOM."""
     assert sbom(manifest) == sbom(manifest)
 
 
-def test_the_model_card_says_what_for_how_good_how_equal_and_where_it_ends(nano_bundle):
+def test_model_card_has_all_sections(nano_bundle):
+    """The model card has front matter, disclaimer, cohort, parity and limits, and no case id."""
     card = (nano_bundle / "MODEL_CARD.md").read_text()
     assert card.startswith("---\nlibrary_name: tmi-clnet\n")
     front = card.split("---\n")[1]
@@ -62,7 +66,9 @@ def test_the_model_card_says_what_for_how_good_how_equal_and_where_it_ends(nano_
     assert "P000" not in card
 
 
-def test_small_counts_are_suppressed_together_with_what_they_could_be_computed_from(manifest):
+def test_small_class_counts_are_suppressed(manifest):
+    """Counts below five are suppressed, and with a small class count all class counts are."""
+
     def card(counts: dict[str, int], **cohort: object) -> str:
         run = manifest.run | {
             "cohort": {"cases": sum(counts.values())} | cohort,
@@ -70,47 +76,52 @@ def test_small_counts_are_suppressed_together_with_what_they_could_be_computed_f
         }
         return model_card(replace(manifest, run=run))
 
-    told = card({"good": 30, "bad": 12}, refused=7)
-    assert "- cases: 42, in 2 folds" in told
-    assert "- by class: bad 12, good 30" in told
-    assert "left out: 7" in told
-    hidden = card({"good": 30, "bad": 4}, refused=2)
-    assert "bad 4" not in hidden
-    assert "good 30" not in hidden
-    assert "not told, a class has fewer than 5 cases" in hidden
-    assert "left out: fewer than 5" in hidden
+    large = card({"good": 30, "bad": 12}, refused=7)
+    assert "- cases: 42, in 2 folds" in large
+    assert "- by class: bad 12, good 30" in large
+    assert "rejected by the checks and excluded: 7" in large
+    small = card({"good": 30, "bad": 4}, refused=2)
+    assert "bad 4" not in small
+    assert "good 30" not in small
+    assert "not reported, a class has fewer than 5 cases" in small
+    assert "rejected by the checks and excluded: fewer than 5" in small
 
 
-def test_the_metrics_are_the_runs_mean_and_deviation(manifest):
-    figures = {
+def test_model_card_reports_mean_and_deviation(manifest):
+    """The card prints the mean and standard deviation of the run's metrics over the folds."""
+    metrics = {
         "roc_auc": {"mean": 0.7314, "std": 0.0521, "folds": 5},
         "recall": {"mean": None, "std": None, "folds": 0},
     }
-    summary = {"over_folds": figures, "notes": ["These figures are optimistic."]}
+    summary = {"over_folds": metrics, "notes": ["These figures are optimistic."]}
     card = model_card(replace(manifest, run=manifest.run | {"summary": summary}))
     assert "| ROC AUC | 0.731 ± 0.052 | 5 |" in card
     assert "| Recall | n/a | 0 |" in card
     assert "> These figures are optimistic." in card
 
 
-def test_the_classes_are_counted_from_the_held_out_labels(nano_run):
+def test_classes_are_counted_from_held_out_labels(nano_run):
+    """Class counts come from the labels of the held-out cases."""
     assert class_counts(RunFolder.open(nano_run)) == {"good": 4, "bad": 2}
 
 
-def test_a_small_class_is_not_in_the_manifest_either(manifest):
+def test_manifest_suppresses_small_classes(manifest):
+    """The manifest has no class counts if a class is small."""
     assert manifest.run["class_counts"] == {}
 
 
-def test_the_evidence_holds_what_each_engine_answered(nano_bundle, manifest):
+def test_evidence_holds_engine_outputs(nano_bundle, manifest):
+    """The evidence file of an engine holds the outputs whose error its record states."""
     reference = Outputs.from_tensors(load_file(nano_bundle / "golden.safetensors"))
     for engine in ("onnx", "openvino", "torchscript"):
-        answers = Outputs.from_tensors(load_file(nano_bundle / "evidence" / f"{engine}.safetensors"))
+        outputs = Outputs.from_tensors(load_file(nano_bundle / "evidence" / f"{engine}.safetensors"))
         record = next(r for r in manifest.parity if r.engine == engine and r.gate == "logits")
-        assert record.measured == relative_error(answers.logits_BFK, reference.logits_BFK)
+        assert record.measured == relative_error(outputs.logits_BFK, reference.logits_BFK)
         assert f"evidence/{engine}.safetensors" in manifest.files
 
 
-def test_every_engine_states_its_error_as_a_multiple_of_float32s_own(manifest):
+def test_engine_error_is_stated_as_float32_multiple(manifest):
+    """Each engine's float64 record states the error as a multiple of eager float32's own."""
     for engine in ("onnx", "openvino", "torchscript"):
         records = [r for r in manifest.parity if r.engine == engine and r.gate == "float64"]
         assert {r.graph for r in records} == {"ct-0", "ct-1", "text-0", "text-1", "pipeline"}
@@ -118,7 +129,8 @@ def test_every_engine_states_its_error_as_a_multiple_of_float32s_own(manifest):
         assert "times eager float32's own error" in records[0].detail
 
 
-def test_refused_cases_of_the_cohort_are_counted_and_not_named(nano_config, tmp_path):
+def test_rejected_cases_are_counted_not_named(nano_config, tmp_path):
+    """A bundle contains the number of the cohort's rejected cases, not their ids."""
     run = write_random_run(tmp_path / "run", nano_config)
     state = json.loads((run / "run.json").read_text())
     state["cohort"]["refused"] = ["PATIENT-7", "PATIENT-8"]
@@ -129,16 +141,17 @@ def test_refused_cases_of_the_cohort_are_counted_and_not_named(nano_config, tmp_
         assert not path.is_file() or b"PATIENT-7" not in path.read_bytes(), path.name
 
 
-def test_real_cases_are_judged_and_leave_hashes_and_outputs_alone(nano_run, tmp_path):
+def test_real_cases_leave_only_hashes_and_outputs(nano_run, tmp_path):
+    """Engines are validated on real cases, of which the bundle keeps only hashes and outputs."""
     cases = [write_case(tmp_path / "cases" / f"Smith-{n}", seed=n) for n in range(2)]
-    words = [word for case in cases for word in ("--cases", case)]
-    outcome = tmi("export", nano_run, "--engine", "torchscript", "--out", tmp_path / "bundle", "--no-weights", *words)
+    options = [word for case in cases for word in ("--cases", case)]
+    outcome = tmi("export", nano_run, "--engine", "torchscript", "--out", tmp_path / "bundle", "--no-weights", *options)
     assert outcome.code == 0, outcome.err
     bundle = open_bundle(tmp_path / "bundle")
-    gates = {r.gate: r for r in bundle.manifest.parity if r.gate.startswith("real-")}
-    assert set(gates) == {"real-finite", "real-features", "real-logits", "real-probabilities", "real-decisions",
+    checks = {r.gate: r for r in bundle.manifest.parity if r.gate.startswith("real-")}
+    assert set(checks) == {"real-finite", "real-features", "real-logits", "real-probabilities", "real-decisions",
                           "real-fold-order"}  # fmt: skip
-    assert gates["real-logits"].detail.startswith("worst of 2 real cases: ")
+    assert checks["real-logits"].detail.startswith("worst of 2 real cases: ")
     evidence = json.loads((bundle.folder / "evidence" / "real-cases.json").read_text())["cases"]
     assert [set(row) for row in evidence] == [{"inputs", "eager", "engines"}] * 2
     assert all(len(digest) == 64 for row in evidence for digest in row["inputs"].values())
@@ -147,7 +160,8 @@ def test_real_cases_are_judged_and_leave_hashes_and_outputs_alone(nano_run, tmp_
         assert not path.is_file() or b"Smith" not in path.read_bytes(), path.name
 
 
-def test_a_real_case_that_no_prediction_would_take_ends_the_export_with_3(nano_run, tmp_path):
+def test_unusable_real_case_exits_with_3(nano_run, tmp_path):
+    """A real case that cannot be used for prediction ends the export with exit code 3."""
     (tmp_path / "empty").mkdir()
     outcome = tmi("export", nano_run, "--engine", "torchscript", "--out", tmp_path / "b", "--cases", tmp_path / "empty")
     assert outcome.code == 3

@@ -1,4 +1,4 @@
-"""Good models are never refused, and what their bundles say of themselves is true."""
+"""Exports of good models: they pass all checks, and their bundles describe themselves correctly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tmi.export.bundle.writer import export_run
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engines.registry import open_engine
 from tmi.runtime.verification.golden_inputs import golden_from_manifest
-from tmi.runtime.verification.parity import BOUNDS, FLOAT64_PREFIX, Outputs, evaluate, relative_error
+from tmi.runtime.verification.outputs import FLOAT64_PREFIX, Outputs, evaluate
+from tmi.runtime.verification.parity import BOUNDS, relative_error
 from tmi.runtime.verification.verify import verify_bundle
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, UsageError
@@ -24,7 +25,8 @@ from tmi.toolkit.storage.hashing import sha256_file
 
 
 @pytest.mark.parametrize("rebuild", QUICK, ids=lambda r: r.name)
-def test_a_good_model_is_never_refused(rebuild: Rebuild, nano_config, tmp_path):
+def test_good_model_is_exported_and_verified(rebuild: Rebuild, nano_config, tmp_path):
+    """All checks of a good model's export and of `tmi verify` pass."""
     config = rebuild.change(nano_config)
     run = write_random_run(tmp_path / "run", config, seed=rebuild.seed, **rebuild.sharing)
     bundle = export_run(run, tmp_path / "bundle", artefacts=rebuild.artefacts)
@@ -44,7 +46,8 @@ def shared_bundle(tmp_path_factory: pytest.TempPathFactory, nano_config: Config)
     return folder / "bundle"
 
 
-def test_an_encoder_that_folds_share_is_stored_once_and_named_by_each_of_them(shared_bundle):
+def test_shared_encoder_is_stored_once(shared_bundle):
+    """An encoder with equal weights in several folds is one graph, compared with the weights of each fold."""
     manifest = open_bundle(shared_bundle).manifest
     assert [g.name for g in manifest.graphs] == ["ct-0", "ct-1", "ct-2", "text-0", "fusion"]
     assert [(f.fold, f.ct, f.text) for f in manifest.folds] == [
@@ -57,13 +60,15 @@ def test_an_encoder_that_folds_share_is_stored_once_and_named_by_each_of_them(sh
     assert len([r for r in manifest.parity if r.gate == "weights" and r.graph == "text-0"]) == 3
 
 
-def test_without_weights_a_bundle_holds_no_eager_reference(shared_bundle):
+def test_no_weights_omits_eager_weights(shared_bundle):
+    """A bundle exported with `weights=False` has no weights folder."""
     bundle = open_bundle(shared_bundle)
     assert not bundle.has("weights")
     assert not (shared_bundle / "weights").exists()
 
 
-def test_encoders_with_equal_weights_and_different_tokenizers_stay_apart(nano_config, tmp_path):
+def test_text_encoders_with_different_tokenizers_are_distinct(nano_config, tmp_path):
+    """Text encoders with equal weights are shared only if their tokenizers are equal too."""
     run_path = write_random_run(tmp_path / "run", nano_config, seed=1, shared_text=True)
     other = write_random_run(tmp_path / "other", nano_config, seed=1)
     from tmi.export.graphs.partition import partition_run
@@ -75,10 +80,11 @@ def test_encoders_with_equal_weights_and_different_tokenizers_stay_apart(nano_co
     assert [e.name for e in partition_run(run).encoders] == ["ct-0", "ct-1", "text-0", "text-1"]
 
 
-def test_the_manifest_carries_evidence_of_every_gate_on_every_engine(nano_bundle):
+def test_manifest_records_every_check_of_every_engine(nano_bundle):
+    """The manifest has a record of each parity check for each engine, and of each audit for each file."""
     manifest = open_bundle(nano_bundle).manifest
-    judged = {(r.artefact, r.engine) for r in manifest.parity if r.engine} - {("onnx", "openvino-bf16")}
-    assert judged == {("onnx", "onnx"), ("onnx", "openvino"), ("torchscript", "torchscript")}
+    validated = {(r.artefact, r.engine) for r in manifest.parity if r.engine} - {("onnx", "openvino-bf16")}
+    assert validated == {("onnx", "onnx"), ("onnx", "openvino"), ("torchscript", "torchscript")}
     for engine in ("onnx", "openvino", "torchscript"):
         assert {r.gate for r in manifest.parity if r.engine == engine} == {
             "finite", "features", "logits", "probabilities", "decisions", "fold-order",
@@ -87,7 +93,7 @@ def test_the_manifest_carries_evidence_of_every_gate_on_every_engine(nano_bundle
     for artefact in ("onnx", "torchscript"):
         audited = {(r.gate, r.graph) for r in manifest.parity if r.artefact == artefact and not r.engine}
         graphs = [g.name for g in manifest.graphs]
-        assert audited == {(gate, g) for gate in ("signature", "weights", "epsilon") for g in graphs}
+        assert audited == {(check, g) for check in ("signature", "weights", "epsilon") for g in graphs}
     norms = next(r for r in manifest.parity if r.gate == "epsilon" and r.graph == "text-0")
     assert norms.detail == "3 normalisations have their module's epsilon"
     assert manifest.golden["float32_noise"].keys() == {"ct-0", "ct-1", "text-0", "text-1", "pipeline"}
@@ -96,19 +102,22 @@ def test_the_manifest_carries_evidence_of_every_gate_on_every_engine(nano_bundle
     assert manifest.synthetic
 
 
-def test_a_bundle_says_nothing_of_single_cases(nano_bundle):
+def test_manifest_has_no_case_ids(nano_bundle):
+    """The manifest contains no case id of the training cohort."""
     text = (nano_bundle / "manifest.json").read_text()
     assert "P000" not in text
 
 
-def test_no_file_of_a_bundle_names_a_path_of_the_exporting_machine(nano_bundle):
-    here = str(ROOT).encode()
+def test_bundle_has_no_local_paths(nano_bundle):
+    """No file of a bundle contains a path of the exporting machine."""
+    checkout = str(ROOT).encode()
     for path in nano_bundle.rglob("*"):
-        if path.is_file() and path.suffix != ".pt":  # TorchScript keeps source positions for its error messages
-            assert here not in path.read_bytes(), path.name
+        if path.is_file() and path.suffix != ".pt":  # TorchScript stores source positions for its error messages
+            assert checkout not in path.read_bytes(), path.name
 
 
-def test_the_golden_file_holds_what_eager_answers_to_inputs_made_again_from_the_seed(nano_bundle):
+def test_golden_file_holds_eager_outputs(nano_bundle):
+    """`golden.safetensors` holds the eager outputs for the golden inputs that the seed generates."""
     bundle = open_bundle(nano_bundle)
     golden = golden_from_manifest(bundle.manifest)
     stored = load_file(nano_bundle / "golden.safetensors")
@@ -122,24 +131,27 @@ def test_the_golden_file_holds_what_eager_answers_to_inputs_made_again_from_the_
     np.testing.assert_allclose(stored["probabilities"], eager.probabilities_BK, atol=1e-6)
 
 
-def test_onnx_runtime_and_openvino_answer_alike_from_the_same_file(nano_bundle):
+def test_onnx_runtime_and_openvino_agree(nano_bundle):
+    """ONNX Runtime and OpenVINO agree within the float32 bound on the same file."""
     bundle = open_bundle(nano_bundle)
     golden = golden_from_manifest(bundle.manifest)
-    answers: list[Outputs] = []
+    outputs: list[Outputs] = []
     for name in ("onnx", "openvino"):
         with open_engine(name, bundle, threads=1) as engine:
-            answers.append(evaluate(engine, bundle.manifest, golden))
-    assert relative_error(answers[1].logits_BFK, answers[0].logits_BFK) < BOUNDS["float32"].relative
+            outputs.append(evaluate(engine, bundle.manifest, golden))
+    assert relative_error(outputs[1].logits_BFK, outputs[0].logits_BFK) < BOUNDS["float32"].relative
 
 
-def test_an_exchanged_golden_input_is_refused(nano_bundle):
+def test_golden_input_of_other_seed_is_rejected(nano_bundle):
+    """Golden inputs whose digests differ from the manifest's are damage."""
     manifest = open_bundle(nano_bundle).manifest
     other = replace(manifest, golden=manifest.golden | {"seed": manifest.golden["seed"] + 1})
-    with pytest.raises(DamagedError, match="golden input ct comes out with other bytes here"):
+    with pytest.raises(DamagedError, match="golden input ct has other bytes here than at the export"):
         golden_from_manifest(other)
 
 
-def test_an_onnx_graph_is_one_file_with_every_parameter_under_its_own_name(nano_bundle):
+def test_onnx_file_keeps_parameter_names(nano_bundle):
+    """An ONNX graph is one file with the module's parameter names, a dynamic batch and no zero biases."""
     import onnx
 
     model = onnx.load(nano_bundle / "graphs" / "ct-0.onnx")
@@ -149,23 +161,25 @@ def test_an_onnx_graph_is_one_file_with_every_parameter_under_its_own_name(nano_
     assert model.opset_import[0].version == 20
     assert [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == ["B", 1, 8, 16, 16]
     convolutions = [n for n in model.graph.node if n.op_type == "Conv"]
-    assert {len(n.input) for n in convolutions} == {2}  # torch exports zeros of a wrong shape where there is no bias
+    assert {len(n.input) for n in convolutions} == {2}  # torch exports a missing bias as zeros of a wrong shape
 
 
-def test_nothing_is_overwritten_without_force_and_only_a_bundle_with_it(nano_run, nano_bundle, tmp_path):
+def test_existing_folder_is_replaced_only_if_bundle_and_forced(nano_run, nano_bundle, tmp_path):
+    """Without force nothing is overwritten; with force only a bundle is."""
     before = sha256_file(nano_bundle / "manifest.json")
     with pytest.raises(UsageError, match="exists"):
         export_run(nano_run, nano_bundle)
     assert sha256_file(nano_bundle / "manifest.json") == before
-    precious = tmp_path / "home"
-    precious.mkdir()
-    (precious / "thesis.txt").write_text("years of work")
-    with pytest.raises(UsageError, match="is no bundle; --force replaces bundles only"):
-        export_run(nano_run, precious, force=True)
-    assert (precious / "thesis.txt").read_text() == "years of work"
+    other_folder = tmp_path / "home"
+    other_folder.mkdir()
+    (other_folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="is not a bundle; --force replaces bundles only"):
+        export_run(nano_run, other_folder, force=True)
+    assert (other_folder / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_run_that_was_changed_after_the_training_is_refused(nano_config, tmp_path):
+def test_changed_run_is_rejected(nano_config, tmp_path):
+    """A run with a file that changed after the training is damage, and nothing is written."""
     run = write_random_run(tmp_path / "run", nano_config)
     model = run / "fold1" / "model.safetensors"
     data = bytearray(model.read_bytes())
@@ -176,7 +190,8 @@ def test_a_run_that_was_changed_after_the_training_is_refused(nano_config, tmp_p
     assert not (tmp_path / "bundle").exists()
 
 
-def test_a_tokenizer_larger_than_the_embedding_table_is_refused(nano_config, tmp_path):
+def test_tokenizer_larger_than_embedding_is_rejected(nano_config, tmp_path):
+    """A tokenizer with more tokens than the embedding table has rows is damage."""
     text = replace(nano_config.network.text_encoder, vocab_size=100)
     small = replace(nano_config, network=replace(nano_config.network, text_encoder=text), clinical=replace(
         nano_config.clinical, vocab_size=None))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Memory that runs out is told as such, and not as a model that differs."""
+"""Running out of memory is reported as such and not as a parity failure."""
 
 from __future__ import annotations
 
@@ -27,44 +27,53 @@ def of_cuda() -> None:
 
 
 @pytest.mark.parametrize("raising", [of_torch, of_numpy, of_cuda])
-def test_each_library_that_runs_out_of_memory_gives_the_one_error_that_says_where(raising):
+def test_out_of_memory_of_any_library_names_step(raising):
+    """The out-of-memory exceptions of torch, numpy and CUDA become one error that names the current step."""
+
     def export() -> None:
-        with out_of_memory_as_error("the export", told.append) as tell:
-            tell("judging x")
+        with out_of_memory_as_error("the export", steps.append) as on_step:
+            on_step("validating x")
             raising()
 
-    told: list[str] = []
-    with pytest.raises(UnavailableError, match="the export ran out of memory while judging x; nothing") as caught:
+    steps: list[str] = []
+    with pytest.raises(UnavailableError, match="the export ran out of memory while validating x; nothing") as caught:
         export()
-    assert told == ["judging x"]
+    assert steps == ["validating x"]
     assert caught.value.exit_code == 5
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), KeyError("memory"), OSError("disk full")])
-def test_any_other_error_passes_as_it_was(error):
+def test_other_errors_pass_unchanged(error):
+    """An error that is not about memory passes unchanged."""
     with pytest.raises(type(error)) as caught, out_of_memory_as_error("the export", lambda line: None):
         raise error
     assert caught.value is error
 
 
-def test_an_engine_without_memory_in_a_gate_is_no_parity_failure(nano_run, nano_bundle, tmp_path, monkeypatch):
-    def starved(self, spec, loaded, inputs):
+def test_engine_out_of_memory_is_not_parity_failure(nano_run, nano_bundle, tmp_path, monkeypatch):
+    """An engine that runs out of memory ends the export with exit code 5, not 4."""
+
+    def out_of_memory(self, spec, loaded, inputs):
         raise RuntimeError("Non-zero status code while running Conv node: std::bad_alloc")
 
-    monkeypatch.setattr(OnnxEngine, "_run", starved)
+    monkeypatch.setattr(OnnxEngine, "_run", out_of_memory)
     use_cached_traces(monkeypatch, nano_bundle)
     outcome = tmi("export", nano_run, "--engine", "onnx", "--no-weights", "--out", tmp_path / "bundle")
     assert outcome.code == 5
-    assert "error: the export ran out of memory while judging onnx on engine onnx; nothing was written" in outcome.err
+    assert (
+        "error: the export ran out of memory while validating onnx on engine onnx; nothing was written" in outcome.err
+    )
     assert "fix: close other programs" in outcome.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_eager_model_without_memory_ends_with_5_too(nano_run, tmp_path, monkeypatch):
-    def starved(*_: object) -> None:
+def test_eager_model_out_of_memory_exits_with_5(nano_run, tmp_path, monkeypatch):
+    """An eager model that runs out of memory ends the export with exit code 5."""
+
+    def out_of_memory(*_: object) -> None:
         of_torch()
 
-    monkeypatch.setattr(bundle_writer, "eager_reference", starved)
+    monkeypatch.setattr(bundle_writer, "eager_reference", out_of_memory)
     outcome = tmi("export", nano_run, "--engine", "torchscript", "--out", tmp_path / "bundle")
     assert outcome.code == 5
-    assert "ran out of memory while asking the eager model about 4 golden cases" in outcome.err
+    assert "ran out of memory while running the eager model on 4 golden cases" in outcome.err

@@ -1,4 +1,4 @@
-"""The table of planted faults: each is blocked with its exit code and its reason, and no honest rebuild is."""
+"""The table of planted faults: each is blocked with its exit code and reason, and no honest rebuild is rejected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def marked(fault: Fault) -> object:
     return pytest.param(fault, id=fault.name, marks=() if fault.quick else pytest.mark.slow)
 
 
-def test_the_table_is_as_long_as_it_must_be_and_names_nothing_twice():
+def test_fault_table_is_complete_and_unique():
+    """The table has faults of every stage and exit code, ten rebuilds, and unique names."""
     assert len({f.name for f in FAULTS}) == len(FAULTS) >= 20
     assert {f.code for f in FAULTS} == {4, 6}
     assert {f.where for f in FAULTS} == {"export", "file", "resealed", "signature", "runtime"}
@@ -24,7 +25,8 @@ def test_the_table_is_as_long_as_it_must_be_and_names_nothing_twice():
 
 
 @pytest.mark.parametrize("fault", [marked(f) for f in FAULTS])
-def test_a_planted_fault_is_blocked_for_its_own_reason(fault: Fault, workbench: Workbench, monkeypatch):
+def test_planted_fault_is_blocked_for_its_reason(fault: Fault, workbench: Workbench, monkeypatch):
+    """Each planted fault ends with its exit code, its reason and a fix, and without a prediction."""
     outcome = fault.plant(workbench, monkeypatch)
     assert outcome.code == fault.code, outcome.err
     assert fault.blocked(outcome), f"{fault.reason!r} is not in {reason_of(outcome)!r}"
@@ -32,7 +34,8 @@ def test_a_planted_fault_is_blocked_for_its_own_reason(fault: Fault, workbench: 
     assert outcome.out.count("Prognosis") == 0
 
 
-def test_the_honest_bundle_of_the_workbench_passes_every_command(workbench: Workbench):
+def test_honest_workbench_bundle_passes_commands(workbench: Workbench):
+    """The unchanged bundle of the workbench passes `tmi verify` and `tmi predict`."""
     verified = workbench.verify(workbench.bundle, "--key", workbench.public)
     assert verified.code == 0, verified.err
     predicted = workbench.predict(workbench.bundle, "--key", workbench.public)
@@ -41,7 +44,8 @@ def test_the_honest_bundle_of_the_workbench_passes_every_command(workbench: Work
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rebuild", [r for r in REBUILDS if r not in QUICK], ids=lambda r: r.name)
-def test_an_honest_rebuild_is_exported_and_verified(rebuild: Rebuild, nano_config, tmp_path):
+def test_honest_rebuild_is_exported_and_verified(rebuild: Rebuild, nano_config, tmp_path):
+    """No honest rebuild is rejected by `tmi export` or `tmi verify`."""
     config = rebuild.change(nano_config)
     run = write_random_run(tmp_path / "run", config, folds=rebuild.folds, seed=rebuild.seed, **rebuild.sharing)
     engines = [word for name in rebuild.artefacts for word in ("--engine", name)]

@@ -1,4 +1,4 @@
-"""Real cases at a TensorRT export: they judge the FP16 graphs, and hashes and outputs are what stays of them."""
+"""Real cases of a TensorRT export: they validate the FP16 graphs, and the bundle keeps only hashes and outputs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def export(tmp_path_factory, nano_run, nano_bundle, cohort) -> tuple[CommandResu
     folder = tmp_path_factory.mktemp("real") / "bundle"
     named = ("--engine", "trt-rtx", "--target", "sm80", "--cases", cohort)
     with pytest.MonkeyPatch.context() as patch:
-        use_cached_traces(patch, nano_bundle)  # the road begins behind them
+        use_cached_traces(patch, nano_bundle)  # these tests start after the ONNX export
         return tmi("export", nano_run, *named, "--out", folder), folder
 
 
@@ -59,34 +59,37 @@ def prepared(cohort: Path, run: RunFolder) -> list[PreparedCase]:
     return [prepare_case(case, run.config, run.schema) for case in find_cases([cohort])]
 
 
-def test_the_fp16_graphs_are_judged_on_the_real_cases_inside_and_out(bundle):
+def test_fp16_graphs_are_validated_on_real_cases(bundle):
+    """The emulated FP16 graphs pass the real-case checks of outputs and of intermediate tensors."""
     records = [r for r in bundle.manifest.parity if r.engine == "fp16-emulation" and r.gate.startswith("real-")]
     assert {r.gate for r in records} == {
         "real-finite-inside", "real-finite", "real-features", "real-logits", "real-probabilities", "real-decisions",
         "real-fold-order",
     }  # fmt: skip
     assert all(r.passed for r in records)
-    inside = {r.graph: r.detail for r in records if r.gate == "real-finite-inside"}
-    assert set(inside) == {g.name for g in bundle.manifest.graphs}
-    assert all("FP16 tensors overflow on 2 real cases" in detail for detail in inside.values())
-    error = next(r for r in records if r.gate == "real-logits")
-    assert error.bound == 2.0**-6
-    assert 1e-6 < (error.measured or 0) < error.bound, "it computed in FP16"
+    details = {r.graph: r.detail for r in records if r.gate == "real-finite-inside"}
+    assert set(details) == {g.name for g in bundle.manifest.graphs}
+    assert all("FP16 tensors overflow on 2 real cases" in detail for detail in details.values())
+    logits = next(r for r in records if r.gate == "real-logits")
+    assert logits.bound == 2.0**-6
+    assert 1e-6 < (logits.measured or 0) < logits.bound, "the emulation computes in FP16"
 
 
-def test_the_emulation_leaves_its_answers_in_the_evidence(bundle):
+def test_emulation_outputs_are_stored_as_evidence(bundle):
+    """The evidence holds the emulation's outputs for real cases and golden inputs."""
     rows = json.loads((bundle.folder / "evidence" / "real-cases.json").read_text())["cases"]
     assert len(rows) == CASES
     for row in rows:
         assert set(row["engines"]) >= {"onnx", "openvino", "fp16-emulation"}
-        mine, eager = (np.array(answer["logits"]) for answer in (row["engines"]["fp16-emulation"], row["eager"]))
-        assert 0 < np.abs(mine - eager).max() < 0.05
+        emulated, eager = (np.array(output["logits"]) for output in (row["engines"]["fp16-emulation"], row["eager"]))
+        assert 0 < np.abs(emulated - eager).max() < 0.05
     golden = load_file(bundle.folder / "evidence" / "fp16-emulation.safetensors")
     assert golden["logits"].shape == (4, 2, 2)
     assert "evidence/fp16-emulation.safetensors" in bundle.manifest.files
 
 
-def test_no_name_value_text_or_voxel_of_a_real_case_is_in_the_bundle(bundle, cohort, nano_run):
+def test_bundle_has_no_data_of_real_cases(bundle, cohort, nano_run):
+    """No name, feature, text, token or voxel of a real case is in the bundle."""
     run = RunFolder.open(nano_run)
     words = ("Wexford-clinic", "P000", "P001", "C000", "C001", "Quorbly", "vespertine")
     forbidden = [word.encode() for word in words]
@@ -98,7 +101,7 @@ def test_no_name_value_text_or_voxel_of_a_real_case_is_in_the_bundle(bundle, coh
             scaled = RadiomicsScaler.load(run.fold(fold).scaler).transform(case.radiomics_F[None]).values_NF
             forbidden.append(scaled[0, :4].tobytes())
             ids = Tokenizer.load(run.fold(fold).tokenizer).encode([case.text], max_length=40).input_ids_BT
-            # the golden case's record opens with the same words, and has other values
+            # 32 tokens: the golden case's record starts with the same words
             forbidden += [ids[0, :32].tobytes(), json.dumps(ids[0, :32].tolist())[1:-1].encode()]
         forbidden += [case.text[:40].encode(), case.text[-40:].encode()]
     for path in bundle.folder.rglob("*"):
@@ -106,16 +109,17 @@ def test_no_name_value_text_or_voxel_of_a_real_case_is_in_the_bundle(bundle, coh
         assert [f for f in forbidden if f in content or f.decode(errors="ignore") in path.name] == [], path.name
 
 
-def test_an_overflow_on_a_real_case_alone_is_a_failed_gate_that_names_the_tensor(bundle, tmp_path):
+def test_overflow_on_real_case_names_tensor(bundle, tmp_path):
+    """An FP16 overflow on a real case alone fails the real-case checks and names the tensor."""
     copy = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
     golden, references = golden_from_manifest(bundle.manifest), read_references(bundle)
     one = golden.rows([0])
-    loud = replace(one, ct_B1DHW=one.ct_B1DHW * np.float32(1e6))
-    case = RealCase(inputs=loud, reference=references.float32.rows([0]))
+    overflowing = replace(one, ct_B1DHW=one.ct_B1DHW * np.float32(1e6))
+    case = RealCase(inputs=overflowing, reference=references.float32.rows([0]))
     validation_set = ValidationSet(golden=golden, reference=references.float32, real_cases=[case])
     _, records = add_typed_graphs(copy, bundle.manifest, "fp16", validation_set, progress=lambda line: None)
     failed = {(r.gate, r.graph): r.detail for r in records if not r.passed}
     assert (
         "overflow on 1 real cases: first ct_to_fp16 of cast_ct_to_fp16 (Cast)" in failed["real-finite-inside", "ct-0"]
     )
-    assert not [gate for gate, _ in failed if not gate.startswith("real-")]
+    assert not [check for check, _ in failed if not check.startswith("real-")]

@@ -1,4 +1,4 @@
-"""`tmi export` as people type it."""
+"""Tests of the command `tmi export`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tmi.runtime.bundle.reader import open_bundle
 
 
 def project(tmp_path: Path, run: Path, *names: str) -> Path:
-    """A project folder whose runs are copies of one; the hard links cost nothing."""
+    """A project folder whose runs are hard-linked copies of one run."""
     for name in names or ("2026-01-01-tiny",):
         shutil.copytree(run, tmp_path / "runs" / name, copy_function=os.link)
     return tmp_path
@@ -24,7 +24,8 @@ def finished_at(run: Path, when: str) -> None:
     (run / "run.json").write_text(json.dumps(state | {"finished_at": when, "name": run.name}))
 
 
-def test_bare_export_takes_the_newest_finished_run_and_says_what_it_assumed(nano_run, tmp_path):
+def test_export_without_arguments_uses_newest_run(nano_run, tmp_path):
+    """Without arguments the newest finished run and tmi.toml are used, and each default is reported."""
     folder = project(tmp_path, nano_run, "a", "b", "c")
     finished_at(folder / "runs" / "a", "2026-01-01T00:00:00+00:00")
     finished_at(folder / "runs" / "b", "2026-01-03T00:00:00+00:00")
@@ -41,17 +42,18 @@ def test_bare_export_takes_the_newest_finished_run_and_says_what_it_assumed(nano
     assert not bundle.has("onnx")
     assert "bundle out/b: 2 folds of a synthetic cohort, graphs ct-0, ct-1, text-0, text-1, fusion" in outcome.out
     assert "torchscript  " in outcome.out
-    assert "gates held; logits differ from eager by" in outcome.out
+    assert "checks passed; logits differ from eager by" in outcome.out
     assert f"manifest {bundle.digest[:16]}; predict with: tmi predict CASE --bundle out/b" in outcome.out
 
 
-def test_an_existing_bundle_is_replaced_with_force_alone(nano_run, nano_bundle, tmp_path):
+def test_existing_bundle_needs_force(nano_run, nano_bundle, tmp_path):
+    """An existing bundle is exit code 2 without --force and is replaced with it."""
     folder = project(tmp_path, nano_run)
     shutil.copytree(nano_bundle, folder / "bundle")
-    refused = tmi("export", "--engine", "torchscript", cwd=folder)
-    assert refused.code == 2
-    assert "error: bundle bundle exists" in refused.err
-    assert "replace it with --force" in refused.err
+    rejected = tmi("export", "--engine", "torchscript", cwd=folder)
+    assert rejected.code == 2
+    assert "error: bundle bundle exists" in rejected.err
+    assert "replace it with --force" in rejected.err
     assert open_bundle(folder / "bundle").has("onnx")
     forced = tmi("export", "--engine", "torchscript", "--force", "--no-weights", cwd=folder)
     assert forced.code == 0, forced.err
@@ -59,13 +61,15 @@ def test_an_existing_bundle_is_replaced_with_force_alone(nano_run, nano_bundle, 
     assert not open_bundle(folder / "bundle").has("weights")
 
 
-def test_without_a_finished_run_there_is_nothing_to_export(tmp_path):
+def test_export_without_finished_run_exits_with_2(tmp_path):
+    """Without a finished run the error names `tmi train`."""
     outcome = tmi("export", cwd=tmp_path)
     assert outcome.code == 2
     assert "error: no finished run in runs\n  fix: train one with `tmi train`, or name a run folder" in outcome.err
 
 
-def test_an_unfinished_run_is_refused_with_how_to_finish_it(nano_run, tmp_path):
+def test_unfinished_run_is_rejected(nano_run, tmp_path):
+    """An unfinished run is exit code 2, and the fix names --resume."""
     run = tmp_path / "run"
     shutil.copytree(nano_run, run)
     state = json.loads((run / "run.json").read_text())
@@ -76,7 +80,8 @@ def test_an_unfinished_run_is_refused_with_how_to_finish_it(nano_run, tmp_path):
     assert "--resume" in outcome.err
 
 
-def test_a_damaged_run_exits_with_6(nano_run, tmp_path):
+def test_damaged_run_exits_with_6(nano_run, tmp_path):
+    """A run with a changed file is exit code 6, and nothing is written."""
     run = tmp_path / "run"
     shutil.copytree(nano_run, run)
     (run / "fold0" / "scaler.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""The table of exporters, and what each name answers where it cannot work."""
+"""Tests of the table of exporters."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from tmi.runtime.engines.registry import ENGINES
 from tmi.toolkit.errors import UnavailableError, UsageError
 
 PLANS = ("trt", "trt-rtx", "torch-trt")
-WORKING = [name for name in EXPORTERS if name not in PLANS]
+GRAPH_EXPORTERS = [name for name in EXPORTERS if name not in PLANS]
 
 
-@pytest.mark.parametrize("name", WORKING)
-def test_every_working_exporter_names_a_writer_a_reader_and_engines_of_its_artefact(name):
+@pytest.mark.parametrize("name", GRAPH_EXPORTERS)
+def test_graph_exporter_has_writer_reader_and_engines(name):
+    """A graph exporter's writer and reader can be imported, and its engines run its artefact kind."""
     spec = require_exporter(name)
     assert callable(import_target(spec.writer))
     assert callable(import_target(spec.reader))
@@ -23,7 +24,8 @@ def test_every_working_exporter_names_a_writer_a_reader_and_engines_of_its_artef
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_every_plan_is_built_by_a_package_and_judged_on_the_engine_of_its_name(name):
+def test_plan_exporter_is_validated_on_its_own_engine(name):
+    """A plan exporter has a build function instead of writer and reader, and one GPU engine of its name."""
     spec = require_exporter(name)
     assert (spec.writer, spec.reader) == (None, None)
     assert callable(import_target(spec.plan))
@@ -32,13 +34,15 @@ def test_every_plan_is_built_by_a_package_and_judged_on_the_engine_of_its_name(n
     assert spec.engines == (name,)
 
 
-def test_an_unknown_exporter_lists_the_known_ones():
+def test_unknown_exporter_lists_known_ones():
+    """The fix of an unknown exporter's error lists every exporter."""
     with pytest.raises(UsageError, match="unknown engine 'tensorflow' to export") as caught:
         require_exporter("tensorflow")
     assert caught.value.fix == "choose among onnx, torchscript, trt, trt-rtx, torch-trt"
 
 
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch):
+def test_missing_package_is_named_with_its_extra(monkeypatch):
+    """A missing package is exit code 5, and the fix installs the extra that contains it."""
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
     with pytest.raises(UnavailableError, match="--engine onnx needs the package onnxscript") as caught:

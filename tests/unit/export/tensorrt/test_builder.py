@@ -1,4 +1,4 @@
-"""One builder for three TensorRTs. Plans are built for real with TensorRT-RTX, which needs no GPU for that."""
+"""Tests of the TensorRT plan builder: real builds with TensorRT-RTX, which needs no GPU, and a fake of `tensorrt`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from factories.fake_trt import fake_trt
 from factories.onnx_graph import FLOAT, HALF, write_graph
 from factories.small_bundle import small_manifest
 from tmi.export.tensorrt import engines as plans
-from tmi.export.tensorrt.builder import TARGETS, BuildOptions, audit_network, build_plan, profiles
+from tmi.export.tensorrt.builder import TARGETS, BuildOptions, audit_network, build_plan, optimization_profiles
 from tmi.runtime.bundle.manifest import GraphSpec, TensorSpec
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines import nvidia_driver
@@ -44,9 +44,10 @@ def products(path: Path, dtype: int) -> Path:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_plan_is_built_ahead_of_time_for_every_target(tmp_path, target):
+def test_plan_is_built_for_every_target(tmp_path, target):
+    """TensorRT-RTX builds a plan for every target without a GPU, and the facts describe it."""
     path = products(tmp_path / "g.onnx", HALF)
-    plan = build_plan(rtx, path, spec(x=("B", 8)), BuildOptions(target=target), kept={})
+    plan = build_plan(rtx, path, spec(x=("B", 8)), BuildOptions(target=target), float32_nodes={})
     assert len(plan.data) > 1000
     assert plan.facts["target"] == target
     assert plan.facts["builder"] == f"tensorrt_rtx {rtx.__version__}"
@@ -90,11 +91,12 @@ def float_conv(folder: Path) -> Path:
         (mixed, ("B", 8), "sm80", "cannot .* graph g"),
         (float_conv, ("B", 1, 8, 8, 8), "sm75", "cannot build a plan from graph g"),
         (lambda folder: products(folder / "g.onnx", FLOAT), (4, 8), "sm80", "axis 0 of input x is dynamic and no prof"),
-        (lambda folder: products(folder / "g.onnx", FLOAT), ("B", 8), "sm90", "builds for no target sm90"),
+        (lambda folder: products(folder / "g.onnx", FLOAT), ("B", 8), "sm90", "has no build target sm90"),
     ],
     ids=["unsupported operator", "mixed types", "float32 Conv3d on SM75", "dynamic without profile", "unknown target"],
 )
-def test_what_tensorrt_refuses_is_an_error_with_its_own_words_and_a_way_out(tmp_path, write, shape, target, text):
+def test_rejected_graph_is_error_with_reason_and_fix(tmp_path, write, shape, target, text):
+    """A graph or target that TensorRT rejects is exit code 5 with TensorRT's message and a fix."""
     with pytest.raises(UnavailableError, match=text) as caught:
         build_plan(rtx, write(tmp_path), spec(x=shape), BuildOptions(target=target))
     assert caught.value.exit_code == 5
@@ -104,13 +106,15 @@ def test_what_tensorrt_refuses_is_an_error_with_its_own_words_and_a_way_out(tmp_
 
 
 @pytest.mark.parametrize("options", [{"weights": "refit"}, {"weights": "strip"}, {"hardware": "ampere-plus"}])
-def test_what_the_rtx_builder_has_not_without_a_gpu_is_refused_and_not_left_out(tmp_path, options):
+def test_unsupported_rtx_option_is_rejected(tmp_path, options):
+    """Options that TensorRT-RTX does not support without a GPU are errors, not ignored."""
     path = products(tmp_path / "g.onnx", HALF)
     with pytest.raises(UnavailableError, match="tensorrt_rtx"):
         build_plan(rtx, path, spec(x=("B", 8)), BuildOptions(target="sm80", **options))
 
 
-def test_a_layer_that_computes_in_float32_without_being_declared_is_found(tmp_path):
+def test_undeclared_float32_layer_is_found(tmp_path):
+    """The audit lists float32 layers whose node was not excluded from FP16."""
     logger = rtx.Logger(rtx.Logger.ERROR)
     network = rtx.Builder(logger).create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     assert rtx.OnnxParser(network, logger).parse_from_file(str(products(tmp_path / "g.onnx", FLOAT)))
@@ -122,39 +126,43 @@ def test_a_layer_that_computes_in_float32_without_being_declared_is_found(tmp_pa
     assert (audit.count("FLOAT"), audit.count("HALF")) == (2, 0)
 
 
-def test_texts_have_a_profile_from_one_token_to_the_longest():
+def test_text_profiles_span_one_token_to_maximum():
+    """The profiles of a text graph span one token to the maximum length, for one case and for batches."""
     options = BuildOptions(max_batch=8, max_length=512)
-    one, many = profiles(spec(input_ids=("B", "T")), options)
+    one, many = optimization_profiles(spec(input_ids=("B", "T")), options)
     assert one["input_ids"] == ((1, 1), (1, 512), (1, 512))
     assert many["input_ids"] == ((1, 1), (8, 512), (8, 512))
-    assert len(profiles(spec(input_ids=("B", "T")), replace(options, max_batch=1))) == 1
+    assert len(optimization_profiles(spec(input_ids=("B", "T")), replace(options, max_batch=1))) == 1
 
 
 def fake_build(trt: Any, tmp_path: Path, **options: Any) -> dict[str, Any]:
     path = products(tmp_path / "g.onnx", HALF)
-    return build_plan(trt, path, spec(x=("B", 4)), BuildOptions(**options), kept={}).facts
+    return build_plan(trt, path, spec(x=("B", 4)), BuildOptions(**options), float32_nodes={}).facts
 
 
 @pytest.mark.parametrize(
-    ("version", "flag", "asked", "said"),
+    ("version", "flag", "flags", "feature"),
     [("10.13.2", True, 2, "asked for"), ("11.0.0", False, 0, "always, no flag")],
 )
-def test_10x_is_asked_for_a_strongly_typed_network_and_11x_has_no_other(tmp_path, version, flag, asked, said):
+def test_strongly_typed_flag_is_set_where_it_exists(tmp_path, version, flag, flags, feature):
+    """TensorRT 10.x gets the STRONGLY_TYPED flag; 11.x has only strongly typed networks."""
     trt = fake_trt(version=version, strongly_typed_flag=flag)
     facts = fake_build(trt, tmp_path)
-    assert trt.calls[0] == ("create_network", asked)
-    assert facts["features"]["strong typing"] == said
+    assert trt.calls[0] == ("create_network", flags)
+    assert facts["features"]["strong typing"] == feature
     assert facts["builder"] == f"tensorrt {version}"
 
 
 @pytest.mark.parametrize(("tf32", "call"), [(False, "clear_flag"), (True, "set_flag")])
-def test_tf32_is_switched_off_unless_asked_for_because_tensorrts_default_is_on(tmp_path, tf32, call):
+def test_tf32_is_off_unless_requested(tmp_path, tf32, call):
+    """TensorRT's default is TF32 on; the builder clears the flag unless it is requested."""
     trt = fake_trt(version="11.0.0", strongly_typed_flag=False)
     assert fake_build(trt, tmp_path, tf32=tf32)["tf32"] is tf32
     assert (call, "TF32") in trt.calls
 
 
-def test_level_workspace_hardware_and_weights_reach_the_builder_and_the_facts(tmp_path):
+def test_build_options_reach_builder_and_facts(tmp_path):
+    """Every build option is set on the builder configuration and recorded in the facts."""
     trt = fake_trt(version="11.0.0", strongly_typed_flag=False)
     facts = fake_build(trt, tmp_path, optimisation_level=5, workspace_mib=64, hardware="ampere-plus", weights="strip")
     assert trt.config.builder_optimization_level == 5
@@ -166,17 +174,19 @@ def test_level_workspace_hardware_and_weights_reach_the_builder_and_the_facts(tm
     assert facts["optimisation_level"] == 5
 
 
-def test_a_version_without_refit_says_so(tmp_path):
+def test_version_without_refit_is_rejected(tmp_path):
+    """Refit plans are an error with a TensorRT that has no REFIT flag."""
     trt = fake_trt(version="11.0.0", strongly_typed_flag=False, refit=False)
     with pytest.raises(UnavailableError, match="this version has no REFIT plans"):
         fake_build(trt, tmp_path, weights="refit")
 
 
-@pytest.mark.parametrize(("caches", "said"), [(True, "used"), (False, "refused: of another version or GPU")])
-def test_a_timing_cache_is_kept_between_builds_or_named_as_refused(tmp_path, caches, said):
+@pytest.mark.parametrize(("caches", "feature"), [(True, "used"), (False, "refused: of another version or GPU")])
+def test_timing_cache_is_used_or_reported(tmp_path, caches, feature):
+    """A timing cache is written after a build, or the facts record why it was not used."""
     trt = fake_trt(version="11.0.0", strongly_typed_flag=False, caches=caches)
     facts = fake_build(trt, tmp_path, timing_cache=tmp_path / "timings")
-    assert facts["features"]["timing cache"].startswith(said)
+    assert facts["features"]["timing cache"].startswith(feature)
     assert (tmp_path / "timings").is_file() is caches
 
 
@@ -184,7 +194,8 @@ def test_a_timing_cache_is_kept_between_builds_or_named_as_refused(tmp_path, cac
     ("kind", "package", "extra"),
     [("trt", "tensorrt", "trt"), ("torch-trt", "torch_tensorrt", "trt"), ("trt-rtx", "tensorrt_rtx", "trt-rtx")],
 )
-def test_each_engine_names_all_that_it_misses_here_and_exits_with_5(monkeypatch, kind, package, extra):
+def test_missing_package_and_gpu_are_both_named(monkeypatch, kind, package, extra):
+    """A machine without package and GPU is exit code 5; the error names both, the fix installs and builds."""
     monkeypatch.setattr(plans, "find_gpu", lambda: None)
     monkeypatch.setattr(plans.importlib.util, "find_spec", lambda name: None)
     missing = plans.build_blocker(kind, BuildOptions())
@@ -197,7 +208,8 @@ def test_each_engine_names_all_that_it_misses_here_and_exits_with_5(monkeypatch,
     assert caught.value.fix == f"on the GPU machine: pip install 'tmi-clnet[{extra}]' && tmi build b"
 
 
-def test_a_driver_too_old_for_the_installed_tensorrt_is_an_obstacle_but_not_to_a_build_ahead_of_time(monkeypatch):
+def test_old_driver_blocks_only_builds_for_this_gpu(monkeypatch):
+    """A driver too old for the installed package blocks a build for this GPU, but not for a named target."""
     old = Gpu(name="A100", compute_capability=(8, 0), cuda=(12, 8))
     monkeypatch.setattr(plans, "find_gpu", lambda: old)
     monkeypatch.setattr(nvidia_driver, "_distributions", lambda: {"tensorrt_rtx_cu13_libs"})

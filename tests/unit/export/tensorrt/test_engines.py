@@ -1,4 +1,4 @@
-"""`tmi export` and `tmi build` with TensorRT engines, on a machine without a GPU."""
+"""Tests of `tmi export` and `tmi build` with TensorRT engines on a machine without a GPU."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from tmi.runtime.bundle.reader import open_bundle, write_manifest
 from tmi.runtime.engines.precision import plan_precision
 from tmi.runtime.engines.selection import choose_engine
 from tmi.runtime.verification.golden_inputs import golden_from_manifest
-from tmi.runtime.verification.parity import Outputs
+from tmi.runtime.verification.outputs import Outputs
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this platform")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def without_a_gpu() -> Iterator[None]:
-    """These are the answers of a machine without one; tests/gpu has the others."""
+    """Simulate a machine without a GPU; tests/gpu tests machines with one."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (
             "tmi.export.tensorrt.engines",
@@ -49,11 +49,11 @@ def without_a_gpu() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory, nano_run, nano_bundle):
-    """Outcome and bundle of an export whose SM80 plans are there and whose `trt` plans are pending; read only."""
+    """Outcome and bundle of an export with SM80 plans and pending `trt` plans; read only."""
     folder = tmp_path_factory.mktemp("rtx") / "bundle"
     named = ("--engine", "trt-rtx", "--engine", "trt", "--precision", "fp16")
     with pytest.MonkeyPatch.context() as patch:
-        use_cached_traces(patch, nano_bundle)  # the road begins behind them
+        use_cached_traces(patch, nano_bundle)  # these tests start after the ONNX export
         return tmi("export", nano_run, *named, "--out", folder), folder
 
 
@@ -74,7 +74,8 @@ def tree(folder: Path) -> dict[str, str]:
     }
 
 
-def test_an_rtx_plan_for_sm80_is_built_without_a_gpu_and_its_types_are_in_the_manifest(export):
+def test_rtx_plans_for_sm80_are_built_without_gpu(export):
+    """TensorRT-RTX plans for SM80 are built without a GPU, and the manifest records files, types and profiles."""
     outcome, folder = export
     assert "target sm80 (no GPU here: A100)" in outcome.err
     assert "trt-rtx      5 plans for sm80 by tensorrt_rtx" in outcome.out
@@ -100,24 +101,27 @@ def test_an_rtx_plan_for_sm80_is_built_without_a_gpu_and_its_types_are_in_the_ma
     assert set(text["float_nodes"]) >= {"node_softmax", "node_layer_norm"}
 
 
-def test_what_could_not_be_judged_without_a_gpu_is_named_and_the_emulation_stands_for_it(folder):
+def test_engine_without_gpu_is_validated_by_emulation(folder):
+    """Without a GPU the plan is recorded as not validated, and the emulation runs all checks instead."""
     manifest = open_bundle(folder).manifest
     assert manifest.extra["engines_not_judged"]["trt-rtx"].startswith("no NVIDIA GPU at the export")
-    judged = {r.gate for r in manifest.parity if r.engine == "fp16-emulation"}
-    assert judged >= {"finite-inside", "features", "logits", "decisions", "batch-of-1", "neighbours", "fold-order"}
+    checks = {r.gate for r in manifest.parity if r.engine == "fp16-emulation"}
+    assert checks >= {"finite-inside", "features", "logits", "decisions", "batch-of-1", "neighbours", "fold-order"}
     assert {r.gate for r in manifest.parity if r.artefact == "trt-rtx"} == {"dtypes"}
-    reached = manifest.extra["tensorrt"]["emulation"]["ct-0"]
-    assert 0 < reached["share_of_fp16_range"] < 1
-    assert reached["tensors"] > 10
+    emulation = manifest.extra["tensorrt"]["emulation"]["ct-0"]
+    assert 0 < emulation["share_of_fp16_range"] < 1
+    assert emulation["tensors"] > 10
 
 
-def test_auto_takes_a_cpu_engine_from_a_bundle_with_plans_and_says_why(folder):
+def test_auto_uses_cpu_engine_without_gpu(folder):
+    """Without a GPU `auto` uses a CPU engine and reports why not TensorRT."""
     name, reason = choose_engine("auto", open_bundle(folder))
     assert name in ("openvino-bf16", "openvino")
     assert "trt-rtx: no NVIDIA GPU with its driver" in reason
 
 
-def test_without_a_gpu_export_trt_exits_with_5_says_what_is_missing_and_leaves_the_checked_graphs(export):
+def test_export_trt_without_gpu_leaves_pending_engine(export):
+    """Without package and GPU, `--engine trt` exits with 5; the bundle has typed graphs and a pending engine."""
     outcome, folder = export
     assert outcome.code == 5
     assert "error: no trt engine was built: the package tensorrt is not installed" in outcome.err
@@ -131,7 +135,8 @@ def test_without_a_gpu_export_trt_exits_with_5_says_what_is_missing_and_leaves_t
     assert not [p for p in folder.rglob("*.engine") if ".rtx." not in p.name]
 
 
-def test_build_without_a_gpu_exits_with_5_and_leaves_the_bundle_as_it_was(folder):
+def test_build_without_gpu_exits_with_5(folder):
+    """`tmi build` without package and GPU exits with 5 and changes no file."""
     before = tree(folder)
     outcome = tmi("build", folder)
     assert outcome.code == 5
@@ -140,27 +145,30 @@ def test_build_without_a_gpu_exits_with_5_and_leaves_the_bundle_as_it_was(folder
     assert tree(folder) == before
 
 
-def test_build_replaces_the_plans_and_keeps_the_other_evidence(folder, tmp_path):
+def test_build_replaces_plans_and_keeps_other_records(folder, tmp_path):
+    """`tmi build` replaces an engine's plans and records and keeps all others."""
     copy = copied(folder, tmp_path)
     before = open_bundle(folder).manifest
     outcome = tmi("build", copy, "--engine", "trt-rtx", "--target", "sm86", "--max-batch", 2)
     assert outcome.code == 0, outcome.err
     assert "trt-rtx      5 plans for sm86" in outcome.out
     after = open_bundle(copy).manifest
-    kept = [r for r in before.parity if r.artefact != "trt-rtx"]
-    assert [r for r in after.parity if r.artefact != "trt-rtx"] == kept
+    other_records = [r for r in before.parity if r.artefact != "trt-rtx"]
+    assert [r for r in after.parity if r.artefact != "trt-rtx"] == other_records
     plan = after.extra["tensorrt"]["plans"]["trt-rtx"]["graphs"]["ct-0"]
     assert plan["profiles"][1]["ct"][2][0] == 2
     assert list(after.extra["tensorrt"]["pending"]) == ["trt"]
 
 
-def test_build_replaces_nothing_when_a_layer_computes_in_a_type_nobody_asked_for(folder, monkeypatch):
-    def coarse(*arguments: object, **named: object) -> Plan:
+def test_build_with_wrong_layer_type_changes_nothing(folder, monkeypatch):
+    """A plan with a layer of an unexpected type is exit code 4, and the bundle is unchanged."""
+
+    def build_half_softmax(*arguments: object, **named: object) -> Plan:
         audit = TypeAudit(layers={"SOFTMAX": {"HALF": 1}}, unexplained=("node_x (SOFTMAX)",), float_nodes={})
         return Plan(data=b"plan", audit=audit, facts={"features": {}})
 
     before = tree(folder)
-    monkeypatch.setattr(plans, "build_plan", coarse)
+    monkeypatch.setattr(plans, "build_plan", build_half_softmax)
     outcome = tmi("build", folder, "--engine", "trt-rtx", "--target", "sm80")
     assert outcome.code == 4
     assert "first dtypes of ct-0 (trt-rtx): node_x (SOFTMAX); the bundle was left as it was" in outcome.err
@@ -178,7 +186,8 @@ def test_build_replaces_nothing_when_a_layer_computes_in_a_type_nobody_asked_for
         (("--engine", "trt", "--hardware-compatibility", "all"), "unknown --hardware-compatibility 'all'"),
     ],
 )
-def test_wrong_options_are_told_before_any_work(nano_run, tmp_path, arguments, text):
+def test_invalid_options_exit_with_2(nano_run, tmp_path, arguments, text):
+    """Invalid options are exit code 2 with a fix, before anything is written."""
     outcome = tmi("export", nano_run, "--out", tmp_path / "bundle", *arguments)
     assert outcome.code == 2
     assert f"error: {text}" in outcome.err
@@ -186,31 +195,33 @@ def test_wrong_options_are_told_before_any_work(nano_run, tmp_path, arguments, t
     assert not (tmp_path / "bundle").exists()
 
 
-def test_build_needs_typed_graphs_and_something_to_build(folder, tmp_path):
+def test_build_needs_typed_graphs_and_engine(folder, tmp_path):
+    """`tmi build` is exit code 2 for an engine that is not built, for nothing pending, and without typed graphs."""
     outcome = tmi("build", folder, "--engine", "onnx")
-    assert (outcome.code, "'onnx' is no engine that is built" in outcome.err) == (2, True)
+    assert (outcome.code, "'onnx' is not a TensorRT engine" in outcome.err) == (2, True)
     copy = copied(folder, tmp_path)
     manifest = open_bundle(copy).manifest
     facts = {**manifest.extra["tensorrt"], "pending": {}}
-    done = replace(manifest, extra={**manifest.extra, "tensorrt": facts})
-    write_manifest(copy, done)
+    complete = replace(manifest, extra={**manifest.extra, "tensorrt": facts})
+    write_manifest(copy, complete)
     outcome = tmi("build", copy)
     assert (outcome.code, "is pending" in outcome.err) == (2, True)
     untyped = tuple(replace(g, artefacts={k: v for k, v in g.artefacts.items() if k != TYPED}) for g in manifest.graphs)
-    write_manifest(copy, replace(done, graphs=untyped))
+    write_manifest(copy, replace(complete, graphs=untyped))
     outcome = tmi("build", copy, "--engine", "trt-rtx")
-    assert (outcome.code, "holds no graphs that engines are built from" in outcome.err) == (2, True)
+    assert (outcome.code, "has no typed graphs to build engines from" in outcome.err) == (2, True)
 
 
-def test_build_of_a_damaged_bundle_exits_with_6(folder, tmp_path):
+def test_build_of_damaged_bundle_exits_with_6(folder, tmp_path):
+    """`tmi build` of a damaged bundle is exit code 6."""
     copy = copied(folder, tmp_path)
     (copy / "graphs" / "ct-0.fp16.onnx").unlink()
     (copy / "graphs" / "ct-0.fp16.onnx").write_bytes(b"")
     assert tmi("build", copy).code == 6
 
 
-def blown_up(path: Path) -> None:
-    """The features leave FP16's range, each factor being well inside it, and come back: float32 does not notice."""
+def add_overflow(path: Path) -> None:
+    """Multiply the features beyond FP16's range by two factors within it, and divide again; float32 is unaffected."""
     model = onnx.load(path)
     last = next(n for n in model.graph.node if "ct_features" in n.output)
     last.output[:] = ["small"]
@@ -227,46 +238,47 @@ def blown_up(path: Path) -> None:
     onnx.save(model, path)
 
 
-def typed(copy: Path, precision: str) -> tuple[Manifest, list[CheckResult]]:
+def add_overflowing_typed_graphs(copy: Path, precision: str) -> tuple[Manifest, list[CheckResult]]:
     manifest = open_bundle(copy).manifest
     reference = Outputs.from_tensors(load_file(copy / GOLDEN_FILE))
     validation_set = ValidationSet(golden=golden_from_manifest(manifest), reference=reference)
-    blown_up(copy / "graphs" / "ct-0.onnx")
+    add_overflow(copy / "graphs" / "ct-0.onnx")
     for file in (copy / "graphs").glob("*.fp16.onnx"):
         file.unlink()
     return add_typed_graphs(copy, manifest, precision, validation_set, progress=lambda line: None)
 
 
-def test_an_overflow_in_the_model_blocks_fp16_with_its_node(folder, tmp_path):
-    _, records = typed(copied(folder, tmp_path), "fp16")
+def test_overflow_blocks_fp16_and_names_node(folder, tmp_path):
+    """A model that overflows in FP16 fails the finite-inside check, which names the node."""
+    _, records = add_overflowing_typed_graphs(copied(folder, tmp_path), "fp16")
     with pytest.raises(
         ParityError, match=r"finite-inside of ct-0 \(fp16-emulation\): [123] of .* first large of over \(Mul"
     ):
         require_passed(records)
 
 
-def test_auto_keeps_the_node_that_overflows_and_its_reader_in_float32_and_the_plan_has_both(folder, tmp_path):
+def test_auto_precision_excludes_overflow_from_plan(folder, tmp_path):
+    """`auto` keeps the node that overflows and its consumer in float32, and the plan has both as float32 layers."""
     copy = copied(folder, tmp_path)
-    manifest, records = typed(copy, "auto")
+    manifest, records = add_overflowing_typed_graphs(copy, "auto")
     require_passed(records)
-    said = manifest.extra["tensorrt"]["precision"]["graphs"]["ct-0"]
-    assert said["precision"] == "float16"
-    added = {n: why for n, why in said["nodes_in_float"].items() if "FP16" in why}
+    plan_facts = manifest.extra["tensorrt"]["precision"]["graphs"]["ct-0"]
+    assert plan_facts["precision"] == "float16"
+    float32_nodes = plan_facts["nodes_in_float"]
+    added = {n: why for n, why in float32_nodes.items() if "FP16" in why}
     assert added == {"over": "Mul overflows FP16", "back": "Div reads large, which FP16 cannot hold"}
-    assert said["search"][0].startswith("FP16 wherever it is safe: relative error inf")
+    assert plan_facts["search"][0].startswith("FP16 wherever it is safe: relative error inf")
     graph = manifest.graph("ct-0")
-    plan = build_plan(
-        tensorrt_rtx, copy / graph.artefacts[TYPED], graph, BuildOptions(target="sm80"), kept=said["nodes_in_float"]
-    )
+    options = BuildOptions(target="sm80")
+    plan = build_plan(tensorrt_rtx, copy / graph.artefacts[TYPED], graph, options, float32_nodes=float32_nodes)
     assert plan.audit.unexplained == ()
     assert set(added) <= set(plan.audit.float_nodes)
 
 
 @pytest.mark.parametrize(("precision", "tf32"), [("fp32", False), ("tf32", True)])
-def test_a_graph_in_float32_or_tf32_is_the_float32_file_and_only_tf32_needs_the_emulation(
-    folder, tmp_path, precision, tf32
-):
-    manifest, records = typed(copied(folder, tmp_path), precision)
+def test_float32_and_tf32_use_float32_file(folder, tmp_path, precision, tf32):
+    """Graphs in float32 and TF32 are the float32 file; only TF32 is validated by emulation."""
+    manifest, records = add_overflowing_typed_graphs(copied(folder, tmp_path), precision)
     require_passed(records)
     assert all(g.artefacts[TYPED] == g.artefacts["onnx"] for g in manifest.graphs)
     assert bool(records) is tf32
@@ -277,7 +289,7 @@ def test_a_graph_in_float32_or_tf32_is_the_float32_file_and_only_tf32_needs_the_
     assert (plan.facts["tf32"], plan.audit.count("HALF")) == (tf32, 0)
 
 
-def weights_times(factor: float, path: Path) -> None:
+def scale_first_weight(factor: float, path: Path) -> None:
     model = onnx.load(path)
     tensor = next(t for t in model.graph.initializer if t.name.endswith("weight"))
     array = numpy_helper.to_array(tensor)
@@ -285,7 +297,8 @@ def weights_times(factor: float, path: Path) -> None:
     onnx.save(model, path)
 
 
-def test_the_audit_of_a_typed_graph_finds_a_changed_weight_and_a_changed_epsilon(folder, tmp_path):
+def test_typed_audit_finds_changed_weight_and_epsilon(folder, tmp_path):
+    """The audit of a typed graph fails for a changed weight and for a changed epsilon."""
     bundle = open_bundle(folder)
     graph = bundle.manifest.graph("text-0")
     single, half = (bundle.artefact(graph, kind) for kind in ("onnx", TYPED))
@@ -294,7 +307,7 @@ def test_the_audit_of_a_typed_graph_finds_a_changed_weight_and_a_changed_epsilon
     assert audit_typed(half, single, graph).passed
     changed = tmp_path / "half.onnx"
     shutil.copy(half, changed)
-    weights_times(1.01, changed)
+    scale_first_weight(1.01, changed)
     record = audit_typed(changed, single, graph)
     assert not record.passed
     assert "is not the float32 graph's rounded to float16" in record.detail
@@ -306,9 +319,9 @@ def test_the_audit_of_a_typed_graph_finds_a_changed_weight_and_a_changed_epsilon
 
 
 @pytest.mark.parametrize(("weights", "builds"), [("inside", 5), ("refit", 5), ("strip", 3)])
-def test_folds_of_one_structure_share_one_build_where_weights_are_stripped(
-    folder, tmp_path, monkeypatch, weights, builds
-):
+def test_stripped_plans_are_shared_by_structure(folder, tmp_path, monkeypatch, weights, builds):
+    """Graphs of one structure share a plan if weights are stripped, and only then."""
+
     def fake(trt: object, path: Path, spec: GraphSpec, options: BuildOptions, **_: object) -> Plan:
         built.append(spec.name)
         audit = TypeAudit(layers={"CONVOLUTION": {"HALF": 1}}, unexplained=(), float_nodes={})
@@ -335,7 +348,8 @@ def test_folds_of_one_structure_share_one_build_where_weights_are_stripped(
     assert [n for n, about in facts.items() if "shared" in about] == (["ct-1", "text-1"] if weights == "strip" else [])
 
 
-def test_inspect_shows_which_types_the_layers_compute_in_why_and_what_is_still_to_be_built(folder):
+def test_inspect_shows_layer_types_and_pending_engines(folder):
+    """`tmi inspect` shows layer types, reasons for float32, emulated ranges and pending engines."""
     outcome = tmi("inspect", folder)
     assert outcome.code == 0, outcome.err
     facts = open_bundle(folder).manifest.extra["tensorrt"]
@@ -353,7 +367,8 @@ def test_inspect_shows_which_types_the_layers_compute_in_why_and_what_is_still_t
     assert document["manifest"]["extra"]["tensorrt"]["plans"]["trt-rtx"]["graphs"]["ct-0"]["layers_in_half"] > 0
 
 
-def test_nothing_in_the_manifest_names_a_path_of_this_machine(folder):
+def test_manifest_has_no_local_paths(folder):
+    """The manifest contains no path of the exporting machine."""
     text = json.dumps(open_bundle(folder).manifest.extra)
     for name in (str(folder.parent), "/home/", "/root/", "/tmp/", "/_src/"):
         assert name not in text

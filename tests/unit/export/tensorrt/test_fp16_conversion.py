@@ -1,4 +1,4 @@
-"""Float32 graphs become strongly typed FP16 graphs; what FP16 is not safe for stays in float32, and says why."""
+"""Conversion of float32 graphs to strongly typed FP16 graphs: excluded nodes, weights, casts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def normal(*shape: int) -> np.ndarray:
 
 @pytest.fixture
 def block(tmp_path: Path) -> Path:
-    """Attention in small: products, a scale, a softmax, a layer norm."""
+    """A small attention-like graph: products, a ReLU, a softmax, a layer norm."""
     return write_graph(
         tmp_path / "block.onnx",
         [
@@ -41,9 +41,8 @@ def block(tmp_path: Path) -> Path:
     )
 
 
-def convert(path: Path, **keep: str) -> onnx.ModelProto:
-    half = to_fp16(path, keep=keep)
-    save(half.model, path.with_suffix(".fp16.onnx"))
+def convert(path: Path) -> onnx.ModelProto:
+    save(to_fp16(path).model, path.with_suffix(".fp16.onnx"))
     return onnx.shape_inference.infer_shapes(onnx.load(path.with_suffix(".fp16.onnx")), strict_mode=True)
 
 
@@ -53,21 +52,23 @@ def types(model: onnx.ModelProto) -> dict[str, int]:
     return values | {i.name: i.data_type for i in graph.initializer}
 
 
-def test_products_are_fp16_and_sums_and_exponentials_float32_while_inputs_and_outputs_keep_their_types(block):
+def test_products_become_fp16_and_reductions_stay_float32(block):
+    """Products become FP16, softmax and layer norm stay float32, graph inputs and outputs keep their types."""
     model = convert(block)
-    kind = types(model)
-    by_operator = {n.op_type: kind[n.output[0]] for n in model.graph.node if n.op_type != "Cast"}
+    type_of = types(model)
+    by_operator = {n.op_type: type_of[n.output[0]] for n in model.graph.node if n.op_type != "Cast"}
     assert by_operator == {"MatMul": HALF, "Relu": HALF, "Softmax": FLOAT, "LayerNormalization": FLOAT}
-    assert (kind["x"], kind["y"]) == (FLOAT, FLOAT)
-    half = to_fp16(block)
-    assert half.kept == {
+    assert (type_of["x"], type_of["y"]) == (FLOAT, FLOAT)
+    converted = to_fp16(block)
+    assert converted.float32_nodes == {
         "node_s": "Softmax: exponentials and their sum",
         "node_n": "LayerNormalization: squares and sums a whole row",
     }
-    assert half.half == 3
+    assert converted.fp16_count == 3
 
 
-def test_weights_keep_their_names_and_are_rounded_to_nearest_or_left_alone(block):
+def test_weights_are_rounded_to_nearest_under_their_names(block):
+    """Weights of FP16 nodes are rounded to nearest, others are unchanged, and all keep their names."""
     before = {i.name: numpy_helper.to_array(i) for i in onnx.load(block).graph.initializer}
     after = {i.name: numpy_helper.to_array(i) for i in convert(block).graph.initializer}
     assert set(after) == set(before)
@@ -77,25 +78,28 @@ def test_weights_keep_their_names_and_are_rounded_to_nearest_or_left_alone(block
         np.testing.assert_array_equal(after[name], before[name])
 
 
-def test_between_neighbours_in_float32_nothing_passes_through_fp16(block):
-    """Otherwise a value that FP16 cannot hold would be lost between two nodes that were kept for its sake."""
+def test_value_between_float32_nodes_is_not_cast(block):
+    """A value between two float32 nodes is not cast, so a value beyond FP16's range is not lost."""
     model = convert(block)
     norm = next(n for n in model.graph.node if n.op_type == "LayerNormalization")
     assert norm.input[0] == "s"
 
 
-def test_a_node_is_kept_by_name_and_the_reason_given_with_it(block):
-    half = to_fp16(block, keep={"node_y": "asked for", "nowhere": "ignored"})
-    assert half.kept["node_y"] == "asked for"
-    assert "nowhere" not in half.kept
+def test_named_node_stays_float32_with_reason(block):
+    """A node named by the caller stays float32 with the given reason; unknown names are ignored."""
+    converted = to_fp16(block, float32_nodes={"node_y": "requested", "nowhere": "ignored"})
+    assert converted.float32_nodes["node_y"] == "requested"
+    assert "nowhere" not in converted.float32_nodes
 
 
 @pytest.mark.parametrize("operator", FLOAT32_OPS)
-def test_every_operator_of_the_table_exists_in_onnx(operator):
+def test_float32_operator_exists_in_onnx(operator):
+    """Every operator of `FLOAT32_OPS` exists in ONNX."""
     assert onnx.defs.has(operator)
 
 
-def test_a_weight_beyond_fp16_keeps_its_node_in_float32(tmp_path):
+def test_weight_beyond_fp16_range_keeps_node_float32(tmp_path):
+    """A node with a weight above 65504 stays float32."""
     path = write_graph(
         tmp_path / "g.onnx",
         [node("Mul", ["x", "large"], ["a"]), node("Mul", ["a", "small"], ["y"])],
@@ -103,11 +107,12 @@ def test_a_weight_beyond_fp16_keeps_its_node_in_float32(tmp_path):
         outputs={"y": ["B", 3]},
         weights={"large": np.float32([1, 2, 7e4]), "small": np.float32([1e-4])},
     )
-    assert to_fp16(path).kept == {"node_a": "Mul: large holds 7e+04, beyond FP16's 65504"}
+    assert to_fp16(path).float32_nodes == {"node_a": "Mul: large holds 7e+04, beyond FP16's 65504"}
 
 
-@pytest.mark.parametrize(("variance", "kept"), [(1e-5, True), (1e-3, False)])
-def test_a_batch_norm_whose_variance_fp16_would_blunt_stays_in_float32(tmp_path, variance, kept):
+@pytest.mark.parametrize(("variance", "excluded"), [(1e-5, True), (1e-3, False)])
+def test_batch_norm_with_subnormal_variance_stays_float32(tmp_path, variance, excluded):
+    """A batch norm stays float32 if a running variance is below FP16's smallest normal number."""
     path = write_graph(
         tmp_path / "g.onnx",
         [node("BatchNormalization", ["x", "g", "b", "m", "v"], ["y"])],
@@ -115,10 +120,11 @@ def test_a_batch_norm_whose_variance_fp16_would_blunt_stays_in_float32(tmp_path,
         outputs={"y": ["B", 2, 4]},
         weights={"g": normal(2), "b": normal(2), "m": normal(2), "v": np.float32([1, variance])},
     )
-    assert bool(to_fp16(path).kept) is kept
+    assert bool(to_fp16(path).float32_nodes) is excluded
 
 
-def test_a_graph_with_a_subgraph_is_refused(tmp_path):
+def test_graph_with_subgraph_is_rejected(tmp_path):
+    """A graph with a subgraph is not converted."""
     branch = helper.make_graph(
         [node("Identity", ["x"], ["t"])], "t", [], [helper.make_tensor_value_info("t", FLOAT, [1])]
     )
@@ -143,15 +149,15 @@ def test_a_graph_with_a_subgraph_is_refused(tmp_path):
         to_fp16(path)
 
 
-def test_answers_as_onnx_runtimes_own_converter_where_that_one_is_sound(block, tmp_path):
-    """Its converter clamps what FP16 cannot hold and rounds between kept neighbours; here neither happens."""
-    theirs = convert_float_to_float16(onnx.load(block), keep_io_types=True, op_block_list=list(FLOAT32_OPS))
-    onnx.save(theirs, tmp_path / "theirs.onnx")
+def test_conversion_agrees_with_onnx_runtime_converter(block, tmp_path):
+    """Where ONNX Runtime's converter neither clamps nor rounds between float32 nodes, both agree."""
+    expected = convert_float_to_float16(onnx.load(block), keep_io_types=True, op_block_list=list(FLOAT32_OPS))
+    onnx.save(expected, tmp_path / "expected.onnx")
     x = {"x": normal(5, 8)}
-    answers = []
-    for model in (to_fp16(block).model, read_typed(tmp_path / "theirs.onnx")):
+    results = []
+    for model in (to_fp16(block).model, read_typed(tmp_path / "expected.onnx")):
         outputs, _ = run_emulation(emulation_session(emulate_fp16(model), threads=1), ["y"], x)
-        answers.append(outputs["y"])
+        results.append(outputs["y"])
     exact = onnxruntime.InferenceSession(block).run(["y"], x)[0]
-    np.testing.assert_allclose(answers[0], answers[1], rtol=0, atol=2e-3 * np.abs(exact).max())
-    np.testing.assert_allclose(answers[0], exact, rtol=0, atol=4e-3 * np.abs(exact).max())
+    np.testing.assert_allclose(results[0], results[1], rtol=0, atol=2e-3 * np.abs(exact).max())
+    np.testing.assert_allclose(results[0], exact, rtol=0, atol=4e-3 * np.abs(exact).max())

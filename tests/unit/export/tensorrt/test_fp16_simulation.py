@@ -1,4 +1,4 @@
-"""The emulation answers like FP16 and shows what ONNX Runtime's CPU kernels hide."""
+"""The emulation computes like FP16 and finds overflows that ONNX Runtime's CPU kernels hide."""
 
 from __future__ import annotations
 
@@ -47,21 +47,23 @@ def products(tmp_path: Path) -> tuple[Path, list[np.ndarray]]:
     return path, w
 
 
-def test_it_answers_like_torchs_half_on_the_cpu(products):
+def test_emulation_agrees_with_torch_half(products):
+    """The emulation agrees with torch's float16 on the CPU within a few units in the last place."""
     path, w = products
     x = np.random.default_rng(4).normal(size=(64, 16)).astype(np.float32)
     t = [torch.from_numpy(a).half() for a in (x, *w)]
     c = (t[0] @ t[1]).relu() @ t[2]
-    theirs = ((c * c) @ t[3]).float().numpy()
-    ours, _ = emulated(path, x)
-    # Products are summed in another order, so single roundings may fall to the other side; a few spacings at most.
-    assert np.abs(ours - theirs).max() <= 4 * ULP * np.abs(theirs).max()
-    assert (ours == theirs).mean() > 0.5
+    expected = ((c * c) @ t[3]).float().numpy()
+    actual, _ = emulated(path, x)
+    # Products are summed in another order, so single roundings may differ by a few units in the last place.
+    assert np.abs(actual - expected).max() <= 4 * ULP * np.abs(expected).max()
+    assert (actual == expected).mean() > 0.5
     exact = onnxruntime.InferenceSession(path).run(["y"], {"x": x})[0]
-    assert np.abs(ours - exact).max() > 2 * np.abs(ours - theirs).max(), "it rounds like FP16 and unlike float32"
+    assert np.abs(actual - exact).max() > 2 * np.abs(actual - expected).max(), "it rounds like FP16, unlike float32"
 
 
-def test_elementwise_operators_round_as_ieee_754_says_to_the_last_bit(tmp_path):
+def test_elementwise_operators_round_as_ieee_754(tmp_path):
+    """Elementwise operators round exactly as IEEE 754 half precision."""
     path = write_graph(
         tmp_path / "g.onnx",
         [node("Add", ["x", "c"], ["a"]), node("Mul", ["a", "c"], ["y"])],
@@ -74,7 +76,8 @@ def test_elementwise_operators_round_as_ieee_754_says_to_the_last_bit(tmp_path):
     np.testing.assert_array_equal(emulated(path, x)[0], ((x.astype(np.float16) + c) * c).astype(np.float32))
 
 
-def test_an_overflow_that_onnx_runtime_hides_is_shown_with_its_node(tmp_path):
+def test_overflow_hidden_by_onnx_runtime_is_found(tmp_path):
+    """An overflow between two operators that ONNX Runtime's CPU kernels hide is found with its node."""
     path = write_graph(
         tmp_path / "g.onnx",
         [
@@ -88,18 +91,19 @@ def test_an_overflow_that_onnx_runtime_hides_is_shown_with_its_node(tmp_path):
     x = np.float32([[500.0, 1.0]])
     save(to_fp16(path).model, tmp_path / "half.onnx")
     options = onnxruntime.SessionOptions()
-    plain = onnxruntime.InferenceSession(tmp_path / "half.onnx", options, disabled_optimizers=["NchwcTransformer"])
-    hidden = plain.run(["y"], {"x": x})[0]
-    shown, extremes = emulated(path, x)
-    assert np.isinf(shown[0, 0])
-    bad = [e for e in extremes.values() if not e.finite]
-    assert (bad[0].node, bad[0].operator, bad[0].tensor) == ("scores", "Mul", "a")
-    assert shown[0, 1] == pytest.approx(1, rel=1e-3)
-    assert hidden[0, 0] == pytest.approx(500, rel=1e-2), "ONNX Runtime's CPU kernels do not round between operators"
+    session = onnxruntime.InferenceSession(tmp_path / "half.onnx", options, disabled_optimizers=["NchwcTransformer"])
+    unrounded = session.run(["y"], {"x": x})[0]
+    rounded, extremes = emulated(path, x)
+    assert np.isinf(rounded[0, 0])
+    overflows = [e for e in extremes.values() if not e.finite]
+    assert (overflows[0].node, overflows[0].operator, overflows[0].tensor) == ("scores", "Mul", "a")
+    assert rounded[0, 1] == pytest.approx(1, rel=1e-3)
+    assert unrounded[0, 0] == pytest.approx(500, rel=1e-2), "ONNX Runtime's CPU kernels do not round between operators"
 
 
 @pytest.mark.parametrize("level", ["ORT_DISABLE_ALL", "ORT_ENABLE_ALL"])
-def test_the_round_trips_survive_every_optimisation_level(products, level):
+def test_inserted_casts_survive_graph_optimisation(products, level):
+    """ONNX Runtime does not remove the inserted casts at any optimisation level."""
     path, _ = products
     x = np.random.default_rng(6).normal(size=(8, 16)).astype(np.float32)
     emulation = emulate_fp16(to_fp16(path).model)
@@ -109,7 +113,8 @@ def test_the_round_trips_survive_every_optimisation_level(products, level):
     np.testing.assert_array_equal(session.run(["y"], {"x": x})[0], emulated(path, x)[0])
 
 
-def test_tf32_rounds_the_inputs_of_products_to_eleven_bits_and_nothing_else(tmp_path):
+def test_tf32_rounds_product_inputs_to_11_bits(tmp_path):
+    """The TF32 emulation rounds inputs of products to 11 bits, and no other tensor."""
     path = write_graph(
         tmp_path / "g.onnx",
         [node("MatMul", ["x", "w"], ["a"]), node("Add", ["a", "c"], ["y"])],
@@ -125,7 +130,8 @@ def test_tf32_rounds_the_inputs_of_products_to_eleven_bits_and_nothing_else(tmp_
         assert outputs["y"][0, 0] == expected
 
 
-def test_what_only_selects_or_moves_values_is_not_rounded_again_and_the_emulation_is_valid_onnx(products):
+def test_data_movement_operators_are_not_rounded(products):
+    """Outputs of data movement operators are not rounded again, and the emulation is valid ONNX."""
     path, _ = products
     emulation = emulate_fp16(to_fp16(path).model)
     assert "b" not in emulation.probes
@@ -133,7 +139,8 @@ def test_what_only_selects_or_moves_values_is_not_rounded_again_and_the_emulatio
     onnx.checker.check_model(ir.to_proto(emulation.model))
 
 
-def test_the_largest_magnitude_is_found_on_either_side_of_zero_and_a_nan_counts_as_infinite(tmp_path):
+def test_extreme_is_largest_magnitude_or_infinity(tmp_path):
+    """The extreme is the largest magnitude of either sign, and infinity for NaN and overflow."""
     path = write_graph(
         tmp_path / "g.onnx",
         [node("Add", ["x", "c"], ["y"])],

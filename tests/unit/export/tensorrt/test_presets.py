@@ -1,5 +1,6 @@
-"""The one command on a whole preset, as a user gives it, on a machine without a GPU. `benchmarks/paper_size_fp16.py`
-does the same at full size, in a quarter of an hour.
+"""`tmi export --engine trt-rtx` of preset `tiny` on a machine without a GPU.
+
+`benchmarks/paper_size_fp16.py` runs the same command at full size, in a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    find_gpu() is not None, reason="this is the road of a machine without a GPU; tests/gpu has the other"
+    find_gpu() is not None, reason="tests the export on a machine without a GPU; tests/gpu tests the other"
 )
-def test_the_preset_tiny_becomes_fp16_plans_for_sm80_whose_audit_inspect_shows(tmp_path):
+def test_tiny_preset_becomes_fp16_plans_for_sm80(tmp_path):
+    """Preset `tiny` is exported as FP16 plans for SM80, and `tmi inspect` shows their layer types."""
     run, folder = write_random_run(tmp_path / "run", tiny(), folds=2, shared_text=True), tmp_path / "bundle"
     outcome = tmi("export", run, "--engine", "trt-rtx", "--precision", "fp16", "--target", "sm80", "--out", folder)
     assert outcome.code == 0, outcome.err

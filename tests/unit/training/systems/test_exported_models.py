@@ -172,7 +172,7 @@ def test_the_commands_take_such_a_bundle(small_comparison, exported, tmp_path, k
     assert {g["graph"] for g in verified.document["gates"]} >= {"pipeline"}
     looked = tmi("inspect", bundle)
     system = RUNS[key].system.name
-    assert f"network    {system}, sees {', '.join(active_modalities(RUNS[key]))}\n" in looked.out
+    assert f"network    {system}, uses {', '.join(active_modalities(RUNS[key]))}\n" in looked.out
     cases = stripped(small_comparison.cohort, active_modalities(RUNS[key]), tmp_path / "cases")
     roles = encoder_roles(active_modalities(RUNS[key]))
     words = ("predict", cases / "C000", "--bundle", bundle, "--engine", "torchscript", "--json", "--reuse")
@@ -181,7 +181,7 @@ def test_the_commands_take_such_a_bundle(small_comparison, exported, tmp_path, k
         assert predicted.code == 0, predicted.err
         (result,) = predicted.document["results"]
         told = {w["code"]: w["message"] for w in result["warnings"]}["other-network"]
-        assert told.startswith(f"the network is {system} and looks at {', '.join(active_modalities(RUNS[key]))}, ")
+        assert told == f"the network is {system} and uses only {', '.join(active_modalities(RUNS[key]))}"
         assert tuple(result["reused"]) == reused
         assert all(role in roles or result["seconds"][role] < 1e-3 for role in ("ct", "text"))
 
@@ -233,7 +233,7 @@ def test_a_graph_that_takes_another_slice_does_not_pass_its_gates(small_comparis
 
 @pytest.mark.parametrize("key", ["svm", "rf"])
 def test_a_run_without_a_network_is_not_exported(small_comparison, tmp_path, key):
-    with pytest.raises(UsageError, match=f"is of the system {key}, which has no network to export") as error:
+    with pytest.raises(UsageError, match=f"is of the model {key}, which has no network to export") as error:
         export_run(small_comparison.folder / "runs" / key, tmp_path / "bundle")
     assert "simpleff" in error.value.fix
 
