@@ -27,7 +27,7 @@ from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.ingest.case_importer import ImportedCase, import_case
 from tmi.toolkit.ingest.dicom.ct import read_dicom_ct
 from tmi.toolkit.ingest.dicom.rtstruct import fill_even_odd
-from tmi.toolkit.ingest.image_files import ReadCt
+from tmi.toolkit.ingest.image_files import LoadedCt
 from tmi.toolkit.ingest.mask_importer import import_mask
 from tmi.toolkit.ingest.mask_labels import totalsegmentator_labels
 
@@ -40,7 +40,7 @@ def series(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ct(series) -> ReadCt:
+def ct(series) -> LoadedCt:
     return read_dicom_ct(series, series=None, fixes=(), case_id="x")
 
 
@@ -52,7 +52,7 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
     return float(2 * (one & other).sum() / (one.sum() + other.sum()))
 
 
-def write_labels(path: Path, ct: ReadCt, *, liver: int = 5, turn: str = "RAS", dtype: type = np.uint8) -> Path:
+def write_labels(path: Path, ct: LoadedCt, *, liver: int = 5, turn: str = "RAS", dtype: type = np.uint8) -> Path:
     """Write a label map with the liver and a spleen (1) on the CT grid, in the voxel order `turn`."""
     labels = np.zeros(ct.volume.array_DHW.shape, dtype=dtype)
     labels[liver_of(ct.volume)] = liver
@@ -68,7 +68,7 @@ def write_labels(path: Path, ct: ReadCt, *, liver: int = 5, turn: str = "RAS", d
     return path
 
 
-def imported(path: Path, ct: ReadCt, wanted: str | int | None = None, fixes: tuple[str, ...] = ()) -> np.ndarray:
+def imported(path: Path, ct: LoadedCt, wanted: str | int | None = None, fixes: tuple[str, ...] = ()) -> np.ndarray:
     return import_mask(path, ct, wanted=wanted, fixes=fixes, case_id="x").volume.array_DHW
 
 
@@ -122,7 +122,7 @@ def test_only_label_is_the_default(ct, tmp_path):
     assert result.label.explanation == "label 7, the only label"
 
 
-def write_slicer(path: Path, ct: ReadCt, *, crop: int = 0) -> Path:
+def write_slicer(path: Path, ct: LoadedCt, *, crop: int = 0) -> Path:
     """Write a segmentation like 3D Slicer: names in the header, cropped by `crop` slices at both ends."""
     depth = slice(crop, ct.volume.array_DHW.shape[0] - crop)
     labels = np.where(liver_of(ct.volume), 2, 0).astype(np.uint8)

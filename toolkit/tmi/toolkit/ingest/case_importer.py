@@ -28,7 +28,7 @@ from tmi.toolkit.cases.provenance import CaseRecord, Repair, write_case_record
 from tmi.toolkit.clinical.record import KEYS, MAX_BYTES
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.volume import Volume
-from tmi.toolkit.ingest.image_files import RawFinding, ReadCt, is_image_file, read_image_ct
+from tmi.toolkit.ingest.image_files import LoadedCt, RawFinding, is_image_file, read_image_ct
 from tmi.toolkit.qc.case_checks import Finding, check_case
 from tmi.toolkit.qc.check_registry import CHECKS
 from tmi.toolkit.qc.image_checks import check_ct
@@ -203,7 +203,7 @@ def _validate_arguments(
                 raise UsageError(f"{source} lies in the case folder itself", fix="name another folder for the case")
 
 
-def _read_ct(path: Path, series: str | None, fixes: Collection[str], repairs: list[Repair], case_id: str) -> ReadCt:
+def _read_ct(path: Path, series: str | None, fixes: Collection[str], repairs: list[Repair], case_id: str) -> LoadedCt:
     """Read the CT, reject a volume that is not a CT in HU, and apply the repair `ct-padding` if requested."""
     if is_image_file(path):
         if series is not None:
@@ -263,7 +263,7 @@ def _read_clinical(source: Path | Mapping[str, Any], patient_id: str | None, cas
     return copy
 
 
-def _patient_ids_differ(record: Mapping[str, Any], ct: ReadCt | None) -> bool:
+def _patient_ids_differ(record: Mapping[str, Any], ct: LoadedCt | None) -> bool:
     patient_id = record.get("patient_id")
     return bool(patient_id and ct is not None and ct.patient_id and str(patient_id).strip() != ct.patient_id)
 

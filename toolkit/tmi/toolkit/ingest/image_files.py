@@ -35,7 +35,7 @@ NIFTI_ERRORS = (OSError, EOFError, ValueError, OverflowError, zlib.error, ImageF
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadCt:
+class LoadedCt:
     """A CT volume and the header values that the import needs, from any file format."""
 
     volume: Volume
@@ -55,7 +55,7 @@ class ReadCt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadImage:
+class LoadedImage:
     """An image with its rescaled voxel values and header metadata."""
 
     volume: Volume
@@ -68,7 +68,7 @@ def is_image_file(path: Path) -> bool:
     return path.name.lower().endswith(IMAGE_ENDINGS)
 
 
-def read_image_ct(path: Path, *, case_id: str) -> ReadCt:
+def read_image_ct(path: Path, *, case_id: str) -> LoadedCt:
     """Read a CT from NIfTI, NRRD or MetaImage.
 
     Raises:
@@ -84,7 +84,7 @@ def read_image_ct(path: Path, *, case_id: str) -> ReadCt:
             fix="export the CT again from its series; NaN voxels have no Hounsfield value",
         )
     source = {"kind": _format_name(path), "sha256": sha256_file(path)}
-    return ReadCt(volume=Volume(array_DHW=narrow_hu(array), affine_xyz=volume.affine_xyz), source=source)
+    return LoadedCt(volume=Volume(array_DHW=narrow_hu(array), affine_xyz=volume.affine_xyz), source=source)
 
 
 def _format_name(path: Path) -> str:
@@ -92,7 +92,7 @@ def _format_name(path: Path) -> str:
     return "nifti" if name.endswith(NIFTI_ENDINGS) else "nrrd" if name.endswith((".nrrd", ".nhdr")) else "metaimage"
 
 
-def read_image(path: Path, *, kind: str, case_id: str) -> ReadImage:
+def read_image(path: Path, *, kind: str, case_id: str) -> LoadedImage:
     """Read the voxels and the metadata of one file.
 
     Args:
@@ -107,7 +107,7 @@ def read_image(path: Path, *, kind: str, case_id: str) -> ReadImage:
     if not path.is_file():
         raise _input_error(kind, "missing", f"{name} does not exist", "correct the path", case_id)
     if path.name.lower().endswith(NIFTI_ENDINGS):
-        return ReadImage(volume=_read_nifti(path, name, kind, case_id))
+        return LoadedImage(volume=_read_nifti(path, name, kind, case_id))
     import SimpleITK
 
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
@@ -139,7 +139,7 @@ def read_image(path: Path, *, kind: str, case_id: str) -> ReadImage:
         raise _input_error(kind, "affine", f"{name} has no usable geometry", "export it again", case_id)
     # ITK geometry is LPS; negating x and y gives RAS.
     volume = canonical_volume(array.transpose(2, 1, 0), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)
-    return ReadImage(volume=volume, metadata=metadata)
+    return LoadedImage(volume=volume, metadata=metadata)
 
 
 def _read_nifti(path: Path, name: str, kind: str, case_id: str) -> Volume:

@@ -16,7 +16,7 @@ from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.mask_resampling import place_mask, resample_mask
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.ingest.dicom.headers import READ_ERRORS, is_dicom_file, open_dicom
-from tmi.toolkit.ingest.image_files import RawFinding, ReadCt, is_image_file, read_image
+from tmi.toolkit.ingest.image_files import LoadedCt, RawFinding, is_image_file, read_image
 from tmi.toolkit.ingest.mask_labels import ChosenLabel, choose_label
 from tmi.toolkit.storage.hashing import sha256_file
 
@@ -41,7 +41,7 @@ class ImportedMask:
 
 
 def import_mask(
-    path: Path, ct: ReadCt, *, wanted: str | int | None, fixes: Collection[str], case_id: str
+    path: Path, ct: LoadedCt, *, wanted: str | int | None, fixes: Collection[str], case_id: str
 ) -> ImportedMask:
     """Read one label of a mask and place it on the grid of the CT.
 
@@ -61,7 +61,9 @@ def import_mask(
     return _from_dicom(_dicom_file(path, case_id), ct, wanted, fixes, case_id)
 
 
-def _from_image(path: Path, ct: ReadCt, wanted: str | int | None, fixes: Collection[str], case_id: str) -> ImportedMask:
+def _from_image(
+    path: Path, ct: LoadedCt, wanted: str | int | None, fixes: Collection[str], case_id: str
+) -> ImportedMask:
     image = read_image(path, kind="mask", case_id=case_id)
     labels = _as_labels(image.volume, case_id)
     values, counts = np.unique(labels.array_DHW, return_counts=True)
@@ -111,7 +113,9 @@ def _dicom_file(path: Path, case_id: str) -> Path:
     return path
 
 
-def _from_dicom(path: Path, ct: ReadCt, wanted: str | int | None, fixes: Collection[str], case_id: str) -> ImportedMask:
+def _from_dicom(
+    path: Path, ct: LoadedCt, wanted: str | int | None, fixes: Collection[str], case_id: str
+) -> ImportedMask:
     from tmi.toolkit.ingest.dicom.rtstruct import read_rtstruct
     from tmi.toolkit.ingest.dicom.seg import read_seg
 
@@ -164,7 +168,7 @@ def _add_findings(mask: ImportedMask, findings: tuple[RawFinding, ...]) -> Impor
 
 
 def _place_on_grid(
-    mask: Volume, ct: ReadCt, label: ChosenLabel, source: dict[str, Any], path: Path, fixes: Collection[str],
+    mask: Volume, ct: LoadedCt, label: ChosenLabel, source: dict[str, Any], path: Path, fixes: Collection[str],
     case_id: str, *, cropped: bool,
 ) -> ImportedMask:  # fmt: skip
     """Copy the mask onto the CT grid if the voxel centres coincide; otherwise resample it on request, or reject it.

@@ -35,7 +35,7 @@ from factories.tmi_command import tmi
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.ingest.dicom.ct import read_dicom_ct
-from tmi.toolkit.ingest.image_files import ReadCt, read_image_ct
+from tmi.toolkit.ingest.image_files import LoadedCt, read_image_ct
 
 SIDE = SeriesSpec(slices=44, rows=36, columns=40, orientation=CORONAL)
 GRIDS = {
@@ -49,7 +49,7 @@ GRIDS = {
 }
 
 
-def read(folder: Path, series: str | None = None) -> ReadCt:
+def read(folder: Path, series: str | None = None) -> LoadedCt:
     return read_dicom_ct(folder, series=series, fixes=(), case_id="x")
 
 

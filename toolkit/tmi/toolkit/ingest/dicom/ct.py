@@ -33,7 +33,7 @@ from tmi.toolkit.ingest.dicom.geometry import (
 )
 from tmi.toolkit.ingest.dicom.headers import SliceHeader, decode_hu
 from tmi.toolkit.ingest.dicom.series import DicomFolder, Series, choose_series, scan_folder
-from tmi.toolkit.ingest.image_files import MAX_VOXELS, ReadCt, canonical_volume
+from tmi.toolkit.ingest.image_files import MAX_VOXELS, LoadedCt, canonical_volume
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
 
 AIR_HU = -1024
@@ -43,7 +43,7 @@ MAX_MISSING_SLICES = 2
 Slice = NDArray[np.generic]
 
 
-def read_dicom_ct(path: Path, *, series: str | None, fixes: Collection[str], case_id: str) -> ReadCt:
+def read_dicom_ct(path: Path, *, series: str | None, fixes: Collection[str], case_id: str) -> LoadedCt:
     """Read the CT series at or below `path`.
 
     Args:
@@ -72,7 +72,7 @@ def read_dicom_ct(path: Path, *, series: str | None, fixes: Collection[str], cas
     # The tilt has to be corrected first: interpolation along the normal assumes a straight stack.
     images, origin_mm = _straighten(stack, images, fixes, repairs, case_id)
     images, along_mm = _resample_uniform(stack, images, fixes, repairs, case_id)
-    return ReadCt(
+    return LoadedCt(
         volume=_to_volume(stack, images, along_mm, origin_mm),
         source=_describe_source(folder, chosen, slices),
         findings=tuple(findings),
