@@ -1,8 +1,8 @@
-"""What the encoders made of a CT or a text, kept for the next time: `tmi predict --reuse`.
+"""Disk cache of encoder features of CTs and texts: `tmi predict --reuse`.
 
-An entry is found by all that the features depend on: the bytes of the prepared input, the files of the graph, the
-engine with its package's version and its precision, the processor. It holds float32 features and nothing else: no
-text, no voxel, no id. Damage, kills and other processes are `tmi.toolkit.storage.content_cache`'s matter.
+The key of an entry is a digest of all that the features depend on: the bytes of the prepared input, the graph's file,
+the engine with its package version and precision, the processor. An entry holds float32 features only: no text, voxel
+or id. `tmi.toolkit.storage.content_cache` handles damaged entries, killed writers and concurrent processes.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from tmi.toolkit.storage.content_cache import ContentCache
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_json
 
 KIND = "embeddings"
-"""Folder of these entries in the cache."""
+"""Folder of the entries in the cache."""
 ENTRY_VERSION = 1
-"""Form of an entry; another form is another key."""
+"""Version of the entry's format; part of the key."""
 
 
 class EmbeddingCache:
-    """Features by content, of one bundle on one engine.
+    """Cached features of one bundle on one engine.
 
     Args:
-        bundle: whose graphs run.
-        record: the engine that runs them.
+        bundle: its graphs compute the features.
+        record: the engine that runs the graphs.
     """
 
     def __init__(self, bundle: Bundle, record: EngineRecord) -> None:
@@ -45,14 +45,14 @@ class EmbeddingCache:
             "cpu": cpu_name(),
         }
         self.hits = 0
-        """Features that were found."""
+        """Number of features read from the cache."""
         self.stored = 0
-        """Features that were made and stored."""
+        """Number of features computed and stored."""
         self.row_hits: dict[str, list[bool]] = {}
-        """Graph -> whether the features of each row of its latest batch were kept."""
+        """Graph -> for each row of its latest batch, whether its features were cached."""
 
     def summary(self) -> str:
-        """One line on what it did, for people."""
+        """One line with hits and stored entries."""
         if self._entries.folder is None:
             return "cache of embeddings: off"
         return f"cache of embeddings: {self.hits} found, {self.stored} stored in {self._entries.folder}"
@@ -66,7 +66,7 @@ class EmbeddingCache:
         return sha256_json({"form": ENTRY_VERSION, "graph": self._graph(spec), "inputs": arrays, **self._engine})
 
     def get(self, spec: GraphSpec, key: str) -> Float32[NDArray[np.float32], "C"] | None:
-        """The features; None where there is no entry that is whole."""
+        """The cached features; None if there is no complete entry."""
         data = self._entries.get(key)
         if data is None or len(data) != 4 * int(spec.outputs[0].shape[-1]):
             return None
@@ -74,12 +74,12 @@ class EmbeddingCache:
         return np.frombuffer(data, "<f4").astype(np.float32)
 
     def put(self, key: str, features_C: Float32[NDArray[np.float32], "C"]) -> None:
-        """Store them; where that cannot be done they are made again the next time."""
+        """Store features that are finite; a failed write only means that they are computed again."""
         if np.isfinite(features_C).all():
             self.stored += self._entries.put(key, features_C.astype("<f4").tobytes())
 
     def _graph(self, spec: GraphSpec) -> dict[str, str]:
-        """Digests of the graph's file, or of the whole bundle where the engine reads more than one."""
+        """Digest of the graph's file, or of the bundle if the engine reads several files."""
         name = spec.artefacts.get(engine_spec(str(self._engine["engine"])).artefact)
         files = self._bundle.manifest.files
         if name is None or name not in files or not name.endswith((".onnx", ".plan", ".engine")):
@@ -90,24 +90,24 @@ class EmbeddingCache:
 def lookup_rows(
     cache: EmbeddingCache, spec: GraphSpec, inputs: Mapping[str, NDArray[np.generic]]
 ) -> tuple[list[str], list[Float32[NDArray[np.float32], "C"] | None]]:
-    """Key of every row of a batch, and its features where they are kept."""
+    """Key of every row of a batch, and its cached features or None."""
     rows: Sequence[int] = range(next(iter(inputs.values())).shape[0])
     keys = [cache.key(spec, {name: array[row] for name, array in inputs.items()}) for row in rows]
-    kept = [cache.get(spec, key) for key in keys]
-    cache.row_hits[spec.name] = [features is not None for features in kept]
-    return keys, kept
+    cached = [cache.get(spec, key) for key in keys]
+    cache.row_hits[spec.name] = [features is not None for features in cached]
+    return keys, cached
 
 
 def reused_branches(
     branch: str, features: Mapping[str, object], cache: EmbeddingCache | None, *, row: int
 ) -> tuple[str, ...]:
-    """The branch, where there is one and every one of its encoders' features of this row was kept from before.
+    """(branch,) if the features of all its encoders were cached for this row, else ().
 
     Args:
         branch: name of the branch.
-        features: what its encoders gave in the latest batch, by graph.
-        cache: that they were looked for in.
-        row: of the batch.
+        features: graph -> output of its encoder in the latest batch.
+        cache: the cache that was used; None: no cache.
+        row: row of the batch.
     """
     if cache is None or not features:
         return ()

@@ -1,14 +1,14 @@
-"""The numeric road from prepared arrays to probabilities, with no case and no file in it.
+"""Numeric pipeline of a prediction: prepared arrays -> encoder features -> fold logits -> probabilities.
 
 B batch, T tokens, F folds (in the order of the manifest), C channels, R = 1781 features, K classes::
 
     ct_features[b, f]   = output of the CT graph of fold f; a graph that several folds share runs once
     text_features[b, f] = likewise
-    logits[b, f]        = fusion(ct_features, text_features, scaled radiomics), of these what the bundle sees
+    logits[b, f]        = fusion(ct_features, text_features, scaled radiomics), as far as the bundle uses them
     p[b, f]             = softmax over K of logits[b, f], in float64
     p[b]                = mean over f; spread = standard deviation over f of the positive class (population, ddof 0)
 
-The export's parity gates and the predictor take this same road.
+It reads no case and no file. The parity checks of an export and the predictor both use it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tmi.runtime.inference.token_padding import trim_padding
 
 
 class TokenIds(Protocol):
-    """What a text graph reads; the tokenizer's answer and the golden inputs are such."""
+    """Input of a text graph: the output of a tokenizer, or golden inputs."""
 
     @property
     def input_ids_BT(self) -> Int64[NDArray[np.int64], "B T"]:
@@ -43,9 +43,11 @@ Features = Mapping[str, Float32[NDArray[np.float32], "B C"]]
 
 
 def encoder_graphs(manifest: Manifest, role: str) -> tuple[GraphSpec, ...]:
-    """The distinct encoder graphs that the folds use, `role` being `ct` or `text`, in the order of first use.
+    """The distinct encoder graphs of all folds in the order of first use; empty if the modality is not used.
 
-    None where the bundle does not see what they encode.
+    Args:
+        manifest: of the bundle.
+        role: `ct` or `text`.
     """
     names = dict.fromkeys(fold.ct if role == "ct" else fold.text for fold in manifest.folds)
     return tuple(manifest.graph(name) for name in names if name is not None)
@@ -58,7 +60,7 @@ def encode_ct(
     *,
     cache: EmbeddingCache | None = None,
 ) -> dict[str, Float32[NDArray[np.float32], "B C"]]:
-    """Features of every distinct CT encoder, each run once, by graph name; `cache` keeps them by content."""
+    """Features of every distinct CT encoder, each run once, by graph name; `cache` stores them by content."""
     return {spec.name: _encoded(engine, spec, {"ct": ct_B1DHW}, cache=cache) for spec in encoder_graphs(manifest, "ct")}
 
 
@@ -69,15 +71,15 @@ def encode_text(
 
     Args:
         engine: an open engine.
-        manifest: of the bundle it has open.
+        manifest: of the bundle that the engine has opened.
         texts: name of a text graph -> its own tokens; each graph has its own tokenizer.
-        cache: keeps features by content.
+        cache: returns and stores features by content.
     """
     longest = manifest.parsed_config().clinical.max_length
     features = {}
     for spec in encoder_graphs(manifest, "text"):
-        given = texts[spec.name]
-        tokens = trim_padding(given.input_ids_BT, given.attention_mask_BT, longest=longest)
+        padded = texts[spec.name]
+        tokens = trim_padding(padded.input_ids_BT, padded.attention_mask_BT, longest=longest)
         inputs = {"input_ids": tokens.input_ids_BT, "attention_mask": tokens.attention_mask_BT}
         features[spec.name] = _encoded(engine, spec, inputs, cache=cache)
     return features
@@ -97,12 +99,13 @@ def fuse(
 def fusion_inputs(
     manifest: Manifest, ct: Features, text: Features, radiomics_BFR: Float32[NDArray[np.float32], "B F R"]
 ) -> dict[str, Float32[NDArray[np.float32], "B F C"]]:
-    """What the fusion graph takes: every fold's features of the encoders there are, and radiomics if they are seen."""
+    """Inputs of the fusion graph: encoder features of each fold [B,F,C], and scaled radiomics [B,F,1781] if used."""
     inputs: dict[str, NDArray[np.float32]] = {}
     for name, features, graphs in (
         ("ct_features", ct, [fold.ct for fold in manifest.folds]),
         ("text_features", text, [fold.text for fold in manifest.folds]),
     ):
+        # Folds that share an encoder share its features, so the fold axis is built by name.
         rows = [features[graph] for graph in graphs if graph is not None]
         if rows:
             inputs[name] = np.stack(rows, axis=1)
@@ -132,7 +135,7 @@ def softmax(logits: Float32[NDArray[np.float32], "*N K"]) -> Float64[NDArray[np.
 
 
 def probabilities(logits_BFK: Float32[NDArray[np.float32], "B F K"]) -> Float64[NDArray[np.float64], "B K"]:
-    """The ensemble's answer: the mean over the folds of each fold's softmax."""
+    """Ensemble probability: the mean over folds of the softmax of each fold."""
     mean: NDArray[np.float64] = softmax(logits_BFK).mean(axis=1)
     return mean
 
@@ -152,14 +155,14 @@ def _single(engine: Engine, spec: GraphSpec, inputs: Mapping[str, NDArray[np.gen
 def _encoded(
     engine: Engine, spec: GraphSpec, inputs: Mapping[str, NDArray[np.generic]], *, cache: EmbeddingCache | None
 ) -> Float32[NDArray[np.float32], "B C"]:
-    """The output of an encoder; only rows that are not kept are computed."""
+    """Output of an encoder; only rows that are not cached are computed."""
     if cache is None:
         return _single(engine, spec, inputs)
     keys, rows = lookup_rows(cache, spec, inputs)
     missing = [row for row, features in enumerate(rows) if features is None]
     if missing:
-        made_BC = _single(engine, spec, {name: array[missing] for name, array in inputs.items()})
-        for row, features_C in zip(missing, made_BC, strict=True):
+        computed_BC = _single(engine, spec, {name: array[missing] for name, array in inputs.items()})
+        for row, features_C in zip(missing, computed_BC, strict=True):
             cache.put(keys[row], features_C)
             rows[row] = features_C
     return np.stack([features for features in rows if features is not None])

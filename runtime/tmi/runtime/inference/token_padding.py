@@ -1,8 +1,8 @@
-"""Tokens at their real length instead of the longest that the encoder takes.
+"""Padding of token batches: trims them to the length of their longest text.
 
-Padding is masked out of every attention, so an encoder gives the same features with less of it; the gates of parity
-run on this road. Lengths are rounded up to a multiple of `LENGTH_MULTIPLE`: OpenVINO prepares kernels, and TensorRT
-captures a graph, for every new length, and there are then 16 of them at most.
+Padding is masked in every attention layer, so an encoder returns the same features with less of it; the parity checks
+run on trimmed tokens. Lengths are rounded up to a multiple of `LENGTH_MULTIPLE`, because OpenVINO compiles kernels and
+TensorRT captures a graph for every new length: with 512 tokens there are at most 16 lengths.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 
 LENGTH_MULTIPLE = 32
-"""Lengths are multiples of this, but never more than the encoder takes."""
+"""Lengths are multiples of this, up to the longest input of the encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Tokens:
 
 
 def concatenate_tokens(tokens: Sequence[Tokens]) -> Tokens:
-    """Texts of one length as one batch."""
+    """Concatenate texts of equal length into one batch."""
     return Tokens(
         input_ids_BT=np.concatenate([one.input_ids_BT for one in tokens]),
         attention_mask_BT=np.concatenate([one.attention_mask_BT for one in tokens]),
@@ -37,7 +37,7 @@ def concatenate_tokens(tokens: Sequence[Tokens]) -> Tokens:
 
 
 def group_by_length(texts: Mapping[int, Mapping[str, Tokens]]) -> list[list[int]]:
-    """The numbers of the texts, those together that are of one length for every encoder.
+    """Group texts that have equal lengths for every encoder; returns their numbers.
 
     Args:
         texts: number of a text -> name of an encoder -> its tokens.
@@ -59,9 +59,10 @@ def trim_padding(
     Args:
         input_ids_BT: ids, padded at the end.
         attention_mask_BT: 1 for tokens, 0 for padding.
-        longest: what the encoder takes; a wider input is left as wide as it is needed.
+        longest: longest input of the encoder; tokens beyond it are kept.
     """
     used = np.flatnonzero(attention_mask_BT.any(axis=0))
+    # The last column that any text uses; one column remains for empty texts.
     real = int(used[-1]) + 1 if used.size else 1
     width = max(real, min(-(-real // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, longest))
     more = max(0, width - input_ids_BT.shape[1])

@@ -1,4 +1,4 @@
-"""Features of an unchanged CT or text are kept, and a changed or damaged one is computed."""
+"""Cache of encoder features: unchanged inputs reuse them; changed inputs and damaged entries are computed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tmi.runtime import Predictor
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
-    """The folder of the entries of a cache of its own."""
+    """Folder of the entries in a cache that only this test uses."""
     monkeypatch.setenv("TMI_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "embeddings"
 
@@ -28,7 +28,8 @@ def ask(tiny_bundle, kept):
     return run
 
 
-def test_the_same_case_is_answered_alike_and_says_what_was_reused(ask, predictor, good_cases, kept):
+def test_cached_features_give_the_same_prediction(ask, predictor, good_cases, kept):
+    """Reused features change no probability, and their files are private."""
     fresh = predictor.predict(good_cases[:2])
     first, second = ask(good_cases[:2], batch=2), ask(good_cases[:3], batch=3)
     assert [a.reused for a in first] == [(), ()]
@@ -40,7 +41,8 @@ def test_the_same_case_is_answered_alike_and_says_what_was_reused(ask, predictor
     assert stat.S_IMODE(kept.stat().st_mode) == 0o700
 
 
-def test_a_changed_text_is_encoded_and_its_ct_is_not(ask, good_cases, tmp_path):
+def test_changed_text_reuses_the_ct_features(ask, good_cases, tmp_path):
+    """The key covers one branch, so another report leaves the CT's features valid."""
     ask(good_cases[0])
     changed = shutil.copytree(good_cases[0], tmp_path / "changed")
     record = json.loads((changed / "clinical.json").read_text())
@@ -48,7 +50,8 @@ def test_a_changed_text_is_encoded_and_its_ct_is_not(ask, good_cases, tmp_path):
     assert ask(changed)[0].reused == ("ct",)
 
 
-def test_a_damaged_entry_is_computed_anew(ask, good_cases, kept):
+def test_damaged_entry_is_computed_again(ask, good_cases, kept):
+    """A flipped bit is detected and never used."""
     (before,) = ask(good_cases[0])
     for path in kept.iterdir():
         data = bytearray(path.read_bytes())
@@ -58,7 +61,8 @@ def test_a_damaged_entry_is_computed_anew(ask, good_cases, kept):
     assert (after.reused, after.probability) == ((), before.probability)
 
 
-def test_nothing_is_kept_unless_asked(tiny_bundle, good_cases, kept):
+def test_nothing_is_cached_by_default(tiny_bundle, good_cases, kept):
+    """Features are stored with --reuse only."""
     words = ("predict", good_cases[0], "--bundle", tiny_bundle, "--engine", "onnx", "--no-verify", "--json")
     assert tmi(*words).document["results"][0]["reused"] == []
     assert not kept.exists()

@@ -1,4 +1,4 @@
-"""The numeric road: which graph runs how often, what goes where, and how the folds become one answer."""
+"""Numeric pipeline: how often each graph runs, which inputs it gets, and how folds become one probability."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def volumes(*levels: float) -> np.ndarray:
     return np.stack([np.full((1, 2, 2, 2), level, dtype=np.float32) for level in levels])
 
 
-def test_an_encoder_that_folds_share_runs_once_a_batch():
+def test_shared_encoder_runs_once_per_batch():
+    """Three folds with one text encoder run it once."""
     manifest = make_manifest([("ct-0", "text-0"), ("ct-1", "text-0"), ("ct-2", "text-0")])
     engine = NumpyEngine()
     run_folds(
@@ -40,7 +41,8 @@ def test_an_encoder_that_folds_share_runs_once_a_batch():
     assert sorted(engine.calls) == [("ct-0", 2), ("ct-1", 2), ("ct-2", 2), ("fusion", 2), ("text-0", 2)]
 
 
-def test_each_fold_gets_its_own_encoders_tokens_and_radiomics():
+def test_each_fold_gets_its_own_features():
+    """Fold f of the fusion input holds the features of fold f's encoders."""
     # The folds name their graphs in an order that is neither alphabetical nor the manifest's.
     manifest = make_manifest([("ct-1", "text-0"), ("ct-0", "text-1")])
     radiomics = np.zeros((2, 2, 1781), dtype=np.float32)
@@ -59,14 +61,16 @@ def test_each_fold_gets_its_own_encoders_tokens_and_radiomics():
     np.testing.assert_array_equal(logits, np.asarray(expected, dtype=np.float32))
 
 
-def test_the_softmax_is_float64_and_survives_large_logits():
+def test_softmax_is_float64_and_stable():
+    """Large logits neither overflow nor lose their difference."""
     p = softmax(np.asarray([[1e4, 1e4 - 1.0], [-1e4, 0.0]], dtype=np.float32))
     assert p.dtype == np.float64
     assert p[0, 0] == pytest.approx(1 / (1 + np.exp(-1.0)), abs=1e-15)
     np.testing.assert_array_equal(p[1], [0.0, 1.0])
 
 
-def test_the_answer_is_the_mean_of_the_folds_probabilities_and_the_spread_their_standard_deviation():
+def test_probability_is_the_fold_mean():
+    """p is the mean over folds; fold_std is the population standard deviation, the same for both classes."""
     p_bad = np.asarray([[0.2, 0.6, 0.7]])
     logits = np.stack([np.zeros_like(p_bad), np.log(p_bad / (1 - p_bad))], axis=-1).astype(np.float32)
     np.testing.assert_allclose(probabilities(logits), [[0.5, 0.5]], atol=1e-7)
@@ -74,5 +78,6 @@ def test_the_answer_is_the_mean_of_the_folds_probabilities_and_the_spread_their_
     np.testing.assert_allclose(fold_std(logits, positive=0), fold_std(logits, positive=1), atol=1e-12)
 
 
-def test_one_fold_alone_has_no_spread():
+def test_one_fold_has_zero_fold_std():
+    """A single fold has no deviation."""
     assert fold_std(np.asarray([[[0.3, 0.9]]], dtype=np.float32), positive=1)[0] == 0.0

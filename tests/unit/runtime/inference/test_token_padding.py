@@ -1,4 +1,4 @@
-"""Text at its real length: the same answer with less padding."""
+"""Token padding: shorter inputs give the same features."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def tokens(*lengths: int, width: int) -> Tokens:
         ((0,), 8, 512, 32),
     ],
 )
-def test_a_length_is_rounded_up_and_never_beyond_what_the_encoder_takes(lengths, width, longest, expected):
+def test_length_is_rounded_up_within_the_limit(lengths, width, longest, expected):
+    """The width is a multiple of LENGTH_MULTIPLE, at most the longest input; no token is lost."""
     given = tokens(*lengths, width=width)
     found = trim_padding(given.input_ids_BT, given.attention_mask_BT, longest=longest)
     assert found.input_ids_BT.shape == found.attention_mask_BT.shape == (len(lengths), expected)
@@ -36,7 +37,8 @@ def test_a_length_is_rounded_up_and_never_beyond_what_the_encoder_takes(lengths,
     assert (found.input_ids_BT == 7 * found.attention_mask_BT).all()
 
 
-def test_padding_to_the_longest_changes_no_feature(predictor, monkeypatch):
+def test_padding_changes_no_feature(predictor, monkeypatch):
+    """Trimmed tokens give the features of fully padded ones."""
     manifest, longest = predictor.bundle.manifest, predictor.bundle.manifest.parsed_config().clinical.max_length
     for real in (3, 40):
         text = tokens(real, width=longest)
