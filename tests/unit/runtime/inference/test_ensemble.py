@@ -70,7 +70,7 @@ def test_softmax_is_float64_and_stable():
 
 
 def test_probability_is_the_fold_mean():
-    """The probability is the mean over folds; fold_std is the population standard deviation, the same for both classes."""
+    """The probability is the mean over folds, fold_std the population standard deviation, equal for both classes."""
     p_bad = np.asarray([[0.2, 0.6, 0.7]])
     logits = np.stack([np.zeros_like(p_bad), np.log(p_bad / (1 - p_bad))], axis=-1).astype(np.float32)
     np.testing.assert_allclose(probabilities(logits), [[0.5, 0.5]], atol=1e-7)
