@@ -118,7 +118,7 @@ def main() -> None:
     asked = parser.parse_args()
     reason = reference_path_reason()
     if reason is not None:
-        sys.exit(f"there is no quick road here: {reason}")
+        sys.exit(f"the fast path is not available: {reason}")
     livers = {"phantom": phantom_liver(), "real": real_liver()}
     found = {name: measure(liver, asked.jobs, asked.repeats) for name, liver in livers.items() if liver is not None}
     for name, figures in found.items():

@@ -15,7 +15,7 @@ from tmi.toolkit.radiomics.fast_extractor import reference_path_reason
 def test_radiomics_extraction(record) -> None:
     reason = reference_path_reason()
     if reason is not None:
-        pytest.skip(f"there is no quick road here: {reason}")
+        pytest.skip(f"the fast path is not available: {reason}")
     liver = radiomics_extraction.phantom_liver()
     found = record.once(lambda: radiomics_extraction.measure(liver, [available_cores()], min(3, record.repeats)))
     for road, seconds in found["seconds"].items():

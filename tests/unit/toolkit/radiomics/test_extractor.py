@@ -1,4 +1,4 @@
-"""The 1,781 features: their names and order, and the quick road against one plain call of pyradiomics."""
+"""Extraction of the 1,781 features: names, order, and the fast path against one call of pyradiomics."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-import tmi.toolkit.radiomics.extractor as radiomics
-import tmi.toolkit.radiomics.fast_extractor as quick
+import tmi.toolkit.radiomics.extractor as extractor
+import tmi.toolkit.radiomics.fast_extractor as fast_extractor
 from factories.real_case import LIVER_LABEL, write_real_case
 from tmi.toolkit.cases.case import open_case
 from tmi.toolkit.errors import InputRejectedError
@@ -27,17 +27,18 @@ def volumes(ct_DHW, mask_DHW, spacing_DHW_mm=(2.5, 0.9, 0.7)) -> tuple[Volume, V
     return Volume(array_DHW=ct_DHW, affine_xyz=affine), Volume(array_DHW=mask_DHW, affine_xyz=affine)
 
 
-def require_equal(found_F, plain_F) -> None:
-    """NaN in the same places; elsewhere equal to 1e-6 of the plain value."""
-    differ = np.flatnonzero(np.isnan(found_F) != np.isnan(plain_F))
+def require_equal(actual_F, expected_F) -> None:
+    """Require NaN at the same features and a relative error of at most 1e-6 elsewhere."""
+    differ = np.flatnonzero(np.isnan(actual_F) != np.isnan(expected_F))
     assert not len(differ), f"missing in one of the two only: {FEATURE_NAMES[differ[0]]}"
-    error_F = np.abs(found_F - plain_F) / np.where(plain_F == 0, 1e-300, np.abs(plain_F))
-    error_F[(found_F == plain_F) | np.isnan(plain_F)] = 0
+    error_F = np.abs(actual_F - expected_F) / np.where(expected_F == 0, 1e-300, np.abs(expected_F))
+    error_F[(actual_F == expected_F) | np.isnan(expected_F)] = 0
     worst = int(error_F.argmax())
-    assert error_F[worst] <= TOLERANCE, f"{FEATURE_NAMES[worst]}: {found_F[worst]!r} for {plain_F[worst]!r}"
+    assert error_F[worst] <= TOLERANCE, f"{FEATURE_NAMES[worst]}: {actual_F[worst]!r} for {expected_F[worst]!r}"
 
 
-def test_there_are_1781_names_in_one_fixed_order():
+def test_feature_names_are_1781_in_fixed_order():
+    """Names are unique, and their number is the sum over classes and image types."""
     assert len(FEATURE_NAMES) == len(set(FEATURE_NAMES)) == 1781
     assert (FEATURE_NAMES[0], FEATURE_NAMES[-1]) == ("original_shape_Elongation", "gradient_ngtdm_Strength")
     assert len(IMAGE_TYPES) == 19
@@ -48,65 +49,67 @@ def test_there_are_1781_names_in_one_fixed_order():
 
 @pytest.fixture(scope="module")
 def blob() -> tuple[Volume, Volume]:
-    """Noise of 24 x 30 x 28 voxels and a ragged mask inside."""
+    """A CT of noise, 24 x 30 x 28 voxels, and an ellipsoid mask with a ragged surface."""
     rng = np.random.default_rng(1)
     z, y, x = np.mgrid[:24, :30, :28]
-    inside = ((z - 11) / 7) ** 2 + ((y - 15) / 11) ** 2 + ((x - 13) / 9) ** 2 < 1 + rng.normal(0, 0.1, (24, 30, 28))
-    return volumes(rng.normal(70, 60, inside.shape).astype(np.int16), inside)
+    mask_DHW = ((z - 11) / 7) ** 2 + ((y - 15) / 11) ** 2 + ((x - 13) / 9) ** 2 < 1 + rng.normal(0, 0.1, (24, 30, 28))
+    return volumes(rng.normal(70, 60, mask_DHW.shape).astype(np.int16), mask_DHW)
 
 
-def test_the_names_are_what_pyradiomics_gives_in_its_order(blob):
+def test_names_and_order_match_pyradiomics(blob):
+    """Pyradiomics returns exactly `FEATURE_NAMES`, in that order."""
     ct, mask = blob
-    image, region = (radiomics.to_image(v.array_DHW, ct.spacing_DHW_mm) for v in (ct, mask))
+    image, region = (extractor.to_image(v.array_DHW, ct.spacing_DHW_mm) for v in (ct, mask))
     with pyradiomics_quiet():
         assert tuple(reference_extractor().execute(image, region)) == FEATURE_NAMES
 
 
-SHAPES = {
-    "ragged blob": lambda inside, rng: inside & (rng.random(inside.shape) < 0.9),
-    "touching the volume's ends": lambda inside, rng: rng.random(inside.shape) < 0.7,
-    "one slice": lambda inside, rng: _only(inside, 0),
-    "one sagittal plane": lambda inside, rng: _only(inside, 2),
-    "27 voxels": lambda inside, rng: _cube(inside, 3),
-    "two voxels": lambda inside, rng: _two(inside),
-    "scattered": lambda inside, rng: rng.random(inside.shape) < 0.03,
-    "two parts": lambda inside, rng: _parts(inside),
+MASKS = {
+    "ragged blob": lambda full, rng: full & (rng.random(full.shape) < 0.9),
+    "touching the volume's ends": lambda full, rng: rng.random(full.shape) < 0.7,
+    "one slice": lambda full, rng: _plane(full, 0),
+    "one sagittal plane": lambda full, rng: _plane(full, 2),
+    "27 voxels": lambda full, rng: _cube(full, 3),
+    "two voxels": lambda full, rng: _two_voxels(full),
+    "scattered": lambda full, rng: rng.random(full.shape) < 0.03,
+    "two parts": lambda full, rng: _two_parts(full),
 }
 
 
-def _only(inside, axis):
-    answer = np.zeros_like(inside)
-    place = [slice(1, -1)] * 3
-    place[axis] = 4
-    answer[tuple(place)] = True
-    return answer
+def _plane(full, axis):
+    mask = np.zeros_like(full)
+    index = [slice(1, -1)] * 3
+    index[axis] = 4
+    mask[tuple(index)] = True
+    return mask
 
 
-def _cube(inside, edge):
-    answer = np.zeros_like(inside)
-    answer[2 : 2 + edge, 3 : 3 + edge, 4 : 4 + edge] = True
-    return answer
+def _cube(full, edge):
+    mask = np.zeros_like(full)
+    mask[2 : 2 + edge, 3 : 3 + edge, 4 : 4 + edge] = True
+    return mask
 
 
-def _two(inside):
-    answer = np.zeros_like(inside)
-    answer[3, 4, 5] = answer[4, 5, 5] = True
-    return answer
+def _two_voxels(full):
+    mask = np.zeros_like(full)
+    mask[3, 4, 5] = mask[4, 5, 5] = True
+    return mask
 
 
-def _parts(inside):
-    answer = _cube(inside, 3)
-    answer[-3:, -3:, -3:] = True
-    return answer
+def _two_parts(full):
+    mask = _cube(full, 3)
+    mask[-3:, -3:, -3:] = True
+    return mask
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.float32], ids=["int16", "float32"])
-@pytest.mark.parametrize("name", SHAPES)
-def test_the_quick_road_equals_the_plain_one_for_every_shape_of_mask(name, dtype):
+@pytest.mark.parametrize("name", MASKS)
+def test_fast_path_equals_reference_for_every_mask(name, dtype):
+    """Fast and reference path agree to 1e-6 for masks of every shape, on int16 and float32 CTs."""
     rng = np.random.default_rng([len(name), np.dtype(dtype).itemsize])
     shape = tuple(int(n) for n in rng.integers(9, 14, 3))
     ct_DHW = rng.normal(60, 45, shape).astype(dtype)
-    mask_DHW = SHAPES[name](np.ones(shape, dtype=np.bool_), rng)
+    mask_DHW = MASKS[name](np.ones(shape, dtype=np.bool_), rng)
     ct, mask = volumes(ct_DHW, mask_DHW, tuple(rng.uniform(0.6, 5.0, 3)))
     require_equal(extract(ct, mask, jobs=1), extract_reference(ct, mask))
 
@@ -122,107 +125,118 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("name", CONTENTS)
-def test_the_quick_road_equals_the_plain_one_for_every_content(name):
+def test_fast_path_equals_reference_for_every_content(name):
+    """Fast and reference path agree to 1e-6 for constant, negative, extreme and bin-edge intensities."""
     rng = np.random.default_rng(len(name))
     shape = (9, 11, 10)
     ct, mask = volumes(CONTENTS[name](rng, shape), rng.random(shape) < 0.5, (3.0, 1.0, 1.0))
     require_equal(extract(ct, mask, jobs=1), extract_reference(ct, mask))
 
 
-def test_a_ct_too_thin_for_a_filter_lacks_its_features_on_both_roads():
+def test_ct_too_thin_for_filter_has_missing_features():
+    """Both paths give NaN for the widest Laplacian of Gaussian if the CT is too thin for it, and only for that."""
     rng = np.random.default_rng(5)
     ct, mask = volumes(rng.normal(60, 30, (5, 12, 12)).astype(np.int16), rng.random((5, 12, 12)) < 0.5, (1.0, 1.0, 1.0))
-    found_F = extract(ct, mask, jobs=1)
-    require_equal(found_F, extract_reference(ct, mask))
-    missing = {n.partition("_")[0] for n in radiomics.missing_features(found_F)}
+    values_F = extract(ct, mask, jobs=1)
+    require_equal(values_F, extract_reference(ct, mask))
+    missing = {n.partition("_")[0] for n in extractor.missing_features(values_F)}
     assert missing == {"log-sigma-5-0-mm-3D"}
 
 
-def test_the_number_of_jobs_changes_no_bit(blob):
-    one_F = extract(*blob, jobs=1)
-    np.testing.assert_array_equal(extract(*blob, jobs=3), one_F)
-    np.testing.assert_array_equal(extract(*blob), one_F)
+def test_number_of_jobs_does_not_change_values(blob):
+    """The values are bitwise equal for any number of threads."""
+    single_F = extract(*blob, jobs=1)
+    np.testing.assert_array_equal(extract(*blob, jobs=3), single_F)
+    np.testing.assert_array_equal(extract(*blob), single_F)
 
 
-def test_the_real_liver_is_equal_on_every_feature(shared_data, tmp_path):
+def test_fast_path_equals_reference_on_real_liver(shared_data, tmp_path):
+    """On a real liver all features are finite and agree to 1e-6."""
     case = open_case(write_real_case(tmp_path / "R001", shared_data), mask_label=LIVER_LABEL)
     ct = read_ct(case)
     mask = read_mask(case, ct)
     assert mask.array_DHW.sum() == 41692
-    found_F = extract(ct, mask)
-    require_equal(found_F, extract_reference(ct, mask))
-    assert np.isfinite(found_F).all()
+    values_F = extract(ct, mask)
+    require_equal(values_F, extract_reference(ct, mask))
+    assert np.isfinite(values_F).all()
 
 
-def test_filters_are_checked_bit_for_bit_and_a_difference_is_noticed(monkeypatch):
+def test_filter_check_detects_one_bit_differences(monkeypatch):
+    """`matches_pyradiomics` holds for the installed packages and fails if any filter rounds differently."""
     assert matches_pyradiomics()
     import tmi.toolkit.radiomics.image_filters as filters
 
     for name in ("laplacian_of_gaussian", "_gradient", "_exponential"):
         with pytest.MonkeyPatch.context() as patch:
             if name in ("_gradient", "_exponential"):
-                true = filters.POINTWISE[name[1:]]
-                patch.setitem(filters.POINTWISE, name[1:], lambda s, true=true: np.nextafter(true(s), np.float32(9e9)))
+                exact = filters.POINTWISE[name[1:]]
+                patch.setitem(
+                    filters.POINTWISE, name[1:], lambda s, exact=exact: np.nextafter(exact(s), np.float32(9e9))
+                )
             else:
-                whole = filters.laplacian_of_gaussian
-                patch.setattr(filters, name, lambda s, sigma, whole=whole: whole(s, sigma) * np.float32(1.0000002))
+                exact = filters.laplacian_of_gaussian
+                patch.setattr(filters, name, lambda s, sigma, exact=exact: exact(s, sigma) * np.float32(1.0000002))
             assert not matches_pyradiomics.__wrapped__(), name
 
 
 @pytest.mark.parametrize(
-    ("plant", "told"),
+    ("plant", "reason"),
     [
-        (lambda patch: patch.setattr(quick, "matches_pyradiomics", lambda: False), "filter otherwise"),
-        (lambda patch: patch.setattr(quick, "is_pinned", lambda: False), "was checked against 3.0.1"),
+        (lambda patch: patch.setattr(fast_extractor, "matches_pyradiomics", lambda: False), "image filters differ"),
+        (lambda patch: patch.setattr(fast_extractor, "is_pinned", lambda: False), "was validated with 3.0.1"),
     ],
     ids=["filters", "version"],
 )
-def test_where_the_quick_road_does_not_hold_the_plain_one_is_taken_and_told(monkeypatch, blob, plant, told):
+def test_unsupported_packages_use_reference_with_warning(monkeypatch, blob, plant, reason):
+    """If the fast path is not valid with the installed packages, the reference path is used and reported."""
     plant(monkeypatch)
-    monkeypatch.setattr(radiomics, "extract_reference", lambda ct, mask: np.full(1781, math.pi))
+    monkeypatch.setattr(extractor, "extract_reference", lambda ct, mask: np.full(1781, math.pi))
     extracted = extract_with_note(*blob)
-    assert told in (extracted.note or "")
+    assert reason in (extracted.note or "")
     assert extracted.values_F[0] == math.pi
-    with pytest.warns(RuntimeWarning, match="extracted the slow way"):
+    with pytest.warns(RuntimeWarning, match="extracted by the slow reference path"):
         extract(*blob)
 
 
 EMPTY = np.zeros((6, 7, 8), dtype=np.bool_)
 
 
-def _with(*places):
-    answer = EMPTY.copy()
-    for place in places:
-        answer[place] = True
-    return answer
+def _with(*indices):
+    mask = EMPTY.copy()
+    for index in indices:
+        mask[index] = True
+    return mask
 
 
-@pytest.mark.parametrize("road", [extract, extract_reference], ids=["quick", "plain"])
+@pytest.mark.parametrize("path", [extract, extract_reference], ids=["fast", "reference"])
 @pytest.mark.parametrize(
-    ("mask_DHW", "told"),
+    ("mask_DHW", "message"),
     [
         (EMPTY, "too small for radiomics"),
         (_with((1, 2, 3)), "too small for radiomics"),
         (_with((1, 2, 3), (4, 2, 3)), "too small for radiomics"),
         (~EMPTY, "covers the whole CT"),
     ],
-    ids=["empty", "one voxel", "a line", "everything"],
+    ids=["empty", "one voxel", "a line", "whole CT"],
 )
-def test_a_mask_without_texture_is_refused(road, mask_DHW, told):
+def test_mask_without_texture_is_rejected(path, mask_DHW, message):
+    """Both paths reject a mask that is empty, one voxel, one line or the whole CT."""
     ct, mask = volumes(np.arange(336, dtype=np.int16).reshape(6, 7, 8), mask_DHW)
-    with pytest.raises(InputRejectedError, match=told) as refused:
-        road(ct, mask)
-    assert refused.value.code == "radiomics-mask"
+    with pytest.raises(InputRejectedError, match=message) as error:
+        path(ct, mask)
+    assert error.value.code == "radiomics-mask"
 
 
-def test_a_ct_of_zeros_is_refused():
+def test_ct_of_zeros_is_rejected():
+    """A CT that is zero everywhere is rejected before any filter divides by its largest intensity."""
     ct, mask = volumes(np.zeros((6, 7, 8), dtype=np.int16), _with((1, 2, 3), (2, 3, 3)))
     with pytest.raises(InputRejectedError, match="zero everywhere"):
         extract(ct, mask)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_mesh_equals_that_of_the_c_code(seed):
+def test_mesh_equals_pyradiomics_c_code(seed):
+    """Area, volume and diameters of random masks equal those of pyradiomics' C code."""
     rng = np.random.default_rng(seed)
     mask_DHW = rng.random(tuple(rng.integers(2, 20, 3))) < rng.choice([0.1, 0.5, 0.9])
     mask_DHW[0, 0, 0] = mask_DHW[-1, -1, -1] = True

@@ -1,8 +1,8 @@
-"""Extraction that remembers: the same voxels, mask, settings and packages are never worked out twice.
+"""Cached extraction: the same voxels, mask, settings and package versions are extracted only once.
 
-The key is made of contents, not of names or dates. A hit needs neither pyradiomics nor SimpleITK to be imported. An
-entry is 14 kB; the kind is bounded at 64 MiB, some 4,700 masks. `tmi.toolkit.storage.content_cache` says where it lies,
-how it is turned off and that it may be deleted at any time.
+The key is a digest of contents; file names and dates are not part of it. A hit imports neither pyradiomics nor
+SimpleITK. An entry takes 14 kB, and the cache is limited to 64 MiB, about 4,700 masks.
+`tmi.toolkit.storage.content_cache` documents its location and how to disable or delete it.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ if TYPE_CHECKING:
     from tmi.toolkit.radiomics.extractor import ExtractedFeatures
 
 KIND = "radiomics"
+"""Name of the cache's folder."""
 MAX_BYTES = 64 * 2**20
+"""Size limit of the cache."""
 CACHE_VERSION = 1
-"""Raised whenever a change of our own code could change a value."""
+"""Increase it with every change of this package that can change a value."""
 PACKAGES = ("pyradiomics", "SimpleITK", "PyWavelets", "numpy")
-"""What the values depend on."""
+"""Packages whose version can change a value."""
 
 
 def package_versions() -> dict[str, str]:
-    """Installed versions of what the values depend on; one that is not installed is left out."""
+    """Return the installed versions of `PACKAGES`; packages that are not installed are left out."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -43,22 +45,22 @@ def package_versions() -> dict[str, str]:
 
 
 def cache_key(ct: Volume, mask: Volume) -> str:
-    """Digest of everything that the values depend on.
+    """Return the digest of everything that the values depend on.
 
     Args:
-        ct: Hounsfield units.
-        mask: bool, on the CT's grid; its label has been applied.
+        ct: CT in Hounsfield units.
+        mask: bool, on the CT's grid; the label is already selected.
     """
-    voxels = hashlib.sha256(np.ascontiguousarray(ct.array_DHW).data).hexdigest()
-    inside = hashlib.sha256(np.packbits(mask.array_DHW.astype(np.bool_)).data).hexdigest()
+    ct_sha256 = hashlib.sha256(np.ascontiguousarray(ct.array_DHW).data).hexdigest()
+    mask_sha256 = hashlib.sha256(np.packbits(mask.array_DHW.astype(np.bool_)).data).hexdigest()
     return sha256_json(
         {
-            "road": CACHE_VERSION,
-            "ct": voxels,
+            "road": CACHE_VERSION,  # renaming this key would invalidate all existing entries
+            "ct": ct_sha256,
             "dtype": str(ct.array_DHW.dtype),
             "shape_DHW": list(ct.array_DHW.shape),
             "spacing_DHW_mm": list(ct.spacing_DHW_mm),
-            "mask": inside,
+            "mask": mask_sha256,
             "settings": SETTINGS_DIGEST,
             "packages": package_versions(),
         }
@@ -66,19 +68,19 @@ def cache_key(ct: Volume, mask: Volume) -> str:
 
 
 def extract_cached(ct: Volume, mask: Volume, *, jobs: int | None = None, use_cache: bool = True) -> ExtractedFeatures:
-    """As `tmi.toolkit.radiomics.extractor.extract_with_note`, from the cache where it is there.
+    """Return the cached features of a mask, or extract and cache them.
 
     Args:
-        ct: Hounsfield units.
+        ct: CT in Hounsfield units.
         mask: bool, on the CT's grid.
-        jobs: threads; None for every core this process may use.
+        jobs: number of threads; None for all cores available to this process.
         use_cache: False neither reads nor fills the cache.
 
     Raises:
-        UnavailableError: nothing is remembered and pyradiomics is not installed.
-        InputRejectedError: the mask is too small, or the CT is empty.
+        UnavailableError: the features are not cached and pyradiomics is not installed.
+        InputRejectedError: `radiomics-mask` or `ct-not-hu`, as in `tmi.toolkit.radiomics.extractor.extract`.
     """
-    from tmi.toolkit.radiomics.extractor import (  # imports nothing heavy before it extracts
+    from tmi.toolkit.radiomics.extractor import (  # pyradiomics itself is imported only by the extraction
         ExtractedFeatures,
         extract_with_note,
     )
@@ -91,6 +93,6 @@ def extract_cached(ct: Volume, mask: Volume, *, jobs: int | None = None, use_cac
     if data is not None and len(data) == 8 * len(FEATURE_NAMES):
         return ExtractedFeatures(values_F=np.frombuffer(data, dtype="<f8").astype(np.float64))
     extracted = extract_with_note(ct, mask, jobs=jobs)
-    if extracted.note is None:  # what a user should know of an extraction would be lost with the next hit
+    if extracted.note is None:  # an entry has no place for the note, so the next hit would lose it
         cache.put(key, extracted.values_F.astype("<f8").tobytes())
     return extracted

@@ -1,8 +1,8 @@
-"""Radiomics tables that were computed elsewhere: rows of cases under other names.
+"""Read radiomics tables that were computed elsewhere: one row per case, possibly with other column names.
 
-What pyradiomics' own command line writes is read as it is: a row a case, columns of settings (`diagnostics_*`) and of
-inputs (`Image`, `Mask`) beside the features. A mapping gives other names: foreign name -> our name, or null for a
-column to be left out. Nothing is guessed: what is missing or unknown is refused by name.
+The output of pyradiomics' command line is read without a mapping: one row per case, with columns of settings
+(`diagnostics_*`) and inputs (`Image`, `Mask`) besides the features. Other names need a mapping: external name ->
+feature name, or null to ignore a column. Missing and unknown columns are rejected by name, never guessed.
 """
 
 from __future__ import annotations
@@ -23,46 +23,47 @@ from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.radiomics.table import parse_value
 
 IGNORED_PREFIXES = ("diagnostics_", "general_info_")
-"""Columns of pyradiomics that hold no features."""
+"""Prefixes of pyradiomics' columns that contain no features."""
 IGNORED_COLUMNS = frozenset({"", "image", "mask", "label", "label_channel", "reader"})
 """Columns of pyradiomics' input table, in lower case."""
 ID_COLUMNS = ("case_id", "case", "id", "patient_id", "patientid", "subject_id", "subject")
-"""Where the case id is looked for, in lower case, in this order."""
+"""Names of the case id column, in lower case and in order of preference."""
 MAX_BYTES = 512 * 2**20
+"""Larger files are rejected."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalTable:
-    """A table whose columns have been matched with our features; its values are read case by case."""
+    """A table whose columns are matched with the features; its values are parsed case by case."""
 
     name: str
     """File name, for messages."""
     columns: Mapping[str, int]
-    """Feature -> column."""
+    """Feature -> column index."""
     renamed: Mapping[str, str]
-    """Feature -> its name in the table, where they differ."""
+    """Feature -> its name in the table, if the two differ."""
     id_column: int | None
-    """Column of the case id; None in a table of one row without one."""
+    """Index of the case id column; None for a table of one row without case ids."""
     rows: tuple[tuple[str, ...], ...]
-    """Cells."""
+    """Cells of the rows below the header."""
 
     def values_of(self, case_id: str) -> Float[NDArray[np.float64], "1781"]:
-        """The features of a case, in the order of `FEATURE_NAMES`; NaN where a cell is missing.
+        """Return the features of a case in the order of `FEATURE_NAMES`; NaN for missing cells.
 
         Raises:
             InputRejectedError: `radiomics-rows`: no row of this case, or several; `radiomics-value`.
         """
-        found = self.rows
+        matches = self.rows
         if self.id_column is not None:
-            found = tuple(row for row in self.rows if row[self.id_column].strip() == case_id)
-        if len(found) != 1:
+            matches = tuple(row for row in self.rows if row[self.id_column].strip() == case_id)
+        if len(matches) != 1:
             raise InputRejectedError(
-                f"{self.name} has {len(found) or 'no'} row{'s' if len(found) > 1 else ''} of this case",
-                fix="give one row a case, its id as the case folder's name, and name the column with --id-column",
+                f"{self.name} has {len(matches) or 'no'} row{'s' if len(matches) > 1 else ''} of this case",
+                fix="give one row per case with the case folder's name as its id; set the column with --id-column",
                 code="radiomics-rows",
                 case_id=case_id,
             )
-        cells = found[0]
+        cells = matches[0]
         values = [
             parse_value(cells[self.columns[name]], name=name, file=self.name, case_id=case_id) for name in FEATURE_NAMES
         ]
@@ -70,12 +71,12 @@ class ExternalTable:
 
 
 def read_mapping(path: Path) -> dict[str, str | None]:
-    """Foreign name -> our name, from JSON or YAML; null leaves a column out.
+    """Read a mapping external name -> feature name from JSON or YAML; null ignores a column.
 
     Raises:
-        UsageError: it cannot be read, or is no mapping of names to feature names.
+        UsageError: the file cannot be read, or is not a mapping of names to distinct feature names.
     """
-    fix = 'give a JSON or YAML file of the form {"their name": "our name"}; null leaves a column out'
+    fix = 'give a JSON or YAML file of the form {"column name": "feature name"}; null ignores a column'
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() in (".yaml", ".yml"):
@@ -92,77 +93,82 @@ def read_mapping(path: Path) -> dict[str, str | None]:
     if not isinstance(data, dict) or not all(
         isinstance(k, str) and (v is None or isinstance(v, str)) for k, v in data.items()
     ):
-        raise UsageError(f"{path} is no mapping of names", fix=fix)
+        raise UsageError(f"{path} is not a mapping of names", fix=fix)
     known = set(FEATURE_NAMES)
-    for theirs, ours in data.items():
-        if ours is not None and ours not in known:
+    for column, feature in data.items():
+        if feature is not None and feature not in known:
             raise UsageError(
-                f"{path} maps {theirs[:80]!r} to {ours[:80]!r}, which is no feature",
-                fix="use the names of docs/radiomics.md",
+                f"{path} maps {column[:80]!r} to {feature[:80]!r}, which is not a feature",
+                fix="use the feature names in docs/radiomics.md",
             )
     mapped = [v for v in data.values() if v is not None]
-    twice = next((v for v in mapped if mapped.count(v) > 1), None)
-    if twice is not None:
-        raise UsageError(f"{path} maps two columns to {twice}", fix="keep one of them")
+    duplicate = next((v for v in mapped if mapped.count(v) > 1), None)
+    if duplicate is not None:
+        raise UsageError(f"{path} maps two columns to {duplicate}", fix="keep one of them")
     return data
 
 
 def read_external_table(
     path: Path, mapping: Mapping[str, str | None] | None = None, *, id_column: str | None = None
 ) -> ExternalTable:
-    """Match a table's columns with our features.
+    """Read a table and match its columns with the features.
 
     Args:
-        path: comma-, semicolon- or tab-separated text in UTF-8, a header and a row a case.
-        mapping: as `read_mapping` gives it.
-        id_column: name of the column of case ids; None looks for one of `ID_COLUMNS`.
+        path: comma-, semicolon- or tab-separated text in UTF-8: a header and one row per case.
+        mapping: external name -> feature name, as returned by `read_mapping`.
+        id_column: name of the case id column; None selects the first of `ID_COLUMNS` that exists.
 
     Raises:
-        UsageError: it cannot be read, lacks a feature or a column that the mapping names, or has an unknown or doubled
-            column.
+        UsageError: the table cannot be read, misses a feature or a column of the mapping, or has an unknown or
+            duplicate column.
     """
     rows = _read_rows(path)
     header, mapping = [name.strip() for name in rows[0]], mapping or {}
-    if lacking := [name for name in mapping if name not in header]:
-        raise UsageError(f"{path.name} has no column {lacking[0][:80]!r}, which the mapping names", fix="correct it")
-    number = _id_column(header, id_column, path.name)
-    if number is None and len(rows) > 2:
-        raise UsageError(f"{path.name} has {len(rows) - 1} rows and no column of case ids", fix="name it: --id-column")
+    if absent := [name for name in mapping if name not in header]:
+        raise UsageError(
+            f"{path.name} has no column {absent[0][:80]!r}, which the mapping names",
+            fix="correct the name in the mapping",
+        )
+    id_index = _id_column(header, id_column, path.name)
+    if id_index is None and len(rows) > 2:
+        raise UsageError(
+            f"{path.name} has {len(rows) - 1} rows and no column of case ids", fix="name the column with --id-column"
+        )
     known, columns, renamed = set(FEATURE_NAMES), {}, {}
     for k, name in enumerate(header):
-        ours = mapping.get(name, name)
-        if k == number or ours is None or name.startswith(IGNORED_PREFIXES) or name.lower() in IGNORED_COLUMNS:
+        feature = mapping.get(name, name)
+        if k == id_index or feature is None or name.startswith(IGNORED_PREFIXES) or name.lower() in IGNORED_COLUMNS:
             continue
-        if ours not in known:
+        if feature not in known:
             raise UsageError(
                 f"{path.name} has the unknown column {name[:80]!r}",
-                fix="map it to one of our features, or to null to leave it out, in a file given with --map",
+                fix="map it to a feature, or to null to ignore it, in a file given with --map",
             )
-        if ours in columns:
-            raise UsageError(f"{path.name} gives {ours} twice", fix="map one of the two columns to null")
-        columns[ours] = k
-        if ours != name:
-            renamed[ours] = name
+        if feature in columns:
+            raise UsageError(f"{path.name} has two columns for {feature}", fix="map one of the two columns to null")
+        columns[feature] = k
+        if feature != name:
+            renamed[feature] = name
     if missing := [name for name in FEATURE_NAMES if name not in columns]:
-        others = f", with {len(missing) - 1} others" if len(missing) > 1 else ""
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UsageError(
-            f"{path.name} lacks {missing[0]}{others}",
-            fix="map the columns of other names with --map, or extract the features from the mask",
+            f"{path.name} has no column for {missing[0]}{others}",
+            fix="map columns with other names with --map, or extract the features from the mask",
         )
     return ExternalTable(
         name=path.name,
         columns=columns,
         renamed=renamed,
-        id_column=number,
+        id_column=id_index,
         rows=tuple(tuple(row) for row in rows[1:]),
     )
 
 
 def _read_rows(path: Path) -> list[list[str]]:
-    fix = "save it as comma-separated UTF-8: a header, and a row a case"
+    fix = "save it as comma-separated UTF-8: a header, and one row per case"
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{path} is larger than any table of features", fix=fix)
+            raise UsageError(f"{path} is too large for a table of features", fix=fix)
         text = path.read_text(encoding="utf-8-sig")
         first = text.partition("\n")[0]
         delimiter = max(",;\t", key=first.count)
@@ -177,10 +183,13 @@ def _read_rows(path: Path) -> list[list[str]]:
     return rows
 
 
-def _id_column(header: list[str], asked: str | None, name: str) -> int | None:
-    if asked is not None:
-        if asked not in header:
-            raise UsageError(f"{name} has no column {asked[:80]!r}", fix="name the column of case ids as it is written")
-        return header.index(asked)
+def _id_column(header: list[str], requested: str | None, name: str) -> int | None:
+    """Return the index of the case id column: the requested one, else the first of `ID_COLUMNS` that exists."""
+    if requested is not None:
+        if requested not in header:
+            raise UsageError(
+                f"{name} has no column {requested[:80]!r}", fix="name the case id column exactly as in the header"
+            )
+        return header.index(requested)
     lower = [column.lower() for column in header]
     return next((lower.index(column) for column in ID_COLUMNS if column in lower), None)

@@ -1,6 +1,6 @@
-"""Radiomics of a CT and its mask through pyradiomics: exactly 1,781 features in one fixed order.
+"""Extract the 1,781 radiomic features of a CT and its mask, in one fixed order.
 
-The features are those of van Griethuysen 2017 (doi:10.1158/0008-5472.CAN-17-0339) under the settings in
+The features are those of pyradiomics (van Griethuysen 2017, doi:10.1158/0008-5472.CAN-17-0339) under the settings in
 `tmi.toolkit.radiomics.settings`, computed on the canonical RAS+ grid without resampling.
 """
 
@@ -43,29 +43,32 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractedFeatures:
-    """The features of one mask, and what a user should know of how they were had."""
+    """Features of one mask, and a note if the slow reference path was used."""
 
     values_F: Float[NDArray[np.float64], "1781"]
-    """In the order of `FEATURE_NAMES`; NaN where a feature has no finite value."""
+    """Values in the order of `FEATURE_NAMES`; NaN where a feature has no finite value."""
     note: str | None = None
-    """Why the plain road was taken; None where the quick one was."""
+    """Why the reference path was used; None if the fast path was."""
 
 
 def extract(ct: Volume, mask: Volume, *, jobs: int | None = None) -> Float[NDArray[np.float64], "1781"]:
-    """The features in the order of `FEATURE_NAMES`; NaN where one has no finite value.
+    """Extract the features of a mask.
 
-    Equal to `extract_reference` to 1e-6 of each value, and several times quicker. Where the installed packages do not
-    allow that, a `RuntimeWarning` says so and the plain road is taken.
+    The values equal those of `extract_reference` to a relative 1e-6 and are computed several times faster. If the
+    installed packages do not support the fast path, the reference path is used and a `RuntimeWarning` is issued.
 
     Args:
-        ct: Hounsfield units.
+        ct: CT in Hounsfield units.
         mask: bool, on the CT's grid.
-        jobs: threads to spread the image types over; None for every core this process may use.
+        jobs: threads that the image types are distributed over; None for all cores available to this process.
+
+    Returns:
+        Values in the order of `FEATURE_NAMES`; NaN where a feature has no finite value.
 
     Raises:
         UnavailableError: pyradiomics is not installed.
-        InputRejectedError: `radiomics-mask`: the mask is empty, one voxel, a line or everything; `ct-not-hu`: the CT is
-            zero everywhere.
+        InputRejectedError: `radiomics-mask`: the mask is empty, one voxel, one line or the whole CT; `ct-not-hu`: the
+            CT is zero everywhere.
     """
     extracted = extract_with_note(ct, mask, jobs=jobs)
     if extracted.note is not None:
@@ -74,7 +77,7 @@ def extract(ct: Volume, mask: Volume, *, jobs: int | None = None) -> Float[NDArr
 
 
 def extract_with_note(ct: Volume, mask: Volume, *, jobs: int | None = None) -> ExtractedFeatures:
-    """As `extract`, with what it would warn of as a value.
+    """Extract the features of a mask; like `extract`, but the warning is returned as a note.
 
     Args:
         ct: as in `extract`.
@@ -87,16 +90,16 @@ def extract_with_note(ct: Volume, mask: Volume, *, jobs: int | None = None) -> E
     """
     reason = reference_path_reason()
     if reason is not None:
-        note = f"radiomics were extracted the slow way: {reason}"
+        note = f"radiomics were extracted by the slow reference path: {reason}"
         return ExtractedFeatures(values_F=extract_reference(ct, mask), note=note)
     require_extractable(ct, mask)
-    inside_DHW = mask.array_DHW.astype(np.bool_)
-    answer = extract_fast(ct.array_DHW, inside_DHW, ct.spacing_DHW_mm, jobs=jobs or available_cores())
-    return ExtractedFeatures(values_F=to_feature_order(answer))
+    mask_DHW = mask.array_DHW.astype(np.bool_)
+    features = extract_fast(ct.array_DHW, mask_DHW, ct.spacing_DHW_mm, jobs=jobs or available_cores())
+    return ExtractedFeatures(values_F=to_feature_order(features))
 
 
 def extract_reference(ct: Volume, mask: Volume) -> Float[NDArray[np.float64], "1781"]:
-    """The same by one plain call of pyradiomics: the reference that `extract` is held to.
+    """Extract the same features with one call of pyradiomics; the reference that `extract` is compared with.
 
     Args:
         ct: as in `extract`.
@@ -110,26 +113,26 @@ def extract_reference(ct: Volume, mask: Volume) -> Float[NDArray[np.float64], "1
     require_extractable(ct, mask)
     image, region = to_image(ct.array_DHW, ct.spacing_DHW_mm), to_image(mask.array_DHW, ct.spacing_DHW_mm)
     with pyradiomics_quiet():
-        answer = reference_extractor().execute(image, region)
-    return to_feature_order(answer)
+        features = reference_extractor().execute(image, region)
+    return to_feature_order(features)
 
 
 def require_extractable(ct: Volume, mask: Volume) -> None:
-    """Refuse a mask that spans fewer than two axes or covers everything, and a CT without a single value.
+    """Reject a mask that extends along fewer than two axes or covers the whole CT, and a CT that is zero everywhere.
 
     Raises:
         InputRejectedError: `radiomics-mask`, `ct-not-hu`.
     """
-    inside_DHW = mask.array_DHW
-    spans = (np.flatnonzero(inside_DHW.any(axis=other)) for other in ((1, 2), (0, 2), (0, 1)))
-    wide = sum(int(span[-1] > span[0]) for span in spans if len(span))
-    if wide < SETTINGS["setting"]["minimumROIDimensions"]:
+    mask_DHW = mask.array_DHW
+    spans = (np.flatnonzero(mask_DHW.any(axis=other)) for other in ((1, 2), (0, 2), (0, 1)))
+    dimensions = sum(int(span[-1] > span[0]) for span in spans if len(span))
+    if dimensions < SETTINGS["setting"]["minimumROIDimensions"]:
         raise InputRejectedError(
             "the mask is too small for radiomics: it is empty, one voxel or one line of voxels",
             fix="segment the liver, or name its label with --mask-label",
             code="radiomics-mask",
         )
-    if inside_DHW.all():
+    if mask_DHW.all():
         raise InputRejectedError(
             "the mask covers the whole CT",
             fix="segment the liver, or name its label with --mask-label",
@@ -141,7 +144,11 @@ def require_extractable(ct: Volume, mask: Volume) -> None:
         )
 
 
-def to_feature_order(answer: Mapping[str, Any]) -> Float[NDArray[np.float64], "1781"]:
-    """Named values in the order of `FEATURE_NAMES`: complex ones cast to real, absent or non-finite ones to NaN."""
-    values_F = np.array([np.real(np.asarray(answer.get(name, np.nan))).item() for name in FEATURE_NAMES])
+def to_feature_order(features: Mapping[str, Any]) -> Float[NDArray[np.float64], "1781"]:
+    """Arrange named values in the order of `FEATURE_NAMES`.
+
+    Complex values (MCC with complex eigenvalues) are reduced to their real part. Missing and non-finite values become
+    NaN.
+    """
+    values_F = np.array([np.real(np.asarray(features.get(name, np.nan))).item() for name in FEATURE_NAMES])
     return np.where(np.isfinite(values_F), values_F, np.nan).astype(np.float64)

@@ -1,9 +1,9 @@
-"""The quick road: the same 1,781 values as one plain call of pyradiomics, from work that is done once.
+"""The fast extraction path: the same 1,781 values as one call of pyradiomics, without repeated work.
 
-One mask is cropped and sorted once, every image type is worked out only where the mask needs it, voxels are binned once
-for all classes, and the texture matrices are counted with numpy. Image types are spread over threads: ITK, PyWavelets
-and numpy let go of Python's lock for most of the work, and threads need no second copy of the CT, no start-up and no
-guarded main module. `docs/radiomics.md` tells what each step gained.
+The mask is cropped and its voxels are sorted once. Each image type is filtered only where the mask needs it. Voxels are
+binned once for all feature classes, and the texture matrices are counted with numpy. Image types are distributed over
+threads: ITK, PyWavelets and numpy release the GIL for most of the work, and threads share the CT and start at no cost.
+`docs/radiomics.md` lists the time saved by each step.
 """
 
 from __future__ import annotations
@@ -33,54 +33,58 @@ from tmi.toolkit.radiomics.pyradiomics import is_pinned, load, pyradiomics_quiet
 from tmi.toolkit.radiomics.settings import PYRADIOMICS_VERSION
 
 FeatureValues = Mapping[str, Any]
-"""Feature names and values."""
+"""Feature name -> value."""
 
 
 def reference_path_reason() -> str | None:
-    """Why the quick road cannot be taken with the packages that are installed; None where it can.
+    """Return why the fast path cannot be used with the installed packages; None if it can.
 
     Raises:
         UnavailableError: pyradiomics is not installed.
     """
     if not is_pinned():
-        return f"pyradiomics {version()} is installed, and the quick road was checked against {PYRADIOMICS_VERSION}"
+        return f"pyradiomics {version()} is installed, but the fast path was validated with {PYRADIOMICS_VERSION}"
     if not matches_pyradiomics():
-        return "the installed SimpleITK, PyWavelets or numpy filter otherwise than pyradiomics through them"
+        return "the image filters differ from those of pyradiomics with the installed SimpleITK, PyWavelets or numpy"
     return None
 
 
 def extract_fast(
     ct_DHW: NDArray[Any], mask_DHW: NDArray[np.bool_], spacing_DHW_mm: tuple[float, float, float], *, jobs: int
 ) -> FeatureValues:
-    """Every feature that can be had, by name.
+    """Compute the features by name.
 
     Args:
-        ct_DHW: Hounsfield units, int16 or float32, not zero everywhere.
-        mask_DHW: at least two voxels wide along two axes.
-        spacing_DHW_mm: voxel size.
-        jobs: threads.
+        ct_DHW: CT in Hounsfield units, int16 or float32, not zero everywhere.
+        mask_DHW: bool, at least two voxels wide along two axes.
+        spacing_DHW_mm: voxel size in millimetres along D, H, W.
+        jobs: number of threads.
+
+    Returns:
+        Feature name -> value; features of an image type for which the CT is too thin are left out.
     """
-    load()
+    load()  # raises before any work if pyradiomics is missing
     region = find_region(mask_DHW)
     source = make_filter_input(ct_DHW, spacing_DHW_mm, region)
     with pyradiomics_quiet(), ThreadPoolExecutor(max(1, jobs)) as pool:
-        # a filter that takes long beside images that need none: the former run free of Python's lock
+        # The widest Laplacian of Gaussian takes longest, so it starts first. The other LoG filters, which release the
+        # GIL, alternate with image types whose time goes into texture formulas, which hold it.
         first = [pool.submit(_log, source, region, sigma) for sigma in LOG_SIGMAS_MM[:1]]
         first.append(pool.submit(_shape, region, spacing_DHW_mm))
-        rest = [partial(_log, source, region, sigma) for sigma in LOG_SIGMAS_MM[1:]]
+        logs = [partial(_log, source, region, sigma) for sigma in LOG_SIGMAS_MM[1:]]
         direct = [partial(_pointwise, source, region, name) for name in POINTWISE]
         bands = [
             partial(_image, source, region, f"wavelet-{band}", values_N)
             for band, values_N in wavelet_bands(source).items()
         ]
-        futures = first + [pool.submit(task) for task in _interleave(rest, bands + direct)]
+        futures = first + [pool.submit(task) for task in _interleave(logs, bands + direct)]
         return {name: value for future in futures for name, value in future.result().items()}
 
 
 def _interleave(
     few: Sequence[Callable[[], FeatureValues]], many: Sequence[Callable[[], FeatureValues]]
 ) -> list[Callable[[], FeatureValues]]:
-    """The few spread evenly among the first of the many."""
+    """Alternate the tasks of both lists until `few` is exhausted, then append the rest of `many`."""
     tasks: list[Callable[[], FeatureValues]] = []
     for k, task in enumerate(many):
         tasks += [*few[k : k + 1], task]
@@ -88,8 +92,8 @@ def _interleave(
 
 
 def _image(source: FilterInput, region: Region, image_type: str, values_N: Voxels) -> FeatureValues:
-    found = image_features(values_N, region, source.spacing_DHW_mm)
-    return {f"{image_type}_{name}": value for name, value in found.items()}
+    features = image_features(values_N, region, source.spacing_DHW_mm)
+    return {f"{image_type}_{name}": value for name, value in features.items()}
 
 
 def _pointwise(source: FilterInput, region: Region, name: str) -> FeatureValues:

@@ -1,8 +1,7 @@
-"""The 1,781 radiomic features by name, in the one fixed order. Needs no pyradiomics.
+"""Names of the 1,781 radiomic features in their fixed order; this module does not need pyradiomics.
 
 1,781 = 14 shape features of the mask + 93 features of each of 19 image types: 18 first-order, 24 GLCM, 16 GLRLM,
-16 GLSZM, 14 GLDM, 5 NGTDM. A name is `<image type>_<class>_<feature>` as pyradiomics 3.0.1 writes it; the order is
-the one in which pyradiomics gives them.
+16 GLSZM, 14 GLDM, 5 NGTDM. A name is `<image type>_<class>_<feature>`. Names and order are those of pyradiomics 3.0.1.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ SHAPE_FEATURES: tuple[str, ...] = tuple(
     Maximum2DDiameterSlice Maximum3DDiameter MeshVolume MinorAxisLength Sphericity SurfaceArea SurfaceVolumeRatio
     VoxelVolume""".split()
 )
-"""Features of the mask alone."""
+"""Shape features, which depend on the mask only."""
 
 CLASS_FEATURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -45,7 +44,7 @@ CLASS_FEATURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         }.items()
     }
 )
-"""Feature class -> the features that every image type has."""
+"""Feature class -> its features, computed for every image type."""
 
 IMAGE_TYPES: tuple[str, ...] = (
     "original",
@@ -57,7 +56,7 @@ IMAGE_TYPES: tuple[str, ...] = (
     "exponential",
     "gradient",
 )
-"""The 19 image types."""
+"""The 19 image types: the CT and its filtered versions."""
 
 FEATURE_NAMES: tuple[str, ...] = (
     *(f"original_shape_{feature}" for feature in SHAPE_FEATURES),
@@ -68,4 +67,4 @@ FEATURE_NAMES: tuple[str, ...] = (
         for feature in names
     ),
 )
-"""Every feature, in the order of all tables, arrays and scalers."""
+"""All features, in the order used by tables, arrays and scalers."""

@@ -1,7 +1,7 @@
-"""`radiomics.json`: what the values in `radiomics.csv` beside it were made from, and with which settings and packages.
+"""`radiomics.json`: the sources, settings and package versions of the values in the `radiomics.csv` next to it.
 
-It is optional: a table that a user brings has none until `tmi radiomics --from` takes it in. Prediction never reads it;
-`tmi check` does, and says so where table and files no longer belong together.
+The record is optional: a user's own table has none until `tmi radiomics --from` imports it. Prediction never reads the
+record. `tmi check` does, and reports a table that no longer matches its files.
 """
 
 from __future__ import annotations
@@ -23,52 +23,52 @@ SCHEMA = "tmi-radiomics/1"
 
 @dataclass(frozen=True, kw_only=True)
 class RadiomicsRecord:
-    """Where a table comes from."""
+    """Provenance of a radiomics table."""
 
     source: Literal["extracted", "table"]
-    """Extracted from the mask here, or taken from a table that was computed elsewhere."""
+    """`extracted` from the mask by this package, or imported from an external `table`."""
     table_sha256: str
-    """Digest of radiomics.csv."""
+    """SHA-256 of radiomics.csv."""
     ct_sha256: str | None
-    """Digest of the CT's file; None where there was none."""
+    """SHA-256 of the CT's file; None if it did not exist."""
     mask_sha256: str | None
-    """Digest of the mask's file; None where there was none."""
+    """SHA-256 of the mask's file; None if it did not exist."""
     mask_label: int | None = None
-    """Label of the liver in the mask; None for every voxel that is not zero."""
+    """Label of the liver in the mask; None for every non-zero voxel."""
     settings_digest: str | None = None
-    """Digest of the settings; None where they are not known."""
+    """SHA-256 of the settings; None if they are unknown."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """The settings, as in a pyradiomics parameter file; empty where they are not known."""
+    """The settings, as in a pyradiomics parameter file; empty if they are unknown."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Versions of the packages that computed the values; empty where they are not known."""
+    """Versions of the packages that computed the values; empty if they are unknown."""
     mapping: dict[str, str] = field(default_factory=dict)
-    """Our feature name -> its name in the foreign table, where they differ."""
+    """Feature name -> its name in the external table, if the two differ."""
     note: str | None = None
-    """What was done otherwise than usual."""
+    """Deviation from the default extraction, such as the use of the reference path."""
     schema: str = SCHEMA
-    """Form of the file."""
+    """Schema id of the file."""
 
 
 def record_path(case: Case) -> Path:
-    """Where a case keeps the record."""
+    """Return the path of the case's record."""
     return case.folder / RADIOMICS_RECORD_FILE
 
 
 def file_digest(path: Path) -> str | None:
-    """Digest of a file; None where there is none."""
+    """Return the SHA-256 of a file; None if it does not exist."""
     return sha256_file(path) if path.is_file() else None
 
 
 def write_record(case: Case, record: RadiomicsRecord) -> None:
-    """Write it, atomically."""
+    """Write the case's record atomically."""
     write_json(record_path(case), to_json(record))
 
 
 def read_record(case: Case) -> RadiomicsRecord | None:
-    """The record; None where there is none.
+    """Read the case's record; None if it has none.
 
     Raises:
-        UsageError: it is not of the form this version reads.
+        UsageError: the record does not follow the schema that this version reads.
     """
     path = record_path(case)
     if not path.is_file():
@@ -76,37 +76,37 @@ def read_record(case: Case) -> RadiomicsRecord | None:
     try:
         record = from_json(RadiomicsRecord, json.loads(path.read_bytes()), where=path.name)
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path.name} cannot be read as JSON", fix="extract anew with --force") from error
+        raise UsageError(f"{path.name} cannot be read as JSON", fix="extract again with --force") from error
     if record.schema != SCHEMA:
-        raise UsageError(f"{path.name} has schema {record.schema[:40]!r}", fix="extract anew with --force")
+        raise UsageError(f"{path.name} has schema {record.schema[:40]!r}", fix="extract again with --force")
     return record
 
 
 def staleness_reason(case: Case) -> str | None:
-    """In what the case's radiomics.csv no longer fits what lies beside it; None where nothing is known against it.
+    """Return why the case's radiomics.csv no longer matches its record, CT, mask or label; None if no reason is found.
 
-    Reads and hashes the CT and the mask: a matter of checking, never of predicting.
+    The CT and the mask are read and hashed, so this function is part of checks but not of prediction.
     """
     if not case.radiomics.is_file():
         return None
     try:
         record = read_record(case)
     except UsageError:
-        return f"{RADIOMICS_RECORD_FILE} is not of the form {SCHEMA}"
+        return f"{RADIOMICS_RECORD_FILE} does not follow the schema {SCHEMA}"
     if record is None:
         return None
     if sha256_bytes(case.radiomics.read_bytes()) != record.table_sha256:
         return f"{RADIOMICS_FILE} was changed after {RADIOMICS_RECORD_FILE} was written"
     if record.source == "extracted" and record.settings_digest != SETTINGS_DIGEST:
         return f"{RADIOMICS_FILE} was extracted with other settings than this version's"
-    for name, path, known in ((CT_FILE, case.ct, record.ct_sha256), (MASK_FILE, case.mask, record.mask_sha256)):
+    for name, path, recorded in ((CT_FILE, case.ct, record.ct_sha256), (MASK_FILE, case.mask, record.mask_sha256)):
         try:
-            found = file_digest(path)
+            current = file_digest(path)
         except OSError:
-            continue  # its own check says that it cannot be read
-        if known is not None and found is not None and found != known:
-            return f"{RADIOMICS_FILE} was made from another {name} than the one that is there"
+            continue  # the check of the file itself reports that it cannot be read
+        if recorded is not None and current is not None and current != recorded:
+            return f"{RADIOMICS_FILE} was computed from a different {name} than the one in the case folder"
     if case.mask_label is not None and record.source == "extracted" and record.mask_label != case.mask_label:
-        told = "every label" if record.mask_label is None else f"label {record.mask_label}"
-        return f"{RADIOMICS_FILE} was extracted from {told} of the mask, not from label {case.mask_label}"
+        label = "every label" if record.mask_label is None else f"label {record.mask_label}"
+        return f"{RADIOMICS_FILE} was extracted from {label} of the mask, not from label {case.mask_label}"
     return None

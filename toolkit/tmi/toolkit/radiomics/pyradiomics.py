@@ -1,8 +1,8 @@
-"""The one place that imports pyradiomics, and keeps it quiet.
+"""Import pyradiomics and silence its warnings; no other module imports it.
 
-pyradiomics writes warnings to standard error, and numpy warns inside it where a matrix is empty; neither says anything
-that the missing values of the result do not. Both are silenced only while it works, so that a program which logs
-pyradiomics itself keeps its settings.
+pyradiomics writes warnings to standard error, and numpy warns inside it if a matrix is empty. Both only repeat what the
+missing values of the result show. They are silenced only during a call, so that the logging settings of the calling
+program are kept.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from tmi.toolkit.radiomics.settings import PYRADIOMICS_VERSION, SETTINGS
 
 @contextmanager
 def pyradiomics_quiet() -> Iterator[None]:
-    """No log records of pyradiomics, no Python and numpy warnings, inside the block."""
+    """Silence pyradiomics' log records and the warnings of Python and numpy inside the block."""
     with quiet(loggers=["radiomics"]), np.errstate(all="ignore"):
         yield
 
 
 def load() -> Any:
-    """The pyradiomics package.
+    """Import and return the pyradiomics package.
 
     Raises:
-        UnavailableError: it, or something it needs, is not installed or does not load.
+        UnavailableError: pyradiomics or one of its dependencies is not installed or fails to load.
     """
     try:
         with quiet():
@@ -42,7 +42,7 @@ def load() -> Any:
         ) from error
     except ImportError as error:
         raise UnavailableError(
-            "pyradiomics is installed but does not load",
+            "pyradiomics is installed but fails to load",
             fix="compile pyradiomics 3.0.1 against the installed numpy: "
             "pip install --no-binary :all: --no-build-isolation --force-reinstall --no-deps pyradiomics==3.0.1",
         ) from error
@@ -50,7 +50,7 @@ def load() -> Any:
 
 
 def version() -> str:
-    """Version of the installed pyradiomics, without a leading v.
+    """Return the version of the installed pyradiomics, without a leading v.
 
     Raises:
         UnavailableError: as `load`.
@@ -59,15 +59,15 @@ def version() -> str:
 
 
 def is_pinned() -> bool:
-    """Whether the installed version is the one that everything here was checked against."""
+    """Return whether the installed version is the one that the fast path was validated with."""
     return version() == PYRADIOMICS_VERSION
 
 
 def reference_extractor() -> Any:
-    """An extractor of pyradiomics, with `SETTINGS`.
+    """Return pyradiomics' feature extractor, configured with `SETTINGS`.
 
-    Built call by call: handing it the dict makes it load a validator that uses a module loader which newer Pythons
-    have dropped.
+    The settings are passed by separate calls: passing the whole dictionary makes pyradiomics load a validator that
+    depends on a module loader removed from newer Python versions.
     """
     package = load()
     extractor = package.featureextractor.RadiomicsFeatureExtractor(**SETTINGS["setting"])

@@ -1,9 +1,9 @@
-"""Scaling of the radiomic features, fitted on one set of cases and applied to any other. N cases, F features.
+"""Scale radiomic features with parameters fitted on one set of cases. N cases, F features.
 
 minmax:  v = 2 (x - min) / (max - min) - 1, clipped to [-1, 1]        zscore:  v = (x - mean) / std, not clipped
 
-A missing value (NaN) becomes 0 after scaling; a feature that was constant in the fitted set, or missing in all of it,
-is always 0.
+A missing value (NaN) becomes 0 after scaling, which imputes the middle of the range or the mean. A feature that was
+constant or entirely missing in the fitted cases is always 0.
 """
 
 from __future__ import annotations
@@ -20,73 +20,81 @@ from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.storage.atomic_files import read_json, write_json
 
 SCHEMA = "tmi-scaler/1"
+"""Schema id of a saved scaler."""
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scaled:
-    """Scaled features and what had to be done to get them."""
+    """Scaled features, with the positions of imputed and clipped values."""
 
     values_NF: Float[np.ndarray, "N F"]
-    """float32, finite."""
+    """Scaled values, float32, finite."""
     imputed_NF: Bool[np.ndarray, "N F"]
-    """Where a value was missing and 0 was put in its place."""
+    """True where a value was missing and replaced by 0."""
     clipped_NF: Bool[np.ndarray, "N F"]
-    """Where a value lay outside the fitted range and was clipped."""
+    """True where a value was outside the fitted range and clipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RadiomicsScaler:
-    """A fitted scaler: v = (x - centre) / half_width, per feature."""
+    """A fitted scaler: v = (x - centre) / half_width for each feature."""
 
     scaling: Literal["minmax", "zscore"]
-    """Which of the two."""
+    """Scaling method."""
     centre_F: Float[np.ndarray, " F"]
-    """Middle of the range, or mean; float64."""
+    """Middle of the range (minmax) or mean (zscore); float64."""
     half_width_F: Float[np.ndarray, " F"]
-    """Half the range, or standard deviation; 0 marks a feature that is always 0."""
+    """Half the range (minmax) or population standard deviation (zscore); 0 marks a feature that is always 0."""
     fitted_on: int
-    """Number of cases it was fitted on."""
+    """Number of fitted cases."""
 
     @classmethod
     def fit(cls, values_NF: Float[np.ndarray, "N F"], config: RadiomicsConfig) -> Self:
-        """Fit on the given cases alone; NaN is a missing value."""
+        """Fit a scaler.
+
+        Args:
+            values_NF: features of the training cases; NaN marks a missing value.
+            config: scaling method.
+        """
         present = np.isfinite(values_NF)
-        seen = present.any(axis=0)
+        observed = present.any(axis=0)
         if config.scaling == "minmax":
-            low = np.where(seen, np.where(present, values_NF, np.inf).min(axis=0), 0.0)
-            high = np.where(seen, np.where(present, values_NF, -np.inf).max(axis=0), 0.0)
-            # halves first: the sum or difference of two finite ends of the float range overflows
-            centre, half = low / 2 + high / 2, high / 2 - low / 2
+            low = np.where(observed, np.where(present, values_NF, np.inf).min(axis=0), 0.0)
+            high = np.where(observed, np.where(present, values_NF, -np.inf).max(axis=0), 0.0)
+            # halve before adding: low + high and high - low can overflow at the ends of the float range
+            centre, half_width = low / 2 + high / 2, high / 2 - low / 2
         else:
             count = np.maximum(present.sum(axis=0), 1)
-            # in units of the largest value, whose square may overflow
-            size = np.maximum(np.where(present, np.abs(values_NF), 0.0).max(axis=0), np.finfo(np.float64).tiny)
-            sized = np.where(present, values_NF, 0.0) / size
-            mean = sized.sum(axis=0) / count
-            std = np.sqrt(np.where(present, (sized - mean) ** 2, 0.0).sum(axis=0) / count)
-            centre, half = mean * size, std * size
-        usable = seen & (half > 1e-12 * np.maximum(np.abs(centre), 1e-30))
+            # divide by the largest magnitude first: the square of a large value can overflow
+            unit = np.maximum(np.where(present, np.abs(values_NF), 0.0).max(axis=0), np.finfo(np.float64).tiny)
+            relative = np.where(present, values_NF, 0.0) / unit
+            mean = relative.sum(axis=0) / count
+            std = np.sqrt(np.where(present, (relative - mean) ** 2, 0.0).sum(axis=0) / count)
+            centre, half_width = mean * unit, std * unit
+        # a width at rounding level belongs to a constant feature; dividing by it would amplify noise
+        varies = observed & (half_width > 1e-12 * np.maximum(np.abs(centre), 1e-30))
         return cls(
             scaling=config.scaling,
-            centre_F=np.where(usable, centre, 0.0),
-            half_width_F=np.where(usable, half, 0.0),
+            centre_F=np.where(varies, centre, 0.0),
+            half_width_F=np.where(varies, half_width, 0.0),
             fitted_on=int(values_NF.shape[0]),
         )
 
     def transform(self, values_NF: Float[np.ndarray, "N F"]) -> Scaled:
-        """Scale any cases."""
+        """Scale features of any cases; NaN marks a missing value."""
         missing = ~np.isfinite(values_NF)
-        usable = self.half_width_F > 0
-        with np.errstate(over="ignore"):  # what overflows is clipped, to the fitted range or to that of float32
+        varies = self.half_width_F > 0
+        with np.errstate(over="ignore"):  # an overflow is clipped below, to the fitted range or to that of float32
             scaled = np.divide(
                 np.where(missing, self.centre_F, values_NF) - self.centre_F,
                 self.half_width_F,
                 out=np.zeros(values_NF.shape, dtype=np.float64),
-                where=usable,
+                where=varies,
             )
         clipped = np.zeros(values_NF.shape, dtype=bool)
         if self.scaling == "minmax":
+            # the margin keeps fitted extremes, which rounding may move beyond 1, from being marked as clipped
             clipped = np.abs(scaled) > 1.0 + 1e-9
             scaled = np.clip(scaled, -1.0, 1.0)
         else:
@@ -94,7 +102,7 @@ class RadiomicsScaler:
         return Scaled(values_NF=scaled.astype(np.float32), imputed_NF=missing, clipped_NF=clipped)
 
     def save(self, path: Path) -> None:
-        """Write as JSON; floats keep every bit."""
+        """Write the scaler as JSON; floats are written so that they parse to the same bits."""
         write_json(
             path,
             {
@@ -111,16 +119,18 @@ class RadiomicsScaler:
         """Read a saved scaler.
 
         Raises:
-            DamagedError: missing, of another schema, or malformed.
+            DamagedError: the file is missing, malformed, or of another schema.
         """
         data = read_json(path, kind="scaler")
         try:
             if data["schema"] != SCHEMA or data["scaling"] not in ("minmax", "zscore"):
                 raise ValueError(data["schema"])
             centre = np.asarray(data["centre"], dtype=np.float64)
-            half = np.asarray(data["half_width"], dtype=np.float64)
-            if centre.ndim != 1 or centre.shape != half.shape or not np.isfinite([centre, half]).all():
+            half_width = np.asarray(data["half_width"], dtype=np.float64)
+            if centre.ndim != 1 or centre.shape != half_width.shape or not np.isfinite([centre, half_width]).all():
                 raise ValueError("shape")
-            return cls(scaling=data["scaling"], centre_F=centre, half_width_F=half, fitted_on=int(data["fitted_on"]))
+            return cls(
+                scaling=data["scaling"], centre_F=centre, half_width_F=half_width, fitted_on=int(data["fitted_on"])
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"scaler {path} is malformed", fix="restore the run or bundle it is from") from error

@@ -1,6 +1,6 @@
-"""The extraction settings: one pyradiomics parameter dict, kept as data beside this module.
+"""The extraction settings: one pyradiomics parameter dictionary, stored as JSON next to this module.
 
-`docs/radiomics.md` says why each value is what it is.
+`docs/radiomics.md` gives the reason for each value.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from tmi.toolkit.storage.hashing import sha256_json
 
 PYRADIOMICS_VERSION = "3.0.1"
-"""The version that the feature names and the quick road were checked against."""
+"""The version that the feature names and the fast path were validated with."""
 
 
 def _load() -> Mapping[str, Any]:
@@ -23,7 +23,7 @@ def _load() -> Mapping[str, Any]:
 
 
 SETTINGS: Mapping[str, Any] = _load()
-"""`setting`, `imageType` and `featureClass`, as in a pyradiomics parameter file."""
+"""`setting`, `imageType` and `featureClass` of a pyradiomics parameter file."""
 
 SETTINGS_DIGEST: str = sha256_json(dict(SETTINGS))
 """SHA-256 of the settings' canonical JSON form."""

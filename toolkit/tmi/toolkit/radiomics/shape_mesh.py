@@ -1,9 +1,10 @@
-"""Surface, volume and diameters of a mask's mesh, equal to pyradiomics' C code and without its square cost.
+"""Surface area, volume and diameters of a mask's mesh, equal to pyradiomics' C code but without its quadratic cost.
 
-pyradiomics lays a marching-cubes surface through the mask with its vertices half way between voxels, and then compares
-every vertex with every other one. The surface and the volume are sums over cubes of 2x2x2 voxels, of which there are
-256 kinds. What one cube of each kind adds is asked of the C code itself, once for a voxel size; a mask then costs a
-count of its kinds. The diameters are found by comparing only those blocks of vertices that could hold the widest pair.
+pyradiomics computes a marching-cubes surface (Lorensen 1987) whose vertices lie half way between voxels, and compares
+each vertex with every other one for the diameters. Area and volume are sums over cubes of 2x2x2 voxels, of which there
+are 256 kinds. The contribution of each kind is measured once per voxel size with pyradiomics' own C code; for a mask it
+remains to determine the kind of each cube. For the diameters only blocks of vertices that can contain the widest pair
+are compared.
 """
 
 from __future__ import annotations
@@ -19,88 +20,105 @@ from numpy.typing import NDArray
 from tmi.toolkit.radiomics.pyradiomics import load
 
 BLOCK = 16
-"""Edge, in half voxels, of the blocks that vertices are compared in."""
+"""Edge length of the blocks of vertices, in half voxels."""
 
 Spacing = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """What the shape features need of the surface."""
+    """Measures of the surface mesh that the shape features need."""
 
     area_mm2: float
-    """Surface."""
+    """Surface area."""
     volume_mm3: float
-    """Volume inside it."""
+    """Enclosed volume."""
     diameters_mm: tuple[float, float, float, float]
-    """Widest distance between vertices of one z, of one y, of one x, and of all."""
+    """Largest distance between two vertices of equal z, of equal y, of equal x, and of all vertices."""
 
 
 @lru_cache(maxsize=8)
-def _cubes(spacing_DHW_mm: Spacing) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """What each of the 256 kinds of cube adds: area [256], volume about its own corner [256], and how that volume
-    changes when the cube is moved by one voxel along each axis [256, 3].
+def _cube_measures(
+    spacing_DHW_mm: Spacing,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Measure the contribution of each of the 256 kinds of cube to area and volume.
+
+    The volume is a sum of signed tetrahedra between triangles and the origin, a . (b x c) / 6. It changes linearly with
+    the cube's position, so three differences per kind describe a cube anywhere.
+
+    Args:
+        spacing_DHW_mm: voxel size in millimetres.
+
+    Returns:
+        Area in mm2 [256], volume in mm3 of the cube at the origin [256], and the change of that volume in mm3 when the
+        cube is moved by one voxel along D, H, W [256, 3].
     """
     measure = load().cShape.calculate_coefficients
     spacing = np.array(spacing_DHW_mm)
+    # bit k of the kind is voxel k of the cube in C order
     corners = np.array([[(kind >> bit) & 1 for bit in range(8)] for kind in range(256)], dtype=np.int8)
     corners = corners.reshape(256, 2, 2, 2)
-    alone = np.array([measure(cube, spacing)[:2] for cube in corners])
-    moves = np.zeros((256, 3))
+    at_origin = np.array([measure(cube, spacing)[:2] for cube in corners])
+    shifts = np.zeros((256, 3))
     for kind, cube in enumerate(corners):
         for axis in range(3):
-            # the cube behind one more layer of voxels that repeats its first: the layer's own cube is a known kind
+            # Repeat the cube's first layer in front of it: the array then holds a cube of a known kind at 0 and this
+            # cube at 1. Subtracting both volumes at the origin leaves the effect of the shift.
             first = cube.take([0], axis=axis)
-            behind = np.concatenate([first, cube], axis=axis)
+            shifted = np.concatenate([first, cube], axis=axis)
             layer = np.concatenate([first, first], axis=axis).ravel()
-            known = int((layer.astype(np.int64) << np.arange(8)).sum())
-            moves[kind, axis] = measure(behind, spacing)[1] - alone[known, 1] - alone[kind, 1]
-    return alone[:, 0], alone[:, 1], moves
+            layer_kind = int((layer.astype(np.int64) << np.arange(8)).sum())
+            shifts[kind, axis] = measure(shifted, spacing)[1] - at_origin[layer_kind, 1] - at_origin[kind, 1]
+    return at_origin[:, 0], at_origin[:, 1], shifts
 
 
 def measure_mesh(mask_DHW: NDArray[np.bool_], spacing_DHW_mm: Spacing) -> Mesh:
-    """Area, volume and diameters of the mask's surface.
+    """Return area, volume and diameters of the mask's surface mesh.
 
     Args:
-        mask_DHW: the mask; it may reach the array's ends.
-        spacing_DHW_mm: voxel size.
+        mask_DHW: bool; the mask may touch the border of the array.
+        spacing_DHW_mm: voxel size in millimetres along D, H, W.
     """
     padded = np.pad(mask_DHW, 1).astype(np.uint8)
     kind = np.zeros(tuple(n - 1 for n in padded.shape), dtype=np.uint8)
     for bit, (z, y, x) in enumerate(np.ndindex(2, 2, 2)):
-        ends = tuple(slice(o, n - 1 + o) for o, n in zip((z, y, x), padded.shape, strict=True))
-        kind |= padded[ends] << bit
-    places = np.nonzero((kind != 0) & (kind != 255))
-    area, volume, moves = _cubes(spacing_DHW_mm)
-    kinds = kind[places]
-    moved = sum(float((moves[kinds, axis] * places[axis]).sum()) for axis in range(3))
+        window = tuple(slice(o, n - 1 + o) for o, n in zip((z, y, x), padded.shape, strict=True))
+        kind |= padded[window] << bit
+    # kinds 0 (outside) and 255 (inside) contain no surface
+    positions = np.nonzero((kind != 0) & (kind != 255))
+    area, volume, shifts = _cube_measures(spacing_DHW_mm)
+    kinds = kind[positions]
+    shift_volume = sum(float((shifts[kinds, axis] * positions[axis]).sum()) for axis in range(3))
     return Mesh(
         area_mm2=float(area[kinds].sum()),
-        volume_mm3=float(volume[kinds].sum()) + moved,
+        volume_mm3=float(volume[kinds].sum()) + shift_volume,
         diameters_mm=_diameters(padded, spacing_DHW_mm),
     )
 
 
 def _diameters(padded_DHW: NDArray[np.uint8], spacing_DHW_mm: Spacing) -> tuple[float, float, float, float]:
-    halves = []
+    """Return the diameters within planes of equal z, y and x, and in 3D, in mm."""
+    crossings = []
     for axis in range(3):
-        crossed = np.argwhere(np.diff(padded_DHW.astype(np.int8), axis=axis)) * 2
-        crossed[:, axis] += 1
-        halves.append(crossed)
-    vertices_V3 = np.concatenate(halves)
+        # a vertex lies between two neighbours of which one is in the mask; half voxels keep coordinates integer
+        crossing = np.argwhere(np.diff(padded_DHW.astype(np.int8), axis=axis)) * 2
+        crossing[:, axis] += 1
+        crossings.append(crossing)
+    vertices_V3 = np.concatenate(crossings)
     scale = np.array(spacing_DHW_mm) / 2
-    flat = []
+    planar = []
     for axis in range(3):
         order = np.argsort(vertices_V3[:, axis], kind="stable")
-        groups = np.split(vertices_V3[order], np.flatnonzero(np.diff(vertices_V3[order, axis])) + 1)
-        flat.append(_widest_of(groups, scale))
-    return flat[0], flat[1], flat[2], float(np.sqrt(_widest_squared(vertices_V3, scale, 0.0)))
+        planes = np.split(vertices_V3[order], np.flatnonzero(np.diff(vertices_V3[order, axis])) + 1)
+        planar.append(_widest_in_groups(planes, scale))
+    return planar[0], planar[1], planar[2], float(np.sqrt(_widest_squared(vertices_V3, scale, 0.0)))
 
 
-def _widest_of(groups: list[NDArray[Any]], scale: NDArray[np.float64]) -> float:
-    """The widest distance inside any group; groups whose box is too small are passed over."""
+def _widest_in_groups(groups: list[NDArray[Any]], scale: NDArray[np.float64]) -> float:
+    """Return the largest distance within any group; groups whose bounding box is too small are skipped."""
     spans = [float((((g.max(axis=0) - g.min(axis=0)) * scale) ** 2).sum()) for g in groups]
     best = 0.0
+    # in descending order of the box diagonal, an upper bound of the distance
     for k in np.argsort(spans)[::-1]:
         if spans[k] <= best:
             break
@@ -109,26 +127,34 @@ def _widest_of(groups: list[NDArray[Any]], scale: NDArray[np.float64]) -> float:
 
 
 def _widest_squared(
-    points_V3: Int[NDArray[np.int64], "V 3"], scale: Float[NDArray[np.float64], "3"], known: float
+    points_V3: Int[NDArray[np.int64], "V 3"], scale: Float[NDArray[np.float64], "3"], lower_bound: float
 ) -> float:
-    """The largest squared distance between two points, or `known` where that is larger."""
+    """Return the largest squared distance between two points, or `lower_bound` if that is larger.
+
+    Args:
+        points_V3: vertices in half voxels.
+        scale: mm per half voxel along D, H, W.
+        lower_bound: a squared distance in mm2 that is already reached.
+    """
+    # sort the points by block of BLOCK^3 half voxels and record the bounding box of each of the K blocks
     cell_V3 = points_V3 // BLOCK
     cell_V3 -= cell_V3.min(axis=0)
     size = cell_V3.max(axis=0) + 1
     cell_V = np.ravel_multi_index(tuple(cell_V3.T), tuple(size))
     order = np.argsort(cell_V, kind="stable")
     starts = np.flatnonzero(np.diff(cell_V[order], prepend=-1))
-    placed_V3 = points_V3[order] * scale
-    blocks = np.split(placed_V3, starts[1:])
-    low_K3, high_K3 = np.minimum.reduceat(placed_V3, starts), np.maximum.reduceat(placed_V3, starts)
+    sorted_mm_V3 = points_V3[order] * scale
+    blocks = np.split(sorted_mm_V3, starts[1:])
+    low_K3, high_K3 = np.minimum.reduceat(sorted_mm_V3, starts), np.maximum.reduceat(sorted_mm_V3, starts)
+    # upper bound of the distance between points of two blocks: opposite ends of their boxes
     reach = np.maximum(high_K3[:, None] - low_K3[None], high_K3[None] - low_K3[:, None])
     bound_KK = np.triu((reach**2).sum(axis=2))
-    best = known
-    pairs = np.flatnonzero(bound_KK.ravel() > known)
+    best = lower_bound
+    pairs = np.flatnonzero(bound_KK.ravel() > lower_bound)
     for pair in pairs[np.argsort(bound_KK.ravel()[pairs])[::-1]]:
         a, b = divmod(int(pair), len(blocks))
         if bound_KK[a, b] <= best:
             break
-        apart = blocks[a][:, None] - blocks[b][None]
-        best = max(best, float(np.einsum("abk,abk->ab", apart, apart).max()))
+        difference = blocks[a][:, None] - blocks[b][None]
+        best = max(best, float(np.einsum("abk,abk->ab", difference, difference).max()))
     return best

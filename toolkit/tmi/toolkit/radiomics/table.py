@@ -1,7 +1,7 @@
-"""`radiomics.csv`: a header of feature names and one row of values.
+"""Read and write `radiomics.csv`: a header of feature names and one row of values.
 
-Columns may stand in any order. An empty cell, `nan` or `NA` is a missing value; infinity and other text are refused.
-Written values are the shortest decimals that give the same float64 back.
+Columns may be in any order. An empty cell, `nan` or `NA` is a missing value; infinity and other text are rejected.
+Values are written as the shortest decimals that parse to the same float64.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.storage.atomic_files import write_text
 
 MISSING_CELLS = frozenset({"", "nan", "na", "n/a", "null", "none"})
-"""What counts as a missing value, in lower case."""
+"""Spellings of a missing value, in lower case."""
 
 
 def _input_error(what: str, fix: str, case_id: str, code: str = "radiomics-columns") -> InputRejectedError:
@@ -28,7 +28,7 @@ def _input_error(what: str, fix: str, case_id: str, code: str = "radiomics-colum
 
 
 def read_rows(path: Path, *, case_id: str) -> list[list[str]]:
-    """Non-empty rows of a CSV file.
+    """Return the non-empty rows of a CSV file.
 
     Raises:
         InputRejectedError: `radiomics-missing` or `radiomics-unreadable`.
@@ -50,32 +50,30 @@ def read_rows(path: Path, *, case_id: str) -> list[list[str]]:
 
 
 def require_names(names: list[str], *, file: str, case_id: str) -> None:
-    """Refuse a header that is not exactly the features, in any order.
+    """Reject a header that does not name every feature exactly once, in any order.
 
     Raises:
-        InputRejectedError: `radiomics-columns`, when a feature is missing, unknown or there twice.
+        InputRejectedError: `radiomics-columns`: a feature is missing, unknown or duplicated.
     """
-    known, given = set(FEATURE_NAMES), set(names)
-    again = "give every feature once, or extract them anew with `tmi radiomics --force`"
-    if missing := [n for n in FEATURE_NAMES if n not in given]:
+    known, present = set(FEATURE_NAMES), set(names)
+    fix = "give every feature once, or extract them again with `tmi radiomics --force`"
+    if missing := [n for n in FEATURE_NAMES if n not in present]:
+        others = f" and {len(missing) - 1} more are missing" if len(missing) > 1 else " is missing"
         raise _input_error(
-            f"{file} has {len(names)} columns, not {len(FEATURE_NAMES)}: {missing[0]} is missing"
-            + (f", with {len(missing) - 1} others" if len(missing) > 1 else ""),
-            again,
-            case_id,
+            f"{file} has {len(names)} columns, not {len(FEATURE_NAMES)}: {missing[0]}{others}", fix, case_id
         )
     if unknown := [n for n in names if n not in known]:
-        raise _input_error(f"{file} has the unknown column {unknown[0][:80]!r}", again, case_id)
-    if len(names) != len(given):
-        twice = next(n for n in FEATURE_NAMES if names.count(n) > 1)
-        raise _input_error(f"{file} has the column {twice} twice", again, case_id)
+        raise _input_error(f"{file} has the unknown column {unknown[0][:80]!r}", fix, case_id)
+    if len(names) != len(present):
+        duplicate = next(n for n in FEATURE_NAMES if names.count(n) > 1)
+        raise _input_error(f"{file} has the column {duplicate} twice", fix, case_id)
 
 
 def parse_value(cell: str, *, name: str, file: str, case_id: str) -> float:
-    """A finite number, or NaN for a missing value.
+    """Parse a cell: a finite number, or NaN for a missing value.
 
     Raises:
-        InputRejectedError: `radiomics-value`.
+        InputRejectedError: `radiomics-value`; the message omits the cell's text, which may hold patient data.
     """
     if cell.strip().lower() in MISSING_CELLS:
         return math.nan
@@ -85,7 +83,7 @@ def parse_value(cell: str, *, name: str, file: str, case_id: str) -> float:
         value = math.inf
     if not math.isfinite(value):
         raise _input_error(
-            f"{file}: {name} holds no finite number",
+            f"{file}: {name} is not a finite number",
             "give a decimal number with a point, or leave the cell empty where the value is missing",
             case_id,
             "radiomics-value",
@@ -94,20 +92,20 @@ def parse_value(cell: str, *, name: str, file: str, case_id: str) -> float:
 
 
 def read_table(path: Path, *, case_id: str) -> Float[NDArray[np.float64], "1781"]:
-    """The features in the order of `FEATURE_NAMES`; NaN where a cell is missing.
+    """Read the features in the order of `FEATURE_NAMES`; NaN for missing cells.
 
     Raises:
         InputRejectedError: `radiomics-missing`, `radiomics-unreadable`, `radiomics-columns` (a feature is missing,
-            unknown or there twice), `radiomics-rows` (not one row), `radiomics-value` (no finite number).
+            unknown or duplicated), `radiomics-rows` (not one row), `radiomics-value` (not a finite number).
     """
     rows = read_rows(path, case_id=case_id)
     names = [n.strip() for n in rows[0]] if rows else []
     require_names(names, file=path.name, case_id=case_id)
     if len(rows) != 2 or len(rows[1]) != len(names):
-        cells = f"a row of {len(rows[1])} cells" if len(rows) == 2 else f"{len(rows) - 1} rows of values"
+        actual = f"a row of {len(rows[1])} cells" if len(rows) == 2 else f"{len(rows) - 1} rows of values"
         raise _input_error(
-            f"{path.name} has {cells}, not one row of {len(names)}",
-            "keep the header and the one row of this case",
+            f"{path.name} has {actual}, not one row of {len(names)}",
+            "keep the header and the row of this case",
             case_id,
             "radiomics-rows",
         )
@@ -118,19 +116,19 @@ def read_table(path: Path, *, case_id: str) -> Float[NDArray[np.float64], "1781"
 
 
 def write_table(path: Path, values_F: Float[NDArray[np.float64], "1781"]) -> None:
-    """Write a header and one row, atomically; a non-finite value becomes an empty cell.
+    """Write a header and one row atomically; non-finite values become empty cells.
 
     Raises:
-        ValueError: not 1,781 values.
+        ValueError: the number of values is not 1,781.
     """
     write_text(path, table_text(values_F))
 
 
 def table_text(values_F: Float[NDArray[np.float64], "1781"]) -> str:
-    """What `write_table` writes.
+    """Return the text that `write_table` writes.
 
     Raises:
-        ValueError: not 1,781 values.
+        ValueError: the number of values is not 1,781.
     """
     if values_F.shape != (len(FEATURE_NAMES),):
         raise ValueError(f"{values_F.shape} values, not ({len(FEATURE_NAMES)},)")
@@ -139,5 +137,5 @@ def table_text(values_F: Float[NDArray[np.float64], "1781"]) -> str:
 
 
 def missing_features(values_F: Float[NDArray[np.float64], "1781"]) -> tuple[str, ...]:
-    """Names of the features without a finite value."""
+    """Return the names of the features without a finite value."""
     return tuple(name for name, value in zip(FEATURE_NAMES, values_F, strict=True) if not math.isfinite(value))
