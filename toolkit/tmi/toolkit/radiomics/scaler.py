@@ -1,6 +1,7 @@
 """Scale radiomic features with parameters fitted on one set of cases. N cases, F features.
 
-minmax:  v = 2 (x - min) / (max - min) - 1, clipped to [-1, 1]        zscore:  v = (x - mean) / std, not clipped
+    minmax:  v = 2 (x - min) / (max - min) - 1, clipped to [-1, 1]
+    zscore:  v = (x - mean) / std, not clipped
 
 A missing value (NaN) becomes 0 after scaling, which imputes the middle of the range or the mean. A feature that was
 constant or entirely missing in the fitted cases is always 0.
