@@ -181,7 +181,7 @@ def _bars(rows: Sequence[tuple[str, str, float]]) -> list[dict[str, Any]]:
 
 
 def _environment() -> Environment:
-    folder = files("tmi.runtime.report") / "data" / "report"
+    folder = files("tmi.runtime.report") / "data"
     environment = Environment(
         loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8") if name in TEMPLATES else None),
         autoescape=lambda name: name is not None and name.endswith(".html"),
