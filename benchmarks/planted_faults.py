@@ -56,7 +56,7 @@ def run_fault(fault: Fault, bench: Workbench) -> bool:
         outcome = fault.plant(replace(bench, folder=Path(folder)), patch)
         reason = reason_of(outcome).replace(folder, "").replace(str(bench.bundle), "bundle")
         reason = re.sub(
-            r".*\d+ gates? failed, first |.*parity gates failed, first |; no bundle was written", "", reason
+            r".*\d+ (?:parity )?(?:gates?|checks?) failed, first |; no bundle was written", "", reason
         )
     good = fault.blocked(outcome)
     row = f"{'blocked' if good else 'PASSED'}  {outcome.code}  {fault.where:9}  {fault.name:48}"

@@ -1,4 +1,4 @@
-"""Cases, a predictor and a report that the runtime's tests share."""
+"""Cases, a predictor and a report shared by the tests of the runtime."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tmi.runtime import Predictor
 
 @pytest.fixture(scope="session")
 def good_cases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Read only."""
+    """Four valid cases; read only."""
     folder = tmp_path_factory.mktemp("good_cases")
     paths = [folder / f"P{seed:03d}" for seed in range(4)]
     for seed, path in enumerate(paths):
@@ -30,7 +30,7 @@ def predictor(tiny_bundle: Path) -> Iterator[Predictor]:
 
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory) -> Path:
-    """Two good cases, the second with a free-text report and without a mask, and one that is refused; read only."""
+    """Two valid cases, the second with a free-text report and without a mask, and a rejected one; read only."""
     folder = tmp_path_factory.mktemp("explained") / "cohort"
     write_case(folder / "P1", seed=1)
     strange = write_case(folder / STRANGE, seed=2, with_mask=False)
@@ -43,6 +43,6 @@ def cohort(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def reported(cohort, tiny_bundle, tmp_path_factory) -> tuple[Path, CommandResult]:
-    """Folder of the pages, and what the command said."""
+    """Folder of the pages, and the result of the command."""
     out = tmp_path_factory.mktemp("report") / "report"
     return out, tmi("report", cohort, "--bundle", tiny_bundle, "--out", out, "--threads", 1)

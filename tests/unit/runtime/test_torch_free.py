@@ -1,4 +1,4 @@
-"""A serving machine has no torch: `tmi predict` on ONNX graphs neither imports it nor asks whether it is there."""
+"""Serving without torch: `tmi predict` on ONNX graphs neither imports heavy packages nor searches for them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ import pytest
 HEAVY = (
     "torch", "transformers", "monai", "lightning", "pytorch_lightning", "sklearn", "pandas", "matplotlib", "captum",
     "radiomics", "SimpleITK", "onnx",
-)  # fmt: skip  # nibabel itself looks for scipy and pydicom
+)  # fmt: skip  # scipy and pydicom are left out, because nibabel itself searches for them
 PROGRAM = """
 import json, sys
 
 HEAVY = {heavy!r}
-asked = []
+searched = []
 
-class Wall:
+class BlockingFinder:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in HEAVY:
-            asked.append(name)
+            searched.append(name)
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
-dialled = []
-sys.addaudithook(lambda event, _: dialled.append(event) if event in ("socket.connect", "socket.getaddrinfo") else None)
-sys.meta_path.insert(0, Wall())
+connections = []
+NETWORK = ("socket.connect", "socket.getaddrinfo")
+sys.addaudithook(lambda event, _: connections.append(event) if event in NETWORK else None)
+sys.meta_path.insert(0, BlockingFinder())
 sys.argv = ["tmi", *sys.argv[1:]]
 from tmi.toolkit.cli.main import main
 codes = []
@@ -40,8 +41,8 @@ for engine in ("onnx", "openvino"):
 packages = {{name.partition(".")[0] for name in sys.modules}}
 report = {{
     "codes": codes,
-    "asked": asked,
-    "dialled": dialled,
+    "searched": searched,
+    "connections": connections,
     "heavy": sorted(packages & set(HEAVY)),
     "engines": sorted(packages & {{"onnxruntime", "openvino"}}),
 }}
@@ -62,29 +63,34 @@ def run(program: str, *arguments: str, **environment: str) -> subprocess.Complet
 
 @pytest.fixture(scope="module")
 def report(tiny_bundle, good_cases, tmp_path_factory) -> dict[str, object]:
-    """What one process with a wall around the heavy packages has to tell after predicting with both engines."""
+    """Report of a process that predicts with both engines while heavy packages are blocked."""
     arguments = [str(good_cases[0]), "--bundle", str(tiny_bundle), "--json", "--engine", "?"]
-    environment = {"TMI_CACHE": str(tmp_path_factory.mktemp("cache"))}  # the first opening must be torch-free too
-    done = run(PROGRAM.format(heavy=HEAVY), "predict", *arguments, **environment)
-    return {**json.loads(done.stderr.splitlines()[-1]), "stdout": done.stdout}
+    # With an empty cache the startup self-test runs, which must be torch-free too.
+    environment = {"TMI_CACHE": str(tmp_path_factory.mktemp("cache"))}
+    process = run(PROGRAM.format(heavy=HEAVY), "predict", *arguments, **environment)
+    return {**json.loads(process.stderr.splitlines()[-1]), "stdout": process.stdout}
 
 
-def test_predicting_with_onnx_graphs_imports_nothing_heavy(report):
+def test_onnx_prediction_imports_nothing_heavy(report):
+    """A prediction on ONNX graphs, self-test included, imports no heavy package."""
     assert report["codes"] == [0, 0]
     assert report["engines"] == ["onnxruntime", "openvino"]
     assert report["heavy"] == []
 
 
-def test_predicting_with_onnx_graphs_does_not_even_look_for_anything_heavy(report):
-    assert report["asked"] == []
+def test_onnx_prediction_searches_for_nothing_heavy(report):
+    """No heavy package is even searched for on the import path."""
+    assert report["searched"] == []
 
 
-def test_predicting_opens_no_connection(report):
-    # OpenVINO comes with a telemetry package, which it imports; only its model converter would send anything.
-    assert report["dialled"] == []
+def test_prediction_opens_no_connection(report):
+    """A prediction opens no socket."""
+    # OpenVINO imports its telemetry package, but only its model converter sends anything.
+    assert report["connections"] == []
 
 
-def test_nothing_but_the_documents_reaches_standard_output(report):
+def test_only_json_reaches_standard_output(report):
+    """With `--json` standard output holds the documents and nothing else."""
     text, decoder, documents = str(report["stdout"]), json.JSONDecoder(), []
     while text.strip():
         document, end = decoder.raw_decode(text)
@@ -93,7 +99,8 @@ def test_nothing_but_the_documents_reaches_standard_output(report):
     assert [d["engine"]["name"] for d in documents] == ["onnx", "openvino"]
 
 
-def test_importing_the_package_is_light():
+def test_import_of_the_package_is_light():
+    """Importing the command imports neither engines nor image readers."""
     program = (
         "import sys, tmi.runtime, tmi.runtime.engines.registry, tmi.runtime.cli.predict\n"
         "print(sorted({'nibabel', 'tokenizers', 'onnxruntime', 'openvino', 'torch'} & set(sys.modules)))"
@@ -101,8 +108,9 @@ def test_importing_the_package_is_light():
     assert run(program).stdout.strip() == "[]"
 
 
-def test_verifying_onnx_graphs_imports_nothing_heavy_and_opens_no_connection(tiny_bundle):
-    done = run(PROGRAM.format(heavy=HEAVY), "verify", str(tiny_bundle), "--json", "--engine", "?")
-    said = json.loads(done.stderr.splitlines()[-1])
-    assert said["codes"] == [0, 0]
-    assert said["heavy"] == said["asked"] == said["dialled"] == []
+def test_onnx_verification_is_torch_free_and_offline(tiny_bundle):
+    """`tmi verify` on ONNX graphs imports no heavy package and opens no socket."""
+    process = run(PROGRAM.format(heavy=HEAVY), "verify", str(tiny_bundle), "--json", "--engine", "?")
+    report = json.loads(process.stderr.splitlines()[-1])
+    assert report["codes"] == [0, 0]
+    assert report["heavy"] == report["searched"] == report["connections"] == []

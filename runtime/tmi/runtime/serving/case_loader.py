@@ -205,6 +205,7 @@ class Prefetcher:
     def _submit(self) -> None:
         # Memory bound: at most `max_ahead` cases exist that the consumer has not taken.
         while self._cases and len(self._ahead) < self._max_ahead:
+            # The worker may start before `inputs` is assigned; it uses only `case` and `text`.
             pending = PendingCase(self._cases.popleft())
             pending.inputs = self._workers.submit(self._prepare, pending)
             self._ahead.append(pending)
@@ -226,6 +227,7 @@ class Prefetcher:
             self._submit()
         if not self._ahead:
             raise StopIteration
+        # A round is one group: the engine must not start while its workers still use the cores.
         return [self._ahead.popleft() for _ in range(len(self._ahead) if self._in_rounds else 1)]
 
     def __enter__(self) -> Self:
@@ -234,4 +236,5 @@ class Prefetcher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # Cancels queued cases and waits for running ones, so that a stream that is closed early leaves no thread.
         self._workers.shutdown(cancel_futures=True)

@@ -208,6 +208,7 @@ class Predictor:
     def _stream(self, cases: Sequence[Case], batch: int) -> Iterator[CaseResult]:
         waiting: list[_QueuedCase | RejectedCase] = []
         cores, loader = available_cores(), self._reader
+        # `copied_seconds` is None for an engine on the CPU: with all cores it competes with the workers.
         if self._engine.copied_seconds is None and self.engine_record.threads >= cores:
             readers = min(cores, MAX_READERS)
             round_size = -(-readers // batch) * batch  # whole batches, so that no round leaves a partial batch behind

@@ -69,6 +69,7 @@ def split_overlap(
     Returns:
         Seconds by stage that were waited for, and seconds by stage that overlapped other work.
     """
+    # Waiting may exceed the preparation itself, because a case can queue for a worker.
     share = min(1.0, waited / wall) if wall > 0 else 0.0
     return {n: s * share for n, s in prepared.items()}, {n: s * (1 - share) for n, s in prepared.items()}
 

@@ -1,15 +1,15 @@
-"""Golden inputs: what every exported graph is judged on, made from a seed at the prepared level. numpy only.
+"""Golden inputs: synthetic network inputs generated from a seed, on which every exported graph is checked. numpy only.
 
-No patient is in them, so a bundle carries the seed and the digests instead of the arrays, and any machine makes the
-same bytes again: only integer draws, +, -, *, / and minimum/maximum are used, which IEEE 754 fixes to the last bit,
-and the draws are the raw output of PCG64, which numpy keeps stable where it does not promise so for its distributions.
+They hold no patient data. A bundle stores the seed and the digests instead of the arrays, and every machine reproduces
+the same bytes: only integer samples, +, -, *, / and minimum/maximum are used, which IEEE 754 defines to the last bit.
+The samples are the raw output of PCG64, which numpy keeps stable across versions, unlike its distributions.
 
-B cases, D H W voxels, T tokens, F folds, R = 1781 radiomic features. Case by case, so that few cases show much:
+B cases, D H W voxels, T tokens, F folds, R = 1781 radiomic features. Each case covers other extremes:
 
-    case 0  anatomy with noise            a middling text     random radiomics
-    case 1  a constant volume (no signal) the shortest text   all radiomics zero (nothing known)
-    case 2  another anatomy               the longest text    radiomics at the ends, -1 or 1
-    case 3+ as case 0, other draws
+    case 0  anatomy with noise            a text of medium length  random radiomics
+    case 1  a constant volume (no signal) the shortest text        all radiomics zero (no information)
+    case 2  another anatomy               the longest text         radiomics at the limits, -1 or 1
+    case 3+ like case 0, other samples
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from jaxtyping import Float32, Int64
 
 MIN_TEXT_TOKENS = 3
-"""Tokens of the shortest golden text: start, one token, end."""
+"""Length of the shortest golden text: start token, one token, end token."""
 LARGE_VOLUME = 2**22
-"""Voxels from which a golden set has two cases instead of four, because one costs many seconds."""
+"""Number of voxels from which a golden set has two cases instead of four, because one case takes many seconds."""
 EXTREME_FACTOR = 64.0
-"""How far the extreme neighbour's volume leaves the scale range, as a multiple of the range's width."""
+"""Distance of the extreme case's voxels from the scale range, as a multiple of the width of the range."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenText:
-    """Token ids of one text graph, padded on the right with 0 to the longest."""
+    """Token ids of one text graph, padded on the right with 0 to the longest text."""
 
     input_ids_BT: Int64[NDArray[np.int64], "B T"]
     """Ids within the tokenizer's vocabulary."""
@@ -50,16 +50,16 @@ class GoldenText:
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenInputs:
-    """Inputs of the whole pipeline, one row a case."""
+    """Inputs of the complete pipeline, one row for each case."""
 
     seed: int
-    """What they were made from."""
+    """Seed from which they were generated."""
     ct_B1DHW: Float32[NDArray[np.float32], "B 1 D H W"]
-    """Volumes after preprocessing; without a voxel where the network does not see the image."""
+    """Volumes after preprocessing; of size 0 if the network does not use the image."""
     texts: Mapping[str, GoldenText]
-    """Tokens by name of the text graph."""
+    """Name of a text graph -> its tokens."""
     radiomics_BFR: Float32[NDArray[np.float32], "B F R"]
-    """Scaled radiomics; each fold has its own values, as each fold has its own scaler."""
+    """Scaled radiomics; values differ between folds because each fold has its own scaler."""
 
     @property
     def count(self) -> int:
@@ -88,19 +88,19 @@ class GoldenInputs:
 
 
 def golden_count(config: Config) -> int:
-    """How many golden cases a configuration gets: 4, or 2 where one volume is large."""
+    """Number of golden cases of a configuration: 4, or 2 for large volumes."""
     depth, height, width = config.ct.shape_DHW
     return 2 if depth * height * width >= LARGE_VOLUME else 4
 
 
 def make_golden(config: Config, *, seed: int, count: int, folds: int, vocabularies: Mapping[str, int]) -> GoldenInputs:
-    """Golden inputs for a network of `config`.
+    """Generate golden inputs for a network.
 
     Args:
-        config: gives the volume's shape and scale range and the longest text.
-        seed: any integer from 0.
-        count: cases, at least 2, so that a batch has neighbours.
-        folds: folds of the fusion graph.
+        config: configuration; gives the volume's shape and scale range and the maximum text length.
+        seed: a non-negative integer.
+        count: number of cases, at least 2, so that a batch holds more than one case.
+        folds: number of folds of the fusion graph.
         vocabularies: name of a text graph -> size of its tokenizer's vocabulary.
 
     Raises:
@@ -118,18 +118,18 @@ def make_golden(config: Config, *, seed: int, count: int, folds: int, vocabulari
 
 
 def largest_batch(config: Config) -> int:
-    """The largest batch that engines are tried with: 8, or the golden set itself where one volume is large."""
+    """The largest batch on which engines are checked: 8, or the golden set itself for large volumes."""
     return max(8 if golden_count(config) == 4 else 0, golden_count(config))
 
 
 def golden_from_manifest(manifest: Manifest) -> GoldenInputs:
-    """The golden inputs that a bundle was judged on, made again from its manifest.
+    """Regenerate the golden inputs of a bundle from its manifest and compare them with the recorded digests.
 
     Raises:
-        DamagedError: the manifest does not describe them, or they come out with other bytes than at the export.
+        DamagedError: the manifest does not describe them, or their bytes differ from those of the export.
     """
     record = manifest.golden
-    again = "export the bundle again"
+    fix = "export the bundle again"
     try:
         golden = make_golden(
             manifest.parsed_config(),
@@ -140,18 +140,18 @@ def golden_from_manifest(manifest: Manifest) -> GoldenInputs:
         )
         recorded = dict(record["digests"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedError("bundle: the manifest does not describe its golden inputs", fix=again) from error
+        raise DamagedError("bundle: the manifest does not describe its golden inputs", fix=fix) from error
     differing = sorted(name for name, digest in golden.digests().items() if recorded.get(name) != digest)
     if differing:
-        raise DamagedError(f"bundle: golden input {differing[0]} comes out with other bytes here", fix=again)
+        raise DamagedError(f"bundle: golden input {differing[0]} has other bytes here than at the export", fix=fix)
     return golden
 
 
 def first_golden_input(manifest: Manifest) -> GoldenInputs:
-    """Case 0 of `golden_from_manifest` alone, its text without padding; the other volumes are never made.
+    """Case 0 of `golden_from_manifest`, with its text trimmed; the volumes of the other cases are not generated.
 
-    Its bytes are not compared with the digests, which are over all cases: inputs that came out differently would show
-    in the answers.
+    Its bytes are not compared with the digests, which cover all cases. Inputs that differed would change the outputs
+    and fail the parity checks.
 
     Raises:
         DamagedError: the manifest does not describe golden inputs.
@@ -178,15 +178,17 @@ def first_golden_input(manifest: Manifest) -> GoldenInputs:
 
 
 def extreme_case(golden: GoldenInputs, config: Config) -> GoldenInputs:
-    """One case of values far outside what a prepared case can hold, to stand beside golden cases in a batch.
+    """One case with values far outside the range of prepared cases, used as a neighbour of golden cases in a batch.
 
-    The volume is a checkerboard `EXTREME_FACTOR` range widths beyond either end, every text is as long as the batch
-    allows and made of the highest id seen, and the radiomics alternate between -100 and 100.
+    The volume is a checkerboard that exceeds the scale range by `EXTREME_FACTOR` times its width on either side. Every
+    text fills the whole width with the highest token id of the golden texts. The radiomics alternate between -100 and
+    100.
     """
     low, high = config.ct.scale_to
     shape = golden.ct_B1DHW.shape[2:]
     odd = np.indices((2, 2, 2), dtype=np.int8).sum(0) % 2
     cell = np.where(odd, high + EXTREME_FACTOR * (high - low), low - EXTREME_FACTOR * (high - low)).astype(np.float32)
+    # Tiling a 2 x 2 x 2 cell needs no index array of the size of the volume.
     ct = np.tile(cell, [-(-n // 2) for n in shape])[: shape[0], : shape[1], : shape[2]]
     radiomics = np.where(np.arange(golden.radiomics_BFR.shape[2]) % 2, np.float32(100), np.float32(-100))
     return GoldenInputs(
@@ -204,7 +206,7 @@ def extreme_case(golden: GoldenInputs, config: Config) -> GoldenInputs:
 
 
 def join(*parts: GoldenInputs) -> GoldenInputs:
-    """The cases of several sets in one batch; texts must be padded to one length."""
+    """Concatenate several sets to one batch; texts must be padded to the same length."""
     return GoldenInputs(
         seed=parts[0].seed,
         ct_B1DHW=np.concatenate([p.ct_B1DHW for p in parts]),
@@ -233,10 +235,10 @@ def _with_width(golden: GoldenInputs, width_of: Callable[[GoldenText], int]) -> 
     texts = {}
     for name, text in golden.texts.items():
         width = width_of(text)
-        rows, now = text.input_ids_BT.shape
+        rows, old = text.input_ids_BT.shape
         ids, mask = np.zeros((rows, width), np.int64), np.zeros((rows, width), np.int64)
-        ids[:, :now] = text.input_ids_BT[:, :width]
-        mask[:, :now] = text.attention_mask_BT[:, :width]
+        ids[:, :old] = text.input_ids_BT[:, :width]
+        mask[:, :old] = text.attention_mask_BT[:, :width]
         texts[name] = GoldenText(input_ids_BT=ids, attention_mask_BT=mask)
     return replace(golden, texts=texts)
 
@@ -246,13 +248,16 @@ def _raw(seed: int, *purpose: int) -> np.random.PCG64:
 
 
 def _uniform(stream: np.random.PCG64, count: int) -> NDArray[np.float32]:
-    """`count` values on a grid of 2^-15 in [-1, 1)."""
+    """`count` values in [-1, 1) on a grid of 2^-15, four from each 64-bit word.
+
+    Every value is exact in float32, so no rounding mode or vector unit can change it.
+    """
     words = stream.random_raw(-(-count // 4)).astype("<u8").view("<u2")[:count]
     return words.astype(np.float32) / np.float32(2**15) - np.float32(1)
 
 
 def _volume_if_used(config: Config, *, seed: int, case: int) -> NDArray[np.float32]:
-    """One volume [D,H,W]; an empty one for a network that does not see the image."""
+    """One volume [D,H,W]; of size 0 for a network that does not use the image."""
     return (
         _volume(config, seed=seed, case=case)
         if "image" in active_modalities(config)
@@ -261,7 +266,7 @@ def _volume_if_used(config: Config, *, seed: int, case: int) -> NDArray[np.float
 
 
 def _volume(config: Config, *, seed: int, case: int) -> NDArray[np.float32]:
-    """One volume [D,H,W] within the scale range: soft ellipsoids in a body, with noise; case 1 is constant."""
+    """One volume [D,H,W] within the scale range: soft ellipsoids in a body, plus noise; case 1 is constant."""
     shape = config.ct.shape_DHW
     low, high = (np.float32(end) for end in config.ct.scale_to)
     if case == 1:
@@ -270,10 +275,11 @@ def _volume(config: Config, *, seed: int, case: int) -> NDArray[np.float32]:
     z, y, x = (_axis(n, axis) for axis, n in enumerate(shape))
     unit = _ellipsoid(z, y, x, np.zeros(3, np.float32), np.asarray([4.0, 0.8, 0.9], np.float32)) * np.float32(0.5)
     for _ in range(5):
-        draw = _uniform(stream, 7)
-        weight = draw[6] / np.float32(2)
-        unit += weight * _ellipsoid(z, y, x, draw[:3] * np.float32(0.6), (draw[3:6] + np.float32(1.5)) / np.float32(3))
+        sample = _uniform(stream, 7)  # 3 for the centre, 3 for the radii, 1 for the weight
+        centre, radius = sample[:3] * np.float32(0.6), (sample[3:6] + np.float32(1.5)) / np.float32(3)
+        unit += sample[6] / np.float32(2) * _ellipsoid(z, y, x, centre, radius)
     unit += np.float32(0.05) * _uniform(stream, unit.size).reshape(shape)
+    # In place: a volume of full size exists once.
     np.clip(unit, 0, 1, out=unit)
     unit *= high - low
     unit += low
@@ -281,7 +287,7 @@ def _volume(config: Config, *, seed: int, case: int) -> NDArray[np.float32]:
 
 
 def _axis(count: int, axis: int) -> NDArray[np.float32]:
-    """Voxel centres in (-1, 1) along one axis of three."""
+    """Voxel centres in (-1, 1) along one of three axes, shaped for broadcasting."""
     centres = (2 * np.arange(count, dtype=np.float32) + np.float32(1)) / np.float32(count) - np.float32(1)
     return centres.reshape([-1 if a == axis else 1 for a in range(3)])
 
@@ -293,7 +299,10 @@ def _ellipsoid(
     centre: NDArray[np.float32],
     radius: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    """1 inside, falling to 0 over the outer third; centre and radii in units of half the volume's edges."""
+    """clip(2 - 2 r^2, 0, 1) with r^2 = sum over axes of ((axis - centre) / radius)^2: 1 for r^2 <= 1/2, 0 for r >= 1.
+
+    Centre and radii are in units of half the volume's edges.
+    """
     squares = []
     for axis, c, r in zip((z, y, x), centre, radius, strict=True):
         offset = (axis - c) / r
@@ -311,7 +320,7 @@ def _texts(config: Config, *, seed: int, count: int, vocabularies: Mapping[str, 
 
 
 def _text_length(case: int, longest: int) -> int:
-    """Tokens of a case's text: middling, shortest, longest, then others in between."""
+    """Text length of a case in tokens: medium, shortest, longest, then others in between."""
     special = {0: longest // 3, 1: MIN_TEXT_TOKENS, 2: longest}
     return max(MIN_TEXT_TOKENS, special.get(case, longest // (2 + case)))
 
@@ -320,12 +329,13 @@ def _tokens(lengths: list[int], *, vocabulary: int, stream: np.random.PCG64) -> 
     width = max(lengths)
     words = stream.random_raw(len(lengths) * width).reshape(len(lengths), width)
     mask = (np.arange(width) < np.asarray(lengths)[:, None]).astype(np.int64)
+    # Ids from 1 on, because 0 is the padding; the mask sets padded positions back to 0.
     ids = (1 + words % np.uint64(max(vocabulary - 1, 1))).astype(np.int64) * mask
     return GoldenText(input_ids_BT=ids, attention_mask_BT=mask)
 
 
 def _radiomics(folds: int, *, seed: int, case: int) -> NDArray[np.float32]:
-    """[F,R] scaled features: zero in case 1, at the ends in case 2, else uniform in [-1, 1)."""
+    """[F,R] scaled features: zero in case 1, -1 or 1 in case 2, else uniform in [-1, 1)."""
     values = _uniform(_raw(seed, 1, case), folds * N_RADIOMICS).reshape(folds, N_RADIOMICS)
     if case == 1:
         return np.zeros_like(values)

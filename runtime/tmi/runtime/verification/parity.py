@@ -1,47 +1,38 @@
-"""Parity: does an engine answer like the eager model that was validated? Bounds, comparisons and gates. numpy only.
+"""Parity checks: compare the outputs of an engine with those of the validated eager model. numpy only.
 
-B cases, F folds, K classes, C channels of a feature. Every comparison is relative to the size of what is compared:
+B cases, F folds, K classes, C channels of a feature. Errors are relative to the magnitude of each case's reference:
 
     error(a, r) = max over cases b of  max |a_b - r_b| / max(max |r_b|, max |r| / 16)
 
-so that a case with weak features is not hidden behind one with strong features. The same gates judge an artefact when
-it is exported and when a bundle is verified; `docs/parity.md` says what each gate catches.
+so that a case with small features is not hidden behind one with large features. The same checks run at the export of an
+artefact and at the verification of a bundle; `docs/parity.md` lists the faults that each check detects.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Self
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import Manifest
-from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engines.registry import Arrays, Engine, engine_spec
-from tmi.runtime.inference.ensemble import probabilities, run_folds
+from tmi.runtime.engines.registry import Engine, engine_spec
 from tmi.runtime.verification.golden_inputs import GoldenInputs, extreme_case, join, largest_batch, padded, trimmed
+from tmi.runtime.verification.outputs import PIPELINE, Outputs, evaluate
 from tmi.runtime.verification.profile_shapes import largest_profile, text_features, text_length_checks
 
-if TYPE_CHECKING:
-    from jaxtyping import Float32, Float64
-
 REFERENCE_MARGIN = 1e-4
-"""What the reference itself, eager float32, may differ by in a probability: another batch or CPU rounds otherwise."""
-FLOAT64_PREFIX = "float64."
-"""Prefix of the float64 answers in `golden.safetensors`."""
-PIPELINE = "pipeline"
-"""Graph name of a record that judges all graphs together."""
+"""Tolerance of a probability of the reference itself, eager float32: rounding depends on the batch and the CPU."""
 ENGINE_ERRORS = (RuntimeError, ValueError)
-"""What an engine raises when a graph cannot take a batch or gives another shape than the manifest says."""
+"""Errors of an engine whose graph cannot run a batch or returns another shape than the manifest states."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """What the figures of one precision must not exceed."""
+    """Error bounds of one precision."""
 
     relative: float
     """Bound on `relative_error` of features and logits, against eager and between two batches of one engine."""
@@ -55,123 +46,37 @@ BOUNDS: Mapping[str, Bounds] = MappingProxyType(
         "bfloat16": Bounds(relative=2.0**-5),
     }
 )
-"""Precision -> bounds; declared here and nowhere else.
+"""Precision -> bounds; this is their only definition.
 
-float32 rounds to 2^-24, so 2^-14 leaves room for a thousand roundings in one direction. TF32 and float16 round to
-2^-11 and bfloat16 to 2^-8: a graph that silently ran in one of them does not pass for float32.
+The unit roundoff of float32 is 2^-24, so 2^-14 allows about a thousand roundings in one direction. TF32 and float16
+have 2^-11 and bfloat16 2^-8: a graph that silently runs in one of them fails the float32 bound.
 
-float16 and tf32 have 2^5 times their own rounding: the emulation of a hundred layers shows 2^-10, and a GPU sums in an
-order that a CPU cannot know. bfloat16 has 2^3 times its own, because the processor that answers is the one that is
-judged. Weights rounded more coarsely are the audit's to find (`tmi.export.tensorrt.typed_graphs`).
+float16 and tf32 are allowed 2^5 times their unit roundoff: the simulation of a hundred layers reaches 2^-10, and the
+order of summation on a GPU is not known on a CPU. bfloat16 is allowed 2^3 times its unit roundoff, because it is
+validated on the processor that runs it. Coarser rounding of weights is detected by the weight audit
+(`tmi.export.tensorrt.typed_graphs`).
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outputs:
-    """What the pipeline answers: by an engine, or by the eager reference."""
+def relative_error(output: NDArray[np.floating], reference: NDArray[np.floating]) -> float:
+    """Relative error of outputs [B,...] as defined in this module.
 
-    features: Mapping[str, NDArray[np.float32]]
-    """Name of an encoder's graph -> features [B,C]."""
-    logits_BFK: Float32[NDArray[np.float32], "B F K"]
-    """Logits of every fold."""
+    Args:
+        output: outputs to check, cases along the first axis.
+        reference: reference outputs of the same shape.
 
-    def rows(self, index: list[int]) -> Outputs:
-        """The cases of `index`, in that order."""
-        return Outputs(
-            features={name: f[index] for name, f in self.features.items()}, logits_BFK=self.logits_BFK[index]
-        )
-
-    def by_graph(self) -> dict[str, NDArray[np.float32]]:
-        """Features by encoder graph, and the logits as `pipeline`."""
-        return {**self.features, PIPELINE: self.logits_BFK}
-
-    @property
-    def probabilities_BK(self) -> Float64[NDArray[np.float64], "B K"]:
-        """Ensemble mean."""
-        return probabilities(self.logits_BFK)
-
-    def tensors(self) -> dict[str, NDArray[np.float32]]:
-        """Named arrays for `golden.safetensors`: features by graph, logits, probabilities of the ensemble."""
-        return {
-            **{f"{name}.features": f for name, f in self.features.items()},
-            "logits": self.logits_BFK,
-            "probabilities": self.probabilities_BK.astype(np.float32),
-        }
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, NDArray[np.float32]], *, prefix: str = "") -> Outputs:
-        """What `tensors` gave, stored under names that begin with `prefix`; the arbiter's are taken when asked for."""
-        ending = ".features"
-        named = {
-            n: t for n, t in tensors.items() if n.startswith(prefix) and (prefix or not n.startswith(FLOAT64_PREFIX))
-        }
-        mine = {name.removeprefix(prefix): t for name, t in named.items()}
-        features = {name.removesuffix(ending): t for name, t in mine.items() if name.endswith(ending)}
-        return cls(features=features, logits_BFK=mine["logits"])
-
-
-class RecordingEngine:
-    """Passes every call on to an engine and keeps what each graph answered, so that one run judges every graph."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.name = engine.name
-        self._engine = engine
-        self.recorded: dict[str, list[NDArray[np.float32]]] = {}
-
-    @property
-    def copied_seconds(self) -> float | None:
-        """The engine's."""
-        return self._engine.copied_seconds
-
-    def open(self, bundle: Bundle, *, threads: int | None) -> None:
-        """Open the engine."""
-        self._engine.open(bundle, threads=threads)
-
-    def run(self, graph: str, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
-        """The engine's answer, kept."""
-        outputs = self._engine.run(graph, inputs)
-        self.recorded.setdefault(graph, []).extend(outputs.values())
-        return outputs
-
-    def close(self) -> None:
-        """Close the engine."""
-        self._engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def evaluate(engine: Engine, manifest: Manifest, golden: GoldenInputs) -> Outputs:
-    """One batch through the road that predictions take, with the features seen on the way.
-
-    Raises:
-        RuntimeError: the graph cannot take this batch.
-        ValueError: it answers in another shape or type than the manifest says.
+    Returns:
+        max_b max |a_b - r_b| / max(max |r_b|, max |r| / 16); infinite if shapes differ or an output is not finite.
     """
-    recorder = RecordingEngine(engine)
-    logits_BFK = run_folds(
-        recorder, manifest, ct_B1DHW=golden.ct_B1DHW, texts=golden.texts, radiomics_BFR=golden.radiomics_BFR
-    )
-    encoders = {name for fold in manifest.folds for name in (fold.ct, fold.text)} - {None}
-    features = {name: np.concatenate(parts) for name, parts in recorder.recorded.items() if name in encoders}
-    return Outputs(features=features, logits_BFK=logits_BFK)
-
-
-def relative_error(answer: NDArray[np.floating], reference: NDArray[np.floating]) -> float:
-    """The module's error(a, r) over the first axis; infinite where shapes differ or an answer is not finite."""
-    if answer.shape != reference.shape or not np.isfinite(answer).all():
+    if output.shape != reference.shape or not np.isfinite(output).all():
         return float("inf")
-    rows = answer.shape[0]
+    rows = output.shape[0]
     wide = reference.reshape(rows, -1).astype(np.float64)
-    size = np.abs(wide).max(axis=1)
-    scale = np.maximum(size, size.max() / 16)
-    difference = np.abs(answer.reshape(rows, -1) - wide).max(axis=1)
-    return float((difference / np.where(scale > 0, scale, 1.0)).max())
+    size_B = np.abs(wide).max(axis=1)
+    # The floor of 1/16 of the largest case keeps rounding noise of a case near zero from dominating the maximum.
+    scale_B = np.maximum(size_B, size_B.max() / 16)
+    difference_B = np.abs(output.reshape(rows, -1) - wide).max(axis=1)
+    return float((difference_B / np.where(scale_B > 0, scale_B, 1.0)).max())
 
 
 def check_engine(
@@ -185,20 +90,20 @@ def check_engine(
     reference_float64: Outputs | None = None,
     keep: Callable[[Outputs], None] | None = None,
 ) -> list[CheckResult]:
-    """Every gate that an engine can be put through, on an open engine.
+    """Run every parity check on an open engine.
 
     Args:
-        engine: opened on the bundle of `manifest`.
-        manifest: names graphs, folds, threshold.
-        golden: inputs.
-        reference: what eager float32 answers to them.
-        artefact: artefact kind that the engine runs, for the records.
+        engine: an engine that has the bundle of `manifest` open.
+        manifest: manifest with graphs, folds and threshold.
+        golden: golden inputs.
+        reference: outputs of eager float32 for them.
+        artefact: artefact kind that the engine runs, for the results.
         precision: a key of `BOUNDS`.
-        reference_float64: what eager float64 answers to them, where it was asked.
-        keep: given the engine's answers to `golden`, to keep as evidence.
+        reference_float64: outputs of eager float64 for them, if they were computed.
+        keep: callback that receives the engine's outputs for `golden`, to store them as evidence.
 
     Returns:
-        One record a gate and graph, in a fixed order; a graph that cannot take a batch is a failed record.
+        One result for each check and graph, in a fixed order; a graph that cannot run a batch gives a failed result.
     """
     check = _ParityChecks(
         engine, manifest, golden, reference, artefact, BOUNDS[precision], reference_float64=reference_float64, keep=keep
@@ -216,13 +121,13 @@ def check_outputs(
     precision: str = "float32",
     keep: Callable[[Outputs], None] | None = None,
 ) -> list[CheckResult]:
-    """The short form of `check_engine`: one run of `golden` against eager, nothing about batches and padding."""
+    """Short form of `check_engine`: one run of `golden` against eager, without checks of batches and padding."""
     check = _ParityChecks(engine, manifest, golden, reference, artefact, BOUNDS[precision], keep=keep)
     return list(check.records(thorough=False))
 
 
 class _ParityChecks:
-    """One engine on one bundle."""
+    """Parity checks of one engine on one bundle."""
 
     def __init__(
         self,
@@ -241,133 +146,136 @@ class _ParityChecks:
         self.margin = engine_spec(engine.name).max_abs_err or REFERENCE_MARGIN
 
     def records(self, *, thorough: bool = True) -> Iterator[CheckResult]:
-        """All gates; stops early only where nothing could be computed, or nothing finite."""
+        """Run the checks; stop early only if the batch cannot run or an output is not finite."""
         try:
-            whole = evaluate(self.engine, self.manifest, self.golden)
+            outputs = evaluate(self.engine, self.manifest, self.golden)
         except ENGINE_ERRORS as error:
             yield self._failed_run("runs", PIPELINE, f"a batch of {self.golden.count}", error)
             return
         if self.keep is not None:
-            self.keep(whole)
-        finite = list(self._finite(whole))
+            self.keep(outputs)
+        finite = list(self._finite(outputs))
         yield from finite
         if not all(record.passed for record in finite):
-            return  # no figure can be had from what is not a number
-        yield from self._against_eager(whole)
-        yield from self._fold_order(whole)
+            return  # errors of NaN or infinity are meaningless
+        yield from self._against_eager(outputs)
+        yield from self._fold_order(outputs)
         if thorough:
-            yield from self._against_float64(whole)
-            yield from self._batch_independence(whole)
-            yield from self._largest_batch(whole)
-            yield from self._padding_independence(whole)
-            yield from self._profile_edges(whole)
+            yield from self._against_float64(outputs)
+            yield from self._batch_independence(outputs)
+            yield from self._largest_batch(outputs)
+            yield from self._padding_independence(outputs)
+            yield from self._profile_edges(outputs)
 
-    def _finite(self, whole: Outputs) -> Iterator[CheckResult]:
-        for graph, answer in whole.by_graph().items():
-            bad = int(answer.size - np.isfinite(answer).sum())
-            yield self._record("finite", graph, bad, 0, f"{bad} of {answer.size} outputs are not finite")
+    def _finite(self, outputs: Outputs) -> Iterator[CheckResult]:
+        for graph, output in outputs.by_graph().items():
+            count = int(output.size - np.isfinite(output).sum())
+            yield self._record("finite", graph, count, 0, f"{count} of {output.size} outputs are not finite")
 
-    def _against_eager(self, whole: Outputs) -> Iterator[CheckResult]:
+    def _against_eager(self, outputs: Outputs) -> Iterator[CheckResult]:
         for graph, reference in self.reference.features.items():
-            error = relative_error(whole.features[graph], reference)
+            error = relative_error(outputs.features[graph], reference)
             yield self._record("features", graph, error, self.bounds.relative, "relative to eager float32")
-        error = relative_error(whole.logits_BFK, self.reference.logits_BFK)
+        error = relative_error(outputs.logits_BFK, self.reference.logits_BFK)
         yield self._record("logits", PIPELINE, error, self.bounds.relative, "relative to eager float32, all folds")
-        mine, eager = whole.probabilities_BK, self.reference.probabilities_BK
+        p_BK, eager_BK = outputs.probabilities_BK, self.reference.probabilities_BK
         yield self._record(
-            "probabilities", PIPELINE, _max_abs(mine, eager), self.margin, "absolute, mean over the folds"
+            "probabilities", PIPELINE, _max_abs(p_BK, eager_BK), self.margin, "absolute, mean over the folds"
         )
         positive, threshold = self.manifest.positive, self.manifest.threshold
-        p, r = mine[:, positive], eager[:, positive]
+        p, r = p_BK[:, positive], eager_BK[:, positive]
+        # A reference within the margin of the threshold may fall on either side without being wrong.
         flips = int((((p >= threshold) != (r >= threshold)) & (np.abs(r - threshold) > self.margin)).sum())
         yield self._record(
             "decisions", PIPELINE, flips, 0, f"flipped at threshold {threshold:g} outside a margin of {self.margin:g}"
         )
 
-    def _against_float64(self, whole: Outputs) -> Iterator[CheckResult]:
-        """The arbiter: an engine may be off by float32's rounding, in another place than eager is."""
+    def _against_float64(self, outputs: Outputs) -> Iterator[CheckResult]:
+        """Compare with the float64 reference: engine and eager float32 both round, but at different places."""
         if self.reference_float64 is None:
             return
         eager = self.reference.by_graph()
         for graph, exact in self.reference_float64.by_graph().items():
-            error, own = relative_error(whole.by_graph()[graph], exact), relative_error(eager[graph], exact)
+            error, own = relative_error(outputs.by_graph()[graph], exact), relative_error(eager[graph], exact)
             multiple = error / own if own > 0 and np.isfinite(error) else None
-            times = "" if multiple is None else f", {multiple:.2g} times eager float32's own error"
+            suffix = "" if multiple is None else f", {multiple:.2g} times eager float32's own error"
             yield self._record(
-                "float64", graph, error, self.bounds.relative, f"relative to eager float64{times}", multiple=multiple
+                "float64", graph, error, self.bounds.relative, f"relative to eager float64{suffix}", multiple=multiple
             )
 
-    def _fold_order(self, whole: Outputs) -> Iterator[CheckResult]:
-        """Each fold's logits must be that fold's own: nearer to no other fold's eager model."""
+    def _fold_order(self, outputs: Outputs) -> Iterator[CheckResult]:
+        """The logits of each fold must be nearest to the eager model of the same fold."""
         folds = [spec.fold for spec in self.manifest.folds]
-        answer, eager = whole.logits_BFK, self.reference.logits_BFK
-        if answer.shape != eager.shape:
-            yield self._record("fold-order", PIPELINE, None, 0, f"logits have shape {list(answer.shape)}")
+        logits_BFK, eager_BFK = outputs.logits_BFK, self.reference.logits_BFK
+        if logits_BFK.shape != eager_BFK.shape:
+            yield self._record("fold-order", PIPELINE, None, 0, f"logits have shape {list(logits_BFK.shape)}")
             return
-        distance = np.abs(answer[:, :, None] - eager[:, None, :]).max(axis=(0, 3))
+        # [B,F,1,K] - [B,1,F,K]: the largest difference of every pair (engine fold, eager fold).
+        distance = np.abs(logits_BFK[:, :, None] - eager_BFK[:, None, :]).max(axis=(0, 3))
         nearest = distance.argmin(axis=1)
-        wrong = [i for i in range(len(folds)) if not distance[i, i] <= distance[i, nearest[i]]]
-        detail = "; ".join(f"fold {folds[i]} answers like fold {folds[nearest[i]]}" for i in wrong)
-        yield self._record("fold-order", PIPELINE, len(wrong), 0, detail or "every fold answers like its own model")
+        # `not <=` instead of `>`, so that NaN counts as exchanged; equal folds tie and pass.
+        exchanged = [i for i in range(len(folds)) if not distance[i, i] <= distance[i, nearest[i]]]
+        detail = "; ".join(f"fold {folds[i]} matches fold {folds[nearest[i]]}" for i in exchanged)
+        yield self._record("fold-order", PIPELINE, len(exchanged), 0, detail or "every fold matches its own model")
 
-    def _batch_independence(self, whole: Outputs) -> Iterator[CheckResult]:
-        """A case's answer depends on that case alone: neither on the batch's size, nor its order, nor the others."""
+    def _batch_independence(self, outputs: Outputs) -> Iterator[CheckResult]:
+        """The outputs of a case must depend neither on the size of the batch, nor its order, nor the other cases."""
         golden, count = self.golden, self.golden.count
-        # Of two cases the reversed batch tries the second one; one run less where a run takes many seconds.
+        # With two cases the reversed batch covers the second one, which saves a run of many seconds.
         for row in range(count) if count > 2 else [0]:
             yield from self._compare_with_batch(
-                "batch-of-1", golden.rows([row]), whole.rows([row]), None, f"case {row} alone"
+                "batch-of-1", golden.rows([row]), outputs.rows([row]), None, f"case {row} alone"
             )
         order = list(range(count))[::-1]
         yield from self._compare_with_batch(
-            "permutation", golden.rows(order), whole.rows(order), None, "the batch reversed"
+            "permutation", golden.rows(order), outputs.rows(order), None, "the batch reversed"
         )
         extreme = extreme_case(golden, self.manifest.parsed_config())
         yield from self._compare_with_batch(
-            "neighbours", join(extreme, golden.rows([0])), whole.rows([0]), [1], "case 0 beside extreme values"
+            "neighbours", join(extreme, golden.rows([0])), outputs.rows([0]), [1], "case 0 beside extreme values"
         )
 
-    def _largest_batch(self, whole: Outputs) -> Iterator[CheckResult]:
-        """The upper edge of the batch; the lower one is `batch-of-1`."""
+    def _largest_batch(self, outputs: Outputs) -> Iterator[CheckResult]:
+        """Outputs in the largest batch; the smallest one is covered by `batch-of-1`."""
         largest, count = largest_batch(self.manifest.parsed_config()), self.golden.count
         if largest <= count:
-            return  # the golden set is the largest batch
+            return  # the golden set is already the largest batch
         rows = [row % count for row in range(largest)]
         yield from self._compare_with_batch(
-            "largest-batch", self.golden.rows(rows), whole.rows(rows), None, f"a batch of {largest}"
+            "largest-batch", self.golden.rows(rows), outputs.rows(rows), None, f"a batch of {largest}"
         )
 
-    def _padding_independence(self, whole: Outputs) -> Iterator[CheckResult]:
-        """A text's features do not depend on how far the batch was padded."""
+    def _padding_independence(self, outputs: Outputs) -> Iterator[CheckResult]:
+        """The features of a text must not depend on the padding of the batch."""
         if not self.golden.texts:
             return
         longest = self.manifest.parsed_config().clinical.max_length
-        trials = [(padded(self.golden, longest), list(range(self.golden.count)), f"padded to {longest} tokens")]
+        variants = [(padded(self.golden, longest), list(range(self.golden.count)), f"padded to {longest} tokens")]
         for row in range(self.golden.count):
             alone = trimmed(self.golden.rows([row]))
             width = max(t.input_ids_BT.shape[1] for t in alone.texts.values())
-            trials.append((alone, [row], f"case {row} without padding, {width} tokens"))
-        for golden, rows, what in trials:
+            variants.append((alone, [row], f"case {row} without padding, {width} tokens"))
+        for golden, rows, what in variants:
             try:
                 features = text_features(self.engine, self.manifest, golden.texts)
             except ENGINE_ERRORS as error:
                 yield self._failed_run("padding", PIPELINE, what, error)
                 continue
-            for graph, answer in features.items():
-                error_here = relative_error(answer, whole.features[graph][rows])
-                yield self._record("padding", graph, error_here, self.bounds.relative, what)
+            for graph, output in features.items():
+                difference = relative_error(output, outputs.features[graph][rows])
+                yield self._record("padding", graph, difference, self.bounds.relative, what)
 
-    def _profile_edges(self, whole: Outputs) -> Iterator[CheckResult]:
-        """Of an engine that runs plans: the largest batch of its profiles, and the shortest and longest texts."""
+    def _profile_edges(self, outputs: Outputs) -> Iterator[CheckResult]:
+        """Outputs of TensorRT plans for the largest batch of their profiles and for the shortest and longest texts."""
         batch = largest_profile(self.engine.name, self.manifest)
         if batch is None:
             return
         rows = [row % self.golden.count for row in range(batch)]
         what = f"a batch of {batch}, the profile's largest"
-        yield from self._compare_with_batch("profile-edges", self.golden.rows(rows), whole.rows(rows), None, what)
+        yield from self._compare_with_batch("profile-edges", self.golden.rows(rows), outputs.rows(rows), None, what)
         try:
-            for detail, graph, answer, alone in text_length_checks(self.engine, self.manifest, self.golden, batch):
-                error = relative_error(answer, alone)
+            for detail, graph, batched, alone in text_length_checks(self.engine, self.manifest, self.golden, batch):
+                error = relative_error(batched, alone)
                 yield self._record("profile-edges", graph, error, self.bounds.relative, detail)
         except ENGINE_ERRORS as error:
             yield self._failed_run("profile-edges", PIPELINE, "texts at the profile's edges", error)
@@ -382,12 +290,12 @@ class _ParityChecks:
             return
         outputs = outputs if keep is None else outputs.rows(keep)
         for graph, reference in expected.by_graph().items():
-            error_here = relative_error(outputs.by_graph()[graph], reference)
-            yield self._record(gate, graph, error_here, self.bounds.relative, f"{what}, against the golden batch")
+            difference = relative_error(outputs.by_graph()[graph], reference)
+            yield self._record(gate, graph, difference, self.bounds.relative, f"{what}, against the golden batch")
 
     def _failed_run(self, gate: str, graph: str, what: str, error: Exception) -> CheckResult:
-        text = " ".join(str(error).split())[:300]
-        return self._record(gate, graph, None, 0, f"{what}: {text}")
+        message = " ".join(str(error).split())[:300]
+        return self._record(gate, graph, None, 0, f"{what}: {message}")
 
     def _record(
         self,
@@ -412,7 +320,7 @@ class _ParityChecks:
         )
 
 
-def _max_abs(answer: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
-    if answer.shape != reference.shape or not np.isfinite(answer).all():
+def _max_abs(output: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
+    if output.shape != reference.shape or not np.isfinite(output).all():
         return float("inf")
-    return float(np.abs(answer - reference).max())
+    return float(np.abs(output - reference).max())

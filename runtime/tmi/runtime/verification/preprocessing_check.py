@@ -1,7 +1,6 @@
-"""The gate on the road from files to the network's inputs: the golden case, prepared here and now, against what it
-must become.
+"""Check of the preprocessing: the golden case, prepared on this machine, is compared with stored reference arrays.
 
-`golden-case.safetensors` holds, for the case that `tmi.runtime.verification.golden_case` writes::
+For the case that `tmi.runtime.verification.golden_case` writes, `golden-case.safetensors` holds::
 
     ct                       [1,D,H,W] float32
     text.sha256              [32] uint8, of the rendered record in UTF-8
@@ -9,9 +8,10 @@ must become.
     <text graph>.input_ids   [2,T] int64, the record and `SHORT_TEXT` by that graph's tokenizer
     <text graph>.attention_mask  [2,T] int64
 
-of these what the bundle sees, written at the export by other means than the runtime's: nibabel and torch's own
-resampling, a scaler's formula from its JSON, the `tokenizers` package itself. Its safetensors metadata holds what the
-outputs mean: classes, the positive one, the threshold, the order of the folds. Light: numpy and nibabel.
+Arrays of modalities that the bundle does not use are omitted. The export computes the arrays independently of the
+runtime: with nibabel and torch's resampling, the scaler's formula from its JSON, and the `tokenizers` package. The
+metadata of the file states the meaning of the outputs: classes, positive class, threshold, order of the folds. This
+module needs numpy and nibabel only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from tmi.runtime.bundle.manifest import GOLDEN_CASE_FILE, Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.inference.ensemble import encoder_graphs
 from tmi.runtime.verification.golden_case import golden_config, write_golden_case
-from tmi.runtime.verification.parity import BOUNDS, PIPELINE
+from tmi.runtime.verification.outputs import PIPELINE
+from tmi.runtime.verification.parity import BOUNDS
 from tmi.toolkit.clinical.schema import stored_schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import CLASSES
@@ -40,13 +41,13 @@ from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.storage.hashing import canonical_json
 
 SHORT_TEXT = "Sex: female."
-"""Stands beside the golden record, so that one of the two is padded."""
+"""Second text of the batch, shorter than the golden record, so that one of the two is padded."""
 FILES = "files"
-"""Artefact kind of the records of this gate."""
+"""Artefact kind of the results of this check."""
 
 
 def output_metadata(manifest: Manifest) -> dict[str, str]:
-    """What the outputs mean, as the metadata of the golden case states it."""
+    """Meaning of the outputs, in the form of the golden case's metadata."""
     meaning = {
         "classes": list(manifest.classes),
         "positive": manifest.positive,
@@ -57,20 +58,27 @@ def output_metadata(manifest: Manifest) -> dict[str, str]:
 
 
 def check_preprocessing(bundle: Bundle) -> list[CheckResult]:
-    """The golden case on this machine's road against the stored arrays, and the meaning of the outputs.
+    """Compare the golden case, prepared on this machine, and the meaning of the outputs with those of the export.
 
     Raises:
-        DamagedError: the bundle holds no golden case, or one that cannot be read.
+        DamagedError: the golden case is missing or cannot be read.
     """
     arrays, meaning = _read_golden_case(bundle)
     return [*_compare_metadata(bundle.manifest, meaning), *_compare_arrays(bundle, arrays)]
 
 
 def prepare_golden_case(bundle: Bundle, folder: Path) -> dict[str, NDArray[np.generic]]:
-    """What the runtime makes of the golden case, under the names of the file; `folder` is written to.
+    """Prepare the golden case with the runtime's preprocessing.
+
+    Args:
+        bundle: the bundle.
+        folder: empty or missing folder to which the case is written.
+
+    Returns:
+        Arrays under the names of `golden-case.safetensors`.
 
     Raises:
-        TmiError: it cannot be prepared here.
+        TmiError: the case cannot be prepared here.
     """
     manifest = bundle.manifest
     config = golden_config(manifest.parsed_config())
@@ -99,7 +107,7 @@ def prepare_golden_case(bundle: Bundle, folder: Path) -> dict[str, NDArray[np.ge
 
 
 def text_digest(text: str) -> NDArray[np.uint8]:
-    """SHA-256 of a text's UTF-8 bytes, as 32 numbers."""
+    """SHA-256 of a text's UTF-8 bytes as 32 bytes."""
     return np.frombuffer(hashlib.sha256(text.encode()).digest(), dtype=np.uint8).copy()
 
 
@@ -115,19 +123,19 @@ def _read_golden_case(bundle: Bundle) -> tuple[dict[str, NDArray[np.generic]], d
 
 
 def _compare_metadata(manifest: Manifest, stored: Mapping[str, str]) -> Iterator[CheckResult]:
-    said = output_metadata(manifest)
-    wrong = [f"{name} is {said[name]}, at the export it was {stored.get(name)}" for name in said
-             if said[name] != stored.get(name)]  # fmt: skip
+    current = output_metadata(manifest)
+    differences = [f"{name} is {current[name]}, at the export it was {stored.get(name)}" for name in current
+                   if current[name] != stored.get(name)]  # fmt: skip
     if manifest.classes != CLASSES:
-        wrong.append(f"classes are {', '.join(manifest.classes)}, this version's are {', '.join(CLASSES)}")
-    detail = " ".join("; ".join(wrong).split()) or "classes, positive class, threshold and fold order are the export's"
-    yield _record("meaning", len(wrong), 0, detail)
+        differences.append(f"classes are {', '.join(manifest.classes)}, this version's are {', '.join(CLASSES)}")
+    detail = "classes, positive class, threshold and fold order match the export"
+    yield _record("meaning", len(differences), 0, " ".join("; ".join(differences).split()) or detail)
 
 
 def _compare_arrays(bundle: Bundle, stored: Mapping[str, NDArray[np.generic]]) -> Iterator[CheckResult]:
     try:
         with tempfile.TemporaryDirectory(prefix="tmi-golden-") as folder:
-            mine = prepare_golden_case(bundle, Path(folder) / "golden")
+            prepared = prepare_golden_case(bundle, Path(folder) / "golden")
     except DamagedError:
         raise
     except (TmiError, KeyError, TypeError, ValueError) as error:
@@ -135,20 +143,21 @@ def _compare_arrays(bundle: Bundle, stored: Mapping[str, NDArray[np.generic]]) -
         return
     low, high = bundle.manifest.parsed_config().ct.scale_to
     bound = BOUNDS["float32"].relative
-    for name in sorted({*mine, *stored}):
+    for name in sorted({*prepared, *stored}):
         kind, _, which = name.partition(".") if name.startswith("radiomics.") else (name, "", "")
-        have, want = mine.get(name), stored.get(name)
-        if have is None or want is None or have.shape != want.shape or have.dtype != want.dtype:
-            yield _record("preprocessing", None, 0, f"{name}: {_shape(have)} here, {_shape(want)} at the export")
-        elif have.dtype.kind == "f":
-            size = high - low if kind == "ct" else max(1.0, float(np.abs(want).max()))
-            difference = np.abs(have.astype(np.float64) - want.astype(np.float64)).max()
-            relative = float(difference) / size if np.isfinite(difference) else float("inf")
-            what = f"{kind} by the scaler of {which}" if which else f"{kind}, of the range that it is scaled to"
+        output, expected = prepared.get(name), stored.get(name)
+        if output is None or expected is None or output.shape != expected.shape or output.dtype != expected.dtype:
+            yield _record("preprocessing", None, 0, f"{name}: {_shape(output)} here, {_shape(expected)} at the export")
+        elif output.dtype.kind == "f":
+            # Relative to the range of the values: an absolute bound would depend on the preset's scaling.
+            scale = high - low if kind == "ct" else max(1.0, float(np.abs(expected).max()))
+            difference = np.abs(output.astype(np.float64) - expected.astype(np.float64)).max()
+            relative = float(difference) / scale if np.isfinite(difference) else float("inf")
+            what = f"{kind} by the scaler of {which}" if which else f"{kind}, relative to its scaled range"
             yield _record("preprocessing", relative, bound, what)
         else:
-            wrong = int((have != want).sum())
-            yield _record("preprocessing", wrong, 0, f"{name}: {wrong} of {want.size} values differ")
+            differing = int((output != expected).sum())
+            yield _record("preprocessing", differing, 0, f"{name}: {differing} of {expected.size} values differ")
 
 
 def _shape(array: NDArray[np.generic] | None) -> str:

@@ -1,6 +1,7 @@
-"""The edges of a plan's optimisation profiles, asked of the engine: the smallest and largest shapes that it may get.
+"""Checks at the limits of a TensorRT plan's optimisation profiles: the smallest and largest shapes it accepts.
 
-TensorRT chooses kernels for a range of shapes, and what is wrong at its end is not seen in between. B cases, T tokens.
+TensorRT selects kernels for a range of shapes. An error at the end of the range does not show for shapes inside it. B
+cases, T tokens, C channels.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from tmi.runtime.verification.golden_inputs import GoldenInputs, GoldenText, pad
 
 
 def largest_profile(engine: str, manifest: Manifest) -> int | None:
-    """The largest batch that an engine's plans were built for; None for an engine that runs no plans."""
+    """Largest batch size for which an engine's plans were built; None for an engine without plans."""
     plans: Mapping[str, Any] = manifest.extra.get(TENSORRT, {}).get("plans", {}).get(engine, {}).get("graphs", {})
+    # A profile lists the smallest, optimal and largest shape of each input; axis 0 is the batch.
     return max(
         (shapes[-1][0] for plan in plans.values() for profile in plan["profiles"] for shapes in profile.values()),
         default=None,
@@ -30,27 +32,27 @@ def largest_profile(engine: str, manifest: Manifest) -> int | None:
 def text_length_checks(
     engine: Engine, manifest: Manifest, golden: GoldenInputs, batch: int
 ) -> Iterator[tuple[str, str, Any, Any]]:
-    """Texts of one token and of the longest length, alone and in the largest batch.
+    """Run texts of one token and of maximum length, each alone and in the largest batch.
 
     Args:
-        engine: open.
-        manifest: of its bundle.
-        golden: gives the tokens.
-        batch: the largest.
+        engine: an engine that has the bundle open.
+        manifest: manifest of the bundle.
+        golden: golden inputs whose tokens are used.
+        batch: largest batch size.
 
     Yields:
-        A sentence, the graph, the first case's features in the batch [1,C], and alone [1,C].
+        Description, graph name, features of the first case in the batch [1,C], and its features alone [1,C].
     """
     if not golden.texts:
         return
     longest = manifest.parsed_config().clinical.max_length
     rows = [row % golden.count for row in range(batch)]
     for length, texts in ((1, _first_token(golden)), (longest, padded(golden, longest))):
-        many = text_features(engine, manifest, texts.rows(rows).texts)
+        batched = text_features(engine, manifest, texts.rows(rows).texts)
         alone = text_features(engine, manifest, texts.rows([0]).texts)
-        for graph, features in many.items():
+        for graph, features in batched.items():
             yield (
-                f"a batch of {batch} texts of {length} tokens, against one of them alone",
+                f"a batch of {batch} texts of {length} tokens, against the first one alone",
                 graph,
                 features[:1],
                 alone[graph],
@@ -58,7 +60,10 @@ def text_length_checks(
 
 
 def text_features(engine: Engine, manifest: Manifest, texts: Mapping[str, TokenIds]) -> dict[str, NDArray[np.float32]]:
-    """Features of every distinct text encoder at the width that its texts have: predictions would cut the padding."""
+    """Features [B,C] of every distinct text encoder, with the texts at their given width.
+
+    Predictions trim the padding; these checks must not, because the width is what they vary.
+    """
     features = {}
     for spec in encoder_graphs(manifest, "text"):
         tokens = texts[spec.name]

@@ -1,17 +1,17 @@
-"""The first time a machine opens a bundle: do this bundle and this engine answer here as they did at the export?
+"""Startup self-test: the first time a machine opens a bundle with an engine, compare its outputs with the export's.
 
-An engine chooses its arithmetic by the processor it finds, and a library's next version may choose otherwise. So the
-short form of the gates runs once for each combination of bundle, engine, versions and machine: the first golden case
-through the whole pipeline against the eager model's stored answer, and the golden case's files through preparation.
-One case, because at full size one costs seconds and the whole set costs many; `tmi verify` runs everything.
+An engine selects its arithmetic by the processor, and another version of its library may select differently. A short
+form of the parity checks therefore runs once for each combination of bundle, engine, versions and machine. It runs the
+first golden case through the complete pipeline against the stored output of the eager model, and the files of the
+golden case through preprocessing. It uses one case because a case takes seconds at full size; `tmi verify` runs all.
 
-An engine that yields (bfloat16) may have been judged on no machine before, because the export's had no such units. It
-then answers all golden cases. Where it fails, that is remembered too, because another engine takes its place and the
-next start should not wait to learn the same again; any other failure is looked at anew each time.
+An optional engine (bfloat16) may not have been validated at the export, if the exporting machine has no instructions
+for it. It then runs all golden cases. Its failure is cached too, because another engine replaces it and the next start
+should not repeat the test. After any other failure the test runs again at each start.
 
-Success is remembered in the user's cache (`tmi.toolkit.storage.disk_cache` says where), never in the bundle: one small
-JSON file a combination, which states all of it and is compared in full when it is read. Without a cache every opening
-is checked.
+Results are cached in the user's cache folder (`tmi.toolkit.storage.disk_cache`), never in the bundle. Each combination
+has one small JSON file that holds the complete combination, which is compared when the file is read. Without a cache
+folder every start runs the self-test.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ from tmi.toolkit.storage.disk_cache import cache_root
 from tmi.toolkit.storage.hashing import sha256_json
 
 LogCallback = Callable[[str], None]
-"""Told one line for the user."""
+"""Callback that receives one line of text for the user."""
 REJECTED_KEY = "refused"
-"""Key under which a file of memory says why an engine that yields was refused."""
+"""Key of a cache file that holds the reason why an optional engine failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTestResult:
-    """What is known of this bundle and engine on this machine."""
+    """Result of the self-test of a bundle and engine on this machine."""
 
     verified: Literal["now", "before", "no"]
-    """Checked now, checked before and remembered, or not at all because it was asked for."""
+    """`now`: run by this call; `before`: cached from an earlier run; `no`: skipped on request."""
     seconds: float
-    """What it cost."""
+    """Seconds that the test took."""
 
 
 SELF_TEST_SKIPPED = SelfTestResult(verified="no", seconds=0.0)
-"""Of a bundle that was opened without a check, as asked."""
+"""Result for a bundle that was opened without a self-test."""
 
 
 def self_test_key(bundle: Bundle, engine: str) -> dict[str, Any]:
-    """What the answers depend on: bundle, engine, versions, processor and, for an engine that uses one, the GPU."""
+    """Everything that outputs depend on: bundle, engine, versions, processor and, for GPU engines, the GPU."""
     package = engine_spec(engine).package
     gpu = find_gpu() if engine_spec(engine).gpu else None
     return {
@@ -76,25 +76,28 @@ def self_test_key(bundle: Bundle, engine: str) -> dict[str, Any]:
 
 
 def run_self_test(bundle: Bundle, engine: Engine, *, log: LogCallback = lambda line: None) -> SelfTestResult:
-    """Run the short gates unless this combination has passed them before.
+    """Run the self-test unless this combination has passed it before.
 
     Args:
-        bundle: compared with its manifest.
-        engine: opened on it.
-        log: told before the wait, and when success cannot be remembered.
+        bundle: an opened bundle, already compared with its manifest.
+        engine: an engine that has the bundle open.
+        log: receives one line before the test and one after it.
+
+    Returns:
+        The result of the test, or the cached one.
 
     Raises:
-        ParityError: a gate failed; nothing is remembered.
+        ParityError: a check failed. The failure is cached only for an optional engine.
         DamagedError: the bundle's references cannot be read.
     """
     key = self_test_key(bundle, engine.name)
-    file, before = _cached_entry(key)
-    if before is not None and before.get(REJECTED_KEY) is None:
+    file, entry = _cached_entry(key)
+    if entry is not None and entry.get(REJECTED_KEY) is None:
         return SelfTestResult(verified="before", seconds=0.0)
-    log(f"first opening of this bundle with {engine.name} on this machine: checking its answers")
+    log(f"first use of this bundle with {engine.name} on this machine: running the self-test")
     start = perf_counter()
     try:
-        _require_quick_checks(bundle, engine)
+        _require_short_checks(bundle, engine)
     except ParityError as error:
         if file is not None and engine_spec(engine.name).optional:
             with suppress(OSError):
@@ -102,30 +105,31 @@ def run_self_test(bundle: Bundle, engine: Engine, *, log: LogCallback = lambda l
         raise
     seconds = perf_counter() - start
     if file is None:
-        log(f"it answers like the validated model ({seconds:.1f} s; not remembered, caching is off)")
+        log(f"self-test passed ({seconds:.1f} s; not cached, caching is off)")
         return SelfTestResult(verified="now", seconds=seconds)
     try:
         write_json(file, {"combination": key, "created": _now(), "seconds": round(seconds, 3)})
     except OSError as error:
-        log(f"that it held cannot be remembered in {file.parent} ({error.strerror}); set TMI_CACHE")
+        log(f"self-test passed, but it cannot be cached in {file.parent} ({error.strerror}); set TMI_CACHE")
     else:
-        log(f"it answers like the validated model ({seconds:.1f} s, remembered in {file.parent})")
+        log(f"self-test passed ({seconds:.1f} s, cached in {file.parent})")
     return SelfTestResult(verified="now", seconds=seconds)
 
 
 def cached_result(bundle: Bundle, engine: str) -> tuple[bool, str | None]:
-    """Whether this combination has been judged here before, and the reason where it was refused."""
-    _, before = _cached_entry(self_test_key(bundle, engine))
-    return before is not None, None if before is None else before.get(REJECTED_KEY)
+    """Whether this combination was tested here before, and the reason if it failed."""
+    _, entry = _cached_entry(self_test_key(bundle, engine))
+    return entry is not None, None if entry is None else entry.get(REJECTED_KEY)
 
 
 def _cached_entry(key: dict[str, Any]) -> tuple[Path | None, dict[str, Any] | None]:
-    """Where a combination is remembered, None where caching is off, and what stands there if it is of just this one."""
+    """Path of a combination's cache file (None if caching is off), and its content if it is of that combination."""
     root = cache_root()
     if root is None:
         return None, None
     file = root / "opened" / f"{sha256_json(key)}.json"
     try:
+        # The file name is a digest of the key; comparing the stored key guards against edited files.
         data = json.loads(file.read_text(encoding="utf-8"))
         return file, data if sha256_json(data["combination"]) == sha256_json(key) else None
     except (OSError, ValueError, TypeError, KeyError):
@@ -136,7 +140,7 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _require_quick_checks(bundle: Bundle, engine: Engine) -> None:
+def _require_short_checks(bundle: Bundle, engine: Engine) -> None:
     from tmi.runtime.verification.golden_inputs import first_golden_input, golden_from_manifest
     from tmi.runtime.verification.parity import check_outputs
     from tmi.runtime.verification.preprocessing_check import check_preprocessing
@@ -156,9 +160,9 @@ def _require_quick_checks(bundle: Bundle, engine: Engine) -> None:
     if failed:
         first = failed[0]
         raise ParityError(
-            f"on this machine engine {engine.name} does not answer like the validated model: {len(failed)} of "
-            f"{len(records)} gates failed, first {first.gate} of {first.graph}: {first.detail}",
-            fix=f"see all of it with `tmi verify {bundle.folder}`; take another --engine, or the versions that the "
-            "manifest names",
+            f"on this machine engine {engine.name} does not match the validated model: {len(failed)} of "
+            f"{len(records)} parity checks failed, first {first.gate} of {first.graph}: {first.detail}",
+            fix=f"list all checks with `tmi verify {bundle.folder}`; choose another --engine, or the package versions "
+            "named in the manifest",
             records=records,
         )

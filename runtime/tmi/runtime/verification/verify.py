@@ -1,7 +1,7 @@
-"""`tmi verify`: is a bundle what was exported, and do the engines of this machine answer like the validated model?
+"""Verification of a bundle (`tmi verify`): files are unchanged, and this machine's engines match the validated model.
 
-Nothing here imports torch unless an engine that needs it is installed and has graphs in the bundle: the golden inputs
-are made again from their seed, and what the eager model said to them is in `golden.safetensors`.
+torch is imported only if an installed engine needs it and has graphs in the bundle: golden inputs are regenerated from
+their seed, and the eager model's outputs for them are stored in `golden.safetensors`.
 """
 
 from __future__ import annotations
@@ -23,43 +23,44 @@ from tmi.runtime.engines.nvidia_driver import find_gpu
 from tmi.runtime.engines.precision import engine_precision
 from tmi.runtime.engines.registry import ENGINES, engine_spec, installed, missing_requirement, open_engine
 from tmi.runtime.verification.golden_inputs import GoldenInputs, golden_from_manifest
-from tmi.runtime.verification.parity import ENGINE_ERRORS, FLOAT64_PREFIX, PIPELINE, Outputs, check_engine
+from tmi.runtime.verification.outputs import FLOAT64_PREFIX, PIPELINE, Outputs
+from tmi.runtime.verification.parity import ENGINE_ERRORS, check_engine
 from tmi.runtime.verification.preprocessing_check import check_preprocessing
 from tmi.toolkit.errors import DamagedError, UnavailableError
 
 Progress = Callable[[str], None]
-"""Told one line of what is being done."""
+"""Callback that receives one line about the current step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What was found; the bundle's bytes are sound, or there would be an error instead."""
+    """Result of a verification. Changed files raise an error instead."""
 
     bundle: Bundle
     """The bundle."""
     signature: str
-    """One of the states in `tmi.runtime.bundle.signing`."""
+    """State of the signature, one of those in `tmi.runtime.bundle.signing`."""
     records: tuple[CheckResult, ...]
-    """Every gate that ran."""
+    """Result of every check that ran."""
     engines: tuple[str, ...]
-    """Engines that were judged."""
+    """Engines that were validated."""
     skipped: dict[str, str]
-    """Engine -> why it was not judged."""
+    """Engine -> reason why it was not validated."""
 
     @property
     def passed(self) -> bool:
-        """Whether every gate held."""
+        """Whether every check passed."""
         return all(r.passed for r in self.records)
 
 
 @dataclass(frozen=True, kw_only=True)
 class References:
-    """What the eager model said at the export."""
+    """Outputs of the eager model at the export."""
 
     float32: Outputs
-    """The reference."""
+    """Reference of the checks."""
     float64: Outputs | None
-    """The arbiter, where it was affordable."""
+    """The float64 reference; None if it was too expensive to compute."""
 
 
 def verify_bundle(
@@ -70,19 +71,22 @@ def verify_bundle(
     threads: int | None = None,
     progress: Progress = lambda line: None,
 ) -> Verification:
-    """Compare every byte, check the signature where a key is given, and put engines through every gate.
+    """Compare every byte of a bundle, check its signature if a key is given, and run every parity check on engines.
 
     Args:
-        folder: the bundle.
-        engines: names; none takes every engine that is installed and has graphs in the bundle.
+        folder: folder of the bundle.
+        engines: names of engines; empty means every engine that is installed and has graphs in the bundle.
         key: public key (PEM) that must have signed the bundle; None leaves a signature unchecked.
-        threads: threads of each engine; None takes all cores.
-        progress: told one line of what is being done.
+        threads: threads of each engine; None uses all cores.
+        progress: receives one line about the current step.
+
+    Returns:
+        The results. Failed parity checks do not raise here; see `Verification.passed`.
 
     Raises:
         UsageError: no such bundle or engine.
-        DamagedError: a byte differs, or the signature is not this key's.
-        UnavailableError: an engine asked for, or every engine, is missing; or signatures cannot be checked here.
+        DamagedError: a byte differs, or the signature is not by the key.
+        UnavailableError: a requested engine, or every engine, is missing; or signatures cannot be checked here.
     """
     progress("comparing every file with the manifest")
     bundle = open_bundle(folder)
@@ -90,17 +94,17 @@ def verify_bundle(
     names, skipped = _select_engines(bundle, engines)
     progress("preparing the golden case")
     records = check_preprocessing(bundle)
-    progress("making the golden inputs")
+    progress("generating the golden inputs")
     golden, references = golden_from_manifest(bundle.manifest), read_references(bundle)
     for name in list(names):
-        progress(f"judging engine {name}")
-        found = _validate_engine(name, bundle, golden, references, threads)
-        if name not in engines and engine_spec(name).optional and (why := failure_summary(found)) is not None:
-            # the bundle stands without it: predictions take the next engine
-            skipped[name] = f"it does not hold here, and predictions do without it: {why}"
+        progress(f"validating engine {name}")
+        results = _validate_engine(name, bundle, golden, references, threads)
+        if name not in engines and engine_spec(name).optional and (why := failure_summary(results)) is not None:
+            # The bundle stays valid: predictions fall back to the next engine of the table.
+            skipped[name] = f"it fails here, and predictions use another engine: {why}"
             names.remove(name)
         else:
-            records += found
+            records += results
     return Verification(
         bundle=bundle,
         signature=signature,
@@ -111,11 +115,11 @@ def verify_bundle(
 
 
 def signature_state(bundle: Bundle, key: Path | None) -> str:
-    """The state of a bundle's signature; with a key, anything but a good one is an error.
+    """State of a bundle's signature. If a key is given, the signature must be valid and by that key.
 
     Raises:
-        DamagedError: a key is given and no signature is there, or not that key's.
-        UnavailableError: the packages for it are missing.
+        DamagedError: a key is given, and the signature is missing or not by that key.
+        UnavailableError: packages for checking signatures are missing.
     """
     if key is not None:
         check_signature(bundle.folder, key)
@@ -124,17 +128,17 @@ def signature_state(bundle: Bundle, key: Path | None) -> str:
 
 
 def read_references(bundle: Bundle) -> References:
-    """The eager model's stored answers.
+    """Read the stored outputs of the eager model.
 
     Raises:
         DamagedError: the file cannot be read.
     """
     try:
         tensors: dict[str, NDArray[np.float32]] = load_file(bundle.folder / GOLDEN_FILE)
-        reference_float64 = any(name.startswith(FLOAT64_PREFIX) for name in tensors)
+        has_float64 = any(name.startswith(FLOAT64_PREFIX) for name in tensors)
         return References(
             float32=Outputs.from_tensors(tensors),
-            float64=Outputs.from_tensors(tensors, prefix=FLOAT64_PREFIX) if reference_float64 else None,
+            float64=Outputs.from_tensors(tensors, prefix=FLOAT64_PREFIX) if has_float64 else None,
         )
     except (SafetensorError, OSError, KeyError) as error:
         raise DamagedError(
@@ -142,10 +146,11 @@ def read_references(bundle: Bundle) -> References:
         ) from error
 
 
-def _select_engines(bundle: Bundle, asked: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Engines to judge, and why the others are passed over."""
-    if asked:
-        return [name for name in dict.fromkeys(asked) if engine_spec(name)], {}
+def _select_engines(bundle: Bundle, requested: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Names of the engines to validate, and the reason for each one that is skipped."""
+    if requested:
+        # engine_spec raises for an unknown name
+        return [name for name in dict.fromkeys(requested) if engine_spec(name)], {}
     names, skipped = [], {}
     for name, spec in ENGINES.items():
         if not bundle.has(spec.artefact):
@@ -154,14 +159,14 @@ def _select_engines(bundle: Bundle, asked: Sequence[str]) -> tuple[list[str], di
             skipped[name] = f"{spec.package} is not installed"
         elif spec.gpu and find_gpu() is None:
             skipped[name] = "this machine has no NVIDIA GPU with its driver"
-        elif (lack := missing_requirement(name)) is not None:
-            skipped[name] = lack
+        elif (requirement := missing_requirement(name)) is not None:
+            skipped[name] = requirement
         else:
             names.append(name)
     if not names:
-        why = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise UnavailableError(
-            f"no engine can run bundle {bundle.folder} ({why})",
+            f"no engine can run bundle {bundle.folder} ({reasons})",
             fix="install an engine (pip install 'tmi-clnet[openvino]') or export the bundle again with --engine onnx",
         )
     return names, skipped
@@ -188,17 +193,20 @@ def _validate_engine(
 
 
 def failure_summary(records: Sequence[CheckResult]) -> str | None:
-    """What failed, in one sentence; None where every gate held."""
+    """One sentence about the failed checks; None if all passed."""
     failed = [r for r in records if not r.passed]
     if not failed:
         return None
     first = failed[0]
-    figure = "" if first.measured is None else f" ({first.measured:.2g}, allowed {first.bound:.2g})"
-    return f"{len(failed)} of {len(records)} gates failed, first {first.gate} of {first.graph}: {first.detail}{figure}"
+    value = "" if first.measured is None else f" ({first.measured:.2g}, allowed {first.bound:.2g})"
+    return (
+        f"{len(failed)} of {len(records)} parity checks failed, first {first.gate} of {first.graph}: "
+        f"{first.detail}{value}"
+    )
 
 
 def load_failure(engine: str, artefact: str, error: Exception) -> CheckResult:
-    """The failed record of an engine that cannot load the bundle's files."""
+    """Failed check result of an engine that cannot load the bundle's files."""
     return CheckResult(
         gate="loads",
         artefact=artefact,

@@ -1,4 +1,4 @@
-"""Golden inputs: the same bytes everywhere, and few cases that show much."""
+"""Golden inputs: identical bytes on every machine, and extremes in few cases."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def golden():
     return make_golden(CONFIG, seed=11, count=5, folds=2, vocabularies=VOCABULARIES)
 
 
-def test_the_same_seed_gives_the_same_bytes_on_every_machine(golden):
+def test_seed_determines_the_bytes(golden):
+    """A seed gives the same bytes on every machine."""
     assert golden.digests() == {
         "ct": "cb8afe3deed54ee04ca77e0c51e51cb03be2aa194d9f68b48f177d4bd8941360",
         "radiomics": "187f27a0d91d233440357e45047f65ddf673905f21bef0c6ac025b9fb70a45e7",
@@ -50,22 +51,25 @@ def test_the_same_seed_gives_the_same_bytes_on_every_machine(golden):
 
 
 def test_another_seed_gives_other_inputs(golden):
+    """Two seeds share no array except attention masks."""
     other = make_golden(CONFIG, seed=12, count=5, folds=2, vocabularies=VOCABULARIES)
     assert not set(other.digests().values()) & {d for n, d in golden.digests().items() if "mask" not in n}
 
 
-def test_volumes_stay_in_the_scale_range_and_one_is_constant(golden):
+def test_volumes_stay_in_the_scale_range(golden):
+    """Volumes stay in the scale range; case 1 is constant, the others vary."""
     ct = golden.ct_B1DHW
     assert ct.shape == (5, 1, 9, 12, 10)
     assert ct.dtype == np.float32
     assert ct.min() >= 0
     assert ct.max() <= 255
-    spread = ct.std(axis=(1, 2, 3, 4))
-    assert spread[1] == 0
-    assert (np.delete(spread, 1) > 20).all()
+    std = ct.std(axis=(1, 2, 3, 4))
+    assert std[1] == 0
+    assert (np.delete(std, 1) > 20).all()
 
 
-def test_texts_have_several_lengths_stay_in_the_vocabulary_and_pad_with_zero(golden):
+def test_texts_cover_lengths_and_vocabulary(golden):
+    """Texts have several lengths, ids within the vocabulary, and zeros as padding."""
     for name, size in VOCABULARIES.items():
         text = golden.texts[name]
         assert text.attention_mask_BT.sum(axis=1).tolist() == [20, 3, 60, 12, 10]
@@ -76,7 +80,8 @@ def test_texts_have_several_lengths_stay_in_the_vocabulary_and_pad_with_zero(gol
         assert (ids[text.attention_mask_BT == 0] == 0).all()
 
 
-def test_radiomics_differ_between_folds_one_row_is_zero_and_one_at_the_ends(golden):
+def test_radiomics_differ_between_folds(golden):
+    """Radiomics differ between folds; case 1 is zero, case 2 at the limits."""
     values = golden.radiomics_BFR
     assert values.shape == (5, 2, 1781)
     assert np.abs(values).max() <= 1
@@ -86,6 +91,7 @@ def test_radiomics_differ_between_folds_one_row_is_zero_and_one_at_the_ends(gold
 
 
 def test_trimming_and_padding_keep_the_tokens(golden):
+    """Trimming and padding change the width only."""
     short = trimmed(golden.rows([1]))
     assert short.texts["text-0"].input_ids_BT.shape == (1, 3)
     wide = padded(short, 60)
@@ -93,7 +99,8 @@ def test_trimming_and_padding_keep_the_tokens(golden):
     np.testing.assert_array_equal(wide.texts["text-0"].attention_mask_BT, golden.texts["text-0"].attention_mask_BT[1:2])
 
 
-def test_the_extreme_neighbour_is_far_outside_every_range(golden):
+def test_extreme_case_is_outside_every_range(golden):
+    """The extreme case exceeds the range of voxels and of radiomics."""
     extreme = extreme_case(golden, CONFIG)
     assert extreme.ct_B1DHW.max() == 255 * 65
     assert extreme.ct_B1DHW.min() == -255 * 64
@@ -102,24 +109,27 @@ def test_the_extreme_neighbour_is_far_outside_every_range(golden):
     assert both.ct_B1DHW.shape == (2, 1, 9, 12, 10)
 
 
-def test_a_large_volume_gets_two_cases_and_no_larger_batch():
+def test_large_volume_gets_two_cases():
+    """A large volume gets two golden cases and no larger batch."""
     assert golden_count(paper()) == 2
     assert golden_count(tiny()) == 4
     assert largest_batch(paper()) == 2
     assert largest_batch(tiny()) == 8
 
 
-def test_the_first_case_alone_is_the_first_case_of_the_set():
+def test_first_input_is_case_0_of_the_set():
+    """`first_golden_input` equals case 0 of the full set."""
     record = {"seed": 11, "count": 4, "vocabularies": VOCABULARIES}
     manifest = replace(small_manifest(), config=to_json(CONFIG), golden=record)
     alone = first_golden_input(manifest)
-    whole = trimmed(make_golden(CONFIG, seed=11, count=4, folds=1, vocabularies=VOCABULARIES).rows([0]))
-    assert alone.digests() == whole.digests()
+    expected = trimmed(make_golden(CONFIG, seed=11, count=4, folds=1, vocabularies=VOCABULARIES).rows([0]))
+    assert alone.digests() == expected.digests()
     with pytest.raises(DamagedError, match="does not describe its golden inputs"):
         first_golden_input(replace(manifest, golden={}))
 
 
-def test_the_golden_case_is_stored_askew_and_prepared_to_three_different_sizes(tmp_path):
+def test_golden_case_is_permuted_and_deterministic(tmp_path):
+    """The golden case has an unusual orientation and three different sizes, and follows its seed."""
     case = write_golden_case(tmp_path / "golden", load_schema(), seed=3)
     image = nib.load(case.ct)
     assert nib.aff2axcodes(image.affine) == ("S", "L", "P")
@@ -134,6 +144,7 @@ def test_the_golden_case_is_stored_askew_and_prepared_to_three_different_sizes(t
 
 
 @pytest.mark.parametrize(("count", "folds"), [(1, 2), (2, 0)])
-def test_one_case_or_no_fold_is_no_golden_set(count, folds):
+def test_too_few_cases_or_folds_are_rejected(count, folds):
+    """A golden set needs two cases and one fold."""
     with pytest.raises(ValueError, match="golden inputs need 2 cases and 1 fold"):
         make_golden(CONFIG, seed=0, count=count, folds=folds, vocabularies=VOCABULARIES)

@@ -1,4 +1,4 @@
-"""`tmi verify`, `tmi inspect`, `tmi sign`, and a bundle's first opening on a machine."""
+"""`tmi verify`, `tmi inspect`, `tmi sign`, and the startup self-test."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tmi.runtime.verification.self_test import self_test_key
 
 @pytest.fixture
 def new_machine(tmp_path, monkeypatch) -> Path:
-    """A machine that has opened no bundle yet."""
+    """An empty cache, like on a machine that has opened no bundle yet."""
     folder = tmp_path / "new-cache"
     monkeypatch.setenv("TMI_CACHE", str(folder))
     return folder
@@ -39,29 +39,31 @@ def copy(tiny_bundle, tmp_path) -> Path:
     return tmp_path / "bundle"
 
 
-def wrong_by(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
-    """ONNX Runtime answers with a relative error."""
-    honest = OnnxEngine._run
+def add_relative_error(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    """Give the outputs of ONNX Runtime a relative error."""
+    original = OnnxEngine._run
 
     def run(self, spec, loaded, inputs):
-        return {k: v * np.float32(1 + factor) for k, v in honest(self, spec, loaded, inputs).items()}
+        return {k: v * np.float32(1 + factor) for k, v in original(self, spec, loaded, inputs).items()}
 
     monkeypatch.setattr(OnnxEngine, "_run", run)
 
 
-def test_verify_judges_every_installed_engine_of_the_bundle(tiny_bundle):
+def test_verify_validates_every_installed_engine(tiny_bundle):
+    """Without `--engine` every installed engine with graphs in the bundle is validated."""
     outcome = tmi("verify", tiny_bundle, "--threads", 1)
     assert outcome.code == 0, outcome.err
     assert "files as exported" in outcome.out
     assert "not signed" in outcome.out
     rows = [line.split("│")[1:4] for line in outcome.out.splitlines() if line.startswith("│")]
-    judged = {row[0].strip() for row in rows}
-    assert judged == {"files", *(n for n, s in ENGINES.items() if not s.gpu and missing_requirement(n) is None)}
+    validated = {row[0].strip() for row in rows}
+    assert validated == {"files", *(n for n, s in ENGINES.items() if not s.gpu and missing_requirement(n) is None)}
     assert {row[1].strip() for row in rows if row[0].strip() == "onnx"} >= {"logits", "float64", "largest-batch"}
-    assert "gates held" in outcome.out.splitlines()[-1]
+    assert "parity checks passed" in outcome.out.splitlines()[-1]
 
 
-def test_verify_as_json_states_every_gate_with_hardware_and_multiples(tiny_bundle):
+def test_verify_json_lists_every_check(tiny_bundle):
+    """The document lists every check, the hardware and the multiples of float32's own error."""
     document = tmi("verify", tiny_bundle, "--engine", "onnx", "--threads", 1, "--json").document
     assert document["schema"] == "tmi-verification/1"
     assert document["passed"] is True
@@ -73,38 +75,42 @@ def test_verify_as_json_states_every_gate_with_hardware_and_multiples(tiny_bundl
     assert all(0 < m < 20 for m in multiples)
 
 
-def test_a_failed_gate_ends_with_4_a_table_and_a_mend(tiny_bundle, monkeypatch):
-    wrong_by(monkeypatch, 1e-3)
+def test_failed_check_exits_with_4_and_a_fix(tiny_bundle, monkeypatch):
+    """A failed check gives exit code 4, a table and a fix."""
+    add_relative_error(monkeypatch, 1e-3)
     outcome = tmi("verify", tiny_bundle, "--engine", "onnx", "--threads", 1)
     assert outcome.code == 4
     assert "FAILED" in outcome.out
-    assert "parity gates failed, first features of ct-0 (onnx): relative to eager float32" in outcome.err
+    assert "parity checks failed, first features of ct-0 (onnx): relative to eager float32" in outcome.err
     assert "docs/parity.md" in outcome.err
     document = tmi("verify", tiny_bundle, "--engine", "onnx", "--threads", 1, "--json").document
     assert document["passed"] is False
 
 
-def test_an_engine_that_is_not_there_ends_with_5(tiny_bundle, monkeypatch):
+def test_missing_engine_exits_with_5(tiny_bundle, monkeypatch):
+    """A missing engine, or none at all, gives exit code 5."""
     monkeypatch.setattr("tmi.runtime.engines.registry.installed", lambda name: False)
     monkeypatch.setattr("tmi.runtime.verification.verify.installed", lambda name: False)
-    asked = tmi("verify", tiny_bundle, "--engine", "openvino")
-    assert asked.code == 5
-    assert "engine openvino needs the package openvino" in asked.err
+    requested = tmi("verify", tiny_bundle, "--engine", "openvino")
+    assert requested.code == 5
+    assert "engine openvino needs the package openvino" in requested.err
     every = tmi("verify", tiny_bundle)
     assert every.code == 5
     assert "no engine can run bundle" in every.err
 
 
-def test_without_a_bundle_there_is_nothing_to_verify(tmp_path):
+def test_verify_requires_a_bundle(tmp_path):
+    """A missing bundle or an unknown engine is a usage error."""
     outcome = tmi("verify", cwd=tmp_path)
     assert outcome.code == 2
     assert "bundle bundle (the default)" in outcome.err
     assert tmi("verify", tmp_path, "--engine", "abacus").code == 2
 
 
-def test_a_signed_bundle_opens_and_only_the_signers_key_fits(copy, tmp_path, good_cases):
+def test_only_the_signers_key_is_accepted(copy, tmp_path, good_cases):
+    """A signed bundle verifies with the signer's key, wherever it lies, and with no other."""
     private, public = write_key_pair(tmp_path, "signer")
-    _, stranger = write_key_pair(tmp_path, "stranger")
+    _, other_key = write_key_pair(tmp_path, "other")
     signed = tmi("sign", copy, "--key", private)
     assert signed.code == 0, signed.err
     assert "signature.sig; check with: tmi verify" in signed.out
@@ -114,65 +120,69 @@ def test_a_signed_bundle_opens_and_only_the_signers_key_fits(copy, tmp_path, goo
     assert "signed by the key given" in with_key.out
     without = tmi("verify", copy, "--engine", "onnx", "--threads", 1)
     assert "signed, not checked: give the signer's public key with --key" in without.out
-    other = tmi("predict", good_cases[0], "--bundle", copy, "--engine", "onnx", "--key", stranger)
+    other = tmi("predict", good_cases[0], "--bundle", copy, "--engine", "onnx", "--key", other_key)
     assert other.code == 6
-    assert "the signature is not by stranger.public.pem" in other.err
+    assert "the signature is not by other.public.pem" in other.err
     elsewhere = copy.rename(tmp_path / "renamed")
     assert tmi("predict", good_cases[0], "--bundle", elsewhere, "--engine", "onnx", "--key", public).code == 0
 
 
-def test_what_is_no_key_is_wrong_usage(copy, tmp_path):
+def test_invalid_key_is_a_usage_error(copy, tmp_path):
+    """A file that is not a key, or a missing one, is a usage error and leaves nothing behind."""
     (tmp_path / "no.pem").write_text("hello")
     for arguments in (("sign", copy), ("verify", copy, "--engine", "onnx")):
         private, _ = write_key_pair(tmp_path, "signer")
         if arguments[0] == "verify":
             assert tmi("sign", copy, "--key", private, "--force").code == 0
-        for name, told in (("no.pem", "is no p"), ("nowhere.pem", "is not there")):
+        for name, message in (("no.pem", "is no p"), ("nowhere.pem", "is not there")):
             outcome = tmi(*arguments, "--key", tmp_path / name)
             assert outcome.code == 2
-            assert told in outcome.err
+            assert message in outcome.err
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_damaged_bundle_is_not_signed(copy, tmp_path):
+def test_damaged_bundle_is_not_signed(copy, tmp_path):
+    """A changed bundle is not signed."""
     private, _ = write_key_pair(tmp_path, "signer")
     (copy / "scalers" / "fold0.json").write_text("{}")
     assert tmi("sign", copy, "--key", private).code == 6
     assert not (copy / "signature.sig").exists()
 
 
-def test_a_first_opening_is_checked_said_remembered_and_recorded(tiny_bundle, good_cases, new_machine):
-    def ask(*more: object):
+def test_self_test_runs_once_and_is_recorded(tiny_bundle, good_cases, new_machine):
+    """The self-test runs at the first start, is cached, and is stated in every document."""
+
+    def predict(*more: object):
         return tmi(
             "predict", good_cases[0], "--bundle", tiny_bundle, "--engine", "onnx", "--threads", 1, "--json", *more
         )
 
-    skipped = ask("--no-verify")
+    skipped = predict("--no-verify")
     assert skipped.document["engine"]["verified"] == "no"
-    assert "the check at a first opening is skipped (--no-verify)" in skipped.err
+    assert "the startup self-test is skipped (--no-verify)" in skipped.err
     assert not new_machine.exists()
-    first = ask()
+    first = predict()
     assert first.document["engine"]["verified"] == "now"
-    assert "first opening of this bundle with onnx on this machine: checking its answers" in first.err
-    assert "it answers like the validated model" in first.err
+    assert "first use of this bundle with onnx on this machine: running the self-test" in first.err
+    assert "self-test passed" in first.err
     (file,) = (new_machine / "opened").iterdir()
     assert json.loads(file.read_text())["combination"] == self_test_key(open_bundle(tiny_bundle), "onnx")
-    second = ask()
+    second = predict()
     assert second.document["engine"]["verified"] == "before"
-    assert "first opening" not in second.err
+    assert "self-test" not in second.err
     assert second.document["results"][0]["probability"] == first.document["results"][0]["probability"]
 
 
-def test_another_engine_version_processor_or_bundle_is_a_first_opening_again(
-    tiny_bundle, copy, new_machine, monkeypatch
-):
+def test_self_test_repeats_for_another_combination(tiny_bundle, copy, new_machine, monkeypatch):
+    """Another engine, version, processor or bundle is tested again; a copy of the bundle is not."""
+
     def opened(folder: Path = tiny_bundle, engine: str = "onnx") -> str:
         with Predictor.open(folder, engine=engine, threads=1) as predictor:
             return predictor.engine_record.verified
 
     assert (opened(), opened()) == ("now", "before")
     assert opened(engine="openvino") == "now"
-    assert opened(copy) == "before"  # the same bundle in another place
+    assert opened(copy) == "before"  # the same bundle in another folder
     reseal(copy, extra={"note": "another export"})
     assert opened(copy) == "now"
     with monkeypatch.context() as patch:
@@ -184,13 +194,12 @@ def test_another_engine_version_processor_or_bundle_is_a_first_opening_again(
     assert opened() == "before"
 
 
-def test_a_first_opening_that_fails_is_not_remembered(tiny_bundle, new_machine, monkeypatch):
+def test_failed_self_test_is_not_cached(tiny_bundle, new_machine, monkeypatch):
+    """A failure of a float32 engine is not cached; the test runs again at the next start."""
     with monkeypatch.context() as patch:
-        wrong_by(patch, 1e-3)
+        add_relative_error(patch, 1e-3)
         for _ in range(2):
-            with pytest.raises(
-                ParityError, match="on this machine engine onnx does not answer like the validated model"
-            ):
+            with pytest.raises(ParityError, match="on this machine engine onnx does not match the validated model"):
                 Predictor.open(tiny_bundle, engine="onnx", threads=1)
     assert not new_machine.exists()
     with Predictor.open(tiny_bundle, engine="onnx", threads=1) as predictor:
@@ -198,7 +207,8 @@ def test_a_first_opening_that_fails_is_not_remembered(tiny_bundle, new_machine, 
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"combination": {"bundle": "another"}}'])
-def test_a_spoilt_memory_is_no_memory(text, tiny_bundle, new_machine):
+def test_invalid_cache_entry_is_ignored(text, tiny_bundle, new_machine):
+    """A damaged cache file, or one of another combination, does not count as a passed test."""
     Predictor.open(tiny_bundle, engine="onnx", threads=1).close()
     (file,) = (new_machine / "opened").iterdir()
     file.write_text(text)
@@ -206,38 +216,42 @@ def test_a_spoilt_memory_is_no_memory(text, tiny_bundle, new_machine):
         assert predictor.engine_record.verified == "now"
 
 
-def test_a_cache_that_cannot_be_written_stops_no_prediction(tiny_bundle, tmp_path, monkeypatch):
+def test_unwritable_cache_is_reported(tiny_bundle, tmp_path, monkeypatch):
+    """A cache folder that cannot be written is reported and does not stop a prediction."""
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("TMI_CACHE", str(tmp_path / "file"))
-    told: list[str] = []
-    with Predictor.open(tiny_bundle, engine="onnx", threads=1, log=told.append) as predictor:
+    lines: list[str] = []
+    with Predictor.open(tiny_bundle, engine="onnx", threads=1, log=lines.append) as predictor:
         assert predictor.engine_record.verified == "now"
-    assert "that it held cannot be remembered" in told[-1]
-    assert "TMI_CACHE" in told[-1]
+    assert "it cannot be cached" in lines[-1]
+    assert "TMI_CACHE" in lines[-1]
 
 
-def test_without_a_cache_every_opening_is_checked(monkeypatch, tiny_bundle, tmp_path):
+def test_without_a_cache_every_start_is_tested(monkeypatch, tiny_bundle, tmp_path):
+    """With `TMI_CACHE=off` the self-test runs at every start and writes nothing."""
     monkeypatch.setenv("TMI_CACHE", "off")
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        told: list[str] = []
-        with Predictor.open(tiny_bundle, engine="onnx", threads=1, log=told.append) as predictor:
+        lines: list[str] = []
+        with Predictor.open(tiny_bundle, engine="onnx", threads=1, log=lines.append) as predictor:
             assert predictor.engine_record.verified == "now"
-        assert "not remembered, caching is off" in told[-1]
+        assert "not cached, caching is off" in lines[-1]
     assert not list(tmp_path.iterdir())
 
 
-def test_inspect_shows_what_a_bundle_is(tiny_bundle):
+def test_inspect_summarises_a_bundle(tiny_bundle):
+    """`tmi inspect` prints run, classes, folds, versions, engines and graphs."""
     outcome = tmi("inspect", tiny_bundle)
     assert outcome.code == 0, outcome.err
     manifest = open_bundle(tiny_bundle).manifest
-    for text in ("preset tiny, a synthetic cohort of 6 cases", "good, bad; bad from 0.5 on", "0: ct-0, text-0",
+    for text in ("preset tiny, a synthetic cohort of 6 cases", "good, bad; bad if p(bad) >= 0.5", "0: ct-0, text-0",
                  "not signed", f"torch {manifest.versions['torch']}", "openvino: ready", "logits [B,2,2]",
                  "contents not hashed (tmi verify)", "for research use only"):  # fmt: skip
         assert text in outcome.out, text
 
 
-def test_inspect_as_json_holds_the_manifest_without_its_long_parts(tiny_bundle):
+def test_inspect_json_omits_long_parts(tiny_bundle):
+    """`--json` holds the manifest without files and config, and their totals."""
     document = tmi("inspect", tiny_bundle, "--json").document
     manifest = json.loads((tiny_bundle / "manifest.json").read_text())
     assert document["schema"] == "tmi-inspection/1"
@@ -246,7 +260,8 @@ def test_inspect_as_json_holds_the_manifest_without_its_long_parts(tiny_bundle):
     assert document["manifest"] == {k: v for k, v in manifest.items() if k not in ("files", "config")}
 
 
-def test_inspect_is_quick_and_imports_nothing_heavy(tiny_bundle):
+def test_inspect_is_fast_and_light(tiny_bundle):
+    """`tmi inspect` imports no engine and no image reader."""
     program = (
         "import sys, time\nstart = time.perf_counter()\nfrom tmi.toolkit.cli.main import main\n"
         "sys.argv = ['tmi', 'inspect', sys.argv[1], '--json']\n"
@@ -255,13 +270,16 @@ def test_inspect_is_quick_and_imports_nothing_heavy(tiny_bundle):
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", program, str(tiny_bundle)], capture_output=True, text=True, check=True)
+    process = subprocess.run(
+        [sys.executable, "-c", program, str(tiny_bundle)], capture_output=True, text=True, check=True
+    )
     assert time.perf_counter() - start < 10
-    assert done.stderr.strip() in ("[]", "['numpy']")
-    assert json.loads(done.stdout)["schema"] == "tmi-inspection/1"
+    assert process.stderr.strip() in ("[]", "['numpy']")
+    assert json.loads(process.stdout)["schema"] == "tmi-inspection/1"
 
 
-def test_inspect_refuses_a_bundle_with_files_missing_added_or_of_another_size(copy):
+def test_inspect_rejects_changed_file_lists(copy):
+    """Added, missing or resized files give exit code 6."""
     (copy / "more.txt").write_text("x")
     assert tmi("inspect", copy).code == 6
     (copy / "more.txt").unlink()
@@ -271,7 +289,8 @@ def test_inspect_refuses_a_bundle_with_files_missing_added_or_of_another_size(co
     assert "MODEL_CARD.md was changed after the export" in outcome.err
 
 
-def test_a_real_manifest_satisfies_the_published_schema(tiny_bundle):
+def test_manifest_satisfies_its_schema(tiny_bundle):
+    """An exported manifest satisfies the JSON Schema, and invalid changes do not."""
     data = json.loads((tiny_bundle / "manifest.json").read_text())
     jsonschema.Draft202012Validator.check_schema(manifest_schema())
     jsonschema.validate(data, manifest_schema())
@@ -283,13 +302,14 @@ def test_a_real_manifest_satisfies_the_published_schema(tiny_bundle):
         lambda d: d["graphs"][0].update(role="audio"),
         lambda d: d["files"]["golden.safetensors"].update(sha256="short"),
     ):
-        spoilt = json.loads(json.dumps(data))
-        change(spoilt)
+        changed = json.loads(json.dumps(data))
+        change(changed)
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(spoilt, manifest_schema())
+            jsonschema.validate(changed, manifest_schema())
 
 
-def test_the_manifest_names_its_largest_batch_and_hardware(tiny_bundle):
+def test_manifest_names_largest_batch_and_hardware(tiny_bundle):
+    """The manifest states the largest checked batch and the exporting hardware."""
     manifest = manifest_at(tiny_bundle)
     assert manifest.golden["largest_batch"] == 8
     assert set(manifest.extra["hardware"]) == {"machine", "cpu", "system"}
