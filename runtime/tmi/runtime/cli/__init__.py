@@ -1,4 +1,4 @@
-"""The commands on a bundle: predict, explain, report, verify, inspect, bench, sign.
+"""Commands on a bundle: predict, explain, report, verify, inspect, bench, sign.
 
-They parse options, call the rooms below, and print tables.
+They parse options, call the other sub-packages of the runtime, and print tables.
 """

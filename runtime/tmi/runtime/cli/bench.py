@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "tmi-bench/1"
 MIN_CT_VOXELS = 16
-"""Voxels along an axis below which there is no anatomy to draw."""
+"""Minimum number of voxels along an axis of a synthetic CT."""
 
 
 def bench(
@@ -27,18 +27,18 @@ def bench(
     ] = None,
     case: Annotated[
         list[Path] | None,
-        typer.Argument(help="Case folders to measure with. Default: made-up cases.", show_default=False),
+        typer.Argument(help="Case folders to measure with. Default: synthetic cases.", show_default=False),
     ] = None,
     engine: Annotated[
         list[str] | None,
         typer.Option(
-            help="Engine to measure; may be repeated. Default: every one installed that has graphs in the bundle.",
+            help="Engine to measure; may be repeated. Default: every installed one that has graphs in the bundle.",
             show_default=False,
         ),
     ] = None,
-    cases: Annotated[int, typer.Option(min=1, help="How many cases to make up.")] = 2,
-    ct: Annotated[str, typer.Option(help="Voxels of a made-up CT, x, y, z.")] = "512x512x120",
-    repeat: Annotated[int, typer.Option(min=1, help="Rounds; each asks every engine once.")] = 5,
+    cases: Annotated[int, typer.Option(min=1, help="Number of synthetic cases.")] = 2,
+    ct: Annotated[str, typer.Option(help="Voxels of a synthetic CT, x, y, z.")] = "512x512x120",
+    repeat: Annotated[int, typer.Option(min=1, help="Rounds; each runs every engine once.")] = 5,
     batch: Annotated[int, typer.Option(min=1, help="Cases computed together in the run over all cases.")] = 1,
     mask_label: Annotated[
         int | None,
@@ -49,11 +49,11 @@ def bench(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document (tmi-bench/1).")] = False,
 ) -> None:
-    """Measure what a bundle's engines cost on this machine, and whether they agree.
+    """Measure time and memory of a bundle's engines on this machine, and whether their predictions agree.
 
-    Engines answer the same cases in turn, so that other work on the machine slows all alike: read the ratios first.
-    Start: a new process until its first answer, with caches filled. Exit code 4: an engine is further from the
-    reference than it declares.
+    Engines predict the same cases in turn, so that other work on the machine slows all of them alike: compare the
+    ratios. Start: from a new process to its first prediction, with filled caches. Exit code 4: an engine differs from
+    the reference by more than its declared bound.
 
     Examples:
 
@@ -75,12 +75,12 @@ def bench(
         bundle, reason = default_bundle(load_project())
         typer.echo(f"bundle {bundle} ({reason})", err=True)
     opened = open_bundle(bundle)
-    engines, passed_over = choose_engines(engine or (), opened)
+    engines, skipped = choose_engines(engine or (), opened)
     with tempfile.TemporaryDirectory(prefix="tmi-bench-") as folder, Console(stderr=True).status("opening") as status:
         if case:
             chosen = resolve_cases(case, mask_label=mask_label)
         else:
-            status.update("making cases up")
+            status.update("writing synthetic cases")
             chosen = _synthetic_cases(opened, Path(folder), cases, shape_XYZ)
         plan = BenchmarkPlan(
             worker=WORKER,
@@ -92,23 +92,23 @@ def bench(
             batch=batch,
             threads=threads,
         )
-        report = measure(plan, passed_over=passed_over, progress=status.update)
-    made_up = None if case else shape_XYZ
+        report = measure(plan, passed_over=skipped, progress=status.update)
+    synthetic_XYZ = None if case else shape_XYZ
     if as_json:
         from tmi.toolkit.storage.hashing import canonical_json
 
-        sys.stdout.write(canonical_json(_document(plan, report, made_up)))
+        sys.stdout.write(canonical_json(_document(plan, report, synthetic_XYZ)))
     else:
-        _print(plan, report, made_up)
+        _print(plan, report, synthetic_XYZ)
     report.require_agreement()
 
 
 def _shape(text: str) -> tuple[int, int, int]:
-    """Voxels x, y, z from `512x512x120`."""
+    """Parse voxels x, y, z from a text such as `512x512x120`."""
     parts = text.lower().split("x")
     if len(parts) != 3 or not all(p.isdecimal() and int(p) >= MIN_CT_VOXELS for p in parts):
         raise UsageError(
-            f"--ct {text} is no size of a CT",
+            f"--ct {text} is not a CT size",
             fix=f"give three sizes of at least {MIN_CT_VOXELS} voxels, as 512x512x120",
         )
     x, y, z = (int(p) for p in parts)
@@ -124,7 +124,9 @@ def _synthetic_cases(bundle: Bundle, folder: Path, count: int, shape_XYZ: tuple[
     return [write_bench_case(folder / name, schema, seed=n, shape_XYZ=shape_XYZ) for n, name in enumerate(names)]
 
 
-def _document(plan: BenchmarkPlan, report: BenchmarkReport, made_up: tuple[int, int, int] | None) -> dict[str, Any]:
+def _document(
+    plan: BenchmarkPlan, report: BenchmarkReport, synthetic_XYZ: tuple[int, int, int] | None
+) -> dict[str, Any]:
     import datetime
     from importlib.metadata import version
 
@@ -139,7 +141,7 @@ def _document(plan: BenchmarkPlan, report: BenchmarkReport, made_up: tuple[int, 
         "bundle": {"folder": str(plan.bundle.folder), "digest": plan.bundle.digest,
                    "preset": plan.bundle.manifest.preset, "folds": len(plan.bundle.manifest.folds)},
         "cases": [case.case_id for case in plan.cases],
-        "made_up_ct_xyz": made_up,
+        "made_up_ct_xyz": synthetic_XYZ,
         "repeats": plan.repeats,
         "starts": plan.starts,
         "batch": plan.batch,
@@ -147,7 +149,7 @@ def _document(plan: BenchmarkPlan, report: BenchmarkReport, made_up: tuple[int, 
     }  # fmt: skip
 
 
-def _print(plan: BenchmarkPlan, report: BenchmarkReport, made_up: tuple[int, int, int] | None) -> None:
+def _print(plan: BenchmarkPlan, report: BenchmarkReport, synthetic_XYZ: tuple[int, int, int] | None) -> None:
     from tmi.runtime.cli.tables.benchmark import engines_table, stages_table
     from tmi.runtime.cli.tables.checks import wide_console
     from tmi.runtime.engines.host import hardware
@@ -155,10 +157,10 @@ def _print(plan: BenchmarkPlan, report: BenchmarkReport, made_up: tuple[int, int
     console = wide_console()
     console.print(engines_table(report, rounds=plan.repeats, cases=len(plan.cases)), markup=False)
     console.print(stages_table(report), markup=False)
-    what = "x".join(map(str, made_up)) + " made up" if made_up else "as given"
+    ct = "x".join(map(str, synthetic_XYZ)) + " synthetic" if synthetic_XYZ else "as given"
     machine = hardware()
     packages = ", ".join(dict.fromkeys(f.package for f in report.figures))
-    typer.echo(f"CT {what}; {machine['cpu']}, {report.figures[0].threads} threads; {packages}")
+    typer.echo(f"CT {ct}; {machine['cpu']}, {report.figures[0].threads} threads; {packages}")
     for name, why in report.passed_over.items():
         typer.echo(f"engine {name} was not measured: {why}")
-    typer.echo("the times are this machine's, now; compare engines by the ratio, not with another day's seconds")
+    typer.echo("times hold for this machine and this run; compare engines by their ratio, not seconds across runs")

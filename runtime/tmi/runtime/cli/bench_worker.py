@@ -1,10 +1,10 @@
-"""The process that `tmi bench` times: one engine on one bundle, asked through lines of JSON.
+"""Worker process of `tmi bench`: one engine on one bundle, controlled by lines of JSON.
 
     python -m tmi.runtime.cli.bench_worker '{"bundle": ..., "engine": ..., "threads": ..., "cases": [...], ...}'
 
-It imports what `tmi predict` imports, opens the bundle, answers the first case and says so in one line; every line on
-standard input, `{"cases": [numbers], "batch": n}`, is answered by one; at the end of its input it says what it took.
-A process of its own, so that start-up, peak memory and imports are those of one engine.
+The worker imports what `tmi predict` imports, opens the bundle, predicts the first case and writes one line. For every
+line on standard input, `{"cases": [numbers], "batch": n}`, it predicts those cases and writes one line. At the end of
+its input it writes its peak memory. Start-up, peak memory and imports are thus those of one engine alone.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from time import perf_counter
 from typing import Any, TextIO
 
 HEAVY_PACKAGES = ("torch", "transformers", "monai", "lightning", "SimpleITK", "radiomics")
-"""Packages that no torch-free engine may import."""
+"""Packages that a torch-free engine must not import."""
 WORKER = ("-m", "tmi.runtime.cli.bench_worker")
-"""What the Python interpreter is given to start this process."""
+"""Arguments of the Python interpreter that start this process."""
 STATUS = Path("/proc/self/status")
 
 
 def peak_bytes() -> int:
     """Peak resident memory of this process.
 
-    From the kernel's account of the address space where there is one: `ru_maxrss` outlives exec, and would be that of
-    the process that started this one where that is larger.
+    Read from the kernel's record of the address space if available: `ru_maxrss` survives exec, so it would be that of
+    the parent process if the parent used more memory.
     """
     if STATUS.is_file():
         for line in STATUS.read_text(encoding="utf-8").splitlines():
@@ -44,10 +44,10 @@ def _send(out: TextIO, message: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """Serve until standard input ends; a `TmiError` is told as a line and ends it."""
+    """Serve until standard input ends; a `TmiError` is written as a line and ends the process."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints must not mix with the answers
-    # the command line is a part of what a user waits for
+    os.dup2(2, 1)  # output of libraries must not mix with the protocol on descriptor 1
+    # Importing the command line is part of the start-up time of `tmi predict`.
     import tmi.runtime.cli.predict
     import tmi.toolkit.cli.main  # noqa: F401
     from tmi.toolkit.errors import TmiError
@@ -60,24 +60,24 @@ def main() -> int:
     return 0
 
 
-def _serve(asked: dict[str, Any], out: TextIO) -> None:
+def _serve(request: dict[str, Any], out: TextIO) -> None:
     from tmi.runtime.serving.predictor import Predictor, resolve_cases
     from tmi.runtime.serving.results import result_to_json
     from tmi.toolkit.storage.serialization import to_json
 
-    cases = resolve_cases(asked["cases"], mask_label=asked["mask_label"])
-    with Predictor.open(asked["bundle"], engine=asked["engine"], threads=asked["threads"]) as predictor:
+    cases = resolve_cases(request["cases"], mask_label=request["mask_label"])
+    with Predictor.open(request["bundle"], engine=request["engine"], threads=request["threads"]) as predictor:
 
-        def answer(chosen: list[int], batch: int) -> dict[str, Any]:
+        def predict(chosen: list[int], batch: int) -> dict[str, Any]:
             start = perf_counter()
-            answers = predictor.predict([cases[n] for n in chosen], batch=batch)
+            results = predictor.predict([cases[n] for n in chosen], batch=batch)
             seconds = perf_counter() - start
-            return {"seconds": seconds, "answers": [result_to_json(a) for a in answers]}
+            return {"seconds": seconds, "answers": [result_to_json(r) for r in results]}
 
-        _send(out, {**answer([0], 1), "engine": to_json(predictor.engine_record)})
+        _send(out, {**predict([0], 1), "engine": to_json(predictor.engine_record)})
         for line in sys.stdin:
-            request = json.loads(line)
-            _send(out, answer(request["cases"], request["batch"]))
+            step = json.loads(line)
+            _send(out, predict(step["cases"], step["batch"]))
         packages = {name.partition(".")[0] for name in sys.modules}
         _send(out, {"peak_bytes": peak_bytes(), "heavy": sorted(packages & set(HEAVY_PACKAGES))})
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 def explain(
     cases: Annotated[list[Path], typer.Argument(help="Case folders or cohort folders.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; each case gets one in it.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Output folder, with one subfolder a case.", show_default=False)
+    ],
     run: Annotated[
         Path | None, typer.Option("--run", help="Run whose models are explained.", show_default=False)
     ] = None,
@@ -32,16 +34,16 @@ def explain(
     ] = None,
     ct_only: Annotated[
         Path | None,
-        typer.Option("--ct-only", help="Run of a network that sees the CT alone, shown beside.", show_default=False),
+        typer.Option("--ct-only", help="Run of a CT-only network, shown for comparison.", show_default=False),
     ] = None,
-    fold: Annotated[str, typer.Option("--fold", help="A fold's number, or ensemble: the mean of all.")] = "ensemble",
+    fold: Annotated[str, typer.Option("--fold", help="Number of a fold, or ensemble: mean of all folds.")] = "ensemble",
     target: Annotated[
         Literal["good", "bad"] | None,
-        typer.Option("--target", help="Class that the map explains. Default: the one decided for.", show_default=False),
+        typer.Option("--target", help="Class that the map explains. Default: the predicted class.", show_default=False),
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=0, help="Points of insertion and deletion curves; 0: none.")] = 8,
     quick: Annotated[
-        bool, typer.Option("--quick", help="No curves and no sanity check, which run the network again and again.")
+        bool, typer.Option("--quick", help="Skip the curves and the sanity check, which need many network runs.")
     ] = False,
     mask_label: Annotated[
         int | None,
@@ -50,11 +52,11 @@ def explain(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads. Default: all cores.", show_default=False)
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the folders of cases that are there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing folders of cases.")] = False,
 ) -> None:
-    """Show what the models looked at: a map on the CT, and what pulled the answer which way. For research use only.
+    """Explain predictions: a relevance map on the CT and attributions of features. For research use only.
 
-    A case that is refused stops no other; the exit code is then 3. Needs torch, whose gradients the maps are made of.
+    A rejected case does not stop the others; the exit code is then 3. Needs torch, because the maps use gradients.
 
     Examples:
 
@@ -68,20 +70,22 @@ def explain(
 
     if run is not None and bundle is not None:
         raise UsageError("--run and --bundle are given", fix="give one of the two")
-    found = resolve_cases(cases, mask_label=mask_label)
-    require_absent_outputs([out / case.case_id for case in found], force=force)
+    resolved = resolve_cases(cases, mask_label=mask_label)
+    require_absent_outputs([out / case.case_id for case in resolved], force=force)
     source = open_models(run, bundle)
     ct_only_source = None if ct_only is None else _open_ct_only_run(ct_only)
     with torch_threads(threads):
         explainer = make_explainer(source, fold, target)
-        done = _explain_all(found, explainer, ct_only_source, out, steps=0 if quick else steps, sanity=not quick)
-    _summarise(done, out, source)
-    if len(done) < len(found):
+        documents = _explain_all(
+            resolved, explainer, ct_only_source, out, steps=0 if quick else steps, sanity=not quick
+        )
+    _summarise(documents, out, source)
+    if len(documents) < len(resolved):
         raise typer.Exit(int(ExitCode.REJECTED))
 
 
 def require_absent_outputs(folders: Sequence[Path], *, force: bool) -> None:
-    """Before the work, not after it: nothing is overwritten without being told to."""
+    """Raise before any case is explained if an output folder exists and `force` is not given."""
     from tmi.toolkit.storage.atomic_files import require_absent
 
     for folder in folders:
@@ -89,10 +93,10 @@ def require_absent_outputs(folders: Sequence[Path], *, force: bool) -> None:
 
 
 def open_models(run: Path | None, bundle: Path | None) -> ModelSource:
-    """The run or bundle; what was assumed is told on standard error.
+    """Open the models of a run, of a bundle, or of the default bundle, which is then named on standard error.
 
     Raises:
-        UsageError: no such run or bundle, or a run of the CT alone.
+        UsageError: no such run or bundle, or a run of a CT-only network.
     """
     from tmi.runtime.explain.model_source import open_bundle_models, open_run_models
     from tmi.toolkit.config.project import default_bundle, load_project
@@ -101,7 +105,7 @@ def open_models(run: Path | None, bundle: Path | None) -> ModelSource:
         source = open_run_models(run)
         if source.ct_only:
             raise UsageError(
-                f"run {run} sees the CT alone", fix="give a run of all three modalities, and this one as --ct-only"
+                f"run {run} uses the CT alone", fix="give a run of all three modalities, and this one as --ct-only"
             )
         return source
     if bundle is None:
@@ -111,18 +115,18 @@ def open_models(run: Path | None, bundle: Path | None) -> ModelSource:
 
 
 def make_explainer(source: ModelSource, fold: str, target: str | None) -> Explainer:
-    """The explainer; its stages are told on standard error where that is a terminal."""
+    """Create the explainer; its stages are printed on standard error if that is a terminal."""
     from tmi.runtime.explain.explainer import Explainer
 
-    def log(words: str) -> None:
+    def log(stage: str) -> None:
         if sys.stderr.isatty():
-            typer.echo(f"  {words} ...", err=True)
+            typer.echo(f"  {stage} ...", err=True)
 
     return Explainer(source, source.select_folds(fold), target=target, log=log)
 
 
 def report_rejection(error: InputRejectedError | UnavailableError, case: Case) -> None:
-    """Tell of a case that is left out; the others go on."""
+    """Print the error of a rejected case."""
     from tmi.toolkit.cli.main import print_error
 
     code = error.code if isinstance(error, InputRejectedError) else "unavailable"
@@ -138,22 +142,22 @@ def _explain_all(
     steps: int,
     sanity: bool,
 ) -> list[dict[str, Any]]:
-    """Documents of the cases that were explained; their files are written one case after the other."""
+    """Explain cases in order and write their files; returns the documents of those that were not rejected."""
     from time import perf_counter
 
-    done: list[dict[str, Any]] = []
+    documents: list[dict[str, Any]] = []
     for number, case in enumerate(cases, start=1):
         start = perf_counter()
         try:
             document = _explain_one(case, explainer, ct_only_source, out, steps=steps, sanity=sanity)
         except (InputRejectedError, UnavailableError) as error:
             report_rejection(error, case)
-            state = "refused"
+            state = "rejected"
         else:
-            done.append(document)
+            documents.append(document)
             state = f"{perf_counter() - start:.1f} s"
         typer.echo(f"[{number}/{len(cases)}] {case.case_id}: {state}", err=True)
-    return done
+    return documents
 
 
 def _explain_one(
@@ -168,24 +172,26 @@ def _explain_one(
 
     explained = explain_case(case, explainer, steps=steps, sanity=sanity)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    other = None
+    ct_only = None
     if ct_only_source is not None:
-        other = ct_only_map(ct_only_source, case, explained.anatomy, target=explained.explanation.target)
+        ct_only = ct_only_map(ct_only_source, case, explained.anatomy, target=explained.explanation.target)
     document = case_document(
         explained,
         created=created,
         version=version("tmi-clnet"),
-        ct_only=None if other is None else ct_only_document(other),
+        ct_only=None if ct_only is None else ct_only_document(ct_only),
     )
-    row = None if other is None else (_row_title("CT only", other.probability, other.localization.in_liver), other)
+    row = None
+    if ct_only is not None:
+        row = (_row_title("CT only", ct_only.probability, ct_only.localization.in_liver), ct_only)
     title = f"{case.case_id}: {_row_title('fused', explained.explanation.probability, explained.localization.in_liver)}"
-    title += f"; what speaks for {explained.explanation.target!r}"
+    title += f"; evidence for {explained.explanation.target!r}"
     write_explanation(out / case.case_id, explained, document, title=title, ct_only=row)
     return document
 
 
 def _row_title(name: str, probability: Mapping[str, float], in_liver: float | None) -> str:
-    """Over a row of pictures: which model, its answer, the share of the map in the liver."""
+    """Title of a row of pictures: model, probability, share of the map in the liver."""
     inside = "" if in_liver is None else f"; {in_liver:.0%} of the map in the liver"
     return f"{name}, p(bad) {probability['bad']:.3f}{inside}"
 
@@ -197,19 +203,19 @@ def _open_ct_only_run(run: Path) -> ModelSource:
     return require_ct_only(open_run_models(run))
 
 
-def _summarise(done: Sequence[dict[str, Any]], out: Path, source: ModelSource) -> None:
+def _summarise(documents: Sequence[dict[str, Any]], out: Path, source: ModelSource) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     from tmi.runtime.serving.results import RESEARCH_USE
 
-    # narrow enough for 80 columns
+    # Ten columns must fit into a terminal of 80 characters.
     table = Table(box=SIMPLE_HEAD, collapse_padding=True)
     titles = ("case", "p(bad)", "for", "liver", "CT only", "body", "points", "insert", "delete", "random")
     for title in titles:
         table.add_column(title, justify="left" if title in ("case", "for") else "right")
-    for document in done:
+    for document in documents:
         places, curves = document["map"]["places"], document["map"]["curves"]
         last = document["map"]["randomised"][-1:]
         table.add_row(
@@ -225,13 +231,13 @@ def _summarise(done: Sequence[dict[str, Any]], out: Path, source: ModelSource) -
             _format_value(last[0]["rank_correlation"] if last else None),
         )
     console = Console()
-    if done:
+    if documents:
         console.print(table)
         typer.echo("liver, body: share of the map inside; CT only: the CT-only model's share in the liver")
         typer.echo("points: whether the largest value lies in the liver; insert, delete: areas under the curves")
         typer.echo("random: rank correlation with the map of randomised weights; near 0 is good")
-    about = " of a synthetic cohort" if source.synthetic else ""
-    typer.echo(f"{len(done)} case(s) explained in {out}; models: {source.kind} {source.digest[:16]}{about}")
+    origin = " of a synthetic cohort" if source.synthetic else ""
+    typer.echo(f"{len(documents)} case(s) explained in {out}; models: {source.kind} {source.digest[:16]}{origin}")
     typer.echo(RESEARCH_USE)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "tmi-inspection/1"
 LEFT_OUT = ("files", "config")
-"""Long parts of the manifest that `--json` replaces by totals; the manifest itself is JSON already."""
+"""Long parts of the manifest that `--json` replaces by totals; `manifest.json` holds them in full."""
 
 
 def inspect(
@@ -24,9 +24,9 @@ def inspect(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document (tmi-inspection/1).")] = False,
 ) -> None:
-    """Show what a bundle holds and what it was judged on, quickly: contents are not hashed.
+    """Show the contents of a bundle and the evidence of its export, without hashing files.
 
-    Names and sizes of all files are compared with the manifest; `tmi verify` compares every byte and asks the engines.
+    Names and sizes of all files are compared with the manifest; `tmi verify` compares every byte and runs the engines.
 
     Examples:
 
@@ -72,7 +72,7 @@ def _signed(bundle: Bundle) -> bool:
 
 
 def _engines(bundle: Bundle) -> dict[str, str]:
-    """Engine -> whether it could run here."""
+    """Map each engine to `ready`, or to the reason why it cannot run here."""
     from tmi.runtime.engines.precision import rejected_at_export
     from tmi.runtime.engines.registry import ENGINES, installed
 
@@ -80,8 +80,8 @@ def _engines(bundle: Bundle) -> dict[str, str]:
     for name, spec in ENGINES.items():
         if not bundle.has(spec.artefact):
             states[name] = f"no {spec.artefact} graphs"
-        elif (refused := rejected_at_export(bundle.manifest, name)) is not None:
-            states[name] = refused
+        elif (reason := rejected_at_export(bundle.manifest, name)) is not None:
+            states[name] = reason
         else:
             states[name] = "ready" if installed(name) else f"{spec.package} is not installed"
     return states
@@ -103,13 +103,13 @@ def _print(bundle: Bundle) -> None:
         "bundle": f"{bundle.folder}, manifest {bundle.digest}",
         "run": f"{manifest.run.get('name', '?')}, preset {manifest.preset}, {kind} of {cohort.get('cases', '?')} cases",
         "exported": f"{manifest.created} on {manifest.extra.get('hardware', {}).get('cpu', '?')}",
-        "classes": f"{', '.join(manifest.classes)}; {positive} from {manifest.threshold:g} on",
-        "network": f"{manifest.parsed_config().system.name}, sees {', '.join(manifest.modalities)}",
+        "classes": f"{', '.join(manifest.classes)}; {positive} if p({positive}) >= {manifest.threshold:g}",
+        "network": f"{manifest.parsed_config().system.name}, uses {', '.join(manifest.modalities)}",
         "folds": "; ".join(f"{f.fold}: {', '.join(g for g in (f.ct, f.text) if g) or FUSION}" for f in manifest.folds),
         "files": f"{len(manifest.files)}, {_size(size)}; names and sizes as exported, contents not hashed (tmi verify)",
         "signature": signature,
         "golden": f"{manifest.golden.get('count', '?')} cases from seed {manifest.golden.get('seed', '?')}"
-        + ("" if noise else "; no float64 arbiter at this size"),
+        + ("" if noise else "; no float64 reference at this size"),
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items())),
         "engines": "; ".join(f"{name}: {state}" for name, state in _engines(bundle).items()),
     }
@@ -123,7 +123,7 @@ def _print(bundle: Bundle) -> None:
         for line in emulation_lines(manifest):
             typer.echo(f"emulation  {line}")
     console.print(checks_table(manifest.parity), markup=False)
-    typer.echo("for research use only; MODEL_CARD.md says what for and where it ends")
+    typer.echo("for research use only; MODEL_CARD.md states the intended use and its limits")
 
 
 def _graphs(bundle: Bundle) -> Any:

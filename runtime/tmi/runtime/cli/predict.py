@@ -30,7 +30,7 @@ def predict(
         str,
         typer.Option(help="auto, openvino-bf16, openvino, onnx, torchscript, eager; on a GPU trt, trt-rtx, torch-trt."),
     ] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, or only an engine that computes in bf16 or in fp32.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, or bf16 or fp32 for engines that compute in it only.")] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Cases computed together.")] = 1,
     mask_label: Annotated[
         int | None,
@@ -40,10 +40,11 @@ def predict(
         int | None, typer.Option(min=1, help="Threads of the engine. Default: all cores.", show_default=False)
     ] = None,
     cache: Annotated[
-        bool, typer.Option("--cache", help="Keep prepared images, for predicting the same cases again.")
+        bool, typer.Option("--cache", help="Cache prepared images, for predicting the same cases again.")
     ] = False,
     reuse: Annotated[
-        bool, typer.Option("--reuse", help="Keep what the encoders make of CT and text, for the same cases again.")
+        bool,
+        typer.Option("--reuse", help="Cache features of CT and text encoders, for predicting the same cases again."),
     ] = False,
     key: Annotated[
         Path | None,
@@ -51,25 +52,25 @@ def predict(
     ] = None,
     no_verify: Annotated[
         bool,
-        typer.Option("--no-verify", help="Skip the check at a bundle's first opening here; the record says so."),
+        typer.Option("--no-verify", help="Skip the startup self-test; this is recorded."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document (tmi-prediction/1).")] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Write the answers to FILE: JSON, or by its ending .csv or .jsonl."),
+        typer.Option("--out", "-o", help="Write the results to FILE: JSON, or .csv or .jsonl by its suffix."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a FILE that was not finished.")] = False,
-    timing: Annotated[bool, typer.Option("--timing", help="Show where the time went.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace FILE where it exists.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a FILE that was not finished.")] = False,
+    timing: Annotated[bool, typer.Option("--timing", help="Print the time of each stage.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
     """Predict the prognosis of cases with a bundle. For research use only.
 
-    A case that is refused stops no other; the exit code is then 3.
+    A rejected case does not stop the others; the exit code is then 3.
 
     Examples:
 
         tmi predict case_a/
-        tmi predict case_a/ case_b/ --bundle ./bundle --json -o answers.json
+        tmi predict case_a/ case_b/ --bundle ./bundle --json -o predictions.json
     """
     from tmi.runtime.cli.progress import run_cases
     from tmi.runtime.cli.tables.timing import print_timing
@@ -81,14 +82,14 @@ def predict(
     if out is not None:
         _require_writable(out, force=force, resume=resume)
     elif resume:
-        raise UsageError("--resume goes on with a file, and none is named", fix="name it with -o FILE")
+        raise UsageError("--resume continues a file, and none is named", fix="name it with -o FILE")
     if bundle is None:
         bundle, reason = default_bundle(load_project())
         typer.echo(f"bundle {bundle} ({reason})", err=True)
-    found = resolve_cases(cases, mask_label=mask_label)
-    kept = PreparedCache() if cache else None
+    resolved = resolve_cases(cases, mask_label=mask_label)
+    prepared_cache = PreparedCache() if cache else None
     if no_verify:
-        typer.echo("the check at a first opening is skipped (--no-verify)", err=True)
+        typer.echo("the startup self-test is skipped (--no-verify)", err=True)
     log = partial(typer.echo, err=True)
     opened = Predictor.open(
         bundle,
@@ -98,25 +99,25 @@ def predict(
         key=key,
         verify=not no_verify,
         log=log,
-        cache=kept,
+        cache=prepared_cache,
         reuse=reuse,
     )
     with opened as predictor:
         record = predictor.engine_record
         typer.echo(f"engine {record.name} in {record.precision} ({record.reason})", err=True)
-        answers = run_cases(predictor, found, batch=batch, mask_label=mask_label, out=out, resume=resume)
-        for store in (kept, predictor.embeddings):
+        results = run_cases(predictor, resolved, batch=batch, mask_label=mask_label, out=out, resume=resume)
+        for store in (prepared_cache, predictor.embeddings):
             if store is not None:
                 typer.echo(store.summary(), err=True)
         if timing:
-            print_timing(answers)
-        _deliver(predictor, answers, batch=batch, as_json=as_json, out=out)
-    if any(isinstance(a, RejectedCase) for a in answers):
+            print_timing(results)
+        _write_results(predictor, results, batch=batch, as_json=as_json, out=out)
+    if any(isinstance(r, RejectedCase) for r in results):
         raise typer.Exit(int(ExitCode.REJECTED))
 
 
 def _require_writable(out: Path, *, force: bool, resume: bool) -> None:
-    """Before the work, not after it."""
+    """Check the output options before any case is predicted."""
     from tmi.runtime.serving.result_log import result_log_path
     from tmi.toolkit.storage.atomic_files import require_absent
 
@@ -127,16 +128,16 @@ def _require_writable(out: Path, *, force: bool, resume: bool) -> None:
         require_absent(out, force=force, kind="prediction file")
     if unfinished.exists() and not (force or resume):
         raise UsageError(
-            f"unfinished prediction {unfinished} exists", fix="go on with --resume, or begin anew with --force"
+            f"unfinished prediction {unfinished} exists", fix="continue with --resume, or start again with --force"
         )
     if force and resume:
-        raise UsageError("--force begins anew and --resume goes on", fix="give one of the two")
+        raise UsageError("--force starts again and --resume continues", fix="give one of the two")
 
 
-def _deliver(
-    predictor: Predictor, answers: Sequence[CaseResult], *, batch: int, as_json: bool, out: Path | None
+def _write_results(
+    predictor: Predictor, results: Sequence[CaseResult], *, batch: int, as_json: bool, out: Path | None
 ) -> None:
-    """The table or the document on standard output, and the file."""
+    """Print the table or the JSON document on standard output, and write the output file."""
     import datetime
     from importlib.metadata import version
 
@@ -149,15 +150,15 @@ def _deliver(
     bundle, record = predictor.bundle, predictor.engine_record
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     text = canonical_json(
-        document(answers, bundle=bundle, engine=record, batch=batch, created=created, version=version("tmi-clnet"))
+        document(results, bundle=bundle, engine=record, batch=batch, created=created, version=version("tmi-clnet"))
     )
     if out is not None:
         unfinished = result_log_path(out)
         if unfinished != out:
-            write_text(out, to_csv(answers, bundle=bundle, engine=record) if out.suffix == ".csv" else text)
-            unfinished.unlink(missing_ok=True)  # only now: a kill before leaves what --resume goes on with
+            write_text(out, to_csv(results, bundle=bundle, engine=record) if out.suffix == ".csv" else text)
+            unfinished.unlink(missing_ok=True)  # last: a kill before this line leaves a log that can be resumed
         typer.echo(f"written {out}", err=True)
     if as_json:
         sys.stdout.write(text)
     else:
-        print_table(answers, bundle=bundle, engine=record)
+        print_table(results, bundle=bundle, engine=record)

@@ -1,4 +1,4 @@
-"""A command's run over its cases: the bar, a line a case, the journal, and what it came to."""
+"""Prediction of all cases of a command: progress bar, one line for each case, result log, summary."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from tmi.toolkit.errors import InputRejectedError
 
 
 class Step(Protocol):
-    """Told that one more case is done."""
+    """Callback that advances the progress bar."""
 
     def __call__(self) -> None:
-        """Advance by one."""
+        """Advance by one case."""
 
 
 def run_cases(
@@ -36,38 +36,50 @@ def run_cases(
     out: Path | None,
     resume: bool,
 ) -> list[CaseResult]:
-    """All answers in the order of the cases; each stands in the journal of `out` as soon as it is ready.
+    """Predict all cases; each result is appended to the log of `out` as soon as it is ready.
+
+    Args:
+        predictor: an open predictor.
+        cases: all cases of the command.
+        batch: number of cases computed together.
+        mask_label: as given to `resolve_cases`; recorded in the log.
+        out: output file; None writes no log.
+        resume: whether to continue an existing log.
+
+    Returns:
+        All results, in the order of the cases, those of an earlier run included.
 
     Raises:
-        UsageError: `resume`, and the journal is not of this bundle, engine, options and cases.
-        DamagedError: `resume`, and the journal is damaged.
+        UsageError: `resume`, and the log was written with another bundle, engine, option or set of cases.
+        DamagedError: `resume`, and the log is damaged.
     """
     start = perf_counter()
     with ExitStack() as stack:
-        journal = None
+        log = None
         if out is not None:
-            make = ResultLog.resume if resume else ResultLog.begin
-            opened = make(result_log_path(out), _identity(predictor, batch=batch, mask_label=mask_label), cases)
-            journal = stack.enter_context(opened)
-        done: dict[str, CaseResult] = {} if journal is None else dict(journal.results)
-        left = [case for case in cases if case.case_id not in done]
+            open_log = ResultLog.resume if resume else ResultLog.begin
+            opened = open_log(result_log_path(out), _identity(predictor, batch=batch, mask_label=mask_label), cases)
+            log = stack.enter_context(opened)
+        results: dict[str, CaseResult] = {} if log is None else dict(log.results)
+        remaining = [case for case in cases if case.case_id not in results]
         if resume:
-            typer.echo(f"{len(done)} of {len(cases)} cases are answered already", err=True)
-        number, step = len(done), stack.enter_context(_bar(len(cases), done=len(done)))
-        for answer in predictor.stream(left, batch=batch) if left else ():
-            if journal is not None:
-                journal.append(answer)
-            done[answer.case_id] = answer
+            typer.echo(f"{len(results)} of {len(cases)} cases are already predicted", err=True)
+        number, step = len(results), stack.enter_context(_bar(len(cases), done=len(results)))
+        for result in predictor.stream(remaining, batch=batch) if remaining else ():
+            # Logged before it is printed: a case that the user has been shown is never computed again.
+            if log is not None:
+                log.append(result)
+            results[result.case_id] = result
             number += 1
-            _print_result(answer, number, len(cases))
+            _print_result(result, number, len(cases))
             step()
     if len(cases) > 1:
-        typer.echo(_summary([done[case.case_id] for case in left], perf_counter() - start), err=True)
-    return [done[case.case_id] for case in cases]
+        typer.echo(_summary([results[case.case_id] for case in remaining], perf_counter() - start), err=True)
+    return [results[case.case_id] for case in cases]
 
 
 def _identity(predictor: Predictor, *, batch: int, mask_label: int | None) -> Mapping[str, Any]:
-    """What must be the same in every run that goes on with a journal: all that an answer depends on."""
+    """Everything that a prediction depends on; it must be equal in every run that resumes a log."""
     record = predictor.engine_record
     return {
         "bundle": predictor.bundle.digest,
@@ -80,29 +92,29 @@ def _identity(predictor: Predictor, *, batch: int, mask_label: int | None) -> Ma
     }
 
 
-def _print_result(answer: CaseResult, number: int, count: int) -> None:
-    """A refusal, and of several cases each one, on standard error."""
-    if isinstance(answer, RejectedCase):
-        state = f"refused ({answer.code})"
-        print_error(InputRejectedError(answer.what, fix=answer.fix, code=answer.code, case_id=answer.case_id))
+def _print_result(result: CaseResult, number: int, count: int) -> None:
+    """Print the error of a rejected case, and one line for each case of several, on standard error."""
+    if isinstance(result, RejectedCase):
+        state = f"rejected ({result.code})"
+        print_error(InputRejectedError(result.what, fix=result.fix, code=result.code, case_id=result.case_id))
     else:
-        state = f"{answer.seconds['total']:.2f} s"
+        state = f"{result.seconds['total']:.2f} s"
     if count > 1:
-        typer.echo(f"[{number}/{count}] {answer.case_id}: {state}", err=True)
+        typer.echo(f"[{number}/{count}] {result.case_id}: {state}", err=True)
 
 
-def _summary(answers: Sequence[CaseResult], seconds: float) -> str:
-    """One line on what this run did; cases of an earlier run are not its own."""
-    refused = sum(isinstance(a, RejectedCase) for a in answers)
+def _summary(results: Sequence[CaseResult], seconds: float) -> str:
+    """One line about this run; cases of an earlier run do not count."""
+    rejected = sum(isinstance(r, RejectedCase) for r in results)
     return (
-        f"{len(answers) - refused} predicted, {refused} refused in {seconds:.1f} s "
-        f"({len(answers) / max(seconds, 1e-9):.2f} cases/s)"
+        f"{len(results) - rejected} predicted, {rejected} rejected in {seconds:.1f} s "
+        f"({len(results) / max(seconds, 1e-9):.2f} cases/s)"
     )
 
 
 @contextmanager
 def _bar(count: int, *, done: int) -> Iterator[Step]:
-    """A progress bar on a terminal, for more than one case; elsewhere the lines are enough."""
+    """Progress bar for more than one case on a terminal; otherwise nothing is shown."""
     if count < 2 or not sys.stderr.isatty():
         yield lambda: None
         return

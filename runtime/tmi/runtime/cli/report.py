@@ -26,7 +26,7 @@ def report(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pages.", show_default=False)],
     bundle: Annotated[
         Path | None,
-        typer.Option("--bundle", help="Bundle that answers. Default: TMI_BUNDLE, else ./bundle.", show_default=False),
+        typer.Option("--bundle", help="Bundle. Default: TMI_BUNDLE, else ./bundle.", show_default=False),
     ] = None,
     engine: Annotated[str, typer.Option("--engine", help="Engine of the prediction, as in tmi predict.")] = "auto",
     mask_label: Annotated[
@@ -40,13 +40,13 @@ def report(
         Path | None,
         typer.Option(help="Public key (PEM) that must have signed the bundle.", envvar="TMI_KEY", show_default=False),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a report that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing report.")] = False,
 ) -> None:
-    """Write a page for each case that opens from disk, and an index of them. For research use only.
+    """Write a self-contained HTML page for each case, and an index. For research use only.
 
-    A page holds the answer of every fold, slices with the map to look through, what pulled the answer, warnings of the
-    input, and the evidence of the bundle. Nothing in it is fetched from elsewhere. A case that is refused stops no
-    other; the exit code is then 3.
+    A page holds the predictions of all folds, slices with the relevance map, attributions, warnings about the input,
+    and the evidence of the bundle. It loads nothing from the network. A rejected case does not stop the others; the
+    exit code is then 3.
 
     Examples:
 
@@ -68,7 +68,7 @@ def report(
     if bundle is None:
         bundle, reason = default_bundle(load_project())
         typer.echo(f"bundle {bundle} ({reason})", err=True)
-    found = resolve_cases(cases, mask_label=mask_label)
+    resolved = resolve_cases(cases, mask_label=mask_label)
     source = open_bundle_models(bundle)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     log = lambda line: typer.echo(line, err=True)  # noqa: E731 - one line, used once
@@ -77,35 +77,35 @@ def report(
         torch_threads(threads),
     ):
         explainer = make_explainer(source, "ensemble", None)
-        answers = _write_cases(found, predictor, explainer, out, created=created)
-        page = index_page(answers, bundle=predictor.bundle, created=created, version=version("tmi-clnet"))
+        results = _write_cases(resolved, predictor, explainer, out, created=created)
+        page = index_page(results, bundle=predictor.bundle, created=created, version=version("tmi-clnet"))
         write_text(out / INDEX_FILE, page)
-    refused = sum(isinstance(a, RejectedCase) for a in answers)
-    typer.echo(f"report of {len(answers) - refused} case(s) in {out / INDEX_FILE}; {refused} refused")
-    if refused:
+    rejected = sum(isinstance(r, RejectedCase) for r in results)
+    typer.echo(f"report of {len(results) - rejected} case(s) in {out / INDEX_FILE}; {rejected} rejected")
+    if rejected:
         raise typer.Exit(int(ExitCode.REJECTED))
 
 
 def _write_cases(
     cases: Sequence[Case], predictor: Predictor, explainer: Explainer, out: Path, *, created: str
 ) -> list[CaseResult]:
-    """Every case's page, one after the other; its answer, or why it was refused."""
+    """Write the page of every case; returns the predictions and the rejected cases, in order."""
     from time import perf_counter
 
     from tmi.runtime.cli.explain import report_rejection
     from tmi.runtime.serving.results import RejectedCase
 
-    answers: list[CaseResult] = []
+    results: list[CaseResult] = []
     for number, case in enumerate(cases, start=1):
         start = perf_counter()
-        answer = _write_case(case, predictor, explainer, out, created=created)
-        answers.append(answer)
+        result = _write_case(case, predictor, explainer, out, created=created)
+        results.append(result)
         state = f"{perf_counter() - start:.1f} s"
-        if isinstance(answer, RejectedCase):
-            report_rejection(InputRejectedError(answer.what, fix=answer.fix, code=answer.code), case)
-            state = f"refused ({answer.code})"
+        if isinstance(result, RejectedCase):
+            report_rejection(InputRejectedError(result.what, fix=result.fix, code=result.code), case)
+            state = f"rejected ({result.code})"
         typer.echo(f"[{number}/{len(cases)}] {case.case_id}: {state}", err=True)
-    return answers
+    return results
 
 
 def _write_case(case: Case, predictor: Predictor, explainer: Explainer, out: Path, *, created: str) -> CaseResult:
@@ -117,9 +117,9 @@ def _write_case(case: Case, predictor: Predictor, explainer: Explainer, out: Pat
     from tmi.toolkit.qc.case_checks import check_case
     from tmi.toolkit.storage.atomic_files import write_text
 
-    (answer,) = predictor.predict([case])
-    if isinstance(answer, RejectedCase):
-        return answer
+    (result,) = predictor.predict([case])
+    if isinstance(result, RejectedCase):
+        return result
     try:
         explained = explain_case(case, explainer, steps=0, sanity=False)
     except InputRejectedError as error:
@@ -127,7 +127,7 @@ def _write_case(case: Case, predictor: Predictor, explainer: Explainer, out: Pat
     except UnavailableError as error:
         return RejectedCase(case_id=case.case_id, code="unavailable", what=error.what, fix=error.fix)
     page = case_page(
-        answer,
+        result,
         explained,
         check_case(case, schema=explainer.source.schema),
         bundle=predictor.bundle,
@@ -136,4 +136,4 @@ def _write_case(case: Case, predictor: Predictor, explainer: Explainer, out: Pat
         version=version("tmi-clnet"),
     )
     write_text(out / CASES / f"{case.case_id}.html", page)
-    return answer
+    return result

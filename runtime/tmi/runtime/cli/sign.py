@@ -16,12 +16,12 @@ def sign(
     key: Annotated[
         Path, typer.Option(help="Private key, a PEM file on the curve P-256, P-384 or P-521.", show_default=False)
     ],
-    force: Annotated[bool, typer.Option("--force", help="Replace a signature that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing signature.")] = False,
 ) -> None:
     """Sign a bundle with a private key, offline.
 
-    The bundle is compared with its manifest first. The signature lies in it as `signature.sig` and covers every other
-    file. A key's password is read from the variable TMI_KEY_PASSWORD.
+    The bundle is compared with its manifest first. The signature is written to `signature.sig` in the bundle and covers
+    every other file. The password of a key is read from the variable TMI_KEY_PASSWORD.
 
     Examples:
 

@@ -24,7 +24,7 @@ def verify(
     engine: Annotated[
         list[str] | None,
         typer.Option(
-            help="Engine to judge; may be repeated. Default: every one installed that has graphs in the bundle.",
+            help="Engine to validate; may be repeated. Default: every installed one that has graphs in the bundle.",
             show_default=False,
         ),
     ] = None,
@@ -37,11 +37,11 @@ def verify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document (tmi-verification/1).")] = False,
 ) -> None:
-    """Check that a bundle is what was exported and that this machine's engines answer like the validated model.
+    """Verify that a bundle is unchanged and that this machine's engines match the validated model.
 
-    Fingerprints, manifest, signature (with --key), preparation of a golden case, and every parity gate on every engine.
-    Exit code 0: all held; 4: a gate failed; 5: an engine is not there; 6: the bundle was changed or is not signed by
-    the key.
+    Checks the digest of every file, the manifest, the signature (with --key), the preprocessing of a golden case, and
+    every parity check on every engine. Exit code 0: all passed; 4: a check failed; 5: an engine is not available; 6:
+    the bundle was changed or is not signed by the key.
 
     Examples:
 
@@ -57,70 +57,70 @@ def verify(
         bundle, reason = default_bundle(load_project())
         typer.echo(f"bundle {bundle} ({reason})", err=True)
     with Console(stderr=True).status("opening") as status:
-        found = verify_bundle(bundle, engines=engine or (), key=key, threads=threads, progress=status.update)
+        verification = verify_bundle(bundle, engines=engine or (), key=key, threads=threads, progress=status.update)
     if as_json:
         from tmi.toolkit.storage.hashing import canonical_json
 
-        sys.stdout.write(canonical_json(_document(found)))
+        sys.stdout.write(canonical_json(_document(verification)))
     else:
-        _print(found)
-    _require_passed(found)
+        _print(verification)
+    _require_passed(verification)
 
 
-def _require_passed(found: Verification) -> None:
+def _require_passed(verification: Verification) -> None:
     from tmi.runtime.bundle.check_result import ParityError
 
-    failed = [r for r in found.records if not r.passed]
+    failed = [r for r in verification.records if not r.passed]
     if failed:
         first = failed[0]
         raise ParityError(
-            f"{len(failed)} of {len(found.records)} parity gates failed, first {first.gate} of {first.graph} "
+            f"{len(failed)} of {len(verification.records)} parity checks failed, first {first.gate} of {first.graph} "
             f"({first.engine or first.artefact}): {first.detail}",
-            fix="do not use this bundle with what failed here; docs/parity.md says what each gate means. Another "
-            "engine, or the versions that the manifest names, may hold",
-            records=found.records,
+            fix="do not use this bundle with the engine that failed; docs/parity.md describes each check. Another "
+            "engine, or the package versions named in the manifest, may pass",
+            records=verification.records,
         )
 
 
-def _document(found: Verification) -> dict[str, Any]:
+def _document(verification: Verification) -> dict[str, Any]:
     from importlib.metadata import version
 
     from tmi.runtime.engines.host import hardware
     from tmi.toolkit.storage.serialization import to_json
 
-    def plain(record: CheckResult) -> dict[str, Any]:
-        # JSON has no infinity: what could not be measured has no figure
+    def to_plain(record: CheckResult) -> dict[str, Any]:
+        # JSON has no infinity: an unbounded error is written as null
         measured = record.measured if record.measured is not None and record.measured < float("inf") else None
         return to_json(record) | {"measured": measured}
 
     return {
         "schema": SCHEMA,
-        "bundle": {"folder": str(found.bundle.folder), "digest": found.bundle.digest},
+        "bundle": {"folder": str(verification.bundle.folder), "digest": verification.bundle.digest},
         "version": version("tmi-clnet"),
         "hardware": hardware(),
-        "signature": found.signature,
-        "passed": found.passed,
-        "engines": list(found.engines),
-        "passed_over": found.skipped,
-        "gates": [plain(r) for r in found.records],
+        "signature": verification.signature,
+        "passed": verification.passed,
+        "engines": list(verification.engines),
+        "passed_over": verification.skipped,
+        "gates": [to_plain(r) for r in verification.records],
     }
 
 
-def _print(found: Verification) -> None:
-    """One row a gate and engine, the worst figure of it; failures in full below."""
+def _print(verification: Verification) -> None:
+    """Print one row for each check and engine with its worst value, and every failed check in full."""
     from tmi.runtime.cli.tables.checks import checks_table, failures_table, wide_console
 
     console = wide_console()
-    manifest = found.bundle.manifest
+    manifest = verification.bundle.manifest
     typer.echo(
-        f"bundle {found.bundle.folder}: {len(manifest.files)} files as exported, manifest {found.bundle.digest[:16]}, "
-        f"{found.signature}"
+        f"bundle {verification.bundle.folder}: {len(manifest.files)} files as exported, "
+        f"manifest {verification.bundle.digest[:16]}, {verification.signature}"
     )
-    console.print(checks_table(found.records), markup=False)
-    for name, why in found.skipped.items():
-        typer.echo(f"engine {name} was not judged: {why}")
-    failed: Sequence[CheckResult] = [r for r in found.records if not r.passed]
+    console.print(checks_table(verification.records), markup=False)
+    for name, why in verification.skipped.items():
+        typer.echo(f"engine {name} was not validated: {why}")
+    failed: Sequence[CheckResult] = [r for r in verification.records if not r.passed]
     if failed:
-        console.print(failures_table(found.records), markup=False)
+        console.print(failures_table(verification.records), markup=False)
     else:
-        typer.echo(f"all {len(found.records)} gates held")
+        typer.echo(f"all {len(verification.records)} parity checks passed")

@@ -1,4 +1,4 @@
-"""`tmi predict`: what stands on which stream, in which file, and the exit code."""
+"""`tmi predict`: output streams, output files and exit codes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tmi.runtime.serving.results import RESEARCH_USE, Notice, document_schema
 
 
 @pytest.fixture
-def ask(tiny_bundle):
-    """`tmi predict` on the bundle, with one thread of the quick engine."""
+def predict(tiny_bundle):
+    """`tmi predict` on the bundle with one thread of ONNX Runtime."""
 
     def run(*arguments, **named):
         return tmi("predict", *arguments, "--bundle", tiny_bundle, "--engine", "onnx", "--threads", 1, **named)
@@ -36,8 +36,9 @@ def bad_case(tmp_path) -> Path:
     return folder
 
 
-def test_json_is_one_document_of_the_declared_schema(ask, good_cases, bad_case):
-    outcome = ask(good_cases[0], bad_case, good_cases[1], "--json")
+def test_json_satisfies_the_declared_schema(predict, good_cases, bad_case):
+    """`--json` prints one document of the declared schema, rejected cases included."""
+    outcome = predict(good_cases[0], bad_case, good_cases[1], "--json")
     document = outcome.document
     jsonschema.validate(document, document_schema())
     assert document["schema"] == "tmi-prediction/1"
@@ -49,8 +50,9 @@ def test_json_is_one_document_of_the_declared_schema(ask, good_cases, bad_case):
     assert "[3/3] P001" in outcome.err
 
 
-def test_the_schema_notices_a_missing_and_a_foreign_field(ask, good_cases):
-    document = ask(good_cases[0], "--json").document
+def test_schema_rejects_missing_and_unknown_fields(predict, good_cases):
+    """The JSON Schema rejects a missing and an unknown field."""
+    document = predict(good_cases[0], "--json").document
     for change in (lambda r: r.pop("spread"), lambda r: r.update(patient_name="x")):
         changed = json.loads(json.dumps(document))
         change(changed["results"][0])
@@ -58,20 +60,22 @@ def test_the_schema_notices_a_missing_and_a_foreign_field(ask, good_cases):
             jsonschema.validate(changed, document_schema())
 
 
-def test_the_table_names_case_decision_probability_engine_and_purpose(ask, good_cases, bad_case):
-    document = ask(good_cases[0], "--json").document
-    outcome = ask(good_cases[0], bad_case)
+def test_table_shows_results_and_provenance(predict, good_cases, bad_case):
+    """The table shows case, decision, probability, rejected cases, engine, bundle and intended use."""
+    document = predict(good_cases[0], "--json").document
+    outcome = predict(good_cases[0], bad_case)
     (result,) = document["results"]
     row = next(line for line in outcome.out.splitlines() if "P000" in line)
     assert result["decision"] in row
     assert f"{result['probability']['bad']:.4f}" in row
-    assert any("bad [case]" in line and "refused" in line for line in outcome.out.splitlines())
+    assert any("bad [case]" in line and "rejected" in line for line in outcome.out.splitlines())
     assert f"bundle {document['bundle']['digest'][:16]}" in outcome.out
     assert "engine onnx (onnxruntime " in outcome.out
     assert RESEARCH_USE in outcome.out
 
 
-def test_what_was_assumed_is_said_and_recorded(tiny_bundle, good_cases, tmp_path, monkeypatch):
+def test_defaults_are_printed_and_recorded(tiny_bundle, good_cases, tmp_path, monkeypatch):
+    """The default bundle and engine are named on standard error and in the document."""
     monkeypatch.setenv("TMI_BUNDLE", str(tiny_bundle))
     outcome = tmi("predict", good_cases[0], "--json", cwd=tmp_path)
     assert outcome.code == 0
@@ -81,24 +85,26 @@ def test_what_was_assumed_is_said_and_recorded(tiny_bundle, good_cases, tmp_path
     assert re.search(rf"^engine {engine['name']} in \w+ \({re.escape(engine['reason'])}\)$", outcome.err, re.M)
 
 
-def test_an_output_file_holds_the_document_and_is_not_overwritten(ask, good_cases, tmp_path):
-    file = tmp_path / "answers.json"
-    first = ask(good_cases[0], "--json", "-o", file)
+def test_output_file_is_not_overwritten(predict, good_cases, tmp_path):
+    """The output file holds the document and is replaced only with `--force`."""
+    file = tmp_path / "predictions.json"
+    first = predict(good_cases[0], "--json", "-o", file)
     assert json.loads(file.read_text()) == first.document
     before = file.read_bytes()
-    again = ask(good_cases[1], "-o", file)
+    again = predict(good_cases[1], "-o", file)
     assert again.code == 2
     assert f"prediction file {file} exists" in again.err
     assert "--force" in again.err
     assert file.read_bytes() == before
-    assert ask(good_cases[1], "-o", file, "--force").code == 0
+    assert predict(good_cases[1], "-o", file, "--force").code == 0
     assert json.loads(file.read_text())["results"][0]["case_id"] == "P001"
-    assert [p.name for p in tmp_path.iterdir()] == ["answers.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["predictions.json"]
 
 
-def test_a_csv_file_has_one_row_a_case_with_full_precision(ask, good_cases, bad_case, tmp_path):
-    file = tmp_path / "answers.csv"
-    document = ask(good_cases[0], bad_case, "--json", "-o", file).document
+def test_csv_has_one_row_for_each_case(predict, good_cases, bad_case, tmp_path):
+    """The CSV has one row for each case, with full precision."""
+    file = tmp_path / "predictions.csv"
+    document = predict(good_cases[0], bad_case, "--json", "-o", file).document
     rows = list(csv.DictReader(io.StringIO(file.read_text())))
     assert [(r["case_id"], r["status"]) for r in rows] == [("P000", "predicted"), ("bad [case]", "refused")]
     result = document["results"][0]
@@ -108,30 +114,34 @@ def test_a_csv_file_has_one_row_a_case_with_full_precision(ask, good_cases, bad_
     assert rows[1]["probability_bad"] == ""
 
 
-@pytest.mark.parametrize("name", [".", "no_folder/answers.json"])
-def test_a_place_that_cannot_be_written_is_refused_before_the_work(ask, good_cases, tmp_path, name):
-    outcome = ask(good_cases[0], "-o", tmp_path / name)
+@pytest.mark.parametrize("name", [".", "no_folder/predictions.json"])
+def test_unwritable_output_fails_before_predicting(predict, good_cases, tmp_path, name):
+    """An output path that cannot be written fails before the bundle is opened."""
+    outcome = predict(good_cases[0], "-o", tmp_path / name)
     assert outcome.code == 2
     assert "cannot be written as a file" in outcome.err
     assert "engine" not in outcome.err
 
 
-def test_a_cohort_folder_stands_for_its_cases_in_the_order_of_its_table(ask, good_cases, tmp_path):
+def test_cohort_folder_keeps_the_table_order(predict, good_cases, tmp_path):
+    """A cohort folder is expanded to its cases in the order of its table."""
     cohort = tmp_path / "cohort"
     for case in good_cases[:3]:
         shutil.copytree(case, cohort / case.name)
     (cohort / "cohort.csv").write_text("case_id,patient_id,label\nP002,a,bad\nP000,b,good\nP001,c,good\n")
-    document = ask(cohort, "--batch", 2, "--json").document
+    document = predict(cohort, "--batch", 2, "--json").document
     assert [r["case_id"] for r in document["results"]] == ["P002", "P000", "P001"]
 
 
 def test_help_shows_an_example():
+    """The help text holds an example."""
     outcome = tmi("predict", "--help")
     assert outcome.code == 0
     assert "tmi predict case_a/ case_b/" in outcome.out
 
 
-def test_the_documented_document_is_of_the_schema():
+def test_documented_example_satisfies_the_schema():
+    """The example in `docs/predict.md` satisfies the schema, and its stages add up."""
     page = (ROOT / "docs" / "predict.md").read_text()
     (example,) = re.findall(r"```json\n(.*?)```", page, flags=re.DOTALL)
     document = json.loads(re.sub(r"<SHA-256[^>]*>", "0" * 64, example))
@@ -140,10 +150,11 @@ def test_the_documented_document_is_of_the_schema():
     assert sum(v for stage, v in seconds.items() if stage != "total") == pytest.approx(seconds["total"])
 
 
-def test_the_table_says_each_kind_of_note_once(ask, good_cases):
-    outcome = ask(*good_cases[:3])
+def test_table_groups_notices_by_kind(predict, good_cases):
+    """Below the table each kind of notice has one line for all cases."""
+    outcome = predict(*good_cases[:3])
     notes = [line for line in outcome.out.splitlines() if line.startswith("  radiomics-clipped: ")]
-    document = ask(*good_cases[:3], "--json").document
+    document = predict(*good_cases[:3], "--json").document
     counts = [n["count"] for r in document["results"] for n in r["warnings"] if n["code"] == "radiomics-clipped"]
     assert len(notes) == 1
     assert notes[0].startswith("  radiomics-clipped: " + ", ".join(f"P00{i} {n}" for i, n in enumerate(counts)))
@@ -151,19 +162,21 @@ def test_the_table_says_each_kind_of_note_once(ask, good_cases):
     assert sum(line.startswith("  synthetic-model: all cases: ") for line in outcome.out.splitlines()) == 1
 
 
-def test_a_path_that_cannot_be_looked_at_stops_no_other_case(ask, good_cases):
-    outcome = ask("x" * 300, good_cases[0], "--json")
+def test_invalid_path_rejects_one_case(predict, good_cases):
+    """A path that the operating system rejects concerns its own case alone."""
+    outcome = predict("x" * 300, good_cases[0], "--json")
     assert outcome.code == 3
     assert [r["status"] for r in outcome.document["results"]] == ["refused", "predicted"]
-    assert f"error: case {'x' * 300}: the case folder is not there [case-missing]" in outcome.err
+    assert f"error: case {'x' * 300}: the case folder does not exist [case-missing]" in outcome.err
 
 
-def test_two_notices_of_one_kind_are_named_once_in_the_row(predictor, good_cases, capsys):
-    (answer,) = predictor.predict([good_cases[0]])
+def test_row_names_a_kind_of_notice_once(predictor, good_cases, capsys):
+    """Two notices of one kind appear once in the row and both below the table."""
+    (result,) = predictor.predict([good_cases[0]])
     notices = tuple(Notice(code="input", message=message) for message in ("the first", "the second"))
-    print_table([replace(answer, warnings=notices)], bundle=predictor.bundle, engine=predictor.engine_record)
-    told = capsys.readouterr().out
-    row = next(line for line in told.splitlines() if answer.decision in line and "P000" in line)
+    print_table([replace(result, warnings=notices)], bundle=predictor.bundle, engine=predictor.engine_record)
+    output = capsys.readouterr().out
+    row = next(line for line in output.splitlines() if result.decision in line and "P000" in line)
     assert row.count("input") == 1
-    assert "input: P000: the first" in told
-    assert "input: P000: the second" in told
+    assert "input: P000: the first" in output
+    assert "input: P000: the second" in output

@@ -90,7 +90,7 @@ def test_the_ct_only_answer_is_that_of_its_networks(ct_only, cohort):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--run", "{ct}"), "sees the CT alone\n  fix: give a run of all three modalities"),
+        (("--run", "{ct}"), "uses the CT alone\n  fix: give a run of all three modalities"),
         (("--run", "{fused}", "--ct-only", "{fused}"), "sees clinical, radiomics, image, not the CT alone"),
         (("--run", "{pair}"), "is of system tmi-clnet on clinical, image"),
     ],

@@ -1,4 +1,4 @@
-"""Rich tables that the commands print: predictions, timing, checks, TensorRT plans, benchmark.
+"""Rich tables printed by the commands: predictions, timing, parity checks, TensorRT plans, benchmark.
 
-Each takes finished results and computes nothing.
+They format finished results.
 """

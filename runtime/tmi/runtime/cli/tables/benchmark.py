@@ -1,4 +1,4 @@
-"""The figures of `tmi bench` as tables for people."""
+"""Tables of `tmi bench`: time, memory and agreement of engines, and stages of a prediction."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ GIB = 2**30
 
 
 def engines_table(report: BenchmarkReport, *, rounds: int, cases: int) -> Table:
-    """One row an engine; the times are medians."""
+    """One row for each engine; times are medians over rounds."""
     table = Table(
-        title=f"From a case's files to its answer, {rounds} rounds, {cases} case{'s' if cases > 1 else ''}",
+        title=f"From the files of a case to its prediction, {rounds} rounds, {cases} case{'s' if cases > 1 else ''}",
         title_justify="left",
     )
-    heads = ("engine", "precision", "p50 s", "p95 s", f"x {report.reference}", "cases/min", "start s", "peak GiB")
-    for head in (*heads, f"|p - {report.reference}|", "decisions"):
-        table.add_column(head, justify="left" if head in ("engine", "precision") else "right")
+    headings = ("engine", "precision", "p50 s", "p95 s", f"x {report.reference}", "cases/min", "start s", "peak GiB")
+    for heading in (*headings, f"|p - {report.reference}|", "decisions"):
+        table.add_column(heading, justify="left" if heading in ("engine", "precision") else "right")
     for f in report.figures:
         table.add_row(
             f.engine,
             f.precision,
             f"{f.p50_seconds:.3g}",
             f"{f.p95_seconds:.3g}",
-            _times(f),
+            _speedup(f),
             f"{f.cases_a_minute:.3g}",
             f"{f.start_seconds:.2f}",
             f"{f.peak_bytes / GIB:.2f}",
@@ -35,7 +35,7 @@ def engines_table(report: BenchmarkReport, *, rounds: int, cases: int) -> Table:
 
 
 def stages_table(report: BenchmarkReport) -> Table:
-    """Where the time of a warm prediction goes, in milliseconds; what no engine spends is left out."""
+    """Time of each stage of a warm prediction in milliseconds; stages without time in every engine are omitted."""
     names = dict.fromkeys(name for f in report.figures for name, s in f.stage_seconds.items() if s >= 5e-6)
     names = dict.fromkeys([n for n in names if n != "total"]) | {"total": None}
     table = Table(title="Stages of a warm prediction, milliseconds (medians, so the rows need not add up to the total)",
@@ -48,6 +48,6 @@ def stages_table(report: BenchmarkReport) -> Table:
     return table
 
 
-def _times(f: EngineBenchmark) -> str:
-    """The ratio to the reference as a gain: above 1 it is that many times quicker."""
+def _speedup(f: EngineBenchmark) -> str:
+    """Speed-up over the reference engine: above 1 the engine is that many times faster."""
     return f"{1 / f.to_reference.median:.2f}"

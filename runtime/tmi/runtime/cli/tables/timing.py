@@ -1,4 +1,4 @@
-"""`tmi predict --timing`: where the time went, as bars."""
+"""Waterfall tables of `tmi predict --timing`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from tmi.runtime.serving.results import CaseResult, Prediction
 from tmi.runtime.serving.timing import stages_match_total, sum_stages, unaccounted_seconds
 
 BAR = 40
-"""Columns of a bar that is the whole."""
+"""Width in columns of a bar that spans the total."""
 PIPED_WIDTH = 140
-"""Columns of the table where there is no terminal to ask."""
+"""Width of the table in columns if standard error is not a terminal."""
 
 
-def print_timing(answers: Sequence[CaseResult]) -> None:
-    """Print every predicted case's waterfall, and for several their mean, on standard error."""
+def print_timing(results: Sequence[CaseResult]) -> None:
+    """Print the waterfall of every predicted case, and the mean of several, on standard error."""
     from rich.console import Console
 
-    predicted = [a for a in answers if isinstance(a, Prediction)]
+    predicted = [r for r in results if isinstance(r, Prediction)]
     console = Console(
         stderr=True,
         width=None if sys.stderr.isatty() else PIPED_WIDTH,
@@ -26,13 +26,13 @@ def print_timing(answers: Sequence[CaseResult]) -> None:
         markup=False,
         emoji=False,
     )
-    for answer in predicted:
-        _print(console, answer.case_id, dict(answer.seconds), dict(answer.overlapped), answer.reused)
+    for prediction in predicted:
+        _print(console, prediction.case_id, dict(prediction.seconds), dict(prediction.overlapped), prediction.reused)
     if len(predicted) > 1:
         n = len(predicted)
         seconds, hidden = (
             {name: value / n for name, value in sum_stages(*parts).items()}
-            for parts in ([a.seconds for a in predicted], [a.overlapped for a in predicted])
+            for parts in ([p.seconds for p in predicted], [p.overlapped for p in predicted])
         )
         _print(console, f"mean of {n} cases", seconds, hidden, ())
 
@@ -64,4 +64,4 @@ def _print(
     table.add_row("total", f"{total:.3f}", "", "", "")
     console.print(table)
     if not stages_match_total(seconds):
-        console.print(f"  the stages leave {unaccounted_seconds(seconds):.3f} s of the total unexplained")
+        console.print(f"  {unaccounted_seconds(seconds):.3f} s of the total belong to no stage")
