@@ -90,7 +90,7 @@ REACHED: Mapping[ExitCode, tuple[Reach, str]] = MappingProxyType(
     {
         ExitCode.DONE: (done, ""),
         ExitCode.UNEXPECTED: (unexpected, "error: unexpected RuntimeError\n  fix: run the command again with --debug"),
-        ExitCode.USAGE: (usage, "error: bundle is no bundle: manifest.json is missing\n  fix: name a bundle with"),
+        ExitCode.USAGE: (usage, "error: bundle is not a bundle: manifest.json is missing\n  fix: name a bundle with"),
         ExitCode.REJECTED: (
             refused,
             "error: case nowhere: the case folder does not exist [case-missing]\n  fix: give the path",

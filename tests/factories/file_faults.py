@@ -160,7 +160,7 @@ FILE_FAULTS = (
     _signature("a signature removed", lambda f, b: (f / "signature.sig").unlink(), "signature.sig is missing"),
     _signature("the signature of another bundle",
                lambda f, b: shutil.copyfile(b.other_bundle / "signature.sig", f / "signature.sig"),
-               "the signature does not fit the files"),
+               "the signature does not match the files"),
     _signature("a signature that was edited", lambda f, b: _flip(f / "signature.sig"), "the signature"),
-    _signature("a whole other model under the old signature", _forge, "the signature does not fit the files"),
+    _signature("a whole other model under the old signature", _forge, "the signature does not match the files"),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The result of a parity check, as a bundle's manifest records it, and the error that a failed one raises."""
+"""Result of a parity check, as a bundle's manifest records it, and the error raised if a check fails."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from tmi.toolkit.errors import ExitCode, TmiError
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """Outcome of one parity gate on one artefact."""
+    """Result of one parity check on one artefact."""
 
     gate: str
-    """Name of the gate."""
+    """Name of the check."""
     artefact: str
-    """Artefact kind it ran on."""
+    """Artefact kind that was checked."""
     graph: str
     """Graph name, or `pipeline` for all graphs together."""
     passed: bool
-    """Whether it held."""
+    """Whether the check passed."""
     measured: float | None
-    """The figure, where the gate has one."""
+    """Measured value; None if the check has none."""
     bound: float | None
-    """What the figure must not exceed."""
+    """Largest allowed value of `measured`."""
     detail: str
-    """One sentence."""
+    """Result in one sentence."""
     engine: str | None = None
-    """Engine that ran the artefact; None where the file itself was audited."""
+    """Engine that ran the artefact; None if the file itself was audited."""
     multiple: float | None = None
-    """`measured` as a multiple of eager float32's own error against float64, where the gate has that."""
+    """`measured` as a multiple of eager float32's own error against float64; None if the check does not compute it."""
 
 
 class ParityError(TmiError):
-    """An exported graph differs from the model that was validated (exit code 4).
+    """An exported graph differs from the validated model (exit code 4).
 
     Args:
         what: as in `TmiError`.
         fix: as in `TmiError`.
-        records: the result of every check that ran, those that passed included.
+        records: results of all checks that ran, passed ones included.
     """
 
     exit_code = ExitCode.PARITY
@@ -49,8 +49,8 @@ class ParityError(TmiError):
 
 
 EXPORT_FIX = (
-    "do not use this model exported with these versions; see docs/parity.md for what the gate means, and compare the "
-    "installed versions with constraints.txt"
+    "do not use this model exported with these versions; see docs/parity.md for what the check means, and compare "
+    "the installed versions with constraints.txt"
 )
 
 
@@ -61,17 +61,17 @@ def require_passed(
 
     Args:
         records: results of all checks that ran.
-        consequence: what became of the bundle, for the error's text.
+        consequence: what happened to the bundle, for the error message.
         fix: as in `TmiError`.
 
     Raises:
-        ParityError: at least one failed; with every record.
+        ParityError: at least one check failed. The error holds all records.
     """
     failed = [r for r in records if not r.passed]
     if failed:
         first = failed[0]
         raise ParityError(
-            f"{len(failed)} of {len(records)} parity gates failed, first {first.gate} of {first.graph} "
+            f"{len(failed)} of {len(records)} parity checks failed, first {first.gate} of {first.graph} "
             f"({first.engine or first.artefact}): {first.detail}; {consequence}",
             fix=fix,
             records=records,

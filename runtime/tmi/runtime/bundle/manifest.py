@@ -1,24 +1,24 @@
-"""The bundle's manifest: what the bundle is, as frozen dataclasses, and its one JSON form.
+"""Manifest of a bundle as frozen dataclasses, and its JSON form.
 
 A bundle is a folder::
 
     manifest.json           this
-    manifest.json.sha256    its digest, in the form `sha256sum -c` reads
-    graphs/<graph>.onnx     one file a graph and artefact kind
+    manifest.json.sha256    its digest, in the format of `sha256sum -c`
+    graphs/<graph>.onnx     one file for each graph and artefact kind
     graphs/<graph>.pt
-    graphs/<graph>.fp16.onnx    what TensorRT engines are built from, where it is not the float32 file
+    graphs/<graph>.fp16.onnx    source of the TensorRT engines, if it is not the float32 file
     graphs/<graph>.engine       TensorRT; .rtx.engine: TensorRT-RTX
     weights/<graph>.safetensors
     tokenizers/<name>.json
     scalers/fold<k>.json
-    clinical_schema.json    which clinical fields there are, in which units
-    golden.safetensors      eager outputs on the golden inputs, float32 and, where affordable, float64
-    golden-case.safetensors what a case's files must become before the network sees them
-    evidence/*.safetensors  what each engine answered at the export
-    evidence/real-cases.json  outputs on real cases and the hashes of their inputs, where `tmi export --cases` was used
-    MODEL_CARD.md           for people
-    sbom.cdx.json           what was installed at the export, CycloneDX
-    signature.sig           from `tmi sign`; the only file beside the manifest's pair that the manifest does not name
+    clinical_schema.json    the clinical fields and their units
+    golden.safetensors      eager outputs on the golden inputs, float32 and, if affordable, float64
+    golden-case.safetensors expected network inputs of the golden case
+    evidence/*.safetensors  outputs of each engine at the export
+    evidence/real-cases.json  outputs on real cases and the hashes of their inputs, if `tmi export --cases` was used
+    MODEL_CARD.md           description for people
+    sbom.cdx.json           packages installed at the export, CycloneDX
+    signature.sig           from `tmi sign`; the only file beside the manifest and its digest that the manifest omits
 
 Graphs: one `ct-<n>` and one `text-<n>` for each distinct encoder, and one `fusion` that holds radiomics encoder,
 interaction and head of every fold. B batch, T tokens, F folds, K classes:
@@ -27,8 +27,8 @@ interaction and head of every fold. B batch, T tokens, F folds, K classes:
     text-<n>  input_ids [B,T] int64, attention_mask [B,T] int64 -> text_features [B,C]
     fusion    ct_features [B,F,C], text_features [B,F,C], radiomics [B,F,1781] (scaled, float32) -> logits [B,F,K]
 
-A bundle whose network does not see a modality has no graphs and no files of it, its fusion takes no input of it, and a
-case needs none of its files: `Manifest.modalities` says which ones are seen.
+`Manifest.modalities` lists the active modalities. A bundle has no graphs and no files of the others, the fusion graph
+has no inputs for them, and a case needs no files of them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from tmi.toolkit.storage.serialization import from_json, to_json
 
 SCHEMA = "tmi-bundle/2"
 PREVIOUS_SCHEMA = "tmi-bundle/1"
-"""Read too, as one of today: every bundle of it sees all modalities."""
+"""Also readable. Every bundle of this schema uses all modalities."""
 MANIFEST_FILE = "manifest.json"
 DIGEST_FILE = "manifest.json.sha256"
 GOLDEN_FILE = "golden.safetensors"
@@ -58,7 +58,7 @@ MODEL_CARD_FILE = "MODEL_CARD.md"
 SBOM_FILE = "sbom.cdx.json"
 SIGNATURE_FILE = "signature.sig"
 UNFINGERPRINTED_FILES = (MANIFEST_FILE, DIGEST_FILE, SIGNATURE_FILE)
-"""The files of a bundle that its manifest does not fingerprint: itself, its digest, and the signature over all."""
+"""Files of a bundle without a fingerprint in its manifest: the manifest, its digest, and the signature."""
 FUSION = "fusion"
 
 Role = Literal["ct", "text", "fusion"]
@@ -67,28 +67,28 @@ Artefact = Literal["onnx", "torchscript", "weights", "onnx-typed", "trt", "trt-r
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """A graph's input or output."""
+    """Input or output tensor of a graph."""
 
     name: str
     """Tensor name."""
     dtype: Literal["float32", "int64"]
     """Element type."""
     shape: tuple[int | str, ...]
-    """Sizes; a dynamic axis by its name (`B`, `T`)."""
+    """Sizes. A dynamic axis is given by name (`B`, `T`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphSpec:
-    """One graph and the files that hold it."""
+    """A graph and its files."""
 
     name: str
     """Unique name, for example `ct-0`."""
     role: Role
-    """What it computes."""
+    """Part of the network that the graph computes."""
     inputs: tuple[TensorSpec, ...]
-    """Inputs in order."""
+    """Inputs, in order."""
     outputs: tuple[TensorSpec, ...]
-    """Outputs in order."""
+    """Outputs, in order."""
     artefacts: dict[str, str]
     """Artefact kind (`onnx`, `torchscript`, `weights`, `trt`, ...) -> file, relative to the bundle."""
     tokenizer: str | None = None
@@ -97,86 +97,86 @@ class GraphSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class FoldSpec:
-    """Which graphs and files one fold uses; the position in `Manifest.folds` is its index in the fusion graph."""
+    """Graphs and files of one fold. The position in `Manifest.folds` is the fold's index in the fusion graph."""
 
     fold: int
     """Fold number in the run."""
     ct: str | None
-    """Name of its CT graph; null where the CT is not seen."""
+    """Name of its CT graph; null if the CT is not used."""
     text: str | None
-    """Name of its text graph; null where the clinical record is not seen."""
+    """Name of its text graph; null if the clinical record is not used."""
     scaler: str | None
-    """Its radiomics scaler file; null where radiomics are not seen."""
+    """Its radiomics scaler file; null if radiomics are not used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileSpec:
-    """A file's fingerprint."""
+    """Fingerprint of a file."""
 
     sha256: str
-    """Hex digest."""
+    """SHA-256, hexadecimal."""
     bytes: int
-    """Size."""
+    """Size in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClinicalSpec:
-    """How clinical records become the text that the models were trained on."""
+    """Conversion of clinical records to the text the models were trained on."""
 
     schema: str
     """File of the clinical schema, relative to the bundle."""
     rendering: str
     """Name of the rendering."""
     rendering_version: int
-    """Its version at the training; another one here is refused."""
+    """Version of the rendering at training; a reader with another version rejects the bundle."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything the runtime needs to know, and the evidence that it may be believed."""
+    """Everything the runtime needs to run a bundle, and the evidence of its parity checks."""
 
     preset: str
-    """Preset the run was trained with."""
+    """Preset of the training run."""
     config: dict[str, Any]
-    """The run's whole config; `Manifest.parsed_config` gives it typed."""
+    """Complete config of the run; `Manifest.parsed_config` returns it typed."""
     graphs: tuple[GraphSpec, ...]
-    """All graphs."""
+    """All graphs of the bundle."""
     folds: tuple[FoldSpec, ...]
     """All folds, in the order of the fusion graph's fold axis."""
     clinical: ClinicalSpec
     """Clinical schema and rendering."""
     files: dict[str, FileSpec]
-    """Every file of the bundle except the manifest and its digest."""
+    """Fingerprints of all files except the manifest, its digest and the signature."""
     golden: dict[str, Any]
     """Seed, count and input digests of the golden inputs."""
     parity: tuple[CheckResult, ...]
-    """Evidence."""
+    """Results of the parity checks at the export."""
     versions: dict[str, str]
-    """Tool and library versions at export."""
+    """Tool and library versions at the export."""
     run: dict[str, Any]
-    """What the run says of itself: name, cohort fingerprint, cases, metrics. No patient data."""
+    """Description of the run: name, cohort fingerprint, cases, metrics. No patient data."""
     created: str
     """UTC time, ISO 8601."""
     modalities: tuple[Modality, ...]
-    """What a case must have, because the network sees it: `clinical`, `radiomics`, `image`."""
+    """Active modalities, which a case must have: `clinical`, `radiomics`, `image`."""
     threshold: float = 0.5
-    """Probability of the positive class from which the decision is `bad`."""
+    """Smallest probability of the positive class at which the decision is `bad`."""
     classes: tuple[str, ...] = CLASSES
     """Class names by index."""
     positive: int = POSITIVE
     """Index of the positive class."""
     synthetic: bool = False
-    """Whether the cohort was a synthetic one."""
+    """Whether the cohort is synthetic."""
     schema: str = SCHEMA
-    """Schema of this file; a newer one is refused."""
+    """Schema of this file; newer ones are rejected."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Room for engines that add their own metadata."""
+    """Metadata of engines, by key."""
 
     def parsed_config(self) -> Config:
         """The config, typed and validated.
 
         Raises:
-            DamagedError: it is no config of this version.
+            DamagedError: not a valid config of this version, or its modalities differ from the manifest's.
         """
         try:
             config = from_json(Config, self.config, where="manifest.config")
@@ -186,44 +186,46 @@ class Manifest:
             ) from error
         if active_modalities(config) != self.modalities:
             raise DamagedError(
-                f"bundle: its manifest says that {', '.join(self.modalities) or 'nothing'} is seen, its config says "
+                f"bundle: its manifest lists the modalities {', '.join(self.modalities) or 'none'}, its config "
                 f"{', '.join(active_modalities(config))}",
                 fix="export the bundle again",
             )
         return config
 
     def uses(self, modality: Modality) -> bool:
-        """Whether the network looks at a modality."""
+        """Whether the network uses a modality."""
         return modality in self.modalities
 
     def referenced_files(self) -> tuple[str, ...]:
-        """Every file that a graph or a fold names."""
+        """All files that a graph, a fold or the clinical spec names, sorted."""
         graphs = [name for g in self.graphs for name in (*g.artefacts.values(), g.tokenizer) if name is not None]
         scalers = [f.scaler for f in self.folds if f.scaler is not None]
         return tuple(sorted({*graphs, *scalers, self.clinical.schema}))
 
     def graph(self, name: str) -> GraphSpec:
-        """The graph of that name.
+        """The graph with a name.
 
         Raises:
-            DamagedError: the manifest has none.
+            DamagedError: no such graph.
         """
         for graph in self.graphs:
             if graph.name == name:
                 return graph
-        raise DamagedError(f"bundle: manifest names no graph {name!r}", fix="export the bundle again")
+        raise DamagedError(f"bundle: the manifest has no graph {name!r}", fix="export the bundle again")
 
 
 def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
-    """Plain JSON values."""
+    """Convert a manifest to plain JSON values."""
     return to_json(manifest)
 
 
 def manifest_from_json(data: Mapping[str, Any]) -> Manifest:
-    """The manifest, strictly.
+    """Parse a manifest strictly.
+
+    A manifest of `PREVIOUS_SCHEMA` is read as one that uses all modalities.
 
     Raises:
-        DamagedError: another schema, unknown or missing keys, wrong types.
+        DamagedError: unknown schema, unknown or missing keys, or wrong types.
     """
     schema = data.get("schema") if isinstance(data, Mapping) else None
     if schema == PREVIOUS_SCHEMA and "modalities" not in data:
@@ -244,13 +246,13 @@ def manifest_from_json(data: Mapping[str, Any]) -> Manifest:
 
 
 def _require_active_modalities(manifest: Manifest) -> None:
-    """Every fold has the graphs and files of the modalities that are seen, and of no other."""
+    """Require that every fold has the graphs and files of the active modalities and of no other."""
     for fold in manifest.folds:
         for modality, name in (("image", fold.ct), ("clinical", fold.text), ("radiomics", fold.scaler)):
             if (name is not None) != (modality in manifest.modalities):
-                told = "nothing for it" if name is None else name
+                uses, files = ("uses", "has nothing for it") if name is None else ("does not use", f"has {name}")
                 raise DamagedError(
-                    f"bundle: {modality} is {'' if name is None else 'not '}seen, and fold {fold.fold} has {told}",
+                    f"bundle: the network {uses} {modality}, but fold {fold.fold} {files}",
                     fix="export the bundle again",
                 )
 
@@ -267,13 +269,13 @@ def _newer_version_error(data: Mapping[str, Any]) -> DamagedError:
 
 
 def _schema_number(schema: Any) -> int:
-    """N of `tmi-bundle/N`; -1 for anything else."""
+    """N of `tmi-bundle/N`; -1 for any other value."""
     stem, _, number = schema.rpartition("/") if isinstance(schema, str) else ("", "", "")
     return int(number) if stem == SCHEMA.rpartition("/")[0] and number.isascii() and number.isdigit() else -1
 
 
 def manifest_schema() -> dict[str, Any]:
-    """The JSON Schema of `manifest.json`; `tmi.runtime.bundle.manifest_schema` writes it from the dataclasses here."""
+    """The JSON Schema of `manifest.json`; `tmi.runtime.bundle.manifest_schema` generates it."""
     file = resources.files("tmi.runtime.bundle") / "data" / f"{SCHEMA.replace('/', '-')}.schema.json"
     schema: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return schema

@@ -1,8 +1,9 @@
-"""The manifest's JSON Schema, written from its dataclasses: `python -m tmi.runtime.bundle.manifest_schema` renews the
-file.
+"""Generate the manifest's JSON Schema from its dataclasses.
 
-The dataclasses stay the one place that says what a manifest holds; the file beside them is for readers in other
-languages, and a test holds the two together. A change that could break a reader gets a new number in `SCHEMA`.
+`python -m tmi.runtime.bundle.manifest_schema` rewrites the schema file in `data/`.
+
+The dataclasses define the manifest. The schema file is for readers in other languages, and a test checks that both
+agree. A change that could break a reader needs a new number in `SCHEMA`.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ FIELD_CONSTRAINTS: dict[tuple[str, str], dict[str, Any]] = {
     ("FileSpec", "sha256"): {"pattern": "^[0-9a-f]{64}$"},
     ("FileSpec", "bytes"): {"minimum": 0},
 }
-"""What a type cannot say: (class, field) -> further keywords."""
+"""(class, field) -> further schema keywords, which a type cannot express."""
 
 PUBLISHED_NAMES = {"CheckResult": "GateRecord"}
-"""Class -> its name in the published schema, where that is older; code generators take their class names from it."""
+"""Class name -> older name in the published schema, from which code generators take their class names."""
 
 
 def schema_of_manifest() -> dict[str, Any]:
@@ -59,7 +60,7 @@ def _object(cls: type, kinds: dict[str, Any]) -> dict[str, Any]:
 
 
 def _required(cls: type, field: Field[Any]) -> bool:
-    """Fields without default; and the manifest's own schema, by which a reader knows what it holds."""
+    """Whether a field is required: it has no default, or it is the manifest's schema id, which readers need first."""
     bare = field.default is MISSING and field.default_factory is MISSING
     return bare or (cls is Manifest and field.name == "schema")
 
@@ -71,7 +72,7 @@ def _type(hint: Any, kinds: dict[str, Any]) -> dict[str, Any]:
     if is_dataclass(hint) and isinstance(hint, type):
         name = PUBLISHED_NAMES.get(hint.__name__, hint.__name__)
         if name not in kinds:
-            kinds[name] = {}  # its place in the order, before what it refers to
+            kinds[name] = {}  # reserves its position before the classes it refers to
             kinds[name] = _object(hint, kinds)
         return {"$ref": f"#/$defs/{name}"}
     if origin is Literal:
@@ -86,7 +87,7 @@ def _type(hint: Any, kinds: dict[str, Any]) -> dict[str, Any]:
 
 
 def _attribute_docs(cls: type) -> dict[str, str]:
-    """Field name -> the string that stands below it in the class."""
+    """Field name -> the docstring below the field in the class."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(tree, ast.ClassDef)
     texts = {}

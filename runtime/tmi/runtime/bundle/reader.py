@@ -1,4 +1,8 @@
-"""Opening a bundle: nothing in it is believed before every byte has been compared with the manifest."""
+"""Open a bundle and verify its files.
+
+`open_bundle` compares the SHA-256 of every file with the manifest before any content is used. `inspect_bundle` compares
+names and sizes only.
+"""
 
 from __future__ import annotations
 
@@ -25,25 +29,25 @@ from tmi.toolkit.storage.serialization import to_json
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """An opened bundle; every file was checked when it was opened."""
+    """An opened bundle, whose files have been checked."""
 
     folder: Path
     manifest: Manifest
     digest: str
-    """SHA-256 of manifest.json; names the bundle in every prediction."""
+    """SHA-256 of manifest.json; identifies the bundle in every prediction."""
 
     def artefact(self, graph: GraphSpec, kind: str) -> Path | None:
-        """The file that holds `graph` as `kind`, or None where the bundle has none."""
+        """The file of `graph` in the format `kind`; None if the bundle does not have it."""
         name = graph.artefacts.get(kind)
         return None if name is None else self.folder / name
 
     def has(self, kind: str) -> bool:
-        """Whether every graph is there as `kind`."""
+        """Whether every graph has an artefact of this kind."""
         return all(kind in g.artefacts for g in self.manifest.graphs)
 
 
 def fingerprint(folder: Path) -> dict[str, FileSpec]:
-    """Digest and size of every file below `folder` except manifest, its digest and a signature."""
+    """Digest and size of every file below `folder`, except the manifest, its digest and the signature."""
     return {
         path.relative_to(folder).as_posix(): FileSpec(sha256=sha256_file(path), bytes=path.stat().st_size)
         for path in sorted(folder.rglob("*"))
@@ -52,7 +56,7 @@ def fingerprint(folder: Path) -> dict[str, FileSpec]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> str:
-    """Write manifest and digest file; returns the digest."""
+    """Write the manifest and its digest file. Returns the digest."""
     text = canonical_json(to_json(manifest))
     digest = sha256_bytes(text.encode())
     write_text(folder / MANIFEST_FILE, text)
@@ -67,12 +71,12 @@ def open_bundle(folder: Path) -> Bundle:
     """Read the manifest and compare every file with it.
 
     Raises:
-        UsageError: no such folder, or no bundle.
-        DamagedError: a file is missing, added, or differs by a single byte from what was exported.
+        UsageError: no such folder, or not a bundle.
+        DamagedError: a file is missing, was added, or differs from the exported one.
     """
     bundle = inspect_bundle(folder)
     files = bundle.manifest.files
-    # hashing lets go of Python's lock; the largest first, so that no core waits long for another one's last file
+    # Hashing releases the GIL. Largest files first: no core is left alone with a large file at the end.
     largest_first = sorted(files, key=lambda name: -files[name].bytes)
     with ThreadPoolExecutor(max_workers=available_cores()) as pool:
         digests = dict(
@@ -80,23 +84,25 @@ def open_bundle(folder: Path) -> Bundle:
         )
     for name, spec in files.items():
         if digests[name] != spec.sha256:
-            raise _changed(folder, name)
+            raise _changed_file_error(folder, name)
     return bundle
 
 
 def inspect_bundle(folder: Path) -> Bundle:
-    """As `open_bundle`, but of the files only names and sizes are compared: quick, and enough to look, not to run.
+    """Open a bundle, comparing only names and sizes of its files.
+
+    Fast, and sufficient to display a bundle; use `open_bundle` to run one.
 
     Raises:
-        UsageError: no such folder, or no bundle.
-        DamagedError: the manifest was changed or cannot be read; a file is missing, added, or of another size.
+        UsageError: no such folder, or not a bundle.
+        DamagedError: the manifest was changed or cannot be read; a file is missing, was added, or has another size.
     """
     path = folder / MANIFEST_FILE
     if not path.is_file():
         if (folder / DIGEST_FILE).exists():
             raise DamagedError(f"bundle {folder}: {MANIFEST_FILE} is missing", fix=EXPORT_AGAIN_FIX)
         raise UsageError(
-            f"{folder} is no bundle: {MANIFEST_FILE} is missing",
+            f"{folder} is not a bundle: {MANIFEST_FILE} is missing",
             fix="name a bundle with --bundle or TMI_BUNDLE, or make one with `tmi export`",
         )
     data = path.read_bytes()
@@ -106,31 +112,31 @@ def inspect_bundle(folder: Path) -> Bundle:
     except OSError as error:
         raise DamagedError(f"bundle {folder}: {DIGEST_FILE} is missing", fix=EXPORT_AGAIN_FIX) from error
     if recorded != f"{digest}  {MANIFEST_FILE}\n".encode():
-        raise _changed(folder, MANIFEST_FILE)
+        raise _changed_file_error(folder, MANIFEST_FILE)
     try:
         manifest = manifest_from_json(json.loads(data))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DamagedError(f"bundle {folder}: {MANIFEST_FILE} cannot be read", fix=EXPORT_AGAIN_FIX) from error
-    _compare(folder, manifest.files)
+    _compare_names_and_sizes(folder, manifest.files)
     unlisted = sorted(set(manifest.referenced_files()) - set(manifest.files))
     if unlisted:
-        raise DamagedError(f"bundle {folder}: {unlisted[0]} is used but was never fingerprinted", fix="export it again")
+        raise DamagedError(f"bundle {folder}: {unlisted[0]} is used but has no fingerprint", fix="export it again")
     return Bundle(folder=folder, manifest=manifest, digest=digest)
 
 
-def _compare(folder: Path, recorded: dict[str, FileSpec]) -> None:
-    there = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+def _compare_names_and_sizes(folder: Path, recorded: dict[str, FileSpec]) -> None:
+    present = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
     for name in UNFINGERPRINTED_FILES:
-        there.pop(name, None)
-    missing, added = sorted(set(recorded) - set(there)), sorted(set(there) - set(recorded))
+        present.pop(name, None)
+    missing, added = sorted(set(recorded) - set(present)), sorted(set(present) - set(recorded))
     if missing:
         raise DamagedError(f"bundle {folder}: {missing[0]} is missing", fix=EXPORT_AGAIN_FIX)
     if added:
         raise DamagedError(f"bundle {folder}: {added[0]} is not part of the bundle", fix="remove that file")
     for name, spec in recorded.items():
-        if there[name].stat().st_size != spec.bytes:
-            raise _changed(folder, name)
+        if present[name].stat().st_size != spec.bytes:
+            raise _changed_file_error(folder, name)
 
 
-def _changed(folder: Path, name: str) -> DamagedError:
+def _changed_file_error(folder: Path, name: str) -> DamagedError:
     return DamagedError(f"bundle {folder}: {name} was changed after the export", fix=EXPORT_AGAIN_FIX)

@@ -31,7 +31,7 @@ FILE_CHECKS = {"weights", "epsilon", "signature"}
 
 def export_failures(run: Path, out: Path, artefact: str) -> tuple[CheckResult, ...]:
     """Run an export that must fail without writing anything, and return its failed checks."""
-    with pytest.raises(ParityError, match=r"parity gates failed.*no bundle was written") as caught:
+    with pytest.raises(ParityError, match=r"parity checks failed.*no bundle was written") as caught:
         export_run(run, out, artefacts=(artefact,))
     assert not out.exists()
     assert not list(out.parent.glob(f".{out.name}*"))

@@ -1,4 +1,4 @@
-"""The manifest: one JSON form, read strictly."""
+"""The manifest: one JSON form, parsed strictly."""
 
 from __future__ import annotations
 
@@ -25,23 +25,27 @@ def data() -> dict[str, Any]:
     return value
 
 
-def test_a_manifest_goes_through_json_and_back_without_a_change():
+def test_manifest_survives_a_json_round_trip():
+    """Serialising a manifest and parsing it gives an equal manifest."""
     manifest = replace(small_manifest(), files={"a": FileSpec(sha256="00", bytes=2)}, synthetic=True, threshold=0.4)
     assert manifest_from_json(json.loads(canonical_json(manifest_to_json(manifest)))) == manifest
 
 
-def test_the_config_in_it_is_the_runs_config_typed():
+def test_parsed_config_is_the_runs_config():
+    """`parsed_config` returns the run's config, typed."""
     assert small_manifest().parsed_config() == tiny()
 
 
 @pytest.mark.parametrize("schema", ["tmi-bundle/0", "tmi-run/2", "tmi-bundle/x", None, 1])
-def test_another_schema_is_refused(schema):
+def test_unknown_schema_is_rejected(schema):
+    """A manifest of an older or unknown schema is rejected with both schema ids."""
     with pytest.raises(DamagedError, match=r"manifest has schema .*, this version reads 'tmi-bundle/2'") as error:
         manifest_from_json(data() | {"schema": schema})
     assert "use the tmi version that made the bundle" in error.value.fix
 
 
-def test_a_newer_schema_is_refused_with_the_version_to_install():
+def test_newer_schema_names_the_version_to_install():
+    """A manifest of a newer schema is rejected with the version that can read it."""
     newer = data() | {"schema": "tmi-bundle/3", "versions": {"tmi-clnet": "3.1.4"}, "unheard_of": True}
     with pytest.raises(
         DamagedError, match=r"a newer tmi \(3\.1\.4\) made it: .* this version reads 'tmi-bundle/2'"
@@ -50,45 +54,54 @@ def test_a_newer_schema_is_refused_with_the_version_to_install():
     assert error.value.fix == "install the version that made it: pip install 'tmi-clnet>=3.1.4'"
 
 
-def test_a_manifest_of_the_schema_before_is_one_that_sees_everything():
-    before = {name: value for name, value in data().items() if name != "modalities"} | {"schema": "tmi-bundle/1"}
-    assert manifest_from_json(before) == manifest_from_json(data())
-    assert manifest_from_json(before).modalities == MODALITIES
+def test_previous_schema_uses_all_modalities():
+    """A manifest of the previous schema is read as one that uses all modalities."""
+    previous = {name: value for name, value in data().items() if name != "modalities"} | {"schema": "tmi-bundle/1"}
+    assert manifest_from_json(previous) == manifest_from_json(data())
+    assert manifest_from_json(previous).modalities == MODALITIES
 
 
-def test_a_manifest_of_the_schema_before_with_another_network_is_damaged():
-    before = data() | {"schema": "tmi-bundle/1"}
-    del before["modalities"]
-    before["config"]["system"]["name"] = "vit"
-    with pytest.raises(DamagedError, match="clinical, radiomics, image is seen, its config says image"):
-        manifest_from_json(before).parsed_config()
+def test_previous_schema_with_fewer_modalities_is_damaged():
+    """A manifest of the previous schema whose network uses fewer modalities is rejected."""
+    previous = data() | {"schema": "tmi-bundle/1"}
+    del previous["modalities"]
+    previous["config"]["system"]["name"] = "vit"
+    with pytest.raises(DamagedError, match="lists the modalities clinical, radiomics, image, its config image"):
+        manifest_from_json(previous).parsed_config()
 
 
 @pytest.mark.parametrize(
-    ("modalities", "fold", "told"),
+    ("modalities", "fold", "message"),
     [
-        (["radiomics", "image"], {}, "clinical is not seen, and fold 0 has text-0"),
-        (["clinical", "radiomics", "image"], {"ct": None}, "image is seen, and fold 0 has nothing for it"),
-        (["clinical", "image"], {"text": "text-0"}, "radiomics is not seen, and fold 0 has scalers/fold0.json"),
+        (["radiomics", "image"], {}, "the network does not use clinical, but fold 0 has text-0"),
+        (["clinical", "radiomics", "image"], {"ct": None}, "the network uses image, but fold 0 has nothing for it"),
+        (
+            ["clinical", "image"],
+            {"text": "text-0"},
+            "does not use radiomics, but fold 0 has scalers/fold0.json",
+        ),
         (["clinical", "radiomics", "sound"], {}, "'sound' is not 'clinical' or 'radiomics' or 'image'"),
     ],
 )
-def test_a_fold_has_what_its_bundle_sees_and_nothing_else(modalities, fold, told):
+def test_folds_match_the_active_modalities(modalities, fold, message):
+    """Every fold has the graphs and files of the active modalities and of no other."""
     value = data() | {"modalities": modalities}
     value["folds"][0] |= fold
     with pytest.raises(DamagedError) as error:
         manifest_from_json(value)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
-def test_what_is_seen_must_be_what_the_config_says():
+def test_modalities_must_match_the_config():
+    """The manifest's modalities must be those of its config."""
     odd = replace(small_manifest(), config=to_json(override(tiny(), ['network.modalities=["image"]'])))
-    with pytest.raises(DamagedError, match="clinical, radiomics, image is seen, its config says image"):
+    with pytest.raises(DamagedError, match="lists the modalities clinical, radiomics, image, its config image"):
         odd.parsed_config()
 
 
 @pytest.mark.parametrize("value", [[], "x", None])
-def test_what_is_no_object_is_refused(value):
+def test_non_object_is_rejected(value):
+    """A JSON value that is not an object is rejected."""
     with pytest.raises(DamagedError, match="manifest has schema None"):
         manifest_from_json(value)
 
@@ -100,7 +113,7 @@ def without(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "message"),
     [
         (data() | {"colour": 1}, "manifest: unknown key 'colour'"),
         (without("folds"), "folds"),
@@ -113,33 +126,38 @@ def without(name: str) -> dict[str, Any]:
         (data() | {"graphs": [data()["graphs"][0] | {"role": "audio"}]}, "'audio' is not 'ct' or 'text' or 'fusion'"),
     ],
 )
-def test_a_manifest_that_is_not_to_the_letter_is_damaged(value, told):
+def test_malformed_manifest_is_damaged(value, message):
+    """Unknown keys, missing keys and wrong types are rejected with their position."""
     with pytest.raises(DamagedError) as error:
         manifest_from_json(value)
     assert str(error.value).startswith("bundle: ")
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
-def test_a_config_of_another_version_is_damaged_and_no_wrong_usage():
+def test_config_of_another_version_is_damaged():
+    """An invalid config inside a manifest is a damaged bundle, not a usage error."""
     odd = replace(small_manifest(), config=small_manifest().config | {"colour": 1})
     with pytest.raises(DamagedError, match=r"bundle: manifest\.config: unknown key 'colour'"):
         odd.parsed_config()
 
 
-def test_a_graph_is_found_by_name_and_a_missing_one_is_damage():
+def test_graph_by_name():
+    """`graph` returns the graph with a name; an unknown name is rejected."""
     assert small_manifest().graph("text-0").tokenizer == "tokenizers/text-0.json"
-    with pytest.raises(DamagedError, match="manifest names no graph 'ct-7'"):
+    with pytest.raises(DamagedError, match="the manifest has no graph 'ct-7'"):
         small_manifest().graph("ct-7")
 
 
-def test_it_knows_every_file_that_it_uses():
+def test_referenced_files_are_complete():
+    """`referenced_files` lists the files of graphs, folds and the clinical schema."""
     assert small_manifest().referenced_files() == (
         "clinical_schema.json", "graphs/ct-0.onnx", "graphs/fusion.onnx", "graphs/text-0.onnx", "scalers/fold0.json",
         "tokenizers/text-0.json",
     )  # fmt: skip
 
 
-def test_the_published_schema_is_what_the_dataclasses_say():
+def test_published_schema_matches_the_dataclasses():
+    """The schema file is the one generated from the dataclasses."""
     assert manifest_schema() == json.loads(json.dumps(schema_of_manifest())), (
-        "renew it: python -m tmi.runtime.bundle.manifest_schema"
+        "regenerate it: python -m tmi.runtime.bundle.manifest_schema"
     )

@@ -1,8 +1,8 @@
-"""No file of a bundle is unpickled by `predict`, `verify` or `inspect`, whatever lies in its place.
+"""`predict`, `verify` and `inspect` unpickle no file of a bundle, even if a file was replaced by a pickle.
 
-The worst case is tried: the fingerprints are taken again, so that the poison is opened and not only refused by its
-digest. A TorchScript file is a zip with pickles inside; libtorch reads them with an unpickler of its own that knows
-tensors and TorchScript classes and no Python functions.
+Worst case: the fingerprints are recomputed, so that the planted pickle is opened and not only rejected by its digest. A
+TorchScript file is a zip archive with pickles; libtorch reads them with its own unpickler, which supports tensors and
+TorchScript classes, but no Python functions.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ for folder in map(Path, sys.argv[4:]):
     }.items():
         codes[f"{folder.parent.name} {name}"] = tmi(*arguments).code
     if marker.exists():
-        found.append(f"the code in {folder.parent.name} was run")
-print(json.dumps({"codes": codes, "found": [f for f in found if "was run" in f or f == "builtins.exec"]}))
+        found.append(f"the code in {folder.parent.name} was executed")
+print(json.dumps({"codes": codes, "found": [f for f in found if "was executed" in f or f == "builtins.exec"]}))
 """
 
 
 class Poison:
-    """Writes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.code = f"import pathlib; pathlib.Path({str(marker)!r}).touch()"
@@ -55,7 +55,7 @@ class Poison:
 
 
 def poisoned_torchscript(file: Path, poison: bytes) -> None:
-    """The honest archive with the poison in the place of its pickled data."""
+    """Replace the pickled data of a TorchScript archive by the planted pickle."""
     with zipfile.ZipFile(file) as archive:
         members = {info.filename: archive.read(info) for info in archive.infolist()}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
@@ -65,7 +65,7 @@ def poisoned_torchscript(file: Path, poison: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def report(tiny_bundle, good_cases, tmp_path_factory) -> dict[str, object]:
-    """A bundle for every slot of the poison, each put before all three commands in one process."""
+    """Exit codes and audit events of all three commands on a bundle for every place of the pickle, in one process."""
     import shutil
 
     root = tmp_path_factory.mktemp("poisoned")
@@ -88,39 +88,43 @@ def report(tiny_bundle, good_cases, tmp_path_factory) -> dict[str, object]:
         (folder.parent / "engine.json").write_text(json.dumps(engine))
         folders.append(str(folder))
     tests = str(ROOT / "tests")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", PROGRAM, tests, str(good_cases[0]), str(marker), *folders],
         capture_output=True,
         text=True,
         check=True,
     )
-    answer = json.loads(done.stdout.splitlines()[-1])
-    by_slot = {key.replace(f"slot-{n} ", f"{slot} "): code for key, code in answer["codes"].items()
+    output = json.loads(process.stdout.splitlines()[-1])
+    by_slot = {key.replace(f"slot-{n} ", f"{slot} "): code for key, code in output["codes"].items()
                for n, slot in enumerate(slots) if key.startswith(f"slot-{n} ")}  # fmt: skip
-    return {"codes": by_slot, "found": answer["found"], "ran": marker.exists()}
+    return {"codes": by_slot, "found": output["found"], "ran": marker.exists()}
 
 
-def test_no_code_of_a_pickle_is_found_or_run(report):
+def test_planted_pickle_is_never_executed(report):
+    """No command resolves or executes the code of a planted pickle."""
     assert report["found"] == []
     assert not report["ran"]
 
 
-def test_the_poison_works_when_it_is_unpickled(tmp_path):
+def test_planted_pickle_executes_when_unpickled(tmp_path):
+    """The planted pickle would create its marker if it was unpickled."""
     pickle.loads(pickle.dumps(Poison(tmp_path / "marker")))
     assert (tmp_path / "marker").exists()
 
 
-def test_what_reads_a_poisoned_file_refuses_it(report):
+def test_commands_reject_the_files_they_read(report):
+    """`verify` and `predict` reject every planted file that they read; `inspect` reads none."""
     codes = report["codes"]
     needed = [
         slot for slot in {key.rpartition(" ")[0] for key in codes} if "evidence" not in slot and "CARD" not in slot
     ]
     assert {codes[f"{slot} verify"] for slot in needed} <= {4, 6}
     assert {codes[f"{slot} predict"] for slot in needed} <= {4, 6}
-    assert {code for key, code in codes.items() if key.endswith("inspect")} == {0}  # it opens none of them
+    assert {code for key, code in codes.items() if key.endswith("inspect")} == {0}  # opens none of them
 
 
-def test_without_new_fingerprints_every_poisoned_file_is_refused_by_its_digest(tiny_bundle, tmp_path):
+def test_digest_rejects_every_planted_file(tiny_bundle, tmp_path):
+    """Without recomputed fingerprints every planted file is rejected by its digest."""
     import shutil
 
     from factories.tmi_command import tmi
@@ -129,15 +133,15 @@ def test_without_new_fingerprints_every_poisoned_file_is_refused_by_its_digest(t
     shutil.copytree(tiny_bundle, folder)
     poison = pickle.dumps(Poison(tmp_path / "marker"))
     for name in manifest_at(folder).files:
-        honest = (folder / name).read_bytes()
+        original = (folder / name).read_bytes()
         (folder / name).write_bytes(poison)
-        outcome = tmi("verify", folder)
-        assert outcome.code == 6
-        assert f"{name} was changed after the export" in outcome.err
-        (folder / name).write_bytes(honest)
+        result = tmi("verify", folder)
+        assert result.code == 6
+        assert f"{name} was changed after the export" in result.err
+        (folder / name).write_bytes(original)
     for name in ("manifest.json", "manifest.json.sha256"):
-        honest = (folder / name).read_bytes()
+        original = (folder / name).read_bytes()
         (folder / name).write_bytes(poison)
         assert {tmi(command, folder).code for command in ("verify", "inspect")} == {6}
-        (folder / name).write_bytes(honest)
+        (folder / name).write_bytes(original)
     assert not (tmp_path / "marker").exists()

@@ -1,4 +1,4 @@
-"""Opening a bundle: a changed, added or missing byte in any file is refused before anything is believed."""
+"""Opening a bundle: a changed, added or missing byte in any file is rejected before its content is used."""
 
 from __future__ import annotations
 
@@ -24,21 +24,24 @@ def folder(tmp_path) -> Path:
     return tmp_path / "bundle"
 
 
-def test_an_untouched_bundle_opens_and_is_named_by_its_manifests_digest(folder):
+def test_unchanged_bundle_opens(folder):
+    """An unchanged bundle opens; its digest is that of its manifest."""
     bundle = open_bundle(folder)
     assert bundle.digest == sha256_file(folder / MANIFEST)
     assert bundle.manifest == replace(small_manifest(), files=fingerprint(folder))
     assert set(bundle.manifest.files) == set(FILES)
 
 
-def test_a_bundle_may_be_moved_and_copied(folder, tmp_path):
+def test_bundle_may_be_copied(folder, tmp_path):
+    """A copied bundle opens with the same digest."""
     shutil.copytree(folder, tmp_path / "elsewhere")
     assert open_bundle(tmp_path / "elsewhere").digest == open_bundle(folder).digest
 
 
 @pytest.mark.parametrize("name", EVERY_FILE)
 @pytest.mark.parametrize("where", ["first", "middle", "last"])
-def test_a_changed_byte_in_any_file_is_refused(folder, name, where):
+def test_changed_byte_is_rejected(folder, name, where):
+    """A flipped bit at any position of any file is rejected by file name."""
     data = bytearray((folder / name).read_bytes())
     data[{"first": 0, "middle": len(data) // 2, "last": -1}[where]] ^= 1
     (folder / name).write_bytes(data)
@@ -50,7 +53,8 @@ def test_a_changed_byte_in_any_file_is_refused(folder, name, where):
 
 @pytest.mark.parametrize("name", EVERY_FILE)
 @pytest.mark.parametrize("change", ["appended", "cut", "emptied"])
-def test_a_byte_more_or_less_in_any_file_is_refused(folder, name, change):
+def test_changed_length_is_rejected(folder, name, change):
+    """A longer, shorter or empty file is rejected."""
     data = (folder / name).read_bytes()
     (folder / name).write_bytes({"appended": data + b"\n", "cut": data[:-1], "emptied": b""}[change])
     with pytest.raises(DamagedError, match="was changed after the export"):
@@ -58,7 +62,8 @@ def test_a_byte_more_or_less_in_any_file_is_refused(folder, name, change):
 
 
 @pytest.mark.parametrize("name", EVERY_FILE)
-def test_a_missing_file_is_refused_by_name(folder, name):
+def test_missing_file_is_rejected(folder, name):
+    """A missing file is rejected by name."""
     (folder / name).unlink()
     with pytest.raises(DamagedError) as error:
         open_bundle(folder)
@@ -66,7 +71,8 @@ def test_a_missing_file_is_refused_by_name(folder, name):
 
 
 @pytest.mark.parametrize("name", ["graphs/ct-1.onnx", "notes.txt", "cache/deep/x.blob", "graphs/.hidden"])
-def test_a_file_that_the_manifest_does_not_name_is_refused(folder, name):
+def test_unlisted_file_is_rejected(folder, name):
+    """A file that the manifest does not list is rejected by name."""
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(b"")
     with pytest.raises(DamagedError, match="is not part of the bundle") as error:
@@ -75,7 +81,8 @@ def test_a_file_that_the_manifest_does_not_name_is_refused(folder, name):
     assert error.value.fix == "remove that file"
 
 
-def test_two_files_that_changed_places_are_refused(folder):
+def test_swapped_files_are_rejected(folder):
+    """Two files with swapped contents are rejected."""
     one, other = folder / "graphs/ct-0.onnx", folder / "graphs/fusion.onnx"
     first, second = one.read_bytes(), other.read_bytes()
     one.write_bytes(second)
@@ -85,8 +92,10 @@ def test_two_files_that_changed_places_are_refused(folder):
 
 
 @pytest.mark.parametrize("field", ["graph", "tokenizer", "scaler", "outside"])
-def test_a_manifest_that_uses_a_file_it_never_fingerprinted_is_refused(tmp_path, field):
-    """Else a rewritten manifest could point the runtime at bytes that nobody compared."""
+def test_file_without_fingerprint_is_rejected(tmp_path, field):
+    """A manifest that uses a file without a fingerprint is rejected; else a rewritten manifest could name unchecked
+    files.
+    """
     manifest, stray = small_manifest(), "../stray.bin" if field == "outside" else "graphs/stray.bin"
     graphs = list(manifest.graphs)
     folds = manifest.folds
@@ -97,19 +106,21 @@ def test_a_manifest_that_uses_a_file_it_never_fingerprinted_is_refused(tmp_path,
     else:
         folds = (replace(folds[0], scaler=stray),)
     write_small_bundle(tmp_path / "bundle", graphs=tuple(graphs), folds=folds)
-    with pytest.raises(DamagedError, match="is used but was never fingerprinted") as error:
+    with pytest.raises(DamagedError, match="is used but has no fingerprint") as error:
         open_bundle(tmp_path / "bundle")
     assert stray in str(error.value)
 
 
-def test_a_manifest_of_another_schema_is_refused_even_with_the_right_digest(tmp_path):
+def test_unknown_schema_with_valid_digest_is_rejected(tmp_path):
+    """A manifest of an unknown schema is rejected even if its digest is valid."""
     write_small_bundle(tmp_path / "bundle", schema="tmi-bundle/9")
     with pytest.raises(DamagedError, match="'tmi-bundle/9'"):
         open_bundle(tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("content", [b"not json", b"[]", b"\xff"])
-def test_a_manifest_that_is_no_json_object_is_damaged_even_with_the_right_digest(folder, content):
+def test_non_json_manifest_with_valid_digest_is_damaged(folder, content):
+    """A manifest that is not a JSON object is rejected even if its digest is valid."""
     (folder / MANIFEST).write_bytes(content)
     (folder / DIGEST).write_text(f"{sha256_file(folder / MANIFEST)}  {MANIFEST}\n")
     with pytest.raises(DamagedError, match=r"manifest\.json cannot be read|manifest has schema None"):
@@ -117,21 +128,24 @@ def test_a_manifest_that_is_no_json_object_is_damaged_even_with_the_right_digest
 
 
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text("x")])
-def test_what_was_never_a_bundle_is_wrong_usage(tmp_path, make):
+def test_non_bundle_is_a_usage_error(tmp_path, make):
+    """A path that is not a bundle is a usage error, not damage."""
     make(tmp_path / "b")
-    with pytest.raises(UsageError, match=r"is no bundle: manifest\.json is missing") as error:
+    with pytest.raises(UsageError, match=r"is not a bundle: manifest\.json is missing") as error:
         open_bundle(tmp_path / "b")
     assert "TMI_BUNDLE" in error.value.fix
 
 
-def test_the_digest_file_is_in_the_form_that_sha256sum_reads(folder):
+def test_digest_file_is_valid_for_sha256sum(folder):
+    """`sha256sum -c` accepts the digest file."""
     if shutil.which("sha256sum") is None:
         pytest.skip("sha256sum is not installed")
-    done = subprocess.run(["sha256sum", "-c", DIGEST], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.stdout == "manifest.json: OK\n"
+    process = subprocess.run(["sha256sum", "-c", DIGEST], cwd=folder, capture_output=True, text=True, check=False)
+    assert process.stdout == "manifest.json: OK\n"
 
 
-def test_an_artefact_kind_counts_only_when_every_graph_has_it(tmp_path):
+def test_has_requires_the_kind_for_every_graph(tmp_path):
+    """`has` is true only if every graph has an artefact of the kind."""
     manifest = small_manifest()
     both = replace(manifest.graphs[0], artefacts={"onnx": "graphs/ct-0.onnx", "weights": "graphs/fusion.onnx"})
     write_small_bundle(tmp_path / "bundle", graphs=(both, *manifest.graphs[1:]))
