@@ -1,4 +1,4 @@
-"""`tmi audit` passes a clean run and finds each leak that is planted here, and calls it by its name."""
+"""`tmi audit` passes a clean run and reports each planted leak under the matching check."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ def train(cohort: Path, out: Path, *settings: str) -> Path:
 
 
 def audit(run: Path, cohort: Path | None, *more: str) -> tuple[CommandResult, dict[str, set[str]]]:
-    """The outcome, and the checks of each status."""
+    """Run the command; return its result and the checks by status."""
     outcome = tmi("audit", run, *([] if cohort is None else [cohort]), "--json", *more, cwd=run)
-    found: dict[str, set[str]] = {}
+    checks: dict[str, set[str]] = {}
     if outcome.out:
-        for answer in outcome.document["answers"]:
-            found.setdefault(answer["status"], set()).add(answer["check"])
-    return outcome, found
+        for result in outcome.document["answers"]:
+            checks.setdefault(result["status"], set()).add(result["check"])
+    return outcome, checks
 
 
 def two_cases_a_patient(cohort: Path) -> None:
-    """Cases i and i + 2 of every four become one patient's, of one label."""
+    """Give cases i and i + 2 of every four, which have the same label, to one patient."""
     rows = list(csv.DictReader(io.StringIO((cohort / "cohort.csv").read_text())))
     lines = ["case_id,patient_id,label"]
     for i, row in enumerate(rows):
@@ -85,39 +85,43 @@ def copy(clean: Path, tmp_path: Path) -> Path:
 
 
 def rewrite(run: Path, file: str, change) -> None:
-    """Edit a JSON file of a run and take its fingerprints again, as somebody who hides a leak would."""
+    """Edit a JSON file of a run and update the run's digests, as somebody who hides a leak would."""
     path = run / file
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     RunFolder.open(run).finish()
 
 
-def test_a_clean_run_passes_every_check(clean, cohort):
-    outcome, found = audit(clean, cohort)
+def test_clean_run_passes_every_check(clean, cohort):
+    """Every check of a clean run holds, and the exit code is 0."""
+    outcome, checks = audit(clean, cohort)
     assert outcome.code == 0, outcome.out
-    assert set(found) == {"holds"}
-    assert set(COHORT_CHECKS) < found["holds"]
+    assert set(checks) == {"holds"}
+    assert set(COHORT_CHECKS) < checks["holds"]
     assert outcome.document["verdict"] == "clean"
     page = tmi("audit", clean, cohort)
-    assert page.out.splitlines()[-1].startswith("nothing leaked (")
+    assert page.out.splitlines()[-1].startswith("no leakage found (")
 
 
-def test_a_system_without_a_network_is_audited_by_the_same_questions(cohort, tmp_path):
+def test_sklearn_model_passes_the_same_checks(cohort, tmp_path):
+    """A model without a network is audited by the same checks."""
     outcome = tmi("train", cohort, "--out", tmp_path / "run", *OPTIONS, "--model", "rf")
     assert outcome.code == 0, outcome.err
-    outcome, found = audit(tmp_path / "run", cohort)
-    assert (outcome.code, set(found)) == (0, {"holds"})
-    assert "predictions" in found["holds"]
+    outcome, checks = audit(tmp_path / "run", cohort)
+    assert (outcome.code, set(checks)) == (0, {"holds"})
+    assert "predictions" in checks["holds"]
 
 
-def test_without_its_cohort_the_rest_is_checked_and_what_was_not_is_told(clean):
-    outcome, found = audit(clean, None)
+def test_cohort_checks_are_skipped_without_cohort(clean):
+    """Without a cohort the checks of the run folder run, and the others are reported as not checked."""
+    outcome, checks = audit(clean, None)
     assert outcome.code == 0
-    assert found["not checked"] == set(COHORT_CHECKS)
-    assert {"files", "partition", "cases", "epoch", "epoch-split", "calibration", "figures"} < found["holds"]
-    assert "as far as was checked" in tmi("audit", clean, cwd=clean).out
+    assert checks["not checked"] == set(COHORT_CHECKS)
+    assert {"files", "partition", "cases", "epoch", "epoch-split", "calibration", "figures"} < checks["holds"]
+    assert "by the checks that were run" in tmi("audit", clean, cwd=clean).out
 
 
-def test_the_models_are_not_asked_where_that_is_not_wanted(clean, cohort):
+def test_no_model_skips_predictions_check(clean, cohort):
+    """`--no-model` skips the check that runs the saved models."""
     assert audit(clean, cohort, "--no-model")[1]["not checked"] == {"predictions"}
 
 
@@ -125,19 +129,19 @@ def test_the_models_are_not_asked_where_that_is_not_wanted(clean, cohort):
 
 
 def plant_shared_patient(patch):
-    real = cross_validation.make_folds
+    original = cross_validation.make_folds
     patch.setattr(
         cross_validation,
         "make_folds",
-        lambda cases, config: real([replace(c, patient_id=c.case_id) for c in cases], config),
+        lambda cases, config: original([replace(c, patient_id=c.case_id) for c in cases], config),
     )
 
 
 def with_fold_data(patch, change):
-    real = FoldDataset.__init__
+    original = FoldDataset.__init__
 
     def init(self, arrays, split, config, *, tokenizer=None, scaler=None):
-        real(
+        original(
             self, arrays, split, config, **({"tokenizer": tokenizer, "scaler": scaler} | change(arrays, split, config))
         )
 
@@ -145,11 +149,11 @@ def with_fold_data(patch, change):
 
 
 def plant_scaler_on_all(patch):
-    def everyone(arrays, split, config):
+    def fit_on_all(arrays, split, config):
         fitted = RadiomicsScaler.fit(arrays.radiomics_NF[:], config.radiomics)
-        return {"scaler": replace(fitted, fitted_on=len(split.train))}  # the number is hidden, too
+        return {"scaler": replace(fitted, fitted_on=len(split.train))}  # hides the number of cases as well
 
-    with_fold_data(patch, everyone)
+    with_fold_data(patch, fit_on_all)
 
 
 def plant_vocabulary_on_all(patch):
@@ -157,34 +161,34 @@ def plant_vocabulary_on_all(patch):
 
 
 def plant_epoch_picked_on_test(patch):
-    real = BestEpochCheckpoint._validate_epoch
+    original = BestEpochCheckpoint._validate_epoch
 
-    def judge(self, module, epoch):
-        honest = self.data.split
-        self.data.split = replace(honest, validation=honest.test)
+    def validate(self, module, epoch):
+        split = self.data.split
+        self.data.split = replace(split, validation=split.test)
         try:
-            return real(self, module, epoch)
+            return original(self, module, epoch)
         finally:
-            self.data.split = honest
+            self.data.split = split
 
-    patch.setattr(BestEpochCheckpoint, "_validate_epoch", judge)
+    patch.setattr(BestEpochCheckpoint, "_validate_epoch", validate)
 
 
 def plant_last_epoch(patch):
-    real = BestEpochCheckpoint._validate_epoch
+    original = BestEpochCheckpoint._validate_epoch
 
-    def judge(self, module, epoch):
+    def validate(self, module, epoch):
         self.best_loss = float("inf")
-        return real(self, module, epoch)
+        return original(self, module, epoch)
 
-    patch.setattr(BestEpochCheckpoint, "_validate_epoch", judge)
-    patch.setattr("tmi.training.loop.lightning_module.FoldModule.configure_optimizers", rising)
+    patch.setattr(BestEpochCheckpoint, "_validate_epoch", validate)
+    patch.setattr("tmi.training.loop.lightning_module.FoldModule.configure_optimizers", maximising_optimiser)
 
 
-def rising(module):
+def maximising_optimiser(module):
     import torch
 
-    return torch.optim.Adam(module.parameters(), lr=1e-2, maximize=True)  # each epoch is worse than the one before
+    return torch.optim.Adam(module.parameters(), lr=1e-2, maximize=True)  # each epoch is worse than the previous one
 
 
 def plant_threshold(patch):
@@ -195,54 +199,56 @@ LEAKS = {
     "patients": (plant_shared_patient, "patient(s) in train and"),
     "scaler": (plant_scaler_on_all, "it was fitted on the whole cohort, held-out cases included"),
     "vocabulary": (plant_vocabulary_on_all, "it was trained on the texts of the whole cohort"),
-    "epoch-split": (plant_epoch_picked_on_test, "the epoch was picked on the fold that is reported"),
+    "epoch-split": (plant_epoch_picked_on_test, "the epoch was selected on the reported fold"),
     "epoch": (plant_last_epoch, "the lowest recorded loss is that of epoch"),
     "calibration": (plant_threshold, "the inner validation predictions give"),
 }
 FOLLOWS = {"calibration": {"threshold"}}
-"""What else is wrong where a leak is planted: the ensemble's threshold is fitted on the folds' temperatures."""
+"""Checks that fail together with the planted one: the ensemble's threshold depends on the folds' temperatures."""
 
 
 @pytest.mark.parametrize("leak", LEAKS)
-def test_a_planted_leak_is_found_and_called_by_its_name(leak, cohort, tmp_path, monkeypatch):
+def test_planted_leak_is_reported_by_its_check(leak, cohort, tmp_path, monkeypatch):
+    """A planted leak fails the matching check and no unrelated one."""
     plant, text = LEAKS[leak]
     with monkeypatch.context() as patch:
         plant(patch)
         run = train(cohort, tmp_path / "run")
-    outcome, found = audit(run, cohort)
+    outcome, checks = audit(run, cohort)
     assert outcome.code == 6
     assert outcome.document["verdict"] == "leak"
-    assert {leak} <= found["leak"] <= {leak} | FOLLOWS.get(leak, set())
+    assert {leak} <= checks["leak"] <= {leak} | FOLLOWS.get(leak, set())
     assert any(text in a["detail"] for a in outcome.document["answers"] if a["check"] == leak)
     assert "cannot be trusted" in tmi("audit", run, cohort).out
 
 
-@pytest.mark.parametrize("form", ["a copy", "saved mirrored", "with a little noise"])
-def test_a_duplicate_ct_under_two_ids_is_found_across_a_border_of_a_split(form, clean, tmp_path):
-    """The copy gets into a cohort of its own; whoever holds out one of the two has trained on the other."""
+@pytest.mark.parametrize("form", ["copy", "mirrored", "noisy"])
+def test_duplicate_ct_across_split_is_reported(form, tmp_path):
+    """A CT that occurs under two ids, one in training and one held out, fails `duplicates`."""
     cohort = write_cohort(tmp_path / "cohort", cases=10, with_mask=False)
     run = train(cohort, tmp_path / "dry")
     test = json.loads((run / "folds.json").read_text())["folds"][0]["test"]
     original, twin = test[0], next(f"C{i:03d}" for i in range(10) if f"C{i:03d}" not in test)
     image = nib.load(cohort / original / "ct.nii.gz")
     voxels, affine = np.asarray(image.dataobj), image.affine
-    if form == "saved mirrored":
+    if form == "mirrored":
         flip = np.diag([-1.0, 1.0, 1.0, 1.0])
         flip[0, 3] = voxels.shape[0] - 1
         voxels, affine = voxels[::-1], affine @ flip
-    elif form == "with a little noise":
+    elif form == "noisy":
         voxels = voxels + (np.random.default_rng(0).uniform(size=voxels.shape) < 0.05).astype(voxels.dtype)
     nib.save(nib.Nifti1Image(np.ascontiguousarray(voxels), affine), cohort / twin / "ct.nii.gz")
     run = train(cohort, tmp_path / "run")
-    outcome, found = audit(run, cohort)
-    assert (outcome.code, found["leak"]) == (6, {"duplicates"})
+    outcome, checks = audit(run, cohort)
+    assert (outcome.code, checks["leak"]) == (6, {"duplicates"})
     (detail,) = [a["detail"] for a in outcome.document["answers"] if a["check"] == "duplicates"]
     assert original in detail
     assert twin in detail
-    assert ("nearly the same CT" in detail) == (form == "with a little noise")
+    assert ("nearly the same CT" in detail) == (form == "noisy")
 
 
-def test_images_that_differ_are_not_called_the_same():
+def test_different_images_are_not_duplicates():
+    """Images 2 HU apart differ; equal and nearly equal images are duplicates."""
     random = np.random.default_rng(0)
     ct = random.uniform(0, 1, (4, 1, 8, 16, 16)).astype(np.float32)
     ct[3] = ct[1] + 0.01  # 2 HU apart everywhere
@@ -265,7 +271,7 @@ EDITS = {
         },
         "partition",
     ),
-    "a better figure": (
+    "a better metric": (
         "fold0/metrics.json",
         lambda d: d | {"test": d["test"] | {"accuracy": 0.99}},
         "figures",
@@ -280,22 +286,25 @@ EDITS = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_a_run_that_was_edited_and_sealed_again_is_found_out_without_the_cohort(edit, copy):
+def test_edited_run_is_detected_without_cohort(edit, copy):
+    """An edited run with updated digests fails the matching check, without the cohort."""
     file, change, check = EDITS[edit]
     rewrite(copy, file, change)
-    outcome, found = audit(copy, None)
+    outcome, checks = audit(copy, None)
     assert outcome.code == 6
-    assert check in found["leak"]
+    assert check in checks["leak"]
 
 
-def test_other_weights_than_those_that_predicted_are_found(copy, cohort):
+def test_exchanged_weights_are_detected(copy, cohort):
+    """Weights that do not reproduce the recorded predictions fail `predictions`."""
     shutil.copyfile(copy / "fold1" / "model.safetensors", copy / "fold0" / "model.safetensors")
     RunFolder.open(copy).finish()
-    outcome, found = audit(copy, cohort)
-    assert (outcome.code, found["leak"]) == (6, {"predictions"})
+    outcome, checks = audit(copy, cohort)
+    assert (outcome.code, checks["leak"]) == (6, {"predictions"})
 
 
-def test_a_file_that_was_changed_is_damage_before_anything_is_believed(copy):
+def test_changed_file_is_exit_code_6(copy):
+    """A file whose digest changed ends the audit before any check."""
     with (copy / "fold0" / "history.csv").open("a") as stream:
         stream.write("\n")
     outcome = tmi("audit", copy)
@@ -303,20 +312,22 @@ def test_a_file_that_was_changed_is_damage_before_anything_is_believed(copy):
     assert "fold0/history.csv was changed after the training" in outcome.err
 
 
-def test_another_cohort_is_wrong_usage(clean, tmp_path):
+def test_different_cohort_is_wrong_usage(clean, tmp_path):
+    """A cohort that the run was not trained on is exit code 2."""
     other = write_cohort(tmp_path / "other", cases=3, with_mask=False)
     outcome = tmi("audit", clean, other)
     assert outcome.code == 2
-    assert "is not the one that run" in outcome.err
+    assert "is not the cohort that run" in outcome.err
 
 
-def test_a_released_run_is_told_to_be_optimistic_and_why(cohort, tmp_path):
+def test_released_run_is_reported_as_optimistic(cohort, tmp_path):
+    """The leaks of the `released` protocol are declared, with their reasons, and the exit code is 6."""
     run = train(cohort, tmp_path / "run", "train.protocol=released", "radiomics.fit_on=cohort")
-    outcome, found = audit(run, cohort)
+    outcome, checks = audit(run, cohort)
     assert outcome.code == 6
     assert outcome.document["verdict"] == "optimistic"
-    assert "leak" not in found
-    assert {"protocol", "epoch-split", "scaler", "scaler-count"} <= found["declared"]
+    assert "leak" not in checks
+    assert {"protocol", "epoch-split", "scaler", "scaler-count"} <= checks["declared"]
     page = tmi("audit", run, cohort)
     assert "the best epoch is picked on the very fold that is reported" in page.out
     assert "optimistic by the run's own protocol" in page.out

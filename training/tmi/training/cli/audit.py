@@ -1,4 +1,4 @@
-"""`tmi audit`."""
+"""Command `tmi audit`: check a finished run for data leakage."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ if TYPE_CHECKING:
 def audit(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     cohort: Annotated[
-        Path | None, typer.Argument(help="Cohort it was trained on; default: ./cohort or tmi.toml's, where it is that.")
+        Path | None,
+        typer.Argument(help="Cohort of the run; default: ./cohort or tmi.toml's, if it is that cohort."),
     ] = None,
     mask_label: Annotated[int | None, typer.Option("--mask-label", help="Label of the liver in the masks.")] = None,
-    no_model: Annotated[bool, typer.Option("--no-model", help="Do not ask the saved models again.")] = False,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Prepare every case anew, and keep nothing.")] = False,
+    no_model: Annotated[bool, typer.Option("--no-model", help="Do not run the saved models.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Prepare every case again and cache nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
-    """Prove from a run and its cohort that nothing of a held-out case reached its figures.
+    """Check that no data of held-out cases influenced the metrics of a run.
 
-    Everything is recomputed: splits, scalers, vocabularies, the picked epoch, temperature and threshold, predictions,
-    and duplicate images. Exit code 6 where something leaked, also where the protocol declares it (`released`).
+    Splits, scalers, vocabularies, the selected epoch, temperature and threshold, predictions and duplicate images are
+    recomputed. Exit code 6 means leakage, also if the protocol declares it (`released`).
 
     Examples:
 
@@ -45,51 +46,57 @@ def audit(
     from tmi.training.leakage_audit.run_checks import audit_folder
 
     folder = RunFolder.open(run)
-    answers = [*audit_folder(folder), *_of_cohort(folder, cohort, mask_label, ask=not no_model, cached=not no_cache)]
-    leaks = [a for a in answers if a.status == "leak"]
-    declared = [a for a in answers if a.status == "declared"]
+    results = [
+        *audit_folder(folder),
+        *_audit_with_cohort(folder, cohort, mask_label, run_models=not no_model, cached=not no_cache),
+    ]
+    leaks = [r for r in results if r.status == "leak"]
+    declared = [r for r in results if r.status == "declared"]
     verdict = "leak" if leaks else "optimistic" if declared else "clean"
     if as_json:
-        typer.echo(json.dumps({"run": run.name, "verdict": verdict, "answers": [asdict(a) for a in answers]}, indent=2))
+        typer.echo(json.dumps({"run": run.name, "verdict": verdict, "answers": [asdict(r) for r in results]}, indent=2))
     else:
-        _show(answers, verdict)
+        _print_results(results, verdict)
     if verdict != "clean":
         raise typer.Exit(int(ExitCode.DAMAGED))
 
 
-def _of_cohort(
-    run: RunFolder, given: Path | None, mask_label: int | None, *, ask: bool, cached: bool
+def _audit_with_cohort(
+    run: RunFolder, given: Path | None, mask_label: int | None, *, run_models: bool, cached: bool
 ) -> list[AuditResult]:
-    """What the cohort proves; `not checked` where none is named and the project's is none or another."""
+    """Run the checks that need the cohort.
+
+    If no cohort is given and the project has none or a different one, the checks are `not checked`.
+    """
     from tmi.toolkit.preprocessing.cache import PreparedCache
     from tmi.training.data.dataset import prepare_cohort
     from tmi.training.leakage_audit.cohort_checks import audit_cohort, not_checked, require_same_cohort, scratch_store
 
     folder = given or load_project().path("cohort")
     if given is None and not is_cohort(folder):
-        return not_checked("no cohort is named: tmi audit RUN COHORT")
+        return not_checked("no cohort given: tmi audit RUN COHORT")
     data = open_cohort(folder, mask_label=mask_label)
     try:
         require_same_cohort(run, data)
     except UsageError as error:
         if given is not None:
             raise
-        return not_checked(f"{error.what}; name its own: tmi audit RUN COHORT")
+        return not_checked(f"{error.what}; give its own: tmi audit RUN COHORT")
     with tempfile.TemporaryDirectory(prefix="tmi-audit-") as scratch:
         cache = PreparedCache() if cached else None
         arrays = prepare_cohort(data, run.config, run.schema, store=scratch_store(Path(scratch)), cache=cache)
-        return audit_cohort(run, arrays, run_models=ask)
+        return audit_cohort(run, arrays, run_models=run_models)
 
 
-def _show(answers: list[AuditResult], verdict: str) -> None:
-    for answer in answers:
-        where = "" if answer.fold is None else f" fold {answer.fold}"
-        typer.echo(f"{answer.status:<11} {answer.check}{where}: {answer.detail}")
-    counts = {s: sum(a.status == s for a in answers) for s in ("holds", "leak", "declared", "not checked")}
-    told = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
-    words = {
-        "clean": "nothing leaked" + (", as far as was checked" if counts["not checked"] else ""),
-        "optimistic": "the figures are optimistic by the run's own protocol",
-        "leak": "something leaked: the figures cannot be trusted",
+def _print_results(results: list[AuditResult], verdict: str) -> None:
+    for result in results:
+        fold = "" if result.fold is None else f" fold {result.fold}"
+        typer.echo(f"{result.status:<11} {result.check}{fold}: {result.detail}")
+    counts = {s: sum(r.status == s for r in results) for s in ("holds", "leak", "declared", "not checked")}
+    totals = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
+    conclusions = {
+        "clean": "no leakage found" + (" by the checks that were run" if counts["not checked"] else ""),
+        "optimistic": "the metrics are optimistic by the run's own protocol",
+        "leak": "leakage found: the metrics cannot be trusted",
     }
-    typer.echo(f"{words[verdict]} ({told})")
+    typer.echo(f"{conclusions[verdict]} ({totals})")

@@ -1,4 +1,4 @@
-"""The audit of a finished run: what its files claim is computed again from cohort and weights.
+"""Leakage audit of a finished run: the values in its files are recomputed from its predictions, cohort and weights.
 
-It looks for held-out cases in anything that was fitted.
+The audit detects held-out cases that influenced training, model selection or calibration.
 """

@@ -1,7 +1,7 @@
-"""Did anything of a held-out case reach what is reported of it? What it takes the cohort to prove.
+"""Leakage checks that need the cohort.
 
-Patients are looked up, the scaler and the vocabulary are fitted again on the recorded training cases, the saved weights
-are asked again, and images are compared across every border of a split.
+Patients are compared between the parts of a split, scaler and vocabulary are refitted on the recorded training cases,
+the saved models are run again, and images are compared across the parts of every split.
 """
 
 from __future__ import annotations
@@ -22,56 +22,59 @@ from tmi.training.evaluation.prediction_tables import Predictions, read_predicti
 from tmi.training.leakage_audit.run_checks import AuditResult
 
 PROBABILITY_TOLERANCE = 2e-3
-"""Of a recorded probability against the saved model asked again: the engine's error on a GPU in TF32."""
+"""Tolerance between a recorded probability and the saved model's; covers the error of TF32 on a GPU."""
 COHORT_CHECKS = ("patients", "labels", "scaler", "vocabulary", "predictions", "duplicates")
-"""What is not checked without a cohort."""
+"""Checks that need the cohort."""
 
 
-def not_checked(why: str, checks: tuple[str, ...] = COHORT_CHECKS) -> list[AuditResult]:
-    """The answers where there is no cohort to ask."""
-    return [AuditResult(check=name, status="not checked", detail=why) for name in checks]
+def not_checked(reason: str, checks: tuple[str, ...] = COHORT_CHECKS) -> list[AuditResult]:
+    """Results of checks that were not run, with the reason."""
+    return [AuditResult(check=name, status="not checked", detail=reason) for name in checks]
 
 
 def require_same_cohort(run: RunFolder, cohort: Cohort) -> None:
-    """Refuse a cohort that the run was not trained on.
+    """Check that the cohort is the one that the run was trained on.
 
     Raises:
         UsageError: the fingerprints differ.
     """
     if run.state["cohort"]["fingerprint"] != fingerprint(cohort):
         raise UsageError(
-            f"cohort {cohort.folder} is not the one that run {run.path} was trained on, or was changed since",
+            f"cohort {cohort.folder} is not the cohort that run {run.path} was trained on, or has changed since",
             fix="give the cohort as it was when the run was trained",
         )
 
 
 def audit_cohort(run: RunFolder, arrays: CohortArrays, *, run_models: bool) -> list[AuditResult]:
-    """Every question that takes the cohort.
+    """Run every check that needs the cohort.
 
     Args:
         run: the finished run.
-        arrays: its cohort, prepared by the run's settings.
-        run_models: whether the saved weights are run on the validation and held-out cases.
+        arrays: its cohort, prepared with the run's settings.
+        run_models: whether to run the saved models on the validation and held-out cases.
+
+    Raises:
+        UsageError: cases of the run cannot be prepared from this cohort.
     """
     known = {case.case_id: case for case in arrays.cases}
     listed = {i for s in run.folds for part in (s.train, s.validation, s.test) for i in part}
     if listed - set(known):
         raise UsageError(
             f"{len(listed - set(known))} of the run's cases cannot be prepared from this cohort",
-            fix="give the --mask-label that the run was trained with; `tmi check` tells more",
+            fix="give the --mask-label that the run was trained with; `tmi check` reports details",
         )
-    answers = []
+    results = []
     for split in run.folds:
-        answers.append(_patients(run, split, known))
-        answers.append(_labels(run, split, known))
-        answers.append(_scaler(run, split, arrays))
-        answers.append(_vocabulary(run, split, arrays))
+        results.append(_patients(run, split, known))
+        results.append(_labels(run, split, known))
+        results.append(_scaler(run, split, arrays))
+        results.append(_vocabulary(run, split, arrays))
         if run_models:
-            answers += _predictions(run, split, arrays)
+            results += _predictions(run, split, arrays)
     if not run_models:
-        answers += not_checked("--no-model", ("predictions",))
-    answers.append(_duplicates(run, arrays))
-    return answers
+        results += not_checked("--no-model", ("predictions",))
+    results.append(_duplicates(run, arrays))
+    return results
 
 
 def _patients(run: RunFolder, split: FoldSplit, known: dict[str, Case]) -> AuditResult:
@@ -83,10 +86,10 @@ def _patients(run: RunFolder, split: FoldSplit, known: dict[str, Case]) -> Audit
     for a, b in (("train", "validation"), ("train", "test"), ("validation", "test")):
         if run.config.train.protocol == "released" and (a, b) == ("validation", "test"):
             continue
-        both = patients[a] & patients[b]
-        if both:
-            cases = sorted(i for i in {*split.train, *split.validation, *split.test} if known[i].patient_id in both)
-            shared.append(f"{len(both)} patient(s) in {a} and {b}: cases {', '.join(cases[:6])}")
+        common = patients[a] & patients[b]
+        if common:
+            cases = sorted(i for i in {*split.train, *split.validation, *split.test} if known[i].patient_id in common)
+            shared.append(f"{len(common)} patient(s) in {a} and {b}: cases {', '.join(cases[:6])}")
     if not shared:
         return AuditResult(check="patients", status="holds", detail="no patient is in two parts", fold=split.fold)
     declared = run.config.train.protocol == "released"
@@ -97,16 +100,16 @@ def _patients(run: RunFolder, split: FoldSplit, known: dict[str, Case]) -> Audit
 
 def _labels(run: RunFolder, split: FoldSplit, known: dict[str, Case]) -> AuditResult:
     files = run.fold(split.fold)
-    wrong = [
+    mismatches = [
         case_id
         for table in (read_predictions(files.predictions), read_predictions(files.validation))
         for case_id, label in zip(table.case_ids, table.labels_N, strict=True)
         if case_id not in known or known[case_id].label != label
     ]
-    status, detail = (
-        ("leak", f"other than the cohort's: {', '.join(wrong[:5])}") if wrong else ("holds", "the cohort's")
-    )
-    return AuditResult(check="labels", status=status, detail=detail, fold=split.fold)  # type: ignore[arg-type]
+    if mismatches:
+        detail = f"labels differ from the cohort's: {', '.join(mismatches[:5])}"
+        return AuditResult(check="labels", status="leak", detail=detail, fold=split.fold)
+    return AuditResult(check="labels", status="holds", detail="labels equal the cohort's", fold=split.fold)
 
 
 def _scaler(run: RunFolder, split: FoldSplit, arrays: CohortArrays) -> AuditResult:
@@ -114,24 +117,24 @@ def _scaler(run: RunFolder, split: FoldSplit, arrays: CohortArrays) -> AuditResu
     values = arrays.radiomics_NF
     if run.config.radiomics.fit_on == "cohort":
         listed = sorted({*split.train, *split.validation, *split.test})
-        again = RadiomicsScaler.fit(values[np.sort(arrays.rows(listed))], run.config.radiomics)
-        if _scalers_equal(recorded, again):
+        refitted = RadiomicsScaler.fit(values[np.sort(arrays.rows(listed))], run.config.radiomics)
+        if _scalers_equal(recorded, refitted):
             return AuditResult(check="scaler", status="declared", detail="fitted on the whole cohort", fold=split.fold)
     else:
-        again = RadiomicsScaler.fit(values[arrays.rows(split.train)], run.config.radiomics)
-        if _scalers_equal(recorded, again):
-            detail = "refitted on the training cases to the same bits"
+        refitted = RadiomicsScaler.fit(values[arrays.rows(split.train)], run.config.radiomics)
+        if _scalers_equal(recorded, refitted):
+            detail = "refitting on the training cases gives the same bits"
             return AuditResult(check="scaler", status="holds", detail=detail, fold=split.fold)
-    differ = int(((recorded.centre_F != again.centre_F) | (recorded.half_width_F != again.half_width_F)).sum())
-    detail = f"{differ} of {len(again.centre_F)} features are scaled otherwise than the training cases give"
-    everyone = RadiomicsScaler.fit(values[:], run.config.radiomics)
-    if _scalers_equal(recorded, everyone):
+    differ = int(((recorded.centre_F != refitted.centre_F) | (recorded.half_width_F != refitted.half_width_F)).sum())
+    detail = f"{differ} of {len(refitted.centre_F)} features are scaled differently from a refit on the training cases"
+    cohort_wide = RadiomicsScaler.fit(values[:], run.config.radiomics)
+    if _scalers_equal(recorded, cohort_wide):
         detail += "; it was fitted on the whole cohort, held-out cases included"
     return AuditResult(check="scaler", status="leak", detail=detail, fold=split.fold)
 
 
 def _scalers_equal(a: RadiomicsScaler, b: RadiomicsScaler) -> bool:
-    """Equal to the bit, the number of cases aside, which is a question of its own."""
+    """Bit-identical except for the number of cases, which `scaler-count` checks."""
     return a.scaling == b.scaling and all(
         np.array_equal(x, y) for x, y in ((a.centre_F, b.centre_F), (a.half_width_F, b.half_width_F))
     )
@@ -141,69 +144,69 @@ def _vocabulary(run: RunFolder, split: FoldSplit, arrays: CohortArrays) -> Audit
     size = run.config.clinical.vocab_size
     if size is None:
         return AuditResult(
-            check="vocabulary", status="holds", detail="given, not fitted on the cohort", fold=split.fold
+            check="vocabulary", status="holds", detail="given by the user, not fitted on the cohort", fold=split.fold
         )
     recorded = Tokenizer.load(run.fold(split.fold).tokenizer)
-    again = Tokenizer.train([arrays.texts[i] for i in arrays.rows(split.train)], size)
-    if recorded.tokens == again.tokens:
+    retrained = Tokenizer.train([arrays.texts[i] for i in arrays.rows(split.train)], size)
+    if recorded.tokens == retrained.tokens:
         return AuditResult(
             check="vocabulary",
             status="holds",
-            detail="refitted on the training texts to the same tokens",
+            detail="retraining on the training texts gives the same tokens",
             fold=split.fold,
         )
-    more = len(set(recorded.tokens) - set(again.tokens))
-    detail = f"{more} of its {len(recorded.tokens)} tokens do not come from the training texts"
+    unknown = len(set(recorded.tokens) - set(retrained.tokens))
+    detail = f"{unknown} of its {len(recorded.tokens)} tokens do not come from the training texts"
     if recorded.tokens == Tokenizer.train(list(arrays.texts), size).tokens:
         detail += "; it was trained on the texts of the whole cohort"
     return AuditResult(check="vocabulary", status="leak", detail=detail, fold=split.fold)
 
 
 def _predictions(run: RunFolder, split: FoldSplit, arrays: CohortArrays) -> Iterator[AuditResult]:
-    """The saved weights, asked again, give the recorded predictions."""
+    """The saved model reproduces the recorded predictions."""
     from tmi.training.evaluation.fold_inference import predict_fold  # torch
 
     files = run.fold(split.fold)
-    worst = 0.0
+    largest = 0.0
     for table, case_ids in (
         (read_predictions(files.validation), split.validation),
         (read_predictions(files.predictions), split.test),
     ):
         recomputed = predict_fold(run.config, files, split, arrays, case_ids)
-        worst = max(worst, _max_difference(table, recomputed))
-    holds = worst <= PROBABILITY_TOLERANCE
-    detail = f"the saved weights give the recorded probabilities within {worst:.1e}"
+        largest = max(largest, _max_difference(table, recomputed))
+    holds = largest <= PROBABILITY_TOLERANCE
+    detail = f"the saved model gives the recorded probabilities within {largest:.1e}"
     if not holds:
-        detail = f"the saved weights give probabilities that are off the recorded ones by up to {worst:.2g}"
+        detail = f"the probabilities of the saved model differ from the recorded ones by up to {largest:.2g}"
     yield AuditResult(check="predictions", status="holds" if holds else "leak", detail=detail, fold=split.fold)
 
 
 def _max_difference(recorded: Predictions, recomputed: Predictions) -> float:
     if recorded.case_ids != recomputed.case_ids:
-        return 1.0
+        return 1.0  # other cases: the largest difference that probabilities can have
     return float(np.abs(recorded.probability_N - recomputed.probability_N).max())
 
 
 def _duplicates(run: RunFolder, arrays: CohortArrays) -> AuditResult:
-    if max(arrays.ct_N1DHW.shape[2:]) == 1:  # clinical records alone: one empty voxel stands for every CT
+    if max(arrays.ct_N1DHW.shape[2:]) == 1:  # clinical records only: every CT is a single empty voxel
         return AuditResult(check="duplicates", status="holds", detail=f"none of the {len(arrays.cases)} cases has a CT")
     pairs = find_duplicates(arrays.ct_N1DHW, span=run.config.ct.scale_to[1] - run.config.ct.scale_to[0])
-    found = []
+    matches = []
     for a, b, exact in pairs:
         first, second = arrays.cases[a].case_id, arrays.cases[b].case_id
         for split in run.folds:
-            sides = {_split_part(split, first), _split_part(split, second)}
-            if len(sides) > 1:
+            parts = {_split_part(split, first), _split_part(split, second)}
+            if len(parts) > 1:
                 kind = "the same CT" if exact else "nearly the same CT"
-                found.append(
-                    f"{first} and {second} have {kind} and are in {' and '.join(sorted(sides))} of fold {split.fold}"
+                matches.append(
+                    f"{first} and {second} have {kind} and are in {' and '.join(sorted(parts))} of fold {split.fold}"
                 )
                 break
-    if found:
-        more = f"; and {len(found) - 5} more pairs" if len(found) > 5 else ""
-        return AuditResult(check="duplicates", status="leak", detail="; ".join(found[:5]) + more)
+    if matches:
+        rest = f"; and {len(matches) - 5} more pairs" if len(matches) > 5 else ""
+        return AuditResult(check="duplicates", status="leak", detail="; ".join(matches[:5]) + rest)
     return AuditResult(
-        check="duplicates", status="holds", detail=f"no CT of {len(arrays.cases)} is on two sides of a split"
+        check="duplicates", status="holds", detail=f"none of {len(arrays.cases)} CTs occurs in two parts of a split"
     )
 
 
@@ -212,5 +215,5 @@ def _split_part(split: FoldSplit, case_id: str) -> str:
 
 
 def scratch_store(folder: Path) -> Path:
-    """Where a large cohort's CTs are mapped from while it is audited."""
+    """File that a large cohort's CTs are memory-mapped from during the audit."""
     return folder / "ct.npy"
