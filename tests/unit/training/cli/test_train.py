@@ -1,4 +1,4 @@
-"""A whole `tmi train`: what the run folder holds, what is said, and what --set does."""
+"""`tmi train` end to end: files of the run folder, printed output, and `--set`."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def run(cohort: Path) -> tuple[Path, CommandResult]:
 @pytest.fixture(scope="module")
 def released(cohort: Path) -> tuple[Path, CommandResult]:
     out = cohort.parent / "released"
-    cut = ("train.protocol=released", "radiomics.fit_on=cohort", "clinical.max_length=32")
-    outcome = train(cohort, out, *cut)
+    settings = ("train.protocol=released", "radiomics.fit_on=cohort", "clinical.max_length=32")
+    outcome = train(cohort, out, *settings)
     assert outcome.code == 0, outcome.err
     return out, outcome
 
@@ -61,7 +61,8 @@ def read(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
-def test_the_run_folder_holds_what_is_documented_and_nothing_else(run):
+def test_run_folder_holds_documented_files(run):
+    """The run folder holds the documented files and no others."""
     folder, _ = run
     assert {p.name for p in folder.iterdir()} == {
         "run.json", "config.json", "folds.json", "clinical_schema.json", "summary.json", "summary.md", "fold0", "fold1",
@@ -72,27 +73,29 @@ def test_the_run_folder_holds_what_is_documented_and_nothing_else(run):
     RunFolder.open(folder).require_finished()
 
 
-def test_folds_say_who_is_where_and_predictions_cover_the_held_out_cases_once(run):
+def test_predictions_cover_held_out_cases_once(run):
+    """The predictions of each fold list its test cases, and each case is in one fold."""
     folder, _ = run
     folds = read(folder / "folds.json")["folds"]
-    told = []
+    predicted = []
     for split in folds:
         rows = csv.DictReader(io.StringIO((folder / f"fold{split['fold']}" / "predictions.csv").read_text()))
         ids = [r["case_id"] for r in rows]
         assert ids == split["test"]
-        told += ids
-    assert sorted(told) == [f"C{i:03d}" for i in range(10)]
+        predicted += ids
+    assert sorted(predicted) == [f"C{i:03d}" for i in range(10)]
 
 
-def test_the_summary_is_mean_and_standard_deviation_over_the_folds(run):
+def test_summary_has_mean_and_sd_over_folds(run):
+    """The summary holds the mean and sample standard deviation of the folds' metrics."""
     folder, outcome = run
     summary = read(folder / "summary.json")
-    figures = [read(folder / f"fold{i}" / "metrics.json")["test"] for i in range(2)]
-    assert [f["test"] for f in summary["folds"]] == figures
+    metrics = [read(folder / f"fold{i}" / "metrics.json")["test"] for i in range(2)]
+    assert [f["test"] for f in summary["folds"]] == metrics
     page = (folder / "summary.md").read_text()
     assert summary["positive_class"] == "bad"
     for name in METRICS:
-        values = [f[name] for f in figures]
+        values = [f[name] for f in metrics]
         assert summary["over_folds"][name]["mean"] == pytest.approx(statistics.mean(values))
         assert summary["over_folds"][name]["std"] == pytest.approx(statistics.stdev(values))
         assert f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}" in page
@@ -101,25 +104,29 @@ def test_the_summary_is_mean_and_standard_deviation_over_the_folds(run):
     assert str(folder) in outcome.out
 
 
-def test_random_weights_are_said_to_be_random(run):
+def test_random_weights_are_reported(run):
+    """Without pre-trained weights the command states that all weights are random."""
     assert "no pre-trained weights given: every encoder starts from random weights" in run[1].err
 
 
-def test_set_reaches_the_config_and_the_network(run):
+def test_set_changes_the_config(run):
+    """`--set` assignments are in the run's config."""
     config = read(run[0] / "config.json")
     assert config["ct"]["shape_DHW"] == [8, 16, 16]
     assert config["network"]["ct_encoder"]["planes"] == [4, 4, 4, 4]
     assert (config["train"]["folds"], config["train"]["epochs"], config["preset"]) == (2, 2, "tiny")
 
 
-def test_an_unknown_setting_is_wrong_usage_and_trains_nothing(cohort, tmp_path):
+def test_unknown_setting_is_wrong_usage(cohort, tmp_path):
+    """An unknown setting is exit code 2, and no run is created."""
     outcome = train(cohort, tmp_path / "run", "train.learning=1")
     assert outcome.code == 2
-    assert "no such setting" in outcome.err
+    assert "unknown setting" in outcome.err
     assert not (tmp_path / "run").exists()
 
 
-def test_an_honest_run_claims_the_inner_split_and_excuses_nothing(run):
+def test_default_run_has_no_optimism_note(run):
+    """The summary of the default protocol names the inner split and has no notes."""
     folder, outcome = run
     page = (folder / "summary.md").read_text()
     assert "lowest cross entropy on the inner validation split" in page
@@ -127,7 +134,8 @@ def test_an_honest_run_claims_the_inner_split_and_excuses_nothing(run):
     assert read(folder / "summary.json")["notes"] == []
 
 
-def test_a_released_run_says_in_words_that_its_figures_are_optimistic_and_why(released):
+def test_released_run_has_optimism_note(released):
+    """The summary and the printed output of a `released` run state why its metrics are optimistic."""
     folder, outcome = released
     page = (folder / "summary.md").read_text()
     shown = " ".join(outcome.out.split())
@@ -144,14 +152,16 @@ def test_a_released_run_says_in_words_that_its_figures_are_optimistic_and_why(re
     assert "lowest cross entropy on the very fold that is reported" in page
 
 
-def test_texts_that_lost_their_end_are_reported(released):
+def test_truncated_texts_are_reported(released):
+    """The number of truncated texts is in the notes and in the printed output."""
     folder, outcome = released
     note = "10 clinical text(s) are longer than 32 tokens and lost their end."
     assert note in read(folder / "summary.json")["notes"]
     assert note in " ".join(outcome.out.split())
 
 
-def test_a_scaler_fitted_on_the_cohort_is_a_leak_under_any_protocol(micro_config):
+def test_cohort_wide_scaler_has_optimism_note(micro_config):
+    """A scaler fitted on the whole cohort is noted under any protocol."""
     from dataclasses import replace
 
     from tmi.training.evaluation.summary import optimism_note
@@ -162,7 +172,8 @@ def test_a_scaler_fitted_on_the_cohort_is_a_leak_under_any_protocol(micro_config
     assert "epoch" not in optimism_note(leaky)
 
 
-def test_a_cohort_whose_every_case_is_refused_is_refused_and_not_called_too_small(tmp_path):
+def test_cohort_of_rejected_cases_is_rejected(tmp_path):
+    """A cohort whose cases are all rejected is exit code 3, not "too few cases"."""
     folder = write_cohort(tmp_path / "cohort", cases=2, with_mask=False)
     for record in folder.glob("*/clinical.json"):
         record.write_text("{")
@@ -173,17 +184,18 @@ def test_a_cohort_whose_every_case_is_refused_is_refused_and_not_called_too_smal
     assert not (tmp_path / "run").exists()
 
 
-def test_a_file_that_may_not_be_read_does_not_stop_the_fingerprint(cohort, monkeypatch):
+def test_unreadable_file_changes_the_fingerprint(cohort, monkeypatch):
+    """A file without read permission changes the cohort's fingerprint and raises no error."""
     from tmi.toolkit.cases.case import open_cohort
     from tmi.training.data import dataset as cohort_arrays
 
-    whole, plain = cohort_arrays.fingerprint(open_cohort(cohort)), cohort_arrays.sha256_file
+    readable, original = cohort_arrays.fingerprint(open_cohort(cohort)), cohort_arrays.sha256_file
     denied = open_cohort(cohort).cases[0].ct
 
     def hashed(path):
         if path == denied:
             raise PermissionError(13, "Permission denied", str(path))
-        return plain(path)
+        return original(path)
 
     monkeypatch.setattr(cohort_arrays, "sha256_file", hashed)
-    assert cohort_arrays.fingerprint(open_cohort(cohort)) != whole
+    assert cohort_arrays.fingerprint(open_cohort(cohort)) != readable

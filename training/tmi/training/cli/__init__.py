@@ -1,4 +1,4 @@
-"""The commands `tmi train`, `pretrain-text`, `compare` and `audit`, their shared options and progress.
+"""The commands `tmi train`, `pretrain-text`, `compare` and `audit`, their shared options and progress bars.
 
-They parse options and call the rooms below.
+The modules parse options and call the lower packages of `tmi.training`.
 """

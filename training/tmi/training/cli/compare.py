@@ -1,4 +1,4 @@
-"""`tmi compare`."""
+"""Command `tmi compare`: train the models of the paper's tables on one cohort and write a report."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ if TYPE_CHECKING:
 
 def compare(
     cohort: CohortFolder = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the comparison; the same one continues it.")] = Path(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the comparison; an existing one is continued.")] = Path(
         "comparison"
     ),
     table: Annotated[str, typer.Option("--table", help="Table of the paper: 1, 2, 3, 4 or all; or clinical.")] = "all",
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="Row to train, by its key; repeatable. Default: all.")
+        list[str] | None, typer.Option("--model", help="Key of a row to train; repeatable. Default: all.")
     ] = None,
     preset: Preset = None,
     folds: Folds = None,
@@ -69,10 +69,10 @@ def compare(
     parallel_folds: ParallelFolds = 1,
     no_cache: NoCache = False,
 ) -> None:
-    """Train what the paper's tables compare, on the same folds, and write the tables with the paper's beside ours.
+    """Train the models of the paper's tables on the same folds and write the tables beside the paper's numbers.
 
-    Finished runs in --out are reused and an interrupted one is continued: after Ctrl-C or a kill, the same command goes
-    on. TMI-CLNet is always among the rows; every other is tested against it.
+    Finished runs in --out are reused and an interrupted run is continued: after Ctrl-C or a kill, repeat the command.
+    TMI-CLNet is always trained; every other row is tested against it.
 
     Examples:
 
@@ -84,8 +84,8 @@ def compare(
     """
     project = load_project()
     folder = cohort or project.path("cohort")
-    chosen = preset or project.preset
-    config = configure(chosen, folds, epochs, settings or [], freeze=freeze, precision=precision)
+    preset_name = preset or project.preset
+    config = configure(preset_name, folds, epochs, settings or [], freeze=freeze, precision=precision)
     if table == CLINICAL.number:
         config = override(config, CLINICAL_OVERRIDES)
     fields = load_schema(schema or project.schema_file)
@@ -113,7 +113,7 @@ def compare(
         typer.echo(line, err=True)
     trained = _train(plan, data, out, fields, vocab, initialization, hardware=hardware, cached=not no_cache)
     options = {
-        "preset": chosen,
+        "preset": preset_name,
         "folds": folds,
         "epochs": epochs,
         "ct-weights": ct_weights,
@@ -126,14 +126,14 @@ def compare(
         "devices": None if devices == 1 else devices,
         "parallel-folds": None if parallel_folds == 1 else parallel_folds,
     }
-    command = _command(table, model or [], settings or [], options)
+    command = _command_line(table, model or [], settings or [], options)
     _report(plan, trained, data, out, command)
     if trained.failed or trained.rejected:
         raise typer.Exit(int(ExitCode.UNEXPECTED if trained.failed else ExitCode.REJECTED))
 
 
 def _require_matching_pretraining(plan: Plan, text_weights: Path) -> None:
-    """Rows render the record differently; refuse what the encoder cannot read before anything is trained."""
+    """Reject a row whose rendering the encoder was not pre-trained on, before anything is trained."""
     from tmi.training.pretrained.pretraining_record import require_matching_pretraining
 
     for planned in plan.runs:
@@ -160,8 +160,8 @@ def _train(
     from tmi.training.comparison.runner import train_all
     from tmi.training.data.vocabulary import read_vocabulary
 
-    given = None if initialization is None else initialization.tokenizer
-    tokenizer = given if vocab is None else read_vocabulary(vocab)
+    own_tokenizer = None if initialization is None else initialization.tokenizer
+    tokenizer = own_tokenizer if vocab is None else read_vocabulary(vocab)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -172,15 +172,15 @@ def _train(
     console = Console(stderr=True)
     try:
         with Progress(*columns, console=console) as progress:
-            whole = progress.add_task("runs", total=len(plan.runs), note="")
+            all_runs = progress.add_task("runs", total=len(plan.runs), note="")
             bars = ProgressCallbacks(progress)
 
-            def on_run_status(planned: PlannedRun, what: str) -> None:
-                progress.update(whole, note=planned.label)
-                if what in ("reused", "done", "failed"):
-                    progress.advance(whole)
+            def on_run_status(planned: PlannedRun, status: str) -> None:
+                progress.update(all_runs, note=planned.label)
+                if status in ("reused", "done", "failed"):
+                    progress.advance(all_runs)
                     bars.clear()
-                progress.console.print(f"{planned.key}: {what}", markup=False, highlight=False)
+                progress.console.print(f"{planned.key}: {status}", markup=False, highlight=False)
 
             return train_all(
                 plan,
@@ -195,17 +195,19 @@ def _train(
                 on_run_status=on_run_status,
             )
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; the same command with --out {out} goes on", err=True)
+        typer.echo(f"interrupted; continue with the same command and --out {out}", err=True)
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
 
 
-def _command(table: str, rows: list[str], settings: list[str], options: Mapping[str, Path | str | int | None]) -> str:
-    """The command that makes the report; files by their names alone, without this machine's folders."""
+def _command_line(
+    table: str, rows: list[str], settings: list[str], options: Mapping[str, Path | str | int | None]
+) -> str:
+    """Command line that reproduces the report; files are given by name, without their folders."""
     from shlex import quote
 
     parts = ["tmi compare COHORT", f"--table {table}", *(f"--model {quote(r)}" for r in rows)]
-    named = {k: v.name if isinstance(v, Path) else str(v) for k, v in options.items() if v is not None}
-    parts += [f"--{name} {quote(value)}" for name, value in named.items()]
+    texts = {k: v.name if isinstance(v, Path) else str(v) for k, v in options.items() if v is not None}
+    parts += [f"--{name} {quote(value)}" for name, value in texts.items()]
     return " ".join([*parts, *(f"--set {quote(s)}" for s in settings), "--out DIR"])
 
 

@@ -1,4 +1,4 @@
-"""The options that `tmi train` and `tmi compare` share, and what they make of a config."""
+"""Options shared by `tmi train` and `tmi compare`, and the config built from them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from tmi.training.pretrained.initial_weights import Initialization  # torch
 
 INTERRUPTED_EXIT_CODE = 130
-"""Exit code after Ctrl-C, as shells have it."""
+"""Exit code after Ctrl-C, as in shells: 128 + SIGINT."""
 
 CohortFolder = Annotated[Path | None, typer.Argument(help="Cohort folder; default: ./cohort or tmi.toml.")]
 Preset = Annotated[str | None, typer.Option("--preset", help="paper, released or tiny.")]
 Folds = Annotated[int | None, typer.Option("--folds", help="Folds of the cross-validation.")]
-Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs a fold.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs of each fold.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")]
 CtWeights = Annotated[
     Path | None, typer.Option("--ct-weights", help="3D ResNet weights (Hara, MedicalNet) for the CT encoder.")
 ]
 TextWeights = Annotated[
-    Path | None, typer.Option("--text-weights", help="Folder of a BERT: its weights, sizes and vocabulary.")
+    Path | None, typer.Option("--text-weights", help="Folder of a BERT model: weights, sizes and vocabulary.")
 ]
 Vocab = Annotated[Path | None, typer.Option("--vocab", help="BERT vocab.txt, or a tokenizer.json.")]
 SchemaFile = Annotated[
@@ -38,19 +38,19 @@ SchemaFile = Annotated[
 ]
 MaskLabel = Annotated[int | None, typer.Option("--mask-label", help="Label of the liver in the masks.")]
 Freeze = Annotated[
-    str | None, typer.Option("--freeze", help="ct, text, radiomics, ct:layer2, text:8, ...; commas between.")
+    str | None, typer.Option("--freeze", help="ct, text, radiomics, ct:layer2, text:8, ...; comma-separated.")
 ]
 Precision = Annotated[str | None, typer.Option("--precision", help="32, bf16-mixed or 16-mixed.")]
 Accelerator = Annotated[str, typer.Option("--accelerator", help="cpu, gpu or auto.")]
-Devices = Annotated[int, typer.Option("--devices", help="Devices of this machine a fold is trained on.")]
+Devices = Annotated[int, typer.Option("--devices", help="Devices of this machine for each fold.")]
 ParallelFolds = Annotated[
     int, typer.Option("--parallel-folds", help="Folds trained at the same time, each on one device.")
 ]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Prepare every case anew, and keep nothing.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Prepare every case again and cache nothing.")]
 
 
 def configure(
-    chosen: str,
+    preset_name: str,
     folds: int | None,
     epochs: int | None,
     settings: list[str],
@@ -59,15 +59,15 @@ def configure(
     freeze: str | None = None,
     precision: str | None = None,
 ) -> Config:
-    """The preset with the options of the command line applied; `--set` has the last word.
+    """Apply the command line options to a preset; `--set` takes precedence.
 
     Raises:
-        UsageError: no such preset, system or setting.
+        UsageError: unknown preset, model or setting.
     """
-    config = find_preset(chosen)
-    settings = [*_short(freeze, precision), *settings]
+    config = find_preset(preset_name)
+    settings = [*_as_settings(freeze, precision), *settings]
     if model is not None:
-        system_spec(model)  # names the known ones
+        system_spec(model)  # its error lists the known models
         settings = [*settings, f"system.name={model}"]
     if folds is not None:
         config = replace(config, train=replace(config.train, folds=folds))
@@ -76,8 +76,8 @@ def configure(
     return override(config, settings)
 
 
-def _short(freeze: str | None, precision: str | None) -> list[str]:
-    """--freeze and --precision as settings."""
+def _as_settings(freeze: str | None, precision: str | None) -> list[str]:
+    """Convert --freeze and --precision to `--set` assignments."""
     parts = None if freeze is None else [part.strip() for part in freeze.split(",") if part.strip()]
     return [
         *([] if parts is None else [f"train.freeze={json.dumps(parts)}"]),
@@ -88,28 +88,31 @@ def _short(freeze: str | None, precision: str | None) -> list[str]:
 def resolve_initialization(
     config: Config, settings: list[str], *, ct: Path | None, text: Path | None, vocab: Path | None, schema: Schema
 ) -> tuple[Config, Initialization | None]:
-    """The config fitted to the given weights and vocabulary, and the weights; None where none are given.
+    """Read the given weights and adapt the config to them and to the vocabulary.
+
+    Returns:
+        The config, and the weights; None if none are given.
 
     Raises:
-        UsageError: a file does not fit.
+        UsageError: a file does not fit the config.
         DamagedError: a file cannot be read or is not trusted.
     """
     initialization = None
     if ct is not None or text is not None:
         from tmi.training.pretrained.initial_weights import prepare_initialization
 
-        set_by_hand = tuple(s.partition("=")[0].strip() for s in settings)
-        initialization = prepare_initialization(config, ct=ct, text=text, chosen=set_by_hand, schema=schema)
+        explicit = tuple(s.partition("=")[0].strip() for s in settings)
+        initialization = prepare_initialization(config, ct=ct, text=text, chosen=explicit, schema=schema)
         config = initialization.config
     if vocab is None and (initialization is None or initialization.tokenizer is None):
         return with_own_vocabulary(config), initialization
-    if config.clinical.vocab_size is not None:  # the config says whether a vocabulary was fitted on the cohort
+    if config.clinical.vocab_size is not None:  # a size in the config means that the vocabulary is fitted on the cohort
         config = replace(config, clinical=replace(config.clinical, vocab_size=None))
     return config, initialization
 
 
 def print_initialization(initialization: Initialization | None) -> None:
-    """Say which weights are taken from files and which start random."""
+    """Print which weights are read from files and which are random."""
     if initialization is None:
         typer.echo("no pre-trained weights given: every encoder starts from random weights", err=True)
         return
@@ -120,9 +123,9 @@ def print_initialization(initialization: Initialization | None) -> None:
 
 
 def with_own_vocabulary(config: Config) -> Config:
-    """Without a given vocabulary every fold trains one on its training texts; the run's config records it.
+    """Config for a run without a given vocabulary: every fold trains one on its training texts.
 
-    Encoders start from random weights, so no vocabulary is nearer to them than the cohort's own words.
+    Encoders start from random weights, so no other vocabulary fits them better than the cohort's own words.
     """
     if config.clinical.vocab_size is not None:
         return config

@@ -1,4 +1,4 @@
-"""`tmi pretrain-text`."""
+"""Command `tmi pretrain-text`: pre-train a text encoder on synthetic clinical records."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ def pretrain_text(
     ] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="paper, released or tiny.")] = None,
     rendering: Annotated[
-        list[str] | None, typer.Option("--rendering", help="Rendering to read; repeatable. Default: the preset's.")
+        list[str] | None,
+        typer.Option("--rendering", help="Rendering of the records; repeatable. Default: the preset's."),
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Gradient steps.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", help="Records a step.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="Records in each step.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the weights and the records.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="network.text_encoder.key=value; repeatable.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a folder that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing folder.")] = False,
 ) -> None:
-    """Teach a text encoder to read records, before it sees a patient: on texts of records drawn from the schema alone.
+    """Pre-train a text encoder on synthetic clinical records, without patient data.
 
-    The records are drawn from the ranges and choices of the schema's fields, the encoder learns to give back what is
-    in them. No patient's data and no outcome are used. The same command with the same
-    number of threads (OMP_NUM_THREADS) writes the same weights on the same machine.
+    Records are sampled from the ranges and choices of the schema's fields, and the encoder learns to predict their
+    values. No patient data and no outcomes are used. The same command with the same number of threads (OMP_NUM_THREADS)
+    writes the same weights on the same machine.
 
     Examples:
 
@@ -49,7 +50,7 @@ def pretrain_text(
     renderings = tuple(dict.fromkeys(rendering or [config.clinical.rendering]))
     unknown = sorted(set(renderings) - set(RENDERING_VERSIONS))
     if unknown:
-        raise UsageError(f"unknown rendering {unknown[0]!r}", fix=f"choose of {', '.join(RENDERING_VERSIONS)}")
+        raise UsageError(f"unknown rendering {unknown[0]!r}", fix=f"choose from {', '.join(RENDERING_VERSIONS)}")
     require_absent(out, force=force, kind="encoder")
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -60,17 +61,17 @@ def pretrain_text(
 
     if out.is_dir() and any(out.iterdir()) and not (out / PRETRAINING_FILE).is_file():
         raise UsageError(
-            f"{out} was not written by tmi pretrain-text; --force replaces nothing else",
-            fix="name another place with --out",
+            f"{out} was not written by tmi pretrain-text; --force replaces only such folders",
+            fix="name another folder with --out",
         )
-    given = {"steps": steps, "batch_size": batch, "seed": seed}
+    overrides = {"steps": steps, "batch_size": batch, "seed": seed}
     pretrain_config = PretrainConfig(
         renderings=renderings,  # type: ignore[arg-type]
         max_length=config.clinical.max_length,
-        **{key: value for key, value in given.items() if value is not None},
+        **{key: value for key, value in overrides.items() if value is not None},
     )
     bar = (
-        TextColumn("reading"),
+        TextColumn("pre-training"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -86,9 +87,9 @@ def pretrain_text(
         )
     with staged_folder(out) as folder:
         write_encoder(folder, pretrained, fields, pretrain_config)
-    typer.echo(f"R2 of each field, read linearly from the feature of {fields.name}'s drawn records:")
-    for name, figure in pretrained.r2.items():
-        typer.echo(f"  {name:<28} {figure:.3f}")
+    typer.echo(f"R2 of each field on sampled records of {fields.name}, linear regression on the encoder's feature:")
+    for name, r2 in pretrained.r2.items():
+        typer.echo(f"  {name:<28} {r2:.3f}")
     if pretrained.truncated:
-        typer.echo(f"{pretrained.truncated:.1%} of the texts were cut at {pretrain_config.max_length} tokens")
+        typer.echo(f"{pretrained.truncated:.1%} of the texts were truncated to {pretrain_config.max_length} tokens")
     typer.echo(f"written  {out}\nnext     tmi train COHORT --text-weights {out} --freeze text")

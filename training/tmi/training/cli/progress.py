@@ -1,4 +1,4 @@
-"""Shows on the command line how a training goes on."""
+"""Progress bars of a training run on the command line."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ from tmi.toolkit.run_folder import FoldSplit
 
 
 class ProgressCallbacks:
-    """A bar for the preparation and one for each fold."""
+    """Implements `TrainingCallbacks` with one bar for the preparation and one for each fold."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._tasks: list[TaskID] = []
-        self._reported_case_ids: set[str] = set()
+        self._reported_errors: set[str] = set()
 
     def on_preparation_start(self, total: int) -> Callable[[Case], None]:
-        """Preparation begins."""
-        task = self._task("preparing cases", total)
+        """Add the bar of the preparation."""
+        task = self._add_task("preparing cases", total)
         return lambda case: self._progress.advance(task)
 
     def on_fold_start(self, split: FoldSplit, epochs: int) -> Callable[[int, float, float], None]:
-        """A fold begins."""
-        task = self._task(f"fold {split.fold}", epochs)
+        """Add the bar of a fold."""
+        task = self._add_task(f"fold {split.fold}", epochs)
 
-        def report(epoch: int, train_loss: float, validation_loss: float) -> None:
+        def update(epoch: int, train_loss: float, validation_loss: float) -> None:
             note = f"loss {train_loss:.3f}, validation {validation_loss:.3f}"
             self._progress.update(task, completed=epoch + 1, note=note)
 
-        return report
+        return update
 
     def on_case_rejected(self, error: InputRejectedError) -> None:
-        """A case is left out; told once, however many runs leave it out."""
-        if str(error) not in self._reported_case_ids:
-            self._reported_case_ids.add(str(error))
+        """Print a rejected case once, even if several runs reject it."""
+        if str(error) not in self._reported_errors:
+            self._reported_errors.add(str(error))
             self._progress.console.print(f"left out: {error}\n  fix: {error.fix}", markup=False, highlight=False)
 
     def on_fold_failed(self, split: FoldSplit, why: str) -> None:
-        """A fold failed and others go on."""
+        """Print the reason why a fold failed."""
         self._progress.console.print(f"fold {split.fold} failed: {why}", markup=False, highlight=False)
 
     def clear(self) -> None:
-        """Take the bars of a run away."""
+        """Remove the bars of a finished run."""
         for task in self._tasks:
             self._progress.remove_task(task)
         self._tasks.clear()
 
-    def _task(self, title: str, total: int) -> TaskID:
+    def _add_task(self, title: str, total: int) -> TaskID:
         task = self._progress.add_task(title, total=total, note="")
         self._tasks.append(task)
         return task

@@ -1,4 +1,4 @@
-"""`tmi train`."""
+"""Command `tmi train`: train one model for each fold of a cohort."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def train(
     name: Annotated[str | None, typer.Option("--name", help="Name of the run; default: the preset.")] = None,
     preset: Preset = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="System, see docs/systems.md; default: tmi-clnet.")
+        str | None, typer.Option("--model", help="Model, see docs/systems.md; default: tmi-clnet.")
     ] = None,
     folds: Folds = None,
     epochs: Epochs = None,
@@ -68,16 +68,16 @@ def train(
     nodes: Annotated[int, typer.Option("--nodes", help="Machines, each started with its NODE_RANK.")] = 1,
     parallel_folds: ParallelFolds = 1,
     track: Annotated[
-        list[str] | None, typer.Option("--track", help="tensorboard or mlflow, beside history.csv; repeatable.")
+        list[str] | None, typer.Option("--track", help="tensorboard or mlflow, in addition to history.csv; repeatable.")
     ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Say how much memory a step needs, and train nothing.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the memory that a step needs; train nothing.")] = False,
     no_cache: NoCache = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a run that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
 ) -> None:
-    """Train fold models on a cohort: stratified folds grouped by patient, nothing fitted on what is reported.
+    """Train one model for each fold of a cohort: stratified folds grouped by patient, nothing fitted on held-out cases.
 
-    Ctrl-C leaves a run that --resume continues to the same result.
+    After Ctrl-C, --resume continues the run to the same result.
 
     Examples:
 
@@ -89,8 +89,8 @@ def train(
     """
     project = load_project()
     folder = cohort or project.path("cohort")
-    chosen = preset or project.preset
-    config = configure(chosen, folds, epochs, settings or [], model=model, freeze=freeze, precision=precision)
+    preset_name = preset or project.preset
+    config = configure(preset_name, folds, epochs, settings or [], model=model, freeze=freeze, precision=precision)
     fields = load_schema(schema or project.schema_file)
     config, initialization = resolve_initialization(
         config, settings or [], ct=ct_weights, text=text_weights, vocab=vocab, schema=fields
@@ -98,8 +98,8 @@ def train(
     if plan:
         _print_memory_estimate(config, devices * nodes, accelerator)
         return
-    target = _target(project, out, name or chosen, resume=resume)
-    for value, given, what in ((folder, cohort, "cohort"), (target, out, "run"), (chosen, preset, "preset")):
+    target = _run_folder(project, out, name or preset_name, resume=resume)
+    for value, given, what in ((folder, cohort, "cohort"), (target, out, "run"), (preset_name, preset, "preset")):
         if given is None:
             typer.echo(f"{what}: {value} (assumed)", err=True)
     data = open_cohort(folder, mask_label=mask_label)
@@ -108,12 +108,12 @@ def train(
     hardware.check(config)
     if resume:
         if RunFolder.open(target).finished:
-            typer.echo(f"run {target} is finished already; next: tmi export {target}")
+            typer.echo(f"run {target} is already finished; next: tmi export {target}")
             return
     elif hardware.node_rank == 0:
         require_absent(target, force=force, kind="run")
         if target.exists():
-            _replace(target)
+            _remove_existing_run(target)
     print_initialization(initialization)
     _run(
         data,
@@ -130,31 +130,35 @@ def train(
 
 
 def _print_memory_estimate(config: Config, devices: int, accelerator: str) -> None:
-    """The plan of a GPU, unless a CPU is asked for."""
+    """Print the estimate for a GPU, or for a CPU if `accelerator` is `cpu`."""
     if system_spec(config.system.name).backend == "sklearn":
-        typer.echo(f"{config.system.name} has no network: it needs the memory of its table alone")
+        typer.echo(f"{config.system.name} has no network: it needs only the memory of its feature table")
         return
     from tmi.training.loop.memory_estimate import estimate_memory
 
     typer.echo(estimate_memory(config, devices=devices, accelerator=accelerator).summary(), nl=False)
 
 
-def _target(project: Project, out: Path | None, name: str, *, resume: bool) -> Path:
+def _run_folder(project: Project, out: Path | None, name: str, *, resume: bool) -> Path:
     if out is not None:
         return out
     if not resume:
         return new_run_folder(project, name)
     runs = sorted(project.path("runs").glob("*/run.json"), key=lambda file: file.stat().st_mtime)
     if not runs:
-        raise UsageError("no run to resume", fix="name it with --out")
+        raise UsageError("no run to resume", fix="name the run with --out")
     return runs[-1].parent
 
 
-def _replace(target: Path) -> None:
-    """Remove a run that --force replaces, be it damaged or another version's; anything that is no run stays."""
+def _remove_existing_run(target: Path) -> None:
+    """Remove the run that --force replaces, even if it is damaged or of another version.
+
+    Raises:
+        UsageError: the folder is not a run.
+    """
     if any(target.iterdir()) and not (target / RUN_FILE).is_file():
         raise UsageError(
-            f"{target} is there and is no run; --force replaces runs only", fix="name another place with --out"
+            f"{target} exists and is not a run; --force replaces runs only", fix="name another folder with --out"
         )
     shutil.rmtree(target)
 
@@ -180,8 +184,8 @@ def _run(
     from tmi.training.data.vocabulary import read_vocabulary
     from tmi.training.loop.cross_validation import cross_validate
 
-    given = None if initialization is None else initialization.tokenizer
-    tokenizer = given if vocab is None else read_vocabulary(vocab)
+    own_tokenizer = None if initialization is None else initialization.tokenizer
+    tokenizer = own_tokenizer if vocab is None else read_vocabulary(vocab)
     cache = PreparedCache() if cached else None
     columns = (
         TextColumn("{task.description}"),
@@ -192,7 +196,7 @@ def _run(
     )
     try:
         with Progress(*columns, console=Console(stderr=True)) as progress:
-            outcome = cross_validate(
+            result = cross_validate(
                 data,
                 config,
                 target,
@@ -213,12 +217,12 @@ def _run(
         typer.echo(cache.summary(), err=True)
     if hardware.node_rank > 0:
         return
-    _show(outcome)
-    if outcome.rejected:
+    _print_result(result)
+    if result.rejected:
         raise typer.Exit(int(ExitCode.REJECTED))
 
 
-def _show(outcome: RunResult) -> None:
+def _print_result(result: RunResult) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -226,23 +230,23 @@ def _show(outcome: RunResult) -> None:
     from tmi.training.evaluation.metrics import METRICS
     from tmi.training.evaluation.summary import TITLES, format_metric
 
-    # narrow enough for 80 columns, so that no figure is broken over lines
+    # fits 80 columns, so that no number is wrapped
     table = Table(
         title="Held-out cases, positive = bad prognosis", title_justify="left", box=SIMPLE_HEAD, collapse_padding=True
     )
     for title in ("fold", *TITLES.values(), "epoch", "cases"):
         table.add_column(title, justify="left" if title == "fold" else "right", no_wrap=True)
-    for fold in outcome.summary["folds"]:
+    for fold in result.summary["folds"]:
         row = (format_metric(fold["test"][m]) for m in METRICS)
         table.add_row(str(fold["fold"]), *row, str(fold["picked_epoch"]), str(fold["cases"]["test"]))
     table.add_section()
     for title, key in (("mean", "mean"), ("SD", "std")):
-        table.add_row(title, *(format_metric(outcome.summary["over_folds"][m][key]) for m in METRICS))
+        table.add_row(title, *(format_metric(result.summary["over_folds"][m][key]) for m in METRICS))
     console = Console()
     console.print(table)
-    for note in outcome.summary["notes"]:
+    for note in result.summary["notes"]:
         console.print(note, markup=False)
-    if outcome.rejected:
-        console.print(f"{len(outcome.rejected)} case(s) were left out; see above", markup=False)
-    path = outcome.run.path
-    typer.echo(f"run      {path}\nfigures  {path / 'summary.md'}\nnext     tmi export {path}")
+    if result.rejected:
+        console.print(f"{len(result.rejected)} case(s) were left out; see above", markup=False)
+    path = result.run.path
+    typer.echo(f"run      {path}\nmetrics  {path / 'summary.md'}\nnext     tmi export {path}")
