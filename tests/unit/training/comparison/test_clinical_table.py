@@ -1,4 +1,4 @@
-"""Cohorts of clinical records alone: what is read of them, and the table that sets the text beside plain numbers."""
+"""Cohorts of clinical records alone: their inputs, and the table of text encoder against numeric baselines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.preprocessing.clinical_features import clinical_inputs, numbers
-from tmi.training.cli.compare import _command
+from tmi.training.cli.compare import _command_line
 from tmi.training.comparison.paper_tables import CLINICAL, REFERENCE_MODEL
 from tmi.training.comparison.plan import make_plan, select_tables
 from tmi.training.data.dataset import prepare_cohort
@@ -28,7 +28,7 @@ TEXT_ALONE = ('network.modalities=["clinical"]',)
 
 
 def write_records(folder: Path, *, cases: int) -> Path:
-    """Clinical records alone; albumin tells the label."""
+    """Write a cohort of clinical records alone; albumin determines the label."""
     random = np.random.default_rng(5)
     rows = ["case_id,patient_id,label"]
     for i in range(cases):
@@ -57,7 +57,10 @@ def arrays_of(folder, *settings):
     )
 
 
-def test_a_record_is_read_as_numbers_in_the_schemas_order_and_words_by_their_place(records):
+def test_record_is_converted_to_numbers(records):
+    """Numbers are in the order of the schema's fields; a choice is encoded by its index; missing values are not
+    finite.
+    """
     case = open_cohort(records).cases[0]
     record = read_clinical(case, SCHEMA)
     values = dict(zip((f.name for f in SCHEMA.fields), numbers(record, SCHEMA), strict=True))
@@ -68,7 +71,8 @@ def test_a_record_is_read_as_numbers_in_the_schemas_order_and_words_by_their_pla
     assert {name for name, value in values.items() if np.isfinite(value)} == {"sex", "albumin", "platelets"}
 
 
-def test_a_unit_mix_up_in_a_record_is_refused_as_in_a_whole_case(records, tmp_path):
+def test_implausible_value_rejects_record(records, tmp_path):
+    """A value outside its plausible range rejects the record, as in a case with images."""
     folder = write_records(tmp_path / "cohort", cases=2)
     path = folder / "R00" / "clinical.json"
     path.write_text(path.read_text().replace('"platelets": ', '"platelets": 99999'))
@@ -77,23 +81,26 @@ def test_a_unit_mix_up_in_a_record_is_refused_as_in_a_whole_case(records, tmp_pa
     assert (error.value.code, error.value.case_id) == ("clinical-range", "R00")
     arrays = arrays_of(folder, *TEXT_ALONE)
     assert [case.case_id for case in arrays.cases] == ["R01"]
-    assert [refused.case_id for refused in arrays.rejected] == ["R00"]
+    assert [error.case_id for error in arrays.rejected] == ["R00"]
 
 
-def test_records_train_what_looks_at_nothing_else_and_hold_no_volume(records):
+def test_records_are_enough_for_clinical_models(records):
+    """A model that uses the record alone accepts cases without images; each CT is a single voxel."""
     arrays = arrays_of(records, *TEXT_ALONE)
     assert (len(arrays.cases), arrays.rejected) == (40, ())
     assert arrays.ct_N1DHW.shape == (40, 1, 1, 1, 1)
     assert all("Albumin" in text for text in arrays.texts)
 
 
-def test_records_are_refused_for_what_looks_at_the_images_too(records):
+def test_records_are_rejected_for_image_models(records):
+    """A model that uses images rejects cases without images."""
     arrays = arrays_of(records)
     assert len(arrays.rejected) == 40
-    assert {refused.code for refused in arrays.rejected} == {"radiomics-missing"}
+    assert {error.code for error in arrays.rejected} == {"radiomics-missing"}
 
 
-def test_one_case_with_images_makes_whole_cases_the_rule_for_every_system(tmp_path):
+def test_mixed_cohort_requires_images(tmp_path):
+    """If one case of a cohort has images, every case needs them, whatever the model uses."""
     folder = write_records(tmp_path / "cohort", cases=2)
     write_case(folder / "W00", patient_id="W00")
     with (folder / "cohort.csv").open("a") as table:
@@ -103,14 +110,16 @@ def test_one_case_with_images_makes_whole_cases_the_rule_for_every_system(tmp_pa
     assert arrays.ct_N1DHW.shape == (1, 1, *nano().ct.shape_DHW)
 
 
-def test_the_clinical_table_is_asked_for_by_name_and_is_none_of_the_papers():
+def test_clinical_table_is_selected_by_name():
+    """`clinical` selects the table, and `all` does not include it."""
     assert select_tables("clinical") == (CLINICAL,)
     assert CLINICAL not in select_tables("all")
     with pytest.raises(UsageError, match="unknown table '5'"):
         select_tables("5")
 
 
-def test_every_row_of_the_clinical_table_looks_at_the_record_alone():
+def test_clinical_table_uses_records_alone():
+    """Every row of the clinical table uses the clinical modality alone."""
     plan = make_plan(nano(), (CLINICAL,))
     assert [run.key for run in plan.runs] == [
         REFERENCE_MODEL,
@@ -125,27 +134,29 @@ def test_every_row_of_the_clinical_table_looks_at_the_record_alone():
     assert [run.config.network.text_encoder.dropout for run in plan.runs][:4] == [0.1, 0.1, 0.0, 0.0]
 
 
-def test_the_command_in_a_report_names_every_file_that_it_needs_and_no_folder():
+def test_reported_command_names_files_without_folders():
+    """The command line in a report holds every given option, and files by name."""
     schema = Path("/data/of/somebody/my schema.json")
     options = {"preset": "tiny", "folds": 5, "epochs": None, "vocab": None, "schema": schema, "mask-label": 5}
-    assert _command("clinical", [], ["train.batch_size=16"], options) == (
+    assert _command_line("clinical", [], ["train.batch_size=16"], options) == (
         "tmi compare COHORT --table clinical --preset tiny --folds 5 --schema 'my schema.json' --mask-label 5 "
         "--set train.batch_size=16 --out DIR"
     )
 
 
-def test_the_clinical_table_is_written_without_a_paper_to_stand_beside(records, tmp_path):
+def test_clinical_table_has_no_paper_metrics(records, tmp_path):
+    """The report of the clinical table has our metrics alone."""
     out = tmp_path / "out"
-    done = tmi(
+    outcome = tmi(
         "compare", records, "--table", "clinical", "--preset", "tiny", "--folds", "2", "--epochs", "1",
         "--set", "train.batch_size=12", "--set", "network.text_encoder.hidden_size=16",
         "--set", "network.text_encoder.layers=1", "--out", out,
     )  # fmt: skip
-    assert done.code == 0, done.err
+    assert outcome.code == 0, outcome.err
     rows = list(csv.DictReader((out / "clinical.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["row"] for row in rows] == [row.key for row in CLINICAL.rows]
     assert not any(column.endswith("_paper") for column in rows[0])
-    # albumin alone tells the label, and the yardsticks must see it
+    # albumin determines the label, so the baselines must find it
     assert min(float(row["roc_auc_mean"]) for row in rows[4:]) > 0.85
     text = (out / "tables.md").read_text(encoding="utf-8")
     assert f"# {CLINICAL.title}" in text

@@ -1,4 +1,4 @@
-"""The comparison of models on one cohort: plan, runner, tables of the paper, report.
+"""Comparison of models on one cohort: plan of the runs, runner, tables of the paper, report.
 
-An interrupted comparison goes on where it stopped.
+An interrupted comparison continues where it stopped.
 """

@@ -1,4 +1,4 @@
-"""A comparison as one HTML page that needs nothing else: no network, no script, plots inside."""
+"""HTML report of a comparison: one self-contained page with embedded plots, without scripts or network access."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tmi.training.comparison import plots
-from tmi.training.comparison.formatting import TableEntry, interval_rows, metric_rows, test_rows
+from tmi.training.comparison.formatting import TableEntry, interval_rows, metric_rows, paired_test_rows
 from tmi.training.comparison.paper_tables import Table
 from tmi.training.comparison.report_content import ReportContent
 
@@ -32,9 +32,14 @@ code { background: #f2f2f2; padding: .1rem .3rem; }
 
 
 def as_html(content: ReportContent, weights_RN: Float[np.ndarray, "R N"]) -> str:
-    """The page."""
+    """Render the report as an HTML page.
+
+    Args:
+        content: content of the report.
+        weights_RN: bootstrap weights of R replicates and N cases, for the bands of the curves.
+    """
     parts = [f"<h1>{escape(content.title)}</h1>", *(_note(n) for n in content.notes)]
-    parts.append(f"<p>Made by <code>{escape(content.command)}</code></p>")
+    parts.append(f"<p>Command: <code>{escape(content.command)}</code></p>")
     parts.append("<ul>" + "".join(f"<li>{escape(fact.replace('`', ''))}</li>" for fact in content.facts) + "</ul>")
     for table, rows in content.tables:
         parts += _section(content, table, rows, weights_RN)
@@ -45,7 +50,8 @@ def as_html(content: ReportContent, weights_RN: Float[np.ndarray, "R N"]) -> str
     body = "\n".join(parts)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(content.title)}</title>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(content.title)}</title>\n"
         f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
@@ -56,35 +62,38 @@ def _section(
     parts = [f"<h2>{escape(table.heading)}</h2>", *(_note(n) for n in content.labels)]
     parts.append(_table(*metric_rows(table, rows)))
     parts += [f"<p>{escape(content.interval_caption)}</p>", _table(*interval_rows(rows))]
-    tests = test_rows(rows)
+    tests = paired_test_rows(rows)
     if tests[1]:
         parts += [f"<p>{escape(content.test_caption)}</p>", _table(*tests)]
     named = [(entry.row.label, entry.result) for entry in rows if entry.result is not None]
     if not named:
         return parts
-    whose = f"of {', '.join(label for label, _ in named)}"
+    models = f"of {', '.join(label for label, _ in named)}"
     for title, svg in (
-        ("Every fold: a dot a fold, the orange bar their mean", plots.fold_plot(named)),
-        ("ROC curves over all held-out cases, with 95% bands", plots.roc_plot(named, weights_RN)),
+        ("Metrics of each fold; dot: a fold, orange bar: mean", plots.fold_plot(named)),
+        ("ROC curves of all held-out cases, with 95% bands", plots.roc_plot(named, weights_RN)),
         (
-            "Precision-recall curves over all held-out cases, with 95% bands; dotted: the prevalence",
+            "Precision-recall curves of all held-out cases, with 95% bands; dotted: prevalence",
             plots.precision_recall_plot(named, weights_RN),
         ),
-        ("Calibration in fifths of the cases, raw and by each fold's temperature", plots.calibration_plot(named)),
-        ("Confusion of the decisions at a probability of 0.5", plots.confusion_plot(named)),
         (
-            "Training curves, a line a fold: validation cross entropy and total training loss; dot: the picked epoch",
+            "Calibration in quintiles of the cases, raw and after each fold's temperature scaling",
+            plots.calibration_plot(named),
+        ),
+        ("Confusion matrix at a probability threshold of 0.5", plots.confusion_plot(named)),
+        (
+            "Training curves of each fold: validation cross entropy and total training loss; dot: selected epoch",
             plots.training_plot(named),
         ),
     ):
-        parts.append(_svg_section(f"{table.heading}. {title}", whose, svg))
+        parts.append(_svg_section(f"{table.heading}. {title}", models, svg))
     return parts
 
 
-def _svg_section(title: str, whose: str, svg: str) -> str:
+def _svg_section(title: str, models: str, svg: str) -> str:
     data = base64.b64encode(svg.encode("utf-8")).decode("ascii")
     return (
-        f'<figure><img alt="{escape(f"{title}, {whose}")}" src="data:image/svg+xml;base64,{data}">'
+        f'<figure><img alt="{escape(f"{title}, {models}")}" src="data:image/svg+xml;base64,{data}">'
         f"<figcaption>{escape(title)}</figcaption></figure>"
     )
 

@@ -1,22 +1,22 @@
-"""A comparison as a Markdown page."""
+"""Markdown report of a comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tmi.training.comparison.formatting import interval_rows, metric_rows, test_rows
+from tmi.training.comparison.formatting import interval_rows, metric_rows, paired_test_rows
 from tmi.training.comparison.report_content import ReportContent
 
 
 def as_markdown(content: ReportContent) -> str:
-    """The page."""
-    lines = [f"# {content.title}", "", *(f"> {note}\n" for note in content.notes), f"Made by `{content.command}`", ""]
+    """Render the report as a Markdown page."""
+    lines = [f"# {content.title}", "", *(f"> {note}\n" for note in content.notes), f"Command: `{content.command}`", ""]
     lines += [f"- {fact}" for fact in content.facts]
     for table, rows in content.tables:
         lines += ["", f"## {table.heading}", "", *(f"> {note}\n" for note in content.labels)]
         lines += _table(*metric_rows(table, rows))
         lines += ["", content.interval_caption, "", *_table(*interval_rows(rows))]
-        tests = test_rows(rows)
+        tests = paired_test_rows(rows)
         if tests[1]:
             lines += ["", content.test_caption, "", *_table(*tests)]
     if content.ceilings[1]:

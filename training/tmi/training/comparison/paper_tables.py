@@ -1,6 +1,7 @@
-"""The four tables of the paper: their rows, what each row trains, and the paper's own figures.
+"""The four tables of the paper: their rows, the settings of each row, and the metrics printed in the paper.
 
-Source: L. Wu et al., TMI-CLNet, tables 1 to 4. ACC, precision and recall are in percent there; here all are fractions.
+Source: L. Wu et al., TMI-CLNet, tables 1 to 4. The paper prints ACC, precision and recall in percent; here all metrics
+are fractions.
 """
 
 from __future__ import annotations
@@ -10,10 +11,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 REFERENCE_MODEL = "tmi-clnet"
-"""Key of the row that every other is tested against."""
+"""Key of the row that every other row is tested against."""
 PAPER_METRICS: tuple[str, ...] = ("accuracy", "precision", "recall", "f1", "roc_auc")
-"""The metrics of the paper's columns, by the names of `tmi.training.evaluation.metrics`; its last column is headed
-AUC."""
+"""Metrics of the paper's columns, named as in `tmi.training.evaluation.metrics`; the paper calls the last one AUC."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,29 +21,29 @@ class Row:
     """A row of a table."""
 
     key: str
-    """Names the run of the row."""
+    """Key of the row; also the name of its run."""
     label: str
-    """As the paper prints it."""
+    """Name of the row as printed in the paper."""
     settings: tuple[str, ...] = ()
-    """What differs from the comparison's own config, as `--set` takes it."""
+    """Differences from the base config of the comparison, in the syntax of `--set`."""
     paper: tuple[float, float, float, float, float] | None
-    """The paper's figures, in the order of `PAPER_METRICS`; None for a row of our own."""
+    """Metrics in the paper, in the order of `PAPER_METRICS`; None if the paper has no such row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table."""
+    """A table of rows."""
 
     number: int | str
-    """Its number in the paper; `clinical` for the table of our own."""
+    """Number in the paper; `clinical` for the table that the paper does not have."""
     title: str
-    """Its caption, in short."""
+    """Short caption."""
     rows: tuple[Row, ...]
-    """Its rows, in order."""
+    """Rows in order."""
 
     @property
     def heading(self) -> str:
-        """Its name and caption."""
+        """Heading of the table's section."""
         return f"Table {self.number}: {self.title}" if isinstance(self.number, int) else self.title
 
 
@@ -134,7 +134,7 @@ TABLES: Mapping[int, Table] = MappingProxyType(
 
 CLINICAL = Table(
     number="clinical",
-    title="The clinical record alone: text encoder against models of plain numbers",
+    title="Clinical record alone: text encoder against models on numeric values",
     rows=(
         Row(key=REFERENCE_MODEL, label="text, rendering `values`", paper=None),
         Row(key="flags", label="text, rendering `flags`", settings=("clinical.rendering=flags",), paper=None),
@@ -154,6 +154,6 @@ CLINICAL = Table(
         Row(key="clinical-rf", label="random forest", settings=("system.name=clinical-rf",), paper=None),
     ),
 )
-"""For cohorts of records: what the text path gives beside yardsticks that take the same values as numbers."""
+"""Table for cohorts of clinical records: the text encoder against baselines that use the same values as numbers."""
 CLINICAL_OVERRIDES = ('network.modalities=["clinical"]', "clinical.rendering=values")
-"""What every row of `CLINICAL` starts from: TMI-CLNet with its text encoder alone."""
+"""Base settings of every row of `CLINICAL`: TMI-CLNet with its text encoder alone."""

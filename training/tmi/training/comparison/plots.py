@@ -1,4 +1,4 @@
-"""Plots of a table: small multiples, one panel a row, as SVG without anything that changes from call to call."""
+"""Plots of a table as deterministic SVG: small multiples with one panel for each row."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ NamedResults = Sequence[tuple[str, Result]]
 BLUE, ORANGE, GREY = "#1f5fa8", "#c2570c", "#8a8a8a"
 SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "tmi", "font.size": 8, "font.family": "sans-serif"}
 CURVE_REPLICATES = 500
-"""Replicates of a curve's band."""
+"""Bootstrap replicates used for the band of a curve."""
 
 
 def roc_plot(rows: NamedResults, weights_RN: Float[np.ndarray, "R N"]) -> str:
-    """ROC curves with bands."""
+    """ROC curves with 95% bands; weights_RN: bootstrap weights of R replicates and N cases."""
 
     def panel(axes: Any, result: Result) -> None:
         _band(axes, roc(result.positive_N, result.probability_N, weights_RN[:CURVE_REPLICATES]))
@@ -37,7 +37,7 @@ def roc_plot(rows: NamedResults, weights_RN: Float[np.ndarray, "R N"]) -> str:
 
 
 def precision_recall_plot(rows: NamedResults, weights_RN: Float[np.ndarray, "R N"]) -> str:
-    """Precision-recall curves with bands; dotted: the prevalence."""
+    """Precision-recall curves with 95% bands; dotted: prevalence."""
 
     def panel(axes: Any, result: Result) -> None:
         _band(axes, precision_recall(result.positive_N, result.probability_N, weights_RN[:CURVE_REPLICATES]))
@@ -48,7 +48,7 @@ def precision_recall_plot(rows: NamedResults, weights_RN: Float[np.ndarray, "R N
 
 
 def calibration_plot(rows: NamedResults) -> str:
-    """Observed share of bad prognoses against the probability said, raw and by the fold's temperature."""
+    """Reliability diagram: observed fraction of bad prognoses against predicted probability, raw and calibrated."""
 
     def panel(axes: Any, result: Result) -> None:
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.7, linestyle=":")
@@ -70,36 +70,38 @@ def calibration_plot(rows: NamedResults) -> str:
 
 
 def confusion_plot(rows: NamedResults) -> str:
-    """Decisions at a probability of 0.5 against what happened."""
+    """Confusion matrices at a probability threshold of 0.5; colours are normalised over each true class."""
 
     def panel(axes: Any, result: Result) -> None:
-        said = result.probability_N >= THRESHOLD
-        counts = np.array([[(said == s)[result.positive_N == t].sum() for s in (False, True)] for t in (False, True)])
+        predicted_N = result.probability_N >= THRESHOLD
+        counts = np.array(
+            [[(predicted_N == p)[result.positive_N == t].sum() for p in (False, True)] for t in (False, True)]
+        )
         axes.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1.3)
         for t in range(2):
-            for s in range(2):
-                axes.text(s, t, str(counts[t, s]), ha="center", va="center", fontsize=10)
+            for p in range(2):
+                axes.text(p, t, str(counts[t, p]), ha="center", va="center", fontsize=10)
         axes.set_xticks([0, 1], ["good", "bad"])
         axes.set_yticks([0, 1], ["good", "bad"])
-        axes.set_xlabel("decided")
-        axes.set_ylabel("was")
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
 
     return _panels(rows, panel)
 
 
 def training_plot(rows: NamedResults) -> str:
-    """Loss of each fold over the epochs: training (dashed, own axis) and validation; dots: the picked epoch."""
+    """Losses of each fold over the epochs: training (dashed, second axis) and validation; dot: selected epoch."""
 
     def panel(axes: Any, result: Result) -> None:
-        other = axes.twinx()
+        training_axes = axes.twinx()
         for history in result.histories:
             epochs = [int(r["epoch"]) for r in history]
             validation = [float(r["validation_loss"]) for r in history]
             picked = int(np.argmin(validation))
-            marker = "o" if len(epochs) == 1 else None
+            marker = "o" if len(epochs) == 1 else None  # a line of one point is invisible
             axes.plot(epochs, validation, color=BLUE, linewidth=1, marker=marker, markersize=3)
             axes.plot(epochs[picked], validation[picked], "o", color=BLUE, markersize=3)
-            other.plot(
+            training_axes.plot(
                 epochs,
                 [float(r["train_loss"]) for r in history],
                 color=ORANGE,
@@ -110,22 +112,22 @@ def training_plot(rows: NamedResults) -> str:
             )
         axes.set_xlabel("epoch")
         axes.set_ylabel("validation", color=BLUE)
-        other.set_ylabel("training", color=ORANGE)
+        training_axes.set_ylabel("training", color=ORANGE)
         axes.locator_params(axis="x", integer=True, nbins=5)
 
     return _panels(rows, panel, width=2.6)
 
 
 def fold_plot(rows: NamedResults) -> str:
-    """Every figure of every fold, a dot each; the bar is the mean."""
+    """Metrics of every fold as dots; the bar is the mean."""
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(9.5, 0.7 + 0.24 * len(rows)), layout="constrained")
         for axes, metric in zip(figure.subplots(1, len(METRICS), sharey=True), METRICS, strict=True):
-            for place, (_, result) in enumerate(rows):
+            for row, (_, result) in enumerate(rows):
                 values = [v for fold in result.folds if (v := fold[metric]) is not None]
-                axes.plot(values, [place] * len(values), "o", color=BLUE, markersize=3, alpha=0.7)
+                axes.plot(values, [row] * len(values), "o", color=BLUE, markersize=3, alpha=0.7)
                 if values:
-                    axes.plot(np.mean(values), place, "|", color=ORANGE, markersize=11, markeredgewidth=2)
+                    axes.plot(np.mean(values), row, "|", color=ORANGE, markersize=11, markeredgewidth=2)
             axes.set_title(HEADERS[metric].removesuffix(" (%)"), fontsize=8)
             axes.set_xlim(-0.03, 1.03)
             axes.set_yticks(range(len(rows)), [label for label, _ in rows])
@@ -164,4 +166,5 @@ def _panels(rows: NamedResults, panel: Callable[[Any, Result], None], *, width: 
 def _svg(figure: Figure) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return re.sub(r"(\d\.\d\d)\d+", r"\1", text.getvalue())  # a hundredth of a point is plenty; half the bytes
+    # a hundredth of a point is precise enough and halves the size
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", text.getvalue())

@@ -1,4 +1,4 @@
-"""Writes a comparison: tables.md, table<n>.csv, report.html and comparison.json."""
+"""Writes the report of a comparison: tables.md, table<n>.csv, report.html and comparison.json."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from tmi.training.comparison.runner import RUNS, ComparisonRuns
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenReport:
-    """What was written, and the last words on the command line."""
+    """Files of the report and the summary for the command line."""
 
     html: Path
-    """The page with the plots."""
+    """HTML page with plots."""
     markdown: Path
-    """The tables to read as text."""
+    """Tables as Markdown."""
     closing_lines: tuple[str, ...]
-    """A few lines of summary."""
+    """Lines that summarise the result."""
 
 
 def write_report(plan: Plan, trained: ComparisonRuns, cohort: Cohort, out: Path, *, command: str) -> WrittenReport:
-    """The report of the finished runs; those that failed are told as such.
+    """Write the report; failed runs are listed with their errors.
 
     Args:
         plan: tables and runs.
-        trained: what came of the runs.
-        cohort: the cohort, for its patients and, where it is synthetic, its truth.
+        trained: finished and failed runs.
+        cohort: the cohort; its patients and, if it is synthetic, its performance ceilings.
         out: folder of the comparison.
-        command: what makes it, for the reader.
+        command: command line that reproduces the report.
     """
     patients = {case.case_id: case.patient_id or case.case_id for case in cohort.cases}
     results, weights_RN = read_results(trained.runs, patients)
@@ -84,16 +84,18 @@ def write_report(plan: Plan, trained: ComparisonRuns, cohort: Cohort, out: Path,
 def _closing_lines(content: ReportContent) -> tuple[str, ...]:
     lines = []
     for table, rows in content.tables:
-        done = [e for e in rows if e.result is not None]
-        ours = next((e for e in done if e.result is not None and e.result.key == REFERENCE_MODEL), None)
+        finished = [e for e in rows if e.result is not None]
+        ours = next((e for e in finished if e.result is not None and e.result.key == REFERENCE_MODEL), None)
         if ours is None or ours.result is None:
-            lines.append(f"table {table.number}  {len(done)} of {len(rows)} rows; TMI-CLNet is missing")
+            lines.append(f"table {table.number}  {len(finished)} of {len(rows)} rows; TMI-CLNet is missing")
             continue
-        ranked = sorted(done, key=lambda e: -((e.result.over_folds["roc_auc"]["mean"] if e.result else None) or 0.0))
-        place = ranked.index(ours) + 1
+        ranked = sorted(
+            finished, key=lambda e: -((e.result.over_folds["roc_auc"]["mean"] if e.result else None) or 0.0)
+        )
+        rank = ranked.index(ours) + 1
         lines.append(
-            f"table {table.number}  {len(done)} of {len(rows)} rows; TMI-CLNet ACC "
+            f"table {table.number}  {len(finished)} of {len(rows)} rows; TMI-CLNet ACC "
             f"{format_mean_std('accuracy', ours.result)} %, AUC {format_mean_std('roc_auc', ours.result)} "
-            f"(place {place} by AUC)"
+            f"(rank {rank} by AUC)"
         )
     return (*lines, *content.conclusion, *content.labels)

@@ -1,4 +1,4 @@
-"""What a comparison's report says, whatever form it is written in."""
+"""Content of a comparison's report, independent of the output format."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ from tmi.training.evaluation.statistics.bootstrap import CONFIDENCE_LEVEL, N_REP
 from tmi.training.evaluation.summary import SYNTHETIC, optimism_note
 
 PAPER_NOTE = (
-    "The paper's figures are of its own 184 patients, at its own sizes and 300 epochs; they stand beside ours for "
-    "reading the table, not as a target."
+    "The paper's metrics were measured on its own 184 patients, with its own image sizes and 300 epochs. They are "
+    "shown for comparison and are not a target."
 )
 CLINICAL_NOTE = (
-    "TMI-CLNet stands here for its text encoder, projection and head alone: images and radiomics play no part. The "
-    "paper has no such table."
+    "TMI-CLNet is used here with its text encoder, projection and head alone, without images and radiomics. The paper "
+    "has no such table."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportContent:
-    """The report's content."""
+    """Texts and tables of a report."""
 
     title: str
-    """Its heading."""
+    """Heading of the report."""
     notes: tuple[str, ...]
-    """What a reader must know first."""
+    """Notes at the top of the report."""
     labels: tuple[str, ...]
-    """What every section repeats: that a cohort is synthetic, that figures are optimistic."""
+    """Notes repeated in every section: synthetic cohort, optimistic metrics."""
     command: str
-    """What makes it."""
+    """Command line that reproduces the report."""
     facts: tuple[str, ...]
-    """Cohort, protocol, sizes."""
+    """Statements on cohort, protocol and sizes."""
     tables: tuple[tuple[Table, tuple[TableEntry, ...]], ...]
-    """The tables and their rows."""
+    """Tables and their entries."""
     interval_caption: str
-    """Above the pooled figures."""
+    """Caption of the pooled metrics."""
     test_caption: str
-    """Above the tests."""
+    """Caption of the paired tests."""
     ceiling_title: str
-    """Of the section on what a synthetic cohort allows."""
+    """Title of the section on a synthetic cohort's performance ceilings."""
     ceiling_caption: str
-    """Its first words."""
+    """Caption of that section."""
     ceilings: tuple[list[str], list[list[str]]]
-    """Header and rows of its table; no rows for a real cohort."""
+    """Header and rows of that section's table; no rows for a real cohort."""
     conclusion: tuple[str, ...]
-    """Whether fusion beats the single modalities, in words."""
+    """Sentences on whether fusion is above the single modalities."""
 
 
 def build_report(
@@ -64,22 +64,34 @@ def build_report(
     *,
     command: str,
 ) -> ReportContent:
-    """The report's content from the results."""
+    """Build the content from the results.
+
+    Args:
+        plan: tables and runs.
+        results: key of a run -> its results.
+        tests: key of a run -> its tests against TMI-CLNet.
+        failed: key of a run -> why it failed.
+        cohort: the cohort.
+        allowed: performance ceilings of a synthetic cohort; empty for a real one.
+        command: command line that reproduces the report.
+    """
     base = next(run.config for run in plan.runs if run.key == REFERENCE_MODEL)
     labels = tuple(note for note in (SYNTHETIC if is_synthetic(cohort.folder) else "", optimism_note(base)) if note)
-    some = next(iter(results.values()), None)
-    several = len(cohort.cases) > len({c.patient_id for c in cohort.cases})
-    independent = " Cases of one patient count as independent here, which they are not quite." if several else ""
+    first = next(iter(results.values()), None)  # all runs have the same held-out cases
+    has_repeated_patients = len(cohort.cases) > len({c.patient_id for c in cohort.cases})
+    independence_note = (
+        " The tests treat cases of one patient as independent, which is not exact." if has_repeated_patients else ""
+    )
     depth, height, width = base.ct.shape_DHW
-    used = len(some.case_ids) if some else 0
+    n_cases = len(first.case_ids) if first else 0
     return ReportContent(
         title=_title(plan),
         notes=(*labels, CLINICAL_NOTE if _is_clinical_table(plan) else PAPER_NOTE),
         labels=labels,
         command=command,
         facts=(
-            f"Cohort: {used} cases"
-            + (f", {int(some.positive_N.sum())} of them with a bad prognosis (the positive class)" if some else "")
+            f"Cohort: {n_cases} cases"
+            + (f", {int(first.positive_N.sum())} of them with a bad prognosis (the positive class)" if first else "")
             + f"; {base.train.folds} folds, protocol `{base.train.protocol}`, seed {base.train.seed}; the same folds "
             "for every row.",
             f"Preset `{base.preset}`: "
@@ -89,32 +101,32 @@ def build_report(
             + (f", frozen: {', '.join(base.train.freeze)}" if base.train.freeze else "")
             + ".",
             *plan.not_applied,
-            "Our figures: mean ± sample standard deviation over the folds, decisions at a probability of 0.5; AUC is "
-            "the ROC AUC of the probabilities. The paper's AUC fits the balanced accuracy (Bal. ACC) better.",
+            "Our metrics: mean ± sample standard deviation over the folds, decisions at a probability of 0.5; AUC is "
+            "the ROC AUC of the probabilities. The paper's AUC agrees better with balanced accuracy (Bal. ACC).",
         ),
         tables=tuple((t, table_entries(t, plan, results, tests, failed)) for t in plan.tables),
-        interval_caption=f"All held-out cases together, with {CONFIDENCE_LEVEL:.0%} intervals of a stratified bootstrap over "
-        f"patients ({N_REPLICATES} replicates). Pooling ranks probabilities of different folds' models against each "
-        "other, so this AUC can differ from the mean over the folds.",
-        test_caption="Against TMI-CLNet, on the same held-out cases: McNemar's exact test of the decisions, DeLong's "
-        "test of the pooled AUC, each with Holm's correction over the rows of this table." + independent,
-        ceiling_title="What this cohort allows",
-        ceiling_caption="The highest AUC that any method can expect from each set of modalities, as the law behind the "
-        "synthetic cohort gives it; what the true posterior reaches on these very cases; and what was reached.",
+        interval_caption=f"All held-out cases pooled, with {CONFIDENCE_LEVEL:.0%} intervals of a stratified bootstrap "
+        f"over patients ({N_REPLICATES} replicates). Pooling ranks probabilities of different folds' models against "
+        "each other, so this AUC can differ from the mean over the folds.",
+        test_caption="Tests against TMI-CLNet on the same held-out cases: McNemar's exact test of the decisions and "
+        "DeLong's test of the pooled AUC, each with Holm's correction over the rows of this table." + independence_note,
+        ceiling_title="Performance ceilings of this cohort",
+        ceiling_caption="The highest expected AUC of any method for each set of modalities, from the generative model "
+        "of the synthetic cohort; the AUC of the true posterior on these cases; and the AUC that was reached.",
         ceilings=_ceiling_rows(allowed),
         conclusion=tuple(conclusion(results, tests)),
     )
 
 
 def _is_clinical_table(plan: Plan) -> bool:
-    """Whether the plan is of the clinical table, whole or some rows of it."""
+    """Whether the plan holds rows of the clinical table."""
     return any(table.number == CLINICAL.number for table in plan.tables)
 
 
 def _title(plan: Plan) -> str:
     if _is_clinical_table(plan):
         return CLINICAL.title
-    return f"TMI-CLNet compared: table{'s' if len(plan.tables) > 1 else ''} " + ", ".join(
+    return f"Comparison with TMI-CLNet: table{'s' if len(plan.tables) > 1 else ''} " + ", ".join(
         str(t.number) for t in plan.tables
     )
 

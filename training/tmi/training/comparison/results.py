@@ -1,4 +1,4 @@
-"""What the runs of a comparison say of the cases none of their models saw. N cases, in one order for all runs."""
+"""Results of a comparison's runs on held-out cases. Shapes: N cases, in the same order for all runs; R replicates."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ from tmi.training.evaluation.statistics.delong import DeLong, delong
 from tmi.training.evaluation.statistics.mcnemar import McNemar, mcnemar
 
 THRESHOLD = 0.5
-"""From which the tables' decisions are positive, as in the paper."""
+"""Probability from which a decision is positive in the tables, as in the paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Held-out predictions of one run, pooled over its folds, and their figures."""
+    """Held-out predictions of one run, pooled over its folds, and their metrics."""
 
     key: str
     """Key of the run."""
     config: Config
-    """Its config."""
+    """Config of the run."""
     case_ids: tuple[str, ...]
-    """Cases, sorted."""
+    """Case ids, sorted."""
     positive_N: Bool[np.ndarray, " N"]
-    """Whether the prognosis was bad."""
+    """Whether the prognosis is bad."""
     probability_N: Float[np.ndarray, " N"]
-    """Probability of bad, as the model says it."""
+    """Predicted probability of a bad prognosis, uncalibrated."""
     calibrated_N: Float[np.ndarray, " N"]
-    """The same by the fold's temperature."""
+    """The same after the fold's temperature scaling."""
     fold_N: Int[np.ndarray, " N"]
-    """Fold that held the case out."""
+    """Fold whose test part holds the case."""
     folds: tuple[Mapping[str, float | None], ...]
-    """Figures of each fold."""
+    """Metrics of each fold."""
     over_folds: Mapping[str, Mapping[str, float | int | None]]
-    """Their mean and sample standard deviation."""
+    """Mean and sample standard deviation of the folds' metrics."""
     pooled: Mapping[str, float | None]
-    """Figures over all cases together."""
+    """Metrics of all cases pooled."""
     intervals: Mapping[str, tuple[float, float] | None]
     """95% bootstrap intervals of `pooled`."""
     histories: tuple[tuple[Mapping[str, str], ...], ...]
@@ -63,43 +63,52 @@ class Result:
 
     @property
     def modalities(self) -> str:
-        """What the system sees, as the paper abbreviates it: I, R, C."""
+        """Active modalities in the paper's abbreviations: I image, R radiomics, C clinical."""
         short = {"image": "I", "radiomics": "R", "clinical": "C"}
         return "+".join(short[m] for m in short if m in active_modalities(self.config))
 
     @property
     def correct_N(self) -> Bool[np.ndarray, " N"]:
-        """Which cases are decided rightly."""
-        right: np.ndarray = (self.probability_N >= THRESHOLD) == self.positive_N
-        return right
+        """Whether the decision of each case is correct."""
+        correct: np.ndarray = (self.probability_N >= THRESHOLD) == self.positive_N
+        return correct
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedTest:
-    """A run against TMI-CLNet on the same cases."""
+    """Paired tests of a run against TMI-CLNet on the same cases."""
 
     mcnemar: McNemar
-    """Of the decisions; `first` is the run."""
+    """Test of the decisions; `first` is the run."""
     delong: DeLong | None
-    """Of the ranking; None where a class has fewer than two cases."""
+    """Test of the AUC; None if a class has fewer than two cases."""
 
 
 def read_results(
     runs: Mapping[str, RunFolder], patients: Mapping[str, str]
 ) -> tuple[dict[str, Result], Float[np.ndarray, "R N"]]:
-    """Results of finished runs on the same folds, and the bootstrap's weights that all share.
+    """Read the results of finished runs.
+
+    Args:
+        runs: key -> finished run; all on the same folds.
+        patients: case id -> patient id.
+
+    Returns:
+        Results by key, and the bootstrap weights [R,N] that all runs share.
 
     Raises:
-        DamagedError: two runs have other folds, or a file is malformed.
+        DamagedError: the runs have different folds, or a file is malformed.
     """
     folds = {run.folds for run in runs.values()}
     if len(folds) > 1:
-        raise DamagedError("the runs of this comparison have different folds", fix="delete them and compare again")
+        raise DamagedError(
+            "the runs of this comparison have different folds", fix="delete them and repeat the comparison"
+        )
     weights: np.ndarray | None = None
     results: dict[str, Result] = {}
     for key, run in runs.items():
         raw = _pooled(run)
-        if weights is None:
+        if weights is None:  # the same replicates for every run, so that intervals and curves are comparable
             owners = [patients[i] for i in raw["case_ids"]]
             weights = bootstrap_weights(raw["positive_N"], owners, seed=run.config.train.seed)
         results[key] = _result(key, run, raw, weights)
@@ -119,14 +128,14 @@ def _pooled(run: RunFolder) -> dict[str, Any]:
         parts["calibrated_N"].append(positive_probability(table.logits_NK, temperature))
         parts["fold_N"].append(np.full(len(table.labels_N), split.fold))
     order = np.argsort(np.array(ids), kind="stable")
-    together = {name: np.concatenate(arrays)[order] for name, arrays in parts.items()}
-    labels = together.pop("labels")
-    return {"case_ids": tuple(ids[i] for i in order), "positive_N": labels == POSITIVE, **together}
+    pooled = {name: np.concatenate(arrays)[order] for name, arrays in parts.items()}
+    labels = pooled.pop("labels")
+    return {"case_ids": tuple(ids[i] for i in order), "positive_N": labels == POSITIVE, **pooled}
 
 
 def _result(key: str, run: RunFolder, raw: Mapping[str, Any], weights_RN: Float[np.ndarray, "R N"]) -> Result:
     folds = tuple(read_json(run.fold(s.fold).metrics, kind="run")["test"] for s in run.folds)
-    drawn = weighted_metrics(raw["positive_N"], raw["probability_N"], weights_RN, threshold=THRESHOLD)
+    replicates = weighted_metrics(raw["positive_N"], raw["probability_N"], weights_RN, threshold=THRESHOLD)
     return Result(
         key=key,
         config=run.config,
@@ -134,7 +143,7 @@ def _result(key: str, run: RunFolder, raw: Mapping[str, Any], weights_RN: Float[
         folds=folds,
         over_folds=aggregate_folds(folds),
         pooled=binary_metrics(raw["positive_N"].astype(np.int64), raw["probability_N"], threshold=THRESHOLD),
-        intervals={name: interval(drawn[name]) for name in METRICS},
+        intervals={name: interval(replicates[name]) for name in METRICS},
         histories=tuple(_history(run.fold(s.fold).history) for s in run.folds),
     )
 
@@ -144,15 +153,19 @@ def _history(path: Path) -> tuple[Mapping[str, str], ...]:
 
 
 def compare_with_reference(results: Mapping[str, Result]) -> dict[str, PairedTest]:
-    """Every other run against TMI-CLNet; empty where TMI-CLNet is not there."""
+    """Test every other run against TMI-CLNet; empty if TMI-CLNet has no results."""
     if REFERENCE_MODEL not in results:
         return {}
-    ours = results[REFERENCE_MODEL]
-    enough = min(int(ours.positive_N.sum()), int((~ours.positive_N).sum())) >= 2
+    reference = results[REFERENCE_MODEL]
+    has_two_per_class = min(int(reference.positive_N.sum()), int((~reference.positive_N).sum())) >= 2
     return {
         key: PairedTest(
-            mcnemar=mcnemar(result.correct_N, ours.correct_N),
-            delong=delong(ours.positive_N, result.probability_N, ours.probability_N) if enough else None,
+            mcnemar=mcnemar(result.correct_N, reference.correct_N),
+            delong=(
+                delong(reference.positive_N, result.probability_N, reference.probability_N)
+                if has_two_per_class
+                else None
+            ),
         )
         for key, result in results.items()
         if key != REFERENCE_MODEL
@@ -161,39 +174,39 @@ def compare_with_reference(results: Mapping[str, Result]) -> dict[str, PairedTes
 
 @dataclass(frozen=True, kw_only=True)
 class PerformanceCeiling:
-    """What a synthetic cohort allows from some modalities."""
+    """Performance ceiling of a synthetic cohort for a set of modalities."""
 
     name: str
-    """`ct`, `ct + clinical`, ..."""
+    """Modalities: `ct`, `ct + clinical`, ..."""
     best: float
-    """Highest AUC that any method can expect (the law of the cohort)."""
+    """Highest expected AUC of any method, from the cohort's generative model."""
     sampled: float | None
-    """AUC that the true posterior reaches on the cases that were drawn."""
+    """AUC of the true posterior on the sampled cases."""
     reached: Result | None
-    """TMI-CLNet, or its ablation, with these modalities."""
+    """Results of TMI-CLNet or its ablation with these modalities; None if it was not trained."""
 
 
 def ceilings(cohort: Cohort, results: Mapping[str, Result]) -> tuple[PerformanceCeiling, ...]:
-    """The ceilings in `truth.json`; none where the cohort has no such file."""
+    """Read the ceilings from `truth.json`; empty if the cohort has no such file."""
     file = cohort.folder / TRUTH_FILE
     if not file.is_file():
         return ()
     truth = json.loads(file.read_text(encoding="utf-8"))
-    words = {"ct": "image", "radiomics": "radiomics", "clinical": "clinical"}
-    found = []
+    modality_of = {"ct": "image", "radiomics": "radiomics", "clinical": "clinical"}
+    entries = []
     for name, best in truth["best_auc"].items():
-        wanted = {words[part] for part in name.split("+")}
+        modalities = {modality_of[part] for part in name.split("+")}
         reached = next(
             (
                 r
                 for r in results.values()
-                if r.config.system.name == "tmi-clnet" and set(r.config.network.modalities) == wanted
+                if r.config.system.name == "tmi-clnet" and set(r.config.network.modalities) == modalities
             ),
             None,
         )
-        found.append(
+        entries.append(
             PerformanceCeiling(
                 name=name.replace("+", " + "), best=best, sampled=truth["drawn_auc"].get(name), reached=reached
             )
         )
-    return tuple(found)
+    return tuple(entries)

@@ -1,4 +1,4 @@
-"""Trains what a plan needs: finished runs are reused, interrupted ones continued, and a failing one stops no other."""
+"""Trains the runs of a plan: reuses finished runs, continues interrupted ones, and records failures."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
     from tmi.training.pretrained.initial_weights import InitialWeights  # torch
 
 RUNS = "runs"
-"""Folder of the runs inside a comparison's."""
+"""Folder of the runs inside the folder of a comparison."""
 RECORDED_ERRORS = (TmiError, RuntimeError, ValueError, ArithmeticError, MemoryError)
-"""What a training can end in without being of concern to the others: a refusal, or an error of torch's or numpy's."""
+"""Errors of one run that do not stop the others: errors of this package, of torch and of numpy."""
 
 RunStatusCallback = Callable[[PlannedRun, Literal["reused", "continued", "started", "done", "failed"]], None]
-"""Called when something happens to a run."""
+"""Called when the status of a run changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonRuns:
-    """What came of a plan."""
+    """Finished and failed runs of a plan."""
 
     runs: dict[str, RunFolder] = field(default_factory=dict)
     """Key -> finished run."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Key -> why there is none."""
+    """Key -> why the run failed."""
     reused: tuple[str, ...] = ()
-    """Keys of the runs that were finished before."""
+    """Keys of the runs that were already finished."""
     rejected: tuple[InputRejectedError, ...] = ()
-    """Cases left out of every run that was trained now."""
+    """One error for each case left out of the last run that this call trained."""
 
 
 def train_all(
@@ -58,31 +58,42 @@ def train_all(
     on_run_status: RunStatusCallback,
     initial: InitialWeights | None = None,
 ) -> ComparisonRuns:
-    """Every run of the plan, in `out/runs`, on the devices of `running`.
+    """Train every run of the plan in `out/runs`.
 
-    `initial` are weights that a run's encoders start from, those that its plan names.
+    Args:
+        plan: runs to train.
+        cohort: the cohort.
+        out: folder of the comparison.
+        schema: clinical schema that the records are rendered by.
+        tokenizer: vocabulary of every run; None trains one on each fold's training texts.
+        hardware: devices and parallel folds.
+        callbacks: progress hooks of each run.
+        cache: cache of prepared images.
+        on_run_status: called when the status of a run changes.
+        initial: pre-trained weights; each run takes those of the encoders that the plan names.
 
     Raises:
-        UsageError: a run that is there was started with other options or on another cohort; nothing was trained.
-        DamagedError: a run that is there was changed after its training; nothing was trained.
+        UsageError: an existing run was started with other options or on another cohort; nothing was trained.
+        DamagedError: an existing run was changed after training; nothing was trained.
         KeyboardInterrupt: Ctrl-C; the same call continues.
     """
     cohort_fingerprint = fingerprint(cohort)
     starts = {p.key: None if initial is None else initial.subset(p.weights) for p in plan.runs}
-    there = {p.key: _existing_run(p, out / RUNS / p.key, cohort_fingerprint, starts[p.key]) for p in plan.runs}
+    # every existing run is checked before the first one is trained
+    existing_runs = {p.key: _existing_run(p, out / RUNS / p.key, cohort_fingerprint, starts[p.key]) for p in plan.runs}
     runs: dict[str, RunFolder] = {}
     failed: dict[str, str] = {}
     rejected: tuple[InputRejectedError, ...] = ()
-    reused = tuple(key for key, run in there.items() if run is not None and run.finished)
+    reused = tuple(key for key, run in existing_runs.items() if run is not None and run.finished)
     for planned in plan.runs:
-        existing = there[planned.key]
+        existing = existing_runs[planned.key]
         if existing is not None and existing.finished:
             runs[planned.key] = existing
             on_run_status(planned, "reused")
             continue
         on_run_status(planned, "started" if existing is None else "continued")
         try:
-            outcome = cross_validate(
+            result = cross_validate(
                 cohort,
                 planned.config,
                 out / RUNS / planned.key,
@@ -100,7 +111,7 @@ def train_all(
             failed[planned.key] = _failure_reason(error)
             on_run_status(planned, "failed")
         else:
-            runs[planned.key], rejected = outcome.run, outcome.rejected
+            runs[planned.key], rejected = result.run, result.rejected
             on_run_status(planned, "done")
     return ComparisonRuns(runs=runs, failed=failed, reused=reused, rejected=rejected)
 
@@ -108,7 +119,7 @@ def train_all(
 def _existing_run(
     planned: PlannedRun, folder: Path, cohort_fingerprint: str, initial: InitialWeights | None
 ) -> RunFolder | None:
-    """The run that an earlier call left; None where there is none, or one that was killed before it began."""
+    """Open the run of an earlier call; None if there is none, or if it was killed before its run.json was written."""
     if not (folder / RUN_FILE).is_file():
         if folder.exists():
             shutil.rmtree(folder)
@@ -122,12 +133,13 @@ def _existing_run(
     if run.config != planned.config or run.state["cohort"]["fingerprint"] != cohort_fingerprint:
         what = "config" if run.config != planned.config else "cohort"
         raise UsageError(
-            f"run {folder} is of a comparison with another {what}", fix="name another folder with --out, or delete it"
+            f"run {folder} belongs to a comparison with a different {what}",
+            fix="name another folder with --out, or delete it",
         )
     require_same_initial_weights(run, initial)
     return run
 
 
 def _failure_reason(error: BaseException) -> str:
-    """One line; of an unexpected error its kind alone, whose text may hold anything."""
+    """Message in one line; of an unexpected error only its type, since its text may hold patient data."""
     return str(error) if isinstance(error, TmiError) else f"unexpected {type(error).__name__}"
