@@ -1,4 +1,4 @@
-"""docs/systems.md and docs/compare.md tell what the tables in the code hold."""
+"""docs/systems.md and docs/compare.md match the tables in the code."""
 
 from __future__ import annotations
 
@@ -22,28 +22,32 @@ def rows(page: str, header: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()[2:]]
 
 
-def test_the_table_of_systems_is_the_registry():
+def test_documented_models_match_registry():
+    """The table of docs/systems.md has one row for each row of the registry, with the same content."""
     assert rows(SYSTEMS_PAGE, "| `--model` | sees") == [
         [f"`{name}`", ", ".join(spec.modalities), spec.backend, spec.description, spec.source]
         for name, spec in SYSTEMS.items()
     ]
 
 
-def test_every_setting_of_the_ablations_is_one():
+def test_documented_ablation_settings_are_valid():
+    """Every setting in the table of ablations changes the config."""
     settings = [cells[0].strip("`") for cells in rows(SYSTEMS_PAGE, "| setting | what | table")]
     assert len(settings) == 6
     for setting in settings:
         assert override(nano(), [setting]) != nano()
 
 
-def test_the_table_of_rows_is_the_papers_tables():
+def test_documented_rows_match_paper_tables():
+    """docs/compare.md lists the rows of every table and the number of runs that they need."""
     assert rows(COMPARE_PAGE, "| table | rows |") == [
         [f"`{t.number}`", ", ".join(f"`{row.key}`" for row in t.rows)] for t in (*TABLES.values(), CLINICAL)
     ]
     assert f"need {len(make_plan(nano(), select_tables('all')).runs)} runs" in COMPARE_PAGE
 
 
-def test_every_option_of_the_command_is_on_its_page_and_no_other():
+def test_documented_options_match_command():
+    """docs/compare.md documents exactly the options of `tmi compare`."""
     command = cli.LazyGroup(name="tmi").get_command(None, "compare")
     known = {o for p in command.params for o in p.opts if o.startswith("--")} - {"--help"}
     assert known == {

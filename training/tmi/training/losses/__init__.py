@@ -1,4 +1,4 @@
-"""The training objective: cross entropy, SDM alignment, TMFF, and their weighted total.
+"""Training objective: cross entropy, SDM alignment, TMFF, and their weighted sum.
 
-Formulas follow the paper; each module names its equation.
+Formulas follow the paper. Each module names its equation.
 """

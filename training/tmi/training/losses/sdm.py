@@ -20,15 +20,17 @@ EPSILON = 1e-8
 def sdm(
     a_BC: Float[Tensor, "B C"], b_BC: Float[Tensor, "B C"], ids_B: Int[Tensor, " B"], *, scale: float
 ) -> Float[Tensor, ""]:
-    """SDM of two feature sets; a scalar, 0 for a batch of one."""
+    """SDM of two feature sets as a scalar; 0 for a batch of one."""
     similarity_BB = scale * normalize(a_BC, dim=1) @ normalize(b_BC, dim=1).T
     if len(ids_B) == 1:
-        return similarity_BB.sum() * 0.0  # the formula gives -2e-8 in float64
+        return similarity_BB.sum() * 0.0  # p = q = 1, and EPSILON alone would give -2e-8
+    # q_i is uniform over the cases with the id of case i, itself included
     same_BB = (ids_B[:, None] == ids_B[None, :]).to(similarity_BB.dtype)
     log_q_BB = (same_BB / same_BB.sum(dim=1, keepdim=True) + EPSILON).log()
     return _divergence(similarity_BB, log_q_BB) + _divergence(similarity_BB.T, log_q_BB)
 
 
 def _divergence(similarity_BB: Float[Tensor, "B B"], log_q_BB: Float[Tensor, "B B"]) -> Float[Tensor, ""]:
+    """KL(p || q), summed over columns and averaged over rows."""
     log_p_BB = log_softmax(similarity_BB, dim=1)
     return (log_p_BB.exp() * (log_p_BB - log_q_BB)).sum(dim=1).mean()

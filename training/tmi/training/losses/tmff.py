@@ -19,7 +19,7 @@ def tmff(
     ids_B: Int[Tensor, " B"],
     config: LossConfig,
 ) -> Float[Tensor, ""]:
-    """The alignment loss of one batch; a scalar."""
+    """Alignment loss of one batch as a scalar; `ids_B` are the class labels."""
     scale, weight = config.sdm_scale, config.tmff_lambda
     with_text = sdm(image_BC, clinical_BC, ids_B, scale=scale) + sdm(radiomics_BC, clinical_BC, ids_B, scale=scale)
     return weight * with_text / 2 + (1 - weight) * sdm(image_BC, radiomics_BC, ids_B, scale=scale)

@@ -1,4 +1,4 @@
-"""The joint loss, equation (6) of the paper: total = cross entropy + alpha * TMFF."""
+"""Joint loss, equation (6) of the paper: total = cross entropy + alpha * TMFF."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Loss(NamedTuple):
 
 
 def total_loss(output: FusionOutput, labels_B: Int[Tensor, " B"], config: LossConfig) -> Loss:
-    """Loss of one batch. With alpha 0 the alignment is not computed."""
+    """Joint loss of one batch. With alpha 0 the alignment is not computed."""
     task = cross_entropy(output.logits_BK, labels_B)
     if config.alpha == 0:
         return Loss(task, task, task.new_zeros(()))
@@ -31,6 +31,6 @@ def total_loss(output: FusionOutput, labels_B: Int[Tensor, " B"], config: LossCo
 
 
 def task_loss(output: Any, labels_B: Int[Tensor, " B"], config: LossConfig) -> Loss:
-    """The cross entropy alone, of any output that has `logits_BK`."""
+    """Cross entropy alone, for any output with `logits_BK`; the alignment part is 0."""
     task = cross_entropy(output.logits_BK, labels_B)
     return Loss(task, task, task.new_zeros(()))

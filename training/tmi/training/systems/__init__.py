@@ -1,4 +1,4 @@
-"""Every model that can be trained: one registry, its objective, the scikit-learn pipelines.
+"""Trainable models: one registry, their objectives, and the scikit-learn pipelines.
 
-`registry` is an import-free table; `factory` builds a row's network or estimator.
+`registry` is an import-free table. `factory` builds the network or estimator of a row.
 """

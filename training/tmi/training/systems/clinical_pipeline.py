@@ -1,9 +1,9 @@
-"""Clinical values as plain numbers to a decision: the yardsticks that a text encoder must come close to.
+"""scikit-learn pipelines on the clinical values as plain numbers: baselines for the text encoder.
 
-    impute the median -> scale to [-1, 1], clipped -> drop constants -> estimator
+    median imputation -> scaling to [-1, 1], clipped -> removal of constant columns -> estimator
 
-`logreg`: L2 penalty chosen by stratified cross-validation inside the training part. `clinical-rf`: 500 trees (100 in
-`tiny`). Classes are weighed as they come, as the networks' cross entropy does. Source: J. Friedman, T. Hastie,
+`logreg`: the L2 penalty is chosen by stratified cross-validation inside the training part. `clinical-rf`: 500 trees
+(100 in `tiny`). Classes are not reweighted, as in the networks' cross entropy. Source: J. Friedman, T. Hastie,
 R. Tibshirani, The Elements of Statistical Learning, 2009.
 """
 
@@ -23,11 +23,11 @@ from sklearn.preprocessing import MinMaxScaler
 from tmi.toolkit.config.schema import Config
 
 PENALTIES = np.logspace(-2, 3, 11)
-"""Inverse strengths of the L2 penalty that are tried."""
+"""Candidate inverse strengths of the L2 penalty."""
 
 
 def logistic_regression(config: Config) -> Any:
-    """The pipeline whose penalty is searched by log loss over inner folds; unfitted."""
+    """Unfitted logistic regression pipeline; the penalty is searched by log loss over inner folds."""
     inner = StratifiedKFold(config.system.radiomics_model.inner_folds, shuffle=True, random_state=config.train.seed)
     return GridSearchCV(
         _pipeline(LogisticRegression(max_iter=5000)),
@@ -39,7 +39,7 @@ def logistic_regression(config: Config) -> Any:
 
 
 def random_forest(config: Config) -> Any:
-    """The pipeline with the random forest; unfitted."""
+    """Unfitted random forest pipeline."""
     sizes = config.system.radiomics_model
     return _pipeline(
         RandomForestClassifier(n_estimators=sizes.trees, min_samples_leaf=3, random_state=config.train.seed, n_jobs=1)

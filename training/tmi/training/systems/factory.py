@@ -1,4 +1,4 @@
-"""Builds the configured network, finds its loss and its encoders: what the Lightning module needs of any system."""
+"""Builds the configured network or estimator, and returns its loss and its encoders."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tmi.training.losses.total import Loss
 from tmi.training.systems.registry import system_spec
 
 LossFunction = Callable[[Any, Tensor, LossConfig], Loss]
-"""(output of the network, labels, config of the loss) -> the loss and its parts."""
+"""(output of the network, labels, loss config) -> the loss and its parts."""
 
 
 class NetworkOutput(Protocol):
-    """What every network returns, whatever else is in it."""
+    """Output of every network; subclasses may have further fields."""
 
     @property
     def logits_BK(self) -> Float[Tensor, "B K"]:
@@ -30,14 +30,14 @@ class NetworkOutput(Protocol):
 
 
 def build_model(config: Config) -> Any:
-    """What the registry's function makes of the config: a network, or an unfitted scikit-learn model."""
+    """The configured model: a network, or an unfitted scikit-learn estimator."""
     return _import_target(system_spec(config.system.name).target)(config)
 
 
 def build_network(config: Config, *, seed: int) -> nn.Module:
-    """The system's network with weights drawn from `seed`; the caller's random state is left as it was.
+    """The configured network with weights initialised from `seed`; torch's global random state is restored.
 
-    Its `forward` takes (ct, input_ids, attention_mask, radiomics) and returns an `NetworkOutput`.
+    Its `forward` takes (ct, input_ids, attention_mask, radiomics) and returns a `NetworkOutput`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -46,22 +46,23 @@ def build_network(config: Config, *, seed: int) -> nn.Module:
 
 
 def loss_function(config: Config) -> LossFunction:
-    """The system's loss."""
+    """The loss of the configured model."""
     function: LossFunction = _import_target(system_spec(config.system.name).loss)
     return function
 
 
 def encoders(network: nn.Module) -> dict[str, nn.Module]:
-    """The encoders that a network shares with TMI-CLNet, by the names that `train.freeze` takes: `ct`, `text`,
-    `radiomics`. What looks at single slices is none of them.
+    """The encoders that a network shares with TMI-CLNet, by the names of `train.freeze`: `ct`, `text`, `radiomics`.
+
+    2D slice encoders are not included.
     """
-    found = {
+    candidates = {
         "ct": getattr(network, "ct_encoder", None),
         "text": getattr(network, "text_encoder", None),
         "radiomics": getattr(getattr(network, "fusion", None), "radiomics_encoder", None),
     }
     shared = (CtEncoder, TextEncoder, RadiomicsEncoder)
-    return {name: module for name, module in found.items() if isinstance(module, shared)}
+    return {name: module for name, module in candidates.items() if isinstance(module, shared)}
 
 
 def _import_target(target: str) -> Any:

@@ -1,11 +1,11 @@
-"""Radiomics to a decision, as the literature does it: one scikit-learn pipeline, fitted on a fold's training part.
+"""scikit-learn pipelines on the radiomics, fitted on the training part of a fold.
 
-    impute the median -> scale to [-1, 1], clipped -> drop constants -> LASSO keeps what it needs -> estimator
+    median imputation -> scaling to [-1, 1], clipped -> removal of constant columns -> LASSO selection -> estimator
 
-The LASSO's penalty is chosen by stratified cross-validation inside the training part; where it keeps nothing, or a
-class has one case only, the one feature that enters its path first is kept. `svm`: RBF, balanced classes; its
-probability is Platt's sigmoid of the decision value, fitted on decision values of cases that the whole pipeline did not
-see. `rf`: balanced classes too.
+The LASSO penalty is chosen by stratified cross-validation inside the training part. If the LASSO selects no feature, or
+a class has one case only, the feature that enters the LASSO path first is selected. `svm`: RBF kernel, balanced
+classes; its probability is Platt's sigmoid of the decision value, fitted on out-of-fold decision values of the whole
+pipeline. `rf`: balanced classes.
 Sources: S. Mukherjee et al. 2022; L. Breiman 2001; R. Tibshirani 1996; J. Platt 1999.
 """
 
@@ -34,20 +34,21 @@ from tmi.toolkit.config.schema import Config
 
 
 class LassoSelection(SelectorMixin, BaseEstimator):
-    """Keeps the features whose LASSO coefficient is not 0; never none."""
+    """Selects the features with a nonzero LASSO coefficient, at least one."""
 
     def __init__(self, inner_folds: int = 5, seed: int = 0) -> None:
         self.inner_folds = inner_folds
         self.seed = seed
 
     def fit(self, X: Float[np.ndarray, "N F"], y: Int[np.ndarray, " N"]) -> LassoSelection:
-        """Choose the penalty by cross-validation and select."""
+        """Choose the penalty by cross-validation and select the features."""
         self.mask_ = np.zeros(X.shape[1], dtype=bool)
         if _minority_count(y) > 1:
             lasso = LassoCV(cv=_inner_cv(y, self.inner_folds, self.seed), random_state=self.seed, max_iter=2000)
             lasso.fit(X, np.asarray(y, dtype=np.float64))
             self.mask_ = lasso.coef_ != 0
         if not self.mask_.any():
+            # the largest correlation with y enters the LASSO path first
             centred = X - X.mean(axis=0)
             self.mask_[np.argmax(np.abs(centred.T @ (y - y.mean())))] = True
         self.n_features_in_ = X.shape[1]
@@ -58,7 +59,7 @@ class LassoSelection(SelectorMixin, BaseEstimator):
 
 
 def support_vector_machine(config: Config) -> Any:
-    """The pipeline with the support vector machine, calibrated as a whole; unfitted."""
+    """Unfitted support vector machine pipeline with Platt scaling over the whole pipeline."""
     sizes, seed = config.system.radiomics_model, config.train.seed
     return CalibratedClassifierCV(
         _pipeline(config, SVC(C=sizes.svc_c, kernel="rbf", gamma="scale", class_weight="balanced")),
@@ -69,7 +70,7 @@ def support_vector_machine(config: Config) -> Any:
 
 
 def random_forest(config: Config) -> Any:
-    """The pipeline with the random forest; unfitted."""
+    """Unfitted random forest pipeline."""
     sizes, seed = config.system.radiomics_model, config.train.seed
     return _pipeline(
         config, RandomForestClassifier(n_estimators=sizes.trees, class_weight="balanced", random_state=seed, n_jobs=1)
@@ -77,7 +78,7 @@ def random_forest(config: Config) -> Any:
 
 
 def fit(model: Any, features_NF: Float[np.ndarray, "N F"], labels_N: Int[np.ndarray, " N"]) -> Any:
-    """The model, fitted; its inner folds are as many as the rarer class allows."""
+    """Fit the model and return it; the number of inner folds is capped by the size of the rarer class."""
     if isinstance(model, CalibratedClassifierCV | GridSearchCV):
         model = model.set_params(cv=_inner_cv(labels_N, model.cv.n_splits, model.cv.random_state))
     with _quiet():
@@ -102,12 +103,12 @@ def _inner_cv(labels_N: Int[np.ndarray, " N"], folds: int, seed: int) -> Any:
 
 
 def _minority_count(labels_N: Int[np.ndarray, " N"]) -> int:
-    """Cases of the class that has fewest."""
+    """Number of cases of the rarer class."""
     return int(np.bincount(np.asarray(labels_N, dtype=np.int64), minlength=2).min())
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A path of penalties on few cases always has some that do not converge; the chosen one is judged by its score."""
+    """Silences convergence warnings: some penalties of the path do not converge on few cases; the score picks one."""
     with quiet([Ignored(category=ConvergenceWarning)]):
         yield

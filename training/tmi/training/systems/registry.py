@@ -1,6 +1,6 @@
-"""The systems that `tmi train --model` knows: TMI-CLNet and those of the paper's Table 1.
+"""Registry of the models of `tmi train --model`: TMI-CLNet, the models of the paper's Table 1, and clinical baselines.
 
-An import-free table: what a system is made of is imported when it is built. `docs/systems.md` says the same in words.
+The table imports nothing: a model's modules are imported when it is built. `docs/systems.md` documents the rows.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ CROSS_ENTROPY = "tmi.training.losses.total:task_loss"
 
 @dataclass(frozen=True, kw_only=True)
 class SystemSpec:
-    """A system and where it lives."""
+    """One row of the registry."""
 
     target: str
-    """`module:function`; of a network, makes it from the config; of an estimator, from the config the scikit-learn
-    pipeline."""
+    """`module:function` that builds the network or the scikit-learn pipeline from the config."""
     description: str
-    """One line for a reader."""
+    """One-line description."""
     source: str
-    """Where it is from."""
+    """Publication, or the purpose of a baseline."""
     modalities: tuple[str, ...]
-    """What it can see."""
+    """Modalities that the model can use."""
     backend: Literal["torch", "sklearn"]
-    """What trains it: gradient steps, or one call of `fit`."""
+    """Trained by gradient steps (`torch`) or by one call of `fit` (`sklearn`)."""
     loss: str = CROSS_ENTROPY
     """`module:function` of (output, labels, loss config)."""
 
@@ -45,7 +44,7 @@ SYSTEMS: Mapping[str, SystemSpec] = MappingProxyType(
             source="L. Wu et al., TMI-CLNet",
             modalities=MODEL_MODALITIES["tmi-clnet"],
             backend="torch",
-            loss="tmi.training.systems.tmi_clnet:loss",
+            loss="tmi.training.systems.objectives:tmi_clnet_loss",
         ),
         "resnet50": SystemSpec(
             target=NETWORK,
@@ -63,7 +62,7 @@ SYSTEMS: Mapping[str, SystemSpec] = MappingProxyType(
         ),
         "svm": SystemSpec(
             target="tmi.training.systems.radiomics_pipeline:support_vector_machine",
-            description="radiomics: impute, scale, drop constants, LASSO, RBF support vector machine with Platt's scaling",
+            description="radiomics: impute, scale, drop constants, LASSO, RBF support vector machine, Platt scaling",
             source="S. Mukherjee et al. 2022",
             modalities=MODEL_MODALITIES["svm"],
             backend="sklearn",
@@ -77,7 +76,7 @@ SYSTEMS: Mapping[str, SystemSpec] = MappingProxyType(
         ),
         "simpleff": SystemSpec(
             target=NETWORK,
-            description="five slices through a 2D ResNet-50 to 8 features each, beside the radiomics; averaged over slices",
+            description="five slices through a 2D ResNet-50 to 8 features each, with radiomics; averaged over slices",
             source="Y. S. Choi et al. 2021",
             modalities=MODEL_MODALITIES["simpleff"],
             backend="torch",
@@ -91,36 +90,36 @@ SYSTEMS: Mapping[str, SystemSpec] = MappingProxyType(
         ),
         "mmd": SystemSpec(
             target=NETWORK,
-            description="mean of the embeddings present, with modality dropout and reconstruction; predicts with any subset",
+            description="mean of the embeddings present, modality dropout and reconstruction; predicts with any subset",
             source="C. Cui et al. 2022",
             modalities=MODEL_MODALITIES["mmd"],
             backend="torch",
-            loss="tmi.training.systems.mmd:loss",
+            loss="tmi.training.systems.objectives:mmd_loss",
         ),
         "logreg": SystemSpec(
             target="tmi.training.systems.clinical_pipeline:logistic_regression",
-            description="clinical values as numbers: impute, scale, drop constants, logistic regression with an L2 penalty",
-            source="a yardstick for the text encoder",
+            description="clinical values as numbers: impute, scale, drop constants, L2-penalised logistic regression",
+            source="a baseline for the text encoder",
             modalities=MODEL_MODALITIES["logreg"],
             backend="sklearn",
         ),
         "clinical-rf": SystemSpec(
             target="tmi.training.systems.clinical_pipeline:random_forest",
             description="clinical values as numbers: impute, scale, drop constants, random forest",
-            source="a yardstick for the text encoder",
+            source="a baseline for the text encoder",
             modalities=MODEL_MODALITIES["clinical-rf"],
             backend="sklearn",
         ),
     }
 )
-"""Name -> the system, in the order of Table 1 with the paper's own first and yardsticks of our own last."""
+"""Name -> row, in the order of Table 1, with TMI-CLNet first and the project's own baselines last."""
 
 
 def system_spec(name: str) -> SystemSpec:
-    """The system of that name.
+    """The row of a model.
 
     Raises:
-        UsageError: no such system; the text lists the known ones.
+        UsageError: the name is unknown; the message lists the known names.
     """
     if name not in SYSTEMS:
         raise UsageError(f"unknown model {name!r}", fix=f"choose one of {', '.join(SYSTEMS)}")
@@ -128,7 +127,7 @@ def system_spec(name: str) -> SystemSpec:
 
 
 def encoder_names(config: Config) -> tuple[str, ...]:
-    """The encoders of the configured system that it shares with TMI-CLNet: `ct`, `text`, `radiomics`."""
+    """The encoders of the configured model that it shares with TMI-CLNet: `ct`, `text`, `radiomics`."""
     names = {"image": "ct", "clinical": "text", "radiomics": "radiomics"}
     if config.system.name in ("tmi-clnet", "hfbsurv", "mmd"):
         return tuple(names[m] for m in active_modalities(config))

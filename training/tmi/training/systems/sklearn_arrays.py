@@ -1,12 +1,12 @@
-"""The scikit-learn pipelines as plain arrays in a safetensors file, and the prediction from these alone.
+"""Stores fitted scikit-learn pipelines as plain arrays in a safetensors file, and predicts from these arrays alone.
 
-Nothing is pickled: what a run holds can be read by anybody and runs no code. N cases, F features, S selected ones, V
-support vectors, T trees. scikit-learn's own prediction is matched to 1e-12.
+Nothing is pickled, so reading a run executes no code. N cases, F features, S selected features, V support vectors,
+T trees. The prediction matches scikit-learn's to 1e-12.
 
     x = clip((where(nan, median, v) * scale + shift), -1, 1)[selected]
     svm:  d = sum_v dual_v exp(-gamma |x - v|^2) + intercept;   P(bad) = 1 / (1 + exp(a d + b))
     logreg: P(bad) = 1 / (1 + exp(-(x . weight + intercept)))
-    rf:   each tree goes left where float32(x_f) <= threshold;  P(bad) = mean over the trees of the leaf's share
+    rf:   each tree goes left if float32(x_f) <= threshold;  P(bad) = mean over the trees of the leaf's share of bad
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ Arrays = dict[str, np.ndarray]
 
 
 def as_arrays(model: Any) -> Arrays:
-    """A fitted pipeline of `radiomics_pipeline` or `clinical_pipeline` as arrays."""
+    """Arrays of a fitted pipeline of `radiomics_pipeline` or `clinical_pipeline`."""
     from sklearn.calibration import CalibratedClassifierCV
 
-    model = getattr(model, "best_estimator_", model)  # of a search for the penalty
+    model = getattr(model, "best_estimator_", model)  # set by GridSearchCV
     calibrated = isinstance(model, CalibratedClassifierCV)
     pipeline = model.calibrated_classifiers_[0].estimator if calibrated else model
     steps = pipeline.named_steps
-    kept = np.flatnonzero(steps["constants"].get_support())
+    varying = np.flatnonzero(steps["constants"].get_support())
     arrays: Arrays = {
         "median": np.asarray(steps["impute"].statistics_, dtype=np.float64),
         "scale": np.asarray(steps["scale"].scale_, dtype=np.float64),
         "shift": np.asarray(steps["scale"].min_, dtype=np.float64),
-        "selected": (kept[steps["select"].get_support()] if "select" in steps else kept).astype(np.int64),
+        "selected": (varying[steps["select"].get_support()] if "select" in steps else varying).astype(np.int64),
     }
     estimator = steps["estimate"]
     if calibrated:
@@ -60,6 +60,7 @@ def as_arrays(model: Any) -> Arrays:
 
 
 def _forest(estimator: Any) -> Arrays:
+    # all trees in one table of nodes: children are offset by the start of their tree
     trees = [e.tree_ for e in estimator.estimators_]
     starts = np.cumsum([0, *(t.node_count for t in trees)])
     positive = list(estimator.classes_).index(POSITIVE)
@@ -80,7 +81,7 @@ def _forest(estimator: Any) -> Arrays:
 
 
 def probability(arrays: Mapping[str, np.ndarray], features_NF: Float[np.ndarray, "N F"]) -> Float[np.ndarray, " N"]:
-    """Probability of the positive class from unscaled features, NaN where missing; float64."""
+    """Probability of the positive class, float64, from unscaled features with NaN where missing."""
     filled = np.where(np.isnan(features_NF), arrays["median"], features_NF)
     x_NS = np.clip(filled * arrays["scale"] + arrays["shift"], -1.0, 1.0)[:, arrays["selected"]]
     if "logistic.weight" in arrays:
@@ -99,28 +100,29 @@ def _svm(arrays: Mapping[str, np.ndarray], x_NS: Float[np.ndarray, "N S"]) -> Fl
 
 
 def _trees(arrays: Mapping[str, np.ndarray], x_NS: Float[np.ndarray, "N S"]) -> Float[np.ndarray, " N"]:
-    x = x_NS.astype(np.float32)  # scikit-learn's trees compare single precision with double
+    x = x_NS.astype(np.float32)  # scikit-learn's trees compare float32 features with float64 thresholds
     rows = np.arange(len(x))[:, None]
     node_NT = np.repeat(arrays["tree.start"][None, :], len(x), axis=0)
+    # all cases descend all trees together, one level a turn; leaves stay where they are
     while not (leaf := arrays["tree.leaf"][node_NT].astype(bool)).all():
         feature = np.where(leaf, 0, arrays["tree.feature"][node_NT])
         left = x[rows, feature] <= arrays["tree.threshold"][node_NT]
-        following = np.where(left, arrays["tree.left"][node_NT], arrays["tree.right"][node_NT])
-        node_NT = np.where(leaf, node_NT, following)
+        child_NT = np.where(left, arrays["tree.left"][node_NT], arrays["tree.right"][node_NT])
+        node_NT = np.where(leaf, node_NT, child_NT)
     share: np.ndarray = arrays["tree.share"][node_NT].mean(axis=1)
     return share
 
 
 def save(arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    """Write the arrays."""
+    """Write the arrays to a safetensors file."""
     save_file(dict(arrays), path)
 
 
 def load(path: Path) -> Arrays:
-    """Read the arrays.
+    """Read the arrays of a safetensors file.
 
     Raises:
-        DamagedError: missing or no safetensors file.
+        DamagedError: the file is missing or is not a safetensors file.
     """
     try:
         arrays: Arrays = load_file(path)

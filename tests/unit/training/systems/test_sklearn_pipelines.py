@@ -1,0 +1,100 @@
+"""scikit-learn pipelines: stored arrays, LASSO selection, and what is fitted on which cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from factories.fold_arrays import IDS, SPLIT, changed, make_arrays
+from factories.nano import nano
+from factories.networks import ESTIMATORS, configured
+from tmi.toolkit.errors import DamagedError
+from tmi.toolkit.run_folder import FoldFolder
+from tmi.training.loop.fold_training import train_fold
+from tmi.training.systems import sklearn_arrays as estimator_arrays
+from tmi.training.systems.factory import build_model
+from tmi.training.systems.radiomics_pipeline import LassoSelection, fit
+
+
+def threshold_cases(stored: dict[str, np.ndarray], case: np.ndarray) -> list[np.ndarray]:
+    """Cases slightly above a tree's threshold, where float32 and float64 decide differently; empty for an svm."""
+    cases = []
+    for node in np.flatnonzero(stored["tree.leaf"] == 0)[:40] if "tree.leaf" in stored else ():
+        column = stored["selected"][stored["tree.feature"][node]]
+        above = case.copy()
+        above[column] = (stored["tree.threshold"][node] + 1e-10 - stored["shift"][column]) / stored["scale"][column]
+        cases.append(above[None])
+    return cases
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_stored_arrays_match_sklearn(tmp_path, name, seed):
+    """The stored arrays predict scikit-learn's probability to 1e-12 and hold numbers alone."""
+    random = np.random.default_rng(seed)
+    train, labels = make_arrays((8, 16, 16), seed=seed).radiomics_NF, np.arange(len(IDS)) % 2
+    model = fit(build_model(configured(f"system.name={name}")), train, labels)
+    estimator_arrays.save(estimator_arrays.as_arrays(model), tmp_path / "model.safetensors")
+    stored = estimator_arrays.load(tmp_path / "model.safetensors")
+    cases = random.normal(0, 30, (50, 1781))  # beyond the fitted range too
+    cases[random.uniform(size=cases.shape) < 0.1] = np.nan
+    cases = np.concatenate([train, cases, *threshold_cases(stored, train[0])])
+    expected = model.predict_proba(cases)[:, 1]
+    np.testing.assert_allclose(estimator_arrays.probability(stored, cases), expected, rtol=0, atol=1e-12)
+    assert np.ptp(expected) > 0.1
+    with safe_open(tmp_path / "model.safetensors", framework="numpy") as file:
+        assert all(file.get_tensor(key).dtype.kind in "fi" for key in sorted(file.keys()))
+
+
+def test_invalid_array_file_is_damaged(tmp_path):
+    """A file that is not safetensors, such as a pickle, is a DamagedError."""
+    (tmp_path / "model.safetensors").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(DamagedError, match="cannot be read"):
+        estimator_arrays.load(tmp_path / "model.safetensors")
+
+
+class SelectsNothing:
+    """A LASSO whose cross-validation prefers the mean."""
+
+    def __init__(self, **_: object) -> None:
+        self.coef_ = np.zeros(30)
+
+    def fit(self, X, y):
+        return self
+
+
+def test_lasso_selects_at_least_one_feature(monkeypatch):
+    """The LASSO selects an informative feature, and that one too if its cross-validation prefers the mean."""
+    random = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    noise = random.normal(size=(40, 30))
+    features = noise.copy()
+    features[:, 11] = labels + random.normal(0, 0.1, 40)
+    assert LassoSelection().fit(features, labels).get_support()[11]
+    monkeypatch.setattr("tmi.training.systems.radiomics_pipeline.LassoCV", SelectsNothing)
+    np.testing.assert_array_equal(np.flatnonzero(LassoSelection().fit(features, labels).get_support()), [11])
+
+
+def train(folder: Path, name: str, arrays: object) -> FoldFolder:
+    files = FoldFolder(folder=folder, fold=SPLIT.fold)
+    folder.mkdir()
+    config = configured(f"system.name={name}")
+    train_fold(arrays, SPLIT, config, files, tokenizer=None, accelerator="cpu", epoch_callback=lambda *_: None)  # type: ignore[arg-type]
+    return files
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_estimator_is_fitted_on_training_part(tmp_path, name):
+    """The stored model changes with a training case and not with a validation or held-out case."""
+    arrays = make_arrays(nano().ct.shape_DHW)
+    unchanged = train(tmp_path / "unchanged", name, arrays)
+    for part, same in ((SPLIT.test, True), (SPLIT.validation, True), (SPLIT.train[:1], False)):
+        other = train(tmp_path / part[0], name, changed(arrays, part))
+        assert (other.model.read_bytes() == unchanged.model.read_bytes()) == same, part[0]
+    assert {p.name for p in unchanged.folder.iterdir()} == {
+        "history.csv", "metrics.json", "model.safetensors", "predictions.csv", "scaler.json", "tokenizer.json",
+        "validation.csv",
+    }  # fmt: skip
