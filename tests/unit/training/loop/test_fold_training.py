@@ -26,6 +26,7 @@ from tmi.training.evaluation.calibration import calibrate
 from tmi.training.evaluation.fold_inference import predict_logits
 from tmi.training.evaluation.metrics import binary_metrics
 from tmi.training.evaluation.prediction_tables import read_predictions
+from tmi.training.loop.checkpointing import BestEpochCheckpoint
 from tmi.training.loop.lightning_module import FoldModule
 
 
@@ -235,3 +236,10 @@ def test_diverged_training_reports_fold_and_fix(config, tmp_path):
         train(tmp_path / "fold1", make_arrays(), wild)
     assert "learning_rate" in error.value.fix
     assert not (tmp_path / "fold1" / "model.safetensors").exists()
+
+
+def test_checkpoint_state_keeps_its_published_key(config, tmp_path):
+    """Lightning stores a callback's state under its class name; another key would resume without the best epoch."""
+    data = FoldDataset(make_arrays(), SPLIT, config, tokenizer=None)
+    callback = BestEpochCheckpoint(data, FoldFolder(tmp_path), lambda *_: None)
+    assert callback.state_key == "EpochEnd"

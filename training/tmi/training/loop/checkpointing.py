@@ -62,6 +62,11 @@ class BestEpochCheckpoint(Checkpoint):
         self.history: list[dict[str, Any]] = []
 
     @property
+    def state_key(self) -> str:
+        """Key of the state in a checkpoint; not the class name, so that checkpoints of earlier versions resume."""
+        return "EpochEnd"
+
+    @property
     def best_weights(self) -> Any:
         """File with the weights of the best epoch so far; copied to the fold's model after training."""
         return self.files.checkpoint.with_name("best.safetensors")
