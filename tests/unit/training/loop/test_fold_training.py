@@ -241,5 +241,5 @@ def test_diverged_training_reports_fold_and_fix(config, tmp_path):
 def test_checkpoint_state_keeps_its_published_key(config, tmp_path):
     """Lightning stores a callback's state under its class name; another key would resume without the best epoch."""
     data = FoldDataset(make_arrays(), SPLIT, config, tokenizer=None)
-    callback = BestEpochCheckpoint(data, FoldFolder(tmp_path), lambda *_: None)
+    callback = BestEpochCheckpoint(data, FoldFolder(folder=tmp_path, fold=0), lambda *_: None)
     assert callback.state_key == "EpochEnd"
