@@ -23,12 +23,12 @@ from tmi.export.tensorrt.mixed_precision_search import PrecisionPlan, ProbeInput
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engines.graph_engine import available_cores
 from tmi.runtime.engines.precision import FLOAT16, FLOAT32, TENSORRT, TF32, plan_precision
 from tmi.runtime.inference.ensemble import fusion_inputs
 from tmi.runtime.verification.golden_inputs import GoldenInputs
 from tmi.runtime.verification.outputs import Outputs
 from tmi.runtime.verification.parity import BOUNDS, check_engine
+from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.errors import UsageError
 
 PRECISIONS: Mapping[str, str] = {"fp16": FLOAT16, "tf32": TF32, "fp32": FLOAT32, "auto": "by search"}

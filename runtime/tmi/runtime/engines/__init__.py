@@ -1,4 +1,4 @@
-"""Inference engines behind one contract: ONNX Runtime, OpenVINO, TensorRT, TorchScript, eager.
+"""Inference engines with one interface: ONNX Runtime, OpenVINO, TensorRT, TorchScript, eager.
 
-`registry` is an import-free table; an engine's package is imported when it is opened.
+`registry` is an import-free table. The package of an engine is imported when the engine is opened.
 """

@@ -1,12 +1,12 @@
-"""Graphs as an engine has compiled them, kept in the user's cache and mapped into memory from there.
+"""Cache of compiled graphs in the user's cache folder, memory-mapped on reading.
 
-A file is the payload, then the SHA-256 of key and payload. The payload begins at the file's begin, so that an engine
-may read aligned weights from the mapping without a copy; the mapping is private, so nothing is written back. The digest
-is compared whenever a file is opened: a damaged, renamed or edited file is removed and its owner compiles anew, because
-a flipped bit in a weight would change answers and no engine would notice.
+A file is the payload, followed by the SHA-256 of key and payload. The payload starts at offset 0, so that an engine can
+read aligned weights from the mapping without a copy. The mapping is private: nothing is written back. The digest is
+checked whenever a file is opened. A damaged, renamed or edited file is removed and the graph is compiled again: a
+flipped bit in a weight would change outputs without an error.
 
-How files come and go is `tmi.toolkit.storage.disk_cache`'s. Folder and files are their owner's alone, and ones that
-belong to somebody else, or that others may write, are not read: an engine trusts what it imports.
+`tmi.toolkit.storage.disk_cache` writes and evicts the files. Engines trust what they import, so folder and files must
+belong to the user and be writable by no other user; others are ignored.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from dataclasses import dataclass
 from tmi.toolkit.storage.disk_cache import DIGEST_BYTES, DiskCache, digest
 
 KIND = "compiled"
-"""The folder's name below the cache."""
+"""Name of the folder below the cache root."""
 SUFFIX = ".compiled"
-"""Ending of a file."""
+"""Suffix of the files."""
 MAX_BYTES = 12 * 2**30
-"""Bound of the folder: five folds of the full-size preset in two precisions."""
+"""Size limit of the folder: five folds of the full-size preset in two precisions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MappedFile:
-    """A file in memory; whoever imports from `payload` keeps this until it is done with it."""
+    """A memory-mapped file; keep it as long as anything imported from `payload` is in use."""
 
     mapping: mmap.mmap
-    """The whole file."""
+    """The complete file."""
     payload: memoryview
-    """What was stored."""
+    """The stored bytes, without the digest."""
 
 
 class CompiledCache(DiskCache):
     """Compiled graphs by key.
 
     Args:
-        max_bytes: bound of the folder; crossing it removes what was used longest ago.
+        max_bytes: size limit of the folder. Above it the least recently used files are removed.
     """
 
     def __init__(self, *, max_bytes: int = MAX_BYTES) -> None:
         super().__init__(KIND, suffix=SUFFIX, max_bytes=max_bytes)
 
     def open(self, key: str) -> MappedFile | None:
-        """What was stored under a key, compared with its digest; None where there is nothing that is whole."""
+        """Open the payload of a key after checking its digest; None if there is no valid file."""
         path = self.path(key)
         if path is None:
             return None
@@ -70,16 +70,16 @@ class CompiledCache(DiskCache):
         return None
 
     def put(self, key: str, payload: memoryview) -> bool:
-        """Store under a key.
+        """Store a payload.
 
         Returns:
-            Whether it is stored; not where caching is off, the disk is full or the folder cannot be written.
+            Whether it was stored; False if caching is off, the disk is full or the folder cannot be written.
         """
         return self.write(key, (payload, digest(key, payload)))
 
 
 def _owned_by_user(status: os.stat_result) -> bool:
-    """Whether a file or folder belongs to this user and no other may write it; always so where nobody can say."""
+    """Whether only this user can write a file or folder; True on systems without POSIX permissions."""
     if not hasattr(os, "geteuid"):
         return True
     return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -1,6 +1,6 @@
-"""The reference: the network itself, rebuilt from the manifest's config and the bundle's weights, in eager float32.
+"""Reference engine: the network itself, built from the manifest's config and the bundle's weights, in eager float32.
 
-Every other engine is judged against this one. Imports torch; the torch-free engines never import this module.
+Parity checks compare every other engine with this one. Imports torch; the torch-free engines never import this module.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tmi.toolkit.errors import DamagedError
 class EagerEngine(GraphEngine):
     """Encoders and the fusion of every fold as `nn.Module`s in evaluation mode.
 
-    torch's thread count is one for the whole process; it is put back when the engine closes.
+    torch has one thread count for the whole process; closing the engine restores it.
     """
 
     name = "eager"
@@ -45,28 +45,29 @@ class EagerEngine(GraphEngine):
         if spec.role != "fusion":
             return _load_weights(self._part(spec.role), weights, path)
         prefixes = [f"fold{fold}." for fold in range(self._folds)]
-        extra = sorted(key for key in weights if not key.startswith(tuple(prefixes)))
-        if extra:
-            raise DamagedError(f"bundle: {path.name} holds the unknown weight {extra[0]}", fix="export it again")
+        unknown = sorted(key for key in weights if not key.startswith(tuple(prefixes)))
+        if unknown:
+            raise DamagedError(f"bundle: {path.name} holds the unknown weight {unknown[0]}", fix="export it again")
         return [_load_weights(self._part("fusion"), _without_prefix(weights, prefix), path) for prefix in prefixes]
 
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         with torch.inference_mode():
             tensors = [torch.from_numpy(array) for array in inputs.values()]
             if spec.role == "fusion":
-                answer = torch.stack(
+                # Each fold reads its own slice [B, C] of every input [B, F, C]; logits are stacked to [B, F, K].
+                output = torch.stack(
                     [fusion(*(t[:, fold] for t in tensors))[0] for fold, fusion in enumerate(loaded)], dim=1
                 )
             else:
-                answer = loaded(*tensors)
-        return {spec.outputs[0].name: answer.numpy()}
+                output = loaded(*tensors)
+        return {spec.outputs[0].name: output.numpy()}
 
     def module(self, graph: str) -> Any:
-        """The module of an encoder graph, or the list of the folds' modules of the fusion graph."""
+        """Module of an encoder graph, or the list of the folds' modules of the fusion graph."""
         return self._loaded[graph]
 
     def _part(self, role: Role) -> torch.nn.Module:
-        """The network's part, with weights yet to be filled in; torch's random state is left as it was."""
+        """A network part with uninitialised weights; torch's random state is unchanged."""
         from tmi.toolkit.models.factory import create_network_part
 
         assert self._config is not None
@@ -74,7 +75,7 @@ class EagerEngine(GraphEngine):
             return create_network_part(self._config, role)
 
     def close(self) -> None:
-        """Free everything; may be called twice."""
+        """Free all resources; may be called twice."""
         super().close()
         if self._threads_before is not None:
             torch.set_num_threads(self._threads_before)
@@ -86,7 +87,7 @@ def _without_prefix(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, 
 
 
 def _load_weights(module: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> torch.nn.Module:
-    """The module with exactly these weights, ready to answer."""
+    """Load exactly these weights into a module in evaluation mode."""
     from tmi.toolkit.models.weights import load_weights_strict
 
     return load_weights_strict(

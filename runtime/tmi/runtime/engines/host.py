@@ -1,4 +1,4 @@
-"""What a machine is, as far as arithmetic is concerned: for evidence, and to know a machine again."""
+"""Processor, operating system and package versions of this machine, for evidence and for cache keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 @cache
 def cpu_name() -> str:
-    """The processor's name; engines choose their arithmetic by it."""
+    """Name of the processor; engines choose their kernels by it."""
     if CPUINFO.is_file():
         for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
@@ -23,12 +23,12 @@ def cpu_name() -> str:
 
 
 def hardware() -> dict[str, str]:
-    """Machine, processor and system, without the host's name."""
+    """Machine type, processor and operating system, without the host name."""
     return {"machine": platform.machine(), "cpu": cpu_name(), "system": f"{platform.system()} {platform.release()}"}
 
 
 def package_version(name: str) -> str | None:
-    """Version of a distribution, or of the one that installs a module of this name; None where it is not there."""
+    """Version of a distribution, or of the one that installs a module of this name; None if it is missing."""
     if importlib.util.find_spec(name.replace("-", "_")) is None and name != "tmi-clnet":
         return None
     try:

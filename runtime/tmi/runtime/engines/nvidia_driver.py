@@ -1,6 +1,6 @@
-"""Is there an NVIDIA GPU with a driver? Asked of the driver's own library, before any TensorRT runtime is touched.
+"""Detect an NVIDIA GPU and its driver through the driver library, before any TensorRT runtime is loaded.
 
-Some TensorRT runtimes crash the process when they are asked to load an engine on a machine without a driver.
+Some TensorRT runtimes crash the process if they load an engine on a machine without a driver.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tmi.toolkit.errors import UnavailableError
 
 LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
-"""The driver's library on Linux and on Windows; it comes with the driver and with nothing else."""
+"""Driver library on Linux and on Windows; only the driver installs it."""
 MAJOR, MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
 
@@ -23,11 +23,11 @@ class Gpu:
     """The first GPU and its driver."""
 
     name: str
-    """What the driver calls it."""
+    """Name reported by the driver."""
     compute_capability: tuple[int, int]
     """For example (8, 0)."""
     cuda: tuple[int, int]
-    """The newest CUDA version that the driver can serve."""
+    """Newest CUDA version that the driver supports."""
 
     @property
     def target(self) -> str:
@@ -36,7 +36,7 @@ class Gpu:
 
 
 def find_gpu() -> Gpu | None:
-    """The first GPU; None where there is no driver, or it finds no GPU."""
+    """The first GPU; None without a driver or a GPU."""
     driver = _driver()
     if driver is None or driver.cuInit(0) != 0:
         return None
@@ -55,7 +55,7 @@ def find_gpu() -> Gpu | None:
     return Gpu(
         name=name.value.decode(errors="replace"),
         compute_capability=(capability[0], capability[1]),
-        cuda=(version.value // 1000, version.value % 1000 // 10),
+        cuda=(version.value // 1000, version.value % 1000 // 10),  # 13020 is CUDA 13.2
     )
 
 
@@ -63,10 +63,10 @@ def require_gpu(what: str) -> Gpu:
     """The first GPU.
 
     Args:
-        what: what needs it, for the error's text.
+        what: what needs the GPU, for the error message.
 
     Raises:
-        UnavailableError: there is none.
+        UnavailableError: no GPU or no driver.
     """
     gpu = find_gpu()
     if gpu is None:
@@ -79,40 +79,42 @@ def require_gpu(what: str) -> Gpu:
 
 
 def driver_incompatibility(package: str, gpu: Gpu) -> str | None:
-    """What keeps a driver from serving an installed TensorRT; None where nothing does, or nothing is known.
+    """Reason why the driver cannot run an installed TensorRT; None if it can, or if that is unknown.
 
-    A wheel says which CUDA it was built for in the name of the distribution that holds its libraries,
-    `tensorrt_cu13_libs` for one. A container's own TensorRT has no such distribution, and its runtime has to judge.
+    The name of the distribution with a wheel's libraries holds the CUDA version it was built for, for example
+    `tensorrt_cu13_libs`. A container's TensorRT has no such distribution; its compatibility is left to its runtime.
 
     Args:
         package: import name, `tensorrt` or `tensorrt_rtx`.
-        gpu: that is here.
+        gpu: the GPU of this machine.
     """
     for name in sorted(_distributions()):
-        found = re.fullmatch(rf"{package}_cu(\d+)(_libs|_bindings)?", name)
-        if found and gpu.cuda[0] < int(found[1]):
-            serves = "{}.{}".format(*gpu.cuda)
-            return f"{name} needs a driver for CUDA {found[1]}, the driver of {gpu.name} serves CUDA {serves} at most"
+        match = re.fullmatch(rf"{package}_cu(\d+)(_libs|_bindings)?", name)
+        if match and gpu.cuda[0] < int(match[1]):
+            supported = "{}.{}".format(*gpu.cuda)
+            return (
+                f"{name} needs a driver for CUDA {match[1]}, the driver of {gpu.name} supports CUDA {supported} at most"
+            )
     return None
 
 
 def require_driver(package: str, gpu: Gpu) -> None:
-    """Refuse a driver that is older than the CUDA of an installed TensorRT.
+    """Require a driver that is recent enough for the CUDA version of an installed TensorRT.
 
     Raises:
-        UnavailableError: it is; some runtimes crash where it is.
+        UnavailableError: the driver is too old; some TensorRT runtimes would crash.
     """
-    obstacle = driver_incompatibility(package, gpu)
-    if obstacle is not None:
+    reason = driver_incompatibility(package, gpu)
+    if reason is not None:
         raise UnavailableError(
-            obstacle,
-            fix=f"install a newer NVIDIA driver (`nvidia-smi` shows the CUDA version that it serves), or {package} for "
-            f"CUDA {gpu.cuda[0]}",
+            reason,
+            fix=f"install a newer NVIDIA driver (`nvidia-smi` shows the CUDA version that it supports), or {package} "
+            f"for CUDA {gpu.cuda[0]}",
         )
 
 
 def _distributions() -> set[str]:
-    """Names of what is installed, as they are normalised for a wheel."""
+    """Names of the installed distributions, normalised as in wheel file names."""
     names = (d.metadata["Name"] for d in importlib.metadata.distributions())
     return {re.sub(r"[-_.]+", "_", name).lower() for name in names if name}
 

@@ -1,8 +1,8 @@
 """ONNX Runtime on the CPU.
 
-Its memory arena keeps what a run took and, with axes of free size, takes more with every run: at the paper's size the
-CT encoders grew by 2 GiB a case. The arena of an encoder is therefore given back after each run, which costs no time
-that can be measured there.
+ONNX Runtime's memory arena keeps the memory of a run and, with dynamic axes, grows with every run: with the full-size
+preset the CT encoders grew by 2 GiB a case. The arena of an encoder is therefore shrunk after each run, at no
+measurable cost.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.graph_engine import GraphEngine
 
 ERRORS_ONLY = 3
+"""ONNX Runtime's log severity for errors."""
 
 
 class OnnxEngine(GraphEngine):
-    """`CPUExecutionProvider` alone, float32; one session a graph."""
+    """`CPUExecutionProvider` only, float32; one session for each graph."""
 
     name = "onnx"
 
@@ -42,14 +43,14 @@ class OnnxEngine(GraphEngine):
         options.log_severity_level = ERRORS_ONLY
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        # The graphs run one after another: the threads of one session must not spin while the next one computes.
+        # Graphs run one after another: idle threads of one session must not spin while another session computes.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         with as_runtime_errors():
             return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         names = [t.name for t in spec.outputs]
-        # the fusion graph is small, and quicker than giving its memory back
+        # The fusion graph is small; shrinking its arena would take longer than running it.
         options = None if spec.role == "fusion" else self._shrink_options
         with as_runtime_errors():
             return dict(zip(names, loaded.run(names, inputs, options), strict=True))
@@ -57,7 +58,7 @@ class OnnxEngine(GraphEngine):
 
 @contextmanager
 def as_runtime_errors() -> Iterator[None]:
-    """ONNX Runtime's own exceptions share no class but `Exception`; what a caller can name is `RuntimeError`."""
+    """Convert ONNX Runtime's exceptions, whose only common base is `Exception`, to `RuntimeError`."""
     try:
         yield
     except (

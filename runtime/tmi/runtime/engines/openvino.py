@@ -1,12 +1,13 @@
-"""OpenVINO on the CPU, from the same ONNX files: in float32, and as an engine of its own in bfloat16.
+"""OpenVINO on the CPU, from the same ONNX files: in float32, and as a separate engine in bfloat16.
 
-On a CPU with bfloat16 units OpenVINO would lower the precision by itself; the hint is therefore always set and read
-back from every compiled graph. In bfloat16 run the encoders, where the time goes; the fusion graph takes a thousandth
-of it and stays in float32. Shapes stay dynamic: a text of another length needs no other graph.
+On a CPU with bfloat16 instructions OpenVINO lowers the precision by default. The precision hint is therefore always
+set, and read back from every compiled graph. The bfloat16 engine runs the encoders in bfloat16, which take most of the
+time; the fusion graph takes a thousandth of it and stays in float32. Shapes stay dynamic: a text of another length
+needs no other graph.
 
-Compiled graphs are kept in the user's cache (`tmi.runtime.engines.compiled_cache`) and mapped from there into memory. A
-graph holds the activations of its last run for the next one; where a bundle has several encoders of a kind they are
-given back after each run, so that one encoder's activations are in memory at a time.
+Compiled graphs are stored in the user's cache (`tmi.runtime.engines.compiled_cache`) and memory-mapped. A compiled
+graph keeps the activations of its last run. If a bundle has several encoders of one role, their activations are
+released after each run, so that only one encoder's activations are in memory.
 """
 
 from __future__ import annotations
@@ -37,32 +38,33 @@ LONG_NAMES = {FLOAT32: "float32", BFLOAT16: "bfloat16"}
 
 @cache
 def shared_core() -> Any:
-    """The one `openvino.Core` of this process, which lives as long as it.
+    """The single `openvino.Core` of this process, which is never destroyed.
 
-    Each would give the thread another alternative stack for signals, and two that do not go in the reverse order of
-    their coming leave the thread with one that is freed: the next signal, Ctrl-C among them, is then a crash.
+    Every core installs an alternative signal stack for the thread. Two cores that are not destroyed in reverse order
+    leave the thread with a freed stack, and the next signal, for example Ctrl-C, crashes the process.
     """
     return openvino.Core()
 
 
 @cache
 def missing_bfloat16() -> str | None:
-    """What the processor lacks for bfloat16, or None.
+    """The requirement for bfloat16 that the processor does not meet, or None.
 
-    It must be able to, and OpenVINO must prefer it: where instructions for it are emulated, float32 is quicker.
+    The processor must support bfloat16 and OpenVINO must prefer it: where the instructions are emulated, float32 is
+    faster.
     """
     core = shared_core()
-    able = "BF16" in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+    supported = "BF16" in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
     preferred = core.get_property(DEVICE, PRECISION).get_type_name() == BFLOAT16
-    return None if able and preferred else "this processor has no bfloat16 instructions"
+    return None if supported and preferred else "this processor has no bfloat16 instructions"
 
 
 class OpenVinoEngine(GraphEngine):
-    """The CPU plugin with the latency hint, one stream, and explicit float32."""
+    """OpenVINO's CPU plugin with the latency hint, one stream, and explicit float32."""
 
     name = "openvino"
     encoder_precision: ClassVar[str] = FLOAT32
-    """Precision of the encoders; the fusion graph's is always float32."""
+    """Precision of the encoders; the fusion graph is always float32."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,12 +81,12 @@ class OpenVinoEngine(GraphEngine):
         roles = [g.role for g in graphs]
         self._multi_encoder_roles = {role for role in roles if roles.count(role) > 1}
         self._keys = {g.name: key for g in graphs if (key := self._key(bundle, g)) is not None}
-        # reading and hashing lets go of Python's lock, so the files of all graphs are compared at once
+        # Reading and hashing release the GIL, so the cached files of all graphs are checked in parallel.
         with ThreadPoolExecutor(max_workers=self.threads) as pool:
             self._cached_blobs = {name: pool.submit(self._cache.open, key) for name, key in self._keys.items()}
 
     def _key(self, bundle: Bundle, spec: GraphSpec) -> str | None:
-        """What a compiled graph depends on; None while a bundle is being made and has no fingerprints yet."""
+        """Everything a compiled graph depends on; None while a bundle is being exported and has no fingerprints yet."""
         file = bundle.manifest.files.get(spec.artefacts.get("onnx", ""))
         if file is None:
             return None
@@ -108,10 +110,10 @@ class OpenVinoEngine(GraphEngine):
         if compiled is None:
             compiled = self._core.compile_model(self._core.read_model(path), DEVICE, self._settings(spec))
             self._store(spec, compiled)
-        asked, got = self._precision(spec), compiled.get_property(PRECISION).get_type_name()
-        if got != asked:
+        expected, actual = self._precision(spec), compiled.get_property(PRECISION).get_type_name()
+        if actual != expected:
             raise UnavailableError(
-                f"OpenVINO compiled graph {spec.name} in {got} although {LONG_NAMES[asked]} was asked for",
+                f"OpenVINO compiled graph {spec.name} in {actual} although {LONG_NAMES[expected]} was requested",
                 fix="predict with --engine onnx",
             )
         return compiled
@@ -125,9 +127,9 @@ class OpenVinoEngine(GraphEngine):
         try:
             compiled = self._core.import_model(blob, DEVICE, self._settings(spec))
         except RuntimeError:
-            # whole, and still not to this OpenVINO's liking: made anew
+            # The file is intact, but this OpenVINO cannot import it: compile again.
             return None
-        self._mapped[spec.name] = mapped  # the compiled graph reads its weights from there
+        self._mapped[spec.name] = mapped  # the compiled graph reads its weights from the mapping
         return compiled
 
     def _store(self, spec: GraphSpec, compiled: Any) -> None:
@@ -138,7 +140,7 @@ class OpenVinoEngine(GraphEngine):
             self._cache.put(key, stream.getbuffer())
 
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-        # share_inputs: no copy of the volume. The outputs are copied, because the next call reuses their memory.
+        # share_inputs avoids a copy of the volume. The outputs are copied: the next call reuses their memory.
         results = loaded(inputs, share_inputs=True, share_outputs=False)
         outputs = {t.name: results[t.name] for t in spec.outputs}
         if spec.role in self._multi_encoder_roles:
@@ -146,7 +148,7 @@ class OpenVinoEngine(GraphEngine):
         return outputs
 
     def close(self) -> None:
-        """Free everything; may be called twice."""
+        """Free all resources; may be called twice."""
         super().close()
         self._core = None
         self._cached_blobs.clear()
@@ -154,7 +156,7 @@ class OpenVinoEngine(GraphEngine):
 
 
 class OpenVinoBf16Engine(OpenVinoEngine):
-    """The same with the encoders in bfloat16; only where the processor has instructions for it."""
+    """OpenVINO with the encoders in bfloat16; needs a processor with bfloat16 instructions."""
 
     name = "openvino-bf16"
     encoder_precision = BFLOAT16

@@ -1,4 +1,4 @@
-"""Which number format an engine computes in; for plans, as the bundle's manifest says."""
+"""Number format in which an engine computes. For TensorRT plans the bundle's manifest records it."""
 
 from __future__ import annotations
 
@@ -13,50 +13,52 @@ FLOAT32, TF32, FLOAT16, BFLOAT16 = "float32", "tf32", "float16", "bfloat16"
 ALLOWED_PRECISIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"auto": (), "bf16": (BFLOAT16,), "fp32": (FLOAT32,)},
 )
-"""Value of `--precision` -> what an engine may compute in; nothing: whatever has passed its gates."""
+"""Value of `--precision` -> number formats that an engine may use; empty: any."""
 PRECISION_ORDER = (FLOAT32, TF32, FLOAT16)
-"""What plans compute in, from the most exact to the coarsest."""
+"""Number formats of plans, from the most to the least exact."""
 TENSORRT = "tensorrt"
-"""Key of `Manifest.extra` that holds all of TensorRT's metadata."""
+"""Key of `Manifest.extra` with all metadata of TensorRT."""
 ENGINES_REJECTED = "engines_refused"
-"""Key of `Manifest.extra`: engine that yields -> why the export's gates refused it."""
+"""Key of `Manifest.extra`: optional engine -> why the export's parity checks rejected it."""
 
 
 def graph_precisions(manifest: Manifest) -> dict[str, str]:
     """Graph -> its precision in TensorRT plans.
 
     Raises:
-        DamagedError: the manifest does not say.
+        DamagedError: the manifest does not record it.
     """
     try:
-        said = manifest.extra[TENSORRT]["precision"]["graphs"]
-        return {g.name: PRECISION_ORDER[PRECISION_ORDER.index(said[g.name]["precision"])] for g in manifest.graphs}
+        recorded = manifest.extra[TENSORRT]["precision"]["graphs"]
+        return {g.name: PRECISION_ORDER[PRECISION_ORDER.index(recorded[g.name]["precision"])] for g in manifest.graphs}
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(
-            "bundle: the manifest does not say in which precision its plans compute", fix="export the bundle again"
+            "bundle: the manifest does not record the precision of its plans", fix="export the bundle again"
         ) from error
 
 
 def plan_precision(manifest: Manifest) -> str:
-    """The coarsest precision among the graphs: what bounds the whole pipeline.
+    """The least exact precision among the graphs, which bounds the complete pipeline.
 
     Raises:
-        DamagedError: the manifest does not say.
+        DamagedError: the manifest does not record it.
     """
     return max(graph_precisions(manifest).values(), key=PRECISION_ORDER.index)
 
 
 def engine_precision(engine: str, manifest: Manifest) -> str:
-    """What an engine computes a bundle's graphs in: as the table of engines says, and for plans as the bundle says.
+    """Number format in which an engine computes a bundle's graphs.
+
+    The engine table defines it, and the manifest for TensorRT plans.
 
     Raises:
-        DamagedError: it runs plans and the manifest does not say what those compute in.
+        DamagedError: the engine runs plans and the manifest does not record their precision.
     """
     return plan_precision(manifest) if engine_spec(engine).gpu else engine_spec(engine).precision
 
 
 def allowed_precisions(precision: str) -> tuple[str, ...]:
-    """What an engine may compute in, for a value of `--precision`; nothing stands for anything.
+    """Number formats that a value of `--precision` allows; empty: any.
 
     Raises:
         UsageError: no such value.
@@ -67,12 +69,12 @@ def allowed_precisions(precision: str) -> tuple[str, ...]:
 
 
 def validated_at_export(manifest: Manifest, engine: str) -> bool:
-    """Whether the export put an engine through the gates and it passed: a failure would not be among the evidence."""
+    """Whether an engine passed the export's parity checks; the manifest holds records of passed engines only."""
     return any(r.engine == engine for r in manifest.parity)
 
 
 def rejected_at_export(manifest: Manifest, engine: str) -> str | None:
-    """Why the export's gates refused an engine; None where they did not."""
-    refused = manifest.extra.get(ENGINES_REJECTED)
-    reason = refused.get(engine) if isinstance(refused, dict) else None
-    return None if reason is None else f"refused at the export: {reason}"
+    """Reason why the export's parity checks rejected an engine; None if they did not."""
+    rejected = manifest.extra.get(ENGINES_REJECTED)
+    reason = rejected.get(engine) if isinstance(rejected, dict) else None
+    return None if reason is None else f"rejected at the export: {reason}"

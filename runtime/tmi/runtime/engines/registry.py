@@ -1,7 +1,7 @@
-"""The one contract of every engine, and the import-free table of engines.
+"""Interface of the engines, and an import-free table of them.
 
-An engine opens a bundle's graphs, runs one by name, and closes. It knows nothing of cases, folds or files beyond the
-bundle it was given; `tmi.runtime.serving.predictor` does.
+An engine opens the graphs of a bundle, runs one graph by name, and closes. Cases and folds are handled by
+`tmi.runtime.serving.predictor`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Arrays = Mapping[str, NDArray[np.generic]]
 
 
 class Engine(Protocol):
-    """Runs a bundle's graphs. Use as a context manager: leaving the block closes it.
+    """Runs the graphs of a bundle. Use it as a context manager, which closes it.
 
-    `run` takes every input of the graph by name, in the manifest's dtypes and shapes, and returns every output by name
-    as float32. The batch may be of any size from 1.
+    `run` takes all inputs of the graph by name, with the manifest's dtypes and shapes, and returns all outputs by name
+    as float32. The batch size is at least 1 and otherwise free.
     """
 
     name: str
@@ -35,28 +35,28 @@ class Engine(Protocol):
 
     @property
     def copied_seconds(self) -> float | None:
-        """Seconds of all runs so far that passed with nothing but copying to and from a device; None: there is none."""
+        """Seconds of all runs so far spent only on copies to and from a device; None without a device."""
 
     def open(self, bundle: Bundle, *, threads: int | None) -> None:
-        """Load every graph; `threads=None` takes all cores.
+        """Load every graph; `threads=None` uses all cores.
 
         Raises:
-            UnavailableError: the bundle holds no artefact for this engine, or its package is missing.
+            UnavailableError: the bundle has no artefact for this engine, or its package is missing.
         """
 
     def run(self, graph: str, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
-        """Outputs of one graph by name."""
+        """Run one graph; returns its outputs by name."""
 
     def close(self) -> None:
-        """Free everything; may be called twice."""
+        """Free all resources; may be called twice."""
 
     def __enter__(self) -> Self:
-        """The engine itself."""
+        """Return the engine."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close."""
+        """Close the engine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,29 +64,33 @@ class EngineSpec:
     """One row of the engine table."""
 
     target: str | None
-    """`module:Class`, imported when the engine is opened; None: an emulator, which the export alone can open."""
+    """`module:Class`, imported when the engine is opened; None for an emulator, which only the export opens."""
     artefact: str
-    """Artefact kind of the bundle it runs."""
+    """Artefact kind that it runs."""
     package: str
     """Import name of the package it needs."""
     extra: str | None
-    """Extra that installs it; None: the base install."""
+    """Extra of the distribution that installs it; None: the base installation."""
     max_abs_err: float
     """Declared bound on |probability - eager float32 probability| for any case."""
     gpu: bool = False
     """Whether it needs an NVIDIA GPU with its driver."""
     precision: str = "float32"
-    """Number format that it computes in; a plan's is the bundle's to say (`tmi.runtime.engines.precision`)."""
+    """Number format in which it computes; for plans the manifest records it (`tmi.runtime.engines.precision`)."""
     optional: bool = False
-    """Whether its gates decide about itself alone: where they fail the bundle stands, and `auto` takes the next one."""
+    """If a parity check fails, only this engine is disabled; the bundle stays valid and `auto` falls back to the next
+    engine.
+    """
     requirement_check: str | None = None
-    """`module:function` that says what this machine lacks for it, or None; None: its package is all it needs."""
+    """`module:function` that returns the requirement this machine does not meet, or None; None: only the package is
+    required.
+    """
 
 
 FLOAT16_MAX_ABS_ERR = 5e-3
-"""Declared error of engines that may compute in FP16."""
+"""Declared error of engines that may compute in float16."""
 BFLOAT16_MAX_ABS_ERR = 1e-2
-"""Declared error of engines that compute in bfloat16, whose rounding is eight times FP16's."""
+"""Declared error of engines that compute in bfloat16, whose rounding error is eight times float16's."""
 
 ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
     {
@@ -154,7 +158,7 @@ ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
         ),
     }
 )
-"""Engine name -> where it is. The order is the order of preference of `auto`."""
+"""Engine name -> its entry, in the order of preference of `auto`."""
 
 EMULATORS: Mapping[str, EngineSpec] = MappingProxyType(
     {
@@ -167,14 +171,14 @@ EMULATORS: Mapping[str, EngineSpec] = MappingProxyType(
         ),
     }
 )
-"""Engines that judge graphs and are never chosen to answer."""
+"""Engines that only validate graphs at an export; they are never used to predict."""
 
 
 def engine_spec(name: str) -> EngineSpec:
-    """The table's row.
+    """The table entry of an engine.
 
     Raises:
-        UsageError: no such engine; the text lists the known ones.
+        UsageError: no such engine; the message lists the known ones.
     """
     if name in EMULATORS:
         return EMULATORS[name]
@@ -189,22 +193,22 @@ def installed(name: str) -> bool:
 
 
 def missing_requirement(name: str) -> str | None:
-    """What this machine's processor lacks for an installed engine, in a few words; None where it lacks nothing."""
+    """Requirement of an installed engine that this machine's processor does not meet; None if it meets all."""
     spec = engine_spec(name)
     if spec.requirement_check is None:
         return None
     module, _, function = spec.requirement_check.partition(":")
-    said: str | None = getattr(importlib.import_module(module), function)()
-    return said
+    missing: str | None = getattr(importlib.import_module(module), function)()
+    return missing
 
 
 def open_engine(name: str, bundle: Bundle, *, threads: int | None = None) -> Engine:
-    """A named engine, opened on a bundle.
+    """Open an engine on a bundle.
 
     Raises:
         UsageError: no such engine.
-        UnavailableError: its package, its GPU or what its processor must have is missing, or the bundle has no
-            artefact for it.
+        UnavailableError: its package, its GPU or a required processor feature is missing, or the bundle has no artefact
+            for it.
     """
     spec = engine_spec(name)
     if spec.target is None:
@@ -224,9 +228,9 @@ def open_engine(name: str, bundle: Bundle, *, threads: int | None = None) -> Eng
         )
     if spec.gpu:
         require_gpu(f"engine {name}")
-    lack = missing_requirement(name)
-    if lack is not None:
-        raise UnavailableError(f"engine {name} cannot run here: {lack}", fix="take --engine auto, or another engine")
+    missing = missing_requirement(name)
+    if missing is not None:
+        raise UnavailableError(f"engine {name} cannot run here: {missing}", fix="use --engine auto, or another engine")
     module, _, attribute = spec.target.partition(":")
     engine: Engine = getattr(importlib.import_module(module), attribute)()
     engine.open(bundle, threads=threads)

@@ -1,4 +1,4 @@
-"""Which engine answers, and why: asked for by name, or picked by `auto` in the order of the engine table."""
+"""Selection of the engine: by name, or by `auto` in the order of the engine table."""
 
 from __future__ import annotations
 
@@ -19,59 +19,61 @@ AUTO = "auto"
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRecord:
-    """What a prediction says of the engine that made it."""
+    """Engine of a prediction, as the prediction records it."""
 
     name: str
     """Name in `ENGINES`."""
     asked: str
-    """What was asked for; `auto` or a name."""
+    """Requested engine: `auto` or a name."""
     reason: str
-    """Why this one, in a few words."""
+    """Reason for the selection, in a few words."""
     package: str
-    """Package and version that did the work."""
+    """Package and version that computed it."""
     precision: str
     """Number format of the computation."""
     threads: int
-    """Threads it may use."""
+    """Number of threads."""
     verified: Literal["now", "before", "no"]
-    """Whether its answers were checked on this machine: now, before and remembered, or not, as asked."""
+    """Whether its outputs were checked on this machine: in this process, in an earlier one (cached result), or not, as
+    requested.
+    """
 
 
 NO_REJECTIONS: Mapping[str, str] = MappingProxyType({})
 
 
 def choose_engine(
-    asked: str, bundle: Bundle, *, precision: str = "auto", rejected: Mapping[str, str] = NO_REJECTIONS
+    requested: str, bundle: Bundle, *, precision: str = "auto", rejected: Mapping[str, str] = NO_REJECTIONS
 ) -> tuple[str, str]:
-    """Name of the engine and the reason.
+    """Name of the engine and the reason for it.
 
-    `auto` takes the first engine of the table that is installed, whose artefact the bundle holds, for which the machine
-    has what it needs, and that computes in what was asked for; the reason names those that were passed over.
+    `auto` selects the first engine of the table that is installed, whose artefact the bundle has, whose requirements
+    the machine meets, and that computes in the requested precision. The reason lists the skipped engines.
 
     Args:
-        asked: `auto` or a name.
-        bundle: to be run.
+        requested: `auto` or a name.
+        bundle: the bundle to run.
         precision: a value of `tmi.runtime.engines.precision.ALLOWED_PRECISIONS`.
-        rejected: engine -> why `auto` must not take it.
+        rejected: engine -> why `auto` must not select it.
 
     Raises:
-        UsageError: no such engine or precision, or the engine asked for computes in another one.
-        UnavailableError: `auto`, and no engine fits.
+        UsageError: no such engine or precision, or the requested engine computes in another precision.
+        UnavailableError: `auto`, and no engine is usable.
     """
     formats = allowed_precisions(precision)
-    if asked != AUTO:
-        if asked not in ENGINES:
-            raise UsageError(f"unknown engine {asked!r}", fix=f"choose {AUTO} or one of {', '.join(ENGINES)}")
-        if formats and engine_precision(asked, bundle.manifest) not in formats:
+    if requested != AUTO:
+        if requested not in ENGINES:
+            raise UsageError(f"unknown engine {requested!r}", fix=f"choose {AUTO} or one of {', '.join(ENGINES)}")
+        if formats and (computed := engine_precision(requested, bundle.manifest)) not in formats:
             raise UsageError(
-                f"engine {asked} computes in {engine_precision(asked, bundle.manifest)}, not in {' or '.join(formats)}",
-                fix=f"leave out --precision, or take --engine {AUTO}",
+                f"engine {requested} computes in {computed}, not in {' or '.join(formats)}",
+                fix=f"omit --precision, or use --engine {AUTO}",
             )
-        return asked, "asked for"
+        return requested, "asked for"
     skipped: list[str] = []
     for name, spec in ENGINES.items():
         if spec.gpu and not bundle.has(spec.artefact):
-            continue  # most bundles have none, and then nobody asks why it was not taken
+            continue  # most bundles have no plans: not worth a reason
         if not bundle.has(spec.artefact):
             skipped.append(f"{name}: the bundle holds no {spec.artefact} graphs")
         elif not installed(name):
@@ -80,8 +82,8 @@ def choose_engine(
             skipped.append(f"{name}: no NVIDIA GPU with its driver")
         elif formats and engine_precision(name, bundle.manifest) not in formats:
             skipped.append(f"{name}: computes in {engine_precision(name, bundle.manifest)}")
-        elif (lack := missing_requirement(name)) is not None:
-            skipped.append(f"{name}: {lack}")
+        elif (missing := missing_requirement(name)) is not None:
+            skipped.append(f"{name}: {missing}")
         elif name in rejected:
             skipped.append(f"{name}: {rejected[name]}")
         else:
@@ -95,7 +97,7 @@ def choose_engine(
 def engine_record(
     name: str, bundle: Bundle, *, asked: str, reason: str, threads: int, verified: Literal["now", "before", "no"]
 ) -> EngineRecord:
-    """The record of an engine that is open on a bundle."""
+    """Record of an engine that is open on a bundle."""
     package = engine_spec(name).package
     version = importlib.import_module(package).__version__.partition("-")[0]  # OpenVINO appends its build and commit
     return EngineRecord(

@@ -1,13 +1,12 @@
 """TensorRT on an NVIDIA GPU: plans of `tensorrt` (`trt`) and of `tensorrt_rtx` (`trt-rtx`). No torch.
 
-All memory is allocated when the bundle is opened: pinned host and device buffers for the largest batch, twice, and one
-block of working memory that every graph and profile shares, because one stream computes them one after another. A
-batch goes through in chunks of at most the profile's largest: while one chunk computes, the next one is copied on the
-second stream. So of all copies only the first chunk's way in and the last one's way out are waited for
-(`copied_seconds`). What a profile does for one set of shapes is captured as a CUDA graph the first time and launched
-after.
+All memory is allocated when the bundle is opened: two sets of pinned host and device buffers for the largest batch, and
+one workspace shared by all graphs and profiles, which one stream runs one after another. A batch is split into chunks
+of at most the profile's largest batch. While a chunk computes, a second stream uploads the next one. Of all copies,
+only the upload of the first chunk and the download of the last one are not hidden (`copied_seconds`). The work of a
+profile for a set of shapes is captured as a CUDA graph on first use and launched afterwards.
 
-Driver, GPU and version are compared with the manifest before anything is deserialized: some runtimes crash otherwise.
+Driver, GPU and version are compared with the manifest before a plan is deserialized: some runtimes crash otherwise.
 """
 
 from __future__ import annotations
@@ -31,18 +30,19 @@ from tmi.runtime.engines.registry import engine_spec
 from tmi.toolkit.errors import DamagedError, UnavailableError
 
 SLOTS = 2
-"""Sets of buffers: one computes while the other is filled."""
+"""Number of buffer sets: one computes while the other is filled."""
 AMPERE = (8, 0)
+"""Compute capability from which plans with Ampere-plus compatibility run."""
 EVENTS = ("begun", "uploaded", "computed", "done")
-"""Of a chunk: its copy in begins and ends, its forward pass ends, its copy out ends."""
+"""Events of a chunk: upload started, upload complete, forward pass complete, download complete."""
 UPLOAD_EVENTS, DOWNLOAD_EVENTS = EVENTS[:2], EVENTS[2:]
 
 
 def plan_metadata(manifest: Manifest, kind: str) -> Mapping[str, Any]:
-    """What the manifest says of each graph's plan.
+    """Graph -> the manifest's metadata of its plan.
 
     Raises:
-        DamagedError: nothing, although the bundle has plans.
+        DamagedError: the bundle has plans, but the manifest does not describe them.
     """
     try:
         facts: Mapping[str, Any] = manifest.extra[TENSORRT]["plans"][kind]["graphs"]
@@ -51,54 +51,54 @@ def plan_metadata(manifest: Manifest, kind: str) -> Mapping[str, Any]:
         raise DamagedError(f"bundle: the manifest does not describe its {kind} plans", fix="build it again") from error
 
 
-def require_compatible_plan(facts: Mapping[str, Any], version: str, gpu: Gpu, folder: Path) -> None:
-    """A plan is for the TensorRT version and the GPU that it was built for.
+def require_compatible_plan(metadata: Mapping[str, Any], version: str, gpu: Gpu, folder: Path) -> None:
+    """Require that a plan was built for the installed TensorRT version and this GPU.
 
     Args:
-        facts: of one plan.
-        version: of the TensorRT that is installed.
-        gpu: that is here.
-        folder: the bundle's, for the text.
+        metadata: metadata of the plan.
+        version: installed version of TensorRT.
+        gpu: the GPU of this machine.
+        folder: the bundle's folder, for the message.
 
     Raises:
-        UnavailableError: it does not fit; the text says what was expected.
+        UnavailableError: the plan was built for another version or GPU.
     """
-    again = f"build the plans for this machine: tmi build {folder}"
-    package, _, built_with = str(facts["builder"]).partition(" ")
+    fix = f"build the plans for this machine: tmi build {folder}"
+    package, _, built_with = str(metadata["builder"]).partition(" ")
     if built_with.split(".")[:3] != version.split(".")[:3]:
         raise UnavailableError(
-            f"the plans in {folder} were built with {package} {built_with}, here is {version}", fix=again
+            f"the plans in {folder} were built with {package} {built_with}, installed is {version}", fix=fix
         )
-    target = facts["target"] or facts["built_on"]
-    level = facts["features"].get("hardware compatibility", "none")
+    target = metadata["target"] or metadata["built_on"]
+    level = metadata["features"].get("hardware compatibility", "none")
     if level == "ampere-plus" and gpu.compute_capability >= AMPERE:
         return
     if target != gpu.target:
         raise UnavailableError(
             f"the plans in {folder} are for a GPU of {target} (hardware compatibility: {level}), "
             f"this machine has {gpu.name}, {gpu.target}",
-            fix=again,
+            fix=fix,
         )
 
 
 def tensor_names(trt: Any, engine: Any, spec: GraphSpec) -> dict[str, str]:
-    """Name in the manifest -> name in the plan; torch-tensorrt gives its own, in the same order.
+    """Name in the manifest -> name in the plan. Plans of torch-tensorrt have other names in the same order.
 
     Raises:
-        DamagedError: the plan has other tensors than its graph.
+        DamagedError: the plan's tensors differ from its graph's.
     """
-    there = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     mode = trt.TensorIOMode
-    theirs = [n for kind in (mode.INPUT, mode.OUTPUT) for n in there if engine.get_tensor_mode(n) == kind]
-    ours = [t.name for t in (*spec.inputs, *spec.outputs)]
-    if len(theirs) != len(ours):
-        raise DamagedError(f"bundle: the plan of {spec.name} has the tensors {theirs}", fix="build it again")
-    return {n: n for n in ours} if set(ours) == set(theirs) else dict(zip(ours, theirs, strict=True))
+    actual = [n for kind in (mode.INPUT, mode.OUTPUT) for n in names if engine.get_tensor_mode(n) == kind]
+    expected = [t.name for t in (*spec.inputs, *spec.outputs)]
+    if len(actual) != len(expected):
+        raise DamagedError(f"bundle: the plan of {spec.name} has the tensors {actual}", fix="build it again")
+    return {n: n for n in expected} if set(expected) == set(actual) else dict(zip(expected, actual, strict=True))
 
 
 @dataclass
 class _Slot:
-    """One set of buffers of a graph, and what was captured on it."""
+    """One set of buffers of a graph, and the CUDA graphs captured on it."""
 
     buffers: dict[str, Any]
     contexts: list[Any]
@@ -109,7 +109,7 @@ class _Slot:
 
 @dataclass
 class _Graph:
-    """One deserialized plan."""
+    """A deserialized plan."""
 
     engine: Any
     slots: list[_Slot]
@@ -118,7 +118,7 @@ class _Graph:
 
 
 class TrtEngine(GraphEngine):
-    """Plans of `tensorrt`, run by its own runtime."""
+    """Runs plans of `tensorrt` with its runtime."""
 
     name: ClassVar[str] = "trt"
 
@@ -137,7 +137,7 @@ class TrtEngine(GraphEngine):
         self._names: dict[str, dict[str, str]] = {}
 
     def open(self, bundle: Bundle, *, threads: int | None) -> None:
-        """Load every plan and allocate everything.
+        """Load every plan and allocate all memory.
 
         Raises:
             UnavailableError: no GPU, no plan, or plans for another GPU or version.
@@ -154,11 +154,11 @@ class TrtEngine(GraphEngine):
         require_driver(engine_spec(self.name).package, gpu)
         self._metadata = plan_metadata(bundle.manifest, engine_spec(self.name).artefact)
         self._trt = _import(engine_spec(self.name).package, self.name)
-        for facts in self._metadata.values():
-            require_compatible_plan(facts, self._trt.__version__, gpu, bundle.folder)
+        for plan in self._metadata.values():
+            require_compatible_plan(plan, self._trt.__version__, gpu, bundle.folder)
         self._cuda = _import("tmi.runtime.engines.cuda", self.name)
         self._typed = {
-            g.name: path for g in bundle.manifest.graphs if (path := bundle.artefact(g, "onnx-typed")) is not None
+            g.name: file for g in bundle.manifest.graphs if (file := bundle.artefact(g, "onnx-typed")) is not None
         }
         self._log = self._trt.Logger(self._trt.Logger.ERROR)
         self._runtime = self._trt.Runtime(self._log)
@@ -168,24 +168,24 @@ class TrtEngine(GraphEngine):
         engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
             raise UnavailableError(
-                f"{self._trt.__name__} {self._trt.__version__} does not load {path.name}",
+                f"{self._trt.__name__} {self._trt.__version__} cannot load {path.name}",
                 fix=f"build the plans for this machine: tmi build {path.parents[1]}",
             )
         self._names[spec.name] = tensor_names(self._trt, engine, spec)
-        facts = self._metadata[spec.name]
-        if facts["features"].get("weights") == "strip":
+        metadata = self._metadata[spec.name]
+        if metadata["features"].get("weights") == "strip":
             self._refit(engine, spec)
-        largest = max(shapes[-1][0] for profile in facts["profiles"] for shapes in profile.values())
-        longest = max((s[-1][1] for p in facts["profiles"] for n, s in p.items() if _has_length(spec, n)), default=1)
+        largest = max(shapes[-1][0] for profile in metadata["profiles"] for shapes in profile.values())
+        longest = max((s[-1][1] for p in metadata["profiles"] for n, s in p.items() if _has_length(spec, n)), default=1)
         slots = [self._slot(engine, spec, largest, longest) for _ in range(SLOTS)]
         return _Graph(engine=engine, slots=slots, largest=largest)
 
     def _refit(self, engine: Any, spec: GraphSpec) -> None:
-        """A plan without weights gets those of its graph's own ONNX file."""
+        """Fill a plan without weights with those of its graph's ONNX file."""
         refitter = self._trt.Refitter(engine, self._log)
         parser = self._trt.OnnxParserRefitter(refitter, self._log)
         if not parser.refit_from_file(str(self._typed[spec.name])) or not refitter.refit_cuda_engine():
-            raise RuntimeError(f"the plan of {spec.name} does not take the weights of its ONNX file")
+            raise RuntimeError(f"the plan of {spec.name} cannot be refitted with the weights of its ONNX file")
 
     def _slot(self, engine: Any, spec: GraphSpec, largest: int, longest: int) -> _Slot:
         sizes = {"B": largest, "T": longest}
@@ -205,7 +205,7 @@ class TrtEngine(GraphEngine):
         return _Slot(buffers=buffers, contexts=contexts, events=events)
 
     def _share_workspace(self) -> None:
-        """One block, as large as the hungriest profile of any graph needs."""
+        """Allocate one workspace, sized for the profile that needs most."""
         graphs: list[_Graph] = list(self._loaded.values())
         size = max(
             g.engine.get_device_memory_size_for_profile_v2(p)
@@ -221,35 +221,37 @@ class TrtEngine(GraphEngine):
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         graph: _Graph = loaded
         rows = next(iter(inputs.values())).shape[0]
-        answers: list[dict[str, NDArray[np.float32]]] = []
-        waiting: list[tuple[_Slot, int]] = []
+        results: list[dict[str, NDArray[np.float32]]] = []
+        pending: list[tuple[_Slot, int]] = []
 
         def collect(*, last: bool) -> None:
-            slot, count = waiting.pop(0)
+            slot, count = pending.pop(0)
             outputs = self._collect(spec, slot, count)
-            ends = [pair for pair, counts in ((UPLOAD_EVENTS, not answers), (DOWNLOAD_EVENTS, last)) if counts]
+            # Only the first upload and the last download do not overlap with computation.
+            ends = [pair for pair, counts in ((UPLOAD_EVENTS, not results), (DOWNLOAD_EVENTS, last)) if counts]
             self.copied_seconds += sum(self._cuda.seconds_between(*(slot.events[e] for e in pair)) for pair in ends)
-            answers.append(outputs)
+            results.append(outputs)
 
         for number, start in enumerate(range(0, rows, graph.largest)):
             slot = graph.slots[number % SLOTS]
-            if len(waiting) == SLOTS:
+            if len(pending) == SLOTS:  # this slot's buffers still hold an earlier chunk
                 collect(last=False)
             chunk = {name: array[start : start + graph.largest] for name, array in inputs.items()}
             self._enqueue(spec, slot, chunk)
-            waiting.append((slot, min(graph.largest, rows - start)))
-        while waiting:
-            collect(last=len(waiting) == 1)
-        return {t.name: np.concatenate([a[t.name] for a in answers]) for t in spec.outputs}
+            pending.append((slot, min(graph.largest, rows - start)))
+        while pending:
+            collect(last=len(pending) == 1)
+        return {t.name: np.concatenate([a[t.name] for a in results]) for t in spec.outputs}
 
     def _enqueue(self, spec: GraphSpec, slot: _Slot, chunk: dict[str, NDArray[Any]]) -> None:
-        """Copy in on one stream; compute and copy out on the other."""
+        """Upload on one stream; compute and download on the other."""
         self._copying.mark(slot.events["begun"])
         for name, array in chunk.items():
             slot.buffers[name].upload(array, self._copying.handle)
         self._copying.mark(slot.events["uploaded"])
         self._computing.wait(slot.events["uploaded"])
         batch = next(iter(chunk.values())).shape[0]
+        # Profile 0 is for a batch of one, profile 1 for larger batches.
         profile = 0 if batch == 1 or len(slot.contexts) == 1 else 1
         shapes = {name: array.shape for name, array in chunk.items()}
         self._compute(slot, profile, shapes, self._names[spec.name])
@@ -271,7 +273,7 @@ class TrtEngine(GraphEngine):
             if not context.execute_async_v3(self._computing.handle):
                 raise RuntimeError(f"engine {self.name} could not run a graph on {shapes}")
 
-        work()  # the first run at new shapes does work that cannot be captured
+        work()  # the first run with new shapes does setup work that cannot be captured
         self._computing.synchronise()
         slot.captured[key] = self._cuda.CapturedGraph(self._computing, work)
 
@@ -280,7 +282,7 @@ class TrtEngine(GraphEngine):
         return {t.name: slot.buffers[t.name].host((rows, *t.shape[1:])).copy() for t in spec.outputs}
 
     def close(self) -> None:
-        """Free everything; may be called twice."""
+        """Free all resources; may be called twice."""
         if self._computing is not None:
             self._computing.synchronise()
         for graph in self._loaded.values():
@@ -302,13 +304,13 @@ class TrtEngine(GraphEngine):
 
 
 class TrtRtxEngine(TrtEngine):
-    """Plans of `tensorrt_rtx`; they load in its runtime alone."""
+    """Runs plans of `tensorrt_rtx`, which only its own runtime loads."""
 
     name: ClassVar[str] = "trt-rtx"
 
 
 class TorchTrtEngine(TrtEngine):
-    """Plans that torch-tensorrt compiled, run by the runtime of `tensorrt`."""
+    """Runs plans compiled by torch-tensorrt with the runtime of `tensorrt`."""
 
     name: ClassVar[str] = "torch-trt"
 
@@ -318,10 +320,10 @@ def _has_length(spec: GraphSpec, name: str) -> bool:
 
 
 def _import(module: str, engine: str) -> ModuleType:
-    """Import what only a GPU machine has.
+    """Import a module that exists on GPU machines only.
 
     Raises:
-        UnavailableError: its package is missing, or its libraries do not load.
+        UnavailableError: its package is missing, or its libraries cannot be loaded.
     """
     extra = engine_spec(engine).extra
     try:
@@ -329,5 +331,5 @@ def _import(module: str, engine: str) -> ModuleType:
     except (ImportError, OSError) as error:
         raise UnavailableError(
             f"engine {engine} cannot load {module}: {' '.join(str(error).split())[:200]}",
-            fix=f"pip install 'tmi-clnet[{extra}]', and let LD_LIBRARY_PATH name the folder of TensorRT's libraries",
+            fix=f"pip install 'tmi-clnet[{extra}]', and add the folder of TensorRT's libraries to LD_LIBRARY_PATH",
         ) from error

@@ -1,7 +1,7 @@
 """TorchScript on the CPU. Imports torch; the torch-free engines never import this module.
 
-The files are not frozen, so that their weights can be audited. The CT encoders are frozen here: their batch norms go
-into the convolutions, which saves a fifth of the time. On the text encoder freezing saves nothing.
+The files are not frozen, so that their weights can be audited. The CT encoders are frozen on loading: their batch norms
+are folded into the convolutions, which saves a fifth of the time. Freezing the text encoder saves nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tmi.toolkit.compute.quiet import Ignored, quiet
 class TorchScriptEngine(GraphEngine):
     """`torch.jit.load` in inference mode, float32.
 
-    torch's thread count is one for the whole process; it is put back when the engine closes.
+    torch has one thread count for the whole process; closing the engine restores it.
     """
 
     name = "torchscript"
@@ -36,19 +36,19 @@ class TorchScriptEngine(GraphEngine):
         torch.set_num_threads(self.threads)
 
     def _load(self, spec: GraphSpec, path: Path) -> Any:
-        # TorchScript is deprecated in favour of torch.export; the constraints pin a torch that still reads it.
+        # TorchScript is deprecated in favour of torch.export; the constraints pin a torch version that still loads it.
         with quiet([Ignored(r".*torch\.jit\.(load|freeze).*", DeprecationWarning)]):
             module = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
             return torch.jit.freeze(module) if spec.role == "ct" else module
 
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         with torch.inference_mode():
-            answer = loaded(*(torch.from_numpy(array) for array in inputs.values()))
-        tensors = (answer,) if isinstance(answer, torch.Tensor) else tuple(answer)
+            output = loaded(*(torch.from_numpy(array) for array in inputs.values()))
+        tensors = (output,) if isinstance(output, torch.Tensor) else tuple(output)
         return {t.name: tensor.numpy() for t, tensor in zip(spec.outputs, tensors, strict=True)}
 
     def close(self) -> None:
-        """Free everything; may be called twice."""
+        """Free all resources; may be called twice."""
         super().close()
         if self._threads_before is not None:
             torch.set_num_threads(self._threads_before)

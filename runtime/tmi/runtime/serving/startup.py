@@ -14,11 +14,11 @@ from safetensors import SafetensorError
 
 from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engines.graph_engine import available_cores
 from tmi.runtime.engines.precision import rejected_at_export, validated_at_export
 from tmi.runtime.engines.registry import ENGINES, Engine, engine_spec, installed, open_engine
 from tmi.runtime.engines.selection import AUTO, EngineRecord, choose_engine, engine_record
 from tmi.runtime.verification.self_test import SELF_TEST_SKIPPED, LogCallback, cached_result, run_self_test
+from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.errors import DamagedError
 
 

@@ -227,11 +227,11 @@ def test_model_unfit_for_bfloat16_runs_in_float32(nano_config, nano_bundle, tmp_
     assert all(r.passed for r in manifest.parity)
     engine = predict(case, tmp_path / "bundle").document["engine"]
     assert (engine["name"], engine["precision"]) == ("openvino", "float32")
-    assert f"{ENGINE}: refused at the export: " in engine["reason"]
+    assert f"{ENGINE}: rejected at the export: " in engine["reason"]
     named = predict(case, tmp_path / "bundle", "--precision", "bf16")
     assert named.code == 4
     assert f"engine {ENGINE} does not match the validated model on this bundle" in named.err
-    assert "refused at the export" in tmi("inspect", tmp_path / "bundle").out
+    assert "rejected at the export" in tmi("inspect", tmp_path / "bundle").out
 
 
 def test_bfloat16_rejected_at_export_is_not_tried_again(nano_bundle, case, emulated, new_machine, tmp_path):
@@ -239,7 +239,7 @@ def test_bfloat16_rejected_at_export_is_not_tried_again(nano_bundle, case, emula
     bundle = without_bfloat16_records(nano_bundle, tmp_path, engines_refused={ENGINE: "it was off"})
     outcome = predict(case, bundle)
     assert outcome.document["engine"]["precision"] == "float32"
-    assert f"{ENGINE}: refused at the export: it was off" in outcome.document["engine"]["reason"]
+    assert f"{ENGINE}: rejected at the export: it was off" in outcome.document["engine"]["reason"]
     assert f"first use of this bundle with {ENGINE}" not in outcome.err
 
 

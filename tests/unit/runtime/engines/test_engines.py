@@ -1,4 +1,4 @@
-"""One contract for every engine: the same answers, the same checks, the same end."""
+"""All engines have one interface: equal outputs, equal checks, equal shutdown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tmi.runtime.verification.golden_inputs import GoldenInputs, golden_from_man
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 
 CPU_ENGINES = [n for n, spec in ENGINES.items() if not spec.gpu and installed(n) and missing_requirement(n) is None]
-"""tests/gpu asks the others the same questions. bfloat16 is not asked where the processor has none."""
+"""Engines that run here; tests/gpu tests the others. bfloat16 is left out on processors without it."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,8 @@ def engines(bundle: Bundle) -> Any:
         engine.close()
 
 
-def answer(engine: Engine, bundle: Bundle, golden: GoldenInputs) -> np.ndarray:
+def ensemble_logits(engine: Engine, bundle: Bundle, golden: GoldenInputs) -> np.ndarray:
+    """Logits [B, F, K] of the golden inputs."""
     return run_folds(
         engine,
         bundle.manifest,
@@ -54,22 +55,25 @@ def answer(engine: Engine, bundle: Bundle, golden: GoldenInputs) -> np.ndarray:
 
 @pytest.mark.parametrize("name", CPU_ENGINES)
 def test_engine_agrees_with_eager_within_its_declared_error(name, engines, bundle, golden):
-    reference = probabilities(answer(engines["eager"], bundle, golden))
-    ours = probabilities(answer(engines[name], bundle, golden))
-    assert np.abs(ours - reference).max() <= ENGINES[name].max_abs_err
+    """Probabilities differ from eager's by at most the declared error."""
+    reference = probabilities(ensemble_logits(engines["eager"], bundle, golden))
+    actual = probabilities(ensemble_logits(engines[name], bundle, golden))
+    assert np.abs(actual - reference).max() <= ENGINES[name].max_abs_err
 
 
 @pytest.mark.parametrize("name", CPU_ENGINES)
-def test_a_batch_answers_like_its_cases_one_by_one(name, engines, bundle, golden):
-    together = probabilities(answer(engines[name], bundle, golden))
-    alone = np.concatenate(
-        [probabilities(answer(engines[name], bundle, golden.rows([i]))) for i in range(golden.count)]
+def test_batch_equals_single_cases(name, engines, bundle, golden):
+    """A batch gives the same probabilities as its cases one by one."""
+    batched = probabilities(ensemble_logits(engines[name], bundle, golden))
+    single = np.concatenate(
+        [probabilities(ensemble_logits(engines[name], bundle, golden.rows([i]))) for i in range(golden.count)]
     )
-    np.testing.assert_allclose(together, alone, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(batched, single, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", CPU_ENGINES)
-def test_an_engine_refuses_what_is_not_the_graphs_input(name, engines, golden):
+def test_mismatched_inputs_are_rejected(name, engines, golden):
+    """Inputs with other names, dtypes or shapes than the graph's are rejected."""
     ct = golden.ct_B1DHW
     engine = engines[name]
     with pytest.raises(ValueError, match=r"expected \['ct'\], got \['image'\]"):
@@ -86,15 +90,17 @@ def test_an_engine_refuses_what_is_not_the_graphs_input(name, engines, golden):
 
 
 @pytest.mark.parametrize("name", CPU_ENGINES)
-def test_an_answer_is_not_overwritten_by_the_next_one(name, engines, golden):
+def test_outputs_are_not_overwritten(name, engines, golden):
+    """A later run does not overwrite the outputs of an earlier one."""
     first = engines[name].run("ct-0", {"ct": golden.ct_B1DHW[:1]})["ct_features"]
-    kept = first.copy()
+    copy = first.copy()
     engines[name].run("ct-0", {"ct": golden.ct_B1DHW[:1] + np.float32(1)})
-    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_array_equal(first, copy)
 
 
 @pytest.mark.parametrize("name", CPU_ENGINES)
-def test_a_closed_engine_may_be_closed_again_and_does_not_run(name, bundle, golden):
+def test_closed_engine_does_not_run(name, bundle, golden):
+    """A closed engine may be closed again and rejects runs."""
     with open_engine(name, bundle, threads=1) as engine:
         pass
     engine.close()
@@ -103,7 +109,8 @@ def test_a_closed_engine_may_be_closed_again_and_does_not_run(name, bundle, gold
 
 
 @pytest.mark.parametrize("name", ["torchscript", "eager"])
-def test_torchs_thread_count_is_put_back(name, bundle):
+def test_torch_thread_count_is_restored(name, bundle):
+    """Closing an engine restores torch's thread count."""
     import torch
 
     before = torch.get_num_threads()
@@ -113,6 +120,7 @@ def test_torchs_thread_count_is_put_back(name, bundle):
 
 
 def test_openvino_computes_in_float32(engines):
+    """Every graph of `openvino` is compiled in float32."""
     precisions = {
         graph: compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         for graph, compiled in engines["openvino"]._loaded.items()
@@ -120,17 +128,19 @@ def test_openvino_computes_in_float32(engines):
     assert set(precisions.values()) == {"f32"}
 
 
-def test_an_openvino_graph_in_another_precision_is_refused():
+def test_openvino_graph_in_other_precision_is_rejected():
+    """A graph that OpenVINO compiled in another precision is rejected."""
     from tmi.runtime.engines.openvino import OpenVinoEngine
 
     lowered = SimpleNamespace(get_property=lambda _: SimpleNamespace(get_type_name=lambda: "bf16"))
     engine = OpenVinoEngine()
     engine._core = SimpleNamespace(read_model=lambda path: path, compile_model=lambda *_: lowered)
-    with pytest.raises(UnavailableError, match="graph ct-0 in bf16 although float32 was asked for"):
+    with pytest.raises(UnavailableError, match="graph ct-0 in bf16 although float32 was requested"):
         engine._load(SimpleNamespace(name="ct-0", role="ct"), Path("ct-0.onnx"))  # type: ignore[arg-type]
 
 
-def test_weights_of_another_network_are_refused(bundle, tmp_path):
+def test_weights_of_other_network_are_rejected(bundle, tmp_path):
+    """Unknown and missing weights are rejected by name."""
     from safetensors.numpy import load_file, save_file
 
     fusion = bundle.manifest.graph("fusion")
@@ -146,27 +156,30 @@ def test_weights_of_another_network_are_refused(bundle, tmp_path):
     save_file({**weights, "fold9.extra": np.zeros(1, np.float32)}, changed)
     with pytest.raises(DamagedError, match=r"unknown weight fold9\.extra"):
         open_engine("eager", other, threads=1)
-    gone = next(key for key in weights if key.endswith(".weight"))
-    save_file({key: value for key, value in weights.items() if key != gone}, changed)
+    missing = next(key for key in weights if key.endswith(".weight"))
+    save_file({key: value for key, value in weights.items() if key != missing}, changed)
     with pytest.raises(DamagedError, match=r"are not those of the network in its config: .* is missing"):
         open_engine("eager", other, threads=1)
 
 
-def test_an_unknown_engine_lists_the_known_ones(bundle):
+def test_unknown_engine_lists_the_known_ones(bundle):
+    """The error for an unknown engine lists the known ones."""
     with pytest.raises(UsageError, match="unknown engine 'cuda'") as caught:
         choose_engine("cuda", bundle)
     assert all(name in caught.value.fix for name in (*ENGINES, "auto"))
 
 
-def test_an_engine_that_is_not_installed_is_not_replaced(bundle, monkeypatch):
+def test_missing_engine_is_not_replaced(bundle, monkeypatch):
+    """A named engine that is not installed raises, and is not replaced by another one."""
     monkeypatch.setattr(engine_table.importlib.util, "find_spec", lambda name: None if name == "openvino" else name)
     with pytest.raises(UnavailableError, match="needs the package openvino, which is not installed") as caught:
         open_engine("openvino", bundle)
     assert "pip install 'tmi-clnet[openvino]'" in caught.value.fix
 
 
-def test_auto_says_what_it_passed_over(bundle, monkeypatch):
-    name, reason = choose_engine("auto", bundle, rejected={"openvino-bf16": "it was off"})
+def test_auto_reports_skipped_engines(bundle, monkeypatch):
+    """The reason of `auto` lists the skipped engines."""
+    name, reason = choose_engine("auto", bundle, rejected={"openvino-bf16": "its outputs differ"})
     assert name == "openvino"
     assert reason.startswith("auto: the first that is installed and has graphs in the bundle; openvino-bf16: ")
     monkeypatch.setattr(engine_table.importlib.util, "find_spec", lambda name: None if name == "openvino" else name)
@@ -182,13 +195,15 @@ def without(bundle: Bundle, *kinds: str) -> Bundle:
     return replace(bundle, manifest=replace(bundle.manifest, graphs=graphs))
 
 
-def test_auto_takes_torchscript_where_a_bundle_has_nothing_else(bundle):
+def test_auto_falls_back_to_torchscript(bundle):
+    """`auto` selects torchscript if the bundle has no ONNX graphs."""
     name, reason = choose_engine("auto", without(bundle, "onnx"))
     assert name == "torchscript"
     assert "onnx: the bundle holds no onnx graphs" in reason
 
 
-def test_a_bundle_without_the_engines_graphs_says_how_to_get_them(bundle):
+def test_bundle_without_graphs_names_the_export_option(bundle):
+    """The error for missing graphs names the export option that adds them."""
     with pytest.raises(UnavailableError, match="holds no onnx graphs, which engine onnx runs") as caught:
         open_engine("onnx", without(bundle, "onnx"))
     assert "--engine onnx" in caught.value.fix
@@ -196,7 +211,7 @@ def test_a_bundle_without_the_engines_graphs_says_how_to_get_them(bundle):
         choose_engine("auto", without(bundle, "onnx", "torchscript", "weights"))
 
 
-CHANGE_OF_BUNDLES = """
+REPLACE_BUNDLE = """
 import signal, sys
 from pathlib import Path
 from tmi.runtime.engines.registry import open_engine
@@ -206,13 +221,17 @@ old = open_engine("openvino", bundle, threads=1)
 new = open_engine("openvino", bundle, threads=1)
 old.close()
 new.close()
-signal.signal(signal.SIGTERM, lambda *_: print("heard"))
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
 signal.raise_signal(signal.SIGTERM)
 """
 
 
 @pytest.mark.skipif("openvino" not in CPU_ENGINES, reason="openvino is not installed")
-def test_a_service_hears_signals_after_it_changed_its_bundle(tiny_bundle):
-    """OpenVINO gives a thread its own stack for signals, and takes it away in an order that leaves none."""
-    done = subprocess.run([sys.executable, "-c", CHANGE_OF_BUNDLES, tiny_bundle], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
+def test_signals_are_handled_after_replacing_a_bundle(tiny_bundle):
+    """A process still handles signals after two OpenVINO engines were closed in the order of opening.
+
+    Each `openvino.Core` installs an alternative signal stack; destroying two cores in that order would leave a freed
+    one.
+    """
+    process = subprocess.run([sys.executable, "-c", REPLACE_BUNDLE, tiny_bundle], capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (0, "handled\n"), process.stderr

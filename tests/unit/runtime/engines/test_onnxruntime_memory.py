@@ -1,4 +1,4 @@
-"""ONNX Runtime gives the memory of an encoder back after each case, however many there are."""
+"""ONNX Runtime releases the memory of an encoder after each run, whatever the batch size."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tmi.runtime.bundle.manifest import GraphSpec, TensorSpec
 from tmi.runtime.engines.onnxruntime import OnnxEngine
 
 WIDE = 2**22
-"""Numbers in one intermediate tensor of one case: 16 MiB."""
+"""Elements of one intermediate tensor of one case: 16 MiB."""
 
 
 @pytest.fixture
 def wide_graph(tmp_path):
-    """X [B,1] -> tensors of 16 MiB a case -> feature [B,1]."""
+    """Graph x [B, 1] -> intermediate tensors of 16 MiB a case -> feature [B, 1]."""
     nodes = [
         helper.make_node("Expand", ["x", "shape"], ["wide"]),
         helper.make_node("Exp", ["wide"], ["a"]),
@@ -41,7 +41,8 @@ def wide_graph(tmp_path):
     return GraphSpec(name="ct-0", role="ct", inputs=(x,), outputs=(feature,), artefacts={}), path
 
 
-def test_an_encoders_memory_is_given_back_after_a_larger_batch(wide_graph):
+def test_encoder_memory_is_released(wide_graph):
+    """Memory of a large batch is released after the run."""
     spec, path = wide_graph
     engine = OnnxEngine()
     engine.threads = 1
@@ -50,5 +51,5 @@ def test_an_encoders_memory_is_given_back_after_a_larger_batch(wide_graph):
     before = process.memory_info().rss
     for cases in (1, 16, 1, 16):
         engine._run(spec, session, {"x": np.ones((cases, 1), dtype=np.float32)})
-    kept_mib = (process.memory_info().rss - before) / 2**20
-    assert kept_mib < 128, "a tensor of 16 cases takes 256 MiB: one of them is still held"
+    retained_mib = (process.memory_info().rss - before) / 2**20
+    assert retained_mib < 128, "a tensor of 16 cases takes 256 MiB: one of them was not released"

@@ -1,4 +1,4 @@
-"""What the TensorRT engine checks before it touches a runtime that may crash; the rest is in tests/gpu."""
+"""Checks of the TensorRT engine before it loads a runtime that may crash; tests/gpu tests the rest."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def with_plans(*kinds: str) -> Bundle:
 
 
 @pytest.mark.parametrize("name", GPU_ENGINES)
-def test_without_a_driver_no_runtime_is_imported_and_the_error_says_what_to_do(name, monkeypatch):
+def test_missing_driver_is_reported_before_any_import(name, monkeypatch):
+    """Without a driver no TensorRT runtime is imported, and the error has a fix."""
     monkeypatch.setattr(engine_table, "installed", lambda name: True)
     monkeypatch.setattr(nvidia_driver, "LIBRARIES", ("libnothing.so",))
     with pytest.raises(UnavailableError, match=f"engine {name} needs an NVIDIA GPU with its driver") as caught:
@@ -62,54 +63,65 @@ def facts(**changes: object) -> dict[str, object]:
         (facts(target="sm89", built_on=None), L4, "11.0.0.5"),
     ],
 )
-def test_a_plan_that_fits_is_taken(plan, gpu, version):
+def test_compatible_plan_is_accepted(plan, gpu, version):
+    """A plan for this GPU and TensorRT version is accepted."""
     require_compatible_plan(plan, version, gpu, Path("bundle"))
 
 
 @pytest.mark.parametrize(
     ("plan", "gpu", "version", "text"),
     [
-        (facts(), L4, "11.0.0.5", r"for a GPU of sm80 \(hardware compatibility: none\), this machine has L4, sm89"),
+        (
+            facts(),
+            L4,
+            "11.0.0.5",
+            r"for a GPU of sm80 \(hardware compatibility: none\), this machine has L4, sm89",
+        ),
         (facts(hardware="ampere-plus"), T4, "11.0.0.5", "this machine has T4, sm75"),
-        (facts(), A100, "11.1.0.5", r"were built with tensorrt 11\.0\.0\.5, here is 11\.1\.0\.5"),
-        (facts(), A100, "10.13.0", r"here is 10\.13\.0"),
+        (facts(), A100, "11.1.0.5", r"were built with tensorrt 11\.0\.0\.5, installed is 11\.1\.0\.5"),
+        (facts(), A100, "10.13.0", r"installed is 10\.13\.0"),
         (facts(target="sm80", built_on=None), L4, "11.0.0.5", "for a GPU of sm80"),
     ],
 )
-def test_a_plan_for_another_gpu_or_version_is_refused_before_it_is_deserialized(plan, gpu, version, text):
+def test_incompatible_plan_is_rejected(plan, gpu, version, text):
+    """A plan for another GPU or TensorRT version is rejected before it is deserialized."""
     with pytest.raises(UnavailableError, match=text) as caught:
         require_compatible_plan(plan, version, gpu, Path("bundle"))
     assert caught.value.fix == "build the plans for this machine: tmi build bundle"
 
 
-def test_plans_that_the_manifest_does_not_describe_are_not_loaded():
+def test_undescribed_plans_are_rejected():
+    """Plans without metadata in the manifest are rejected."""
     with pytest.raises(DamagedError, match="does not describe its trt plans"):
         plan_metadata(with_plans("trt").manifest, "trt")
-    with pytest.raises(DamagedError, match="in which precision"):
+    with pytest.raises(DamagedError, match="does not record the precision"):
         plan_precision(small_manifest())
 
 
-def test_the_coarsest_graph_bounds_the_pipeline():
+def test_plan_precision_is_the_coarsest():
+    """The precision of the pipeline is that of its least exact graph."""
     manifest = small_manifest()
-    said = {"ct-0": "float16", "text-0": "float32", "fusion": "tf32"}
-    graphs = {name: {"precision": precision} for name, precision in said.items()}
+    recorded = {"ct-0": "float16", "text-0": "float32", "fusion": "tf32"}
+    graphs = {name: {"precision": precision} for name, precision in recorded.items()}
     manifest = replace(manifest, extra={"tensorrt": {"precision": {"graphs": graphs}}})
     assert plan_precision(manifest) == "float16"
 
 
-def test_auto_passes_over_a_gpu_engine_without_a_gpu_and_takes_it_with_one(monkeypatch):
+def test_auto_uses_gpu_engine_only_with_gpu(monkeypatch):
+    """`auto` skips a GPU engine without a GPU and selects it with one."""
     bundle = with_plans("trt-rtx")
     monkeypatch.setattr(engine_choice, "installed", lambda name: True)
     monkeypatch.setattr(engine_choice, "find_gpu", lambda: None)
     name, reason = choose_engine("auto", bundle)
     assert name in ("openvino-bf16", "openvino")
     assert "trt-rtx: no NVIDIA GPU with its driver" in reason
-    assert "torch-trt" not in reason, "what the bundle never had is not missing"
+    assert "torch-trt" not in reason, "engines without graphs in the bundle are not listed"
     monkeypatch.setattr(engine_choice, "find_gpu", lambda: A100)
     assert choose_engine("auto", bundle)[0] == "trt-rtx"
 
 
-def test_tensors_are_matched_by_name_and_by_order_where_a_plan_has_names_of_its_own():
+def test_tensors_match_by_name_or_by_order():
+    """Tensors of a plan are matched by name, or by order if the plan renamed them."""
     spec = small_manifest().graphs[0]
     mode = SimpleNamespace(INPUT="in", OUTPUT="out")
 
@@ -127,10 +139,10 @@ def test_tensors_are_matched_by_name_and_by_order_where_a_plan_has_names_of_its_
 
 
 @pytest.mark.parametrize(
-    ("there", "package", "cuda", "text"),
+    ("distributions", "package", "cuda", "text"),
     [
         ({"tensorrt_cu13_libs"}, "tensorrt", (12, 8), "tensorrt_cu13_libs needs a driver for CUDA 13"),
-        ({"tensorrt_cu13_bindings"}, "tensorrt", (12, 8), "the driver of A100 serves CUDA 12.8 at most"),
+        ({"tensorrt_cu13_bindings"}, "tensorrt", (12, 8), "the driver of A100 supports CUDA 12.8 at most"),
         ({"tensorrt_rtx_cu13"}, "tensorrt_rtx", (12, 8), "tensorrt_rtx_cu13 needs a driver for CUDA 13"),
         ({"tensorrt_cu13_libs"}, "tensorrt", (13, 0), None),
         ({"tensorrt_cu12_libs"}, "tensorrt", (13, 0), None),
@@ -138,8 +150,9 @@ def test_tensors_are_matched_by_name_and_by_order_where_a_plan_has_names_of_its_
         ({"tensorrt"}, "tensorrt", (12, 8), None),
     ],
 )
-def test_a_driver_older_than_the_cuda_of_the_installed_tensorrt_is_refused(monkeypatch, there, package, cuda, text):
-    monkeypatch.setattr(nvidia_driver, "_distributions", lambda: there)
+def test_outdated_driver_is_rejected(monkeypatch, distributions, package, cuda, text):
+    """A driver older than the CUDA version of the installed TensorRT is rejected."""
+    monkeypatch.setattr(nvidia_driver, "_distributions", lambda: distributions)
     gpu = replace(A100, cuda=cuda)
     if text is None:
         require_driver(package, gpu)
@@ -150,19 +163,21 @@ def test_a_driver_older_than_the_cuda_of_the_installed_tensorrt_is_refused(monke
     assert "install a newer NVIDIA driver" in caught.value.fix
 
 
-def test_an_old_driver_is_found_before_any_library_of_tensorrt_is_loaded(monkeypatch):
-    def loaded(*_: object) -> None:
-        raise AssertionError("a library was loaded before the driver was judged")
+def test_driver_is_checked_before_loading_libraries(monkeypatch):
+    """The driver is checked before any TensorRT library is loaded."""
+
+    def fail_on_import(*_: object) -> None:
+        raise AssertionError("a library was loaded before the driver was checked")
 
     monkeypatch.setattr(trt_engine, "require_gpu", lambda what: replace(A100, cuda=(12, 8)))
     monkeypatch.setattr(nvidia_driver, "_distributions", lambda: {"tensorrt_rtx_cu13_libs"})
-    monkeypatch.setattr(trt_engine, "_import", loaded)
+    monkeypatch.setattr(trt_engine, "_import", fail_on_import)
     with pytest.raises(UnavailableError, match="needs a driver for CUDA 13"):
         trt_engine.TrtRtxEngine().open(with_plans("trt-rtx"), threads=None)
 
 
 class FakeDriver:
-    """libcuda's answers for one A100."""
+    """libcuda with one A100."""
 
     def __init__(self, *, init: int = 0, count: int = 1) -> None:
         self.init, self.count = init, count
@@ -187,19 +202,22 @@ class FakeDriver:
         value._obj.value = {75: 8, 76: 0}[attribute]
 
 
-def test_the_driver_is_asked_for_name_capability_and_cuda(monkeypatch):
+def test_gpu_properties_come_from_the_driver(monkeypatch):
+    """Name, compute capability and CUDA version are read from the driver."""
     monkeypatch.setattr(nvidia_driver, "_driver", FakeDriver)
     assert require_gpu("it") == Gpu(name="NVIDIA A100", compute_capability=(8, 0), cuda=(13, 2))
     assert require_gpu("it").target == "sm80"
 
 
 @pytest.mark.parametrize("driver", [FakeDriver(init=100), FakeDriver(count=0)], ids=["does not start", "no GPU"])
-def test_a_driver_that_finds_no_gpu_is_none(driver, monkeypatch):
+def test_driver_without_gpu_gives_none(driver, monkeypatch):
+    """A driver that cannot start or lists no GPU gives None."""
     monkeypatch.setattr(nvidia_driver, "_driver", lambda: driver)
     assert find_gpu() is None
 
 
-def test_looking_for_a_gpu_and_the_engines_module_import_no_torch_and_no_tensorrt():
+def test_gpu_detection_imports_no_heavy_packages():
+    """GPU detection and the engine's module import neither torch nor TensorRT."""
     program = (
         "import sys, tmi.runtime.engines.tensorrt, tmi.runtime.engines.nvidia_driver as d; d.find_gpu();"
         "print([m for m in ('torch', 'tensorrt', 'tensorrt_rtx', 'cuda', 'onnx') if m in sys.modules])"
@@ -209,9 +227,10 @@ def test_looking_for_a_gpu_and_the_engines_module_import_no_torch_and_no_tensorr
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7])
-def test_of_all_copies_the_first_way_in_and_the_last_way_out_are_waited_for(rows):
+def test_only_first_upload_and_last_download_count(rows):
+    """`copied_seconds` counts the first upload and the last download of each run."""
     engine = fake_trt_engine(largest=2)
-    given = np.arange(3 * rows, dtype=np.float32).reshape(rows, 3)
+    inputs = np.arange(3 * rows, dtype=np.float32).reshape(rows, 3)
     for runs in (1, 2):
-        np.testing.assert_array_equal(engine.run("double", {"x": given})["y"], 2 * given)
+        np.testing.assert_array_equal(engine.run("double", {"x": inputs})["y"], 2 * inputs)
         assert engine.copied_seconds == runs * (IN + OUT)
