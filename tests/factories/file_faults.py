@@ -151,7 +151,7 @@ FILE_FAULTS = (
               _resealed_exchange("scalers/fold0.json", "scalers/fold1.json"), "preprocessing .* scaler of fold0"),
     _resealed("tokenizers exchanged, fingerprints taken again",
               _resealed_exchange("tokenizers/text-0.json", "tokenizers/text-1.json"), "preprocessing of pipeline .* text-0"),
-    _resealed("another window in the config", _window, "preprocessing of pipeline .* ct, of the range"),
+    _resealed("another window in the config", _window, "preprocessing of pipeline .* ct, relative to its scaled range"),
     _resealed("another threshold", lambda f, b: reseal(f, threshold=0.9), "meaning .* threshold is 0.9, at the export .* 0.5"),
     _resealed("classes exchanged in the manifest", lambda f, b: reseal(f, classes=("bad", "good")), "meaning .* classes"),
     _resealed("folds that read each other's encoder", _folds, "logits of pipeline"),

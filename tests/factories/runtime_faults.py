@@ -133,10 +133,10 @@ def _fault(name: str, plant, reason: str) -> Fault:
 
 
 RUNTIME_FAULTS = (
-    _fault("another window on this machine", _another_window, "preprocessing of pipeline: ct, of the range"),
-    _fault("height and width exchanged on this machine", _exchanged_axes, "preprocessing of pipeline: ct, of the range"),
-    _fault("left and right exchanged on this machine", _mirrored, "preprocessing of pipeline: ct, of the range"),
-    _fault("the CT header's offset misread", _unscaled_header, "preprocessing of pipeline: ct, of the range"),
+    _fault("another window on this machine", _another_window, "preprocessing of pipeline: ct, relative to its scaled range"),
+    _fault("height and width exchanged on this machine", _exchanged_axes, "preprocessing of pipeline: ct, relative to its scaled range"),
+    _fault("left and right exchanged on this machine", _mirrored, "preprocessing of pipeline: ct, relative to its scaled range"),
+    _fault("the CT header's offset misread", _unscaled_header, "preprocessing of pipeline: ct, relative to its scaled range"),
     _fault("radiomics not scaled", _unscaled, "preprocessing of pipeline: radiomics by the scaler of fold0"),
     _fault("the tokenizer's mask lost", _lost_mask, "preprocessing of pipeline: text-0.attention_mask"),
     _fault("another wording of the record", _other_wording, "preprocessing of pipeline: text"),
