@@ -89,7 +89,7 @@ def test_memory_of_five_folds(record, one_fold: Path, five_folds: Path, case: Pa
                 repeats=1,
             )
             with BenchmarkWorker(plan, "auto") as worker:
-                worker.ask([0])
+                worker.predict([0])
                 peaks[name] = worker.finish()["peak_bytes"] / GIB
 
     record.once(measure)

@@ -21,7 +21,7 @@ LENGTHS = (2, 8)
 def peak_gib(plan: BenchmarkPlan, engine: str, cases: int) -> float:
     """Of a process that predicted one case and then a cohort of so many."""
     with BenchmarkWorker(plan, engine) as worker:
-        worker.ask(range(cases))
+        worker.predict(range(cases))
         return float(worker.finish()["peak_bytes"]) / GIB
 
 

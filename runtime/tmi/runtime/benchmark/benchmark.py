@@ -1,9 +1,9 @@
-"""What a bundle's engines cost on this machine: the measuring part of `tmi bench`.
+"""Measure time, memory and agreement of a bundle's engines on this machine, for `tmi bench`.
 
-Each engine answers in a process of its own, which the caller names. A first process of each fills the caches and
-checks the first opening; later ones are the second start that a user sees. The last of each stays, and then all engines
-are asked the same case in turn, round by round (`tmi.runtime.benchmark.interleaved_timing` says why), one computing
-while the others wait.
+Every engine runs in its own worker process, whose command the caller gives. The first process of an engine fills the
+caches and runs the startup self-test. Later processes measure the second start, which is what a user usually waits for.
+The last process of each engine stays. All engines then predict the same case in turn, round by round
+(`tmi.runtime.benchmark.interleaved_timing` gives the reason), and one computes while the others wait.
 """
 
 from __future__ import annotations
@@ -27,105 +27,109 @@ from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import DamagedError, InputRejectedError, TmiError, UnavailableError, UsageError
 
 REFERENCE = "eager"
-"""The engine that the others' answers and times are set against, where it is measured; else the last one is."""
+"""Engine that the others are compared with, in outputs and times, if it is measured; else the last engine is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkPlan:
-    """What to measure."""
+    """Settings of a measurement."""
 
     bundle: Bundle
-    """Opened once before, so that a damaged one is told at once."""
+    """Opened bundle, so that damage is reported before anything is measured."""
     engines: tuple[str, ...]
     """Names in `ENGINES`."""
     named: bool = True
-    """Whether they were asked for by name; of those that were not, one that cannot answer here is passed over."""
+    """Whether the engines were requested by name; if not, an engine that cannot predict here is skipped."""
     cases: tuple[Case, ...]
-    """Asked in turn."""
+    """Cases, predicted in turn."""
     worker: tuple[str, ...]
-    """Arguments of the Python interpreter that start a worker process, as `tmi.runtime.cli.bench_worker.WORKER`."""
+    """Arguments of the Python interpreter that start a worker process, for example
+    `tmi.runtime.cli.bench_worker.WORKER`.
+    """
     repeats: int
     """Rounds of warm predictions."""
     starts: int = 2
-    """New processes that are timed, after the one that fills the caches."""
+    """Number of timed processes of an engine, after the one that fills the caches."""
     batch: int = 1
-    """Cases computed together in the run over all cases."""
+    """Batch size of the run over all cases."""
     threads: int | None = None
-    """Of each engine; None: all cores."""
+    """Threads of each engine; None: all cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineBenchmark:
-    """One engine on this machine. Seconds are wall-clock; a prediction is from the case's files to the answer."""
+    """Measurements of one engine. Seconds are wall-clock; a prediction runs from the case's files to its result."""
 
     engine: str
     """Name in `ENGINES`."""
     package: str
-    """Package and version that did the work."""
+    """Package and version that computed it."""
     precision: str
     """Number format of the computation."""
     threads: int
-    """Threads it may use."""
+    """Number of threads."""
     p50_seconds: float
     """Median warm prediction of one case."""
     p95_seconds: float
-    """95th percentile of the warm predictions; with few rounds little less than the slowest."""
+    """95th percentile of the warm predictions; with few rounds it is close to the slowest one."""
     warm_seconds: tuple[float, ...]
-    """Every round."""
+    """Warm prediction of every round."""
     stage_seconds: Mapping[str, float]
-    """Median over the rounds, by stage of a prediction, and their `total`."""
+    """Median over the rounds of each stage of a prediction, and of their `total`."""
     cases_a_minute: float
-    """In one run over all cases, at the plan's batch."""
+    """Throughput of one run over all cases with the plan's batch size."""
     start_seconds: float
-    """From starting a new process to its first answer, with all caches filled; median."""
+    """Seconds from starting a process to its first result, with filled caches; median."""
     first_start_seconds: float
-    """The same the first time, with the check of the first opening where it had not been made."""
+    """The same for the first process, which runs the startup self-test if its result is not cached."""
     peak_bytes: int
-    """Peak resident memory of its process."""
+    """Peak resident memory of the process."""
     heavy: tuple[str, ...]
-    """Which of torch, transformers, MONAI and the like its process imported."""
+    """Which of torch, transformers, MONAI and similar packages the process imported."""
     to_reference: Ratio
-    """Its warm predictions over those of the reference, round by round."""
+    """Warm predictions of this engine divided by those of the reference, round by round."""
     max_difference: float
-    """Largest distance of a class's probability from the reference's, over all cases, the ensemble and every fold."""
+    """Largest absolute difference of a class probability from the reference, over all cases, the ensemble and every
+    fold.
+    """
     allowed_difference: float
-    """What the engine declares, and the reference with it."""
+    """Sum of the declared bounds of the engine and the reference."""
     changed_decisions: tuple[str, ...]
-    """Cases that it decides differently than the reference."""
+    """Cases whose decision differs from the reference's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkReport:
-    """All engines, in the order in which they were asked for."""
+    """Measurements of all engines, in the requested order."""
 
     figures: tuple[EngineBenchmark, ...]
-    """One for each engine."""
+    """Measurements, one entry for each engine."""
     reference: str
-    """Engine that the others are set against."""
+    """Engine that the others are compared with."""
     passed_over: Mapping[str, str]
-    """Engine -> why it was not measured."""
+    """Skipped engine -> reason."""
 
     def require_agreement(self) -> None:
-        """A table of quick and wrong engines is no good news.
+        """Require that every engine agrees with the reference.
 
         Raises:
-            ParityError: an engine is further from the reference than declared.
+            ParityError: an engine differs from the reference by more than its declared bound.
         """
         for f in self.figures:
             if f.max_difference > f.allowed_difference:
                 raise ParityError(
-                    f"engine {f.engine} is up to {f.max_difference:.2g} from {self.reference} in probability; "
-                    f"{f.allowed_difference:.2g} is declared",
-                    fix="ask all gates with `tmi verify`, and do not use this engine until they hold",
+                    f"engine {f.engine} differs from {self.reference} by up to {f.max_difference:.2g} in probability; "
+                    f"the declared bound is {f.allowed_difference:.2g}",
+                    fix="run all parity checks with `tmi verify`, and do not use this engine until they pass",
                 )
 
 
 class BenchmarkWorker:
-    """A process that answers for one engine."""
+    """Worker process of one engine, controlled by lines of JSON."""
 
     def __init__(self, plan: BenchmarkPlan, engine: str) -> None:
-        """Start it and wait for its first answer."""
-        asked = {
+        """Start the process and wait for its first result."""
+        request = {
             "bundle": str(plan.bundle.folder),
             "engine": engine,
             "threads": plan.threads,
@@ -135,7 +139,7 @@ class BenchmarkWorker:
         self._engine = engine
         start = perf_counter()
         self._process = subprocess.Popen(
-            [sys.executable, *plan.worker, json.dumps(asked)],
+            [sys.executable, *plan.worker, json.dumps(request)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -148,20 +152,20 @@ class BenchmarkWorker:
             raise
         self.start_seconds = perf_counter() - start
 
-    def ask(self, cases: Sequence[int], *, batch: int = 1) -> dict[str, Any]:
-        """Seconds and answers of the cases of these numbers."""
+    def predict(self, cases: Sequence[int], *, batch: int = 1) -> dict[str, Any]:
+        """Predict the cases with these indices; returns seconds and results."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"cases": list(cases), "batch": batch}) + "\n")
         self._process.stdin.flush()
         return self._receive()
 
     def finish(self) -> dict[str, Any]:
-        """Let it end; what it took."""
+        """End the process; returns its peak memory and imports."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        last = self._receive()
+        resources = self._receive()
         self._process.wait()
-        return last
+        return resources
 
     def __enter__(self) -> BenchmarkWorker:
         return self
@@ -184,57 +188,57 @@ class BenchmarkWorker:
         if not line:
             code = self._process.wait()
             raise UnavailableError(
-                f"the process of engine {self._engine} ended without an answer (exit code {code})",
-                fix=f"try `tmi predict --engine {self._engine}`; it may need more memory than there is",
+                f"the process of engine {self._engine} ended without a result (exit code {code})",
+                fix=f"try `tmi predict --engine {self._engine}`; it may need more memory than is available",
             )
         message: dict[str, Any] = json.loads(line)
         if "error" in message:
             raise _error(message["error"], self._engine)
-        for answer in message.get("answers", ()):
-            if answer["status"] != "predicted":
+        for result in message.get("answers", ()):
+            if result["status"] != "predicted":
                 raise InputRejectedError(
-                    answer["what"], fix=answer["fix"], code=answer["code"], case_id=answer["case_id"]
+                    result["what"], fix=result["fix"], code=result["code"], case_id=result["case_id"]
                 )
         return message
 
 
-def _error(said: Mapping[str, str], engine: str) -> TmiError:
-    kinds = {kind.__name__: kind for kind in (UsageError, DamagedError, UnavailableError, ParityError)}
-    return kinds.get(said["kind"], UnavailableError)(f"engine {engine}: {said['what']}", fix=said["fix"])
+def _error(message: Mapping[str, str], engine: str) -> TmiError:
+    classes = {cls.__name__: cls for cls in (UsageError, DamagedError, UnavailableError, ParityError)}
+    return classes.get(message["kind"], UnavailableError)(f"engine {engine}: {message['what']}", fix=message["fix"])
 
 
-def choose_engines(asked: Sequence[str], bundle: Bundle) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The engines to measure, and for those that were not asked for by name why they are passed over.
+def choose_engines(requested: Sequence[str], bundle: Bundle) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Select the engines to measure; those that cannot run are skipped with a reason.
 
     Raises:
         UsageError: no such engine.
-        UnavailableError: none can run here; or, where engines are named, the bundle has no graphs for one or its
-            package is missing.
+        UnavailableError: no engine can run here; or an engine was requested by name and the bundle has no graphs for it
+            or its package is missing.
     """
-    passed_over: dict[str, str] = {}
-    # where nobody asks, plans that most bundles do not have are not worth a line
-    wanted = asked or [n for n, spec in ENGINES.items() if not spec.gpu or bundle.has(spec.artefact)]
-    for name in wanted:
+    skipped: dict[str, str] = {}
+    # Without a request, plans that most bundles do not have are not reported as skipped.
+    candidates = requested or [n for n, spec in ENGINES.items() if not spec.gpu or bundle.has(spec.artefact)]
+    for name in candidates:
         spec = engine_spec(name)
         if not bundle.has(spec.artefact):
-            passed_over[name] = f"the bundle holds no {spec.artefact} graphs"
+            skipped[name] = f"the bundle holds no {spec.artefact} graphs"
         elif not installed(name):
-            passed_over[name] = f"{spec.package} is not installed"
+            skipped[name] = f"{spec.package} is not installed"
         elif spec.gpu and find_gpu() is None:
-            passed_over[name] = "no NVIDIA GPU with its driver"
-    chosen = tuple(dict.fromkeys(name for name in wanted if name not in passed_over))
-    if not chosen or (asked and passed_over):
-        why = "; ".join(f"{name}: {reason}" for name, reason in passed_over.items())
+            skipped[name] = "no NVIDIA GPU with its driver"
+    chosen = tuple(dict.fromkeys(name for name in candidates if name not in skipped))
+    if not chosen or (requested and skipped):
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise UnavailableError(
-            f"nothing to measure ({why})" if not chosen else why,
+            f"no engine to measure ({reasons})" if not chosen else reasons,
             fix="name engines that are installed and that the bundle has graphs for (`tmi inspect` lists them)",
         )
-    return chosen, passed_over
+    return chosen, skipped
 
 
 @dataclass(frozen=True)
 class _EngineProcess:
-    """An engine's last process, and how long its processes took to a first answer."""
+    """Last process of an engine, and the seconds its processes took to their first result."""
 
     worker: BenchmarkWorker
     first_start: float
@@ -252,62 +256,65 @@ def measure(
     Args:
         plan: what to measure.
         passed_over: engine -> why it is not in the plan, for the report.
-        progress: told one line of what is being done.
+        progress: called with one line for each step.
 
     Raises:
         InputRejectedError: a case cannot be predicted.
         UnavailableError: an engine did not start, or its process ended.
         DamagedError: an engine cannot load the bundle.
-        ParityError: an engine that was asked for by name does not answer like the validated model.
+        ParityError: the outputs of an engine that was requested by name differ from the validated model's.
     """
-    left_out = dict(passed_over or {})
+    skipped = dict(passed_over or {})
     with contextlib.ExitStack() as stack:
-        running: dict[str, _EngineProcess] = {}
+        processes: dict[str, _EngineProcess] = {}
         for engine in plan.engines:
             try:
-                running[engine] = _start(plan, engine, progress)
+                processes[engine] = _start(plan, engine, progress)
             except (ParityError, UnavailableError) as error:
-                if plan.named or (engine == plan.engines[-1] and not running):
+                if plan.named or (engine == plan.engines[-1] and not processes):
                     raise
-                left_out[engine] = error.what
+                skipped[engine] = error.what
             else:
-                stack.enter_context(running[engine].worker)
-        engines = tuple(running)
+                stack.enter_context(processes[engine].worker)
+        engines = tuple(processes)
         warm: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
+        # Warm rounds: one engine at a time, while the other processes wait for a line on stdin.
         for number, engine in _rounds(engines, plan.repeats):
             progress(f"round {number + 1} of {plan.repeats}: {engine}")
-            warm[engine].append(running[engine].worker.ask([number % len(plan.cases)]))
-        whole: dict[str, dict[str, Any]] = {}
+            warm[engine].append(processes[engine].worker.predict([number % len(plan.cases)]))
+        all_cases: dict[str, dict[str, Any]] = {}
         for engine in engines:
             progress(f"{engine}: all {len(plan.cases)} cases, batch {plan.batch}")
-            whole[engine] = running[engine].worker.ask(range(len(plan.cases)), batch=plan.batch)
-        ends = {engine: running[engine].worker.finish() for engine in engines}
+            all_cases[engine] = processes[engine].worker.predict(range(len(plan.cases)), batch=plan.batch)
+        resources = {engine: processes[engine].worker.finish() for engine in engines}
     reference = REFERENCE if REFERENCE in engines else engines[-1]
-    figures = [
-        _engine_benchmark(engine, reference, running=running[engine], warm=warm, whole=whole, end=ends[engine])
+    results = [
+        _engine_benchmark(
+            engine, reference, process=processes[engine], warm=warm, all_cases=all_cases, resources=resources[engine]
+        )
         for engine in engines
     ]
-    return BenchmarkReport(figures=tuple(figures), reference=reference, passed_over=left_out)
+    return BenchmarkReport(figures=tuple(results), reference=reference, passed_over=skipped)
 
 
 def _start(plan: BenchmarkPlan, engine: str, progress: Callable[[str], None]) -> _EngineProcess:
-    """Fill the caches with one process, time the next ones, keep the last."""
+    """Fill the caches with one process, time the following ones, keep the last."""
     progress(f"{engine}: first start")
-    with BenchmarkWorker(plan, engine) as filling:
-        filling.finish()
+    with BenchmarkWorker(plan, engine) as first:
+        first.finish()
     starts: list[float] = []
     while True:
         progress(f"{engine}: start {len(starts) + 1} of {plan.starts}")
         worker = BenchmarkWorker(plan, engine)
         starts.append(worker.start_seconds)
         if len(starts) == plan.starts:
-            return _EngineProcess(worker, filling.start_seconds, tuple(starts))
+            return _EngineProcess(worker, first.start_seconds, tuple(starts))
         with worker:
             worker.finish()
 
 
 def _rounds(engines: Sequence[str], repeats: int) -> Iterator[tuple[int, str]]:
-    """Each round asks every engine once, in an order that is turned round after each."""
+    """(round, engine): every round runs each engine once, in an order that is reversed after each round."""
     for number in range(repeats):
         for engine in engines if number % 2 == 0 else engines[::-1]:
             yield number, engine
@@ -317,16 +324,16 @@ def _engine_benchmark(
     engine: str,
     reference: str,
     *,
-    running: _EngineProcess,
+    process: _EngineProcess,
     warm: Mapping[str, Sequence[Mapping[str, Any]]],
-    whole: Mapping[str, Mapping[str, Any]],
-    end: Mapping[str, Any],
+    all_cases: Mapping[str, Mapping[str, Any]],
+    resources: Mapping[str, Any],
 ) -> EngineBenchmark:
-    record = running.worker.first["engine"]
+    record = process.worker.first["engine"]
     seconds = tuple(float(w["seconds"]) for w in warm[engine])
     stages = [w["answers"][0]["seconds"] for w in warm[engine]]
-    answers = whole[engine]["answers"]
-    pairs = list(zip(answers, whole[reference]["answers"], strict=True))
+    results = all_cases[engine]["answers"]
+    pairs = list(zip(results, all_cases[reference]["answers"], strict=True))
     return EngineBenchmark(
         engine=engine,
         package=record["package"],
@@ -336,11 +343,11 @@ def _engine_benchmark(
         p95_seconds=quantile(seconds, 0.95),
         warm_seconds=seconds,
         stage_seconds={name: statistics.median(s[name] for s in stages) for name in stages[0]},
-        cases_a_minute=60 * len(answers) / whole[engine]["seconds"],
-        start_seconds=statistics.median(running.starts),
-        first_start_seconds=running.first_start,
-        peak_bytes=int(end["peak_bytes"]),
-        heavy=tuple(end["heavy"]),
+        cases_a_minute=60 * len(results) / all_cases[engine]["seconds"],
+        start_seconds=statistics.median(process.starts),
+        first_start_seconds=process.first_start,
+        peak_bytes=int(resources["peak_bytes"]),
+        heavy=tuple(resources["heavy"]),
         to_reference=ratio(seconds, [float(w["seconds"]) for w in warm[reference]]),
         max_difference=max(_max_probability_difference(one, other) for one, other in pairs),
         allowed_difference=engine_spec(engine).max_abs_err + engine_spec(reference).max_abs_err,
@@ -349,7 +356,7 @@ def _engine_benchmark(
 
 
 def _max_probability_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-    """Largest distance of a class's probability, over the ensemble and every fold."""
+    """Largest absolute difference of a class probability, over the ensemble and every fold."""
     rows = zip((one, *one["folds"]), (other, *other["folds"]), strict=True)
     differences = [abs(a["probability"][name] - b["probability"][name]) for a, b in rows for name in a["probability"]]
     return float(max(differences))

@@ -1,8 +1,8 @@
-"""Comparing durations on a machine that is never quiet: functions in turn, ratios pair by pair, medians.
+"""Compare the durations of functions on a busy machine: interleaved rounds, ratios within a round, medians.
 
-Two means taken one after the other compare the machine at two times. Here every round runs each road once, in an order
-that is turned round after every round, so that a slower minute slows all of them; the ratio is taken inside a round and
-the median over the rounds is what counts.
+Two means that were measured one after the other compare the machine at two times. Here every round runs each function
+once, in an order that is reversed after every round, so that a slow minute slows all of them. The ratio of two
+functions is computed within each round; its median over the rounds is the result.
 """
 
 from __future__ import annotations
@@ -15,38 +15,39 @@ from time import perf_counter
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """How many times as long one road took as another; below 1 it was quicker."""
+    """Duration of one function divided by that of another; below 1 it is faster."""
 
     median: float
-    """Over the rounds."""
+    """Median over the rounds."""
     lower: float
-    """A quarter of the rounds lie below."""
+    """First quartile over the rounds."""
     upper: float
-    """A quarter of the rounds lie above."""
+    """Third quartile over the rounds."""
     lowest: float
-    """The smallest of a round."""
+    """Smallest value of a round."""
     highest: float
-    """The largest of a round."""
+    """Largest value of a round."""
 
 
 class InterleavedTimer:
-    """Runs its functions once a round and keeps the seconds of each."""
+    """Runs each function once a round and records its seconds."""
 
     def __init__(self, functions: Mapping[str, Callable[[], object]]) -> None:
-        """Nothing runs yet.
+        """Store the functions; nothing is run yet.
 
         Raises:
-            ValueError: no road.
+            ValueError: no function.
         """
         if not functions:
-            raise ValueError("timing in rounds needs a road")
+            raise ValueError("timing needs at least one function")
         self._functions = dict(functions)
         self._rounds = 0
         self.seconds: dict[str, list[float]] = {name: [] for name in functions}
-        """Seconds of each road, a value for each round."""
+        """Seconds of each function, one value for each round."""
 
     def run(self) -> None:
-        """One round of all functions."""
+        """Run every function once."""
+        # The order alternates, so that no function always runs right after the same one.
         for name in list(self._functions) if self._rounds % 2 == 0 else list(self._functions)[::-1]:
             start = perf_counter()
             self._functions[name]()
@@ -54,20 +55,20 @@ class InterleavedTimer:
         self._rounds += 1
 
     def discard_rounds(self) -> None:
-        """Leave the rounds so far out: they warmed up."""
+        """Discard the rounds so far, as warm-up."""
         for values in self.seconds.values():
             values.clear()
 
 
 def ratio(one: Sequence[float], other: Sequence[float]) -> Ratio:
-    """`one` over `other`, round by round.
+    """`one` divided by `other`, round by round.
 
     Raises:
-        ValueError: the two have not the same number of rounds, or none.
+        ValueError: different numbers of rounds, or none.
     """
     rounds = [a / b for a, b in zip(one, other, strict=True)]
     if not rounds:
-        raise ValueError("a ratio needs a round")
+        raise ValueError("a ratio needs at least one round")
     return Ratio(
         median=statistics.median(rounds),
         lower=quantile(rounds, 0.25),
@@ -78,9 +79,9 @@ def ratio(one: Sequence[float], other: Sequence[float]) -> Ratio:
 
 
 def quantile(values: Sequence[float], part: float) -> float:
-    """The value below which `part` of the values lie, linear between neighbours (numpy's default)."""
+    """The quantile `part` of the values, 0 to 1, with linear interpolation (numpy's default)."""
     ordered = sorted(values)
-    place = part * (len(ordered) - 1)
-    below = int(place)
+    position = part * (len(ordered) - 1)
+    below = int(position)
     above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+    return ordered[below] + (position - below) * (ordered[above] - ordered[below])

@@ -1,8 +1,8 @@
-"""Cases to time a bundle with: a CT of a scanner's size, made from a seed, with numpy and nibabel alone.
+"""Write synthetic cases to time a bundle with: a CT of clinical size from a seed, with numpy and nibabel only.
 
-The anatomy is the phantom's (`tmi.toolkit.synthetic.phantom`), rendered coarsely and enlarged; the noise is drawn at
-the CT's own size, because it decides how well the file is compressed and so how long it takes to inflate. The features
-are given, as they are where they were extracted before. The answers mean nothing.
+The anatomy is `tmi.toolkit.synthetic.phantom`'s, rendered coarsely and enlarged. The noise is sampled at full
+resolution, because it determines the compression of the file and thus the time to decompress it. The radiomics table is
+written as if the features had been extracted before. Predictions on these cases are meaningless.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from tmi.toolkit.radiomics.table import write_table
 from tmi.toolkit.synthetic.phantom import Grid, disease_signs, render, sample_body
 
 SCANNER_XYZ = (512, 512, 120)
-"""Voxels of an abdominal CT at slices of 2.5 mm or so."""
+"""Voxels of an abdominal CT with slices of about 2.5 mm."""
 COARSE = 4
-"""The anatomy is rendered on a grid of this many times fewer voxels along x and y, half as many times along z."""
+"""Downsampling factor of the anatomy along x and y; half of it along z."""
 NOISE_HU = 12.0
+"""Standard deviation of the noise."""
 
 
 def write_bench_case(folder: Path, schema: Schema, *, seed: int, shape_XYZ: tuple[int, int, int] = SCANNER_XYZ) -> Case:
-    """Write CT, features and a clinical record into an empty or absent folder; the same seed, the same values."""
+    """Write CT, radiomics table and clinical record to an empty or missing folder; the same seed gives the same values."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, 11])
     hu_XYZ, affine = _ct(rng, shape_XYZ, seed)
@@ -42,7 +43,7 @@ def write_bench_case(folder: Path, schema: Schema, *, seed: int, shape_XYZ: tupl
 def _ct(
     rng: np.random.Generator, shape_XYZ: tuple[int, int, int], seed: int
 ) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
-    """Voxels in HU, stored as scanners do (x to the left, y to the back), and their affine."""
+    """Voxels in HU in the usual scanner orientation (x to the left, y to the back), and their affine."""
     body = sample_body(rng, female=bool(seed % 2), bmi=25.0)
     factors = (COARSE, COARSE, max(1, COARSE // 2))
     coarse = tuple(max(8, -(-n // f)) for n, f in zip(shape_XYZ, factors, strict=True))
@@ -51,10 +52,10 @@ def _ct(
     grid = Grid(shape_XYZ=coarse, spacing_XYZ_mm=spacing, noise_hu=0.0, deposit_part=0.02)  # type: ignore[arg-type]
     phantom = render(body, disease_signs(liver=0.5, portal=0.2, deposit=0.3), grid, seed=np.random.SeedSequence(seed))
     hu = phantom.hu_XYZ
-    for axis, (wanted, have) in enumerate(zip(shape_XYZ, coarse, strict=True)):
-        hu = np.take(hu, np.arange(wanted) * have // wanted, axis=axis)
+    for axis, (target, source) in enumerate(zip(shape_XYZ, coarse, strict=True)):  # nearest neighbour
+        hu = np.take(hu, np.arange(target) * source // target, axis=axis)
     hu = hu.astype(np.int16)
-    for z in range(shape_XYZ[2]):  # a slice at a time: no float copy of the volume
+    for z in range(shape_XYZ[2]):  # slice by slice: no float copy of the volume
         hu[:, :, z] += np.rint(rng.standard_normal(shape_XYZ[:2], dtype=np.float32) * NOISE_HU).astype(np.int16)
     affine = np.diag([-field / shape_XYZ[0], -field / shape_XYZ[1], 218.0 / shape_XYZ[2], 1.0])
     affine[:3, 3] = [field / 2, field / 2, -109.0]
@@ -62,7 +63,7 @@ def _ct(
 
 
 def _values(schema: Schema) -> dict[str, float | str | None]:
-    """Every second field has a value, a low plausible number or the first word, as in a record of the clinic."""
+    """Every second field has a value, a low plausible number or the first choice; the others are missing."""
     values: dict[str, float | str | None] = {}
     for number, field in enumerate(schema.fields):
         if number % 2:

@@ -1,4 +1,4 @@
-"""Rounds in turn, ratios round by round."""
+"""Interleaved rounds, and ratios within a round."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from tmi.runtime.benchmark.interleaved_timing import InterleavedTimer, quantile, ratio
 
 
-def test_the_order_is_turned_round_after_every_round():
+def test_order_is_reversed_after_every_round():
+    """Every second round runs the functions in reverse order."""
     ran: list[str] = []
     rounds = InterleavedTimer({"a": lambda: ran.append("a"), "b": lambda: ran.append("b")})
     for _ in range(3):
@@ -18,7 +19,8 @@ def test_the_order_is_turned_round_after_every_round():
     assert ran == ["a", "b", "b", "a", "a", "b"]
 
 
-def test_what_warmed_up_is_forgotten():
+def test_warm_up_rounds_are_discarded():
+    """`discard_rounds` removes the seconds measured so far."""
     rounds = InterleavedTimer({"a": lambda: None})
     rounds.run()
     rounds.discard_rounds()
@@ -27,34 +29,38 @@ def test_what_warmed_up_is_forgotten():
     assert len(rounds.seconds["a"]) == 1
 
 
-def test_a_planted_sleep_is_seen_and_a_slow_minute_is_not():
-    naps = iter([0.02, 0.0, 0.0, 0.02])  # one slow round, in which both roads are slow
+def test_ratio_detects_a_slower_function():
+    """The median ratio shows a slower function and is not affected by a round that is slow for all."""
+    delays = iter([0.02, 0.0, 0.0, 0.02])  # one round in which both functions are slow
 
     def machine() -> None:
-        time.sleep(0.005 + next(naps))
+        time.sleep(0.005 + next(delays))
 
-    rounds = InterleavedTimer({"slow": lambda: (machine(), time.sleep(0.02)), "plain": machine})
+    rounds = InterleavedTimer({"slow": lambda: (machine(), time.sleep(0.02)), "reference": machine})
     for _ in range(2):
         rounds.run()
-    assert ratio(rounds.seconds["slow"], rounds.seconds["plain"]).median > 1.5
+    assert ratio(rounds.seconds["slow"], rounds.seconds["reference"]).median > 1.5
 
 
-def test_the_ratio_is_taken_round_by_round():
-    found = ratio([1.0, 20.0, 3.0], [2.0, 10.0, 3.0])
-    assert (found.lowest, found.median, found.highest) == (0.5, 1.0, 2.0)
-    assert (found.lower, found.upper) == (0.75, 1.5)
+def test_ratio_is_computed_within_rounds():
+    """A ratio is computed round by round before median and quartiles."""
+    ratios = ratio([1.0, 20.0, 3.0], [2.0, 10.0, 3.0])
+    assert (ratios.lowest, ratios.median, ratios.highest) == (0.5, 1.0, 2.0)
+    assert (ratios.lower, ratios.upper) == (0.75, 1.5)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.25, 0.5, 0.95, 1.0])
-def test_quantiles_are_numpys(part):
+def test_quantile_equals_numpy(part):
+    """`quantile` equals `numpy.quantile`."""
     values = [3.0, 1.0, 4.0, 1.5, 9.0]
     assert quantile(values, part) == pytest.approx(float(np.quantile(values, part)))
 
 
-def test_roads_of_different_lengths_have_no_ratio():
+def test_invalid_rounds_are_rejected():
+    """Different numbers of rounds, no round and no function are rejected."""
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         ratio([1.0, 2.0], [1.0])
-    with pytest.raises(ValueError, match="needs a round"):
+    with pytest.raises(ValueError, match="needs at least one round"):
         ratio([], [])
-    with pytest.raises(ValueError, match="needs a road"):
+    with pytest.raises(ValueError, match="needs at least one function"):
         InterleavedTimer({})

@@ -1,4 +1,4 @@
-"""Cases that are made up for timing."""
+"""Synthetic cases for timing."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ from tmi.toolkit.preprocessing.pipeline import prepare_case
 SHAPE = (48, 40, 20)
 
 
-def test_a_made_up_case_is_accepted_like_any_other(tmp_path):
-    case = write_bench_case(tmp_path / "made-up", load_schema(), seed=0, shape_XYZ=SHAPE)
-    ready = prepare_case(case, tiny(), load_schema())
-    assert ready.ct_1DHW.shape == (1, *tiny().ct.shape_DHW)
-    assert ready.ct_1DHW.std() > 0.2, "anatomy and air, not one grey"
-    assert np.isfinite(ready.radiomics_F).all()
+def test_synthetic_case_is_accepted(tmp_path):
+    """A synthetic case is prepared like a real one and shows anatomy."""
+    case = write_bench_case(tmp_path / "synthetic", load_schema(), seed=0, shape_XYZ=SHAPE)
+    prepared = prepare_case(case, tiny(), load_schema())
+    assert prepared.ct_1DHW.shape == (1, *tiny().ct.shape_DHW)
+    assert prepared.ct_1DHW.std() > 0.2, "anatomy and air, not one grey"
+    assert np.isfinite(prepared.radiomics_F).all()
 
 
-def test_its_ct_is_stored_as_a_scanner_stores_it(tmp_path):
-    case = write_bench_case(tmp_path / "made-up", load_schema(), seed=1, shape_XYZ=SHAPE)
+def test_ct_has_scanner_orientation(tmp_path):
+    """The CT has the requested shape, int16 voxels and the usual scanner orientation."""
+    case = write_bench_case(tmp_path / "synthetic", load_schema(), seed=1, shape_XYZ=SHAPE)
     image = nib.load(case.ct)
     assert image.shape == SHAPE
     assert image.get_data_dtype() == np.int16
     assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
 
 
-def test_the_same_seed_gives_the_same_case_and_another_seed_another(tmp_path):
+def test_case_depends_on_the_seed_only(tmp_path):
+    """The same seed gives the same case, another seed another one."""
     folders = [tmp_path / name for name in ("a", "b", "c")]
     cases = [
         write_bench_case(f, load_schema(), seed=s, shape_XYZ=SHAPE) for f, s in zip(folders, (0, 0, 1), strict=True)
