@@ -186,8 +186,8 @@ def test_failed_bfloat16_falls_back_and_is_cached(nano_bundle, case, emulated, n
     assert f"engine {ENGINE} was not validated: it fails here, and predictions use another engine" in " ".join(
         verified.out.split()
     )
-    asked = tmi("verify", bundle, "--engine", ENGINE, "--threads", 1)
-    assert asked.code == 4
+    named_engine = tmi("verify", bundle, "--engine", ENGINE, "--threads", 1)
+    assert named_engine.code == 4
 
 
 def add_cancelling_bias(monkeypatch: pytest.MonkeyPatch) -> None:
