@@ -1,4 +1,4 @@
-"""Weights from outside: every tensor lands where it belongs, its fate is told, and no code in a file is run."""
+"""Pre-trained weights: every tensor is loaded or reported, and no code in a file is executed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TEXT = TextEncoderConfig(hidden_size=16, layers=2, heads=2, intermediate_size=16
 
 
 class Planted:
-    """What a pickle with code in it unpickles to: a call."""
+    """Pickles to a call that creates a file."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -47,7 +47,8 @@ def ct_config(**changes: object):
     return replace(tiny(), network=replace(tiny().network, ct_encoder=replace(SMALL, **changes)))
 
 
-def test_haras_file_fills_the_encoder_its_stem_summed_and_its_classifier_dropped(tmp_path):
+def test_hara_file_fills_encoder(tmp_path):
+    """Every tensor is loaded, the stem summed over its channels and the classifier dropped."""
     written = write_hara(tmp_path / "r3d50_K_200ep.pth")
     state, report = read_ct_weights(tmp_path / "r3d50_K_200ep.pth", SMALL)
     encoder = CtEncoder(SMALL)
@@ -64,18 +65,19 @@ def test_haras_file_fills_the_encoder_its_stem_summed_and_its_classifier_dropped
     assert len(report.taken) == len(written) - 2
 
 
-def test_a_grey_image_in_all_three_channels_gives_what_the_summed_stem_gives(tmp_path):
-    """Not a comparison of weights but of answers: the 3-channel stem on the repeated image, ours on the image."""
+def test_summed_stem_matches_repeated_grey_image(tmp_path):
+    """The summed stem on an image gives the output of the 3-channel stem on the repeated image."""
     written = write_hara(tmp_path / "hara.pth")
     state, _ = read_ct_weights(tmp_path / "hara.pth", SMALL)
     image = torch.rand(1, 1, 8, 16, 16)
-    theirs = torch.nn.functional.conv3d(image.expand(-1, 3, -1, -1, -1), written["conv1.weight"], padding=3)
-    ours = torch.nn.functional.conv3d(image, state["backbone.conv1.weight"], padding=3)
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    expected = torch.nn.functional.conv3d(image.expand(-1, 3, -1, -1, -1), written["conv1.weight"], padding=3)
+    summed = torch.nn.functional.conv3d(image, state["backbone.conv1.weight"], padding=3)
+    torch.testing.assert_close(summed, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("segmentation", [True, False])
-def test_medicalnets_file_fills_the_encoder_and_sets_its_strides(tmp_path, segmentation):
+def test_medicalnet_file_fills_encoder_and_sets_strides(tmp_path, segmentation):
+    """MedicalNet's weights are loaded, and the config takes MedicalNet's stride and dilations with a note."""
     path = tmp_path / "resnet_50_23dataset.pth"
     written = write_medicalnet(path, segmentation=segmentation)
     start = prepare_initialization(ct_config(), ct=path, text=None)
@@ -91,7 +93,8 @@ def test_medicalnets_file_fills_the_encoder_and_sets_its_strides(tmp_path, segme
     assert all(torch.equal(encoder.backbone.state_dict()[name], tensor) for name, tensor in written.items())
 
 
-def test_strides_that_the_user_sets_are_kept_and_the_mismatch_is_told(tmp_path):
+def test_strides_set_by_user_are_kept(tmp_path):
+    """Strides set explicitly are kept, and a note reports the mismatch."""
     write_medicalnet(tmp_path / "resnet_50.pth")
     start = prepare_initialization(
         ct_config(), ct=tmp_path / "resnet_50.pth", text=None, chosen=("network.ct_encoder.dilation",)
@@ -100,10 +103,12 @@ def test_strides_that_the_user_sets_are_kept_and_the_mismatch_is_told(tmp_path):
     assert "keeps the strides that --set gives it" in start.notes[0]
 
 
-def test_a_dilated_stage_keeps_its_grid_and_no_weight_changes_its_shape():
-    plain = CtEncoder(SMALL)
+def test_dilated_stage_keeps_grid_and_weight_shapes():
+    """A dilated stage has stride 1, and dilation changes no weight's shape."""
+    strided = CtEncoder(SMALL)
     dilated = CtEncoder(replace(SMALL, stem_stride_DHW=(2, 2, 2), dilation=(1, 1, 2, 4)))
-    assert {n: t.shape for n, t in plain.state_dict().items()} == {n: t.shape for n, t in dilated.state_dict().items()}
+    shapes = {n: t.shape for n, t in strided.state_dict().items()}
+    assert shapes == {n: t.shape for n, t in dilated.state_dict().items()}
     sizes = {}
     for stage in (1, 2, 3, 4):
         getattr(dilated.backbone, f"layer{stage}").register_forward_hook(
@@ -115,10 +120,11 @@ def test_a_dilated_stage_keeps_its_grid_and_no_weight_changes_its_shape():
     assert (convolution.dilation, convolution.padding, convolution.stride) == ((4, 4, 4), (4, 4, 4), (1, 1, 1))
 
 
-def test_names_of_the_full_resnet50_are_those_the_loader_expects():
+def test_full_resnet50_tensor_names():
+    """The full-size encoder has the tensor names of the published ResNet-50."""
     with torch.device("meta"):
-        ours = CtEncoder(paper().network.ct_encoder).state_dict()
-    assert set(ours) == {f"backbone.{name}" for name in full_size_names()}
+        state = CtEncoder(paper().network.ct_encoder).state_dict()
+    assert set(state) == {f"backbone.{name}" for name in full_size_names()}
 
 
 @pytest.mark.parametrize(
@@ -130,7 +136,8 @@ def test_names_of_the_full_resnet50_are_those_the_loader_expects():
         (False, True, "pytorch_model.bin"),
     ],
 )
-def test_a_bert_folder_fills_the_text_encoder(tmp_path, head, old_names, file):
+def test_bert_folder_fills_text_encoder(tmp_path, head, old_names, file):
+    """Every tensor is loaded with or without a head, with new or old LayerNorm names, in either file format."""
     written = write_bert(tmp_path / "bert", head=head, old_names=old_names, file=file)
     config = bert_settings(tmp_path / "bert", tiny().network.text_encoder)
     assert config == TEXT
@@ -147,7 +154,8 @@ def test_a_bert_folder_fills_the_text_encoder(tmp_path, head, old_names, file):
     assert report.prefix == ("bert." if head else "")
 
 
-def test_the_pooler_is_taken_where_the_config_pools_by_it(tmp_path):
+def test_pooler_is_loaded_with_pooler_pooling(tmp_path):
+    """BERT's pooler is loaded if the config pools by it."""
     written = write_bert(tmp_path / "bert")
     state, report = read_text_weights(tmp_path / "bert", replace(TEXT, pooling="pooler"))
     assert torch.equal(state["bert.pooler.dense.weight"], written["pooler.dense.weight"])
@@ -155,7 +163,8 @@ def test_the_pooler_is_taken_where_the_config_pools_by_it(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["vocab.txt", "tokenizer.json"])
-def test_a_folder_that_would_lower_case_is_read_cased_and_cut_at_the_length_given(tmp_path, form):
+def test_tokenizer_is_cased_and_truncates(tmp_path, form):
+    """A folder with lower-casing settings is read as cased, and texts are truncated at the configured length."""
     write_bert(tmp_path / "bert")
     (tmp_path / "bert" / "tokenizer_config.json").write_text('{"do_lower_case": true}')
     if form == "tokenizer.json":
@@ -171,10 +180,11 @@ def test_a_folder_that_would_lower_case_is_read_cased_and_cut_at_the_length_give
     assert VOCABULARY[encoded.input_ids_BT[0, 1]] == "Albumin"
 
 
-# What is refused
+# Rejected files
 
 
-def test_a_pickle_with_code_in_it_is_refused_and_the_code_not_run(tmp_path):
+def test_pickle_with_code_is_rejected_and_not_executed(tmp_path):
+    """A pickle with a call is not trusted, and the call is not executed."""
     trace = tmp_path / "ran"
     torch.save({"state_dict": resnet_state(1, planes=SMALL.planes), "extra": Planted(trace)}, tmp_path / "bad.pth")
     with pytest.raises(DamagedError, match="not trusted") as error:
@@ -187,35 +197,40 @@ def test_a_pickle_with_code_in_it_is_refused_and_the_code_not_run(tmp_path):
         read_text_weights(tmp_path / "bert", TEXT)
     assert not trace.exists()
     torch.load(tmp_path / "bad.pth", weights_only=False)
-    assert trace.exists(), "the planted pickle is a real one"
+    assert trace.exists(), "the planted pickle executes when unpickled"
 
 
-def cut(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
 
 
 CT_FAULTS = {
-    "nothing there": (lambda p: None, UsageError, "are not there"),
-    "no tensors": (lambda p: torch.save({"epoch": 3}, p), UsageError, "hold no tensor by name"),
-    "a list": (lambda p: torch.save([torch.zeros(3)], p), UsageError, "hold no tensors by name"),
+    "missing file": (lambda p: None, UsageError, "do not exist"),
+    "no tensors": (lambda p: torch.save({"epoch": 3}, p), UsageError, "contain no named tensors"),
+    "a list": (lambda p: torch.save([torch.zeros(3)], p), UsageError, "are not a mapping of names to tensors"),
     "another network": (
         lambda p: torch.save({f"features.{i}.weight": torch.zeros(3, 3) for i in range(9)}, p),
         UsageError,
-        "nothing useful matched",
+        "too few to be of use",
     ),
     "another width": (
         lambda p: torch.save({"state_dict": resnet_state(3, planes=(4, 8, 8, 8))}, p),
         UsageError,
-        r"is 8x16x1x1x1, the encoder has 4x16x1x1x1 there",
+        r"has shape 8x16x1x1x1, the encoder expects 4x16x1x1x1",
     ),
-    "stem alone": (lambda p: torch.save({"conv1.weight": torch.zeros(4, 1, 7, 7, 7)}, p), UsageError, "nothing useful"),
-    "cut short": (lambda p: (write_hara(p), cut(p)), TmiError, "cannot be read|is no checkpoint"),
+    "stem alone": (
+        lambda p: torch.save({"conv1.weight": torch.zeros(4, 1, 7, 7, 7)}, p),
+        UsageError,
+        "too few to be of use",
+    ),
+    "truncated": (lambda p: (write_hara(p), truncate(p)), TmiError, "cannot be read|is not a checkpoint"),
     "text": (lambda p: p.write_text("<html>not found</html>"), DamagedError, "not trusted"),
 }
 
 
 @pytest.mark.parametrize("fault", CT_FAULTS)
-def test_weights_that_are_of_no_use_are_refused(tmp_path, fault):
+def test_unusable_weights_are_rejected(tmp_path, fault):
+    """A file without enough matching tensors, or that cannot be read, is an error with a fix."""
     write, kind, text = CT_FAULTS[fault]
     write(tmp_path / "weights.pth")
     with pytest.raises(kind, match=text) as error:
@@ -223,41 +238,45 @@ def test_weights_that_are_of_no_use_are_refused(tmp_path, fault):
     assert error.value.fix
 
 
-def test_a_damaged_safetensors_file_is_refused(tmp_path):
+def test_damaged_safetensors_file_is_rejected(tmp_path):
+    """A truncated safetensors file is a DamagedError."""
     save_file(resnet_state(1, planes=SMALL.planes), tmp_path / "w.safetensors")
     assert read_ct_weights(tmp_path / "w.safetensors", SMALL)[1].layout == "resnet"
-    cut(tmp_path / "w.safetensors")
+    truncate(tmp_path / "w.safetensors")
     with pytest.raises(DamagedError, match="cannot be read"):
         read_ct_weights(tmp_path / "w.safetensors", SMALL)
 
 
 @pytest.mark.parametrize(
-    ("said", "text"),
+    ("changes", "text"),
     [
         ({"hidden_act": "relu"}, "hidden_act='relu'"),
         ({"model_type": "roberta"}, "model_type='roberta'"),
         ({"max_position_embeddings": 128}, "max_position_embeddings=128"),
-        ({"hidden_size": None}, "is no BERT's"),
+        ({"hidden_size": None}, "is not that of a BERT"),
     ],
 )
-def test_another_kind_of_bert_is_refused(tmp_path, said, text):
-    write_bert(tmp_path / "bert", **said)
+def test_unsupported_bert_is_rejected(tmp_path, changes, text):
+    """A config.json with an unsupported value is rejected with the key."""
+    write_bert(tmp_path / "bert", **changes)
     with pytest.raises(UsageError, match=text):
         bert_settings(tmp_path / "bert", TEXT)
 
 
-def test_an_uncased_vocabulary_is_refused(tmp_path):
+def test_uncased_vocabulary_is_rejected(tmp_path):
+    """A vocabulary without capital letters is rejected."""
     write_bert(tmp_path / "bert", vocabulary=[t if t.startswith("[") else t.lower() for t in VOCABULARY])
     with pytest.raises(UsageError, match=r"uncased: every capital letter would become \[UNK\]"):
         bert_tokenizer(tmp_path / "bert")
 
 
-def test_a_folder_without_weights_and_a_hub_id_are_told(tmp_path):
+def test_missing_weights_and_hub_id_are_rejected(tmp_path):
+    """A folder without weights and a model id of a hub are usage errors; nothing is downloaded."""
     write_bert(tmp_path / "bert")
     (tmp_path / "bert" / "model.safetensors").unlink()
     with pytest.raises(UsageError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
         read_text_weights(tmp_path / "bert", TEXT)
-    with pytest.raises(UsageError, match="no folder") as error:
+    with pytest.raises(UsageError, match="are not a folder") as error:
         bert_settings(Path("dmis-lab/biobert-v1.1"), TEXT)
     assert "nothing is downloaded" in error.value.fix
 
@@ -265,7 +284,7 @@ def test_a_folder_without_weights_and_a_hub_id_are_told(tmp_path):
 # The command
 
 OPTIONS = ["--preset", "tiny", "--folds", "2", "--epochs", "1", "--accelerator", "cpu"]
-CUT = [
+SMALL_SETTINGS = [
     "ct.shape_DHW=[8,16,16]",
     "clinical.max_length=64",
     'network.ct_encoder.block="bottleneck"',
@@ -277,7 +296,7 @@ CUT = [
 
 
 def train(cohort: Path, run: Path, *more: object) -> CommandResult:
-    return tmi("train", cohort, "--out", run, *OPTIONS, *(x for s in CUT for x in ("--set", s)), *more)
+    return tmi("train", cohort, "--out", run, *OPTIONS, *(x for s in SMALL_SETTINGS for x in ("--set", s)), *more)
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +308,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_starts_from_the_weights_given_and_records_which(files, tmp_path):
+def test_run_starts_from_weights_and_records_them(files, tmp_path):
+    """`tmi train` loads the weights into every fold, logs a report and writes pretrained.json."""
     outcome = train(
         files / "cohort", tmp_path / "run", "--ct-weights", files / "hara.pth", "--text-weights", files / "bert"
     )
@@ -310,7 +330,8 @@ def test_a_run_starts_from_the_weights_given_and_records_which(files, tmp_path):
         assert list(tokenizer["model"]["vocab"]) == VOCABULARY
 
 
-def test_a_run_is_resumed_from_the_same_weights_only(files, tmp_path):
+def test_resume_requires_same_weights(files, tmp_path):
+    """A run is resumed only with the weights that it started from."""
     run = tmp_path / "run"
     assert train(files / "cohort", run, "--ct-weights", files / "hara.pth").code == 0
     state = json.loads((run / "run.json").read_text())

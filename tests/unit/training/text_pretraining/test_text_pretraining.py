@@ -1,4 +1,4 @@
-"""An encoder is taught to read on drawn records: they keep to the schema, the reading comes, the folder is taken."""
+"""Text pre-training: synthetic records follow the schema, the loss falls, and the written folder is loaded."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ SHORT = {
 }  # fmt: skip
 SCHEMA = parse_schema(SHORT, where="short")
 SIZES = TextEncoderConfig(hidden_size=32, layers=2, heads=2, intermediate_size=64, vocab_size=400)
-LESSON = PretrainConfig(renderings=("values", "flags"), steps=150, batch_size=32, learning_rate=4e-3)
+PRETRAIN_CONFIG = PretrainConfig(renderings=("values", "flags"), steps=150, batch_size=32, learning_rate=4e-3)
 
 
 @pytest.fixture(scope="module")
-def taught() -> PretrainedEncoder:
-    return pretrain(SCHEMA, SIZES, LESSON)
+def pretrained() -> PretrainedEncoder:
+    return pretrain(SCHEMA, SIZES, PRETRAIN_CONFIG)
 
 
 @pytest.fixture(scope="module")
-def reading(taught: PretrainedEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("taught") / "reading"
-    write_encoder(folder, taught, SCHEMA, LESSON)
+def encoder_folder(pretrained: PretrainedEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrained") / "reading"
+    write_encoder(folder, pretrained, SCHEMA, PRETRAIN_CONFIG)
     return folder
 
 
@@ -61,131 +61,143 @@ def config(rendering: str = "values") -> Config:
 
 
 @pytest.mark.parametrize("schema", [SCHEMA, load_schema(None)], ids=["short", "liver"])
-def test_drawn_values_are_plausible_rise_with_their_place_and_reach_both_ends(schema):
-    place = np.linspace(-1.0, 1.0, 301)
+def test_value_at_position_is_monotonic_and_covers_range(schema):
+    """Values rise with the position, reach both plausible ends and are continuous at the reference range."""
+    positions = np.linspace(-1.0, 1.0, 301)
     for field in schema.fields:
         if field.choices is not None:
             continue
-        values = value_at_position(field, place)
+        values = value_at_position(field, positions)
         assert (np.diff(values) >= 0).all(), field.name  # flat where the reference range begins at the lowest value
         assert field.plausible is not None
         np.testing.assert_allclose(values[[0, -1]], field.plausible, rtol=1e-9, err_msg=field.name)
         if field.reference:
             low, high = np.mean(list(field.reference.values()), axis=0)
-            for beside in (0.0, 1e-6):  # at the ends of the reference range, and just outside: no jump
-                ends = value_at_position(field, np.array([-1 / 3 - beside, 1 / 3 + beside]))
+            for step in (0.0, 1e-6):  # at the ends of the reference range, and just outside: no jump
+                ends = value_at_position(field, np.array([-1 / 3 - step, 1 / 3 + step]))
                 np.testing.assert_allclose(ends, [low, high], rtol=1e-6, err_msg=field.name)
 
 
-def test_drawn_records_are_records_of_the_schema_with_fields_missing():
-    drawn = sample_records(np.random.default_rng(1), SCHEMA, 500)
-    found = to_clinical_records(drawn, SCHEMA)
+def test_synthetic_records_follow_schema():
+    """Sampled records have the schema's choices and plausible numbers, with some fields missing."""
+    sampled = sample_records(np.random.default_rng(1), SCHEMA, 500)
+    records = to_clinical_records(sampled, SCHEMA)
     for i, field in enumerate(SCHEMA.fields):
-        values = [record.values[field.name] for record in found]
-        assert [value is not None for value in values] == drawn.present_NF[:, i].tolist()
+        values = [record.values[field.name] for record in records]
+        assert [value is not None for value in values] == sampled.present_NF[:, i].tolist()
         if field.choices is not None:
             assert {v for v in values if v is not None} == set(field.choices)
         else:
             numbers = [v for v in values if isinstance(v, float)]
-            assert len(numbers) == drawn.present_NF[:, i].sum()
+            assert len(numbers) == sampled.present_NF[:, i].sum()
             assert sum(plausible(field, v) for v in numbers) >= 0.99 * len(numbers)  # rounding may cross an end
-    assert 0.10 < 1.0 - drawn.present_NF.mean() < 0.23
+    assert 0.10 < 1.0 - sampled.present_NF.mean() < 0.23
 
 
-def test_targets_have_mean_0_and_variance_1_and_say_what_the_record_says():
-    drawn = sample_records(np.random.default_rng(2), SCHEMA, 20000)
-    what, wanted = target_columns(SCHEMA), regression_targets(drawn, SCHEMA)
-    assert wanted.shape == (20000, len(what.names)) == (20000, 7)
-    assert np.abs(wanted.mean(axis=0)).max() < 0.2
-    assert np.abs(wanted.std(axis=0) - 1.0).max() < 0.2
-    albumin = wanted[:, what.names.index("albumin")]
-    assert (albumin[~drawn.present_NF[:, 1]] == 0).all()
-    assert np.corrcoef(albumin[drawn.present_NF[:, 1]], drawn.position_NF[drawn.present_NF[:, 1], 1])[0, 1] > 0.999
+def test_targets_are_standardised_and_match_records():
+    """Target columns have mean 0 and variance 1 and follow the positions; a missing number is 0."""
+    sampled = sample_records(np.random.default_rng(2), SCHEMA, 20000)
+    columns, targets = target_columns(SCHEMA), regression_targets(sampled, SCHEMA)
+    assert targets.shape == (20000, len(columns.names)) == (20000, 7)
+    assert np.abs(targets.mean(axis=0)).max() < 0.2
+    assert np.abs(targets.std(axis=0) - 1.0).max() < 0.2
+    albumin, present = targets[:, columns.names.index("albumin")], sampled.present_NF[:, 1]
+    assert (albumin[~present] == 0).all()
+    assert np.corrcoef(albumin[present], sampled.position_NF[present, 1])[0, 1] > 0.999
 
 
-def test_teaching_lowers_the_loss_and_a_probe_recovers_values_from_the_feature(taught):
-    assert np.mean(taught.losses[-10:]) < 0.5 * np.mean(taught.losses[:10])
-    assert min(taught.r2.values()) > 0.6, taught.r2
-    untaught = pretrain(SCHEMA, SIZES, replace(LESSON, steps=1))
-    assert min(untaught.r2.values()) < 0.3
+def test_pretraining_lowers_loss_and_values_are_recovered(pretrained):
+    """The loss falls below half, and a linear fit recovers every field, which one step does not reach."""
+    assert np.mean(pretrained.losses[-10:]) < 0.5 * np.mean(pretrained.losses[:10])
+    assert min(pretrained.r2.values()) > 0.6, pretrained.r2
+    untrained = pretrain(SCHEMA, SIZES, replace(PRETRAIN_CONFIG, steps=1))
+    assert min(untrained.r2.values()) < 0.3
 
 
-def test_features_have_mean_0_and_variance_1_over_drawn_records(taught):
-    found = to_clinical_records(sample_records(np.random.default_rng(3), SCHEMA, 600), SCHEMA)
-    encoded = taught.tokenizer.encode([render(r, SCHEMA, "values") for r in found], max_length=512)
+def test_features_are_standardised(pretrained):
+    """Pooled features have mean 0 and variance 1 over newly sampled records."""
+    records = to_clinical_records(sample_records(np.random.default_rng(3), SCHEMA, 600), SCHEMA)
+    encoded = pretrained.tokenizer.encode([render(r, SCHEMA, "values") for r in records], max_length=512)
     with torch.no_grad():
-        features = taught.encoder(torch.from_numpy(encoded.input_ids_BT), torch.from_numpy(encoded.attention_mask_BT))
+        features = pretrained.encoder(
+            torch.from_numpy(encoded.input_ids_BT), torch.from_numpy(encoded.attention_mask_BT)
+        )
     assert float(features.mean(dim=0).abs().max()) < 0.5
     assert 0.8 < float(features.std(dim=0).mean()) < 1.2
 
 
-def test_the_same_seed_gives_the_same_encoder_another_seed_another():
-    short = replace(LESSON, steps=3)
-    first, again, other = (pretrain(SCHEMA, SIZES, lesson) for lesson in (short, short, replace(short, seed=1)))
+def test_seed_determines_encoder():
+    """The same seed gives the same encoder, tokenizer and losses; another seed gives other losses."""
+    short = replace(PRETRAIN_CONFIG, steps=3)
+    first, again, other = (pretrain(SCHEMA, SIZES, c) for c in (short, short, replace(short, seed=1)))
     state = again.encoder.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in first.encoder.state_dict().items())
     assert first.tokenizer.tokens == again.tokenizer.tokens
     assert first.losses == again.losses != other.losses
 
 
-def test_the_folder_is_taken_whole_and_gives_the_same_features(taught, reading):
-    start = prepare_initialization(config(), ct=None, text=reading, schema=SCHEMA)
+def test_written_folder_gives_same_features(pretrained, encoder_folder):
+    """The folder is loaded without missing or dropped tensors and gives bit-identical features."""
+    start = prepare_initialization(config(), ct=None, text=encoder_folder, schema=SCHEMA)
     (report,) = start.weights.reports
     assert (report.missing, report.dropped, report.adapted) == ((), (), {})
-    assert start.config.network.text_encoder == replace(taught.config, dropout=0.25)  # the user's dropout stays
+    assert start.config.network.text_encoder == replace(pretrained.config, dropout=0.25)  # the user's dropout
     assert start.tokenizer is not None
-    assert start.tokenizer.tokens == taught.tokenizer.tokens
+    assert start.tokenizer.tokens == pretrained.tokenizer.tokens
     encoder = TextEncoder(start.config.network.text_encoder).eval()
     encoder.load_state_dict(dict(start.weights.states["text"]), strict=True)
     text = "Age: 61.5 years. Albumin: 34 g/L. Ascites: missing. Known cirrhosis, Child-Pugh B."
     features = []
-    for tokenizer, network in ((taught.tokenizer, taught.encoder), (start.tokenizer, encoder)):
+    for tokenizer, network in ((pretrained.tokenizer, pretrained.encoder), (start.tokenizer, encoder)):
         encoded = tokenizer.encode([text], max_length=512)
         assert tokenizer.tokens.index("[UNK]") not in encoded.input_ids_BT
         with torch.no_grad():
             features.append(network(*map(torch.from_numpy, (encoded.input_ids_BT, encoded.attention_mask_BT))))
     assert torch.equal(*features)
-    assert "was taught to read the 3 fields of 'short' on drawn records alone" in start.notes[0]
+    assert "was pre-trained on synthetic records with the 3 fields of 'short'" in start.notes[0]
 
 
-def test_another_rendering_or_version_of_it_is_refused(reading, tmp_path):
-    prepare_initialization(config("flags"), ct=None, text=reading)
-    with pytest.raises(UsageError, match="were taught to read flags, values, and the training renders pairs"):
-        prepare_initialization(config("pairs"), ct=None, text=reading)
-    folder = shutil.copytree(reading, tmp_path / "older")
+def test_other_rendering_or_version_is_rejected(encoder_folder, tmp_path):
+    """An encoder pre-trained on another rendering, or another version of it, is a usage error."""
+    prepare_initialization(config("flags"), ct=None, text=encoder_folder)
+    with pytest.raises(UsageError, match="pre-trained on rendering flags, values, but the training uses pairs"):
+        prepare_initialization(config("pairs"), ct=None, text=encoder_folder)
+    folder = shutil.copytree(encoder_folder, tmp_path / "older")
     document = json.loads((folder / "reading.json").read_text())
     document["renderings"]["values"] = 0
     (folder / "reading.json").write_text(json.dumps(document))
-    with pytest.raises(UsageError, match="were taught text 'values' version 0"):
+    with pytest.raises(UsageError, match="were pre-trained on rendering 'values' version 0"):
         prepare_initialization(config(), ct=None, text=folder)
 
 
-def test_another_schema_is_told(reading):
+def test_other_schema_is_noted(encoder_folder):
+    """A training with another schema gets a note with the number of new or changed fields."""
     changed = parse_schema({**SHORT, "name": "other", "fields": SHORT["fields"][1:]}, where="other")  # type: ignore[index]
-    assert (
-        "0 of its 2 fields are new" in prepare_initialization(config(), ct=None, text=reading, schema=changed).notes[1]
-    )
+    notes = prepare_initialization(config(), ct=None, text=encoder_folder, schema=changed).notes
+    assert "0 of its 2 fields are new" in notes[1]
     liver = load_schema(None)
-    notes = prepare_initialization(config(), ct=None, text=reading, schema=liver).notes
+    notes = prepare_initialization(config(), ct=None, text=encoder_folder, schema=liver).notes
     assert f"{len(liver.fields)} of its {len(liver.fields)} fields are new to reading or differ" in notes[1]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "vocab.txt", "clinical_schema.json", "config.json"])
-def test_a_file_that_was_changed_is_found(reading, tmp_path, name):
-    folder = shutil.copytree(reading, tmp_path / "changed")
+def test_changed_file_is_detected(encoder_folder, tmp_path, name):
+    """A file of the folder that was changed by one bit is a DamagedError."""
+    folder = shutil.copytree(encoder_folder, tmp_path / "changed")
     data = bytearray((folder / name).read_bytes())
     data[-1] ^= 1
     (folder / name).write_bytes(data)
-    with pytest.raises(DamagedError, match=f"{name} is not as tmi pretrain-text wrote it"):
+    with pytest.raises(DamagedError, match=f"{name} was changed after tmi pretrain-text wrote it"):
         prepare_initialization(config(), ct=None, text=folder)
 
 
-def test_the_command_writes_a_folder_and_replaces_no_other(tmp_path):
+def test_command_writes_folder_and_replaces_only_its_own(tmp_path):
+    """`tmi pretrain-text` writes the folder; `--force` replaces only a folder of the command."""
     (tmp_path / "short.json").write_text(json.dumps(SHORT))
     arguments = ("pretrain-text", "--preset", "tiny", "--schema", "short.json", "--steps", 2, "--batch", 8)
-    done = tmi(*arguments, "--rendering", "values", "--rendering", "flags", "--out", "reading", cwd=tmp_path)
-    assert done.code == 0, done.err
-    assert "albumin" in done.out
+    outcome = tmi(*arguments, "--rendering", "values", "--rendering", "flags", "--out", "reading", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert "albumin" in outcome.out
     document = json.loads((tmp_path / "reading" / "reading.json").read_text())
     assert document["renderings"] == {"values": 1, "flags": 1}
     assert document["clinical_schema"]["digest"] == SCHEMA.digest
@@ -193,13 +205,14 @@ def test_the_command_writes_a_folder_and_replaces_no_other(tmp_path):
     assert tmi(*arguments, "--out", "reading", "--force", cwd=tmp_path).code == 0
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
-    refused = tmi(*arguments, "--out", "mine", "--force", cwd=tmp_path)
-    assert refused.code == 2
-    assert "--force replaces nothing else" in refused.err
+    rejected = tmi(*arguments, "--out", "mine", "--force", cwd=tmp_path)
+    assert rejected.code == 2
+    assert "--force replaces only such folders" in rejected.err
     assert "unknown rendering 'prose'" in tmi(*arguments, "--rendering", "prose", "--out", "x", cwd=tmp_path).err
 
 
-def test_a_comparison_starts_from_the_folder_keeps_it_frozen_and_goes_on_from_no_other(reading, tmp_path):
+def test_comparison_with_frozen_pretrained_encoder(encoder_folder, tmp_path):
+    """`tmi compare` keeps the frozen encoder's weights, records them, and rejects another folder on resuming."""
     cohort = tmp_path / "cohort"
     rows = ["case_id,patient_id,label"]
     for i in range(12):
@@ -211,12 +224,12 @@ def test_a_comparison_starts_from_the_folder_keeps_it_frozen_and_goes_on_from_no
     (tmp_path / "short.json").write_text(json.dumps(SHORT))
     arguments = ("compare", "cohort", "--table", "clinical", "--preset", "tiny", "--folds", 2, "--epochs", 1)
     arguments += ("--schema", "short.json", "--freeze", "text", "--model", "tmi-clnet", "--model", "logreg")
-    done = tmi(*arguments, "--text-weights", reading, cwd=tmp_path)
-    assert done.code == 0, done.err
+    outcome = tmi(*arguments, "--text-weights", encoder_folder, cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
     runs = tmp_path / "comparison" / "runs"
     assert "text" in json.loads((runs / "tmi-clnet" / "pretrained.json").read_text())
     assert not (runs / "logreg" / "pretrained.json").exists()
-    given = load_file(reading / "model.safetensors")
+    given = load_file(encoder_folder / "model.safetensors")
     trained = load_file(runs / "tmi-clnet" / "fold1" / "model.safetensors")
     assert all(torch.equal(trained[f"text_encoder.bert.{name}"], tensor) for name, tensor in given.items())
     report = (tmp_path / "comparison" / "tables.md").read_text()
@@ -229,12 +242,12 @@ def test_a_comparison_starts_from_the_folder_keeps_it_frozen_and_goes_on_from_no
     assert "none of the 12 cases has a CT" in audited.out
 
     other = tmp_path / "other"
-    lesson = replace(LESSON, renderings=("values",), steps=1)
-    write_encoder(other, pretrain(SCHEMA, SIZES, lesson), SCHEMA, lesson)
-    refused = tmi(*arguments, "--text-weights", other, cwd=tmp_path)
-    assert refused.code == 2
-    assert "other" in refused.err
-    untaught = tmi(*arguments, "--model", "flags", "--text-weights", other, "--out", "new", cwd=tmp_path)
-    assert untaught.code == 2
-    assert "were taught to read values, and the training renders flags" in untaught.err
+    one_step = replace(PRETRAIN_CONFIG, renderings=("values",), steps=1)
+    write_encoder(other, pretrain(SCHEMA, SIZES, one_step), SCHEMA, one_step)
+    rejected = tmi(*arguments, "--text-weights", other, cwd=tmp_path)
+    assert rejected.code == 2
+    assert "other" in rejected.err
+    mismatched = tmi(*arguments, "--model", "flags", "--text-weights", other, "--out", "new", cwd=tmp_path)
+    assert mismatched.code == 2
+    assert "pre-trained on rendering values, but the training uses flags" in mismatched.err
     assert not (tmp_path / "new").exists()

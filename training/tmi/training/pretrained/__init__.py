@@ -1,4 +1,4 @@
-"""Weights from outside: MedicalNet and Kinetics CT encoders, BERT folders, what was loaded and what not.
+"""Pre-trained weights from files: MedicalNet and Kinetics CT encoders, BERT folders, and a report of what was loaded.
 
-Files are safetensors or read without unpickling.
+Files are read without executing pickled code.
 """

@@ -1,14 +1,14 @@
-"""Weights of a 3D ResNet from outside, for the CT encoder.
+"""Loads the weights of a pre-trained 3D ResNet into the CT encoder.
 
-Known layouts, told apart by their names:
+Known layouts, distinguished by their tensor names:
 
     hara        3D-ResNets-PyTorch, r3d50_K_200ep.pth: `state_dict`, stem [64,3,7,7,7], `fc`
-    medicalnet  resnet_50*.pth: `state_dict`, `module.`, stem [64,1,7,7,7]; `conv_seg` where it is a segmentation's
+    medicalnet  resnet_50*.pth: `state_dict`, `module.`, stem [64,1,7,7,7]; `conv_seg` in a segmentation network
     resnet      any other file with the same block names
 
-A stem of three channels is summed over them: a grey image that is put into all three gives the same answer.
-MedicalNet's network has the stem stride (2,2,2) and, in place of strides, dilation 2 and 4 in stages 3 and 4; its
-weights have the same shapes as without, so only the settings can tell, and `medicalnet_settings` gives them.
+A stem with three input channels is summed over them, which equals repeating a grey image in all three channels.
+MedicalNet's network has the stem stride (2,2,2) and, in place of strides, dilation 2 and 4 in stages 3 and 4. Its
+weights have the same shapes as those of a strided network, so the config must be changed: see `medicalnet_settings`.
 Sources: K. Hara et al. 2018; S. Chen et al. 2019 (Med3D).
 """
 
@@ -29,16 +29,16 @@ from tmi.training.pretrained.weight_report import WeightReport, match_tensors
 STEM = "conv1.weight"
 SUMMED = "summed over its 3 input channels"
 STRIDE, DILATION = (2, 2, 2), (1, 1, 2, 4)
-"""Stem and stages of MedicalNet's ResNets."""
+"""Stem stride and stage dilations of MedicalNet's ResNets."""
 
 
 def medicalnet_settings(config: CtEncoderConfig) -> CtEncoderConfig:
-    """The encoder with MedicalNet's stem stride and dilations."""
+    """The encoder config with MedicalNet's stem stride and dilations."""
     return replace(config, stem_stride_DHW=STRIDE, dilation=DILATION)
 
 
 def detect_layout(file: WeightFile) -> str:
-    """Whose layout a file has."""
+    """Layout of a file: `hara`, `medicalnet` or `resnet`."""
     stem = file.tensors.get(STEM)
     channels = stem.shape[1] if stem is not None and stem.ndim == 5 else 0
     if any(name.startswith("conv_seg") for name in file.tensors) or (file.parallel and channels == 1):
@@ -47,15 +47,15 @@ def detect_layout(file: WeightFile) -> str:
 
 
 def read_ct_weights(path: Path, config: CtEncoderConfig) -> tuple[dict[str, Tensor], WeightReport]:
-    """Tensors for the CT encoder, by its own names, and what became of the file's.
+    """Read the tensors of the CT encoder, by the encoder's names, and a report of the file's tensors.
 
     Raises:
-        UsageError: no such file, another size of network, or nothing useful in it.
+        UsageError: the file does not exist, is of a network of another size, or matches too few tensors.
         DamagedError: the file cannot be read or is not trusted.
     """
     file = read_weights(path)
     with torch.device("meta"):
-        places = CtEncoder(config).state_dict()
+        parameters = CtEncoder(config).state_dict()
     adapted: dict[str, str] = {}
     named: dict[str, tuple[str, Tensor]] = {}
     for original, tensor in file.tensors.items():
@@ -64,7 +64,7 @@ def read_ct_weights(path: Path, config: CtEncoderConfig) -> tuple[dict[str, Tens
             tensor = tensor.sum(dim=1, keepdim=True)
             adapted[name] = SUMMED
         named[name] = (original, tensor)
-    found = match_tensors(named, places, optional="fc.", file=path.name, sizes="network.ct_encoder.*")
+    matched = match_tensors(named, parameters, optional="fc.", file=path.name, sizes="network.ct_encoder.*")
     report = WeightReport(
         encoder="ct",
         file=path.name,
@@ -72,9 +72,9 @@ def read_ct_weights(path: Path, config: CtEncoderConfig) -> tuple[dict[str, Tens
         layout=detect_layout(file),
         wrapper=file.wrapper,
         prefix=DATA_PARALLEL_PREFIX if file.parallel else "",
-        taken=tuple(found.state),
+        taken=tuple(matched.state),
         adapted=adapted,
-        dropped=found.dropped,
-        missing=found.missing,
+        dropped=matched.dropped,
+        missing=matched.missing,
     )
-    return dict(found.state), report
+    return dict(matched.state), report

@@ -1,4 +1,4 @@
-"""Where the encoders start from: files of weights for all folds, or nothing."""
+"""Initial weights of the encoders, loaded from files and shared by all folds, and the config adapted to them."""
 
 from __future__ import annotations
 
@@ -25,68 +25,69 @@ MEDICALNET_FIELDS = ("network.ct_encoder.stem_stride_DHW", "network.ct_encoder.d
 
 @dataclass(frozen=True, kw_only=True)
 class InitialWeights:
-    """Tensors that every fold starts from."""
+    """Initial tensors of the encoders, the same in every fold."""
 
     states: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    """`ct`, `text` -> name in that encoder -> tensor."""
+    """Encoder (`ct`, `text`) -> name in that encoder -> tensor."""
     reports: tuple[WeightReport, ...] = ()
-    """Where they come from."""
+    """One report for each encoder."""
 
     def load_into(self, network: nn.Module) -> None:
-        """Put them into a network's encoders; what no file fills stays as it is.
+        """Load the tensors into a network's encoders; all other tensors are unchanged.
 
         Raises:
             UsageError: the network has no such encoder.
         """
-        there = encoders(network)
+        modules = encoders(network)
         for name, state in self.states.items():
-            if name not in there:
+            if name not in modules:
                 raise UsageError(
-                    f"weights for the {name} encoder are given, and the model has none", fix="leave them out"
+                    f"weights for the {name} encoder are given, but the model has no such encoder",
+                    fix="omit these weights",
                 )
-            there[name].load_state_dict(dict(state), strict=False)
+            modules[name].load_state_dict(dict(state), strict=False)
 
     def subset(self, names: Sequence[str]) -> InitialWeights | None:
-        """Those of the named encoders; None where there are none."""
+        """The weights of the named encoders; None if there are none."""
         states = {name: state for name, state in self.states.items() if name in names}
         reports = tuple(report for report in self.reports if report.encoder in names)
         return InitialWeights(states=states, reports=reports) if states else None
 
     def document(self) -> dict[str, Any]:
-        """What a run records of them."""
+        """Record of the weights in a run: encoder -> report."""
         return {report.encoder: report.document() for report in self.reports}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Initialization:
-    """What files of weights decide before a training."""
+    """Initial weights of a training, with the config and the tokenizer that they require."""
 
     config: Config
-    """The config, at the sizes and with the strides that the weights were made with."""
+    """The config with the sizes and strides of the weights."""
     weights: InitialWeights
-    """The weights."""
+    """Initial weights."""
     tokenizer: Tokenizer | None
-    """The vocabulary that came with the text weights."""
+    """Tokenizer of the text weights."""
     notes: tuple[str, ...]
-    """What was changed in the config, and why, for people."""
+    """Changes of the config and their reasons, for the log."""
 
     @property
     def encoders(self) -> tuple[str, ...]:
-        """The encoders that weights were given for."""
+        """The encoders that have initial weights."""
         return tuple(self.weights.states)
 
 
 def prepare_initialization(
     config: Config, *, ct: Path | None, text: Path | None, chosen: tuple[str, ...] = (), schema: Schema | None = None
 ) -> Initialization:
-    """Read the files and fit the config to them.
+    """Read the weight files and adapt the config to them.
 
     Args:
-        config: as the user set it.
+        config: config of the user.
         ct: file of a 3D ResNet, or None.
         text: folder of a BERT, or None.
-        chosen: settings that the user gave by hand; these are left as they are.
-        schema: clinical schema of the training, to compare with the one that text weights were taught.
+        chosen: settings that the user gave explicitly; these are not changed.
+        schema: clinical schema of the training, to compare with the schema of the text pre-training.
 
     Raises:
         UsageError: a file does not fit.
@@ -99,7 +100,7 @@ def prepare_initialization(
     network = config.network
     if ct is not None:
         if detect_layout(read_weights(ct)) == "medicalnet":
-            network, note = _require_medicalnet_layout(network, ct, chosen)
+            network, note = _use_medicalnet_layout(network, ct, chosen)
             notes.append(note)
         states["ct"], report = read_ct_weights(ct, network.ct_encoder)
         reports.append(report)
@@ -124,16 +125,17 @@ def prepare_initialization(
     )
 
 
-def _require_medicalnet_layout(network: Any, file: Path, chosen: tuple[str, ...]) -> tuple[Any, str]:
-    wanted = medicalnet_settings(network.ct_encoder)
+def _use_medicalnet_layout(network: Any, file: Path, chosen: tuple[str, ...]) -> tuple[Any, str]:
+    """The network config with MedicalNet's strides, unless the user set them, and a note for the log."""
+    expected = medicalnet_settings(network.ct_encoder)
     if any(name in chosen for name in MEDICALNET_FIELDS):
-        if network.ct_encoder == wanted:
+        if network.ct_encoder == expected:
             return network, f"{file.name} has MedicalNet's layout, and the CT encoder has MedicalNet's strides"
         return network, (
             f"{file.name} has MedicalNet's layout, made for stem stride (2,2,2) and dilated stages 3 and 4; the CT "
             "encoder keeps the strides that --set gives it"
         )
-    return replace(network, ct_encoder=wanted), (
+    return replace(network, ct_encoder=expected), (
         f"{file.name} has MedicalNet's layout: the CT encoder takes its stem stride (2,2,2) and dilation 2 and 4 in "
-        "stages 3 and 4 (keep the plain one with --set network.ct_encoder.dilation=[1,1,1,1])"
+        "stages 3 and 4 (disable this with --set network.ct_encoder.dilation=[1,1,1,1])"
     )

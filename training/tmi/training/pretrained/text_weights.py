@@ -1,8 +1,8 @@
-"""A BERT folder as transformers writes it, for the text encoder: `config.json`, weights, vocabulary.
+"""Loads a BERT folder in the layout of transformers into the text encoder: `config.json`, weights, vocabulary.
 
-Weights are `model.safetensors` or `pytorch_model.bin`, of the bare model or under a head (`bert.` before the names,
-`cls.` beside them); files of the first years name LayerNorm's parameters gamma and beta. The vocabulary is read cased
-(`do_lower_case=False`) whatever the folder says: BioBERT's early releases lack that setting and would be lower-cased.
+Weights are `model.safetensors` or `pytorch_model.bin`, of the bare model or of a model with a head (prefix `bert.`, and
+`cls.` for the head). Early files name LayerNorm's parameters gamma and beta. The vocabulary is always read as cased
+(`do_lower_case=False`): BioBERT's early releases lack that setting and would otherwise be lower-cased.
 Source: J. Devlin et al. 2019; J. Lee et al. 2020 (BioBERT).
 """
 
@@ -41,40 +41,42 @@ FIXED: Mapping[str, Any] = {
     "type_vocab_size": 2,
     "layer_norm_eps": 1e-12,
 }
-"""Keys of config.json that the text encoder has one value for; a file that lacks one means it."""
+"""Keys of config.json for which the text encoder supports one value, which is also the default of a missing key."""
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
 def bert_settings(folder: Path, config: TextEncoderConfig) -> TextEncoderConfig:
-    """The text encoder at the folder's sizes.
+    """The text encoder config with the folder's sizes.
 
     Raises:
-        UsageError: no such folder, no config.json of a BERT, or a kind of BERT that the text encoder is not.
+        UsageError: the folder or its config.json is missing, or the architecture is not supported.
     """
     if not folder.is_dir():
         raise UsageError(
-            f"text weights {folder} are no folder",
+            f"text weights {folder} are not a folder",
             fix="give the folder of a BERT model with config.json, weights and vocab.txt; nothing is downloaded",
         )
     try:
-        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        sizes = {ours: int(said[theirs]) for theirs, ours in SIZES.items()}
+        document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        sizes = {name: int(document[key]) for key, name in SIZES.items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{folder}: config.json is missing or is no BERT's", fix="give a whole BERT folder") from error
+        raise UsageError(
+            f"{folder}: config.json is missing or is not that of a BERT", fix="give a complete BERT folder"
+        ) from error
     for key, value in FIXED.items():
-        if said.get(key, value) != value:
+        if document.get(key, value) != value:
             raise UsageError(
-                f"{folder}: config.json says {key}={said[key]!r}; the text encoder has {value!r}",
-                fix="give a plain BERT",
+                f"{folder}: config.json has {key}={document[key]!r}; the text encoder supports only {value!r}",
+                fix="give a standard BERT",
             )
     return TextEncoderConfig(pooling=config.pooling, dropout=config.dropout, **sizes)
 
 
 def bert_tokenizer(folder: Path) -> Tokenizer:
-    """The folder's vocabulary, cased.
+    """The folder's vocabulary as a cased tokenizer.
 
     Raises:
-        UsageError: there is none, or it is an uncased one, by which every capital would be unknown.
+        UsageError: the vocabulary is missing, or it is uncased, so every capital letter would be unknown.
     """
     if (folder / "vocab.txt").is_file():
         path = folder / "vocab.txt"
@@ -87,30 +89,30 @@ def bert_tokenizer(folder: Path) -> Tokenizer:
             tokens = sorted(vocab, key=vocab.__getitem__)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(
-                f"{folder} has no vocab.txt", fix="put the model's vocab.txt there, or give --vocab"
+                f"{folder} has no vocab.txt", fix="add the model's vocab.txt to the folder, or give --vocab"
             ) from error
         tokenizer = Tokenizer.from_tokens(tokens, path)
     if not any(c.isupper() for token in tokens if not token.startswith("[") for c in token):
         raise UsageError(
             f"the vocabulary of {folder} is uncased: every capital letter would become [UNK]",
-            fix="give a cased model, or its own lower-casing tokenizer.json with --vocab",
+            fix="give a cased model, or the model's own lower-casing tokenizer.json with --vocab",
         )
     return tokenizer
 
 
 def read_text_weights(folder: Path, config: TextEncoderConfig) -> tuple[dict[str, Tensor], WeightReport]:
-    """Tensors for the text encoder, by its own names, and what became of the file's.
+    """Read the tensors of the text encoder, by the encoder's names, and a report of the file's tensors.
 
     Raises:
-        UsageError: no weights there, another size of network, or nothing useful in them.
+        UsageError: the folder has no weights, or they are of a network of another size or match too few tensors.
         DamagedError: the file cannot be read or is not trusted.
     """
     path = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if path is None:
-        raise UsageError(f"{folder} has neither {' nor '.join(FILES)}", fix="give a BERT folder with whole weights")
+        raise UsageError(f"{folder} has neither {' nor '.join(FILES)}", fix="give a BERT folder with its weights")
     file = read_weights(path)
     with torch.device("meta"):
-        places = TextEncoder(config).state_dict()
+        parameters = TextEncoder(config).state_dict()
     under_head = any(name.startswith("bert.") for name in file.tensors)
     adapted: dict[str, str] = {}
     named: dict[str, tuple[str, Tensor]] = {}
@@ -124,7 +126,7 @@ def read_text_weights(folder: Path, config: TextEncoderConfig) -> tuple[dict[str
                 name = name.removesuffix(old) + new
                 adapted[name] = f"renamed from {old.rpartition('.')[2]}"
         named[name] = (original, tensor)
-    found = match_tensors(named, places, optional="", file=path.name, sizes="network.text_encoder.*")
+    matched = match_tensors(named, parameters, optional="", file=path.name, sizes="network.text_encoder.*")
     report = WeightReport(
         encoder="text",
         file=path.name,
@@ -132,9 +134,9 @@ def read_text_weights(folder: Path, config: TextEncoderConfig) -> tuple[dict[str
         layout="bert",
         wrapper=file.wrapper,
         prefix=(DATA_PARALLEL_PREFIX if file.parallel else "") + ("bert." if under_head else ""),
-        taken=tuple(found.state),
+        taken=tuple(matched.state),
         adapted=adapted,
-        dropped=found.dropped,
-        missing=found.missing,
+        dropped=matched.dropped,
+        missing=matched.missing,
     )
-    return dict(found.state), report
+    return dict(matched.state), report

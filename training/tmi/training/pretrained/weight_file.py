@@ -1,7 +1,7 @@
-"""Reading a file of weights that somebody else made: tensors only, never code.
+"""Reads a weight file from an external source without executing code.
 
-Accepted are safetensors and what `torch.save` writes. The latter is a pickle, so it is read with `weights_only=True`:
-anything in it beyond tensors and plain containers ends the reading, and nothing of it is run.
+Accepted are safetensors and files of `torch.save`. The latter are pickles and are read with `weights_only=True`: a file
+with anything other than tensors and plain containers is rejected, and none of it is executed.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from torch import Tensor
 from tmi.toolkit.errors import DamagedError, UsageError
 
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
-"""Keys under which checkpoints keep the weights beside optimiser and epoch."""
+"""Keys under which checkpoints store the weights, next to optimiser and epoch."""
 DATA_PARALLEL_PREFIX = "module."
-"""What torch's DataParallel puts before every name."""
+"""Prefix that torch's DataParallel adds to every name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFile:
-    """The tensors of a file, without wrapper and `module.`."""
+    """The tensors of a file, without the wrapper and the prefix `module.`."""
 
     tensors: Mapping[str, Tensor]
     """Name -> tensor, on the CPU."""
     wrapper: str | None
-    """Key that the weights were found under; None: at the top."""
+    """Key under which the weights are stored; None if they are at the top level."""
     parallel: bool
-    """Whether the names had `module.` before them."""
+    """Whether the names had the prefix `module.`."""
 
 
 def read_weights(path: Path) -> WeightFile:
-    """The tensors of a file.
+    """Read the tensors of a file.
 
     Raises:
-        UsageError: no such file, or no tensors in it.
-        DamagedError: it cannot be read, or holds more than tensors; it is not trusted then.
+        UsageError: the file does not exist or contains no tensors.
+        DamagedError: the file cannot be read, or is not trusted because it contains more than tensors.
     """
     if not path.is_file():
-        raise UsageError(f"weights {path} are not there", fix="give the path of a file of weights")
+        raise UsageError(f"weights {path} do not exist", fix="give the path of a weight file")
     content = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
     wrapper = next((k for k in WRAPPER_KEYS if isinstance(content.get(k), Mapping)), None)
     inner = content[wrapper] if wrapper else content
     tensors = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise UsageError(f"weights {path.name} hold no tensor by name", fix="give a state dict of a network")
+        raise UsageError(f"weights {path.name} contain no named tensors", fix="give a state dict of a network")
     parallel = all(name.startswith(DATA_PARALLEL_PREFIX) for name in tensors)
     if parallel:
         tensors = {name.removeprefix(DATA_PARALLEL_PREFIX): tensor for name, tensor in tensors.items()}
@@ -73,16 +73,18 @@ def _torch(path: Path) -> Mapping[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise DamagedError(
-            f"weights {path.name} are not trusted: the file holds more than tensors, or is no checkpoint; nothing of "
-            "it was run",
-            fix="give a file of tensors alone, best a .safetensors made where the checkpoint is trusted",
+            f"weights {path.name} are not trusted: the file contains more than tensors or is not a checkpoint; no code "
+            "in it was executed",
+            fix="give a file with tensors only, preferably a .safetensors converted where the checkpoint is trusted",
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError) as error:
         raise _unreadable(path) from error
     if not isinstance(content, Mapping):
-        raise UsageError(f"weights {path.name} hold no tensors by name", fix="give a state dict of a network")
+        raise UsageError(
+            f"weights {path.name} are not a mapping of names to tensors", fix="give a state dict of a network"
+        )
     return content
 
 
 def _unreadable(path: Path) -> DamagedError:
-    return DamagedError(f"weights {path.name} cannot be read", fix="fetch the file again")
+    return DamagedError(f"weights {path.name} cannot be read", fix="download the file again")

@@ -1,4 +1,4 @@
-"""What became of each tensor of a file of weights, and the rule by which tensors find their places."""
+"""Matches the tensors of a weight file to an encoder by name, and reports which were loaded, dropped or missing."""
 
 from __future__ import annotations
 
@@ -12,100 +12,104 @@ from tmi.toolkit.errors import UsageError
 from tmi.toolkit.storage.serialization import to_json
 
 MIN_MATCHED_FRACTION = 0.5
-"""Part of an encoder's parameters that a file must fill to be of use."""
+"""Minimum fraction of an encoder's parameters that a file must fill."""
 BATCH_COUNTER = "num_batches_tracked"
-"""BatchNorm's counter: old files lack it and nothing reads it."""
+"""BatchNorm's counter: old files lack it, and it is not used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightReport:
-    """What was taken from a file for one encoder."""
+    """Report of the weights loaded from a file into one encoder."""
 
     encoder: Literal["ct", "text"]
     """Encoder."""
     file: str
     """Name of the file, without its folder."""
     sha256: str
-    """Its digest."""
+    """SHA-256 of the file."""
     layout: str
-    """Whose layout it has: `hara`, `medicalnet`, `resnet` or `bert`."""
+    """Layout of the file: `hara`, `medicalnet`, `resnet` or `bert`."""
     wrapper: str | None
-    """Key that the weights lay under."""
+    """Key under which the weights are stored."""
     prefix: str
-    """What was taken off the names."""
+    """Prefix removed from the names."""
     taken: tuple[str, ...]
-    """Names in the encoder that the file fills."""
+    """Encoder tensors filled from the file."""
     adapted: dict[str, str]
-    """Of these, the ones that were changed on the way, and how."""
+    """Those of `taken` that were changed, and how."""
     dropped: tuple[str, ...]
-    """Names in the file that the encoder has no place for."""
+    """Tensors of the file without a counterpart in the encoder."""
     missing: tuple[str, ...]
-    """Names in the encoder that keep their random weights."""
+    """Encoder tensors that keep their random initialisation."""
 
     def summary(self) -> str:
-        """One line for people."""
+        """One line for the log."""
         return (
-            f"{self.encoder} encoder: {self.file} ({self.layout}): {len(self.taken)} tensors taken, "
+            f"{self.encoder} encoder: {self.file} ({self.layout}): {len(self.taken)} tensors loaded, "
             f"{len(self.adapted)} of them adapted, {len(self.dropped)} dropped, {len(self.missing)} missing"
         )
 
     def document(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The report as plain JSON values."""
         return to_json(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatchedWeights:
-    """Tensors in their places."""
+    """Tensors matched to an encoder by name."""
 
     state: Mapping[str, Tensor]
     """Name in the encoder -> tensor."""
     dropped: tuple[str, ...]
-    """Names of the file without a place."""
+    """Tensors of the file without a counterpart in the encoder."""
     missing: tuple[str, ...]
-    """Places without a tensor, counters aside."""
+    """Encoder tensors without a counterpart in the file, BatchNorm counters excluded."""
 
 
 def match_tensors(
     tensors: Mapping[str, tuple[str, Tensor]], parameters: Mapping[str, Tensor], *, optional: str, file: str, sizes: str
 ) -> MatchedWeights:
-    """Put each tensor where its name belongs.
+    """Match tensors to an encoder by name and shape.
 
     Args:
         tensors: name in the encoder -> name in the file and tensor.
-        parameters: the encoder's own state, for the shapes; tensors of the meta device do.
-        optional: prefix of places that no file is expected to fill; they count neither as missing nor as filled.
+        parameters: state dict of the encoder, for the shapes; tensors on the meta device suffice.
+        optional: prefix of encoder tensors that a file need not fill; they count neither as missing nor as filled.
         file: name of the file, for errors.
-        sizes: which settings fix the encoder's sizes, for errors.
+        sizes: settings that determine the encoder's sizes, for errors.
 
     Raises:
-        UsageError: a tensor has another shape than its place, or too little of the encoder is filled.
+        UsageError: a shape differs, or too few of the encoder's parameters are filled.
     """
 
-    def spare(name: str) -> bool:
+    def is_optional(name: str) -> bool:
         return bool(optional) and name.startswith(optional)
 
     state: dict[str, Tensor] = {}
     dropped = []
     for name, (original, tensor) in tensors.items():
-        if name not in parameters or spare(name):
+        if name not in parameters or is_optional(name):
             dropped.append(original)
             continue
         if tensor.shape != parameters[name].shape:
             raise UsageError(
-                f"weights {file}: {original} is {_shape(tensor)}, the encoder has {_shape(parameters[name])} there",
+                f"weights {file}: {original} has shape {_shape(tensor)}, the encoder expects "
+                f"{_shape(parameters[name])}",
                 fix=f"give weights of the encoder's size, or set its size ({sizes})",
             )
         state[name] = tensor
-    wanted = {name: p.numel() for name, p in parameters.items() if not name.endswith(BATCH_COUNTER) and not spare(name)}
-    filled = sum(n for name, n in wanted.items() if name in state)
-    if filled < MIN_MATCHED_FRACTION * sum(wanted.values()):
+    sizes_by_name = {
+        name: p.numel() for name, p in parameters.items() if not name.endswith(BATCH_COUNTER) and not is_optional(name)
+    }
+    filled, total = sum(n for name, n in sizes_by_name.items() if name in state), sum(sizes_by_name.values())
+    if filled < MIN_MATCHED_FRACTION * total:
         raise UsageError(
-            f"weights {file}: {len(state)} of the encoder's {len(wanted)} tensors are in it, "
-            f"{filled / sum(wanted.values()):.0%} of its parameters: nothing useful matched",
+            f"weights {file} match {len(state)} of the encoder's {len(sizes_by_name)} tensors, {filled / total:.0%} of "
+            "its parameters: too few to be of use",
             fix="give weights of the same kind of network",
         )
-    return MatchedWeights(state=state, dropped=tuple(dropped), missing=tuple(n for n in wanted if n not in state))
+    missing = tuple(name for name in sizes_by_name if name not in state)
+    return MatchedWeights(state=state, dropped=tuple(dropped), missing=missing)
 
 
 def _shape(tensor: Tensor) -> str:

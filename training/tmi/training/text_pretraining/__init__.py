@@ -1,4 +1,4 @@
-"""Pre-training of the text encoder on synthetic records that are sampled from the schema.
+"""Pre-training of the text encoder on synthetic records that are sampled from the clinical schema.
 
-No patient's record takes part.
+No patient data is used.
 """

@@ -1,8 +1,8 @@
-"""A taught encoder as a folder that `--text-weights` loads: a BERT's files, and a record of what it was taught.
+"""Writes a pre-trained text encoder as a folder that `--text-weights` loads.
 
-config.json, model.safetensors, vocab.txt   as transformers writes a BERT
-clinical_schema.json                        the schema that the records were drawn from
-reading.json                                renderings with their versions, lesson, figures, digest of every file
+config.json, model.safetensors, vocab.txt   a BERT in the layout of transformers
+clinical_schema.json                        schema of the synthetic records
+reading.json                                renderings with versions, pre-training config, R2, digest of every file
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from tmi.training.text_pretraining.pretraining import PretrainConfig, Pretrained
 
 
 def write_encoder(folder: Path, pretrained: PretrainedEncoder, schema: Schema, pretrain_config: PretrainConfig) -> None:
-    """Write the folder, reading.json last."""
+    """Write the folder; reading.json comes last because it holds the digests of the other files."""
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = {theirs: getattr(pretrained.config, ours) for theirs, ours in SIZES.items()}
+    sizes = {key: getattr(pretrained.config, name) for key, name in SIZES.items()}
     write_json(folder / "config.json", {**FIXED, **sizes, "architectures": ["BertModel"]})
     write_text(folder / VOCABULARY, "\n".join(pretrained.tokenizer.tokens) + "\n")
     state = {name: tensor.contiguous() for name, tensor in pretrained.encoder.bert.state_dict().items()}
@@ -36,7 +36,7 @@ def write_encoder(folder: Path, pretrained: PretrainedEncoder, schema: Schema, p
         "renderings": {name: RENDERING_VERSIONS[name] for name in pretrain_config.renderings},
         "pooling": pretrained.config.pooling,
         "lesson": to_json(pretrain_config),
-        "r2": {name: round(figure, 4) for name, figure in pretrained.r2.items()},
+        "r2": {name: round(r2, 4) for name, r2 in pretrained.r2.items()},
         "truncated": pretrained.truncated,
         "files": {name: sha256_file(folder / name) for name in ("config.json", VOCABULARY, WEIGHTS, SCHEMA_FILE)},
     }

@@ -1,14 +1,16 @@
-"""Records drawn from a clinical schema: no patient, no outcome, no law of any disease; what fields may hold alone.
+"""Samples synthetic clinical records from a schema's ranges and choices, independently of any patient or disease.
 
-A number's place on its field's scale is s in [-1, 1]: drawn evenly, and turned into a value by
+A number has a position s on its field's scale, sampled uniformly from [-1, 1] and mapped to a value by
 
-    s in [-1/3, 1/3]   evenly between the ends of the reference range
-    |s| > 1/3          outwards to the end of the plausible range, r = (3 |s| - 1) / 2 in (0, 1],
-                       value = end of the reference range * (end of the plausible range / it)^(r^2)
+    s in [-1/3, 1/3]   linear between the ends of the reference range
+    |s| > 1/3          from the end of the reference range to the end of the plausible range,
+                       r = (3 |s| - 1) / 2 in (0, 1],
+                       value = reference end * (plausible end / reference end)^(r^2)
 
-by differences instead of ratios where an end is 0 or less, and evenly over the plausible range where the field has no
-reference. So half of what is drawn lies where values of patients lie, and every plausible value can be read. A field
-with neither range is drawn log-evenly from 0.1 to 1000. Of each record a part of the fields is missing, none to half.
+An end of 0 or less is interpolated linearly instead of geometrically. A field without a reference range is linear over
+its plausible range, and one without either range is log-uniform from 0.1 to 1000. The values thus concentrate at and
+near the reference range and still cover the whole plausible range. In each record none to half of the fields are
+missing.
 
 N records, F fields of the schema, in its order.
 """
@@ -24,46 +26,46 @@ from tmi.toolkit.clinical.record import ClinicalRecord, Value
 from tmi.toolkit.clinical.schema import Field, Schema
 
 MAX_MISSING_FRACTION = 0.5
-"""Upper end of the part of the fields that a record lacks; the part is this times the square of an even draw."""
+"""Maximum fraction of missing fields of a record; the fraction is this times the square of a uniform sample."""
 DEFAULT_RANGE = (0.1, 1000.0)
-"""Of a number of which the schema says nothing."""
+"""Range of a number without ranges in the schema."""
 SIGNIFICANT_DIGITS = (2, 3, 4)
-"""Significant digits that values are rounded to, each as often."""
+"""Numbers of significant digits for rounding, with equal probability."""
 MEAN_MISSING_FRACTION = MAX_MISSING_FRACTION / 3.0
-"""Mean part of the fields that a record lacks."""
+"""Mean fraction of missing fields of a record."""
 REFERENCE_UPPER_POSITION = 1.0 / 3.0
-"""Place of the reference range's upper end on the scale."""
+"""Position of the reference range's upper end on the scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticRecords:
-    """Records as numbers."""
+    """Sampled records in numeric form."""
 
     position_NF: Float[np.ndarray, "N F"]
-    """Place of a number on its field's scale; of a word, 0."""
+    """Position of a number on its field's scale; 0 for a choice."""
     choice_NF: Int[np.ndarray, "N F"]
-    """Index of a word among its field's choices; of a number, 0."""
+    """Index among the field's choices; 0 for a number."""
     present_NF: Bool[np.ndarray, "N F"]
-    """Whether the record has the field."""
+    """Whether the field is present."""
     digits_NF: Int[np.ndarray, "N F"]
     """Significant digits of a number."""
 
 
 def sample_records(rng: np.random.Generator, schema: Schema, count: int) -> SyntheticRecords:
-    """`count` records."""
+    """Sample `count` records."""
     shape = (count, len(schema.fields))
     choices = np.array([len(f.choices or "1") for f in schema.fields])
-    lacking = MAX_MISSING_FRACTION * rng.random((count, 1)) ** 2
+    missing_fraction = MAX_MISSING_FRACTION * rng.random((count, 1)) ** 2
     return SyntheticRecords(
         position_NF=np.where(choices > 1, 0.0, rng.uniform(-1.0, 1.0, shape)),
         choice_NF=rng.integers(0, choices, shape),
-        present_NF=rng.random(shape) >= lacking,
+        present_NF=rng.random(shape) >= missing_fraction,
         digits_NF=rng.choice(SIGNIFICANT_DIGITS, shape),
     )
 
 
 def to_clinical_records(sampled: SyntheticRecords, schema: Schema) -> list[ClinicalRecord]:
-    """The records as `tmi.toolkit.clinical.record.read_clinical` would have read them."""
+    """Convert sampled records to the type that `tmi.toolkit.clinical.record.read_clinical` returns."""
     columns: list[list[Value]] = []
     for i, field in enumerate(schema.fields):
         present = sampled.present_NF[:, i]
@@ -81,27 +83,26 @@ def to_clinical_records(sampled: SyntheticRecords, schema: Schema) -> list[Clini
 
 
 def value_at_position(field: Field, position_N: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    """Values, in the field's unit, at places of its scale."""
+    """Values at positions of a field's scale, in the field's unit."""
     lowest, highest = field.plausible or DEFAULT_RANGE
     if not field.reference:
         if field.plausible is None:
-            return _between(lowest, highest, (position_N + 1.0) / 2.0)
+            return _interpolate(lowest, highest, (position_N + 1.0) / 2.0)
         return lowest + (highest - lowest) * (position_N + 1.0) / 2.0
     low, high = np.mean(list(field.reference.values()), axis=0)
     lowest, highest = min(lowest, low), max(highest, high)
     inside = low + (high - low) * (position_N / REFERENCE_UPPER_POSITION + 1.0) / 2.0
-    outwards = (
-        np.clip((np.abs(position_N) - REFERENCE_UPPER_POSITION) / (1.0 - REFERENCE_UPPER_POSITION), 0.0, 1.0) ** 2
-    )
+    # r^2: the square concentrates values outside the reference range near its ends
+    outside = np.clip((np.abs(position_N) - REFERENCE_UPPER_POSITION) / (1.0 - REFERENCE_UPPER_POSITION), 0.0, 1.0) ** 2
     return np.where(
         np.abs(position_N) <= REFERENCE_UPPER_POSITION,
         inside,
-        np.where(position_N > 0, _between(high, highest, outwards), _between(low, lowest, outwards)),
+        np.where(position_N > 0, _interpolate(high, highest, outside), _interpolate(low, lowest, outside)),
     )
 
 
-def _between(start: float, end: float, fraction_N: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    """From one value to another, by ratios where both are above 0."""
+def _interpolate(start: float, end: float, fraction_N: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """Interpolate from `start` to `end`, geometrically if both are positive, else linearly."""
     if min(start, end) > 0.0:
         return start * (end / start) ** fraction_N
     return start + (end - start) * fraction_N

@@ -1,17 +1,17 @@
-"""What an encoder is to find in a record's text, as columns of numbers that a linear reading can give.
+"""Regression targets of the text pre-training: the content of a record as columns of numbers.
 
-    a number       its place on the field's scale, 0 where missing, which is the middle of the scale
-    a word         1 for the choice that it is, 0 for the others and where missing
-    a field        1 where the record has it
+    number     its position on the field's scale; 0, the middle of the scale, if missing
+    word       one column for each choice: 1 for the record's choice, 0 otherwise and if missing
+    presence   1 if the record has the field
 
-Each column has a mean near 0 and a variance near 1 over drawn records. The loss is a weighted mean of the columns'
-squared errors: 1 a number, 1 over its choices a word, `PRESENCE_WEIGHT` a presence; an encoder narrower than the
-columns gives up presences first. N records, K columns.
+Each column is scaled to a mean near 0 and a variance near 1 over synthetic records. The loss is a weighted mean of the
+squared errors of the columns, with weight 1 for a number, 1 / (number of choices) for a word column and
+`PRESENCE_WEIGHT` for a presence. The low weight makes an encoder that is narrower than the columns drop presences
+first. N records, K columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,30 +21,23 @@ from tmi.toolkit.clinical.schema import Schema
 from tmi.training.text_pretraining.synthetic_records import MEAN_MISSING_FRACTION, SyntheticRecords
 
 PRESENCE_WEIGHT = 0.1
-"""Weight of knowing that a field is there, beside 1 for a number."""
+"""Loss weight of a presence column, relative to 1 for a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetColumns:
-    """Which column says what."""
+    """Meaning and loss weight of each target column."""
 
     names: tuple[str, ...]
     """Field of each column."""
     kinds: tuple[str, ...]
-    """`number`, `word` or `presence`."""
+    """Kind of each column: `number`, `word` or `presence`."""
     weights_K: Float[np.ndarray, " K"]
-    """Weights in the loss, of sum 1; float32."""
-
-    def by_kind(self, values_K: Float[np.ndarray, " K"]) -> Mapping[str, float]:
-        """Kind -> mean of its columns' figures."""
-        return {
-            kind: float(np.mean([f for f, k in zip(values_K, self.kinds, strict=True) if k == kind]))
-            for kind in dict.fromkeys(self.kinds)
-        }
+    """Loss weights with sum 1; float32."""
 
 
 def target_columns(schema: Schema) -> TargetColumns:
-    """The columns of a schema: numbers and words field by field, then a presence a field."""
+    """Target columns of a schema: numbers and words field by field, then one presence column for each field."""
     kinds = [("number", 1.0, f) if f.choices is None else ("word", 1.0 / len(f.choices), f)
              for f in schema.fields for _ in f.choices or " "]  # fmt: skip
     kinds += [("presence", PRESENCE_WEIGHT, f) for f in schema.fields]
@@ -57,16 +50,18 @@ def target_columns(schema: Schema) -> TargetColumns:
 
 
 def regression_targets(sampled: SyntheticRecords, schema: Schema) -> Float[np.ndarray, "N K"]:
-    """The columns of drawn records; float32."""
-    found = []
+    """Target columns of sampled records; float32."""
+    columns = []
     for i, field in enumerate(schema.fields):
         present = sampled.present_NF[:, i]
         if field.choices is None:
-            found.append(np.where(present, sampled.position_NF[:, i], 0.0) * np.sqrt(3.0))
+            # the variance of U(-1, 1) is 1/3
+            columns.append(np.where(present, sampled.position_NF[:, i], 0.0) * np.sqrt(3.0))
             continue
-        part = 1.0 / len(field.choices)
+        # Bernoulli: mean p and variance p (1 - p)
+        p = 1.0 / len(field.choices)
         for k in range(len(field.choices)):
-            found.append((((sampled.choice_NF[:, i] == k) & present) - part) / max(np.sqrt(part * (1.0 - part)), 0.1))
-    usual = 1.0 - MEAN_MISSING_FRACTION
-    presence = (sampled.present_NF - usual) / np.sqrt(usual * (1.0 - usual))
-    return np.column_stack([*found, presence]).astype(np.float32)
+            columns.append((((sampled.choice_NF[:, i] == k) & present) - p) / max(np.sqrt(p * (1.0 - p)), 0.1))
+    p = 1.0 - MEAN_MISSING_FRACTION
+    presence = (sampled.present_NF - p) / np.sqrt(p * (1.0 - p))
+    return np.column_stack([*columns, presence]).astype(np.float32)
