@@ -93,11 +93,11 @@ def test_model_card_reports_mean_and_deviation(manifest):
         "roc_auc": {"mean": 0.7314, "std": 0.0521, "folds": 5},
         "recall": {"mean": None, "std": None, "folds": 0},
     }
-    summary = {"over_folds": metrics, "notes": ["These figures are optimistic."]}
+    summary = {"over_folds": metrics, "notes": ["These metrics are optimistic."]}
     card = model_card(replace(manifest, run=manifest.run | {"summary": summary}))
     assert "| ROC AUC | 0.731 ± 0.052 | 5 |" in card
     assert "| Recall | n/a | 0 |" in card
-    assert "> These figures are optimistic." in card
+    assert "> These metrics are optimistic." in card
 
 
 def test_classes_are_counted_from_held_out_labels(nano_run):

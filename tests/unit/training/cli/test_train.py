@@ -140,7 +140,7 @@ def test_released_run_has_optimism_note(released):
     page = (folder / "summary.md").read_text()
     shown = " ".join(outcome.out.split())
     for reason in (
-        "These figures are optimistic",
+        "These metrics are optimistic",
         "the best epoch is picked on the very fold that is reported",
         "cases of one patient may lie on both sides of a split",
         "the folds are not stratified",
@@ -155,7 +155,7 @@ def test_released_run_has_optimism_note(released):
 def test_truncated_texts_are_reported(released):
     """The number of truncated texts is in the notes and in the printed output."""
     folder, outcome = released
-    note = "10 clinical text(s) are longer than 32 tokens and lost their end."
+    note = "10 clinical text(s) are longer than 32 tokens and were truncated."
     assert note in read(folder / "summary.json")["notes"]
     assert note in " ".join(outcome.out.split())
 

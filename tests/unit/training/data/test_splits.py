@@ -1,4 +1,4 @@
-"""Folds: stratified, grouped by patient, nobody in two parts; the released protocol is the released one."""
+"""Splits: stratified and grouped by patient without overlap; the protocol `released` matches the released code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ SIZES = [(184, 5, 42), (184, 10, 1), (40, 5, 0), (16, 3, 7), (16, 2, 3), (14, 2,
 
 
 @pytest.mark.parametrize(("patients", "folds", "seed"), SIZES)
-def test_every_case_is_held_out_once_and_no_patient_is_in_two_parts(patients, folds, seed):
+def test_folds_partition_cases_without_patient_overlap(patients, folds, seed):
+    """Every case is held out once, and no patient is in two parts of a fold."""
     cases = cohort(patients, bad=0.5 if patients < 20 else 0.4)
     splits = make_folds(cases, TrainConfig(folds=folds, seed=seed))
     assert [s.fold for s in splits] == list(range(folds))
@@ -46,7 +47,8 @@ def test_every_case_is_held_out_once_and_no_patient_is_in_two_parts(patients, fo
 
 
 @pytest.mark.parametrize(("patients", "folds", "seed"), SIZES)
-def test_every_part_that_is_fitted_or_picked_on_holds_both_classes(patients, folds, seed):
+def test_train_and_validation_have_both_classes(patients, folds, seed):
+    """The training and the validation part of every fold have both classes."""
     cases = cohort(patients, bad=0.5 if patients < 20 else 0.4)
     label = {c.case_id: c.label for c in cases}
     for split in make_folds(cases, TrainConfig(folds=folds, seed=seed)):
@@ -54,8 +56,8 @@ def test_every_part_that_is_fitted_or_picked_on_holds_both_classes(patients, fol
             assert {label[i] for i in part} == {0, 1}
 
 
-def test_folds_are_stratified_as_well_as_the_cohort_allows():
-    """75 of 184, as in the paper: with one case a patient every fold has its share to within one case."""
+def test_folds_are_stratified():
+    """With 75 positives of 184, as in the paper, and one case for each patient, every fold has 15 positives."""
     cases = cohort(184, bad=75 / 184, repeats=False)
     label = {c.case_id: c.label for c in cases}
     for split in make_folds(cases, TrainConfig()):
@@ -66,14 +68,16 @@ def test_folds_are_stratified_as_well_as_the_cohort_allows():
 
 
 @pytest.mark.parametrize(("fraction", "part"), [(0.1, 10), (0.2, 5), (0.3, 3), (0.4, 2)])
-def test_the_inner_validation_split_is_the_nearest_whole_part(fraction, part):
+def test_inner_validation_fraction_is_rounded(fraction, part):
+    """The inner validation part is the fraction 1/n nearest to the configured one."""
     cases = cohort(184, repeats=False)
     for split in make_folds(cases, TrainConfig(validation_fraction=fraction)):
-        whole = len(split.train) + len(split.validation)
-        assert len(split.validation) / whole == pytest.approx(1 / part, abs=0.01)
+        total = len(split.train) + len(split.validation)
+        assert len(split.validation) / total == pytest.approx(1 / part, abs=0.01)
 
 
-def test_the_seed_fixes_the_folds_and_another_gives_others():
+def test_seed_determines_folds():
+    """The same seed gives the same folds, and another seed gives different ones."""
     cases = cohort(40)
     config = TrainConfig()
     assert make_folds(cases, config) == make_folds(cases, config)
@@ -81,21 +85,23 @@ def test_the_seed_fixes_the_folds_and_another_gives_others():
 
 
 @pytest.mark.parametrize(
-    ("patients", "folds", "bad", "told"),
+    ("patients", "folds", "bad", "message"),
     [
         (10, 5, 0.4, "4 patients of a class are too few for 5 folds"),
         (6, 2, 0.5, "3 patients of a class are too few for 2 folds"),
         (20, 3, 0.0, "0 patients of a class"),
     ],
 )
-def test_too_few_patients_of_a_class_are_wrong_usage(patients, folds, bad, told):
+def test_too_few_patients_of_class_are_rejected(patients, folds, bad, message):
+    """Too few patients of a class are a usage error with the number needed."""
     with pytest.raises(UsageError) as error:
         make_folds(cohort(patients, bad=bad), TrainConfig(folds=folds))
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "--folds" in error.value.fix
 
 
-def test_many_cases_of_few_patients_do_not_make_up_for_patients():
+def test_many_cases_of_few_patients_are_rejected():
+    """Patients are counted, not cases."""
     cases = [
         Case(folder=Path("x"), case_id=f"P{p}-{v}", patient_id=f"P{p}", label=p % 2) for p in range(4) for v in range(9)
     ]
@@ -106,30 +112,34 @@ def test_many_cases_of_few_patients_do_not_make_up_for_patients():
 RELEASED = TrainConfig(protocol="released")
 
 
-def test_the_released_protocol_is_a_shuffled_kfold_whose_epoch_is_picked_on_the_reported_fold():
+def test_released_protocol_is_shuffled_kfold():
+    """The protocol `released` is scikit-learn's shuffled KFold, with the held-out fold as validation split."""
     from sklearn.model_selection import KFold
 
     cases = cohort(30)
-    theirs = KFold(5, shuffle=True, random_state=42).split(np.zeros(len(cases)))
-    for split, (train, test) in zip(make_folds(cases, RELEASED), theirs, strict=True):
+    expected = KFold(5, shuffle=True, random_state=42).split(np.zeros(len(cases)))
+    for split, (train, test) in zip(make_folds(cases, RELEASED), expected, strict=True):
         assert set(split.train) == {cases[i].case_id for i in train}
         assert set(split.test) == {cases[i].case_id for i in test}
         assert split.validation == split.test
 
 
-def test_the_released_protocol_groups_no_patients():
+def test_released_protocol_does_not_group_patients():
+    """With the protocol `released` a patient may be in the training and the held-out part."""
     splits = make_folds(cohort(30), RELEASED)
     assert any(patients_of(s.train) & patients_of(s.test) for s in splits)
 
 
 @pytest.mark.parametrize(("cases", "folds"), [(3, 5), (2, 2), (3, 2)])
-def test_the_released_protocol_needs_two_cases_to_train_on(cases, folds):
+def test_released_protocol_needs_two_training_cases(cases, folds):
+    """A training part of fewer than two cases is a usage error."""
     with pytest.raises(UsageError, match="too few") as error:
         make_folds(cohort(cases, repeats=False), replace(RELEASED, folds=folds))
     assert "--folds" in error.value.fix
 
 
-def test_a_batch_of_one_cannot_be_asked_for():
+def test_batch_size_of_one_is_rejected():
+    """A batch size of 1 is a usage error, because BatchNorm cannot be trained on it."""
     with pytest.raises(UsageError, match=r"train\.batch_size=1") as error:
         TrainConfig(batch_size=1)
     assert "BatchNorm" in error.value.fix

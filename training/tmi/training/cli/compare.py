@@ -158,7 +158,7 @@ def _train(
     from tmi.toolkit.preprocessing.cache import PreparedCache
     from tmi.training.cli.progress import ProgressCallbacks
     from tmi.training.comparison.runner import train_all
-    from tmi.training.data.vocabulary import read_vocabulary
+    from tmi.training.data.fold_dataset import read_vocabulary
 
     own_tokenizer = None if initialization is None else initialization.tokenizer
     tokenizer = own_tokenizer if vocab is None else read_vocabulary(vocab)

@@ -181,7 +181,7 @@ def _run(
 
     from tmi.toolkit.preprocessing.cache import PreparedCache
     from tmi.training.cli.progress import ProgressCallbacks
-    from tmi.training.data.vocabulary import read_vocabulary
+    from tmi.training.data.fold_dataset import read_vocabulary
     from tmi.training.loop.cross_validation import cross_validate
 
     own_tokenizer = None if initialization is None else initialization.tokenizer

@@ -9,7 +9,7 @@ from typing import Any
 from tmi.training.comparison.paper_tables import PAPER_METRICS, REFERENCE_MODEL, Row, Table
 from tmi.training.comparison.plan import Plan
 from tmi.training.comparison.results import PairedTest, Result
-from tmi.training.evaluation.statistics.holm import holm
+from tmi.training.evaluation.statistics.holm import holm_correction
 
 PERCENT = ("accuracy", "precision", "recall")
 """Metrics that the paper prints in percent."""
@@ -51,8 +51,8 @@ def table_entries(
     """Entries of a table in row order, with Holm's correction over the table."""
     keys = [plan.run_of_row[table.number, row.key] for row in table.rows]
     paired = [tests.get(key) for key in keys]
-    mcnemar = holm([None if p is None else p.mcnemar.p for p in paired])
-    delong = holm([None if p is None or p.delong is None else p.delong.p for p in paired])
+    mcnemar = holm_correction([None if p is None else p.mcnemar.p for p in paired])
+    delong = holm_correction([None if p is None or p.delong is None else p.delong.p for p in paired])
     return tuple(
         TableEntry(
             row=row,

@@ -25,8 +25,8 @@ from tmi.training.evaluation.calibration import positive_class_probability as po
 from tmi.training.evaluation.metrics import METRICS, aggregate_folds, binary_metrics
 from tmi.training.evaluation.prediction_tables import read_predictions
 from tmi.training.evaluation.statistics.bootstrap import bootstrap_weights, interval, weighted_metrics
-from tmi.training.evaluation.statistics.delong import DeLong, delong
-from tmi.training.evaluation.statistics.mcnemar import McNemar, mcnemar
+from tmi.training.evaluation.statistics.delong import DeLong, delong_test
+from tmi.training.evaluation.statistics.mcnemar import McNemar, mcnemar_test
 
 THRESHOLD = 0.5
 """Probability from which a decision is positive in the tables, as in the paper."""
@@ -160,9 +160,9 @@ def compare_with_reference(results: Mapping[str, Result]) -> dict[str, PairedTes
     has_two_per_class = min(int(reference.positive_N.sum()), int((~reference.positive_N).sum())) >= 2
     return {
         key: PairedTest(
-            mcnemar=mcnemar(result.correct_N, reference.correct_N),
+            mcnemar=mcnemar_test(result.correct_N, reference.correct_N),
             delong=(
-                delong(reference.positive_N, result.probability_N, reference.probability_N)
+                delong_test(reference.positive_N, result.probability_N, reference.probability_N)
                 if has_two_per_class
                 else None
             ),

@@ -1,4 +1,4 @@
-"""A cohort as training data: prepared arrays, splits, batches of a fold, augmentation, vocabulary.
+"""Training data of a cohort: prepared arrays, splits, batches of a fold, augmentation, duplicate detection.
 
-Everything fitted is fitted on a fold's inner training part alone.
+Scalers and tokenizers are fitted on the inner training part of a fold alone.
 """

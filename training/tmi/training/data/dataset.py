@@ -1,11 +1,11 @@
-"""A whole cohort, prepared once for all folds and epochs. N cases, V fields of the clinical schema.
+"""Prepares a cohort once for all folds and epochs. N cases, V fields of the clinical schema, F radiomics features.
 
-CTs lie in one float32 array, in memory while they fit there and in a file mapped into memory where they do not
-(a case of the full-size preset is 67 MB). A case that is refused is left out and reported; the rest go on.
+The CTs are one float32 array, in memory if it is small enough, else memory-mapped from a file (a case of the full-size
+preset is 67 MB). Rejected cases are left out and reported.
 
-A cohort that has no CT at all is one of clinical records; systems that look at nothing else are trained on it, and get
-volumes of one voxel and no features. Where any case has a CT, every case must be whole, whatever the system looks at:
-all systems then see the same cases and folds.
+A cohort without any CT consists of clinical records. Models that use only the clinical modality can be trained on it;
+their volumes have one voxel and their features are missing. If any case has a CT, every case must be complete for every
+model, so that all models are trained on the same cases and folds.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from tmi.toolkit.preprocessing.pipeline import prepare_case
 from tmi.toolkit.storage.hashing import sha256_file, sha256_json
 
 IN_MEMORY_BYTES = 2 * 2**30
-"""Cohorts whose CTs take more than this are mapped from a file."""
+"""CT arrays larger than this are memory-mapped from a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CohortArrays:
-    """Prepared cases, in the cohort's order, without those refused."""
+    """Prepared cases in the cohort's order, without the rejected ones."""
 
     cases: tuple[Case, ...]
-    """The cases, N of them."""
+    """The N cases."""
     ct_N1DHW: Float[np.ndarray, "N 1 D H W"]
     """CT volumes; float32."""
     radiomics_NF: Float[np.ndarray, "N F"]
@@ -48,10 +48,10 @@ class CohortArrays:
     labels_N: Int[np.ndarray, " N"]
     """Class indices; int64."""
     rejected: tuple[InputRejectedError, ...]
-    """Why cases were left out."""
+    """Reasons of the rejected cases."""
 
     def rows(self, case_ids: Sequence[str]) -> Int[np.ndarray, " n"]:
-        """Positions of the named cases."""
+        """Row indices of the named cases."""
         position = {case.case_id: i for i, case in enumerate(self.cases)}
         return np.array([position[i] for i in case_ids], dtype=np.intp)
 
@@ -65,14 +65,14 @@ def prepare_cohort(
     cache: PreparedCache | None = None,
     progress: Callable[[Case], None] | None = None,
 ) -> CohortArrays:
-    """Prepare every case.
+    """Prepare every case of a cohort.
 
     Args:
         cohort: the cases.
         config: settings of the run.
         schema: clinical schema of the run.
-        store: file the CTs are mapped from where they do not fit in memory.
-        cache: of prepared images; None prepares every case anew.
+        store: file from which the CTs are mapped if they do not fit in memory.
+        cache: cache of prepared images; None disables caching.
         progress: called after each case.
     """
     records_only = is_clinical_only(cohort) and active_modalities(config) == ("clinical",)
@@ -84,32 +84,32 @@ def prepare_cohort(
         ct = np.lib.format.open_memmap(store, mode="w+", dtype=np.float32, shape=shape)
     radiomics = np.full((len(cohort.cases), N_RADIOMICS), np.nan)
     numbers = np.full((len(cohort.cases), len(schema.fields)), np.nan)
-    kept: list[Case] = []
+    accepted: list[Case] = []
     texts: list[str] = []
-    refused: list[InputRejectedError] = []
+    rejected: list[InputRejectedError] = []
     for case in cohort.cases:
         try:
             record = clinical_inputs(case, config, schema)
             prepared = None if records_only else prepare_case(case, config, schema, cache=cache)
         except InputRejectedError as error:
-            refused.append(error)
+            rejected.append(error)
         else:
             if prepared is not None:
-                ct[len(kept)] = prepared.ct_1DHW
-                radiomics[len(kept)] = prepared.radiomics_F
-            numbers[len(kept)] = record.numbers_V
-            kept.append(case)
+                ct[len(accepted)] = prepared.ct_1DHW
+                radiomics[len(accepted)] = prepared.radiomics_F
+            numbers[len(accepted)] = record.numbers_V
+            accepted.append(case)
             texts.append(record.text)
         if progress is not None:
             progress(case)
     return CohortArrays(
-        cases=tuple(kept),
-        ct_N1DHW=ct[: len(kept)],
-        radiomics_NF=radiomics[: len(kept)],
+        cases=tuple(accepted),
+        ct_N1DHW=ct[: len(accepted)],
+        radiomics_NF=radiomics[: len(accepted)],
         texts=tuple(texts),
-        numbers_NV=numbers[: len(kept)],
-        labels_N=np.array([c.label for c in kept], dtype=np.int64),
-        rejected=tuple(refused),
+        numbers_NV=numbers[: len(accepted)],
+        labels_N=np.array([c.label for c in accepted], dtype=np.int64),
+        rejected=tuple(rejected),
     )
 
 
@@ -119,7 +119,7 @@ def is_clinical_only(cohort: Cohort) -> bool:
 
 
 def fingerprint(cohort: Cohort) -> str:
-    """SHA-256 over the cohort's table and every file of its cases; names the data a run was trained on."""
+    """SHA-256 over the cohort's table and every file of its cases; identifies the training data of a run."""
     digests = {
         f"{case.case_id}/{path.name}": _digest(path)
         for case in cohort.cases
@@ -130,7 +130,7 @@ def fingerprint(cohort: Cohort) -> str:
 
 
 def _digest(path: Path) -> str | None:
-    """Of a file; None where it cannot be read, so that its case is left out by its own check."""
+    """SHA-256 of a file; None if it cannot be read, as the case's own check then rejects the case."""
     try:
         return sha256_file(path)
     except OSError:

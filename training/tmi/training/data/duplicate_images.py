@@ -1,8 +1,8 @@
-"""Which cases have the same CT under two ids. N cases, D H W voxels.
+"""Finds cases that have the same CT under two ids. N cases, D H W voxels.
 
-Compared is what the network sees: canonical orientation, window and grid already applied, so that a copy that was saved
-mirrored, compressed or in another type is still found. Two images are nearly the same where they differ by less than a
-thousandth of the window's width on average (0.2 HU of 200), far below the noise of two scans of one patient.
+The prepared CTs are compared, after orientation, window and grid are applied, so a copy that was saved mirrored,
+compressed or in another data type is still found. Two images are near duplicates if their mean absolute difference is
+below a thousandth of the window's width (0.2 HU of 200), far below the noise between two scans of one patient.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from jaxtyping import Float
 from tmi.toolkit.storage.hashing import sha256_bytes
 
 RELATIVE_TOLERANCE = 1e-3
-"""Mean absolute difference, as a part of the window's width, below which two images are nearly the same."""
+"""Mean absolute difference of near duplicates, as a fraction of the window's width."""
 SAMPLED_VOXELS = 4096
-"""Voxels of each image that pairs are short-listed by."""
+"""Approximate number of voxels of each image for the preselection of pairs."""
 
 
 def find_duplicates(ct_N1DHW: Float[np.ndarray, "N 1 D H W"], *, span: float) -> Iterator[tuple[int, int, bool]]:
-    """Pairs of rows, the lower first, and whether they are equal to the bit.
+    """Yield pairs of duplicate rows, the lower row first, and whether they are bit-identical.
 
     Args:
         ct_N1DHW: prepared CTs.
-        span: what the window's width became.
+        span: width of the intensity window after scaling.
     """
+    # a regular subsample preselects pairs; the full images decide
     step = max(1, int(np.ceil((np.prod(ct_N1DHW.shape[2:]) / SAMPLED_VOXELS) ** (1 / 3))))
     sampled = np.stack([np.asarray(ct[0, ::step, ::step, ::step]).ravel() for ct in ct_N1DHW])
     digests = [sha256_bytes(np.ascontiguousarray(ct).data.cast("B")) for ct in ct_N1DHW]

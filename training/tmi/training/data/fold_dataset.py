@@ -1,6 +1,6 @@
-"""One fold's view of the cohort: everything fitted is fitted on the fold's training cases alone.
+"""Batches of one fold; radiomics scaler and tokenizer are fitted on the fold's training cases alone.
 
-The order of the cases in an epoch is a function of (seed, fold, epoch), so that a resumed run sees the same batches.
+The order of the cases in an epoch depends on (seed, fold, epoch) alone, so a resumed run trains on the same batches.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import Config
+from tmi.toolkit.errors import TmiError, UsageError
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldSplit
 from tmi.training.data.augmentation import AugmentationParams, apply_augmentation, sample_augmentation
@@ -24,12 +25,12 @@ from tmi.training.data.dataset import CohortArrays
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """A batch of the network's inputs. B batch, T tokens."""
+    """Inputs of the network for one batch. B batch, T tokens, C features."""
 
     ct: Float[Tensor, "B 1 D H W"] | Float[Tensor, "B C"]
-    """CT volumes, or the features that a frozen encoder gives for them."""
+    """CT volumes, or their features from a frozen encoder."""
     input_ids: Int[Tensor, "B T"] | Float[Tensor, "B C"]
-    """Token ids, or likewise."""
+    """Token ids, or the text features from a frozen encoder."""
     attention_mask: Int[Tensor, "B T"]
     """1 for a token, 0 for padding."""
     radiomics: Float[Tensor, "B 1781"]
@@ -38,12 +39,12 @@ class Batch:
     """Class indices."""
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device."""
+        """Move the batch to a device."""
         return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
 class FoldDataset:
-    """Batches of one fold's cases, scaled and tokenised by what was fitted on its training part."""
+    """Batches of one fold, scaled and tokenised with the scaler and tokenizer of its training part."""
 
     def __init__(
         self,
@@ -57,28 +58,29 @@ class FoldDataset:
         self.config = config
         self.split = split
         train = arrays.rows(split.train)
-        everything = config.radiomics.fit_on == "cohort"
+        # "cohort" reproduces the released code and leaks held-out cases into the scaler
+        fit_on_cohort = config.radiomics.fit_on == "cohort"
         self.scaler = scaler or RadiomicsScaler.fit(
-            arrays.radiomics_NF[:] if everything else arrays.radiomics_NF[train], config.radiomics
+            arrays.radiomics_NF[:] if fit_on_cohort else arrays.radiomics_NF[train], config.radiomics
         )
         self.tokenizer = tokenizer or Tokenizer.train([arrays.texts[i] for i in train], _vocab_size(config))
         self.features: dict[str, Mapping[int, np.ndarray]] = {}
-        """`ct`, `text` -> row -> output of the frozen encoder, which then stands in the place of the input."""
+        """Encoder (`ct`, `text`) -> row -> output of the frozen encoder, which then replaces the input."""
         self._arrays = arrays
         self._radiomics = self.scaler.transform(arrays.radiomics_NF).values_NF
 
     @property
     def truncated_texts(self) -> int:
-        """How many of the cohort's texts are longer than the text encoder takes and lose their end."""
+        """Number of the cohort's texts that are truncated to the maximum length of the text encoder."""
         return sum(self.tokenizer.encode(self._arrays.texts, max_length=self.config.clinical.max_length).truncated_B)
 
     def save(self, scaler: Path, tokenizer: Path) -> None:
-        """Write what was fitted."""
+        """Write the scaler and the tokenizer."""
         self.scaler.save(scaler)
         self.tokenizer.save(tokenizer)
 
     def rows(self, case_ids: tuple[str, ...]) -> Int[np.ndarray, " n"]:
-        """Positions of the named cases in the cohort."""
+        """Row indices of the named cases in the cohort."""
         return self._arrays.rows(case_ids)
 
     def tokens(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -90,18 +92,18 @@ class FoldDataset:
         return torch.from_numpy(encoded.input_ids_BT), torch.from_numpy(encoded.attention_mask_BT)
 
     def volumes(self, rows: Sequence[int]) -> Float[Tensor, "n 1 D H W"]:
-        """CTs of some rows."""
+        """CT volumes of some rows."""
         return torch.from_numpy(self._arrays.ct_N1DHW[np.asarray(rows)])
 
     def augmentation_params(self, case_id: str, epoch: int) -> AugmentationParams:
-        """What augmentation does to a case in an epoch."""
+        """Augmentation parameters of a case in an epoch."""
         train = self.config.train
         return sample_augmentation(
             self.config.augmentation, seed=train.seed, fold=self.split.fold, epoch=epoch, case_id=case_id
         )
 
     def batch(self, case_ids: tuple[str, ...], *, epoch: int | None = None) -> Batch:
-        """The named cases as one batch; those of a training epoch are augmented where the config says so."""
+        """The named cases as one batch, augmented if `epoch` is given and the config augments."""
         rows = [int(row) for row in self._arrays.rows(case_ids)]
         ids, mask = self.tokens(rows)
         if "text" in self.features:
@@ -139,38 +141,53 @@ class FoldDataset:
         return labels
 
     def batches(self, case_ids: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Batch]]:
-        """The named cases in their order, batch by batch."""
+        """Yield the named cases in the given order, batch by batch."""
         size = self.config.train.batch_size
         for start in range(0, len(case_ids), size):
             ids = case_ids[start : start + size]
             yield ids, self.batch(ids)
 
     def epoch_batches(self, epoch: int, *, min_cases: int = 2) -> list[tuple[str, ...]]:
-        """Case ids of each training batch of an epoch, shuffled; a last one of fewer than `least` joins the one before.
+        """Case ids of each training batch of an epoch, shuffled.
 
-        BatchNorm cannot train on one sample, and a batch of one says nothing to the alignment loss.
+        A last batch of fewer than `min_cases` is merged into the one before: BatchNorm cannot train on one sample, and
+        the alignment loss of one sample is 0.
         """
         train = self.config.train
         order = np.random.default_rng((train.seed, self.split.fold, epoch)).permutation(len(self.split.train))
         ids = [self.split.train[i] for i in order]
-        cuts = [ids[i : i + train.batch_size] for i in range(0, len(ids), train.batch_size)]
-        if len(cuts) > 1 and len(cuts[-1]) < min_cases:
-            cuts[-2].extend(cuts.pop())
-        return [tuple(cut) for cut in cuts]
+        batches = [ids[i : i + train.batch_size] for i in range(0, len(ids), train.batch_size)]
+        if len(batches) > 1 and len(batches[-1]) < min_cases:
+            batches[-2].extend(batches.pop())
+        return [tuple(batch) for batch in batches]
 
 
 def _vocab_size(config: Config) -> int:
     size = config.clinical.vocab_size
     if size is None:
-        raise ValueError("no tokenizer given and none to be trained")
+        raise ValueError("no tokenizer is given, and clinical.vocab_size is None, so none can be trained")
     return size
 
 
-class EpochBatches:
-    """The training batches of an epoch, in the order that (seed, fold, epoch) fixes.
+def read_vocabulary(path: Path) -> Tokenizer:
+    """Read the tokenizer of `--vocab`: a BERT vocab.txt or a saved tokenizer.json.
 
-    The epoch is asked for when the first batch is: Lightning makes the iterator before it starts the epoch. The length
-    is there so that it does not fetch ahead either. A process of several gets its share of every batch.
+    Raises:
+        UsageError: the file is neither.
+    """
+    if path.suffix != ".json":
+        return Tokenizer.from_vocab(path)
+    try:
+        return Tokenizer.load(path)
+    except TmiError as error:
+        raise UsageError(error.what, fix="give a BERT vocab.txt or a tokenizer.json") from error
+
+
+class EpochBatches:
+    """Iterable over the training batches of an epoch; in a distributed run over one process's share of every batch.
+
+    `epoch` is called with the first batch, because Lightning creates the iterator before it starts the epoch. The
+    length is defined so that Lightning does not prefetch a batch.
     """
 
     def __init__(

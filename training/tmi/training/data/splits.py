@@ -1,8 +1,8 @@
-"""Who is where: cross-validation folds and, inside each, the split that the epoch is picked on.
+"""Cross-validation folds and, inside each, the inner validation split on which the epoch is picked.
 
-`grouped`: stratified by label and grouped by patient; the inner validation split is taken out of the training part in
-the same way. `released`: shuffled KFold over cases, neither stratified nor grouped, and the epoch is picked on the very
-fold that is reported, as in the authors' code.
+`grouped`: stratified by label and grouped by patient; the inner validation split is taken from the training part in the
+same way. `released`: shuffled KFold over cases, neither stratified nor grouped, and the epoch is picked on the held-out
+fold itself, as in the authors' code.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Indices = NDArray[np.intp]
 
 
 def make_folds(cases: Sequence[Case], config: TrainConfig) -> tuple[FoldSplit, ...]:
-    """The folds, by case id; the same cases in the same order and the same seed give the same folds.
+    """Split cases into folds of case ids; the same cases in the same order and the same seed give the same folds.
 
     Raises:
-        UsageError: too few patients of a class for the folds asked for.
+        UsageError: a class has too few patients for the number of folds.
     """
     labels = np.array([c.label for c in cases])
     patients = np.array([c.patient_id for c in cases])
@@ -42,7 +42,7 @@ def make_folds(cases: Sequence[Case], config: TrainConfig) -> tuple[FoldSplit, .
 def _released(cases: Sequence[Case], config: TrainConfig) -> tuple[FoldSplit, ...]:
     from sklearn.model_selection import KFold
 
-    # a training part of one case cannot train BatchNorm
+    # BatchNorm cannot be trained on one case
     if len(cases) < config.folds or len(cases) - math.ceil(len(cases) / config.folds) < 2:
         raise UsageError(
             f"{len(cases)} cases are too few for {config.folds} folds", fix="give more cases, or fewer folds: --folds N"
@@ -62,11 +62,11 @@ def _split(labels: Indices, patients: NDArray[np.str_], folds: int, seed: int) -
 
 
 def _inner_split(labels: Indices, patients: NDArray[np.str_], config: TrainConfig) -> tuple[Indices, Indices]:
-    """The inner split whose validation part is nearest to the fraction asked for, both parts holding both classes."""
+    """The inner split with the validation size nearest to the configured fraction and both classes in both parts."""
     parts = max(2, min(round(1 / config.validation_fraction), _minority_patients(labels, patients)))
-    wanted = config.validation_fraction * len(labels)
+    target_size = config.validation_fraction * len(labels)
     candidates = [
-        (abs(len(validation) - wanted), i, train, validation)
+        (abs(len(validation) - target_size), i, train, validation)
         for i, (train, validation) in enumerate(_split(labels, patients, parts, config.seed))
         if len(set(labels[train])) == len(set(labels[validation])) == len(CLASSES)
     ]
@@ -80,13 +80,13 @@ def _inner_split(labels: Indices, patients: NDArray[np.str_], config: TrainConfi
 
 
 def _minority_patients(labels: Indices, patients: NDArray[np.str_]) -> int:
-    """Patients of the class that has fewest."""
+    """Number of patients of the class with the fewest."""
     return min(len(set(patients[labels == k])) for k in range(len(CLASSES)))
 
 
 def _require_patients(labels: Indices, patients: NDArray[np.str_], folds: int) -> None:
     fewest = _minority_patients(labels, patients)
-    # each fold's training part must again be split in two
+    # the training part of each fold is split again, and both inner parts need each class
     needed = folds if folds > 2 else 4
     if fewest < needed:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Metrics of predictions, calibration, inference of a saved fold, reports and summaries of a run.
+"""Metrics, calibration, inference with a saved fold, and the reports and summaries of a run.
 
-`statistics` holds intervals and tests: bootstrap, DeLong, McNemar, Holm.
+`statistics` contains confidence intervals and tests: bootstrap, DeLong, McNemar, Holm.
 """

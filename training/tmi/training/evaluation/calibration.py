@@ -2,9 +2,9 @@
 
     p(T) = softmax(logits / T)        T = argmin  sum_n -log p_n(T)[y_n]  +  (log T)^2 / 2
 
-The last term pulls T towards 1 with about the weight of one case: a handful of validation cases that the model happens
-to separate would else send T to 0 and every probability to 0 or 1. The threshold is the one with the highest balanced
-accuracy of the calibrated validation predictions; among equals the nearest to 0.5. Source: C. Guo et al. 2017.
+The last term regularises T towards 1 with about the weight of one case. Without it, a few validation cases that the
+model happens to separate would drive T to 0 and every probability to 0 or 1. The threshold has the highest balanced
+accuracy on the calibrated validation predictions; ties are resolved towards 0.5. Source: C. Guo et al. 2017.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from jaxtyping import Float, Int
 from tmi.toolkit.config.schema import POSITIVE, Config
 
 LOG_TEMPERATURE_RANGE = 3.0
-"""log T is sought between minus and plus this: T from 0.05 to 20."""
+"""Bound of |log T| in the search: T from 0.05 to 20."""
 ECE_BINS = 10
-"""Bins of equal width of the expected calibration error."""
+"""Number of equal-width bins of the expected calibration error."""
 MIN_PROBABILITY = 1e-15
-"""Probabilities are cut off here before their logarithm is taken."""
+"""Probabilities are clipped to at least this before the logarithm."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What was fitted; 1 and 0.5 where nothing was."""
+    """Fitted temperature and threshold; the defaults mean no calibration."""
 
     temperature: float = 1.0
-    """What the logits are divided by."""
+    """Divisor of the logits."""
     threshold: float = 0.5
-    """Calibrated probability of the positive class from which the decision is positive."""
+    """Calibrated probability of the positive class at and above which the decision is positive."""
     fitted_on: int = 0
-    """Number of validation cases; 0: not fitted."""
+    """Number of validation cases; 0 if not fitted."""
 
 
 def is_calibrated(config: Config) -> bool:
     """Whether a run of this config is calibrated.
 
-    Not where the validation split is the reported fold (`released` protocol), which would leak; and not where the head
-    ends in a sigmoid, whose outputs are no logits.
+    It is not with the protocol `released`, whose validation split is the held-out fold, which would leak; nor with a
+    head that ends in a sigmoid, whose outputs are not logits.
     """
     return config.train.protocol == "grouped" and config.network.head.style == "logits"
 
 
 def calibrate(logits_NK: Float[np.ndarray, "N K"], labels_N: Int[np.ndarray, " N"]) -> Calibration:
-    """Fit both; the same predictions give the same bits."""
+    """Fit temperature, then threshold; the same predictions give bit-identical results."""
     temperature = fit_temperature(logits_NK, labels_N)
     threshold = fit_threshold(positive_class_probability(logits_NK, temperature), labels_N)
     return Calibration(temperature=temperature, threshold=threshold, fitted_on=len(labels_N))
@@ -55,15 +55,15 @@ def calibrate(logits_NK: Float[np.ndarray, "N K"], labels_N: Int[np.ndarray, " N
 def positive_class_probability(
     logits_NK: Float[np.ndarray, "N K"], temperature: float = 1.0
 ) -> Float[np.ndarray, " N"]:
-    """Probability of the positive class at a temperature; float64."""
+    """Probability of the positive class, softmax(logits / temperature), in float64."""
     scaled = np.asarray(logits_NK, dtype=np.float64) / temperature
-    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    probability: np.ndarray = (powers / powers.sum(axis=1, keepdims=True))[:, POSITIVE]
+    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    probability: np.ndarray = (exponentials / exponentials.sum(axis=1, keepdims=True))[:, POSITIVE]
     return probability
 
 
 def fit_temperature(logits_NK: Float[np.ndarray, "N K"], labels_N: Int[np.ndarray, " N"]) -> float:
-    """The temperature, by a grid over log T and Brent's method around its best point."""
+    """Fit the temperature by a grid over log T and Brent's method around its best point."""
     from scipy.optimize import minimize_scalar
 
     logits = np.asarray(logits_NK, dtype=np.float64)
@@ -71,19 +71,19 @@ def fit_temperature(logits_NK: Float[np.ndarray, "N K"], labels_N: Int[np.ndarra
 
     def cost(log_t: float) -> float:
         scaled = logits * np.exp(-log_t)
-        highest = scaled.max(axis=1)
-        normaliser = highest + np.log(np.exp(scaled - highest[:, None]).sum(axis=1))
-        return float((normaliser - scaled[rows, labels_N]).sum()) + log_t**2 / 2
+        maximum = scaled.max(axis=1)
+        log_sum_exp = maximum + np.log(np.exp(scaled - maximum[:, None]).sum(axis=1))
+        return float((log_sum_exp - scaled[rows, labels_N]).sum()) + log_t**2 / 2
 
     grid = np.linspace(-LOG_TEMPERATURE_RANGE, LOG_TEMPERATURE_RANGE, 121)
     best = float(grid[int(np.argmin([cost(t) for t in grid]))])
     step = float(grid[1] - grid[0])
-    found = minimize_scalar(cost, bounds=(best - step, best + step), method="bounded", options={"xatol": 1e-9})
-    return float(np.exp(found.x))
+    minimum = minimize_scalar(cost, bounds=(best - step, best + step), method="bounded", options={"xatol": 1e-9})
+    return float(np.exp(minimum.x))
 
 
 def fit_threshold(probability_N: Float[np.ndarray, " N"], labels_N: Int[np.ndarray, " N"]) -> float:
-    """The threshold: 0.5, or a middle between two neighbouring probabilities; 0.5 where one class alone is there."""
+    """Fit the threshold among 0.5 and the midpoints of neighbouring probabilities; 0.5 if only one class is present."""
     truth = np.asarray(labels_N) == POSITIVE
     if truth.all() or not truth.any():
         return 0.5
@@ -91,6 +91,7 @@ def fit_threshold(probability_N: Float[np.ndarray, " N"], labels_N: Int[np.ndarr
     candidates = np.array([0.5, *((values[1:] + values[:-1]) / 2)])
     decided = np.asarray(probability_N)[None, :] >= candidates[:, None]
     balanced = (decided[:, truth].mean(axis=1) + (~decided)[:, ~truth].mean(axis=1)) / 2
+    # ties: nearest to 0.5, then the lower one
     best = candidates[balanced >= balanced.max() - 1e-12]
     return float(min(best, key=lambda c: (abs(c - 0.5), c)))
 
@@ -101,9 +102,9 @@ def calibration_metrics(labels_N: Int[np.ndarray, " N"], probability_N: Float[np
     p = np.asarray(probability_N, dtype=np.float64)
     bins = np.minimum((p * ECE_BINS).astype(int), ECE_BINS - 1)
     gaps = [abs(float((truth[bins == b] - p[bins == b]).sum())) for b in range(ECE_BINS)]
-    cut = np.clip(p, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+    clipped = np.clip(p, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     return {
         "ece": sum(gaps) / len(p),
         "brier": float(((p - truth) ** 2).mean()),
-        "log_loss": float(-(truth * np.log(cut) + (1 - truth) * np.log(1 - cut)).mean()),
+        "log_loss": float(-(truth * np.log(clipped) + (1 - truth) * np.log(1 - clipped)).mean()),
     }

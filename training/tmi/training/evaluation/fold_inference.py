@@ -1,4 +1,4 @@
-"""A fold's saved model, asked about cases of its cohort."""
+"""Inference with the saved model of a fold on cases of its cohort."""
 
 from __future__ import annotations
 
@@ -23,37 +23,38 @@ from tmi.training.systems.registry import system_spec
 from tmi.training.systems.sklearn_arrays import Arrays, load, probability
 
 MIN_PROBABILITY = 1e-9
-"""A forest can be certain; its logit may not be infinite."""
+"""Bound of an estimator's probability: a forest can return 0 or 1, whose logits would be infinite."""
 
 
 def predict_logits(
     network: nn.Module, data: FoldDataset, case_ids: tuple[str, ...], device: torch.device
 ) -> Float[torch.Tensor, "N K"]:
-    """Logits of the named cases in evaluation mode, on the CPU; the network's mode is left as it was."""
+    """Logits of the named cases in evaluation mode, on the CPU; the network's mode is restored."""
     training = network.training
     network.eval()
     try:
         with torch.no_grad():
             rows = []
             for _, batch in data.batches(case_ids):
-                on = batch.to(device)
-                rows.append(network(on.ct, on.input_ids, on.attention_mask, on.radiomics).logits_BK.float().cpu())
+                moved = batch.to(device)
+                output = network(moved.ct, moved.input_ids, moved.attention_mask, moved.radiomics)
+                rows.append(output.logits_BK.float().cpu())
     finally:
         network.train(training)
     return torch.cat(rows)
 
 
 def positive_probability(logits_NK: Float[torch.Tensor, "N K"]) -> Float[np.ndarray, " N"]:
-    """Probability of the positive class, float64."""
+    """Probability of the positive class; float64."""
     probability: np.ndarray = logits_NK.double().softmax(dim=1)[:, POSITIVE].numpy()
     return probability
 
 
 def load_fold_network(config: Config, files: FoldFolder) -> nn.Module:
-    """The system's network with the weights of the picked epoch.
+    """The configured network with the weights of the picked epoch.
 
     Raises:
-        DamagedError: they cannot be read, or are of another network, as those of an older version may be.
+        DamagedError: the weights cannot be read or do not match the network, for example those of an older version.
     """
     try:
         state = load_file(files.model)
@@ -68,7 +69,7 @@ def load_fold_network(config: Config, files: FoldFolder) -> nn.Module:
 
 
 def predict_cases(network: nn.Module, data: FoldDataset, case_ids: tuple[str, ...]) -> Predictions:
-    """What a network says of the named cases, on the CPU."""
+    """Predictions of a network for the named cases, on the CPU."""
     logits = predict_logits(network, data, case_ids, torch.device("cpu"))
     return Predictions(case_ids=case_ids, labels_N=data.labels(case_ids), logits_NK=logits.double().numpy())
 
@@ -76,7 +77,7 @@ def predict_cases(network: nn.Module, data: FoldDataset, case_ids: tuple[str, ..
 def predict_fold(
     config: Config, files: FoldFolder, split: FoldSplit, arrays: CohortArrays, case_ids: tuple[str, ...]
 ) -> Predictions:
-    """What a fold's saved files say of cases: its recorded scaler, vocabulary and weights."""
+    """Predictions from the saved scaler, tokenizer and weights of a fold."""
     if system_spec(config.system.name).backend == "sklearn":
         return predict_estimator(config, load(files.model), arrays, case_ids)
     data = FoldDataset(
@@ -90,7 +91,7 @@ def predict_fold(
 
 
 def predict_estimator(config: Config, stored: Arrays, arrays: CohortArrays, case_ids: tuple[str, ...]) -> Predictions:
-    """What a stored model says of the named cases; its probability p as the logits log(1 - p), log(p)."""
+    """Predictions of a stored estimator for the named cases; probability p becomes the logits log(1 - p), log(p)."""
     p = np.clip(
         probability(stored, estimator_features(config, arrays, case_ids)), MIN_PROBABILITY, 1.0 - MIN_PROBABILITY
     )
@@ -99,7 +100,7 @@ def predict_estimator(config: Config, stored: Arrays, arrays: CohortArrays, case
 
 
 def estimator_features(config: Config, arrays: CohortArrays, case_ids: tuple[str, ...]) -> np.ndarray:
-    """Inputs [N, F] of an sklearn model: the record's numbers or the radiomics, NaN where missing."""
+    """Inputs [N, F] of a scikit-learn model: clinical numbers or radiomics, NaN where missing."""
     clinical = system_spec(config.system.name).modalities == ("clinical",)
     values: np.ndarray = (arrays.numbers_NV if clinical else arrays.radiomics_NF)[arrays.rows(case_ids)]
     return np.where(np.isfinite(values), values, np.nan)

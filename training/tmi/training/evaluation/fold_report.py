@@ -1,4 +1,4 @@
-"""What a finished fold says of its validation and held-out cases; the same files for every system."""
+"""Writes the prediction tables and metrics.json of a finished fold; the files are the same for every model."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def write_fold_report(
     test: Predictions,
     facts: Mapping[str, Any],
 ) -> None:
-    """Fit temperature and threshold on the validation cases, write both tables and, last, metrics.json.
+    """Fit temperature and threshold on the validation cases, then write both tables and, last, metrics.json.
 
     Args:
-        data: the fold's data.
-        files: where.
+        data: data of the fold.
+        files: paths of the fold's files.
         config: settings of the run.
-        validation: what the saved model says of the validation cases.
-        test: and of the held-out ones.
-        facts: what metrics.json says of the training: picked epoch, validation loss, epochs.
+        validation: predictions of the saved model for the validation cases.
+        test: predictions of the saved model for the held-out cases.
+        facts: further entries of metrics.json on the training: picked epoch, validation loss, epochs.
     """
     split = data.split
     calibration = calibrate(validation.logits_NK, validation.labels_N) if is_calibrated(config) else Calibration()

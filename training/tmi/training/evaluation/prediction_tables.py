@@ -1,4 +1,4 @@
-"""Tables of predictions in a run folder, and the figures that are taken from them."""
+"""Predictions of a fold: the CSV tables of a run folder and the metrics computed from them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from tmi.training.evaluation.calibration import Calibration, calibration_metrics
 from tmi.training.evaluation.metrics import binary_metrics
 
 COLUMNS = ("case_id", "label", "probability_bad", "calibrated_bad", *(f"logit_{name}" for name in CLASSES))
-"""Columns of predictions.csv and validation.csv; floats keep every bit."""
+"""Columns of predictions.csv and validation.csv; floats are written without loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What a fold's model says of some cases."""
+    """Predictions of a fold's model for N cases."""
 
     case_ids: tuple[str, ...]
-    """Cases, N of them."""
+    """Ids of the cases."""
     labels_N: Int[np.ndarray, " N"]
     """Class indices."""
     logits_NK: Float[np.ndarray, "N K"]
@@ -35,11 +35,11 @@ class Predictions:
 
     @property
     def probability_N(self) -> Float[np.ndarray, " N"]:
-        """Raw probability of the positive class."""
+        """Uncalibrated probability of the positive class."""
         return positive_class_probability(self.logits_NK)
 
     def calibration_metrics(self, calibration: Calibration) -> dict[str, Any]:
-        """Raw and calibrated error of the probabilities."""
+        """Errors of the uncalibrated (`raw`) and the calibrated probabilities."""
         raw, calibrated = (
             positive_class_probability(self.logits_NK),
             positive_class_probability(self.logits_NK, calibration.temperature),
@@ -50,7 +50,7 @@ class Predictions:
         }
 
     def metrics(self, calibration: Calibration | None = None) -> dict[str, float | None]:
-        """Figures of the decisions: raw at 0.5, or calibrated at the fitted threshold."""
+        """Metrics of the decisions: uncalibrated at 0.5, or calibrated at the fitted threshold."""
         if calibration is None:
             return binary_metrics(self.labels_N, positive_class_probability(self.logits_NK))
         calibrated = positive_class_probability(self.logits_NK, calibration.temperature)
@@ -58,7 +58,7 @@ class Predictions:
 
 
 def write_predictions(path: Path, predictions: Predictions, calibration: Calibration) -> None:
-    """Write the table."""
+    """Write a table of predictions."""
     raw = positive_class_probability(predictions.logits_NK)
     calibrated = positive_class_probability(predictions.logits_NK, calibration.temperature)
     text = io.StringIO()
@@ -72,10 +72,10 @@ def write_predictions(path: Path, predictions: Predictions, calibration: Calibra
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read a table.
+    """Read a table of predictions.
 
     Raises:
-        DamagedError: missing or malformed.
+        DamagedError: the file is missing or malformed.
     """
     try:
         rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
@@ -89,7 +89,7 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def pool_folds(tables: Sequence[Predictions], temperatures: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Calibrated probabilities and labels of several folds together."""
+    """Calibrated probabilities and labels of several folds, concatenated."""
     probability = [
         positive_class_probability(t.logits_NK, value) for t, value in zip(tables, temperatures, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""The run's summary: figures over the folds, as JSON and as a page to read."""
+"""Summary of a run: metrics over the folds, as JSON and as a Markdown page."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ TITLES = {
     "balanced_accuracy": "Bal. ACC",
 }
 PICKED = {"grouped": "the inner validation split", "released": "the very fold that is reported"}
-"""Protocol -> what the epoch is picked on."""
+"""Protocol -> data on which the epoch is picked."""
 ERRORS = ("ece", "brier", "log_loss")
-"""Errors of the probabilities, as metrics.json names them."""
-SYNTHETIC = "The cohort is synthetic: the figures say nothing about patients."
+"""Errors of the probabilities, by their keys in metrics.json."""
+SYNTHETIC = "The cohort is synthetic: the metrics do not apply to patients."
 
 
 def write_summary(run: RunFolder, *, rejected: int) -> dict[str, Any]:
-    """Write summary.json and summary.md from the folds' metrics; returns the former."""
+    """Write summary.json and summary.md from the metrics of the folds; returns the content of summary.json."""
     folds = [read_json(run.fold(s.fold).metrics, kind="run") for s in run.folds]
-    notes = [why] if (why := optimism_note(run.config)) else []
-    cut = max(f["truncated_texts"] for f in folds)
-    if cut:
+    notes = [note] if (note := optimism_note(run.config)) else []
+    truncated = max(f["truncated_texts"] for f in folds)
+    if truncated:
         notes.append(
-            f"{cut} clinical text(s) are longer than {run.config.clinical.max_length} tokens and lost their end."
+            f"{truncated} clinical text(s) are longer than {run.config.clinical.max_length} tokens and were truncated."
         )
     if run.state["cohort"]["synthetic"]:
         notes.append(SYNTHETIC)
@@ -55,7 +55,7 @@ def write_summary(run: RunFolder, *, rejected: int) -> dict[str, Any]:
 
 
 def _calibration(run: RunFolder, folds: list[dict[str, Any]]) -> dict[str, Any]:
-    """The ensemble's threshold, fitted on all folds' inner validation predictions, and errors raw and calibrated."""
+    """Threshold of the ensemble, fitted on the inner validation predictions of all folds, and mean errors."""
     errors = {
         which: {k: sum(f["calibration"]["test"][which][k] for f in folds) / len(folds) for k in ERRORS}
         for which in ("raw", "calibrated")
@@ -69,7 +69,7 @@ def _calibration(run: RunFolder, folds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def optimism_note(config: Config) -> str:
-    """Why the figures flatter, in words; empty when nothing of a held-out case was used."""
+    """Why the metrics are optimistic; empty if no held-out case was used in training."""
     reasons = []
     if config.train.protocol == "released":
         reasons += [
@@ -79,11 +79,11 @@ def optimism_note(config: Config) -> str:
         ]
     if config.radiomics.fit_on == "cohort":
         reasons.append("the radiomics are scaled over the whole cohort, held-out cases included")
-    return f"These figures are optimistic: {'; '.join(reasons)}." if reasons else ""
+    return f"These metrics are optimistic: {'; '.join(reasons)}." if reasons else ""
 
 
 def as_markdown(run: RunFolder, summary: dict[str, Any]) -> str:
-    """The summary as a page."""
+    """The summary as a Markdown page."""
     header = ["Fold", *TITLES.values(), "Picked epoch", "Cases"]
     rows = [
         [
@@ -106,18 +106,18 @@ def as_markdown(run: RunFolder, summary: dict[str, Any]) -> str:
         "|" + " --- |" * len(header),
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
-        *_calibration_page(summary),
-        "SD: sample standard deviation over the folds. n/a: not defined, the fold's held-out part has one class only.",
+        *_calibration_section(summary),
+        "SD: sample standard deviation over the folds. n/a: undefined, the held-out part has one class only.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _calibration_page(summary: dict[str, Any]) -> list[str]:
-    """How far the probabilities are from frequencies, before and after calibration."""
+def _calibration_section(summary: dict[str, Any]) -> list[str]:
+    """Errors of the probabilities before and after calibration."""
     errors, folds = summary["calibration"]["test"], summary["folds"]
     if not all(f["calibration"]["fitted_on"] for f in folds):
         return [
-            "The probabilities are not calibrated: the protocol holds nothing back to fit a temperature on.",
+            "The probabilities are not calibrated: the protocol has no inner validation split to fit a temperature on.",
             "",
         ]
     rows = [
@@ -134,17 +134,17 @@ def _calibration_page(summary: dict[str, Any]) -> list[str]:
         *rows,
         "",
         f"Temperature of each fold: {temperatures}. Threshold of the ensemble: "
-        f"{summary['calibration']['threshold']:.3g}; the figures above are at 0.5, those at each fold's own threshold "
-        "stand in its metrics.json.",
+        f"{summary['calibration']['threshold']:.3g}. The metrics above use the threshold 0.5; those at each fold's own "
+        "threshold are in its metrics.json.",
         "",
     ]
 
 
 def format_metric(value: float | None) -> str:
-    """A figure as it is printed."""
+    """A metric with three decimals, or n/a."""
     return "n/a" if value is None else f"{value:.3f}"
 
 
 def format_mean_std(entry: dict[str, Any]) -> str:
-    """Mean and standard deviation as they are printed."""
+    """Mean and, if defined, standard deviation with three decimals."""
     return format_metric(entry["mean"]) + ("" if entry["std"] is None else f" ± {entry['std']:.3f}")

@@ -1,4 +1,4 @@
-"""Confidence intervals and tests for paired classifiers: bootstrap, DeLong, McNemar, Holm, curves.
+"""Confidence intervals, curves and tests for paired classifiers: bootstrap, DeLong, McNemar, Holm.
 
 Each module names its source.
 """

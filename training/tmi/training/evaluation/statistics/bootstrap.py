@@ -1,8 +1,8 @@
 """Percentile bootstrap over patients, stratified by class. N cases, R replicates.
 
-A replicate draws, in each class, as many patients as the class has, with replacement; a patient's cases come together.
-What comes out is how often each case counts, so that every figure is a weighted one. A patient whose cases differ in
-class belongs to the positive. Source: B. Efron and R. Tibshirani 1993.
+A replicate samples, in each class, as many patients as the class has, with replacement. All cases of a patient are
+sampled together. A replicate is represented by the multiplicity of each case, so every metric is a weighted one. A
+patient with cases of both classes counts as positive. Source: B. Efron and R. Tibshirani 1993.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from jaxtyping import Bool, Float
 from tmi.training.evaluation.metrics import METRICS
 
 N_REPLICATES = 2000
-"""Replicates of an interval."""
+"""Number of replicates of an interval."""
 CONFIDENCE_LEVEL = 0.95
-"""Level of an interval."""
+"""Confidence level of an interval."""
 
 
 def bootstrap_weights(
     positive_N: Bool[np.ndarray, " N"], patients: Sequence[str], *, seed: int, count: int = N_REPLICATES
 ) -> Float[np.ndarray, "R N"]:
-    """How often each case counts in each replicate; the same seed and cases give the same."""
-    names, owner_N = np.unique(np.asarray(patients), return_inverse=True)
-    bad = np.zeros(len(names), dtype=bool)
-    np.logical_or.at(bad, owner_N, positive_N)
+    """Multiplicity of each case in each replicate; the same seed and cases give the same weights."""
+    names, patient_N = np.unique(np.asarray(patients), return_inverse=True)
+    is_positive = np.zeros(len(names), dtype=bool)
+    np.logical_or.at(is_positive, patient_N, positive_N)
     random = np.random.default_rng(seed)
-    times = np.zeros((count, len(names)))
-    for stratum in (np.flatnonzero(bad), np.flatnonzero(~bad)):
+    multiplicity_RP = np.zeros((count, len(names)))
+    for stratum in (np.flatnonzero(is_positive), np.flatnonzero(~is_positive)):
         if len(stratum):
-            share = np.full(len(stratum), 1.0 / len(stratum))
-            times[:, stratum] = random.multinomial(len(stratum), share, size=count)
-    weights: np.ndarray = times[:, owner_N]
+            # sampling n of n with replacement: the counts are multinomial
+            uniform = np.full(len(stratum), 1.0 / len(stratum))
+            multiplicity_RP[:, stratum] = random.multinomial(len(stratum), uniform, size=count)
+    weights: np.ndarray = multiplicity_RP[:, patient_N]
     return weights
 
 
@@ -44,21 +45,21 @@ def weighted_metrics(
     *,
     threshold: float = 0.5,
 ) -> dict[str, Float[np.ndarray, " R"]]:
-    """The figures of `tmi.training.evaluation.metrics` for each row of weights; NaN where one is not defined."""
+    """The metrics of `tmi.training.evaluation.metrics` for each row of weights; NaN where undefined."""
     decided = probability_N >= threshold
     total = weights_RN.sum(axis=1)
     true_positive = weights_RN @ (decided & positive_N).astype(float)
     true_negative = weights_RN @ (~decided & ~positive_N).astype(float)
     positive = weights_RN @ positive_N.astype(float)
     negative = total - positive
-    called = weights_RN @ decided.astype(float)
+    predicted_positive = weights_RN @ decided.astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):
         recall = true_positive / positive
         values = {
             "accuracy": (true_positive + true_negative) / total,
-            "precision": np.where(called > 0, true_positive / called, 0.0),
+            "precision": np.where(predicted_positive > 0, true_positive / predicted_positive, 0.0),
             "recall": recall,
-            "f1": np.where(positive > 0, 2 * true_positive / (positive + called), np.nan),
+            "f1": np.where(positive > 0, 2 * true_positive / (positive + predicted_positive), np.nan),
             "roc_auc": _auc(positive_N, probability_N, weights_RN),
             "balanced_accuracy": (recall + true_negative / negative) / 2,
         }
@@ -68,15 +69,16 @@ def weighted_metrics(
 def _auc(
     positive_N: Bool[np.ndarray, " N"], probability_N: Float[np.ndarray, " N"], weights_RN: Float[np.ndarray, "R N"]
 ) -> Float[np.ndarray, " R"]:
-    high, low = probability_N[positive_N], probability_N[~positive_N]
-    wins = (high[:, None] > low[None, :]) + 0.5 * (high[:, None] == low[None, :])
-    of_high, of_low = weights_RN[:, positive_N], weights_RN[:, ~positive_N]
-    auc: np.ndarray = ((of_high @ wins) * of_low).sum(axis=1) / (of_high.sum(axis=1) * of_low.sum(axis=1))
+    """Weighted Mann-Whitney statistic: the share of (positive, negative) pairs in order, ties counting 1/2."""
+    x, y = probability_N[positive_N], probability_N[~positive_N]
+    psi = (x[:, None] > y[None, :]) + 0.5 * (x[:, None] == y[None, :])
+    weights_x, weights_y = weights_RN[:, positive_N], weights_RN[:, ~positive_N]
+    auc: np.ndarray = ((weights_x @ psi) * weights_y).sum(axis=1) / (weights_x.sum(axis=1) * weights_y.sum(axis=1))
     return auc
 
 
 def interval(values_R: Float[np.ndarray, " R"], *, level: float = CONFIDENCE_LEVEL) -> tuple[float, float] | None:
-    """The middle `level` of the values that are defined; None where none is."""
+    """Percentile interval of the finite values; None if there are none."""
     defined = values_R[np.isfinite(values_R)]
     if not len(defined):
         return None

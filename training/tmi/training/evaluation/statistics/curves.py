@@ -1,7 +1,7 @@
 """ROC, precision-recall and reliability curves with bootstrap bands. N cases, R replicates, G grid points.
 
-On a fixed grid, so that replicates can be compared point by point: the ROC is interpolated linearly; the precision at a
-recall is that of the first decision, from the highest score down, that reaches the recall.
+Curves are evaluated on a fixed grid, so replicates can be compared pointwise. The ROC is interpolated linearly. The
+precision at a recall is that of the highest threshold that reaches the recall.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tmi.training.evaluation.statistics.bootstrap import CONFIDENCE_LEVEL
 
 
 class Curve(NamedTuple):
-    """A curve and its band; NaN where a replicate defines nothing."""
+    """A curve and its bootstrap band; NaN where undefined."""
 
     x_G: Float[np.ndarray, " G"]
     y_G: Float[np.ndarray, " G"]
@@ -47,8 +47,9 @@ def _curve(
     on_grid: object,
 ) -> Curve:
     order = np.argsort(-probability_N, kind="stable")
-    # a decision takes all cases of one score together: the last of each run of equal scores
+    # tied scores share one threshold: only the last index of each run of equal scores is a point of the curve
     ends = np.append(np.flatnonzero(np.diff(probability_N[order])), len(order) - 1)
+    # row 0 has unit weights and gives the curve itself, the others give the replicates
     rows = np.vstack([np.ones((1, len(order))), weights_RN])
     positive = np.cumsum(rows[:, order] * positive_N[order], axis=1)[:, ends]
     negative = np.cumsum(rows[:, order] * ~positive_N[order], axis=1)[:, ends]
@@ -71,7 +72,7 @@ def _precision_on_grid(positive: Float[np.ndarray, " E"], negative: Float[np.nda
 
 
 class Reliability(NamedTuple):
-    """Bins of equally many cases: mean probability, share of positives, number of cases."""
+    """Equal-count bins: mean probability, fraction of positives, number of cases."""
 
     probability_B: Float[np.ndarray, " B"]
     positive_fraction_B: Float[np.ndarray, " B"]
@@ -81,7 +82,7 @@ class Reliability(NamedTuple):
 def reliability(
     positive_N: Bool[np.ndarray, " N"], probability_N: Float[np.ndarray, " N"], *, bins: int = 5
 ) -> Reliability:
-    """The observed share of positives against the probability said, in bins of equally many cases."""
+    """Observed fraction of positives against the mean predicted probability, in equal-count bins."""
     parts = [p for p in np.array_split(np.argsort(probability_N, kind="stable"), bins) if len(p)]
     return Reliability(
         np.array([probability_N[p].mean() for p in parts]),

@@ -1,17 +1,17 @@
-"""Holm's correction of several p-values: adjusted_(i) = max over j <= i of min(1, (k - j + 1) p_(j)). S. Holm 1979."""
+"""Holm's correction of k p-values: adjusted_(i) = max over j <= i of min(1, (k - j + 1) p_(j)). S. Holm 1979."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 
-def holm(p: Sequence[float | None]) -> list[float | None]:
-    """The adjusted p-values, in the order given; None stays None and does not count."""
-    known = [i for i, value in enumerate(p) if value is not None]
-    ordered = sorted(known, key=lambda i: float(p[i]))  # type: ignore[arg-type]
+def holm_correction(p: Sequence[float | None]) -> list[float | None]:
+    """Adjusted p-values in the given order; None stays None and is not counted."""
+    defined = [i for i, value in enumerate(p) if value is not None]
+    ordered = sorted(defined, key=lambda i: float(p[i]))  # type: ignore[arg-type]
     adjusted: list[float | None] = [None] * len(p)
-    highest = 0.0
+    running_max = 0.0
     for rank, i in enumerate(ordered):
-        highest = max(highest, min(1.0, (len(ordered) - rank) * float(p[i])))  # type: ignore[arg-type]
-        adjusted[i] = highest
+        running_max = max(running_max, min(1.0, (len(ordered) - rank) * float(p[i])))  # type: ignore[arg-type]
+        adjusted[i] = running_max
     return adjusted

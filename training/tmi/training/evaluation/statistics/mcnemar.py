@@ -1,7 +1,7 @@
 """McNemar's exact test of two classifiers on the same cases.
 
-Of the cases that exactly one of the two decides rightly, b are right by the first and c by the second alone; under the
-null hypothesis b ~ Binomial(b + c, 1/2). Two-sided: p = min(1, 2 P(X <= min(b, c))). Cases count as independent.
+Let b cases be correct only by the first classifier and c only by the second. Under the null hypothesis
+b ~ Binomial(b + c, 1/2). Two-sided: p = min(1, 2 P(X <= min(b, c))). Cases are assumed to be independent.
 Source: Q. McNemar 1947; exact form as in A. Agresti, Categorical Data Analysis.
 """
 
@@ -14,18 +14,18 @@ from jaxtyping import Bool
 
 
 class McNemar(NamedTuple):
-    """Outcome of the test."""
+    """Result of the test."""
 
     first_only: int
-    """Cases that only the first classifier decides rightly (b)."""
+    """Number of cases that only the first classifier decides correctly (b)."""
     second_only: int
-    """Cases that only the second does (c)."""
+    """Number of cases that only the second classifier decides correctly (c)."""
     p: float
-    """Two-sided exact p-value; 1 where the two are right on the same cases."""
+    """Two-sided exact p-value; 1 if both are correct on the same cases."""
 
 
-def mcnemar(first_correct_N: Bool[np.ndarray, " N"], second_correct_N: Bool[np.ndarray, " N"]) -> McNemar:
-    """Compare which cases the two decide rightly."""
+def mcnemar_test(first_correct_N: Bool[np.ndarray, " N"], second_correct_N: Bool[np.ndarray, " N"]) -> McNemar:
+    """Compare the correctness of two classifiers on the same cases."""
     from scipy.stats import binomtest
 
     b = int((first_correct_N & ~second_correct_N).sum())
