@@ -327,7 +327,7 @@ def test_even_odd_rule_uses_pixel_centres():
 
 @pytest.mark.parametrize(
     ("content", "code"),
-    [("fractions", "mask-unreadable"), ("nan", "mask-nan"), ("zeros", "mask-empty"), ("image", "mask-unreadable")],
+    [("fractions", "mask-values"), ("nan", "mask-nan"), ("zeros", "mask-empty"), ("image", "mask-unreadable")],
 )
 def test_file_without_labels_is_rejected(content, code, ct, tmp_path):
     """Fractions, NaN, zeros and images are rejected as masks."""

@@ -1,10 +1,10 @@
 """Read one NIfTI file with bounded memory: the header first, then exactly the voxel bytes that it declares.
 
 nibabel parses the header. The voxels are read here, because a damaged or hostile file must be rejected before memory is
-allocated for it: a header that declares more than `MAX_BYTES`, more than its compressed size can hold, or voxels that
-start far behind the header. Header extensions are skipped. Voxels are yielded in slabs while the file is decompressed;
-isal releases the GIL meanwhile, so other threads can process the previous slabs. The stream is read to its end, so that
-gzip's checksum is verified.
+allocated for it: a header that declares more than `MAX_VOXELS`, more than its compressed size can hold, or voxels that
+start far behind the header. `tmi import` and every other command read NIfTI here, so that one set of rules applies.
+Voxels are yielded in slabs while the file is decompressed; isal releases the GIL meanwhile, so other threads can
+process the previous slabs. The stream is read to its end, so that gzip's checksum is verified.
 """
 
 from __future__ import annotations
@@ -29,10 +29,8 @@ from tmi.toolkit.compute.buffer_pool import ArrayAllocator
 from tmi.toolkit.compute.stage_timer import StageTimer
 from tmi.toolkit.errors import InputRejectedError
 
-MAX_BYTES = 512 * 512 * 1536 * 4
-"""A header that declares more bytes of voxels is rejected (1.5 GiB: 512 x 512 x 1536 voxels of float32)."""
-MAX_VOXELS = MAX_BYTES // 4
-"""The same limit in voxels: a voxel takes up to four bytes in memory, whatever its stored type."""
+MAX_VOXELS = 512 * 512 * 1536
+"""A header that declares more voxels is rejected. A voxel takes up to four bytes in memory."""
 MAX_OFFSET = 16 * 2**20
 """Largest offset of the first voxel in bytes; the header and its extensions precede it."""
 DEFLATE_RATIO = 1032
@@ -53,7 +51,9 @@ class NiftiFile:
     """A file whose header was read and validated; its voxels are still on disk."""
 
     path: Path
-    """The file."""
+    """The file; compressed if its name ends in `.gz`."""
+    name: str
+    """Name of the file in messages."""
     case_id: str
     """Case that the file belongs to."""
     kind: str
@@ -92,7 +92,7 @@ class NiftiFile:
         plane = x * y * self.dtype.itemsize
         step = max(1, SLAB_BYTES // plane)
         try:
-            with _TimedFile(self.path) as disk, IGzipFile(fileobj=disk, mode="rb") as stream:
+            with _TimedFile(self.path) as disk, open_stream(disk, self.path) as stream:
                 _advise_will_need(disk.fileno())
                 stream.seek(self.offset)
                 for start in range(0, z, step):
@@ -111,10 +111,15 @@ class NiftiFile:
                 if stream.read(1):  # reading past the last voxel also verifies gzip's checksum
                     raise ValueError("the stream is longer than the header declares")
         except NIFTI_READ_ERRORS as error:
-            raise unreadable_error(self.path, self.case_id, self.kind) from error
+            raise unreadable_error(self.name, self.case_id, self.kind) from error
 
 
-def _read_full(stream: IGzipFile, data: NDArray[np.uint8]) -> bool:
+def open_stream(disk: io.FileIO, path: Path) -> io.RawIOBase | IGzipFile:
+    """Return the decompressed stream of an opened file; decompressed if the file's name ends in `.gz`."""
+    return IGzipFile(fileobj=disk, mode="rb") if path.name.lower().endswith(".gz") else disk
+
+
+def _read_full(stream: io.RawIOBase | IGzipFile, data: NDArray[np.uint8]) -> bool:
     """Read until the array is full; return False if the stream ends before."""
     remaining = data.data
     while remaining:
@@ -154,47 +159,48 @@ def _advise_will_need(descriptor: int) -> None:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
 
 
-def open_nifti(path: Path, *, case_id: str, kind: str) -> NiftiFile:
+def open_nifti(path: Path, *, case_id: str, kind: str, name: str | None = None) -> NiftiFile:
     """Read and validate a header.
 
     Args:
-        path: a `.nii.gz` file.
+        path: a `.nii.gz` or `.nii` file.
         case_id: case that the file belongs to.
         kind: `ct` or `mask`; prefix of the error codes.
+        name: name of the file in messages; None: its file name, which must not identify a patient.
 
     Raises:
         InputRejectedError: `KIND-missing`, `KIND-unreadable`, `KIND-not-3d`, `KIND-affine`, `KIND-forms`.
     """
     if not path.is_file():
-        raise _input_error(
-            f"{path.name} is missing", f"put {path.name} into the case folder", f"{kind}-missing", case_id
-        )
+        fix = "correct the path" if name else f"put {path.name} into the case folder"
+        raise _input_error(f"{name or path.name} is missing", fix, f"{kind}-missing", case_id)
+    name = name or path.name
     try:
         header = _header(path)
         dim = [int(n) for n in header["dim"]]
         dtype, offset = header.get_data_dtype(), float(header["vox_offset"])
         slope, intercept = header.get_slope_inter()
     except NIFTI_READ_ERRORS as error:
-        raise unreadable_error(path, case_id, kind) from error
+        raise unreadable_error(name, case_id, kind) from error
     # dim[0] is the number of axes, dim[1:] their sizes
     if not 1 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1 or dtype.kind not in "iuf":
-        raise unreadable_error(path, case_id, kind)
+        raise unreadable_error(name, case_id, kind)
     if dim[0] < 3 or any(n != 1 for n in dim[4 : dim[0] + 1]):
         raise _input_error(
-            f"{path.name} has {dim[0]} axes", "give one 3D volume, not a series of them", f"{kind}-not-3d", case_id
+            f"{name} has {dim[0]} axes", "give one 3D volume, not a series of them", f"{kind}-not-3d", case_id
         )
     shape = (dim[1], dim[2], dim[3])
     voxels = dim[1] * dim[2] * dim[3]
     start = header.sizeof_hdr + 4  # four bytes after the header flag its extensions
     if (
         voxels > MAX_VOXELS
-        or voxels * dtype.itemsize > MAX_BYTES
         or not (offset == 0 or start <= offset <= MAX_OFFSET)
-        or voxels * dtype.itemsize > path.stat().st_size * DEFLATE_RATIO
+        or voxels * dtype.itemsize > path.stat().st_size * (DEFLATE_RATIO if path.name.lower().endswith(".gz") else 1)
     ):
-        raise unreadable_error(path, case_id, kind)
+        raise unreadable_error(name, case_id, kind)
     return NiftiFile(
         path=path,
+        name=name,
         case_id=case_id,
         kind=kind,
         shape_xyz=shape,
@@ -202,7 +208,7 @@ def open_nifti(path: Path, *, case_id: str, kind: str) -> NiftiFile:
         offset=int(offset) or start,  # some writers leave the offset 0
         slope=1.0 if slope is None else float(slope),
         intercept=0.0 if intercept is None else float(intercept),
-        affine_xyz=_affine(header, shape, path, case_id, kind),
+        affine_xyz=_affine(header, shape, name, case_id, kind),
         unit=_unit(header),
     )
 
@@ -214,8 +220,8 @@ def _header(path: Path) -> Any:
         ValueError: the file has no single-file NIfTI header.
         OSError: the file cannot be read or decompressed.
     """
-    with IGzipFile(path, "rb") as stream:
-        data = stream.read(540)
+    with io.FileIO(path) as disk, open_stream(disk, path) as stream:
+        data = stream.read(540) or b""
     for size, kind, magic in HEADERS:
         for order in "<>":
             if len(data) >= size and int(np.frombuffer(data[:4], f"{order}i4")[0]) == size:
@@ -233,7 +239,7 @@ def _unit(header: Any) -> str:
         return "unknown"
 
 
-def _affine(header: Any, shape: tuple[int, ...], path: Path, case_id: str, kind: str) -> NDArray[np.float64]:
+def _affine(header: Any, shape: tuple[int, ...], name: str, case_id: str, kind: str) -> NDArray[np.float64]:
     """Return the header's affine: sform if set, else qform, as other NIfTI readers do.
 
     Raises:
@@ -243,10 +249,10 @@ def _affine(header: Any, shape: tuple[int, ...], path: Path, case_id: str, kind:
         with np.errstate(all="ignore"):
             sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
     except NIFTI_READ_ERRORS as error:
-        raise no_affine_error(path, case_id, kind) from error
+        raise no_affine_error(name, case_id, kind) from error
     affines = [np.asarray(a, dtype=np.float64) for a in (sform, qform) if a is not None]
     if not affines or not all(is_usable_affine(a) for a in affines):
-        raise no_affine_error(path, case_id, kind)
+        raise no_affine_error(name, case_id, kind)
     # a qform is a rotation and a scaling, so it cannot agree with a sheared sform (gantry tilt)
     if len(affines) == 2 and not is_sheared(affines[0]):
         last = np.array(shape) - 1
@@ -255,7 +261,7 @@ def _affine(header: Any, shape: tuple[int, ...], path: Path, case_id: str, kind:
         distance = np.linalg.norm((affines[0] - affines[1])[:3, :3] @ corners, axis=0).max()
         if distance > FORMS_TOLERANCE_VOXELS * np.linalg.norm(affines[0][:3, :3], axis=0).min():
             raise _input_error(
-                f"{path.name} has two affines, sform and qform, that disagree in orientation or voxel size",
+                f"{name} has two affines, sform and qform, that disagree in orientation or voxel size",
                 "export it again, or set both to the correct one; programs differ in which of the two they use",
                 f"{kind}-forms",
                 case_id,
@@ -284,17 +290,20 @@ def _input_error(what: str, fix: str, code: str, case_id: str) -> InputRejectedE
     return InputRejectedError(what, fix=fix, code=code, case_id=case_id)
 
 
-def no_affine_error(path: Path, case_id: str, kind: str) -> InputRejectedError:
+def no_affine_error(name: str, case_id: str, kind: str) -> InputRejectedError:
     """Return the error for a file without usable geometry (`KIND-affine`)."""
     return _input_error(
-        f"{path.name} has no usable affine", "export it again with its geometry", f"{kind}-affine", case_id
+        f"{name} has no usable affine (sform or qform), so its orientation is not known",
+        "export it again with its geometry",
+        f"{kind}-affine",
+        case_id,
     )
 
 
-def unreadable_error(path: Path, case_id: str, kind: str) -> InputRejectedError:
+def unreadable_error(name: str, case_id: str, kind: str) -> InputRejectedError:
     """Return the error for a file that cannot be read (`KIND-unreadable`)."""
     return _input_error(
-        f"{path.name} cannot be read as NIfTI",
+        f"{name} cannot be read as NIfTI",
         "copy the file again, or export it again: it is truncated, damaged, too large or not NIfTI (.nii.gz)",
         f"{kind}-unreadable",
         case_id,

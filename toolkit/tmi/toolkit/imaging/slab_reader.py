@@ -33,7 +33,7 @@ def orientation_of(file: NiftiFile) -> NDArray[np.float64]:
     """
     orientation = nib.orientations.io_orientation(file.affine_xyz)
     if np.isnan(orientation).any():
-        raise no_affine_error(file.path, file.case_id, file.kind)
+        raise no_affine_error(file.name, file.case_id, file.kind)
     return np.asarray(orientation)
 
 

@@ -28,10 +28,8 @@ from tmi.toolkit.compute.stage_timer import StageTimer
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.nifti import NiftiFile, open_nifti
 from tmi.toolkit.imaging.slab_reader import fill_volume, orientation_of
+from tmi.toolkit.imaging.voxel_values import integer_labels, is_integer, require_int32, to_float32_hu, to_int16_hu
 
-INT16 = np.iinfo(np.int16)
-INTEGER_TOLERANCE = 1e-3
-"""Largest allowed distance of a mask's value from an integer; a scaled uint8 deviates by rounding."""
 GRID_TOLERANCE_VOXELS = 0.05
 """Largest distance between the corners of two equal grids, in units of the smallest voxel edge."""
 
@@ -112,21 +110,37 @@ def read_ct(
     Raises:
         InputRejectedError: ct-missing, ct-unreadable, ct-not-3d, ct-affine, ct-forms, ct-nan.
     """
+    file = open_nifti(case.ct, case_id=case.case_id, kind="ct")
+    return read_ct_file(file, pool=pool, callbacks=callbacks, timer=timer, empty=empty)
+
+
+def read_ct_file(
+    file: NiftiFile,
+    *,
+    pool: Executor | None = None,
+    callbacks: CtReadCallbacks | None = None,
+    timer: StageTimer | None = None,
+    empty: ArrayAllocator = np.empty,
+) -> Volume:
+    """Read an opened CT as `read_ct` does; the file need not belong to a case folder.
+
+    Raises:
+        InputRejectedError: ct-unreadable, ct-affine, ct-nan.
+    """
     if pool is None:
         with worker_pool() as pool:
-            return read_ct(case, pool=pool, callbacks=callbacks, timer=timer, empty=empty)
-    file = open_nifti(case.ct, case_id=case.case_id, kind="ct")
+            return read_ct_file(file, pool=pool, callbacks=callbacks, timer=timer, empty=empty)
     grid = _canonical_grid(file)
     if callbacks is not None:
         callbacks.on_grid_ready(grid)
     on_planes_ready = None if callbacks is None else callbacks.on_planes_ready
     array_DHW: NDArray[np.generic] | None = None
-    if _is_integer(file):
+    if is_integer(file):
         array_DHW = empty(grid.shape_DHW, np.int16)
         if not fill_volume(
             file,
             array_DHW,
-            partial(_to_int16_hu, file),
+            partial(to_int16_hu, file),
             pool=pool,
             on_planes_ready=on_planes_ready,
             timer=timer,
@@ -138,7 +152,7 @@ def read_ct(
         fill_volume(
             file,
             array_DHW,
-            partial(_to_float32_hu, file),
+            partial(to_float32_hu, file),
             pool=pool,
             on_planes_ready=on_planes_ready,
             timer=timer,
@@ -166,7 +180,7 @@ def read_mask(case: Case, ct: Volume | Grid, *, empty: ArrayAllocator = np.empty
     labels: set[int] = set()
 
     def select(stored: NDArray[np.generic], out: NDArray[np.generic]) -> bool:
-        values = _integer_labels(stored, file)
+        values = integer_labels(stored, file)
         np.not_equal(values, 0, out=out) if case.mask_label is None else np.equal(values, case.mask_label, out=out)
         # minimum and maximum suffice to detect more than one label
         if case.mask_label is None and len(labels) < 2 and out.any():
@@ -193,12 +207,20 @@ def read_labels(case: Case) -> Volume:
     Raises:
         InputRejectedError: as `read_mask`, except mask-grid and mask-empty.
     """
-    file = open_nifti(case.mask, case_id=case.case_id, kind="mask")
+    return read_label_file(open_nifti(case.mask, case_id=case.case_id, kind="mask"))
+
+
+def read_label_file(file: NiftiFile) -> Volume:
+    """Read the labels (int32) of an opened mask on its own grid.
+
+    Raises:
+        InputRejectedError: mask-unreadable, mask-affine, mask-nan, mask-values.
+    """
     grid = _canonical_grid(file)
     labels = np.empty(grid.shape_DHW, dtype=np.int32)
 
     def copy(stored: NDArray[np.generic], out: NDArray[np.generic]) -> bool:
-        np.copyto(out, _integer_labels(stored, file), casting="unsafe")
+        np.copyto(out, require_int32(integer_labels(stored, file), file), casting="unsafe")
         return True
 
     with worker_pool() as pool:
@@ -257,87 +279,6 @@ def _canonical_grid(file: NiftiFile) -> Grid:
     x, y, z = (n for _, n in sorted(zip(orientation[:, 0], file.shape_xyz, strict=True)))
     affine = file.affine_xyz @ nib.orientations.inv_ornt_aff(orientation, file.shape_xyz)
     return Grid(shape_DHW=(z, y, x), affine_xyz=np.asarray(affine, dtype=np.float64))
-
-
-def _is_integer(file: NiftiFile) -> bool:
-    """Return whether the scaled values are integers; whether they fit int16 is checked slab by slab."""
-    scaling = (file.slope, file.intercept)
-    return file.dtype.kind in "iu" and all(v == int(v) and abs(v) < 2**31 for v in scaling)
-
-
-def _to_int16_hu(file: NiftiFile, stored: NDArray[np.generic], out: NDArray[np.generic]) -> bool:
-    """Write exact HU as int16; return False if a value does not fit."""
-    slope, intercept = int(file.slope), int(file.intercept)
-    if stored.dtype.newbyteorder("=") == np.int16 and (slope, intercept) == (1, 0):
-        np.copyto(out, stored)
-        return True
-    limits = [int(v) * slope + intercept for v in (stored.min(), stored.max())]
-    if min(limits) < INT16.min or max(limits) > INT16.max:
-        return False
-    # int32 may wrap in between, but the low 16 bits stay correct (arithmetic modulo 2^32) and the results fit int16
-    values = stored.astype(np.int32)
-    if slope != 1:
-        values *= np.int32(slope)
-    np.add(values, np.int32(intercept), out=out, casting="unsafe")
-    return True
-
-
-def _to_float32_hu(file: NiftiFile, stored: NDArray[np.generic], out: NDArray[np.generic]) -> bool:
-    """Write HU as float32.
-
-    Raises:
-        InputRejectedError: ct-nan.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):  # an overflow becomes infinite and is rejected below
-        np.copyto(out, _scaled(stored, file), casting="same_kind")
-    if not np.isfinite(out).all():
-        raise InputRejectedError(
-            f"{CT_FILE} contains non-finite voxels",
-            code="ct-nan",
-            case_id=file.case_id,
-            fix="export the CT again from its series; NaN voxels have no Hounsfield value",
-        )
-    return True
-
-
-def _scaled(stored: NDArray[np.generic], file: NiftiFile) -> NDArray[np.generic]:
-    """Return stored * slope + intercept in float64, or `stored` itself if the file is unscaled."""
-    if (file.slope, file.intercept) == (1.0, 0.0):
-        return stored
-    with np.errstate(over="ignore", invalid="ignore"):
-        values: NDArray[np.float64] = stored.astype(np.float64)
-        values *= file.slope
-        values += file.intercept
-    return values
-
-
-def _integer_labels(stored: NDArray[np.generic], file: NiftiFile) -> NDArray[np.generic]:
-    """Return a mask's scaled values, rounded to integers.
-
-    Raises:
-        InputRejectedError: mask-nan, mask-values.
-    """
-    if stored.dtype.kind in "iu" and (file.slope, file.intercept) == (1.0, 0.0):
-        return stored
-    with np.errstate(over="ignore", invalid="ignore"):
-        values = _scaled(stored, file).astype(np.float32)
-    if not np.isfinite(values).all():
-        raise InputRejectedError(
-            f"{MASK_FILE} contains non-finite voxels",
-            code="mask-nan",
-            case_id=file.case_id,
-            fix="export the mask again as integers",
-        )
-    rounded = np.rint(values)
-    # above 2^24 float32 no longer represents every integer
-    if np.abs(values - rounded).max() > INTEGER_TOLERANCE or np.abs(rounded).max() > 2**24:
-        raise InputRejectedError(
-            f"{MASK_FILE} contains fractional values (probabilities or an interpolated mask), not labels",
-            code="mask-values",
-            case_id=file.case_id,
-            fix="export the mask again as integers; resample masks with nearest neighbour",
-        )
-    return np.asarray(rounded)
 
 
 def write_on_ct_grid(values_DHW: NDArray[np.floating], case: Case, path: Path) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from types import MappingProxyType
@@ -52,6 +52,7 @@ NOT_CT_CODES = frozenset({"ct-not-hu", "ct-8bit", "ct-rescaled", "ct-offset", "c
 """Findings that abort the import because the volume is not a CT in HU."""
 PENDING_CODES = frozenset({"clinical-missing", "radiomics-missing"})
 """Findings about files that were not given and can be added later."""
+UNIT_FIX = "check the voxel sizes against the original; the case was written in millimetres"
 PADDING_BELOW_HU = -1100
 """Voxels below this value are padding; the usual CT scale ends at -1024 HU."""
 
@@ -217,6 +218,8 @@ def _read_ct(path: Path, series: str | None, fixes: Collection[str], repairs: li
     for code, message, fix in check_ct(read.volume):
         if code in NOT_CT_CODES:
             raise InputRejectedError(message.replace(CT_FILE, "the CT"), fix=fix, code=code, case_id=case_id)
+        if code == "ct-unit":  # the written file declares mm, so `tmi check` cannot find this again
+            read = replace(read, findings=(*read.findings, (code, message.replace(CT_FILE, "the CT"), UNIT_FIX)))
     array: NDArray[Any] = read.volume.array_DHW
     padding = array < PADDING_BELOW_HU
     if "ct-padding" in fixes and padding.any():

@@ -1,26 +1,28 @@
-"""Reader of single-file images: NIfTI with nibabel, NRRD and MetaImage with SimpleITK.
+"""Reader of single-file images: NIfTI as in a case folder, NRRD and MetaImage with validated headers.
 
 Every format is returned as a `Volume` in canonical voxel order with an index -> RAS+ mm affine.
 """
 
 from __future__ import annotations
 
-import math
-import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from tmi.toolkit.cases.provenance import Repair
 from tmi.toolkit.errors import InputRejectedError
-from tmi.toolkit.imaging.volume import Volume
+from tmi.toolkit.imaging.label_names import read_label_names
+from tmi.toolkit.imaging.nifti import MAX_VOXELS as MAX_VOXELS
+from tmi.toolkit.imaging.nifti import open_nifti
+from tmi.toolkit.imaging.volume import Volume, read_ct_file, read_label_file
+from tmi.toolkit.ingest.metaimage import read_metaimage_header
+from tmi.toolkit.ingest.nrrd import read_nrrd_header
+from tmi.toolkit.ingest.voxel_data import HeaderError, read_voxels
 from tmi.toolkit.storage.hashing import sha256_file
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
@@ -28,10 +30,6 @@ ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 IMAGE_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
 RawFinding = tuple[str, str, str]
 """Finding of a reader: code of the check, message, fix."""
-MAX_VOXELS = 512 * 512 * 1536
-"""Limit on the header's voxel count; a file that exceeds it is rejected before anything is allocated."""
-NIFTI_ERRORS = (OSError, EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError)
-"""Exceptions that nibabel raises on damaged files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +54,14 @@ class LoadedCt:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedImage:
-    """An image with its rescaled voxel values and header metadata."""
+    """An image and the label names of its header."""
 
     volume: Volume
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    """Key-value pairs of an NRRD header."""
+    """Voxels in the file's type, or HU of a NIfTI CT, or int32 labels of a NIfTI mask."""
+    label_names: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """Label value -> its names in the header; empty if the header has none."""
+    is_segmentation: bool = False
+    """Whether the file is a segmentation of 3D Slicer, which may store a cut-out of the CT's grid."""
 
 
 def is_image_file(path: Path) -> bool:
@@ -72,7 +73,7 @@ def read_image_ct(path: Path, *, case_id: str) -> LoadedCt:
     """Read a CT from NIfTI, NRRD or MetaImage.
 
     Raises:
-        InputRejectedError: ct-missing, ct-unreadable, ct-not-3d, ct-affine, ct-nan.
+        InputRejectedError: ct-missing, ct-unreadable, ct-not-3d, ct-affine, ct-forms, ct-nan.
     """
     volume = read_image(path, kind="ct", case_id=case_id).volume
     array = volume.array_DHW
@@ -84,7 +85,7 @@ def read_image_ct(path: Path, *, case_id: str) -> LoadedCt:
             fix="export the CT again from its series; NaN voxels have no Hounsfield value",
         )
     source = {"kind": _format_name(path), "sha256": sha256_file(path)}
-    return LoadedCt(volume=Volume(array_DHW=narrow_hu(array), affine_xyz=volume.affine_xyz), source=source)
+    return LoadedCt(volume=replace(volume, array_DHW=narrow_hu(array)), source=source)
 
 
 def _format_name(path: Path) -> str:
@@ -97,92 +98,56 @@ def read_image(path: Path, *, kind: str, case_id: str) -> LoadedImage:
 
     Args:
         path: file with a suffix of `IMAGE_ENDINGS`.
-        kind: `ct` or `mask`; prefix of the error codes.
+        kind: `ct` or `mask`; prefix of the error codes. Voxels of a NIfTI mask are returned as int32 labels.
         case_id: case id for error messages.
 
     Raises:
-        InputRejectedError: KIND-missing, KIND-unreadable, KIND-not-3d, KIND-affine.
+        InputRejectedError: KIND-missing, KIND-unreadable, KIND-not-3d, KIND-affine, KIND-forms, KIND-nan, mask-values,
+            mask-label.
     """
     name = f"the {'CT' if kind == 'ct' else 'mask'} file"
     if not path.is_file():
         raise _input_error(kind, "missing", f"{name} does not exist", "correct the path", case_id)
     if path.name.lower().endswith(NIFTI_ENDINGS):
-        return LoadedImage(volume=_read_nifti(path, name, kind, case_id))
-    import SimpleITK
-
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
-    fix = "copy or export the file again: it is truncated or damaged"
+        file = open_nifti(path, case_id=case_id, kind=kind, name=name)
+        if kind == "ct":
+            return LoadedImage(volume=read_ct_file(file))
+        return LoadedImage(volume=read_label_file(file), label_names=read_label_names(file))
     try:
-        reader.ReadImageInformation()
-        size, dimension = reader.GetSize(), reader.GetDimension()
-        components = reader.GetNumberOfComponents()
-        if dimension > 3 and set(size[3:]) != {1}:
-            raise _input_error(kind, "not-3d", f"{name} has {dimension} axes", "give one 3D volume", case_id)
-        if dimension < 3 or components != 1:
-            message = f"{name} has {dimension} axes and {components} values per voxel"
-            raise _input_error(kind, "not-3d", message, "give one 3D volume with one value per voxel", case_id)
-        if min(size) < 1 or math.prod(size) > MAX_VOXELS:
-            raise _input_error(kind, "unreadable", f"{name} declares an implausible size", fix, case_id)
-        image = reader.Execute()
-        metadata = {k: reader.GetMetaData(k) for k in reader.GetMetaDataKeys()}
-    except (RuntimeError, UnicodeError, TypeError, MemoryError) as error:
+        header = (read_nrrd_header if _format_name(path) == "nrrd" else read_metaimage_header)(path)
+        if not is_valid_affine(header.affine_xyz):
+            raise HeaderError("has no usable geometry", code="affine")
+        array = read_voxels(header)
+    except HeaderError as error:
+        raise _input_error(kind, error.code, f"{name} {error.what}", error.fix, case_id) from error
+    except (OSError, MemoryError) as error:
+        fix = "copy or export the file again: it is truncated or damaged"
         raise _input_error(kind, "unreadable", f"{name} cannot be read", fix, case_id) from error
-    array = SimpleITK.GetArrayFromImage(image).reshape(size[2::-1])
-    if array.dtype.kind not in "iuf":
-        raise _input_error(kind, "unreadable", f"{name} holds no numeric voxels", fix, case_id)
-    affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(dimension, dimension)[:3, :3] * image.GetSpacing()[:3]
-    affine[:3, 3] = image.GetOrigin()[:3]
-    if not is_valid_affine(affine):
-        raise _input_error(kind, "affine", f"{name} has no usable geometry", "export it again", case_id)
-    # ITK geometry is LPS; negating x and y gives RAS.
-    volume = canonical_volume(array.transpose(2, 1, 0), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)
-    return LoadedImage(volume=volume, metadata=metadata)
+    volume = canonical_volume(array, header.affine_xyz)
+    names = segment_names(header.metadata, name, case_id)
+    return LoadedImage(volume=replace(volume, unit=header.unit), label_names=names, is_segmentation=bool(names))
 
 
-def _read_nifti(path: Path, name: str, kind: str, case_id: str) -> Volume:
-    fix = "copy or export the file again: it is truncated, damaged or not NIfTI"
-    try:
-        image = nib.load(path)
-        shape, affine = image.shape, np.asarray(image.affine, dtype=np.float64)
-        if not isinstance(image, nib.Nifti1Pair) or not shape or min(shape) < 1:
-            raise ValueError("not a NIfTI volume")
-        if len(shape) < 3 or set(shape[3:]) - {1}:
-            raise _input_error(kind, "not-3d", f"{name} has {len(shape)} axes", "give one 3D volume", case_id)
-        if math.prod(shape) > MAX_VOXELS or not _is_long_enough(path, image):
-            raise _input_error(kind, "unreadable", f"{name} declares an implausible size", fix, case_id)
-        if not is_valid_affine(affine):
-            raise _input_error(kind, "affine", f"{name} has no usable geometry", "export it again", case_id)
-        slope, intercept = image.header.get_slope_inter()
-        stored = np.asanyarray(image.dataobj.get_unscaled()).reshape(shape[:3])
-        if stored.dtype.kind not in "iuf":
-            raise ValueError("voxels are not numeric")
-    except NIFTI_ERRORS as error:
-        raise _input_error(kind, "unreadable", f"{name} cannot be read as NIfTI", fix, case_id) from error
-    return canonical_volume(_scaled(stored, slope, intercept), affine)
+def segment_names(metadata: Mapping[str, str], name: str, case_id: str) -> dict[int, tuple[str, ...]]:
+    """Return label value -> names, from the segment entries that 3D Slicer writes into an NRRD header.
 
-
-def _is_long_enough(path: Path, image: Any) -> bool:
-    """Return whether the file can hold the voxels that its header declares; deflate compresses at most 1032:1."""
-    declared = math.prod(image.shape) * image.get_data_dtype().itemsize
-    return bool(declared <= path.stat().st_size * (1032 if path.name.lower().endswith(".gz") else 1))
-
-
-def _scaled(stored: NDArray[Any], slope: float | None, intercept: float | None) -> NDArray[Any]:
-    slope, intercept = (1.0 if slope is None else float(slope)), (0.0 if intercept is None else float(intercept))
-    if (slope, intercept) == (1.0, 0.0):
-        return stored
-    if (
-        stored.dtype.kind in "iu"
-        and slope.is_integer()
-        and intercept.is_integer()
-        and max(abs(slope), abs(intercept)) < 2**20
-    ):
-        # Integer arithmetic keeps whole HU exact; float32 would round large stored values.
-        return stored.astype(np.int64) * int(slope) + int(intercept)
-    return stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+    Raises:
+        InputRejectedError: mask-label: two segments of different names have one label.
+    """
+    names: dict[int, tuple[str, ...]] = {}
+    for key, value in metadata.items():
+        prefix, _, entry = key.partition("_")
+        if entry == "LabelValue" and prefix.startswith("Segment") and value.strip().isdecimal() and len(value) < 11:
+            segment = metadata.get(f"{prefix}_Name", "").strip()
+            pair = (segment,) if segment else ()
+            if names.setdefault(int(value), pair) != pair:
+                raise InputRejectedError(
+                    f"{name} gives label {int(value)} two names in its header",
+                    fix="export each segment with its own label",
+                    code="mask-label",
+                    case_id=case_id,
+                )
+    return names
 
 
 def narrow_hu(array: NDArray[Any]) -> NDArray[Any]:

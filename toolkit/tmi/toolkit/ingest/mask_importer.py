@@ -70,11 +70,11 @@ def _from_image(
     if values.size > MAX_LABELS:
         raise _input_error("mask-unreadable", "the mask file holds an image, not labels", "give the mask", case_id)
     present = {int(v): int(n) for v, n in zip(values, counts, strict=True) if v != 0}
-    names = _segment_names(image.metadata)
-    label = choose_label(wanted, names, present, case_id=case_id)
+    label = choose_label(wanted, image.label_names, present, case_id=case_id)
     mask = Volume(array_DHW=labels.array_DHW == label.number, affine_xyz=labels.affine_xyz)
-    source = {"kind": "segmentation-nrrd" if names else "label-map", "label": label.number, "labels": len(present)}
-    return _place_on_grid(mask, ct, label, source, path, fixes, case_id, cropped=bool(names))
+    kind = "segmentation-nrrd" if image.is_segmentation else "label-map"
+    source = {"kind": kind, "label": label.number, "labels": len(present)}
+    return _place_on_grid(mask, ct, label, source, path, fixes, case_id, cropped=image.is_segmentation)
 
 
 def _as_labels(volume: Volume, case_id: str) -> Volume:
@@ -85,21 +85,10 @@ def _as_labels(volume: Volume, case_id: str) -> Volume:
         rounded = np.rint(array)
         if np.abs(array - rounded).max() > 1e-3 or np.abs(rounded).max() > 2**31:
             raise _input_error(
-                "mask-unreadable", "the mask file holds fractions, not labels", "export it as integers", case_id
+                "mask-values", "the mask file holds fractions, not labels", "export it as integers", case_id
             )
         array = rounded.astype(np.int64)
     return Volume(array_DHW=array, affine_xyz=volume.affine_xyz)
-
-
-def _segment_names(metadata: Mapping[str, str]) -> dict[int, tuple[str, ...]]:
-    """Return label value -> names, from the segment entries that 3D Slicer writes into an NRRD header."""
-    names: dict[int, tuple[str, ...]] = {}
-    for key, value in metadata.items():
-        prefix, _, field = key.partition("_")
-        if field == "LabelValue" and prefix.startswith("Segment") and value.strip().isdecimal():
-            name = metadata.get(f"{prefix}_Name", "").strip()
-            names[int(value)] = (name,) if name else ()
-    return names
 
 
 def _dicom_file(path: Path, case_id: str) -> Path:
