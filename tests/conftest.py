@@ -1,4 +1,4 @@
-"""Fixtures that several test folders share; builders live in `tests/factories`."""
+"""Fixtures shared by all test folders. The functions that build their data are in `tests/factories`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from factories.paths import ROOT
 from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.config.schema import Config, CtConfig
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One cache for the whole session: a bundle's first opening is checked once, and the user's cache left alone."""
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Cache folder of the session, so that each bundle runs its self-test once; the user's cache is not used."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMI_CACHE", str(folder))
@@ -26,7 +25,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real images and tables, which are never committed."""
+    """Folder of real images and tables, which are not in the repository; tests are skipped if it is missing."""
     folder = Path(os.environ.get("TMI_TEST_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"real test data not found at {folder}; set TMI_TEST_DATA to its folder")
@@ -35,13 +34,13 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def micro_config() -> Config:
-    """The tiny preset with a smaller volume: the same classes, a fraction of the time."""
+    """The preset `tiny` with a smaller CT volume."""
     return replace(tiny(), ct=CtConfig(shape_DHW=(12, 24, 24)))
 
 
 @pytest.fixture(scope="session")
 def synthetic_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight synthetic cases with extracted radiomics; read only."""
+    """Eight synthetic cases with extracted radiomics; read-only."""
     from tmi.toolkit.synthetic.cohort import make_cohort
 
     folder = tmp_path_factory.mktemp("synthetic") / "cohort"
@@ -51,7 +50,7 @@ def synthetic_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def random_run(tmp_path_factory: pytest.TempPathFactory, micro_config: Config) -> Path:
-    """A finished run of two folds with random weights; read only."""
+    """A finished run of `micro_config` with two folds and random weights; read-only."""
     from factories.random_run import write_random_run
 
     folder = tmp_path_factory.mktemp("runs") / "random"
@@ -61,7 +60,7 @@ def random_run(tmp_path_factory: pytest.TempPathFactory, micro_config: Config) -
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, random_run: Path) -> Path:
-    """The random run exported for every engine; read only."""
+    """`random_run` exported as ONNX and TorchScript, for every CPU engine; read-only."""
     from tmi.export.bundle.writer import export_run
 
     folder = tmp_path_factory.mktemp("bundles") / "bundle"
@@ -71,7 +70,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, random_run: Path) -> P
 
 @pytest.fixture(scope="session")
 def nano_config() -> Config:
-    """A network cut to the bone, for tests that export."""
+    """The smallest network, for tests that export."""
     from factories.nano import nano
 
     return nano()
@@ -79,7 +78,7 @@ def nano_config() -> Config:
 
 @pytest.fixture(scope="session")
 def nano_run(tmp_path_factory: pytest.TempPathFactory, nano_config: Config) -> Path:
-    """A finished run of two folds that share nothing; read only."""
+    """A finished run of `nano_config` with two folds that share no encoder; read-only."""
     from factories.random_run import write_random_run
 
     return write_random_run(tmp_path_factory.mktemp("nano") / "run", nano_config, folds=2, seed=5)
@@ -87,7 +86,7 @@ def nano_run(tmp_path_factory: pytest.TempPathFactory, nano_config: Config) -> P
 
 @pytest.fixture(scope="session")
 def nano_bundle(tmp_path_factory: pytest.TempPathFactory, nano_run: Path) -> Path:
-    """That run exported as ONNX and TorchScript; read only."""
+    """`nano_run` exported as ONNX and TorchScript; read-only."""
     from tmi.export.bundle.writer import export_run
 
     folder = tmp_path_factory.mktemp("nano") / "bundle"

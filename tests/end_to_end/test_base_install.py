@@ -1,4 +1,4 @@
-"""What a serving machine installs: the base package in a new environment predicts a bundle, and brings no torch."""
+"""The base install of a serving machine: in a new environment it predicts with a bundle and installs no torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from factories.cases import write_case
 from factories.paths import ROOT
 
 NOT_IN_BASE = (
@@ -26,35 +27,37 @@ NOT_IN_BASE = (
 OFFLINE = ("No matching distribution found", "Temporary failure in name resolution", "Connection")
 
 
-def called(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     return subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, check=False, env={**clean, **environment}
+        [str(part) for part in command], capture_output=True, text=True, check=False, env={**inherited, **environment}
     )
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    """The folder of commands of an environment that holds the base package alone."""
+def scripts_folder(tmp_path_factory) -> Path:
+    """Folder `bin` of a new virtual environment in which only the base package is installed."""
     folder = tmp_path_factory.mktemp("base") / "venv"
-    assert called(sys.executable, "-m", "venv", folder).returncode == 0
+    assert run(sys.executable, "-m", "venv", folder).returncode == 0
     pip = (folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check")
-    done = called(*pip, "install", "--quiet", "-c", ROOT / "constraints.txt", ROOT)
-    if done.returncode and any(sign in done.stderr for sign in OFFLINE):
-        pytest.skip("pip reaches no package index from here")
-    assert done.returncode == 0, done.stderr
+    install = run(*pip, "install", "--quiet", "-c", ROOT / "constraints.txt", ROOT)
+    if install.returncode and any(sign in install.stderr for sign in OFFLINE):
+        pytest.skip("pip cannot reach a package index")
+    assert install.returncode == 0, install.stderr
     return folder / "bin"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_base_package_predicts_alone(base, tiny_bundle, good_cases, tmp_path):
-    listed = called(base / "python", "-m", "pip", "list", "--format", "json").stdout
+def test_base_package_predicts_alone(scripts_folder, tiny_bundle, tmp_path):
+    """The base package predicts with an ONNX bundle, and none of the heavy packages is installed."""
+    listed = run(scripts_folder / "python", "-m", "pip", "list", "--format", "json").stdout
     installed = {package["name"].lower() for package in json.loads(listed)}
     assert installed.isdisjoint(name.lower() for name in NOT_IN_BASE)
-    done = called(
-        base / "tmi", "predict", good_cases[0], "--bundle", tiny_bundle, "--json", TMI_CACHE=str(tmp_path / "cache")
+    case = write_case(tmp_path / "P000")
+    prediction = run(
+        scripts_folder / "tmi", "predict", case, "--bundle", tiny_bundle, "--json", TMI_CACHE=str(tmp_path / "cache")
     )
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)["results"][0]
-    assert 0.0 < answer["probability"]["bad"] < 1.0
+    assert prediction.returncode == 0, prediction.stderr
+    (result,) = json.loads(prediction.stdout)["results"]
+    assert 0.0 < result["probability"]["bad"] < 1.0

@@ -1,4 +1,4 @@
-"""Guards of the whole project: how quick and how helpful the command line is, and how the packages are laid out."""
+"""The command line as a whole: start-up time, help texts, examples, exit codes and error messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import resource
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,40 +22,34 @@ from factories.tmi_command import tmi
 from tmi.toolkit.cli.main import COMMANDS
 from tmi.toolkit.errors import ExitCode
 
-PACKAGES = ("toolkit", "training", "export", "runtime")
 HEAVY = {
     "torch", "transformers", "monai", "lightning", "pytorch_lightning", "sklearn", "scipy", "pandas", "onnx",
     "onnxruntime", "onnxscript", "openvino", "radiomics", "SimpleITK", "tokenizers",
 }  # fmt: skip
-"""What no help may wait for."""
-MAX_LINES = 420
-ASK_FOR_HELP = """
+"""Packages that no `--help` may import."""
+PRINT_HELP = """
 import contextlib, io, json, sys
 from tmi.toolkit.cli.main import COMMANDS, app
 
-texts, after = {}, {}
+texts, imported = {}, {}
 for command in ("", *COMMANDS):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         app(args=[*command.split(), "--help"], prog_name="tmi", standalone_mode=False)
     texts[command] = out.getvalue()
-    after[command] = sorted({name.partition(".")[0] for name in sys.modules})
-print(json.dumps({"texts": texts, "after": after}))
+    imported[command] = sorted({name.partition(".")[0] for name in sys.modules})
+print(json.dumps({"texts": texts, "imported": imported}))
 """
 
 
-def modules() -> list[Path]:
-    return [p for folder in (*PACKAGES, "tests", "benchmarks") for p in sorted((ROOT / folder).rglob("*.py"))]
-
-
 @pytest.fixture(scope="module")
-def asked() -> dict[str, Any]:
-    """Every help text as a terminal of 120 columns shows it, and what was imported by then; one process."""
+def rendered_help() -> dict[str, Any]:
+    """Help text of every command in 120 columns, and the packages imported by then; printed by one process."""
     environment = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}
-    done = subprocess.run(
-        [sys.executable, "-c", ASK_FOR_HELP], capture_output=True, text=True, check=True, env=environment
+    process = subprocess.run(
+        [sys.executable, "-c", PRINT_HELP], capture_output=True, text=True, check=True, env=environment
     )
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+    document: dict[str, Any] = json.loads(process.stdout)
+    return document
 
 
 def function_of(command: str) -> Any:
@@ -70,7 +63,7 @@ def examples_of(command: str) -> list[str]:
 
 
 def test_help_takes_less_than_half_a_second():
-    """Processor time of the quickest of three, which other work on the machine does not lengthen."""
+    """Measured as processor time, best of three, so that other load on the machine has little influence."""
     seconds = []
     for _ in range(3):
         program = "import sys; sys.argv = ['tmi', '--help']; from tmi.toolkit.cli.main import main; main()"
@@ -82,20 +75,21 @@ def test_help_takes_less_than_half_a_second():
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_no_help_imports_anything_heavy(command, asked):
-    assert set(asked["after"][command]) & HEAVY == set()
+def test_help_imports_no_heavy_package(command, rendered_help):
+    """`--help` imports no framework, engine or scientific library."""
+    assert set(rendered_help["imported"][command]) & HEAVY == set()
 
 
-def test_help_lists_every_command_in_order(asked):
+def test_help_lists_every_command_in_order(rendered_help):
     """The order is that of the command table."""
-    listed = [line.split()[1] for line in asked["texts"][""].splitlines() if re.match(r"[│|] [a-z-]+ ", line)]
+    listed = [line.split()[1] for line in rendered_help["texts"][""].splitlines() if re.match(r"[│|] [a-z-]+ ", line)]
     assert [name for name in listed if name in COMMANDS] == list(COMMANDS)
 
 
-def test_help_groups_commands_by_panel(asked):
+def test_help_groups_commands_by_panel(rendered_help):
     """Each command stands under the heading of its panel, and the headings are those of the table."""
     panels: dict[str, list[str]] = {}
-    for line in asked["texts"][""].splitlines():
+    for line in rendered_help["texts"][""].splitlines():
         heading = re.match(r"[╭+]─* ?([A-Z][a-z]+) ─", line)
         if heading:
             panels[heading[1]] = []
@@ -109,8 +103,9 @@ def test_help_groups_commands_by_panel(asked):
     assert list(panels) == ["Data", "Training", "Export", "Prediction", "Trust"]
 
 
-def test_the_documented_exit_codes_are_those_of_the_table(asked):
-    text = " ".join(asked["texts"][""].split())
+def test_help_documents_all_exit_codes(rendered_help):
+    """The exit codes of the main help are those of `ExitCode`, and 130 for an interrupt."""
+    text = " ".join(rendered_help["texts"][""].split())
     documented = re.search(r"Exit codes: (.*?)\. ", text)
     assert documented is not None
     numbers = [int(n) for n in re.findall(r"(?:^|; )(\d+) ", documented[1])]
@@ -118,10 +113,11 @@ def test_the_documented_exit_codes_are_those_of_the_table(asked):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_help_ends_its_description_with_examples_that_can_be_copied(command, asked):
+def test_help_has_examples_on_lines_of_their_own(command, rendered_help):
+    """Every help has examples, and each stands unwrapped on one line so that it can be copied."""
     examples = examples_of(command)
     assert examples, f"the docstring of tmi {command} has no 'Examples:' part"
-    shown = [line.strip() for line in asked["texts"][command].splitlines()]
+    shown = [line.strip() for line in rendered_help["texts"][command].splitlines()]
     assert shown.count("Examples:") == 1
     for example in examples:
         assert example.startswith(f"tmi {command}")
@@ -129,7 +125,8 @@ def test_every_help_ends_its_description_with_examples_that_can_be_copied(comman
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_example_is_accepted_by_the_parser(command):
+def test_examples_are_accepted_by_the_parser(command):
+    """The options and arguments of each example exist."""
     parser = cli.LazyGroup(name="tmi").get_command(None, command)
     for example in examples_of(command):
         _, name, *arguments = shlex.split(example)
@@ -137,7 +134,8 @@ def test_every_example_is_accepted_by_the_parser(command):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_and_argument_says_what_it_is(command):
+def test_every_parameter_has_a_help_text(command):
+    """Each option and argument has a help text without placeholders that markdown would drop."""
     parser = cli.LazyGroup(name="tmi").get_command(None, command)
     for parameter in parser.params:
         text = getattr(parameter, "help", None) or ""
@@ -147,18 +145,20 @@ def test_every_option_and_argument_says_what_it_is(command):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_short_help_is_one_whole_sentence(command, asked):
+def test_short_help_is_one_sentence(command, rendered_help):
+    """The first paragraph is one sentence of fewer than 130 characters, and the rendered help shows it."""
     first = (inspect.getdoc(function_of(command)) or "").partition("\n\n")[0]
     assert first.endswith(".")
     assert len(first) < 130
-    assert " ".join(first.split()) in " ".join(asked["texts"][command].split())
+    assert " ".join(first.split()) in " ".join(rendered_help["texts"][command].split())
 
 
 @pytest.mark.parametrize(
     "arguments",
     [("fly",), ("synth", "--fly", "high"), ("synth",), ("synth", "out", "--cases", "many"), ("--fly",), ("check",)],
 )
-def test_what_cannot_be_parsed_is_wrong_usage(arguments, tmp_path):
+def test_unparsable_arguments_are_wrong_usage(arguments, tmp_path):
+    """The exit code is that of wrong usage, the usage line is printed, and nothing is written."""
     outcome = tmi(*arguments, cwd=tmp_path)
     assert outcome.code == int(ExitCode.USAGE)
     assert "Usage: tmi" in outcome.err
@@ -166,11 +166,11 @@ def test_what_cannot_be_parsed_is_wrong_usage(arguments, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_option_is_named(tmp_path):
+def test_unknown_option_is_named(tmp_path):
     assert "--fly" in tmi("synth", "out", "--fly", cwd=tmp_path).err
 
 
-def test_the_version_is_told():
+def test_version_is_printed():
     outcome = tmi("--version")
     assert outcome.code == 0
     assert re.fullmatch(r"tmi \d+\.\d+\.\d+\n", outcome.out)
@@ -184,7 +184,8 @@ def break_synth(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("where", ["none", "first", "last"])
-def test_an_unexpected_error_shows_its_traceback_only_with_debug(where, tmp_path, monkeypatch):
+def test_traceback_is_shown_only_with_debug(where, tmp_path, monkeypatch):
+    """Without `--debug`, an unexpected error prints no traceback and no message: it may hold patient data."""
     break_synth(monkeypatch, ZeroDivisionError("patient 17"))
     arguments = {"none": [], "first": ["--debug", "synth", "c"], "last": ["synth", "c", "--debug"]}[where]
     outcome = tmi(*(arguments or ["synth", "c"]), cwd=tmp_path)
@@ -194,7 +195,8 @@ def test_an_unexpected_error_shows_its_traceback_only_with_debug(where, tmp_path
     assert ("patient 17" in outcome.err) == (where != "none")
 
 
-def test_an_error_of_the_system_names_what_and_where(tmp_path, monkeypatch):
+def test_os_error_names_reason_and_path(tmp_path, monkeypatch):
+    """An error of the operating system is printed with its reason, its path and a fix."""
     break_synth(monkeypatch, PermissionError(13, "Permission denied", "/srv/cohort"))
     outcome = tmi("synth", "c", cwd=tmp_path)
     assert outcome.code == int(ExitCode.UNEXPECTED)
@@ -204,7 +206,8 @@ def test_an_error_of_the_system_names_what_and_where(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if COMMANDS[c].extra])
-def test_a_missing_package_is_named_with_the_extra_that_installs_it(command):
+def test_missing_package_is_named_with_its_extra(command):
+    """The error names the missing package, and the fix names the extra of the command that installs it."""
     error = cli.missing_package(ModuleNotFoundError("No module named 'x.y'", name="x.y"), [command])
     assert error is not None
     assert error.exit_code == ExitCode.UNAVAILABLE
@@ -212,7 +215,8 @@ def test_a_missing_package_is_named_with_the_extra_that_installs_it(command):
     assert error.fix == f"pip install 'tmi-clnet[{COMMANDS[command].extra}]'"
 
 
-def test_a_missing_package_ends_with_unavailable_and_a_missing_module_of_ours_with_unexpected(tmp_path, monkeypatch):
+def test_missing_package_is_unavailable_and_own_module_unexpected(tmp_path, monkeypatch):
+    """A missing dependency ends with `UNAVAILABLE`; a missing module of `tmi` is a bug and ends with `UNEXPECTED`."""
     break_synth(monkeypatch, ModuleNotFoundError("No module named 'pywt'", name="pywt"))
     outcome = tmi("synth", "c", cwd=tmp_path)
     assert outcome.code == int(ExitCode.UNAVAILABLE)
@@ -221,42 +225,22 @@ def test_a_missing_package_ends_with_unavailable_and_a_missing_module_of_ours_wi
     assert tmi("synth", "c", cwd=tmp_path).code == int(ExitCode.UNEXPECTED)
 
 
-def test_the_extras_that_errors_name_are_those_of_the_distribution():
+def test_extras_of_commands_exist():
+    """Every extra that the command table names is an extra of the distribution."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert all(re.search(rf"^{spec.extra} = ", text, re.M) for spec in COMMANDS.values() if spec.extra)
 
 
-def test_ctrl_c_ends_with_130(tmp_path, monkeypatch):
+def test_interrupt_ends_with_130(tmp_path, monkeypatch):
     break_synth(monkeypatch, KeyboardInterrupt())
     outcome = tmi("synth", "c", cwd=tmp_path)
     assert outcome.code == 130
     assert "Traceback" not in outcome.err
 
 
-def test_every_command_is_a_function_that_typer_can_call():
+def test_every_command_is_a_typer_command():
+    """Each target of the command table is a callable, and Typer makes a command of it."""
     for command in COMMANDS:
         assert callable(function_of(command)), command
         assert isinstance(cli.LazyGroup(name="tmi").get_command(None, command), typer.core.TyperCommand)
     assert cli.LazyGroup(name="tmi").get_command(None, "fly") is None
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_each_root_holds_exactly_its_own_package(package):
-    inside = {p.name for p in (ROOT / package / "tmi").iterdir() if p.name != "__pycache__"}
-    assert inside == {package}
-    assert (ROOT / package / "tmi" / package / "py.typed").is_file()
-
-
-def test_no_namespace_folder_is_closed_by_an_init_file():
-    """Several roots share `tmi`; an `__init__.py` there would hide all but one of them."""
-    assert [p for package in PACKAGES for p in (ROOT / package).rglob("__init__.py") if p.parent.name == "tmi"] == []
-
-
-@pytest.mark.parametrize("path", modules(), ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_no_module_is_longer_than_a_reader_can_hold(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
-
-
-def test_no_file_is_named_for_nothing():
-    nameless = {"utils", "util", "helpers", "common", "base", "manager", "misc"}
-    assert [p.relative_to(ROOT).as_posix() for p in modules() if p.stem in nameless] == []

@@ -1,4 +1,4 @@
-"""The commit-msg hook: subjects of at most 72 characters, an empty line below them."""
+"""The commit-msg hook: the subject has at most 72 characters, and an empty line follows it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from factories.paths import ROOT
+
 SCRIPT = ROOT / ".ci" / "check_subject.py"
 
 
 def check(tmp_path: Path, message: str) -> tuple[int, str]:
     file = tmp_path / "COMMIT_EDITMSG"
     file.write_text(message, encoding="utf-8")
-    done = subprocess.run([sys.executable, SCRIPT, file], capture_output=True, text=True, check=False)
-    return done.returncode, done.stderr
+    process = subprocess.run([sys.executable, SCRIPT, file], capture_output=True, text=True, check=False)
+    return process.returncode, process.stderr
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,8 @@ def check(tmp_path: Path, message: str) -> tuple[int, str]:
         f"fixup! {'x' * 72}",
     ],
 )
-def test_good_messages_pass(tmp_path, message):
+def test_valid_messages_pass(tmp_path, message):
+    """Comments of git, leading empty lines, reverts and fixups are accepted."""
     assert check(tmp_path, message) == (0, "")
 
 
@@ -45,14 +47,15 @@ def test_good_messages_pass(tmp_path, message):
         ("# only a comment\n", "the message is empty"),
     ],
 )
-def test_bad_messages_fail_with_the_reason_and_a_fix(tmp_path, message, problem):
+def test_invalid_messages_fail_with_reason_and_fix(tmp_path, message, problem):
+    """The hook ends with 1 and prints what is wrong and how to fix it."""
     code, printed = check(tmp_path, message)
     assert code == 1
     assert f"error: {problem}" in printed
     assert "fix: write what changed in at most 72 characters" in printed
 
 
-def test_hooks_run_tools_of_the_environment_and_download_nothing():
+def test_hooks_use_local_tools_only():
     """Every hook is local and runs a program of .venv, the same one as `make lint`."""
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     assert [repo["repo"] for repo in config["repos"]] == ["local"]

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 import yaml
 
+from factories.paths import ROOT
 from tmi.toolkit.cli.main import COMMANDS, LazyGroup
 
-ROOT = Path(__file__).resolve().parents[2]
 STAGE_DOCS = runpy.run_path(str(ROOT / ".ci" / "stage_docs.py"))
 PAGES = sorted(
     path
@@ -52,11 +52,11 @@ class Block:
 
 def blocks(page: Path, *languages: str) -> list[Block]:
     text = page.read_text(encoding="utf-8")
-    found = [
+    matches = [
         Block(language=m["language"], text=_dedent(m["text"], m["indent"]), line=text.count("\n", 0, m.start()) + 1)
         for m in FENCE.finditer(text)
     ]
-    return [block for block in found if block.language in languages]
+    return [block for block in matches if block.language in languages]
 
 
 def _dedent(text: str, indent: str) -> str:
@@ -163,7 +163,7 @@ def test_command_lines_in_blocks_are_accepted_by_the_parser(page):
                 continue
             try:
                 parse(arguments)
-            except Exception as error:  # noqa: BLE001  # click raises several, and the page is to be named with each
+            except Exception as error:  # noqa: BLE001  # click raises several types; each is reported with its page
                 problems.append(f"block at line {block.line}: tmi {shlex.join(arguments)}: {error}")
     assert problems == []
 
@@ -180,9 +180,11 @@ def test_commands_and_options_in_backquotes_exist(page):
         if command not in COMMANDS:
             problems.append(f"`{code}`: no command {command}")
             continue
-        have = {name for p in LazyGroup(name="tmi").get_command(None, command).params for name in p.opts}
-        have |= {"--help", "-h", "--debug"}
-        problems += [f"`{code}`: no option {o}" for o in re.findall(r"(?<!\S)(--?[a-z][a-z-]*)", rest) if o not in have]
+        options = {name for p in LazyGroup(name="tmi").get_command(None, command).params for name in p.opts}
+        options |= {"--help", "-h", "--debug"}
+        problems += [
+            f"`{code}`: no option {o}" for o in re.findall(r"(?<!\S)(--?[a-z][a-z-]*)", rest) if o not in options
+        ]
     assert problems == []
 
 
@@ -235,15 +237,15 @@ def test_data_blocks_parse(page):
 
 def anchors(page: Path) -> set[str]:
     """Anchors of the headings of a page, as GitHub makes them and the site does."""
-    found: dict[str, int] = {}
+    slugs: dict[str, int] = {}
     for title in re.findall(r"^ {0,3}#{1,6} +(.+?) *#*$", prose(page), re.M):
         plain = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", title)
         slug = re.sub(r"[^\w\- ]", "", plain.lower().replace("`", "")).replace(" ", "-")
-        number = found.get(slug, 0)
-        found[slug] = number + 1
+        number = slugs.get(slug, 0)
+        slugs[slug] = number + 1
         if number:
-            found[f"{slug}-{number}"] = 1
-    return set(found)
+            slugs[f"{slug}-{number}"] = 1
+    return set(slugs)
 
 
 def link_problems(page: Path) -> list[str]:
@@ -345,7 +347,9 @@ def test_site_is_strict_and_loads_nothing_from_other_hosts():
 def test_staging_rewrites_links_for_the_site():
     """A link written for the repository leads to the page's place in the site; code is left alone."""
     rewritten = STAGE_DOCS["rewritten"]
-    text = "[a](../CONTRIBUTING.md#commits) [b](../README.md) ![c](img/pipeline.svg) `[d](no.md)`\n```\n[e](no.md)\n```\n"
+    text = (
+        "[a](../CONTRIBUTING.md#commits) [b](../README.md) ![c](img/pipeline.svg) `[d](no.md)`\n```\n[e](no.md)\n```\n"
+    )
     want = "[a](contributing.md#commits) [b](index.md) ![c](img/pipeline.svg) `[d](no.md)`\n```\n[e](no.md)\n```\n"
     assert rewritten(text, "docs/import.md", "import.md") == (want, [])
     assert rewritten("[a](docs/parity.md#bounds)", "SECURITY.md", "security.md") == ("[a](parity.md#bounds)", [])

@@ -1,4 +1,4 @@
-"""Every documented exit code is reached, says what is wrong, and says how to mend it."""
+"""Every documented exit code is reached, with a message that names the error and a fix."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def good_case(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch, good_case, tiny_bundle) -> dict[str, Path]:
-    """A case and a bundle, in a folder with nothing else; tests may patch what they like."""
+def workspace(tmp_path, monkeypatch, good_case, tiny_bundle) -> dict[str, Path]:
+    """A valid case, a bundle and an empty working folder."""
     monkeypatch.chdir(tmp_path)
     return {"case": good_case, "bundle": tiny_bundle, "tmp": tmp_path}
 
@@ -32,32 +32,32 @@ Reach = Callable[[Mapping[str, Path], pytest.MonkeyPatch], CommandResult]
 
 
 def predict(
-    place: Mapping[str, Path], *more: object, case: Path | None = None, bundle: Path | None = None
+    workspace: Mapping[str, Path], *more: object, case: Path | None = None, bundle: Path | None = None
 ) -> CommandResult:
-    return tmi("predict", case or place["case"], "--bundle", bundle or place["bundle"], *more)
+    return tmi("predict", case or workspace["case"], "--bundle", bundle or workspace["bundle"], *more)
 
 
-def done(place, patch) -> CommandResult:
-    return predict(place, "--engine", "onnx")
+def done(workspace, patch) -> CommandResult:
+    return predict(workspace, "--engine", "onnx")
 
 
-def unexpected(place, patch) -> CommandResult:
+def unexpected(workspace, patch) -> CommandResult:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("secret of a patient")
 
     patch.setattr("tmi.runtime.serving.predictor.open_bundle", broken)
-    return predict(place)
+    return predict(workspace)
 
 
-def usage(place, patch) -> CommandResult:
-    return tmi("predict", place["case"])
+def usage(workspace, patch) -> CommandResult:
+    return tmi("predict", workspace["case"])
 
 
-def refused(place, patch) -> CommandResult:
-    return predict(place, "--engine", "onnx", case=place["tmp"] / "nowhere")
+def rejected(workspace, patch) -> CommandResult:
+    return predict(workspace, "--engine", "onnx", case=workspace["tmp"] / "nowhere")
 
 
-def parity(place, patch) -> CommandResult:
+def parity(workspace, patch) -> CommandResult:
     record = CheckResult(
         gate="logits", artefact="onnx", graph="pipeline", passed=False, measured=0.5, bound=0.1, detail="logits differ"
     )
@@ -66,24 +66,24 @@ def parity(place, patch) -> CommandResult:
         raise ParityError("the bundle was not written", fix="look at the table", records=[record])
 
     patch.setattr("tmi.export.bundle.writer.export_run", failing)
-    return tmi("export", place["tmp"] / "run", "--engine", "onnx", "--out", place["tmp"] / "bundle")
+    return tmi("export", workspace["tmp"] / "run", "--engine", "onnx", "--out", workspace["tmp"] / "bundle")
 
 
-def unavailable(place, patch) -> CommandResult:
+def unavailable(workspace, patch) -> CommandResult:
     from tmi.runtime.engines import registry as engine
 
     find_spec = engine.importlib.util.find_spec
     patch.setattr(engine.importlib.util, "find_spec", lambda name: None if name == "openvino" else find_spec(name))
-    return predict(place, "--engine", "openvino")
+    return predict(workspace, "--engine", "openvino")
 
 
-def damaged(place, patch) -> CommandResult:
-    copy = Path(shutil.copytree(place["bundle"], place["tmp"] / "bundle"))
+def damaged(workspace, patch) -> CommandResult:
+    copy = Path(shutil.copytree(workspace["bundle"], workspace["tmp"] / "bundle"))
     graph = next((copy / "graphs").glob("*.onnx"))
     data = bytearray(graph.read_bytes())
     data[-1] ^= 1
     graph.write_bytes(data)
-    return predict(place, bundle=copy)
+    return predict(workspace, bundle=copy)
 
 
 REACHED: Mapping[ExitCode, tuple[Reach, str]] = MappingProxyType(
@@ -92,7 +92,7 @@ REACHED: Mapping[ExitCode, tuple[Reach, str]] = MappingProxyType(
         ExitCode.UNEXPECTED: (unexpected, "error: unexpected RuntimeError\n  fix: run the command again with --debug"),
         ExitCode.USAGE: (usage, "error: bundle is not a bundle: manifest.json is missing\n  fix: name a bundle with"),
         ExitCode.REJECTED: (
-            refused,
+            rejected,
             "error: case nowhere: the case folder does not exist [case-missing]\n  fix: give the path",
         ),
         ExitCode.PARITY: (parity, "error: the bundle was not written\n  fix: look at the table"),
@@ -103,26 +103,29 @@ REACHED: Mapping[ExitCode, tuple[Reach, str]] = MappingProxyType(
 
 
 @pytest.mark.parametrize("code", ExitCode, ids=lambda code: f"{code.value}-{code.name.lower()}")
-def test_every_documented_exit_code_is_reached_with_what_and_fix(code, place, monkeypatch):
-    reach, told = REACHED[code]
-    outcome = reach(place, monkeypatch)
+def test_exit_code_is_reached_with_message_and_fix(code, workspace, monkeypatch):
+    """A command ends with the code, prints the error and its fix, and shows no traceback."""
+    reach, message = REACHED[code]
+    outcome = reach(workspace, monkeypatch)
     assert outcome.code == int(code), outcome.err
-    assert told in outcome.err
+    assert message in outcome.err
     assert "Traceback" not in outcome.err
     assert "secret" not in outcome.err
 
 
-def test_wrong_options_are_wrong_usage(place):
-    assert predict(place, "--batch", 0).code == int(ExitCode.USAGE)
-    assert predict(place, "--colour", "red").code == int(ExitCode.USAGE)
-    outcome = predict(place, "--engine", "cuda")
+def test_invalid_options_are_wrong_usage(workspace):
+    """A value out of range, an unknown option and an unknown engine end with the code of wrong usage."""
+    assert predict(workspace, "--batch", 0).code == int(ExitCode.USAGE)
+    assert predict(workspace, "--colour", "red").code == int(ExitCode.USAGE)
+    outcome = predict(workspace, "--engine", "cuda")
     assert outcome.code == int(ExitCode.USAGE)
     assert f"fix: choose auto or one of {', '.join(ENGINES)}" in outcome.err
 
 
-def test_debug_shows_where_an_unexpected_error_came_from(place, monkeypatch):
+def test_debug_shows_the_traceback(workspace, monkeypatch):
+    """With `--debug`, an unexpected error is printed with its traceback."""
     monkeypatch.setattr("tmi.runtime.serving.predictor.open_bundle", lambda *_: 1 / 0)
-    outcome = predict(place, "--debug")
+    outcome = predict(workspace, "--debug")
     assert outcome.code == int(ExitCode.UNEXPECTED)
     assert "Traceback" in outcome.err
     assert "ZeroDivisionError" in outcome.err

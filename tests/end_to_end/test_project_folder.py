@@ -1,4 +1,4 @@
-"""The commands as people type them in a project folder: no paths given, what was assumed told, nothing overwritten."""
+"""Commands in a project folder without paths: defaults are found and printed, and nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from factories.nano import NANO_OPTIONS
 from factories.tmi_command import CommandResult, tmi
 
 MICRO = ("--folds", 2, "--epochs", 1, *NANO_OPTIONS)
-"""What makes a bare `tmi train` a matter of seconds."""
+"""Options that let `tmi train` finish in seconds."""
 
 
 def digests(folder: Path) -> dict[str, bytes]:
@@ -43,16 +43,18 @@ def predicted(project, exported) -> CommandResult:
     return tmi("predict", "cohort/C000/", cwd=project)
 
 
-def test_bare_train_takes_the_cohort_beside_it_and_names_the_run_by_date(project, trained):
+def test_train_uses_cohort_and_names_run(project, trained):
+    """`tmi train` uses the folder `cohort`, names the run by date and preset, and prints its defaults."""
     assert trained.code == 0, trained.err
     (run,) = (project / "runs").iterdir()
     assert run.name.endswith("-tiny")
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
-    for assumed in ("cohort: cohort", f"run: runs/{run.name}", "preset: tiny"):
-        assert assumed in trained.err
+    for default in ("cohort: cohort", f"run: runs/{run.name}", "preset: tiny"):
+        assert default in trained.err
 
 
-def test_bare_export_takes_the_newest_finished_run(project, exported):
+def test_export_uses_newest_finished_run(project, exported):
+    """`tmi export` without a path exports the newest finished run to the folder `bundle`."""
     assert exported.code == 0, exported.err
     (run,) = (project / "runs").iterdir()
     assert f"run runs/{run.name} (the newest finished one)" in exported.err
@@ -60,29 +62,32 @@ def test_bare_export_takes_the_newest_finished_run(project, exported):
     assert (project / "bundle" / "manifest.json").is_file()
 
 
-def test_predict_takes_the_bundle_beside_it(project, predicted):
+def test_predict_uses_default_bundle(project, predicted):
+    """`tmi predict` uses the folder `bundle` and prints which engine `auto` chose."""
     assert predicted.code == 0, predicted.err
     assert "bundle bundle (the default)" in predicted.err
     assert re.search(r"^engine openvino(-bf16)? in (float32|bfloat16) \(auto: ", predicted.err, re.M)
     assert any("C000" in line for line in predicted.out.splitlines())
 
 
-def test_nothing_that_exists_is_overwritten_without_force(project, predicted):
+def test_existing_files_need_force(project, predicted):
+    """Export, training and prediction end with code 2 if their output exists, and change nothing."""
     before = digests(project)
     (run,) = (project / "runs").iterdir()
-    again = {
+    outcomes = {
         "bundle bundle exists": tmi("export", "--engine", "onnx", cwd=project),
         f"run runs/{run.name} exists": tmi("train", "--out", f"runs/{run.name}", *MICRO, cwd=project),
         "prediction file tmi.toml exists": tmi("predict", "cohort/C000", "-o", "tmi.toml", cwd=project),
     }
-    for told, outcome in again.items():
+    for message, outcome in outcomes.items():
         assert outcome.code == 2, outcome.err
-        assert f"error: {told}" in outcome.err
+        assert f"error: {message}" in outcome.err
         assert "--force" in outcome.err
     assert digests(project) == before
 
 
-def test_the_projects_file_sets_other_defaults(project, predicted, tmp_path):
+def test_project_file_sets_defaults(project, predicted, tmp_path):
+    """`tmi.toml` sets the bundle; a misspelt key is wrong usage."""
     (tmp_path / "tmi.toml").write_text(f'bundle = "{project / "bundle"}"\n')
     outcome = tmi("predict", project / "cohort" / "C001", "--json", cwd=tmp_path)
     assert outcome.code == 0, outcome.err
@@ -93,8 +98,8 @@ def test_the_projects_file_sets_other_defaults(project, predicted, tmp_path):
     assert "bundel = 'x' is not a valid setting" in outcome.err
 
 
-def test_predicting_the_held_out_cases_gives_the_folds_out_of_fold_answers(project, predicted):
-    """The served bundle says of each case what training wrote down for the fold that held it out, calibrated."""
+def test_served_folds_match_out_of_fold_predictions(project, predicted):
+    """The bundle gives each held-out case the calibrated probability that training wrote for that fold."""
     import csv
 
     (run,) = (project / "runs").iterdir()
@@ -106,7 +111,8 @@ def test_predicting_the_held_out_cases_gives_the_folds_out_of_fold_answers(proje
                 assert served[row["case_id"]][fold] == pytest.approx(float(row["calibrated_bad"]), abs=1e-5)
 
 
-def test_a_preset_without_a_vocabulary_trains_one_on_the_training_texts_and_records_it(project, tmp_path):
+def test_preset_without_vocabulary_trains_one(project, tmp_path):
+    """Each fold trains a vocabulary on its training texts, and the run records its size."""
     sizes = (
         "text_encoder.layers=1",
         "text_encoder.hidden_size=24",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from factories.paths import ROOT
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TREE = README.split("## The tree\n")[1].split("```")[1]
 
 
-def test_every_file_that_the_tree_names_is_there():
+def test_files_of_the_tree_exist():
+    """Every file and folder that the tree names exists; `*` is a placeholder."""
     named = re.findall(r"[\w*./-]*\w[\w*-]*(?:\.py\b|/(?=\s))", TREE)
     folders = [p for p in ROOT.glob("*/tmi/*") if p.is_dir()] + [ROOT, ROOT / "tests"]
     missing = [n for n in named if not any(list(f.glob(n.rstrip("/"))) for f in folders)]
@@ -19,16 +20,19 @@ def test_every_file_that_the_tree_names_is_there():
 
 
 def test_readme_links_every_documentation_page():
+    """Each page directly in `docs/` is linked."""
     links = set(re.findall(r"\]\(([\w./-]+)\)", README))
     assert {p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").glob("*.md")} <= links
 
 
-def test_every_make_target_is_there():
+def test_make_targets_exist():
+    """Every `make` target of the README is in the Makefile."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     assert set(re.findall(r"\bmake ([a-z-]+)", README)) <= targets
 
 
-def test_every_extra_of_the_table_is_an_extra():
+def test_table_lists_all_extras():
+    """The table of extras has those of the distribution, and no other."""
     import tomllib
 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
@@ -37,7 +41,8 @@ def test_every_extra_of_the_table_is_an_extra():
     assert named == set(extras)
 
 
-def test_the_engine_table_of_the_predict_page_is_the_table_of_engines():
+def test_predict_page_lists_all_engines():
+    """The table of docs/predict.md has every engine with its package and its error bound, in the registry's order."""
     from tmi.runtime.engines.registry import ENGINES
 
     page = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Real input goes the whole road: an abdominal CT, a liver mask with many labels, a row of a trial's table."""
+"""Real input through the whole pipeline: an abdominal CT, a mask with many labels, a row of a trial's table."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 
 @pytest.fixture(scope="module")
 def real_case(tmp_path_factory, shared_data) -> Path:
-    """As a user would hand it in: no radiomics table. Read only."""
+    """A real case without a radiomics table, as a user provides it; read only."""
     return write_real_case(tmp_path_factory.mktemp("real") / "R001", shared_data)
 
 
 @pytest.fixture(scope="module")
 def features(real_case) -> np.ndarray:
-    """The 1,781 features that the mask gives."""
+    """The 1,781 features of the liver."""
     from tmi.toolkit.radiomics.extractor import extract
 
     case = open_case(real_case, mask_label=LIVER_LABEL)
@@ -38,7 +38,7 @@ def features(real_case) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def extracted_case(tmp_path_factory, real_case, features) -> Path:
-    """The same case with its features in a table, so that no engine has to wait for them again. Read only."""
+    """The same case with its features in a table, so that they are extracted once; read only."""
     copy = Path(shutil.copytree(real_case, tmp_path_factory.mktemp("extracted") / "R001"))
     write_table(copy / "radiomics.csv", features)
     return copy
@@ -53,7 +53,8 @@ def predict(case: Path, bundle: Path, engine: str) -> dict[str, object]:
     return result
 
 
-def test_the_record_is_read_in_the_schemas_units(real_case, shared_data):
+def test_record_is_in_schema_units(real_case, shared_data):
+    """The values of the record are in the units of the clinical schema."""
     values = read_clinical(open_case(real_case), load_schema()).values
     # Row 1 of the table: bilirubin 14.5 mg/dL, albumin 2.6 g/dL, cholesterol 261 mg/dL.
     assert values["total_bilirubin"] == pytest.approx(248.0, abs=0.1)
@@ -62,7 +63,8 @@ def test_the_record_is_read_in_the_schemas_units(real_case, shared_data):
     assert values["height"] is None
 
 
-def test_1781_features_are_extracted_from_the_mask(features):
+def test_1781_finite_features_are_extracted(features):
+    """All features are finite, and the volume is that of the mask."""
     assert features.shape == (1781,)
     assert np.isfinite(features).all()
     # 41,692 voxels of 3 mm: the mesh's volume is within a percent of the voxels'.
@@ -70,9 +72,8 @@ def test_1781_features_are_extracted_from_the_mask(features):
     assert volume_mm3 == pytest.approx(41692 * 27, rel=1e-6)
 
 
-def test_a_case_without_a_table_is_extracted_and_predicted_and_says_so(
-    real_case, extracted_case, features, tiny_bundle
-):
+def test_missing_features_are_extracted_with_a_warning(real_case, extracted_case, features, tiny_bundle):
+    """A case without a table is predicted as with its table, and a warning reports the extraction."""
     extracted = predict(real_case, tiny_bundle, "onnx")
     assert any("extracted" in w["message"] for w in extracted["warnings"])
     assert extracted["seconds"]["radiomics"] > 0.2
@@ -83,22 +84,24 @@ def test_a_case_without_a_table_is_extracted_and_predicted_and_says_so(
 
 
 @pytest.fixture(scope="module")
-def by_eager(tiny_bundle, extracted_case) -> dict[str, float]:
+def eager_probability(tiny_bundle, extracted_case) -> dict[str, float]:
     from tmi.runtime import Predictor
 
     with Predictor.open(tiny_bundle, engine="eager", threads=1) as predictor:
-        (answer,) = predictor.predict(extracted_case, mask_label=LIVER_LABEL)
-    return dict(answer.probability)
+        (prediction,) = predictor.predict(extracted_case, mask_label=LIVER_LABEL)
+    return dict(prediction.probability)
 
 
 @pytest.mark.parametrize("engine", [n for n, s in ENGINES.items() if not s.gpu and missing_requirement(n) is None])
-def test_every_engine_agrees_with_eager_on_the_real_case(extracted_case, tiny_bundle, by_eager, engine):
+def test_engine_matches_eager_on_real_case(extracted_case, tiny_bundle, eager_probability, engine):
+    """Every engine agrees with eager within its declared error."""
     result = predict(extracted_case, tiny_bundle, engine)
     assert result["engine"] == engine
-    assert result["probability"] == pytest.approx(by_eager, abs=max(ENGINES[engine].max_abs_err, 1e-9))
+    assert result["probability"] == pytest.approx(eager_probability, abs=max(ENGINES[engine].max_abs_err, 1e-9))
 
 
-def test_the_wrong_mask_label_gives_another_liver(real_case):
+def test_mask_label_selects_the_organ(real_case):
+    """Another label gives another mask."""
     case = open_case(real_case, mask_label=LIVER_LABEL)
     ct = read_ct(case)
     assert int(read_mask(case, ct).array_DHW.sum()) == 41692
@@ -106,7 +109,8 @@ def test_the_wrong_mask_label_gives_another_liver(real_case):
     assert int(read_mask(spleen, ct).array_DHW.sum()) != 41692
 
 
-def test_no_value_of_the_patient_is_in_the_answer(extracted_case, tiny_bundle):
+def test_result_has_no_patient_value(extracted_case, tiny_bundle):
+    """The JSON result has neither the patient id nor a value of the record."""
     record = json.loads((extracted_case / "clinical.json").read_text())
     text = json.dumps(predict(extracted_case, tiny_bundle, "onnx"))
     assert record["patient_id"] not in text

@@ -1,4 +1,4 @@
-"""The clinical schema and the rendering that a model was trained with are those it predicts with, or it does not."""
+"""The clinical schema and text rendering of training: they are in the run and the bundle, and prediction uses them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-import tmi.runtime.serving.case_loader as inputs_module
+import tmi.runtime.serving.case_loader as case_loader
+from factories.cached_traces import use_cached_traces
 from factories.cases import write_cohort
 from factories.nano import NANO_OPTIONS
 from factories.tmi_command import CommandResult, tmi
-from factories.traced_once import use_cached_traces
 from tmi.runtime.bundle.reader import open_bundle, write_manifest
 from tmi.toolkit.clinical.schema import SCHEMA_FILE, load_schema
 from tmi.toolkit.run_folder import RunFolder
@@ -28,7 +28,7 @@ SCHEMA = {
 }  # fmt: skip
 
 
-def with_value(case: Path, **values: object) -> None:
+def set_values(case: Path, **values: object) -> None:
     record = json.loads((case / "clinical.json").read_text())
     (case / "clinical.json").write_text(json.dumps(record | {"values": record["values"] | values}))
 
@@ -38,7 +38,7 @@ def project(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("schema")
     write_cohort(folder / "cohort", cases=8, shape_xyz=(20, 20, 20))
     for number, case in enumerate(sorted(p for p in (folder / "cohort").iterdir() if p.is_dir())):
-        with_value(case, copper=40 + 10 * number)
+        set_values(case, copper=40 + 10 * number)
     (folder / "pbc.json").write_text(json.dumps(SCHEMA))
     return folder
 
@@ -58,14 +58,16 @@ def bundle(project, trained, nano_bundle) -> Path:
     return project / "bundle"
 
 
-def test_without_the_schema_the_extra_field_is_refused(project):
+def test_extra_field_needs_the_schema(project):
+    """`tmi check` rejects a field that the packaged schema does not have, and accepts it with the schema."""
     outcome = tmi("check", "cohort/C000", cwd=project)
     assert outcome.code == 3
     assert "the schema has no field 'copper'" in outcome.out
     assert tmi("check", "cohort/C000", "--schema", "pbc.json", cwd=project).code == 0
 
 
-def test_tmi_toml_may_name_the_schema(project, tmp_path):
+def test_project_file_sets_the_schema(project, tmp_path):
+    """`tmi.toml` may name the schema; a missing file is wrong usage."""
     (tmp_path / "tmi.toml").write_text(f'schema = "{project / "pbc.json"}"\n')
     assert tmi("check", project / "cohort" / "C000", cwd=tmp_path).code == 0
     (tmp_path / "tmi.toml").write_text('schema = "absent.json"\n')
@@ -73,7 +75,8 @@ def test_tmi_toml_may_name_the_schema(project, tmp_path):
     assert (outcome.code, "absent.json cannot be read" in outcome.err) == (2, True)
 
 
-def test_run_and_bundle_hold_the_resolved_schema_by_digest(project, bundle):
+def test_run_and_bundle_hold_the_schema(project, bundle):
+    """The run and the bundle hold the resolved schema, and both record its digest."""
     schema = load_schema(project / "pbc.json")
     run, opened = RunFolder.open(project / "run").require_finished(), open_bundle(bundle)
     assert run.schema == schema
@@ -83,19 +86,20 @@ def test_run_and_bundle_hold_the_resolved_schema_by_digest(project, bundle):
     assert (clinical.schema, clinical.rendering, clinical.rendering_version) == (SCHEMA_FILE, "values", 1)
 
 
-def test_the_bundle_predicts_by_its_own_schema_wherever_it_is(project, bundle, tmp_path, monkeypatch):
+def test_bundle_predicts_with_its_own_schema(project, bundle, tmp_path, monkeypatch):
+    """A bundle that was moved renders and checks records with the schema that it holds."""
     moved = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     texts: list[str] = []
-    original = inputs_module.prepare_case
+    prepare_case = case_loader.prepare_case
 
-    def spying(*asked, **options):
-        prepared = original(*asked, **options)
+    def recording(*arguments, **options):
+        prepared = prepare_case(*arguments, **options)
         texts.append(prepared.text)
         return prepared
 
-    monkeypatch.setattr(inputs_module, "prepare_case", spying)
+    monkeypatch.setattr(case_loader, "prepare_case", recording)
     cases = [Path(shutil.copytree(project / "cohort" / c, tmp_path / c)) for c in ("C000", "C001")]
-    with_value(cases[1], ldl=2.5)  # which the liver's schema accepts
+    set_values(cases[1], ldl=2.5)  # a field that the packaged schema has and this one excludes
     outcome = tmi("predict", *cases, "--bundle", moved, "--engine", "onnx", "--json", cwd=tmp_path)
     assert outcome.code == 3, outcome.err
     first, second = outcome.document["results"]
@@ -105,7 +109,8 @@ def test_the_bundle_predicts_by_its_own_schema_wherever_it_is(project, bundle, t
     assert "LDL" not in texts[0]
 
 
-def test_a_changed_schema_in_the_bundle_is_damage(bundle, project, tmp_path):
+def test_changed_schema_is_damage(bundle, project, tmp_path):
+    """A schema that was changed after the export ends with the code of a damaged bundle."""
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     schema = json.loads((copy / SCHEMA_FILE).read_text())
     schema["fields"][0]["label"] = "Gender"
@@ -120,7 +125,8 @@ def test_a_changed_schema_in_the_bundle_is_damage(bundle, project, tmp_path):
     [{"rendering_version": 2}, {"rendering": "prose"}, {"rendering": "flags"}, {"schema": "tokenizers/text-0.json"}],
     ids=lambda c: next(iter(c)),
 )
-def test_a_bundle_whose_text_this_version_would_write_otherwise_is_refused(bundle, project, tmp_path, change):
+def test_bundle_with_other_text_rendering_is_rejected(bundle, project, tmp_path, change):
+    """A bundle is rejected if this version of `tmi` renders its clinical text differently."""
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     manifest = open_bundle(copy).manifest
     write_manifest(copy, replace(manifest, clinical=replace(manifest.clinical, **change)))
@@ -132,7 +138,8 @@ def test_a_bundle_whose_text_this_version_would_write_otherwise_is_refused(bundl
         assert "its config and its clinical text disagree" in outcome.err
 
 
-def test_an_export_tells_the_version_that_was_trained_with_and_not_its_own(project, bundle, monkeypatch, tmp_path):
+def test_export_compares_rendering_with_training(project, bundle, monkeypatch, tmp_path):
+    """An export fails if the rendering changed since training, instead of recording the new version."""
     monkeypatch.setattr("tmi.toolkit.clinical.rendering.RENDERING_VERSIONS", {"values": 2, "flags": 2})
     outcome = tmi("export", project / "run", "--engine", "onnx", "--out", tmp_path / "again")
     assert outcome.code == 6
@@ -142,9 +149,8 @@ def test_an_export_tells_the_version_that_was_trained_with_and_not_its_own(proje
     assert predicted.code == 6
 
 
-def test_a_run_resumes_only_with_the_schema_and_the_rendering_it_was_started_with(
-    project, trained, tmp_path, monkeypatch
-):
+def test_resume_needs_same_schema_and_rendering(project, trained, tmp_path, monkeypatch):
+    """A run resumes only with the schema and the text rendering that it was started with."""
     run = Path(shutil.copytree(project / "run", tmp_path / "run"))
     state = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(state | {"status": "running"}))
@@ -158,15 +164,16 @@ def test_a_run_resumes_only_with_the_schema_and_the_rendering_it_was_started_wit
     assert tmi(*resume, "--schema", "pbc.json", cwd=project).code == 0
 
 
-def test_training_finds_what_an_earlier_one_prepared_and_gives_the_same_run(project, trained, tmp_path, monkeypatch):
+def test_training_from_cache_gives_same_weights(project, trained, tmp_path, monkeypatch):
+    """The second training takes all prepared cases from the cache; the weights are the same with and without it."""
     monkeypatch.setenv("TMI_CACHE", str(tmp_path / "cache"))
-    told = []
+    messages = []
     for name, options in (("first", ()), ("second", ()), ("third", ("--no-cache",))):
         command = ("train", "cohort", *MICRO, "--schema", "pbc.json", "--out", tmp_path / name, *options)
         outcome = tmi(*command, cwd=project)
         assert outcome.code == 0, outcome.err
-        told += [line for line in outcome.err.splitlines() if line.startswith("cache of prepared cases")]
-    assert [line.partition(" stored")[0] for line in told] == [
+        messages += [line for line in outcome.err.splitlines() if line.startswith("cache of prepared cases")]
+    assert [line.partition(" stored")[0] for line in messages] == [
         "cache of prepared cases: 0 found, 8",
         "cache of prepared cases: 8 found, 0",
     ]
@@ -174,12 +181,13 @@ def test_training_finds_what_an_earlier_one_prepared_and_gives_the_same_run(proj
     assert len({(run / "fold0" / "model.safetensors").read_bytes() for run in runs}) == 1
 
 
-def test_predicting_keeps_prepared_images_when_asked_to_and_answers_the_same(project, bundle, tmp_path, monkeypatch):
+def test_prediction_from_cache_gives_same_result(project, bundle, tmp_path, monkeypatch):
+    """`--cache` stores prepared images and reuses them; the results are the same with and without it."""
     monkeypatch.setenv("TMI_CACHE", str(tmp_path / "cache"))
     command = ("predict", project / "cohort" / "C000", "--bundle", bundle, "--engine", "onnx", "--json")
-    plain, first, second = tmi(*command), tmi(*command, "--cache"), tmi(*command, "--cache")
-    assert "cache of prepared cases" not in plain.err
+    uncached, first, second = tmi(*command), tmi(*command, "--cache"), tmi(*command, "--cache")
+    assert "cache of prepared cases" not in uncached.err
     assert "0 found, 1 stored" in first.err
     assert "1 found, 0 stored" in second.err
-    answers = [{**o.document["results"][0], "seconds": None, "overlapped": None} for o in (plain, first, second)]
-    assert answers[0] == answers[1] == answers[2]
+    results = [{**o.document["results"][0], "seconds": None, "overlapped": None} for o in (uncached, first, second)]
+    assert results[0] == results[1] == results[2]

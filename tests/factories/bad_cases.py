@@ -1,4 +1,4 @@
-"""Cases that must be refused, each made from a good one by one fault."""
+"""Invalid cases: each is a copy of a valid case with one fault, and prediction must reject it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Fault:
-    """One way to spoil a case."""
+    """One fault of a case."""
 
     corrupt: Callable[[Path], None]
-    """Changes the case folder."""
+    """Plants the fault in a case folder."""
     code: str
-    """Code of the refusal."""
+    """Code of the rejection."""
     message: str
-    """What the text must name."""
+    """Text that the message must contain."""
 
 
 def _truncate(file: Path) -> None:
@@ -89,11 +89,11 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
         "malformed_json": Fault(lambda f: _truncate(f / "clinical.json"), "clinical-malformed", "clinical.json"),
     }
 )
-"""Case id -> its fault."""
+"""Case id -> fault."""
 
 
 def write_bad_cases(folder: Path, good_case: Path) -> list[Path]:
-    """One spoilt copy of the good case for each fault."""
+    """Write one copy of the valid case for each fault, and return the folders in the order of `FAULTS`."""
     paths = []
     for name, fault in FAULTS.items():
         copy = Path(shutil.copytree(good_case, folder / name))

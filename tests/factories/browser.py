@@ -1,7 +1,7 @@
-"""Chromium without a window, driven over its debugging pipe: no driver, no websocket, no port.
+"""Headless Chromium, controlled with the DevTools protocol over a pipe; it needs no driver, websocket or port.
 
-The DevTools protocol is JSON documents with a zero byte after each, written to the browser's file descriptor 3 and read
-from its 4 (`--remote-debugging-pipe`).
+A message is a JSON document followed by a zero byte. The browser reads messages from its file descriptor 3 and writes
+to its 4 (`--remote-debugging-pipe`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TIMEOUT_S = 60.0
 
 
 def find_chromium() -> str | None:
-    """Path of an installed browser."""
+    """Path of an installed browser, or None."""
     return next((path for name in PROGRAMS if (path := shutil.which(name))), None)
 
 
@@ -38,7 +38,7 @@ class Browser:
         self._read, to_write = os.pipe()
         program = find_chromium()
         assert program is not None
-        # the shell puts the two ends where the browser looks for them
+        # the shell moves the two pipe ends to descriptors 3 and 4
         line = f'exec "$0" "$@" 3<&{to_read} 4>&{to_write}'
         arguments = [program, *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank"]
         self._process = subprocess.Popen(
@@ -54,7 +54,7 @@ class Browser:
         self._number = 0
         self._session: str | None = None
         self.faults: list[str] = []
-        """What the console and the log said that no good page says, and every request that left the disk."""
+        """Errors and warnings of the console and the log, and requests to anything but the disk."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -77,21 +77,21 @@ class Browser:
                 self._process.wait()
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One command; events that come meanwhile are looked at."""
+        """Send a command and return its result; events that arrive before it are recorded."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session is not None:
             message["sessionId"] = self._session
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._next()
-            if answer.get("id") == self._number:
-                assert "error" not in answer, (method, answer["error"])
-                return dict(answer["result"])
-            self._note(answer)
+            reply = self._next()
+            if reply.get("id") == self._number:
+                assert "error" not in reply, (method, reply["error"])
+                return dict(reply["result"])
+            self._record(reply)
 
     def open(self, page: Path) -> None:
-        """Load a page from disk and wait until it stands."""
+        """Load a page from disk and wait until it is complete."""
         self.call("Page.navigate", url=page.resolve().as_uri())
         end = time.monotonic() + TIMEOUT_S
         while self.run("document.readyState + location.protocol") != "completefile:":
@@ -99,13 +99,13 @@ class Browser:
             time.sleep(0.05)
 
     def run(self, script: str) -> Any:
-        """Value of a JavaScript expression; a promise is waited for."""
+        """Evaluate a JavaScript expression and return its value; promises are awaited."""
         result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
     def press(self, key: str) -> None:
-        """Press and release a key where the focus is."""
+        """Press and release a key in the focused element."""
         codes = {"ArrowRight": 39, "ArrowLeft": 37, "ArrowDown": 40, "End": 35, "Tab": 9, " ": 32}
         for kind in ("rawKeyDown", "keyUp"):
             self.call(
@@ -114,34 +114,34 @@ class Browser:
             )  # fmt: skip
 
     def screenshot(self, *, whole: bool = False) -> bytes:
-        """PNG of what is seen, or of the whole page."""
+        """PNG of the visible part, or of the whole page."""
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
         return base64.b64decode(data)
 
     def pdf(self) -> bytes:
-        """The page as it prints on A4."""
-        answer = self.call("Page.printToPDF", preferCSSPageSize=True, printBackground=False)
-        return base64.b64decode(answer["data"])
+        """PDF of the page as it is printed."""
+        reply = self.call("Page.printToPDF", preferCSSPageSize=True, printBackground=False)
+        return base64.b64decode(reply["data"])
 
     def _next(self) -> dict[str, Any]:
         end = time.monotonic() + TIMEOUT_S
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._read], [], [], max(0.0, end - time.monotonic()))
-            assert ready, "the browser does not answer"
+            assert ready, "the browser did not reply in time"
             data = os.read(self._read, 1 << 20)
-            assert data, "the browser is gone"
+            assert data, "the browser closed the pipe"
             self._buffer += data
         message, _, self._buffer = self._buffer.partition(b"\0")
         value: dict[str, Any] = json.loads(message)
         return value
 
-    def _note(self, event: dict[str, Any]) -> None:
-        kind, about = event.get("method"), event.get("params", {})
+    def _record(self, event: dict[str, Any]) -> None:
+        kind, details = event.get("method"), event.get("params", {})
         if kind == "Runtime.exceptionThrown":
-            self.faults.append(f"exception: {about['exceptionDetails'].get('text')}")
-        elif kind == "Runtime.consoleAPICalled" and about["type"] in ("error", "warning", "assert"):
-            self.faults.append(f"console: {about['args']}")
-        elif kind == "Log.entryAdded" and about["entry"]["level"] in ("error", "warning"):
-            self.faults.append(f"log: {about['entry']['text']}")
-        elif kind == "Network.requestWillBeSent" and not about["request"]["url"].startswith(("file:", "data:")):
-            self.faults.append(f"request: {about['request']['url']}")
+            self.faults.append(f"exception: {details['exceptionDetails'].get('text')}")
+        elif kind == "Runtime.consoleAPICalled" and details["type"] in ("error", "warning", "assert"):
+            self.faults.append(f"console: {details['args']}")
+        elif kind == "Log.entryAdded" and details["entry"]["level"] in ("error", "warning"):
+            self.faults.append(f"log: {details['entry']['text']}")
+        elif kind == "Network.requestWillBeSent" and not details["request"]["url"].startswith(("file:", "data:")):
+            self.faults.append(f"request: {details['request']['url']}")

@@ -1,4 +1,4 @@
-"""A small good case, written in milliseconds: CT with a liver, its mask, plausible radiomics, a clinical record."""
+"""Small valid cases, written in milliseconds: a CT with a liver, its mask, radiomics and a clinical record."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tmi.toolkit.radiomics.table import write_table
 
 AFFINE = np.diag([6.0, 7.0, 9.0, 1.0]) + np.array([[0, 0, 0, -70.0], [0, 0, 0, -70.0], [0, 0, 0, -60.0], [0, 0, 0, 0]])
 
-STRANGE = 'P2 <b onmouseover="alert(1)">&'
-"""A case id that would be markup if it were not escaped."""
+MARKUP_CASE_ID = 'P2 <b onmouseover="alert(1)">&'
+"""Case id that is HTML markup unless it is escaped."""
 
 
 def write_case(
@@ -27,12 +27,12 @@ def write_case(
     with_radiomics: bool = True,
     patient_id: str | None = None,
 ) -> Path:
-    """Write a case that every check accepts; the same seed gives the same bytes of voxels and values."""
+    """Write a case that passes every check; the same seed gives the same voxels and values."""
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape_xyz), indexing="ij")
     body = (x / 0.9) ** 2 + (y / 0.8) ** 2 < 1
-    # the patient's right is +x in RAS+: the liver lies there, in the upper half
+    # the affine is RAS+, so +x is the patient's right: the liver lies there, in the upper half
     liver = ((x - 0.35) / 0.42) ** 2 + (y / 0.5) ** 2 + ((z - 0.1) / 0.62) ** 2 < 1
     hu = np.full(shape_xyz, -1000.0)
     hu[body] = 40.0
@@ -58,7 +58,7 @@ def write_case(
 
 
 def write_cohort(folder: Path, *, cases: int, seed: int = 0, **options: object) -> Path:
-    """A cohort of small good cases, labels alternating, one patient a case."""
+    """Write a cohort of small valid cases with alternating labels and one patient per case."""
     rows = ["case_id,patient_id,label"]
     for i in range(cases):
         name = f"C{i:03d}"

@@ -1,4 +1,4 @@
-"""Damaged copies of a file, by seed: what a broken disc, a cut transfer or a hostile sender would hand in."""
+"""Damaged copies of a file's bytes by seed: truncated, with flipped bits, exchanged or inserted parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ KINDS = ("truncated", "bits", "run", "swapped", "header", "grown")
 
 
 def mutant(data: bytes, seed: int) -> bytes:
-    """One damaged copy; the seed says how and where."""
+    """One damaged copy; the seed determines the kind and the position of the damage."""
     rng = np.random.default_rng(seed)
     kind = KINDS[seed % len(KINDS)]
     changed = bytearray(data)
@@ -37,6 +37,6 @@ def mutant(data: bytes, seed: int) -> bytes:
 
 
 def mutants(data: bytes, count: int, *, seed: int = 0) -> Iterator[bytes]:
-    """`count` of them."""
+    """`count` damaged copies with consecutive seeds."""
     for i in range(count):
         yield mutant(data, seed + i)

@@ -1,4 +1,4 @@
-"""Ways to spoil a good DICOM series, each with the code under which it must be found."""
+"""Faults of a DICOM series, each with the code of the check that must find it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class SeriesFault:
     """One fault of a series."""
 
     code: str
-    """Row of `CHECKS`."""
+    """Code of the check in `CHECKS`."""
     slices: Callable[[], list[Dataset]]
-    """The spoilt slices."""
+    """Builds the slices with the fault."""
     message: str = ""
-    """What the text must name."""
+    """Text that the message must contain."""
     damage: Callable[[Path], None] | None = None
-    """Done to the folder after it was written."""
+    """Damage to the written files."""
 
     def write(self, folder: Path) -> Path:
-        """Write the spoilt series."""
+        """Write the series with its fault."""
         write_slices(folder, self.slices(), shuffle=3)
         if self.damage is not None:
             self.damage(folder)
@@ -37,19 +37,19 @@ class SeriesFault:
 
 
 def each(change: Callable[[Dataset], None], *, every: int = 1) -> Callable[[], list[Dataset]]:
-    """A good series with a change to every n-th slice."""
+    """A valid series with a change to every n-th slice."""
 
-    def made() -> list[Dataset]:
+    def build() -> list[Dataset]:
         slices = make_slices()
         for data in slices[::every]:
             change(data)
         return slices
 
-    return made
+    return build
 
 
 def edited(change: Callable[[list[Dataset]], list[Dataset]]) -> Callable[[], list[Dataset]]:
-    """A good series with a change to the list."""
+    """A valid series with a change to the list of slices."""
     return lambda: change(make_slices())
 
 
@@ -67,7 +67,7 @@ def put(**values: object) -> Callable[[Dataset], None]:
 
 
 def another(data: Dataset, *, hu: int = 0) -> Dataset:
-    """A copy under its own UID, with every value moved by `hu`."""
+    """A copy with another UID, its values shifted by `hu`."""
     other = copy.deepcopy(data)
     other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = generate_uid(
         entropy_srcs=[data.SOPInstanceUID, "again"]
@@ -78,7 +78,7 @@ def another(data: Dataset, *, hu: int = 0) -> Dataset:
 
 
 def alternate_intercepts(data: Dataset) -> None:
-    """Store every second slice by another intercept, the same HU."""
+    """Store a slice with another intercept and the same HU."""
     pixels = np.frombuffer(data.PixelData, dtype="<i2").astype(np.float64)
     data.RescaleIntercept = -1000.0
     set_hounsfield(data, pixels - 1024)
@@ -98,9 +98,9 @@ def padded(data: Dataset) -> None:
 def uneven(slices: list[Dataset]) -> list[Dataset]:
     spec = SeriesSpec()
     for k in range(12, len(slices)):
-        place = 12 + (k - 12) * 1.3
-        slices[k].ImagePositionPatient = [float(v) for v in spec.position_of(place)]
-        set_hounsfield(slices[k], hounsfield_at(spec.positions_of(place)))
+        position = 12 + (k - 12) * 1.3
+        slices[k].ImagePositionPatient = [float(v) for v in spec.position_of(position)]
+        set_hounsfield(slices[k], hounsfield_at(spec.positions_of(position)))
     return slices
 
 
@@ -133,7 +133,7 @@ SERIES_FAULTS: Mapping[str, SeriesFault] = MappingProxyType(
         "every slice twice": SeriesFault("dicom-duplicate-slice", edited(lambda s: s + [another(d) for d in s]), "24"),
         "uneven steps": SeriesFault("dicom-nonuniform-spacing", edited(uneven), "between 6 and 7.8 mm"),
         "gantry tilt": SeriesFault("dicom-gantry-tilt", lambda: make_slices(SeriesSpec(tilt_deg=12)), "12.0 degrees"),
-        "a foreign slice at a place": SeriesFault(
+        "an extra slice at one position": SeriesFault(
             "dicom-mixed-series", edited(lambda s: [*s, another(s[4], hu=40)]), "at one position"
         ),
         "two kernels": SeriesFault("dicom-mixed-series", each(put(ConvolutionKernel="B70f"), every=2), "kernel"),
@@ -179,4 +179,4 @@ SERIES_FAULTS: Mapping[str, SeriesFault] = MappingProxyType(
         "absurd size": SeriesFault("dicom-unreadable", each(put(Rows=65535, Columns=65535)), "implausible size"),
     }
 )
-"""What is wrong -> how it is made and found."""
+"""Name of the fault -> fault."""

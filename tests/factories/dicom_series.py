@@ -1,7 +1,7 @@
-"""Small DICOM series of one anatomy that is defined in world millimetres, with SEG and RTSTRUCT of its liver.
+"""Small DICOM series of an analytic phantom, with SEG and RTSTRUCT of its liver.
 
-The anatomy is a function of position, so whatever grid a series scans it on, every voxel that is read back must hold
-`hounsfield_at` of its own place. Not a person: an ellipse with a spine and an ellipsoid for a liver.
+HU is a function of the position in LPS millimetres, so a voxel read back from any acquisition grid must equal
+`hounsfield_at` of its position. The phantom is an ellipse with a spine and an ellipsoid for the liver.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LIVER_AXES_MM = np.array([62.0, 55.0, 48.0])
 
 
 def hounsfield_at(lps_mm: np.ndarray) -> np.ndarray:
-    """Whole HU at positions (..., 3)."""
+    """HU, rounded to integers, at LPS positions [..., 3] in mm."""
     x, y, z = np.moveaxis(lps_mm, -1, 0)
     hu = np.full(x.shape, -1000.0)
     hu[(x / 160) ** 2 + (y / 115) ** 2 < 1] = 20
@@ -37,29 +37,29 @@ def hounsfield_at(lps_mm: np.ndarray) -> np.ndarray:
 
 
 def liver_at(lps_mm: np.ndarray) -> np.ndarray:
-    """Whether positions (..., 3) lie in the liver."""
+    """Whether LPS positions [..., 3] in mm lie in the liver."""
     return (((lps_mm - LIVER_CENTRE_MM) / LIVER_AXES_MM) ** 2).sum(axis=-1) < 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesSpec:
-    """How a series scans the anatomy; the grid's middle lies at the origin."""
+    """Acquisition grid of a series; its centre lies at the origin."""
 
     slices: int = 24
     rows: int = 40
     columns: int = 60
     spacing_mm: tuple[float, float] = (6.5, 6.0)
-    """Between rows, between columns."""
+    """Spacing between rows and between columns."""
     step_mm: float = 6.0
     orientation: tuple[float, ...] = AXIAL
     tilt_deg: float = 0.0
-    """Gantry tilt: every next slice is shifted along the columns' direction."""
+    """Gantry tilt: each slice is shifted along the column direction against the one before."""
     slope: float = 1.0
     intercept: float = -1024.0
     series_number: int = 3
 
     def position_of(self, k: float) -> np.ndarray:
-        """ImagePositionPatient of slice k."""
+        """ImagePositionPatient of slice k in LPS mm."""
         row, column = np.array(self.orientation[:3]), np.array(self.orientation[3:])
         normal = np.cross(row, column)
         along = (k - (self.slices - 1) / 2) * self.step_mm
@@ -67,7 +67,7 @@ class SeriesSpec:
         return normal * along + column * along * math.tan(math.radians(self.tilt_deg)) - middle
 
     def positions_of(self, k: float) -> np.ndarray:
-        """LPS positions of the pixels of slice k, (rows, columns, 3)."""
+        """LPS positions of the pixels of slice k in mm, [rows, columns, 3]."""
         row, column = np.array(self.orientation[:3]), np.array(self.orientation[3:])
         across = np.arange(self.columns)[None, :, None] * self.spacing_mm[1] * row
         down = np.arange(self.rows)[:, None, None] * self.spacing_mm[0] * column
@@ -75,7 +75,7 @@ class SeriesSpec:
 
 
 def make_slices(spec: SeriesSpec | None = None, *, seed: int = 0) -> list[Dataset]:
-    """Complete CT datasets in acquisition order; to be spoiled, compressed, written."""
+    """Complete CT datasets in acquisition order."""
     spec = spec or SeriesSpec()
     study, series, frame = (generate_uid(entropy_srcs=[str(seed), name]) for name in ("study", "series", "frame"))
     return [_slice(spec, k, study, series, frame) for k in range(spec.slices)]
@@ -111,13 +111,13 @@ def _slice(spec: SeriesSpec, k: int, study: str, series: str, frame: str) -> Dat
 
 
 def set_hounsfield(data: Dataset, hu: np.ndarray) -> None:
-    """Store HU by the slice's own slope and intercept."""
+    """Store HU with the rescale slope and intercept of the slice."""
     stored = np.rint((hu.astype(np.float64) - float(data.RescaleIntercept)) / float(data.RescaleSlope))
     data.PixelData = stored.astype("<i2").tobytes()
 
 
 def write_slices(folder: Path, slices: Sequence[Dataset], *, prefix: str = "IM", shuffle: int | None = None) -> Path:
-    """Write each into a file; with `shuffle`, the names' order has nothing to do with the slices'."""
+    """Write each slice to a file; with `shuffle`, a seed, the order of the file names is random."""
     folder.mkdir(parents=True, exist_ok=True)
     order = np.arange(len(slices)) if shuffle is None else np.random.default_rng(shuffle).permutation(len(slices))
     for name, k in enumerate(order):
@@ -126,19 +126,19 @@ def write_slices(folder: Path, slices: Sequence[Dataset], *, prefix: str = "IM",
 
 
 def write_series(folder: Path, spec: SeriesSpec | None = None, *, shuffle: int | None = 1) -> Path:
-    """A good series."""
+    """Write a valid series."""
     return write_slices(folder, make_slices(spec), shuffle=shuffle)
 
 
 def compress(slices: Sequence[Dataset], syntax: str) -> list[Dataset]:
-    """The slices in another transfer syntax, losslessly."""
+    """Compress the slices in place with a lossless transfer syntax."""
     for data in slices:
         data.compress(syntax, generate_instance_uid=False)
     return list(slices)
 
 
 def compress_with_gdcm(data: Dataset, path: Path) -> None:
-    """Write one slice as JPEG lossless, which pydicom cannot encode."""
+    """Write one slice as lossless JPEG with GDCM; pydicom cannot encode it."""
     import SimpleITK
 
     pixels = np.frombuffer(data.PixelData, dtype="<i2").reshape(1, data.Rows, data.Columns)
@@ -149,17 +149,17 @@ def compress_with_gdcm(data: Dataset, path: Path) -> None:
     writer.SetFileName(str(path))
     writer.Execute(SimpleITK.GetImageFromArray(pixels))
     coded = pydicom.dcmread(path)
-    whole = Dataset()
-    whole.update(data)
-    whole.file_meta = data.file_meta
-    whole.file_meta.TransferSyntaxUID = coded.file_meta.TransferSyntaxUID
-    whole.PixelData = coded.PixelData
-    whole["PixelData"].is_undefined_length = True
-    whole.save_as(path, enforce_file_format=True)
+    merged = Dataset()
+    merged.update(data)
+    merged.file_meta = data.file_meta
+    merged.file_meta.TransferSyntaxUID = coded.file_meta.TransferSyntaxUID
+    merged.PixelData = coded.PixelData
+    merged["PixelData"].is_undefined_length = True
+    merged.save_as(path, enforce_file_format=True)
 
 
 def write_seg(path: Path, slices: Sequence[Dataset], masks: Sequence[np.ndarray], labels: Sequence[str]) -> Path:
-    """A DICOM SEG with one segment a mask, each (slices, rows, columns) in the order of `slices`."""
+    """Write a DICOM SEG with one segment for each mask, [slices, rows, columns] in the order of `slices`."""
     import highdicom
     from pydicom.sr.codedict import codes
 
@@ -173,7 +173,7 @@ def write_seg(path: Path, slices: Sequence[Dataset], masks: Sequence[np.ndarray]
         )
         for number, label in enumerate(labels, start=1)
     ]
-    made = highdicom.seg.Segmentation(
+    segmentation = highdicom.seg.Segmentation(
         source_images=list(slices),
         pixel_array=np.stack(masks, axis=-1).astype(np.uint8),
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
@@ -187,12 +187,12 @@ def write_seg(path: Path, slices: Sequence[Dataset], masks: Sequence[np.ndarray]
         software_versions="0",
         device_serial_number="0",
     )
-    made.save_as(path)
+    segmentation.save_as(path)
     return path
 
 
 def write_rtstruct(path: Path, model: Dataset, rois: dict[str, list[np.ndarray]]) -> Path:
-    """An RTSTRUCT of ROIs by name, each a list of closed contours (points, 3) in LPS mm."""
+    """Write an RTSTRUCT: ROI name -> closed contours [points, 3] in LPS mm."""
     data = Dataset()
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -202,23 +202,23 @@ def write_rtstruct(path: Path, model: Dataset, rois: dict[str, list[np.ndarray]]
     data.PatientID, data.FrameOfReferenceUID = model.PatientID, model.FrameOfReferenceUID
     data.StructureSetROISequence, data.ROIContourSequence = [], []
     for number, (name, contours) in enumerate(rois.items(), start=1):
-        roi, drawn = Dataset(), Dataset()
+        roi, contours_of_roi = Dataset(), Dataset()
         roi.ROINumber, roi.ROIName = number, name
-        drawn.ReferencedROINumber, drawn.ContourSequence = number, []
+        contours_of_roi.ReferencedROINumber, contours_of_roi.ContourSequence = number, []
         for points in contours:
             contour = Dataset()
             contour.ContourGeometricType = "CLOSED_PLANAR"
             contour.NumberOfContourPoints = len(points)
             contour.ContourData = [round(float(v), 4) for v in points.ravel()]
-            drawn.ContourSequence.append(contour)
+            contours_of_roi.ContourSequence.append(contour)
         data.StructureSetROISequence.append(roi)
-        data.ROIContourSequence.append(drawn)
+        data.ROIContourSequence.append(contours_of_roi)
     data.save_as(path, enforce_file_format=True)
     return path
 
 
 def liver_contour(spec: SeriesSpec, k: float, *, points: int = 180, scale: float = 1.0) -> np.ndarray | None:
-    """The liver's outline where an axial slice cuts it, (points, 3); None where it does not."""
+    """Contour of the liver in axial slice k, [points, 3] in LPS mm; None if the slice does not cut the liver."""
     z = float(spec.position_of(k)[2])
     rest = 1 - ((z - LIVER_CENTRE_MM[2]) / LIVER_AXES_MM[2]) ** 2
     if rest <= 0:
@@ -230,12 +230,12 @@ def liver_contour(spec: SeriesSpec, k: float, *, points: int = 180, scale: float
 
 
 def liver_masks(spec: SeriesSpec) -> np.ndarray:
-    """The liver on the series' own grid, (slices, rows, columns)."""
+    """Mask of the liver on the grid of the series, [slices, rows, columns]."""
     return np.stack([liver_at(spec.positions_of(k)) for k in range(spec.slices)])
 
 
 def positions_of_volume(shape_DHW: tuple[int, ...], affine_xyz: np.ndarray) -> np.ndarray:
-    """LPS positions of a canonical volume's voxels, (D, H, W, 3)."""
+    """LPS positions of the voxels of a canonical (RAS+) volume in mm, [D, H, W, 3]."""
     z, y, x = np.meshgrid(*[np.arange(n) for n in shape_DHW], indexing="ij")
     ras = np.stack([x, y, z], axis=-1) @ affine_xyz[:3, :3].T + affine_xyz[:3, 3]
     return ras * np.array([-1.0, -1.0, 1.0])

@@ -1,6 +1,6 @@
-"""Faults of an exporter, an optimiser or a careless hand, planted between the eager model and the file."""
+"""Faults planted between the eager model and the exported file, such as a changed weight or a fixed batch size."""
 
-# ruff: noqa: E501 - a row a fault
+# ruff: noqa: E501 - one fault per row
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from factories.planted_fault import Change, plant, with_forward
+from factories.faulty_exporter import Change, plant, with_forward
 from factories.planted_faults import Fault, PlantFunction, Workbench
 from factories.tmi_command import CommandResult
 
 
 def _in_graph(graph: str, change: Change, *, engine: str = "torchscript") -> PlantFunction:
     def run(bench: Workbench, patch: pytest.MonkeyPatch) -> CommandResult:
-        plant(patch, engine, graph=graph, honest=bench.bundle, change=change)
+        plant(patch, engine, graph=graph, valid_bundle=bench.bundle, change=change)
         return bench.export(engine)
 
     return run
@@ -56,7 +56,7 @@ def _not_a_number(module: nn.Module) -> nn.Module:
 
 def _overflowing_attention(module: nn.Module) -> nn.Module:
     attention = module.bert.encoder.layer[0].attention.self.query
-    with_forward(attention, lambda honest, x: honest(x * 3e38 * 10) / 3e38)
+    with_forward(attention, lambda original, x: original(x * 3e38 * 10) / 3e38)
     return module
 
 
@@ -70,24 +70,24 @@ def _of_another_fold(bench: Workbench, patch: pytest.MonkeyPatch) -> CommandResu
         module.load_state_dict(load_file(bench.bundle / "weights" / "ct-0.safetensors"))
         return module
 
-    plant(patch, "torchscript", graph="ct-1", honest=bench.bundle, change=load)
+    plant(patch, "torchscript", graph="ct-1", valid_bundle=bench.bundle, change=load)
     return bench.export()
 
 
 def _fold_files(pattern: str) -> PlantFunction:
-    """Every fold gets the file of the first."""
+    """Copy the file of the first fold to every fold."""
 
     def run(bench: Workbench, patch: pytest.MonkeyPatch) -> CommandResult:
         from tmi.export.bundle import writer as bundle_writer
 
         copy = bundle_writer._BundleWriter._copy
 
-        def careless(self: object, source: Path, name: str) -> str:
+        def copy_first(self: object, source: Path, name: str) -> str:
             first = source.parents[1] / "fold0" / source.name if source.name == pattern else source
             return copy(self, first, name)
 
-        patch.setattr(bundle_writer._BundleWriter, "_copy", careless)
-        plant(patch, "torchscript", graph="none", honest=bench.bundle)
+        patch.setattr(bundle_writer._BundleWriter, "_copy", copy_first)
+        plant(patch, "torchscript", graph="none", valid_bundle=bench.bundle)
         return bench.export()
 
     return run

@@ -1,7 +1,7 @@
-"""A device of numpy arrays on a clock of its own, with the calls that the TensorRT engine makes of `cuda_memory`.
+"""A fake CUDA device with numpy arrays and a simulated clock, for tests of the TensorRT engine.
 
-Every copy in takes 1 second, every pass 10, every copy out 2; a chunk that is copied while another one computes costs
-nothing but its bookkeeping. The one plan there is doubles its input `x` into `y`.
+It has the calls that the engine makes of `tmi.runtime.engines.cuda`. A copy to the device takes 1 simulated second, an
+inference 10 and a copy to the host 2. Its only plan computes `y = 2 * x`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from tmi.runtime.bundle.manifest import GraphSpec, TensorSpec
 from tmi.runtime.engines.tensorrt import SLOTS, TrtEngine, _Graph
 
-IN, PASS, OUT = 1.0, 10.0, 2.0
+UPLOAD_S, INFERENCE_S, DOWNLOAD_S = 1.0, 10.0, 2.0
 
 
 class Clock:
@@ -31,26 +31,26 @@ class Stream:
         event.at = self.clock.now
 
     def wait(self, event: SimpleNamespace) -> None:
-        assert event.at is not None, "nothing was copied yet"
+        assert event.at is not None, "the event was not recorded"
 
     def synchronise(self) -> None:
-        """Nothing runs by itself here."""
+        """Do nothing: every call is synchronous."""
 
 
 class Buffer:
     def __init__(self, clock: Clock, shape: tuple[int, ...], dtype: str) -> None:
         self.clock, self.device = clock, self
-        self.there = np.full(shape, np.nan, dtype=dtype)
+        self.array = np.full(shape, np.nan, dtype=dtype)
 
     def upload(self, array: Any, stream: int) -> None:
-        self.clock.now += IN
-        self.there[: len(array)] = array
+        self.clock.now += UPLOAD_S
+        self.array[: len(array)] = array
 
     def download(self, shape: tuple[int, ...], stream: int) -> None:
-        self.clock.now += OUT
+        self.clock.now += DOWNLOAD_S
 
     def host(self, shape: tuple[int, ...]) -> Any:
-        return self.there[: shape[0]]
+        return self.array[: shape[0]]
 
 
 class Context:
@@ -58,7 +58,7 @@ class Context:
         self.clock, self.at, self.rows = clock, {}, 0
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> None:
-        """There is one."""
+        """Do nothing: the plan has one profile."""
 
     def set_tensor_address(self, name: str, device: Buffer) -> None:
         self.at[name] = device
@@ -68,13 +68,13 @@ class Context:
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
-        self.clock.now += PASS
-        self.at["y"].there[: self.rows] = 2 * self.at["x"].there[: self.rows]
+        self.clock.now += INFERENCE_S
+        self.at["y"].array[: self.rows] = 2 * self.at["x"].array[: self.rows]
         return True
 
 
 def fake_trt_engine(*, largest: int) -> TrtEngine:
-    """An engine with the graph `double` open, whose largest profile takes so many rows."""
+    """An engine with the graph `double` open; its profile takes batches of at most `largest` rows."""
     clock = Clock()
     spec = GraphSpec(
         name="double",

@@ -1,5 +1,7 @@
-"""A module with the calls that the plan builder makes, which writes down what it was asked: for what differs between
-TensorRT 10.x and 11.x, which cannot be installed without a GPU. The real builder is tried with TensorRT-RTX.
+"""A fake `tensorrt` module that records the calls of the plan builder.
+
+It reproduces the differences between TensorRT 10.x and 11.x, which cannot be installed without a GPU. Other tests run
+the builder with TensorRT-RTX.
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ class Logger:
 
 
 def fake_trt(*, version: str, strongly_typed_flag: bool, refit: bool = True, caches: bool = True) -> Any:
-    """As `tensorrt` of that version; `calls` lists what was asked of it, in order."""
+    """A module like `tensorrt` of that version; its attribute `calls` lists the recorded calls in order."""
     calls: list[tuple[Any, ...]] = []
 
-    def told(name: str, answer: Any = True) -> Any:
-        return lambda *arguments, **_: (calls.append((name, *arguments)), answer)[1]
+    def recorded(name: str, result: Any = True) -> Any:
+        return lambda *arguments, **_: (calls.append((name, *arguments)), result)[1]
 
     flags = {"TF32": "TF32", "STRIP_PLAN": "STRIP_PLAN"} | ({"REFIT": "REFIT"} if refit else {})
     tensor = SimpleNamespace(name="x", shape=(-1, 4), dtype=SimpleNamespace(name="HALF"))
@@ -35,19 +37,19 @@ def fake_trt(*, version: str, strongly_typed_flag: bool, refit: bool = True, cac
     network = SimpleNamespace(num_inputs=1, get_input=lambda i: tensor, num_layers=1, get_layer=lambda i: layer)
     cache = SimpleNamespace(serialize=lambda: b"timings")
     config = SimpleNamespace(
-        set_flag=told("set_flag"),
-        clear_flag=told("clear_flag"),
-        set_memory_pool_limit=told("set_memory_pool_limit"),
-        add_optimization_profile=told("add_optimization_profile"),
-        create_timing_cache=told("create_timing_cache", cache if caches else None),
-        set_timing_cache=told("set_timing_cache", caches),
+        set_flag=recorded("set_flag"),
+        clear_flag=recorded("clear_flag"),
+        set_memory_pool_limit=recorded("set_memory_pool_limit"),
+        add_optimization_profile=recorded("add_optimization_profile"),
+        create_timing_cache=recorded("create_timing_cache", cache if caches else None),
+        set_timing_cache=recorded("set_timing_cache", caches),
         get_timing_cache=lambda: cache,
     )
     builder = SimpleNamespace(
-        create_network=told("create_network", network),
+        create_network=recorded("create_network", network),
         create_builder_config=lambda: config,
-        create_optimization_profile=lambda: SimpleNamespace(set_shape=told("set_shape")),
-        build_serialized_network=told("build_serialized_network", b"plan"),
+        create_optimization_profile=lambda: SimpleNamespace(set_shape=recorded("set_shape")),
+        build_serialized_network=recorded("build_serialized_network", b"plan"),
     )
     creation = {"STRONGLY_TYPED": 1} if strongly_typed_flag else {}
     return SimpleNamespace(
@@ -57,7 +59,7 @@ def fake_trt(*, version: str, strongly_typed_flag: bool, refit: bool = True, cac
         config=config,
         ILogger=Logger,
         Builder=lambda log: builder,
-        OnnxParser=lambda network, log: SimpleNamespace(parse_from_file=told("parse_from_file")),
+        OnnxParser=lambda network, log: SimpleNamespace(parse_from_file=recorded("parse_from_file")),
         NetworkDefinitionCreationFlag=SimpleNamespace(**creation),
         BuilderFlag=SimpleNamespace(**flags),
         MemoryPoolType=SimpleNamespace(WORKSPACE="WORKSPACE"),

@@ -1,6 +1,6 @@
-"""Faults of a bundle that lies there: spoilt files, files with fingerprints taken again, and signatures."""
+"""Faults of an exported bundle: changed files, changed files with new fingerprints, and invalid signatures."""
 
-# ruff: noqa: E501 - a row a fault
+# ruff: noqa: E501 - one fault per row
 from __future__ import annotations
 
 import json
@@ -21,7 +21,7 @@ Corruption = Callable[[Path, Workbench], object]
 
 
 class _Code:
-    """What a pickle may carry."""
+    """Object whose unpickling runs code."""
 
     def __reduce__(self):
         return exec, ("raise SystemExit('a pickle was run')",)
@@ -77,7 +77,7 @@ def _resealed_exchange(first: str, second: str) -> Corruption:
 
 
 def _forge(folder: Path, bench: Workbench) -> None:
-    """Another model with the answers that belong to it: everything in the bundle agrees with everything else."""
+    """Replace the whole bundle by another, consistent one under the old signature."""
     signature = (folder / "signature.sig").read_bytes()
     shutil.rmtree(folder)
     shutil.copytree(bench.other_bundle, folder)
@@ -85,7 +85,7 @@ def _forge(folder: Path, bench: Workbench) -> None:
 
 
 def _golden(folder: Path, _: Workbench) -> None:
-    """The stored answers moved a little, as somebody would who wants a wrong graph to pass."""
+    """Change the stored reference outputs by 1 %, as if to let a wrong graph pass."""
     file = folder / "golden.safetensors"
     tensors = load_file(file)
     save_file({name: t * 1.01 for name, t in tensors.items()}, file)
@@ -93,11 +93,11 @@ def _golden(folder: Path, _: Workbench) -> None:
 
 
 def _by_another_key(folder: Path, bench: Workbench) -> None:
-    private, _ = write_key_pair(bench.folder, "stranger")
+    private, _ = write_key_pair(bench.folder, "other")
     assert tmi("sign", folder, "--key", private, "--force").code == 0
 
 
-def _refused_at(
+def _rejected_by(
     command: str, corrupt: Corruption, *more: str
 ) -> Callable[[Workbench, pytest.MonkeyPatch], CommandResult]:
     def run(bench: Workbench, patch: pytest.MonkeyPatch) -> CommandResult:
@@ -110,15 +110,15 @@ def _refused_at(
 
 
 def _file(name: str, corrupt: Corruption, reason: str) -> Fault:
-    return Fault(name=name, where="file", plant=_refused_at("predict", corrupt), code=6, reason=reason)
+    return Fault(name=name, where="file", plant=_rejected_by("predict", corrupt), code=6, reason=reason)
 
 
 def _resealed(name: str, corrupt: Corruption, reason: str) -> Fault:
-    return Fault(name=name, where="resealed", plant=_refused_at("verify", corrupt), code=4, reason=reason)
+    return Fault(name=name, where="resealed", plant=_rejected_by("verify", corrupt), code=4, reason=reason)
 
 
 def _signature(name: str, corrupt: Corruption, reason: str) -> Fault:
-    return Fault(name=name, where="signature", plant=_refused_at("verify", corrupt, "--key"), code=6, reason=reason)
+    return Fault(name=name, where="signature", plant=_rejected_by("verify", corrupt, "--key"), code=6, reason=reason)
 
 
 CHANGED = "was changed after the export"
@@ -155,7 +155,7 @@ FILE_FAULTS = (
     _resealed("another threshold", lambda f, b: reseal(f, threshold=0.9), "meaning .* threshold is 0.9, at the export .* 0.5"),
     _resealed("classes exchanged in the manifest", lambda f, b: reseal(f, classes=("bad", "good")), "meaning .* classes"),
     _resealed("folds that read each other's encoder", _folds, "logits of pipeline"),
-    _resealed("stored answers that were moved", _golden, "features of|logits of"),
+    _resealed("stored reference outputs that were changed", _golden, "features of|logits of"),
     _signature("a signature replaced by another key's", _by_another_key, "the signature is not by signer.public.pem"),
     _signature("a signature removed", lambda f, b: (f / "signature.sig").unlink(), "signature.sig is missing"),
     _signature("the signature of another bundle",

@@ -1,4 +1,4 @@
-"""A prepared cohort made of arrays, without files: for tests of training and of the systems."""
+"""A prepared cohort of random arrays without files, for tests of training and of the models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPLIT = FoldSplit(fold=1, train=IDS[:14], validation=IDS[14:20], test=IDS[20:])
 
 
 def make_arrays(shape_DHW: tuple[int, int, int], *, seed: int = 3) -> CohortArrays:
-    """Cases with labels alternating, some features missing, one always missing and one constant."""
+    """Cases with alternating labels; some features are missing, one is always missing and one is constant."""
     random = np.random.default_rng(seed)
     radiomics = random.normal(0, 10, (len(IDS), N_RADIOMICS))
     radiomics[random.uniform(size=radiomics.shape) < 0.02] = np.nan
@@ -38,7 +38,7 @@ def make_arrays(shape_DHW: tuple[int, int, int], *, seed: int = 3) -> CohortArra
 
 
 def changed(arrays: CohortArrays, ids: tuple[str, ...]) -> CohortArrays:
-    """The cohort with everything of the named cases replaced, labels too."""
+    """The cohort with all data of the named cases replaced, labels included."""
     rows = arrays.rows(ids)
     ct, radiomics, labels = arrays.ct_N1DHW.copy(), arrays.radiomics_NF.copy(), arrays.labels_N.copy()
     numbers = arrays.numbers_NV.copy()

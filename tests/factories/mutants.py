@@ -1,4 +1,4 @@
-"""Damaged files by seed: one mutant of a good cohort's files each, the same seed always the same bytes."""
+"""Cohorts with one damaged file by seed: headers, cells and JSON tokens replaced, bytes cut or flipped."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FIELDS = {
     "srow_z2": (320, "f"),
     "magic": (344, "i"),
 }
-"""Field of a NIfTI-1 header -> where it lies, and its type."""
+"""Field of a NIfTI-1 header -> its offset in bytes and its `struct` type."""
 NUMBERS = {
     "f": [0.0, -1.0, 1e-30, 1e30, 3.4e38, float("nan"), float("inf"), float("-inf"), 0.5, -1024.0, 352.5, 2.0**31],
     "h": [0, -1, 1, 2, 7, 8, 127, 255, 512, 768, 1024, 1792, 2048, 2304, 32767, -32768],
@@ -147,11 +147,11 @@ TARGETS: Mapping[str, tuple[Change, ...]] = {
     "C0/radiomics.csv": CSV,
     "cohort.csv": CSV,
 }
-"""File of the cohort -> what may happen to it."""
+"""File of the cohort -> possible damages; a repeated one is more frequent."""
 
 
 def write_mutant(good: Path, folder: Path, seed: int) -> str:
-    """A copy of the cohort with one damaged file, and what was done."""
+    """Write a copy of the cohort with one damaged file, and describe the damage; a seed gives the same bytes."""
     rng = random.Random(seed)
     shutil.copytree(good, folder)
     name = rng.choice([*TARGETS, "C0/ct.nii.gz", "C0/liver.nii.gz"])

@@ -1,4 +1,4 @@
-"""A network cut to the bone, so that an export takes seconds; the same classes and the same code path."""
+"""The smallest config of the full network: the same classes and code paths, exported in seconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tmi.toolkit.config.schema import (
 
 
 def nano() -> Config:
-    """The preset `tiny` with everything smaller."""
+    """The preset `tiny` with smaller layers and a smaller volume."""
     return replace(
         tiny(),
         ct=CtConfig(shape_DHW=(8, 16, 16)),
@@ -56,4 +56,4 @@ NANO_OPTIONS = tuple(
     )
     for word in ("--set", setting)
 )
-"""The same from the preset `tiny` on the command line."""
+"""Command-line options that change the preset `tiny` to this config."""

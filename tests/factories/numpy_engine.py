@@ -1,4 +1,4 @@
-"""A manifest of a few small graphs and an engine that computes them in numpy and keeps what it was asked."""
+"""A manifest of a few small graphs and an engine that computes them in numpy and records its calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def tensor(name: str, dtype: str, *shape: int | str) -> TensorSpec:
 
 
 def make_manifest(folds: Sequence[tuple[str, str]]) -> Manifest:
-    """`folds` gives each fold's CT and text graph."""
+    """A manifest without files; `folds` has the names of the CT and text graph of each fold."""
     config = tiny()
     ct = [
         GraphSpec(

@@ -1,4 +1,4 @@
-"""Small ONNX graphs made by hand."""
+"""Small ONNX graphs built from a list of nodes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write_graph(
     weights: Mapping[str, np.ndarray],
     dtype: int = FLOAT,
 ) -> Path:
-    """Write the graph; nodes without a name get that of their first output."""
+    """Write the graph; a node without a name is named for its first output."""
     for node in nodes:
         node.name = node.name or f"node_{node.output[0]}"
     graph = helper.make_graph(

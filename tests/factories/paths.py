@@ -1,8 +1,8 @@
-"""Where the checkout is."""
+"""Paths of the repository."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-"""Top folder of the project."""
+"""Top folder of the repository."""

@@ -1,9 +1,9 @@
-"""The corpus: faults planted into a good cohort, each with the code it must be found by; and variants without a fault.
+"""Test corpus of the case checks: faults planted into a valid cohort with the code that must find each, and valid variants.
 
-`python -m factories.planted_cases` (from `tests/`) prints precision and recall over all of it.
+`python -m factories.planted_cases` (in `tests/`) prints precision and recall on the corpus.
 """
 
-# ruff: noqa: E501 - a row a case
+# ruff: noqa: E501 - one case per row
 from __future__ import annotations
 
 import gzip
@@ -17,8 +17,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from factories.good_cohort import AFFINE, phantom, write_good_cohort, write_volume
-from factories.planting import (
+from factories.case_corruptions import (
     CT,
     MASK,
     RECORD,
@@ -35,7 +34,6 @@ from factories.planting import (
     file,
     header,
     in_place,
-    left_out,
     line,
     mask,
     mr,
@@ -51,7 +49,9 @@ from factories.planting import (
     values,
     with_unit,
     without,
+    without_slice_12,
 )  # fmt: skip
+from factories.good_cohort import AFFINE, phantom, write_good_cohort, write_volume
 from tmi.toolkit.cases.case import open_cohort
 from tmi.toolkit.qc.case_checks import check_cases
 from tmi.toolkit.qc.radiomics_comparison import TOLERANCE
@@ -60,7 +60,7 @@ LIVER = phantom(1).liver_XYZ
 ALL = slice(None)
 MIRROR = np.diag([-1.0, 1, 1, 1])
 CUT = frozenset({"mask-edge", "liver-volume"})
-LITTLE = frozenset({"mask-tiny"})
+TINY = frozenset({"mask-tiny"})
 
 FAULTS: Mapping[str, PlantedFault] = MappingProxyType(
     {
@@ -112,9 +112,9 @@ FAULTS: Mapping[str, PlantedFault] = MappingProxyType(
         "CT through a window": PlantedFault(code="ct-not-hu", corrupt=ct(lambda a: np.clip(a, -160, 240))),
         "MR": PlantedFault(code="ct-not-hu", corrupt=ct(mr)),
         "CT times 10": PlantedFault(code="ct-not-hu", corrupt=ct(lambda a: a.astype(np.int32) * 10)),
-        "CT in metres, declared": PlantedFault(code="ct-spacing", corrupt=with_unit("meter", scaled(1e-3)), companions=LITTLE),
-        "CT in metres": PlantedFault(code="ct-spacing", corrupt=both(lambda a: a, scaled(1e-3)), companions=LITTLE),
-        "CT in centimetres": PlantedFault(code="ct-spacing", corrupt=both(lambda a: a, scaled(0.1)), companions=LITTLE),
+        "CT in metres, declared": PlantedFault(code="ct-spacing", corrupt=with_unit("meter", scaled(1e-3)), companions=TINY),
+        "CT in metres": PlantedFault(code="ct-spacing", corrupt=both(lambda a: a, scaled(1e-3)), companions=TINY),
+        "CT in centimetres": PlantedFault(code="ct-spacing", corrupt=both(lambda a: a, scaled(0.1)), companions=TINY),
         "CT in micrometres": PlantedFault(
             code="ct-spacing", corrupt=both(lambda a: a, scaled(1e3)), companions=frozenset({"liver-volume"})
         ),
@@ -126,7 +126,7 @@ FAULTS: Mapping[str, PlantedFault] = MappingProxyType(
         "CT with a slice filled in": PlantedFault(code="ct-blank-slice", corrupt=ct(set_to((ALL, ALL, 12), -1024))),
         "CT with a slice of zeros": PlantedFault(code="ct-blank-slice", corrupt=ct(set_to((ALL, ALL, 3), 0))),
         "CT with a slice twice": PlantedFault(
-            code="ct-duplicate-slice", corrupt=ct(lambda a: np.insert(left_out(a), 20, a[:, :, 21], axis=2))
+            code="ct-duplicate-slice", corrupt=ct(lambda a: np.insert(without_slice_12(a), 20, a[:, :, 21], axis=2))
         ),
         "CT tilted": PlantedFault(code="ct-oblique", corrupt=both(lambda a: a, turned(15))),
         "CT padded with -2000": PlantedFault(code="ct-padding", corrupt=ct(cylinder(-2000, 1.1))),
@@ -185,7 +185,7 @@ FAULTS: Mapping[str, PlantedFault] = MappingProxyType(
         "table of another mask": PlantedFault(code="radiomics-differ", corrupt=lambda f: None, recompute=True),
         "table whose record names another CT": PlantedFault(code="radiomics-stale", corrupt=record_of_another_ct),
         "table edited after its record": PlantedFault(code="radiomics-stale", corrupt=edited_after_its_record),
-        "mask of a line": PlantedFault(code="radiomics-mask", corrupt=mask(line), companions=LITTLE, recompute=True),
+        "mask of a line": PlantedFault(code="radiomics-mask", corrupt=mask(line), companions=TINY, recompute=True),
         "no record": PlantedFault(code="clinical-missing", corrupt=without(RECORD)),
         "record cut off": PlantedFault(code="clinical-malformed", corrupt=file(RECORD, lambda d: d[:40])),
         "record of deep nesting": PlantedFault(code="clinical-malformed", corrupt=file(RECORD, lambda d: b"[" * 100_000)),
@@ -208,14 +208,14 @@ FAULTS: Mapping[str, PlantedFault] = MappingProxyType(
         "CT of another case": PlantedFault(
             code="duplicate-ct", corrupt=copy(CT), companions=frozenset()
         ),
-        "CT of another case, stored anew": PlantedFault(
+        "CT of another case, stored with another type": PlantedFault(
             code="duplicate-ct", corrupt=lambda f: write_volume(f / CT, phantom(0).hu_XYZ.astype(np.int32))
         ),
         "table of another case": PlantedFault(code="duplicate-radiomics", corrupt=copy(TABLE)),
         "values of another patient": PlantedFault(code="duplicate-record", corrupt=copy_values),
     }
 )  # fmt: skip
-"""Name -> fault. At least one for every check that a case folder can show."""
+"""Name -> fault. At least one for every check of a case folder."""
 
 
 VARIANTS: Mapping[str, PlantedFault] = MappingProxyType(
@@ -250,12 +250,12 @@ VARIANTS: Mapping[str, PlantedFault] = MappingProxyType(
         }.items()
     }
 )
-"""Name -> a case that is unusual and right: nothing may be found."""
+"""Name -> an unusual but valid case: no check may find anything."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Over the whole corpus."""
+    """Counts over the whole corpus."""
 
     faults: int
     found: int
@@ -265,17 +265,17 @@ class Score:
 
     @property
     def recall(self) -> float:
-        """Part of the faults that were found by their own code."""
+        """Share of the faults that were found by their own code."""
         return self.found / self.faults
 
     @property
     def precision(self) -> float:
-        """Part of the findings that belong to the fault: its code or a declared companion."""
+        """Share of the findings that belong to the fault: its code or a declared companion."""
         return self.true / (self.true + self.false)
 
 
 def codes_of(plant: PlantedFault, good: Path, folder: Path) -> set[tuple[str, str]]:
-    """(case, code) of what is found once the fault is planted into a copy of the good cohort."""
+    """(case, code) of the findings in a copy of the valid cohort with the fault planted."""
     cohort = Path(shutil.copytree(good, folder))
     plant.corrupt(cohort / "C1")
     cases = [c for c in open_cohort(cohort).cases if not plant.recompute or c.case_id == "C1"]
@@ -285,18 +285,18 @@ def codes_of(plant: PlantedFault, good: Path, folder: Path) -> set[tuple[str, st
 
 
 def score(found: Mapping[str, set[tuple[str, str]]]) -> Score:
-    """Precision and recall, from what was found for each name of `FAULTS` and `VARIANTS`."""
+    """Score of the findings, given for each name of `FAULTS` and `VARIANTS`."""
     hits = true = false = 0
     for name, codes in found.items():
         plant = FAULTS.get(name) or VARIANTS[name]
         hits += plant.code is not None and ("C1", plant.code) in codes
-        right = {("C1", c) for c in {plant.code, *plant.companions} if c}
-        true, false = true + len(codes & right), false + len(codes - right)
+        expected = {("C1", c) for c in {plant.code, *plant.companions} if c}
+        true, false = true + len(codes & expected), false + len(codes - expected)
     return Score(faults=len(FAULTS), found=hits, variants=len(VARIANTS), true=true, false=false)
 
 
 def score_line(result: Score) -> str:
-    """The line that docs/checks.md holds."""
+    """The line that docs/checks.md contains."""
     return (
         f"recall {result.recall:.3f} ({result.found} of {result.faults} faults found by their own code), "
         f"precision {result.precision:.3f} ({result.false} false among {result.true + result.false} findings "

@@ -1,8 +1,8 @@
-"""The table of planted faults: what goes wrong with bundles, each planted for real and put before the command line.
+"""The table of planted faults of exports, bundles and serving machines, and the workbench they are planted into.
 
-Every fault must end with exit code 4 (it does not answer like the validated model) or 6 (it is not what was exported,
-or not by whom it should be), and say why. `tests/unit/export/checks/test_fault_table.py` holds it, `make faults` prints
-it.
+Each fault is planted in real files or code, and a command must fail with exit code 4 (the outputs differ from the
+validated model) or 6 (the files are not those of the export, or not signed with the expected key) and the right reason.
+`tests/unit/export/checks/test_fault_table.py` checks the table; `make faults` prints it.
 """
 
 from __future__ import annotations
@@ -27,40 +27,40 @@ from tmi.runtime.bundle.reader import fingerprint, write_manifest
 
 @dataclass(frozen=True, kw_only=True)
 class Workbench:
-    """What faults are planted into; everything but `folder` is read only."""
+    """Runs, bundles and a case into which faults are planted; all but `folder` is read-only."""
 
     run: Path
-    """A finished run of two folds that share nothing."""
+    """A finished run of two folds that share no encoder."""
     bundle: Path
     """That run exported as ONNX and TorchScript, signed."""
     other_bundle: Path
     """Another run of the same configuration, exported as ONNX and signed with the same key."""
     public: Path
-    """The signer's public key."""
+    """Public key of the signatures."""
     case: Path
-    """A good case."""
+    """A valid case."""
     folder: Path
-    """An empty folder to work in."""
+    """An empty folder for the files of one fault."""
 
     def copy(self) -> Path:
-        """The honest bundle, to be spoilt."""
+        """Copy the valid bundle, to be changed."""
         target = self.folder / "bundle"
         shutil.copytree(self.bundle, target)
         return target
 
     def export(self, engine: str = "torchscript") -> CommandResult:
-        """Export the run; nothing may be left behind when it is refused."""
+        """Export the run; a failed export must leave no file behind."""
         out = self.folder / "exported"
         outcome = tmi("export", self.run, "--engine", engine, "--out", out, "--no-weights")
-        assert outcome.code == 0 or not list(self.folder.iterdir()), "a refused export left something behind"
+        assert outcome.code == 0 or not list(self.folder.iterdir()), "a failed export left files behind"
         return outcome
 
     def verify(self, bundle: Path, *more: object) -> CommandResult:
-        """`tmi verify` with one quick engine."""
+        """`tmi verify` with ONNX Runtime."""
         return tmi("verify", bundle, "--engine", "onnx", "--threads", 1, *more)
 
     def predict(self, bundle: Path, *more: object) -> CommandResult:
-        """`tmi predict` on the good case."""
+        """`tmi predict` on the valid case with ONNX Runtime."""
         return tmi("predict", self.case, "--bundle", bundle, "--engine", "onnx", "--threads", 1, *more)
 
 
@@ -69,34 +69,34 @@ PlantFunction = Callable[[Workbench, pytest.MonkeyPatch], CommandResult]
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One row."""
+    """One row of the table."""
 
     name: str
     """What is wrong."""
     where: str
-    """At which step it is planted: export, file, resealed, signature, runtime."""
+    """Step at which it is planted: export, file, resealed, signature, runtime."""
     plant: PlantFunction
-    """Plants it and runs the command that must refuse it."""
+    """Plants the fault and runs the command that must fail."""
     code: int
-    """Exit code it must end with."""
+    """Expected exit code."""
     reason: str
-    """Pattern that standard error must hold."""
+    """Regular expression that standard error must match."""
     quick: bool = True
-    """Whether the default test run has it; the others have a closer test of their own in `test_planted_faults.py`."""
+    """Whether it is in the default test run; the others have a more specific test in `test_planted_faults.py`."""
 
     def blocked(self, outcome: CommandResult) -> bool:
-        """Whether the command refused it for the right reason."""
+        """Whether the command failed with the expected code and reason."""
         return outcome.code == self.code and bool(re.search(self.reason, " ".join(outcome.err.split())))
 
 
 def reason_of(outcome: CommandResult) -> str:
-    """The line of standard error that says what is wrong."""
+    """The last error message on standard error."""
     lines = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
     return lines[-1].removeprefix("error: ") if lines else "(no reason was given)"
 
 
 def write_key_pair(folder: Path, name: str) -> tuple[Path, Path]:
-    """A private and a public key as PEM files."""
+    """Write a private and a public key as PEM files."""
     key = ec.generate_private_key(ec.SECP256R1())
     private, public = folder / f"{name}.private.pem", folder / f"{name}.public.pem"
     private.write_bytes(
@@ -109,25 +109,25 @@ def write_key_pair(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def make_workbench(folder: Path, run: Path, bundle: Path, other_bundle: Path) -> Workbench:
-    """Sign copies of two honest bundles and lay everything out; `folder` is shared, so give each fault its own."""
+    """Sign copies of two valid bundles and write a case. `folder` is shared: give each fault a folder of its own."""
     private, public = write_key_pair(folder, "signer")
-    for source, name in ((bundle, "honest"), (other_bundle, "another")):
+    for source, name in ((bundle, "valid"), (other_bundle, "other")):
         shutil.copytree(source, folder / name)
         signed = tmi("sign", folder / name, "--key", private)
         assert signed.code == 0, signed.err
     case = write_case(folder / "case")
     return Workbench(
-        run=run, bundle=folder / "honest", other_bundle=folder / "another", public=public, case=case, folder=folder
+        run=run, bundle=folder / "valid", other_bundle=folder / "other", public=public, case=case, folder=folder
     )
 
 
 def manifest_at(folder: Path) -> Manifest:
-    """The manifest that lies there, whatever the files say."""
+    """The manifest of a bundle, read without checking the files."""
     return manifest_from_json(json.loads((folder / "manifest.json").read_text()))
 
 
 def reseal(folder: Path, **changes: Any) -> None:
-    """Take every fingerprint again, as somebody would who edits a bundle and makes it open."""
+    """Compute all fingerprints again, so that a changed bundle opens; `changes` replace fields of the manifest."""
     write_manifest(folder, replace(manifest_at(folder), files=fingerprint(folder), **changes))
 
 

@@ -1,4 +1,4 @@
-"""Small files of weights in the very layout of those that users bring; values are random."""
+"""Small files of random weights in the layout of the public pre-trained weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "in
 
 
 def resnet_state(channels: int, *, planes: tuple[int, int, int, int], seed: int = 0) -> dict[str, Tensor]:
-    """State of a bottleneck 3D ResNet with one block a stage, names as in the two public repositories."""
+    """State of a bottleneck 3D ResNet with one block per stage; names as in the two public repositories."""
     from monai.networks.nets.resnet import ResNet, ResNetBottleneck
 
     with torch.random.fork_rng(devices=[]):
@@ -32,7 +32,7 @@ def resnet_state(channels: int, *, planes: tuple[int, int, int, int], seed: int 
 
 
 def write_hara(path: Path, *, planes: tuple[int, int, int, int] = (4, 4, 8, 8)) -> dict[str, Tensor]:
-    """r3d50_K_200ep.pth: epoch, arch, `state_dict` with a 3-channel stem and `fc`, optimiser. Returns its tensors."""
+    """Write a file like r3d50_K_200ep.pth (3-channel stem, `fc`, optimiser state) and return its tensors."""
     state = resnet_state(3, planes=planes) | {"fc.weight": torch.rand(700, planes[-1] * 4), "fc.bias": torch.rand(700)}
     momentum = {"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
     torch.save({"epoch": 200, "arch": "resnet-50", "state_dict": state, "optimizer": momentum}, path)
@@ -42,13 +42,13 @@ def write_hara(path: Path, *, planes: tuple[int, int, int, int] = (4, 4, 8, 8)) 
 def write_medicalnet(
     path: Path, *, planes: tuple[int, int, int, int] = (4, 4, 8, 8), segmentation: bool = True
 ) -> dict[str, Tensor]:
-    """resnet_50*.pth: `state_dict`, `module.`, 1-channel stem, `conv_seg` where asked, no counters (an old torch)."""
+    """Write a file like resnet_50*.pth (prefix `module.`, 1-channel stem, no batch counters, optionally `conv_seg`)."""
     state = {n: t for n, t in resnet_state(1, planes=planes).items() if not n.endswith("num_batches_tracked")}
-    whole = dict(state)
+    tensors = dict(state)
     if segmentation:
         width = planes[-1] * 4
-        whole |= {"conv_seg.0.weight": torch.rand(width, 32, 2, 2, 2), "conv_seg.0.bias": torch.rand(32)}
-    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in whole.items()}}, path)
+        tensors |= {"conv_seg.0.weight": torch.rand(width, 32, 2, 2, 2), "conv_seg.0.bias": torch.rand(32)}
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in tensors.items()}}, path)
     return state
 
 
@@ -59,25 +59,25 @@ def write_bert(
     old_names: bool = False,
     file: str = "model.safetensors",
     vocabulary: list[str] | None = None,
-    **said: object,
+    **config: object,
 ) -> dict[str, Tensor]:
-    """A BERT folder; with `head`, as BertForPreTraining writes it. Returns the bare model's tensors.
+    """Write a BERT folder, with `head` as BertForPreTraining does, and return the tensors of the bare model.
 
     Args:
-        folder: where; made.
-        head: `bert.` before the names, `cls.` beside them.
-        old_names: LayerNorm's parameters as gamma and beta, and the position ids as a tensor.
-        file: name of the file of weights.
+        folder: created.
+        head: prefix the names with `bert.` and add the tensors `cls.`.
+        old_names: name LayerNorm's parameters gamma and beta, and store the position ids.
+        file: name of the weight file.
         vocabulary: lines of vocab.txt.
-        said: more keys of config.json.
+        config: more keys of config.json.
     """
     from transformers import BertConfig, BertModel
 
     tokens = VOCABULARY if vocabulary is None else vocabulary
     sizes = BERT | {"vocab_size": len(tokens)}
     folder.mkdir(parents=True)
-    about = {"model_type": "bert", "architectures": ["BertForPreTraining"]} | sizes | said
-    (folder / "config.json").write_text(json.dumps(about))
+    document = {"model_type": "bert", "architectures": ["BertForPreTraining"]} | sizes | config
+    (folder / "config.json").write_text(json.dumps(document))
     (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -100,7 +100,7 @@ def write_bert(
 
 
 def full_size_names() -> list[str]:
-    """Names of MONAI's own ResNet-50, without `fc`."""
+    """Tensor names of MONAI's ResNet-50 without `fc`."""
     with torch.device("meta"):
         network: nn.Module = resnet50(spatial_dims=3, n_input_channels=1, feed_forward=False, bias_downsample=False)
     return list(network.state_dict())

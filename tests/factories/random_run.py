@@ -1,4 +1,4 @@
-"""A finished run with random weights, written through `RunFolder` without any training."""
+"""A finished run with random weights, written with `RunFolder` and without training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tmi.toolkit.run_folder import SUMMARY_FILE, SUMMARY_TEXT_FILE, FoldSplit, R
 from tmi.toolkit.storage.atomic_files import write_json, write_text
 from tmi.toolkit.storage.hashing import sha256_json
 
-CASES_A_FOLD = 3
+CASES_PER_FOLD = 3
 RANGES = {
     "weight": (0.8, 1.2),
     "bias": (-0.2, 0.2),
@@ -28,7 +28,7 @@ RANGES = {
     "running_var": (0.5, 1.5),
     "num_batches_tracked": (7, 7),
 }
-"""Ranges that a norm's tensors are drawn from."""
+"""Ranges from which the tensors of a norm are sampled."""
 
 
 def write_random_run(
@@ -45,16 +45,16 @@ def write_random_run(
     """Write the run and return its folder.
 
     Args:
-        folder: where; must be empty or absent.
-        config: any; its network is built at its full size.
+        folder: folder of the run; must be empty or missing.
+        config: any config; its network is built in full size.
         folds: number of folds.
-        seed: of weights, scalers and tokenizers.
-        shared_text: give every fold the text encoder and tokenizer of the first, as a frozen encoder would.
-        shared_ct: likewise the CT encoder.
-        vocab: a BERT vocab.txt for the tokenizers; None trains one a fold.
-        schema: clinical schema of the run; None: the packaged one.
+        seed: seed of weights, scalers and tokenizers.
+        shared_text: whether all folds have the text encoder and tokenizer of the first, as with a frozen encoder.
+        shared_ct: whether all folds have the CT encoder of the first.
+        vocab: BERT vocab.txt of the tokenizers; None trains a vocabulary for each fold.
+        schema: clinical schema of the run; None for the packaged one.
     """
-    ids = [f"P{n:03d}" for n in range(folds * CASES_A_FOLD)]
+    ids = [f"P{n:03d}" for n in range(folds * CASES_PER_FOLD)]
     run = RunFolder.create(
         folder,
         name=folder.name,
@@ -72,13 +72,17 @@ def write_random_run(
         state |= {key: t for key, t in first.items() if key.startswith(prefixes)} if prefixes else {}
         _write_fold(run, fold, config, state, seed=seed, text_seed=0 if shared_text else fold, vocab=vocab)
     write_json(folder / SUMMARY_FILE, {"mean": {"roc_auc": 0.5}, "standard_deviation": {"roc_auc": 0.0}})
-    write_text(folder / SUMMARY_TEXT_FILE, "Random weights; no figure here means anything.\n")
+    write_text(folder / SUMMARY_TEXT_FILE, "Random weights: the metrics have no meaning.\n")
     run.finish()
     return folder
 
 
 def random_model(config: Config, *, seed: int) -> Any:
-    """Random weights, and norms that scale, shift and have seen data: an untrained norm hides a lost weight."""
+    """A network with random weights and norms.
+
+    The scales, shifts and statistics of norms differ from the initial ones: a norm with weight 1 and bias 0 would hide
+    a lost weight.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = create_network(config).eval().requires_grad_(False)

@@ -1,6 +1,7 @@
-"""A case composed of real data: an abdominal CT with its liver mask, and a row of the Mayo PBC trial's table.
+"""A case of real data: an abdominal CT with its liver mask, and a row of the table of the Mayo PBC trial.
 
-CT and record belong to different people: the case shows that real inputs go the whole road, and nothing of outcome.
+CT and record belong to different people. The case tests the pipeline on real data; its prediction has no
+meaning.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import shutil
 from pathlib import Path
 
 LIVER_LABEL = 5
-"""Value of the liver in the mask file."""
+"""Label of the liver in the mask file."""
 CONVERTED = {
     "total_bilirubin": ("bili", 17.104),  # mg/dL -> umol/L
     "cholesterol": ("chol", 0.02586),  # mg/dL -> mmol/L
@@ -21,7 +22,7 @@ CONVERTED = {
     "triglycerides": ("trig", 0.01129),  # mg/dL -> mmol/L
     "platelets": ("platelet", 1.0),  # 10^9/L
 }
-"""Field of the clinical schema -> column of the table and factor to the schema's unit."""
+"""Field of the clinical schema -> column of the table, and factor to the unit of the schema."""
 
 
 def write_real_case(folder: Path, shared_data: Path, *, row: int = 0) -> Path:

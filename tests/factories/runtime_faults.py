@@ -1,6 +1,6 @@
-"""Faults of the machine that serves: the bundle is honest, the road to or through its graphs is not."""
+"""Faults of a serving machine: the bundle is valid, but preprocessing or an engine is not."""
 
-# ruff: noqa: E501 - a row a fault
+# ruff: noqa: E501 - one fault per row
 from __future__ import annotations
 
 from dataclasses import replace
@@ -17,22 +17,22 @@ from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 def _another_window(patch: pytest.MonkeyPatch) -> None:
     from tmi.toolkit.imaging import ct_resampling as intensity
 
-    honest = intensity._windowed
+    original = intensity._windowed
     patch.setattr(
         intensity,
         "_windowed",
-        lambda plane, config, out=None: honest(plane, replace(config, window_hu=(-160, 240)), out),
+        lambda plane, config, out=None: original(plane, replace(config, window_hu=(-160, 240)), out),
     )
 
 
 def _exchanged_axes(patch: pytest.MonkeyPatch) -> None:
     from tmi.toolkit.preprocessing import pipeline as prepare
 
-    honest = prepare.prepare_ct
+    original = prepare.prepare_ct
 
     def exchanged(ct, config, begun):
         axes = np.ascontiguousarray(ct.array_DHW.transpose(0, 2, 1))
-        return honest(replace(ct, array_DHW=axes), config, begun)
+        return original(replace(ct, array_DHW=axes), config, begun)
 
     patch.setattr(prepare, "prepare_ct", exchanged)
 
@@ -40,40 +40,40 @@ def _exchanged_axes(patch: pytest.MonkeyPatch) -> None:
 def _mirrored(patch: pytest.MonkeyPatch) -> None:
     from tmi.toolkit.preprocessing import pipeline as prepare
 
-    honest = prepare.prepare_ct
+    original = prepare.prepare_ct
     patch.setattr(
         prepare,
         "prepare_ct",
-        lambda ct, config, begun: honest(replace(ct, array_DHW=ct.array_DHW[:, :, ::-1]), config, begun),
+        lambda ct, config, begun: original(replace(ct, array_DHW=ct.array_DHW[:, :, ::-1]), config, begun),
     )
 
 
 def _unscaled_header(patch: pytest.MonkeyPatch) -> None:
     from tmi.toolkit.imaging import volume
 
-    # a little of the offset: without all of it the CT's own check already refuses the values
-    honest = volume._to_int16_hu
+    # a small part of the offset: if all of it were missing, the check of the CT would reject the values
+    original = volume._to_int16_hu
     patch.setattr(
         volume,
         "_to_int16_hu",
-        lambda file, stored, out: honest(replace(file, intercept=file.intercept + 9), stored, out),
+        lambda file, stored, out: original(replace(file, intercept=file.intercept + 9), stored, out),
     )
 
 
 def _unscaled(patch: pytest.MonkeyPatch) -> None:
-    honest = RadiomicsScaler.transform
+    original = RadiomicsScaler.transform
 
-    def raw(self: RadiomicsScaler, values_NF: np.ndarray):
-        return replace(honest(self, values_NF), values_NF=np.nan_to_num(values_NF).astype(np.float32))
+    def unscaled(self: RadiomicsScaler, values_NF: np.ndarray):
+        return replace(original(self, values_NF), values_NF=np.nan_to_num(values_NF).astype(np.float32))
 
-    patch.setattr(RadiomicsScaler, "transform", raw)
+    patch.setattr(RadiomicsScaler, "transform", unscaled)
 
 
 def _lost_mask(patch: pytest.MonkeyPatch) -> None:
-    honest = Tokenizer.encode
+    original = Tokenizer.encode
 
     def unmasked(self: Tokenizer, texts, **options):
-        encoded = honest(self, texts, **options)
+        encoded = original(self, texts, **options)
         return replace(encoded, attention_mask_BT=np.ones_like(encoded.attention_mask_BT))
 
     patch.setattr(Tokenizer, "encode", unmasked)
@@ -82,33 +82,33 @@ def _lost_mask(patch: pytest.MonkeyPatch) -> None:
 def _other_wording(patch: pytest.MonkeyPatch) -> None:
     from tmi.toolkit.preprocessing import pipeline as prepare
 
-    honest = prepare.render
-    patch.setattr(prepare, "render", lambda *a: honest(*a).replace("missing", "unknown"))
+    original = prepare.render
+    patch.setattr(prepare, "render", lambda *a: original(*a).replace("missing", "unknown"))
 
 
 def _bfloat16(patch: pytest.MonkeyPatch) -> None:
-    """An engine that lowers the precision by itself, as some do where the processor has such units."""
+    """Round the outputs of an engine to bfloat16, as engines do that lower the precision on their own."""
     from tmi.runtime.engines.onnxruntime import OnnxEngine
 
-    honest = OnnxEngine._run
+    original = OnnxEngine._run
 
     def lowered(self, spec, loaded, inputs):
-        answers = honest(self, spec, loaded, inputs)
-        return {k: (v.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32) for k, v in answers.items()}
+        outputs = original(self, spec, loaded, inputs)
+        return {k: (v.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32) for k, v in outputs.items()}
 
     patch.setattr(OnnxEngine, "_run", lowered)
 
 
 def _bfloat16_off(bench: Workbench, patch: pytest.MonkeyPatch) -> CommandResult:
-    """A processor whose bfloat16 is off: float32 answers for it, and says so; asked for by name it is refused."""
+    """Make bfloat16 inexact: `auto` falls back to float32 and reports why, and the engine fails if it is named."""
     from tmi.runtime.engines.openvino import OpenVinoBf16Engine
 
     patch.setenv("TMI_CACHE", str(bench.folder / "cache"))
-    honest = OpenVinoBf16Engine._run
+    original = OpenVinoBf16Engine._run
     patch.setattr(
-        OpenVinoBf16Engine, "_run", lambda self, *a: {k: v * np.float32(1.1) for k, v in honest(self, *a).items()}
+        OpenVinoBf16Engine, "_run", lambda self, *a: {k: v * np.float32(1.1) for k, v in original(self, *a).items()}
     )
-    patch.setattr(OpenVinoBf16Engine, "encoder_precision", "f32")  # any processor may plant it
+    patch.setattr(OpenVinoBf16Engine, "encoder_precision", "f32")  # so that the fault can be planted on any processor
     for module in ("engines.registry", "engines.selection"):
         patch.setattr(f"tmi.runtime.{module}.missing_requirement", lambda name: None)
     words = ("predict", bench.case, "--bundle", bench.bundle, "--threads", 1, "--json")
@@ -119,14 +119,14 @@ def _bfloat16_off(bench: Workbench, patch: pytest.MonkeyPatch) -> CommandResult:
 
 
 def _fault(name: str, plant, reason: str) -> Fault:
-    """Refused when the machine first opens the bundle, by the very command that would have predicted with it."""
+    """A fault that the startup self-test must find, in `tmi predict` and in `tmi verify` alike."""
 
     def run(bench: Workbench, patch: pytest.MonkeyPatch) -> CommandResult:
-        patch.setenv("TMI_CACHE", str(bench.folder / "cache"))  # a machine that has not seen the bundle yet
+        patch.setenv("TMI_CACHE", str(bench.folder / "cache"))  # an empty cache, so that the self-test runs
         plant(patch)
         opened = bench.predict(bench.bundle)
         verified = bench.verify(bench.bundle)
-        assert opened.code == verified.code, "a first opening and tmi verify disagree"
+        assert opened.code == verified.code, "the startup self-test and tmi verify disagree"
         return opened
 
     return Fault(name=name, where="runtime", plant=run, code=4, reason=reason)

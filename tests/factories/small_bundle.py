@@ -1,4 +1,4 @@
-"""A bundle of the right form with a few bytes in each file; opens, but computes nothing."""
+"""A bundle with a valid manifest and a few bytes in each file; it opens but cannot compute."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tensor(name: str, *shape: int | str) -> TensorSpec:
 
 
 def small_manifest() -> Manifest:
-    """A manifest of one fold; its fingerprints are filled in when it is written."""
+    """A manifest of one fold without fingerprints; `write_small_bundle` adds them."""
     ct = GraphSpec(
         name="ct-0", role="ct", inputs=(tensor("ct", "B", 1, 24, 48, 48),), outputs=(tensor("ct_features", "B", 64),),
         artefacts={"onnx": "graphs/ct-0.onnx"},
@@ -59,7 +59,7 @@ def small_manifest() -> Manifest:
 
 
 def write_small_bundle(folder: Path, **changes: Any) -> Manifest:
-    """Write it; `changes` replace fields of the manifest before it is written."""
+    """Write the bundle and return its manifest; `changes` replace fields of the manifest."""
     for name, data in FILES.items():
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`tmi compare` with every size cut: all rows of the paper's tables in one epoch and two folds."""
+"""`tmi compare` with small networks: all rows of the paper's tables in one epoch and two folds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL = [
 
 @dataclass(frozen=True)
 class Comparison:
-    """A finished one; read only."""
+    """A finished comparison; read-only."""
 
     cohort: Path
     folder: Path
@@ -32,7 +32,7 @@ class Comparison:
 
 
 def arguments(cohort: Path, out: Path, *more: str, epochs: int = 1, settings: tuple[str, ...] = ()) -> list[str]:
-    """The command line."""
+    """Arguments of the command."""
     assignments = [part for setting in (*SMALL, *settings) for part in ("--set", setting)]
     start = ["compare", str(cohort), "--out", str(out), "--preset", "tiny", "--folds", "2", "--epochs", str(epochs)]
     return [*start, "--accelerator", "cpu", *assignments, *more]
@@ -44,7 +44,7 @@ def compare(cohort: Path, out: Path, *more: str, settings: tuple[str, ...] = ())
 
 
 def compare_everything(folder: Path) -> Comparison:
-    """All four tables on a cohort of their own."""
+    """Train all four tables on a new cohort."""
     cohort = write_cohort(folder / "cohort", cases=12, with_mask=False)
     outcome = compare(cohort, folder / "whole", "--table", "all")
     assert outcome.code == 0, outcome.err

@@ -1,4 +1,4 @@
-"""A fold of thirteen random cases and the smallest network, trained in a fraction of a second."""
+"""A fold of thirteen random cases and a small network that trains in a fraction of a second."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHAPE = (8, 16, 16)
 
 
 def small_config(micro_config: Config) -> Config:
-    """The micro config with everything smaller."""
+    """The micro config with smaller layers and a smaller volume."""
     network = replace(
         micro_config.network,
         ct_encoder=replace(micro_config.network.ct_encoder, planes=(4, 4, 4, 4)),
@@ -39,7 +39,7 @@ def small_config(micro_config: Config) -> Config:
 
 
 def make_arrays() -> CohortArrays:
-    """Random cases; the same every time."""
+    """Random cases with a fixed seed."""
     random = np.random.default_rng(3)
     return CohortArrays(
         cases=tuple(Case(folder=Path(i), case_id=i, patient_id=i, label=k % 2) for k, i in enumerate(IDS)),
@@ -55,7 +55,7 @@ def make_arrays() -> CohortArrays:
 def train_small(
     folder: Path, arrays: CohortArrays, config: Config, split: FoldSplit = SPLIT, **more: object
 ) -> FoldFolder:
-    """Train the fold in a folder that is made."""
+    """Train the fold in a new folder; `more` are options of `train_fold`."""
     from tmi.training.loop.fold_training import train_fold
 
     files = FoldFolder(folder=folder, fold=split.fold)

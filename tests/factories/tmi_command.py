@@ -1,4 +1,4 @@
-"""Running `tmi` in this process as its entry point does: arguments in; exit code and both streams out."""
+"""`tmi` run in this process through its entry point, with exit code and output captured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tmi.toolkit.cli.main import main
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What a command left behind."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -25,13 +25,13 @@ class CommandResult:
 
     @property
     def document(self) -> dict[str, Any]:
-        """Standard output as one JSON document; anything else on it fails the test."""
+        """Standard output parsed as one JSON document."""
         value: dict[str, Any] = json.loads(self.out)
         return value
 
 
 def tmi(*arguments: object, cwd: Path | None = None) -> CommandResult:
-    """Run one command, in a folder where one is given."""
+    """Run one command; `cwd` is its working folder."""
     with (
         pytest.MonkeyPatch.context() as patch,
         contextlib.redirect_stdout(io.StringIO()) as out,

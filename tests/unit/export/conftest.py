@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from factories.cached_traces import use_cached_traces
 from factories.nano import nano
 from factories.planted_faults import Workbench, make_workbench
 from factories.random_run import write_random_run
-from factories.traced_once import use_cached_traces
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from factories.cases import STRANGE, write_case
+from factories.cases import MARKUP_CASE_ID, write_case
 from factories.tmi_command import CommandResult, tmi
 from tmi.runtime import Predictor
 
@@ -33,7 +33,7 @@ def cohort(tmp_path_factory) -> Path:
     """Two valid cases, the second with a free-text report and without a mask, and a rejected one; read only."""
     folder = tmp_path_factory.mktemp("explained") / "cohort"
     write_case(folder / "P1", seed=1)
-    strange = write_case(folder / STRANGE, seed=2, with_mask=False)
+    strange = write_case(folder / MARKUP_CASE_ID, seed=2, with_mask=False)
     record = (strange / "clinical.json").read_text()
     (strange / "clinical.json").write_text(record.replace('"report": null', '"report": "Secret words of a patient."'))
     broken = write_case(folder / "P3", seed=3)

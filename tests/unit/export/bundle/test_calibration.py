@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from factories.cached_traces import use_cached_traces
 from factories.nano import nano
 from factories.random_run import write_random_run
-from factories.traced_once import use_cached_traces
 from tmi.export.bundle.writer import export_run
 from tmi.export.checks.eager_reference import eager_reference
 from tmi.export.graphs.partition import FoldModels, calibrated_weights, partition_run

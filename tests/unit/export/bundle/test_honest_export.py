@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from factories.honest_rebuilds import QUICK, Rebuild
 from factories.paths import ROOT
 from factories.random_run import write_random_run
+from factories.valid_models import QUICK, ValidModel
 from tmi.export.bundle.writer import export_run
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engines.registry import open_engine
@@ -25,7 +25,7 @@ from tmi.toolkit.storage.hashing import sha256_file
 
 
 @pytest.mark.parametrize("rebuild", QUICK, ids=lambda r: r.name)
-def test_good_model_is_exported_and_verified(rebuild: Rebuild, nano_config, tmp_path):
+def test_good_model_is_exported_and_verified(rebuild: ValidModel, nano_config, tmp_path):
     """All checks of a good model's export and of `tmi verify` pass."""
     config = rebuild.change(nano_config)
     run = write_random_run(tmp_path / "run", config, seed=rebuild.seed, **rebuild.sharing)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from factories.cached_traces import use_cached_traces
 from factories.tmi_command import tmi
-from factories.traced_once import use_cached_traces
 from tmi.export.bundle import writer as bundle_writer
 from tmi.export.bundle.out_of_memory import out_of_memory_as_error
 from tmi.runtime.engines.onnxruntime import OnnxEngine

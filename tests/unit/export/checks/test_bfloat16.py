@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from factories import random_run
+from factories.cached_traces import use_cached_traces
 from factories.cases import write_case
 from factories.planted_faults import reseal
 from factories.tmi_command import tmi
-from factories.traced_once import use_cached_traces
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engines.openvino import OpenVinoBf16Engine
 from tmi.runtime.engines.precision import rejected_at_export, validated_at_export

@@ -1,13 +1,13 @@
-"""The table of planted faults: each is blocked with its exit code and reason, and no honest rebuild is rejected."""
+"""The table of planted faults: each is blocked with its exit code and reason, and no valid model is rejected."""
 
 from __future__ import annotations
 
 import pytest
 
-from factories.honest_rebuilds import QUICK, REBUILDS, Rebuild
 from factories.planted_faults import Fault, Workbench, all_faults, reason_of
 from factories.random_run import write_random_run
 from factories.tmi_command import tmi
+from factories.valid_models import QUICK, VALID_MODELS, ValidModel
 
 FAULTS = all_faults()
 
@@ -21,7 +21,7 @@ def test_fault_table_is_complete_and_unique():
     assert len({f.name for f in FAULTS}) == len(FAULTS) >= 20
     assert {f.code for f in FAULTS} == {4, 6}
     assert {f.where for f in FAULTS} == {"export", "file", "resealed", "signature", "runtime"}
-    assert len({r.name for r in REBUILDS}) == len(REBUILDS) == 10
+    assert len({r.name for r in VALID_MODELS}) == len(VALID_MODELS) == 10
 
 
 @pytest.mark.parametrize("fault", [marked(f) for f in FAULTS])
@@ -43,9 +43,9 @@ def test_honest_workbench_bundle_passes_commands(workbench: Workbench):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rebuild", [r for r in REBUILDS if r not in QUICK], ids=lambda r: r.name)
-def test_honest_rebuild_is_exported_and_verified(rebuild: Rebuild, nano_config, tmp_path):
-    """No honest rebuild is rejected by `tmi export` or `tmi verify`."""
+@pytest.mark.parametrize("rebuild", [r for r in VALID_MODELS if r not in QUICK], ids=lambda r: r.name)
+def test_honest_rebuild_is_exported_and_verified(rebuild: ValidModel, nano_config, tmp_path):
+    """No valid model is rejected by `tmi export` or `tmi verify`."""
     config = rebuild.change(nano_config)
     run = write_random_run(tmp_path / "run", config, folds=rebuild.folds, seed=rebuild.seed, **rebuild.sharing)
     engines = [word for name in rebuild.artefacts for word in ("--engine", name)]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from factories.planted_fault import plant, with_forward
+from factories.faulty_exporter import plant, with_forward
 from factories.tmi_command import tmi
 from tmi.export.bundle.writer import export_run
 from tmi.export.checks.acceptance import audit_fold_files
@@ -53,7 +53,7 @@ def test_weight_change_below_float32_noise_is_rejected(artefact, nano_run, nano_
             weight[0, 0, 0, 0, 0] *= 1 + 1e-6
         return module
 
-    plant(monkeypatch, artefact, graph="ct-1", honest=nano_bundle, change=nudge, weights_alone=True)
+    plant(monkeypatch, artefact, graph="ct-1", valid_bundle=nano_bundle, change=nudge, weights_alone=True)
     failed = export_failures(nano_run, tmp_path / "bundle", artefact)
     assert check_names(failed) == {"weights"}  # only the file differs, no output does
     assert "backbone.layer3.0.conv1.weight differs from the model's by up to" in failed[0].detail
@@ -67,7 +67,7 @@ def test_large_weight_change_fails_features_of_its_graph(nano_run, nano_bundle, 
             module.get_parameter("bert.encoder.layer.0.output.dense.weight").mul_(1.5)
         return module
 
-    plant(monkeypatch, "torchscript", graph="text-0", honest=nano_bundle, change=scale)
+    plant(monkeypatch, "torchscript", graph="text-0", valid_bundle=nano_bundle, change=scale)
     failed = export_failures(nano_run, tmp_path / "bundle", "torchscript")
     assert {"weights", "features"} <= check_names(failed)
     assert {r.graph for r in failed if r.gate == "features"} == {"text-0"}
@@ -81,7 +81,7 @@ def test_exchanged_folds_are_rejected_and_named(artefact, nano_run, nano_bundle,
         module.folds = nn.ModuleList(reversed(module.folds))
         return module
 
-    plant(monkeypatch, artefact, graph="fusion", honest=nano_bundle, change=exchange, weights_alone=True)
+    plant(monkeypatch, artefact, graph="fusion", valid_bundle=nano_bundle, change=exchange, weights_alone=True)
     failed = export_failures(nano_run, tmp_path / "bundle", artefact)
     assert {"weights", "logits", "fold-order"} <= check_names(failed)
     details = {r.detail for r in failed if r.gate == "fold-order"}
@@ -104,7 +104,7 @@ def test_wrong_epsilon_is_rejected(artefact, graph, module, epsilon, nano_run, n
         net.get_submodule(module).eps = epsilon
         return net
 
-    plant(monkeypatch, artefact, graph=graph, honest=nano_bundle, change=change)
+    plant(monkeypatch, artefact, graph=graph, valid_bundle=nano_bundle, change=change)
     failed = export_failures(nano_run, tmp_path / "bundle", artefact)
     assert check_names(failed) == {"epsilon"}
     assert f"{module} has epsilon {epsilon:g}, the model's is" in failed[0].detail
@@ -121,7 +121,7 @@ def test_leaking_batch_rows_are_rejected(artefact, graph, nano_run, nano_bundle,
         output = honest(*inputs)
         return output - 1e-3 * output.mean(dim=0, keepdim=True)
 
-    plant(monkeypatch, artefact, graph=graph, honest=nano_bundle, change=lambda m: with_forward(m, leak))
+    plant(monkeypatch, artefact, graph=graph, valid_bundle=nano_bundle, change=lambda m: with_forward(m, leak))
     failed = export_failures(nano_run, tmp_path / "bundle", artefact)
     assert {"batch-of-1", "neighbours"} <= check_names(failed)
     assert not check_names(failed) & FILE_CHECKS  # every weight is right, only the rows depend on each other
@@ -134,7 +134,9 @@ def test_lost_attention_mask_is_rejected(nano_run, nano_bundle, tmp_path, monkey
     def unmasked(honest, ids, mask):
         return honest(ids, torch.ones_like(mask))
 
-    plant(monkeypatch, "torchscript", graph="text-0", honest=nano_bundle, change=lambda m: with_forward(m, unmasked))
+    plant(
+        monkeypatch, "torchscript", graph="text-0", valid_bundle=nano_bundle, change=lambda m: with_forward(m, unmasked)
+    )
     failed = export_failures(nano_run, tmp_path / "bundle", "torchscript")
     assert "padding" in check_names(failed)
 
@@ -145,7 +147,7 @@ def test_trace_with_fixed_batch_is_rejected(nano_run, nano_bundle, tmp_path, mon
     def bake(honest, ct):
         return honest(ct).reshape(2, 8)
 
-    plant(monkeypatch, "torchscript", graph="ct-0", honest=nano_bundle, change=lambda m: with_forward(m, bake))
+    plant(monkeypatch, "torchscript", graph="ct-0", valid_bundle=nano_bundle, change=lambda m: with_forward(m, bake))
     failed = export_failures(nano_run, tmp_path / "bundle", "torchscript")
     assert check_names(failed) == {"runs"}
     assert "a batch of 4" in failed[0].detail
@@ -157,7 +159,7 @@ def test_onnx_graph_with_fixed_batch_is_rejected(nano_run, nano_bundle, tmp_path
     def bake(honest, ct):
         return honest(ct).reshape(2, 8)
 
-    plant(monkeypatch, "onnx", graph="ct-0", honest=nano_bundle, change=lambda m: with_forward(m, bake))
+    plant(monkeypatch, "onnx", graph="ct-0", valid_bundle=nano_bundle, change=lambda m: with_forward(m, bake))
     failed = export_failures(nano_run, tmp_path / "bundle", "onnx")
     assert check_names(failed) == {"signature", "runs"}
 
@@ -168,7 +170,7 @@ def test_trace_with_branch_is_rejected(nano_run, nano_bundle, tmp_path, monkeypa
     def branch(honest, ct):
         return honest(ct) if ct.sum() > 0 else -honest(ct)
 
-    plant(monkeypatch, "torchscript", graph="ct-0", honest=nano_bundle, change=lambda m: with_forward(m, branch))
+    plant(monkeypatch, "torchscript", graph="ct-0", valid_bundle=nano_bundle, change=lambda m: with_forward(m, branch))
     (failed,) = export_failures(nano_run, tmp_path / "bundle", "torchscript")
     assert failed.gate == "writes"
     assert "the trace of ct-0 does not reproduce the model" in failed.detail
@@ -180,7 +182,7 @@ def test_onnx_file_with_fixed_input_batch_is_rejected(nano_run, nano_bundle, tmp
     def fix(spec: GraphSpec) -> GraphSpec:
         return replace(spec, inputs=tuple(replace(t, shape=(2, *t.shape[1:])) for t in spec.inputs))
 
-    plant(monkeypatch, "onnx", graph="ct-0", honest=nano_bundle, spec=fix)
+    plant(monkeypatch, "onnx", graph="ct-0", valid_bundle=nano_bundle, spec=fix)
     failed = export_failures(nano_run, tmp_path / "bundle", "onnx")
     assert check_names(failed) == {"signature", "runs"}
     assert {r.engine for r in failed if r.gate == "runs"} == {"onnx", "openvino"}
@@ -198,7 +200,7 @@ def test_graph_without_needed_weight_is_rejected(nano_run, nano_bundle, tmp_path
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             return torch.zeros((), dtype=torch.float32)
 
-    plant(monkeypatch, "onnx", graph="text-0", honest=nano_bundle, change=without_positions)
+    plant(monkeypatch, "onnx", graph="text-0", valid_bundle=nano_bundle, change=without_positions)
     failed = export_failures(nano_run, tmp_path / "bundle", "onnx")
     weights = next(r for r in failed if r.gate == "weights")
     assert "1 weights are missing from the graph although the output depends on them" in weights.detail
@@ -262,7 +264,7 @@ def test_failed_export_prints_difference_and_keeps_bundle(nano_run, nano_bundle,
     out = tmp_path / "bundle"
     shutil.copytree(nano_bundle, out)
     before = open_bundle(out).digest
-    plant(monkeypatch, "torchscript", graph="ct-0", honest=nano_bundle, change=change)
+    plant(monkeypatch, "torchscript", graph="ct-0", valid_bundle=nano_bundle, change=change)
     outcome = tmi("export", nano_run, "--engine", "torchscript", "--out", out, "--force")
     assert outcome.code == 4
     assert re.search(r"epsilon\s.*ct-0\s.*torchscript", outcome.err)

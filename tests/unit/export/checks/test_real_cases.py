@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from factories.cached_traces import use_cached_traces
 from factories.cases import write_cohort
 from factories.tmi_command import CommandResult, tmi
-from factories.traced_once import use_cached_traces
 from tmi.export.checks.validation_set import RealCase, ValidationSet
 from tmi.export.tensorrt.typed_graphs import add_typed_graphs
 from tmi.runtime.bundle.reader import Bundle, open_bundle

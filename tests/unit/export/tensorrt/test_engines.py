@@ -16,8 +16,8 @@ import pytest
 from onnx import helper, numpy_helper
 from safetensors.numpy import load_file
 
+from factories.cached_traces import use_cached_traces
 from factories.tmi_command import tmi
-from factories.traced_once import use_cached_traces
 from tmi.export.checks.validation_set import ValidationSet
 from tmi.export.tensorrt import engines as plans
 from tmi.export.tensorrt.builder import BuildOptions, Plan, TypeAudit, build_plan

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from factories.fake_cuda import IN, OUT, fake_trt_engine
+from factories.fake_cuda import DOWNLOAD_S, UPLOAD_S, fake_trt_engine
 from factories.small_bundle import small_manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines import nvidia_driver
@@ -233,4 +233,4 @@ def test_only_first_upload_and_last_download_count(rows):
     inputs = np.arange(3 * rows, dtype=np.float32).reshape(rows, 3)
     for runs in (1, 2):
         np.testing.assert_array_equal(engine.run("double", {"x": inputs})["y"], 2 * inputs)
-        assert engine.copied_seconds == runs * (IN + OUT)
+        assert engine.copied_seconds == runs * (UPLOAD_S + DOWNLOAD_S)

@@ -1,7 +1,7 @@
-"""ONNX graphs from the trace of another run of the same configuration, for tests of what comes after the trace.
+"""ONNX export without tracing: graphs of another run of the same configuration get the weights of this run.
 
-Tracing takes most of an export of small networks, and weights have no part in it: each parameter is stored in the file
-under its own name. The gates look at such a graph as at any other, so that one with a wrong weight is refused.
+Tracing takes most of the time of an export of small networks and does not depend on the weights, which are stored under
+their parameter names. The parity checks run as usual, so a graph with a wrong weight is rejected.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from tmi.runtime.bundle.manifest import GraphSpec
 
 
 def use_cached_traces(patch: pytest.MonkeyPatch, traced: Path) -> None:
-    """Let the ONNX writer take the graphs of a bundle and the weights that it is asked to write.
+    """Patch the ONNX writer to write the graphs of a bundle with the weights of its module.
 
     Args:
-        patch: undone when it ends.
+        patch: patches the writer until its context ends.
         traced: bundle of a run whose networks have the same configuration and number of folds.
     """
 
@@ -31,7 +31,7 @@ def use_cached_traces(patch: pytest.MonkeyPatch, traced: Path) -> None:
 
 
 def replace_weights(graph: Path, module: nn.Module, path: Path) -> None:
-    """An ONNX file with the weights of a module of the same configuration."""
+    """Write an ONNX file with the weights of a module of the same configuration."""
     model = onnx.load(graph)
     state = module.state_dict()
     for stored in model.graph.initializer:

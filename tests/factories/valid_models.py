@@ -1,4 +1,4 @@
-"""Ten honest rebuilds of a good model, none of which an export or `tmi verify` may refuse."""
+"""Ten valid models of different configurations; `tmi export` and `tmi verify` must accept each of them."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from tmi.toolkit.config.schema import Config, CtConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rebuild:
-    """One good model."""
+class ValidModel:
+    """One valid model and how it is exported."""
 
     name: str
-    """What is particular about it."""
+    """What is special about it."""
     seed: int
-    """Of its weights, scalers and tokenizers."""
+    """Seed of its weights, scalers and tokenizers."""
     change: Callable[[Config], Config] = lambda config: config
-    """From the nano config to its own."""
+    """Changes the nano config to its config."""
     artefacts: tuple[str, ...] = ("torchscript",)
-    """What it is exported as."""
+    """Formats that it is exported to."""
     sharing: Mapping[str, bool] = field(default_factory=dict)
-    """Which encoders its folds share."""
+    """Encoders that its folds share, as arguments of `write_random_run`."""
     folds: int = 2
     """Number of folds."""
 
 
 def ablated(config: Config) -> Config:
-    """No IMA, no TCAF."""
+    """Without IMA and TCAF."""
     fusion = replace(config.network.fusion, ima=False, tcaf=False)
     return replace(config, network=replace(config.network, fusion=fusion))
 
 
-def like_the_released_code(config: Config) -> Config:
-    """Every switch that the released preset throws, at this size."""
+def released_options(config: Config) -> Config:
+    """Every option that the preset `released` sets, at this size."""
     network = replace(
         config.network,
         ct_encoder=replace(config.network.ct_encoder, fc_width=12),
@@ -66,29 +66,29 @@ def tiny_preset(config: Config) -> Config:
     return replace(tiny(), ct=CtConfig(shape_DHW=(12, 24, 24)))
 
 
-REBUILDS = (
-    Rebuild(name="another seed, TorchScript", seed=1),
-    Rebuild(name="one CT encoder for all folds", seed=2, sharing={"shared_ct": True}),
-    Rebuild(
+VALID_MODELS = (
+    ValidModel(name="another seed, TorchScript", seed=1),
+    ValidModel(name="one CT encoder for all folds", seed=2, sharing={"shared_ct": True}),
+    ValidModel(
         name="without IMA and TCAF, one text and one CT encoder",
         seed=3,
         change=ablated,
         artefacts=("torchscript", "onnx"),
         sharing={"shared_text": True, "shared_ct": True},
     ),
-    Rebuild(
-        name="as the released code has it, both encoders shared",
+    ValidModel(
+        name="options of the released code, both encoders shared",
         seed=4,
-        change=like_the_released_code,
+        change=released_options,
         artefacts=("onnx", "torchscript"),
         sharing={"shared_text": True, "shared_ct": True},
     ),
-    Rebuild(name="another seed, ONNX", seed=5, artefacts=("onnx",)),
-    Rebuild(name="three folds", seed=6, folds=3),
-    Rebuild(name="without TCAF", seed=7, change=without_tcaf),
-    Rebuild(name="another window and an odd volume", seed=8, change=other_window),
-    Rebuild(name="z-scored radiomics", seed=9, change=z_scored, sharing={"shared_text": True}),
-    Rebuild(name="preset tiny", seed=10, change=tiny_preset, sharing={"shared_text": True, "shared_ct": True}),
+    ValidModel(name="another seed, ONNX", seed=5, artefacts=("onnx",)),
+    ValidModel(name="three folds", seed=6, folds=3),
+    ValidModel(name="without TCAF", seed=7, change=without_tcaf),
+    ValidModel(name="another window and an odd volume", seed=8, change=other_window),
+    ValidModel(name="z-scored radiomics", seed=9, change=z_scored, sharing={"shared_text": True}),
+    ValidModel(name="preset tiny", seed=10, change=tiny_preset, sharing={"shared_text": True, "shared_ct": True}),
 )
-QUICK = REBUILDS[:4]
-"""Those of the default test run."""
+QUICK = VALID_MODELS[:4]
+"""Models of the default test run."""

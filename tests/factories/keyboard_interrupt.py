@@ -1,6 +1,6 @@
-"""Ctrl-C at a fixed step of a training in this process, as Python tells it: by `KeyboardInterrupt`.
+"""A `KeyboardInterrupt` at a fixed step of a training in this process, as Ctrl-C raises it.
 
-No signal is sent to the test run; `test_resume.py` sends one to a process of its own.
+No signal is sent to the test run. `test_resume.py` sends a real signal to a training in another process.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from tmi.training.loop.lightning_module import FoldModule
 
 
 @contextmanager
-def ctrl_c_in_epoch(epoch: int) -> Iterator[None]:
-    """Let the first step of an epoch (they count from 0) meet Ctrl-C."""
-    honest = FoldModule.training_step
+def interrupt_in_epoch(epoch: int) -> Iterator[None]:
+    """Raise `KeyboardInterrupt` in the first step of an epoch, counted from 0."""
+    training_step = FoldModule.training_step
 
     def interrupted(self, batch, index):
         if self.current_epoch == epoch:
             raise KeyboardInterrupt
-        return honest(self, batch, index)
+        return training_step(self, batch, index)
 
     before = signal.getsignal(signal.SIGINT)
     try:
@@ -30,4 +30,4 @@ def ctrl_c_in_epoch(epoch: int) -> Iterator[None]:
             patch.setattr(FoldModule, "training_step", interrupted)
             yield
     finally:
-        signal.signal(signal.SIGINT, before)  # Lightning has it ignored after the first
+        signal.signal(signal.SIGINT, before)  # Lightning ignores the signal after the first interrupt

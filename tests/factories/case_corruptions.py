@@ -1,4 +1,4 @@
-"""Ways to spoil the second case of the good cohort, one file or one array at a time."""
+"""Functions that plant a fault in case C1 of the valid cohort, in one file or one array."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class PlantedFault:
     """One fault, planted into case C1 of the good cohort."""
 
     code: str | None
-    """The check that must find it; None for a variant in which nothing is wrong."""
+    """Code of the check that must find it; None for a valid variant."""
     corrupt: Corruption
     """Changes the folder of C1."""
     companions: frozenset[str] = frozenset()
-    """Other codes that the same fault rightly has."""
+    """Other codes that the same fault is expected to have."""
     recompute: bool = False
-    """Whether it shows with --recompute only."""
+    """Whether only `tmi check --recompute` finds it."""
 
 
 def ct(change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = AFFINE) -> Corruption:
@@ -47,7 +47,7 @@ def mask(change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = AFFINE
 
 
 def both(change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = AFFINE) -> Corruption:
-    """Change both alike."""
+    """Change the voxels of CT and mask in the same way."""
     return lambda f: (ct(change, affine)(f), mask(change, affine)(f))
 
 
@@ -85,17 +85,17 @@ def values(**fields: object) -> Corruption:
 
 
 def in_place(change: Callable[[np.ndarray], object]) -> Callable[[np.ndarray], np.ndarray]:
-    """A change of an array from an assignment."""
+    """Turn an assignment into a function that returns the array."""
     return lambda a: (change(a), a)[1]
 
 
 def scaled(factor: float) -> np.ndarray:
-    """The affine in another unit, or of a larger patient."""
+    """The affine scaled by a factor, as in another unit."""
     return np.diag([factor] * 3 + [1.0]) @ AFFINE
 
 
 def turned(degrees: float) -> np.ndarray:
-    """The affine turned about the long axis of the body."""
+    """The affine rotated about the z axis."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return np.array([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]) @ AFFINE
 
@@ -129,13 +129,13 @@ def with_unit(unit: str, affine: np.ndarray) -> Corruption:
 
 
 def cylinder(value: int, radius: float) -> Callable[[np.ndarray], np.ndarray]:
-    """Everything outside a scanner's round field of view set to a value."""
+    """Set all voxels outside a round field of view to a value; radius in half widths."""
     x, y = np.meshgrid(*(np.linspace(-1, 1, n) for n in GRID.shape_XYZ[:2]), indexing="ij")
     return in_place(lambda a: a.__setitem__(x**2 + y**2 > radius**2, value))
 
 
 def shrink_mask(liver: np.ndarray, count: int) -> np.ndarray:
-    """A compact rest of the mask: the voxels nearest to its middle."""
+    """The `count` voxels of the mask nearest to its centre."""
     where = np.argwhere(liver)
     order = np.argsort(np.linalg.norm((where - where.mean(axis=0)) * GRID.spacing_XYZ_mm, axis=1))
     rest = np.zeros_like(liver)
@@ -168,7 +168,7 @@ def case_record(**content: object) -> Corruption:
 
 
 def recorded(folder: Path) -> tuple[Case, RadiomicsRecord]:
-    """The case and the record that an extraction would leave beside its table."""
+    """The case, and the provenance record that an extraction writes next to its table."""
     case = open_case(folder)
     return case, RadiomicsRecord(
         source="extracted",
@@ -195,11 +195,11 @@ def record_that_fits(folder: Path) -> None:
 
 
 def mr(a: np.ndarray) -> np.ndarray:
-    """Signal that is high in fat, low in bone, none in air."""
+    """Intensities like those of MR: high in fat, low in bone, none in air."""
     return np.clip(np.interp(a, [-1000, -100, 50, 110, 500, 3000], [5, 700, 320, 260, 60, 20]), 0, 900).astype(np.int16)
 
 
-def left_out(a: np.ndarray) -> np.ndarray:
+def without_slice_12(a: np.ndarray) -> np.ndarray:
     return np.delete(a, 12, axis=2)
 
 
@@ -209,8 +209,8 @@ def stored(dtype: str, *, offset: int = 0, codes: str = "RAS") -> Corruption:
             kind = dtype if name == CT else "uint8"
             voxels = (array.astype(np.int64) - (offset if name == CT else 0)).astype(kind)
             image = nib.Nifti1Image(voxels, AFFINE)
-            wanted = nib.orientations.axcodes2ornt(tuple(codes))
-            image = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(AFFINE), wanted))
+            target = nib.orientations.axcodes2ornt(tuple(codes))
+            image = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(AFFINE), target))
             if name == CT and offset:
                 image.header.set_slope_inter(1.0, float(offset))
             nib.save(image, folder / name)

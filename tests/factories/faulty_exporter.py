@@ -1,4 +1,4 @@
-"""Writing one graph with a fault in it while the others are taken from an honest bundle, as a broken exporter would."""
+"""An exporter with a fault: it writes one graph wrongly and takes the others from a valid bundle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor, nn
 
-from factories.traced_once import replace_weights
+from factories.cached_traces import replace_weights
 from tmi.export.graphs.registry import EXPORTERS
 from tmi.runtime.bundle.manifest import GraphSpec
 
@@ -23,21 +23,21 @@ def plant(
     artefact: str,
     *,
     graph: str,
-    honest: Path,
+    valid_bundle: Path,
     change: Change = lambda module: module,
     spec: Callable[[GraphSpec], GraphSpec] = lambda spec: spec,
     weights_alone: bool = False,
 ) -> None:
-    """Let the writer of `artefact` change `graph` before it writes it.
+    """Patch the writer of `artefact` so that it changes `graph` before writing it.
 
     Args:
-        patch: undone when the test ends.
+        patch: patches the writer; undone at the end of the test.
         artefact: name in `EXPORTERS`.
-        graph: the graph to change.
-        honest: bundle of the same run that every other graph is copied from.
-        change: gets a copy of the eager module; what it returns is written.
-        spec: changes what the writer is told of the graph.
-        weights_alone: the change leaves the graph as it is, so that ONNX need not be traced again.
+        graph: name of the graph to change.
+        valid_bundle: bundle of the same run, from which every other graph is copied.
+        change: takes a copy of the eager module and returns the module to write.
+        spec: changes the graph's spec that the writer gets.
+        weights_alone: whether only weights change, so that the ONNX graph need not be traced again.
     """
     exporter = EXPORTERS[artefact]
     assert exporter.writer is not None
@@ -45,21 +45,21 @@ def plant(
     target = f"{module_name}.{function}"
     writer = getattr(__import__(module_name, fromlist=[function]), function)
 
-    def faulty(module: nn.Module, asked: GraphSpec, example: tuple[Tensor, ...], path: Path) -> None:
-        if asked.name == graph:
+    def faulty(module: nn.Module, graph_spec: GraphSpec, example: tuple[Tensor, ...], path: Path) -> None:
+        if graph_spec.name == graph:
             changed = change(copy.deepcopy(module))
             if weights_alone and artefact == "onnx":
-                replace_weights(honest / "graphs" / path.name, changed, path)
+                replace_weights(valid_bundle / "graphs" / path.name, changed, path)
             else:
-                writer(changed, spec(asked), example, path)
+                writer(changed, spec(graph_spec), example, path)
         else:
-            shutil.copyfile(honest / "graphs" / path.name, path)
+            shutil.copyfile(valid_bundle / "graphs" / path.name, path)
 
     patch.setattr(target, faulty)
 
 
 def with_forward(module: nn.Module, forward: Callable[..., Tensor]) -> nn.Module:
-    """The same module and weights under the same names; `forward(honest, *inputs)` answers instead."""
+    """Replace the forward of a module by `forward(original, *inputs)`; names and weights stay."""
     kind = type(module)
 
     def replaced(self: nn.Module, *inputs: Tensor) -> Tensor:
