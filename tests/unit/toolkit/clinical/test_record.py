@@ -1,4 +1,4 @@
-"""Clinical records: the schema's fields, units, what is refused, and that no value of the patient is told."""
+"""Clinical records: fields, units and rejected records, whose messages contain no value of the patient."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read(folder: Path, values: dict[str, object]) -> ClinicalRecord:
     return read_clinical(write(folder, {"values": values}), SCHEMA)
 
 
-def refusal(folder: Path, data: object, *, patient_id: str | None = None) -> InputRejectedError:
+def rejection(folder: Path, data: object, *, patient_id: str | None = None) -> InputRejectedError:
     with pytest.raises(InputRejectedError) as error:
         read_clinical(write(folder, data, patient_id=patient_id), SCHEMA)
     assert error.value.case_id == "P1"
@@ -44,7 +44,8 @@ def refusal(folder: Path, data: object, *, patient_id: str | None = None) -> Inp
     return error.value
 
 
-def test_the_schema_holds_the_papers_fields_and_three_optional_ones():
+def test_schema_has_paper_fields_and_three_optional():
+    """The liver schema has the paper's fields in their order and three optional ones."""
     names = {s: [f.name for f in SCHEMA.fields if f.section == s and not f.optional] for s in SCHEMA.sections}
     assert SCHEMA.sections == ("basic", "blood", "fat analysis")
     assert names["basic"] == ["sex", "height", "bmi"]
@@ -56,7 +57,8 @@ def test_the_schema_holds_the_papers_fields_and_three_optional_ones():
     assert {f.section for f in SCHEMA.fields if f.optional} == {"basic"}
 
 
-def test_blood_and_fat_have_the_units_of_the_specification():
+def test_blood_and_fat_units():
+    """Blood items and fat measures have the units of the specification."""
     units = {f.name: f.unit for f in SCHEMA.fields}
     expected = {name: unit for unit, names in UNITS.items() for name in names.split()}
     assert {n: units[n] for n in BLOOD} == expected
@@ -64,7 +66,8 @@ def test_blood_and_fat_have_the_units_of_the_specification():
     assert fat == {"volume": "cm3", "area": "cm2", "%": "%"}
 
 
-def test_every_number_has_a_plausible_range_and_every_reference_range_lies_in_it():
+def test_every_number_has_plausible_range():
+    """Every number has a plausible range that contains its reference ranges."""
     for field in SCHEMA.fields:
         assert (field.choices is None) != (field.unit is None), field.name
         if field.unit is not None:
@@ -76,7 +79,8 @@ def test_every_number_has_a_plausible_range_and_every_reference_range_lies_in_it
             assert set(field.reference) in (set(), {"female", "male"}), field.name
 
 
-def test_every_field_is_there_and_what_is_null_or_absent_is_missing(tmp_path):
+def test_null_and_absent_fields_are_missing(tmp_path):
+    """A record has every field of the schema; null and absent ones are None."""
     record = read(tmp_path, {"sex": "female", "ggt": None, "alt": {"value": None, "unit": "U/L"}, "albumin": 38})
     assert list(record.values) == [f.name for f in SCHEMA.fields]
     assert {n: v for n, v in record.values.items() if v is not None} == {"sex": "female", "albumin": 38.0}
@@ -106,18 +110,20 @@ def test_every_field_is_there_and_what_is_null_or_absent_is_missing(tmp_path):
     ],
 )
 def test_units_are_converted(tmp_path, field, value, unit, expected):
+    """A value in an accepted unit is converted to the field's own unit."""
     record = read(tmp_path, {field: {"value": value, "unit": unit}})
     assert record.values[field] == pytest.approx(expected, rel=1e-3)
 
 
-def test_what_surrounds_the_values_is_kept(tmp_path):
+def test_other_keys_are_read(tmp_path):
+    """Patient id, report and blood date are read unchanged."""
     data = {"patient_id": "X9", "values": {}, "report": "Known cirrhosis.", "blood_date": "2024-03-01"}
     record = read_clinical(write(tmp_path, data, patient_id="X9"), SCHEMA)
     assert (record.patient_id, record.report, record.blood_date) == ("X9", "Known cirrhosis.", "2024-03-01")
 
 
 @pytest.mark.parametrize(
-    ("values", "code", "told", "mend"),
+    ("values", "code", "message", "fix"),
     [
         ({"albumen": 38}, "clinical-unknown-field", "'albumen'", "docs/clinical.md"),
         ({"albumin": {"value": 38, "unit": "stone"}}, "clinical-unit", "albumin", "g/L, g/dL"),
@@ -126,34 +132,36 @@ def test_what_surrounds_the_values_is_kept(tmp_path):
         ({"albumin": -38.1234}, "clinical-range", "albumin", "g/L is assumed"),
         ({"albumin": 1e300}, "clinical-range", "albumin", "unit"),
         ({"total_bilirubin": {"value": 81234, "unit": "mg/dL"}}, "clinical-range", "total_bilirubin", "unit"),
-        ({"albumin": "38.1234"}, "clinical-type", "albumin is no number", "null"),
-        ({"albumin": True}, "clinical-type", "albumin is no number", "null"),
-        ({"albumin": [38.1234]}, "clinical-type", "albumin is no number", "null"),
-        ({"albumin": {"value": 38.1234}}, "clinical-type", "albumin is no number", "unit"),
-        ({"albumin": {"value": 38.1234, "unit": 7}}, "clinical-type", "albumin is no number", "unit"),
-        ({"albumin": 10**400}, "clinical-type", "albumin is no number", "null"),
-        ({"sex": "81234"}, "clinical-type", "sex is none of its choices", "female, male"),
-        ({"sex": 81234}, "clinical-type", "sex is none of its choices", "female, male"),
-        ({"sex": {"value": "female", "unit": "81234"}}, "clinical-type", "sex is none", "female, male"),
+        ({"albumin": "38.1234"}, "clinical-type", "albumin is not a number", "null"),
+        ({"albumin": True}, "clinical-type", "albumin is not a number", "null"),
+        ({"albumin": [38.1234]}, "clinical-type", "albumin is not a number", "null"),
+        ({"albumin": {"value": 38.1234}}, "clinical-type", "albumin is not a number", "unit"),
+        ({"albumin": {"value": 38.1234, "unit": 7}}, "clinical-type", "albumin is not a number", "unit"),
+        ({"albumin": 10**400}, "clinical-type", "albumin is not a number", "null"),
+        ({"sex": "81234"}, "clinical-type", "sex is not one of its choices", "female, male"),
+        ({"sex": 81234}, "clinical-type", "sex is not one of its choices", "female, male"),
+        ({"sex": {"value": "female", "unit": "81234"}}, "clinical-type", "sex is not one", "female, male"),
         ({"aetiology": "81234"}, "clinical-type", "aetiology", "hepatitis B"),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_field_and_without_the_value(tmp_path, values, code, told, mend):
-    error = refusal(tmp_path, {"values": values})
+def test_invalid_value_is_rejected_without_value(tmp_path, values, code, message, fix):
+    """An invalid value is rejected with its field, and the message does not contain the value."""
+    error = rejection(tmp_path, {"values": values})
     assert error.code == code
-    assert told in str(error)
-    assert mend in error.fix
+    assert message in str(error)
+    assert fix in error.fix
     for secret in ("1234", "38", "1e", "stone", "0000"):
         assert secret not in f"{error} {error.fix}"
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
-def test_json_numbers_that_are_not_finite_are_out_of_range(tmp_path, number):
-    assert refusal(tmp_path, f'{{"values": {{"albumin": {number}}}}}').code == "clinical-range"
+def test_non_finite_number_is_out_of_range(tmp_path, number):
+    """NaN and infinity are rejected as out of range."""
+    assert rejection(tmp_path, f'{{"values": {{"albumin": {number}}}}}').code == "clinical-range"
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         ("", "is not JSON"),
         ('{"values": {"albumin": 38.1234}', "is not JSON"),
@@ -162,43 +170,48 @@ def test_json_numbers_that_are_not_finite_are_out_of_range(tmp_path, number):
         ([], 'has no object "values"'),
         ({}, 'has no object "values"'),
         ({"values": [38.1234]}, 'has no object "values"'),
-        ({"values": {}, "81234": 1}, "has a key besides"),
-        ({"values": {}, "report": 81234}, 'has a "report" that is no text'),
-        ({"values": {}, "patient_id": 81234}, 'has a "patient_id" that is no text'),
-        ({"values": {}, "blood_date": 81234}, 'has a "blood_date" that is no text'),
+        ({"values": {}, "81234": 1}, "has a key other than"),
+        ({"values": {}, "report": 81234}, 'has a "report" that is not a string'),
+        ({"values": {}, "patient_id": 81234}, 'has a "patient_id" that is not a string'),
+        ({"values": {}, "blood_date": 81234}, 'has a "blood_date" that is not a string'),
         ('{"values": {}, "report": "' + "x" * MAX_BYTES + '"}', "far larger"),
     ],
     ids=lambda v: v if isinstance(v, str) and len(v) < 40 else None,
 )
-def test_a_malformed_record_is_refused_without_what_it_holds(tmp_path, data, told):
-    error = refusal(tmp_path, data)
+def test_malformed_record_is_rejected_without_content(tmp_path, data, message):
+    """A malformed record is rejected, and the message does not contain its content."""
+    error = rejection(tmp_path, data)
     assert error.code == "clinical-malformed"
-    assert told in str(error)
+    assert message in str(error)
     assert "1234" not in f"{error} {error.fix}"
 
 
-def test_a_field_given_twice_is_refused_and_neither_value_is_taken(tmp_path):
-    error = refusal(tmp_path, '{"values": {"albumin": 38.1234, "albumin": 41}}')
+def test_duplicate_field_is_rejected(tmp_path):
+    """A field given twice is rejected; neither value is used."""
+    error = rejection(tmp_path, '{"values": {"albumin": 38.1234, "albumin": 41}}')
     assert error.code == "clinical-malformed"
     assert "twice" in str(error)
     assert "1234" not in str(error)
 
 
-def test_a_missing_record_and_a_foreign_patient_are_refused(tmp_path):
+def test_missing_record_and_other_patient_are_rejected(tmp_path):
+    """A missing record and the record of another patient are rejected, without the patient's name."""
     with pytest.raises(InputRejectedError, match=r"clinical\.json is missing") as error:
         read_clinical(Case(folder=tmp_path, case_id="P1"), SCHEMA)
     assert error.value.code == "clinical-missing"
-    error = refusal(tmp_path, {"patient_id": "Jane81234", "values": {}}, patient_id="P001")
+    error = rejection(tmp_path, {"patient_id": "Jane81234", "values": {}}, patient_id="P001")
     assert error.code == "patient-mismatch"
     assert "Jane" not in f"{error} {error.fix}"
 
 
-def test_a_byte_order_mark_as_windows_writes_it_is_no_reason_to_refuse(tmp_path):
+def test_byte_order_mark_is_accepted(tmp_path):
+    """A record with a UTF-8 byte order mark is read."""
     case = write(tmp_path, b"\xef\xbb\xbf" + b'{"values": {"albumin": 38}}')
     assert read_clinical(case, SCHEMA).values["albumin"] == 38.0
 
 
-def test_a_schema_for_another_disease_is_data_alone(tmp_path):
+def test_schema_of_other_disease(tmp_path):
+    """A schema file of another disease defines fields and conversions without code."""
     file = tmp_path / "lung.json"
     fields = [
         {"name": "fev1", "label": "FEV1", "section": "lung", "unit": "L", "accepted_units": {"mL": {"factor": 0.001}}},
@@ -215,17 +228,18 @@ def test_a_schema_for_another_disease_is_data_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"schema": "tmi-clinical-schema/9"}, "tmi-clinical-schema/9"),
         ({"fields": [{"name": "a", "label": "A", "section": "s"}]}, "either a unit or choices"),
         ({"fields": [{"name": "a", "label": "A", "section": "t", "unit": "L"}]}, "unknown section t"),
-        ({"fields": [{"name": "a", "label": "A", "section": "s", "unit": "L"}] * 2}, "field a twice"),
+        ({"fields": [{"name": "a", "label": "A", "section": "s", "unit": "L"}] * 2}, "duplicate field a"),
         ({"fields": [{"name": "a", "label": "A", "section": "s", "unit": "L", "colour": 1}]}, "colour"),
     ],
 )
-def test_a_malformed_schema_is_refused(change, told):
+def test_malformed_schema_is_rejected(change, message):
+    """A malformed schema is a usage error with its cause."""
     data = {"schema": "tmi-clinical-schema/1", "name": "n", "version": "1", "sections": ["s"], "fields": []} | change
     with pytest.raises(UsageError) as error:
         parse_schema(data, where="schema.json")
-    assert told in str(error.value)
+    assert message in str(error.value)

@@ -1,4 +1,4 @@
-"""The clinical schema is data: what it holds, what is refused, and how a user extends it without touching code."""
+"""Clinical schema: packaged fields, unit conversion, extension by a user's file, and rejected schemas."""
 
 from __future__ import annotations
 
@@ -30,17 +30,19 @@ def record(schema: Schema, **values: Any) -> ClinicalRecord:
     return ClinicalRecord(patient_id=None, values={f.name: values.get(f.name) for f in schema.fields})
 
 
-def test_the_packaged_schema_holds_the_papers_fields():
+def test_packaged_schema_has_paper_fields():
+    """The liver schema has the paper's 3 + 23 + 16 fields and three optional ones."""
     fields = load_schema().fields
     assert Counter(f.section for f in fields if not f.optional) == {"basic": 3, "blood": 23, "fat analysis": 16}
     assert [f.name for f in fields if f.optional] == ["age", "weight", "aetiology"]
 
 
 @pytest.mark.parametrize("field", [f for f in load_schema().fields if f.unit is not None], ids=lambda f: f.name)
-def test_a_fields_reference_range_is_plausible_and_units_are_no_mistake_of_each_other(field):
+def test_reference_range_is_plausible(field):
+    """Every reference range is inside the plausible range, and only accepted units are converted."""
     low, high = field.plausible
-    for normal in field.reference.values():
-        assert low <= normal[0] < normal[1] <= high
+    for reference in field.reference.values():
+        assert low <= reference[0] < reference[1] <= high
     assert convert(field, 1.5, field.unit) == convert(field, 1.5, None) == 1.5
     assert convert(field, 1.5, "furlong") is None
 
@@ -55,7 +57,8 @@ def test_a_fields_reference_range_is_plausible_and_units_are_no_mistake_of_each_
         ("vat_volume_fraction", 0.35, "fraction", 35.0),
     ],
 )  # fmt: skip
-def test_units_are_converted_by_hand_computed_figures(name, value, unit, expected):
+def test_unit_conversion_matches_hand_computed_values(name, value, unit, expected):
+    """Conversions equal hand-computed values."""
     assert convert(load_schema().by_name[name], value, unit) == pytest.approx(expected, rel=1e-4)
 
 
@@ -65,7 +68,8 @@ def test_units_are_converted_by_hand_computed_figures(name, value, unit, expecte
      ("haemoglobin", "g/dL", 14.0), ("total_protein", "g/dL", 7.2), ("cholesterol", "mg/dL", 190.0),
      ("triglycerides", "mg/dL", 110.0), ("height", "m", 1.7), ("cholinesterase", "kU/L", 8.0)],
 )  # fmt: skip
-def test_a_healthy_value_in_another_unit_is_noticed_when_its_unit_is_not_named(tmp_path, name, as_if, normal):
+def test_healthy_value_in_wrong_unit_is_detected(tmp_path, name, as_if, normal):
+    """A healthy value without its unit is rejected with the suspected unit, and accepted with it."""
     schema = load_schema()
     (tmp_path / "clinical.json").write_text(json.dumps({"values": {name: normal}}))
     case = Case(folder=tmp_path, case_id="P1")
@@ -75,7 +79,8 @@ def test_a_healthy_value_in_another_unit_is_noticed_when_its_unit_is_not_named(t
     assert read_clinical(case, schema).values[name] is not None
 
 
-def test_an_extension_adds_replaces_and_leaves_out_and_keeps_the_order_of_the_sections(tmp_path):
+def test_extension_adds_replaces_and_omits_fields(tmp_path):
+    """An extension adds, replaces and omits fields and keeps the fields grouped by section."""
     (tmp_path / "s.json").write_text(
         json.dumps(
             extension(
@@ -98,7 +103,8 @@ def test_an_extension_adds_replaces_and_leaves_out_and_keeps_the_order_of_the_se
     assert schema.digest != liver.digest
 
 
-def test_a_stored_schema_is_resolved_and_its_digest_is_the_files(tmp_path):
+def test_stored_schema_is_resolved(tmp_path):
+    """A stored schema is resolved, its digest is that of the file, and a malformed file is a DamagedError."""
     schema = parse_schema(extension(fields=[FIELD]), where="x")
     store_schema(tmp_path, schema)
     assert stored_schema(tmp_path, kind="run") == schema
@@ -111,17 +117,17 @@ def test_a_stored_schema_is_resolved_and_its_digest_is_the_files(tmp_path):
 
 
 MISTAKES = {
-    "no object": ([], "is no clinical schema"),
-    "another form": (extension(schema="tmi-clinical-schema/2"), "clinical schema 'tmi-clinical-schema/2'"),
+    "no object": ([], "is not a clinical schema"),
+    "another schema id": (extension(schema="tmi-clinical-schema/2"), "clinical schema 'tmi-clinical-schema/2'"),
     "an unknown base": (extension(extends="kidney"), "no schema 'kidney' to extend"),
     "an unknown key": (extension(colour="red"), "unknown key 'colour'"),
-    "leaving out what is not there": (extension(without=["gfr"]), "without names a field"),
-    "fields of no form": (extension(fields={"inr": FIELD}), "fields is no list"),
-    "sections of no form": (extension(sections=3), "sections is no list"),
+    "omitting an unknown field": (extension(without=["gfr"]), "without is not a list of fields"),
+    "fields are no list": (extension(fields={"inr": FIELD}), "fields is not a list"),
+    "sections are no list": (extension(sections=3), "sections is not a list"),
     "an unknown section": (extension(fields=[{**FIELD, "section": "urine"}]), "unknown section urine"),
-    "a section twice": (extension(sections=["blood"]), "do not stand section by section"),
-    "a field twice": (extension(fields=[FIELD, FIELD]), "field inr twice"),
-    "a name with blanks": (extension(fields=[{**FIELD, "name": "the inr"}]), "its name is no plain name"),
+    "a section twice": (extension(sections=["blood"]), "are not grouped by section"),
+    "a field twice": (extension(fields=[FIELD, FIELD]), "duplicate field inr"),
+    "a name with blanks": (extension(fields=[{**FIELD, "name": "the inr"}]), "its name is not a valid field name"),
     "an empty label": (extension(fields=[{**FIELD, "label": " "}]), "its label is empty"),
     "neither unit nor choices": (
         extension(fields=[{"name": "a", "label": "A", "section": "blood"}]), "either a unit or choices"
@@ -130,36 +136,39 @@ MISTAKES = {
     "a choice twice": (
         extension(fields=[{"name": "a", "label": "A", "section": "blood", "choices": ["x", "x"]}]), "a choice is empty"
     ),
-    "a range upside down": (extension(fields=[{**FIELD, "plausible": [15, 0.5]}]), "lower end is not below"),
+    "a reversed range": (extension(fields=[{**FIELD, "plausible": [15, 0.5]}]), "lower end is not below"),
     "a reference of another sex": (extension(fields=[{**FIELD, "reference": {"men": [1, 2]}}]), "unknown sex"),
     "its own unit as another": (
         extension(fields=[{**FIELD, "unit": "s", "accepted_units": {"s": {"factor": 2}}}]), "is its own unit"
     ),
-    "a factor of nothing": (
+    "a factor of 0": (
         extension(fields=[{**FIELD, "accepted_units": {"%": {"factor": 0}}}]), "has the factor 0"
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_in_a_schema_is_told_with_its_field(tmp_path, mistake):
-    data, told = MISTAKES[mistake]
+def test_schema_mistakes_are_reported(tmp_path, mistake):
+    """A mistake in a schema is a usage error with its cause and a fix."""
+    data, message = MISTAKES[mistake]
     (tmp_path / "s.json").write_text(json.dumps(data))
     with pytest.raises(UsageError) as error:
         load_schema(tmp_path / "s.json")
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert error.value.fix
 
 
 @pytest.mark.parametrize("content", [None, "{", "\xff", "[" * 100_000])
-def test_a_schema_that_cannot_be_read_is_wrong_usage(tmp_path, content):
+def test_unreadable_schema_is_usage_error(tmp_path, content):
+    """A missing or invalid JSON file is a usage error."""
     if content is not None:
         (tmp_path / "s.json").write_text(content, encoding="latin-1")
     with pytest.raises(UsageError, match="cannot be read as JSON"):
         load_schema(tmp_path / "s.json")
 
 
-def test_missing_is_said_and_an_optional_missing_field_is_left_out():
+def test_missing_optional_field_is_omitted():
+    """A missing field is rendered as missing, and a missing optional field is omitted."""
     schema = load_schema()
     text = render(record(schema), schema, "values")
     for field in schema.fields:
@@ -167,35 +176,38 @@ def test_missing_is_said_and_an_optional_missing_field_is_left_out():
 
 
 @pytest.mark.parametrize(
-    ("values", "name", "said"),
+    ("values", "sentence"),
     [
-        ({"albumin": 38.0, "sex": "female"}, "Albumin", "Albumin: 38 g/L (low)."),
-        ({"albumin": 42.0, "sex": "male"}, "Albumin", "Albumin: 42 g/L (normal)."),
-        ({"albumin": 42.0}, "Albumin", "Albumin: 42 g/L (normal)."),
-        ({"creatinine": 100.0, "sex": "female"}, "Creatinine", "Creatinine: 100 umol/L (high)."),
-        ({"creatinine": 100.0, "sex": "male"}, "Creatinine", "Creatinine: 100 umol/L (normal)."),
-        ({"creatinine": 100.0}, "Creatinine", "Creatinine: 100 umol/L."),
-        ({"sat_area": 150.0, "sex": "male"}, "Subcutaneous fat area", "Subcutaneous fat area: 150 cm2."),
-        ({"creatinine": None, "sex": "male"}, "Creatinine", "Creatinine: missing."),
-        ({"inr": 2.5}, "INR", "INR: 2.5 (high)."),
-        ({"inr": 1.0, "sex": "male"}, "INR", "INR: 1 (normal)."),
+        ({"albumin": 38.0, "sex": "female"}, "Albumin: 38 g/L (low)."),
+        ({"albumin": 42.0, "sex": "male"}, "Albumin: 42 g/L (normal)."),
+        ({"albumin": 42.0}, "Albumin: 42 g/L (normal)."),
+        ({"creatinine": 100.0, "sex": "female"}, "Creatinine: 100 umol/L (high)."),
+        ({"creatinine": 100.0, "sex": "male"}, "Creatinine: 100 umol/L (normal)."),
+        ({"creatinine": 100.0}, "Creatinine: 100 umol/L."),
+        ({"sat_area": 150.0, "sex": "male"}, "Subcutaneous fat area: 150 cm2."),
+        ({"creatinine": None, "sex": "male"}, "Creatinine: missing."),
+        ({"inr": 2.5}, "INR: 2.5 (high)."),
+        ({"inr": 1.0, "sex": "male"}, "INR: 1 (normal)."),
     ],
 )
-def test_flags_say_where_a_value_lies_in_the_range_of_the_patients_sex(values, name, said):
+def test_flags_and_values_sentences(values, sentence):
+    """The sentence of `flags` has the flag of the value, and that of `values` is the same without it."""
     schema = parse_schema(extension(fields=[{**FIELD, "reference": {"all": [0.8, 1.2]}}]), where="x")
     text = render(record(schema, **values), schema, "flags")
-    assert said in text
-    assert said.partition(" (")[0].rstrip(".") in render(record(schema, **values), schema, "values")
+    assert sentence in text
+    assert sentence.partition(" (")[0].rstrip(".") in render(record(schema, **values), schema, "values")
 
 
-def test_a_free_text_report_is_the_end_of_the_text_as_it_is():
+def test_report_ends_text_unchanged():
+    """The report is the end of the text, with its line breaks."""
     schema = load_schema()
     report = "  Cirrhosis, Child-Pugh B.\nNo varices.  "
-    one = ClinicalRecord(patient_id=None, values=record(schema).values, report=report)
-    assert render(one, schema, "values").endswith(". Cirrhosis, Child-Pugh B.\nNo varices.")
+    with_report = ClinicalRecord(patient_id=None, values=record(schema).values, report=report)
+    assert render(with_report, schema, "values").endswith(". Cirrhosis, Child-Pugh B.\nNo varices.")
 
 
-def test_every_rendering_of_the_config_has_a_version():
+def test_every_rendering_has_version():
+    """Every rendering that a config accepts has a version."""
     from typing import get_args, get_type_hints
 
     assert set(get_args(get_type_hints(ClinicalConfig)["rendering"])) == set(RENDERING_VERSIONS)
@@ -206,30 +218,33 @@ TEXT_OF_VERSION = {
     ("flags", 1): "657cb305dc003acf",
     ("pairs", 1): "ec9758b333a32be8",
 }
-"""Digest of the text of one record by each rendering and version."""
+"""(rendering, version) -> digest of the text of one record."""
 
 
-def test_a_rendering_that_changes_gets_a_new_version():
+def test_changed_rendering_requires_new_version():
+    """The text of a rendering does not change without a new version."""
     schema = parse_schema(extension(fields=[{**FIELD, "reference": {"all": [0.8, 1.2]}}]), where="x")
     values = {"sex": "female", "height": 163.0, "bmi": 31.27, "albumin": 38.0, "ast": 13862.4, "inr": 1.0, "wbc": 0.1}
-    one = ClinicalRecord(patient_id="P", values=record(schema, **values).values, report=" Known cirrhosis. ")
-    told = {(n, v): sha256_bytes(render(one, schema, n).encode())[:16] for n, v in RENDERING_VERSIONS.items()}
-    assert told == TEXT_OF_VERSION, "raise the version in RENDERING_VERSIONS and add its digest here"
+    example = ClinicalRecord(patient_id="P", values=record(schema, **values).values, report=" Known cirrhosis. ")
+    digests = {(n, v): sha256_bytes(render(example, schema, n).encode())[:16] for n, v in RENDERING_VERSIONS.items()}
+    assert digests == TEXT_OF_VERSION, "increase the version in RENDERING_VERSIONS and add its digest here"
 
 
-def test_a_document_names_every_field_as_the_schema_has_it():
+def test_documented_fields_match_schema():
+    """The table of docs/clinical.md has one row for each field, with the content of the schema."""
     rows = [line for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     rows = [line for line in rows if line.count("|") == 8]
     assert rows == [table_row(f) for f in load_schema().fields]
 
 
-def test_the_documents_examples_are_read_as_they_stand(tmp_path):
+def test_documented_examples_are_valid(tmp_path):
+    """The record and the schema of docs/clinical.md are read without error."""
     blocks = DOCUMENT.read_text(encoding="utf-8").split("```json\n")[1:]
     example, schema = (json.loads(block.partition("```")[0]) for block in blocks)
     (tmp_path / "clinical.json").write_text(json.dumps(example))
     liver = load_schema()
-    read = read_clinical(Case(folder=tmp_path, case_id="P1"), liver)
-    assert (read.values["total_bilirubin"], read.values["ggt"]) == (pytest.approx(20.525, abs=1e-3), None)
+    values = read_clinical(Case(folder=tmp_path, case_id="P1"), liver).values
+    assert (values["total_bilirubin"], values["ggt"]) == (pytest.approx(20.525, abs=1e-3), None)
     assert set(parse_schema(schema, where="x").by_name) - set(liver.by_name) == {"copper", "ascites"}
 
 

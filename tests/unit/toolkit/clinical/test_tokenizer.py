@@ -1,4 +1,4 @@
-"""The tokenizer answers like transformers' own on BioBERT's vocabulary, and training one is deterministic."""
+"""Tokenizer: ids equal those of transformers on BERT's cased vocabulary, and training is deterministic."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def ids(tokenizer: Tokenizer, text: str, max_length: int = 512) -> list[int]:
     return tokenizer.encode([text], max_length=max_length).input_ids_BT[0].tolist()
 
 
-def test_the_cased_vocabulary_has_its_documented_ids(bert):
+def test_cased_vocabulary_has_documented_ids(bert):
+    """Special tokens, padding and unknown characters have BERT's ids."""
     assert bert.vocab_size == 28_996
     assert ids(bert, "") == [101, 102]
     assert ids(bert, "肝") == [101, 100, 102]
@@ -52,20 +53,23 @@ def test_the_cased_vocabulary_has_its_documented_ids(bert):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_ids_are_those_of_transformers(bert, vocab, text):
+def test_ids_match_transformers(bert, vocab, text):
+    """Ids equal those of transformers' fast tokenizer."""
     from transformers import BertTokenizerFast
 
-    theirs = BertTokenizerFast(vocab=str(vocab), do_lower_case=False)
-    assert theirs.vocab_size == 28_996
-    assert ids(bert, text) == theirs(text)["input_ids"]
+    expected = BertTokenizerFast(vocab=str(vocab), do_lower_case=False)
+    assert expected.vocab_size == 28_996
+    assert ids(bert, text) == expected(text)["input_ids"]
 
 
 def test_case_and_accents_are_kept(bert):
+    """Upper case and accents change the ids."""
     assert ids(bert, "HB") != ids(bert, "hb")
     assert ids(bert, "é") != ids(bert, "e")
 
 
-def test_a_text_longer_than_allowed_loses_its_end_but_keeps_its_separator_and_is_reported(bert):
+def test_long_text_is_truncated_before_separator(bert):
+    """A long text is truncated at its end, keeps its [SEP] and is reported as truncated."""
     long, short = "liver disease " * 300, "liver"
     encoded = bert.encode([long, short], max_length=512)
     assert encoded.truncated_B == (True, False)
@@ -77,28 +81,32 @@ def test_a_text_longer_than_allowed_loses_its_end_but_keeps_its_separator_and_is
 
 
 @pytest.mark.parametrize("words", [509, 510, 511])
-def test_a_text_is_truncated_from_the_first_token_beyond_the_longest(bert, words):
+def test_truncation_starts_above_maximum_length(bert, words):
+    """A text of exactly the maximum length is not truncated."""
     encoded = bert.encode(["liver " * words], max_length=512)
     assert encoded.input_ids_BT.shape[1] == min(words + 2, 512)
     assert encoded.truncated_B == (words > 510,)
 
 
-def test_padding_to_the_longest_length_is_a_choice(bert):
+def test_padding_to_maximum_length_is_optional(bert):
+    """`pad_to_max` pads to the maximum length, else to the longest text of the batch."""
     assert bert.encode(["liver"], max_length=20, pad_to_max=True).input_ids_BT.shape == (1, 20)
     assert bert.encode(["liver"], max_length=20).input_ids_BT.shape == (1, 3)
     assert bert.encode([], max_length=20).input_ids_BT.shape == (0, 0)
 
 
-def test_a_neighbour_changes_no_ids(bert):
-    alone = [ids(bert, t) for t in TEXTS]
+def test_batching_does_not_change_ids(bert):
+    """A text in a batch has the ids of the text alone, padded with 0."""
+    single = [ids(bert, t) for t in TEXTS]
     batch = bert.encode(TEXTS, max_length=512)
-    for row, mask, own in zip(batch.input_ids_BT, batch.attention_mask_BT, alone, strict=True):
-        assert row[mask == 1].tolist() == own
+    for row, mask, expected in zip(batch.input_ids_BT, batch.attention_mask_BT, single, strict=True):
+        assert row[mask == 1].tolist() == expected
         assert (row[mask == 0] == 0).all()
     assert batch.input_ids_BT.dtype == np.int64
 
 
-def test_a_trained_vocabulary_starts_with_the_special_tokens_and_knows_every_number(small):
+def test_trained_vocabulary_covers_special_tokens_and_numbers(small):
+    """A trained vocabulary starts with the special tokens and encodes every number without [UNK]."""
     assert ids(small, "") == [2, 3]
     assert small.vocab_size <= 64
     unknown = SPECIAL.index("[UNK]")
@@ -106,31 +114,35 @@ def test_a_trained_vocabulary_starts_with_the_special_tokens_and_knows_every_num
     assert unknown in ids(small, "Z")
 
 
-def test_a_vocabulary_is_never_larger_than_asked_for():
+def test_trained_vocabulary_respects_size_limit():
+    """A trained vocabulary has at most the requested size."""
     texts = [f"word{i} other{i} word{i}" for i in range(200)]
     assert Tokenizer.train(texts, 50).vocab_size == 50
 
 
-def test_the_same_texts_give_the_same_bytes_in_any_order_and_in_any_process(tmp_path):
+def test_training_is_deterministic(tmp_path):
+    """The same texts give the same bytes in any order and in any process."""
     texts = [f"Albumin: {i} g/L. Platelets: {7 * i}." for i in range(30)]
     program = (
         "import sys, json; from pathlib import Path; from tmi.toolkit.clinical.tokenizer import Tokenizer;"
         "Tokenizer.train(json.loads(sys.argv[1]), 80).save(Path(sys.argv[2]))"
     )
-    Tokenizer.train(texts, 80).save(tmp_path / "here.json")
-    for name, given in (("there", texts), ("reversed", texts[::-1])):
+    Tokenizer.train(texts, 80).save(tmp_path / "expected.json")
+    for name, given in (("process", texts), ("reversed", texts[::-1])):
         subprocess.run([sys.executable, "-c", program, json.dumps(given), tmp_path / f"{name}.json"], check=True)
-        assert (tmp_path / f"{name}.json").read_bytes() == (tmp_path / "here.json").read_bytes()
+        assert (tmp_path / f"{name}.json").read_bytes() == (tmp_path / "expected.json").read_bytes()
 
 
-def test_a_saved_tokenizer_gives_the_same_ids(bert, tmp_path):
+def test_saved_tokenizer_gives_same_ids(bert, tmp_path):
+    """A saved and loaded tokenizer gives the same ids."""
     bert.save(tmp_path / "tokenizer.json")
     loaded = Tokenizer.load(tmp_path / "tokenizer.json")
     assert [ids(loaded, t) for t in TEXTS] == [ids(bert, t) for t in TEXTS]
 
 
 @pytest.mark.parametrize("break_line", ["\x85", "\u2028", "\x0c", "\x1c"], ids=ascii)
-def test_only_a_line_feed_ends_a_token_of_a_vocabulary(break_line, tmp_path):
+def test_only_line_feed_separates_vocabulary_tokens(break_line, tmp_path):
+    """Other Unicode line breaks are part of a token."""
     (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL, f"a{break_line}b", "liver"]) + "\n", encoding="utf-8")
     tokenizer = Tokenizer.from_vocab(tmp_path / "vocab.txt")
     assert ids(tokenizer, "liver") == [2, 6, 3]
@@ -138,34 +150,36 @@ def test_only_a_line_feed_ends_a_token_of_a_vocabulary(break_line, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
-        (b"liver\nspleen\n", "lacks one of"),
-        ("\n".join(t for t in SPECIAL if t != "[CLS]").encode(), "lacks one of"),
+        (b"liver\nspleen\n", "does not contain all of"),
+        ("\n".join(t for t in SPECIAL if t != "[CLS]").encode(), "does not contain all of"),
         (b"[UNK]\n[PAD]\n[CLS]\n[SEP]\n", "[PAD] is not 0"),
         (b"\xff\xfe", "cannot be read"),
         (None, "cannot be read"),
     ],
 )
-def test_what_is_no_bert_vocabulary_is_refused(content, told, tmp_path):
+def test_invalid_vocabulary_is_rejected(content, message, tmp_path):
+    """A file that is not a BERT vocabulary is a usage error with a fix."""
     if content is not None:
         (tmp_path / "vocab.txt").write_bytes(content)
     with pytest.raises(UsageError) as error:
         Tokenizer.from_vocab(tmp_path / "vocab.txt")
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "vocab" in error.value.fix
 
 
 @pytest.mark.parametrize("content", [None, b"{}", b"\xff", b'{"model": 1}'])
-def test_a_damaged_tokenizer_is_damage(content, tmp_path):
+def test_damaged_tokenizer_file_is_rejected(content, tmp_path):
+    """A missing or malformed tokenizer.json is a DamagedError."""
     if content is not None:
         (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(DamagedError, match=r"tokenizer\.json"):
         Tokenizer.load(tmp_path / "tokenizer.json")
 
 
-def test_a_tokenizer_that_frames_no_text_is_refused(small, tmp_path):
-    """A tokenizer.json without [CLS] ... [SEP] around a text is another model's."""
+def test_tokenizer_without_special_tokens_is_rejected(small, tmp_path):
+    """A tokenizer.json that does not enclose a text in [CLS] and [SEP] is not that of a BERT model."""
     small.save(tmp_path / "tokenizer.json")
     data = json.loads((tmp_path / "tokenizer.json").read_text()) | {"post_processor": None}
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))

@@ -1,4 +1,4 @@
-"""The clinical record: schema, units, validated reading, rendering as text, tokenizer.
+"""Clinical records: schema, units, validated reading, rendering as text, tokenizer.
 
-The schema is data, so that a cohort of another disease brings its own.
+The schema is a data file, so a cohort of another disease can supply its own.
 """

@@ -1,10 +1,10 @@
-"""Reading a case's clinical record.
+"""Reads and validates the clinical record of a case.
 
     {"patient_id": "P001",
      "values": {"sex": "female", "albumin": 38, "total_bilirubin": {"value": 1.2, "unit": "mg/dL"}, "ggt": null},
      "report": null}
 
-A plain number is in the schema's unit. null and an absent field are missing; nothing is invented for them.
+A plain number is in the schema's unit. A null or absent field is missing; missing values are not imputed here.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from tmi.toolkit.errors import InputRejectedError
 Value = float | str | None
 KEYS = ("patient_id", "values", "report", "blood_date")
 MAX_BYTES = 4 * 2**20
-"""A larger record is no clinical record."""
+"""Maximum size of a record file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClinicalRecord:
-    """One patient's record, values in the schema's units."""
+    """Clinical record of one patient, with values in the schema's units."""
 
     patient_id: str | None
-    """Patient the record says it belongs to."""
+    """Patient id in the record."""
     values: Mapping[str, Value]
-    """Every field of the schema; None where missing."""
+    """Every field of the schema; None if missing."""
     report: str | None = None
-    """Free text, taken as it is."""
+    """Free text, unchanged."""
     blood_date: str | None = None
-    """ISO date of the blood sample, where given."""
+    """ISO date of the blood sample, if given."""
 
 
 def read_clinical(case: Case, schema: Schema) -> ClinicalRecord:
-    """The case's record; no value of the patient appears in an error text.
+    """Read the record of a case; error messages never contain a value of the patient.
 
     Raises:
         InputRejectedError: clinical-missing, clinical-malformed, clinical-unknown-field, clinical-type, clinical-unit,
@@ -52,31 +52,31 @@ def read_clinical(case: Case, schema: Schema) -> ClinicalRecord:
             case,
             "clinical-missing",
             f"{CLINICAL_FILE} is missing",
-            f"put {CLINICAL_FILE} into the case folder; fields that are not known may be left out",
+            f"add {CLINICAL_FILE} to the case folder; unknown fields may be omitted",
         )
     if case.clinical.stat().st_size > MAX_BYTES:
         raise _malformed(case, "is far larger than a clinical record")
     try:
         data = json.loads(case.clinical.read_bytes(), object_pairs_hook=_reject_duplicate_keys)
     except _DuplicateKeyError as error:
-        raise _malformed(case, "names a key twice") from error
+        raise _malformed(case, "contains a key twice") from error
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise _malformed(case, "is not JSON") from error
     if not isinstance(data, dict) or not isinstance(data.get("values"), dict):
         raise _malformed(case, 'has no object "values"')
     unknown = sorted(str(k) for k in data if k not in KEYS)
     if unknown:
-        raise _malformed(case, "has a key besides " + ", ".join(KEYS))
+        raise _malformed(case, "has a key other than " + ", ".join(KEYS))
     for key in ("patient_id", "report", "blood_date"):
         if data.get(key) is not None and not isinstance(data[key], str):
-            raise _malformed(case, f'has a "{key}" that is no text')
+            raise _malformed(case, f'has a "{key}" that is not a string')
     patient_id = data.get("patient_id")
     if case.patient_id is not None and patient_id is not None and patient_id != case.patient_id:
         raise _input_error(
             case,
             "patient-mismatch",
-            f"{CLINICAL_FILE} belongs to another patient than the cohort says",
-            "put the right patient's record into the case, or correct cohort.csv",
+            f"{CLINICAL_FILE} belongs to another patient than cohort.csv states",
+            "add the record of the right patient, or correct cohort.csv",
         )
     return ClinicalRecord(
         patient_id=patient_id,
@@ -87,7 +87,7 @@ def read_clinical(case: Case, schema: Schema) -> ClinicalRecord:
 
 
 class _DuplicateKeyError(ValueError):
-    """A JSON object names a key twice; taking either of the two values would be a guess."""
+    """A JSON object contains a key twice, so its value is ambiguous."""
 
 
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_values(case: Case, given: Mapping[str, Any], schema: Schema) -> dict[str, Value]:
-    """Every field of the schema in the schema's unit, None where missing; `case` is named in errors.
+    """Convert values to the schema's units; fields that are not given are None. `case` is named in errors.
 
     Raises:
         InputRejectedError: clinical-unknown-field, clinical-type, clinical-unit, clinical-range.
@@ -129,7 +129,7 @@ def _read_value(case: Case, field: Field, value: Any) -> Value:
         raise _input_error(
             case,
             "clinical-type",
-            f"{CLINICAL_FILE}: {field.name} is none of its choices",
+            f"{CLINICAL_FILE}: {field.name} is not one of its choices",
             f"write one of {', '.join(field.choices)}",
         )
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -143,10 +143,11 @@ def _read_value(case: Case, field: Field, value: Any) -> Value:
         raise _input_error(
             case,
             "clinical-unit",
-            f"{CLINICAL_FILE}: {field.name} is given in a unit the schema lacks",
+            f"{CLINICAL_FILE}: {field.name} is given in a unit that the schema does not accept",
             f"give it in one of: {known}",
         )
     if not math.isfinite(number) or not plausible(field, number):
+        # a value that would be plausible in another unit gets its own code and fix
         if units := other_units(field, float(value), given=unit):
             raise _input_error(
                 case,
@@ -159,7 +160,7 @@ def _read_value(case: Case, field: Field, value: Any) -> Value:
             case,
             "clinical-range",
             f"{CLINICAL_FILE}: {field.name} lies outside {low:g} to {high:g} {field.unit}",
-            f"check the value and its unit ({field.unit} is assumed where none is given)",
+            f"check the value and its unit ({field.unit} is assumed if none is given)",
         )
     return number
 
@@ -181,6 +182,6 @@ def _wrong_type(case: Case, field: Field) -> InputRejectedError:
     return _input_error(
         case,
         "clinical-type",
-        f"{CLINICAL_FILE}: {field.name} is no number",
+        f"{CLINICAL_FILE}: {field.name} is not a number",
         'write a number, null, or {"value": number, "unit": "..."}',
     )

@@ -1,9 +1,9 @@
-"""From a clinical record to the sentence list that the text encoder reads. Named, versioned choices.
+"""Renders a clinical record as the input text of the text encoder, in named and versioned forms.
 
-`values` (as in the paper): a sentence a field, "Albumin: 38 g/L."; `flags`: the same plus low, normal or high by the
-reference range of the patient's sex; `pairs` (as in the released code): name and value alone, joined by spaces. A
-missing field is said to be missing; an optional one that is missing is left out. A free-text report is appended as it
-is.
+`values` (as in the paper): one sentence for each field, "Albumin: 38 g/L."; `flags`: the same with low, normal or high
+according to the reference range of the patient's sex; `pairs` (as in the released code): name and value alone, joined
+by spaces. A missing field is rendered as missing, and a missing optional field is omitted. A free-text report is
+appended unchanged.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from tmi.toolkit.errors import DamagedError
 
 Rendering = Literal["values", "flags", "pairs"]
 RENDERING_VERSIONS: Mapping[str, int] = MappingProxyType({"values": 1, "flags": 1, "pairs": 1})
-"""Version of each rendering; raised whenever its text changes for any record."""
+"""Version of each rendering; it is increased whenever the text of any record changes."""
 
 
 def render(record: ClinicalRecord, schema: Schema, rendering: Rendering) -> str:
-    """The record as text, fields in the schema's order."""
+    """Text of a record, with the fields in the schema's order."""
     return " ".join(sentence for _, sentence in sentences(record, schema, rendering))
 
 
 def sentences(record: ClinicalRecord, schema: Schema, rendering: Rendering) -> list[tuple[str | None, str]]:
-    """The pieces that `render` joins with single spaces: name of the field, and None for the free-text report."""
+    """The pieces that `render` joins with single spaces, as (field name, text); the name of the report is None."""
     sex = record.values.get("sex")
     pieces: list[tuple[str | None, str]] = []
     for field in schema.fields:
@@ -46,21 +46,21 @@ def sentences(record: ClinicalRecord, schema: Schema, rendering: Rendering) -> l
 
 
 def require_rendering(rendering: str, version: int | None, *, kind: str) -> None:
-    """Refuse text that would differ from what the models were trained on.
+    """Check that this version of the package renders the text on which the models were trained.
 
     Args:
         rendering: name of the rendering.
-        version: its version when the models were trained.
-        kind: `run` or `bundle`, for the error text.
+        version: version of the rendering at training time.
+        kind: `run` or `bundle`, for the error message.
 
     Raises:
-        DamagedError: this version of the package renders otherwise, as for any form of file that it does not know.
+        DamagedError: the rendering is unknown or has another version.
     """
-    here = RENDERING_VERSIONS.get(rendering)
-    if here is None or here != version:
+    current = RENDERING_VERSIONS.get(rendering)
+    if current is None or current != version:
         raise DamagedError(
             f"{kind}: its models were trained on clinical text {rendering!r} version {version}; "
-            f"this tmi writes version {here}",
+            f"this tmi writes version {current}",
             fix=f"use the tmi version that made the {kind}, or train again with this one",
         )
 
@@ -70,17 +70,18 @@ def _value(value: Value) -> str:
         return "missing"
     if isinstance(value, str):
         return value
-    # from 9999.5 on, four digits would be written with an exponent
+    # from 9999.5 on, the format .4g would use an exponent
     return f"{value:.4g}" if abs(value) < 9999.5 else f"{value:.0f}"
 
 
 def _flag(field: Field, value: Value, sex: Value) -> str:
+    """Suffix by reference range; empty if the field has none or it depends on an unknown sex."""
     if not isinstance(value, float):
         return ""
     ranges = field.reference
     bounds = ranges.get(sex, ranges.get(ANY_SEX)) if isinstance(sex, str) else ranges.get(ANY_SEX)
     if bounds is None and len(set(ranges.values())) == 1:
-        bounds = next(iter(ranges.values()))  # the same for both sexes
+        bounds = next(iter(ranges.values()))  # both sexes have the same range
     if bounds is None:
         return ""
     return " (low)" if value < bounds[0] else " (high)" if value > bounds[1] else " (normal)"

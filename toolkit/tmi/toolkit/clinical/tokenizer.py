@@ -1,6 +1,6 @@
-"""Cased WordPiece tokenizer, on the `tokenizers` package alone: the same code in training and on a serving machine.
+"""Cased WordPiece tokenizer on the `tokenizers` package alone, used in training and in serving.
 
-Saved as one tokenizer.json. [PAD] is 0; a text becomes [CLS] ... [SEP]. Training is deterministic.
+It is saved as one tokenizer.json. [PAD] has id 0, and a text is encoded as [CLS] ... [SEP]. Training is deterministic.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Encoded:
     attention_mask_BT: Int[np.ndarray, "B T"]
     """int64, 1 for a token and 0 for padding."""
     truncated_B: tuple[bool, ...]
-    """Whether a text was cut to the longest length allowed."""
+    """Whether each text was truncated to the maximum length."""
 
 
 class Tokenizer:
@@ -44,12 +44,13 @@ class Tokenizer:
         missing = [t for t in SPECIAL[:4] if backend.token_to_id(t) is None]
         if missing or backend.token_to_id("[PAD]") != 0:
             raise UsageError(
-                f"tokenizer lacks {missing[0]}" if missing else "tokenizer's [PAD] is not 0",
+                f"the tokenizer has no token {missing[0]}" if missing else "the id of the tokenizer's [PAD] is not 0",
                 fix="give a BERT vocabulary with [PAD] first",
             )
         if backend.encode("").tokens != ["[CLS]", "[SEP]"]:
             raise UsageError(
-                "tokenizer does not put a text between [CLS] and [SEP]", fix="give the tokenizer.json of a BERT model"
+                "the tokenizer does not enclose a text in [CLS] and [SEP]",
+                fix="give the tokenizer.json of a BERT model",
             )
 
     @classmethod
@@ -57,8 +58,8 @@ class Tokenizer:
         """Read a tokenizer.json.
 
         Raises:
-            DamagedError: missing or no tokenizer.
-            UsageError: not that of a BERT model.
+            DamagedError: the file is missing or is not a tokenizer.
+            UsageError: the tokenizer is not that of a BERT model.
         """
         try:
             text = path.read_text(encoding="utf-8")
@@ -70,10 +71,10 @@ class Tokenizer:
 
     @classmethod
     def from_vocab(cls, path: Path) -> Tokenizer:
-        """A tokenizer over a BERT vocab.txt, one token a line; cased: no lower-casing, no stripping of accents.
+        """A cased tokenizer from a BERT vocab.txt with one token on each line: no lower-casing, accents are kept.
 
         Raises:
-            UsageError: the file is missing or no vocabulary.
+            UsageError: the file is missing or is not a BERT vocabulary.
         """
         try:
             tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -83,27 +84,29 @@ class Tokenizer:
 
     @classmethod
     def from_tokens(cls, tokens: Sequence[str], path: Path) -> Tokenizer:
-        """A cased tokenizer over the tokens of a BERT vocabulary, in the order of their ids; `path` is for errors.
+        """A cased tokenizer from the tokens of a BERT vocabulary in the order of their ids; `path` is for errors.
 
         Raises:
             UsageError: special tokens are missing.
         """
         if any(t not in tokens for t in SPECIAL[:4]):
-            raise UsageError(f"vocabulary {path} lacks one of {', '.join(SPECIAL[:4])}", fix="give a BERT vocab.txt")
+            raise UsageError(
+                f"vocabulary {path} does not contain all of {', '.join(SPECIAL[:4])}", fix="give a BERT vocab.txt"
+            )
         return cls(_bert({token: i for i, token in enumerate(tokens)}))
 
     @classmethod
     def train(cls, texts: Sequence[str], vocab_size: int) -> Tokenizer:
-        """A WordPiece vocabulary of at most `vocab_size` tokens, fitted on `texts` in any order.
+        """Train a WordPiece vocabulary of at most `vocab_size` tokens; the order of `texts` does not matter.
 
-        The trainer of the `tokenizers` package breaks ties in hash order: the same texts gave another vocabulary in
-        every process. This one ranks by count and then alphabetically, so the same texts give the same bytes.
+        The trainer of the `tokenizers` package breaks ties in hash order, so its vocabulary differs between processes.
+        This one ranks by saved characters and then alphabetically, so the same texts give the same bytes.
         """
         backend = _bert({token: i for i, token in enumerate(SPECIAL)})
         counts: Counter[str] = Counter()
         for text in texts:
-            normal = backend.normalizer.normalize_str(text)
-            counts.update(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal))
+            normalized = backend.normalizer.normalize_str(text)
+            counts.update(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normalized))
         return cls(_bert(_word_pieces(counts, vocab_size)))
 
     @property
@@ -118,24 +121,24 @@ class Tokenizer:
         return tuple(sorted(vocab, key=vocab.__getitem__))
 
     def save(self, path: Path) -> None:
-        """Write tokenizer.json, vocabulary in the order of its ids."""
+        """Write tokenizer.json, with the vocabulary in the order of its ids."""
         data = json.loads(self._backend.to_str())
         vocab = data["model"]["vocab"]
         data["model"]["vocab"] = dict(sorted(vocab.items(), key=lambda item: item[1]))
         write_text(path, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
 
     def encode(self, texts: Sequence[str], *, max_length: int, pad_to_max: bool = False) -> Encoded:
-        """Token ids of a batch, padded to its longest text, or to `max_length` when asked.
+        """Encode a batch of texts, padded to the longest of them or to `max_length`.
 
         Args:
             texts: B texts.
-            max_length: longest sequence, [CLS] and [SEP] included; longer texts lose their end, never the [SEP].
+            max_length: maximum sequence length with [CLS] and [SEP]; longer texts are truncated before the [SEP].
             pad_to_max: pad every sequence to `max_length`.
         """
         separator: int = self._backend.encode("").ids[-1]
         rows = [encoding.ids for encoding in self._backend.encode_batch(list(texts))]
         truncated = tuple(len(row) > max_length for row in rows)
-        rows = [[*row[: max_length - 1], separator] if cut else row for row, cut in zip(rows, truncated, strict=True)]
+        rows = [[*row[: max_length - 1], separator] if t else row for row, t in zip(rows, truncated, strict=True)]
         width = max_length if pad_to_max else max((len(row) for row in rows), default=0)
         ids = np.zeros((len(rows), width), dtype=np.int64)
         mask = np.zeros((len(rows), width), dtype=np.int64)
@@ -145,9 +148,9 @@ class Tokenizer:
         return Encoded(input_ids_BT=ids, attention_mask_BT=mask, truncated_B=truncated)
 
     def offsets(self, text: str, *, max_length: int) -> list[tuple[int, int]]:
-        """Where each token of `encode`'s row for one text lies in it: (start, end) characters; (0, 0) for specials."""
-        places: list[tuple[int, int]] = self._backend.encode(text).offsets
-        return [*places[: max_length - 1], (0, 0)] if len(places) > max_length else places
+        """Character range (start, end) of each token of a text, as encoded by `encode`; (0, 0) for special tokens."""
+        offsets: list[tuple[int, int]] = self._backend.encode(text).offsets
+        return [*offsets[: max_length - 1], (0, 0)] if len(offsets) > max_length else offsets
 
 
 def _parse(text: str, path: Path) -> Backend:
@@ -170,14 +173,14 @@ def _bert(vocab: dict[str, int]) -> Backend:
 
 
 def _word_pieces(counts: Counter[str], vocab_size: int) -> dict[str, int]:
-    """Special tokens, every character on its own and as a continuation, then whole words by the characters they save.
+    """Vocabulary: special tokens, every character alone and as a continuation, then words by the characters they save.
 
-    A clinical record is a few dozen fixed labels and free numbers: words and digits are the pieces that matter there,
-    and with every character kept no number becomes [UNK].
+    A clinical record consists of a few dozen fixed labels and of numbers, so words and digits are the useful pieces.
+    As every character is included, no number becomes [UNK].
     """
     tokens = dict.fromkeys(SPECIAL)
-    letters = sorted({c for word in counts for c in word})
-    for piece in [*letters, *(f"##{c}" for c in letters)]:
+    characters = sorted({c for word in counts for c in word})
+    for piece in [*characters, *(f"##{c}" for c in characters)]:
         tokens.setdefault(piece)
     candidates = Counter({word: n * (len(word) - 1) for word, n in counts.items() if len(word) > 1 and n > 1})
     for piece, _ in sorted(candidates.items(), key=lambda item: (-item[1], item[0])):

@@ -1,6 +1,6 @@
-"""Values whose unit looks wrong: told by what the same number would be in another unit that the schema accepts.
+"""Detects values that were probably given in a wrong unit, by converting the number from every other accepted unit.
 
-Only the schema's data is used, so a schema for another disease is judged too. Texts name units, never a value.
+The checks use the schema alone and thus apply to the schema of any disease. Messages contain units, never a value.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from tmi.toolkit.cases.case import CLINICAL_FILE
 from tmi.toolkit.clinical.schema import Field, Schema, convert, plausible
 
 FAR_FACTOR = 2.0
-"""A value is far from the reference range when it lies beyond its ends by this factor."""
+"""A value is far from the reference range if it is below its lower end / factor or above its upper end * factor."""
 
 
 def other_units(field: Field, value: float, *, given: str | None) -> list[str]:
-    """Units, the given one excepted, in which the number as written would be plausible."""
+    """Accepted units other than the given one in which the number would be plausible."""
     units = [u for u in (field.unit, *field.accepted_units) if u and u != (given or field.unit)]
     numbers = {unit: convert(field, value, unit) for unit in units}
     return [u for u, n in numbers.items() if n is not None and math.isfinite(n) and plausible(field, n)]
 
 
 def check_units(values: Mapping[str, float | str | None], schema: Schema) -> Iterator[tuple[str, str, str]]:
-    """Plausible values that are far from the reference range and would lie in it in another unit."""
+    """Yield (code, message, fix) for plausible values far from the reference range that are in it in another unit."""
     sex = values.get("sex")
     for field in schema.fields:
         value = values.get(field.name)
@@ -38,7 +38,8 @@ def check_units(values: Mapping[str, float | str | None], schema: Schema) -> Ite
             if number is not None and low <= number <= high:
                 yield (
                     "clinical-unit-doubt",
-                    f"{CLINICAL_FILE}: {field.name} is far from usual in {field.unit} and would be usual in {unit}",
-                    f'look at the source; where it is {unit}, write {{"value": ..., "unit": "{unit}"}}',
+                    f"{CLINICAL_FILE}: {field.name} is far from its reference range in {field.unit} and inside it in "
+                    f"{unit}",
+                    f'check the source; if it is {unit}, write {{"value": ..., "unit": "{unit}"}}',
                 )
                 break

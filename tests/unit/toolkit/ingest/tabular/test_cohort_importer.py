@@ -72,7 +72,7 @@ def files(folder: Path) -> dict[str, bytes]:
         ("1,f,1e999,1,dead", "number", "column 'alb' holds no finite number"),
         ("1,f,nan,1,dead", "number", "column 'alb' holds no number"),
         ("1,f,41,1,dead", "clinical-unit-suspect", "albumin is implausible in g/dL and looks like g/L"),
-        ("1,x,3.5,1,dead", "clinical-type", "sex is none of its choices"),
+        ("1,x,3.5,1,dead", "clinical-type", "sex is not one of its choices"),
         ("1,f,3.5,<0.2,dead", "number", "column 'bili' holds no number"),
         ("1,f,3.5,1", "row", "the row has 4 cells, the header has 5"),
         ("1,f,3.5,1,dead,more", "row", "the row has 6 cells, the header has 5"),
