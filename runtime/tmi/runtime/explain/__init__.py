@@ -1,4 +1,4 @@
-"""What a prediction rests on: XGrad-CAM maps, attributions, attention, and checks of these maps.
+"""Explanations of a prediction: XGrad-CAM maps, attributions, attention, and sanity checks of the maps.
 
-It needs torch and the bundle's eager weights.
+Needs torch and the eager weights of a run or bundle.
 """

@@ -1,4 +1,4 @@
-"""A map on its CT: everything that pictures and figures of one case need, on the CT's own canonical grid."""
+"""CT, body mask and liver mask of a case on the CT's canonical grid, and localization of maps on it."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from tmi.toolkit.imaging.volume import Volume, read_ct, read_mask
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """What is known of the patient's volume without any model."""
+    """The patient's volume, independent of any model."""
 
     ct: Volume
     """CT in HU."""
     body_DHW: Bool[np.ndarray, "D H W"]
-    """Body without table and air around."""
+    """Body mask, without table and surrounding air."""
     liver_DHW: Bool[np.ndarray, "D H W"] | None
-    """Liver mask, where the case has one."""
+    """Liver mask; None if the case has none."""
     centre_DHW: tuple[int, int, int]
-    """Middle of the liver, of the body where there is no mask."""
+    """Voxel at the centre of the liver, or of the body without a liver mask."""
 
     def to_ct_grid(self, map_DHW: Float[np.ndarray, "D H W"], config: CtConfig) -> Float[np.ndarray, "D H W"]:
-        """A map of the network's input grid on this grid."""
+        """Resample a map from the network's input grid to this grid."""
         depth, height, width = self.ct.array_DHW.shape
         return resample_to_ct_grid(map_DHW, (depth, height, width), config)
 
     def localization_metrics(self, map_DHW: Float[np.ndarray, "D H W"]) -> LocalizationMetrics:
-        """Where the mass of a map on this grid lies."""
+        """Localization metrics of a map on this grid."""
         return localization_metrics(map_DHW, self.body_DHW, self.liver_DHW)
 
 
 def read_anatomy(case: Case) -> Anatomy:
-    """Read CT and, where there is one, mask.
+    """Read the CT and, if present, the liver mask.
 
     Raises:
         InputRejectedError: as `read_ct` and `read_mask`.

@@ -1,4 +1,4 @@
-"""One case from its folder to everything that is told and shown of it, and the document `tmi-explanation/1`."""
+"""Explain one case from its folder, and convert the result to the document `tmi-explanation/1`."""
 
 from __future__ import annotations
 
@@ -10,58 +10,65 @@ from jaxtyping import Float
 
 from tmi.runtime.explain.anatomy import Anatomy, read_anatomy
 from tmi.runtime.explain.explainer import Explainer
-from tmi.runtime.explain.feature_groups import feature_class, image_type, sum_by_group, top_features
 from tmi.runtime.explain.insertion_deletion import PerturbationCurves
 from tmi.runtime.explain.localization import LocalizationMetrics
 from tmi.runtime.explain.model_source import ModelSource
 from tmi.runtime.explain.parameter_randomization import RandomizationStep
-from tmi.runtime.explain.results import SCHEMA, Explanation, strongest_fields
+from tmi.runtime.explain.results import (
+    SCHEMA,
+    Explanation,
+    feature_class,
+    image_type,
+    strongest_fields,
+    sum_by_group,
+    top_features,
+)
 from tmi.runtime.serving.results import RESEARCH_USE
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
 
 TOP_FEATURES = 20
-"""Radiomic features that are shown."""
+"""Number of radiomic features that are shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseExplanation:
-    """All of one case by one source."""
+    """Explanation of one case by the models of one source, with its metrics."""
 
     case: Case
-    """The case."""
+    """The explained case."""
     source: ModelSource
-    """Whose models."""
+    """Run or bundle whose models are explained."""
     anatomy: Anatomy
-    """The patient's volume."""
+    """CT and masks of the case."""
     explanation: Explanation
     """Maps and attributions."""
     map_DHW: Float[np.ndarray, "D H W"]
     """The map on the CT's own canonical grid."""
     localization: LocalizationMetrics
-    """Where its mass lies."""
+    """Localization metrics of the map."""
     curves: PerturbationCurves | None
-    """Insertion and deletion, where asked for."""
+    """Insertion and deletion curves; None if not requested."""
     randomised: tuple[RandomizationStep, ...]
-    """Sanity check; empty where not asked for."""
+    """Parameter randomization test; empty if not requested."""
     warnings: tuple[str, ...]
-    """Of the case's preparation."""
+    """Warnings of the preprocessing."""
 
 
 def explain_case(
     case: Case, explainer: Explainer, *, steps: int, sanity: bool, anatomy: Anatomy | None = None
 ) -> CaseExplanation:
-    """Prepare, explain and measure one case.
+    """Preprocess and explain one case, and compute the metrics of its map.
 
     Args:
         case: the case.
-        explainer: of the models.
-        steps: of the insertion and deletion curves; 0: none.
-        sanity: whether the weights are randomised for comparison.
-        anatomy: of the case, where it was read already.
+        explainer: explainer of the models.
+        steps: number of steps of the insertion and deletion curves; 0: no curves.
+        sanity: whether to run the parameter randomization test.
+        anatomy: anatomy of the case, if it has been read.
 
     Raises:
-        InputRejectedError: the case is refused; it is named.
+        InputRejectedError: the case is rejected; the error names it.
         UnavailableError: radiomics must be extracted and pyradiomics is not installed.
     """
     source = explainer.source
@@ -85,13 +92,13 @@ def explain_case(
 def case_document(
     explained: CaseExplanation, *, created: str, version: str, ct_only: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The document of one case as JSON values.
+    """JSON values of the document of one case.
 
     Args:
-        explained: the case.
+        explained: the explained case.
         created: UTC time, ISO 8601.
-        version: of this package.
-        ct_only: what the CT-only model beside it made of the case, where one was given.
+        version: version of this package.
+        ct_only: document of the CT-only baseline (`ct_only_document`), if there is one.
     """
     source, explanation = explained.source, explained.explanation
     return {
@@ -129,19 +136,19 @@ def case_document(
 
 
 def map_metrics(explained: CaseExplanation) -> dict[str, Any]:
-    """What is measured of the map."""
-    curve = explained.curves
+    """JSON values of the metrics of the map."""
+    curves = explained.curves
     return {
         "method": "XGrad-CAM, mean of four stages",
         "places": asdict(explained.localization),
         "curves": None
-        if curve is None
+        if curves is None
         else {
-            "parts": list(curve.parts),
-            "deletion": list(curve.deletion),
-            "insertion": list(curve.insertion),
-            "deletion_auc": curve.deletion_auc,
-            "insertion_auc": curve.insertion_auc,
+            "parts": list(curves.parts),
+            "deletion": list(curves.deletion),
+            "insertion": list(curves.insertion),
+            "deletion_auc": curves.deletion_auc,
+            "insertion_auc": curves.insertion_auc,
         },
         "randomised": [asdict(r) for r in explained.randomised],
     }
@@ -158,9 +165,9 @@ def _radiomics(explanation: Explanation) -> dict[str, Any]:
 
 
 def _clinical(explanation: Explanation) -> dict[str, Any]:
-    read = strongest_fields(explanation.fields)
+    fields = strongest_fields(explanation.fields)
     return {
-        "sum": sum(value for _, value in read),
-        "fields": [{"field": name, "attribution": value} for name, value in read],
+        "sum": sum(value for _, value in fields),
+        "fields": [{"field": name, "attribution": value} for name, value in fields],
         "cut_off": [name for name, value in explanation.fields.items() if value is None],
     }

@@ -1,7 +1,7 @@
-"""The CT-only network beside the fused one: the same map of the same case without clinical record and radiomics.
+"""CT-only baseline of a fused network: the same map of the same case without clinical record and radiomics.
 
-The paper's Figure 3 claims that the fusion draws the attention to the liver. The two shares of the map inside the liver
-are the numbers to that claim, for one case; over a cohort they can be compared.
+Figure 3 of the paper claims that the fusion moves the attention to the liver. The shares of both maps inside the liver
+quantify this claim for one case; they can be compared over a cohort.
 """
 
 from __future__ import annotations
@@ -26,63 +26,63 @@ from tmi.toolkit.preprocessing.pipeline import prepare_case
 
 @dataclass(frozen=True, kw_only=True)
 class CtOnlyMap:
-    """One case as the CT-only models see it."""
+    """Map and prediction of one case by the CT-only models."""
 
     source: ModelSource
-    """The run."""
+    """The CT-only run."""
     probability: dict[str, float]
-    """Class name -> probability, the mean over the folds."""
+    """Class name -> probability, mean over the folds."""
     map_DHW: Float[np.ndarray, "D H W"]
     """The map on the CT's own canonical grid."""
     localization: LocalizationMetrics
-    """Where its mass lies."""
+    """Localization metrics of the map."""
 
 
 def require_ct_only(source: ModelSource) -> ModelSource:
-    """The source itself, where its models see the CT alone.
+    """Return the source if its models use the CT alone.
 
     Raises:
-        UsageError: they see more.
+        UsageError: they use other modalities too.
     """
     if not source.ct_only:
         raise UsageError(
-            f"run {source.folder} sees {', '.join(source.config.network.modalities)}, not the CT alone",
+            f"run {source.folder} uses {', '.join(source.config.network.modalities)}, not the CT alone",
             fix="""train the ablation: tmi train --set 'network.modalities=["image"]'""",
         )
     return source
 
 
 def ct_only_map(source: ModelSource, case: Case, anatomy: Anatomy, *, target: str) -> CtOnlyMap:
-    """Map and answer of the mean over all folds of a CT-only run.
+    """Map and mean prediction over all folds of a CT-only run.
 
     Args:
-        source: the run.
-        case: prepared here anew, since the run may take another input grid.
-        anatomy: of the case.
-        target: class whose logit the map explains, as in the fused map beside it.
+        source: the CT-only run.
+        case: the case; preprocessed again, because the run may use another input grid.
+        anatomy: anatomy of the case.
+        target: class whose logit is explained, as in the fused network's map.
 
     Raises:
-        InputRejectedError: the case is refused with the run's settings.
+        InputRejectedError: the case is rejected with the run's settings.
     """
     prepared = prepare_case(case, source.config, source.schema)
     index, shape_DHW = source.classes.index(target), source.config.ct.shape_DHW
-    maps, answers = [], []
+    maps, probabilities = [], []
     for fold in source.folds:
         model = source.load(fold)
         network, inputs = model.network, fold_inputs(prepared, model, source.config)
-        said: list[torch.Tensor] = []
+        outputs: list[torch.Tensor] = []
 
         def forward() -> torch.Tensor:
             logits = network(inputs.ct, inputs.input_ids, inputs.attention_mask, inputs.radiomics).logits_BK[0]  # noqa: B023
-            said.append(logits.detach())  # noqa: B023 - both are used up within this turn of the loop
-            chosen: torch.Tensor = logits[index]
-            return chosen
+            outputs.append(logits.detach())  # noqa: B023 - both are used within this iteration
+            logit: torch.Tensor = logits[index]
+            return logit
 
-        assert network.ct_encoder is not None  # the network sees the CT
+        assert network.ct_encoder is not None  # the network uses the CT
         _, cams = stage_cams(forward, [getattr(network.ct_encoder.backbone, name) for name in STAGES])
         maps.append(combined_map(cams, shape_DHW).numpy())
-        answers.append(softmax(said[0].numpy()))
-    mean_K = np.mean(answers, axis=0)
+        probabilities.append(softmax(outputs[0].numpy()))
+    mean_K = np.mean(probabilities, axis=0)
     map_DHW = anatomy.to_ct_grid(unit_range(torch.from_numpy(np.mean(maps, axis=0))).numpy(), source.config.ct)
     return CtOnlyMap(
         source=source,
@@ -92,11 +92,11 @@ def ct_only_map(source: ModelSource, case: Case, anatomy: Anatomy, *, target: st
     )
 
 
-def ct_only_document(found: CtOnlyMap) -> dict[str, Any]:
-    """What `explanation.json` says of it under `ct_only`."""
+def ct_only_document(baseline: CtOnlyMap) -> dict[str, Any]:
+    """JSON values of the baseline, under `ct_only` in `explanation.json`."""
     return {
-        "digest": found.source.digest,
-        "folds": list(found.source.folds),
-        "probability": found.probability,
-        "places": asdict(found.localization),
+        "digest": baseline.source.digest,
+        "folds": list(baseline.source.folds),
+        "probability": baseline.probability,
+        "places": asdict(baseline.localization),
     }

@@ -1,4 +1,4 @@
-"""Explaining one case with the models of a run or bundle: maps and attributions of every fold, and their mean."""
+"""Explain one case with the models of a run or bundle: maps and attributions of every fold, and their mean."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.preprocessing.pipeline import PreparedCase
 
 LogCallback = Callable[[str], None]
-"""Told a few words when a stage begins."""
+"""Called with a short text when a stage starts."""
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 """The four residual stages of the CT encoder."""
 
@@ -43,9 +43,9 @@ class Explainer:
 
     Args:
         source: run or bundle.
-        folds: fold numbers among the source's.
-        target: class to explain; None: for each case what these folds decide for.
-        log: told what is being done.
+        folds: fold numbers of the source.
+        target: class to explain; None: for each case the class that these folds predict.
+        log: called with a short text at every stage.
     """
 
     def __init__(
@@ -62,53 +62,53 @@ class Explainer:
         self._log = log
 
     def explain(self, case: Case, prepared: PreparedCase) -> Explanation:
-        """Maps and attributions.
+        """Compute maps and attributions.
 
         Args:
-            case: for its clinical record, whose sentences are told apart.
-            prepared: the case, prepared with the source's config and schema.
+            case: the case, whose clinical record is split into sentences.
+            prepared: the case, preprocessed with the source's config and schema.
 
         Raises:
-            InputRejectedError: answer-not-finite, or the record changed meanwhile and cannot be read.
+            InputRejectedError: `answer-not-finite`, or the record was changed in the meantime and cannot be read.
         """
         source, seconds = self.source, {"answer": 0.0, "map": 0.0, "radiomics": 0.0, "clinical": 0.0}
         record = read_clinical(case, source.schema)
         spans = field_spans(sentences(record, source.schema, source.config.clinical.rendering))
         start = perf_counter()
         encoded = {fold: self._encoded(fold, prepared) for fold in self.folds}
-        odds_F = [encoded[fold][1] for fold in self.folds]
-        probability_FK = np.stack([softmax(logits_K) for logits_K in odds_F])
+        logits_FK = [encoded[fold][1] for fold in self.folds]
+        probability_FK = np.stack([softmax(logits_K) for logits_K in logits_FK])
         if not np.isfinite(probability_FK).all():
             raise InputRejectedError(
-                "the network's answer is not a finite number",
-                fix="look at the case with `tmi check`",
+                "the network's output is not a finite number",
+                fix="check the case with `tmi check`",
                 code="answer-not-finite",
                 case_id=case.case_id,
             )
         mean_K = probability_FK.mean(axis=0)
         seconds["answer"] = perf_counter() - start
         positive = source.positive
-        decided = positive if mean_K[positive] >= source.threshold else 1 - positive
-        target = decided if self._target is None else source.classes.index(self._target)
+        predicted = positive if mean_K[positive] >= source.threshold else 1 - positive
+        target = predicted if self._target is None else source.classes.index(self._target)
         folds = tuple(
             self._fold(fold, prepared, encoded[fold][0], probability_FK[row], target, spans, seconds)
             for row, fold in enumerate(self.folds)
         )
-        stacked = torch.from_numpy(np.mean([f.map_DHW for f in folds], axis=0))
+        mean_map = torch.from_numpy(np.mean([f.map_DHW for f in folds], axis=0))
         return Explanation(
             case_id=case.case_id,
             target=source.classes[target],
-            decision=source.classes[decided],
+            decision=source.classes[predicted],
             probability=self._by_class(mean_K),
             folds=folds,
-            map_DHW=unit_range(stacked).numpy(),
+            map_DHW=unit_range(mean_map).numpy(),
             radiomics_R=np.mean([f.radiomics_R for f in folds], axis=0),
             fields=mean_fields(folds),
             seconds=seconds,
         )
 
     def curves(self, explanation: Explanation, prepared: PreparedCase, *, steps: int) -> PerturbationCurves:
-        """Insertion and deletion by the explanation's map; p is the mean over the folds explained."""
+        """Insertion and deletion curves of the explanation's map; p is the mean over the explained folds."""
         self._log("insertion and deletion")
         target = self.source.classes.index(explanation.target)
         empty = self.source.config.ct.scale_to[0]
@@ -120,16 +120,17 @@ class Explainer:
                 text = model.fused.encode_text(inputs.input_ids, inputs.attention_mask)
 
             @torch.inference_mode()
-            def answer(
+            def predict(
                 ct_DHW: Float[np.ndarray, "D H W"],
                 network: TmiClnet = model.fused,
                 inputs: FoldInputs = inputs,
                 text: torch.Tensor = text,
             ) -> float:
+                # Defaults bind this fold's values; radiomics and text stay fixed, so only the CT is encoded again.
                 features = network.encode_ct(torch.from_numpy(ct_DHW[None, None]))
                 return float(softmax(network.fuse(features, text, inputs.radiomics).logits_BK[0].numpy())[target])
 
-            by_fold.append(curves(prepared.ct_1DHW[0], explanation.map_DHW, answer, steps=steps, empty=empty))
+            by_fold.append(curves(prepared.ct_1DHW[0], explanation.map_DHW, predict, steps=steps, empty=empty))
         return PerturbationCurves(
             parts=by_fold[0].parts,
             deletion=tuple(float(v) for v in np.mean([c.deletion for c in by_fold], axis=0)),
@@ -137,7 +138,7 @@ class Explainer:
         )
 
     def randomization_test(self, explanation: Explanation, prepared: PreparedCase) -> tuple[RandomizationStep, ...]:
-        """The sanity check, on the first of the folds explained."""
+        """Parameter randomization test, on the first explained fold."""
         self._log("sanity check")
         model = self.source.load(self.folds[0])
         inputs = fold_inputs(prepared, model, self.source.config)
@@ -150,7 +151,7 @@ class Explainer:
         )
 
     def _encoded(self, fold: int, prepared: PreparedCase) -> tuple[EncodedCase, Float[np.ndarray, " K"]]:
-        self._log(f"fold {fold}: answer")
+        self._log(f"fold {fold}: prediction")
         model = self.source.load(fold)
         inputs = fold_inputs(prepared, model, self.source.config)
         encoded = encode(model.fused, inputs)
@@ -183,8 +184,8 @@ class Explainer:
         text = text_attribution(network, inputs, encoded, positive, offsets)
         fields = sum_by_field(text.values_N, offsets, spans)
         marks.append(perf_counter())
-        for name, took in zip(("map", "radiomics", "clinical"), np.diff(marks), strict=True):
-            seconds[name] += float(took)
+        for name, elapsed in zip(("map", "radiomics", "clinical"), np.diff(marks), strict=True):
+            seconds[name] += float(elapsed)
         with torch.inference_mode():
             fused = network.fuse(encoded.ct_features, encoded.text_features, inputs.radiomics)
         return FoldExplanation(
@@ -204,7 +205,7 @@ class Explainer:
 def ct_map(
     network: TmiClnet, inputs: FoldInputs, text_features: torch.Tensor, target: int, shape_DHW: tuple[int, int, int]
 ) -> Float[np.ndarray, "D H W"]:
-    """XGrad-CAM of one fold on the input grid, [0, 1]; radiomics and text as they are."""
+    """XGrad-CAM of one fold on the input grid, in [0, 1]; radiomics and text stay fixed."""
 
     def forward() -> torch.Tensor:
         features = network.encode_ct(inputs.ct)
@@ -213,22 +214,22 @@ def ct_map(
 
     stages = [getattr(network.ct_encoder.backbone, name) for name in STAGES]
     _, cams = stage_cams(forward, stages)
-    answer: Float[np.ndarray, "D H W"] = combined_map(cams, shape_DHW).numpy()
-    return answer
+    map_DHW: Float[np.ndarray, "D H W"] = combined_map(cams, shape_DHW).numpy()
+    return map_DHW
 
 
 def encode_text(network: TmiClnet, inputs: FoldInputs) -> torch.Tensor:
-    """The text's feature, without gradients."""
+    """Text features, without gradients."""
     with torch.no_grad():
         return network.encode_text(inputs.input_ids, inputs.attention_mask)
 
 
 def softmax(logits_K: Float[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:
-    """In float64, as the runtime's ensemble does."""
+    """p_k = exp(x_k - max x) / sum_j exp(x_j - max x), in float64 as in the runtime's ensemble."""
     wide = logits_K.astype(np.float64)
     powers = np.exp(wide - wide.max())
-    answer: Float[np.ndarray, " K"] = powers / powers.sum()
-    return answer
+    probability_K: Float[np.ndarray, " K"] = powers / powers.sum()
+    return probability_K
 
 
 def _completeness(attribution: Attribution) -> dict[str, float]:
@@ -238,7 +239,7 @@ def _completeness(attribution: Attribution) -> dict[str, float]:
 
 @contextmanager
 def torch_threads(threads: int | None) -> Iterator[None]:
-    """Torch's number of threads, which is one for the process, inside the block; None leaves it as it is."""
+    """Set torch's thread count, one for the process, inside the block; None leaves it unchanged."""
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)

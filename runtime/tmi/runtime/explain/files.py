@@ -1,4 +1,4 @@
-"""The files of one case: map as NIfTI, pictures, figures. A kill leaves a whole folder or none."""
+"""Write the files of an explained case: map as NIfTI, pictures, document. A kill leaves a complete folder or none."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Any
 
 from tmi.runtime.explain.case_explanation import TOP_FEATURES, CaseExplanation
 from tmi.runtime.explain.ct_only_baseline import CtOnlyMap
-from tmi.runtime.explain.feature_groups import top_features
 from tmi.runtime.explain.overlay import Picture, save_bars, save_montage, save_plane
-from tmi.runtime.explain.results import strongest_fields
+from tmi.runtime.explain.results import strongest_fields, top_features
 from tmi.toolkit.imaging.volume import PLANES, write_on_ct_grid
 from tmi.toolkit.storage.atomic_files import staged_folder, write_json
 
@@ -27,14 +26,14 @@ def write_explanation(
     title: str,
     ct_only: tuple[str, CtOnlyMap] | None = None,
 ) -> None:
-    """Write a case's folder; one that is there is replaced.
+    """Write the folder of a case, replacing an existing one.
 
     Args:
-        folder: of the case.
-        explained: the case.
+        folder: folder of the case.
+        explained: the explained case.
         document: its `case_document`.
-        title: of its row in the montage.
-        ct_only: title and map of a second row, the CT-only model's.
+        title: title of its row in the montage.
+        ct_only: title and map of a second row, by the CT-only baseline.
     """
     anatomy = explained.anatomy
     rows = [(title, explained.map_DHW), *([] if ct_only is None else [(ct_only[0], ct_only[1].map_DHW)])]

@@ -1,6 +1,7 @@
-"""One case as the tensors of one fold's model, and the two numbers that are explained: a class's logit, the log-odds.
+"""Input tensors of one case for one fold's model, and the log-odds that attributions explain.
 
-T tokens, R = 1781 features, K classes. Log-odds = logit(bad) - logit(good): above 0 the model leans to a bad prognosis.
+T tokens, R = 1781 features, K classes. Log-odds = logit(bad) - logit(good); above 0 the model favours a bad prognosis.
+Maps explain the logit of one class.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tmi.toolkit.preprocessing.pipeline import PreparedCase
 
 @dataclass(frozen=True, kw_only=True)
 class FoldInputs:
-    """The network's inputs for one case, as the fold scales and tokenises them."""
+    """The network's inputs for one case, scaled and tokenised as by the fold."""
 
     ct: Float[Tensor, "1 1 D H W"]
     """CT volume."""
@@ -33,7 +34,7 @@ class FoldInputs:
 
 
 def fold_inputs(case: PreparedCase, model: FoldModel, config: Config) -> FoldInputs:
-    """The tensors of a prepared case."""
+    """Convert a preprocessed case to tensors."""
     clinical = config.clinical
     tokens = model.tokenizer.encode([case.text], max_length=clinical.max_length, pad_to_max=clinical.pad_to_max)
     return FoldInputs(
@@ -51,17 +52,17 @@ def log_odds(logits_BK: Float[Tensor, "B K"], positive: int) -> Float[Tensor, " 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedCase:
-    """What the encoders make of a case; the CT's feature is the costly one."""
+    """Outputs of the encoders for one case; the CT's features are the expensive ones."""
 
     ct_features: Float[Tensor, "1 C"]
-    """CT feature."""
+    """CT features."""
     text_features: Float[Tensor, "1 C"]
-    """Text feature."""
+    """Text features."""
 
 
 @torch.inference_mode()
 def encode(network: TmiClnet, inputs: FoldInputs) -> EncodedCase:
-    """Both features, without gradients."""
+    """Features of both encoders, without gradients."""
     return EncodedCase(
         ct_features=network.encode_ct(inputs.ct),
         text_features=network.encode_text(inputs.input_ids, inputs.attention_mask),

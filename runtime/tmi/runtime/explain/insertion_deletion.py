@@ -1,12 +1,12 @@
-"""Insertion and deletion curves: does the answer follow the voxels that the map calls important?
+"""Insertion and deletion curves: whether the prediction depends on the voxels that a map ranks highest.
 
-Voxels of the network's input are ranked by the map. Deletion sets the first part of them to the lower end of the CT
-window (what air is), insertion starts from a volume of that and puts the first part back. p is the probability of the
-explained class, the mean over the folds; radiomics and text stay as they are.
+The voxels of the network's input are ranked by the map. Deletion sets the highest-ranked part of them to the lower end
+of the CT window (air). Insertion starts from a volume of that value and restores the highest-ranked part. p is the
+probability of the explained class, the mean over the folds; radiomics and text stay fixed.
 
-    AUC = integral of p over the part, by the trapezoid rule; a good map has insertion - deletion well above 0
+    AUC = integral of p over the part, by the trapezoidal rule; for a good map insertion AUC >> deletion AUC
 
-Source: V. Petsiuk et al. 2018. Both curves share their ends, so that `steps` parts take 2 * steps runs of an encoder.
+Source: V. Petsiuk et al. 2018. Both curves share their end points, so that `steps` parts need 2 * steps encoder runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 ProbabilityFunction = Callable[[Float[np.ndarray, "D H W"]], float]
-"""A CT on the input grid -> probability of the explained class."""
+"""CT on the input grid -> probability of the explained class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,50 +27,51 @@ class PerturbationCurves:
     """Both curves and their areas."""
 
     parts: tuple[float, ...]
-    """Parts of the voxels, 0 to 1."""
+    """Fractions of the voxels, 0 to 1."""
     deletion: tuple[float, ...]
-    """Probability when that part is gone."""
+    """Probability with that fraction removed."""
     insertion: tuple[float, ...]
-    """Probability when only that part is there."""
+    """Probability with only that fraction present."""
 
     @property
     def deletion_auc(self) -> float:
-        """Area under the deletion curve; low is good."""
+        """Area under the deletion curve; lower is better."""
         return float(np.trapezoid(self.deletion, self.parts))
 
     @property
     def insertion_auc(self) -> float:
-        """Area under the insertion curve; high is good."""
+        """Area under the insertion curve; higher is better."""
         return float(np.trapezoid(self.insertion, self.parts))
 
 
 def curves(
     ct_DHW: Float[np.ndarray, "D H W"],
     map_DHW: Float[np.ndarray, "D H W"],
-    answer: ProbabilityFunction,
+    predict: ProbabilityFunction,
     *,
     steps: int,
     empty: float,
 ) -> PerturbationCurves:
-    """The two curves of one map.
+    """Both curves of one map.
 
     Args:
         ct_DHW: the network's input.
-        map_DHW: on the same grid.
-        answer: the model's.
-        steps: parts between 0 and 1, at least 1.
-        empty: what a voxel that is gone holds.
+        map_DHW: map on the same grid.
+        predict: probability function of the model.
+        steps: number of steps between 0 and 1, at least 1.
+        empty: value of a removed voxel.
     """
+    # Flat voxel indices from the largest map value to the smallest; stable, so that ties keep their order.
     order: NDArray[np.intp] = np.argsort(-map_DHW, axis=None, kind="stable")
     parts = tuple(float(p) for p in np.linspace(0.0, 1.0, steps + 1))
-    whole, nothing = answer(ct_DHW), answer(np.full_like(ct_DHW, empty))
-    deletion, insertion = [whole], [nothing]
+    p_full, p_empty = predict(ct_DHW), predict(np.full_like(ct_DHW, empty))
+    deletion, insertion = [p_full], [p_empty]
     for part in parts[1:-1]:
         first = order[: round(part * order.size)]
-        without = ct_DHW.copy()
-        without.ravel()[first] = empty
-        deletion.append(answer(without))
-        alone = np.full_like(ct_DHW, empty)
-        alone.ravel()[first] = ct_DHW.ravel()[first]
-        insertion.append(answer(alone))
-    return PerturbationCurves(parts=parts, deletion=(*deletion, nothing), insertion=(*insertion, whole))
+        removed = ct_DHW.copy()
+        removed.ravel()[first] = empty
+        deletion.append(predict(removed))
+        restored = np.full_like(ct_DHW, empty)
+        restored.ravel()[first] = ct_DHW.ravel()[first]
+        insertion.append(predict(restored))
+    return PerturbationCurves(parts=parts, deletion=(*deletion, p_empty), insertion=(*insertion, p_full))

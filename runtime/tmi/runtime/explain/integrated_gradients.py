@@ -1,16 +1,16 @@
-"""Integrated gradients on radiomics and clinical text: what pulled the log-odds of a bad prognosis which way.
+"""Integrated gradients of radiomics and clinical text: contribution of each feature to the log-odds of a bad prognosis.
 
     IG_i = (x_i - x'_i) * integral over a in [0,1] of df/dx_i (x' + a (x - x')) da        sum_i IG_i = f(x) - f(x')
 
-f is the log-odds of one fold's model with the other two modalities as they are. x' is the baseline:
+f is the log-odds of one fold's model with the other two modalities fixed. x' is the baseline:
 
-- radiomics: 0 after scaling: the middle of the training range (or the mean), and what a missing value becomes;
-- text: the same sentence with every token but [CLS] and [SEP] replaced by [PAD], on the input embeddings; the
-  attributions of a token's embedding are summed, and the tokens of a field's sentence again.
+- radiomics: 0 after scaling, which is the middle of the training range (or the mean) and the value of missing features;
+- text: the same sequence with every token except [CLS] and [SEP] replaced by [PAD], on the input embeddings. The
+  attributions of a token's embedding are summed, and then those of the tokens of each field's sentence.
 
-Above 0: pulled towards `bad`; below: towards `good`. The integral is a Gauss-Legendre sum; the number of its points is
-doubled until the completeness error is within 1 % or 0.001, or `MAX_STEPS` are reached, and the error is reported.
-Source: M. Sundararajan et al. 2017; captum does the integration.
+Positive values contribute towards `bad`, negative ones towards `good`. The integral is a Gauss-Legendre sum. The number
+of its points is doubled until the completeness error is within 1 % or 0.001, or until `MAX_STEPS`; the error is
+reported. Source: M. Sundararajan et al. 2017. captum computes the integral.
 """
 
 from __future__ import annotations
@@ -30,35 +30,37 @@ from tmi.runtime.explain.inputs import EncodedCase, FoldInputs, log_odds
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 
 INITIAL_STEPS = 16
+"""Initial number of points of the integral."""
 MAX_STEPS = {"radiomics": 2048, "clinical": 128}
-"""A step of the text is a run of BERT, one of the radiomics a small matrix product."""
+"""Maximum number of points. A point of the text is a run of BERT, a point of radiomics a small matrix product."""
 TOLERANCE = 0.01
-"""Completeness error that is good enough, as a part of |f(x) - f(x')|."""
+"""Allowed completeness error as a fraction of |f(x) - f(x')|."""
 ABSOLUTE_TOLERANCE = 1e-3
-"""Or in log-odds: a quarter of a thousandth of a probability."""
+"""Allowed completeness error in log-odds: at most a quarter of a thousandth in probability."""
 TEXT_BATCH_SIZE = 4
-"""Texts that run through BERT together: 512 tokens at full size take about 0.3 GB each."""
+"""Texts per run of BERT: 512 tokens with the full-size preset take about 0.3 GB each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attribution:
-    """The attributions of one modality in one fold."""
+    """Attributions of one modality in one fold."""
 
     values_N: Float[NDArray[np.float64], " N"]
-    """One a feature, or a token."""
+    """One value for each feature or token."""
     output: float
-    """f(x): the log-odds as the model gives them."""
+    """f(x), the log-odds of the case."""
     baseline: float
-    """f(x')."""
+    """f(x'), the log-odds of the baseline."""
     error: float
-    """sum of the values - (f(x) - f(x'))."""
+    """Completeness error: sum of the values - (f(x) - f(x'))."""
     steps: int
-    """Points of the integral."""
+    """Number of points of the integral."""
 
 
 def radiomics_attribution(network: TmiClnet, inputs: FoldInputs, encoded: EncodedCase, positive: int) -> Attribution:
     """Attributions of the 1,781 scaled features."""
-    ct, text = encoded.ct_features.clone(), encoded.text_features.clone()  # no inference tensors in a graph
+    # Clones: inference tensors cannot be part of an autograd graph.
+    ct, text = encoded.ct_features.clone(), encoded.text_features.clone()
 
     def f(radiomics: Tensor) -> Tensor:
         rows = len(radiomics)
@@ -79,11 +81,12 @@ def text_attribution(
     """Attributions of the tokens.
 
     Args:
-        network: of the fold.
-        inputs: of the case.
-        encoded: of the case.
+        network: network of the fold.
+        inputs: inputs of the case.
+        encoded: encoder outputs of the case.
         positive: index of the positive class.
-        offsets: of the tokens, as `Tokenizer.offsets` gives them; (0, 0) marks a special token, which stays.
+        offsets: token offsets from `Tokenizer.offsets`; (0, 0) marks a special token, which is unchanged in the
+            baseline.
     """
     ct = encoded.ct_features.clone()
 
@@ -94,16 +97,16 @@ def text_attribution(
         return log_odds(logits, positive)
 
     baseline = inputs.input_ids.clone()
-    content = [place for place, (start, end) in enumerate(offsets) if end > start]
-    baseline[0, content] = 0  # [PAD] is 0
+    content = [position for position, (start, end) in enumerate(offsets) if end > start]
+    baseline[0, content] = 0  # [PAD] has id 0
     method = LayerIntegratedGradients(f, network.text_encoder.bert.embeddings.word_embeddings)
 
     def integrate(steps: int) -> Tensor:
-        given: Any = method.attribute(
+        attributions: Any = method.attribute(
             inputs.input_ids, baselines=baseline, n_steps=steps, internal_batch_size=TEXT_BATCH_SIZE
         )
-        summed: Tensor = given[0].sum(dim=-1)
-        return summed
+        token_sums: Tensor = attributions[0].sum(dim=-1)
+        return token_sums
 
     return _integrate_until_complete(
         integrate, lambda: (f(inputs.input_ids), f(baseline)), max_steps=MAX_STEPS["clinical"]
@@ -113,7 +116,7 @@ def text_attribution(
 def _integrate_until_complete(
     integrate: Callable[[int], Tensor], ends: Callable[[], tuple[Tensor, Tensor]], *, max_steps: int
 ) -> Attribution:
-    """Attributions with as many points as completeness asks for."""
+    """Attributions with as many points as the completeness error requires."""
     with torch.no_grad():
         output, baseline = (float(v) for v in ends())
     bound = max(TOLERANCE * abs(output - baseline), ABSOLUTE_TOLERANCE)
@@ -128,12 +131,12 @@ def _integrate_until_complete(
 
 
 def field_spans(sentences: Sequence[tuple[str | None, str]]) -> list[tuple[str | None, int, int]]:
-    """Where each field's sentence lies in the rendered text: name, first character, one past the last."""
+    """Spans of the fields' sentences in the rendered text: name, first character, one past the last."""
     spans: list[tuple[str | None, int, int]] = []
     start = 0
     for name, sentence in sentences:
         spans.append((name, start, start + len(sentence)))
-        start += len(sentence) + 1  # the pieces are joined with one space
+        start += len(sentence) + 1  # sentences are joined by one space
     return spans
 
 
@@ -142,20 +145,21 @@ def sum_by_field(
     offsets: Sequence[tuple[int, int]],
     spans: Sequence[tuple[str | None, int, int]],
 ) -> dict[str | None, float | None]:
-    """Sum of the tokens of each field; None for a field all of whose tokens were cut off. The report's name is None.
+    """Sum of the tokens of each field; None for a field whose tokens were all cut off. The report's name is None.
 
     Args:
-        values_T: one a token; padding at the end is left out.
-        offsets: of the tokens.
-        spans: as `field_spans` gives them.
+        values_T: one value for each token; padding at the end is ignored.
+        offsets: token offsets.
+        spans: spans from `field_spans`.
     """
     sums: dict[str | None, float | None] = {name: None for name, _, _ in spans}
-    place = 0
+    current = 0
+    # Tokens and spans are both sorted by position: one pass over both.
     for value, (start, end) in zip(values_T, offsets, strict=False):
         if end <= start:
             continue
-        while place < len(spans) - 1 and start >= spans[place][2]:
-            place += 1
-        name = spans[place][0]
+        while current < len(spans) - 1 and start >= spans[current][2]:
+            current += 1
+        name = spans[current][0]
         sums[name] = (sums[name] or 0.0) + float(value)
     return sums

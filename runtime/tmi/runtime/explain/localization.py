@@ -1,10 +1,10 @@
-"""Where a map's mass lies: figures on the CT's own grid, whose voxels are all of one size.
+"""Localization metrics of a map on the CT's own grid, whose voxels have equal size.
 
-m the map (0 or more), L the liver's voxels, B the body's:
+m the map (>= 0), L the liver's voxels, B the body's:
 
     share in liver = sum_L m / sum m             share in body = sum_B m / sum m
-    liver's part of the body = |L| / |B|         what a map without any preference inside the body would give
-    pointing game: whether the voxel of the largest m lies in L (J. Zhang et al. 2018)
+    liver's part of the body = |L & B| / |B|     the share in liver of a map that is uniform inside the body
+    pointing game: whether the voxel with the largest m lies in L (J. Zhang et al. 2018)
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 BODY_HU = -300
-"""Above lies tissue; lungs and bowel gas are filled in afterwards."""
+"""Threshold of tissue in HU; lungs and bowel gas are filled afterwards."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalizationMetrics:
-    """Shares are None where the map is 0 everywhere; what needs the liver is None without a mask."""
+    """Shares are None if the map is 0 everywhere; metrics of the liver are None without a mask."""
 
     in_body: float | None
-    """Share of the map's mass inside the body."""
+    """Share of the map inside the body."""
     in_liver: float | None
-    """Share inside the liver."""
+    """Share of the map inside the liver."""
     liver_of_body: float | None
-    """The liver's part of the body's volume."""
+    """Volume of the liver as a fraction of the body's."""
     pointing: bool | None
     """Whether the largest value lies in the liver."""
     largest_at_DHW: tuple[int, int, int] | None
-    """Where the largest value lies, in canonical voxels."""
+    """Canonical voxel of the largest value."""
 
 
 def localization_metrics(
@@ -42,7 +42,7 @@ def localization_metrics(
     body_DHW: Bool[np.ndarray, "D H W"],
     liver_DHW: Bool[np.ndarray, "D H W"] | None,
 ) -> LocalizationMetrics:
-    """The figures of one map."""
+    """Localization metrics of one map."""
     total = float(map_DHW.sum(dtype=np.float64))
     largest = tuple(int(i) for i in np.unravel_index(int(np.argmax(map_DHW)), map_DHW.shape)) if total > 0 else None
 
@@ -51,25 +51,28 @@ def localization_metrics(
             return None
         return float(map_DHW[mask].sum(dtype=np.float64)) / total
 
-    voxels = int(np.count_nonzero(body_DHW))
-    part = None if liver_DHW is None or not voxels else int(np.count_nonzero(liver_DHW & body_DHW)) / voxels
+    body_voxels = int(np.count_nonzero(body_DHW))
+    liver_of_body = (
+        None if liver_DHW is None or not body_voxels else int(np.count_nonzero(liver_DHW & body_DHW)) / body_voxels
+    )
     return LocalizationMetrics(
         in_body=share(body_DHW),
         in_liver=share(liver_DHW),
-        liver_of_body=part,
+        liver_of_body=liver_of_body,
         pointing=None if liver_DHW is None or largest is None else bool(liver_DHW[largest]),
         largest_at_DHW=None if largest is None else (largest[0], largest[1], largest[2]),
     )
 
 
 def body_mask(ct_DHW: NDArray[Any]) -> Bool[np.ndarray, "D H W"]:
-    """The largest connected piece above -300 HU, with what it encloses in each axial slice: no table, no air around."""
+    """Largest connected component above -300 HU, filled in each axial slice; excludes the table and surrounding air."""
+    # Opening separates the patient from the table where they touch.
     tissue = ndimage.binary_opening(ct_DHW > BODY_HU, iterations=1)
     labels, count = ndimage.label(tissue)
     if count == 0:
         return np.zeros(ct_DHW.shape, dtype=bool)
     sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
+    sizes[0] = 0  # background
     body: NDArray[np.bool_] = labels == int(sizes.argmax())
     for plane in body:
         ndimage.binary_fill_holes(plane, output=plane)
@@ -77,7 +80,7 @@ def body_mask(ct_DHW: NDArray[Any]) -> Bool[np.ndarray, "D H W"]:
 
 
 def centre(mask_DHW: Bool[np.ndarray, "D H W"]) -> tuple[int, int, int]:
-    """The voxel nearest to the centre of mass; the middle of the volume where the mask is empty."""
+    """Voxel nearest to the centre of mass; the middle of the volume if the mask is empty."""
     if not mask_DHW.any():
         depth, height, width = mask_DHW.shape
         return depth // 2, height // 2, width // 2

@@ -1,9 +1,9 @@
-"""The fold models of a run or of a bundle as `TmiClnet`s that gradients can go through, one fold in memory at a time.
+"""Fold models of a run or bundle as networks with gradients, one fold in memory at a time.
 
-A run holds whole models; a bundle holds the eager weights of its graphs (`weights/`), which are put together again. The
-compiled graphs of an engine answer, but have no gradients. Both answer calibrated: a bundle's weights hold the folds'
-temperatures already, a run's are divided by them here. A run whose network sees the CT alone can stand beside the fused
-one.
+A run stores complete models. A bundle stores the eager weights of its graphs (`weights/`), which are reassembled here;
+the compiled graphs of an engine have no gradients. Outputs of both are calibrated: a bundle's weights include the
+folds' temperatures, a run's logits are divided by them here. A run that uses the CT alone can serve as CT-only
+baseline.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from tmi.toolkit.storage.hashing import sha256_file
 
 @dataclass(frozen=True, kw_only=True)
 class FoldModel:
-    """One fold's model and what was fitted with it."""
+    """Model of one fold, and the preprocessing fitted with it."""
 
     fold: int
     """Number of the fold."""
     network: MultimodalNetwork
-    """In evaluation mode; no weight takes a gradient."""
+    """Network in evaluation mode; no weight requires a gradient."""
     scaler: RadiomicsScaler
     """Radiomics scaler."""
     tokenizer: Tokenizer
@@ -49,38 +49,38 @@ class FoldModel:
 
     @property
     def fused(self) -> TmiClnet:
-        """The network, where it is the one of all three modalities.
+        """The network, if it uses all three modalities.
 
         Raises:
-            ValueError: it is a CT-only one, which has no text and no radiomics to explain.
+            ValueError: it is a CT-only network, which has no text and no radiomics to explain.
         """
         if not isinstance(self.network, TmiClnet):
-            raise ValueError("a CT-only network where the fused one is needed")
+            raise ValueError("a network of all three modalities is required, this one uses the CT alone")
         return self.network
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """A run or a bundle whose models are explained."""
+    """A run or bundle whose models are explained."""
 
     kind: str
     """`run` or `bundle`."""
     folder: Path
-    """Where it lies."""
+    """Folder of the run or bundle."""
     digest: str
     """SHA-256 of run.json or manifest.json."""
     config: Config
-    """Settings the models were trained with."""
+    """Config of the training."""
     schema: Schema
-    """Their clinical schema."""
+    """Clinical schema of the models."""
     folds: tuple[int, ...]
     """Fold numbers."""
     threshold: float
-    """Probability of the positive class from which on the decision is `bad`."""
+    """Smallest probability of the positive class at which the decision is `bad`."""
     synthetic: bool
-    """Whether they were trained on synthetic cases."""
+    """Whether the models were trained on synthetic cases."""
     load: Callable[[int], FoldModel]
-    """The model of a fold; the last one asked for is kept."""
+    """Loads the model of a fold; the last one is cached."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -94,11 +94,11 @@ class ModelSource:
 
     @property
     def ct_only(self) -> bool:
-        """Whether the models see the CT and nothing else."""
+        """Whether the models use the CT alone."""
         return self.config.system.name == "tmi-clnet" and active_modalities(self.config) == ("image",)
 
     def select_folds(self, fold: str) -> tuple[int, ...]:
-        """The folds that `ensemble` or a number means.
+        """Fold numbers of `ensemble` or of a single number.
 
         Raises:
             UsageError: no such fold.
@@ -114,18 +114,18 @@ class ModelSource:
 
 
 def open_run_models(folder: Path) -> ModelSource:
-    """The models of a finished run, after comparing every byte of it with what its training recorded.
+    """Open the models of a finished run, after comparing every file with the training's record.
 
     Raises:
-        UsageError: no run, not finished, or of models that have no four residual stages to look at: another system, or
-            TMI-CLNet with other modalities than all three or the CT alone.
+        UsageError: not a run, not finished, or its models have no four residual stages to explain: another model than
+            TMI-CLNet, or TMI-CLNet with other modalities than all three or the CT alone.
         DamagedError: a file is missing, was changed, or is of another version.
     """
     run = RunFolder.open(folder).require_finished()
     if run.config.system.name != "tmi-clnet" or active_modalities(run.config) not in (MODALITIES, ("image",)):
         raise UsageError(
             f"run {folder} is of system {run.config.system.name} on {', '.join(active_modalities(run.config))}",
-            fix="give a run of tmi-clnet with all three modalities, or beside it one of the CT alone (image)",
+            fix="give a run of tmi-clnet with all three modalities, or as --ct-only one of the CT alone (image)",
         )
     require_rendering(run.config.clinical.rendering, run.rendering_version, kind="run")
 
@@ -152,10 +152,10 @@ def open_run_models(folder: Path) -> ModelSource:
 
 
 def open_bundle_models(folder: Path) -> ModelSource:
-    """The models of a bundle, after comparing every byte of it with its manifest.
+    """Open the models of a bundle, after comparing every file with its manifest.
 
     Raises:
-        UsageError: no bundle, or one of another network than TMI-CLNet with all three modalities.
+        UsageError: not a bundle, or one of another network than TMI-CLNet with all three modalities.
         DamagedError: it is damaged or was edited.
         UnavailableError: it was exported without weights.
     """
@@ -169,8 +169,8 @@ def open_bundle_models(folder: Path) -> ModelSource:
     config = manifest.parsed_config()
     if config.system.name != "tmi-clnet" or manifest.modalities != MODALITIES:
         raise UsageError(
-            f"bundle {folder} is of system {config.system.name} on {', '.join(manifest.modalities)}, which can be "
-            "asked with `tmi predict` and not be explained",
+            f"bundle {folder} is of system {config.system.name} on {', '.join(manifest.modalities)}; it can "
+            "predict with `tmi predict`, but it cannot be explained",
             fix="give a bundle of tmi-clnet with all three modalities",
         )
     clinical = manifest.clinical
@@ -179,11 +179,11 @@ def open_bundle_models(folder: Path) -> ModelSource:
 
     def load(fold: int) -> FoldModel:
         position, spec = positions[fold]
-        assert spec.text is not None  # all modalities are seen
+        assert spec.text is not None  # all modalities are active
         assert spec.scaler is not None
         tokenizer = manifest.graph(spec.text).tokenizer
         if tokenizer is None:
-            raise DamagedError(f"bundle {folder}: graph {spec.text} names no tokenizer", fix="export it again")
+            raise DamagedError(f"bundle {folder}: graph {spec.text} has no tokenizer", fix="export it again")
         return FoldModel(
             fold=fold,
             network=_network(config, _bundled_weights(bundle, spec, position), kind="bundle"),
@@ -205,35 +205,39 @@ def open_bundle_models(folder: Path) -> ModelSource:
 
 
 def _cache_last_fold(load: Callable[[int], FoldModel]) -> Callable[[int], FoldModel]:
-    """At full size a fold takes 0.7 GB: two at once would be one too many, and none would be read for every step."""
-    kept: dict[int, FoldModel] = {}
+    """Cache the last fold: it takes 0.7 GB with the full-size preset, so only one is kept in memory."""
+    cache: dict[int, FoldModel] = {}
 
     def cached(fold: int) -> FoldModel:
-        if fold not in kept:
-            kept.clear()
-            kept[fold] = load(fold)
-        return kept[fold]
+        if fold not in cache:
+            cache.clear()
+            cache[fold] = load(fold)
+        return cache[fold]
 
     return cached
 
 
 def _bundled_weights(bundle: Bundle, fold: FoldSpec, position: int) -> dict[str, Tensor]:
-    """A fold's whole state from the files of its three graphs."""
+    """Complete state dict of a fold from the files of its three graphs."""
     state: dict[str, Tensor] = {}
-    for graph, ours, theirs in (
+    for graph, module_prefix, file_prefix in (
         (fold.ct, "ct_encoder.", ""),
         (fold.text, "text_encoder.", ""),
         (FUSION, "fusion.", f"fold{position}."),
     ):
-        assert graph is not None  # all modalities are seen
+        assert graph is not None  # all modalities are active
         file = bundle.artefact(bundle.manifest.graph(graph), "weights")
-        assert file is not None  # the caller has seen that every graph has them
-        state |= {ours + k.removeprefix(theirs): t for k, t in _weights(file).items() if k.startswith(theirs)}
+        assert file is not None  # the caller checked that every graph has weights
+        state |= {
+            module_prefix + k.removeprefix(file_prefix): t
+            for k, t in _weights(file).items()
+            if k.startswith(file_prefix)
+        }
     return state
 
 
 def _calibrated_weights(config: Config, files: FoldFolder) -> dict[str, Tensor]:
-    """A fold's state with its temperature taken into it, as an export does: logits / T."""
+    """State dict of a fold with the temperature folded into the last layer, as in an export: logits / T."""
     return apply_temperature(config, _weights(files.model), files.temperature)
 
 
@@ -241,7 +245,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
     try:
         state: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise DamagedError(f"{path} cannot be read as safetensors", fix="restore it from where it came") from error
+        raise DamagedError(f"{path} cannot be read as safetensors", fix="restore it from its source") from error
     return state
 
 

@@ -1,8 +1,8 @@
-"""Pictures of a map on its CT, as radiologists look at one: patient's right on the left, marks, scale bar, colour bar.
+"""Pictures of a map on its CT in radiological convention, with orientation marks, scale bar and colour bar.
 
-The CT is shown in a soft-tissue window (level 40, width 400 HU), the map in a perceptually uniform colour scale whose
-opacity grows with the value, so that what the map leaves at 0 is the plain CT. Pixels have the voxels' true sides.
-Source of the axes: `tmi.toolkit.imaging.volume.PLANES`.
+The patient's right is on the left. The CT is shown in a soft-tissue window (level 40, width 400 HU), the map in a
+perceptually uniform colour map whose opacity grows with the value, so that the CT is unchanged where the map is 0.
+Pixels have the physical aspect ratio of the voxels. Source of the axes: `tmi.toolkit.imaging.volume.PLANES`.
 """
 
 from __future__ import annotations
@@ -23,37 +23,40 @@ from numpy.typing import NDArray
 from tmi.toolkit.imaging.volume import PLANES, Plane, Volume
 
 WINDOW_HU = (-160.0, 240.0)
+"""Lower and upper end of the CT window."""
 COLOURS = "inferno"
+"""Name of matplotlib's colour map."""
 OPACITY = 0.65
-"""Of the map's largest value."""
+"""Opacity of the map's largest value."""
 OUTLINE = "#35e0ff"
-"""Of the liver: light cyan, apart from every colour of the scale."""
+"""Colour of the liver's outline: light cyan, which is not in the colour map."""
 BAR_MM = 50.0
+"""Length of the scale bar."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """What is laid over each other; all on the CT's canonical grid."""
+    """Layers of a picture, all on the CT's canonical grid."""
 
     ct: Volume
     """CT in HU."""
     map_DHW: Float[np.ndarray, "D H W"]
-    """[0, 1]."""
+    """Map, in [0, 1]."""
     liver_DHW: Bool[np.ndarray, "D H W"] | None
-    """Liver mask, where there is one."""
+    """Liver mask; None if the case has none."""
     title: str
-    """Over the pictures."""
+    """Title above the panels."""
 
 
 def map_colours() -> ListedColormap:
-    """The colour scale with an opacity that grows with the value."""
+    """Colour map whose opacity grows with the value."""
     table = colormaps[COLOURS](np.linspace(0.0, 1.0, 256))
     table[:, 3] = OPACITY * np.linspace(0.0, 1.0, 256) ** 0.7
     return ListedColormap(table)
 
 
 def grey(plane: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Hounsfield units as shades of the window, 0 to 255."""
+    """Hounsfield units -> grey levels of the window, 0 to 255."""
     low, high = WINDOW_HU
     scaled = (np.asarray(plane, dtype=np.float32) - low) / (high - low)
     shades: NDArray[np.uint8] = (np.clip(scaled, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
@@ -61,7 +64,7 @@ def grey(plane: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 
 def save_plane(picture: Picture, plane: Plane, index: int, path: Path, *, width_inch: float = 5.2) -> None:
-    """One slice as a PNG with its colour bar."""
+    """Save one slice as a PNG with its colour bar."""
     height_mm, width_mm = _size_mm(picture.ct, plane)
     figure = _figure(width_inch, max(2.4, min(7.0, 0.78 * width_inch * height_mm / width_mm + 0.7)))
     axes = figure.add_subplot()
@@ -72,7 +75,7 @@ def save_plane(picture: Picture, plane: Plane, index: int, path: Path, *, width_
 
 
 def save_montage(pictures: Sequence[Picture], at_DHW: tuple[int, int, int], path: Path | IO[bytes]) -> None:
-    """The three planes through one voxel, a row for each picture (the fused model, a CT-only one)."""
+    """Save the three planes through a voxel, one row for each picture (the fused model, the CT-only baseline)."""
     rows = len(pictures)
     figure = _figure(10.5, 3.9 * rows + 0.2)
     parts = figure.subfigures(rows, 1, squeeze=False)[:, 0]
@@ -86,17 +89,19 @@ def save_montage(pictures: Sequence[Picture], at_DHW: tuple[int, int, int], path
 
 
 def draw_plane(axes: Any, picture: Picture, plane: Plane, index: int) -> None:
-    """One slice on matplotlib axes, in mm."""
+    """Draw one slice on matplotlib axes, in mm."""
     height_mm, width_mm = _size_mm(picture.ct, plane)
-    extent = (0.0, width_mm, height_mm, 0.0)  # row 0 on top
+    extent = (0.0, width_mm, height_mm, 0.0)  # row 0 is at the top
     axes.imshow(
         grey(plane.picture(picture.ct.array_DHW, index)), cmap="gray", vmin=0, vmax=255, extent=extent, aspect="equal"
     )
-    shown = np.asarray(plane.picture(picture.map_DHW, index), dtype=np.float32)
-    axes.imshow(shown, cmap=map_colours(), vmin=0.0, vmax=1.0, extent=extent, aspect="equal", interpolation="bilinear")
+    map_plane = np.asarray(plane.picture(picture.map_DHW, index), dtype=np.float32)
+    axes.imshow(
+        map_plane, cmap=map_colours(), vmin=0.0, vmax=1.0, extent=extent, aspect="equal", interpolation="bilinear"
+    )
     if picture.liver_DHW is not None:
         liver = np.asarray(plane.picture(picture.liver_DHW, index), dtype=np.float32)
-        if 0.0 < liver.mean() < 1.0:
+        if 0.0 < liver.mean() < 1.0:  # contour needs both values
             rows, columns = liver.shape
             y = (np.arange(rows) + 0.5) * height_mm / rows
             x = (np.arange(columns) + 0.5) * width_mm / columns
@@ -144,7 +149,7 @@ def _colour_bar(figure: Any, axes: list[Any]) -> None:
 
 
 def save_bars(values: Sequence[tuple[str, float]], path: Path, *, title: str) -> None:
-    """Signed attributions as horizontal bars, the largest on top; sides are told by words, not by colour alone."""
+    """Save signed attributions as horizontal bars, the largest at the top; the axis label names the directions."""
     figure = _figure(7.2, max(1.8, 0.26 * len(values) + 1.1))
     axes = figure.add_subplot()
     names = [name for name, _ in values][::-1]

@@ -1,11 +1,11 @@
-"""Sanity check: a map that stays the same when the model's weights are drawn anew shows the image, not the model.
+"""Parameter randomization test: a map that does not change with the model's weights shows the image, not the model.
 
-The weights are drawn anew in a cascade from the head back to the stem, each step on top of the ones before, and each
-time the map is made again. Rank correlation (Spearman) and structural similarity (SSIM, 3D, window 7) with the map of
-the trained weights should fall towards 0. Source: J. Adebayo et al. 2018.
+The weights are randomised in a cascade from the head back to the stem, each step in addition to the previous ones, and
+the map is computed again after each step. Rank correlation (Spearman) and structural similarity (SSIM, 3D, window 7)
+with the map of the trained weights should fall towards 0. Source: J. Adebayo et al. 2018.
 
-Both are computed on at most `MAX_POSITIONS` positions an axis. What stays in common at the end is what any network of
-this shape makes of any weights: bright places of the CT stay bright in a random first stage.
+Both are computed on at most `MAX_POSITIONS` positions along each axis. The similarity that remains at the end is that
+of any network of this architecture with any weights: bright regions of the CT stay bright in a random first stage.
 """
 
 from __future__ import annotations
@@ -23,25 +23,27 @@ from torch import nn
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 
 MAX_POSITIONS = 48
+"""Largest size of a compared map along an axis."""
 WINDOW = 7
+"""Size of the SSIM window."""
 SSIM_K = (0.01, 0.03)
-"""Constants of the SSIM, for values in [0, 1]. Z. Wang et al. 2004."""
+"""Constants K1 and K2 of the SSIM, for values in [0, 1]. Z. Wang et al. 2004."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomizationStep:
-    """The map after one step of the cascade."""
+    """Similarity of the map after one step of the cascade."""
 
     down_to: str
-    """What was drawn anew last; everything behind it was before."""
+    """Part that was randomised in this step, in addition to those of the previous steps."""
     rank_correlation: float | None
-    """With the trained map; None where the new map is 0 everywhere."""
+    """Spearman correlation with the trained map; None if a map is constant."""
     ssim: float
-    """With the trained map."""
+    """SSIM with the trained map."""
 
 
 def cascade(network: TmiClnet) -> Iterator[tuple[str, list[nn.Module]]]:
-    """The steps, from the head to the stem: name, and the modules that are drawn anew."""
+    """Steps from the head to the stem: name, and the modules to randomise."""
     fusion, backbone = network.fusion, network.ct_encoder.backbone
     yield "head", [fusion.head]
     interaction = [fusion.projection, fusion.projection_norm, fusion.ima, network.ct_encoder.fc]
@@ -58,49 +60,50 @@ def randomization_test(
     *,
     seed: int = 0,
 ) -> tuple[RandomizationStep, ...]:
-    """Destroy the network step by step and compare; afterwards its weights are as they were.
+    """Randomise the network step by step and compare the maps; its weights are restored afterwards.
 
     Args:
-        network: of one fold.
-        make_map: the map by the network as it is when called.
-        trained_map: by its trained weights.
-        seed: of the new weights.
+        network: network of one fold.
+        make_map: computes the map with the network's current weights.
+        trained_map: map of the trained weights.
+        seed: seed of the random weights.
     """
-    before = block_mean(trained_map)
-    kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    answers: list[RandomizationStep] = []
+    trained = block_mean(trained_map)
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    steps: list[RandomizationStep] = []
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for name, modules in cascade(network):
+                # Every layer is initialised again as at its construction.
                 for part in (m for module in modules for m in module.modules()):
                     if callable(reset := getattr(part, "reset_parameters", None)):
                         reset()
-                after = block_mean(make_map())
-                answers.append(
+                randomised = block_mean(make_map())
+                steps.append(
                     RandomizationStep(
                         down_to=name,
-                        rank_correlation=rank_correlation(before, after),
-                        ssim=structural_similarity(before, after),
+                        rank_correlation=rank_correlation(trained, randomised),
+                        ssim=structural_similarity(trained, randomised),
                     )
                 )
     finally:
-        network.load_state_dict(kept)
-    return tuple(answers)
+        network.load_state_dict(state)
+    return tuple(steps)
 
 
 def block_mean(values_DHW: Float[np.ndarray, "D H W"]) -> Float[np.ndarray, "d h w"]:
-    """Means over blocks, so that no axis has more than `MAX_POSITIONS` positions; what does not fill a block is cut
-    off.
+    """Mean over blocks, so that no axis has more than `MAX_POSITIONS` positions; incomplete blocks at the end are
+    dropped.
     """
     blocks = [-(-n // MAX_POSITIONS) for n in values_DHW.shape]
-    cut = values_DHW[tuple(slice(0, n // b * b) for n, b in zip(values_DHW.shape, blocks, strict=True))]
-    shape = [part for n, b in zip(cut.shape, blocks, strict=True) for part in (n // b, b)]
-    return np.asarray(cut.reshape(shape).mean(axis=(1, 3, 5), dtype=np.float64))
+    cropped = values_DHW[tuple(slice(0, n // b * b) for n, b in zip(values_DHW.shape, blocks, strict=True))]
+    shape = [part for n, b in zip(cropped.shape, blocks, strict=True) for part in (n // b, b)]
+    return np.asarray(cropped.reshape(shape).mean(axis=(1, 3, 5), dtype=np.float64))
 
 
 def rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float | None:
-    """Spearman's, ties by their mean rank; None where one of the two is constant."""
+    """Spearman's rank correlation, ties by their mean rank; None if one of the two is constant."""
     from scipy.stats import rankdata
 
     ranks = [rankdata(v, axis=None) for v in (one, other)]
@@ -110,7 +113,11 @@ def rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> fl
 
 
 def structural_similarity(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """Mean SSIM of two volumes with values in [0, 1]; uniform window, cut to the volume at its faces."""
+    """Mean SSIM of two volumes with values in [0, 1]; uniform window, reflected at the faces.
+
+    SSIM = (2 m1 m2 + c1) (2 cov + c2) / ((m1^2 + m2^2 + c1) (v1 + v2 + c2)), with local means m, variances v and
+    covariance.
+    """
     c1, c2 = (k**2 for k in SSIM_K)
 
     def local(values: NDArray[np.float64]) -> NDArray[np.float64]:

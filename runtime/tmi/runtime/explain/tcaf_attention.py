@@ -1,16 +1,16 @@
-"""What the triple-modal cross-attention did, in the two figures that say anything.
+"""Two metrics of the attention in the triple-modal cross-attention (TCAF).
 
-C tokens of width 1 a modality. On the ring clinical -> radiomics -> image -> clinical, modality i attends to j:
+Each modality has C tokens of width 1. On the ring clinical -> radiomics -> image -> clinical, modality i attends to j:
 
     P_i = softmax(q_i k_j^T)  [C,C];    out_i = w_h (P_i v_j) + w_o F_i + b
 
-- effective tokens: exp of the mean entropy of P_i's rows, from 1 (one token is looked at) to C (all alike: the
-  attention hands on the mean of j, whatever i is). The keys are one number a token, so that a row can only lean to the
-  largest or to the smallest keys: which token gets the weight is no place and no meaning, and is not reported.
-- share of the other: sum |w_h (P_i v_j)| / (sum |w_h (P_i v_j)| + sum |w_o F_i|): how much of what reaches the head in
-  i's place came from j.
+- effective tokens: exp of the mean entropy of P_i's rows, from 1 (a single token) to C (uniform: the output is the mean
+  of j, whatever i is). Each key is one number, so that a row can only favour the largest or the smallest keys. Which
+  token has the weight has no spatial or semantic meaning and is not reported.
+- share of the other: sum |w_h (P_i v_j)| / (sum |w_h (P_i v_j)| + sum |w_o F_i|), the fraction of the head's input at
+  i's position that comes from j.
 
-The IMA's attention is a softmax over one token and always 1: there is nothing to report.
+The attention of the IMA is a softmax over one token, always 1, and is not reported.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from tmi.toolkit.models.tmi_clnet.tcaf import TripleModalCrossAttention
 
 @dataclass(frozen=True, kw_only=True)
 class RingAttention:
-    """One arc of the ring."""
+    """Metrics of one arc of the ring."""
 
     own: str
     """Modality that attends."""
     other: str
     """Modality attended to."""
     effective_tokens: float
-    """1 to `tokens`."""
+    """Effective number of tokens, 1 to `tokens`."""
     tokens: int
-    """C."""
+    """Number of tokens C."""
     share_of_other: float
-    """0 to 1."""
+    """Share of the other modality, 0 to 1."""
 
 
 @torch.inference_mode()
 def ring_attention(
     tcaf: TripleModalCrossAttention | None, features: tuple[Float[Tensor, "1 C"], ...]
 ) -> tuple[RingAttention, ...]:
-    """The three arcs for one case; empty where the network has no TCAF.
+    """Metrics of the three arcs for one case; empty for a network without TCAF.
 
     Args:
         tcaf: the module.
-        features: after the IMA, in the order of `MODALITIES`.
+        features: features after the IMA, in the order of `MODALITIES`.
     """
     if tcaf is None:
         return ()
@@ -60,18 +60,20 @@ def ring_attention(
         other = MODALITIES[(i + 1) % len(MODALITIES)]
         weights = (tcaf.query[own](tokens[own]) @ tcaf.key[other](tokens[other]).T).softmax(dim=-1)
         hidden = weights @ tcaf.value[other](tokens[other])
+        # The lower clamp makes 0 * log 0 = 0.
         entropy = -(weights * weights.clamp_min(1e-30).log()).sum(dim=-1).mean()
         output: Tensor = tcaf.output[own].get_parameter("weight")[0]
+        # output holds (w_h, w_o), the weights of the attended value and of the own feature.
         from_other = float((output[0] * hidden).abs().sum())
         from_own = float((output[1] * tokens[own]).abs().sum())
-        both = from_other + from_own
+        total = from_other + from_own
         arcs.append(
             RingAttention(
                 own=own,
                 other=other,
                 effective_tokens=math.exp(float(entropy)),
                 tokens=weights.shape[0],
-                share_of_other=from_other / both if both > 0 else 0.0,
+                share_of_other=from_other / total if total > 0 else 0.0,
             )
         )
     return tuple(arcs)

@@ -1,16 +1,16 @@
-"""XGrad-CAM in 3D: where the CT encoder's stages hold what speaks for one class.
+"""XGrad-CAM in 3D: map of the CT regions that support one class.
 
 C channels, x positions of a stage's grid, A the stage's output, y the logit of the explained class:
 
     alpha_c = sum_x [ A_c(x) / (sum_x A_c(x) + 1e-7) ] * dy/dA_c(x)
     CAM     = ReLU( sum_c alpha_c A_c )
 
-One CAM for each residual stage, each scaled to [0, 1] by its minimum and maximum and resampled trilinearly to the input
-grid [D,H,W]; their mean, scaled to [0, 1] again, is the map. Source: R. Fu et al. 2020; stages and scaling: the paper's
-Figure 3. A constant CAM says nothing about places and becomes 0.
+Each residual stage gives one CAM, which is scaled to [0, 1] by its minimum and maximum and resampled trilinearly to the
+input grid [D,H,W]. Their mean, scaled to [0, 1] again, is the map. Source: R. Fu et al. 2020; stages and scaling:
+Figure 3 of the paper. A constant CAM has no spatial information and becomes 0.
 
-Memory: nothing needs a gradient before the first stage's output, so nothing is kept of the stem and the first stage,
-which hold most of the voxels; each stage's output and gradient are reduced to one value a position at once.
+Memory: nothing before the first stage's output needs a gradient, so no activations of the stem and the first stage are
+stored, which hold most of the voxels. Output and gradient of each stage are reduced to one value a position at once.
 """
 
 from __future__ import annotations
@@ -24,24 +24,25 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 EPS = 1e-7
-"""Keeps a channel that is silent everywhere from dividing by 0."""
+"""Avoids division by 0 for a channel that is 0 everywhere."""
 
 
 def xgradcam(activation_Cx: Float[Tensor, "C *x"], gradient_Cx: Float[Tensor, "C *x"]) -> Float[Tensor, "*x"]:
-    """The CAM of one stage, unscaled and 0 or more.
+    """CAM of one stage, not scaled, >= 0.
 
     Args:
-        activation_Cx: A of one case; any number of spatial axes.
-        gradient_Cx: dy/dA, of the same shape.
+        activation_Cx: A of one case, with any number of spatial axes.
+        gradient_Cx: dy/dA, same shape.
     """
     flat, slope = activation_Cx.flatten(1), gradient_Cx.flatten(1)
+    # alpha_c = <A_c, dy/dA_c> / (sum A_c + eps)
     alpha_C = torch.linalg.vecdot(flat, slope) / (flat.sum(dim=1) + EPS)
     cam: Tensor = (alpha_C @ flat).relu_().reshape(activation_Cx.shape[1:])
     return cam
 
 
 def unit_range(values: Tensor) -> Tensor:
-    """Scaled to [0, 1] by minimum and maximum; 0 where they are the same."""
+    """Scale to [0, 1] by minimum and maximum; 0 if they are equal."""
     low, high = values.amin(), values.amax()
     if not high > low:
         return torch.zeros_like(values)
@@ -49,24 +50,24 @@ def unit_range(values: Tensor) -> Tensor:
 
 
 def stage_cams(forward: Callable[[], Tensor], stages: Sequence[nn.Module]) -> tuple[Tensor, list[Tensor]]:
-    """The logit, and the CAM of each stage on the stage's own grid.
+    """Logit, and CAM of each stage on the stage's grid.
 
     Args:
-        forward: runs the network once and gives the logit of the explained class for one case.
-        stages: modules that `forward` runs, in the order of the network, each giving [1,C,...].
+        forward: runs the network once and returns the logit of the explained class for one case.
+        stages: modules that `forward` runs, in the network's order, each with an output [1,C,...].
 
     Returns:
-        The logit, and one CAM a stage.
+        The logit, and one CAM for each stage.
     """
     outputs: list[Tensor] = []
 
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if not outputs:
-            output = output.detach().requires_grad_()  # what lies before needs no gradient
+            output = output.detach().requires_grad_()  # cuts the graph: nothing before the first stage needs a gradient
         outputs.append(output)
         return output
 
-    handles: list[Any] = [stage.register_forward_hook(keep) for stage in stages]
+    handles: list[Any] = [stage.register_forward_hook(record) for stage in stages]
     try:
         with torch.enable_grad():
             logit = forward()
@@ -85,11 +86,11 @@ def stage_cams(forward: Callable[[], Tensor], stages: Sequence[nn.Module]) -> tu
 
 
 def combined_map(cams: Sequence[Float[Tensor, "d h w"]], shape_DHW: tuple[int, int, int]) -> Float[Tensor, "D H W"]:
-    """The mean of the scaled CAMs on the input grid, scaled to [0, 1].
+    """Mean of the scaled CAMs on the input grid, scaled to [0, 1].
 
     Args:
-        cams: one a stage, each on its own grid.
-        shape_DHW: the input grid.
+        cams: one CAM for each stage, on its own grid.
+        shape_DHW: shape of the input grid.
     """
     total = torch.zeros(shape_DHW)
     for cam in cams:

@@ -1,4 +1,4 @@
-"""The HTML report of one case: slices with the map, contributions, warnings, evidence of the engine.
+"""HTML report: slices with the map, contributions, warnings and provenance of each case.
 
-One self-contained file without scripts from elsewhere.
+Each page is one self-contained file that loads nothing from elsewhere.
 """

@@ -1,7 +1,6 @@
-"""The pages of `tmi report`: one a case and an index, each a single file without any address outside itself.
+"""HTML pages of `tmi report`: one for each case and an index, each a single file without external addresses.
 
-Everything that comes from a case or a bundle is escaped by Jinja; the pages carry a content security policy that
-forbids every connection.
+Jinja escapes everything from a case or a bundle. A content security policy in the pages forbids every connection.
 """
 
 from __future__ import annotations
@@ -18,9 +17,15 @@ from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.selection import EngineRecord
 from tmi.runtime.explain.case_explanation import TOP_FEATURES, CaseExplanation
-from tmi.runtime.explain.feature_groups import feature_class, image_type, sum_by_group, top_features
 from tmi.runtime.explain.overlay import Picture
-from tmi.runtime.explain.results import REPORT_FIELD, strongest_fields
+from tmi.runtime.explain.results import (
+    REPORT_FIELD,
+    feature_class,
+    image_type,
+    strongest_fields,
+    sum_by_group,
+    top_features,
+)
 from tmi.runtime.report.slices import montage, page_slices
 from tmi.runtime.serving.results import RESEARCH_USE, CaseResult, Prediction
 from tmi.toolkit.clinical.record import read_clinical
@@ -28,12 +33,12 @@ from tmi.toolkit.clinical.rendering import sentences
 from tmi.toolkit.qc.case_checks import Finding
 
 CASES = "cases"
-"""Folder of the case pages, beside `index.html`."""
+"""Folder of the case pages, next to `index.html`."""
 TEMPLATES = ("case.html", "index.html", "style.css", "case.js", "index.js")
 
 
 def case_page(
-    answer: Prediction,
+    prediction: Prediction,
     explained: CaseExplanation,
     findings: Sequence[Finding],
     *,
@@ -42,20 +47,20 @@ def case_page(
     created: str,
     version: str,
 ) -> str:
-    """The page of one case.
+    """HTML page of one case.
 
     Args:
-        answer: the prediction.
-        explained: by the same bundle's weights.
-        findings: of `tmi check`, warnings only, since the case was predicted.
-        bundle: that answered.
-        engine: that computed the prediction.
+        prediction: prediction of the case.
+        explained: explanation by the weights of the same bundle.
+        findings: findings of `tmi check`; warnings only, because the case was predicted.
+        bundle: bundle of the prediction.
+        engine: engine of the prediction.
         created: UTC time, ISO 8601.
-        version: of this package.
+        version: version of this package.
     """
     anatomy, explanation = explained.anatomy, explained.explanation
     picture = Picture(
-        ct=anatomy.ct, map_DHW=explained.map_DHW, liver_DHW=anatomy.liver_DHW, title=f"case {answer.case_id}"
+        ct=anatomy.ct, map_DHW=explained.map_DHW, liver_DHW=anatomy.liver_DHW, title=f"case {prediction.case_id}"
     )
     planes = page_slices(picture, anatomy.centre_DHW)
     return (
@@ -63,12 +68,12 @@ def case_page(
         .get_template("case.html")
         .render(
             notice=RESEARCH_USE,
-            answer=answer,
+            prediction=prediction,
             positive=bundle.manifest.classes[bundle.manifest.positive],
             threshold=bundle.manifest.threshold,
             trained=trained_on(bundle.manifest),
             explanation=explanation,
-            places=explained.localization,
+            localization=explained.localization,
             planes=planes,
             slices={plane.name: asdict(plane) for plane in planes},
             montage=montage(picture, anatomy.centre_DHW),
@@ -87,15 +92,15 @@ def case_page(
     )
 
 
-def index_page(answers: Sequence[CaseResult], *, bundle: Bundle, created: str, version: str) -> str:
-    """The cohort's page: a row a case, refused ones included."""
+def index_page(results: Sequence[CaseResult], *, bundle: Bundle, created: str, version: str) -> str:
+    """HTML page of the cohort: one row for each case, rejected ones included."""
     rows = [
         {
-            "answer": answer,
-            "predicted": isinstance(answer, Prediction),
-            "link": f"{CASES}/{quote(answer.case_id)}.html",
+            "result": result,
+            "predicted": isinstance(result, Prediction),
+            "link": f"{CASES}/{quote(result.case_id)}.html",
         }
-        for answer in answers
+        for result in results
     ]
     return (
         _environment()
@@ -115,7 +120,7 @@ def index_page(answers: Sequence[CaseResult], *, bundle: Bundle, created: str, v
 
 
 def trained_on(manifest: Manifest) -> dict[str, Any]:
-    """What the bundle says of its models' training: cases, and the AUC on held-out cases where it is recorded."""
+    """Training data of the bundle's models: number of cases, and the AUC on held-out cases if recorded."""
     over_folds = manifest.run.get("summary", {}).get("over_folds", {})
     auc = over_folds.get("roc_auc", {}) if isinstance(over_folds, dict) else {}
     return {
@@ -128,7 +133,7 @@ def trained_on(manifest: Manifest) -> dict[str, Any]:
 
 
 def evidence(manifest: Manifest, engine: str) -> list[dict[str, Any]]:
-    """The parity gates by engine (None: the files themselves), and the one of the ensemble's logits among them."""
+    """Parity checks by engine (None: the files), with the check of the ensemble's logits."""
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys(record.engine for record in manifest.parity):
         records = [r for r in manifest.parity if r.engine == name]
@@ -137,9 +142,9 @@ def evidence(manifest: Manifest, engine: str) -> list[dict[str, Any]]:
             {
                 "engine": name or "audit of the files",
                 "used": name == engine,
-                "gates": len(records),
-                "held": sum(r.passed for r in records),
-                "gate": None if logits is None else logits.gate,
+                "checks": len(records),
+                "passed": sum(r.passed for r in records),
+                "check": None if logits is None else logits.gate,
                 "measured": None if logits is None else logits.measured,
                 "bound": None if logits is None else logits.bound,
             }
@@ -148,11 +153,11 @@ def evidence(manifest: Manifest, engine: str) -> list[dict[str, Any]]:
 
 
 def _clinical_rows(explained: CaseExplanation) -> list[tuple[str, str, float]]:
-    """Label, value with unit, attribution; the report's text is not shown."""
+    """Label, value with unit, attribution; the text of a report is not shown."""
     source = explained.source
     record = read_clinical(explained.case, source.schema)
     labels = {f.name: f.label for f in source.schema.fields}
-    told = {
+    values = {
         name: sentence.removeprefix(f"{labels[name]}: ").removesuffix(".")
         for name, sentence in sentences(record, source.schema, source.config.clinical.rendering)
         if name is not None
@@ -160,23 +165,23 @@ def _clinical_rows(explained: CaseExplanation) -> list[tuple[str, str, float]]:
     return [
         ("Free-text report", "(not shown)", value)
         if name == REPORT_FIELD and name not in labels
-        else (labels[name], told[name], value)
+        else (labels[name], values[name], value)
         for name, value in strongest_fields(explained.explanation.fields)
     ]
 
 
 def _bars(rows: Sequence[tuple[str, str, float]]) -> list[dict[str, Any]]:
-    """Rows with the length of their bar in percent of the largest."""
+    """Rows with the length of their bar, in percent of the largest."""
     largest = max((abs(value) for *_, value in rows), default=0.0)
     return [
         {
             "name": name,
-            "told": told,
+            "text": text,
             "value": value,
             "side": "bad" if value > 0 else "good" if value < 0 else "neither",
             "length": round(100.0 * abs(value) / largest, 1) if largest else 0.0,
         }
-        for name, told, value in rows
+        for name, text, value in rows
     ]
 
 
@@ -189,6 +194,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = lambda value: "not known" if value is None else f"{100 * value:.0f} %"
+    environment.filters["percent"] = lambda value: "unknown" if value is None else f"{100 * value:.0f} %"
     environment.filters["signed"] = lambda value: f"{value:+.4f}"
     return environment

@@ -1,8 +1,8 @@
-"""Slices of a CT with its map as small pictures inside a page: WebP in `data:` addresses, nothing fetched.
+"""Slices of a CT and its map as small pictures inside a page: WebP in `data:` URIs, nothing is fetched.
 
-For each plane some slices, evenly spaced and with the one through the liver's centre among them. A slice is two
-pictures: the CT in a soft-tissue window with the liver's outline, in true proportions, and the map with an opacity
-that grows with its value, which is smooth and therefore stored small.
+Each plane has evenly spaced slices and the one through the liver's centre. A slice is two pictures: the CT in a
+soft-tissue window with the liver's outline and the physical aspect ratio, and the map with an opacity that grows with
+its value. The map is smooth, and therefore stored at low resolution.
 """
 
 from __future__ import annotations
@@ -21,59 +21,59 @@ from tmi.runtime.explain.overlay import BAR_MM, OUTLINE, Picture, grey, map_colo
 from tmi.toolkit.imaging.volume import PLANES, Plane
 
 BUDGET_BYTES = 4_000_000
-"""Of all slices of a page, as they stand in it; with the rest of the page it stays below 5 MB."""
+"""Size limit of all slices of a page, base64 included; with the rest the page stays below 5 MB."""
 LEVELS = ((400, 48, 70), (360, 36, 60), (300, 28, 50), (240, 20, 40), (160, 12, 30))
-"""Longest side in pixels, slices a plane, quality: the first level that keeps the budget is taken."""
+"""Longest side in pixels, slices per plane, WebP quality; the first level within the budget is used."""
 MAP_PIXELS = 112
-"""Longest side of the map's picture."""
+"""Longest side of the map's picture in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlaneSlices:
-    """A plane's slices."""
+    """Slices of one plane."""
 
     name: str
     """`axial`, `coronal` or `sagittal`."""
     marks: tuple[str, str, str, str]
-    """What lies left, right, top, bottom."""
+    """Orientation marks at the left, right, top and bottom."""
     width: int
-    """Pixels of a picture."""
+    """Width of a picture in pixels."""
     height: int
-    """Pixels of a picture."""
+    """Height of a picture in pixels."""
     bar_percent: float
-    """Width of the scale bar of `BAR_MM`, in percent of the picture's."""
+    """Width of the scale bar in percent of the picture's."""
     bar_mm: int
-    """Its length."""
+    """Length of the scale bar in mm."""
     slices: tuple[dict[str, Any], ...]
-    """Each with `number` of the slice (from 1), `ct` and `map`."""
+    """Slices, each with `number` (from 1), `ct` and `map`."""
     of: int
-    """Slices that the CT has in this plane."""
+    """Number of slices of the CT in this plane."""
     start: int
-    """Position in `slices` of the one through the centre."""
+    """Position in `slices` of the slice through the centre."""
 
 
 def page_slices(picture: Picture, centre_DHW: tuple[int, int, int]) -> tuple[PlaneSlices, ...]:
-    """The three planes, at the finest level within the budget."""
-    made: tuple[PlaneSlices, ...] = ()
+    """Slices of the three planes, at the finest level within the budget."""
+    planes: tuple[PlaneSlices, ...] = ()
     for pixels, count, quality in LEVELS:
-        made = tuple(
+        planes = tuple(
             _plane(picture, plane, centre_DHW[plane.axis], pixels=pixels, count=count, quality=quality)
             for plane in PLANES
         )
-        if sum(len(s["ct"]) + len(s["map"]) for plane in made for s in plane.slices) <= BUDGET_BYTES:
+        if sum(len(s["ct"]) + len(s["map"]) for plane in planes for s in plane.slices) <= BUDGET_BYTES:
             break
-    return made
+    return planes
 
 
 def montage(picture: Picture, centre_DHW: tuple[int, int, int]) -> str:
-    """The three planes through the centre with colour bar, as one picture for print and for readers without scripts."""
+    """The three planes through the centre with colour bar, as one picture for print and without scripts."""
     png = io.BytesIO()
     save_montage([picture], centre_DHW, png)
     return data_uri(Image.open(png).convert("RGB"), quality=80)
 
 
 def data_uri(image: Image.Image, *, quality: int) -> str:
-    """The image as a `data:` address."""
+    """The image as a `data:` URI."""
     out = io.BytesIO()
     image.save(out, "WEBP", quality=quality, method=4)
     return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""Maps go back to the CT's own file: every orientation, spacing and shape, without a flip."""
+"""Maps are written on the grid of the CT file: every orientation, spacing and shape, without a flip."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ ORIENTATIONS = [
 
 
 def store(folder, orientation: str) -> Case:
-    """An oblique CT whose every voxel has its own value."""
+    """Write an oblique CT in which every voxel has a unique value."""
     array = np.arange(5 * 6 * 7, dtype=np.int16).reshape(5, 6, 7)
     c, s = np.cos(0.1), np.sin(0.1)
     affine = np.eye(4)
     affine[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) * [1.5, 2.0, 3.0]
     affine[:3, 3] = [-10, 20, 30]
     image = nib.Nifti1Image(array, affine)
-    turn = nib.orientations.ornt_transform(
+    transform = nib.orientations.ornt_transform(
         nib.io_orientation(affine), nib.orientations.axcodes2ornt(tuple(orientation))
     )
-    nib.save(image.as_reoriented(turn), folder / "ct.nii.gz")
+    nib.save(image.as_reoriented(transform), folder / "ct.nii.gz")
     return Case(folder=folder, case_id="P1")
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_what_is_read_and_written_back_lies_on_the_file_voxel_for_voxel(orientation, tmp_path):
+def test_written_map_matches_the_ct_file(orientation, tmp_path):
+    """Values read from a CT and written on its grid equal the file's, in all 48 orientations."""
     case = store(tmp_path, orientation)
     write_on_ct_grid(read_ct(case).array_DHW.astype(np.float32), case, tmp_path / "map.nii.gz")
     ct, written = nib.load(case.ct), nib.load(tmp_path / "map.nii.gz")
@@ -46,7 +47,8 @@ def test_what_is_read_and_written_back_lies_on_the_file_voxel_for_voxel(orientat
     assert written.get_data_dtype() == np.float32
 
 
-def test_values_of_another_shape_are_not_written(tmp_path):
+def test_map_of_other_shape_is_rejected(tmp_path):
+    """A map with another shape than the CT is rejected."""
     case = store(tmp_path, "LPS")
     with pytest.raises(ValueError, match="on a CT of shape"):
         write_on_ct_grid(np.zeros((5, 6, 7), np.float32), case, tmp_path / "map.nii.gz")
@@ -54,8 +56,10 @@ def test_values_of_another_shape_are_not_written(tmp_path):
 
 @pytest.mark.parametrize("depth", ["linear", "nearest"])
 @pytest.mark.parametrize("shape", [(20, 30, 26), (8, 12, 10), (33, 9, 40)])
-def test_a_blob_comes_back_to_where_it_was(shape, depth):
-    """Prepared and put back, a smooth blob keeps its centre within a fraction of the coarser grid's voxel."""
+def test_resampled_blob_keeps_its_centre(shape, depth):
+    """A smooth blob that is preprocessed and resampled back keeps its centre within a fraction of the coarser grid's
+    voxel.
+    """
     config = CtConfig(shape_DHW=(16, 16, 16), depth_resampling=depth)
     axes = [np.arange(n) for n in shape]
     centre = [0.3 * shape[0], 0.6 * shape[1], 0.45 * shape[2]]
@@ -69,20 +73,23 @@ def test_a_blob_comes_back_to_where_it_was(shape, depth):
     assert back.shape == shape
     for axis in range(3):
         mass = back.sum(axis=tuple(a for a in range(3) if a != axis))
-        mine = hu.sum(axis=tuple(a for a in range(3) if a != axis)) + 70 * hu.size / shape[axis]
-        there = np.average(np.arange(shape[axis]), weights=mass)
-        assert abs(there - np.average(np.arange(shape[axis]), weights=mine)) < 0.3 * max(1, shape[axis] / 16)
+        expected_mass = hu.sum(axis=tuple(a for a in range(3) if a != axis)) + 70 * hu.size / shape[axis]
+        centre_of_mass = np.average(np.arange(shape[axis]), weights=mass)
+        assert abs(centre_of_mass - np.average(np.arange(shape[axis]), weights=expected_mass)) < 0.3 * max(
+            1, shape[axis] / 16
+        )
 
 
-def test_the_same_shape_comes_back_bit_for_bit():
+def test_equal_shape_is_returned_unchanged():
+    """Resampling to the same shape returns identical values."""
     config = CtConfig(shape_DHW=(8, 9, 10))
     values = np.random.default_rng(0).random((8, 9, 10), dtype=np.float32)
     assert np.array_equal(resample_to_ct_grid(values, (8, 9, 10), config), values)
 
 
 @pytest.mark.parametrize("plane", PLANES, ids=lambda p: p.name)
-def test_every_plane_shows_the_patient_as_radiologists_look_at_him(plane):
-    """One voxel at the right, front and head end; it must lie where the marks say."""
+def test_planes_follow_the_radiological_convention(plane):
+    """A voxel at the right, front and head end lies where the plane's marks indicate."""
     volume = np.zeros((3, 4, 5))
     volume[-1, -1, -1] = 1
     index = volume.shape[plane.axis] - 1
@@ -95,6 +102,7 @@ def test_every_plane_shows_the_patient_as_radiologists_look_at_him(plane):
     assert (row == 0, row == rows - 1) == (end_of[top], end_of[bottom])
 
 
-def test_a_pixel_has_the_size_of_its_voxels_sides():
+def test_pixel_size_is_the_voxel_size():
+    """The pixels of a plane have the physical size of the voxels' sides."""
     volume = Volume(array_DHW=np.zeros((3, 4, 5)), affine_xyz=np.diag([1.0, 2.0, 3.0, 1.0]))
     assert [p.pixel_mm(volume) for p in PLANES] == [(2.0, 1.0), (3.0, 1.0), (3.0, 2.0)]

@@ -1,4 +1,4 @@
-"""The CT-only network beside the fused one, and calibrated answers of a run."""
+"""CT-only baseline of a fused network, and calibrated outputs of a run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fused(tmp_path_factory) -> Path:
 
 
 def with_modalities(run: Path, folder: Path, modalities: tuple[str, ...]) -> Path:
-    """The run as one of fewer modalities, with random weights of that network."""
+    """Copy of a run that uses fewer modalities, with random weights of that network."""
     shutil.copytree(run, folder)
     config = replace(nano(), network=replace(nano().network, modalities=modalities))
     write_json(folder / CONFIG_FILE, to_json(config))
@@ -47,31 +47,33 @@ def ct_only(fused, tmp_path_factory) -> Path:
     return with_modalities(fused, tmp_path_factory.mktemp("ct_only") / "run", ("image",))
 
 
-def test_the_ct_only_map_stands_beside_the_fused_one(fused, ct_only, cohort, tmp_path):
+def test_ct_only_map_is_added_to_the_explanation(fused, ct_only, cohort, tmp_path):
+    """`--ct-only` adds a map, its metrics and a montage row, and leaves the fused explanation unchanged."""
     from PIL import Image
 
-    alone, beside = tmp_path / "alone", tmp_path / "beside"
+    fused_only, with_baseline = tmp_path / "fused", tmp_path / "both"
     options = ("--run", fused, "--quick", "--target", "bad")
-    assert tmi("explain", cohort / "P1", *options, "--out", alone).code == 0
-    outcome = tmi("explain", cohort / "P1", *options, "--ct-only", ct_only, "--out", beside)
-    assert outcome.code == 0, outcome.err
-    told = json.loads((beside / "P1" / "explanation.json").read_text())
-    first = json.loads((alone / "P1" / "explanation.json").read_text())
-    assert first["ct_only"] is None
-    assert told["map"] == first["map"]
-    assert 0 <= told["ct_only"]["places"]["in_liver"] <= 1
-    assert told["ct_only"]["folds"] == [0, 1]
-    fused_map, ct_map = (nib.load(beside / "P1" / name) for name in ("map.nii.gz", "map-ct-only.nii.gz"))
+    assert tmi("explain", cohort / "P1", *options, "--out", fused_only).code == 0
+    result = tmi("explain", cohort / "P1", *options, "--ct-only", ct_only, "--out", with_baseline)
+    assert result.code == 0, result.err
+    document = json.loads((with_baseline / "P1" / "explanation.json").read_text())
+    fused_document = json.loads((fused_only / "P1" / "explanation.json").read_text())
+    assert fused_document["ct_only"] is None
+    assert document["map"] == fused_document["map"]
+    assert 0 <= document["ct_only"]["places"]["in_liver"] <= 1
+    assert document["ct_only"]["folds"] == [0, 1]
+    fused_map, ct_map = (nib.load(with_baseline / "P1" / name) for name in ("map.nii.gz", "map-ct-only.nii.gz"))
     assert np.allclose(fused_map.affine, ct_map.affine)
     assert not np.allclose(fused_map.get_fdata(), ct_map.get_fdata())
     heights = []
-    for folder in (alone, beside):
+    for folder in (fused_only, with_baseline):
         with Image.open(folder / "P1" / "montage.png") as image:
             heights.append(image.size[1])
     assert heights[1] > 1.8 * heights[0]
 
 
-def test_the_ct_only_answer_is_that_of_its_networks(ct_only, cohort):
+def test_ct_only_probability_is_the_mean_over_folds(ct_only, cohort):
+    """The baseline's probability is the mean over its folds' networks."""
     from tmi.runtime.explain.anatomy import read_anatomy
     from tmi.runtime.explain.ct_only_baseline import ct_only_map
     from tmi.runtime.explain.explainer import softmax
@@ -79,46 +81,53 @@ def test_the_ct_only_answer_is_that_of_its_networks(ct_only, cohort):
     from tmi.toolkit.preprocessing.pipeline import prepare_case
 
     source, case = open_run_models(ct_only), Case(folder=cohort / "P1", case_id="P1")
-    found = ct_only_map(source, case, read_anatomy(case), target="good")
+    baseline = ct_only_map(source, case, read_anatomy(case), target="good")
     volume = torch.from_numpy(prepare_case(case, source.config, source.schema).ct_1DHW[None])
-    nothing = torch.zeros(1, 1, dtype=torch.int64)
+    unused = torch.zeros(1, 1, dtype=torch.int64)
     with torch.no_grad():
-        said = [softmax(source.load(f).network(volume, nothing, nothing, volume).logits_BK[0].numpy()) for f in (0, 1)]
-    assert found.probability["bad"] == pytest.approx(np.mean(said, axis=0)[1], abs=1e-6)
+        expected = [
+            softmax(source.load(f).network(volume, unused, unused, volume).logits_BK[0].numpy()) for f in (0, 1)
+        ]
+    assert baseline.probability["bad"] == pytest.approx(np.mean(expected, axis=0)[1], abs=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (("--run", "{ct}"), "uses the CT alone\n  fix: give a run of all three modalities"),
-        (("--run", "{fused}", "--ct-only", "{fused}"), "sees clinical, radiomics, image, not the CT alone"),
+        (("--run", "{fused}", "--ct-only", "{fused}"), "uses clinical, radiomics, image, not the CT alone"),
         (("--run", "{pair}"), "is of system tmi-clnet on clinical, image"),
     ],
     ids=["ct-only as run", "fused as ct-only", "a pair"],
 )
-def test_a_run_in_the_wrong_place_is_wrong_usage(options, told, fused, ct_only, cohort, tmp_path):
+def test_unsuitable_run_is_a_usage_error(options, message, fused, ct_only, cohort, tmp_path):
+    """A run with other modalities than its option needs is a usage error."""
     pair = with_modalities(fused, tmp_path / "pair", ("clinical", "image"))
-    places = {"ct": ct_only, "fused": fused, "pair": pair}
-    outcome = tmi("explain", cohort / "P1", *(o.format(**places) for o in options), "--out", tmp_path / "out")
-    assert outcome.code == 2
-    assert told in outcome.err
+    runs = {"ct": ct_only, "fused": fused, "pair": pair}
+    result = tmi("explain", cohort / "P1", *(o.format(**runs) for o in options), "--out", tmp_path / "out")
+    assert result.code == 2
+    assert message in result.err
 
 
 @pytest.mark.parametrize("kind", ["fused", "ct_only"])
-def test_a_runs_temperature_divides_the_logits_and_leaves_the_map_alone(kind, request, tmp_path):
+def test_temperature_divides_the_logits(kind, request, tmp_path):
+    """The logits of a run are divided by the fold's temperature."""
     run = request.getfixturevalue(kind)
-    hot = Path(shutil.copytree(run, tmp_path / "hot"))
-    opened = RunFolder.open(hot)
+    calibrated_run = Path(shutil.copytree(run, tmp_path / "calibrated"))
+    opened = RunFolder.open(calibrated_run)
     metrics = opened.fold(0).metrics
     write_json(metrics, read_json(metrics, kind="run") | {"calibration": {"temperature": 2.0}})
     opened.finish()
-    cold_net, hot_net = (open_run_models(r).load(0).network for r in (run, hot))
-    given = (
+    uncalibrated_network, calibrated_network = (open_run_models(r).load(0).network for r in (run, calibrated_run))
+    inputs = (
         torch.rand(1, 1, *nano().ct.shape_DHW),
         torch.ones(1, 4, dtype=torch.int64),
         torch.ones(1, 4),
         torch.rand(1, 1781),
     )
     with torch.no_grad():
-        cold, warm = (net(given[0], given[1], given[2], given[3]).logits_BK for net in (cold_net, hot_net))
-    torch.testing.assert_close(warm, cold / 2)
+        uncalibrated, calibrated = (
+            network(inputs[0], inputs[1], inputs[2], inputs[3]).logits_BK
+            for network in (uncalibrated_network, calibrated_network)
+        )
+    torch.testing.assert_close(calibrated, uncalibrated / 2)

@@ -1,4 +1,4 @@
-"""Integrated gradients: complete, signed, and told apart by feature, group and field."""
+"""Integrated gradients: completeness, sign, and sums by feature, group and field."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from factories.cases import write_case
 from factories.nano import nano
 from factories.random_run import write_random_run
-from tmi.runtime.explain.feature_groups import feature_class, image_type, sum_by_group, top_features
 from tmi.runtime.explain.inputs import encode, fold_inputs, log_odds
 from tmi.runtime.explain.integrated_gradients import (
     ABSOLUTE_TOLERANCE,
@@ -22,7 +21,14 @@ from tmi.runtime.explain.integrated_gradients import (
     text_attribution,
 )
 from tmi.runtime.explain.model_source import open_run_models
-from tmi.runtime.explain.results import mean_fields, strongest_fields
+from tmi.runtime.explain.results import (
+    feature_class,
+    image_type,
+    mean_fields,
+    strongest_fields,
+    sum_by_group,
+    top_features,
+)
 from tmi.runtime.explain.tcaf_attention import ring_attention
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.record import read_clinical
@@ -43,8 +49,10 @@ def case(tmp_path_factory) -> Case:
 
 
 @pytest.fixture(scope="module")
-def ready(source, case):
-    """Fold, inputs, features and prepared case. The logits are scaled up, so that no error hides as negligible."""
+def encoded_fold(source, case):
+    """Fold model, inputs, encoder outputs and preprocessed case. The logits are scaled up, so that errors are not
+    negligible.
+    """
     prepared = prepare_case(case, source.config, source.schema)
     model = source.load(0)
     model.fused.fusion.head.densenet.class_layers.out.weight.mul_(1000.0)
@@ -52,75 +60,83 @@ def ready(source, case):
     return model, inputs, encode(model.network, inputs), prepared
 
 
-def answer(model, inputs, **changes) -> float:
-    """Log-odds of bad with some inputs changed."""
-    given = {name: changes.get(name, getattr(inputs, name)) for name in vars(inputs)}
+def log_odds_with(model, inputs, **changes) -> float:
+    """Log-odds of bad with some inputs replaced."""
+    tensors = {name: changes.get(name, getattr(inputs, name)) for name in vars(inputs)}
     with torch.no_grad():
-        logits = model.network(given["ct"], given["input_ids"], given["attention_mask"], given["radiomics"]).logits_BK
+        logits = model.network(
+            tensors["ct"], tensors["input_ids"], tensors["attention_mask"], tensors["radiomics"]
+        ).logits_BK
     return float(log_odds(logits, 1))
 
 
-def test_the_sum_over_the_features_is_the_answers_change_from_the_baseline(ready):
-    model, inputs, encoded, _ = ready
-    found = radiomics_attribution(model.network, inputs, encoded, 1)
-    change = answer(model, inputs) - answer(model, inputs, radiomics=torch.zeros_like(inputs.radiomics))
+def test_radiomics_attribution_is_complete(encoded_fold):
+    """Attributions of the features sum to the change of the log-odds from the baseline."""
+    model, inputs, encoded, _ = encoded_fold
+    attribution = radiomics_attribution(model.network, inputs, encoded, 1)
+    change = log_odds_with(model, inputs) - log_odds_with(model, inputs, radiomics=torch.zeros_like(inputs.radiomics))
     assert abs(change) > 0.5
-    assert found.output - found.baseline == pytest.approx(change, abs=1e-3)
-    assert abs(found.values_N.sum() - change) <= max(1.1 * TOLERANCE * abs(change), ABSOLUTE_TOLERANCE)
-    assert found.error == pytest.approx(found.values_N.sum() - change, abs=1e-3)
+    assert attribution.output - attribution.baseline == pytest.approx(change, abs=1e-3)
+    assert abs(attribution.values_N.sum() - change) <= max(1.1 * TOLERANCE * abs(change), ABSOLUTE_TOLERANCE)
+    assert attribution.error == pytest.approx(attribution.values_N.sum() - change, abs=1e-3)
 
 
-def test_a_feature_at_its_baseline_gets_nothing(ready):
-    model, inputs, encoded, _ = ready
-    found = radiomics_attribution(model.network, inputs, encoded, 1)
-    still = inputs.radiomics[0].numpy() == 0
-    assert np.all(found.values_N[still] == 0)
+def test_feature_at_baseline_has_zero_attribution(encoded_fold):
+    """A feature at its baseline value has attribution 0."""
+    model, inputs, encoded, _ = encoded_fold
+    attribution = radiomics_attribution(model.network, inputs, encoded, 1)
+    at_baseline = inputs.radiomics[0].numpy() == 0
+    assert np.all(attribution.values_N[at_baseline] == 0)
 
 
-def test_the_sum_over_the_fields_is_the_answers_change_from_an_empty_text(ready, source, case):
-    model, inputs, encoded, prepared = ready
+def test_text_attribution_is_complete(encoded_fold, source, case):
+    """Attributions of the fields sum to the change of the log-odds from an empty text."""
+    model, inputs, encoded, prepared = encoded_fold
     offsets = model.tokenizer.offsets(prepared.text, max_length=source.config.clinical.max_length)
-    found = text_attribution(model.network, inputs, encoded, 1, offsets)
+    attribution = text_attribution(model.network, inputs, encoded, 1, offsets)
     empty = inputs.input_ids.clone()
     empty[0, 1:-1] = 0
-    change = answer(model, inputs) - answer(model, inputs, input_ids=empty)
+    change = log_odds_with(model, inputs) - log_odds_with(model, inputs, input_ids=empty)
     assert abs(change) > 0.5
     spans = field_spans(sentences(read_clinical(case, source.schema), source.schema, "values"))
-    fields = sum_by_field(found.values_N, offsets, spans)
-    assert sum(v for v in fields.values() if v is not None) == pytest.approx(found.values_N.sum(), abs=1e-9)
-    assert abs(found.values_N.sum() - change) <= max(1.1 * TOLERANCE * abs(change), ABSOLUTE_TOLERANCE)
-    assert found.values_N[[0, -1]].tolist() == [0, 0]  # [CLS] and [SEP] stay as they are
+    fields = sum_by_field(attribution.values_N, offsets, spans)
+    assert sum(v for v in fields.values() if v is not None) == pytest.approx(attribution.values_N.sum(), abs=1e-9)
+    assert abs(attribution.values_N.sum() - change) <= max(1.1 * TOLERANCE * abs(change), ABSOLUTE_TOLERANCE)
+    assert attribution.values_N[[0, -1]].tolist() == [0, 0]  # [CLS] and [SEP] are equal in the baseline
 
 
-def test_every_token_belongs_to_the_sentence_it_lies_in(source, case):
+def test_tokens_are_assigned_to_their_sentences(source, case):
+    """Every token is counted for the sentence that contains it."""
     record = read_clinical(case, source.schema)
-    pieces = sentences(record, source.schema, "values")
+    rendered = sentences(record, source.schema, "values")
     text = render(record, source.schema, "values")
-    for (name, start, end), (same, sentence) in zip(field_spans(pieces), pieces, strict=True):
+    for (name, start, end), (same, sentence) in zip(field_spans(rendered), rendered, strict=True):
         assert (name, text[start:end]) == (same, sentence)
     tokenizer = source.load(0).tokenizer
     offsets = tokenizer.offsets(text, max_length=512)
     assert len(offsets) == tokenizer.encode([text], max_length=512).input_ids_BT.shape[1]
     ones = np.ones(len(offsets))
-    counts = sum_by_field(ones, offsets, field_spans(pieces))
-    for name, start, end in field_spans(pieces):
+    counts = sum_by_field(ones, offsets, field_spans(rendered))
+    for name, start, end in field_spans(rendered):
         assert counts[name] == sum(start <= a and b <= end for a, b in offsets if b > a)
 
 
-def test_a_field_that_was_cut_off_is_told_as_not_read(source, case):
+def test_truncated_field_has_no_attribution(source, case):
+    """A field whose sentence was cut off has attribution None."""
     record = read_clinical(case, source.schema)
-    pieces = sentences(record, source.schema, "values")
+    rendered = sentences(record, source.schema, "values")
     text = render(record, source.schema, "values")
     tokenizer = source.load(0).tokenizer
     offsets = tokenizer.offsets(text, max_length=12)
     assert len(offsets) == 12
     assert offsets[-1] == (0, 0)
-    counts = sum_by_field(np.ones(12), offsets, field_spans(pieces))
-    assert counts[pieces[0][0]] is not None
-    assert counts[pieces[-1][0]] is None
+    counts = sum_by_field(np.ones(12), offsets, field_spans(rendered))
+    assert counts[rendered[0][0]] is not None
+    assert counts[rendered[-1][0]] is None
 
 
-def test_the_report_is_a_piece_of_its_own(source, case, tmp_path):
+def test_report_is_a_separate_span(source, case, tmp_path):
+    """A free-text report is a separate span without a field name."""
     record = read_clinical(case, source.schema)
     with_report = type(record)(**{**vars(record), "report": " Coarse liver. "})
     pieces = sentences(with_report, source.schema, "values")
@@ -138,13 +154,15 @@ def test_groups_add_up_to_the_whole_and_name_every_class_and_image_type():
         assert magnitudes == sorted(magnitudes, reverse=True)
 
 
-def test_the_top_features_are_those_of_the_largest_magnitude_of_either_sign():
+def test_top_features_have_the_largest_magnitudes():
+    """The top features are sorted by magnitude, whatever their sign, without zeros."""
     values = np.zeros(len(FEATURE_NAMES))
     values[[3, 700, 1780]] = [0.5, -2.0, 1.0]
     assert top_features(values, 20) == [(FEATURE_NAMES[700], -2.0), (FEATURE_NAMES[1780], 1.0), (FEATURE_NAMES[3], 0.5)]
 
 
-def test_fields_are_averaged_over_the_folds_that_read_them():
+def test_fields_are_averaged_over_folds_that_include_them():
+    """A field's mean is over the folds whose text includes it."""
     from types import SimpleNamespace
 
     folds = (SimpleNamespace(fields={"a": 1.0, "b": None}), SimpleNamespace(fields={"a": 3.0, "b": -4.0, "c": None}))
@@ -152,8 +170,9 @@ def test_fields_are_averaged_over_the_folds_that_read_them():
     assert strongest_fields(mean_fields(folds)) == [("b", -4.0), ("a", 2.0)]
 
 
-def test_the_ring_is_told_within_its_bounds_and_uniform_attention_as_all_tokens(ready):
-    model, inputs, encoded, _ = ready
+def test_ring_attention_is_within_its_bounds(encoded_fold):
+    """Effective tokens and shares are within their bounds; uniform attention has all tokens."""
+    model, inputs, encoded, _ = encoded_fold
     with torch.no_grad():
         fused = model.network.fuse(encoded.ct_features, encoded.text_features, inputs.radiomics)
     features = (fused.clinical_BC, fused.radiomics_BC, fused.image_BC)
@@ -161,17 +180,18 @@ def test_the_ring_is_told_within_its_bounds_and_uniform_attention_as_all_tokens(
     arcs = ring_attention(tcaf, features)
     assert [(a.own, a.other) for a in arcs] == [(m, MODALITIES[(i + 1) % 3]) for i, m in enumerate(MODALITIES)]
     assert all(1 <= a.effective_tokens <= a.tokens + 1e-3 and 0 <= a.share_of_other <= 1 for a in arcs)
-    alike = tuple(torch.ones_like(f) for f in features)
-    assert all(a.effective_tokens == pytest.approx(a.tokens, rel=1e-4) for a in ring_attention(tcaf, alike))
+    uniform = tuple(torch.ones_like(f) for f in features)
+    assert all(a.effective_tokens == pytest.approx(a.tokens, rel=1e-4) for a in ring_attention(tcaf, uniform))
     assert ring_attention(None, features) == ()
 
 
-def test_a_bundles_models_are_the_runs(tiny_bundle: Path, random_run: Path):
+def test_bundle_models_equal_the_runs(tiny_bundle: Path, random_run: Path):
+    """The weights of a bundle's folds equal those of the run it was exported from."""
     from tmi.runtime.explain.model_source import open_bundle_models
 
     run, bundle = open_run_models(random_run), open_bundle_models(tiny_bundle)
     assert bundle.folds == run.folds
     for fold in run.folds:
-        mine, theirs = run.load(fold).network.state_dict(), bundle.load(fold).network.state_dict()
-        assert mine.keys() == theirs.keys()
-        assert all(torch.equal(mine[k], theirs[k]) for k in mine)
+        expected, actual = run.load(fold).network.state_dict(), bundle.load(fold).network.state_dict()
+        assert expected.keys() == actual.keys()
+        assert all(torch.equal(expected[k], actual[k]) for k in expected)

@@ -1,4 +1,4 @@
-"""The map lies on what decided: a lesion that alone makes the label, wherever it is and however the CT is stored.
+"""The map lies on what determines the label: a synthetic lesion, for every position and every CT orientation.
 
 Lengths are in half widths of the volume: 0.22 is a lesion of 35 mm radius in a volume of 320 mm.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from factories.lesion_model import SHAPE_DHW, accuracy, draw_batch, hounsfield, lesion_config, train_lesion_network
+from factories.lesion_model import SHAPE_DHW, accuracy, hounsfield, lesion_config, sample_batch, train_lesion_network
 from tmi.runtime.explain.explainer import ct_map
 from tmi.runtime.explain.inputs import FoldInputs
 from tmi.runtime.explain.parameter_randomization import randomization_test
@@ -24,7 +24,7 @@ from tmi.toolkit.imaging.volume import read_ct, write_on_ct_grid
 RADIUS = 0.22
 HALF_MM = np.array([160.0, 150.0, 120.0])
 PLACES = ((0.43, 0.43, 0.1), (-0.4, 0.15, -0.35), (0.3, -0.35, 0.4))
-"""x, y, z of lesions; none lies near a plane of symmetry, so that a flip is far away."""
+"""x, y, z of lesions; none lies near a plane of symmetry, so that a flip moves it far."""
 ORIENTATIONS = [
     "".join(signs[axis] for axis in order)
     for order in itertools.permutations(range(3))
@@ -41,45 +41,45 @@ def network():
 
 @pytest.fixture(scope="session")
 def other_inputs():
-    """Text and radiomics that mean nothing to the network."""
-    _, ids, mask, radiomics, _ = draw_batch(np.random.default_rng(8), 1, lesion_config())
+    """Text and radiomics that are independent of the label."""
+    _, ids, mask, radiomics, _ = sample_batch(np.random.default_rng(8), 1, lesion_config())
     return ids, mask, radiomics
 
 
 def store(folder: Path, place: tuple[float, float, float] | None, orientation: str, shape: tuple[int, ...]) -> Case:
-    """A CT of the body with a lesion at `place`, stored in an orientation and with voxels of some size."""
+    """Write a CT of the body with a lesion at `place`, in an orientation and with a shape."""
     affine = np.diag([*(2 * HALF_MM / shape), 1.0])
     affine[:3, 3] = -HALF_MM + HALF_MM / shape
     index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
     hu = hounsfield((index @ affine[:3, :3] + affine[:3, 3]) / HALF_MM, place, RADIUS)
     hu = hu + np.random.default_rng(3).normal(0, 6.0, shape)
     image = nib.Nifti1Image(np.rint(hu).astype(np.int16), affine)
-    turn = nib.orientations.ornt_transform(
+    transform = nib.orientations.ornt_transform(
         nib.io_orientation(affine), nib.orientations.axcodes2ornt(tuple(orientation))
     )
-    nib.save(image.as_reoriented(turn), folder / "ct.nii.gz")
+    nib.save(image.as_reoriented(transform), folder / "ct.nii.gz")
     return Case(folder=folder, case_id="P1")
 
 
-def looked_at(case: Case, network, other_inputs) -> tuple[np.ndarray, np.ndarray]:
-    """The map as its file on the CT's grid says: values, and where their voxels lie in the world, x y z."""
+def map_in_world(case: Case, network, other_inputs) -> tuple[np.ndarray, np.ndarray]:
+    """Values of the written map file, and the world coordinates x, y, z of its voxels."""
     config, ct = lesion_config(), read_ct(case)
     ids, mask, radiomics = other_inputs
     volume = torch.from_numpy(prepare_ct(ct, config.ct)[None])
     inputs = FoldInputs(ct=volume, input_ids=ids, attention_mask=mask, radiomics=radiomics)
     with torch.no_grad():
         text = network.encode_text(ids, mask)
-    made = ct_map(network, inputs, text, 1, SHAPE_DHW)
+    map_DHW = ct_map(network, inputs, text, 1, SHAPE_DHW)
     file = case.folder / "map.nii.gz"
-    write_on_ct_grid(resample_to_ct_grid(made, ct.array_DHW.shape, config.ct), case, file)
+    write_on_ct_grid(resample_to_ct_grid(map_DHW, ct.array_DHW.shape, config.ct), case, file)
     image = nib.load(file)
     values = image.get_fdata()
     index = np.stack(np.meshgrid(*map(np.arange, values.shape), indexing="ij"), axis=-1)
     return values, (index @ image.affine[:3, :3].T + image.affine[:3, 3]) / HALF_MM
 
 
-def require_on(place: tuple[float, float, float], values: np.ndarray, world: np.ndarray) -> None:
-    """The bounds that docs/explain.md states."""
+def require_map_on(place: tuple[float, float, float], values: np.ndarray, world: np.ndarray) -> None:
+    """Require the bounds that docs/explain.md states."""
     distance = np.linalg.norm(world - np.array(place), axis=-1)
     strong = np.clip(values - 0.5, 0, None)
     centre = (world * strong[..., None]).sum(axis=(0, 1, 2)) / strong.sum()
@@ -89,35 +89,40 @@ def require_on(place: tuple[float, float, float], values: np.ndarray, world: np.
     assert density > 2.5
 
 
-def test_the_network_tells_a_lesion_and_nothing_else(network):
+def test_network_uses_the_lesion_only(network):
+    """The network classifies the lesion and ignores text and radiomics."""
     assert accuracy(network) > 0.9
-    ct, ids, mask, radiomics, _ = draw_batch(np.random.default_rng(4), 8, lesion_config())
+    ct, ids, mask, radiomics, _ = sample_batch(np.random.default_rng(4), 8, lesion_config())
     with torch.no_grad():
-        said = network(ct, ids, mask, radiomics).logits_BK
-        other = network(ct, ids.flip(0), mask, radiomics.flip(0)).logits_BK
-    assert torch.equal(said.argmax(1), other.argmax(1))
+        logits = network(ct, ids, mask, radiomics).logits_BK
+        shuffled = network(ct, ids.flip(0), mask, radiomics.flip(0)).logits_BK
+    assert torch.equal(logits.argmax(1), shuffled.argmax(1))
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_map_lies_on_the_lesion_and_moves_with_it_at_every_spacing(place, shape, network, other_inputs, tmp_path):
-    require_on(place, *looked_at(store(tmp_path, place, "LPS", shape), network, other_inputs))
+def test_map_follows_the_lesion_at_every_spacing(place, shape, network, other_inputs, tmp_path):
+    """The map lies on the lesion for every position and spacing."""
+    require_map_on(place, *map_in_world(store(tmp_path, place, "LPS", shape), network, other_inputs))
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_the_map_lies_on_the_lesion_in_every_orientation(orientation, network, other_inputs, tmp_path):
+def test_map_lies_on_the_lesion_in_every_orientation(orientation, network, other_inputs, tmp_path):
+    """The map lies on the lesion in all 48 orientations of the file."""
     shape = SHAPES[ORIENTATIONS.index(orientation) % len(SHAPES)]
-    require_on(PLACES[0], *looked_at(store(tmp_path, PLACES[0], orientation, shape), network, other_inputs))
+    require_map_on(PLACES[0], *map_in_world(store(tmp_path, PLACES[0], orientation, shape), network, other_inputs))
 
 
 @pytest.mark.parametrize("axis", range(3))
-def test_a_flipped_map_would_be_found(axis, network, other_inputs, tmp_path):
-    values, world = looked_at(store(tmp_path, PLACES[2], "RAS", SHAPES[0]), network, other_inputs)
+def test_flipped_map_is_detected(axis, network, other_inputs, tmp_path):
+    """A map that is flipped along any axis fails the bounds."""
+    values, world = map_in_world(store(tmp_path, PLACES[2], "RAS", SHAPES[0]), network, other_inputs)
     with pytest.raises(AssertionError):
-        require_on(PLACES[2], np.flip(values, axis), world)
+        require_map_on(PLACES[2], np.flip(values, axis), world)
 
 
-def test_randomised_weights_no_longer_show_the_lesion(network, other_inputs, tmp_path):
+def test_randomised_weights_lose_the_lesion(network, other_inputs, tmp_path):
+    """The cascade ends with a dissimilar map and restores the weights."""
     case = store(tmp_path, PLACES[0], "RAS", SHAPES[0])
     ids, mask, radiomics = other_inputs
     volume = torch.from_numpy(prepare_ct(read_ct(case), lesion_config().ct)[None])
@@ -126,13 +131,13 @@ def test_randomised_weights_no_longer_show_the_lesion(network, other_inputs, tmp
         text = network.encode_text(ids, mask)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
-    def make() -> np.ndarray:
+    def compute_map() -> np.ndarray:
         return ct_map(network, inputs, text, 1, SHAPE_DHW)
 
-    trained = make()
-    steps = randomization_test(network, make, trained)
+    trained = compute_map()
+    steps = randomization_test(network, compute_map, trained)
     assert [s.down_to for s in steps] == ["head", "interaction", *(f"stage {n}" for n in (4, 3, 2, 1)), "stem"]
     assert steps[-1].rank_correlation is None or abs(steps[-1].rank_correlation) < 0.5
     assert steps[-1].ssim < 0.5
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
-    assert np.array_equal(make(), trained)
+    assert np.array_equal(compute_map(), trained)

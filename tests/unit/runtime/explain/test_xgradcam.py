@@ -1,4 +1,4 @@
-"""XGrad-CAM against sums written out by hand, and against Grad-CAM where the two must agree."""
+"""XGrad-CAM against explicit sums, and against Grad-CAM where both are equal."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def grad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
     return torch.einsum("c,c...->...", alpha, activation).relu()
 
 
-def by_hand(a: np.ndarray, g: np.ndarray) -> np.ndarray:
-    """The page's formula as plain loops in float64."""
+def explicit_cam(a: np.ndarray, g: np.ndarray) -> np.ndarray:
+    """The formula of docs/explain.md as plain loops in float64."""
     channels, depth, height, width = a.shape
     cam = np.zeros(a.shape[1:])
     for c in range(channels):
@@ -36,7 +36,7 @@ def by_hand(a: np.ndarray, g: np.ndarray) -> np.ndarray:
 
 
 class Small(nn.Module):
-    """Two stages of one convolution, a global average, two logits: gradients can be written down."""
+    """Two stages of one convolution, a global average, two logits: its gradients have a closed form."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,64 +50,69 @@ class Small(nn.Module):
         return self.out(self.second(self.first(x)).mean(dim=(2, 3, 4)))
 
 
-def test_the_formula_is_the_written_one():
+def test_cam_equals_the_explicit_sum():
+    """`xgradcam` equals the formula written as loops."""
     a, g = random(5, 3, 4, 2).abs(), random(5, 3, 4, 2, seed=1)
-    expected = by_hand(a.double().numpy(), g.double().numpy())
+    expected = explicit_cam(a.double().numpy(), g.double().numpy())
     assert (expected > 0).any()
     np.testing.assert_allclose(xgradcam(a, g).numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("target", [0, 1])
-def test_both_stages_of_a_small_network_are_as_computed_by_hand(target):
+def test_stage_cams_equal_closed_form_gradients(target):
+    """The CAMs of both stages equal those of closed-form gradients."""
     network, x = Small().eval().requires_grad_(False), random(1, 1, 4, 6, 6, seed=2)
     logit, cams = stage_cams(lambda: network(x)[0, target], [network.first, network.second])
     assert logit == network(x)[0, target]
-    # second stage: dy/dA is the class's weight over the number of positions, everywhere
+    # Second stage: dy/dA is the class's weight divided by the number of positions, everywhere.
     first = network.first(x)
     second = network.second(first)[0]
     positions = second[0].numel()
     slope = (network.out.weight[target] / positions)[:, None, None, None].expand_as(second)
     np.testing.assert_allclose(
-        cams[1].numpy(), by_hand(second.double().numpy(), slope.double().numpy()), rtol=1e-4, atol=1e-6
+        cams[1].numpy(), explicit_cam(second.double().numpy(), slope.double().numpy()), rtol=1e-4, atol=1e-6
     )
-    # first stage: through the 1x1x1 convolution with stride 2, only even positions, where the second stage is on
-    back = torch.zeros_like(first[0])
-    on = (second > 0) * slope
+    # First stage: through the 1x1x1 convolution with stride 2, only even positions where the second stage is active.
+    gradient = torch.zeros_like(first[0])
+    active = (second > 0) * slope
     kernel = network.second[0].weight[:, :, 0, 0, 0]
-    back[:, ::2, ::2, ::2] = torch.einsum("ok,odhw->kdhw", kernel, on)
+    gradient[:, ::2, ::2, ::2] = torch.einsum("ok,odhw->kdhw", kernel, active)
     np.testing.assert_allclose(
-        cams[0].numpy(), by_hand(first[0].double().numpy(), back.double().numpy()), rtol=1e-4, atol=1e-6
+        cams[0].numpy(), explicit_cam(first[0].double().numpy(), gradient.double().numpy()), rtol=1e-4, atol=1e-6
     )
 
 
-def test_it_is_grad_cam_where_the_gradient_is_constant_over_space():
+def test_equals_grad_cam_for_constant_gradients():
     """alpha_c = g_c * sum(A_c) / (sum(A_c) + eps) = g_c: the mean of a constant gradient."""
     a = random(6, 4, 5, 3).abs() + 0.1
     g = random(6, seed=1)[:, None, None, None].expand_as(a)
     torch.testing.assert_close(xgradcam(a, g), grad_cam(a, g), rtol=1e-4, atol=1e-5)
 
 
-def test_it_is_grad_cam_where_the_activation_is_constant_over_space():
+def test_equals_grad_cam_for_constant_activations():
     """alpha_c = sum_x (1/N) g_c(x): the mean of the gradient, whatever the gradient."""
     a = (random(6, seed=4).abs() + 0.1)[:, None, None, None].expand(6, 4, 5, 3)
     g = random(6, 4, 5, 3, seed=5)
     torch.testing.assert_close(xgradcam(a, g), grad_cam(a, g), rtol=1e-4, atol=1e-5)
 
 
-def test_it_is_not_grad_cam_elsewhere():
+def test_differs_from_grad_cam_in_general():
+    """For other activations and gradients the result differs from Grad-CAM."""
     a, g = random(6, 4, 5, 3).abs(), random(6, 4, 5, 3, seed=5)
     assert not torch.allclose(xgradcam(a, g), grad_cam(a, g), rtol=0.05)
 
 
-def test_a_silent_channel_neither_counts_nor_divides_by_zero():
+def test_zero_channel_is_ignored():
+    """A channel that is 0 everywhere does not contribute and does not divide by 0."""
     a, g = random(3, 2, 2, 2).abs(), random(3, 2, 2, 2, seed=1)
     a[1] = 0
-    kept = [0, 2]
+    nonzero = [0, 2]
     assert xgradcam(a, g).isfinite().all()
-    torch.testing.assert_close(xgradcam(a, g), xgradcam(a[kept], g[kept]))
+    torch.testing.assert_close(xgradcam(a, g), xgradcam(a[nonzero], g[nonzero]))
 
 
-def test_the_map_is_the_scaled_mean_of_the_scaled_stages_on_the_input_grid():
+def test_map_is_the_scaled_mean_of_scaled_cams():
+    """The map is the mean of the scaled, resampled CAMs, scaled again."""
     coarse, fine = random(2, 2, 2).abs(), 100 * random(4, 4, 4, seed=1).abs()
     shape = (8, 8, 8)
     resampled = [
@@ -121,17 +126,20 @@ def test_the_map_is_the_scaled_mean_of_the_scaled_stages_on_the_input_grid():
 
 
 @pytest.mark.parametrize("value", [0.0, 3.5])
-def test_a_constant_cam_says_nothing_about_places(value):
+def test_constant_cam_becomes_zero(value):
+    """A constant CAM has no spatial information and becomes 0."""
     assert torch.equal(unit_range(torch.full((2, 2, 2), value)), torch.zeros(2, 2, 2))
 
 
-def test_a_stage_that_does_not_run_is_not_passed_over():
+def test_stage_that_does_not_run_raises():
+    """A stage that the network does not run raises instead of being skipped."""
     network, x = Small().eval(), random(1, 1, 4, 6, 6)
     with pytest.raises(ValueError, match="2 stages ran, not 3"):
         stage_cams(lambda: network(x)[0, 0], [network.first, network.second, nn.Identity()])
 
 
-def test_hooks_are_gone_afterwards_even_when_the_network_fails():
+def test_hooks_are_removed_after_an_error():
+    """The hooks are removed even if the network raises."""
     network = Small()
 
     def broken() -> Tensor:
@@ -142,8 +150,9 @@ def test_hooks_are_gone_afterwards_even_when_the_network_fails():
     assert not network.first._forward_hooks
 
 
-def test_nothing_before_the_first_stage_keeps_a_graph():
-    network, x = Small(), random(1, 1, 4, 6, 6)  # weights that need gradients, as those of a run read anew
+def test_no_graph_before_the_first_stage():
+    """No gradient reaches weights before the first stage's output."""
+    network, x = Small(), random(1, 1, 4, 6, 6)  # weights that require gradients
     _, cams = stage_cams(lambda: network(x)[0, 0], [network.first, network.second])
     assert not any(cam.requires_grad for cam in cams)
     assert network.first[0].weight.grad is None

@@ -1,4 +1,4 @@
-"""`tmi report`: what its pages hold, what they must not, and how a browser takes them."""
+"""`tmi report`: contents of its pages, what they must not contain, and their behaviour in a browser."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from factories.browser import Browser, find_chromium
-from factories.cases import STRANGE
+from factories.cases import MARKUP_CASE_ID
 from factories.tmi_command import tmi
 from tmi.runtime.explain.anatomy import read_anatomy
 from tmi.runtime.explain.overlay import Picture
@@ -22,11 +22,11 @@ from tmi.runtime.serving.results import RESEARCH_USE
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.imaging.volume import Volume
 
-MOST_BYTES = 5_000_000
+MAX_BYTES = 5_000_000
 
 
 class Addresses(HTMLParser):
-    """Every address that a page would load something from, and its elements."""
+    """Collects every address that a page loads, and its elements."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,18 +45,20 @@ def pages(reported) -> dict[str, str]:
     return {p.name: p.read_text(encoding="utf-8") for p in sorted(reported[0].rglob("*.html"))}
 
 
-def test_a_page_a_case_and_an_index_and_a_refused_case_stops_no_other(reported, pages):
+def test_every_predicted_case_has_a_page(reported, pages):
+    """Every predicted case has a page; a rejected one is listed in the index and stops no other."""
     _, outcome = reported
     assert outcome.code == 3, outcome.err
-    assert set(pages) == {"index.html", "P1.html", f"{STRANGE}.html"}
+    assert set(pages) == {"index.html", "P1.html", f"{MARKUP_CASE_ID}.html"}
     assert "error: case P3: clinical.json has no object" in outcome.err
     assert "report of 2 case(s) in" in outcome.out
     assert "clinical-malformed: clinical.json has no object" in pages["index.html"].replace("&#34;", '"')
 
 
-def test_every_page_is_one_file_below_5_mb_that_loads_nothing(pages):
+def test_pages_are_small_and_load_nothing(pages):
+    """Every page is one file below 5 MB without external addresses."""
     for name, text in pages.items():
-        assert len(text.encode()) < MOST_BYTES, name
+        assert len(text.encode()) < MAX_BYTES, name
         found = Addresses()
         found.feed(text)
         assert [a[:60] for a in found.loaded if not a.startswith(("data:", "#"))] == [], name
@@ -64,44 +66,49 @@ def test_every_page_is_one_file_below_5_mb_that_loads_nothing(pages):
         assert not re.search(r"https?://|url\(|@import|fetch\(|XMLHttp|WebSocket", text), name
 
 
-def test_a_page_tells_answer_folds_evidence_bundle_and_purpose(pages, tiny_bundle):
+def test_page_shows_prediction_and_provenance(pages, tiny_bundle):
+    """A page shows prediction, folds, parity checks, bundle, purpose and warnings."""
     from tmi.runtime.bundle.reader import inspect_bundle
 
     text = pages["P1.html"]
     document = tmi("predict", Path(tiny_bundle).parent / "nowhere", "--bundle", tiny_bundle, "--json").document
     bundle = inspect_bundle(tiny_bundle)
     assert bundle.digest == document["bundle"]["digest"]
-    for told in (
+    for expected in (
         bundle.digest,
         RESEARCH_USE,
-        "Spread over the folds",
+        "Standard deviation over the folds",
         "no calibration against outcomes",
         "(used here)",
     ):
-        assert told in text
-    gates = [r for r in bundle.manifest.parity if r.engine == "openvino"]
-    assert f"{len(gates)} of {len(gates)}" in text
+        assert expected in text
+    records = [r for r in bundle.manifest.parity if r.engine == "openvino"]
+    assert f"{len(records)} of {len(records)}" in text
     assert "radiomics-clipped" in text
     assert "trained on synthetic cases, not on patients" in text
 
 
-def test_no_patient_beyond_the_case_id_and_nothing_of_a_reports_text_is_in_a_page(pages):
+def test_pages_hold_no_patient_id_and_no_report_text(pages):
+    """Pages contain neither the patient id nor the text of a report."""
     for name, text in pages.items():
         assert "patient-P" not in text, name
         assert "Secret words" not in text, name
-    assert "Free-text report" in pages[f"{STRANGE}.html"]
+    assert "Free-text report" in pages[f"{MARKUP_CASE_ID}.html"]
 
 
-def test_a_case_id_that_looks_like_markup_stays_text(pages):
-    for name in ("index.html", f"{STRANGE}.html"):
+def test_markup_in_a_case_id_is_escaped(pages):
+    """A case id that contains markup is shown as text."""
+    for name in ("index.html", f"{MARKUP_CASE_ID}.html"):
         found = Addresses()
         found.feed(pages[name])
         assert not [named for _, named in found.elements if "onmouseover" in named]
         assert "&lt;b onmouseover=" in pages[name]
 
 
-def test_landmarks_labels_and_alternative_texts_are_there(pages):
-    """What a reader with a screen reader needs, without a browser; axe looks closer where there is one."""
+def test_landmarks_labels_and_alternative_texts(pages):
+    """Pages have the landmarks, labels and alternative texts that screen readers need; axe checks more where a browser
+    is installed.
+    """
     for name, text in pages.items():
         found = Addresses()
         found.feed(text)
@@ -121,7 +128,8 @@ def test_landmarks_labels_and_alternative_texts_are_there(pages):
         assert all("<caption>" in table and 'scope="' in table for table in tables)
 
 
-def test_a_report_is_not_written_over_without_force(reported, cohort, tiny_bundle):
+def test_report_is_not_overwritten_without_force(reported, cohort, tiny_bundle):
+    """An existing report is unchanged without `--force`."""
     before = (reported[0] / "index.html").read_bytes()
     outcome = tmi("report", cohort / "P1", "--bundle", tiny_bundle, "--out", reported[0])
     assert outcome.code == 2
@@ -129,8 +137,11 @@ def test_a_report_is_not_written_over_without_force(reported, cohort, tiny_bundl
     assert (reported[0] / "index.html").read_bytes() == before
 
 
-def test_slices_keep_the_budget_their_proportions_and_the_centre(monkeypatch):
-    """Noise is the worst that a picture's compression can meet; the budget here is cut like the volume."""
+def test_slices_respect_the_budget(monkeypatch):
+    """Slices stay within the budget, keep their proportions and include the centre.
+
+    Noise is the worst case for the compression; the budget is reduced like the volume.
+    """
     monkeypatch.setattr("tmi.runtime.report.slices.BUDGET_BYTES", budget := 1_500_000)
     noise = np.random.default_rng(0).integers(-160, 240, (20, 60, 60), dtype=np.int16)
     ct = Volume(array_DHW=noise, affine_xyz=np.diag([5.0, 5.0, 18.0, 1.0]))
@@ -138,18 +149,19 @@ def test_slices_keep_the_budget_their_proportions_and_the_centre(monkeypatch):
     planes = page_slices(picture, (7, 23, 45))
     size = sum(len(s["ct"]) + len(s["map"]) for plane in planes for s in plane.slices)
     assert size <= budget
-    assert planes[0].width == 240  # 240 pixels for the longest side, 360 mm; two finer levels did not fit
+    assert planes[0].width == 240  # 240 pixels for the longest side, 360 mm; finer levels exceed the budget
     assert [plane.slices[plane.start]["number"] for plane in planes] == [8, 24, 46]
     assert [plane.width / plane.height for plane in planes] == pytest.approx([1.0, 300 / 360, 300 / 360], rel=0.02)
 
 
-def test_anatomy_without_a_mask_is_centred_on_the_body(cohort):
-    anatomy = read_anatomy(Case(folder=cohort / STRANGE, case_id="P2"))
+def test_anatomy_without_mask_is_centred_on_the_body(cohort):
+    """Without a liver mask the centre is the body's."""
+    anatomy = read_anatomy(Case(folder=cohort / MARKUP_CASE_ID, case_id="P2"))
     assert anatomy.liver_DHW is None
     assert all(abs(c - n / 2) < 0.2 * n for c, n in zip(anatomy.centre_DHW, anatomy.ct.array_DHW.shape, strict=True))
 
 
-# in a browser
+# tests in a browser
 
 
 @pytest.fixture(scope="module")
@@ -171,28 +183,33 @@ def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
 
-def test_a_page_opens_from_disk_without_a_fault_or_a_request(page, reported):
+def test_pages_open_without_errors_or_requests(page, reported):
+    """Pages open from disk without console messages and without requests."""
     page.screenshot()
     page.open(reported[0] / "index.html")
     page.screenshot()
     assert page.faults == []
 
 
-def test_a_fault_would_be_noticed(page):
+def test_planted_errors_are_detected(page):
+    """A planted console error and a planted request are detected."""
     page.run("console.error('planted'); fetch('https://example.org').catch(() => 0)")
     assert any("planted" in fault for fault in page.faults)
     assert any("Content Security Policy" in fault or "request:" in fault for fault in page.faults)
 
 
-def test_the_arrow_keys_move_the_picture(page):
+def test_arrow_keys_change_the_slice(page):
+    """The arrow keys change picture, label and alternative text."""
     page.run("document.getElementById('slice').focus()")
-    before, told = pixels(page.screenshot()), page.run("document.getElementById('told').textContent")
+    before, label_before = pixels(page.screenshot()), page.run("document.getElementById('told').textContent")
     page.press("ArrowLeft")
     page.press("ArrowLeft")
-    after, now = pixels(page.screenshot()), page.run("document.getElementById('told').textContent")
-    assert told != now
-    assert re.fullmatch(r"axial slice \d+ of 24", now)
-    assert page.run("document.getElementById('ct').alt").startswith(f"CT, {now}; the patient's right is on the left")
+    after, label_after = pixels(page.screenshot()), page.run("document.getElementById('told').textContent")
+    assert label_before != label_after
+    assert re.fullmatch(r"axial slice \d+ of 24", label_after)
+    assert page.run("document.getElementById('ct').alt").startswith(
+        f"CT, {label_after}; the patient's right is on the left"
+    )
     box = page.run("(() => { const r = document.getElementById('stage').getBoundingClientRect(); "
                    "return [r.left, r.top, r.right, r.bottom].map(Math.round) })()")  # fmt: skip
     left, top, right, bottom = box
@@ -201,7 +218,8 @@ def test_the_arrow_keys_move_the_picture(page):
     assert page.faults == []
 
 
-def test_planes_turn_and_each_keeps_its_slice(page):
+def test_each_plane_keeps_its_slice(page):
+    """Switching planes changes the marks, and each plane keeps its slice."""
     page.run("document.querySelector('input[value=sagittal]').click()")
     marks = "[...document.querySelectorAll('.mark')].map(m => m.textContent).join('')"
     assert page.run(marks) == "APSI"
@@ -215,7 +233,8 @@ def test_planes_turn_and_each_keeps_its_slice(page):
     assert page.run("document.getElementById('told').textContent") == last
 
 
-def test_the_map_can_be_taken_off_with_the_keyboard(page):
+def test_map_can_be_hidden_with_the_keyboard(page):
+    """The space key on the checkbox hides the map."""
     before = pixels(page.screenshot())
     page.run("document.getElementById('show-map').focus()")
     page.press(" ")
@@ -223,23 +242,24 @@ def test_the_map_can_be_taken_off_with_the_keyboard(page):
     assert np.abs(before - pixels(page.screenshot())).sum() > 10_000
 
 
-def test_the_index_sorts_and_filters(page, reported):
+def test_index_sorts_and_filters(page, reported):
+    """The index sorts by columns and filters by text and decision."""
     page.open(reported[0] / "index.html")
     cases = "[...document.querySelectorAll('#cases tbody tr')].filter(r => !r.hidden).map(r => r.cells[0].textContent)"
     by_p = "[...document.querySelectorAll('#cases th button')][2].click()"
-    listed = page.run(cases)
+    all_cases = page.run(cases)
     page.run(by_p)
-    up = page.run(cases)
+    ascending = page.run(cases)
     page.run(by_p)
-    down = page.run(cases)
-    assert up[-1] == down[-1] == "P3"  # no figure: last, whichever way
-    assert up[:2] == down[1::-1]
+    descending = page.run(cases)
+    assert ascending[-1] == descending[-1] == "P3"  # without a probability: last in both directions
+    assert ascending[:2] == descending[1::-1]
     assert page.run("document.querySelectorAll('#cases th')[2].getAttribute('aria-sort')") == "descending"
     page.run(
         "(() => { const f = document.getElementById('find'); f.value = 'P1'; f.dispatchEvent(new Event('input')) })()"
     )
     assert page.run(cases) == ["P1"]
-    assert page.run("document.getElementById('told').textContent") == f"1 of {len(listed)} cases shown"
+    assert page.run("document.getElementById('told').textContent") == f"1 of {len(all_cases)} cases shown"
     page.run("(() => { document.getElementById('find').value = ''; const d = document.getElementById('decision'); "
              "d.value = 'refused'; d.dispatchEvent(new Event('change')) })()")  # fmt: skip
     assert page.run(cases) == ["P3"]
@@ -247,7 +267,8 @@ def test_the_index_sorts_and_filters(page, reported):
     assert page.faults == []
 
 
-def test_axe_finds_no_serious_fault_of_accessibility(page, reported):
+def test_axe_finds_no_serious_violation(page, reported):
+    """Axe finds no serious or critical violation; a planted one is found."""
     try:
         scripts = files("axe-core-python") or []
     except PackageNotFoundError:
@@ -258,14 +279,15 @@ def test_axe_finds_no_serious_fault_of_accessibility(page, reported):
         page.run(axe)
         found = page.run("axe.run().then(r => ({passed: r.passes.length, "
                          "faults: r.violations.map(v => [v.impact, v.id, v.nodes[0].html])}))")  # fmt: skip
-        assert found["passed"] > 15, "axe looked at nothing"
+        assert found["passed"] > 15, "axe checked nothing"
         assert [f for f in found["faults"] if f[0] in ("serious", "critical")] == [], name
     page.run("document.querySelector('#find').labels[0].remove()")
     planted = page.run("axe.run().then(r => r.violations.filter(v => v.impact === 'critical').map(v => v.id))")
     assert "label" in planted
 
 
-def test_it_prints_to_a4_without_the_controls(page):
+def test_print_is_a4_without_controls(page):
+    """The print layout is A4 and hides the controls."""
     printed = page.pdf()
     assert printed.startswith(b"%PDF")
     box = re.search(rb"/MediaBox ?\[ ?0 0 ([\d.]+) ([\d.]+) ?\]", printed)

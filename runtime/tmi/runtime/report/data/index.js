@@ -3,18 +3,18 @@
   const body = document.querySelector("#cases tbody");
   const rows = [...body.rows];
   const text = document.getElementById("find"), decision = document.getElementById("decision");
-  const told = document.getElementById("told");
+  const status = document.getElementById("told");
 
   function filter() {
-    const wanted = text.value.trim().toLowerCase();
+    const query = text.value.trim().toLowerCase();
     let shown = 0;
     for (const row of rows) {
-      const fits = row.textContent.toLowerCase().includes(wanted) &&
+      const matches = row.textContent.toLowerCase().includes(query) &&
         (decision.value === "" || row.dataset.decision === decision.value);
-      row.hidden = !fits;
-      shown += fits;
+      row.hidden = !matches;
+      shown += matches;
     }
-    told.textContent = `${shown} of ${rows.length} cases shown`;
+    status.textContent = `${shown} of ${rows.length} cases shown`;
   }
 
   function sort(button) {
@@ -26,7 +26,7 @@
     const numeric = head.dataset.kind === "number";
     rows.sort((a, b) => {
       const x = key(a), y = key(b);
-      if (numeric) {  // cases without a figure come last, whichever way
+      if (numeric) {  // cases without a number come last in both directions
         if (x === "" || y === "") return (x === "") - (y === "");
         return up ? x - y : y - x;
       }
