@@ -29,7 +29,7 @@ NOISE_HU = 12.0
 
 
 def write_bench_case(folder: Path, schema: Schema, *, seed: int, shape_XYZ: tuple[int, int, int] = SCANNER_XYZ) -> Case:
-    """Write CT, radiomics table and clinical record to an empty or missing folder; the same seed gives the same values."""
+    """Write CT, radiomics table and clinical record to an empty or missing folder; equal seeds give equal values."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, 11])
     hu_XYZ, affine = _ct(rng, shape_XYZ, seed)
