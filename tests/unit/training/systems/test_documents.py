@@ -24,7 +24,7 @@ def rows(page: str, header: str) -> list[list[str]]:
 
 def test_documented_models_match_registry():
     """The table of docs/systems.md has one row for each row of the registry, with the same content."""
-    assert rows(SYSTEMS_PAGE, "| `--model` | sees") == [
+    assert rows(SYSTEMS_PAGE, "| `--model` | uses") == [
         [f"`{name}`", ", ".join(spec.modalities), spec.backend, spec.description, spec.source]
         for name, spec in SYSTEMS.items()
     ]
