@@ -1,8 +1,8 @@
-"""The pipeline that a MONAI user would write: MONAI transforms, the eager float32 network, a transformers tokenizer.
+"""The baseline pipeline: MONAI transforms, the eager float32 network and a transformers tokenizer.
 
-It is written with care, so that the comparison is fair: the same weights, warm, threads for all cores, inference mode,
-no gradient, text padded to 512 as the field's examples do it. The clinical record is rendered and the features are
-read and scaled by this project's own code on both sides.
+For a fair comparison it has the same weights, is warm, uses threads on all cores and inference mode, and pads the text
+to 512 tokens as common examples do. Both pipelines render the clinical record and read and scale the features with the
+code of `tmi`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from transformers import PreTrainedTokenizerFast
 
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engines.eager import EagerEngine
-from tmi.runtime.engines.graph_engine import available_cores
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import render
 from tmi.toolkit.clinical.schema import stored_schema
+from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.config.schema import CtConfig
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.radiomics.table import read_table
@@ -32,7 +32,7 @@ PADDED = 512
 
 
 def ct_transforms(config: CtConfig) -> Callable[[Path], torch.Tensor]:
-    """A NIfTI file to [1,D,H,W], as `tmi` prepares it."""
+    """Transforms from a NIfTI file to [1, D, H, W], equal to the preprocessing of `tmi`."""
     depth, height, width = config.shape_DHW
     low, high = config.window_hu
     to_low, to_high = config.scale_to
@@ -48,7 +48,7 @@ def ct_transforms(config: CtConfig) -> Callable[[Path], torch.Tensor]:
 
 
 class MonaiPipeline:
-    """A bundle's model in eager PyTorch; `predict` answers a case folder, `seconds` says where the time went."""
+    """The model of a bundle in eager PyTorch; `predict` takes a case folder, `seconds` has the time of each stage."""
 
     def __init__(self, bundle: Path) -> None:
         opened = open_bundle(bundle)
@@ -79,12 +79,14 @@ class MonaiPipeline:
                   for name, t in self._tokenizers.items()}  # fmt: skip
         marks.append(perf_counter())
         with torch.inference_mode():
-            seen = {name: self._module(name)(ct) for name in dict.fromkeys(f.ct for f in self._folds)}
+            ct_features = {name: self._module(name)(ct) for name in dict.fromkeys(f.ct for f in self._folds)}
             marks.append(perf_counter())
-            read = {name: self._module(name)(t["input_ids"], t["attention_mask"]) for name, t in tokens.items()}
+            text_features = {
+                name: self._module(name)(t["input_ids"], t["attention_mask"]) for name, t in tokens.items()
+            }
             marks.append(perf_counter())
             logits = [
-                fusion(seen[fold.ct], read[fold.text], torch.from_numpy(radiomics[:, f]))[0]
+                fusion(ct_features[fold.ct], text_features[fold.text], torch.from_numpy(radiomics[:, f]))[0]
                 for f, (fold, fusion) in enumerate(zip(self._folds, self._module("fusion"), strict=True))
             ]
             p_K = torch.stack(logits).double().softmax(-1).mean(0)[0]

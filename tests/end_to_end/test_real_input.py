@@ -16,8 +16,8 @@ from tmi.toolkit.cases.case import open_case
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.imaging.volume import read_ct, read_mask
-from tmi.toolkit.radiomics.extractor import read_table, write_table
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
+from tmi.toolkit.radiomics.table import read_table, write_table
 
 
 @pytest.fixture(scope="module")

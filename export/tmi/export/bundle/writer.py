@@ -35,7 +35,7 @@ from tmi.export.checks.acceptance import (
     validate_engines,
     write_file,
 )
-from tmi.export.checks.eager_reference import eager_reference, float32_noise, float64_reference
+from tmi.export.checks.eager_reference import compute_eager_reference, float32_noise, float64_reference
 from tmi.export.checks.preprocessing_reference import golden_case_reference
 from tmi.export.checks.real_cases import read_real_cases, write_real_cases
 from tmi.export.checks.validation_set import ValidationSet, write_engine_outputs
@@ -205,7 +205,7 @@ class _BundleWriter:
         )
         models = FoldModels(self.run)
         self.progress(f"running the eager model on {count} golden cases")
-        reference = eager_reference(models, partition, golden)
+        reference = compute_eager_reference(models, partition, golden)
         require_finite(reference)
         reference_float64 = float64_reference(models, partition, golden)
         validation_set = ValidationSet(

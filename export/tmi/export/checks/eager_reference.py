@@ -22,7 +22,7 @@ FLOAT64_MAX_VOXELS = 2**20
 """Maximum voxels of a CT for a float64 reference. Above it torch's float64 convolutions need too much memory."""
 
 
-def eager_reference(models: FoldModels, partition: GraphPartition, golden: GoldenInputs) -> Outputs:
+def compute_eager_reference(models: FoldModels, partition: GraphPartition, golden: GoldenInputs) -> Outputs:
     """Features [B,C] of every distinct encoder and logits [B,F,K] of every fold, in float32."""
     return _run_eager(models, partition, golden, torch.float32)
 

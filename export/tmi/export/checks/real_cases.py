@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tmi.export.checks.eager_reference import eager_reference
+from tmi.export.checks.eager_reference import compute_eager_reference
 from tmi.export.checks.validation_set import RealCase
 from tmi.export.graphs.partition import FoldModels, GraphPartition
 from tmi.runtime.verification.golden_inputs import GoldenInputs, GoldenText
@@ -52,7 +52,7 @@ def read_real_cases(
     real_cases = []
     for case in cases:
         inputs = _network_inputs(prepare_case(case, run.config, run.schema, modalities=modalities), run, partition)
-        real_cases.append(RealCase(inputs=inputs, reference=eager_reference(models, partition, inputs)))
+        real_cases.append(RealCase(inputs=inputs, reference=compute_eager_reference(models, partition, inputs)))
     return real_cases
 
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tmi.export.checks.graph_summary import GraphSummary, NormNode
-from tmi.toolkit.compute.quiet import Ignored, quiet
+from tmi.toolkit.compute.silence import Ignored, quiet
 
 NORMS = {
     "aten::layer_norm": (2, 4),

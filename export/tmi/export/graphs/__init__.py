@@ -2,3 +2,7 @@
 
 `registry` is the table of the artefact kinds that an export can write.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -20,7 +20,7 @@ from onnxscript.optimizer import fold_constants_ir
 from torch import Tensor, nn
 
 from tmi.runtime.bundle.manifest import GraphSpec
-from tmi.toolkit.compute.quiet import Ignored, quiet
+from tmi.toolkit.compute.silence import Ignored, quiet
 
 OPSET = 20
 """Opset of every graph. The file's IR version is 9."""

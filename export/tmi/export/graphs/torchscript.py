@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.jit._trace import TracerWarning  # the public name is not exported for type checkers
 
 from tmi.runtime.bundle.manifest import GraphSpec
-from tmi.toolkit.compute.quiet import quiet
+from tmi.toolkit.compute.silence import quiet
 
 
 def write_torchscript(module: nn.Module, spec: GraphSpec, example: tuple[Tensor, ...], path: Path) -> None:

@@ -2,3 +2,7 @@
 
 TensorRT takes the precision of each layer from the graph. The FP16 error is therefore measurable without a GPU.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,3 +2,7 @@
 
 `registry` is an import-free table. The package of an engine is imported when the engine is opened.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tmi.runtime.bundle.manifest import GraphSpec
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.graph_engine import GraphEngine
-from tmi.toolkit.compute.quiet import Ignored, quiet
+from tmi.toolkit.compute.silence import Ignored, quiet
 
 
 class TorchScriptEngine(GraphEngine):

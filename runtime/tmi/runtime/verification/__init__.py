@@ -2,3 +2,7 @@
 
 The export, the start-up of an engine and `tmi verify` run the same checks.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,7 +13,7 @@ from factories.cached_traces import use_cached_traces
 from factories.nano import nano
 from factories.random_run import write_random_run
 from tmi.export.bundle.writer import export_run
-from tmi.export.checks.eager_reference import eager_reference
+from tmi.export.checks.eager_reference import compute_eager_reference
 from tmi.export.graphs.partition import FoldModels, calibrated_weights, partition_run
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.verification.golden_inputs import make_golden
@@ -51,7 +51,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, nano_bundle: Path) -> tup
         folds=2,
         vocabularies=bundle.manifest.golden["vocabularies"],
     )
-    return folder / "bundle", eager_reference(FoldModels(raw), partition_run(raw), golden)
+    return folder / "bundle", compute_eager_reference(FoldModels(raw), partition_run(raw), golden)
 
 
 @pytest.mark.parametrize("file", ["golden.safetensors", "evidence/onnx.safetensors"])

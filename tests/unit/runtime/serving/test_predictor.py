@@ -19,8 +19,8 @@ from tmi.runtime.bundle.manifest import Manifest
 from tmi.toolkit.cases.case import Case, open_case
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.preprocessing.pipeline import PreparedCase
-from tmi.toolkit.radiomics.extractor import read_table, write_table
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
+from tmi.toolkit.radiomics.table import read_table, write_table
 
 
 def p_bad(results) -> dict[str, float]:

@@ -20,7 +20,8 @@ from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.schema import CLASSES, N_RADIOMICS
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.volume import read_ct, read_mask
-from tmi.toolkit.radiomics.extractor import extract, read_table
+from tmi.toolkit.radiomics.extractor import extract
+from tmi.toolkit.radiomics.table import read_table
 from tmi.toolkit.storage.atomic_files import write_json
 from tmi.toolkit.synthetic.clinical_record import BLOOD, PARTS, REMARK, sample_person, sample_record
 from tmi.toolkit.synthetic.cohort import ORIENTATIONS, STORAGE_TYPES, Storage, make_cohort, plan_cohort, write_images

@@ -29,12 +29,17 @@ def import_(
         Path | None, typer.Option("--mask", help="Liver mask: NIfTI, NRRD, MHA, DICOM SEG or RTSTRUCT.")
     ] = None,
     mask_label: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            "--mask-label", help="Label or segment, by number or name. Default: the one named liver, or the only one."
+            "--mask-label",
+            metavar="LABEL[,LABEL]",
+            help="Label or segment, by number or name; several are joined. Default: the one named liver, or the only.",
         ),
     ] = None,
-    roi: Annotated[str | None, typer.Option("--roi", help="ROI of an RTSTRUCT, by name.")] = None,
+    roi: Annotated[
+        list[str] | None,
+        typer.Option("--roi", metavar="NAME[,NAME]", help="ROI of an RTSTRUCT, by name; several are joined."),
+    ] = None,
     clinical: Annotated[Path | None, typer.Option("--clinical", help="Clinical record (clinical.json).")] = None,
     radiomics: Annotated[Path | None, typer.Option("--radiomics", help="Table of the features (CSV).")] = None,
     patient_id: Annotated[
@@ -59,6 +64,7 @@ def import_(
 
         tmi import cases/P001 --ct dicom/ --mask liver.dcm --clinical P001.json
         tmi import cases/P002 --ct ct.nii.gz --mask total.nii.gz --mask-label liver
+        tmi import cases/P003 --ct volume-3.nii --mask segmentation-3.nii --mask-label 1,2
         tmi import cohort --table cohort.xlsx --map mapping.yaml
     """
     if table is not None or mapping is not None:
@@ -83,8 +89,8 @@ def import_(
             ct=ct,
             mask=mask,
             series=series,
-            mask_label=mask_label,
-            roi=roi,
+            mask_label=mask_label[0] if mask_label is not None and len(mask_label) == 1 else mask_label,
+            roi=roi[0] if roi is not None and len(roi) == 1 else roi,
             clinical=clinical,
             radiomics=radiomics,
             patient_id=patient_id,

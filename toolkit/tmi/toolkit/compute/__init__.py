@@ -2,3 +2,7 @@
 
 The lowest layer of the toolkit: no dependency on cases, images or models.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

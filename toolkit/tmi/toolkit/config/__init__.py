@@ -2,3 +2,7 @@
 
 Every setting is a documented field and is validated on construction.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

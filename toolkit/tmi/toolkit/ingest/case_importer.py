@@ -29,6 +29,7 @@ from tmi.toolkit.clinical.record import KEYS, MAX_BYTES
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.ingest.image_files import LoadedCt, RawFinding, is_image_file, read_image_ct
+from tmi.toolkit.ingest.mask_labels import Wanted
 from tmi.toolkit.qc.case_checks import Finding, check_case
 from tmi.toolkit.qc.check_registry import CHECKS
 from tmi.toolkit.qc.image_checks import check_ct
@@ -86,8 +87,8 @@ def import_case(
     ct: Path | None,
     mask: Path | None = None,
     series: str | None = None,
-    mask_label: str | int | None = None,
-    roi: str | None = None,
+    mask_label: Wanted | None = None,
+    roi: Wanted | None = None,
     clinical: Path | Mapping[str, Any] | None = None,
     radiomics: Path | None = None,
     patient_id: str | None = None,
@@ -101,7 +102,8 @@ def import_case(
         ct: folder of a DICOM series, or NIfTI, NRRD or MetaImage file; None writes a case without images.
         mask: NIfTI, NRRD, MetaImage, DICOM SEG or RTSTRUCT file.
         series: SeriesInstanceUID or number in the listing, if the folder holds several CT series.
-        mask_label: label or segment, by number or name; None selects the liver (`choose_label`).
+        mask_label: label or segment, by number or name, or several to join (`"1,2"`, `[1, 2]`); None selects the liver
+            (`choose_labels`).
         roi: same for the ROI of an RTSTRUCT; excludes `mask_label`.
         clinical: path of a `clinical.json`, or its content. A blood_date is replaced by its distance in days to the CT.
         radiomics: table of the features, by name.
@@ -162,11 +164,14 @@ def _check_written_case(
     label: str | None,
 ) -> ImportedCase:
     """Combine the findings of the reader with those of `tmi check` on the written case."""
+    checked = check_case(case)
+    found = {f.code for f in checked} & {"mask-gap"}  # an RTSTRUCT's reader and the check of the mask find the same
     findings = [
         Finding(case_id=case.case_id, code=code, severity=CHECKS[code].severity, message=message, fix=fix)
         for code, message, fix in raw
+        if code not in found
     ]
-    findings += check_case(case)
+    findings += checked
     missing = tuple(f for f in findings if _is_pending(f, case))
     return ImportedCase(
         case=case,
@@ -179,7 +184,7 @@ def _check_written_case(
 
 
 def _validate_arguments(
-    out: Path, ct: Path | None, mask: Path | None, mask_label: str | int | None, roi: str | None,
+    out: Path, ct: Path | None, mask: Path | None, mask_label: Wanted | None, roi: Wanted | None,
     clinical: Path | Mapping[str, Any] | None, radiomics: Path | None, fixes: Collection[str],
 ) -> None:  # fmt: skip
     if unknown := sorted(set(fixes) - set(IMPORT_FIXES)):

@@ -11,13 +11,13 @@ import numpy as np
 
 from tmi.toolkit.cases.case import MASK_FILE
 from tmi.toolkit.cases.provenance import Repair
-from tmi.toolkit.compute.quiet import quiet
+from tmi.toolkit.compute.silence import quiet
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.mask_resampling import place_mask, resample_mask
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.ingest.dicom.headers import READ_ERRORS, is_dicom_file, open_dicom
 from tmi.toolkit.ingest.image_files import LoadedCt, RawFinding, is_image_file, read_image
-from tmi.toolkit.ingest.mask_labels import ChosenLabel, choose_label
+from tmi.toolkit.ingest.mask_labels import ChosenLabel, Wanted, choose_labels, join_labels, split_labels
 from tmi.toolkit.storage.hashing import sha256_file
 
 MAX_LABELS = 4096
@@ -33,7 +33,7 @@ class ImportedMask:
     source: Mapping[str, Any]
     """Description of the source for `case.json`, without identifying values."""
     label: ChosenLabel
-    """Label that was selected."""
+    """Label that was selected, or the joined ones."""
     findings: tuple[RawFinding, ...] = ()
     """Warnings of the reader."""
     repairs: tuple[Repair, ...] = ()
@@ -41,39 +41,62 @@ class ImportedMask:
 
 
 def import_mask(
-    path: Path, ct: LoadedCt, *, wanted: str | int | None, fixes: Collection[str], case_id: str
+    path: Path, ct: LoadedCt, *, wanted: Wanted | None, fixes: Collection[str], case_id: str
 ) -> ImportedMask:
-    """Read one label of a mask and place it on the grid of the CT.
+    """Read one label of a mask, or several joined ones, and place it on the grid of the CT.
 
     Args:
         path: image file, DICOM SEG or RTSTRUCT file, or folder with exactly one DICOM file.
         ct: CT that the mask belongs to.
-        wanted: label, segment or ROI, by number or name; None selects the liver (`choose_label`).
+        wanted: labels, segments or ROIs, by number or name; None selects the liver (`choose_labels`).
         fixes: `mask-grid` allows nearest-neighbour resampling from another grid.
         case_id: case id for error messages.
 
     Raises:
         InputRejectedError: mask-..., dicom-patient-mismatch.
-        UsageError: `path` is a folder with no DICOM file or several.
+        UsageError: `path` is a folder with no DICOM file or several; `wanted` contains an empty item.
     """
+    parts = split_labels(wanted)
     if is_image_file(path):
         return _from_image(path, ct, wanted, fixes, case_id)
-    return _from_dicom(_dicom_file(path, case_id), ct, wanted, fixes, case_id)
+    file = _dicom_file(path, case_id)
+    if len(parts) < 2:
+        return _from_dicom(file, ct, parts[0] if parts else None, fixes, case_id)
+    if isinstance(wanted, str):
+        try:  # a name may contain a comma
+            return _from_dicom(file, ct, wanted, fixes, case_id)
+        except InputRejectedError as error:
+            if error.code != "mask-label":
+                raise
+    return _join([_from_dicom(file, ct, part, fixes, case_id) for part in parts])
 
 
-def _from_image(
-    path: Path, ct: LoadedCt, wanted: str | int | None, fixes: Collection[str], case_id: str
-) -> ImportedMask:
+def _join(masks: list[ImportedMask]) -> ImportedMask:
+    """Return the union of masks on one grid."""
+    array = np.logical_or.reduce([m.volume.array_DHW for m in masks])
+    label = join_labels([m.label for m in masks])
+    source = {**masks[0].source, "voxels": int(np.count_nonzero(array))}
+    source.update({key: label.recorded for key in ("segment", "roi") if key in source})
+    return ImportedMask(
+        volume=replace(masks[0].volume, array_DHW=array),
+        source=source,
+        label=label,
+        findings=tuple(dict.fromkeys(f for m in masks for f in m.findings)),
+        repairs=masks[0].repairs,
+    )
+
+
+def _from_image(path: Path, ct: LoadedCt, wanted: Wanted | None, fixes: Collection[str], case_id: str) -> ImportedMask:
     image = read_image(path, kind="mask", case_id=case_id)
     labels = _as_labels(image.volume, case_id)
     values, counts = np.unique(labels.array_DHW, return_counts=True)
     if values.size > MAX_LABELS:
         raise _input_error("mask-unreadable", "the mask file holds an image, not labels", "give the mask", case_id)
     present = {int(v): int(n) for v, n in zip(values, counts, strict=True) if v != 0}
-    label = choose_label(wanted, image.label_names, present, case_id=case_id)
-    mask = Volume(array_DHW=labels.array_DHW == label.number, affine_xyz=labels.affine_xyz)
+    label = choose_labels(wanted, image.label_names, present, case_id=case_id)
+    mask = Volume(array_DHW=np.isin(labels.array_DHW, label.numbers), affine_xyz=labels.affine_xyz)
     kind = "segmentation-nrrd" if image.is_segmentation else "label-map"
-    source = {"kind": kind, "label": label.number, "labels": len(present)}
+    source = {"kind": kind, "label": label.recorded, "labels": len(present)}
     return _place_on_grid(mask, ct, label, source, path, fixes, case_id, cropped=image.is_segmentation)
 
 

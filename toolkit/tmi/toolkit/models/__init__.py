@@ -2,3 +2,7 @@
 
 The only room of the toolkit that imports torch; `registry` itself does not.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

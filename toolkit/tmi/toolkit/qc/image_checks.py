@@ -19,6 +19,7 @@ from tmi.toolkit.imaging.nifti import is_sheared
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.qc.check_registry import CHECKS
 from tmi.toolkit.qc.hu_checks import RawFinding, check_slices, check_values, sampled
+from tmi.toolkit.qc.mask_shape import check_shape
 
 SPACING_MM = (0.2, 12.0)
 WIDTH_MM = (100.0, 1200.0)
@@ -96,7 +97,7 @@ def check_mask(ct: Volume, mask: Volume, *, in_hu: bool = True) -> Iterator[RawF
 
     Args:
         ct: the CT.
-        mask: the mask, on the CT's grid.
+        mask: the mask, on the CT's grid; not empty.
         in_hu: whether the CT is in Hounsfield units; if not, the values under the mask are not checked.
     """
     inside: NDArray[np.bool_] = mask.array_DHW.astype(bool, copy=False)
@@ -123,13 +124,14 @@ def check_mask(ct: Volume, mask: Volume, *, in_hu: bool = True) -> Iterator[RawF
             f"{MASK_FILE} touches the volume's {', '.join(touched)} face: part of the liver is cut off",
             "give a CT that covers the whole liver",
         )
-    if in_hu:
-        yield from _check_content(ct, inside)
-
-
-def _check_content(ct: Volume, inside: NDArray[np.bool_]) -> Iterator[RawFinding]:
-    """Check that the voxels under the mask look like a liver: values, orientation and side of the body."""
     box = _bounding_box(inside)
+    yield from check_shape(inside[box])
+    if in_hu:
+        yield from _check_content(ct, inside, box)
+
+
+def _check_content(ct: Volume, inside: NDArray[np.bool_], box: tuple[slice, slice, slice]) -> Iterator[RawFinding]:
+    """Check that the voxels under the mask look like a liver: values, orientation and side of the body."""
     fraction, mean_hu = _liver_statistics(ct.array_DHW[box], inside[box])
     if fraction < SKIP_MIRROR_FRACTION:
         # flipping the CT and keeping the mask is equivalent to flipping the mask, and the box stays valid

@@ -21,24 +21,10 @@ from tmi.toolkit.radiomics.fast_extractor import extract_fast, reference_path_re
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.radiomics.image_filters import to_image
 from tmi.toolkit.radiomics.pyradiomics import load, pyradiomics_quiet, reference_extractor
-from tmi.toolkit.radiomics.settings import SETTINGS, SETTINGS_DIGEST
-from tmi.toolkit.radiomics.table import missing_features, read_table, write_table
+from tmi.toolkit.radiomics.settings import SETTINGS
 
 if TYPE_CHECKING:
     from tmi.toolkit.imaging.volume import Volume
-
-__all__ = [
-    "FEATURE_NAMES",
-    "SETTINGS",
-    "SETTINGS_DIGEST",
-    "ExtractedFeatures",
-    "extract",
-    "extract_reference",
-    "extract_with_note",
-    "missing_features",
-    "read_table",
-    "write_table",
-]
 
 
 @dataclass(frozen=True, kw_only=True)

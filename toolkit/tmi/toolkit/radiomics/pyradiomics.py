@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tmi.toolkit.compute.quiet import quiet
+from tmi.toolkit.compute.silence import quiet
 from tmi.toolkit.errors import UnavailableError
 from tmi.toolkit.radiomics.settings import PYRADIOMICS_VERSION, SETTINGS
 

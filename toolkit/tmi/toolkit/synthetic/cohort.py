@@ -217,7 +217,8 @@ def _initialize_worker() -> None:
 def make_case(plan: CasePlan, stage: Path, model: LatentSeverityModel) -> dict[str, Any]:
     """Write one case folder below `stage` and return its entry in `truth.json`."""
     from tmi.toolkit.imaging.volume import read_ct, read_mask
-    from tmi.toolkit.radiomics.extractor import extract, write_table
+    from tmi.toolkit.radiomics.extractor import extract
+    from tmi.toolkit.radiomics.table import write_table
 
     # independent streams: signals and grid, storage, record, phantom
     streams = np.random.SeedSequence([plan.seed, 2, plan.index]).spawn(4)

@@ -2,3 +2,7 @@
 
 Scalers and tokenizers are fitted on the inner training part of a fold alone.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,3 +2,7 @@
 
 `statistics` contains confidence intervals and tests: bootstrap, DeLong, McNemar, Holm.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

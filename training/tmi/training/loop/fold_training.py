@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
 from tmi.toolkit.clinical.tokenizer import Tokenizer
-from tmi.toolkit.compute.quiet import Ignored, quiet
+from tmi.toolkit.compute.silence import Ignored, quiet
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit

@@ -2,3 +2,7 @@
 
 No message contains the value of a patient's DICOM element.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

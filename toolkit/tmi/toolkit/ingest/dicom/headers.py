@@ -31,7 +31,7 @@ from pydicom.uid import (
     JPEGTransferSyntaxes,
 )
 
-from tmi.toolkit.compute.quiet import quiet
+from tmi.toolkit.compute.silence import quiet
 from tmi.toolkit.errors import InputRejectedError
 
 READ_ERRORS = (
@@ -219,9 +219,10 @@ def decode_hu(header: SliceHeader, *, case_id: str) -> tuple[NDArray[np.generic]
                     _require_jpeg_2000_size(bytes(data.PixelData[: 2**16]), header.shape)
                 elif UID(header.syntax) in JPEGLSTransferSyntaxes:
                     _require_jpeg_size(get_frame(data.PixelData, 0, number_of_frames=1), header.shape)
-                stored = pixel_array(data)
+                stored = pixel_array(data, correct_unused_bits=False)
             else:
                 raise _unsupported_syntax_error(header, case_id)
+            pass
     except (*READ_ERRORS, MemoryError) as error:
         raise unreadable_file_error(header.number, case_id) from error
     if stored.shape != header.shape or stored.dtype.kind not in "iu":
@@ -229,6 +230,27 @@ def decode_hu(header: SliceHeader, *, case_id: str) -> tuple[NDArray[np.generic]
     # Padding is defined on stored values (PS3.3 C.7.5.1.1.2), so it is found before the rescale.
     padding = _is_padding(stored, header)
     return _rescale(stored, slope, intercept), padding
+
+
+def _keep_stored_bits(pixels: NDArray[Any], data: Any) -> NDArray[Any]:
+    """Clear the bits that do not belong to the value (overlays, remains) and extend its sign (PS3.5 8.1.1).
+
+    The value has BitsStored bits, the highest of which is HighBit. Decoders return all bits of a cell or codestream.
+
+    Raises:
+        ValueError: the bits do not lie in the cell.
+    """
+    stored, allocated = int(data.BitsStored), int(data.BitsAllocated)
+    high = data.get("HighBit")
+    shift = 0 if high is None else int(high) + 1 - stored
+    if not (stored >= 1 and shift >= 0 and stored + shift <= allocated <= 32):
+        raise ValueError("bits stored")
+    if stored == allocated or pixels.dtype.kind not in "iu":
+        return pixels
+    values = (pixels.astype(np.int64) >> shift) & ((1 << stored) - 1)
+    if int(data.PixelRepresentation) == 1:
+        values -= (values >> (stored - 1)) << stored  # two's complement
+    return values.astype(np.int32)
 
 
 def _is_decodable(syntax: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tmi.toolkit.compute.quiet import quiet
+from tmi.toolkit.compute.silence import quiet
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.ingest.dicom.headers import READ_ERRORS

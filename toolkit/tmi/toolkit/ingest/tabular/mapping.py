@@ -196,10 +196,10 @@ class ImageSource:
     """Column of the radiomics table; an empty cell means no table."""
     series: str | None = None
     """Column of the series to select in a DICOM folder."""
-    mask_label: str | int | None = None
-    """Label of the liver in the masks, by number or name."""
-    roi: str | None = None
-    """ROI name of the liver in RTSTRUCT masks."""
+    mask_label: str | int | tuple[str | int, ...] | None = None
+    """Label of the liver in the masks, by number or name; several are joined (`"1,2"`, `[1, 2]`)."""
+    roi: str | tuple[str, ...] | None = None
+    """ROI name of the liver in RTSTRUCT masks; several are joined."""
     fixes: tuple[str, ...] = ()
     """Codes of the repairs to apply."""
 

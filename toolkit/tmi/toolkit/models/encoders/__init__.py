@@ -2,3 +2,7 @@
 
 Each maps one modality to a feature vector.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

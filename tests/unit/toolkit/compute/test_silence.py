@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 
-from tmi.toolkit.compute.quiet import Ignored, quiet
+from tmi.toolkit.compute.silence import Ignored, quiet
 from tmi.toolkit.radiomics.pyradiomics import pyradiomics_quiet
 
 

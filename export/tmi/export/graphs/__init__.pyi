@@ -1,0 +1,16 @@
+from .onnx import write_onnx as write_onnx
+from .partition import FoldModels as FoldModels
+from .partition import GraphPartition as GraphPartition
+from .partition import MultiFoldFusion as MultiFoldFusion
+from .partition import StateDict as StateDict
+from .partition import example_inputs as example_inputs
+from .partition import graph_spec as graph_spec
+from .partition import partition_run as partition_run
+from .partition import read_weights as read_weights
+from .partition import require_exportable as require_exportable
+from .partition import weights_digest as weights_digest
+from .registry import EXPORTERS as EXPORTERS
+from .registry import TYPED as TYPED
+from .registry import exporter_spec as exporter_spec
+from .registry import import_target as import_target
+from .registry import require_exporter as require_exporter

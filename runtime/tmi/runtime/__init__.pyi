@@ -1,0 +1,5 @@
+from .serving.predictor import Predictor as Predictor
+from .serving.results import FoldPrediction as FoldPrediction
+from .serving.results import Notice as Notice
+from .serving.results import Prediction as Prediction
+from .serving.results import RejectedCase as RejectedCase

@@ -1,0 +1,10 @@
+from .benchmark import BenchmarkPlan as BenchmarkPlan
+from .benchmark import BenchmarkReport as BenchmarkReport
+from .benchmark import BenchmarkWorker as BenchmarkWorker
+from .benchmark import EngineBenchmark as EngineBenchmark
+from .benchmark import choose_engines as choose_engines
+from .benchmark import measure as measure
+from .interleaved_timing import InterleavedTimer as InterleavedTimer
+from .interleaved_timing import Ratio as Ratio
+from .interleaved_timing import ratio as ratio
+from .synthetic_case import write_bench_case as write_bench_case

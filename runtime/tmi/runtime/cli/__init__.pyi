@@ -1,0 +1,1 @@
+from .bench_worker import WORKER as WORKER

@@ -1,0 +1,16 @@
+from .embedding_cache import EmbeddingCache as EmbeddingCache
+from .embedding_cache import reused_branches as reused_branches
+from .ensemble import Features as Features
+from .ensemble import TokenIds as TokenIds
+from .ensemble import encode_ct as encode_ct
+from .ensemble import encode_text as encode_text
+from .ensemble import encoder_graphs as encoder_graphs
+from .ensemble import fold_std as fold_std
+from .ensemble import fuse as fuse
+from .ensemble import fusion_inputs as fusion_inputs
+from .ensemble import probabilities as probabilities
+from .ensemble import run_folds as run_folds
+from .ensemble import softmax as softmax
+from .token_padding import concatenate_tokens as concatenate_tokens
+from .token_padding import group_by_length as group_by_length
+from .token_padding import trim_padding as trim_padding

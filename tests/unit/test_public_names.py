@@ -1,0 +1,270 @@
+"""The public names of every room: what its `__init__.pyi` exports, and what other rooms may import from it."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from factories.paths import ROOT
+
+PACKAGES = ("toolkit", "runtime", "training", "export")
+PUBLIC_NAMES = {
+    "tmi.export.bundle": """
+        build_bundle export_run
+    """,
+    "tmi.export.checks": """
+        Progress ValidationSet audit_file audit_fold_files audit_stored_weights
+        compute_eager_reference epsilons float32_noise float64_reference golden_case_reference
+        read_real_cases read_summary require_finite split_failed_optional validate_engines
+        validate_real_cases write_engine_outputs write_file write_real_cases
+    """,
+    "tmi.export.cli": "",
+    "tmi.export.graphs": """
+        EXPORTERS FoldModels GraphPartition MultiFoldFusion StateDict TYPED example_inputs
+        exporter_spec graph_spec import_target partition_run read_weights require_exportable
+        require_exporter weights_digest write_onnx
+    """,
+    "tmi.export.tensorrt": """
+        BuildOptions FP16_MAX PLANS PlanRequest add_plans add_typed_graphs build_blocker build_plan
+        emulate_fp16 emulation_session pending_engines read_typed require_complete require_precision
+        require_target run_emulation save to_fp16
+    """,
+    "tmi.runtime.benchmark": """
+        BenchmarkPlan BenchmarkReport BenchmarkWorker EngineBenchmark InterleavedTimer Ratio
+        choose_engines measure ratio write_bench_case
+    """,
+    "tmi.runtime.bundle": """
+        Bundle CheckResult ClinicalSpec EVIDENCE_FOLDER FUSION FoldSpec GOLDEN_CASE_FILE GOLDEN_FILE
+        GraphSpec MANIFEST_FILE MODEL_CARD_FILE Manifest ParityError REAL_CASES_FILE Role SBOM_FILE
+        SIGNATURE_FILE SIGNED TensorSpec UNCHECKED UNSIGNED check_signature fingerprint
+        inspect_bundle manifest_to_json open_bundle require_passed sign_bundle write_manifest
+    """,
+    "tmi.runtime.cli": """
+        WORKER
+    """,
+    "tmi.runtime.cli.tables": """
+        checks_table emulation_lines engines_table failures_table plans_table print_table
+        print_timing stages_table to_csv wide_console
+    """,
+    "tmi.runtime.engines": """
+        AUTO Arrays ENGINES ENGINES_REJECTED ERRORS_ONLY EagerEngine Engine EngineRecord FLOAT16
+        FLOAT32 Gpu GraphEngine TENSORRT TF32 as_runtime_errors choose_engine cpu_name
+        driver_incompatibility engine_precision engine_record engine_spec find_gpu graph_precisions
+        hardware installed missing_requirement open_engine package_version plan_precision
+        rejected_at_export require_gpu validated_at_export
+    """,
+    "tmi.runtime.explain": """
+        BAR_MM CaseExplanation Explainer ModelSource OUTLINE Picture REPORT_FIELD TOP_FEATURES
+        case_document ct_only_document ct_only_map explain_case feature_class grey image_type
+        map_colours open_bundle_models open_run_models require_ct_only save_montage strongest_fields
+        sum_by_group top_features torch_threads write_explanation
+    """,
+    "tmi.runtime.inference": """
+        EmbeddingCache Features TokenIds concatenate_tokens encode_ct encode_text encoder_graphs
+        fold_std fuse fusion_inputs group_by_length probabilities reused_branches run_folds softmax
+        trim_padding
+    """,
+    "tmi.runtime.report": """
+        CASES case_page index_page
+    """,
+    "tmi.runtime.serving": """
+        BUNDLE_WARNINGS CaseResult FEATURE_WARNINGS Notice Prediction Predictor RESEARCH_USE
+        RejectedCase ResultLog document resolve_cases result_log_path result_to_json
+        stages_match_total sum_stages unaccounted_seconds
+    """,
+    "tmi.runtime.verification": """
+        BOUNDS ENGINE_ERRORS FLOAT64_PREFIX GoldenInputs GoldenText LogCallback Outputs PIPELINE
+        SELF_TEST_SKIPPED SHORT_TEXT Verification cached_result check_engine check_outputs
+        check_preprocessing failure_summary golden_config golden_count golden_from_manifest
+        largest_batch load_failure make_golden output_metadata read_references relative_error
+        run_self_test text_digest trimmed verify_bundle write_golden_case
+    """,
+    "tmi.toolkit.cases": """
+        CLINICAL_FILE COHORT_COLUMNS COHORT_FILE CT_FILE Case CaseRecord Cohort MASK_FILE
+        RADIOMICS_FILE RADIOMICS_RECORD_FILE Repair add_repair find_cases is_cohort is_folder
+        is_portable_name open_case open_cohort read_case_record write_case_record
+    """,
+    "tmi.toolkit.cli": """
+        print_error
+    """,
+    "tmi.toolkit.clinical": """
+        ClinicalRecord Encoded Field KEYS MAX_BYTES RENDERING_VERSIONS Rendering SCHEMA_FILE Schema
+        Tokenizer Value check_units load_schema read_clinical read_values render require_rendering
+        sentences store_schema stored_schema
+    """,
+    "tmi.toolkit.compute": """
+        ArrayAllocator BufferPool Ignored StageTimer available_cores quiet worker_pool
+    """,
+    "tmi.toolkit.config": """
+        AugmentationConfig CLASSES Config CtConfig CtEncoderConfig FusionConfig HeadConfig
+        LossConfig MODALITIES Modality N_RADIOMICS NetworkConfig POSITIVE PROJECT_FILE Project
+        RadiomicsConfig RadiomicsEncoderConfig Resnet2dConfig SimpleFfConfig TextEncoderConfig
+        TrainConfig VitConfig default_bundle load_project new_run_folder newest_finished_run
+        override paper preset tiny
+    """,
+    "tmi.toolkit.imaging": """
+        DEFLATE_RATIO Grid MAX_VOXELS PLANES Plane StreamingResampler Volume is_sheared open_nifti
+        place_mask prepare_ct read_ahead read_ct read_ct_file read_label_file read_label_names
+        read_labels read_mask require_same_grid resample_mask resample_to_ct_grid write_on_ct_grid
+    """,
+    "tmi.toolkit.ingest": """
+        ChosenLabel ImportedCase LoadedCt MAX_VOXELS RawFinding canonical_volume choose_label
+        import_case is_valid_affine
+    """,
+    "tmi.toolkit.ingest.dicom": """
+        READ_ERRORS is_dicom_file open_dicom read_dicom_ct read_rtstruct read_seg
+    """,
+    "tmi.toolkit.ingest.tabular": "",
+    "tmi.toolkit.models": """
+        AnyModule Logits MODEL_MODALITIES MultimodalNetwork NEURAL_MODELS active_modalities
+        apply_temperature create_network create_network_part ct_feature_width encoder_roles
+        load_weights_strict
+    """,
+    "tmi.toolkit.models.baselines": """
+        HfbsurvFusion MmdFusion MmdOutput SimpleFfFusion SliceFeatures
+    """,
+    "tmi.toolkit.models.encoders": """
+        CtEncoder RadiomicsEncoder SliceEncoder TextEncoder VitEncoder create_resnet2d
+    """,
+    "tmi.toolkit.models.tmi_clnet": """
+        Fusion FusionOutput SubsetFusion TmiClnet TripleModalCrossAttention feature_widths
+    """,
+    "tmi.toolkit.preprocessing": """
+        ExtractionOptions ExtractionResult PreparedCache PreparedCase clinical_inputs make_tables
+        prepare_case
+    """,
+    "tmi.toolkit.qc": """
+        AppliedRepair CHECKS Finding RadiomicsComparison check_case check_cases check_ct check_mask
+        document parse_codes raise_on_error repair
+    """,
+    "tmi.toolkit.radiomics": """
+        ExternalTable FEATURE_NAMES RadiomicsRecord RadiomicsScaler SETTINGS SETTINGS_DIGEST extract
+        extract_cached extract_reference file_digest missing_features package_versions
+        read_external_table read_mapping read_record read_table reference_path_reason
+        staleness_reason table_text write_record write_table
+    """,
+    "tmi.toolkit.storage": """
+        ContentCache DIGEST_BYTES DiskCache cache_root canonical_json digest from_json read_json
+        require_absent sha256_bytes sha256_file sha256_json staged_folder to_json write_json
+        write_text
+    """,
+    "tmi.toolkit.synthetic": """
+        Grid SYNTHETIC_NOTICE TRUTH_FILE disease_signs is_synthetic make_cohort modality_subsets
+        render sample_body
+    """,
+    "tmi.training.cli": "",
+    "tmi.training.comparison": """
+        CLINICAL CLINICAL_OVERRIDES ComparisonRuns Plan PlannedRun make_plan select_tables train_all
+        write_report
+    """,
+    "tmi.training.data": """
+        Batch CohortArrays EpochBatches FoldDataset find_duplicates fingerprint make_folds
+        prepare_cohort read_vocabulary write_augmentation_log
+    """,
+    "tmi.training.evaluation": """
+        METRICS Predictions SYNTHETIC TITLES aggregate_folds binary_metrics calibrate
+        estimator_features fit_threshold format_metric is_calibrated load_fold_network optimism_note
+        pool_folds positive_class_probability positive_probability predict_cases predict_estimator
+        predict_fold predict_logits read_predictions write_fold_report write_summary
+    """,
+    "tmi.training.evaluation.statistics": """
+        CONFIDENCE_LEVEL Curve DeLong McNemar N_REPLICATES bootstrap_weights delong_test
+        holm_correction interval mcnemar_test precision_recall reliability roc weighted_metrics
+    """,
+    "tmi.training.leakage_audit": """
+        AuditResult audit_cohort audit_folder not_checked require_same_cohort scratch_store
+    """,
+    "tmi.training.loop": """
+        FoldModule HardwareConfig RunResult TrainingCallbacks cross_validate estimate_memory
+        require_same_initial_weights resolve_accelerator set_frozen_eval set_vector_norms_eval
+    """,
+    "tmi.training.losses": """
+        Loss task_loss total_loss
+    """,
+    "tmi.training.pretrained": """
+        DOCUMENT_SCHEMA FIXED InitialWeights Initialization PRETRAINING_FILE SIZES VOCABULARY
+        WEIGHTS prepare_initialization require_matching_pretraining
+    """,
+    "tmi.training.systems": """
+        Arrays build_model build_network encoder_names encoders fit load loss_function probability
+        system_spec
+    """,
+    "tmi.training.text_pretraining": """
+        PretrainConfig pretrain value_at_position write_encoder
+    """,
+}
+"""Room -> its public names. A name that is added, renamed or removed changes this list on purpose."""
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file of every module of the four packages."""
+    files = [file for name in PACKAGES for file in (ROOT / name).rglob("*.py")]
+    dotted = {file: ".".join(file.relative_to(ROOT).with_suffix("").parts[1:]) for file in files}
+    return {name.removesuffix(".__init__"): file for file, name in dotted.items()}
+
+
+MODULES = modules()
+ROOMS = {name for name, file in MODULES.items() if file.name == "__init__.py" and name.count(".") > 1}
+
+
+def imports_from_other_rooms() -> list[tuple[str, str, str]]:
+    """Importing module, room and name of each name that a module imports from a module of another room."""
+    found = []
+    for importer, file in MODULES.items():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or node.module not in MODULES or node.level:
+                continue
+            room = node.module.rpartition(".")[0]
+            if room in ROOMS and room != importer.rpartition(".")[0]:
+                found += [(importer, room, a.name) for a in node.names if f"{node.module}.{a.name}" not in MODULES]
+    return found
+
+
+def test_list_has_every_room():
+    """A new room adds its line to the list."""
+    assert set(PUBLIC_NAMES) == ROOMS
+
+
+@pytest.mark.parametrize("room", PUBLIC_NAMES)
+def test_room_exports_its_public_names(room):
+    """`__all__` is the list, and each name can be imported from the room."""
+    package = importlib.import_module(room)
+    expected = PUBLIC_NAMES[room].split()
+    assert sorted(getattr(package, "__all__", [])) == sorted(expected)
+    assert [name for name in expected if not hasattr(package, name)] == []
+
+
+@pytest.mark.parametrize("room", PUBLIC_NAMES)
+def test_public_functions_and_classes_have_docstrings(room):
+    """What a newcomer finds by `help` says what it does."""
+    package = importlib.import_module(room)
+    objects = {name: getattr(package, name) for name in PUBLIC_NAMES[room].split()}
+    documented = {n: o for n, o in objects.items() if inspect.isclass(o) or inspect.isfunction(o)}
+    assert [name for name, item in documented.items() if not inspect.getdoc(item)] == []
+
+
+def test_rooms_import_only_public_names_of_each_other():
+    """What is not in a room's list is private to it."""
+    private = [
+        f"{importer} imports {name} of {room}"
+        for importer, room, name in imports_from_other_rooms()
+        if name not in PUBLIC_NAMES[room].split() and importlib.util.find_spec(f"{room}.{name}") is None
+    ]
+    assert private == []
+
+
+def test_importing_all_rooms_imports_nothing_heavy():
+    """The exports are lazy: a room's import loads none of its modules."""
+    program = (
+        f"import importlib, sys; [importlib.import_module(room) for room in {sorted(PUBLIC_NAMES)}];"
+        "print(*sorted({'torch', 'numpy', 'SimpleITK', 'pydicom', 'onnxruntime', 'openvino'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -1,0 +1,1 @@
+from .main import print_error as print_error

@@ -1,0 +1,12 @@
+from .case_checks import Finding as Finding
+from .case_checks import check_case as check_case
+from .case_checks import check_cases as check_cases
+from .check_registry import CHECKS as CHECKS
+from .image_checks import check_ct as check_ct
+from .image_checks import check_mask as check_mask
+from .image_checks import raise_on_error as raise_on_error
+from .radiomics_comparison import RadiomicsComparison as RadiomicsComparison
+from .repairs import AppliedRepair as AppliedRepair
+from .repairs import parse_codes as parse_codes
+from .repairs import repair as repair
+from .report import document as document

@@ -1,0 +1,16 @@
+from .atomic_files import read_json as read_json
+from .atomic_files import require_absent as require_absent
+from .atomic_files import staged_folder as staged_folder
+from .atomic_files import write_json as write_json
+from .atomic_files import write_text as write_text
+from .content_cache import ContentCache as ContentCache
+from .disk_cache import DIGEST_BYTES as DIGEST_BYTES
+from .disk_cache import DiskCache as DiskCache
+from .disk_cache import cache_root as cache_root
+from .disk_cache import digest as digest
+from .hashing import canonical_json as canonical_json
+from .hashing import sha256_bytes as sha256_bytes
+from .hashing import sha256_file as sha256_file
+from .hashing import sha256_json as sha256_json
+from .serialization import from_json as from_json
+from .serialization import to_json as to_json

@@ -1,0 +1,9 @@
+from .paper_tables import CLINICAL as CLINICAL
+from .paper_tables import CLINICAL_OVERRIDES as CLINICAL_OVERRIDES
+from .plan import Plan as Plan
+from .plan import PlannedRun as PlannedRun
+from .plan import make_plan as make_plan
+from .plan import select_tables as select_tables
+from .report import write_report as write_report
+from .runner import ComparisonRuns as ComparisonRuns
+from .runner import train_all as train_all

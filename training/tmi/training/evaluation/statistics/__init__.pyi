@@ -1,0 +1,14 @@
+from .bootstrap import CONFIDENCE_LEVEL as CONFIDENCE_LEVEL
+from .bootstrap import N_REPLICATES as N_REPLICATES
+from .bootstrap import bootstrap_weights as bootstrap_weights
+from .bootstrap import interval as interval
+from .bootstrap import weighted_metrics as weighted_metrics
+from .curves import Curve as Curve
+from .curves import precision_recall as precision_recall
+from .curves import reliability as reliability
+from .curves import roc as roc
+from .delong import DeLong as DeLong
+from .delong import delong_test as delong_test
+from .holm import holm_correction as holm_correction
+from .mcnemar import McNemar as McNemar
+from .mcnemar import mcnemar_test as mcnemar_test

@@ -1,0 +1,10 @@
+from .initial_weights import Initialization as Initialization
+from .initial_weights import InitialWeights as InitialWeights
+from .initial_weights import prepare_initialization as prepare_initialization
+from .pretraining_record import DOCUMENT_SCHEMA as DOCUMENT_SCHEMA
+from .pretraining_record import PRETRAINING_FILE as PRETRAINING_FILE
+from .pretraining_record import VOCABULARY as VOCABULARY
+from .pretraining_record import WEIGHTS as WEIGHTS
+from .pretraining_record import require_matching_pretraining as require_matching_pretraining
+from .text_weights import FIXED as FIXED
+from .text_weights import SIZES as SIZES
