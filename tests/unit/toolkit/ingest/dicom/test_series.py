@@ -106,6 +106,57 @@ def test_jpeg_lossless_does_not_change_voxels(tmp_path):
     assert "JPEG Lossless" in ct.source["transfer_syntax"][0]
 
 
+def with_overlay_bits(data: Dataset, *, signed: bool) -> np.ndarray:
+    """Store 12 bits of each pixel and fill the 4 bits above them; return the 16 bits of each pixel."""
+    stored = np.frombuffer(data.PixelData, dtype="<i2").astype(np.int64) & 0xFFF
+    stored |= np.resize([0, 0x1000, 0x5000, 0xF000], stored.shape)
+    data.BitsStored, data.HighBit, data.PixelRepresentation = 12, 11, int(signed)
+    if signed:  # the same HU from 0 to 2047 and -1024 to -1
+        data.RescaleIntercept = 0.0
+        stored = (stored & 0xF000) | ((stored - 1024) & 0xFFF)
+    return stored.astype("<u2")
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("syntax", ["none", "implicit VR", "deflated", "RLE", "JPEG 2000", "JPEG-LS", "JPEG lossless"])
+def test_bits_beyond_bits_stored_are_ignored(syntax, signed, tmp_path):
+    """Bits above BitsStored are cleared and the sign is extended after every decoder."""
+    for k, data in enumerate(make_slices(SeriesSpec(slices=6, step_mm=11))):
+        data.PixelData = with_overlay_bits(data, signed=signed).tobytes()
+        bits = data.BitsStored, data.HighBit
+        data.BitsStored, data.HighBit = 16, 15  # the codestream has all 16 bits
+        if syntax == "JPEG lossless":
+            compress_with_gdcm(data, tmp_path / f"{k}.dcm")
+            data = pydicom.dcmread(tmp_path / f"{k}.dcm")
+        elif syntax != "none":
+            SYNTAXES[syntax]([data])
+        data.BitsStored, data.HighBit = bits
+        data.save_as(tmp_path / f"{k}.dcm", enforce_file_format=True)
+    assert max_error_hu(read(tmp_path).volume) == 0
+
+
+@pytest.mark.parametrize("high_bit", [11, 13, 15])
+def test_high_bit_places_the_value(high_bit, tmp_path):
+    """The value is read from the bits up to HighBit, and bits below it are ignored too."""
+    slices = make_slices(SeriesSpec(slices=6, step_mm=11))
+    for data in slices:
+        stored = with_overlay_bits(data, signed=False).astype(np.int64) & 0xFFF
+        shift = high_bit - 11
+        data.PixelData = ((stored << shift) | ((1 << shift) - 1)).astype("<u2").tobytes()
+        data.HighBit = high_bit
+    assert max_error_hu(read(write_slices(tmp_path, slices)).volume) == 0
+
+
+@pytest.mark.parametrize(("stored", "high_bit"), [(12, 10), (12, 16), (17, 16)])
+def test_bits_outside_the_cell_are_rejected(stored, high_bit, tmp_path):
+    """A value that does not fit into its cell rejects the file."""
+    slices = make_slices(SeriesSpec(slices=6, step_mm=11))
+    slices[0].BitsStored, slices[0].HighBit = stored, high_bit
+    with pytest.raises(InputRejectedError) as error:
+        read(write_slices(tmp_path, slices))
+    assert error.value.code == "dicom-unreadable"
+
+
 @pytest.mark.parametrize("syntax", ["JPEG 2000", "JPEG-LS", "JPEG lossless"])
 def test_codestream_of_other_size_is_rejected(syntax, tmp_path):
     """A codestream whose size differs from rows and columns is rejected before decoding."""

@@ -222,7 +222,7 @@ def decode_hu(header: SliceHeader, *, case_id: str) -> tuple[NDArray[np.generic]
                 stored = pixel_array(data, correct_unused_bits=False)
             else:
                 raise _unsupported_syntax_error(header, case_id)
-            pass
+            stored = _keep_stored_bits(stored, data)
     except (*READ_ERRORS, MemoryError) as error:
         raise unreadable_file_error(header.number, case_id) from error
     if stored.shape != header.shape or stored.dtype.kind not in "iu":
