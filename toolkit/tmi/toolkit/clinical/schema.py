@@ -190,7 +190,7 @@ def _extend_packaged(data: Mapping[str, Any], where: str) -> dict[str, Any]:
             fix=f"use the field names of {PACKAGED}; see docs/clinical.md",
         )
     replacing = {f["name"]: f for f in own if f["name"] in names}
-    kept = [replacing.get(n, f) for n, f in zip(names, base["fields"], strict=True) if n not in without]
+    remaining = [replacing.get(n, f) for n, f in zip(names, base["fields"], strict=True) if n not in without]
     added = [f for f in own if f["name"] not in names]
     further = data.get("sections", [])
     if not isinstance(further, list):
@@ -200,7 +200,7 @@ def _extend_packaged(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     sections = [*base["sections"], *further]
     # stable sort: added fields come last in their section; an unknown section is reported by Schema
     fields = sorted(
-        [*kept, *added], key=lambda f: sections.index(f.get("section")) if f.get("section") in sections else 0
+        [*remaining, *added], key=lambda f: sections.index(f.get("section")) if f.get("section") in sections else 0
     )
     rest = {k: v for k, v in data.items() if k not in ("extends", "without")}
     return rest | {"sections": sections, "fields": fields}

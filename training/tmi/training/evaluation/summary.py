@@ -117,7 +117,7 @@ def _calibration_section(summary: dict[str, Any]) -> list[str]:
     errors, folds = summary["calibration"]["test"], summary["folds"]
     if not all(f["calibration"]["fitted_on"] for f in folds):
         return [
-            "The probabilities are not calibrated: the protocol has no inner validation split to fit a temperature on.",
+            "The probabilities are not calibrated: the protocol has no separate data to fit a temperature on.",
             "",
         ]
     rows = [
