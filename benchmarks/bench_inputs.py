@@ -1,9 +1,9 @@
-"""What the benchmarks measure on: bundles with random weights and made-up cases, written once and kept.
+"""Inputs of the benchmarks: bundles with random weights and synthetic cases, written once and cached.
 
-`paper` is the full-size preset. `small` is the same graph with a reduced network on a reduced grid, so that all
-questions are answered on two cores in minutes; its ratios are its own, and say nothing of the full size.
+Size `paper` is the full-size preset. Size `small` has the same graphs with a reduced network and volume, so that all
+benchmarks run on two cores in minutes; its ratios do not apply to the full size.
 
-    python benchmarks/bench_inputs.py --size paper --folds 1     # writes what is missing, beforehand
+    python benchmarks/bench_inputs.py --size paper --folds 1     # write missing inputs in advance
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CACHE_FOLDER = ROOT / "build" / "bench" / "inputs"
 
 
 def small() -> Config:
-    """A volume an eighth as fine in plane, a basic ResNet of four blocks, a BERT of four narrow layers."""
+    """Config with a volume of 64x128x128 voxels, a basic ResNet of four blocks and a BERT of four narrow layers."""
     base = tiny()
     text = TextEncoderConfig(hidden_size=128, layers=4, heads=4, intermediate_size=512, vocab_size=1024)
     ct = CtEncoderConfig(block="basic", layers=(1, 1, 1, 1), planes=(8, 16, 32, 64))
@@ -37,16 +37,16 @@ def small() -> Config:
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """One of the two sizes."""
+    """Network, CT and number of rounds of a size."""
 
     name: str
     config: Config
     ct_XYZ: tuple[int, int, int]
-    """Voxels of the made-up CT."""
+    """Voxels of the synthetic CT."""
     batches: tuple[int, ...]
-    """Batch sizes of the scaling question; at full size eight volumes do not fit into memory."""
+    """Batch sizes of `test_batches.py`; at full size, eight volumes do not fit into memory."""
     repeats: int
-    """Rounds, unless told otherwise."""
+    """Default number of rounds."""
 
 
 SIZES = {
@@ -55,12 +55,13 @@ SIZES = {
 }
 
 
-def bundle(size: Size, *, folds: int, kept: Path = CACHE_FOLDER) -> Path:
-    """A bundle of ONNX graphs and eager weights; folds share their text encoder, each has its own CT encoder.
+def bundle(size: Size, *, folds: int, cache: Path = CACHE_FOLDER) -> Path:
+    """A bundle of ONNX graphs and eager weights, from the cache or exported.
 
-    One that this version of `tmi` refuses is exported again.
+    The folds share the text encoder, and each has its own CT encoder. A cached bundle is exported again if this version
+    of `tmi` cannot open it.
     """
-    folder = kept / f"{size.name}-{folds}-{sha256_json(to_json(size.config))[:8]}"
+    folder = cache / f"{size.name}-{folds}-{sha256_json(to_json(size.config))[:8]}"
     if _opens(folder):
         return folder
     from factories.random_run import write_random_run
@@ -70,17 +71,17 @@ def bundle(size: Size, *, folds: int, kept: Path = CACHE_FOLDER) -> Path:
     for stale in (run, folder):
         shutil.rmtree(stale, ignore_errors=True)
     vocab = DATA / "bert-base-cased-vocab" / "vocab.txt"
-    given = vocab if size.name == "paper" and vocab.is_file() else None
-    print(f"exporting {folder.name} (kept for the next time)", file=sys.stderr, flush=True)
-    write_random_run(run, size.config, folds=folds, shared_text=True, vocab=given)
+    vocab_file = vocab if size.name == "paper" and vocab.is_file() else None
+    print(f"exporting {folder.name} (cached for the next run)", file=sys.stderr, flush=True)
+    write_random_run(run, size.config, folds=folds, shared_text=True, vocab=vocab_file)
     export_run(run, folder, artefacts=("onnx",))
     shutil.rmtree(run)
     return folder
 
 
-def gpu_bundle(size: Size, engine: str, *, kept: Path = CACHE_FOLDER) -> Path:
-    """A bundle of one fold with plans for this machine's GPU."""
-    folder = kept / f"{size.name}-{engine}-{sha256_json(to_json(size.config))[:8]}"
+def gpu_bundle(size: Size, engine: str, *, cache: Path = CACHE_FOLDER) -> Path:
+    """A bundle of one fold with TensorRT engines for the GPU of this machine, from the cache or exported."""
+    folder = cache / f"{size.name}-{engine}-{sha256_json(to_json(size.config))[:8]}"
     if _opens(folder):
         return folder
     from factories.random_run import write_random_run
@@ -112,15 +113,15 @@ def _opens(folder: Path) -> bool:
     return True
 
 
-def cases(size: Size, count: int, *, kept: Path = CACHE_FOLDER) -> list[Path]:
-    """Made-up cases, each with a CT, 1,781 given features and a full record."""
+def cases(size: Size, count: int, *, cache: Path = CACHE_FOLDER) -> list[Path]:
+    """Synthetic cases, each with a CT, a table of 1,781 features and a full record; from the cache or written."""
     from tmi.runtime.benchmark.synthetic_case import write_bench_case
     from tmi.toolkit.clinical.schema import load_schema
 
     shape = "x".join(map(str, size.ct_XYZ))
-    folders = [kept / f"cases-{shape}" / f"made-up-{n}" for n in range(count)]
+    folders = [cache / f"cases-{shape}" / f"made-up-{n}" for n in range(count)]
     for number, folder in enumerate(folders):
-        if not (folder / "clinical.json").is_file():  # the file that is written last
+        if not (folder / "clinical.json").is_file():  # written last, so it exists only in complete cases
             shutil.rmtree(folder, ignore_errors=True)
             write_bench_case(folder, load_schema(), seed=number, shape_XYZ=size.ct_XYZ)
     return folders
@@ -132,11 +133,11 @@ def main() -> None:
     parser.add_argument("--folds", type=int, nargs="+", default=[1])
     parser.add_argument("--cases", type=int, default=1)
     parser.add_argument("--out", type=Path, default=CACHE_FOLDER)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     sys.path.insert(0, str(ROOT / "tests"))
-    for folds in asked.folds:
-        print(bundle(SIZES[asked.size], folds=folds, kept=asked.out))
-    for folder in cases(SIZES[asked.size], asked.cases, kept=asked.out):
+    for folds in options.folds:
+        print(bundle(SIZES[options.size], folds=folds, cache=options.out))
+    for folder in cases(SIZES[options.size], options.cases, cache=options.out):
         print(folder)
 
 

@@ -1,4 +1,4 @@
-"""Options and fixtures of the benchmarks: the size, the inputs, and the recorder that every question writes with."""
+"""Options and fixtures of the benchmarks: size, inputs and the recorder of metrics."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--repeats", type=int, help="rounds of every paired measurement; default: the size's")
     group.addoption("--bundle", type=Path, help="bundle of one fold to measure instead of one with random weights")
     group.addoption(
-        "--inputs", type=Path, default=bench_inputs.CACHE_FOLDER, help="folder where bundles and cases are kept"
+        "--inputs", type=Path, default=bench_inputs.CACHE_FOLDER, help="folder in which bundles and cases are cached"
     )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A measurement takes as long as it takes, and what MONAI warns of is not ours to mend."""
+    """Disable the timeout, and ignore warnings: those of MONAI cannot be fixed here."""
     for item in items:
         if Path(str(item.fspath)).parent == Path(__file__).parent:
             item.add_marker(pytest.mark.timeout(0))
@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
-    """The host's name is nobody's business."""
+    """Remove the name of the host from the JSON."""
     machine_info.pop("node", None)
 
 
@@ -43,31 +43,31 @@ def size(pytestconfig: pytest.Config) -> Size:
 
 
 @pytest.fixture(scope="session")
-def kept(pytestconfig: pytest.Config) -> Path:
+def cache_folder(pytestconfig: pytest.Config) -> Path:
     return Path(pytestconfig.getoption("--inputs"))
 
 
 @pytest.fixture(scope="session")
-def one_fold(pytestconfig: pytest.Config, size: Size, kept: Path) -> Path:
+def one_fold(pytestconfig: pytest.Config, size: Size, cache_folder: Path) -> Path:
     """The bundle of one fold."""
-    given = pytestconfig.getoption("--bundle")
-    return Path(given) if given else bench_inputs.bundle(size, folds=1, kept=kept)
+    bundle = pytestconfig.getoption("--bundle")
+    return Path(bundle) if bundle else bench_inputs.bundle(size, folds=1, cache=cache_folder)
 
 
 @pytest.fixture(scope="session")
-def case(size: Size, kept: Path) -> Path:
-    return bench_inputs.cases(size, 1, kept=kept)[0]
+def case(size: Size, cache_folder: Path) -> Path:
+    return bench_inputs.cases(size, 1, cache=cache_folder)[0]
 
 
 @pytest.fixture(scope="session")
-def cohort(size: Size, kept: Path) -> list[Path]:
+def cohort(size: Size, cache_folder: Path) -> list[Path]:
     """Eight cases."""
-    return bench_inputs.cases(size, 8, kept=kept)
+    return bench_inputs.cases(size, 8, cache=cache_folder)
 
 
 @pytest.fixture(scope="module")
 def default_predictor(one_fold: Path) -> Iterator[Predictor]:
-    """What `tmi predict` opens when no engine is asked for."""
+    """A predictor with the engine that `auto` chooses."""
     with Predictor.open(one_fold) as predictor:
         yield predictor
 

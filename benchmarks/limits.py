@@ -1,8 +1,8 @@
-"""What a benchmark's figures must keep to: ratios whose break fails `make bench-ci`, and the goals of the full size.
+"""Limits of benchmark metrics: ratios that `make bench-ci` enforces, and goals at full size.
 
-Only ratios inside one run are judged, never seconds: seconds are the machine's. The margins of `RATIOS` are generous,
-so that a busy machine does not fail an honest change; `GOALS` are what the project wants to reach at full size on two
-cores, and are told, not enforced.
+Only ratios within one run are limited, because seconds depend on the machine. The margins of `RATIOS` are wide, so that
+load on the machine does not fail a correct change. `GOALS` are the goals at full size on two cores; they are reported,
+not enforced.
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """A bound on one figure of one benchmark."""
+    """A bound on one metric of one benchmark."""
 
     test: str
     """Name of the test, with its parameters."""
     metric: str
-    """Name of the figure that it records."""
+    """Name of the metric that it records."""
     at_most: float | None = None
-    """Largest value that holds."""
+    """Upper bound, inclusive."""
     at_least: float | None = None
-    """Smallest value that holds."""
+    """Lower bound, inclusive."""
     description: str
-    """What holds then, in words."""
+    """What the limit means, for the report."""
 
     def is_met_by(self, value: float) -> bool:
-        """Whether a value keeps to the bound; one that is not a number does not."""
+        """Whether a value is within the bound; NaN is not."""
         low = float("-inf") if self.at_least is None else self.at_least
         high = float("inf") if self.at_most is None else self.at_most
         return low <= value <= high
 
     @property
     def bound(self) -> str:
-        """The bound as it is printed."""
+        """The bound as text."""
         return f"at least {self.at_least:g}" if self.at_least is not None else f"at most {self.at_most:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LimitResult:
-    """A limit and what was measured."""
+    """A limit and the measured value."""
 
     limit: Limit
     value: float | None
-    """None: the benchmark did not run, failed, or did not record the figure."""
+    """None if the benchmark did not run, failed or did not record the metric."""
 
     @property
     def is_met(self) -> bool:
-        """A figure that is not there has not held."""
+        """Whether the limit is met; a limit without a measured value is not."""
         return self.value is not None and self.limit.is_met_by(self.value)
 
 
@@ -58,7 +58,7 @@ RATIOS: Sequence[Limit] = (
         test="test_end_to_end_against_monai",
         metric="tmi predict / MONAI pipeline",
         at_most=0.9,
-        description="a prediction is quicker than the MONAI pipeline on the eager network",
+        description="a prediction is faster than the MONAI pipeline with the eager network",
     ),
     Limit(
         test="test_forward[ct-0]",
@@ -82,7 +82,7 @@ RATIOS: Sequence[Limit] = (
         test="test_preparing_a_full_size_ct",
         metric="tmi / MONAI",
         at_most=0.8,
-        description="reading and preparing a CT is quicker than MONAI's transforms",
+        description="reading and preprocessing a CT is faster than MONAI's transforms",
     ),
 )
 """What `make bench-ci` fails on."""
@@ -101,13 +101,13 @@ GOALS: Mapping[str, Sequence[Limit]] = {
             test="test_stages_add_up",
             metric="part that is not the CT forward",
             at_most=0.1,
-            description="all but the CT forward is at most a tenth of the whole",
+            description="everything but the CT forward pass is at most a tenth of the time",
         ),
         Limit(
             test="test_ct_forward_against_benchmark_app",
             metric="tmi / benchmark_app",
             at_most=1.05,
-            description="CT forward within 5% of OpenVINO's benchmark_app",
+            description="CT forward pass within 5% of OpenVINO's benchmark_app",
         ),
     ),
     "3": (
@@ -115,13 +115,13 @@ GOALS: Mapping[str, Sequence[Limit]] = {
             test="test_preparing_a_full_size_ct",
             metric="tmi / MONAI",
             at_most=1 / 3,
-            description="reading and preparing at least 3 times faster than MONAI's transforms",
+            description="reading and preprocessing is at least 3 times faster than MONAI's transforms",
         ),
         Limit(
             test="test_preparing_a_full_size_ct",
             metric="tmi / SimpleITK + torch",
             at_most=1.0,
-            description="reading and preparing no slower than SimpleITK's read and one trilinear pass",
+            description="reading and preprocessing is no slower than SimpleITK's read and one trilinear pass",
         ),
     ),
     "4": (
@@ -129,7 +129,7 @@ GOALS: Mapping[str, Sequence[Limit]] = {
             test="test_cold_start",
             metric="new process - warm",
             at_most=3.0,
-            description="a new process answers at most 3 s later than a warm one",
+            description="a new process takes at most 3 s longer than a warm one",
         ),
     ),
     "5": (
@@ -137,7 +137,7 @@ GOALS: Mapping[str, Sequence[Limit]] = {
             test="test_cohort_throughput",
             metric="throughput x CT forward",
             at_least=0.9,
-            description="a cohort of 8 runs at 0.9 of 1 / (CT forward) at least",
+            description="the throughput of a cohort of 8 is at least 0.9 of 1 / (CT forward pass)",
         ),
     ),
     "6": (
@@ -151,21 +151,21 @@ GOALS: Mapping[str, Sequence[Limit]] = {
             test="test_memory_of_five_folds",
             metric="over one fold's activations and all weights",
             at_most=1.5e9 / 2**30,
-            description="five folds take one fold's activations, all weights and 1.5 GB at most",
+            description="five folds take at most one fold's activations, all weights and 1.5 GB",
         ),
     ),
 }
-"""Point of what the runtime must reach -> its bounds."""
+"""Number of a goal -> its limits."""
 
 
 def read_metrics(document: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Test name -> figure name -> figure, from pytest-benchmark's JSON."""
+    """Test name -> metric name -> metric, from the JSON of pytest-benchmark."""
     return {b["name"]: b.get("extra_info", {}).get("figures", {}) for b in document["benchmarks"]}
 
 
 def evaluate_limits(document: Mapping[str, Any], limits: Sequence[Limit]) -> Iterator[LimitResult]:
-    """Every limit, with the value that the document has for it."""
-    found = read_metrics(document)
+    """Each limit with its value in the document."""
+    metrics = read_metrics(document)
     for limit in limits:
-        figure = found.get(limit.test, {}).get(limit.metric)
-        yield LimitResult(limit=limit, value=None if figure is None else float(figure["value"]))
+        metric = metrics.get(limit.test, {}).get(limit.metric)
+        yield LimitResult(limit=limit, value=None if metric is None else float(metric["value"]))

@@ -1,13 +1,13 @@
-"""Does the full-size preset go the whole road on a CPU, in what time and memory, and do the engines agree?
+"""How much time and memory does the full-size preset take on a CPU to export and predict, and do the engines agree?
 
-A run of preset `paper` with random weights is written (two folds that share no encoder unless told otherwise: each has
-its own ResNet-50 over 64x512x512 voxels and its own BERT-base), exported to ONNX with every gate, and asked about one
-real case: an abdominal CT, its liver mask and a row of a trial's table, from the folder of shared test data. Each step
-is a process of its own, so that its peak memory is its own. The last line is JSON.
+The program writes a run of preset `paper` with random weights (by default two folds that share no encoder: each has a
+ResNet-50 on 64x512x512 voxels and a BERT-base), exports it to ONNX with every parity check, and predicts one real case:
+an abdominal CT, its liver mask and a row of a trial's table, from the folder of test data. Each step is a new process,
+so that its peak memory can be measured. The last line is JSON.
 
     python benchmarks/paper_size.py [--out FOLDER] [--folds 2] [--shared] [--keep]
 
-The weights are random and CT and record belong to different people: the answers mean nothing.
+The weights are random, and CT and record belong to different people: the predictions have no meaning.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Step:
 
 
 def run(name: str, argv: tuple[str, ...] | list[str], *, shown: str) -> Step:
-    """Run a process to its end; its peak resident memory is what the kernel says of it."""
+    """Run a process; its peak resident memory is that of the kernel's accounting."""
     print(f"$ {shown}", flush=True)
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+") as out:
@@ -64,7 +64,7 @@ def tmi(name: str, *arguments: object) -> Step:
 
 
 def write_run(folder: Path, folds: int, shared: bool) -> None:
-    """The step that is no command: the run and the case."""
+    """Write the run and the case; the only step that is not a `tmi` command."""
     sys.path.insert(0, str(ROOT / "tests"))
     from factories.random_run import write_random_run
     from factories.real_case import write_real_case
@@ -79,16 +79,17 @@ def folder_gib(folder: Path) -> float:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 2**30
 
 
-def compare_with_eager(answers: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Largest distance of each engine's probabilities, of the ensemble and of every fold, from eager's."""
+def compare_with_eager(results: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Largest difference of each engine's probabilities from eager's, over the ensemble and all folds."""
 
-    def figures(answer: dict[str, Any]) -> list[float]:
-        rows = [answer["probability"], *(f["probability"] for f in answer["folds"])]
+    def probabilities(result: dict[str, Any]) -> list[float]:
+        rows = [result["probability"], *(f["probability"] for f in result["folds"])]
         return [row[name] for row in rows for name in sorted(row)]
 
-    eager = figures(answers["eager"])
+    eager = probabilities(results["eager"])
     return {
-        name: max(abs(a - b) for a, b in zip(figures(answer), eager, strict=True)) for name, answer in answers.items()
+        name: max(abs(a - b) for a, b in zip(probabilities(result), eager, strict=True))
+        for name, result in results.items()
     }
 
 
@@ -97,24 +98,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder to work in; default: a temporary one")
     parser.add_argument("--folds", type=int, default=2)
     parser.add_argument("--shared", action="store_true", help="give all folds the same two encoders")
-    parser.add_argument("--keep", action="store_true", help="leave run, case and bundle where they are")
+    parser.add_argument("--keep", action="store_true", help="do not remove run, case and bundle")
     parser.add_argument("--write-run", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.write_run:
-        write_run(asked.out, asked.folds, asked.shared)
+    options = parser.parse_args()
+    if options.write_run:
+        write_run(options.out, options.folds, options.shared)
         return
     if not DATA.is_dir():
         sys.exit(f"real test data not found at {DATA}; set TMI_TEST_DATA to its folder")
-    work = asked.out or Path(tempfile.mkdtemp(prefix="paper-size-"))
+    work = options.out or Path(tempfile.mkdtemp(prefix="paper-size-"))
     work.mkdir(parents=True, exist_ok=True)
     try:
-        measure(work, asked.folds, asked.shared)
+        measure(work, options.folds, options.shared)
     finally:
-        if not asked.keep:
+        if not options.keep:
             for name in ("run", "real-case", "bundle"):
                 shutil.rmtree(work / name, ignore_errors=True)
         else:
-            print(f"left in {work}", file=sys.stderr)
+            print(f"files are in {work}", file=sys.stderr)
 
 
 def measure(work: Path, folds: int, shared: bool) -> None:
@@ -123,20 +124,20 @@ def measure(work: Path, folds: int, shared: bool) -> None:
     bundle = work / "bundle"
     steps.append(tmi("export", "export", work / "run", "--engine", "onnx", "--out", bundle))
     print(steps[-1].output, end="")
-    answers: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for engine in ENGINES:
         words = ("--bundle", bundle, "--engine", engine, "--mask-label", 5, "--json")
         steps.append(tmi(f"predict {engine}", "predict", work / "real-case", *words))
-        (answers[engine],) = json.loads(steps[-1].output)["results"]
-    errors = compare_with_eager(answers)
-    stages = {name: {k: round(v, 2) for k, v in a["seconds"].items()} for name, a in answers.items()}
+        (results[engine],) = json.loads(steps[-1].output)["results"]
+    errors = compare_with_eager(results)
+    stages = {name: {k: round(v, 2) for k, v in r["seconds"].items()} for name, r in results.items()}
     print(f"\n{'step':18} {'seconds':>8} {'peak GiB':>9}")
     for step in steps:
         print(f"{step.name:18} {step.seconds:8.1f} {step.peak_gib:9.1f}")
     print(f"\n{'engine':18} {'ct s':>8} {'text s':>8} {'fusion s':>9} {'p(bad)':>9} {'|p - eager|':>12}")
-    for name, answer in answers.items():
+    for name, result in results.items():
         ct, text, fusion = (stages[name][stage] for stage in ("ct", "text", "fusion"))
-        print(f"{name:18} {ct:8.2f} {text:8.2f} {fusion:9.2f} {answer['probability']['bad']:9.6f} {errors[name]:12.1e}")
+        print(f"{name:18} {ct:8.2f} {text:8.2f} {fusion:9.2f} {result['probability']['bad']:9.6f} {errors[name]:12.1e}")
     print(
         json.dumps(
             {
@@ -148,7 +149,7 @@ def measure(work: Path, folds: int, shared: bool) -> None:
                 "bundle_gib": round(folder_gib(bundle), 2),
                 "steps": {s.name: {"seconds": round(s.seconds, 1), "peak_gib": round(s.peak_gib, 2)} for s in steps},
                 "stages": stages,
-                "probability_bad": {name: a["probability"]["bad"] for name, a in answers.items()},
+                "probability_bad": {name: r["probability"]["bad"] for name, r in results.items()},
                 "max_abs_error_to_eager": errors,
             }
         )

@@ -1,16 +1,16 @@
-"""How exact is FP16 at full size, and do TensorRT-RTX plans for SM80 come out of a machine without a GPU?
+"""How accurate is FP16 at full size, and can TensorRT-RTX plans for SM80 be built on a machine without a GPU?
 
-A run of preset `paper` with random weights (one fold: ResNet-50 over 64x512x512 voxels, BERT-base, the whole fusion) is
-written and exported to float32 ONNX; every graph becomes a strongly typed FP16 graph and a plan for SM80; the real case
-of `paper_size.py` goes through eager float32, through the emulation of FP16 and, with --float64, through eager float64.
-The features that the fusion reads are eager float32's, so each error is its graph's own. Step `export` is the one
-command that does all of it but the real case, with every gate, in a process of its own. The last line is JSON.
+The program writes a run of preset `paper` with random weights (one fold: ResNet-50 on 64x512x512 voxels, BERT-base,
+fusion) and exports float32 ONNX. It converts every graph to a strongly typed FP16 graph and builds a plan for SM80. It
+runs the real case of `paper_size.py` in eager float32, in emulated FP16 and, with --float64, in eager float64. The
+fusion always reads the features of eager float32, so that each error is that of one graph. Step `export` runs
+`tmi export` with every parity check, without the real case, in a new process. The last line is JSON.
 
     python benchmarks/paper_size_fp16.py [--out FOLDER] [--float64] [--grid D,H,W]
                                          [--steps write,graphs,plans,emulate,export]
 
-A folder that holds what a step makes is taken as it is, so that the steps can be run one by one. A smaller --grid (in a
-folder of its own) resamples the CT onto fewer voxels for the same network, where time or memory is short.
+Existing files of a step are reused, so that steps can be run one by one. A smaller --grid, in another folder, resamples
+the CT to fewer voxels for the same network, to save time and memory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ GRAPHS = ("ct-0", "text-0", "fusion")
 STEPS = ("write", "graphs", "plans", "emulate", "export")
 LIVER_LABEL = 5
 GRID: list[int] = []
-"""Voxels D, H, W where not the preset's."""
+"""Voxels D, H, W; empty for those of the preset."""
 
 
 def main() -> None:
@@ -45,10 +45,10 @@ def main() -> None:
     parser.add_argument("--float64", action="store_true", help="also against eager float64: some minutes")
     parser.add_argument("--steps", default=",".join(STEPS), help="comma-separated, default: all")
     parser.add_argument("--grid", help="voxels D,H,W of the CT; default: those of the preset")
-    asked = parser.parse_args()
-    if asked.grid:
-        GRID[:] = [int(n) for n in asked.grid.split(",")]
-    work = asked.out or Path(tempfile.mkdtemp(prefix="paper-fp16-"))
+    options = parser.parse_args()
+    if options.grid:
+        GRID[:] = [int(n) for n in options.grid.split(",")]
+    work = options.out or Path(tempfile.mkdtemp(prefix="paper-fp16-"))
     work.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
         "benchmark": "paper_size_fp16",
@@ -56,9 +56,9 @@ def main() -> None:
         "machine": platform.machine(),
     }
     steps = {"write": write, "graphs": graphs, "plans": plans, "emulate": emulate, "export": export}
-    for name in asked.steps.split(","):
+    for name in options.steps.split(","):
         start = time.perf_counter()
-        result[name] = steps[name](work, asked.float64)
+        result[name] = steps[name](work, options.float64)
         result[f"{name}_seconds"] = round(time.perf_counter() - start, 1)
         result["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1)
         print(f"{name}: {result[f'{name}_seconds']} s, peak {result['peak_gib']} GiB", flush=True)
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def write(work: Path, float64: bool) -> None:
-    """The run, the real case and the float32 graphs."""
+    """Write the run, the real case and the float32 graphs."""
     sys.path.insert(0, str(ROOT / "tests"))
     from factories.random_run import write_random_run
     from factories.real_case import write_real_case
@@ -86,33 +86,33 @@ def write(work: Path, float64: bool) -> None:
 
 
 def graphs(work: Path, float64: bool) -> dict[str, Any]:
-    """The FP16 graphs."""
+    """Convert the graphs to FP16; counts of nodes and sizes."""
     from tmi.export.tensorrt.fp16_conversion import save, to_fp16
 
-    found = {}
+    results = {}
     for name in GRAPHS:
         half = to_fp16(work / f"{name}.onnx")
         save(half.model, work / f"{name}.fp16.onnx")
         size = round((work / f"{name}.fp16.onnx").stat().st_size / 1e6, 1)
-        found[name] = {"nodes_in_half": half.fp16_count, "nodes_in_float": len(half.float32_nodes), "megabytes": size}
-        print(f"  {name}: {found[name]}", flush=True)
-    return found
+        results[name] = {"nodes_in_half": half.fp16_count, "nodes_in_float": len(half.float32_nodes), "megabytes": size}
+        print(f"  {name}: {results[name]}", flush=True)
+    return results
 
 
 def plans(work: Path, float64: bool) -> dict[str, Any]:
-    """A plan of each for SM80, batches 1 to 4."""
+    """Build a plan of each graph for SM80 and batches of 1 to 4."""
     import tensorrt_rtx
 
     from tmi.export.tensorrt.builder import BuildOptions, build_plan
     from tmi.export.tensorrt.fp16_conversion import to_fp16
 
     options = BuildOptions(target="sm80", max_batch=4, max_length=512)
-    found = {}
+    results = {}
     for name, spec in specs(work).items():
         float32_nodes = to_fp16(work / f"{name}.onnx").float32_nodes
         start = time.perf_counter()
         plan = build_plan(tensorrt_rtx, work / f"{name}.fp16.onnx", spec, options, float32_nodes=float32_nodes)
-        found[name] = {
+        results[name] = {
             "seconds": round(time.perf_counter() - start, 1),
             "megabytes": round(len(plan.data) / 1e6, 1),
             "layers": plan.facts["layers"],
@@ -120,43 +120,43 @@ def plans(work: Path, float64: bool) -> dict[str, Any]:
             "computing_float": plan.audit.count("FLOAT"),
             "unexplained": plan.audit.unexplained,
         }
-        print(f"  {name}: {found[name]}", flush=True)
-    return found
+        print(f"  {name}: {results[name]}", flush=True)
+    return results
 
 
 def emulate(work: Path, float64: bool) -> dict[str, Any]:
-    """Errors of the emulation on the real case, relative to eager."""
+    """Errors of emulated FP16 on the real case, relative to eager."""
     from tmi.export.tensorrt.fp16_conversion import FP16_MAX, read_typed
     from tmi.export.tensorrt.fp16_simulation import emulate_fp16, emulation_session, run_emulation
     from tmi.runtime.verification.parity import relative_error
 
     inputs, references = real_inputs(work, float64)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, spec in specs(work).items():
         loaded = emulation_session(emulate_fp16(read_typed(work / f"{name}.fp16.onnx")), threads=os.cpu_count() or 1)
         start = time.perf_counter()
         outputs, extremes = run_emulation(loaded, [spec.outputs[0].name], inputs[name])
-        (answer,) = outputs.values()
+        (output,) = outputs.values()
         top = max(extremes.values(), key=lambda e: e.largest)
-        found[name] = {
+        results[name] = {
             "seconds": round(time.perf_counter() - start, 1),
             "tensors": len(extremes),
             "not_finite": sum(not e.finite for e in extremes.values()),
             "largest": top.largest,
             "largest_at": f"{top.node} ({top.operator})",
             "share_of_range": top.largest / FP16_MAX,
-            "errors": {kind: relative_error(answer, np.asarray(r[name])) for kind, r in references.items()},
+            "errors": {kind: relative_error(output, np.asarray(r[name])) for kind, r in references.items()},
         }
         if "float64" in references:
             eager = np.asarray(references["float32"][name])
-            found[name]["float32_itself"] = relative_error(eager, np.asarray(references["float64"][name]))
-        print(f"  {name}: {found[name]}", flush=True)
+            results[name]["float32_itself"] = relative_error(eager, np.asarray(references["float64"][name]))
+        print(f"  {name}: {results[name]}", flush=True)
         del loaded
-    return found
+    return results
 
 
 def export(work: Path, float64: bool) -> dict[str, Any]:
-    """The command, its time and its peak resident memory, as the kernel says it."""
+    """Run `tmi export`; its time, and its peak resident memory by the kernel's accounting."""
     bundle = work / "bundle"
     words = ["export", work / "run", "--engine", "trt-rtx", "--precision", "fp16", "--target", "sm80", "--out", bundle]
     start = time.perf_counter()
@@ -194,7 +194,7 @@ def specs(work: Path) -> dict[str, Any]:
 
 
 def real_inputs(work: Path, float64: bool) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """What each graph reads of the real case, and what eager answers, by precision and graph."""
+    """Inputs of each graph for the real case, and the outputs of eager by precision and graph."""
     import copy
 
     import torch
@@ -214,21 +214,27 @@ def real_inputs(work: Path, float64: bool) -> tuple[dict[str, dict[str, Any]], d
     )
     radiomics = RadiomicsScaler.load(run.fold(0).scaler).transform(prepared.radiomics_F[None]).values_NF
     references: dict[str, dict[str, Any]] = {}
-    whole = models.network(0)
+    network = models.network(0)
     for kind in ("float32", "float64") if float64 else ("float32",):
         start = time.perf_counter()
         dtype = getattr(torch, kind)
-        model = whole if kind == "float32" else use_slab_convolutions(copy.deepcopy(whole).to(dtype))
+        model = network if kind == "float32" else use_slab_convolutions(copy.deepcopy(network).to(dtype))
         with torch.inference_mode():
-            ct = model.encode_ct(torch.from_numpy(prepared.ct_1DHW[None]).to(dtype))
-            words = model.encode_text(torch.from_numpy(text.input_ids_BT), torch.from_numpy(text.attention_mask_BT))
-            if references:  # the fusion alone: from the features that the fusion graph is given
+            ct_features = model.encode_ct(torch.from_numpy(prepared.ct_1DHW[None]).to(dtype))
+            text_features = model.encode_text(
+                torch.from_numpy(text.input_ids_BT), torch.from_numpy(text.attention_mask_BT)
+            )
+            if references:  # the fusion reads the float32 features, as its graph does
                 first = references["float32"]
-                read = (torch.from_numpy(first["ct-0"]).to(dtype), torch.from_numpy(first["text-0"]).to(dtype))
+                features = (torch.from_numpy(first["ct-0"]).to(dtype), torch.from_numpy(first["text-0"]).to(dtype))
             else:
-                read = (ct, words)
-            logits = model.fuse(*read, torch.from_numpy(radiomics).to(dtype)).logits_BK
-        references[kind] = {"ct-0": ct.numpy(), "text-0": words.numpy(), "fusion": logits.numpy()[:, None]}
+                features = (ct_features, text_features)
+            logits = model.fuse(*features, torch.from_numpy(radiomics).to(dtype)).logits_BK
+        references[kind] = {
+            "ct-0": ct_features.numpy(),
+            "text-0": text_features.numpy(),
+            "fusion": logits.numpy()[:, None],
+        }
         print(f"  eager {kind}: {time.perf_counter() - start:.1f} s", flush=True)
         del model
     eager = references["float32"]

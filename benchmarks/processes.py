@@ -1,4 +1,4 @@
-"""Processes that are measured from outside."""
+"""Runs `tmi predict` in a new process and measures its wall time."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class PredictProcess:
     """One process of `tmi predict --json`."""
 
     seconds: float
-    """From its start to its end."""
+    """Wall time from start to end."""
     document: dict[str, Any]
-    """What it printed."""
+    """Its JSON output."""
 
 
 def predict(cases: list[Path], bundle: Path, *options: str) -> PredictProcess:
     """Run `tmi predict` in a new process."""
     argv = [*TMI, "predict", *map(str, cases), "--bundle", str(bundle), "--json", *options]
     start = perf_counter()
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    process = subprocess.run(argv, capture_output=True, text=True, check=False)
     seconds = perf_counter() - start
-    if done.returncode:
-        raise RuntimeError(f"tmi predict ended with {done.returncode}: {done.stderr.strip()[-500:]}")
-    return PredictProcess(seconds=seconds, document=json.loads(done.stdout))
+    if process.returncode:
+        raise RuntimeError(f"tmi predict ended with {process.returncode}: {process.stderr.strip()[-500:]}")
+    return PredictProcess(seconds=seconds, document=json.loads(process.stdout))

@@ -1,9 +1,9 @@
-"""How much quicker is the quick road to the 1,781 features than one plain call of pyradiomics, and is it equal?
+"""How much faster is the fast path to the 1,781 features than the reference path (pyradiomics), and are they equal?
 
-Two livers: a phantom's of about 190,000 voxels, and a real one of 41,692 (shared test data; left out where absent).
-Plain and quick runs alternate in one process, so that a busy machine slows both; the ratio is taken pair by pair and
-the median is what counts. Imports and the quick road's check of the installed packages are done before. The last line
-is JSON.
+There are two livers: that of a phantom with about 190,000 voxels, and a real one with 41,692 (test data; skipped if it
+is missing). Reference (`plain`) and fast (`quick`) runs alternate in one process, so that load on the machine slows
+both. The result is the median of the ratios of the pairs. Imports and the fast path's check of the installed packages
+are done before. The last line is JSON.
 
     python benchmarks/radiomics_extraction.py [--repeats 5] [--jobs 1 2]
 """
@@ -72,14 +72,14 @@ def real_liver() -> Liver | None:
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
-    answer = work()
-    return time.perf_counter() - start, answer
+    result = work()
+    return time.perf_counter() - start, result
 
 
-def differences(found_F: np.ndarray, plain_F: np.ndarray) -> dict[str, float]:
-    """Largest relative difference of each class; infinite where only one of the two has a value."""
-    error_F = np.abs(found_F - plain_F) / np.where(plain_F == 0, 1e-300, np.abs(plain_F))
-    error_F[(found_F == plain_F) | (np.isnan(found_F) & np.isnan(plain_F))] = 0
+def differences(fast_F: np.ndarray, reference_F: np.ndarray) -> dict[str, float]:
+    """Largest relative difference of each feature class; infinite if only one of the two has a value."""
+    error_F = np.abs(fast_F - reference_F) / np.where(reference_F == 0, 1e-300, np.abs(reference_F))
+    error_F[(fast_F == reference_F) | (np.isnan(fast_F) & np.isnan(reference_F))] = 0
     error_F[np.isnan(error_F)] = math.inf
     worst: dict[str, float] = {}
     for name, error in zip(FEATURE_NAMES, error_F, strict=True):
@@ -92,12 +92,12 @@ def measure(liver: Liver, jobs: list[int], repeats: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"plain": [], **{f"quick, {n} job(s)": [] for n in jobs}}
     worst: dict[str, float] = {}
     for _ in range(repeats):
-        took, plain_F = timed(lambda: extract_reference(*liver))
+        took, reference_F = timed(lambda: extract_reference(*liver))
         seconds["plain"].append(took)
         for n in jobs:
-            took, found_F = timed(lambda n=n: extract(*liver, jobs=n))
+            took, fast_F = timed(lambda n=n: extract(*liver, jobs=n))
             seconds[f"quick, {n} job(s)"].append(took)
-            worst = {k: max(v, worst.get(k, 0.0)) for k, v in differences(found_F, plain_F).items()}
+            worst = {k: max(v, worst.get(k, 0.0)) for k, v in differences(fast_F, reference_F).items()}
     return {
         "voxels": int(liver[1].array_DHW.sum()),
         "ct_shape_DHW": list(liver[0].array_DHW.shape),
@@ -115,18 +115,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--jobs", type=int, nargs="+", default=sorted({1, available_cores()}))
-    asked = parser.parse_args()
+    options = parser.parse_args()
     reason = reference_path_reason()
     if reason is not None:
         sys.exit(f"the fast path is not available: {reason}")
     livers = {"phantom": phantom_liver(), "real": real_liver()}
-    found = {name: measure(liver, asked.jobs, asked.repeats) for name, liver in livers.items() if liver is not None}
-    for name, figures in found.items():
-        print(f"{name} liver, {figures['voxels']} voxels, CT {figures['ct_shape_DHW']}")
-        for road, seconds in figures["seconds"].items():
-            gain = f"{figures['speedup'][road]:6.2f} x" if road in figures["speedup"] else ""
-            print(f"  {road:16} {seconds:7.2f} s {gain}")
-        for kind, error in figures["largest_relative_difference"].items():
+    results = {
+        name: measure(liver, options.jobs, options.repeats) for name, liver in livers.items() if liver is not None
+    }
+    for name, result in results.items():
+        print(f"{name} liver, {result['voxels']} voxels, CT {result['ct_shape_DHW']}")
+        for path, seconds in result["seconds"].items():
+            gain = f"{result['speedup'][path]:6.2f} x" if path in result["speedup"] else ""
+            print(f"  {path:16} {seconds:7.2f} s {gain}")
+        for kind, error in result["largest_relative_difference"].items():
             print(f"  {kind:16} differs by {error:.1e} at most")
     print(
         json.dumps(
@@ -135,8 +137,8 @@ def main() -> None:
                 "cores": available_cores(),
                 "machine": platform.machine(),
                 "packages": package_versions(),
-                "repeats": asked.repeats,
-                "livers": found,
+                "repeats": options.repeats,
+                "livers": results,
             }
         )
     )

@@ -1,4 +1,4 @@
-"""What every question writes its figures with."""
+"""Recorder of the metrics of a benchmark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tmi.runtime.benchmark.interleaved_timing import InterleavedTimer, Ratio, ra
 
 
 class Recorder:
-    """Writes figures into the benchmark's JSON; `benchmarks/report.py` reads and judges them."""
+    """Writes metrics into the JSON of pytest-benchmark, from which `benchmarks/report.py` reads them."""
 
     def __init__(self, benchmark: Any, repeats: int) -> None:
         self._benchmark = benchmark
@@ -27,7 +27,7 @@ class Recorder:
         repeats: int | None = None,
         warmup: int = 1,
     ) -> dict[str, Ratio]:
-        """Time the roads in turn and record each one's seconds and its ratio to `against`, round by round."""
+        """Time the pipelines in turn; record the seconds of each and its ratio to `against`, round by round."""
         rounds = InterleavedTimer(pipelines)
         for _ in range(warmup):
             rounds.run()
@@ -46,14 +46,14 @@ class Recorder:
         return ratios
 
     def once(self, work: Callable[[], Any]) -> Any:
-        """Run what measures itself, such as processes; pytest-benchmark shows how long it took as a whole."""
+        """Run a function that measures by itself, such as processes; pytest-benchmark shows its total time."""
         return self._pedantic(work, 1)
 
     def note(self, name: str, value: float, unit: str = "", **more: Any) -> None:
-        """Record one figure."""
+        """Record one metric."""
         self.metrics[name] = {"value": float(value), "unit": unit, **more}
 
     def _pedantic(self, work: Callable[[], Any], rounds: int) -> Any:
-        assert not self._timed, "pytest-benchmark times once a test"
+        assert not self._timed, "pytest-benchmark can time only once in a test"
         self._timed = True
         return self._benchmark.pedantic(work, rounds=rounds, iterations=1)

@@ -1,12 +1,12 @@
-"""3D convolutions computed slab by slab along the depth, so that a float64 network fits into memory at full size.
+"""3D convolutions computed in slabs along the depth, so that a float64 network fits into memory at full size.
 
-torch has no vectorised float64 convolution: it writes every window of the volume out as a column and multiplies. For
-the stem of the paper's CT encoder (7x7x7 windows over 64x256x256 places) that is 11 GiB at once. A convolution is
-local, so the places can be done a few depths at a time:
+torch computes a float64 convolution with im2col: it copies every window of the volume into a column. For the stem of
+the paper's CT encoder (7x7x7 windows at 64x256x256 positions) the columns take 11 GiB. A convolution is local, so the
+output can be computed a few depths at a time:
 
     y[d0:d1] = conv(x[s * d0 - p : s * (d1 - 1) - p + k])      s stride, p padding, k kernel along the depth
 
-with zeros outside of x. The sums are the same; torch may only add them in another order.
+with zeros outside of x. The result differs from the convolution only by the order of summation.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 COLUMNS = 2**28
-"""Bytes that the columns of one slab may take."""
+"""Largest size of the columns of one slab in bytes."""
 
 
 def use_slab_convolutions(network: nn.Module, *, columns: int = COLUMNS) -> nn.Module:
-    """The network, its 3D convolutions computing in slabs from now on.
+    """Let all 3D convolutions of a network compute in slabs, and return the network.
 
     Args:
         network: changed in place.
-        columns: bytes that one slab's columns may take.
+        columns: largest size of the columns of one slab in bytes.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv3d):
@@ -34,13 +34,18 @@ def use_slab_convolutions(network: nn.Module, *, columns: int = COLUMNS) -> nn.M
 
 
 def convolve_in_slabs(conv: nn.Conv3d, x_BCDHW: Tensor, *, columns: int = COLUMNS) -> Tensor:
-    """What `conv` answers, in as many slabs as its columns need.
+    """Output of `conv`, computed in as many slabs as its columns need.
+
+    Args:
+        conv: convolution without dilation, with zero padding.
+        x_BCDHW: input.
+        columns: largest size of the columns of one slab in bytes.
 
     Raises:
-        ValueError: the convolution dilates or pads with something else than zeros by number.
+        ValueError: the convolution has dilation or another padding than a number of zeros.
     """
     if conv.dilation != (1, 1, 1) or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        raise ValueError("only plain convolutions with zeros around them are computed in slabs")
+        raise ValueError("only convolutions without dilation and with zero padding can be computed in slabs")
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     pad, *across = conv.padding
     depth, *plane = (
@@ -52,6 +57,7 @@ def convolve_in_slabs(conv: nn.Conv3d, x_BCDHW: Tensor, *, columns: int = COLUMN
     y_BCDHW = x_BCDHW.new_empty((x_BCDHW.shape[0], conv.out_channels, depth, *plane))
     for first in range(0, depth, thick):
         last = min(first + thick, depth)
+        # input depths that the output depths first:last read; zeros where they lie outside
         start, end = first * stride - pad, (last - 1) * stride - pad + kernel
         inside = x_BCDHW[:, :, max(start, 0) : min(end, x_BCDHW.shape[2])]
         slab = F.pad(inside, (0, 0, 0, 0, max(-start, 0), max(end - x_BCDHW.shape[2], 0)))

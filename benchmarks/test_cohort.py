@@ -1,7 +1,7 @@
 """Does a cohort keep the CT encoder busy?
 
-Eight cases in one run against eight times the CT encoder's forward pass alone: 1 means that reading, preparing, text
-and fusion cost nothing beside it.
+The benchmark compares the prediction of eight cases in one run with eight forward passes of the CT encoder. At a ratio
+of 1, reading, preprocessing, text and fusion are completely overlapped with the CT encoder.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def test_cohort_throughput(record, cohort: list[Path], default_predictor: Predic
     ct_BCDHW = prepare_case(Case(folder=cohort[0], case_id="first"), config, schema).ct_1DHW[None]
 
     def predict() -> None:
-        answers = default_predictor.predict(cohort)
-        assert all(isinstance(a, Prediction) for a in answers), answers
+        predictions = default_predictor.predict(cohort)
+        assert all(isinstance(p, Prediction) for p in predictions), predictions
 
     with open_engine(default_predictor.engine_record.name, bundle) as engine:
         graphs = dict.fromkeys(fold.ct for fold in bundle.manifest.folds)
@@ -35,4 +35,4 @@ def test_cohort_throughput(record, cohort: list[Path], default_predictor: Predic
 
         record.paired({"cohort": predict, "CT forward alone": forward}, against="CT forward alone", repeats=3)
     rounds = zip(record.metrics["CT forward alone s"]["rounds"], record.metrics["cohort s"]["rounds"], strict=True)
-    record.note("throughput x CT forward", statistics.median(alone / whole for alone, whole in rounds), "x")
+    record.note("throughput x CT forward", statistics.median(alone / cohort for alone, cohort in rounds), "x")

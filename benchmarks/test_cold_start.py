@@ -1,7 +1,7 @@
-"""How much later than a warm one is the first answer of a new process?
+"""How much longer does a prediction take in a new process than in a warm one?
 
-`tmi predict` from the shell's point of view (start to end of the process) against the same prediction in a process that
-is warm, in turn. A first process fills the caches and is told apart: it also checks the bundle's first opening.
+The benchmark compares `tmi predict`, from start to end of its process, with the same prediction in a warm process, in
+turn. The first process fills the caches and runs the startup self-test; its time is recorded separately.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ def test_cold_start(record, one_fold: Path, case: Path) -> None:
     first = processes.predict([case], one_fold)
     record.note("first process on this machine", first.seconds, "s")
     with Predictor.open(one_fold) as predictor:
-        roads = {
+        predictions = {
             "new process": lambda: processes.predict([case], one_fold),
             "warm": lambda: predictor.predict(case),
         }
-        record.paired(roads, against="warm")
-    late = [a - b for a, b in zip(*(record.metrics[f"{n} s"]["rounds"] for n in roads), strict=True)]
-    record.note("new process - warm", statistics.median(late), "s", rounds=late)
+        record.paired(predictions, against="warm")
+    delays = [a - b for a, b in zip(*(record.metrics[f"{n} s"]["rounds"] for n in predictions), strict=True)]
+    record.note("new process - warm", statistics.median(delays), "s", rounds=delays)
 
 
 def test_imports_of_a_first_answer(record, one_fold: Path, case: Path) -> None:
-    """Packages that a machine that serves must not need."""
+    """Count heavy packages, such as torch, that a process imports for its first prediction."""
     from tmi.runtime.benchmark.benchmark import BenchmarkPlan, BenchmarkWorker
     from tmi.runtime.bundle.reader import open_bundle
     from tmi.runtime.cli.bench_worker import WORKER
@@ -41,12 +41,12 @@ def test_imports_of_a_first_answer(record, one_fold: Path, case: Path) -> None:
         repeats=1,
     )
 
-    def ends() -> dict[str, list[str]]:
-        found = {}
+    def heavy_imports() -> dict[str, list[str]]:
+        packages = {}
         for engine in plan.engines:
             with BenchmarkWorker(plan, engine) as worker:
-                found[engine] = worker.finish()["heavy"]
-        return found
+                packages[engine] = worker.finish()["heavy"]
+        return packages
 
-    heavy = record.once(ends)
+    heavy = record.once(heavy_imports)
     record.note("heavy packages imported", sum(map(len, heavy.values())), "", names=heavy)

@@ -1,7 +1,7 @@
-"""What do five folds cost, when they share a frozen text encoder?
+"""What do five folds cost if they share a frozen text encoder?
 
-Five CT encoders, five fusions, one text encoder, against one of each: the time of each stage in turn, how often the
-text encoder runs, and peak memory.
+The benchmark compares five CT encoders, five fusions and one text encoder with one of each: the time of each stage, the
+number of runs of the text encoder, and peak memory.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ FOLDS = 5
 
 
 @pytest.fixture(scope="module")
-def five_folds(size: Size, kept: Path) -> Path:
-    return bench_inputs.bundle(size, folds=FOLDS, kept=kept)
+def five_folds(size: Size, cache_folder: Path) -> Path:
+    return bench_inputs.bundle(size, folds=FOLDS, cache=cache_folder)
 
 
 @pytest.fixture(scope="module")
 def runs() -> Iterator[Counter[str]]:
-    """How often each graph was run, by its name."""
+    """Graph name -> number of runs."""
     counted: Counter[str] = Counter()
-    plain = GraphEngine.run
+    original = GraphEngine.run
 
     def counting(self: GraphEngine, graph: str, inputs: Any) -> Any:
         counted[graph] += 1
-        return plain(self, graph, inputs)
+        return original(self, graph, inputs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GraphEngine, "run", counting)
@@ -48,32 +48,32 @@ def runs() -> Iterator[Counter[str]]:
 
 
 def test_five_folds_against_one(record, one_fold: Path, five_folds: Path, case: Path, runs: Counter[str]) -> None:
-    answers: dict[str, list[Prediction]] = {"one fold": [], "five folds": []}
+    predictions: dict[str, list[Prediction]] = {"one fold": [], "five folds": []}
     with Predictor.open(one_fold) as one, Predictor.open(five_folds) as five:
 
-        def road(name: str, predictor: Predictor) -> Any:
-            def once() -> None:
-                (answer,) = predictor.predict(case)
-                assert isinstance(answer, Prediction), answer
-                answers[name].append(answer)
+        def predict_with(name: str, predictor: Predictor) -> Any:
+            def predict() -> None:
+                (prediction,) = predictor.predict(case)
+                assert isinstance(prediction, Prediction), prediction
+                predictions[name].append(prediction)
 
-            return once
+            return predict
 
-        roads = {"one fold": road("one fold", one), "five folds": road("five folds", five)}
-        record.paired(roads, against="one fold", repeats=3)
+        pipelines = {"one fold": predict_with("one fold", one), "five folds": predict_with("five folds", five)}
+        record.paired(pipelines, against="one fold", repeats=3)
         runs.clear()
         five.predict(case)
     texts = sum(count for graph, count in runs.items() if graph.startswith("text"))
     record.note("runs of a text encoder a case", texts)
     record.note("runs of a CT encoder a case", sum(n for graph, n in runs.items() if graph.startswith("ct")))
     for stage in ("ct", "text", "fusion"):
-        pairs = zip(answers["five folds"][1:], answers["one fold"][1:], strict=True)
-        gain = statistics.median(a.seconds[stage] / b.seconds[stage] for a, b in pairs)
-        record.note(f"{stage}: five folds / one", gain, "x")
+        pairs = zip(predictions["five folds"][1:], predictions["one fold"][1:], strict=True)
+        ratio = statistics.median(a.seconds[stage] / b.seconds[stage] for a, b in pairs)
+        record.note(f"{stage}: five folds / one", ratio, "x")
 
 
 def test_memory_of_five_folds(record, one_fold: Path, five_folds: Path, case: Path) -> None:
-    """Against one fold's activations, all weights and 1.5 GB."""
+    """Compare the peak with one fold's activations and all weights."""
     weights, peaks = {}, {}
 
     def measure() -> None:
@@ -97,5 +97,5 @@ def test_memory_of_five_folds(record, one_fold: Path, five_folds: Path, case: Pa
         record.note(f"peak, {name}", peaks[name], "GiB")
         record.note(f"weights, {name}", weights[name], "GiB")
     activations = peaks["one fold"] - weights["one fold"]
-    over = peaks["five folds"] - activations - weights["five folds"]
-    record.note("over one fold's activations and all weights", over, "GiB")
+    excess = peaks["five folds"] - activations - weights["five folds"]
+    record.note("over one fold's activations and all weights", excess, "GiB")

@@ -1,6 +1,7 @@
-"""How quick are the engines at each graph, against each other and against eager?
+"""How fast are the engines at each graph, compared with each other and with eager?
 
-CT encoder, text encoder at the record's real length, fusion; prepared inputs, one case, all engines in one process.
+The benchmark runs the CT encoder, the text encoder at the real length of the record, and the fusion on preprocessed
+inputs of one case, with all engines in one process.
 """
 
 from __future__ import annotations
@@ -27,26 +28,26 @@ from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 
 @dataclass(frozen=True)
 class OpenEngines:
-    """Engines on one bundle and the inputs of its graphs for one case."""
+    """Open engines of one bundle, and the inputs of its graphs for one case."""
 
     engines: dict[str, Engine]
     default: str
-    """What `auto` takes here."""
+    """Engine that `auto` chooses on this machine."""
     inputs: dict[str, dict[str, np.ndarray[Any, Any]]]
 
 
 @contextmanager
 def open_engines(one_fold: Path, case: Path) -> Iterator[OpenEngines]:
-    """Every engine that runs here without a GPU, eager among them."""
+    """Open every installed engine that needs no GPU, eager included."""
     bundle = open_bundle(one_fold)
     manifest, config = bundle.manifest, bundle.manifest.parsed_config()
-    ready = prepare_case(Case(folder=case, case_id=case.name), config, stored_schema(bundle.folder, kind="bundle"))
+    prepared = prepare_case(Case(folder=case, case_id=case.name), config, stored_schema(bundle.folder, kind="bundle"))
     fold = manifest.folds[0]
     tokenizer = Tokenizer.load(bundle.folder / str(manifest.graph(fold.text).tokenizer))
-    text = tokenizer.encode([ready.text], max_length=config.clinical.max_length)
-    radiomics = RadiomicsScaler.load(bundle.folder / fold.scaler).transform(ready.radiomics_F[None]).values_NF
+    text = tokenizer.encode([prepared.text], max_length=config.clinical.max_length)
+    radiomics = RadiomicsScaler.load(bundle.folder / fold.scaler).transform(prepared.radiomics_F[None]).values_NF
     inputs = {
-        fold.ct: {"ct": ready.ct_1DHW[None]},
+        fold.ct: {"ct": prepared.ct_1DHW[None]},
         fold.text: {"input_ids": text.input_ids_BT, "attention_mask": text.attention_mask_BT},
     }
     with Predictor.open(one_fold) as predictor:
@@ -55,9 +56,9 @@ def open_engines(one_fold: Path, case: Path) -> Iterator[OpenEngines]:
     with ExitStack() as stack:
         engines: dict[str, Engine] = {}
         for name in names:
-            with suppress(UnavailableError):  # what the processor does not have
+            with suppress(UnavailableError):  # the processor does not support it
                 engines[name] = stack.enter_context(open_engine(name, bundle))
-        features = {graph: next(iter(engines["eager"].run(graph, given).values())) for graph, given in inputs.items()}
+        features = {graph: next(iter(engines["eager"].run(graph, arrays).values())) for graph, arrays in inputs.items()}
         inputs["fusion"] = {
             "ct_features": np.stack([features[fold.ct]] * len(manifest.folds), axis=1),
             "text_features": np.stack([features[fold.text]] * len(manifest.folds), axis=1),
@@ -74,22 +75,22 @@ def opened(one_fold: Path, case: Path) -> Iterator[OpenEngines]:
 
 @pytest.mark.parametrize("graph", ["ct-0", "text-0", "fusion"])
 def test_forward(record, opened: OpenEngines, graph: str) -> None:
-    given = opened.inputs[graph]
+    inputs = opened.inputs[graph]
 
-    def road(engine: Engine) -> Any:
-        return lambda: engine.run(graph, given)
+    def forward(engine: Engine) -> Any:
+        return lambda: engine.run(graph, inputs)
 
-    ratios = record.paired({name: road(engine) for name, engine in opened.engines.items()}, against="eager")
+    ratios = record.paired({name: forward(engine) for name, engine in opened.engines.items()}, against="eager")
     record.note("default engine / eager", ratios[opened.default].median, "x", engine=opened.default)
 
 
 def test_text_padded_to_512_against_its_real_length(record, opened: OpenEngines) -> None:
-    """What padding costs, on the default engine."""
+    """Cost of padding the text to 512 tokens with the default engine."""
     name, engine = opened.default, opened.engines[opened.default]
     real = opened.inputs["text-0"]
     tokens = real["input_ids"].shape[1]
     padded = {k: np.pad(v, ((0, 0), (0, 512 - tokens))) for k, v in real.items()}
-    roads = {f"{name}, {tokens} tokens": lambda: engine.run("text-0", real),
-             f"{name}, padded to 512": lambda: engine.run("text-0", padded),
-             "eager, padded to 512": lambda: opened.engines["eager"].run("text-0", padded)}  # fmt: skip
-    record.paired(roads, against="eager, padded to 512")
+    pipelines = {f"{name}, {tokens} tokens": lambda: engine.run("text-0", real),
+                 f"{name}, padded to 512": lambda: engine.run("text-0", padded),
+                 "eager, padded to 512": lambda: opened.engines["eager"].run("text-0", padded)}  # fmt: skip
+    record.paired(pipelines, against="eager, padded to 512")

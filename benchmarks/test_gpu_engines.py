@@ -1,7 +1,7 @@
-"""How quick are the engines on a GPU, against each other and against eager PyTorch on the same GPU?
+"""How fast are the engines on a GPU, compared with each other and with eager PyTorch on the same GPU?
 
-TensorRT engines from plans that are built here, ONNX Runtime's CUDA provider, eager float32 and eager under float16
-autocast; one case, copies to and from the device included, as a prediction pays them. `make bench-gpu`.
+The benchmark runs TensorRT engines built on this GPU, ONNX Runtime's CUDA provider, eager float32 and eager under
+float16 autocast on one case, copies to and from the device included. `make bench-gpu` runs it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 def eager_forward(bundle: Bundle, graph: str, inputs: Arrays, *, device: str, half: bool) -> Forward:
-    """The module on a device; reading the answer back waits for it."""
+    """Forward pass of the eager module on a device; the copy to the host synchronises."""
     engine = EagerEngine()
     engine.open(bundle, threads=None)
     module = engine.module(graph).to(device)
@@ -38,21 +38,21 @@ def eager_forward(bundle: Bundle, graph: str, inputs: Arrays, *, device: str, ha
 
     def run() -> np.ndarray[Any, Any]:
         with torch.inference_mode(), torch.autocast(kind, torch.float16 if kind == "cuda" else torch.bfloat16, half):
-            given = [torch.from_numpy(inputs[name]).to(device) for name in names]
-            return module(*given).float().cpu().numpy()
+            tensors = [torch.from_numpy(inputs[name]).to(device) for name in names]
+            return module(*tensors).float().cpu().numpy()
 
     return run
 
 
 def onnx_forward(bundle: Bundle, graph: str, inputs: Arrays, *, provider: str) -> Forward:
-    """ONNX Runtime with one execution provider."""
+    """Forward pass of ONNX Runtime with one execution provider."""
     path = bundle.artefact(bundle.manifest.graph(graph), "onnx")
     session = onnxruntime.InferenceSession(str(path), providers=[provider])
     return lambda: session.run(None, inputs)[0]
 
 
 def inputs_of(bundle: Bundle, graph: str) -> Arrays:
-    """Noise of the right shapes: times do not depend on the values."""
+    """Random inputs of one case; the time does not depend on the values."""
     rng = np.random.default_rng(0)
     if bundle.manifest.graph(graph).role == "ct":
         return {"ct": rng.random((1, 1, *bundle.manifest.parsed_config().ct.shape_DHW), dtype=np.float32)}
@@ -60,12 +60,12 @@ def inputs_of(bundle: Bundle, graph: str) -> Arrays:
 
 
 @pytest.fixture(scope="module")
-def bundles(size: Size, kept: Path) -> dict[str, Path]:
-    """GPU engine -> its bundle, built on this GPU; none where there is no GPU."""
+def bundles(size: Size, cache_folder: Path) -> dict[str, Path]:
+    """GPU engine -> its bundle, built on this GPU; skipped without a GPU."""
     if find_gpu() is None:
         pytest.skip("no NVIDIA GPU with its driver on this machine")
     names = [n for n, spec in ENGINES.items() if spec.gpu and importlib.util.find_spec(spec.package) is not None]
-    return {name: gpu_bundle(size, name, kept=kept) for name in names}
+    return {name: gpu_bundle(size, name, cache=cache_folder) for name in names}
 
 
 @pytest.fixture
@@ -79,17 +79,17 @@ def closing() -> Iterator[ExitStack]:
 def test_forward_on_a_gpu(
     record: Any, one_fold: Path, bundles: dict[str, Path], closing: ExitStack, graph: str
 ) -> None:
-    plain = open_bundle(one_fold)
-    inputs = inputs_of(plain, graph)
-    roads: dict[str, Forward] = {}
+    bundle = open_bundle(one_fold)
+    inputs = inputs_of(bundle, graph)
+    pipelines: dict[str, Forward] = {}
     for name, folder in bundles.items():
         engine = closing.enter_context(open_engine(name, open_bundle(folder)))
-        roads[name] = lambda engine=engine: engine.run(graph, inputs)
+        pipelines[name] = lambda engine=engine: engine.run(graph, inputs)
     if CUDA in onnxruntime.get_available_providers():
-        roads["onnx, CUDA"] = onnx_forward(plain, graph, inputs, provider=CUDA)
+        pipelines["onnx, CUDA"] = onnx_forward(bundle, graph, inputs, provider=CUDA)
     if torch.cuda.is_available():
-        roads["eager, CUDA, float16"] = eager_forward(plain, graph, inputs, device="cuda", half=True)
-        roads["eager, CUDA"] = eager_forward(plain, graph, inputs, device="cuda", half=False)
-    if len(roads) < 2:
-        pytest.skip(f"nothing to compare: only {', '.join(roads) or 'no engine'} runs on this GPU")
-    record.paired(roads, against=list(roads)[-1], repeats=30, warmup=5)
+        pipelines["eager, CUDA, float16"] = eager_forward(bundle, graph, inputs, device="cuda", half=True)
+        pipelines["eager, CUDA"] = eager_forward(bundle, graph, inputs, device="cuda", half=False)
+    if len(pipelines) < 2:
+        pytest.skip(f"nothing to compare: only {', '.join(pipelines) or 'no engine'} runs on this GPU")
+    record.paired(pipelines, against=list(pipelines)[-1], repeats=30, warmup=5)

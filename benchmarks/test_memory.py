@@ -1,6 +1,6 @@
-"""How much memory does an engine take, and does a cohort's length matter?
+"""How much memory does an engine take, and does it grow with the cohort?
 
-Peak resident memory of a process of its own, from start to end, as the kernel counts it.
+The benchmark records the peak resident memory of a new process by the kernel's accounting.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LENGTHS = (2, 8)
 
 
 def peak_gib(plan: BenchmarkPlan, engine: str, cases: int) -> float:
-    """Of a process that predicted one case and then a cohort of so many."""
+    """Peak memory of a process that predicted a cohort of `cases` cases, in GiB."""
     with BenchmarkWorker(plan, engine) as worker:
         worker.predict(range(cases))
         return float(worker.finish()["peak_bytes"]) / GIB

@@ -1,6 +1,7 @@
-"""Is the CT encoder as quick in `tmi` as in OpenVINO's own `benchmark_app`?
+"""Is the CT encoder as fast in `tmi` as in OpenVINO's `benchmark_app`?
 
-The same graph, shape and precision, latency hint, one request at a time; the app's median against ours, in turn.
+Both run the same graph with the same shape, precision and latency hint, one request at a time. The benchmark compares
+their median latencies in turn.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ FORWARDS = 5
 
 
 def app_seconds(bundle: Bundle, precision: str) -> float:
-    """Median latency of the app's inferences, without its compilation."""
+    """Median latency of an inference in `benchmark_app`, compilation excluded."""
     app = Path(sys.executable).with_name("benchmark_app")
     program = str(app) if app.is_file() else shutil.which("benchmark_app")
     if program is None:
@@ -34,10 +35,10 @@ def app_seconds(bundle: Bundle, precision: str) -> float:
     shape = ",".join(map(str, (1, 1, *bundle.manifest.parsed_config().ct.shape_DHW)))
     argv = [program, "-m", str(graph), "-d", "CPU", "-hint", "latency", "-api", "sync", "-niter", str(FORWARDS + 1),
             "-shape", f"[{shape}]", "-infer_precision", HINTS[precision]]  # fmt: skip
-    said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"Median:\s+([\d.]+) ms", said)
-    assert found, said[-2000:]
-    return float(found[1]) / 1000
+    printed = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    median = re.search(r"Median:\s+([\d.]+) ms", printed)
+    assert median, printed[-2000:]
+    return float(median[1]) / 1000
 
 
 def test_ct_forward_against_benchmark_app(record, one_fold: Path) -> None:
@@ -47,7 +48,7 @@ def test_ct_forward_against_benchmark_app(record, one_fold: Path) -> None:
         pytest.skip(f"the default engine here is {name}")
     shape = bundle.manifest.parsed_config().ct.shape_DHW
     noise = np.random.default_rng(0).random((1, 1, *shape), dtype=np.float32)
-    ours: list[float] = []
+    latencies: list[float] = []
     app: list[float] = []
 
     def rounds() -> None:
@@ -60,9 +61,9 @@ def test_ct_forward_against_benchmark_app(record, one_fold: Path) -> None:
                     start = perf_counter()
                     engine.run("ct-0", {"ct": noise})
                     seconds.append(perf_counter() - start)
-            ours.append(statistics.median(seconds))
+            latencies.append(statistics.median(seconds))
 
     record.once(rounds)
-    record.note("tmi s", statistics.median(ours), "s", rounds=ours, precision=precision)
+    record.note("tmi s", statistics.median(latencies), "s", rounds=latencies, precision=precision)
     record.note("benchmark_app s", statistics.median(app), "s", rounds=app, precision=precision)
-    record.note("tmi / benchmark_app", statistics.median(a / b for a, b in zip(ours, app, strict=True)), "x")
+    record.note("tmi / benchmark_app", statistics.median(a / b for a, b in zip(latencies, app, strict=True)), "x")

@@ -1,6 +1,6 @@
-"""How much quicker than one plain call of pyradiomics is the extraction of the 1,781 features?
+"""How much faster than pyradiomics is the extraction of the 1,781 features?
 
-`benchmarks/radiomics_extraction.py` measures it; here one round of it on the phantom's liver.
+The benchmark runs `benchmarks/radiomics_extraction.py` on the liver of the phantom.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ def test_radiomics_extraction(record) -> None:
     if reason is not None:
         pytest.skip(f"the fast path is not available: {reason}")
     liver = radiomics_extraction.phantom_liver()
-    found = record.once(lambda: radiomics_extraction.measure(liver, [available_cores()], min(3, record.repeats)))
-    for road, seconds in found["seconds"].items():
-        record.note(f"{road} s", seconds, "s")
-    for road, gain in found["speedup"].items():
-        record.note(f"{road} / plain", 1 / gain, "x")
-    record.note("largest relative difference", max(found["largest_relative_difference"].values()))
+    result = record.once(lambda: radiomics_extraction.measure(liver, [available_cores()], min(3, record.repeats)))
+    for path, seconds in result["seconds"].items():
+        record.note(f"{path} s", seconds, "s")
+    for path, speedup in result["speedup"].items():
+        record.note(f"{path} / plain", 1 / speedup, "x")
+    record.note("largest relative difference", max(result["largest_relative_difference"].values()))

@@ -1,14 +1,14 @@
-"""What does one training step take of a CPU, in time and memory, and is it what `tmi train --plan` computes?
+"""How much time and memory does a training step take on a CPU, and does `tmi train --plan` compute the same memory?
 
-The network of the preset gets random weights; one small step makes Adam's moments and starts the libraries, and the
-step after it is measured: forward with loss, backward, Adam. Each setting is a process of its own. Its peak is the
-kernel's VmHWM, which starts anew before the step, less what the process held before it built the network.
+The network of the preset gets random weights. A small step creates Adam's moments and initialises the libraries; the
+next step is measured: forward with loss, backward, Adam. Each setting runs in a new process. The memory of a step is
+the kernel's VmHWM, reset before the step, minus the memory of the process before the network was built.
 
     python benchmarks/training_step.py --size paper --batch 1 --precision 32 bf16-mixed --checkpointing no yes
 
-`--precision` and `--checkpointing` take several values: every combination is measured. A batch of one cannot train a
-BatchNorm of single vectors, and `tmi train` passes it over; here those BatchNorms are held still for it, as
-`--plan` has it for one case a device. Prints a Markdown table; the last line is JSON. The weights mean nothing.
+`--precision` and `--checkpointing` take several values, and every combination is measured. A BatchNorm of single
+vectors cannot train with a batch of one, and `tmi train` skips such a batch; here those BatchNorms are in evaluation
+mode, as `--plan` assumes for one case per device. The program prints a Markdown table; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from tmi.toolkit.config.schema import Config
 
 GIB = 2**30
 BALLAST_VARIABLE = "TMI_BALLAST_BYTES"
-"""Environment variable: memory that the measured process takes beside the step; what a test plants."""
+"""Environment variable: bytes that the measured process allocates in addition, to test the measurement."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is measured in one process."""
+    """Configuration of one measurement."""
 
     size: str
     batch: int
@@ -46,11 +46,11 @@ class Setting:
 
     @property
     def config(self) -> Config:
-        """The whole config; a frozen encoder's output is computed in the step, unless told otherwise."""
+        """The config of training, without the cache of frozen encoders: their outputs are computed in the step."""
         base = SIZES[self.size].config
         train = replace(
             base.train,
-            batch_size=2 * self.batch,  # of two devices: a batch of one is no config
+            batch_size=2 * self.batch,  # for two devices, because a config needs a batch of at least two
             precision=self.precision,
             activation_checkpointing=self.checkpointing,
             freeze=self.freeze,
@@ -61,7 +61,7 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """For a row of the table."""
+        """Name of the setting in the table."""
         parts = [self.precision, *(["checkpointing"] if self.checkpointing else [])]
         parts += [f"freeze {','.join(self.freeze)}"] if self.freeze else []
         parts += [f"accumulate {self.accumulate}"] if self.accumulate > 1 else []
@@ -69,13 +69,13 @@ class Setting:
 
 
 def resident(field: str) -> int:
-    """Bytes of VmRSS (now) or VmHWM (peak) of this process."""
+    """Resident memory of this process in bytes: VmRSS (current) or VmHWM (peak)."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
 
 
 def batch_of(cases: int, shape_DHW: tuple[int, int, int], tokens: int) -> Any:
-    """A batch of noise; the labels alternate."""
+    """A batch of random inputs with alternating labels."""
     import torch
 
     from tmi.training.data.fold_dataset import Batch
@@ -91,7 +91,7 @@ def batch_of(cases: int, shape_DHW: tuple[int, int, int], tokens: int) -> Any:
 
 
 def step(module: Any, optimiser: Any, batch: Any) -> dict[str, float]:
-    """One optimiser step over `train.accumulate` batches, as Lightning takes it; seconds of its parts."""
+    """Take one optimiser step over `train.accumulate` batches, as Lightning does; the seconds of its parts."""
     import torch
 
     train = module.config.train
@@ -112,8 +112,8 @@ def step(module: Any, optimiser: Any, batch: Any) -> dict[str, float]:
     return seconds
 
 
-def start_libraries() -> None:
-    """A step of a tiny network: what torch and oneDNN load at their first use is not the step's."""
+def initialise_libraries() -> None:
+    """Take a step of a tiny network, so that memory of the first use of torch and oneDNN is not counted."""
     from tmi.training.loop.lightning_module import FoldModule
 
     module = FoldModule(replace(tiny(), train=replace(tiny().train, precision="bf16-mixed")), fold=0)
@@ -121,8 +121,8 @@ def start_libraries() -> None:
 
 
 def measure(setting: Setting) -> dict[str, Any]:
-    """Seconds and bytes of the step, in this process."""
-    import lightning  # noqa: F401  what training imports is there before the count begins
+    """Measure the step in this process: seconds and bytes."""
+    import lightning  # noqa: F401  imported before the measurement, as in a training
     import torch
     import transformers  # noqa: F401
 
@@ -134,7 +134,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         torch.set_num_threads(setting.threads)
     config = setting.config
     plan = estimate_memory(config, devices=2, accelerator="cpu")
-    start_libraries()
+    initialise_libraries()
     before = resident("VmRSS")
     ballast = bytearray(int(os.environ.get(BALLAST_VARIABLE, "0")))
     ballast[::4096] = b"x" * len(ballast[::4096])
@@ -147,7 +147,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     step(module, optimiser, batch_of(setting.batch, (32, 32, 32), 8))
     batch = batch_of(setting.batch, config.ct.shape_DHW, config.clinical.max_length)
     with open("/proc/self/clear_refs", "w") as clear:
-        clear.write("5")  # VmHWM starts anew
+        clear.write("5")  # resets VmHWM
     seconds = step(module, optimiser, batch)
     return {
         "setting": asdict(setting),
@@ -164,29 +164,32 @@ def in_own_process(setting: Setting) -> dict[str, Any]:
     """Measure in a new process.
 
     Raises:
-        RuntimeError: it ended otherwise than well.
+        RuntimeError: the process failed.
     """
     argv = [sys.executable, __file__, "--measured", json.dumps(asdict(setting))]
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**17)}  # what is freed goes back at once, and is not counted
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=env)
-    if done.returncode:
-        raise RuntimeError(f"{setting.label}: exit code {done.returncode}\n{done.stderr[-2000:]}")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    env = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": str(2**17),
+    }  # freed memory is returned at once, so that it is not counted
+    process = subprocess.run(argv, capture_output=True, text=True, check=False, env=env)
+    if process.returncode:
+        raise RuntimeError(f"{setting.label}: exit code {process.returncode}\n{process.stderr[-2000:]}")
+    measurement: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return measurement
 
 
-def table(answers: list[dict[str, Any]]) -> str:
+def table(measurements: list[dict[str, Any]]) -> str:
     """The measured settings as a Markdown table."""
     rows = [
         "| setting | forward s | backward s | Adam s | step took GiB | computed GiB | computed / taken |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for answer in answers:
-        seconds, taken, computed = answer["seconds"], answer["taken"], answer["computed"]
+    for measured in measurements:
+        seconds, taken, computed = measured["seconds"], measured["taken"], measured["computed"]
         times = " | ".join(f"{seconds[name]:.1f}" for name in ("forward", "backward", "optimiser"))
-        told = Setting(**answer["setting"]).label
+        label = Setting(**measured["setting"]).label
         sizes = f"{taken / GIB:.2f} | {computed / GIB:.2f} | {computed / taken:.2f}"
-        rows.append(f"| {told} | {times} | {sizes} |")
+        rows.append(f"| {label} | {times} | {sizes} |")
     return "\n".join(rows)
 
 
@@ -195,31 +198,31 @@ def main() -> None:
     parser.add_argument("--size", choices=tuple(SIZES), default="small")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--precision", choices=("32", "bf16-mixed"), nargs="+", default=["32"])
-    parser.add_argument("--checkpointing", choices=("no", "yes"), nargs="*", default=["no"], help="bare: yes")
+    parser.add_argument("--checkpointing", choices=("no", "yes"), nargs="*", default=["no"], help="no value: yes")
     parser.add_argument("--freeze", default="", help="as in `tmi train`: text, or ct,text, ...")
     parser.add_argument("--accumulate", type=int, default=1)
-    parser.add_argument("--threads", type=int, help="of torch; default: as many as there are cores")
+    parser.add_argument("--threads", type=int, help="threads of torch; default: all cores")
     parser.add_argument("--measured", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.measured:
-        given = json.loads(asked.measured)
-        print(json.dumps(measure(Setting(**given | {"freeze": tuple(given["freeze"])}))))
+    options = parser.parse_args()
+    if options.measured:
+        fields = json.loads(options.measured)
+        print(json.dumps(measure(Setting(**fields | {"freeze": tuple(fields["freeze"])}))))
         return
-    answers = []
-    for precision, checkpointing in itertools.product(asked.precision, asked.checkpointing or ["yes"]):
+    measurements = []
+    for precision, checkpointing in itertools.product(options.precision, options.checkpointing or ["yes"]):
         setting = Setting(
-            size=asked.size,
-            batch=asked.batch,
+            size=options.size,
+            batch=options.batch,
             precision=precision,
             checkpointing=checkpointing == "yes",
-            freeze=tuple(part for part in asked.freeze.split(",") if part),
-            accumulate=asked.accumulate,
-            threads=asked.threads,
+            freeze=tuple(part for part in options.freeze.split(",") if part),
+            accumulate=options.accumulate,
+            threads=options.threads,
         )
         print(setting.label, "...", file=sys.stderr, flush=True)
-        answers.append(in_own_process(setting))
-    print(table(answers))
-    print(json.dumps({"benchmark": "training_step", "cores": os.cpu_count(), "measured": answers}))
+        measurements.append(in_own_process(setting))
+    print(table(measurements))
+    print(json.dumps({"benchmark": "training_step", "cores": os.cpu_count(), "measured": measurements}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `make bench-ci` fails on, each tried against a planted fault with the code that measures and judges."""
+"""The limits of `make bench-ci`: a planted fault breaks each, and the report and the plot show the metrics."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tmi.runtime.benchmark.synthetic_case import write_bench_case
 from tmi.runtime.engines.graph_engine import GraphEngine
 from tmi.toolkit.clinical.schema import load_schema
 
-NAP = 0.25
-"""Seconds of a planted fault; a prediction here takes less."""
+DELAY_S = 0.25
+"""Seconds of a planted delay; a prediction takes less."""
 
 
-class Clock:
-    """What pytest-benchmark's fixture is to the recorder."""
+class FakeBenchmark:
+    """The part of pytest-benchmark's fixture that the recorder uses."""
 
     def __init__(self) -> None:
         self.extra_info: dict[str, Any] = {}
@@ -41,33 +41,34 @@ class Clock:
 
 
 def measured(name: str, run: Callable[[Recorder], None]) -> dict[str, Any]:
-    """What pytest-benchmark would write after this one test."""
-    clock = Clock()
-    run(Recorder(clock, repeats=5))
-    return {"benchmarks": [{"name": name, "extra_info": {**clock.extra_info, "size": "small"}}]}
+    """The JSON that pytest-benchmark writes after one test."""
+    benchmark = FakeBenchmark()
+    run(Recorder(benchmark, repeats=5))
+    return {"benchmarks": [{"name": name, "extra_info": {**benchmark.extra_info, "size": "small"}}]}
 
 
-def held(document: dict[str, Any], test: str) -> list[bool]:
-    verdicts = [v for v in evaluate_limits(document, RATIOS) if v.limit.test == test]
-    assert all(v.value is not None for v in verdicts)
-    return [v.is_met for v in verdicts]
+def limits_met(document: dict[str, Any], test: str) -> list[bool]:
+    results = [r for r in evaluate_limits(document, RATIOS) if r.limit.test == test]
+    assert all(r.value is not None for r in results)
+    return [r.is_met for r in results]
 
 
 @pytest.fixture(scope="module")
 def good_cases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """One, large enough that a busy machine's switching of threads is a small part of it."""
+    """One case, so large that thread switches on a busy machine are a small part of its time."""
     folder = tmp_path_factory.mktemp("cases") / "P000"
     return [write_bench_case(folder, load_schema(), seed=0, shape_XYZ=(320, 320, 80)).folder]
 
 
 @pytest.mark.parametrize("planted", [False, True])
-def test_a_default_engine_slower_than_eager_breaks_the_ratio(tiny_bundle, good_cases, monkeypatch, planted):
+def test_slow_default_engine_breaks_the_ratio(tiny_bundle, good_cases, monkeypatch, planted):
+    """The limit is met, and broken if every engine but eager is delayed."""
     if planted:
-        plain = GraphEngine.run
+        run_graph = GraphEngine.run
 
         def slow(self: GraphEngine, graph: str, inputs: Any) -> Any:
-            time.sleep(0 if self.name == "eager" else 4 * NAP)
-            return plain(self, graph, inputs)
+            time.sleep(0 if self.name == "eager" else 4 * DELAY_S)
+            return run_graph(self, graph, inputs)
 
         monkeypatch.setattr(GraphEngine, "run", slow)
 
@@ -75,16 +76,19 @@ def test_a_default_engine_slower_than_eager_breaks_the_ratio(tiny_bundle, good_c
         with test_forward.open_engines(tiny_bundle, good_cases[0]) as opened:
             test_forward.test_forward(record, opened, "ct-0")
 
-    assert held(measured("test_forward[ct-0]", run), "test_forward[ct-0]") == [not planted]
+    assert limits_met(measured("test_forward[ct-0]", run), "test_forward[ct-0]") == [not planted]
 
 
-def test_time_that_no_stage_claims_breaks_the_ratio(tiny_bundle, good_cases, monkeypatch):
-    """That it holds without the nap is for `make bench-ci`: a tiny answer is torn by every switch of threads."""
-    plain = Predictor.predict
+def test_time_outside_of_stages_breaks_the_ratio(tiny_bundle, good_cases, monkeypatch):
+    """A delay that belongs to no stage breaks the limit.
+
+    `make bench-ci` checks that the limit is met without it: here a prediction is so short that thread switches matter.
+    """
+    predict = Predictor.predict
 
     def slow(self: Predictor, *arguments: Any, **options: Any) -> Any:
-        time.sleep(NAP)
-        return plain(self, *arguments, **options)
+        time.sleep(DELAY_S)
+        return predict(self, *arguments, **options)
 
     monkeypatch.setattr(Predictor, "predict", slow)
 
@@ -93,42 +97,44 @@ def test_time_that_no_stage_claims_breaks_the_ratio(tiny_bundle, good_cases, mon
             test_end_to_end.test_stages_add_up(record, good_cases[0], predictor)
 
     document = measured("test_stages_add_up", run)
-    assert held(document, "test_stages_add_up") == [False]
+    assert limits_met(document, "test_stages_add_up") == [False]
 
 
 @pytest.mark.parametrize("planted", [False, True])
-def test_a_runtime_that_imports_torch_breaks_the_ratio(tiny_bundle, good_cases, tmp_path, monkeypatch, planted):
+def test_heavy_import_breaks_the_ratio(tiny_bundle, good_cases, tmp_path, monkeypatch, planted):
+    """The limit is met, and broken if the process imports a heavy package."""
     name = "test_imports_of_a_first_answer"
-    if planted:  # a package of that name is enough, and quicker than the real one; torch's is looked into by others
+    if planted:  # an empty package of the name is enough; an empty torch would break packages that inspect it
         (tmp_path / "monai.py").write_text("")
         (tmp_path / "sitecustomize.py").write_text("import monai\n")
         monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     document = measured(
         name, lambda record: test_cold_start.test_imports_of_a_first_answer(record, tiny_bundle, good_cases[0])
     )
-    assert held(document, name) == [not planted]
+    assert limits_met(document, name) == [not planted]
 
 
 def document_of(limit: Limit, value: float) -> dict[str, Any]:
-    figure = {limit.metric: {"value": value, "unit": "x"}}
-    return {"benchmarks": [{"name": limit.test, "extra_info": {"figures": figure, "size": "paper"}}]}
+    metric = {limit.metric: {"value": value, "unit": "x"}}
+    return {"benchmarks": [{"name": limit.test, "extra_info": {"figures": metric, "size": "paper"}}]}
 
 
-EVERY = [*RATIOS, *(limit for limits in GOALS.values() for limit in limits)]
+ALL_LIMITS = [*RATIOS, *(limit for limits in GOALS.values() for limit in limits)]
 
 
-@pytest.mark.parametrize("limit", EVERY, ids=lambda limit: f"{limit.test}: {limit.metric}")
-def test_a_bound_holds_up_to_its_value_and_not_beyond(limit):
+@pytest.mark.parametrize("limit", ALL_LIMITS, ids=lambda limit: f"{limit.test}: {limit.metric}")
+def test_limit_is_met_up_to_its_bound(limit):
+    """The bound itself is within the limit; a value beyond it and NaN are not."""
     bound = limit.at_most if limit.at_least is None else limit.at_least
     beyond = bound + 0.01 if limit.at_least is None else bound - 0.01
     for value, holds in ((bound, True), (beyond, False), (float("nan"), False)):
-        (verdict,) = evaluate_limits(document_of(limit, value), [limit])
-        assert verdict.is_met is holds
+        (result,) = evaluate_limits(document_of(limit, value), [limit])
+        assert result.is_met is holds
 
 
-@pytest.mark.parametrize("limit", EVERY, ids=lambda limit: f"{limit.test}: {limit.metric}")
-def test_what_a_limit_names_is_what_a_benchmark_records(limit):
-    """A renamed test or figure would otherwise be `not measured` for ever."""
+@pytest.mark.parametrize("limit", ALL_LIMITS, ids=lambda limit: f"{limit.test}: {limit.metric}")
+def test_limit_names_an_existing_metric(limit):
+    """The test and the metric of a limit occur in the benchmarks; after a rename it would never be measured."""
     sources = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "benchmarks").glob("test_*.py"))
     assert f"def {limit.test.partition('[')[0]}(" in sources
     for part in limit.metric.split(" / "):
@@ -136,7 +142,8 @@ def test_what_a_limit_names_is_what_a_benchmark_records(limit):
 
 
 @pytest.mark.parametrize("limit", RATIOS, ids=lambda limit: limit.test)
-def test_ci_runs_every_file_whose_ratio_it_judges(limit):
+def test_ci_runs_the_benchmark_of_every_limit(limit):
+    """`make bench-ci` runs the file of every limited ratio."""
     make = (ROOT / "Makefile").read_text(encoding="utf-8")
     runs = make.partition("RATIOS :=")[2].partition("\n\n")[0]
     defined = f"def {limit.test.partition('[')[0]}("
@@ -145,24 +152,27 @@ def test_ci_runs_every_file_whose_ratio_it_judges(limit):
 
 
 @pytest.mark.parametrize("document", [{"benchmarks": []}, {"benchmarks": [{"name": RATIOS[0].test, "extra_info": {}}]}])
-def test_what_was_not_measured_has_not_held(document):
-    assert not any(v.is_met for v in evaluate_limits(document, RATIOS))
+def test_limit_without_measurement_is_not_met(document):
+    """A limit is broken if its benchmark did not run or recorded no metric."""
+    assert not any(r.is_met for r in evaluate_limits(document, RATIOS))
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_the_check_ends_with_1_on_a_broken_ratio(tmp_path, broken):
+def test_check_ends_with_1_on_a_broken_ratio(tmp_path, broken):
+    """`report.py --check` prints the broken ratio and ends with 1."""
     values = [limit.at_most or 0.0 for limit in RATIOS]
     values[-1] += broken
     parts = [document_of(limit, value) for limit, value in zip(RATIOS, values, strict=True)]
     file = tmp_path / "ci.json"
     file.write_text(json.dumps({"benchmarks": [b for part in parts for b in part["benchmarks"]]}))
     argv = [sys.executable, str(ROOT / "benchmarks" / "report.py"), str(file), "--check"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert done.returncode == int(broken), done.stderr
-    assert done.stdout.count("BROKEN") == int(broken)
+    process = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert process.returncode == int(broken), process.stderr
+    assert process.stdout.count("BROKEN") == int(broken)
 
 
-def test_the_report_shows_figures_verdicts_machine_and_versions(tmp_path):
+def test_report_shows_metrics_limits_and_versions(tmp_path):
+    """The Markdown report has metrics, limits, the date and the versions of packages."""
     limit = RATIOS[0]
     document = {**document_of(limit, 0.25), "datetime": "2026-01-31T12:00:00.0"}
     text = markdown(document)
@@ -174,7 +184,8 @@ def test_the_report_shows_figures_verdicts_machine_and_versions(tmp_path):
     assert "onnxruntime" in text
 
 
-def test_the_picture_is_drawn_from_what_was_measured(tmp_path):
+def test_plot_is_written_from_measurements(tmp_path):
+    """The plot is a PNG file; without measurements, no file is written."""
     span = {"value": 0.25, "lower": 0.2, "upper": 0.3, "lowest": 0.2, "highest": 0.4, "unit": "x"}
     stages = {"stages of the MONAI pipeline": {"value": 4.0, "unit": "s", "stages": {"ct": 3.0, "text": 1.0}},
               "stages of tmi predict": {"value": 1.0, "unit": "s", "stages": {"ct": 0.9, "read": 0.1}}}  # fmt: skip

@@ -1,4 +1,4 @@
-"""The program that measures a training step: that it runs, that its peak is measured, and near what is computed."""
+"""`benchmarks/training_step.py`: it measures the peak memory of a step, and the computed memory is near it."""
 
 from __future__ import annotations
 
@@ -13,42 +13,46 @@ from factories.paths import ROOT
 from training_step import BALLAST_VARIABLE, Setting, in_own_process
 
 PROGRAM = ROOT / "benchmarks" / "training_step.py"
-PLAIN = Setting(size="small", batch=2, precision="32", checkpointing=False, freeze=(), accumulate=1, threads=1)
+BASELINE = Setting(size="small", batch=2, precision="32", checkpointing=False, freeze=(), accumulate=1, threads=1)
 
 
 @pytest.fixture(scope="module")
-def plain() -> dict:
-    return in_own_process(PLAIN)
+def baseline() -> dict:
+    return in_own_process(BASELINE)
 
 
 @pytest.mark.slow
-def test_the_peak_of_a_step_is_measured_and_rises_by_what_is_planted(plain, monkeypatch):
+def test_planted_allocation_raises_the_peak(baseline, monkeypatch):
+    """An additional allocation of 300 MiB raises the measured memory by that amount."""
     planted = 300 * 2**20
     monkeypatch.setenv(BALLAST_VARIABLE, str(planted))
-    more = in_own_process(PLAIN)
-    assert more["taken"] - plain["taken"] == pytest.approx(planted, rel=0.1)
-    assert more["computed"] == plain["computed"]
+    more = in_own_process(BASELINE)
+    assert more["taken"] - baseline["taken"] == pytest.approx(planted, rel=0.1)
+    assert more["computed"] == baseline["computed"]
 
 
-def test_the_computed_memory_of_the_small_size_is_near_the_measured(plain):
-    assert plain["computed"] == pytest.approx(plain["taken"], rel=0.25)
-    assert all(seconds > 0 for seconds in plain["seconds"].values())
+def test_computed_memory_is_near_measured(baseline):
+    """The memory of `tmi train --plan` is within a quarter of the measured memory."""
+    assert baseline["computed"] == pytest.approx(baseline["taken"], rel=0.25)
+    assert all(seconds > 0 for seconds in baseline["seconds"].values())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", [{"checkpointing": True}, {"precision": "bf16-mixed"}, {"freeze": ("text",)}])
-def test_what_saves_memory_is_measured_to_save_it(plain, change):
-    less = in_own_process(replace(PLAIN, **change))
-    assert less["taken"] < plain["taken"]
-    assert less["computed"] < plain["computed"]
+def test_memory_savings_are_measured(baseline, change):
+    """Each option that saves memory lowers both the measured and the computed memory."""
+    less = in_own_process(replace(BASELINE, **change))
+    assert less["taken"] < baseline["taken"]
+    assert less["computed"] < baseline["computed"]
     assert less["computed"] == pytest.approx(less["taken"], rel=0.35)
 
 
 @pytest.mark.slow
-def test_a_batch_of_one_and_several_settings_make_a_table_and_a_last_line_of_json():
+def test_program_prints_table_and_json():
+    """Several settings give a row each, and the last line is JSON; a batch of one is possible."""
     argv = [sys.executable, str(PROGRAM), "--batch", "1", "--precision", "32", "bf16-mixed", "--threads", "1"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
+    process = subprocess.run(argv, capture_output=True, text=True, check=True)
+    lines = process.stdout.splitlines()
     assert lines[0].startswith("| setting |")
     assert [line.split("|")[1].strip() for line in lines[2:4]] == ["small, batch 1, 32", "small, batch 1, bf16-mixed"]
     document = json.loads(lines[-1])

@@ -1,6 +1,6 @@
-"""Three roads from a `ct.nii.gz` to the network's input: ours, MONAI's transforms, SimpleITK with torch.
+"""Three implementations of CT preprocessing: `tmi`, MONAI's transforms, and SimpleITK with torch.
 
-All give float32 [1, D, H, W], window -70 to 130 HU scaled to 0..1, axes depth, height, width in RAS+ order.
+Each reads a `ct.nii.gz` and returns float32 [1, D, H, W] in RAS+ order, the window -70 to 130 HU scaled to 0..1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ WINDOW_HU = (-70.0, 130.0)
 
 
 def write_body_ct(path: Path, shape_xyz: tuple[int, int, int] = (512, 512, 120), *, seed: int = 0) -> Path:
-    """An int16 CT of a body in air with a liver and a scanner's noise, which decides how long inflating takes."""
+    """Write an int16 CT of a body in air with a liver and noise, which determines the time of decompression."""
     random = np.random.default_rng(seed)
     axes = (np.linspace(-1, 1, n, dtype=np.float32) for n in shape_xyz)
     x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
@@ -33,7 +33,7 @@ def write_body_ct(path: Path, shape_xyz: tuple[int, int, int] = (512, 512, 120),
 
 
 def prepare_with_tmi(path: Path, shape_DHW: tuple[int, int, int] = SHAPE_DHW) -> NDArray[np.float32]:
-    """What `tmi predict` does with the file, its checks included."""
+    """Preprocessing of `tmi predict`, its checks included."""
     from tmi.toolkit.cases.case import Case
     from tmi.toolkit.compute.cpu import worker_pool
     from tmi.toolkit.config.schema import CtConfig
@@ -46,21 +46,21 @@ def prepare_with_tmi(path: Path, shape_DHW: tuple[int, int, int] = SHAPE_DHW) ->
             self.on_planes_ready = resampling.on_planes_ready
 
         def on_grid_ready(self, grid: object) -> None:
-            """Nothing beside the CT is read."""
+            """Do nothing: no mask is read."""
 
     config = CtConfig(shape_DHW=shape_DHW, window_hu=WINDOW_HU)
     with worker_pool() as pool:
-        begun = StreamingResampler(config, pool)
-        ct = read_ct(Case(folder=path.parent, case_id=path.parent.name), pool=pool, callbacks=Planes(begun))
+        resampler = StreamingResampler(config, pool)
+        ct = read_ct(Case(folder=path.parent, case_id=path.parent.name), pool=pool, callbacks=Planes(resampler))
         list(check_ct(ct))
-        return prepare_ct(ct, config, begun)
+        return prepare_ct(ct, config, resampler)
 
 
 def prepare_with_monai(path: Path, shape_DHW: tuple[int, int, int] = SHAPE_DHW) -> NDArray[np.float32]:
-    """The transforms that a MONAI user would write; they keep (x, y, z), so the end is a turned view."""
+    """MONAI's transforms; they keep the axes (x, y, z), so the result is transposed."""
     from monai.transforms import Compose, LoadImage, Orientation, Resize, ScaleIntensityRange
 
-    road = Compose(
+    transforms = Compose(
         [
             LoadImage(reader="NibabelReader", image_only=True, ensure_channel_first=True),
             Orientation(axcodes="RAS", labels=(("L", "R"), ("P", "A"), ("I", "S"))),
@@ -68,24 +68,26 @@ def prepare_with_monai(path: Path, shape_DHW: tuple[int, int, int] = SHAPE_DHW) 
             Resize(spatial_size=shape_DHW[::-1], mode="trilinear", align_corners=False),
         ]
     )
-    return np.asarray(road(path).numpy().transpose(0, 3, 2, 1))
+    return np.asarray(transforms(path).numpy().transpose(0, 3, 2, 1))
 
 
 def prepare_with_simpleitk(path: Path, shape_DHW: tuple[int, int, int] = SHAPE_DHW) -> NDArray[np.float32]:
-    """SimpleITK's bare read, then window and one trilinear pass of torch; the file's own x and y are turned to RAS+."""
+    """SimpleITK's read, window and one trilinear pass of torch; x and y of the file are flipped to RAS+."""
     import SimpleITK
     import torch
 
     image = SimpleITK.ReadImage(str(path))
     stored_DHW = SimpleITK.GetArrayViewFromImage(image)
-    # SimpleITK's world is LPS: what runs along its axes runs against RAS+ in x and y
+    # SimpleITK's world is LPS: a positive direction in x or y is negative in RAS+
     to_left, to_back, up = (image.GetDirection()[i] > 0 for i in (0, 4, 8))
     turned = stored_DHW[:: 1 if up else -1, :: -1 if to_back else 1, :: -1 if to_left else 1]
     hu = torch.from_numpy(np.ascontiguousarray(turned, dtype=np.float32))
     low, high = WINDOW_HU
     scaled = hu.clamp_(low, high).sub_(low).mul_(1 / (high - low))
-    answer = torch.nn.functional.interpolate(scaled[None, None], size=shape_DHW, mode="trilinear", align_corners=False)
-    return np.asarray(answer[0].numpy())
+    resampled = torch.nn.functional.interpolate(
+        scaled[None, None], size=shape_DHW, mode="trilinear", align_corners=False
+    )
+    return np.asarray(resampled[0].numpy())
 
 
 PIPELINES = {"tmi": prepare_with_tmi, "monai": prepare_with_monai, "simpleitk": prepare_with_simpleitk}

@@ -1,12 +1,12 @@
-"""Trials of nobody, to choose training settings on before a real cohort is touched (docs/results/README.md).
+"""Synthetic trials for choosing training settings without a real cohort (docs/results/README.md).
 
-    python benchmarks/drawn_trials.py OUT --schema docs/examples/mayo-pbc-trial-schema.json
+    python benchmarks/sampled_trials.py OUT --schema docs/examples/mayo-pbc-trial-schema.json
 
-writes cohorts OUT/0 to OUT/5 of 417 clinical records each. Every field has a law of its own, drawn anew for each
-trial: narrow, correlated with the others through one latent trait, a part missing. The outcome is a logistic function
-of a random half of the fields, about an eighth of it bad.
+writes the cohorts OUT/0 to OUT/5 of 417 clinical records each. Each trial samples a distribution for every field: it is
+narrow, correlated with the other fields through one latent trait, and partly missing. The outcome is a logistic
+function of a random half of the fields; about an eighth of the cases is `bad`.
 
-The last line is JSON: the AUC of the true risk, a trial each.
+The last line is JSON: the AUC of the true risk in each trial.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from tmi.training.text_pretraining.synthetic_records import value_at_position
 CASES, BAD, STEEPNESS = 417, 0.125, 2.0
 
 
-def draw_field(
+def sample_field(
     rng: np.random.Generator, field: Field, trait: np.ndarray
 ) -> tuple[list[float | str | None], np.ndarray]:
-    """Values of a field, some missing, and what they are as standardised numbers."""
+    """Values of a field, some of them missing, and all values as standardised numbers."""
     loading = rng.uniform(-0.6, 0.6)
     x = loading * trait + np.sqrt(1 - loading**2) * rng.normal(size=len(trait))
     missing = rng.random(len(trait)) < rng.choice([0, 0, 0.05, 0.3])
@@ -39,18 +39,19 @@ def draw_field(
     else:
         number = np.clip(rng.uniform(-0.3, 0.6) + rng.uniform(0.12, 0.3) * x, -1, 1)
         values = [float(f"{v:.3g}") for v in value_at_position(field, number)]
-    told = [None if gone else value for gone, value in zip(missing, values, strict=True)]
-    return told, (number - number.mean()) / (number.std() + 1e-9)
+    observed = [None if is_missing else value for is_missing, value in zip(missing, values, strict=True)]
+    return observed, (number - number.mean()) / (number.std() + 1e-9)
 
 
 def write_trial(folder: Path, schema: Schema, seed: int) -> float:
-    """A cohort folder; gives the AUC of the true risk."""
+    """Write the cohort of a trial and return the AUC of the true risk."""
     rng = np.random.default_rng((77, seed))
     trait = rng.normal(size=CASES)
     weights = rng.normal(size=len(schema.fields)) * (rng.random(len(schema.fields)) < 0.5)
-    drawn = [draw_field(rng, field, trait) for field in schema.fields]
-    risk = np.stack([numbers for _, numbers in drawn], axis=1) @ weights
+    fields = [sample_field(rng, field, trait) for field in schema.fields]
+    risk = np.stack([numbers for _, numbers in fields], axis=1) @ weights
     risk = STEEPNESS * (risk - risk.mean()) / risk.std()
+    # the intercept is the one of 500 whose mean probability of `bad` is nearest to BAD
     offsets = np.linspace(-8, 4, 500)
     parts = np.array([(1 / (1 + np.exp(-(risk + offset)))).mean() for offset in offsets])
     bad = rng.random(CASES) < 1 / (1 + np.exp(-(risk + offsets[np.abs(parts - BAD).argmin()])))
@@ -58,7 +59,7 @@ def write_trial(folder: Path, schema: Schema, seed: int) -> float:
     for i in range(CASES):
         name = f"d-{i:03d}"
         (folder / name).mkdir(parents=True)
-        values = {field.name: told[i] for field, (told, _) in zip(schema.fields, drawn, strict=True)}
+        values = {field.name: observed[i] for field, (observed, _) in zip(schema.fields, fields, strict=True)}
         (folder / name / "clinical.json").write_text(json.dumps({"patient_id": name, "values": values}))
         rows.append(f"{name},{name},{'bad' if bad[i] else 'good'}")
     (folder / "cohort.csv").write_text("\n".join(rows) + "\n")
@@ -70,9 +71,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--schema", type=Path, default=None)
     parser.add_argument("--trials", type=int, default=6)
-    given = parser.parse_args()
-    schema = load_schema(given.schema)
-    print(json.dumps({k: round(write_trial(given.out / str(k), schema, k), 3) for k in range(given.trials)}))
+    options = parser.parse_args()
+    schema = load_schema(options.schema)
+    print(json.dumps({k: round(write_trial(options.out / str(k), schema, k), 3) for k in range(options.trials)}))
 
 
 if __name__ == "__main__":
