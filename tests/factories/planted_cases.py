@@ -159,6 +159,15 @@ FAULTS: Mapping[str, PlantedFault] = MappingProxyType(
             code="mask-content", corrupt=mask(lambda a: (phantom(1).tissue_XYZ == 3).astype(np.uint8)),
             companions=CUT,
         ),
+        "mask on every second slice": PlantedFault(
+            code="mask-gap", corrupt=mask(set_to((ALL, ALL, slice(1, None, 2)), 0)), companions=frozenset({"liver-volume"})
+        ),
+        "mask on every second sagittal plane": PlantedFault(
+            code="mask-gap", corrupt=mask(set_to((slice(1, None, 2), ALL, ALL), 0)), companions=frozenset({"liver-volume"})
+        ),
+        "mask without its tumour": PlantedFault(
+            code="mask-holes", corrupt=mask(lambda a: a - shrink_mask(a, 1900)), companions=frozenset({"liver-volume"})
+        ),
         "mask of 30 mL": PlantedFault(code="mask-tiny", corrupt=mask(lambda a: shrink_mask(a, 190))),
         **{
             f"liver cut off at the {name}": PlantedFault(

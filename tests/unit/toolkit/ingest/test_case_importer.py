@@ -87,7 +87,7 @@ def test_identifying_dicom_elements_are_not_copied(tmp_path):
     header.StudyDate = header.ContentDate = "19711213"
     header.save_as(seg)
     (tmp_path / "SECRET.json").write_text(json.dumps({**RECORD, "blood_date": "1971-12-13"}))
-    given = ("--ct", folder, "--mask", seg, "--clinical", tmp_path / "SECRET.json")
+    given = ("--ct", folder, "--mask", seg, "--mask-label", "1", "--clinical", tmp_path / "SECRET.json")
     for extra in ((), ("--json", "--force")):
         outcome = tmi("import", tmp_path / "case", *given, *extra)
         assert outcome.code == 0, outcome.err

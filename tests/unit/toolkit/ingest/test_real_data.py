@@ -28,7 +28,7 @@ def test_jpeg_2000_series_with_flipped_mask(shared_data, tmp_path):
         "import", tmp_path / "A", "--ct", source, "--mask", source / "example_seg_dicom.nii.gz", "--mask-label", "liver"
     )
     assert outcome.code == 0, outcome.err
-    assert "label 5, liver in TotalSegmentator's task total" in outcome.out
+    assert "label 5, by its name in the mask" in outcome.out
     ct, mask = read(tmp_path / "A")
     assert ct.shape == (20, 512, 512)
     assert mask.sum() == 366_708
@@ -82,16 +82,16 @@ def test_mr_is_rejected_without_output(shared_data, tmp_path):
 
 
 def test_nifti_ct_with_multi_label_mask(shared_data, tmp_path):
-    """A NIfTI CT is imported with the liver of a mask with many labels."""
+    """A NIfTI CT is imported with the label that the header of a mask with many labels names liver."""
     source = shared_data / "totalsegmentator-ct-3mm"
     mask_file = source / "example_seg_fast_force_split.nii.gz"
-    outcome = tmi("import", tmp_path / "E", "--ct", source / "example_ct.nii.gz", "--mask", mask_file)
+    given = ("import", tmp_path / "E", "--ct", source / "example_ct.nii.gz", "--mask", mask_file)
+    outcome = tmi(*given, "--mask-label", "hepar")
     assert outcome.code == 3
-    assert "the mask has several labels" in outcome.err
-    outcome = tmi(
-        "import", tmp_path / "E", "--ct", source / "example_ct.nii.gz", "--mask", mask_file, "--mask-label", "liver"
-    )
+    assert "no label of the mask has the requested name" in outcome.err
+    outcome = tmi(*given)
     assert outcome.code == 0
+    assert "label 5, named liver in the mask" in outcome.out
     ct, mask = read(tmp_path / "E")
     assert ct.dtype == np.int16
     assert mask.sum() == 41_692

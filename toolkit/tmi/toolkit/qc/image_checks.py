@@ -125,9 +125,10 @@ def check_mask(ct: Volume, mask: Volume, *, in_hu: bool = True) -> Iterator[RawF
             "give a CT that covers the whole liver",
         )
     box = _bounding_box(inside)
-    yield from check_shape(inside[box])
-    if in_hu:
-        yield from _check_content(ct, inside, box)
+    content = list(_check_content(ct, inside, box)) if in_hu else []
+    yield from content
+    if not any(CHECKS[code].severity == "error" for code, _, _ in content):  # the shape of another organ says nothing
+        yield from check_shape(inside[box])
 
 
 def _check_content(ct: Volume, inside: NDArray[np.bool_], box: tuple[slice, slice, slice]) -> Iterator[RawFinding]:
