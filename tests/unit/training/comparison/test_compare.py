@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from factories.ctrl_c import ctrl_c_in_epoch
+from factories.keyboard_interrupt import interrupt_in_epoch
 from factories.nano import nano
 from factories.pretrained_files import write_bert
 from factories.small_comparison import Comparison, arguments, compare
@@ -339,8 +339,8 @@ def test_warning_notes_are_in_every_section(tmp_path, cohort):
         sections = (tmp_path / "out" / name).read_text().split(start)
         assert len(sections) == 3  # the head, the table, the ceilings
         for section in sections:
-            assert "The cohort is synthetic: the figures say nothing about patients." in section
-            assert "These figures are optimistic: the best epoch is picked on the very fold" in section
+            assert "The cohort is synthetic: the metrics do not apply to patients." in section
+            assert "These metrics are optimistic: the best epoch is picked on the very fold" in section
     assert "Performance ceilings of this cohort" in sections[-1]
     assert "Fusion (pooled AUC" in outcome.out
     assert "vision alone" in outcome.out
@@ -353,7 +353,7 @@ def test_interrupted_comparison_resumes_to_same_tables(cohort, tmp_path):
     """After Ctrl-C during a run, the same command continues to the same report."""
     rows = ["--table", "1", "--model", "rf"]
     out = tmp_path / "stopped"
-    with ctrl_c_in_epoch(2):
+    with interrupt_in_epoch(2):
         outcome = tmi(*arguments(cohort, out, *rows, epochs=4))
     assert outcome.code == 130
     assert f"interrupted; continue with the same command and --out {out}" in outcome.err
