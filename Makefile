@@ -1,4 +1,4 @@
-# Every target needs nothing but Python 3.11 or newer and a C compiler (pyradiomics is compiled): it makes .venv and
+# Every target needs only Python 3.11 or newer and a C compiler (pyradiomics is compiled): it makes .venv and
 # installs what it needs, once.
 PYTHON ?= python3
 VENV   := .venv
@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tmi needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (some minutes the first time) ..."
-	# pyradiomics 3.0.1 builds against the numpy that is there, so that comes first
+	# pyradiomics 3.0.1 is compiled against the installed numpy, so numpy comes first
 	$(PIP) -c constraints.txt numpy setuptools wheel versioneer
 	$(PIP) -c constraints.txt --no-build-isolation pyradiomics==3.0.1
 	$(PIP) -c constraints.txt -e '.[all]'
@@ -42,7 +42,7 @@ demo: $(READY)  ## synthetic cohort -> 2 fold models -> bundle -> predictions of
 	@echo
 	@echo "synthetic cohort  $(DEMO)/cohort        (truth in $(DEMO)/cohort/truth.json)"
 	@echo "held-out cases    $(DEMO)/held-out"
-	@echo "run               $(DEMO)/run           (figures in $(DEMO)/run/summary.md)"
+	@echo "run               $(DEMO)/run           (metrics in $(DEMO)/run/summary.md)"
 	@echo "bundle            $(DEMO)/bundle        (evidence in $(DEMO)/bundle/manifest.json)"
 	@echo "predictions       $(DEMO)/predictions.json"
 
@@ -86,14 +86,14 @@ bench-ci: $(READY)  ## the short form: fails on a broken ratio
 		--benchmark-json=$(BENCH)/ci.json --benchmark-columns=median,rounds
 	$(BIN)/python benchmarks/report.py $(BENCH)/ci.json --check
 
-bench-gpu: $(READY)  ## engines on an NVIDIA GPU, against each other and eager
+bench-gpu: $(READY)  ## compare the engines on an NVIDIA GPU with each other and with eager
 	mkdir -p $(BENCH)
 	rm -f $(BENCH)/gpu-$(SIZE).json
 	$(BIN)/python -m pytest benchmarks -m gpu --benchmark-only --size $(SIZE) -W "ignore:Not saving anything" \
 		--benchmark-json=$(BENCH)/gpu-$(SIZE).json
 	test ! -s $(BENCH)/gpu-$(SIZE).json || $(BIN)/python benchmarks/report.py $(BENCH)/gpu-$(SIZE).json
 
-faults: $(READY)  ## plant every known fault and see it blocked; rebuild ten good models and see none refused
+faults: $(READY)  ## plant every known fault and check that it is blocked; export ten valid models
 	$(BIN)/python benchmarks/planted_faults.py
 
 paper-size: $(READY)  ## the full-size preset with random weights: export, predict a real case, time and memory
