@@ -125,6 +125,27 @@ def test_row_without_label_is_excluded(workspace, outcome):
 
 
 @pytest.mark.parametrize(
+    "label",
+    [
+        "{column: outcome, values: {dead: bad, alive: good, lost: exclude}, otherwise: outcome is not known}",
+        "{rules: [{label: bad, when: [{column: outcome, one_of: [dead]}]},"
+        " {label: good, when: [{column: outcome, one_of: [alive]}]},"
+        " {exclude: outcome is not known, when: [{column: outcome, one_of: [lost]}]}]}",
+    ],
+    ids=["values", "rules"],
+)
+def test_label_text_that_the_mapping_does_not_name_is_reported(workspace, label):
+    """A text without a rule is reported as such, one that stands for no label with the reason of the mapping."""
+    head, _, _ = MAPPING.partition("label:")
+    workspace.mapping.write_text(f"{head}label: {label}\n")
+    report = workspace.run("1,f,4,1,lost\n2,f,4,1,daed\n3,f,4,1,dead\n4,f,4,1,alive\n")
+    assert [line.why for line in report.lines[:2]] == [
+        "outcome is not known", "column 'outcome' holds a text that the mapping's label does not name",
+    ]  # fmt: skip
+    assert report.counts == {"imported": 2, "flawed": 0, "refused": 0, "excluded": 2}
+
+
+@pytest.mark.parametrize(
     ("cells", "outcome"),
     [
         ("2,100", "bad"), ("2,730", "bad"), ("1,730", "bad"), ("2,731", "good"), ("0,731", "good"),

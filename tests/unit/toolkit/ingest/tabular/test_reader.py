@@ -12,9 +12,10 @@ import openpyxl
 import pytest
 
 from tmi.toolkit.errors import TmiError, UsageError
+from tmi.toolkit.ingest.tabular.cells import cell_text
 from tmi.toolkit.ingest.tabular.cohort_importer import import_table
 from tmi.toolkit.ingest.tabular.mapping import TableSpec
-from tmi.toolkit.ingest.tabular.reader import cell_text, read_cells
+from tmi.toolkit.ingest.tabular.reader import read_cells
 
 MAPPING = (
     "schema: tmi-mapping/1\ncase_id: {column: id}\n"

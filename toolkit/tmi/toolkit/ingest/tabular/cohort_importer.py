@@ -30,8 +30,9 @@ from tmi.toolkit.cases.case import CLINICAL_FILE, COHORT_COLUMNS, COHORT_FILE, i
 from tmi.toolkit.cases.provenance import CaseRecord, read_case_record, write_case_record
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.errors import InputRejectedError, UsageError
+from tmi.toolkit.ingest.tabular.cells import cell_text
 from tmi.toolkit.ingest.tabular.mapping import ImageSource, Mapping, read_mapping
-from tmi.toolkit.ingest.tabular.reader import Row, Table, cell_text, read_cells
+from tmi.toolkit.ingest.tabular.reader import Row, Table, read_cells
 from tmi.toolkit.ingest.tabular.report import REPORT_FILE, REPORT_TABLE, RowResult, TableReport
 from tmi.toolkit.ingest.tabular.row_converter import RowExcludedError, RowReader, RowRecord, RowRejectedError
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json, write_text
@@ -39,7 +40,7 @@ from tmi.toolkit.storage.hashing import sha256_file, sha256_json
 from tmi.toolkit.storage.serialization import from_json, to_json
 
 JOURNAL_FILE = ".import-journal"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Incremented when the same row yields a different case; rows of an earlier version are then imported again."""
 
 

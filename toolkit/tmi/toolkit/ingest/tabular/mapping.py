@@ -30,11 +30,24 @@ from typing import Any, Literal
 
 from tmi.toolkit.clinical.schema import Field, Schema, load_schema
 from tmi.toolkit.errors import UnavailableError, UsageError
+from tmi.toolkit.ingest.tabular.cells import Number, cell_number
 from tmi.toolkit.storage.serialization import from_json
 
 SCHEMA = "tmi-mapping/1"
 MAX_BYTES = 2**20
 """Limit on the size of a mapping file."""
+
+
+def _require_distinct(values: dict[str, Any]) -> None:
+    """Reject two codes that are one number (`1` and `01`) and stand for different values."""
+    by_number: dict[Number, Any] = {}
+    for code, value in values.items():
+        number = cell_number(code, ".")
+        _require(
+            number is None or by_number.setdefault(number, value) == value,
+            f"values names the number {code[:40]!r} twice, with different meanings",
+            "name each number once: 1, 1.0 and 01 are the same code",
+        )
 
 
 def _require(holds: bool, what: str, fix: str) -> None:
@@ -47,7 +60,7 @@ class TableSpec:
     """Format of the table's cells."""
 
     missing: tuple[str | float, ...] = ()
-    """Texts that mark a missing value, in addition to the empty cell."""
+    """Codes of a missing value, in addition to the empty cell."""
     decimal: Literal[".", ","] = "."
     """Decimal mark of numbers stored as text."""
     delimiter: Literal[",", ";", "\t", "|"] | None = None
@@ -77,15 +90,16 @@ class FieldSource:
     unit: str | None = None
     """Unit of the column; required for every number with a unit."""
     values: dict[str, str | float | None] = field(default_factory=dict)
-    """Cell text -> value, for example `f: female`; null means missing. A choice accepts no other text."""
+    """Code -> value, for example `f: female`; null means missing. A choice accepts no other text."""
     missing: tuple[str | float, ...] = ()
-    """Texts that mark a missing value in this column, in addition to those of the table."""
+    """Codes of a missing value in this column, in addition to those of the table."""
     decimal: Literal[".", ","] | None = None
     """Decimal mark of this column; None uses that of the table."""
     fixed: str | float | None = None
     """Value of every row."""
 
     def __post_init__(self) -> None:
+        _require_distinct(self.values)
         _require(
             (self.column is None) != (self.fixed is None),
             "a field has both or neither of column and fixed",
@@ -123,9 +137,9 @@ class Condition:
     column: str
     """Column."""
     one_of: tuple[str | float, ...] | None = None
-    """The text of the cell is one of these."""
+    """The cell equals one of these codes."""
     not_one_of: tuple[str | float, ...] | None = None
-    """The text of the cell is none of these."""
+    """The cell equals none of these codes."""
     above: float | None = None
     """The number in the cell is greater."""
     at_least: float | None = None
@@ -134,6 +148,11 @@ class Condition:
     """The number in the cell is less."""
     at_most: float | None = None
     """The number in the cell is less or equal."""
+
+    @property
+    def has_only_codes(self) -> bool:
+        """Whether the condition tests codes alone, not a number."""
+        return all(b is None for b in (self.above, self.at_least, self.below, self.at_most))
 
     def __post_init__(self) -> None:
         tests = (self.one_of, self.not_one_of, self.above, self.at_least, self.below, self.at_most)
@@ -169,14 +188,15 @@ class LabelSource:
 
     column: str | None = None
     """Column of the outcome."""
-    values: dict[str, Literal["good", "bad"]] = field(default_factory=dict)
-    """Cell text -> label; a row with any other text is excluded."""
+    values: dict[str, Literal["good", "bad", "exclude"]] = field(default_factory=dict)
+    """Code -> label; `exclude` excludes the row with the reason `otherwise`. A row with any other text is excluded."""
     rules: tuple[Rule, ...] = ()
     """Rules, in order."""
     otherwise: str = "the mapping gives this row no label"
-    """Reason for excluding a row that no rule or value applies to."""
+    """Reason for excluding a row that no rule applies to, or that a value excludes."""
 
     def __post_init__(self) -> None:
+        _require_distinct(self.values)
         _require(
             (self.column is None) == (not self.values) and (self.column is None) != (not self.rules),
             "the label has both or neither of a column with values and rules",

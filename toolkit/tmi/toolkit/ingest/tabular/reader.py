@@ -1,9 +1,9 @@
 """Reader of a spreadsheet: CSV in its dialects, or one sheet of an Excel workbook. The file is opened read-only.
 
-A cell is stripped text, or a float if the workbook stores a number. A workbook date becomes ISO text, a boolean `TRUE`
-or `FALSE`. Rows are numbered as in a spreadsheet: the header is row 1. Empty rows are skipped. Two defects that would
-shift or lose values mark the row as faulty: a cell count that differs from the header, and a formula without a stored
-value.
+Cells are those of `tmi.toolkit.ingest.tabular.cells`. A workbook date becomes ISO text, a boolean `TRUE` or `FALSE`.
+Rows are numbered as in a spreadsheet: the header is row 1. Empty rows are skipped. Defects that would shift, lose or
+change values mark the row as faulty: a cell count that differs from the header, a formula without a stored value, and a
+number format that shows another value than the cell holds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import codecs
 import csv
 import datetime
 import io
-import math
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable
@@ -22,9 +21,9 @@ from typing import Any
 
 from tmi.toolkit.compute.silence import quiet
 from tmi.toolkit.errors import UnavailableError, UsageError
+from tmi.toolkit.ingest.tabular.cells import Cell, DateCell, FaultyCell, cell_text, faulty_cell, shown_number
 from tmi.toolkit.ingest.tabular.mapping import TableSpec
 
-Cell = str | float
 MAX_BYTES = 256 * 2**20
 """Limit on the uncompressed size of a table; that of a cohort has a few megabytes."""
 DELIMITERS = (",", ";", "\t", "|")
@@ -72,13 +71,6 @@ class Table:
     """Rows in order."""
 
 
-def cell_text(cell: Cell) -> str:
-    """Return the cell as text; whole numbers have no decimals, so that 1 in a workbook equals "1" in a CSV."""
-    if isinstance(cell, str):
-        return cell.strip()
-    return str(int(cell)) if math.isfinite(cell) and cell == int(cell) else repr(cell)
-
-
 def read_cells(path: Path, spec: TableSpec, *, wanted: Collection[str]) -> Table:
     """Read a table.
 
@@ -122,8 +114,9 @@ def _row(number: int, cells: list[Cell], columns: tuple[str, ...], wanted: Colle
     fault = None
     if len(cells) != width:
         fault = f"the row has {len(cells)} cells, the header has {width}"
-    elif any(cell is FORMULA and name in wanted for name, cell in zip(columns, cells, strict=True)):
-        fault = "the workbook does not store the value of a formula"
+    else:
+        faulty = ((n, c) for n, c in zip(columns, cells, strict=True) if n in wanted and isinstance(c, FaultyCell))
+        fault = next((cell.why.format(column=name) for name, cell in faulty), None)
     return Row(number=number, cells=tuple((*cells, *[""] * width)[:width]), fault=fault)
 
 
@@ -168,14 +161,6 @@ def _delimiter(text: str, wanted: Collection[str]) -> str:
     return max(DELIMITERS, key=matches)
 
 
-class _Formula(str):
-    """Type of the marker for a formula without a stored value."""
-
-
-FORMULA = _Formula("=")
-"""Marker; compared by identity, so a cell with the text "=" is no match."""
-
-
 def _workbook_rows(path: Path, spec: TableSpec) -> list[list[Cell]]:
     try:
         import openpyxl
@@ -191,14 +176,18 @@ def _workbook_rows(path: Path, spec: TableSpec) -> list[list[Cell]]:
         with quiet():  # openpyxl warns about styles and validations, which are not used
             # Loaded twice: openpyxl returns either the stored values or the formulas.
             values, formulas = (_sheet(openpyxl.load_workbook(path, read_only=True, data_only=d), spec) for d in (1, 0))
-            return _merge_formulas(values, formulas)
+            return [
+                [_cell(stored, formula) for stored, formula in zip(row, originals, strict=True)]
+                for row, originals in zip(values, formulas, strict=True)
+            ]
     except (*WORKBOOK_READ_ERRORS, InvalidFileException) as error:
         raise UsageError(
             f"table {path.name} is not an Excel workbook", fix="save it again as .xlsx, or as CSV in UTF-8"
         ) from error
 
 
-def _sheet(book: Any, spec: TableSpec) -> list[list[Any]]:
+def _sheet(book: Any, spec: TableSpec) -> list[list[tuple[Any, str | None]]]:
+    """Return value and number format of each cell."""
     try:
         names = book.sheetnames
         if spec.sheet is not None and spec.sheet not in names:
@@ -213,25 +202,19 @@ def _sheet(book: Any, spec: TableSpec) -> list[list[Any]]:
             raise UsageError("the sheet is a chart", fix="name a sheet of cells in the mapping")
         if hasattr(sheet, "reset_dimensions"):
             sheet.reset_dimensions()  # the declared size of a sheet is often wrong
-        return [list(row) for row in sheet.iter_rows(values_only=True)]
+        return [[(cell.value, cell.number_format) for cell in row] for row in sheet.iter_rows()]
     finally:
         book.close()
 
 
-def _merge_formulas(values: list[list[Any]], formulas: list[list[Any]]) -> list[list[Cell]]:
-    return [
-        [_cell(v, f) for v, f in zip(row, originals, strict=True)]
-        for row, originals in zip(values, formulas, strict=True)
-    ]
-
-
-def _cell(value: Any, formula: Any) -> Cell:
+def _cell(stored: tuple[Any, str | None], formula: tuple[Any, str | None]) -> Cell:
+    value, number_format = stored
     if value is None:
-        return "" if formula is None else FORMULA
+        return "" if formula[0] is None else faulty_cell("=", "the workbook does not store the value of a formula")
     if isinstance(value, bool):
         return "TRUE" if value else "FALSE"
     if isinstance(value, (int, float)):
-        return float(value)
+        return shown_number(float(value), number_format)
     if isinstance(value, datetime.datetime):
-        return value.date().isoformat()
-    return value.isoformat() if isinstance(value, datetime.date) else str(value)
+        return DateCell(value.date().isoformat())
+    return DateCell(value.isoformat()) if isinstance(value, datetime.date) else str(value)

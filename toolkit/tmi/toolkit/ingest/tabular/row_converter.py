@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,19 @@ from tmi.toolkit.cases.case import CLINICAL_FILE, Case, is_portable_name
 from tmi.toolkit.clinical.record import Value, read_values
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.errors import InputRejectedError
+from tmi.toolkit.ingest.tabular.cells import (
+    EXACT_BELOW,
+    SHORTENED,
+    Cell,
+    Codes,
+    DateCell,
+    DecimalMark,
+    cell_number,
+    cell_text,
+)
 from tmi.toolkit.ingest.tabular.mapping import Condition, DateSource, FieldSource, IdSource, Mapping
-from tmi.toolkit.ingest.tabular.reader import Cell, Row, Table, cell_text
+from tmi.toolkit.ingest.tabular.reader import Row, Table
 
-NUMBER = {
-    ".": re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII),
-    ",": re.compile(r"[+-]?(\d+,?\d*|,\d+)([eE][+-]?\d+)?", re.ASCII),
-}
-"""Decimal mark -> pattern of a number. Digit grouping is not accepted, because "1.234" would be ambiguous."""
 RESERVED = ("cohort.csv", "import-report.json", "import-report.csv")
 """File names of the cohort, which cannot be case ids."""
 DATE_ORDER = {"iso": (0, 1, 2), "day-month-year": (2, 1, 0), "month-day-year": (2, 0, 1)}
@@ -84,9 +90,10 @@ class RowReader:
     def __init__(self, table: Table, mapping: Mapping, schema: Schema, *, base_folder: Path) -> None:
         self._index = {name: table.columns.index(name) for name in mapping.columns()}
         self._mapping, self._schema, self._base_folder = mapping, schema, base_folder
-        self._missing = {"", *_texts(mapping.table.missing)}
+        decimal = mapping.table.decimal
+        self._missing = Codes(mapping.table.missing, decimal)
         self._missing_in = {
-            source.column: self._missing | _texts(source.missing)
+            source.column: Codes((*mapping.table.missing, *source.missing), source.decimal or decimal)
             for source in mapping.fields.values()
             if source.column is not None
         }
@@ -98,7 +105,7 @@ class RowReader:
 
     def is_missing(self, column: str, cell: Cell) -> bool:
         """Return whether a cell of any column marks a missing value."""
-        return cell_text(cell) in self._missing_in.get(column, self._missing)
+        return not cell_text(cell) or cell in self._missing_in.get(column, self._missing)
 
     def case_id(self, row: Row) -> str:
         """Return the case id of a row.
@@ -154,6 +161,11 @@ class RowReader:
         text = source.prefix + cell_text(cell)
         if self.is_missing(source.column, cell):
             raise RowRejectedError("id", f"column {source.column!r} holds no {kind} id")
+        if reason := _changed_id(cell):
+            raise RowRejectedError(
+                "id",
+                f"the {kind} id in column {source.column!r} {reason}; format the column as text and enter it again",
+            )
         if not (_is_case_name(text) if kind == "case" else text.isprintable()):
             raise RowRejectedError("id", f"the {kind} id in column {source.column!r} is not a plain name")
         return text
@@ -182,29 +194,38 @@ class RowReader:
             cell = self.cell(row, source.column)
             if cell is None:
                 return None
-            if cell_text(cell) in source.values:
-                number = source.values[cell_text(cell)]
+            code = self._codes(source.values, source.decimal).match(cell)
+            if code is not None:
+                number = source.values[code]
             elif self._schema.by_name[name].choices is not None:
                 number = cell_text(cell)
             else:
-                number = self._number(cell, source.column, source.decimal)
+                number = self._number(cell, source.column, source.decimal, source.unit)
         return number if number is None or source.unit is None else {"value": number, "unit": source.unit}
 
-    def _number(self, cell: Cell, column: str, decimal: str | None = None) -> float:
-        if isinstance(cell, float):
-            number = cell
-        else:
-            mark = decimal or self._mapping.table.decimal
-            if not NUMBER[mark].fullmatch(cell.strip()):
-                raise RowRejectedError(
-                    "number",
-                    f"column {column!r} holds no number with decimal mark {mark!r} "
-                    "(define the meaning of such text in the mapping: values, missing or decimal)",
-                )
-            number = float(cell.strip().replace(",", "."))
-        if not math.isfinite(number):
+    def _codes(self, codes: Iterable[Cell], decimal: DecimalMark | None = None) -> Codes:
+        return _codes(tuple(codes), decimal or self._mapping.table.decimal)
+
+    def _number(self, cell: Cell, column: str, decimal: DecimalMark | None = None, unit: str | None = None) -> float:
+        """Return the number of a cell in `unit`; a percentage needs the unit % or fraction."""
+        mark = decimal or self._mapping.table.decimal
+        number = cell_number(cell, mark)
+        if number is None:
+            raise RowRejectedError(
+                "number",
+                f"column {column!r} holds no number with decimal mark {mark!r} "
+                "(define the meaning of such text in the mapping: values, missing or decimal)",
+            )
+        value = number.value
+        if number.is_percent and unit == "fraction":
+            value /= 100
+        elif number.is_percent and unit != "%":
+            raise RowRejectedError(
+                "number", f"column {column!r} holds a percentage, which needs the unit % or fraction in the mapping"
+            )
+        if not math.isfinite(float(value)):
             raise RowRejectedError("number", f"column {column!r} holds no finite number")
-        return number
+        return float(value)
 
     def _date(self, row: Row, source: DateSource | None) -> datetime.date | None:
         cell = None if source is None else self.cell(row, source.column)
@@ -232,24 +253,31 @@ class RowReader:
             cell = self.cell(row, source.column)
             if cell is None:
                 raise RowExcludedError("no-label", f"column {source.column!r} is empty")
-            if cell_text(cell) in source.values:
-                return source.values[cell_text(cell)]
-            raise RowExcludedError("no-label", source.otherwise)
+            code = self._codes(source.values).match(cell)
+            if code is None:
+                raise _unnamed_label_error(source.column)
+            label = source.values[code]
+            if label == "exclude":
+                raise RowExcludedError("no-label", source.otherwise)
+            return label
         for rule in source.rules:
             if all(self._is_met(row, condition) for condition in rule.when):
                 if rule.exclude is not None:
                     raise RowExcludedError("no-label", rule.exclude)
                 return rule.label
+        conditions = [c for rule in source.rules for c in rule.when]
+        if len({c.column for c in conditions}) == 1 and all(c.has_only_codes for c in conditions):
+            # Rules over the codes of one column are a value map, so the code is one that they do not name.
+            raise _unnamed_label_error(conditions[0].column)
         raise RowExcludedError("no-label", source.otherwise)
 
     def _is_met(self, row: Row, condition: Condition) -> bool:
         cell = self.cell(row, condition.column)
         if cell is None:
             raise RowExcludedError("no-label", f"column {condition.column!r}, which the label depends on, is empty")
-        text = cell_text(cell)
-        if condition.one_of is not None and text not in _texts(condition.one_of):
+        if condition.one_of is not None and cell not in self._codes(condition.one_of):
             return False
-        if condition.not_one_of is not None and text in _texts(condition.not_one_of):
+        if condition.not_one_of is not None and cell in self._codes(condition.not_one_of):
             return False
         bounds = (condition.above, condition.at_least, condition.below, condition.at_most)
         if all(b is None for b in bounds):
@@ -287,5 +315,21 @@ def _is_case_name(text: str) -> bool:
     return is_portable_name(text) and not text.startswith(".") and text.casefold() not in RESERVED
 
 
-def _texts(cells: Iterable[Cell]) -> set[str]:
-    return {cell_text(c) for c in cells}
+def _unnamed_label_error(column: str) -> RowExcludedError:
+    return RowExcludedError("no-label", f"column {column!r} holds a text that the mapping's label does not name")
+
+
+def _changed_id(cell: Cell) -> str | None:
+    """Return why an id may differ from the one that was entered; None if it does not."""
+    if isinstance(cell, DateCell):
+        return "was turned into a date"
+    if not isinstance(cell, str):
+        is_exact = abs(cell) < EXACT_BELOW
+        return None if is_exact else "is a number of more than 15 digits, whose last digits a workbook loses"
+    is_shortened = SHORTENED.fullmatch(cell.strip()) is not None
+    return "is a number in scientific notation, which loses its last digits" if is_shortened else None
+
+
+@lru_cache
+def _codes(codes: tuple[Cell, ...], decimal: DecimalMark) -> Codes:
+    return Codes(codes, decimal)
