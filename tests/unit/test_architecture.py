@@ -1,4 +1,4 @@
-"""The structure of the packages: size of folders, what rooms say of themselves, and the direction of imports."""
+"""Structure of the packages: size of folders, docstrings of rooms, direction of imports."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_folder_has_at_most_16_modules(folder):
 
 
 @pytest.mark.parametrize("room", rooms(), ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_room_says_what_it_is_for(room):
+def test_room_docstring_states_its_purpose(room):
     """Every sub-package has an `__init__.py` whose docstring has two sentences or more."""
     docstring = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8")))
     assert docstring is not None

@@ -40,7 +40,8 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 # CT encoder
 
 
-def test_the_papers_ct_encoder_has_46155072_parameters_and_the_stages_of_the_specification():
+def test_paper_ct_encoder_has_its_size_and_stages():
+    """46,155,072 parameters, and the stage shapes of the specification."""
     with torch.device("meta"):
         encoder = CtEncoder(paper().network.ct_encoder).eval()
         stages = {name: getattr(encoder.backbone, name) for name in ("bn1", "layer1", "layer2", "layer3", "layer4")}
@@ -60,7 +61,8 @@ def test_the_papers_ct_encoder_has_46155072_parameters_and_the_stages_of_the_spe
     assert (pool.kernel_size, pool.stride) == (3, 2)
 
 
-def test_shortcut_b_projects_where_the_shape_changes_and_nowhere_else():
+def test_shortcut_b_projects_only_where_shape_changes():
+    """A residual shortcut has a convolution exactly where stride or width change."""
     with torch.device("meta"):
         backbone = CtEncoder(paper().network.ct_encoder).backbone
     for name in ("layer1", "layer2", "layer3", "layer4"):
@@ -69,7 +71,8 @@ def test_shortcut_b_projects_where_the_shape_changes_and_nowhere_else():
         assert all(block.downsample is None for block in rest)
 
 
-def test_the_ct_feature_is_the_global_average_of_the_last_stage():
+def test_ct_feature_is_the_global_average():
+    """The feature is the mean of the last stage over D, H and W."""
     encoder = build(SMALL, seed=0).ct_encoder.eval()
     last: list[Tensor] = []
     encoder.backbone.layer4.register_forward_hook(lambda _, __, output: last.append(output))
@@ -77,14 +80,16 @@ def test_the_ct_feature_is_the_global_average_of_the_last_stage():
     torch.testing.assert_close(feature, last[0].mean(dim=(2, 3, 4)))
 
 
-def test_the_released_ct_feature_is_a_fully_connected_layer_of_400():
+def test_released_ct_feature_has_width_400():
+    """The released code ends in a fully connected layer."""
     with torch.device("meta"):
         encoder = CtEncoder(released().network.ct_encoder).eval()
         assert encoder(torch.empty(1, 1, 16, 64, 64)).shape == (1, 400)
     assert (encoder.fc.in_features, encoder.fc.out_features) == (2048, 400)
 
 
-def test_the_basic_block_gives_the_width_that_its_config_says():
+def test_basic_block_gives_configured_width():
+    """`feature_width` of the config is the width of the encoder's output."""
     config = CtEncoderConfig(block="basic", layers=(1, 1, 1, 1), planes=(4, 8, 12, 20))
     assert CtEncoder(config).eval()(random(1, 1, 8, 16, 16)).shape == (1, 20)
 
@@ -106,7 +111,8 @@ def tokens(length: int, padding: int, fill: int = 0) -> tuple[Tensor, Tensor]:
     return padded, mask
 
 
-def test_the_papers_text_encoder_is_bert_base():
+def test_paper_text_encoder_is_bert_base():
+    """Layers, heads, widths and parameters are those of BERT-base."""
     with torch.device("meta"):
         encoder = TextEncoder(paper().network.text_encoder)
     assert parameters(encoder) == 107_719_680  # BERT-base cased, 28,996 tokens, without its pooler
@@ -115,7 +121,8 @@ def test_the_papers_text_encoder_is_bert_base():
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
-def test_padding_and_what_stands_in_it_change_no_feature(pooling):
+def test_padding_changes_no_feature(pooling):
+    """Neither the amount of padding nor the ids in it have an influence."""
     encoder = text_encoder(pooling)
     with torch.no_grad():
         alone = encoder(*tokens(9, 0))
@@ -123,7 +130,8 @@ def test_padding_and_what_stands_in_it_change_no_feature(pooling):
             torch.testing.assert_close(encoder(*tokens(9, padding, fill)), alone, atol=2e-6, rtol=1e-5)
 
 
-def test_pooling_takes_the_mean_of_the_attended_tokens_the_first_one_or_berts_pooler():
+def test_pooling_modes_match_their_definition():
+    """`mean`: attended tokens; `cls`: first token; `pooler`: BERT's own layer on it."""
     ids, mask = tokens(6, 4)
     with torch.no_grad():
         encoder = text_encoder("mean")
@@ -140,11 +148,13 @@ def test_pooling_takes_the_mean_of_the_attended_tokens_the_first_one_or_berts_po
 
 
 def test_only_pooler_has_berts_pooling_layer():
+    """The other modes carry no unused weights."""
     assert text_encoder("mean").bert.pooler is None
     assert text_encoder("pooler").bert.pooler is not None
 
 
-def test_the_attention_mask_hides_tokens_as_transformers_own_mask_does():
+def test_attention_mask_equals_transformers_mask():
+    """The additive mask gives what transformers' own mask gives."""
     encoder = text_encoder("mean")
     ids, mask = tokens(6, 4)
     with torch.no_grad():
@@ -155,7 +165,8 @@ def test_the_attention_mask_hides_tokens_as_transformers_own_mask_does():
 # Radiomics encoder and projections
 
 
-def test_the_radiomics_encoder_is_linear_batchnorm_relu_linear_without_biases():
+def test_radiomics_encoder_layers():
+    """Linear, BatchNorm, ReLU, Linear, without biases."""
     encoder = RadiomicsEncoder(paper().network.radiomics_encoder).eval()
     first, norm, _, last = encoder.layers
     assert (first.in_features, first.out_features, first.bias) == (1781, 1024, None)
@@ -168,7 +179,8 @@ def test_the_radiomics_encoder_is_linear_batchnorm_relu_linear_without_biases():
     torch.testing.assert_close(encoder(x), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_projections_are_256_wide_and_normed_in_the_paper_and_bare_in_the_released_code():
+def test_projection_width_and_norm_by_preset():
+    """Width 256 in both presets; LayerNorm in `paper`, none in `released`."""
     with torch.device("meta"):
         ours, theirs = Fusion(paper().network), Fusion(released().network)
     assert {m: p.in_features for m, p in ours.projection.items()} == {"clinical": 768, "radiomics": 512, "image": 2048}

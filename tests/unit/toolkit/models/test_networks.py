@@ -38,7 +38,8 @@ def ima(**changes: object) -> IntraModalityAggregation:
         return IntraModalityAggregation(FusionConfig(**changes))  # type: ignore[arg-type]
 
 
-def test_ima_on_one_token_is_the_post_norm_of_the_token_and_the_dense_of_its_value():
+def test_ima_on_one_token_equals_closed_form():
+    """With one token: LayerNorm(x + Dense(V(x)))."""
     module = ima().eval()
     x = random(3, 1, 256)
     value = x @ module.value.weight.T + module.value.bias
@@ -46,7 +47,8 @@ def test_ima_on_one_token_is_the_post_norm_of_the_token_and_the_dense_of_its_val
     torch.testing.assert_close(module(x), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_ima_on_several_tokens_is_multi_head_attention():
+def test_ima_on_tokens_is_multi_head_attention():
+    """Several tokens give the output of torch's scaled dot-product attention."""
     module = ima().eval()
     x = random(2, 5, 256)
     theirs = nn.MultiheadAttention(256, 16, batch_first=True).eval()
@@ -59,7 +61,8 @@ def test_ima_on_several_tokens_is_multi_head_attention():
         torch.testing.assert_close(module(x), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_with_one_token_query_and_key_get_no_gradient_and_the_others_do():
+def test_one_token_gives_query_and_key_no_gradient():
+    """The softmax over one score is constant."""
     module = ima().eval()
     module(random(4, 1, 256)).square().sum().backward()
     grown = {name: float(p.grad.abs().max()) for name, p in module.named_parameters()}
@@ -70,7 +73,7 @@ def test_with_one_token_query_and_key_get_no_gradient_and_the_others_do():
     assert float(module.query.weight.grad.abs().max()) > 0
 
 
-def test_dropout_of_the_attention_drops_whole_heads_and_that_of_the_dense_single_channels():
+def test_ima_dropouts_drop_heads_and_channels():
     """One token has one attention weight a head: 1, or with the dropout 0 or 2."""
     module = ima(ima_dense_dropout=0.0).train()
     with torch.no_grad():
@@ -88,7 +91,8 @@ def test_dropout_of_the_attention_drops_whole_heads_and_that_of_the_dense_single
 # TCAF
 
 
-def test_tcaf_is_what_a_hand_computes():
+def test_tcaf_equals_hand_computed_case():
+    """Equations (1) and (2) on numbers worked out by hand."""
     module = TripleModalCrossAttention(FusionConfig(width=2, ima_heads=1)).eval()
     q, k, v = (0.5, 0.1), (-1.5, 0.2), (2.0, -0.3)
     with torch.no_grad():
@@ -113,7 +117,7 @@ def test_tcaf_is_what_a_hand_computes():
     torch.testing.assert_close(fused[0, 0], torch.tensor(expected), atol=1e-5, rtol=1e-5)
 
 
-def test_the_ring_is_clinical_radiomics_image():
+def test_ring_is_clinical_radiomics_image():
     """What a modality's part of the fused sequence depends on: itself and its successor on the ring."""
     assert MODALITIES == ("clinical", "radiomics", "image")
     module = TripleModalCrossAttention(FusionConfig()).eval()
@@ -126,7 +130,8 @@ def test_the_ring_is_clinical_radiomics_image():
         assert touched == {i, (i + 1) % 3}
 
 
-def test_the_released_dropout_lies_on_tcafs_attention_weights():
+def test_released_dropout_is_on_attention_weights():
+    """Preset `released` drops attention weights with 0.1, `paper` none."""
     assert (paper().network.fusion.tcaf_dropout, released().network.fusion.tcaf_dropout) == (0.0, 0.1)
     module = TripleModalCrossAttention(FusionConfig(tcaf_dropout=0.1)).train()
     assert module.dropout.p == 0.1
@@ -140,7 +145,8 @@ def test_the_released_dropout_lies_on_tcafs_attention_weights():
 # Head
 
 
-def test_the_papers_head_is_a_1d_densenet_121_that_emits_logits():
+def test_paper_head_is_densenet_121_with_logits():
+    """MONAI's 1D DenseNet-121 with one Linear at its end."""
     head = Head(HeadConfig())
     layers = [len(getattr(head.densenet.features, f"denseblock{i}")) for i in range(1, 5)]
     assert layers == [6, 12, 24, 16]
@@ -153,7 +159,8 @@ def test_the_papers_head_is_a_1d_densenet_121_that_emits_logits():
     assert not any(isinstance(m, nn.Sigmoid | nn.Softmax) for m in head.modules())
 
 
-def test_the_released_head_has_wide_transitions_no_final_norm_and_a_sigmoid():
+def test_released_head_differs_as_documented():
+    """Transitions are 3 wide, the final norm is missing, a sigmoid ends the head."""
     head = Head(HeadConfig(style="released")).eval()
     convolutions = [getattr(head.densenet.features, f"transition{i}").conv for i in (1, 2, 3)]
     assert [(c.kernel_size, c.padding) for c in convolutions] == [((3,), (1,))] * 3
@@ -181,6 +188,7 @@ def inputs(config: NetworkConfig, batch: int = 3) -> tuple[Tensor, Tensor, Tenso
 
 
 def test_ima_off_is_the_identity():
+    """Without IMA the projected feature passes unchanged."""
     config = replace(SMALL, fusion=replace(SMALL.fusion, ima=False))
     fusion = fusion_of(config)
     ct, text, radiomics = inputs(config)
@@ -193,6 +201,7 @@ def test_ima_off_is_the_identity():
 
 
 def test_tcaf_off_is_the_plain_concatenation():
+    """Without TCAF the head takes the concatenated features."""
     config = replace(SMALL, fusion=replace(SMALL.fusion, tcaf=False))
     fusion = fusion_of(config)
     seen: list[Tensor] = []
@@ -206,7 +215,8 @@ def test_tcaf_off_is_the_plain_concatenation():
 
 
 @pytest.mark.parametrize(("ima_on", "tcaf_on"), [(False, False), (False, True), (True, False), (True, True)])
-def test_every_row_of_table_3_can_be_built_and_trained(ima_on, tcaf_on):
+def test_table_3_rows_can_be_trained(ima_on, tcaf_on):
+    """Each ablation of IMA and TCAF gives a finite loss and gradients."""
     config = replace(SMALL, fusion=replace(SMALL.fusion, ima=ima_on, tcaf=tcaf_on))
     fusion = build(config, seed=0).fusion.train()
     fusion(*inputs(config)).logits_BK.sum().backward()
@@ -214,7 +224,8 @@ def test_every_row_of_table_3_can_be_built_and_trained(ima_on, tcaf_on):
     assert silent == set()
 
 
-def test_the_loss_sees_the_features_after_the_ima():
+def test_output_features_are_those_after_ima():
+    """The alignment loss compares the features that the fusion returns after the IMA."""
     fusion = fusion_of(SMALL)
     seen: dict[str, Tensor] = {}
     for modality, module in fusion.ima.items():
@@ -228,7 +239,8 @@ def test_the_loss_sees_the_features_after_the_ima():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_builds_at_its_full_size_and_gives_two_logits(name):
+def test_presets_build_at_full_size(name):
+    """Every preset gives two logits on torch's meta device."""
     config: Config = preset(name)
     with torch.device("meta"):
         network = TmiClnet(config.network).eval()
@@ -238,7 +250,8 @@ def test_every_preset_builds_at_its_full_size_and_gives_two_logits(name):
     assert output.image_BC.shape == (2, config.network.fusion.width)
 
 
-def test_rows_of_a_batch_do_not_see_one_another():
+def test_batch_rows_are_independent():
+    """In evaluation mode a row's logits do not depend on the other rows."""
     network = build(SMALL, seed=0).eval()
     ct, radiomics = random(3, 1, 12, 24, 24), random(3, 1781)
     ids = torch.randint(5, 50, (3, 8), generator=torch.Generator().manual_seed(0))
@@ -251,7 +264,8 @@ def test_rows_of_a_batch_do_not_see_one_another():
             torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=1e-4)
 
 
-def test_the_seed_alone_fixes_the_weights_and_the_callers_draws_are_left_as_they_were():
+def test_seed_fixes_weights_and_caller_state():
+    """The same seed gives the same weights; torch's random state does not change."""
     torch.manual_seed(11)
     before = torch.get_rng_state()
     first, second, other = (build(SMALL, seed=s).state_dict() for s in (4, 4, 5))
@@ -260,6 +274,7 @@ def test_the_seed_alone_fixes_the_weights_and_the_callers_draws_are_left_as_they
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_the_state_dict_falls_into_the_three_parts_that_the_export_cuts():
+def test_state_dict_has_the_three_export_prefixes():
+    """The export partitions the network by these prefixes."""
     prefixes = {name.partition(".")[0] for name in build(SMALL, seed=0).state_dict()}
     assert prefixes == {"ct_encoder", "text_encoder", "fusion"}
