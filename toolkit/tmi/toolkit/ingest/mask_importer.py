@@ -15,7 +15,13 @@ from tmi.toolkit.compute.silence import quiet
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.mask_resampling import place_mask, resample_mask
 from tmi.toolkit.imaging.volume import Volume
-from tmi.toolkit.ingest.dicom.headers import READ_ERRORS, is_dicom_file, open_dicom
+from tmi.toolkit.ingest.dicom.headers import (
+    READ_ERRORS,
+    access_error,
+    is_access_error,
+    is_dicom_file,
+    open_dicom,
+)
 from tmi.toolkit.ingest.image_files import LoadedCt, RawFinding, is_image_file, read_image
 from tmi.toolkit.ingest.mask_labels import ChosenLabel, Wanted, choose_labels, join_labels, split_labels
 from tmi.toolkit.storage.hashing import sha256_file
@@ -140,6 +146,8 @@ def _from_dicom(
             patient_id = str(data.get("PatientID") or "").strip()
             frame = str(data.get("FrameOfReferenceUID") or "").strip()
     except READ_ERRORS as error:
+        if isinstance(error, OSError) and is_access_error(error):
+            raise access_error("the mask file", error, case_id) from error
         raise _input_error(
             "mask-unreadable",
             "the mask file cannot be read",

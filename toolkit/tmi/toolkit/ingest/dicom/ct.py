@@ -31,7 +31,8 @@ from tmi.toolkit.ingest.dicom.geometry import (
     is_uniform,
     series_error,
 )
-from tmi.toolkit.ingest.dicom.headers import SliceHeader, decode_hu
+from tmi.toolkit.ingest.dicom.headers import SliceHeader
+from tmi.toolkit.ingest.dicom.pixels import decode_hu
 from tmi.toolkit.ingest.dicom.series import DicomFolder, Series, choose_series, scan_folder
 from tmi.toolkit.ingest.image_files import MAX_VOXELS, LoadedCt, canonical_volume
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
@@ -60,8 +61,9 @@ def read_dicom_ct(path: Path, *, series: str | None, fixes: Collection[str], cas
     chosen = choose_series(folder, series, case_id=case_id)
     repairs: list[Repair] = []
     findings: list[tuple[str, str, str]] = []
-    _require_rescale(chosen.slices, fixes, repairs, case_id)
+    # The kind of image comes first: a multi-frame image keeps its rescale elsewhere.
     stack = build_stack(chosen.slices, case_id=case_id)
+    _require_rescale(chosen.slices, fixes, repairs, case_id)
     slices, images, n_padding = _decode(stack, fixes, repairs, case_id)
     if len({(s.slope, s.intercept) for s in slices}) > 1:
         message = "slope and intercept differ between slices"

@@ -24,6 +24,8 @@ OFF_GRID_STEPS = 0.1
 """Tolerance, in slice steps, of a slice position from the regular grid."""
 IN_PLANE_PIXELS = 0.1
 """Tolerance, in pixels, of the in-plane offset of a slice."""
+THICKNESS_MM = 0.01
+"""Slices of one series differ by at most this in thickness: headers round it differently."""
 GAP_STEPS = 1.5
 """A step longer than this many median steps is a gap."""
 
@@ -95,7 +97,7 @@ def build_stack(slices: Sequence[SliceHeader], *, case_id: str) -> Stack:
 
 def _require_images(slices: Sequence[SliceHeader], case_id: str) -> None:
     fix = "export the series again from the archive"
-    if any(s.frames > 1 for s in slices):
+    if any(s.is_multiframe for s in slices):
         raise series_error(
             "dicom-multiframe",
             "the series is stored as multi-frame images",
@@ -136,7 +138,7 @@ def _require_one_kind(slices: Sequence[SliceHeader], case_id: str) -> None:
         "size": any(s.shape != first.shape for s in slices),
         "orientation": not _close([s.orientation for s in slices], 1e-3),
         "pixel spacing": not _close([s.spacing for s in slices], 1e-3),
-        "slice thickness": len({s.thickness for s in slices}) > 1,
+        "slice thickness": _differ_in_thickness([s.thickness for s in slices]),
         "reconstruction kernel": len({s.kernel for s in slices}) > 1,
         "frame of reference": len({s.frame_of_reference for s in slices}) > 1,
         "patient": len({s.patient_id for s in slices}) > 1,
@@ -148,6 +150,11 @@ def _require_one_kind(slices: Sequence[SliceHeader], case_id: str) -> None:
             "export the one series again from the archive, into an empty folder",
             case_id,
         )
+
+
+def _differ_in_thickness(values: Sequence[float | None]) -> bool:
+    known = [v for v in values if v is not None]
+    return len(known) not in (0, len(values)) or bool(known and max(known) - min(known) > THICKNESS_MM)
 
 
 def _close(values: Sequence[tuple[float, ...] | None], tolerance: float) -> bool:

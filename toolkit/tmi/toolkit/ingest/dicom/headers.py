@@ -1,4 +1,4 @@
-"""Reader of single DICOM files: parses the header of a slice and decodes its pixels to Hounsfield units.
+"""Reader of single DICOM files: recognises them and parses the header of a slice.
 
 Headers are read without pixels and restricted to `HEADER_TAGS`. PatientID, FrameOfReferenceUID and dates stay in memory
 for comparisons between files; they are never written and never part of a message. Messages identify a file by its
@@ -7,28 +7,20 @@ position in the sorted list of paths, because file names often contain the patie
 
 from __future__ import annotations
 
+import errno
 import math
 import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import pydicom
-from numpy.typing import NDArray
-from pydicom.encaps import encapsulate, get_frame
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import (
-    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    JPEG2000TransferSyntaxes,
-    JPEGLSTransferSyntaxes,
-    JPEGTransferSyntaxes,
 )
 
 from tmi.toolkit.compute.silence import quiet
@@ -46,8 +38,21 @@ MAX_FILE_BYTES = 2 * 2**30
 """Limit on the size of a file, and on the inflated size of a deflated one."""
 CT_CLASSES = frozenset({"1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"})
 """CT, enhanced CT and legacy converted enhanced CT image storage."""
+ENHANCED_CT_CLASSES = CT_CLASSES - {"1.2.840.10008.5.1.4.1.1.2"}
+"""Classes whose geometry and rescale lie in functional groups, for any number of frames."""
+SECONDARY_CAPTURE_CLASS = "1.2.840.10008.5.1.4.1.1.7"
+"""Secondary capture image storage; its multi-frame classes start with this UID."""
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 """Media storage directory (DICOMDIR)."""
+HEAD_BYTES = 2**12
+"""Number of bytes from which DICOM is recognised."""
+LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
+"""Value representations with a length of 32 bits (PS3.5 7.1.2)."""
+UNDEFINED_LENGTH = 0xFFFFFFFF
+ACCESS_ERRORS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.ENOENT, errno.EIO, errno.ESTALE, errno.ELOOP, errno.EMFILE, errno.ENFILE}
+)
+"""Error numbers of files that cannot be opened or read, whatever they contain."""
 HEADER_TAGS = [
     "SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "ImageType", "Rows", "Columns", "NumberOfFrames",
     "SamplesPerPixel", "BitsStored", "BitsAllocated", "PixelRepresentation", "RescaleSlope", "RescaleIntercept",
@@ -100,6 +105,16 @@ class SliceHeader:
         return bool({"LOCALIZER", "SCOUT"} & set(self.image_type))
 
     @property
+    def is_multiframe(self) -> bool:
+        """Whether the file holds several frames, or belongs to a class for several frames."""
+        return self.frames > 1 or self.sop_class in ENHANCED_CT_CLASSES
+
+    @property
+    def is_secondary_capture(self) -> bool:
+        """Whether the image is a screen capture."""
+        return f"{self.sop_class}.".startswith(f"{SECONDARY_CAPTURE_CLASS}.")
+
+    @property
     def is_ct(self) -> bool:
         """Whether modality and storage class denote a CT image."""
         if self.modality not in ("CT", ""):
@@ -108,10 +123,33 @@ class SliceHeader:
 
 
 def is_dicom_file(path: Path) -> bool:
-    """Return whether the file starts with the DICOM preamble, or with an element of group 0002 or 0008."""
+    """Return whether the file starts with the DICOM preamble, or with elements of group 0002 or 0008."""
     with path.open("rb") as stream:
-        start = stream.read(132)
-    return start[128:132] == b"DICM" or start[:4] in (b"\x08\x00\x05\x00", b"\x08\x00\x00\x00", b"\x02\x00\x00\x00")
+        start = stream.read(HEAD_BYTES)
+    return start[128:132] == b"DICM" or _starts_with_elements(start, path.stat().st_size)
+
+
+def _starts_with_elements(start: bytes, size: int) -> bool:
+    """Return whether a file without preamble starts with up to three little-endian elements of ascending tags."""
+    at, last = 0, 0
+    for _ in range(3):
+        if len(start) < at + 12:
+            break  # the element before is long, or the file is short
+        group, number, length = struct.unpack_from("<HHI", start, at)
+        representation, header = start[at + 4 : at + 6], 8
+        if representation in LONG_VRS:
+            length, header = struct.unpack_from("<I", start, at + 8)[0], 12
+        elif representation.isalpha() and representation.isupper():
+            length = struct.unpack_from("<H", start, at + 6)[0]
+        tag = group << 16 | number
+        if tag <= last or (not at and group not in (0x0002, 0x0008)):
+            return False
+        if length == UNDEFINED_LENGTH:
+            break
+        last, at = tag, at + header + length
+        if at > size:
+            return False
+    return last > 0
 
 
 def open_dicom(path: Path, *, tags: list[str] | None = None) -> Any:
@@ -195,161 +233,30 @@ def _default_syntax(data: Any) -> str:
     return str(ImplicitVRLittleEndian if implicit or not little else ExplicitVRLittleEndian)
 
 
-def decode_hu(header: SliceHeader, *, case_id: str) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
-    """Decode one slice to HU = slope * stored value + intercept (PS3.3 C.11.1).
-
-    An integer slope and intercept give int32, others float32. JPEG lossless and 12-bit JPEG, for which pydicom has no
-    free decoder, are decoded with GDCM in SimpleITK.
-
-    Returns:
-        The HU values and the padding mask, both (rows, columns).
-
-    Raises:
-        InputRejectedError: dicom-syntax, dicom-unreadable.
-    """
-    slope, intercept = (1.0 if header.slope is None else header.slope), header.intercept or 0.0
-    try:
-        with quiet():
-            data = open_dicom(header.path)
-            if UID(header.syntax) in JPEGTransferSyntaxes:
-                stored = _jpeg_pixels(data, header)
-            elif _is_decodable(header.syntax):
-                data.file_meta.TransferSyntaxUID = UID(header.syntax)
-                if UID(header.syntax) in JPEG2000TransferSyntaxes:
-                    _require_jpeg_2000_size(bytes(data.PixelData[: 2**16]), header.shape)
-                elif UID(header.syntax) in JPEGLSTransferSyntaxes:
-                    _require_jpeg_size(get_frame(data.PixelData, 0, number_of_frames=1), header.shape)
-                stored = pixel_array(data, correct_unused_bits=False)
-            else:
-                raise _unsupported_syntax_error(header, case_id)
-            stored = _keep_stored_bits(stored, data)
-    except (*READ_ERRORS, MemoryError) as error:
-        raise unreadable_file_error(header.number, case_id) from error
-    if stored.shape != header.shape or stored.dtype.kind not in "iu":
-        raise unreadable_file_error(header.number, case_id)
-    # Padding is defined on stored values (PS3.3 C.7.5.1.1.2), so it is found before the rescale.
-    padding = _is_padding(stored, header)
-    return _rescale(stored, slope, intercept), padding
+def access_error(what: str, cause: OSError, case_id: str) -> InputRejectedError:
+    """Return the error for a file or folder that exists, but cannot be opened or read."""
+    return InputRejectedError(
+        f"{what} cannot be opened ({cause.strerror or type(cause).__name__})",
+        code="case-unreadable",
+        case_id=case_id,
+        fix="give the user read permission for the folder and its files, or copy them to a local disk",
+    )
 
 
-def _keep_stored_bits(pixels: NDArray[Any], data: Any) -> NDArray[Any]:
-    """Clear the bits that do not belong to the value (overlays, remains) and extend its sign (PS3.5 8.1.1).
-
-    The value has BitsStored bits, the highest of which is HighBit. Decoders return all bits of a cell or codestream.
-
-    Raises:
-        ValueError: the bits do not lie in the cell.
-    """
-    stored, allocated = int(data.BitsStored), int(data.BitsAllocated)
-    high = data.get("HighBit")
-    shift = 0 if high is None else int(high) + 1 - stored
-    if not (stored >= 1 and shift >= 0 and stored + shift <= allocated <= 32):
-        raise ValueError("bits stored")
-    if stored == allocated or pixels.dtype.kind not in "iu":
-        return pixels
-    values = (pixels.astype(np.int64) >> shift) & ((1 << stored) - 1)
-    if int(data.PixelRepresentation) == 1:
-        values -= (values >> (stored - 1)) << stored  # two's complement
-    return values.astype(np.int32)
+def is_access_error(error: BaseException) -> bool:
+    """Return whether a file could not be opened or read, whatever it contains."""
+    return isinstance(error, OSError) and error.errno in ACCESS_ERRORS
 
 
-def _is_decodable(syntax: str) -> bool:
-    try:
-        return bool(get_decoder(UID(syntax)).is_available)
-    except NotImplementedError:
-        return False
-
-
-def _rescale(stored: NDArray[np.generic], slope: float, intercept: float) -> NDArray[np.generic]:
-    if slope.is_integer() and intercept.is_integer() and abs(slope) < 2**8 and abs(intercept) < 2**20:
-        return stored.astype(np.int32) * np.int32(slope) + np.int32(intercept)
-    return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
-
-
-def _is_padding(stored: NDArray[Any], header: SliceHeader) -> NDArray[np.bool_]:
-    if header.padding is None:
-        return np.zeros(stored.shape, dtype=np.bool_)
-    low, high = header.padding
-    inside: NDArray[np.bool_] = (stored >= low) & (stored <= high)
-    return inside
-
-
-def _jpeg_pixels(data: Any, header: SliceHeader) -> NDArray[Any]:
-    """Decode the stored values of one JPEG image with GDCM.
-
-    GDCM allocates whatever the lengths in a damaged file declare. The codestream, whose size is checked first, is
-    therefore copied into a new minimal file, and GDCM reads that file.
-    """
-    import SimpleITK
-
-    codestream = get_frame(data.PixelData, 0, number_of_frames=1)
-    _require_jpeg_size(codestream, header.shape)
-    clean = pydicom.Dataset()
-    clean.file_meta = pydicom.dataset.FileMetaDataset()
-    clean.file_meta.TransferSyntaxUID = UID(header.syntax)
-    clean.SOPClassUID = clean.file_meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.2")
-    clean.SOPInstanceUID = clean.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
-    clean.SamplesPerPixel, clean.PhotometricInterpretation = 1, "MONOCHROME2"
-    clean.Rows, clean.Columns = header.shape
-    for name in ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
-        setattr(clean, name, int(data[name].value))
-    clean.PixelData = encapsulate([codestream])
-    clean["PixelData"].is_undefined_length = True
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "slice.dcm"
-        clean.save_as(path, enforce_file_format=True)
-        reader = SimpleITK.ImageFileReader()
-        reader.SetImageIO("GDCMImageIO")
-        reader.SetFileName(str(path))
-        stored: NDArray[Any] = SimpleITK.GetArrayFromImage(reader.Execute()).reshape(header.shape)
-    return stored
-
-
-def _require_jpeg_size(codestream: bytes, shape: tuple[int, int]) -> None:
-    if _jpeg_size(codestream) != shape:
-        raise ValueError("codestream size differs from rows and columns")
-
-
-def _jpeg_size(codestream: bytes) -> tuple[int, int]:
-    """Return (rows, columns) from the frame header of JPEG (ITU T.81, B.2.2) or JPEG-LS (T.87, C.2.2)."""
-    at = 2  # after the start-of-image marker
-    while at + 9 <= len(codestream) and codestream[at] == 0xFF:
-        marker, length = struct.unpack_from(">BH", codestream, at + 1)
-        # SOF55 of JPEG-LS, or SOF0 to SOF15 except the markers DHT, JPG and DAC
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            rows, columns = struct.unpack_from(">HH", codestream, at + 5)
-            return rows, columns
-        at += 2 + length
-    raise ValueError("no JPEG frame header")
-
-
-def _require_jpeg_2000_size(start: bytes, shape: tuple[int, int]) -> None:
-    """Compare the size in the SIZ segment (T.800, A.5.1) with the header; the decoder allocates what SIZ declares."""
-    at = start.find(b"\xff\x4f\xff\x51")
-    if at < 0 or len(start) < at + 24:
-        raise ValueError("no JPEG 2000 codestream")
-    width, height, left, top = struct.unpack_from(">4I", start, at + 8)
-    if (height - top, width - left) != shape:
-        raise ValueError("codestream size differs from rows and columns")
-
-
-def unreadable_file_error(number: int, case_id: str) -> InputRejectedError:
-    """Return the error for a damaged file."""
+def unreadable_file_error(number: int, case_id: str, *, cause: BaseException | None = None) -> InputRejectedError:
+    """Return the error for a file that cannot be opened (by `cause`), or is damaged."""
+    if isinstance(cause, OSError) and is_access_error(cause):
+        return access_error(f"DICOM file {number} (in sorted path order)", cause, case_id)
     return InputRejectedError(
         f"DICOM file {number} (in sorted path order) cannot be read",
         code="dicom-unreadable",
         case_id=case_id,
         fix="copy the series again from the archive: the file is truncated or damaged",
-    )
-
-
-def _unsupported_syntax_error(header: SliceHeader, case_id: str) -> InputRejectedError:
-    return InputRejectedError(
-        f"DICOM file {header.number} (in sorted path order) has a compression without an installed decoder",
-        code="dicom-syntax",
-        case_id=case_id,
-        fix="export the series uncompressed or as JPEG 2000, JPEG-LS, JPEG lossless or RLE",
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from tmi.toolkit.compute.silence import quiet
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.volume import Volume
-from tmi.toolkit.ingest.dicom.headers import READ_ERRORS
+from tmi.toolkit.ingest.dicom.headers import READ_ERRORS, access_error, is_access_error
 from tmi.toolkit.ingest.image_files import MAX_VOXELS, canonical_volume, is_valid_affine
 from tmi.toolkit.ingest.mask_labels import ChosenLabel, choose_label
 
@@ -51,6 +51,8 @@ def read_seg(
             volume = segread(path).get_volume(segment_numbers=[label.number], combine_segments=False)
             array, affine = np.asarray(volume.array)[..., 0], np.asarray(volume.affine, dtype=np.float64)
     except (*READ_ERRORS, MemoryError) as error:
+        if isinstance(error, OSError) and is_access_error(error):
+            raise access_error("the mask file", error, case_id) from error
         raise _unreadable_error(case_id) from error
     if array.ndim != 3 or not is_valid_affine(affine):
         raise _unreadable_error(case_id)

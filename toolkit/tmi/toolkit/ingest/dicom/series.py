@@ -8,12 +8,18 @@ default the only CT series is selected, or the only original one of several; oth
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tmi.toolkit.errors import InputRejectedError, UsageError
-from tmi.toolkit.ingest.dicom.headers import READ_ERRORS, SliceHeader, is_dicom_file, read_header, unreadable_file_error
+from tmi.toolkit.ingest.dicom.headers import (
+    READ_ERRORS,
+    SliceHeader,
+    access_error,
+    is_dicom_file,
+    read_header,
+    unreadable_file_error,
+)
 
 MAX_FILES = 50_000
 """Limit on the number of files; an export of one examination has fewer."""
@@ -71,7 +77,7 @@ def scan_folder(path: Path, *, case_id: str) -> DicomFolder:
             DICOM file.
         UsageError: `path` does not exist, or holds more than `MAX_FILES` files.
     """
-    files = list(_iter_files(path))
+    files = _list_files(path, case_id)
     headers: list[SliceHeader] = []
     non_dicom = 0
     for number, file in enumerate(files, start=1):
@@ -83,7 +89,7 @@ def scan_folder(path: Path, *, case_id: str) -> DicomFolder:
                 continue
             header = read_header(file, number)
         except READ_ERRORS as error:
-            raise unreadable_file_error(number, case_id) from error
+            raise unreadable_file_error(number, case_id, cause=error) from error
         if header is None:
             non_dicom += 1
         else:
@@ -93,19 +99,34 @@ def scan_folder(path: Path, *, case_id: str) -> DicomFolder:
     return DicomFolder(series=_group_into_series(headers), non_dicom=non_dicom)
 
 
-def _iter_files(path: Path) -> Iterator[Path]:
+def _list_files(path: Path, case_id: str) -> list[Path]:
+    """Return the regular files at or below `path`, sorted; links to folders are followed, each folder once.
+
+    Raises:
+        InputRejectedError: case-unreadable: a folder cannot be listed, so slices could be missing.
+    """
     if path.is_file():
-        yield path
-        return
+        return [path]
     if not path.is_dir():
         raise UsageError(f"{path} does not exist", fix="give the folder of the DICOM files")
     files: list[Path] = []
-    for file in path.rglob("*"):
-        if file.is_file():
-            files.append(file)
-            if len(files) > MAX_FILES:
-                raise UsageError(f"{path} holds more than {MAX_FILES} files", fix="give the folder of one examination")
-    yield from sorted(files)
+    folders, visited = [path], {path.resolve()}
+    try:
+        while folders:
+            for entry in sorted(folders.pop().iterdir()):
+                if entry.is_dir():
+                    if (target := entry.resolve()) not in visited:
+                        visited.add(target)
+                        folders.append(entry)
+                elif entry.is_file():
+                    files.append(entry)
+                if len(files) + len(visited) > MAX_FILES:
+                    raise UsageError(
+                        f"{path} holds more than {MAX_FILES} files", fix="give the folder of one examination"
+                    )
+    except OSError as error:
+        raise access_error("a folder of the series", error, case_id) from error
+    return sorted(files)
 
 
 def _group_into_series(headers: list[SliceHeader]) -> tuple[Series, ...]:
@@ -126,7 +147,7 @@ def _fallback_series_key(header: SliceHeader) -> tuple[object, ...]:
     spacing = tuple(round(v, 3) for v in header.spacing or ())
     return (
         header.modality, header.sop_class, header.series_number, header.shape, orientation, spacing,
-        header.is_localizer, header.kernel, header.thickness,
+        header.is_localizer, header.kernel, None if header.thickness is None else round(header.thickness, 2),
     )  # fmt: skip
 
 
@@ -156,6 +177,10 @@ def choose_series(folder: DicomFolder, wanted: str | None, *, case_id: str) -> S
             raise _not_ct_error(f"the requested series is not a CT\n  {matches[0].summary()}", case_id)
         return matches[0]
     candidates = [s for s in folder.series if s.is_ct]
+    if not candidates and any(h.is_secondary_capture and h.modality == "CT" for s in folder.series for h in s.slices):
+        raise _not_ct_error(
+            f"the CT is stored as secondary capture: screen captures, not the series\n  {listing}", case_id
+        )
     if not candidates:
         raise _not_ct_error(f"none of the series is a CT\n  {listing}", case_id)
     original = [s for s in candidates if s.is_original]
