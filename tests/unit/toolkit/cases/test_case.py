@@ -34,6 +34,28 @@ def test_folder_name_is_the_case_id(tmp_path, monkeypatch):
     assert open_case(Path("."), mask_label=5).mask_label == 5
 
 
+def test_linked_case_has_the_name_of_the_link(tmp_path, monkeypatch):
+    """The given name is the id: a link's target, the working folder's included, appears nowhere."""
+    real = tmp_path / "archive" / "Real_Name_1950"
+    (real / "more").mkdir(parents=True)
+    (real / "clinical.json").write_text("{}")
+    (tmp_path / "cases").mkdir()
+    link = tmp_path / "cases" / "P001"
+    link.symlink_to(real)
+    for paths in ([link], [tmp_path / "cases"], [link / "more" / ".."]):
+        assert [c.case_id for c in find_cases(paths)] == ["P001"], paths
+    assert open_case(link).case_id == "P001"
+    monkeypatch.chdir(link)
+    monkeypatch.setenv("PWD", str(link))
+    assert open_case(Path(".")).case_id == "P001"
+    assert [c.case_id for c in find_cases([Path(".")])] == ["P001"]
+    monkeypatch.chdir(link / "more")
+    monkeypatch.setenv("PWD", str(link / "more"))
+    assert open_case(Path("..")).case_id == "P001"
+    monkeypatch.setenv("PWD", str(tmp_path / "gone"))
+    assert open_case(Path("..")).case_id == "Real_Name_1950"
+
+
 def test_missing_case_is_rejected(tmp_path):
     """A missing case folder is rejected with case-missing and the case id."""
     with pytest.raises(InputRejectedError, match="case P9: the case folder does not exist") as error:

@@ -16,6 +16,8 @@ A cohort is a folder of cases plus ``cohort.csv`` with the columns case_id, pati
 from __future__ import annotations
 
 import csv
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,18 +34,41 @@ COHORT_FILE = "cohort.csv"
 COHORT_COLUMNS = ("case_id", "patient_id", "label")
 
 
+MaskLabel = int | tuple[int, ...]
+"""Label of the liver in a mask, or several labels that are joined."""
+
+
+def parse_mask_label(texts: Sequence[str | int] | None) -> MaskLabel | None:
+    """Return the labels of `--mask-label`, given as numbers separated by commas, or by repeating the option.
+
+    Raises:
+        UsageError: an item is not an integer.
+    """
+    parts = [part.strip() for text in texts or () for part in str(text).split(",")]
+    if not all(p.isascii() and p.removeprefix("-").isdecimal() and len(p) <= 10 for p in parts):
+        raise UsageError("a label of the mask is not an integer", fix="give numbers: --mask-label 5, or 1,2")
+    numbers = tuple(dict.fromkeys(map(int, parts)))
+    return None if not numbers else numbers[0] if len(numbers) == 1 else numbers
+
+
+def format_label(label: MaskLabel) -> str:
+    """Return labels as `--mask-label` takes them."""
+    return ",".join(map(str, label)) if isinstance(label, tuple) else str(label)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """Paths of a case folder, and patient and label from its cohort table. No file is read.
 
-    `mask_label` selects the voxels of the mask file; None selects every non-zero voxel.
+    `mask_label` selects the voxels of one label of the mask file, or of several joined ones, of which the first must be
+    present; None selects every non-zero voxel.
     """
 
     folder: Path
     case_id: str
     patient_id: str | None = None
     label: int | None = None
-    mask_label: int | None = None
+    mask_label: MaskLabel | None = None
 
     @property
     def ct(self) -> Path:
@@ -66,18 +91,36 @@ class Case:
         return self.folder / CLINICAL_FILE
 
 
-def open_case(folder: Path, *, mask_label: int | None = None) -> Case:
-    """Return the case of a folder; the folder name is the case id.
+def open_case(folder: Path, *, mask_label: MaskLabel | None = None) -> Case:
+    """Return the case of a folder; the name that the folder is given by is the case id (`given_name`).
 
     Raises:
         InputRejectedError: the folder does not exist.
     """
-    case_id = folder.resolve().name
+    case_id = given_name(folder)
     if not is_folder(folder):
         raise InputRejectedError(
             "the case folder does not exist", fix="give the path of a case folder", code="case-missing", case_id=case_id
         )
     return Case(folder=folder, case_id=case_id, mask_label=mask_label)
+
+
+def given_name(folder: Path) -> str:
+    """Return the name by which a folder is given: a symbolic link has its own name, not that of its target.
+
+    A link is often a pseudonym, and its target the name of a patient. `.` and `..` are resolved in the shell's working
+    folder (`PWD`), which keeps the links by which it was entered, as `pwd -L` does.
+    """
+    if folder.name not in ("", ".."):
+        return folder.name
+    given = Path(os.path.normpath(Path(os.environ.get("PWD", ""), folder)))
+    try:
+        # `normpath` cancels `link/..` without following the link: the result counts only if it is the same folder.
+        if given.is_absolute() and given.samefile(folder):
+            return given.name
+    except (OSError, ValueError):  # PWD was removed, or is no path
+        pass
+    return folder.resolve().name
 
 
 def is_folder(path: Path) -> bool:
@@ -112,7 +155,7 @@ class Cohort:
     cases: tuple[Case, ...]
 
 
-def open_cohort(folder: Path, *, mask_label: int | None = None) -> Cohort:
+def open_cohort(folder: Path, *, mask_label: MaskLabel | None = None) -> Cohort:
     """Read `cohort.csv`; case folders are not opened.
 
     Raises:
@@ -168,7 +211,7 @@ def is_portable_name(name: str) -> bool:
     return bool(name) and name.isprintable() and not set(name) & set("/\\") and name not in (".", "..")
 
 
-def find_cases(paths: list[Path], *, mask_label: int | None = None) -> list[Case]:
+def find_cases(paths: list[Path], *, mask_label: MaskLabel | None = None) -> list[Case]:
     """Return the cases of case folders, cohort folders and folders of cases, in the given order.
 
     A folder of cases without a cohort table is expanded to its sub-folders, sorted by name. Any other path is returned
@@ -183,7 +226,7 @@ def find_cases(paths: list[Path], *, mask_label: int | None = None) -> list[Case
             cases.extend(open_cohort(path, mask_label=mask_label).cases)
         else:
             folders = _cases_below(path) or [path]
-            cases.extend(Case(folder=f, case_id=f.resolve().name, mask_label=mask_label) for f in folders)
+            cases.extend(Case(folder=f, case_id=given_name(f), mask_label=mask_label) for f in folders)
     ids = [c.case_id for c in cases]
     duplicates = sorted({i for i in ids if ids.count(i) > 1})
     if duplicates:

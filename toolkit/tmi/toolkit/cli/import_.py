@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tmi.toolkit.cases.case import given_name
 from tmi.toolkit.errors import ExitCode, InputRejectedError, UsageError
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def _document(imported: ImportedCase) -> dict[str, object]:
 
 def _rejection_document(out: Path, error: InputRejectedError) -> dict[str, object]:
     """Return the JSON document of a rejected case, with the same keys."""
-    case_id = error.case_id or out.resolve().name
+    case_id = error.case_id or given_name(out)
     finding = {"case_id": case_id, "code": error.code, "severity": "error", "message": error.what, "fix": error.fix}
     return {
         "schema": SCHEMA,

@@ -23,7 +23,16 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.cases.case import CLINICAL_FILE, CT_FILE, MASK_FILE, RADIOMICS_FILE, Case, is_portable_name, open_case
+from tmi.toolkit.cases.case import (
+    CLINICAL_FILE,
+    CT_FILE,
+    MASK_FILE,
+    RADIOMICS_FILE,
+    Case,
+    given_name,
+    is_portable_name,
+    open_case,
+)
 from tmi.toolkit.cases.provenance import CaseRecord, Repair, write_case_record
 from tmi.toolkit.clinical.record import KEYS, MAX_BYTES
 from tmi.toolkit.errors import InputRejectedError, UsageError
@@ -118,7 +127,7 @@ def import_case(
     """
     _validate_arguments(out, ct, mask, mask_label, roi, clinical, radiomics, fixes)
     require_absent(out, force=force, kind="case")
-    case_id = out.resolve().name
+    case_id = given_name(out)
     record = None if clinical is None else _read_clinical(clinical, patient_id, case_id)
     features = None if radiomics is None else read_table(radiomics, case_id=case_id)
     findings: list[RawFinding] = []
@@ -196,7 +205,7 @@ def _validate_arguments(
     if ct is None and clinical is None and radiomics is None:
         raise UsageError("nothing to import", fix="give --ct, --clinical or --radiomics")
     target = out.resolve()
-    if not is_portable_name(target.name):
+    if not is_portable_name(given_name(out)):
         raise UsageError(
             "the name of the case folder contains characters that cannot be printed", fix="give it a plain name"
         )
