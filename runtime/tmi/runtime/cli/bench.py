@@ -41,8 +41,12 @@ def bench(
     repeat: Annotated[int, typer.Option(min=1, help="Rounds; each runs every engine once.")] = 5,
     batch: Annotated[int, typer.Option(min=1, help="Cases computed together in the run over all cases.")] = 1,
     mask_label: Annotated[
-        int | None,
-        typer.Option(help="Value of the mask's voxels that are liver. Default: all but 0.", show_default=False),
+        list[str] | None,
+        typer.Option(
+            metavar="N[,N]",
+            help="Value of the mask's voxels that are liver; several are joined. Default: all but 0.",
+            show_default=False,
+        ),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of each engine. Default: all cores.", show_default=False)
@@ -68,6 +72,7 @@ def bench(
     from tmi.runtime.bundle.reader import open_bundle
     from tmi.runtime.cli.bench_worker import WORKER
     from tmi.runtime.serving.predictor import resolve_cases
+    from tmi.toolkit.cases.case import parse_mask_label
     from tmi.toolkit.config.project import default_bundle, load_project
 
     shape_XYZ = _shape(ct)
@@ -78,7 +83,7 @@ def bench(
     engines, skipped = choose_engines(engine or (), opened)
     with tempfile.TemporaryDirectory(prefix="tmi-bench-") as folder, Console(stderr=True).status("opening") as status:
         if case:
-            chosen = resolve_cases(case, mask_label=mask_label)
+            chosen = resolve_cases(case, mask_label=parse_mask_label(mask_label))
         else:
             status.update("writing synthetic cases")
             chosen = _synthetic_cases(opened, Path(folder), cases, shape_XYZ)

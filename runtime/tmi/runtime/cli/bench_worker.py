@@ -63,9 +63,12 @@ def main() -> int:
 def _serve(request: dict[str, Any], out: TextIO) -> None:
     from tmi.runtime.serving.predictor import Predictor, resolve_cases
     from tmi.runtime.serving.results import result_to_json
+    from tmi.toolkit.cases.case import parse_mask_label
     from tmi.toolkit.storage.serialization import to_json
 
-    cases = resolve_cases(request["cases"], mask_label=request["mask_label"])
+    label = request["mask_label"]  # null, a number, or a list of numbers
+    labels = label if isinstance(label, list) else None if label is None else [label]
+    cases = resolve_cases(request["cases"], mask_label=parse_mask_label(labels))
     with Predictor.open(request["bundle"], engine=request["engine"], threads=request["threads"]) as predictor:
 
         def predict(chosen: list[int], batch: int) -> dict[str, Any]:

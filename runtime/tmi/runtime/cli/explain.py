@@ -46,8 +46,13 @@ def explain(
         bool, typer.Option("--quick", help="Skip the curves and the sanity check, which need many network runs.")
     ] = False,
     mask_label: Annotated[
-        int | None,
-        typer.Option("--mask-label", help="Label of the liver in the masks. Default: all but 0.", show_default=False),
+        list[str] | None,
+        typer.Option(
+            "--mask-label",
+            metavar="N[,N]",
+            help="Label of the liver in the masks; several are joined. Default: all but 0.",
+            show_default=False,
+        ),
     ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads. Default: all cores.", show_default=False)
@@ -67,10 +72,11 @@ def explain(
     """
     from tmi.runtime.explain.explainer import torch_threads
     from tmi.runtime.serving.predictor import resolve_cases
+    from tmi.toolkit.cases.case import parse_mask_label
 
     if run is not None and bundle is not None:
         raise UsageError("--run and --bundle are given", fix="give one of the two")
-    resolved = resolve_cases(cases, mask_label=mask_label)
+    resolved = resolve_cases(cases, mask_label=parse_mask_label(mask_label))
     require_absent_outputs([out / case.case_id for case in resolved], force=force)
     source = open_models(run, bundle)
     ct_only_source = None if ct_only is None else _open_ct_only_run(ct_only)

@@ -33,8 +33,12 @@ def predict(
     precision: Annotated[str, typer.Option(help="auto, or bf16 or fp32 for engines that compute in it only.")] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Cases computed together.")] = 1,
     mask_label: Annotated[
-        int | None,
-        typer.Option(help="Value of the mask's voxels that are liver. Default: all but 0.", show_default=False),
+        list[str] | None,
+        typer.Option(
+            metavar="N[,N]",
+            help="Value of the mask's voxels that are liver; several are joined. Default: all but 0.",
+            show_default=False,
+        ),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the engine. Default: all cores.", show_default=False)
@@ -76,6 +80,7 @@ def predict(
     from tmi.runtime.cli.tables.timing import print_timing
     from tmi.runtime.serving.predictor import Predictor, resolve_cases
     from tmi.runtime.serving.results import RejectedCase
+    from tmi.toolkit.cases.case import parse_mask_label
     from tmi.toolkit.config.project import default_bundle, load_project
     from tmi.toolkit.preprocessing.cache import PreparedCache
 
@@ -86,7 +91,8 @@ def predict(
     if bundle is None:
         bundle, reason = default_bundle(load_project())
         typer.echo(f"bundle {bundle} ({reason})", err=True)
-    resolved = resolve_cases(cases, mask_label=mask_label)
+    labels = parse_mask_label(mask_label)
+    resolved = resolve_cases(cases, mask_label=labels)
     prepared_cache = PreparedCache() if cache else None
     if no_verify:
         typer.echo("the startup self-test is skipped (--no-verify)", err=True)
@@ -105,7 +111,7 @@ def predict(
     with opened as predictor:
         record = predictor.engine_record
         typer.echo(f"engine {record.name} in {record.precision} ({record.reason})", err=True)
-        results = run_cases(predictor, resolved, batch=batch, mask_label=mask_label, out=out, resume=resume)
+        results = run_cases(predictor, resolved, batch=batch, mask_label=labels, out=out, resume=resume)
         for store in (prepared_cache, predictor.embeddings):
             if store is not None:
                 typer.echo(store.summary(), err=True)

@@ -15,7 +15,7 @@ import typer
 from tmi.runtime.serving.predictor import Predictor
 from tmi.runtime.serving.result_log import ResultLog, result_log_path
 from tmi.runtime.serving.results import CaseResult, RejectedCase
-from tmi.toolkit.cases.case import Case
+from tmi.toolkit.cases.case import Case, MaskLabel
 from tmi.toolkit.cli.main import print_error
 from tmi.toolkit.errors import InputRejectedError
 
@@ -32,7 +32,7 @@ def run_cases(
     cases: Sequence[Case],
     *,
     batch: int,
-    mask_label: int | None,
+    mask_label: MaskLabel | None,
     out: Path | None,
     resume: bool,
 ) -> list[CaseResult]:
@@ -78,7 +78,7 @@ def run_cases(
     return [results[case.case_id] for case in cases]
 
 
-def _identity(predictor: Predictor, *, batch: int, mask_label: int | None) -> Mapping[str, Any]:
+def _identity(predictor: Predictor, *, batch: int, mask_label: MaskLabel | None) -> Mapping[str, Any]:
     """Everything that a prediction depends on; it must be equal in every run that resumes a log."""
     record = predictor.engine_record
     return {
@@ -88,7 +88,7 @@ def _identity(predictor: Predictor, *, batch: int, mask_label: int | None) -> Ma
         "precision": record.precision,
         "version": version("tmi-clnet"),
         "batch": batch,
-        "mask_label": mask_label,
+        "mask_label": list(mask_label) if isinstance(mask_label, tuple) else mask_label,
     }
 
 

@@ -30,8 +30,13 @@ def report(
     ] = None,
     engine: Annotated[str, typer.Option("--engine", help="Engine of the prediction, as in tmi predict.")] = "auto",
     mask_label: Annotated[
-        int | None,
-        typer.Option("--mask-label", help="Label of the liver in the masks. Default: all but 0.", show_default=False),
+        list[str] | None,
+        typer.Option(
+            "--mask-label",
+            metavar="N[,N]",
+            help="Label of the liver in the masks; several are joined. Default: all but 0.",
+            show_default=False,
+        ),
     ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads. Default: all cores.", show_default=False)
@@ -61,6 +66,7 @@ def report(
     from tmi.runtime.report.pages import index_page
     from tmi.runtime.serving.predictor import Predictor, resolve_cases
     from tmi.runtime.serving.results import RejectedCase
+    from tmi.toolkit.cases.case import parse_mask_label
     from tmi.toolkit.config.project import default_bundle, load_project
     from tmi.toolkit.storage.atomic_files import require_absent, write_text
 
@@ -68,7 +74,7 @@ def report(
     if bundle is None:
         bundle, reason = default_bundle(load_project())
         typer.echo(f"bundle {bundle} ({reason})", err=True)
-    resolved = resolve_cases(cases, mask_label=mask_label)
+    resolved = resolve_cases(cases, mask_label=parse_mask_label(mask_label))
     source = open_bundle_models(bundle)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     log = lambda line: typer.echo(line, err=True)  # noqa: E731 - one line, used once

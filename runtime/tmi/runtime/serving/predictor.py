@@ -40,7 +40,7 @@ from tmi.runtime.serving.startup import open_selected_engine
 from tmi.runtime.serving.text_encoding import EncodedText, TextBranch, timed_engine
 from tmi.runtime.serving.timing import Stopwatch, split_overlap, sum_stages
 from tmi.runtime.verification.self_test import LogCallback
-from tmi.toolkit.cases.case import Case, find_cases
+from tmi.toolkit.cases.case import Case, MaskLabel, find_cases
 from tmi.toolkit.clinical.rendering import require_rendering
 from tmi.toolkit.clinical.schema import SCHEMA_FILE, stored_schema
 from tmi.toolkit.compute.cpu import available_cores
@@ -180,14 +180,15 @@ class Predictor:
         self.close()
 
     def predict(
-        self, cases: CaseLike | Iterable[CaseLike], *, batch: int = 1, mask_label: int | None = None
+        self, cases: CaseLike | Iterable[CaseLike], *, batch: int = 1, mask_label: MaskLabel | None = None
     ) -> list[CaseResult]:
         """Predict cases. A bad case becomes a `RejectedCase` and does not affect the others.
 
         Args:
             cases: case folders, cohort folders or `Case`s; a single one needs no list.
             batch: number of cases computed together; predictions do not depend on it beyond rounding.
-            mask_label: value of the liver's voxels in the mask; None means every value but 0. A `Case` has its own.
+            mask_label: value of the liver's voxels in the mask, or several values; None means every value but 0. A
+                `Case` has its own.
 
         Returns:
             One result for each case, in the order given.
@@ -198,7 +199,7 @@ class Predictor:
         return list(self.stream(cases, batch=batch, mask_label=mask_label))
 
     def stream(
-        self, cases: CaseLike | Iterable[CaseLike], *, batch: int = 1, mask_label: int | None = None
+        self, cases: CaseLike | Iterable[CaseLike], *, batch: int = 1, mask_label: MaskLabel | None = None
     ) -> Iterator[CaseResult]:
         """Like `predict`, but yields results as their batches finish; few cases are in memory at a time."""
         if batch < 1:
@@ -356,7 +357,7 @@ def _with_timing(
     )
 
 
-def resolve_cases(cases: CaseLike | Iterable[CaseLike], *, mask_label: int | None = None) -> list[Case]:
+def resolve_cases(cases: CaseLike | Iterable[CaseLike], *, mask_label: MaskLabel | None = None) -> list[Case]:
     """Resolve case folders, cohort folders and `Case`s to cases, in the order given.
 
     Args:

@@ -156,6 +156,17 @@ def test_mask_without_selected_label_is_rejected(case):
     assert "--mask-label" in error.fix
 
 
+def test_several_labels_are_joined(case):
+    """Several labels select the voxels of all; further ones may be absent, the first one may not."""
+    for labels, count in (((5, 1), 5), ((1, 9), 1), ((5, 9, 1), 5)):
+        joined = Case(folder=case.folder, case_id="P1", mask_label=labels)
+        mask = read_mask(joined, read_ct(joined))
+        assert mask.array_DHW.sum() == count
+        assert not mask.several_labels
+    absent = Case(folder=case.folder, case_id="P1", mask_label=(9, 5))
+    assert "no voxel of label 9" in str(rejection(lambda: read_mask(absent, read_ct(case)), "mask-empty"))
+
+
 def test_mask_is_aligned_by_world_coordinates(case):
     """A mask with the CT's array order but a mirrored affine is mirrored when it is read."""
     mirrored = AFFINE.copy()

@@ -181,7 +181,7 @@ def open_cohort(folder: Path, *, mask_label: MaskLabel | None = None) -> Cohort:
     cases: list[Case] = []
     case_ids: set[str] = set()
     for line, row in enumerate(rows, start=2):
-        case_id, patient_id, label = ((row[c] or "").strip() for c in COHORT_COLUMNS)
+        case_id, patient_id, label = (unescape_cell((row[c] or "").strip()) for c in COHORT_COLUMNS)
         if not patient_id.isprintable() or not patient_id or not is_portable_name(case_id):
             raise UsageError(
                 f"{table} line {line}: case_id or patient_id is empty or not a plain name",

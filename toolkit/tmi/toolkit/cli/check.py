@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tmi.toolkit.cases.case import Case, find_cases, is_folder
+from tmi.toolkit.cases.case import Case, find_cases, is_folder, parse_mask_label
 from tmi.toolkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,10 @@ MAX_UNCOUNTED_FINDINGS = 20
 
 def check(
     paths: Annotated[list[Path], typer.Argument(help="Case folders or cohort folders.", readable=False)],
-    mask_label: Annotated[int | None, typer.Option("--mask-label", help="Label of the liver in the masks.")] = None,
+    mask_label: Annotated[
+        list[str] | None,
+        typer.Option("--mask-label", metavar="N[,N]", help="Label of the liver in the masks; several are joined."),
+    ] = None,
     schema: Annotated[
         Path | None,
         typer.Option("--schema", help="Clinical schema. Default: tmi.toml's, else the liver's.", show_default=False),
@@ -63,7 +66,7 @@ def check(
     if not 0 <= tolerance < 1:
         raise UsageError(f"--tolerance {tolerance:g}", fix="give a number from 0 to below 1")
     fields = load_schema(schema or load_project().schema_file)
-    cases = find_cases(paths, mask_label=mask_label)
+    cases = find_cases(paths, mask_label=parse_mask_label(mask_label))
     comparisons: list[RadiomicsComparison] = []
     repairs = [applied for case in cases if codes and is_folder(case.folder) for applied in repair(case, codes)]
     with _progress_bar(len(cases)) as advance:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tmi.toolkit.cases.case import find_cases
+from tmi.toolkit.cases.case import find_cases, parse_mask_label
 from tmi.toolkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 def radiomics(
     paths: Annotated[list[Path], typer.Argument(help="Case folders or cohort folders.")],
     jobs: Annotated[int | None, typer.Option(help="Cores to use. Default: all.", min=1)] = None,
-    mask_label: Annotated[int | None, typer.Option("--mask-label", help="Label of the liver in the masks.")] = None,
+    mask_label: Annotated[
+        list[str] | None,
+        typer.Option("--mask-label", metavar="N[,N]", help="Label of the liver in the masks; several are joined."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace existing tables.")] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")] = False,
     table: Annotated[
@@ -49,7 +52,7 @@ def radiomics(
 
     if table is None and (mapping is not None or id_column is not None):
         raise UsageError("--map and --id-column need a table", fix="give the table with --from")
-    cases = find_cases(paths, mask_label=mask_label)
+    cases = find_cases(paths, mask_label=parse_mask_label(mask_label))
     external = None
     if table is not None:
         external = read_external_table(

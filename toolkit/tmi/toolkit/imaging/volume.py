@@ -165,7 +165,7 @@ def read_mask(case: Case, ct: Volume | Grid, *, empty: ArrayAllocator = np.empty
     """Read the case's liver mask (bool) on the CT's grid.
 
     Args:
-        case: the case; `mask_label` selects the voxels of one label, None those of every non-zero label.
+        case: the case; `mask_label` selects the voxels of its labels, None those of every non-zero label.
         ct: the CT or its grid.
         empty: allocates the array.
 
@@ -178,20 +178,28 @@ def read_mask(case: Case, ct: Volume | Grid, *, empty: ArrayAllocator = np.empty
     require_same_grid(case.case_id, grid.shape_DHW, grid.affine_xyz, ct)
     mask_DHW = empty(grid.shape_DHW, np.bool_)
     labels: set[int] = set()
+    wanted = (case.mask_label,) if isinstance(case.mask_label, int) else case.mask_label
+    found: list[bool] = []  # whether a slab has the first label: a tumour without its liver is no liver
 
     def select(stored: NDArray[np.generic], out: NDArray[np.generic]) -> bool:
         values = integer_labels(stored, file)
-        np.not_equal(values, 0, out=out) if case.mask_label is None else np.equal(values, case.mask_label, out=out)
+        if wanted is None:
+            np.not_equal(values, 0, out=out)
+        else:
+            np.equal(values, wanted[0], out=out)
+            found.append(bool(out.any()))
+            for label in wanted[1:]:
+                np.logical_or(out, values == label, out=out)
         # minimum and maximum suffice to detect more than one label
-        if case.mask_label is None and len(labels) < 2 and out.any():
+        if wanted is None and len(labels) < 2 and out.any():
             selected = values[out]
             labels.update((int(selected.min()), int(selected.max())))
         return True
 
     with worker_pool() as pool:
         fill_volume(file, mask_DHW, select, pool=pool, empty=empty)
-    if not mask_DHW.any():
-        suffix = "" if case.mask_label is None else f" of label {case.mask_label}"
+    if not (any(found) if wanted is not None else mask_DHW.any()):
+        suffix = "" if wanted is None else f" of label {wanted[0]}"
         raise InputRejectedError(
             f"{MASK_FILE} has no voxel{suffix}",
             code="mask-empty",

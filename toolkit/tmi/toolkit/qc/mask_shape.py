@@ -43,7 +43,7 @@ def check_shape(inside: NDArray[np.bool_]) -> Iterator[tuple[str, str, str]]:
         yield (
             "mask-holes",
             f"{MASK_FILE} has holes of {with_open:.0%} of its volume",
-            "include tumours, cysts and vessels: join their labels with the liver's (`tmi import --mask-label 1,2`)",
+            "include tumours, cysts and vessels: join their labels with the liver's (--mask-label 1,2)",
         )
 
 

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, RADIOMICS_FILE, RADIOMICS_RECORD_FILE, Case
+from tmi.toolkit.cases.case import (
+    CT_FILE,
+    MASK_FILE,
+    RADIOMICS_FILE,
+    RADIOMICS_RECORD_FILE,
+    Case,
+    MaskLabel,
+    format_label,
+)
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.radiomics.settings import SETTINGS_DIGEST
 from tmi.toolkit.storage.atomic_files import write_json
@@ -33,7 +41,7 @@ class RadiomicsRecord:
     """SHA-256 of the CT's file; None if it did not exist."""
     mask_sha256: str | None
     """SHA-256 of the mask's file; None if it did not exist."""
-    mask_label: int | None = None
+    mask_label: MaskLabel | None = None
     """Label of the liver in the mask; None for every non-zero voxel."""
     settings_digest: str | None = None
     """SHA-256 of the settings; None if they are unknown."""
@@ -107,6 +115,7 @@ def staleness_reason(case: Case) -> str | None:
         if recorded is not None and current is not None and current != recorded:
             return f"{RADIOMICS_FILE} was computed from a different {name} than the one in the case folder"
     if case.mask_label is not None and record.source == "extracted" and record.mask_label != case.mask_label:
-        label = "every label" if record.mask_label is None else f"label {record.mask_label}"
-        return f"{RADIOMICS_FILE} was extracted from {label} of the mask, not from label {case.mask_label}"
+        label = "every label" if record.mask_label is None else f"label {format_label(record.mask_label)}"
+        current_label = format_label(case.mask_label)
+        return f"{RADIOMICS_FILE} was extracted from {label} of the mask, not from label {current_label}"
     return None

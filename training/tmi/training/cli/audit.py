@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tmi.toolkit.cases.case import is_cohort, open_cohort
+from tmi.toolkit.cases.case import MaskLabel, is_cohort, open_cohort, parse_mask_label
 from tmi.toolkit.config.project import load_project
 from tmi.toolkit.errors import ExitCode, UsageError
 
@@ -24,7 +24,10 @@ def audit(
         Path | None,
         typer.Argument(help="Cohort of the run; default: ./cohort or tmi.toml's, if it is that cohort."),
     ] = None,
-    mask_label: Annotated[int | None, typer.Option("--mask-label", help="Label of the liver in the masks.")] = None,
+    mask_label: Annotated[
+        list[str] | None,
+        typer.Option("--mask-label", metavar="N[,N]", help="Label of the liver in the masks; several are joined."),
+    ] = None,
     no_model: Annotated[bool, typer.Option("--no-model", help="Do not run the saved models.")] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Prepare every case again and cache nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
@@ -48,7 +51,7 @@ def audit(
     folder = RunFolder.open(run)
     results = [
         *audit_folder(folder),
-        *_audit_with_cohort(folder, cohort, mask_label, run_models=not no_model, cached=not no_cache),
+        *_audit_with_cohort(folder, cohort, parse_mask_label(mask_label), run_models=not no_model, cached=not no_cache),
     ]
     leaks = [r for r in results if r.status == "leak"]
     declared = [r for r in results if r.status == "declared"]
@@ -62,7 +65,7 @@ def audit(
 
 
 def _audit_with_cohort(
-    run: RunFolder, given: Path | None, mask_label: int | None, *, run_models: bool, cached: bool
+    run: RunFolder, given: Path | None, mask_label: MaskLabel | None, *, run_models: bool, cached: bool
 ) -> list[AuditResult]:
     """Run the checks that need the cohort.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tmi.toolkit.cases.case import open_cohort
+from tmi.toolkit.cases.case import open_cohort, parse_mask_label
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.project import load_project
@@ -92,7 +92,7 @@ def compare(
     config, initialization = resolve_initialization(
         config, settings or [], ct=ct_weights, text=text_weights, vocab=vocab, schema=fields
     )
-    data = open_cohort(folder, mask_label=mask_label)
+    data = open_cohort(folder, mask_label=parse_mask_label(mask_label))
     from tmi.training.comparison.plan import make_plan, select_tables
 
     plan = make_plan(
@@ -120,7 +120,7 @@ def compare(
         "text-weights": text_weights,
         "vocab": vocab,
         "schema": schema,
-        "mask-label": mask_label,
+        "mask-label": ",".join(mask_label) if mask_label else None,
         "freeze": freeze,
         "precision": precision,
         "devices": None if devices == 1 else devices,

@@ -36,7 +36,10 @@ Vocab = Annotated[Path | None, typer.Option("--vocab", help="BERT vocab.txt, or 
 SchemaFile = Annotated[
     Path | None, typer.Option("--schema", help="Clinical schema; default: tmi.toml's, else the liver's.")
 ]
-MaskLabel = Annotated[int | None, typer.Option("--mask-label", help="Label of the liver in the masks.")]
+MaskLabel = Annotated[
+    list[str] | None,
+    typer.Option("--mask-label", metavar="N[,N]", help="Label of the liver in the masks; several are joined."),
+]
 Freeze = Annotated[
     str | None, typer.Option("--freeze", help="ct, text, radiomics, ct:layer2, text:8, ...; comma-separated.")
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tmi.toolkit.cases.case import open_cohort
+from tmi.toolkit.cases.case import open_cohort, parse_mask_label
 from tmi.toolkit.clinical.schema import Schema, load_schema
 from tmi.toolkit.config.project import Project, load_project, new_run_folder
 from tmi.toolkit.config.schema import Config
@@ -102,7 +102,7 @@ def train(
     for value, given, what in ((folder, cohort, "cohort"), (target, out, "run"), (preset_name, preset, "preset")):
         if given is None:
             typer.echo(f"{what}: {value} (assumed)", err=True)
-    data = open_cohort(folder, mask_label=mask_label)
+    data = open_cohort(folder, mask_label=parse_mask_label(mask_label))
     hardware = HardwareConfig(accelerator=resolve_accelerator(accelerator), devices=devices, nodes=nodes,
                       parallel_folds=parallel_folds, track=tuple(track or ()))  # fmt: skip
     hardware.check(config)

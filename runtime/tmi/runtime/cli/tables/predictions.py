@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -99,9 +97,7 @@ def to_csv(results: Sequence[CaseResult], *, bundle: Bundle, engine: EngineRecor
         "engine",
         "bundle",
     ]
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
-    writer.writeheader()
+    rows: list[dict[str, object]] = []
     for result in results:
         row: dict[str, object] = {"case_id": result.case_id, "engine": engine.name, "bundle": bundle.digest}
         if isinstance(result, Prediction):
@@ -116,5 +112,5 @@ def to_csv(results: Sequence[CaseResult], *, bundle: Bundle, engine: EngineRecor
             row |= {f"fold{fold.fold}_{positive}": repr(fold.probability[positive]) for fold in result.folds}
         else:
             row |= {"status": "refused", "refusal": f"{result.code}: {result.what}", "fix": result.fix}
-        writer.writerow(row)
-    return stream.getvalue()
+        rows.append(row)
+    return csv_text(columns, ([row.get(c) for c in columns] for row in rows))
