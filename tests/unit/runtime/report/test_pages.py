@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -14,15 +16,18 @@ from PIL import Image
 
 from factories.browser import Browser, find_chromium
 from factories.cases import MARKUP_CASE_ID
+from factories.paths import ROOT
 from factories.tmi_command import tmi
 from tmi.runtime.explain.anatomy import read_anatomy
 from tmi.runtime.explain.overlay import Picture
+from tmi.runtime.report.pages import evidence
 from tmi.runtime.report.slices import page_slices
 from tmi.runtime.serving.results import RESEARCH_USE
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.imaging.volume import Volume
 
 MAX_BYTES = 5_000_000
+PUBLISHED_BUNDLE = ROOT / "tests" / "unit" / "runtime" / "bundle" / "data" / "tmi-bundle-2" / "bundle"
 
 
 class Addresses(HTMLParser):
@@ -86,6 +91,45 @@ def test_page_shows_prediction_and_provenance(pages, tiny_bundle):
     assert f"{len(records)} of {len(records)}" in text
     assert "radiomics-clipped" in text
     assert "trained on synthetic cases, not on patients" in text
+
+
+def test_evidence_table_shows_the_records_of_the_manifest(pages, tiny_bundle):
+    """Each engine's row shows the logits record of the manifest, and the files' row the worst preprocessing record."""
+    from tmi.runtime.bundle.reader import inspect_bundle
+
+    records = inspect_bundle(tiny_bundle).manifest.parity
+    table = re.search(r"<caption>Parity checks at the export.*?</table>", pages["P1.html"], re.S)
+    assert table is not None
+    rows = re.findall(r'<th scope="row">(.*?)</th><td[^>]*>(.*?)</td><td>(.*?)</td>', table[0])
+    shown = {html.unescape(name).removesuffix(" (used here)"): (count, value) for name, count, value in rows}
+    names = list(dict.fromkeys(r.engine for r in records))
+    assert len(shown) == len(names) > 2
+    for name in names:
+        ran = [r for r in records if r.engine == name]
+        check = "preprocessing" if name is None else "logits"
+        quoted = [r for r in ran if r.gate == check and r.graph == "pipeline"]
+        worst = max(quoted, key=lambda r: (r.measured / r.bound if r.bound else 0.0, r.bound))
+        count, value = shown["audit of the files" if name is None else name]
+        assert count == f"{sum(r.passed for r in ran)} of {len(ran)}"
+        assert value == f"{check}: {worst.measured:.1e}, allowed {worst.bound:.1e}"
+        assert worst.bound > 0
+
+
+def test_evidence_takes_the_worst_record_in_any_order():
+    """The quoted record depends neither on its place in the manifest nor on records of other checks."""
+    from tmi.runtime.bundle.reader import inspect_bundle
+
+    manifest = inspect_bundle(PUBLISHED_BUNDLE).manifest
+    logits = next(r for r in manifest.parity if (r.engine, r.gate) == ("onnx", "logits"))
+    failed = replace(logits, measured=0.25, bound=0.0625, passed=False)
+    for parity in ((*manifest.parity, failed), (failed, *manifest.parity), (*reversed(manifest.parity), failed)):
+        row = next(r for r in evidence(replace(manifest, parity=parity), "onnx") if r["engine"] == "onnx")
+        assert (row["check"], row["measured"], row["bound"], row["used"]) == ("logits", 0.25, 0.0625, True)
+        assert row["passed"] == row["checks"] - 1
+    without = tuple(r for r in manifest.parity if r.gate != "logits")
+    assert {r["check"] for r in evidence(replace(manifest, parity=without), "onnx") if "audit" not in r["engine"]} == {
+        None
+    }
 
 
 def test_pages_hold_no_patient_id_and_no_report_text(pages):
