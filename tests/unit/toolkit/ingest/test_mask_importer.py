@@ -25,8 +25,8 @@ from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.mask_resampling import place_mask, resample_mask
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.ingest.case_importer import ImportedCase, import_case
-from tmi.toolkit.ingest.dicom.ct import read_dicom_ct
 from tmi.toolkit.ingest.dicom.contours import fill_even_odd
+from tmi.toolkit.ingest.dicom.ct import read_dicom_ct
 from tmi.toolkit.ingest.image_files import LoadedCt
 from tmi.toolkit.ingest.mask_importer import import_mask
 from tmi.toolkit.ingest.mask_labels import totalsegmentator_labels

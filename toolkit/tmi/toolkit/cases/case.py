@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import InputRejectedError, UsageError
+from tmi.toolkit.storage.csv_files import unescape_cell
 
 CT_FILE = "ct.nii.gz"
 MASK_FILE = "liver.nii.gz"

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.storage.atomic_files import write_text
+from tmi.toolkit.storage.csv_files import csv_text
 
 MISSING_CELLS = frozenset({"", "nan", "na", "n/a", "null", "none"})
 """Spellings of a missing value, in lower case."""
@@ -133,7 +134,7 @@ def table_text(values_F: Float[NDArray[np.float64], "1781"]) -> str:
     if values_F.shape != (len(FEATURE_NAMES),):
         raise ValueError(f"{values_F.shape} values, not ({len(FEATURE_NAMES)},)")
     cells = [repr(float(v)) if math.isfinite(v) else "" for v in values_F]
-    return ",".join(FEATURE_NAMES) + "\n" + ",".join(cells) + "\n"
+    return csv_text(FEATURE_NAMES, [cells])
 
 
 def missing_features(values_F: Float[NDArray[np.float64], "1781"]) -> tuple[str, ...]:

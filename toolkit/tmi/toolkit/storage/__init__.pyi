@@ -4,6 +4,9 @@ from .atomic_files import staged_folder as staged_folder
 from .atomic_files import write_json as write_json
 from .atomic_files import write_text as write_text
 from .content_cache import ContentCache as ContentCache
+from .csv_files import csv_records as csv_records
+from .csv_files import csv_text as csv_text
+from .csv_files import unescape_cell as unescape_cell
 from .disk_cache import DIGEST_BYTES as DIGEST_BYTES
 from .disk_cache import DiskCache as DiskCache
 from .disk_cache import cache_root as cache_root

@@ -32,6 +32,7 @@ from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json, write_text
+from tmi.toolkit.storage.csv_files import csv_text
 from tmi.toolkit.synthetic.clinical_record import Person, sample_information, sample_person, sample_record
 from tmi.toolkit.synthetic.generative_model import (
     SIGNALS_BY_MODALITY,
@@ -152,7 +153,7 @@ def make_cohort(
             if progress is not None:
                 progress(completed, cases)
         rows = [(p.case_id, p.patient.patient_id, CLASSES[int(p.patient.bad)]) for p in plans]
-        write_text(stage / COHORT_FILE, "".join(",".join(row) + "\n" for row in (COHORT_COLUMNS, *rows)))
+        write_text(stage / COHORT_FILE, csv_text(COHORT_COLUMNS, rows))
         write_json(stage / TRUTH_FILE, _truth(model, seed, [entries[p.case_id] for p in plans]))
     return open_cohort(out)
 

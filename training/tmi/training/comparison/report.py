@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from tmi.toolkit.cases.case import Cohort
 from tmi.toolkit.storage.atomic_files import write_json, write_text
+from tmi.toolkit.storage.csv_files import csv_text
 from tmi.toolkit.storage.serialization import to_json
 from tmi.training.comparison.formatting import csv_rows, format_mean_std
 from tmi.training.comparison.html_page import as_html
@@ -51,13 +50,10 @@ def write_report(plan: Plan, trained: ComparisonRuns, cohort: Cohort, out: Path,
     write_text(html, as_html(content, weights_RN))
     for table, rows in content.tables:
         lines = csv_rows(table, rows)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+        columns = list(lines[0])
         write_text(
             out / (f"table{table.number}.csv" if isinstance(table.number, int) else f"{table.number}.csv"),
-            text.getvalue(),
+            csv_text(columns, ([line.get(c) for c in columns] for line in lines)),
         )
     write_json(
         out / "comparison.json",

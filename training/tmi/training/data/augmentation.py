@@ -11,9 +11,7 @@ in the fold's augmentation.csv. Radiomics and text are those of the original ima
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -25,6 +23,7 @@ from jaxtyping import Float
 
 from tmi.toolkit.config.schema import AugmentationConfig
 from tmi.toolkit.storage.atomic_files import write_text
+from tmi.toolkit.storage.csv_files import csv_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +112,6 @@ def _warp(ct_1DHW: Float[np.ndarray, "1 D H W"], params: AugmentationParams) -> 
 
 def write_augmentation_log(path: Path, rows: Iterable[tuple[int, str, AugmentationParams]]) -> None:
     """Write the applied parameters as CSV: epoch, case id, parameters."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("epoch", "case_id", *AugmentationParams.__dataclass_fields__))
-    writer.writerows((epoch, case_id, *asdict(params).values()) for epoch, case_id, params in rows)
-    write_text(path, text.getvalue())
+    header = ("epoch", "case_id", *AugmentationParams.__dataclass_fields__)
+    lines = ((epoch, case_id, *asdict(params).values()) for epoch, case_id, params in rows)
+    write_text(path, csv_text(header, lines))

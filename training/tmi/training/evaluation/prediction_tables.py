@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from jaxtyping import Float, Int
 from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.storage.atomic_files import write_text
+from tmi.toolkit.storage.csv_files import csv_records, csv_text
 from tmi.training.evaluation.calibration import Calibration, calibration_metrics, positive_class_probability
 from tmi.training.evaluation.metrics import binary_metrics
 
@@ -61,14 +60,9 @@ def write_predictions(path: Path, predictions: Predictions, calibration: Calibra
     """Write a table of predictions."""
     raw = positive_class_probability(predictions.logits_NK)
     calibrated = positive_class_probability(predictions.logits_NK, calibration.temperature)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for case_id, label, p, q, logits in zip(
-        predictions.case_ids, predictions.labels_N, raw, calibrated, predictions.logits_NK, strict=True
-    ):
-        writer.writerow((case_id, CLASSES[label], *(repr(float(v)) for v in (p, q, *logits))))
-    write_text(path, text.getvalue())
+    columns = zip(predictions.case_ids, predictions.labels_N, raw, calibrated, predictions.logits_NK, strict=True)
+    rows = ((case_id, CLASSES[label], *map(float, (p, q, *logits))) for case_id, label, p, q, logits in columns)
+    write_text(path, csv_text(COLUMNS, rows))
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -78,7 +72,7 @@ def read_predictions(path: Path) -> Predictions:
         DamagedError: the file is missing or malformed.
     """
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+        rows = csv_records(path.read_text(encoding="utf-8"))
         return Predictions(
             case_ids=tuple(row["case_id"] for row in rows),
             labels_N=np.array([CLASSES.index(row["label"]) for row in rows], dtype=np.int64),

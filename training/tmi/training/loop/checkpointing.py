@@ -9,8 +9,6 @@ checkpoint and reaches the same weights.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 from collections.abc import Callable
@@ -26,6 +24,7 @@ from torch.nn.functional import cross_entropy
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.run_folder import FoldFolder
 from tmi.toolkit.storage.atomic_files import write_text
+from tmi.toolkit.storage.csv_files import csv_text
 from tmi.training.data.fold_dataset import FoldDataset
 from tmi.training.evaluation.fold_inference import positive_probability, predict_logits
 from tmi.training.evaluation.metrics import binary_metrics
@@ -124,11 +123,8 @@ class BestEpochCheckpoint(Checkpoint):
 
     def write_history(self) -> None:
         """Write history.csv: one row for each epoch."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, HISTORY_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: int(v) if k == "picked" else v for k, v in row.items()} for row in self.history)
-        write_text(self.files.history, text.getvalue())
+        rows = ([int(row[c]) if c == "picked" else row[c] for c in HISTORY_COLUMNS] for row in self.history)
+        write_text(self.files.history, csv_text(HISTORY_COLUMNS, rows))
 
 
 def _save_weights(network: nn.Module, path: Any) -> None:

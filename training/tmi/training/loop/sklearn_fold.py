@@ -14,6 +14,7 @@ from sklearn.metrics import log_loss
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.run_folder import FoldFolder
 from tmi.toolkit.storage.atomic_files import write_text
+from tmi.toolkit.storage.csv_files import csv_text
 from tmi.training.data.dataset import CohortArrays
 from tmi.training.data.fold_dataset import FoldDataset
 from tmi.training.evaluation.calibration import positive_class_probability
@@ -23,7 +24,9 @@ from tmi.training.systems import sklearn_arrays as estimator_arrays
 from tmi.training.systems.factory import build_model
 from tmi.training.systems.radiomics_pipeline import fit
 
-HISTORY_HEADER = "epoch,train_loss,validation_loss,validation_roc_auc,validation_balanced_accuracy,picked\n"
+HISTORY_COLUMNS = (
+    "epoch", "train_loss", "validation_loss", "validation_roc_auc", "validation_balanced_accuracy", "picked",
+)  # fmt: skip
 
 
 def fit_sklearn_fold(
@@ -56,7 +59,7 @@ def fit_sklearn_fold(
     ]
     metrics = validation.metrics()
     row = (0, *losses, metrics["roc_auc"], metrics["balanced_accuracy"], 1)
-    write_text(files.history, HISTORY_HEADER + ",".join("" if v is None else str(v) for v in row) + "\n")
+    write_text(files.history, csv_text(HISTORY_COLUMNS, [row]))
     epoch_callback(config.train.epochs - 1, *losses)
     write_fold_report(
         data,

@@ -10,6 +10,7 @@ from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.selection import EngineRecord
 from tmi.runtime.serving.input_warnings import BUNDLE_WARNINGS, FEATURE_WARNINGS
 from tmi.runtime.serving.results import RESEARCH_USE, CaseResult, Notice, Prediction
+from tmi.toolkit.storage.csv_files import csv_text
 
 PIPED_WIDTH = 140
 """Width of the table in columns if standard output is not a terminal."""

@@ -15,8 +15,6 @@ imported again. Cases in the journal that the table no longer contains are remov
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import shutil
@@ -36,6 +34,7 @@ from tmi.toolkit.ingest.tabular.reader import Row, Table, read_cells
 from tmi.toolkit.ingest.tabular.report import REPORT_FILE, REPORT_TABLE, RowResult, TableReport
 from tmi.toolkit.ingest.tabular.row_converter import RowExcludedError, RowReader, RowRecord, RowRejectedError
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json, write_text
+from tmi.toolkit.storage.csv_files import csv_text
 from tmi.toolkit.storage.hashing import sha256_file, sha256_json
 from tmi.toolkit.storage.serialization import from_json, to_json
 
@@ -307,9 +306,7 @@ def _file_states(path: Path) -> Any:
 def _write_cohort(out: Path, cohort: list[tuple[str, str, str]]) -> bool:
     """Write `cohort.csv` unless the cohort is empty; return whether it was written."""
     if cohort:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([COHORT_COLUMNS, *cohort])
-        write_text(out / COHORT_FILE, text.getvalue())
+        write_text(out / COHORT_FILE, csv_text(COHORT_COLUMNS, cohort))
     return bool(cohort)
 
 

@@ -7,8 +7,6 @@ contains a value of a patient.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tmi.toolkit.storage.atomic_files import write_json, write_text
+from tmi.toolkit.storage.csv_files import csv_text
 from tmi.toolkit.storage.serialization import to_json
 
 SCHEMA = "tmi-import-report/1"
@@ -121,11 +120,8 @@ class TableReport:
     def write(self) -> None:
         """Write both files, each atomically."""
         write_json(self.out / REPORT_FILE, self.document())
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("row", "case_id", "outcome", "code", "why"))
-        writer.writerows((n.row, n.case_id or "", n.outcome, n.code or "", n.why or "") for n in self.lines)
-        write_text(self.out / REPORT_TABLE, text.getvalue())
+        rows = ((n.row, n.case_id, n.outcome, n.code, n.why) for n in self.lines)
+        write_text(self.out / REPORT_TABLE, csv_text(("row", "case_id", "outcome", "code", "why"), rows))
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document."""

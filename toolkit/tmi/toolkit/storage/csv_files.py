@@ -1,0 +1,55 @@
+"""Writer and reader of the CSV files that this package writes.
+
+Spreadsheet programs run text as a formula if it starts with `= + - @`, a tab or a line break. Such text, for example a
+case id from a file name, gets a leading apostrophe, which these programs do not execute; numbers are written as they
+are. The reader removes the apostrophe, so that every text is read as it was written.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+
+FORMULA = re.compile(r"'*(\s*[=+\-@\uff1d\uff0b\uff0d\uff20].|[\t\r\n])", re.DOTALL)
+"""Start of a text that is escaped: apostrophes, then a formula. Full-width signs count in East Asian locales."""
+NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|nan)", re.ASCII)
+"""Text of a number, which no program executes."""
+
+
+def escape_cell(value: object) -> object:
+    """Return a cell that no spreadsheet program executes: text that starts like a formula gets an apostrophe."""
+    if isinstance(value, str) and FORMULA.match(value) and not NUMBER.fullmatch(value):
+        return f"'{value}"
+    return value
+
+
+def unescape_cell(text: str) -> str:
+    """Return the text that `escape_cell` was given."""
+    return text[1:] if text.startswith("'") and FORMULA.match(text) else text
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    """Return a table as CSV: comma, `\\n`, header first; None is an empty cell, floats keep all digits."""
+    return "".join(_line([escape_cell(cell) for cell in row]) for row in (header, *rows))
+
+
+def _line(cells: list[object]) -> str:
+    stream = io.StringIO()
+    # The writer quotes the characters of its line terminator: both, so that no cell breaks a line.
+    csv.writer(stream, lineterminator="\r\n").writerow(cells)
+    return stream.getvalue().removesuffix("\r\n") + "\n"
+
+
+def csv_records(text: str) -> list[dict[str, str]]:
+    """Return the rows of a table of `csv_text` as column -> text.
+
+    Raises:
+        ValueError: the text is not CSV, or a row has more or fewer cells than the header.
+    """
+    try:
+        rows = [[unescape_cell(c) for c in row] for row in csv.reader(io.StringIO(text, newline="")) if row]
+    except csv.Error as error:
+        raise ValueError("malformed CSV") from error
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
