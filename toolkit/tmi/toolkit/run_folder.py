@@ -174,10 +174,12 @@ class RunFolder:
         folds: Sequence[FoldSplit],
         cohort: Mapping[str, Any],
         versions: Mapping[str, str],
+        vocabulary: Mapping[str, Any] | None = None,
     ) -> RunFolder:
         """Create a run folder and write its initial files.
 
-        `cohort` holds the keys `cases`, `fingerprint` and `synthetic`, and no patient data.
+        `cohort` holds the keys `cases`, `fingerprint` and `synthetic`, and no patient data. `vocabulary` records the
+        origin of the tokenizers.
 
         Raises:
             UsageError: `path` exists and is not empty.
@@ -197,6 +199,7 @@ class RunFolder:
                 "versions": dict(versions),
                 "cohort": dict(cohort),
                 "rendering_version": RENDERING_VERSIONS[config.clinical.rendering],
+                **({} if vocabulary is None else {"vocabulary": dict(vocabulary)}),
             },
         )
         return cls(path=path, config=config, folds=tuple(folds), schema=schema)
@@ -240,6 +243,12 @@ class RunFolder:
         """Version of the rendering that produced the texts; None if run.json does not record one."""
         version = self.state.get("rendering_version")
         return version if isinstance(version, int) else None
+
+    @property
+    def vocabulary(self) -> dict[str, Any]:
+        """Origin of the tokenizers, with `min_patients` if they were trained; empty if run.json does not record it."""
+        record = self.state.get("vocabulary")
+        return record if isinstance(record, dict) else {}
 
     @property
     def finished(self) -> bool:

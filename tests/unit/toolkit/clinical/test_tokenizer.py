@@ -12,6 +12,7 @@ import pytest
 
 from tmi.toolkit.clinical.tokenizer import SPECIAL, Tokenizer
 from tmi.toolkit.errors import DamagedError, UsageError
+from tmi.toolkit.storage.hashing import sha256_bytes
 
 TEXTS = [
     "",
@@ -131,6 +132,53 @@ def test_training_is_deterministic(tmp_path):
     for name, given in (("process", texts), ("reversed", texts[::-1])):
         subprocess.run([sys.executable, "-c", program, json.dumps(given), tmp_path / f"{name}.json"], check=True)
         assert (tmp_path / f"{name}.json").read_bytes() == (tmp_path / "expected.json").read_bytes()
+
+
+RECORDS = [f"Albumin: {30 + i} g/L. Platelets: {7 * i} 10^9/L." for i in range(12)]
+BEFORE_REPORTS = "eb23221b71157cdf8f3fd6f94fd510d8e308d20bbeed781764527e6cca811b1b"
+"""SHA-256 of the vocabulary of `RECORDS` before reports were treated separately."""
+
+
+def train_with_reports(reports: dict[str, list[str]]) -> Tokenizer:
+    return Tokenizer.train(RECORDS, 400, reports=reports)
+
+
+def test_word_of_few_patients_is_no_token():
+    """A report's word is a token only if five patients have it; every other word is spelled without [UNK]."""
+    name = "Erika Mustermann, Lindenallee 4711; born 1950-03-09. "
+    reports = {f"P{i}": ["cirrhosis with ascites. " + (name * 9 if i < 4 else "")] * 3 for i in range(12)}
+    tokens = train_with_reports(reports).tokens
+    assert {"cirrhosis", "ascites"} <= set(tokens)
+    assert not {"Erika", "Mustermann", "Lindenallee", "4711", "1950", "born"} & set(tokens)
+    unknown = SPECIAL.index("[UNK]")
+    assert unknown not in ids(train_with_reports(reports), name)
+    reports["P4"] = [name]
+    assert {"Erika", "Mustermann", "4711"} <= set(train_with_reports(reports).tokens)
+
+
+def test_anonymity_counts_patients_not_reports():
+    """A name in twenty reports of one patient is no token."""
+    assert "Mustermann" not in train_with_reports({"P0": ["Erika Mustermann"] * 20, "P1": ["ascites"]}).tokens
+
+
+def test_characters_of_a_name_are_anonymous_too():
+    """Characters that are names by themselves, and those of other scripts, need five patients; ASCII is there."""
+    reports = {f"P{i}": ["患者 李明 Łukasz" if i == 0 else "患者"] for i in range(6)}
+    tokens = set(train_with_reports(reports).tokens)
+    assert {"患", "者", "Z", "##z"} <= tokens
+    assert not {"李", "明", "Ł", "##Ł"} & tokens
+
+
+def test_number_of_a_report_needs_patients_beside_a_record():
+    """A number that one record and one report have does not become a token by adding the two up."""
+    assert "4711" not in Tokenizer.train([*RECORDS, "Platelets: 4711."], 400, reports={"P0": ["call 4711 4711"]}).tokens
+
+
+@pytest.mark.parametrize("reports", [None, {}, {"P0": [], "P1": ["", "  "]}], ids=repr)
+def test_vocabulary_without_reports_is_unchanged(reports):
+    """Records without reports give the vocabulary that earlier versions gave."""
+    tokens = Tokenizer.train(RECORDS, 60, reports=reports).tokens
+    assert sha256_bytes("\n".join(tokens).encode()) == BEFORE_REPORTS
 
 
 def test_saved_tokenizer_gives_same_ids(bert, tmp_path):

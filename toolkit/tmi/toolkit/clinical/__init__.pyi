@@ -7,6 +7,7 @@ from .record import read_values as read_values
 from .rendering import RENDERING_VERSIONS as RENDERING_VERSIONS
 from .rendering import Rendering as Rendering
 from .rendering import render as render
+from .rendering import report_text as report_text
 from .rendering import require_rendering as require_rendering
 from .rendering import sentences as sentences
 from .schema import SCHEMA_FILE as SCHEMA_FILE
@@ -15,6 +16,7 @@ from .schema import Schema as Schema
 from .schema import load_schema as load_schema
 from .schema import store_schema as store_schema
 from .schema import stored_schema as stored_schema
+from .tokenizer import MIN_PATIENTS as MIN_PATIENTS
 from .tokenizer import Encoded as Encoded
 from .tokenizer import Tokenizer as Tokenizer
 from .units import check_units as check_units

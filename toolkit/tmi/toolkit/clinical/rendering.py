@@ -40,9 +40,14 @@ def sentences(record: ClinicalRecord, schema: Schema, rendering: Rendering) -> l
         unit = f" {field.unit}" if isinstance(value, float) and field.unit else ""
         flag = _flag(field, value, sex) if rendering == "flags" else ""
         pieces.append((field.name, f"{field.label}: {_value(value)}{unit}{flag}."))
-    if record.report and not record.report.isspace():
-        pieces.append((None, record.report.strip()))
+    if report := report_text(record):
+        pieces.append((None, report))
     return pieces
+
+
+def report_text(record: ClinicalRecord) -> str:
+    """The free-text report as it ends the rendered text; empty if the record has none."""
+    return (record.report or "").strip()
 
 
 def require_rendering(rendering: str, version: int | None, *, kind: str) -> None:

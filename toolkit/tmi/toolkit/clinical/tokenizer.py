@@ -1,13 +1,15 @@
 """Cased WordPiece tokenizer on the `tokenizers` package alone, used in training and in serving.
 
 It is saved as one tokenizer.json. [PAD] has id 0, and a text is encoded as [CLS] ... [SEP]. Training is deterministic.
+A word of a free-text report becomes a token only if at least `MIN_PATIENTS` patients have it (k-anonymity); every other
+word is spelled with single characters. The vocabulary is part of every run and bundle; a patient's name must not be.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,10 @@ from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.atomic_files import write_text
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MIN_PATIENTS = 5
+"""Number of patients whose reports must contain a word before it becomes a token; the k of k-anonymity."""
+SPELLING = tuple(map(chr, range(33, 127)))
+"""Printable ASCII characters: the tokens that spell the other words of a report, whoever wrote them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,18 +102,37 @@ class Tokenizer:
         return cls(_bert({token: i for i, token in enumerate(tokens)}))
 
     @classmethod
-    def train(cls, texts: Sequence[str], vocab_size: int) -> Tokenizer:
-        """Train a WordPiece vocabulary of at most `vocab_size` tokens; the order of `texts` does not matter.
+    def train(
+        cls,
+        texts: Sequence[str],
+        vocab_size: int,
+        *,
+        reports: Mapping[str, Sequence[str]] | None = None,
+        min_patients: int = MIN_PATIENTS,
+    ) -> Tokenizer:
+        """Train a WordPiece vocabulary of at most `vocab_size` tokens; the order of the texts does not matter.
 
         The trainer of the `tokenizers` package breaks ties in hash order, so its vocabulary differs between processes.
         This one ranks by saved characters and then alphabetically, so the same texts give the same bytes.
+
+        Args:
+            texts: rendered records without their free-text reports.
+            vocab_size: maximum number of tokens.
+            reports: patient -> free-text reports. Their words and characters count only if at least `min_patients`
+                patients have them. Printable ASCII is added as single characters, so that the other words can be
+                spelled.
+            min_patients: the k of the k-anonymity.
         """
         backend = _bert({token: i for i, token in enumerate(SPECIAL)})
-        counts: Counter[str] = Counter()
-        for text in texts:
-            normalized = backend.normalizer.normalize_str(text)
-            counts.update(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normalized))
-        return cls(_bert(_word_pieces(counts, vocab_size)))
+        counts = Counter(_words(backend, texts))
+        characters = {c for word in counts for c in word}
+        if any(report.strip() for patient in (reports or {}).values() for report in patient):
+            by_patient = [Counter(_words(backend, patient)) for patient in (reports or {}).values()]
+            letters = [{c for word in words for c in word} for words in by_patient]
+            characters |= set(SPELLING) | _shared(letters, min_patients)
+            for word in _shared(by_patient, min_patients):
+                counts[word] += sum(words[word] for words in by_patient)
+        return cls(_bert(_word_pieces(counts, characters, vocab_size)))
 
     @property
     def vocab_size(self) -> int:
@@ -172,15 +197,28 @@ def _bert(vocab: dict[str, int]) -> Backend:
     return backend
 
 
-def _word_pieces(counts: Counter[str], vocab_size: int) -> dict[str, int]:
+def _words(backend: Backend, texts: Iterable[str]) -> Iterable[str]:
+    """Words of the texts, as the tokenizer splits them."""
+    for text in texts:
+        normalized = backend.normalizer.normalize_str(text)
+        yield from (word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normalized))
+
+
+def _shared(by_patient: Sequence[Iterable[str]], min_patients: int) -> set[str]:
+    """Pieces that at least `min_patients` patients have, however often each of them has it."""
+    patients = Counter(piece for pieces in by_patient for piece in set(pieces))
+    return {piece for piece, n in patients.items() if n >= min_patients}
+
+
+def _word_pieces(counts: Counter[str], characters: Iterable[str], vocab_size: int) -> dict[str, int]:
     """Vocabulary: special tokens, every character alone and as a continuation, then words by the characters they save.
 
     A clinical record consists of a few dozen fixed labels and of numbers, so words and digits are the useful pieces.
     As every character is included, no number becomes [UNK].
     """
     tokens = dict.fromkeys(SPECIAL)
-    characters = sorted({c for word in counts for c in word})
-    for piece in [*characters, *(f"##{c}" for c in characters)]:
+    ordered = sorted(characters)
+    for piece in [*ordered, *(f"##{c}" for c in ordered)]:
         tokens.setdefault(piece)
     candidates = Counter({word: n * (len(word) - 1) for word, n in counts.items() if len(word) > 1 and n > 1})
     for piece, _ in sorted(candidates.items(), key=lambda item: (-item[1], item[0])):

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from tmi.toolkit.cases.case import Case, open_case
 from tmi.toolkit.clinical.record import ClinicalRecord, read_clinical
-from tmi.toolkit.clinical.rendering import render
+from tmi.toolkit.clinical.rendering import render, report_text
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.clinical.units import check_units
 from tmi.toolkit.config.schema import Config
@@ -29,6 +29,8 @@ class ClinicalInputs:
     """float64, in the schema's order and units, NaN where missing; see `numbers`."""
     warnings: tuple[str, ...]
     """Warnings of the checks."""
+    report: str = ""
+    """Free-text report at the end of `text`; empty if there is none."""
 
 
 def clinical_inputs(case: Case, config: Config, schema: Schema) -> ClinicalInputs:
@@ -43,6 +45,7 @@ def clinical_inputs(case: Case, config: Config, schema: Schema) -> ClinicalInput
         text=render(record, schema, config.clinical.rendering),
         numbers_V=numbers(record, schema),
         warnings=raise_on_error(check_units(record.values, schema), case.case_id),
+        report=report_text(record),
     )
 
 

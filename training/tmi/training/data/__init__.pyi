@@ -3,8 +3,10 @@ from .dataset import CohortArrays as CohortArrays
 from .dataset import fingerprint as fingerprint
 from .dataset import prepare_cohort as prepare_cohort
 from .duplicate_images import find_duplicates as find_duplicates
+from .fold_dataset import NO_ANONYMITY as NO_ANONYMITY
 from .fold_dataset import Batch as Batch
 from .fold_dataset import EpochBatches as EpochBatches
 from .fold_dataset import FoldDataset as FoldDataset
 from .fold_dataset import read_vocabulary as read_vocabulary
+from .fold_dataset import train_vocabulary as train_vocabulary
 from .splits import make_folds as make_folds

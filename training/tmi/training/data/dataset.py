@@ -49,6 +49,8 @@ class CohortArrays:
     """Class indices; int64."""
     rejected: tuple[InputRejectedError, ...]
     """Reasons of the rejected cases."""
+    reports: tuple[str, ...] = ()
+    """Free-text report at the end of each text, empty where there is none; no element: no case has a report."""
 
     def rows(self, case_ids: Sequence[str]) -> Int[np.ndarray, " n"]:
         """Row indices of the named cases."""
@@ -86,6 +88,7 @@ def prepare_cohort(
     numbers = np.full((len(cohort.cases), len(schema.fields)), np.nan)
     accepted: list[Case] = []
     texts: list[str] = []
+    reports: list[str] = []
     rejected: list[InputRejectedError] = []
     for case in cohort.cases:
         try:
@@ -100,6 +103,7 @@ def prepare_cohort(
             numbers[len(accepted)] = record.numbers_V
             accepted.append(case)
             texts.append(record.text)
+            reports.append(record.report)
         if progress is not None:
             progress(case)
     return CohortArrays(
@@ -110,6 +114,7 @@ def prepare_cohort(
         numbers_NV=numbers[: len(accepted)],
         labels_N=np.array([c.label for c in accepted], dtype=np.int64),
         rejected=tuple(rejected),
+        reports=tuple(reports),
     )
 
 

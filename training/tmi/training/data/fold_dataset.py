@@ -14,13 +14,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tmi.toolkit.clinical.tokenizer import Tokenizer
+from tmi.toolkit.clinical.tokenizer import MIN_PATIENTS, Tokenizer
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import TmiError, UsageError
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldSplit
 from tmi.training.data.augmentation import AugmentationParams, apply_augmentation, sample_augmentation
 from tmi.training.data.dataset import CohortArrays
+from tmi.training.data.splits import patient_key
+
+NO_ANONYMITY = 0
+"""`min_patients` of runs of earlier versions: every word that occurs twice, reports included, could become a token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +67,7 @@ class FoldDataset:
         self.scaler = scaler or RadiomicsScaler.fit(
             arrays.radiomics_NF[:] if fit_on_cohort else arrays.radiomics_NF[train], config.radiomics
         )
-        self.tokenizer = tokenizer or Tokenizer.train([arrays.texts[i] for i in train], _vocab_size(config))
+        self.tokenizer = tokenizer or train_vocabulary(arrays, split.train, _vocab_size(config))
         self.features: dict[str, Mapping[int, np.ndarray]] = {}
         """Encoder (`ct`, `text`) -> row -> output of the frozen encoder, which then replaces the input."""
         self._arrays = arrays
@@ -160,6 +164,30 @@ class FoldDataset:
         if len(batches) > 1 and len(batches[-1]) < min_cases:
             batches[-2].extend(batches.pop())
         return [tuple(batch) for batch in batches]
+
+
+def train_vocabulary(
+    arrays: CohortArrays, case_ids: Sequence[str], vocab_size: int, *, min_patients: int = MIN_PATIENTS
+) -> Tokenizer:
+    """Vocabulary trained on the texts of the named cases.
+
+    Args:
+        arrays: the cohort.
+        case_ids: the cases to train on.
+        vocab_size: maximum number of tokens.
+        min_patients: patients whose reports must contain a word before it becomes a token; 0 treats reports as records
+            (`NO_ANONYMITY`).
+    """
+    rows = arrays.rows(case_ids)
+    texts = [arrays.texts[i] for i in rows]
+    if min_patients == NO_ANONYMITY or not arrays.reports:
+        return Tokenizer.train(texts, vocab_size)
+    reports: dict[str, list[str]] = {}
+    for i in rows:
+        case = arrays.cases[i]
+        reports.setdefault(patient_key(case.patient_id or case.case_id), []).append(arrays.reports[i])
+    records = [text.removesuffix(arrays.reports[i]) for i, text in zip(rows, texts, strict=True)]
+    return Tokenizer.train(records, vocab_size, reports=reports, min_patients=min_patients)
 
 
 def _vocab_size(config: Config) -> int:

@@ -8,6 +8,7 @@ fold itself, as in the authors' code.
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,7 +29,7 @@ def make_folds(cases: Sequence[Case], config: TrainConfig) -> tuple[FoldSplit, .
         UsageError: a class has too few patients for the number of folds.
     """
     labels = np.array([c.label for c in cases])
-    patients = np.array([c.patient_id for c in cases])
+    patients = np.array(_unify([c.patient_id or c.case_id for c in cases]))
     if config.protocol == "released":
         return _released(cases, config)
     _require_patients(labels, patients, config.folds)
@@ -37,6 +38,19 @@ def make_folds(cases: Sequence[Case], config: TrainConfig) -> tuple[FoldSplit, .
         inner, validation = _inner_split(labels[train], patients[train], config)
         folds.append(_to_fold_split(number, cases, train[inner], train[validation], test))
     return tuple(folds)
+
+
+def patient_key(patient_id: str) -> str:
+    """The id without case, blanks and Unicode's compatibility forms: ids with equal keys are one patient's."""
+    return "".join(unicodedata.normalize("NFKC", patient_id).casefold().split())
+
+
+def _unify(patient_ids: Sequence[str]) -> list[str]:
+    """Each id replaced by the first, in sorted order, of those with the same key; distinct ids keep their order."""
+    first: dict[str, str] = {}
+    for patient_id in sorted(patient_ids):
+        first.setdefault(patient_key(patient_id), patient_id)
+    return [first[patient_key(patient_id)] for patient_id in patient_ids]
 
 
 def _released(cases: Sequence[Case], config: TrainConfig) -> tuple[FoldSplit, ...]:

@@ -12,17 +12,22 @@ from pathlib import Path
 import numpy as np
 
 from tmi.toolkit.cases.case import Case, Cohort
-from tmi.toolkit.clinical.tokenizer import Tokenizer
+from tmi.toolkit.clinical.tokenizer import MIN_PATIENTS, Tokenizer
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldSplit, RunFolder
 from tmi.training.data.dataset import CohortArrays, fingerprint
 from tmi.training.data.duplicate_images import find_duplicates
+from tmi.training.data.fold_dataset import NO_ANONYMITY, train_vocabulary
 from tmi.training.evaluation.prediction_tables import Predictions, read_predictions
 from tmi.training.leakage_audit.run_checks import AuditResult
 
 PROBABILITY_TOLERANCE = 2e-3
 """Tolerance between a recorded probability and the saved model's; covers the error of TF32 on a GPU."""
+ANONYMITY_NOTE = (
+    "; an earlier version trained it, and words of single patients' reports may be tokens: train the run again before "
+    "it or its bundle is passed on"
+)
 COHORT_CHECKS = ("patients", "labels", "scaler", "vocabulary", "predictions", "duplicates")
 """Checks that need the cohort."""
 
@@ -147,17 +152,21 @@ def _vocabulary(run: RunFolder, split: FoldSplit, arrays: CohortArrays) -> Audit
             check="vocabulary", status="holds", detail="given by the user, not fitted on the cohort", fold=split.fold
         )
     recorded = Tokenizer.load(run.fold(split.fold).tokenizer)
-    retrained = Tokenizer.train([arrays.texts[i] for i in arrays.rows(split.train)], size)
+    recorded_k = run.vocabulary.get("min_patients")
+    min_patients = recorded_k if isinstance(recorded_k, int) else NO_ANONYMITY
+    retrained = train_vocabulary(arrays, split.train, size, min_patients=min_patients)
     if recorded.tokens == retrained.tokens:
         return AuditResult(
             check="vocabulary",
             status="holds",
-            detail="retraining on the training texts gives the same tokens",
+            detail="retraining on the training texts gives the same tokens"
+            + (ANONYMITY_NOTE if min_patients < MIN_PATIENTS and any(arrays.reports) else ""),
             fold=split.fold,
         )
     unknown = len(set(recorded.tokens) - set(retrained.tokens))
     detail = f"{unknown} of its {len(recorded.tokens)} tokens do not come from the training texts"
-    if recorded.tokens == Tokenizer.train(list(arrays.texts), size).tokens:
+    everybody = [case.case_id for case in arrays.cases]
+    if recorded.tokens == train_vocabulary(arrays, everybody, size, min_patients=min_patients).tokens:
         detail += "; it was trained on the texts of the whole cohort"
     return AuditResult(check="vocabulary", status="leak", detail=detail, fold=split.fold)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tmi.toolkit.cases.case import Case, Cohort
 from tmi.toolkit.clinical.rendering import require_rendering
 from tmi.toolkit.clinical.schema import Schema
-from tmi.toolkit.clinical.tokenizer import Tokenizer
+from tmi.toolkit.clinical.tokenizer import MIN_PATIENTS, Tokenizer
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.preprocessing.cache import PreparedCache
@@ -28,6 +28,8 @@ from tmi.training.loop.hardware import HardwareConfig
 if TYPE_CHECKING:
     from tmi.training.pretrained.initial_weights import InitialWeights  # torch
 
+TRAINED, GIVEN = "training texts", "given"
+"""`source` of a run's vocabulary record."""
 RECORDED_PACKAGES = ("tmi-clnet", "torch", "lightning", "monai", "transformers", "numpy", "scikit-learn", "tokenizers")
 
 
@@ -103,6 +105,7 @@ def cross_validate(
     hardware = hardware or HardwareConfig(accelerator=accelerator)
     hardware.check(config)
     _require_tokenizer(config, tokenizer)
+    vocabulary = {"source": TRAINED, "min_patients": MIN_PATIENTS} if tokenizer is None else {"source": GIVEN}
     scratch = out.with_name(f".{out.name}.prepared{hardware.node_rank or ''}")
     cohort_fingerprint = fingerprint(cohort)
     is_follower = hardware.node_rank > 0  # node 0 alone creates, checks and finishes the run folder
@@ -125,10 +128,12 @@ def cross_validate(
             _train_folds(pending, arrays, config, out, tokenizer, callbacks, initial, hardware)
             return RunResult(run=RunFolder.open(out), summary={}, rejected=arrays.rejected)
         if not resume:
-            run = _create_run(out, config, schema, cohort, arrays, cohort_fingerprint, name)
+            run = _create_run(out, config, schema, cohort, arrays, cohort_fingerprint, name, vocabulary)
             if initial is not None:
                 write_json(run.pretrained, initial.document())
-        elif _all_case_ids(run.folds) != {c.case_id for c in arrays.cases}:
+        else:
+            _require_anonymous_vocabulary(run, arrays)
+        if resume and _all_case_ids(run.folds) != {c.case_id for c in arrays.cases}:
             raise UsageError(f"run {out} was started with a different set of cases", fix="train a new run")
         pending = [split for split in run.folds if not run.fold(split.fold).done]
         _train_folds(pending, arrays, config, out, tokenizer, callbacks, initial, hardware)
@@ -190,6 +195,7 @@ def _create_run(
     arrays: CohortArrays,
     cohort_fingerprint: str,
     name: str | None,
+    vocabulary: Mapping[str, Any],
 ) -> RunFolder:
     folds = make_folds(arrays.cases, config.train)
     cohort_record = {
@@ -206,6 +212,7 @@ def _create_run(
         folds=folds,
         cohort=cohort_record,
         versions={package: version(package) for package in RECORDED_PACKAGES},
+        vocabulary=vocabulary,
     )
 
 
@@ -244,6 +251,21 @@ def require_same_initial_weights(run: RunFolder, initial: InitialWeights | None)
         raise UsageError(
             f"run {run.path} was started from different pre-trained weights",
             fix="resume it with the --ct-weights and --text-weights it was started with, or train a new run",
+        )
+
+
+def _require_anonymous_vocabulary(run: RunFolder, arrays: CohortArrays) -> None:
+    """Reject a run whose first folds put the words of single patients' reports in their vocabularies.
+
+    Raises:
+        UsageError: an earlier version started the run, and cases have reports.
+    """
+    trained = run.config.clinical.vocab_size is not None
+    if trained and any(arrays.reports) and run.vocabulary.get("min_patients") != MIN_PATIENTS:
+        raise UsageError(
+            f"run {run.path} was started by an earlier version, whose vocabularies hold words of single patients' "
+            "reports",
+            fix="train a new run",
         )
 
 
