@@ -23,6 +23,7 @@ PAGES = {
     "SECURITY.md": "security.md",
     "CHANGELOG.md": "changelog.md",
     "benchmarks/README.md": "benchmarks.md",
+    "tests/README.md": "tests.md",
 }
 """Page of the repository outside `docs/` -> its name in the site."""
 FRONT = {"README.md": "index.md"}

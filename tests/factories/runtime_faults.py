@@ -30,9 +30,9 @@ def _exchanged_axes(patch: pytest.MonkeyPatch) -> None:
 
     original = prepare.prepare_ct
 
-    def exchanged(ct, config, begun):
+    def exchanged(ct, config, resampling):
         axes = np.ascontiguousarray(ct.array_DHW.transpose(0, 2, 1))
-        return original(replace(ct, array_DHW=axes), config, begun)
+        return original(replace(ct, array_DHW=axes), config, resampling)
 
     patch.setattr(prepare, "prepare_ct", exchanged)
 
@@ -44,7 +44,7 @@ def _mirrored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         prepare,
         "prepare_ct",
-        lambda ct, config, begun: original(replace(ct, array_DHW=ct.array_DHW[:, :, ::-1]), config, begun),
+        lambda ct, config, resampling: original(replace(ct, array_DHW=ct.array_DHW[:, :, ::-1]), config, resampling),
     )
 
 
@@ -52,10 +52,10 @@ def _unscaled_header(patch: pytest.MonkeyPatch) -> None:
     from tmi.toolkit.imaging import volume
 
     # a small part of the offset: if all of it were missing, the check of the CT would reject the values
-    original = volume._to_int16_hu
+    original = volume.to_int16_hu
     patch.setattr(
         volume,
-        "_to_int16_hu",
+        "to_int16_hu",
         lambda file, stored, out: original(replace(file, intercept=file.intercept + 9), stored, out),
     )
 
