@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from factories.dicom_series import SeriesSpec, hounsfield_at, make_slices, positions_of_volume, write_seg, write_slices
+from factories.dicom_series import (
+    SeriesSpec,
+    hounsfield_at,
+    make_slices,
+    positions_of_volume,
+    set_hounsfield,
+    write_seg,
+    write_slices,
+)
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.ingest.dicom import headers, pixels
 from tmi.toolkit.ingest.dicom.ct import read_dicom_ct
@@ -129,6 +137,29 @@ def test_other_thickness_is_two_series(thickness, tmp_path):
     error = rejection(write_slices(tmp_path, slices))
     assert error.code == "dicom-mixed-series"
     assert "slice thickness" in str(error)
+
+
+def test_blocks_of_two_thicknesses_are_one_series(tmp_path):
+    """A series of 4 and 7 mm is one with uneven steps, which can be repaired; it is no mixture."""
+    spec = SeriesSpec(slices=40, step_mm=4.0)
+    places = [*range(20), *(19 + 1.75 * k for k in range(1, 12))]
+    slices = make_slices(spec)[: len(places)]
+    for k, (data, place) in enumerate(zip(slices, places, strict=True)):
+        data.SliceThickness = 4.0 if k < 20 else 7.0
+        data.ImagePositionPatient = [float(v) for v in spec.position_of(place)]
+        set_hounsfield(data, hounsfield_at(spec.positions_of(place)))
+    write_slices(tmp_path, slices, shuffle=1)
+    assert rejection(tmp_path).code == "dicom-nonuniform-spacing"
+    read_dicom_ct(tmp_path, series=None, fixes=["dicom-nonuniform-spacing"], case_id="x")
+
+
+@pytest.mark.parametrize("thick", [lambda k: k % 3 == 0, lambda k: k >= 3], ids=["interleaved", "same step"])
+def test_thickness_without_its_step_is_two_series(thick, tmp_path):
+    """Slices of another thickness between the others, or with the same step, are two series."""
+    slices = make_slices(SPEC)
+    for k, data in enumerate(slices):
+        data.SliceThickness = 5.0 if thick(k) else 11.0
+    assert rejection(write_slices(tmp_path, slices)).code == "dicom-mixed-series"
 
 
 def test_secondary_capture_is_named(tmp_path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,7 +139,7 @@ def _require_one_kind(slices: Sequence[SliceHeader], case_id: str) -> None:
         "size": any(s.shape != first.shape for s in slices),
         "orientation": not _close([s.orientation for s in slices], 1e-3),
         "pixel spacing": not _close([s.spacing for s in slices], 1e-3),
-        "slice thickness": _differ_in_thickness([s.thickness for s in slices]),
+        "slice thickness": _differ_in_thickness(slices),
         "reconstruction kernel": len({s.kernel for s in slices}) > 1,
         "frame of reference": len({s.frame_of_reference for s in slices}) > 1,
         "patient": len({s.patient_id for s in slices}) > 1,
@@ -152,9 +153,28 @@ def _require_one_kind(slices: Sequence[SliceHeader], case_id: str) -> None:
         )
 
 
-def _differ_in_thickness(values: Sequence[float | None]) -> bool:
-    known = [v for v in values if v is not None]
-    return len(known) not in (0, len(values)) or bool(known and max(known) - min(known) > THICKNESS_MM)
+def _differ_in_thickness(slices: Sequence[SliceHeader]) -> bool:
+    known = [s.thickness for s in slices if s.thickness is not None]
+    if len(known) < len(slices):
+        return bool(known)
+    return max(known) - min(known) > THICKNESS_MM and not _is_acquired_in_blocks(slices)
+
+
+def _is_acquired_in_blocks(slices: Sequence[SliceHeader]) -> bool:
+    """Return whether thickness and slice step change together, from one block of the stack to the next.
+
+    This is one series with two collimations; its steps are checked like those of any series. Slices of two series lie
+    between each other, or have the same step.
+    """
+    orientation = np.array(slices[0].orientation, dtype=np.float64)
+    normal = np.cross(orientation[:3], orientation[3:])
+    stack = sorted((float(normal @ np.array(s.position)), round(s.thickness or 0.0, 1)) for s in slices)
+    blocks = [(thickness, [z for z, _ in block]) for thickness, block in groupby(stack, key=lambda s: s[1])]
+    thicknesses = [thickness for thickness, _ in blocks]
+    if len(set(thicknesses)) < len(blocks) or min(thicknesses) <= 0 or any(len(z) < 2 for _, z in blocks):
+        return False
+    ratios = [float(np.median(np.diff(z))) / thickness for thickness, z in blocks]
+    return bool(0 < max(ratios) <= (1 + OFF_GRID_STEPS) * min(ratios))
 
 
 def _close(values: Sequence[tuple[float, ...] | None], tolerance: float) -> bool:
