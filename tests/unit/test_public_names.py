@@ -87,17 +87,18 @@ PUBLIC_NAMES = {
         run_self_test text_digest trimmed verify_bundle write_golden_case
     """,
     "tmi.toolkit.cases": """
-        CLINICAL_FILE COHORT_COLUMNS COHORT_FILE CT_FILE Case CaseRecord Cohort MASK_FILE
-        RADIOMICS_FILE RADIOMICS_RECORD_FILE Repair add_repair find_cases is_cohort is_folder
-        is_portable_name open_case open_cohort read_case_record write_case_record
+        CLINICAL_FILE COHORT_COLUMNS COHORT_FILE CT_FILE Case CaseRecord Cohort MASK_FILE MaskLabel
+        RADIOMICS_FILE RADIOMICS_RECORD_FILE Repair add_repair find_cases format_label given_name
+        is_cohort is_folder is_portable_name open_case open_cohort parse_mask_label read_case_record
+        write_case_record
     """,
     "tmi.toolkit.cli": """
-        print_error
+        echo echo_json make_console print_error
     """,
     "tmi.toolkit.clinical": """
-        ClinicalRecord Encoded Field KEYS MAX_BYTES RENDERING_VERSIONS Rendering SCHEMA_FILE Schema
-        Tokenizer Value check_units load_schema read_clinical read_values render require_rendering
-        sentences store_schema stored_schema
+        ClinicalRecord Encoded Field KEYS MAX_BYTES MIN_PATIENTS RENDERING_VERSIONS Rendering
+        SCHEMA_FILE Schema Tokenizer Value check_units load_schema read_clinical read_values render
+        report_text require_rendering sentences store_schema stored_schema
     """,
     "tmi.toolkit.compute": """
         ArrayAllocator BufferPool Ignored StageTimer available_cores quiet worker_pool
@@ -119,7 +120,8 @@ PUBLIC_NAMES = {
         import_case is_valid_affine
     """,
     "tmi.toolkit.ingest.dicom": """
-        READ_ERRORS is_dicom_file open_dicom read_dicom_ct read_rtstruct read_seg
+        READ_ERRORS access_error is_access_error is_dicom_file open_dicom read_dicom_ct
+        read_rtstruct read_seg
     """,
     "tmi.toolkit.ingest.tabular": "",
     "tmi.toolkit.models": """
@@ -151,9 +153,9 @@ PUBLIC_NAMES = {
         staleness_reason table_text write_record write_table
     """,
     "tmi.toolkit.storage": """
-        ContentCache DIGEST_BYTES DiskCache cache_root canonical_json digest from_json read_json
-        require_absent sha256_bytes sha256_file sha256_json staged_folder to_json write_json
-        write_text
+        ContentCache DIGEST_BYTES DiskCache cache_root canonical_json csv_records csv_text digest
+        from_json printable printable_json read_json require_absent sha256_bytes sha256_file
+        sha256_json staged_folder to_json unescape_cell write_json write_text
     """,
     "tmi.toolkit.synthetic": """
         Grid SYNTHETIC_NOTICE TRUTH_FILE disease_signs is_synthetic make_cohort modality_subsets
@@ -165,8 +167,8 @@ PUBLIC_NAMES = {
         write_report
     """,
     "tmi.training.data": """
-        Batch CohortArrays EpochBatches FoldDataset find_duplicates fingerprint make_folds
-        prepare_cohort read_vocabulary write_augmentation_log
+        Batch CohortArrays EpochBatches FoldDataset NO_ANONYMITY find_duplicates fingerprint
+        make_folds prepare_cohort read_vocabulary train_vocabulary write_augmentation_log
     """,
     "tmi.training.evaluation": """
         METRICS Predictions SYNTHETIC TITLES aggregate_folds binary_metrics calibrate

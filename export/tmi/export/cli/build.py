@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tmi.export.cli.tensorrt_options import Hardware, Level, MaxBatch, PlanWeights, Target, TimingCache, Workspace
+from tmi.toolkit.cli.console import echo, make_console
 
 
 def build(
@@ -50,7 +51,7 @@ def build(
 
     if bundle is None:
         bundle, reason = default_bundle(load_project())
-        typer.echo(f"bundle {bundle} ({reason})", err=True)
+        echo(f"bundle {bundle} ({reason})", err=True)
     kinds = engine or list(pending_engines(open_bundle(bundle).manifest))
     options = build_options(
         kinds,
@@ -62,10 +63,9 @@ def build(
         weights=plan_weights,
         timing_cache=timing_cache,
     )
-    from rich.console import Console
 
     try:
-        with Console(stderr=True).status("opening the bundle") as status:
+        with make_console(stderr=True).status("opening the bundle") as status:
             built = build_bundle(bundle, kinds, options=options, progress=status.update)
     except ParityError as error:
         print_failures(error.records)

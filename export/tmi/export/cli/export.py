@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tmi.export.cli.tensorrt_options import Hardware, Level, MaxBatch, PlanWeights, Target, TimingCache, Workspace
+from tmi.toolkit.cli.console import echo, make_console
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +85,7 @@ def export(
     }
     if not engine:
         engine = [project.engine]
-        typer.echo(f"engine {engine[0]} ({reason['engine']})", err=True)
+        echo(f"engine {engine[0]} ({reason['engine']})", err=True)
     for name in engine:
         require_exporter(name)
     plans = [name for name in engine if exporter_spec(name).plan is not None]
@@ -104,10 +105,10 @@ def export(
     )
     if run is None:
         run = newest_finished_run(project)
-        typer.echo(f"run {run} (the newest finished one)", err=True)
+        echo(f"run {run} (the newest finished one)", err=True)
     if out is None:
         out = project.path("bundle")
-        typer.echo(f"bundle {out} ({reason['bundle']})", err=True)
+        echo(f"bundle {out} ({reason['bundle']})", err=True)
     try:
         bundle = _export(
             run,
@@ -141,9 +142,7 @@ def _export(
     options: BuildOptions,
 ) -> Bundle:
     """Run the export and show its current step on standard error."""
-    from rich.console import Console
-
-    with Console(stderr=True).status("loading torch") as status:
+    with make_console(stderr=True).status("loading torch") as status:
         from tmi.export.bundle.writer import export_run
 
         return export_run(

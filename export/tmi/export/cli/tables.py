@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import typer
+from tmi.toolkit.cli.console import echo
 
 if TYPE_CHECKING:
     from tmi.runtime.bundle.check_result import CheckResult
@@ -25,21 +25,21 @@ def print_bundle(bundle: Bundle) -> None:
     size = sum(f.bytes for f in manifest.files.values()) / 1e6
     graphs = ", ".join(g.name for g in manifest.graphs)
     kind = " of a synthetic cohort" if manifest.synthetic else ""
-    typer.echo(f"bundle {bundle.folder}: {len(manifest.folds)} folds{kind}, graphs {graphs}, {size:.1f} MB")
+    echo(f"bundle {bundle.folder}: {len(manifest.folds)} folds{kind}, graphs {graphs}, {size:.1f} MB")
     for name in dict.fromkeys(r.engine for r in manifest.parity if r.engine):
         records = [r for r in manifest.parity if r.engine == name]
         logits = next(r for r in records if r.gate == "logits")
-        typer.echo(
+        echo(
             f"  {name:13} {len(records)} checks passed; logits differ from eager by {logits.measured:.1e} "
             f"(relative, allowed {logits.bound:.1e})"
         )
     for name, reason in manifest.extra["engines_not_judged"].items():
-        typer.echo(f"  {name:13} not validated: {reason}")
+        echo(f"  {name:13} not validated: {reason}")
     for name, reason in manifest.extra.get("engines_refused", {}).items():
-        typer.echo(f"  {name:13} rejected, predictions use the next engine: {reason}")
+        echo(f"  {name:13} rejected, predictions use the next engine: {reason}")
     if "tensorrt" in manifest.extra:
         print_plans(bundle)
-    typer.echo(f"manifest {bundle.digest[:16]}; predict with: tmi predict CASE --bundle {bundle.folder}")
+    echo(f"manifest {bundle.digest[:16]}; predict with: tmi predict CASE --bundle {bundle.folder}")
 
 
 def print_plans(bundle: Bundle) -> None:
@@ -48,14 +48,14 @@ def print_plans(bundle: Bundle) -> None:
     for name, graph in metadata.get("precision", {}).get("graphs", {}).items():
         fp16, float32 = graph.get("nodes_in_half", 0), len(graph.get("nodes_in_float", {}))
         nodes = f": {fp16} nodes in FP16, {float32} in float32" if fp16 else ""
-        typer.echo(f"  {name:12} {graph['precision']}{nodes}")
+        echo(f"  {name:12} {graph['precision']}{nodes}")
     for kind, engine in metadata.get("plans", {}).items():
         plans = engine["graphs"].values()
         size = sum(p["plan"]["bytes"] for p in plans) / 1e6
         half, single = (sum(p[f"layers_in_{t}"] or 0 for p in plans) for t in ("half", "float"))
         target = engine["options"]["target"] or next(iter(plans))["built_on"]
         builder = next(iter(plans))["builder"]
-        typer.echo(
+        echo(
             f"  {kind:12} {len(plans)} plans for {target} by {builder}, {size:.1f} MB; layers: {half} HALF, "
             f"{single} FLOAT"
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tmi.toolkit.cli.console import echo
 from tmi.toolkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def build_options(
     if "trt-rtx" in kinds and target is None:
         gpu = find_gpu()
         target = DEFAULT_TARGET if gpu is None else gpu.target
-        typer.echo(f"target {target} ({'no GPU here: A100' if gpu is None else gpu.name})", err=True)
+        echo(f"target {target} ({'no GPU here: A100' if gpu is None else gpu.name})", err=True)
     return BuildOptions(
         max_batch=max_batch,
         target=target,

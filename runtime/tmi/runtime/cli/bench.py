@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tmi.toolkit.cli.console import echo, echo_json, make_console
 from tmi.toolkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,8 +66,6 @@ def bench(
     """
     import tempfile
 
-    from rich.console import Console
-
     from tmi.runtime.benchmark.benchmark import BenchmarkPlan, choose_engines, measure
     from tmi.runtime.bundle.reader import open_bundle
     from tmi.runtime.cli.bench_worker import WORKER
@@ -78,10 +76,13 @@ def bench(
     shape_XYZ = _shape(ct)
     if bundle is None:
         bundle, reason = default_bundle(load_project())
-        typer.echo(f"bundle {bundle} ({reason})", err=True)
+        echo(f"bundle {bundle} ({reason})", err=True)
     opened = open_bundle(bundle)
     engines, skipped = choose_engines(engine or (), opened)
-    with tempfile.TemporaryDirectory(prefix="tmi-bench-") as folder, Console(stderr=True).status("opening") as status:
+    with (
+        tempfile.TemporaryDirectory(prefix="tmi-bench-") as folder,
+        make_console(stderr=True).status("opening") as status,
+    ):
         if case:
             chosen = resolve_cases(case, mask_label=parse_mask_label(mask_label))
         else:
@@ -102,7 +103,7 @@ def bench(
     if as_json:
         from tmi.toolkit.storage.hashing import canonical_json
 
-        sys.stdout.write(canonical_json(_document(plan, report, synthetic_XYZ)))
+        echo_json(canonical_json(_document(plan, report, synthetic_XYZ)))
     else:
         _print(plan, report, synthetic_XYZ)
     report.require_agreement()
@@ -165,7 +166,7 @@ def _print(plan: BenchmarkPlan, report: BenchmarkReport, synthetic_XYZ: tuple[in
     ct = "x".join(map(str, synthetic_XYZ)) + " synthetic" if synthetic_XYZ else "as given"
     machine = hardware()
     packages = ", ".join(dict.fromkeys(f.package for f in report.figures))
-    typer.echo(f"CT {ct}; {machine['cpu']}, {report.figures[0].threads} threads; {packages}")
+    echo(f"CT {ct}; {machine['cpu']}, {report.figures[0].threads} threads; {packages}")
     for name, why in report.passed_over.items():
-        typer.echo(f"engine {name} was not measured: {why}")
-    typer.echo("times hold for this machine and this run; compare engines by their ratio, not seconds across runs")
+        echo(f"engine {name} was not measured: {why}")
+    echo("times hold for this machine and this run; compare engines by their ratio, not seconds across runs")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tmi.toolkit.cli.console import echo, make_console
 from tmi.toolkit.errors import ExitCode, InputRejectedError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def open_models(run: Path | None, bundle: Path | None) -> ModelSource:
         return source
     if bundle is None:
         bundle, reason = default_bundle(load_project())
-        typer.echo(f"bundle {bundle} ({reason})", err=True)
+        echo(f"bundle {bundle} ({reason})", err=True)
     return open_bundle_models(bundle)
 
 
@@ -126,7 +127,7 @@ def make_explainer(source: ModelSource, fold: str, target: str | None) -> Explai
 
     def log(stage: str) -> None:
         if sys.stderr.isatty():
-            typer.echo(f"  {stage} ...", err=True)
+            echo(f"  {stage} ...", err=True)
 
     return Explainer(source, source.select_folds(fold), target=target, log=log)
 
@@ -162,7 +163,7 @@ def _explain_all(
         else:
             documents.append(document)
             state = f"{perf_counter() - start:.1f} s"
-        typer.echo(f"[{number}/{len(cases)}] {case.case_id}: {state}", err=True)
+        echo(f"[{number}/{len(cases)}] {case.case_id}: {state}", err=True)
     return documents
 
 
@@ -211,10 +212,11 @@ def _open_ct_only_run(run: Path) -> ModelSource:
 
 def _summarise(documents: Sequence[dict[str, Any]], out: Path, source: ModelSource) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from tmi.runtime.serving.results import RESEARCH_USE
+    from tmi.toolkit.storage.printable import printable
 
     # Ten columns must fit into a terminal of 80 characters.
     table = Table(box=SIMPLE_HEAD, collapse_padding=True)
@@ -225,7 +227,7 @@ def _summarise(documents: Sequence[dict[str, Any]], out: Path, source: ModelSour
         places, curves = document["map"]["places"], document["map"]["curves"]
         last = document["map"]["randomised"][-1:]
         table.add_row(
-            document["case_id"],
+            Text(printable(document["case_id"])),
             f"{document['probability']['bad']:.3f}",
             document["target"],
             _format_value(places["in_liver"]),
@@ -236,15 +238,15 @@ def _summarise(documents: Sequence[dict[str, Any]], out: Path, source: ModelSour
             _format_value(curves and curves["deletion_auc"]),
             _format_value(last[0]["rank_correlation"] if last else None),
         )
-    console = Console()
+    console = make_console()
     if documents:
         console.print(table)
-        typer.echo("liver, body: share of the map inside; CT only: the CT-only model's share in the liver")
-        typer.echo("points: whether the largest value lies in the liver; insert, delete: areas under the curves")
-        typer.echo("random: rank correlation with the map of randomised weights; near 0 is good")
+        echo("liver, body: share of the map inside; CT only: the CT-only model's share in the liver")
+        echo("points: whether the largest value lies in the liver; insert, delete: areas under the curves")
+        echo("random: rank correlation with the map of randomised weights; near 0 is good")
     origin = " of a synthetic cohort" if source.synthetic else ""
-    typer.echo(f"{len(documents)} case(s) explained in {out}; models: {source.kind} {source.digest[:16]}{origin}")
-    typer.echo(RESEARCH_USE)
+    echo(f"{len(documents)} case(s) explained in {out}; models: {source.kind} {source.digest[:16]}{origin}")
+    echo(RESEARCH_USE)
 
 
 def _format_value(value: float | None) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from tmi.toolkit.cli.console import echo, echo_json
 
 if TYPE_CHECKING:
     from tmi.runtime.bundle.manifest import GraphSpec
@@ -38,12 +39,12 @@ def inspect(
 
     if bundle is None:
         bundle, reason = default_bundle(load_project())
-        typer.echo(f"bundle {bundle} ({reason})", err=True)
+        echo(f"bundle {bundle} ({reason})", err=True)
     opened = inspect_bundle(bundle)
     if as_json:
         from tmi.toolkit.storage.hashing import canonical_json
 
-        sys.stdout.write(canonical_json(_document(opened)))
+        echo_json(canonical_json(_document(opened)))
     else:
         _print(opened)
 
@@ -114,16 +115,16 @@ def _print(bundle: Bundle) -> None:
         "engines": "; ".join(f"{name}: {state}" for name, state in _engines(bundle).items()),
     }
     for name, text in rows.items():
-        typer.echo(f"{name:10} {text}")
+        echo(f"{name:10} {text}")
     console = wide_console()
     console.print(_graphs(bundle), markup=False)
     plans = plans_table(manifest)
     if plans is not None:
         console.print(plans, markup=False)
         for line in emulation_lines(manifest):
-            typer.echo(f"emulation  {line}")
+            echo(f"emulation  {line}")
     console.print(checks_table(manifest.parity), markup=False)
-    typer.echo("for research use only; MODEL_CARD.md states the intended use and its limits")
+    echo("for research use only; MODEL_CARD.md states the intended use and its limits")
 
 
 def _graphs(bundle: Bundle) -> Any:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tmi.toolkit.cli.console import echo, echo_json
 from tmi.toolkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -90,13 +90,13 @@ def predict(
         raise UsageError("--resume continues a file, and none is named", fix="name it with -o FILE")
     if bundle is None:
         bundle, reason = default_bundle(load_project())
-        typer.echo(f"bundle {bundle} ({reason})", err=True)
+        echo(f"bundle {bundle} ({reason})", err=True)
     labels = parse_mask_label(mask_label)
     resolved = resolve_cases(cases, mask_label=labels)
     prepared_cache = PreparedCache() if cache else None
     if no_verify:
-        typer.echo("the startup self-test is skipped (--no-verify)", err=True)
-    log = partial(typer.echo, err=True)
+        echo("the startup self-test is skipped (--no-verify)", err=True)
+    log = partial(echo, err=True)
     opened = Predictor.open(
         bundle,
         engine=engine,
@@ -110,11 +110,11 @@ def predict(
     )
     with opened as predictor:
         record = predictor.engine_record
-        typer.echo(f"engine {record.name} in {record.precision} ({record.reason})", err=True)
+        echo(f"engine {record.name} in {record.precision} ({record.reason})", err=True)
         results = run_cases(predictor, resolved, batch=batch, mask_label=labels, out=out, resume=resume)
         for store in (prepared_cache, predictor.embeddings):
             if store is not None:
-                typer.echo(store.summary(), err=True)
+                echo(store.summary(), err=True)
         if timing:
             print_timing(results)
         _write_results(predictor, results, batch=batch, as_json=as_json, out=out)
@@ -163,8 +163,8 @@ def _write_results(
         if unfinished != out:
             write_text(out, to_csv(results, bundle=bundle, engine=record) if out.suffix == ".csv" else text)
             unfinished.unlink(missing_ok=True)  # last: a kill before this line leaves a log that can be resumed
-        typer.echo(f"written {out}", err=True)
+        echo(f"written {out}", err=True)
     if as_json:
-        sys.stdout.write(text)
+        echo_json(text)
     else:
         print_table(results, bundle=bundle, engine=record)

@@ -10,12 +10,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
 
-import typer
-
 from tmi.runtime.serving.predictor import Predictor
 from tmi.runtime.serving.result_log import ResultLog, result_log_path
 from tmi.runtime.serving.results import CaseResult, RejectedCase
 from tmi.toolkit.cases.case import Case, MaskLabel
+from tmi.toolkit.cli.console import echo, make_console
 from tmi.toolkit.cli.main import print_error
 from tmi.toolkit.errors import InputRejectedError
 
@@ -63,7 +62,7 @@ def run_cases(
         results: dict[str, CaseResult] = {} if log is None else dict(log.results)
         remaining = [case for case in cases if case.case_id not in results]
         if resume:
-            typer.echo(f"{len(results)} of {len(cases)} cases are already predicted", err=True)
+            echo(f"{len(results)} of {len(cases)} cases are already predicted", err=True)
         number, step = len(results), stack.enter_context(_bar(len(cases), done=len(results)))
         for result in predictor.stream(remaining, batch=batch) if remaining else ():
             # Logged before it is printed: a case that the user has been shown is never computed again.
@@ -74,7 +73,7 @@ def run_cases(
             _print_result(result, number, len(cases))
             step()
     if len(cases) > 1:
-        typer.echo(_summary([results[case.case_id] for case in remaining], perf_counter() - start), err=True)
+        echo(_summary([results[case.case_id] for case in remaining], perf_counter() - start), err=True)
     return [results[case.case_id] for case in cases]
 
 
@@ -100,7 +99,7 @@ def _print_result(result: CaseResult, number: int, count: int) -> None:
     else:
         state = f"{result.seconds['total']:.2f} s"
     if count > 1:
-        typer.echo(f"[{number}/{count}] {result.case_id}: {state}", err=True)
+        echo(f"[{number}/{count}] {result.case_id}: {state}", err=True)
 
 
 def _summary(results: Sequence[CaseResult], seconds: float) -> str:
@@ -118,7 +117,6 @@ def _bar(count: int, *, done: int) -> Iterator[Step]:
     if count < 2 or not sys.stderr.isatty():
         yield lambda: None
         return
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -129,6 +127,6 @@ def _bar(count: int, *, done: int) -> Iterator[Step]:
     )
 
     columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=make_console(stderr=True), transient=True) as progress:
         task = progress.add_task("predicting", total=count, completed=done)
         yield lambda: progress.advance(task)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tmi.toolkit.cli.console import echo
 from tmi.toolkit.errors import ExitCode, InputRejectedError, UnavailableError
 
 if TYPE_CHECKING:
@@ -73,11 +74,11 @@ def report(
     require_absent(out, force=force, kind="report")
     if bundle is None:
         bundle, reason = default_bundle(load_project())
-        typer.echo(f"bundle {bundle} ({reason})", err=True)
+        echo(f"bundle {bundle} ({reason})", err=True)
     resolved = resolve_cases(cases, mask_label=parse_mask_label(mask_label))
     source = open_bundle_models(bundle)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    log = lambda line: typer.echo(line, err=True)  # noqa: E731 - one line, used once
+    log = lambda line: echo(line, err=True)  # noqa: E731 - one line, used once
     with (
         Predictor.open(bundle, engine=engine, threads=threads, key=key, log=log) as predictor,
         torch_threads(threads),
@@ -87,7 +88,7 @@ def report(
         page = index_page(results, bundle=predictor.bundle, created=created, version=version("tmi-clnet"))
         write_text(out / INDEX_FILE, page)
     rejected = sum(isinstance(r, RejectedCase) for r in results)
-    typer.echo(f"report of {len(results) - rejected} case(s) in {out / INDEX_FILE}; {rejected} rejected")
+    echo(f"report of {len(results) - rejected} case(s) in {out / INDEX_FILE}; {rejected} rejected")
     if rejected:
         raise typer.Exit(int(ExitCode.REJECTED))
 
@@ -110,7 +111,7 @@ def _write_cases(
         if isinstance(result, RejectedCase):
             report_rejection(InputRejectedError(result.what, fix=result.fix, code=result.code), case)
             state = f"rejected ({result.code})"
-        typer.echo(f"[{number}/{len(cases)}] {case.case_id}: {state}", err=True)
+        echo(f"[{number}/{len(cases)}] {case.case_id}: {state}", err=True)
     return results
 
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from tmi.toolkit.cli.console import echo
+
 PASSWORD_VARIABLE = "TMI_KEY_PASSWORD"
 
 
@@ -30,4 +32,4 @@ def sign(
     from tmi.runtime.bundle.signing import sign_bundle
 
     signature = sign_bundle(bundle, key, password=os.environ.get(PASSWORD_VARIABLE), force=force)
-    typer.echo(f"signed {signature}; check with: tmi verify {bundle} --key PUBLIC.pem")
+    echo(f"signed {signature}; check with: tmi verify {bundle} --key PUBLIC.pem")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from tmi.toolkit.cli.console import echo, echo_json, make_console
 
 if TYPE_CHECKING:
     from tmi.runtime.bundle.check_result import CheckResult
@@ -48,20 +49,18 @@ def verify(
         tmi verify ./bundle
         tmi verify ./bundle --engine openvino --key public.pem --json
     """
-    from rich.console import Console
-
     from tmi.runtime.verification.verify import verify_bundle
     from tmi.toolkit.config.project import default_bundle, load_project
 
     if bundle is None:
         bundle, reason = default_bundle(load_project())
-        typer.echo(f"bundle {bundle} ({reason})", err=True)
-    with Console(stderr=True).status("opening") as status:
+        echo(f"bundle {bundle} ({reason})", err=True)
+    with make_console(stderr=True).status("opening") as status:
         verification = verify_bundle(bundle, engines=engine or (), key=key, threads=threads, progress=status.update)
     if as_json:
         from tmi.toolkit.storage.hashing import canonical_json
 
-        sys.stdout.write(canonical_json(_document(verification)))
+        echo_json(canonical_json(_document(verification)))
     else:
         _print(verification)
     _require_passed(verification)
@@ -112,15 +111,15 @@ def _print(verification: Verification) -> None:
 
     console = wide_console()
     manifest = verification.bundle.manifest
-    typer.echo(
+    echo(
         f"bundle {verification.bundle.folder}: {len(manifest.files)} files as exported, "
         f"manifest {verification.bundle.digest[:16]}, {verification.signature}"
     )
     console.print(checks_table(verification.records), markup=False)
     for name, why in verification.skipped.items():
-        typer.echo(f"engine {name} was not validated: {why}")
+        echo(f"engine {name} was not validated: {why}")
     failed: Sequence[CheckResult] = [r for r in verification.records if not r.passed]
     if failed:
         console.print(failures_table(verification.records), markup=False)
     else:
-        typer.echo(f"all {len(verification.records)} parity checks passed")
+        echo(f"all {len(verification.records)} parity checks passed")

@@ -32,6 +32,7 @@ from tmi.runtime.serving.results import RESEARCH_USE, CaseResult, Prediction
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import sentences
 from tmi.toolkit.qc.case_checks import Finding
+from tmi.toolkit.storage.printable import printable
 
 CASES = "cases"
 """Folder of the case pages, next to `index.html`."""
@@ -207,6 +208,7 @@ def _environment() -> Environment:
         loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8") if name in TEMPLATES else None),
         autoescape=lambda name: name is not None and name.endswith(".html"),
         undefined=StrictUndefined,
+        finalize=lambda value: printable(value, lines=True) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

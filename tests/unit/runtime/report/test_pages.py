@@ -20,7 +20,7 @@ from factories.paths import ROOT
 from factories.tmi_command import tmi
 from tmi.runtime.explain.anatomy import read_anatomy
 from tmi.runtime.explain.overlay import Picture
-from tmi.runtime.report.pages import evidence
+from tmi.runtime.report.pages import _environment, evidence
 from tmi.runtime.report.slices import page_slices
 from tmi.runtime.serving.results import RESEARCH_USE
 from tmi.toolkit.cases.case import Case
@@ -147,6 +147,13 @@ def test_markup_in_a_case_id_is_escaped(pages):
         found.feed(pages[name])
         assert not [named for _, named in found.elements if "onmouseover" in named]
         assert "&lt;b onmouseover=" in pages[name]
+
+
+def test_unprintable_characters_of_a_page_are_escaped():
+    """A value of a page holds no control, direction or surrogate character; markup of the template stays."""
+    template = _environment().from_string("<b>{{ name }}</b>\n{{ number }} {{ data|tojson }}")
+    template_text = template.render(name="P\u202e1\x1b\udcff", number=1.5, data={"a": "b"})
+    assert template_text == '<b>P\\u202e1\\x1b\\udcff</b>\n1.5 {"a": "b"}'
 
 
 def test_landmarks_labels_and_alternative_texts(pages):

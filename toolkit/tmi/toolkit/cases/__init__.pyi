@@ -7,12 +7,16 @@ from .case import RADIOMICS_FILE as RADIOMICS_FILE
 from .case import RADIOMICS_RECORD_FILE as RADIOMICS_RECORD_FILE
 from .case import Case as Case
 from .case import Cohort as Cohort
+from .case import MaskLabel as MaskLabel
 from .case import find_cases as find_cases
+from .case import format_label as format_label
+from .case import given_name as given_name
 from .case import is_cohort as is_cohort
 from .case import is_folder as is_folder
 from .case import is_portable_name as is_portable_name
 from .case import open_case as open_case
 from .case import open_cohort as open_cohort
+from .case import parse_mask_label as parse_mask_label
 from .provenance import CaseRecord as CaseRecord
 from .provenance import Repair as Repair
 from .provenance import add_repair as add_repair

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tmi.toolkit.cases.case import Case, find_cases, is_folder, parse_mask_label
+from tmi.toolkit.cli.console import echo, echo_json, make_console
 from tmi.toolkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -80,14 +81,14 @@ def check(
     result = document(cases, findings, repairs=repairs, comparisons=comparisons)
     counts = result["counts"]
     if as_json:
-        typer.echo(json.dumps(result, indent=2, allow_nan=False))
+        echo_json(json.dumps(result, indent=2, allow_nan=False))
     else:
         _print_repairs(repairs)
         _print_findings(findings)
         if len(findings) > MAX_UNCOUNTED_FINDINGS:
             _print_code_counts(findings)
         _print_comparisons(comparisons)
-        typer.echo(
+        echo(
             f"{counts['cases']} case(s): {counts['good']} good, {counts['warned']} with warnings, "
             f"{counts['refused']} rejected" + (f", {len(repairs)} repair(s) applied" if codes else "")
         )
@@ -98,11 +99,10 @@ def check(
 @contextmanager
 def _progress_bar(total: int) -> Iterator[Callable[[Case], None]]:
     """Show a progress bar on standard error if it is a terminal and there are several cases."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal or total < 2) as bar:
         task = bar.add_task("check", total=total)
         yield lambda case: bar.advance(task)
@@ -110,12 +110,12 @@ def _progress_bar(total: int) -> Iterator[Callable[[Case], None]]:
 
 def _print_repairs(repairs: list[AppliedRepair]) -> None:
     for repair in repairs:
-        typer.echo(f"repaired: case {repair.case_id}: {repair.file}: {repair.what} [{repair.code}]")
+        echo(f"repaired: case {repair.case_id}: {repair.file}: {repair.what} [{repair.code}]")
 
 
 def _print_comparisons(comparisons: list[RadiomicsComparison]) -> None:
     for c in comparisons:
-        typer.echo(
+        echo(
             f"recomputed: case {c.case_id}: {c.compared - c.differ} of {c.compared} features agree within "
             f"{c.tolerance:g} relative"
         )
@@ -123,9 +123,7 @@ def _print_comparisons(comparisons: list[RadiomicsComparison]) -> None:
 
 def _print_findings(findings: list[Finding]) -> None:
     for finding in findings:
-        typer.echo(
-            f"{finding.severity}: case {finding.case_id}: {finding.message} [{finding.code}]\n  fix: {finding.fix}"
-        )
+        echo(f"{finding.severity}: case {finding.case_id}: {finding.message} [{finding.code}]", f"  fix: {finding.fix}")
 
 
 def _print_code_counts(findings: list[Finding]) -> None:
@@ -133,6 +131,6 @@ def _print_code_counts(findings: list[Finding]) -> None:
     cases: dict[tuple[str, str], set[str]] = {}
     for finding in findings:
         cases.setdefault((finding.severity, finding.code), set()).add(finding.case_id)
-    typer.echo("by code:")
+    echo("by code:")
     for (severity, code), ids in sorted(cases.items(), key=lambda item: (-len(item[1]), item[0])):
-        typer.echo(f"  {len(ids):5d} case(s)  {severity:7}  {code}")
+        echo(f"  {len(ids):5d} case(s)  {severity:7}  {code}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tmi.toolkit.cases.case import given_name
+from tmi.toolkit.cli.console import echo, echo_json, make_console
 from tmi.toolkit.errors import ExitCode, InputRejectedError, UsageError
 
 if TYPE_CHECKING:
@@ -76,7 +77,10 @@ def import_(
                 "--table excludes the other inputs: the table names the files", fix="omit the other options"
             )
         report = _import_table(table, mapping, out, force=force, resume=resume)
-        typer.echo(json.dumps(report.document(), indent=2) if as_json else "\n".join(report.summary()))
+        if as_json:
+            echo_json(json.dumps(report.document(), indent=2))
+        else:
+            echo(*report.summary())
         if report.counts["refused"] or report.counts["flawed"]:
             raise typer.Exit(int(ExitCode.REJECTED))
         return
@@ -100,10 +104,10 @@ def import_(
         )
     except InputRejectedError as error:
         if as_json:
-            typer.echo(json.dumps(_rejection_document(out, error), indent=2))
+            echo_json(json.dumps(_rejection_document(out, error), indent=2))
         raise
     if as_json:
-        typer.echo(json.dumps(_document(imported), indent=2))
+        echo_json(json.dumps(_document(imported), indent=2))
     else:
         _print_result(out, imported)
     if imported.rejected:
@@ -112,10 +116,9 @@ def import_(
 
 def _import_table(table: Path, mapping: Path, out: Path, *, force: bool, resume: bool) -> Any:
     """Import the rows of a table with a progress bar and return the report."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("rows", total=None)
@@ -160,20 +163,20 @@ def _rejection_document(out: Path, error: InputRejectedError) -> dict[str, objec
 
 
 def _print_result(out: Path, imported: ImportedCase) -> None:
-    typer.echo(f"case {imported.case.case_id}: written to {out}")
+    echo(f"case {imported.case.case_id}: written to {out}")
     for name, source in imported.source.items():
         properties = ", ".join(
             f"{k.replace('_', ' ')} {_format(v)}" for k, v in source.items() if k != "sha256" and v not in (0, [])
         )
-        typer.echo(f"  {name}: {properties}" if properties else f"  {name}: copied")
+        echo(f"  {name}: {properties}" if properties else f"  {name}: copied")
     if imported.label is not None:
-        typer.echo(f"  mask label used: {imported.label}")
+        echo(f"  mask label used: {imported.label}")
     for repair in imported.repairs:
-        typer.echo(f"  repaired: {repair.what} [{repair.code}]")
+        echo(f"  repaired: {repair.what} [{repair.code}]")
     for finding in imported.findings:
-        typer.echo(f"{finding.severity}: {finding.message} [{finding.code}]\n  fix: {finding.fix}")
+        echo(f"{finding.severity}: {finding.message} [{finding.code}]", f"  fix: {finding.fix}")
     for finding in imported.missing:
-        typer.echo(f"still to be added: {finding.message} [{finding.code}]")
+        echo(f"still to be added: {finding.message} [{finding.code}]")
 
 
 def _format(value: object) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -17,7 +18,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from tmi.toolkit.cli.console import clean_messages_of_libraries, echo
 from tmi.toolkit.errors import ExitCode, InputRejectedError, TmiError, UnavailableError
+from tmi.toolkit.storage.printable import printable
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,27 @@ class LazyGroup(TyperGroup):
         )
         return typer.main.get_command(single)
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse the options before the command; a message about them is cleaned."""
+        with _clean_usage_errors():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Parse the command's arguments and run it; a message about them is cleaned."""
+        with _clean_usage_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _clean_usage_errors() -> Iterator[None]:
+    """Clean the messages that click prints itself: they quote arguments, which may be the names of any files."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "message"):  # click's; typer may have a copy of its own
+            error.message = printable(str(error.message))
+        raise
+
 
 app = typer.Typer(
     cls=LazyGroup,
@@ -89,7 +113,7 @@ def _print_version(requested: bool) -> None:
     if requested:
         from importlib.metadata import version
 
-        typer.echo(f"tmi {version('tmi-clnet')}")
+        echo(f"tmi {version('tmi-clnet')}")
         raise typer.Exit
 
 
@@ -110,7 +134,7 @@ def root(
 def print_error(error: TmiError) -> None:
     """Print an error, the code of the failed check (if any) and the fix on standard error."""
     code = f" [{error.code}]" if isinstance(error, InputRejectedError) else ""
-    typer.echo(f"error: {error}{code}\n  fix: {error.fix}", err=True)
+    echo(f"error: {error}{code}", f"  fix: {error.fix}", err=True)
 
 
 def missing_package(error: ModuleNotFoundError, arguments: Sequence[str]) -> UnavailableError | None:
@@ -130,11 +154,12 @@ def main() -> None:
     """Entry point of the `tmi` command."""
     debug = "--debug" in sys.argv[1:]
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    clean_messages_of_libraries()
     try:
         app(args=arguments, prog_name="tmi")
     except Exception as error:  # noqa: BLE001 - top level: an unexpected error must not print a bare traceback
         if debug:
-            traceback.print_exc()
+            echo(*traceback.format_exc().splitlines(), err=True)
         known = missing_package(error, arguments) if isinstance(error, ModuleNotFoundError) else error
         if isinstance(known, TmiError):
             print_error(known)
@@ -145,5 +170,5 @@ def main() -> None:
         else:
             what = f"unexpected {type(error).__name__}"
             fix = "run the command again with --debug and report what it prints"
-        typer.echo(f"error: {what}\n  fix: {fix}", err=True)
+        echo(f"error: {what}", f"  fix: {fix}", err=True)
         sys.exit(int(ExitCode.UNEXPECTED))

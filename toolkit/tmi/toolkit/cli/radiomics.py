@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tmi.toolkit.cases.case import find_cases, parse_mask_label
+from tmi.toolkit.cli.console import echo, make_console
 from tmi.toolkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ def radiomics(
         tmi radiomics cohort/P001 --mask-label 5 --jobs 4
         tmi radiomics cohort/ --from features.csv --map names.yaml
     """
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from tmi.toolkit.compute.cpu import available_cores
@@ -61,7 +61,7 @@ def radiomics(
     options = ExtractionOptions(force=force, use_cache=not no_cache, external=external)
     results: list[ExtractionResult] = []
     columns = (TextColumn("radiomics"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("cases", total=len(cases))
         for result in make_tables(cases, options, jobs=jobs or available_cores()):
@@ -69,7 +69,7 @@ def radiomics(
             _print_result(result)
             bar.advance(task)
     counts = {state: sum(r.state == state for r in results) for state in ("written", "current", "rejected")}
-    typer.echo(
+    echo(
         f"{len(results)} case(s): {counts['written']} written, {counts['current']} up to date, "
         f"{counts['rejected']} rejected"
     )
@@ -80,6 +80,6 @@ def radiomics(
 def _print_result(result: ExtractionResult) -> None:
     """Print a rejection or a note on standard error."""
     if result.state == "rejected":
-        typer.echo(f"error: case {result.case_id}: {result.message} [{result.code}]\n  fix: {result.fix}", err=True)
+        echo(f"error: case {result.case_id}: {result.message} [{result.code}]", f"  fix: {result.fix}", err=True)
     elif result.message:
-        typer.echo(f"warning: case {result.case_id}: {result.message}", err=True)
+        echo(f"warning: case {result.case_id}: {result.message}", err=True)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tmi.toolkit.cli.console import echo, make_console
+
 
 def synth(
     out: Annotated[Path, typer.Argument(help="Folder of the new cohort.", show_default=False)],
@@ -27,14 +29,13 @@ def synth(
     """
     import json
 
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from tmi.toolkit.synthetic.cohort import SYNTHETIC_NOTICE, TRUTH_FILE, make_cohort
     from tmi.toolkit.synthetic.generative_model import modality_subsets
 
     columns = (TextColumn("synthetic cases"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("cases", total=cases)
         cohort = make_cohort(
@@ -48,8 +49,8 @@ def synth(
     truth = json.loads((out / TRUTH_FILE).read_text(encoding="utf-8"))
     patients = len({c.patient_id for c in cohort.cases})
     bad = sum(c.label == 1 for c in cohort.cases)
-    typer.echo(f"synthetic cohort {out}: {cases} cases of {patients} patients, {bad} bad, {cases - bad} good")
-    typer.echo(f"best AUC that a method can reach ({out / TRUTH_FILE}):")
+    echo(f"synthetic cohort {out}: {cases} cases of {patients} patients, {bad} bad, {cases - bad} good")
+    echo(f"best AUC that a method can reach ({out / TRUTH_FILE}):")
     for name in modality_subsets():
-        typer.echo(f"  {name.replace('+', ' + '):26} {truth['best_auc'][name]:.3f}")
-    typer.echo(SYNTHETIC_NOTICE)
+        echo(f"  {name.replace('+', ' + '):26} {truth['best_auc'][name]:.3f}")
+    echo(SYNTHETIC_NOTICE)

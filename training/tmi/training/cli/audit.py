@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tmi.toolkit.cases.case import MaskLabel, is_cohort, open_cohort, parse_mask_label
+from tmi.toolkit.cli.console import echo, echo_json
 from tmi.toolkit.config.project import load_project
 from tmi.toolkit.errors import ExitCode, UsageError
 
@@ -57,7 +58,7 @@ def audit(
     declared = [r for r in results if r.status == "declared"]
     verdict = "leak" if leaks else "optimistic" if declared else "clean"
     if as_json:
-        typer.echo(json.dumps({"run": run.name, "verdict": verdict, "answers": [asdict(r) for r in results]}, indent=2))
+        echo_json(json.dumps({"run": run.name, "verdict": verdict, "answers": [asdict(r) for r in results]}, indent=2))
     else:
         _print_results(results, verdict)
     if verdict != "clean":
@@ -94,7 +95,7 @@ def _audit_with_cohort(
 def _print_results(results: list[AuditResult], verdict: str) -> None:
     for result in results:
         fold = "" if result.fold is None else f" fold {result.fold}"
-        typer.echo(f"{result.status:<11} {result.check}{fold}: {result.detail}")
+        echo(f"{result.status:<11} {result.check}{fold}: {result.detail}")
     counts = {s: sum(r.status == s for r in results) for s in ("holds", "leak", "declared", "not checked")}
     totals = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
     conclusions = {
@@ -102,4 +103,4 @@ def _print_results(results: list[AuditResult], verdict: str) -> None:
         "optimistic": "the metrics are optimistic by the run's own protocol",
         "leak": "leakage found: the metrics cannot be trusted",
     }
-    typer.echo(f"{conclusions[verdict]} ({totals})")
+    echo(f"{conclusions[verdict]} ({totals})")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tmi.toolkit.cases.case import open_cohort, parse_mask_label
+from tmi.toolkit.cli.console import echo, make_console
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.project import load_project
@@ -107,10 +108,10 @@ def compare(
         accelerator=resolve_accelerator(accelerator), devices=devices, parallel_folds=parallel_folds
     )
     hardware.check(config)
-    typer.echo(f"{len(plan.runs)} runs of {config.train.folds} folds in {out}", err=True)
+    echo(f"{len(plan.runs)} runs of {config.train.folds} folds in {out}", err=True)
     print_initialization(initialization)
     for line in plan.not_applied:
-        typer.echo(line, err=True)
+        echo(line, err=True)
     trained = _train(plan, data, out, fields, vocab, initialization, hardware=hardware, cached=not no_cache)
     options = {
         "preset": preset_name,
@@ -152,7 +153,6 @@ def _train(
     hardware: HardwareConfig,
     cached: bool,
 ) -> ComparisonRuns:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from tmi.toolkit.preprocessing.cache import PreparedCache
@@ -169,7 +169,7 @@ def _train(
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     try:
         with Progress(*columns, console=console) as progress:
             all_runs = progress.add_task("runs", total=len(plan.runs), note="")
@@ -195,7 +195,7 @@ def _train(
                 on_run_status=on_run_status,
             )
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; continue with the same command and --out {out}", err=True)
+        echo(f"interrupted; continue with the same command and --out {out}", err=True)
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
 
 
@@ -212,16 +212,15 @@ def _command_line(
 
 
 def _report(plan: Plan, trained: ComparisonRuns, data: Any, out: Path, command: str) -> None:
-    from rich.console import Console
 
     from tmi.training.comparison.report import write_report
 
-    with Console(stderr=True).status("writing the report"):
+    with make_console(stderr=True).status("writing the report"):
         written = write_report(plan, trained, data, out, command=command)
     for key, why in trained.failed.items():
-        typer.echo(f"failed   {key}: {why}", err=True)
+        echo(f"failed   {key}: {why}", err=True)
     if trained.rejected:
-        typer.echo(f"{len(trained.rejected)} case(s) were left out; see above", err=True)
+        echo(f"{len(trained.rejected)} case(s) were left out; see above", err=True)
     for line in written.closing_lines:
-        typer.echo(line)
-    typer.echo(f"report   {written.html}\ntables   {written.markdown}")
+        echo(line)
+    echo(f"report   {written.html}", f"tables   {written.markdown}")

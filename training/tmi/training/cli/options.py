@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tmi.toolkit.cli.console import echo
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.presets import preset as find_preset
@@ -117,12 +118,12 @@ def resolve_initialization(
 def print_initialization(initialization: Initialization | None) -> None:
     """Print which weights are read from files and which are random."""
     if initialization is None:
-        typer.echo("no pre-trained weights given: every encoder starts from random weights", err=True)
+        echo("no pre-trained weights given: every encoder starts from random weights", err=True)
         return
     for line in (*initialization.notes, *(report.summary() for report in initialization.weights.reports)):
-        typer.echo(line, err=True)
+        echo(line, err=True)
     random = [name for name in ("ct", "text") if name not in initialization.weights.states]
-    typer.echo(f"random weights: the {', '.join([*random, 'radiomics'])} encoder(s), interaction and head", err=True)
+    echo(f"random weights: the {', '.join([*random, 'radiomics'])} encoder(s), interaction and head", err=True)
 
 
 def with_own_vocabulary(config: Config) -> Config:
@@ -133,7 +134,5 @@ def with_own_vocabulary(config: Config) -> Config:
     if config.clinical.vocab_size is not None:
         return config
     rows = config.network.text_encoder.vocab_size
-    typer.echo(
-        f"no --vocab given: every fold trains a vocabulary of at most {rows} tokens on its training texts", err=True
-    )
+    echo(f"no --vocab given: every fold trains a vocabulary of at most {rows} tokens on its training texts", err=True)
     return replace(config, clinical=replace(config.clinical, vocab_size=rows))

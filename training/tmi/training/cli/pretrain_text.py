@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tmi.toolkit.cli.console import echo, make_console
 from tmi.toolkit.clinical.rendering import RENDERING_VERSIONS
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.project import load_project
@@ -52,7 +53,6 @@ def pretrain_text(
     if unknown:
         raise UsageError(f"unknown rendering {unknown[0]!r}", fix=f"choose from {', '.join(RENDERING_VERSIONS)}")
     require_absent(out, force=force, kind="encoder")
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from tmi.training.pretrained.pretraining_record import PRETRAINING_FILE
@@ -77,7 +77,7 @@ def pretrain_text(
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*bar, console=Console(stderr=True)) as progress:
+    with Progress(*bar, console=make_console(stderr=True)) as progress:
         task = progress.add_task("", total=pretrain_config.steps, note="")
         pretrained = pretrain(
             fields,
@@ -87,9 +87,9 @@ def pretrain_text(
         )
     with staged_folder(out) as folder:
         write_encoder(folder, pretrained, fields, pretrain_config)
-    typer.echo(f"R2 of each field on sampled records of {fields.name}, linear regression on the encoder's feature:")
+    echo(f"R2 of each field on sampled records of {fields.name}, linear regression on the encoder's feature:")
     for name, r2 in pretrained.r2.items():
-        typer.echo(f"  {name:<28} {r2:.3f}")
+        echo(f"  {name:<28} {r2:.3f}")
     if pretrained.truncated:
-        typer.echo(f"{pretrained.truncated:.1%} of the texts were truncated to {pretrain_config.max_length} tokens")
-    typer.echo(f"written  {out}\nnext     tmi train COHORT --text-weights {out} --freeze text")
+        echo(f"{pretrained.truncated:.1%} of the texts were truncated to {pretrain_config.max_length} tokens")
+    echo(f"written  {out}", f"next     tmi train COHORT --text-weights {out} --freeze text")

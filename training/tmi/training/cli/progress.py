@@ -9,6 +9,7 @@ from rich.progress import Progress, TaskID
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.run_folder import FoldSplit
+from tmi.toolkit.storage.printable import printable
 
 
 class ProgressCallbacks:
@@ -38,11 +39,12 @@ class ProgressCallbacks:
         """Print a rejected case once, even if several runs reject it."""
         if str(error) not in self._reported_errors:
             self._reported_errors.add(str(error))
-            self._progress.console.print(f"left out: {error}\n  fix: {error.fix}", markup=False, highlight=False)
+            for line in (f"left out: {error}", f"  fix: {error.fix}"):
+                self._progress.console.print(printable(line), markup=False, highlight=False)
 
     def on_fold_failed(self, split: FoldSplit, why: str) -> None:
         """Print the reason why a fold failed."""
-        self._progress.console.print(f"fold {split.fold} failed: {why}", markup=False, highlight=False)
+        self._progress.console.print(printable(f"fold {split.fold} failed: {why}"), markup=False, highlight=False)
 
     def clear(self) -> None:
         """Remove the bars of a finished run."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tmi.toolkit.cases.case import open_cohort, parse_mask_label
+from tmi.toolkit.cli.console import echo, make_console
 from tmi.toolkit.clinical.schema import Schema, load_schema
 from tmi.toolkit.config.project import Project, load_project, new_run_folder
 from tmi.toolkit.config.schema import Config
@@ -101,14 +102,14 @@ def train(
     target = _run_folder(project, out, name or preset_name, resume=resume)
     for value, given, what in ((folder, cohort, "cohort"), (target, out, "run"), (preset_name, preset, "preset")):
         if given is None:
-            typer.echo(f"{what}: {value} (assumed)", err=True)
+            echo(f"{what}: {value} (assumed)", err=True)
     data = open_cohort(folder, mask_label=parse_mask_label(mask_label))
     hardware = HardwareConfig(accelerator=resolve_accelerator(accelerator), devices=devices, nodes=nodes,
                       parallel_folds=parallel_folds, track=tuple(track or ()))  # fmt: skip
     hardware.check(config)
     if resume:
         if RunFolder.open(target).finished:
-            typer.echo(f"run {target} is already finished; next: tmi export {target}")
+            echo(f"run {target} is already finished; next: tmi export {target}")
             return
     elif hardware.node_rank == 0:
         require_absent(target, force=force, kind="run")
@@ -132,11 +133,11 @@ def train(
 def _print_memory_estimate(config: Config, devices: int, accelerator: str) -> None:
     """Print the estimate for a GPU, or for a CPU if `accelerator` is `cpu`."""
     if system_spec(config.system.name).backend == "sklearn":
-        typer.echo(f"{config.system.name} has no network: it needs only the memory of its feature table")
+        echo(f"{config.system.name} has no network: it needs only the memory of its feature table")
         return
     from tmi.training.loop.memory_estimate import estimate_memory
 
-    typer.echo(estimate_memory(config, devices=devices, accelerator=accelerator).summary(), nl=False)
+    echo(*estimate_memory(config, devices=devices, accelerator=accelerator).summary().splitlines())
 
 
 def _run_folder(project: Project, out: Path | None, name: str, *, resume: bool) -> Path:
@@ -176,7 +177,6 @@ def _run(
     name: str | None,
     cached: bool,
 ) -> None:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from tmi.toolkit.preprocessing.cache import PreparedCache
@@ -195,7 +195,7 @@ def _run(
         TextColumn("{task.fields[note]}"),
     )
     try:
-        with Progress(*columns, console=Console(stderr=True)) as progress:
+        with Progress(*columns, console=make_console(stderr=True)) as progress:
             result = cross_validate(
                 data,
                 config,
@@ -211,10 +211,10 @@ def _run(
                 hardware=hardware,
             )
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; continue with the same command and --out {target} --resume", err=True)
+        echo(f"interrupted; continue with the same command and --out {target} --resume", err=True)
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
     if cache is not None:
-        typer.echo(cache.summary(), err=True)
+        echo(cache.summary(), err=True)
     if hardware.node_rank > 0:
         return
     _print_result(result)
@@ -224,7 +224,6 @@ def _run(
 
 def _print_result(result: RunResult) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     from tmi.training.evaluation.metrics import METRICS
@@ -242,11 +241,11 @@ def _print_result(result: RunResult) -> None:
     table.add_section()
     for title, key in (("mean", "mean"), ("SD", "std")):
         table.add_row(title, *(format_metric(result.summary["over_folds"][m][key]) for m in METRICS))
-    console = Console()
+    console = make_console()
     console.print(table)
     for note in result.summary["notes"]:
         console.print(note, markup=False)
     if result.rejected:
         console.print(f"{len(result.rejected)} case(s) were left out; see above", markup=False)
     path = result.run.path
-    typer.echo(f"run      {path}\nmetrics  {path / 'summary.md'}\nnext     tmi export {path}")
+    echo(f"run      {path}", f"metrics  {path / 'summary.md'}", f"next     tmi export {path}")

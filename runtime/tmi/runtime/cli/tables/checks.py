@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tmi.runtime.bundle.check_result import CheckResult
+from tmi.toolkit.cli.console import make_console
 
 
 def failures_table(records: Sequence[CheckResult]) -> Table:
@@ -44,8 +45,8 @@ def checks_table(records: Sequence[CheckResult]) -> Table:
 
 def wide_console(*, stderr: bool = False) -> Console:
     """A console at least as wide as the tables; 140 columns without a terminal."""
-    console = Console(stderr=stderr)
-    return Console(stderr=stderr, width=max(console.width, 110) if console.is_terminal else 140)
+    console = make_console(stderr=stderr)
+    return make_console(stderr=stderr, width=max(console.width, 110) if console.is_terminal else 140)
 
 
 def _format(value: float | None) -> str:

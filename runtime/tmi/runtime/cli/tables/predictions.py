@@ -10,7 +10,9 @@ from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.selection import EngineRecord
 from tmi.runtime.serving.input_warnings import BUNDLE_WARNINGS, FEATURE_WARNINGS
 from tmi.runtime.serving.results import RESEARCH_USE, CaseResult, Notice, Prediction
+from tmi.toolkit.cli.console import make_console
 from tmi.toolkit.storage.csv_files import csv_text
+from tmi.toolkit.storage.printable import printable
 
 PIPED_WIDTH = 140
 """Width of the table in columns if standard output is not a terminal."""
@@ -18,7 +20,6 @@ PIPED_WIDTH = 140
 
 def print_table(results: Sequence[CaseResult], *, bundle: Bundle, engine: EngineRecord) -> None:
     """Print the results on standard output."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -44,14 +45,16 @@ def print_table(results: Sequence[CaseResult], *, bundle: Bundle, engine: Engine
                 f"{result.seconds['total']:.2f}",
                 ", ".join(dict.fromkeys(n.code for n in result.warnings if n.code not in BUNDLE_WARNINGS)),
             ]
-            table.add_row(Text(result.case_id), result.decision, *cells)
+            table.add_row(Text(printable(result.case_id)), result.decision, *cells)
         else:
-            table.add_row(Text(result.case_id), "rejected", *["-"] * (len(manifest.classes) + 3), result.code)
+            table.add_row(
+                Text(printable(result.case_id)), "rejected", *["-"] * (len(manifest.classes) + 3), result.code
+            )
     width = None if sys.stdout.isatty() else PIPED_WIDTH
-    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    console = make_console(width=width, highlight=False, markup=False, emoji=False)
     console.print(table)
     for line in _notes(results):
-        console.print(line, soft_wrap=True)
+        console.print(printable(line), soft_wrap=True)
     console.print(
         f"engine {engine.name} ({engine.package}, {engine.precision}, {engine.threads} threads); "
         f"bundle {bundle.digest[:16]}",

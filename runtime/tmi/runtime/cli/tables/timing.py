@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from tmi.runtime.serving.results import CaseResult, Prediction
 from tmi.runtime.serving.timing import stages_match_total, sum_stages, unaccounted_seconds
+from tmi.toolkit.cli.console import make_console
+from tmi.toolkit.storage.printable import printable
 
 BAR = 40
 """Width in columns of a bar that spans the total."""
@@ -16,10 +18,8 @@ PIPED_WIDTH = 140
 
 def print_timing(results: Sequence[CaseResult]) -> None:
     """Print the waterfall of every predicted case, and the mean of several, on standard error."""
-    from rich.console import Console
-
     predicted = [r for r in results if isinstance(r, Prediction)]
-    console = Console(
+    console = make_console(
         stderr=True,
         width=None if sys.stderr.isatty() else PIPED_WIDTH,
         highlight=False,
@@ -45,7 +45,7 @@ def _print(
     from rich.text import Text
 
     assert isinstance(console, Console)
-    table = Table(title=Text(f"Time: {title}"), title_justify="left")
+    table = Table(title=Text(printable(f"Time: {title}")), title_justify="left")
     table.add_column("stage")
     for heading in ("seconds", "part", "overlapped"):
         table.add_column(heading, justify="right")

@@ -1,0 +1,76 @@
+"""Everything that commands print: lines, JSON documents and rich consoles, cleaned by `printable`.
+
+No other module calls `typer.echo`, `print` or `rich.console.Console`, or writes to `sys.stdout` (a test enforces it).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from tmi.toolkit.storage.printable import printable, printable_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def echo(*lines: str, err: bool = False) -> None:
+    """Print lines. A line break inside one of them is escaped, so that no name can forge a line of its own."""
+    typer.echo("\n".join(map(printable, lines)), err=err)
+
+
+def echo_json(text: str) -> None:
+    """Print a JSON document on standard output."""
+    typer.echo(printable_json(text.removesuffix("\n")))
+
+
+def make_console(*, stderr: bool = False, **options: Any) -> Console:
+    """A rich console that cleans every text that it renders; its own control sequences and styles stay."""
+    console: Console = _console_class()(stderr=stderr, **options)
+    return console
+
+
+@cache
+def _console_class() -> Any:
+    from rich.console import Console  # imported when a command needs it: rich would delay `tmi --help`
+
+    class PrintableConsole(Console):
+        def render_str(self, text: str, **kwargs: Any) -> Any:  # before a cell is measured
+            return super().render_str(printable(text, lines=True), **kwargs)
+
+        def render(self, renderable: Any, options: Any = None) -> Any:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else segment._replace(text=printable(segment.text, lines=True))
+
+    return PrintableConsole
+
+
+def clean_messages_of_libraries() -> None:
+    """Clean what other packages print: warnings, and log records without a handler (DICOM readers quote the file).
+
+    A character that the encoding of an output lacks is escaped as well, instead of ending the command.
+    """
+    format_warning = warnings.formatwarning
+    if not getattr(format_warning, "is_printable", False):
+
+        def formatwarning(*args: Any, **kwargs: Any) -> str:
+            return printable(format_warning(*args, **kwargs), lines=True)
+
+        formatwarning.is_printable = True  # type: ignore[attr-defined]
+        warnings.formatwarning = formatwarning
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_PrintableFormatter())
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), lines=True)
