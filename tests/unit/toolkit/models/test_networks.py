@@ -161,7 +161,7 @@ def test_paper_head_is_densenet_121_with_logits():
 
 def test_released_head_differs_as_documented():
     """Transitions are 3 wide, the final norm is missing, a sigmoid ends the head."""
-    head = Head(HeadConfig(style="released")).eval()
+    head = Head(released().network.head).eval()
     convolutions = [getattr(head.densenet.features, f"transition{i}").conv for i in (1, 2, 3)]
     assert [(c.kernel_size, c.padding) for c in convolutions] == [((3,), (1,))] * 3
     assert [(c.in_channels, c.out_channels) for c in convolutions] == [(256, 128), (512, 256), (1024, 512)]
@@ -174,6 +174,78 @@ def test_released_head_differs_as_documented():
         answers = head(random(4, 1, 768) * 50)
     assert answers.shape == (4, 2)
     assert ((answers >= 0) & (answers <= 1)).all()
+
+
+def authors_head(blocks: tuple[int, ...], growth: int, width: int) -> list[nn.Module]:
+    """The authors' head, written from docs/decisions.md: layers in the order in which the input passes them."""
+
+    class Dense(nn.Module):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.body = nn.Sequential(
+                nn.BatchNorm1d(channels), nn.ReLU(), nn.Conv1d(channels, 4 * growth, 1),
+                nn.BatchNorm1d(4 * growth), nn.ReLU(), nn.Conv1d(4 * growth, growth, 3, padding=1),
+            )  # fmt: skip
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x, self.body(x)], dim=1)
+
+    layers: list[nn.Module] = [nn.Conv1d(1, width, 7, stride=2, padding=3), nn.BatchNorm1d(width), nn.ReLU()]
+    layers.append(nn.MaxPool1d(3, stride=2, padding=1))
+    for number, count in enumerate(blocks):
+        for _ in range(count):
+            layers.append(Dense(width))
+            width += growth
+        if number < len(blocks) - 1:
+            layers += [nn.BatchNorm1d(width), nn.ReLU(), nn.Conv1d(width, width // 2, 3, padding=1), nn.AvgPool1d(2)]
+            width //= 2
+    layers += [nn.AdaptiveAvgPool1d(1), nn.Flatten()]
+    return [*layers, nn.Linear(width, 512), nn.ReLU(), nn.Dropout(0.5), nn.Linear(512, 2), nn.Sigmoid()]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "growth", "width", "parameters"), [((6, 12, 24, 16), 32, 64, 7_429_762), ((2, 1), 8, 6, None)]
+)
+def test_released_head_equals_independent_implementation(blocks, growth, width, parameters):
+    """The head of `released` has the authors' parameters and, with equal weights, their outputs."""
+    head = Head(HeadConfig(style="released", blocks=blocks, growth=growth, init_features=width)).double()
+    theirs = nn.Sequential(*authors_head(blocks, growth, width)).double()
+    with torch.no_grad():
+        for tensor in theirs.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(0.3 * random(*tensor.shape, seed=7).tanh().to(tensor))
+    values = list(theirs.state_dict().values())
+    names = list(head.state_dict())
+    assert [head.state_dict()[n].shape for n in names] == [v.shape for v in values]
+    head.load_state_dict(dict(zip(names, values, strict=True)))
+    assert parameters in (None, sum(p.numel() for p in head.parameters()))
+    x = random(3, 1, 96).double()
+    for ours, reference in ((head.eval(), theirs.eval()), (head.train(), theirs.train())):
+        for module in (ours, reference):
+            for part in module.modules():
+                if isinstance(part, nn.Dropout):
+                    part.p = 0.0
+        with torch.no_grad():
+            torch.testing.assert_close(ours(x), reference(x), atol=1e-12, rtol=1e-10)
+
+
+def test_released_head_of_earlier_version_keeps_its_outputs():
+    """Weights without convolution biases, as earlier versions wrote, load into the form that they were trained for."""
+    head = Head(HeadConfig(style="released", blocks=(2, 1), growth=8, init_features=6)).eval()
+    state = {n: t for n, t in head.state_dict().items() if not (n.endswith("bias") and ("conv" in n))}
+    for tensor in state.values():
+        if tensor.is_floating_point():
+            tensor.add_(0.2 * random(*tensor.shape, seed=3).tanh())
+    head.load_state_dict(state, strict=True)
+    x = random(3, 1, 96)
+    with torch.no_grad():
+        features = head.densenet.features(x)
+        expected = head.densenet.class_layers.out(features.relu().mean(dim=-1))
+        assert (features < 0).any()
+        torch.testing.assert_close(head(x), expected, atol=1e-5, rtol=1e-4)
+    broken = {n: t for n, t in state.items() if n != "densenet.features.norm0.weight"}
+    with pytest.raises(RuntimeError, match=r"norm0\.weight"):
+        Head(HeadConfig(style="released", blocks=(2, 1), growth=8, init_features=6)).load_state_dict(broken)
 
 
 # Ablations

@@ -200,7 +200,7 @@ class HeadConfig:
     """Channels of the stem."""
     style: Literal["logits", "released"] = "logits"
     """`logits`: one Linear to the two classes. `released`: Linear 512, ReLU, dropout 0.5, Linear 2, sigmoid, with
-    transition convolutions of size 3 and no final norm."""
+    biases in every convolution, transition convolutions of size 3, no final norm and no ReLU before the pooling."""
 
 
 @dataclass(frozen=True, kw_only=True)
