@@ -75,9 +75,9 @@ PUBLIC_NAMES = {
         CASES case_page index_page
     """,
     "tmi.runtime.serving": """
-        BUNDLE_WARNINGS CaseResult FEATURE_WARNINGS Notice Prediction Predictor RESEARCH_USE
-        RejectedCase ResultLog document resolve_cases result_log_path result_to_json
-        stages_match_total sum_stages unaccounted_seconds
+        ALERTS BUNDLE_WARNINGS CaseResult FEATURE_ALERTS FEATURE_WARNINGS Notice Prediction Predictor
+        RESEARCH_USE RejectedCase ResultLog alerts document resolve_cases result_log_path
+        result_to_json stages_match_total sum_stages unaccounted_seconds
     """,
     "tmi.runtime.verification": """
         BOUNDS ENGINE_ERRORS FLOAT64_PREFIX GoldenInputs GoldenText LogCallback Outputs PIPELINE

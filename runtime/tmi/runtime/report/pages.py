@@ -28,7 +28,7 @@ from tmi.runtime.explain.results import (
     top_features,
 )
 from tmi.runtime.report.slices import montage, page_slices
-from tmi.runtime.serving.results import RESEARCH_USE, CaseResult, Prediction
+from tmi.runtime.serving.results import RESEARCH_USE, CaseResult, Prediction, alerts
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import sentences
 from tmi.toolkit.qc.case_checks import Finding
@@ -71,6 +71,7 @@ def case_page(
         .render(
             notice=RESEARCH_USE,
             prediction=prediction,
+            alerts=[notice for _, notice in alerts([prediction])],
             positive=bundle.manifest.classes[bundle.manifest.positive],
             threshold=bundle.manifest.threshold,
             trained=trained_on(bundle.manifest),
@@ -110,6 +111,7 @@ def index_page(results: Sequence[CaseResult], *, bundle: Bundle, created: str, v
         .render(
             notice=RESEARCH_USE,
             rows=rows,
+            alerts=alerts(results),
             predicted=sum(bool(row["predicted"]) for row in rows),
             positive=bundle.manifest.classes[bundle.manifest.positive],
             threshold=bundle.manifest.threshold,

@@ -1,14 +1,17 @@
 from .input_warnings import BUNDLE_WARNINGS as BUNDLE_WARNINGS
+from .input_warnings import FEATURE_ALERTS as FEATURE_ALERTS
 from .input_warnings import FEATURE_WARNINGS as FEATURE_WARNINGS
 from .predictor import Predictor as Predictor
 from .predictor import resolve_cases as resolve_cases
 from .result_log import ResultLog as ResultLog
 from .result_log import result_log_path as result_log_path
+from .results import ALERTS as ALERTS
 from .results import RESEARCH_USE as RESEARCH_USE
 from .results import CaseResult as CaseResult
 from .results import Notice as Notice
 from .results import Prediction as Prediction
 from .results import RejectedCase as RejectedCase
+from .results import alerts as alerts
 from .results import document as document
 from .results import result_to_json as result_to_json
 from .timing import stages_match_total as stages_match_total

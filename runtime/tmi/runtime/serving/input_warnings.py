@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 
 from tmi.runtime.bundle.manifest import Manifest
-from tmi.runtime.serving.results import Notice
+from tmi.runtime.serving.results import INCOMPLETE, UNLIKE_TRAINING, Notice
 from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.preprocessing.pipeline import PreparedCase
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
@@ -24,6 +24,22 @@ FEATURE_WARNINGS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Notices that count features: code -> predicate of the message."""
+MAX_SHARE = 0.1
+"""Share of the features above which a count becomes an alert."""
+FEATURE_ALERTS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "radiomics-clipped": (
+            UNLIKE_TRAINING,
+            "radiomic features lie outside the training range: unlike the training cases, do not rely on "
+            "the prediction",
+        ),
+        "radiomics-imputed": (
+            INCOMPLETE,
+            "radiomic features are missing: the prediction rests on the other inputs, do not rely on it",
+        ),
+    }
+)
+"""Notices that count features -> code and message of the alert if they count more than `MAX_SHARE` of them."""
 SYNTHETIC, OTHER_NETWORK = "synthetic-model", "other-network"
 BUNDLE_WARNINGS: tuple[str, ...] = (SYNTHETIC, OTHER_NETWORK)
 """Notices that depend on the bundle and not on the case."""
@@ -40,7 +56,7 @@ def case_notices(
     """Collect the notices of one case.
 
     Args:
-        case: the prepared case; its own warnings come first.
+        case: the prepared case; its own warnings come first, after the alerts.
         imputed_R: features that were missing, in any fold.
         clipped_R: features outside the training range, in any fold.
         manifest: manifest of the bundle.
@@ -55,7 +71,17 @@ def case_notices(
         notices.append(Notice(code=OTHER_NETWORK, message=message))
     if manifest.synthetic:
         notices.append(Notice(code=SYNTHETIC, message="the models were trained on synthetic cases, not on patients"))
-    return tuple(notices)
+    return (*_alerts({"radiomics-clipped": clipped_R, "radiomics-imputed": imputed_R}), *notices)
+
+
+def _alerts(masks: Mapping[str, Bool[NDArray[np.bool_], "R"]]) -> tuple[Notice, ...]:
+    """Alerts for the masks [R] that hold more than `MAX_SHARE` of the features, by the code of their notice."""
+    counts = {code: int(mask_R.sum()) for code, mask_R in masks.items() if mask_R.sum() > MAX_SHARE * mask_R.size}
+    return tuple(
+        Notice(code=alert, message=f"{count} of {masks[code].size} {message}", count=count)
+        for code, count in counts.items()
+        for alert, message in [FEATURE_ALERTS[code]]
+    )
 
 
 def _feature_notice(code: str, mask_R: NDArray[np.bool_]) -> Notice:

@@ -21,6 +21,9 @@ STAGES = ("radiomics", "tokenise", "text", "ct", "fusion", "other")
 first."""
 COPIES = "copies"
 """Additional stage of engines on a device with its own memory: copies to and from it that did not overlap."""
+UNLIKE_TRAINING, INCOMPLETE = "unlike-training", "radiomics-incomplete"
+ALERTS: tuple[str, ...] = (UNLIKE_TRAINING, INCOMPLETE)
+"""Codes of the notices that stand first: in `Prediction.warnings`, in the document, above the table, in a report."""
 RESEARCH_USE = "For research use only: not a medical device, not for diagnosis or treatment."
 
 
@@ -94,6 +97,12 @@ class RejectedCase:
 CaseResult = Prediction | RejectedCase
 
 
+def alerts(results: Sequence[CaseResult]) -> list[tuple[str, Notice]]:
+    """Case id and notice of every alert, in the order of the cases."""
+    predicted = [r for r in results if isinstance(r, Prediction)]
+    return [(r.case_id, notice) for r in predicted for notice in r.warnings if notice.code in ALERTS]
+
+
 def result_to_json(result: CaseResult) -> dict[str, Any]:
     """Convert to plain JSON values, with a `status` of `predicted` or `refused`."""
     status = "predicted" if isinstance(result, Prediction) else "refused"
@@ -128,6 +137,8 @@ def document(
     manifest = bundle.manifest
     predicted = sum(isinstance(r, Prediction) for r in results)
     return {
+        # `canonical_json` sorts the keys: the alerts are at the top.
+        "alerts": [{"case_id": case_id, **to_json(notice)} for case_id, notice in alerts(results)],
         "schema": SCHEMA,
         "notice": RESEARCH_USE,
         "created": created,

@@ -132,6 +132,16 @@ def test_evidence_takes_the_worst_record_in_any_order():
     }
 
 
+def test_alert_stands_above_the_prediction(pages):
+    """A case with more than a tenth of its features outside the training range has the alert before its prediction."""
+    for name, first in (("P1.html", "<main"), ("index.html", "<table")):
+        count = int(
+            re.findall(r"(\d+) of 1781 radiomic features lie outside the training range: unlike", pages[name])[0]
+        )
+        assert count > 178
+        assert pages[name].index('role="alert"') < pages[name].index("unlike-training") < pages[name].index(first)
+
+
 def test_pages_hold_no_patient_id_and_no_report_text(pages):
     """Pages contain neither the patient id nor the text of a report."""
     for name, text in pages.items():

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.selection import EngineRecord
-from tmi.runtime.serving.input_warnings import BUNDLE_WARNINGS, FEATURE_WARNINGS
-from tmi.runtime.serving.results import RESEARCH_USE, CaseResult, Notice, Prediction
+from tmi.runtime.serving.input_warnings import BUNDLE_WARNINGS, FEATURE_ALERTS, FEATURE_WARNINGS
+from tmi.runtime.serving.results import ALERTS, RESEARCH_USE, CaseResult, Notice, Prediction, alerts
 from tmi.toolkit.cli.console import make_console
 from tmi.toolkit.storage.csv_files import csv_text
 from tmi.toolkit.storage.printable import printable
@@ -43,7 +43,7 @@ def print_table(results: Sequence[CaseResult], *, bundle: Bundle, engine: Engine
                 f"{result.spread:.4f}",
                 " ".join(f"{fold.probability[positive]:.3f}" for fold in result.folds),
                 f"{result.seconds['total']:.2f}",
-                ", ".join(dict.fromkeys(n.code for n in result.warnings if n.code not in BUNDLE_WARNINGS)),
+                ", ".join(_codes(result)),
             ]
             table.add_row(Text(printable(result.case_id)), result.decision, *cells)
         else:
@@ -52,6 +52,8 @@ def print_table(results: Sequence[CaseResult], *, bundle: Bundle, engine: Engine
             )
     width = None if sys.stdout.isatty() else PIPED_WIDTH
     console = make_console(width=width, highlight=False, markup=False, emoji=False)
+    for line in _alert_lines(results):  # above the table, so that nobody reads a probability before them
+        console.print(printable(line), style="bold", soft_wrap=True)
     console.print(table)
     for line in _notes(results):
         console.print(printable(line), soft_wrap=True)
@@ -63,12 +65,35 @@ def print_table(results: Sequence[CaseResult], *, bundle: Bundle, engine: Engine
     console.print(RESEARCH_USE, soft_wrap=True)
 
 
+def _codes(prediction: Prediction) -> list[str]:
+    """Codes of the notices about the case, each once; an alert stands for the notice that counts the same features."""
+    codes = dict.fromkeys(n.code for n in prediction.warnings if n.code not in BUNDLE_WARNINGS)
+    return [code for code in codes if code not in FEATURE_ALERTS or FEATURE_ALERTS[code][0] not in codes]
+
+
+def _alert_lines(results: Sequence[CaseResult]) -> list[str]:
+    """One line for each kind of alert, with its cases."""
+    cases: dict[str, list[tuple[str, Notice]]] = defaultdict(list)
+    for case_id, notice in alerts(results):
+        cases[notice.code].append((case_id, notice))
+    lines = []
+    for code, affected in cases.items():
+        case_id, notice = affected[0]
+        if len(affected) == 1:
+            text = f"{case_id}: {notice.message}"
+        else:
+            counts = ", ".join(f"{case_id} {notice.count}" for case_id, notice in affected)
+            text = f"{counts} {notice.message.removeprefix(f'{notice.count} ')}"
+        lines.append(f"attention: {text} [{code}]")
+    return lines
+
+
 def _notes(results: Sequence[CaseResult]) -> list[str]:
     """One line for each kind of notice; for several cases features are counted but not named."""
     predicted = [r for r in results if isinstance(r, Prediction)]
     cases: dict[str, dict[str, Notice]] = defaultdict(dict)
     for prediction in predicted:
-        for notice in prediction.warnings:
+        for notice in (n for n in prediction.warnings if n.code not in ALERTS):
             # Counts and names differ between cases, so feature notices are grouped by code, others by their text.
             cases[notice.code if notice.code in FEATURE_WARNINGS else notice.message][prediction.case_id] = notice
     lines = []
