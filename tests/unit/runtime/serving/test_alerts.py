@@ -12,6 +12,7 @@ from factories.paths import ROOT
 from factories.tmi_command import CommandResult, tmi
 from tmi.runtime.bundle.reader import inspect_bundle
 from tmi.runtime.cli.tables.predictions import print_table
+from tmi.runtime.engines.selection import EngineRecord
 from tmi.runtime.serving.input_warnings import case_notices
 from tmi.runtime.serving.results import document_schema, result_from_json
 from tmi.toolkit.preprocessing.pipeline import PreparedCase
@@ -24,9 +25,14 @@ R = 1781
 def notices(*, clipped: int = 0, imputed: int = 0) -> list[tuple[str, int | None]]:
     """Code and count of the notices for so many features, which are the last ones."""
     case = PreparedCase(
-        case_id="P1", ct_1DHW=np.zeros((1, 1, 1, 1), np.float32), radiomics_F=np.zeros(R), text="", warnings=("x",),
+        case_id="P1",
+        patient_id=None,
+        ct_1DHW=np.zeros((1, 1, 1, 1), np.float32),
+        radiomics_F=np.zeros(R),
+        text="",
+        warnings=("x",),
         seconds={},
-    )  # fmt: skip
+    )
     order = np.arange(R)
     manifest = replace(inspect_bundle(PUBLISHED / "bundle").manifest, synthetic=False)
     found = case_notices(
@@ -85,8 +91,6 @@ def test_alerts_of_several_cases_share_one_line(document, capsys):
     first = result_from_json(document.document["results"][0])
     quiet = replace(first, case_id="Q", warnings=first.warnings[1:])
     bundle = inspect_bundle(PUBLISHED / "bundle")
-    from tmi.runtime.engines.selection import EngineRecord
-
     record = EngineRecord(**document.document["engine"])
     print_table([first, quiet, replace(first, case_id="Z")], bundle=bundle, engine=record)
     lines = capsys.readouterr().out.splitlines()
