@@ -44,7 +44,8 @@ PUBLIC_NAMES = {
         Bundle CheckResult ClinicalSpec EVIDENCE_FOLDER FUSION FoldSpec GOLDEN_CASE_FILE GOLDEN_FILE
         GraphSpec MANIFEST_FILE MODEL_CARD_FILE Manifest ParityError REAL_CASES_FILE Role SBOM_FILE
         SIGNATURE_FILE SIGNED TensorSpec UNCHECKED UNSIGNED check_signature fingerprint
-        inspect_bundle manifest_to_json open_bundle require_passed sign_bundle write_manifest
+        inspect_bundle manifest_to_json open_bundle open_trusted_bundle require_passed sign_bundle
+        write_manifest
     """,
     "tmi.runtime.cli": """
         WORKER

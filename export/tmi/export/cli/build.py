@@ -30,6 +30,15 @@ def build(
     workspace_mib: Workspace = None,
     plan_weights: PlanWeights = "inside",
     timing_cache: TimingCache = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            "--key",
+            help="Public key (PEM) that must have signed the bundle.",
+            envvar="TMI_KEY",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Build the TensorRT engines of a bundle, on the machine that has the GPU.
 
@@ -46,13 +55,14 @@ def build(
     from tmi.export.cli.tensorrt_options import build_options
     from tmi.export.tensorrt.engines import pending_engines
     from tmi.runtime.bundle.check_result import ParityError
-    from tmi.runtime.bundle.reader import open_bundle
+    from tmi.runtime.bundle.signing import open_trusted_bundle
     from tmi.toolkit.config.project import default_bundle, load_project
 
     if bundle is None:
         bundle, reason = default_bundle(load_project())
         echo(f"bundle {bundle} ({reason})", err=True)
-    kinds = engine or list(pending_engines(open_bundle(bundle).manifest))
+    opened = open_trusted_bundle(bundle, key)
+    kinds = engine or list(pending_engines(opened.manifest))
     options = build_options(
         kinds,
         target=target,

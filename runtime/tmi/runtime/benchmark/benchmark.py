@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -36,6 +37,8 @@ class BenchmarkPlan:
 
     bundle: Bundle
     """Opened bundle, so that damage is reported before anything is measured."""
+    key: Path | None = None
+    """Public key that must have signed the bundle; None: no signature is required."""
     engines: tuple[str, ...]
     """Names in `ENGINES`."""
     named: bool = True
@@ -133,6 +136,7 @@ class BenchmarkWorker:
             "bundle": str(plan.bundle.folder),
             "engine": engine,
             "threads": plan.threads,
+            "key": None if plan.key is None else str(plan.key),
             "cases": [str(case.folder) for case in plan.cases],
             "mask_label": plan.cases[0].mask_label,
         }

@@ -26,4 +26,5 @@ from .signing import SIGNED as SIGNED
 from .signing import UNCHECKED as UNCHECKED
 from .signing import UNSIGNED as UNSIGNED
 from .signing import check_signature as check_signature
+from .signing import open_trusted_bundle as open_trusted_bundle
 from .signing import sign_bundle as sign_bundle

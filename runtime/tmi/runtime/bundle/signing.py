@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tmi.runtime.bundle.manifest import SIGNATURE_FILE
-from tmi.runtime.bundle.reader import open_bundle
+from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 
 SIGNED = "signed by the key given"
@@ -61,6 +61,22 @@ def sign_bundle(folder: Path, key: Path, *, password: str | None = None, force: 
     finally:
         part.unlink(missing_ok=True)
     return target
+
+
+def open_trusted_bundle(folder: Path, key: Path | None) -> Bundle:
+    """Open a bundle as `open_bundle` does and, if a key is given, require that it was signed with it.
+
+    Every command that uses a bundle opens it here, with the key of `--key` or `TMI_KEY`.
+
+    Raises:
+        UsageError: no such bundle or key.
+        DamagedError: the bundle is damaged, was edited, or is not signed by the key.
+        UnavailableError: a key is given, and a package to check it is missing.
+    """
+    bundle = open_bundle(folder)
+    if key is not None:
+        check_signature(folder, key)
+    return bundle
 
 
 def check_signature(folder: Path, key: Path) -> None:

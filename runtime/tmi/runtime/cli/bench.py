@@ -51,6 +51,15 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of each engine. Default: all cores.", show_default=False)
     ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            "--key",
+            help="Public key (PEM) that must have signed the bundle.",
+            envvar="TMI_KEY",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document (tmi-bench/1).")] = False,
 ) -> None:
     """Measure time and memory of a bundle's engines on this machine, and whether their predictions agree.
@@ -67,7 +76,7 @@ def bench(
     import tempfile
 
     from tmi.runtime.benchmark.benchmark import BenchmarkPlan, choose_engines, measure
-    from tmi.runtime.bundle.reader import open_bundle
+    from tmi.runtime.bundle.signing import open_trusted_bundle
     from tmi.runtime.cli.bench_worker import WORKER
     from tmi.runtime.serving.predictor import resolve_cases
     from tmi.toolkit.cases.case import parse_mask_label
@@ -77,7 +86,7 @@ def bench(
     if bundle is None:
         bundle, reason = default_bundle(load_project())
         echo(f"bundle {bundle} ({reason})", err=True)
-    opened = open_bundle(bundle)
+    opened = open_trusted_bundle(bundle, key)
     engines, skipped = choose_engines(engine or (), opened)
     with (
         tempfile.TemporaryDirectory(prefix="tmi-bench-") as folder,
@@ -91,6 +100,7 @@ def bench(
         plan = BenchmarkPlan(
             worker=WORKER,
             bundle=opened,
+            key=key,
             engines=engines,
             named=bool(engine),
             cases=tuple(chosen),

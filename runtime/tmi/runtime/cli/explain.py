@@ -58,6 +58,15 @@ def explain(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads. Default: all cores.", show_default=False)
     ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            "--key",
+            help="Public key (PEM) that must have signed the bundle.",
+            envvar="TMI_KEY",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace existing folders of cases.")] = False,
 ) -> None:
     """Explain predictions: a relevance map on the CT and attributions of features. For research use only.
@@ -79,7 +88,7 @@ def explain(
         raise UsageError("--run and --bundle are given", fix="give one of the two")
     resolved = resolve_cases(cases, mask_label=parse_mask_label(mask_label))
     require_absent_outputs([out / case.case_id for case in resolved], force=force)
-    source = open_models(run, bundle)
+    source = open_models(run, bundle, key=key)
     ct_only_source = None if ct_only is None else _open_ct_only_run(ct_only)
     with torch_threads(threads):
         explainer = make_explainer(source, fold, target)
@@ -99,10 +108,13 @@ def require_absent_outputs(folders: Sequence[Path], *, force: bool) -> None:
         require_absent(folder, force=force, kind="explanation")
 
 
-def open_models(run: Path | None, bundle: Path | None) -> ModelSource:
+def open_models(run: Path | None, bundle: Path | None, *, key: Path | None = None) -> ModelSource:
     """Open the models of a run, of a bundle, or of the default bundle, which is then named on standard error.
 
+    A key must have signed the bundle; a run has no signature.
+
     Raises:
+        DamagedError: the bundle is damaged or not signed by the key.
         UsageError: no such run or bundle, or a run of a CT-only network.
     """
     from tmi.runtime.explain.model_source import open_bundle_models, open_run_models
@@ -118,7 +130,7 @@ def open_models(run: Path | None, bundle: Path | None) -> ModelSource:
     if bundle is None:
         bundle, reason = default_bundle(load_project())
         echo(f"bundle {bundle} ({reason})", err=True)
-    return open_bundle_models(bundle)
+    return open_bundle_models(bundle, key=key)
 
 
 def make_explainer(source: ModelSource, fold: str, target: str | None) -> Explainer:

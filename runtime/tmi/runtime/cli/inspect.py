@@ -23,11 +23,21 @@ def inspect(
         Path | None,
         typer.Argument(help="The bundle. Default: TMI_BUNDLE, else ./bundle.", show_default=False),
     ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            "--key",
+            help="Public key (PEM) that must have signed the bundle.",
+            envvar="TMI_KEY",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document (tmi-inspection/1).")] = False,
 ) -> None:
     """Show the contents of a bundle and the evidence of its export, without hashing files.
 
     Names and sizes of all files are compared with the manifest; `tmi verify` compares every byte and runs the engines.
+    With --key every byte is compared here too, and the signature is checked.
 
     Examples:
 
@@ -35,18 +45,19 @@ def inspect(
         tmi inspect ./bundle --json
     """
     from tmi.runtime.bundle.reader import inspect_bundle
+    from tmi.runtime.bundle.signing import open_trusted_bundle
     from tmi.toolkit.config.project import default_bundle, load_project
 
     if bundle is None:
         bundle, reason = default_bundle(load_project())
         echo(f"bundle {bundle} ({reason})", err=True)
-    opened = inspect_bundle(bundle)
+    opened = inspect_bundle(bundle) if key is None else open_trusted_bundle(bundle, key)
     if as_json:
         from tmi.toolkit.storage.hashing import canonical_json
 
         echo_json(canonical_json(_document(opened)))
     else:
-        _print(opened)
+        _print(opened, checked=key is not None)
 
 
 def _document(bundle: Bundle) -> dict[str, Any]:
@@ -88,8 +99,10 @@ def _engines(bundle: Bundle) -> dict[str, str]:
     return states
 
 
-def _print(bundle: Bundle) -> None:
+def _print(bundle: Bundle, *, checked: bool) -> None:
+    """Print the bundle; `checked`: every byte was compared and the signature is by the given key."""
     from tmi.runtime.bundle.manifest import FUSION
+    from tmi.runtime.bundle.signing import SIGNED
     from tmi.runtime.cli.tables.checks import checks_table, wide_console
     from tmi.runtime.cli.tables.tensorrt import emulation_lines, plans_table
 
@@ -97,7 +110,8 @@ def _print(bundle: Bundle) -> None:
     cohort = manifest.run.get("cohort", {})
     kind = "a synthetic cohort" if manifest.synthetic else "a cohort"
     size = sum(f.bytes for f in manifest.files.values())
-    signature = "signed (check with --key)" if _signed(bundle) else "not signed"
+    signature = SIGNED if checked else "signed (check with --key)" if _signed(bundle) else "not signed"
+    compared = "every byte as exported" if checked else "names and sizes as exported, contents not hashed (tmi verify)"
     positive = manifest.classes[manifest.positive]
     noise = manifest.golden.get("float32_noise")
     rows = {
@@ -107,7 +121,7 @@ def _print(bundle: Bundle) -> None:
         "classes": f"{', '.join(manifest.classes)}; {positive} if p({positive}) >= {manifest.threshold:g}",
         "network": f"{manifest.parsed_config().system.name}, uses {', '.join(manifest.modalities)}",
         "folds": "; ".join(f"{f.fold}: {', '.join(g for g in (f.ct, f.text) if g) or FUSION}" for f in manifest.folds),
-        "files": f"{len(manifest.files)}, {_size(size)}; names and sizes as exported, contents not hashed (tmi verify)",
+        "files": f"{len(manifest.files)}, {_size(size)}; {compared}",
         "signature": signature,
         "golden": f"{manifest.golden.get('count', '?')} cases from seed {manifest.golden.get('seed', '?')}"
         + ("" if noise else "; no float64 reference at this size"),

@@ -76,7 +76,7 @@ def report(
         bundle, reason = default_bundle(load_project())
         echo(f"bundle {bundle} ({reason})", err=True)
     resolved = resolve_cases(cases, mask_label=parse_mask_label(mask_label))
-    source = open_bundle_models(bundle)
+    source = open_bundle_models(bundle, key=key)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     log = lambda line: echo(line, err=True)  # noqa: E731 - one line, used once
     with (

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tmi.runtime.bundle.manifest import FUSION, FoldSpec
-from tmi.runtime.bundle.reader import Bundle, open_bundle
+from tmi.runtime.bundle.reader import Bundle
+from tmi.runtime.bundle.signing import open_trusted_bundle
 from tmi.toolkit.clinical.rendering import require_rendering
 from tmi.toolkit.clinical.schema import Schema, stored_schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer
@@ -151,15 +152,15 @@ def open_run_models(folder: Path) -> ModelSource:
     )
 
 
-def open_bundle_models(folder: Path) -> ModelSource:
-    """Open the models of a bundle, after comparing every file with its manifest.
+def open_bundle_models(folder: Path, *, key: Path | None = None) -> ModelSource:
+    """Open the models of a bundle, after comparing every file with its manifest and checking its signature by `key`.
 
     Raises:
         UsageError: not a bundle, or one of another network than TMI-CLNet with all three modalities.
-        DamagedError: it is damaged or was edited.
+        DamagedError: it is damaged, was edited, or is not signed by the key.
         UnavailableError: it was exported without weights.
     """
-    bundle = open_bundle(folder)
+    bundle = open_trusted_bundle(folder, key)
     manifest = bundle.manifest
     if not bundle.has("weights"):
         raise UnavailableError(

@@ -28,7 +28,8 @@ from typing import Self
 
 import numpy as np
 
-from tmi.runtime.bundle.reader import Bundle, open_bundle
+from tmi.runtime.bundle.reader import Bundle
+from tmi.runtime.bundle.signing import open_trusted_bundle
 from tmi.runtime.engines.registry import Engine
 from tmi.runtime.engines.selection import AUTO, EngineRecord
 from tmi.runtime.inference.embedding_cache import EmbeddingCache, reused_branches
@@ -153,11 +154,7 @@ class Predictor:
             UnavailableError: the engine is not installed, or the bundle has no graphs for it.
             ParityError: the engine fails the self-test on this machine.
         """
-        opened = open_bundle(Path(bundle))
-        if key is not None:
-            from tmi.runtime.bundle.signing import check_signature  # an optional extra, slow to import
-
-            check_signature(opened.folder, key)
+        opened = open_trusted_bundle(Path(bundle), key)
         opened_engine, record = open_selected_engine(
             engine, opened, precision=precision, threads=threads, verify=verify, log=log
         )
