@@ -7,9 +7,11 @@ names and sizes only.
 from __future__ import annotations
 
 import json
+import os
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tmi.runtime.bundle.manifest import (
     DIGEST_FILE,
@@ -64,6 +66,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> str:
     return digest
 
 
+MAX_MANIFEST_BYTES = 2**26
+"""Largest manifest that is read, in bytes; those of real bundles have less than 1 MB."""
 EXPORT_AGAIN_FIX = "copy the bundle again from where it was exported, or export it again"
 
 
@@ -95,9 +99,12 @@ def inspect_bundle(folder: Path) -> Bundle:
 
     Raises:
         UsageError: no such folder, or not a bundle.
-        DamagedError: the manifest was changed or cannot be read; a file is missing, was added, or has another size.
+        DamagedError: the manifest was changed or cannot be read; a file or folder is missing, was added, is a link or a
+            special file, or has another size.
     """
     path = folder / MANIFEST_FILE
+    for name in (MANIFEST_FILE, DIGEST_FILE):
+        _require_small_file(folder, name)  # before it is opened: reading a pipe never ends
     if not path.is_file():
         if (folder / DIGEST_FILE).exists():
             raise DamagedError(f"bundle {folder}: {MANIFEST_FILE} is missing", fix=EXPORT_AGAIN_FIX)
@@ -125,7 +132,8 @@ def inspect_bundle(folder: Path) -> Bundle:
 
 
 def _compare_names_and_sizes(folder: Path, recorded: dict[str, FileSpec]) -> None:
-    present = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    """Require exactly the recorded files, with their sizes, and the folders that lead to them."""
+    present, folders = _entries(folder)
     for name in UNFINGERPRINTED_FILES:
         present.pop(name, None)
     missing, added = sorted(set(recorded) - set(present)), sorted(set(present) - set(recorded))
@@ -133,9 +141,74 @@ def _compare_names_and_sizes(folder: Path, recorded: dict[str, FileSpec]) -> Non
         raise DamagedError(f"bundle {folder}: {missing[0]} is missing", fix=EXPORT_AGAIN_FIX)
     if added:
         raise DamagedError(f"bundle {folder}: {added[0]} is not part of the bundle", fix="remove that file")
+    needed = {parent.as_posix() for name in recorded for parent in PurePosixPath(name).parents}
+    if surplus := sorted(folders - needed):
+        raise DamagedError(f"bundle {folder}: folder {surplus[0]} is not part of the bundle", fix="remove that folder")
     for name, spec in recorded.items():
-        if present[name].stat().st_size != spec.bytes:
+        if present[name] != spec.bytes:
             raise _changed_file_error(folder, name)
+
+
+def _require_small_file(folder: Path, name: str) -> None:
+    """Raise if a file exists and is not regular, or is too large to be a manifest."""
+    try:
+        status = (folder / name).lstat()
+    except OSError:  # missing, or not accessible: reported when it is opened
+        return
+    if not stat.S_ISREG(status.st_mode):
+        raise _special_file_error(folder, name, status.st_mode)
+    if status.st_size > MAX_MANIFEST_BYTES:
+        raise DamagedError(f"bundle {folder}: {name} is too large to be one", fix=EXPORT_AGAIN_FIX)
+
+
+def _entries(folder: Path) -> tuple[dict[str, int], set[str]]:
+    """Sizes of all files of a bundle, and its folders, by relative name; nothing is opened and no link is followed.
+
+    Raises:
+        DamagedError: an entry is neither a regular file nor a folder: a link, pipe, socket or device.
+        UsageError: a folder cannot be listed.
+    """
+    files: dict[str, int] = {}
+    folders: set[str] = set()
+    waiting = [""]
+    while waiting:
+        parent = waiting.pop()
+        try:
+            entries = list(os.scandir(folder / parent))
+        except OSError as error:
+            raise UsageError(
+                f"bundle {folder}: {parent or 'its folder'} cannot be listed ({error.strerror})",
+                fix="let the user who opens the bundle read its folders and files",
+            ) from error
+        for entry in entries:
+            name = f"{parent}/{entry.name}" if parent else entry.name
+            status = entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                folders.add(name)
+                waiting.append(name)
+            elif stat.S_ISREG(status.st_mode):
+                files[name] = status.st_size
+            else:
+                raise _special_file_error(folder, name, status.st_mode)
+    return files, folders
+
+
+def _special_file_error(folder: Path, name: str, mode: int) -> DamagedError:
+    return DamagedError(
+        f"bundle {folder}: {name} is {_kind(mode)}, not a regular file",
+        fix="remove it, or copy the bundle again with the files themselves (`cp -RL`)",
+    )
+
+
+def _kind(mode: int) -> str:
+    """Description of a file that is not a regular one."""
+    kinds = (
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISLNK, "a link"),
+        (stat.S_ISFIFO, "a pipe"),
+        (stat.S_ISSOCK, "a socket"),
+    )
+    return next((name for matches, name in kinds if matches(mode)), "a device")
 
 
 def _changed_file_error(folder: Path, name: str) -> DamagedError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from factories.small_bundle import FILES, small_manifest, write_small_bundle
-from tmi.runtime.bundle.reader import fingerprint, open_bundle
+from tmi.runtime.bundle import reader as reader_module
+from tmi.runtime.bundle.reader import fingerprint, inspect_bundle, open_bundle
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.hashing import sha256_file
 
@@ -79,6 +82,79 @@ def test_unlisted_file_is_rejected(folder, name):
         open_bundle(folder)
     assert name in str(error.value)
     assert error.value.fix == "remove that file"
+
+
+def place_link(path: Path) -> None:
+    outside = path.parents[1] / f"outside-{path.name}"
+    if path.exists():
+        path.rename(outside)
+    path.symlink_to(outside)
+
+
+def place_socket(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(os.path.relpath(path))
+    listener.close()
+
+
+def place_pipe(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def place_loop(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(path.name)
+
+
+SPECIAL = {"a link": place_link, "a pipe": place_pipe, "a socket": place_socket, "a link, ": place_loop}
+
+
+@pytest.mark.parametrize("name", [MANIFEST, DIGEST, "signature.sig", "graphs/ct-0.onnx", "extra", "graphs/extra"])
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("reader", [open_bundle, inspect_bundle])
+def test_special_file_is_rejected_unread(folder, kind, name, reader, monkeypatch):
+    """A link, pipe or socket is rejected by name, whether the manifest names it or not; nothing waits for a pipe."""
+    monkeypatch.chdir(folder)  # names of sockets are short
+    SPECIAL[kind](folder / name)
+    with pytest.raises(DamagedError, match=f"{name} is {kind.strip(', ')}, not a regular file") as error:
+        reader(folder)
+    assert "cp -RL" in error.value.fix
+
+
+def test_linked_and_surplus_folders_are_rejected(folder, tmp_path):
+    """A folder of the bundle that is a link is rejected, and so is a folder that holds no file of the manifest."""
+    (folder / "empty" / "deep").mkdir(parents=True)
+    with pytest.raises(DamagedError, match="folder empty is not part of the bundle"):
+        open_bundle(folder)
+    (folder / "empty" / "deep").rmdir()
+    (folder / "empty").rmdir()
+    assert open_bundle(folder)
+    shutil.copytree(folder / "graphs", tmp_path / "elsewhere")
+    shutil.rmtree(folder / "graphs")
+    (folder / "graphs").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DamagedError, match="graphs is a link, not a regular file"):
+        open_bundle(folder)
+
+
+def test_bundle_itself_may_be_a_link(folder, tmp_path):
+    """The given path may be a link to the bundle."""
+    (tmp_path / "link").symlink_to(folder)
+    assert open_bundle(tmp_path / "link").digest == open_bundle(folder).digest
+
+
+def test_device_is_named():
+    """Any other special file is called a device."""
+    assert reader_module._kind(os.stat("/dev/null").st_mode) == "a device"
+
+
+def test_oversized_manifest_is_rejected_unread(folder):
+    """A manifest of more than 64 MiB is rejected before it is read; the sparse file takes no space."""
+    with (folder / MANIFEST).open("r+b") as stream:
+        stream.truncate(reader_module.MAX_MANIFEST_BYTES + 1)
+    with pytest.raises(DamagedError, match=r"manifest\.json is too large"):
+        open_bundle(folder)
 
 
 def test_swapped_files_are_rejected(folder):
