@@ -1,13 +1,17 @@
 """Append-only log of results, one JSON line for each case, so that a killed prediction can be resumed.
 
     {"schema": "tmi-prediction-lines/1", "bundle": ..., "engine": ..., ...}      must be the same in every run
-    {"status": "predicted", "case_id": "P001", ..., "files": "<digest>"}         one line for each case
+    {"status": "predicted", "case_id": "P001", ..., "files": "<digest>", "chain": "<digest>"}    one line for each case
 
 Rejected cases have a line too. A line is written in one call and synced to the disk before the next one. An incomplete
 last line, left by a kill, is cut off at the next start, and its case is computed again. `files` is a digest of size,
 modification time, first and last bytes of the case's files. If the files of a case have changed, the log cannot be
 resumed. The bytes that are read cover a whole record and a whole feature table; the end of a `.nii.gz` holds the
 checksum of all voxels.
+
+`chain` is the SHA-256 of the line without it and of the chain of the line before; the header is the first line. An
+edited, removed or exchanged line breaks the chain, and the log cannot be resumed, so an edit is never published. The
+chain detects edits, not a forger, who can compute it again.
 
 The log is locked while it is open, so that only one process writes it. The operating system releases the lock when the
 process ends, so a kill leaves no stale lock. Without lock support (Windows, some network file systems) nothing is
@@ -26,7 +30,7 @@ from typing import Any, BinaryIO, Self
 
 from tmi.runtime.serving.file_lock import closed_on_error, open_locked
 from tmi.runtime.serving.results import CaseResult, result_from_json, result_to_json
-from tmi.toolkit.cases.case import Case
+from tmi.toolkit.cases.case import CASE_RECORD_FILE, Case
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.hashing import sha256_json
 
@@ -46,7 +50,7 @@ def result_log_path(out: Path) -> Path:
 def case_state(case: Case) -> str:
     """Digest of size, modification time, first and last bytes of a case's files; unreadable files count as missing."""
     states: list[list[int | str] | None] = []
-    for path in (case.ct, case.mask, case.radiomics, case.clinical):
+    for path in (case.ct, case.mask, case.radiomics, case.clinical, case.folder / CASE_RECORD_FILE):
         try:
             with path.open("rb") as stream:
                 status = os.fstat(stream.fileno())
@@ -68,9 +72,13 @@ class ResultLog:
         stream: the locked file, positioned at its end.
         results: case id -> result of an earlier run.
         states: case id -> `case_state` of every requested case.
+        chain: chain of the last line.
     """
 
-    def __init__(self, stream: BinaryIO, results: Mapping[str, CaseResult], states: Mapping[str, str]) -> None:
+    def __init__(
+        self, stream: BinaryIO, results: Mapping[str, CaseResult], states: Mapping[str, str], *, chain: str
+    ) -> None:
+        self._chain = chain
         self._stream = stream
         self._states = states
         self.results = dict(results)
@@ -96,10 +104,10 @@ class ResultLog:
     def _begin(cls, stream: BinaryIO, path: Path, identity: Mapping[str, Any], cases: Sequence[Case]) -> Self:
         stream.seek(0)
         stream.truncate()
-        _write(stream, {"schema": SCHEMA, **identity})
+        chain = _write(stream, {"schema": SCHEMA, **identity}, "")
         # Without this a crash may lose the directory entry of a file whose contents are on the disk.
         _sync_folder(path.parent)
-        return cls(stream, {}, {case.case_id: case_state(case) for case in cases})
+        return cls(stream, {}, {case.case_id: case_state(case) for case in cases}, chain=chain)
 
     @classmethod
     def resume(cls, path: Path, identity: Mapping[str, Any], cases: Sequence[Case]) -> Self:
@@ -125,11 +133,18 @@ class ResultLog:
         *lines, incomplete = data.split(b"\n")  # a complete line ends in a newline, so the rest is empty or torn
         if not lines:
             return cls._begin(stream, path, identity, cases)  # killed while the first line was written
-        _require_same(path, _parsed(path, lines[0], 1), {"schema": SCHEMA, **identity})
+        header = _parsed(path, lines[0], 1)
+        chain = header.pop("chain", None)
+        _require_same(path, header, {"schema": SCHEMA, **identity})
+        if chain != _next_chain(header, ""):  # written before logs had a chain, or edited
+            raise _damaged(path, 1)
         states = {case.case_id: case_state(case) for case in cases}
         results: dict[str, CaseResult] = {}
         for number, line in enumerate(lines[1:], start=2):
             fields = _parsed(path, line, number)
+            chained, chain = fields.pop("chain", None), _next_chain(fields, chain)
+            if chained != chain:
+                raise _damaged(path, number)
             state = fields.pop("files", None)
             try:
                 result = result_from_json(fields)
@@ -141,11 +156,12 @@ class ResultLog:
             results[result.case_id] = result
         stream.truncate(len(data) - len(incomplete))
         stream.seek(0, os.SEEK_END)
-        return cls(stream, results, states)
+        return cls(stream, results, states, chain=chain)
 
     def append(self, result: CaseResult) -> None:
         """Write one result; it is on the disk when this returns."""
-        _write(self._stream, {**result_to_json(result), "files": self._states[result.case_id]})
+        fields = {**result_to_json(result), "files": self._states[result.case_id]}
+        self._chain = _write(self._stream, fields, self._chain)
         self.results[result.case_id] = result
 
     def close(self) -> None:
@@ -161,10 +177,19 @@ class ResultLog:
         self.close()
 
 
-def _write(stream: BinaryIO, value: Mapping[str, Any]) -> None:
-    stream.write(json.dumps(value, allow_nan=False).encode() + b"\n")
+def _next_chain(fields: Mapping[str, Any], chain: str) -> str:
+    """Chain of a line with these fields after a line with `chain`."""
+    return sha256_json([chain, fields])
+
+
+def _write(stream: BinaryIO, fields: Mapping[str, Any], chain: str) -> str:
+    """Write a line after a line with `chain`; returns the chain of the new line."""
+    fields = json.loads(json.dumps(fields, allow_nan=False))  # as a reader parses it
+    following = _next_chain(fields, chain)
+    stream.write(json.dumps({**fields, "chain": following}, allow_nan=False).encode() + b"\n")
     stream.flush()
     os.fsync(stream.fileno())
+    return following
 
 
 def _sync_folder(folder: Path) -> None:
@@ -189,7 +214,7 @@ def _parsed(path: Path, line: bytes, number: int) -> dict[str, Any]:
 
 
 def _damaged(path: Path, number: int) -> DamagedError:
-    return DamagedError(f"unfinished prediction {path}: line {number} is damaged", fix=START_OVER_FIX)
+    return DamagedError(f"unfinished prediction {path}: line {number} is damaged or was edited", fix=START_OVER_FIX)
 
 
 def _require_same(path: Path, stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

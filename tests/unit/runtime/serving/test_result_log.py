@@ -16,12 +16,15 @@ from types import SimpleNamespace
 
 import pytest
 
+from factories.paths import ROOT
 from factories.tmi_command import tmi
 from tmi.runtime.serving import file_lock
 from tmi.runtime.serving.result_log import READ_BYTES, ResultLog, case_state, result_log_path
+from tmi.runtime.serving.results import CaseResult, RejectedCase, result_from_json
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.errors import UsageError
+from tmi.toolkit.errors import DamagedError, UsageError
 
+PUBLISHED = ROOT / "tests" / "unit" / "runtime" / "bundle" / "data" / "tmi-bundle-2"
 PROGRAM = """
 import os, sys, time
 from tmi.runtime.cli import progress
@@ -102,7 +105,9 @@ def test_jsonl_output_is_the_log_itself(words, tmp_path):
     outcome = tmi(*words, "-o", out, "--json")
     head, *rows = map(json.loads, out.read_text().splitlines())
     assert head["schema"] == "tmi-prediction-lines/1"
-    assert [{k: v for k, v in row.items() if k != "files"} for row in rows] == outcome.document["results"]
+    assert [{k: v for k, v in row.items() if k not in ("files", "chain")} for row in rows] == outcome.document[
+        "results"
+    ]
     again = tmi(*words, "-o", out, "--resume", "--json")
     assert timeless(again.document) == timeless(outcome.document)
     assert "5 of 5 cases are already predicted" in again.err
@@ -254,7 +259,7 @@ def test_log_removed_before_locking_is_recreated(tmp_path, monkeypatch):
     monkeypatch.setattr(file_lock.fcntl, "flock", flock)
     ResultLog.resume(path, {}, []).close()
     assert len(operations) == 2
-    assert json.loads(path.read_text()) == {"schema": "tmi-prediction-lines/1"}
+    assert set(json.loads(path.read_text())) == {"schema", "chain"}
 
 
 @pytest.mark.parametrize("error", [None, OSError(errno.ENOLCK, "No locks available")])
@@ -266,14 +271,17 @@ def test_log_is_written_without_lock_support(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(file_lock, "fcntl", error and SimpleNamespace(flock=flock, LOCK_EX=2, LOCK_NB=4))
     ResultLog.begin(tmp_path / "answers.jsonl", {}, []).close()
-    assert json.loads((tmp_path / "answers.jsonl").read_text()) == {"schema": "tmi-prediction-lines/1"}
+    assert set(json.loads((tmp_path / "answers.jsonl").read_text())) == {"schema", "chain"}
 
 
-@pytest.mark.parametrize("file", ["ct.nii.gz", "liver.nii.gz", "radiomics.csv", "clinical.json"])
+@pytest.mark.parametrize("file", ["ct.nii.gz", "liver.nii.gz", "radiomics.csv", "clinical.json", "case.json"])
 def test_change_of_equal_size_and_time_is_detected(cohort, file):
     """A changed byte changes the digest even if size and modification time are restored."""
     (case,) = [c for c in _cases(cohort) if c.case_id == "C2"]
-    before, path = case_state(case), cohort / "C2" / file
+    path = cohort / "C2" / file
+    if file == "case.json":
+        path.write_text('{"schema": "tmi-case/1"}')
+    before = case_state(case)
     status, data = path.stat(), bytearray(path.read_bytes())
     assert case_state(case) == before
     data[-5] ^= 1
@@ -300,4 +308,53 @@ def test_begin_replaces_an_existing_log(tmp_path):
     path = tmp_path / "answers.jsonl"
     path.write_text('{"schema": "tmi-prediction-lines/1", "bundle": "of another"}\n' * 9)
     ResultLog.begin(path, {}, []).close()
-    assert path.read_text() == '{"schema": "tmi-prediction-lines/1"}\n'
+    (line,) = path.read_text().splitlines()
+    assert set(json.loads(line)) == {"schema", "chain"}
+
+
+def _edited(position: int, **changes):
+    def edit(lines):
+        lines[position] = json.dumps({**json.loads(lines[position]), **changes})
+
+    return edit
+
+
+def _without_chain(lines):
+    for position, line in enumerate(lines):
+        lines[position] = json.dumps({k: v for k, v in json.loads(line).items() if k != "chain"})
+
+
+EDITS = {
+    "another probability": (_edited(2, spread=0.5), 3),
+    "another reason": (_edited(1, what="nothing"), 2),
+    "a further key": (_edited(3, note="x"), 4),
+    "a line removed": (lambda lines: lines.pop(2), 3),
+    "lines exchanged": (lambda lines: lines.insert(1, lines.pop(2)), 2),
+    "a line's chain": (_edited(1, chain="0" * 64), 2),
+    "the header's chain": (_edited(0, chain=None), 1),
+    "a log without chains": (_without_chain, 1),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_edited_log_is_not_resumed(tmp_path, edit):
+    """An edited, removed or exchanged line ends with an error that names it; the intact log is resumed."""
+    path, cases = tmp_path / "answers.jsonl", [Case(folder=tmp_path / f"C{n}", case_id=f"C{n}") for n in range(3)]
+    recorded = json.loads((PUBLISHED / "predictions.json").read_text())["results"][0]
+    results: list[CaseResult] = [
+        RejectedCase(case_id="C0", code="ct-nan", what="a voxel \u00b5", fix="export again"),
+        *(result_from_json({**recorded, "case_id": f"C{n}"}) for n in (1, 2)),
+    ]
+    with ResultLog.begin(path, {"bundle": "b"}, cases) as log:
+        for result in results[:2]:
+            log.append(result)
+    with ResultLog.resume(path, {"bundle": "b"}, cases) as log:  # the chain continues after a kill
+        log.append(results[2])
+    with ResultLog.resume(path, {"bundle": "b"}, cases) as log:
+        assert list(log.results.values()) == results
+    lines = path.read_text().splitlines()
+    change, number = EDITS[edit]
+    change(lines)
+    path.write_text("\n".join([*lines, ""]))
+    with pytest.raises(DamagedError, match=rf"line {number} is damaged or was edited"):
+        ResultLog.resume(path, {"bundle": "b"}, cases)

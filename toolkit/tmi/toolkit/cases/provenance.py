@@ -7,6 +7,7 @@ the dates of the blood sample and the CT it contains the distance in days only.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from tmi.toolkit.storage.atomic_files import write_json
 from tmi.toolkit.storage.serialization import from_json, to_json
 
 SCHEMA = "tmi-case/1"
+MAX_BYTES = 2**20
+"""Largest record that is read, in bytes; a record with a hundred repairs has about 30 kB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +55,20 @@ def read_case_record(folder: Path, *, case_id: str) -> CaseRecord | None:
 
     Raises:
         InputRejectedError: case-record: the file does not follow the schema of this version.
+        OSError: it cannot be read.
     """
     path = folder / CASE_RECORD_FILE
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            if not os.path.lexists(path):
+                return None
+            raise UsageError(f"{CASE_RECORD_FILE} is not a file", fix="remove it")
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"{CASE_RECORD_FILE} is too large", fix="remove it")
         record = from_json(CaseRecord, json.loads(path.read_bytes()), where=CASE_RECORD_FILE)
         if record.schema != SCHEMA:
             raise UsageError(f"{CASE_RECORD_FILE} has schema {record.schema[:40]!r}", fix=f"give {SCHEMA!r}")
-    except (OSError, ValueError, RecursionError, UsageError) as error:
+    except (ValueError, RecursionError, UsageError) as error:
         raise InputRejectedError(
             f"{CASE_RECORD_FILE} does not follow the schema {SCHEMA}",
             fix="import the case again, or remove the file: it is optional",

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tmi.toolkit.cases.case import MASK_FILE, RADIOMICS_FILE, Case, open_case
+from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import render
 from tmi.toolkit.clinical.schema import Schema
@@ -92,6 +93,7 @@ def prepare_case(
     """
     timer = StageTimer(STAGES)
     open_case(case.folder)  # reports a missing folder as such, not as its first missing file
+    read_case_record(case.folder, case_id=case.case_id)  # rejects a malformed one, as `tmi check` does
     record = read_clinical(case, schema) if "clinical" in modalities else None
     table_F = _read_radiomics(case, modalities)
     warnings: tuple[str, ...] = ()
