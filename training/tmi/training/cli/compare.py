@@ -34,6 +34,7 @@ from tmi.training.cli.options import (
     Vocab,
     configure,
     print_initialization,
+    read_given_vocabulary,
     resolve_initialization,
 )
 from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_OVERRIDES
@@ -158,10 +159,8 @@ def _train(
     from tmi.toolkit.preprocessing.cache import PreparedCache
     from tmi.training.cli.progress import ProgressCallbacks
     from tmi.training.comparison.runner import train_all
-    from tmi.training.data.fold_dataset import read_vocabulary
 
-    own_tokenizer = None if initialization is None else initialization.tokenizer
-    tokenizer = own_tokenizer if vocab is None else read_vocabulary(vocab)
+    tokenizer, vocabulary = read_given_vocabulary(vocab, initialization)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -188,6 +187,7 @@ def _train(
                 out,
                 schema=schema,
                 tokenizer=tokenizer,
+                vocabulary=vocabulary,
                 hardware=hardware,
                 initial=None if initialization is None else initialization.weights,
                 callbacks=bars,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +18,7 @@ from tmi.toolkit.config.schema import Config
 from tmi.training.systems.registry import system_spec
 
 if TYPE_CHECKING:
+    from tmi.toolkit.clinical.tokenizer import Tokenizer
     from tmi.training.pretrained.initial_weights import Initialization  # torch
 
 INTERRUPTED_EXIT_CODE = 130
@@ -113,6 +115,19 @@ def resolve_initialization(
     if config.clinical.vocab_size is not None:  # a size in the config means that the vocabulary is fitted on the cohort
         config = replace(config, clinical=replace(config.clinical, vocab_size=None))
     return config, initialization
+
+
+def read_given_vocabulary(
+    vocab: Path | None, initialization: Initialization | None
+) -> tuple[Tokenizer | None, Mapping[str, Any] | None]:
+    """The tokenizer of `--vocab`, else of `--text-weights`, and its record for the run; None without either."""
+    if vocab is None:
+        return (None, None) if initialization is None else (initialization.tokenizer, initialization.vocabulary)
+    from tmi.training.data.fold_dataset import read_vocabulary
+    from tmi.training.pretrained.origin import vocabulary_record
+
+    tokenizer = read_vocabulary(vocab)
+    return tokenizer, vocabulary_record(tokenizer, vocab)
 
 
 def print_initialization(initialization: Initialization | None) -> None:

@@ -9,7 +9,7 @@ from rich.progress import Progress, TaskID
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.run_folder import FoldSplit
-from tmi.toolkit.storage.printable import printable
+from tmi.toolkit.storage.terminal_text import printable
 
 
 class ProgressCallbacks:

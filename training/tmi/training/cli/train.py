@@ -36,6 +36,7 @@ from tmi.training.cli.options import (
     Vocab,
     configure,
     print_initialization,
+    read_given_vocabulary,
     resolve_initialization,
 )
 from tmi.training.loop.hardware import HardwareConfig, resolve_accelerator
@@ -181,11 +182,9 @@ def _run(
 
     from tmi.toolkit.preprocessing.cache import PreparedCache
     from tmi.training.cli.progress import ProgressCallbacks
-    from tmi.training.data.fold_dataset import read_vocabulary
     from tmi.training.loop.cross_validation import cross_validate
 
-    own_tokenizer = None if initialization is None else initialization.tokenizer
-    tokenizer = own_tokenizer if vocab is None else read_vocabulary(vocab)
+    tokenizer, vocabulary = read_given_vocabulary(vocab, initialization)
     cache = PreparedCache() if cached else None
     columns = (
         TextColumn("{task.description}"),
@@ -202,6 +201,7 @@ def _run(
                 target,
                 schema=schema,
                 tokenizer=tokenizer,
+                vocabulary=vocabulary,
                 accelerator=hardware.accelerator,
                 callbacks=ProgressCallbacks(progress),
                 resume=resume,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tmi.toolkit.cases.case import Cohort
 from tmi.toolkit.clinical.schema import Schema
@@ -57,6 +57,7 @@ def train_all(
     cache: PreparedCache | None,
     on_run_status: RunStatusCallback,
     initial: InitialWeights | None = None,
+    vocabulary: Mapping[str, Any] | None = None,
 ) -> ComparisonRuns:
     """Train every run of the plan in `out/runs`.
 
@@ -71,6 +72,7 @@ def train_all(
         cache: cache of prepared images.
         on_run_status: called when the status of a run changes.
         initial: pre-trained weights; each run takes those of the encoders that the plan names.
+        vocabulary: record of a given tokenizer for the runs.
 
     Raises:
         UsageError: an existing run was started with other options or on another cohort; nothing was trained.
@@ -99,6 +101,7 @@ def train_all(
                 out / RUNS / planned.key,
                 schema=schema,
                 tokenizer=tokenizer,
+                vocabulary=vocabulary,
                 accelerator=hardware.accelerator,
                 callbacks=callbacks,
                 resume=existing is not None,

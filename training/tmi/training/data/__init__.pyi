@@ -10,3 +10,4 @@ from .fold_dataset import FoldDataset as FoldDataset
 from .fold_dataset import read_vocabulary as read_vocabulary
 from .fold_dataset import train_vocabulary as train_vocabulary
 from .splits import make_folds as make_folds
+from .splits import patient_key as patient_key

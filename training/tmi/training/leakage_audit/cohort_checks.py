@@ -19,8 +19,9 @@ from tmi.toolkit.run_folder import FoldSplit, RunFolder
 from tmi.training.data.dataset import CohortArrays, fingerprint
 from tmi.training.data.duplicate_images import find_duplicates
 from tmi.training.data.fold_dataset import NO_ANONYMITY, train_vocabulary
+from tmi.training.data.splits import patient_key
 from tmi.training.evaluation.prediction_tables import Predictions, read_predictions
-from tmi.training.leakage_audit.run_checks import AuditResult
+from tmi.training.leakage_audit.run_checks import AuditResult, check_origin
 
 PROBABILITY_TOLERANCE = 2e-3
 """Tolerance between a recorded probability and the saved model's; covers the error of TF32 on a GPU."""
@@ -83,8 +84,9 @@ def audit_cohort(run: RunFolder, arrays: CohortArrays, *, run_models: bool) -> l
 
 
 def _patients(run: RunFolder, split: FoldSplit, known: dict[str, Case]) -> AuditResult:
+    key = {i: patient_key(case.patient_id or i) for i, case in known.items()}
     patients = {
-        name: {known[i].patient_id for i in ids}
+        name: {key[i] for i in ids}
         for name, ids in (("train", split.train), ("validation", split.validation), ("test", split.test))
     }
     shared = []
@@ -93,7 +95,7 @@ def _patients(run: RunFolder, split: FoldSplit, known: dict[str, Case]) -> Audit
             continue
         common = patients[a] & patients[b]
         if common:
-            cases = sorted(i for i in {*split.train, *split.validation, *split.test} if known[i].patient_id in common)
+            cases = sorted(i for i in {*split.train, *split.validation, *split.test} if key[i] in common)
             shared.append(f"{len(common)} patient(s) in {a} and {b}: cases {', '.join(cases[:6])}")
     if not shared:
         return AuditResult(check="patients", status="holds", detail="no patient is in two parts", fold=split.fold)
@@ -148,9 +150,7 @@ def _scalers_equal(a: RadiomicsScaler, b: RadiomicsScaler) -> bool:
 def _vocabulary(run: RunFolder, split: FoldSplit, arrays: CohortArrays) -> AuditResult:
     size = run.config.clinical.vocab_size
     if size is None:
-        return AuditResult(
-            check="vocabulary", status="holds", detail="given by the user, not fitted on the cohort", fold=split.fold
-        )
+        return _given_vocabulary(run, split, arrays)
     recorded = Tokenizer.load(run.fold(split.fold).tokenizer)
     recorded_k = run.vocabulary.get("min_patients")
     min_patients = recorded_k if isinstance(recorded_k, int) else NO_ANONYMITY
@@ -169,6 +169,18 @@ def _vocabulary(run: RunFolder, split: FoldSplit, arrays: CohortArrays) -> Audit
     if recorded.tokens == train_vocabulary(arrays, everybody, size, min_patients=min_patients).tokens:
         detail += "; it was trained on the texts of the whole cohort"
     return AuditResult(check="vocabulary", status="leak", detail=detail, fold=split.fold)
+
+
+def _given_vocabulary(run: RunFolder, split: FoldSplit, arrays: CohortArrays) -> AuditResult:
+    """The origin of a given vocabulary, and whether it equals one that was trained on all cases of the cohort."""
+    recorded = Tokenizer.load(run.fold(split.fold).tokenizer)
+    status, detail = check_origin(run.vocabulary.get("origin"), split, cohort=run.state["cohort"]["fingerprint"])
+    everybody = [case.case_id for case in arrays.cases]
+    for min_patients in (MIN_PATIENTS, NO_ANONYMITY):
+        own = train_vocabulary(arrays, everybody, recorded.vocab_size, min_patients=min_patients)
+        if own.tokens == recorded.tokens:
+            status, detail = "leak", "given by the user; it was trained on the texts of this whole cohort"
+    return AuditResult(check="vocabulary", status=status, detail=detail, fold=split.fold)
 
 
 def _predictions(run: RunFolder, split: FoldSplit, arrays: CohortArrays) -> Iterator[AuditResult]:

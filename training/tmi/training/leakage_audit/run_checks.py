@@ -17,16 +17,31 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tmi.toolkit.config.schema import POSITIVE
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import SUMMARY_FILE, FoldFolder, FoldSplit, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json
 from tmi.toolkit.storage.serialization import to_json
+from tmi.training.data.splits import patient_key
 from tmi.training.evaluation.calibration import calibrate, fit_threshold, is_calibrated
 from tmi.training.evaluation.prediction_tables import Predictions, pool_folds, read_predictions
 from tmi.training.evaluation.summary import optimism_note
 
-Status = Literal["holds", "leak", "declared", "not checked"]
+Status = Literal["holds", "leak", "declared", "warning", "not checked"]
+LIMITS = (
+    "a run whose files were made to agree with each other, for example weights that were fitted on held-out cases too; "
+    "only a second training with the recorded config shows it",
+    "what given weights or a given vocabulary of unknown origin were fitted on",
+    "one patient under two ids, except as the same CT or as ids that differ in case and blanks alone",
+    "one CT under two ids, if it was shifted, rotated, rescaled or edited",
+    "a leak in the cohort itself: a radiomics table that was normalised over all patients, a report or value that was "
+    "written after the outcome, wrong labels",
+    "choices that a person made after inspecting held-out metrics",
+)
+"""What the audit cannot see."""
+AUC_GAP, AUC_SIGMAS = 0.1, 2.0
+"""A held-out AUC is far above the inner validation's if it is higher by both: a number, and standard errors."""
 LOSS_TOLERANCE = 2e-3
 """Tolerance between a loss computed on a GPU in TF32 and on a CPU; relative for losses above 1, else absolute."""
 
@@ -38,7 +53,8 @@ class AuditResult:
     check: str
     """Name of the check."""
     status: Status
-    """`declared`: the run's protocol leaks by definition, and the run's summary states it."""
+    """`declared`: the run's protocol leaks by definition, and the run's summary states it; `warning`: no leak is shown,
+    and something that the check cannot decide should be looked into."""
     detail: str
     """One sentence; of a patient it holds case ids and numbers at most."""
     fold: int | None = None
@@ -56,10 +72,12 @@ def audit_folder(run: RunFolder) -> list[AuditResult]:
     results = [AuditResult(check="files", status="holds", detail="no file was changed after training")]
     results += _protocol(run)
     results += _partition(run)
+    results.append(auc_gap(run))
     for split in run.folds:
         files = run.fold(split.fold)
         metrics = read_json(files.metrics, kind="run")
         results.append(_disjoint(run, split))
+        results += _initial_weights(run, split)
         results.append(_scaler_count(run, split, files))
         results += _selected_epoch(run, split, files, metrics)
         results.append(_calibration(run, split, files, metrics))
@@ -104,6 +122,83 @@ def _disjoint(run: RunFolder, split: FoldSplit) -> AuditResult:
             findings.append(f"in both {a} and {b}: {_join_ids(shared)}")
     findings += [f"listed twice in {name}" for name, ids in parts.items() if len(set(ids)) < len(ids)]
     return _result("cases", findings, "no case is in two parts", fold=split.fold)
+
+
+def _initial_weights(run: RunFolder, split: FoldSplit) -> Iterator[AuditResult]:
+    """The weights that training started from were not fitted on held-out cases, as far as their origin is recorded."""
+    if not run.pretrained.is_file():
+        detail = "no weights were given: every encoder started from random ones"
+        yield AuditResult(check="initial-weights", status="holds", detail=detail, fold=split.fold)
+        return
+    for encoder, report in read_json(run.pretrained, kind="run").items():
+        origin = report.get("origin") if isinstance(report, dict) else None
+        status, detail = check_origin(origin, split, cohort=run.state["cohort"]["fingerprint"])
+        yield AuditResult(check="initial-weights", status=status, detail=f"{encoder}: {detail}", fold=split.fold)
+
+
+def check_origin(origin: Any, split: FoldSplit, *, cohort: str) -> tuple[Status, str]:
+    """Compare the recorded origin of given weights or of a given vocabulary with a fold's held-out cases.
+
+    Args:
+        origin: record of `tmi.training.pretrained.origin`, or None if the run has none.
+        split: the fold.
+        cohort: fingerprint of the run's cohort.
+
+    Returns:
+        Status and detail of the check.
+    """
+    origin = origin if isinstance(origin, dict) else {}
+    kind, source = origin.get("kind"), f"{origin.get('kind')} {origin.get('run')!r}"
+    if kind == "synthetic":
+        return "holds", "fitted on synthetic records by tmi pretrain-text"
+    if kind == "public":
+        return "holds", f"the published {origin.get('name')}"
+    if kind == "run":
+        fitted_on = {patient_key(str(i)) for i in origin.get("cases", ())}
+        shared = [i for i in split.test if patient_key(i) in fitted_on]
+        if shared:
+            return "leak", f"from {source}, which was fitted on {len(shared)} held-out case(s): {_join_ids(shared)}"
+        return "holds", f"from {source}, which was fitted on none of the held-out cases"
+    if kind == "bundle" and origin.get("cohort") == cohort:
+        return "leak", f"from {source} of this cohort, whose folds were fitted on held-out cases"
+    if kind == "bundle":
+        return "warning", f"from {source} of another cohort; which cases it was fitted on is not recorded"
+    return "warning", "given by the user; its origin is not known, and held-out cases may have been used to fit it"
+
+
+def auc_gap(run: RunFolder) -> AuditResult:
+    """A held-out AUC far above the inner validation's, on which the epoch was selected, needs an explanation.
+
+    Both are means over the folds in which they are defined. A difference is far if it exceeds `AUC_GAP` and
+    `AUC_SIGMAS` standard errors by J. A. Hanley and B. J. McNeil 1982, folds taken as independent.
+    """
+    tables = [(read_predictions(f.predictions), read_predictions(f.validation)) for f in map(run.fold, _numbers(run))]
+    means, variances = [], []
+    for part in zip(*tables, strict=True):
+        defined = [(auc, table) for table in part if (auc := table.metrics()["roc_auc"]) is not None]
+        if not defined:
+            detail = "no fold has both classes in the inner validation and the held-out part"
+            return AuditResult(check="auc-gap", status="not checked", detail=detail)
+        means.append(float(np.mean([auc for auc, _ in defined])))
+        variances.append(sum(_auc_variance(auc, table) for auc, table in defined) / len(defined) ** 2)
+    gap, error = means[0] - means[1], math.sqrt(sum(variances))
+    detail = f"mean AUC {means[0]:.3f} on the held-out cases, {means[1]:.3f} on the inner validation cases"
+    if gap > max(AUC_GAP, AUC_SIGMAS * error):
+        detail += f": the first is {gap:.3f} higher (standard error {error:.3f}), as if its cases had been trained on"
+        return AuditResult(check="auc-gap", status="warning", detail=detail)
+    return AuditResult(check="auc-gap", status="holds", detail=detail)
+
+
+def _numbers(run: RunFolder) -> list[int]:
+    return [split.fold for split in run.folds]
+
+
+def _auc_variance(auc: float, table: Predictions) -> float:
+    """Variance of an AUC by Hanley and McNeil; n positive, m negative cases."""
+    n = int((table.labels_N == POSITIVE).sum())
+    m = len(table.labels_N) - n
+    q1, q2 = auc / (2.0 - auc), 2.0 * auc * auc / (1.0 + auc)
+    return (auc * (1.0 - auc) + (n - 1) * (q1 - auc * auc) + (m - 1) * (q2 - auc * auc)) / (n * m)
 
 
 def _scaler_count(run: RunFolder, split: FoldSplit, files: FoldFolder) -> AuditResult:

@@ -24,12 +24,13 @@ from tmi.training.data.dataset import CohortArrays, fingerprint, prepare_cohort
 from tmi.training.data.splits import make_folds
 from tmi.training.evaluation.summary import write_summary
 from tmi.training.loop.hardware import HardwareConfig
+from tmi.training.pretrained.origin import vocabulary_record
 
 if TYPE_CHECKING:
     from tmi.training.pretrained.initial_weights import InitialWeights  # torch
 
-TRAINED, GIVEN = "training texts", "given"
-"""`source` of a run's vocabulary record."""
+TRAINED = "training texts"
+"""`source` in the record of a vocabulary that each fold trains; that of a given one is `given`."""
 RECORDED_PACKAGES = ("tmi-clnet", "torch", "lightning", "monai", "transformers", "numpy", "scikit-learn", "tokenizers")
 
 
@@ -75,6 +76,7 @@ def cross_validate(
     cache: PreparedCache | None = None,
     initial: InitialWeights | None = None,
     hardware: HardwareConfig | None = None,
+    vocabulary: Mapping[str, Any] | None = None,
 ) -> RunResult:
     """Train a run in `out`, or continue an interrupted one to the same result.
 
@@ -93,6 +95,7 @@ def cross_validate(
         cache: cache of prepared images; it does not change the result.
         initial: weights that every fold starts from.
         hardware: devices, parallel folds and trackers; None: one device of `accelerator`.
+        vocabulary: record of the given tokenizer (`tmi.training.pretrained.origin`); None: of unknown origin.
 
     Raises:
         UsageError: too few cases; a tokenizer is needed and not given; the run to resume was started with other
@@ -105,13 +108,17 @@ def cross_validate(
     hardware = hardware or HardwareConfig(accelerator=accelerator)
     hardware.check(config)
     _require_tokenizer(config, tokenizer)
-    vocabulary = {"source": TRAINED, "min_patients": MIN_PATIENTS} if tokenizer is None else {"source": GIVEN}
+    if tokenizer is None:
+        vocabulary = {"source": TRAINED, "min_patients": MIN_PATIENTS}
+    elif vocabulary is None:
+        vocabulary = vocabulary_record(tokenizer, None)
     scratch = out.with_name(f".{out.name}.prepared{hardware.node_rank or ''}")
     cohort_fingerprint = fingerprint(cohort)
     is_follower = hardware.node_rank > 0  # node 0 alone creates, checks and finishes the run folder
     if resume and not is_follower:
         run = _open_for_resume(out, config, schema, cohort_fingerprint)
         require_same_initial_weights(run, initial)
+        require_same_vocabulary(run, vocabulary)
     try:
         progress = callbacks.on_preparation_start(len(cohort.cases))
         arrays = prepare_cohort(cohort, config, schema, store=scratch / "ct.npy", cache=cache, progress=progress)
@@ -251,6 +258,20 @@ def require_same_initial_weights(run: RunFolder, initial: InitialWeights | None)
         raise UsageError(
             f"run {run.path} was started from different pre-trained weights",
             fix="resume it with the --ct-weights and --text-weights it was started with, or train a new run",
+        )
+
+
+def require_same_vocabulary(run: RunFolder, vocabulary: Mapping[str, Any]) -> None:
+    """Check that a run resumes with the vocabulary that it was started with; an earlier version's run records none.
+
+    Raises:
+        UsageError: the tokens differ, or one of the two trains its own.
+    """
+    before = run.vocabulary
+    if before and (before.get("source"), before.get("sha256")) != (vocabulary["source"], vocabulary.get("sha256")):
+        raise UsageError(
+            f"run {run.path} was started with a different vocabulary",
+            fix="resume it with the --vocab or --text-weights it was started with, or train a new run",
         )
 
 

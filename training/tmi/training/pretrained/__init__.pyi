@@ -1,6 +1,7 @@
 from .initial_weights import Initialization as Initialization
 from .initial_weights import InitialWeights as InitialWeights
 from .initial_weights import prepare_initialization as prepare_initialization
+from .origin import vocabulary_record as vocabulary_record
 from .pretraining_record import DOCUMENT_SCHEMA as DOCUMENT_SCHEMA
 from .pretraining_record import PRETRAINING_FILE as PRETRAINING_FILE
 from .pretraining_record import VOCABULARY as VOCABULARY

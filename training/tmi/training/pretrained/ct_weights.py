@@ -23,6 +23,7 @@ from torch import Tensor
 from tmi.toolkit.config.schema import CtEncoderConfig
 from tmi.toolkit.models.encoders.resnet3d import CtEncoder
 from tmi.toolkit.storage.hashing import sha256_file
+from tmi.training.pretrained.origin import file_origin
 from tmi.training.pretrained.weight_file import DATA_PARALLEL_PREFIX, WeightFile, read_weights
 from tmi.training.pretrained.weight_report import WeightReport, match_tensors
 
@@ -76,5 +77,6 @@ def read_ct_weights(path: Path, config: CtEncoderConfig) -> tuple[dict[str, Tens
         adapted=adapted,
         dropped=matched.dropped,
         missing=matched.missing,
+        origin=file_origin(path),
     )
     return dict(matched.state), report

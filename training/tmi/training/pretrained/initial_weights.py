@@ -14,6 +14,7 @@ from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
 from tmi.training.pretrained.ct_weights import detect_layout, medicalnet_settings, read_ct_weights
+from tmi.training.pretrained.origin import vocabulary_record
 from tmi.training.pretrained.pretraining_record import pretraining_notes, require_matching_pretraining
 from tmi.training.pretrained.text_weights import bert_settings, bert_tokenizer, read_text_weights
 from tmi.training.pretrained.weight_file import read_weights
@@ -68,6 +69,8 @@ class Initialization:
     """Initial weights."""
     tokenizer: Tokenizer | None
     """Tokenizer of the text weights."""
+    vocabulary: Mapping[str, Any] | None
+    """Record of that tokenizer for the run."""
     notes: tuple[str, ...]
     """Changes of the config and their reasons, for the log."""
 
@@ -121,6 +124,7 @@ def prepare_initialization(
         config=replace(config, network=network, clinical=clinical),
         weights=InitialWeights(states=states, reports=tuple(reports)),
         tokenizer=tokenizer,
+        vocabulary=None if tokenizer is None else vocabulary_record(tokenizer, text),
         notes=tuple(notes),
     )
 

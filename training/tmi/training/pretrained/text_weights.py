@@ -21,6 +21,7 @@ from tmi.toolkit.config.schema import TextEncoderConfig
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.models.encoders.bert import TextEncoder
 from tmi.toolkit.storage.hashing import sha256_file
+from tmi.training.pretrained.origin import file_origin
 from tmi.training.pretrained.weight_file import DATA_PARALLEL_PREFIX, read_weights
 from tmi.training.pretrained.weight_report import WeightReport, match_tensors
 
@@ -138,5 +139,6 @@ def read_text_weights(folder: Path, config: TextEncoderConfig) -> tuple[dict[str
         adapted=adapted,
         dropped=matched.dropped,
         missing=matched.missing,
+        origin=file_origin(folder),
     )
     return dict(matched.state), report

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
 
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.storage.serialization import to_json
+from tmi.training.pretrained.origin import UNKNOWN
 
 MIN_MATCHED_FRACTION = 0.5
 """Minimum fraction of an encoder's parameters that a file must fill."""
@@ -41,6 +42,8 @@ class WeightReport:
     """Tensors of the file without a counterpart in the encoder."""
     missing: tuple[str, ...]
     """Encoder tensors that keep their random initialisation."""
+    origin: dict[str, Any] = field(default_factory=lambda: dict(UNKNOWN))
+    """Where the file comes from (`tmi.training.pretrained.origin`)."""
 
     def summary(self) -> str:
         """One line for the log."""
