@@ -76,8 +76,8 @@ PUBLIC_NAMES = {
         CASES case_page index_page
     """,
     "tmi.runtime.serving": """
-        ALERTS BUNDLE_WARNINGS CaseResult FEATURE_ALERTS FEATURE_WARNINGS Notice Prediction Predictor
-        RESEARCH_USE RejectedCase ResultLog alerts document resolve_cases result_log_path
+        ALERTS BUNDLE_WARNINGS CaseResult FEATURE_ALERTS FEATURE_WARNINGS Notice Prediction
+        Predictor RESEARCH_USE RejectedCase ResultLog alerts document resolve_cases result_log_path
         result_to_json stages_match_total sum_stages unaccounted_seconds
     """,
     "tmi.runtime.verification": """
@@ -88,10 +88,10 @@ PUBLIC_NAMES = {
         run_self_test text_digest trimmed verify_bundle write_golden_case
     """,
     "tmi.toolkit.cases": """
-        CLINICAL_FILE COHORT_COLUMNS COHORT_FILE CT_FILE Case CaseRecord Cohort MASK_FILE MaskLabel
-        RADIOMICS_FILE RADIOMICS_RECORD_FILE Repair add_repair find_cases format_label given_name
-        is_cohort is_folder is_portable_name open_case open_cohort parse_mask_label read_case_record
-        write_case_record
+        CASE_RECORD_FILE CLINICAL_FILE COHORT_COLUMNS COHORT_FILE CT_FILE Case CaseRecord Cohort
+        MASK_FILE MaskLabel RADIOMICS_FILE RADIOMICS_RECORD_FILE Repair add_repair find_cases
+        format_label given_name is_cohort is_folder is_portable_name open_case open_cohort
+        parse_mask_label read_case_record write_case_record
     """,
     "tmi.toolkit.cli": """
         echo echo_json make_console print_error
@@ -169,7 +169,8 @@ PUBLIC_NAMES = {
     """,
     "tmi.training.data": """
         Batch CohortArrays EpochBatches FoldDataset NO_ANONYMITY find_duplicates fingerprint
-        make_folds prepare_cohort read_vocabulary train_vocabulary write_augmentation_log
+        make_folds patient_key prepare_cohort read_vocabulary train_vocabulary
+        write_augmentation_log
     """,
     "tmi.training.evaluation": """
         METRICS Predictions SYNTHETIC TITLES aggregate_folds binary_metrics calibrate
@@ -182,7 +183,7 @@ PUBLIC_NAMES = {
         holm_correction interval mcnemar_test precision_recall reliability roc weighted_metrics
     """,
     "tmi.training.leakage_audit": """
-        AuditResult audit_cohort audit_folder not_checked require_same_cohort scratch_store
+        AuditResult LIMITS audit_cohort audit_folder not_checked require_same_cohort scratch_store
     """,
     "tmi.training.loop": """
         FoldModule HardwareConfig RunResult TrainingCallbacks cross_validate estimate_memory
@@ -193,7 +194,7 @@ PUBLIC_NAMES = {
     """,
     "tmi.training.pretrained": """
         DOCUMENT_SCHEMA FIXED InitialWeights Initialization PRETRAINING_FILE SIZES VOCABULARY
-        WEIGHTS prepare_initialization require_matching_pretraining
+        WEIGHTS prepare_initialization require_matching_pretraining vocabulary_record
     """,
     "tmi.training.systems": """
         Arrays build_model build_network encoder_names encoders fit load loss_function probability

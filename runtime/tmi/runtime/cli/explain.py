@@ -228,7 +228,7 @@ def _summarise(documents: Sequence[dict[str, Any]], out: Path, source: ModelSour
     from rich.text import Text
 
     from tmi.runtime.serving.results import RESEARCH_USE
-    from tmi.toolkit.storage.printable import printable
+    from tmi.toolkit.storage.terminal_text import printable
 
     # Ten columns must fit into a terminal of 80 characters.
     table = Table(box=SIMPLE_HEAD, collapse_padding=True)

@@ -32,7 +32,7 @@ from tmi.runtime.serving.results import RESEARCH_USE, CaseResult, Prediction, al
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import sentences
 from tmi.toolkit.qc.case_checks import Finding
-from tmi.toolkit.storage.printable import printable
+from tmi.toolkit.storage.terminal_text import printable
 
 CASES = "cases"
 """Folder of the case pages, next to `index.html`."""

@@ -1,7 +1,6 @@
-"""Overlap of preparation and computation: which thread prepares which case, and when; results do not depend on it.
+"""Overlap of preparation and computation: when each case is prepared; results do not depend on it.
 
-With a GPU the next batch is prepared while the CT of the current one computes, and not before. An engine on the CPU is
-idle while a round of cases is prepared, one for each core at a time.
+With a GPU the next batch is prepared while the current CT computes. A CPU engine is idle while a round is prepared.
 """
 
 from __future__ import annotations
@@ -16,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from tmi.runtime.inference.ensemble import encoder_graphs
-from tmi.runtime.serving import case_loader as case_loader
+from tmi.runtime.serving import case_loader, text_encoding
 from tmi.runtime.serving import predictor as predictor_module
-from tmi.runtime.serving import text_encoding as text_encoding
 from tmi.runtime.serving.case_loader import CaseInputs, Prefetcher
 from tmi.runtime.serving.results import RejectedCase
 from tmi.runtime.serving.timing import stages_match_total

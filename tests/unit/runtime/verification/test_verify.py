@@ -134,7 +134,7 @@ def test_invalid_key_is_a_usage_error(copy, tmp_path):
         private, _ = write_key_pair(tmp_path, "signer")
         if arguments[0] == "verify":
             assert tmi("sign", copy, "--key", private, "--force").code == 0
-        for name, message in (("no.pem", "is no p"), ("nowhere.pem", "is not there")):
+        for name, message in (("no.pem", "is not a p"), ("nowhere.pem", "does not exist")):
             outcome = tmi(*arguments, "--key", tmp_path / name)
             assert outcome.code == 2
             assert message in outcome.err

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tmi.toolkit.storage.printable import printable, printable_json
+from tmi.toolkit.storage.terminal_text import printable, printable_json
 
 if TYPE_CHECKING:
     from rich.console import Console

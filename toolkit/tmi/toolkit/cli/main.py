@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 
 from tmi.toolkit.cli.console import clean_messages_of_libraries, echo
 from tmi.toolkit.errors import ExitCode, InputRejectedError, TmiError, UnavailableError
-from tmi.toolkit.storage.printable import printable
+from tmi.toolkit.storage.terminal_text import printable
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from .hashing import canonical_json as canonical_json
 from .hashing import sha256_bytes as sha256_bytes
 from .hashing import sha256_file as sha256_file
 from .hashing import sha256_json as sha256_json
-from .printable import printable as printable
-from .printable import printable_json as printable_json
 from .serialization import from_json as from_json
 from .serialization import to_json as to_json
+from .terminal_text import printable as printable
+from .terminal_text import printable_json as printable_json

@@ -12,7 +12,7 @@ from tmi.runtime.serving.input_warnings import BUNDLE_WARNINGS, FEATURE_ALERTS, 
 from tmi.runtime.serving.results import ALERTS, RESEARCH_USE, CaseResult, Notice, Prediction, alerts
 from tmi.toolkit.cli.console import make_console
 from tmi.toolkit.storage.csv_files import csv_text
-from tmi.toolkit.storage.printable import printable
+from tmi.toolkit.storage.terminal_text import printable
 
 PIPED_WIDTH = 140
 """Width of the table in columns if standard output is not a terminal."""

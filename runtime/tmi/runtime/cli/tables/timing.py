@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tmi.runtime.serving.results import CaseResult, Prediction
 from tmi.runtime.serving.timing import stages_match_total, sum_stages, unaccounted_seconds
 from tmi.toolkit.cli.console import make_console
-from tmi.toolkit.storage.printable import printable
+from tmi.toolkit.storage.terminal_text import printable
 
 BAR = 40
 """Width in columns of a bar that spans the total."""

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tmi.toolkit.storage.printable import printable, printable_json
+from tmi.toolkit.storage.terminal_text import printable, printable_json
 
 HOSTILE = {
     "\x1b]0;title\x07": r"\x1b]0;title\x07",
