@@ -45,7 +45,7 @@ def unexpected(workspace, patch) -> CommandResult:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("secret of a patient")
 
-    patch.setattr("tmi.runtime.serving.predictor.open_bundle", broken)
+    patch.setattr("tmi.runtime.serving.predictor.open_trusted_bundle", broken)
     return predict(workspace)
 
 
@@ -124,7 +124,7 @@ def test_invalid_options_are_wrong_usage(workspace):
 
 def test_debug_shows_the_traceback(workspace, monkeypatch):
     """With `--debug`, an unexpected error is printed with its traceback."""
-    monkeypatch.setattr("tmi.runtime.serving.predictor.open_bundle", lambda *_: 1 / 0)
+    monkeypatch.setattr("tmi.runtime.serving.predictor.open_trusted_bundle", lambda *_: 1 / 0)
     outcome = predict(workspace, "--debug")
     assert outcome.code == int(ExitCode.UNEXPECTED)
     assert "Traceback" in outcome.err
