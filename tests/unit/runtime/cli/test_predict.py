@@ -65,7 +65,7 @@ def test_table_shows_results_and_provenance(predict, good_cases, bad_case):
     document = predict(good_cases[0], "--json").document
     outcome = predict(good_cases[0], bad_case)
     (result,) = document["results"]
-    row = next(line for line in outcome.out.splitlines() if "P000" in line)
+    row = next(line for line in outcome.out.splitlines() if line.startswith("│ P000"))
     assert result["decision"] in row
     assert f"{result['probability']['bad']:.4f}" in row
     assert any("bad [case]" in line and "rejected" in line for line in outcome.out.splitlines())
