@@ -111,7 +111,7 @@ def test_row_metrics_are_finite_and_networks_load(small_comparison, key):
     summary = read_json(run.path / SUMMARY_FILE, kind="run")
     assert all(math.isfinite(entry["mean"]) for entry in summary["over_folds"].values())
     for split in run.folds:
-        network = fold_graphs.FoldModels(run).whole(split.fold)
+        network = fold_graphs.FoldModels(run).network(split.fold)
         assert (network.ct_encoder is not None) == ("image" in active_modalities(run.config))
 
 
