@@ -270,5 +270,5 @@ def test_public_names_of_the_runtime():
 
     assert sorted(tmi.runtime.__all__) == ["FoldPrediction", "Notice", "Prediction", "Predictor", "RejectedCase"]
     assert all(getattr(tmi.runtime, name).__name__ == name for name in tmi.runtime.__all__)
-    with pytest.raises(AttributeError, match="No tmi.runtime attribute Forecaster"):
+    with pytest.raises(AttributeError, match=r"No tmi\.runtime attribute Forecaster"):
         tmi.runtime.Forecaster  # noqa: B018
