@@ -187,7 +187,8 @@ PUBLIC_NAMES = {
     """,
     "tmi.training.loop": """
         FoldModule HardwareConfig RunResult TrainingCallbacks cross_validate estimate_memory
-        require_same_initial_weights resolve_accelerator set_frozen_eval set_vector_norms_eval
+        require_same_initial_weights require_same_options resolve_accelerator set_frozen_eval
+        set_vector_norms_eval
     """,
     "tmi.training.losses": """
         Loss task_loss total_loss

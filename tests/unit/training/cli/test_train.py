@@ -199,3 +199,32 @@ def test_unreadable_file_changes_the_fingerprint(cohort, monkeypatch):
 
     monkeypatch.setattr(cohort_arrays, "sha256_file", hashed)
     assert cohort_arrays.fingerprint(open_cohort(cohort)) != readable
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--epochs", "7"], "train differs: train.epochs was 2, is 7"),
+        (["--set", "train.seed=1"], "train differs: train.seed was 42, is 1"),
+        (["--set", "network.fusion.tcaf=false"], "network differs: network.fusion.tcaf was True, is False"),
+        (["--vocab", "{run}/fold0/tokenizer.json"], "config (clinical differs: clinical.vocab_size was 200, is None)"),
+    ],
+)
+def test_resuming_finished_run_with_other_options_is_rejected(options, message, run, cohort):
+    """A finished run changes no more: other options end with exit code 2, equal ones say that it is finished."""
+    folder, _ = run
+    assignments = [part for setting in SMALL for part in ("--set", setting)]
+    resume = ["train", cohort, "--out", folder, *OPTIONS, *assignments, "--resume"]
+    before = (folder / "run.json").read_bytes()
+    outcome = tmi(*resume, *(o.format(run=folder) for o in options))
+    assert (outcome.code, message in outcome.err) == (2, True), outcome.err
+    assert tmi(*resume).out == f"run {folder} is already finished; next: tmi export {folder}\n"
+    assert (folder / "run.json").read_bytes() == before
+
+
+def test_resuming_finished_run_on_another_cohort_is_rejected(run, tmp_path):
+    """A finished run is not resumed on another cohort either."""
+    other = write_cohort(tmp_path / "cohort", cases=10, seed=1, with_mask=False)
+    assignments = [part for setting in SMALL for part in ("--set", setting)]
+    outcome = tmi("train", other, "--out", run[0], *OPTIONS, *assignments, "--resume")
+    assert (outcome.code, "on a different cohort" in outcome.err) == (2, True), outcome.err

@@ -110,6 +110,7 @@ def train(
     hardware.check(config)
     if resume:
         if RunFolder.open(target).finished:
+            _require_same_options(target, data, config, fields, vocab, initialization)
             echo(f"run {target} is already finished; next: tmi export {target}")
             return
     elif hardware.node_rank == 0:
@@ -129,6 +130,17 @@ def train(
         name=name,
         cached=not no_cache,
     )
+
+
+def _require_same_options(
+    run: Path, data: Any, config: Config, schema: Schema, vocab: Path | None, initialization: Initialization | None
+) -> None:
+    """Reject options that a finished run was not trained with: resuming it would ignore them."""
+    from tmi.training.loop.cross_validation import require_same_options
+
+    tokenizer, vocabulary = read_given_vocabulary(vocab, initialization)
+    initial = None if initialization is None else initialization.weights
+    require_same_options(run, data, config, schema, tokenizer=tokenizer, initial=initial, vocabulary=vocabulary)
 
 
 def _print_memory_estimate(config: Config, devices: int, accelerator: str) -> None:

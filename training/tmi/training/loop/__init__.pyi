@@ -2,6 +2,7 @@ from .cross_validation import RunResult as RunResult
 from .cross_validation import TrainingCallbacks as TrainingCallbacks
 from .cross_validation import cross_validate as cross_validate
 from .cross_validation import require_same_initial_weights as require_same_initial_weights
+from .cross_validation import require_same_options as require_same_options
 from .freezing import set_frozen_eval as set_frozen_eval
 from .hardware import HardwareConfig as HardwareConfig
 from .hardware import resolve_accelerator as resolve_accelerator

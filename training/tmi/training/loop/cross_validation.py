@@ -108,17 +108,14 @@ def cross_validate(
     hardware = hardware or HardwareConfig(accelerator=accelerator)
     hardware.check(config)
     _require_tokenizer(config, tokenizer)
-    if tokenizer is None:
-        vocabulary = {"source": TRAINED, "min_patients": MIN_PATIENTS}
-    elif vocabulary is None:
-        vocabulary = vocabulary_record(tokenizer, None)
+    vocabulary = _vocabulary_record(tokenizer, vocabulary)
     scratch = out.with_name(f".{out.name}.prepared{hardware.node_rank or ''}")
     cohort_fingerprint = fingerprint(cohort)
     is_follower = hardware.node_rank > 0  # node 0 alone creates, checks and finishes the run folder
     if resume and not is_follower:
         run = _open_for_resume(out, config, schema, cohort_fingerprint)
         require_same_initial_weights(run, initial)
-        require_same_vocabulary(run, vocabulary)
+        _require_same_vocabulary(run, vocabulary)
     try:
         progress = callbacks.on_preparation_start(len(cohort.cases))
         arrays = prepare_cohort(cohort, config, schema, store=scratch / "ct.npy", cache=cache, progress=progress)
@@ -223,6 +220,33 @@ def _create_run(
     )
 
 
+def require_same_options(
+    out: Path,
+    cohort: Cohort,
+    config: Config,
+    schema: Schema,
+    *,
+    tokenizer: Tokenizer | None,
+    initial: InitialWeights | None,
+    vocabulary: Mapping[str, Any] | None = None,
+) -> None:
+    """Check that a run, finished or not, was started with these options; a resumed training can change none of them.
+
+    Raises:
+        UsageError: config, schema, cohort, initial weights or vocabulary differ.
+        DamagedError: the run is damaged.
+    """
+    run = _open_for_resume(out, config, schema, fingerprint(cohort))
+    require_same_initial_weights(run, initial)
+    _require_same_vocabulary(run, _vocabulary_record(tokenizer, vocabulary))
+
+
+def _vocabulary_record(tokenizer: Tokenizer | None, given: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if tokenizer is None:
+        return {"source": TRAINED, "min_patients": MIN_PATIENTS}
+    return vocabulary_record(tokenizer, None) if given is None else given
+
+
 def _open_for_resume(out: Path, config: Config, schema: Schema, cohort_fingerprint: str) -> RunFolder:
     run = RunFolder.open(out)
     require_rendering(run.config.clinical.rendering, run.rendering_version, kind=f"run {out}")
@@ -234,8 +258,9 @@ def _open_for_resume(out: Path, config: Config, schema: Schema, cohort_fingerpri
     if run.config != config:
         before, now = to_json(run.config), to_json(config)
         section = next(k for k in before if before[k] != now[k])
+        setting = _first_difference(section, before[section], now[section])
         raise UsageError(
-            f"run {out} was started with a different config ({section} differs)",
+            f"run {out} was started with a different config ({section} differs: {setting})",
             fix="resume it with the options it was started with, or train a new run",
         )
     if run.state["cohort"]["fingerprint"] != cohort_fingerprint:
@@ -244,6 +269,14 @@ def _open_for_resume(out: Path, config: Config, schema: Schema, cohort_fingerpri
             fix="restore the cohort, or train a new run",
         )
     return run
+
+
+def _first_difference(name: str, before: Any, now: Any) -> str:
+    """Name of the first setting that differs, with both values: `train.epochs was 20, is 7`."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        key = next(k for k in {**before, **now} if before.get(k) != now.get(k))
+        return _first_difference(f"{name}.{key}", before.get(key), now.get(key))
+    return f"{name} was {before}, is {now}"
 
 
 def require_same_initial_weights(run: RunFolder, initial: InitialWeights | None) -> None:
@@ -261,7 +294,7 @@ def require_same_initial_weights(run: RunFolder, initial: InitialWeights | None)
         )
 
 
-def require_same_vocabulary(run: RunFolder, vocabulary: Mapping[str, Any]) -> None:
+def _require_same_vocabulary(run: RunFolder, vocabulary: Mapping[str, Any]) -> None:
     """Check that a run resumes with the vocabulary that it was started with; an earlier version's run records none.
 
     Raises:
