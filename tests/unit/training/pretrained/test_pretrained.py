@@ -93,6 +93,22 @@ def test_medicalnet_file_fills_encoder_and_sets_strides(tmp_path, segmentation):
     assert all(torch.equal(encoder.backbone.state_dict()[name], tensor) for name, tensor in written.items())
 
 
+@pytest.mark.parametrize("without", [".downsample.", "layer3.0.downsample.1."])
+@pytest.mark.parametrize("layout", ["medicalnet", "hara"])
+def test_weights_without_shortcut_projections_are_rejected(layout, without, tmp_path):
+    """Shortcut A (MedicalNet's resnet_18 and resnet_34) has no projections; an encoder with B does not go on."""
+    path = tmp_path / "resnet_18.pth"
+    (write_medicalnet if layout == "medicalnet" else write_hara)(path)
+    document = torch.load(path, weights_only=True)
+    state = {name: tensor for name, tensor in document["state_dict"].items() if without not in name}
+    assert len(document["state_dict"]) - len(state) > 0
+    torch.save({"state_dict": state}, path)
+    with pytest.raises(UsageError, match="no projection for shortcuts") as error:
+        prepare_initialization(ct_config(), ct=path, text=None)
+    assert "shortcut type B" in error.value.fix
+    assert "downsample" in str(error.value)
+
+
 def test_strides_set_by_user_are_kept(tmp_path):
     """Strides set explicitly are kept, and a note reports the mismatch."""
     write_medicalnet(tmp_path / "resnet_50.pth")

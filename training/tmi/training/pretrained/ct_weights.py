@@ -21,13 +21,15 @@ import torch
 from torch import Tensor
 
 from tmi.toolkit.config.schema import CtEncoderConfig
+from tmi.toolkit.errors import UsageError
 from tmi.toolkit.models.encoders.resnet3d import CtEncoder
 from tmi.toolkit.storage.hashing import sha256_file
 from tmi.training.pretrained.origin import file_origin
 from tmi.training.pretrained.weight_file import DATA_PARALLEL_PREFIX, WeightFile, read_weights
-from tmi.training.pretrained.weight_report import WeightReport, match_tensors
+from tmi.training.pretrained.weight_report import MatchedWeights, WeightReport, match_tensors
 
 STEM = "conv1.weight"
+SHORTCUT = ".downsample."
 SUMMED = "summed over its 3 input channels"
 STRIDE, DILATION = (2, 2, 2), (1, 1, 2, 4)
 """Stem stride and stage dilations of MedicalNet's ResNets."""
@@ -47,11 +49,30 @@ def detect_layout(file: WeightFile) -> str:
     return "hara" if channels == 3 else "resnet"
 
 
+def _require_shortcuts(matched: MatchedWeights, path: Path) -> None:
+    """Reject weights without the projections that the encoder's shortcuts (type B) need.
+
+    ResNets with shortcut A (MedicalNet's resnet_18 and resnet_34) subsample and pad with zeros instead. Their blocks
+    were trained for that; projections of random weights would add noise to every stage.
+
+    Raises:
+        UsageError: a projection is missing.
+    """
+    missing = [name for name in matched.missing if SHORTCUT in name]
+    if missing:
+        raise UsageError(
+            f"weights {path.name} have no projection for shortcuts of the CT encoder ({missing[0]} and "
+            f"{len(missing) - 1} more are missing): they are of a ResNet with shortcut type A, or incomplete",
+            fix="give weights with shortcut type B, such as MedicalNet's resnet_50 or Hara's r3d50_K_200ep.pth",
+        )
+
+
 def read_ct_weights(path: Path, config: CtEncoderConfig) -> tuple[dict[str, Tensor], WeightReport]:
     """Read the tensors of the CT encoder, by the encoder's names, and a report of the file's tensors.
 
     Raises:
-        UsageError: the file does not exist, is of a network of another size, or matches too few tensors.
+        UsageError: the file does not exist, is of a network of another size or with other shortcuts, or matches too few
+            tensors.
         DamagedError: the file cannot be read or is not trusted.
     """
     file = read_weights(path)
@@ -66,6 +87,7 @@ def read_ct_weights(path: Path, config: CtEncoderConfig) -> tuple[dict[str, Tens
             adapted[name] = SUMMED
         named[name] = (original, tensor)
     matched = match_tensors(named, parameters, optional="fc.", file=path.name, sizes="network.ct_encoder.*")
+    _require_shortcuts(matched, path)
     report = WeightReport(
         encoder="ct",
         file=path.name,
