@@ -21,6 +21,7 @@ TEXTS = [
     "HBsAg+ cirrhosis, Child–Pugh B; ascites (grade 2)…  TIPS\tplaced\n2019. Müller's naïve façade — 肝硬化 患者 é",
     "hepatosplenomegaly pneumonoultramicroscopicsilicovolcanoconiosis " + "x" * 150,
     "control\x00char\ufffd soft\u00adhyphen zero\u200bwidth line\u2028separator [SEP] [CLS] [UNK]",
+    "unassigned a\u0378b, private use \ue000x",  # transformers' slow tokenizer drops the first
 ]
 
 

@@ -3,6 +3,7 @@
 It is saved as one tokenizer.json. [PAD] has id 0, and a text is encoded as [CLS] ... [SEP]. Training is deterministic.
 A word of a free-text report becomes a token only if at least `MIN_PATIENTS` patients have it (k-anonymity); every other
 word is spelled with single characters. The vocabulary is part of every run and bundle; a patient's name must not be.
+With BERT's vocabulary the ids equal those of transformers' fast tokenizer; its slow one drops unassigned characters.
 """
 
 from __future__ import annotations
