@@ -43,9 +43,9 @@ PUBLIC_NAMES = {
     "tmi.runtime.bundle": """
         Bundle CheckResult ClinicalSpec EVIDENCE_FOLDER FUSION FoldSpec GOLDEN_CASE_FILE GOLDEN_FILE
         GraphSpec MANIFEST_FILE MODEL_CARD_FILE Manifest ParityError REAL_CASES_FILE Role SBOM_FILE
-        SIGNATURE_FILE SIGNED TensorSpec UNCHECKED UNSIGNED check_signature fingerprint
-        inspect_bundle manifest_to_json open_bundle open_trusted_bundle require_passed sign_bundle
-        write_manifest
+        SIGNATURE_FILE SIGNED TensorSpec UNCHECKED UNSIGNED bundled_scaler bundled_schema
+        bundled_tokenizer check_signature fingerprint inspect_bundle manifest_to_json open_bundle
+        open_trusted_bundle require_passed sign_bundle write_manifest
     """,
     "tmi.runtime.cli": """
         WORKER
@@ -102,7 +102,7 @@ PUBLIC_NAMES = {
         report_text require_rendering sentences store_schema stored_schema
     """,
     "tmi.toolkit.compute": """
-        ArrayAllocator BufferPool Ignored StageTimer available_cores quiet worker_pool
+        ArrayAllocator BufferPool Ignored StageTimer available_cores disable_telemetry quiet worker_pool
     """,
     "tmi.toolkit.config": """
         AugmentationConfig CLASSES Config CtConfig CtEncoderConfig FusionConfig HeadConfig

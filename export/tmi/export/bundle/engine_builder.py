@@ -23,7 +23,7 @@ from tmi.runtime.bundle.manifest import MODEL_CARD_FILE, SBOM_FILE, SIGNATURE_FI
 from tmi.runtime.bundle.reader import Bundle, fingerprint, open_bundle, write_manifest
 from tmi.runtime.verification.golden_inputs import golden_from_manifest
 from tmi.runtime.verification.verify import read_references
-from tmi.toolkit.errors import UnavailableError, UsageError
+from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.storage.atomic_files import staged_folder, write_text
 
 
@@ -78,6 +78,7 @@ def build_bundle(
     )
     with out_of_memory_as_error("the build", progress) as progress, staged_folder(folder) as stage:
         shutil.copytree(folder, stage, dirs_exist_ok=True)
+        _require_same_bundle(bundle, stage)
         manifest, records = add_plans(stage, bundle.manifest, request, validation_set, progress=progress)
         require_passed(
             records,
@@ -92,3 +93,13 @@ def build_bundle(
         progress("hashing the files")
         write_manifest(stage, replace(manifest, files=fingerprint(stage)))
     return open_bundle(folder)
+
+
+def _require_same_bundle(bundle: Bundle, copy: Path) -> None:
+    """Require that a copy holds the files of the opened bundle: engines are built from the copy.
+
+    Raises:
+        DamagedError: a file of the bundle was exchanged after it was opened.
+    """
+    if open_bundle(copy).digest != bundle.digest:
+        raise DamagedError(f"bundle {bundle.folder} was exchanged during the build", fix="build it again")

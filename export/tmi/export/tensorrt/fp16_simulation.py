@@ -17,7 +17,7 @@ reductions run inside the graph, because one tensor of the paper's configuration
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +148,7 @@ class EmulationEngine(GraphEngine):
     def _start(self, bundle: Bundle) -> None:
         self._precisions = graph_precisions(bundle.manifest)
 
-    def _load(self, spec: GraphSpec, path: Path) -> EmulationSession:
+    def _load(self, spec: GraphSpec, path: Path, read: Callable[[], bytes]) -> EmulationSession:
         model = read_typed(path)
         tf32 = self._precisions[spec.name] == TF32
         return emulation_session(emulate_tf32(model) if tf32 else emulate_fp16(model), threads=self.threads)

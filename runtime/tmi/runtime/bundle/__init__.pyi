@@ -1,6 +1,9 @@
 from .check_result import CheckResult as CheckResult
 from .check_result import ParityError as ParityError
 from .check_result import require_passed as require_passed
+from .contents import bundled_scaler as bundled_scaler
+from .contents import bundled_schema as bundled_schema
+from .contents import bundled_tokenizer as bundled_tokenizer
 from .manifest import EVIDENCE_FOLDER as EVIDENCE_FOLDER
 from .manifest import FUSION as FUSION
 from .manifest import GOLDEN_CASE_FILE as GOLDEN_CASE_FILE

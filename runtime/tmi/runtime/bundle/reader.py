@@ -43,6 +43,33 @@ class Bundle:
         name = graph.artefacts.get(kind)
         return None if name is None else self.folder / name
 
+    def read(self, path: Path) -> bytes:
+        """Bytes of a file of the bundle, for loading: the digest is that of these very bytes.
+
+        A file that was exchanged after `open_bundle` compared it is never loaded. A bundle that is being exported has
+        no fingerprints yet, and nothing is compared.
+
+        Args:
+            path: the file, as `artefact` returns it.
+
+        Raises:
+            DamagedError: the file is missing, or differs from the manifest.
+        """
+        name = path.relative_to(self.folder).as_posix()
+        spec = self.manifest.files.get(name)
+        try:
+            # Non-blocking: a pipe that took the file's place is not waited for.
+            with open(path, "rb", opener=_open_nonblocking) as stream:
+                # At most one byte more than recorded: a file that grew is not read to its end.
+                data = stream.read(-1 if spec is None else spec.bytes + 1)
+        except FileNotFoundError as error:
+            raise DamagedError(f"bundle {self.folder}: {name} is missing", fix=EXPORT_AGAIN_FIX) from error
+        except OSError as error:  # a folder took its place, or it may not be read
+            raise _changed_file_error(self.folder, name) from error
+        if spec is not None and (len(data) != spec.bytes or sha256_bytes(data) != spec.sha256):
+            raise _changed_file_error(self.folder, name)
+        return data
+
     def has(self, kind: str) -> bool:
         """Whether every graph has an artefact of this kind."""
         return all(kind in g.artefacts for g in self.manifest.graphs)
@@ -66,6 +93,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> str:
     return digest
 
 
+NONBLOCK = getattr(os, "O_NONBLOCK", 0)
+"""Flag of `os.open`; 0 on systems without it."""
 MAX_MANIFEST_BYTES = 2**26
 """Largest manifest that is read, in bytes; those of real bundles have less than 1 MB."""
 EXPORT_AGAIN_FIX = "copy the bundle again from where it was exported, or export it again"
@@ -147,6 +176,10 @@ def _compare_names_and_sizes(folder: Path, recorded: dict[str, FileSpec]) -> Non
     for name, spec in recorded.items():
         if present[name] != spec.bytes:
             raise _changed_file_error(folder, name)
+
+
+def _open_nonblocking(path: str, flags: int) -> int:
+    return os.open(path, flags | NONBLOCK)
 
 
 def _require_small_file(folder: Path, name: str) -> None:

@@ -6,14 +6,17 @@ packages are imported only when a bundle is signed or checked.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib.util
 import io
+import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from tmi.runtime.bundle.manifest import SIGNATURE_FILE
+from tmi.runtime.bundle.manifest import MANIFEST_FILE, SIGNATURE_FILE
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 
@@ -75,12 +78,15 @@ def open_trusted_bundle(folder: Path, key: Path | None) -> Bundle:
     """
     bundle = open_bundle(folder)
     if key is not None:
-        check_signature(folder, key)
+        check_signature(bundle, key)
     return bundle
 
 
-def check_signature(folder: Path, key: Path) -> None:
+def check_signature(bundle: Bundle, key: Path) -> None:
     """Require that a bundle was signed with the private key of a public key.
+
+    The signature must cover the manifest that was read, not only the one that is in the folder now: every other file is
+    compared with it when its bytes are read.
 
     Raises:
         UsageError: no such key.
@@ -90,6 +96,7 @@ def check_signature(folder: Path, key: Path) -> None:
     _require_packages()
     if not key.is_file():
         raise UsageError(f"public key {key} does not exist", fix="give the signer's public key as a PEM file")
+    folder = bundle.folder
     signature = folder / SIGNATURE_FILE
     fix = "get the bundle again from its signer, and the public key from an independent source"
     if not signature.is_file():
@@ -102,14 +109,28 @@ def check_signature(folder: Path, key: Path) -> None:
     except (ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{key} is not a public key that can check a signature", fix="give a PEM key") from error
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # the verifier prints a warning about old signatures
-            config.set_hashing_config(_hashing()).verify(folder, signature)
+        # A private copy: the file in the folder may be exchanged between the check and the reading of its payload.
+        data = signature.read_bytes()
+        with tempfile.TemporaryDirectory(prefix="tmi-signature-") as private:
+            checked = Path(private) / SIGNATURE_FILE
+            checked.write_bytes(data)
+            with contextlib.redirect_stdout(io.StringIO()):  # the verifier prints a warning about old signatures
+                config.set_hashing_config(_hashing()).verify(folder, checked)
+        if _signed_digest(data, MANIFEST_FILE) != bundle.digest:
+            raise ValueError(f"{MANIFEST_FILE} was exchanged while it was checked")
     except InvalidSignature as error:
         raise DamagedError(f"bundle {folder}: the signature is not by {key.name}", fix=fix) from error
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
         text = " ".join(str(error).split())
         what = f"is not by {key.name}" if "Key mismatch" in text else f"does not match the files: {text[:200]}"
         raise DamagedError(f"bundle {folder}: the signature {what}", fix=fix) from error
+
+
+def _signed_digest(signature: bytes, name: str) -> str | None:
+    """SHA-256 of a file according to the payload of a checked signature; None if the payload does not list it."""
+    payload = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
+    digests = {str(r["name"]): str(r["digest"]) for r in payload["predicate"]["resources"]}
+    return digests.get(name)
 
 
 def _hashing() -> Any:

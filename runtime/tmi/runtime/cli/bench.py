@@ -133,9 +133,9 @@ def _shape(text: str) -> tuple[int, int, int]:
 
 def _synthetic_cases(bundle: Bundle, folder: Path, count: int, shape_XYZ: tuple[int, int, int]) -> list[Case]:
     from tmi.runtime.benchmark.synthetic_case import write_bench_case
-    from tmi.toolkit.clinical.schema import stored_schema
+    from tmi.runtime.bundle.contents import bundled_schema
 
-    schema = stored_schema(bundle.folder, kind="bundle")
+    schema = bundled_schema(bundle)
     names = [f"made-up-{n}" for n in range(count)]
     return [write_bench_case(folder / name, schema, seed=n, shape_XYZ=shape_XYZ) for n, name in enumerate(names)]
 

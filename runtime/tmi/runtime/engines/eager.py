@@ -5,13 +5,14 @@ Parity checks compare every other engine with this one. Imports torch; the torch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
+from safetensors.torch import load as parse_tensors
 
 from tmi.runtime.bundle.manifest import GraphSpec, Role
 from tmi.runtime.bundle.reader import Bundle
@@ -40,8 +41,8 @@ class EagerEngine(GraphEngine):
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
 
-    def _load(self, spec: GraphSpec, path: Path) -> Any:
-        weights = load_file(path)
+    def _load(self, spec: GraphSpec, path: Path, read: Callable[[], bytes]) -> Any:
+        weights = parse_tensors(read())
         if spec.role != "fusion":
             return _load_weights(self._part(spec.role), weights, path)
         prefixes = [f"fold{fold}." for fold in range(self._folds)]

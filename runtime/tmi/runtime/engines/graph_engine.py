@@ -8,6 +8,8 @@ probability.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -54,7 +56,7 @@ class GraphEngine(ABC):
                         f"bundle {bundle.folder} holds no {artefact} file of graph {spec.name}",
                         fix=f"export it with --engine {artefact}, or choose another engine",
                     )
-                self._loaded[spec.name] = self._load(spec, path)
+                self._loaded[spec.name] = self._load(spec, path, partial(bundle.read, path))
                 self._specs[spec.name] = spec
         except BaseException:
             self.close()
@@ -99,8 +101,11 @@ class GraphEngine(ABC):
         """Set up resources that all graphs share."""
 
     @abstractmethod
-    def _load(self, spec: GraphSpec, path: Path) -> Any:
-        """Load one graph from its artefact file."""
+    def _load(self, spec: GraphSpec, path: Path, read: Callable[[], bytes]) -> Any:
+        """Load one graph from the bytes that `read` returns, which are those that the manifest records.
+
+        `path` is for messages: what is opened by path may be exchanged after its digest was compared.
+        """
 
     @abstractmethod
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:

@@ -7,7 +7,7 @@ measurable cost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from tmi.runtime.bundle.manifest import GraphSpec
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.graph_engine import GraphEngine
+from tmi.runtime.engines.memory_file import memory_file
 
 ERRORS_ONLY = 3
 """ONNX Runtime's log severity for errors."""
@@ -38,15 +39,15 @@ class OnnxEngine(GraphEngine):
     def _start(self, bundle: Bundle) -> None:
         onnxruntime.set_default_logger_severity(ERRORS_ONLY)
 
-    def _load(self, spec: GraphSpec, path: Path) -> onnxruntime.InferenceSession:
+    def _load(self, spec: GraphSpec, path: Path, read: Callable[[], bytes]) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         # Graphs run one after another: idle threads of one session must not spin while another session computes.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        with as_runtime_errors():
-            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with as_runtime_errors(), memory_file(read) as source:
+            return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         names = [t.name for t in spec.outputs]

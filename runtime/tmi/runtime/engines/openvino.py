@@ -13,6 +13,7 @@ released after each run, so that only one encoder's activations are in memory.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.compiled_cache import CompiledCache, MappedFile
 from tmi.runtime.engines.graph_engine import GraphEngine
 from tmi.runtime.engines.host import cpu_name
+from tmi.runtime.engines.memory_file import memory_file
 from tmi.toolkit.errors import UnavailableError
 
 DEVICE = "CPU"
@@ -105,10 +107,11 @@ class OpenVinoEngine(GraphEngine):
             PRECISION: self._precision(spec),
         }
 
-    def _load(self, spec: GraphSpec, path: Path) -> Any:
+    def _load(self, spec: GraphSpec, path: Path, read: Callable[[], bytes]) -> Any:
         compiled = self._from_cache(spec)
         if compiled is None:
-            compiled = self._core.compile_model(self._core.read_model(path), DEVICE, self._settings(spec))
+            with memory_file(read) as source:
+                compiled = self._core.compile_model(self._core.read_model(source), DEVICE, self._settings(spec))
             self._store(spec, compiled)
         expected, actual = self._precision(spec), compiled.get_property(PRECISION).get_type_name()
         if actual != expected:

@@ -12,8 +12,9 @@ Driver, GPU and version are compared with the manifest before a plan is deserial
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -133,7 +134,7 @@ class TrtEngine(GraphEngine):
         self._computing: Any = None
         self._workspace: int | None = None
         self._metadata: Mapping[str, Any] = {}
-        self._typed: dict[str, Path] = {}
+        self._typed: dict[str, Callable[[], bytes]] = {}
         self._names: dict[str, dict[str, str]] = {}
 
     def open(self, bundle: Bundle, *, threads: int | None) -> None:
@@ -157,15 +158,14 @@ class TrtEngine(GraphEngine):
         for plan in self._metadata.values():
             require_compatible_plan(plan, self._trt.__version__, gpu, bundle.folder)
         self._cuda = _import("tmi.runtime.engines.cuda", self.name)
-        self._typed = {
-            g.name: file for g in bundle.manifest.graphs if (file := bundle.artefact(g, "onnx-typed")) is not None
-        }
+        typed = {g.name: bundle.artefact(g, "onnx-typed") for g in bundle.manifest.graphs}
+        self._typed = {name: partial(bundle.read, file) for name, file in typed.items() if file is not None}
         self._log = self._trt.Logger(self._trt.Logger.ERROR)
         self._runtime = self._trt.Runtime(self._log)
         self._copying, self._computing = self._cuda.Stream(), self._cuda.Stream()
 
-    def _load(self, spec: GraphSpec, path: Path) -> _Graph:
-        engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+    def _load(self, spec: GraphSpec, path: Path, read: Callable[[], bytes]) -> _Graph:
+        engine = self._runtime.deserialize_cuda_engine(read())
         if engine is None:
             raise UnavailableError(
                 f"{self._trt.__name__} {self._trt.__version__} cannot load {path.name}",
@@ -184,7 +184,7 @@ class TrtEngine(GraphEngine):
         """Fill a plan without weights with those of its graph's ONNX file."""
         refitter = self._trt.Refitter(engine, self._log)
         parser = self._trt.OnnxParserRefitter(refitter, self._log)
-        if not parser.refit_from_file(str(self._typed[spec.name])) or not refitter.refit_cuda_engine():
+        if not parser.refit_from_bytes(self._typed[spec.name]()) or not refitter.refit_cuda_engine():
             raise RuntimeError(f"the plan of {spec.name} cannot be refitted with the weights of its ONNX file")
 
     def _slot(self, engine: Any, spec: GraphSpec, largest: int, longest: int) -> _Slot:

@@ -6,6 +6,8 @@ are folded into the convolutions, which saves a fifth of the time. Freezing the 
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,10 @@ class TorchScriptEngine(GraphEngine):
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
 
-    def _load(self, spec: GraphSpec, path: Path) -> Any:
+    def _load(self, spec: GraphSpec, path: Path, read: Callable[[], bytes]) -> Any:
         # TorchScript is deprecated in favour of torch.export; the constraints pin a torch version that still loads it.
         with quiet([Ignored(r".*torch\.jit\.(load|freeze).*", DeprecationWarning)]):
-            module = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+            module = torch.jit.load(io.BytesIO(read()), map_location="cpu").eval()  # type: ignore[no-untyped-call]
             return torch.jit.freeze(module) if spec.role == "ct" else module
 
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:

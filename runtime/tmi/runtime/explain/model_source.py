@@ -10,18 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as parse_tensors
 from torch import Tensor
 
+from tmi.runtime.bundle.contents import bundled_scaler, bundled_schema, bundled_tokenizer
 from tmi.runtime.bundle.manifest import FUSION, FoldSpec
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.bundle.signing import open_trusted_bundle
 from tmi.toolkit.clinical.rendering import require_rendering
-from tmi.toolkit.clinical.schema import Schema, stored_schema
+from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import CLASSES, MODALITIES, POSITIVE, Config
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
@@ -188,8 +190,8 @@ def open_bundle_models(folder: Path, *, key: Path | None = None) -> ModelSource:
         return FoldModel(
             fold=fold,
             network=_network(config, _bundled_weights(bundle, spec, position), kind="bundle"),
-            scaler=RadiomicsScaler.load(folder / spec.scaler),
-            tokenizer=Tokenizer.load(folder / tokenizer),
+            scaler=bundled_scaler(bundle, spec.scaler),
+            tokenizer=bundled_tokenizer(bundle, tokenizer),
         )
 
     return ModelSource(
@@ -197,7 +199,7 @@ def open_bundle_models(folder: Path, *, key: Path | None = None) -> ModelSource:
         folder=folder,
         digest=bundle.digest,
         config=config,
-        schema=stored_schema(folder, kind="bundle"),
+        schema=bundled_schema(bundle),
         folds=tuple(positions),
         threshold=manifest.threshold,
         synthetic=manifest.synthetic,
@@ -231,7 +233,7 @@ def _bundled_weights(bundle: Bundle, fold: FoldSpec, position: int) -> dict[str,
         assert file is not None  # the caller checked that every graph has weights
         state |= {
             module_prefix + k.removeprefix(file_prefix): t
-            for k, t in _weights(file).items()
+            for k, t in _weights(file, partial(bundle.read, file)).items()
             if k.startswith(file_prefix)
         }
     return state
@@ -239,12 +241,12 @@ def _bundled_weights(bundle: Bundle, fold: FoldSpec, position: int) -> dict[str,
 
 def _calibrated_weights(config: Config, files: FoldFolder) -> dict[str, Tensor]:
     """State dict of a fold with the temperature folded into the last layer, as in an export: logits / T."""
-    return apply_temperature(config, _weights(files.model), files.temperature)
+    return apply_temperature(config, _weights(files.model, files.model.read_bytes), files.temperature)
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
+def _weights(path: Path, read: Callable[[], bytes]) -> dict[str, Tensor]:
     try:
-        state: dict[str, Tensor] = load_file(path)
+        state: dict[str, Tensor] = parse_tensors(read())
     except (SafetensorError, OSError) as error:
         raise DamagedError(f"{path} cannot be read as safetensors", fix="restore it from its source") from error
     return state

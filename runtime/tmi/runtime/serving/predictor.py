@@ -28,6 +28,7 @@ from typing import Self
 
 import numpy as np
 
+from tmi.runtime.bundle.contents import bundled_scaler, bundled_schema
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.bundle.signing import open_trusted_bundle
 from tmi.runtime.engines.registry import Engine
@@ -43,11 +44,10 @@ from tmi.runtime.serving.timing import Stopwatch, split_overlap, sum_stages
 from tmi.runtime.verification.self_test import LogCallback
 from tmi.toolkit.cases.case import Case, MaskLabel, find_cases
 from tmi.toolkit.clinical.rendering import require_rendering
-from tmi.toolkit.clinical.schema import SCHEMA_FILE, stored_schema
+from tmi.toolkit.clinical.schema import SCHEMA_FILE
 from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.preprocessing.cache import PreparedCache
-from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 
 CaseLike = Case | Path | str
 MAX_READERS = 4
@@ -108,12 +108,8 @@ class Predictor:
             raise DamagedError("bundle: its config and its clinical text disagree", fix="export the bundle again")
         if self._manifest.uses("clinical"):
             require_rendering(clinical.rendering, clinical.rendering_version, kind="bundle")
-        schema = stored_schema(bundle.folder, kind="bundle")
-        scalers = [
-            RadiomicsScaler.load(bundle.folder / fold.scaler)
-            for fold in self._manifest.folds
-            if fold.scaler is not None
-        ]
+        schema = bundled_schema(bundle)
+        scalers = [bundled_scaler(bundle, fold.scaler) for fold in self._manifest.folds if fold.scaler is not None]
         self._reader = CaseLoader(self._manifest, schema, scalers, cache=cache)
         self._texts = TextBranch(bundle, engine, self.embeddings)
 

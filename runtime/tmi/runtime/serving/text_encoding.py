@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from tmi.runtime.bundle.contents import bundled_tokenizer
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.registry import Engine
 from tmi.runtime.inference.embedding_cache import EmbeddingCache, reused_branches
@@ -13,7 +14,7 @@ from tmi.runtime.inference.ensemble import Features, encode_text, encoder_graphs
 from tmi.runtime.inference.token_padding import concatenate_tokens, group_by_length, trim_padding
 from tmi.runtime.serving.results import COPIES
 from tmi.runtime.serving.timing import Stopwatch
-from tmi.toolkit.clinical.tokenizer import Encoded, Tokenizer
+from tmi.toolkit.clinical.tokenizer import Encoded
 from tmi.toolkit.errors import DamagedError
 
 
@@ -46,7 +47,7 @@ class TextBranch:
         self._longest = bundle.manifest.parsed_config().clinical.max_length
         self._tokenizer_of = _tokenizer_files(bundle)
         self._tokenizers = {
-            name: Tokenizer.load(bundle.folder / name) for name in dict.fromkeys(self._tokenizer_of.values())
+            name: bundled_tokenizer(bundle, name) for name in dict.fromkeys(self._tokenizer_of.values())
         }
 
     def encode(self, texts: Sequence[str | None], watch: Stopwatch) -> list[EncodedText]:

@@ -17,27 +17,27 @@ module needs numpy and nibabel only.
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 from tmi.runtime.bundle.check_result import CheckResult
+from tmi.runtime.bundle.contents import bundled_scaler, bundled_schema, bundled_tokenizer
 from tmi.runtime.bundle.manifest import GOLDEN_CASE_FILE, Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.inference.ensemble import encoder_graphs
 from tmi.runtime.verification.golden_case import golden_config, write_golden_case
 from tmi.runtime.verification.outputs import PIPELINE
 from tmi.runtime.verification.parity import BOUNDS
-from tmi.toolkit.clinical.schema import stored_schema
-from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import DamagedError, TmiError
 from tmi.toolkit.preprocessing.pipeline import prepare_case
-from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.storage.hashing import canonical_json
 
 SHORT_TEXT = "Sex: female."
@@ -82,7 +82,7 @@ def prepare_golden_case(bundle: Bundle, folder: Path) -> dict[str, NDArray[np.ge
     """
     manifest = bundle.manifest
     config = golden_config(manifest.parsed_config())
-    schema = stored_schema(bundle.folder, kind="bundle")
+    schema = bundled_schema(bundle)
     case = write_golden_case(folder, schema, seed=int(manifest.golden["seed"]))
     prepared = prepare_case(case, config, schema, modalities=manifest.modalities)
     arrays: dict[str, NDArray[np.generic]] = {}
@@ -92,11 +92,11 @@ def prepare_golden_case(bundle: Bundle, folder: Path) -> dict[str, NDArray[np.ge
         arrays["text.sha256"] = text_digest(prepared.text)
     for fold in manifest.folds:
         if fold.scaler is not None:
-            scaler = RadiomicsScaler.load(bundle.folder / fold.scaler)
+            scaler = bundled_scaler(bundle, fold.scaler)
             arrays[f"radiomics.fold{fold.fold}"] = scaler.transform(prepared.radiomics_F[None]).values_NF[0]
     for spec in encoder_graphs(manifest, "text"):
         if spec.tokenizer is not None:
-            encoded = Tokenizer.load(bundle.folder / spec.tokenizer).encode(
+            encoded = bundled_tokenizer(bundle, spec.tokenizer).encode(
                 [prepared.text, SHORT_TEXT],
                 max_length=config.clinical.max_length,
                 pad_to_max=config.clinical.pad_to_max,
@@ -112,10 +112,11 @@ def text_digest(text: str) -> NDArray[np.uint8]:
 
 
 def _read_golden_case(bundle: Bundle) -> tuple[dict[str, NDArray[np.generic]], dict[str, str]]:
-    path = bundle.folder / GOLDEN_CASE_FILE
     try:
-        with safe_open(path, framework="np") as stream:
-            return {name: stream.get_tensor(name) for name in stream.keys()}, dict(stream.metadata() or {})  # noqa: SIM118
+        data = bundle.read(bundle.folder / GOLDEN_CASE_FILE)
+        arrays: dict[str, NDArray[np.generic]] = load(data)  # checks the header, which the next lines parse
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return arrays, header.get("__metadata__") or {}
     except (SafetensorError, OSError) as error:
         raise DamagedError(
             f"bundle {bundle.folder}: {GOLDEN_CASE_FILE} is missing or cannot be read", fix="export the bundle again"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import GOLDEN_FILE, SIGNATURE_FILE
@@ -122,7 +122,7 @@ def signature_state(bundle: Bundle, key: Path | None) -> str:
         UnavailableError: packages for checking signatures are missing.
     """
     if key is not None:
-        check_signature(bundle.folder, key)
+        check_signature(bundle, key)
         return SIGNED
     return UNCHECKED if (bundle.folder / SIGNATURE_FILE).is_file() else UNSIGNED
 
@@ -134,7 +134,7 @@ def read_references(bundle: Bundle) -> References:
         DamagedError: the file cannot be read.
     """
     try:
-        tensors: dict[str, NDArray[np.float32]] = load_file(bundle.folder / GOLDEN_FILE)
+        tensors: dict[str, NDArray[np.float32]] = load(bundle.read(bundle.folder / GOLDEN_FILE))
         has_float64 = any(name.startswith(FLOAT64_PREFIX) for name in tensors)
         return References(
             float32=Outputs.from_tensors(tensors),

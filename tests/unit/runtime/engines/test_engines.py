@@ -136,7 +136,7 @@ def test_openvino_graph_in_other_precision_is_rejected():
     engine = OpenVinoEngine()
     engine._core = SimpleNamespace(read_model=lambda path: path, compile_model=lambda *_: lowered)
     with pytest.raises(UnavailableError, match="graph ct-0 in bf16 although float32 was requested"):
-        engine._load(SimpleNamespace(name="ct-0", role="ct"), Path("ct-0.onnx"))  # type: ignore[arg-type]
+        engine._load(SimpleNamespace(name="ct-0", role="ct"), Path("ct-0.onnx"), lambda: b"")  # type: ignore[arg-type]
 
 
 def test_weights_of_other_network_are_rejected(bundle, tmp_path):
@@ -151,7 +151,8 @@ def test_weights_of_other_network_are_rejected(bundle, tmp_path):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(bundle.folder / spec.artefacts["weights"])
     changed.unlink()
-    other = replace(bundle, folder=tmp_path / "bundle")
+    # Without fingerprints, as during an export: the loader itself must notice.
+    other = replace(bundle, folder=tmp_path / "bundle", manifest=replace(bundle.manifest, files={}))
 
     save_file({**weights, "fold9.extra": np.zeros(1, np.float32)}, changed)
     with pytest.raises(DamagedError, match=r"unknown weight fold9\.extra"):

@@ -46,7 +46,7 @@ def test_encoder_memory_is_released(wide_graph):
     spec, path = wide_graph
     engine = OnnxEngine()
     engine.threads = 1
-    session = engine._load(spec, path)
+    session = engine._load(spec, path, path.read_bytes)
     process = psutil.Process()
     before = process.memory_info().rss
     for cases in (1, 16, 1, 16):

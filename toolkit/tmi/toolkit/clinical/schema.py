@@ -234,18 +234,19 @@ def store_schema(folder: Path, schema: Schema) -> None:
     write_json(folder / SCHEMA_FILE, to_json(schema))
 
 
-def stored_schema(folder: Path, *, kind: str) -> Schema:
+def stored_schema(folder: Path, *, kind: str, data: bytes | None = None) -> Schema:
     """Read the schema of a run or bundle.
 
     Args:
         folder: folder of the run or bundle.
         kind: `run` or `bundle`, for the error message.
+        data: content of its `SCHEMA_FILE`, if the caller has read it; the file is then not opened.
 
     Raises:
         DamagedError: the file is missing or malformed.
     """
     try:
-        return from_json(Schema, read_json(folder / SCHEMA_FILE, kind=kind), where=SCHEMA_FILE)
+        return from_json(Schema, read_json(folder / SCHEMA_FILE, kind=kind, data=data), where=SCHEMA_FILE)
     except UsageError as error:
         raise DamagedError(f"{kind} {folder}: {error.what}", fix=f"make the {kind} again") from error
 

@@ -61,15 +61,19 @@ class Tokenizer:
             )
 
     @classmethod
-    def load(cls, path: Path) -> Tokenizer:
+    def load(cls, path: Path, *, data: bytes | None = None) -> Tokenizer:
         """Read a tokenizer.json.
+
+        Args:
+            path: its file.
+            data: content of the file, if the caller has read it; the file is then not opened.
 
         Raises:
             DamagedError: the file is missing or is not a tokenizer.
             UsageError: the tokenizer is not that of a BERT model.
         """
         try:
-            text = path.read_text(encoding="utf-8")
+            text = (path.read_bytes() if data is None else data).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise DamagedError(
                 f"tokenizer {path} cannot be read", fix="restore the run or bundle it is from"

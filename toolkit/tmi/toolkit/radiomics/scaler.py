@@ -116,22 +116,29 @@ class RadiomicsScaler:
         )
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path, *, data: bytes | None = None) -> Self:
         """Read a saved scaler.
+
+        Args:
+            path: its file.
+            data: content of the file, if the caller has read it; the file is then not opened.
 
         Raises:
             DamagedError: the file is missing, malformed, or of another schema.
         """
-        data = read_json(path, kind="scaler")
+        document = read_json(path, kind="scaler", data=data)
         try:
-            if data["schema"] != SCHEMA or data["scaling"] not in ("minmax", "zscore"):
-                raise ValueError(data["schema"])
-            centre = np.asarray(data["centre"], dtype=np.float64)
-            half_width = np.asarray(data["half_width"], dtype=np.float64)
+            if document["schema"] != SCHEMA or document["scaling"] not in ("minmax", "zscore"):
+                raise ValueError(document["schema"])
+            centre = np.asarray(document["centre"], dtype=np.float64)
+            half_width = np.asarray(document["half_width"], dtype=np.float64)
             if centre.ndim != 1 or centre.shape != half_width.shape or not np.isfinite([centre, half_width]).all():
                 raise ValueError("shape")
             return cls(
-                scaling=data["scaling"], centre_F=centre, half_width_F=half_width, fitted_on=int(data["fitted_on"])
+                scaling=document["scaling"],
+                centre_F=centre,
+                half_width_F=half_width,
+                fitted_on=int(document["fitted_on"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"scaler {path} is malformed", fix="restore the run or bundle it is from") from error

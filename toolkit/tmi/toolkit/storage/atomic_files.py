@@ -30,18 +30,19 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, canonical_json(value))
 
 
-def read_json(path: Path, *, kind: str) -> Any:
+def read_json(path: Path, *, kind: str, data: bytes | None = None) -> Any:
     """Read a JSON file that this package wrote.
 
     Args:
         path: file to read.
         kind: kind of its folder ("run", "bundle"), for error messages.
+        data: content of the file, if the caller has read it; the file is then not opened.
 
     Raises:
         DamagedError: the file is missing or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads((path.read_bytes() if data is None else data).decode("utf-8"))
     except FileNotFoundError as error:
         raise DamagedError(f"{kind}: {path.name} is missing in {path.parent}", fix=f"make the {kind} again") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
