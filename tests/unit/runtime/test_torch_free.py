@@ -85,7 +85,6 @@ def test_onnx_prediction_searches_for_nothing_heavy(report):
 
 def test_prediction_opens_no_connection(report):
     """A prediction opens no socket."""
-    # OpenVINO imports its telemetry package, but only its model converter sends anything.
     assert report["connections"] == []
 
 

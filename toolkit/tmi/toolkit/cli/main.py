@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from tmi.toolkit.cli.console import clean_messages_of_libraries, echo
+from tmi.toolkit.compute.telemetry import disable_telemetry
 from tmi.toolkit.errors import ExitCode, InputRejectedError, TmiError, UnavailableError
 from tmi.toolkit.storage.terminal_text import printable
 
@@ -155,6 +156,7 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     clean_messages_of_libraries()
+    disable_telemetry()
     try:
         app(args=arguments, prog_name="tmi")
     except Exception as error:  # noqa: BLE001 - top level: an unexpected error must not print a bare traceback

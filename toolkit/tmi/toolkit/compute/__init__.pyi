@@ -5,3 +5,4 @@ from .cpu import worker_pool as worker_pool
 from .silence import Ignored as Ignored
 from .silence import quiet as quiet
 from .stage_timer import StageTimer as StageTimer
+from .telemetry import disable_telemetry as disable_telemetry

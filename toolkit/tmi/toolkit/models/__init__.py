@@ -5,4 +5,7 @@ The only room of the toolkit that imports torch; `registry` itself does not.
 
 import lazy_loader
 
+from tmi.toolkit.compute.telemetry import disable_telemetry
+
+disable_telemetry()
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
