@@ -28,8 +28,8 @@ PUBLIC_NAMES = {
     "tmi.export.cli": "",
     "tmi.export.graphs": """
         EXPORTERS FoldModels GraphPartition MultiFoldFusion StateDict TYPED example_inputs
-        exporter_spec graph_spec import_target partition_run read_weights require_exportable
-        require_exporter weights_digest write_onnx
+        exporter_spec import_target partition_run read_weights require_exportable require_exporter
+        weights_digest write_onnx
     """,
     "tmi.export.tensorrt": """
         BuildOptions FP16_MAX PLANS PlanRequest add_plans add_typed_graphs build_blocker build_plan
@@ -44,8 +44,8 @@ PUBLIC_NAMES = {
         Bundle CheckResult ClinicalSpec EVIDENCE_FOLDER FUSION FoldSpec GOLDEN_CASE_FILE GOLDEN_FILE
         GraphSpec MANIFEST_FILE MODEL_CARD_FILE Manifest ParityError REAL_CASES_FILE Role SBOM_FILE
         SIGNATURE_FILE SIGNED TensorSpec UNCHECKED UNSIGNED bundled_scaler bundled_schema
-        bundled_tokenizer check_signature fingerprint inspect_bundle manifest_to_json open_bundle
-        open_trusted_bundle require_passed sign_bundle write_manifest
+        bundled_tokenizer check_signature fingerprint graph_spec inspect_bundle manifest_to_json
+        open_bundle open_trusted_bundle require_passed sign_bundle write_manifest
     """,
     "tmi.runtime.cli": """
         WORKER
@@ -155,8 +155,9 @@ PUBLIC_NAMES = {
     """,
     "tmi.toolkit.storage": """
         ContentCache DIGEST_BYTES DiskCache cache_root canonical_json csv_records csv_text digest
-        from_json printable printable_json read_json require_absent sha256_bytes sha256_file
-        sha256_json staged_folder to_json unescape_cell write_json write_text
+        follow_umask from_json open_private printable printable_json read_json require_absent
+        sha256_bytes sha256_file sha256_json staged_folder to_json unescape_cell write_json
+        write_private write_text
     """,
     "tmi.toolkit.synthetic": """
         Grid SYNTHETIC_NOTICE TRUTH_FILE disease_signs is_synthetic make_cohort modality_subsets

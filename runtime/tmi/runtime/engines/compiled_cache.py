@@ -5,18 +5,18 @@ read aligned weights from the mapping without a copy. The mapping is private: no
 checked whenever a file is opened. A damaged, renamed or edited file is removed and the graph is compiled again: a
 flipped bit in a weight would change outputs without an error.
 
-`tmi.toolkit.storage.disk_cache` writes and evicts the files. Engines trust what they import, so folder and files must
-belong to the user and be writable by no other user; others are ignored.
+`tmi.toolkit.storage.disk_cache` writes and evicts the files. Engines trust what they import: files of other users are
+ignored (`tmi.toolkit.storage.private_files`).
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import stat
 from dataclasses import dataclass
 
 from tmi.toolkit.storage.disk_cache import DIGEST_BYTES, DiskCache, digest
+from tmi.toolkit.storage.private_files import open_private
 
 KIND = "compiled"
 """Name of the folder below the cache root."""
@@ -52,13 +52,9 @@ class CompiledCache(DiskCache):
         if path is None:
             return None
         try:
-            if not _owned_by_user(path.parent.stat()):
-                return None
-            with path.open("rb") as stream:
-                status = os.fstat(stream.fileno())
-                if not _owned_by_user(status):
-                    return None
-                mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) if status.st_size else None
+            with open_private(path) as stream:
+                size = os.fstat(stream.fileno()).st_size
+                mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) if size else None
         except OSError:
             return None
         if mapping is not None and len(mapping) > DIGEST_BYTES:
@@ -76,10 +72,3 @@ class CompiledCache(DiskCache):
             Whether it was stored; False if caching is off, the disk is full or the folder cannot be written.
         """
         return self.write(key, (payload, digest(key, payload)))
-
-
-def _owned_by_user(status: os.stat_result) -> bool:
-    """Whether only this user can write a file or folder; True on systems without POSIX permissions."""
-    if not hasattr(os, "geteuid"):
-        return True
-    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -10,8 +10,8 @@ for it. It then runs all golden cases. Its failure is cached too, because anothe
 should not repeat the test. After any other failure the test runs again at each start.
 
 Results are cached in the user's cache folder (`tmi.toolkit.storage.disk_cache`), never in the bundle. Each combination
-has one small JSON file that holds the complete combination, which is compared when the file is read. Without a cache
-folder every start runs the self-test.
+has one small JSON file that holds the complete combination, which is compared when the file is read. A file that
+another user wrote or can write does not count. Without a cache folder every start runs the self-test.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ from tmi.runtime.engines.host import cpu_name, package_version
 from tmi.runtime.engines.nvidia_driver import find_gpu
 from tmi.runtime.engines.precision import engine_precision, validated_at_export
 from tmi.runtime.engines.registry import Engine, engine_spec
-from tmi.toolkit.storage.atomic_files import write_json
 from tmi.toolkit.storage.disk_cache import cache_root
-from tmi.toolkit.storage.hashing import sha256_json
+from tmi.toolkit.storage.hashing import canonical_json, sha256_json
+from tmi.toolkit.storage.private_files import open_private, write_private
 
 LogCallback = Callable[[str], None]
 """Callback that receives one line of text for the user."""
 REJECTED_KEY = "refused"
 """Key of a cache file that holds the reason why an optional engine failed."""
+MAX_RECORD_BYTES = 2**20
+"""Largest cache file that is read, in bytes; they have about 1 kB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +103,14 @@ def run_self_test(bundle: Bundle, engine: Engine, *, log: LogCallback = lambda l
     except ParityError as error:
         if file is not None and engine_spec(engine.name).optional:
             with suppress(OSError):
-                write_json(file, {"combination": key, "created": _now(), REJECTED_KEY: error.what})
+                _store(file, {"combination": key, "created": _now(), REJECTED_KEY: error.what})
         raise
     seconds = perf_counter() - start
     if file is None:
         log(f"self-test passed ({seconds:.1f} s; not cached, caching is off)")
         return SelfTestResult(verified="now", seconds=seconds)
     try:
-        write_json(file, {"combination": key, "created": _now(), "seconds": round(seconds, 3)})
+        _store(file, {"combination": key, "created": _now(), "seconds": round(seconds, 3)})
     except OSError as error:
         log(f"self-test passed, but it cannot be cached in {file.parent} ({error.strerror}); set TMI_CACHE")
     else:
@@ -130,10 +132,15 @@ def _cached_entry(key: dict[str, Any]) -> tuple[Path | None, dict[str, Any] | No
     file = root / "opened" / f"{sha256_json(key)}.json"
     try:
         # The file name is a digest of the key; comparing the stored key guards against edited files.
-        data = json.loads(file.read_text(encoding="utf-8"))
+        with open_private(file) as stream:
+            data = json.loads(stream.read(MAX_RECORD_BYTES))
         return file, data if sha256_json(data["combination"]) == sha256_json(key) else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return file, None
+
+
+def _store(file: Path, record: dict[str, Any]) -> None:
+    write_private(file, [canonical_json(record).encode()])
 
 
 def _now() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,6 +115,14 @@ def test_bundle_has_no_local_paths(nano_bundle):
     for path in nano_bundle.rglob("*"):
         if path.is_file() and path.suffix != ".pt":  # TorchScript stores source positions for its error messages
             assert checkout not in path.read_bytes(), path.name
+
+
+def test_files_follow_the_umask(nano_bundle, tmp_path):
+    """Every file has the mode of a new one: safetensors alone would write for the owner only."""
+    new = tmp_path / "new"
+    new.touch()
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in nano_bundle.rglob("*") if path.is_file()}
+    assert set(modes.values()) == {stat.S_IMODE(new.stat().st_mode)}
 
 
 def test_golden_file_holds_eager_outputs(nano_bundle):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from factories.other_user import OTHER_UID, umask
 from factories.planted_faults import manifest_at, reseal, write_key_pair
 from factories.tmi_command import tmi
 from tmi.runtime import Predictor
@@ -204,6 +207,29 @@ def test_failed_self_test_is_not_cached(tiny_bundle, new_machine, monkeypatch):
     assert not new_machine.exists()
     with Predictor.open(tiny_bundle, engine="onnx", threads=1) as predictor:
         assert predictor.engine_record.verified == "now"
+
+
+def test_result_of_another_user_does_not_count(tiny_bundle, new_machine):
+    """The self-test runs again if its record belongs to another user or can be written by one; its mode is 0600."""
+
+    def opened() -> str:
+        with Predictor.open(tiny_bundle, engine="onnx", threads=1) as predictor:
+            return predictor.engine_record.verified
+
+    with umask(0o000):
+        assert opened() == "now"
+    (file,) = (new_machine / "opened").iterdir()
+    assert (stat.S_IMODE(file.parent.stat().st_mode), stat.S_IMODE(file.stat().st_mode)) == (0o700, 0o600)
+    assert opened() == "before"
+    for path, mode in ((file, 0o620), (file.parent, 0o702)):
+        path.chmod(mode)
+        assert opened() == "now"
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    for path in (file, file.parent):
+        os.chown(path, OTHER_UID, -1)
+        assert opened() == "now"
+        assert opened() == ("before" if path == file else "now")  # nothing is stored in a folder of another user
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"combination": {"bundle": "another"}}'])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import stat
 from dataclasses import replace
 
 import numpy as np
@@ -26,7 +27,7 @@ from tmi.training.evaluation.calibration import calibrate
 from tmi.training.evaluation.fold_inference import predict_logits
 from tmi.training.evaluation.metrics import binary_metrics
 from tmi.training.evaluation.prediction_tables import read_predictions
-from tmi.training.loop.checkpointing import BestEpochCheckpoint
+from tmi.training.loop.checkpointing import BestEpochCheckpoint, _save_weights
 from tmi.training.loop.lightning_module import FoldModule
 
 
@@ -243,3 +244,12 @@ def test_checkpoint_state_keeps_its_published_key(config, tmp_path):
     data = FoldDataset(make_arrays(), SPLIT, config, tokenizer=None)
     callback = BestEpochCheckpoint(data, FoldFolder(folder=tmp_path, fold=0), lambda *_: None)
     assert callback.state_key == "EpochEnd"
+
+
+def test_weights_follow_the_umask(tmp_path):
+    """The weights of a run have the mode of its other files: safetensors alone would write for the owner only."""
+    (tmp_path / "new").touch()
+    _save_weights(torch.nn.Linear(1, 1), tmp_path / "model.safetensors")
+    assert stat.S_IMODE((tmp_path / "model.safetensors").stat().st_mode) == stat.S_IMODE(
+        (tmp_path / "new").stat().st_mode
+    )

@@ -1,3 +1,4 @@
+from .atomic_files import follow_umask as follow_umask
 from .atomic_files import read_json as read_json
 from .atomic_files import require_absent as require_absent
 from .atomic_files import staged_folder as staged_folder
@@ -15,6 +16,8 @@ from .hashing import canonical_json as canonical_json
 from .hashing import sha256_bytes as sha256_bytes
 from .hashing import sha256_file as sha256_file
 from .hashing import sha256_json as sha256_json
+from .private_files import open_private as open_private
+from .private_files import write_private as write_private
 from .serialization import from_json as from_json
 from .serialization import to_json as to_json
 from .terminal_text import printable as printable

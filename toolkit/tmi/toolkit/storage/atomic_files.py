@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,8 @@ def require_absent(path: Path, *, force: bool, kind: str) -> None:
 def staged_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder next to `target`; it replaces `target` if the block succeeds and is deleted otherwise.
 
+    All of its files and folders get the mode that the umask gives to new ones, whatever library wrote them.
+
     The old folder is renamed first and deleted last. After a kill, `target` is therefore either the old folder or the
     new one. Between the two renames it is missing; the next call then restores the old folder.
 
@@ -83,6 +85,8 @@ def staged_folder(target: Path) -> Iterator[Path]:
     stage.mkdir(parents=True)
     try:
         yield stage
+        for path in stage.rglob("*"):
+            follow_umask(path)
         if target.exists():
             os.replace(target, old)
         os.replace(stage, target)
@@ -91,6 +95,23 @@ def staged_folder(target: Path) -> Iterator[Path]:
         if old.exists() and not target.exists():
             os.replace(old, target)
         _remove(stage)
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file or folder the mode that a new one gets. Some libraries (safetensors) write for the owner only."""
+    if not path.is_symlink():
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
+
+
+def _umask() -> int:
+    """Umask of the process, on Linux without the moment in which another thread would create files without one."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _remove(path: Path) -> None:

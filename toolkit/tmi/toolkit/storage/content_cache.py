@@ -7,6 +7,7 @@ renamed or edited file) is removed and reported as a miss, so that the caller re
 from __future__ import annotations
 
 from tmi.toolkit.storage.disk_cache import DIGEST_BYTES, DiskCache, digest
+from tmi.toolkit.storage.private_files import open_private
 
 MAGIC = b"tmi-entry-1\n"
 """First bytes of an entry; they change with the file format."""
@@ -28,12 +29,12 @@ class ContentCache(DiskCache):
         super().__init__(kind, suffix=SUFFIX, max_bytes=max_bytes, shrink_to=0.9)
 
     def get(self, key: str) -> bytes | None:
-        """Return the payload of a key; None if the entry is missing or damaged."""
+        """Return the payload of a key; None if the entry is missing, damaged, or may be another user's."""
         path = self.path(key)
         if path is None:
             return None
         try:
-            with path.open("rb") as stream:
+            with open_private(path) as stream:
                 magic, stored = stream.read(len(MAGIC)), stream.read(DIGEST_BYTES)
                 data = stream.read()
         except OSError:

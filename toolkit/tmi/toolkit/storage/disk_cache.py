@@ -6,22 +6,22 @@ the digest, and discards a damaged, edited or renamed file. Above the size limit
 removed.
 
 The folders are `$TMI_CACHE/<kind>`, else `$XDG_CACHE_HOME/tmi/<kind>`, else `~/.cache/tmi/<kind>`; `TMI_CACHE=off`
-disables all caches. The content is derived from patient data, so a folder is readable by its owner only. The folders
-may be deleted at any time.
+disables all caches. The content is derived from patient data, and it is used in place of what it was computed from: it
+is readable by its owner only, and a file that another user wrote or can write is ignored
+(`tmi.toolkit.storage.private_files`). The folders may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-PART = ".part"
-"""Suffix of a file that is being written."""
+from tmi.toolkit.storage.private_files import PART, write_private
+
 STALE_PART_SECONDS = 3600.0
 """Age above which a partial file is considered a leftover of a killed process."""
 CACHE_OFF = "off"
@@ -98,23 +98,15 @@ class DiskCache:
         """Write the file of a key as the concatenation of `pieces`.
 
         Returns:
-            Whether it was stored; False if caching is off, the disk is full or the folder is not writable.
+            Whether it was stored; False if caching is off, the disk is full, or the folder is not writable or belongs
+            to another user.
         """
         path = self.path(key)
         if path is None:
             return False
-        part: Path | None = None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle, name = tempfile.mkstemp(dir=path.parent, suffix=PART)
-            part = Path(name)
-            with os.fdopen(handle, "wb") as stream:
-                for piece in pieces:
-                    stream.write(piece)
-            os.replace(part, path)
+            write_private(path, pieces)
         except OSError:
-            if part is not None:
-                self.discard(part)
             return False
         self._prune(path.parent)
         return True

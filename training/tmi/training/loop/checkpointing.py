@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.run_folder import FoldFolder
-from tmi.toolkit.storage.atomic_files import write_text
+from tmi.toolkit.storage.atomic_files import follow_umask, write_text
 from tmi.toolkit.storage.csv_files import csv_text
 from tmi.training.data.fold_dataset import FoldDataset
 from tmi.training.evaluation.fold_inference import positive_probability, predict_logits
@@ -130,4 +130,5 @@ class BestEpochCheckpoint(Checkpoint):
 def _save_weights(network: nn.Module, path: Any) -> None:
     part = path.with_name("part.safetensors")
     save_file({name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}, part)
+    follow_umask(part)
     os.replace(part, path)

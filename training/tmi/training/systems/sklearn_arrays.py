@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from tmi.toolkit.config.schema import POSITIVE
 from tmi.toolkit.errors import DamagedError
+from tmi.toolkit.storage.atomic_files import follow_umask
 
 Arrays = dict[str, np.ndarray]
 
@@ -116,6 +117,7 @@ def _trees(arrays: Mapping[str, np.ndarray], x_NS: Float[np.ndarray, "N S"]) -> 
 def save(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     """Write the arrays to a safetensors file."""
     save_file(dict(arrays), path)
+    follow_umask(path)
 
 
 def load(path: Path) -> Arrays:
