@@ -16,10 +16,11 @@ from tmi.toolkit.config.schema import Config, CtConfig
 
 @pytest.fixture(scope="session", autouse=True)
 def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Cache folder of the session, so that each bundle runs its self-test once; the user's cache is not used."""
+    """Cache folder of the session: each bundle runs its self-test once, and the user's cache and state are not used."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMI_CACHE", str(folder))
+        patch.setenv("TMI_STATE", str(tmp_path_factory.mktemp("state")))
         yield folder
 
 

@@ -42,10 +42,11 @@ PUBLIC_NAMES = {
     """,
     "tmi.runtime.bundle": """
         Bundle CheckResult ClinicalSpec EVIDENCE_FOLDER FUSION FoldSpec GOLDEN_CASE_FILE GOLDEN_FILE
-        GraphSpec MANIFEST_FILE MODEL_CARD_FILE Manifest ParityError REAL_CASES_FILE Role SBOM_FILE
-        SIGNATURE_FILE SIGNED TensorSpec UNCHECKED UNSIGNED bundled_scaler bundled_schema
-        bundled_tokenizer check_signature fingerprint graph_spec inspect_bundle manifest_to_json
-        open_bundle open_trusted_bundle require_passed sign_bundle write_manifest
+        GraphSpec Keys MANIFEST_FILE MODEL_CARD_FILE Manifest ParityError REAL_CASES_FILE Role
+        SBOM_FILE SIGNATURE_FILE SIGNED TensorSpec UNCHECKED UNSIGNED bundled_scaler bundled_schema
+        bundled_tokenizer fingerprint graph_spec inspect_bundle manifest_to_json open_bundle
+        open_trusted_bundle require_passed require_signature required_keys sign_bundle
+        write_manifest
     """,
     "tmi.runtime.cli": """
         WORKER

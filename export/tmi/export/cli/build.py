@@ -31,10 +31,10 @@ def build(
     plan_weights: PlanWeights = "inside",
     timing_cache: TimingCache = None,
     key: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--key",
-            help="Public key (PEM) that must have signed the bundle.",
+            help="Public key (PEM) that must have signed the bundle; several: one of them.",
             envvar="TMI_KEY",
             show_default=False,
         ),

@@ -15,13 +15,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from tmi.runtime.benchmark.interleaved_timing import Ratio, quantile, ratio
 from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.reader import Bundle
+from tmi.runtime.bundle.signing import Keys, required_keys
 from tmi.runtime.engines.nvidia_driver import find_gpu
 from tmi.runtime.engines.registry import ENGINES, engine_spec, installed
 from tmi.toolkit.cases.case import Case
@@ -37,8 +37,8 @@ class BenchmarkPlan:
 
     bundle: Bundle
     """Opened bundle, so that damage is reported before anything is measured."""
-    key: Path | None = None
-    """Public key that must have signed the bundle; None: no signature is required."""
+    key: Keys = None
+    """Public keys of which one must have signed the bundle; None: those of `tmi.toml`, if any."""
     engines: tuple[str, ...]
     """Names in `ENGINES`."""
     named: bool = True
@@ -136,7 +136,7 @@ class BenchmarkWorker:
             "bundle": str(plan.bundle.folder),
             "engine": engine,
             "threads": plan.threads,
-            "key": None if plan.key is None else str(plan.key),
+            "keys": [str(key) for key in required_keys(plan.key)],
             "cases": [str(case.folder) for case in plan.cases],
             "mask_label": plan.cases[0].mask_label,
         }

@@ -1,6 +1,7 @@
 from .check_result import CheckResult as CheckResult
 from .check_result import ParityError as ParityError
 from .check_result import require_passed as require_passed
+from .consistency import graph_spec as graph_spec
 from .contents import bundled_scaler as bundled_scaler
 from .contents import bundled_schema as bundled_schema
 from .contents import bundled_tokenizer as bundled_tokenizer
@@ -28,6 +29,8 @@ from .reader import write_manifest as write_manifest
 from .signing import SIGNED as SIGNED
 from .signing import UNCHECKED as UNCHECKED
 from .signing import UNSIGNED as UNSIGNED
-from .signing import check_signature as check_signature
+from .signing import Keys as Keys
 from .signing import open_trusted_bundle as open_trusted_bundle
+from .signing import require_signature as require_signature
+from .signing import required_keys as required_keys
 from .signing import sign_bundle as sign_bundle

@@ -1,7 +1,8 @@
 """Sign bundles and check signatures with `model-signing`, offline, with an elliptic-curve key pair.
 
-The signature file `signature.sig` in the bundle covers the SHA-256 of every other file, the manifest included. The
-packages are imported only when a bundle is signed or checked.
+The signature file `signature.sig` in the bundle covers the SHA-256 of every other file, the manifest included. Which
+signature a bundle needs is set by `--key`, `TMI_KEY` or `tmi.toml`. The packages are imported only when a bundle is
+signed or checked.
 """
 
 from __future__ import annotations
@@ -13,13 +14,18 @@ import io
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tmi.runtime.bundle.accepted import record_accepted, require_not_older
 from tmi.runtime.bundle.manifest import MANIFEST_FILE, SIGNATURE_FILE
 from tmi.runtime.bundle.reader import Bundle, open_bundle
+from tmi.toolkit.config.project import PROJECT_FILE, load_project
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 
+Keys = Path | Sequence[Path] | None
+"""Public keys (PEM files) of which one must have signed a bundle; None: those of `tmi.toml`, if it lists any."""
 SIGNED = "signed by the key given"
 UNCHECKED = "signed, not checked: give the signer's public key with --key"
 UNSIGNED = "not signed"
@@ -66,20 +72,72 @@ def sign_bundle(folder: Path, key: Path, *, password: str | None = None, force: 
     return target
 
 
-def open_trusted_bundle(folder: Path, key: Path | None) -> Bundle:
-    """Open a bundle as `open_bundle` does and, if a key is given, require that it was signed with it.
+def open_trusted_bundle(folder: Path, key: Keys) -> Bundle:
+    """Open a bundle as `open_bundle` does, require the signature that `required_keys` asks for, and record it as used.
 
-    Every command that uses a bundle opens it here, with the key of `--key` or `TMI_KEY`.
+    Every command that uses a bundle opens it here, with the keys of `--key` or `TMI_KEY`.
 
     Raises:
-        UsageError: no such bundle or key.
-        DamagedError: the bundle is damaged, was edited, or is not signed by the key.
+        UsageError: no such bundle or key, or the project requires a signature and no key is known.
+        DamagedError: the bundle is damaged, was edited, is not signed by one of the keys, or is older than one of the
+            same run that was used before.
         UnavailableError: a key is given, and a package to check it is missing.
     """
+    keys = required_keys(key)  # before any file is read
     bundle = open_bundle(folder)
-    if key is not None:
-        check_signature(bundle, key)
+    if require_signature(bundle, keys):
+        record_accepted(bundle)
     return bundle
+
+
+def required_keys(given: Keys) -> tuple[Path, ...]:
+    """Public keys of which one must have signed a bundle: those given, else `trusted_keys` of `tmi.toml`.
+
+    The `tmi.toml` is that of the working directory. No keys mean that no signature is required.
+
+    Raises:
+        UsageError: `tmi.toml` requires a signature, and no key is known.
+    """
+    keys = (given,) if isinstance(given, Path) else tuple(given or ())
+    if keys:
+        return keys
+    project = load_project()
+    if project.require_signature and not project.trusted_keys:
+        raise UsageError(
+            f"{PROJECT_FILE} requires signed bundles, and no key is known to check them",
+            fix=f"list the signers' public keys as trusted_keys in {PROJECT_FILE}, or give one with --key or TMI_KEY",
+        )
+    return project.trusted_key_files
+
+
+def require_signature(bundle: Bundle, keys: Sequence[Path]) -> bool:
+    """Require that one of the keys signed a bundle, and that it is no older than one accepted before.
+
+    Returns:
+        Whether a signature was checked: False without keys.
+
+    Raises:
+        UsageError: no such key.
+        DamagedError: no signature by one of the keys, or an older bundle.
+        UnavailableError: a package is missing.
+    """
+    errors: list[DamagedError] = []
+    for key in keys:
+        try:
+            check_signature(bundle, key)
+        except DamagedError as error:
+            errors.append(error)
+        else:
+            require_not_older(bundle)
+            return True
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        names = ", ".join(key.name for key in keys)
+        raise DamagedError(
+            f"bundle {bundle.folder}: no signature by one of {names}: {errors[0].what}", fix=errors[0].fix
+        )
+    return False
 
 
 def check_signature(bundle: Bundle, key: Path) -> None:

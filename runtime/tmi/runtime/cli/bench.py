@@ -52,10 +52,10 @@ def bench(
         int | None, typer.Option(min=1, help="Threads of each engine. Default: all cores.", show_default=False)
     ] = None,
     key: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--key",
-            help="Public key (PEM) that must have signed the bundle.",
+            help="Public key (PEM) that must have signed the bundle; several: one of them.",
             envvar="TMI_KEY",
             show_default=False,
         ),

@@ -69,8 +69,8 @@ def _serve(request: dict[str, Any], out: TextIO) -> None:
     label = request["mask_label"]  # null, a number, or a list of numbers
     labels = label if isinstance(label, list) else None if label is None else [label]
     cases = resolve_cases(request["cases"], mask_label=parse_mask_label(labels))
-    key = None if request["key"] is None else Path(request["key"])
-    opened = Predictor.open(request["bundle"], engine=request["engine"], threads=request["threads"], key=key)
+    keys = [Path(key) for key in request["keys"]]
+    opened = Predictor.open(request["bundle"], engine=request["engine"], threads=request["threads"], key=keys)
     with opened as predictor:
 
         def predict(chosen: list[int], batch: int) -> dict[str, Any]:

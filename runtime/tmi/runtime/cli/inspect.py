@@ -24,10 +24,10 @@ def inspect(
         typer.Argument(help="The bundle. Default: TMI_BUNDLE, else ./bundle.", show_default=False),
     ] = None,
     key: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--key",
-            help="Public key (PEM) that must have signed the bundle.",
+            help="Public key (PEM) that must have signed the bundle; several: one of them.",
             envvar="TMI_KEY",
             show_default=False,
         ),
@@ -44,20 +44,22 @@ def inspect(
         tmi inspect ./bundle
         tmi inspect ./bundle --json
     """
-    from tmi.runtime.bundle.reader import inspect_bundle
-    from tmi.runtime.bundle.signing import open_trusted_bundle
+    from tmi.runtime.bundle.reader import inspect_bundle, open_bundle
+    from tmi.runtime.bundle.signing import require_signature, required_keys
     from tmi.toolkit.config.project import default_bundle, load_project
 
     if bundle is None:
         bundle, reason = default_bundle(load_project())
         echo(f"bundle {bundle} ({reason})", err=True)
-    opened = inspect_bundle(bundle) if key is None else open_trusted_bundle(bundle, key)
+    keys = required_keys(key)
+    opened = open_bundle(bundle) if keys else inspect_bundle(bundle)
+    require_signature(opened, keys)
     if as_json:
         from tmi.toolkit.storage.hashing import canonical_json
 
         echo_json(canonical_json(_document(opened)))
     else:
-        _print(opened, checked=key is not None)
+        _print(opened, checked=bool(keys))
 
 
 def _document(bundle: Bundle) -> dict[str, Any]:

@@ -51,8 +51,12 @@ def predict(
         typer.Option("--reuse", help="Cache features of CT and text encoders, for predicting the same cases again."),
     ] = False,
     key: Annotated[
-        Path | None,
-        typer.Option(help="Public key (PEM) that must have signed the bundle.", envvar="TMI_KEY", show_default=False),
+        list[Path] | None,
+        typer.Option(
+            help="Public key (PEM) that must have signed the bundle; several: one of them.",
+            envvar="TMI_KEY",
+            show_default=False,
+        ),
     ] = None,
     no_verify: Annotated[
         bool,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,8 +44,12 @@ def report(
         int | None, typer.Option("--threads", min=1, help="Threads. Default: all cores.", show_default=False)
     ] = None,
     key: Annotated[
-        Path | None,
-        typer.Option(help="Public key (PEM) that must have signed the bundle.", envvar="TMI_KEY", show_default=False),
+        list[Path] | None,
+        typer.Option(
+            help="Public key (PEM) that must have signed the bundle; several: one of them.",
+            envvar="TMI_KEY",
+            show_default=False,
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing report.")] = False,
 ) -> None:
@@ -61,9 +66,10 @@ def report(
     """
     from importlib.metadata import version
 
+    from tmi.runtime.bundle.signing import open_trusted_bundle
     from tmi.runtime.cli.explain import make_explainer
     from tmi.runtime.explain.explainer import torch_threads
-    from tmi.runtime.explain.model_source import open_bundle_models
+    from tmi.runtime.explain.model_source import bundle_models
     from tmi.runtime.report.pages import index_page
     from tmi.runtime.serving.predictor import Predictor, resolve_cases
     from tmi.runtime.serving.results import RejectedCase
@@ -76,11 +82,11 @@ def report(
         bundle, reason = default_bundle(load_project())
         echo(f"bundle {bundle} ({reason})", err=True)
     resolved = resolve_cases(cases, mask_label=parse_mask_label(mask_label))
-    source = open_bundle_models(bundle, key=key)
+    opened = open_trusted_bundle(bundle, key)  # once: explanations are of the bundle that predicts
+    source = bundle_models(opened, threads=threads, log=partial(echo, err=True))
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    log = lambda line: echo(line, err=True)  # noqa: E731 - one line, used once
     with (
-        Predictor.open(bundle, engine=engine, threads=threads, key=key, log=log) as predictor,
+        Predictor.open(opened, engine=engine, threads=threads, log=partial(echo, err=True)) as predictor,
         torch_threads(threads),
     ):
         explainer = make_explainer(source, "ensemble", None)
@@ -129,18 +135,18 @@ def _write_case(case: Case, predictor: Predictor, explainer: Explainer, out: Pat
         return result
     try:
         explained = explain_case(case, explainer, steps=0, sanity=False)
+        page = case_page(
+            result,
+            explained,
+            check_case(case, schema=explainer.source.schema),
+            bundle=predictor.bundle,
+            engine=predictor.engine_record,
+            created=created,
+            version=version("tmi-clnet"),
+        )
     except InputRejectedError as error:
         return RejectedCase(case_id=case.case_id, code=error.code, what=error.what, fix=error.fix)
     except UnavailableError as error:
         return RejectedCase(case_id=case.case_id, code="unavailable", what=error.what, fix=error.fix)
-    page = case_page(
-        result,
-        explained,
-        check_case(case, schema=explainer.source.schema),
-        bundle=predictor.bundle,
-        engine=predictor.engine_record,
-        created=created,
-        version=version("tmi-clnet"),
-    )
     write_text(out / CASES / f"{case.case_id}.html", page)
     return result

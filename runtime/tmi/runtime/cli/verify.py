@@ -30,8 +30,12 @@ def verify(
         ),
     ] = None,
     key: Annotated[
-        Path | None,
-        typer.Option(help="Public key (PEM) that must have signed the bundle.", envvar="TMI_KEY", show_default=False),
+        list[Path] | None,
+        typer.Option(
+            help="Public key (PEM) that must have signed the bundle; several: one of them.",
+            envvar="TMI_KEY",
+            show_default=False,
+        ),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of each engine. Default: all cores.", show_default=False)

@@ -18,7 +18,7 @@ from safetensors.numpy import load
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import GOLDEN_FILE, SIGNATURE_FILE
 from tmi.runtime.bundle.reader import Bundle, open_bundle
-from tmi.runtime.bundle.signing import SIGNED, UNCHECKED, UNSIGNED, check_signature
+from tmi.runtime.bundle.signing import SIGNED, UNCHECKED, UNSIGNED, Keys, require_signature, required_keys
 from tmi.runtime.engines.nvidia_driver import find_gpu
 from tmi.runtime.engines.precision import engine_precision
 from tmi.runtime.engines.registry import ENGINES, engine_spec, installed, missing_requirement, open_engine
@@ -67,7 +67,7 @@ def verify_bundle(
     folder: Path,
     *,
     engines: Sequence[str] = (),
-    key: Path | None = None,
+    key: Keys = None,
     threads: int | None = None,
     progress: Progress = lambda line: None,
 ) -> Verification:
@@ -76,7 +76,8 @@ def verify_bundle(
     Args:
         folder: folder of the bundle.
         engines: names of engines; empty means every engine that is installed and has graphs in the bundle.
-        key: public key (PEM) that must have signed the bundle; None leaves a signature unchecked.
+        key: public keys (PEM) of which one must have signed the bundle; None: those of `tmi.toml`, if any, else a
+            signature is left unchecked.
         threads: threads of each engine; None uses all cores.
         progress: receives one line about the current step.
 
@@ -114,15 +115,15 @@ def verify_bundle(
     )
 
 
-def signature_state(bundle: Bundle, key: Path | None) -> str:
-    """State of a bundle's signature. If a key is given, the signature must be valid and by that key.
+def signature_state(bundle: Bundle, key: Keys) -> str:
+    """State of a bundle's signature. With keys of the caller or of `tmi.toml`, it must be by one of them.
 
     Raises:
-        DamagedError: a key is given, and the signature is missing or not by that key.
+        UsageError: no such key, or `tmi.toml` requires a signature and no key is known.
+        DamagedError: the required signature is missing or not by a key, or a newer bundle of the run was used before.
         UnavailableError: packages for checking signatures are missing.
     """
-    if key is not None:
-        check_signature(bundle, key)
+    if require_signature(bundle, required_keys(key)):
         return SIGNED
     return UNCHECKED if (bundle.folder / SIGNATURE_FILE).is_file() else UNSIGNED
 

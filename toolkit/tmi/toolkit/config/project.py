@@ -8,6 +8,8 @@ All keys of ``tmi.toml`` are optional; paths are relative to its folder::
     preset = "paper"
     engine = "onnx"          # engine that `tmi export` writes
     schema = "./pbc.json"    # clinical schema of `tmi check` and `tmi train`; default: the packaged liver schema
+    require_signature = true             # no command opens a bundle without checking its signature
+    trusted_keys = ["signer.pub.pem"]    # public keys of which one must have signed a bundle
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from tmi.toolkit.errors import UsageError
 PROJECT_FILE = "tmi.toml"
 BUNDLE_VARIABLE = "TMI_BUNDLE"
 """Environment variable that overrides the default bundle."""
+NOT_STRINGS = frozenset({"require_signature", "trusted_keys"})
+"""Settings that are not strings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,10 @@ class Project:
     """Engine that `tmi export` writes."""
     schema: str | None = None
     """Clinical schema of `tmi check` and `tmi train`; None: the packaged liver schema."""
+    require_signature: bool = False
+    """Whether a command without a key to check a bundle's signature ends with an error."""
+    trusted_keys: tuple[str, ...] = ()
+    """Public keys (PEM files), one of which must have signed every bundle that is opened without `--key`."""
     from_file: frozenset[str] = field(default_factory=frozenset)
     """Names of the settings that `tmi.toml` contains."""
 
@@ -56,6 +64,11 @@ class Project:
         """File of the clinical schema; None if none is set."""
         return None if self.schema is None else self._resolve(self.schema)
 
+    @property
+    def trusted_key_files(self) -> tuple[Path, ...]:
+        """Files of the trusted keys."""
+        return tuple(self._resolve(key) for key in self.trusted_keys)
+
     def _resolve(self, setting: str) -> Path:
         value = Path(setting)
         return value if value.is_absolute() or self.root == Path() else self.root / value
@@ -65,7 +78,7 @@ def load_project(root: Path = Path()) -> Project:
     """Load the project of a folder, with its `tmi.toml` if it exists.
 
     Raises:
-        UsageError: the file is not TOML, or contains an unknown key or a value that is not a string.
+        UsageError: the file is not TOML, or contains an unknown key or a value of another type.
     """
     file = root / PROJECT_FILE
     if not file.is_file():
@@ -76,11 +89,24 @@ def load_project(root: Path = Path()) -> Project:
         raise UsageError(f"{file}: {error}", fix='write it as TOML: name = "value"') from error
     known = {f.name for f in fields(Project)} - {"root", "from_file"}
     for name, value in data.items():
-        if name not in known or not isinstance(value, str) or not value:
+        if name not in known or not _is_valid(name, value):
             raise UsageError(
-                f"{file}: {name} = {value!r} is not a valid setting", fix=f"set strings for {', '.join(sorted(known))}"
+                f"{file}: {name} = {value!r} is not a valid setting",
+                fix=f"set strings for {', '.join(sorted(known - NOT_STRINGS))}; require_signature = true or false; "
+                'trusted_keys = ["FILE", ...]',
             )
+    if "trusted_keys" in data:
+        data["trusted_keys"] = tuple(data["trusted_keys"])
     return Project(root=root, from_file=frozenset(data), **data)
+
+
+def _is_valid(name: str, value: object) -> bool:
+    """Whether a setting has its type; strings are not empty."""
+    if name == "require_signature":
+        return isinstance(value, bool)
+    if name == "trusted_keys":
+        return isinstance(value, list) and bool(value) and all(isinstance(key, str) and key for key in value)
+    return isinstance(value, str) and bool(value)
 
 
 def default_bundle(project: Project) -> tuple[Path, str]:
