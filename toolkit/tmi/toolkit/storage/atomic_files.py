@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tmi.toolkit.errors import DamagedError, UsageError
+from tmi.toolkit.storage.bounded_files import DOCUMENT_BYTES
+from tmi.toolkit.storage.documents import DocumentError, parse_json, read_document
 from tmi.toolkit.storage.hashing import canonical_json
 
 
@@ -39,14 +40,16 @@ def read_json(path: Path, *, kind: str, data: bytes | None = None) -> Any:
         data: content of the file, if the caller has read it; the file is then not opened.
 
     Raises:
-        DamagedError: the file is missing or not JSON.
+        DamagedError: the file is missing, is no regular file, is too large, or is no JSON within the limits of
+            `tmi.toolkit.storage.documents`.
     """
     try:
-        return json.loads((path.read_bytes() if data is None else data).decode("utf-8"))
+        return read_document(path, max_bytes=DOCUMENT_BYTES) if data is None else parse_json(data)
     except FileNotFoundError as error:
         raise DamagedError(f"{kind}: {path.name} is missing in {path.parent}", fix=f"make the {kind} again") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DamagedError(f"{kind}: {path} cannot be read as JSON", fix=f"make the {kind} again") from error
+    except (OSError, DocumentError) as error:
+        reason = f"it {error.reason}" if isinstance(error, DocumentError) else error.strerror or type(error).__name__
+        raise DamagedError(f"{kind}: {path} cannot be read as JSON: {reason}", fix=f"make the {kind} again") from error
 
 
 def require_absent(path: Path, *, force: bool, kind: str) -> None:

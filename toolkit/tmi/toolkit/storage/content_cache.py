@@ -6,6 +6,8 @@ renamed or edited file) is removed and reported as a miss, so that the caller re
 
 from __future__ import annotations
 
+import os
+
 from tmi.toolkit.storage.disk_cache import DIGEST_BYTES, DiskCache, digest
 from tmi.toolkit.storage.private_files import open_private
 
@@ -13,6 +15,8 @@ MAGIC = b"tmi-entry-1\n"
 """First bytes of an entry; they change with the file format."""
 SUFFIX = ".entry"
 """Suffix of the file name of an entry."""
+MAX_ENTRY_BYTES = 2**30
+"""Largest entry that is read; the largest volume of a network has 0.5 GiB."""
 DEFAULT_MAX_BYTES = 256 * 2**20
 """Default size limit of a cache folder."""
 
@@ -35,6 +39,8 @@ class ContentCache(DiskCache):
             return None
         try:
             with open_private(path) as stream:
+                if os.fstat(stream.fileno()).st_size > MAX_ENTRY_BYTES:
+                    return None
                 magic, stored = stream.read(len(MAGIC)), stream.read(DIGEST_BYTES)
                 data = stream.read()
         except OSError:

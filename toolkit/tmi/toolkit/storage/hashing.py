@@ -7,10 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tmi.toolkit.storage.bounded_files import open_regular
 
-def sha256_file(path: Path) -> str:
-    """Return the hex digest of the bytes of a file."""
-    with path.open("rb") as stream:
+
+def sha256_file(path: Path, *, max_bytes: int | None = None) -> str:
+    """Return the hex digest of the bytes of a regular file; with `max_bytes`, of one of at most this size.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is too large.
+    """
+    with open_regular(path, max_bytes=max_bytes) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from tmi.toolkit.storage.bounded_files import OPEN_FLAGS, open_regular, require_regular
+
 PART = ".part"
 """Suffix of a file that is being written."""
 
@@ -59,25 +61,22 @@ def open_private(path: Path) -> BinaryIO:
     """Open a file of the user for reading.
 
     Raises:
-        OSError: it does not exist or cannot be read. PermissionError: the file or its folder belongs to another user or
-            can be written by one, or the file is not a regular one (a link, a pipe).
+        OSError: it does not exist, cannot be read, or is not a regular file (a link, a pipe). PermissionError: the file
+            or its folder belongs to another user or can be written by one.
     """
     if os.open not in os.supports_dir_fd or not hasattr(os, "geteuid"):
-        return path.open("rb")
+        return open_regular(path)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _require_private(os.fstat(folder), path.parent)
-        # Opened relative to the folder that was checked: its name may be given to another folder meanwhile. Without
-        # O_NONBLOCK, opening a pipe would wait for a writer.
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        stream = os.fdopen(os.open(path.name, flags, dir_fd=folder), "rb")
+        # Opened relative to the folder that was checked: its name may be given to another folder meanwhile.
+        stream = os.fdopen(os.open(path.name, OPEN_FLAGS | os.O_NOFOLLOW, dir_fd=folder), "rb")
     finally:
         os.close(folder)
     try:
         status = os.fstat(stream.fileno())
         _require_private(status, path)
-        if not stat.S_ISREG(status.st_mode):
-            raise PermissionError(errno.EPERM, "not a regular file", str(path))
+        require_regular(status, path)
     except BaseException:
         stream.close()
         raise

@@ -1,0 +1,88 @@
+"""Files are opened without waiting, only if they are regular and not larger than their kind allows."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+
+import pytest
+
+from tmi.toolkit.storage.bounded_files import (
+    FileTooLargeError,
+    NotRegularFileError,
+    open_regular,
+    read_bytes,
+    read_text,
+    regular_file,
+)
+from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
+
+pytestmark = pytest.mark.timeout(30)
+GIB = 2**30
+
+
+@pytest.fixture(params=["pipe", "socket", "device", "link to a pipe", "link to a device"])
+def special(request, tmp_path):
+    path = tmp_path / "file"
+    target = tmp_path / "target" if request.param.startswith("link") else path
+    if request.param.endswith("pipe"):
+        os.mkfifo(target)
+    elif request.param.endswith("socket"):
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    else:
+        path.symlink_to("/dev/zero")
+        return path
+    if target != path:
+        path.symlink_to(target)
+    return path
+
+
+@pytest.mark.parametrize("read", [open_regular, lambda p: read_bytes(p, max_bytes=10), sha256_file,
+                                  lambda p: io.FileIO(p, opener=regular_file)])  # fmt: skip
+def test_special_file_is_not_waited_for(special, read):
+    """A pipe without a writer, a socket and a device raise an OSError at once."""
+    with pytest.raises(OSError):
+        read(special)
+
+
+def test_special_file_is_named(tmp_path):
+    """The error says what the file is."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(NotRegularFileError, match="it is a pipe, not a regular file"):
+        open_regular(tmp_path / "pipe")
+    with pytest.raises(IsADirectoryError):
+        open_regular(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(("size", "accepted"), [(0, True), (2**20, True), (2**20 + 1, False), (6 * GIB, False)])
+def test_size_is_checked_before_reading(tmp_path, size, accepted):
+    """A file of the limit is read, a larger one raises without an allocation of its size."""
+    path = tmp_path / "file"
+    with path.open("wb") as stream:
+        stream.truncate(size)
+    if accepted:
+        assert len(read_bytes(path, max_bytes=2**20)) == size
+        assert sha256_file(path, max_bytes=2**20) == sha256_bytes(bytes(size))
+        return
+    for read in (read_bytes, read_text, sha256_file):
+        with pytest.raises(FileTooLargeError, match="it is larger than 1 MiB"):
+            read(path, max_bytes=2**20)
+
+
+def test_file_that_grows_is_cut_off(tmp_path, monkeypatch):
+    """A file that grows after its size was checked is rejected, too."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(11))
+    monkeypatch.setattr(os, "fstat", lambda descriptor: os.stat_result((0o100644, 0, 0, 1, 0, 0, 5, 0, 0, 0)))
+    with pytest.raises(FileTooLargeError):
+        read_bytes(path, max_bytes=10)
+
+
+def test_text_keeps_line_breaks_and_drops_the_byte_order_mark(tmp_path):
+    """Text is decoded as it is stored."""
+    (tmp_path / "file").write_bytes(b"\xef\xbb\xbfa\r\nb\xc3\xa4")
+    assert read_text(tmp_path / "file", max_bytes=99) == "a\r\nbä"

@@ -1,0 +1,222 @@
+"""The only parser of JSON, TOML and YAML documents from outside: a run, a record, a manifest, settings, a journal.
+
+Some documents are valid, and break the program that uses them: nesting that exhausts the stack, integers of thousands
+of digits, `1e400` and `NaN`, halves of surrogate pairs, a key that occurs twice. They are rejected here, so that a
+document holds only finite numbers, texts that can be written, and few levels. Reasons do not quote the document, which
+may hold patient data.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import tomllib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tmi.toolkit.errors import UnavailableError
+from tmi.toolkit.storage.bounded_files import read_bytes
+
+MAX_DEPTH = 64
+"""Levels of nesting; documents of this package have at most ten."""
+MAX_DIGITS = 40
+"""Digits of an integer; the largest one of 64 bits has 20."""
+MAX_YAML_NODES = 20_000
+"""Keys and values of a YAML document, which take 0.1 ms each; a mapping of 1,781 features has 3,600."""
+
+
+class DocumentError(ValueError):
+    """A document that is not read.
+
+    Args:
+        reason: predicate of a sentence about the document, without its content: `is not JSON`.
+        detail: the same as a sentence that may quote a key; None: `it` and the reason.
+    """
+
+    def __init__(self, reason: str, *, detail: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail or f"it {reason}"
+
+
+def read_document(path: Path, *, max_bytes: int) -> Any:
+    """Return the value of a JSON file.
+
+    Raises:
+        DocumentError: it is not JSON, or breaks a limit.
+        OSError: it is missing, cannot be read, is no regular file, or is larger than `max_bytes`.
+    """
+    return parse_json(read_bytes(path, max_bytes=max_bytes))
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Return the value of a JSON document in UTF-8, UTF-16 or UTF-32.
+
+    Raises:
+        DocumentError: it is not JSON, or breaks a limit.
+    """
+    return _parse(data, "JSON", _load_json)
+
+
+def parse_toml(data: bytes | str) -> dict[str, Any]:
+    """Return the value of a TOML document.
+
+    Raises:
+        DocumentError: it is not TOML, or breaks a limit.
+    """
+    document: dict[str, Any] = _parse(data, "TOML", tomllib.loads)
+    return document
+
+
+def parse_yaml(data: bytes | str) -> Any:
+    """Return the value of a YAML document of plain values; tags and aliases are rejected, keys become text.
+
+    Raises:
+        DocumentError: it is not YAML, or breaks a limit.
+        UnavailableError: PyYAML is not installed.
+    """
+    return _parse(data, "YAML", _load_yaml)
+
+
+def _parse(data: bytes | str, kind: str, load: Callable[[str], Any]) -> Any:
+    try:
+        text = data if isinstance(data, str) else data.decode(json.detect_encoding(data))
+        value = load(text)
+    except DocumentError:
+        raise
+    except UnicodeDecodeError as error:
+        raise DocumentError("is not text in UTF-8") from error
+    except RecursionError as error:
+        raise _too_deep() from error
+    except ValueError as error:
+        raise DocumentError(f"is not {kind}{_position(error)}") from error
+    require_plain(value)
+    return value
+
+
+def _position(error: ValueError) -> str:
+    """Where a text is malformed, if the parser's error has the place."""
+    line = getattr(error, "lineno", None)
+    if line is not None:
+        return f" (line {line}, column {getattr(error, 'colno', 0)})"
+    place = str(error).rpartition("(at ")[2] if isinstance(error, tomllib.TOMLDecodeError) else ""
+    return f" ({place}" if place.startswith(("line", "end")) else ""
+
+
+def require_plain(value: Any) -> None:
+    """Raise if a parsed value is nested too deeply, or holds a number or text that a document cannot hold.
+
+    Raises:
+        DocumentError: it does.
+    """
+    waiting = [(value, 0)]
+    while waiting:
+        item, depth = waiting.pop()
+        if isinstance(item, str):
+            _require_characters(item)
+        elif isinstance(item, (dict, list)):
+            if depth >= MAX_DEPTH:
+                raise _too_deep()
+            if isinstance(item, dict):
+                _require_characters("".join(item))
+            waiting.extend((entry, depth + 1) for entry in (item.values() if isinstance(item, dict) else item))
+        elif isinstance(item, float):
+            if not math.isfinite(item):
+                raise _not_finite()
+        elif isinstance(item, int):
+            if not -(10**MAX_DIGITS) < item < 10**MAX_DIGITS:
+                raise _too_long()
+        elif item is not None and not isinstance(item, (datetime.date, datetime.time)):  # a set or bytes of YAML
+            raise DocumentError("contains a value that is no text, number, date, list or object")
+
+
+def _require_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DocumentError("contains half of a surrogate pair (\\ud800 to \\udfff), which is no character") from error
+
+
+def _too_deep() -> DocumentError:
+    return DocumentError(f"is nested deeper than {MAX_DEPTH} levels")
+
+
+def _not_finite() -> DocumentError:
+    return DocumentError("contains a number that is not finite")
+
+
+def _too_long() -> DocumentError:
+    return DocumentError(f"contains an integer of more than {MAX_DIGITS} digits")
+
+
+def _load_json(text: str) -> Any:
+    return json.loads(
+        text,
+        object_pairs_hook=_unique_keys,
+        parse_int=_integer,
+        parse_float=_finite,
+        parse_constant=_finite,
+    )
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        key = next(k for k, count in Counter(k for k, _ in pairs).items() if count > 1)
+        raise DocumentError("contains a key twice", detail=f"the key {key[:40]!r} is duplicated")
+    return data
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_DIGITS + 1:
+        raise _too_long()
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise _not_finite()
+    return value
+
+
+def _load_yaml(text: str) -> Any:
+    try:
+        import yaml
+    except ModuleNotFoundError as error:
+        raise UnavailableError(
+            "a document in YAML needs PyYAML, which is not installed", fix="pip install 'tmi-clnet[dicom]'"
+        ) from error
+
+    class Loader(yaml.SafeLoader):
+        """Safe loader of plain values, without aliases."""
+
+        nodes = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise DocumentError("uses an alias (*)")
+            self.nodes += 1
+            if self.nodes > MAX_YAML_NODES:
+                raise DocumentError(f"has more than {MAX_YAML_NODES:,} keys and values")
+            return super().compose_node(parent, index)
+
+    def mapping(loader: Loader, node: Any) -> dict[str, Any]:
+        pairs = loader.construct_pairs(node, deep=True)
+        for key, _ in pairs:
+            if isinstance(key, bool) or not isinstance(key, (str, int, float)):
+                raise DocumentError(
+                    "has a key that is not text", detail=f"the key {str(key)[:40]!r} is not text; put it into quotes"
+                )
+            require_plain(key)
+        return _unique_keys([(str(key), value) for key, value in pairs])
+
+    Loader.add_constructor("tag:yaml.org,2002:map", mapping)
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise DocumentError("is not YAML" + ("" if mark is None else f" (line {mark.line + 1})")) from error
