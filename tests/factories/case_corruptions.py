@@ -162,6 +162,10 @@ def copy_values(folder: Path) -> None:
     other = json.loads((folder.parent / "C0" / RECORD).read_text())
     (folder / RECORD).write_text(json.dumps(other | {"patient_id": "P1"}))
 
+def one_voxel_of(value: int) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda ct: set_to(tuple(np.argwhere(phantom(1).liver_XYZ)[99]), value)(ct)
+
+
 
 def case_record(**content: object) -> Corruption:
     return lambda f: (f / "case.json").write_text(json.dumps({"schema": "tmi-case/1"} | content))

@@ -37,6 +37,7 @@ from factories.case_corruptions import (
     line,
     mask,
     mr,
+    one_voxel_of,
     record_of_another_ct,
     record_that_fits,
     scaled,
@@ -199,6 +200,9 @@ FAULTS: Mapping[str, PlantedFault] = MappingProxyType(
         "record cut off": PlantedFault(code="clinical-malformed", corrupt=file(RECORD, lambda d: d[:40])),
         "record of deep nesting": PlantedFault(code="clinical-malformed", corrupt=file(RECORD, lambda d: b"[" * 100_000)),
         "unknown field": PlantedFault(code="clinical-unknown-field", corrupt=values(blood_of_dragons=7)),
+        "voxel at the limit of int16": PlantedFault(
+            code="radiomics-failed", corrupt=ct(one_voxel_of(-32768)), recompute=True
+        ),
         "text for a number": PlantedFault(code="clinical-type", corrupt=values(albumin="low")),
         "unknown unit": PlantedFault(code="clinical-unit", corrupt=values(albumin={"value": 4, "unit": "stone"})),
         "albumin in g/dL": PlantedFault(code="clinical-unit-suspect", corrupt=values(albumin=3.8)),

@@ -89,10 +89,10 @@ PUBLIC_NAMES = {
         run_self_test text_digest trimmed verify_bundle write_golden_case
     """,
     "tmi.toolkit.cases": """
-        CASE_RECORD_FILE CLINICAL_FILE COHORT_COLUMNS COHORT_FILE CT_FILE Case CaseRecord Cohort
-        MASK_FILE MaskLabel RADIOMICS_FILE RADIOMICS_RECORD_FILE Repair add_repair find_cases
-        format_label given_name is_cohort is_folder is_portable_name open_case open_cohort
-        parse_mask_label read_case_record write_case_record
+        CASE_RECORD_FILE CLINICAL_FILE COHORT_COLUMNS COHORT_FILE CT_FILE Case CaseRecord
+        Cohort MASK_FILE MaskLabel NAME_FAULT RADIOMICS_FILE RADIOMICS_RECORD_FILE Repair
+        add_repair find_cases format_label given_name is_cohort is_folder is_portable_name
+        open_case open_cohort parse_mask_label read_case_record reading write_case_record
     """,
     "tmi.toolkit.cli": """
         echo echo_json make_console print_error
@@ -103,7 +103,8 @@ PUBLIC_NAMES = {
         report_text require_rendering sentences store_schema stored_schema
     """,
     "tmi.toolkit.compute": """
-        ArrayAllocator BufferPool Ignored StageTimer available_cores disable_telemetry quiet worker_pool
+        ArrayAllocator BufferPool Ignored StageTimer available_cores disable_telemetry
+        library_call quiet worker_pool
     """,
     "tmi.toolkit.config": """
         AugmentationConfig CLASSES Config CtConfig CtEncoderConfig FusionConfig HeadConfig
@@ -155,10 +156,10 @@ PUBLIC_NAMES = {
         staleness_reason table_text write_record write_table
     """,
     "tmi.toolkit.storage": """
-        ContentCache DIGEST_BYTES DiskCache cache_root canonical_json csv_records csv_text digest
-        follow_umask from_json open_private printable printable_json read_json require_absent
-        sha256_bytes sha256_file sha256_json staged_folder to_json unescape_cell write_json
-        write_private write_text
+        ContentCache DIGEST_BYTES DiskCache cache_root canonical_json csv_records csv_text
+        digest follow_umask from_json is_unicode open_private printable printable_json
+        read_json require_absent sha256_bytes sha256_file sha256_json staged_folder to_json
+        unescape_cell write_json write_private write_text
     """,
     "tmi.toolkit.synthetic": """
         Grid SYNTHETIC_NOTICE TRUTH_FILE disease_signs is_synthetic make_cohort modality_subsets

@@ -24,7 +24,7 @@ from tmi.runtime.explain.results import (
     top_features,
 )
 from tmi.runtime.serving.results import RESEARCH_USE
-from tmi.toolkit.cases.case import Case
+from tmi.toolkit.cases.case import Case, reading
 from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
 
 TOP_FEATURES = 20
@@ -72,9 +72,11 @@ def explain_case(
         UnavailableError: radiomics must be extracted and pyradiomics is not installed.
     """
     source = explainer.source
-    prepared: PreparedCase = prepare_case(case, source.config, source.schema)
+    with reading(case.case_id):
+        prepared: PreparedCase = prepare_case(case, source.config, source.schema)
     explanation = explainer.explain(case, prepared)
-    anatomy = anatomy or read_anatomy(case)
+    with reading(case.case_id):
+        anatomy = anatomy or read_anatomy(case)
     map_DHW = anatomy.to_ct_grid(explanation.map_DHW, source.config.ct)
     return CaseExplanation(
         case=case,

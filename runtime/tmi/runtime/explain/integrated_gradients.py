@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tmi.runtime.explain.inputs import EncodedCase, FoldInputs, log_odds
+from tmi.toolkit.compute.third_party import library_call
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 
 INITIAL_STEPS = 16
@@ -69,7 +70,7 @@ def radiomics_attribution(network: TmiClnet, inputs: FoldInputs, encoded: Encode
     method = IntegratedGradients(f)
     baseline = torch.zeros_like(inputs.radiomics)
     return _integrate_until_complete(
-        lambda steps: method.attribute(inputs.radiomics, baselines=baseline, n_steps=steps)[0],
+        lambda steps: _captum(method, inputs.radiomics, baselines=baseline, n_steps=steps),
         lambda: (f(inputs.radiomics), f(baseline)),
         max_steps=MAX_STEPS["radiomics"],
     )
@@ -102,15 +103,22 @@ def text_attribution(
     method = LayerIntegratedGradients(f, network.text_encoder.bert.embeddings.word_embeddings)
 
     def integrate(steps: int) -> Tensor:
-        attributions: Any = method.attribute(
-            inputs.input_ids, baselines=baseline, n_steps=steps, internal_batch_size=TEXT_BATCH_SIZE
+        attributions = _captum(
+            method, inputs.input_ids, baselines=baseline, n_steps=steps, internal_batch_size=TEXT_BATCH_SIZE
         )
-        token_sums: Tensor = attributions[0].sum(dim=-1)
-        return token_sums
+        return attributions.sum(dim=-1)
 
     return _integrate_until_complete(
         integrate, lambda: (f(inputs.input_ids), f(baseline)), max_steps=MAX_STEPS["clinical"]
     )
+
+
+def _captum(method: IntegratedGradients | LayerIntegratedGradients, inputs: Tensor, **options: Any) -> Tensor:
+    """Attributions of the one row; the case is rejected (`attribution-failed`) if captum or torch fails."""
+    fix = "explain it on a machine with more memory, or predict it without an explanation (tmi predict)"
+    with library_call("captum", code="attribution-failed", task="attribute the prediction", fix=fix):
+        values: Tensor = method.attribute(inputs, **options)[0]
+    return values
 
 
 def _integrate_until_complete(

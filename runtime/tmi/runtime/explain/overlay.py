@@ -7,6 +7,7 @@ Pixels have the physical aspect ratio of the voxels. Source of the axes: `tmi.to
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from tmi.toolkit.compute.third_party import library_call
 from tmi.toolkit.imaging.volume import PLANES, Plane, Volume
 
 WINDOW_HU = (-160.0, 240.0)
@@ -32,6 +34,7 @@ OUTLINE = "#35e0ff"
 """Colour of the liver's outline: light cyan, which is not in the colour map."""
 BAR_MM = 50.0
 """Length of the scale bar."""
+PICTURES_FIX = "check the case with `tmi check`; `tmi predict` needs no pictures"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +73,8 @@ def save_plane(picture: Picture, plane: Plane, index: int, path: Path, *, width_
     axes = figure.add_subplot()
     draw_plane(axes, picture, plane, index)
     _colour_bar(figure, [axes])
-    figure.suptitle(picture.title, fontsize=9)
-    figure.savefig(path, dpi=110)
+    figure.suptitle(picture.title, fontsize=9, parse_math=False)
+    _save(figure, path, dpi=110)
 
 
 def save_montage(pictures: Sequence[Picture], at_DHW: tuple[int, int, int], path: Path | IO[bytes]) -> None:
@@ -84,8 +87,8 @@ def save_montage(pictures: Sequence[Picture], at_DHW: tuple[int, int, int], path
         for panel, plane in zip(axes, PLANES, strict=True):
             draw_plane(panel, picture, plane, at_DHW[plane.axis])
         _colour_bar(part, list(axes))
-        part.suptitle(picture.title, fontsize=10)
-    figure.savefig(path, dpi=90)
+        part.suptitle(picture.title, fontsize=10, parse_math=False)
+    _save(figure, path, dpi=90)
 
 
 def draw_plane(axes: Any, picture: Picture, plane: Plane, index: int) -> None:
@@ -141,6 +144,21 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def _save(figure: Figure, path: Path | IO[bytes], *, dpi: int) -> None:
+    """Draw and save a figure; the case is rejected (`pictures-failed`) if matplotlib fails to draw it.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    drawn = io.BytesIO()
+    with library_call("matplotlib", code="pictures-failed", task="draw the pictures", fix=PICTURES_FIX):
+        figure.savefig(drawn, dpi=dpi)
+    if isinstance(path, Path):
+        path.write_bytes(drawn.getvalue())
+    else:
+        path.write(drawn.getvalue())
+
+
 def _colour_bar(figure: Any, axes: list[Any]) -> None:
     shades = ScalarMappable(norm=Normalize(0.0, 1.0), cmap=colormaps[COLOURS])
     bar = figure.colorbar(shades, ax=axes, fraction=0.035, pad=0.02)
@@ -159,5 +177,7 @@ def save_bars(values: Sequence[tuple[str, float]], path: Path, *, title: str) ->
     axes.axvline(0.0, color="black", linewidth=0.8)
     axes.set_xlabel("towards good  \u2190  change of the log-odds of bad  \u2192  towards bad", fontsize=8)
     axes.tick_params(axis="x", labelsize=7)
-    axes.set_title(title, fontsize=9)
-    figure.savefig(path, dpi=100)
+    axes.set_title(title, fontsize=9, parse_math=False)
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)  # a field of a clinical schema may contain a dollar sign
+    _save(figure, path, dpi=100)

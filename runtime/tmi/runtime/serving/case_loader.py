@@ -24,7 +24,7 @@ from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.serving.input_warnings import case_notices
 from tmi.runtime.serving.results import Notice, RejectedCase
 from tmi.runtime.serving.timing import Stopwatch, sum_stages
-from tmi.toolkit.cases.case import Case
+from tmi.toolkit.cases.case import Case, reading
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.compute.buffer_pool import BufferPool
 from tmi.toolkit.config.schema import N_RADIOMICS
@@ -89,24 +89,21 @@ class CaseLoader:
         """
         start = perf_counter()
         try:
-            prepared = prepare_case(
-                case,
-                self._config,
-                self._schema,
-                modalities=self._manifest.modalities,
-                cache=self._cache,
-                on_text_ready=on_text_ready,
-                empty=self.memory.empty,
-            )
+            with reading(case.case_id):
+                prepared = prepare_case(
+                    case,
+                    self._config,
+                    self._schema,
+                    modalities=self._manifest.modalities,
+                    cache=self._cache,
+                    on_text_ready=on_text_ready,
+                    empty=self.memory.empty,
+                )
         except InputRejectedError as error:
             return RejectedCase(case_id=case.case_id, code=error.code, what=error.what, fix=error.fix)
         except UnavailableError as error:
             # A missing package (for example for radiomics extraction) concerns this case alone, so the batch continues.
             return RejectedCase(case_id=case.case_id, code="unavailable", what=error.what, fix=error.fix)
-        except OSError as error:
-            what = f"its files cannot be read ({error.strerror or type(error).__name__})"
-            fix = "let the user who predicts read the folder and its files"
-            return RejectedCase(case_id=case.case_id, code="case-unreadable", what=what, fix=fix)
         watch = Stopwatch()
         with watch.stage("radiomics"):
             scaled = [scaler.transform(prepared.radiomics_F[None]) for scaler in self._scalers]

@@ -281,3 +281,18 @@ def test_unreadable_file_stops_no_other_case(cohort, monkeypatch):
     assert outcome.code == 3
     assert "3 case(s): 2 good, 0 with warnings, 1 rejected" in outcome.out
     assert f"case {'x' * 300}: the case folder does not exist [case-missing]" in outcome.out
+
+
+def test_repair_that_cannot_be_written_stops_no_other_case(cohort, monkeypatch):
+    """A full disk under one case is a finding of that case; the checks of all cases follow."""
+    planted(cohort, "CT padded with -2000")
+
+    def full(image, path):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("tmi.toolkit.qc.repairs.nib.save", full)
+    outcome = tmi("check", cohort, "--fix", "ct-padding")
+    assert outcome.code == 3
+    assert "error: case C1: repaired ct.nii.gz cannot be written (No space left on device)" in outcome.out
+    assert "[ct-padding]" in outcome.out
+    assert "2 case(s)" in outcome.out

@@ -15,7 +15,9 @@ from tmi.toolkit.qc.case_checks import check_case, check_cases
 from tmi.toolkit.qc.check_registry import CHECKS
 
 DOCUMENT = ROOT / "docs" / "checks.md"
-NOT_IN_A_CASE_FOLDER = frozenset({"mask-missing", "mask-label", "mask-contours", "mask-outside", "case-unreadable"})
+NOT_IN_A_CASE_FOLDER = frozenset(
+    {"mask-missing", "mask-label", "mask-contours", "mask-outside", "case-unreadable", "case-name"}
+)
 """Checks of the import, of a required but absent mask, and of file permissions, which root always has."""
 
 

@@ -4,6 +4,7 @@ from .case import COHORT_COLUMNS as COHORT_COLUMNS
 from .case import COHORT_FILE as COHORT_FILE
 from .case import CT_FILE as CT_FILE
 from .case import MASK_FILE as MASK_FILE
+from .case import NAME_FAULT as NAME_FAULT
 from .case import RADIOMICS_FILE as RADIOMICS_FILE
 from .case import RADIOMICS_RECORD_FILE as RADIOMICS_RECORD_FILE
 from .case import Case as Case
@@ -18,6 +19,7 @@ from .case import is_portable_name as is_portable_name
 from .case import open_case as open_case
 from .case import open_cohort as open_cohort
 from .case import parse_mask_label as parse_mask_label
+from .case import reading as reading
 from .provenance import CaseRecord as CaseRecord
 from .provenance import Repair as Repair
 from .provenance import add_repair as add_repair

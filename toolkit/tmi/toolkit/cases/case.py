@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.storage.csv_files import unescape_cell
+from tmi.toolkit.storage.terminal_text import is_unicode, printable
 
 CT_FILE = "ct.nii.gz"
 MASK_FILE = "liver.nii.gz"
@@ -35,6 +37,8 @@ COHORT_FILE = "cohort.csv"
 COHORT_COLUMNS = ("case_id", "patient_id", "label")
 
 
+NAME_FAULT = ("the name of the case folder is not UTF-8", "rename the folder: its name becomes the case id")
+"""Message and fix of `case-name`."""
 MaskLabel = int | tuple[int, ...]
 """Label of the liver in a mask, or several labels that are joined."""
 
@@ -96,13 +100,16 @@ def open_case(folder: Path, *, mask_label: MaskLabel | None = None) -> Case:
     """Return the case of a folder; the name that the folder is given by is the case id (`given_name`).
 
     Raises:
-        InputRejectedError: the folder does not exist.
+        InputRejectedError: case-missing: the folder does not exist; case-name: its name is not UTF-8.
     """
     case_id = given_name(folder)
     if not is_folder(folder):
         raise InputRejectedError(
             "the case folder does not exist", fix="give the path of a case folder", code="case-missing", case_id=case_id
         )
+    if not is_unicode(folder.name):
+        what, fix = NAME_FAULT
+        raise InputRejectedError(what, fix=fix, code="case-name", case_id=case_id)
     return Case(folder=folder, case_id=case_id, mask_label=mask_label)
 
 
@@ -110,8 +117,14 @@ def given_name(folder: Path) -> str:
     """Return the name by which a folder is given: a symbolic link has its own name, not that of its target.
 
     A link is often a pseudonym, and its target the name of a patient. `.` and `..` are resolved in the shell's working
-    folder (`PWD`), which keeps the links by which it was entered, as `pwd -L` does.
+    folder (`PWD`), which keeps the links by which it was entered, as `pwd -L` does. A name that is not UTF-8 is
+    returned with escapes, because no document could hold it.
     """
+    name = _given_name(folder)
+    return name if is_unicode(name) else printable(name)
+
+
+def _given_name(folder: Path) -> str:
     if folder.name not in ("", ".."):
         return folder.name
     given = Path(os.path.normpath(Path(os.environ.get("PWD", ""), folder)))
@@ -122,6 +135,24 @@ def given_name(folder: Path) -> str:
     except (OSError, ValueError):  # PWD was removed, or is no path
         pass
     return folder.resolve().name
+
+
+@contextmanager
+def reading(case_id: str) -> Iterator[None]:
+    """Reject the case if one of its files cannot be opened or read in the block.
+
+    Raises:
+        InputRejectedError: case-unreadable.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputRejectedError(
+            f"its files cannot be read ({error.strerror or type(error).__name__})",
+            fix="give the user read permission for the folder and its files, and check the disk",
+            code="case-unreadable",
+            case_id=case_id,
+        ) from error
 
 
 def is_folder(path: Path) -> bool:

@@ -16,6 +16,7 @@ from tmi.toolkit.cases.case import CASE_RECORD_FILE
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.storage.atomic_files import write_json
 from tmi.toolkit.storage.serialization import from_json, to_json
+from tmi.toolkit.storage.terminal_text import is_unicode
 
 SCHEMA = "tmi-case/1"
 MAX_BYTES = 2**20
@@ -65,7 +66,10 @@ def read_case_record(folder: Path, *, case_id: str) -> CaseRecord | None:
             raise UsageError(f"{CASE_RECORD_FILE} is not a file", fix="remove it")
         if path.stat().st_size > MAX_BYTES:
             raise UsageError(f"{CASE_RECORD_FILE} is too large", fix="remove it")
-        record = from_json(CaseRecord, json.loads(path.read_bytes()), where=CASE_RECORD_FILE)
+        data = json.loads(path.read_bytes())
+        if not is_unicode(json.dumps(data, ensure_ascii=False)):
+            raise UsageError(f"{CASE_RECORD_FILE} contains half of a surrogate pair", fix="remove it")
+        record = from_json(CaseRecord, data, where=CASE_RECORD_FILE)
         if record.schema != SCHEMA:
             raise UsageError(f"{CASE_RECORD_FILE} has schema {record.schema[:40]!r}", fix=f"give {SCHEMA!r}")
     except (ValueError, RecursionError, UsageError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +12,7 @@ import typer
 
 from tmi.toolkit.cases.case import Case, find_cases, is_folder, parse_mask_label
 from tmi.toolkit.cli.console import echo, echo_json, make_console
-from tmi.toolkit.errors import ExitCode, UsageError
+from tmi.toolkit.errors import ExitCode, InputRejectedError, UsageError
 
 if TYPE_CHECKING:
     from tmi.toolkit.qc.case_checks import Finding
@@ -60,7 +60,7 @@ def check(
     from tmi.toolkit.clinical.schema import load_schema
     from tmi.toolkit.config.project import load_project
     from tmi.toolkit.qc.case_checks import check_cases
-    from tmi.toolkit.qc.repairs import parse_codes, repair
+    from tmi.toolkit.qc.repairs import parse_codes
     from tmi.toolkit.qc.report import document
 
     codes = parse_codes(fix) if fix is not None else ()
@@ -69,9 +69,9 @@ def check(
     fields = load_schema(schema or load_project().schema_file)
     cases = find_cases(paths, mask_label=parse_mask_label(mask_label))
     comparisons: list[RadiomicsComparison] = []
-    repairs = [applied for case in cases if codes and is_folder(case.folder) for applied in repair(case, codes)]
+    repairs, unrepaired = _repair(cases, codes)
     with _progress_bar(len(cases)) as advance:
-        findings = check_cases(
+        findings = unrepaired + check_cases(
             cases,
             schema=fields,
             progress=advance,
@@ -94,6 +94,24 @@ def check(
         )
     if counts["refused"]:
         raise typer.Exit(int(ExitCode.REJECTED))
+
+
+def _repair(cases: list[Case], codes: Sequence[str]) -> tuple[list[AppliedRepair], list[Finding]]:
+    """Repair every case; returns what was applied, and a finding for each case that cannot be written."""
+    from tmi.toolkit.qc.case_checks import Finding
+    from tmi.toolkit.qc.repairs import repair
+
+    applied: list[AppliedRepair] = []
+    findings: list[Finding] = []
+    for case in cases:
+        try:
+            applied += repair(case, codes) if codes and is_folder(case.folder) else []
+        except InputRejectedError as error:
+            finding = Finding(
+                case_id=case.case_id, code=error.code, severity="error", message=error.what, fix=error.fix
+            )
+            findings.append(finding)
+    return applied, findings
 
 
 @contextmanager

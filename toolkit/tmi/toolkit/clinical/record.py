@@ -19,6 +19,7 @@ from tmi.toolkit.cases.case import CLINICAL_FILE, Case
 from tmi.toolkit.clinical.schema import Field, Schema, convert, plausible
 from tmi.toolkit.clinical.units import other_units
 from tmi.toolkit.errors import InputRejectedError
+from tmi.toolkit.storage.terminal_text import is_unicode
 
 Value = float | str | None
 KEYS = ("patient_id", "values", "report", "blood_date")
@@ -62,6 +63,8 @@ def read_clinical(case: Case, schema: Schema) -> ClinicalRecord:
         raise _malformed(case, "contains a key twice") from error
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise _malformed(case, "is not JSON") from error
+    if not is_unicode(json.dumps(data, ensure_ascii=False)):
+        raise _malformed(case, "contains half of a surrogate pair (\\ud800 to \\udfff), which is no character")
     if not isinstance(data, dict) or not isinstance(data.get("values"), dict):
         raise _malformed(case, 'has no object "values"')
     unknown = sorted(str(k) for k in data if k not in KEYS)

@@ -6,3 +6,4 @@ from .silence import Ignored as Ignored
 from .silence import quiet as quiet
 from .stage_timer import StageTimer as StageTimer
 from .telemetry import disable_telemetry as disable_telemetry
+from .third_party import library_call as library_call

@@ -45,6 +45,7 @@ from tmi.toolkit.qc.image_checks import check_ct
 from tmi.toolkit.radiomics.table import read_table, write_table
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
+from tmi.toolkit.storage.terminal_text import is_unicode
 
 IMPORT_FIXES: Mapping[str, str] = MappingProxyType(
     {
@@ -268,6 +269,11 @@ def _read_clinical(source: Path | Mapping[str, Any], patient_id: str | None, cas
         raise InputRejectedError(
             f"the clinical record has other keys than {', '.join(KEYS)}, or no values",
             fix=fix, code="clinical-malformed", case_id=case_id,
+        )  # fmt: skip
+    if not is_unicode(json.dumps(dict(record), ensure_ascii=False, default=str) + (patient_id or "")):
+        raise InputRejectedError(
+            "the clinical record contains half of a surrogate pair, which is no character",
+            fix="write the text again as UTF-8", code="clinical-malformed", case_id=case_id,
         )  # fmt: skip
     copy: dict[str, Any] = dict(record)
     if patient_id is not None:

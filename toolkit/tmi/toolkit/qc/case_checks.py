@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, RADIOMICS_FILE, Case, is_folder
+from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, NAME_FAULT, RADIOMICS_FILE, Case, is_folder, reading
 from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.clinical.record import ClinicalRecord, read_clinical
 from tmi.toolkit.clinical.schema import Schema, load_schema
@@ -26,6 +26,7 @@ from tmi.toolkit.radiomics.provenance import staleness_reason
 from tmi.toolkit.radiomics.table import read_table
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_json
 
+from tmi.toolkit.storage.terminal_text import is_unicode
 MAX_DAYS_APART = 90
 """Largest number of days between blood sample and CT without a warning."""
 MIN_SHARED_VALUES = 5
@@ -87,13 +88,12 @@ def check_cases(
     first_occurrences = _FirstOccurrences()
     for case in cases:
         try:
-            findings.extend(
-                _check_case(case, schema or load_schema(), first_occurrences, radiomics_tolerance, on_comparison)
-            )
-        except OSError as error:
-            message = f"its files cannot be read ({error.strerror or type(error).__name__})"
-            fix = "give the user read permission for the folder and its files"
-            findings.append(_make_finding(case.case_id, "case-unreadable", message, fix))
+            with reading(case.case_id):
+                findings.extend(
+                    _check_case(case, schema or load_schema(), first_occurrences, radiomics_tolerance, on_comparison)
+                )
+        except InputRejectedError as error:
+            findings.append(_make_finding(case.case_id, error.code, error.what, error.fix))
         if progress is not None:
             progress(case)
     return findings
@@ -115,6 +115,8 @@ def _check_case(
         )
         return
     ct, findings = _try_read(lambda: read_ct(case))
+    if not is_unicode(case.folder.name):
+        yield _make_finding(case.case_id, "case-name", *NAME_FAULT)
     yield from findings
     in_hu = False
     if ct is not None:

@@ -25,6 +25,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
     {
         "case-missing": Check("error", "the case folder does not exist"),
         "case-unreadable": Check("error", "the case's files cannot be read"),
+        "case-name": Check("error", "the name of the case folder is not UTF-8"),
         "case-record": Check("error", "case.json does not have the format that imports and repairs write"),
         "ct-missing": Check("error", "no ct.nii.gz"),
         "ct-unreadable": Check("error", "the CT is truncated, damaged, not NIfTI, or declares an impossible size"),
@@ -70,6 +71,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "radiomics-differ": Check("error", "radiomics.csv differs from the mask's features (only with --recompute)"),
         "radiomics-mask": Check("error", "the mask is too small for texture features"),
         "radiomics-stale": Check("warning", "radiomics.csv no longer matches its files, settings or record"),
+        "radiomics-failed": Check("error", "pyradiomics or a library that it uses fails on this CT and mask"),
         "clinical-missing": Check("error", "no clinical.json"),
         "clinical-malformed": Check("error", "clinical.json is not JSON of the documented format"),
         "clinical-unknown-field": Check("error", "a field that is not in the schema"),

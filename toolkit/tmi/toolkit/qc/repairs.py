@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, RADIOMICS_FILE, Case
+from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, RADIOMICS_FILE, Case, reading
 from tmi.toolkit.cases.provenance import Repair, add_repair, read_case_record
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.mask_resampling import resample_mask
@@ -188,19 +188,31 @@ def repair(case: Case, codes: Sequence[str]) -> list[AppliedRepair]:
     """Apply and record those of the selected repairs that the case needs; other files are not modified.
 
     A case that cannot be read for another reason is left unchanged; its check reports the reason.
+
+    Raises:
+        InputRejectedError: case-unreadable: a repaired file cannot be written; files of earlier repairs are.
     """
     applied: list[AppliedRepair] = []
     for code in codes:
         try:
-            read_case_record(case.folder, case_id=case.case_id)  # no repair without a readable record
-            changes = REPAIRS[code](case)
+            with reading(case.case_id):
+                read_case_record(case.folder, case_id=case.case_id)  # no repair without a readable record
+                changes = REPAIRS[code](case)
         except InputRejectedError:
             continue
         for path, volume, what in changes:
-            before = sha256_file(path)
-            _write(path, volume)
-            record = Repair(code=code, file=path.name, what=what, before_sha256=before)
-            add_repair(case.folder, record, case_id=case.case_id)
+            try:
+                before = sha256_file(path)
+                _write(path, volume)
+                record = Repair(code=code, file=path.name, what=what, before_sha256=before)
+                add_repair(case.folder, record, case_id=case.case_id)
+            except OSError as error:
+                raise InputRejectedError(
+                    f"repaired {path.name} cannot be written ({error.strerror or type(error).__name__})",
+                    fix="make the folder writable and free space on its disk, or repair a copy of the case",
+                    code="case-unreadable",
+                    case_id=case.case_id,
+                ) from error
             applied.append(AppliedRepair(case_id=case.case_id, code=code, file=path.name, what=what))
     return applied
 

@@ -20,7 +20,7 @@ from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.radiomics.fast_extractor import extract_fast, reference_path_reason
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.radiomics.image_filters import to_image
-from tmi.toolkit.radiomics.pyradiomics import load, pyradiomics_quiet, reference_extractor
+from tmi.toolkit.radiomics.pyradiomics import load, pyradiomics_quiet, reference_extractor, rejecting
 from tmi.toolkit.radiomics.settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def extract(ct: Volume, mask: Volume, *, jobs: int | None = None) -> Float[NDArr
     Raises:
         UnavailableError: pyradiomics is not installed.
         InputRejectedError: `radiomics-mask`: the mask is empty, one voxel, one line or the whole CT; `ct-not-hu`: the
-            CT is zero everywhere.
+            CT is zero everywhere; `radiomics-failed`: pyradiomics or a library that it uses failed.
     """
     extracted = extract_with_note(ct, mask, jobs=jobs)
     if extracted.note is not None:
@@ -98,8 +98,9 @@ def extract_reference(ct: Volume, mask: Volume) -> Float[NDArray[np.float64], "1
     load()
     require_extractable(ct, mask)
     image, region = to_image(ct.array_DHW, ct.spacing_DHW_mm), to_image(mask.array_DHW, ct.spacing_DHW_mm)
-    with pyradiomics_quiet():
-        features = reference_extractor().execute(image, region)
+    extractor = reference_extractor()
+    with pyradiomics_quiet(), rejecting("pyradiomics"):
+        features = extractor.execute(image, region)
     return to_feature_order(features)
 
 

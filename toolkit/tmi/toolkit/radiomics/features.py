@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tmi.toolkit.radiomics.feature_names import CLASS_FEATURES, SHAPE_FEATURES
 from tmi.toolkit.radiomics.mask_region import Region
-from tmi.toolkit.radiomics.pyradiomics import load
+from tmi.toolkit.radiomics.pyradiomics import load, rejecting
 from tmi.toolkit.radiomics.settings import SETTINGS
 from tmi.toolkit.radiomics.shape_mesh import measure_mesh
 from tmi.toolkit.radiomics.texture_matrices import (
@@ -170,10 +170,21 @@ class _NullLogger:
     warning = error = info = debug
 
 
-def _execute(calculator: Any) -> Values:
-    """Run pyradiomics' loop over the enabled features; a feature that raises becomes NaN."""
+def _execute(calculator: Any, *, coefficients: bool = False) -> Values:
+    """Run pyradiomics' loop over the enabled features; a feature that raises ValueError or the like becomes NaN.
+
+    Args:
+        calculator: object of a feature class that holds the matrix.
+        coefficients: whether the class derives coefficients from its matrix first.
+
+    Raises:
+        InputRejectedError: radiomics-failed.
+    """
     calculator._initCalculation = lambda _=None: None  # would count the matrix from an image
-    return dict(calculator.execute())
+    with rejecting("pyradiomics"):
+        if coefficients:
+            calculator._calculateCoefficients()
+        return dict(calculator.execute())
 
 
 def _glcm(levels: Levels, counts_LLA: NDArray[np.float64]) -> Values:
@@ -184,8 +195,7 @@ def _glcm(levels: Levels, counts_LLA: NDArray[np.float64]) -> Values:
         counts_LLA, sums_A = counts_LLA[:, :, sums_A != 0], sums_A[sums_A != 0]
     # counts -> probabilities per direction; axis 0 is pyradiomics' axis of voxel-based maps, here of length 1
     calculator.P_glcm = (counts_LLA / np.where(sums_A == 0, np.nan, sums_A))[None]
-    calculator._calculateCoefficients()
-    return _execute(calculator)
+    return _execute(calculator, coefficients=True)
 
 
 def _glrlm(levels: Levels, counts_LRA: NDArray[np.float64]) -> Values:
@@ -195,8 +205,7 @@ def _glrlm(levels: Levels, counts_LRA: NDArray[np.float64]) -> Values:
         counts_LRA, sums_A = counts_LRA[:, :, sums_A != 0], sums_A[sums_A != 0]
     calculator.P_glrlm = counts_LRA[None]
     calculator.coefficients["Nr"] = np.where(sums_A == 0, np.nan, sums_A)[None]
-    calculator._calculateCoefficients()
-    return _execute(calculator)
+    return _execute(calculator, coefficients=True)
 
 
 def _glszm(levels: Levels, counts_LS: NDArray[np.float64], sizes_S: NDArray[np.int64]) -> Values:
@@ -235,5 +244,4 @@ def _gldm(levels: Levels, counts_LK: NDArray[np.float64]) -> Values:
 def _ngtdm(levels: Levels, rows_L3: NDArray[np.float64]) -> Values:
     calculator = _feature_calculator("ngtdm", CLASS_FEATURES["ngtdm"], levels)
     calculator.P_ngtdm = rows_L3[None]
-    calculator._calculateCoefficients()
-    return _execute(calculator)
+    return _execute(calculator, coefficients=True)

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.toolkit.radiomics.mask_region import Box, Region, find_region
-from tmi.toolkit.radiomics.pyradiomics import load, pyradiomics_quiet
+from tmi.toolkit.radiomics.pyradiomics import load, pyradiomics_quiet, rejecting
 from tmi.toolkit.radiomics.settings import SETTINGS
 
 LOG_RADIUS_SIGMA = 25.0
@@ -73,8 +73,10 @@ def to_image(array_DHW: NDArray[Any], spacing_DHW_mm: tuple[float, float, float]
     """Convert an array to a SimpleITK image with the given spacing; bool becomes uint8."""
     import SimpleITK
 
-    image = SimpleITK.GetImageFromArray(array_DHW.astype(np.uint8) if array_DHW.dtype == np.bool_ else array_DHW)
-    image.SetSpacing([float(s) for s in spacing_DHW_mm[::-1]])  # SimpleITK orders axes x, y, z
+    array_DHW = array_DHW.astype(np.uint8) if array_DHW.dtype == np.bool_ else array_DHW
+    with rejecting("SimpleITK"):
+        image = SimpleITK.GetImageFromArray(array_DHW)
+        image.SetSpacing([float(s) for s in spacing_DHW_mm[::-1]])  # SimpleITK orders axes x, y, z
     return image
 
 
@@ -121,7 +123,9 @@ def _gradient(source: FilterInput) -> Voxels:
     magnitude = SimpleITK.GradientMagnitudeImageFilter()
     magnitude.SetUseImageSpacing(SETTINGS["imageType"]["Gradient"]["gradientUseSpacing"])
     magnitude.SetNumberOfThreads(1)  # image types run in parallel threads already
-    image = magnitude.Execute(to_image(source.ct_DHW[outer], source.spacing_DHW_mm))
+    start = to_image(source.ct_DHW[outer], source.spacing_DHW_mm)
+    with rejecting("SimpleITK"):
+        image = magnitude.Execute(start)
     gradient_N: Voxels = SimpleITK.GetArrayViewFromImage(image)[_within(source.box, outer)][source.mask_DHW]
     return gradient_N
 
@@ -143,7 +147,8 @@ def wavelet_bands(source: FilterInput) -> dict[str, Voxels]:
     data = source.ct_DHW[crop]
     # an uncropped odd axis is extended by its first plane, as in pyradiomics
     data = np.pad(data, [(0, size % 2) for size in data.shape], mode="wrap")
-    bands = pywt.swtn(data, wavelet, level=1, start_level=0, axes=(2, 1, 0))[0]
+    with rejecting("PyWavelets"):
+        bands = pywt.swtn(data, wavelet, level=1, start_level=0, axes=(2, 1, 0))[0]
     inside = _within(source.box, crop)
     return {name.replace("a", "L").replace("d", "H"): band[inside][source.mask_DHW] for name, band in bands.items()}
 
@@ -181,7 +186,8 @@ def laplacian_of_gaussian(source: FilterInput, sigma_mm: float) -> Voxels | None
             gaussian.SetNumberOfThreads(1)
             keep: list[slice] = [slice(None)] * 3
             keep[axis] = inside_xyz[axis]
-            image = gaussian.Execute(image)[tuple(keep)]
+            with rejecting("SimpleITK"):
+                image = gaussian.Execute(image)[tuple(keep)]
         term_DHW = SimpleITK.GetArrayViewFromImage(image).astype(np.float64)
         term_DHW *= 1 / spacing[2 - derivative_axis] ** 2
         # ITK accumulates in float32 after each term

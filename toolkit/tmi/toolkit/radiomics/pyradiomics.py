@@ -8,12 +8,13 @@ program are kept.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 
 from tmi.toolkit.compute.silence import quiet
+from tmi.toolkit.compute.third_party import library_call
 from tmi.toolkit.errors import UnavailableError
 from tmi.toolkit.radiomics.settings import PYRADIOMICS_VERSION, SETTINGS
 
@@ -23,6 +24,17 @@ def pyradiomics_quiet() -> Iterator[None]:
     """Silence pyradiomics' log records and the warnings of Python and numpy inside the block."""
     with quiet(loggers=["radiomics"]), np.errstate(all="ignore"):
         yield
+
+
+def rejecting(library: str) -> AbstractContextManager[None]:
+    """Reject the case (`radiomics-failed`) if a library's call in the block raises; the caller adds the case id."""
+    return library_call(
+        library,
+        code="radiomics-failed",
+        task="extract the radiomics of CT and mask",
+        fix="check the CT under the mask for values that are no Hounsfield units, such as the limits of int16 "
+        "(-32768, 32767), or give the case a radiomics.csv",
+    )
 
 
 def load() -> Any:

@@ -34,6 +34,18 @@ def printable_json(text: str) -> str:
     return "".join(c if _keep(c) or c in "\n\t" else _json_escape(c) for c in text)
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: it holds no half of a surrogate pair.
+
+    Halves come from file names that are not UTF-8 and from JSON escapes such as `\\ud83d`.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _keep(character: str) -> bool:
     return character.isprintable() or unicodedata.category(character) == SPACES
 

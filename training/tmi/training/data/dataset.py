@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from tmi.toolkit.cases.case import COHORT_FILE, Case, Cohort
+from tmi.toolkit.cases.case import COHORT_FILE, Case, Cohort, reading
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.config.schema import N_RADIOMICS, Config
 from tmi.toolkit.errors import InputRejectedError
@@ -92,8 +92,9 @@ def prepare_cohort(
     rejected: list[InputRejectedError] = []
     for case in cohort.cases:
         try:
-            record = clinical_inputs(case, config, schema)
-            prepared = None if records_only else prepare_case(case, config, schema, cache=cache)
+            with reading(case.case_id):
+                record = clinical_inputs(case, config, schema)
+                prepared = None if records_only else prepare_case(case, config, schema, cache=cache)
         except InputRejectedError as error:
             rejected.append(error)
         else:

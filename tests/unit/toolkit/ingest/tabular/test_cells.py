@@ -205,3 +205,13 @@ def test_numbers_are_exact_and_bounded():
     assert cell_number("9" * 500, ".") is None
     assert cell_number(float("inf"), ".") is None
     assert cell_number("1e99999999999999999999", ".") is None
+
+
+def test_half_a_surrogate_pair_rejects_its_row_alone(tmp_path):
+    """UTF-7 can hold half a surrogate pair, which no record can hold; in a heading it is escaped."""
+    (tmp_path / "t.csv").write_bytes(b"Nr,ALT,sex,died,note +2D0-\nA,38,1+2D0-,1,\nB,38,1,1,\n")
+    mapping = MAPPING.replace("table: {", "table: {encoding: utf-7, ", 1)
+    line, other = imported(tmp_path, tmp_path / "t.csv", mapping).lines
+    assert (line.outcome, line.code, other.outcome) == ("refused", "row", "imported")
+    assert line.why == "a cell in column 'sex' contains half of a surrogate pair, which is no character"
+    assert "note \\ud83d" in json.loads((tmp_path / "out" / "import-report.json").read_text())["columns"]

@@ -23,6 +23,7 @@ from tmi.toolkit.compute.silence import quiet
 from tmi.toolkit.errors import UnavailableError, UsageError
 from tmi.toolkit.ingest.tabular.cells import Cell, DateCell, FaultyCell, cell_text, faulty_cell, shown_number
 from tmi.toolkit.ingest.tabular.mapping import TableSpec
+from tmi.toolkit.storage.terminal_text import is_unicode, printable
 
 MAX_BYTES = 256 * 2**20
 """Limit on the uncompressed size of a table; that of a cohort has a few megabytes."""
@@ -41,6 +42,7 @@ WORKBOOK_READ_ERRORS = (
 )
 """Exceptions of the libraries on a damaged workbook: XML errors are SyntaxErrors; an encrypted member or an unknown
 compression method is a RuntimeError (NotImplementedError)."""
+NO_CHARACTER = "a cell in column {column!r} contains half of a surrogate pair, which is no character"
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -91,7 +93,8 @@ def read_cells(path: Path, spec: TableSpec, *, wanted: Collection[str]) -> Table
         raise UsageError(f"table {path} is larger than {MAX_BYTES >> 20} MiB", fix="split it, or remove columns")
     workbook = path.suffix.lower() in WORKBOOKS
     lines = _workbook_rows(path, spec) if workbook else _csv_rows(path, spec, wanted)
-    columns = tuple(cell_text(c) for c in lines[0]) if lines else ()
+    header = [cell_text(c) for c in lines[0]] if lines else []
+    columns = tuple(name if is_unicode(name) else printable(name) for name in header)
     while columns and not columns[-1]:
         columns = columns[:-1]
     _require_columns(path, columns, wanted)
@@ -115,6 +118,7 @@ def _row(number: int, cells: list[Cell], columns: tuple[str, ...], wanted: Colle
     if len(cells) != width:
         fault = f"the row has {len(cells)} cells, the header has {width}"
     else:
+        cells = [c if not isinstance(c, str) or is_unicode(c) else faulty_cell("", NO_CHARACTER) for c in cells]
         faulty = ((n, c) for n, c in zip(columns, cells, strict=True) if n in wanted and isinstance(c, FaultyCell))
         fault = next((cell.why.format(column=name) for name, cell in faulty), None)
     return Row(number=number, cells=tuple((*cells, *[""] * width)[:width]), fault=fault)
