@@ -64,7 +64,7 @@ def bundles(size: Size, cache_folder: Path) -> dict[str, Path]:
     """GPU engine -> its bundle, built on this GPU; skipped without a GPU."""
     if find_gpu() is None:
         pytest.skip("no NVIDIA GPU with its driver on this machine")
-    names = [n for n, spec in ENGINES.items() if spec.gpu and importlib.util.find_spec(spec.package) is not None]
+    names = [n for n, spec in ENGINES.items() if spec.plans and importlib.util.find_spec(spec.package) is not None]
     return {name: gpu_bundle(size, name, cache=cache_folder) for name in names}
 
 

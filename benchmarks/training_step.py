@@ -1,8 +1,9 @@
-"""How much time and memory does a training step take on a CPU, and does `tmi train --plan` compute the same memory?
+"""How much time and memory does a training step take, and does `tmi train --plan` compute the same memory?
 
 The network of the preset gets random weights. A small step creates Adam's moments and initialises the libraries; the
 next step is measured: forward with loss, backward, Adam. Each setting runs in a new process. The memory of a step is
-the kernel's VmHWM, reset before the step, minus the memory of the process before the network was built.
+the kernel's VmHWM, reset before the step, minus the memory of the process before the network was built. On a GPU
+(`--device cuda`) it is the peak of torch's allocator, and every part of the step is synchronised before it is timed.
 
     python benchmarks/training_step.py --size paper --batch 1 --precision 32 bf16-mixed --checkpointing no yes
 
@@ -43,6 +44,7 @@ class Setting:
     freeze: tuple[str, ...]
     accumulate: int
     threads: int | None
+    device: str = "cpu"
 
     @property
     def config(self) -> Config:
@@ -65,6 +67,7 @@ class Setting:
         parts = [self.precision, *(["checkpointing"] if self.checkpointing else [])]
         parts += [f"freeze {','.join(self.freeze)}"] if self.freeze else []
         parts += [f"accumulate {self.accumulate}"] if self.accumulate > 1 else []
+        parts += [self.device] if self.device != "cpu" else []
         return f"{self.size}, batch {self.batch}, {', '.join(parts)}"
 
 
@@ -94,30 +97,36 @@ def step(module: Any, optimiser: Any, batch: Any) -> dict[str, float]:
     """Take one optimiser step over `train.accumulate` batches, as Lightning does; the seconds of its parts."""
     import torch
 
-    train = module.config.train
+    train, device = module.config.train, batch.ct.device.type
+
+    def now() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return perf_counter()
+
     seconds = dict.fromkeys(("forward", "backward", "optimiser"), 0.0)
-    marks = [perf_counter()]
+    marks = [now()]
     for _ in range(train.accumulate):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=train.precision == "bf16-mixed"):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=train.precision == "bf16-mixed"):
             loss = module.loss_of(batch)
-        marks.append(perf_counter())
+        marks.append(now())
         (loss / train.accumulate).backward()
         del loss
-        marks.append(perf_counter())
+        marks.append(now())
         seconds["forward"] += marks[-2] - marks[-3]
         seconds["backward"] += marks[-1] - marks[-2]
     optimiser.step()
     optimiser.zero_grad()
-    seconds["optimiser"] = perf_counter() - marks[-1]
+    seconds["optimiser"] = now() - marks[-1]
     return seconds
 
 
-def initialise_libraries() -> None:
-    """Take a step of a tiny network, so that memory of the first use of torch and oneDNN is not counted."""
+def initialise_libraries(device: Any) -> None:
+    """Take a step of a tiny network, so that memory of the first use of torch and its libraries is not counted."""
     from tmi.training.loop.lightning_module import FoldModule
 
-    module = FoldModule(replace(tiny(), train=replace(tiny().train, precision="bf16-mixed")), fold=0)
-    step(module, module.configure_optimizers(), batch_of(2, (16, 32, 32), 8))
+    module = FoldModule(replace(tiny(), train=replace(tiny().train, precision="bf16-mixed")), fold=0).to(device)
+    step(module, module.configure_optimizers(), batch_of(2, (16, 32, 32), 8).to(device))
 
 
 def measure(setting: Setting) -> dict[str, Any]:
@@ -133,28 +142,35 @@ def measure(setting: Setting) -> dict[str, Any]:
     if setting.threads:
         torch.set_num_threads(setting.threads)
     config = setting.config
-    plan = estimate_memory(config, devices=2, accelerator="cpu")
-    initialise_libraries()
-    before = resident("VmRSS")
+    device = torch.device(setting.device)
+    on_gpu = device.type == "cuda"
+    plan = estimate_memory(config, devices=2, accelerator="gpu" if on_gpu else "cpu")
+    initialise_libraries(device)
+    before = torch.cuda.memory_allocated() if on_gpu else resident("VmRSS")
     ballast = bytearray(int(os.environ.get(BALLAST_VARIABLE, "0")))
     ballast[::4096] = b"x" * len(ballast[::4096])
-    module = FoldModule(config, fold=0).train()
+    module = FoldModule(config, fold=0).to(device).train()
     set_frozen_eval(module.network, config)
     if setting.batch == 1:
         set_vector_norms_eval(module.network)
     optimiser = module.configure_optimizers()
     torch.manual_seed(0)
-    step(module, optimiser, batch_of(setting.batch, (32, 32, 32), 8))
-    batch = batch_of(setting.batch, config.ct.shape_DHW, config.clinical.max_length)
-    with open("/proc/self/clear_refs", "w") as clear:
-        clear.write("5")  # resets VmHWM
+    step(module, optimiser, batch_of(setting.batch, (32, 32, 32), 8).to(device))
+    batch = batch_of(setting.batch, config.ct.shape_DHW, config.clinical.max_length).to(device)
+    if on_gpu:
+        step(module, optimiser, batch)  # cuDNN chooses its kernels at the first step of a shape
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with open("/proc/self/clear_refs", "w") as clear:
+            clear.write("5")  # resets VmHWM
     seconds = step(module, optimiser, batch)
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM")
     return {
         "setting": asdict(setting),
         "seconds": seconds,
         "libraries": before,
-        "peak": resident("VmHWM"),
-        "taken": resident("VmHWM") - before,
+        "peak": peak,
+        "taken": peak - before,
         "computed": plan.total,
         "threads": torch.get_num_threads(),
     }
@@ -186,7 +202,7 @@ def table(measurements: list[dict[str, Any]]) -> str:
     ]
     for measured in measurements:
         seconds, taken, computed = measured["seconds"], measured["taken"], measured["computed"]
-        times = " | ".join(f"{seconds[name]:.1f}" for name in ("forward", "backward", "optimiser"))
+        times = " | ".join(f"{seconds[name]:.2f}" for name in ("forward", "backward", "optimiser"))
         label = Setting(**measured["setting"]).label
         sizes = f"{taken / GIB:.2f} | {computed / GIB:.2f} | {computed / taken:.2f}"
         rows.append(f"| {label} | {times} | {sizes} |")
@@ -201,6 +217,7 @@ def main() -> None:
     parser.add_argument("--checkpointing", choices=("no", "yes"), nargs="*", default=["no"], help="no value: yes")
     parser.add_argument("--freeze", default="", help="as in `tmi train`: text, or ct,text, ...")
     parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, help="threads of torch; default: all cores")
     parser.add_argument("--measured", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -218,6 +235,7 @@ def main() -> None:
             freeze=tuple(part for part in options.freeze.split(",") if part),
             accumulate=options.accumulate,
             threads=options.threads,
+            device=options.device,
         )
         print(setting.label, "...", file=sys.stderr, flush=True)
         measurements.append(in_own_process(setting))

@@ -25,7 +25,7 @@ from tmi.runtime.verification.parity import check_engine
 from tmi.toolkit.errors import UnavailableError
 
 pytestmark = pytest.mark.gpu
-NAMES = [name for name, spec in ENGINES.items() if spec.gpu]
+NAMES = [name for name, spec in ENGINES.items() if spec.plans]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -51,7 +51,7 @@ EXPORTERS: Mapping[str, ExporterSpec] = MappingProxyType(
             packages=GRAPHS,
             writer="tmi.export.graphs.onnx:write_onnx",
             reader="tmi.export.checks.onnx_summary:read_summary",
-            engines=("onnx", "openvino", "openvino-bf16"),
+            engines=("onnx", "openvino", "openvino-bf16", "onnx-cuda"),
         ),
         "torchscript": ExporterSpec(
             artefact="torchscript",
@@ -60,7 +60,7 @@ EXPORTERS: Mapping[str, ExporterSpec] = MappingProxyType(
             packages=("torch",),
             writer="tmi.export.graphs.torchscript:write_torchscript",
             reader="tmi.export.checks.torchscript_summary:read_summary",
-            engines=("torchscript",),
+            engines=("torchscript", "torchscript-cuda"),
         ),
         "trt": ExporterSpec(
             artefact="trt",

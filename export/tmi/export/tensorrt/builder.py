@@ -216,7 +216,7 @@ class _PlanBuilder:
         capability = getattr(getattr(self.trt, "ComputeCapability", None), target.upper(), None)
         if capability is None or not hasattr(config, "set_compute_capability"):
             self._raise_unavailable(
-                f"has no build target {target}", [f"targets of TensorRT-RTX are {', '.join(TARGETS)}"]
+                f"has no build target {target} for", [f"targets of TensorRT-RTX are {', '.join(TARGETS)}"]
             )
         config.num_compute_capabilities = 1
         config.set_compute_capability(capability, 0)

@@ -20,6 +20,7 @@ from .precision import plan_precision as plan_precision
 from .precision import rejected_at_export as rejected_at_export
 from .precision import validated_at_export as validated_at_export
 from .registry import ENGINES as ENGINES
+from .registry import NO_GPU as NO_GPU
 from .registry import Arrays as Arrays
 from .registry import Engine as Engine
 from .registry import engine_spec as engine_spec

@@ -1,13 +1,14 @@
 """Reference engine: the network itself, built from the manifest's config and the bundle's weights, in eager float32.
 
-Parity checks compare every other engine with this one. Imports torch; the torch-free engines never import this module.
+Parity checks compare every other engine with it; one of them is `eager-cuda`, the same network on an NVIDIA GPU.
+Imports torch; the torch-free engines never import this module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from safetensors.torch import load as parse_tensors
 from tmi.runtime.bundle.manifest import GraphSpec, Role
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.graph_engine import GraphEngine
+from tmi.runtime.engines.torch_cuda import DEVICE, full_float32
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError
 
@@ -27,7 +29,9 @@ class EagerEngine(GraphEngine):
     torch has one thread count for the whole process; closing the engine restores it.
     """
 
-    name = "eager"
+    name: ClassVar[str] = "eager"
+    device: ClassVar[str] = "cpu"
+    """torch's name of the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,16 +48,17 @@ class EagerEngine(GraphEngine):
     def _load(self, spec: GraphSpec, path: Path, read: Callable[[], bytes]) -> Any:
         weights = parse_tensors(read())
         if spec.role != "fusion":
-            return _load_weights(self._part(spec.role), weights, path)
+            return _load_weights(self._part(spec.role), weights, path).to(self.device)
         prefixes = [f"fold{fold}." for fold in range(self._folds)]
         unknown = sorted(key for key in weights if not key.startswith(tuple(prefixes)))
         if unknown:
             raise DamagedError(f"bundle: {path.name} holds the unknown weight {unknown[0]}", fix="export it again")
-        return [_load_weights(self._part("fusion"), _without_prefix(weights, prefix), path) for prefix in prefixes]
+        fusions = (_load_weights(self._part("fusion"), _without_prefix(weights, prefix), path) for prefix in prefixes)
+        return [fusion.to(self.device) for fusion in fusions]
 
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         with torch.inference_mode():
-            tensors = [torch.from_numpy(array) for array in inputs.values()]
+            tensors = [torch.from_numpy(array).to(self.device) for array in inputs.values()]
             if spec.role == "fusion":
                 # Each fold reads its own slice [B, C] of every input [B, F, C]; logits are stacked to [B, F, K].
                 output = torch.stack(
@@ -61,7 +66,7 @@ class EagerEngine(GraphEngine):
                 )
             else:
                 output = loaded(*tensors)
-        return {spec.outputs[0].name: output.numpy()}
+        return {spec.outputs[0].name: output.cpu().numpy()}
 
     def module(self, graph: str) -> Any:
         """Module of an encoder graph, or the list of the folds' modules of the fusion graph."""
@@ -81,6 +86,17 @@ class EagerEngine(GraphEngine):
         if self._threads_before is not None:
             torch.set_num_threads(self._threads_before)
             self._threads_before = None
+
+
+class EagerCudaEngine(EagerEngine):
+    """The eager network on the first NVIDIA GPU, in float32 without TF32."""
+
+    name: ClassVar[str] = "eager-cuda"
+    device: ClassVar[str] = DEVICE
+
+    def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        with full_float32():
+            return super()._run(spec, loaded, inputs)
 
 
 def _without_prefix(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

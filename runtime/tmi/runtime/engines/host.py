@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+from contextlib import suppress
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -31,7 +32,8 @@ def package_version(name: str) -> str | None:
     """Version of a distribution, or of the one that installs a module of this name; None if it is missing."""
     if importlib.util.find_spec(name.replace("-", "_")) is None and name != "tmi-clnet":
         return None
-    try:
+    # A module can come from a distribution of another name: onnxruntime from onnxruntime-gpu.
+    with suppress(PackageNotFoundError):
         return version(name)
-    except PackageNotFoundError:
-        return None
+    distributions = packages_distributions().get(name.replace("-", "_"), ())
+    return version(distributions[0]) if distributions else None

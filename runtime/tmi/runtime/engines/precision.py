@@ -49,12 +49,13 @@ def plan_precision(manifest: Manifest) -> str:
 def engine_precision(engine: str, manifest: Manifest) -> str:
     """Number format in which an engine computes a bundle's graphs.
 
-    The engine table defines it, and the manifest for TensorRT plans.
+    The engine table defines it, and the manifest for TensorRT plans and typed graphs.
 
     Raises:
-        DamagedError: the engine runs plans and the manifest does not record their precision.
+        DamagedError: the manifest does not record the precision of its plans or typed graphs.
     """
-    return plan_precision(manifest) if engine_spec(engine).gpu else engine_spec(engine).precision
+    precision = engine_spec(engine).precision
+    return plan_precision(manifest) if precision is None else precision
 
 
 def allowed_precisions(precision: str) -> tuple[str, ...]:

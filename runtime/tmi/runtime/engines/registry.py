@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engines.nvidia_driver import require_gpu
+from tmi.runtime.engines.nvidia_driver import find_gpu, require_gpu
 from tmi.toolkit.errors import UnavailableError, UsageError
 
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -75,8 +75,11 @@ class EngineSpec:
     """Declared bound on |probability - eager float32 probability| for any case."""
     gpu: bool = False
     """Whether it needs an NVIDIA GPU with its driver."""
-    precision: str = "float32"
-    """Number format in which it computes; for plans the manifest records it (`tmi.runtime.engines.precision`)."""
+    plans: bool = False
+    """Whether its artefact is TensorRT plans, which only a GPU can run."""
+    precision: str | None = "float32"
+    """Number format in which it computes; None: the manifest records it, for plans and the typed graphs that they are
+    built from (`tmi.runtime.engines.precision`)."""
     optional: bool = False
     """If a parity check fails, only this engine is disabled; the bundle stays valid and `auto` falls back to the next
     engine.
@@ -87,6 +90,8 @@ class EngineSpec:
     """
 
 
+NO_GPU = "no NVIDIA GPU with its driver"
+"""Requirement of every GPU engine on a machine without one."""
 FLOAT16_MAX_ABS_ERR = 5e-3
 """Declared error of engines that may compute in float16."""
 BFLOAT16_MAX_ABS_ERR = 1e-2
@@ -101,6 +106,8 @@ ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
             extra="trt",
             max_abs_err=FLOAT16_MAX_ABS_ERR,
             gpu=True,
+            plans=True,
+            precision=None,
         ),
         "trt-rtx": EngineSpec(
             target="tmi.runtime.engines.tensorrt:TrtRtxEngine",
@@ -109,6 +116,8 @@ ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
             extra="trt-rtx",
             max_abs_err=FLOAT16_MAX_ABS_ERR,
             gpu=True,
+            plans=True,
+            precision=None,
         ),
         "torch-trt": EngineSpec(
             target="tmi.runtime.engines.tensorrt:TorchTrtEngine",
@@ -117,6 +126,39 @@ ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
             extra="trt",
             max_abs_err=FLOAT16_MAX_ABS_ERR,
             gpu=True,
+            plans=True,
+            precision=None,
+        ),
+        "onnx-cuda-fp16": EngineSpec(
+            target="tmi.runtime.engines.onnxruntime:OnnxCudaFp16Engine",
+            artefact="onnx-typed",
+            package="onnxruntime",
+            extra="gpu",
+            max_abs_err=FLOAT16_MAX_ABS_ERR,
+            gpu=True,
+            precision=None,
+            optional=True,
+            requirement_check="tmi.runtime.engines.onnxruntime:missing_cuda_provider",
+        ),
+        "onnx-cuda": EngineSpec(
+            target="tmi.runtime.engines.onnxruntime:OnnxCudaEngine",
+            artefact="onnx",
+            package="onnxruntime",
+            extra="gpu",
+            max_abs_err=1e-4,
+            gpu=True,
+            optional=True,
+            requirement_check="tmi.runtime.engines.onnxruntime:missing_cuda_provider",
+        ),
+        "torchscript-cuda": EngineSpec(
+            target="tmi.runtime.engines.torchscript:TorchScriptCudaEngine",
+            artefact="torchscript",
+            package="torch",
+            extra="torch",
+            max_abs_err=1e-4,
+            gpu=True,
+            optional=True,
+            requirement_check="tmi.runtime.engines.torch_cuda:missing_cuda",
         ),
         "openvino-bf16": EngineSpec(
             target="tmi.runtime.engines.openvino:OpenVinoBf16Engine",
@@ -148,6 +190,16 @@ ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
             package="torch",
             extra="torch",
             max_abs_err=1e-4,
+        ),
+        "eager-cuda": EngineSpec(
+            target="tmi.runtime.engines.eager:EagerCudaEngine",
+            artefact="weights",
+            package="torch",
+            extra="torch",
+            max_abs_err=1e-4,
+            gpu=True,
+            optional=True,
+            requirement_check="tmi.runtime.engines.torch_cuda:missing_cuda",
         ),
         "eager": EngineSpec(
             target="tmi.runtime.engines.eager:EagerEngine",
@@ -193,8 +245,10 @@ def installed(name: str) -> bool:
 
 
 def missing_requirement(name: str) -> str | None:
-    """Requirement of an installed engine that this machine's processor does not meet; None if it meets all."""
+    """Requirement of an installed engine that this machine does not meet; None if it meets all."""
     spec = engine_spec(name)
+    if spec.gpu and find_gpu() is None:
+        return NO_GPU
     if spec.requirement_check is None:
         return None
     module, _, function = spec.requirement_check.partition(":")
@@ -207,7 +261,7 @@ def open_engine(name: str, bundle: Bundle, *, threads: int | None = None) -> Eng
 
     Raises:
         UsageError: no such engine.
-        UnavailableError: its package, its GPU or a required processor feature is missing, or the bundle has no artefact
+        UnavailableError: its package, its GPU or another requirement is missing, or the bundle has no artefact
             for it.
     """
     spec = engine_spec(name)

@@ -38,8 +38,8 @@ class TokenIds(Protocol):
         """1 for tokens, 0 for padding."""
 
 
-Features = Mapping[str, Float32[NDArray[np.float32], "B C"]]
-"""Name of an encoder's graph -> its output."""
+Features = Mapping[str, NDArray[np.float32]]
+"""Name of an encoder's graph -> its output [B, C]."""
 
 
 def encoder_graphs(manifest: Manifest, role: str) -> tuple[GraphSpec, ...]:

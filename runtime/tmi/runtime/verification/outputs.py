@@ -73,7 +73,8 @@ class Outputs:
             n: t for n, t in tensors.items() if n.startswith(prefix) and (prefix or not n.startswith(FLOAT64_PREFIX))
         }
         arrays = {name.removeprefix(prefix): t for name, t in named.items()}
-        features = {name.removesuffix(ending): t for name, t in arrays.items() if name.endswith(ending)}
+        # Sorted, because safetensors gives tensors that it reads from bytes in another order in every process.
+        features = {name.removesuffix(ending): t for name, t in sorted(arrays.items()) if name.endswith(ending)}
         return cls(features=features, logits_BFK=arrays["logits"])
 
 

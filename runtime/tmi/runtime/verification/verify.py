@@ -21,7 +21,7 @@ from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.bundle.signing import SIGNED, UNCHECKED, UNSIGNED, Keys, require_signature, required_keys
 from tmi.runtime.engines.nvidia_driver import find_gpu
 from tmi.runtime.engines.precision import engine_precision
-from tmi.runtime.engines.registry import ENGINES, engine_spec, installed, missing_requirement, open_engine
+from tmi.runtime.engines.registry import ENGINES, NO_GPU, engine_spec, installed, missing_requirement, open_engine
 from tmi.runtime.verification.golden_inputs import GoldenInputs, golden_from_manifest
 from tmi.runtime.verification.outputs import FLOAT64_PREFIX, PIPELINE, Outputs
 from tmi.runtime.verification.parity import ENGINE_ERRORS, check_engine
@@ -159,7 +159,7 @@ def _select_engines(bundle: Bundle, requested: Sequence[str]) -> tuple[list[str]
         elif not installed(name):
             skipped[name] = f"{spec.package} is not installed"
         elif spec.gpu and find_gpu() is None:
-            skipped[name] = "this machine has no NVIDIA GPU with its driver"
+            skipped[name] = NO_GPU
         elif (requirement := missing_requirement(name)) is not None:
             skipped[name] = requirement
         else:

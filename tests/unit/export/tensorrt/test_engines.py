@@ -41,6 +41,7 @@ def without_a_gpu() -> Iterator[None]:
         for module in (
             "tmi.export.tensorrt.engines",
             "tmi.runtime.engines.nvidia_driver",
+            "tmi.runtime.engines.registry",
             "tmi.runtime.engines.selection",
         ):
             patch.setattr(f"{module}.find_gpu", lambda: None)

@@ -111,12 +111,14 @@ def test_auto_uses_gpu_engine_only_with_gpu(monkeypatch):
     """`auto` skips a GPU engine without a GPU and selects it with one."""
     bundle = with_plans("trt-rtx")
     monkeypatch.setattr(engine_choice, "installed", lambda name: True)
-    monkeypatch.setattr(engine_choice, "find_gpu", lambda: None)
+    for module in (engine_choice, engine_table):
+        monkeypatch.setattr(module, "find_gpu", lambda: None)
     name, reason = choose_engine("auto", bundle)
     assert name in ("openvino-bf16", "openvino")
     assert "trt-rtx: no NVIDIA GPU with its driver" in reason
     assert "torch-trt" not in reason, "engines without graphs in the bundle are not listed"
-    monkeypatch.setattr(engine_choice, "find_gpu", lambda: A100)
+    for module in (engine_choice, engine_table):
+        monkeypatch.setattr(module, "find_gpu", lambda: A100)
     assert choose_engine("auto", bundle)[0] == "trt-rtx"
 
 
