@@ -187,7 +187,7 @@ def on_grid(config: Any) -> Any:
 
 
 def specs(work: Path) -> dict[str, Any]:
-    from tmi.export.graphs.partition import graph_spec
+    from tmi.runtime.bundle.consistency import graph_spec
     from tmi.toolkit.config.presets import paper
 
     return {name: graph_spec(on_grid(paper()), name.partition("-")[0], name, folds=1) for name in GRAPHS}

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tmi.runtime.bundle.check_result import CheckResult
-from tmi.runtime.bundle.manifest import ClinicalSpec, FoldSpec, GraphSpec, Manifest, TensorSpec
+from tmi.runtime.bundle.consistency import graph_spec
+from tmi.runtime.bundle.manifest import ClinicalSpec, FoldSpec, Manifest, Role
 from tmi.runtime.bundle.reader import fingerprint, write_manifest
 from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.config.schema import MODALITIES
@@ -24,28 +25,19 @@ FILES = {
 }
 
 
-def tensor(name: str, *shape: int | str) -> TensorSpec:
-    return TensorSpec(name=name, dtype="float32", shape=shape)
-
-
 def small_manifest() -> Manifest:
     """A manifest of one fold without fingerprints; `write_small_bundle` adds them."""
-    ct = GraphSpec(
-        name="ct-0", role="ct", inputs=(tensor("ct", "B", 1, 24, 48, 48),), outputs=(tensor("ct_features", "B", 64),),
-        artefacts={"onnx": "graphs/ct-0.onnx"},
-    )  # fmt: skip
-    text = replace(
-        ct, name="text-0", role="text", artefacts={"onnx": "graphs/text-0.onnx"}, tokenizer="tokenizers/text-0.json"
-    )
-    fusion = replace(ct, name="fusion", role="fusion", artefacts={"onnx": "graphs/fusion.onnx"})
+    tokenizers = {"text-0": "tokenizers/text-0.json"}
+    roles: dict[str, Role] = {"ct-0": "ct", "text-0": "text", "fusion": "fusion"}
+    graphs = (graph_spec(tiny(), role, name, folds=1, tokenizer=tokenizers.get(name)) for name, role in roles.items())
     return Manifest(
         preset="tiny",
         config=to_json(tiny()),
-        graphs=(ct, text, fusion),
+        graphs=tuple(replace(g, artefacts={"onnx": f"graphs/{g.name}.onnx"}) for g in graphs),
         folds=(FoldSpec(fold=0, ct="ct-0", text="text-0", scaler="scalers/fold0.json"),),
         clinical=ClinicalSpec(schema="clinical_schema.json", rendering="values", rendering_version=1),
         files={},
-        golden={"seed": 0, "count": 3},
+        golden={"seed": 0, "count": 3, "vocabularies": {"text-0": 96}},
         parity=(
             CheckResult(
                 gate="logits", artefact="onnx", graph="ct-0", passed=True, measured=1e-6, bound=1e-4, detail="close"

@@ -45,7 +45,6 @@ from tmi.export.graphs.partition import (
     GraphPartition,
     StateDict,
     example_inputs,
-    graph_spec,
     partition_run,
     require_exportable,
 )
@@ -54,6 +53,7 @@ from tmi.export.tensorrt.builder import BuildOptions
 from tmi.export.tensorrt.engines import PLANS, PlanRequest, add_plans
 from tmi.export.tensorrt.typed_graphs import add_typed_graphs, require_precision
 from tmi.runtime.bundle.check_result import CheckResult, require_passed
+from tmi.runtime.bundle.consistency import graph_spec
 from tmi.runtime.bundle.manifest import (
     FUSION,
     GOLDEN_CASE_FILE,

@@ -4,7 +4,6 @@ from .partition import GraphPartition as GraphPartition
 from .partition import MultiFoldFusion as MultiFoldFusion
 from .partition import StateDict as StateDict
 from .partition import example_inputs as example_inputs
-from .partition import graph_spec as graph_spec
 from .partition import partition_run as partition_run
 from .partition import read_weights as read_weights
 from .partition import require_exportable as require_exportable

@@ -17,8 +17,8 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from tmi.runtime.bundle.manifest import GraphSpec, Role, TensorSpec
-from tmi.toolkit.config.schema import N_RADIOMICS, Config
+from tmi.runtime.bundle.manifest import GraphSpec, Role
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.models.factory import create_network
 from tmi.toolkit.models.multimodal import MultimodalNetwork
@@ -26,7 +26,6 @@ from tmi.toolkit.models.registry import (
     NEURAL_MODELS,
     active_modalities,
     apply_temperature,
-    ct_feature_width,
     encoder_roles,
 )
 from tmi.toolkit.models.weights import AnyModule, load_weights_strict
@@ -152,30 +151,6 @@ def partition_run(run: RunFolder) -> GraphPartition:
                 )
             )
     return GraphPartition(encoders=tuple(encoders), folds=folds)
-
-
-def graph_spec(config: Config, role: Role, name: str, *, folds: int, tokenizer: str | None = None) -> GraphSpec:
-    """Names, types and shapes of a graph's tensors, without artefacts."""
-    widths = {"ct_features": ct_feature_width(config), "text_features": config.network.text_encoder.hidden_size}
-    inputs: tuple[TensorSpec, ...]
-    if role == "ct":
-        inputs = (TensorSpec(name="ct", dtype="float32", shape=("B", 1, *config.ct.shape_DHW)),)
-        outputs = (TensorSpec(name="ct_features", dtype="float32", shape=("B", widths["ct_features"])),)
-    elif role == "text":
-        inputs = (
-            TensorSpec(name="input_ids", dtype="int64", shape=("B", "T")),
-            TensorSpec(name="attention_mask", dtype="int64", shape=("B", "T")),
-        )
-        outputs = (TensorSpec(name="text_features", dtype="float32", shape=("B", widths["text_features"])),)
-    else:
-        modalities = active_modalities(config)
-        input_widths = {f"{role}_features": widths[f"{role}_features"] for role in encoder_roles(modalities)}
-        input_widths |= {"radiomics": N_RADIOMICS} if "radiomics" in modalities else {}
-        inputs = tuple(
-            TensorSpec(name=name, dtype="float32", shape=("B", folds, width)) for name, width in input_widths.items()
-        )
-        outputs = (TensorSpec(name="logits", dtype="float32", shape=("B", folds, 2)),)
-    return GraphSpec(name=name, role=role, inputs=inputs, outputs=outputs, artefacts={}, tokenizer=tokenizer)
 
 
 def example_inputs(spec: GraphSpec) -> tuple[Tensor, ...]:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from tmi.runtime.bundle.consistency import require_consistent
 from tmi.runtime.bundle.manifest import (
     DIGEST_FILE,
     MANIFEST_FILE,
@@ -95,7 +96,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> str:
 
 NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 """Flag of `os.open`; 0 on systems without it."""
-MAX_MANIFEST_BYTES = 2**26
+MAX_MANIFEST_BYTES = 2**24
 """Largest manifest that is read, in bytes; those of real bundles have less than 1 MB."""
 EXPORT_AGAIN_FIX = "copy the bundle again from where it was exported, or export it again"
 
@@ -128,8 +129,8 @@ def inspect_bundle(folder: Path) -> Bundle:
 
     Raises:
         UsageError: no such folder, or not a bundle.
-        DamagedError: the manifest was changed or cannot be read; a file or folder is missing, was added, is a link or a
-            special file, or has another size.
+        DamagedError: the manifest was changed, cannot be read or contradicts itself; a file or folder is missing, was
+            added, is a link or a special file, or has another size.
     """
     path = folder / MANIFEST_FILE
     for name in (MANIFEST_FILE, DIGEST_FILE):
@@ -157,6 +158,7 @@ def inspect_bundle(folder: Path) -> Bundle:
     unlisted = sorted(set(manifest.referenced_files()) - set(manifest.files))
     if unlisted:
         raise DamagedError(f"bundle {folder}: {unlisted[0]} is used but has no fingerprint", fix="export it again")
+    require_consistent(folder, manifest)
     return Bundle(folder=folder, manifest=manifest, digest=digest)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -59,10 +60,10 @@ def explain(
         int | None, typer.Option("--threads", min=1, help="Threads. Default: all cores.", show_default=False)
     ] = None,
     key: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--key",
-            help="Public key (PEM) that must have signed the bundle.",
+            help="Public key (PEM) that must have signed the bundle; several: one of them.",
             envvar="TMI_KEY",
             show_default=False,
         ),
@@ -88,7 +89,7 @@ def explain(
         raise UsageError("--run and --bundle are given", fix="give one of the two")
     resolved = resolve_cases(cases, mask_label=parse_mask_label(mask_label))
     require_absent_outputs([out / case.case_id for case in resolved], force=force)
-    source = open_models(run, bundle, key=key)
+    source = open_models(run, bundle, key=key, threads=threads)
     ct_only_source = None if ct_only is None else _open_ct_only_run(ct_only)
     with torch_threads(threads):
         explainer = make_explainer(source, fold, target)
@@ -108,13 +109,16 @@ def require_absent_outputs(folders: Sequence[Path], *, force: bool) -> None:
         require_absent(folder, force=force, kind="explanation")
 
 
-def open_models(run: Path | None, bundle: Path | None, *, key: Path | None = None) -> ModelSource:
+def open_models(
+    run: Path | None, bundle: Path | None, *, key: Sequence[Path] | None = None, threads: int | None = None
+) -> ModelSource:
     """Open the models of a run, of a bundle, or of the default bundle, which is then named on standard error.
 
-    A key must have signed the bundle; a run has no signature.
+    A key must have signed the bundle; a run has no signature. A bundle's weights run the self-test first.
 
     Raises:
         DamagedError: the bundle is damaged or not signed by the key.
+        ParityError: the bundle's weights do not give the outputs of the validated model.
         UsageError: no such run or bundle, or a run of a CT-only network.
     """
     from tmi.runtime.explain.model_source import open_bundle_models, open_run_models
@@ -130,7 +134,7 @@ def open_models(run: Path | None, bundle: Path | None, *, key: Path | None = Non
     if bundle is None:
         bundle, reason = default_bundle(load_project())
         echo(f"bundle {bundle} ({reason})", err=True)
-    return open_bundle_models(bundle, key=key)
+    return open_bundle_models(bundle, key=key, threads=threads, log=partial(echo, err=True))
 
 
 def make_explainer(source: ModelSource, fold: str, target: str | None) -> Explainer:

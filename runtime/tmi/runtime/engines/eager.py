@@ -7,6 +7,7 @@ Imports torch; the torch-free engines never import this module.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,12 +49,12 @@ class EagerEngine(GraphEngine):
     def _load(self, spec: GraphSpec, path: Path, read: Callable[[], bytes]) -> Any:
         weights = parse_tensors(read())
         if spec.role != "fusion":
-            return _load_weights(self._part(spec.role), weights, path).to(self.device)
+            return self._load_part(spec.role, weights, path).to(self.device)
         prefixes = [f"fold{fold}." for fold in range(self._folds)]
         unknown = sorted(key for key in weights if not key.startswith(tuple(prefixes)))
         if unknown:
             raise DamagedError(f"bundle: {path.name} holds the unknown weight {unknown[0]}", fix="export it again")
-        fusions = (_load_weights(self._part("fusion"), _without_prefix(weights, prefix), path) for prefix in prefixes)
+        fusions = (self._load_part("fusion", _without_prefix(weights, prefix), path) for prefix in prefixes)
         return [fusion.to(self.device) for fusion in fusions]
 
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
@@ -72,13 +73,18 @@ class EagerEngine(GraphEngine):
         """Module of an encoder graph, or the list of the folds' modules of the fusion graph."""
         return self._loaded[graph]
 
-    def _part(self, role: Role) -> torch.nn.Module:
-        """A network part with uninitialised weights; torch's random state is unchanged."""
+    def _load_part(self, role: Role, weights: dict[str, torch.Tensor], path: Path) -> torch.nn.Module:
+        """A network part with exactly these weights, in evaluation mode; torch's random state is unchanged."""
         from tmi.toolkit.models.factory import create_network_part
+        from tmi.toolkit.models.weights import create_with_weights
 
         assert self._config is not None
-        with torch.random.fork_rng(devices=[]):
-            return create_network_part(self._config, role)
+        return create_with_weights(
+            partial(create_network_part, self._config, role),
+            weights,
+            where=f"bundle: the weights in {path.name}",
+            fix="export the bundle again with the version of tmi that trained it",
+        )
 
     def close(self) -> None:
         """Free all resources; may be called twice."""
@@ -101,15 +107,3 @@ class EagerCudaEngine(EagerEngine):
 
 def _without_prefix(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-
-
-def _load_weights(module: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> torch.nn.Module:
-    """Load exactly these weights into a module in evaluation mode."""
-    from tmi.toolkit.models.weights import load_weights_strict
-
-    return load_weights_strict(
-        module,
-        weights,
-        where=f"bundle: the weights in {path.name}",
-        fix="export the bundle again with the version of tmi that trained it",
-    )

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from torch import Tensor
@@ -21,7 +20,9 @@ from torch import Tensor
 from tmi.runtime.bundle.contents import bundled_scaler, bundled_schema, bundled_tokenizer
 from tmi.runtime.bundle.manifest import FUSION, FoldSpec
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.bundle.signing import open_trusted_bundle
+from tmi.runtime.bundle.signing import Keys, open_trusted_bundle
+from tmi.runtime.serving.startup import open_selected_engine
+from tmi.runtime.verification.self_test import LogCallback, cached_result
 from tmi.toolkit.clinical.rendering import require_rendering
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer
@@ -31,10 +32,13 @@ from tmi.toolkit.models.factory import create_network
 from tmi.toolkit.models.multimodal import MultimodalNetwork
 from tmi.toolkit.models.registry import active_modalities, apply_temperature
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
-from tmi.toolkit.models.weights import load_weights_strict
+from tmi.toolkit.models.weights import create_with_weights
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import RUN_FILE, FoldFolder, RunFolder
 from tmi.toolkit.storage.hashing import sha256_file
+
+EAGER = "eager"
+"""Engine that runs the weights which are explained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,16 +158,41 @@ def open_run_models(folder: Path) -> ModelSource:
     )
 
 
-def open_bundle_models(folder: Path, *, key: Path | None = None) -> ModelSource:
+def open_bundle_models(
+    folder: Path, *, key: Keys = None, threads: int | None = None, log: LogCallback = lambda line: None
+) -> ModelSource:
     """Open the models of a bundle, after comparing every file with its manifest and checking its signature by `key`.
 
+    Args:
+        folder: the bundle.
+        key: public keys (PEM) of which one must have signed it; None: those of `tmi.toml`, if any.
+        threads: as in `bundle_models`.
+        log: as in `bundle_models`.
+
     Raises:
-        UsageError: not a bundle, or one of another network than TMI-CLNet with all three modalities.
+        UsageError: not a bundle, or as in `bundle_models`.
         DamagedError: it is damaged, was edited, or is not signed by the key.
         UnavailableError: it was exported without weights.
+        ParityError: as in `bundle_models`.
     """
-    bundle = open_trusted_bundle(folder, key)
-    manifest = bundle.manifest
+    return bundle_models(open_trusted_bundle(folder, key), threads=threads, log=log)
+
+
+def bundle_models(bundle: Bundle, *, threads: int | None = None, log: LogCallback = lambda line: None) -> ModelSource:
+    """Models of an opened bundle. The first time on a machine its weights run the self-test of the engine `eager`.
+
+    Args:
+        bundle: the opened bundle.
+        threads: threads of the self-test; None uses all cores.
+        log: receives one line about a self-test.
+
+    Raises:
+        UsageError: another network than TMI-CLNet with all three modalities.
+        DamagedError: the weights are of another network than the config's.
+        UnavailableError: it was exported without weights.
+        ParityError: the weights do not give the outputs of the validated model.
+    """
+    manifest, folder = bundle.manifest, bundle.folder
     if not bundle.has("weights"):
         raise UnavailableError(
             f"bundle {folder} holds no weights, and its compiled graphs have no gradients",
@@ -178,6 +207,7 @@ def open_bundle_models(folder: Path, *, key: Path | None = None) -> ModelSource:
         )
     clinical = manifest.clinical
     require_rendering(clinical.rendering, clinical.rendering_version, kind="bundle")
+    _require_self_test(bundle, threads, log)
     positions = {spec.fold: (position, spec) for position, spec in enumerate(manifest.folds)}
 
     def load(fold: int) -> FoldModel:
@@ -205,6 +235,14 @@ def open_bundle_models(folder: Path, *, key: Path | None = None) -> ModelSource:
         synthetic=manifest.synthetic,
         load=_cache_last_fold(load),
     )
+
+
+def _require_self_test(bundle: Bundle, threads: int | None, log: LogCallback) -> None:
+    """Run the self-test with the eager weights unless this machine has passed it before."""
+    passed, failure = cached_result(bundle, EAGER)
+    if not passed or failure is not None:
+        engine, _ = open_selected_engine(EAGER, bundle, threads=threads, log=log)
+        engine.close()
 
 
 def _cache_last_fold(load: Callable[[int], FoldModel]) -> Callable[[int], FoldModel]:
@@ -253,8 +291,9 @@ def _weights(path: Path, read: Callable[[], bytes]) -> dict[str, Tensor]:
 
 
 def _network(config: Config, state: dict[str, Tensor], *, kind: str) -> MultimodalNetwork:
-    with torch.random.fork_rng(devices=[]):
-        network = create_network(config)
-    return load_weights_strict(
-        network, state, where=f"{kind}: its weights", fix=f"use the version of tmi that made the {kind}"
+    return create_with_weights(
+        partial(create_network, config),
+        state,
+        where=f"{kind}: its weights",
+        fix=f"use the version of tmi that made the {kind}",
     )

@@ -30,7 +30,7 @@ import numpy as np
 
 from tmi.runtime.bundle.contents import bundled_scaler, bundled_schema
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.bundle.signing import open_trusted_bundle
+from tmi.runtime.bundle.signing import Keys, open_trusted_bundle
 from tmi.runtime.engines.registry import Engine
 from tmi.runtime.engines.selection import AUTO, EngineRecord
 from tmi.runtime.inference.embedding_cache import EmbeddingCache, reused_branches
@@ -116,14 +116,14 @@ class Predictor:
     @classmethod
     def open(
         cls,
-        bundle: Path | str,
+        bundle: Path | str | Bundle,
         *,
         engine: str = AUTO,
         precision: str = "auto",
         threads: int | None = None,
         cache: PreparedCache | None = None,
         reuse: bool = False,
-        key: Path | None = None,
+        key: Keys = None,
         verify: bool = True,
         log: LogCallback = lambda line: None,
     ) -> Self:
@@ -133,14 +133,15 @@ class Predictor:
         golden case with the reference of the export (`tmi.runtime.verification.self_test`).
 
         Args:
-            bundle: folder of the bundle.
+            bundle: folder of the bundle, or a bundle that is already open, whose signature is then not checked again.
             engine: `auto` or a name in `tmi.runtime.engines.registry.ENGINES`; the choice is in `engine_record`.
             precision: `auto`, or `bf16` or `fp32` for engines that compute in that format only.
             threads: threads of the engine; None uses all cores.
             cache: disk cache of prepared images; None disables it.
             reuse: whether to cache the CT and text features of the encoders
                 (`tmi.runtime.inference.embedding_cache`).
-            key: public key (PEM) that must have signed the bundle; None requires no signature.
+            key: public keys (PEM) of which one must have signed the bundle; None: those of `tmi.toml` in the working
+                directory, if any.
             verify: False skips the self-test, which is recorded in `engine_record`.
             log: receives one line about a self-test.
 
@@ -150,7 +151,7 @@ class Predictor:
             UnavailableError: the engine is not installed, or the bundle has no graphs for it.
             ParityError: the engine fails the self-test on this machine.
         """
-        opened = open_trusted_bundle(Path(bundle), key)
+        opened = bundle if isinstance(bundle, Bundle) else open_trusted_bundle(Path(bundle), key)
         opened_engine, record = open_selected_engine(
             engine, opened, precision=precision, threads=threads, verify=verify, log=log
         )

@@ -223,7 +223,7 @@ def test_digest_file_is_valid_for_sha256sum(folder):
 def test_has_requires_the_kind_for_every_graph(tmp_path):
     """`has` is true only if every graph has an artefact of the kind."""
     manifest = small_manifest()
-    both = replace(manifest.graphs[0], artefacts={"onnx": "graphs/ct-0.onnx", "weights": "graphs/fusion.onnx"})
+    both = replace(manifest.graphs[0], artefacts={"onnx": "graphs/ct-0.onnx", "weights": "golden.safetensors"})
     write_small_bundle(tmp_path / "bundle", graphs=(both, *manifest.graphs[1:]))
     bundle = open_bundle(tmp_path / "bundle")
     assert bundle.has("onnx")

@@ -140,7 +140,7 @@ class TextEncoderConfig:
 
     def __post_init__(self) -> None:
         _require(
-            self.hidden_size % self.heads == 0,
+            self.heads >= 1 and self.hidden_size % self.heads == 0,
             f"text_encoder.hidden_size={self.hidden_size}",
             f"make it a multiple of the {self.heads} heads",
         )
@@ -182,7 +182,7 @@ class FusionConfig:
 
     def __post_init__(self) -> None:
         _require(
-            self.width % self.ima_heads == 0,
+            self.ima_heads >= 1 and self.width % self.ima_heads == 0,
             f"fusion.width={self.width}",
             f"make it a multiple of the {self.ima_heads} heads",
         )

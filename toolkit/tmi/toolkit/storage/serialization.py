@@ -6,6 +6,7 @@ import math
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tmi.toolkit.errors import UsageError
@@ -41,7 +42,7 @@ def from_json(cls: type[T], data: Mapping[str, Any], *, where: str = "config") -
     """
     if not isinstance(data, Mapping):
         raise UsageError(f"{where}: {data!r} is not an object", fix=f"give an object with the keys of {cls.__name__}")
-    hints = get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
     unknown = sorted(set(data) - set(hints))
     if unknown:
         raise UsageError(f"{where}: unknown key {unknown[0]!r}", fix=f"known keys: {', '.join(hints)}")
@@ -50,6 +51,11 @@ def from_json(cls: type[T], data: Mapping[str, Any], *, where: str = "config") -
         return cls(**values)
     except TypeError as error:
         raise UsageError(f"{where}: {error}", fix="give every key that has no default") from error
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
