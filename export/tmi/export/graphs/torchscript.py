@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -31,7 +33,7 @@ def write_torchscript(module: nn.Module, spec: GraphSpec, example: tuple[Tensor,
     Raises:
         RuntimeError: the module has control flow that depends on a value or a size.
     """
-    with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+    with warnings.catch_warnings(record=True) as caught, torch.no_grad(), _without_tf32():
         warnings.filterwarnings("always", category=TracerWarning)
         # TorchScript is deprecated in favour of torch.export; the constraints pin a torch that still writes it.
         warnings.filterwarnings("ignore", message=r".*torch\.jit\.trace.*", category=DeprecationWarning)
@@ -45,3 +47,15 @@ def write_torchscript(module: nn.Module, spec: GraphSpec, example: tuple[Tensor,
         if issubclass(warning.category, TracerWarning):
             raise RuntimeError(f"the trace of {spec.name} does not reproduce the model: {warning.message}")
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Trace without TF32: the tracer stores the permission in every convolution, and a GPU would follow it."""
+    with torch.backends.cudnn.flags(
+        enabled=torch.backends.cudnn.enabled,
+        benchmark=torch.backends.cudnn.benchmark,
+        deterministic=torch.backends.cudnn.deterministic,
+        allow_tf32=False,
+    ):
+        yield

@@ -33,6 +33,8 @@ from tmi.toolkit.errors import UnavailableError
 
 ERRORS_ONLY = 3
 """ONNX Runtime's log severity for errors."""
+FATAL_ONLY = 4
+"""ONNX Runtime's log severity for errors that end the process."""
 CUDA_PROVIDER = "CUDAExecutionProvider"
 CUDA_FIX = (
     "pip uninstall onnxruntime, then pip install --force-reinstall 'onnxruntime-gpu[cuda,cudnn]' (both have one import "
@@ -89,14 +91,15 @@ class OnnxCudaEngine(GraphEngine):
         """Graph -> whether its typed graph was validated in TF32."""
 
     def _start(self, bundle: Bundle) -> None:
-        onnxruntime.set_default_logger_severity(ERRORS_ONLY)
+        # With float16, cuDNN logs an error for every kernel that it tries in vain before it finds one.
+        onnxruntime.set_default_logger_severity(FATAL_ONLY)
         # It prints which libraries it did not find; the check of the provider below raises an error for that.
         with redirect_stdout(io.StringIO()):
             onnxruntime.preload_dlls()
 
     def _load(self, spec: GraphSpec, path: Path, read: Callable[[], bytes]) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = ERRORS_ONLY
+        options.log_severity_level = FATAL_ONLY
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         provider = {

@@ -2,8 +2,9 @@
 
 The files are not frozen, so that their weights can be audited. On a CPU the CT encoders are frozen on loading: their
 batch norms are folded into the convolutions, which saves a fifth of the time. Freezing the text encoder saves nothing.
-On a GPU nothing is frozen: freezing fuses convolution and ReLU into an operator of cuDNN that computes in TF32 although
-TF32 is switched off (features then differ from eager's by 5e-4; the parity checks found it on an H200).
+On a GPU nothing is frozen: freezing fuses convolution and ReLU into an operator of cuDNN with settings of its own. A
+trace holds the permission to use TF32 in every convolution. Graphs of earlier exports permit it, and the parity checks
+reject them on a GPU.
 """
 
 from __future__ import annotations
