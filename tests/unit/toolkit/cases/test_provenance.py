@@ -8,12 +8,13 @@ import pytest
 
 from factories.cases import write_case
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.cases.provenance import MAX_BYTES, CaseRecord, read_case_record, write_case_record
+from tmi.toolkit.cases.provenance import CaseRecord, read_case_record, write_case_record
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.preprocessing.pipeline import prepare_case
 from tmi.toolkit.qc.case_checks import check_case
+from tmi.toolkit.storage.bounded_files import RECORD_BYTES
 
 MALFORMED = {
     "no JSON": b"{",
@@ -21,9 +22,12 @@ MALFORMED = {
     "another schema": b'{"schema": "tmi-case/9"}',
     "an unknown key": b'{"schema": "tmi-case/1", "x": 1}',
     "deep nesting": b"[" * 100_000,
+    "500 brackets": b'{"source": {"a": ' + b"[" * 500 + b"]" * 500 + b"}}",
+    "4,000 digits": b'{"days_from_blood_to_ct": ' + b"9" * 4000 + b"}",
+    "an infinite number": b'{"source": {"a": 1e400}}',
     "half a surrogate pair": b'{"schema": "\\ud800"}',
     "not UTF-8": b"\xff",
-    "a large file": b" " * (MAX_BYTES + 1),
+    "a large file": b" " * (RECORD_BYTES + 1),
 }
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.clinical.record import MAX_BYTES, ClinicalRecord, read_clinical
+from tmi.toolkit.clinical.record import ClinicalRecord, read_clinical
 from tmi.toolkit.clinical.schema import load_schema, parse_schema
 from tmi.toolkit.errors import InputRejectedError, UsageError
+from tmi.toolkit.storage.bounded_files import RECORD_BYTES
 
 SCHEMA = load_schema()
 BLOOD = """wbc rbc haemoglobin platelets neutrophils lymphocytes alt ast alp ggt total_protein albumin total_bilirubin
@@ -137,7 +138,8 @@ def test_other_keys_are_read(tmp_path):
         ({"albumin": [38.1234]}, "clinical-type", "albumin is not a number", "null"),
         ({"albumin": {"value": 38.1234}}, "clinical-type", "albumin is not a number", "unit"),
         ({"albumin": {"value": 38.1234, "unit": 7}}, "clinical-type", "albumin is not a number", "unit"),
-        ({"albumin": 10**400}, "clinical-type", "albumin is not a number", "null"),
+        ({"albumin": 10**400}, "clinical-malformed", "an integer of more than 40 digits", "null"),
+        ({"albumin": 10**39}, "clinical-range", "albumin", "unit"),
         ({"sex": "81234"}, "clinical-type", "sex is not one of its choices", "female, male"),
         ({"sex": 81234}, "clinical-type", "sex is not one of its choices", "female, male"),
         ({"sex": {"value": "female", "unit": "81234"}}, "clinical-type", "sex is not one", "female, male"),
@@ -165,8 +167,8 @@ def test_non_finite_number_is_out_of_range(tmp_path, number):
     [
         ("", "is not JSON"),
         ('{"values": {"albumin": 38.1234}', "is not JSON"),
-        (b"\xff\xfe38.1234", "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
+        (b"\xff38.1234", "is not text in UTF-8"),
+        ("[" * 100_000, "is nested deeper than 64 levels"),
         ([], 'has no object "values"'),
         ({}, 'has no object "values"'),
         ({"values": [38.1234]}, 'has no object "values"'),
@@ -174,7 +176,9 @@ def test_non_finite_number_is_out_of_range(tmp_path, number):
         ({"values": {}, "report": 81234}, 'has a "report" that is not a string'),
         ({"values": {}, "patient_id": 81234}, 'has a "patient_id" that is not a string'),
         ({"values": {}, "blood_date": 81234}, 'has a "blood_date" that is not a string'),
-        ('{"values": {}, "report": "' + "x" * MAX_BYTES + '"}', "far larger"),
+        ('{"values": {}, "report": "' + "x" * RECORD_BYTES + '"}', "it is larger than 4 MiB"),
+        ('{"values": ' + "[" * 500 + "]" * 500 + "}", "is nested deeper than 64 levels"),
+        ('{"values": {"albumin": ' + "9" * 4000 + "}}", "contains an integer of more than 40 digits"),
     ],
     ids=lambda v: v if isinstance(v, str) and len(v) < 40 else None,
 )

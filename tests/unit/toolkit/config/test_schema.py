@@ -246,7 +246,7 @@ def test_override_changes_only_named_settings():
         ("=3", "unknown setting", "known: "),
         ("train.epochs=many", "config.train.epochs: 'many' is not int", "give int"),
         ("train.epochs=0", "config: train.epochs=0", "at least 1 epoch"),
-        ("loss.alpha=NaN", "config.loss.alpha: nan is not float", "give float"),
+        ("loss.alpha=NaN", "config.loss.alpha: 'NaN' is not float", "give float"),
         ("preset=paper", "the preset is not a setting", "--preset"),
     ],
 )

@@ -55,7 +55,7 @@ TOML = {
     "nan": ("a = [nan]", FINITE),
     "inf": ("a.b = -inf", FINITE),
     "half a pair": (r'a = "\ud800"', "is not TOML"),
-    "a key twice": ("a = 1\na = 2", r"is not TOML \(line 2, column 6\)|is not TOML \(at|is not TOML"),
+    "a key twice": ("a = 1\na = 2", "is not TOML"),
 }
 YAML = {
     "500 brackets": ("a: " + "[" * 500 + "]" * 500, DEEP),

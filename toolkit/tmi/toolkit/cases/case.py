@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from pathlib import Path
 
 from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import InputRejectedError, UsageError
-from tmi.toolkit.storage.csv_files import unescape_cell
+from tmi.toolkit.storage.bounded_files import COHORT_BYTES, read_text
+from tmi.toolkit.storage.csv_files import csv_dicts, unescape_cell
 from tmi.toolkit.storage.terminal_text import is_unicode, printable
 
 CT_FILE = "ct.nii.gz"
@@ -166,7 +168,7 @@ def is_folder(path: Path) -> bool:
 def is_cohort(path: Path) -> bool:
     """Return whether a folder holds a cohort table."""
     try:
-        return (path / COHORT_FILE).is_file()
+        return (path / COHORT_FILE).exists()
     except OSError:  # no permission, or the name is too long: reported when the case is read
         return False
 
@@ -194,22 +196,24 @@ def open_cohort(folder: Path, *, mask_label: MaskLabel | None = None) -> Cohort:
         UsageError: the folder or its table is missing, or the table has wrong columns, duplicate ids or unknown labels.
     """
     table = folder / COHORT_FILE
-    if not table.is_file():
+    if not table.exists():
         raise UsageError(
             f"{folder} is not a cohort: {COHORT_FILE} is missing",
             fix="give a cohort folder, or create one with `tmi synth OUT`",
         )
     try:
-        with table.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            missing = [c for c in COHORT_COLUMNS if c not in (reader.fieldnames or ())]
-            if missing:
-                raise UsageError(
-                    f"{table}: column {missing[0]!r} is missing", fix=f"give the columns {', '.join(COHORT_COLUMNS)}"
-                )
-            rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{table} cannot be read as CSV in UTF-8", fix="save it as comma-separated UTF-8") from error
+        reader = csv_dicts(read_text(table, max_bytes=COHORT_BYTES))
+        missing = [c for c in COHORT_COLUMNS if c not in (reader.fieldnames or ())]
+        if missing:
+            raise UsageError(
+                f"{table}: column {missing[0]!r} is missing", fix=f"give the columns {', '.join(COHORT_COLUMNS)}"
+            )
+        rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = f": {error.strerror}" if isinstance(error, OSError) else ""
+        raise UsageError(
+            f"{table} cannot be read as CSV in UTF-8{reason}", fix="save it as comma-separated UTF-8"
+        ) from error
     cases: list[Case] = []
     case_ids: set[str] = set()
     for line, row in enumerate(rows, start=2):
@@ -259,8 +263,7 @@ def find_cases(paths: list[Path], *, mask_label: MaskLabel | None = None) -> lis
         else:
             folders = _cases_below(path) or [path]
             cases.extend(Case(folder=f, case_id=given_name(f), mask_label=mask_label) for f in folders)
-    ids = [c.case_id for c in cases]
-    duplicates = sorted({i for i in ids if ids.count(i) > 1})
+    duplicates = sorted(i for i, count in Counter(c.case_id for c in cases).items() if count > 1)
     if duplicates:
         raise UsageError(
             f"case id {duplicates[0]} is given twice", fix="give cases of the same name to separate commands"

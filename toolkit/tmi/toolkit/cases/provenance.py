@@ -6,8 +6,6 @@ the dates of the blood sample and the CT it contains the distance in days only.
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,11 @@ from typing import Any
 from tmi.toolkit.cases.case import CASE_RECORD_FILE
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.storage.atomic_files import write_json
+from tmi.toolkit.storage.bounded_files import RECORD_BYTES
+from tmi.toolkit.storage.documents import DocumentError, read_document
 from tmi.toolkit.storage.serialization import from_json, to_json
-from tmi.toolkit.storage.terminal_text import is_unicode
 
 SCHEMA = "tmi-case/1"
-MAX_BYTES = 2**20
-"""Largest record that is read, in bytes; a record with a hundred repairs has about 30 kB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,23 +53,18 @@ def read_case_record(folder: Path, *, case_id: str) -> CaseRecord | None:
 
     Raises:
         InputRejectedError: case-record: the file does not follow the schema of this version.
-        OSError: it cannot be read.
+        OSError: it cannot be accessed.
     """
     path = folder / CASE_RECORD_FILE
+    if not path.exists() and not path.is_symlink():
+        return None
     try:
-        if not path.is_file():
-            if not os.path.lexists(path):
-                return None
-            raise UsageError(f"{CASE_RECORD_FILE} is not a file", fix="remove it")
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{CASE_RECORD_FILE} is too large", fix="remove it")
-        data = json.loads(path.read_bytes())
-        if not is_unicode(json.dumps(data, ensure_ascii=False)):
-            raise UsageError(f"{CASE_RECORD_FILE} contains half of a surrogate pair", fix="remove it")
-        record = from_json(CaseRecord, data, where=CASE_RECORD_FILE)
+        record = from_json(CaseRecord, read_document(path, max_bytes=RECORD_BYTES), where=CASE_RECORD_FILE)
         if record.schema != SCHEMA:
             raise UsageError(f"{CASE_RECORD_FILE} has schema {record.schema[:40]!r}", fix=f"give {SCHEMA!r}")
-    except (ValueError, RecursionError, UsageError) as error:
+    except PermissionError:
+        raise
+    except (OSError, DocumentError, UsageError) as error:
         raise InputRejectedError(
             f"{CASE_RECORD_FILE} does not follow the schema {SCHEMA}",
             fix="import the case again, or remove the file: it is optional",

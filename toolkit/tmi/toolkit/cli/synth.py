@@ -27,10 +27,9 @@ def synth(
         tmi synth ./cohort
         tmi synth ./cohort --cases 24 --seed 1 --force
     """
-    import json
-
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from tmi.toolkit.storage.atomic_files import read_json
     from tmi.toolkit.synthetic.cohort import SYNTHETIC_NOTICE, TRUTH_FILE, make_cohort
     from tmi.toolkit.synthetic.generative_model import modality_subsets
 
@@ -46,7 +45,7 @@ def synth(
             force=force,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    truth = json.loads((out / TRUTH_FILE).read_text(encoding="utf-8"))
+    truth = read_json(out / TRUTH_FILE, kind="cohort")
     patients = len({c.patient_id for c in cohort.cases})
     bad = sum(c.label == 1 for c in cohort.cases)
     echo(f"synthetic cohort {out}: {cases} cases of {patients} patients, {bad} bad, {cases - bad} good")

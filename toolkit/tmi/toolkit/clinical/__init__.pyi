@@ -1,5 +1,4 @@
 from .record import KEYS as KEYS
-from .record import MAX_BYTES as MAX_BYTES
 from .record import ClinicalRecord as ClinicalRecord
 from .record import Value as Value
 from .record import read_clinical as read_clinical

@@ -9,7 +9,6 @@ A plain number is in the schema's unit. A null or absent field is missing; missi
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +18,11 @@ from tmi.toolkit.cases.case import CLINICAL_FILE, Case
 from tmi.toolkit.clinical.schema import Field, Schema, convert, plausible
 from tmi.toolkit.clinical.units import other_units
 from tmi.toolkit.errors import InputRejectedError
-from tmi.toolkit.storage.terminal_text import is_unicode
+from tmi.toolkit.storage.bounded_files import RECORD_BYTES
+from tmi.toolkit.storage.documents import DocumentError, NotFiniteError, read_document
 
 Value = float | str | None
 KEYS = ("patient_id", "values", "report", "blood_date")
-MAX_BYTES = 4 * 2**20
-"""Maximum size of a record file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,23 +46,22 @@ def read_clinical(case: Case, schema: Schema) -> ClinicalRecord:
         InputRejectedError: clinical-missing, clinical-malformed, clinical-unknown-field, clinical-type, clinical-unit,
             clinical-unit-suspect, clinical-range, patient-mismatch.
     """
-    if not case.clinical.is_file():
+    if not case.clinical.exists():
         raise _input_error(
             case,
             "clinical-missing",
             f"{CLINICAL_FILE} is missing",
             f"add {CLINICAL_FILE} to the case folder; unknown fields may be omitted",
         )
-    if case.clinical.stat().st_size > MAX_BYTES:
-        raise _malformed(case, "is far larger than a clinical record")
     try:
-        data = json.loads(case.clinical.read_bytes(), object_pairs_hook=_reject_duplicate_keys)
-    except _DuplicateKeyError as error:
-        raise _malformed(case, "contains a key twice") from error
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise _malformed(case, "is not JSON") from error
-    if not is_unicode(json.dumps(data, ensure_ascii=False)):
-        raise _malformed(case, "contains half of a surrogate pair (\\ud800 to \\udfff), which is no character")
+        data = read_document(case.clinical, max_bytes=RECORD_BYTES)
+    except OSError as error:
+        raise _malformed(case, f"cannot be read: {error.strerror}") from error
+    except NotFiniteError as error:
+        fix = "give finite numbers, and null for a missing value"
+        raise _input_error(case, "clinical-range", f"{CLINICAL_FILE} {error.reason}", fix) from error
+    except DocumentError as error:
+        raise _malformed(case, error.reason) from error
     if not isinstance(data, dict) or not isinstance(data.get("values"), dict):
         raise _malformed(case, 'has no object "values"')
     unknown = sorted(str(k) for k in data if k not in KEYS)
@@ -87,17 +84,6 @@ def read_clinical(case: Case, schema: Schema) -> ClinicalRecord:
         report=data.get("report"),
         blood_date=data.get("blood_date"),
     )
-
-
-class _DuplicateKeyError(ValueError):
-    """A JSON object contains a key twice, so its value is ambiguous."""
-
-
-def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        raise _DuplicateKeyError
-    return data
 
 
 def read_values(case: Case, given: Mapping[str, Any], schema: Schema) -> dict[str, Value]:

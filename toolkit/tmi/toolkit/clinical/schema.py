@@ -22,6 +22,8 @@ from typing import Any
 
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.atomic_files import read_json, write_json
+from tmi.toolkit.storage.bounded_files import RECORD_BYTES
+from tmi.toolkit.storage.documents import DocumentError, read_document
 from tmi.toolkit.storage.hashing import sha256_json
 from tmi.toolkit.storage.serialization import from_json, to_json
 
@@ -32,8 +34,6 @@ PACKAGED = "liver"
 """Name of the packaged schema, which other schemas can extend."""
 ANY_SEX = "all"
 """Key of a reference range for both sexes."""
-MAX_BYTES = 4 * 2**20
-"""Maximum size of a schema file."""
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 """Pattern of a field name."""
 
@@ -215,11 +215,12 @@ def load_schema(path: Path | None = None) -> Schema:
     if path is None:
         return _packaged()
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError("too large")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"clinical schema {path} cannot be read as JSON", fix="see docs/clinical.md") from error
+        data = read_document(path, max_bytes=RECORD_BYTES)
+    except (OSError, DocumentError) as error:
+        reason = error.detail if isinstance(error, DocumentError) else error.strerror
+        raise UsageError(
+            f"clinical schema {path} cannot be read as JSON: {reason}", fix="see docs/clinical.md"
+        ) from error
     return parse_schema(data, where=path.name)
 
 

@@ -21,6 +21,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.atomic_files import write_text
+from tmi.toolkit.storage.bounded_files import DOCUMENT_BYTES, read_text
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MIN_PATIENTS = 5
@@ -73,7 +74,7 @@ class Tokenizer:
             UsageError: the tokenizer is not that of a BERT model.
         """
         try:
-            text = (path.read_bytes() if data is None else data).decode("utf-8")
+            text = read_text(path, max_bytes=DOCUMENT_BYTES) if data is None else data.decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise DamagedError(
                 f"tokenizer {path} cannot be read", fix="restore the run or bundle it is from"
@@ -88,7 +89,8 @@ class Tokenizer:
             UsageError: the file is missing or is not a BERT vocabulary.
         """
         try:
-            tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            text = read_text(path, max_bytes=DOCUMENT_BYTES)
+            tokens = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"vocabulary {path} cannot be read", fix="give a BERT vocab.txt in UTF-8") from error
         return cls.from_tokens(tokens, path)

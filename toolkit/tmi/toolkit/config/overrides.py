@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import TmiError, UsageError
+from tmi.toolkit.storage.documents import DocumentError, parse_json
 from tmi.toolkit.storage.serialization import from_json, to_json
 
 
@@ -41,8 +41,8 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
         if last not in node or isinstance(node[last], dict):
             raise UsageError(f"--set {key}: unknown setting", fix=f"known: {', '.join(node)}")
         try:
-            node[last] = json.loads(text)
-        except json.JSONDecodeError:
+            node[last] = parse_json(text)
+        except DocumentError:
             node[last] = text
     try:
         return replace(from_json(Config, data), preset=config.preset)

@@ -15,13 +15,13 @@ All keys of ``tmi.toml`` are optional; paths are relative to its folder::
 from __future__ import annotations
 
 import datetime
-import json
 import os
-import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from tmi.toolkit.errors import UsageError
+from tmi.toolkit.storage.bounded_files import DOCUMENT_BYTES, SETTINGS_BYTES, read_bytes
+from tmi.toolkit.storage.documents import DocumentError, parse_toml, read_document
 
 PROJECT_FILE = "tmi.toml"
 BUNDLE_VARIABLE = "TMI_BUNDLE"
@@ -81,12 +81,13 @@ def load_project(root: Path = Path()) -> Project:
         UsageError: the file is not TOML, or contains an unknown key or a value of another type.
     """
     file = root / PROJECT_FILE
-    if not file.is_file():
+    if not file.exists():
         return Project(root=root)
     try:
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{file}: {error}", fix='write it as TOML: name = "value"') from error
+        data = parse_toml(read_bytes(file, max_bytes=SETTINGS_BYTES))
+    except (OSError, DocumentError) as error:
+        reason = error.detail if isinstance(error, DocumentError) else error.strerror
+        raise UsageError(f"{file}: {reason}", fix='write it as TOML: name = "value"') from error
     known = {f.name for f in fields(Project)} - {"root", "from_file"}
     for name, value in data.items():
         if name not in known or not _is_valid(name, value):
@@ -143,7 +144,7 @@ def newest_finished_run(project: Project) -> Path:
     finished: list[tuple[str, Path]] = []
     for file in sorted(runs.glob("*/run.json")):
         try:
-            state = json.loads(file.read_text(encoding="utf-8"))
+            state = read_document(file, max_bytes=DOCUMENT_BYTES)
         except (OSError, ValueError):
             continue  # a damaged or incomplete file: opening the run by name reports the error
         if isinstance(state, dict) and state.get("status") == "finished":

@@ -5,13 +5,13 @@ The extension is XML: `<LabelTable><Label Key="5" ...><![CDATA[liver]]></Label>.
 
 from __future__ import annotations
 
-import io
 import struct
 from collections.abc import Iterator
 from xml.etree import ElementTree
 
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.nifti import NIFTI_READ_ERRORS, NiftiFile, open_stream, unreadable_error
+from tmi.toolkit.storage.bounded_files import open_regular
 
 MAX_EXTENSION_BYTES = 4 * 2**20
 """Extensions behind this offset are not read; the table of 117 classes takes 15 kB."""
@@ -25,7 +25,7 @@ def read_label_names(file: NiftiFile) -> dict[int, tuple[str, ...]]:
         InputRejectedError: `KIND-unreadable`: the table is damaged; `mask-label`: it gives one label two names.
     """
     try:
-        with io.FileIO(file.path) as disk, open_stream(disk, file.path) as stream:
+        with open_regular(file.path) as disk, open_stream(disk, file.path) as stream:
             data = stream.read(min(file.offset, MAX_EXTENSION_BYTES)) or b""
         tables = [part for part in _extensions(data) if b"<LabelTable" in part]
         pairs = [pair for table in tables for pair in _parse(table)]

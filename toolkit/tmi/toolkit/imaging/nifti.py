@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
@@ -28,6 +28,13 @@ from numpy.typing import NDArray
 from tmi.toolkit.compute.buffer_pool import ArrayAllocator
 from tmi.toolkit.compute.stage_timer import StageTimer
 from tmi.toolkit.errors import InputRejectedError
+from tmi.toolkit.storage.bounded_files import (
+    IMAGE_BYTES,
+    FileTooLargeError,
+    NotRegularFileError,
+    open_regular,
+    regular_file,
+)
 
 MAX_VOXELS = 512 * 512 * 1536
 """A header that declares more voxels is rejected. A voxel takes up to four bytes in memory."""
@@ -92,7 +99,7 @@ class NiftiFile:
         plane = x * y * self.dtype.itemsize
         step = max(1, SLAB_BYTES // plane)
         try:
-            with _TimedFile(self.path) as disk, open_stream(disk, self.path) as stream:
+            with _TimedFile(self.path, opener=regular_file) as disk, open_stream(disk, self.path) as stream:
                 _advise_will_need(disk.fileno())
                 stream.seek(self.offset)
                 for start in range(0, z, step):
@@ -114,12 +121,12 @@ class NiftiFile:
             raise unreadable_error(self.name, self.case_id, self.kind) from error
 
 
-def open_stream(disk: io.FileIO, path: Path) -> io.RawIOBase | IGzipFile:
+def open_stream(disk: io.FileIO | BinaryIO, path: Path) -> io.FileIO | BinaryIO | IGzipFile:
     """Return the decompressed stream of an opened file; decompressed if the file's name ends in `.gz`."""
     return IGzipFile(fileobj=disk, mode="rb") if path.name.lower().endswith(".gz") else disk
 
 
-def _read_full(stream: io.RawIOBase | IGzipFile, data: NDArray[np.uint8]) -> bool:
+def _read_full(stream: Any, data: NDArray[np.uint8]) -> bool:
     """Read until the array is full; return False if the stream ends before."""
     remaining = data.data
     while remaining:
@@ -147,9 +154,9 @@ def read_ahead(path: Path) -> None:
     """Ask the operating system to load a file into its page cache; return at once.
 
     Raises:
-        OSError: the file does not exist or cannot be opened.
+        OSError: the file does not exist, cannot be opened, or is no regular file.
     """
-    with path.open("rb") as disk:
+    with open_regular(path) as disk:
         _advise_will_need(disk.fileno())
 
 
@@ -171,15 +178,19 @@ def open_nifti(path: Path, *, case_id: str, kind: str, name: str | None = None) 
     Raises:
         InputRejectedError: `KIND-missing`, `KIND-unreadable`, `KIND-not-3d`, `KIND-affine`, `KIND-forms`.
     """
-    if not path.is_file():
+    if not path.exists():
         fix = "correct the path" if name else f"put {path.name} into the case folder"
         raise _input_error(f"{name or path.name} is missing", fix, f"{kind}-missing", case_id)
     name = name or path.name
     try:
-        header = _header(path)
+        header, size = _header(path)
         dim = [int(n) for n in header["dim"]]
         dtype, offset = header.get_data_dtype(), float(header["vox_offset"])
         slope, intercept = header.get_slope_inter()
+    except (NotRegularFileError, FileTooLargeError, IsADirectoryError) as error:
+        raise _input_error(
+            f"{name} cannot be read: {error.strerror}", "give a NIfTI file (.nii.gz)", f"{kind}-unreadable", case_id
+        ) from error
     except NIFTI_READ_ERRORS as error:
         raise unreadable_error(name, case_id, kind) from error
     # dim[0] is the number of axes, dim[1:] their sizes
@@ -195,7 +206,7 @@ def open_nifti(path: Path, *, case_id: str, kind: str, name: str | None = None) 
     if (
         voxels > MAX_VOXELS
         or not (offset == 0 or start <= offset <= MAX_OFFSET)
-        or voxels * dtype.itemsize > path.stat().st_size * (DEFLATE_RATIO if path.name.lower().endswith(".gz") else 1)
+        or voxels * dtype.itemsize > size * (DEFLATE_RATIO if path.name.lower().endswith(".gz") else 1)
     ):
         raise unreadable_error(name, case_id, kind)
     return NiftiFile(
@@ -213,14 +224,15 @@ def open_nifti(path: Path, *, case_id: str, kind: str, name: str | None = None) 
     )
 
 
-def _header(path: Path) -> Any:
-    """Return the header without its extensions, in the byte order of the file.
+def _header(path: Path) -> tuple[Any, int]:
+    """Return the header without its extensions, in the byte order of the file, and the size of the file in bytes.
 
     Raises:
         ValueError: the file has no single-file NIfTI header.
-        OSError: the file cannot be read or decompressed.
+        OSError: the file cannot be read or decompressed, is no regular file, or is larger than `IMAGE_BYTES`.
     """
-    with io.FileIO(path) as disk, open_stream(disk, path) as stream:
+    with open_regular(path, max_bytes=IMAGE_BYTES) as disk, open_stream(disk, path) as stream:
+        file_bytes = os.fstat(disk.fileno()).st_size
         data = stream.read(540) or b""
     for size, kind, magic in HEADERS:
         for order in "<>":
@@ -228,7 +240,7 @@ def _header(path: Path) -> Any:
                 header = kind(io.BytesIO(data).read(size), endianness=order, check=False)
                 if bytes(header["magic"]).ljust(4, b"\0")[:4] != magic:
                     raise ValueError("the magic of a single NIfTI file is missing")
-                return header
+                return header, file_bytes
     raise ValueError("no NIfTI header")
 
 

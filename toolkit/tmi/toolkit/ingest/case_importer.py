@@ -34,7 +34,7 @@ from tmi.toolkit.cases.case import (
     open_case,
 )
 from tmi.toolkit.cases.provenance import CaseRecord, Repair, write_case_record
-from tmi.toolkit.clinical.record import KEYS, MAX_BYTES
+from tmi.toolkit.clinical.record import KEYS
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.ingest.image_files import LoadedCt, RawFinding, is_image_file, read_image_ct
@@ -44,6 +44,8 @@ from tmi.toolkit.qc.check_registry import CHECKS
 from tmi.toolkit.qc.image_checks import check_ct
 from tmi.toolkit.radiomics.table import read_table, write_table
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json
+from tmi.toolkit.storage.bounded_files import RECORD_BYTES
+from tmi.toolkit.storage.documents import DocumentError, read_document
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
 from tmi.toolkit.storage.terminal_text import is_unicode
 
@@ -260,10 +262,11 @@ def _read_clinical(source: Path | Mapping[str, Any], patient_id: str | None, cas
     record: Any = source
     if isinstance(source, Path):
         try:
-            record = json.loads(source.read_bytes()) if source.stat().st_size <= MAX_BYTES else None
-        except (OSError, ValueError, RecursionError) as error:
+            record = read_document(source, max_bytes=RECORD_BYTES)
+        except (OSError, DocumentError) as error:
+            reason = error.reason if isinstance(error, DocumentError) else f"cannot be read: {error.strerror}"
             raise InputRejectedError(
-                "the clinical record is not JSON", fix=fix, code="clinical-malformed", case_id=case_id
+                f"the clinical record {reason}", fix=fix, code="clinical-malformed", case_id=case_id
             ) from error
     if not isinstance(record, Mapping) or not set(record) <= set(KEYS) or not isinstance(record.get("values"), Mapping):
         raise InputRejectedError(

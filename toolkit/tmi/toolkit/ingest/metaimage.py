@@ -24,6 +24,7 @@ from tmi.toolkit.ingest.voxel_data import (
     integers,
     numbers,
 )
+from tmi.toolkit.storage.bounded_files import open_regular
 
 TYPES: Mapping[str, str] = {
     "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
@@ -46,7 +47,7 @@ def read_metaimage_header(path: Path) -> VoxelHeader:
         HeaderError: the header is malformed, or describes something else than one 3D volume in one file.
         OSError: the file cannot be read.
     """
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         text = stream.read(MAX_HEADER_BYTES)
     fields, end = _fields(text)
     if fields.get("ObjectType", "Image") != "Image":

@@ -22,6 +22,7 @@ from tmi.toolkit.ingest.voxel_data import (
     integers,
     numbers,
 )
+from tmi.toolkit.storage.bounded_files import open_regular
 
 TYPES: Mapping[str, str] = {
     **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
@@ -67,7 +68,7 @@ def read_nrrd_header(path: Path) -> VoxelHeader:
         HeaderError: the header is malformed, or describes something else than one 3D volume in one file.
         OSError: the file cannot be read.
     """
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         data = stream.read(MAX_HEADER_BYTES)
     fields, metadata, end = _fields(data)
     if {"old min", "old max"} & set(fields):

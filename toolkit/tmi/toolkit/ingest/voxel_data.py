@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.toolkit.imaging.nifti import DEFLATE_RATIO, MAX_VOXELS
+from tmi.toolkit.storage.bounded_files import IMAGE_BYTES, open_regular
 
 MAX_HEADER_BYTES = 4 * 2**20
 """Limit on the text of a header."""
@@ -104,7 +105,8 @@ def data_file(header: Path, name: str) -> Path:
     """Return the data file that a header names; it must be a regular file in the folder of the header.
 
     Raises:
-        HeaderError: the header names several files, a pattern, or a file that is missing or outside its folder.
+        HeaderError: the header names several files, a pattern, or a file that is missing, special, or outside its
+            folder.
     """
     if not name or "%" in name or name.split()[0].upper() == "LIST":
         raise HeaderError(
@@ -125,8 +127,10 @@ def data_file(header: Path, name: str) -> Path:
         raise outside from error
     if not any(resolved.is_relative_to(folder) for folder in folders):
         raise outside
-    if not resolved.is_file():
+    if not resolved.exists():
         raise HeaderError("names a data file that does not exist", fix="put the data file beside its header")
+    if not resolved.is_file():
+        raise HeaderError("names a data file that is no regular file", fix="put the data file beside its header")
     if resolved == header.resolve():
         raise HeaderError("names itself as its data file")
     return resolved
@@ -143,7 +147,7 @@ def read_voxels(header: VoxelHeader) -> NDArray[np.generic]:
         OSError: the file cannot be read.
     """
     need = math.prod(header.shape_xyz) * header.dtype.itemsize
-    with header.path.open("rb") as stream:
+    with open_regular(header.path, max_bytes=IMAGE_BYTES) as stream:
         size = os.fstat(stream.fileno()).st_size
         offset = size - need if header.offset < 0 else header.offset
         available = max(0, size - offset)

@@ -8,8 +8,7 @@ feature name, or null to ignore a column. Missing and unknown columns are reject
 from __future__ import annotations
 
 import csv
-import io
-import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,9 @@ from numpy.typing import NDArray
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.radiomics.table import parse_value
+from tmi.toolkit.storage.bounded_files import FEATURE_TABLE_BYTES, RECORD_BYTES, YAML_BYTES, read_bytes, read_text
+from tmi.toolkit.storage.csv_files import csv_rows
+from tmi.toolkit.storage.documents import DocumentError, parse_yaml, read_document
 
 IGNORED_PREFIXES = ("diagnostics_", "general_info_")
 """Prefixes of pyradiomics' columns that contain no features."""
@@ -28,8 +30,6 @@ IGNORED_COLUMNS = frozenset({"", "image", "mask", "label", "label_channel", "rea
 """Columns of pyradiomics' input table, in lower case."""
 ID_COLUMNS = ("case_id", "case", "id", "patient_id", "patientid", "subject_id", "subject")
 """Names of the case id column, in lower case and in order of preference."""
-MAX_BYTES = 512 * 2**20
-"""Larger files are rejected."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +78,13 @@ def read_mapping(path: Path) -> dict[str, str | None]:
     """
     fix = 'give a JSON or YAML file of the form {"column name": "feature name"}; null ignores a column'
     try:
-        text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() in (".yaml", ".yml"):
-            import yaml
-
-            try:
-                data = yaml.safe_load(text)
-            except yaml.YAMLError as error:
-                raise UsageError(f"{path} cannot be read as YAML", fix=fix) from error
+            data = parse_yaml(read_bytes(path, max_bytes=YAML_BYTES))
         else:
-            data = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} cannot be read", fix=fix) from error
+            data = read_document(path, max_bytes=RECORD_BYTES)
+    except (OSError, DocumentError) as error:
+        reason = error.detail if isinstance(error, DocumentError) else error.strerror
+        raise UsageError(f"{path} cannot be read: {reason}", fix=fix) from error
     if not isinstance(data, dict) or not all(
         isinstance(k, str) and (v is None or isinstance(v, str)) for k, v in data.items()
     ):
@@ -101,8 +96,8 @@ def read_mapping(path: Path) -> dict[str, str | None]:
                 f"{path} maps {column[:80]!r} to {feature[:80]!r}, which is not a feature",
                 fix="use the feature names in docs/radiomics.md",
             )
-    mapped = [v for v in data.values() if v is not None]
-    duplicate = next((v for v in mapped if mapped.count(v) > 1), None)
+    mapped = Counter(v for v in data.values() if v is not None)
+    duplicate = next((v for v, count in mapped.items() if count > 1), None)
     if duplicate is not None:
         raise UsageError(f"{path} maps two columns to {duplicate}", fix="keep one of them")
     return data
@@ -167,14 +162,13 @@ def read_external_table(
 def _read_rows(path: Path) -> list[list[str]]:
     fix = "save it as comma-separated UTF-8: a header, and one row per case"
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{path} is too large for a table of features", fix=fix)
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, max_bytes=FEATURE_TABLE_BYTES)
         first = text.partition("\n")[0]
         delimiter = max(",;\t", key=first.count)
-        rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter, strict=True) if any(row)]
+        rows = [row for row in csv_rows(text, delimiter=delimiter) if any(row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} cannot be read as a table in UTF-8", fix=fix) from error
+        reason = f": {error.strerror}" if isinstance(error, OSError) else ""
+        raise UsageError(f"{path} cannot be read as a table in UTF-8{reason}", fix=fix) from error
     if len(rows) < 2:
         raise UsageError(f"{path} has no row of values", fix=fix)
     for line, row in enumerate(rows[1:], start=2):

@@ -6,7 +6,6 @@ record. `tmi check` does, and reports a table that no longer matches its files.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +22,9 @@ from tmi.toolkit.cases.case import (
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.radiomics.settings import SETTINGS_DIGEST
 from tmi.toolkit.storage.atomic_files import write_json
-from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
+from tmi.toolkit.storage.bounded_files import FEATURES_BYTES, IMAGE_BYTES, RECORD_BYTES
+from tmi.toolkit.storage.documents import DocumentError, read_document
+from tmi.toolkit.storage.hashing import sha256_file
 from tmi.toolkit.storage.serialization import from_json, to_json
 
 SCHEMA = "tmi-radiomics/1"
@@ -63,8 +64,12 @@ def record_path(case: Case) -> Path:
 
 
 def file_digest(path: Path) -> str | None:
-    """Return the SHA-256 of a file; None if it does not exist."""
-    return sha256_file(path) if path.is_file() else None
+    """Return the SHA-256 of an image or a table; None if it does not exist.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger than an image can be.
+    """
+    return sha256_file(path, max_bytes=IMAGE_BYTES) if path.exists() else None
 
 
 def write_record(case: Case, record: RadiomicsRecord) -> None:
@@ -79,12 +84,13 @@ def read_record(case: Case) -> RadiomicsRecord | None:
         UsageError: the record does not follow the schema that this version reads.
     """
     path = record_path(case)
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        record = from_json(RadiomicsRecord, json.loads(path.read_bytes()), where=path.name)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path.name} cannot be read as JSON", fix="extract again with --force") from error
+        record = from_json(RadiomicsRecord, read_document(path, max_bytes=RECORD_BYTES), where=path.name)
+    except (OSError, DocumentError) as error:
+        reason = f"it {error.reason}" if isinstance(error, DocumentError) else error.strerror
+        raise UsageError(f"{path.name} cannot be read as JSON: {reason}", fix="extract again with --force") from error
     if record.schema != SCHEMA:
         raise UsageError(f"{path.name} has schema {record.schema[:40]!r}", fix="extract again with --force")
     return record
@@ -103,7 +109,7 @@ def staleness_reason(case: Case) -> str | None:
         return f"{RADIOMICS_RECORD_FILE} does not follow the schema {SCHEMA}"
     if record is None:
         return None
-    if sha256_bytes(case.radiomics.read_bytes()) != record.table_sha256:
+    if sha256_file(case.radiomics, max_bytes=FEATURES_BYTES) != record.table_sha256:
         return f"{RADIOMICS_FILE} was changed after {RADIOMICS_RECORD_FILE} was written"
     if record.source == "extracted" and record.settings_digest != SETTINGS_DIGEST:
         return f"{RADIOMICS_FILE} was extracted with other settings than this version's"

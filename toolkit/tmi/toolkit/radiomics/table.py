@@ -7,7 +7,6 @@ Values are written as the shortest decimals that parse to the same float64.
 from __future__ import annotations
 
 import csv
-import io
 import math
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.storage.atomic_files import write_text
-from tmi.toolkit.storage.csv_files import csv_text
+from tmi.toolkit.storage.bounded_files import FEATURES_BYTES, read_text
+from tmi.toolkit.storage.csv_files import csv_rows, csv_text
 
 MISSING_CELLS = frozenset({"", "nan", "na", "n/a", "null", "none"})
 """Spellings of a missing value, in lower case."""
@@ -35,15 +35,15 @@ def read_rows(path: Path, *, case_id: str) -> list[list[str]]:
         InputRejectedError: `radiomics-missing` or `radiomics-unreadable`.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        return [row for row in csv.reader(io.StringIO(text), strict=True) if row]
+        return [row for row in csv_rows(read_text(path, max_bytes=FEATURES_BYTES)) if row]
     except FileNotFoundError as error:
         raise _input_error(
             f"{path.name} is missing", "run `tmi radiomics` on the case", case_id, "radiomics-missing"
         ) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = f": {error.strerror}" if isinstance(error, OSError) else ""
         raise _input_error(
-            f"{path.name} cannot be read as CSV in UTF-8",
+            f"{path.name} cannot be read as CSV in UTF-8{reason}",
             "save it as comma-separated UTF-8: a header and one row",
             case_id,
             "radiomics-unreadable",

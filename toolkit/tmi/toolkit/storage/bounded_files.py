@@ -8,10 +8,10 @@ Each kind of file has its limit, far above what real ones have.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 SETTINGS_BYTES = 64 * KIB
@@ -76,14 +76,14 @@ def require_regular(status: os.stat_result, path: str | Path) -> None:
         raise NotRegularFileError(errno.EINVAL, f"it is {kind}, not a regular file", str(path))
 
 
-def open_regular(path: Path, *, max_bytes: int | None = None) -> BinaryIO:
+def open_regular(path: Path, *, max_bytes: int | None = None) -> io.BufferedReader:
     """Open a regular file for reading; with `max_bytes`, one of at most this size.
 
     Raises:
         OSError: it does not exist, cannot be opened, is no regular file (`NotRegularFileError`), or is too large
             (`FileTooLargeError`).
     """
-    stream = os.fdopen(regular_file(os.fspath(path)), "rb")
+    stream: io.BufferedReader = io.BufferedReader(io.FileIO(path, opener=regular_file))
     try:
         if max_bytes is not None and os.fstat(stream.fileno()).st_size > max_bytes:
             raise _too_large(path, max_bytes)

@@ -50,9 +50,24 @@ def csv_rows(text: str, *, delimiter: str = ",", strict: bool = True, max_cells:
     Raises:
         csv.Error: the text is not CSV, or may have more than `max_cells` cells or lines.
     """
-    if sum(map(text.count, {delimiter, "\n", "\r"})) >= max_cells:
-        raise csv.Error(f"more than {max_cells:,} cells")
+    _require_cells(text, delimiter, max_cells)
     return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=strict))
+
+
+def csv_dicts(text: str, *, delimiter: str = ",", max_cells: int = MAX_CELLS) -> csv.DictReader[str]:
+    """Return an iterator over the rows of any CSV text as column -> text; its size is checked before it is parsed.
+
+    Raises:
+        csv.Error: as in `csv_rows`; also while the rows are read.
+    """
+    _require_cells(text, delimiter, max_cells)
+    return csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+
+
+def _require_cells(text: str, delimiter: str, max_cells: int) -> None:
+    """Raise if a text may have too many cells; separators inside of quotes are counted, too."""
+    if sum(map(text.count, {delimiter, "\n", "\r"})) >= max_cells:
+        raise csv.Error(f"it has more than {max_cells:,} cells")
 
 
 def csv_records(text: str) -> list[dict[str, str]]:

@@ -42,6 +42,13 @@ class DocumentError(ValueError):
         self.detail = detail or f"it {reason}"
 
 
+class NotFiniteError(DocumentError):
+    """A document contains NaN, infinity, or a number beyond the range of float64."""
+
+    def __init__(self) -> None:
+        super().__init__("contains a number that is not finite")
+
+
 def read_document(path: Path, *, max_bytes: int) -> Any:
     """Return the value of a JSON file.
 
@@ -92,18 +99,15 @@ def _parse(data: bytes | str, kind: str, load: Callable[[str], Any]) -> Any:
     except RecursionError as error:
         raise _too_deep() from error
     except ValueError as error:
-        raise DocumentError(f"is not {kind}{_position(error)}") from error
+        detail = str(error) if isinstance(error, tomllib.TOMLDecodeError) else None
+        raise DocumentError(f"is not {kind}{_position(error)}", detail=detail) from error
     require_plain(value)
     return value
 
 
 def _position(error: ValueError) -> str:
     """Where a text is malformed, if the parser's error has the place."""
-    line = getattr(error, "lineno", None)
-    if line is not None:
-        return f" (line {line}, column {getattr(error, 'colno', 0)})"
-    place = str(error).rpartition("(at ")[2] if isinstance(error, tomllib.TOMLDecodeError) else ""
-    return f" ({place}" if place.startswith(("line", "end")) else ""
+    return f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
 
 
 def require_plain(value: Any) -> None:
@@ -125,7 +129,7 @@ def require_plain(value: Any) -> None:
             waiting.extend((entry, depth + 1) for entry in (item.values() if isinstance(item, dict) else item))
         elif isinstance(item, float):
             if not math.isfinite(item):
-                raise _not_finite()
+                raise NotFiniteError
         elif isinstance(item, int):
             if not -(10**MAX_DIGITS) < item < 10**MAX_DIGITS:
                 raise _too_long()
@@ -142,10 +146,6 @@ def _require_characters(text: str) -> None:
 
 def _too_deep() -> DocumentError:
     return DocumentError(f"is nested deeper than {MAX_DEPTH} levels")
-
-
-def _not_finite() -> DocumentError:
-    return DocumentError("contains a number that is not finite")
 
 
 def _too_long() -> DocumentError:
@@ -179,7 +179,7 @@ def _integer(text: str) -> int:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise _not_finite()
+        raise NotFiniteError
     return value
 
 

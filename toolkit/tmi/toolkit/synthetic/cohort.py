@@ -13,7 +13,6 @@ cases, but not on the number of processes. The sampled variables are saved in `t
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
 import os
@@ -31,7 +30,9 @@ from tmi.toolkit.cases.case import COHORT_COLUMNS, COHORT_FILE, Case, Cohort, op
 from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import UsageError
+from tmi.toolkit.storage.bounded_files import DOCUMENT_BYTES
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json, write_text
+from tmi.toolkit.storage.documents import read_document
 from tmi.toolkit.storage.csv_files import csv_text
 from tmi.toolkit.synthetic.clinical_record import Person, sample_information, sample_person, sample_record
 from tmi.toolkit.synthetic.generative_model import (
@@ -109,7 +110,7 @@ def is_synthetic(cohort: Path) -> bool:
     """Return whether a cohort folder is marked as synthetic."""
     file = cohort / TRUTH_FILE
     try:
-        truth = json.loads(file.read_text(encoding="utf-8"))
+        truth = read_document(file, max_bytes=DOCUMENT_BYTES)
     except (OSError, ValueError):
         return False
     return isinstance(truth, dict) and truth.get("synthetic") is True

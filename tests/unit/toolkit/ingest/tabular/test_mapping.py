@@ -76,7 +76,7 @@ MISTAKES = {
     ),
     "an alias": (HEAD + "fields: {sex: &a {column: s}, age: *a}\n", "it uses an alias"),
     "a tag": (HEAD + "fields: !!python/object/apply:os.system ['true']\n", "cannot be read as YAML"),
-    "no YAML": ("{[", "cannot be read as YAML or JSON: line 1"),
+    "no YAML": ("{[", "cannot be read as YAML or JSON: it is not YAML (line 1)"),
     "a list": ("- 1\n", "it is not a mapping of keys to values"),
     "nothing": ("", "it is not a mapping of keys to values"),
     "deep nesting": ("[" * 20000, "cannot be read as YAML"),

@@ -150,7 +150,7 @@ def test_oversized_workbook_is_rejected_before_unpacking(tmp_path, monkeypatch):
     path = write_book(tmp_path / "t.xlsx", [WANTED, (1, 38.5, "f")])
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as parts:
         parts.writestr("xl/more.xml", b" " * 2_000_000)
-    monkeypatch.setattr("tmi.toolkit.ingest.tabular.reader.MAX_BYTES", 1_000_000)
+    monkeypatch.setattr("tmi.toolkit.ingest.tabular.workbook_limits.MAX_UNPACKED_BYTES", 1_000_000)
     with pytest.raises(UsageError, match="unpacks to more than"):
         texts(path)
 

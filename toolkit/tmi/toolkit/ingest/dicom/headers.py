@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pydicom
 from pydicom.errors import BytesLengthException, InvalidDicomError
@@ -25,6 +26,7 @@ from pydicom.uid import (
 
 from tmi.toolkit.compute.silence import quiet
 from tmi.toolkit.errors import InputRejectedError
+from tmi.toolkit.storage.bounded_files import open_regular
 
 READ_ERRORS = (
     OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError,
@@ -124,9 +126,9 @@ class SliceHeader:
 
 def is_dicom_file(path: Path) -> bool:
     """Return whether the file starts with the DICOM preamble, or with elements of group 0002 or 0008."""
-    with path.open("rb") as stream:
-        start = stream.read(HEAD_BYTES)
-    return start[128:132] == b"DICM" or _starts_with_elements(start, path.stat().st_size)
+    with open_regular(path) as stream:
+        start, size = stream.read(HEAD_BYTES), os.fstat(stream.fileno()).st_size
+    return start[128:132] == b"DICM" or _starts_with_elements(start, size)
 
 
 def _starts_with_elements(start: bytes, size: int) -> bool:
@@ -158,24 +160,27 @@ def open_dicom(path: Path, *, tags: list[str] | None = None) -> Any:
     Raises:
         READ_ERRORS: the file is damaged or exceeds `MAX_FILE_BYTES`.
     """
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ValueError("file too large")
-    meta = pydicom.filereader.read_file_meta_info(path) if _has_preamble(path) else {}
-    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        _require_inflatable(path)
-    if tags is None:
-        return pydicom.dcmread(path, force=True)
-    return pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(tags))
+    with open_regular(path, max_bytes=MAX_FILE_BYTES) as stream:
+        if _is_deflated(stream):
+            _require_inflatable(stream)
+        if tags is None:
+            return pydicom.dcmread(stream, force=True)
+        return pydicom.dcmread(stream, force=True, stop_before_pixels=True, specific_tags=list(tags))
 
 
-def _has_preamble(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+def _is_deflated(stream: BinaryIO) -> bool:
+    """Return whether the file's meta information names the deflated transfer syntax; the stream is rewound."""
+    meta: Any = {}
+    if stream.read(132)[128:] == b"DICM":
+        meta = pydicom.filereader.read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    stream.seek(0)
+    return bool(meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian)
 
 
-def _require_inflatable(path: Path) -> None:
+def _require_inflatable(stream: BinaryIO) -> None:
     """Reject a deflated data set that exceeds `MAX_FILE_BYTES`; pydicom would inflate it in one allocation."""
-    data = path.read_bytes()
+    data = stream.read()
+    stream.seek(0)
     length = struct.unpack_from("<I", data, 140)[0]
     inflater, size, chunk = zlib.decompressobj(-zlib.MAX_WBITS), 0, data[144 + length :]
     while chunk and not inflater.eof:

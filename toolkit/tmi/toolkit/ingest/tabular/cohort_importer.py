@@ -34,12 +34,16 @@ from tmi.toolkit.ingest.tabular.reader import Row, Table, read_cells
 from tmi.toolkit.ingest.tabular.report import REPORT_FILE, REPORT_TABLE, RowResult, TableReport
 from tmi.toolkit.ingest.tabular.row_converter import RowExcludedError, RowReader, RowRecord, RowRejectedError
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json, write_text
+from tmi.toolkit.storage.bounded_files import JOURNAL_BYTES, read_bytes
 from tmi.toolkit.storage.csv_files import csv_text
+from tmi.toolkit.storage.documents import DocumentError, parse_json
 from tmi.toolkit.storage.hashing import sha256_file, sha256_json
 from tmi.toolkit.storage.serialization import from_json, to_json
 
 JOURNAL_FILE = ".import-journal"
 FORMAT_VERSION = 2
+MAX_TORN_LINES = 1000
+"""Lines of a journal that may be incomplete; each kill leaves one."""
 """Incremented when the same row yields a different case; rows of an earlier version are then imported again."""
 
 
@@ -142,12 +146,16 @@ class _Journal:
     def __init__(self, out: Path) -> None:
         self._path = out / JOURNAL_FILE
         self.entries: dict[str, _JournalEntry] = {}
-        if self._path.is_file():
-            for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if self._path.exists():
+            torn = 0
+            for line in _journal_lines(self._path):
                 try:
-                    entry = from_json(_JournalEntry, json.loads(line), where=JOURNAL_FILE)
-                except (ValueError, UsageError):
-                    continue  # a line truncated by a kill: its row is imported again
+                    entry = from_json(_JournalEntry, parse_json(line), where=JOURNAL_FILE)
+                except (DocumentError, UsageError):
+                    torn += bool(line.strip())  # a line truncated by a kill: its row is imported again
+                    if torn > MAX_TORN_LINES:
+                        raise _damaged_journal(self._path, "most of its lines are no entries") from None
+                    continue
                 # Entries are deleted as folders, so an edited journal must not name a path outside.
                 if is_portable_name(entry.case_id):
                     self.entries[entry.case_id] = entry
@@ -182,6 +190,17 @@ class _TableImport:
         self._columns = [table.columns.index(c) for c in mapping.columns()]
         self._rules_digest = sha256_json({"form": FORMAT_VERSION, "mapping": to_json(mapping), "schema": schema.digest})
         self._journal = _Journal(out)
+def _journal_lines(path: Path) -> list[bytes]:
+    try:
+        return read_bytes(path, max_bytes=JOURNAL_BYTES).splitlines()
+    except OSError as error:
+        raise _damaged_journal(path, error.strerror or type(error).__name__) from error
+
+
+def _damaged_journal(path: Path, reason: str) -> UsageError:
+    return UsageError(f"the journal {path} of an earlier import cannot be read: {reason}", fix="remove this file")
+
+
 
     def import_rows(self, progress: Callable[[int, int], None]) -> None:
         """Import every row, then remove cases of an earlier run that this table does not contain."""

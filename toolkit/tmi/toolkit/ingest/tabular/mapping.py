@@ -22,20 +22,19 @@ does not define, and a number without a unit are errors.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from tmi.toolkit.clinical.schema import Field, Schema, load_schema
-from tmi.toolkit.errors import UnavailableError, UsageError
+from tmi.toolkit.errors import UsageError
 from tmi.toolkit.ingest.tabular.cells import Number, cell_number
+from tmi.toolkit.storage.bounded_files import RECORD_BYTES, YAML_BYTES, read_bytes
+from tmi.toolkit.storage.documents import DocumentError, parse_yaml, read_document
 from tmi.toolkit.storage.serialization import from_json
 
 SCHEMA = "tmi-mapping/1"
-MAX_BYTES = 2**20
-"""Limit on the size of a mapping file."""
 
 
 def _require_distinct(values: dict[str, Any]) -> None:
@@ -327,66 +326,18 @@ def _check_field(schema_field: Field, source: FieldSource, *, where: str) -> Non
 
 
 def _load(path: Path) -> Any:
-    if not path.is_file():
+    if not path.exists():
         raise UsageError(f"mapping {path} does not exist", fix="give a YAML or JSON file")
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError("too large")
-        text = path.read_text(encoding="utf-8-sig")
-        data = (
-            json.loads(text, object_pairs_hook=_reject_duplicate_keys)
-            if path.suffix.lower() == ".json"
-            else _yaml(text)
-        )
+        if path.suffix.lower() == ".json":
+            data = read_document(path, max_bytes=RECORD_BYTES)
+        else:
+            data = parse_yaml(read_bytes(path, max_bytes=YAML_BYTES))
         if not isinstance(data, dict):
-            raise _MalformedError("it is not a mapping of keys to values")
+            raise DocumentError("is not a mapping of keys to values")
         return data
-    except (OSError, ValueError, RecursionError) as error:
-        detail = f": {error}" if isinstance(error, _MalformedError) else ""
+    except (OSError, DocumentError) as error:
+        reason = error.detail if isinstance(error, DocumentError) else error.strerror
         raise UsageError(
-            f"mapping {path} cannot be read as YAML or JSON{detail}", fix="see the examples in docs/examples/"
+            f"mapping {path} cannot be read as YAML or JSON: {reason}", fix="see the examples in docs/examples/"
         ) from error
-
-
-class _MalformedError(ValueError):
-    """Defect of a mapping that a lenient parser would accept with a wrong result."""
-
-
-def _reject_duplicate_keys(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
-    """Build a dict from pairs; a duplicate key would silently override the first value."""
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if isinstance(key, bool) or not isinstance(key, (str, int, float)):
-            raise _MalformedError(f"the key {str(key)[:40]!r} is not text; put it into quotes")
-        if str(key) in result:
-            raise _MalformedError(f"the key {str(key)[:40]!r} is duplicated")
-        result[str(key)] = value
-    return result
-
-
-def _yaml(text: str) -> Any:
-    """Parse YAML to plain values; tags, aliases and duplicate keys are errors."""
-    try:
-        import yaml
-    except ModuleNotFoundError as error:
-        raise UnavailableError(
-            "a mapping in YAML needs PyYAML, which is not installed", fix="pip install 'tmi-clnet[dicom]'"
-        ) from error
-
-    class Loader(yaml.SafeLoader):
-        """Safe loader that also rejects aliases."""
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                raise _MalformedError("it uses an alias (*)")
-            return super().compose_node(parent, index)
-
-    def pairs(loader: Loader, node: Any) -> dict[str, Any]:
-        return _reject_duplicate_keys(loader.construct_pairs(node, deep=True))
-
-    Loader.add_constructor("tag:yaml.org,2002:map", pairs)
-    try:
-        return yaml.load(text, Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise _MalformedError("" if mark is None else f"line {mark.line + 1}") from error

@@ -14,7 +14,7 @@ import datetime
 import io
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,26 @@ from tmi.toolkit.compute.silence import quiet
 from tmi.toolkit.errors import UnavailableError, UsageError
 from tmi.toolkit.ingest.tabular.cells import Cell, DateCell, FaultyCell, cell_text, faulty_cell, shown_number
 from tmi.toolkit.ingest.tabular.mapping import TableSpec
+from tmi.toolkit.ingest.tabular.workbook_limits import MAX_SHEET_CELLS, WORKBOOK_BYTES, workbook_excess
+from tmi.toolkit.storage.bounded_files import (
+    TABLE_BYTES,
+    FileTooLargeError,
+    NotRegularFileError,
+    open_regular,
+    read_bytes,
+)
+from tmi.toolkit.storage.csv_files import csv_rows
 from tmi.toolkit.storage.terminal_text import is_unicode, printable
 
-MAX_BYTES = 256 * 2**20
-"""Limit on the uncompressed size of a table; that of a cohort has a few megabytes."""
+MAX_CELLS = 5_000_000
+"""Limit on the cells of a CSV file."""
+MAX_COLUMNS = 16_384
+"""Limit on the columns; workbooks have the same."""
+MAX_ROWS = 500_000
+"""Limit on the rows, empty ones included."""
+MAX_HEADER_CHARACTERS = 2**20
+"""Limit on the part of a CSV file in which its header is searched."""
+SMALLER_FIX = "split it, or remove columns"
 DELIMITERS = (",", ";", "\t", "|")
 WORKBOOKS = (".xlsx", ".xlsm")
 WORKBOOK_READ_ERRORS = (
@@ -85,18 +101,19 @@ def read_cells(path: Path, spec: TableSpec, *, wanted: Collection[str]) -> Table
         UsageError: the file cannot be read, or a required column is missing or duplicated.
         UnavailableError: the file is a workbook and openpyxl is not installed.
     """
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise UsageError(f"table {path} does not exist", fix="give a CSV or Excel file") from error
-    if size > MAX_BYTES:
-        raise UsageError(f"table {path} is larger than {MAX_BYTES >> 20} MiB", fix="split it, or remove columns")
+    if not path.exists():
+        raise UsageError(f"table {path} does not exist", fix="give a CSV or Excel file")
     workbook = path.suffix.lower() in WORKBOOKS
-    lines = _workbook_rows(path, spec) if workbook else _csv_rows(path, spec, wanted)
+    try:
+        lines = _workbook_rows(path, spec) if workbook else _csv_rows(path, spec, wanted)
+    except (FileTooLargeError, NotRegularFileError) as error:
+        raise UsageError(f"table {path} cannot be read: {error.strerror}", fix=SMALLER_FIX) from error
     header = [cell_text(c) for c in lines[0]] if lines else []
-    columns = tuple(name if is_unicode(name) else printable(name) for name in header)
-    while columns and not columns[-1]:
-        columns = columns[:-1]
+    columns = tuple(name if is_unicode(name) else printable(name) for name in header[: _last_filled(header)])
+    if len(columns) > MAX_COLUMNS:
+        raise UsageError(f"table {path.name} has more than {MAX_COLUMNS:,} columns", fix="remove columns")
+    if len(lines) > MAX_ROWS:
+        raise UsageError(f"table {path.name} has more than {MAX_ROWS:,} rows", fix="split it")
     _require_columns(path, columns, wanted)
     rows = []
     for number, cells in enumerate(lines[1:], start=2):
@@ -107,11 +124,15 @@ def read_cells(path: Path, spec: TableSpec, *, wanted: Collection[str]) -> Table
     return Table(columns=columns, rows=tuple(rows))
 
 
+def _last_filled(cells: Sequence[Cell]) -> int:
+    """Number of cells up to the last one that is not empty."""
+    return next((n for n in range(len(cells), 0, -1) if cell_text(cells[n - 1])), 0)
+
+
 def _row(number: int, cells: list[Cell], columns: tuple[str, ...], wanted: Collection[str], *, padded: bool) -> Row:
     """Build a row of the header's width. A workbook (`padded`) omits trailing empty cells; a CSV file does not."""
     width = len(columns)
-    while len(cells) > width and not cell_text(cells[-1]):
-        cells = cells[:-1]
+    cells = cells[: max(width, _last_filled(cells))]
     if padded and len(cells) < width:
         cells = [*cells, *[""] * (width - len(cells))]
     fault = None
@@ -138,7 +159,7 @@ def _require_columns(path: Path, columns: tuple[str, ...], wanted: Collection[st
 
 
 def _csv_rows(path: Path, spec: TableSpec, wanted: Collection[str]) -> list[list[Cell]]:
-    data = path.read_bytes()
+    data = read_bytes(path, max_bytes=TABLE_BYTES)
     encoding = next((e for mark, e in BYTE_ORDER_MARKS if data.startswith(mark)), spec.encoding)
     try:
         text = data.decode(encoding)
@@ -149,18 +170,20 @@ def _csv_rows(path: Path, spec: TableSpec, wanted: Collection[str]) -> list[list
         ) from error
     try:
         delimiter = spec.delimiter or _delimiter(text, wanted)
-        rows: Iterable[list[str]] = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        return [list(row) for row in rows]
+        return [list(row) for row in csv_rows(text, delimiter=delimiter, max_cells=MAX_CELLS)]
     except csv.Error as error:
         raise UsageError(f"table {path.name} is not valid CSV: {error}", fix="save it again as CSV in UTF-8") from error
 
 
 def _delimiter(text: str, wanted: Collection[str]) -> str:
     """Return the separator under which the header has most of the required columns, then most columns."""
+    start = io.StringIO(text[:MAX_HEADER_CHARACTERS], newline="")
 
     def matches(delimiter: str) -> tuple[int, int]:
-        header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
-        return sum(c in {h.strip() for h in header} for c in wanted), len(header)
+        start.seek(0)
+        header = next(csv.reader(start, delimiter=delimiter), [])
+        names = {h.strip() for h in header}
+        return sum(c in names for c in wanted), len(header)
 
     return max(DELIMITERS, key=matches)
 
@@ -174,16 +197,20 @@ def _workbook_rows(path: Path, spec: TableSpec) -> list[list[Cell]]:
             "an Excel table needs openpyxl, which is not installed", fix="pip install 'tmi-clnet[dicom]'"
         ) from error
     try:
-        with zipfile.ZipFile(path) as parts:
-            if sum(part.file_size for part in parts.infolist()) > MAX_BYTES:
-                raise UsageError(f"table {path.name} unpacks to more than {MAX_BYTES >> 20} MiB", fix="save it as CSV")
-        with quiet():  # openpyxl warns about styles and validations, which are not used
-            # Loaded twice: openpyxl returns either the stored values or the formulas.
-            values, formulas = (_sheet(openpyxl.load_workbook(path, read_only=True, data_only=d), spec) for d in (1, 0))
+        with open_regular(path, max_bytes=WORKBOOK_BYTES) as stream, quiet():
+            if reason := workbook_excess(stream):
+                raise UsageError(f"table {path.name} {reason}", fix="save its sheet as CSV")
+            # Loaded twice: openpyxl returns either the stored values or the formulas. It warns about styles and
+            # validations, which are not used.
+            values, formulas = (
+                _sheet(openpyxl.load_workbook(stream, read_only=True, data_only=d), spec) for d in (True, False)
+            )
             return [
                 [_cell(stored, formula) for stored, formula in zip(row, originals, strict=True)]
                 for row, originals in zip(values, formulas, strict=True)
             ]
+    except (FileTooLargeError, NotRegularFileError):
+        raise
     except (*WORKBOOK_READ_ERRORS, InvalidFileException) as error:
         raise UsageError(
             f"table {path.name} is not an Excel workbook", fix="save it again as .xlsx, or as CSV in UTF-8"
@@ -206,7 +233,13 @@ def _sheet(book: Any, spec: TableSpec) -> list[list[tuple[Any, str | None]]]:
             raise UsageError("the sheet is a chart", fix="name a sheet of cells in the mapping")
         if hasattr(sheet, "reset_dimensions"):
             sheet.reset_dimensions()  # the declared size of a sheet is often wrong
-        return [[(cell.value, cell.number_format) for cell in row] for row in sheet.iter_rows()]
+        rows, cells = [], 0
+        for row in sheet.iter_rows():  # it also returns the rows and cells that the file leaves out
+            cells += len(row) + 1
+            if cells > MAX_SHEET_CELLS:
+                raise UsageError(f"the sheet has more than {MAX_SHEET_CELLS:,} cells", fix="save it as CSV")
+            rows.append([(cell.value, cell.number_format) for cell in row])
+        return rows
     finally:
         book.close()
 
