@@ -15,7 +15,10 @@ from typing import Any
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.toolkit.config.schema import CLASSES
+from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.run_folder import RunFolder
+from tmi.toolkit.storage.bounded_files import TABLE_BYTES, read_text
+from tmi.toolkit.storage.csv_files import csv_dicts
 
 MIN_REPORTED_CASES = 5
 """Smaller counts could identify a person and are suppressed."""
@@ -36,10 +39,14 @@ def class_counts(run: RunFolder) -> dict[str, int]:
     """Count the held-out cases of all folds by class, from the labels of the out-of-fold predictions."""
     counts: Counter[str] = Counter()
     for split in run.folds:
-        with run.fold(split.fold).predictions.open(newline="", encoding="utf-8") as stream:
-            for row in csv.DictReader(stream):
-                label = row["label"]
-                counts[CLASSES[int(label)] if label.isdigit() and int(label) < len(CLASSES) else label] += 1
+        table = run.fold(split.fold).predictions
+        try:
+            labels = [row["label"] or "" for row in csv_dicts(read_text(table, max_bytes=TABLE_BYTES))]
+        except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
+            raise DamagedError(f"run: {table} is missing or malformed", fix="train the run again") from error
+        for label in labels:
+            known = label.isdecimal() and len(label) < 9 and int(label) < len(CLASSES)
+            counts[CLASSES[int(label)] if known else label] += 1
     return dict(counts)
 
 
@@ -167,7 +174,7 @@ def _parity(manifest: Manifest) -> Iterator[str]:
         yield f"| {name} | {reason} |{' - |' * (len(ENGINE_CHECKS) + 1)}"
     yield ""
     versions = ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items()))
-    yield f"Exported {manifest.created} with {versions}, on {manifest.extra.get('hardware', {}).get('cpu', 'a CPU')}."
+    yield f"Exported with {versions}, on {manifest.extra.get('hardware', {}).get('cpu', 'a CPU')}."
     yield ""
 
 

@@ -6,7 +6,6 @@ serving machine are not part of it; its predictions record them.
 
 from __future__ import annotations
 
-import datetime
 import importlib.metadata
 import re
 import uuid
@@ -38,15 +37,19 @@ def sbom(manifest: Manifest) -> str:
         name=f"tmi-bundle:{run}",
         type=ComponentType.MACHINE_LEARNING_MODEL,
         bom_ref=f"bundle:{run}",
-        version=manifest.created,
+        version=str(manifest.run.get("finished_at", "unknown")),
         description=f"{len(manifest.folds)} fold models, preset {manifest.preset}; for research use only",
         properties=[Property(name=f"tmi:{key}", value=value) for key, value in sorted(manifest.versions.items())
                     if key in ("python", "machine")],
     )  # fmt: skip
+    # No time: an export of the same run gives the same document. That of the export is in the manifest.
+    metadata = BomMetaData(component=model)
+    metadata.timestamp = None  # type: ignore[assignment]
+    identity = [manifest.run, manifest.golden, manifest.referenced_files(), manifest.versions, names]
     bom = Bom(
         components=components.values(),
-        serial_number=uuid.UUID(sha256_json([manifest.created, manifest.golden, names])[:32], version=4),
-        metadata=BomMetaData(component=model, timestamp=datetime.datetime.fromisoformat(manifest.created)),
+        serial_number=uuid.UUID(sha256_json(identity)[:32], version=4),
+        metadata=metadata,
     )
     bom.register_dependency(model, [components[ROOT]] if ROOT in components else [])
     for name in names:

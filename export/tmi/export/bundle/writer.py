@@ -7,7 +7,6 @@ only if every check passes.
 
 from __future__ import annotations
 
-import datetime
 import importlib.metadata
 import platform
 import shutil
@@ -24,6 +23,7 @@ from torch import nn
 
 from tmi.export.bundle.model_card import class_counts, model_card, releasable_counts
 from tmi.export.bundle.out_of_memory import out_of_memory_as_error
+from tmi.export.bundle.reproducible import export_time, sort_metadata
 from tmi.export.bundle.sbom import sbom
 from tmi.export.checks.acceptance import (
     Progress,
@@ -104,8 +104,12 @@ def export_run(
     precision: str = "fp16",
     options: BuildOptions | None = None,
     progress: Progress | None = None,
+    created: str | None = None,
 ) -> Bundle:
     """Export a finished run as a bundle. The bundle is written only if every check passes.
+
+    The same run, versions, machine and threads give the same bytes, except for the recorded time of the export (and
+    for TensorRT engines, whose builder measures times).
 
     A TensorRT engine that cannot be built on this machine is recorded as pending in the bundle
     (`tmi.export.tensorrt.engines.pending_engines`).
@@ -121,6 +125,7 @@ def export_run(
         precision: precision of TensorRT engines; a key of `tmi.export.tensorrt.typed_graphs.PRECISIONS`.
         options: build options of TensorRT engines; None: the defaults. The maximum text length is always the run's.
         progress: called with one line for each step.
+        created: time to record as that of the export; None: `tmi.export.bundle.reproducible.export_time`.
 
     Raises:
         UsageError: no such run, an unfinished run, an unknown artefact, or `out` exists.
@@ -136,13 +141,16 @@ def export_run(
         raise UsageError("nothing to export", fix=f"name one of {', '.join(EXPORTERS)} with --engine")
     require_precision(precision)
     require_replaceable(out, force=force)
+    recorded = created or export_time()
     on_step = progress or (lambda line: None)
     on_step("checking the run")
     folder = RunFolder.open(run)
     require_exportable(folder)
     folder.require_finished()
     with out_of_memory_as_error("the export", on_step) as on_step, staged_folder(out) as stage:
-        writer = _BundleWriter(folder, stage, names, weights=weights, cases=cases, progress=on_step)
+        writer = _BundleWriter(
+            folder, stage, names, weights=weights, cases=cases, progress=on_step, created=recorded
+        )
         writer.configure_tensorrt(precision, options)
         write_manifest(stage, writer.write())
     return open_bundle(out)
@@ -175,6 +183,7 @@ class _BundleWriter:
         weights: bool,
         cases: Sequence[Path],
         progress: Progress,
+        created: str,
     ) -> None:
         self.run, self.stage = run, stage
         self.plans = tuple(name for name in artefacts if name in PLANS)
@@ -185,6 +194,7 @@ class _BundleWriter:
         self.weights, self.cases, self.progress = weights, cases, progress
         self.config = run.config
         self.records: list[CheckResult] = []
+        self.created = created
 
     def configure_tensorrt(self, precision: str, options: BuildOptions | None) -> None:
         """Set precision and build options of the TensorRT engines."""
@@ -247,6 +257,7 @@ class _BundleWriter:
         with tempfile.TemporaryDirectory(prefix="tmi-golden-") as folder:
             arrays = golden_case_reference(self.run, partition, Path(folder) / "golden", seed=GOLDEN_SEED)
         save_arrays(arrays, self.stage / GOLDEN_CASE_FILE, metadata=output_metadata(manifest))
+        sort_metadata(self.stage / GOLDEN_CASE_FILE)
 
     def _validate_engines(self, manifest: Manifest, validation_set: ValidationSet) -> Manifest:
         """Validate every engine. The returned manifest records the optional engines that failed."""
@@ -345,7 +356,7 @@ class _BundleWriter:
             run=_run_record(self.run, state),
             threshold=self.run.threshold,
             modalities=active_modalities(self.config),
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            created=self.created,
             synthetic=bool(state["cohort"].get("synthetic", False)),
             extra={
                 "engines_not_judged": not_installed | unsupported,

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tmi.toolkit.cli.console import echo, echo_json, make_console
+from tmi.toolkit.errors import UnavailableError
 
 if TYPE_CHECKING:
     from tmi.runtime.bundle.check_result import CheckResult
+    from tmi.runtime.bundle.reader import Bundle
     from tmi.runtime.verification.verify import Verification
 
 SCHEMA = "tmi-verification/1"
+REBUILD = "tmi.export.bundle.rebuild:compare_with_rebuild"
+"""Function behind `--rebuild`: the runtime does not import the export, which a serving machine does not have."""
 
 
 def verify(
@@ -37,6 +42,15 @@ def verify(
             show_default=False,
         ),
     ] = None,
+    rebuild: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Run that the bundle was exported from: export it again and compare every byte. Needs the packages of "
+            "tmi export.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of each engine. Default: all cores.", show_default=False)
     ] = None,
@@ -46,12 +60,13 @@ def verify(
 
     Checks the digest of every file, the manifest, the signature (with --key), the preprocessing of a golden case, and
     every parity check on every engine. Exit code 0: all passed; 4: a check failed; 5: an engine is not available; 6:
-    the bundle was changed or is not signed by the key.
+    the bundle was changed, is not signed by the key, or (with --rebuild) is not what its run gives.
 
     Examples:
 
         tmi verify ./bundle
         tmi verify ./bundle --engine openvino --key public.pem --json
+        tmi verify ./bundle --rebuild ./runs/2026-01-31-tiny
     """
     from tmi.runtime.verification.verify import verify_bundle
     from tmi.toolkit.config.project import default_bundle, load_project
@@ -61,13 +76,31 @@ def verify(
         echo(f"bundle {bundle} ({reason})", err=True)
     with make_console(stderr=True).status("opening") as status:
         verification = verify_bundle(bundle, engines=engine or (), key=key, threads=threads, progress=status.update)
+        rebuilt = None
+        if rebuild is not None and verification.passed:
+            rebuilt = _compare_with_rebuild(verification.bundle, rebuild, status.update)
     if as_json:
         from tmi.toolkit.storage.hashing import canonical_json
 
-        echo_json(canonical_json(_document(verification)))
+        echo_json(canonical_json(_document(verification) | ({} if rebuilt is None else {"rebuild": vars(rebuilt)})))
     else:
         _print(verification)
+        if rebuilt is not None:
+            echo(f"an export of run {rebuilt.run} gives the same bytes: {rebuilt.files} files and the manifest")
     _require_passed(verification)
+
+
+def _compare_with_rebuild(bundle: Bundle, run: Path, progress: Callable[[str], None]) -> Any:
+    """Call the function of the export that compares a bundle with its run, which the runtime does not import."""
+    module, _, function = REBUILD.partition(":")
+    try:
+        compare = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        raise UnavailableError(
+            f"tmi verify --rebuild needs the package {error.name}, which is not installed",
+            fix="pip install 'tmi-clnet[export]'",
+        ) from error
+    return compare(bundle, run, progress=progress)
 
 
 def _require_passed(verification: Verification) -> None:
