@@ -305,6 +305,34 @@ def test_repository_paths_in_backquotes_exist(page):
     assert [name for name in sorted(named) if not any((place / name).exists() for place in places)] == []
 
 
+@EVERY_PAGE
+def test_tests_that_pages_name_exist(page):
+    """A test named as `tests/x.py::test_y` in backquotes exists."""
+    if page.name == "CHANGELOG.md":  # it may name what an earlier release had
+        return
+    named = {code for code in inline_code(page) if re.fullmatch(r"tests/[\w/]+\.py::\w+", code)}
+    assert [name for name in sorted(named) if not _test_exists(name)] == []
+
+
+def _test_exists(name: str) -> bool:
+    path, _, function = name.partition("::")
+    text = (ROOT / path).read_text(encoding="utf-8") if (ROOT / path).is_file() else ""
+    return f"def {function}(" in text
+
+
+def test_every_promise_of_the_threat_model_names_a_test():
+    """Each row of a table of promises names at least one test, and each attacker has such a table."""
+    page = ROOT / "docs" / "threat-model.md"
+    attackers = page.read_text(encoding="utf-8").split("## Attackers and promises")[1].split("\n### ")[1:]
+    assert len(attackers) >= 6
+    for section in attackers:
+        rows = [line for line in section.splitlines() if line.startswith("| ") and "| --- |" not in line]
+        assert rows[0] == "| promise | test |", section
+        assert len(rows) > 1
+        assert [row for row in rows[1:] if "`tests/" not in row] == []
+    assert not _test_exists("tests/end_to_end/test_docs.py::test_that_nobody_wrote")
+
+
 # --- site
 
 
