@@ -2,22 +2,23 @@
 
 A signature proves who signed a bundle, not that it is the current one: whoever can write to the place of a bundle can
 put back an older one of the same signer, with a fault that was fixed since. The export time of every bundle that is
-used and whose signature was checked is therefore recorded for its run, by name, in `$TMI_STATE`, else `$XDG_STATE_HOME/tmi`,
-else `~/.local/state/tmi`. The records are the user's own files (`tmi.toolkit.storage.private_files`). Unsigned bundles
-are neither recorded nor compared: their export time is whatever the forger writes.
+used and whose signature was checked is therefore recorded for its run, by name, in `$TMI_STATE`, else
+`$XDG_STATE_HOME/tmi`, else `~/.local/state/tmi`. The records are the user's own files
+(`tmi.toolkit.storage.private_files`). Unsigned bundles are neither recorded nor compared: their export time is whatever
+the forger writes.
 """
 
 from __future__ import annotations
 
 import datetime
 import errno
-import json
 import os
 from contextlib import suppress
 from pathlib import Path
 
 from tmi.runtime.bundle.reader import Bundle
 from tmi.toolkit.errors import DamagedError
+from tmi.toolkit.storage.documents import parse_json
 from tmi.toolkit.storage.hashing import canonical_json, sha256_bytes
 from tmi.toolkit.storage.private_files import open_private, write_private
 
@@ -65,7 +66,7 @@ def _newest(bundle: Bundle) -> datetime.datetime | None:
         return None
     try:
         with open_private(file) as stream:
-            return _time(json.loads(stream.read(MAX_RECORD_BYTES))["created"])
+            return _time(parse_json(stream.read(MAX_RECORD_BYTES))["created"])
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

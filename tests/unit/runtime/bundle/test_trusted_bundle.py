@@ -1,4 +1,4 @@
-"""`--key`, `TMI_KEY`, `tmi.toml`: every command that opens a bundle requires the signature, and rejects an older one."""
+"""`--key`, `TMI_KEY`, `tmi.toml`: every command that opens a bundle requires the signature and rejects an older one."""
 
 from __future__ import annotations
 

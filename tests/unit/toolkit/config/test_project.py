@@ -62,12 +62,17 @@ def test_project_file_overrides_defaults(tmp_path):
         ('[cohort]\npath = "x"', "cohort = {'path': 'x'} is not a valid setting"),
         ('root = "/"', "root = '/' is not a valid setting"),
         ('from_file = "x"', "from_file = 'x' is not a valid setting"),
+        ('require_signature = "true"', "require_signature = 'true' is not a valid setting"),
+        ("require_signature = 1", "require_signature = 1 is not a valid setting"),
+        ('trusted_keys = "a.pem"', "trusted_keys = 'a.pem' is not a valid setting"),
+        ("trusted_keys = []", "trusted_keys = [] is not a valid setting"),
+        ('trusted_keys = ["a.pem", 3]', "trusted_keys = ['a.pem', 3] is not a valid setting"),
         ("preset = tiny", "Invalid value"),
         ('preset = "tiny"\npreset = "paper"', "Cannot overwrite a value"),
     ],
 )
 def test_invalid_project_file_is_a_usage_error(tmp_path, text, message):
-    """Unknown keys, values that are not strings, and invalid TOML are usage errors."""
+    """Unknown keys, values of another type, and invalid TOML are usage errors: no policy is silently off."""
     (tmp_path / "tmi.toml").write_text(text)
     with pytest.raises(UsageError) as error:
         load_project(tmp_path)
