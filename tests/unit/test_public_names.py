@@ -45,8 +45,8 @@ PUBLIC_NAMES = {
         GraphSpec Keys MANIFEST_FILE MODEL_CARD_FILE Manifest ParityError REAL_CASES_FILE Role
         SBOM_FILE SIGNATURE_FILE SIGNED TensorSpec UNCHECKED UNSIGNED bundled_scaler bundled_schema
         bundled_tokenizer fingerprint graph_spec inspect_bundle manifest_to_json open_bundle
-        open_trusted_bundle require_passed require_signature required_keys sign_bundle
-        write_manifest
+        open_trusted_bundle require_exported_graph require_passed require_signature required_keys
+        sign_bundle write_manifest
     """,
     "tmi.runtime.cli": """
         WORKER
@@ -86,7 +86,7 @@ PUBLIC_NAMES = {
         SELF_TEST_SKIPPED SHORT_TEXT Verification cached_result check_engine check_outputs
         check_preprocessing failure_summary golden_config golden_count golden_from_manifest
         largest_batch load_failure make_golden output_metadata read_references relative_error
-        run_self_test text_digest trimmed verify_bundle write_golden_case
+        require_survived_trial run_self_test text_digest trimmed verify_bundle write_golden_case
     """,
     "tmi.toolkit.cases": """
         CASE_RECORD_FILE CLINICAL_FILE COHORT_COLUMNS COHORT_FILE CT_FILE Case CaseRecord

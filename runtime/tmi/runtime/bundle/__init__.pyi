@@ -21,6 +21,7 @@ from .manifest import Manifest as Manifest
 from .manifest import Role as Role
 from .manifest import TensorSpec as TensorSpec
 from .manifest import manifest_to_json as manifest_to_json
+from .onnx_check import require_exported_graph as require_exported_graph
 from .reader import Bundle as Bundle
 from .reader import fingerprint as fingerprint
 from .reader import inspect_bundle as inspect_bundle

@@ -18,10 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.runtime.bundle.manifest import GraphSpec, TensorSpec
+from tmi.runtime.bundle.onnx_check import require_exported_graph
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.registry import Arrays, engine_spec
 from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.errors import UnavailableError
+
+ONNX_SUFFIX = ".onnx"
 
 
 class GraphEngine(ABC):
@@ -56,7 +59,7 @@ class GraphEngine(ABC):
                         f"bundle {bundle.folder} holds no {artefact} file of graph {spec.name}",
                         fix=f"export it with --engine {artefact}, or choose another engine",
                     )
-                self._loaded[spec.name] = self._load(spec, path, partial(bundle.read, path))
+                self._loaded[spec.name] = self._load(spec, path, partial(_read_checked, bundle, spec, path))
                 self._specs[spec.name] = spec
         except BaseException:
             self.close()
@@ -110,6 +113,14 @@ class GraphEngine(ABC):
     @abstractmethod
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         """Outputs by name. The inputs are contiguous and in the manifest's order."""
+
+
+def _read_checked(bundle: Bundle, spec: GraphSpec, path: Path) -> bytes:
+    """Bytes of an artefact file. An ONNX graph is checked first: native code may crash on a malformed one."""
+    data = bundle.read(path)
+    if path.suffix == ONNX_SUFFIX:
+        require_exported_graph(data, spec)
+    return data
 
 
 def _require_match(what: str, specs: tuple[TensorSpec, ...], arrays: Arrays) -> None:

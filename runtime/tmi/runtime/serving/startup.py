@@ -18,6 +18,7 @@ from tmi.runtime.engines.precision import rejected_at_export, validated_at_expor
 from tmi.runtime.engines.registry import ENGINES, Engine, engine_spec, installed, open_engine
 from tmi.runtime.engines.selection import AUTO, EngineRecord, choose_engine, engine_record
 from tmi.runtime.verification.self_test import SELF_TEST_SKIPPED, LogCallback, cached_result, run_self_test
+from tmi.runtime.verification.trial import require_survived_trial
 from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.errors import DamagedError
 
@@ -100,6 +101,8 @@ def _open_and_verify(
     name: str, bundle: Bundle, threads: int | None, *, verify: bool, log: LogCallback
 ) -> tuple[Engine, Literal["now", "before", "no"]]:
     """Open an engine and run the self-test; the second value is `verified` of the engine record."""
+    if verify:
+        require_survived_trial(bundle, name, threads=threads)
     engine = _open_engine(name, bundle, threads)
     try:
         result = run_self_test(bundle, engine, log=log) if verify else SELF_TEST_SKIPPED

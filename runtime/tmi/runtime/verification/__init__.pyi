@@ -23,6 +23,7 @@ from .self_test import SELF_TEST_SKIPPED as SELF_TEST_SKIPPED
 from .self_test import LogCallback as LogCallback
 from .self_test import cached_result as cached_result
 from .self_test import run_self_test as run_self_test
+from .trial import require_survived_trial as require_survived_trial
 from .verify import Verification as Verification
 from .verify import failure_summary as failure_summary
 from .verify import load_failure as load_failure

@@ -26,6 +26,7 @@ from tmi.runtime.verification.golden_inputs import GoldenInputs, golden_from_man
 from tmi.runtime.verification.outputs import FLOAT64_PREFIX, PIPELINE, Outputs
 from tmi.runtime.verification.parity import ENGINE_ERRORS, check_engine
 from tmi.runtime.verification.preprocessing_check import check_preprocessing
+from tmi.runtime.verification.trial import require_survived_trial
 from tmi.toolkit.errors import DamagedError, UnavailableError
 
 Progress = Callable[[str], None]
@@ -177,6 +178,7 @@ def _validate_engine(
     name: str, bundle: Bundle, golden: GoldenInputs, references: References, threads: int | None
 ) -> list[CheckResult]:
     artefact = engine_spec(name).artefact
+    require_survived_trial(bundle, name, threads=threads)
     try:
         engine = open_engine(name, bundle, threads=threads)
     except (*ENGINE_ERRORS, SafetensorError) as error:
