@@ -83,7 +83,7 @@ def test_run_and_bundle_hold_the_schema(project, bundle):
     assert run.state["files"][SCHEMA_FILE] == schema.digest == sha256_file(bundle / SCHEMA_FILE)
     assert opened.manifest.files[SCHEMA_FILE].sha256 == schema.digest
     clinical = opened.manifest.clinical
-    assert (clinical.schema, clinical.rendering, clinical.rendering_version) == (SCHEMA_FILE, "values", 1)
+    assert (clinical.schema, clinical.rendering, clinical.rendering_version) == (SCHEMA_FILE, "compact", 1)
 
 
 def test_bundle_predicts_with_its_own_schema(project, bundle, tmp_path, monkeypatch):
@@ -105,7 +105,7 @@ def test_bundle_predicts_with_its_own_schema(project, bundle, tmp_path, monkeypa
     first, second = outcome.document["results"]
     assert first["status"] == "predicted"
     assert (second["code"], "no field 'ldl'" in second["what"]) == ("clinical-unknown-field", True)
-    assert "Urine copper: 40 ug/day." in texts[0]
+    assert "Urine copper 40" in texts[0]
     assert "LDL" not in texts[0]
 
 
@@ -133,17 +133,17 @@ def test_bundle_with_other_text_rendering_is_rejected(bundle, project, tmp_path,
     outcome = tmi("predict", project / "cohort" / "C000", "--bundle", copy, "--engine", "onnx")
     assert outcome.code == 6
     if "rendering_version" in change:
-        assert "trained on clinical text 'values' version 2; this tmi writes version 1" in outcome.err
+        assert "trained on clinical text 'compact' version 2; this tmi writes version 1" in outcome.err
     else:
         assert "its config and its clinical text disagree" in outcome.err
 
 
 def test_export_compares_rendering_with_training(project, bundle, monkeypatch, tmp_path):
     """An export fails if the rendering changed since training, instead of recording the new version."""
-    monkeypatch.setattr("tmi.toolkit.clinical.rendering.RENDERING_VERSIONS", {"values": 2, "flags": 2})
+    monkeypatch.setattr("tmi.toolkit.clinical.rendering.RENDERING_VERSIONS", {"compact": 2, "values": 2})
     outcome = tmi("export", project / "run", "--engine", "onnx", "--out", tmp_path / "again")
     assert outcome.code == 6
-    assert "trained on clinical text 'values' version 1; this tmi writes version 2" in outcome.err
+    assert "trained on clinical text 'compact' version 1; this tmi writes version 2" in outcome.err
     assert not (tmp_path / "again").exists()
     predicted = tmi("predict", project / "cohort" / "C000", "--bundle", bundle, "--engine", "onnx")
     assert predicted.code == 6
@@ -158,7 +158,7 @@ def test_resume_needs_same_schema_and_rendering(project, trained, tmp_path, monk
     outcome = tmi(*resume, cwd=project)
     assert (outcome.code, "was started with a different clinical schema" in outcome.err) == (2, True)
     with monkeypatch.context() as patch:
-        patch.setattr("tmi.toolkit.clinical.rendering.RENDERING_VERSIONS", {"values": 2, "flags": 2})
+        patch.setattr("tmi.toolkit.clinical.rendering.RENDERING_VERSIONS", {"compact": 2, "values": 2})
         outcome = tmi(*resume, "--schema", "pbc.json", cwd=project)
     assert (outcome.code, "version 1; this tmi writes version 2" in outcome.err) == (6, True)
     assert tmi(*resume, "--schema", "pbc.json", cwd=project).code == 0

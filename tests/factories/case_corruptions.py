@@ -84,6 +84,28 @@ def values(**fields: object) -> Corruption:
     return corrupt
 
 
+def record_with(count: int) -> Corruption:
+    """Keep only the first values of the clinical record."""
+
+    def corrupt(folder: Path) -> None:
+        record = json.loads((folder / RECORD).read_text())
+        given = {name: value for name, value in record["values"].items() if value is not None}
+        record["values"] = dict(list(given.items())[:count])
+        (folder / RECORD).write_text(json.dumps(record))
+
+    return corrupt
+
+
+def report_of(text: str) -> Corruption:
+    """Give the clinical record a free-text report."""
+
+    def corrupt(folder: Path) -> None:
+        record = json.loads((folder / RECORD).read_text())
+        (folder / RECORD).write_text(json.dumps(record | {"report": text}))
+
+    return corrupt
+
+
 def in_place(change: Callable[[np.ndarray], object]) -> Callable[[np.ndarray], np.ndarray]:
     """Turn an assignment into a function that returns the array."""
     return lambda a: (change(a), a)[1]

@@ -40,6 +40,8 @@ from factories.case_corruptions import (
     one_voxel_of,
     record_of_another_ct,
     record_that_fits,
+    record_with,
+    report_of,
     scaled,
     set_to,
     sheared,
@@ -219,6 +221,13 @@ FAULTS: Mapping[str, PlantedFault] = MappingProxyType(
         "blood a year before the CT": PlantedFault(code="dates-apart", corrupt=case_record(days_from_blood_to_ct=365)),
         "CT before the blood": PlantedFault(code="dates-apart", corrupt=case_record(days_from_blood_to_ct=-120)),
         "CT of another case": PlantedFault(
+        "record without a value": PlantedFault(code="clinical-incomplete", corrupt=record_with(0)),
+        "record with a short report": PlantedFault(
+            code="clinical-incomplete",
+            corrupt=lambda f: (f / RECORD).write_text('{"patient_id": "P1", "values": {}, "report": "Child-Pugh B."}'),
+        ),
+        "record of five values": PlantedFault(code="clinical-incomplete", corrupt=record_with(5)),
+        "report of 400 words": PlantedFault(code="clinical-truncated", corrupt=report_of("no ascites, patent vein; " * 100)),
             code="duplicate-ct", corrupt=copy(CT), companions=frozenset()
         ),
         "CT of another case, stored with another type": PlantedFault(

@@ -98,9 +98,10 @@ PUBLIC_NAMES = {
         echo echo_json make_console print_error
     """,
     "tmi.toolkit.clinical": """
-        ClinicalRecord Encoded Field KEYS MAX_BYTES MIN_PATIENTS RENDERING_VERSIONS Rendering
-        SCHEMA_FILE Schema Tokenizer Value check_units load_schema read_clinical read_values render
-        report_text require_rendering sentences store_schema stored_schema
+        ClinicalRecord Encoded Field KEYS MIN_PATIENTS RENDERING_VERSIONS Rendering
+        SCHEMA_FILE Schema Tokenizer Value check_units enumerate_fields field_spans load_schema
+        lost_fields read_clinical read_values render report_text require_rendering sentences
+        store_schema stored_schema truncation_fix truncation_warning
     """,
     "tmi.toolkit.compute": """
         ArrayAllocator BufferPool Ignored StageTimer available_cores disable_telemetry
@@ -146,8 +147,8 @@ PUBLIC_NAMES = {
         prepare_case
     """,
     "tmi.toolkit.qc": """
-        AppliedRepair CHECKS Finding RadiomicsComparison check_case check_cases check_ct check_mask
-        document parse_codes raise_on_error repair
+        AppliedRepair CHECKS Finding RadiomicsComparison TextEncoderInput check_case check_cases
+        check_ct check_mask document parse_codes raise_on_error repair
     """,
     "tmi.toolkit.radiomics": """
         ExternalTable FEATURE_NAMES RadiomicsRecord RadiomicsScaler SETTINGS SETTINGS_DIGEST extract
@@ -172,7 +173,7 @@ PUBLIC_NAMES = {
     """,
     "tmi.training.data": """
         Batch CohortArrays EpochBatches FoldDataset NO_ANONYMITY find_duplicates fingerprint
-        make_folds patient_key prepare_cohort read_vocabulary train_vocabulary
+        make_folds patient_key prepare_cohort text_truncation train_vocabulary
         write_augmentation_log
     """,
     "tmi.training.evaluation": """

@@ -15,7 +15,6 @@ from tmi.runtime.explain.inputs import EncodedCase, FoldInputs, encode, fold_inp
 from tmi.runtime.explain.insertion_deletion import PerturbationCurves, curves
 from tmi.runtime.explain.integrated_gradients import (
     Attribution,
-    field_spans,
     radiomics_attribution,
     sum_by_field,
     text_attribution,
@@ -27,7 +26,7 @@ from tmi.runtime.explain.tcaf_attention import ring_attention
 from tmi.runtime.explain.xgradcam import combined_map, stage_cams, unit_range
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.record import read_clinical
-from tmi.toolkit.clinical.rendering import sentences
+from tmi.toolkit.clinical.rendering import field_spans, sentences
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.preprocessing.pipeline import PreparedCase

@@ -138,16 +138,6 @@ def _integrate_until_complete(
         steps *= 2
 
 
-def field_spans(sentences: Sequence[tuple[str | None, str]]) -> list[tuple[str | None, int, int]]:
-    """Spans of the fields' sentences in the rendered text: name, first character, one past the last."""
-    spans: list[tuple[str | None, int, int]] = []
-    start = 0
-    for name, sentence in sentences:
-        spans.append((name, start, start + len(sentence)))
-        start += len(sentence) + 1  # sentences are joined by one space
-    return spans
-
-
 def sum_by_field(
     values_T: Float[NDArray[np.float64], " T"],
     offsets: Sequence[tuple[int, int]],

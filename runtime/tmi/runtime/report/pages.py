@@ -176,9 +176,10 @@ def _clinical_rows(explained: CaseExplanation) -> list[tuple[str, str, float]]:
     source = explained.source
     record = read_clinical(explained.case, source.schema)
     labels = {f.name: f.label for f in source.schema.fields}
+    rendering = source.config.clinical.rendering
     values = {
         name: sentence.removeprefix(f"{labels[name]}: ").removesuffix(".")
-        for name, sentence in sentences(record, source.schema, source.config.clinical.rendering)
+        for name, sentence in sentences(record, source.schema, "values" if rendering == "compact" else rendering)
         if name is not None
     }
     return [

@@ -15,7 +15,6 @@ from tmi.runtime.explain.inputs import encode, fold_inputs, log_odds
 from tmi.runtime.explain.integrated_gradients import (
     ABSOLUTE_TOLERANCE,
     TOLERANCE,
-    field_spans,
     radiomics_attribution,
     sum_by_field,
     text_attribution,
@@ -32,7 +31,7 @@ from tmi.runtime.explain.results import (
 from tmi.runtime.explain.tcaf_attention import ring_attention
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.record import read_clinical
-from tmi.toolkit.clinical.rendering import render, sentences
+from tmi.toolkit.clinical.rendering import field_spans, render, sentences
 from tmi.toolkit.models.tmi_clnet.tcaf import MODALITIES
 from tmi.toolkit.preprocessing.pipeline import prepare_case
 from tmi.toolkit.radiomics.feature_names import CLASS_FEATURES, FEATURE_NAMES, IMAGE_TYPES

@@ -16,7 +16,10 @@ def text(rendering: str, report: str | None = None, **values: float | str | None
     return render(ClinicalRecord(patient_id=None, values=complete, report=report), SCHEMA, rendering)
 
 
-@pytest.mark.parametrize("rendering", RENDERING_VERSIONS)
+LONG_FORMS = [name for name in RENDERING_VERSIONS if name != "compact"]
+
+
+@pytest.mark.parametrize("rendering", LONG_FORMS)
 def test_missing_fields_are_rendered_in_schema_order(rendering):
     """Every field that is not optional is rendered in the schema's order, as missing if it is missing."""
     rendered = text(rendering)
@@ -27,7 +30,7 @@ def test_missing_fields_are_rendered_in_schema_order(rendering):
     assert not any(f"{f.label}:" in rendered for f in SCHEMA.fields if f.optional)
 
 
-@pytest.mark.parametrize("rendering", RENDERING_VERSIONS)
+@pytest.mark.parametrize("rendering", LONG_FORMS)
 def test_optional_fields_are_rendered_if_present(rendering):
     """An optional field is rendered only if it is present."""
     rendered = text(rendering, age=61.0, aetiology="alcohol")
@@ -67,6 +70,18 @@ def test_flags_need_sex_only_for_differing_ranges():
     assert "Haemoglobin: 120 g/L." in rendered
     assert "Albumin: 38 g/L (low)." in rendered
     assert "Subcutaneous fat area: 200 cm2." in rendered
+
+
+def test_compact_renders_short_names_and_values():
+    """The rendering `compact` has short names, no units, and omits missing optional fields only."""
+    rendered = text("compact", sex="female", age=61.0, albumin=38.0, wbc=4.1, vat_area_fraction=12.5)
+    assert rendered.startswith("Sex female Age 61 ALB 38 TBIL missing DBIL missing PLT missing ")
+    assert " WBC 4.1 " in rendered
+    assert " VAT area % 12.5 " in rendered
+    assert rendered.endswith("ST area % missing ST volume % missing")
+    assert rendered.count("missing") == 42 - 4
+    assert "Cause" not in rendered
+    assert "Weight" not in rendered
 
 
 def test_pairs_render_names_and_values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -206,6 +207,33 @@ def test_report_ends_text_unchanged():
     assert render(with_report, schema, "values").endswith(". Cirrhosis, Child-Pugh B.\nNo varices.")
 
 
+def test_schema_without_short_names_keeps_its_digest(tmp_path):
+    """The content of a schema of an earlier version, which has no short names, is written and digested as before."""
+    packaged = load_schema()
+    old = Schema(
+        schema=packaged.schema,
+        name=packaged.name,
+        version=packaged.version,
+        sections=packaged.sections,
+        fields=tuple(replace(field, short=None) for field in packaged.fields),
+    )
+    store_schema(tmp_path, old)
+    text = (tmp_path / "clinical_schema.json").read_text()
+    assert "short" not in text
+    assert "importance" not in text
+    assert sha256_file(tmp_path / "clinical_schema.json") == old.digest
+    assert stored_schema(tmp_path, kind="run") == old
+    store_schema(tmp_path, packaged)
+    assert sha256_file(tmp_path / "clinical_schema.json") == packaged.digest != old.digest
+
+
+@pytest.mark.parametrize("importance", [["albumin", "albumin"], ["unknown"]])
+def test_importance_names_each_field_once(importance):
+    """A list of importance with an unknown or a repeated field is wrong usage."""
+    with pytest.raises(UsageError, match="importance names"):
+        parse_schema(extension(importance=importance), where="x")
+
+
 def test_every_rendering_has_version():
     """Every rendering that a config accepts has a version."""
     from typing import get_args, get_type_hints
@@ -214,6 +242,7 @@ def test_every_rendering_has_version():
 
 
 TEXT_OF_VERSION = {
+    ("compact", 1): "114eb0d22e8a3335",
     ("values", 1): "f370bae4899516c7",
     ("flags", 1): "657cb305dc003acf",
     ("pairs", 1): "ec9758b333a32be8",

@@ -44,6 +44,10 @@ def check(
     tolerance: Annotated[
         float, typer.Option("--tolerance", help="Relative tolerance of --recompute.", show_default="1e-6")
     ] = 1e-6,
+    vocab: Annotated[
+        Path | None,
+        typer.Option("--vocab", help="BERT vocabulary that counts a text's tokens.", show_default="estimated"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
     """Print every problem of each case with its fix. Changes nothing unless --fix is given.
@@ -58,15 +62,25 @@ def check(
         tmi check cohort/ --recompute
     """
     from tmi.toolkit.clinical.schema import load_schema
+    from tmi.toolkit.clinical.tokenizer import Tokenizer
+    from tmi.toolkit.config.presets import preset
     from tmi.toolkit.config.project import load_project
     from tmi.toolkit.qc.case_checks import check_cases
     from tmi.toolkit.qc.repairs import parse_codes
     from tmi.toolkit.qc.report import document
+    from tmi.toolkit.qc.text_length import TextEncoderInput
 
     codes = parse_codes(fix) if fix is not None else ()
     if not 0 <= tolerance < 1:
         raise UsageError(f"--tolerance {tolerance:g}", fix="give a number from 0 to below 1")
-    fields = load_schema(schema or load_project().schema_file)
+    project = load_project()
+    fields = load_schema(schema or project.schema_file)
+    clinical = preset(project.preset).clinical
+    encoder_input = TextEncoderInput(
+        rendering=clinical.rendering,
+        max_length=clinical.max_length,
+        tokenizer=None if vocab is None else Tokenizer.read(vocab),
+    )
     cases = find_cases(paths, mask_label=parse_mask_label(mask_label))
     comparisons: list[RadiomicsComparison] = []
     repairs, unrepaired = _repair(cases, codes)
@@ -77,6 +91,7 @@ def check(
             progress=advance,
             radiomics_tolerance=tolerance if recompute else None,
             on_comparison=comparisons.append,
+            encoder_input=encoder_input,
         )
     result = document(cases, findings, repairs=repairs, comparisons=comparisons)
     counts = result["counts"]

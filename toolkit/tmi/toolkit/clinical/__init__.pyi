@@ -5,6 +5,7 @@ from .record import read_clinical as read_clinical
 from .record import read_values as read_values
 from .rendering import RENDERING_VERSIONS as RENDERING_VERSIONS
 from .rendering import Rendering as Rendering
+from .rendering import field_spans as field_spans
 from .rendering import render as render
 from .rendering import report_text as report_text
 from .rendering import require_rendering as require_rendering
@@ -18,4 +19,8 @@ from .schema import stored_schema as stored_schema
 from .tokenizer import MIN_PATIENTS as MIN_PATIENTS
 from .tokenizer import Encoded as Encoded
 from .tokenizer import Tokenizer as Tokenizer
+from .truncation import enumerate_fields as enumerate_fields
+from .truncation import lost_fields as lost_fields
+from .truncation import truncation_fix as truncation_fix
+from .truncation import truncation_warning as truncation_warning
 from .units import check_units as check_units

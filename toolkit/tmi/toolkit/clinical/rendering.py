@@ -1,14 +1,17 @@
 """Renders a clinical record as the input text of the text encoder, in named and versioned forms.
 
-`values` (as in the paper): one sentence for each field, "Albumin: 38 g/L."; `flags`: the same with low, normal or high
-according to the reference range of the patient's sex; `pairs` (as in the released code): name and value alone, joined
-by spaces. A missing field is rendered as missing, and a missing optional field is omitted. A free-text report is
-appended unchanged.
+`compact`: short name and value alone, "ALB 38", the most important fields first; `values`: one sentence for each field,
+"Albumin: 38 g/L."; `flags`: the same with low, normal or high according to the reference range of the patient's sex;
+`pairs` (as in the released code): name and value, "Albumin: 38". A missing field is rendered as missing, and a missing
+optional field is omitted. A free-text report is appended unchanged.
+
+A complete record of the liver schema has at most 280 tokens of BERT's cased vocabulary in `compact`, up to 586 in
+`values` and 658 in `flags`. The text encoder takes 512.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
@@ -16,13 +19,13 @@ from tmi.toolkit.clinical.record import ClinicalRecord, Value
 from tmi.toolkit.clinical.schema import ANY_SEX, Field, Schema
 from tmi.toolkit.errors import DamagedError
 
-Rendering = Literal["values", "flags", "pairs"]
-RENDERING_VERSIONS: Mapping[str, int] = MappingProxyType({"values": 1, "flags": 1, "pairs": 1})
+Rendering = Literal["compact", "values", "flags", "pairs"]
+RENDERING_VERSIONS: Mapping[str, int] = MappingProxyType({"compact": 1, "values": 1, "flags": 1, "pairs": 1})
 """Version of each rendering; it is increased whenever the text of any record changes."""
 
 
 def render(record: ClinicalRecord, schema: Schema, rendering: Rendering) -> str:
-    """Text of a record, with the fields in the schema's order."""
+    """Text of a record, with the fields in the schema's order; `compact` uses its order of importance."""
     return " ".join(sentence for _, sentence in sentences(record, schema, rendering))
 
 
@@ -30,9 +33,12 @@ def sentences(record: ClinicalRecord, schema: Schema, rendering: Rendering) -> l
     """The pieces that `render` joins with single spaces, as (field name, text); the name of the report is None."""
     sex = record.values.get("sex")
     pieces: list[tuple[str | None, str]] = []
-    for field in schema.fields:
+    for field in schema.by_importance if rendering == "compact" else schema.fields:
         value = record.values.get(field.name)
         if value is None and field.optional:
+            continue
+        if rendering == "compact":
+            pieces.append((field.name, f"{field.short or field.label} {_value(value)}"))
             continue
         if rendering == "pairs":
             pieces.append((field.name, f"{field.label}: {_value(value)}"))
@@ -43,6 +49,16 @@ def sentences(record: ClinicalRecord, schema: Schema, rendering: Rendering) -> l
     if report := report_text(record):
         pieces.append((None, report))
     return pieces
+
+
+def field_spans(pieces: Sequence[tuple[str | None, str]]) -> list[tuple[str | None, int, int]]:
+    """Spans of the pieces in the rendered text: name, first character, one past the last."""
+    spans: list[tuple[str | None, int, int]] = []
+    start = 0
+    for name, piece in pieces:
+        spans.append((name, start, start + len(piece)))
+        start += len(piece) + 1  # the pieces are joined by one space
+    return spans
 
 
 def report_text(record: ClinicalRecord) -> str:

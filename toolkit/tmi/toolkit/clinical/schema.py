@@ -70,6 +70,8 @@ class Field:
     """Reference range in `unit` by sex (`female`, `male`, or `all` for both)."""
     optional: bool = False
     """Omitted from the text if missing, instead of being rendered as missing."""
+    short: str | None = None
+    """Name in the rendering `compact`; None: the label."""
 
     def __post_init__(self) -> None:
         self._require(
@@ -78,6 +80,11 @@ class Field:
             "start with a letter and use only a-z, 0-9 and _, at most 64 characters",
         )
         self._require(bool(self.label.strip()) and self.label.isprintable(), "its label is empty", "give a label")
+        self._require(
+            self.short is None or (bool(self.short.strip()) and self.short.isprintable()),
+            "its short name is empty",
+            "give a short name, or omit it",
+        )
         self._require(
             (self.unit is None) != (self.choices is None),
             "give either a unit or choices",
@@ -126,6 +133,8 @@ class Schema:
     """Sections in the order of the text."""
     fields: tuple[Field, ...]
     """Fields in the order of the text."""
+    importance: tuple[str, ...] = ()
+    """Names of the fields that come first in the rendering `compact`, the most important first."""
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
@@ -148,6 +157,13 @@ class Schema:
                 f"clinical schema {self.name}: its fields are not grouped by section",
                 fix="list each section once, and its fields together in the order of the sections",
             )
+        unranked = sorted(set(self.importance) - set(names))
+        if unranked or len(set(self.importance)) != len(self.importance):
+            raise UsageError(
+                f"clinical schema {self.name}: importance names "
+                + (f"the unknown field {unranked[0][:64]!r}" if unranked else "a field twice"),
+                fix="name fields of the schema, each once",
+            )
         if not self.fields or not self.name.strip():
             raise UsageError("clinical schema without a name or a field", fix="give a name and at least one field")
 
@@ -157,9 +173,26 @@ class Schema:
         return {f.name: f for f in self.fields}
 
     @property
+    def by_importance(self) -> tuple[Field, ...]:
+        """Fields in the order of the rendering `compact`: those of `importance`, then the others in their order."""
+        rank = {name: i for i, name in enumerate(self.importance)}
+        return tuple(sorted(self.fields, key=lambda f: rank.get(f.name, len(rank))))
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the content, equal to that of the file `clinical_schema.json`."""
-        return sha256_json(to_json(self))
+        return sha256_json(_content(self))
+
+
+def _content(schema: Schema) -> dict[str, Any]:
+    """JSON values of a schema. Keys of the rendering `compact` are omitted if unset, as earlier versions have none."""
+    content = to_json(schema)
+    for entry in content["fields"]:
+        if entry["short"] is None:
+            del entry["short"]
+    if not content["importance"]:
+        del content["importance"]
+    return content
 
 
 def parse_schema(data: Any, *, where: str) -> Schema:
@@ -203,7 +236,8 @@ def _extend_packaged(data: Mapping[str, Any], where: str) -> dict[str, Any]:
         [*remaining, *added], key=lambda f: sections.index(f.get("section")) if f.get("section") in sections else 0
     )
     rest = {k: v for k, v in data.items() if k not in ("extends", "without")}
-    return rest | {"sections": sections, "fields": fields}
+    importance = [name for name in base["importance"] if name not in without]
+    return {"importance": importance} | rest | {"sections": sections, "fields": fields}
 
 
 def load_schema(path: Path | None = None) -> Schema:
@@ -232,7 +266,7 @@ def _packaged() -> Schema:
 
 def store_schema(folder: Path, schema: Schema) -> None:
     """Write the resolved schema into a run or bundle in canonical form."""
-    write_json(folder / SCHEMA_FILE, to_json(schema))
+    write_json(folder / SCHEMA_FILE, _content(schema))
 
 
 def stored_schema(folder: Path, *, kind: str, data: bytes | None = None) -> Schema:

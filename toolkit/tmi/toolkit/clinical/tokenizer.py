@@ -19,7 +19,7 @@ from jaxtyping import Int
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from tmi.toolkit.errors import DamagedError, UsageError
+from tmi.toolkit.errors import DamagedError, TmiError, UsageError
 from tmi.toolkit.storage.atomic_files import write_text
 from tmi.toolkit.storage.bounded_files import DOCUMENT_BYTES, read_text
 
@@ -80,6 +80,20 @@ class Tokenizer:
                 f"tokenizer {path} cannot be read", fix="restore the run or bundle it is from"
             ) from error
         return cls(_parse(text, path))
+
+    @classmethod
+    def read(cls, path: Path) -> Tokenizer:
+        """Read a tokenizer that a user gives: a BERT vocab.txt or a saved tokenizer.json.
+
+        Raises:
+            UsageError: the file is neither.
+        """
+        if path.suffix != ".json":
+            return cls.from_vocab(path)
+        try:
+            return cls.load(path)
+        except TmiError as error:
+            raise UsageError(error.what, fix="give a BERT vocab.txt or a tokenizer.json") from error
 
     @classmethod
     def from_vocab(cls, path: Path) -> Tokenizer:

@@ -32,7 +32,7 @@ from tmi.toolkit.errors import UsageError
 
 def paper() -> Config:
     """Return the configuration of the paper; `docs/decisions.md` lists the values that the paper does not state."""
-    return Config(preset="paper", ct=CtConfig(shape_DHW=(64, 512, 512)))
+    return Config(preset="paper", ct=CtConfig(shape_DHW=(64, 512, 512)), clinical=ClinicalConfig(rendering="compact"))
 
 
 def released() -> Config:
@@ -59,7 +59,7 @@ def tiny() -> Config:
     return Config(
         preset="tiny",
         ct=CtConfig(shape_DHW=(24, 48, 48)),
-        clinical=ClinicalConfig(max_length=512, vocab_size=1024),
+        clinical=ClinicalConfig(rendering="compact", max_length=512, vocab_size=1024),
         network=NetworkConfig(
             ct_encoder=CtEncoderConfig(block="basic", layers=(1, 1, 1, 1), planes=(8, 16, 32, 64)),
             text_encoder=TextEncoderConfig(hidden_size=64, layers=2, heads=4, intermediate_size=128, vocab_size=1024),

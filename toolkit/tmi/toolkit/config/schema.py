@@ -71,9 +71,10 @@ class RadiomicsConfig:
 class ClinicalConfig:
     """Rendering of the clinical fields as text, and tokenization."""
 
-    rendering: Literal["values", "flags", "pairs"] = "values"
-    """`values`: one sentence per field with name, value and unit; `flags`: the same with low/normal/high; `pairs`:
-    names and values joined by spaces (released protocol)."""
+    rendering: Literal["compact", "values", "flags", "pairs"] = "values"
+    """`compact`: short names and values, the most important first (`paper`, `tiny`); `values`: one sentence per field
+    with name, value and unit; `flags`: the same with low/normal/high; `pairs`: names and values joined by spaces
+    (released protocol)."""
     max_length: int = 512
     """Maximum number of tokens, special tokens included; longer texts are truncated and reported."""
     pad_to_max: bool = False

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from tmi.toolkit.cases.case import Case, open_case
 from tmi.toolkit.clinical.record import ClinicalRecord, read_clinical
-from tmi.toolkit.clinical.rendering import render, report_text
+from tmi.toolkit.clinical.rendering import field_spans, render, report_text, sentences
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.clinical.units import check_units
 from tmi.toolkit.config.schema import Config
@@ -33,6 +33,8 @@ class ClinicalInputs:
     """Free-text report at the end of `text`; empty if there is none."""
 
 
+    spans: tuple[tuple[str | None, int, int], ...] = ()
+    """Name, first character and one past the last of each field in `text`; the report's name is None."""
 def clinical_inputs(case: Case, config: Config, schema: Schema) -> ClinicalInputs:
     """Read and check a case's clinical record as training and prediction do; no other file is read.
 
@@ -50,6 +52,7 @@ def clinical_inputs(case: Case, config: Config, schema: Schema) -> ClinicalInput
 
 
 def numbers(record: ClinicalRecord, schema: Schema) -> Float[np.ndarray, " V"]:
+        spans=tuple(field_spans(sentences(record, schema, config.clinical.rendering))),
     """Return the record's values: numbers in the field's unit, categories as their index in the field's choices."""
     values = np.full(len(schema.fields), np.nan)
     for i, field in enumerate(schema.fields):

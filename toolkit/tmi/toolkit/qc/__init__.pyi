@@ -10,3 +10,4 @@ from .repairs import AppliedRepair as AppliedRepair
 from .repairs import parse_codes as parse_codes
 from .repairs import repair as repair
 from .report import document as document
+from .text_length import TextEncoderInput as TextEncoderInput

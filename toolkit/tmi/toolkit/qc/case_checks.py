@@ -23,6 +23,7 @@ from tmi.toolkit.qc.hu_checks import NOT_HU
 from tmi.toolkit.qc.image_checks import check_ct, check_mask
 from tmi.toolkit.qc.radiomics_comparison import RadiomicsComparison, compare_radiomics
 from tmi.toolkit.radiomics.provenance import staleness_reason
+from tmi.toolkit.qc.text_length import TextEncoderInput, check_text_length
 from tmi.toolkit.radiomics.table import read_table
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_json
 
@@ -71,6 +72,7 @@ def check_cases(
     radiomics_tolerance: float | None = None,
     on_comparison: Callable[[RadiomicsComparison], None] | None = None,
 ) -> list[Finding]:
+    encoder_input: TextEncoderInput | None = None,
     """Return the findings of all cases, including duplicates between cases.
 
     Args:
@@ -81,6 +83,7 @@ def check_cases(
             None skips the comparison.
         on_comparison: called with the result of each comparison.
 
+        encoder_input: how a training turns a record into tokens; None: as the preset `paper`, tokens estimated.
     Raises:
         UnavailableError: features must be extracted and pyradiomics is not installed.
     """
@@ -90,7 +93,14 @@ def check_cases(
         try:
             with reading(case.case_id):
                 findings.extend(
-                    _check_case(case, schema or load_schema(), first_occurrences, radiomics_tolerance, on_comparison)
+                    _check_case(
+                        case,
+                        schema or load_schema(),
+                        first_occurrences,
+                        radiomics_tolerance,
+                        on_comparison,
+                        encoder_input or TextEncoderInput(),
+                    )
                 )
         except InputRejectedError as error:
             findings.append(_make_finding(case.case_id, error.code, error.what, error.fix))
@@ -106,6 +116,7 @@ def _check_case(
     radiomics_tolerance: float | None,
     on_comparison: Callable[[RadiomicsComparison], None] | None,
 ) -> Iterator[Finding]:
+    encoder_input: TextEncoderInput,
     if not is_folder(case.folder):
         yield _make_finding(
             case.case_id,
@@ -141,7 +152,7 @@ def _check_case(
         )
     if case.radiomics.is_file():
         yield from _check_radiomics(case, ct, mask, first_occurrences, radiomics_tolerance, on_comparison)
-    yield from _check_clinical(case, schema, first_occurrences)
+    yield from _check_clinical(case, schema, first_occurrences, encoder_input)
     yield from _check_provenance(case)
 
 
@@ -193,7 +204,9 @@ def _check_radiomics(
                 yield _make_finding(case.case_id, "radiomics-differ", *comparison.to_message())
 
 
-def _check_clinical(case: Case, schema: Schema, first_occurrences: _FirstOccurrences) -> Iterator[Finding]:
+def _check_clinical(
+    case: Case, schema: Schema, first_occurrences: _FirstOccurrences, encoder_input: TextEncoderInput
+) -> Iterator[Finding]:
     record: ClinicalRecord | None
     record, findings = _try_read(lambda: read_clinical(case, schema))
     yield from findings
@@ -201,6 +214,8 @@ def _check_clinical(case: Case, schema: Schema, first_occurrences: _FirstOccurre
         return
     yield from (_make_finding(case.case_id, *f) for f in check_units(record.values, schema))
     if sum(v is not None for v in record.values.values()) < MIN_SHARED_VALUES:
+    yield from (_make_finding(case.case_id, *f) for f in check_completeness(record, schema))
+    yield from (_make_finding(case.case_id, *f) for f in check_text_length(record, schema, encoder_input))
         return
     patient = case.patient_id or record.patient_id
     digest = sha256_json(dict(record.values))

@@ -83,6 +83,8 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             "warning", "a value far outside the reference range, but inside it in another unit"
         ),
         "dates-apart": Check("warning", "more than 90 days between blood sample and CT"),
+        "clinical-incomplete": Check("warning", "clinical.json has less than an eighth of the schema's fields"),
+        "clinical-truncated": Check("warning", "the clinical text is longer than the text encoder takes"),
         "patient-mismatch": Check("error", "the clinical record and the cohort table name different patients"),
         "duplicate-ct": Check("error", "two cases of a cohort have the same CT"),
         "dicom-unreadable": Check("error", "a DICOM file is truncated, damaged, or declares an impossible size"),

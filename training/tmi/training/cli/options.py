@@ -123,10 +123,10 @@ def read_given_vocabulary(
     """The tokenizer of `--vocab`, else of `--text-weights`, and its record for the run; None without either."""
     if vocab is None:
         return (None, None) if initialization is None else (initialization.tokenizer, initialization.vocabulary)
-    from tmi.training.data.fold_dataset import read_vocabulary
+    from tmi.toolkit.clinical.tokenizer import Tokenizer
     from tmi.training.pretrained.origin import vocabulary_record
 
-    tokenizer = read_vocabulary(vocab)
+    tokenizer = Tokenizer.read(vocab)
     return tokenizer, vocabulary_record(tokenizer, vocab)
 
 

@@ -42,6 +42,12 @@ class ProgressCallbacks:
             for line in (f"left out: {error}", f"  fix: {error.fix}"):
                 self._progress.console.print(printable(line), markup=False, highlight=False)
 
+    def on_warning(self, message: str) -> None:
+        """Print a warning once, even if several runs give it."""
+        if message not in self._reported_errors:
+            self._reported_errors.add(message)
+            self._progress.console.print(printable(f"warning: {message}"), markup=False, highlight=False)
+
     def on_fold_failed(self, split: FoldSplit, why: str) -> None:
         """Print the reason why a fold failed."""
         self._progress.console.print(printable(f"fold {split.fold} failed: {why}"), markup=False, highlight=False)

@@ -7,7 +7,7 @@ from .fold_dataset import NO_ANONYMITY as NO_ANONYMITY
 from .fold_dataset import Batch as Batch
 from .fold_dataset import EpochBatches as EpochBatches
 from .fold_dataset import FoldDataset as FoldDataset
-from .fold_dataset import read_vocabulary as read_vocabulary
 from .fold_dataset import train_vocabulary as train_vocabulary
 from .splits import make_folds as make_folds
 from .splits import patient_key as patient_key
+from .truncated_texts import text_truncation as text_truncation

@@ -51,6 +51,8 @@ class CohortArrays:
     """Reasons of the rejected cases."""
     reports: tuple[str, ...] = ()
     """Free-text report at the end of each text, empty where there is none; no element: no case has a report."""
+    spans: tuple[tuple[tuple[str | None, int, int], ...], ...] = ()
+    """Name, first character and one past the last of each field in each text; no element: unknown."""
 
     def rows(self, case_ids: Sequence[str]) -> Int[np.ndarray, " n"]:
         """Row indices of the named cases."""
@@ -89,6 +91,7 @@ def prepare_cohort(
     accepted: list[Case] = []
     texts: list[str] = []
     reports: list[str] = []
+    spans: list[tuple[tuple[str | None, int, int], ...]] = []
     rejected: list[InputRejectedError] = []
     for case in cohort.cases:
         try:
@@ -105,6 +108,7 @@ def prepare_cohort(
             accepted.append(case)
             texts.append(record.text)
             reports.append(record.report)
+            spans.append(record.spans)
         if progress is not None:
             progress(case)
     return CohortArrays(
@@ -116,6 +120,7 @@ def prepare_cohort(
         labels_N=np.array([c.label for c in accepted], dtype=np.int64),
         rejected=tuple(rejected),
         reports=tuple(reports),
+        spans=tuple(spans),
     )
 
 

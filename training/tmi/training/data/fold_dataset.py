@@ -16,7 +16,6 @@ from torch import Tensor
 
 from tmi.toolkit.clinical.tokenizer import MIN_PATIENTS, Tokenizer
 from tmi.toolkit.config.schema import Config
-from tmi.toolkit.errors import TmiError, UsageError
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldSplit
 from tmi.training.data.augmentation import AugmentationParams, apply_augmentation, sample_augmentation
@@ -195,20 +194,6 @@ def _vocab_size(config: Config) -> int:
     if size is None:
         raise ValueError("no tokenizer is given, and clinical.vocab_size is None, so none can be trained")
     return size
-
-
-def read_vocabulary(path: Path) -> Tokenizer:
-    """Read the tokenizer of `--vocab`: a BERT vocab.txt or a saved tokenizer.json.
-
-    Raises:
-        UsageError: the file is neither.
-    """
-    if path.suffix != ".json":
-        return Tokenizer.from_vocab(path)
-    try:
-        return Tokenizer.load(path)
-    except TmiError as error:
-        raise UsageError(error.what, fix="give a BERT vocab.txt or a tokenizer.json") from error
 
 
 class EpochBatches:

@@ -48,6 +48,9 @@ class TrainingCallbacks(Protocol):
 
     def on_fold_failed(self, split: FoldSplit, why: str) -> None:
         """A fold failed while folds are trained in parallel; the other folds continue."""
+    def on_warning(self, message: str) -> None:
+        """A property of the cohort that should be looked into before the training; the training continues."""
+
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +114,30 @@ def cross_validate(
     vocabulary = _vocabulary_record(tokenizer, vocabulary)
     scratch = out.with_name(f".{out.name}.prepared{hardware.node_rank or ''}")
     cohort_fingerprint = fingerprint(cohort)
+    # Node 0 alone creates, checks and finishes the run folder; the others write folds into it.
+    with nullcontext() if hardware.node_rank else output_lock(out, kind="run"):
+        resume = resume and not is_unstarted(out)
+        return _cross_validate(
+            cohort, config, out, schema, tokenizer, callbacks, resume, name, cache, initial, hardware, vocabulary
+        )
+
+
+def _cross_validate(
+    cohort: Cohort,
+    config: Config,
+    out: Path,
+    schema: Schema,
+    tokenizer: Tokenizer | None,
+    callbacks: TrainingCallbacks,
+    resume: bool,
+    name: str | None,
+    cache: PreparedCache | None,
+    initial: InitialWeights | None,
+    hardware: HardwareConfig,
+    vocabulary: Mapping[str, Any],
+) -> RunResult:
+    from tmi.training.data.truncated_texts import text_truncation  # torch
+
     is_follower = hardware.node_rank > 0  # node 0 alone creates, checks and finishes the run folder
     if resume and not is_follower:
         run = _open_for_resume(out, config, schema, cohort_fingerprint)
@@ -139,6 +166,8 @@ def cross_validate(
             _require_anonymous_vocabulary(run, arrays)
         if resume and _all_case_ids(run.folds) != {c.case_id for c in arrays.cases}:
             raise UsageError(f"run {out} was started with a different set of cases", fix="train a new run")
+        if (warning := text_truncation(arrays, run.folds, config, tokenizer)) is not None:
+            callbacks.on_warning(warning)
         pending = [split for split in run.folds if not run.fold(split.fold).done]
         _train_folds(pending, arrays, config, out, tokenizer, callbacks, initial, hardware)
     finally:
