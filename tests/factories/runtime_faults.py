@@ -109,8 +109,7 @@ def _bfloat16_off(bench: Workbench, patch: pytest.MonkeyPatch) -> CommandResult:
         OpenVinoBf16Engine, "_run", lambda self, *a: {k: v * np.float32(1.1) for k, v in original(self, *a).items()}
     )
     patch.setattr(OpenVinoBf16Engine, "encoder_precision", "f32")  # so that the fault can be planted on any processor
-    for module in ("engines.registry", "engines.selection"):
-        patch.setattr(f"tmi.runtime.{module}.missing_requirement", lambda name: None)
+    patch.setattr("tmi.runtime.engines.registry.missing_requirement", lambda name: None)
     words = ("predict", bench.case, "--bundle", bench.bundle, "--threads", 1, "--json")
     engine = tmi(*words).document["engine"]
     assert engine["precision"] == "float32", engine

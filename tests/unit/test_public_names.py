@@ -57,10 +57,10 @@ PUBLIC_NAMES = {
     """,
     "tmi.runtime.engines": """
         AUTO Arrays ENGINES ENGINES_REJECTED ERRORS_ONLY EagerEngine Engine EngineRecord FLOAT16
-        FLOAT32 Gpu GraphEngine NO_GPU TENSORRT TF32 as_runtime_errors choose_engine cpu_name
+        FLOAT32 Gpu GraphEngine TENSORRT TF32 as_runtime_errors choose_engine cpu_name
         driver_incompatibility engine_precision engine_record engine_spec find_gpu graph_precisions
-        hardware installed missing_requirement open_engine package_version plan_precision
-        rejected_at_export require_gpu validated_at_export
+        hardware installed is_out_of_scope missing_requirement open_engine package_version plan_precision
+        rejected_at_export require_gpu unavailable_reason validated_at_export
     """,
     "tmi.runtime.explain": """
         BAR_MM CaseExplanation Explainer ModelSource OUTLINE Picture REPORT_FIELD TOP_FEATURES

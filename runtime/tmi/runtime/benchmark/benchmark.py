@@ -22,7 +22,7 @@ from tmi.runtime.benchmark.interleaved_timing import Ratio, quantile, ratio
 from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.bundle.signing import Keys, required_keys
-from tmi.runtime.engines.registry import ENGINES, NO_GPU, engine_spec, installed, missing_requirement
+from tmi.runtime.engines.registry import ENGINES, engine_spec, is_out_of_scope, unavailable_reason
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import DamagedError, InputRejectedError, TmiError, UnavailableError, UsageError
 
@@ -219,20 +219,10 @@ def choose_engines(requested: Sequence[str], bundle: Bundle) -> tuple[tuple[str,
             or its package is missing.
     """
     skipped: dict[str, str] = {}
-    # Without a request, GPU engines that the bundle or the machine cannot serve are not reported as skipped.
-    candidates = requested or [
-        n
-        for n, spec in ENGINES.items()
-        if not spec.gpu or (bundle.has(spec.artefact) and (spec.plans or missing_requirement(n) != NO_GPU))
-    ]
+    candidates = requested or [name for name in ENGINES if not is_out_of_scope(name, bundle)]
     for name in candidates:
-        spec = engine_spec(name)
-        if not bundle.has(spec.artefact):
-            skipped[name] = f"the bundle holds no {spec.artefact} graphs"
-        elif not installed(name):
-            skipped[name] = f"{spec.package} is not installed"
-        elif (missing := missing_requirement(name)) is not None:
-            skipped[name] = missing
+        if (reason := unavailable_reason(name, bundle)) is not None:
+            skipped[name] = reason
     chosen = tuple(dict.fromkeys(name for name in candidates if name not in skipped))
     if not chosen or (requested and skipped):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())

@@ -86,9 +86,12 @@ def _signed(bundle: Bundle) -> bool:
 
 
 def _engines(bundle: Bundle) -> dict[str, str]:
-    """Map each engine to `ready`, or to the reason why it cannot run here."""
+    """Map each engine to `ready`, or to the reason why it cannot run here.
+
+    Plans that another machine can run are `built, cannot run here`, with the reason.
+    """
     from tmi.runtime.engines.precision import rejected_at_export
-    from tmi.runtime.engines.registry import ENGINES, installed
+    from tmi.runtime.engines.registry import ENGINES, installed, unavailable_reason
 
     states = {}
     for name, spec in ENGINES.items():
@@ -96,7 +99,10 @@ def _engines(bundle: Bundle) -> dict[str, str]:
             states[name] = f"no {spec.artefact} graphs"
         elif (reason := rejected_at_export(bundle.manifest, name)) is not None:
             states[name] = reason
+        elif spec.gpu and (reason := unavailable_reason(name, bundle)) is not None:
+            states[name] = f"built, cannot run here: {reason}" if spec.plans else reason
         else:
+            # For CPU engines the package is enough: asking OpenVINO about the processor would import it.
             states[name] = "ready" if installed(name) else f"{spec.package} is not installed"
     return states
 

@@ -20,13 +20,14 @@ from .precision import plan_precision as plan_precision
 from .precision import rejected_at_export as rejected_at_export
 from .precision import validated_at_export as validated_at_export
 from .registry import ENGINES as ENGINES
-from .registry import NO_GPU as NO_GPU
 from .registry import Arrays as Arrays
 from .registry import Engine as Engine
 from .registry import engine_spec as engine_spec
 from .registry import installed as installed
+from .registry import is_out_of_scope as is_out_of_scope
 from .registry import missing_requirement as missing_requirement
 from .registry import open_engine as open_engine
+from .registry import unavailable_reason as unavailable_reason
 from .selection import AUTO as AUTO
 from .selection import EngineRecord as EngineRecord
 from .selection import choose_engine as choose_engine

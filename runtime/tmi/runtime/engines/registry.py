@@ -256,6 +256,30 @@ def missing_requirement(name: str) -> str | None:
     return missing
 
 
+def unavailable_reason(name: str, bundle: Bundle) -> str | None:
+    """Why an engine cannot run a bundle here: no graphs, package, GPU or processor feature; None if it can.
+
+    This is the only place that decides it, for `auto`, `tmi verify`, `tmi bench` and `tmi inspect`.
+    """
+    spec = engine_spec(name)
+    if not bundle.has(spec.artefact):
+        return f"the bundle holds no {spec.artefact} graphs"
+    if not installed(name):
+        return f"{spec.package} is not installed"
+    if spec.gpu and find_gpu() is None:
+        return NO_GPU
+    return missing_requirement(name)
+
+
+def is_out_of_scope(name: str, bundle: Bundle) -> bool:
+    """Whether a list of skipped engines need not name a GPU engine.
+
+    Most bundles hold no plans, and most machines have no GPU.
+    """
+    spec = engine_spec(name)
+    return spec.gpu and (not bundle.has(spec.artefact) or (not spec.plans and find_gpu() is None))
+
+
 def open_engine(name: str, bundle: Bundle, *, threads: int | None = None) -> Engine:
     """Open an engine on a bundle.
 

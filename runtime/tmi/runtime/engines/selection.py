@@ -9,9 +9,8 @@ from types import MappingProxyType
 from typing import Literal
 
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engines.nvidia_driver import find_gpu
 from tmi.runtime.engines.precision import allowed_precisions, engine_precision
-from tmi.runtime.engines.registry import ENGINES, NO_GPU, engine_spec, installed, missing_requirement
+from tmi.runtime.engines.registry import ENGINES, engine_spec, is_out_of_scope, unavailable_reason
 from tmi.toolkit.errors import UnavailableError, UsageError
 
 AUTO = "auto"
@@ -71,19 +70,14 @@ def choose_engine(
             )
         return requested, "asked for"
     skipped: list[str] = []
-    for name, spec in ENGINES.items():
-        if spec.gpu and (not bundle.has(spec.artefact) or (not spec.plans and find_gpu() is None)):
-            continue  # most bundles have no plans, and most machines no GPU: not worth a reason
-        if not bundle.has(spec.artefact):
-            skipped.append(f"{name}: the bundle holds no {spec.artefact} graphs")
-        elif not installed(name):
-            skipped.append(f"{name}: {spec.package} is not installed")
-        elif spec.gpu and find_gpu() is None:
-            skipped.append(f"{name}: {NO_GPU}")
-        elif formats and engine_precision(name, bundle.manifest) not in formats:
+    for name in ENGINES:
+        if is_out_of_scope(name, bundle):
+            continue
+        # The precision of a plan is in the manifest of a bundle that has plans.
+        if bundle.has(ENGINES[name].artefact) and formats and engine_precision(name, bundle.manifest) not in formats:
             skipped.append(f"{name}: computes in {engine_precision(name, bundle.manifest)}")
-        elif (missing := missing_requirement(name)) is not None:
-            skipped.append(f"{name}: {missing}")
+        elif (reason := unavailable_reason(name, bundle)) is not None:
+            skipped.append(f"{name}: {reason}")
         elif name in rejected:
             skipped.append(f"{name}: {rejected[name]}")
         else:

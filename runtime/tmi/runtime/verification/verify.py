@@ -19,9 +19,8 @@ from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import GOLDEN_FILE, SIGNATURE_FILE
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.bundle.signing import SIGNED, UNCHECKED, UNSIGNED, Keys, require_signature, required_keys
-from tmi.runtime.engines.nvidia_driver import find_gpu
 from tmi.runtime.engines.precision import engine_precision
-from tmi.runtime.engines.registry import ENGINES, NO_GPU, engine_spec, installed, missing_requirement, open_engine
+from tmi.runtime.engines.registry import ENGINES, engine_spec, open_engine, unavailable_reason
 from tmi.runtime.verification.golden_inputs import GoldenInputs, golden_from_manifest
 from tmi.runtime.verification.outputs import FLOAT64_PREFIX, PIPELINE, Outputs
 from tmi.runtime.verification.parity import ENGINE_ERRORS, check_engine
@@ -154,15 +153,9 @@ def _select_engines(bundle: Bundle, requested: Sequence[str]) -> tuple[list[str]
         # engine_spec raises for an unknown name
         return [name for name in dict.fromkeys(requested) if engine_spec(name)], {}
     names, skipped = [], {}
-    for name, spec in ENGINES.items():
-        if not bundle.has(spec.artefact):
-            skipped[name] = f"the bundle holds no {spec.artefact} graphs"
-        elif not installed(name):
-            skipped[name] = f"{spec.package} is not installed"
-        elif spec.gpu and find_gpu() is None:
-            skipped[name] = NO_GPU
-        elif (requirement := missing_requirement(name)) is not None:
-            skipped[name] = requirement
+    for name in ENGINES:
+        if (reason := unavailable_reason(name, bundle)) is not None:
+            skipped[name] = reason
         else:
             names.append(name)
     if not names:

@@ -24,12 +24,8 @@ from tmi.runtime.verification.parity import BOUNDS
 
 ENGINE = "openvino-bf16"
 NO_BFLOAT16 = "this processor has no bfloat16 instructions"
-REQUIREMENT_MODULES = (
-    "tmi.runtime.engines.registry",
-    "tmi.runtime.engines.selection",
-    "tmi.runtime.verification.verify",
-)
-"""Modules that call `missing_requirement` under their own name."""
+REQUIREMENT = "tmi.runtime.engines.registry.missing_requirement"
+"""The one place that decides whether this processor can run an engine."""
 needs_bfloat16 = pytest.mark.skipif(missing_requirement(ENGINE) is not None, reason=NO_BFLOAT16)
 
 
@@ -56,8 +52,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(OpenVinoBf16Engine, "encoder_precision", "f32")
     monkeypatch.setattr(OpenVinoBf16Engine, "_run", rounded)
-    for module in REQUIREMENT_MODULES:
-        monkeypatch.setattr(f"{module}.missing_requirement", lambda name: None)
+    monkeypatch.setattr(REQUIREMENT, lambda name: None)
 
 
 def without_bfloat16_records(bundle: Path, folder: Path, **extra: object) -> Path:
@@ -129,8 +124,7 @@ def test_auto_uses_bfloat16_and_fp32_does_not(nano_bundle, case):
 
 def test_without_bfloat16_float32_is_used(nano_bundle, case, monkeypatch):
     """On a processor without bfloat16, `auto` uses float32 and reports why; a named engine is exit code 5."""
-    for module in REQUIREMENT_MODULES:
-        monkeypatch.setattr(f"{module}.missing_requirement", lambda name: NO_BFLOAT16 if name == ENGINE else None)
+    monkeypatch.setattr(REQUIREMENT, lambda name: NO_BFLOAT16 if name == ENGINE else None)
     outcome = predict(case, nano_bundle)
     assert outcome.document["engine"]["precision"] == "float32"
     assert f"{ENGINE}: {NO_BFLOAT16}" in outcome.document["engine"]["reason"]

@@ -42,7 +42,6 @@ def without_a_gpu() -> Iterator[None]:
             "tmi.export.tensorrt.engines",
             "tmi.runtime.engines.nvidia_driver",
             "tmi.runtime.engines.registry",
-            "tmi.runtime.engines.selection",
         ):
             patch.setattr(f"{module}.find_gpu", lambda: None)
         yield
@@ -366,6 +365,8 @@ def test_inspect_shows_layer_types_and_pending_engines(folder):
     assert "emulation  ct-0: " in outcome.out
     document = tmi("inspect", folder, "--json").document
     assert document["manifest"]["extra"]["tensorrt"]["plans"]["trt-rtx"]["graphs"]["ct-0"]["layers_in_half"] > 0
+    assert document["engines"]["trt-rtx"] == "built, cannot run here: no NVIDIA GPU with its driver"
+    assert document["engines"]["onnx"] == "ready"
 
 
 def test_manifest_has_no_local_paths(folder):

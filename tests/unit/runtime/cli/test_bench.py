@@ -156,7 +156,7 @@ def test_excess_error_raises_a_parity_error():
 
 def test_unavailable_engines_are_skipped_with_a_reason(tiny_bundle, monkeypatch):
     """Without `--engine`, an engine that is not installed is skipped with its reason."""
-    monkeypatch.setattr(benchmark, "installed", lambda name: name != "openvino")
+    monkeypatch.setattr("tmi.runtime.engines.registry.installed", lambda name: name != "openvino")
     chosen, skipped = choose_engines((), open_bundle(tiny_bundle))
     assert "openvino" not in chosen
     assert chosen[-1] == "eager"

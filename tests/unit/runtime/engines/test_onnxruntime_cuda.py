@@ -9,7 +9,6 @@ import pytest
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engines import onnxruntime as onnxruntime_engine
 from tmi.runtime.engines import registry as engine_table
-from tmi.runtime.engines import selection as engine_choice
 from tmi.runtime.engines.nvidia_driver import Gpu
 from tmi.runtime.engines.registry import ENGINES, missing_requirement, open_engine
 from tmi.runtime.engines.selection import choose_engine
@@ -23,8 +22,7 @@ CUDA_ENGINES = [name for name, spec in ENGINES.items() if spec.gpu and not spec.
 def h100(monkeypatch):
     """Simulate a machine with a GPU."""
     monkeypatch.setattr(engine_table, "require_gpu", lambda what: H100)
-    for module in (engine_table, engine_choice):
-        monkeypatch.setattr(module, "find_gpu", lambda: H100)
+    monkeypatch.setattr(engine_table, "find_gpu", lambda: H100)
 
 
 def test_cpu_fallback_of_onnxruntime_is_an_error(monkeypatch, tiny_bundle, h100):
@@ -63,5 +61,5 @@ def test_auto_says_why_a_gpu_engine_is_skipped(tiny_bundle, monkeypatch, h100):
     """On a machine with a GPU the reason names the GPU engine that was skipped; without one it is not mentioned."""
     bundle = open_bundle(tiny_bundle)
     assert "onnx-cuda: this onnxruntime has no CUDA provider" in choose_engine("auto", bundle)[1]
-    monkeypatch.setattr(engine_choice, "find_gpu", lambda: None)
+    monkeypatch.setattr(engine_table, "find_gpu", lambda: None)
     assert "cuda" not in choose_engine("auto", bundle)[1]

@@ -16,7 +16,6 @@ from factories.small_bundle import small_manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines import nvidia_driver
 from tmi.runtime.engines import registry as engine_table
-from tmi.runtime.engines import selection as engine_choice
 from tmi.runtime.engines import tensorrt as trt_engine
 from tmi.runtime.engines.nvidia_driver import Gpu, find_gpu, require_driver, require_gpu
 from tmi.runtime.engines.precision import plan_precision
@@ -110,15 +109,13 @@ def test_plan_precision_is_the_coarsest():
 def test_auto_uses_gpu_engine_only_with_gpu(monkeypatch):
     """`auto` skips a GPU engine without a GPU and selects it with one."""
     bundle = with_plans("trt-rtx")
-    monkeypatch.setattr(engine_choice, "installed", lambda name: True)
-    for module in (engine_choice, engine_table):
-        monkeypatch.setattr(module, "find_gpu", lambda: None)
+    monkeypatch.setattr(engine_table, "installed", lambda name: True)
+    monkeypatch.setattr(engine_table, "find_gpu", lambda: None)
     name, reason = choose_engine("auto", bundle)
     assert name in ("openvino-bf16", "openvino")
     assert "trt-rtx: no NVIDIA GPU with its driver" in reason
     assert "torch-trt" not in reason, "engines without graphs in the bundle are not listed"
-    for module in (engine_choice, engine_table):
-        monkeypatch.setattr(module, "find_gpu", lambda: A100)
+    monkeypatch.setattr(engine_table, "find_gpu", lambda: A100)
     assert choose_engine("auto", bundle)[0] == "trt-rtx"
 
 

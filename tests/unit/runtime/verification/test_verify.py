@@ -93,7 +93,6 @@ def test_failed_check_exits_with_4_and_a_fix(tiny_bundle, monkeypatch):
 def test_missing_engine_exits_with_5(tiny_bundle, monkeypatch):
     """A missing engine, or none at all, gives exit code 5."""
     monkeypatch.setattr("tmi.runtime.engines.registry.installed", lambda name: False)
-    monkeypatch.setattr("tmi.runtime.verification.verify.installed", lambda name: False)
     requested = tmi("verify", tiny_bundle, "--engine", "openvino")
     assert requested.code == 5
     assert "engine openvino needs the package openvino" in requested.err
