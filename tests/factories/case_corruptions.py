@@ -172,6 +172,10 @@ def line(liver: np.ndarray) -> np.ndarray:
     return rest
 
 
+def one_voxel_of(value: int) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda ct: set_to(tuple(np.argwhere(phantom(1).liver_XYZ)[99]), value)(ct)
+
+
 def set_to(index: object, value: object) -> Callable[[np.ndarray], np.ndarray]:
     return in_place(lambda a: a.__setitem__(index, value))
 
@@ -183,10 +187,6 @@ def copy(name: str) -> Corruption:
 def copy_values(folder: Path) -> None:
     other = json.loads((folder.parent / "C0" / RECORD).read_text())
     (folder / RECORD).write_text(json.dumps(other | {"patient_id": "P1"}))
-
-def one_voxel_of(value: int) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda ct: set_to(tuple(np.argwhere(phantom(1).liver_XYZ)[99]), value)(ct)
-
 
 
 def case_record(**content: object) -> Corruption:

@@ -185,6 +185,9 @@ FAULTS: Mapping[str, PlantedFault] = MappingProxyType(
             code="liver-hu", corrupt=ct(in_place(lambda a: a.__setitem__(LIVER, (a[LIVER] - 98) // 4 - 15)))
         ),
         "CT and mask mirrored": PlantedFault(code="liver-left", corrupt=both(lambda a: a[::-1])),
+        "CT without lungs": PlantedFault(
+            code="liver-place", corrupt=ct(in_place(lambda a: a.__setitem__(phantom(1).tissue_XYZ == 4, 40)))
+        ),
         "neither table nor mask": PlantedFault(code="radiomics-missing", corrupt=without(MASK, TABLE)),
         "table in UTF-16": PlantedFault(code="radiomics-unreadable", corrupt=file(TABLE, lambda d: d.decode().encode("utf-16"))),
         "table of 1,780": PlantedFault(
@@ -198,13 +201,13 @@ FAULTS: Mapping[str, PlantedFault] = MappingProxyType(
         "table whose record names another CT": PlantedFault(code="radiomics-stale", corrupt=record_of_another_ct),
         "table edited after its record": PlantedFault(code="radiomics-stale", corrupt=edited_after_its_record),
         "mask of a line": PlantedFault(code="radiomics-mask", corrupt=mask(line), companions=TINY, recompute=True),
+        "voxel at the limit of int16": PlantedFault(
+            code="radiomics-failed", corrupt=ct(one_voxel_of(-32768)), recompute=True
+        ),
         "no record": PlantedFault(code="clinical-missing", corrupt=without(RECORD)),
         "record cut off": PlantedFault(code="clinical-malformed", corrupt=file(RECORD, lambda d: d[:40])),
         "record of deep nesting": PlantedFault(code="clinical-malformed", corrupt=file(RECORD, lambda d: b"[" * 100_000)),
         "unknown field": PlantedFault(code="clinical-unknown-field", corrupt=values(blood_of_dragons=7)),
-        "voxel at the limit of int16": PlantedFault(
-            code="radiomics-failed", corrupt=ct(one_voxel_of(-32768)), recompute=True
-        ),
         "text for a number": PlantedFault(code="clinical-type", corrupt=values(albumin="low")),
         "unknown unit": PlantedFault(code="clinical-unit", corrupt=values(albumin={"value": 4, "unit": "stone"})),
         "albumin in g/dL": PlantedFault(code="clinical-unit-suspect", corrupt=values(albumin=3.8)),
@@ -218,9 +221,6 @@ FAULTS: Mapping[str, PlantedFault] = MappingProxyType(
         "mistyped": PlantedFault(code="clinical-range", corrupt=values(bmi=240)),
         "negative": PlantedFault(code="clinical-range", corrupt=values(alt=-3)),
         "record of another patient": PlantedFault(code="patient-mismatch", corrupt=copy(RECORD)),
-        "blood a year before the CT": PlantedFault(code="dates-apart", corrupt=case_record(days_from_blood_to_ct=365)),
-        "CT before the blood": PlantedFault(code="dates-apart", corrupt=case_record(days_from_blood_to_ct=-120)),
-        "CT of another case": PlantedFault(
         "record without a value": PlantedFault(code="clinical-incomplete", corrupt=record_with(0)),
         "record with a short report": PlantedFault(
             code="clinical-incomplete",
@@ -228,6 +228,9 @@ FAULTS: Mapping[str, PlantedFault] = MappingProxyType(
         ),
         "record of five values": PlantedFault(code="clinical-incomplete", corrupt=record_with(5)),
         "report of 400 words": PlantedFault(code="clinical-truncated", corrupt=report_of("no ascites, patent vein; " * 100)),
+        "blood a year before the CT": PlantedFault(code="dates-apart", corrupt=case_record(days_from_blood_to_ct=365)),
+        "CT before the blood": PlantedFault(code="dates-apart", corrupt=case_record(days_from_blood_to_ct=-120)),
+        "CT of another case": PlantedFault(
             code="duplicate-ct", corrupt=copy(CT), companions=frozenset()
         ),
         "CT of another case, stored with another type": PlantedFault(
@@ -266,7 +269,7 @@ VARIANTS: Mapping[str, PlantedFault] = MappingProxyType(
             "grave values": values(albumin=18, total_bilirubin=620, creatinine=400, urea=45, platelets=15, alt=3000),
             "a record of the import": case_record(source={"kind": "dicom"}, days_from_blood_to_ct=-3),
             "a free report": lambda f: (f / RECORD).write_text(
-                json.dumps({"patient_id": "P1", "values": {}, "report": "Child-Pugh B."})
+                json.dumps({"patient_id": "P1", "values": {}, "report": "Child-Pugh B, no ascites. " * 5})
             ),
             "a table with missing cells": file(TABLE, lambda d: d.rpartition(b",")[0] + b",\n"),
         }.items()

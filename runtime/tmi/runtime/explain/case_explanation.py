@@ -87,7 +87,7 @@ def explain_case(
         localization=anatomy.localization_metrics(map_DHW),
         curves=explainer.curves(explanation, prepared, steps=steps) if steps else None,
         randomised=explainer.randomization_test(explanation, prepared) if sanity else (),
-        warnings=prepared.warnings,
+        warnings=(*(alert.message for alert in prepared.alerts), *prepared.warnings),
     )
 
 

@@ -24,14 +24,14 @@ FEATURE_WARNINGS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Notices that count features: code -> predicate of the message."""
+DO_NOT_RELY = "do not rely on the prediction"
 MAX_SHARE = 0.1
 """Share of the features above which a count becomes an alert."""
 FEATURE_ALERTS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "radiomics-clipped": (
             UNLIKE_TRAINING,
-            "radiomic features lie outside the training range: unlike the training cases, do not rely on "
-            "the prediction",
+            f"radiomic features lie outside the training range: unlike the training cases, {DO_NOT_RELY}",
         ),
         "radiomics-imputed": (
             INCOMPLETE,
@@ -56,7 +56,7 @@ def case_notices(
     """Collect the notices of one case.
 
     Args:
-        case: the prepared case; its own warnings come first, after the alerts.
+        case: the prepared case; its own alerts come first, and its warnings before the other notices.
         imputed_R: features that were missing, in any fold.
         clipped_R: features outside the training range, in any fold.
         manifest: manifest of the bundle.
@@ -71,7 +71,8 @@ def case_notices(
         notices.append(Notice(code=OTHER_NETWORK, message=message))
     if manifest.synthetic:
         notices.append(Notice(code=SYNTHETIC, message="the models were trained on synthetic cases, not on patients"))
-    return (*_alerts({"radiomics-clipped": clipped_R, "radiomics-imputed": imputed_R}), *notices)
+    of_case = (Notice(code=a.code, message=f"{a.message}; {DO_NOT_RELY}", count=a.count) for a in case.alerts)
+    return (*of_case, *_alerts({"radiomics-clipped": clipped_R, "radiomics-imputed": imputed_R}), *notices)
 
 
 def _alerts(masks: Mapping[str, Bool[NDArray[np.bool_], "R"]]) -> tuple[Notice, ...]:

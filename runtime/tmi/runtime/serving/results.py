@@ -13,6 +13,7 @@ from typing import Any
 
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.selection import EngineRecord
+from tmi.toolkit.qc.check_registry import ALERTS as CHECK_ALERTS
 from tmi.toolkit.storage.serialization import from_json, to_json
 
 SCHEMA = "tmi-prediction/1"
@@ -22,7 +23,7 @@ first."""
 COPIES = "copies"
 """Additional stage of engines on a device with its own memory: copies to and from it that did not overlap."""
 UNLIKE_TRAINING, INCOMPLETE = "unlike-training", "radiomics-incomplete"
-ALERTS: tuple[str, ...] = (UNLIKE_TRAINING, INCOMPLETE)
+ALERTS: tuple[str, ...] = (*sorted(CHECK_ALERTS, reverse=True), UNLIKE_TRAINING, INCOMPLETE)
 """Codes of the notices that stand first: in `Prediction.warnings`, in the document, above the table, in a report."""
 RESEARCH_USE = "For research use only: not a medical device, not for diagnosis or treatment."
 
@@ -36,7 +37,7 @@ class Notice:
     message: str
     """One sentence."""
     count: int | None = None
-    """Number of features it concerns, if it concerns features."""
+    """Number of features or clinical fields it concerns, if it concerns such."""
     names: tuple[str, ...] = ()
     """Names of the first of those features, in the order of the feature table."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import jsonschema
@@ -14,7 +15,8 @@ from tmi.runtime.bundle.reader import inspect_bundle
 from tmi.runtime.cli.tables.predictions import print_table
 from tmi.runtime.engines.selection import EngineRecord
 from tmi.runtime.serving.input_warnings import case_notices
-from tmi.runtime.serving.results import document_schema, result_from_json
+from tmi.runtime.serving.results import Notice, document_schema, result_from_json
+from tmi.toolkit.preprocessing.cache import CaseAlert
 from tmi.toolkit.preprocessing.pipeline import PreparedCase
 
 PUBLISHED = ROOT / "tests" / "unit" / "runtime" / "bundle" / "data" / "tmi-bundle-2"
@@ -22,8 +24,8 @@ R = 1781
 """Number of radiomic features."""
 
 
-def notices(*, clipped: int = 0, imputed: int = 0) -> list[tuple[str, int | None]]:
-    """Code and count of the notices for so many features, which are the last ones."""
+def notices(*, clipped: int = 0, imputed: int = 0, alerts: tuple[CaseAlert, ...] = ()) -> list[tuple[str, int | None]]:
+    """Code and count of the notices for so many features, which are the last ones, and for the case's own alerts."""
     case = PreparedCase(
         case_id="P1",
         patient_id=None,
@@ -32,6 +34,7 @@ def notices(*, clipped: int = 0, imputed: int = 0) -> list[tuple[str, int | None
         text="",
         warnings=("x",),
         seconds={},
+        alerts=alerts,
     )
     order = np.arange(R)
     manifest = replace(inspect_bundle(PUBLISHED / "bundle").manifest, synthetic=False)
@@ -39,6 +42,11 @@ def notices(*, clipped: int = 0, imputed: int = 0) -> list[tuple[str, int | None
         case, imputed_R=order >= R - imputed, clipped_R=order >= R - clipped, manifest=manifest, system="tmi-clnet"
     )
     return [(n.code, n.count) for n in found]
+
+
+@pytest.fixture
+def published_copy(tmp_path):
+    return shutil.copytree(PUBLISHED, tmp_path / "published")
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +70,30 @@ def test_missing_features_are_an_alert_too():
     """More than a tenth of missing features is an alert of its own."""
     assert notices(imputed=178)[0] == ("input", None)
     assert notices(imputed=R, clipped=R)[:3] == [("unlike-training", R), ("radiomics-incomplete", R), ("input", None)]
+
+
+def test_alerts_of_the_checks_stand_first():
+    """An empty record and a mask elsewhere stand before the alerts of the features."""
+    own = (
+        CaseAlert(code="clinical-incomplete", message="42 of 42 x", count=42),
+        CaseAlert(code="liver-place", message="y"),
+    )
+    expected = [("clinical-incomplete", 42), ("liver-place", None), ("unlike-training", R), ("input", None)]
+    assert notices(clipped=R, alerts=own)[:4] == expected
+
+
+def test_empty_record_is_an_alert_in_document_table_and_csv(published_copy):
+    """The number of missing fields is in the JSON document, above the table, and its code in the row."""
+    case = published_copy / "case"
+    (case / "clinical.json").write_text('{"patient_id": "case", "values": {}}')
+    words = ("predict", case, "--bundle", published_copy / "bundle", "--engine", "onnx", "--threads", 1)
+    document = tmi(*words, "--json").document
+    jsonschema.validate(document, document_schema())
+    alert = document["alerts"][0]
+    assert (alert["code"], alert["count"]) == ("clinical-incomplete", 3)
+    assert alert["message"].startswith("3 of 3 fields of clinical.json are missing")
+    lines = tmi(*words).out.splitlines()
+    assert lines[0].startswith("attention: case: 3 of 3 fields of clinical.json are missing")
 
 
 def test_alert_is_at_the_top_of_the_document(document):
@@ -97,3 +129,7 @@ def test_alerts_of_several_cases_share_one_line(document, capsys):
     assert lines[0].startswith("attention: case 762, Z 762 of 1781 radiomic features lie outside")
     print_table([quiet], bundle=bundle, engine=record)
     assert "attention" not in capsys.readouterr().out
+    elsewhere = Notice(code="liver-place", message="elsewhere")
+    own = [replace(quiet, case_id=i, warnings=(elsewhere,)) for i in "AB"]
+    print_table(own, bundle=bundle, engine=record)
+    assert capsys.readouterr().out.startswith("attention: A, B: elsewhere [liver-place]")

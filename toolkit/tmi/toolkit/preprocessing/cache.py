@@ -57,6 +57,18 @@ CODE_PARTS = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class CaseAlert:
+    """A warning because of which a prediction must not be relied on."""
+
+    code: str
+    """One of `tmi.toolkit.qc.check_registry.ALERTS`."""
+    message: str
+    """Description of the problem."""
+    count: int | None = None
+    """Number of fields that it concerns, if it concerns fields."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreparedImages:
     """Preprocessed CT of a case, and what was derived from CT and mask."""
 
@@ -66,6 +78,8 @@ class PreparedImages:
     """Warnings of the image checks."""
     radiomics_F: Float[np.ndarray, "1781"] | None = None
     """float64, NaN where missing; None if the case has its own table."""
+    alerts: tuple[CaseAlert, ...] = ()
+    """Warnings of the image checks that are alerts; not in `warnings`."""
 
 
 class PreparedCache:
@@ -213,7 +227,8 @@ def _file_states(case: Case) -> tuple[tuple[int, int, int] | None, ...]:
 
 def _encode(images: PreparedImages) -> bytes:
     """Serialise as header length, JSON header, voxels (little-endian float32), features (little-endian float64)."""
-    header = json.dumps({"shape": images.ct_1DHW.shape, "warnings": images.warnings}).encode()
+    alerts = [to_json(alert) for alert in images.alerts]
+    header = json.dumps({"shape": images.ct_1DHW.shape, "warnings": images.warnings, "alerts": alerts}).encode()
     features = b"" if images.radiomics_F is None else images.radiomics_F.astype("<f8").tobytes()
     return b"".join(
         (len(header).to_bytes(HEADER_BYTES, "little"), header, images.ct_1DHW.astype("<f4").tobytes(), features)
@@ -232,4 +247,5 @@ def _decode(data: bytes, config: CtConfig, *, extract: bool) -> PreparedImages |
         return None
     ct = np.frombuffer(data, "<f4", count=count, offset=start).astype(np.float32).reshape(shape)
     radiomics = np.frombuffer(data, "<f8", offset=start + 4 * count).astype(np.float64) if extract else None
-    return PreparedImages(ct_1DHW=ct, warnings=tuple(header["warnings"]), radiomics_F=radiomics)
+    alerts = tuple(CaseAlert(**alert) for alert in header["alerts"])
+    return PreparedImages(ct_1DHW=ct, warnings=tuple(header["warnings"]), radiomics_F=radiomics, alerts=alerts)

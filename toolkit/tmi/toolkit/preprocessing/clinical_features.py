@@ -6,11 +6,13 @@ Used for cohorts without images, such as the table of a trial. V values, one per
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from jaxtyping import Float
 
 from tmi.toolkit.cases.case import Case, open_case
+from tmi.toolkit.clinical.completeness import check_completeness
 from tmi.toolkit.clinical.record import ClinicalRecord, read_clinical
 from tmi.toolkit.clinical.rendering import field_spans, render, report_text, sentences
 from tmi.toolkit.clinical.schema import Schema
@@ -46,7 +48,9 @@ def clinical_inputs(case: Case, config: Config, schema: Schema) -> ClinicalInput
     return ClinicalInputs(
         text=render(record, schema, config.clinical.rendering),
         numbers_V=numbers(record, schema),
-        warnings=raise_on_error(check_units(record.values, schema), case.case_id),
+        warnings=raise_on_error(
+            chain(check_units(record.values, schema), check_completeness(record, schema)), case.case_id
+        ),
         report=report_text(record),
     )
 

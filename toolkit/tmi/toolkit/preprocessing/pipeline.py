@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from tmi.toolkit.cases.case import MASK_FILE, RADIOMICS_FILE, Case, open_case
 from tmi.toolkit.cases.provenance import read_case_record
+from tmi.toolkit.clinical.completeness import check_completeness, missing_fields
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import render
 from tmi.toolkit.clinical.schema import Schema
@@ -30,7 +31,8 @@ from tmi.toolkit.config.schema import MODALITIES, N_RADIOMICS, Config, Modality
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.ct_resampling import StreamingResampler, prepare_ct
 from tmi.toolkit.imaging.volume import Grid, Volume, read_ct, read_mask
-from tmi.toolkit.preprocessing.cache import PreparedCache, PreparedImages
+from tmi.toolkit.preprocessing.cache import CaseAlert, PreparedCache, PreparedImages
+from tmi.toolkit.qc.check_registry import ALERTS
 from tmi.toolkit.qc.image_checks import check_ct, check_mask, raise_on_error
 from tmi.toolkit.radiomics.table import read_table
 
@@ -61,6 +63,8 @@ class PreparedCase:
     """Warnings of the checks, and notes on how the inputs were obtained."""
     seconds: Mapping[str, float]
     """Wall-clock seconds of each of `STAGES`; their sum is the total time."""
+    alerts: tuple[CaseAlert, ...] = ()
+    """Warnings of the checks because of which a prediction must not be relied on; not in `warnings`."""
 
 
 def prepare_case(
@@ -97,10 +101,14 @@ def prepare_case(
     record = read_clinical(case, schema) if "clinical" in modalities else None
     table_F = _read_radiomics(case, modalities)
     warnings: tuple[str, ...] = ()
+    alerts: tuple[CaseAlert, ...] = ()
     text = ""
     if record is not None:
         # not cached: entries are keyed by the images alone
         warnings = raise_on_error(check_units(record.values, schema), case.case_id)
+        missing, _ = missing_fields(record, schema)
+        incomplete = check_completeness(record, schema)
+        alerts = tuple(CaseAlert(code=code, message=message, count=missing) for code, message, _ in incomplete)
         text = render(record, schema, config.clinical.rendering)
         on_text_ready(text)
 
@@ -129,6 +137,7 @@ def prepare_case(
         text=text,
         warnings=warnings + images.warnings + (("radiomics were extracted from the liver mask",) if extract else ()),
         seconds=timer.seconds,
+        alerts=alerts + images.alerts,
     )
 
 
@@ -175,9 +184,12 @@ def _prepare_images(
         warnings = raise_on_error(check_ct(ct), case.case_id)
         timer.lap("check")
         mask = None if read_ahead.mask is None else read_ahead.mask.result()
+        alerts: tuple[CaseAlert, ...] = ()
         timer.lap("mask")
         if mask is not None:
-            warnings += raise_on_error(check_mask(ct, mask), case.case_id)
+            findings = list(check_mask(ct, mask))
+            warnings += raise_on_error((f for f in findings if f[0] not in ALERTS), case.case_id)
+            alerts = tuple(CaseAlert(code=code, message=message) for code, message, _ in findings if code in ALERTS)
         timer.lap("check")
         ct_1DHW = prepare_ct(ct, config.ct, resampling)
     timer.lap("resample")
@@ -187,7 +199,7 @@ def _prepare_images(
         radiomics_F, note = _extract_radiomics(case, ct, mask)
         warnings += (note,) if note else ()
         timer.lap("radiomics")
-    return PreparedImages(ct_1DHW=ct_1DHW, warnings=warnings, radiomics_F=radiomics_F)
+    return PreparedImages(ct_1DHW=ct_1DHW, warnings=warnings, radiomics_F=radiomics_F, alerts=alerts)
 
 
 def _extract_radiomics(case: Case, ct: Volume, mask: Volume) -> tuple[Float[np.ndarray, "1781"], str | None]:

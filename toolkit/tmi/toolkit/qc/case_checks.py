@@ -13,6 +13,7 @@ import numpy as np
 
 from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, NAME_FAULT, RADIOMICS_FILE, Case, is_folder, reading
 from tmi.toolkit.cases.provenance import read_case_record
+from tmi.toolkit.clinical.completeness import check_completeness
 from tmi.toolkit.clinical.record import ClinicalRecord, read_clinical
 from tmi.toolkit.clinical.schema import Schema, load_schema
 from tmi.toolkit.clinical.units import check_units
@@ -213,6 +214,7 @@ def _check_clinical(
     if record is None:
         return
     yield from (_make_finding(case.case_id, *f) for f in check_units(record.values, schema))
+    yield from (_make_finding(case.case_id, *f) for f in check_completeness(record, schema))
     if sum(v is not None for v in record.values.values()) < MIN_SHARED_VALUES:
     yield from (_make_finding(case.case_id, *f) for f in check_completeness(record, schema))
     yield from (_make_finding(case.case_id, *f) for f in check_text_length(record, schema, encoder_input))

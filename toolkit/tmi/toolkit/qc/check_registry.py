@@ -63,6 +63,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "liver-volume": Check("warning", "the liver's volume is outside 500 to 3500 mL"),
         "liver-hu": Check("warning", "the mean value under the mask is outside 5 to 180 HU"),
         "liver-left": Check("warning", "the liver lies on the left: CT and mask mirrored, or situs inversus"),
+        "liver-place": Check("warning", "the mask lies where no liver lies: not below the lungs of a trunk"),
         "radiomics-missing": Check("error", "neither radiomics.csv nor a mask"),
         "radiomics-unreadable": Check("error", "radiomics.csv cannot be read as a table of one case"),
         "radiomics-columns": Check("error", "radiomics.csv is missing a feature, or has an unknown or duplicate one"),
@@ -82,6 +83,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "clinical-unit-doubt": Check(
             "warning", "a value far outside the reference range, but inside it in another unit"
         ),
+        "clinical-incomplete": Check("warning", "clinical.json has less than an eighth of the schema's fields"),
         "dates-apart": Check("warning", "more than 90 days between blood sample and CT"),
         "clinical-incomplete": Check("warning", "clinical.json has less than an eighth of the schema's fields"),
         "clinical-truncated": Check("warning", "the clinical text is longer than the text encoder takes"),
@@ -114,3 +116,5 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
     }
 )
 """Code -> check."""
+ALERTS = frozenset({"clinical-incomplete", "liver-place"})
+"""Warnings that are shown before a prediction, because it must not be relied on."""

@@ -19,6 +19,7 @@ from tmi.toolkit.imaging.nifti import is_sheared
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.qc.check_registry import CHECKS
 from tmi.toolkit.qc.hu_checks import RawFinding, check_slices, check_values, sampled
+from tmi.toolkit.qc.liver_place import check_place
 from tmi.toolkit.qc.mask_shape import check_shape
 
 SPACING_MM = (0.2, 12.0)
@@ -129,6 +130,8 @@ def check_mask(ct: Volume, mask: Volume, *, in_hu: bool = True) -> Iterator[RawF
     yield from content
     if not any(CHECKS[code].severity == "error" for code, _, _ in content):  # the shape of another organ says nothing
         yield from check_shape(inside[box])
+        if in_hu and volume_ml >= MIN_LIVER_ML and _plausible_size(ct, 1.0):
+            yield from check_place(ct, inside)
 
 
 def _check_content(ct: Volume, inside: NDArray[np.bool_], box: tuple[slice, slice, slice]) -> Iterator[RawFinding]:

@@ -73,19 +73,24 @@ def _codes(prediction: Prediction) -> list[str]:
 
 def _alert_lines(results: Sequence[CaseResult]) -> list[str]:
     """One line for each kind of alert, with its cases."""
-    cases: dict[str, list[tuple[str, Notice]]] = defaultdict(list)
+    cases: dict[tuple[str, str], list[tuple[str, Notice]]] = defaultdict(list)
     for case_id, notice in alerts(results):
-        cases[notice.code].append((case_id, notice))
+        cases[notice.code, _without_count(notice)].append((case_id, notice))
     lines = []
-    for code, affected in cases.items():
+    for (code, message), affected in cases.items():
         case_id, notice = affected[0]
         if len(affected) == 1:
             text = f"{case_id}: {notice.message}"
         else:
-            counts = ", ".join(f"{case_id} {notice.count}" for case_id, notice in affected)
-            text = f"{counts} {notice.message.removeprefix(f'{notice.count} ')}"
+            ids = ", ".join(i if n.count is None else f"{i} {n.count}" for i, n in affected)
+            text = f"{ids}: {message}" if notice.count is None else f"{ids} {message}"
         lines.append(f"attention: {text} [{code}]")
     return lines
+
+
+def _without_count(notice: Notice) -> str:
+    """Message without the number that it starts with, which differs between cases."""
+    return notice.message if notice.count is None else notice.message.removeprefix(f"{notice.count} ")
 
 
 def _notes(results: Sequence[CaseResult]) -> list[str]:
