@@ -256,7 +256,8 @@ class _BundleWriter:
         save_arrays({**validation_set.reference.tensors(), **exact}, self.stage / GOLDEN_FILE)
         with tempfile.TemporaryDirectory(prefix="tmi-golden-") as folder:
             arrays = golden_case_reference(self.run, partition, Path(folder) / "golden", seed=GOLDEN_SEED)
-        save_arrays(arrays, self.stage / GOLDEN_CASE_FILE, metadata=output_metadata(manifest))
+        bundle = Bundle(folder=self.stage, manifest=manifest, digest="")
+        save_arrays(arrays, self.stage / GOLDEN_CASE_FILE, metadata=output_metadata(bundle))
         sort_metadata(self.stage / GOLDEN_CASE_FILE)
 
     def _validate_engines(self, manifest: Manifest, validation_set: ValidationSet) -> Manifest:

@@ -10,14 +10,14 @@ For the case that `tmi.runtime.verification.golden_case` writes, `golden-case.sa
 
 Arrays of modalities that the bundle does not use are omitted. The export computes the arrays independently of the
 runtime: with nibabel and torch's resampling, the scaler's formula from its JSON, and the `tokenizers` package. The
-metadata of the file states the meaning of the outputs: classes, positive class, threshold, order of the folds. This
-module needs numpy and nibabel only.
+metadata of the file states the meaning of the outputs and what the manifest claims of the models: classes, positive
+class, threshold, order of the folds, synthetic cohort, roles, scalers, config, run. This module needs numpy and nibabel
+only.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,7 +29,7 @@ from safetensors.numpy import load
 
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.contents import bundled_scaler, bundled_schema, bundled_tokenizer
-from tmi.runtime.bundle.manifest import GOLDEN_CASE_FILE, Manifest
+from tmi.runtime.bundle.manifest import GOLDEN_CASE_FILE
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.inference.ensemble import encoder_graphs
 from tmi.runtime.verification.golden_case import golden_config, write_golden_case
@@ -38,7 +38,8 @@ from tmi.runtime.verification.parity import BOUNDS
 from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import DamagedError, TmiError
 from tmi.toolkit.preprocessing.pipeline import prepare_case
-from tmi.toolkit.storage.hashing import canonical_json
+from tmi.toolkit.storage.documents import DocumentError, parse_json
+from tmi.toolkit.storage.hashing import canonical_json, sha256_bytes, sha256_json
 
 SHORT_TEXT = "Sex: female."
 """Second text of the batch, shorter than the golden record, so that one of the two is padded."""
@@ -46,13 +47,35 @@ FILES = "files"
 """Artefact kind of the results of this check."""
 
 
-def output_metadata(manifest: Manifest) -> dict[str, str]:
-    """Meaning of the outputs, in the form of the golden case's metadata."""
+CLAIMS = ("synthetic", "roles", "modalities", "data", "config", "run")
+"""Keys of `output_metadata` that a bundle of an earlier version does not have: such a bundle has none of them."""
+
+
+def output_metadata(bundle: Bundle) -> dict[str, str]:
+    """Meaning of the outputs and what else the manifest claims of the models, as the golden case's metadata.
+
+    Long values are stored as SHA-256: scalers, tokenizers and schema (`data`), the config, and the description of the
+    run with its metrics.
+    """
+    manifest = bundle.manifest
+    files = [name for fold in manifest.folds if (name := fold.scaler) is not None]
+    files += [graph.tokenizer for graph in manifest.graphs if graph.tokenizer is not None]
     meaning = {
         "classes": list(manifest.classes),
         "positive": manifest.positive,
         "threshold": manifest.threshold,
         "folds": [fold.fold for fold in manifest.folds],
+        "synthetic": manifest.synthetic,
+        "roles": {
+            "graphs": {graph.name: graph.role for graph in manifest.graphs},
+            "folds": [[fold.ct, fold.text, fold.scaler] for fold in manifest.folds],
+        },
+        "modalities": list(manifest.modalities),
+        "data": {
+            name: sha256_bytes(bundle.read(bundle.folder / name)) for name in sorted({*files, manifest.clinical.schema})
+        },
+        "config": sha256_json(manifest.config),
+        "run": sha256_json({"preset": manifest.preset, **manifest.run}),
     }
     return {name: canonical_json(value).strip() for name, value in meaning.items()}
 
@@ -64,7 +87,7 @@ def check_preprocessing(bundle: Bundle) -> list[CheckResult]:
         DamagedError: the golden case is missing or cannot be read.
     """
     arrays, meaning = _read_golden_case(bundle)
-    return [*_compare_metadata(bundle.manifest, meaning), *_compare_arrays(bundle, arrays)]
+    return [*_compare_metadata(bundle, meaning), *_compare_arrays(bundle, arrays)]
 
 
 def prepare_golden_case(bundle: Bundle, folder: Path) -> dict[str, NDArray[np.generic]]:
@@ -115,22 +138,45 @@ def _read_golden_case(bundle: Bundle) -> tuple[dict[str, NDArray[np.generic]], d
     try:
         data = bundle.read(bundle.folder / GOLDEN_CASE_FILE)
         arrays: dict[str, NDArray[np.generic]] = load(data)  # checks the header, which the next lines parse
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return arrays, header.get("__metadata__") or {}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, DocumentError) as error:
         raise DamagedError(
             f"bundle {bundle.folder}: {GOLDEN_CASE_FILE} is missing or cannot be read", fix="export the bundle again"
         ) from error
 
 
-def _compare_metadata(manifest: Manifest, stored: Mapping[str, str]) -> Iterator[CheckResult]:
-    current = output_metadata(manifest)
-    differences = [f"{name} is {current[name]}, at the export it was {stored.get(name)}" for name in current
+def _compare_metadata(bundle: Bundle, stored: Mapping[str, str]) -> Iterator[CheckResult]:
+    current = output_metadata(bundle)
+    if not stored.keys() & set(CLAIMS):  # a bundle of an earlier version
+        current = {name: value for name, value in current.items() if name not in CLAIMS}
+    differences = [_difference(name, current[name], stored.get(name)) for name in current
                    if current[name] != stored.get(name)]  # fmt: skip
-    if manifest.classes != CLASSES:
-        differences.append(f"classes are {', '.join(manifest.classes)}, this version's are {', '.join(CLASSES)}")
+    classes = bundle.manifest.classes
+    if classes != CLASSES:
+        differences.append(f"classes are {', '.join(classes)}, this version's are {', '.join(CLASSES)}")
     detail = "classes, positive class, threshold and fold order match the export"
+    if set(CLAIMS) <= set(current):
+        detail = "classes, positive class, threshold, folds, scalers, roles and notices match the export"
     yield _record("meaning", len(differences), 0, " ".join("; ".join(differences).split()) or detail)
+
+
+def _difference(name: str, current: str, exported: str | None) -> str:
+    if name == "data" and exported is not None:
+        now, then = dict(_entries(current)), dict(_entries(exported))
+        changed = sorted(file for file in {*now, *then} if now.get(file) != then.get(file))
+        return f"{', '.join(changed)[:200]} changed after the export"
+    if name in ("roles", "config", "run"):
+        return f"{name} of the manifest changed after the export"
+    return f"{name} is {current}, at the export it was {exported}"
+
+
+def _entries(text: str) -> Iterator[tuple[str, str]]:
+    """File and digest of each line of `data`."""
+    for line in text.splitlines():
+        name, separator, digest = line.partition(": ")
+        if separator:
+            yield name.strip(' "'), digest.strip(' ",')
 
 
 def _compare_arrays(bundle: Bundle, stored: Mapping[str, NDArray[np.generic]]) -> Iterator[CheckResult]:
