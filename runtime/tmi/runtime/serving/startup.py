@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.precision import rejected_at_export, validated_at_export
-from tmi.runtime.engines.registry import ENGINES, Engine, engine_spec, installed, open_engine
+from tmi.runtime.engines.registry import ENGINES, Engine, engine_spec, installed, is_out_of_scope, open_engine
 from tmi.runtime.engines.selection import AUTO, EngineRecord, choose_engine, engine_record
 from tmi.runtime.verification.self_test import SELF_TEST_SKIPPED, LogCallback, cached_result, run_self_test
 from tmi.runtime.verification.trial import require_survived_trial
@@ -86,7 +86,7 @@ def _known_rejections(bundle: Bundle, *, verify: bool) -> dict[str, str]:
     """Optional engines that are known to fail, each with the reason; they are not opened again."""
     rejected = {}
     for name, spec in ENGINES.items():
-        if not (spec.optional and bundle.has(spec.artefact) and installed(name)):
+        if not spec.optional or is_out_of_scope(name, bundle) or not (bundle.has(spec.artefact) and installed(name)):
             continue
         tested, why_here = cached_result(bundle, name)
         why = rejected_at_export(bundle.manifest, name) or why_here
