@@ -6,7 +6,6 @@ names and sizes only.
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,8 @@ from tmi.runtime.bundle.manifest import (
 from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.atomic_files import write_text
+from tmi.toolkit.storage.bounded_files import open_regular, read_bytes
+from tmi.toolkit.storage.documents import DocumentError, parse_json
 from tmi.toolkit.storage.hashing import canonical_json, sha256_bytes, sha256_file
 from tmi.toolkit.storage.serialization import to_json
 
@@ -59,8 +60,7 @@ class Bundle:
         name = path.relative_to(self.folder).as_posix()
         spec = self.manifest.files.get(name)
         try:
-            # Non-blocking: a pipe that took the file's place is not waited for.
-            with open(path, "rb", opener=_open_nonblocking) as stream:
+            with open_regular(path) as stream:
                 # At most one byte more than recorded: a file that grew is not read to its end.
                 data = stream.read(-1 if spec is None else spec.bytes + 1)
         except FileNotFoundError as error:
@@ -94,8 +94,6 @@ def write_manifest(folder: Path, manifest: Manifest) -> str:
     return digest
 
 
-NONBLOCK = getattr(os, "O_NONBLOCK", 0)
-"""Flag of `os.open`; 0 on systems without it."""
 MAX_MANIFEST_BYTES = 2**24
 """Largest manifest that is read, in bytes; those of real bundles have less than 1 MB."""
 EXPORT_AGAIN_FIX = "copy the bundle again from where it was exported, or export it again"
@@ -142,18 +140,19 @@ def inspect_bundle(folder: Path) -> Bundle:
             f"{folder} is not a bundle: {MANIFEST_FILE} is missing",
             fix="name a bundle with --bundle or TMI_BUNDLE, or make one with `tmi export`",
         )
-    data = path.read_bytes()
+    data = read_bytes(path, max_bytes=MAX_MANIFEST_BYTES)
     digest = sha256_bytes(data)
     try:
-        recorded = (folder / DIGEST_FILE).read_bytes()
+        recorded = read_bytes(folder / DIGEST_FILE, max_bytes=MAX_MANIFEST_BYTES)
     except OSError as error:
         raise DamagedError(f"bundle {folder}: {DIGEST_FILE} is missing", fix=EXPORT_AGAIN_FIX) from error
     if recorded != f"{digest}  {MANIFEST_FILE}\n".encode():
         raise _changed_file_error(folder, MANIFEST_FILE)
     try:
-        manifest = manifest_from_json(json.loads(data))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise DamagedError(f"bundle {folder}: {MANIFEST_FILE} cannot be read", fix=EXPORT_AGAIN_FIX) from error
+        manifest = manifest_from_json(parse_json(data))
+    except DocumentError as error:
+        message = f"bundle {folder}: {MANIFEST_FILE} cannot be read: it {error.reason}"
+        raise DamagedError(message, fix=EXPORT_AGAIN_FIX) from error
     _compare_names_and_sizes(folder, manifest.files)
     unlisted = sorted(set(manifest.referenced_files()) - set(manifest.files))
     if unlisted:
@@ -178,10 +177,6 @@ def _compare_names_and_sizes(folder: Path, recorded: dict[str, FileSpec]) -> Non
     for name, spec in recorded.items():
         if present[name] != spec.bytes:
             raise _changed_file_error(folder, name)
-
-
-def _open_nonblocking(path: str, flags: int) -> int:
-    return os.open(path, flags | NONBLOCK)
 
 
 def _require_small_file(folder: Path, name: str) -> None:

@@ -11,7 +11,6 @@ import base64
 import contextlib
 import importlib.util
 import io
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -23,6 +22,8 @@ from tmi.runtime.bundle.manifest import MANIFEST_FILE, SIGNATURE_FILE
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.toolkit.config.project import PROJECT_FILE, load_project
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
+from tmi.toolkit.storage.bounded_files import RECORD_BYTES, read_bytes
+from tmi.toolkit.storage.documents import parse_json
 
 Keys = Path | Sequence[Path] | None
 """Public keys (PEM files) of which one must have signed a bundle; None: those of `tmi.toml`, if it lists any."""
@@ -168,7 +169,7 @@ def check_signature(bundle: Bundle, key: Path) -> None:
         raise UsageError(f"{key} is not a public key that can check a signature", fix="give a PEM key") from error
     try:
         # A private copy: the file in the folder may be exchanged between the check and the reading of its payload.
-        data = signature.read_bytes()
+        data = read_bytes(signature, max_bytes=RECORD_BYTES)
         with tempfile.TemporaryDirectory(prefix="tmi-signature-") as private:
             checked = Path(private) / SIGNATURE_FILE
             checked.write_bytes(data)
@@ -186,7 +187,7 @@ def check_signature(bundle: Bundle, key: Path) -> None:
 
 def _signed_digest(signature: bytes, name: str) -> str | None:
     """SHA-256 of a file according to the payload of a checked signature; None if the payload does not list it."""
-    payload = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
+    payload = parse_json(base64.b64decode(parse_json(signature)["dsseEnvelope"]["payload"]))
     digests = {str(r["name"]): str(r["digest"]) for r in payload["predicate"]["resources"]}
     return digests.get(name)
 

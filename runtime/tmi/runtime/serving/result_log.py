@@ -31,6 +31,9 @@ from typing import Any, BinaryIO, Self
 from tmi.runtime.serving.file_lock import closed_on_error, open_locked
 from tmi.runtime.serving.results import CaseResult, result_from_json, result_to_json
 from tmi.toolkit.cases.case import CASE_RECORD_FILE, Case
+from tmi.toolkit.storage.bounded_files import JOURNAL_BYTES, open_regular
+from tmi.toolkit.storage.documents import DocumentError, parse_json
+from tmi.toolkit.storage.file_lock import closed_on_error, open_locked
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.hashing import sha256_json
 
@@ -52,7 +55,7 @@ def case_state(case: Case) -> str:
     states: list[list[int | str] | None] = []
     for path in (case.ct, case.mask, case.radiomics, case.clinical, case.folder / CASE_RECORD_FILE):
         try:
-            with path.open("rb") as stream:
+            with open_regular(path) as stream:
                 status = os.fstat(stream.fileno())
                 digest = hashlib.sha256(stream.read(READ_BYTES))
                 # The tail starts after the head at the earliest: a small file is read once.
@@ -128,6 +131,10 @@ class ResultLog:
             return cls._resume(stream, path, identity, cases)
 
     @classmethod
+        if os.fstat(stream.fileno()).st_size > JOURNAL_BYTES:
+            raise DamagedError(
+                f"unfinished prediction {path} is larger than {JOURNAL_BYTES >> 20} MiB", fix=START_OVER_FIX
+            )
     def _resume(cls, stream: BinaryIO, path: Path, identity: Mapping[str, Any], cases: Sequence[Case]) -> Self:
         data = stream.read()
         *lines, incomplete = data.split(b"\n")  # a complete line ends in a newline, so the rest is empty or torn
@@ -205,8 +212,8 @@ def _sync_folder(folder: Path) -> None:
 
 def _parsed(path: Path, line: bytes, number: int) -> dict[str, Any]:
     try:
-        value = json.loads(line)
-    except ValueError as error:
+        value = parse_json(line)
+    except DocumentError as error:
         raise _damaged(path, number) from error
     if not isinstance(value, dict):
         raise _damaged(path, number)

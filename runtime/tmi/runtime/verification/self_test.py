@@ -17,7 +17,6 @@ another user wrote or can write does not count. Without a cache folder every sta
 from __future__ import annotations
 
 import datetime
-import json
 import platform
 from collections.abc import Callable
 from contextlib import suppress
@@ -34,6 +33,7 @@ from tmi.runtime.engines.nvidia_driver import find_gpu
 from tmi.runtime.engines.precision import engine_precision, validated_at_export
 from tmi.runtime.engines.registry import Engine, engine_spec
 from tmi.toolkit.storage.disk_cache import cache_root
+from tmi.toolkit.storage.documents import DocumentError, parse_json
 from tmi.toolkit.storage.hashing import canonical_json, sha256_json
 from tmi.toolkit.storage.private_files import open_private, write_private
 
@@ -133,9 +133,9 @@ def _cached_entry(key: dict[str, Any]) -> tuple[Path | None, dict[str, Any] | No
     try:
         # The file name is a digest of the key; comparing the stored key guards against edited files.
         with open_private(file) as stream:
-            data = json.loads(stream.read(MAX_RECORD_BYTES))
+            data = parse_json(stream.read(MAX_RECORD_BYTES))
         return file, data if sha256_json(data["combination"]) == sha256_json(key) else None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, DocumentError, TypeError, KeyError):
         return file, None
 
 

@@ -180,18 +180,18 @@ def test_resume_requires_a_file_and_excludes_force(words, tmp_path):
 
 def test_unreadable_case_is_rejected_alone(words, cohort, monkeypatch):
     """A case without read permission is rejected; the others are predicted and checked."""
-    original_access, original_is_file = os.access, Path.is_file
+    original_access, original_exists = os.access, Path.exists
 
     def access(path, mode, **options):
         return "C2" not in str(path) and original_access(path, mode, **options)
 
-    def is_file(self):
+    def exists(self):
         if self.parent.name == "C2":
             raise PermissionError(13, "Permission denied", str(self))
-        return original_is_file(self)
+        return original_exists(self)
 
     monkeypatch.setattr(os, "access", access)
-    monkeypatch.setattr(Path, "is_file", is_file)
+    monkeypatch.setattr(Path, "exists", exists)
     outcome = tmi("predict", cohort / "C2", cohort / "C0", *words[2:], "--json")
     assert outcome.code == 3
     assert [r["status"] for r in outcome.document["results"]] == ["refused", "predicted"]

@@ -27,7 +27,9 @@ from jaxtyping import Float
 
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.schema import N_RADIOMICS, CtConfig
+from tmi.toolkit.storage.bounded_files import IMAGE_BYTES
 from tmi.toolkit.storage.content_cache import ContentCache
+from tmi.toolkit.storage.documents import DocumentError, parse_json
 from tmi.toolkit.storage.hashing import sha256_file, sha256_json
 from tmi.toolkit.storage.serialization import to_json
 
@@ -162,8 +164,8 @@ def prepared_key(case: Case, config: CtConfig, *, extract: bool) -> str:
     return sha256_json(
         {
             "form": FORMAT_VERSION,
-            "ct": sha256_file(case.ct),
-            "mask": sha256_file(case.mask) if case.mask.is_file() else None,
+            "ct": sha256_file(case.ct, max_bytes=IMAGE_BYTES),
+            "mask": sha256_file(case.mask, max_bytes=IMAGE_BYTES) if case.mask.exists() else None,
             "mask_label": case.mask_label,
             "config": to_json(config),
             "extract": extract,
@@ -242,10 +244,13 @@ def _decode(data: bytes, config: CtConfig, *, extract: bool) -> PreparedImages |
     count, features = math.prod(shape), N_RADIOMICS if extract else 0
     if len(data) != start + 4 * count + 8 * features:
         return None
-    header = json.loads(data[HEADER_BYTES:start])
-    if tuple(header["shape"]) != shape:
+    try:
+        header = parse_json(data[HEADER_BYTES:start])
+        if tuple(header["shape"]) != shape:
+            return None
+        warnings, alerts = tuple(header["warnings"]), tuple(CaseAlert(**alert) for alert in header["alerts"])
+    except (DocumentError, KeyError, TypeError):
         return None
     ct = np.frombuffer(data, "<f4", count=count, offset=start).astype(np.float32).reshape(shape)
     radiomics = np.frombuffer(data, "<f8", offset=start + 4 * count).astype(np.float64) if extract else None
-    alerts = tuple(CaseAlert(**alert) for alert in header["alerts"])
-    return PreparedImages(ct_1DHW=ct, warnings=tuple(header["warnings"]), radiomics_F=radiomics, alerts=alerts)
+    return PreparedImages(ct_1DHW=ct, warnings=warnings, radiomics_F=radiomics, alerts=alerts)

@@ -145,9 +145,9 @@ def _read_radiomics(case: Case, modalities: Collection[Modality]) -> Float[np.nd
     """Return the features of radiomics.csv, NaN if radiomics are inactive, or None if they must be extracted."""
     if "radiomics" not in modalities:
         return np.full(N_RADIOMICS, np.nan)
-    if case.radiomics.is_file():
+    if case.radiomics.exists():
         return read_table(case.radiomics, case_id=case.case_id)
-    if not case.mask.is_file():
+    if not case.mask.exists():
         raise InputRejectedError(
             f"neither {RADIOMICS_FILE} nor {MASK_FILE} exists",
             code="radiomics-missing",
@@ -167,7 +167,7 @@ class _ReadAhead:
 
     def on_grid_ready(self, grid: Grid) -> None:
         """Start reading the mask; the grid is needed to check that the mask matches the CT."""
-        if self._case.mask.is_file():
+        if self._case.mask.exists():
             self.mask = self._mask_pool.submit(read_mask, self._case, grid, empty=self._empty)
 
 

@@ -133,7 +133,7 @@ def _is_current(case: Case, options: ExtractionOptions) -> bool:
     Raises:
         InputRejectedError: the table exists, but it is stale or was not extracted here, so it is not overwritten.
     """
-    if not case.radiomics.is_file():
+    if not case.radiomics.exists():
         return False
     reason = staleness_reason(case)
     if reason is None:

@@ -23,12 +23,12 @@ from tmi.toolkit.qc.check_registry import CHECKS, Severity
 from tmi.toolkit.qc.hu_checks import NOT_HU
 from tmi.toolkit.qc.image_checks import check_ct, check_mask
 from tmi.toolkit.qc.radiomics_comparison import RadiomicsComparison, compare_radiomics
-from tmi.toolkit.radiomics.provenance import staleness_reason
 from tmi.toolkit.qc.text_length import TextEncoderInput, check_text_length
+from tmi.toolkit.radiomics.provenance import staleness_reason
 from tmi.toolkit.radiomics.table import read_table
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_json
-
 from tmi.toolkit.storage.terminal_text import is_unicode
+
 MAX_DAYS_APART = 90
 """Largest number of days between blood sample and CT without a warning."""
 MIN_SHARED_VALUES = 5
@@ -72,8 +72,8 @@ def check_cases(
     progress: Callable[[Case], None] | None = None,
     radiomics_tolerance: float | None = None,
     on_comparison: Callable[[RadiomicsComparison], None] | None = None,
-) -> list[Finding]:
     encoder_input: TextEncoderInput | None = None,
+) -> list[Finding]:
     """Return the findings of all cases, including duplicates between cases.
 
     Args:
@@ -83,8 +83,8 @@ def check_cases(
         radiomics_tolerance: relative tolerance for comparing radiomics.csv with features extracted from CT and mask;
             None skips the comparison.
         on_comparison: called with the result of each comparison.
-
         encoder_input: how a training turns a record into tokens; None: as the preset `paper`, tokens estimated.
+
     Raises:
         UnavailableError: features must be extracted and pyradiomics is not installed.
     """
@@ -116,8 +116,8 @@ def _check_case(
     first_occurrences: _FirstOccurrences,
     radiomics_tolerance: float | None,
     on_comparison: Callable[[RadiomicsComparison], None] | None,
-) -> Iterator[Finding]:
     encoder_input: TextEncoderInput,
+) -> Iterator[Finding]:
     if not is_folder(case.folder):
         yield _make_finding(
             case.case_id,
@@ -126,9 +126,9 @@ def _check_case(
             "correct cohort.csv or the path, or add the folder",
         )
         return
-    ct, findings = _try_read(lambda: read_ct(case))
     if not is_unicode(case.folder.name):
         yield _make_finding(case.case_id, "case-name", *NAME_FAULT)
+    ct, findings = _try_read(lambda: read_ct(case))
     yield from findings
     in_hu = False
     if ct is not None:
@@ -137,21 +137,21 @@ def _check_case(
         yield from (_make_finding(case.case_id, *f) for f in ct_findings)
         yield from _check_duplicate_ct(case, ct, first_occurrences)
     mask = None
-    if case.mask.is_file():
+    if case.mask.exists():
         # without a readable CT there is no grid to compare the mask with
         if ct is not None:
             mask, findings = _try_read(lambda: read_mask(case, ct))
             yield from findings
             if mask is not None:
                 yield from (_make_finding(case.case_id, *f) for f in check_mask(ct, mask, in_hu=in_hu))
-    elif not case.radiomics.is_file():
+    elif not case.radiomics.exists():
         yield _make_finding(
             case.case_id,
             "radiomics-missing",
             f"neither {RADIOMICS_FILE} nor {MASK_FILE} exists",
             f"give {RADIOMICS_FILE}, or a liver mask to extract the features from",
         )
-    if case.radiomics.is_file():
+    if case.radiomics.exists():
         yield from _check_radiomics(case, ct, mask, first_occurrences, radiomics_tolerance, on_comparison)
     yield from _check_clinical(case, schema, first_occurrences, encoder_input)
     yield from _check_provenance(case)
@@ -215,9 +215,8 @@ def _check_clinical(
         return
     yield from (_make_finding(case.case_id, *f) for f in check_units(record.values, schema))
     yield from (_make_finding(case.case_id, *f) for f in check_completeness(record, schema))
-    if sum(v is not None for v in record.values.values()) < MIN_SHARED_VALUES:
-    yield from (_make_finding(case.case_id, *f) for f in check_completeness(record, schema))
     yield from (_make_finding(case.case_id, *f) for f in check_text_length(record, schema, encoder_input))
+    if sum(v is not None for v in record.values.values()) < MIN_SHARED_VALUES:
         return
     patient = case.patient_id or record.patient_id
     digest = sha256_json(dict(record.values))

@@ -60,7 +60,7 @@ def _convert_spacing(case: Case) -> list[Change]:
         return []
     what = f"voxel sizes converted from the header's unit ({ct.unit}) to millimetres"
     changes = [(case.ct, converted, what)]
-    if case.mask.is_file():
+    if case.mask.exists():
         mask = _scaled(read_labels(case), factor)
         require_same_grid(case.case_id, mask.array_DHW.shape, mask.affine_xyz, converted)
         changes.append((case.mask, mask, what))
@@ -102,7 +102,7 @@ def _straighten(case: Case) -> list[Change]:
     straight = Volume(array_DHW=np.ascontiguousarray(array_XYZ.transpose(2, 1, 0)), affine_xyz=affine, unit="mm")
     what = f"resampled to the patient's axes, {'x'.join(map(str, shape_xyz))} voxels"
     changes = [(case.ct, straight, f"{what}, linear, air outside{STALE}")]
-    if case.mask.is_file():
+    if case.mask.exists():
         labels = read_labels(case)
         require_same_grid(case.case_id, labels.array_DHW.shape, labels.affine_xyz, ct)
         changes.append((case.mask, resample_mask(labels, straight), f"{what}, nearest neighbour"))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,8 @@ from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.models.registry import active_modalities
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.atomic_files import read_json
+from tmi.toolkit.storage.bounded_files import TABLE_BYTES, read_text
+from tmi.toolkit.storage.csv_files import csv_dicts
 from tmi.toolkit.synthetic.cohort import TRUTH_FILE
 from tmi.training.comparison.paper_tables import REFERENCE_MODEL
 from tmi.training.evaluation.calibration import positive_class_probability as positive_probability
@@ -149,7 +149,10 @@ def _result(key: str, run: RunFolder, raw: Mapping[str, Any], weights_RN: Float[
 
 
 def _history(path: Path) -> tuple[Mapping[str, str], ...]:
-    return tuple(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+    try:
+        return tuple(csv_dicts(read_text(path, max_bytes=TABLE_BYTES)))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DamagedError(f"run: {path} is missing or malformed", fix="train the run again") from error
 
 
 def compare_with_reference(results: Mapping[str, Result]) -> dict[str, PairedTest]:
@@ -191,7 +194,7 @@ def ceilings(cohort: Cohort, results: Mapping[str, Result]) -> tuple[Performance
     file = cohort.folder / TRUTH_FILE
     if not file.is_file():
         return ()
-    truth = json.loads(file.read_text(encoding="utf-8"))
+    truth = read_json(file, kind="cohort")
     modality_of = {"ct": "image", "radiomics": "radiomics", "clinical": "clinical"}
     entries = []
     for name, best in truth["best_auc"].items():

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.storage.atomic_files import write_text
+from tmi.toolkit.storage.bounded_files import TABLE_BYTES, read_text
 from tmi.toolkit.storage.csv_files import csv_records, csv_text
 from tmi.training.evaluation.calibration import Calibration, calibration_metrics, positive_class_probability
 from tmi.training.evaluation.metrics import binary_metrics
@@ -72,7 +73,7 @@ def read_predictions(path: Path) -> Predictions:
         DamagedError: the file is missing or malformed.
     """
     try:
-        rows = csv_records(path.read_text(encoding="utf-8"))
+        rows = csv_records(read_text(path, max_bytes=TABLE_BYTES))
         return Predictions(
             case_ids=tuple(row["case_id"] for row in rows),
             labels_N=np.array([CLASSES.index(row["label"]) for row in rows], dtype=np.int64),

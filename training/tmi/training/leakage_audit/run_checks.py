@@ -8,7 +8,6 @@ the cohort (patients, refits, predictions of the saved models, duplicate images)
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +21,8 @@ from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import SUMMARY_FILE, FoldFolder, FoldSplit, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json
+from tmi.toolkit.storage.bounded_files import TABLE_BYTES, read_text
+from tmi.toolkit.storage.csv_files import csv_dicts
 from tmi.toolkit.storage.serialization import to_json
 from tmi.training.data.splits import patient_key
 from tmi.training.evaluation.calibration import calibrate, fit_threshold, is_calibrated
@@ -220,11 +221,11 @@ def _selected_epoch(
 ) -> Iterator[AuditResult]:
     """The selected epoch is the first minimum of the recorded losses, and its loss is that of the inner split."""
     try:
-        rows = list(csv.DictReader(io.StringIO(files.history.read_text(encoding="utf-8"))))
+        rows = list(csv_dicts(read_text(files.history, max_bytes=TABLE_BYTES)))
         losses = [float(row["validation_loss"]) for row in rows]
         epochs, picked = [int(row["epoch"]) for row in rows], int(metrics["picked_epoch"])
         recorded = losses[picked]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, csv.Error, ValueError, KeyError, TypeError, IndexError) as error:
         raise DamagedError(f"run: {files.history} is missing or malformed", fix="train the run again") from error
     findings = [] if epochs == list(range(len(rows))) else ["the epochs in history.csv are not 0, 1, 2, ..."]
     if picked != losses.index(min(losses)):

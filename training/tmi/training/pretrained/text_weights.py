@@ -8,7 +8,6 @@ Source: J. Devlin et al. 2019; J. Lee et al. 2020 (BioBERT).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import TextEncoderConfig
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.models.encoders.bert import TextEncoder
+from tmi.toolkit.storage.bounded_files import DOCUMENT_BYTES, RECORD_BYTES
+from tmi.toolkit.storage.documents import read_document
 from tmi.toolkit.storage.hashing import sha256_file
 from tmi.training.pretrained.origin import file_origin
 from tmi.training.pretrained.weight_file import DATA_PARALLEL_PREFIX, read_weights
@@ -58,7 +59,7 @@ def bert_settings(folder: Path, config: TextEncoderConfig) -> TextEncoderConfig:
             fix="give the folder of a BERT model with config.json, weights and vocab.txt; nothing is downloaded",
         )
     try:
-        document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        document = read_document(folder / "config.json", max_bytes=RECORD_BYTES)
         sizes = {name: int(document[key]) for key, name in SIZES.items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
@@ -81,12 +82,12 @@ def bert_tokenizer(folder: Path) -> Tokenizer:
     """
     if (folder / "vocab.txt").is_file():
         path = folder / "vocab.txt"
-        tokens = path.read_text(encoding="utf-8", errors="replace").split("\n")
         tokenizer = Tokenizer.from_vocab(path)
+        tokens = list(tokenizer.tokens)
     else:
         path = folder / "tokenizer.json"
         try:
-            vocab = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
+            vocab = read_document(path, max_bytes=DOCUMENT_BYTES)["model"]["vocab"]
             tokens = sorted(vocab, key=vocab.__getitem__)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(
