@@ -101,7 +101,7 @@ def staleness_reason(case: Case) -> str | None:
 
     The CT and the mask are read and hashed, so this function is part of checks but not of prediction.
     """
-    if not case.radiomics.is_file():
+    if not case.radiomics.exists():
         return None
     try:
         record = read_record(case)
