@@ -31,10 +31,9 @@ from typing import Any, BinaryIO, Self
 from tmi.runtime.serving.file_lock import closed_on_error, open_locked
 from tmi.runtime.serving.results import CaseResult, result_from_json, result_to_json
 from tmi.toolkit.cases.case import CASE_RECORD_FILE, Case
+from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.bounded_files import JOURNAL_BYTES, open_regular
 from tmi.toolkit.storage.documents import DocumentError, parse_json
-from tmi.toolkit.storage.file_lock import closed_on_error, open_locked
-from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.hashing import sha256_json
 
 SCHEMA = "tmi-prediction-lines/1"
@@ -131,11 +130,11 @@ class ResultLog:
             return cls._resume(stream, path, identity, cases)
 
     @classmethod
+    def _resume(cls, stream: BinaryIO, path: Path, identity: Mapping[str, Any], cases: Sequence[Case]) -> Self:
         if os.fstat(stream.fileno()).st_size > JOURNAL_BYTES:
             raise DamagedError(
                 f"unfinished prediction {path} is larger than {JOURNAL_BYTES >> 20} MiB", fix=START_OVER_FIX
             )
-    def _resume(cls, stream: BinaryIO, path: Path, identity: Mapping[str, Any], cases: Sequence[Case]) -> Self:
         data = stream.read()
         *lines, incomplete = data.split(b"\n")  # a complete line ends in a newline, so the rest is empty or torn
         if not lines:
