@@ -30,6 +30,8 @@ def hounsfield_at(lps_mm: np.ndarray) -> np.ndarray:
     hu = np.full(x.shape, -1000.0)
     hu[(x / 160) ** 2 + (y / 115) ** 2 < 1] = 20
     hu = np.where(hu > 0, hu + 12 * np.sin(x / 23 + 0.4) + 0.15 * z, hu)
+    lungs = (z > 60) & ((x / 110) ** 2 + (y / 50) ** 2 < 1)
+    hu[lungs] = -800
     hu[((x - 3) / 18) ** 2 + ((y - 75) / 20) ** 2 < 1] = 420
     liver = liver_at(lps_mm)
     hu[liver] = (95 + 0.1 * x + 0.2 * z)[liver]

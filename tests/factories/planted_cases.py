@@ -271,6 +271,8 @@ VARIANTS: Mapping[str, PlantedFault] = MappingProxyType(
             "a free report": lambda f: (f / RECORD).write_text(
                 json.dumps({"patient_id": "P1", "values": {}, "report": "Child-Pugh B, no ascites. " * 5})
             ),
+            "a voxel of metal": ct(one_voxel_of(30_710)),
+            "metal of 40 voxels": ct(in_place(lambda a: a.__setitem__((slice(20, 30), slice(20, 24), 9), 30_710))),
             "a table with missing cells": file(TABLE, lambda d: d.rpartition(b",")[0] + b",\n"),
         }.items()
     }

@@ -25,7 +25,8 @@ from tmi.toolkit.ingest.case_importer import days_between, import_case
 from tmi.toolkit.ingest.dicom.headers import HEADER_TAGS
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 
-RECORD = {"patient_id": "case-7", "values": {"sex": "male", "albumin": 38}, "report": "No ascites."}
+VALUES = {"sex": "male", "height": 176, "bmi": 24, "albumin": 38, "platelets": 190, "ggt": 40}
+RECORD = {"patient_id": "case-7", "values": VALUES, "report": "No ascites."}
 TOKENS = {
     "PN": "SECRET^NAME", "LO": "SECRET LO", "SH": "SECRET SH", "LT": "SECRET LT", "ST": "SECRET ST", "UT": "SECRET UT",
     "UC": "SECRET UC", "UR": "http://SECRET", "AE": "SECRET AE", "CS": "SECRET CS", "DA": "19711213",

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import InputRejectedError, UsageError
-from tmi.toolkit.storage.bounded_files import COHORT_BYTES, read_text
+from tmi.toolkit.storage.bounded_files import COHORT_BYTES, is_access_error, read_text
 from tmi.toolkit.storage.csv_files import csv_dicts, unescape_cell
 from tmi.toolkit.storage.terminal_text import is_unicode, printable
 
@@ -61,6 +61,18 @@ def parse_mask_label(texts: Sequence[str | int] | None) -> MaskLabel | None:
 def format_label(label: MaskLabel) -> str:
     """Return labels as `--mask-label` takes them."""
     return ",".join(map(str, label)) if isinstance(label, tuple) else str(label)
+
+
+SYSTEM_ENTRIES = frozenset(
+    {
+        "__macosx", ".appledouble", ".ds_store", ".fseventsd", ".spotlight-v100", ".trashes", ".snapshot", "lost+found",
+        "$recycle.bin", "recycler", "system volume information", "thumbs.db", "desktop.ini", "@eadir", "@recycle",
+        "@recently-snapshot", "@tmp", "#recycle", "#snapshot", ".@__thumb",
+    }
+)  # fmt: skip
+"""Names, in lower case, of what operating systems and file servers put into any folder."""
+MAX_NAME_BYTES = 200
+"""Longest case id in UTF-8; file systems allow 255 bytes, and names of results and staged folders are longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +169,25 @@ def reading(case_id: str) -> Iterator[None]:
         ) from error
 
 
+def unopened_error(path: Path, cause: BaseException) -> UsageError:
+    """Return the error for a table, mapping or setting that exists, but cannot be opened or read."""
+    return UsageError(
+        f"{path} cannot be opened ({getattr(cause, 'strerror', None) or type(cause).__name__})",
+        fix="give the user read permission for the file and its folder, or copy it to a local disk",
+    )
+
+
+def access_error(what: str, cause: BaseException, case_id: str | None) -> InputRejectedError:
+    """Return the error for a file or folder that exists, but cannot be opened or read (`case-unreadable`)."""
+    reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else type(cause).__name__
+    return InputRejectedError(
+        f"{what} cannot be opened ({reason})",
+        fix="give the user read permission for the folder and its files, or copy them to a local disk",
+        code="case-unreadable",
+        case_id=case_id,
+    )
+
+
 def is_folder(path: Path) -> bool:
     """Return whether a path is a folder; False if it cannot be accessed, for example because the name is too long."""
     try:
@@ -171,6 +202,14 @@ def is_cohort(path: Path) -> bool:
         return (path / COHORT_FILE).exists()
     except OSError:  # no permission, or the name is too long: reported when the case is read
         return False
+
+
+def is_system_entry(name: str) -> bool:
+    """Return whether a file or folder belongs to an operating system or a file server, and not to a user.
+
+    Examples are `__MACOSX`, `@eaDir`, `lost+found` and the resource forks of macOS (`._01.dcm`).
+    """
+    return name.startswith("._") or name.casefold() in SYSTEM_ENTRIES
 
 
 def is_case(path: Path) -> bool:
@@ -210,6 +249,8 @@ def open_cohort(folder: Path, *, mask_label: MaskLabel | None = None) -> Cohort:
             )
         rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
+        if is_access_error(error):
+            raise unopened_error(table, error) from error
         reason = f": {error.strerror}" if isinstance(error, OSError) else ""
         raise UsageError(
             f"{table} cannot be read as CSV in UTF-8{reason}", fix="save it as comma-separated UTF-8"
@@ -247,6 +288,11 @@ def is_portable_name(name: str) -> bool:
     return bool(name) and name.isprintable() and not set(name) & set("/\\") and name not in (".", "..")
 
 
+def is_too_long(name: str) -> bool:
+    """Return whether a name has more than `MAX_NAME_BYTES`."""
+    return len(name.encode(errors="replace")) > MAX_NAME_BYTES
+
+
 def find_cases(paths: list[Path], *, mask_label: MaskLabel | None = None) -> list[Case]:
     """Return the cases of case folders, cohort folders and folders of cases, in the given order.
 
@@ -277,12 +323,14 @@ def _cases_below(path: Path) -> list[Path]:
     """Return the direct sub-folders of a folder, sorted by name; empty unless at least one of them is a case.
 
     Sub-folders that are not cases are included, so that they are rejected instead of silently skipped. Hidden folders
-    are unfinished imports. A folder that is a case itself has none.
+    are unfinished imports; those and the folders of operating systems are left out. A folder that is a case itself has
+    none.
     """
     if is_case(path):
         return []
     try:
-        folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+        entries = [p for p in path.iterdir() if not p.name.startswith(".") and not is_system_entry(p.name)]
+        folders = sorted(p for p in entries if p.is_dir())
     except OSError:
         return []
     return folders if any(map(is_case, folders)) else []

@@ -13,7 +13,7 @@ from typing import Any
 from tmi.toolkit.cases.case import CASE_RECORD_FILE
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.storage.atomic_files import write_json
-from tmi.toolkit.storage.bounded_files import RECORD_BYTES
+from tmi.toolkit.storage.bounded_files import RECORD_BYTES, is_access_error
 from tmi.toolkit.storage.documents import DocumentError, read_document
 from tmi.toolkit.storage.serialization import from_json, to_json
 
@@ -62,9 +62,9 @@ def read_case_record(folder: Path, *, case_id: str) -> CaseRecord | None:
         record = from_json(CaseRecord, read_document(path, max_bytes=RECORD_BYTES), where=CASE_RECORD_FILE)
         if record.schema != SCHEMA:
             raise UsageError(f"{CASE_RECORD_FILE} has schema {record.schema[:40]!r}", fix=f"give {SCHEMA!r}")
-    except PermissionError:
-        raise
     except (OSError, DocumentError, UsageError) as error:
+        if is_access_error(error) and not isinstance(error, FileNotFoundError):  # a link to nothing is no record
+            raise
         raise InputRejectedError(
             f"{CASE_RECORD_FILE} does not follow the schema {SCHEMA}",
             fix="import the case again, or remove the file: it is optional",

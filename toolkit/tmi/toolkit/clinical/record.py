@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tmi.toolkit.cases.case import CLINICAL_FILE, Case
+from tmi.toolkit.cases.case import CLINICAL_FILE, Case, access_error
 from tmi.toolkit.clinical.schema import Field, Schema, convert, plausible
 from tmi.toolkit.clinical.units import other_units
 from tmi.toolkit.errors import InputRejectedError
-from tmi.toolkit.storage.bounded_files import RECORD_BYTES
+from tmi.toolkit.storage.bounded_files import RECORD_BYTES, is_access_error
 from tmi.toolkit.storage.documents import DocumentError, NotFiniteError, read_document
 
 Value = float | str | None
@@ -44,7 +44,7 @@ def read_clinical(case: Case, schema: Schema) -> ClinicalRecord:
 
     Raises:
         InputRejectedError: clinical-missing, clinical-malformed, clinical-unknown-field, clinical-type, clinical-unit,
-            clinical-unit-suspect, clinical-range, patient-mismatch.
+            clinical-unit-suspect, clinical-range, patient-mismatch, case-unreadable.
     """
     if not case.clinical.exists():
         raise _input_error(
@@ -56,6 +56,8 @@ def read_clinical(case: Case, schema: Schema) -> ClinicalRecord:
     try:
         data = read_document(case.clinical, max_bytes=RECORD_BYTES)
     except OSError as error:
+        if is_access_error(error):
+            raise access_error(CLINICAL_FILE, error, case.case_id) from error
         raise _malformed(case, f"cannot be read: {error.strerror}") from error
     except NotFiniteError as error:
         fix = "give finite numbers, and null for a missing value"

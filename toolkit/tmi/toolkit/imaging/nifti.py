@@ -25,6 +25,7 @@ from isal.isal_zlib import IsalError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from tmi.toolkit.cases.case import access_error
 from tmi.toolkit.compute.buffer_pool import ArrayAllocator
 from tmi.toolkit.compute.stage_timer import StageTimer
 from tmi.toolkit.errors import InputRejectedError
@@ -32,12 +33,14 @@ from tmi.toolkit.storage.bounded_files import (
     IMAGE_BYTES,
     FileTooLargeError,
     NotRegularFileError,
+    is_access_error,
     open_regular,
     regular_file,
 )
 
 MAX_VOXELS = 512 * 512 * 1536
 """A header that declares more voxels is rejected. A voxel takes up to four bytes in memory."""
+GZIP_MAGIC = b"\x1f\x8b"
 MAX_OFFSET = 16 * 2**20
 """Largest offset of the first voxel in bytes; the header and its extensions precede it."""
 DEFLATE_RATIO = 1032
@@ -51,6 +54,10 @@ SLAB_BYTES = 2**21
 INFLATE_ERROR = cast(type[Exception], IsalError)  # isal's stub declares it as an instance
 NIFTI_READ_ERRORS = (OSError, EOFError, ValueError, KeyError, OverflowError, zlib.error, INFLATE_ERROR, HeaderDataError)
 """Exceptions raised while reading a damaged file."""
+
+
+class OtherFormatError(ValueError):
+    """A file that is no single NIfTI file, as opposed to a damaged one; its text is the fix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +100,8 @@ class NiftiFile:
             Start and stop index along the last axis, and the read-only voxels `[x, y, start:stop]`.
 
         Raises:
-            InputRejectedError: `KIND-unreadable`: the stream is damaged, too short, or longer than the voxels.
+            InputRejectedError: `KIND-unreadable`: the stream is damaged, too short, or longer than the voxels;
+                `case-unreadable`: it cannot be read from the disk.
         """
         x, y, z = self.shape_xyz
         plane = x * y * self.dtype.itemsize
@@ -118,7 +126,7 @@ class NiftiFile:
                 if stream.read(1):  # reading past the last voxel also verifies gzip's checksum
                     raise ValueError("the stream is longer than the header declares")
         except NIFTI_READ_ERRORS as error:
-            raise unreadable_error(self.name, self.case_id, self.kind) from error
+            raise unreadable_error(self.name, self.case_id, self.kind, cause=error) from error
 
 
 def open_stream(disk: io.FileIO | BinaryIO, path: Path) -> io.FileIO | BinaryIO | IGzipFile:
@@ -176,7 +184,8 @@ def open_nifti(path: Path, *, case_id: str, kind: str, name: str | None = None) 
         name: name of the file in messages; None: its file name, which must not identify a patient.
 
     Raises:
-        InputRejectedError: `KIND-missing`, `KIND-unreadable`, `KIND-not-3d`, `KIND-affine`, `KIND-forms`.
+        InputRejectedError: `KIND-missing`, `KIND-unreadable`, `KIND-not-3d`, `KIND-affine`, `KIND-forms`,
+            `case-unreadable`.
     """
     if not path.exists():
         fix = "correct the path" if name else f"put {path.name} into the case folder"
@@ -191,11 +200,16 @@ def open_nifti(path: Path, *, case_id: str, kind: str, name: str | None = None) 
         raise _input_error(
             f"{name} cannot be read: {error.strerror}", "give a NIfTI file (.nii.gz)", f"{kind}-unreadable", case_id
         ) from error
+    except OtherFormatError as error:
+        raise unreadable_error(name, case_id, kind, what="is no NIfTI file", fix=str(error)) from error
     except NIFTI_READ_ERRORS as error:
-        raise unreadable_error(name, case_id, kind) from error
+        raise unreadable_error(name, case_id, kind, cause=error) from error
     # dim[0] is the number of axes, dim[1:] their sizes
-    if not 1 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1 or dtype.kind not in "iuf":
+    if not 1 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1:
         raise unreadable_error(name, case_id, kind)
+    if dtype.kind not in "iuf":
+        what, fix = "has voxels of a type that is not read (colours, complex numbers)", "save it as int16 or float32"
+        raise unreadable_error(name, case_id, kind, what=what, fix=fix)
     if dim[0] < 3 or any(n != 1 for n in dim[4 : dim[0] + 1]):
         raise _input_error(
             f"{name} has {dim[0]} axes", "give one 3D volume, not a series of them", f"{kind}-not-3d", case_id
@@ -208,7 +222,8 @@ def open_nifti(path: Path, *, case_id: str, kind: str, name: str | None = None) 
         or not (offset == 0 or start <= offset <= MAX_OFFSET)
         or voxels * dtype.itemsize > size * (DEFLATE_RATIO if path.name.lower().endswith(".gz") else 1)
     ):
-        raise unreadable_error(name, case_id, kind)
+        what = "declares an impossible size: more voxels than a CT has, or than the file can hold"
+        raise unreadable_error(name, case_id, kind, what=what)
     return NiftiFile(
         path=path,
         name=name,
@@ -228,20 +243,25 @@ def _header(path: Path) -> tuple[Any, int]:
     """Return the header without its extensions, in the byte order of the file, and the size of the file in bytes.
 
     Raises:
-        ValueError: the file has no single-file NIfTI header.
+        OtherFormatError: the file has no single-file NIfTI header.
+        EOFError: it ends within the header.
         OSError: the file cannot be read or decompressed, is no regular file, or is larger than `IMAGE_BYTES`.
     """
     with open_regular(path, max_bytes=IMAGE_BYTES) as disk, open_stream(disk, path) as stream:
         file_bytes = os.fstat(disk.fileno()).st_size
+        if stream is not disk and file_bytes > 2 and disk.peek(2)[:2] != GZIP_MAGIC:
+            raise OtherFormatError("its name ends in .gz, but it is not compressed: name it .nii, or compress it")
         data = stream.read(540) or b""
     for size, kind, magic in HEADERS:
         for order in "<>":
             if len(data) >= size and int(np.frombuffer(data[:4], f"{order}i4")[0]) == size:
                 header = kind(io.BytesIO(data).read(size), endianness=order, check=False)
                 if bytes(header["magic"]).ljust(4, b"\0")[:4] != magic:
-                    raise ValueError("the magic of a single NIfTI file is missing")
+                    raise OtherFormatError("save header and voxels as one NIfTI file (.nii.gz), not as .hdr and .img")
                 return header, file_bytes
-    raise ValueError("no NIfTI header")
+    if len(data) < HEADERS[0][0] and (not data or data[:4] in (b"\x5c\1\0\0", b"\0\0\1\x5c")):
+        raise EOFError
+    raise OtherFormatError("give a NIfTI file (.nii.gz); a name alone does not make one")
 
 
 def _unit(header: Any) -> str:
@@ -312,11 +332,25 @@ def no_affine_error(name: str, case_id: str, kind: str) -> InputRejectedError:
     )
 
 
-def unreadable_error(name: str, case_id: str, kind: str) -> InputRejectedError:
-    """Return the error for a file that cannot be read (`KIND-unreadable`)."""
-    return _input_error(
-        f"{name} cannot be read as NIfTI",
-        "copy the file again, or export it again: it is truncated, damaged, too large or not NIfTI (.nii.gz)",
-        f"{kind}-unreadable",
-        case_id,
-    )
+def unreadable_error(
+    name: str,
+    case_id: str,
+    kind: str,
+    *,
+    cause: BaseException | None = None,
+    what: str = "is truncated or damaged, or longer than its header declares",
+    fix: str = "copy the file again, or export it again",
+) -> InputRejectedError:
+    """Return the error for a file that cannot be opened (`case-unreadable`), or read (`KIND-unreadable`).
+
+    Args:
+        name: name of the file.
+        case_id: case that the file belongs to.
+        kind: `ct` or `mask`.
+        cause: error of the operating system or the decoder.
+        what: the problem, unless `cause` shows that the file cannot be opened.
+        fix: its fix.
+    """
+    if cause is not None and is_access_error(cause):
+        return access_error(name, cause, case_id)
+    return _input_error(f"{name} cannot be read as NIfTI: it {what}", fix, f"{kind}-unreadable", case_id)

@@ -244,25 +244,52 @@ def require_same_grid(
     Raises:
         InputRejectedError: mask-grid.
     """
-    fix = "resample the mask onto the CT (tmi check --fix mask-grid), or export it again from the same series"
     ct = ct.grid if isinstance(ct, Volume) else ct
-    if tuple(shape_DHW) != ct.shape_DHW:
-        # sizes are reported as x x y x z, the order in which NIfTI viewers show them
-        mask_size, ct_size = ("x".join(map(str, reversed(s))) for s in (shape_DHW, ct.shape_DHW))
+    grid = Grid(shape_DHW=(shape_DHW[0], shape_DHW[1], shape_DHW[2]), affine_xyz=affine_xyz)
+    if difference := grid_difference(grid, ct):
         raise InputRejectedError(
-            f"{MASK_FILE} lies on another grid than {CT_FILE} ({mask_size} against {ct_size} voxels)",
-            fix=fix,
+            f"{MASK_FILE} lies on another grid than {CT_FILE}: {difference}",
+            fix="resample the mask onto the CT (tmi check --fix mask-grid), or export it again from the same series",
             code="mask-grid",
             case_id=case_id,
         )
-    distance = corner_distance_mm(shape_DHW, affine_xyz, ct.affine_xyz)
-    if distance > GRID_TOLERANCE_VOXELS * min(ct.spacing_DHW_mm):
-        raise InputRejectedError(
-            f"{MASK_FILE} lies on another grid than {CT_FILE} (corners up to {distance:.1f} mm apart)",
-            fix=fix,
-            code="mask-grid",
-            case_id=case_id,
-        )
+
+
+def grid_difference(mask: Grid, ct: Grid) -> str | None:
+    """Return in what the grid of a mask differs from that of its CT; None if they are equal within the tolerance.
+
+    Sizes and distances are reported in the order x, y, z, in which viewers of NIfTI show them.
+    """
+    parts = []
+    same_shape = mask.shape_DHW == ct.shape_DHW
+    tolerance_mm = GRID_TOLERANCE_VOXELS * min(ct.spacing_DHW_mm)
+    distance = corner_distance_mm(ct.shape_DHW, mask.affine_xyz, ct.affine_xyz)
+    if same_shape and distance <= tolerance_mm:
+        return None
+    if not same_shape:
+        sizes = ("x".join(map(str, reversed(grid.shape_DHW))) for grid in (mask, ct))
+        parts.append("{} against {} voxels".format(*sizes))
+    # what each difference moves the last voxel by, so that rounding in a header is not named
+    steps = [np.array(grid.spacing_DHW_mm[::-1]) for grid in (mask, ct)]
+    last = np.array(ct.shape_DHW[::-1]) - 1
+    if (np.abs(steps[0] - steps[1]) * last).max() > tolerance_mm / 4:
+        digits = next(n for n in range(3, 18) if len({_triple(s, n) for s in steps}) > 1)
+        parts.append(f"voxels of {_triple(steps[0], digits)} against {_triple(steps[1], digits)} mm")
+    axes = [grid.affine_xyz[:3, :3] / np.linalg.norm(grid.affine_xyz[:3, :3], axis=0) for grid in (mask, ct)]
+    # |a - b| of unit vectors is 2 sin(angle / 2)
+    turn = 2 * np.arcsin(np.clip(np.linalg.norm(axes[0] - axes[1], axis=0) / 2, 0, 1))
+    if (turn * last * steps[1]).max() > tolerance_mm / 4:
+        parts.append(f"axes turned by {np.degrees(turn.max()):.2g} degrees")
+    shift = mask.affine_xyz[:3, 3] - ct.affine_xyz[:3, 3]
+    if np.linalg.norm(shift) > tolerance_mm / 4:
+        parts.append(f"first voxels {np.linalg.norm(shift):.3g} mm apart")
+    if same_shape:
+        parts.append(f"corners up to {distance:.1f} mm apart")
+    return ", ".join(parts)
+
+
+def _triple(values: NDArray[np.float64], digits: int) -> str:
+    return " x ".join(f"{v:.{digits}g}" for v in values)
 
 
 def corner_distance_mm(

@@ -27,24 +27,27 @@ from tmi.toolkit.cases.case import (
     CLINICAL_FILE,
     CT_FILE,
     MASK_FILE,
+    MAX_NAME_BYTES,
     RADIOMICS_FILE,
     Case,
+    access_error,
     given_name,
     is_portable_name,
+    is_too_long,
     open_case,
 )
 from tmi.toolkit.cases.provenance import CaseRecord, Repair, write_case_record
 from tmi.toolkit.clinical.record import KEYS
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.volume import Volume
-from tmi.toolkit.ingest.image_files import LoadedCt, RawFinding, is_image_file, read_image_ct
+from tmi.toolkit.ingest.image_files import LoadedCt, RawFinding, is_image_file, read_image_ct, unknown_format_error
 from tmi.toolkit.ingest.mask_labels import Wanted
 from tmi.toolkit.qc.case_checks import Finding, check_case
 from tmi.toolkit.qc.check_registry import CHECKS
 from tmi.toolkit.qc.image_checks import check_ct
 from tmi.toolkit.radiomics.table import read_table, write_table
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json
-from tmi.toolkit.storage.bounded_files import RECORD_BYTES
+from tmi.toolkit.storage.bounded_files import RECORD_BYTES, is_access_error
 from tmi.toolkit.storage.documents import DocumentError, read_document
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
 from tmi.toolkit.storage.terminal_text import is_unicode
@@ -223,6 +226,10 @@ def _validate_arguments(
 
 def _read_ct(path: Path, series: str | None, fixes: Collection[str], repairs: list[Repair], case_id: str) -> LoadedCt:
     """Read the CT, reject a volume that is not a CT in HU, and apply the repair `ct-padding` if requested."""
+    if is_too_long(given_name(out)):
+        raise UsageError(
+            f"the name of the case folder has more than {MAX_NAME_BYTES} bytes", fix="give it a shorter name"
+        )
     if is_image_file(path):
         if series is not None:
             raise UsageError("--series applies to DICOM only", fix="omit --series: the file holds one volume")
@@ -240,7 +247,13 @@ def _read_ct(path: Path, series: str | None, fixes: Collection[str], repairs: li
     array: NDArray[Any] = read.volume.array_DHW
     padding = array < PADDING_BELOW_HU
     if "ct-padding" in fixes and padding.any():
+        from tmi.toolkit.ingest.dicom.headers import is_dicom_file
         array[padding] = -1024
+        try:
+            if path.is_file() and not is_dicom_file(path):
+                raise unknown_format_error(path, kind="ct", case_id=case_id)
+        except OSError as error:
+            raise access_error("the CT file", error, case_id) from error
         message = f"{int(padding.sum())} voxels below {PADDING_BELOW_HU} HU set to -1024 HU"
         repairs.append(Repair(code="ct-padding", file=CT_FILE, what=message))
     return read
@@ -275,6 +288,8 @@ def _read_clinical(source: Path | Mapping[str, Any], patient_id: str | None, cas
         )  # fmt: skip
     if not is_unicode(json.dumps(dict(record), ensure_ascii=False, default=str) + (patient_id or "")):
         raise InputRejectedError(
+            if is_access_error(error):
+                raise access_error("the clinical record", error, case_id) from error
             "the clinical record contains half of a surrogate pair, which is no character",
             fix="write the text again as UTF-8", code="clinical-malformed", case_id=case_id,
         )  # fmt: skip

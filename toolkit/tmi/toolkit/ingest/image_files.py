@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from tmi.toolkit.cases.case import access_error
 from tmi.toolkit.cases.provenance import Repair
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.label_names import read_label_names
@@ -23,11 +25,29 @@ from tmi.toolkit.imaging.volume import Volume, read_ct_file, read_label_file
 from tmi.toolkit.ingest.metaimage import read_metaimage_header
 from tmi.toolkit.ingest.nrrd import read_nrrd_header
 from tmi.toolkit.ingest.voxel_data import HeaderError, read_voxels
+from tmi.toolkit.storage.bounded_files import is_access_error
 from tmi.toolkit.storage.hashing import sha256_file
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 IMAGE_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
+OTHER_FORMATS: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(
+            (".img", ".hdr", ".img.gz", ".hdr.gz"), "convert the pair of .hdr and .img to one .nii.gz file"
+        ),
+        **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar", ".nii.bz2", ".nii.xz", ".nii.zst"), "unpack it"),
+        **dict.fromkeys(
+            (".mgz", ".mgh", ".mnc", ".par", ".rec", ".gipl", ".vtk", ".tif", ".tiff"), "convert it to .nii.gz"
+        ),
+        **dict.fromkeys(
+            (".png", ".jpg", ".jpeg", ".bmp", ".stl", ".obj", ".pdf"), "give the volume, not a picture of it"
+        ),
+        **dict.fromkeys((".npy", ".npz", ".mat", ".raw"), "save it with its geometry, as .nii.gz"),
+    }
+)
+"""Suffix of a file that is not read -> fix."""
+FORMATS = "NIfTI (.nii, .nii.gz), NRRD, MetaImage"
 RawFinding = tuple[str, str, str]
 """Finding of a reader: code of the check, message, fix."""
 
@@ -65,8 +85,25 @@ class LoadedImage:
 
 
 def is_image_file(path: Path) -> bool:
-    """Return whether the file name has a suffix of a supported image format."""
-    return path.name.lower().endswith(IMAGE_ENDINGS)
+    """Return whether the file name has a suffix of a supported image format; a folder is none."""
+    return path.name.lower().endswith(IMAGE_ENDINGS) and not path.is_dir()
+
+
+def unknown_format_error(path: Path, *, kind: str, case_id: str) -> InputRejectedError:
+    """Return the error for a file that is neither DICOM nor an image that is read (dicom-not-ct, mask-unreadable).
+
+    Only a known suffix is repeated in the message, since a file name may identify the patient.
+    """
+    suffix = next((s for s in OTHER_FORMATS if path.name.lower().endswith(s)), "")
+    name = f"the {'CT' if kind == 'ct' else 'mask'} file" + (f" ({suffix})" if suffix else "")
+    return InputRejectedError(
+        f"{name} is of a format that is not read",
+        code="dicom-not-ct" if kind == "ct" else "mask-unreadable",
+        case_id=case_id,
+        fix=f"{OTHER_FORMATS[suffix]}; formats that are read: " + FORMATS + " and DICOM"
+        if suffix
+        else f"give {FORMATS} or DICOM" + (" (a series)" if kind == "ct" else " (SEG, RTSTRUCT)"),
+    )
 
 
 def read_image_ct(path: Path, *, case_id: str) -> LoadedCt:
@@ -103,7 +140,7 @@ def read_image(path: Path, *, kind: str, case_id: str) -> LoadedImage:
 
     Raises:
         InputRejectedError: KIND-missing, KIND-unreadable, KIND-not-3d, KIND-affine, KIND-forms, KIND-nan, mask-values,
-            mask-label.
+            mask-label, case-unreadable.
     """
     name = f"the {'CT' if kind == 'ct' else 'mask'} file"
     if not path.is_file():
@@ -121,6 +158,8 @@ def read_image(path: Path, *, kind: str, case_id: str) -> LoadedImage:
     except HeaderError as error:
         raise _input_error(kind, error.code, f"{name} {error.what}", error.fix, case_id) from error
     except (OSError, MemoryError) as error:
+        if is_access_error(error):
+            raise access_error(name, error, case_id) from error
         fix = "copy or export the file again: it is truncated or damaged"
         raise _input_error(kind, "unreadable", f"{name} cannot be read", fix, case_id) from error
     volume = canonical_volume(array, header.affine_xyz)

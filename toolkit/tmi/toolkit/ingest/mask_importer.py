@@ -9,21 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from tmi.toolkit.cases.case import MASK_FILE
+from tmi.toolkit.cases.case import MASK_FILE, access_error
 from tmi.toolkit.cases.provenance import Repair
 from tmi.toolkit.compute.silence import quiet
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.mask_resampling import place_mask, resample_mask
-from tmi.toolkit.imaging.volume import Volume
+from tmi.toolkit.imaging.volume import Volume, grid_difference
 from tmi.toolkit.ingest.dicom.headers import (
     READ_ERRORS,
-    access_error,
-    is_access_error,
     is_dicom_file,
     open_dicom,
 )
-from tmi.toolkit.ingest.image_files import LoadedCt, RawFinding, is_image_file, read_image
+from tmi.toolkit.ingest.dicom.series import list_files
+from tmi.toolkit.ingest.image_files import LoadedCt, RawFinding, is_image_file, read_image, unknown_format_error
 from tmi.toolkit.ingest.mask_labels import ChosenLabel, Wanted, choose_labels, join_labels, split_labels
+from tmi.toolkit.storage.bounded_files import is_access_error
 from tmi.toolkit.storage.hashing import sha256_file
 
 MAX_LABELS = 4096
@@ -52,20 +52,22 @@ def import_mask(
     """Read one label of a mask, or several joined ones, and place it on the grid of the CT.
 
     Args:
-        path: image file, DICOM SEG or RTSTRUCT file, or folder with exactly one DICOM file.
+        path: image file, DICOM SEG or RTSTRUCT file, or folder with exactly one of these.
         ct: CT that the mask belongs to.
         wanted: labels, segments or ROIs, by number or name; None selects the liver (`choose_labels`).
         fixes: `mask-grid` allows nearest-neighbour resampling from another grid.
         case_id: case id for error messages.
 
     Raises:
-        InputRejectedError: mask-..., dicom-patient-mismatch.
-        UsageError: `path` is a folder with no DICOM file or several; `wanted` contains an empty item.
+        InputRejectedError: mask-..., dicom-patient-mismatch, dicom-syntax, case-unreadable.
+        UsageError: `path` is a folder with no such file or several; `wanted` contains an empty item.
     """
     parts = split_labels(wanted)
-    if is_image_file(path):
-        return _from_image(path, ct, wanted, fixes, case_id)
-    file = _dicom_file(path, case_id)
+    file = _only_file(path, case_id) if path.is_dir() else path
+    if not file.exists():
+        raise _input_error("mask-missing", "the mask file does not exist", "correct the path", case_id)
+    if is_image_file(file):
+        return _from_image(file, ct, wanted, fixes, case_id)
     if len(parts) < 2:
         return _from_dicom(file, ct, parts[0] if parts else None, fixes, case_id)
     if isinstance(wanted, str):
@@ -120,15 +122,24 @@ def _as_labels(volume: Volume, case_id: str) -> Volume:
     return Volume(array_DHW=array, affine_xyz=volume.affine_xyz)
 
 
-def _dicom_file(path: Path, case_id: str) -> Path:
-    if path.is_dir():
-        files = [p for p in sorted(path.rglob("*")) if p.is_file() and is_dicom_file(p)]
-        if len(files) != 1:
-            raise UsageError(f"{path} holds {len(files)} DICOM files", fix="give the DICOM SEG or RTSTRUCT file itself")
-        return files[0]
-    if not path.is_file():
-        raise _input_error("mask-missing", "the mask file does not exist", "correct the path", case_id)
-    return path
+def _only_file(folder: Path, case_id: str) -> Path:
+    """Return the only image or DICOM file at or below a folder.
+
+    Raises:
+        UsageError: there is none, or several.
+    """
+    files = list_files(folder, case_id)
+    images = [p for p in files if is_image_file(p)]
+    try:
+        dicom = [p for p in files if not is_image_file(p) and is_dicom_file(p)]
+    except OSError as error:
+        raise access_error("a file of the mask's folder", error, case_id) from error
+    if len(images) + len(dicom) != 1:
+        raise UsageError(
+            f"the mask {folder} is a folder of {len(images)} images and {len(dicom)} DICOM files",
+            fix="give the mask file itself: NIfTI, NRRD, MetaImage, DICOM SEG or RTSTRUCT",
+        )
+    return (images or dicom)[0]
 
 
 def _from_dicom(
@@ -139,19 +150,19 @@ def _from_dicom(
 
     try:
         if not is_dicom_file(path):
-            raise ValueError("not DICOM")
+            raise unknown_format_error(path, kind="mask", case_id=case_id)
         with quiet():
             data = open_dicom(path)
             modality = str(data.get("Modality", "")).strip().upper()
             patient_id = str(data.get("PatientID") or "").strip()
             frame = str(data.get("FrameOfReferenceUID") or "").strip()
     except READ_ERRORS as error:
-        if isinstance(error, OSError) and is_access_error(error):
+        if is_access_error(error):
             raise access_error("the mask file", error, case_id) from error
         raise _input_error(
             "mask-unreadable",
-            "the mask file cannot be read",
-            "give NIfTI, NRRD, MHA, DICOM SEG or RTSTRUCT; copy a damaged file again",
+            "the mask file is DICOM, but truncated or damaged",
+            "copy or export it again",
             case_id,
         ) from error
     if patient_id and ct.patient_id and patient_id != ct.patient_id:
@@ -216,8 +227,7 @@ def _place_on_grid(
     else:
         raise _input_error(
             "mask-grid",
-            f"the mask lies on another grid than the CT (mask {_format_shape(mask_shape)} voxels, "
-            f"CT {_format_shape(ct_shape)} voxels, depth last)",
+            f"the mask lies on another grid than the CT: {grid_difference(mask.grid, target.grid)}",
             "export it again from the same series, or resample it with --fix mask-grid",
             case_id,
         )

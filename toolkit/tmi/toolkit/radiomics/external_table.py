@@ -17,10 +17,18 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from tmi.toolkit.cases.case import unopened_error
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.radiomics.table import parse_value
-from tmi.toolkit.storage.bounded_files import FEATURE_TABLE_BYTES, RECORD_BYTES, YAML_BYTES, read_bytes, read_text
+from tmi.toolkit.storage.bounded_files import (
+    FEATURE_TABLE_BYTES,
+    RECORD_BYTES,
+    YAML_BYTES,
+    is_access_error,
+    read_bytes,
+    read_text,
+)
 from tmi.toolkit.storage.csv_files import csv_rows
 from tmi.toolkit.storage.documents import DocumentError, parse_yaml, read_document
 
@@ -83,6 +91,8 @@ def read_mapping(path: Path) -> dict[str, str | None]:
         else:
             data = read_document(path, max_bytes=RECORD_BYTES)
     except (OSError, DocumentError) as error:
+        if is_access_error(error):
+            raise unopened_error(path, error) from error
         reason = error.detail if isinstance(error, DocumentError) else error.strerror
         raise UsageError(f"{path} cannot be read: {reason}", fix=fix) from error
     if not isinstance(data, dict) or not all(
@@ -167,6 +177,8 @@ def _read_rows(path: Path) -> list[list[str]]:
         delimiter = max(",;\t", key=first.count)
         rows = [row for row in csv_rows(text, delimiter=delimiter) if any(row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
+        if is_access_error(error):
+            raise unopened_error(path, error) from error
         reason = f": {error.strerror}" if isinstance(error, OSError) else ""
         raise UsageError(f"{path} cannot be read as a table in UTF-8{reason}", fix=fix) from error
     if len(rows) < 2:

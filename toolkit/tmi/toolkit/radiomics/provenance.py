@@ -22,7 +22,7 @@ from tmi.toolkit.cases.case import (
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.radiomics.settings import SETTINGS_DIGEST
 from tmi.toolkit.storage.atomic_files import write_json
-from tmi.toolkit.storage.bounded_files import FEATURES_BYTES, IMAGE_BYTES, RECORD_BYTES
+from tmi.toolkit.storage.bounded_files import FEATURES_BYTES, IMAGE_BYTES, RECORD_BYTES, is_access_error
 from tmi.toolkit.storage.documents import DocumentError, read_document
 from tmi.toolkit.storage.hashing import sha256_file
 from tmi.toolkit.storage.serialization import from_json, to_json
@@ -82,6 +82,7 @@ def read_record(case: Case) -> RadiomicsRecord | None:
 
     Raises:
         UsageError: the record does not follow the schema that this version reads.
+        OSError: it cannot be opened.
     """
     path = record_path(case)
     if not path.exists():
@@ -89,6 +90,8 @@ def read_record(case: Case) -> RadiomicsRecord | None:
     try:
         record = from_json(RadiomicsRecord, read_document(path, max_bytes=RECORD_BYTES), where=path.name)
     except (OSError, DocumentError) as error:
+        if is_access_error(error):
+            raise
         reason = f"it {error.reason}" if isinstance(error, DocumentError) else error.strerror
         raise UsageError(f"{path.name} cannot be read as JSON: {reason}", fix="extract again with --force") from error
     if record.schema != SCHEMA:

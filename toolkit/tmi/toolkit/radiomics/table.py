@@ -14,10 +14,11 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from tmi.toolkit.cases.case import access_error
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.storage.atomic_files import write_text
-from tmi.toolkit.storage.bounded_files import FEATURES_BYTES, read_text
+from tmi.toolkit.storage.bounded_files import FEATURES_BYTES, is_access_error, read_text
 from tmi.toolkit.storage.csv_files import csv_rows, csv_text
 
 MISSING_CELLS = frozenset({"", "nan", "na", "n/a", "null", "none"})
@@ -32,7 +33,7 @@ def read_rows(path: Path, *, case_id: str) -> list[list[str]]:
     """Return the non-empty rows of a CSV file.
 
     Raises:
-        InputRejectedError: `radiomics-missing` or `radiomics-unreadable`.
+        InputRejectedError: `radiomics-missing`, `radiomics-unreadable` or `case-unreadable`.
     """
     try:
         return [row for row in csv_rows(read_text(path, max_bytes=FEATURES_BYTES)) if row]
@@ -41,6 +42,8 @@ def read_rows(path: Path, *, case_id: str) -> list[list[str]]:
             f"{path.name} is missing", "run `tmi radiomics` on the case", case_id, "radiomics-missing"
         ) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
+        if is_access_error(error):
+            raise access_error(path.name, error, case_id) from error
         reason = f": {error.strerror}" if isinstance(error, OSError) else ""
         raise _input_error(
             f"{path.name} cannot be read as CSV in UTF-8{reason}",

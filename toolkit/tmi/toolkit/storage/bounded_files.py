@@ -37,12 +37,26 @@ IMAGE_BYTES = 4 * GIB
 OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
+ACCESS_ERRORS = frozenset(
+    {
+        errno.EACCES, errno.EPERM, errno.ENOENT, errno.EIO, errno.ESTALE, errno.ELOOP, errno.EMFILE, errno.ENFILE,
+        errno.ENAMETOOLONG, errno.ENOTDIR, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO, errno.EBUSY,
+    }
+)  # fmt: skip
+"""Error numbers of files that cannot be opened or read, whatever they contain."""
+
+
 class NotRegularFileError(OSError):
     """A path leads to a pipe, a socket or a device."""
 
 
 class FileTooLargeError(OSError):
     """A file is larger than one of its kind can be."""
+
+
+def is_access_error(error: BaseException | None) -> bool:
+    """Return whether a file could not be opened or read, whatever it contains."""
+    return isinstance(error, OSError) and error.errno in ACCESS_ERRORS
 
 
 def regular_file(path: str, flags: int = OPEN_FLAGS) -> int:

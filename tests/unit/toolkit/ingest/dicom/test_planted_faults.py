@@ -24,7 +24,8 @@ from tmi.toolkit.imaging.volume import Volume, read_ct
 from tmi.toolkit.ingest.case_importer import IMPORT_FIXES, ImportedCase, import_case
 from tmi.toolkit.qc.check_registry import CHECKS
 
-RECORD = {"patient_id": "P-ONE", "values": {"sex": "male", "albumin": 38}, "report": None}
+VALUES = {"sex": "male", "height": 176, "bmi": 24, "albumin": 38, "platelets": 190, "ggt": 40}
+RECORD = {"patient_id": "P-ONE", "values": VALUES, "report": None}
 SIDE_EFFECTS = {"few slices": {"mask-edge", "mask-outside", "liver-volume"}}
 """Fault -> further codes that it implies."""
 

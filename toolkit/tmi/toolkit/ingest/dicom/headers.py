@@ -7,7 +7,6 @@ position in the sorted list of paths, because file names often contain the patie
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import struct
@@ -24,9 +23,10 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from tmi.toolkit.cases.case import access_error
 from tmi.toolkit.compute.silence import quiet
 from tmi.toolkit.errors import InputRejectedError
-from tmi.toolkit.storage.bounded_files import open_regular
+from tmi.toolkit.storage.bounded_files import is_access_error, open_regular
 
 READ_ERRORS = (
     OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError,
@@ -51,10 +51,6 @@ HEAD_BYTES = 2**12
 LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 """Value representations with a length of 32 bits (PS3.5 7.1.2)."""
 UNDEFINED_LENGTH = 0xFFFFFFFF
-ACCESS_ERRORS = frozenset(
-    {errno.EACCES, errno.EPERM, errno.ENOENT, errno.EIO, errno.ESTALE, errno.ELOOP, errno.EMFILE, errno.ENFILE}
-)
-"""Error numbers of files that cannot be opened or read, whatever they contain."""
 HEADER_TAGS = [
     "SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "ImageType", "Rows", "Columns", "NumberOfFrames",
     "SamplesPerPixel", "BitsStored", "BitsAllocated", "PixelRepresentation", "RescaleSlope", "RescaleIntercept",
@@ -238,24 +234,9 @@ def _default_syntax(data: Any) -> str:
     return str(ImplicitVRLittleEndian if implicit or not little else ExplicitVRLittleEndian)
 
 
-def access_error(what: str, cause: OSError, case_id: str) -> InputRejectedError:
-    """Return the error for a file or folder that exists, but cannot be opened or read."""
-    return InputRejectedError(
-        f"{what} cannot be opened ({cause.strerror or type(cause).__name__})",
-        code="case-unreadable",
-        case_id=case_id,
-        fix="give the user read permission for the folder and its files, or copy them to a local disk",
-    )
-
-
-def is_access_error(error: BaseException) -> bool:
-    """Return whether a file could not be opened or read, whatever it contains."""
-    return isinstance(error, OSError) and error.errno in ACCESS_ERRORS
-
-
 def unreadable_file_error(number: int, case_id: str, *, cause: BaseException | None = None) -> InputRejectedError:
     """Return the error for a file that cannot be opened (by `cause`), or is damaged."""
-    if isinstance(cause, OSError) and is_access_error(cause):
+    if cause is not None and is_access_error(cause):
         return access_error(f"DICOM file {number} (in sorted path order)", cause, case_id)
     return InputRejectedError(
         f"DICOM file {number} (in sorted path order) cannot be read",

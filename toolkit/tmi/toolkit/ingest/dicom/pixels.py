@@ -37,7 +37,7 @@ def decode_hu(header: SliceHeader, *, case_id: str) -> tuple[NDArray[np.generic]
             data = open_dicom(header.path)
             if UID(header.syntax) in JPEGTransferSyntaxes:
                 stored = _jpeg_pixels(data, header)
-            elif _is_decodable(header.syntax):
+            elif is_decodable(header.syntax):
                 data.file_meta.TransferSyntaxUID = UID(header.syntax)
                 if UID(header.syntax) in JPEG2000TransferSyntaxes:
                     _require_jpeg_2000_size(bytes(data.PixelData[: 2**16]), header.shape)
@@ -77,7 +77,8 @@ def _keep_stored_bits(pixels: NDArray[Any], data: Any) -> NDArray[Any]:
     return values.astype(np.int32)
 
 
-def _is_decodable(syntax: str) -> bool:
+def is_decodable(syntax: str) -> bool:
+    """Return whether pixels of this transfer syntax can be decoded here."""
     try:
         return bool(get_decoder(UID(syntax)).is_available)
     except NotImplementedError:

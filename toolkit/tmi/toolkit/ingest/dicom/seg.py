@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydicom.uid import ImplicitVRLittleEndian
 
+from tmi.toolkit.cases.case import access_error
 from tmi.toolkit.compute.silence import quiet
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.volume import Volume
-from tmi.toolkit.ingest.dicom.headers import READ_ERRORS, access_error, is_access_error
+from tmi.toolkit.ingest.dicom.headers import READ_ERRORS
+from tmi.toolkit.ingest.dicom.pixels import is_decodable
 from tmi.toolkit.ingest.image_files import MAX_VOXELS, canonical_volume, is_valid_affine
 from tmi.toolkit.ingest.mask_labels import ChosenLabel, choose_label
+from tmi.toolkit.storage.bounded_files import is_access_error
 
 LIVER_CODES = frozenset({("T-62000", "SRT"), ("10200004", "SCT"), ("T-62000", "99SDM"), ("T-62000", "SNM3")})
 """SNOMED codes (value, scheme) of the liver as segmented property type."""
@@ -33,10 +37,17 @@ def read_seg(
         case_id: case id for error messages.
 
     Raises:
-        InputRejectedError: mask-unreadable, mask-label, mask-empty.
+        InputRejectedError: mask-unreadable, mask-label, mask-empty, dicom-syntax, case-unreadable.
     """
     from highdicom.seg import segread
 
+    if not is_decodable(str(getattr(data, "file_meta", {}).get("TransferSyntaxUID") or ImplicitVRLittleEndian)):
+        raise InputRejectedError(
+            "the DICOM SEG has a compression without an installed decoder",
+            code="dicom-syntax",
+            case_id=case_id,
+            fix="export it uncompressed, or as RLE, JPEG 2000 or JPEG-LS",
+        )
     try:
         with quiet():
             frames = int(data.get("NumberOfFrames") or 1)
@@ -51,7 +62,7 @@ def read_seg(
             volume = segread(path).get_volume(segment_numbers=[label.number], combine_segments=False)
             array, affine = np.asarray(volume.array)[..., 0], np.asarray(volume.affine, dtype=np.float64)
     except (*READ_ERRORS, MemoryError) as error:
-        if isinstance(error, OSError) and is_access_error(error):
+        if is_access_error(error):
             raise access_error("the mask file", error, case_id) from error
         raise _unreadable_error(case_id) from error
     if array.ndim != 3 or not is_valid_affine(affine):

@@ -11,15 +11,16 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from tmi.toolkit.cases.case import access_error, is_system_entry
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.ingest.dicom.headers import (
     READ_ERRORS,
     SliceHeader,
-    access_error,
     is_dicom_file,
     read_header,
     unreadable_file_error,
 )
+from tmi.toolkit.ingest.image_files import is_image_file
 
 MAX_FILES = 50_000
 """Limit on the number of files; an export of one examination has fewer."""
@@ -77,7 +78,7 @@ def scan_folder(path: Path, *, case_id: str) -> DicomFolder:
             DICOM file.
         UsageError: `path` does not exist, or holds more than `MAX_FILES` files.
     """
-    files = _list_files(path, case_id)
+    files = list_files(path, case_id)
     headers: list[SliceHeader] = []
     non_dicom = 0
     for number, file in enumerate(files, start=1):
@@ -94,13 +95,22 @@ def scan_folder(path: Path, *, case_id: str) -> DicomFolder:
             non_dicom += 1
         else:
             headers.append(header)
+    if not headers and (images := sum(is_image_file(file) for file in files)):
+        raise InputRejectedError(
+            f"the folder holds no DICOM file, but {images} of NIfTI, NRRD or MetaImage",
+            fix="give the file itself",
+            code="dicom-not-ct",
+            case_id=case_id,
+        )
     if not headers:
         raise _not_ct_error("no DICOM file found", case_id)
     return DicomFolder(series=_group_into_series(headers), non_dicom=non_dicom)
 
 
-def _list_files(path: Path, case_id: str) -> list[Path]:
+def list_files(path: Path, case_id: str) -> list[Path]:
     """Return the regular files at or below `path`, sorted; links to folders are followed, each folder once.
+
+    What operating systems and file servers put into a folder is left out (`is_system_entry`).
 
     Raises:
         InputRejectedError: case-unreadable: a folder cannot be listed, so slices could be missing.
@@ -114,6 +124,8 @@ def _list_files(path: Path, case_id: str) -> list[Path]:
     try:
         while folders:
             for entry in sorted(folders.pop().iterdir()):
+                if is_system_entry(entry.name):
+                    continue
                 if entry.is_dir():
                     if (target := entry.resolve()) not in visited:
                         visited.add(target)

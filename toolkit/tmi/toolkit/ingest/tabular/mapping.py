@@ -27,10 +27,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tmi.toolkit.cases.case import unopened_error
 from tmi.toolkit.clinical.schema import Field, Schema, load_schema
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.ingest.tabular.cells import Number, cell_number
-from tmi.toolkit.storage.bounded_files import RECORD_BYTES, YAML_BYTES, read_bytes
+from tmi.toolkit.storage.bounded_files import RECORD_BYTES, YAML_BYTES, is_access_error, read_bytes
 from tmi.toolkit.storage.documents import DocumentError, parse_yaml, read_document
 from tmi.toolkit.storage.serialization import from_json
 
@@ -337,6 +338,8 @@ def _load(path: Path) -> Any:
             raise DocumentError("is not a mapping of keys to values")
         return data
     except (OSError, DocumentError) as error:
+        if is_access_error(error):
+            raise unopened_error(path, error) from error
         reason = error.detail if isinstance(error, DocumentError) else error.strerror
         raise UsageError(
             f"mapping {path} cannot be read as YAML or JSON: {reason}", fix="see the examples in docs/examples/"

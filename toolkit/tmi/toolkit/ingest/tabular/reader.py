@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tmi.toolkit.cases.case import unopened_error
 from tmi.toolkit.compute.silence import quiet
 from tmi.toolkit.errors import UnavailableError, UsageError
 from tmi.toolkit.ingest.tabular.cells import Cell, DateCell, FaultyCell, cell_text, faulty_cell, shown_number
@@ -28,6 +29,7 @@ from tmi.toolkit.storage.bounded_files import (
     TABLE_BYTES,
     FileTooLargeError,
     NotRegularFileError,
+    is_access_error,
     open_regular,
     read_bytes,
 )
@@ -103,6 +105,11 @@ def read_cells(path: Path, spec: TableSpec, *, wanted: Collection[str]) -> Table
     """
     if not path.exists():
         raise UsageError(f"table {path} does not exist", fix="give a CSV or Excel file")
+    try:  # before a reader: openpyxl reports a file that cannot be opened like a damaged one
+        open_regular(path).close()
+    except OSError as error:
+        if is_access_error(error):
+            raise unopened_error(path, error) from error
     workbook = path.suffix.lower() in WORKBOOKS
     try:
         lines = _workbook_rows(path, spec) if workbook else _csv_rows(path, spec, wanted)

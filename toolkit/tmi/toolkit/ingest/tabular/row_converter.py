@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tmi.toolkit.cases.case import CLINICAL_FILE, Case, is_portable_name
+from tmi.toolkit.cases.case import CLINICAL_FILE, Case, is_portable_name, is_too_long
 from tmi.toolkit.clinical.record import Value, read_values
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.errors import InputRejectedError
@@ -312,7 +312,12 @@ class RowReader:
 
 def _is_case_name(text: str) -> bool:
     """Return whether a text is a valid case id; a leading dot is reserved for temporary folders."""
-    return is_portable_name(text) and not text.startswith(".") and text.casefold() not in RESERVED
+    return (
+        is_portable_name(text)
+        and not is_too_long(text)
+        and not text.startswith(".")
+        and text.casefold() not in RESERVED
+    )
 
 
 def _unnamed_label_error(column: str) -> RowExcludedError:

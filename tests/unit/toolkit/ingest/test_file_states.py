@@ -1,0 +1,201 @@
+"""Three states of a file, never mixed: it cannot be opened, it cannot be decoded here, or it is damaged."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from pydicom.encaps import encapsulate
+
+from factories.cases import write_case, write_cohort
+from factories.dicom_series import SeriesSpec, liver_masks, make_slices, write_seg, write_series
+from factories.tmi_command import tmi
+from tmi.toolkit.cases.case import Case, open_cohort
+from tmi.toolkit.errors import InputRejectedError, UsageError
+from tmi.toolkit.ingest.case_importer import import_case
+from tmi.toolkit.ingest.tabular.mapping import read_mapping
+from tmi.toolkit.qc.case_checks import check_case
+
+DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
+"""Transfer syntax that standard and pydicom's dictionary got at different times."""
+DAMAGE = ("damaged", "truncated", "copy the file again", "export")
+
+
+@pytest.fixture
+def deny(monkeypatch):
+    """Let the operating system refuse to open the files of a name; root could open them."""
+    real = os.open
+
+    def denied(name: str, number: int = errno.EACCES) -> None:
+        def opened(path, *args, **options):
+            if str(path).endswith(name):
+                raise OSError(number, os.strerror(number), str(path))
+            return real(path, *args, **options)
+
+        monkeypatch.setattr(os, "open", opened)
+
+    return denied
+
+
+def image(path: Path, array: np.ndarray) -> Path:
+    """Write NRRD, MetaImage or NIfTI."""
+    import SimpleITK
+
+    volume = SimpleITK.GetImageFromArray(array.transpose(2, 1, 0))
+    volume.SetSpacing((6.0, 7.0, 9.0))
+    SimpleITK.WriteImage(volume, str(path))
+    return path
+
+
+@pytest.fixture
+def voxels(tmp_path):
+    folder = write_case(tmp_path / "P1")
+    return tuple(np.asarray(nib.load(folder / name).dataobj) for name in ("ct.nii.gz", "liver.nii.gz"))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("name", ["ct.nii.gz", "liver.nii.gz", "radiomics.csv", "clinical.json", "case.json"])
+def test_unopened_file_of_a_case_is_not_damaged(tmp_path, deny, name, number):
+    """A file without permission, or on a failing disk, is case-unreadable and no finding speaks of damage."""
+    case = Case(folder=write_case(tmp_path / "P1"), case_id="P1")
+    if name == "case.json":
+        (case.folder / name).write_text("{}")
+    deny(name, number)
+    finding = next(f for f in check_case(case) if f.severity == "error")
+    assert finding.code == "case-unreadable"
+    assert os.strerror(number) in finding.message
+    assert not any(word in finding.message + finding.fix for word in DAMAGE)
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".mhd", ".nii.gz"])
+@pytest.mark.parametrize("use", ["ct", "mask"])
+def test_unopened_source_of_an_import_is_not_damaged(tmp_path, deny, voxels, suffix, use):
+    """The same holds for every image format, for CT and mask, and for the data file of a header."""
+    ct, mask = image(tmp_path / "ct.nrrd", voxels[0]), image(tmp_path / f"{use}{suffix}", voxels[use == "mask"])
+    for name in (mask.name, *(["mask.raw", "ct.raw"] if suffix == ".mhd" else [])):
+        if not (tmp_path / name).exists():
+            continue
+        deny(f"/{name}")
+        with pytest.raises(InputRejectedError, match="cannot be opened") as error:
+            import_case(tmp_path / "out", ct=mask if use == "ct" else ct, mask=mask if use == "mask" else None)
+        assert error.value.code == "case-unreadable"
+        assert not any(word in str(error.value) + error.value.fix for word in DAMAGE)
+
+
+def test_unopened_tables_are_no_faulty_csv(tmp_path, deny):
+    """Cohort table, mapping, clinical record and features of an import name the permission."""
+    cohort, mapping = write_cohort(tmp_path / "cohort", cases=1), tmp_path / "map.yaml"
+    mapping.write_text("{}")
+    for name, read in (
+        ("cohort.csv", lambda: open_cohort(cohort)),
+        ("map.yaml", lambda: read_mapping(mapping)),
+        ("clinical.json", lambda: import_case(tmp_path / "o", ct=None, clinical=cohort / "C000" / "clinical.json")),
+        ("radiomics.csv", lambda: import_case(tmp_path / "o", ct=None, radiomics=cohort / "C000" / "radiomics.csv")),
+    ):
+        deny(name)
+        with pytest.raises((UsageError, InputRejectedError), match="cannot be opened \\(Permission denied\\)") as error:
+            read()
+        assert "CSV" not in str(error.value) + error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (lambda data: b"no image at all, but some text that is longer than a header" * 20, "it is no NIfTI file"),
+        (gzip.decompress, "it is no NIfTI file"),
+        (lambda data: gzip.compress(b"text" * 300), "it is no NIfTI file"),
+        (lambda data: data[: len(data) // 2], "truncated or damaged"),
+        (lambda data: b"", "truncated or damaged"),
+        (lambda data: gzip.compress(gzip.decompress(data)[:200]), "truncated or damaged"),
+        (lambda data: gzip.compress(gzip.decompress(data) + b"\0"), "truncated or damaged"),
+    ],
+)
+def test_other_format_and_damage_are_distinguished(tmp_path, content, what):
+    """Text under the name of a CT is no NIfTI; half of a file is damaged."""
+    case = Case(folder=write_case(tmp_path / "P1"), case_id="P1")
+    case.ct.write_bytes(content(case.ct.read_bytes()))
+    finding = next(f for f in check_case(case) if f.code == "ct-unreadable")
+    assert what in finding.message
+    assert ("damaged" in finding.message + finding.fix) == ("damaged" in what)
+
+
+@pytest.mark.parametrize("suffix", [".img", ".hdr", ".mgz", ".nii.bz2", ".zip", ".png", ".npy", ".xyz"])
+@pytest.mark.parametrize("use", ["ct", "mask"])
+def test_unread_formats_are_named(tmp_path, suffix, use):
+    """A file of another format is not damaged; a suffix that is not known is not repeated."""
+    other, folder = tmp_path / f"Jane Doe{suffix}", write_case(tmp_path / "P1")
+    other.write_bytes(b"something else")
+    with pytest.raises(InputRejectedError, match="is of a format that is not read") as error:
+        import_case(tmp_path / "out", ct=other if use == "ct" else folder / "ct.nii.gz", mask=other)
+    text = str(error.value) + error.value.fix
+    assert "NIfTI" in text
+    assert not {"Jane", ".xyz"} & set(text.split())
+    assert "damaged" not in text
+    assert (suffix in str(error.value)) == (suffix != ".xyz")
+
+
+def test_folder_as_mask(tmp_path):
+    """A folder with one mask is read, whatever its format; none or several are counted."""
+    case, folder = write_case(tmp_path / "P1"), tmp_path / "masks.nii.gz"
+    (folder / "__MACOSX").mkdir(parents=True)
+    (folder / "__MACOSX" / "liver.nii.gz").write_bytes(b"x")
+    (folder / "._liver.nii.gz").write_bytes(b"\0\5\x16\7")
+    with pytest.raises(UsageError, match="is a folder of 0 images and 0 DICOM files"):
+        import_case(tmp_path / "out", ct=case / "ct.nii.gz", mask=folder)
+    (folder / "liver.nii.gz").symlink_to(case / "liver.nii.gz")
+    done = import_case(tmp_path / "out", ct=case / "ct.nii.gz", mask=folder)
+    assert done.source["mask"]["kind"] == "label-map"
+    (folder / "second.nrrd").write_bytes(b"x")
+    with pytest.raises(UsageError, match="is a folder of 2 images and 0 DICOM files"):
+        import_case(tmp_path / "out2", ct=case / "ct.nii.gz", mask=folder)
+    with pytest.raises(InputRejectedError, match="holds no DICOM file, but 2 of NIfTI, NRRD or MetaImage"):
+        import_case(tmp_path / "out2", ct=folder)
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.102", "1.2.840.10008.1.2.4.100", DEFLATED_FRAMES])
+def test_seg_of_an_unknown_compression_is_not_damaged(tmp_path, syntax):
+    """MPEG-4, MPEG-2 and deflated frames have no decoder here, which is dicom-syntax."""
+    spec = SeriesSpec()
+    path = write_seg(tmp_path / "seg.dcm", make_slices(spec), [liver_masks(spec)], ["hepar"])
+    data = pydicom.dcmread(path)
+    data.PixelData = encapsulate([b"\0" * 64] * int(data.NumberOfFrames))
+    data["PixelData"].VR, data["PixelData"].is_undefined_length = "OB", True
+    placeholder = "1.2.840.10008.1.2.4.90"
+    data.file_meta.TransferSyntaxUID = placeholder if syntax == DEFLATED_FRAMES else syntax
+    data.save_as(path)
+    if syntax == DEFLATED_FRAMES:  # pydicom does not write a syntax that it does not know
+        path.write_bytes(path.read_bytes().replace(placeholder.encode(), syntax.encode() + b"\0", 1))
+    with pytest.raises(InputRejectedError) as error:
+        import_case(tmp_path / "out", ct=write_series(tmp_path / "ct"), mask=path)
+    assert error.value.code == "dicom-syntax"
+    assert "damaged" not in str(error.value) + error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        (np.diag([1.01, 1, 1, 1]), "voxels of 6.06 x 7 x 9 against 6 x 7 x 9 mm"),
+        (np.eye(4) + np.eye(4, k=3) * 8, "first voxels 8 mm apart"),
+        (
+            np.array([[0.9976, -0.0698, 0, 0], [0.0698, 0.9976, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+            "axes turned by 4 degrees",
+        ),
+    ],
+)
+def test_other_grid_of_one_shape_says_what_differs(tmp_path, change, differs):
+    """Spacing, origin or orientation is named by `tmi check` and `tmi import`, not twice the same shape."""
+    folder = write_case(tmp_path / "P1")
+    mask = nib.load(folder / "liver.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(mask.dataobj), change @ mask.affine), tmp_path / "m.nii.gz")
+    outcome = tmi("import", tmp_path / "out", "--ct", folder / "ct.nii.gz", "--mask", tmp_path / "m.nii.gz")
+    (folder / "liver.nii.gz").write_bytes((tmp_path / "m.nii.gz").read_bytes())
+    for text in (outcome.err + outcome.out, tmi("check", folder).out):
+        assert differs in text
+        assert "[mask-grid]" in text
+        assert "32x28x24" not in text
