@@ -172,9 +172,9 @@ PUBLIC_NAMES = {
         write_report
     """,
     "tmi.training.data": """
-        Batch CohortArrays EpochBatches FoldDataset NO_ANONYMITY find_duplicates fingerprint
-        make_folds patient_key prepare_cohort text_truncation train_vocabulary
-        write_augmentation_log
+        Batch CohortArrays EpochBatches FoldDataset NO_ANONYMITY can_find_copies find_copies
+        find_duplicates fingerprint make_folds patient_key prepare_cohort text_truncation
+        train_vocabulary write_augmentation_log
     """,
     "tmi.training.evaluation": """
         METRICS Predictions SYNTHETIC TITLES aggregate_folds binary_metrics calibrate
@@ -187,12 +187,13 @@ PUBLIC_NAMES = {
         holm_correction interval mcnemar_test precision_recall reliability roc weighted_metrics
     """,
     "tmi.training.leakage_audit": """
-        AuditResult LIMITS audit_cohort audit_folder not_checked require_same_cohort scratch_store
+        AuditResult audit_cohort audit_folder limits not_checked replay_fold replay_weights
+        require_same_cohort scratch_store select_folds
     """,
     "tmi.training.loop": """
         FoldModule HardwareConfig RunResult TrainingCallbacks cross_validate estimate_memory
-        require_same_initial_weights require_same_options resolve_accelerator set_frozen_eval
-        set_vector_norms_eval
+        machine_differences machine_facts recorded_machines require_same_initial_weights
+        require_same_options resolve_accelerator set_frozen_eval set_vector_norms_eval train_fold
     """,
     "tmi.training.losses": """
         Loss task_loss total_loss

@@ -12,6 +12,7 @@ A run is a folder::
       model.safetensors   weights of the selected epoch
       scaler.json         radiomics scaler, fitted on the fold's training part
       tokenizer.json      tokenizer, trained on the fold's training part if the preset trains one
+      machine.json        processor, threads, devices and versions that the fold was trained with
       metrics.json        metrics on the fold's held-out cases, and the selected epoch
       predictions.csv     probability of the positive class (raw and calibrated) and logits of the held-out cases
       validation.csv      the same for the inner validation cases; temperature and threshold are fitted on them
@@ -103,6 +104,11 @@ class FoldFolder:
         return self.folder / "predictions.csv"
 
     @property
+    @property
+    def machine(self) -> Path:
+        """Machine that the fold was trained on; absent if an earlier version trained it."""
+        return self.folder / "machine.json"
+
     def validation(self) -> Path:
         """Predictions of the inner validation cases."""
         return self.folder / "validation.csv"

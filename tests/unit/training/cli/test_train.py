@@ -25,8 +25,8 @@ SMALL = [
     "network.head.blocks=[1,1]",
 ]
 FOLD_FILES = {
-    "history.csv", "metrics.json", "model.safetensors", "predictions.csv", "scaler.json", "tokenizer.json",
-    "validation.csv",
+    "history.csv", "machine.json", "metrics.json", "model.safetensors", "predictions.csv", "scaler.json",
+    "tokenizer.json", "validation.csv",
 }  # fmt: skip
 
 

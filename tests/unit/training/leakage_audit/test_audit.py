@@ -14,6 +14,7 @@ import pytest
 from factories.audited_run import OPTIONS, audit, plant_shared_patient, train
 from factories.cases import write_cohort
 from factories.tmi_command import tmi
+from tmi.toolkit.cases.case import open_cohort
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import RunFolder
@@ -180,6 +181,33 @@ def test_duplicate_ct_across_split_is_reported(form, tmp_path):
     assert original in detail
     assert twin in detail
     assert ("nearly the same CT" in detail) == (form == "noisy")
+
+
+def test_shifted_ct_under_another_patient_is_reported(synthetic_cohort, tmp_path):
+    """One CT under two patient ids, shifted by a voxel and brighter, fails `duplicates` only."""
+    cohort = tmp_path / "cohort"
+    cases = open_cohort(synthetic_cohort).cases
+    rows = ["case_id,patient_id,label"]
+    for i, case in enumerate(cases):  # twice as many patients: the second of each pair has another CT
+        for copy, name in enumerate((f"C{i}", f"D{i}")):
+            folder = Path(shutil.copytree(case.folder, cohort / name))
+            (folder / "liver.nii.gz").unlink(missing_ok=True)
+            record = json.loads((folder / "clinical.json").read_text()) | {"patient_id": name}
+            (folder / "clinical.json").write_text(json.dumps(record))
+            image = nib.load(folder / "ct.nii.gz")
+            voxels = np.asarray(image.dataobj)
+            if copy and i == 0:
+                voxels = np.roll(voxels, 1, axis=0) + 10
+            elif copy:
+                voxels = np.random.default_rng(i).permuted(voxels, axis=2)
+            nib.save(nib.Nifti1Image(voxels.astype(np.int16), image.affine), folder / "ct.nii.gz")
+            rows.append(f"{name},{name},{'bad' if i % 2 == 0 else 'good'}")
+    (cohort / "cohort.csv").write_text("\n".join(rows) + "\n")
+    outcome, checks = audit(train(cohort, tmp_path / "run", "ct.shape_DHW=[24,48,48]", "train.seed=3"), cohort)
+    assert (outcome.code, checks["leak"]) == (6, {"duplicates"}), outcome.out
+    (detail,) = [a["detail"] for a in outcome.document["answers"] if a["check"] == "duplicates"]
+    assert "the same CT, shifted, flipped or rescaled" in detail
+    assert {"C0", "D0"} <= set(detail.split())
 
 
 def test_different_images_are_not_duplicates():

@@ -95,6 +95,6 @@ def test_estimator_is_fitted_on_training_part(tmp_path, name):
         other = train(tmp_path / part[0], name, changed(arrays, part))
         assert (other.model.read_bytes() == unchanged.model.read_bytes()) == same, part[0]
     assert {p.name for p in unchanged.folder.iterdir()} == {
-        "history.csv", "metrics.json", "model.safetensors", "predictions.csv", "scaler.json", "tokenizer.json",
-        "validation.csv",
+        "history.csv", "machine.json", "metrics.json", "model.safetensors", "predictions.csv", "scaler.json",
+        "tokenizer.json", "validation.csv",
     }  # fmt: skip

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tmi.toolkit.cases.case import MaskLabel, is_cohort, open_cohort, parse_mask_label
-from tmi.toolkit.cli.console import echo, echo_json
+from tmi.toolkit.cli.console import echo, echo_json, make_console
 from tmi.toolkit.config.project import load_project
 from tmi.toolkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from tmi.toolkit.run_folder import RunFolder
+    from tmi.toolkit.run_folder import FoldSplit, RunFolder
+    from tmi.training.data.dataset import CohortArrays
     from tmi.training.leakage_audit.run_checks import AuditResult
+    from tmi.training.pretrained.initial_weights import InitialWeights
 
 
 def audit(
@@ -30,6 +33,18 @@ def audit(
         typer.Option("--mask-label", metavar="N[,N]", help="Label of the liver in the masks; several are joined."),
     ] = None,
     no_model: Annotated[bool, typer.Option("--no-model", help="Do not run the saved models.")] = False,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Train each fold again and compare the weights bit for bit.")
+    ] = False,
+    fold: Annotated[
+        list[int] | None, typer.Option("--fold", help="Fold of --replay; repeatable. Default: all.")
+    ] = None,
+    ct_weights: Annotated[
+        Path | None, typer.Option("--ct-weights", help="The run's --ct-weights; only for --replay.")
+    ] = None,
+    text_weights: Annotated[
+        Path | None, typer.Option("--text-weights", help="The run's --text-weights; only for --replay.")
+    ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Prepare every case again and cache nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
@@ -44,32 +59,63 @@ def audit(
         tmi audit runs/first
         tmi audit runs/first cohort/ --json
         tmi audit runs/first cohort/ --no-model
+        tmi audit runs/first cohort/ --replay --fold 0
     """
     from dataclasses import asdict
 
     from tmi.toolkit.run_folder import RunFolder
-    from tmi.training.leakage_audit.run_checks import LIMITS, audit_folder
+    from tmi.training.leakage_audit.run_checks import audit_folder, limits
 
+    if not replay and (fold or ct_weights or text_weights):
+        raise UsageError("--fold, --ct-weights and --text-weights belong to --replay", fix="add --replay")
     folder = RunFolder.open(run)
+    options = _ReplayOptions(folds=tuple(fold or ()), ct=ct_weights, text=text_weights) if replay else None
     results = [
         *audit_folder(folder),
-        *_audit_with_cohort(folder, cohort, parse_mask_label(mask_label), run_models=not no_model, cached=not no_cache),
+        *_audit_with_cohort(
+            folder,
+            cohort,
+            parse_mask_label(mask_label),
+            run_models=not no_model,
+            cached=not no_cache,
+            replay=options,
+        ),
     ]
     leaks = [r for r in results if r.status == "leak"]
     declared = [r for r in results if r.status == "declared"]
     verdict = "leak" if leaks else "optimistic" if declared else "clean"
     if as_json:
         answers = [asdict(r) for r in results]
-        document = {"run": run.name, "verdict": verdict, "answers": answers, "cannot_see": list(LIMITS)}
+        document = {
+            "run": run.name,
+            "verdict": verdict,
+            "answers": answers,
+            "cannot_see": list(limits(folder, results)),
+        }
         echo_json(json.dumps(document, indent=2))
     else:
-        _print_results(results, verdict)
+        _print_results(results, verdict, limits(folder, results))
     if verdict != "clean":
         raise typer.Exit(int(ExitCode.DAMAGED))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ReplayOptions:
+    """Options of `--replay`."""
+
+    folds: tuple[int, ...]
+    ct: Path | None
+    text: Path | None
+
+
 def _audit_with_cohort(
-    run: RunFolder, given: Path | None, mask_label: MaskLabel | None, *, run_models: bool, cached: bool
+    run: RunFolder,
+    given: Path | None,
+    mask_label: MaskLabel | None,
+    *,
+    run_models: bool,
+    cached: bool,
+    replay: _ReplayOptions | None,
 ) -> list[AuditResult]:
     """Run the checks that need the cohort.
 
@@ -80,31 +126,76 @@ def _audit_with_cohort(
     from tmi.training.leakage_audit.cohort_checks import audit_cohort, not_checked, require_same_cohort, scratch_store
 
     folder = given or load_project().path("cohort")
+    if given is None and replay is not None and not is_cohort(folder):
+        raise UsageError("--replay needs the cohort of the run", fix="tmi audit RUN COHORT --replay")
     if given is None and not is_cohort(folder):
         return not_checked("no cohort given: tmi audit RUN COHORT")
     data = open_cohort(folder, mask_label=mask_label)
     try:
         require_same_cohort(run, data)
     except UsageError as error:
-        if given is not None:
+        if given is not None or replay is not None:
             raise
         return not_checked(f"{error.what}; give its own: tmi audit RUN COHORT")
+    splits: tuple[FoldSplit, ...] = ()
+    initial: InitialWeights | None = None
+    if replay is not None:
+        from tmi.training.leakage_audit.replay import replay_weights, select_folds
+
+        splits = select_folds(run, list(replay.folds))
+        initial = replay_weights(run, ct=replay.ct, text=replay.text)
     with tempfile.TemporaryDirectory(prefix="tmi-audit-") as scratch:
         cache = PreparedCache() if cached else None
         arrays = prepare_cohort(data, run.config, run.schema, store=scratch_store(Path(scratch)), cache=cache)
-        return audit_cohort(run, arrays, run_models=run_models)
+        results = audit_cohort(run, arrays, run_models=run_models)
+        if splits:
+            results += _replay_folds(run, arrays, splits, initial, Path(scratch) / "replay")
+        return results
 
 
-def _print_results(results: list[AuditResult], verdict: str) -> None:
-    from tmi.training.leakage_audit.run_checks import LIMITS
+def _replay_folds(
+    run: RunFolder,
+    arrays: CohortArrays,
+    splits: tuple[FoldSplit, ...],
+    initial: InitialWeights | None,
+    scratch: Path,
+) -> list[AuditResult]:
+    """Train the named folds again, with a progress bar of the epochs on standard error."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from tmi.training.cli.progress import ProgressCallbacks
+    from tmi.training.leakage_audit.replay import replay_fold
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=make_console(stderr=True)) as progress:
+        bars = ProgressCallbacks(progress)
+        return [
+            replay_fold(
+                run,
+                split,
+                arrays,
+                initial=initial,
+                scratch=scratch,
+                epoch_callback=bars.on_fold_start(split, run.config.train.epochs),
+            )
+            for split in splits
+        ]
+
+
+def _print_results(results: list[AuditResult], verdict: str, cannot_see: tuple[str, ...]) -> None:
     for result in results:
         fold = "" if result.fold is None else f" fold {result.fold}"
         echo(f"{result.status:<11} {result.check}{fold}: {result.detail}")
     counts = {s: sum(r.status == s for r in results) for s in ("holds", "leak", "declared", "warning", "not checked")}
     totals = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
     echo("these checks cannot see:")
-    for limit in LIMITS:
+    for limit in cannot_see:
         echo(f"  - {limit}")
     conclusions = {
         "clean": "no leak found by these checks",

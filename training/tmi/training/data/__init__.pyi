@@ -2,6 +2,8 @@ from .augmentation import write_augmentation_log as write_augmentation_log
 from .dataset import CohortArrays as CohortArrays
 from .dataset import fingerprint as fingerprint
 from .dataset import prepare_cohort as prepare_cohort
+from .duplicate_images import can_find_copies as can_find_copies
+from .duplicate_images import find_copies as find_copies
 from .duplicate_images import find_duplicates as find_duplicates
 from .fold_dataset import NO_ANONYMITY as NO_ANONYMITY
 from .fold_dataset import Batch as Batch

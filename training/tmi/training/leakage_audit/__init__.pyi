@@ -2,6 +2,9 @@ from .cohort_checks import audit_cohort as audit_cohort
 from .cohort_checks import not_checked as not_checked
 from .cohort_checks import require_same_cohort as require_same_cohort
 from .cohort_checks import scratch_store as scratch_store
-from .run_checks import LIMITS as LIMITS
+from .replay import replay_fold as replay_fold
+from .replay import replay_weights as replay_weights
+from .replay import select_folds as select_folds
 from .run_checks import AuditResult as AuditResult
 from .run_checks import audit_folder as audit_folder
+from .run_checks import limits as limits

@@ -17,7 +17,7 @@ from tmi.toolkit.errors import UsageError
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldSplit, RunFolder
 from tmi.training.data.dataset import CohortArrays, fingerprint
-from tmi.training.data.duplicate_images import find_duplicates
+from tmi.training.data.duplicate_images import can_find_copies, find_copies, find_duplicates
 from tmi.training.data.fold_dataset import NO_ANONYMITY, train_vocabulary
 from tmi.training.data.splits import patient_key
 from tmi.training.evaluation.prediction_tables import Predictions, read_predictions
@@ -211,14 +211,17 @@ def _max_difference(recorded: Predictions, recomputed: Predictions) -> float:
 def _duplicates(run: RunFolder, arrays: CohortArrays) -> AuditResult:
     if max(arrays.ct_N1DHW.shape[2:]) == 1:  # clinical records only: every CT is a single empty voxel
         return AuditResult(check="duplicates", status="holds", detail=f"none of the {len(arrays.cases)} cases has a CT")
-    pairs = find_duplicates(arrays.ct_N1DHW, span=run.config.ct.scale_to[1] - run.config.ct.scale_to[0])
+    span = run.config.ct.scale_to[1] - run.config.ct.scale_to[0]
+    pairs = {(a, b): "the same CT" if exact else "nearly the same CT"
+             for a, b, exact in find_duplicates(arrays.ct_N1DHW, span=span)}  # fmt: skip
+    for a, b, similarity in find_copies(arrays.ct_N1DHW):
+        pairs.setdefault((a, b), f"the same CT, shifted, flipped or rescaled (phase correlation {similarity:.2f}),")
     matches = []
-    for a, b, exact in pairs:
+    for (a, b), kind in sorted(pairs.items()):
         first, second = arrays.cases[a].case_id, arrays.cases[b].case_id
         for split in run.folds:
             parts = {_split_part(split, first), _split_part(split, second)}
             if len(parts) > 1:
-                kind = "the same CT" if exact else "nearly the same CT"
                 matches.append(
                     f"{first} and {second} have {kind} and are in {' and '.join(sorted(parts))} of fold {split.fold}"
                 )
@@ -226,9 +229,10 @@ def _duplicates(run: RunFolder, arrays: CohortArrays) -> AuditResult:
     if matches:
         rest = f"; and {len(matches) - 5} more pairs" if len(matches) > 5 else ""
         return AuditResult(check="duplicates", status="leak", detail="; ".join(matches[:5]) + rest)
-    return AuditResult(
-        check="duplicates", status="holds", detail=f"none of {len(arrays.cases)} CTs occurs in two parts of a split"
-    )
+    detail = f"none of {len(arrays.cases)} CTs occurs in two parts of a split"
+    if not can_find_copies(arrays.ct_N1DHW):
+        detail += "; the prepared CTs are too small to search for shifted, flipped or rescaled copies"
+    return AuditResult(check="duplicates", status="holds", detail=detail)
 
 
 def _split_part(split: FoldSplit, case_id: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,10 +32,10 @@ from tmi.training.evaluation.summary import optimism_note
 Status = Literal["holds", "leak", "declared", "warning", "not checked"]
 LIMITS = (
     "a run whose files were made to agree with each other, for example weights that were fitted on held-out cases too; "
-    "only a second training with the recorded config shows it",
+    "only a second training with the recorded config shows it (--replay)",
     "what given weights or a given vocabulary of unknown origin were fitted on",
     "one patient under two ids, except as the same CT or as ids that differ in case and blanks alone",
-    "one CT under two ids, if it was shifted, rotated, rescaled or edited",
+    "one CT under two ids, if it was cropped, rotated or edited",
     "a leak in the cohort itself: a radiomics table that was normalised over all patients, a report or value that was "
     "written after the outcome, wrong labels",
     "choices that a person made after inspecting held-out metrics",
@@ -85,6 +85,12 @@ def audit_folder(run: RunFolder) -> list[AuditResult]:
         results.append(_metrics(split, files, metrics))
     results.append(_threshold(run))
     return results
+
+
+def limits(run: RunFolder, results: Sequence[AuditResult]) -> tuple[str, ...]:
+    """What the audit of a run cannot see, given the checks that were run."""
+    replayed = {r.fold for r in results if r.check == "replay" and r.status == "holds"}
+    return LIMITS[1:] if replayed == {split.fold for split in run.folds} else LIMITS
 
 
 def _protocol(run: RunFolder) -> Iterator[AuditResult]:

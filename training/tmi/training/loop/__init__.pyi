@@ -3,9 +3,13 @@ from .cross_validation import TrainingCallbacks as TrainingCallbacks
 from .cross_validation import cross_validate as cross_validate
 from .cross_validation import require_same_initial_weights as require_same_initial_weights
 from .cross_validation import require_same_options as require_same_options
+from .fold_training import train_fold as train_fold
 from .freezing import set_frozen_eval as set_frozen_eval
 from .hardware import HardwareConfig as HardwareConfig
 from .hardware import resolve_accelerator as resolve_accelerator
 from .lightning_module import FoldModule as FoldModule
+from .machine import machine_differences as machine_differences
+from .machine import machine_facts as machine_facts
+from .machine import recorded_machines as recorded_machines
 from .memory_estimate import estimate_memory as estimate_memory
 from .memory_estimate import set_vector_norms_eval as set_vector_norms_eval

@@ -26,12 +26,12 @@ from tmi.training.evaluation.summary import write_summary
 from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.pretrained.origin import vocabulary_record
 
+from tmi.training.loop.machine import RECORDED_PACKAGES
 if TYPE_CHECKING:
     from tmi.training.pretrained.initial_weights import InitialWeights  # torch
 
 TRAINED = "training texts"
 """`source` in the record of a vocabulary that each fold trains; that of a given one is `given`."""
-RECORDED_PACKAGES = ("tmi-clnet", "torch", "lightning", "monai", "transformers", "numpy", "scikit-learn", "tokenizers")
 
 
 class TrainingCallbacks(Protocol):

@@ -29,6 +29,7 @@ from tmi.training.loop.freezing import FrozenFeatures, bypass_encoder, cacheable
 from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.loop.lightning_module import FoldModule
 from tmi.training.loop.lightning_trainer import make_trainer
+from tmi.training.loop.machine import record_machine
 from tmi.training.loop.memory_estimate import GIB, estimate_memory, is_out_of_memory
 from tmi.training.loop.tracking import loggers
 from tmi.training.pretrained.initial_weights import InitialWeights
@@ -81,6 +82,7 @@ def train_fold(
     data = FoldDataset(arrays, split, config, tokenizer=tokenizer)
     if hardware.node_rank == 0:
         data.save(files.scaler, files.tokenizer)
+        record_machine(files.machine, hardware)
     if system_spec(config.system.name).backend == "sklearn":
         from tmi.training.loop.sklearn_fold import fit_sklearn_fold
 
