@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tmi.toolkit.cases.case import Case, find_cases, is_cohort, open_case, open_cohort
+from tmi.toolkit.cases.case import SYSTEM_ENTRIES, Case, find_cases, is_cohort, open_case, open_cohort
 from tmi.toolkit.errors import InputRejectedError, UsageError
 
 HEADER = "case_id,patient_id,label\n"
@@ -171,3 +171,19 @@ def test_inaccessible_path_is_returned_as_case(tmp_path):
     (tmp_path / "good").mkdir()
     cases = find_cases([tmp_path / ("x" * 300), tmp_path / "good"])
     assert [c.case_id for c in cases] == ["x" * 300, "good"]
+
+
+def test_folders_of_operating_systems_are_no_cases(tmp_path):
+    """What file servers, archives and macOS put beside cases is left out; a folder that is no case is not."""
+    for name in (*SYSTEM_ENTRIES, "__MACOSX", "@eaDir", "lost+found", "._P1", "P2", "P1", "notes"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    (tmp_path / "P1" / "clinical.json").write_text("{}")
+    assert [c.case_id for c in find_cases([tmp_path])] == ["P1", "P2", "notes"]
+
+
+@pytest.mark.parametrize("row", ['"C2,P2,good', 'C2,"P2,good', 'C2,P2,"good'])
+def test_stray_quotation_mark_is_named(tmp_path, row):
+    """A mark that swallows the following lines is reported with its line, not as a faulty id."""
+    folder = cohort(tmp_path, f"{HEADER}C1,P1,bad\n{row}\nC3,P3,bad\n")
+    with pytest.raises(UsageError, match="line 3: a quotation mark is not closed"):
+        open_cohort(folder)

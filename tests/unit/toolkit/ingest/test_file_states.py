@@ -199,3 +199,31 @@ def test_other_grid_of_one_shape_says_what_differs(tmp_path, change, differs):
         assert differs in text
         assert "[mask-grid]" in text
         assert "32x28x24" not in text
+
+
+def test_files_of_operating_systems_beside_slices_are_left_out(tmp_path):
+    """Resource forks with the suffix of a slice, and folders of archives and file servers, are no damaged slices."""
+    folder = write_series(tmp_path / "ct")
+    for path in sorted(folder.iterdir())[:3]:
+        (folder / f"._{path.name}.dcm").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        ")
+        for name in ("__MACOSX", "@eaDir", "lost+found"):
+            (folder / name).mkdir(exist_ok=True)
+            (folder / name / f"{path.name}.dcm").write_bytes(b"thumbnail")
+    done = import_case(tmp_path / "out", ct=folder)
+    assert done.source["ct"]["images"] == SeriesSpec().slices
+
+
+def test_case_id_that_no_file_system_takes(tmp_path):
+    """A name of 300 letters is a usage error, and in a table the rejection of its row."""
+    case = write_case(tmp_path / "P1")
+    with pytest.raises(UsageError, match="more than 200 bytes"):
+        import_case(tmp_path / ("x" * 300), ct=case / "ct.nii.gz")
+    (tmp_path / "t.csv").write_text(f"id,alb\n{'x' * 300},38\n{'é' * 101},38\nP3,38\n")
+    (tmp_path / "m.yaml").write_text(
+        "schema: tmi-mapping/1\ncase_id: {column: id}\nfields: {albumin: {column: alb, unit: g/L}}\n"
+    )
+    outcome = tmi("import", tmp_path / "cohort", "--table", tmp_path / "t.csv", "--map", tmp_path / "m.yaml")
+    refused = [line for line in outcome.out.splitlines() if line.startswith("refused: row")]
+    assert len(refused) == 2
+    assert all("the case id in column 'id' has more than 200 bytes [id]" in line for line in refused)
+    assert (tmp_path / "cohort" / "P3" / "clinical.json").exists()

@@ -258,6 +258,10 @@ def open_cohort(folder: Path, *, mask_label: MaskLabel | None = None) -> Cohort:
     cases: list[Case] = []
     case_ids: set[str] = set()
     for line, row in enumerate(rows, start=2):
+        if any("\n" in str(cell) for cell in row.values()):
+            raise UsageError(
+                f"{table} line {line}: a quotation mark is not closed", fix="remove the mark, or write it twice"
+            )
         case_id, patient_id, label = (unescape_cell((row[c] or "").strip()) for c in COHORT_COLUMNS)
         if not patient_id.isprintable() or not patient_id or not is_portable_name(case_id):
             raise UsageError(

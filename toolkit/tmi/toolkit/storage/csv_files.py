@@ -10,12 +10,14 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 FORMULA = re.compile(r"'*(\s*[=+\-@\uff1d\uff0b\uff0d\uff20].|[\t\r\n])", re.DOTALL)
 """Start of a text that is escaped: apostrophes, then a formula. Full-width signs count in East Asian locales."""
 MAX_CELLS = 10_000_000
 """Limit on the cells of a table, which take 60 to 80 bytes each; 5,000 cases of 1,781 features have 9 million."""
+MAX_STRAY_LINES, MAX_CELL_LINES, MAX_CELL_CHARACTERS = 100, 20, 2**16
+"""Limits for a text with stray quotation marks: lines with one, and lines and characters of a row of several lines."""
 NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|nan)", re.ASCII)
 """Text of a number, which no program executes."""
 
@@ -52,6 +54,53 @@ def csv_rows(text: str, *, delimiter: str = ",", strict: bool = True, max_cells:
     """
     _require_cells(text, delimiter, max_cells)
     return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=strict))
+
+
+def csv_rows_of_lines(text: str, *, delimiter: str = ",", max_cells: int = MAX_CELLS) -> list[list[str] | None]:
+    """Return the rows of a CSV text that has stray quotation marks; None for each line that is not CSV.
+
+    A cell may contain line breaks if its quotation marks are closed and its row then has as many cells as the header.
+    Otherwise a line with a mark that is not closed is lost alone, and the lines after it are read.
+
+    Raises:
+        csv.Error: the header or more than `MAX_STRAY_LINES` lines are not CSV, or there may be more than `max_cells`
+            cells.
+    """
+    _require_cells(text, delimiter, max_cells)
+    lines = list(io.StringIO(text, newline=""))
+    rows: list[list[str] | None] = []
+    at = 0
+    while at < len(lines):
+        taken, row = 1, _row_of_lines(lines[at : at + 1], delimiter)
+        if row is None and rows:
+            width = len(rows[0] or ())
+            taken, row = next(
+                ((n, r) for n, r in _rows_of_several(lines, at, delimiter) if r is not None and len(r) == width),
+                (1, None),
+            )
+        rows.append(row)
+        if rows[0] is None or rows.count(None) > MAX_STRAY_LINES:
+            raise csv.Error("a quotation mark is not closed")
+        at += taken
+    return rows
+
+
+def _rows_of_several(lines: list[str], at: int, delimiter: str) -> Iterator[tuple[int, list[str] | None]]:
+    """Yield 2, 3, ... and the row that so many lines from `at` are, if they are one."""
+    for count in range(2, min(MAX_CELL_LINES, len(lines) - at) + 1):
+        part = lines[at : at + count]
+        if sum(map(len, part)) > MAX_CELL_CHARACTERS:
+            return
+        yield count, _row_of_lines(part, delimiter)
+
+
+def _row_of_lines(lines: list[str], delimiter: str) -> list[str] | None:
+    """Return the one row that the lines are; None if they are none, or several."""
+    try:
+        (row,) = csv.reader(lines, delimiter=delimiter, strict=True)
+    except (csv.Error, ValueError):
+        return None
+    return row
 
 
 def csv_dicts(text: str, *, delimiter: str = ",", max_cells: int = MAX_CELLS) -> csv.DictReader[str]:

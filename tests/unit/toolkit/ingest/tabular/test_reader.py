@@ -15,7 +15,7 @@ from tmi.toolkit.errors import TmiError, UsageError
 from tmi.toolkit.ingest.tabular.cells import cell_text
 from tmi.toolkit.ingest.tabular.cohort_importer import import_table
 from tmi.toolkit.ingest.tabular.mapping import TableSpec
-from tmi.toolkit.ingest.tabular.reader import read_cells
+from tmi.toolkit.ingest.tabular.reader import STRAY_QUOTE, read_cells
 
 MAPPING = (
     "schema: tmi-mapping/1\ncase_id: {column: id}\n"
@@ -207,3 +207,34 @@ def test_unknown_compression_method_is_a_usage_error(tmp_path):
     path.write_bytes(data)
     with pytest.raises(UsageError):
         read_cells(path, TableSpec(), wanted=WANTED)
+
+
+@pytest.mark.parametrize(
+    ("bad", "lost"),
+    [
+        ('P2,"30,f', {3}),
+        ('P2,30,"f', {3}),
+        ('"P2,30,f', {3}),
+        ('P2,"3"0,f', {3}),
+        ('P2,"30,f\n"P3,31,m', {3, 4}),
+    ],
+)
+def test_stray_quotation_mark_loses_its_row_alone(tmp_path, bad, lost):
+    """A row with a quotation mark that is not closed is a faulty row; those before and after it are read."""
+    path = tmp_path / "t.csv"
+    path.write_text(f'id,alb,sex\nP1,"3\n8",m\n{bad}\nP8,40,f\nP9,"4,1",m\n')
+    table = read_cells(path, TableSpec(), wanted=WANTED)
+    faults = {row.number: row.fault for row in table.rows if row.fault}
+    assert set(faults) == lost
+    assert set(faults.values()) == {STRAY_QUOTE}
+    assert [cell_text(r.cells[0]) for r in table.rows if not r.fault] == ["P1", "P8", "P9"]
+    assert [cell_text(r.cells[1]) for r in table.rows if not r.fault] == ["3\n8", "40", "4,1"]
+
+
+def test_text_of_quotation_marks_is_rejected_at_once(tmp_path):
+    """A table of stray marks alone is no table, and the attempt to read it is short."""
+    path, start = tmp_path / "t.csv", time.monotonic()
+    path.write_text("id,alb,sex\n" + '"' + '\n"x' * 200_001)
+    with pytest.raises(UsageError, match="a quotation mark is not closed"):
+        read_cells(path, TableSpec(), wanted=WANTED)
+    assert time.monotonic() - start < 5

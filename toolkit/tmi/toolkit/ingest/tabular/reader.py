@@ -33,7 +33,7 @@ from tmi.toolkit.storage.bounded_files import (
     open_regular,
     read_bytes,
 )
-from tmi.toolkit.storage.csv_files import csv_rows
+from tmi.toolkit.storage.csv_files import csv_rows, csv_rows_of_lines
 from tmi.toolkit.storage.terminal_text import is_unicode, printable
 
 MAX_CELLS = 5_000_000
@@ -60,6 +60,7 @@ WORKBOOK_READ_ERRORS = (
 )
 """Exceptions of the libraries on a damaged workbook: XML errors are SyntaxErrors; an encrypted member or an unknown
 compression method is a RuntimeError (NotImplementedError)."""
+STRAY_QUOTE = "the row is not valid CSV: a quotation mark is not closed, or a cell is too long"
 NO_CHARACTER = "a cell in column {column!r} contains half of a surrogate pair, which is no character"
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -124,7 +125,7 @@ def read_cells(path: Path, spec: TableSpec, *, wanted: Collection[str]) -> Table
     _require_columns(path, columns, wanted)
     rows = []
     for number, cells in enumerate(lines[1:], start=2):
-        if any(cell_text(c) for c in cells):
+        if any(cell_text(c) or isinstance(c, FaultyCell) for c in cells):
             rows.append(_row(number, cells, columns, wanted, padded=workbook))
     if not rows:
         raise UsageError(f"table {path} has no row below its header", fix="give a table with one row per case")
@@ -143,7 +144,9 @@ def _row(number: int, cells: list[Cell], columns: tuple[str, ...], wanted: Colle
     if padded and len(cells) < width:
         cells = [*cells, *[""] * (width - len(cells))]
     fault = None
-    if len(cells) != width:
+    if len(cells) == 1 and isinstance(cells[0], FaultyCell) and cells[0].why == STRAY_QUOTE:
+        fault = STRAY_QUOTE
+    elif len(cells) != width:
         fault = f"the row has {len(cells)} cells, the header has {width}"
     else:
         cells = [c if not isinstance(c, str) or is_unicode(c) else faulty_cell("", NO_CHARACTER) for c in cells]
@@ -177,9 +180,29 @@ def _csv_rows(path: Path, spec: TableSpec, wanted: Collection[str]) -> list[list
         ) from error
     try:
         delimiter = spec.delimiter or _delimiter(text, wanted)
-        return [list(row) for row in csv_rows(text, delimiter=delimiter, max_cells=MAX_CELLS)]
+        rows: Sequence[list[str] | None] = _rows_of_text(text, delimiter)
+        # a row that is not CSV has a single cell, so that it is rejected alone
+        return [[faulty_cell("", STRAY_QUOTE)] if row is None else list(row) for row in rows]
     except csv.Error as error:
         raise UsageError(f"table {path.name} is not valid CSV: {error}", fix="save it again as CSV in UTF-8") from error
+
+
+def _rows_of_text(text: str, delimiter: str) -> Sequence[list[str] | None]:
+    """Return the rows of a CSV text; None for one with a quotation mark that is not closed.
+
+    A stray mark makes all text up to the next mark one cell. The rows are therefore read line by line if the text is
+    not CSV, or if a row that spans several lines has not as many cells as the header.
+    """
+    try:
+        rows = csv_rows(text, delimiter=delimiter, max_cells=MAX_CELLS)
+    except csv.Error:
+        lines = csv_rows_of_lines(text, delimiter=delimiter, max_cells=MAX_CELLS)
+        if not any(lines[1:]):
+            raise
+        return lines
+    if any(len(row) != len(rows[0]) and any("\n" in cell for cell in row) for row in rows[1:]):
+        return csv_rows_of_lines(text, delimiter=delimiter, max_cells=MAX_CELLS)
+    return rows
 
 
 def _delimiter(text: str, wanted: Collection[str]) -> str:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tmi.toolkit.cases.case import CLINICAL_FILE, Case, is_portable_name, is_too_long
+from tmi.toolkit.cases.case import CLINICAL_FILE, MAX_NAME_BYTES, Case, is_portable_name, is_too_long
 from tmi.toolkit.clinical.record import Value, read_values
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.errors import InputRejectedError
@@ -166,6 +166,10 @@ class RowReader:
                 "id",
                 f"the {kind} id in column {source.column!r} {reason}; format the column as text and enter it again",
             )
+        if kind == "case" and is_too_long(text):
+            raise RowRejectedError(
+                "id", f"the case id in column {source.column!r} has more than {MAX_NAME_BYTES} bytes"
+            )
         if not (_is_case_name(text) if kind == "case" else text.isprintable()):
             raise RowRejectedError("id", f"the {kind} id in column {source.column!r} is not a plain name")
         return text
@@ -312,12 +316,7 @@ class RowReader:
 
 def _is_case_name(text: str) -> bool:
     """Return whether a text is a valid case id; a leading dot is reserved for temporary folders."""
-    return (
-        is_portable_name(text)
-        and not is_too_long(text)
-        and not text.startswith(".")
-        and text.casefold() not in RESERVED
-    )
+    return is_portable_name(text) and not text.startswith(".") and text.casefold() not in RESERVED
 
 
 def _unnamed_label_error(column: str) -> RowExcludedError:
