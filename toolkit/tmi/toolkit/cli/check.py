@@ -151,6 +151,7 @@ def _print_comparisons(comparisons: list[RadiomicsComparison]) -> None:
         echo(
             f"recomputed: case {c.case_id}: {c.compared - c.differ} of {c.compared} features agree within "
             f"{c.tolerance:g} relative"
+            + (f"; in the axes {c.axes}: {c.compared - (c.axes_differ or 0)}" if c.axes is not None else "")
         )
 
 

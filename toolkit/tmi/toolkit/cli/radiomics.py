@@ -25,7 +25,8 @@ def radiomics(
     force: Annotated[bool, typer.Option("--force", help="Replace existing tables.")] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")] = False,
     table: Annotated[
-        Path | None, typer.Option("--from", help="Take the values from this table instead of extracting them.")
+        Path | None,
+        typer.Option("--from", help="Take the values from this table; they depend on its program's axes (docs)."),
     ] = None,
     mapping: Annotated[
         Path | None, typer.Option("--map", help="JSON or YAML: name in that table -> feature name of tmi.")
@@ -49,6 +50,7 @@ def radiomics(
     from tmi.toolkit.compute.cpu import available_cores
     from tmi.toolkit.preprocessing.radiomics_batch import ExtractionOptions, make_tables
     from tmi.toolkit.radiomics.external_table import read_external_table, read_mapping
+    from tmi.toolkit.radiomics.settings import AXES
 
     if table is None and (mapping is not None or id_column is not None):
         raise UsageError("--map and --id-column need a table", fix="give the table with --from")
@@ -68,6 +70,13 @@ def radiomics(
             results.append(result)
             _print_result(result)
             bar.advance(task)
+    if external is not None:
+        echo(
+            f"note: the axes of the table are unknown; this package extracts in {AXES}, SimpleITK reads a DICOM series "
+            "in LPS, and many features differ: use tables of one program for training and prediction, and compare "
+            "with `tmi check --recompute`",
+            err=True,
+        )
     counts = {state: sum(r.state == state for r in results) for state in ("written", "current", "rejected")}
     echo(
         f"{len(results)} case(s): {counts['written']} written, {counts['current']} up to date, "

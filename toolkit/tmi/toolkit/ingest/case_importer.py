@@ -166,7 +166,7 @@ def import_case(
             source["clinical"] = {"sha256": _digest(clinical)}
         if features is not None and radiomics is not None:
             write_table(stage / RADIOMICS_FILE, features)
-            source["radiomics"] = {"sha256": sha256_file(radiomics)}
+            source["radiomics"] = {"sha256": sha256_file(radiomics), "axes": "unknown"}
         write_case_record(stage, CaseRecord(source=source, repairs=tuple(repairs), days_from_blood_to_ct=days))
     return _check_written_case(open_case(out), findings, tuple(repairs), source, label)
 
@@ -215,6 +215,10 @@ def _validate_arguments(
         raise UsageError(
             "the name of the case folder contains characters that cannot be printed", fix="give it a plain name"
         )
+    if is_too_long(given_name(out)):
+        raise UsageError(
+            f"the name of the case folder has more than {MAX_NAME_BYTES} bytes", fix="give it a shorter name"
+        )
     for source in (ct, mask, clinical, radiomics):
         if isinstance(source, Path):
             if not source.exists():
@@ -226,17 +230,19 @@ def _validate_arguments(
 
 def _read_ct(path: Path, series: str | None, fixes: Collection[str], repairs: list[Repair], case_id: str) -> LoadedCt:
     """Read the CT, reject a volume that is not a CT in HU, and apply the repair `ct-padding` if requested."""
-    if is_too_long(given_name(out)):
-        raise UsageError(
-            f"the name of the case folder has more than {MAX_NAME_BYTES} bytes", fix="give it a shorter name"
-        )
     if is_image_file(path):
         if series is not None:
             raise UsageError("--series applies to DICOM only", fix="omit --series: the file holds one volume")
         read = read_image_ct(path, case_id=case_id)
     else:
         from tmi.toolkit.ingest.dicom.ct import read_dicom_ct
+        from tmi.toolkit.ingest.dicom.headers import is_dicom_file
 
+        try:
+            if path.is_file() and not is_dicom_file(path):
+                raise unknown_format_error(path, kind="ct", case_id=case_id)
+        except OSError as error:
+            raise access_error("the CT file", error, case_id) from error
         read = read_dicom_ct(path, series=series, fixes=fixes, case_id=case_id)
     repairs += read.repairs
     for code, message, fix in check_ct(read.volume):
@@ -247,13 +253,7 @@ def _read_ct(path: Path, series: str | None, fixes: Collection[str], repairs: li
     array: NDArray[Any] = read.volume.array_DHW
     padding = array < PADDING_BELOW_HU
     if "ct-padding" in fixes and padding.any():
-        from tmi.toolkit.ingest.dicom.headers import is_dicom_file
         array[padding] = -1024
-        try:
-            if path.is_file() and not is_dicom_file(path):
-                raise unknown_format_error(path, kind="ct", case_id=case_id)
-        except OSError as error:
-            raise access_error("the CT file", error, case_id) from error
         message = f"{int(padding.sum())} voxels below {PADDING_BELOW_HU} HU set to -1024 HU"
         repairs.append(Repair(code="ct-padding", file=CT_FILE, what=message))
     return read
@@ -277,6 +277,8 @@ def _read_clinical(source: Path | Mapping[str, Any], patient_id: str | None, cas
         try:
             record = read_document(source, max_bytes=RECORD_BYTES)
         except (OSError, DocumentError) as error:
+            if is_access_error(error):
+                raise access_error("the clinical record", error, case_id) from error
             reason = error.reason if isinstance(error, DocumentError) else f"cannot be read: {error.strerror}"
             raise InputRejectedError(
                 f"the clinical record {reason}", fix=fix, code="clinical-malformed", case_id=case_id
@@ -288,8 +290,6 @@ def _read_clinical(source: Path | Mapping[str, Any], patient_id: str | None, cas
         )  # fmt: skip
     if not is_unicode(json.dumps(dict(record), ensure_ascii=False, default=str) + (patient_id or "")):
         raise InputRejectedError(
-            if is_access_error(error):
-                raise access_error("the clinical record", error, case_id) from error
             "the clinical record contains half of a surrogate pair, which is no character",
             fix="write the text again as UTF-8", code="clinical-malformed", case_id=case_id,
         )  # fmt: skip

@@ -26,7 +26,7 @@ from tmi.toolkit.qc.image_checks import check_ct, check_mask, raise_on_error
 from tmi.toolkit.radiomics.cache import extract_cached, package_versions
 from tmi.toolkit.radiomics.external_table import ExternalTable
 from tmi.toolkit.radiomics.provenance import RadiomicsRecord, file_digest, read_record, staleness_reason, write_record
-from tmi.toolkit.radiomics.settings import SETTINGS, SETTINGS_DIGEST
+from tmi.toolkit.radiomics.settings import AXES, SETTINGS, SETTINGS_DIGEST
 from tmi.toolkit.radiomics.table import missing_features, table_text
 from tmi.toolkit.storage.atomic_files import write_text
 from tmi.toolkit.storage.hashing import sha256_bytes
@@ -179,6 +179,7 @@ def _extract(case: Case, options: ExtractionOptions, jobs: int) -> str:
             settings=dict(SETTINGS),
             versions=package_versions(),
             note=extracted.note,
+            axes=AXES,
         ),
     )
     return _result_message(extracted.values_F, extracted.note)

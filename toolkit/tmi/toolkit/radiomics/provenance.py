@@ -20,7 +20,7 @@ from tmi.toolkit.cases.case import (
     format_label,
 )
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.radiomics.settings import SETTINGS_DIGEST
+from tmi.toolkit.radiomics.settings import AXES, SETTINGS_DIGEST
 from tmi.toolkit.storage.atomic_files import write_json
 from tmi.toolkit.storage.bounded_files import FEATURES_BYTES, IMAGE_BYTES, RECORD_BYTES, is_access_error
 from tmi.toolkit.storage.documents import DocumentError, read_document
@@ -54,6 +54,9 @@ class RadiomicsRecord:
     """Feature name -> its name in the external table, if the two differ."""
     note: str | None = None
     """Deviation from the default extraction, such as the use of the reference path."""
+    axes: str | None = None
+    """Directions of the axes that the features were extracted in (`tmi.toolkit.radiomics.settings.AXES`); None for an
+    external table, whose axes are unknown, and in records of earlier versions, which extracted in RAS."""
     schema: str = SCHEMA
     """Schema id of the file."""
 
@@ -97,6 +100,19 @@ def read_record(case: Case) -> RadiomicsRecord | None:
     if record.schema != SCHEMA:
         raise UsageError(f"{path.name} has schema {record.schema[:40]!r}", fix="extract again with --force")
     return record
+
+
+def table_axes(case: Case) -> str:
+    """Return the axes of the case's features: `RAS`, if they are extracted here, or `unknown`."""
+    if not case.radiomics.exists():
+        return AXES
+    try:
+        record = read_record(case)
+    except (UsageError, OSError):
+        record = None
+    if record is None or record.table_sha256 != file_digest(case.radiomics):
+        return "unknown"
+    return record.axes or (AXES if record.source == "extracted" else "unknown")
 
 
 def staleness_reason(case: Case) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from tmi.toolkit.clinical.tokenizer import MIN_PATIENTS, Tokenizer
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.preprocessing.cache import PreparedCache
+from tmi.toolkit.radiomics.provenance import table_axes
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json, write_json
 from tmi.toolkit.storage.serialization import to_json
@@ -236,6 +238,8 @@ def _create_run(
         "refused": sorted(e.case_id or "" for e in arrays.rejected),
         "fingerprint": cohort_fingerprint,
         "synthetic": is_synthetic(cohort.folder),
+        # axes of the features -> number of cases; features depend on them
+        "radiomics_axes": dict(Counter(table_axes(case) for case in cohort.cases)),
     }
     return RunFolder.create(
         out,
