@@ -13,7 +13,7 @@ RATIOS := benchmarks/test_end_to_end.py 'benchmarks/test_forward.py::test_forwar
 	benchmarks/test_cold_start.py::test_imports_of_a_first_answer \
 	benchmarks/test_preparing.py::test_preparing_a_full_size_ct
 
-.PHONY: help setup hooks demo test check lint pytest docs test-slow test-gpu bench bench-ci bench-gpu faults paper-size clean
+.PHONY: help setup hooks demo test check lint pytest docs test-slow test-gpu bench bench-ci bench-gpu faults fuzz paper-size clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 20
@@ -95,6 +95,9 @@ bench-gpu: $(READY)  ## compare the engines on an NVIDIA GPU with each other and
 
 faults: $(READY)  ## plant every known fault and check that it is blocked; export ten valid models
 	$(BIN)/python benchmarks/planted_faults.py
+
+fuzz: $(READY)  ## 20,000 mutants over every reader (FUZZ_ARGS: other options of benchmarks/fuzz.py)
+	$(BIN)/python benchmarks/fuzz.py $(FUZZ_ARGS)
 
 paper-size: $(READY)  ## the full-size preset with random weights: export, predict a real case, time and memory
 	$(BIN)/python benchmarks/paper_size.py

@@ -304,9 +304,14 @@ class RunFolder:
             raise DamagedError(f"run {self.path}: {RUN_FILE} records no files", fix="train the run again")
         for name, digest in recorded.items():
             file = self.path / name
-            if not file.is_file():
-                raise DamagedError(f"run {self.path}: {name} is missing", fix="restore it, or train the run again")
-            if sha256_file(file) != digest:
+            try:
+                current = sha256_file(file)
+            except (OSError, ValueError) as error:  # missing, no regular file, or no possible name
+                raise DamagedError(
+                    f"run {self.path}: {name[:100]} is missing or cannot be read",
+                    fix="restore it, or train the run again",
+                ) from error
+            if current != digest:
                 raise DamagedError(
                     f"run {self.path}: {name} was changed after the training", fix="restore it, or train the run again"
                 )

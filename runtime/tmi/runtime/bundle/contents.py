@@ -9,6 +9,7 @@ from tmi.runtime.bundle.reader import Bundle
 from tmi.toolkit.clinical.schema import SCHEMA_FILE, Schema, stored_schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
+from tmi.toolkit.storage.bounded_files import DOCUMENT_BYTES
 
 
 def bundled_schema(bundle: Bundle) -> Schema:
@@ -17,7 +18,9 @@ def bundled_schema(bundle: Bundle) -> Schema:
     Raises:
         DamagedError: the file is missing, malformed, or differs from the manifest.
     """
-    return stored_schema(bundle.folder, kind="bundle", data=bundle.read(bundle.folder / SCHEMA_FILE))
+    return stored_schema(
+        bundle.folder, kind="bundle", data=bundle.read(bundle.folder / SCHEMA_FILE, max_bytes=DOCUMENT_BYTES)
+    )
 
 
 def bundled_scaler(bundle: Bundle, name: str) -> RadiomicsScaler:
@@ -27,7 +30,7 @@ def bundled_scaler(bundle: Bundle, name: str) -> RadiomicsScaler:
         DamagedError: the file is missing, malformed, or differs from the manifest.
     """
     path = bundle.folder / name
-    return RadiomicsScaler.load(path, data=bundle.read(path))
+    return RadiomicsScaler.load(path, data=bundle.read(path, max_bytes=DOCUMENT_BYTES))
 
 
 def bundled_tokenizer(bundle: Bundle, name: str) -> Tokenizer:
@@ -37,4 +40,4 @@ def bundled_tokenizer(bundle: Bundle, name: str) -> Tokenizer:
         DamagedError: the file is missing, is no tokenizer, or differs from the manifest.
     """
     path = bundle.folder / name
-    return Tokenizer.load(path, data=bundle.read(path))
+    return Tokenizer.load(path, data=bundle.read(path, max_bytes=DOCUMENT_BYTES))

@@ -25,7 +25,7 @@ from tmi.runtime.bundle.manifest import (
 from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.atomic_files import write_text
-from tmi.toolkit.storage.bounded_files import open_regular, read_bytes
+from tmi.toolkit.storage.bounded_files import FileTooLargeError, open_regular, read_bytes
 from tmi.toolkit.storage.documents import DocumentError, parse_json
 from tmi.toolkit.storage.hashing import canonical_json, sha256_bytes, sha256_file
 from tmi.toolkit.storage.serialization import to_json
@@ -45,7 +45,7 @@ class Bundle:
         name = graph.artefacts.get(kind)
         return None if name is None else self.folder / name
 
-    def read(self, path: Path) -> bytes:
+    def read(self, path: Path, *, max_bytes: int | None = None) -> bytes:
         """Bytes of a file of the bundle, for loading: the digest is that of these very bytes.
 
         A file that was exchanged after `open_bundle` compared it is never loaded. A bundle that is being exported has
@@ -53,18 +53,22 @@ class Bundle:
 
         Args:
             path: the file, as `artefact` returns it.
+            max_bytes: limit on its size; None: the size that the manifest records.
 
         Raises:
-            DamagedError: the file is missing, or differs from the manifest.
+            DamagedError: the file is missing, differs from the manifest, or is too large.
         """
         name = path.relative_to(self.folder).as_posix()
         spec = self.manifest.files.get(name)
         try:
-            with open_regular(path) as stream:
+            with open_regular(path, max_bytes=max_bytes) as stream:
                 # At most one byte more than recorded: a file that grew is not read to its end.
                 data = stream.read(-1 if spec is None else spec.bytes + 1)
         except FileNotFoundError as error:
             raise DamagedError(f"bundle {self.folder}: {name} is missing", fix=EXPORT_AGAIN_FIX) from error
+        except FileTooLargeError as error:
+            message = f"bundle {self.folder}: {name} cannot be read: {error.strerror}"
+            raise DamagedError(message, fix=EXPORT_AGAIN_FIX) from error
         except OSError as error:  # a folder took its place, or it may not be read
             raise _changed_file_error(self.folder, name) from error
         if spec is not None and (len(data) != spec.bytes or sha256_bytes(data) != spec.sha256):

@@ -156,7 +156,7 @@ def test_file_of_a_run_names_the_reason(tmp_path):
         read_json(path, kind="run")
     with path.open("wb") as stream:
         stream.truncate(6 * 2**30)
-    with pytest.raises(DamagedError, match="it is larger than 64 MiB"):
+    with pytest.raises(DamagedError, match="it is larger than 16 MiB"):
         read_json(path, kind="run")
     with pytest.raises(OSError, match="larger than 1 MiB"):
         read_document(path, max_bytes=2**20)

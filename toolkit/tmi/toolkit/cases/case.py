@@ -269,9 +269,11 @@ def open_cohort(folder: Path, *, mask_label: MaskLabel | None = None) -> Cohort:
                 fix="give both ids; the case id is the name of the case folder",
             )
         if case_id in case_ids:
-            raise UsageError(f"{table} line {line}: case {case_id} is listed twice", fix="keep one of the two lines")
+            raise UsageError(
+                f"{table} line {line}: case {case_id[:80]} is listed twice", fix="keep one of the two lines"
+            )
         if label not in CLASSES:
-            raise UsageError(f"{table} line {line}: label {label!r}", fix=f"write {' or '.join(CLASSES)}")
+            raise UsageError(f"{table} line {line}: label {label[:40]!r}", fix=f"write {' or '.join(CLASSES)}")
         case_ids.add(case_id)
         cases.append(
             Case(
@@ -316,7 +318,7 @@ def find_cases(paths: list[Path], *, mask_label: MaskLabel | None = None) -> lis
     duplicates = sorted(i for i, count in Counter(c.case_id for c in cases).items() if count > 1)
     if duplicates:
         raise UsageError(
-            f"case id {duplicates[0]} is given twice", fix="give cases of the same name to separate commands"
+            f"case id {duplicates[0][:80]} is given twice", fix="give cases of the same name to separate commands"
         )
     if not cases:
         raise UsageError("no case given", fix="give case folders or a cohort folder")

@@ -28,7 +28,7 @@ TABLE_BYTES = 64 * MIB
 """A spreadsheet of a cohort, uncompressed; a few megabytes."""
 FEATURE_TABLE_BYTES = 256 * MIB
 """A table of the features of a cohort; 36 kB a case."""
-DOCUMENT_BYTES = 64 * MIB
+DOCUMENT_BYTES = 16 * MIB
 """A document that this package writes: of a run, of a bundle; below 1 MB. Also a tokenizer and a vocabulary."""
 JOURNAL_BYTES = 256 * MIB
 """A journal of finished cases; 0.3 to 2 kB a case."""

@@ -12,6 +12,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from tmi.toolkit.errors import UsageError
 
 T = TypeVar("T")
+MAX_SHOWN = 100
+"""Largest number of characters of a value in an error message."""
 
 
 def to_json(config: object) -> dict[str, Any]:
@@ -41,11 +43,13 @@ def from_json(cls: type[T], data: Mapping[str, Any], *, where: str = "config") -
         UsageError: an unknown or missing key, or a value of the wrong type.
     """
     if not isinstance(data, Mapping):
-        raise UsageError(f"{where}: {data!r} is not an object", fix=f"give an object with the keys of {cls.__name__}")
+        raise UsageError(
+            f"{where}: {_shown(data)} is not an object", fix=f"give an object with the keys of {cls.__name__}"
+        )
     hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
     unknown = sorted(set(data) - set(hints))
     if unknown:
-        raise UsageError(f"{where}: unknown key {unknown[0]!r}", fix=f"known keys: {', '.join(hints)}")
+        raise UsageError(f"{where}: unknown key {_shown(unknown[0])}", fix=f"known keys: {', '.join(hints)}")
     values = {name: _typed(hints[name], value, f"{where}.{name}") for name, value in data.items()}
     try:
         return cls(**values)
@@ -97,7 +101,13 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     expected = " or ".join(map(repr, get_args(hint))) if origin is Literal else getattr(hint, "__name__", str(hint))
-    raise UsageError(f"{where}: {value!r} is not {expected}", fix=f"give {expected}")
+    raise UsageError(f"{where}: {_shown(value)} is not {expected}", fix=f"give {expected}")
+
+
+def _shown(value: Any) -> str:
+    """Value in an error message, of at most `MAX_SHOWN` characters."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 
 def _finite(value: float) -> bool:

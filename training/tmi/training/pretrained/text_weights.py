@@ -44,6 +44,10 @@ FIXED: Mapping[str, Any] = {
     "layer_norm_eps": 1e-12,
 }
 """Keys of config.json for which the text encoder supports one value, which is also the default of a missing key."""
+MAX_LAYERS = 256
+"""Largest number of layers that is accepted."""
+MAX_SIZE = 2**20
+"""Largest width, number of heads or of tokens that is accepted."""
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
@@ -65,6 +69,9 @@ def bert_settings(folder: Path, config: TextEncoderConfig) -> TextEncoderConfig:
         raise UsageError(
             f"{folder}: config.json is missing or is not that of a BERT", fix="give a complete BERT folder"
         ) from error
+    for key, name in SIZES.items():
+        if not 1 <= sizes[name] <= (MAX_LAYERS if name == "layers" else MAX_SIZE):
+            raise UsageError(f"{folder}: config.json has an impossible {key}", fix="give a standard BERT")
     for key, value in FIXED.items():
         if document.get(key, value) != value:
             raise UsageError(

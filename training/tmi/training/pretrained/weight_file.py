@@ -18,6 +18,11 @@ from tmi.toolkit.errors import DamagedError, UsageError
 
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
 """Keys under which checkpoints store the weights, next to optimiser and epoch."""
+TORCH_READ_ERRORS = (
+    RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError, ArithmeticError,
+    MemoryError,
+)  # fmt: skip
+"""Exceptions of `torch.load` on damaged files."""
 DATA_PARALLEL_PREFIX = "module."
 """Prefix that torch's DataParallel adds to every name."""
 
@@ -77,7 +82,7 @@ def _torch(path: Path) -> Mapping[str, Any]:
             "in it was executed",
             fix="give a file with tensors only, preferably a .safetensors converted where the checkpoint is trusted",
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError) as error:
+    except (*TORCH_READ_ERRORS, OSError) as error:
         raise _unreadable(path) from error
     if not isinstance(content, Mapping):
         raise UsageError(
