@@ -89,19 +89,20 @@ PUBLIC_NAMES = {
         require_survived_trial run_self_test text_digest trimmed verify_bundle write_golden_case
     """,
     "tmi.toolkit.cases": """
-        CASE_RECORD_FILE CLINICAL_FILE COHORT_COLUMNS COHORT_FILE CT_FILE Case CaseRecord
-        Cohort MASK_FILE MaskLabel NAME_FAULT RADIOMICS_FILE RADIOMICS_RECORD_FILE Repair
-        add_repair find_cases format_label given_name is_cohort is_folder is_portable_name
-        open_case open_cohort parse_mask_label read_case_record reading write_case_record
+        CASE_RECORD_FILE CLINICAL_FILE COHORT_COLUMNS COHORT_FILE CT_FILE Case CaseRecord Cohort
+        MASK_FILE MAX_NAME_BYTES MaskLabel NAME_FAULT RADIOMICS_FILE RADIOMICS_RECORD_FILE Repair
+        access_error add_repair find_cases format_label given_name is_cohort is_folder
+        is_portable_name is_system_entry is_too_long open_case open_cohort parse_mask_label
+        read_case_record reading unopened_error write_case_record
     """,
     "tmi.toolkit.cli": """
         echo echo_json make_console print_error
     """,
     "tmi.toolkit.clinical": """
-        ClinicalRecord Encoded Field KEYS MIN_PATIENTS RENDERING_VERSIONS Rendering
-        SCHEMA_FILE Schema Tokenizer Value check_units enumerate_fields field_spans load_schema
-        lost_fields read_clinical read_values render report_text require_rendering sentences
-        store_schema stored_schema truncation_fix truncation_warning
+        ClinicalRecord Encoded Field KEYS MIN_PATIENTS RENDERING_VERSIONS Rendering SCHEMA_FILE
+        Schema Tokenizer Value check_completeness check_units enumerate_fields field_spans
+        load_schema lost_fields missing_fields read_clinical read_values render report_text
+        require_rendering sentences store_schema stored_schema truncation_fix truncation_warning
     """,
     "tmi.toolkit.compute": """
         ArrayAllocator BufferPool Ignored StageTimer available_cores disable_telemetry
@@ -115,17 +116,17 @@ PUBLIC_NAMES = {
         override paper preset tiny
     """,
     "tmi.toolkit.imaging": """
-        DEFLATE_RATIO Grid MAX_VOXELS PLANES Plane StreamingResampler Volume is_sheared open_nifti
-        place_mask prepare_ct read_ahead read_ct read_ct_file read_label_file read_label_names
-        read_labels read_mask require_same_grid resample_mask resample_to_ct_grid write_on_ct_grid
+        DEFLATE_RATIO Grid MAX_VOXELS PLANES Plane StreamingResampler Volume grid_difference
+        is_sheared open_nifti orientation_of place_mask prepare_ct read_ahead read_ct read_ct_file
+        read_label_file read_label_names read_labels read_mask require_same_grid resample_mask
+        resample_to_ct_grid to_stored_axes write_on_ct_grid
     """,
     "tmi.toolkit.ingest": """
         ChosenLabel ImportedCase LoadedCt MAX_VOXELS RawFinding canonical_volume choose_label
-        import_case is_valid_affine
+        import_case is_image_file is_valid_affine
     """,
     "tmi.toolkit.ingest.dicom": """
-        READ_ERRORS access_error is_access_error is_dicom_file open_dicom read_dicom_ct
-        read_rtstruct read_seg
+        READ_ERRORS is_dicom_file list_files open_dicom read_dicom_ct read_rtstruct read_seg
     """,
     "tmi.toolkit.ingest.tabular": "",
     "tmi.toolkit.models": """
@@ -147,20 +148,20 @@ PUBLIC_NAMES = {
         prepare_case
     """,
     "tmi.toolkit.qc": """
-        AppliedRepair CHECKS Finding RadiomicsComparison TextEncoderInput check_case check_cases
-        check_ct check_mask document parse_codes raise_on_error repair
+        ALERTS AppliedRepair CHECKS Finding RadiomicsComparison TextEncoderInput check_case
+        check_cases check_ct check_mask document parse_codes raise_on_error repair
     """,
     "tmi.toolkit.radiomics": """
-        ExternalTable FEATURE_NAMES RadiomicsRecord RadiomicsScaler SETTINGS SETTINGS_DIGEST extract
-        extract_cached extract_reference file_digest missing_features package_versions
+        AXES ExternalTable FEATURE_NAMES RadiomicsRecord RadiomicsScaler SETTINGS SETTINGS_DIGEST
+        extract extract_cached extract_reference file_digest missing_features package_versions
         read_external_table read_mapping read_record read_table reference_path_reason
-        staleness_reason table_text write_record write_table
+        staleness_reason table_axes table_text write_record write_table
     """,
     "tmi.toolkit.storage": """
-        ContentCache DIGEST_BYTES DiskCache cache_root canonical_json csv_records csv_text
-        digest follow_umask from_json is_unicode open_private printable printable_json
-        read_json require_absent sha256_bytes sha256_file sha256_json staged_folder to_json
-        unescape_cell write_json write_private write_text
+        ContentCache DIGEST_BYTES DiskCache cache_root canonical_json csv_records csv_rows_of_lines
+        csv_text digest follow_umask from_json is_access_error is_unicode open_private printable
+        printable_json read_json require_absent sha256_bytes sha256_file sha256_json staged_folder
+        to_json unescape_cell write_json write_private write_text
     """,
     "tmi.toolkit.synthetic": """
         Grid SYNTHETIC_NOTICE TRUTH_FILE disease_signs is_synthetic make_cohort modality_subsets

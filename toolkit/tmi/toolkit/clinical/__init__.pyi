@@ -1,3 +1,5 @@
+from .completeness import check_completeness as check_completeness
+from .completeness import missing_fields as missing_fields
 from .record import KEYS as KEYS
 from .record import ClinicalRecord as ClinicalRecord
 from .record import Value as Value

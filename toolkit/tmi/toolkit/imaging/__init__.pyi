@@ -9,10 +9,13 @@ from .nifti import MAX_VOXELS as MAX_VOXELS
 from .nifti import is_sheared as is_sheared
 from .nifti import open_nifti as open_nifti
 from .nifti import read_ahead as read_ahead
+from .slab_reader import orientation_of as orientation_of
+from .slab_reader import to_stored_axes as to_stored_axes
 from .volume import PLANES as PLANES
 from .volume import Grid as Grid
 from .volume import Plane as Plane
 from .volume import Volume as Volume
+from .volume import grid_difference as grid_difference
 from .volume import read_ct as read_ct
 from .volume import read_ct_file as read_ct_file
 from .volume import read_label_file as read_label_file

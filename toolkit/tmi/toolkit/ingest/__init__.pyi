@@ -4,6 +4,7 @@ from .image_files import MAX_VOXELS as MAX_VOXELS
 from .image_files import LoadedCt as LoadedCt
 from .image_files import RawFinding as RawFinding
 from .image_files import canonical_volume as canonical_volume
+from .image_files import is_image_file as is_image_file
 from .image_files import is_valid_affine as is_valid_affine
 from .mask_labels import ChosenLabel as ChosenLabel
 from .mask_labels import choose_label as choose_label

@@ -1,6 +1,7 @@
 from .case_checks import Finding as Finding
 from .case_checks import check_case as check_case
 from .case_checks import check_cases as check_cases
+from .check_registry import ALERTS as ALERTS
 from .check_registry import CHECKS as CHECKS
 from .image_checks import check_ct as check_ct
 from .image_checks import check_mask as check_mask

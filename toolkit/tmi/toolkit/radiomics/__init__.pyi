@@ -11,8 +11,10 @@ from .provenance import RadiomicsRecord as RadiomicsRecord
 from .provenance import file_digest as file_digest
 from .provenance import read_record as read_record
 from .provenance import staleness_reason as staleness_reason
+from .provenance import table_axes as table_axes
 from .provenance import write_record as write_record
 from .scaler import RadiomicsScaler as RadiomicsScaler
+from .settings import AXES as AXES
 from .settings import SETTINGS as SETTINGS
 from .settings import SETTINGS_DIGEST as SETTINGS_DIGEST
 from .table import missing_features as missing_features

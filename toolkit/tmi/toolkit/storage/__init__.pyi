@@ -4,8 +4,10 @@ from .atomic_files import require_absent as require_absent
 from .atomic_files import staged_folder as staged_folder
 from .atomic_files import write_json as write_json
 from .atomic_files import write_text as write_text
+from .bounded_files import is_access_error as is_access_error
 from .content_cache import ContentCache as ContentCache
 from .csv_files import csv_records as csv_records
+from .csv_files import csv_rows_of_lines as csv_rows_of_lines
 from .csv_files import csv_text as csv_text
 from .csv_files import unescape_cell as unescape_cell
 from .disk_cache import DIGEST_BYTES as DIGEST_BYTES
