@@ -193,6 +193,9 @@ def test_rows_of_a_cohort_share_no_memory(tmp_path):
         ("nrrd", "space: left-posterior-superior\n", "", "ct-affine"),
         ("nrrd", "left-posterior-superior", "scanner-xyz", "ct-affine"),
         ("nrrd", "space directions: (0.5,0,0) (0,0.75,0) (0,0,2.5)\n", "", "ct-affine"),
+        ("nrrd", "kinds: domain", "spacings: 3 3 3\nkinds: domain", "ct-forms"),
+        ("nrrd", "kinds: domain", "spacings: nan nan nan\nkinds: domain", None),
+        ("nrrd", "kinds: domain", "axis maxs: 9 9 9\nkinds: domain", "ct-forms"),
         ("nrrd", "kinds: domain", "old min: 0\nkinds: domain", "ct-unreadable"),
         ("nrrd", "kinds: domain", "sizes: 6 5 4\nkinds: domain", "ct-unreadable"),
         ("nrrd", "endian: little\n", "", "ct-unreadable"),
@@ -226,6 +229,12 @@ def test_unit_of_nrrd_is_kept(tmp_path):
     """A unit that the header declares reaches the checks, which assume millimetres."""
     path = edited(written(tmp_path, "nrrd"), "kinds: domain", 'space units: "cm" "cm" "cm"\nkinds: domain')
     assert read(path).volume.unit == "centimetre"
+
+
+def test_unit_of_metaimage_is_kept(tmp_path):
+    """The unit of a MetaImage header reaches the checks too."""
+    path = edited(written(tmp_path, "mha"), "DimSize", "DistanceUnits = um\nDimSize")
+    assert read(path).volume.unit == "micron"
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

@@ -48,6 +48,30 @@ def scale_qform(image: nib.Nifti1Image) -> None:
     image.set_qform(AFFINE @ np.diag([1.2, 1, 1, 1]), 1)
 
 
+SHEARED = AFFINE @ np.array([[1, 0, 0, 0], [0, 1, 0.4, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+"""Affine of a gantry tilt."""
+
+
+def sheared(qform: np.ndarray):
+    """Set a sheared sform beside a qform, which cannot be sheared."""
+
+    def edit(image: nib.Nifti1Image) -> None:
+        image.set_sform(SHEARED, 1)
+        image.set_qform(qform, 1)
+
+    return edit
+
+
+mirror_qform_of_tilt = sheared(AFFINE @ np.diag([-1.0, 1, 1, 1]))
+scale_qform_of_tilt = sheared(AFFINE @ np.diag([1.6, 1.6, 1, 1]))
+
+
+def scale_pixdim(image: nib.Nifti1Image) -> None:
+    image.set_sform(AFFINE, 1)
+    image.set_qform(None, 0)
+    image.header["pixdim"][1:4] = (5, 5, 5)
+
+
 def no_codes(image: nib.Nifti1Image) -> None:
     image.set_sform(None, 0)
     image.set_qform(None, 0)
@@ -56,7 +80,15 @@ def no_codes(image: nib.Nifti1Image) -> None:
 @pytest.mark.parametrize("kind", ["ct", "mask"])
 @pytest.mark.parametrize("ending", ["nii", "nii.gz"])
 @pytest.mark.parametrize(
-    ("edit", "code"), [(mirror_qform, "forms"), (scale_qform, "forms"), (no_codes, "affine")], ids=lambda v: str(v)
+    ("edit", "code"),
+    [
+        (mirror_qform, "forms"),
+        (scale_qform, "forms"),
+        (mirror_qform_of_tilt, "forms"),
+        (scale_qform_of_tilt, "forms"),
+        (scale_pixdim, "forms"),
+        (no_codes, "affine"),
+    ],
 )
 def test_import_and_case_reader_reject_alike(kind, ending, edit, code, tmp_path):
     """Contradictory or missing forms are rejected by the import with the code that `tmi check` gives the raw file."""
@@ -71,6 +103,31 @@ def test_import_and_case_reader_reject_alike(kind, ending, edit, code, tmp_path)
     with pytest.raises(InputRejectedError) as checked:
         read_ct(case) if kind == "ct" else read_labels(case)
     assert checked.value.code == imported.value.code
+
+
+@pytest.mark.parametrize("qform", [AFFINE, SHEARED])
+def test_sheared_sform_agrees_with_its_rotation(qform, tmp_path):
+    """A sheared sform (gantry tilt) is read although the qform beside it has no shear."""
+    path = save(tmp_path / "ct.nii", body(), sheared(qform))
+    np.testing.assert_allclose(read_image(path, kind="ct", case_id="P1").volume.affine_xyz, SHEARED, atol=1e-5)
+
+
+def test_undefined_pixdim_is_no_contradiction(tmp_path):
+    """Sizes of 0 in `pixdim` say nothing, so the sform holds alone."""
+    path = save(tmp_path / "ct.nii", body(), scale_pixdim, patch={80: bytes(12)})
+    np.testing.assert_allclose(read_image(path, kind="ct", case_id="P1").volume.affine_xyz, AFFINE)
+
+
+@pytest.mark.parametrize(("slope", "is_read"), [(np.nan, False), (np.inf, False), (0.0, True)])
+def test_intercept_beside_a_slope_that_is_not_finite(slope, is_read, tmp_path):
+    """Programs apply or ignore such an intercept, so the file is rejected; slope 0 means unscaled by the standard."""
+    path = save(tmp_path / "ct.nii", body(), patch={112: struct.pack("<ff", slope, -40.0)})
+    if is_read:
+        read_image(path, kind="ct", case_id="P1")
+        return
+    with pytest.raises(InputRejectedError) as error:
+        read_image(path, kind="ct", case_id="P1")
+    assert error.value.code == "ct-unreadable"
 
 
 @pytest.mark.parametrize(

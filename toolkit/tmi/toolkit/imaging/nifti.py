@@ -47,6 +47,8 @@ DEFLATE_RATIO = 1032
 """Largest compression ratio of a deflate stream."""
 FORMS_TOLERANCE_VOXELS = 1.0
 """Largest distance between a corner under sform and under qform, relative to the volume's centre, in voxels."""
+SHEAR_COSINE = 0.7
+"""Smallest cosine between an axis of a sheared sform and of its qform, and ratio of their lengths: tilts below 45°."""
 HEADERS = ((348, nib.Nifti1Header, b"n+1\0"), (540, nib.Nifti2Header, b"n+2\0"))
 """Header size in bytes, nibabel's class and magic of single-file NIfTI-1 and NIfTI-2."""
 SLAB_BYTES = 2**21
@@ -196,6 +198,7 @@ def open_nifti(path: Path, *, case_id: str, kind: str, name: str | None = None) 
         dim = [int(n) for n in header["dim"]]
         dtype, offset = header.get_data_dtype(), float(header["vox_offset"])
         slope, intercept = header.get_slope_inter()
+        stored_slope, stored_intercept = float(header["scl_slope"]), float(header["scl_inter"])
     except (NotRegularFileError, FileTooLargeError, IsADirectoryError) as error:
         raise _input_error(
             f"{name} cannot be read: {error.strerror}", "give a NIfTI file (.nii.gz)", f"{kind}-unreadable", case_id
@@ -210,6 +213,9 @@ def open_nifti(path: Path, *, case_id: str, kind: str, name: str | None = None) 
     if dtype.kind not in "iuf":
         what, fix = "has voxels of a type that is not read (colours, complex numbers)", "save it as int16 or float32"
         raise unreadable_error(name, case_id, kind, what=what, fix=fix)
+    if not np.isfinite(stored_slope) and np.isfinite(stored_intercept) and stored_intercept != 0:
+        what = "has an intercept beside a slope that is not finite, which programs apply or ignore"
+        raise unreadable_error(name, case_id, kind, what=what, fix="apply the scaling, and save without it")
     if dim[0] < 3 or any(n != 1 for n in dim[4 : dim[0] + 1]):
         raise _input_error(
             f"{name} has {dim[0]} axes", "give one 3D volume, not a series of them", f"{kind}-not-3d", case_id
@@ -285,20 +291,40 @@ def _affine(header: Any, shape: tuple[int, ...], name: str, case_id: str, kind: 
     affines = [np.asarray(a, dtype=np.float64) for a in (sform, qform) if a is not None]
     if not affines or not all(is_usable_affine(a) for a in affines):
         raise no_affine_error(name, case_id, kind)
-    # a qform is a rotation and a scaling, so it cannot agree with a sheared sform (gantry tilt)
-    if len(affines) == 2 and not is_sheared(affines[0]):
-        last = np.array(shape) - 1
-        # corners relative to the centre, linear part only: a different origin is no disagreement
-        corners = (np.array(np.meshgrid(*[(0, n) for n in last])).reshape(3, -1) - last[:, None] / 2).astype(np.float64)
-        distance = np.linalg.norm((affines[0] - affines[1])[:3, :3] @ corners, axis=0).max()
-        if distance > FORMS_TOLERANCE_VOXELS * np.linalg.norm(affines[0][:3, :3], axis=0).min():
-            raise _input_error(
-                f"{name} has two affines, sform and qform, that disagree in orientation or voxel size",
-                "export it again, or set both to the correct one; programs differ in which of the two they use",
-                f"{kind}-forms",
-                case_id,
-            )
+    sizes = np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64))
+    if not _forms_agree(affines, sizes, np.array(shape)):
+        raise _input_error(
+            f"{name} has two affines, sform and qform, that disagree in orientation or voxel size",
+            "export it again, or set both to the correct one; programs differ in which of the two they use",
+            f"{kind}-forms",
+            case_id,
+        )
     return affines[0]
+
+
+def _forms_agree(affines: list[NDArray[np.float64]], pixdim: NDArray[np.float64], shape: NDArray[np.int_]) -> bool:
+    """Return whether the second affine, or without one the voxel sizes `pixdim`, agree with the first affine.
+
+    Programs differ in whether they take the voxel size from the sform or from `pixdim`. Origins may differ.
+
+    Args:
+        affines: 4x4, sform and qform, or one of them.
+        pixdim: (3,) voxel sizes of the header; those that are not positive are undefined.
+        shape: (3,) number of voxels.
+    """
+    first = affines[0][:3, :3]
+    sizes = np.linalg.norm(first, axis=0)
+    second = affines[-1][:3, :3] if len(affines) > 1 else first / sizes * np.where(pixdim > 0, pixdim, sizes)
+    if is_sheared(affines[0]):
+        # A qform is a rotation and a scaling, so it cannot equal a sheared sform (gantry tilt): its axes are compared.
+        ratio = np.linalg.norm(second, axis=0) / sizes
+        cosine = (first * second).sum(axis=0) / sizes**2 / ratio
+        return bool(cosine.min() > SHEAR_COSINE and ratio.min() > SHEAR_COSINE and ratio.max() < 1 / SHEAR_COSINE)
+    last = shape - 1
+    # corners relative to the centre, linear part only
+    corners = (np.array(np.meshgrid(*[(0, n) for n in last])).reshape(3, -1) - last[:, None] / 2).astype(np.float64)
+    distance = np.linalg.norm((first - second) @ corners, axis=0).max()
+    return bool(distance <= FORMS_TOLERANCE_VOXELS * sizes.min())
 
 
 def is_usable_affine(affine_xyz: NDArray[np.float64]) -> bool:

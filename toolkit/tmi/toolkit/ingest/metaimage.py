@@ -37,6 +37,7 @@ ALIASES = (
     ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"),
 )
 """Keys of one meaning; at most one of each group may occur."""
+UNITS: Mapping[str, str] = {"mm": "mm", "cm": "centimetre", "um": "micron"}
 OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "I": "S", "S": "I"}
 
 
@@ -76,6 +77,7 @@ def read_metaimage_header(path: Path) -> VoxelHeader:
         path=path,
         offset=offset,
         encoding="deflate" if compressed else "raw",
+        unit=UNITS.get(fields.get("DistanceUnits", "").casefold(), "unknown"),
     )
 
 

@@ -166,6 +166,13 @@ def _affine(fields: Mapping[str, str], axes: int) -> tuple[NDArray[np.float64], 
             fix="export it again with its geometry, or add the line (`space: left-posterior-superior`) if you know it",
             code="affine",
         )
+    for key in ("spacings", "axis mins", "axis maxs"):  # the specification excludes them beside space directions
+        if any(v.casefold() != "nan" for v in fields.get(key, "").split()):
+            raise HeaderError(
+                f"has a header with both `space directions` and `{key}`",
+                fix="delete the wrong one; programs differ in which of the two they use",
+                code="forms",
+            )
     text = fields["space directions"]
     vectors = VECTOR.findall(text)
     if len(vectors) != axes or VECTOR.sub("", text).strip() or sum(v != "none" for v in vectors) != 3:
