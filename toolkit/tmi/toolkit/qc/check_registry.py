@@ -109,7 +109,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "mask-label": Check("error", "the selected label, segment or ROI does not exist, or several match"),
         "mask-gap": Check("warning", "planes inside the mask are empty: it was not drawn on every slice"),
         "mask-holes": Check("warning", "holes inside the mask: a tumour or vessel that has a label of its own"),
-        "mask-contours": Check("warning", "contours of an RTSTRUCT cross, or enclose no voxel of their slice"),
+        "mask-contours": Check("warning", "contours of an RTSTRUCT cross, enclose no voxel of their slice, or were left out"),
         "mask-outside": Check("warning", "part of the mask lies outside the CT"),
         "duplicate-radiomics": Check("error", "two cases of a cohort have the same radiomics"),
         "duplicate-record": Check("warning", "two patients of a cohort have the same clinical values"),

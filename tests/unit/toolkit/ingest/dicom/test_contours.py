@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from factories.dicom_series import SeriesSpec, liver_contour, make_slices, write_rtstruct, write_slices
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.ingest.dicom import contours
 from tmi.toolkit.ingest.dicom.contours import Contour, FilledPlane, fill_contours
 from tmi.toolkit.ingest.dicom.ct import read_dicom_ct
@@ -173,6 +175,70 @@ def test_slice_whose_contours_enclose_nothing_is_reported(ct, tmp_path):
     drawn = [liver(k, scale=0.01 if k == 12 else 1.0) + np.array([0.5, 0.5, 0.0]) for k in range(8, 18)]
     result = imported(tmp_path / "rt.dcm", ct, drawn)
     assert [f[:2] for f in result.findings] == [("mask-contours", "the contours of 1 slices enclose no voxel")]
+
+
+def edit_contours(path: Path, edit) -> None:
+    data = pydicom.dcmread(path)
+    edit(data)
+    data.save_as(path)
+
+
+@pytest.mark.parametrize("part", ["island", "hole"])
+@pytest.mark.parametrize("distance_mm", [0.05, 0.3, -0.5])
+def test_contours_of_one_slice_need_not_have_one_height(part, distance_mm, ct, tmp_path):
+    """An island or a hole a little above or below the other contours of its slice is kept."""
+    scale, shift = (0.4, 0.0) if part == "hole" else (1.0, 130.0)
+    main, inner = [liver(k) for k in range(8, 18)], [liver(k, scale=scale) for k in range(8, 18)]
+    plain = imported(tmp_path / "plain.dcm", ct, main + [c + np.array([shift, 0.0, 0.0]) for c in inner])
+    moved = imported(tmp_path / "rt.dcm", ct, main + [c + np.array([shift, 0.0, distance_mm]) for c in inner])
+    assert np.array_equal(plain.volume.array_DHW, moved.volume.array_DHW)
+    assert moved.findings == ()
+
+
+def test_planes_that_are_left_out_are_reported(ct, tmp_path):
+    """Contours on planes between the slices, which no slice takes, give `mask-contours` with their number."""
+    drawn = [liver(k) for k in range(8, 18)]
+    result = imported(tmp_path / "rt.dcm", ct, drawn + [c + np.array([0.0, 0.0, 2.0]) for c in drawn[2:5]])
+    assert [f[0] for f in result.findings] == ["mask-contours"]
+    assert "on 3 planes" in result.findings[0][1]
+
+
+@pytest.mark.parametrize("fault", ["two points", "open", "declared"])
+def test_contours_without_an_area_are_reported(fault, ct, tmp_path):
+    """Contours that are left out, and contours of another length than declared, give `mask-contours`."""
+    drawn = [liver(k) for k in range(8, 18)]
+    write_rtstruct(tmp_path / "rt.dcm", make_slices()[0], {"Liver": [*drawn[:-1], drawn[-1][:2]]})
+
+    def edit(data) -> None:
+        last = data.ROIContourSequence[0].ContourSequence[-1]
+        if fault != "two points":
+            last.ContourData = [round(float(v), 4) for v in drawn[-1].ravel()]
+            last.NumberOfContourPoints = len(drawn[-1]) + (fault == "declared")
+        if fault == "open":
+            last.ContourGeometricType = "OPEN_PLANAR"
+
+    edit_contours(tmp_path / "rt.dcm", edit)
+    result = import_mask(tmp_path / "rt.dcm", ct, wanted=None, fixes=(), case_id="x")
+    assert [f[0] for f in result.findings] == ["mask-contours"]
+    assert result.findings[0][1].startswith("1 contours")
+
+
+@pytest.mark.parametrize("fault", ["number", "offset"])
+def test_contradictory_structure_is_rejected(fault, ct, tmp_path):
+    """Two ROIs of one number would be joined, and an offset vector would be ignored: both reject the file."""
+    drawn = [liver(k) for k in range(8, 18)]
+    write_rtstruct(tmp_path / "rt.dcm", make_slices()[0], {"spleen": [c + 9.0 for c in drawn], "Liver": drawn})
+
+    def edit(data) -> None:
+        if fault == "number":
+            data.StructureSetROISequence[1].ROINumber = data.ROIContourSequence[1].ReferencedROINumber = 1
+        else:
+            data.ROIContourSequence[1].ContourSequence[0].add_new(0x30060045, "DS", ["0", "0", "24"])
+
+    edit_contours(tmp_path / "rt.dcm", edit)
+    with pytest.raises(InputRejectedError) as error:
+        import_mask(tmp_path / "rt.dcm", ct, wanted=None, fixes=(), case_id="x")
+    assert error.value.code == "mask-unreadable"
 
 
 def test_contours_beside_the_ct_are_reported(ct, tmp_path):

@@ -2,13 +2,15 @@
 
 World coordinates assign a contour to a slice. The referenced SOP instances are ignored, because they are often missing.
 `tmi.toolkit.ingest.dicom.contours` combines the contours of a slice: a contour inside another one is a hole, repeats
-count once, and contours that cross are united. If several contour planes lie near one slice, the nearest one is used.
+count once, and contours that cross are united. If several contour planes lie near one slice, the nearest one is used,
+and a warning counts the others.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,8 +29,20 @@ CLOSED = frozenset({"CLOSED_PLANAR", XOR, ""})
 """Contour geometric types that enclose an area."""
 FLAT_VOXELS = 0.2
 """Maximum extent of one contour across its plane, in slices."""
-SAME_PLANE_VOXELS = 0.02
+SAME_PLANE_VOXELS = 0.1
 """Contours closer than this along the slice axis, in slices, lie on one plane."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Structures:
+    """Contours of a file, by ROI number."""
+
+    names: Mapping[int, tuple[str, ...]]
+    contours: Mapping[int, list[Contour]]
+    open: Counter[int]
+    """Number of contours that enclose no area: open ones, single points, and those of fewer than three points."""
+    other_length: Counter[int]
+    """Number of contours with another number of points than they declare."""
 
 
 def read_rtstruct(
@@ -50,7 +64,7 @@ def read_rtstruct(
     """
     try:
         with quiet():
-            names, contours = _read_contours(data)
+            structures = _read_contours(data)
     except READ_ERRORS as error:
         raise InputRejectedError(
             "the mask file cannot be read as RTSTRUCT",
@@ -58,7 +72,8 @@ def read_rtstruct(
             code="mask-unreadable",
             case_id=case_id,
         ) from error
-    label = choose_label(wanted, names, {n: len(c) for n, c in contours.items() if c}, case_id=case_id)
+    contours = structures.contours
+    label = choose_label(wanted, structures.names, {n: len(c) for n, c in contours.items() if c}, case_id=case_id)
     # LPS mm -> RAS mm -> CT voxel indices (x, y, z).
     to_voxel = np.linalg.inv(ct.affine_xyz) @ np.diag([-1.0, -1.0, 1.0, 1.0])
     placed = [replace(c, points=c.points @ to_voxel[:3, :3].T + to_voxel[:3, 3]) for c in contours[label.number]]
@@ -79,23 +94,40 @@ def read_rtstruct(
             code="mask-empty",
             case_id=case_id,
         )
+    if structures.open[label.number]:
+        message = f"{structures.open[label.number]} contours enclose no area (open, or fewer than three points)"
+        findings += (("mask-contours", message, "inspect the mask: these contours were left out"),)
+    if structures.other_length[label.number]:
+        message = f"{structures.other_length[label.number]} contours have another number of points than they declare"
+        findings += (("mask-contours", message, "inspect the mask, or export the structure again"),)
     mask_DHW = np.ascontiguousarray(mask_XYZ.transpose(2, 1, 0))
     return Volume(array_DHW=mask_DHW, affine_xyz=ct.affine_xyz), label, findings
 
 
-def _read_contours(data: Any) -> tuple[Mapping[int, tuple[str, ...]], Mapping[int, list[Contour]]]:
+def _read_contours(data: Any) -> _Structures:
+    numbers = [int(r.ROINumber) for r in data.StructureSetROISequence]
+    if len(set(numbers)) < len(numbers):
+        raise ValueError("two ROIs have one number")
     names = {int(r.ROINumber): (str(r.get("ROIName", "")).strip(),) for r in data.StructureSetROISequence}
     contours: dict[int, list[Contour]] = {n: [] for n in names}
+    open_, other_length = Counter[int](), Counter[int]()
     for roi in data.get("ROIContourSequence") or ():
         for contour in roi.get("ContourSequence") or ():
+            number = int(roi.ReferencedROINumber)
             values = np.array([float(v) for v in contour.get("ContourData") or ()])
             if values.size % 3 or not np.isfinite(values).all() or (values.size and np.abs(values).max() > 1e6):
                 raise ValueError("contour data")
+            if any(float(v) for v in contour.get("ContourOffsetVector") or ()):
+                raise ValueError("the retired offset vector, which programs apply or ignore")
+            declared = contour.get("NumberOfContourPoints")
+            other_length[number] += declared is not None and int(declared) != values.size // 3
             kind = str(contour.get("ContourGeometricType", "")).strip().upper()
             if values.size >= 9 and kind in CLOSED:
                 closed = Contour(points=values.reshape(-1, 3), is_xor=kind == XOR)
-                contours.setdefault(int(roi.ReferencedROINumber), []).append(closed)
-    return names, contours
+                contours.setdefault(number, []).append(closed)
+            else:
+                open_[number] += values.size > 0
+    return _Structures(names=names, contours=contours, open=open_, other_length=other_length)
 
 
 def _flat_axis(placed: Sequence[Contour], case_id: str) -> int:
@@ -132,9 +164,11 @@ def _rasterize(
     slices = np.moveaxis(mask, axis, 0)  # a view: writing a slice fills `mask`
     shape = slices.shape[1], slices.shape[2]
     gaps = empty = crossing = 0
+    used = np.zeros(positions.shape, dtype=np.bool_)
     for k in range(slices.shape[0]):
         nearest = int(np.abs(positions - k).argmin())
         if abs(positions[nearest] - k) <= 0.5:
+            used[nearest] = True
             filled = fill_contours(planes[nearest][1], shape)
             slices[k] = filled.mask
             empty += not filled.mask.any()
@@ -146,10 +180,11 @@ def _rasterize(
         bool(far) or any((c.points < -1.0).any() or (c.points > np.array(shape)).any() for c in contours)
         for far, (_, contours) in zip(beyond, planes, strict=True)
     )
-    return mask, tuple(_findings(gaps=gaps, empty=empty, crossing=crossing, outside=outside))
+    unused = int(np.count_nonzero(~used & ~beyond))
+    return mask, tuple(_findings(gaps=gaps, empty=empty, crossing=crossing, unused=unused, outside=outside))
 
 
-def _findings(*, gaps: int, empty: int, crossing: int, outside: int) -> Iterator[RawFinding]:
+def _findings(*, gaps: int, empty: int, crossing: int, unused: int, outside: int) -> Iterator[RawFinding]:
     if gaps:
         yield "mask-gap", f"{gaps} slices inside the structure have no contour", "draw it on every slice"
     if empty:
@@ -158,6 +193,9 @@ def _findings(*, gaps: int, empty: int, crossing: int, outside: int) -> Iterator
     if crossing:
         message = f"contours cross on {crossing} slices; those that cross each other were united"
         yield "mask-contours", message, "inspect these slices in the mask"
+    if unused:
+        message = f"contours on {unused} planes were left out: others lie nearer to the slices of the CT"
+        yield "mask-contours", message, "inspect the mask, or give the CT on which the contours were drawn"
     if outside:
         yield (
             "mask-outside",
