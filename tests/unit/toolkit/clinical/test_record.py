@@ -11,9 +11,13 @@ from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.record import ClinicalRecord, read_clinical
 from tmi.toolkit.clinical.schema import load_schema, parse_schema
 from tmi.toolkit.errors import InputRejectedError, UsageError
+from tmi.toolkit.qc.case_checks import check_cases
 from tmi.toolkit.storage.bounded_files import RECORD_BYTES
 
 SCHEMA = load_schema()
+HEPATOLOGY = [
+    "afp", "inr", "child_pugh", "ascites", "encephalopathy", "tumour_size", "tumour_number", "portal_vein_thrombosis",
+]  # fmt: skip
 BLOOD = """wbc rbc haemoglobin platelets neutrophils lymphocytes alt ast alp ggt total_protein albumin total_bilirubin
 direct_bilirubin bile_acid cholinesterase triglycerides cholesterol hdl ldl urea creatinine cystatin_c""".split()
 UNITS = {
@@ -45,17 +49,19 @@ def rejection(folder: Path, data: object, *, patient_id: str | None = None) -> I
     return error.value
 
 
-def test_schema_has_paper_fields_and_three_optional():
-    """The liver schema has the paper's fields in their order and three optional ones."""
+def test_schema_has_paper_fields_and_optional_ones():
+    """The liver schema has the paper's fields in their order, three optional ones, and eight of hepatology."""
     names = {s: [f.name for f in SCHEMA.fields if f.section == s and not f.optional] for s in SCHEMA.sections}
-    assert SCHEMA.sections == ("basic", "blood", "fat analysis")
+    assert SCHEMA.sections == ("basic", "blood", "fat analysis", "liver disease")
     assert names["basic"] == ["sex", "height", "bmi"]
     assert names["blood"] == BLOOD
     assert len(BLOOD) == 23
     depots, measures = ("sat", "imat", "vat", "soft_tissue"), ("volume", "area", "volume_fraction", "area_fraction")
     assert names["fat analysis"] == [f"{d}_{m}" for d in depots for m in measures]
-    assert [f.name for f in SCHEMA.fields if f.optional] == ["age", "weight", "aetiology"]
-    assert {f.section for f in SCHEMA.fields if f.optional} == {"basic"}
+    optional = {s: [f.name for f in SCHEMA.fields if f.section == s and f.optional] for s in SCHEMA.sections}
+    assert optional.pop("liver disease") == HEPATOLOGY
+    assert optional == {"basic": ["age", "weight", "aetiology"], "blood": [], "fat analysis": []}
+    assert "hepatitis B and C" in (SCHEMA.by_name["aetiology"].choices or ())
 
 
 def test_blood_and_fat_units():
@@ -247,3 +253,40 @@ def test_malformed_schema_is_rejected(change, message):
     with pytest.raises(UsageError) as error:
         parse_schema(data, where="schema.json")
     assert message in str(error.value)
+
+
+def test_error_names_every_faulty_value(tmp_path):
+    """A record with several faulty values is rejected once, with all of them; the code is that of the first."""
+    values = {"albumin": 999, "height": "tall", "age": 300, "unknown": 1}
+    error = rejection(tmp_path, {"values": values})
+    assert error.code == "clinical-unknown-field"
+    assert "4 values cannot be used: " in error.what
+    for part in ("no field 'unknown'", "albumin lies outside", "height is not a number", "age lies outside"):
+        assert part in error.what
+    assert "999" not in error.what
+    assert "300" not in error.what
+
+
+def test_check_lists_every_faulty_value(tmp_path):
+    """`tmi check` has a finding for each faulty value of a record."""
+    case = write(tmp_path, {"values": {"albumin": 999, "height": "tall", "age": 300}})
+    found = [f.code for f in check_cases([case], records_only=True)]
+    assert found == ["clinical-type", "clinical-range", "clinical-range"]
+
+
+@pytest.mark.parametrize("text", ["31.01.2026", "2026-13-01", "yesterday", "20", ""])
+def test_blood_date_that_is_no_date_is_a_finding(tmp_path, text):
+    """A blood date in another format is reported, and not dropped in silence."""
+    case = write(tmp_path, {"values": complete(), "blood_date": text})
+    assert [f.code for f in check_cases([case], records_only=True)] == ["clinical-date"]
+
+
+@pytest.mark.parametrize("text", ["2026-01-31", "2026-01-31T08:15:00", " 2026-01-31 "])
+def test_iso_blood_date_is_no_finding(tmp_path, text):
+    """An ISO date, with or without a time, is no finding."""
+    assert check_cases([write(tmp_path, {"values": complete(), "blood_date": text})], records_only=True) == []
+
+
+def complete() -> dict[str, object]:
+    """Enough plausible values for a record that has no finding."""
+    return {"sex": "female", "albumin": 45, "wbc": 5, "rbc": 4.5, "ast": 20, "alt": 20, "alp": 60, "ggt": 20}

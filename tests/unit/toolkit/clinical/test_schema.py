@@ -14,7 +14,17 @@ from factories.paths import ROOT
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.record import ClinicalRecord, read_clinical
 from tmi.toolkit.clinical.rendering import RENDERING_VERSIONS, render
-from tmi.toolkit.clinical.schema import Schema, convert, load_schema, parse_schema, store_schema, stored_schema
+from tmi.toolkit.clinical.schema import (
+    Conversion,
+    Field,
+    Schema,
+    accepted_unit,
+    convert,
+    load_schema,
+    parse_schema,
+    store_schema,
+    stored_schema,
+)
 from tmi.toolkit.config.schema import ClinicalConfig
 from tmi.toolkit.errors import DamagedError, InputRejectedError, UsageError
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
@@ -32,10 +42,10 @@ def record(schema: Schema, **values: Any) -> ClinicalRecord:
 
 
 def test_packaged_schema_has_paper_fields():
-    """The liver schema has the paper's 3 + 23 + 16 fields and three optional ones."""
+    """The liver schema has the paper's 3 + 23 + 16 fields, and optional ones."""
     fields = load_schema().fields
     assert Counter(f.section for f in fields if not f.optional) == {"basic": 3, "blood": 23, "fat analysis": 16}
-    assert [f.name for f in fields if f.optional] == ["age", "weight", "aetiology"]
+    assert Counter(f.section for f in fields if f.optional) == {"basic": 3, "liver disease": 8}
 
 
 @pytest.mark.parametrize("field", [f for f in load_schema().fields if f.unit is not None], ids=lambda f: f.name)
@@ -274,7 +284,7 @@ def test_documented_examples_are_valid(tmp_path):
     liver = load_schema()
     values = read_clinical(Case(folder=tmp_path, case_id="P1"), liver).values
     assert (values["total_bilirubin"], values["ggt"]) == (pytest.approx(20.525, abs=1e-3), None)
-    assert set(parse_schema(schema, where="x").by_name) - set(liver.by_name) == {"copper", "ascites"}
+    assert set(parse_schema(schema, where="x").by_name) - set(liver.by_name) == {"copper", "oedema"}
 
 
 def table_row(field: Any) -> str:
@@ -289,3 +299,62 @@ def table_row(field: Any) -> str:
     )  # fmt: skip
     name = f"`{field.name}`" + (" (optional)" if field.optional else "")
     return f"| {name} | {field.label} | {field.section} | {unit} | {other} | {plausible} | {reference} |"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "unit"),
+    [
+        ("haemoglobin", "g/dl", "g/dL"), ("total_bilirubin", "MG/DL", "mg/dL"), ("creatinine", "\u00b5mol/L", "umol/L"),
+        ("creatinine", "\u03bcmol/l", "umol/L"), ("bile_acid", "mcmol / L", "umol/L"), ("platelets", "/\u00b5l", "/uL"),
+        ("wbc", "cells/mm\u00b3", "/uL"), ("neutrophils", "x10\u2079/l", "10^9/L"), ("lymphocytes", "10*9/L", "10^9/L"),
+        ("wbc", "K/\u00b5L", "10^3/uL"), ("rbc", "Mio/\u03bcl", "10^6/uL"), ("rbc", "10e12/l", "10^12/L"),
+        ("alt", "IU/l", "U/L"),
+        ("bmi", "kg/m\u00b2", "kg/m2"), ("afp", "\u00b5g/l", "ug/L"), ("albumin", "G/L", "g/L"),
+    ],
+)  # fmt: skip
+def test_unit_is_found_in_any_spelling(name, text, unit):
+    """Case, micro signs, superscripts and usual names of a unit do not matter; the number is converted the same."""
+    field = load_schema().by_name[name]
+    assert accepted_unit(field, text) == unit or convert(field, 3.0, text) == convert(field, 3.0, unit)
+    assert convert(field, 3.0, text) == convert(field, 3.0, unit) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("urea", "mg/dl"), ("albumin", "mg/dL"), ("wbc", "10^6/uL"), ("platelets", ""), ("creatinine", "mmol/L")],
+)
+def test_unit_of_another_size_is_not_accepted(name, text):
+    """A spelling is never a guess: another prefix, substance or quantity is another unit."""
+    assert accepted_unit(load_schema().by_name[name], text) is None
+
+
+def test_unit_that_spells_two_units_is_not_accepted():
+    """Where case alone distinguishes two units of a field, only the exact spelling is accepted."""
+    field = Field(name="x", label="X", section="s", unit="mU/L", accepted_units={"MU/L": Conversion(factor=1e9)})
+    assert accepted_unit(field, "MU/L") == "MU/L"
+    assert accepted_unit(field, "mu/l") is None
+
+
+@pytest.mark.parametrize("name", ["wbc", "platelets", "neutrophils", "lymphocytes", "rbc"])
+def test_cells_per_microlitre_are_converted(name):
+    """Every blood cell count is accepted per microlitre."""
+    field = load_schema().by_name[name]
+    own = {"rbc": 4.5}.get(name, 6.1)
+    assert convert(field, own * {"rbc": 1e6}.get(name, 1e3), "/uL") == pytest.approx(own)
+
+
+def test_duplicate_of_a_packaged_field_is_a_mistake():
+    """A schema that replaces a packaged field twice is rejected, and no definition is dropped."""
+    twice = {"name": "albumin", "label": "A", "section": "blood", "unit": "g/L"}
+    with pytest.raises(UsageError, match="duplicate field albumin"):
+        parse_schema(extension(fields=[twice, {**twice, "unit": "g/dL"}]), where="x")
+
+
+def test_text_without_hepatology_is_that_of_version_1():
+    """The optional fields of hepatology do not change the text of a record without them, in any rendering."""
+    schema = load_schema()
+    old = parse_schema(extension(without=[f.name for f in schema.fields if f.section == "liver disease"]), where="x")
+    values = {"sex": "female", "age": 61.0, "albumin": 38.0, "platelets": 99.0, "sat_area": 120.0}
+    for rendering in RENDERING_VERSIONS:
+        assert render(record(schema, **values), schema, rendering) == render(record(old, **values), old, rendering)
+    assert "AFP 12" in render(record(schema, afp=12.0), schema, "compact")

@@ -60,7 +60,7 @@ def test_complete_record_and_report_fit_bert(bert):
     """With BERT's cased vocabulary a complete record and a report of 100 words fit in the default rendering only."""
     for record in RECORDS:
         reported = ClinicalRecord(patient_id=None, values=record.values, report=REPORT)
-        assert count(bert, render(record, SCHEMA, "compact")) <= 300
+        assert count(bert, render(record, SCHEMA, "compact")) <= 302
         assert count(bert, render(reported, SCHEMA, "compact")) <= LIMIT
         assert lost(reported, "compact", bert) == ()
         assert "report" in lost(reported, "values", bert)
@@ -69,7 +69,7 @@ def test_complete_record_and_report_fit_bert(bert):
 
 def test_documented_token_counts_are_current(bert):
     """The numbers of tokens in docs/clinical.md are those of complete records."""
-    for rendering, (low, high) in {"compact": (250, 280), "pairs": (392, 422), "values": (556, 586)}.items():
+    for rendering, (low, high) in {"compact": (285, 302), "pairs": (466, 483), "values": (643, 660)}.items():
         counts = [count(bert, render(record, SCHEMA, rendering)) for record in RECORDS]
         assert low <= min(counts), rendering
         assert max(counts) <= high, rendering
@@ -79,7 +79,7 @@ def test_most_important_fields_come_first():
     """The compact text has the order of importance; fields outside the list follow in the schema's order."""
     names = [name for name, _ in sentences(RECORDS[0], SCHEMA, "compact")]
     assert names[:4] == ["sex", "age", "aetiology", "albumin"]
-    assert names[-1] == "soft_tissue_volume_fraction"
+    assert names[-1] == "portal_vein_thrombosis"
     assert set(names) == set(SCHEMA.by_name)
     own = {"name": "copper", "label": "Urine copper", "section": "blood", "unit": "ug/day", "short": "Cu"}
     extension = {"schema": "tmi-clinical-schema/1", "extends": "liver", "name": "x", "version": "1"}

@@ -71,7 +71,7 @@ YAML = {
     "a key twice": ("a: 1\nb: {c: 1, c: 2}", TWICE),
     "a key of a number twice": ("1: 1\n'1': 2", TWICE),
     "a key that is a list": ("? [1, 2]\n: 1", "has a key that is not text"),
-    "a truth value as key": ("no: 1", "has a key that is not text"),
+    "a truth value as key": ("true: 1", "has a key that is not text"),
     "an alias": ("a: &x 1\nb: *x", "uses an alias"),
     "laughs": ("a: &a [x,x]\nb: &b [*a,*a]\nc: [*b,*b]", "uses an alias"),
     "a set": ("a: !!set {b}", "no text, number, date, list or object"),
@@ -120,6 +120,23 @@ def test_yaml_and_toml_values_are_plain():
     assert parse_toml('a = [1, 2.5, "x"]\n[b]\nc = true') == {"a": [1, 2.5, "x"], "b": {"c": True}}
     assert parse_yaml("a: [1, 2.5, x]\nb: {c: true, 1: null}") == {"a": [1, 2.5, "x"], "b": {"c": True, "1": None}}
     assert str(parse_yaml("a: 2024-02-29")["a"]) == "2024-02-29"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("no", "no"), ("yes", "yes"), ("No", "No"), ("YES", "YES"), ("on", "on"), ("off", "off"), ("y", "y"),
+        ("true", True), ("False", False), ("010", 10), ("007", 7), ("0o17", "0o17"), ("0x1f", 31), ("12:30", "12:30"),
+        ("1:30.5", "1:30.5"), ("1_000", "1_000"), ("=", "="), ("1e5", 1e5), ("-3", -3), ("+4", 4), (".5", 0.5),
+        ("1.", 1.0), ("~", None), ("null", None),
+    ],
+)  # fmt: skip
+def test_yaml_scalars_are_those_of_yaml_1_2(text, value):
+    """Words and codes are texts unless they are `true`, `false` or a decimal number, as value and as key."""
+    got = parse_yaml(f"a: {text}")["a"]
+    assert (got, type(got)) == (value, type(value))
+    if isinstance(value, str):
+        assert parse_yaml(f"{{{text}: 1}}" if ":" not in text else f"'{text}': 1") == {value: 1}
 
 
 PLAIN = st.recursive(

@@ -202,14 +202,14 @@ def records(count: int) -> list[dict[str, Any]]:
 
 
 def test_records_cover_every_field(tmp_path):
-    """The records fill every field within its range, with the expected missing rates."""
+    """The records fill every field but those of hepatology within its range, with the expected missing rates."""
     schema = load_schema()
     case = Case(folder=tmp_path, case_id="record")
     counts: Counter[str] = Counter()
     for record in records(300):
         write_json(case.clinical, record)
         counts.update(name for name, value in read_clinical(case, schema).values.items() if value is not None)
-    fields = set(schema.by_name)
+    fields = {field.name for field in schema.fields if field.section != "liver disease"}
     assert set(counts) == fields
     assert counts["sex"] == 300
     assert all(180 < counts[name] < 265 for name in ("bile_acid", "hdl"))

@@ -10,8 +10,9 @@ A plain number is in the schema's unit. A null or absent field is missing; missi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from tmi.toolkit.cases.case import CLINICAL_FILE, Case, access_error
@@ -23,6 +24,8 @@ from tmi.toolkit.storage.documents import DocumentError, NotFiniteError, read_do
 
 Value = float | str | None
 KEYS = ("patient_id", "values", "report", "blood_date")
+MAX_NAMED_FAULTS = 20
+"""Number of faulty values that one error names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,20 @@ def read_clinical(case: Case, schema: Schema) -> ClinicalRecord:
 
     Raises:
         InputRejectedError: clinical-missing, clinical-malformed, clinical-unknown-field, clinical-type, clinical-unit,
-            clinical-unit-suspect, clinical-range, patient-mismatch, case-unreadable.
+            clinical-unit-suspect, clinical-range, patient-mismatch, case-unreadable. Its message names every faulty
+            value; its code and fix are those of the first.
+    """
+    record, faults = read_all_clinical(case, schema)
+    if faults:
+        raise _joined(faults)
+    return record
+
+
+def read_all_clinical(case: Case, schema: Schema) -> tuple[ClinicalRecord, list[InputRejectedError]]:
+    """Read the record of a case, and return an error for each value that cannot be used; such a value is None.
+
+    Raises:
+        InputRejectedError: clinical-missing, clinical-malformed, patient-mismatch, case-unreadable: the whole record.
     """
     if not case.clinical.exists():
         raise _input_error(
@@ -80,30 +96,70 @@ def read_clinical(case: Case, schema: Schema) -> ClinicalRecord:
             f"{CLINICAL_FILE} belongs to another patient than cohort.csv states",
             "add the record of the right patient, or correct cohort.csv",
         )
-    return ClinicalRecord(
-        patient_id=patient_id,
-        values=read_values(case, data["values"], schema),
-        report=data.get("report"),
-        blood_date=data.get("blood_date"),
+    values, faults = read_all_values(case, data["values"], schema)
+    record = ClinicalRecord(
+        patient_id=patient_id, values=values, report=data.get("report"), blood_date=data.get("blood_date")
     )
+    return record, faults
 
 
-def read_values(case: Case, given: Mapping[str, Any], schema: Schema) -> dict[str, Value]:
+def read_all_values(
+    case: Case, given: Mapping[str, Any], schema: Schema
+) -> tuple[dict[str, Value], list[InputRejectedError]]:
     """Convert values to the schema's units; fields that are not given are None. `case` is named in errors.
 
-    Raises:
-        InputRejectedError: clinical-unknown-field, clinical-type, clinical-unit, clinical-range.
+    Returns:
+        The value of each field, None if it cannot be used; and an error for each that cannot: clinical-unknown-field,
+        clinical-type, clinical-unit, clinical-unit-suspect, clinical-range.
     """
     fields = schema.by_name
-    unknown = sorted(set(given) - set(fields))
-    if unknown:
-        raise _input_error(
+    faults = [
+        _input_error(
             case,
             "clinical-unknown-field",
-            f"{CLINICAL_FILE}: the schema has no field {unknown[0][:40]!r}",
+            f"{CLINICAL_FILE}: the schema has no field {name[:40]!r}",
             "use the schema's field names (docs/clinical.md), or extend the schema",
         )
-    return {name: _read_value(case, field, given.get(name)) for name, field in fields.items()}
+        for name in sorted(set(given) - set(fields))
+    ]
+    values: dict[str, Value] = {}
+    for name, field in fields.items():
+        values[name] = None
+        try:
+            values[name] = _read_value(case, field, given.get(name))
+        except InputRejectedError as error:
+            faults.append(error)
+    return values, faults
+
+
+def iso_date(text: str) -> date | None:
+    """Return the date of a text YYYY-MM-DD, with or without a time; None if it is no such text."""
+    try:
+        return date.fromisoformat(text.strip()[:10])
+    except ValueError:
+        return None
+
+
+def check_blood_date(record: ClinicalRecord) -> Iterator[tuple[str, str, str]]:
+    """Yield (code, message, fix) for a blood date that is no ISO date, whose distance to the CT is then unknown."""
+    if record.blood_date is not None and iso_date(record.blood_date) is None:
+        yield (
+            "clinical-date",
+            f"{CLINICAL_FILE}: blood_date is no date, so the days between blood sample and CT are unknown",
+            "write it as YYYY-MM-DD, or omit it",
+        )
+
+
+def _joined(faults: list[InputRejectedError]) -> InputRejectedError:
+    """One error that names every fault, with the code and fix of the first."""
+    if len(faults) == 1:
+        return faults[0]
+    first = faults[0]
+    messages = [fault.what.removeprefix(f"{CLINICAL_FILE}: ") for fault in faults[:MAX_NAMED_FAULTS]]
+    if len(faults) > MAX_NAMED_FAULTS:
+        messages.append(f"and {len(faults) - MAX_NAMED_FAULTS} more")
+    what = f"{CLINICAL_FILE}: {len(faults)} values cannot be used: {'; '.join(messages)}"
+    return InputRejectedError(what, fix=first.fix, code=first.code, case_id=first.case_id)
 
 
 def _read_value(case: Case, field: Field, value: Any) -> Value:

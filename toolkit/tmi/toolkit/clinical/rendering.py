@@ -5,8 +5,8 @@
 `pairs` (as in the released code): name and value, "Albumin: 38". A missing field is rendered as missing, and a missing
 optional field is omitted. A free-text report is appended unchanged.
 
-A complete record of the liver schema has at most 280 tokens of BERT's cased vocabulary in `compact`, up to 586 in
-`values` and 658 in `flags`. The text encoder takes 512.
+A complete record of the liver schema has at most 302 tokens of BERT's cased vocabulary in `compact`, up to 660 in
+`values` and 738 in `flags`. The text encoder takes 512.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Clinical schema: the fields of a record with their units, plausible ranges and reference ranges, read from JSON.
 
 The packaged file `data/liver_schema.json` defines the paper's fields: 3 basic ones (and 3 optional), 23 blood items, 16
-of the fat analysis. A schema for another disease is another file of the same form and needs no code changes. A file
-with `"extends": "liver"` contains only the differences: added fields, fields that replace the one of the same name,
-further sections, and in `without` the names of fields to omit.
+of the fat analysis; and 8 optional ones of hepatology. A schema for another disease is another file of the same form
+and needs no code changes. A file with `"extends": "liver"` contains only the differences: added fields, fields that
+replace the one of the same name, further sections, and in `without` the names of fields to omit.
 
 The resolved schema of a training is stored as `clinical_schema.json` in the run and in the bundle.
 """
@@ -20,6 +20,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from tmi.toolkit.clinical.unit_spelling import spelled_units
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.atomic_files import read_json, write_json
 from tmi.toolkit.storage.bounded_files import RECORD_BYTES
@@ -222,6 +223,9 @@ def _extend_packaged(data: Mapping[str, Any], where: str) -> dict[str, Any]:
             f"{where}: without is not a list of fields of the schema {PACKAGED}",
             fix=f"use the field names of {PACKAGED}; see docs/clinical.md",
         )
+    own_names = [f["name"] for f in own]
+    if repeated := sorted({n for n in own_names if own_names.count(n) > 1}):
+        raise UsageError(f"{where}: duplicate field {repeated[0][:64]}", fix="define each field once")
     replacing = {f["name"]: f for f in own if f["name"] in names}
     remaining = [replacing.get(n, f) for n, f in zip(names, base["fields"], strict=True) if n not in without]
     added = [f for f in own if f["name"] not in names]
@@ -287,11 +291,23 @@ def stored_schema(folder: Path, *, kind: str, data: bytes | None = None) -> Sche
 
 
 def convert(schema_field: Field, value: float, unit: str | None) -> float | None:
-    """Convert `value` to the field's own unit; None if the unit is not accepted."""
-    if unit is None or unit == schema_field.unit:
+    """Convert `value` to the field's own unit; None if the unit is not accepted in any spelling (`accepted_unit`)."""
+    name = schema_field.unit if unit is None else accepted_unit(schema_field, unit)
+    if name == schema_field.unit:
         return value
-    conversion = schema_field.accepted_units.get(unit)
+    conversion = None if name is None else schema_field.accepted_units.get(name)
     return None if conversion is None else value * conversion.factor + conversion.offset
+
+
+def accepted_unit(schema_field: Field, text: str) -> str | None:
+    """Return the field's unit that a text spells, in any case and with either micro sign.
+
+    None without one, or if the text spells several units of the field that convert differently (`mU/L`, `MU/L`).
+    """
+    own = {} if schema_field.unit is None else {schema_field.unit: Conversion(factor=1.0)}
+    conversions = {**own, **schema_field.accepted_units}
+    units = spelled_units(text, conversions)
+    return units[0] if units and len({conversions[u] for u in units}) == 1 else None
 
 
 def plausible(schema_field: Field, value: float) -> bool:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from tmi.toolkit.cases.case import CLINICAL_FILE
-from tmi.toolkit.clinical.schema import Field, Schema, convert, plausible
+from tmi.toolkit.clinical.schema import Field, Schema, accepted_unit, convert, plausible
 
 FAR_FACTOR = 2.0
 """A value is far from the reference range if it is below its lower end / factor or above its upper end * factor."""
@@ -17,7 +17,8 @@ FAR_FACTOR = 2.0
 
 def other_units(field: Field, value: float, *, given: str | None) -> list[str]:
     """Accepted units other than the given one in which the number would be plausible."""
-    units = [u for u in (field.unit, *field.accepted_units) if u and u != (given or field.unit)]
+    used = field.unit if given is None else accepted_unit(field, given)
+    units = [u for u in (field.unit, *field.accepted_units) if u and u != used]
     numbers = {unit: convert(field, value, unit) for unit in units}
     return [u for u, n in numbers.items() if n is not None and math.isfinite(n) and plausible(field, n)]
 

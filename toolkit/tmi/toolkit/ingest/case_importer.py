@@ -14,7 +14,6 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from datetime import date
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -37,7 +36,8 @@ from tmi.toolkit.cases.case import (
     open_case,
 )
 from tmi.toolkit.cases.provenance import CaseRecord, Repair, write_case_record
-from tmi.toolkit.clinical.record import KEYS
+from tmi.toolkit.clinical.record import KEYS, iso_date
+from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.ingest.image_files import LoadedCt, RawFinding, is_image_file, read_image_ct, unknown_format_error
@@ -50,6 +50,7 @@ from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, writ
 from tmi.toolkit.storage.bounded_files import RECORD_BYTES, is_access_error
 from tmi.toolkit.storage.documents import DocumentError, read_document
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
+from tmi.toolkit.storage.outputs import output_lock
 from tmi.toolkit.storage.terminal_text import is_unicode
 
 IMPORT_FIXES: Mapping[str, str] = MappingProxyType(
@@ -108,6 +109,7 @@ def import_case(
     radiomics: Path | None = None,
     patient_id: str | None = None,
     fixes: Collection[str] = (),
+    schema: Schema | None = None,
     force: bool = False,
 ) -> ImportedCase:
     """Write one case folder atomically.
@@ -124,15 +126,28 @@ def import_case(
         radiomics: table of the features, by name.
         patient_id: patient that the clinical record must belong to; added to a record without a patient id.
         fixes: keys of `IMPORT_FIXES`.
+        schema: clinical schema of the record, for the checks of the written case; None: the packaged one.
         force: replace an existing case.
 
     Raises:
         InputRejectedError: an input fails a check, whose code the error carries; nothing was written.
         UsageError: an unknown repair, both `mask_label` and `roi`, a mask without a CT, nothing to import, or `out`
-            exists.
+            exists, cannot be written or is being written by another process.
+        UnavailableError: the disk is full.
     """
     _validate_arguments(out, ct, mask, mask_label, roi, clinical, radiomics, fixes)
-    require_absent(out, force=force, kind="case")
+    with output_lock(out, kind="case"):
+        require_absent(out, force=force, kind="case")
+        return _import_case(
+            out, ct, mask, series, mask_label if roi is None else roi, clinical, radiomics, patient_id, fixes, schema
+        )
+
+
+def _import_case(
+    out: Path, ct: Path | None, mask: Path | None, series: str | None, wanted: Wanted | None,
+    clinical: Path | Mapping[str, Any] | None, radiomics: Path | None, patient_id: str | None, fixes: Collection[str],
+    schema: Schema | None,
+) -> ImportedCase:  # fmt: skip
     case_id = given_name(out)
     record = None if clinical is None else _read_clinical(clinical, patient_id, case_id)
     features = None if radiomics is None else read_table(radiomics, case_id=case_id)
@@ -149,15 +164,16 @@ def import_case(
             if mask is not None:
                 from tmi.toolkit.ingest.mask_importer import import_mask
 
-                requested = mask_label if roi is None else roi
-                imported = import_mask(mask, ct_data, wanted=requested, fixes=fixes, case_id=case_id)
+                imported = import_mask(mask, ct_data, wanted=wanted, fixes=fixes, case_id=case_id)
                 write_volume(stage / MASK_FILE, imported.volume)
                 findings += imported.findings
                 repairs += imported.repairs
                 source["mask"], label = dict(imported.source), imported.label.explanation
         days = None
         if record is not None:
-            days = days_between(record.pop("blood_date", None), None if ct_data is None else ct_data.date)
+            blood_date = record.pop("blood_date", None)
+            days = days_between(blood_date, None if ct_data is None else ct_data.date)
+            findings += _check_dates(blood_date, days)
             if _patient_ids_differ(record, ct_data):
                 message = "the patient id of the DICOM series differs from the patient id of the clinical record"
                 fix = "check that both belong to one patient; separate pseudonymisation also causes this"
@@ -168,7 +184,7 @@ def import_case(
             write_table(stage / RADIOMICS_FILE, features)
             source["radiomics"] = {"sha256": sha256_file(radiomics), "axes": "unknown"}
         write_case_record(stage, CaseRecord(source=source, repairs=tuple(repairs), days_from_blood_to_ct=days))
-    return _check_written_case(open_case(out), findings, tuple(repairs), source, label)
+    return _check_written_case(open_case(out), findings, tuple(repairs), source, label, schema)
 
 
 def _check_written_case(
@@ -177,9 +193,10 @@ def _check_written_case(
     repairs: tuple[Repair, ...],
     source: Mapping[str, Any],
     label: str | None,
+    schema: Schema | None,
 ) -> ImportedCase:
     """Combine the findings of the reader with those of `tmi check` on the written case."""
-    checked = check_case(case)
+    checked = check_case(case, schema=schema)
     found = {f.code for f in checked} & {"mask-gap"}  # an RTSTRUCT's reader and the check of the mask find the same
     findings = [
         Finding(case_id=case.case_id, code=code, severity=CHECKS[code].severity, message=message, fix=fix)
@@ -313,10 +330,19 @@ def days_between(blood_date: Any, ct_date: str | None) -> int | None:
     """Return the days from the blood sample (ISO date) to the CT (YYYYMMDD); None if a date is missing or invalid."""
     if not isinstance(blood_date, str) or not re.fullmatch(r"\d{8}", ct_date or ""):
         return None
-    try:
-        return (date.fromisoformat(ct_date or "") - date.fromisoformat(blood_date.strip()[:10])).days
-    except ValueError:
-        return None
+    blood, ct = iso_date(blood_date), iso_date(ct_date or "")
+    return None if blood is None or ct is None else (ct - blood).days
+
+
+def _check_dates(blood_date: Any, days: int | None) -> list[RawFinding]:
+    """Return a finding if a blood date is dropped without its distance to the CT being known."""
+    if blood_date is None or days is not None:
+        return []
+    if not isinstance(blood_date, str) or iso_date(blood_date) is None:
+        reason, fix = "it is no date", "write it as YYYY-MM-DD, or omit it"
+    else:
+        reason, fix = "the date of the CT is unknown", "give both dates to `tmi import --table` (ct_date), or omit the blood date"
+    return [("clinical-date", f"the blood date of the clinical record was dropped: {reason}", fix)]
 
 
 def _digest(clinical: Path | Mapping[str, Any] | None) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, NAME_FAULT, RADIOMICS_FILE, Case, is_folder, reading
 from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.clinical.completeness import check_completeness
-from tmi.toolkit.clinical.record import ClinicalRecord, read_clinical
+from tmi.toolkit.clinical.record import check_blood_date, read_all_clinical
 from tmi.toolkit.clinical.schema import Schema, load_schema
 from tmi.toolkit.clinical.units import check_units
 from tmi.toolkit.errors import InputRejectedError
@@ -73,6 +73,7 @@ def check_cases(
     radiomics_tolerance: float | None = None,
     on_comparison: Callable[[RadiomicsComparison], None] | None = None,
     encoder_input: TextEncoderInput | None = None,
+    records_only: bool = False,
 ) -> list[Finding]:
     """Return the findings of all cases, including duplicates between cases.
 
@@ -84,6 +85,7 @@ def check_cases(
             None skips the comparison.
         on_comparison: called with the result of each comparison.
         encoder_input: how a training turns a record into tokens; None: as the preset `paper`, tokens estimated.
+        records_only: read `clinical.json` and `case.json` alone, whether or not there are images and features.
 
     Raises:
         UnavailableError: features must be extracted and pyradiomics is not installed.
@@ -101,6 +103,7 @@ def check_cases(
                         radiomics_tolerance,
                         on_comparison,
                         encoder_input or TextEncoderInput(),
+                        records_only,
                     )
                 )
         except InputRejectedError as error:
@@ -117,6 +120,7 @@ def _check_case(
     radiomics_tolerance: float | None,
     on_comparison: Callable[[RadiomicsComparison], None] | None,
     encoder_input: TextEncoderInput,
+    records_only: bool,
 ) -> Iterator[Finding]:
     if not is_folder(case.folder):
         yield _make_finding(
@@ -128,6 +132,19 @@ def _check_case(
         return
     if not is_unicode(case.folder.name):
         yield _make_finding(case.case_id, "case-name", *NAME_FAULT)
+    if not records_only:
+        yield from _check_images(case, first_occurrences, radiomics_tolerance, on_comparison)
+    yield from _check_clinical(case, schema, first_occurrences, encoder_input)
+    yield from _check_provenance(case)
+
+
+def _check_images(
+    case: Case,
+    first_occurrences: _FirstOccurrences,
+    radiomics_tolerance: float | None,
+    on_comparison: Callable[[RadiomicsComparison], None] | None,
+) -> Iterator[Finding]:
+    """Check CT, mask and radiomics."""
     ct, findings = _try_read(lambda: read_ct(case))
     yield from findings
     in_hu = False
@@ -153,8 +170,6 @@ def _check_case(
         )
     if case.radiomics.exists():
         yield from _check_radiomics(case, ct, mask, first_occurrences, radiomics_tolerance, on_comparison)
-    yield from _check_clinical(case, schema, first_occurrences, encoder_input)
-    yield from _check_provenance(case)
 
 
 def _check_duplicate_ct(case: Case, ct: Volume, first_occurrences: _FirstOccurrences) -> Iterator[Finding]:
@@ -208,11 +223,15 @@ def _check_radiomics(
 def _check_clinical(
     case: Case, schema: Schema, first_occurrences: _FirstOccurrences, encoder_input: TextEncoderInput
 ) -> Iterator[Finding]:
-    record: ClinicalRecord | None
-    record, findings = _try_read(lambda: read_clinical(case, schema))
+    read, findings = _try_read(lambda: read_all_clinical(case, schema))
     yield from findings
-    if record is None:
+    if read is None:
         return
+    record, faults = read
+    yield from (_make_finding(case.case_id, e.code, e.what, e.fix) for e in faults)
+    yield from (_make_finding(case.case_id, *f) for f in check_blood_date(record))
+    if faults:
+        return  # the record is rejected as it is; the checks below need all its values
     yield from (_make_finding(case.case_id, *f) for f in check_units(record.values, schema))
     yield from (_make_finding(case.case_id, *f) for f in check_completeness(record, schema))
     yield from (_make_finding(case.case_id, *f) for f in check_text_length(record, schema, encoder_input))
