@@ -178,6 +178,8 @@ def test_padded_id_is_the_id_that_is_shown(tmp_path):
         (1234567890123456, "0", "a number of more than 15 digits"),
         (1234567890123456, "00000000000000000000", "a number of more than 15 digits"),
         (44200, "yyyy-mm-dd", "was turned into a date"),
+        (0.127, "hh:mm", "was turned into a date"),
+        (1.5, "[h]:mm:ss", "was turned into a date"),
     ],
 )
 def test_id_that_the_workbook_changed_is_rejected(cell, number_format, message, tmp_path):
@@ -187,6 +189,48 @@ def test_id_that_the_workbook_changed_is_rejected(cell, number_format, message, 
     ).lines
     assert (line.outcome, line.code) == ("refused", "id")
     assert message in str(line.why)
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("1e+05", "scientific notation"),  # as R writes 100000
+        ("1.2345678901234568e+19", "scientific notation"),
+        ("17.0", "a whole number with a decimal"),
+        ("#REF!", "the error of a formula"),
+        ("#n/a", "the error of a formula"),
+    ],
+)
+def test_id_that_another_program_changed_is_rejected(cell, message, tmp_path):
+    """Ids that R, pandas or a failed formula changed in a CSV file reject their row."""
+    (tmp_path / "t.csv").write_text(f"Nr,ALT,sex,died\n{cell},38,1,1\n17,38,1,1\n")
+    line, other = imported(tmp_path, tmp_path / "t.csv").lines
+    assert (line.outcome, line.code, other.outcome) == ("refused", "id", "imported")
+    assert message in str(line.why)
+
+
+@pytest.mark.parametrize("merged", ["B2:B3", "B3:C3", "D2:D3"])
+def test_merged_cell_rejects_the_row_without_its_value(merged, tmp_path):
+    """A cell of a merged range that has no value of its own is no missing value; its row is rejected by name."""
+    write_book(tmp_path / "t.xlsx", [HEADER, (1, 38, 1, 1), (2, 38, 1, 1), (3, 38, 1, 1)], {})
+    book = openpyxl.load_workbook(tmp_path / "t.xlsx")
+    book.active.merge_cells(merged)
+    book.save(tmp_path / "t.xlsx")
+    first, second, third = imported(tmp_path, tmp_path / "t.xlsx").lines
+    assert (first.outcome, second.outcome, third.outcome) == ("imported", "refused", "imported")
+    assert (second.row, second.code) == (3, "row")
+    assert "is merged with another one" in str(second.why)
+
+
+def test_empty_row_of_a_merged_range_is_no_row(tmp_path):
+    """A row that holds nothing but merged cells is empty."""
+    write_book(tmp_path / "t.xlsx", [HEADER, (1, 38, 1, 1)], {})
+    book = openpyxl.load_workbook(tmp_path / "t.xlsx")
+    for column in "ABCD":
+        book.active.merge_cells(f"{column}2:{column}3")
+    book.save(tmp_path / "t.xlsx")
+    (line,) = imported(tmp_path, tmp_path / "t.xlsx").lines
+    assert line.outcome == "imported"
 
 
 def test_shortened_id_in_csv_is_rejected(tmp_path):

@@ -25,8 +25,14 @@ MAX_DIGITS = 400
 """Limit on the length of a number."""
 EXACT_BELOW = 1e15
 """A workbook keeps 15 significant digits of a number."""
-SHORTENED = re.compile(r"[+-]?\d([.,]\d+)?E\+\d+", re.ASCII)
-"""A long number as spreadsheet programs write it to CSV, with its last digits lost."""
+SHORTENED = re.compile(r"[+-]?\d([.,]\d+)?[eE]\+\d+", re.ASCII)
+"""A long number as spreadsheet programs, pandas and R write it to CSV, with its last digits lost."""
+WITH_DECIMAL = re.compile(r"\d+\.0", re.ASCII)
+"""A whole number as pandas writes it to CSV if another cell of its column is empty."""
+ERROR_VALUES = frozenset(
+    ("#REF!", "#N/A", "#NAME?", "#NULL!", "#NUM!", "#VALUE!", "#DIV/0!", "#SPILL!", "#CALC!", "#GETTING_DATA")
+)
+"""Text of a cell whose formula failed."""
 
 
 class DateCell(str):

@@ -2,8 +2,8 @@
 
 Cells are those of `tmi.toolkit.ingest.tabular.cells`. A workbook date becomes ISO text, a boolean `TRUE` or `FALSE`.
 Rows are numbered as in a spreadsheet: the header is row 1. Empty rows are skipped. Defects that would shift, lose or
-change values mark the row as faulty: a cell count that differs from the header, a formula without a stored value, and a
-number format that shows another value than the cell holds.
+change values mark the row as faulty: a cell count that differs from the header, a formula without a stored value, a
+merged cell, and a number format that shows another value than the cell holds.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import codecs
 import csv
 import datetime
 import io
+import re
 import zipfile
 import zlib
 from collections.abc import Collection, Sequence
@@ -63,6 +64,9 @@ WORKBOOK_READ_ERRORS = (
 """Exceptions of the libraries on a damaged workbook: XML errors are SyntaxErrors; an encrypted member or an unknown
 compression method is a RuntimeError (NotImplementedError)."""
 STRAY_QUOTE = "the row is not valid CSV: a quotation mark is not closed, or a cell is too long"
+MERGED = "a cell in column {column!r} is merged with another one, so its value is not known"
+MERGE_REFERENCE = re.compile(rb'<(?:\w+:)?mergeCell\s[^>]*?ref="([A-Z]{1,3}\d{1,7}:[A-Z]{1,3}\d{1,7})"')
+"""Element of a sheet's XML that names a merged range."""
 NO_CHARACTER = "a cell in column {column!r} contains half of a surrogate pair, which is no character"
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -127,7 +131,7 @@ def read_cells(path: Path, spec: TableSpec, *, wanted: Collection[str]) -> Table
     _require_columns(path, columns, wanted)
     rows = []
     for number, cells in enumerate(lines[1:], start=2):
-        if any(cell_text(c) or isinstance(c, FaultyCell) for c in cells):
+        if any(cell_text(c) or (isinstance(c, FaultyCell) and c.why != MERGED) for c in cells):
             rows.append(_row(number, cells, columns, wanted, padded=workbook))
     if not rows:
         raise UsageError(f"table {path} has no row below its header", fix="give a table with one row per case")
@@ -271,19 +275,45 @@ def _sheet(book: Any, spec: TableSpec) -> list[list[tuple[Any, str | None]]]:
             if cells > MAX_SHEET_CELLS:
                 raise UsageError(f"the sheet has more than {MAX_SHEET_CELLS:,} cells", fix="save it as CSV")
             rows.append([(cell.value, cell.number_format) for cell in row])
+        _mark_merged(rows, sheet)
         return rows
     finally:
         book.close()
+
+
+def _mark_merged(rows: list[list[tuple[Any, str | None]]], sheet: Any) -> None:
+    """Make each cell of a merged range but its first one a faulty cell: the sheet stores no value for it."""
+    from openpyxl.utils.cell import range_boundaries
+
+    with sheet._get_source() as source:  # the reader of large files has no list of the ranges
+        references = MERGE_REFERENCE.findall(source.read())
+    width = max(map(len, rows), default=0)
+    left_over = width * len(rows)
+    for reference in references:
+        left, top, right, bottom = range_boundaries(reference.decode("ascii"))
+        for number in range(top, min(bottom, len(rows)) + 1):
+            row = rows[number - 1]
+            row += [(None, None)] * (min(right, width) - len(row))  # empty cells at the end are not stored
+            left_over -= len(row[left - 1 : right])
+            if left_over < 0:  # ranges never overlap, so each cell is visited once
+                raise ValueError("merged ranges overlap")
+            for column in range(left, min(right, len(row)) + 1):
+                if (number, column) != (top, left):
+                    row[column - 1] = (faulty_cell("", MERGED), None)
 
 
 def _cell(stored: tuple[Any, str | None], formula: tuple[Any, str | None]) -> Cell:
     value, number_format = stored
     if value is None:
         return "" if formula[0] is None else faulty_cell("=", "the workbook does not store the value of a formula")
+    if isinstance(value, FaultyCell):
+        return value
     if isinstance(value, bool):
         return "TRUE" if value else "FALSE"
     if isinstance(value, (int, float)):
         return shown_number(float(value), number_format)
     if isinstance(value, datetime.datetime):
         return DateCell(value.date().isoformat())
+    if isinstance(value, (datetime.time, datetime.timedelta)):
+        return DateCell(str(value))
     return DateCell(value.isoformat()) if isinstance(value, datetime.date) else str(value)

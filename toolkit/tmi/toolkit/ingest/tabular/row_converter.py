@@ -19,8 +19,10 @@ from tmi.toolkit.clinical.record import Value, read_values
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.ingest.tabular.cells import (
+    ERROR_VALUES,
     EXACT_BELOW,
     SHORTENED,
+    WITH_DECIMAL,
     Cell,
     Codes,
     DateCell,
@@ -330,7 +332,12 @@ def _changed_id(cell: Cell) -> str | None:
     if not isinstance(cell, str):
         is_exact = abs(cell) < EXACT_BELOW
         return None if is_exact else "is a number of more than 15 digits, whose last digits a workbook loses"
-    is_shortened = SHORTENED.fullmatch(cell.strip()) is not None
+    text = cell.strip()
+    if text.upper() in ERROR_VALUES:
+        return "is the error of a formula"
+    if WITH_DECIMAL.fullmatch(text):
+        return "is a whole number with a decimal, which it did not have before a program wrote it"
+    is_shortened = SHORTENED.fullmatch(text) is not None
     return "is a number in scientific notation, which loses its last digits" if is_shortened else None
 
 
