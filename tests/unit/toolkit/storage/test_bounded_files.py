@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
+from factories.paths import ROOT
 from tmi.toolkit.storage.bounded_files import (
     FileTooLargeError,
     NotRegularFileError,
@@ -86,3 +89,54 @@ def test_text_keeps_line_breaks_and_drops_the_byte_order_mark(tmp_path):
     """Text is decoded as it is stored."""
     (tmp_path / "file").write_bytes(b"\xef\xbb\xbfa\r\nb\xc3\xa4")
     assert read_text(tmp_path / "file", max_bytes=99) == "a\r\nbä"
+
+
+PARSERS = {"json": {"load", "loads"}, "tomllib": {"load", "loads"}, "yaml": {"load", "safe_load"},
+           "csv": {"reader", "DictReader"}}  # fmt: skip
+OWN_INPUT = {
+    "the reader itself": ("storage/documents", "storage/csv_files"),
+    "files of the installed package": (
+        "clinical/schema", "ingest/mask_labels", "qc/report", "radiomics/settings", "preprocessing/cache",
+        "bundle/manifest", "serving/results", "report/pages",
+    ),
+    "files of the kernel": ("storage/atomic_files", "engines/host", "cli/bench_worker", "verification/trial"),
+    "text of this process or of its worker": (
+        "clinical/tokenizer", "benchmark/benchmark", "serving/result_log", "tabular/reader",
+    ),
+    "lock files, of which a few bytes are read": ("storage/outputs",),
+    "files that the export has just written": ("bundle/reproducible", "checks/preprocessing_reference"),
+    "timing caches of TensorRT": ("tensorrt/builder",),
+}  # fmt: skip
+"""Reason -> modules that read or parse something else than a file from outside."""
+
+
+def direct_reads(path: Path) -> list[str]:
+    """Calls of a module that read a file, or parse a document, without limits."""
+    calls = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        owner, name = node.func.value, node.func.attr
+        parser = isinstance(owner, ast.Name) and name in PARSERS.get(owner.id, ())
+        reads = name in ("read_text", "read_bytes")
+        opens = name == "open" and any(isinstance(a, ast.Constant) and a.value in ("r", "rb") for a in node.args)
+        if parser or reads or opens:
+            calls.append(f"{path.name}:{node.lineno}: {ast.unparse(node)[:80]}")
+    return calls
+
+
+def test_every_file_is_read_by_the_bounded_reader():
+    """No module opens or parses a file from outside in another way."""
+    exempt = [module for modules in OWN_INPUT.values() for module in modules]
+    found: dict[str, list[str]] = {}
+    for package in ("toolkit", "runtime", "training", "export"):
+        for path in sorted((ROOT / package / "tmi" / package).rglob("*.py")):
+            if calls := direct_reads(path):
+                found[f"{path.parent.name}/{path.stem}"] = calls
+    assert set(found) <= set(exempt), {k: v for k, v in found.items() if k not in exempt}
+
+
+def test_direct_read_is_found(tmp_path):
+    """The search finds each way to read a file."""
+    (tmp_path / "module.py").write_text("json.loads(path.read_bytes())\nyaml.safe_load(x)\npath.open('rb')\nx.open()")
+    assert len(direct_reads(tmp_path / "module.py")) == 4
