@@ -92,6 +92,24 @@ def test_selected_epoch_has_lowest_validation_loss(trained):
     assert [r["picked"] for r in rows] == [str(int(v < min([9e9, *losses[:i]]))) for i, v in enumerate(losses)]
 
 
+@pytest.mark.parametrize(("select_by", "epoch"), [("accuracy", 1), ("loss", 3)])
+def test_epoch_is_selected_by_loss_or_accuracy(select_by, epoch, config, tmp_path, monkeypatch):
+    """By accuracy the first epoch with the most correct cases is selected, by loss that with the lowest loss."""
+    def scripted(*_):
+        labels = make_arrays().labels_N[make_arrays().rows(SPLIT.validation)]
+        margin = np.array(next(script)) * np.where(labels == 1, 1.0, -1.0)
+        return torch.from_numpy(np.stack([np.zeros_like(margin), margin], axis=1))
+
+    # margins of the right class: accuracies 0.5, 1.0, 1.0, 0.75; the last has the lowest loss
+    script = iter([[-1.0, 1.0, -1.0, 1.0], [0.1, 0.1, 0.1, 0.1], [0.2, 0.2, 0.2, 0.2], [9.0, 9.0, 9.0, -0.1]])
+    monkeypatch.setattr("tmi.training.loop.checkpointing.predict_logits", scripted)
+    files = train(tmp_path / "fold1", make_arrays(), replace(config, train=replace(config.train, select_by=select_by)))
+    rows = history(files)
+    assert [float(row["validation_accuracy"]) for row in rows] == [0.5, 1.0, 1.0, 0.75]
+    assert json.loads(files.metrics.read_text())["picked_epoch"] == epoch
+    assert max(i for i, row in enumerate(rows) if row["picked"] == "1") == epoch
+
+
 def test_saved_weights_belong_to_selected_epoch(trained, config):
     """The saved weights reproduce the validation loss of the selected epoch."""
     network = build(config.network, seed=0)
@@ -138,10 +156,8 @@ def test_calibration_can_be_refitted_from_validation_predictions(trained):
 
 def test_finished_fold_has_no_checkpoint(trained):
     """A finished fold holds the documented files and nothing else."""
-    names = (
-        "history.csv metrics.json model.safetensors predictions.csv scaler.json tokenizer.json validation.csv".split()
-    )
-    assert sorted(p.name for p in trained.folder.iterdir()) == names
+    names = "history.csv machine.json metrics.json model.safetensors predictions.csv scaler.json tokenizer.json"
+    assert sorted(p.name for p in trained.folder.iterdir()) == [*names.split(), "validation.csv"]
 
 
 def test_only_cohort_wide_scaler_uses_held_out_cases(config):

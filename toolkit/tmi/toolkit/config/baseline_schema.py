@@ -29,6 +29,8 @@ class Resnet2dConfig:
     """Kernel size of the first convolution (released code: 3)."""
     stem_stride: int = 2
     """Stride of the first convolution (released code: 1)."""
+    max_pool: bool = True
+    """3x3 max pooling of stride 2 after the first convolution (released code: none)."""
 
     @property
     def feature_width(self) -> int:
@@ -82,6 +84,10 @@ class SimpleFfConfig:
 class HfbsurvConfig:
     """Hierarchical factorised bilinear fusion (HFBSurv)."""
 
+    layers: Literal["separate", "shared"] = "separate"
+    """`shared`: one projection of each modality for its own pooling and one for its pairs, one layer for all scores,
+    pairs of scored features, as in the source (every preset). `separate`: two projections for each pooling, a score
+    layer for each modality, pairs of unscored features, as in earlier versions."""
     embedding: int = 50
     """Embedding size of a modality."""
     pooled: int = 20
@@ -108,6 +114,9 @@ class MmdConfig:
     """Probability that an available modality is used in a training step; at least one is always used."""
     reconstruction_weight: float = 1.0
     """Weight of the reconstruction loss."""
+    reconstruction: Literal["mean", "sum"] = "mean"
+    """Squared error of an embedding: its `sum`, as in the source (every preset), or its `mean` over the width, as in
+    earlier versions."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.keep_probability <= 1.0:

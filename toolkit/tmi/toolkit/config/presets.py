@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from tmi.toolkit.config.baseline_schema import (
@@ -29,10 +30,18 @@ from tmi.toolkit.config.schema import (
 )
 from tmi.toolkit.errors import UsageError
 
+HFBSURV = HfbsurvConfig(layers="shared")
+MMD = MmdConfig(reconstruction="sum")
+
 
 def paper() -> Config:
     """Return the configuration of the paper; `docs/decisions.md` lists the values that the paper does not state."""
-    return Config(preset="paper", ct=CtConfig(shape_DHW=(64, 512, 512)), clinical=ClinicalConfig(rendering="compact"))
+    return Config(
+        preset="paper",
+        ct=CtConfig(shape_DHW=(64, 512, 512)),
+        clinical=ClinicalConfig(rendering="compact"),
+        system=ModelConfig(hfbsurv=HFBSURV, mmd=MMD),
+    )
 
 
 def released() -> Config:
@@ -48,9 +57,11 @@ def released() -> Config:
             fusion=FusionConfig(projection_norm=False, layer_norm_eps=1e-12, tcaf_dropout=0.1),
             head=HeadConfig(style="released"),
         ),
-        system=ModelConfig(resnet2d=Resnet2dConfig(stem_size=3, stem_stride=1)),
+        system=ModelConfig(
+            resnet2d=Resnet2dConfig(stem_size=3, stem_stride=1, max_pool=False), hfbsurv=HFBSURV, mmd=MMD
+        ),
         loss=LossConfig(sdm_scale=2.0, tmff_lambda=0.2, alpha=0.01),
-        train=TrainConfig(protocol="released"),
+        train=TrainConfig(protocol="released", select_by="accuracy"),
     )
 
 
@@ -71,8 +82,8 @@ def tiny() -> Config:
             resnet2d=Resnet2dConfig(block="basic", layers=(1, 1, 1, 1), planes=(8, 16, 32, 64)),
             vit=VitConfig(patch_DHW=(4, 8, 8), width=64, width_3d=64, depth=2, heads=4, mlp=128),
             radiomics_model=RadiomicsModelConfig(trees=100),
-            hfbsurv=HfbsurvConfig(hidden=(64, 16)),
-            mmd=MmdConfig(embedding=32, fused=32),
+            hfbsurv=replace(HFBSURV, hidden=(64, 16)),
+            mmd=replace(MMD, embedding=32, fused=32),
         ),
         train=TrainConfig(epochs=20, batch_size=4, learning_rate=1e-3),
     )

@@ -303,6 +303,8 @@ class TrainConfig:
     protocol: Literal["grouped", "released"] = "grouped"
     """`grouped`: stratified folds grouped by patient, best epoch selected on the inner validation split. `released`:
     KFold(shuffle), best epoch selected on the held-out fold itself, hence optimistically biased."""
+    select_by: Literal["loss", "accuracy"] = "loss"
+    """Criterion of the best epoch: lowest cross entropy, or highest accuracy at 0.5 (released code)."""
     freeze: tuple[str, ...] = ()
     """Frozen encoders: `ct`, `text`, `radiomics`, or the first part of one: `ct:stem`, `ct:layer2` (stem, stages 1 and
     2), `text:8` (embeddings and the first 8 layers)."""

@@ -107,7 +107,8 @@ def _band(shape: tuple[int, ...]) -> np.ndarray:
     """Whether each frequency of a real spectrum is compared; the mean is not."""
     axes = (fft.fftfreq(shape[0]), fft.fftfreq(shape[1]), fft.rfftfreq(shape[2]))
     frequency = np.sqrt(sum(part**2 for part in np.meshgrid(*axes, indexing="ij")))
-    return (frequency > 0) & (frequency < BAND)
+    band: np.ndarray = (frequency > 0) & (frequency < BAND)
+    return band
 
 
 def _peaks(image_DHW: Float[np.ndarray, "D H W"], spectra: Complex[np.ndarray, "n D H W2"]) -> Float[np.ndarray, " n"]:

@@ -22,6 +22,8 @@ TITLES = {
 }
 PICKED = {"grouped": "the inner validation split", "released": "the very fold that is reported"}
 """Protocol -> data on which the epoch is picked."""
+BEST = {"loss": "lowest cross entropy", "accuracy": "highest accuracy"}
+"""Criterion -> value by which the epoch is picked."""
 ERRORS = ("ece", "brier", "log_loss")
 """Errors of the probabilities, by their keys in metrics.json."""
 SYNTHETIC = "The cohort is synthetic: the metrics do not apply to patients."
@@ -99,7 +101,8 @@ def as_markdown(run: RunFolder, summary: dict[str, Any]) -> str:
         f"# {run.state['name']}",
         "",
         f"Preset `{summary['preset']}`, {summary['cases']} cases in {len(run.folds)} folds; the positive class is bad "
-        f"prognosis. The picked epoch has the lowest cross entropy on {PICKED[run.config.train.protocol]}.",
+        f"prognosis. The picked epoch has the {BEST[run.config.train.select_by]} on "
+        f"{PICKED[run.config.train.protocol]}.",
         "",
         *(f"> {note}\n" for note in summary["notes"]),
         "| " + " | ".join(header) + " |",

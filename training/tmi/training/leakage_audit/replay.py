@@ -185,9 +185,10 @@ def _compare(recorded: FoldFolder, again: FoldFolder, split: FoldSplit, reasons:
 
 def _tensors(file: Path) -> dict[str, np.ndarray]:
     try:
-        return load_file(file)
+        tensors: dict[str, np.ndarray] = load_file(file)
     except Exception as error:
         raise DamagedError(f"run: {file} cannot be read", fix="train the run again") from error
+    return tensors
 
 
 def _same_bits(a: np.ndarray | None, b: np.ndarray | None) -> bool:

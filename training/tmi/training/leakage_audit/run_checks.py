@@ -225,20 +225,22 @@ def _scaler_count(run: RunFolder, split: FoldSplit, files: FoldFolder) -> AuditR
 def _selected_epoch(
     run: RunFolder, split: FoldSplit, files: FoldFolder, metrics: dict[str, Any]
 ) -> Iterator[AuditResult]:
-    """The selected epoch is the first minimum of the recorded losses, and its loss is that of the inner split."""
+    """The selected epoch is the best by the recorded values, and its loss is that of the inner split."""
     try:
         rows = list(csv_dicts(read_text(files.history, max_bytes=TABLE_BYTES)))
         losses = [float(row["validation_loss"]) for row in rows]
         epochs, picked = [int(row["epoch"]) for row in rows], int(metrics["picked_epoch"])
         recorded = losses[picked]
+        by_accuracy = run.config.train.select_by == "accuracy"
+        accuracies = [float(row["validation_accuracy"]) for row in rows] if by_accuracy else None
     except (OSError, csv.Error, ValueError, KeyError, TypeError, IndexError) as error:
         raise DamagedError(f"run: {files.history} is missing or malformed", fix="train the run again") from error
     findings = [] if epochs == list(range(len(rows))) else ["the epochs in history.csv are not 0, 1, 2, ..."]
-    if picked != losses.index(min(losses)):
-        findings.append(
-            f"epoch {picked} was selected, but the lowest recorded loss is that of epoch {losses.index(min(losses))}"
-        )
-    yield _result("epoch", findings, f"epoch {picked} has the lowest of {len(losses)} recorded losses", fold=split.fold)
+    best = "lowest recorded loss" if accuracies is None else "highest recorded accuracy"
+    first = losses.index(min(losses)) if accuracies is None else accuracies.index(max(accuracies))
+    if picked != first:
+        findings.append(f"epoch {picked} was selected, but the {best} is that of epoch {first}")
+    yield _result("epoch", findings, f"epoch {picked} has the {best} of {len(losses)} epochs", fold=split.fold)
 
     validation, test = read_predictions(files.validation), read_predictions(files.predictions)
     loss, on_test = mean_loss(validation), mean_loss(test)

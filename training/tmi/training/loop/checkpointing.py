@@ -1,7 +1,8 @@
 """Lightning callback that runs after each epoch of a fold: validation, best weights, checkpoint for resuming.
 
 Model selection: the epoch with the lowest mean cross entropy on the inner validation split; the earliest one on a tie.
-A ranking metric takes few distinct values on a handful of validation cases and would tie most epochs.
+A ranking metric takes few distinct values on a handful of validation cases and would tie most epochs. With
+`train.select_by = "accuracy"` (preset `released`) it is the epoch with the highest accuracy at 0.5.
 
 Write order: best weights first, checkpoint last. A process killed in between repeats the epoch from the previous
 checkpoint and reaches the same weights.
@@ -37,6 +38,7 @@ HISTORY_COLUMNS = (
     "validation_loss",
     "validation_roc_auc",
     "validation_balanced_accuracy",
+    "validation_accuracy",
     "picked",
 )
 
@@ -57,6 +59,7 @@ class BestEpochCheckpoint(Checkpoint):
         self.files = files
         self.epoch_callback = epoch_callback
         self.best_loss = float("inf")
+        self.best_accuracy = -1.0
         self.best_epoch = -1
         self.history: list[dict[str, Any]] = []
 
@@ -72,11 +75,17 @@ class BestEpochCheckpoint(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """State that the checkpoint stores; plain values only, so that `weights_only=True` can load it."""
-        return {"best_loss": self.best_loss, "best_epoch": self.best_epoch, "history": self.history}
+        return {
+            "best_loss": self.best_loss,
+            "best_accuracy": self.best_accuracy,
+            "best_epoch": self.best_epoch,
+            "history": self.history,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state from a checkpoint."""
         self.best_loss = state_dict["best_loss"]
+        self.best_accuracy = state_dict.get("best_accuracy", -1.0)  # a checkpoint of an earlier version has none
         self.best_epoch = state_dict["best_epoch"]
         self.history = list(state_dict["history"])
 
@@ -109,21 +118,26 @@ class BestEpochCheckpoint(Checkpoint):
                 fix="lower --set train.learning_rate, or check the cohort's values",
             )
         metrics = binary_metrics(labels.numpy(), positive_probability(logits))
-        picked = loss < self.best_loss  # strict, so a tie keeps the earlier epoch
+        accuracy = metrics["accuracy"]
+        assert accuracy is not None  # the validation split has at least one case
+        # strict, so a tie keeps the earlier epoch
+        by_accuracy = self.data.config.train.select_by == "accuracy"
+        picked = accuracy > self.best_accuracy if by_accuracy else loss < self.best_loss
         if picked:
-            self.best_loss, self.best_epoch = loss, epoch
+            self.best_loss, self.best_accuracy, self.best_epoch = loss, accuracy, epoch
         return {
             "epoch": epoch,
             "train_loss": module.epoch_loss / max(module.epoch_cases, 1),
             "validation_loss": loss,
             "validation_roc_auc": metrics["roc_auc"],
             "validation_balanced_accuracy": metrics["balanced_accuracy"],
+            "validation_accuracy": accuracy,
             "picked": picked,
         }
 
     def write_history(self) -> None:
         """Write history.csv: one row for each epoch."""
-        rows = ([int(row[c]) if c == "picked" else row[c] for c in HISTORY_COLUMNS] for row in self.history)
+        rows = ([int(row[c]) if c == "picked" else row.get(c) for c in HISTORY_COLUMNS] for row in self.history)
         write_text(self.files.history, csv_text(HISTORY_COLUMNS, rows))
 
 

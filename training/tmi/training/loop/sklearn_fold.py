@@ -20,13 +20,10 @@ from tmi.training.data.fold_dataset import FoldDataset
 from tmi.training.evaluation.calibration import positive_class_probability
 from tmi.training.evaluation.fold_inference import estimator_features, predict_estimator
 from tmi.training.evaluation.fold_report import write_fold_report
+from tmi.training.loop.checkpointing import HISTORY_COLUMNS
 from tmi.training.systems import sklearn_arrays as estimator_arrays
 from tmi.training.systems.factory import build_model
 from tmi.training.systems.radiomics_pipeline import fit
-
-HISTORY_COLUMNS = (
-    "epoch", "train_loss", "validation_loss", "validation_roc_auc", "validation_balanced_accuracy", "picked",
-)  # fmt: skip
 
 
 def fit_sklearn_fold(
@@ -58,7 +55,7 @@ def fit_sklearn_fold(
         float(log_loss(p.labels_N, positive_class_probability(p.logits_NK), labels=[0, 1])) for p in (train, validation)
     ]
     metrics = validation.metrics()
-    row = (0, *losses, metrics["roc_auc"], metrics["balanced_accuracy"], 1)
+    row = (0, *losses, metrics["roc_auc"], metrics["balanced_accuracy"], metrics["accuracy"], 1)
     write_text(files.history, csv_text(HISTORY_COLUMNS, [row]))
     epoch_callback(config.train.epochs - 1, *losses)
     write_fold_report(

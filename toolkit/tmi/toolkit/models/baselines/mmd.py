@@ -4,11 +4,12 @@ B batch, M modalities in the order of the ring, E width of an embedding.
 
     e_m = Linear(encoder feature)                             [B,E]
     fused = mean over the modalities present of (Linear, ReLU, Linear, ReLU)(e_m)
-    reconstruction = (sum over the modalities available of mean_E (decoder_m(fused) - e_m)^2) / number available
+    reconstruction = (sum over the modalities available of sum_E (decoder_m(fused) - e_m)^2) / number available
     logits = Linear, ReLU, Linear of fused
 
 During training each available modality is kept with probability 0.5; at least one is kept. The embedding is detached as
-the target of the reconstruction: otherwise embeddings of zero would minimise the loss.
+the target of the reconstruction: otherwise embeddings of zero would minimise the loss. Earlier versions took the mean
+over E instead of the sum (`system.mmd.reconstruction`).
 Source: C. Cui et al. 2022.
 """
 
@@ -40,6 +41,8 @@ class MmdFusion(nn.Module):
         sizes = config.system.mmd
         self.keep_probability = sizes.keep_probability
         self.reconstruction_weight = sizes.reconstruction_weight
+        if sizes.reconstruction == "mean":
+            self.reconstruction_weight /= sizes.embedding
         self.radiomics_encoder = RadiomicsEncoder(config.network.radiomics_encoder)
         widths = feature_widths(config.network)
         wide = sizes.fused
@@ -78,7 +81,7 @@ class MmdFusion(nn.Module):
         # `where` instead of a product: a modality that is not available may be NaN.
         each = each.where(kept_BM.unsqueeze(2), 0.0)
         fused = each.sum(dim=1) / kept_BM.sum(dim=1, keepdim=True)
-        errors = stack([(self.decode[m](fused) - embedded[m].detach()).square().mean(dim=1) for m in MODALITIES], dim=1)
+        errors = stack([(self.decode[m](fused) - embedded[m].detach()).square().sum(dim=1) for m in MODALITIES], dim=1)
         missed = errors.where(available_BM, 0.0).sum(dim=1) / available_BM.sum(dim=1)
         return MmdOutput(self.head(fused), self.reconstruction_weight * missed.mean())
 

@@ -26,6 +26,7 @@ def create_resnet2d(config: Resnet2dConfig) -> nn.Module:
         shortcut_type="B",
         feed_forward=False,
         bias_downsample=False,
+        no_max_pool=not config.max_pool,
     )
     return network
 
