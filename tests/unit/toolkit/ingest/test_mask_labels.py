@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK
 
@@ -239,9 +240,76 @@ def test_other_extensions_are_ignored(ct, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("names", "accepted"),
+    [
+        (("Spleen", "10200004", "Liver", "liver"), False),  # label of a SEG segment, and its code
+        (("liver", "78961009", "Spleen"), False),
+        (("Liver tumour", "10200004", "Liver", "liver"), False),
+        (("liver", "85756007", "Tissue"), True),
+        (("Segment_1", "10200004", "Liver", "liver"), True),
+        (("liver", "14016003", "Left kidney"), False),
+    ],
+)
+@pytest.mark.parametrize("wanted", [None, "liver"])
+def test_contradicting_names_of_one_label_are_rejected(names, accepted, wanted):
+    """A label that is a liver by one name and something else by another one needs its number or another name."""
+    if accepted:
+        assert choose_labels(wanted, {1: names}, {1: 5}, case_id="x").number == 1
+        return
+    with pytest.raises(InputRejectedError, match="contradict each other") as error:
+        choose_labels(wanted, {1: names}, {1: 5}, case_id="x")
+    assert " = ".join(names)[:40] in error.value.what
+    assert choose_labels(1, {1: names}, {1: 5}, case_id="x").number == 1
+
+
+TERMINOLOGY = "Segmentation.Status:completed|TerminologyEntry:General Anatomy~SCT^123037004^Structure~SCT^{}~^^~~^^~^^|"
+
+
+@pytest.mark.parametrize(
+    ("entries", "wanted", "message"),
+    [
+        ({"Name": "spleen"}, "liver", "without a label value"),
+        ({"Name": "spleen", "LabelValue": "5.0"}, None, "without a label value"),
+        ({"Name": "liver", "LabelValue": "5", "Tags": TERMINOLOGY.format("78961009^Spleen")}, None, "contradict"),
+        ({"Name": "liver", "LabelValue": "5", "Tags": TERMINOLOGY.format("85756007^Tissue")}, None, None),
+        ({"Name": "Segment_1", "LabelValue": "5", "Tags": TERMINOLOGY.format("10200004^Liver")}, "liver", None),
+        (
+            {"Name": "Segment_1", "LabelValue": "5", "Tags": TERMINOLOGY.format("78961009^Spleen")},
+            None,
+            "not named liver",
+        ),
+    ],
+)
+def test_segment_entries_of_an_nrrd_header_are_never_ignored(entries, wanted, message, ct, tmp_path):
+    """Names without a label value, and a name against the type of the segment, reject the mask."""
+    nib.save(nib.load(write(tmp_path / "m.nii", ct, {5: livers(ct)[0]})), tmp_path / "n.nii")
+    image = SimpleITK.ReadImage(str(tmp_path / "n.nii"))
+    for entry, value in entries.items():
+        image.SetMetaData(f"Segment0_{entry}", value)
+    SimpleITK.WriteImage(image, str(tmp_path / "n.nrrd"))
+    if message is None:
+        assert imported(tmp_path / "n.nrrd", ct, wanted).label.number == 5
+    else:
+        assert message in refused(tmp_path / "n.nrrd", ct, wanted).what
+
+
+def test_two_segments_of_one_number_are_rejected(ct, tmp_path):
+    """A SEG that gives two segments one number is rejected; the second name would hide the first."""
+    mask = liver_masks(SPEC)
+    path = write_seg(tmp_path / "s.dcm", make_slices(SPEC), [mask, ~mask], ["hepar", "rest"])
+    data = pydicom.dcmread(path)
+    data.SegmentSequence[1].SegmentNumber = 1
+    data.save_as(path)
+    with pytest.raises(InputRejectedError) as error:
+        imported(path, ct)
+    assert error.value.code == "mask-unreadable"
+
+
+@pytest.mark.parametrize(
     ("name", "accepted"),
     [("liver", True), ("Leber gesamt", True), ("Segment_1", True), ("", True), ("liver_mask", True),
-     ("GTV_Mass_CT", False), ("liver tumour", False), ("spleen", False), ("Liver, GTV", False)],
+     ("GTV_Mass_CT", False), ("liver tumour", False), ("spleen", False), ("Liver, GTV", False),
+     ("liver_segment_5", False), ("liver vessels", False), ("left lobe of the liver", False)],
 )  # fmt: skip
 def test_only_label_is_taken_unless_named_otherwise(name, accepted):
     """An only label of another name than the liver's needs a selection; the names are listed."""

@@ -5,8 +5,10 @@ Every format is returned as a `Volume` in canonical voxel order with an index ->
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -48,6 +50,8 @@ OTHER_FORMATS: Mapping[str, str] = MappingProxyType(
 )
 """Suffix of a file that is not read -> fix."""
 FORMATS = "NIfTI (.nii, .nii.gz), NRRD, MetaImage"
+SEGMENT = re.compile(r"Segment\d+")
+"""Prefix of the keys of a segment in an NRRD header of 3D Slicer."""
 RawFinding = tuple[str, str, str]
 """Finding of a reader: code of the check, message, fix."""
 
@@ -174,19 +178,28 @@ def segment_names(metadata: Mapping[str, str], name: str, case_id: str) -> dict[
         InputRejectedError: mask-label: two segments of different names have one label.
     """
     names: dict[int, tuple[str, ...]] = {}
-    for key, value in metadata.items():
+    for key in metadata:
         prefix, _, entry = key.partition("_")
-        if entry == "LabelValue" and prefix.startswith("Segment") and value.strip().isdecimal() and len(value) < 11:
-            segment = metadata.get(f"{prefix}_Name", "").strip()
-            pair = (segment,) if segment else ()
-            if names.setdefault(int(value), pair) != pair:
-                raise InputRejectedError(
-                    f"{name} gives label {int(value)} two names in its header",
-                    fix="export each segment with its own label",
-                    code="mask-label",
-                    case_id=case_id,
-                )
+        if entry not in ("Name", "LabelValue") or not SEGMENT.fullmatch(prefix):
+            continue
+        value, segment = metadata.get(f"{prefix}_LabelValue", "").strip(), metadata.get(f"{prefix}_Name", "").strip()
+        error = partial(InputRejectedError, code="mask-label", case_id=case_id)
+        if not (value.isdecimal() and len(value) < 11):
+            raise error(f"{name} has a segment without a label value in its header", fix="save it again in 3D Slicer")
+        # a segment has one name, and a type in a terminology, whose default is "Tissue"
+        labels = (segment, *_terminology_type(metadata.get(f"{prefix}_Tags", "")))
+        found = tuple(dict.fromkeys(n for n in labels if n))
+        if names.setdefault(int(value), found) != found:
+            fix = "export each segment with its own label"
+            raise error(f"{name} gives label {int(value)} two names in its header", fix=fix)
     return names
+
+
+def _terminology_type(tags: str) -> tuple[str, ...]:
+    """Return code value and meaning of a segment's type, `TerminologyEntry:CONTEXT~CATEGORY~SCHEME^VALUE^MEANING~`."""
+    entry = next((t for t in tags.split("|") if t.startswith("TerminologyEntry:")), "")
+    parts = entry.split("~")
+    return tuple(p.strip() for p in parts[2].split("^")[1:3]) if len(parts) > 2 else ()
 
 
 def narrow_hu(array: NDArray[Any]) -> NDArray[Any]:

@@ -23,8 +23,13 @@ MAX_LISTED = 20
 
 LIVER_WORDS = frozenset({"liver", "hepar", "leber", "foie", "hígado", "higado", "fegato", "fígado", "figado", "lever"})
 """Words for the liver, in lower case, of which the name of an only label must contain one."""
-LESION_WORDS = frozenset({"tumor", "tumour", "lesion", "lesions", "gtv", "ctv", "ptv", "mass", "cyst", "metastasis"})
-"""Words that exclude a name, although it contains a word for the liver."""
+LESION_WORDS = frozenset(
+    (
+        "tumor tumors tumour tumours lesion lesions gtv ctv ptv mass masses cyst cysts metastasis metastases hcc "
+        "ablation vessel vessels vein veins artery arteries duct ducts lobe segment segments couinaud"
+    ).split()
+)
+"""Words for a lesion or a part, which exclude a name although it contains a word for the liver."""
 UNNAMED = re.compile(r"(?:segmentation|segment|label|mask|roi|structure|region|object|untitled)?[\s_-]*\d*")
 """Names that programs give by default, in lower case."""
 Wanted = str | int | Sequence[str | int]
@@ -132,8 +137,21 @@ def choose_label(
         case_id: case id for error messages.
 
     Raises:
-        InputRejectedError: mask-label: the label is missing or ambiguous; mask-empty: the mask has no label.
+        InputRejectedError: mask-label: the label is missing or ambiguous, or its names in the mask contradict each
+            other; mask-empty: the mask has no label.
     """
+    chosen = _choose(wanted, names, present, case_id)
+    is_default = wanted is None or str(wanted).strip().casefold() == DEFAULT_NAME
+    labels = names.get(chosen.number, ())
+    if is_default and any(map(_is_liver, labels)) and any(map(_is_other, labels)):
+        message = "a label has names in the mask that contradict each other, one of them a liver's"
+        raise _input_error(message, {**names, chosen.number: (" = ".join(labels),)}, present, case_id)
+    return chosen
+
+
+def _choose(
+    wanted: str | int | None, names: Mapping[int, tuple[str, ...]], present: Mapping[int, int], case_id: str
+) -> ChosenLabel:
     if not present:
         raise InputRejectedError(
             "the mask is empty", fix="give the mask of the liver", code="mask-empty", case_id=case_id
@@ -204,8 +222,26 @@ def _may_be_liver(names: tuple[str, ...]) -> bool:
     folded = [n.casefold().strip() for n in names]
     if all(UNNAMED.fullmatch(n) for n in folded):
         return True
-    words = [set(re.findall(r"[^\W\d_]+", n)) for n in folded]
-    return any(w & LIVER_WORDS and not w & LESION_WORDS for w in words)
+    return any(map(_is_liver, names))
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall(r"[^\W\d_]+", name.casefold()))
+
+
+def _is_liver(name: str) -> bool:
+    """Return whether a name is one of the whole liver."""
+    return bool(_words(name) & LIVER_WORDS) and not _words(name) & LESION_WORDS
+
+
+def _is_other(name: str) -> bool:
+    """Return whether a name is one of a lesion, a part of an organ, or another class of TotalSegmentator."""
+    if UNNAMED.fullmatch(name.casefold().strip()):
+        return False
+    classes = {
+        frozenset(c.split("_")) for task in totalsegmentator_labels().values() for c in task if c != DEFAULT_NAME
+    }
+    return bool(_words(name) & LESION_WORDS) or frozenset(re.findall(r"[^\W_]+", name.casefold())) in classes
 
 
 def _input_error(

@@ -83,6 +83,8 @@ def _segment_names(data: Any) -> Mapping[int, tuple[str, ...]]:
         candidates = [str(segment.get("SegmentLabel", "")), value, str(code.get("CodeMeaning", ""))]
         if (value, scheme) in LIVER_CODES:
             candidates.append("liver")
+        if int(segment.SegmentNumber) in names:
+            raise ValueError("two segments have one number")
         names[int(segment.SegmentNumber)] = tuple(n.strip() for n in candidates if n.strip())
     return names
 
