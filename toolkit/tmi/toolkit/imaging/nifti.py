@@ -312,6 +312,8 @@ def _forms_agree(affines: list[NDArray[np.float64]], pixdim: NDArray[np.float64]
         pixdim: (3,) voxel sizes of the header; those that are not positive are undefined.
         shape: (3,) number of voxels.
     """
+    if np.isinf(pixdim).any():
+        return False
     first = affines[0][:3, :3]
     sizes = np.linalg.norm(first, axis=0)
     second = affines[-1][:3, :3] if len(affines) > 1 else first / sizes * np.where(pixdim > 0, pixdim, sizes)
