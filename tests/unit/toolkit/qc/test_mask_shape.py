@@ -8,7 +8,7 @@ import pytest
 
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.qc.image_checks import check_mask
-from tmi.toolkit.qc.mask_shape import check_shape, count_gap_planes, hole_fractions
+from tmi.toolkit.qc.mask_shape import check_shape, count_gap_planes, hole_fractions, thin_gap_fraction
 
 
 def ellipsoid(centre: tuple[float, float, float] = (30, 45, 50), radius: tuple[float, float, float] = (24, 38, 44)):
@@ -31,6 +31,23 @@ def test_complete_liver_has_no_finding():
     """Lobes, grooves and tunnels of a complete liver are neither gaps nor holes."""
     assert codes(liver()) == []
     assert hole_fractions(liver()) < (0.01, 0.02)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("every", [2, 3])
+def test_part_that_was_not_drawn_on_every_plane_is_found(axis, every):
+    """One half of a mask on every second or third plane is a gap, although no plane is empty."""
+    mask = np.moveaxis(liver(), axis, 0).copy()
+    drawn = mask[::every].copy()
+    half = mask.shape[2] // 2
+    mask[:, :, half:] = False
+    mask[::every, :, half:] = drawn[:, :, half:]
+    whole = np.moveaxis(mask, 0, axis)
+    assert codes(whole) == ["mask-gap"]
+    found, fraction = thin_gap_fraction(whole)
+    assert found == axis
+    assert fraction > 0.2
+    assert thin_gap_fraction(liver())[1] < 0.02
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

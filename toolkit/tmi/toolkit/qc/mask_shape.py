@@ -18,6 +18,9 @@ MAX_CLOSED_FRACTION = 0.02
 """Largest volume of holes, relative to the mask, that is no finding. Complete livers have up to 0.004."""
 MAX_OPEN_FRACTION = 0.05
 """The same with holes that are open to one side, as of a tumour at the surface. Complete livers have up to 0.018."""
+MAX_THIN_GAP_FRACTION = 0.08
+"""Largest volume of gaps of one or two planes, relative to the mask, that is no finding. Complete livers have up to
+0.01."""
 SAMPLES = 64
 """Number of voxels per axis to which a mask is thinned."""
 PLANES = ("slices", "coronal planes", "sagittal planes")
@@ -36,6 +39,14 @@ def check_shape(inside: NDArray[np.bool_]) -> Iterator[tuple[str, str, str]]:
             "mask-gap",
             f"{MASK_FILE} has {gaps} {PLANES[axis]} inside the structure that are empty, or nearly so",
             "draw it on every slice; a liver of separate parts needs no fix",
+        )
+        return
+    axis, fraction = thin_gap_fraction(inside)
+    if fraction > MAX_THIN_GAP_FRACTION:
+        yield (
+            "mask-gap",
+            f"{MASK_FILE} has gaps of one or two {PLANES[axis]} in a part of it, {fraction:.0%} of its volume",
+            "draw it on every slice, all of it",
         )
         return
     closed, with_open = hole_fractions(inside)
@@ -64,6 +75,27 @@ def count_gap_planes(inside: NDArray[np.bool_]) -> tuple[int, int]:
         gaps.append(int((area < GAP_FRACTION * np.minimum(before, after)).sum()))
     axis = int(np.argmax(gaps))
     return axis, gaps[axis]
+
+
+def thin_gap_fraction(inside: NDArray[np.bool_]) -> tuple[int, float]:
+    """Return the axis with the largest volume of thin gaps, and this volume relative to the mask's.
+
+    A voxel outside the mask belongs to a thin gap if the mask lies within two planes before and within two planes after
+    it: a part of the liver was drawn on every second or third slice, while another part was drawn on each.
+
+    Args:
+        inside: the mask. Each plane is thinned to at most `SAMPLES` voxels per axis.
+    """
+    fractions = []
+    for axis in range(3):
+        thinned = inside[tuple(slice(None) if a == axis else _step(n) for a, n in enumerate(inside.shape))]
+        planes = np.moveaxis(thinned, axis, 0)
+        padded = np.pad(planes, ((2, 2), (0, 0), (0, 0)))
+        count = len(planes)
+        near = (padded[1 : count + 1] | padded[:count]) & (padded[3 : count + 3] | padded[4 : count + 4])
+        fractions.append(np.count_nonzero(near & ~planes) / max(1, np.count_nonzero(planes)))
+    axis = int(np.argmax(fractions))
+    return axis, float(fractions[axis])
 
 
 def hole_fractions(inside: NDArray[np.bool_]) -> tuple[float, float]:
