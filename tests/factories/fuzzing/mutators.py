@@ -5,6 +5,7 @@ A random state gives the same bytes.
 
 from __future__ import annotations
 
+import copy
 import gzip
 import io
 import json
@@ -69,14 +70,14 @@ def _edit(rng: random.Random, document: Any) -> Any:
     """Replace, remove, rename, wrap or exchange one value of a document."""
     paths = [p for p in _paths(document) if p]
     if not paths:
-        return rng.choice([*PLAIN, *RAW])
+        return copy.deepcopy(rng.choice([*PLAIN, *RAW]))
     *way, last = rng.choice(paths)
     node = document
     for step in way:
         node = node[step]
     action = rng.choice(["put", "put", "put", "raw", "raw", "drop", "rename", "wrap", "swap", "twin"])
     if action == "put":
-        node[last] = rng.choice(PLAIN)
+        node[last] = copy.deepcopy(rng.choice(PLAIN))  # a later edit changes it
     elif action == "raw":
         node[last] = rng.choice(list(RAW))
     elif action == "drop":

@@ -9,6 +9,9 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Any
 
+MAX_CHARACTERS = 2000
+"""Largest length of a message and of a fix."""
+
 
 class ExitCode(IntEnum):
     """Exit status of the `tmi` process."""
@@ -34,9 +37,9 @@ class TmiError(Exception):
     exit_code: ExitCode = ExitCode.UNEXPECTED
 
     def __init__(self, what: str, *, fix: str, case_id: str | None = None) -> None:
-        super().__init__(what)
-        self.what = what
-        self.fix = fix
+        self.what = _shortened(what)
+        super().__init__(self.what)
+        self.fix = _shortened(fix)
         self.case_id = case_id
 
     def __str__(self) -> str:
@@ -50,6 +53,11 @@ class TmiError(Exception):
         """Set the case id and return this error."""
         self.case_id = case_id
         return self
+
+
+def _shortened(text: str) -> str:
+    """A text of at most `MAX_CHARACTERS`: it may quote a value of a file, which has any length."""
+    return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 3]}..."
 
 
 def _from_state(kind: type[TmiError], state: dict[str, Any]) -> TmiError:

@@ -218,7 +218,7 @@ class RunFolder:
             UsageError: `path` is not a run.
             DamagedError: a file is missing, unreadable, or has another schema.
         """
-        if not (path / RUN_FILE).is_file():
+        if not (path / RUN_FILE).exists():
             if (path / CONFIG_FILE).exists() or (path / FOLDS_FILE).exists():
                 raise DamagedError(f"run {path}: {RUN_FILE} is missing", fix="train the run again")
             raise UsageError(

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tmi.toolkit.errors import DamagedError
+from tmi.toolkit.errors import DamagedError, UsageError
+from tmi.toolkit.run_folder import FoldSplit
 from tmi.toolkit.storage.atomic_files import read_json
 from tmi.toolkit.storage.documents import (
     MAX_DEPTH,
@@ -20,6 +21,7 @@ from tmi.toolkit.storage.documents import (
     parse_yaml,
     read_document,
 )
+from tmi.toolkit.storage.serialization import from_json
 
 DEEP = "is nested deeper than 64 levels"
 FINITE = "is not finite"
@@ -177,3 +179,12 @@ def test_file_of_a_run_names_the_reason(tmp_path):
         read_json(path, kind="run")
     with pytest.raises(OSError, match="larger than 1 MiB"):
         read_document(path, max_bytes=2**20)
+
+
+def test_long_value_is_cut_in_messages():
+    """A message quotes at most a part of a value, whatever its length."""
+    error = DamagedError("x" * 100_000, fix="y" * 100_000)
+    assert len(str(error)) == len(error.what) == len(error.fix) == 2000
+    with pytest.raises(UsageError) as caught:
+        from_json(FoldSplit, {"fold": "z" * 100_000, "train": [], "validation": [], "test": []})
+    assert len(str(caught.value)) < 200
