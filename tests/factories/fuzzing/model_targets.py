@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from factories.fuzzing import mutators as m
+from factories.fuzzing.mutators import Mutator
 from factories.fuzzing.registry import PUBLISHED, Prepare, Read, require_code, small_case, target
 
 

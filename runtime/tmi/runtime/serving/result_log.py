@@ -28,12 +28,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from tmi.runtime.serving.file_lock import closed_on_error, open_locked
 from tmi.runtime.serving.results import CaseResult, result_from_json, result_to_json
 from tmi.toolkit.cases.case import CASE_RECORD_FILE, Case
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.storage.bounded_files import JOURNAL_BYTES, open_regular
+from tmi.toolkit.storage.bounded_files import JOURNAL_BYTES, NotRegularFileError, open_regular
 from tmi.toolkit.storage.documents import DocumentError, parse_json
+from tmi.toolkit.storage.file_lock import closed_on_error, open_locked
 from tmi.toolkit.storage.hashing import sha256_json
 
 SCHEMA = "tmi-prediction-lines/1"
@@ -98,7 +98,7 @@ class ResultLog:
         Raises:
             UsageError: another process has the log open.
         """
-        stream = open_locked(path)
+        stream = _open(path)
         with closed_on_error(stream):
             return cls._begin(stream, path, identity, cases)
 
@@ -125,7 +125,7 @@ class ResultLog:
                 have changed, or another process has it open.
             DamagedError: a line other than the last is not a result.
         """
-        stream = open_locked(path)
+        stream = _open(path)
         with closed_on_error(stream):
             return cls._resume(stream, path, identity, cases)
 
@@ -181,6 +181,24 @@ class ResultLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open and lock a log.
+
+    Raises:
+        UsageError: another process has it open, or it is no regular file.
+    """
+    try:
+        return open_locked(
+            path,
+            busy=lambda: UsageError(
+                f"unfinished prediction {path} is being written by another tmi predict",
+                fix="wait until it ends, or name another output file",
+            ),
+        )
+    except NotRegularFileError as error:
+        raise UsageError(f"unfinished prediction {path}: {error.strerror}", fix="name another output file") from error
 
 
 def _next_chain(fields: Mapping[str, Any], chain: str) -> str:

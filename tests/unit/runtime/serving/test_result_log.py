@@ -18,11 +18,11 @@ import pytest
 
 from factories.paths import ROOT
 from factories.tmi_command import tmi
-from tmi.runtime.serving import file_lock
 from tmi.runtime.serving.result_log import READ_BYTES, ResultLog, case_state, result_log_path
 from tmi.runtime.serving.results import CaseResult, RejectedCase, result_from_json
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import DamagedError, UsageError
+from tmi.toolkit.storage import file_lock
 
 PUBLISHED = ROOT / "tests" / "unit" / "runtime" / "bundle" / "data" / "tmi-bundle-2"
 PROGRAM = """
@@ -358,3 +358,13 @@ def test_edited_log_is_not_resumed(tmp_path, edit):
     path.write_text("\n".join([*lines, ""]))
     with pytest.raises(DamagedError, match=rf"line {number} is damaged or was edited"):
         ResultLog.resume(path, {"bundle": "b"}, cases)
+
+
+@pytest.mark.timeout(30)
+def test_pipe_in_place_of_a_log_is_not_read(tmp_path):
+    """A pipe would be waited for; it is named instead."""
+    path = tmp_path / "p.jsonl"
+    os.mkfifo(path)
+    for start in (ResultLog.begin, ResultLog.resume):
+        with pytest.raises(UsageError, match="it is a pipe, not a regular file"):
+            start(path, {"bundle": "b"}, [])
