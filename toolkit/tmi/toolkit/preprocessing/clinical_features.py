@@ -33,10 +33,10 @@ class ClinicalInputs:
     """Warnings of the checks."""
     report: str = ""
     """Free-text report at the end of `text`; empty if there is none."""
-
-
     spans: tuple[tuple[str | None, int, int], ...] = ()
     """Name, first character and one past the last of each field in `text`; the report's name is None."""
+
+
 def clinical_inputs(case: Case, config: Config, schema: Schema) -> ClinicalInputs:
     """Read and check a case's clinical record as training and prediction do; no other file is read.
 
@@ -52,11 +52,11 @@ def clinical_inputs(case: Case, config: Config, schema: Schema) -> ClinicalInput
             chain(check_units(record.values, schema), check_completeness(record, schema)), case.case_id
         ),
         report=report_text(record),
+        spans=tuple(field_spans(sentences(record, schema, config.clinical.rendering))),
     )
 
 
 def numbers(record: ClinicalRecord, schema: Schema) -> Float[np.ndarray, " V"]:
-        spans=tuple(field_spans(sentences(record, schema, config.clinical.rendering))),
     """Return the record's values: numbers in the field's unit, categories as their index in the field's choices."""
     values = np.full(len(schema.fields), np.nan)
     for i, field in enumerate(schema.fields):

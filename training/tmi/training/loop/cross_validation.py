@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,7 +16,6 @@ from tmi.toolkit.clinical.tokenizer import MIN_PATIENTS, Tokenizer
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.preprocessing.cache import PreparedCache
-from tmi.toolkit.radiomics.provenance import table_axes
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json, write_json
 from tmi.toolkit.storage.serialization import to_json
@@ -26,9 +24,9 @@ from tmi.training.data.dataset import CohortArrays, fingerprint, prepare_cohort
 from tmi.training.data.splits import make_folds
 from tmi.training.evaluation.summary import write_summary
 from tmi.training.loop.hardware import HardwareConfig
+from tmi.training.loop.machine import RECORDED_PACKAGES
 from tmi.training.pretrained.origin import vocabulary_record
 
-from tmi.training.loop.machine import RECORDED_PACKAGES
 if TYPE_CHECKING:
     from tmi.training.pretrained.initial_weights import InitialWeights  # torch
 
@@ -48,11 +46,11 @@ class TrainingCallbacks(Protocol):
     def on_case_rejected(self, error: InputRejectedError) -> None:
         """A case is rejected and left out of the run."""
 
-    def on_fold_failed(self, split: FoldSplit, why: str) -> None:
-        """A fold failed while folds are trained in parallel; the other folds continue."""
     def on_warning(self, message: str) -> None:
         """A property of the cohort that should be looked into before the training; the training continues."""
 
+    def on_fold_failed(self, split: FoldSplit, why: str) -> None:
+        """A fold failed while folds are trained in parallel; the other folds continue."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,36 +108,14 @@ def cross_validate(
         DamagedError: the run to resume is damaged.
         UnavailableError: devices or memory are too small.
     """
+    from tmi.training.data.truncated_texts import text_truncation  # torch
+
     hardware = hardware or HardwareConfig(accelerator=accelerator)
     hardware.check(config)
     _require_tokenizer(config, tokenizer)
     vocabulary = _vocabulary_record(tokenizer, vocabulary)
     scratch = out.with_name(f".{out.name}.prepared{hardware.node_rank or ''}")
     cohort_fingerprint = fingerprint(cohort)
-    # Node 0 alone creates, checks and finishes the run folder; the others write folds into it.
-    with nullcontext() if hardware.node_rank else output_lock(out, kind="run"):
-        resume = resume and not is_unstarted(out)
-        return _cross_validate(
-            cohort, config, out, schema, tokenizer, callbacks, resume, name, cache, initial, hardware, vocabulary
-        )
-
-
-def _cross_validate(
-    cohort: Cohort,
-    config: Config,
-    out: Path,
-    schema: Schema,
-    tokenizer: Tokenizer | None,
-    callbacks: TrainingCallbacks,
-    resume: bool,
-    name: str | None,
-    cache: PreparedCache | None,
-    initial: InitialWeights | None,
-    hardware: HardwareConfig,
-    vocabulary: Mapping[str, Any],
-) -> RunResult:
-    from tmi.training.data.truncated_texts import text_truncation  # torch
-
     is_follower = hardware.node_rank > 0  # node 0 alone creates, checks and finishes the run folder
     if resume and not is_follower:
         run = _open_for_resume(out, config, schema, cohort_fingerprint)
@@ -238,8 +214,6 @@ def _create_run(
         "refused": sorted(e.case_id or "" for e in arrays.rejected),
         "fingerprint": cohort_fingerprint,
         "synthetic": is_synthetic(cohort.folder),
-        # axes of the features -> number of cases; features depend on them
-        "radiomics_axes": dict(Counter(table_axes(case) for case in cohort.cases)),
     }
     return RunFolder.create(
         out,
