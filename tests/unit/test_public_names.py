@@ -158,10 +158,15 @@ PUBLIC_NAMES = {
         staleness_reason table_axes table_text write_record write_table
     """,
     "tmi.toolkit.storage": """
-        ContentCache DIGEST_BYTES DiskCache cache_root canonical_json csv_records csv_rows_of_lines
-        csv_text digest follow_umask from_json is_access_error is_unicode open_private printable
-        printable_json read_json require_absent sha256_bytes sha256_file sha256_json staged_folder
-        to_json unescape_cell write_json write_private write_text
+        ACCESS_ERRORS COHORT_BYTES ContentCache DIGEST_BYTES DOCUMENT_BYTES DiskCache DocumentError
+        FEATURES_BYTES FEATURE_TABLE_BYTES FileTooLargeError IMAGE_BYTES JOURNAL_BYTES LOCK_FILE
+        NotFiniteError NotRegularFileError RECORD_BYTES SETTINGS_BYTES SPACE_ERRORS TABLE_BYTES
+        YAML_BYTES cache_root canonical_json closed_on_error csv_dicts csv_records csv_rows
+        csv_rows_of_lines csv_text digest follow_umask from_json is_access_error is_unicode
+        open_locked open_private open_regular output_lock parse_json parse_toml parse_yaml printable
+        printable_json read_bytes read_document read_json read_text regular_file require_absent
+        sha256_bytes sha256_file sha256_json staged_folder to_json unescape_cell write_json
+        write_private write_text
     """,
     "tmi.toolkit.synthetic": """
         Grid SYNTHETIC_NOTICE TRUTH_FILE disease_signs is_synthetic make_cohort modality_subsets

@@ -25,17 +25,19 @@ A run is a folder::
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tmi.toolkit.clinical.rendering import RENDERING_VERSIONS
-from tmi.toolkit.clinical.schema import Schema, store_schema, stored_schema
+from tmi.toolkit.clinical.schema import SCHEMA_FILE, Schema, store_schema, stored_schema
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, TmiError, UsageError
 from tmi.toolkit.storage.atomic_files import read_json, write_json
 from tmi.toolkit.storage.hashing import sha256_file
+from tmi.toolkit.storage.outputs import LOCK_FILE
 from tmi.toolkit.storage.serialization import from_json, to_json
 
 SCHEMA = "tmi-run/1"
@@ -48,6 +50,15 @@ PRETRAINED_FILE = "pretrained.json"
 CHECKPOINTS = "checkpoints"
 TRACKING = "tracking"
 """Folder of experiment trackers; not part of the finished run."""
+
+
+UNSTARTED_FILES = tuple(
+    name + suffix
+    for name in (CONFIG_FILE, SCHEMA_FILE, FOLDS_FILE, PRETRAINED_FILE, RUN_FILE)
+    for suffix in ("", ".part")
+    if name + suffix != RUN_FILE
+)
+"""Files that a training may have written before run.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +105,11 @@ class FoldFolder:
         return self.folder / "tokenizer.json"
 
     @property
+    def machine(self) -> Path:
+        """Machine that the fold was trained on; absent if an earlier version trained it."""
+        return self.folder / "machine.json"
+
+    @property
     def metrics(self) -> Path:
         """Metrics; written last, so the fold is complete if this file exists."""
         return self.folder / "metrics.json"
@@ -104,11 +120,6 @@ class FoldFolder:
         return self.folder / "predictions.csv"
 
     @property
-    @property
-    def machine(self) -> Path:
-        """Machine that the fold was trained on; absent if an earlier version trained it."""
-        return self.folder / "machine.json"
-
     def validation(self) -> Path:
         """Predictions of the inner validation cases."""
         return self.folder / "validation.csv"
@@ -141,6 +152,13 @@ class FoldFolder:
     def done(self) -> bool:
         """Whether the fold is complete."""
         return self.metrics.is_file()
+
+
+def is_unstarted(path: Path) -> bool:
+    """Whether a folder holds no run yet: it is missing or empty, or a training was killed before it wrote run.json."""
+    if not path.is_dir():
+        return not os.path.lexists(path)
+    return {p.name for p in path.iterdir()} <= {*UNSTARTED_FILES, LOCK_FILE}
 
 
 def _positive_number(document: Any, name: str, default: float) -> float:
@@ -181,17 +199,23 @@ class RunFolder:
         cohort: Mapping[str, Any],
         versions: Mapping[str, str],
         vocabulary: Mapping[str, Any] | None = None,
+        pretrained: Mapping[str, Any] | None = None,
     ) -> RunFolder:
-        """Create a run folder and write its initial files.
+        """Create a run folder and write its initial files; run.json is the last.
 
         `cohort` holds the keys `cases`, `fingerprint` and `synthetic`, and no patient data. `vocabulary` records the
-        origin of the tokenizers.
+        origin of the tokenizers, `pretrained` the loaded weights. What a training left that was killed before it wrote
+        run.json is replaced.
 
         Raises:
             UsageError: `path` exists and is not empty.
         """
-        if path.is_dir() and any(path.iterdir()):
+        if not is_unstarted(path):
             raise UsageError(f"run {path} exists", fix="give another --out, or use --resume or --force")
+        for name in UNSTARTED_FILES:
+            (path / name).unlink(missing_ok=True)
+        if pretrained is not None:
+            write_json(path / PRETRAINED_FILE, pretrained)
         write_json(path / CONFIG_FILE, to_json(config))
         store_schema(path, schema)
         write_json(path / FOLDS_FILE, {"folds": [to_json(f) for f in folds]})
@@ -287,7 +311,11 @@ class RunFolder:
 
     def _contents(self) -> list[str]:
         names = (p.relative_to(self.path) for p in sorted(self.path.rglob("*")) if p.is_file())
-        return [n.as_posix() for n in names if n.as_posix() != RUN_FILE and not {CHECKPOINTS, TRACKING} & {*n.parts}]
+        return [
+            n.as_posix()
+            for n in names
+            if n.as_posix() not in (RUN_FILE, LOCK_FILE) and not {CHECKPOINTS, TRACKING} & {*n.parts}
+        ]
 
     def require_finished(self) -> RunFolder:
         """Return the run after checking that it is finished and that no file has changed since.

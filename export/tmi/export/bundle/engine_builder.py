@@ -25,6 +25,7 @@ from tmi.runtime.verification.golden_inputs import golden_from_manifest
 from tmi.runtime.verification.verify import read_references
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.storage.atomic_files import staged_folder, write_text
+from tmi.toolkit.storage.outputs import output_lock
 
 
 def build_bundle(
@@ -43,11 +44,18 @@ def build_bundle(
         progress: called with one line for each step.
 
     Raises:
-        UsageError: no bundle, nothing to build, or no typed graphs in the bundle.
+        UsageError: no bundle, nothing to build, no typed graphs in the bundle, or another process writes the bundle.
         DamagedError: the bundle is damaged.
         UnavailableError: this machine cannot build an engine, TensorRT rejects a graph, or memory ran out.
         ParityError: a parity check failed; the bundle is unchanged.
     """
+    with output_lock(folder, kind="bundle"):
+        return _build(folder, kinds, options, progress)
+
+
+def _build(
+    folder: Path, kinds: Sequence[str] | None, options: BuildOptions | None, progress: Callable[[str], None]
+) -> Bundle:
     bundle = open_bundle(folder)
     chosen = tuple(dict.fromkeys(kinds or pending_engines(bundle.manifest)))
     unknown = [kind for kind in chosen if kind not in PLANS]

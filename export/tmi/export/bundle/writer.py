@@ -82,6 +82,7 @@ from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.models.registry import active_modalities
 from tmi.toolkit.run_folder import SUMMARY_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json, require_absent, staged_folder, write_text
+from tmi.toolkit.storage.outputs import output_lock
 from tmi.toolkit.storage.serialization import to_json
 
 GOLDEN_SEED = 20_240_601
@@ -128,8 +129,9 @@ def export_run(
         created: time to record as that of the export; None: `tmi.export.bundle.reproducible.export_time`.
 
     Raises:
-        UsageError: no such run, an unfinished run, an unknown artefact, or `out` exists.
-        UnavailableError: an artefact cannot be written on this machine, or memory ran out.
+        UsageError: no such run, an unfinished run, an unknown artefact, or `out` exists, cannot be written or is being
+            written by another process.
+        UnavailableError: an artefact cannot be written on this machine, or memory or disk space ran out.
         DamagedError: the run was changed after the training.
         InputRejectedError: one of `cases` cannot be used.
         ParityError: a check failed; nothing was written.
@@ -146,14 +148,16 @@ def export_run(
     on_step("checking the run")
     folder = RunFolder.open(run)
     require_exportable(folder)
-    folder.require_finished()
-    with out_of_memory_as_error("the export", on_step) as on_step, staged_folder(out) as stage:
-        writer = _BundleWriter(
-            folder, stage, names, weights=weights, cases=cases, progress=on_step, created=recorded
-        )
-        writer.configure_tensorrt(precision, options)
-        write_manifest(stage, writer.write())
-    return open_bundle(out)
+    with output_lock(out, kind="bundle"):  # before the work, so that a second export ends at once
+        require_replaceable(out, force=force)  # again: another export may have ended meanwhile
+        folder.require_finished()
+        with out_of_memory_as_error("the export", on_step) as on_step, staged_folder(out) as stage:
+            writer = _BundleWriter(
+                folder, stage, names, weights=weights, cases=cases, progress=on_step, created=recorded
+            )
+            writer.configure_tensorrt(precision, options)
+            write_manifest(stage, writer.write())
+        return open_bundle(out)
 
 
 def require_replaceable(out: Path, *, force: bool) -> None:

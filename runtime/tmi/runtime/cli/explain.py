@@ -84,21 +84,23 @@ def explain(
     from tmi.runtime.explain.explainer import torch_threads
     from tmi.runtime.serving.predictor import resolve_cases
     from tmi.toolkit.cases.case import parse_mask_label
+    from tmi.toolkit.storage.outputs import output_lock
 
     if run is not None and bundle is not None:
         raise UsageError("--run and --bundle are given", fix="give one of the two")
     resolved = resolve_cases(cases, mask_label=parse_mask_label(mask_label))
-    require_absent_outputs([out / case.case_id for case in resolved], force=force)
-    source = open_models(run, bundle, key=key, threads=threads)
-    ct_only_source = None if ct_only is None else _open_ct_only_run(ct_only)
-    with torch_threads(threads):
-        explainer = make_explainer(source, fold, target)
-        documents = _explain_all(
-            resolved, explainer, ct_only_source, out, steps=0 if quick else steps, sanity=not quick
-        )
-    _summarise(documents, out, source)
-    if len(documents) < len(resolved):
-        raise typer.Exit(int(ExitCode.REJECTED))
+    with output_lock(out, kind="explanation"):
+        require_absent_outputs([out / case.case_id for case in resolved], force=force)
+        source = open_models(run, bundle, key=key, threads=threads)
+        ct_only_source = None if ct_only is None else _open_ct_only_run(ct_only)
+        with torch_threads(threads):
+            explainer = make_explainer(source, fold, target)
+            documents = _explain_all(
+                resolved, explainer, ct_only_source, out, steps=0 if quick else steps, sanity=not quick
+            )
+        _summarise(documents, out, source)
+        if len(documents) < len(resolved):
+            raise typer.Exit(int(ExitCode.REJECTED))
 
 
 def require_absent_outputs(folders: Sequence[Path], *, force: bool) -> None:

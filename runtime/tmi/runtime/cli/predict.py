@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -87,43 +88,45 @@ def predict(
     from tmi.toolkit.cases.case import parse_mask_label
     from tmi.toolkit.config.project import default_bundle, load_project
     from tmi.toolkit.preprocessing.cache import PreparedCache
+    from tmi.toolkit.storage.outputs import output_lock
 
+    if out is None and resume:
+        raise UsageError("--resume continues a file, and none is named", fix="name it with -o FILE")
     if out is not None:
         _require_writable(out, force=force, resume=resume)
-    elif resume:
-        raise UsageError("--resume continues a file, and none is named", fix="name it with -o FILE")
-    if bundle is None:
-        bundle, reason = default_bundle(load_project())
-        echo(f"bundle {bundle} ({reason})", err=True)
-    labels = parse_mask_label(mask_label)
-    resolved = resolve_cases(cases, mask_label=labels)
-    prepared_cache = PreparedCache() if cache else None
-    if no_verify:
-        echo("the startup self-test is skipped (--no-verify)", err=True)
-    log = partial(echo, err=True)
-    opened = Predictor.open(
-        bundle,
-        engine=engine,
-        precision=precision,
-        threads=threads,
-        key=key,
-        verify=not no_verify,
-        log=log,
-        cache=prepared_cache,
-        reuse=reuse,
-    )
-    with opened as predictor:
-        record = predictor.engine_record
-        echo(f"engine {record.name} in {record.precision} ({record.reason})", err=True)
-        results = run_cases(predictor, resolved, batch=batch, mask_label=labels, out=out, resume=resume)
-        for store in (prepared_cache, predictor.embeddings):
-            if store is not None:
-                echo(store.summary(), err=True)
-        if timing:
-            print_timing(results)
-        _write_results(predictor, results, batch=batch, as_json=as_json, out=out)
-    if any(isinstance(r, RejectedCase) for r in results):
-        raise typer.Exit(int(ExitCode.REJECTED))
+    with nullcontext() if out is None else output_lock(out, kind="prediction file"):  # fails before the work
+        if bundle is None:
+            bundle, reason = default_bundle(load_project())
+            echo(f"bundle {bundle} ({reason})", err=True)
+        labels = parse_mask_label(mask_label)
+        resolved = resolve_cases(cases, mask_label=labels)
+        prepared_cache = PreparedCache() if cache else None
+        if no_verify:
+            echo("the startup self-test is skipped (--no-verify)", err=True)
+        log = partial(echo, err=True)
+        opened = Predictor.open(
+            bundle,
+            engine=engine,
+            precision=precision,
+            threads=threads,
+            key=key,
+            verify=not no_verify,
+            log=log,
+            cache=prepared_cache,
+            reuse=reuse,
+        )
+        with opened as predictor:
+            record = predictor.engine_record
+            echo(f"engine {record.name} in {record.precision} ({record.reason})", err=True)
+            results = run_cases(predictor, resolved, batch=batch, mask_label=labels, out=out, resume=resume)
+            for store in (prepared_cache, predictor.embeddings):
+                if store is not None:
+                    echo(store.summary(), err=True)
+            if timing:
+                print_timing(results)
+            _write_results(predictor, results, batch=batch, as_json=as_json, out=out)
+        if any(isinstance(r, RejectedCase) for r in results):
+            raise typer.Exit(int(ExitCode.REJECTED))
 
 
 def _require_writable(out: Path, *, force: bool, resume: bool) -> None:

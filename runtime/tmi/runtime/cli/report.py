@@ -76,27 +76,29 @@ def report(
     from tmi.toolkit.cases.case import parse_mask_label
     from tmi.toolkit.config.project import default_bundle, load_project
     from tmi.toolkit.storage.atomic_files import require_absent, write_text
+    from tmi.toolkit.storage.outputs import output_lock
 
-    require_absent(out, force=force, kind="report")
-    if bundle is None:
-        bundle, reason = default_bundle(load_project())
-        echo(f"bundle {bundle} ({reason})", err=True)
-    resolved = resolve_cases(cases, mask_label=parse_mask_label(mask_label))
-    opened = open_trusted_bundle(bundle, key)  # once: explanations are of the bundle that predicts
-    source = bundle_models(opened, threads=threads, log=partial(echo, err=True))
-    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    with (
-        Predictor.open(opened, engine=engine, threads=threads, log=partial(echo, err=True)) as predictor,
-        torch_threads(threads),
-    ):
-        explainer = make_explainer(source, "ensemble", None)
-        results = _write_cases(resolved, predictor, explainer, out, created=created)
-        page = index_page(results, bundle=predictor.bundle, created=created, version=version("tmi-clnet"))
-        write_text(out / INDEX_FILE, page)
-    rejected = sum(isinstance(r, RejectedCase) for r in results)
-    echo(f"report of {len(results) - rejected} case(s) in {out / INDEX_FILE}; {rejected} rejected")
-    if rejected:
-        raise typer.Exit(int(ExitCode.REJECTED))
+    with output_lock(out, kind="report"):
+        require_absent(out, force=force, kind="report")
+        if bundle is None:
+            bundle, reason = default_bundle(load_project())
+            echo(f"bundle {bundle} ({reason})", err=True)
+        resolved = resolve_cases(cases, mask_label=parse_mask_label(mask_label))
+        opened = open_trusted_bundle(bundle, key)  # once: explanations are of the bundle that predicts
+        source = bundle_models(opened, threads=threads, log=partial(echo, err=True))
+        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        with (
+            Predictor.open(opened, engine=engine, threads=threads, log=partial(echo, err=True)) as predictor,
+            torch_threads(threads),
+        ):
+            explainer = make_explainer(source, "ensemble", None)
+            results = _write_cases(resolved, predictor, explainer, out, created=created)
+            page = index_page(results, bundle=predictor.bundle, created=created, version=version("tmi-clnet"))
+            write_text(out / INDEX_FILE, page)
+        rejected = sum(isinstance(r, RejectedCase) for r in results)
+        echo(f"report of {len(results) - rejected} case(s) in {out / INDEX_FILE}; {rejected} rejected")
+        if rejected:
+            raise typer.Exit(int(ExitCode.REJECTED))
 
 
 def _write_cases(

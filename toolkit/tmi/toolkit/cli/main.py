@@ -7,10 +7,11 @@ Command modules import heavy packages such as torch inside their functions, so t
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -20,7 +21,8 @@ from typer.core import TyperGroup
 
 from tmi.toolkit.cli.console import clean_messages_of_libraries, echo
 from tmi.toolkit.compute.telemetry import disable_telemetry
-from tmi.toolkit.errors import ExitCode, InputRejectedError, TmiError, UnavailableError
+from tmi.toolkit.errors import ExitCode, InputRejectedError, TmiError, UnavailableError, UsageError
+from tmi.toolkit.storage.outputs import ACCESS_ERRORS, SPACE_ERRORS
 from tmi.toolkit.storage.terminal_text import printable
 
 
@@ -127,8 +129,9 @@ def root(
 ) -> None:
     """Liver prognosis from CT, radiomics and clinical report: train, export, predict. For research use only.
 
-    Exit codes: 0 done; 1 unexpected error; 2 wrong usage; 3 some input was rejected, the rest was done; 4 parity
-    failed; 5 engine or hardware not available; 6 bundle or run damaged, edited or not trusted; 130 stopped by Ctrl-C.
+    Exit codes: 0 done; 1 unexpected error; 2 wrong usage, an output that cannot be written or that another command is
+    writing; 3 some input was rejected, the rest was done; 4 parity failed; 5 engine, hardware, memory or disk space not
+    available; 6 bundle or run damaged, edited or not trusted; 130 stopped by Ctrl-C.
     """
 
 
@@ -151,6 +154,30 @@ def missing_package(error: ModuleNotFoundError, arguments: Sequence[str]) -> Una
     )
 
 
+def output_error(error: OSError) -> TmiError | OSError:
+    """Return the error of a full disk (exit code 5), or of a path that may not be written or read (exit code 2).
+
+    Commands check their outputs before they work; what is raised here happened meanwhile. Another error is unexpected.
+    """
+    where = f" at {error.filename}" if error.filename else ""
+    if error.errno in SPACE_ERRORS:
+        return UnavailableError(
+            f"{error.strerror}{where}", fix="free space on the disk of the output, or name a path on another one"
+        )
+    if error.errno in ACCESS_ERRORS:
+        return UsageError(f"{error.strerror}{where}", fix="check the path and its permissions")
+    return error
+
+
+def _discard_rest_of_output() -> None:
+    """Send what is still buffered for standard output nowhere, if it cannot be written: the exit code must stay."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError):  # a standard output without a descriptor
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
     """Entry point of the `tmi` command."""
     debug = "--debug" in sys.argv[1:]
@@ -158,17 +185,23 @@ def main() -> None:
     clean_messages_of_libraries()
     disable_telemetry()
     try:
-        app(args=arguments, prog_name="tmi")
+        try:
+            app(args=arguments, prog_name="tmi")
+        finally:
+            sys.stdout.flush()  # a full disk behind a redirection is an error of the command
     except Exception as error:  # noqa: BLE001 - top level: an unexpected error must not print a bare traceback
         if debug:
             echo(*traceback.format_exc().splitlines(), err=True)
         known = missing_package(error, arguments) if isinstance(error, ModuleNotFoundError) else error
+        if isinstance(known, OSError):
+            _discard_rest_of_output()
+            known = output_error(known)
         if isinstance(known, TmiError):
             print_error(known)
             sys.exit(int(known.exit_code))
         if isinstance(error, OSError) and error.strerror:
             where = f" at {error.filename}" if error.filename else ""
-            what, fix = f"{error.strerror}{where}", "check the path, its permissions and the free space"
+            what, fix = f"{error.strerror}{where}", "check the path and the disk"
         else:
             what = f"unexpected {type(error).__name__}"
             fix = "run the command again with --debug and report what it prints"

@@ -6,11 +6,10 @@ A rejected case is reported and the others continue. Tables that are up to date 
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Literal
@@ -20,7 +19,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from tmi.toolkit.cases.case import MASK_FILE, RADIOMICS_FILE, Case, open_case
-from tmi.toolkit.errors import InputRejectedError, UnavailableError, UsageError
+from tmi.toolkit.compute.worker_process import initialize_worker
+from tmi.toolkit.errors import InputRejectedError, TmiError, UnavailableError, UsageError
 from tmi.toolkit.imaging.volume import read_ct, read_mask
 from tmi.toolkit.qc.image_checks import check_ct, check_mask, raise_on_error
 from tmi.toolkit.radiomics.cache import extract_cached, package_versions
@@ -30,6 +30,7 @@ from tmi.toolkit.radiomics.settings import AXES, SETTINGS, SETTINGS_DIGEST
 from tmi.toolkit.radiomics.table import missing_features, table_text
 from tmi.toolkit.storage.atomic_files import write_text
 from tmi.toolkit.storage.hashing import sha256_bytes
+from tmi.toolkit.storage.outputs import output_lock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ def make_tables(cases: Sequence[Case], options: ExtractionOptions, *, jobs: int)
             yield make_table(case, options, jobs=jobs)
         return
     pool = ProcessPoolExecutor(
-        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_interrupts
+        processes, mp_context=multiprocessing.get_context("spawn"), initializer=initialize_worker
     )
     try:
         futures = [pool.submit(make_table, case, options, jobs=jobs // processes) for case in cases]
@@ -92,12 +93,6 @@ def make_tables(cases: Sequence[Case], options: ExtractionOptions, *, jobs: int)
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _ignore_interrupts() -> None:
-    """Leave Ctrl-C to the parent process, and limit ITK to one thread per worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
-
-
 def make_table(case: Case, options: ExtractionOptions, *, jobs: int) -> ExtractionResult:
     """Write radiomics.csv and radiomics.json of one case; a rejected case is returned, not raised.
 
@@ -109,9 +104,12 @@ def make_table(case: Case, options: ExtractionOptions, *, jobs: int) -> Extracti
         open_case(case.folder)
         if not options.force and _is_current(case, options):
             return ExtractionResult(case_id=case.case_id, state="current", seconds=perf_counter() - start)
-        note = (
-            _import_external(case, options.external) if options.external is not None else _extract(case, options, jobs)
-        )
+        with _locked_table(case):
+            note = (
+                _import_external(case, options.external)
+                if options.external is not None
+                else _extract(case, options, jobs)
+            )
     except InputRejectedError as error:
         return ExtractionResult(
             case_id=case.case_id, state="rejected", message=error.what, fix=error.fix, code=error.code
@@ -125,6 +123,21 @@ def make_table(case: Case, options: ExtractionOptions, *, jobs: int) -> Extracti
             code="case-files",
         )
     return ExtractionResult(case_id=case.case_id, state="written", message=note, seconds=perf_counter() - start)
+
+
+@contextmanager
+def _locked_table(case: Case) -> Iterator[None]:
+    """Lock the table before it is computed.
+
+    Raises:
+        InputRejectedError: case-files: another process writes it, or the folder cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(output_lock(case.radiomics, kind="table"))
+        except TmiError as error:
+            raise InputRejectedError(error.what, fix=error.fix, code="case-files", case_id=case.case_id) from error
+        yield
 
 
 def _is_current(case: Case, options: ExtractionOptions) -> bool:

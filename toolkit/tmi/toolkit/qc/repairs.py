@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,14 +19,15 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, RADIOMICS_FILE, Case, reading
+from tmi.toolkit.cases.case import CASE_RECORD_FILE, CT_FILE, MASK_FILE, RADIOMICS_FILE, Case, reading
 from tmi.toolkit.cases.provenance import Repair, add_repair, read_case_record
-from tmi.toolkit.errors import InputRejectedError, UsageError
+from tmi.toolkit.errors import InputRejectedError, TmiError, UsageError
 from tmi.toolkit.imaging.mask_resampling import resample_mask
 from tmi.toolkit.imaging.nifti import MAX_VOXELS, is_sheared
 from tmi.toolkit.imaging.volume import Volume, read_ct, read_labels, require_same_grid
 from tmi.toolkit.qc.image_checks import MM_PER_UNIT, TILT_DEGREES, check_ct, tilt_degrees
 from tmi.toolkit.storage.hashing import sha256_file
+from tmi.toolkit.storage.outputs import output_lock
 
 AIR_HU = -1024
 STALE = f"; an existing {RADIOMICS_FILE} is older than this repair"
@@ -190,8 +192,18 @@ def repair(case: Case, codes: Sequence[str]) -> list[AppliedRepair]:
     A case that cannot be read for another reason is left unchanged; its check reports the reason.
 
     Raises:
-        InputRejectedError: case-unreadable: a repaired file cannot be written; files of earlier repairs are.
+        InputRejectedError: case-unreadable: another process repairs the case, or a file cannot be written; files
+            of earlier repairs are.
     """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(output_lock(case.folder / CASE_RECORD_FILE, kind="case"))
+        except TmiError as error:
+            raise InputRejectedError(error.what, fix=error.fix, code="case-unreadable", case_id=case.case_id) from error
+        return _repair(case, codes)
+
+
+def _repair(case: Case, codes: Sequence[str]) -> list[AppliedRepair]:
     applied: list[AppliedRepair] = []
     for code in codes:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.bounded_files import DOCUMENT_BYTES
 from tmi.toolkit.storage.documents import DocumentError, parse_json, read_document
 from tmi.toolkit.storage.hashing import canonical_json
+from tmi.toolkit.storage.outputs import LOCK_FILE, output_lock, remove, short_name, staged_path, this_owner
 
 
 def write_text(path: Path, text: str) -> None:
@@ -20,7 +20,10 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
-        part.write_text(text, encoding="utf-8")
+        with part.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())  # some file systems report a full disk here, others lose the text in a crash
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -53,12 +56,12 @@ def read_json(path: Path, *, kind: str, data: bytes | None = None) -> Any:
 
 
 def require_absent(path: Path, *, force: bool, kind: str) -> None:
-    """Raise if writing to `path` would overwrite something.
+    """Raise if writing to `path` would overwrite something; a lock file inside it is nothing.
 
     Raises:
         UsageError: `path` is a file or a non-empty folder, and `force` is not set.
     """
-    occupied = any(path.iterdir()) if path.is_dir() else path.exists()
+    occupied = any(p.name != LOCK_FILE for p in path.iterdir()) if path.is_dir() else path.exists()
     if occupied and not force:
         raise UsageError(f"{kind} {path} exists", fix="name another path, or replace it with --force")
 
@@ -67,25 +70,34 @@ def require_absent(path: Path, *, force: bool, kind: str) -> None:
 def staged_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder next to `target`; it replaces `target` if the block succeeds and is deleted otherwise.
 
-    All of its files and folders get the mode that the umask gives to new ones, whatever library wrote them.
+    All of its files and folders get the mode that the umask gives to new ones, whatever library wrote them. The target
+    is locked meanwhile. The name of the staged folder holds its owner, so that no process writes into another's; the
+    next call removes the folder of an owner that was killed.
 
     The old folder is renamed first and deleted last. After a kill, `target` is therefore either the old folder or the
     new one. Between the two renames it is missing; the next call then restores the old folder.
 
     Raises:
-        UsageError: `target` is the working directory or one of its parents.
+        UsageError: `target` is the working directory or one of its parents, is being written by another process, or
+            cannot be written.
+        UnavailableError: its disk is full.
     """
     resolved = target.resolve()
     if resolved == Path.cwd() or resolved in Path.cwd().parents:
         raise UsageError(f"{target} is the working directory or one of its parents", fix="name a folder inside it")
-    target = resolved
-    # In the same parent folder, so that the renames stay on one file system.
-    stage, old = (target.with_name(f".{target.name}.{suffix}") for suffix in ("part", "old"))
+    with output_lock(resolved), _stage(resolved) as stage:
+        yield stage
+
+
+@contextmanager
+def _stage(target: Path) -> Iterator[Path]:
+    """`staged_folder` of a locked target."""
+    stage, old = staged_path(target, this_owner()), target.with_name(f".{short_name(target.name)}.old")
     if old.exists() and not target.exists():  # an earlier call was killed between its two renames
         os.replace(old, target)
-    _remove(old)
-    _remove(stage)
-    stage.mkdir(parents=True)
+    remove(old)
+    remove(stage)
+    stage.mkdir()
     try:
         yield stage
         for path in stage.rglob("*"):
@@ -93,11 +105,11 @@ def staged_folder(target: Path) -> Iterator[Path]:
         if target.exists():
             os.replace(target, old)
         os.replace(stage, target)
-        _remove(old)
+        remove(old)
     finally:
         if old.exists() and not target.exists():
             os.replace(old, target)
-        _remove(stage)
+        remove(stage)
 
 
 def follow_umask(path: Path) -> None:
@@ -115,11 +127,3 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
-
-
-def _remove(path: Path) -> None:
-    """Remove a temporary file or folder, if it exists."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

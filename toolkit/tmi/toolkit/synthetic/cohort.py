@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import os
-import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -28,12 +26,14 @@ import numpy as np
 
 from tmi.toolkit.cases.case import COHORT_COLUMNS, COHORT_FILE, Case, Cohort, open_cohort
 from tmi.toolkit.compute.cpu import available_cores
+from tmi.toolkit.compute.worker_process import initialize_worker
 from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.storage.bounded_files import DOCUMENT_BYTES
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json, write_text
-from tmi.toolkit.storage.documents import read_document
+from tmi.toolkit.storage.bounded_files import DOCUMENT_BYTES
 from tmi.toolkit.storage.csv_files import csv_text
+from tmi.toolkit.storage.documents import read_document
+from tmi.toolkit.storage.outputs import output_lock
 from tmi.toolkit.synthetic.clinical_record import Person, sample_information, sample_person, sample_record
 from tmi.toolkit.synthetic.generative_model import (
     SIGNALS_BY_MODALITY,
@@ -136,23 +136,38 @@ def make_cohort(
         force: replace an existing synthetic cohort.
 
     Raises:
-        UsageError: `out` exists and `force` is not set, `out` is not a synthetic cohort, or a number is out of range.
+        UsageError: `out` exists and `force` is not set, `out` is not a synthetic cohort, is being written by another
+            process or cannot be written, or a number is out of range.
+        UnavailableError: the disk is full.
     """
     if not 2 <= cases <= 9999 or seed < 0 or (jobs is not None and jobs < 1):
         raise UsageError(
             f"synth: cases={cases}, seed={seed}, jobs={jobs}",
             fix="give 2 to 9999 cases, a seed of 0 or more and at least 1 job",
         )
-    require_absent(out, force=force, kind="cohort")
-    _require_replaceable(out)
     model = LatentSeverityModel()
     plans = plan_cohort(cases, seed, model)
+    with output_lock(out, kind="cohort"):
+        require_absent(out, force=force, kind="cohort")
+        _require_replaceable(out)
+        return _write_cohort(out, plans, model, seed=seed, jobs=jobs, progress=progress)
+
+
+def _write_cohort(
+    out: Path,
+    plans: list[CasePlan],
+    model: LatentSeverityModel,
+    *,
+    seed: int,
+    jobs: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> Cohort:
     with staged_folder(out) as stage:
         entries = {}
         for completed, entry in enumerate(_make_cases(plans, stage, model, jobs or available_cores()), start=1):
             entries[entry["case_id"]] = entry
             if progress is not None:
-                progress(completed, cases)
+                progress(completed, len(plans))
         rows = [(p.case_id, p.patient.patient_id, CLASSES[int(p.patient.bad)]) for p in plans]
         write_text(stage / COHORT_FILE, csv_text(COHORT_COLUMNS, rows))
         write_json(stage / TRUTH_FILE, _truth(model, seed, [entries[p.case_id] for p in plans]))
@@ -202,18 +217,12 @@ def _make_cases(plans: list[CasePlan], stage: Path, model: LatentSeverityModel, 
         for plan in plans:
             yield make_case(plan, stage, model)
         return
-    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_initialize_worker)
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=initialize_worker)
     try:
         for future in as_completed([pool.submit(make_case, plan, stage, model) for plan in plans]):
             yield future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _initialize_worker() -> None:
-    """Leave Ctrl-C to the parent process, and limit ITK to one thread because there is one process per core."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
 
 
 def make_case(plan: CasePlan, stage: Path, model: LatentSeverityModel) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from tmi.toolkit.cli.console import echo, make_console
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.project import load_project
+from tmi.toolkit.storage.outputs import output_lock
 from tmi.toolkit.errors import ExitCode
 from tmi.training.cli.options import (
     INTERRUPTED_EXIT_CODE,
@@ -129,7 +130,9 @@ def compare(
         "parallel-folds": None if parallel_folds == 1 else parallel_folds,
     }
     command = _command_line(table, model or [], settings or [], options)
-    _report(plan, trained, data, out, command)
+    with output_lock(out, kind="comparison"):
+        trained = _train(plan, data, out, fields, vocab, initialization, hardware=hardware, cached=not no_cache)
+        _report(plan, trained, data, out, command)
     if trained.failed or trained.rejected:
         raise typer.Exit(int(ExitCode.UNEXPECTED if trained.failed else ExitCode.REJECTED))
 

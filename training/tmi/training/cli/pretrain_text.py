@@ -9,10 +9,12 @@ import typer
 
 from tmi.toolkit.cli.console import echo, make_console
 from tmi.toolkit.clinical.rendering import RENDERING_VERSIONS
-from tmi.toolkit.clinical.schema import load_schema
+from tmi.toolkit.clinical.schema import Schema, load_schema
 from tmi.toolkit.config.project import load_project
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder
+from tmi.toolkit.storage.outputs import output_lock
 from tmi.training.cli.options import configure
 
 
@@ -52,7 +54,21 @@ def pretrain_text(
     unknown = sorted(set(renderings) - set(RENDERING_VERSIONS))
     if unknown:
         raise UsageError(f"unknown rendering {unknown[0]!r}", fix=f"choose from {', '.join(RENDERING_VERSIONS)}")
-    require_absent(out, force=force, kind="encoder")
+    with output_lock(out, kind="encoder"):
+        require_absent(out, force=force, kind="encoder")
+        _pretrain(out, fields, config, renderings, steps=steps, batch=batch, seed=seed)
+
+
+def _pretrain(
+    out: Path,
+    fields: Schema,
+    config: Config,
+    renderings: tuple[str, ...],
+    *,
+    steps: int | None,
+    batch: int | None,
+    seed: int | None,
+) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from tmi.training.pretrained.pretraining_record import PRETRAINING_FILE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +15,9 @@ from tmi.toolkit.clinical.schema import Schema, load_schema
 from tmi.toolkit.config.project import Project, load_project, new_run_folder
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import ExitCode, UsageError
-from tmi.toolkit.run_folder import RUN_FILE, RunFolder
+from tmi.toolkit.run_folder import RUN_FILE, RunFolder, is_unstarted
 from tmi.toolkit.storage.atomic_files import require_absent
+from tmi.toolkit.storage.outputs import output_lock
 from tmi.training.cli.options import (
     INTERRUPTED_EXIT_CODE,
     Accelerator,
@@ -108,28 +110,32 @@ def train(
     hardware = HardwareConfig(accelerator=resolve_accelerator(accelerator), devices=devices, nodes=nodes,
                       parallel_folds=parallel_folds, track=tuple(track or ()))  # fmt: skip
     hardware.check(config)
-    if resume:
-        if RunFolder.open(target).finished:
-            _require_same_options(target, data, config, fields, vocab, initialization)
-            echo(f"run {target} is already finished; next: tmi export {target}")
-            return
-    elif hardware.node_rank == 0:
-        require_absent(target, force=force, kind="run")
-        if target.exists():
-            _remove_existing_run(target)
-    print_initialization(initialization)
-    _run(
-        data,
-        config,
-        target,
-        fields,
-        vocab,
-        initialization,
-        hardware=hardware,
-        resume=resume,
-        name=name,
-        cached=not no_cache,
-    )
+    # node 0 alone creates the run; the others write folds into it
+    with nullcontext() if hardware.node_rank else output_lock(target, kind="run"):
+        if resume and is_unstarted(target):
+            echo(f"run {target} was not started; it starts now", err=True)
+        elif resume:
+            if RunFolder.open(target).finished:
+                _require_same_options(target, data, config, fields, vocab, initialization)
+                echo(f"run {target} is already finished; next: tmi export {target}")
+                return
+        elif hardware.node_rank == 0:
+            require_absent(target, force=force, kind="run")
+            if target.exists():
+                _remove_existing_run(target)
+        print_initialization(initialization)
+        _run(
+            data,
+            config,
+            target,
+            fields,
+            vocab,
+            initialization,
+            hardware=hardware,
+            resume=resume,
+            name=name,
+            cached=not no_cache,
+        )
 
 
 def _require_same_options(
@@ -170,7 +176,7 @@ def _remove_existing_run(target: Path) -> None:
     Raises:
         UsageError: the folder is not a run.
     """
-    if any(target.iterdir()) and not (target / RUN_FILE).is_file():
+    if not is_unstarted(target) and not (target / RUN_FILE).is_file():
         raise UsageError(
             f"{target} exists and is not a run; --force replaces runs only", fix="name another folder with --out"
         )

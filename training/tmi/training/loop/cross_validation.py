@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,8 +17,10 @@ from tmi.toolkit.clinical.tokenizer import MIN_PATIENTS, Tokenizer
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.preprocessing.cache import PreparedCache
-from tmi.toolkit.run_folder import FoldFolder, FoldSplit, RunFolder
-from tmi.toolkit.storage.atomic_files import read_json, write_json
+from tmi.toolkit.radiomics.provenance import table_axes
+from tmi.toolkit.run_folder import FoldFolder, FoldSplit, RunFolder, is_unstarted
+from tmi.toolkit.storage.atomic_files import read_json
+from tmi.toolkit.storage.outputs import output_lock
 from tmi.toolkit.storage.serialization import to_json
 from tmi.toolkit.synthetic.cohort import is_synthetic
 from tmi.training.data.dataset import CohortArrays, fingerprint, prepare_cohort
@@ -93,7 +96,7 @@ def cross_validate(
         tokenizer: vocabulary of every fold; None trains one on each fold's training texts.
         accelerator: `cpu` or `gpu`; used if `hardware` is None.
         callbacks: progress hooks.
-        resume: continue the run in `out`.
+        resume: continue the run in `out`; if none was started there, start it.
         name: name of the run; None: the name of its folder.
         cache: cache of prepared images; it does not change the result.
         initial: weights that every fold starts from.
@@ -102,21 +105,43 @@ def cross_validate(
 
     Raises:
         UsageError: too few cases; a tokenizer is needed and not given; the run to resume was started with other
-            options, another cohort or other weights.
+            options, another cohort or other weights; another process trains in `out`, or it cannot be written.
         InputRejectedError: every case was rejected.
         KeyboardInterrupt: Ctrl-C; the run can be resumed.
         DamagedError: the run to resume is damaged.
-        UnavailableError: devices or memory are too small.
+        UnavailableError: devices, memory or the disk are too small.
     """
-    from tmi.training.data.truncated_texts import text_truncation  # torch
-
     hardware = hardware or HardwareConfig(accelerator=accelerator)
     hardware.check(config)
     _require_tokenizer(config, tokenizer)
     vocabulary = _vocabulary_record(tokenizer, vocabulary)
     scratch = out.with_name(f".{out.name}.prepared{hardware.node_rank or ''}")
+    # Node 0 alone creates, checks and finishes the run folder; the others write folds into it.
+    with nullcontext() if hardware.node_rank else output_lock(out, kind="run"):
+        resume = resume and not is_unstarted(out)
+        return _cross_validate(
+            cohort, config, out, schema, tokenizer, callbacks, resume, name, cache, initial, hardware, vocabulary
+        )
+
+
+def _cross_validate(
+    cohort: Cohort,
+    config: Config,
+    out: Path,
+    schema: Schema,
+    tokenizer: Tokenizer | None,
+    callbacks: TrainingCallbacks,
+    resume: bool,
+    name: str | None,
+    cache: PreparedCache | None,
+    initial: InitialWeights | None,
+    hardware: HardwareConfig,
+    vocabulary: Mapping[str, Any],
+) -> RunResult:
+    from tmi.training.data.truncated_texts import text_truncation  # torch
+
     cohort_fingerprint = fingerprint(cohort)
-    is_follower = hardware.node_rank > 0  # node 0 alone creates, checks and finishes the run folder
+    is_follower = hardware.node_rank > 0
     if resume and not is_follower:
         run = _open_for_resume(out, config, schema, cohort_fingerprint)
         require_same_initial_weights(run, initial)
@@ -137,9 +162,7 @@ def cross_validate(
             _train_folds(pending, arrays, config, out, tokenizer, callbacks, initial, hardware)
             return RunResult(run=RunFolder.open(out), summary={}, rejected=arrays.rejected)
         if not resume:
-            run = _create_run(out, config, schema, cohort, arrays, cohort_fingerprint, name, vocabulary)
-            if initial is not None:
-                write_json(run.pretrained, initial.document())
+            run = _create_run(out, config, schema, cohort, arrays, cohort_fingerprint, name, vocabulary, initial)
         else:
             _require_anonymous_vocabulary(run, arrays)
         if resume and _all_case_ids(run.folds) != {c.case_id for c in arrays.cases}:
@@ -208,6 +231,7 @@ def _create_run(
     name: str | None,
     vocabulary: Mapping[str, Any],
 ) -> RunFolder:
+    initial: InitialWeights | None,
     folds = make_folds(arrays.cases, config.train)
     cohort_record = {
         "cases": len(arrays.cases),
@@ -215,6 +239,8 @@ def _create_run(
         "fingerprint": cohort_fingerprint,
         "synthetic": is_synthetic(cohort.folder),
     }
+        # axes of the features -> number of cases; features depend on them
+        "radiomics_axes": dict(Counter(table_axes(case) for case in cohort.cases)),
     return RunFolder.create(
         out,
         name=name or out.resolve().name,
@@ -225,6 +251,7 @@ def _create_run(
         versions={package: version(package) for package in RECORDED_PACKAGES},
         vocabulary=vocabulary,
     )
+        pretrained=None if initial is None else initial.document(),
 
 
 def require_same_options(

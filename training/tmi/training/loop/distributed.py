@@ -18,6 +18,7 @@ import numpy as np
 import torch.multiprocessing
 from torch import distributed as dist
 
+from tmi.toolkit.compute.worker_process import end_with_parent
 from tmi.training.data.dataset import CohortArrays
 from tmi.training.loop.hardware import HardwareConfig
 
@@ -103,6 +104,7 @@ def spawn_ranks(hardware: HardwareConfig, fold: int, work: Callable[..., None], 
 
 
 def _run_rank(environment: dict[str, str], work: Callable[..., None], payload: tuple[Any, ...]) -> None:
+    end_with_parent()
     os.environ.update(environment)
     work(*payload)
     if dist.is_initialized():

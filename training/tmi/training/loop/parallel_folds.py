@@ -11,10 +11,8 @@ so that it cannot write into a run that is being resumed.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch.multiprocessing
 
 from tmi.toolkit.clinical.tokenizer import Tokenizer
+from tmi.toolkit.compute.worker_process import end_with_parent
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import TmiError, UnavailableError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
@@ -182,7 +181,7 @@ def _exit_error(fold: int, code: int) -> Exception:
 def _train(sender: Connection, device: _DeviceAssignment, payload: tuple[Any, ...]) -> None:
     """Entry point of a worker: train one fold and send its progress and result to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to the whole group; the parent handles it
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     if device.visible_gpu is not None:
         os.environ[VISIBLE_DEVICES] = device.visible_gpu
     torch.set_num_threads(device.threads)
@@ -230,11 +229,3 @@ def _picklable_error(fold: int, error: Exception) -> Exception:
 def failure_reason(error: Exception) -> str:
     """Message and fix of an error; of an unexpected error only its type, since its text may hold patient data."""
     return f"{error}\n  fix: {error.fix}" if isinstance(error, TmiError) else str(error.args[0])
-
-
-def _end_with_parent() -> None:
-    """Exit this process when its parent ends."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
