@@ -13,8 +13,8 @@ from tmi.toolkit.cli.console import echo, make_console
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.project import load_project
-from tmi.toolkit.storage.outputs import output_lock
 from tmi.toolkit.errors import ExitCode
+from tmi.toolkit.storage.outputs import output_lock
 from tmi.training.cli.options import (
     INTERRUPTED_EXIT_CODE,
     Accelerator,
@@ -114,7 +114,6 @@ def compare(
     print_initialization(initialization)
     for line in plan.not_applied:
         echo(line, err=True)
-    trained = _train(plan, data, out, fields, vocab, initialization, hardware=hardware, cached=not no_cache)
     options = {
         "preset": preset_name,
         "folds": folds,

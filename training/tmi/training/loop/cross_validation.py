@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from contextlib import nullcontext
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -115,7 +115,6 @@ def cross_validate(
     hardware.check(config)
     _require_tokenizer(config, tokenizer)
     vocabulary = _vocabulary_record(tokenizer, vocabulary)
-    scratch = out.with_name(f".{out.name}.prepared{hardware.node_rank or ''}")
     # Node 0 alone creates, checks and finishes the run folder; the others write folds into it.
     with nullcontext() if hardware.node_rank else output_lock(out, kind="run"):
         resume = resume and not is_unstarted(out)
@@ -140,6 +139,7 @@ def _cross_validate(
 ) -> RunResult:
     from tmi.training.data.truncated_texts import text_truncation  # torch
 
+    scratch = out.with_name(f".{out.name}.prepared{hardware.node_rank or ''}")
     cohort_fingerprint = fingerprint(cohort)
     is_follower = hardware.node_rank > 0
     if resume and not is_follower:
@@ -230,17 +230,17 @@ def _create_run(
     cohort_fingerprint: str,
     name: str | None,
     vocabulary: Mapping[str, Any],
-) -> RunFolder:
     initial: InitialWeights | None,
+) -> RunFolder:
     folds = make_folds(arrays.cases, config.train)
     cohort_record = {
         "cases": len(arrays.cases),
         "refused": sorted(e.case_id or "" for e in arrays.rejected),
         "fingerprint": cohort_fingerprint,
         "synthetic": is_synthetic(cohort.folder),
-    }
         # axes of the features -> number of cases; features depend on them
         "radiomics_axes": dict(Counter(table_axes(case) for case in cohort.cases)),
+    }
     return RunFolder.create(
         out,
         name=name or out.resolve().name,
@@ -250,8 +250,8 @@ def _create_run(
         cohort=cohort_record,
         versions={package: version(package) for package in RECORDED_PACKAGES},
         vocabulary=vocabulary,
-    )
         pretrained=None if initial is None else initial.document(),
+    )
 
 
 def require_same_options(
