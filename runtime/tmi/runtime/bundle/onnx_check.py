@@ -17,10 +17,11 @@ from tmi.runtime.bundle.manifest import GraphSpec, TensorSpec
 from tmi.runtime.bundle.protobuf import BYTES, FIXED32, VARINT, ProtobufError, fields, signed, varints
 
 OPERATORS = frozenset(
-    "Add And AveragePool BatchNormalization Cast Clip Concat Constant Conv Div Dropout Equal Erf Exp Expand Flatten "
-    "Gather GatherElements Gelu Gemm GlobalAveragePool Greater Identity InstanceNormalization LayerNormalization Less "
-    "Log LogSoftmax MatMul Max MaxPool Min Mul Neg Not Or Pow ReduceLogSumExp ReduceMax ReduceMean ReduceSum Relu "
-    "Reshape Shape Sigmoid Sign Slice Softmax Split Sqrt Squeeze Sub Tanh Transpose Unsqueeze Where".split()
+    "Abs Add And AveragePool BatchNormalization Cast Clip Concat Constant Conv Div Dropout Equal Erf Exp Expand "
+    "Flatten Gather GatherElements Gelu Gemm GlobalAveragePool Greater Identity InstanceNormalization "
+    "LayerNormalization Less Log LogSoftmax MatMul Max MaxPool Min Mul Neg Not Or Pow ReduceL2 ReduceLogSumExp "
+    "ReduceMax ReduceMean ReduceSum Relu Reshape Shape Sigmoid Sign Slice Softmax Split Sqrt Squeeze Sub Tanh "
+    "Transpose Unsqueeze Where".split()
 )
 """Operators that a graph may contain: stateless, without files, subgraphs or randomness."""
 OPSETS = range(17, 24)
