@@ -106,7 +106,7 @@ PUBLIC_NAMES = {
     """,
     "tmi.toolkit.compute": """
         ArrayAllocator BufferPool Ignored StageTimer available_cores disable_telemetry
-        library_call quiet worker_pool
+        end_with_parent initialize_worker library_call provide_user quiet worker_pool
     """,
     "tmi.toolkit.config": """
         AugmentationConfig CLASSES Config CtConfig CtEncoderConfig FusionConfig HeadConfig

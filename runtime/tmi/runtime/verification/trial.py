@@ -92,7 +92,10 @@ def _run_child(bundle: Bundle, engine: str, threads: int | None, limits: Limits)
     command = [sys.executable, "-P", "-m", __name__, str(bundle.folder), bundle.digest, engine, str(threads or 0)]
     command.append(str(limits.cpu_seconds))
     quiet = subprocess.DEVNULL
-    process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
+    try:
+        process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
+    except OSError:  # the user may not start the interpreter again: a container's user, a limit on processes
+        return None
     # Processor time is limited by the child itself; this bound ends a deadlock.
     deadline = monotonic() + 60 + 3 * limits.cpu_seconds
     try:

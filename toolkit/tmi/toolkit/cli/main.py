@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 
 from tmi.toolkit.cli.console import clean_messages_of_libraries, echo
 from tmi.toolkit.compute.telemetry import disable_telemetry
+from tmi.toolkit.compute.user import provide_user
 from tmi.toolkit.errors import ExitCode, InputRejectedError, TmiError, UnavailableError, UsageError
 from tmi.toolkit.storage.outputs import ACCESS_ERRORS, SPACE_ERRORS
 from tmi.toolkit.storage.terminal_text import printable
@@ -184,6 +185,7 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     clean_messages_of_libraries()
     disable_telemetry()
+    provide_user()
     try:
         try:
             app(args=arguments, prog_name="tmi")

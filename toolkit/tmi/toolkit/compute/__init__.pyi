@@ -7,5 +7,6 @@ from .silence import quiet as quiet
 from .stage_timer import StageTimer as StageTimer
 from .telemetry import disable_telemetry as disable_telemetry
 from .third_party import library_call as library_call
+from .user import provide_user as provide_user
 from .worker_process import end_with_parent as end_with_parent
 from .worker_process import initialize_worker as initialize_worker
