@@ -64,9 +64,9 @@ PUBLIC_NAMES = {
     """,
     "tmi.runtime.explain": """
         BAR_MM CaseExplanation Explainer ModelSource OUTLINE Picture REPORT_FIELD TOP_FEATURES
-        case_document ct_only_document ct_only_map explain_case feature_class grey image_type
-        map_colours open_bundle_models open_run_models require_ct_only save_montage strongest_fields
-        sum_by_group top_features torch_threads write_explanation
+        bundle_models case_document ct_only_document ct_only_map explain_case feature_class grey
+        image_type map_colours open_bundle_models open_run_models require_ct_only save_montage
+        strongest_fields sum_by_group top_features torch_threads write_explanation
     """,
     "tmi.runtime.inference": """
         EmbeddingCache Features TokenIds concatenate_tokens encode_ct encode_text encoder_graphs
@@ -78,8 +78,9 @@ PUBLIC_NAMES = {
     """,
     "tmi.runtime.serving": """
         ALERTS BUNDLE_WARNINGS CaseResult FEATURE_ALERTS FEATURE_WARNINGS Notice Prediction
-        Predictor RESEARCH_USE RejectedCase ResultLog alerts document resolve_cases result_log_path
-        result_to_json stages_match_total sum_stages unaccounted_seconds
+        Predictor RESEARCH_USE RejectedCase ResultLog alerts document open_selected_engine
+        resolve_cases result_log_path result_to_json stages_match_total sum_stages
+        unaccounted_seconds
     """,
     "tmi.runtime.verification": """
         BOUNDS ENGINE_ERRORS FLOAT64_PREFIX GoldenInputs GoldenText LogCallback Outputs PIPELINE
@@ -100,8 +101,9 @@ PUBLIC_NAMES = {
     """,
     "tmi.toolkit.clinical": """
         ClinicalRecord Encoded Field KEYS MIN_PATIENTS RENDERING_VERSIONS Rendering SCHEMA_FILE
-        Schema Tokenizer Value check_completeness check_units enumerate_fields field_spans
-        load_schema lost_fields missing_fields read_clinical read_values render report_text
+        Schema Tokenizer Value accepted_unit check_blood_date check_completeness check_units convert
+        enumerate_fields field_spans find_schema iso_date load_schema lost_fields missing_fields
+        plausible read_all_clinical read_all_values read_clinical render report_text
         require_rendering sentences store_schema stored_schema truncation_fix truncation_warning
     """,
     "tmi.toolkit.compute": """
@@ -128,11 +130,11 @@ PUBLIC_NAMES = {
     "tmi.toolkit.ingest.dicom": """
         READ_ERRORS is_dicom_file list_files open_dicom read_dicom_ct read_rtstruct read_seg
     """,
-    "tmi.toolkit.ingest.tabular": "",
+    "tmi.toolkit.ingest.tabular": "TableReport import_table",
     "tmi.toolkit.models": """
         AnyModule Logits MODEL_MODALITIES MultimodalNetwork NEURAL_MODELS active_modalities
-        apply_temperature create_network create_network_part ct_feature_width encoder_roles
-        load_weights_strict
+        apply_temperature create_network create_network_part create_with_weights ct_feature_width
+        encoder_roles load_weights_strict
     """,
     "tmi.toolkit.models.baselines": """
         HfbsurvFusion MmdFusion MmdOutput SimpleFfFusion SliceFeatures
@@ -162,11 +164,11 @@ PUBLIC_NAMES = {
         FEATURES_BYTES FEATURE_TABLE_BYTES FileTooLargeError IMAGE_BYTES JOURNAL_BYTES LOCK_FILE
         NotFiniteError NotRegularFileError RECORD_BYTES SETTINGS_BYTES SPACE_ERRORS TABLE_BYTES
         YAML_BYTES cache_root canonical_json closed_on_error csv_dicts csv_records csv_rows
-        csv_rows_of_lines csv_text digest follow_umask from_json is_access_error is_unicode
-        open_locked open_private open_regular output_lock parse_json parse_toml parse_yaml printable
-        printable_json read_bytes read_document read_json read_text regular_file require_absent
-        sha256_bytes sha256_file sha256_json staged_folder to_json unescape_cell write_json
-        write_private write_text
+        csv_rows_of_lines csv_text digest find_delimiter follow_umask foreign_format from_json
+        is_access_error is_unicode open_locked open_private open_regular output_lock parse_json
+        parse_toml parse_yaml plain_text printable printable_json read_bytes read_document read_json
+        read_text regular_file require_absent sha256_bytes sha256_file sha256_json staged_folder
+        to_json unescape_cell write_json write_private write_text
     """,
     "tmi.toolkit.synthetic": """
         Grid SYNTHETIC_NOTICE TRUTH_FILE disease_signs is_synthetic make_cohort modality_subsets

@@ -9,6 +9,7 @@ from .explainer import Explainer as Explainer
 from .explainer import torch_threads as torch_threads
 from .files import write_explanation as write_explanation
 from .model_source import ModelSource as ModelSource
+from .model_source import bundle_models as bundle_models
 from .model_source import open_bundle_models as open_bundle_models
 from .model_source import open_run_models as open_run_models
 from .overlay import BAR_MM as BAR_MM

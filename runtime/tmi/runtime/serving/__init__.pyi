@@ -14,6 +14,7 @@ from .results import RejectedCase as RejectedCase
 from .results import alerts as alerts
 from .results import document as document
 from .results import result_to_json as result_to_json
+from .startup import open_selected_engine as open_selected_engine
 from .timing import stages_match_total as stages_match_total
 from .timing import sum_stages as sum_stages
 from .timing import unaccounted_seconds as unaccounted_seconds

@@ -95,6 +95,7 @@ def test_selected_epoch_has_lowest_validation_loss(trained):
 @pytest.mark.parametrize(("select_by", "epoch"), [("accuracy", 1), ("loss", 3)])
 def test_epoch_is_selected_by_loss_or_accuracy(select_by, epoch, config, tmp_path, monkeypatch):
     """By accuracy the first epoch with the most correct cases is selected, by loss that with the lowest loss."""
+
     def scripted(*_):
         labels = make_arrays().labels_N[make_arrays().rows(SPLIT.validation)]
         margin = np.array(next(script)) * np.where(labels == 1, 1.0, -1.0)

@@ -26,7 +26,8 @@ from pathlib import Path
 from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.storage.bounded_files import COHORT_BYTES, is_access_error, read_text
-from tmi.toolkit.storage.csv_files import csv_dicts, unescape_cell
+from tmi.toolkit.storage.csv_files import csv_dicts, find_delimiter, plain_text, unescape_cell
+from tmi.toolkit.storage.table_formats import foreign_format
 from tmi.toolkit.storage.terminal_text import is_unicode, printable
 
 CT_FILE = "ct.nii.gz"
@@ -241,7 +242,11 @@ def open_cohort(folder: Path, *, mask_label: MaskLabel | None = None) -> Cohort:
             fix="give a cohort folder, or create one with `tmi synth OUT`",
         )
     try:
-        reader = csv_dicts(read_text(table, max_bytes=COHORT_BYTES))
+        if (foreign := foreign_format(table)) is not None:
+            raise UsageError(f"{table} is {foreign[0]}, which is not read", fix="save it as CSV in UTF-8")
+        text = read_text(table, max_bytes=COHORT_BYTES)
+        reader = csv_dicts(text, delimiter=find_delimiter(text, COHORT_COLUMNS))
+        reader.fieldnames = [plain_text(name) for name in reader.fieldnames or ()]
         missing = [c for c in COHORT_COLUMNS if c not in (reader.fieldnames or ())]
         if missing:
             raise UsageError(

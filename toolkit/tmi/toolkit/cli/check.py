@@ -31,7 +31,11 @@ def check(
     ] = None,
     schema: Annotated[
         Path | None,
-        typer.Option("--schema", help="Clinical schema. Default: tmi.toml's, else the liver's.", show_default=False),
+        typer.Option(
+            "--schema",
+            help="Clinical schema. Default: the cohort's, else tmi.toml's, else the liver's.",
+            show_default=False,
+        ),
     ] = None,
     fix: Annotated[
         list[str] | None,
@@ -44,6 +48,9 @@ def check(
     tolerance: Annotated[
         float, typer.Option("--tolerance", help="Relative tolerance of --recompute.", show_default="1e-6")
     ] = 1e-6,
+    records_only: Annotated[
+        bool, typer.Option("--records-only", help="Check the clinical records alone: no images, no radiomics.")
+    ] = False,
     vocab: Annotated[
         Path | None,
         typer.Option("--vocab", help="BERT vocabulary that counts a text's tokens.", show_default="estimated"),
@@ -60,8 +67,9 @@ def check(
         tmi check cohort/P001 cohort/P002 --json
         tmi check cohort/P003 --fix mask-grid,ct-padding
         tmi check cohort/ --recompute
+        tmi check cohort/ --records-only
     """
-    from tmi.toolkit.clinical.schema import load_schema
+    from tmi.toolkit.clinical.schema import find_schema
     from tmi.toolkit.clinical.tokenizer import Tokenizer
     from tmi.toolkit.config.presets import preset
     from tmi.toolkit.config.project import load_project
@@ -71,10 +79,14 @@ def check(
     from tmi.toolkit.qc.text_length import TextEncoderInput
 
     codes = parse_codes(fix) if fix is not None else ()
+    if records_only and (codes or recompute):
+        raise UsageError("--records-only excludes --fix and --recompute, which need the images", fix="omit them")
     if not 0 <= tolerance < 1:
         raise UsageError(f"--tolerance {tolerance:g}", fix="give a number from 0 to below 1")
     project = load_project()
-    fields = load_schema(schema or project.schema_file)
+    fields, note = find_schema(schema, project.schema_file, paths)
+    if note is not None:
+        echo(note, err=True)
     clinical = preset(project.preset).clinical
     encoder_input = TextEncoderInput(
         rendering=clinical.rendering,
@@ -92,6 +104,7 @@ def check(
             radiomics_tolerance=tolerance if recompute else None,
             on_comparison=comparisons.append,
             encoder_input=encoder_input,
+            records_only=records_only,
         )
     result = document(cases, findings, repairs=repairs, comparisons=comparisons)
     counts = result["counts"]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +14,7 @@ from tmi.toolkit.errors import ExitCode, InputRejectedError, UsageError
 
 if TYPE_CHECKING:
     from tmi.toolkit.ingest.case_importer import ImportedCase
+    from tmi.toolkit.ingest.tabular.report import TableReport
 
 SCHEMA = "tmi-import/1"
 
@@ -54,6 +54,10 @@ def import_(
     table: Annotated[Path | None, typer.Option("--table", help="Spreadsheet (CSV, XLSX) of a cohort.")] = None,
     mapping: Annotated[Path | None, typer.Option("--map", help="Mapping of the table's columns (YAML).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="With --table: continue an interrupted import.")] = False,
+    accept_losses: Annotated[
+        bool,
+        typer.Option("--accept-losses", help="With --table: write the cohort even if over 10% of its rows are lost."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing case or cohort.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
@@ -76,16 +80,17 @@ def import_(
             raise UsageError(
                 "--table excludes the other inputs: the table names the files", fix="omit the other options"
             )
-        report = _import_table(table, mapping, out, force=force, resume=resume)
+        report = _import_table(table, mapping, out, force=force, resume=resume, accept_losses=accept_losses)
         if as_json:
             echo_json(json.dumps(report.document(), indent=2))
         else:
             echo(*report.summary())
-        if report.counts["refused"] or report.counts["flawed"]:
+        if report.counts["refused"] or report.counts["flawed"] or report.withheld:
             raise typer.Exit(int(ExitCode.REJECTED))
         return
-    if resume:
-        raise UsageError("--resume needs --table", fix="omit --resume")
+    for option, given in (("--resume", resume), ("--accept-losses", accept_losses)):
+        if given:
+            raise UsageError(f"{option} needs --table", fix=f"omit {option}")
     from tmi.toolkit.ingest.case_importer import import_case
 
     try:
@@ -114,7 +119,9 @@ def import_(
         raise typer.Exit(int(ExitCode.REJECTED))
 
 
-def _import_table(table: Path, mapping: Path, out: Path, *, force: bool, resume: bool) -> Any:
+def _import_table(
+    table: Path, mapping: Path, out: Path, *, force: bool, resume: bool, accept_losses: bool
+) -> TableReport:
     """Import the rows of a table with a progress bar and return the report."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -122,12 +129,15 @@ def _import_table(table: Path, mapping: Path, out: Path, *, force: bool, resume:
     columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("rows", total=None)
-        return importlib.import_module("tmi.toolkit.ingest.tabular.cohort_importer").import_table(
+        from tmi.toolkit.ingest.tabular.cohort_importer import import_table
+
+        return import_table(
             table,
             mapping,
             out,
             force=force,
             resume=resume,
+            accept_losses=accept_losses,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
 

@@ -3,8 +3,11 @@ from .completeness import missing_fields as missing_fields
 from .record import KEYS as KEYS
 from .record import ClinicalRecord as ClinicalRecord
 from .record import Value as Value
+from .record import check_blood_date as check_blood_date
+from .record import iso_date as iso_date
+from .record import read_all_clinical as read_all_clinical
+from .record import read_all_values as read_all_values
 from .record import read_clinical as read_clinical
-from .record import read_values as read_values
 from .rendering import RENDERING_VERSIONS as RENDERING_VERSIONS
 from .rendering import Rendering as Rendering
 from .rendering import field_spans as field_spans
@@ -15,7 +18,11 @@ from .rendering import sentences as sentences
 from .schema import SCHEMA_FILE as SCHEMA_FILE
 from .schema import Field as Field
 from .schema import Schema as Schema
+from .schema import accepted_unit as accepted_unit
+from .schema import convert as convert
+from .schema import find_schema as find_schema
 from .schema import load_schema as load_schema
+from .schema import plausible as plausible
 from .schema import store_schema as store_schema
 from .schema import stored_schema as stored_schema
 from .tokenizer import MIN_PATIENTS as MIN_PATIENTS

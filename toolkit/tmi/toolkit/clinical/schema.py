@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -260,6 +260,39 @@ def load_schema(path: Path | None = None) -> Schema:
             f"clinical schema {path} cannot be read as JSON: {reason}", fix="see docs/clinical.md"
         ) from error
     return parse_schema(data, where=path.name)
+
+
+def find_schema(given: Path | None, project_file: Path | None, paths: Sequence[Path]) -> tuple[Schema, str | None]:
+    """Return the schema of cohorts or cases, and a note if the project's setting is not used.
+
+    The first that exists is used: the given file, the schema that a cohort keeps (`clinical_schema.json`, written by
+    `tmi import --table`), the project's, the packaged one.
+
+    Args:
+        given: file of the option `--schema`.
+        project_file: file of the project's setting.
+        paths: cohorts, or cases of cohorts.
+
+    Raises:
+        UsageError: a file is malformed, or two cohorts keep different schemas.
+    """
+    if given is not None:
+        return load_schema(given), None
+    default = load_schema(project_file)
+    schemas: dict[str, tuple[Schema, Path]] = {}
+    for path in paths:
+        file = next((f / SCHEMA_FILE for f in (path, path.parent) if (f / SCHEMA_FILE).is_file()), None)
+        schema = default if file is None else load_schema(file)
+        schemas.setdefault(schema.digest, (schema, path))
+    if len(schemas) > 1:
+        first, second = [path for _, path in schemas.values()][:2]
+        raise UsageError(
+            f"{first} and {second} have different clinical schemas", fix="name one with --schema, or use two commands"
+        )
+    schema, path = next(iter(schemas.values()), (default, Path()))
+    if project_file is None or schema == default:
+        return schema, None
+    return schema, f"clinical schema: {schema.name}, which {path} keeps, not that of tmi.toml; --schema names another"
 
 
 @cache

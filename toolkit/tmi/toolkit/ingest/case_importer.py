@@ -341,7 +341,8 @@ def _check_dates(blood_date: Any, days: int | None) -> list[RawFinding]:
     if not isinstance(blood_date, str) or iso_date(blood_date) is None:
         reason, fix = "it is no date", "write it as YYYY-MM-DD, or omit it"
     else:
-        reason, fix = "the date of the CT is unknown", "give both dates to `tmi import --table` (ct_date), or omit the blood date"
+        reason = "the date of the CT is unknown"
+        fix = "give both dates to `tmi import --table` (ct_date), or omit the blood date"
     return [("clinical-date", f"the blood date of the clinical record was dropped: {reason}", fix)]
 
 

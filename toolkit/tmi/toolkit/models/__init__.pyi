@@ -9,4 +9,5 @@ from .registry import apply_temperature as apply_temperature
 from .registry import ct_feature_width as ct_feature_width
 from .registry import encoder_roles as encoder_roles
 from .weights import AnyModule as AnyModule
+from .weights import create_with_weights as create_with_weights
 from .weights import load_weights_strict as load_weights_strict

@@ -93,7 +93,7 @@ def thin_gap_fraction(inside: NDArray[np.bool_]) -> tuple[int, float]:
         padded = np.pad(planes, ((2, 2), (0, 0), (0, 0)))
         count = len(planes)
         near = (padded[1 : count + 1] | padded[:count]) & (padded[3 : count + 3] | padded[4 : count + 4])
-        fractions.append(np.count_nonzero(near & ~planes) / max(1, np.count_nonzero(planes)))
+        fractions.append(int(np.count_nonzero(near & ~planes)) / max(1, int(np.count_nonzero(planes))))
     axis = int(np.argmax(fractions))
     return axis, float(fractions[axis])
 

@@ -29,8 +29,9 @@ from tmi.toolkit.storage.bounded_files import (
     read_bytes,
     read_text,
 )
-from tmi.toolkit.storage.csv_files import csv_rows
+from tmi.toolkit.storage.csv_files import csv_rows, plain_text
 from tmi.toolkit.storage.documents import DocumentError, parse_yaml, read_document
+from tmi.toolkit.storage.table_formats import foreign_format
 
 IGNORED_PREFIXES = ("diagnostics_", "general_info_")
 """Prefixes of pyradiomics' columns that contain no features."""
@@ -128,7 +129,8 @@ def read_external_table(
             duplicate column.
     """
     rows = _read_rows(path)
-    header, mapping = [name.strip() for name in rows[0]], mapping or {}
+    header = [plain_text(name) for name in rows[0]]
+    mapping = {plain_text(name): feature for name, feature in (mapping or {}).items()}
     if absent := [name for name in mapping if name not in header]:
         raise UsageError(
             f"{path.name} has no column {absent[0][:80]!r}, which the mapping names",
@@ -172,6 +174,8 @@ def read_external_table(
 def _read_rows(path: Path) -> list[list[str]]:
     fix = "save it as comma-separated UTF-8: a header, and one row per case"
     try:
+        if (foreign := foreign_format(path)) is not None:
+            raise UsageError(f"{path} is {foreign[0]}, which is not read", fix=fix)
         text = read_text(path, max_bytes=FEATURE_TABLE_BYTES)
         first = text.partition("\n")[0]
         delimiter = max(",;\t", key=first.count)

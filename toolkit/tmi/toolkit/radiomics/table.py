@@ -19,7 +19,7 @@ from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.storage.atomic_files import write_text
 from tmi.toolkit.storage.bounded_files import FEATURES_BYTES, is_access_error, read_text
-from tmi.toolkit.storage.csv_files import csv_rows, csv_text
+from tmi.toolkit.storage.csv_files import csv_rows, csv_text, find_delimiter
 
 MISSING_CELLS = frozenset({"", "nan", "na", "n/a", "null", "none"})
 """Spellings of a missing value, in lower case."""
@@ -30,13 +30,14 @@ def _input_error(what: str, fix: str, case_id: str, code: str = "radiomics-colum
 
 
 def read_rows(path: Path, *, case_id: str) -> list[list[str]]:
-    """Return the non-empty rows of a CSV file.
+    """Return the non-empty rows of a CSV file, with commas, semicolons, tabs or bars.
 
     Raises:
         InputRejectedError: `radiomics-missing`, `radiomics-unreadable` or `case-unreadable`.
     """
     try:
-        return [row for row in csv_rows(read_text(path, max_bytes=FEATURES_BYTES)) if row]
+        text = read_text(path, max_bytes=FEATURES_BYTES)
+        return [row for row in csv_rows(text, delimiter=find_delimiter(text, ())) if row]
     except FileNotFoundError as error:
         raise _input_error(
             f"{path.name} is missing", "run `tmi radiomics` on the case", case_id, "radiomics-missing"

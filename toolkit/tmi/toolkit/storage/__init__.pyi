@@ -27,6 +27,8 @@ from .csv_files import csv_records as csv_records
 from .csv_files import csv_rows as csv_rows
 from .csv_files import csv_rows_of_lines as csv_rows_of_lines
 from .csv_files import csv_text as csv_text
+from .csv_files import find_delimiter as find_delimiter
+from .csv_files import plain_text as plain_text
 from .csv_files import unescape_cell as unescape_cell
 from .disk_cache import DIGEST_BYTES as DIGEST_BYTES
 from .disk_cache import DiskCache as DiskCache
@@ -52,6 +54,7 @@ from .private_files import open_private as open_private
 from .private_files import write_private as write_private
 from .serialization import from_json as from_json
 from .serialization import to_json as to_json
+from .table_formats import foreign_format as foreign_format
 from .terminal_text import is_unicode as is_unicode
 from .terminal_text import printable as printable
 from .terminal_text import printable_json as printable_json

@@ -10,7 +10,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 FORMULA = re.compile(r"'*(\s*[=+\-@\uff1d\uff0b\uff0d\uff20].|[\t\r\n])", re.DOTALL)
 """Start of a text that is escaped: apostrophes, then a formula. Full-width signs count in East Asian locales."""
@@ -18,6 +19,12 @@ MAX_CELLS = 10_000_000
 """Limit on the cells of a table, which take 60 to 80 bytes each; 5,000 cases of 1,781 features have 9 million."""
 MAX_STRAY_LINES, MAX_CELL_LINES, MAX_CELL_CHARACTERS = 100, 20, 2**16
 """Limits for a text with stray quotation marks: lines with one, and lines and characters of a row of several lines."""
+DELIMITERS = (",", ";", "\t", "|")
+"""Separators of CSV files; spreadsheet programs write the semicolon where the comma is the decimal mark."""
+MAX_HEADER_CHARACTERS = 2**20
+"""Limit on the part of a text in which its header is searched."""
+INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200c\u200d\u2060\u00ad\u200e\u200f"))
+"""Characters of no width: byte order mark, zero-width spaces and joiners, soft hyphen, marks of direction."""
 NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|nan)", re.ASCII)
 """Text of a number, which no program executes."""
 
@@ -44,6 +51,30 @@ def _line(cells: list[object]) -> str:
     # The writer quotes the characters of its line terminator: both, so that no cell breaks a line.
     csv.writer(stream, lineterminator="\r\n").writerow(cells)
     return stream.getvalue().removesuffix("\r\n") + "\n"
+
+
+def plain_text(text: str) -> str:
+    """Return a text as headings and codes are compared: composed letters, single spaces, nothing invisible.
+
+    A heading may have a letter and its accent as two characters (NFD), no-break spaces, tabs, line breaks, or marks of
+    no width, all of which look the same.
+    """
+    if text.isascii() and text.isprintable() and "  " not in text:
+        return text.strip()
+    composed = unicodedata.normalize("NFC", text.translate(INVISIBLE))
+    return " ".join(composed.split())
+
+
+def find_delimiter(text: str, wanted: Collection[str]) -> str:
+    """Return the separator under which the header has most of the wanted columns, then most columns."""
+    start = text[:MAX_HEADER_CHARACTERS]
+
+    def matches(delimiter: str) -> tuple[int, int]:
+        header = next(csv.reader(io.StringIO(start, newline=""), delimiter=delimiter), [])
+        names = {plain_text(name) for name in header}
+        return sum(plain_text(name) in names for name in wanted), len(header)
+
+    return max(DELIMITERS, key=matches)
 
 
 def csv_rows(text: str, *, delimiter: str = ",", strict: bool = True, max_cells: int = MAX_CELLS) -> list[list[str]]:

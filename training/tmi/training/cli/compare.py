@@ -10,7 +10,6 @@ import typer
 
 from tmi.toolkit.cases.case import open_cohort, parse_mask_label
 from tmi.toolkit.cli.console import echo, make_console
-from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.project import load_project
 from tmi.toolkit.errors import ExitCode
@@ -33,6 +32,7 @@ from tmi.training.cli.options import (
     Settings,
     TextWeights,
     Vocab,
+    cohort_schema,
     configure,
     print_initialization,
     read_given_vocabulary,
@@ -91,7 +91,7 @@ def compare(
     config = configure(preset_name, folds, epochs, settings or [], freeze=freeze, precision=precision)
     if table == CLINICAL.number:
         config = override(config, CLINICAL_OVERRIDES)
-    fields = load_schema(schema or project.schema_file)
+    fields = cohort_schema(schema, project, folder)
     config, initialization = resolve_initialization(
         config, settings or [], ct=ct_weights, text=text_weights, vocab=vocab, schema=fields
     )

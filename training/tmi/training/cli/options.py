@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tmi.toolkit.cli.console import echo
-from tmi.toolkit.clinical.schema import Schema
+from tmi.toolkit.clinical.schema import Schema, find_schema
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.presets import preset as find_preset
+from tmi.toolkit.config.project import Project
 from tmi.toolkit.config.schema import Config
 from tmi.training.systems.registry import system_spec
 
@@ -37,7 +38,8 @@ TextWeights = Annotated[
 ]
 Vocab = Annotated[Path | None, typer.Option("--vocab", help="BERT vocab.txt, or a tokenizer.json.")]
 SchemaFile = Annotated[
-    Path | None, typer.Option("--schema", help="Clinical schema; default: tmi.toml's, else the liver's.")
+    Path | None,
+    typer.Option("--schema", help="Clinical schema; default: the cohort's, else tmi.toml's, else the liver's."),
 ]
 MaskLabel = Annotated[
     list[str] | None,
@@ -53,6 +55,18 @@ ParallelFolds = Annotated[
     int, typer.Option("--parallel-folds", help="Folds trained at the same time, each on one device.")
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Prepare every case again and cache nothing.")]
+
+
+def cohort_schema(given: Path | None, project: Project, cohort: Path) -> Schema:
+    """Return the clinical schema of a cohort: that of `--schema`, its own, the project's, or the packaged one.
+
+    Raises:
+        UsageError: the file is malformed.
+    """
+    schema, note = find_schema(given, project.schema_file, [cohort])
+    if note is not None:
+        echo(note, err=True)
+    return schema
 
 
 def configure(

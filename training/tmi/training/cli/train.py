@@ -11,7 +11,7 @@ import typer
 
 from tmi.toolkit.cases.case import open_cohort, parse_mask_label
 from tmi.toolkit.cli.console import echo, make_console
-from tmi.toolkit.clinical.schema import Schema, load_schema
+from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.config.project import Project, load_project, new_run_folder
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import ExitCode, UsageError
@@ -36,6 +36,7 @@ from tmi.training.cli.options import (
     Settings,
     TextWeights,
     Vocab,
+    cohort_schema,
     configure,
     print_initialization,
     read_given_vocabulary,
@@ -95,7 +96,7 @@ def train(
     folder = cohort or project.path("cohort")
     preset_name = preset or project.preset
     config = configure(preset_name, folds, epochs, settings or [], model=model, freeze=freeze, precision=precision)
-    fields = load_schema(schema or project.schema_file)
+    fields = cohort_schema(schema, project, folder)
     config, initialization = resolve_initialization(
         config, settings or [], ct=ct_weights, text=text_weights, vocab=vocab, schema=fields
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tmi.toolkit.cases.case import Case, Cohort
 from tmi.toolkit.clinical.rendering import require_rendering
-from tmi.toolkit.clinical.schema import Schema
+from tmi.toolkit.clinical.schema import SCHEMA_FILE, Schema
 from tmi.toolkit.clinical.tokenizer import MIN_PATIENTS, Tokenizer
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import InputRejectedError, UsageError
@@ -288,7 +288,7 @@ def _open_for_resume(out: Path, config: Config, schema: Schema, cohort_fingerpri
     if run.schema != schema:
         raise UsageError(
             f"run {out} was started with a different clinical schema",
-            fix="resume it with the --schema it was started with, or train a new run",
+            fix=f"resume it with --schema {out / SCHEMA_FILE}, or train a new run",
         )
     if run.config != config:
         before, now = to_json(run.config), to_json(config)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
+from tmi.toolkit.storage.csv_files import plain_text
+
 Cell = str | float
 DecimalMark = Literal[".", ","]
 NUMBER = {
@@ -84,6 +86,8 @@ def cell_number(cell: Cell, decimal: DecimalMark) -> Number | None:
 class Codes:
     """Set of codes of a mapping; a cell equals a code by text, as a number (1, `1.0`, `01`), or as a truth value.
 
+    Texts are compared as `plain_text` returns them.
+
     Args:
         codes: texts and numbers of the mapping.
         decimal: decimal mark of the cells.
@@ -94,15 +98,16 @@ class Codes:
         self._keys: dict[str | Number, str] = {}
         for code in codes:
             text = cell_text(code)
+            plain = plain_text(text)
             # YAML writes numbers with a point, whatever the mark of the table.
             number = cell_number(code, ".") or cell_number(code, decimal)
-            for key in (text, _truth_value(text), number):
+            for key in (plain, _truth_value(plain), number):
                 if key is not None:
                     self._keys.setdefault(key, text)
 
     def match(self, cell: Cell) -> str | None:
         """Return the text of the code that the cell equals; None without one."""
-        text = cell_text(cell)
+        text = plain_text(cell_text(cell))
         if text in self._keys or not self._keys:
             return self._keys.get(text)
         key = _truth_value(text) or cell_number(cell, self._decimal)

@@ -3,6 +3,7 @@
     OUT/
       <case_id>/            clinical.json, and the files of `import_case` if the mapping names images
       cohort.csv            case_id, patient_id, label of the cases written; only with a label rule
+      clinical_schema.json  clinical schema of the records, which `tmi check` and `tmi train` use
       import-report.json    outcome of each row (`tmi.toolkit.ingest.tabular.report`)
       import-report.csv
       .import-journal       rows that are finished, for `--resume`
@@ -15,35 +16,46 @@ imported again. Cases in the journal that the table no longer contains are remov
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tmi.toolkit.cases.case import CLINICAL_FILE, COHORT_COLUMNS, COHORT_FILE, is_portable_name
+from tmi.toolkit.cases.case import CLINICAL_FILE, COHORT_COLUMNS, COHORT_FILE, Case
 from tmi.toolkit.cases.provenance import CaseRecord, read_case_record, write_case_record
-from tmi.toolkit.clinical.schema import Schema
+from tmi.toolkit.clinical.schema import Schema, store_schema
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.ingest.tabular.cells import cell_text
-from tmi.toolkit.ingest.tabular.mapping import ImageSource, Mapping, read_mapping
+from tmi.toolkit.ingest.tabular.import_journal import JOURNAL_FILE, Journal, JournalEntry
+from tmi.toolkit.ingest.tabular.mapping import Mapping, read_mapping
 from tmi.toolkit.ingest.tabular.reader import Row, Table, read_cells
-from tmi.toolkit.ingest.tabular.report import REPORT_FILE, REPORT_TABLE, RowResult, TableReport
-from tmi.toolkit.ingest.tabular.row_converter import RowExcludedError, RowReader, RowRecord, RowRejectedError
+from tmi.toolkit.ingest.tabular.report import (
+    REPORT_FILE,
+    REPORT_TABLE,
+    RowFinding,
+    RowOutcome,
+    RowResult,
+    TableReport,
+)
+from tmi.toolkit.ingest.tabular.row_converter import RowReader, RowRecord
+from tmi.toolkit.ingest.tabular.row_faults import Fault, RowExcludedError, RowRejectedError, rejected
+from tmi.toolkit.ingest.tabular.sources import ImageSource
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json, write_text
-from tmi.toolkit.storage.bounded_files import JOURNAL_BYTES, read_bytes
 from tmi.toolkit.storage.csv_files import csv_text
-from tmi.toolkit.storage.documents import DocumentError, parse_json
 from tmi.toolkit.storage.hashing import sha256_file, sha256_json
-from tmi.toolkit.storage.serialization import from_json, to_json
+from tmi.toolkit.storage.outputs import LOCK_FILE, output_lock
+from tmi.toolkit.storage.serialization import to_json
 
-JOURNAL_FILE = ".import-journal"
-FORMAT_VERSION = 2
-MAX_TORN_LINES = 1000
-"""Lines of a journal that may be incomplete; each kill leaves one."""
+RECORD_CODES = frozenset(
+    {
+        "clinical-type", "clinical-unit", "clinical-range", "clinical-unit-suspect", "clinical-unit-doubt",
+        "clinical-incomplete", "clinical-truncated", "clinical-unknown-field", "dates-apart", "duplicate-record",
+    }
+)  # fmt: skip
+"""Findings on the records, which are checked when all rows are written, and not kept in the journal."""
+FORMAT_VERSION = 3
 """Incremented when the same row yields a different case; rows of an earlier version are then imported again."""
 
 
@@ -54,6 +66,7 @@ def import_table(
     *,
     force: bool = False,
     resume: bool = False,
+    accept_losses: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> TableReport:
     """Import every row of a table; a rejected row does not affect the others.
@@ -64,14 +77,29 @@ def import_table(
         out: folder of the cohort.
         force: replace an earlier import at `out`; any other folder is left alone.
         resume: continue an earlier import at `out`.
+        accept_losses: write `cohort.csv` even if more than a tenth of the rows are lost.
         progress: callback(rows finished, total rows), called after each row.
 
     Raises:
-        UsageError: the table, the mapping or `out` is invalid; nothing was written.
+        UsageError: the table, the mapping or `out` is invalid, or another process writes `out`; nothing was written.
         UnavailableError: a package for workbooks, YAML or images is not installed.
         KeyboardInterrupt: Ctrl-C; `resume` continues the import.
     """
-    _validate_output_folder(table, mapping, out, force=force, resume=resume)
+    _validate_paths(table, mapping, out, force=force, resume=resume)
+    with output_lock(out, kind="cohort"):
+        _validate_output_folder(out, force=force, resume=resume)
+        return _import_locked(table, mapping, out, force=force, accept_losses=accept_losses, progress=progress)
+
+
+def _import_locked(
+    table: Path,
+    mapping: Path,
+    out: Path,
+    *,
+    force: bool,
+    accept_losses: bool,
+    progress: Callable[[int, int], None] | None,
+) -> TableReport:
     rules, schema = read_mapping(mapping)
     cells = read_cells(table, rules.table, wanted=rules.columns())
     if force:
@@ -79,9 +107,9 @@ def import_table(
     out.mkdir(parents=True, exist_ok=True)
     for name in (COHORT_FILE, REPORT_FILE, REPORT_TABLE):
         (out / name).unlink(missing_ok=True)
+    store_schema(out, schema)
     run = _TableImport(out, cells, rules, schema, base_folder=table.parent)
     run.import_rows(progress or (lambda finished, total: None))
-    labelled = _write_cohort(out, run.cohort) if rules.label is not None else False
     report = TableReport(
         out=out,
         table={"name": table.name, "sha256": sha256_file(table)},
@@ -91,14 +119,18 @@ def import_table(
         columns={column: rules.columns().get(column) for column in cells.columns},
         missing=_count_missing(cells, run.reader),
         kept=run.kept,
-        labelled=labelled,
+        labelled=False,
         images=rules.images is not None,
+        has_label=rules.label is not None,
+        losses_accepted=accept_losses,
     )
+    if rules.label is not None and not report.withheld:
+        report = replace(report, labelled=_write_cohort(out, run.cohort))
     report.write()
     return report
 
 
-def _validate_output_folder(table: Path, mapping: Path, out: Path, *, force: bool, resume: bool) -> None:
+def _validate_paths(table: Path, mapping: Path, out: Path, *, force: bool, resume: bool) -> None:
     if force and resume:
         raise UsageError(
             "--force and --resume exclude each other", fix="continue with --resume, or start again with --force"
@@ -107,9 +139,12 @@ def _validate_output_folder(table: Path, mapping: Path, out: Path, *, force: boo
     for source in (table.resolve(), mapping.resolve(), Path.cwd()):
         if target == source or target in source.parents:
             raise UsageError(f"{out} holds {source.name}, which must not be overwritten", fix="name another folder")
+
+
+def _validate_output_folder(out: Path, *, force: bool, resume: bool) -> None:
     if not resume:
         require_absent(out, force=force, kind="cohort")
-    occupied = out.is_dir() and any(out.iterdir())
+    occupied = out.is_dir() and any(p.name != LOCK_FILE for p in out.iterdir())
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file", fix="name a folder")
     if occupied and not (out / JOURNAL_FILE).is_file():
@@ -121,61 +156,9 @@ def _validate_output_folder(table: Path, mapping: Path, out: Path, *, force: boo
 def _clear(out: Path) -> None:
     """Remove the cases and the journal of an earlier import; other files stay."""
     if out.is_dir():
-        for case_id in _Journal(out).entries:
+        for case_id in Journal(out).entries:
             shutil.rmtree(out / case_id, ignore_errors=True)
         (out / JOURNAL_FILE).unlink()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _JournalEntry:
-    """Journal entry of one finished row."""
-
-    key: str
-    """Digest of the row's inputs."""
-    case_id: str
-    """Case id."""
-    flaw: tuple[str, str] | None = None
-    """Code and message of the first error of `tmi check`."""
-    refusal: tuple[str, str] | None = None
-    """Code and message of the rejection of the row's images."""
-
-
-class _Journal:
-    """Append-only log of finished cases: one JSON line per case, synced to disk after the case is written."""
-
-    def __init__(self, out: Path) -> None:
-        self._path = out / JOURNAL_FILE
-        self.entries: dict[str, _JournalEntry] = {}
-        if self._path.exists():
-            torn = 0
-            for line in _journal_lines(self._path):
-                try:
-                    entry = from_json(_JournalEntry, parse_json(line), where=JOURNAL_FILE)
-                except (DocumentError, UsageError):
-                    torn += bool(line.strip())  # a line truncated by a kill: its row is imported again
-                    if torn > MAX_TORN_LINES:
-                        raise _damaged_journal(self._path, "most of its lines are no entries") from None
-                    continue
-                # Entries are deleted as folders, so an edited journal must not name a path outside.
-                if is_portable_name(entry.case_id):
-                    self.entries[entry.case_id] = entry
-        self._path.touch()
-
-    def add(self, entry: _JournalEntry) -> None:
-        """Append an entry and sync it to disk."""
-        self.entries[entry.case_id] = entry
-        with self._path.open("a", encoding="utf-8") as stream:
-            # The newline comes first: it terminates a line that a kill truncated.
-            stream.write("\n" + json.dumps(to_json(entry)))
-            stream.flush()
-            os.fsync(stream.fileno())
-
-    def retain_only(self, case_ids: set[str]) -> list[str]:
-        """Drop all entries except those of `case_ids`; return the case ids that were dropped."""
-        dropped = [c for c in self.entries if c not in case_ids]
-        self.entries = {c: entry for c, entry in self.entries.items() if c in case_ids}
-        write_text(self._path, "".join(json.dumps(to_json(entry)) + "\n" for entry in self.entries.values()))
-        return dropped
 
 
 class _TableImport:
@@ -186,21 +169,11 @@ class _TableImport:
         self.lines: list[RowResult] = []
         self.cohort: list[tuple[str, str, str]] = []
         self.kept = 0
-        self._out, self._table, self._mapping = out, table, mapping
+        self._out, self._table, self._mapping, self._schema = out, table, mapping, schema
+        self._written: dict[str, str] = {}
         self._columns = [table.columns.index(c) for c in mapping.columns()]
         self._rules_digest = sha256_json({"form": FORMAT_VERSION, "mapping": to_json(mapping), "schema": schema.digest})
-        self._journal = _Journal(out)
-def _journal_lines(path: Path) -> list[bytes]:
-    try:
-        return read_bytes(path, max_bytes=JOURNAL_BYTES).splitlines()
-    except OSError as error:
-        raise _damaged_journal(path, error.strerror or type(error).__name__) from error
-
-
-def _damaged_journal(path: Path, reason: str) -> UsageError:
-    return UsageError(f"the journal {path} of an earlier import cannot be read: {reason}", fix="remove this file")
-
-
+        self._journal = Journal(out)
 
     def import_rows(self, progress: Callable[[int, int], None]) -> None:
         """Import every row, then remove cases of an earlier run that this table does not contain."""
@@ -212,6 +185,7 @@ def _damaged_journal(path: Path, reason: str) -> UsageError:
             if line.case_id is not None and line.outcome in ("imported", "flawed"):
                 written.add(line.case_id)
             progress(number, len(self._table.rows))
+        self._add_record_findings()
         entries = self._journal.entries
         # Rejections stay in the journal, so that `resume` need not read the images again.
         rejected = {n.case_id for n in self.lines if n.case_id in entries and entries[n.case_id].refusal is not None}
@@ -230,26 +204,54 @@ def _damaged_journal(path: Path, reason: str) -> UsageError:
 
     def _import_row(self, row: Row, duplicates: dict[str, int]) -> RowResult:
         try:
-            record = self.reader.read(row)
-            n_rows = duplicates.get(record.case_id.casefold())
-            if n_rows:
-                raise RowRejectedError("case-twice", f"{n_rows} rows have this case id", case_id=record.case_id)
-            flaw = self._import_case(row, record)
+            record = self._read_row(row, duplicates)
+            findings = self._import_case(row, record)
         except RowExcludedError as error:
-            return RowResult(row=row.number, case_id=error.case_id, outcome="excluded", code=error.code, why=error.why)
+            return _unused_row(row, error, "excluded", lost=not error.stated)
         except RowRejectedError as error:
-            return RowResult(row=row.number, case_id=error.case_id, outcome="refused", code=error.code, why=error.why)
+            return _unused_row(row, error, "refused", lost=True)
         if record.label is not None:
             self.cohort.append((record.case_id, record.patient_id, record.label))
-        if flaw is not None:
-            return RowResult(row=row.number, case_id=record.case_id, outcome="flawed", code=flaw[0], why=flaw[1])
-        return RowResult(row=row.number, case_id=record.case_id, outcome="imported")
+        self._written[record.case_id] = record.patient_id
+        result = RowResult(row=row.number, case_id=record.case_id, outcome="imported", set_missing=record.set_missing)
+        return _with_findings(result, findings)
 
-    def _import_case(self, row: Row, record: RowRecord) -> tuple[str, str] | None:
+    def _read_row(self, row: Row, duplicates: dict[str, int]) -> RowRecord:
+        """Convert a row; a case id of several rows is one of its faults."""
+        faults: tuple[Fault, ...] = ()
+        try:
+            record = self.reader.read(row)
+            case_id: str | None = record.case_id
+        except RowExcludedError:
+            raise
+        except RowRejectedError as error:
+            case_id, faults = error.case_id, error.faults
+        if n_rows := duplicates.get((case_id or "").casefold()):
+            faults = (*faults, Fault("case-twice", f"{n_rows} rows have this case id"))
+        if faults:
+            raise rejected(faults, case_id=case_id)
+        return record
+
+    def _add_record_findings(self) -> None:
+        """Check the records of all written cases, also against each other, and add the findings to their rows."""
+        from tmi.toolkit.qc.case_checks import check_cases  # imports the image packages
+
+        cases = [Case(folder=self._out / c, case_id=c, patient_id=p) for c, p in self._written.items()]
+        by_case: dict[str, list[RowFinding]] = {}
+        for f in check_cases(cases, schema=self._schema, records_only=True):
+            by_case.setdefault(f.case_id, []).append(RowFinding(f.code, f.severity, f.message))
+        self.lines = [
+            _with_findings(line, by_case[line.case_id])
+            if line.outcome in ("imported", "flawed") and line.case_id in by_case
+            else line
+            for line in self.lines
+        ]
+
+    def _import_case(self, row: Row, record: RowRecord) -> list[RowFinding]:
         """Write the row's case unless the journal lists it with the same inputs.
 
         Returns:
-            Code and message of the first error of `tmi check`; None without an error.
+            Findings of the import and the check of its images.
         """
         key = sha256_json(
             {
@@ -265,34 +267,56 @@ def _damaged_journal(path: Path, reason: str) -> UsageError:
                 raise RowRejectedError(*entry.refusal, case_id=record.case_id)
             if (folder / CLINICAL_FILE).is_file():
                 self.kept += 1
-                return entry.flaw
+                return [RowFinding(*finding) for finding in entry.findings]
         try:
-            flaw = _write_case(folder, record, self._mapping.images)
+            findings = _write_case(folder, record, self._mapping.images, self._schema)
         except InputRejectedError as error:
             rejection = error.code, error.what
         except UsageError as error:
             rejection = "import", f"{error.what} ({error.fix})"
         else:
-            self._journal.add(_JournalEntry(key=key, case_id=record.case_id, flaw=flaw))
-            return flaw
+            kept = tuple((f.code, f.severity, f.message) for f in findings)
+            self._journal.add(JournalEntry(key=key, case_id=record.case_id, findings=kept))
+            return findings
         shutil.rmtree(folder, ignore_errors=True)  # a case of an earlier version of the row
-        self._journal.add(_JournalEntry(key=key, case_id=record.case_id, refusal=rejection))
+        self._journal.add(JournalEntry(key=key, case_id=record.case_id, refusal=rejection))
         raise RowRejectedError(*rejection, case_id=record.case_id)
 
 
-def _write_case(folder: Path, record: RowRecord, images: ImageSource | None) -> tuple[str, str] | None:
-    """Write a case, with images or without; return code and message of the first error of `tmi check`."""
+def _unused_row(row: Row, error: RowRejectedError, outcome: RowOutcome, *, lost: bool) -> RowResult:
+    return RowResult(
+        row=row.number,
+        case_id=error.case_id,
+        outcome=outcome,
+        code=error.code,
+        why=error.why,
+        faults=error.faults,
+        lost=lost,
+    )
+
+
+def _with_findings(line: RowResult, findings: Iterable[RowFinding]) -> RowResult:
+    """Add findings to the result of a row; the first error of all makes it flawed."""
+    every = (*line.findings, *(f for f in findings if f not in line.findings))
+    first = next((f for f in every if f.severity == "error"), None)
+    if first is None:
+        return replace(line, findings=every)
+    return replace(line, findings=every, outcome="flawed", code=first.code, why=first.message)
+
+
+def _write_case(folder: Path, record: RowRecord, images: ImageSource | None, schema: Schema) -> list[RowFinding]:
+    """Write a case, with images or without; return the findings on its images."""
     if images is not None:
-        return _import_images(folder, record, images)
+        return _import_images(folder, record, images, schema)
     with staged_folder(folder) as stage:
         write_json(stage / CLINICAL_FILE, record.clinical)
         if record.days_from_blood_to_ct is not None:
             write_case_record(stage, CaseRecord(days_from_blood_to_ct=record.days_from_blood_to_ct))
-    return None
+    return []
 
 
-def _import_images(folder: Path, record: RowRecord, images: ImageSource) -> tuple[str, str] | None:
-    """Import a case with images; return code and message of the first error of `tmi check`."""
+def _import_images(folder: Path, record: RowRecord, images: ImageSource, schema: Schema) -> list[RowFinding]:
+    """Import a case with images; return the findings, without those that a check of the record gives again."""
     from tmi.toolkit.ingest.case_importer import import_case  # imports the image packages: only if needed
 
     imported = import_case(
@@ -306,14 +330,14 @@ def _import_images(folder: Path, record: RowRecord, images: ImageSource) -> tupl
         radiomics=record.files.get("radiomics"),
         patient_id=record.patient_id,
         fixes=images.fixes,
+        schema=schema,
         force=True,
     )
     if record.days_from_blood_to_ct is not None:
         case_record = read_case_record(folder, case_id=record.case_id) or CaseRecord()
         if case_record.days_from_blood_to_ct is None:
             write_case_record(folder, replace(case_record, days_from_blood_to_ct=record.days_from_blood_to_ct))
-    errors = [f for f in imported.findings if f.severity == "error"]
-    return (errors[0].code, errors[0].message) if errors else None
+    return [RowFinding(f.code, f.severity, f.message) for f in imported.findings if f.code not in RECORD_CODES]
 
 
 def _file_states(path: Path) -> Any:

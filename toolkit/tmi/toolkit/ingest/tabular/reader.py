@@ -11,7 +11,6 @@ from __future__ import annotations
 import codecs
 import csv
 import datetime
-import io
 import re
 import zipfile
 import zlib
@@ -24,17 +23,17 @@ from tmi.toolkit.cases.case import unopened_error
 from tmi.toolkit.compute.silence import quiet
 from tmi.toolkit.errors import UnavailableError, UsageError
 from tmi.toolkit.ingest.tabular.cells import Cell, DateCell, FaultyCell, cell_text, faulty_cell, shown_number
-from tmi.toolkit.ingest.tabular.mapping import TableSpec
+from tmi.toolkit.ingest.tabular.sources import TableSpec
 from tmi.toolkit.ingest.tabular.workbook_limits import MAX_SHEET_CELLS, WORKBOOK_BYTES, workbook_excess
 from tmi.toolkit.storage.bounded_files import (
     TABLE_BYTES,
     FileTooLargeError,
     NotRegularFileError,
-    is_access_error,
     open_regular,
     read_bytes,
 )
-from tmi.toolkit.storage.csv_files import csv_rows, csv_rows_of_lines
+from tmi.toolkit.storage.csv_files import csv_rows, csv_rows_of_lines, find_delimiter, plain_text
+from tmi.toolkit.storage.table_formats import foreign_format
 from tmi.toolkit.storage.terminal_text import is_unicode, printable
 
 MAX_CELLS = 5_000_000
@@ -43,10 +42,7 @@ MAX_COLUMNS = 16_384
 """Limit on the columns; workbooks have the same."""
 MAX_ROWS = 500_000
 """Limit on the rows, empty ones included."""
-MAX_HEADER_CHARACTERS = 2**20
-"""Limit on the part of a CSV file in which its header is searched."""
 SMALLER_FIX = "split it, or remove columns"
-DELIMITERS = (",", ";", "\t", "|")
 WORKBOOKS = (".xlsx", ".xlsm")
 WORKBOOK_READ_ERRORS = (
     OSError,
@@ -93,7 +89,7 @@ class Table:
     """A header and its rows."""
 
     columns: tuple[str, ...]
-    """Column names in order."""
+    """Column names in order, as `plain_text` returns them."""
     rows: tuple[Row, ...]
     """Rows in order."""
 
@@ -104,7 +100,7 @@ def read_cells(path: Path, spec: TableSpec, *, wanted: Collection[str]) -> Table
     Args:
         path: `.csv`, `.tsv` or `.txt` file, or `.xlsx` or `.xlsm` workbook.
         spec: format of the table.
-        wanted: required columns; each must occur exactly once.
+        wanted: required columns as `plain_text` returns them; each must occur exactly once.
 
     Raises:
         UsageError: the file cannot be read, or a required column is missing or duplicated.
@@ -113,16 +109,19 @@ def read_cells(path: Path, spec: TableSpec, *, wanted: Collection[str]) -> Table
     if not path.exists():
         raise UsageError(f"table {path} does not exist", fix="give a CSV or Excel file")
     try:  # before a reader: openpyxl reports a file that cannot be opened like a damaged one
-        open_regular(path).close()
+        foreign = foreign_format(path, workbooks=WORKBOOKS)
+    except NotRegularFileError as error:
+        raise UsageError(f"table {path} cannot be read: {error.strerror}", fix=SMALLER_FIX) from error
     except OSError as error:
-        if is_access_error(error):
-            raise unopened_error(path, error) from error
+        raise unopened_error(path, error) from error
+    if foreign is not None:
+        raise UsageError(f"table {path.name} is {foreign[0]}, which is not read", fix=foreign[1])
     workbook = path.suffix.lower() in WORKBOOKS
     try:
         lines = _workbook_rows(path, spec) if workbook else _csv_rows(path, spec, wanted)
     except (FileTooLargeError, NotRegularFileError) as error:
         raise UsageError(f"table {path} cannot be read: {error.strerror}", fix=SMALLER_FIX) from error
-    header = [cell_text(c) for c in lines[0]] if lines else []
+    header = [plain_text(cell_text(c)) for c in lines[0]] if lines else []
     columns = tuple(name if is_unicode(name) else printable(name) for name in header[: _last_filled(header)])
     if len(columns) > MAX_COLUMNS:
         raise UsageError(f"table {path.name} has more than {MAX_COLUMNS:,} columns", fix="remove columns")
@@ -185,7 +184,7 @@ def _csv_rows(path: Path, spec: TableSpec, wanted: Collection[str]) -> list[list
             fix="save it as CSV in UTF-8, or name its encoding in the mapping, for example table: {encoding: cp1252}",
         ) from error
     try:
-        delimiter = spec.delimiter or _delimiter(text, wanted)
+        delimiter = spec.delimiter or find_delimiter(text, wanted)
         rows: Sequence[list[str] | None] = _rows_of_text(text, delimiter)
         # a row that is not CSV has a single cell, so that it is rejected alone
         return [[faulty_cell("", STRAY_QUOTE)] if row is None else list(row) for row in rows]
@@ -209,19 +208,6 @@ def _rows_of_text(text: str, delimiter: str) -> Sequence[list[str] | None]:
     if any(len(row) != len(rows[0]) and any("\n" in cell for cell in row) for row in rows[1:]):
         return csv_rows_of_lines(text, delimiter=delimiter, max_cells=MAX_CELLS)
     return rows
-
-
-def _delimiter(text: str, wanted: Collection[str]) -> str:
-    """Return the separator under which the header has most of the required columns, then most columns."""
-    start = io.StringIO(text[:MAX_HEADER_CHARACTERS], newline="")
-
-    def matches(delimiter: str) -> tuple[int, int]:
-        start.seek(0)
-        header = next(csv.reader(start, delimiter=delimiter), [])
-        names = {h.strip() for h in header}
-        return sum(c in names for c in wanted), len(header)
-
-    return max(DELIMITERS, key=matches)
 
 
 def _workbook_rows(path: Path, spec: TableSpec) -> list[list[Cell]]:
@@ -257,14 +243,15 @@ def _sheet(book: Any, spec: TableSpec) -> list[list[tuple[Any, str | None]]]:
     """Return value and number format of each cell."""
     try:
         names = book.sheetnames
-        if spec.sheet is not None and spec.sheet not in names:
+        chosen = [name for name in names if spec.sheet is None or plain_text(name) == plain_text(spec.sheet)]
+        if spec.sheet is not None and len(chosen) != 1:
             raise UsageError(f"the workbook has no sheet {spec.sheet[:40]!r}", fix=f"its sheets: {', '.join(names)}")
         if spec.sheet is None and len(names) != 1:
             raise UsageError(
                 f"the workbook has {len(names)} sheets",
                 fix=f"name one in the mapping, table: {{sheet: ...}}; its sheets: {', '.join(names)}",
             )
-        sheet = book[spec.sheet or names[0]]
+        sheet = book[chosen[0]]
         if not hasattr(sheet, "iter_rows"):
             raise UsageError("the sheet is a chart", fix="name a sheet of cells in the mapping")
         if hasattr(sheet, "reset_dimensions"):

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tmi.toolkit.cases.case import COHORT_FILE
+from tmi.toolkit.ingest.tabular.row_faults import Fault
 from tmi.toolkit.storage.atomic_files import write_json, write_text
 from tmi.toolkit.storage.csv_files import csv_text
 from tmi.toolkit.storage.serialization import to_json
@@ -31,6 +33,22 @@ OUTCOMES: Mapping[RowOutcome, str] = {
 """Outcome of a row -> its meaning."""
 
 
+MAX_LOST_SHARE = 0.1
+"""Share of the rows that may be lost without a confirmation."""
+
+
+@dataclass(frozen=True)
+class RowFinding:
+    """A finding of `tmi check` on the case of a row."""
+
+    code: str
+    """Code of the check."""
+    severity: str
+    """`error` or `warning`."""
+    message: str
+    """The problem, without a value of the table."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowResult:
     """Outcome of one row."""
@@ -42,14 +60,41 @@ class RowResult:
     outcome: RowOutcome
     """Key of `OUTCOMES`."""
     code: str | None = None
-    """Code of the reason; None for an imported row."""
+    """Code of the first reason; None for an imported row."""
     why: str | None = None
-    """Reason, without a value of the table; None for an imported row."""
+    """Reasons, without a value of the table; None for an imported row."""
+    faults: tuple[Fault, ...] = ()
+    """Every reason why the row was not used."""
+    findings: tuple[RowFinding, ...] = ()
+    """Findings of `tmi check` on the case that was written."""
+    set_missing: tuple[str, ...] = ()
+    """Fields whose number lies outside the plausible range and is missing by the mapping's rule."""
+    lost: bool = False
+    """Whether the row was not used for another reason than one that the mapping states."""
 
-    def summary(self) -> str:
-        """Return the line that the command prints."""
+    def summary(self) -> tuple[str, ...]:
+        """Return the lines that the command prints: one for the outcome, unless imported, and one for warnings."""
         case = f" (case {self.case_id})" if self.case_id else ""
-        return f"{self.outcome}: row {self.row}{case}: {self.why} [{self.code}]"
+        lines = [
+            (self.outcome, self.faults),
+            ("flawed", self._findings("error")),
+            ("warning", self._findings("warning")),
+        ]
+        return tuple(
+            f"{outcome}: row {self.row}{case}: " + "; ".join(f"{fault.why} [{fault.code}]" for fault in faults)
+            for outcome, faults in lines
+            if faults
+        )
+
+    def reasons(self) -> tuple[str, ...]:
+        """Return `outcome: reason [code]` of every fault and finding."""
+        pairs: list[tuple[str, Fault]] = [(self.outcome, fault) for fault in self.faults]
+        pairs += [("flawed", fault) for fault in self._findings("error")]
+        pairs += [("warning", fault) for fault in self._findings("warning")]
+        return tuple(f"{outcome}: {fault.why} [{fault.code}]" for outcome, fault in pairs)
+
+    def _findings(self, severity: str) -> tuple[Fault, ...]:
+        return tuple(Fault(f.code, f.message) for f in self.findings if f.severity == severity)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +121,10 @@ class TableReport:
     """Whether `cohort.csv` was written: the mapping has a label rule, and at least one case has a label."""
     images: bool
     """Whether the mapping names images; otherwise the cases hold clinical records only."""
+    has_label: bool
+    """Whether the mapping has a label rule."""
+    losses_accepted: bool
+    """Whether the user accepted that more than `MAX_LOST_SHARE` of the rows are lost."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -86,8 +135,33 @@ class TableReport:
     @property
     def reasons(self) -> dict[str, int]:
         """`outcome: reason [code]` -> number of rows, most frequent first."""
-        counts = Counter(f"{line.outcome}: {line.why} [{line.code}]" for line in self.lines if line.why is not None)
+        counts = Counter(reason for line in self.lines for reason in line.reasons())
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    @property
+    def lost(self) -> int:
+        """Number of rows that were not used for another reason than one that the mapping states."""
+        return sum(line.lost for line in self.lines)
+
+    @property
+    def loss_is_large(self) -> bool:
+        """Whether more than `MAX_LOST_SHARE` of the rows are lost."""
+        return self.lost > MAX_LOST_SHARE * len(self.lines)
+
+    @property
+    def withheld(self) -> bool:
+        """Whether `cohort.csv` waits for the user to accept the lost rows."""
+        return self.has_label and self.loss_is_large and not self.losses_accepted
+
+    @property
+    def warned(self) -> int:
+        """Number of cases with a warning of `tmi check`, and no error."""
+        return sum(line.outcome == "imported" and bool(line.findings) for line in self.lines)
+
+    @property
+    def set_missing(self) -> dict[str, int]:
+        """Field -> number of its values that are missing because they lie outside the plausible range."""
+        return dict(Counter(name for line in self.lines for name in line.set_missing))
 
     @property
     def missing_cells(self) -> dict[str, int]:
@@ -103,25 +177,45 @@ class TableReport:
         totals = [
             f"{len(self.lines)} rows: {written} cases in {self.out}"
             + (f" ({self.kept} of them unchanged from an earlier import)" if self.kept else "")
-            + f", {counts['flawed']} of them flawed, {counts['refused']} rows refused, {counts['excluded']} excluded",
+            + f", {counts['flawed']} of them flawed, {counts['refused']} rows refused, {counts['excluded']} excluded"
+            + (f", {self.warned} cases with warnings" if self.warned else ""),
             f"{cells['total']} missing cells: {cells['mapped']} in mapped columns, {cells['unmapped']} in others",
+            *(
+                f"{n} values of {name} outside the plausible range were set to missing, as the mapping says"
+                for name, n in self.set_missing.items()
+            ),
             *(f"  {n} {reason}" for reason, n in self.reasons.items()),
         ]
-        if not self.labelled:
+        if not self.labelled and not self.withheld:
             totals.append("no labels, so no cohort.csv: the folder holds cases for prediction, not a training cohort")
         if written and not self.images:
             totals.append("still to be added to every case: ct.nii.gz, and liver.nii.gz or radiomics.csv")
         return (
-            *(line.summary() for line in self.lines if line.why is not None),
+            *(text for line in self.lines for text in line.summary()),
             *totals,
             f"report: {self.out / REPORT_FILE}",
+            *self._loss(),
+        )
+
+    def _loss(self) -> tuple[str, ...]:
+        """Return the last lines that the command prints if more than a tenth of the rows are lost."""
+        if not self.loss_is_large:
+            return ()
+        share = f"{self.lost} of {len(self.lines)} rows ({100 * self.lost / len(self.lines):.0f}%)"
+        if self.losses_accepted:
+            return (f"WARNING: {share} were lost, which --accept-losses accepts",)
+        if not self.withheld:
+            return (f"WARNING: {share} were lost; the reasons are listed above",)
+        return (
+            f"WARNING: {share} were lost, so {COHORT_FILE} was NOT written: a cohort of what is left may be biased",
+            "  fix: correct the mapping or the table, then --resume; or accept the loss with --resume --accept-losses",
         )
 
     def write(self) -> None:
         """Write both files, each atomically."""
         write_json(self.out / REPORT_FILE, self.document())
-        rows = ((n.row, n.case_id, n.outcome, n.code, n.why) for n in self.lines)
-        write_text(self.out / REPORT_TABLE, csv_text(("row", "case_id", "outcome", "code", "why"), rows))
+        rows = ((n.row, n.case_id, n.outcome, n.code, n.why, "; ".join(f.code for f in n.findings)) for n in self.lines)
+        write_text(self.out / REPORT_TABLE, csv_text(("row", "case_id", "outcome", "code", "why", "findings"), rows))
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document."""
@@ -133,6 +227,9 @@ class TableReport:
             "rows": len(self.lines),
             "counts": self.counts,
             "kept": self.kept,
+            "warned": self.warned,
+            "lost": {"rows": self.lost, "accepted": self.losses_accepted, "cohort_withheld": self.withheld},
+            "set_missing": self.set_missing,
             "reasons": self.reasons,
             "missing_cells": {**self.missing_cells, "by_column": dict(self.missing)},
             "columns": dict(self.columns),

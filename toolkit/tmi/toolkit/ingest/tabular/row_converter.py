@@ -10,14 +10,13 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from tmi.toolkit.cases.case import CLINICAL_FILE, MAX_NAME_BYTES, Case, is_portable_name, is_too_long
-from tmi.toolkit.clinical.record import Value, read_values
-from tmi.toolkit.clinical.schema import Schema
-from tmi.toolkit.errors import InputRejectedError
+from tmi.toolkit.clinical.record import Value, read_all_values
+from tmi.toolkit.clinical.schema import Schema, accepted_unit, convert, plausible
 from tmi.toolkit.ingest.tabular.cells import (
     ERROR_VALUES,
     EXACT_BELOW,
@@ -30,33 +29,20 @@ from tmi.toolkit.ingest.tabular.cells import (
     cell_number,
     cell_text,
 )
-from tmi.toolkit.ingest.tabular.mapping import Condition, DateSource, FieldSource, IdSource, Mapping
+from tmi.toolkit.ingest.tabular.mapping import Mapping
 from tmi.toolkit.ingest.tabular.reader import Row, Table
+from tmi.toolkit.ingest.tabular.row_faults import Fault, RowExcludedError, RowRejectedError, attempt, rejected
+from tmi.toolkit.ingest.tabular.sources import UNLABELLED, Condition, DateSource, FieldSource, IdSource
+from tmi.toolkit.storage.csv_files import plain_text
 
-RESERVED = ("cohort.csv", "import-report.json", "import-report.csv")
+MIXED_UNITS_HINT = " (if its column mixes two units, give the bound between them in the mapping: other_units)"
+OUTSIDE = object()
+"""Stands for a number outside the plausible range that the mapping makes missing."""
+
+RESERVED = ("cohort.csv", "import-report.json", "import-report.csv", "clinical_schema.json")
 """File names of the cohort, which cannot be case ids."""
 DATE_ORDER = {"iso": (0, 1, 2), "day-month-year": (2, 1, 0), "month-day-year": (2, 0, 1)}
 """Date format -> indices of year, month and day among the parts."""
-
-
-class RowRejectedError(Exception):
-    """The row cannot be imported.
-
-    Args:
-        code: code of the reason.
-        why: reason, without a value of the table.
-        case_id: case id of the row, if known.
-    """
-
-    def __init__(self, code: str, why: str, *, case_id: str | None = None) -> None:
-        super().__init__(why)
-        self.code = code
-        self.why = why
-        self.case_id = case_id
-
-
-class RowExcludedError(RowRejectedError):
-    """The row is valid, but the mapping gives it no label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +63,8 @@ class RowRecord:
     """`ct`, `mask`, `radiomics` -> path, for those that the row names."""
     series: str | None
     """Series to select in a DICOM folder."""
+    set_missing: tuple[str, ...] = ()
+    """Fields whose number lies outside the plausible range, and is missing by the mapping's rule."""
 
 
 class RowReader:
@@ -107,7 +95,7 @@ class RowReader:
 
     def is_missing(self, column: str, cell: Cell) -> bool:
         """Return whether a cell of any column marks a missing value."""
-        return not cell_text(cell) or cell in self._missing_in.get(column, self._missing)
+        return not plain_text(cell_text(cell)) or cell in self._missing_in.get(column, self._missing)
 
     def case_id(self, row: Row) -> str:
         """Return the case id of a row.
@@ -121,23 +109,33 @@ class RowReader:
         """Convert a row.
 
         Raises:
-            RowRejectedError: the row cannot be imported.
+            RowRejectedError: the row cannot be imported; the error has all its faults.
             RowExcludedError: the row has no label.
         """
-        case_id = self.case_id(row)
+        faults: list[Fault] = []
+        case_id = attempt(faults, lambda: self.case_id(row))
+        if row.fault is not None:
+            raise rejected([Fault("row", row.fault)], case_id=case_id)
         try:
-            if row.fault is not None:
-                raise RowRejectedError("row", row.fault)
-            return self._convert(row, case_id)
-        except RowRejectedError as error:
-            error.case_id = case_id
-            raise
+            record = self._convert(row, case_id or "", faults)
+        except RowExcludedError as error:
+            if not faults:  # a defect of the row takes precedence over a missing label
+                error.case_id = case_id
+                raise
+        if faults:
+            raise rejected(faults, case_id=case_id)
+        return record
 
-    def _convert(self, row: Row, case_id: str) -> RowRecord:
+    def _convert(self, row: Row, case_id: str, faults: list[Fault]) -> RowRecord:
+        """Convert a row and add every fault to `faults`; the record is of no use if there is one."""
         mapping = self._mapping
-        patient_id = case_id if mapping.patient_id is None else self._id(row, mapping.patient_id, "patient")
-        values = self._values(row, case_id)
-        blood, ct = self._date(row, mapping.blood_date), self._date(row, mapping.ct_date)
+        patient_id: str | None = case_id
+        if mapping.patient_id is not None:
+            source = mapping.patient_id
+            patient_id = attempt(faults, lambda: self._id(row, source, "patient"))
+        values, set_missing = self._values(row, case_id, faults)
+        blood = attempt(faults, lambda: self._date(row, mapping.blood_date))
+        ct = attempt(faults, lambda: self._date(row, mapping.ct_date))
         report = None if mapping.report is None else self.cell(row, mapping.report.column)
         clinical: dict[str, Any] = {
             "patient_id": patient_id,
@@ -147,18 +145,21 @@ class RowReader:
         # The DICOM header may still give the CT date. Once the distance in days is known, neither date is stored.
         if blood is not None and ct is None:
             clinical["blood_date"] = blood.isoformat()
-        files, series = self._files(row)
+        files, series = self._files(row, faults)
         return RowRecord(
             case_id=case_id,
-            patient_id=patient_id,
-            label=self._label(row),  # last, so that a defect of the row takes precedence over a missing label
+            patient_id=patient_id or "",
+            label=attempt(faults, lambda: self._label(row)),
             clinical=clinical,
             days_from_blood_to_ct=None if blood is None or ct is None else (ct - blood).days,
             files=files,
             series=series,
+            set_missing=set_missing,
         )
 
     def _id(self, row: Row, source: IdSource, kind: str) -> str:
+        if source.column is None:
+            return f"{source.prefix}{row.number}"
         cell = row.cells[self._index[source.column]]
         text = source.prefix + cell_text(cell)
         if self.is_missing(source.column, cell):
@@ -176,23 +177,31 @@ class RowReader:
             raise RowRejectedError("id", f"the {kind} id in column {source.column!r} is not a plain name")
         return text
 
-    def _values(self, row: Row, case_id: str) -> dict[str, Value]:
-        """Return the values in the units of the schema, without missing ones."""
-        given = {name: self._field(row, name, source) for name, source in self._mapping.fields.items()}
-        case = Case(folder=Path(case_id), case_id=case_id)
-        try:
-            read = read_values(case, given, self._schema)
-        except InputRejectedError as error:
-            raise RowRejectedError(error.code, error.what.removeprefix(f"{CLINICAL_FILE}: ")) from error
+    def _values(self, row: Row, case_id: str, faults: list[Fault]) -> tuple[dict[str, Value], tuple[str, ...]]:
+        """Return the values in the units of the schema, without missing ones, and the fields that are set missing."""
+        given: dict[str, Any] = {}
+        set_missing = []
+        for name, source in self._mapping.fields.items():
+            given[name] = attempt(faults, partial(self._field, row, name, source))
+            if given[name] is OUTSIDE:
+                given[name] = None
+                set_missing.append(name)
+        read, errors = read_all_values(Case(folder=Path(case_id), case_id=case_id), given, self._schema)
+        for error in errors:
+            hint = MIXED_UNITS_HINT if error.code == "clinical-unit-suspect" else ""
+            faults.append(Fault(error.code, error.what.removeprefix(f"{CLINICAL_FILE}: ") + hint))
         # 12 digits keep the precision of the table and remove binary noise (14.5 * 17.104 gives 248.00799999999998).
-        return {
+        values: dict[str, Value] = {
             name: float(f"{value:.12g}") if isinstance(value, float) else value
             for name, value in read.items()
             if value is not None
         }
+        return values, tuple(set_missing)
 
     def _field(self, row: Row, name: str, source: FieldSource) -> Any:
-        """Return a field in the format of clinical.json: a choice, or a number with its unit."""
+        """Return a field in the format of clinical.json: a choice, or a number with its unit; or `OUTSIDE`."""
+        field = self._schema.by_name[name]
+        unit = None if source.unit is None else accepted_unit(field, source.unit)
         number: Any
         if source.column is None:
             number = source.fixed
@@ -203,11 +212,16 @@ class RowReader:
             code = self._codes(source.values, source.decimal).match(cell)
             if code is not None:
                 number = source.values[code]
-            elif self._schema.by_name[name].choices is not None:
-                number = cell_text(cell)
+            elif field.choices is not None:
+                number = plain_text(cell_text(cell))
             else:
-                number = self._number(cell, source.column, source.decimal, source.unit)
-        return number if number is None or source.unit is None else {"value": number, "unit": source.unit}
+                number = self._number(cell, source.column, source.decimal, unit)
+                unit = next((accepted_unit(field, o.unit) for o in source.other_units if o.applies(number)), unit)
+        if source.outside == "missing" and number is not None:
+            converted = convert(field, float(number), unit)
+            if converted is None or not plausible(field, converted):
+                return OUTSIDE
+        return number if number is None or unit is None else {"value": number, "unit": unit}
 
     def _codes(self, codes: Iterable[Cell], decimal: DecimalMark | None = None) -> Codes:
         return _codes(tuple(codes), decimal or self._mapping.table.decimal)
@@ -258,29 +272,29 @@ class RowReader:
         if source.column is not None:
             cell = self.cell(row, source.column)
             if cell is None:
-                raise RowExcludedError("no-label", f"column {source.column!r} is empty")
+                raise RowExcludedError(f"column {source.column!r} is empty", stated=False)
             code = self._codes(source.values).match(cell)
             if code is None:
                 raise _unnamed_label_error(source.column)
             label = source.values[code]
             if label == "exclude":
-                raise RowExcludedError("no-label", source.otherwise)
+                raise RowExcludedError(source.otherwise, stated=True)
             return label
         for rule in source.rules:
             if all(self._is_met(row, condition) for condition in rule.when):
                 if rule.exclude is not None:
-                    raise RowExcludedError("no-label", rule.exclude)
+                    raise RowExcludedError(rule.exclude, stated=True)
                 return rule.label
         conditions = [c for rule in source.rules for c in rule.when]
         if len({c.column for c in conditions}) == 1 and all(c.has_only_codes for c in conditions):
             # Rules over the codes of one column are a value map, so the code is one that they do not name.
             raise _unnamed_label_error(conditions[0].column)
-        raise RowExcludedError("no-label", source.otherwise)
+        raise RowExcludedError(source.otherwise, stated=source.otherwise != UNLABELLED)
 
     def _is_met(self, row: Row, condition: Condition) -> bool:
         cell = self.cell(row, condition.column)
         if cell is None:
-            raise RowExcludedError("no-label", f"column {condition.column!r}, which the label depends on, is empty")
+            raise RowExcludedError(f"column {condition.column!r}, which the label depends on, is empty", stated=False)
         if condition.one_of is not None and cell not in self._codes(condition.one_of):
             return False
         if condition.not_one_of is not None and cell in self._codes(condition.not_one_of):
@@ -297,7 +311,7 @@ class RowReader:
             and (at_most is None or number <= at_most)
         )
 
-    def _files(self, row: Row) -> tuple[dict[str, Path], str | None]:
+    def _files(self, row: Row, faults: list[Fault]) -> tuple[dict[str, Path], str | None]:
         images = self._mapping.images
         if images is None:
             return {}, None
@@ -308,10 +322,10 @@ class RowReader:
             if cell is not None:
                 path = self._base_folder / cell_text(cell)
                 if not path.exists():
-                    raise RowRejectedError(f"{use}-missing", f"the path in column {column!r} does not exist")
+                    faults.append(Fault(f"{use}-missing", f"the path in column {column!r} does not exist"))
                 files[use] = path
         if "ct" not in files:
-            raise RowRejectedError("ct-missing", f"column {images.ct!r} names no CT")
+            faults.append(Fault("ct-missing", f"column {images.ct!r} names no CT"))
         series = None if images.series is None else self.cell(row, images.series)
         return files, None if series is None else cell_text(series)
 
@@ -322,7 +336,7 @@ def _is_case_name(text: str) -> bool:
 
 
 def _unnamed_label_error(column: str) -> RowExcludedError:
-    return RowExcludedError("no-label", f"column {column!r} holds a text that the mapping's label does not name")
+    return RowExcludedError(f"column {column!r} holds a text that the mapping's label does not name", stated=False)
 
 
 def _changed_id(cell: Cell) -> str | None:
