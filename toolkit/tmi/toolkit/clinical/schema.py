@@ -281,7 +281,7 @@ def find_schema(given: Path | None, project_file: Path | None, paths: Sequence[P
     default = load_schema(project_file)
     schemas: dict[str, tuple[Schema, Path]] = {}
     for path in paths:
-        file = next((f / SCHEMA_FILE for f in (path, path.parent) if (f / SCHEMA_FILE).is_file()), None)
+        file = next((f / SCHEMA_FILE for f in (path, path.parent) if _keeps_schema(f)), None)
         schema = default if file is None else load_schema(file)
         schemas.setdefault(schema.digest, (schema, path))
     if len(schemas) > 1:
@@ -293,6 +293,13 @@ def find_schema(given: Path | None, project_file: Path | None, paths: Sequence[P
     if project_file is None or schema == default:
         return schema, None
     return schema, f"clinical schema: {schema.name}, which {path} keeps, not that of tmi.toml; --schema names another"
+
+
+def _keeps_schema(folder: Path) -> bool:
+    try:
+        return (folder / SCHEMA_FILE).is_file()
+    except OSError:  # no permission, or the name is too long: reported when the case is read
+        return False
 
 
 @cache
