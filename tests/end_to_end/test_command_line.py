@@ -199,10 +199,8 @@ def test_os_error_names_reason_and_path(tmp_path, monkeypatch):
     """An error of the operating system is printed with its reason, its path and a fix."""
     break_synth(monkeypatch, PermissionError(13, "Permission denied", "/srv/cohort"))
     outcome = tmi("synth", "c", cwd=tmp_path)
-    assert outcome.code == int(ExitCode.UNEXPECTED)
-    assert outcome.err == (
-        "error: Permission denied at /srv/cohort\n  fix: check the path, its permissions and the free space\n"
-    )
+    assert outcome.code == int(ExitCode.USAGE)
+    assert outcome.err == "error: Permission denied at /srv/cohort\n  fix: check the path and its permissions\n"
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if COMMANDS[c].extra])

@@ -7,23 +7,21 @@ only if every check passes.
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file as save_tensors
 from torch import nn
 
-from tmi.export.bundle.model_card import class_counts, model_card, releasable_counts
+from tmi.export.bundle.model_card import model_card
 from tmi.export.bundle.out_of_memory import out_of_memory_as_error
 from tmi.export.bundle.reproducible import export_time, sort_metadata
+from tmi.export.bundle.run_record import recorded_versions, run_record
 from tmi.export.bundle.sbom import sbom
 from tmi.export.checks.acceptance import (
     Progress,
@@ -80,8 +78,8 @@ from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.models.registry import active_modalities
-from tmi.toolkit.run_folder import SUMMARY_FILE, RunFolder
-from tmi.toolkit.storage.atomic_files import read_json, require_absent, staged_folder, write_text
+from tmi.toolkit.run_folder import RunFolder
+from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_text
 from tmi.toolkit.storage.outputs import output_lock
 from tmi.toolkit.storage.serialization import to_json
 
@@ -89,9 +87,6 @@ GOLDEN_SEED = 20_240_601
 """Seed of the golden inputs of every bundle; the value is arbitrary."""
 WEIGHTS = "weights"
 """Artefact kind of the eager weights."""
-PACKAGES = ("tmi-clnet", "numpy", "torch", "transformers", "monai", "tokenizers", "safetensors", "onnx", "onnxscript",
-            "onnxruntime", "openvino", "onnx-ir", "tensorrt", "tensorrt_rtx", "torch_tensorrt")  # fmt: skip
-"""Distributions whose versions the manifest records if they are installed."""
 
 
 def export_run(
@@ -357,8 +352,8 @@ class _BundleWriter:
             files={},
             golden={},
             parity=(),
-            versions=_versions(),
-            run=_run_record(self.run, state),
+            versions=recorded_versions(),
+            run=run_record(self.run, state),
             threshold=self.run.threshold,
             modalities=active_modalities(self.config),
             created=self.created,
@@ -409,21 +404,3 @@ def _rename_fold_weights(spec: GraphSpec, state: StateDict) -> StateDict:
     """Weights under their names in a bundle: `fold<i>.` for `folds.<i>.` of `MultiFoldFusion`."""
     renamed = {key.replace("folds.", "fold", 1) if spec.name == FUSION else key: t for key, t in state.items()}
     return {key: t.contiguous() for key, t in renamed.items()}
-
-
-def _versions() -> dict[str, str]:
-    installed_versions = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
-    recorded = {name: installed_versions[name] for name in PACKAGES if name in installed_versions}
-    return {"python": platform.python_version(), "machine": platform.machine(), **recorded}
-
-
-def _run_record(run: RunFolder, state: dict[str, Any]) -> dict[str, Any]:
-    """The part of the run's record that a bundle stores: metrics and fingerprints, no case ids."""
-    record: dict[str, Any] = {"class_counts": releasable_counts(class_counts(run))} | {
-        key: state[key] for key in ("name", "started_at", "finished_at", "cohort", "versions") if key in state
-    }
-    rejected = record.get("cohort", {}).get("refused")
-    if isinstance(rejected, list):  # case ids in a run; only their number in a bundle
-        record["cohort"] = {**record["cohort"], "refused": len(rejected)}
-    summary = run.path / SUMMARY_FILE
-    return record | {"summary": read_json(summary, kind="run")} if summary.is_file() else record
