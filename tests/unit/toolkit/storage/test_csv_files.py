@@ -69,7 +69,7 @@ def test_imported_case_ids_are_escaped_and_found(tmp_path):
         "schema: tmi-mapping/1\ncase_id: {column: id}\nfields: {sex: {column: sex, values: {f: female}}}\n"
         "label: {column: died, values: {1: bad, 0: good}}\n"
     )
-    import_table(tmp_path / "t.csv", tmp_path / "m.yaml", tmp_path / "out")
+    import_table(tmp_path / "t.csv", tmp_path / "m.yaml", tmp_path / "out", accept_losses=True)
     assert (tmp_path / "out" / "cohort.csv").read_text().splitlines()[1:] == ["'=1+1,'=1+1,bad", "'-2+3,'-2+3,good"]
     assert "4,'+7x,refused" in (tmp_path / "out" / "import-report.csv").read_text()
     cases = open_cohort(tmp_path / "out").cases

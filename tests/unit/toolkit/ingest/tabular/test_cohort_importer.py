@@ -302,7 +302,8 @@ def test_cohort_folder_has_documented_files_only(workspace):
     """The cohort folder holds exactly the documented files."""
     workspace.run("1,f,4,1,dead\n")
     assert sorted(files(workspace.out)) == [
-        ".import-journal", "K1/clinical.json", "cohort.csv", "import-report.csv", "import-report.json"
+        ".import-journal", "K1/clinical.json", "clinical_schema.json", "cohort.csv", "import-report.csv",
+        "import-report.json"
     ]  # fmt: skip
 
 

@@ -71,9 +71,6 @@ MISTAKES = {
     "two ways to name the liver": (HEAD + FIELDS + "images: {ct: c, mask_label: 5, roi: liver}\n", "both mask_label"),
     "a key twice": (HEAD + FIELDS + "fields: {}\n", "the key 'fields' is duplicated"),
     "a field twice": (HEAD + f"fields:\n  {SEX}\n  {SEX}\n", "the key 'sex' is duplicated"),
-    "a key that YAML takes for no": (
-        HEAD + "fields: {sex: {column: s, values: {no: male}}}\n", "'False' is not text; put it into quotes"
-    ),
     "an alias": (HEAD + "fields: {sex: &a {column: s}, age: *a}\n", "it uses an alias"),
     "a tag": (HEAD + "fields: !!python/object/apply:os.system ['true']\n", "cannot be read as YAML"),
     "no YAML": ("{[", "cannot be read as YAML or JSON: it is not YAML (line 1)"),

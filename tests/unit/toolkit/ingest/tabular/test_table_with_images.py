@@ -51,6 +51,7 @@ def outcome(hospital) -> CommandResult:
         hospital / "table.csv",
         "--map",
         hospital / "mapping.json",
+        "--accept-losses",
         cwd=hospital,
     )
 
