@@ -84,6 +84,16 @@ def values(**fields: object) -> Corruption:
     return corrupt
 
 
+def blood_date_of(text: str) -> Corruption:
+    """Give the clinical record this blood date."""
+
+    def corrupt(folder: Path) -> None:
+        record = json.loads((folder / RECORD).read_text())
+        (folder / RECORD).write_text(json.dumps(record | {"blood_date": text}))
+
+    return corrupt
+
+
 def record_with(count: int) -> Corruption:
     """Keep only the first values of the clinical record."""
 

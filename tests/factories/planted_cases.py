@@ -23,6 +23,7 @@ from factories.case_corruptions import (
     RECORD,
     TABLE,
     PlantedFault,
+    blood_date_of,
     both,
     case_record,
     copy,
@@ -194,7 +195,6 @@ FAULTS: Mapping[str, PlantedFault] = MappingProxyType(
             code="radiomics-columns",
             corrupt=file(TABLE, lambda d: b"".join(x.rpartition(b",")[0] + b"\n" for x in d.splitlines())),
         ),
-        "table of semicolons": PlantedFault(code="radiomics-columns", corrupt=file(TABLE, lambda d: d.replace(b",", b";"))),
         "table of two rows": PlantedFault(code="radiomics-rows", corrupt=file(TABLE, lambda d: d + d.splitlines()[1])),
         "table with infinity": PlantedFault(code="radiomics-value", corrupt=file(TABLE, lambda d: d.strip() + b"e999")),
         "table of another mask": PlantedFault(code="radiomics-differ", corrupt=lambda f: None, recompute=True),
@@ -228,6 +228,7 @@ FAULTS: Mapping[str, PlantedFault] = MappingProxyType(
         ),
         "record of five values": PlantedFault(code="clinical-incomplete", corrupt=record_with(5)),
         "report of 400 words": PlantedFault(code="clinical-truncated", corrupt=report_of("no ascites, patent vein; " * 100)),
+        "blood date of another form": PlantedFault(code="clinical-date", corrupt=blood_date_of("3.5.2021")),
         "blood a year before the CT": PlantedFault(code="dates-apart", corrupt=case_record(days_from_blood_to_ct=365)),
         "CT before the blood": PlantedFault(code="dates-apart", corrupt=case_record(days_from_blood_to_ct=-120)),
         "CT of another case": PlantedFault(
