@@ -87,9 +87,16 @@ def nano_run(tmp_path_factory: pytest.TempPathFactory, nano_config: Config) -> P
 
 @pytest.fixture(scope="session")
 def nano_bundle(tmp_path_factory: pytest.TempPathFactory, nano_run: Path) -> Path:
-    """`nano_run` exported as ONNX and TorchScript; read-only."""
+    """`nano_run` exported as ONNX and TorchScript on one thread, as the export tests run; read-only."""
+    import torch
+
     from tmi.export.bundle.writer import export_run
 
     folder = tmp_path_factory.mktemp("nano") / "bundle"
-    export_run(nano_run, folder, artefacts=("onnx", "torchscript"))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tmi.runtime.engines.graph_engine.available_cores", lambda: 1)
+        export_run(nano_run, folder, artefacts=("onnx", "torchscript"))
+    torch.set_num_threads(before)
     return folder

@@ -122,8 +122,8 @@ def test_changed_schema_is_damage(bundle, project, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"rendering_version": 2}, {"rendering": "prose"}, {"rendering": "flags"}, {"schema": "tokenizers/text-0.json"}],
-    ids=lambda c: next(iter(c)),
+    [{"rendering_version": 2}, {"rendering": "prose"}, {"rendering": "flags"}],
+    ids=["version", "unknown", "other"],
 )
 def test_bundle_with_other_text_rendering_is_rejected(bundle, project, tmp_path, change):
     """A bundle is rejected if this version of `tmi` renders its clinical text differently."""
@@ -136,6 +136,17 @@ def test_bundle_with_other_text_rendering_is_rejected(bundle, project, tmp_path,
         assert "trained on clinical text 'compact' version 2; this tmi writes version 1" in outcome.err
     else:
         assert "its config and its clinical text disagree" in outcome.err
+
+
+def test_bundle_with_another_schema_file_is_rejected(bundle, project, tmp_path):
+    """A manifest that names another file as the clinical schema contradicts the golden case."""
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    manifest = open_bundle(copy).manifest
+    write_manifest(copy, replace(manifest, clinical=replace(manifest.clinical, schema="tokenizers/text-0.json")))
+    outcome = tmi("predict", project / "cohort" / "C000", "--bundle", copy, "--engine", "onnx")
+    assert outcome.code == 4
+    assert "does not match the validated model" in outcome.err
+    assert not outcome.out
 
 
 def test_export_compares_rendering_with_training(project, bundle, monkeypatch, tmp_path):

@@ -212,8 +212,8 @@ class RunFolder:
         """
         if not is_unstarted(path):
             raise UsageError(f"run {path} exists", fix="give another --out, or use --resume or --force")
-        for name in UNSTARTED_FILES:
-            (path / name).unlink(missing_ok=True)
+        for leftover in UNSTARTED_FILES:
+            (path / leftover).unlink(missing_ok=True)
         if pretrained is not None:
             write_json(path / PRETRAINED_FILE, pretrained)
         write_json(path / CONFIG_FILE, to_json(config))

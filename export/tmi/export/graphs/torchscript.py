@@ -43,7 +43,7 @@ def write_torchscript(module: nn.Module, spec: GraphSpec, example: tuple[Tensor,
     Raises:
         RuntimeError: the module has control flow that depends on a value or a size.
     """
-    with warnings.catch_warnings(record=True) as caught, torch.no_grad(), _own_type_names(), _without_tf32():
+    with warnings.catch_warnings(record=True) as caught, torch.no_grad(), _own_type_names(), _default_convolutions():
         warnings.filterwarnings("always", category=TracerWarning)
         # TorchScript is deprecated in favour of torch.export; the constraints pin a torch that still writes it.
         warnings.filterwarnings("ignore", message=r".*torch\.jit\.trace.*", category=DeprecationWarning)
@@ -63,15 +63,20 @@ def write_torchscript(module: nn.Module, spec: GraphSpec, example: tuple[Tensor,
 
 
 @contextmanager
-def _without_tf32() -> Iterator[None]:
-    """Trace without TF32: the tracer stores the permission in every convolution, and a GPU would follow it."""
-    with torch.backends.cudnn.flags(
-        enabled=torch.backends.cudnn.enabled,
-        benchmark=torch.backends.cudnn.benchmark,
-        deterministic=torch.backends.cudnn.deterministic,
-        allow_tf32=False,
-    ):
-        yield
+def _default_convolutions() -> Iterator[None]:
+    """Trace convolutions with torch's default settings, and without TF32.
+
+    The tracer stores the settings in every convolution: a GPU would follow the permission of TF32, and a training in the
+    same process, which asks for deterministic algorithms, would change the file.
+    """
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
 @contextmanager

@@ -154,14 +154,14 @@ def test_trace_with_fixed_batch_is_rejected(nano_run, nano_bundle, tmp_path, mon
 
 
 def test_onnx_graph_with_fixed_batch_is_rejected(nano_run, nano_bundle, tmp_path, monkeypatch):
-    """An ONNX graph with a fixed batch size fails its signature and cannot run the golden batch."""
+    """An ONNX graph with a fixed batch size fails its signature, and no engine loads it."""
 
     def bake(honest, ct):
         return honest(ct).reshape(2, 8)
 
     plant(monkeypatch, "onnx", graph="ct-0", valid_bundle=nano_bundle, change=lambda m: with_forward(m, bake))
     failed = export_failures(nano_run, tmp_path / "bundle", "onnx")
-    assert check_names(failed) == {"signature", "runs"}
+    assert check_names(failed) == {"signature", "loads"}
 
 
 def test_trace_with_branch_is_rejected(nano_run, nano_bundle, tmp_path, monkeypatch):
@@ -177,15 +177,15 @@ def test_trace_with_branch_is_rejected(nano_run, nano_bundle, tmp_path, monkeypa
 
 
 def test_onnx_file_with_fixed_input_batch_is_rejected(nano_run, nano_bundle, tmp_path, monkeypatch):
-    """An ONNX file with a fixed input batch fails its signature and the runs of both engines."""
+    """An ONNX file with a fixed input batch fails its signature, and no engine loads it."""
 
     def fix(spec: GraphSpec) -> GraphSpec:
         return replace(spec, inputs=tuple(replace(t, shape=(2, *t.shape[1:])) for t in spec.inputs))
 
     plant(monkeypatch, "onnx", graph="ct-0", valid_bundle=nano_bundle, spec=fix)
     failed = export_failures(nano_run, tmp_path / "bundle", "onnx")
-    assert check_names(failed) == {"signature", "runs"}
-    assert {r.engine for r in failed if r.gate == "runs"} == {"onnx", "openvino"}
+    assert check_names(failed) == {"signature", "loads"}
+    assert {r.engine for r in failed if r.gate == "loads"} == {"onnx", "openvino"}
     assert "ct float32[B,1,8,16,16] is ct float32[2,1,8,16,16] in the file" in failed[0].detail
 
 

@@ -37,3 +37,22 @@ def test_convolutions_of_a_trace_permit_no_tf32(tmp_path, layer):
     assert flags
     assert [f[-1] for f in flags] == [False] * len(flags)
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.load.*:DeprecationWarning")
+@pytest.mark.parametrize("setting", ["cudnn", "algorithms"])
+def test_settings_of_a_training_do_not_change_a_trace(tmp_path, setting):
+    """A training in the same process sets how convolutions run; the stored ones have torch's defaults."""
+    example = torch.rand(2, 1, 5)
+    tensor = TensorSpec(name="ct", dtype="float32", shape=("B", 1, 5))
+    spec = GraphSpec(name="ct-0", role="ct", inputs=(tensor,), outputs=(tensor,), artefacts={})
+    module = nn.Conv1d(1, 1, 3, padding=1).eval()
+    write_torchscript(module, spec, (example,), tmp_path / "g.pt")
+    expected = (tmp_path / "g.pt").read_bytes()
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=setting == "cudnn"):
+        torch.use_deterministic_algorithms(setting == "algorithms", warn_only=setting == "algorithms")
+        write_torchscript(module, spec, (example,), tmp_path / "g.pt")
+        left = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        torch.use_deterministic_algorithms(False)
+    assert (tmp_path / "g.pt").read_bytes() == expected
+    assert left == (setting == "algorithms", setting == "algorithms")
