@@ -66,8 +66,8 @@ def write_torchscript(module: nn.Module, spec: GraphSpec, example: tuple[Tensor,
 def _default_convolutions() -> Iterator[None]:
     """Trace convolutions with torch's default settings, and without TF32.
 
-    The tracer stores the settings in every convolution: a GPU would follow the permission of TF32, and a training in the
-    same process, which asks for deterministic algorithms, would change the file.
+    The tracer stores the settings in every convolution: a GPU would follow the permission of TF32, and a training in
+    the same process, which asks for deterministic algorithms, would change the file.
     """
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()

@@ -41,7 +41,7 @@ from tmi.toolkit.radiomics.feature_names import CLASS_FEATURES, FEATURE_NAMES, I
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     config = replace(nano(), clinical=replace(nano().clinical, rendering="values"))
-    return open_run_models(write_random_run(tmp_path_factory.mktemp("nano") / "run", config))
+    return open_run_models(write_random_run(tmp_path_factory.mktemp("nano") / "run", config, seed=1))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_text_attribution_is_complete(encoded_fold, source, case):
     empty = inputs.input_ids.clone()
     empty[0, 1:-1] = 0
     change = log_odds_with(model, inputs) - log_odds_with(model, inputs, input_ids=empty)
-    assert abs(change) > 0.1
+    assert abs(change) > 0.5
     spans = field_spans(sentences(read_clinical(case, source.schema), source.schema, "values"))
     fields = sum_by_field(attribution.values_N, offsets, spans)
     assert sum(v for v in fields.values() if v is not None) == pytest.approx(attribution.values_N.sum(), abs=1e-9)
