@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tmi.toolkit.cli.log import reset_log
 from tmi.toolkit.cli.main import main
 
 
@@ -42,5 +43,6 @@ def tmi(*arguments: object, cwd: Path | None = None) -> CommandResult:
             patch.chdir(cwd)
         with pytest.raises(SystemExit) as stop:
             main()
+    reset_log()  # the options of one command do not reach the next test
     code = stop.value.code
     return CommandResult(code=0 if code is None else int(code), out=out.getvalue(), err=err.getvalue())

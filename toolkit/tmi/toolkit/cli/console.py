@@ -13,15 +13,26 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tmi.toolkit.cli.log import log
 from tmi.toolkit.storage.terminal_text import printable, printable_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def echo(*lines: str, err: bool = False) -> None:
-    """Print lines. A line break inside one of them is escaped, so that no name can forge a line of its own."""
-    typer.echo("\n".join(map(printable, lines)), err=err)
+def echo(*lines: str, err: bool = False, level: int = logging.INFO, **fields: Any) -> None:
+    """Print lines. A line break inside one of them is escaped, so that no name can forge a line of its own.
+
+    Args:
+        lines: the lines.
+        err: log them on standard error instead of printing them on standard output.
+        level: level of the record; `--quiet` hides those below a warning.
+        fields: further keys of the record with `--log-json`; `message` replaces the lines there.
+    """
+    if err:
+        log(level, *lines, **fields)
+    else:
+        typer.echo("\n".join(map(printable, lines)))
 
 
 def echo_json(text: str) -> None:

@@ -7,12 +7,14 @@ Command modules import heavy packages such as torch inside their functions, so t
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from time import perf_counter
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -20,6 +22,7 @@ import typer
 from typer.core import TyperGroup
 
 from tmi.toolkit.cli.console import clean_messages_of_libraries, echo
+from tmi.toolkit.cli.log import log_end, log_options, reset_log, write_json
 from tmi.toolkit.compute.telemetry import disable_telemetry
 from tmi.toolkit.compute.user import provide_user
 from tmi.toolkit.errors import ExitCode, InputRejectedError, TmiError, UnavailableError, UsageError
@@ -66,6 +69,10 @@ COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
 class LazyGroup(TyperGroup):
     """Command group that imports a command when it is requested."""
 
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.params += log_options()
+
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names in the order of the help."""
         return list(COMMANDS)
@@ -79,7 +86,9 @@ class LazyGroup(TyperGroup):
         single.command(cmd_name, no_args_is_help=False, rich_help_panel=COMMANDS[cmd_name].panel)(
             getattr(importlib.import_module(module), function)
         )
-        return typer.main.get_command(single)
+        command = typer.main.get_command(single)
+        command.params += log_options()
+        return command
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """Parse the options before the command; a message about them is cleaned."""
@@ -100,6 +109,9 @@ def _clean_usage_errors() -> Iterator[None]:
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "message"):  # click's; typer may have a copy of its own
             error.message = printable(str(error.message))
+            if "--log-json" in sys.argv:  # the options may be unread
+                write_json()
+                raise UsageError(error.message, fix="see the command's --help") from error
         raise
 
 
@@ -138,8 +150,10 @@ def root(
 
 def print_error(error: TmiError) -> None:
     """Print an error, the code of the failed check (if any) and the fix on standard error."""
-    code = f" [{error.code}]" if isinstance(error, InputRejectedError) else ""
-    echo(f"error: {error}{code}", f"  fix: {error.fix}", err=True)
+    facts = {"code": error.code, "case_id": error.case_id} if isinstance(error, InputRejectedError) else {}
+    code = f" [{facts['code']}]" if facts else ""
+    lines = (f"error: {error}{code}", f"  fix: {error.fix}")
+    echo(*lines, err=True, level=logging.ERROR, message=str(error), fix=error.fix, **facts)
 
 
 def missing_package(error: ModuleNotFoundError, arguments: Sequence[str]) -> UnavailableError | None:
@@ -183,6 +197,8 @@ def main() -> None:
     """Entry point of the `tmi` command."""
     debug = "--debug" in sys.argv[1:]
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    start = perf_counter()
+    reset_log()
     clean_messages_of_libraries()
     disable_telemetry()
     provide_user()
@@ -190,10 +206,11 @@ def main() -> None:
         try:
             app(args=arguments, prog_name="tmi")
         finally:
+            log_end(start)
             sys.stdout.flush()  # a full disk behind a redirection is an error of the command
     except Exception as error:  # noqa: BLE001 - top level: an unexpected error must not print a bare traceback
         if debug:
-            echo(*traceback.format_exc().splitlines(), err=True)
+            echo(*traceback.format_exc().splitlines(), err=True, level=logging.ERROR)
         known = missing_package(error, arguments) if isinstance(error, ModuleNotFoundError) else error
         if isinstance(known, OSError):
             _discard_rest_of_output()
@@ -207,5 +224,5 @@ def main() -> None:
         else:
             what = f"unexpected {type(error).__name__}"
             fix = "run the command again with --debug and report what it prints"
-        echo(f"error: {what}", f"  fix: {fix}", err=True)
+        echo(f"error: {what}", f"  fix: {fix}", err=True, level=logging.ERROR, message=what, fix=fix)
         sys.exit(int(ExitCode.UNEXPECTED))
