@@ -56,8 +56,9 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# One worker a core, at most 4: each loads torch and builds its own fixtures (up to 2 GB). A file stays with one worker.
 pytest: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n logical --maxprocesses 4 --dist loadfile -p no:benchmark
 
 docs: $(READY)  ## the documentation as a site in build/site; fails on a dead link
 	$(BIN)/python .ci/stage_docs.py build/docs
