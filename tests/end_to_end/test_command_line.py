@@ -100,7 +100,7 @@ def test_help_groups_commands_by_panel(rendered_help):
     for name, spec in COMMANDS.items():
         expected.setdefault(spec.panel, []).append(name)
     assert panels == expected
-    assert list(panels) == ["Data", "Training", "Export", "Prediction", "Trust"]
+    assert list(panels) == ["Data", "Training", "Export", "Prediction", "Trust", "Setup"]
 
 
 def test_help_documents_all_exit_codes(rendered_help):

@@ -60,7 +60,7 @@ PUBLIC_NAMES = {
         FLOAT32 Gpu GraphEngine TENSORRT TF32 as_runtime_errors choose_engine cpu_name
         driver_incompatibility engine_precision engine_record engine_spec find_gpu graph_precisions
         hardware installed is_out_of_scope missing_requirement open_engine package_version plan_precision
-        rejected_at_export require_gpu unavailable_reason validated_at_export
+        rejected_at_export require_gpu unavailable_here unavailable_reason validated_at_export
     """,
     "tmi.runtime.explain": """
         BAR_MM CaseExplanation Explainer ModelSource OUTLINE Picture REPORT_FIELD TOP_FEATURES
@@ -97,7 +97,8 @@ PUBLIC_NAMES = {
         read_case_record reading unopened_error write_case_record
     """,
     "tmi.toolkit.cli": """
-        echo echo_json make_console print_error
+        COMMANDS echo echo_json limit_to_cores make_console print_error require_case_paths
+        require_folder_name require_paths
     """,
     "tmi.toolkit.clinical": """
         ClinicalRecord Encoded Field KEYS MIN_PATIENTS RENDERING_VERSIONS Rendering SCHEMA_FILE
@@ -108,7 +109,7 @@ PUBLIC_NAMES = {
     """,
     "tmi.toolkit.compute": """
         ArrayAllocator BufferPool Ignored StageTimer available_cores disable_telemetry
-        end_with_parent initialize_worker library_call provide_user quiet worker_pool
+        end_with_input end_with_parent initialize_worker library_call provide_user quiet worker_pool
     """,
     "tmi.toolkit.config": """
         AugmentationConfig CLASSES Config CtConfig CtEncoderConfig FusionConfig HeadConfig
@@ -163,11 +164,11 @@ PUBLIC_NAMES = {
         ACCESS_ERRORS COHORT_BYTES ContentCache DIGEST_BYTES DOCUMENT_BYTES DiskCache DocumentError
         FEATURES_BYTES FEATURE_TABLE_BYTES FileTooLargeError IMAGE_BYTES JOURNAL_BYTES LOCK_FILE
         NotFiniteError NotRegularFileError RECORD_BYTES SETTINGS_BYTES SPACE_ERRORS TABLE_BYTES
-        YAML_BYTES cache_root canonical_json closed_on_error csv_dicts csv_records csv_rows
+        TIMING_CACHE_BYTES WEIGHTS_BYTES YAML_BYTES cache_root canonical_json closed_on_error csv_dicts csv_records csv_rows
         csv_rows_of_lines csv_text digest find_delimiter follow_umask foreign_format from_json
         is_access_error is_unicode open_locked open_private open_regular output_lock parse_json
         parse_toml parse_yaml plain_text printable printable_json read_bytes read_document read_json
-        read_text regular_file require_absent sha256_bytes sha256_file sha256_json staged_folder
+        read_text regular_file require_absent require_bounded sha256_bytes sha256_file sha256_json staged_folder
         to_json unescape_cell write_json write_private write_text
     """,
     "tmi.toolkit.synthetic": """

@@ -27,6 +27,7 @@ from .registry import installed as installed
 from .registry import is_out_of_scope as is_out_of_scope
 from .registry import missing_requirement as missing_requirement
 from .registry import open_engine as open_engine
+from .registry import unavailable_here as unavailable_here
 from .registry import unavailable_reason as unavailable_reason
 from .selection import AUTO as AUTO
 from .selection import EngineRecord as EngineRecord

@@ -264,11 +264,12 @@ def unavailable_reason(name: str, bundle: Bundle) -> str | None:
     spec = engine_spec(name)
     if not bundle.has(spec.artefact):
         return f"the bundle holds no {spec.artefact} graphs"
-    if not installed(name):
-        return f"{spec.package} is not installed"
-    if spec.gpu and find_gpu() is None:
-        return NO_GPU
-    return missing_requirement(name)
+    return unavailable_here(name)
+
+
+def unavailable_here(name: str) -> str | None:
+    """Why an engine cannot run any bundle here: no package, GPU or processor feature; None if it can."""
+    return missing_requirement(name) if installed(name) else f"{engine_spec(name).package} is not installed"
 
 
 def is_out_of_scope(name: str, bundle: Bundle) -> bool:

@@ -1,4 +1,9 @@
 from .console import echo as echo
 from .console import echo_json as echo_json
 from .console import make_console as make_console
+from .inputs import limit_to_cores as limit_to_cores
+from .inputs import require_case_paths as require_case_paths
+from .inputs import require_folder_name as require_folder_name
+from .inputs import require_paths as require_paths
+from .main import COMMANDS as COMMANDS
 from .main import print_error as print_error

@@ -23,6 +23,7 @@ from typer.core import TyperGroup
 
 from tmi.toolkit.cli.console import clean_messages_of_libraries, echo
 from tmi.toolkit.cli.log import log_end, log_options, reset_log, write_json
+from tmi.toolkit.cli.suggestions import did_you_mean
 from tmi.toolkit.compute.telemetry import disable_telemetry
 from tmi.toolkit.compute.user import provide_user
 from tmi.toolkit.errors import ExitCode, InputRejectedError, TmiError, UnavailableError, UsageError
@@ -61,6 +62,9 @@ COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
         "inspect": CommandSpec("tmi.runtime.cli.inspect:inspect", "Trust"),
         "audit": CommandSpec("tmi.training.cli.audit:audit", "Trust", extra="train"),
         "sign": CommandSpec("tmi.runtime.cli.sign:sign", "Trust", extra="sign"),
+        "config": CommandSpec("tmi.toolkit.cli.config:config", "Setup"),
+        "doctor": CommandSpec("tmi.runtime.cli.doctor:doctor", "Setup"),
+        "help": CommandSpec("tmi.toolkit.cli.help_:help_", "Setup"),
     }
 )
 """Command name -> command, in the order of the help: by panel, then in the order of the workflow."""
@@ -90,6 +94,12 @@ class LazyGroup(TyperGroup):
         command.params += log_options()
         return command
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command; the message about an unknown one names the closest."""
+        if args and args[0] not in COMMANDS and (question := did_you_mean(args[0], COMMANDS)) is not None:
+            ctx.fail(f"No such command {args[0]!r}; {question}")
+        return super().resolve_command(ctx, args)
+
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """Parse the options before the command; a message about them is cleaned."""
         with _clean_usage_errors():
@@ -108,7 +118,11 @@ def _clean_usage_errors() -> Iterator[None]:
         yield
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "message"):  # click's; typer may have a copy of its own
-            error.message = printable(str(error.message))
+            known = getattr(error, "possibilities", None)  # options that are close to an unknown one
+            question = f"; did you mean {' or '.join(sorted(known))}?" if known else ""
+            error.message = printable(str(error.message) + question)
+            if known:
+                error.possibilities = None
             if "--log-json" in sys.argv:  # the options may be unread
                 write_json()
                 raise UsageError(error.message, fix="see the command's --help") from error
@@ -118,7 +132,7 @@ def _clean_usage_errors() -> Iterator[None]:
 app = typer.Typer(
     cls=LazyGroup,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -137,7 +151,7 @@ def _print_version(requested: bool) -> None:
 def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; allowed in any position.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print version.")
+        bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print version.")
     ] = False,
 ) -> None:
     """Liver prognosis from CT, radiomics and clinical report: train, export, predict. For research use only.
