@@ -98,7 +98,7 @@ PUBLIC_NAMES = {
     """,
     "tmi.toolkit.cli": """
         COMMANDS echo echo_json limit_to_cores make_console print_error require_case_paths
-        require_folder_name require_paths
+        require_folder_name require_paths require_run resolve_bundle
     """,
     "tmi.toolkit.clinical": """
         ClinicalRecord Encoded Field KEYS MIN_PATIENTS RENDERING_VERSIONS Rendering SCHEMA_FILE
@@ -108,8 +108,9 @@ PUBLIC_NAMES = {
         require_rendering sentences store_schema stored_schema truncation_fix truncation_warning
     """,
     "tmi.toolkit.compute": """
-        ArrayAllocator BufferPool Ignored StageTimer available_cores disable_telemetry
-        end_with_input end_with_parent initialize_worker library_call provide_user quiet worker_pool
+        ArrayAllocator AvailableMemory BufferPool Ignored StageTimer available_cores
+        available_memory disable_telemetry end_with_input end_with_parent initialize_worker
+        library_call provide_user quiet worker_pool
     """,
     "tmi.toolkit.config": """
         AugmentationConfig CLASSES Config CtConfig CtEncoderConfig FusionConfig HeadConfig
@@ -164,12 +165,13 @@ PUBLIC_NAMES = {
         ACCESS_ERRORS COHORT_BYTES ContentCache DIGEST_BYTES DOCUMENT_BYTES DiskCache DocumentError
         FEATURES_BYTES FEATURE_TABLE_BYTES FileTooLargeError IMAGE_BYTES JOURNAL_BYTES LOCK_FILE
         NotFiniteError NotRegularFileError RECORD_BYTES SETTINGS_BYTES SPACE_ERRORS TABLE_BYTES
-        TIMING_CACHE_BYTES WEIGHTS_BYTES YAML_BYTES cache_root canonical_json closed_on_error csv_dicts csv_records csv_rows
-        csv_rows_of_lines csv_text digest find_delimiter follow_umask foreign_format from_json
-        is_access_error is_unicode open_locked open_private open_regular output_lock parse_json
-        parse_toml parse_yaml plain_text printable printable_json read_bytes read_document read_json
-        read_text regular_file require_absent require_bounded sha256_bytes sha256_file sha256_json staged_folder
-        to_json unescape_cell write_json write_private write_text
+        TIMING_CACHE_BYTES WEIGHTS_BYTES YAML_BYTES cache_root canonical_json closed_on_error
+        csv_dicts csv_records csv_rows csv_rows_of_lines csv_text digest find_delimiter follow_umask
+        foreign_format from_json is_access_error is_unicode open_locked open_private open_regular
+        output_lock parse_json parse_toml parse_yaml plain_text printable printable_json read_bytes
+        read_document read_json read_text regular_file require_absent require_bounded sha256_bytes
+        sha256_file sha256_json staged_folder to_json unescape_cell write_json write_private
+        write_text
     """,
     "tmi.toolkit.synthetic": """
         Grid SYNTHETIC_NOTICE TRUTH_FILE disease_signs is_synthetic make_cohort modality_subsets
@@ -181,7 +183,8 @@ PUBLIC_NAMES = {
         write_report
     """,
     "tmi.training.data": """
-        Batch CohortArrays EpochBatches FoldDataset NO_ANONYMITY can_find_copies find_copies
+        Batch CohortArrays EpochBatches FoldDataset IN_MEMORY_BYTES NO_ANONYMITY can_find_copies
+        find_copies
         find_duplicates fingerprint make_folds patient_key prepare_cohort text_truncation
         train_vocabulary write_augmentation_log
     """,
@@ -201,7 +204,7 @@ PUBLIC_NAMES = {
     """,
     "tmi.training.loop": """
         FoldModule HardwareConfig RunResult TrainingCallbacks cross_validate estimate_memory
-        machine_differences machine_facts recorded_machines require_same_initial_weights
+        fit_memory machine_differences machine_facts recorded_machines require_same_initial_weights
         require_same_options resolve_accelerator set_frozen_eval set_vector_norms_eval train_fold
     """,
     "tmi.training.losses": """

@@ -2,9 +2,9 @@
 
 Engines are native code. A graph that passes the check of its file (`tmi.runtime.bundle.onnx_check`) may still have
 shapes that crash an engine, take all memory or never end. The trial loads the graphs and runs the first golden input in
-a child process with limits of memory and time that follow from the manifest. It runs once for each combination of the
-startup self-test, which records its result; without a cache folder it runs at every start. Errors that are no crash are
-left to this process, which reports them.
+a child process with limits of memory and time that follow from the manifest. The child ends when this process ends,
+even if it is killed. The trial runs once for each combination of the startup self-test, which records its result;
+without a cache folder it runs at every start. Errors that are no crash are left to this process, which reports them.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tmi.runtime.engines.registry import engine_spec, open_engine
 from tmi.runtime.verification.golden_inputs import first_golden_input, golden_from_manifest
 from tmi.runtime.verification.outputs import evaluate
 from tmi.runtime.verification.self_test import cached_result
+from tmi.toolkit.compute.worker_process import end_with_input
 from tmi.toolkit.errors import DamagedError, TmiError
 
 ARTEFACTS = ("onnx", "torchscript")
@@ -93,7 +94,8 @@ def _run_child(bundle: Bundle, engine: str, threads: int | None, limits: Limits)
     command.append(str(limits.cpu_seconds))
     quiet = subprocess.DEVNULL
     try:
-        process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
+        # The pipe ends with this process, even if it is killed: `end_with_input`.
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet)
     except OSError:  # the user may not start the interpreter again: a container's user, a limit on processes
         return None
     # Processor time is limited by the child itself; this bound ends a deadlock.
@@ -108,6 +110,8 @@ def _run_child(bundle: Bundle, engine: str, threads: int | None, limits: Limits)
     finally:
         process.kill()
         process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
     code = process.returncode
     if code in (-24, -9):  # SIGXCPU, and SIGKILL at the hard limit or by the system's lack of memory
         return f"computes for more than {limits.cpu_seconds} s, or lacks memory,"
@@ -125,6 +129,7 @@ def _resident_bytes(process: int) -> int:
 
 def main(folder: str, digest: str, engine: str, threads: str, cpu_seconds: str) -> None:
     """Load and run the graphs once; every error but a crash is left to the parent."""
+    end_with_input()
     with suppress(ImportError):  # no such limits on Windows
         import resource
 

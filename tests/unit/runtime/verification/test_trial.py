@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
 
 import numpy as np
 import onnx
@@ -83,6 +88,35 @@ def test_engine_that_crashes_is_an_error(folder, monkeypatch):
     outcome = tmi("verify", folder, "--engine", "onnx")
     assert outcome.code == 6, outcome.err
     assert "engine onnx crashes (signal 11)" in outcome.err
+
+
+def test_child_ends_with_its_parent(folder):
+    """A child that computes is ended within seconds when its parent is killed, far before its limit."""
+    endless(folder, 4096, 60)
+    code = (
+        "import sys; from pathlib import Path; from tmi.runtime.bundle.reader import open_bundle\n"
+        "from tmi.runtime.verification import trial\n"
+        "limits = trial.Limits(memory_bytes=2**33, cpu_seconds=60)\n"
+        "trial._run_child(open_bundle(Path(sys.argv[1])), 'onnx', 1, limits)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(folder)])
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    try:
+        child = wait_for(lambda: children.read_text().split())[0]
+        wait_for(lambda: int(Path(f"/proc/{child}/stat").read_text().split()[13]) > 100)  # it computes
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_for(lambda: not Path(f"/proc/{child}").exists())
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 20) -> Any:
+    """The first true value of a condition."""
+    deadline = monotonic() + seconds
+    while not (value := condition()):
+        assert monotonic() < deadline
+        sleep(0.05)
+    return value
 
 
 def test_limits_grow_with_the_network():

@@ -2,11 +2,14 @@ from .buffer_pool import ArrayAllocator as ArrayAllocator
 from .buffer_pool import BufferPool as BufferPool
 from .cpu import available_cores as available_cores
 from .cpu import worker_pool as worker_pool
+from .memory import AvailableMemory as AvailableMemory
+from .memory import available_memory as available_memory
 from .silence import Ignored as Ignored
 from .silence import quiet as quiet
 from .stage_timer import StageTimer as StageTimer
 from .telemetry import disable_telemetry as disable_telemetry
 from .third_party import library_call as library_call
 from .user import provide_user as provide_user
+from .worker_process import end_with_input as end_with_input
 from .worker_process import end_with_parent as end_with_parent
 from .worker_process import initialize_worker as initialize_worker

@@ -23,6 +23,17 @@ def end_with_parent() -> None:
     threading.Thread(target=_wait_for_parent, name="end with parent", daemon=True).start()
 
 
+def end_with_input() -> None:
+    """Start a thread that ends this process when its standard input ends: a pipe of which its parent holds the end."""
+    threading.Thread(target=_wait_for_input, name="end with input", daemon=True).start()
+
+
+def _wait_for_input() -> None:
+    while os.read(0, 2**10):  # not `sys.stdin`, whose lock a blocked thread would hold when the interpreter ends
+        pass
+    os._exit(1)
+
+
 def _wait_for_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
