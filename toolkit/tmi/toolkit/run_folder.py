@@ -36,6 +36,7 @@ from tmi.toolkit.clinical.schema import SCHEMA_FILE, Schema, store_schema, store
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, TmiError, UsageError
 from tmi.toolkit.storage.atomic_files import read_json, write_json
+from tmi.toolkit.storage.bounded_files import WEIGHTS_BYTES
 from tmi.toolkit.storage.hashing import sha256_file
 from tmi.toolkit.storage.outputs import LOCK_FILE
 from tmi.toolkit.storage.serialization import from_json, to_json
@@ -159,6 +160,24 @@ def is_unstarted(path: Path) -> bool:
     if not path.is_dir():
         return not os.path.lexists(path)
     return {p.name for p in path.iterdir()} <= {*UNSTARTED_FILES, LOCK_FILE}
+
+
+def select_folds(fold: str, folds: Sequence[int], *, of: str) -> tuple[int, ...]:
+    """Return the fold numbers of `ensemble`, or of a single number.
+
+    Args:
+        fold: `ensemble` or a number.
+        folds: the existing folds.
+        of: what they are of, for the message: `bundle ./bundle`.
+
+    Raises:
+        UsageError: no such fold.
+    """
+    if fold == "ensemble":
+        return tuple(folds)
+    if not fold.isascii() or not fold.isdigit() or int(fold) not in folds:
+        raise UsageError(f"{of} has no fold {fold!r}", fix=f"give ensemble, or one of {', '.join(map(str, folds))}")
+    return (int(fold),)
 
 
 def _positive_number(document: Any, name: str, default: float) -> float:
@@ -317,6 +336,15 @@ class RunFolder:
             if n.as_posix() not in (RUN_FILE, LOCK_FILE) and not {CHECKPOINTS, TRACKING} & {*n.parts}
         ]
 
+    def require_status(self) -> None:
+        """Check that the run is finished by its own record, without reading its other files.
+
+        Raises:
+            UsageError: the run is not finished.
+        """
+        if not self.finished:
+            raise UsageError(f"run {self.path} is not finished", fix=f"finish it: tmi train --out {self.path} --resume")
+
     def require_finished(self) -> RunFolder:
         """Return the run after checking that it is finished and that no file has changed since.
 
@@ -324,16 +352,15 @@ class RunFolder:
             UsageError: the run is not finished.
             DamagedError: a file is missing or was modified.
         """
+        self.require_status()
         state = self.state
-        if state.get("status") != "finished":
-            raise UsageError(f"run {self.path} is not finished", fix=f"finish it: tmi train --out {self.path} --resume")
         recorded = state.get("files")
         if not isinstance(recorded, dict) or not recorded:
             raise DamagedError(f"run {self.path}: {RUN_FILE} records no files", fix="train the run again")
         for name, digest in recorded.items():
             file = self.path / name
             try:
-                current = sha256_file(file)
+                current = sha256_file(file, max_bytes=WEIGHTS_BYTES)
             except (OSError, ValueError) as error:  # missing, no regular file, or no possible name
                 raise DamagedError(
                     f"run {self.path}: {name[:100]} is missing or cannot be read",

@@ -30,6 +30,7 @@ from tmi.toolkit.models.registry import (
 )
 from tmi.toolkit.models.weights import AnyModule, load_weights_strict
 from tmi.toolkit.run_folder import FoldFolder, RunFolder
+from tmi.toolkit.storage.bounded_files import WEIGHTS_BYTES, require_bounded
 from tmi.toolkit.storage.hashing import sha256_file
 
 StateDict = dict[str, Tensor]
@@ -110,6 +111,7 @@ def read_weights(path: Path, prefix: str = "") -> StateDict:
         DamagedError: the file is not a safetensors file.
     """
     try:
+        require_bounded(path, max_bytes=WEIGHTS_BYTES)
         with safe_open(path, framework="pt") as stream:
             return {k.removeprefix(prefix): stream.get_tensor(k) for k in stream.keys() if k.startswith(prefix)}  # noqa: SIM118
     except (SafetensorError, OSError) as error:

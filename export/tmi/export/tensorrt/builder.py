@@ -19,7 +19,8 @@ from types import ModuleType
 from typing import Any, Literal
 
 from tmi.runtime.bundle.manifest import GraphSpec
-from tmi.toolkit.errors import UnavailableError
+from tmi.toolkit.errors import UnavailableError, UsageError
+from tmi.toolkit.storage.bounded_files import TIMING_CACHE_BYTES, read_bytes
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
 
 TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120")
@@ -240,7 +241,7 @@ class _PlanBuilder:
         if path is None:
             self.features["timing cache"] = "none"
             return None
-        cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+        cache = config.create_timing_cache(_read_timing_cache(path))
         accepted = cache is not None and config.set_timing_cache(cache, ignore_mismatch=False)
         # A cache may also be ignored with a warning instead of an error.
         accepted = accepted and not any("timing cache" in warning for warning in self.log.warnings)
@@ -279,6 +280,22 @@ class _PlanBuilder:
             fix="try another --precision or --target, or export with --engine onnx, which runs on OpenVINO and ONNX "
             "Runtime; docs/tensorrt.md lists what TensorRT is known to reject",
         )
+
+
+def _read_timing_cache(path: Path) -> bytes:
+    """Content of a timing cache; empty if the file does not exist.
+
+    Raises:
+        UsageError: it cannot be read, is no regular file, or is larger than a timing cache can be.
+    """
+    try:
+        return read_bytes(path, max_bytes=TIMING_CACHE_BYTES)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise UsageError(
+            f"timing cache {path} cannot be read: {error.strerror}", fix="name another file; a missing one is created"
+        ) from error
 
 
 def audit_network(network: Any, float32_nodes: Mapping[str, str] | None) -> TypeAudit:

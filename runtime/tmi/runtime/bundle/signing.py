@@ -22,7 +22,7 @@ from tmi.runtime.bundle.manifest import MANIFEST_FILE, SIGNATURE_FILE
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.toolkit.config.project import PROJECT_FILE, load_project
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
-from tmi.toolkit.storage.bounded_files import RECORD_BYTES, read_bytes
+from tmi.toolkit.storage.bounded_files import RECORD_BYTES, SETTINGS_BYTES, read_bytes, require_bounded
 from tmi.toolkit.storage.documents import parse_json
 
 Keys = Path | Sequence[Path] | None
@@ -53,8 +53,7 @@ def sign_bundle(folder: Path, key: Path, *, password: str | None = None, force: 
     target = folder / SIGNATURE_FILE
     if target.exists() and not force:
         raise UsageError(f"bundle {folder} is already signed", fix="sign it again with --force")
-    if not key.is_file():
-        raise UsageError(f"private key {key} does not exist", fix="make one: see docs/bundle.md")
+    _require_key(key, "private", fix="make one: see docs/bundle.md")
     from model_signing import signing
 
     part = folder.resolve().with_name(f".{folder.resolve().name}.{SIGNATURE_FILE}.part")
@@ -153,8 +152,7 @@ def check_signature(bundle: Bundle, key: Path) -> None:
         UnavailableError: a package is missing.
     """
     _require_packages()
-    if not key.is_file():
-        raise UsageError(f"public key {key} does not exist", fix="give the signer's public key as a PEM file")
+    _require_key(key, "public", fix="give the signer's public key as a PEM file")
     folder = bundle.folder
     signature = folder / SIGNATURE_FILE
     fix = "get the bundle again from its signer, and the public key from an independent source"
@@ -183,6 +181,20 @@ def check_signature(bundle: Bundle, key: Path) -> None:
         text = " ".join(str(error).split())
         what = f"is not by {key.name}" if "Key mismatch" in text else f"does not match the files: {text[:200]}"
         raise DamagedError(f"bundle {folder}: the signature {what}", fix=fix) from error
+
+
+def _require_key(key: Path, kind: str, *, fix: str) -> None:
+    """Raise unless a key is a regular file of a key's size: the library reads it whole.
+
+    Raises:
+        UsageError: it is not.
+    """
+    try:
+        require_bounded(key, max_bytes=SETTINGS_BYTES)
+    except FileNotFoundError as error:
+        raise UsageError(f"{kind} key {key} does not exist", fix=fix) from error
+    except OSError as error:
+        raise UsageError(f"{kind} key {key} cannot be read: {error.strerror}", fix=fix) from error
 
 
 def _signed_digest(signature: bytes, name: str) -> str | None:

@@ -34,7 +34,8 @@ from tmi.toolkit.models.registry import active_modalities, apply_temperature
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.models.weights import create_with_weights
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
-from tmi.toolkit.run_folder import RUN_FILE, FoldFolder, RunFolder
+from tmi.toolkit.run_folder import RUN_FILE, FoldFolder, RunFolder, select_folds
+from tmi.toolkit.storage.bounded_files import WEIGHTS_BYTES, read_bytes
 from tmi.toolkit.storage.hashing import sha256_file
 
 EAGER = "eager"
@@ -110,14 +111,7 @@ class ModelSource:
         Raises:
             UsageError: no such fold.
         """
-        if fold == "ensemble":
-            return self.folds
-        if not fold.isascii() or not fold.isdigit() or int(fold) not in self.folds:
-            raise UsageError(
-                f"{self.kind} {self.folder} has no fold {fold!r}",
-                fix=f"give ensemble, or one of {', '.join(map(str, self.folds))}",
-            )
-        return (int(fold),)
+        return select_folds(fold, self.folds, of=f"{self.kind} {self.folder}")
 
 
 def open_run_models(folder: Path) -> ModelSource:
@@ -279,7 +273,9 @@ def _bundled_weights(bundle: Bundle, fold: FoldSpec, position: int) -> dict[str,
 
 def _calibrated_weights(config: Config, files: FoldFolder) -> dict[str, Tensor]:
     """State dict of a fold with the temperature folded into the last layer, as in an export: logits / T."""
-    return apply_temperature(config, _weights(files.model, files.model.read_bytes), files.temperature)
+    return apply_temperature(
+        config, _weights(files.model, partial(read_bytes, files.model, max_bytes=WEIGHTS_BYTES)), files.temperature
+    )
 
 
 def _weights(path: Path, read: Callable[[], bytes]) -> dict[str, Tensor]:

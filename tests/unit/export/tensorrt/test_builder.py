@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tmi.runtime.bundle.manifest import GraphSpec, TensorSpec
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines import nvidia_driver
 from tmi.runtime.engines.nvidia_driver import Gpu
-from tmi.toolkit.errors import UnavailableError
+from tmi.toolkit.errors import UnavailableError, UsageError
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this platform")
 node = helper.make_node
@@ -188,6 +189,23 @@ def test_timing_cache_is_used_or_reported(tmp_path, caches, feature):
     facts = fake_build(trt, tmp_path, timing_cache=tmp_path / "timings")
     assert facts["features"]["timing cache"].startswith(feature)
     assert (tmp_path / "timings").is_file() is caches
+
+
+@pytest.mark.parametrize("fault", ["pipe", "device", "large", "folder"])
+def test_special_or_huge_timing_cache_is_not_read(tmp_path, fault):
+    """A timing cache that is no regular file, or larger than one can be, ends the build at once with its path."""
+    path = tmp_path / "timings"
+    if fault == "pipe":
+        os.mkfifo(path)
+    elif fault == "device":
+        path.symlink_to("/dev/zero")
+    elif fault == "folder":
+        path.mkdir()
+    else:
+        path.touch()
+        os.truncate(path, 6 * 2**30)
+    with pytest.raises(UsageError, match=r"timing cache .*timings cannot be read"):
+        fake_build(fake_trt(version="10.16.1", strongly_typed_flag=True), tmp_path, timing_cache=path)
 
 
 @pytest.mark.parametrize(

@@ -221,3 +221,18 @@ def test_state_that_cannot_be_written_stops_nothing(signed, tmp_path, monkeypatc
     (tmp_path / "file").touch()
     monkeypatch.setenv("TMI_STATE", str(tmp_path / "file" / "below"))
     assert open_trusted_bundle(signed.bundle, signed.public).folder == signed.bundle
+
+
+@pytest.mark.parametrize("fault", ["pipe", "large"])
+def test_special_or_huge_key_is_not_read(signed, tmp_path, fault):
+    """A key that is no regular file, or larger than a key can be, is an error at once, to sign and to check."""
+    key = tmp_path / "key.pem"
+    if fault == "pipe":
+        os.mkfifo(key)
+    else:
+        key.touch()
+        os.truncate(key, 6 * 2**30)
+    for words in (["inspect", signed.bundle], ["sign", signed.bundle, "--force"]):
+        outcome = tmi(*words, "--key", key)
+        assert outcome.code == 2, outcome.err
+        assert "cannot be read: it is" in outcome.err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,9 +27,11 @@ from tmi.toolkit.config.schema import CtEncoderConfig, TextEncoderConfig
 from tmi.toolkit.errors import DamagedError, TmiError, UsageError
 from tmi.toolkit.models.encoders.bert import TextEncoder
 from tmi.toolkit.models.encoders.resnet3d import CtEncoder
+from tmi.training.pretrained import weight_file
 from tmi.training.pretrained.ct_weights import read_ct_weights
 from tmi.training.pretrained.initial_weights import prepare_initialization
 from tmi.training.pretrained.text_weights import bert_settings, bert_tokenizer, read_text_weights
+from tmi.training.pretrained.weight_file import read_weights
 
 SMALL = CtEncoderConfig(layers=(1, 1, 1, 1), planes=(4, 4, 8, 8))
 TEXT = TextEncoderConfig(hidden_size=16, layers=2, heads=2, intermediate_size=16, vocab_size=len(VOCABULARY))
@@ -261,6 +265,29 @@ def test_damaged_safetensors_file_is_rejected(tmp_path):
     truncate(tmp_path / "w.safetensors")
     with pytest.raises(DamagedError, match="cannot be read"):
         read_ct_weights(tmp_path / "w.safetensors", SMALL)
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_special_or_huge_weights_are_not_opened(tmp_path, name):
+    """A weight file that is no regular file, or larger than weights can be, is rejected before a library opens it."""
+    path = tmp_path / name
+    os.mkfifo(path)
+    with pytest.raises(TmiError):
+        read_weights(path)
+    path.unlink()
+    path.touch()
+    os.truncate(path, 6 * 2**30)
+    with pytest.raises(DamagedError, match="larger than 4096 MiB"):
+        read_weights(path)
+
+
+def test_packed_weights_are_not_unpacked(tmp_path, monkeypatch):
+    """An archive that unpacks to more than weights can have is rejected by its directory."""
+    with zipfile.ZipFile(tmp_path / "weights.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("weights/data/0", bytes(2**24))
+    monkeypatch.setattr(weight_file, "WEIGHTS_BYTES", 2**20)
+    with pytest.raises(DamagedError, match="unpack to more than"):
+        read_weights(tmp_path / "weights.pth")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from .bounded_files import JOURNAL_BYTES as JOURNAL_BYTES
 from .bounded_files import RECORD_BYTES as RECORD_BYTES
 from .bounded_files import SETTINGS_BYTES as SETTINGS_BYTES
 from .bounded_files import TABLE_BYTES as TABLE_BYTES
+from .bounded_files import TIMING_CACHE_BYTES as TIMING_CACHE_BYTES
+from .bounded_files import WEIGHTS_BYTES as WEIGHTS_BYTES
 from .bounded_files import YAML_BYTES as YAML_BYTES
 from .bounded_files import FileTooLargeError as FileTooLargeError
 from .bounded_files import NotRegularFileError as NotRegularFileError
@@ -21,6 +23,7 @@ from .bounded_files import open_regular as open_regular
 from .bounded_files import read_bytes as read_bytes
 from .bounded_files import read_text as read_text
 from .bounded_files import regular_file as regular_file
+from .bounded_files import require_bounded as require_bounded
 from .content_cache import ContentCache as ContentCache
 from .csv_files import csv_dicts as csv_dicts
 from .csv_files import csv_records as csv_records

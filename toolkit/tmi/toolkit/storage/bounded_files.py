@@ -34,6 +34,10 @@ JOURNAL_BYTES = 256 * MIB
 """A journal of finished cases; 0.3 to 2 kB a case."""
 IMAGE_BYTES = 4 * GIB
 """A CT or a mask; the largest volume that is accepted has 3.2 GB in float64."""
+WEIGHTS_BYTES = 4 * GIB
+"""Weights of a network, uncompressed; a fold of the paper's network has 0.7 GB."""
+TIMING_CACHE_BYTES = 256 * MIB
+"""Timing cache of TensorRT; a few megabytes."""
 OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -105,6 +109,15 @@ def open_regular(path: Path, *, max_bytes: int | None = None) -> io.BufferedRead
         stream.close()
         raise
     return stream
+
+
+def require_bounded(path: Path, *, max_bytes: int) -> None:
+    """Raise unless a path leads to a regular file of at most `max_bytes`; for libraries that open the path themselves.
+
+    Raises:
+        OSError: as in `open_regular`.
+    """
+    open_regular(path, max_bytes=max_bytes).close()
 
 
 def read_bytes(path: Path, *, max_bytes: int) -> bytes:

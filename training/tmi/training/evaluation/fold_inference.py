@@ -15,6 +15,7 @@ from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.models.weights import load_weights_strict
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
+from tmi.toolkit.storage.bounded_files import WEIGHTS_BYTES, require_bounded
 from tmi.training.data.dataset import CohortArrays
 from tmi.training.data.fold_dataset import FoldDataset
 from tmi.training.evaluation.prediction_tables import Predictions
@@ -57,6 +58,7 @@ def load_fold_network(config: Config, files: FoldFolder) -> nn.Module:
         DamagedError: the weights cannot be read or do not match the network, for example those of an older version.
     """
     try:
+        require_bounded(files.model, max_bytes=WEIGHTS_BYTES)
         state = load_file(files.model)
     except (SafetensorError, OSError) as error:
         raise DamagedError(f"run: {files.model} cannot be read as safetensors", fix="train the run again") from error

@@ -7,6 +7,7 @@ with anything other than tensors and plain containers is rejected, and none of i
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from tmi.toolkit.errors import DamagedError, UsageError
+from tmi.toolkit.storage.bounded_files import GIB, WEIGHTS_BYTES, FileTooLargeError, open_regular
 
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
 """Keys under which checkpoints store the weights, next to optimiser and epoch."""
@@ -48,6 +50,7 @@ def read_weights(path: Path) -> WeightFile:
     """
     if not path.is_file():
         raise UsageError(f"weights {path} do not exist", fix="give the path of a weight file")
+    _require_bounded(path)
     content = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
     wrapper = next((k for k in WRAPPER_KEYS if isinstance(content.get(k), Mapping)), None)
     inner = content[wrapper] if wrapper else content
@@ -58,6 +61,29 @@ def read_weights(path: Path) -> WeightFile:
     if parallel:
         tensors = {name.removeprefix(DATA_PARALLEL_PREFIX): tensor for name, tensor in tensors.items()}
     return WeightFile(tensors=tensors, wrapper=wrapper, parallel=parallel)
+
+
+def _require_bounded(path: Path) -> None:
+    """Raise if a file, or what an archive of `torch.save` unpacks to, is larger than weights can be.
+
+    Raises:
+        DamagedError: it is, or it cannot be read.
+    """
+    try:
+        with open_regular(path, max_bytes=WEIGHTS_BYTES) as stream:
+            if path.suffix != ".safetensors" and zipfile.is_zipfile(stream):
+                with zipfile.ZipFile(stream) as archive:
+                    if sum(entry.file_size for entry in archive.infolist()) > WEIGHTS_BYTES:
+                        raise DamagedError(
+                            f"weights {path.name} unpack to more than {WEIGHTS_BYTES // GIB} GiB",
+                            fix="give a file with the weights of one network",
+                        )
+    except FileTooLargeError as error:
+        raise DamagedError(
+            f"weights {path.name} cannot be read: {error.strerror}", fix="give a file with the weights of one network"
+        ) from error
+    except (OSError, zipfile.BadZipFile, ValueError) as error:
+        raise _unreadable(path) from error
 
 
 def _safetensors(path: Path) -> dict[str, Any]:

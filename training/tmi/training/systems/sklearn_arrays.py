@@ -23,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 from tmi.toolkit.config.schema import POSITIVE
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.storage.atomic_files import follow_umask
+from tmi.toolkit.storage.bounded_files import WEIGHTS_BYTES, require_bounded
 
 Arrays = dict[str, np.ndarray]
 
@@ -127,6 +128,7 @@ def load(path: Path) -> Arrays:
         DamagedError: the file is missing or is not a safetensors file.
     """
     try:
+        require_bounded(path, max_bytes=WEIGHTS_BYTES)
         arrays: Arrays = load_file(path)
     except (OSError, SafetensorError) as error:
         raise DamagedError(f"model {path} cannot be read", fix="restore the run, or train it again") from error
