@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import io
+import re
 
 import pytest
 from hypothesis import given
@@ -16,8 +17,8 @@ from tmi.toolkit.ingest.tabular.cohort_importer import import_table
 from tmi.toolkit.storage.csv_files import csv_records, csv_text, escape_cell, unescape_cell
 
 FORMULAS = [
-    "=1+1", "=cmd|' /C calc'!A0", "+1+1", "-1+1", "@SUM(A1)", "\t=1+1", "\r=1+1", "\n=1", " =1+1", "\uff1d1+1", "--1",
-    "-x", "\r",
+    "=1+1", "=cmd|' /C calc'!A0", "+1+1", "-1+1", "@SUM(A1)", "\t1", "\r1+1", "\n1", " =1+1", "\uff1d1+1", "--1",
+    "-x", "\r", "\ufeff=1", "\u200b=1", "\x00=1", "\x1f+1", "\ufe66=1",
 ]  # fmt: skip
 PLAIN = ["P001", "a=b", "", "-", "'", "-0.5", "+49", "1e-5", "-1.5E+3", "-inf", "nan", "it's", "''"]
 
@@ -34,6 +35,24 @@ def test_text_like_a_formula_is_escaped(text):
 def test_other_text_and_numbers_are_unchanged(text):
     """Numbers, also as text, and harmless text are written as they are."""
     assert escape_cell(text) == unescape_cell(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [("a;=1+1;b", "a;'=1+1;b"), ("\t=1", "'\t'=1"), ("a\n@x", "a\n'@x"), ("a; -1", "a;' -1"), ("a;'=1", "a;''=1")],
+)
+def test_formula_after_another_separator_is_escaped(text, written):
+    """A program that takes `;` or a tab for the separator finds no formula inside of a text."""
+    assert escape_cell(text) == written
+    assert csv_records(csv_text(["id"], [[text]])) == [{"id": text}]
+
+
+@given(st.text(st.sampled_from("=-'; \t\r\na\ufeff"), max_size=12))
+def test_escaped_text_is_read_as_written(text):
+    """Escaping is undone for every mixture of separators, blanks, signs and apostrophes, and leaves no formula."""
+    written = str(escape_cell(text))
+    assert unescape_cell(written) == text
+    assert not any(cell.strip("\ufeff ")[:1] in ("=", "-") for cell in re.split("[;\t\r\n]", written)[1:])
 
 
 def test_cells_keep_their_values():
