@@ -3,7 +3,6 @@
 # ruff: noqa: E501 - one fault per row
 from __future__ import annotations
 
-import json
 import pickle
 import shutil
 from collections.abc import Callable
@@ -13,9 +12,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from factories.planted_faults import Fault, Workbench, manifest_at, reseal, write_key_pair
+from factories.planted_faults import Fault, Workbench, edit_manifest, manifest_at, reseal, write_key_pair
 from factories.tmi_command import CommandResult, tmi
-from tmi.toolkit.storage.hashing import canonical_json, sha256_bytes
 
 Corruption = Callable[[Path, Workbench], object]
 
@@ -47,10 +45,7 @@ def _edit(folder: Path, old: str, new: str) -> None:
 
 
 def _newer(folder: Path, _: Workbench) -> None:
-    data = json.loads((folder / "manifest.json").read_text()) | {"schema": "tmi-bundle/9"}
-    text = canonical_json(data)
-    (folder / "manifest.json").write_text(text)
-    (folder / "manifest.json.sha256").write_text(f"{sha256_bytes(text.encode())}  manifest.json\n")
+    edit_manifest(folder, lambda manifest: manifest.update(schema="tmi-bundle/9"))
 
 
 def _window(folder: Path, _: Workbench) -> None:

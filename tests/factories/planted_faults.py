@@ -2,6 +2,7 @@
 
 Each fault is planted in real files or code, and a command must fail with exit code 4 (the outputs differ from the
 validated model) or 6 (the files are not those of the export, or not signed with the expected key) and the right reason.
+A fault of privacy may end with 0, if the planted text reaches no output.
 `tests/unit/export/checks/test_fault_table.py` checks the table; `make faults` prints it.
 """
 
@@ -23,6 +24,7 @@ from factories.cases import write_case
 from factories.tmi_command import CommandResult, tmi
 from tmi.runtime.bundle.manifest import Manifest, manifest_from_json
 from tmi.runtime.bundle.reader import fingerprint, write_manifest
+from tmi.toolkit.storage.hashing import canonical_json, sha256_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,19 +76,24 @@ class Fault:
     name: str
     """What is wrong."""
     where: str
-    """Step at which it is planted: export, file, resealed, signature, runtime."""
+    """Step at which it is planted: export, file, resealed, signature, forged, exchanged, privacy, runtime."""
     plant: PlantFunction
     """Plants the fault and runs the command that must fail."""
     code: int
     """Expected exit code."""
     reason: str
-    """Regular expression that standard error must match."""
+    """Regular expression that standard error must match; for a command that ends with 0, its whole output."""
+    planted: str | None = None
+    """Text that may be in no output."""
     quick: bool = True
-    """Whether it is in the default test run; the others have a more specific test in `test_planted_faults.py`."""
+    """Whether it is in the default test run; the others take over a second and have a more specific test elsewhere."""
 
     def blocked(self, outcome: CommandResult) -> bool:
-        """Whether the command failed with the expected code and reason."""
-        return outcome.code == self.code and bool(re.search(self.reason, " ".join(outcome.err.split())))
+        """Whether the command ended with the expected code and reason, and without the planted text."""
+        if self.planted is not None and self.planted in outcome.out + outcome.err:
+            return False
+        said = outcome.err if self.code else outcome.out + outcome.err
+        return outcome.code == self.code and bool(re.search(self.reason, " ".join(said.split())))
 
 
 def reason_of(outcome: CommandResult) -> str:
@@ -131,10 +138,25 @@ def reseal(folder: Path, **changes: Any) -> None:
     write_manifest(folder, replace(manifest_at(folder), files=fingerprint(folder), **changes))
 
 
+def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest as a JSON document, and write its digest again."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    rewrite_manifest(folder, canonical_json(manifest))
+
+
+def rewrite_manifest(folder: Path, text: str) -> None:
+    """Replace the manifest's text, and write its digest again."""
+    (folder / "manifest.json").write_text(text)
+    (folder / "manifest.json.sha256").write_text(f"{sha256_bytes(text.encode())}  manifest.json\n")
+
+
 def all_faults() -> tuple[Fault, ...]:
     """The whole table."""
     from factories.export_faults import EXPORT_FAULTS
     from factories.file_faults import FILE_FAULTS
+    from factories.forgery_faults import FORGERY_FAULTS
+    from factories.privacy_faults import PRIVACY_FAULTS
     from factories.runtime_faults import RUNTIME_FAULTS
 
-    return (*EXPORT_FAULTS, *FILE_FAULTS, *RUNTIME_FAULTS)
+    return (*EXPORT_FAULTS, *FILE_FAULTS, *FORGERY_FAULTS, *PRIVACY_FAULTS, *RUNTIME_FAULTS)

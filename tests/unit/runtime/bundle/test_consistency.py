@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +13,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from factories.paths import ROOT
-from factories.planted_faults import reseal
+from factories.planted_faults import edit_manifest, reseal
 from factories.tmi_command import tmi
 from tmi.runtime.bundle.reader import inspect_bundle
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.storage.hashing import canonical_json, sha256_bytes
 
 PUBLISHED = ROOT / "tests" / "unit" / "runtime" / "bundle" / "data" / "tmi-bundle-2"
 Change = Callable[[dict[str, Any]], object]
@@ -126,11 +124,7 @@ def forged(tmp_path) -> Callable[[Change], Path]:
 
     def forge(change: Change) -> Path:
         folder = shutil.copytree(PUBLISHED / "bundle", tmp_path / "bundle")
-        manifest = json.loads((folder / "manifest.json").read_text())
-        change(manifest)
-        text = canonical_json(manifest)
-        (folder / "manifest.json").write_text(text)
-        (folder / "manifest.json.sha256").write_text(f"{sha256_bytes(text.encode())}  manifest.json\n")
+        edit_manifest(folder, change)
         return folder
 
     return forge
