@@ -92,9 +92,9 @@ PUBLIC_NAMES = {
     "tmi.toolkit.cases": """
         CASE_RECORD_FILE CLINICAL_FILE COHORT_COLUMNS COHORT_FILE CT_FILE Case CaseRecord Cohort
         MASK_FILE MAX_NAME_BYTES MaskLabel NAME_FAULT RADIOMICS_FILE RADIOMICS_RECORD_FILE Repair
-        access_error add_repair find_cases format_label given_name is_cohort is_folder
-        is_portable_name is_system_entry is_too_long open_case open_cohort parse_mask_label
-        read_case_record reading unopened_error write_case_record
+        TABLE_REPORT_FILE access_error add_repair find_cases format_label given_name is_cohort
+        is_folder is_portable_name is_system_entry is_too_long missing_case_error open_case
+        open_cohort parse_mask_label read_case_record reading unopened_error write_case_record
     """,
     "tmi.toolkit.cli": """
         COMMANDS echo echo_json limit_to_cores make_console print_error require_case_paths

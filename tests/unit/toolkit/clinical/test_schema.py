@@ -308,12 +308,15 @@ def table_row(field: Any) -> str:
         ("creatinine", "\u03bcmol/l", "umol/L"), ("bile_acid", "mcmol / L", "umol/L"), ("platelets", "/\u00b5l", "/uL"),
         ("wbc", "cells/mm\u00b3", "/uL"), ("neutrophils", "x10\u2079/l", "10^9/L"), ("lymphocytes", "10*9/L", "10^9/L"),
         ("wbc", "K/\u00b5L", "10^3/uL"), ("rbc", "Mio/\u03bcl", "10^6/uL"), ("rbc", "10e12/l", "10^12/L"),
-        ("alt", "IU/l", "U/L"),
+        ("alt", "IU/l", "U/L"), ("platelets", "Zellen/nl", "10^9/L"), ("wbc", "Mrd./l", "10^9/L"),
+        ("wbc", "n/\u00b5l", "/uL"), ("albumin", "g\u00b7L\u207b\u00b9", "g/L"), ("albumin", "gm/dl", "g/dL"),
+        ("creatinine", "\u043c\u043a\u043c\u043e\u043b\u044c/\u043b", "umol/L"),  # Cyrillic umol/L
+        ("platelets", "\u0442\u044b\u0441/\u043c\u043a\u043b", "10^3/uL"),  # Cyrillic thousands per uL
         ("bmi", "kg/m\u00b2", "kg/m2"), ("afp", "\u00b5g/l", "ug/L"), ("albumin", "G/L", "g/L"),
     ],
 )  # fmt: skip
 def test_unit_is_found_in_any_spelling(name, text, unit):
-    """Case, micro signs, superscripts and usual names of a unit do not matter; the number is converted the same."""
+    """Case, micro signs, superscripts, alphabet and usual names do not matter; the number is converted the same."""
     field = load_schema().by_name[name]
     assert accepted_unit(field, text) == unit or convert(field, 3.0, text) == convert(field, 3.0, unit)
     assert convert(field, 3.0, text) == convert(field, 3.0, unit) is not None
@@ -321,7 +324,15 @@ def test_unit_is_found_in_any_spelling(name, text, unit):
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("urea", "mg/dl"), ("albumin", "mg/dL"), ("wbc", "10^6/uL"), ("platelets", ""), ("creatinine", "mmol/L")],
+    [
+        ("urea", "mg/dl"),
+        ("albumin", "mg/dL"),
+        ("wbc", "10^6/uL"),
+        ("platelets", ""),
+        ("creatinine", "mmol/L"),
+        ("creatinine", "\u043c\u043c\u043e\u043b\u044c/\u043b"),
+        ("platelets", "Billion/l"),
+    ],
 )
 def test_unit_of_another_size_is_not_accepted(name, text):
     """A spelling is never a guess: another prefix, substance or quantity is another unit."""

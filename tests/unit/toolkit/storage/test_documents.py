@@ -73,7 +73,8 @@ YAML = {
     "a key twice": ("a: 1\nb: {c: 1, c: 2}", TWICE),
     "a key of a number twice": ("1: 1\n'1': 2", TWICE),
     "a key that is a list": ("? [1, 2]\n: 1", "has a key that is not text"),
-    "a truth value as key": ("true: 1", "has a key that is not text"),
+    "an empty key": ("? \n: 1", "has a key that is not text"),
+    "a truth value as key twice": ("true: 1\n'true': 2", TWICE),
     "an alias": ("a: &x 1\nb: *x", "uses an alias"),
     "laughs": ("a: &a [x,x]\nb: &b [*a,*a]\nc: [*b,*b]", "uses an alias"),
     "a set": ("a: !!set {b}", "no text, number, date, list or object"),
@@ -121,6 +122,8 @@ def test_yaml_and_toml_values_are_plain():
     """Both formats give the values of JSON, and dates."""
     assert parse_toml('a = [1, 2.5, "x"]\n[b]\nc = true') == {"a": [1, 2.5, "x"], "b": {"c": True}}
     assert parse_yaml("a: [1, 2.5, x]\nb: {c: true, 1: null}") == {"a": [1, 2.5, "x"], "b": {"c": True, "1": None}}
+    keys = parse_yaml("{true: 1, False: 2, null: 3, ~: 4, 2024-02-29: 5, no: 6, 1.0: 7}")
+    assert list(keys) == ["true", "False", "null", "~", "2024-02-29", "no", "1.0"]
     assert str(parse_yaml("a: 2024-02-29")["a"]) == "2024-02-29"
 
 

@@ -11,6 +11,7 @@ from .case import RADIOMICS_RECORD_FILE as RADIOMICS_RECORD_FILE
 from .case import Case as Case
 from .case import Cohort as Cohort
 from .case import MaskLabel as MaskLabel
+from .case import TABLE_REPORT_FILE as TABLE_REPORT_FILE
 from .case import access_error as access_error
 from .case import find_cases as find_cases
 from .case import format_label as format_label
@@ -20,6 +21,7 @@ from .case import is_folder as is_folder
 from .case import is_portable_name as is_portable_name
 from .case import is_system_entry as is_system_entry
 from .case import is_too_long as is_too_long
+from .case import missing_case_error as missing_case_error
 from .case import open_case as open_case
 from .case import open_cohort as open_cohort
 from .case import parse_mask_label as parse_mask_label

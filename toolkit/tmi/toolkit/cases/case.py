@@ -16,6 +16,7 @@ A cohort is a folder of cases plus ``cohort.csv`` with the columns case_id, pati
 from __future__ import annotations
 
 import csv
+import errno
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -37,11 +38,15 @@ RADIOMICS_RECORD_FILE = "radiomics.json"
 CLINICAL_FILE = "clinical.json"
 CASE_RECORD_FILE = "case.json"
 COHORT_FILE = "cohort.csv"
+TABLE_REPORT_FILE = "import-report.json"
+"""Report that `tmi import --table` writes into a cohort."""
 COHORT_COLUMNS = ("case_id", "patient_id", "label")
 
 
 NAME_FAULT = ("the name of the case folder is not UTF-8", "rename the folder: its name becomes the case id")
 """Message and fix of `case-name`."""
+NO_SUCH_FOLDER = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
+"""Error numbers of a path that leads to nothing."""
 MaskLabel = int | tuple[int, ...]
 """Label of the liver in a mask, or several labels that are joined."""
 
@@ -115,13 +120,12 @@ def open_case(folder: Path, *, mask_label: MaskLabel | None = None) -> Case:
     """Return the case of a folder; the name that the folder is given by is the case id (`given_name`).
 
     Raises:
-        InputRejectedError: case-missing: the folder does not exist; case-name: its name is not UTF-8.
+        InputRejectedError: case-missing: the folder does not exist; case-unreadable: it cannot be opened; case-name:
+            its name is not UTF-8.
     """
     case_id = given_name(folder)
     if not is_folder(folder):
-        raise InputRejectedError(
-            "the case folder does not exist", fix="give the path of a case folder", code="case-missing", case_id=case_id
-        )
+        raise missing_case_error(folder, case_id, fix="give the path of a case folder")
     if not is_unicode(folder.name):
         what, fix = NAME_FAULT
         raise InputRejectedError(what, fix=fix, code="case-name", case_id=case_id)
@@ -189,6 +193,16 @@ def access_error(what: str, cause: BaseException, case_id: str | None) -> InputR
     )
 
 
+def missing_case_error(folder: Path, case_id: str, *, fix: str) -> InputRejectedError:
+    """Return the error for a case folder that does not exist, or that cannot be accessed (`case-unreadable`)."""
+    try:
+        folder.stat()
+    except OSError as error:
+        if is_access_error(error) and error.errno not in NO_SUCH_FOLDER:
+            return access_error("the case folder", error, case_id)
+    return InputRejectedError("the case folder does not exist", fix=fix, code="case-missing", case_id=case_id)
+
+
 def is_folder(path: Path) -> bool:
     """Return whether a path is a folder; False if it cannot be accessed, for example because the name is too long."""
     try:
@@ -237,10 +251,12 @@ def open_cohort(folder: Path, *, mask_label: MaskLabel | None = None) -> Cohort:
     """
     table = folder / COHORT_FILE
     if not table.exists():
-        raise UsageError(
-            f"{folder} is not a cohort: {COHORT_FILE} is missing",
-            fix="give a cohort folder, or create one with `tmi synth OUT`",
-        )
+        what = f"{folder} is not a cohort: {COHORT_FILE} is missing"
+        if (folder / TABLE_REPORT_FILE).exists():
+            what = f"{folder} has no {COHORT_FILE}: `tmi import --table` wrote none"
+            fix = "run it again with --resume, which prints the reason: no label, or lost rows (--accept-losses)"
+            raise UsageError(what, fix=fix)
+        raise UsageError(what, fix="give a cohort folder, or create one with `tmi synth OUT`")
     try:
         if (foreign := foreign_format(table)) is not None:
             raise UsageError(f"{table} is {foreign[0]}, which is not read", fix="save it as CSV in UTF-8")

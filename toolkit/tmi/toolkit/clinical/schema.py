@@ -20,10 +20,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from tmi.toolkit.cases.case import unopened_error
 from tmi.toolkit.clinical.unit_spelling import spelled_units
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.atomic_files import read_json, write_json
-from tmi.toolkit.storage.bounded_files import RECORD_BYTES
+from tmi.toolkit.storage.bounded_files import RECORD_BYTES, is_access_error
 from tmi.toolkit.storage.documents import DocumentError, read_document
 from tmi.toolkit.storage.hashing import sha256_json
 from tmi.toolkit.storage.serialization import from_json, to_json
@@ -255,6 +256,8 @@ def load_schema(path: Path | None = None) -> Schema:
     try:
         data = read_document(path, max_bytes=RECORD_BYTES)
     except (OSError, DocumentError) as error:
+        if is_access_error(error) and not isinstance(error, FileNotFoundError):
+            raise unopened_error(path, error) from error
         reason = error.detail if isinstance(error, DocumentError) else error.strerror
         raise UsageError(
             f"clinical schema {path} cannot be read as JSON: {reason}", fix="see docs/clinical.md"
@@ -281,7 +284,8 @@ def find_schema(given: Path | None, project_file: Path | None, paths: Sequence[P
     default = load_schema(project_file)
     schemas: dict[str, tuple[Schema, Path]] = {}
     for path in paths:
-        file = next((f / SCHEMA_FILE for f in (path, path.parent) if _keeps_schema(f)), None)
+        folders = (path, path.absolute().parent, path.resolve().parent)  # `.`, or a link, may be a case of a cohort
+        file = next((f / SCHEMA_FILE for f in folders if _keeps_schema(f)), None)
         schema = default if file is None else load_schema(file)
         schemas.setdefault(schema.digest, (schema, path))
     if len(schemas) > 1:
@@ -297,9 +301,10 @@ def find_schema(given: Path | None, project_file: Path | None, paths: Sequence[P
 
 def _keeps_schema(folder: Path) -> bool:
     try:
-        return (folder / SCHEMA_FILE).is_file()
-    except OSError:  # no permission, or the name is too long: reported when the case is read
+        (folder / SCHEMA_FILE).lstat()
+    except OSError:  # none; or no permission for the folder, which is reported when the case is read
         return False
+    return True
 
 
 @cache

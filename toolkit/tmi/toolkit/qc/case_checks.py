@@ -11,7 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, NAME_FAULT, RADIOMICS_FILE, Case, is_folder, reading
+from tmi.toolkit.cases.case import (
+    CT_FILE,
+    MASK_FILE,
+    NAME_FAULT,
+    RADIOMICS_FILE,
+    Case,
+    is_folder,
+    missing_case_error,
+    reading,
+)
 from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.clinical.completeness import check_completeness
 from tmi.toolkit.clinical.record import check_blood_date, read_all_clinical
@@ -123,13 +132,7 @@ def _check_case(
     records_only: bool,
 ) -> Iterator[Finding]:
     if not is_folder(case.folder):
-        yield _make_finding(
-            case.case_id,
-            "case-missing",
-            "the case folder does not exist",
-            "correct cohort.csv or the path, or add the folder",
-        )
-        return
+        raise missing_case_error(case.folder, case.case_id, fix="correct cohort.csv or the path, or add the folder")
     if not is_unicode(case.folder.name):
         yield _make_finding(case.case_id, "case-name", *NAME_FAULT)
     if not records_only:

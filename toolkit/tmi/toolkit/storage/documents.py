@@ -222,13 +222,16 @@ def _load_yaml(text: str) -> Any:
 
     def mapping(loader: Loader, node: Any) -> dict[str, Any]:
         pairs = loader.construct_pairs(node, deep=True)
-        for key, _ in pairs:
-            if isinstance(key, bool) or not isinstance(key, (str, int, float)):
+        texts = []
+        for (key, _), (key_node, _) in zip(pairs, node.value, strict=True):
+            if not isinstance(key_node, yaml.ScalarNode) or not key_node.value:
                 raise DocumentError(
                     "has a key that is not text", detail=f"the key {str(key)[:40]!r} is not text; put it into quotes"
                 )
             require_plain(key)
-        return _unique_keys([(str(key), value) for key, value in pairs])
+            is_number = isinstance(key, (int, float)) and not isinstance(key, bool)
+            texts.append(str(key) if is_number else key_node.value)  # `true`, `null` and dates as they are written
+        return _unique_keys([(text, value) for text, (_, value) in zip(texts, pairs, strict=True)])
 
     def yaml_integer(loader: Loader, node: Any) -> int:
         text = loader.construct_scalar(node)

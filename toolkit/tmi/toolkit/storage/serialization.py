@@ -101,7 +101,18 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     expected = " or ".join(map(repr, get_args(hint))) if origin is Literal else getattr(hint, "__name__", str(hint))
-    raise UsageError(f"{where}: {_shown(value)} is not {expected}", fix=f"give {expected}")
+    raise UsageError(f"{where}: {_shown(value)} is not {expected}", fix=_fix(hint, value, expected))
+
+
+def _fix(hint: Any, value: Any, expected: str) -> str:
+    """Return what to write instead of a value: YAML has numbers, truth values and null where a text is meant."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    section = next((o for o in options if is_dataclass(o)), None)
+    if section is not None:
+        return f"give an object with the keys {', '.join(f.name for f in fields(section))}, or omit the key"
+    if str in options and value is not None and not isinstance(value, (str, list, Mapping)):
+        return f'put it into quotes: "{str(value).lower() if isinstance(value, bool) else value}"'
+    return f"give {expected}"
 
 
 def _shown(value: Any) -> str:

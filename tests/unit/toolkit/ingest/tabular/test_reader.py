@@ -109,7 +109,7 @@ def test_formula_without_stored_value_rejects_row(tmp_path):
     (tmp_path / "m.yaml").write_text(MAPPING)
     lines = import_table(path, tmp_path / "m.yaml", tmp_path / "out").lines
     assert [(n.outcome, n.code) for n in lines] == [("refused", "row"), ("imported", None), ("refused", "number")]
-    assert lines[0].why == "the workbook does not store the value of a formula"
+    assert lines[0].why == "the workbook does not store the value of a formula in column 'alb'"
 
 
 @pytest.mark.parametrize(

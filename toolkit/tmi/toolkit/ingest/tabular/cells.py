@@ -89,14 +89,15 @@ class Codes:
     Texts are compared as `plain_text` returns them.
 
     Args:
-        codes: texts and numbers of the mapping.
+        codes: texts, numbers and truth values of the mapping.
         decimal: decimal mark of the cells.
     """
 
-    def __init__(self, codes: Iterable[Cell], decimal: DecimalMark) -> None:
+    def __init__(self, codes: Iterable[Cell | bool], decimal: DecimalMark) -> None:
         self._decimal: DecimalMark = decimal
         self._keys: dict[str | Number, str] = {}
-        for code in codes:
+        for given in codes:
+            code = str(given) if isinstance(given, bool) else given  # YAML's true and false
             text = cell_text(code)
             plain = plain_text(text)
             # YAML writes numbers with a point, whatever the mark of the table.

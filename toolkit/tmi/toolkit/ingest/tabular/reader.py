@@ -32,7 +32,13 @@ from tmi.toolkit.storage.bounded_files import (
     open_regular,
     read_bytes,
 )
-from tmi.toolkit.storage.csv_files import csv_rows, csv_rows_of_lines, find_delimiter, plain_text
+from tmi.toolkit.storage.csv_files import (
+    MAX_HEADER_CHARACTERS,
+    csv_rows,
+    csv_rows_of_lines,
+    find_delimiter,
+    plain_text,
+)
 from tmi.toolkit.storage.table_formats import foreign_format
 from tmi.toolkit.storage.terminal_text import is_unicode, printable
 
@@ -63,6 +69,7 @@ STRAY_QUOTE = "the row is not valid CSV: a quotation mark is not closed, or a ce
 MERGED = "a cell in column {column!r} is merged with another one, so its value is not known"
 MERGE_REFERENCE = re.compile(rb'<(?:\w+:)?mergeCell\s[^>]*?ref="([A-Z]{1,3}\d{1,7}:[A-Z]{1,3}\d{1,7})"')
 """Element of a sheet's XML that names a merged range."""
+SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?\r?\n', re.IGNORECASE)
 NO_CHARACTER = "a cell in column {column!r} contains half of a surrogate pair, which is no character"
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -81,7 +88,7 @@ class Row:
     cells: tuple[Cell, ...]
     """Cells in column order."""
     fault: str | None = None
-    """Defect of the whole row; None without one."""
+    """Defect of the whole row; None without one. Faulty cells are no such defect (`FaultyCell`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +137,9 @@ def read_cells(path: Path, spec: TableSpec, *, wanted: Collection[str]) -> Table
     _require_columns(path, columns, wanted)
     rows = []
     for number, cells in enumerate(lines[1:], start=2):
-        if any(cell_text(c) or (isinstance(c, FaultyCell) and c.why != MERGED) for c in cells):
-            rows.append(_row(number, cells, columns, wanted, padded=workbook))
+        within = cells[: len(columns)] if workbook or len(cells) == len(header) else cells
+        if any(cell_text(c) or (isinstance(c, FaultyCell) and c.why != MERGED) for c in within):
+            rows.append(_row(number, cells, columns, len(header), padded=workbook))
     if not rows:
         raise UsageError(f"table {path} has no row below its header", fix="give a table with one row per case")
     return Table(columns=columns, rows=tuple(rows))
@@ -142,12 +150,17 @@ def _last_filled(cells: Sequence[Cell]) -> int:
     return next((n for n in range(len(cells), 0, -1) if cell_text(cells[n - 1])), 0)
 
 
-def _row(number: int, cells: list[Cell], columns: tuple[str, ...], wanted: Collection[str], *, padded: bool) -> Row:
-    """Build a row of the header's width. A workbook (`padded`) omits trailing empty cells; a CSV file does not."""
+def _row(number: int, cells: list[Cell], columns: tuple[str, ...], n_header: int, *, padded: bool) -> Row:
+    """Build a row of the table's width.
+
+    A workbook (`padded`) omits trailing empty cells; a CSV file does not. Cells right of the last heading are notes in
+    a workbook, and in a CSV file whose header has as many cells (`n_header`), the last of them empty.
+    """
     width = len(columns)
-    cells = cells[: max(width, _last_filled(cells))]
-    if padded and len(cells) < width:
-        cells = [*cells, *[""] * (width - len(cells))]
+    if padded:
+        cells = [*cells[:width], *[""] * (width - len(cells))]
+    else:
+        cells = cells[:width] if len(cells) == n_header else cells[: max(width, _last_filled(cells))]
     fault = None
     if len(cells) == 1 and isinstance(cells[0], FaultyCell) and cells[0].why == STRAY_QUOTE:
         fault = STRAY_QUOTE
@@ -155,8 +168,6 @@ def _row(number: int, cells: list[Cell], columns: tuple[str, ...], wanted: Colle
         fault = f"the row has {len(cells)} cells, the header has {width}"
     else:
         cells = [c if not isinstance(c, str) or is_unicode(c) else faulty_cell("", NO_CHARACTER) for c in cells]
-        faulty = ((n, c) for n, c in zip(columns, cells, strict=True) if n in wanted and isinstance(c, FaultyCell))
-        fault = next((cell.why.format(column=name) for name, cell in faulty), None)
     return Row(number=number, cells=tuple((*cells, *[""] * width)[:width]), fault=fault)
 
 
@@ -178,18 +189,27 @@ def _csv_rows(path: Path, spec: TableSpec, wanted: Collection[str]) -> list[list
     encoding = next((e for mark, e in BYTE_ORDER_MARKS if data.startswith(mark)), spec.encoding)
     try:
         text = data.decode(encoding)
+        if "\0" in text[:MAX_HEADER_CHARACTERS]:  # UTF-16 without a byte order mark is valid UTF-8
+            raise LookupError
     except (UnicodeDecodeError, LookupError) as error:
         raise UsageError(
             f"table {path.name} is not text in {encoding[:40]}",
-            fix="save it as CSV in UTF-8, or name its encoding in the mapping, for example table: {encoding: cp1252}",
+            fix="save it as CSV in UTF-8, or name its encoding in the mapping: table: {encoding: cp1252} (or utf-16)",
         ) from error
     try:
-        delimiter = spec.delimiter or find_delimiter(text, wanted)
+        text, declared = _without_separator_line(text)
+        delimiter = spec.delimiter or declared or find_delimiter(text, wanted)
         rows: Sequence[list[str] | None] = _rows_of_text(text, delimiter)
         # a row that is not CSV has a single cell, so that it is rejected alone
         return [[faulty_cell("", STRAY_QUOTE)] if row is None else list(row) for row in rows]
     except csv.Error as error:
         raise UsageError(f"table {path.name} is not valid CSV: {error}", fix="save it again as CSV in UTF-8") from error
+
+
+def _without_separator_line(text: str) -> tuple[str, str | None]:
+    """Return the text without the line `sep=;`, by which Excel is told the separator and which it does not show."""
+    match = SEPARATOR_LINE.match(text)
+    return (text, None) if match is None else (text[match.end() :], match[1])
 
 
 def _rows_of_text(text: str, delimiter: str) -> Sequence[list[str] | None]:
@@ -292,7 +312,11 @@ def _mark_merged(rows: list[list[tuple[Any, str | None]]], sheet: Any) -> None:
 def _cell(stored: tuple[Any, str | None], formula: tuple[Any, str | None]) -> Cell:
     value, number_format = stored
     if value is None:
-        return "" if formula[0] is None else faulty_cell("=", "the workbook does not store the value of a formula")
+        return (
+            ""
+            if formula[0] is None
+            else faulty_cell("=", "the workbook does not store the value of a formula in column {column!r}")
+        )
     if isinstance(value, FaultyCell):
         return value
     if isinstance(value, bool):

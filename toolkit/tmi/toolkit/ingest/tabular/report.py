@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tmi.toolkit.cases.case import COHORT_FILE
+from tmi.toolkit.cases.case import COHORT_FILE, TABLE_REPORT_FILE
 from tmi.toolkit.ingest.tabular.row_faults import Fault
 from tmi.toolkit.storage.atomic_files import write_json, write_text
 from tmi.toolkit.storage.csv_files import csv_text
 from tmi.toolkit.storage.serialization import to_json
 
 SCHEMA = "tmi-import-report/1"
-REPORT_FILE = "import-report.json"
+REPORT_FILE = TABLE_REPORT_FILE
 REPORT_TABLE = "import-report.csv"
 
 RowOutcome = Literal["imported", "flawed", "refused", "excluded"]

@@ -26,13 +26,14 @@ from tmi.toolkit.ingest.tabular.cells import (
     Codes,
     DateCell,
     DecimalMark,
+    FaultyCell,
     cell_number,
     cell_text,
 )
 from tmi.toolkit.ingest.tabular.mapping import Mapping
 from tmi.toolkit.ingest.tabular.reader import Row, Table
 from tmi.toolkit.ingest.tabular.row_faults import Fault, RowExcludedError, RowRejectedError, attempt, rejected
-from tmi.toolkit.ingest.tabular.sources import UNLABELLED, Condition, DateSource, FieldSource, IdSource
+from tmi.toolkit.ingest.tabular.sources import UNLABELLED, Code, Condition, DateSource, FieldSource, IdSource
 from tmi.toolkit.storage.csv_files import plain_text
 
 MIXED_UNITS_HINT = " (if its column mixes two units, give the bound between them in the mapping: other_units)"
@@ -89,8 +90,12 @@ class RowReader:
         }
 
     def cell(self, row: Row, column: str) -> Cell | None:
-        """Return the cell of a mapped column; None if the value is missing."""
-        cell = row.cells[self._index[column]]
+        """Return the cell of a mapped column; None if the value is missing.
+
+        Raises:
+            RowRejectedError: row: the value of the cell cannot be used.
+        """
+        cell = _usable(row.cells[self._index[column]], column)
         return None if self.is_missing(column, cell) else cell
 
     def is_missing(self, column: str, cell: Cell) -> bool:
@@ -119,9 +124,10 @@ class RowReader:
         try:
             record = self._convert(row, case_id or "", faults)
         except RowExcludedError as error:
-            if not faults:  # a defect of the row takes precedence over a missing label
-                error.case_id = case_id
+            error.case_id = case_id
+            if not faults or error.stated:  # what the mapping leaves out need not be correct
                 raise
+            faults += error.faults
         if faults:
             raise rejected(faults, case_id=case_id)
         return record
@@ -136,7 +142,8 @@ class RowReader:
         values, set_missing = self._values(row, case_id, faults)
         blood = attempt(faults, lambda: self._date(row, mapping.blood_date))
         ct = attempt(faults, lambda: self._date(row, mapping.ct_date))
-        report = None if mapping.report is None else self.cell(row, mapping.report.column)
+        text_source = mapping.report
+        report = None if text_source is None else attempt(faults, lambda: self.cell(row, text_source.column))
         clinical: dict[str, Any] = {
             "patient_id": patient_id,
             "values": values,
@@ -160,7 +167,7 @@ class RowReader:
     def _id(self, row: Row, source: IdSource, kind: str) -> str:
         if source.column is None:
             return f"{source.prefix}{row.number}"
-        cell = row.cells[self._index[source.column]]
+        cell = _usable(row.cells[self._index[source.column]], source.column)
         text = source.prefix + cell_text(cell)
         if self.is_missing(source.column, cell):
             raise RowRejectedError("id", f"column {source.column!r} holds no {kind} id")
@@ -189,6 +196,8 @@ class RowReader:
         read, errors = read_all_values(Case(folder=Path(case_id), case_id=case_id), given, self._schema)
         for error in errors:
             hint = MIXED_UNITS_HINT if error.code == "clinical-unit-suspect" else ""
+            if error.code == "clinical-type":
+                hint = f" ({error.fix.removeprefix('write ')}; name other texts in the mapping: values)"
             faults.append(Fault(error.code, error.what.removeprefix(f"{CLINICAL_FILE}: ") + hint))
         # 12 digits keep the precision of the table and remove binary noise (14.5 * 17.104 gives 248.00799999999998).
         values: dict[str, Value] = {
@@ -223,7 +232,7 @@ class RowReader:
                 return OUTSIDE
         return number if number is None or unit is None else {"value": number, "unit": unit}
 
-    def _codes(self, codes: Iterable[Cell], decimal: DecimalMark | None = None) -> Codes:
+    def _codes(self, codes: Iterable[Code], decimal: DecimalMark | None = None) -> Codes:
         return _codes(tuple(codes), decimal or self._mapping.table.decimal)
 
     def _number(self, cell: Cell, column: str, decimal: DecimalMark | None = None, unit: str | None = None) -> float:
@@ -251,19 +260,14 @@ class RowReader:
         cell = None if source is None else self.cell(row, source.column)
         if source is None or cell is None:
             return None
-        text = cell_text(cell)
+        reason = f"no date of format {source.format}"
         try:
-            if re.match(r"\d{4}-\d{2}-\d{2}([ T]|$)", text):
-                return datetime.date.fromisoformat(text[:10])  # workbook dates arrive as ISO text
-            parts = [int(p) for p in re.fullmatch(r"(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})", text).groups()]  # type: ignore[union-attr]
-            year, month, day = (parts[i] for i in DATE_ORDER[source.format])
-            if year < 1000:
-                raise ValueError("two-digit year")
-            return datetime.date(year, month, day)
-        except (AttributeError, ValueError) as error:
-            raise RowRejectedError(
-                "date", f"column {source.column!r} holds no date of format {source.format}"
-            ) from error
+            return _read_date(cell_text(cell), source.format)
+        except _DateError as error:
+            reason = f"{error}, and {reason}"
+        except ValueError:
+            pass
+        raise RowRejectedError("date", f"column {source.column!r} holds {reason}")
 
     def _label(self, row: Row) -> str | None:
         source = self._mapping.label
@@ -318,16 +322,55 @@ class RowReader:
         files: dict[str, Path] = {}
         for use in ("ct", "mask", "radiomics"):
             column = getattr(images, use)
-            cell = None if column is None else self.cell(row, column)
+            cell = None if column is None else attempt(faults, partial(self.cell, row, column))
             if cell is not None:
                 path = self._base_folder / cell_text(cell)
                 if not path.exists():
                     faults.append(Fault(f"{use}-missing", f"the path in column {column!r} does not exist"))
                 files[use] = path
-        if "ct" not in files:
+        if "ct" not in files and self._is_readable(row, images.ct):
             faults.append(Fault("ct-missing", f"column {images.ct!r} names no CT"))
-        series = None if images.series is None else self.cell(row, images.series)
+        column = images.series
+        series = None if column is None else attempt(faults, partial(self.cell, row, column))
         return files, None if series is None else cell_text(series)
+
+    def _is_readable(self, row: Row, column: str) -> bool:
+        return not isinstance(row.cells[self._index[column]], FaultyCell)
+
+
+class _DateError(ValueError):
+    """A text is no date for a reason that can be named."""
+
+
+def _read_date(text: str, order: str) -> datetime.date:
+    """Return the date of a text; a time that follows it is left out.
+
+    Raises:
+        ValueError: it is no date. _DateError: why it is none.
+    """
+    if re.match(r"\d{4}-\d{2}-\d{2}([ T]|$)", text):
+        return datetime.date.fromisoformat(text[:10])  # workbook dates arrive as ISO text
+    if order == "iso" and re.fullmatch(r"\d{8}", text, re.ASCII):
+        return datetime.date.fromisoformat(text)
+    if cell_number(text, ".") is not None and "." not in text:
+        raise _DateError("a number that is not formatted as a date")
+    match = re.fullmatch(r"(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})( .*)?", text, re.ASCII)
+    if match is None:
+        raise ValueError
+    parts = [int(p) for p in match.groups()[:3]]
+    year, month, day = (parts[i] for i in DATE_ORDER[order])
+    if year < 100:
+        raise _DateError("a year of two digits")
+    if year < 1000:
+        raise ValueError
+    return datetime.date(year, month, day)
+
+
+def _usable(cell: Cell, column: str) -> Cell:
+    """Return a cell, unless its value cannot be used."""
+    if isinstance(cell, FaultyCell):
+        raise RowRejectedError("row", cell.why.format(column=column))
+    return cell
 
 
 def _is_case_name(text: str) -> bool:
@@ -356,5 +399,5 @@ def _changed_id(cell: Cell) -> str | None:
 
 
 @lru_cache
-def _codes(codes: tuple[Cell, ...], decimal: DecimalMark) -> Codes:
+def _codes(codes: tuple[Code, ...], decimal: DecimalMark) -> Codes:
     return Codes(codes, decimal)

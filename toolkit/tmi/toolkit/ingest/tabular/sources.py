@@ -12,6 +12,8 @@ from tmi.toolkit.errors import UsageError
 from tmi.toolkit.ingest.tabular.cells import Number, cell_number
 from tmi.toolkit.storage.csv_files import plain_text
 
+Code = str | float | bool
+"""Code of a mapping, with which cells are compared."""
 UNLABELLED = "the mapping gives this row no label"
 """Reason for excluding a row, where the mapping states none."""
 
@@ -45,7 +47,7 @@ def require(holds: bool, what: str, fix: str) -> None:
 class TableSpec:
     """Format of the table's cells."""
 
-    missing: tuple[str | float, ...] = ()
+    missing: tuple[Code, ...] = ()
     """Codes of a missing value, in addition to the empty cell."""
     decimal: Literal[".", ","] = "."
     """Decimal mark of numbers stored as text."""
@@ -103,7 +105,7 @@ class FieldSource:
     """Unit of the column; required for every number with a unit."""
     values: dict[str, str | float | None] = field(default_factory=dict)
     """Code -> value, for example `f: female`; null means missing. A choice accepts no other text."""
-    missing: tuple[str | float, ...] = ()
+    missing: tuple[Code, ...] = ()
     """Codes of a missing value in this column, in addition to those of the table."""
     decimal: Literal[".", ","] | None = None
     """Decimal mark of this column; None uses that of the table."""
@@ -160,9 +162,9 @@ class Condition:
 
     column: str
     """Column."""
-    one_of: tuple[str | float, ...] | None = None
+    one_of: tuple[Code, ...] | None = None
     """The cell equals one of these codes."""
-    not_one_of: tuple[str | float, ...] | None = None
+    not_one_of: tuple[Code, ...] | None = None
     """The cell equals none of these codes."""
     above: float | None = None
     """The number in the cell is greater."""
