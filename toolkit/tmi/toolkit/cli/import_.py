@@ -91,8 +91,13 @@ def import_(
     for option, given in (("--resume", resume), ("--accept-losses", accept_losses)):
         if given:
             raise UsageError(f"{option} needs --table", fix=f"omit {option}")
+    from tmi.toolkit.clinical.schema import find_schema
+    from tmi.toolkit.config.project import load_project
     from tmi.toolkit.ingest.case_importer import import_case
 
+    schema, note = find_schema(None, load_project().schema_file, [out])
+    if note is not None:
+        echo(note, err=True)
     try:
         imported = import_case(
             out,
@@ -105,6 +110,7 @@ def import_(
             radiomics=radiomics,
             patient_id=patient_id,
             fixes=[code.strip() for codes in fix or () for code in codes.split(",")],
+            schema=schema,
             force=force,
         )
     except InputRejectedError as error:
