@@ -6,6 +6,7 @@ No other module calls `typer.echo`, `print` or `rich.console.Console`, or writes
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from functools import cache
@@ -18,6 +19,11 @@ from tmi.toolkit.storage.terminal_text import printable, printable_json
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+PIPED_WIDTH = 140
+"""Columns of tables in a file or a pipe."""
+DUMB = ("dumb", "unknown")
+"""Values of `TERM` for a terminal without control sequences, as in rich."""
 
 
 def echo(*lines: str, err: bool = False, level: int = logging.INFO, **fields: Any) -> None:
@@ -41,9 +47,29 @@ def echo_json(text: str) -> None:
 
 
 def make_console(*, stderr: bool = False, **options: Any) -> Console:
-    """A rich console that cleans every text that it renders; its own control sequences and styles stay."""
+    """A rich console that cleans every text that it renders; its own control sequences and styles stay.
+
+    Its width is `COLUMNS` if that is set, else the width of the terminal, else `PIPED_WIDTH`. `NO_COLOR` and
+    `TERM=dumb` are honoured by rich.
+    """
+    dumb = os.environ.get("TERM", "").lower() in DUMB
+    options.setdefault("width", _width(options.get("file") or (sys.stderr if stderr else sys.stdout), fixed=dumb))
+    if dumb:
+        options.setdefault("height", 25)  # without a height rich takes 80 columns
     console: Console = _console_class()(stderr=stderr, **options)
     return console
+
+
+def _width(stream: Any, *, fixed: bool) -> int | None:
+    """Width of a stream; None for a terminal, whose width rich follows, if it is not `fixed`."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) > 0:
+        return int(columns)
+    try:
+        width = os.get_terminal_size(stream.fileno()).columns or 80  # a pseudo-terminal may report 0
+    except (AttributeError, ValueError, OSError):  # no terminal
+        return PIPED_WIDTH
+    return width if fixed else None
 
 
 @cache

@@ -191,6 +191,7 @@ def _declare(
     """Carry the declarations of the options."""
 
 
+@cache
 def log_options() -> list[Any]:
     """Options `--quiet`, `--verbose` and `--log-json`, to be added to the parameters of a command or group."""
     declared = typer.Typer(add_completion=False)
