@@ -166,12 +166,12 @@ PUBLIC_NAMES = {
         FEATURES_BYTES FEATURE_TABLE_BYTES FileTooLargeError IMAGE_BYTES JOURNAL_BYTES LOCK_FILE
         NotFiniteError NotRegularFileError RECORD_BYTES SETTINGS_BYTES SPACE_ERRORS TABLE_BYTES
         TIMING_CACHE_BYTES WEIGHTS_BYTES YAML_BYTES cache_root canonical_json closed_on_error
-        csv_dicts csv_records csv_rows csv_rows_of_lines csv_text digest find_delimiter follow_umask
-        foreign_format from_json is_access_error is_unicode open_locked open_private open_regular
-        output_lock parse_json parse_toml parse_yaml plain_text printable printable_json read_bytes
-        read_document read_json read_text regular_file require_absent require_bounded sha256_bytes
-        sha256_file sha256_json staged_folder to_json unescape_cell write_json write_private
-        write_text
+        csv_dicts csv_records csv_rows csv_rows_of_lines csv_text digest file_kind find_delimiter
+        follow_umask foreign_format from_json is_access_error is_packed is_unicode open_locked
+        open_private open_regular output_lock parse_json parse_toml parse_yaml plain_text printable
+        printable_json read_bytes read_document read_json read_text regular_file require_absent
+        require_bounded sha256_bytes sha256_file sha256_json staged_folder to_json unescape_cell
+        write_json write_private write_text
     """,
     "tmi.toolkit.synthetic": """
         Grid SYNTHETIC_NOTICE TRUTH_FILE disease_signs is_synthetic make_cohort modality_subsets

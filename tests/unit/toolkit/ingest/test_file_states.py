@@ -14,7 +14,7 @@ import pytest
 from pydicom.encaps import encapsulate
 
 from factories.cases import write_case, write_cohort
-from factories.dicom_series import SeriesSpec, liver_masks, make_slices, write_seg, write_series
+from factories.dicom_series import SeriesSpec, liver_masks, make_slices, write_seg, write_series, write_slices
 from factories.tmi_command import tmi
 from tmi.toolkit.cases.case import Case, open_cohort
 from tmi.toolkit.errors import InputRejectedError, UsageError
@@ -227,3 +227,87 @@ def test_case_id_that_no_file_system_takes(tmp_path):
     assert len(refused) == 2
     assert all("the case id in column 'id' has more than 200 bytes [id]" in line for line in refused)
     assert (tmp_path / "cohort" / "P3" / "clinical.json").exists()
+
+
+KINDS = {
+    "a PDF document": b"%PDF-1.7\n" + bytes(range(256)),
+    "a PNG picture": b"\x89PNG\r\n\x1a\n" + bytes(300),
+    "a ZIP archive": b"PK\x03\x04" + bytes(300),
+    "compressed with gzip": gzip.compress(b"DICM" * 100),
+    "a page of HTML or XML": b"<!DOCTYPE html><html>404</html>",
+    "empty": b"",
+    "text": b"no image\n" * 40,
+}
+"""Kind of a file -> its content."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_file_named_as_dicom_is_what_it_holds(tmp_path, kind):
+    """A file of another format that is named .dcm is not damaged; beside slices it still rejects the series."""
+    write_series(tmp_path / "ct")
+    (tmp_path / "ct" / "zz.dcm").write_bytes(KINDS[kind])
+    for path in (tmp_path / "ct", tmp_path / "ct" / "zz.dcm"):
+        with pytest.raises(InputRejectedError) as error:
+            import_case(tmp_path / "out", ct=path)
+        assert kind in str(error.value)
+        assert "damaged" not in str(error.value)
+        assert kind == "empty" or "damaged" not in error.value.fix
+        assert "zz" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["{}.dcm.gz", "{}.gz", "{}"])
+def test_packed_slices_are_named(tmp_path, name):
+    """Slices that are compressed one by one are no folder without DICOM; beside others they are not left out."""
+    write_series(tmp_path / "ct")
+    (tmp_path / "packed").mkdir()
+    for path in (tmp_path / "ct").iterdir():
+        (tmp_path / "packed" / name.format(path.name.split(".")[0])).write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(InputRejectedError, match="compressed with gzip") as error:
+        import_case(tmp_path / "out", ct=tmp_path / "packed")
+    assert "unpack" in error.value.fix
+
+
+def test_one_packed_slice_is_not_left_out(tmp_path):
+    """A compressed slice beside the others would be a missing slice at the end of the series."""
+    write_series(tmp_path / "ct")
+    last = max((tmp_path / "ct").iterdir())
+    (tmp_path / "ct" / f"{last.name}.dcm.gz").write_bytes(gzip.compress(last.read_bytes()))
+    last.unlink()
+    with pytest.raises(InputRejectedError, match="is named as DICOM, but is compressed with gzip"):
+        import_case(tmp_path / "out", ct=tmp_path / "ct")
+
+
+def test_slices_without_pixels_are_not_damaged(tmp_path):
+    """A header without pixels is named as such."""
+    slices = make_slices()
+    for data in slices:
+        del data.PixelData
+    with pytest.raises(InputRejectedError, match="has a header without pixels") as error:
+        import_case(tmp_path / "out", ct=write_slices(tmp_path / "ct", slices))
+    assert "damaged" not in error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("ct.nii.gz", b"%PDF-1.7\n" + bytes(300), "it is no NIfTI file: it is a PDF document"),
+        ("ct.nii.gz", b"PK\x03\x04" + bytes(300), "it is no NIfTI file: it is a ZIP archive"),
+        ("ct.nii", gzip.compress(bytes(2000)), "it is no NIfTI file: it is compressed"),
+        ("ct.nii", bytes(128) + b"DICM" + bytes(300), "it is no NIfTI file: it is a DICOM file"),
+    ],
+)
+@pytest.mark.parametrize("use", ["ct", "mask"])
+def test_file_named_as_nifti_is_what_it_holds(tmp_path, name, content, what, use):
+    """The kind of a file is named for CT and mask."""
+    good = write_case(tmp_path / "P1") / "ct.nii.gz"
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputRejectedError, match=what):
+        import_case(tmp_path / "out", ct=good if use == "mask" else tmp_path / name, mask=tmp_path / name)
+
+
+def test_workbook_as_features_is_named(tmp_path):
+    """A workbook in place of radiomics.csv is no faulty CSV."""
+    (tmp_path / "radiomics.csv").write_bytes(b"PK\x03\x04" + b"xl/workbook.xml" * 30)
+    with pytest.raises(InputRejectedError, match="is an Excel workbook or another ZIP archive") as error:
+        import_case(tmp_path / "out", ct=None, radiomics=tmp_path / "radiomics.csv")
+    assert error.value.code == "radiomics-unreadable"

@@ -37,6 +37,7 @@ from tmi.toolkit.storage.bounded_files import (
     open_regular,
     regular_file,
 )
+from tmi.toolkit.storage.file_kinds import file_kind, is_packed
 
 MAX_VOXELS = 512 * 512 * 1536
 """A header that declares more voxels is rejected. A voxel takes up to four bytes in memory."""
@@ -204,7 +205,8 @@ def open_nifti(path: Path, *, case_id: str, kind: str, name: str | None = None) 
             f"{name} cannot be read: {error.strerror}", "give a NIfTI file (.nii.gz)", f"{kind}-unreadable", case_id
         ) from error
     except OtherFormatError as error:
-        raise unreadable_error(name, case_id, kind, what="is no NIfTI file", fix=str(error)) from error
+        what, fix = _other_format(path, str(error))
+        raise unreadable_error(name, case_id, kind, what=what, fix=fix) from error
     except NIFTI_READ_ERRORS as error:
         raise unreadable_error(name, case_id, kind, cause=error) from error
     # dim[0] is the number of axes, dim[1:] their sizes
@@ -268,6 +270,17 @@ def _header(path: Path) -> tuple[Any, int]:
     if len(data) < HEADERS[0][0] and (not data or data[:4] in (b"\x5c\1\0\0", b"\0\0\1\x5c")):
         raise EOFError
     raise OtherFormatError("give a NIfTI file (.nii.gz); a name alone does not make one")
+
+
+def _other_format(path: Path, fix: str) -> tuple[str, str]:
+    """Return what a file is that is no NIfTI file, as the predicate of `it`, and its fix; `fix` if it is not known."""
+    kind = file_kind(path)
+    is_gzip = kind == "compressed with gzip"
+    if kind in (None, "text", "a NIfTI file", "a NIfTI header") or (is_gzip and path.suffix.lower() == ".gz"):
+        return "is no NIfTI file", fix
+    if is_gzip:
+        return "is no NIfTI file: it is compressed", "name it .nii.gz"
+    return f"is no NIfTI file: it is {kind}", "unpack it" if is_packed(kind) else "give a NIfTI file (.nii.gz)"
 
 
 def _unit(header: Any) -> str:

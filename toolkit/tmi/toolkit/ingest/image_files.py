@@ -28,6 +28,7 @@ from tmi.toolkit.ingest.metaimage import read_metaimage_header
 from tmi.toolkit.ingest.nrrd import read_nrrd_header
 from tmi.toolkit.ingest.voxel_data import HeaderError, read_voxels
 from tmi.toolkit.storage.bounded_files import is_access_error
+from tmi.toolkit.storage.file_kinds import file_kind
 from tmi.toolkit.storage.hashing import sha256_file
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
@@ -100,8 +101,14 @@ def unknown_format_error(path: Path, *, kind: str, case_id: str) -> InputRejecte
     """
     suffix = next((s for s in OTHER_FORMATS if path.name.lower().endswith(s)), "")
     name = f"the {'CT' if kind == 'ct' else 'mask'} file" + (f" ({suffix})" if suffix else "")
+    try:
+        content = file_kind(path)
+    except OSError as error:
+        return access_error(name, error, case_id)
     return InputRejectedError(
-        f"{name} is of a format that is not read",
+        f"{name} is {content}"
+        if content == "empty"
+        else f"{name} is of a format that is not read" + (f": it is {content}" if content else ""),
         code="dicom-not-ct" if kind == "ct" else "mask-unreadable",
         case_id=case_id,
         fix=f"{OTHER_FORMATS[suffix]}; formats that are read: " + FORMATS + " and DICOM"

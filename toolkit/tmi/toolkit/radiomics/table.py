@@ -20,6 +20,7 @@ from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.storage.atomic_files import write_text
 from tmi.toolkit.storage.bounded_files import FEATURES_BYTES, is_access_error, read_text
 from tmi.toolkit.storage.csv_files import csv_rows, csv_text, find_delimiter
+from tmi.toolkit.storage.table_formats import foreign_format
 
 MISSING_CELLS = frozenset({"", "nan", "na", "n/a", "null", "none"})
 """Spellings of a missing value, in lower case."""
@@ -36,6 +37,10 @@ def read_rows(path: Path, *, case_id: str) -> list[list[str]]:
         InputRejectedError: `radiomics-missing`, `radiomics-unreadable` or `case-unreadable`.
     """
     try:
+        if (foreign := foreign_format(path)) is not None:
+            raise _input_error(
+                f"{path.name} is {foreign[0]}, which is not read", foreign[1], case_id, "radiomics-unreadable"
+            )
         text = read_text(path, max_bytes=FEATURES_BYTES)
         return [row for row in csv_rows(text, delimiter=find_delimiter(text, ())) if row]
     except FileNotFoundError as error:

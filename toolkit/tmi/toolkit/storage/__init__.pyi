@@ -43,6 +43,8 @@ from .documents import parse_json as parse_json
 from .documents import parse_toml as parse_toml
 from .documents import parse_yaml as parse_yaml
 from .documents import read_document as read_document
+from .file_kinds import file_kind as file_kind
+from .file_kinds import is_packed as is_packed
 from .file_lock import closed_on_error as closed_on_error
 from .file_lock import open_locked as open_locked
 from .hashing import canonical_json as canonical_json

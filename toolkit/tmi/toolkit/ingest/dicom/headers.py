@@ -27,6 +27,7 @@ from tmi.toolkit.cases.case import access_error
 from tmi.toolkit.compute.silence import quiet
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.storage.bounded_files import is_access_error, open_regular
+from tmi.toolkit.storage.file_kinds import file_kind, is_packed
 
 READ_ERRORS = (
     OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError,
@@ -243,6 +244,26 @@ def unreadable_file_error(number: int, case_id: str, *, cause: BaseException | N
         code="dicom-unreadable",
         case_id=case_id,
         fix="copy the series again from the archive: the file is truncated or damaged",
+    )
+
+
+def other_file_error(path: Path, number: int, case_id: str) -> InputRejectedError:
+    """Return the error for a file whose name ends in a suffix of DICOM, but whose content is no DICOM.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    kind = file_kind(path)
+    if kind is None or kind == "empty":
+        error = unreadable_file_error(number, case_id)
+        what = error.what if kind is None else f"DICOM file {number} (in sorted path order) is empty"
+        return InputRejectedError(what, code=error.code, case_id=case_id, fix=error.fix)
+    fix = "unpack it" if is_packed(kind) else "remove it from the folder if it is no slice, else export it again"
+    return InputRejectedError(
+        f"file {number} (in sorted path order) is named as DICOM, but is {kind}",
+        code="dicom-unreadable",
+        case_id=case_id,
+        fix=fix,
     )
 
 

@@ -35,6 +35,8 @@ def decode_hu(header: SliceHeader, *, case_id: str) -> tuple[NDArray[np.generic]
     try:
         with quiet():
             data = open_dicom(header.path)
+            if "PixelData" not in data:
+                raise _no_pixels_error(header, case_id)
             if UID(header.syntax) in JPEGTransferSyntaxes:
                 stored = _jpeg_pixels(data, header)
             elif is_decodable(header.syntax):
@@ -157,6 +159,15 @@ def _require_jpeg_2000_size(start: bytes, shape: tuple[int, int]) -> None:
     width, height, left, top = struct.unpack_from(">4I", start, at + 8)
     if (height - top, width - left) != shape:
         raise ValueError("codestream size differs from rows and columns")
+
+
+def _no_pixels_error(header: SliceHeader, case_id: str) -> InputRejectedError:
+    return InputRejectedError(
+        f"DICOM file {header.number} (in sorted path order) has a header without pixels",
+        code="dicom-unreadable",
+        case_id=case_id,
+        fix="export the series again, with its pixels",
+    )
 
 
 def _unsupported_syntax_error(header: SliceHeader, case_id: str) -> InputRejectedError:

@@ -7,6 +7,7 @@ default the only CT series is selected, or the only original one of several; oth
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,15 @@ from tmi.toolkit.ingest.dicom.headers import (
     READ_ERRORS,
     SliceHeader,
     is_dicom_file,
+    other_file_error,
     read_header,
     unreadable_file_error,
 )
 from tmi.toolkit.ingest.image_files import is_image_file
+from tmi.toolkit.storage.file_kinds import file_kind, is_packed
 
+DICOM_NAME = re.compile(r"\.(dcm|dicom)(\.(gz|bz2|xz|zst|zip|7z))?$", re.IGNORECASE)
+"""Ending of the name of a DICOM file, compressed or not."""
 MAX_FILES = 50_000
 """Limit on the number of files; an export of one examination has fewer."""
 
@@ -84,8 +89,8 @@ def scan_folder(path: Path, *, case_id: str) -> DicomFolder:
     for number, file in enumerate(files, start=1):
         try:
             if not is_dicom_file(file):
-                if file.suffix.lower() in (".dcm", ".dicom"):
-                    raise unreadable_file_error(number, case_id)
+                if DICOM_NAME.search(file.name):
+                    raise other_file_error(file, number, case_id)
                 non_dicom += 1
                 continue
             header = read_header(file, number)
@@ -103,8 +108,21 @@ def scan_folder(path: Path, *, case_id: str) -> DicomFolder:
             case_id=case_id,
         )
     if not headers:
-        raise _not_ct_error("no DICOM file found", case_id)
+        raise _no_dicom_error(files, case_id)
     return DicomFolder(series=_group_into_series(headers), non_dicom=non_dicom)
+
+
+def _no_dicom_error(files: list[Path], case_id: str) -> InputRejectedError:
+    """Return the error for files of which none is DICOM; archives among them are named."""
+    try:
+        packed = [kind for file in files if is_packed(kind := file_kind(file))]
+    except OSError as error:
+        return access_error("a file of the series", error, case_id)
+    if not packed:
+        return _not_ct_error("no DICOM file found", case_id)
+    noun = "file" if len(packed) == 1 else "files"
+    what = f"no DICOM file found, but {len(packed)} packed {noun}, of which the first is {packed[0]}"
+    return InputRejectedError(what, fix="unpack the series", code="dicom-not-ct", case_id=case_id)
 
 
 def list_files(path: Path, case_id: str) -> list[Path]:
