@@ -18,6 +18,7 @@ from factories.tmi_command import tmi
 from tmi.toolkit.config.presets import paper, tiny
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UnavailableError, UsageError
+from tmi.training.loop import lightning_module
 from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.loop.lightning_module import FoldModule
 from tmi.training.loop.memory_estimate import estimate_memory
@@ -34,14 +35,20 @@ def set_train(config: Config, **more: object) -> Config:
     return replace(config, train=replace(config.train, **more))
 
 
-def test_checkpointing_keeps_weights_bit_identical(config, tmp_path):
-    """Activation checkpointing changes neither weights nor BatchNorm statistics."""
+def test_checkpointing_keeps_weights_bit_identical(config, tmp_path, monkeypatch):
+    """Activation checkpointing, set or chosen for the machine, changes neither weights nor BatchNorm statistics."""
+    used = []
+    checkpoint = lightning_module.checkpoint_activations
+    monkeypatch.setattr(lightning_module, "checkpoint_activations", lambda net: used.append(1) or checkpoint(net))
     expected = load_file(train_small(tmp_path / "without", make_arrays(), config).model)
-    with_checkpointing = set_train(config, activation_checkpointing=True)
-    checkpointed = load_file(train_small(tmp_path / "with", make_arrays(), with_checkpointing).model)
-    assert expected.keys() == checkpointed.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(tensor, checkpointed[name]), name
+    set_in_config = train_small(tmp_path / "with", make_arrays(), set_train(config, activation_checkpointing=True))
+    chosen = HardwareConfig(accelerator="cpu", checkpointing=True)
+    for files in (set_in_config, train_small(tmp_path / "chosen", make_arrays(), config, hardware=chosen)):
+        checkpointed = load_file(files.model)
+        assert expected.keys() == checkpointed.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(tensor, checkpointed[name]), name
+    assert len(used) == 2
 
 
 def test_bfloat16_training_keeps_float32_weights(config, tmp_path):

@@ -25,6 +25,7 @@ from tmi.training.cli.options import (
     Freeze,
     MaskLabel,
     NoCache,
+    NoMemoryCheck,
     ParallelFolds,
     Precision,
     Preset,
@@ -34,6 +35,7 @@ from tmi.training.cli.options import (
     Vocab,
     cohort_schema,
     configure,
+    memory_mode,
     print_initialization,
     read_given_vocabulary,
     resolve_initialization,
@@ -71,6 +73,7 @@ def compare(
     devices: Devices = 1,
     parallel_folds: ParallelFolds = 1,
     no_cache: NoCache = False,
+    no_memory_check: NoMemoryCheck = False,
 ) -> None:
     """Train the models of the paper's tables on the same folds and write the tables beside the paper's numbers.
 
@@ -107,7 +110,10 @@ def compare(
     if text_weights is not None:
         _require_matching_pretraining(plan, text_weights)
     hardware = HardwareConfig(
-        accelerator=resolve_accelerator(accelerator), devices=devices, parallel_folds=parallel_folds
+        accelerator=resolve_accelerator(accelerator),
+        devices=devices,
+        parallel_folds=parallel_folds,
+        memory=memory_mode(settings or [], unchecked=no_memory_check),
     )
     hardware.check(config)
     echo(f"{len(plan.runs)} runs of {config.train.folds} folds in {out}", err=True)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -54,6 +54,9 @@ Devices = Annotated[int, typer.Option("--devices", help="Devices of this machine
 ParallelFolds = Annotated[
     int, typer.Option("--parallel-folds", help="Folds trained at the same time, each on one device.")
 ]
+NoMemoryCheck = Annotated[
+    bool, typer.Option("--no-memory-check", help="Train even if the machine has less memory than --plan computes.")
+]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Prepare every case again and cache nothing.")]
 
 
@@ -94,6 +97,12 @@ def configure(
     if epochs is not None:
         config = replace(config, train=replace(config.train, epochs=epochs))
     return override(config, settings)
+
+
+def memory_mode(settings: list[str], *, unchecked: bool) -> Literal["fit", "as-set", "unchecked"]:
+    """Value of `HardwareConfig.memory`; a given setting of activation checkpointing is never replaced."""
+    given = any(s.partition("=")[0].strip() == "train.activation_checkpointing" for s in settings)
+    return "unchecked" if unchecked else "as-set" if given else "fit"
 
 
 def _as_settings(freeze: str | None, precision: str | None) -> list[str]:

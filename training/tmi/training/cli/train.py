@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,7 +14,7 @@ from tmi.toolkit.cli.console import echo, make_console
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.config.project import Project, load_project, new_run_folder
 from tmi.toolkit.config.schema import Config
-from tmi.toolkit.errors import ExitCode, UsageError
+from tmi.toolkit.errors import ExitCode, UnavailableError, UsageError
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder, is_unstarted
 from tmi.toolkit.storage.atomic_files import require_absent
 from tmi.toolkit.storage.outputs import output_lock
@@ -29,6 +29,7 @@ from tmi.training.cli.options import (
     Freeze,
     MaskLabel,
     NoCache,
+    NoMemoryCheck,
     ParallelFolds,
     Precision,
     Preset,
@@ -38,11 +39,13 @@ from tmi.training.cli.options import (
     Vocab,
     cohort_schema,
     configure,
+    memory_mode,
     print_initialization,
     read_given_vocabulary,
     resolve_initialization,
 )
 from tmi.training.loop.hardware import HardwareConfig, resolve_accelerator
+from tmi.training.loop.memory_fit import fit_memory
 from tmi.training.systems.registry import system_spec
 
 if TYPE_CHECKING:
@@ -77,6 +80,7 @@ def train(
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print the memory that a step needs; train nothing.")] = False,
     no_cache: NoCache = False,
+    no_memory_check: NoMemoryCheck = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
 ) -> None:
@@ -100,8 +104,9 @@ def train(
     config, initialization = resolve_initialization(
         config, settings or [], ct=ct_weights, text=text_weights, vocab=vocab, schema=fields
     )
+    memory = memory_mode(settings or [], unchecked=no_memory_check)
     if plan:
-        _print_memory_estimate(config, devices * nodes, accelerator)
+        _print_memory_estimate(config, devices, nodes, accelerator, parallel_folds, memory)
         return
     target = _run_folder(project, out, name or preset_name, resume=resume)
     for value, given, what in ((folder, cohort, "cohort"), (target, out, "run"), (preset_name, preset, "preset")):
@@ -109,8 +114,10 @@ def train(
             echo(f"{what}: {value} (assumed)", err=True)
     data = open_cohort(folder, mask_label=parse_mask_label(mask_label))
     hardware = HardwareConfig(accelerator=resolve_accelerator(accelerator), devices=devices, nodes=nodes,
-                      parallel_folds=parallel_folds, track=tuple(track or ()))  # fmt: skip
+                      parallel_folds=parallel_folds, track=tuple(track or ()), memory=memory)  # fmt: skip
     hardware.check(config)
+    if not resume:  # before an existing run is removed; cross_validate compares again and reports
+        fit_memory(config, hardware, cases=len(data.cases))
     # node 0 alone creates the run; the others write folds into it
     with nullcontext() if hardware.node_rank else output_lock(target, kind="run"):
         if resume and is_unstarted(target):
@@ -150,14 +157,34 @@ def _require_same_options(
     require_same_options(run, data, config, schema, tokenizer=tokenizer, initial=initial, vocabulary=vocabulary)
 
 
-def _print_memory_estimate(config: Config, devices: int, accelerator: str) -> None:
-    """Print the estimate for a GPU, or for a CPU if `accelerator` is `cpu`."""
+def _print_memory_estimate(
+    config: Config,
+    devices: int,
+    nodes: int,
+    accelerator: str,
+    parallel_folds: int,
+    memory: Literal["fit", "as-set", "unchecked"],
+) -> None:
+    """Print the estimate for a GPU, or for a CPU if `accelerator` is `cpu`, and whether this machine has the memory."""
     if system_spec(config.system.name).backend == "sklearn":
         echo(f"{config.system.name} has no network: it needs only the memory of its feature table")
         return
     from tmi.training.loop.memory_estimate import estimate_memory
 
-    echo(*estimate_memory(config, devices=devices, accelerator=accelerator).summary().splitlines())
+    echo(*estimate_memory(config, devices=devices * nodes, accelerator=accelerator).summary().splitlines())
+    try:
+        here = resolve_accelerator(accelerator)
+    except UnavailableError:  # planned for another machine
+        return
+    hardware = HardwareConfig(accelerator=here, devices=devices, nodes=nodes, parallel_folds=parallel_folds,
+                              memory=memory)  # fmt: skip
+    try:
+        fit = fit_memory(config, hardware)
+    except UnavailableError as error:
+        echo(f"on this machine ({here}): {error}", f"  fix: {error.fix}")
+    else:
+        if fit is not None:
+            echo(f"on this machine ({here}): {fit.summary()}")
 
 
 def _run_folder(project: Project, out: Path | None, name: str, *, resume: bool) -> Path:

@@ -18,6 +18,7 @@ from tmi.training.comparison.plan import Plan, PlannedRun
 from tmi.training.data.dataset import fingerprint
 from tmi.training.loop.cross_validation import TrainingCallbacks, cross_validate, require_same_initial_weights
 from tmi.training.loop.hardware import HardwareConfig
+from tmi.training.loop.memory_fit import fit_memory
 
 if TYPE_CHECKING:
     from tmi.training.pretrained.initial_weights import InitialWeights  # torch
@@ -77,12 +78,17 @@ def train_all(
     Raises:
         UsageError: an existing run was started with other options or on another cohort; nothing was trained.
         DamagedError: an existing run was changed after training; nothing was trained.
+        UnavailableError: the machine has too little memory for a run of the plan; nothing was trained.
         KeyboardInterrupt: Ctrl-C; the same call continues.
     """
     cohort_fingerprint = fingerprint(cohort)
     starts = {p.key: None if initial is None else initial.subset(p.weights) for p in plan.runs}
     # every existing run is checked before the first one is trained
     existing_runs = {p.key: _existing_run(p, out / RUNS / p.key, cohort_fingerprint, starts[p.key]) for p in plan.runs}
+    for planned in plan.runs:  # before hours of other runs
+        existing = existing_runs[planned.key]
+        if existing is None or not existing.finished:
+            fit_memory(planned.config, hardware, cases=len(cohort.cases))
     runs: dict[str, RunFolder] = {}
     failed: dict[str, str] = {}
     rejected: tuple[InputRejectedError, ...] = ()

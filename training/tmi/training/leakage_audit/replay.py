@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tmi.training.leakage_audit.run_checks import AuditResult
 from tmi.training.loop.fold_training import train_fold
 from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.loop.machine import machine_differences, machine_facts, recorded_machines
+from tmi.training.loop.memory_fit import fit_memory
 from tmi.training.pretrained.initial_weights import InitialWeights, prepare_initialization
 
 CHECK = "replay"
@@ -102,6 +104,7 @@ def replay_fold(
 
     Raises:
         DamagedError: this version of the package renders the clinical text differently.
+        UnavailableError: the machine has too little memory to train the fold.
     """
     require_rendering(run.config.clinical.rendering, run.rendering_version, kind="run")
     files = run.fold(split.fold)
@@ -110,6 +113,8 @@ def replay_fold(
     if hardware is None:
         detail = "the fold was trained on several nodes, or on a GPU that this machine does not have"
         return AuditResult(check=CHECK, status="not checked", detail=detail, fold=split.fold)
+    memory = fit_memory(run.config, hardware)  # the weights do not depend on what it chooses
+    hardware = replace(hardware, checkpointing=memory is not None and memory.checkpointing)
     again = FoldFolder.of(scratch, split.fold)
     again.folder.mkdir(parents=True, exist_ok=True)
     with _threads(machines):

@@ -13,3 +13,4 @@ from .machine import machine_facts as machine_facts
 from .machine import recorded_machines as recorded_machines
 from .memory_estimate import estimate_memory as estimate_memory
 from .memory_estimate import set_vector_norms_eval as set_vector_norms_eval
+from .memory_fit import fit_memory as fit_memory

@@ -6,7 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,6 +29,7 @@ from tmi.training.data.splits import make_folds
 from tmi.training.evaluation.summary import write_summary
 from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.loop.machine import RECORDED_PACKAGES
+from tmi.training.loop.memory_fit import MemoryFit, fit_memory, record_memory
 from tmi.training.pretrained.origin import vocabulary_record
 
 if TYPE_CHECKING:
@@ -110,17 +111,32 @@ def cross_validate(
         InputRejectedError: every case was rejected.
         KeyboardInterrupt: Ctrl-C; the run can be resumed.
         DamagedError: the run to resume is damaged.
-        UnavailableError: devices, memory or the disk are too small.
+        UnavailableError: devices, memory or the disk are too small; memory is compared with the estimate of a training
+            step before any case is prepared.
     """
     hardware = hardware or HardwareConfig(accelerator=accelerator)
     hardware.check(config)
+    memory = fit_memory(config, hardware, cases=len(cohort.cases))
+    hardware = replace(hardware, checkpointing=memory is not None and memory.checkpointing)
     _require_tokenizer(config, tokenizer)
     vocabulary = _vocabulary_record(tokenizer, vocabulary)
     # Node 0 alone creates, checks and finishes the run folder; the others write folds into it.
     with nullcontext() if hardware.node_rank else output_lock(out, kind="run"):
         resume = resume and not is_unstarted(out)
         return _cross_validate(
-            cohort, config, out, schema, tokenizer, callbacks, resume, name, cache, initial, hardware, vocabulary
+            cohort,
+            config,
+            out,
+            schema,
+            tokenizer,
+            callbacks,
+            resume,
+            name,
+            cache,
+            initial,
+            hardware,
+            vocabulary,
+            memory,
         )
 
 
@@ -137,6 +153,7 @@ def _cross_validate(
     initial: InitialWeights | None,
     hardware: HardwareConfig,
     vocabulary: Mapping[str, Any],
+    memory: MemoryFit | None,
 ) -> RunResult:
     from tmi.training.data.truncated_texts import text_truncation  # torch
 
@@ -147,6 +164,8 @@ def _cross_validate(
         run = _open_for_resume(out, config, schema, cohort_fingerprint)
         require_same_initial_weights(run, initial)
         _require_same_vocabulary(run, vocabulary)
+    if memory is not None and memory.checkpointing:
+        callbacks.on_warning(memory.summary())
     try:
         progress = callbacks.on_preparation_start(len(cohort.cases))
         arrays = prepare_cohort(cohort, config, schema, store=scratch / "ct.npy", cache=cache, progress=progress)
@@ -170,6 +189,8 @@ def _cross_validate(
             raise UsageError(f"run {out} was started with a different set of cases", fix="train a new run")
         if (warning := text_truncation(arrays, run.folds, config, tokenizer)) is not None:
             callbacks.on_warning(warning)
+        if memory is not None:
+            record_memory(run, memory)
         pending = [split for split in run.folds if not run.fold(split.fold).done]
         _train_folds(pending, arrays, config, out, tokenizer, callbacks, initial, hardware)
     finally:

@@ -31,6 +31,7 @@ from tmi.training.loop.lightning_module import FoldModule
 from tmi.training.loop.lightning_trainer import make_trainer
 from tmi.training.loop.machine import record_machine
 from tmi.training.loop.memory_estimate import GIB, estimate_memory, is_out_of_memory
+from tmi.training.loop.memory_fit import effective_config
 from tmi.training.loop.tracking import loggers
 from tmi.training.pretrained.initial_weights import InitialWeights
 from tmi.training.systems.factory import encoders
@@ -139,7 +140,7 @@ def _fit(
     features: FrozenFeatures | None,
 ) -> None:
     """Train to the last epoch in this process, which may be one of several ranks."""
-    module = FoldModule(config, fold=data.split.fold)
+    module = FoldModule(config, fold=data.split.fold, checkpointing=hardware.checkpointing)
     if initial is not None:
         initial.load_into(module.network)
     with _quiet(), _out_of_memory_as_error(config, hardware, data.split.fold):
@@ -207,6 +208,7 @@ def _out_of_memory_as_error(config: Config, hardware: HardwareConfig, fold: int)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        config = effective_config(config, hardware)
         estimate = estimate_memory(config, devices=hardware.world_size, accelerator=hardware.accelerator)
         raise UnavailableError(
             f"fold {fold}: the {hardware.accelerator}'s memory is too small for a training step, which needs about "

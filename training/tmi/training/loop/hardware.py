@@ -28,6 +28,11 @@ class HardwareConfig:
     """Folds trained at the same time, each in one process on one device."""
     track: tuple[str, ...] = ()
     """Experiment trackers that log every epoch, in addition to history.csv."""
+    memory: Literal["fit", "as-set", "unchecked"] = "fit"
+    """What is done about a training that needs more memory than there is: `fit` chooses activation checkpointing if it
+    then fits, and rejects the training otherwise; `as-set` rejects it; `unchecked` compares nothing."""
+    checkpointing: bool = False
+    """Whether activation checkpointing was chosen for this machine's memory; it does not change the weights."""
 
     @property
     def world_size(self) -> int:

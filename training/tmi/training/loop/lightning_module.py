@@ -22,9 +22,10 @@ class FoldModule(lightning.LightningModule):
     Args:
         config: settings of the run.
         fold: number of the fold; offsets the seed of the initial weights.
+        checkpointing: use activation checkpointing even if the config does not.
     """
 
-    def __init__(self, config: Config, *, fold: int) -> None:
+    def __init__(self, config: Config, *, fold: int, checkpointing: bool = False) -> None:
         super().__init__()
         self.config = config
         self.fold = fold
@@ -32,7 +33,7 @@ class FoldModule(lightning.LightningModule):
         self.loss_function = loss_function(config)
         for part in frozen_modules(self.network, config):
             part.requires_grad_(False)
-        if config.train.activation_checkpointing:
+        if checkpointing or config.train.activation_checkpointing:
             checkpoint_activations(self.network)
         self.epoch_loss = 0.0
         self.epoch_cases = 0
