@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 from pathlib import Path
 
 import openpyxl
@@ -109,6 +110,24 @@ def test_every_fault_of_a_row_is_reported_at_once(workspace):
     text = next(t for t in report.summary() if t.startswith("refused: row 2"))
     assert all(f"[{f.code}]" in text for f in line.faults)
     assert len(report.document()["lines"][0]["faults"]) == 6
+
+
+def test_path_that_cannot_be_accessed_rejects_its_row_alone(counts, monkeypatch):
+    """A CT in a folder without permission is case-unreadable, a name that no file system takes ct-missing."""
+    (counts.table.parent / "ct.nii.gz").write_bytes(b"x")
+    counts.mapping.write_text(COUNTS + "images: {ct: ct}\n")
+    counts.table.write_text(f"id,plt,wbc,alb,ct\n1,250,5000,40,closed/ct.nii.gz\n2,250,5000,40,{'n' * 300}\n")
+    stat = Path.stat
+
+    def deny(self: Path, **options: bool) -> os.stat_result:
+        if self.parent.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", deny)
+    assert [(line.outcome, line.code) for line in counts.run().lines] == [
+        ("refused", "case-unreadable"), ("refused", "ct-missing")
+    ]  # fmt: skip
 
 
 def test_faulty_cells_do_not_hide_each_other(workspace, tmp_path):
@@ -228,7 +247,12 @@ def test_date_is_read_with_or_without_a_time(workspace, text, form, iso):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [("3.2.19", "year of two digits"), ("43497", "number that is not formatted as a date")]
+    ("text", "reason"),
+    [
+        ("3.2.19", "year of two digits"),
+        ("43497", "number that is not formatted as a date"),
+        ("2019.31.12", "column 'day' holds no date of format day-month-year"),
+    ],
 )
 def test_date_that_is_not_read_has_its_reason(workspace, text, reason):
     """A year of two digits and the day number of a workbook are named as such."""

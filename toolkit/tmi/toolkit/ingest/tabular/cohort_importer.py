@@ -253,13 +253,13 @@ class _TableImport:
         Returns:
             Findings of the import and the check of its images.
         """
-        key = sha256_json(
-            {
-                "rules": self._rules_digest,
-                "cells": [cell_text(row.cells[i]) for i in self._columns],
-                "files": {use: _file_states(path) for use, path in record.files.items()},
-            }
-        )
+        try:
+            files = {use: _file_states(path) for use, path in record.files.items()}
+        except OSError as error:
+            why = f"its files cannot be read ({error.strerror})"
+            raise RowRejectedError("case-unreadable", why, case_id=record.case_id) from error
+        cells = [cell_text(row.cells[i]) for i in self._columns]
+        key = sha256_json({"rules": self._rules_digest, "cells": cells, "files": files})
         folder = self._out / record.case_id
         entry = self._journal.entries.get(record.case_id)
         if entry is not None and entry.key == key:

@@ -324,10 +324,8 @@ class RowReader:
             column = getattr(images, use)
             cell = None if column is None else attempt(faults, partial(self.cell, row, column))
             if cell is not None:
-                path = self._base_folder / cell_text(cell)
-                if not path.exists():
-                    faults.append(Fault(f"{use}-missing", f"the path in column {column!r} does not exist"))
-                files[use] = path
+                files[use] = self._base_folder / cell_text(cell)
+                faults += _path_faults(files[use], use, column)
         if "ct" not in files and self._is_readable(row, images.ct):
             faults.append(Fault("ct-missing", f"column {images.ct!r} names no CT"))
         column = images.series
@@ -359,11 +357,22 @@ def _read_date(text: str, order: str) -> datetime.date:
         raise ValueError
     parts = [int(p) for p in match.groups()[:3]]
     year, month, day = (parts[i] for i in DATE_ORDER[order])
-    if year < 100:
+    if max(parts) < 100:
         raise _DateError("a year of two digits")
     if year < 1000:
         raise ValueError
     return datetime.date(year, month, day)
+
+
+def _path_faults(path: Path, use: str, column: str) -> list[Fault]:
+    """Return the fault of a path that does not exist, or that cannot be accessed."""
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        if isinstance(error, PermissionError):
+            return [Fault("case-unreadable", f"the path in column {column!r} cannot be opened ({error.strerror})")]
+        return [Fault(f"{use}-missing", f"the path in column {column!r} does not exist")]
+    return []
 
 
 def _usable(cell: Cell, column: str) -> Cell:
