@@ -22,10 +22,10 @@ def good_case(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def workspace(tmp_path, monkeypatch, good_case, tiny_bundle) -> dict[str, Path]:
-    """A valid case, a bundle and an empty working folder."""
+def workspace(tmp_path, monkeypatch, good_case, random_run, tiny_bundle) -> dict[str, Path]:
+    """A valid case, a run, a bundle and an empty working folder."""
     monkeypatch.chdir(tmp_path)
-    return {"case": good_case, "bundle": tiny_bundle, "tmp": tmp_path}
+    return {"case": good_case, "run": random_run, "bundle": tiny_bundle, "tmp": tmp_path}
 
 
 Reach = Callable[[Mapping[str, Path], pytest.MonkeyPatch], CommandResult]
@@ -54,7 +54,8 @@ def usage(workspace, patch) -> CommandResult:
 
 
 def rejected(workspace, patch) -> CommandResult:
-    return predict(workspace, "--engine", "onnx", case=workspace["tmp"] / "nowhere")
+    (workspace["tmp"] / "empty").mkdir()
+    return predict(workspace, workspace["tmp"] / "nowhere", "--engine", "onnx", case=workspace["tmp"] / "empty")
 
 
 def parity(workspace, patch) -> CommandResult:
@@ -66,7 +67,7 @@ def parity(workspace, patch) -> CommandResult:
         raise ParityError("the bundle was not written", fix="look at the table", records=[record])
 
     patch.setattr("tmi.export.bundle.writer.export_run", failing)
-    return tmi("export", workspace["tmp"] / "run", "--engine", "onnx", "--out", workspace["tmp"] / "bundle")
+    return tmi("export", workspace["run"], "--engine", "onnx", "--out", workspace["tmp"] / "bundle")
 
 
 def unavailable(workspace, patch) -> CommandResult:

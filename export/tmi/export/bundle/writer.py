@@ -21,6 +21,7 @@ from torch import nn
 from tmi.export.bundle.model_card import model_card
 from tmi.export.bundle.out_of_memory import out_of_memory_as_error
 from tmi.export.bundle.reproducible import export_time, sort_metadata
+from tmi.export.bundle.request_checks import check_request, require_replaceable
 from tmi.export.bundle.run_record import recorded_versions, run_record
 from tmi.export.bundle.sbom import sbom
 from tmi.export.checks.acceptance import (
@@ -46,17 +47,16 @@ from tmi.export.graphs.partition import (
     partition_run,
     require_exportable,
 )
-from tmi.export.graphs.registry import EXPORTERS, import_target, require_exporter
+from tmi.export.graphs.registry import EXPORTERS, import_target
 from tmi.export.tensorrt.builder import BuildOptions
 from tmi.export.tensorrt.engines import PLANS, PlanRequest, add_plans
-from tmi.export.tensorrt.typed_graphs import add_typed_graphs, require_precision
+from tmi.export.tensorrt.typed_graphs import add_typed_graphs
 from tmi.runtime.bundle.check_result import CheckResult, require_passed
 from tmi.runtime.bundle.consistency import graph_spec
 from tmi.runtime.bundle.manifest import (
     FUSION,
     GOLDEN_CASE_FILE,
     GOLDEN_FILE,
-    MANIFEST_FILE,
     MODEL_CARD_FILE,
     REAL_CASES_FILE,
     SBOM_FILE,
@@ -76,10 +76,10 @@ from tmi.toolkit.clinical.rendering import require_rendering
 from tmi.toolkit.clinical.schema import SCHEMA_FILE
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import Config
-from tmi.toolkit.errors import DamagedError, UsageError
+from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.models.registry import active_modalities
 from tmi.toolkit.run_folder import RunFolder
-from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_text
+from tmi.toolkit.storage.atomic_files import staged_folder, write_text
 from tmi.toolkit.storage.outputs import output_lock
 from tmi.toolkit.storage.serialization import to_json
 
@@ -118,7 +118,7 @@ def export_run(
         weights: store the eager weights in the bundle. The engine `eager` needs them.
         cases: real case or cohort folders to validate the engines on, in addition to the golden inputs. Only their
             hashes and outputs are stored in the bundle.
-        precision: precision of TensorRT engines; a key of `tmi.export.tensorrt.typed_graphs.PRECISIONS`.
+        precision: precision of TensorRT engines; a key of `tmi.export.tensorrt.precision_choice.PRECISIONS`.
         options: build options of TensorRT engines; None: the defaults. The maximum text length is always the run's.
         progress: called with one line for each step.
         created: time to record as that of the export; None: `tmi.export.bundle.reproducible.export_time`.
@@ -132,16 +132,10 @@ def export_run(
         ParityError: a check failed; nothing was written.
     """
     names = list(dict.fromkeys(artefacts))
-    for name in names:
-        require_exporter(name)
-    if not names:
-        raise UsageError("nothing to export", fix=f"name one of {', '.join(EXPORTERS)} with --engine")
-    require_precision(precision)
-    require_replaceable(out, force=force)
+    folder = check_request(run, out, artefacts=names, precision=precision, force=force)
     recorded = created or export_time()
     on_step = progress or (lambda line: None)
     on_step("checking the run")
-    folder = RunFolder.open(run)
     require_exportable(folder)
     with output_lock(out, kind="bundle"):  # before the work, so that a second export ends at once
         require_replaceable(out, force=force)  # again: another export may have ended meanwhile
@@ -153,21 +147,6 @@ def export_run(
             writer.configure_tensorrt(precision, options)
             write_manifest(stage, writer.write())
         return open_bundle(out)
-
-
-def require_replaceable(out: Path, *, force: bool) -> None:
-    """Check that `out` is free, or with `force`, that it is free or a bundle.
-
-    Raises:
-        UsageError: `out` exists and may not be replaced.
-    """
-    require_absent(out, force=force, kind="bundle")
-    occupied = out.exists() and not (out.is_dir() and not any(out.iterdir()))
-    if occupied and not (out / MANIFEST_FILE).is_file():
-        raise UsageError(
-            f"{out} exists and is not a bundle; --force replaces bundles only",
-            fix="name another folder with --out",
-        )
 
 
 class _BundleWriter:

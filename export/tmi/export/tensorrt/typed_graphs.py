@@ -20,31 +20,18 @@ from tmi.export.graphs.registry import TYPED
 from tmi.export.tensorrt.fp16_conversion import FP16_MAX, save, to_fp16
 from tmi.export.tensorrt.fp16_simulation import EmulationEngine, TensorExtreme
 from tmi.export.tensorrt.mixed_precision_search import PrecisionPlan, ProbeInput, search_precision
+from tmi.export.tensorrt.precision_choice import PRECISIONS
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engines.precision import FLOAT16, FLOAT32, TENSORRT, TF32, plan_precision
+from tmi.runtime.engines.precision import FLOAT16, FLOAT32, TENSORRT, plan_precision
 from tmi.runtime.inference.ensemble import fusion_inputs
 from tmi.runtime.verification.golden_inputs import GoldenInputs
 from tmi.runtime.verification.outputs import Outputs
 from tmi.runtime.verification.parity import BOUNDS, check_engine
 from tmi.toolkit.compute.cpu import available_cores
-from tmi.toolkit.errors import UsageError
 
-PRECISIONS: Mapping[str, str] = {"fp16": FLOAT16, "tf32": TF32, "fp32": FLOAT32, "auto": "by search"}
-"""Value of `--precision` -> precision of the graphs."""
 SUFFIX = ".fp16.onnx"
-
-
-def require_precision(requested: str) -> str:
-    """Return the value of `--precision` if it is valid.
-
-    Raises:
-        UsageError: unknown value; the message lists the known ones.
-    """
-    if requested not in PRECISIONS:
-        raise UsageError(f"unknown precision {requested!r}", fix=f"choose one of {', '.join(PRECISIONS)}")
-    return requested
 
 
 def add_typed_graphs(

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tmi.toolkit.cli.console import echo
+from tmi.toolkit.cli.inputs import require_paths
 
 PASSWORD_VARIABLE = "TMI_KEY_PASSWORD"
 
@@ -31,5 +32,6 @@ def sign(
     """
     from tmi.runtime.bundle.signing import sign_bundle
 
+    require_paths(("bundle", bundle))
     signature = sign_bundle(bundle, key, password=os.environ.get(PASSWORD_VARIABLE), force=force)
     echo(f"signed {signature}; check with: tmi verify {bundle} --key PUBLIC.pem")

@@ -46,7 +46,7 @@ READ_BYTES = 64 * 2**10
 
 def result_log_path(out: Path) -> Path:
     """Path of the result log of an output file: the file itself if it is a `.jsonl`, else a file beside it."""
-    return out if out.suffix == SUFFIX else out.with_name(out.name + ".unfinished" + SUFFIX)
+    return out if out.suffix.lower() == SUFFIX else out.with_name(out.name + ".unfinished" + SUFFIX)
 
 
 def case_state(case: Case) -> str:

@@ -52,7 +52,7 @@ def test_file_of_a_case_is_not_a_case(folder):
 
 @pytest.mark.parametrize("name", ["page.html", "bundle.zip", "B.ONNX"])
 def test_folder_is_not_written_under_the_name_of_a_file(name, folder):
-    with pytest.raises(UsageError, match="is named as a"):
+    with pytest.raises(UsageError, match="is a folder, but it is named as a"):
         require_folder_name(Path(name), kind="bundle")
 
 

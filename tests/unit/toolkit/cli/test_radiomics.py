@@ -100,9 +100,10 @@ def test_rejected_case_does_not_stop_others(cohort, extractions):
 
 
 def test_missing_case_folder_is_rejected(tmp_path):
-    """A case folder that does not exist is reported with its own code."""
-    result = tmi("radiomics", tmp_path / "P9")
-    assert (result.code, result.out) == (3, "1 case(s): 0 written, 0 up to date, 1 rejected\n")
+    """A case folder that does not exist is reported with its own code, if it is not the only one."""
+    (tmp_path / "P1").mkdir()
+    result = tmi("radiomics", tmp_path / "P9", tmp_path / "P1")
+    assert (result.code, result.out) == (3, "2 case(s): 0 written, 0 up to date, 2 rejected\n")
     assert "the case folder does not exist [case-missing]" in result.err
 
 

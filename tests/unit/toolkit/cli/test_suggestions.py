@@ -16,6 +16,8 @@ def folder(tmp_path, monkeypatch) -> Path:
     """Working folder with `held-out/`, `runs/first/` and a hidden folder."""
     for name in ("held-out", "runs/first", ".hiden"):
         (tmp_path / name).mkdir(parents=True)
+    for name in ("old.json", "settings.json"):
+        (tmp_path / name).write_text("")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -40,6 +42,8 @@ def test_closest_word(word, expected):
         ("hidden", None),
         ("elsewhere", None),
         ("runs/first/fold7", None),
+        ("no.json", None),
+        ("settigns.json", "settings.json"),
     ],
 )
 def test_similar_path(folder, path, expected):

@@ -5,5 +5,7 @@ from .inputs import limit_to_cores as limit_to_cores
 from .inputs import require_case_paths as require_case_paths
 from .inputs import require_folder_name as require_folder_name
 from .inputs import require_paths as require_paths
+from .inputs import require_run as require_run
+from .inputs import resolve_bundle as resolve_bundle
 from .main import COMMANDS as COMMANDS
 from .main import print_error as print_error

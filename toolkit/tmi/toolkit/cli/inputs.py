@@ -8,11 +8,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tmi.toolkit.cli.console import echo
 from tmi.toolkit.cli.suggestions import similar_path
 from tmi.toolkit.compute.cpu import available_cores
+from tmi.toolkit.config.project import default_bundle, load_project
 from tmi.toolkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from tmi.toolkit.run_folder import RunFolder
 
 FILE_ENDINGS = frozenset(
     {
@@ -71,6 +76,35 @@ def _missing_error(what: str, path: Path) -> UsageError:
     return UsageError(f"{what} does not exist", fix=fix)
 
 
+def resolve_bundle(given: Path | None) -> Path:
+    """Return the bundle of a command: the given one, which must exist, else the default, which is printed.
+
+    Raises:
+        UsageError: the given bundle does not exist, or tmi.toml is malformed.
+    """
+    if given is not None:
+        require_paths(("bundle", given))
+        return given
+    bundle, reason = default_bundle(load_project())
+    echo(f"bundle {bundle} ({reason})", err=True)
+    return bundle
+
+
+def require_run(path: Path, *, what: str = "run") -> RunFolder:
+    """Return a finished run after reading its record; its other files are not compared with it.
+
+    Raises:
+        UsageError: the path does not exist, or is not a finished run.
+        DamagedError: the record is damaged.
+    """
+    from tmi.toolkit.run_folder import RunFolder  # and the clinical schema
+
+    require_paths((what, path))
+    run = RunFolder.open(path)
+    run.require_status()
+    return run
+
+
 def require_folder_name(out: Path, *, kind: str) -> None:
     """Check that the name of an output folder is not that of a file: `tmi report -o page.html` would write a folder.
 
@@ -79,7 +113,7 @@ def require_folder_name(out: Path, *, kind: str) -> None:
     """
     if out.suffix.lower() in FILE_ENDINGS and not out.is_dir():
         raise UsageError(
-            f"the output {out} is named as a {out.suffix} file, but a {kind} is a folder",
+            f"{kind} {out} is a folder, but it is named as a {out.suffix} file",
             fix=f"name a folder: {out.with_suffix('')}",
         )
 

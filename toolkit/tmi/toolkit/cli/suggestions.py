@@ -29,12 +29,18 @@ def similar_path(path: Path) -> Path | None:
     found = Path(path.anchor)
     for part in path.relative_to(path.anchor).parts:
         if not os.path.lexists(found / part):
-            close = closest(part, _names(found))
+            close = _closest_name(part, _names(found))
             if close is None:
                 return None
             part = close
         found /= part
     return found
+
+
+def _closest_name(name: str, existing: list[str]) -> str | None:
+    """Return the closest name of a folder's entries; names that share little but their ending are not close."""
+    close = closest(name, existing)
+    return close if close is not None and closest(Path(name).stem, [Path(close).stem]) is not None else None
 
 
 def _names(folder: Path) -> list[str]:

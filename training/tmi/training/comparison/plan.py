@@ -11,6 +11,9 @@ from tmi.toolkit.errors import UsageError
 from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_OVERRIDES, REFERENCE_MODEL, TABLES, Row, Table
 from tmi.training.systems.registry import encoder_names, system_spec
 
+RUNS = "runs"
+"""Folder of the runs inside the folder of a comparison."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:

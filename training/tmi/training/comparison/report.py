@@ -13,10 +13,10 @@ from tmi.training.comparison.formatting import csv_rows, format_mean_std
 from tmi.training.comparison.html_page import as_html
 from tmi.training.comparison.markdown import as_markdown
 from tmi.training.comparison.paper_tables import REFERENCE_MODEL
-from tmi.training.comparison.plan import Plan
+from tmi.training.comparison.plan import RUNS, Plan
 from tmi.training.comparison.report_content import ReportContent, build_report
 from tmi.training.comparison.results import ceilings, compare_with_reference, read_results
-from tmi.training.comparison.runner import RUNS, ComparisonRuns
+from tmi.training.comparison.runner import ComparisonRuns
 
 
 @dataclass(frozen=True, kw_only=True)

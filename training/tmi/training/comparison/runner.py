@@ -14,7 +14,7 @@ from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.errors import DamagedError, InputRejectedError, TmiError, UsageError
 from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder
-from tmi.training.comparison.plan import Plan, PlannedRun
+from tmi.training.comparison.plan import RUNS, Plan, PlannedRun
 from tmi.training.data.dataset import fingerprint
 from tmi.training.loop.cross_validation import TrainingCallbacks, cross_validate, require_same_initial_weights
 from tmi.training.loop.hardware import HardwareConfig
@@ -23,8 +23,6 @@ from tmi.training.loop.memory_fit import fit_memory
 if TYPE_CHECKING:
     from tmi.training.pretrained.initial_weights import InitialWeights  # torch
 
-RUNS = "runs"
-"""Folder of the runs inside the folder of a comparison."""
 RECORDED_ERRORS = (TmiError, RuntimeError, ValueError, ArithmeticError, MemoryError)
 """Errors of one run that do not stop the others: errors of this package, of torch and of numpy."""
 

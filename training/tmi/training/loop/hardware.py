@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UnavailableError, UsageError
 
+ACCELERATORS = ("auto", "cpu", "gpu")
+"""Values of `--accelerator`."""
 TRACKER_MODULES = {"tensorboard": "tensorboard", "mlflow": "mlflow"}
 """Tracker -> module that it imports."""
 
@@ -59,16 +62,9 @@ class HardwareConfig:
                 parallel folds combined with several devices for each fold.
             UnavailableError: a tracker's package is not installed, or a device does not exist.
         """
-        if self.devices < 1 or self.nodes < 1:
-            raise UsageError(f"--devices {self.devices} --nodes {self.nodes}", fix="give 1 or more of each")
-        if self.parallel_folds < 1:
-            raise UsageError(f"--parallel-folds {self.parallel_folds}", fix="give 1 or more")
-        if self.parallel_folds > 1 and self.world_size > 1:
-            raise UsageError(
-                f"--parallel-folds {self.parallel_folds} trains each fold on one device, and --devices {self.devices} "
-                f"--nodes {self.nodes} distributes a fold over {self.world_size}",
-                fix="use either --parallel-folds, or --devices and --nodes",
-            )
+        require_hardware_options(
+            self.accelerator, self.devices, nodes=self.nodes, parallel_folds=self.parallel_folds, track=self.track
+        )
         min_cases = self.min_cases_per_process(config) * self.world_size
         if config.train.batch_size < min_cases:
             raise UsageError(
@@ -80,14 +76,38 @@ class HardwareConfig:
             raise UsageError("precision 16-mixed needs a GPU", fix="use bf16-mixed, or --accelerator gpu")
         if self.accelerator == "gpu":
             _require_gpus(self.devices)
-        for name in self.track:
-            if name not in TRACKER_MODULES:
-                raise UsageError(f"unknown tracker {name!r}", fix=f"choose from {', '.join(TRACKER_MODULES)}")
-            if importlib.util.find_spec(TRACKER_MODULES[name]) is None:
-                raise UnavailableError(
-                    f"--track {name} needs the package {TRACKER_MODULES[name]}, which is not installed",
-                    fix="pip install 'tmi-clnet[track]'",
-                )
+
+
+def require_hardware_options(
+    accelerator: str, devices: int, *, nodes: int = 1, parallel_folds: int = 1, track: Sequence[str] = ()
+) -> None:
+    """Check the options of the hardware as far as no device has to be asked, without torch.
+
+    Raises:
+        UsageError: an unknown accelerator or tracker, a number below 1, or parallel folds combined with several devices
+            for each fold.
+        UnavailableError: a tracker's package is not installed.
+    """
+    if accelerator not in ACCELERATORS:
+        raise UsageError(f"unknown accelerator {accelerator!r}", fix="choose cpu, gpu or auto")
+    if devices < 1 or nodes < 1:
+        raise UsageError(f"--devices {devices} --nodes {nodes}", fix="give 1 or more of each")
+    if parallel_folds < 1:
+        raise UsageError(f"--parallel-folds {parallel_folds}", fix="give 1 or more")
+    if parallel_folds > 1 and devices * nodes > 1:
+        raise UsageError(
+            f"--parallel-folds {parallel_folds} trains each fold on one device, and --devices {devices} "
+            f"--nodes {nodes} distributes a fold over {devices * nodes}",
+            fix="use either --parallel-folds, or --devices and --nodes",
+        )
+    for name in track:
+        if name not in TRACKER_MODULES:
+            raise UsageError(f"unknown tracker {name!r}", fix=f"choose from {', '.join(TRACKER_MODULES)}")
+        if importlib.util.find_spec(TRACKER_MODULES[name]) is None:
+            raise UnavailableError(
+                f"--track {name} needs the package {TRACKER_MODULES[name]}, which is not installed",
+                fix="pip install 'tmi-clnet[track]'",
+            )
 
 
 def resolve_accelerator(requested: str) -> Literal["cpu", "gpu"]:
@@ -99,10 +119,10 @@ def resolve_accelerator(requested: str) -> Literal["cpu", "gpu"]:
         UsageError: unknown choice.
         UnavailableError: `gpu` was requested and no GPU is usable.
     """
+    require_hardware_options(requested, 1)
+
     import torch
 
-    if requested not in ("auto", "cpu", "gpu"):
-        raise UsageError(f"unknown accelerator {requested!r}", fix="choose cpu, gpu or auto")
     available = torch.cuda.is_available()
     if requested == "gpu" and not available:
         raise UnavailableError("no GPU that torch can use", fix="install the CUDA build of torch, or --accelerator cpu")

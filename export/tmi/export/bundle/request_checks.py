@@ -1,0 +1,50 @@
+"""Checks of an export's run, output and options, which take no torch and come before all work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tmi.export.graphs.registry import EXPORTERS, require_exporter
+from tmi.export.tensorrt.precision_choice import require_precision
+from tmi.runtime.bundle.manifest import MANIFEST_FILE
+from tmi.toolkit.errors import UsageError
+from tmi.toolkit.run_folder import RunFolder
+from tmi.toolkit.storage.atomic_files import require_absent
+
+
+def check_request(run: Path, out: Path, *, artefacts: Sequence[str], precision: str, force: bool) -> RunFolder:
+    """Check what an export is asked for, without hashing a file: first the run, then the output.
+
+    Returns:
+        The run, which is finished.
+
+    Raises:
+        UsageError: no such run, an unfinished run, an unknown or no artefact or precision, or `out` exists.
+        UnavailableError: an artefact cannot be written on this machine.
+        DamagedError: a file of the run is missing or malformed.
+    """
+    for name in artefacts:
+        require_exporter(name)
+    if not artefacts:
+        raise UsageError("nothing to export", fix=f"name one of {', '.join(EXPORTERS)} with --engine")
+    require_precision(precision)
+    folder = RunFolder.open(run)
+    folder.require_status()
+    require_replaceable(out, force=force)
+    return folder
+
+
+def require_replaceable(out: Path, *, force: bool) -> None:
+    """Check that `out` is free, or with `force`, that it is free or a bundle.
+
+    Raises:
+        UsageError: `out` exists and may not be replaced.
+    """
+    require_absent(out, force=force, kind="bundle")
+    occupied = out.exists() and not (out.is_dir() and not any(out.iterdir()))
+    if occupied and not (out / MANIFEST_FILE).is_file():
+        raise UsageError(
+            f"{out} exists and is not a bundle; --force replaces bundles only",
+            fix="name another folder with --out",
+        )

@@ -1,0 +1,22 @@
+"""Values of `--precision`. Importing this module imports no package of a builder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tmi.runtime.engines.precision import FLOAT16, FLOAT32, TF32
+from tmi.toolkit.errors import UsageError
+
+PRECISIONS: Mapping[str, str] = {"fp16": FLOAT16, "tf32": TF32, "fp32": FLOAT32, "auto": "by search"}
+"""Value of `--precision` -> precision of the graphs."""
+
+
+def require_precision(requested: str) -> str:
+    """Return the value of `--precision` if it is valid.
+
+    Raises:
+        UsageError: unknown value; the message lists the known ones.
+    """
+    if requested not in PRECISIONS:
+        raise UsageError(f"unknown precision {requested!r}", fix=f"choose one of {', '.join(PRECISIONS)}")
+    return requested
