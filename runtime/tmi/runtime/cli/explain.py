@@ -257,6 +257,9 @@ def _summarise(documents: Sequence[dict[str, Any]], out: Path, source: ModelSour
             _format_value(last[0]["rank_correlation"] if last else None),
         )
     console = make_console()
+    for document in documents:
+        for alert in document["alerts"]:
+            echo(f"attention: {document['case_id']}: {alert['message']} [{alert['code']}]")
     if documents:
         console.print(table)
         echo("liver, body: share of the map inside; CT only: the CT-only model's share in the liver")

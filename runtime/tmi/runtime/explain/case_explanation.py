@@ -26,6 +26,7 @@ from tmi.runtime.explain.results import (
 from tmi.runtime.serving.results import RESEARCH_USE
 from tmi.toolkit.cases.case import Case, reading
 from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
+from tmi.toolkit.storage.serialization import to_json
 
 TOP_FEATURES = 20
 """Number of radiomic features that are shown."""
@@ -52,7 +53,7 @@ class CaseExplanation:
     randomised: tuple[RandomizationStep, ...]
     """Parameter randomization test; empty if not requested."""
     warnings: tuple[str, ...]
-    """Warnings of the preprocessing."""
+    """Alerts, then warnings of the preprocessing."""
 
 
 def explain_case(
@@ -87,7 +88,7 @@ def explain_case(
         localization=anatomy.localization_metrics(map_DHW),
         curves=explainer.curves(explanation, prepared, steps=steps) if steps else None,
         randomised=explainer.randomization_test(explanation, prepared) if sanity else (),
-        warnings=(*(alert.message for alert in prepared.alerts), *prepared.warnings),
+        warnings=(*(alert.message for alert in explanation.alerts), *prepared.warnings),
     )
 
 
@@ -109,6 +110,7 @@ def case_document(
         "created": created,
         "version": version,
         "case_id": explanation.case_id,
+        "alerts": [to_json(alert) for alert in explanation.alerts],
         "model": {
             "kind": source.kind,
             "digest": source.digest,

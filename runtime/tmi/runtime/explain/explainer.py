@@ -24,12 +24,14 @@ from tmi.runtime.explain.parameter_randomization import RandomizationStep, rando
 from tmi.runtime.explain.results import REPORT_FIELD, Explanation, FoldExplanation, mean_fields
 from tmi.runtime.explain.tcaf_attention import ring_attention
 from tmi.runtime.explain.xgradcam import combined_map, stage_cams, unit_range
+from tmi.runtime.serving.input_warnings import case_alerts
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import field_spans, sentences
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.preprocessing.pipeline import PreparedCase
+from tmi.toolkit.radiomics.scaler import Scaled
 
 LogCallback = Callable[[str], None]
 """Called with a short text when a stage starts."""
@@ -103,6 +105,11 @@ class Explainer:
             map_DHW=unit_range(mean_map).numpy(),
             radiomics_R=np.mean([f.radiomics_R for f in folds], axis=0),
             fields=mean_fields(folds),
+            alerts=case_alerts(
+                prepared,
+                imputed_R=np.logical_or.reduce([scaled.imputed_NF[0] for _, _, scaled in encoded.values()]),
+                clipped_R=np.logical_or.reduce([scaled.clipped_NF[0] for _, _, scaled in encoded.values()]),
+            ),
             seconds=seconds,
         )
 
@@ -149,14 +156,14 @@ class Explainer:
             explanation.folds[0].map_DHW,
         )
 
-    def _encoded(self, fold: int, prepared: PreparedCase) -> tuple[EncodedCase, Float[np.ndarray, " K"]]:
+    def _encoded(self, fold: int, prepared: PreparedCase) -> tuple[EncodedCase, Float[np.ndarray, " K"], Scaled]:
         self._log(f"fold {fold}: prediction")
         model = self.source.load(fold)
         inputs = fold_inputs(prepared, model, self.source.config)
         encoded = encode(model.fused, inputs)
         with torch.inference_mode():
             logits = model.fused.fuse(encoded.ct_features, encoded.text_features, inputs.radiomics).logits_BK
-        return encoded, logits[0].numpy()
+        return encoded, logits[0].numpy(), model.scaler.transform(prepared.radiomics_F[None])
 
     def _fold(
         self,

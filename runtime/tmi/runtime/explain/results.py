@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 
+from tmi.runtime.serving.results import Notice
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 
 SCHEMA = "tmi-explanation/1"
@@ -62,6 +63,8 @@ class Explanation:
     """Mean over the folds."""
     fields: Mapping[str, float | None]
     """Mean over the folds whose text includes the field."""
+    alerts: tuple[Notice, ...]
+    """Reasons not to rely on the prediction, as `tmi predict` reports them."""
     seconds: Mapping[str, float]
     """Seconds of each stage."""
 

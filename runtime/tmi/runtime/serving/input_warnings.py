@@ -71,8 +71,15 @@ def case_notices(
         notices.append(Notice(code=OTHER_NETWORK, message=message))
     if manifest.synthetic:
         notices.append(Notice(code=SYNTHETIC, message="the models were trained on synthetic cases, not on patients"))
+    return (*case_alerts(case, imputed_R=imputed_R, clipped_R=clipped_R), *notices)
+
+
+def case_alerts(
+    case: PreparedCase, *, imputed_R: Bool[NDArray[np.bool_], "R"], clipped_R: Bool[NDArray[np.bool_], "R"]
+) -> tuple[Notice, ...]:
+    """Collect the alerts of one case: its own, and those about features that were imputed or clipped in any fold."""
     of_case = (Notice(code=a.code, message=f"{a.message}; {DO_NOT_RELY}", count=a.count) for a in case.alerts)
-    return (*of_case, *_alerts({"radiomics-clipped": clipped_R, "radiomics-imputed": imputed_R}), *notices)
+    return (*of_case, *_alerts({"radiomics-clipped": clipped_R, "radiomics-imputed": imputed_R}))
 
 
 def _alerts(masks: Mapping[str, Bool[NDArray[np.bool_], "R"]]) -> tuple[Notice, ...]:

@@ -21,6 +21,8 @@ from tmi.runtime.explain.overlay import grey, map_colours
 from tmi.runtime.explain.parameter_randomization import rank_correlation, structural_similarity
 from tmi.runtime.explain.results import SCHEMA
 from tmi.runtime.serving.results import RESEARCH_USE
+from tmi.toolkit.radiomics.scaler import RadiomicsScaler
+from tmi.toolkit.radiomics.table import read_table
 
 FILES = {
     "map.nii.gz", "explanation.json", "montage.png", "axial.png", "coronal.png", "sagittal.png", "radiomics.png",
@@ -62,6 +64,22 @@ def test_map_has_the_grid_of_the_ct(explained, cohort):
         values = map_image.get_fdata()
         assert values.min() >= 0
         assert values.max() <= 1 + 1e-6
+
+
+def test_alerts_are_those_of_the_prediction(explained, cohort, random_run):
+    """A case unlike the training cases is printed above the table, and its alerts are in the document."""
+    out, outcome = explained
+    for line in outcome.out.splitlines()[:2]:
+        assert line.startswith("attention: P")
+        assert "radiomic features lie outside the training range: unlike the training cases" in line
+        assert line.endswith("[unlike-training]")
+    data = document(out / "P1")
+    assert [alert["code"] for alert in data["alerts"]] == ["unlike-training"]
+    table_R = read_table(cohort / "P1" / "radiomics.csv", case_id="P1")
+    scalers = [RadiomicsScaler.load(random_run / f"fold{fold}" / "scaler.json") for fold in (0, 1)]
+    counts = [scaler.transform(table_R[None]).clipped_NF[0] for scaler in scalers]
+    assert data["alerts"][0]["count"] == int(np.logical_or(*counts).sum())
+    assert data["alerts"][0]["message"] in data["warnings"]
 
 
 def test_document_holds_metrics_and_attributions(explained, random_run):

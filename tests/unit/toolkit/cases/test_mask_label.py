@@ -8,7 +8,7 @@ import pytest
 
 from factories.cases import write_case
 from factories.tmi_command import tmi
-from tmi.toolkit.cases.case import format_label, parse_mask_label
+from tmi.toolkit.cases.case import find_cases, format_label, parse_mask_label
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.radiomics.provenance import RadiomicsRecord
 from tmi.toolkit.storage.serialization import from_json, to_json
@@ -30,6 +30,15 @@ def test_other_texts_are_usage_errors(text):
     """A label of a case folder's mask is an integer."""
     with pytest.raises(UsageError, match="not an integer"):
         parse_mask_label([text])
+
+
+@pytest.mark.parametrize("text", ["0", "0,1", "1,0", "00", "-0"])
+def test_background_is_no_label(text, tmp_path):
+    """Label 0 is what is not segmented: it is a usage error, alone and joined, by option and in a program."""
+    with pytest.raises(UsageError, match="label 0"):
+        parse_mask_label([text])
+    with pytest.raises(UsageError, match="label 0"):
+        find_cases([write_case(tmp_path / "P1", with_mask=False)], mask_label=(1, 0))
 
 
 @pytest.mark.parametrize("label", [None, 5, (1, 2)])

@@ -96,6 +96,7 @@ def test_joined_labels_equal_liver_with_tumour(wanted, ct, tmp_path):
     assert mask.source["label"] == "1,2"
     assert mask.label.explanation == "joined: label 1, as requested; label 2, as requested"
     assert imported(path, ct, 1).source["label"] == 1
+    assert imported(path, ct, "1,1").source["label"] == 1
 
 
 @pytest.mark.parametrize("ending", ["nrrd", "mha"])

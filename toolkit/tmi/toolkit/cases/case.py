@@ -55,13 +55,21 @@ def parse_mask_label(texts: Sequence[str | int] | None) -> MaskLabel | None:
     """Return the labels of `--mask-label`, given as numbers separated by commas, or by repeating the option.
 
     Raises:
-        UsageError: an item is not an integer.
+        UsageError: an item is not an integer, or is 0.
     """
     parts = [part.strip() for text in texts or () for part in str(text).split(",")]
     if not all(p.isascii() and p.removeprefix("-").isdecimal() and len(p) <= 10 for p in parts):
         raise UsageError("a label of the mask is not an integer", fix="give numbers: --mask-label 5, or 1,2")
     numbers = tuple(dict.fromkeys(map(int, parts)))
+    _require_foreground(numbers)
     return None if not numbers else numbers[0] if len(numbers) == 1 else numbers
+
+
+def _require_foreground(numbers: tuple[int, ...]) -> None:
+    if 0 in numbers:
+        raise UsageError(
+            "label 0 of a mask is what is not segmented, not the liver", fix="give the liver's label: --mask-label 1"
+        )
 
 
 def format_label(label: MaskLabel) -> str:
@@ -95,6 +103,10 @@ class Case:
     label: int | None = None
     mask_label: MaskLabel | None = None
 
+    def __post_init__(self) -> None:
+        if self.mask_label is not None:
+            _require_foreground(self.mask_label if isinstance(self.mask_label, tuple) else (self.mask_label,))
+
     @property
     def ct(self) -> Path:
         """Path of the CT volume."""
@@ -114,6 +126,21 @@ class Case:
     def clinical(self) -> Path:
         """Path of the clinical record."""
         return self.folder / CLINICAL_FILE
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether the case has a liver mask."""
+        return self.mask.exists()
+
+    @property
+    def has_radiomics(self) -> bool:
+        """Whether the case has a radiomics table."""
+        return self.radiomics.exists()
+
+    @property
+    def has_record(self) -> bool:
+        """Whether the case has a clinical record."""
+        return self.clinical.exists()
 
 
 def open_case(folder: Path, *, mask_label: MaskLabel | None = None) -> Case:

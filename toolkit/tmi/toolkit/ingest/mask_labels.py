@@ -100,9 +100,10 @@ def choose_labels(
         UsageError: the selection contains an empty item.
     """
     parts = split_labels(wanted)
-    if len(parts) < 2 or (isinstance(wanted, str) and _numbers_of(wanted, names)):
-        whole = wanted if wanted is None or isinstance(wanted, (str, int)) else parts[0]
-        return choose_label(whole, names, present, case_id=case_id)
+    if isinstance(wanted, str) and _numbers_of(wanted, names):
+        return choose_label(wanted, names, present, case_id=case_id)
+    if len(parts) < 2:
+        return choose_label(parts[0] if parts else None, names, present, case_id=case_id)
     labels, absent = [choose_label(parts[0], names, present, case_id=case_id)], []
     for part in parts[1:]:
         try:
