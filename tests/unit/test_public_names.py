@@ -53,7 +53,7 @@ PUBLIC_NAMES = {
     """,
     "tmi.runtime.cli.tables": """
         checks_table emulation_lines engines_table failures_table plans_table print_table
-        print_timing stages_table to_csv wide_console
+        print_timing stages_table to_csv
     """,
     "tmi.runtime.engines": """
         AUTO Arrays ENGINES ENGINES_REJECTED ERRORS_ONLY EagerEngine Engine EngineRecord FLOAT16
@@ -97,8 +97,9 @@ PUBLIC_NAMES = {
         open_cohort parse_mask_label read_case_record reading unopened_error write_case_record
     """,
     "tmi.toolkit.cli": """
-        COMMANDS echo echo_json limit_to_cores make_console print_error require_case_paths
-        require_folder_name require_paths require_run resolve_bundle
+        COMMANDS Column Listing Progress Task echo echo_json limit_to_cores make_console print_error
+        print_listing require_case_paths require_folder_name require_paths require_run resolve_bundle
+        show_progress show_steps
     """,
     "tmi.toolkit.clinical": """
         ClinicalRecord Encoded Field KEYS MIN_PATIENTS RENDERING_VERSIONS Rendering SCHEMA_FILE

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from tmi.export.cli.tensorrt_options import Hardware, Level, MaxBatch, PlanWeights, Target, TimingCache, Workspace
-from tmi.toolkit.cli.console import echo, make_console
+from tmi.toolkit.cli.inputs import require_paths, resolve_bundle
+from tmi.toolkit.cli.progress import show_steps
 
 
 def build(
@@ -56,11 +57,9 @@ def build(
     from tmi.export.tensorrt.engines import pending_engines
     from tmi.runtime.bundle.check_result import ParityError
     from tmi.runtime.bundle.signing import open_trusted_bundle
-    from tmi.toolkit.config.project import default_bundle, load_project
 
-    if bundle is None:
-        bundle, reason = default_bundle(load_project())
-        echo(f"bundle {bundle} ({reason})", err=True)
+    require_paths(("--timing-cache folder", None if timing_cache is None else timing_cache.parent))
+    bundle = resolve_bundle(bundle)
     opened = open_trusted_bundle(bundle, key)
     kinds = engine or list(pending_engines(opened.manifest))
     options = build_options(
@@ -75,8 +74,8 @@ def build(
     )
 
     try:
-        with make_console(stderr=True).status("opening the bundle") as status:
-            built = build_bundle(bundle, kinds, options=options, progress=status.update)
+        with show_steps("opening the bundle") as step:
+            built = build_bundle(bundle, kinds, options=options, progress=step)
     except ParityError as error:
         print_failures(error.records)
         raise

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tmi.export.cli.tensorrt_options import Hardware, Level, MaxBatch, PlanWeights, Target, TimingCache, Workspace
-from tmi.toolkit.cli.console import echo, make_console
+from tmi.toolkit.cli.console import echo
+from tmi.toolkit.cli.progress import show_steps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,7 +143,7 @@ def _export(
     options: BuildOptions,
 ) -> Bundle:
     """Run the export and show its current step on standard error."""
-    with make_console(stderr=True).status("loading torch") as status:
+    with show_steps("loading torch") as step:
         from tmi.export.bundle.writer import export_run
 
         return export_run(
@@ -154,5 +155,5 @@ def _export(
             cases=cases,
             precision=precision,
             options=options,
-            progress=status.update,
+            progress=step,
         )

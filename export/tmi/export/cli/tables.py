@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tmi.toolkit.cli.console import echo
+from tmi.toolkit.cli.console import echo, make_console
+from tmi.toolkit.cli.listing import print_listing
 
 if TYPE_CHECKING:
     from tmi.runtime.bundle.check_result import CheckResult
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
 
 def print_failures(records: Sequence[CheckResult]) -> None:
     """Print the table of failed checks on standard error."""
-    from tmi.runtime.cli.tables.checks import failures_table, wide_console
+    from tmi.runtime.cli.tables.checks import failures_table
 
-    wide_console(stderr=True).print(failures_table(records), markup=False)
+    print_listing(make_console(stderr=True), failures_table(records))
 
 
 def print_bundle(bundle: Bundle) -> None:

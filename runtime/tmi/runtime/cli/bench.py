@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tmi.toolkit.cli.console import echo, echo_json, make_console
+from tmi.toolkit.cli.listing import print_listing
+from tmi.toolkit.cli.progress import show_steps
 from tmi.toolkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -90,12 +92,12 @@ def bench(
     engines, skipped = choose_engines(engine or (), opened)
     with (
         tempfile.TemporaryDirectory(prefix="tmi-bench-") as folder,
-        make_console(stderr=True).status("opening") as status,
+        show_steps("opening") as step,
     ):
         if case:
             chosen = resolve_cases(case, mask_label=parse_mask_label(mask_label))
         else:
-            status.update("writing synthetic cases")
+            step("writing synthetic cases")
             chosen = _synthetic_cases(opened, Path(folder), cases, shape_XYZ)
         plan = BenchmarkPlan(
             worker=WORKER,
@@ -108,7 +110,7 @@ def bench(
             batch=batch,
             threads=threads,
         )
-        report = measure(plan, passed_over=skipped, progress=status.update)
+        report = measure(plan, passed_over=skipped, progress=step)
     synthetic_XYZ = None if case else shape_XYZ
     if as_json:
         from tmi.toolkit.storage.hashing import canonical_json
@@ -167,12 +169,11 @@ def _document(
 
 def _print(plan: BenchmarkPlan, report: BenchmarkReport, synthetic_XYZ: tuple[int, int, int] | None) -> None:
     from tmi.runtime.cli.tables.benchmark import engines_table, stages_table
-    from tmi.runtime.cli.tables.checks import wide_console
     from tmi.runtime.engines.host import hardware
 
-    console = wide_console()
-    console.print(engines_table(report, rounds=plan.repeats, cases=len(plan.cases)), markup=False)
-    console.print(stages_table(report), markup=False)
+    console = make_console()
+    print_listing(console, engines_table(report, rounds=plan.repeats, cases=len(plan.cases)))
+    print_listing(console, stages_table(report))
     ct = "x".join(map(str, synthetic_XYZ)) + " synthetic" if synthetic_XYZ else "as given"
     machine = hardware()
     packages = ", ".join(dict.fromkeys(f.package for f in report.figures))

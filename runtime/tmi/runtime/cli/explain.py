@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,15 +9,32 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tmi.toolkit.cli.console import echo, make_console
+from tmi.toolkit.cli.listing import Column, Listing, print_listing
+from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.errors import ExitCode, InputRejectedError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from tmi.runtime.explain.explainer import Explainer
     from tmi.runtime.explain.model_source import ModelSource
     from tmi.toolkit.cases.case import Case
 
+    from tmi.toolkit.cli.progress import Task
+
+SUMMARY = (
+    Column("case"),
+    Column("p(bad)", right=True),
+    Column("for"),
+    Column("liver", right=True),
+    Column("CT only", right=True, drop=6),
+    Column("body", right=True, drop=1),
+    Column("points", right=True, drop=4),
+    Column("insert", right=True, drop=3),
+    Column("delete", right=True, drop=2),
+    Column("random", right=True, drop=5),
+)
+"""Columns of the table that the command prints."""
 
 def explain(
     cases: Annotated[list[Path], typer.Argument(help="Case folders or cohort folders.", show_default=False)],
@@ -93,10 +109,11 @@ def explain(
         require_absent_outputs([out / case.case_id for case in resolved], force=force)
         source = open_models(run, bundle, key=key, threads=threads)
         ct_only_source = None if ct_only is None else _open_ct_only_run(ct_only)
-        with torch_threads(threads):
-            explainer = make_explainer(source, fold, target)
+        with torch_threads(threads), show_progress() as progress:
+            task = progress.add("explaining", len(resolved), unit="cases")
+            explainer = make_explainer(source, fold, target, progress.step)
             documents = _explain_all(
-                resolved, explainer, ct_only_source, out, steps=0 if quick else steps, sanity=not quick
+                resolved, explainer, ct_only_source, out, task, steps=0 if quick else steps, sanity=not quick
             )
         _summarise(documents, out, source)
         if len(documents) < len(resolved):
@@ -139,15 +156,16 @@ def open_models(
     return open_bundle_models(bundle, key=key, threads=threads, log=partial(echo, err=True))
 
 
-def make_explainer(source: ModelSource, fold: str, target: str | None) -> Explainer:
-    """Create the explainer; its stages are printed on standard error if that is a terminal."""
+    return bundle_models(opened, threads=threads, log=partial(echo, err=True))
+
+
+def make_explainer(
+    source: ModelSource, fold: str, target: str | None, step: Callable[[str], None] = lambda stage: None
+) -> Explainer:
+    """Create the explainer, which passes each of its stages to `step`."""
     from tmi.runtime.explain.explainer import Explainer
 
-    def log(stage: str) -> None:
-        if sys.stderr.isatty():
-            echo(f"  {stage} ...", err=True)
-
-    return Explainer(source, source.select_folds(fold), target=target, log=log)
+    return Explainer(source, source.select_folds(fold), target=target, log=step)
 
 
 def report_rejection(error: InputRejectedError | UnavailableError, case: Case) -> None:
@@ -180,6 +198,7 @@ def _explain_all(
             state = "rejected"
         else:
             documents.append(document)
+    task: Task,
             state = f"{perf_counter() - start:.1f} s"
         echo(f"[{number}/{len(cases)}] {case.case_id}: {state}", err=True)
     return documents
@@ -199,6 +218,7 @@ def _explain_one(
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     ct_only = None
     if ct_only_source is not None:
+        task.advance()
         ct_only = ct_only_map(ct_only_source, case, explained.anatomy, target=explained.explanation.target)
     document = case_document(
         explained,
@@ -229,23 +249,14 @@ def _open_ct_only_run(run: Path) -> ModelSource:
 
 
 def _summarise(documents: Sequence[dict[str, Any]], out: Path, source: ModelSource) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
     from tmi.runtime.serving.results import RESEARCH_USE
-    from tmi.toolkit.storage.terminal_text import printable
 
-    # Ten columns must fit into a terminal of 80 characters.
-    table = Table(box=SIMPLE_HEAD, collapse_padding=True)
-    titles = ("case", "p(bad)", "for", "liver", "CT only", "body", "points", "insert", "delete", "random")
-    for title in titles:
-        table.add_column(title, justify="left" if title in ("case", "for") else "right")
+    rows = []
     for document in documents:
         places, curves = document["map"]["places"], document["map"]["curves"]
         last = document["map"]["randomised"][-1:]
-        table.add_row(
-            Text(printable(document["case_id"])),
+        cells = (
+            document["case_id"],
             f"{document['probability']['bad']:.3f}",
             document["target"],
             _format_value(places["in_liver"]),
@@ -256,12 +267,12 @@ def _summarise(documents: Sequence[dict[str, Any]], out: Path, source: ModelSour
             _format_value(curves and curves["deletion_auc"]),
             _format_value(last[0]["rank_correlation"] if last else None),
         )
-    console = make_console()
+        rows.append(cells)
     for document in documents:
         for alert in document["alerts"]:
             echo(f"attention: {document['case_id']}: {alert['message']} [{alert['code']}]")
     if documents:
-        console.print(table)
+        print_listing(make_console(), Listing(columns=SUMMARY, rows=rows))
         echo("liver, body: share of the map inside; CT only: the CT-only model's share in the liver")
         echo("points: whether the largest value lies in the liver; insert, delete: areas under the curves")
         echo("random: rank correlation with the map of randomised weights; near 0 is good")

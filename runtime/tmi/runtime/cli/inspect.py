@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tmi.toolkit.cli.console import echo, echo_json
+from tmi.toolkit.cli.console import echo, echo_json, make_console
+from tmi.toolkit.cli.listing import Column, Listing, print_listing
 
 if TYPE_CHECKING:
     from tmi.runtime.bundle.manifest import GraphSpec
@@ -111,7 +112,7 @@ def _print(bundle: Bundle, *, checked: bool) -> None:
     """Print the bundle; `checked`: every byte was compared and the signature is by the given key."""
     from tmi.runtime.bundle.manifest import FUSION
     from tmi.runtime.bundle.signing import SIGNED
-    from tmi.runtime.cli.tables.checks import checks_table, wide_console
+    from tmi.runtime.cli.tables.checks import checks_table
     from tmi.runtime.cli.tables.tensorrt import emulation_lines, plans_table
 
     manifest = bundle.manifest
@@ -138,26 +139,24 @@ def _print(bundle: Bundle, *, checked: bool) -> None:
     }
     for name, text in rows.items():
         echo(f"{name:10} {text}")
-    console = wide_console()
-    console.print(_graphs(bundle), markup=False)
+    console = make_console()
+    print_listing(console, _graphs(bundle))
     plans = plans_table(manifest)
     if plans is not None:
-        console.print(plans, markup=False)
+        print_listing(console, plans)
         for line in emulation_lines(manifest):
             echo(f"emulation  {line}")
-    console.print(checks_table(manifest.parity), markup=False)
+    print_listing(console, checks_table(manifest.parity))
     echo("for research use only; MODEL_CARD.md states the intended use and its limits")
 
 
-def _graphs(bundle: Bundle) -> Any:
-    from rich.table import Table
-
-    table = Table()
-    for column in ("graph", "inputs", "outputs", "files"):
-        table.add_column(column, overflow="fold")
-    for graph in bundle.manifest.graphs:
-        table.add_row(graph.name, _tensors(graph.inputs), _tensors(graph.outputs), _files(bundle, graph))
-    return table
+def _graphs(bundle: Bundle) -> Listing:
+    columns = (Column("graph"), *(Column(title, wrap=True) for title in ("inputs", "outputs", "files")))
+    rows = [
+        (graph.name, _tensors(graph.inputs), _tensors(graph.outputs), _files(bundle, graph))
+        for graph in bundle.manifest.graphs
+    ]
+    return Listing(columns=columns, rows=rows)
 
 
 def _tensors(specs: Any) -> str:

@@ -1,29 +1,22 @@
-"""Prediction of all cases of a command: progress bar, one line for each case, result log, summary."""
+"""Prediction of all cases of a command: progress, one line for each case, result log, summary."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 from tmi.runtime.serving.predictor import Predictor
 from tmi.runtime.serving.result_log import ResultLog, result_log_path
 from tmi.runtime.serving.results import CaseResult, RejectedCase
 from tmi.toolkit.cases.case import Case, MaskLabel
-from tmi.toolkit.cli.console import echo, make_console
+from tmi.toolkit.cli.console import echo
 from tmi.toolkit.cli.main import print_error
+from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.errors import InputRejectedError
-
-
-class Step(Protocol):
-    """Callback that advances the progress bar."""
-
-    def __call__(self) -> None:
-        """Advance by one case."""
 
 
 def run_cases(
@@ -63,7 +56,8 @@ def run_cases(
         remaining = [case for case in cases if case.case_id not in results]
         if resume:
             echo(f"{len(results)} of {len(cases)} cases are already predicted", err=True)
-        number, step = len(results), stack.enter_context(_bar(len(cases), done=len(results)))
+        number, progress = len(results), stack.enter_context(show_progress())
+        task = progress.add("predicting", len(cases), unit="cases", done=number)
         for result in predictor.stream(remaining, batch=batch) if remaining else ():
             # Logged before it is printed: a case that the user has been shown is never computed again.
             if log is not None:
@@ -71,7 +65,7 @@ def run_cases(
             results[result.case_id] = result
             number += 1
             _print_result(result, number, len(cases))
-            step()
+            task.advance()
     if len(cases) > 1:
         echo(_summary([results[case.case_id] for case in remaining], perf_counter() - start), err=True)
     return [results[case.case_id] for case in cases]
@@ -109,24 +103,3 @@ def _summary(results: Sequence[CaseResult], seconds: float) -> str:
         f"{len(results) - rejected} predicted, {rejected} rejected in {seconds:.1f} s "
         f"({len(results) / max(seconds, 1e-9):.2f} cases/s)"
     )
-
-
-@contextmanager
-def _bar(count: int, *, done: int) -> Iterator[Step]:
-    """Progress bar for more than one case on a terminal; otherwise nothing is shown."""
-    if count < 2 or not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=make_console(stderr=True), transient=True) as progress:
-        task = progress.add_task("predicting", total=count, completed=done)
-        yield lambda: progress.advance(task)

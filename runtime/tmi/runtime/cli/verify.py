@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tmi.toolkit.cli.console import echo, echo_json, make_console
+from tmi.toolkit.cli.inputs import limit_to_cores, require_run, resolve_bundle
+from tmi.toolkit.cli.listing import print_listing
+from tmi.toolkit.cli.progress import show_steps
 from tmi.toolkit.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -69,16 +72,16 @@ def verify(
         tmi verify ./bundle --rebuild ./runs/2026-01-31-tiny
     """
     from tmi.runtime.verification.verify import verify_bundle
-    from tmi.toolkit.config.project import default_bundle, load_project
 
-    if bundle is None:
-        bundle, reason = default_bundle(load_project())
-        echo(f"bundle {bundle} ({reason})", err=True)
-    with make_console(stderr=True).status("opening") as status:
-        verification = verify_bundle(bundle, engines=engine or (), key=key, threads=threads, progress=status.update)
+    if rebuild is not None:
+        require_run(rebuild)
+    threads = limit_to_cores(threads, option="--threads")
+    bundle = resolve_bundle(bundle)
+    with show_steps("opening") as step:
+        verification = verify_bundle(bundle, engines=engine or (), key=key, threads=threads, progress=step)
         rebuilt = None
         if rebuild is not None and verification.passed:
-            rebuilt = _compare_with_rebuild(verification.bundle, rebuild, status.update)
+            rebuilt = _compare_with_rebuild(verification.bundle, rebuild, step)
     if as_json:
         from tmi.toolkit.storage.hashing import canonical_json
 
@@ -144,19 +147,19 @@ def _document(verification: Verification) -> dict[str, Any]:
 
 def _print(verification: Verification) -> None:
     """Print one row for each check and engine with its worst value, and every failed check in full."""
-    from tmi.runtime.cli.tables.checks import checks_table, failures_table, wide_console
+    from tmi.runtime.cli.tables.checks import checks_table, failures_table
 
-    console = wide_console()
+    console = make_console()
     manifest = verification.bundle.manifest
     echo(
         f"bundle {verification.bundle.folder}: {len(manifest.files)} files as exported, "
         f"manifest {verification.bundle.digest[:16]}, {verification.signature}"
     )
-    console.print(checks_table(verification.records), markup=False)
+    print_listing(console, checks_table(verification.records))
     for name, why in verification.skipped.items():
         echo(f"engine {name} was not validated: {why}")
     failed: Sequence[CheckResult] = [r for r in verification.records if not r.passed]
     if failed:
-        console.print(failures_table(verification.records), markup=False)
+        print_listing(console, failures_table(verification.records))
     else:
         echo(f"all {len(verification.records)} parity checks passed")

@@ -17,8 +17,9 @@ from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.cli.bench_worker import WORKER
 from tmi.runtime.cli.tables.benchmark import engines_table, stages_table
-from tmi.runtime.cli.tables.checks import wide_console
 from tmi.toolkit.cases.case import Case
+from tmi.toolkit.cli.console import make_console
+from tmi.toolkit.cli.listing import print_listing
 from tmi.toolkit.errors import UnavailableError
 
 
@@ -125,10 +126,10 @@ def figures_of(engine: str, **changes: Any) -> EngineBenchmark:
 
 def printed(*figures: EngineBenchmark, **options: Any) -> str:
     report = BenchmarkReport(figures=figures, reference="eager", passed_over={})
-    console = wide_console()
+    console = make_console()
     with console.capture() as capture:
-        console.print(engines_table(report, rounds=2, cases=1))
-        console.print(stages_table(report))
+        print_listing(console, engines_table(report, rounds=2, cases=1))
+        print_listing(console, stages_table(report))
     return capture.get()
 
 

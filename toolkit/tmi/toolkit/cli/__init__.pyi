@@ -7,5 +7,12 @@ from .inputs import require_folder_name as require_folder_name
 from .inputs import require_paths as require_paths
 from .inputs import require_run as require_run
 from .inputs import resolve_bundle as resolve_bundle
+from .listing import Column as Column
+from .listing import Listing as Listing
+from .listing import print_listing as print_listing
 from .main import COMMANDS as COMMANDS
 from .main import print_error as print_error
+from .progress import Progress as Progress
+from .progress import Task as Task
+from .progress import show_progress as show_progress
+from .progress import show_steps as show_steps

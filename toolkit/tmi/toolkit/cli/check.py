@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tmi.toolkit.cases.case import Case, find_cases, is_folder, parse_mask_label
-from tmi.toolkit.cli.console import echo, echo_json, make_console
+from tmi.toolkit.cli.console import echo, echo_json
+from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.errors import ExitCode, InputRejectedError, UsageError
 
 if TYPE_CHECKING:
@@ -96,11 +96,12 @@ def check(
     cases = find_cases(paths, mask_label=parse_mask_label(mask_label))
     comparisons: list[RadiomicsComparison] = []
     repairs, unrepaired = _repair(cases, codes)
-    with _progress_bar(len(cases)) as advance:
+    with show_progress() as progress:
+        task = progress.add("checking", len(cases), unit="cases")
         findings = unrepaired + check_cases(
             cases,
             schema=fields,
-            progress=advance,
+            progress=lambda case: task.advance(),
             radiomics_tolerance=tolerance if recompute else None,
             on_comparison=comparisons.append,
             encoder_input=encoder_input,
@@ -140,18 +141,6 @@ def _repair(cases: list[Case], codes: Sequence[str]) -> tuple[list[AppliedRepair
             )
             findings.append(finding)
     return applied, findings
-
-
-@contextmanager
-def _progress_bar(total: int) -> Iterator[Callable[[Case], None]]:
-    """Show a progress bar on standard error if it is a terminal and there are several cases."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = make_console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal or total < 2) as bar:
-        task = bar.add_task("check", total=total)
-        yield lambda case: bar.advance(task)
 
 
 def _print_repairs(repairs: list[AppliedRepair]) -> None:

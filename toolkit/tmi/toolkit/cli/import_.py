@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tmi.toolkit.cases.case import given_name
-from tmi.toolkit.cli.console import echo, echo_json, make_console
+from tmi.toolkit.cli.console import echo, echo_json
+from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.errors import ExitCode, InputRejectedError, UsageError
 
 if TYPE_CHECKING:
@@ -99,20 +100,22 @@ def import_(
     if note is not None:
         echo(note, err=True)
     try:
-        imported = import_case(
-            out,
-            ct=ct,
-            mask=mask,
-            series=series,
-            mask_label=mask_label[0] if mask_label is not None and len(mask_label) == 1 else mask_label,
-            roi=roi[0] if roi is not None and len(roi) == 1 else roi,
-            clinical=clinical,
-            radiomics=radiomics,
-            patient_id=patient_id,
-            fixes=[code.strip() for codes in fix or () for code in codes.split(",")],
-            schema=schema,
-            force=force,
-        )
+        with show_progress() as progress:
+            progress.add("importing the case", None, unit="files")
+            imported = import_case(
+                out,
+                ct=ct,
+                mask=mask,
+                series=series,
+                mask_label=mask_label[0] if mask_label is not None and len(mask_label) == 1 else mask_label,
+                roi=roi[0] if roi is not None and len(roi) == 1 else roi,
+                clinical=clinical,
+                radiomics=radiomics,
+                patient_id=patient_id,
+                fixes=[code.strip() for codes in fix or () for code in codes.split(",")],
+                schema=schema,
+                force=force,
+            )
     except InputRejectedError as error:
         if as_json:
             echo_json(json.dumps(_rejection_document(out, error), indent=2))
@@ -129,12 +132,8 @@ def _import_table(
     table: Path, mapping: Path, out: Path, *, force: bool, resume: bool, accept_losses: bool
 ) -> TableReport:
     """Import the rows of a table with a progress bar and return the report."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    console = make_console(stderr=True)
-    columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("rows", total=None)
+    with show_progress() as progress:
+        task = progress.add("importing", None, unit="rows")
         from tmi.toolkit.ingest.tabular.cohort_importer import import_table
 
         return import_table(
@@ -144,7 +143,7 @@ def _import_table(
             force=force,
             resume=resume,
             accept_losses=accept_losses,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=task.update,
         )
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tmi.toolkit.cases.case import find_cases, parse_mask_label
-from tmi.toolkit.cli.console import echo, make_console
-from tmi.toolkit.errors import ExitCode, UsageError
+from tmi.toolkit.cli.console import echo
+from tmi.toolkit.cli.main import print_error
+from tmi.toolkit.cli.progress import show_progress
+from tmi.toolkit.errors import ExitCode, InputRejectedError, UsageError
 
 if TYPE_CHECKING:
     from tmi.toolkit.preprocessing.radiomics_batch import ExtractionResult
@@ -45,8 +48,6 @@ def radiomics(
         tmi radiomics cohort/P001 --mask-label 5 --jobs 4
         tmi radiomics cohort/ --from features.csv --map names.yaml
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from tmi.toolkit.compute.cpu import available_cores
     from tmi.toolkit.preprocessing.radiomics_batch import ExtractionOptions, make_tables
     from tmi.toolkit.radiomics.external_table import read_external_table, read_mapping
@@ -62,14 +63,12 @@ def radiomics(
         )
     options = ExtractionOptions(force=force, use_cache=not no_cache, external=external)
     results: list[ExtractionResult] = []
-    columns = (TextColumn("radiomics"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = make_console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("cases", total=len(cases))
+    with show_progress() as progress:
+        task = progress.add("radiomics", len(cases), unit="cases")
         for result in make_tables(cases, options, jobs=jobs or available_cores()):
             results.append(result)
             _print_result(result)
-            bar.advance(task)
+            task.advance()
     if external is not None:
         echo(
             f"note: the axes of the table are unknown; this package extracts in {AXES}, SimpleITK reads a DICOM series "
@@ -89,6 +88,6 @@ def radiomics(
 def _print_result(result: ExtractionResult) -> None:
     """Print a rejection or a note on standard error."""
     if result.state == "rejected":
-        echo(f"error: case {result.case_id}: {result.message} [{result.code}]", f"  fix: {result.fix}", err=True)
+        print_error(InputRejectedError(result.message, fix=result.fix, code=result.code, case_id=result.case_id))
     elif result.message:
-        echo(f"warning: case {result.case_id}: {result.message}", err=True)
+        echo(f"warning: case {result.case_id}: {result.message}", err=True, level=logging.WARNING)

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from tmi.toolkit.cli.console import echo, make_console
+from tmi.toolkit.cli.console import echo
+from tmi.toolkit.cli.inputs import limit_to_cores, require_folder_name
+from tmi.toolkit.cli.progress import show_progress
 
 
 def synth(
@@ -27,23 +29,22 @@ def synth(
         tmi synth ./cohort
         tmi synth ./cohort --cases 24 --seed 1 --force
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    require_folder_name(out, kind="cohort")
+    jobs = limit_to_cores(jobs, option="--jobs")
 
     from tmi.toolkit.storage.atomic_files import read_json
     from tmi.toolkit.synthetic.cohort import SYNTHETIC_NOTICE, TRUTH_FILE, make_cohort
     from tmi.toolkit.synthetic.generative_model import modality_subsets
 
-    columns = (TextColumn("synthetic cases"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = make_console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("cases", total=cases)
+    with show_progress() as progress:
+        task = progress.add("synthetic cases", cases, unit="cases")
         cohort = make_cohort(
             out,
             cases=cases,
             seed=seed,
             jobs=jobs,
             force=force,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=task.update,
         )
     truth = read_json(out / TRUTH_FILE, kind="cohort")
     patients = len({c.patient_id for c in cohort.cases})

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tmi.toolkit.cases.case import MaskLabel, is_cohort, open_cohort, parse_mask_label
-from tmi.toolkit.cli.console import echo, echo_json, make_console
+from tmi.toolkit.cli.console import echo, echo_json
+from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.config.project import load_project
 from tmi.toolkit.errors import ExitCode, UsageError
 
@@ -146,8 +147,18 @@ def _audit_with_cohort(
         initial = replay_weights(run, ct=replay.ct, text=replay.text)
     with tempfile.TemporaryDirectory(prefix="tmi-audit-") as scratch:
         cache = PreparedCache() if cached else None
-        arrays = prepare_cohort(data, run.config, run.schema, store=scratch_store(Path(scratch)), cache=cache)
-        results = audit_cohort(run, arrays, run_models=run_models)
+        with show_progress() as progress:
+            task = progress.add("preparing cases", len(data.cases), unit="cases")
+            arrays = prepare_cohort(
+                data,
+                run.config,
+                run.schema,
+                store=scratch_store(Path(scratch)),
+                cache=cache,
+                progress=lambda case: task.advance(),
+            )
+            progress.step("checking the run against its cohort")
+            results = audit_cohort(run, arrays, run_models=run_models)
         if splits:
             results += _replay_folds(run, arrays, splits, initial, Path(scratch) / "replay")
         return results
@@ -160,21 +171,13 @@ def _replay_folds(
     initial: InitialWeights | None,
     scratch: Path,
 ) -> list[AuditResult]:
-    """Train the named folds again, with a progress bar of the epochs on standard error."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+    """Train the named folds again, with the progress of their epochs on standard error."""
     from tmi.training.cli.progress import ProgressCallbacks
     from tmi.training.leakage_audit.replay import replay_fold
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=make_console(stderr=True)) as progress:
-        bars = ProgressCallbacks(progress)
+    with show_progress(transient=False) as progress:
+        callbacks = ProgressCallbacks(progress, folds=run.config.train.folds)
+        callbacks.on_training_start(len(splits))
         return [
             replay_fold(
                 run,
@@ -182,7 +185,7 @@ def _replay_folds(
                 arrays,
                 initial=initial,
                 scratch=scratch,
-                epoch_callback=bars.on_fold_start(split, run.config.train.epochs),
+                epoch_callback=callbacks.on_fold_start(split, run.config.train.epochs),
             )
             for split in splits
         ]

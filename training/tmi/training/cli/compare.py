@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tmi.toolkit.cases.case import open_cohort, parse_mask_label
-from tmi.toolkit.cli.console import echo, make_console
+from tmi.toolkit.cli.console import echo
+from tmi.toolkit.cli.progress import show_progress, show_steps
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.project import load_project
 from tmi.toolkit.errors import ExitCode
@@ -162,32 +164,21 @@ def _train(
     hardware: HardwareConfig,
     cached: bool,
 ) -> ComparisonRuns:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from tmi.toolkit.preprocessing.cache import PreparedCache
     from tmi.training.cli.progress import ProgressCallbacks
     from tmi.training.comparison.runner import train_all
 
     tokenizer, vocabulary = read_given_vocabulary(vocab, initialization)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    console = make_console(stderr=True)
     try:
-        with Progress(*columns, console=console) as progress:
-            all_runs = progress.add_task("runs", total=len(plan.runs), note="")
-            bars = ProgressCallbacks(progress)
+        with show_progress(transient=False) as progress:
+            all_runs = progress.add("runs", len(plan.runs), unit="runs", announce=True)
+            callbacks = ProgressCallbacks(progress, folds=plan.runs[0].config.train.folds)
 
             def on_run_status(planned: PlannedRun, status: str) -> None:
-                progress.update(all_runs, note=planned.label)
+                progress.line(f"{planned.key}: {status}", event="run", run=planned.key, status=status)
                 if status in ("reused", "done", "failed"):
-                    progress.advance(all_runs)
-                    bars.clear()
-                progress.console.print(f"{planned.key}: {status}", markup=False, highlight=False)
+                    all_runs.advance()
+                    callbacks.clear()
 
             return train_all(
                 plan,
@@ -198,12 +189,12 @@ def _train(
                 vocabulary=vocabulary,
                 hardware=hardware,
                 initial=None if initialization is None else initialization.weights,
-                callbacks=bars,
+                callbacks=callbacks,
                 cache=PreparedCache() if cached else None,
                 on_run_status=on_run_status,
             )
     except KeyboardInterrupt:
-        echo(f"interrupted; continue with the same command and --out {out}", err=True)
+        echo(f"interrupted; continue with the same command and --out {out}", err=True, level=logging.WARNING)
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
 
 
@@ -223,12 +214,12 @@ def _report(plan: Plan, trained: ComparisonRuns, data: Any, out: Path, command: 
 
     from tmi.training.comparison.report import write_report
 
-    with make_console(stderr=True).status("writing the report"):
+    with show_steps("writing the report"):
         written = write_report(plan, trained, data, out, command=command)
     for key, why in trained.failed.items():
-        echo(f"failed   {key}: {why}", err=True)
+        echo(f"failed   {key}: {why}", err=True, level=logging.ERROR)
     if trained.rejected:
-        echo(f"{len(trained.rejected)} case(s) were left out; see above", err=True)
+        echo(f"{len(trained.rejected)} case(s) were left out; see above", err=True, level=logging.WARNING)
     for line in written.closing_lines:
         echo(line)
     echo(f"report   {written.html}", f"tables   {written.markdown}")

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tmi.toolkit.cli.console import echo, make_console
+from tmi.toolkit.cli.console import echo
+from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.clinical.rendering import RENDERING_VERSIONS
 from tmi.toolkit.clinical.schema import Schema, load_schema
 from tmi.toolkit.config.project import load_project
@@ -69,8 +70,6 @@ def _pretrain(
     batch: int | None,
     seed: int | None,
 ) -> None:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from tmi.training.pretrained.pretraining_record import PRETRAINING_FILE
     from tmi.training.text_pretraining.checkpoint import write_encoder
     from tmi.training.text_pretraining.pretraining import PretrainConfig, pretrain
@@ -86,20 +85,13 @@ def _pretrain(
         max_length=config.clinical.max_length,
         **{key: value for key, value in overrides.items() if value is not None},
     )
-    bar = (
-        TextColumn("pre-training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*bar, console=make_console(stderr=True)) as progress:
-        task = progress.add_task("", total=pretrain_config.steps, note="")
+    with show_progress(transient=False) as progress:
+        task = progress.add("pre-training", pretrain_config.steps, unit="steps", announce=True)
         pretrained = pretrain(
             fields,
             config.network.text_encoder,
             pretrain_config,
-            on_step_end=lambda step, loss: progress.update(task, completed=step, note=f"loss {loss:.3f}"),
+            on_step_end=lambda step, loss: task.update(step, loss=loss),
         )
     with staged_folder(out) as folder:
         write_encoder(folder, pretrained, fields, pretrain_config)

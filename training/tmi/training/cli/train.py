@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,6 +12,8 @@ import typer
 
 from tmi.toolkit.cases.case import open_cohort, parse_mask_label
 from tmi.toolkit.cli.console import echo, make_console
+from tmi.toolkit.cli.listing import Column, Listing, print_listing
+from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.config.project import Project, load_project, new_run_folder
 from tmi.toolkit.config.schema import Config
@@ -224,23 +227,14 @@ def _run(
     name: str | None,
     cached: bool,
 ) -> None:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from tmi.toolkit.preprocessing.cache import PreparedCache
     from tmi.training.cli.progress import ProgressCallbacks
     from tmi.training.loop.cross_validation import cross_validate
 
     tokenizer, vocabulary = read_given_vocabulary(vocab, initialization)
     cache = PreparedCache() if cached else None
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
     try:
-        with Progress(*columns, console=make_console(stderr=True)) as progress:
+        with show_progress(transient=False) as progress:
             result = cross_validate(
                 data,
                 config,
@@ -249,7 +243,7 @@ def _run(
                 tokenizer=tokenizer,
                 vocabulary=vocabulary,
                 accelerator=hardware.accelerator,
-                callbacks=ProgressCallbacks(progress),
+                callbacks=ProgressCallbacks(progress, folds=config.train.folds),
                 resume=resume,
                 name=name,
                 cache=cache,
@@ -257,7 +251,8 @@ def _run(
                 hardware=hardware,
             )
     except KeyboardInterrupt:
-        echo(f"interrupted; continue with the same command and --out {target} --resume", err=True)
+        line = f"interrupted; continue with the same command and --out {target} --resume"
+        echo(line, err=True, level=logging.WARNING)
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
     if cache is not None:
         echo(cache.summary(), err=True)
@@ -269,26 +264,32 @@ def _run(
 
 
 def _print_result(result: RunResult) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     from tmi.training.evaluation.metrics import METRICS
     from tmi.training.evaluation.summary import TITLES, format_metric
 
-    # fits 80 columns, so that no number is wrapped
-    table = Table(
-        title="Held-out cases, positive = bad prognosis", title_justify="left", box=SIMPLE_HEAD, collapse_padding=True
+    dropped = {"precision": 1, "recall": 2, "f1": 3}
+    columns = (
+        Column("fold"),
+        *(Column(title, right=True, drop=dropped.get(metric, 0)) for metric, title in TITLES.items()),
+        Column("epoch", right=True, drop=4),
+        Column("cases", right=True, drop=5),
     )
-    for title in ("fold", *TITLES.values(), "epoch", "cases"):
-        table.add_column(title, justify="left" if title == "fold" else "right", no_wrap=True)
-    for fold in result.summary["folds"]:
-        row = (format_metric(fold["test"][m]) for m in METRICS)
-        table.add_row(str(fold["fold"]), *row, str(fold["picked_epoch"]), str(fold["cases"]["test"]))
-    table.add_section()
-    for title, key in (("mean", "mean"), ("SD", "std")):
-        table.add_row(title, *(format_metric(result.summary["over_folds"][m][key]) for m in METRICS))
+    rows = [
+        (
+            str(fold["fold"]),
+            *(format_metric(fold["test"][m]) for m in METRICS),
+            str(fold["picked_epoch"]),
+            str(fold["cases"]["test"]),
+        )
+        for fold in result.summary["folds"]
+    ]
+    totals = [
+        (title, *(format_metric(result.summary["over_folds"][m][key]) for m in METRICS), "", "")
+        for title, key in (("mean", "mean"), ("SD", "std"))
+    ]
     console = make_console()
-    console.print(table)
+    title = "Held-out cases, positive = bad prognosis"
+    print_listing(console, Listing(columns=columns, rows=rows, totals=totals, title=title))
     for note in result.summary["notes"]:
         console.print(note, markup=False)
     if result.rejected:

@@ -45,8 +45,14 @@ class TrainingCallbacks(Protocol):
     def on_preparation_start(self, total: int) -> Callable[[Case], None]:
         """Preparation starts; returns a function that is called after each case."""
 
+    def on_training_start(self, folds: int) -> None:
+        """The training of so many folds starts; those of an earlier run do not count."""
+
     def on_fold_start(self, split: FoldSplit, epochs: int) -> Callable[[int, float, float], None]:
         """A fold starts; returns a function that is called after each epoch with its number and two losses."""
+
+    def on_fold_end(self, split: FoldSplit, metrics: Mapping[str, float | None]) -> None:
+        """A fold is finished, with these metrics on its held-out cases (`tmi.training.evaluation.metrics`)."""
 
     def on_case_rejected(self, error: InputRejectedError) -> None:
         """A case is rejected and left out of the run."""
@@ -214,6 +220,11 @@ def _train_folds(
     from tmi.training.loop.freezing import FrozenFeatures
     from tmi.training.loop.parallel_folds import train_folds_in_parallel
 
+    def on_fold_end(split: FoldSplit) -> None:
+        if not hardware.node_rank:
+            callbacks.on_fold_end(split, read_json(FoldFolder.of(out, split.fold).metrics, kind="run")["test"])
+
+    callbacks.on_training_start(len(splits))
     if hardware.parallel_folds > 1:
         train_folds_in_parallel(
             splits,
@@ -224,6 +235,7 @@ def _train_folds(
             initial=initial,
             hardware=hardware,
             epoch_callback=lambda split: callbacks.on_fold_start(split, config.train.epochs),
+            on_fold_end=on_fold_end,
             on_fold_failed=callbacks.on_fold_failed,
         )
         return
@@ -241,6 +253,7 @@ def _train_folds(
             hardware=hardware,
             features=features,
         )
+        on_fold_end(split)
 
 
 def _create_run(

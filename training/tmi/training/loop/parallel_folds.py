@@ -89,6 +89,7 @@ def train_folds_in_parallel(
     hardware: HardwareConfig,
     epoch_callback: Callable[[FoldSplit], EpochCallback],
     on_fold_failed: FoldFailedCallback,
+    on_fold_end: Callable[[FoldSplit], None] = lambda split: None,
 ) -> None:
     """Train folds, `hardware.parallel_folds` at a time.
 
@@ -102,6 +103,7 @@ def train_folds_in_parallel(
         hardware: devices and trackers.
         epoch_callback: called when a fold starts; its result is called after each epoch.
         on_fold_failed: called for each fold that fails.
+        on_fold_end: called for each fold that is finished.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the checkpoint of every fold's last complete epoch exists.
@@ -140,6 +142,8 @@ def train_folds_in_parallel(
                 if isinstance(outcome, Exception):
                     errors.append(outcome)
                     on_fold_failed(worker.split, failure_reason(outcome))
+                else:
+                    on_fold_end(worker.split)
     finally:
         for worker in running:
             if worker.process.is_alive():

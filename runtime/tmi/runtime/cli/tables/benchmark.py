@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
 from tmi.runtime.benchmark.benchmark import BenchmarkReport, EngineBenchmark
+from tmi.toolkit.cli.listing import Column, Listing
 
 GIB = 2**30
 
 
-def engines_table(report: BenchmarkReport, *, rounds: int, cases: int) -> Table:
+def engines_table(report: BenchmarkReport, *, rounds: int, cases: int) -> Listing:
     """One row for each engine; times are medians over rounds."""
-    table = Table(
-        title=f"From the files of a case to its prediction, {rounds} rounds, {cases} case{'s' if cases > 1 else ''}",
-        title_justify="left",
+    columns = (
+        Column("engine"),
+        Column("precision", drop=4),
+        Column("p50 s", right=True),
+        Column("p95 s", right=True, drop=1),
+        Column(f"x {report.reference}", right=True),
+        Column("cases/min", right=True, drop=2),
+        Column("start s", right=True, drop=3),
+        Column("peak GiB", right=True, drop=6),
+        Column(f"|p - {report.reference}|", right=True, drop=5),
+        Column("decisions", right=True),
     )
-    headings = ("engine", "precision", "p50 s", "p95 s", f"x {report.reference}", "cases/min", "start s", "peak GiB")
-    for heading in (*headings, f"|p - {report.reference}|", "decisions"):
-        table.add_column(heading, justify="left" if heading in ("engine", "precision") else "right")
-    for f in report.figures:
-        table.add_row(
+    rows = [
+        (
             f.engine,
             f.precision,
             f"{f.p50_seconds:.3g}",
@@ -31,21 +35,21 @@ def engines_table(report: BenchmarkReport, *, rounds: int, cases: int) -> Table:
             f"{f.max_difference:.1e}",
             f"{len(f.changed_decisions)} changed" if f.changed_decisions else "equal",
         )
-    return table
+        for f in report.figures
+    ]
+    title = f"From the files of a case to its prediction, {rounds} rounds, {cases} case{'s' if cases > 1 else ''}"
+    return Listing(columns=columns, rows=rows, title=title)
 
 
-def stages_table(report: BenchmarkReport) -> Table:
+def stages_table(report: BenchmarkReport) -> Listing:
     """Time of each stage of a warm prediction in milliseconds; stages without time in every engine are omitted."""
     names = dict.fromkeys(name for f in report.figures for name, s in f.stage_seconds.items() if s >= 5e-6)
     names = dict.fromkeys([n for n in names if n != "total"]) | {"total": None}
-    table = Table(title="Stages of a warm prediction, milliseconds (medians, so the rows need not add up to the total)",
-                  title_justify="left")  # fmt: skip
-    table.add_column("engine")
-    for name in names:
-        table.add_column(name, justify="right")
-    for f in report.figures:
-        table.add_row(f.engine, *(f"{1000 * f.stage_seconds.get(n, 0.0):.3g}" for n in names))
-    return table
+    return Listing(
+        columns=(Column("engine"), *(Column(name, right=True) for name in names)),
+        rows=[(f.engine, *(f"{1000 * f.stage_seconds.get(n, 0.0):.3g}" for n in names)) for f in report.figures],
+        title="Stages of a warm prediction, milliseconds (medians, so the rows need not add up to the total)",
+    )
 
 
 def _speedup(f: EngineBenchmark) -> str:

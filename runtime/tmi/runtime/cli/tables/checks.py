@@ -4,25 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.table import Table
-
 from tmi.runtime.bundle.check_result import CheckResult
-from tmi.toolkit.cli.console import make_console
+from tmi.toolkit.cli.listing import Column, Listing
+
+FAILED = (
+    Column("check"),
+    Column("graph"),
+    Column("artefact", drop=1),
+    Column("engine"),
+    Column("measured", right=True),
+    Column("allowed", right=True),
+    Column("detail", wrap=True),
+)
+WORST = (
+    Column("engine"),
+    Column("check"),
+    Column("comparisons", right=True, drop=1),
+    Column("worst", right=True),
+    Column("allowed", right=True, drop=3),
+    Column("x float32", right=True, drop=2),
+    Column("result"),
+)
 
 
-def failures_table(records: Sequence[CheckResult]) -> Table:
+def failures_table(records: Sequence[CheckResult]) -> Listing:
     """One row for each failed check."""
     failed = [r for r in records if not r.passed]
-    table = Table(title=f"{len(failed)} of {len(records)} parity checks failed", title_justify="left")
-    for column in ("check", "graph", "artefact", "engine", "measured", "allowed", "detail"):
-        table.add_column(column, justify="right" if column in ("measured", "allowed") else "left", overflow="fold")
-    for r in failed:
-        table.add_row(r.gate, r.graph, r.artefact, r.engine or "-", _format(r.measured), _format(r.bound), r.detail)
-    return table
+    rows = [
+        (r.gate, r.graph, r.artefact, r.engine or "-", _format(r.measured), _format(r.bound), r.detail) for r in failed
+    ]
+    return Listing(columns=FAILED, rows=rows, title=f"{len(failed)} of {len(records)} parity checks failed", keys=2)
 
 
-def checks_table(records: Sequence[CheckResult]) -> Table:
+def checks_table(records: Sequence[CheckResult]) -> Listing:
     """One row for each engine and check, with the worst value over its graphs and inputs.
 
     The column `x float32` is the error as a multiple of eager float32's own error against float64.
@@ -30,23 +44,15 @@ def checks_table(records: Sequence[CheckResult]) -> Table:
     groups: dict[tuple[str, str], list[CheckResult]] = {}
     for r in records:
         groups.setdefault((r.engine or r.artefact, r.gate), []).append(r)
-    table = Table()
-    for column in ("engine", "check", "comparisons", "worst", "allowed", "x float32", ""):
-        table.add_column(column, justify="left" if column in ("engine", "check", "") else "right", overflow="fold")
+    rows = []
     for (engine, gate), members in groups.items():
         # A failed record first, then one that could not be measured, then the largest value.
         worst = max(members, key=lambda r: (not r.passed, r.measured is None, r.measured or 0.0))
         multiples = [r.multiple for r in members if r.multiple is not None]
         multiple = f"{max(multiples):.2g}" if multiples else ""
         status = "ok" if all(r.passed for r in members) else "FAILED"
-        table.add_row(engine, gate, str(len(members)), _format(worst.measured), _format(worst.bound), multiple, status)
-    return table
-
-
-def wide_console(*, stderr: bool = False) -> Console:
-    """A console at least as wide as the tables; 140 columns without a terminal."""
-    console = make_console(stderr=stderr)
-    return make_console(stderr=stderr, width=max(console.width, 110) if console.is_terminal else 140)
+        rows.append((engine, gate, str(len(members)), _format(worst.measured), _format(worst.bound), multiple, status))
+    return Listing(columns=WORST, rows=rows, keys=2)
 
 
 def _format(value: float | None) -> str:

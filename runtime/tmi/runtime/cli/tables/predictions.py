@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 
+from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.selection import EngineRecord
 from tmi.runtime.serving.input_warnings import BUNDLE_WARNINGS, FEATURE_ALERTS, FEATURE_WARNINGS
 from tmi.runtime.serving.results import ALERTS, RESEARCH_USE, CaseResult, Notice, Prediction, alerts
 from tmi.toolkit.cli.console import make_console
+from tmi.toolkit.cli.listing import Column, Listing, print_listing
 from tmi.toolkit.storage.csv_files import csv_text
 from tmi.toolkit.storage.terminal_text import printable
-
-PIPED_WIDTH = 140
-"""Width of the table in columns if standard output is not a terminal."""
 
 
 def print_table(results: Sequence[CaseResult], *, bundle: Bundle, engine: EngineRecord) -> None:
     """Print the results on standard output."""
-    from rich.table import Table
-    from rich.text import Text
+    console = make_console(highlight=False, markup=False, emoji=False)
+    for line in _alert_lines(results):  # above the table, so that nobody reads a probability before them
+        console.print(printable(line), style="bold", soft_wrap=True)
+    print_listing(console, _listing(results, bundle.manifest))
+    for line in _notes(results):
+        console.print(printable(line), soft_wrap=True)
+    console.print(
+        f"engine {engine.name} ({engine.package}, {engine.precision}, {engine.threads} threads); "
+        f"bundle {bundle.digest[:16]}",
+        soft_wrap=True,
+    )
+    console.print(RESEARCH_USE, soft_wrap=True)
 
-    manifest = bundle.manifest
+
+def _listing(results: Sequence[CaseResult], manifest: Manifest) -> Listing:
+    """Table of the results: case, decision, probability and notes have a column at every width."""
     positive = manifest.classes[manifest.positive]
     models = f"{len(manifest.folds)} fold model{'s' if len(manifest.folds) > 1 else ''}"
     models += " trained on synthetic cases" if manifest.synthetic else ""
-    table = Table(
-        title=f"Prognosis: probability of '{positive}', mean of {models}; decision threshold {manifest.threshold:g}",
-        title_justify="left",
+    columns = (
+        Column("case"),
+        Column("decision"),
+        *(Column(f"p({name})", right=True, drop=0 if name == positive else 3) for name in manifest.classes),
+        Column("spread", right=True, drop=4),
+        Column("each fold", right=True, drop=1),
+        Column("seconds", right=True, drop=2),
+        Column("notes", wrap=True),
     )
-    table.add_column("case", overflow="fold")
-    table.add_column("decision")
-    for heading in (*(f"p({name})" for name in manifest.classes), "spread", "each fold", "seconds"):
-        table.add_column(heading, justify="right")
-    table.add_column("notes", overflow="fold")
+    rows = []
     for result in results:
         if isinstance(result, Prediction):
             cells = [
@@ -45,24 +56,11 @@ def print_table(results: Sequence[CaseResult], *, bundle: Bundle, engine: Engine
                 f"{result.seconds['total']:.2f}",
                 ", ".join(_codes(result)),
             ]
-            table.add_row(Text(printable(result.case_id)), result.decision, *cells)
+            rows.append((result.case_id, result.decision, *cells))
         else:
-            table.add_row(
-                Text(printable(result.case_id)), "rejected", *["-"] * (len(manifest.classes) + 3), result.code
-            )
-    width = None if sys.stdout.isatty() else PIPED_WIDTH
-    console = make_console(width=width, highlight=False, markup=False, emoji=False)
-    for line in _alert_lines(results):  # above the table, so that nobody reads a probability before them
-        console.print(printable(line), style="bold", soft_wrap=True)
-    console.print(table)
-    for line in _notes(results):
-        console.print(printable(line), soft_wrap=True)
-    console.print(
-        f"engine {engine.name} ({engine.package}, {engine.precision}, {engine.threads} threads); "
-        f"bundle {bundle.digest[:16]}",
-        soft_wrap=True,
-    )
-    console.print(RESEARCH_USE, soft_wrap=True)
+            rows.append((result.case_id, "rejected", *["-"] * (len(manifest.classes) + 3), result.code))
+    title = f"Prognosis: probability of '{positive}', mean of {models}; decision threshold {manifest.threshold:g}"
+    return Listing(columns=columns, rows=rows, title=title)
 
 
 def _codes(prediction: Prediction) -> list[str]:

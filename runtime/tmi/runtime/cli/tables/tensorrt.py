@@ -9,38 +9,36 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.table import Table
-
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.engines.precision import TENSORRT
+from tmi.toolkit.cli.listing import Column, Listing
+
+PLANS = (
+    Column("engine"),
+    Column("graph"),
+    Column("plan", right=True, drop=3),
+    Column("precision"),
+    Column("layers in HALF", right=True, drop=2),
+    Column("in FLOAT", right=True, drop=1),
+    Column("kept in FLOAT, and why", wrap=True),
+)
 
 
-def plans_table(manifest: Manifest) -> Table | None:
+def plans_table(manifest: Manifest) -> Listing | None:
     """One row for each plan; None if the bundle has no TensorRT metadata."""
     metadata: Mapping[str, Any] = manifest.extra.get(TENSORRT, {})
     if not metadata:
         return None
-    table = Table()
-    for column in (
-        "engine",
-        "graph",
-        "plan",
-        "precision",
-        "layers in HALF",
-        "in FLOAT",
-        "kept in FLOAT, and why",
-    ):
-        right = column in ("plan", "layers in HALF", "in FLOAT")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    rows: list[tuple[str, ...]] = []
     precisions = metadata.get("precision", {}).get("graphs", {})
     for kind, record in metadata.get("plans", {}).items():
         for name, plan in record["graphs"].items():
             size = f"{plan['plan']['bytes'] / 1e6:.1f} MB"
             counts = ("-" if plan[key] is None else str(plan[key]) for key in ("layers_in_half", "layers_in_float"))
-            table.add_row(kind, name, size, precisions.get(name, {}).get("precision", "?"), *counts, _reasons(plan))
+            rows.append((kind, name, size, precisions.get(name, {}).get("precision", "?"), *counts, _reasons(plan)))
     for kind, missing in metadata.get("pending", {}).items():
-        table.add_row(kind, "all", "-", "-", "-", "-", f"still to be built with `tmi build`: {missing}")
-    return table
+        rows.append((kind, "all", "-", "-", "-", "-", f"still to be built with `tmi build`: {missing}"))
+    return Listing(columns=PLANS, rows=rows, keys=2)
 
 
 def emulation_lines(manifest: Manifest) -> Iterator[str]:
