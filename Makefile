@@ -1,5 +1,5 @@
-# Every target needs only Python 3.11 or newer and a C compiler (pyradiomics is compiled): it makes .venv and
-# installs what it needs, once.
+# Every target needs only Python 3.11 or newer and a C compiler (pyradiomics, the reference of the tests, is compiled):
+# it makes .venv and installs what it needs, once.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -24,10 +24,10 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tmi needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (some minutes the first time) ..."
-	# pyradiomics 3.0.1 is compiled against the installed numpy, so numpy comes first
+	# pyradiomics 3.0.1, which only tests need, is compiled against the installed numpy, so numpy comes first
 	$(PIP) -c constraints.txt numpy setuptools wheel versioneer
 	$(PIP) -c constraints.txt --no-build-isolation pyradiomics==3.0.1
-	$(PIP) -c constraints.txt -e '.[all]'
+	$(PIP) -c constraints.txt -e '.[all,dev,docs]'
 	touch $(READY)
 
 hooks: $(READY)  ## run the linters at every commit (pre-commit, from .venv)
@@ -69,7 +69,7 @@ test-slow: $(READY)  ## the tests that are too heavy for the default run
 
 $(READY_GPU): $(READY)
 	@echo "installing TensorRT into $(VENV) (gigabytes, from PyPI and NVIDIA's own index) ..."
-	$(PIP) -c constraints.txt -e '.[all,trt]'
+	$(PIP) -c constraints.txt -e '.[all,trt,dev,docs]'
 	touch $(READY_GPU)
 
 test-gpu: $(READY_GPU)  ## the tests that need an NVIDIA GPU, latency included; installs TensorRT first

@@ -70,7 +70,7 @@ def explain_case(
 
     Raises:
         InputRejectedError: the case is rejected; the error names it.
-        UnavailableError: radiomics must be extracted and pyradiomics is not installed.
+        UnavailableError: radiomics must be extracted and SimpleITK or PyWavelets is not installed.
     """
     source = explainer.source
     with reading(case.case_id):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
@@ -15,10 +13,10 @@ from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.volume import Volume, read_ct, read_mask
 from tmi.toolkit.radiomics.extractor import extract, extract_reference, extract_with_note
 from tmi.toolkit.radiomics.feature_names import CLASS_FEATURES, FEATURE_NAMES, IMAGE_TYPES, SHAPE_FEATURES
-from tmi.toolkit.radiomics.image_filters import matches_pyradiomics
+from tmi.toolkit.radiomics.formulas.shape_mesh import measure_mesh
 from tmi.toolkit.radiomics.pyradiomics import load, pyradiomics_quiet, reference_extractor
-from tmi.toolkit.radiomics.shape_mesh import measure_mesh
 from tmi.toolkit.radiomics.table import missing_features
+from tmi.toolkit.radiomics.whole_filters import filters_match
 
 TOLERANCE = 1e-6
 
@@ -163,8 +161,8 @@ def test_fast_path_equals_reference_on_real_liver(shared_data, tmp_path):
 
 
 def test_filter_check_detects_one_bit_differences(monkeypatch):
-    """`matches_pyradiomics` holds for the installed packages and fails if any filter rounds differently."""
-    assert matches_pyradiomics()
+    """`filters_match` holds for the installed packages and fails if any filter rounds differently."""
+    assert filters_match()
     import tmi.toolkit.radiomics.image_filters as filters
 
     for name in ("laplacian_of_gaussian", "_gradient", "_exponential"):
@@ -177,24 +175,16 @@ def test_filter_check_detects_one_bit_differences(monkeypatch):
             else:
                 exact = filters.laplacian_of_gaussian
                 patch.setattr(filters, name, lambda s, sigma, exact=exact: exact(s, sigma) * np.float32(1.0000002))
-            assert not matches_pyradiomics.__wrapped__(), name
+            assert not filters_match.__wrapped__(), name
 
 
-@pytest.mark.parametrize(
-    ("plant", "reason"),
-    [
-        (lambda patch: patch.setattr(fast_extractor, "matches_pyradiomics", lambda: False), "image filters differ"),
-        (lambda patch: patch.setattr(fast_extractor, "is_pinned", lambda: False), "was validated with 3.0.1"),
-    ],
-    ids=["filters", "version"],
-)
-def test_unsupported_packages_use_reference_with_warning(monkeypatch, blob, plant, reason):
-    """If the fast path is not valid with the installed packages, the reference path is used and reported."""
-    plant(monkeypatch)
-    monkeypatch.setattr(extractor, "extract_reference", lambda ct, mask: np.full(1781, math.pi))
+def test_unsupported_packages_use_reference_with_warning(monkeypatch, blob):
+    """If the fast filters differ with the installed packages, the whole CT is filtered, and the case reports it."""
+    expected_F = extract(*blob)
+    monkeypatch.setattr(fast_extractor, "filters_match", lambda: False)
     extracted = extract_with_note(*blob)
-    assert reason in (extracted.note or "")
-    assert extracted.values_F[0] == math.pi
+    assert "image filters differ" in (extracted.note or "")
+    np.testing.assert_array_equal(extracted.values_F, expected_F)
     with pytest.warns(RuntimeWarning, match="extracted by the slow reference path"):
         extract(*blob)
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from tmi.toolkit.radiomics.feature_names import CLASS_FEATURES, SHAPE_FEATURES
-from tmi.toolkit.radiomics.features import image_features, shape_features
+from tmi.toolkit.radiomics.features import image_features
+from tmi.toolkit.radiomics.formulas.shape import shape_features
 from tmi.toolkit.radiomics.mask_region import find_region
 from tmi.toolkit.radiomics.pyradiomics import load, pyradiomics_quiet
 
@@ -96,7 +97,7 @@ def test_fast_path_reproduces_published_values(shared_data, kind, image):
     x, y, z = intensity.GetSpacing()
     region = find_region(SimpleITK.GetArrayFromImage(label) == settings_of(cells)["label"])
     if kind == "shape":
-        features = {f"original_shape_{n}": v for n, v in shape_features(region, (z, y, x)).items()}
+        features = {f"original_shape_{n}": v for n, v in shape_features(region.mask_DHW, (z, y, x)).items()}
     else:
         values_N = SimpleITK.GetArrayFromImage(intensity)[region.box][region.mask_DHW]
         features = {f"original_{n}": v for n, v in image_features(values_N, region, (z, y, x)).items()}

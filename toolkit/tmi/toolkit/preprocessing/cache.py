@@ -2,7 +2,7 @@
 
 The key of an entry is a digest of all its inputs: the bytes of `ct.nii.gz` and `liver.nii.gz`, the mask's label, the CT
 settings, whether radiomics were extracted, the code (`CODE_PARTS`), and the versions of numpy, nibabel and, if used,
-pyradiomics. A changed byte, setting or version is therefore a cache miss. `tmi.toolkit.storage.content_cache` handles
+SimpleITK and PyWavelets. A changed byte, setting or version is therefore a cache miss. `tmi.toolkit.storage.content_cache` handles
 damaged entries, interrupted writes and concurrent processes. A rejected case is not stored.
 
 The clinical record and `radiomics.csv` are small and are read again on every call. Entries and their names contain
@@ -170,7 +170,7 @@ def prepared_key(case: Case, config: CtConfig, *, extract: bool) -> str:
             "config": to_json(config),
             "extract": extract,
             "code": code_digest(),
-            "packages": _packages("numpy", "nibabel", *(("pyradiomics", "SimpleITK", "PyWavelets") if extract else ())),
+            "packages": _packages("numpy", "nibabel", *(("SimpleITK", "PyWavelets") if extract else ())),
         }
     )
 

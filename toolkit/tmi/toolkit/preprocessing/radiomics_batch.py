@@ -70,7 +70,7 @@ def make_tables(cases: Sequence[Case], options: ExtractionOptions, *, jobs: int)
     On an interrupt, cases in progress are finished and no new ones are started.
 
     Raises:
-        UnavailableError: pyradiomics is not installed, or a process was killed.
+        UnavailableError: SimpleITK or PyWavelets is not installed, or a process was killed.
     """
     processes = min(jobs, len(cases))
     if processes <= 1 or options.external is not None:
@@ -97,7 +97,7 @@ def make_table(case: Case, options: ExtractionOptions, *, jobs: int) -> Extracti
     """Write radiomics.csv and radiomics.json of one case; a rejected case is returned, not raised.
 
     Raises:
-        UnavailableError: pyradiomics is not installed.
+        UnavailableError: SimpleITK or PyWavelets is not installed.
     """
     start = perf_counter()
     try:

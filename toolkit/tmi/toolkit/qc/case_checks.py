@@ -97,7 +97,7 @@ def check_cases(
         records_only: read `clinical.json` and `case.json` alone, whether or not there are images and features.
 
     Raises:
-        UnavailableError: features must be extracted and pyradiomics is not installed.
+        UnavailableError: features must be extracted and SimpleITK or PyWavelets is not installed.
     """
     findings: list[Finding] = []
     first_occurrences = _FirstOccurrences()

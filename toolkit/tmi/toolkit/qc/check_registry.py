@@ -71,7 +71,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "radiomics-value": Check("error", "radiomics.csv has a value that is not a finite number"),
         "radiomics-differ": Check("error", "radiomics.csv differs from the mask's features (only with --recompute)"),
         "radiomics-mask": Check("error", "the mask is too small for texture features"),
-        "radiomics-failed": Check("error", "pyradiomics or a library that it uses fails on this CT and mask"),
+        "radiomics-failed": Check("error", "the extraction fails on this CT and mask"),
         "radiomics-stale": Check("warning", "radiomics.csv no longer matches its files, settings or record"),
         "clinical-missing": Check("error", "no clinical.json"),
         "clinical-malformed": Check("error", "clinical.json is not JSON of the documented format"),

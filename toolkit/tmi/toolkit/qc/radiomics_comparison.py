@@ -80,10 +80,10 @@ def compare_radiomics(
     """Extract the features from CT and mask and compare the given ones with them.
 
     Raises:
-        UnavailableError: pyradiomics is not installed.
+        UnavailableError: SimpleITK or PyWavelets is not installed.
         InputRejectedError: the mask is too small for texture features (`radiomics-mask`).
     """
-    from tmi.toolkit.radiomics.extractor import extract  # pyradiomics is optional and slow to import
+    from tmi.toolkit.radiomics.extractor import extract  # SimpleITK is optional and slow to import
 
     def compare(axes: str) -> RadiomicsComparison:
         computed_F = extract(to_axes(ct, axes), to_axes(mask, axes))

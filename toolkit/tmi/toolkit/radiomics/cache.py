@@ -1,6 +1,6 @@
 """Cached extraction: the same voxels, mask, settings and package versions are extracted only once.
 
-The key is a digest of contents; file names and dates are not part of it. A hit imports neither pyradiomics nor
+The key is a digest of contents; file names and dates are not part of it. A hit imports no
 SimpleITK. An entry takes 14 kB, and the cache is limited to 64 MiB, about 4,700 masks.
 `tmi.toolkit.storage.content_cache` documents its location and how to disable or delete it.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
-from tmi.toolkit.radiomics.settings import SETTINGS_DIGEST
+from tmi.toolkit.radiomics.settings import PYRADIOMICS_VERSION, SETTINGS_DIGEST
 from tmi.toolkit.storage.content_cache import ContentCache
 from tmi.toolkit.storage.hashing import sha256_json
 
@@ -29,13 +29,16 @@ MAX_BYTES = 64 * 2**20
 """Size limit of the cache."""
 CACHE_VERSION = 1
 """Increase it with every change of this package that can change a value."""
-PACKAGES = ("pyradiomics", "SimpleITK", "PyWavelets", "numpy")
+PACKAGES = ("SimpleITK", "PyWavelets", "numpy")
 """Packages whose version can change a value."""
 
 
 def package_versions() -> dict[str, str]:
-    """Return the installed versions of `PACKAGES`; packages that are not installed are left out."""
-    versions = {}
+    """Return the installed versions of `PACKAGES`, and the version of pyradiomics that defines the features.
+
+    Packages that are not installed are left out.
+    """
+    versions = {"pyradiomics": PYRADIOMICS_VERSION}
     for name in PACKAGES:
         try:
             versions[name] = installed(name)
@@ -77,13 +80,10 @@ def extract_cached(ct: Volume, mask: Volume, *, jobs: int | None = None, use_cac
         use_cache: False neither reads nor fills the cache.
 
     Raises:
-        UnavailableError: the features are not cached and pyradiomics is not installed.
+        UnavailableError: the features are not cached and SimpleITK or PyWavelets is not installed.
         InputRejectedError: `radiomics-mask` or `ct-not-hu`, as in `tmi.toolkit.radiomics.extractor.extract`.
     """
-    from tmi.toolkit.radiomics.extractor import (  # pyradiomics itself is imported only by the extraction
-        ExtractedFeatures,
-        extract_with_note,
-    )
+    from tmi.toolkit.radiomics.extractor import ExtractedFeatures, extract_with_note
 
     cache = ContentCache(KIND, max_bytes=MAX_BYTES) if use_cache else None
     if cache is None or not cache.enabled:

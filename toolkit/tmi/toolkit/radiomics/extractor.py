@@ -20,7 +20,8 @@ from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.radiomics.fast_extractor import extract_fast, reference_path_reason
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.radiomics.image_filters import to_image
-from tmi.toolkit.radiomics.pyradiomics import load, pyradiomics_quiet, reference_extractor, rejecting
+from tmi.toolkit.radiomics.libraries import rejecting
+from tmi.toolkit.radiomics.pyradiomics import load, pyradiomics_quiet, reference_extractor
 from tmi.toolkit.radiomics.settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -29,19 +30,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractedFeatures:
-    """Features of one mask, and a note if the slow reference path was used."""
+    """Features of one mask, and a note if the whole CT was filtered."""
 
     values_F: Float[NDArray[np.float64], "1781"]
     """Values in the order of `FEATURE_NAMES`; NaN where a feature has no finite value."""
     note: str | None = None
-    """Why the reference path was used; None if the fast path was."""
+    """Why the whole CT was filtered; None if the fast filters were used."""
 
 
 def extract(ct: Volume, mask: Volume, *, jobs: int | None = None) -> Float[NDArray[np.float64], "1781"]:
     """Extract the features of a mask.
 
     The values equal those of `extract_reference` to a relative 1e-6 and are computed several times faster. If the
-    installed packages do not support the fast path, the reference path is used and a `RuntimeWarning` is issued.
+    installed packages do not support the fast filters, the whole CT is filtered and a `RuntimeWarning` is issued.
 
     Args:
         ct: CT in Hounsfield units.
@@ -52,9 +53,9 @@ def extract(ct: Volume, mask: Volume, *, jobs: int | None = None) -> Float[NDArr
         Values in the order of `FEATURE_NAMES`; NaN where a feature has no finite value.
 
     Raises:
-        UnavailableError: pyradiomics is not installed.
+        UnavailableError: SimpleITK or PyWavelets is not installed.
         InputRejectedError: `radiomics-mask`: the mask is empty, one voxel, one line or the whole CT; `ct-not-hu`: the
-            CT is zero everywhere; `radiomics-failed`: pyradiomics or a library that it uses failed.
+            CT is zero everywhere; `radiomics-failed`: a library failed, or intensities reach the limits of int16.
     """
     extracted = extract_with_note(ct, mask, jobs=jobs)
     if extracted.note is not None:
@@ -75,13 +76,12 @@ def extract_with_note(ct: Volume, mask: Volume, *, jobs: int | None = None) -> E
         InputRejectedError: as in `extract`.
     """
     reason = reference_path_reason()
-    if reason is not None:
-        note = f"radiomics were extracted by the slow reference path: {reason}"
-        return ExtractedFeatures(values_F=extract_reference(ct, mask), note=note)
+    note = None if reason is None else f"radiomics were extracted by the slow reference path: {reason}"
     require_extractable(ct, mask)
     mask_DHW = mask.array_DHW.astype(np.bool_)
-    features = extract_fast(ct.array_DHW, mask_DHW, ct.spacing_DHW_mm, jobs=jobs or available_cores())
-    return ExtractedFeatures(values_F=to_feature_order(features))
+    threads = jobs or available_cores()
+    features = extract_fast(ct.array_DHW, mask_DHW, ct.spacing_DHW_mm, jobs=threads, whole=note is not None)
+    return ExtractedFeatures(values_F=to_feature_order(features), note=note)
 
 
 def extract_reference(ct: Volume, mask: Volume) -> Float[NDArray[np.float64], "1781"]:
@@ -92,7 +92,7 @@ def extract_reference(ct: Volume, mask: Volume) -> Float[NDArray[np.float64], "1
         mask: as in `extract`.
 
     Raises:
-        UnavailableError: as in `extract`.
+        UnavailableError: pyradiomics, which only this comparison needs, is not installed.
         InputRejectedError: as in `extract`.
     """
     load()

@@ -1,4 +1,4 @@
-"""The fast extraction path: the same 1,781 values as one call of pyradiomics, without repeated work.
+"""The extraction: the same 1,781 values as one call of pyradiomics, without repeated work and without pyradiomics.
 
 The mask is cropped and its voxels are sorted once. Each image type is filtered only where the mask needs it. Voxels are
 binned once for all feature classes, and the texture matrices are counted with numpy. Image types are distributed over
@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.radiomics.features import image_features, shape_features
+from tmi.toolkit.compute.silence import quiet
+from tmi.toolkit.radiomics.features import image_features
+from tmi.toolkit.radiomics.formulas.shape import shape_features
 from tmi.toolkit.radiomics.image_filters import (
     LOG_SIGMAS_MM,
     POINTWISE,
@@ -25,32 +27,35 @@ from tmi.toolkit.radiomics.image_filters import (
     laplacian_of_gaussian,
     log_name,
     make_filter_input,
-    matches_pyradiomics,
     wavelet_bands,
 )
+from tmi.toolkit.radiomics.libraries import require_libraries
 from tmi.toolkit.radiomics.mask_region import Region, find_region
-from tmi.toolkit.radiomics.pyradiomics import is_pinned, load, pyradiomics_quiet, version
-from tmi.toolkit.radiomics.settings import PYRADIOMICS_VERSION
+from tmi.toolkit.radiomics.whole_filters import every_whole_image, filters_match
 
 FeatureValues = Mapping[str, Any]
 """Feature name -> value."""
 
 
 def reference_path_reason() -> str | None:
-    """Return why the fast path cannot be used with the installed packages; None if it can.
+    """Return why the fast filters cannot be used with the installed packages; None if they can.
 
     Raises:
-        UnavailableError: pyradiomics is not installed.
+        UnavailableError: SimpleITK or PyWavelets is not installed.
     """
-    if not is_pinned():
-        return f"pyradiomics {version()} is installed, but the fast path was validated with {PYRADIOMICS_VERSION}"
-    if not matches_pyradiomics():
-        return "the image filters differ from those of pyradiomics with the installed SimpleITK, PyWavelets or numpy"
+    require_libraries()
+    if not filters_match():
+        return "the image filters differ from those on the whole CT with the installed SimpleITK, PyWavelets or numpy"
     return None
 
 
 def extract_fast(
-    ct_DHW: NDArray[Any], mask_DHW: NDArray[np.bool_], spacing_DHW_mm: tuple[float, float, float], *, jobs: int
+    ct_DHW: NDArray[Any],
+    mask_DHW: NDArray[np.bool_],
+    spacing_DHW_mm: tuple[float, float, float],
+    *,
+    jobs: int,
+    whole: bool = False,
 ) -> FeatureValues:
     """Compute the features by name.
 
@@ -59,14 +64,24 @@ def extract_fast(
         mask_DHW: bool, at least two voxels wide along two axes.
         spacing_DHW_mm: voxel size in millimetres along D, H, W.
         jobs: number of threads.
+        whole: filter the whole CT, which is slower and needs no assumption on the filters.
 
     Returns:
         Feature name -> value; features of an image type for which the CT is too thin are left out.
+
+    Raises:
+        UnavailableError: SimpleITK or PyWavelets is not installed.
+        InputRejectedError: radiomics-failed.
     """
-    load()  # raises before any work if pyradiomics is missing
+    require_libraries()
     region = find_region(mask_DHW)
     source = make_filter_input(ct_DHW, spacing_DHW_mm, region)
-    with pyradiomics_quiet(), ThreadPoolExecutor(max(1, jobs)) as pool:
+    with quiet(), ThreadPoolExecutor(max(1, jobs)) as pool:
+        if whole:
+            images = every_whole_image(source)
+            tasks = [partial(_image, source, region, name, values_N) for name, values_N in images.items()]
+            futures = [pool.submit(task) for task in (partial(_shape, region, spacing_DHW_mm), *tasks)]
+            return {name: value for future in futures for name, value in future.result().items()}
         # The widest Laplacian of Gaussian takes longest, so it starts first. The other LoG filters, which release the
         # GIL, alternate with image types whose time goes into texture formulas, which hold it.
         first = [pool.submit(_log, source, region, sigma) for sigma in LOG_SIGMAS_MM[:1]]
@@ -106,4 +121,4 @@ def _log(source: FilterInput, region: Region, sigma_mm: float) -> FeatureValues:
 
 
 def _shape(region: Region, spacing_DHW_mm: tuple[float, float, float]) -> FeatureValues:
-    return {f"original_shape_{name}": value for name, value in shape_features(region, spacing_DHW_mm).items()}
+    return {f"original_shape_{name}": value for name, value in shape_features(region.mask_DHW, spacing_DHW_mm).items()}

@@ -1,11 +1,9 @@
 """Compute the features of one image type from its voxels in the mask.
 
-First-order features are implemented here with a few passes over the N voxels of the mask. Texture features are computed
-by pyradiomics' own classes, which receive the counted matrix (`tmi.toolkit.radiomics.texture_matrices`) instead of an
-image: their formulas are cheap once the matrix exists, and contain many special cases (a flat region, an empty
-direction).
+First-order features are implemented here with a few passes over the N voxels of the mask. Texture features are formulas
+(`tmi.toolkit.radiomics.formulas`) on the counted matrices (`tmi.toolkit.radiomics.texture_matrices`).
 
-Suffixes: N voxels, L gray levels that occur, R run lengths, A directions, S zone sizes, K dependences.
+Suffixes: N voxels, L gray levels that occur.
 """
 
 from __future__ import annotations
@@ -17,11 +15,14 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from tmi.toolkit.radiomics.feature_names import CLASS_FEATURES, SHAPE_FEATURES
+from tmi.toolkit.errors import InputRejectedError
+from tmi.toolkit.radiomics.feature_names import CLASS_FEATURES
+from tmi.toolkit.radiomics.formulas.cooccurrence import cooccurrence_features
+from tmi.toolkit.radiomics.formulas.sizes import dependence_features, run_length_features, zone_features
+from tmi.toolkit.radiomics.formulas.tone_differences import tone_difference_features
+from tmi.toolkit.radiomics.libraries import EXTRACTION_FIX
 from tmi.toolkit.radiomics.mask_region import Region
-from tmi.toolkit.radiomics.pyradiomics import load, rejecting
 from tmi.toolkit.radiomics.settings import SETTINGS
-from tmi.toolkit.radiomics.shape_mesh import measure_mesh
 from tmi.toolkit.radiomics.texture_matrices import (
     Levels,
     count_dependences,
@@ -50,16 +51,28 @@ def image_features(
 
     Returns:
         `<class>_<feature>` -> value.
+
+    Raises:
+        InputRejectedError: radiomics-failed.
     """
     levels = sort_into_levels(values_N, bin_edges(values_N))
+    bins_L = levels.bins_L
+    if bins_L[0] < 1:  # the edges of the bins overflow the image's integers
+        raise InputRejectedError(
+            "the radiomics of CT and mask cannot be extracted: intensities under the mask reach the limits of int16",
+            fix=EXTRACTION_FIX,
+            code="radiomics-failed",
+        )
     with np.errstate(all="ignore"):
-        features = {"firstorder": first_order(values_N, levels, spacing_DHW_mm)}
         matrices = count_pairs_and_runs(region, levels)
-        features["glcm"] = _glcm(levels, matrices.glcm_LLA)
-        features["glrlm"] = _glrlm(levels, matrices.glrlm_LRA)
-        features["glszm"] = _glszm(levels, *count_zones(region, levels))
-        features["gldm"] = _gldm(levels, count_dependences(region, levels))
-        features["ngtdm"] = _ngtdm(levels, sum_tone_differences(region, levels))
+        features = {
+            "firstorder": first_order(values_N, levels, spacing_DHW_mm),
+            "glcm": cooccurrence_features(matrices.glcm_LLA, bins_L),
+            "glrlm": run_length_features(matrices.glrlm_LRA, bins_L),
+            "glszm": zone_features(*count_zones(region, levels), bins_L),
+            "gldm": dependence_features(count_dependences(region, levels), bins_L),
+            "ngtdm": tone_difference_features(sum_tone_differences(region, levels)),
+        }
     return {f"{kind}_{name}": features[kind][name] for kind in features for name in CLASS_FEATURES[kind]}
 
 
@@ -118,130 +131,3 @@ def first_order(values_N: NDArray[Any], levels: Levels, spacing_DHW_mm: tuple[fl
         "Uniformity": np.square(share_L).sum(),
         "Variance": variance,
     }
-
-
-def shape_features(region: Region, spacing_DHW_mm: tuple[float, float, float]) -> Values:
-    """Compute the 14 shape features of a mask.
-
-    Axis lengths are derived from the eigenvalues of the covariance (divided by N) of the voxel positions in mm.
-
-    Args:
-        region: the mask.
-        spacing_DHW_mm: voxel size in millimetres along D, H, W.
-    """
-    calculator = _feature_calculator("shape", SHAPE_FEATURES)
-    mesh = measure_mesh(region.mask_DHW, spacing_DHW_mm)
-    calculator.SurfaceArea, calculator.Volume, calculator.diameters = mesh.area_mm2, mesh.volume_mm3, mesh.diameters_mm
-    calculator.pixelSpacing = np.array(spacing_DHW_mm)
-    positions_N3 = np.argwhere(region.mask_DHW)
-    calculator.labelledVoxelCoordinates = tuple(positions_N3.T)
-    # + 1 as in pyradiomics, which pads the mask: the offset cancels in exact arithmetic but not in the last bits
-    positions_mm_N3 = (positions_N3 + 1) * calculator.pixelSpacing
-    positions_mm_N3 -= positions_mm_N3.mean(axis=0)
-    positions_mm_N3 /= np.sqrt(len(positions_N3))
-    eigenvalues = np.linalg.eigvals(positions_mm_N3.T.copy() @ positions_mm_N3)
-    eigenvalues[(eigenvalues < 0) & (eigenvalues > -1e-10)] = 0  # rounding noise of a flat mask
-    calculator.eigenValues = np.sort(eigenvalues)
-    return _execute(calculator)
-
-
-def _feature_calculator(kind: str, names: tuple[str, ...], levels: Levels | None = None) -> Any:
-    """Create an object of pyradiomics' feature class without an image: its constructor, which reads one, is skipped."""
-    feature_class = load().featureextractor.getFeatureClasses()[kind]
-    calculator = feature_class.__new__(feature_class)
-    calculator.logger = _NullLogger()
-    calculator.settings = dict(SETTINGS["setting"])
-    calculator.voxelBased = False
-    calculator.symmetricalGLCM = SETTINGS["setting"]["symmetricalGLCM"]
-    calculator.enabledFeatures = dict.fromkeys(names, True)
-    calculator.featureValues = {}
-    calculator.coefficients = {}
-    if levels is not None:
-        calculator.coefficients = {"grayLevels": levels.bins_L, "Ng": levels.highest}
-    return calculator
-
-
-class _NullLogger:
-    """Discards pyradiomics' log records; the missing values carry the same information."""
-
-    def debug(self, *_: object) -> None:
-        """Discard the record."""
-
-    warning = error = info = debug
-
-
-def _execute(calculator: Any, *, coefficients: bool = False) -> Values:
-    """Run pyradiomics' loop over the enabled features; a feature that raises ValueError or the like becomes NaN.
-
-    Args:
-        calculator: object of a feature class that holds the matrix.
-        coefficients: whether the class derives coefficients from its matrix first.
-
-    Raises:
-        InputRejectedError: radiomics-failed.
-    """
-    calculator._initCalculation = lambda _=None: None  # would count the matrix from an image
-    with rejecting("pyradiomics"):
-        if coefficients:
-            calculator._calculateCoefficients()
-        return dict(calculator.execute())
-
-
-def _glcm(levels: Levels, counts_LLA: NDArray[np.float64]) -> Values:
-    calculator = _feature_calculator("glcm", CLASS_FEATURES["glcm"], levels)
-    sums_A = counts_LLA.sum(axis=(0, 1))
-    # directions without pairs are left out, as in pyradiomics; if only one direction exists, it gives NaN
-    if len(sums_A) > 1:
-        counts_LLA, sums_A = counts_LLA[:, :, sums_A != 0], sums_A[sums_A != 0]
-    # counts -> probabilities per direction; axis 0 is pyradiomics' axis of voxel-based maps, here of length 1
-    calculator.P_glcm = (counts_LLA / np.where(sums_A == 0, np.nan, sums_A))[None]
-    return _execute(calculator, coefficients=True)
-
-
-def _glrlm(levels: Levels, counts_LRA: NDArray[np.float64]) -> Values:
-    calculator = _feature_calculator("glrlm", CLASS_FEATURES["glrlm"], levels)
-    sums_A = counts_LRA.sum(axis=(0, 1))
-    if len(sums_A) > 1:
-        counts_LRA, sums_A = counts_LRA[:, :, sums_A != 0], sums_A[sums_A != 0]
-    calculator.P_glrlm = counts_LRA[None]
-    calculator.coefficients["Nr"] = np.where(sums_A == 0, np.nan, sums_A)[None]
-    return _execute(calculator, coefficients=True)
-
-
-def _glszm(levels: Levels, counts_LS: NDArray[np.float64], sizes_S: NDArray[np.int64]) -> Values:
-    calculator = _feature_calculator("glszm", CLASS_FEATURES["glszm"], levels)
-    size_S = sizes_S.astype(np.float64)
-    per_size_S = counts_LS.sum(axis=0)
-    calculator.P_glszm = counts_LS[None]
-    # pyradiomics' names: Np voxels, Nz zones, ps and pg zones per size and per gray level
-    calculator.coefficients |= {
-        "Np": np.array([(per_size_S * size_S).sum()]),
-        "Nz": np.array([per_size_S.sum()]),
-        "ps": per_size_S[None],
-        "pg": counts_LS.sum(axis=1)[None],
-        "ivector": levels.bins_L.astype(np.float64),
-        "jvector": size_S,
-    }
-    return _execute(calculator)
-
-
-def _gldm(levels: Levels, counts_LK: NDArray[np.float64]) -> Values:
-    calculator = _feature_calculator("gldm", CLASS_FEATURES["gldm"], levels)
-    occurs_K = counts_LK.sum(axis=0) != 0
-    counts_LK = counts_LK[:, occurs_K]
-    per_size_K = counts_LK.sum(axis=0)
-    calculator.P_gldm = counts_LK[None]
-    calculator.coefficients |= {
-        "Nz": np.array([per_size_K.sum()]),
-        "pd": per_size_K[None],
-        "pg": counts_LK.sum(axis=1)[None],
-        "ivector": levels.bins_L.astype(np.float64),
-        "jvector": np.flatnonzero(occurs_K) + 1.0,  # dependence size as in pyradiomics: neighbours + 1
-    }
-    return _execute(calculator)
-
-
-def _ngtdm(levels: Levels, rows_L3: NDArray[np.float64]) -> Values:
-    calculator = _feature_calculator("ngtdm", CLASS_FEATURES["ngtdm"], levels)
-    calculator.P_ngtdm = rows_L3[None]
-    return _execute(calculator, coefficients=True)

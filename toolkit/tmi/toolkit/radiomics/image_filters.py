@@ -11,22 +11,21 @@ and gives the same bits. With x the intensity in HU and m = max(|x|) over the wh
 - Laplacian of Gaussian: recursive filters along lines; needs only the lines that later passes read. 25 sigma beyond the
   mask a voxel's weight is below 1e-15, less than the rounding error.
 
-`matches_pyradiomics` compares all filters bit for bit on a small volume, so that a version of SimpleITK or PyWavelets
-with other rounding is detected.
+`tmi.toolkit.radiomics.whole_filters` compares all filters bit for bit with those on the whole CT, so that a version of
+SimpleITK or PyWavelets with other rounding is detected.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tmi.toolkit.radiomics.mask_region import Box, Region, find_region
-from tmi.toolkit.radiomics.pyradiomics import load, pyradiomics_quiet, rejecting
+from tmi.toolkit.radiomics.libraries import rejecting
+from tmi.toolkit.radiomics.mask_region import Box, Region
 from tmi.toolkit.radiomics.settings import SETTINGS
 
 LOG_RADIUS_SIGMA = 25.0
@@ -220,26 +219,3 @@ def every_image(source: FilterInput) -> dict[str, Voxels]:
     bands = {f"wavelet-{band}": values_N for band, values_N in wavelet_bands(source).items()}
     direct = {name: image(source) for name, image in POINTWISE.items()}
     return direct | bands | {name: values_N for name, values_N in logs.items() if values_N is not None}
-
-
-@cache
-def matches_pyradiomics() -> bool:
-    """Return whether every filter equals pyradiomics bit for bit on a small volume of noise."""
-    operations = load().imageoperations
-    rng = np.random.default_rng(0)
-    ct_DHW = rng.normal(60, 90, (33, 34, 35)).astype(np.int16)
-    spacing_DHW_mm = (2.5, 0.9, 0.7)
-    mask_DHW = np.zeros(ct_DHW.shape, dtype=np.bool_)
-    mask_DHW[12:18, 10:20, 9:22] = rng.random((6, 10, 13)) < 0.8
-    source = make_filter_input(ct_DHW, spacing_DHW_mm, find_region(mask_DHW))
-    images = every_image(source)
-    import SimpleITK
-
-    image = to_image(ct_DHW, spacing_DHW_mm)
-    with pyradiomics_quiet():
-        for image_type, options in SETTINGS["imageType"].items():
-            for filtered, name, _ in getattr(operations, f"get{image_type}Image")(image, None, **options):
-                expected_N = SimpleITK.GetArrayViewFromImage(filtered)[mask_DHW]
-                if name not in images or not np.array_equal(images.pop(name), expected_N):
-                    return False
-    return not images  # an image type that pyradiomics does not produce is a difference too

@@ -1,4 +1,4 @@
-"""Import pyradiomics and silence its warnings; no other module imports it.
+"""pyradiomics, the reference that tests compare the extraction with; the extraction itself does not need it.
 
 pyradiomics writes warnings to standard error, and numpy warns inside it if a matrix is empty. Both only repeat what the
 missing values of the result show. They are silenced only during a call, so that the logging settings of the calling
@@ -8,15 +8,21 @@ program are kept.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from tmi.toolkit.compute.silence import quiet
-from tmi.toolkit.compute.third_party import library_call
 from tmi.toolkit.errors import UnavailableError
-from tmi.toolkit.radiomics.settings import PYRADIOMICS_VERSION, SETTINGS
+from tmi.toolkit.radiomics.settings import SETTINGS
+
+INSTALL = (
+    "pip install numpy setuptools wheel versioneer && "
+    "pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps pyradiomics==3.0.1 && "
+    "pip install SimpleITK PyWavelets pykwalify six docopt"
+)
+"""How to install it: 3.0.1 does not name what its build needs, and must be compiled against the installed numpy."""
 
 
 @contextmanager
@@ -24,17 +30,6 @@ def pyradiomics_quiet() -> Iterator[None]:
     """Silence pyradiomics' log records and the warnings of Python and numpy inside the block."""
     with quiet(loggers=["radiomics"]), np.errstate(all="ignore"):
         yield
-
-
-def rejecting(library: str) -> AbstractContextManager[None]:
-    """Reject the case (`radiomics-failed`) if a library's call in the block raises; the caller adds the case id."""
-    return library_call(
-        library,
-        code="radiomics-failed",
-        task="extract the radiomics of CT and mask",
-        fix="check the CT under the mask for values that are no Hounsfield units, such as the limits of int16 "
-        "(-32768, 32767), or give the case a radiomics.csv",
-    )
 
 
 def load() -> Any:
@@ -47,32 +42,15 @@ def load() -> Any:
         with quiet():
             import radiomics
             import radiomics.featureextractor
-    except ModuleNotFoundError as error:
-        raise UnavailableError(
-            f"extracting radiomics needs the package {error.name}, which is not installed",
-            fix="pip install 'tmi-clnet[radiomics]', or give the case a radiomics.csv",
-        ) from error
     except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError)
         raise UnavailableError(
-            "pyradiomics is installed but fails to load",
-            fix="compile pyradiomics 3.0.1 against the installed numpy: "
-            "pip install --no-binary :all: --no-build-isolation --force-reinstall --no-deps pyradiomics==3.0.1",
+            f"comparing with pyradiomics needs the package {error.name}, which is not installed"
+            if missing
+            else "pyradiomics is installed but fails to load",
+            fix=INSTALL,
         ) from error
     return radiomics
-
-
-def version() -> str:
-    """Return the version of the installed pyradiomics, without a leading v.
-
-    Raises:
-        UnavailableError: as `load`.
-    """
-    return str(load().__version__).removeprefix("v")
-
-
-def is_pinned() -> bool:
-    """Return whether the installed version is the one that the fast path was validated with."""
-    return version() == PYRADIOMICS_VERSION
 
 
 def reference_extractor() -> Any:

@@ -17,7 +17,7 @@ AXES = "RAS"
 """Directions that the axes x, y, z of the volume lead to when features are extracted. They matter: the wavelet bands of
 a mirrored volume are others. SimpleITK gives LPS for an axial DICOM series."""
 PYRADIOMICS_VERSION = "3.0.1"
-"""The version that the feature names and the fast path were validated with."""
+"""The version of pyradiomics whose features are computed: their names, definitions and rounding."""
 
 
 def _load() -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ that of pyradiomics' C code, without the levels that do not occur:
 - GLDM P[i, k]: number of voxels of level i with k neighbours of the same level (Sun 1983, alpha = 0).
 - NGTDM P[i]: number of voxels of level i, and their summed |level - mean level of the neighbours| (Amadasun 1989).
 
-GLSZM needs region growing, which is slow in numpy, so pyradiomics' C code counts it.
+GLSZM needs region growing, which is slow in numpy, so ITK connects its zones.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
+from tmi.toolkit.radiomics.libraries import rejecting
 from tmi.toolkit.radiomics.mask_region import Region
-from tmi.toolkit.radiomics.pyradiomics import load
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,18 +131,35 @@ def sum_tone_differences(region: Region, levels: Levels) -> Float[NDArray[np.flo
 
 
 def count_zones(region: Region, levels: Levels) -> tuple[Float[NDArray[np.float64], "L S"], NDArray[np.int64]]:
-    """Count GLSZM with pyradiomics' C code.
+    """Count GLSZM over the zones that ITK finds.
 
     Returns:
         Number of connected zones by level and size, and the sizes that occur, in voxels.
+
+    Raises:
+        InputRejectedError: radiomics-failed.
     """
-    image_DHW = np.zeros(region.mask_DHW.shape, dtype=np.int64)
-    image_DHW[region.mask_DHW] = levels.rank_N.astype(np.int64) + 1
-    count = load().cMatrices.calculate_glszm
-    # arguments: image, mask, number of levels, number of voxels, force2D, force2Ddimension
-    zones_LS = count(image_DHW, region.mask_DHW, len(levels.bins_L), region.count, False, 0)[0]
-    sizes = np.flatnonzero(zones_LS.any(axis=0))
-    return zones_LS[:, sizes], sizes + 1
+    import SimpleITK
+
+    level_DHW = np.zeros(region.mask_DHW.shape, dtype=np.uint16)
+    level_DHW[region.mask_DHW] = levels.rank_N
+    with rejecting("SimpleITK"):
+        connect = SimpleITK.ScalarConnectedComponentImageFilter()
+        connect.SetDistanceThreshold(0)
+        connect.SetFullyConnected(True)  # 26 neighbours
+        connect.SetNumberOfThreads(1)  # image types run in parallel threads already
+        zones = connect.Execute(
+            SimpleITK.GetImageFromArray(level_DHW), SimpleITK.GetImageFromArray(region.mask_DHW.astype(np.uint8))
+        )
+        zone_N = SimpleITK.GetArrayViewFromImage(zones)[region.mask_DHW]
+    size_Z = np.bincount(zone_N)
+    level_Z = np.zeros(len(size_Z), dtype=np.int64)
+    level_Z[zone_N] = levels.rank_N
+    used_Z = size_Z > 0
+    sizes_S, column_Z = np.unique(size_Z[used_Z], return_inverse=True)
+    n = len(levels.bins_L)
+    counts = np.bincount(column_Z * n + level_Z[used_Z], minlength=len(sizes_S) * n)
+    return counts.reshape(-1, n).astype(np.float64).T, sizes_S
 
 
 def _padded(region: Region, values_N: NDArray[Any], dtype: type[np.unsignedinteger[Any]]) -> NDArray[Any]:

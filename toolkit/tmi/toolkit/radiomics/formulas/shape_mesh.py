@@ -2,9 +2,9 @@
 
 pyradiomics computes a marching-cubes surface (Lorensen 1987) whose vertices lie half way between voxels, and compares
 each vertex with every other one for the diameters. Area and volume are sums over cubes of 2x2x2 voxels, of which there
-are 256 kinds. The contribution of each kind is measured once per voxel size with pyradiomics' own C code; for a mask it
-remains to determine the kind of each cube. For the diameters only blocks of vertices that can contain the widest pair
-are compared.
+are 256 kinds. The contribution of each kind is measured once per voxel size, in the C code's order of operations; for a
+mask it remains to determine the kind of each cube. For the diameters only blocks of vertices that can contain the
+widest pair are compared.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from tmi.toolkit.radiomics.pyradiomics import load
+from tmi.toolkit.radiomics.formulas.marching_cubes import triangles
 
 BLOCK = 16
 """Edge length of the blocks of vertices, in half voxels."""
@@ -53,23 +53,47 @@ def _cube_measures(
         Area in mm2 [256], volume in mm3 of the cube at the origin [256], and the change of that volume in mm3 when the
         cube is moved by one voxel along D, H, W [256, 3].
     """
-    measure = load().cShape.calculate_coefficients
     spacing = np.array(spacing_DHW_mm)
-    # bit k of the kind is voxel k of the cube in C order
-    corners = np.array([[(kind >> bit) & 1 for bit in range(8)] for kind in range(256)], dtype=np.int8)
-    corners = corners.reshape(256, 2, 2, 2)
-    at_origin = np.array([measure(cube, spacing)[:2] for cube in corners])
+    area, volume = np.zeros(256), np.zeros(256)
+    for triangle_area, tetrahedra in zip(*_triangle_measures((0, 0, 0), spacing), strict=True):
+        area += triangle_area
+        volume += tetrahedra
+    kinds = np.arange(256, dtype=np.uint8)
+    corners = np.unpackbits(kinds[:, None], axis=1, bitorder="little").reshape(256, 2, 2, 2)
     shifts = np.zeros((256, 3))
-    for kind, cube in enumerate(corners):
-        for axis in range(3):
-            # Repeat the cube's first layer in front of it: the array then holds a cube of a known kind at 0 and this
-            # cube at 1. Subtracting both volumes at the origin leaves the effect of the shift.
-            first = cube.take([0], axis=axis)
-            shifted = np.concatenate([first, cube], axis=axis)
-            layer = np.concatenate([first, first], axis=axis).ravel()
-            layer_kind = int((layer.astype(np.int64) << np.arange(8)).sum())
-            shifts[kind, axis] = measure(shifted, spacing)[1] - at_origin[layer_kind, 1] - at_origin[kind, 1]
-    return at_origin[:, 0], at_origin[:, 1], shifts
+    for axis in range(3):
+        # Volume of two neighbouring cubes, of which the second is this one: the first layer of its voxels comes twice.
+        first = corners.take([0], axis=axis + 1)
+        layers = np.concatenate([first, first], axis=axis + 1).reshape(256, 8)
+        before = np.packbits(layers, axis=1, bitorder="little")[:, 0]
+        both = volume[before]
+        offset = (int(axis == 0), int(axis == 1), int(axis == 2))
+        for tetrahedra in _triangle_measures(offset, spacing)[1]:
+            both += tetrahedra
+        shifts[:, axis] = both / 6 - volume[before] / 6 - volume / 6
+    return area, volume / 6, shifts
+
+
+def _triangle_measures(
+    offset_DHW: tuple[int, int, int], spacing: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return area in mm2 [5, 256] and 6 times the tetrahedron's volume in mm3 [5, 256] of the triangles of every kind.
+
+    Args:
+        offset_DHW: position of the cube in voxels.
+        spacing: voxel size in millimetres.
+    """
+    vertices, signs = triangles()
+    a, b, c = np.moveaxis((np.array(offset_DHW, dtype=np.float64) + vertices) * spacing, (2, 3), (0, 1))
+    x, y, z = _cross(a, b)
+    tetrahedra = signs * (x * c[0] + y * c[1] + z * c[2])
+    x, y, z = _cross(a - c, b - c)
+    return 0.5 * np.sqrt(x * x + y * y + z * z).T, tetrahedra.T
+
+
+def _cross(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    """Return the components of the cross product of vectors whose components are along the first axis."""
+    return a[1] * b[2] - b[1] * a[2], a[2] * b[0] - b[2] * a[0], a[0] * b[1] - b[0] * a[1]
 
 
 def measure_mesh(mask_DHW: NDArray[np.bool_], spacing_DHW_mm: Spacing) -> Mesh:
