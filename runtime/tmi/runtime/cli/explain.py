@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tmi.runtime.explain.explainer import Explainer
     from tmi.runtime.explain.model_source import ModelSource
     from tmi.toolkit.cases.case import Case
-
     from tmi.toolkit.cli.progress import Task
 
 SUMMARY = (
@@ -35,6 +34,7 @@ SUMMARY = (
     Column("random", right=True, drop=5),
 )
 """Columns of the table that the command prints."""
+
 
 def explain(
     cases: Annotated[list[Path], typer.Argument(help="Case folders or cohort folders.", show_default=False)],
@@ -156,9 +156,6 @@ def open_models(
     return open_bundle_models(bundle, key=key, threads=threads, log=partial(echo, err=True))
 
 
-    return bundle_models(opened, threads=threads, log=partial(echo, err=True))
-
-
 def make_explainer(
     source: ModelSource, fold: str, target: str | None, step: Callable[[str], None] = lambda stage: None
 ) -> Explainer:
@@ -181,6 +178,7 @@ def _explain_all(
     explainer: Explainer,
     ct_only_source: ModelSource | None,
     out: Path,
+    task: Task,
     *,
     steps: int,
     sanity: bool,
@@ -198,9 +196,9 @@ def _explain_all(
             state = "rejected"
         else:
             documents.append(document)
-    task: Task,
             state = f"{perf_counter() - start:.1f} s"
         echo(f"[{number}/{len(cases)}] {case.case_id}: {state}", err=True)
+        task.advance()
     return documents
 
 
@@ -218,7 +216,6 @@ def _explain_one(
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     ct_only = None
     if ct_only_source is not None:
-        task.advance()
         ct_only = ct_only_map(ct_only_source, case, explained.anatomy, target=explained.explanation.target)
     document = case_document(
         explained,
