@@ -90,7 +90,8 @@ PUBLIC_NAMES = {
         require_survived_trial run_self_test text_digest trimmed verify_bundle write_golden_case
     """,
     "tmi.toolkit.cases": """
-        CASE_RECORD_FILE CLINICAL_FILE COHORT_COLUMNS COHORT_FILE CT_FILE Case CaseRecord Cohort
+        CASE_RECORD_FILE CLINICAL_FILE COHORT_COLUMNS COHORT_FILE CT_FILE Case CaseArrays CaseRecord
+        Cohort
         MASK_FILE MAX_NAME_BYTES MaskLabel NAME_FAULT RADIOMICS_FILE RADIOMICS_RECORD_FILE Repair
         TABLE_REPORT_FILE access_error add_repair find_cases format_label given_name is_cohort
         is_folder is_portable_name is_system_entry is_too_long missing_case_error open_case
@@ -160,7 +161,7 @@ PUBLIC_NAMES = {
         AXES ExternalTable FEATURE_NAMES RadiomicsRecord RadiomicsScaler SETTINGS SETTINGS_DIGEST
         extract extract_cached extract_reference file_digest missing_features package_versions
         read_external_table read_mapping read_record read_table reference_path_reason
-        staleness_reason table_axes table_text write_record write_table
+        require_features staleness_reason table_axes table_text write_record write_table
     """,
     "tmi.toolkit.storage": """
         ACCESS_ERRORS COHORT_BYTES ContentCache DIGEST_BYTES DOCUMENT_BYTES DiskCache DocumentError

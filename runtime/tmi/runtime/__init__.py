@@ -1,13 +1,28 @@
-"""The torch-free runtime: bundles, engines, the fold ensemble and the predictor.
+"""Predictions with an exported bundle, on a machine without torch.
 
-Public names are imported on first access, so that `import tmi.runtime.engines.registry` stays light::
-
-    from tmi.runtime import Predictor
+    from tmi.runtime import Predictor, RejectedCase
 
     with Predictor.open("bundle") as predictor:
-        results = predictor.predict(["case_dir"])
+        for result in predictor.predict(["case_dir"]):
+            if isinstance(result, RejectedCase):
+                print(result.case_id, result.code, result.what, result.fix)
+            else:
+                print(result.case_id, result.probability, result.decision)
+
+`CaseArrays` is a case in memory, without a folder. `__version__` is the version of the installed package tmi-clnet. The
+public names are imported on first access, so that importing one module of a room stays light.
 """
+
+from typing import Any
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("tmi-clnet")
+    return _load(name)

@@ -1,3 +1,6 @@
+__version__: str
+
+from .serving.case_loader import CaseArrays as CaseArrays
 from .serving.predictor import Predictor as Predictor
 from .serving.results import FoldPrediction as FoldPrediction
 from .serving.results import Notice as Notice

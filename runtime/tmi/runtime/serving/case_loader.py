@@ -24,6 +24,7 @@ from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.serving.input_warnings import case_notices
 from tmi.runtime.serving.results import Notice, RejectedCase
 from tmi.runtime.serving.timing import Stopwatch, sum_stages
+from tmi.toolkit.cases.arrays import CaseArrays as CaseArrays
 from tmi.toolkit.cases.case import Case, reading
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.compute.buffer_pool import BufferPool
@@ -130,7 +131,7 @@ class CaseLoader:
 
         Missing files are ignored here.
         """
-        if self._manifest.uses("image"):
+        if self._manifest.uses("image") and not isinstance(case, CaseArrays):
             for path in (case.ct, case.mask):
                 with suppress(OSError):  # `read` reports the error of an unreadable file
                     read_ahead(path)

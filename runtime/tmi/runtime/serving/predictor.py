@@ -50,6 +50,7 @@ from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.preprocessing.cache import PreparedCache
 
 CaseLike = Case | Path | str
+"""A case: its folder, a `Case`, or a `CaseArrays` in memory; also a folder of cases."""
 MAX_READERS = 4
 """Maximum number of cases prepared in parallel; each needs the memory of its CT and of its prepared volume."""
 
@@ -150,7 +151,12 @@ class Predictor:
             DamagedError: the bundle is damaged, was edited, is not signed by the key, or the engine cannot load it.
             UnavailableError: the engine is not installed, or the bundle has no graphs for it.
             ParityError: the engine fails the self-test on this machine.
+            TypeError: an argument has a wrong type.
         """
+        _require_type("bundle", bundle, Path, str, Bundle)
+        _require_type("engine", engine, str)
+        _require_type("precision", precision, str)
+        _require_type("threads", threads, int, type(None))
         opened = bundle if isinstance(bundle, Bundle) else open_trusted_bundle(Path(bundle), key)
         opened_engine, record = open_selected_engine(
             engine, opened, precision=precision, threads=threads, verify=verify, log=log
@@ -179,7 +185,7 @@ class Predictor:
         """Predict cases. A bad case becomes a `RejectedCase` and does not affect the others.
 
         Args:
-            cases: case folders, cohort folders or `Case`s; a single one needs no list.
+            cases: case folders, cohort folders, `Case`s, or cases in memory (`CaseArrays`); a single one needs no list.
             batch: number of cases computed together; predictions do not depend on it beyond rounding.
             mask_label: value of the liver's voxels in the mask, or several values; None means every value but 0. A
                 `Case` has its own.
@@ -189,6 +195,7 @@ class Predictor:
 
         Raises:
             UsageError: no case, a malformed cohort table, a duplicate case id, or a batch below 1.
+            TypeError: an argument has a wrong type.
         """
         return list(self.stream(cases, batch=batch, mask_label=mask_label))
 
@@ -196,6 +203,7 @@ class Predictor:
         self, cases: CaseLike | Iterable[CaseLike], *, batch: int = 1, mask_label: MaskLabel | None = None
     ) -> Iterator[CaseResult]:
         """Like `predict`, but yields results as their batches finish; few cases are in memory at a time."""
+        _require_type("batch", batch, int)
         if batch < 1:
             raise UsageError(f"invalid batch size {batch}", fix="give a batch size of 1 or more")
         return self._stream(resolve_cases(cases, mask_label=mask_label), batch)
@@ -351,6 +359,17 @@ def _with_timing(
     )
 
 
+def _require_type(name: str, value: object, *kinds: type) -> None:
+    """Reject an argument of another type with a message that names it.
+
+    Raises:
+        TypeError: `value` is none of `kinds`; a truth value is no int.
+    """
+    if not isinstance(value, kinds) or (isinstance(value, bool) and int in kinds):
+        wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise TypeError(f"{name} must be {wanted}, not {type(value).__name__}")
+
+
 def resolve_cases(cases: CaseLike | Iterable[CaseLike], *, mask_label: MaskLabel | None = None) -> list[Case]:
     """Resolve case folders, cohort folders and `Case`s to cases, in the order given.
 
@@ -360,8 +379,13 @@ def resolve_cases(cases: CaseLike | Iterable[CaseLike], *, mask_label: MaskLabel
 
     Raises:
         UsageError: no case, a malformed cohort table, or a duplicate case id.
+        TypeError: an item is no path and no case.
     """
+    _require_type("cases", cases, Case, Path, str, Iterable)
+    _require_type("mask_label", mask_label, int, tuple, type(None))
     items: list[CaseLike] = [cases] if isinstance(cases, (Case, Path, str)) else list(cases)
+    for number, item in enumerate(items):
+        _require_type(f"cases[{number}]", item, Case, Path, str)
     resolved: list[Case] = []
     for item in items:
         resolved.extend([item] if isinstance(item, Case) else find_cases([Path(item)], mask_label=mask_label))

@@ -30,7 +30,14 @@ RESEARCH_USE = "For research use only: not a medical device, not for diagnosis o
 
 @dataclass(frozen=True, kw_only=True)
 class Notice:
-    """A fact about the input or the model that is reported with a prediction."""
+    """A fact about the input or the model that is reported with a prediction.
+
+    Attributes:
+        code: short name of the kind of notice; `tmi.runtime.serving.ALERTS` lists those of alerts.
+        message: one sentence.
+        count: number of features or clinical fields it concerns, if it concerns such.
+        names: names of the first of those features.
+    """
 
     code: str
     """Short name of the kind of notice."""
@@ -41,20 +48,47 @@ class Notice:
     names: tuple[str, ...] = ()
     """Names of the first of those features, in the order of the feature table."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as in the document of `tmi predict --json`."""
+        return to_json(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FoldPrediction:
-    """Prediction of one fold's model."""
+    """Prediction of one fold's model.
+
+    Attributes:
+        fold: number of the fold in the run.
+        probability: class name -> probability.
+    """
 
     fold: int
     """Number of the fold in the run."""
     probability: Mapping[str, float]
     """Class name -> probability."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as in the document of `tmi predict --json`."""
+        return to_json(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Prediction for one case."""
+    """Prediction for one case.
+
+    Attributes:
+        case_id: id of the case.
+        probability: class name (`good`, `bad`) -> probability, mean over the folds.
+        folds: prediction of each fold's model.
+        spread: standard deviation over the folds of the positive class's probability.
+        decision: class name: `bad` if its probability is at least the bundle's threshold.
+        warnings: notices about the input and the model; alerts come first.
+        engine: name of the engine that computed the prediction.
+        bundle: SHA-256 of the bundle's manifest.
+        seconds: seconds by stage, and the `total`.
+        overlapped: seconds of the same stages that overlapped other work.
+        reused: branches whose features came from the embedding cache.
+    """
 
     case_id: str
     """Id of the case."""
@@ -80,10 +114,21 @@ class Prediction:
     reused: tuple[str, ...] = ()
     """Branches, `ct` or `text`, whose features came from the embedding cache."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as in the document of `tmi predict --json`, with a `status` of `predicted`."""
+        return {"status": "predicted", **to_json(self)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class RejectedCase:
-    """A case that was not predicted, and the reason."""
+    """A case that was not predicted, and the reason.
+
+    Attributes:
+        case_id: id of the case.
+        code: code of the check that rejected it (docs/checks.md).
+        what: description of the error, without patient data.
+        fix: how to fix it.
+    """
 
     case_id: str
     """Id of the case."""
@@ -93,6 +138,10 @@ class RejectedCase:
     """Description of the error."""
     fix: str
     """How to fix it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as in the document of `tmi predict --json`, with a `status` of `refused`."""
+        return {"status": "refused", **to_json(self)}
 
 
 CaseResult = Prediction | RejectedCase
@@ -106,8 +155,7 @@ def alerts(results: Sequence[CaseResult]) -> list[tuple[str, Notice]]:
 
 def result_to_json(result: CaseResult) -> dict[str, Any]:
     """Convert to plain JSON values, with a `status` of `predicted` or `refused`."""
-    status = "predicted" if isinstance(result, Prediction) else "refused"
-    return {"status": status, **to_json(result)}
+    return result.to_dict()
 
 
 def result_from_json(data: Mapping[str, Any]) -> CaseResult:

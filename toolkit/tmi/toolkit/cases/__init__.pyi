@@ -1,3 +1,4 @@
+from .arrays import CaseArrays as CaseArrays
 from .case import CASE_RECORD_FILE as CASE_RECORD_FILE
 from .case import CLINICAL_FILE as CLINICAL_FILE
 from .case import COHORT_COLUMNS as COHORT_COLUMNS

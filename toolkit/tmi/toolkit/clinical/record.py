@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+from tmi.toolkit.cases.arrays import CaseArrays
 from tmi.toolkit.cases.case import CLINICAL_FILE, Case, access_error
 from tmi.toolkit.clinical.schema import Field, Schema, convert, plausible
 from tmi.toolkit.clinical.units import other_units
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.storage.bounded_files import RECORD_BYTES, is_access_error
-from tmi.toolkit.storage.documents import DocumentError, NotFiniteError, read_document
+from tmi.toolkit.storage.documents import DocumentError, NotFiniteError, parse_json, read_document
 
 Value = float | str | None
 KEYS = ("patient_id", "values", "report", "blood_date")
@@ -62,7 +63,7 @@ def read_all_clinical(case: Case, schema: Schema) -> tuple[ClinicalRecord, list[
     Raises:
         InputRejectedError: clinical-missing, clinical-malformed, patient-mismatch, case-unreadable: the whole record.
     """
-    if not case.clinical.exists():
+    if not case.has_record:
         raise _input_error(
             case,
             "clinical-missing",
@@ -70,7 +71,8 @@ def read_all_clinical(case: Case, schema: Schema) -> tuple[ClinicalRecord, list[
             f"add {CLINICAL_FILE} to the case folder; unknown fields may be omitted",
         )
     try:
-        data = read_document(case.clinical, max_bytes=RECORD_BYTES)
+        in_memory = isinstance(case, CaseArrays)
+        data = parse_json(case.record_json()) if in_memory else read_document(case.clinical, max_bytes=RECORD_BYTES)
     except OSError as error:
         if is_access_error(error):
             raise access_error(CLINICAL_FILE, error, case.case_id) from error

@@ -26,6 +26,7 @@ from tmi.toolkit.compute.buffer_pool import ArrayAllocator
 from tmi.toolkit.compute.cpu import worker_pool
 from tmi.toolkit.compute.stage_timer import StageTimer
 from tmi.toolkit.errors import InputRejectedError
+from tmi.toolkit.imaging.case_images import open_image
 from tmi.toolkit.imaging.nifti import NiftiFile, open_nifti
 from tmi.toolkit.imaging.slab_reader import fill_volume, orientation_of
 from tmi.toolkit.imaging.voxel_values import integer_labels, is_integer, require_int32, to_float32_hu, to_int16_hu
@@ -110,7 +111,7 @@ def read_ct(
     Raises:
         InputRejectedError: ct-missing, ct-unreadable, ct-not-3d, ct-affine, ct-forms, ct-nan.
     """
-    file = open_nifti(case.ct, case_id=case.case_id, kind="ct")
+    file = open_image(case, "ct")
     return read_ct_file(file, pool=pool, callbacks=callbacks, timer=timer, empty=empty)
 
 
@@ -173,7 +174,7 @@ def read_mask(case: Case, ct: Volume | Grid, *, empty: ArrayAllocator = np.empty
         InputRejectedError: mask-missing, mask-unreadable, mask-not-3d, mask-affine, mask-forms, mask-grid, mask-nan,
             mask-values, mask-empty.
     """
-    file = open_nifti(case.mask, case_id=case.case_id, kind="mask")
+    file = open_image(case, "mask")
     grid = _canonical_grid(file)
     require_same_grid(case.case_id, grid.shape_DHW, grid.affine_xyz, ct)
     mask_DHW = empty(grid.shape_DHW, np.bool_)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from tmi.toolkit.cases.arrays import CaseArrays
 from tmi.toolkit.cases.case import MASK_FILE, RADIOMICS_FILE, Case, open_case
 from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.clinical.completeness import check_completeness, missing_fields
@@ -34,7 +35,7 @@ from tmi.toolkit.imaging.volume import Grid, Volume, read_ct, read_mask
 from tmi.toolkit.preprocessing.cache import CaseAlert, PreparedCache, PreparedImages
 from tmi.toolkit.qc.check_registry import ALERTS
 from tmi.toolkit.qc.image_checks import check_ct, check_mask, raise_on_error
-from tmi.toolkit.radiomics.table import read_table
+from tmi.toolkit.radiomics.table import read_table, require_features
 
 STAGES = ("record", "cache", "read", "inflate", "resample", "check", "mask", "radiomics")
 """Timed stages of the pipeline. Work that runs in parallel with `inflate` is not counted again:
@@ -79,6 +80,8 @@ def prepare_case(
 ) -> PreparedCase:
     """Read, check and prepare the active modalities of one case; files of other modalities may be absent.
 
+    A case in memory (`CaseArrays`) is prepared in the same way to the same bits; its images are not cached.
+
     Radiomics are read from radiomics.csv if it exists and extracted from the liver mask otherwise. An existing mask is
     checked in both cases, because a mask that does not match its CT indicates mixed-up files.
 
@@ -96,8 +99,10 @@ def prepare_case(
         UnavailableError: radiomics must be extracted and pyradiomics is not installed.
     """
     timer = StageTimer(STAGES)
-    open_case(case.folder)  # reports a missing folder as such, not as its first missing file
-    read_case_record(case.folder, case_id=case.case_id)  # rejects a malformed one, as `tmi check` does
+    in_memory = isinstance(case, CaseArrays)
+    if not in_memory:
+        open_case(case.folder)  # reports a missing folder as such, not as its first missing file
+        read_case_record(case.folder, case_id=case.case_id)  # rejects a malformed one, as `tmi check` does
     record = read_clinical(case, schema) if "clinical" in modalities else None
     table_F = _read_radiomics(case, modalities)
     warnings: tuple[str, ...] = ()
@@ -121,7 +126,7 @@ def prepare_case(
 
     if not extract and "image" not in modalities:
         images = PreparedImages(ct_1DHW=np.zeros((1, 0, 0, 0), np.float32), warnings=(), radiomics_F=None)
-    elif cache is None:
+    elif cache is None or in_memory:
         images = prepare()
     else:
         images = cache.get_or_prepare(case, config.ct, extract=extract, prepare=prepare)
@@ -145,9 +150,11 @@ def _read_radiomics(case: Case, modalities: Collection[Modality]) -> Float[np.nd
     """Return the features of radiomics.csv, NaN if radiomics are inactive, or None if they must be extracted."""
     if "radiomics" not in modalities:
         return np.full(N_RADIOMICS, np.nan)
-    if case.radiomics.exists():
+    if isinstance(case, CaseArrays) and case.radiomics_F is not None:
+        return require_features(case.radiomics_F, case_id=case.case_id)
+    if case.has_radiomics:
         return read_table(case.radiomics, case_id=case.case_id)
-    if not case.mask.exists():
+    if not case.has_mask:
         raise InputRejectedError(
             f"neither {RADIOMICS_FILE} nor {MASK_FILE} exists",
             code="radiomics-missing",
@@ -167,7 +174,7 @@ class _ReadAhead:
 
     def on_grid_ready(self, grid: Grid) -> None:
         """Start reading the mask; the grid is needed to check that the mask matches the CT."""
-        if self._case.mask.exists():
+        if self._case.has_mask:
             self.mask = self._mask_pool.submit(read_mask, self._case, grid, empty=self._empty)
 
 

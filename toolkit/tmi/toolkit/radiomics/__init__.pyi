@@ -19,5 +19,6 @@ from .settings import SETTINGS as SETTINGS
 from .settings import SETTINGS_DIGEST as SETTINGS_DIGEST
 from .table import missing_features as missing_features
 from .table import read_table as read_table
+from .table import require_features as require_features
 from .table import table_text as table_text
 from .table import write_table as write_table

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -123,6 +124,22 @@ def read_table(path: Path, *, case_id: str) -> Float[NDArray[np.float64], "1781"
     return np.array(
         [parse_value(by_name[n], name=n, file=path.name, case_id=case_id) for n in FEATURE_NAMES], dtype=np.float64
     )
+
+
+def require_features(values_F: NDArray[Any], *, case_id: str) -> Float[NDArray[np.float64], "1781"]:
+    """Return features given as an array in the order of `FEATURE_NAMES` as float64; NaN is a missing value.
+
+    Raises:
+        InputRejectedError: `radiomics-columns` (another shape), `radiomics-value` (an infinite number).
+    """
+    if values_F.shape != (len(FEATURE_NAMES),):
+        fix = f"give the {len(FEATURE_NAMES):,} features in the order of FEATURE_NAMES"
+        raise _input_error(f"radiomics_F has shape {values_F.shape}, not ({len(FEATURE_NAMES)},)", fix, case_id)
+    if np.isinf(values_F).any():
+        name = FEATURE_NAMES[int(np.isinf(values_F).argmax())]
+        fix = "give NaN where the value is missing"
+        raise _input_error(f"radiomics_F: {name} is infinite", fix, case_id, "radiomics-value")
+    return np.asarray(values_F, dtype=np.float64)
 
 
 def write_table(path: Path, values_F: Float[NDArray[np.float64], "1781"]) -> None:
