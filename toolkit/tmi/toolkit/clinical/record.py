@@ -71,8 +71,10 @@ def read_all_clinical(case: Case, schema: Schema) -> tuple[ClinicalRecord, list[
             f"add {CLINICAL_FILE} to the case folder; unknown fields may be omitted",
         )
     try:
-        in_memory = isinstance(case, CaseArrays)
-        data = parse_json(case.record_json()) if in_memory else read_document(case.clinical, max_bytes=RECORD_BYTES)
+        if isinstance(case, CaseArrays):
+            data = parse_json(case.record_json())
+        else:
+            data = read_document(case.clinical, max_bytes=RECORD_BYTES)
     except OSError as error:
         if is_access_error(error):
             raise access_error(CLINICAL_FILE, error, case.case_id) from error
