@@ -24,7 +24,11 @@ from tmi.toolkit.cli.main import COMMANDS
 from tmi.toolkit.errors import DamagedError
 
 PUBLISHED = ROOT / "tests" / "unit" / "runtime" / "bundle" / "data" / "tmi-bundle-2"
-SIGNING = {"sign": "its key is the private key that signs", "export": "it writes a bundle"}
+SIGNING = {
+    "sign": "its key is the private key that signs",
+    "export": "it writes a bundle",
+    "doctor": "it reads no file but the manifest",
+}
 """Commands with a bundle that they do not open for use, and the reason."""
 
 

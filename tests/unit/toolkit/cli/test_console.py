@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import re
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -131,3 +133,15 @@ def test_output_without_a_letter_of_a_name_keeps_the_rest(tmp_path):
     )
     assert result.returncode == 3, result.stderr
     assert "case M\xfcller_\\u809d: " in result.stdout
+
+
+def test_closed_streams_become_the_null_device(tmp_path):
+    """With closed standard streams a command does its work, and no file takes their descriptors."""
+    words = [sys.executable, "-c", f"{CLOSED}; from tmi.toolkit.cli.main import main; main()", "--version"]
+    assert subprocess.run(words, check=False).returncode == 0
+    code = f"{CLOSED}; open_closed_streams(); s = open({str(tmp_path / 'x')!r}, 'w'); sys.exit(s.fileno() < 3)"
+    words[2] = "from tmi.toolkit.cli.console import open_closed_streams; " + code
+    assert subprocess.run(words, check=False).returncode == 0
+
+
+CLOSED = "import os, sys; [os.close(n) for n in range(3)]; sys.stdin = sys.stdout = sys.stderr = None"

@@ -87,6 +87,23 @@ def _console_class() -> Any:
     return PrintableConsole
 
 
+def open_closed_streams() -> None:
+    """Replace closed standard streams by the null device.
+
+    Otherwise the next file that is opened takes their descriptor, and what a library prints is written into it.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != descriptor:
+                os.dup2(null, descriptor)
+                os.close(null)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False))
+
+
 def clean_messages_of_libraries() -> None:
     """Clean what other packages print: warnings, and log records without a handler (DICOM readers quote the file).
 

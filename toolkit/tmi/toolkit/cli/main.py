@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tmi.toolkit.cli.console import clean_messages_of_libraries, echo
+from tmi.toolkit.cli.console import clean_messages_of_libraries, echo, open_closed_streams
 from tmi.toolkit.cli.log import log_end, log_options, reset_log, write_json
 from tmi.toolkit.cli.suggestions import did_you_mean
 from tmi.toolkit.compute.telemetry import disable_telemetry
@@ -212,6 +212,7 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     start = perf_counter()
+    open_closed_streams()
     reset_log()
     clean_messages_of_libraries()
     disable_telemetry()
