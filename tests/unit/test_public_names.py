@@ -93,9 +93,10 @@ PUBLIC_NAMES = {
         CASE_RECORD_FILE CLINICAL_FILE COHORT_COLUMNS COHORT_FILE CT_FILE Case CaseArrays CaseRecord
         Cohort
         MASK_FILE MAX_NAME_BYTES MaskLabel NAME_FAULT RADIOMICS_FILE RADIOMICS_RECORD_FILE Repair
-        TABLE_REPORT_FILE access_error add_repair find_cases format_label given_name is_cohort
-        is_folder is_portable_name is_system_entry is_too_long missing_case_error open_case
-        open_cohort parse_mask_label read_case_record reading unopened_error write_case_record
+        TABLE_REPORT_FILE access_error add_repair find_cases folder_key format_label given_name
+        is_cohort is_folder is_portable_name is_system_entry is_too_long missing_case_error
+        open_case open_cohort parse_mask_label read_case_record reading unopened_error
+        write_case_record
     """,
     "tmi.toolkit.cli": """
         COMMANDS Column Listing Progress Task echo echo_json limit_to_cores make_console print_error
@@ -203,6 +204,10 @@ PUBLIC_NAMES = {
     "tmi.training.leakage_audit": """
         AuditResult audit_cohort audit_folder limits not_checked replay_fold replay_weights
         require_same_cohort scratch_store select_folds
+    """,
+    "tmi.toolkit.radiomics.formulas": """
+        cooccurrence_features dependence_features measure_mesh run_length_features shape_features
+        tone_difference_features zone_features
     """,
     "tmi.training.loop": """
         FoldModule HardwareConfig RunResult TrainingCallbacks cross_validate estimate_memory

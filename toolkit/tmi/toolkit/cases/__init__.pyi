@@ -9,12 +9,13 @@ from .case import MAX_NAME_BYTES as MAX_NAME_BYTES
 from .case import NAME_FAULT as NAME_FAULT
 from .case import RADIOMICS_FILE as RADIOMICS_FILE
 from .case import RADIOMICS_RECORD_FILE as RADIOMICS_RECORD_FILE
+from .case import TABLE_REPORT_FILE as TABLE_REPORT_FILE
 from .case import Case as Case
 from .case import Cohort as Cohort
 from .case import MaskLabel as MaskLabel
-from .case import TABLE_REPORT_FILE as TABLE_REPORT_FILE
 from .case import access_error as access_error
 from .case import find_cases as find_cases
+from .case import folder_key as folder_key
 from .case import format_label as format_label
 from .case import given_name as given_name
 from .case import is_cohort as is_cohort

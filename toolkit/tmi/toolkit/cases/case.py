@@ -18,6 +18,7 @@ from __future__ import annotations
 import csv
 import errno
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -340,6 +341,14 @@ def open_cohort(folder: Path, *, mask_label: MaskLabel | None = None) -> Cohort:
 def is_portable_name(name: str) -> bool:
     """Return whether a case id is printable and a valid folder name on every operating system."""
     return bool(name) and name.isprintable() and not set(name) & set("/\\") and name not in (".", "..")
+
+
+def folder_key(name: str) -> str:
+    """Return a text that two names have in common if they are one folder on some operating system.
+
+    File systems ignore case, compose accents (NFC), or drop dots and spaces at the end.
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).rstrip(". ")
 
 
 def is_too_long(name: str) -> bool:

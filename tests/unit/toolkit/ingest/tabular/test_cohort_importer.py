@@ -84,9 +84,16 @@ def test_rows_with_duplicate_case_id_are_rejected(workspace):
     assert [c.case_id for c in open_cohort(workspace.out).cases] == ["K2"]
 
 
-def test_case_ids_differing_in_case_are_rejected(workspace):
-    """Ids that differ only in upper and lower case count as duplicates."""
-    assert workspace.run("a,f,4,1,dead\nA,f,4,1,alive\n").counts["refused"] == 2
+@pytest.mark.parametrize(("first", "second"), [("a", "A"), ("\u00e9", "e\u0301"), ("x", "x."), ("\u00c9", "e\u0301")])
+def test_case_ids_of_one_folder_are_rejected(workspace, first, second):
+    """Ids that are one folder on some system count as duplicates: case, composed accents, dots at the end."""
+    assert workspace.run(f"{first},f,4,1,dead\n{second},f,4,1,alive\n").counts["refused"] == 2
+
+
+def test_case_named_like_a_file_of_the_folder_is_rejected(workspace):
+    """No case folder takes the name of the settings, which every command in the folder reads."""
+    workspace.mapping.write_text(workspace.mapping.read_text().replace(", prefix: K", ""))
+    assert workspace.run("tmi.toml,f,4,1,dead\n").counts["refused"] == 1
 
 
 @pytest.mark.parametrize("outcome", ["", "NA", "lost"])

@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tmi.toolkit.cases.case import CLINICAL_FILE, COHORT_COLUMNS, COHORT_FILE, Case
+from tmi.toolkit.cases.case import CLINICAL_FILE, COHORT_COLUMNS, COHORT_FILE, Case, folder_key
 from tmi.toolkit.cases.provenance import CaseRecord, read_case_record, write_case_record
 from tmi.toolkit.clinical.schema import Schema, store_schema
 from tmi.toolkit.errors import InputRejectedError, UsageError
@@ -193,11 +193,11 @@ class _TableImport:
             shutil.rmtree(self._out / case_id, ignore_errors=True)
 
     def _duplicate_case_ids(self) -> dict[str, int]:
-        """Return case id -> number of its rows, for ids of several rows; case-folded like some file systems."""
+        """Return key of a case id -> number of its rows, for ids of several rows."""
         counts: Counter[str] = Counter()
         for row in self._table.rows:
             try:
-                counts[self.reader.case_id(row).casefold()] += 1
+                counts[folder_key(self.reader.case_id(row))] += 1
             except RowRejectedError:
                 continue  # reported when the row is imported
         return {case_id: n for case_id, n in counts.items() if n > 1}
@@ -226,7 +226,7 @@ class _TableImport:
             raise
         except RowRejectedError as error:
             case_id, faults = error.case_id, error.faults
-        if n_rows := duplicates.get((case_id or "").casefold()):
+        if n_rows := duplicates.get(folder_key(case_id or "")):
             faults = (*faults, Fault("case-twice", f"{n_rows} rows have this case id"))
         if faults:
             raise rejected(faults, case_id=case_id)

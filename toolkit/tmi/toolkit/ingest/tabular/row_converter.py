@@ -40,7 +40,7 @@ MIXED_UNITS_HINT = " (if its column mixes two units, give the bound between them
 OUTSIDE = object()
 """Stands for a number outside the plausible range that the mapping makes missing."""
 
-RESERVED = ("cohort.csv", "import-report.json", "import-report.csv", "clinical_schema.json")
+RESERVED = ("cohort.csv", "import-report.json", "import-report.csv", "clinical_schema.json", "tmi.toml")
 """File names of the cohort, which cannot be case ids."""
 DATE_ORDER = {"iso": (0, 1, 2), "day-month-year": (2, 1, 0), "month-day-year": (2, 0, 1)}
 """Date format -> indices of year, month and day among the parts."""
