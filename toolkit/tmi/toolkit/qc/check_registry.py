@@ -89,7 +89,10 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "dates-apart": Check("warning", "more than 90 days between blood sample and CT"),
         "patient-mismatch": Check("error", "the clinical record and the cohort table name different patients"),
         "duplicate-ct": Check("error", "two cases of a cohort have the same CT"),
-        "dicom-unreadable": Check("error", "a DICOM file is damaged, without pixels, of an impossible size, or of another format than its name says"),
+        "dicom-unreadable": Check(
+            "error",
+            "a DICOM file is damaged, without pixels, of an impossible size, or of another format than its name says",
+        ),
         "dicom-syntax": Check("error", "a DICOM image has a compression that cannot be decoded here"),
         "dicom-not-ct": Check("error", "no CT series found: other modalities, screenshots, or no DICOM"),
         "dicom-series": Check("error", "several CT series found, or none that matches the selection"),

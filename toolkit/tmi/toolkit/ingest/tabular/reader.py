@@ -33,7 +33,6 @@ from tmi.toolkit.storage.bounded_files import (
     read_bytes,
 )
 from tmi.toolkit.storage.csv_files import (
-    MAX_HEADER_CHARACTERS,
     csv_rows,
     csv_rows_of_lines,
     find_delimiter,
@@ -46,6 +45,8 @@ MAX_CELLS = 5_000_000
 """Limit on the cells of a CSV file."""
 MAX_COLUMNS = 16_384
 """Limit on the columns; workbooks have the same."""
+CHECKED_CHARACTERS = 2**20
+"""Part of a text in which null characters are searched."""
 MAX_ROWS = 500_000
 """Limit on the rows, empty ones included."""
 SMALLER_FIX = "split it, or remove columns"
@@ -189,7 +190,7 @@ def _csv_rows(path: Path, spec: TableSpec, wanted: Collection[str]) -> list[list
     encoding = next((e for mark, e in BYTE_ORDER_MARKS if data.startswith(mark)), spec.encoding)
     try:
         text = data.decode(encoding)
-        if "\0" in text[:MAX_HEADER_CHARACTERS]:  # UTF-16 without a byte order mark is valid UTF-8
+        if "\0" in text[:CHECKED_CHARACTERS]:  # UTF-16 without a byte order mark is valid UTF-8
             raise LookupError
     except (UnicodeDecodeError, LookupError) as error:
         raise UsageError(
