@@ -22,6 +22,7 @@ from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json
+from tmi.toolkit.storage.bounded_files import WEIGHTS_BYTES, require_bounded
 from tmi.training.data.dataset import CohortArrays
 from tmi.training.evaluation.prediction_tables import read_predictions
 from tmi.training.leakage_audit.run_checks import AuditResult
@@ -190,6 +191,7 @@ def _compare(recorded: FoldFolder, again: FoldFolder, split: FoldSplit, reasons:
 
 def _tensors(file: Path) -> dict[str, np.ndarray]:
     try:
+        require_bounded(file, max_bytes=WEIGHTS_BYTES)
         tensors: dict[str, np.ndarray] = load_file(file)
     except Exception as error:
         raise DamagedError(f"run: {file} cannot be read", fix="train the run again") from error
