@@ -321,7 +321,7 @@ def _test_exists(name: str) -> bool:
 
 
 def test_every_promise_of_the_threat_model_names_a_test():
-    """Each row of a table of promises names at least one test, and each attacker has such a table."""
+    """Each row of a table of promises, in SECURITY.md too, names a test, and each attacker has such a table."""
     page = ROOT / "docs" / "threat-model.md"
     attackers = page.read_text(encoding="utf-8").split("## Attackers and promises")[1].split("\n### ")[1:]
     assert len(attackers) >= 6
@@ -331,6 +331,9 @@ def test_every_promise_of_the_threat_model_names_a_test():
         assert len(rows) > 1
         assert [row for row in rows[1:] if "`tests/" not in row] == []
     assert not _test_exists("tests/end_to_end/test_docs.py::test_that_nobody_wrote")
+    scope = (ROOT / "SECURITY.md").read_text(encoding="utf-8").split("| --- | --- | --- |\n")[1].split("\n\n")[0]
+    assert len(scope.splitlines()) >= 9
+    assert [row for row in scope.splitlines() if "`tests/" not in row] == []
 
 
 # --- site

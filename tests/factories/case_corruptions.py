@@ -106,6 +106,27 @@ def record_with(count: int) -> Corruption:
     return corrupt
 
 
+def record_of_nulls(folder: Path) -> None:
+    """Keep the fields of the clinical record, without a value."""
+    record = json.loads((folder / RECORD).read_text())
+    (folder / RECORD).write_text(json.dumps(record | {"values": dict.fromkeys(record["values"])}))
+
+
+def both_of_a_thigh(folder: Path) -> None:
+    """Replace the CT by a thigh, soft tissue around a bone, and the mask by a mass beside the bone."""
+    (x, y), rng = (
+        np.meshgrid(*(np.linspace(-1, 1, n) for n in GRID.shape_XYZ[:2]), indexing="ij"),
+        np.random.default_rng(1),
+    )
+    plane = np.select([x**2 + y**2 < 0.03, (x - 0.4) ** 2 + y**2 < 0.08, x**2 + y**2 < 0.7], [900, 60, 45], -1000)
+    mass = (x - 0.4) ** 2 + y**2 < 0.08
+    slices = np.arange(GRID.shape_XYZ[2])
+    ct = plane[:, :, None] + rng.normal(0, 8, GRID.shape_XYZ)
+    write_volume(folder / CT, ct.round().clip(-1024, 3000).astype(np.int16), AFFINE)
+    liver = mass[:, :, None] & (abs(slices - len(slices) // 2) < len(slices) // 3)
+    write_volume(folder / MASK, liver.astype(np.uint8), AFFINE)
+
+
 def report_of(text: str) -> Corruption:
     """Give the clinical record a free-text report."""
 

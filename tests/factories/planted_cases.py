@@ -25,6 +25,7 @@ from factories.case_corruptions import (
     PlantedFault,
     blood_date_of,
     both,
+    both_of_a_thigh,
     case_record,
     copy,
     copy_values,
@@ -40,6 +41,7 @@ from factories.case_corruptions import (
     mr,
     one_voxel_of,
     record_of_another_ct,
+    record_of_nulls,
     record_that_fits,
     record_with,
     report_of,
@@ -169,6 +171,13 @@ FAULTS: Mapping[str, PlantedFault] = MappingProxyType(
         "mask on every second sagittal plane": PlantedFault(
             code="mask-gap", corrupt=mask(set_to((slice(1, None, 2), ALL, ALL), 0)), companions=frozenset({"liver-volume"})
         ),
+        "mask with every fourth slice left out": PlantedFault(
+            code="mask-gap", corrupt=mask(set_to((ALL, ALL, slice(2, None, 4)), 0)), companions=frozenset({"liver-volume"})
+        ),
+        "mask without a layer below its surface": PlantedFault(
+            code="mask-holes", corrupt=mask(lambda a: a - shrink_mask(a, 2600) + shrink_mask(a, 900)),
+            companions=frozenset({"liver-volume"}),
+        ),
         "mask without its tumour": PlantedFault(
             code="mask-holes", corrupt=mask(lambda a: a - shrink_mask(a, 1900)), companions=frozenset({"liver-volume"})
         ),
@@ -189,6 +198,7 @@ FAULTS: Mapping[str, PlantedFault] = MappingProxyType(
         "CT without lungs": PlantedFault(
             code="liver-place", corrupt=ct(in_place(lambda a: a.__setitem__(phantom(1).tissue_XYZ == 4, 40)))
         ),
+        "CT of a thigh: soft tissue around a bone": PlantedFault(code="liver-place", corrupt=both_of_a_thigh, companions=CUT),
         "neither table nor mask": PlantedFault(code="radiomics-missing", corrupt=without(MASK, TABLE)),
         "table in UTF-16": PlantedFault(code="radiomics-unreadable", corrupt=file(TABLE, lambda d: d.decode().encode("utf-16"))),
         "table of 1,780": PlantedFault(
@@ -222,6 +232,7 @@ FAULTS: Mapping[str, PlantedFault] = MappingProxyType(
         "negative": PlantedFault(code="clinical-range", corrupt=values(alt=-3)),
         "record of another patient": PlantedFault(code="patient-mismatch", corrupt=copy(RECORD)),
         "record without a value": PlantedFault(code="clinical-incomplete", corrupt=record_with(0)),
+        "record of values that are null": PlantedFault(code="clinical-incomplete", corrupt=record_of_nulls),
         "record with a short report": PlantedFault(
             code="clinical-incomplete",
             corrupt=lambda f: (f / RECORD).write_text('{"patient_id": "P1", "values": {}, "report": "Child-Pugh B."}'),
@@ -229,6 +240,8 @@ FAULTS: Mapping[str, PlantedFault] = MappingProxyType(
         "record of five values": PlantedFault(code="clinical-incomplete", corrupt=record_with(5)),
         "report of 400 words": PlantedFault(code="clinical-truncated", corrupt=report_of("no ascites, patent vein; " * 100)),
         "blood date of another form": PlantedFault(code="clinical-date", corrupt=blood_date_of("3.5.2021")),
+        "blood date without separators": PlantedFault(code="clinical-date", corrupt=blood_date_of("03052021")),
+        "blood date of the 30th of February": PlantedFault(code="clinical-date", corrupt=blood_date_of("2021-02-30")),
         "blood a year before the CT": PlantedFault(code="dates-apart", corrupt=case_record(days_from_blood_to_ct=365)),
         "CT before the blood": PlantedFault(code="dates-apart", corrupt=case_record(days_from_blood_to_ct=-120)),
         "CT of another case": PlantedFault(
