@@ -94,6 +94,18 @@ def test_json_log_holds_no_patient_data(train, synthetic_cohort):
     assert not any(text in d["message"] for d in documents for text in texts)
 
 
+@pytest.mark.parametrize("columns", [40, 80])
+def test_result_of_five_folds_fits_the_terminal(train, columns):
+    """The table keeps fold, AUC and balanced accuracy at 40 columns, and every metric at 80."""
+    lines = train(columns=columns).out.splitlines()
+    start = next(k for k, line in enumerate(lines) if line.startswith("fold"))
+    table = lines[start : start + 10]
+    assert max(map(len, table)) <= columns
+    assert {"fold", "ROC", "AUC", "Bal."} <= set(table[0].split())
+    assert ("F1" in table[0]) == (columns == 80)
+    assert [line.split()[0] for line in table if line[:1].isalnum()] == ["fold", *"01234", "mean", "SD"]
+
+
 @pytest.mark.parametrize("parallel", [1, 2])
 def test_loop_reports_folds_and_metrics(tmp_path, monkeypatch, nano_config, parallel):
     """The loop states the number of folds, then starts each and passes on its metrics, in parallel folds too."""

@@ -20,7 +20,7 @@ WORST = (
     Column("engine"),
     Column("check"),
     Column("comparisons", right=True, drop=1),
-    Column("worst", right=True),
+    Column("worst", right=True, drop=4),
     Column("allowed", right=True, drop=3),
     Column("x float32", right=True, drop=2),
     Column("result"),
