@@ -9,6 +9,7 @@ import typer
 
 from tmi.export.cli.tensorrt_options import Hardware, Level, MaxBatch, PlanWeights, Target, TimingCache, Workspace
 from tmi.toolkit.cli.console import echo
+from tmi.toolkit.cli.inputs import require_case_paths, require_folder_name, require_paths, require_run
 from tmi.toolkit.cli.progress import show_steps
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def export(
         tmi export ./runs/2026-01-31-tiny --engine onnx --engine torchscript --out ./bundle
         tmi export --engine trt-rtx --precision auto --target sm80
     """
+    from tmi.export.bundle.request_checks import check_request
     from tmi.export.cli.tables import print_bundle, print_failures
     from tmi.export.cli.tensorrt_options import build_options
     from tmi.export.graphs.registry import exporter_spec, require_exporter
@@ -81,6 +83,11 @@ def export(
     from tmi.toolkit.errors import UsageError
 
     project = load_project()
+    if run is not None:
+        require_run(run)  # before the other defaults: a mistyped run is no fault of the bundle
+    require_paths(("--cases", cases), ("--timing-cache folder", None if timing_cache is None else timing_cache.parent))
+    if cases:
+        require_case_paths(cases)
     reason = {
         name: f"from {PROJECT_FILE}" if name in project.from_file else "the default" for name in ("engine", "bundle")
     }
@@ -110,6 +117,8 @@ def export(
     if out is None:
         out = project.path("bundle")
         echo(f"bundle {out} ({reason['bundle']})", err=True)
+    require_folder_name(out, kind="bundle")
+    check_request(run, out, artefacts=engine, precision=precision or "fp16", force=force)
     try:
         bundle = _export(
             run,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tmi.toolkit.cli.console import echo, echo_json, make_console
+from tmi.toolkit.cli.inputs import limit_to_cores, require_case_paths, resolve_bundle
 from tmi.toolkit.cli.listing import print_listing
 from tmi.toolkit.cli.progress import show_steps
 from tmi.toolkit.errors import UsageError
@@ -82,12 +83,11 @@ def bench(
     from tmi.runtime.cli.bench_worker import WORKER
     from tmi.runtime.serving.predictor import resolve_cases
     from tmi.toolkit.cases.case import parse_mask_label
-    from tmi.toolkit.config.project import default_bundle, load_project
 
     shape_XYZ = _shape(ct)
-    if bundle is None:
-        bundle, reason = default_bundle(load_project())
-        echo(f"bundle {bundle} ({reason})", err=True)
+    threads = limit_to_cores(threads, option="--threads")
+    require_case_paths(case or ())
+    bundle = resolve_bundle(bundle)
     opened = open_trusted_bundle(bundle, key)
     engines, skipped = choose_engines(engine or (), opened)
     with (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tmi.toolkit.cli.console import echo, make_console
+from tmi.toolkit.cli.inputs import limit_to_cores, require_case_paths, require_folder_name, require_run, resolve_bundle
 from tmi.toolkit.cli.listing import Column, Listing, print_listing
 from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.errors import ExitCode, InputRejectedError, UnavailableError, UsageError
@@ -97,17 +98,27 @@ def explain(
         tmi explain case_a/ --run runs/first --ct-only runs/ct-only --out explained
         tmi explain case_a/ --bundle ./bundle --out explained --quick --force
     """
-    from tmi.runtime.explain.explainer import torch_threads
     from tmi.runtime.serving.predictor import resolve_cases
     from tmi.toolkit.cases.case import parse_mask_label
+    from tmi.toolkit.run_folder import select_folds
     from tmi.toolkit.storage.outputs import output_lock
 
     if run is not None and bundle is not None:
         raise UsageError("--run and --bundle are given", fix="give one of the two")
+    require_case_paths(cases)
+    require_folder_name(out, kind="set of explanations")
+    if run is not None:
+        select_folds(fold, [split.fold for split in require_run(run).folds], of=f"run {run}")
+    if ct_only is not None:
+        require_run(ct_only, what="--ct-only run")
+    threads = limit_to_cores(threads, option="--threads")
     resolved = resolve_cases(cases, mask_label=parse_mask_label(mask_label))
     with output_lock(out, kind="explanation"):
         require_absent_outputs([out / case.case_id for case in resolved], force=force)
-        source = open_models(run, bundle, key=key, threads=threads)
+        source = open_models(run, bundle, key=key, threads=threads, fold=fold)
+
+        from tmi.runtime.explain.explainer import torch_threads  # torch, after all checks
+
         ct_only_source = None if ct_only is None else _open_ct_only_run(ct_only)
         with torch_threads(threads), show_progress() as progress:
             task = progress.add("explaining", len(resolved), unit="cases")
@@ -129,7 +140,12 @@ def require_absent_outputs(folders: Sequence[Path], *, force: bool) -> None:
 
 
 def open_models(
-    run: Path | None, bundle: Path | None, *, key: Sequence[Path] | None = None, threads: int | None = None
+    run: Path | None,
+    bundle: Path | None,
+    *,
+    key: Sequence[Path] | None = None,
+    threads: int | None = None,
+    fold: str = "ensemble",
 ) -> ModelSource:
     """Open the models of a run, of a bundle, or of the default bundle, which is then named on standard error.
 
@@ -138,22 +154,26 @@ def open_models(
     Raises:
         DamagedError: the bundle is damaged or not signed by the key.
         ParityError: the bundle's weights do not give the outputs of the validated model.
-        UsageError: no such run or bundle, or a run of a CT-only network.
+        UsageError: no such run, bundle or fold, or a run of a CT-only network.
     """
-    from tmi.runtime.explain.model_source import open_bundle_models, open_run_models
-    from tmi.toolkit.config.project import default_bundle, load_project
+    from tmi.runtime.bundle.signing import open_trusted_bundle
+    from tmi.toolkit.run_folder import select_folds
 
     if run is not None:
+        from tmi.runtime.explain.model_source import open_run_models
+
         source = open_run_models(run)
         if source.ct_only:
             raise UsageError(
                 f"run {run} uses the CT alone", fix="give a run of all three modalities, and this one as --ct-only"
             )
         return source
-    if bundle is None:
-        bundle, reason = default_bundle(load_project())
-        echo(f"bundle {bundle} ({reason})", err=True)
-    return open_bundle_models(bundle, key=key, threads=threads, log=partial(echo, err=True))
+    opened = open_trusted_bundle(resolve_bundle(bundle), key)
+    select_folds(fold, [spec.fold for spec in opened.manifest.folds], of=f"bundle {opened.folder}")
+
+    from tmi.runtime.explain.model_source import bundle_models  # torch, after all checks
+
+    return bundle_models(opened, threads=threads, log=partial(echo, err=True))
 
 
 def make_explainer(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tmi.toolkit.cli.console import echo, echo_json, make_console
+from tmi.toolkit.cli.inputs import resolve_bundle
 from tmi.toolkit.cli.listing import Column, Listing, print_listing
 
 if TYPE_CHECKING:
@@ -47,11 +48,8 @@ def inspect(
     """
     from tmi.runtime.bundle.reader import inspect_bundle, open_bundle
     from tmi.runtime.bundle.signing import require_signature, required_keys
-    from tmi.toolkit.config.project import default_bundle, load_project
 
-    if bundle is None:
-        bundle, reason = default_bundle(load_project())
-        echo(f"bundle {bundle} ({reason})", err=True)
+    bundle = resolve_bundle(bundle)
     keys = required_keys(key)
     opened = open_bundle(bundle) if keys else inspect_bundle(bundle)
     require_signature(opened, keys)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tmi.toolkit.cli.console import echo, echo_json
+from tmi.toolkit.cli.inputs import limit_to_cores, require_case_paths, resolve_bundle
 from tmi.toolkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
     from tmi.runtime.serving.predictor import Predictor
     from tmi.runtime.serving.results import CaseResult
+
+FORMATS = (".json", ".csv", ".jsonl")
+"""Endings of output files; each is written in its own format."""
 
 
 def predict(
@@ -66,7 +70,7 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document (tmi-prediction/1).")] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Write the results to FILE: JSON, or .csv or .jsonl by its suffix."),
+        typer.Option("--out", "-o", help="Write the results to FILE: .json, .csv or .jsonl by its ending."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a FILE that was not finished.")] = False,
     timing: Annotated[bool, typer.Option("--timing", help="Print the time of each stage.")] = False,
@@ -86,18 +90,17 @@ def predict(
     from tmi.runtime.serving.predictor import Predictor, resolve_cases
     from tmi.runtime.serving.results import RejectedCase
     from tmi.toolkit.cases.case import parse_mask_label
-    from tmi.toolkit.config.project import default_bundle, load_project
     from tmi.toolkit.preprocessing.cache import PreparedCache
     from tmi.toolkit.storage.outputs import output_lock
 
+    require_case_paths(cases)
+    threads = limit_to_cores(threads, option="--threads")
     if out is None and resume:
         raise UsageError("--resume continues a file, and none is named", fix="name it with -o FILE")
     if out is not None:
         _require_writable(out, force=force, resume=resume)
     with nullcontext() if out is None else output_lock(out, kind="prediction file"):  # fails before the work
-        if bundle is None:
-            bundle, reason = default_bundle(load_project())
-            echo(f"bundle {bundle} ({reason})", err=True)
+        bundle = resolve_bundle(bundle)
         labels = parse_mask_label(mask_label)
         resolved = resolve_cases(cases, mask_label=labels)
         prepared_cache = PreparedCache() if cache else None
@@ -134,6 +137,11 @@ def _require_writable(out: Path, *, force: bool, resume: bool) -> None:
     from tmi.runtime.serving.result_log import result_log_path
     from tmi.toolkit.storage.atomic_files import require_absent
 
+    if out.suffix.lower() not in ("", *FORMATS):
+        raise UsageError(
+            f"predictions are not written as {out.suffix}: {out}",
+            fix=f"name a file that ends in {', '.join(FORMATS)}, or without an ending for JSON",
+        )
     if out.is_dir() or not out.parent.is_dir():
         raise UsageError(f"{out} cannot be written as a file", fix="name a file in a folder that exists")
     unfinished = result_log_path(out)
@@ -168,7 +176,7 @@ def _write_results(
     if out is not None:
         unfinished = result_log_path(out)
         if unfinished != out:
-            write_text(out, to_csv(results, bundle=bundle, engine=record) if out.suffix == ".csv" else text)
+            write_text(out, to_csv(results, bundle=bundle, engine=record) if out.suffix.lower() == ".csv" else text)
             unfinished.unlink(missing_ok=True)  # last: a kill before this line leaves a log that can be resumed
         echo(f"written {out}", err=True)
     if as_json:

@@ -11,6 +11,7 @@ import typer
 
 from tmi.toolkit.cases.case import Case, find_cases, is_folder, parse_mask_label
 from tmi.toolkit.cli.console import echo, echo_json
+from tmi.toolkit.cli.inputs import require_case_paths, require_paths
 from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.errors import ExitCode, InputRejectedError, UsageError
 
@@ -83,6 +84,8 @@ def check(
         raise UsageError("--records-only excludes --fix and --recompute, which need the images", fix="omit them")
     if not 0 <= tolerance < 1:
         raise UsageError(f"--tolerance {tolerance:g}", fix="give a number from 0 to below 1")
+    require_case_paths(paths)
+    require_paths(("--schema", schema), ("--vocab", vocab))
     project = load_project()
     fields, note = find_schema(schema, project.schema_file, paths)
     if note is not None:

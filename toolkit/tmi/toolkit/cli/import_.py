@@ -10,6 +10,7 @@ import typer
 
 from tmi.toolkit.cases.case import given_name
 from tmi.toolkit.cli.console import echo, echo_json
+from tmi.toolkit.cli.inputs import require_folder_name, require_paths
 from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.errors import ExitCode, InputRejectedError, UsageError
 
@@ -74,9 +75,11 @@ def import_(
         tmi import cases/P003 --ct volume-3.nii --mask segmentation-3.nii --mask-label 1,2
         tmi import cohort --table cohort.xlsx --map mapping.yaml
     """
+    require_folder_name(out, kind="case or cohort")
     if table is not None or mapping is not None:
         if table is None or mapping is None:
             raise UsageError("--table and --map belong together", fix="give both")
+        require_paths(("table", table), ("mapping", mapping))
         if any(v is not None for v in (ct, series, mask, mask_label, roi, clinical, radiomics, patient_id, fix)):
             raise UsageError(
                 "--table excludes the other inputs: the table names the files", fix="omit the other options"
@@ -92,6 +95,7 @@ def import_(
     for option, given in (("--resume", resume), ("--accept-losses", accept_losses)):
         if given:
             raise UsageError(f"{option} needs --table", fix=f"omit {option}")
+    require_paths(("--ct", ct), ("--mask", mask), ("--clinical", clinical), ("--radiomics", radiomics))
     from tmi.toolkit.clinical.schema import find_schema
     from tmi.toolkit.config.project import load_project
     from tmi.toolkit.ingest.case_importer import import_case

@@ -10,6 +10,7 @@ import typer
 
 from tmi.toolkit.cases.case import find_cases, parse_mask_label
 from tmi.toolkit.cli.console import echo
+from tmi.toolkit.cli.inputs import limit_to_cores, require_case_paths, require_paths
 from tmi.toolkit.cli.main import print_error
 from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.errors import ExitCode, InputRejectedError, UsageError
@@ -55,6 +56,9 @@ def radiomics(
 
     if table is None and (mapping is not None or id_column is not None):
         raise UsageError("--map and --id-column need a table", fix="give the table with --from")
+    require_case_paths(paths)
+    require_paths(("--from", table), ("--map", mapping))
+    jobs = limit_to_cores(jobs, option="--jobs")
     cases = find_cases(paths, mask_label=parse_mask_label(mask_label))
     external = None
     if table is not None:

@@ -12,6 +12,7 @@ import typer
 
 from tmi.toolkit.cases.case import MaskLabel, is_cohort, open_cohort, parse_mask_label
 from tmi.toolkit.cli.console import echo, echo_json
+from tmi.toolkit.cli.inputs import require_paths
 from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.config.project import load_project
 from tmi.toolkit.errors import ExitCode, UsageError
@@ -67,6 +68,7 @@ def audit(
     from tmi.toolkit.run_folder import RunFolder
     from tmi.training.leakage_audit.run_checks import audit_folder, limits
 
+    require_paths(("run", run), ("cohort", cohort), ("--ct-weights", ct_weights), ("--text-weights", text_weights))
     if not replay and (fold or ct_weights or text_weights):
         raise UsageError("--fold, --ct-weights and --text-weights belong to --replay", fix="add --replay")
     folder = RunFolder.open(run)

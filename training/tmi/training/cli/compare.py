@@ -11,11 +11,12 @@ import typer
 
 from tmi.toolkit.cases.case import open_cohort, parse_mask_label
 from tmi.toolkit.cli.console import echo
+from tmi.toolkit.cli.inputs import require_folder_name, require_paths
 from tmi.toolkit.cli.progress import show_progress, show_steps
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.project import load_project
-from tmi.toolkit.errors import ExitCode
-from tmi.toolkit.storage.outputs import output_lock
+from tmi.toolkit.errors import ExitCode, UsageError
+from tmi.toolkit.storage.outputs import LOCK_FILE, output_lock
 from tmi.training.cli.options import (
     INTERRUPTED_EXIT_CODE,
     Accelerator,
@@ -41,9 +42,11 @@ from tmi.training.cli.options import (
     print_initialization,
     read_given_vocabulary,
     resolve_initialization,
+    weight_paths,
 )
 from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_OVERRIDES
-from tmi.training.loop.hardware import HardwareConfig, resolve_accelerator
+from tmi.training.comparison.plan import RUNS
+from tmi.training.loop.hardware import HardwareConfig, require_hardware_options, resolve_accelerator
 
 if TYPE_CHECKING:
     from tmi.training.comparison.plan import Plan, PlannedRun
@@ -96,6 +99,9 @@ def compare(
     config = configure(preset_name, folds, epochs, settings or [], freeze=freeze, precision=precision)
     if table == CLINICAL.number:
         config = override(config, CLINICAL_OVERRIDES)
+    require_hardware_options(accelerator, devices, parallel_folds=parallel_folds)
+    require_paths(("cohort", cohort), *weight_paths(ct_weights, text_weights, vocab, schema))
+    _require_comparison(out)
     fields = cohort_schema(schema, project, folder)
     config, initialization = resolve_initialization(
         config, settings or [], ct=ct_weights, text=text_weights, vocab=vocab, schema=fields
@@ -142,6 +148,17 @@ def compare(
         _report(plan, trained, data, out, command)
     if trained.failed or trained.rejected:
         raise typer.Exit(int(ExitCode.UNEXPECTED if trained.failed else ExitCode.REJECTED))
+
+
+def _require_comparison(out: Path) -> None:
+    """Reject a folder that holds something else than a comparison: runs and a report would be mixed with it.
+
+    Raises:
+        UsageError: the folder is not empty and has no folder of runs.
+    """
+    require_folder_name(out, kind="comparison")
+    if out.is_dir() and not (out / RUNS).is_dir() and {p.name for p in out.iterdir()} - {LOCK_FILE}:
+        raise UsageError(f"{out} exists and is not a comparison", fix="name another folder with --out")
 
 
 def _require_matching_pretraining(plan: Plan, text_weights: Path) -> None:

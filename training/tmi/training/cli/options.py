@@ -60,6 +60,13 @@ NoMemoryCheck = Annotated[
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Prepare every case again and cache nothing.")]
 
 
+def weight_paths(
+    ct: Path | None, text: Path | None, vocab: Path | None, schema: Path | None
+) -> tuple[tuple[str, Path | None], ...]:
+    """Return the options that name a file or folder to read, for `require_paths`."""
+    return ("--ct-weights", ct), ("--text-weights", text), ("--vocab", vocab), ("--schema", schema)
+
+
 def cohort_schema(given: Path | None, project: Project, cohort: Path) -> Schema:
     """Return the clinical schema of a cohort: that of `--schema`, its own, the project's, or the packaged one.
 

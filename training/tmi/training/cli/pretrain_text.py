@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tmi.toolkit.cli.console import echo
+from tmi.toolkit.cli.inputs import require_folder_name, require_paths
 from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.clinical.rendering import RENDERING_VERSIONS
 from tmi.toolkit.clinical.schema import Schema, load_schema
@@ -29,8 +30,8 @@ def pretrain_text(
         list[str] | None,
         typer.Option("--rendering", help="Rendering of the records; repeatable. Default: the preset's."),
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Gradient steps.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", help="Records in each step.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Gradient steps.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=2, help="Records in each step.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the weights and the records.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="network.text_encoder.key=value; repeatable.")
@@ -50,6 +51,8 @@ def pretrain_text(
     """
     project = load_project()
     config = configure(preset or project.preset, None, None, settings or [])
+    require_folder_name(out, kind="encoder")
+    require_paths(("--schema", schema))
     fields = load_schema(schema or project.schema_file)
     renderings = tuple(dict.fromkeys(rendering or [config.clinical.rendering]))
     unknown = sorted(set(renderings) - set(RENDERING_VERSIONS))

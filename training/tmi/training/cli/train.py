@@ -12,6 +12,7 @@ import typer
 
 from tmi.toolkit.cases.case import open_cohort, parse_mask_label
 from tmi.toolkit.cli.console import echo, make_console
+from tmi.toolkit.cli.inputs import require_folder_name, require_paths
 from tmi.toolkit.cli.listing import Column, Listing, print_listing
 from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.clinical.schema import Schema
@@ -46,8 +47,9 @@ from tmi.training.cli.options import (
     print_initialization,
     read_given_vocabulary,
     resolve_initialization,
+    weight_paths,
 )
-from tmi.training.loop.hardware import HardwareConfig, resolve_accelerator
+from tmi.training.loop.hardware import HardwareConfig, require_hardware_options, resolve_accelerator
 from tmi.training.loop.memory_fit import fit_memory
 from tmi.training.systems.registry import system_spec
 
@@ -103,6 +105,12 @@ def train(
     folder = cohort or project.path("cohort")
     preset_name = preset or project.preset
     config = configure(preset_name, folds, epochs, settings or [], model=model, freeze=freeze, precision=precision)
+    require_hardware_options(accelerator, devices, nodes=nodes, parallel_folds=parallel_folds, track=track or ())
+    labels = parse_mask_label(mask_label)
+    require_paths(("cohort", cohort), *weight_paths(ct_weights, text_weights, vocab, schema))
+    if out is not None and not (plan or resume or nodes > 1):
+        require_folder_name(out, kind="run")
+        require_absent(out, force=force, kind="run")
     fields = cohort_schema(schema, project, folder)
     config, initialization = resolve_initialization(
         config, settings or [], ct=ct_weights, text=text_weights, vocab=vocab, schema=fields
@@ -115,7 +123,7 @@ def train(
     for value, given, what in ((folder, cohort, "cohort"), (target, out, "run"), (preset_name, preset, "preset")):
         if given is None:
             echo(f"{what}: {value} (assumed)", err=True)
-    data = open_cohort(folder, mask_label=parse_mask_label(mask_label))
+    data = open_cohort(folder, mask_label=labels)
     hardware = HardwareConfig(accelerator=resolve_accelerator(accelerator), devices=devices, nodes=nodes,
                       parallel_folds=parallel_folds, track=tuple(track or ()), memory=memory)  # fmt: skip
     hardware.check(config)
