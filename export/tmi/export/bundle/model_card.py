@@ -221,7 +221,7 @@ def _use(manifest: Manifest) -> Iterator[str]:
     yield "## Use"
     yield ""
     yield "```"
-    yield "pip install tmi-clnet"
+    yield f"pip install 'tmi_clnet-{manifest.versions.get('tmi-clnet', 'VERSION')}-py3-none-any.whl'"
     yield "tmi verify BUNDLE"
     yield "tmi predict CASE --bundle BUNDLE"
     yield "```"

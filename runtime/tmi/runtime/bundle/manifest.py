@@ -264,7 +264,8 @@ def _newer_version_error(data: Mapping[str, Any]) -> DamagedError:
     return DamagedError(
         f"bundle: a newer tmi{f' ({version})' if known else ''} made it: its manifest has schema {data['schema']!r}, "
         f"this version reads {SCHEMA!r}",
-        fix=f"install the version that made it: pip install 'tmi-clnet{f'>={version}' if known else ''}'",
+        fix="install the version that made it, from its wheel: "
+        f"pip install 'tmi_clnet-{version if known else 'VERSION'}-py3-none-any.whl'",
     )
 
 

@@ -51,7 +51,10 @@ def test_newer_schema_names_the_version_to_install():
         DamagedError, match=r"a newer tmi \(3\.1\.4\) made it: .* this version reads 'tmi-bundle/2'"
     ) as error:
         manifest_from_json(newer)
-    assert error.value.fix == "install the version that made it: pip install 'tmi-clnet>=3.1.4'"
+    assert (
+        error.value.fix
+        == "install the version that made it, from its wheel: pip install 'tmi_clnet-3.1.4-py3-none-any.whl'"
+    )
 
 
 def test_previous_schema_uses_all_modalities():
