@@ -138,7 +138,7 @@ def run_length_features(
         size_JA=np.delete(size_RA, empty, axis=0),
         total_A=np.where(total_A == 0, np.nan, total_A),
         levels_L=bins_L.astype(np.float64),
-        sizes_J=np.flatnonzero(occurs_R) + 1.0,
+        sizes_J=(np.flatnonzero(occurs_R) + 1).astype(np.float64),
     )
     return matrix.features(RUN_NAMES)
 
@@ -167,7 +167,8 @@ def dependence_features(
         bins_L: gray levels that occur, ascending.
     """
     occurs_K = counts_LK.sum(axis=0) != 0
-    return _of_one_direction(counts_LK[:, occurs_K], np.flatnonzero(occurs_K) + 1.0, bins_L).features(DEPENDENCE_NAMES)
+    sizes_K = (np.flatnonzero(occurs_K) + 1).astype(np.float64)
+    return _of_one_direction(counts_LK[:, occurs_K], sizes_K, bins_L).features(DEPENDENCE_NAMES)
 
 
 def _of_one_direction(counts_LJ: NDArray[np.float64], sizes_J: NDArray[np.float64], bins_L: NDArray[Any]) -> SizeMatrix:
