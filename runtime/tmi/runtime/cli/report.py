@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import logging
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,15 +12,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tmi.toolkit.cli.console import echo
-from tmi.toolkit.errors import ExitCode, InputRejectedError, UnavailableError
+from tmi.toolkit.cli.inputs import limit_to_cores, require_case_paths, require_folder_name, resolve_bundle
+from tmi.toolkit.cli.progress import show_progress
+from tmi.toolkit.errors import ExitCode, InputRejectedError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import ExitStack
 
+    from tmi.runtime.bundle.reader import Bundle
+    from tmi.runtime.explain.case_explanation import CaseExplanation
     from tmi.runtime.explain.explainer import Explainer
     from tmi.runtime.serving.predictor import Predictor
     from tmi.runtime.serving.results import CaseResult
     from tmi.toolkit.cases.case import Case
+    from tmi.toolkit.cli.progress import Task
 
 INDEX_FILE = "index.html"
 
@@ -51,6 +59,13 @@ def report(
             show_default=False,
         ),
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Leave out the map and the contributions, which take most of the time.")
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue an interrupted report: keep the pages whose inputs are the same."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing report.")] = False,
 ) -> None:
     """Write a self-contained HTML page for each case, and an index. For research use only.
@@ -63,36 +78,50 @@ def report(
 
         tmi report case_a/ --out report
         tmi report cohort/ --bundle ./bundle --out report --force
+        tmi report cohort/ --out report --quick
+        tmi report cohort/ --out report --resume
     """
+    from contextlib import ExitStack
     from importlib.metadata import version
 
     from tmi.runtime.bundle.signing import open_trusted_bundle
-    from tmi.runtime.cli.explain import make_explainer
-    from tmi.runtime.explain.explainer import torch_threads
-    from tmi.runtime.explain.model_source import bundle_models
-    from tmi.runtime.report.pages import index_page
+    from tmi.runtime.engines.registry import engine_spec
+    from tmi.runtime.engines.selection import AUTO
     from tmi.runtime.serving.predictor import Predictor, resolve_cases
     from tmi.runtime.serving.results import RejectedCase
     from tmi.toolkit.cases.case import parse_mask_label
-    from tmi.toolkit.config.project import default_bundle, load_project
-    from tmi.toolkit.storage.atomic_files import require_absent, write_text
+    from tmi.toolkit.storage.atomic_files import write_text
     from tmi.toolkit.storage.outputs import output_lock
 
+    require_case_paths(cases)
+    require_folder_name(out, kind="report")
+    if engine != AUTO:
+        engine_spec(engine)  # its error lists the known engines
+    threads = limit_to_cores(threads, option="--threads")
     with output_lock(out, kind="report"):
-        require_absent(out, force=force, kind="report")
-        if bundle is None:
-            bundle, reason = default_bundle(load_project())
-            echo(f"bundle {bundle} ({reason})", err=True)
+        _require_output(out, force=force, resume=resume)
+        bundle = resolve_bundle(bundle)
         resolved = resolve_cases(cases, mask_label=parse_mask_label(mask_label))
         opened = open_trusted_bundle(bundle, key)  # once: explanations are of the bundle that predicts
-        source = bundle_models(opened, threads=threads, log=partial(echo, err=True))
+
+        from tmi.runtime.report.pages import index_page  # torch, after all checks
+
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        with (
-            Predictor.open(opened, engine=engine, threads=threads, log=partial(echo, err=True)) as predictor,
-            torch_threads(threads),
-        ):
-            explainer = make_explainer(source, "ensemble", None)
-            results = _write_cases(resolved, predictor, explainer, out, created=created)
+        with ExitStack() as stack:
+            progress = stack.enter_context(show_progress())
+            explainer = None
+            if not quick:
+                explainer = _open_explainer(opened, threads, progress.step, stack)
+            log = partial(echo, err=True)
+            predictor = stack.enter_context(Predictor.open(opened, engine=engine, threads=threads, log=log))
+            task = progress.add("writing pages", len(resolved), unit="cases")
+            pages = _Pages(out=out, predictor=predictor, explainer=explainer, resume=resume, created=created)
+            try:
+                results = _write_cases(resolved, pages, task)
+            except KeyboardInterrupt:
+                line = f"interrupted; continue with the same command and --out {out} --resume"
+                echo(line, err=True, level=logging.WARNING)
+                raise
             page = index_page(results, bundle=predictor.bundle, created=created, version=version("tmi-clnet"))
             write_text(out / INDEX_FILE, page)
         rejected = sum(isinstance(r, RejectedCase) for r in results)
@@ -101,9 +130,53 @@ def report(
             raise typer.Exit(int(ExitCode.REJECTED))
 
 
-def _write_cases(
-    cases: Sequence[Case], predictor: Predictor, explainer: Explainer, out: Path, *, created: str
-) -> list[CaseResult]:
+@dataclass(frozen=True, kw_only=True)
+class _Pages:
+    """What every page of a report is written with."""
+
+    out: Path
+    """Folder of the report."""
+    predictor: Predictor
+    """The open bundle."""
+    explainer: Explainer | None
+    """Explainer of the same bundle; None with `--quick`."""
+    resume: bool
+    """Whether to keep finished pages."""
+    created: str
+    """UTC time, ISO 8601."""
+
+
+def _require_output(out: Path, *, force: bool, resume: bool) -> None:
+    """Raise before any work if `out` must not be written, or is nothing that `--resume` can continue."""
+    from tmi.runtime.report.pages import CASES
+    from tmi.toolkit.storage.atomic_files import require_absent
+
+    if force and resume:
+        raise UsageError(
+            "--force and --resume exclude each other", fix="continue with --resume, or start again with --force"
+        )
+    if not resume:
+        require_absent(out, force=force, kind="report")
+    elif not (out / CASES).is_dir():
+        try:
+            require_absent(out, force=False, kind="report")  # nothing was written yet: an empty report
+        except UsageError as error:
+            fix = f"name the folder of an interrupted report, which holds {CASES}/"
+            raise UsageError(f"{out} is not a report that can be continued", fix=fix) from error
+
+
+def _open_explainer(bundle: Bundle, threads: int | None, step: Callable[[str], None], stack: ExitStack) -> Explainer:
+    """Open the weights of the bundle, whose self-test runs first; torch's threads are set until the stack closes."""
+    from tmi.runtime.cli.explain import make_explainer
+    from tmi.runtime.explain.explainer import torch_threads
+    from tmi.runtime.explain.model_source import bundle_models
+
+    source = bundle_models(bundle, threads=threads, log=partial(echo, err=True))
+    stack.enter_context(torch_threads(threads))
+    return make_explainer(source, "ensemble", None, step)
+
+
+def _write_cases(cases: Sequence[Case], pages: _Pages, task: Task) -> list[CaseResult]:
     """Write the page of every case; returns the predictions and the rejected cases, in order."""
     from time import perf_counter
 
@@ -113,42 +186,59 @@ def _write_cases(
     results: list[CaseResult] = []
     for number, case in enumerate(cases, start=1):
         start = perf_counter()
-        result = _write_case(case, predictor, explainer, out, created=created)
+        result, kept = _write_case(case, pages)
         results.append(result)
-        state = f"{perf_counter() - start:.1f} s"
+        state = "kept" if kept else f"{perf_counter() - start:.1f} s"
         if isinstance(result, RejectedCase):
             report_rejection(InputRejectedError(result.what, fix=result.fix, code=result.code), case)
             state = f"rejected ({result.code})"
         echo(f"[{number}/{len(cases)}] {case.case_id}: {state}", err=True)
+        task.advance()
     return results
 
 
-def _write_case(case: Case, predictor: Predictor, explainer: Explainer, out: Path, *, created: str) -> CaseResult:
+def _write_case(case: Case, pages: _Pages) -> tuple[CaseResult, bool]:
+    """Write the page of a case; returns its result and whether a finished page was kept."""
     from importlib.metadata import version
 
-    from tmi.runtime.explain.case_explanation import explain_case
+    from tmi.runtime.bundle.contents import bundled_schema
+    from tmi.runtime.report.finished_pages import finished_result, inputs_digest, page_record
     from tmi.runtime.report.pages import CASES, case_page
     from tmi.runtime.serving.results import RejectedCase
     from tmi.toolkit.qc.case_checks import check_case
     from tmi.toolkit.storage.atomic_files import write_text
 
-    (result,) = predictor.predict([case])
-    if isinstance(result, RejectedCase):
-        return result
+    predictor, explainer = pages.predictor, pages.explainer
+    bundle, engine, package = predictor.bundle, predictor.engine_record, version("tmi-clnet")
+    page_file = pages.out / CASES / f"{case.case_id}.html"
     try:
-        explained = explain_case(case, explainer, steps=0, sanity=False)
+        inputs = inputs_digest(case, bundle=bundle, engine=engine, quick=explainer is None, version=package)
+        finished = finished_result(page_file, inputs) if pages.resume else None
+        if finished is not None:
+            return finished, True
+        (result,) = predictor.predict([case])
+        if isinstance(result, RejectedCase):
+            return result, False
         page = case_page(
             result,
-            explained,
-            check_case(case, schema=explainer.source.schema),
-            bundle=predictor.bundle,
-            engine=predictor.engine_record,
-            created=created,
-            version=version("tmi-clnet"),
+            None if explainer is None else _explained(case, explainer),
+            check_case(case, schema=bundled_schema(bundle)),
+            case=case,
+            bundle=bundle,
+            engine=engine,
+            created=pages.created,
+            version=package,
+            record=page_record(result, inputs),
         )
     except InputRejectedError as error:
-        return RejectedCase(case_id=case.case_id, code=error.code, what=error.what, fix=error.fix)
+        return RejectedCase(case_id=case.case_id, code=error.code, what=error.what, fix=error.fix), False
     except UnavailableError as error:
-        return RejectedCase(case_id=case.case_id, code="unavailable", what=error.what, fix=error.fix)
-    write_text(out / CASES / f"{case.case_id}.html", page)
-    return result
+        return RejectedCase(case_id=case.case_id, code="unavailable", what=error.what, fix=error.fix), False
+    write_text(page_file, page)
+    return result, False
+
+
+def _explained(case: Case, explainer: Explainer) -> CaseExplanation:
+    from tmi.runtime.explain.case_explanation import explain_case
+
+    return explain_case(case, explainer, steps=0, sanity=False)

@@ -16,9 +16,10 @@ from .overlay import BAR_MM as BAR_MM
 from .overlay import OUTLINE as OUTLINE
 from .overlay import Picture as Picture
 from .overlay import grey as grey
+from .overlay import legend_colours as legend_colours
 from .overlay import map_colours as map_colours
 from .overlay import save_montage as save_montage
-from .results import REPORT_FIELD as REPORT_FIELD
+from .results import Explanation as Explanation
 from .results import feature_class as feature_class
 from .results import image_type as image_type
 from .results import strongest_fields as strongest_fields

@@ -1,7 +1,8 @@
 """Pictures of a map on its CT in radiological convention, with orientation marks, scale bar and colour bar.
 
 The patient's right is on the left. The CT is shown in a soft-tissue window (level 40, width 400 HU), the map in a
-perceptually uniform colour map whose opacity grows with the value, so that the CT is unchanged where the map is 0.
+perceptually uniform colour map without its dark end. Its opacity is proportional to the value: the CT is unchanged
+where the map is 0 and nearly so where the map is small.
 Pixels have the physical aspect ratio of the voxels. Source of the axes: `tmi.toolkit.imaging.volume.PLANES`.
 """
 
@@ -28,6 +29,8 @@ WINDOW_HU = (-160.0, 240.0)
 """Lower and upper end of the CT window."""
 COLOURS = "inferno"
 """Name of matplotlib's colour map."""
+FIRST_COLOUR = 0.35
+"""Part of the colour map that is left out at its dark end, which would darken the CT."""
 OPACITY = 0.65
 """Opacity of the map's largest value."""
 OUTLINE = "#35e0ff"
@@ -52,10 +55,17 @@ class Picture:
 
 
 def map_colours() -> ListedColormap:
-    """Colour map whose opacity grows with the value."""
-    table = colormaps[COLOURS](np.linspace(0.0, 1.0, 256))
-    table[:, 3] = OPACITY * np.linspace(0.0, 1.0, 256) ** 0.7
+    """Colour map whose opacity is proportional to the value."""
+    table = colormaps[COLOURS](np.linspace(FIRST_COLOUR, 1.0, 256))
+    table[:, 3] = OPACITY * np.linspace(0.0, 1.0, 256)
     return ListedColormap(table)
+
+
+def legend_colours() -> ListedColormap:
+    """The same colours as they look on a medium grey of the CT, for colour bars."""
+    table = map_colours()(np.linspace(0.0, 1.0, 256))
+    opacity = table[:, 3:]
+    return ListedColormap(np.concatenate([opacity * table[:, :3] + (1 - opacity) * 0.5, np.ones_like(opacity)], axis=1))
 
 
 def grey(plane: NDArray[np.generic]) -> NDArray[np.uint8]:
@@ -160,7 +170,7 @@ def _save(figure: Figure, path: Path | IO[bytes], *, dpi: int) -> None:
 
 
 def _colour_bar(figure: Any, axes: list[Any]) -> None:
-    shades = ScalarMappable(norm=Normalize(0.0, 1.0), cmap=colormaps[COLOURS])
+    shades = ScalarMappable(norm=Normalize(0.0, 1.0), cmap=legend_colours())
     bar = figure.colorbar(shades, ax=axes, fraction=0.035, pad=0.02)
     bar.set_label("attention of the model, 0 to 1", fontsize=8)
     bar.ax.tick_params(labelsize=7)

@@ -5,66 +5,78 @@ Jinja escapes everything from a case or a bundle. A content security policy in t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from tmi.runtime.bundle.check_result import CheckResult
+from tmi.runtime.bundle.contents import bundled_schema
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.selection import EngineRecord
-from tmi.runtime.explain.case_explanation import TOP_FEATURES, CaseExplanation
-from tmi.runtime.explain.overlay import Picture
-from tmi.runtime.explain.results import (
-    REPORT_FIELD,
-    feature_class,
-    image_type,
-    strongest_fields,
-    sum_by_group,
-    top_features,
+from tmi.runtime.explain.results import feature_class, image_type, strongest_fields, sum_by_group, top_features
+from tmi.runtime.report.contributions import common_scale, noise_floor, split_by_noise
+from tmi.runtime.report.trust import (
+    NBSP,
+    digits_needed,
+    format_threshold,
+    signed,
+    trust_statements,
+    unbroken,
 )
-from tmi.runtime.report.slices import montage, page_slices
 from tmi.runtime.serving.results import RESEARCH_USE, CaseResult, Prediction, alerts
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import sentences
 from tmi.toolkit.qc.case_checks import Finding
 from tmi.toolkit.storage.terminal_text import printable
 
+if TYPE_CHECKING:
+    from tmi.runtime.explain.case_explanation import CaseExplanation  # torch
+
 CASES = "cases"
 """Folder of the case pages, next to `index.html`."""
 TEMPLATES = ("case.html", "index.html", "style.css", "case.js", "index.js")
+SHOWN_FIELDS = 20
+"""Largest number of clinical fields that are shown without a click."""
 
 
 def case_page(
     prediction: Prediction,
-    explained: CaseExplanation,
+    explained: CaseExplanation | None,
     findings: Sequence[Finding],
     *,
+    case: Case,
     bundle: Bundle,
     engine: EngineRecord,
     created: str,
     version: str,
+    record: dict[str, Any] | None = None,
 ) -> str:
     """HTML page of one case.
 
     Args:
         prediction: prediction of the case.
-        explained: explanation by the weights of the same bundle.
+        explained: explanation by the weights of the same bundle; None for a page without map and contributions.
         findings: findings of `tmi check`; warnings only, because the case was predicted.
+        case: the case, whose clinical values are listed.
         bundle: bundle of the prediction.
         engine: engine of the prediction.
         created: UTC time, ISO 8601.
         version: version of this package.
+        record: JSON values that the page carries for `tmi report --resume`.
     """
-    anatomy, explanation = explained.anatomy, explained.explanation
-    picture = Picture(
-        ct=anatomy.ct, map_DHW=explained.map_DHW, liver_DHW=anatomy.liver_DHW, title=f"case {prediction.case_id}"
-    )
-    planes = page_slices(picture, anatomy.centre_DHW)
+    manifest = bundle.manifest
+    positive, threshold = manifest.classes[manifest.positive], manifest.threshold
+    folds = [fold.probability[positive] for fold in prediction.folds]
+    digits = digits_needed(threshold, [prediction.probability[positive], *folds])
+    rows = evidence(manifest, engine.name)
+    trained, values = trained_on(manifest), _clinical_values(case, bundle)
     return (
         _environment()
         .get_template("case.html")
@@ -72,27 +84,73 @@ def case_page(
             notice=RESEARCH_USE,
             prediction=prediction,
             alerts=[notice for _, notice in alerts([prediction])],
-            positive=bundle.manifest.classes[bundle.manifest.positive],
-            threshold=bundle.manifest.threshold,
-            trained=trained_on(bundle.manifest),
-            explanation=explanation,
-            localization=explained.localization,
-            planes=planes,
-            slices={plane.name: asdict(plane) for plane in planes},
-            montage=montage(picture, anatomy.centre_DHW),
-            fields=_bars(_clinical_rows(explained)),
-            features=_bars([(name, "", value) for name, value in top_features(explanation.radiomics_R, TOP_FEATURES)]),
-            classes=sum_by_group(explanation.radiomics_R, feature_class),
-            image_types=sum_by_group(explanation.radiomics_R, image_type),
+            positive=positive,
+            threshold=threshold,
+            threshold_text=format_threshold(threshold, digits),
+            digits=digits,
+            trained=trained,
+            trust=trust_statements(
+                prediction,
+                findings,
+                positive=positive,
+                threshold=threshold,
+                trained=trained,
+                parity=next((row for row in rows if row["used"]), None),
+            ),
             findings=findings,
-            evidence=evidence(bundle.manifest, engine.name),
+            evidence=rows,
             digest=bundle.digest,
-            manifest=bundle.manifest,
+            manifest=manifest,
             engine=engine,
             created=created,
             version=version,
+            record=record,
+            values=values,
+            **({"explanation": None, "ramp": "#000, #fff"} if explained is None else _explained(explained, values)),
         )
     )
+
+
+def _explained(explained: CaseExplanation, values: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    """Variables of the map and of the contributions, whose bars have one scale."""
+    from matplotlib.colors import to_hex
+
+    from tmi.runtime.explain.case_explanation import TOP_FEATURES  # torch
+    from tmi.runtime.explain.overlay import Picture, legend_colours
+    from tmi.runtime.report.slices import montage, page_slices
+
+    anatomy, explanation = explained.anatomy, explained.explanation
+    picture = Picture(
+        ct=anatomy.ct, map_DHW=explained.map_DHW, liver_DHW=anatomy.liver_DHW, title=f"case {explanation.case_id}"
+    )
+    planes = page_slices(picture, anatomy.centre_DHW)
+    fields = strongest_fields(explanation.fields)
+    features = top_features(explanation.radiomics_R, TOP_FEATURES)
+    groups = {
+        title: sum_by_group(explanation.radiomics_R, group)
+        for title, group in (("Feature class", feature_class), ("Image type", image_type))
+    }
+    sums = [entry["sum"] for group in groups.values() for entry in group.values()]
+    scale = common_scale([*(v for _, v in fields), *(v for _, v in features), *sums], noise_floor(explanation))
+    unknown = ("Free-text report", "(not shown)")
+    legend = legend_colours()(np.linspace(0.0, 1.0, 9))
+    return {
+        "explanation": explanation,
+        "localization": explained.localization,
+        "planes": planes,
+        "slices": {plane.name: asdict(plane) for plane in planes},
+        "montage": montage(picture, anatomy.centre_DHW),
+        "ramp": ", ".join(to_hex(colour) for colour in legend),
+        "scale": scale,
+        "fields": split_by_noise(
+            [scale.bar(*values.get(name, unknown), value) for name, value in fields], SHOWN_FIELDS
+        ),
+        "features": split_by_noise([scale.bar(name, "", value) for name, value in features], TOP_FEATURES),
+        "groups": {
+            title: [scale.bar(name, f"{entry['magnitude']:.3f}", entry["sum"]) for name, entry in group.items()]
+            for title, group in groups.items()
+        },
+    }
 
 
 def index_page(results: Sequence[CaseResult], *, bundle: Bundle, created: str, version: str) -> str:
@@ -105,6 +163,9 @@ def index_page(results: Sequence[CaseResult], *, bundle: Bundle, created: str, v
         }
         for result in results
     ]
+    positive, threshold = bundle.manifest.classes[bundle.manifest.positive], bundle.manifest.threshold
+    predicted = [r.probability[positive] for r in results if isinstance(r, Prediction)]
+    digits = digits_needed(threshold, predicted)
     return (
         _environment()
         .get_template("index.html")
@@ -112,9 +173,10 @@ def index_page(results: Sequence[CaseResult], *, bundle: Bundle, created: str, v
             notice=RESEARCH_USE,
             rows=rows,
             alerts=alerts(results),
-            predicted=sum(bool(row["predicted"]) for row in rows),
-            positive=bundle.manifest.classes[bundle.manifest.positive],
-            threshold=bundle.manifest.threshold,
+            predicted=len(predicted),
+            positive=positive,
+            threshold_text=format_threshold(threshold, digits),
+            digits=digits,
             trained=trained_on(bundle.manifest),
             digest=bundle.digest,
             created=created,
@@ -171,38 +233,22 @@ def _use_of_bound(record: CheckResult) -> tuple[bool, float, float]:
     return not record.passed, measured / bound if bound > 0 else 0.0, bound
 
 
-def _clinical_rows(explained: CaseExplanation) -> list[tuple[str, str, float]]:
-    """Label, value with unit, attribution; the text of a report is not shown."""
-    source = explained.source
-    record = read_clinical(explained.case, source.schema)
-    labels = {f.name: f.label for f in source.schema.fields}
-    rendering = source.config.clinical.rendering
+def _clinical_values(case: Case, bundle: Bundle) -> dict[str, tuple[str, str]]:
+    """Field -> label and value with unit, in the order of the record; the text of a report is not shown."""
+    schema, rendering = bundled_schema(bundle), bundle.manifest.parsed_config().clinical.rendering
+    labels = {f.name: f.label for f in schema.fields}
+    texts = sentences(read_clinical(case, schema), schema, "values" if rendering == "compact" else rendering)
     values = {
         name: sentence.removeprefix(f"{labels[name]}: ").removesuffix(".")
-        for name, sentence in sentences(record, source.schema, "values" if rendering == "compact" else rendering)
+        for name, sentence in texts
         if name is not None
     }
-    return [
-        ("Free-text report", "(not shown)", value)
-        if name == REPORT_FIELD and name not in labels
-        else (labels[name], values[name], value)
-        for name, value in strongest_fields(explained.explanation.fields)
-    ]
+    return {name: (labels[name], _unbroken_value(value)) for name, value in values.items()}
 
 
-def _bars(rows: Sequence[tuple[str, str, float]]) -> list[dict[str, Any]]:
-    """Rows with the length of their bar, in percent of the largest."""
-    largest = max((abs(value) for *_, value in rows), default=0.0)
-    return [
-        {
-            "name": name,
-            "text": text,
-            "value": value,
-            "side": "bad" if value > 0 else "good" if value < 0 else "neither",
-            "length": round(100.0 * abs(value) / largest, 1) if largest else 0.0,
-        }
-        for name, text, value in rows
-    ]
+def _unbroken_value(value: str) -> str:
+    """Return a value whose number and unit stay on one line."""
+    return value.replace(" ", NBSP) if value[:1].isdigit() else value
 
 
 def _environment() -> Environment:
@@ -211,10 +257,11 @@ def _environment() -> Environment:
         loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8") if name in TEMPLATES else None),
         autoescape=lambda name: name is not None and name.endswith(".html"),
         undefined=StrictUndefined,
-        finalize=lambda value: printable(value, lines=True) if type(value) is str else value,
+        finalize=lambda value: unbroken(printable(value, lines=True)) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = lambda value: "unknown" if value is None else f"{100 * value:.0f} %"
-    environment.filters["signed"] = lambda value: f"{value:+.4f}"
+    environment.filters["percent"] = lambda value: "unknown" if value is None else f"{100 * value:.0f}{NBSP}%"
+    environment.filters["signed"] = signed
+    environment.filters["digits"] = lambda value, digits: f"{value:.{digits}f}"
     return environment

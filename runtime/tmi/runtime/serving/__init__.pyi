@@ -1,6 +1,7 @@
 from .input_warnings import BUNDLE_WARNINGS as BUNDLE_WARNINGS
 from .input_warnings import FEATURE_ALERTS as FEATURE_ALERTS
 from .input_warnings import FEATURE_WARNINGS as FEATURE_WARNINGS
+from .input_warnings import SYNTHETIC as SYNTHETIC
 from .predictor import Predictor as Predictor
 from .predictor import resolve_cases as resolve_cases
 from .result_log import ResultLog as ResultLog
@@ -13,6 +14,7 @@ from .results import Prediction as Prediction
 from .results import RejectedCase as RejectedCase
 from .results import alerts as alerts
 from .results import document as document
+from .results import result_from_json as result_from_json
 from .results import result_to_json as result_to_json
 from .startup import open_selected_engine as open_selected_engine
 from .timing import stages_match_total as stages_match_total
