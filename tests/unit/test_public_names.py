@@ -53,7 +53,7 @@ PUBLIC_NAMES = {
     """,
     "tmi.runtime.cli.tables": """
         checks_table emulation_lines engines_table failures_table plans_table print_table
-        print_timing stages_table to_csv
+        print_timing stages_table summary_table to_csv
     """,
     "tmi.runtime.engines": """
         AUTO Arrays ENGINES ENGINES_REJECTED ERRORS_ONLY EagerEngine Engine EngineRecord FLOAT16
@@ -63,10 +63,10 @@ PUBLIC_NAMES = {
         rejected_at_export require_gpu unavailable_here unavailable_reason validated_at_export
     """,
     "tmi.runtime.explain": """
-        BAR_MM CaseExplanation Explainer ModelSource OUTLINE Picture REPORT_FIELD TOP_FEATURES
+        BAR_MM CaseExplanation Explainer Explanation ModelSource OUTLINE Picture TOP_FEATURES
         bundle_models case_document ct_only_document ct_only_map explain_case feature_class grey
-        image_type map_colours open_bundle_models open_run_models require_ct_only save_montage
-        strongest_fields sum_by_group top_features torch_threads write_explanation
+        image_type legend_colours map_colours open_bundle_models open_run_models require_ct_only
+        save_montage strongest_fields sum_by_group top_features torch_threads write_explanation
     """,
     "tmi.runtime.inference": """
         EmbeddingCache Features TokenIds concatenate_tokens encode_ct encode_text encoder_graphs
@@ -74,12 +74,12 @@ PUBLIC_NAMES = {
         trim_padding
     """,
     "tmi.runtime.report": """
-        CASES case_page index_page
+        CASES case_page finished_result index_page inputs_digest page_record
     """,
     "tmi.runtime.serving": """
         ALERTS BUNDLE_WARNINGS CaseResult FEATURE_ALERTS FEATURE_WARNINGS Notice Prediction
-        Predictor RESEARCH_USE RejectedCase ResultLog alerts document open_selected_engine
-        resolve_cases result_log_path result_to_json stages_match_total sum_stages
+        Predictor RESEARCH_USE RejectedCase ResultLog SYNTHETIC alerts document open_selected_engine
+        resolve_cases result_from_json result_log_path result_to_json stages_match_total sum_stages
         unaccounted_seconds
     """,
     "tmi.runtime.verification": """

@@ -57,6 +57,9 @@ def verify(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of each engine. Default: all cores.", show_default=False)
     ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Print one row for each engine and check, not one for each engine.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document (tmi-verification/1).")] = False,
 ) -> None:
     """Verify that a bundle is unchanged and that this machine's engines match the validated model.
@@ -68,6 +71,7 @@ def verify(
     Examples:
 
         tmi verify ./bundle
+        tmi verify ./bundle --all
         tmi verify ./bundle --engine openvino --key public.pem --json
         tmi verify ./bundle --rebuild ./runs/2026-01-31-tiny
     """
@@ -87,7 +91,7 @@ def verify(
 
         echo_json(canonical_json(_document(verification) | ({} if rebuilt is None else {"rebuild": vars(rebuilt)})))
     else:
-        _print(verification)
+        _print(verification, every=every)
         if rebuilt is not None:
             echo(f"an export of run {rebuilt.run} gives the same bytes: {rebuilt.files} files and the manifest")
     _require_passed(verification)
@@ -145,9 +149,9 @@ def _document(verification: Verification) -> dict[str, Any]:
     }
 
 
-def _print(verification: Verification) -> None:
-    """Print one row for each check and engine with its worst value, and every failed check in full."""
-    from tmi.runtime.cli.tables.checks import checks_table, failures_table
+def _print(verification: Verification, *, every: bool) -> None:
+    """Print every failed check in full, then one row for each engine, or with `every` for each engine and check."""
+    from tmi.runtime.cli.tables.checks import checks_table, failures_table, summary_table
 
     console = make_console()
     manifest = verification.bundle.manifest
@@ -155,11 +159,11 @@ def _print(verification: Verification) -> None:
         f"bundle {verification.bundle.folder}: {len(manifest.files)} files as exported, "
         f"manifest {verification.bundle.digest[:16]}, {verification.signature}"
     )
-    print_listing(console, checks_table(verification.records))
-    for name, why in verification.skipped.items():
-        echo(f"engine {name} was not validated: {why}")
     failed: Sequence[CheckResult] = [r for r in verification.records if not r.passed]
     if failed:
         print_listing(console, failures_table(verification.records))
-    else:
+    print_listing(console, (checks_table if every else summary_table)(verification.records))
+    for name, why in verification.skipped.items():
+        echo(f"engine {name} was not validated: {why}")
+    if not failed:
         echo(f"all {len(verification.records)} parity checks passed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -54,7 +55,7 @@ def add_relative_error(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
 
 def test_verify_validates_every_installed_engine(tiny_bundle):
     """Without `--engine` every installed engine with graphs in the bundle is validated."""
-    outcome = tmi("verify", tiny_bundle, "--threads", 1)
+    outcome = tmi("verify", tiny_bundle, "--threads", 1, "--all")
     assert outcome.code == 0, outcome.err
     assert "files as exported" in outcome.out
     assert "not signed" in outcome.out
@@ -63,6 +64,22 @@ def test_verify_validates_every_installed_engine(tiny_bundle):
     assert validated == {"files", *(n for n, s in ENGINES.items() if not s.gpu and missing_requirement(n) is None)}
     assert {row[1].strip() for row in rows if row[0].strip() == "onnx"} >= {"logits", "float64", "largest-batch"}
     assert "parity checks passed" in outcome.out.splitlines()[-1]
+
+
+def test_verify_summarises_in_one_row_for_each_engine(tiny_bundle, monkeypatch):
+    """Without `--all` an engine has one row; failed checks come first, in full, then the engine that they concern."""
+    outcome = tmi("verify", tiny_bundle, "--engine", "onnx", "--engine", "openvino", "--threads", 1)
+    assert outcome.code == 0, outcome.err
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in outcome.out.splitlines() if "│" in line]
+    assert [(row[0], row[-1]) for row in rows] == [("files", "ok"), ("onnx", "ok"), ("openvino", "ok")]
+    assert sum(int(row[1].split(" of ")[0]) for row in rows) == int(outcome.out.split("all ")[-1].split()[0])
+    add_relative_error(monkeypatch, 1e-3)
+    lines = tmi("verify", tiny_bundle, "--engine", "openvino", "--engine", "onnx", "--threads", 1).out.splitlines()
+    (title,) = [n for n, line in enumerate(lines) if "parity checks failed" in line]
+    states = [n for n, line in enumerate(lines) if re.search("FAILED|│ ok ", line)]
+    assert title < states[0]
+    assert "onnx" in lines[states[0]]
+    assert "FAILED" in lines[states[0]]
 
 
 def test_verify_json_lists_every_check(tiny_bundle):

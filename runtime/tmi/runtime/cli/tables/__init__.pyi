@@ -2,6 +2,7 @@ from .benchmark import engines_table as engines_table
 from .benchmark import stages_table as stages_table
 from .checks import checks_table as checks_table
 from .checks import failures_table as failures_table
+from .checks import summary_table as summary_table
 from .predictions import print_table as print_table
 from .predictions import to_csv as to_csv
 from .tensorrt import emulation_lines as emulation_lines

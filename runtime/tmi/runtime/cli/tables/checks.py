@@ -26,6 +26,34 @@ WORST = (
     Column("result"),
 )
 
+ENGINES = (
+    Column("engine"),
+    Column("passed", right=True),
+    Column("closest to its bound", drop=1),
+    Column("x float32", right=True, drop=2),
+    Column("result"),
+)
+
+
+def summary_table(records: Sequence[CheckResult]) -> Listing:
+    """One row for each engine, those with a failed check first: passed checks, and the check closest to its bound."""
+    groups: dict[str, list[CheckResult]] = {}
+    for r in records:
+        groups.setdefault(r.engine or r.artefact, []).append(r)
+    rows = []
+    for engine, members in sorted(groups.items(), key=lambda item: all(r.passed for r in item[1])):
+        passed = sum(r.passed for r in members)
+        bounded = [r for r in members if r.measured is not None and r.bound]
+        worst = max(bounded, key=lambda r: (not r.passed, (r.measured or 0.0) / (r.bound or 1.0)), default=None)
+        closest = "-"
+        if worst is not None:
+            closest = f"{worst.gate}: {_format(worst.measured)} of {_format(worst.bound)}"
+        multiples = [r.multiple for r in members if r.multiple is not None]
+        multiple = f"{max(multiples):.2g}" if multiples else ""
+        status = "ok" if passed == len(members) else "FAILED"
+        rows.append((engine, f"{passed} of {len(members)}", closest, multiple, status))
+    return Listing(columns=ENGINES, rows=rows, keys=1)
+
 
 def failures_table(records: Sequence[CheckResult]) -> Listing:
     """One row for each failed check."""
