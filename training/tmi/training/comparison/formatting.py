@@ -66,32 +66,54 @@ def table_entries(
     )
 
 
-def format_metric(metric: str, value: float | None) -> str:
-    """Format a metric as in the paper: percent with two digits, or a fraction with four."""
+def decimals(n_cases: int) -> int:
+    """Number of decimals of a fraction of so many cases: the last digit is worth at most one case, at most four."""
+    return min(4, max(2, len(str(max(1, n_cases - 1)))))
+
+
+def format_metric(metric: str, value: float | None, n_cases: int | None = None) -> str:
+    """Format a metric in the paper's units: percent, or a fraction.
+
+    Args:
+        metric: name of the metric.
+        value: the metric as a fraction.
+        n_cases: number of cases, which limits the digits; None for a printed metric of the paper, with its digits.
+    """
     if value is None:
         return "n/a"
-    return f"{100 * value:.2f}" if metric in PERCENT else f"{value:.4f}"
+    digits = 4 if n_cases is None else decimals(n_cases)
+    return f"{100 * value:.{digits - 2}f}" if metric in PERCENT else f"{value:.{digits}f}"
 
 
 def format_mean_std(metric: str, result: Result) -> str:
     """Format mean ± sample standard deviation over the folds."""
-    over = result.over_folds[metric]
+    over, n_cases = result.over_folds[metric], result.n_cases
     fold_std = over["std"]
-    return format_metric(metric, over["mean"]) + ("" if fold_std is None else f" ± {format_metric(metric, fold_std)}")
+    deviation = "" if fold_std is None else f" ± {format_metric(metric, fold_std, n_cases)}"
+    return format_metric(metric, over["mean"], n_cases) + deviation
 
 
 def format_pooled_interval(metric: str, result: Result) -> str:
     """Format the pooled metric and its interval."""
-    bounds = result.intervals[metric]
-    interval = "" if bounds is None else f" [{format_metric(metric, bounds[0])}, {format_metric(metric, bounds[1])}]"
-    return format_metric(metric, result.pooled[metric]) + interval
+    bounds, n_cases = result.intervals[metric], result.n_cases
+    interval = ""
+    if bounds is not None:
+        low, high = (format_metric(metric, bound, n_cases) for bound in bounds)
+        interval = f" [{low}, {high}]"
+    return format_metric(metric, result.pooled[metric], n_cases) + interval
+
+
+def format_difference(value: float, n_cases: int) -> str:
+    """Format a difference of two fractions with its sign; one that rounds to zero has none."""
+    text = f"{value:+.{decimals(n_cases)}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
 def format_p_value(p: float | None) -> str:
-    """Format a p-value with three digits."""
+    """Format a p-value with three digits below 0.1 and two above."""
     if p is None:
         return "n/a"
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+    return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
 def metric_rows(table: Table, rows: tuple[TableEntry, ...]) -> tuple[list[str], list[list[str]]]:
@@ -143,7 +165,9 @@ def paired_test_rows(rows: tuple[TableEntry, ...]) -> tuple[list[str], list[list
         if entry.paired is None:
             continue
         mcnemar, delong = entry.paired.mcnemar, entry.paired.delong
-        difference = "n/a" if delong is None else f"{delong.first - delong.second:+.4f}"
+        difference = "n/a"
+        if delong is not None and entry.result is not None:
+            difference = format_difference(delong.first - delong.second, entry.result.n_cases)
         lines.append(
             [
                 entry.row.label,
@@ -202,9 +226,10 @@ def conclusion(results: Mapping[str, Result], tests: Mapping[str, PairedTest]) -
         single, test = results[key].pooled["roc_auc"], tests[key].delong
         if fusion is None or single is None or test is None:
             continue
-        relation = "above" if fusion > single else "not above"
+        relation, n_cases = "above" if fusion > single else "not above", results[key].n_cases
+        first, second = (format_metric("roc_auc", value, n_cases) for value in (fusion, single))
         lines.append(
-            f"Fusion (pooled AUC {fusion:.3f}) is {relation} {singles[key]} alone ({single:.3f}; difference "
-            f"{fusion - single:+.3f}, DeLong p {format_p_value(test.p)})."
+            f"Fusion (pooled AUC {first}) is {relation} {singles[key]} alone ({second}; difference "
+            f"{format_difference(fusion - single, n_cases)}, DeLong p {format_p_value(test.p)})."
         )
     return lines

@@ -10,7 +10,15 @@ from tmi.training.comparison.report_content import ReportContent
 
 def as_markdown(content: ReportContent) -> str:
     """Render the report as a Markdown page."""
-    lines = [f"# {content.title}", "", *(f"> {note}\n" for note in content.notes), f"Command: `{content.command}`", ""]
+    lines = [
+        f"# {content.title}",
+        "",
+        f"**{content.verdict}**",
+        "",
+        *(f"> {note}\n" for note in content.notes),
+        f"Command: `{content.command}`",
+        "",
+    ]
     lines += [f"- {fact}" for fact in content.facts]
     for table, rows in content.tables:
         lines += ["", f"## {table.heading}", "", *(f"> {note}\n" for note in content.labels)]

@@ -20,7 +20,11 @@ from tmi.training.evaluation.statistics.curves import Curve, precision_recall, r
 NamedResults = Sequence[tuple[str, Result]]
 """Label and result of each row."""
 BLUE, ORANGE, GREY = "#1f5fa8", "#c2570c", "#8a8a8a"
-SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "tmi", "font.size": 8, "font.family": "sans-serif"}
+SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "tmi", "font.size": 10, "font.family": "sans-serif"}
+COLUMNS = 3
+"""Panels in a row."""
+PANEL_INCH = 3.9
+"""Width of a panel; its height is nine tenths of it."""
 CURVE_REPLICATES = 500
 """Bootstrap replicates used for the band of a curve."""
 
@@ -63,7 +67,7 @@ def calibration_plot(rows: NamedResults) -> str:
                 linewidth=1,
                 label=name,
             )
-        axes.legend(frameon=False, fontsize=6, loc="upper left")
+        axes.legend(frameon=False, fontsize=9, loc="upper left")
         _labels(axes, "probability", "observed")
 
     return _panels(rows, panel)
@@ -80,7 +84,9 @@ def confusion_plot(rows: NamedResults) -> str:
         axes.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1.3)
         for t in range(2):
             for p in range(2):
-                axes.text(p, t, str(counts[t, p]), ha="center", va="center", fontsize=10)
+                share = counts[t, p] / max(counts[t].sum(), 1)
+                colour = "white" if share > 0.6 else "black"
+                axes.text(p, t, str(counts[t, p]), ha="center", va="center", fontsize=14, color=colour)
         axes.set_xticks([0, 1], ["good", "bad"])
         axes.set_yticks([0, 1], ["good", "bad"])
         axes.set_xlabel("predicted")
@@ -113,22 +119,24 @@ def training_plot(rows: NamedResults) -> str:
         axes.set_xlabel("epoch")
         axes.set_ylabel("validation", color=BLUE)
         training_axes.set_ylabel("training", color=ORANGE)
+        last = max((int(history[-1]["epoch"]) for history in result.histories if history), default=0)
+        axes.set_xlim(-0.5, last + 0.5)
         axes.locator_params(axis="x", integer=True, nbins=5)
 
-    return _panels(rows, panel, width=2.6)
+    return _panels(rows, panel)
 
 
 def fold_plot(rows: NamedResults) -> str:
     """Metrics of every fold as dots; the bar is the mean."""
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(9.5, 0.7 + 0.24 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(PANEL_INCH * COLUMNS, 0.9 + 0.32 * len(rows)), layout="constrained")
         for axes, metric in zip(figure.subplots(1, len(METRICS), sharey=True), METRICS, strict=True):
             for row, (_, result) in enumerate(rows):
                 values = [v for fold in result.folds if (v := fold[metric]) is not None]
-                axes.plot(values, [row] * len(values), "o", color=BLUE, markersize=3, alpha=0.7)
+                axes.plot(values, [row] * len(values), "o", color=BLUE, markersize=5, alpha=0.7)
                 if values:
-                    axes.plot(np.mean(values), row, "|", color=ORANGE, markersize=11, markeredgewidth=2)
-            axes.set_title(HEADERS[metric].removesuffix(" (%)"), fontsize=8)
+                    axes.plot(np.mean(values), row, "|", color=ORANGE, markersize=14, markeredgewidth=2.5)
+            axes.set_title(HEADERS[metric].removesuffix(" (%)"), fontsize=11)
             axes.set_xlim(-0.03, 1.03)
             axes.set_yticks(range(len(rows)), [label for label, _ in rows])
             axes.grid(axis="x", linewidth=0.3)
@@ -138,7 +146,7 @@ def fold_plot(rows: NamedResults) -> str:
 
 def _band(axes: Any, curve: Curve) -> None:
     axes.fill_between(curve.x_G, curve.low_G, curve.high_G, color=BLUE, alpha=0.2, linewidth=0)
-    axes.plot(curve.x_G, curve.y_G, color=BLUE, linewidth=1.2)
+    axes.plot(curve.x_G, curve.y_G, color=BLUE, linewidth=1.6)
 
 
 def _labels(axes: Any, x: str, y: str) -> None:
@@ -149,22 +157,21 @@ def _labels(axes: Any, x: str, y: str) -> None:
     axes.set_aspect("equal")
 
 
-def _panels(rows: NamedResults, panel: Callable[[Any, Result], None], *, width: float = 2.3) -> str:
-    columns = min(4, len(rows))
-    lines = -(-len(rows) // columns)
+def _panels(rows: NamedResults, panel: Callable[[Any, Result], None]) -> str:
+    lines = -(-len(rows) // COLUMNS)
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(width * columns, 2.3 * lines), layout="constrained")
-        grid = np.atleast_1d(figure.subplots(lines, columns)).ravel()
+        figure = Figure(figsize=(PANEL_INCH * COLUMNS, 0.9 * PANEL_INCH * lines), layout="constrained")
+        grid = np.atleast_1d(figure.subplots(lines, COLUMNS)).ravel()
         for axes, (label, result) in zip(grid, rows, strict=False):
             panel(axes, result)
-            axes.set_title(label, fontsize=8)
+            axes.set_title(label, fontsize=11)
         for axes in grid[len(rows) :]:
-            axes.set_visible(False)
+            axes.set_axis_off()
         return _svg(figure)
 
 
 def _svg(figure: Figure) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    # a hundredth of a point is precise enough and halves the size
-    return re.sub(r"(\d\.\d\d)\d+", r"\1", text.getvalue())
+    # A hundredth of a point is precise enough for coordinates and halves the size; texts between the tags stay.
+    return re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), text.getvalue())

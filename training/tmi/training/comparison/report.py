@@ -59,6 +59,7 @@ def write_report(plan: Plan, trained: ComparisonRuns, cohort: Cohort, out: Path,
         out / "comparison.json",
         {
             "command": command,
+            "summary": content.verdict,
             "notes": list(content.notes),
             "verdict": list(content.conclusion),
             "not_applied": list(plan.not_applied),
@@ -94,4 +95,4 @@ def _closing_lines(content: ReportContent) -> tuple[str, ...]:
             f"{format_mean_std('accuracy', ours.result)} %, AUC {format_mean_std('roc_auc', ours.result)} "
             f"(rank {rank} by AUC)"
         )
-    return (*lines, *content.conclusion, *content.labels)
+    return (content.verdict, *lines, *content.conclusion, *content.labels)

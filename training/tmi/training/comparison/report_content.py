@@ -7,10 +7,17 @@ from dataclasses import dataclass
 
 from tmi.toolkit.cases.case import Cohort
 from tmi.toolkit.synthetic.cohort import is_synthetic
-from tmi.training.comparison.formatting import TableEntry, conclusion, format_mean_std, table_entries
+from tmi.training.comparison.formatting import (
+    TableEntry,
+    conclusion,
+    format_mean_std,
+    format_metric,
+    table_entries,
+)
 from tmi.training.comparison.paper_tables import CLINICAL, REFERENCE_MODEL, Table
 from tmi.training.comparison.plan import Plan
 from tmi.training.comparison.results import PairedTest, PerformanceCeiling, Result
+from tmi.training.comparison.verdict import verdict
 from tmi.training.evaluation.statistics.bootstrap import CONFIDENCE_LEVEL, N_REPLICATES
 from tmi.training.evaluation.summary import SYNTHETIC, optimism_note
 
@@ -30,6 +37,8 @@ class ReportContent:
 
     title: str
     """Heading of the report."""
+    verdict: str
+    """First sentence: what the cohort shows about TMI-CLNet."""
     notes: tuple[str, ...]
     """Notes at the top of the report."""
     labels: tuple[str, ...]
@@ -84,8 +93,10 @@ def build_report(
     )
     depth, height, width = base.ct.shape_DHW
     n_cases = len(first.case_ids) if first else 0
+    tables = tuple((t, table_entries(t, plan, results, tests, failed)) for t in plan.tables)
     return ReportContent(
         title=_title(plan),
+        verdict=verdict([e for _, entries in tables for e in entries], synthetic=is_synthetic(cohort.folder)),
         notes=(*labels, CLINICAL_NOTE if _is_clinical_table(plan) else PAPER_NOTE),
         labels=labels,
         command=command,
@@ -104,7 +115,7 @@ def build_report(
             "Our metrics: mean ± sample standard deviation over the folds, decisions at a probability of 0.5; AUC is "
             "the ROC AUC of the probabilities. The paper's AUC agrees better with balanced accuracy (Bal. ACC).",
         ),
-        tables=tuple((t, table_entries(t, plan, results, tests, failed)) for t in plan.tables),
+        tables=tables,
         interval_caption=f"All held-out cases pooled, with {CONFIDENCE_LEVEL:.0%} intervals of a stratified bootstrap "
         f"over patients ({N_REPLICATES} replicates). Pooling ranks probabilities of different folds' models against "
         "each other, so this AUC can differ from the mean over the folds.",
@@ -113,7 +124,7 @@ def build_report(
         ceiling_title="Performance ceilings of this cohort",
         ceiling_caption="The highest expected AUC of any method for each set of modalities, from the generative model "
         "of the synthetic cohort; the AUC of the true posterior on these cases; and the AUC that was reached.",
-        ceilings=_ceiling_rows(allowed),
+        ceilings=_ceiling_rows(allowed, n_cases),
         conclusion=tuple(conclusion(results, tests)),
     )
 
@@ -131,20 +142,20 @@ def _title(plan: Plan) -> str:
     )
 
 
-def _ceiling_rows(allowed: tuple[PerformanceCeiling, ...]) -> tuple[list[str], list[list[str]]]:
+def _ceiling_rows(allowed: tuple[PerformanceCeiling, ...], n_cases: int) -> tuple[list[str], list[list[str]]]:
     rows = []
     for c in allowed:
         reached = c.reached
         pooled = (
             "not trained"
             if reached is None or reached.pooled["roc_auc"] is None
-            else f"{reached.pooled['roc_auc']:.4f}"
+            else format_metric("roc_auc", reached.pooled["roc_auc"], reached.n_cases)
         )
         rows.append(
             [
                 c.name,
-                f"{c.best:.4f}",
-                "n/a" if c.sampled is None else f"{c.sampled:.4f}",
+                format_metric("roc_auc", c.best, n_cases),
+                format_metric("roc_auc", c.sampled, n_cases),
                 "not trained" if reached is None else format_mean_std("roc_auc", reached),
                 pooled,
             ]

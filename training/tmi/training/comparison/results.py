@@ -27,6 +27,7 @@ from tmi.training.evaluation.prediction_tables import read_predictions
 from tmi.training.evaluation.statistics.bootstrap import bootstrap_weights, interval, weighted_metrics
 from tmi.training.evaluation.statistics.delong import DeLong, delong_test
 from tmi.training.evaluation.statistics.mcnemar import McNemar, mcnemar_test
+from tmi.training.systems.registry import SYSTEMS
 
 THRESHOLD = 0.5
 """Probability from which a decision is positive in the tables, as in the paper."""
@@ -66,6 +67,16 @@ class Result:
         """Active modalities in the paper's abbreviations: I image, R radiomics, C clinical."""
         short = {"image": "I", "radiomics": "R", "clinical": "C"}
         return "+".join(short[m] for m in short if m in active_modalities(self.config))
+
+    @property
+    def n_cases(self) -> int:
+        """Number of held-out cases."""
+        return len(self.case_ids)
+
+    @property
+    def has_epochs(self) -> bool:
+        """Whether the models were trained in epochs; an estimator of scikit-learn is fitted at once."""
+        return SYSTEMS[self.config.system.name].backend != "sklearn"
 
     @property
     def correct_N(self) -> Bool[np.ndarray, " N"]:
