@@ -121,7 +121,7 @@ def _clean_usage_errors() -> Iterator[None]:
             known = getattr(error, "possibilities", None)  # options that are close to an unknown one
             question = f"; did you mean {' or '.join(sorted(known))}?" if known else ""
             error.message = printable(str(error.message) + question)
-            if known:
+            if hasattr(error, "possibilities"):
                 error.possibilities = None
             if "--log-json" in sys.argv:  # the options may be unread
                 write_json()
