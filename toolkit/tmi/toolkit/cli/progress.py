@@ -169,7 +169,8 @@ class _BarTask:
         self._bars, self.number = bars, number
 
     def advance(self, **facts: float) -> None:
-        self._bars.update(self.number, advance=1, **({"note": _numbers(facts)} if facts else {}))
+        changed: dict[str, Any] = {"note": _numbers(facts)} if facts else {}
+        self._bars.update(self.number, advance=1, **changed)
 
     def update(
         self, completed: int, total: int | None = None, *, seconds_left: float | None = None, **facts: float
@@ -251,7 +252,7 @@ class _LineTask:
         self._written = False
 
     def advance(self, **facts: float) -> None:
-        self.update(self._done + 1, **facts)
+        self.update(self._done + 1, None, **facts)
 
     def update(
         self, completed: int, total: int | None = None, *, seconds_left: float | None = None, **facts: float

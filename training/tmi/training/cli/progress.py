@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from time import perf_counter
+from typing import Any
 
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.cli.progress import Progress, Task
@@ -59,7 +60,7 @@ class ProgressCallbacks:
     def on_fold_end(self, split: FoldSplit, metrics: Mapping[str, float | None]) -> None:
         """Print the metrics of a finished fold on its held-out cases."""
         self._epochs_left[split.fold] = 0
-        known = {name: metrics[name] for name in REPORTED if metrics.get(name) is not None}
+        known: dict[str, Any] = {name: metrics[name] for name in REPORTED if metrics.get(name) is not None}
         text = ", ".join(f"{REPORTED[name]} {value:.3f}" for name, value in known.items())
         line = f"{self._title(split)}: done" + (f"; held-out cases: {text}" if text else "")
         self._progress.line(line, event="fold", fold=split.fold, **known)
