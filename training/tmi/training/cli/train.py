@@ -50,7 +50,6 @@ from tmi.training.cli.options import (
     weight_paths,
 )
 from tmi.training.loop.hardware import HardwareConfig, require_hardware_options, resolve_accelerator
-from tmi.training.loop.memory_fit import fit_memory
 from tmi.training.systems.registry import system_spec
 
 if TYPE_CHECKING:
@@ -127,6 +126,8 @@ def train(
     hardware = HardwareConfig(accelerator=resolve_accelerator(accelerator), devices=devices, nodes=nodes,
                       parallel_folds=parallel_folds, track=tuple(track or ()), memory=memory)  # fmt: skip
     hardware.check(config)
+    from tmi.training.loop.memory_fit import fit_memory
+
     if not resume:  # before an existing run is removed; cross_validate compares again and reports
         fit_memory(config, hardware, cases=len(data.cases))
     # node 0 alone creates the run; the others write folds into it
@@ -181,6 +182,7 @@ def _print_memory_estimate(
         echo(f"{config.system.name} has no network: it needs only the memory of its feature table")
         return
     from tmi.training.loop.memory_estimate import estimate_memory
+    from tmi.training.loop.memory_fit import fit_memory
 
     echo(*estimate_memory(config, devices=devices * nodes, accelerator=accelerator).summary().splitlines())
     try:
