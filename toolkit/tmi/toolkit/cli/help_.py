@@ -25,6 +25,8 @@ def help_(
 ) -> None:
     """Show the help of a command, or the list of all commands.
 
+    The same text is printed by `tmi COMMAND --help`, with every option and an example.
+
     Examples:
 
         tmi help
