@@ -10,9 +10,11 @@ A plan cannot be inspected without a GPU. Its facts are therefore collected duri
 
 from __future__ import annotations
 
+import gc
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -104,7 +106,8 @@ def build_plan(
     Raises:
         UnavailableError: this TensorRT cannot parse or build the graph; the message quotes its log.
     """
-    return _PlanBuilder(trt, graph, spec, options, float32_nodes).build()
+    with _no_collection():
+        return _PlanBuilder(trt, graph, spec, options, float32_nodes).build()
 
 
 def shape_ranges(
@@ -330,6 +333,22 @@ def audit_network(network: Any, float32_nodes: Mapping[str, str] | None) -> Type
 def _source_nodes(layer: Any) -> set[str]:
     """Names of the ONNX nodes that a layer comes from, by its metadata and its own name."""
     return {*ONNX_LAYER_NAME.findall(layer.metadata or ""), layer.name}
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Pause garbage collection.
+
+    TensorRT calls the logger, which is Python, while it holds a lock. A collection in that call may free the builder of
+    an earlier failure, which its traceback kept in a cycle, and freeing a builder waits for the same lock: a deadlock.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def collecting_logger(trt: ModuleType) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,46 @@ def test_plan_is_built_for_every_target(tmp_path, target):
         {"x": [[1, 8], [1, 8], [1, 8]]},
         {"x": [[1, 8], [4, 8], [4, 8]]},
     ]
+
+
+DEAD_BUILDER = """
+import gc
+import sys
+from pathlib import Path
+
+import tensorrt_rtx as rtx
+
+from tmi.export.tensorrt import builder
+from tmi.runtime.bundle.manifest import GraphSpec, TensorSpec
+
+
+class Allocating(type(builder.collecting_logger(rtx))):
+    def log(self, severity, message):
+        super().log(severity, message)
+        if gc.isenabled():
+            gc.collect()
+
+
+x = TensorSpec(name="x", dtype="float32", shape=("B", 8))
+spec = GraphSpec(name="g", role="ct", inputs=(x,), outputs=(x,), artefacts={})
+gc.set_threshold(10**9)
+cycle = [rtx.Builder(builder.collecting_logger(rtx))]
+cycle.append(cycle)
+del cycle
+builder.collecting_logger = lambda trt: Allocating()
+builder.build_plan(rtx, Path(sys.argv[1]), spec, builder.BuildOptions(target="sm80"), float32_nodes={})
+print("built", gc.isenabled())
+"""
+"""A builder that only a cycle holds, and a build whose logger starts a collection if that is permitted."""
+
+
+def test_builder_of_a_failed_build_does_not_block_the_next(tmp_path):
+    """A dead builder is not freed while TensorRT holds its lock: the next build ends."""
+    path = products(tmp_path / "g.onnx", HALF)
+    ended = subprocess.run(
+        [sys.executable, "-c", DEAD_BUILDER, path], timeout=60, check=True, capture_output=True, text=True
+    )
+    assert ended.stdout == "built True\n"
 
 
 def unsupported(folder: Path) -> Path:
