@@ -107,7 +107,15 @@ def test_child_ends_with_its_parent(folder):
     finally:
         parent.kill()
         parent.wait()
-    wait_for(lambda: not Path(f"/proc/{child}").exists())
+    wait_for(lambda: has_ended(child))
+
+
+def has_ended(process: str) -> bool:
+    """Whether a process is gone, or a zombie that nobody has waited for yet (field 3 of its stat)."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 20) -> Any:
