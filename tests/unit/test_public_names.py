@@ -18,6 +18,7 @@ PACKAGES = ("toolkit", "runtime", "training", "export")
 PUBLIC_NAMES = {
     "tmi.export.bundle": """
         build_bundle export_run
+        check_request
     """,
     "tmi.export.checks": """
         Progress ValidationSet audit_file audit_fold_files audit_stored_weights
@@ -121,6 +122,7 @@ PUBLIC_NAMES = {
         RadiomicsConfig RadiomicsEncoderConfig Resnet2dConfig SimpleFfConfig TextEncoderConfig
         TrainConfig VitConfig default_bundle load_project new_run_folder newest_finished_run
         override paper preset tiny
+        BUNDLE_VARIABLE
     """,
     "tmi.toolkit.imaging": """
         DEFLATE_RATIO Grid MAX_VOXELS PLANES Plane StreamingResampler Volume grid_difference
@@ -184,6 +186,7 @@ PUBLIC_NAMES = {
     "tmi.training.comparison": """
         CLINICAL CLINICAL_OVERRIDES ComparisonRuns Plan PlannedRun make_plan select_tables train_all
         write_report
+        RUNS
     """,
     "tmi.training.data": """
         Batch CohortArrays EpochBatches FoldDataset IN_MEMORY_BYTES NO_ANONYMITY can_find_copies
@@ -213,6 +216,7 @@ PUBLIC_NAMES = {
         FoldModule HardwareConfig RunResult TrainingCallbacks cross_validate estimate_memory
         fit_memory machine_differences machine_facts recorded_machines require_same_initial_weights
         require_same_options resolve_accelerator set_frozen_eval set_vector_norms_eval train_fold
+        require_hardware_options
     """,
     "tmi.training.losses": """
         Loss task_loss total_loss

@@ -5,6 +5,7 @@ from .overrides import override as override
 from .presets import paper as paper
 from .presets import preset as preset
 from .presets import tiny as tiny
+from .project import BUNDLE_VARIABLE as BUNDLE_VARIABLE
 from .project import PROJECT_FILE as PROJECT_FILE
 from .project import Project as Project
 from .project import default_bundle as default_bundle

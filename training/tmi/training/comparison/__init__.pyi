@@ -1,5 +1,6 @@
 from .paper_tables import CLINICAL as CLINICAL
 from .paper_tables import CLINICAL_OVERRIDES as CLINICAL_OVERRIDES
+from .plan import RUNS as RUNS
 from .plan import Plan as Plan
 from .plan import PlannedRun as PlannedRun
 from .plan import make_plan as make_plan

@@ -6,6 +6,7 @@ from .cross_validation import require_same_options as require_same_options
 from .fold_training import train_fold as train_fold
 from .freezing import set_frozen_eval as set_frozen_eval
 from .hardware import HardwareConfig as HardwareConfig
+from .hardware import require_hardware_options as require_hardware_options
 from .hardware import resolve_accelerator as resolve_accelerator
 from .lightning_module import FoldModule as FoldModule
 from .machine import machine_differences as machine_differences
