@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from tmi.toolkit.cases.arrays import CaseArrays
 from tmi.toolkit.cases.case import CLINICAL_FILE, Case, access_error
 from tmi.toolkit.clinical.schema import Field, Schema, convert, plausible
 from tmi.toolkit.clinical.units import other_units
@@ -63,6 +62,8 @@ def read_all_clinical(case: Case, schema: Schema) -> tuple[ClinicalRecord, list[
     Raises:
         InputRejectedError: clinical-missing, clinical-malformed, patient-mismatch, case-unreadable: the whole record.
     """
+    from tmi.toolkit.cases.arrays import CaseArrays  # imports numpy, which `tmi --help` does not need
+
     if not case.has_record:
         raise _input_error(
             case,
