@@ -1,7 +1,8 @@
 """Turn an exception of a library into the rejection of the case that it was computing.
 
 Libraries raise whatever they like for input that they do not expect: PyWavelets a `ValueError`, ITK a `RuntimeError`, a
-library in Rust a `PanicException`, which is not even an `Exception`. One such case must not end a cohort. The block holds the call of the library and nothing else, so that an error of this package stays an error.
+library in Rust a `PanicException`, which is not even an `Exception`. One such case must not end a cohort. The block
+holds the call of the library and nothing else, so that an error of this package stays an error.
 """
 
 from __future__ import annotations
