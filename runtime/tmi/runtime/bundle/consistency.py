@@ -91,6 +91,8 @@ def _meaning(manifest: Manifest) -> Iterator[str]:
     repeated = [fold for fold, count in Counter(f.fold for f in manifest.folds).items() if count > 1]
     if repeated:
         yield f"fold {repeated[0]} is listed twice"
+    if not manifest.parity:
+        yield "it has no record of a parity check, and every export writes some"
 
 
 def _sizes(config: Config) -> Iterator[str]:

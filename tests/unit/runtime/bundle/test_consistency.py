@@ -95,6 +95,7 @@ CONTRADICTIONS: dict[str, tuple[Change, str]] = {
     "threshold 7": (put("threshold", 7.0), "is no probability"),
     "one class": (put("classes", ["bad"]), "names 1 classes"),
     "5000 folds": (many_folds, "has 5000 folds"),
+    "no parity record": (put("parity", []), "no record of a parity check"),
     "no fold": (put("folds", []), "has 0 folds"),
     "fold listed twice": (lambda m: m["folds"].append(m["folds"][0]), "fold 0 is listed twice"),
     "graph listed twice": (listed_twice, "graph ct-0 is listed twice"),
