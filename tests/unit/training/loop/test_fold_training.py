@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import stat
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from factories.small_fold import SPLIT, make_arrays, small_config
 from factories.small_fold import train_small as train
 from tmi.toolkit.config.schema import Config
-from tmi.toolkit.errors import UsageError
+from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.models.tmi_clnet.model import build
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldFolder
@@ -27,6 +29,7 @@ from tmi.training.evaluation.calibration import calibrate
 from tmi.training.evaluation.fold_inference import predict_logits
 from tmi.training.evaluation.metrics import binary_metrics
 from tmi.training.evaluation.prediction_tables import read_predictions
+from tmi.training.loop import fold_training
 from tmi.training.loop.checkpointing import BestEpochCheckpoint, _save_weights
 from tmi.training.loop.lightning_module import FoldModule
 
@@ -261,6 +264,28 @@ def test_checkpoint_state_keeps_its_published_key(config, tmp_path):
     data = FoldDataset(make_arrays(), SPLIT, config, tokenizer=None)
     callback = BestEpochCheckpoint(data, FoldFolder(folder=tmp_path, fold=0), lambda *_: None)
     assert callback.state_key == "EpochEnd"
+
+
+@pytest.mark.parametrize("fault", ["pipe", "folder", "dangling link", "large", "packed"])
+def test_special_or_huge_checkpoint_is_not_loaded(tmp_path, monkeypatch, fault):
+    """A checkpoint that is no regular file, or larger than one can be, is damaged before it is loaded."""
+    files = FoldFolder(folder=tmp_path, fold=0)
+    files.checkpoint.parent.mkdir(parents=True)
+    if fault == "pipe":
+        os.mkfifo(files.checkpoint)
+    elif fault == "folder":
+        files.checkpoint.mkdir()
+    elif fault == "dangling link":
+        files.checkpoint.symlink_to("nowhere")
+    elif fault == "large":
+        files.checkpoint.touch()
+        os.truncate(files.checkpoint, 17 * 2**30)
+    else:
+        monkeypatch.setattr(fold_training, "CHECKPOINT_BYTES", 2**20)
+        with zipfile.ZipFile(files.checkpoint, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("last/data/0", bytes(2**24))
+    with pytest.raises(DamagedError, match=r"checkpoint .*last\.ckpt cannot be read"):
+        fold_training._run(None, None, None, files)
 
 
 def test_weights_follow_the_umask(tmp_path):

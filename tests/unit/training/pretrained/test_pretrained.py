@@ -286,7 +286,7 @@ def test_packed_weights_are_not_unpacked(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "weights.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("weights/data/0", bytes(2**24))
     monkeypatch.setattr(weight_file, "WEIGHTS_BYTES", 2**20)
-    with pytest.raises(DamagedError, match="unpack to more than"):
+    with pytest.raises(DamagedError, match="unpacks to more than"):
         read_weights(tmp_path / "weights.pth")
 
 

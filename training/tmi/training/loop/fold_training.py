@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from pickle import UnpicklingError
 
 import lightning
@@ -18,6 +19,7 @@ from tmi.toolkit.compute.silence import Ignored, quiet
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
+from tmi.toolkit.storage.bounded_files import WEIGHTS_BYTES
 from tmi.training.data.augmentation import write_augmentation_log
 from tmi.training.data.dataset import CohortArrays
 from tmi.training.data.fold_dataset import EpochBatches, FoldDataset
@@ -34,9 +36,12 @@ from tmi.training.loop.memory_estimate import GIB, estimate_memory, is_out_of_me
 from tmi.training.loop.memory_fit import effective_config
 from tmi.training.loop.tracking import loggers
 from tmi.training.pretrained.initial_weights import InitialWeights
+from tmi.training.pretrained.weight_file import require_bounded_archive
 from tmi.training.systems.factory import encoders
 from tmi.training.systems.registry import system_spec
 
+CHECKPOINT_BYTES = 4 * WEIGHTS_BYTES
+"""Limit on a checkpoint: the optimiser keeps two values for each weight."""
 EpochCallback = Callable[[int, float, float], None]
 """Called after each epoch with its number, training loss and validation loss."""
 
@@ -176,7 +181,7 @@ def _precompute_frozen_features(
 
 
 def _run(trainer: lightning.Trainer, module: FoldModule, batches: EpochBatches, files: FoldFolder) -> None:
-    resume = files.checkpoint if files.checkpoint.is_file() else None
+    resume = _resume_point(files)
     try:
         trainer.fit(module, batches, ckpt_path=resume, weights_only=True)
     except SystemExit as stop:
@@ -191,13 +196,32 @@ def _run(trainer: lightning.Trainer, module: FoldModule, batches: EpochBatches, 
             and trainer.global_step == 0
             and not is_out_of_memory(error)
         ):
-            raise DamagedError(
-                f"checkpoint {files.checkpoint} cannot be read",
-                fix="delete the fold's folder and resume again: the fold then starts from the beginning",
-            ) from error
+            raise _damaged_checkpoint(files) from error
         raise
     if trainer.interrupted:
         raise KeyboardInterrupt
+
+
+def _resume_point(files: FoldFolder) -> Path | None:
+    """Checkpoint to continue from; None if there is none.
+
+    Raises:
+        DamagedError: it is no regular file, cannot be read, or is larger than a checkpoint can be.
+    """
+    if not os.path.lexists(files.checkpoint):
+        return None
+    try:
+        require_bounded_archive(files.checkpoint, max_bytes=CHECKPOINT_BYTES)
+    except (OSError, ValueError) as error:
+        raise _damaged_checkpoint(files) from error
+    return files.checkpoint
+
+
+def _damaged_checkpoint(files: FoldFolder) -> DamagedError:
+    return DamagedError(
+        f"checkpoint {files.checkpoint} cannot be read",
+        fix="delete the fold's folder and resume again: the fold then starts from the beginning",
+    )
 
 
 @contextmanager

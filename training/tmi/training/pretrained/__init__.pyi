@@ -9,3 +9,4 @@ from .pretraining_record import WEIGHTS as WEIGHTS
 from .pretraining_record import require_matching_pretraining as require_matching_pretraining
 from .text_weights import FIXED as FIXED
 from .text_weights import SIZES as SIZES
+from .weight_file import require_bounded_archive as require_bounded_archive

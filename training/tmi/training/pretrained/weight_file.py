@@ -6,6 +6,7 @@ with anything other than tensors and plain containers is rejected, and none of i
 
 from __future__ import annotations
 
+import errno
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.storage.bounded_files import GIB, WEIGHTS_BYTES, FileTooLargeError, open_regular
+from tmi.toolkit.storage.bounded_files import MIB, WEIGHTS_BYTES, FileTooLargeError, open_regular
 
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
 """Keys under which checkpoints store the weights, next to optimiser and epoch."""
@@ -70,20 +71,33 @@ def _require_bounded(path: Path) -> None:
         DamagedError: it is, or it cannot be read.
     """
     try:
-        with open_regular(path, max_bytes=WEIGHTS_BYTES) as stream:
-            if path.suffix != ".safetensors" and zipfile.is_zipfile(stream):
-                with zipfile.ZipFile(stream) as archive:
-                    if sum(entry.file_size for entry in archive.infolist()) > WEIGHTS_BYTES:
-                        raise DamagedError(
-                            f"weights {path.name} unpack to more than {WEIGHTS_BYTES // GIB} GiB",
-                            fix="give a file with the weights of one network",
-                        )
+        require_bounded_archive(path, max_bytes=WEIGHTS_BYTES)
     except FileTooLargeError as error:
         raise DamagedError(
             f"weights {path.name} cannot be read: {error.strerror}", fix="give a file with the weights of one network"
         ) from error
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise _unreadable(path) from error
+
+
+def require_bounded_archive(path: Path, *, max_bytes: int) -> None:
+    """Raise if a file, or what an archive of `torch.save` unpacks to, is larger than `max_bytes`.
+
+    Raises:
+        FileTooLargeError: it is.
+        OSError: as in `open_regular`.
+        ValueError: it is a damaged archive.
+    """
+    with open_regular(path, max_bytes=max_bytes) as stream:
+        if path.suffix == ".safetensors" or not zipfile.is_zipfile(stream):
+            return
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+        except zipfile.BadZipFile as error:
+            raise ValueError(str(error)) from error
+    if unpacked > max_bytes:
+        raise FileTooLargeError(errno.EFBIG, f"unpacks to more than {max_bytes // MIB} MiB", str(path))
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
