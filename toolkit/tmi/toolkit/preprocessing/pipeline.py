@@ -96,7 +96,7 @@ def prepare_case(
 
     Raises:
         InputRejectedError: a file is missing, unreadable or implausible; carries the case id.
-        UnavailableError: radiomics must be extracted and pyradiomics is not installed.
+        UnavailableError: radiomics must be extracted and SimpleITK or PyWavelets is not installed.
     """
     timer = StageTimer(STAGES)
     in_memory = isinstance(case, CaseArrays)
@@ -211,7 +211,7 @@ def _prepare_images(
 
 def _extract_radiomics(case: Case, ct: Volume, mask: Volume) -> tuple[Float[np.ndarray, "1781"], str | None]:
     """Return the features, cached or extracted, and a note for the user if the slow extractor was used."""
-    from tmi.toolkit.radiomics.cache import extract_cached  # pyradiomics is optional and slow to import
+    from tmi.toolkit.radiomics.cache import extract_cached  # SimpleITK is optional and slow to import
 
     try:
         extracted = extract_cached(ct, mask)
