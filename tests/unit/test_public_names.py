@@ -79,9 +79,9 @@ PUBLIC_NAMES = {
     """,
     "tmi.runtime.serving": """
         ALERTS BUNDLE_WARNINGS CaseResult FEATURE_ALERTS FEATURE_WARNINGS Notice Prediction
-        Predictor RESEARCH_USE RejectedCase ResultLog SYNTHETIC alerts document open_selected_engine
-        resolve_cases result_from_json result_log_path result_to_json stages_match_total sum_stages
-        unaccounted_seconds
+        Predictor RESEARCH_USE RejectedCase ResultLog SYNTHETIC alerts case_alerts document
+        open_selected_engine resolve_cases result_from_json result_log_path result_to_json
+        stages_match_total sum_stages unaccounted_seconds
     """,
     "tmi.runtime.verification": """
         BOUNDS ENGINE_ERRORS FLOAT64_PREFIX GoldenInputs GoldenText LogCallback Outputs PIPELINE
@@ -162,9 +162,10 @@ PUBLIC_NAMES = {
     """,
     "tmi.toolkit.radiomics": """
         AXES ExternalTable FEATURE_NAMES RadiomicsRecord RadiomicsScaler SETTINGS SETTINGS_DIGEST
-        extract extract_cached extract_reference file_digest missing_features package_versions
-        read_external_table read_mapping read_record read_table reference_path_reason
-        require_features staleness_reason table_axes table_text write_record write_table
+        Scaled extract extract_cached extract_reference file_digest missing_features
+        package_versions read_external_table read_mapping read_record read_table
+        reference_path_reason require_features staleness_reason table_axes table_text write_record
+        write_table
     """,
     "tmi.toolkit.storage": """
         ACCESS_ERRORS COHORT_BYTES ContentCache DIGEST_BYTES DOCUMENT_BYTES DiskCache DocumentError
@@ -223,11 +224,12 @@ PUBLIC_NAMES = {
     """,
     "tmi.training.pretrained": """
         DOCUMENT_SCHEMA FIXED InitialWeights Initialization PRETRAINING_FILE SIZES VOCABULARY
-        WEIGHTS prepare_initialization require_matching_pretraining vocabulary_record
+        WEIGHTS prepare_initialization require_bounded_archive require_matching_pretraining
+        vocabulary_record
     """,
     "tmi.training.systems": """
-        Arrays build_model build_network encoder_names encoders fit load loss_function probability
-        system_spec
+        Arrays SYSTEMS build_model build_network encoder_names encoders fit load loss_function
+        probability system_spec
     """,
     "tmi.training.text_pretraining": """
         PretrainConfig pretrain value_at_position write_encoder

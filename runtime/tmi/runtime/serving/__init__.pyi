@@ -2,6 +2,7 @@ from .input_warnings import BUNDLE_WARNINGS as BUNDLE_WARNINGS
 from .input_warnings import FEATURE_ALERTS as FEATURE_ALERTS
 from .input_warnings import FEATURE_WARNINGS as FEATURE_WARNINGS
 from .input_warnings import SYNTHETIC as SYNTHETIC
+from .input_warnings import case_alerts as case_alerts
 from .predictor import Predictor as Predictor
 from .predictor import resolve_cases as resolve_cases
 from .result_log import ResultLog as ResultLog

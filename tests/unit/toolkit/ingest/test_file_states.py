@@ -109,11 +109,11 @@ def test_unopened_tables_are_no_faulty_csv(tmp_path, deny):
     [
         (lambda data: b"no image at all, but some text that is longer than a header" * 20, "it is no NIfTI file"),
         (gzip.decompress, "it is no NIfTI file"),
-        (lambda data: gzip.compress(b"text" * 300), "it is no NIfTI file"),
+        (lambda data: gzip.compress(b"text" * 300, mtime=0), "it is no NIfTI file"),
         (lambda data: data[: len(data) // 2], "truncated or damaged"),
         (lambda data: b"", "truncated or damaged"),
-        (lambda data: gzip.compress(gzip.decompress(data)[:200]), "truncated or damaged"),
-        (lambda data: gzip.compress(gzip.decompress(data) + b"\0"), "truncated or damaged"),
+        (lambda data: gzip.compress(gzip.decompress(data)[:200], mtime=0), "truncated or damaged"),
+        (lambda data: gzip.compress(gzip.decompress(data) + b"\0", mtime=0), "truncated or damaged"),
     ],
 )
 def test_other_format_and_damage_are_distinguished(tmp_path, content, what):
@@ -233,7 +233,7 @@ KINDS = {
     "a PDF document": b"%PDF-1.7\n" + bytes(range(256)),
     "a PNG picture": b"\x89PNG\r\n\x1a\n" + bytes(300),
     "a ZIP archive": b"PK\x03\x04" + bytes(300),
-    "compressed with gzip": gzip.compress(b"DICM" * 100),
+    "compressed with gzip": gzip.compress(b"DICM" * 100, mtime=0),
     "a page of HTML or XML": b"<!DOCTYPE html><html>404</html>",
     "empty": b"",
     "text": b"no image\n" * 40,
@@ -261,7 +261,9 @@ def test_packed_slices_are_named(tmp_path, name):
     write_series(tmp_path / "ct")
     (tmp_path / "packed").mkdir()
     for path in (tmp_path / "ct").iterdir():
-        (tmp_path / "packed" / name.format(path.name.split(".")[0])).write_bytes(gzip.compress(path.read_bytes()))
+        (tmp_path / "packed" / name.format(path.name.split(".")[0])).write_bytes(
+            gzip.compress(path.read_bytes(), mtime=0)
+        )
     with pytest.raises(InputRejectedError, match="compressed with gzip") as error:
         import_case(tmp_path / "out", ct=tmp_path / "packed")
     assert "unpack" in error.value.fix
@@ -271,7 +273,7 @@ def test_one_packed_slice_is_not_left_out(tmp_path):
     """A compressed slice beside the others would be a missing slice at the end of the series."""
     write_series(tmp_path / "ct")
     last = max((tmp_path / "ct").iterdir())
-    (tmp_path / "ct" / f"{last.name}.dcm.gz").write_bytes(gzip.compress(last.read_bytes()))
+    (tmp_path / "ct" / f"{last.name}.dcm.gz").write_bytes(gzip.compress(last.read_bytes(), mtime=0))
     last.unlink()
     with pytest.raises(InputRejectedError, match="is named as DICOM, but is compressed with gzip"):
         import_case(tmp_path / "out", ct=tmp_path / "ct")
@@ -292,7 +294,7 @@ def test_slices_without_pixels_are_not_damaged(tmp_path):
     [
         ("ct.nii.gz", b"%PDF-1.7\n" + bytes(300), "it is no NIfTI file: it is a PDF document"),
         ("ct.nii.gz", b"PK\x03\x04" + bytes(300), "it is no NIfTI file: it is a ZIP archive"),
-        ("ct.nii", gzip.compress(bytes(2000)), "it is no NIfTI file: it is compressed"),
+        ("ct.nii", gzip.compress(bytes(2000), mtime=0), "it is no NIfTI file: it is compressed"),
         ("ct.nii", bytes(128) + b"DICM" + bytes(300), "it is no NIfTI file: it is a DICOM file"),
     ],
 )

@@ -14,6 +14,7 @@ from .provenance import staleness_reason as staleness_reason
 from .provenance import table_axes as table_axes
 from .provenance import write_record as write_record
 from .scaler import RadiomicsScaler as RadiomicsScaler
+from .scaler import Scaled as Scaled
 from .settings import AXES as AXES
 from .settings import SETTINGS as SETTINGS
 from .settings import SETTINGS_DIGEST as SETTINGS_DIGEST
