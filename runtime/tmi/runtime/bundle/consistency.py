@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tmi.runtime.bundle.manifest import FUSION, GraphSpec, Manifest, Role, TensorSpec
+from tmi.toolkit.cases.case import folder_key
 from tmi.toolkit.config.schema import CLASSES, N_RADIOMICS, Config
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.models.registry import active_modalities, ct_feature_width, encoder_roles
@@ -93,6 +94,13 @@ def _meaning(manifest: Manifest) -> Iterator[str]:
         yield f"fold {repeated[0]} is listed twice"
     if not manifest.parity:
         yield "it has no record of a parity check, and every export writes some"
+    failed = next((r for r in manifest.parity if not r.passed), None)
+    if failed is not None:
+        yield f"parity check {failed.gate!r} of {failed.graph!r} failed, which no export accepts"
+    names = Counter(map(folder_key, manifest.files))
+    twin = next((name for name in manifest.files if names[folder_key(name)] > 1), None)
+    if twin is not None:
+        yield f"file {twin!r} has the name of another one on some systems"
 
 
 def _sizes(config: Config) -> Iterator[str]:

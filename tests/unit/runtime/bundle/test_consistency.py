@@ -96,6 +96,7 @@ CONTRADICTIONS: dict[str, tuple[Change, str]] = {
     "one class": (put("classes", ["bad"]), "names 1 classes"),
     "5000 folds": (many_folds, "has 5000 folds"),
     "no parity record": (put("parity", []), "no record of a parity check"),
+    "failed parity record": (put("parity", 0, "passed", False), "failed, which no export accepts"),
     "no fold": (put("folds", []), "has 0 folds"),
     "fold listed twice": (lambda m: m["folds"].append(m["folds"][0]), "fold 0 is listed twice"),
     "graph listed twice": (listed_twice, "graph ct-0 is listed twice"),
@@ -129,6 +130,17 @@ def forged(tmp_path) -> Callable[[Change], Path]:
         return folder
 
     return forge
+
+
+@pytest.mark.parametrize("name", ["graphs/CT-0.onnx", "GRAPHS/ct-0.onnx"])
+def test_names_that_differ_by_case_are_rejected(tmp_path, name):
+    """No two files of a bundle are one file on a system that ignores case."""
+    folder = shutil.copytree(PUBLISHED / "bundle", tmp_path / "bundle")
+    (folder / name).parent.mkdir(exist_ok=True)
+    shutil.copy(folder / "graphs" / "ct-0.onnx", folder / name)
+    edit_manifest(folder, lambda m: m["files"].update({name: m["files"]["graphs/ct-0.onnx"]}))
+    with pytest.raises(DamagedError, match="has the name of another one"):
+        inspect_bundle(folder)
 
 
 @pytest.mark.parametrize("name", CONTRADICTIONS)

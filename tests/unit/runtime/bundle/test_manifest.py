@@ -119,7 +119,7 @@ def without(name: str) -> dict[str, Any]:
     ("value", "message"),
     [
         (data() | {"colour": 1}, "manifest: unknown key 'colour'"),
-        (without("folds"), "folds"),
+        (without("folds"), "manifest: missing key 'folds'"),
         (data() | {"threshold": "half"}, "manifest.threshold: 'half' is not float"),
         (data() | {"threshold": float("nan")}, "manifest.threshold: nan is not float"),
         (data() | {"synthetic": 1}, "manifest.synthetic: 1 is not bool"),

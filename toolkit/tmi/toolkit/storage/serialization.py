@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -50,11 +50,15 @@ def from_json(cls: type[T], data: Mapping[str, Any], *, where: str = "config") -
     unknown = sorted(set(data) - set(hints))
     if unknown:
         raise UsageError(f"{where}: unknown key {_shown(unknown[0])}", fix=f"known keys: {', '.join(hints)}")
+    absent = (f for f in fields(cls) if f.init and f.name not in data)  # type: ignore[arg-type]
+    missing = [f.name for f in absent if f.default is MISSING and f.default_factory is MISSING]
+    if missing:
+        raise UsageError(f"{where}: missing key {missing[0]!r}", fix="give every key that has no default")
     values = {name: _typed(hints[name], value, f"{where}.{name}") for name, value in data.items()}
     try:
         return cls(**values)
-    except TypeError as error:
-        raise UsageError(f"{where}: {error}", fix="give every key that has no default") from error
+    except TypeError as error:  # of a class that checks its values itself
+        raise UsageError(f"{where}: {error}", fix=f"compare its values with those of {cls.__name__}") from error
 
 
 @cache
