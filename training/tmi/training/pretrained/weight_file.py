@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.storage.bounded_files import MIB, WEIGHTS_BYTES, FileTooLargeError, open_regular
+from tmi.toolkit.storage.bounded_files import WEIGHTS_BYTES, FileTooLargeError, open_regular
 
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
 """Keys under which checkpoints store the weights, next to optimiser and epoch."""
@@ -97,7 +97,7 @@ def require_bounded_archive(path: Path, *, max_bytes: int) -> None:
         except zipfile.BadZipFile as error:
             raise ValueError(str(error)) from error
     if unpacked > max_bytes:
-        raise FileTooLargeError(errno.EFBIG, f"unpacks to more than {max_bytes // MIB} MiB", str(path))
+        raise FileTooLargeError(errno.EFBIG, f"unpacks to more than {max_bytes // 2**20} MiB", str(path))
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
