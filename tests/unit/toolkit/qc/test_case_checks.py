@@ -55,6 +55,16 @@ def test_check_reports_all_findings(case):
     assert {f.code for f in check_case(case)} == {"ct-padding", "mask-grid", "radiomics-columns"}
 
 
+@pytest.mark.parametrize(("value", "codes"), [(3e38, {"ct-not-hu"}), (-1e6, {"ct-not-hu"}), (30_710.0, set())])
+def test_single_impossible_voxel_is_an_error(case, value, codes):
+    """One voxel beyond 16 bits rejects a CT; one of the extended scale's largest value does not."""
+    image = nib.load(case.folder / "ct.nii.gz")
+    array = np.asarray(image.dataobj).astype(np.float32)
+    array[3, 3, 3] = value
+    nib.save(nib.Nifti1Image(array, image.affine), case.folder / "ct.nii.gz")
+    assert {f.code for f in check_case(case)} == codes
+
+
 def test_mask_is_optional_with_radiomics_table(tmp_path):
     """A case with radiomics.csv needs no mask."""
     folder = write_case(tmp_path / "P1", with_mask=False)

@@ -22,6 +22,8 @@ MAX_HU = 20_000
 """Upper bound of plausible values, implants and 12-bit data included."""
 MAX_METAL_FRACTION = 1e-3
 """Largest fraction of values above `MAX_HU`: the extended scale of scanners reaches 30,710 HU in dense metal."""
+IMPOSSIBLE_HU = 2**16
+"""Magnitude that no voxel has: scanners store 16 bits. A single larger value is damage."""
 SOFT_HU = (-200, 300)
 """Range of fat and soft tissue."""
 SOFT_FRACTION = 0.02
@@ -76,7 +78,8 @@ def check_values(array_DHW: NDArray[np.generic]) -> Iterator[RawFinding]:
             f"{EXPORT_IN_HU_FIX}; other modalities are not supported",
         )
     elif (
-        (high > MAX_HU and _fraction(array_DHW, (MAX_HU, np.inf)) > MAX_METAL_FRACTION)
+        max(high, -low) > IMPOSSIBLE_HU
+        or (high > MAX_HU and _fraction(array_DHW, (MAX_HU, np.inf)) > MAX_METAL_FRACTION)
         or high - low <= 255
         or _fraction(sample, SOFT_HU) < SOFT_FRACTION
         or _fraction(sample, (low + 1, PADDING_BELOW_HU)) > BELOW_AIR_FRACTION
