@@ -4,8 +4,10 @@ The key of an entry is a digest of all its inputs: the bytes of `ct.nii.gz` and 
 settings, whether radiomics were extracted, the code (`CODE_PARTS`), and the versions of numpy, nibabel and, if used,
 SimpleITK and PyWavelets. A changed byte, setting or version is therefore a cache miss.
 `tmi.toolkit.storage.content_cache` handles damaged entries, interrupted writes and concurrent processes. A rejected
-case is not stored.  The clinical record and `radiomics.csv` are small and are read again on every call. Entries and
-their names contain voxels and features derived from them, but no text, value or id of a patient.
+case is not stored.
+
+The clinical record and `radiomics.csv` are small and are read again on every call. Entries and their names contain
+voxels and features derived from them, but no text, value or id of a patient.
 """
 
 from __future__ import annotations
