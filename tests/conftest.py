@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from factories.paths import ROOT
 from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.config.schema import Config, CtConfig
+from tmi.toolkit.storage.hashing import sha256_bytes
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,7 +23,21 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMI_CACHE", str(folder))
         patch.setenv("TMI_STATE", str(tmp_path_factory.mktemp("state")))
+        for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR"):  # pytest-xdist sets COLUMNS
+            patch.delenv(name, raising=False)
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def own_state(monkeypatch: pytest.MonkeyPatch, session_cache: Path, request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test has its own record of accepted bundles, and leaves torch's number of threads as it was."""
+    name = sha256_bytes(request.node.nodeid.encode())[:16]
+    monkeypatch.setenv("TMI_STATE", str(session_cache.parent / "states" / name))
+    torch = sys.modules.get("torch")
+    threads = None if torch is None else torch.get_num_threads()
+    yield
+    if torch is not None:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -72,12 +72,13 @@ def test_predict_uses_default_bundle(project, predicted):
 
 def test_existing_files_need_force(project, predicted):
     """Export, training and prediction end with code 2 if their output exists, and change nothing."""
-    before = digests(project)
     (run,) = (project / "runs").iterdir()
+    (project / "predictions.json").write_text("{}")
+    before = digests(project)
     outcomes = {
         "bundle bundle exists": tmi("export", "--engine", "onnx", cwd=project),
         f"run runs/{run.name} exists": tmi("train", "--out", f"runs/{run.name}", *MICRO, cwd=project),
-        "prediction file tmi.toml exists": tmi("predict", "cohort/C000", "-o", "tmi.toml", cwd=project),
+        "prediction file predictions.json exists": tmi("predict", "cohort/C000", "-o", "predictions.json", cwd=project),
     }
     for message, outcome in outcomes.items():
         assert outcome.code == 2, outcome.err

@@ -5,9 +5,8 @@
     with Predictor.open("bundle") as predictor:
         for result in predictor.predict(["case_dir"]):
             if isinstance(result, RejectedCase):
-                print(result.case_id, result.code, result.what, result.fix)
-            else:
-                print(result.case_id, result.probability, result.decision)
+                raise ValueError(f"{result.case_id}: {result.what} [{result.code}]; {result.fix}")
+            decisions[result.case_id] = result.decision, result.probability
 
 `CaseArrays` is a case in memory, without a folder. `__version__` is the version of the installed package tmi-clnet. The
 public names are imported on first access, so that importing one module of a room stays light.

@@ -6,7 +6,6 @@ whose digest is the same and writes any other again. A rejected case has no page
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from tmi.runtime.serving.results import Prediction, result_from_json, result_to_
 from tmi.toolkit.cases.case import CASE_RECORD_FILE, Case, format_label, reading
 from tmi.toolkit.errors import TmiError
 from tmi.toolkit.storage.bounded_files import DOCUMENT_BYTES, read_text
+from tmi.toolkit.storage.documents import parse_json
 from tmi.toolkit.storage.hashing import sha256_file, sha256_json
 
 SCHEMA = "tmi-report-page/1"
@@ -60,7 +60,7 @@ def finished_result(page: Path, inputs: str) -> Prediction | None:
     if found is None or not text.rstrip().endswith("</html>"):
         return None
     try:
-        record = json.loads(found[1])
+        record = parse_json(found[1])
         if not isinstance(record, dict) or (record.get("schema"), record.get("inputs")) != (SCHEMA, inputs):
             return None
         result = result_from_json(record["result"])

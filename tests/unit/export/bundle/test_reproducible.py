@@ -86,13 +86,17 @@ def edit_scaler(folder: Path) -> None:
     path.write_text(path.read_text().replace("1", "2", 1))
 
 
+def drop_parity_record(folder: Path) -> None:
+    reseal(folder, parity=manifest_at(folder).parity[:-1])
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], dict[str, object], str]] = {
     "weight": (flip_weight, {}, r"weights/fusion\.safetensors differs"),
     "scaler": (edit_scaler, {}, r"scalers/fold0\.json differs"),
     "added file": (lambda folder: (folder / "evidence" / "x.json").write_text("{}"), {}, "is in one of them only"),
     "threshold": (lambda folder: None, {"threshold": 0.25}, r"threshold: 0\.25, exported again 0\.5"),
     "synthetic": (lambda folder: None, {"synthetic": False}, "synthetic: false, exported again true"),
-    "parity": (lambda folder: None, {"parity": ()}, r"parity.*exported again"),
+    "parity": (drop_parity_record, {}, r"parity.*exported again"),
     "preset": (lambda folder: None, {"preset": "paper"}, 'preset: "paper", exported again "tiny"'),
 }
 

@@ -52,7 +52,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(OpenVinoBf16Engine, "encoder_precision", "f32")
     monkeypatch.setattr(OpenVinoBf16Engine, "_run", rounded)
-    monkeypatch.setattr(REQUIREMENT, lambda name: None)
+    monkeypatch.setattr(REQUIREMENT, lambda name: None if name == ENGINE else missing_requirement(name))
 
 
 def without_bfloat16_records(bundle: Path, folder: Path, **extra: object) -> Path:
@@ -124,7 +124,7 @@ def test_auto_uses_bfloat16_and_fp32_does_not(nano_bundle, case):
 
 def test_without_bfloat16_float32_is_used(nano_bundle, case, monkeypatch):
     """On a processor without bfloat16, `auto` uses float32 and reports why; a named engine is exit code 5."""
-    monkeypatch.setattr(REQUIREMENT, lambda name: NO_BFLOAT16 if name == ENGINE else None)
+    monkeypatch.setattr(REQUIREMENT, lambda name: NO_BFLOAT16 if name == ENGINE else missing_requirement(name))
     outcome = predict(case, nano_bundle)
     assert outcome.document["engine"]["precision"] == "float32"
     assert f"{ENGINE}: {NO_BFLOAT16}" in outcome.document["engine"]["reason"]

@@ -163,7 +163,7 @@ def test_nothing_is_overwritten_without_force(explained, cohort, random_run):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (("--run", "nowhere"), 2, "nowhere is not a run"),
+        (("--run", "nowhere"), 2, "run nowhere does not exist"),
         (("--run", "a", "--bundle", "b"), 2, "--run and --bundle are given"),
         (("--run", "{run}", "--fold", "7"), 2, "has no fold '7'\n  fix: give ensemble, or one of 0, 1"),
         (("--run", "{run}", "--fold", "best"), 2, "has no fold 'best'"),

@@ -268,7 +268,8 @@ def test_public_names_of_the_runtime():
     """`tmi.runtime` exports exactly these names, lazily."""
     import tmi.runtime
 
-    assert sorted(tmi.runtime.__all__) == ["FoldPrediction", "Notice", "Prediction", "Predictor", "RejectedCase"]
+    names = ["CaseArrays", "FoldPrediction", "Notice", "Prediction", "Predictor", "RejectedCase"]
+    assert sorted(tmi.runtime.__all__) == names
     assert all(getattr(tmi.runtime, name).__name__ == name for name in tmi.runtime.__all__)
     with pytest.raises(AttributeError, match=r"No tmi\.runtime attribute Forecaster"):
         tmi.runtime.Forecaster  # noqa: B018

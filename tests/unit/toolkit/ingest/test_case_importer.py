@@ -245,19 +245,20 @@ def test_radiomics_table_with_unknown_column_is_rejected(tmp_path):
     ("arguments", "message"),
     [
         ((), "nothing to import"),
-        (("--mask", "x"), "without its CT"),
+        (("--mask", "dicom"), "without its CT"),
         (("--ct", "dicom", "--fix", "everything"), "unknown repair 'everything'"),
         (("--ct", "dicom", "--fix", "mask-grid,everything"), "unknown repair 'everything'"),
         (("--ct", "dicom", "--mask", "dicom", "--roi", "a", "--mask-label", "b"), "both a mask label and a ROI"),
         (("--ct", "nowhere"), "nowhere does not exist"),
         (("--table", "t.csv"), "--table and --map belong together"),
-        (("--table", "t.csv", "--map", "m.yaml", "--ct", "dicom"), "--table excludes the other inputs"),
+        (("--table", "t.csv", "--map", "t.csv", "--ct", "dicom"), "--table excludes the other inputs"),
         (("--ct", "dicom", "--resume"), "--resume needs --table"),
     ],
 )
 def test_inconsistent_arguments_are_usage_errors(arguments, message, tmp_path):
     """Inconsistent arguments exit with code 2 and a message."""
     (tmp_path / "dicom").mkdir()
+    (tmp_path / "t.csv").write_text("")
     outcome = tmi("import", "case", *arguments, cwd=tmp_path)
     assert outcome.code == 2
     assert message in outcome.err

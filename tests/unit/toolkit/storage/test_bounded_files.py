@@ -99,7 +99,9 @@ OWN_INPUT = {
         "clinical/schema", "ingest/mask_labels", "qc/report", "radiomics/settings", "preprocessing/cache",
         "bundle/manifest", "serving/results", "report/pages",
     ),
-    "files of the kernel": ("storage/atomic_files", "engines/host", "cli/bench_worker", "verification/trial"),
+    "files of the kernel": (
+        "storage/atomic_files", "compute/memory", "engines/host", "cli/bench_worker", "verification/trial",
+    ),
     "text of this process or of its worker": (
         "clinical/tokenizer", "benchmark/benchmark", "serving/result_log", "tabular/reader",
     ),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
 import pytest
 
+from factories.browser import Browser, find_chromium
 from factories.nano import nano
 from tmi.toolkit.config.overrides import override
 from tmi.training.comparison.formatting import (
@@ -120,3 +122,30 @@ def test_reason_of_a_failed_row_may_wrap():
     """A long reason spans the columns of the metrics instead of widening the table."""
     page = _table(["Method", "", "ACC"], [["ViT", "ours", "failed: " + "long " * 50, "", ""]])
     assert re.search(r'<td>ours</td><td class="failure" colspan="3">failed: long', page)
+
+
+def test_verdict_is_the_first_sentence(small_comparison):
+    """Page, tables, document and terminal begin with the verdict; training curves leave the estimators out."""
+    folder, outcome = small_comparison.folder, small_comparison.outcome
+    summary = json.loads((folder / "comparison.json").read_text())["summary"]
+    assert summary.startswith("On these 12 cases TMI-CLNet has rank ")
+    assert re.search(f'</h1>\n<p class="verdict">{re.escape(summary)}</p>', (folder / "report.html").read_text())
+    assert (folder / "tables.md").read_text().splitlines()[2] == f"**{summary}**"
+    assert outcome.out.startswith(summary)
+    (curves,) = re.findall(r'alt="Table 1: [^"]*Training curves[^"]*"', (folder / "report.html").read_text())
+    assert "ViT" in curves
+    assert "SVM" not in curves
+    assert "RF" not in curves
+
+
+def test_nothing_is_cut_off_at_1400_pixels(small_comparison, tmp_path):
+    """At 1,400 pixels no table scrolls and every plot takes the width of the page."""
+    if find_chromium() is None:
+        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
+    with Browser(tmp_path, width=1400, height=1000) as browser:
+        browser.open(small_comparison.folder / "report.html")
+        cut = "[...document.querySelectorAll('.scroll')].filter((t) => t.scrollWidth > t.clientWidth).length"
+        widths = "[...document.querySelectorAll('img')].map((i) => i.getBoundingClientRect().width)"
+        assert browser.run(cut) == 0
+        assert browser.run("document.documentElement.scrollWidth") <= 1400
+        assert min(browser.run(widths)) > 1100

@@ -149,7 +149,8 @@ def test_replay_needs_cohort_fold_and_given_weights(clean, cohort, copy):
     for arguments, message in (
         (("--fold", "0"), "belong to --replay"),
         (("--replay", "--fold", "7"), "the run has no such fold"),
-        (("--replay", "--ct-weights", "x.pth"), "was trained without"),
+        (("--replay", "--ct-weights", "x.pth"), "--ct-weights x.pth does not exist"),
+        (("--replay", "--ct-weights", clean / "config.json"), "was trained without"),
     ):
         outcome = tmi("audit", clean, cohort, *arguments)
         assert (outcome.code, message in outcome.err) == (2, True), outcome.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -86,7 +87,8 @@ def train_all(
     for planned in plan.runs:  # before hours of other runs
         existing = existing_runs[planned.key]
         if existing is None or not existing.finished:
-            fit_memory(planned.config, hardware, cases=len(cohort.cases))
+            with suppress(UsageError):  # impossible settings of one row fail that row, below
+                fit_memory(planned.config, hardware, cases=len(cohort.cases))
     runs: dict[str, RunFolder] = {}
     failed: dict[str, str] = {}
     rejected: tuple[InputRejectedError, ...] = ()
