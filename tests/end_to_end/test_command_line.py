@@ -62,16 +62,26 @@ def examples_of(command: str) -> list[str]:
     return [line.strip() for line in part.splitlines() if line.strip()]
 
 
-def test_help_takes_less_than_half_a_second():
-    """Measured as processor time, best of three, so that other load on the machine has little influence."""
+BARE_SECONDS = 0.17
+"""Processor time of a program that imports typer and rich, on the quiet machine for which the limit is stated."""
+
+
+def processor_seconds(program: str) -> float:
+    """Best of three, so that other load on the machine has little influence."""
     seconds = []
     for _ in range(3):
-        program = "import sys; sys.argv = ['tmi', '--help']; from tmi.toolkit.cli.main import main; main()"
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(seconds) < 0.5
+    return min(seconds)
+
+
+def test_help_takes_less_than_half_a_second():
+    """The limit grows with the time of a bare program where the machine is slower, or a core is shared."""
+    bare = processor_seconds("import typer.main, typer.rich_utils, rich.markdown")
+    shown = processor_seconds("import sys; sys.argv = ['tmi', '--help']; from tmi.toolkit.cli.main import main; main()")
+    assert shown < 0.5 * max(1, bare / BARE_SECONDS)
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
