@@ -8,7 +8,7 @@ from factories.paths import ROOT
 
 
 def test_first_page_answers_three_questions():
-    """The first three paragraphs answer one question each; the third names two targets of the Makefile."""
+    """The first paragraphs state what it is, for whom, and how to start, with two targets of the Makefile."""
     page = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     title, *paragraphs = page.split("\n\n")[:4]
     assert title == "# tmi"

@@ -26,7 +26,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     ("word", "expected"), [("trian", "train"), ("TRAIN", "train"), ("predic", "predict"), ("fly", None), ("", None)]
 )
 def test_closest_word(word, expected):
-    """The closest known word is returned, upper case ignored; a word that is like none has no answer."""
+    """The closest known word is returned, upper case ignored; a word that is like none has no suggestion."""
     assert closest(word, ["train", "predict", "check"]) == expected
     assert did_you_mean(word, ["train", "predict"]) == (f"did you mean {expected!r}?" if expected else None)
 

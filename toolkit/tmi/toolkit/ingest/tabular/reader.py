@@ -208,7 +208,7 @@ def _csv_rows(path: Path, spec: TableSpec, wanted: Collection[str]) -> list[list
 
 
 def _without_separator_line(text: str) -> tuple[str, str | None]:
-    """Return the text without the line `sep=;`, by which Excel is told the separator and which it does not show."""
+    """Return the text without the line `sep=;`, which names the separator for Excel and is no row of the table."""
     match = SEPARATOR_LINE.match(text)
     return (text, None) if match is None else (text[match.end() :], match[1])
 
