@@ -170,8 +170,8 @@ PUBLIC_NAMES = {
     "tmi.toolkit.storage": """
         ACCESS_ERRORS COHORT_BYTES ContentCache DIGEST_BYTES DOCUMENT_BYTES DiskCache DocumentError
         FEATURES_BYTES FEATURE_TABLE_BYTES FileTooLargeError IMAGE_BYTES JOURNAL_BYTES LOCK_FILE
-        NotFiniteError NotRegularFileError RECORD_BYTES SETTINGS_BYTES SPACE_ERRORS TABLE_BYTES
-        TIMING_CACHE_BYTES WEIGHTS_BYTES YAML_BYTES cache_root canonical_json closed_on_error
+        NotFiniteError NotRegularFileError RECORD_BYTES SETTINGS_BYTES SPACE_ERRORS STATE_VARIABLE
+        TABLE_BYTES TIMING_CACHE_BYTES WEIGHTS_BYTES YAML_BYTES cache_root canonical_json closed_on_error state_root
         csv_dicts csv_records csv_rows csv_rows_of_lines csv_text digest file_kind find_delimiter
         follow_umask foreign_format from_json is_access_error is_packed is_unicode open_locked
         open_private open_regular output_lock parse_json parse_toml parse_yaml plain_text printable

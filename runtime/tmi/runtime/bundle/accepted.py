@@ -2,8 +2,8 @@
 
 A signature proves who signed a bundle, not that it is the current one: whoever can write to the place of a bundle can
 put back an older one of the same signer, with a fault that was fixed since. The export time of every bundle that is
-used and whose signature was checked is therefore recorded for its run, by name, in `$TMI_STATE`, else
-`$XDG_STATE_HOME/tmi`, else `~/.local/state/tmi`. The records are the user's own files
+used and whose signature was checked is therefore recorded for its run, by name, in `$TMI_STATE`, else the user's state
+folder (`tmi.toolkit.storage.user_folders`). The records are the user's own files
 (`tmi.toolkit.storage.private_files`). Unsigned bundles are neither recorded nor compared: their export time is whatever
 the forger writes.
 """
@@ -21,9 +21,8 @@ from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.storage.documents import parse_json
 from tmi.toolkit.storage.hashing import canonical_json, sha256_bytes
 from tmi.toolkit.storage.private_files import open_private, write_private
+from tmi.toolkit.storage.user_folders import STATE_VARIABLE, state_root
 
-STATE_VARIABLE = "TMI_STATE"
-"""Environment variable with the folder of the records."""
 ALLOW_VARIABLE = "TMI_ALLOW_OLDER"
 """Environment variable that allows an older bundle if it is `1`."""
 MAX_RECORD_BYTES = 2**16
@@ -82,22 +81,8 @@ def _newest(bundle: Bundle) -> datetime.datetime | None:
 
 
 def _record_file(bundle: Bundle) -> Path | None:
-    folder = _state_folder()
+    folder = state_root()
     return None if folder is None else folder / "accepted" / f"{sha256_bytes(_run_name(bundle).encode())}.json"
-
-
-def _state_folder() -> Path | None:
-    setting = os.environ.get(STATE_VARIABLE, "").strip()
-    if setting:
-        return Path(setting).expanduser()
-    # The XDG Base Directory Specification requires that relative paths are ignored.
-    xdg = Path(os.environ.get("XDG_STATE_HOME", ""))
-    if xdg.is_absolute():
-        return xdg / "tmi"
-    try:
-        return Path.home() / ".local" / "state" / "tmi"
-    except RuntimeError:
-        return None
 
 
 def _run_name(bundle: Bundle) -> str:

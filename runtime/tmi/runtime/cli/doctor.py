@@ -66,7 +66,7 @@ def _machine() -> dict[str, Any]:
     from tmi.runtime.engines.host import hardware
     from tmi.runtime.engines.nvidia_driver import find_gpu
     from tmi.toolkit.compute.cpu import available_cores
-    from tmi.toolkit.storage.disk_cache import cache_root
+    from tmi.toolkit.storage.user_folders import cache_root
 
     gpu = find_gpu()
     cache = cache_root()

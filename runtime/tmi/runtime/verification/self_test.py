@@ -32,10 +32,10 @@ from tmi.runtime.engines.host import cpu_name, package_version
 from tmi.runtime.engines.nvidia_driver import find_gpu
 from tmi.runtime.engines.precision import engine_precision, validated_at_export
 from tmi.runtime.engines.registry import Engine, engine_spec
-from tmi.toolkit.storage.disk_cache import cache_root
 from tmi.toolkit.storage.documents import DocumentError, parse_json
 from tmi.toolkit.storage.hashing import canonical_json, sha256_json
 from tmi.toolkit.storage.private_files import open_private, write_private
+from tmi.toolkit.storage.user_folders import cache_root
 
 LogCallback = Callable[[str], None]
 """Callback that receives one line of text for the user."""

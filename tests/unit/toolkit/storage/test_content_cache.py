@@ -10,7 +10,6 @@ import time
 import pytest
 
 from tmi.toolkit.storage.content_cache import MAGIC, ContentCache
-from tmi.toolkit.storage.disk_cache import cache_root
 
 
 @pytest.fixture
@@ -122,18 +121,6 @@ def test_unwritable_folder_returns_false(tmp_path, monkeypatch):
     monkeypatch.setenv("TMI_CACHE", str(tmp_path / "file"))
     cache = ContentCache("things")
     assert (cache.enabled, cache.put("key", b"payload"), cache.get("key")) == (True, False, None)
-
-
-def test_cache_root_follows_the_environment(tmp_path, monkeypatch):
-    """TMI_CACHE precedes XDG_CACHE_HOME, which precedes the home folder; relative XDG paths are ignored."""
-    monkeypatch.setenv("TMI_CACHE", str(tmp_path / "own"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache_root() == tmp_path / "own"
-    monkeypatch.delenv("TMI_CACHE")
-    assert cache_root() == tmp_path / "xdg" / "tmi"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache_root() == tmp_path / "home" / ".cache" / "tmi"
 
 
 def _write_and_read(folder: str, seed: int) -> int:

@@ -35,7 +35,6 @@ from .csv_files import plain_text as plain_text
 from .csv_files import unescape_cell as unescape_cell
 from .disk_cache import DIGEST_BYTES as DIGEST_BYTES
 from .disk_cache import DiskCache as DiskCache
-from .disk_cache import cache_root as cache_root
 from .disk_cache import digest as digest
 from .documents import DocumentError as DocumentError
 from .documents import NotFiniteError as NotFiniteError
@@ -63,3 +62,6 @@ from .table_formats import foreign_format as foreign_format
 from .terminal_text import is_unicode as is_unicode
 from .terminal_text import printable as printable
 from .terminal_text import printable_json as printable_json
+from .user_folders import STATE_VARIABLE as STATE_VARIABLE
+from .user_folders import cache_root as cache_root
+from .user_folders import state_root as state_root

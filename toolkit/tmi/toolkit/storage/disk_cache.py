@@ -5,7 +5,7 @@ old file, the new file or none. A digest binds each payload to its key. The subc
 the digest, and discards a damaged, edited or renamed file. Above the size limit the least recently used files are
 removed.
 
-The folders are `$TMI_CACHE/<kind>`, else `$XDG_CACHE_HOME/tmi/<kind>`, else `~/.cache/tmi/<kind>`; `TMI_CACHE=off`
+The folders are `$TMI_CACHE/<kind>`, else the user's cache folder (`tmi.toolkit.storage.user_folders`); `TMI_CACHE=off`
 disables all caches. The content is derived from patient data, and it is used in place of what it was computed from: it
 is readable by its owner only, and a file that another user wrote or can write is ignored
 (`tmi.toolkit.storage.private_files`). The folders may be deleted at any time.
@@ -21,30 +21,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from tmi.toolkit.storage.private_files import PART, write_private
+from tmi.toolkit.storage.user_folders import cache_root
 
 STALE_PART_SECONDS = 3600.0
 """Age above which a partial file is considered a leftover of a killed process."""
-CACHE_OFF = "off"
-"""Value of `TMI_CACHE` that disables every cache."""
 DIGEST_BYTES = 32
 """Length of the result of `digest`."""
-
-
-def cache_root() -> Path | None:
-    """Return the folder of all caches; None if caching is off or the user has no home folder."""
-    setting = os.environ.get("TMI_CACHE", "").strip()
-    if setting.lower() == CACHE_OFF:
-        return None
-    if setting:
-        return Path(setting).expanduser()
-    # The XDG Base Directory Specification requires that relative paths are ignored.
-    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if xdg.is_absolute():
-        return xdg / "tmi"
-    try:
-        return Path.home() / ".cache" / "tmi"
-    except RuntimeError:
-        return None
 
 
 def digest(key: str, payload: bytes | memoryview) -> bytes:
