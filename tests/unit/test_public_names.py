@@ -138,6 +138,10 @@ PUBLIC_NAMES = {
         READ_ERRORS is_dicom_file list_files open_dicom read_dicom_ct read_rtstruct read_seg
     """,
     "tmi.toolkit.ingest.tabular": "TableReport import_table",
+    "tmi.toolkit.issues": """
+        CASE_CODES CODES COMMAND_CODES Code Issue RETIRED_CODES Severity TABLE_CODES
+        USE_CODES shortened
+    """,
     "tmi.toolkit.models": """
         AnyModule Logits MODEL_MODALITIES MultimodalNetwork NEURAL_MODELS active_modalities
         apply_temperature create_network create_network_part create_with_weights ct_feature_width

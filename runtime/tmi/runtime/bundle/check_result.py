@@ -42,6 +42,7 @@ class ParityError(TmiError):
     """
 
     exit_code = ExitCode.PARITY
+    class_code = "parity"
 
     def __init__(self, what: str, *, fix: str, records: Sequence[CheckResult] = ()) -> None:
         super().__init__(what, fix=fix)

@@ -162,6 +162,7 @@ def test_stale_table_is_reported_and_kept(name, cohort, extractions):
     result = tmi("radiomics", case.folder)
     assert result.code == 3
     assert message in result.err
+    assert "[radiomics-stale]" in result.err, "the code of `tmi check`"
     assert tmi("radiomics", case.folder, "--force").code == 0
     assert tmi("radiomics", case.folder).out == "1 case(s): 0 written, 1 up to date, 0 rejected\n"
 
@@ -215,7 +216,10 @@ def test_reference_extraction_is_reported(cohort, monkeypatch, micro_config, tmp
     case = case_in(cohort)
     assert note in prepare_case(case, micro_config, load_schema()).warnings
     result = tmi("radiomics", case.folder)
-    assert (result.code, result.err) == (0, f"warning: case {case.case_id}: {note}\n")
+    expected = (
+        f"warning: case {case.case_id}: {note} [radiomics-extractor]\n  fix: install the versions of constraints.txt\n"
+    )
+    assert (result.code, result.err) == (0, expected)
     assert json.loads((case.folder / "radiomics.json").read_text())["note"] == note
 
 

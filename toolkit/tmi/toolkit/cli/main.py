@@ -26,7 +26,7 @@ from tmi.toolkit.cli.log import log_end, log_options, reset_log, write_json
 from tmi.toolkit.cli.suggestions import did_you_mean
 from tmi.toolkit.compute.telemetry import disable_telemetry
 from tmi.toolkit.compute.user import provide_user
-from tmi.toolkit.errors import ExitCode, InputRejectedError, TmiError, UnavailableError, UsageError
+from tmi.toolkit.errors import ExitCode, TmiError, UnavailableError, UsageError
 from tmi.toolkit.storage.outputs import ACCESS_ERRORS, SPACE_ERRORS
 from tmi.toolkit.storage.terminal_text import printable
 
@@ -163,11 +163,11 @@ def root(
 
 
 def print_error(error: TmiError) -> None:
-    """Print an error, the code of the failed check (if any) and the fix on standard error."""
-    facts = {"code": error.code, "case_id": error.case_id} if isinstance(error, InputRejectedError) else {}
-    code = f" [{facts['code']}]" if facts else ""
+    """Print an error, its code (unless it is only that of its class) and the fix on standard error."""
+    code = "" if error.code == error.class_code else f" [{error.code}]"
+    case = {} if error.case_id is None else {"case_id": error.case_id}
     lines = (f"error: {error}{code}", f"  fix: {error.fix}")
-    echo(*lines, err=True, level=logging.ERROR, message=str(error), fix=error.fix, **facts)
+    echo(*lines, err=True, level=logging.ERROR, message=str(error), fix=error.fix, code=error.code, **case)
 
 
 def missing_package(error: ModuleNotFoundError, arguments: Sequence[str]) -> UnavailableError | None:

@@ -90,8 +90,10 @@ def radiomics(
 
 
 def _print_result(result: ExtractionResult) -> None:
-    """Print a rejection or a note on standard error."""
+    """Print a rejection or the warnings on standard error."""
     if result.state == "rejected":
-        print_error(InputRejectedError(result.message, fix=result.fix, code=result.code, case_id=result.case_id))
-    elif result.message:
-        echo(f"warning: case {result.case_id}: {result.message}", err=True, level=logging.WARNING)
+        print_error(InputRejectedError.of(result.issues))
+        return
+    for issue in result.issues:
+        lines = (f"warning: case {result.case_id}: {issue.message} [{issue.code}]", f"  fix: {issue.fix}")
+        echo(*lines, err=True, level=logging.WARNING, **issue.to_dict())

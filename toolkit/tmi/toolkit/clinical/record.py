@@ -159,12 +159,11 @@ def _joined(faults: list[InputRejectedError]) -> InputRejectedError:
     """One error that names every fault, with the code and fix of the first."""
     if len(faults) == 1:
         return faults[0]
-    first = faults[0]
     messages = [fault.what.removeprefix(f"{CLINICAL_FILE}: ") for fault in faults[:MAX_NAMED_FAULTS]]
     if len(faults) > MAX_NAMED_FAULTS:
         messages.append(f"and {len(faults) - MAX_NAMED_FAULTS} more")
     what = f"{CLINICAL_FILE}: {len(faults)} values cannot be used: {'; '.join(messages)}"
-    return InputRejectedError(what, fix=first.fix, code=first.code, case_id=first.case_id)
+    return InputRejectedError.of([issue for fault in faults for issue in fault.issues], what=what)
 
 
 def _read_value(case: Case, field: Field, value: Any) -> Value:

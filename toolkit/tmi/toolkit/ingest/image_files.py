@@ -155,7 +155,7 @@ def read_image(path: Path, *, kind: str, case_id: str) -> LoadedImage:
     """
     name = f"the {'CT' if kind == 'ct' else 'mask'} file"
     if not path.is_file():
-        raise _input_error(kind, "missing", f"{name} does not exist", "correct the path", case_id)
+        raise _kind_error(kind, "missing", f"{name} does not exist", "correct the path", case_id)
     if path.name.lower().endswith(NIFTI_ENDINGS):
         file = open_nifti(path, case_id=case_id, kind=kind, name=name)
         if kind == "ct":
@@ -167,12 +167,12 @@ def read_image(path: Path, *, kind: str, case_id: str) -> LoadedImage:
             raise HeaderError("has no usable geometry", code="affine")
         array = read_voxels(header)
     except HeaderError as error:
-        raise _input_error(kind, error.code, f"{name} {error.what}", error.fix, case_id) from error
+        raise _kind_error(kind, error.code, f"{name} {error.what}", error.fix, case_id) from error
     except (OSError, MemoryError) as error:
         if is_access_error(error):
             raise access_error(name, error, case_id) from error
         fix = "copy or export the file again: it is truncated or damaged"
-        raise _input_error(kind, "unreadable", f"{name} cannot be read", fix, case_id) from error
+        raise _kind_error(kind, "unreadable", f"{name} cannot be read", fix, case_id) from error
     volume = canonical_volume(array, header.affine_xyz)
     names = segment_names(header.metadata, name, case_id)
     return LoadedImage(volume=replace(volume, unit=header.unit), label_names=names, is_segmentation=bool(names))
@@ -243,5 +243,5 @@ def canonical_volume(array_XYZ: NDArray[np.generic], affine_xyz: NDArray[np.floa
     return Volume(array_DHW=np.ascontiguousarray(array_DHW), affine_xyz=np.asarray(affine, dtype=np.float64))
 
 
-def _input_error(kind: str, code: str, what: str, fix: str, case_id: str) -> InputRejectedError:
-    return InputRejectedError(what, fix=fix, code=f"{kind}-{code}", case_id=case_id)
+def _kind_error(kind: str, part: str, what: str, fix: str, case_id: str) -> InputRejectedError:
+    return InputRejectedError(what, fix=fix, code=f"{kind}-{part}", case_id=case_id)

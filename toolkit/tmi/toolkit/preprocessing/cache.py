@@ -46,6 +46,7 @@ HEADER_BYTES = 8
 """Size of the field that holds the length of an entry's header."""
 CODE_PARTS = (
     "errors.py",
+    "issues",
     "compute",
     "storage",
     "config",

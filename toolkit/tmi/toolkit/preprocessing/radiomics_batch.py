@@ -18,10 +18,11 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from tmi.toolkit.cases.case import MASK_FILE, RADIOMICS_FILE, Case, open_case
+from tmi.toolkit.cases.case import MASK_FILE, RADIOMICS_FILE, Case, open_case, reading
 from tmi.toolkit.compute.worker_process import initialize_worker
 from tmi.toolkit.errors import InputRejectedError, TmiError, UnavailableError, UsageError
 from tmi.toolkit.imaging.volume import read_ct, read_mask
+from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.qc.image_checks import check_ct, check_mask, raise_on_error
 from tmi.toolkit.radiomics.cache import extract_cached, package_versions
 from tmi.toolkit.radiomics.external_table import ExternalTable
@@ -53,12 +54,8 @@ class ExtractionResult:
     """The case."""
     state: Literal["written", "current", "rejected"]
     """`current`: the table existed and matches its files."""
-    message: str = ""
-    """Reason of the rejection, or a note for the user."""
-    fix: str = ""
-    """Fix of the rejection."""
-    code: str = ""
-    """Code of the check that rejected the case."""
+    issues: tuple[Issue, ...] = ()
+    """Reasons of the rejection, or warnings about the table that was written."""
     seconds: float = 0.0
     """Wall-clock time of the case."""
 
@@ -105,24 +102,18 @@ def make_table(case: Case, options: ExtractionOptions, *, jobs: int) -> Extracti
         if not options.force and _is_current(case, options):
             return ExtractionResult(case_id=case.case_id, state="current", seconds=perf_counter() - start)
         with _locked_table(case):
-            note = (
+            issues = (
                 _import_external(case, options.external)
                 if options.external is not None
                 else _extract(case, options, jobs)
             )
     except InputRejectedError as error:
-        return ExtractionResult(
-            case_id=case.case_id, state="rejected", message=error.what, fix=error.fix, code=error.code
-        )
-    except OSError as error:
-        return ExtractionResult(
-            case_id=case.case_id,
-            state="rejected",
-            message=f"{error.strerror or 'a file cannot be read or written'}",
-            fix="check the folder, its permissions and the free space",
-            code="case-files",
-        )
-    return ExtractionResult(case_id=case.case_id, state="written", message=note, seconds=perf_counter() - start)
+        return ExtractionResult(case_id=case.case_id, state="rejected", issues=error.for_case(case.case_id).issues)
+    except OSError as error:  # of writing: `reading` converts those of reading
+        message = error.strerror or "a file cannot be written"
+        issue = Issue.of("case-files", message, "check the folder, its permissions and the free space")
+        return ExtractionResult(case_id=case.case_id, state="rejected", issues=(issue.of_case(case.case_id),))
+    return ExtractionResult(case_id=case.case_id, state="written", issues=issues, seconds=perf_counter() - start)
 
 
 @contextmanager
@@ -148,9 +139,12 @@ def _is_current(case: Case, options: ExtractionOptions) -> bool:
     """
     if not case.radiomics.exists():
         return False
-    reason = staleness_reason(case)
-    if reason is None:
-        record = _read_record(case)
+    code = "radiomics-exists"
+    with reading(case.case_id):
+        reason, record = staleness_reason(case), _read_record(case)
+    if reason is not None:
+        code = "radiomics-stale"
+    else:
         if options.external is not None:
             reason = f"{RADIOMICS_FILE} exists"
         elif record is None or record.source != "extracted":
@@ -159,9 +153,7 @@ def _is_current(case: Case, options: ExtractionOptions) -> bool:
             reason = f"{RADIOMICS_FILE} was extracted from another label of {MASK_FILE}"
         else:
             return True
-    raise InputRejectedError(
-        reason, fix="keep it, or replace it with --force", code="radiomics-exists", case_id=case.case_id
-    )
+    raise InputRejectedError(reason, fix="keep it, or replace it with --force", code=code, case_id=case.case_id)
 
 
 def _read_record(case: Case) -> RadiomicsRecord | None:
@@ -171,13 +163,14 @@ def _read_record(case: Case) -> RadiomicsRecord | None:
         return None
 
 
-def _extract(case: Case, options: ExtractionOptions, jobs: int) -> str:
-    ct = read_ct(case)
-    raise_on_error(check_ct(ct), case.case_id)
-    mask = read_mask(case, ct)
-    raise_on_error(check_mask(ct, mask), case.case_id)
-    # digests before the extraction: if a file is replaced meanwhile, the next check finds the table stale
-    ct_sha256, mask_sha256 = file_digest(case.ct), file_digest(case.mask)
+def _extract(case: Case, options: ExtractionOptions, jobs: int) -> tuple[Issue, ...]:
+    with reading(case.case_id):
+        ct = read_ct(case)
+        raise_on_error(check_ct(ct), case.case_id)
+        mask = read_mask(case, ct)
+        raise_on_error(check_mask(ct, mask), case.case_id)
+        # digests before the extraction: if a file is replaced meanwhile, the next check finds the table stale
+        ct_sha256, mask_sha256 = file_digest(case.ct), file_digest(case.mask)
     extracted = extract_cached(ct, mask, jobs=jobs, use_cache=options.use_cache)
     _write(
         case,
@@ -195,10 +188,10 @@ def _extract(case: Case, options: ExtractionOptions, jobs: int) -> str:
             axes=AXES,
         ),
     )
-    return _result_message(extracted.values_F, extracted.note)
+    return (*_undefined(case, extracted.values_F), *extracted.issues(case.case_id))
 
 
-def _import_external(case: Case, table: ExternalTable) -> str:
+def _import_external(case: Case, table: ExternalTable) -> tuple[Issue, ...]:
     values_F = table.values_of(case.case_id)
     _write(
         case,
@@ -212,7 +205,7 @@ def _import_external(case: Case, table: ExternalTable) -> str:
             mapping=dict(table.renamed),
         ),
     )
-    return _result_message(values_F, None)
+    return _undefined(case, values_F)
 
 
 def _write(case: Case, values_F: Float[NDArray[np.float64], "1781"], record: RadiomicsRecord) -> None:
@@ -223,7 +216,11 @@ def _write(case: Case, values_F: Float[NDArray[np.float64], "1781"], record: Rad
     write_text(case.radiomics, text)
 
 
-def _result_message(values_F: Float[NDArray[np.float64], "1781"], note: str | None) -> str:
-    missing = len(missing_features(values_F))
-    parts = [f"{missing} of {len(values_F)} features have no finite value"] if missing else []
-    return "; ".join([*parts, *([note] if note else [])])
+def _undefined(case: Case, values_F: Float[NDArray[np.float64], "1781"]) -> tuple[Issue, ...]:
+    """Return a warning if features have no finite value."""
+    missing = missing_features(values_F)
+    if not missing:
+        return ()
+    message = f"{len(missing)} of {len(values_F)} features have no finite value"
+    fix = "none needed: they are missing for training and prediction"
+    return (Issue.of("radiomics-undefined", message, fix, case_id=case.case_id, count=len(missing)),)

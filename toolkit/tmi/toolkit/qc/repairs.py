@@ -192,14 +192,14 @@ def repair(case: Case, codes: Sequence[str]) -> list[AppliedRepair]:
     A case that cannot be read for another reason is left unchanged; its check reports the reason.
 
     Raises:
-        InputRejectedError: case-unreadable: another process repairs the case, or a file cannot be written; files
+        InputRejectedError: case-files: another process repairs the case, or a file cannot be written; files
             of earlier repairs are.
     """
     with ExitStack() as stack:
         try:
             stack.enter_context(output_lock(case.folder / CASE_RECORD_FILE, kind="case"))
         except TmiError as error:
-            raise InputRejectedError(error.what, fix=error.fix, code="case-unreadable", case_id=case.case_id) from error
+            raise InputRejectedError(error.what, fix=error.fix, code="case-files", case_id=case.case_id) from error
         return _repair(case, codes)
 
 
@@ -222,7 +222,7 @@ def _repair(case: Case, codes: Sequence[str]) -> list[AppliedRepair]:
                 raise InputRejectedError(
                     f"repaired {path.name} cannot be written ({error.strerror or type(error).__name__})",
                     fix="make the folder writable and free space on its disk, or repair a copy of the case",
-                    code="case-unreadable",
+                    code="case-files",
                     case_id=case.case_id,
                 ) from error
             applied.append(AppliedRepair(case_id=case.case_id, code=code, file=path.name, what=what))

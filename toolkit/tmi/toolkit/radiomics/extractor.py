@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.errors import InputRejectedError
+from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.radiomics.fast_extractor import extract_fast, reference_path_reason
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.radiomics.image_filters import to_image
@@ -36,6 +37,11 @@ class ExtractedFeatures:
     """Values in the order of `FEATURE_NAMES`; NaN where a feature has no finite value."""
     note: str | None = None
     """Why the whole CT was filtered; None if the fast filters were used."""
+
+    def issues(self, case_id: str) -> tuple[Issue, ...]:
+        """Return the warning that the note is, if there is one."""
+        fix = "install the versions of constraints.txt"
+        return () if self.note is None else (Issue.of("radiomics-extractor", self.note, fix, case_id=case_id),)
 
 
 def extract(ct: Volume, mask: Volume, *, jobs: int | None = None) -> Float[NDArray[np.float64], "1781"]:

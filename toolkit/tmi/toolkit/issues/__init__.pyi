@@ -1,0 +1,10 @@
+from .codes import CASE_CODES as CASE_CODES
+from .codes import CODES as CODES
+from .codes import COMMAND_CODES as COMMAND_CODES
+from .codes import RETIRED_CODES as RETIRED_CODES
+from .codes import TABLE_CODES as TABLE_CODES
+from .codes import USE_CODES as USE_CODES
+from .codes import Code as Code
+from .codes import Severity as Severity
+from .issue import Issue as Issue
+from .issue import shortened as shortened
