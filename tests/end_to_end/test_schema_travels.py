@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import tmi.runtime.serving.case_loader as case_loader
+import tmi.runtime.serving.pipeline as pipeline
 from factories.cached_traces import use_cached_traces
 from factories.cases import write_cohort
 from factories.nano import NANO_OPTIONS
@@ -90,14 +90,14 @@ def test_bundle_predicts_with_its_own_schema(project, bundle, tmp_path, monkeypa
     """A bundle that was moved renders and checks records with the schema that it holds."""
     moved = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     texts: list[str] = []
-    prepare_case = case_loader.prepare_case
+    prepare_case = pipeline.prepare_case
 
     def recording(*arguments, **options):
         prepared = prepare_case(*arguments, **options)
         texts.append(prepared.text)
         return prepared
 
-    monkeypatch.setattr(case_loader, "prepare_case", recording)
+    monkeypatch.setattr(pipeline, "prepare_case", recording)
     cases = [Path(shutil.copytree(project / "cohort" / c, tmp_path / c)) for c in ("C000", "C001")]
     set_values(cases[1], ldl=2.5)  # a field that the packaged schema has and this one excludes
     outcome = tmi("predict", *cases, "--bundle", moved, "--engine", "onnx", "--json", cwd=tmp_path)

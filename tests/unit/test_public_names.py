@@ -70,16 +70,16 @@ PUBLIC_NAMES = {
         save_montage strongest_fields sum_by_group top_features torch_threads write_explanation
     """,
     "tmi.runtime.inference": """
-        EmbeddingCache Features TokenIds concatenate_tokens encode_ct encode_text encoder_graphs
-        fold_std fuse fusion_inputs group_by_length probabilities reused_branches run_folds softmax
+        EmbeddingCache EncodedBranch Features TokenIds concatenate_tokens encode_ct encode_text encoder_graphs
+        fold_std fuse fusion_inputs group_by_length probabilities run_folds softmax
         trim_padding
     """,
     "tmi.runtime.report": """
         CASES case_page finished_result index_page inputs_digest page_record
     """,
     "tmi.runtime.serving": """
-        ALERTS BUNDLE_WARNINGS CaseResult FEATURE_ALERTS FEATURE_WARNINGS Notice Prediction
-        Predictor RESEARCH_USE RejectedCase ResultLog SYNTHETIC alerts case_alerts document
+        ALERTS BUNDLE_WARNINGS CaseResult FEATURE_ALERTS FEATURE_WARNINGS InferencePipeline
+        Notice Prediction Predictor RESEARCH_USE RejectedCase ResultLog SYNTHETIC Trace alerts case_alerts document
         open_selected_engine resolve_cases result_from_json result_log_path result_to_json
         stages_match_total sum_stages unaccounted_seconds
     """,
@@ -112,9 +112,9 @@ PUBLIC_NAMES = {
         require_rendering sentences store_schema stored_schema truncation_fix truncation_warning
     """,
     "tmi.toolkit.compute": """
-        ArrayAllocator AvailableMemory BufferPool Ignored StageTimer available_cores
+        ArrayAllocator AvailableMemory BufferPool Ignored Span StageTimer available_cores
         available_memory disable_telemetry end_with_input end_with_parent initialize_worker
-        library_call provide_user quiet worker_pool
+        library_call provide_user quiet sum_spans worker_pool
     """,
     "tmi.toolkit.config": """
         AugmentationConfig CLASSES Config CtConfig CtEncoderConfig FusionConfig HeadConfig

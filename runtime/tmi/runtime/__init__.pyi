@@ -1,7 +1,7 @@
 __version__: str
 
-from .serving.case_loader import CaseArrays as CaseArrays
 from .serving.predictor import Predictor as Predictor
+from .serving.prefetching import CaseArrays as CaseArrays
 from .serving.results import FoldPrediction as FoldPrediction
 from .serving.results import Notice as Notice
 from .serving.results import Prediction as Prediction

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from factories.cases import MARKUP_CASE_ID, write_case
+from factories.staged_predictor import OpenBundle
 from factories.tmi_command import CommandResult, tmi
 from tmi.runtime import Predictor
+from tmi.runtime.bundle.reader import open_bundle
+from tmi.runtime.serving.startup import open_selected_engine
 
 
 @pytest.fixture(scope="session")
@@ -23,9 +26,18 @@ def good_cases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def predictor(tiny_bundle: Path) -> Iterator[Predictor]:
-    with Predictor.open(tiny_bundle, engine="onnx", threads=1) as opened:
-        yield opened
+def opened(tiny_bundle: Path) -> Iterator[OpenBundle]:
+    """A bundle on one thread of ONNX Runtime, for predictors with replaced parts."""
+    bundle = open_bundle(tiny_bundle)
+    engine, record = open_selected_engine("onnx", bundle, threads=1)
+    with engine:
+        yield OpenBundle(bundle, engine, record)
+
+
+@pytest.fixture(scope="session")
+def predictor(opened: OpenBundle) -> Predictor:
+    """The predictor of that bundle."""
+    return Predictor(opened.bundle, opened.engine, opened.record)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,5 @@
 from .embedding_cache import EmbeddingCache as EmbeddingCache
-from .embedding_cache import reused_branches as reused_branches
+from .ensemble import EncodedBranch as EncodedBranch
 from .ensemble import Features as Features
 from .ensemble import TokenIds as TokenIds
 from .ensemble import encode_ct as encode_ct

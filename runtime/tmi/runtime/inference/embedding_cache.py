@@ -48,8 +48,6 @@ class EmbeddingCache:
         """Number of features read from the cache."""
         self.stored = 0
         """Number of features computed and stored."""
-        self.row_hits: dict[str, list[bool]] = {}
-        """Graph -> for each row of its latest batch, whether its features were cached."""
 
     def summary(self) -> str:
         """One line with hits and stored entries."""
@@ -94,21 +92,4 @@ def lookup_rows(
     rows: Sequence[int] = range(next(iter(inputs.values())).shape[0])
     keys = [cache.key(spec, {name: array[row] for name, array in inputs.items()}) for row in rows]
     cached = [cache.get(spec, key) for key in keys]
-    cache.row_hits[spec.name] = [features is not None for features in cached]
     return keys, cached
-
-
-def reused_branches(
-    branch: str, features: Mapping[str, object], cache: EmbeddingCache | None, *, row: int
-) -> tuple[str, ...]:
-    """(branch,) if the features of all its encoders were cached for this row, else ().
-
-    Args:
-        branch: name of the branch.
-        features: graph -> output of its encoder in the latest batch.
-        cache: the cache that was used; None: no cache.
-        row: row of the batch.
-    """
-    if cache is None or not features:
-        return ()
-    return (branch,) if all(cache.row_hits[graph][row] for graph in features) else ()

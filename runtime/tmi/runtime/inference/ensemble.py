@@ -14,6 +14,7 @@ It reads no case and no file. The parity checks of an export and the predictor b
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -42,6 +43,16 @@ Features = Mapping[str, NDArray[np.float32]]
 """Name of an encoder's graph -> its output [B, C]."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncodedBranch:
+    """Outputs of the encoders of one branch for a batch."""
+
+    features: Features
+    """Name of an encoder's graph -> its output [B, C]; no entry if the modality is not used."""
+    reused_B: tuple[bool, ...]
+    """For each row, whether the features of all encoders came from the embedding cache."""
+
+
 def encoder_graphs(manifest: Manifest, role: str) -> tuple[GraphSpec, ...]:
     """The distinct encoder graphs of all folds in the order of first use; empty if the modality is not used.
 
@@ -59,15 +70,16 @@ def encode_ct(
     ct_B1DHW: Float32[NDArray[np.float32], "B 1 D H W"],
     *,
     cache: EmbeddingCache | None = None,
-) -> dict[str, Float32[NDArray[np.float32], "B C"]]:
-    """Features of every distinct CT encoder, each run once, by graph name; `cache` stores them by content."""
-    return {spec.name: _encoded(engine, spec, {"ct": ct_B1DHW}, cache=cache) for spec in encoder_graphs(manifest, "ct")}
+) -> EncodedBranch:
+    """Features of every distinct CT encoder, each run once; `cache` stores them by content."""
+    graphs = encoder_graphs(manifest, "ct")
+    return _branch({spec.name: _encoded(engine, spec, {"ct": ct_B1DHW}, cache=cache) for spec in graphs})
 
 
 def encode_text(
     engine: Engine, manifest: Manifest, texts: Mapping[str, TokenIds], *, cache: EmbeddingCache | None = None
-) -> dict[str, Float32[NDArray[np.float32], "B C"]]:
-    """Features of every distinct text encoder, each run once at the texts' real length, by graph name.
+) -> EncodedBranch:
+    """Features of every distinct text encoder, each run once at the texts' real length.
 
     Args:
         engine: an open engine.
@@ -76,13 +88,13 @@ def encode_text(
         cache: returns and stores features by content.
     """
     longest = manifest.parsed_config().clinical.max_length
-    features = {}
+    encoded = {}
     for spec in encoder_graphs(manifest, "text"):
         padded = texts[spec.name]
         tokens = trim_padding(padded.input_ids_BT, padded.attention_mask_BT, longest=longest)
         inputs = {"input_ids": tokens.input_ids_BT, "attention_mask": tokens.attention_mask_BT}
-        features[spec.name] = _encoded(engine, spec, inputs, cache=cache)
-    return features
+        encoded[spec.name] = _encoded(engine, spec, inputs, cache=cache)
+    return _branch(encoded)
 
 
 def fuse(
@@ -121,8 +133,8 @@ def run_folds(
     radiomics_BFR: Float32[NDArray[np.float32], "B F R"],
 ) -> Float32[NDArray[np.float32], "B F K"]:
     """Logits of every fold from prepared arrays: encoders, then fusion."""
-    ct = encode_ct(engine, manifest, ct_B1DHW)
-    text = encode_text(engine, manifest, texts)
+    ct = encode_ct(engine, manifest, ct_B1DHW).features
+    text = encode_text(engine, manifest, texts).features
     return fuse(engine, manifest, ct, text, radiomics_BFR)
 
 
@@ -154,10 +166,11 @@ def _single(engine: Engine, spec: GraphSpec, inputs: Mapping[str, NDArray[np.gen
 
 def _encoded(
     engine: Engine, spec: GraphSpec, inputs: Mapping[str, NDArray[np.generic]], *, cache: EmbeddingCache | None
-) -> Float32[NDArray[np.float32], "B C"]:
-    """Output of an encoder; only rows that are not cached are computed."""
+) -> tuple[Float32[NDArray[np.float32], "B C"], list[bool]]:
+    """Output of an encoder, and whether each row was cached; only the other rows are computed."""
     if cache is None:
-        return _single(engine, spec, inputs)
+        features_BC = _single(engine, spec, inputs)
+        return features_BC, [False] * len(features_BC)
     keys, rows = lookup_rows(cache, spec, inputs)
     missing = [row for row, features in enumerate(rows) if features is None]
     if missing:
@@ -165,4 +178,14 @@ def _encoded(
         for row, features_C in zip(missing, computed_BC, strict=True):
             cache.put(keys[row], features_C)
             rows[row] = features_C
-    return np.stack([features for features in rows if features is not None])
+    features_BC = np.stack([features for features in rows if features is not None])
+    return features_BC, [row not in missing for row in range(len(rows))]
+
+
+def _branch(encoded: Mapping[str, tuple[NDArray[np.float32], list[bool]]]) -> EncodedBranch:
+    """Combine the outputs of the encoders of a branch; a row is reused if it is in every encoder."""
+    reused = zip(*(rows for _, rows in encoded.values()), strict=True)
+    return EncodedBranch(
+        features={name: features_BC for name, (features_BC, _) in encoded.items()},
+        reused_B=tuple(all(row) for row in reused),
+    )

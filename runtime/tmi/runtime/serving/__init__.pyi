@@ -3,6 +3,7 @@ from .input_warnings import FEATURE_ALERTS as FEATURE_ALERTS
 from .input_warnings import FEATURE_WARNINGS as FEATURE_WARNINGS
 from .input_warnings import SYNTHETIC as SYNTHETIC
 from .input_warnings import case_alerts as case_alerts
+from .pipeline import InferencePipeline as InferencePipeline
 from .predictor import Predictor as Predictor
 from .predictor import resolve_cases as resolve_cases
 from .result_log import ResultLog as ResultLog
@@ -18,6 +19,7 @@ from .results import document as document
 from .results import result_from_json as result_from_json
 from .results import result_to_json as result_to_json
 from .startup import open_selected_engine as open_selected_engine
-from .timing import stages_match_total as stages_match_total
-from .timing import sum_stages as sum_stages
-from .timing import unaccounted_seconds as unaccounted_seconds
+from .trace import Trace as Trace
+from .trace import stages_match_total as stages_match_total
+from .trace import sum_stages as sum_stages
+from .trace import unaccounted_seconds as unaccounted_seconds

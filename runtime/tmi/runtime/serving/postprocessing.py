@@ -24,6 +24,7 @@ def to_prediction(
     digest: str,
     engine: str,
     notices: tuple[Notice, ...],
+    reused: tuple[str, ...] = (),
 ) -> CaseResult:
     """Convert the logits of one case to a prediction without timing.
 
@@ -34,6 +35,7 @@ def to_prediction(
         digest: digest of the bundle.
         engine: name of the engine that computed the logits.
         notices: notices of the case.
+        reused: branches whose features came from the embedding cache.
 
     Returns:
         The prediction; a rejected case if a logit is not finite.
@@ -65,4 +67,5 @@ def to_prediction(
         bundle=digest,
         seconds={},
         overlapped={},
+        reused=reused,
     )

@@ -4,9 +4,11 @@
         for result in predictor.stream(["case_a", "case_b"], batch=2):
             ...
 
-Worker threads prepare cases (`tmi.runtime.serving.case_loader`): they read and check a case, resample its CT and scale
-its radiomics with each fold's own scaler. The calling thread runs the engine (`tmi.runtime.inference.ensemble`): first
-the text of each case, then CT and fusion of a whole batch.
+Three parts do the work, and this module connects them:
+
+- `Prefetcher` (`tmi.runtime.serving.prefetching`): worker threads prepare the next cases, in order and within a bound.
+- `InferencePipeline` (`tmi.runtime.serving.pipeline`): the stages of a prediction, from a case to its result.
+- `Trace` (`tmi.runtime.serving.trace`): spans of both, from which the seconds of each stage are computed afterwards.
 
 A GPU computes while the next batch is prepared, and it encodes a text while the images of the same case are read. An
 engine on the CPU shares its cores with the workers. Cases are therefore prepared in rounds, one case for each core,
@@ -19,35 +21,33 @@ the batch before it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
-from tmi.runtime.bundle.contents import bundled_scaler, bundled_schema
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.bundle.signing import Keys, open_trusted_bundle
 from tmi.runtime.engines.registry import Engine
 from tmi.runtime.engines.selection import AUTO, EngineRecord
-from tmi.runtime.inference.embedding_cache import EmbeddingCache, reused_branches
-from tmi.runtime.inference.ensemble import Features, encode_ct, fuse
-from tmi.runtime.serving.case_loader import CaseInputs, CaseLoader, PendingCase, Prefetcher
-from tmi.runtime.serving.postprocessing import to_prediction, truncated_notice
-from tmi.runtime.serving.results import STAGES, CaseResult, RejectedCase
+from tmi.runtime.inference.embedding_cache import EmbeddingCache
+from tmi.runtime.serving.pipeline import CaseInputs, InferencePipeline
+from tmi.runtime.serving.prefetching import PendingCase, Prefetcher, fetch_images
+from tmi.runtime.serving.results import COPIES, STAGES, CaseResult, Prediction, RejectedCase
 from tmi.runtime.serving.startup import open_selected_engine
-from tmi.runtime.serving.text_encoding import EncodedText, TextBranch, timed_engine
-from tmi.runtime.serving.timing import Stopwatch, split_overlap, sum_stages
+from tmi.runtime.serving.text_encoding import EncodedText
+from tmi.runtime.serving.trace import PREPARATION, TURN, WAITING, CaseSpan, Trace, sum_stages, waterfall
 from tmi.runtime.verification.self_test import LogCallback
 from tmi.toolkit.cases.case import Case, MaskLabel, find_cases
-from tmi.toolkit.clinical.rendering import require_rendering
-from tmi.toolkit.clinical.schema import SCHEMA_FILE
+from tmi.toolkit.compute.buffer_pool import BufferPool
 from tmi.toolkit.compute.cpu import available_cores
-from tmi.toolkit.errors import DamagedError, UsageError
+from tmi.toolkit.compute.stage_timer import StageTimer
+from tmi.toolkit.errors import UsageError
 from tmi.toolkit.preprocessing.cache import PreparedCache
+from tmi.toolkit.preprocessing.pipeline import STAGES as PREPARATION_STAGES
 
 CaseLike = Case | Path | str
 """A case: its folder, a `Case`, or a `CaseArrays` in memory; also a folder of cases."""
@@ -55,22 +55,25 @@ MAX_READERS = 4
 """Maximum number of cases prepared in parallel; each needs the memory of its CT and of its prepared volume."""
 
 
-@dataclass(kw_only=True)
+Prepared = CaseInputs | RejectedCase
+"""Outcome of the preparation of a case."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _QueuedCase:
     """A case that waits for its batch: its text is encoded, its CT is not yet."""
 
     inputs: CaseInputs
-    text: Features
-    truncated: bool
-    """Whether its text was longer than the encoder's maximum length."""
-    reused: tuple[str, ...]
-    """Branches whose features came from the embedding cache."""
-    waited: dict[str, float]
-    """Seconds by stage that the engine's thread spent on the case or waited for it."""
-    overlapped: dict[str, float]
-    """Seconds by stage of its preparation that overlapped other work."""
-    wall: float
-    """Seconds of the engine's thread, measured separately from the stages."""
+    """Its inputs."""
+    text: EncodedText
+    """Its encoded text."""
+    spans: tuple[CaseSpan, ...]
+    """Spans so far of the cases that were prepared with it."""
+
+    @property
+    def case_id(self) -> str:
+        """Id of the case."""
+        return self.inputs.case.case_id
 
 
 class Predictor:
@@ -84,6 +87,8 @@ class Predictor:
         *,
         cache: PreparedCache | None = None,
         reuse: bool = False,
+        pipeline: InferencePipeline | None = None,
+        cores: int | None = None,
     ) -> None:
         """Build a predictor from an engine that has the bundle open; `Predictor.open` opens both.
 
@@ -93,26 +98,25 @@ class Predictor:
             record: record of the engine.
             cache: as in `Predictor.open`.
             reuse: as in `Predictor.open`.
+            pipeline: stages of the prediction; None: those of the bundle on the engine, with both caches.
+            cores: number of cores that the engine and the preparation share; None: the available ones.
 
         Raises:
             DamagedError: the bundle's clinical text was rendered by another version.
         """
         self.bundle = bundle
         self.engine_record = record
-        self._engine = engine
-        self._manifest = bundle.manifest
-        self._config = bundle.manifest.parsed_config()
         self.embeddings = EmbeddingCache(bundle, record) if reuse else None
         """Cache of CT and text features; None if `reuse` is off."""
-        clinical = self._manifest.clinical
-        if (clinical.schema, clinical.rendering) != (SCHEMA_FILE, self._config.clinical.rendering):
-            raise DamagedError("bundle: its config and its clinical text disagree", fix="export the bundle again")
-        if self._manifest.uses("clinical"):
-            require_rendering(clinical.rendering, clinical.rendering_version, kind="bundle")
-        schema = bundled_schema(bundle)
-        scalers = [bundled_scaler(bundle, fold.scaler) for fold in self._manifest.folds if fold.scaler is not None]
-        self._reader = CaseLoader(self._manifest, schema, scalers, cache=cache)
-        self._texts = TextBranch(bundle, engine, self.embeddings)
+        self.pipeline = pipeline or InferencePipeline(
+            bundle, engine, cache=cache, embeddings=self.embeddings, empty=BufferPool().empty
+        )
+        """Stages of the prediction; `pipeline.run` predicts a batch without threads and timing."""
+        self._engine = engine
+        self._cores = cores
+
+    def __repr__(self) -> str:
+        return f"Predictor({str(self.bundle.folder)!r}, engine={self.engine_record.name!r})"
 
     @classmethod
     def open(
@@ -210,19 +214,10 @@ class Predictor:
 
     def _stream(self, cases: Sequence[Case], batch: int) -> Iterator[CaseResult]:
         waiting: list[_QueuedCase | RejectedCase] = []
-        cores, loader = available_cores(), self._reader
-        # `copied_seconds` is None for an engine on the CPU: with all cores it competes with the workers.
-        if self._engine.copied_seconds is None and self.engine_record.threads >= cores:
-            readers = min(cores, MAX_READERS)
-            round_size = -(-readers // batch) * batch  # whole batches, so that no round leaves a partial batch behind
-            prefetcher = Prefetcher(
-                loader.read, cases, max_ahead=round_size, in_rounds=True, readers=readers, fetch=loader.fetch
-            )
-        else:  # an engine with its own device, or one that leaves some cores to the workers
-            prefetcher = Prefetcher(loader.read, cases, max_ahead=batch)
-        with prefetcher:
+        trace = Trace()
+        with self._prefetcher(cases, batch, trace) as prefetcher:
             for group in prefetcher:
-                for row in self._queued_cases(group):
+                for row in self._queued_cases(group, trace):
                     waiting.append(row)
                     del row  # this name would keep the case's arrays alive during the next preparation
                     # Rejected cases at the front have no batch to wait for; later ones keep their place in the order.
@@ -230,132 +225,109 @@ class Predictor:
                         yield waiting.pop(0)  # type: ignore[misc]
                     if sum(isinstance(w, _QueuedCase) for w in waiting) == batch:
                         prefetcher.computing()  # before the CT, the longest stage, so that the next batch overlaps it
-                        results, waiting = self._predict_batch(waiting), []
+                        results, waiting = self._predict_batch(waiting, trace), []
                         yield from results
         if waiting:
-            yield from self._predict_batch(waiting)
+            yield from self._predict_batch(waiting, trace)
 
-    def _queued_cases(self, group: list[PendingCase]) -> Iterator[_QueuedCase | RejectedCase]:
+    def _prefetcher(self, cases: Sequence[Case], batch: int, trace: Trace) -> Prefetcher[Prepared]:
+        """Prefetcher for the engine: in rounds if it computes on the cores of the workers, else overlapped."""
+
+        def prepare(case: Case, on_text_ready: Callable[[str], None]) -> Prepared:
+            ids = (case.case_id,)
+            with trace.span(PREPARATION, ids, worker=True):
+                prepared = self.pipeline.prepare(case, on_text_ready)
+                if isinstance(prepared, RejectedCase):
+                    return prepared
+                trace.add(prepared.spans, ids, worker=True)
+                with trace.span("radiomics", ids, worker=True):
+                    return self.pipeline.scale(prepared)
+
+        cores = self._cores or available_cores()
+        # `copied_seconds` is None for an engine on the CPU: with all cores it competes with the workers.
+        if self._engine.copied_seconds is None and self.engine_record.threads >= cores:
+            readers = min(cores, MAX_READERS)
+            round_size = -(-readers // batch) * batch  # whole batches, so that no round leaves a partial batch behind
+            fetch = fetch_images if self.bundle.manifest.uses("image") else lambda case: None
+            return Prefetcher(prepare, cases, max_ahead=round_size, in_rounds=True, readers=readers, fetch=fetch)
+        # an engine with its own device, or one that leaves some cores to the workers
+        return Prefetcher(prepare, cases, max_ahead=batch)
+
+    def _queued_cases(self, group: list[PendingCase[Prepared]], trace: Trace) -> Iterator[_QueuedCase | RejectedCase]:
         """Encode the texts of a group and yield its cases. The group is emptied, so that only a row holds its arrays.
 
         The text of a single case is encoded while its images are read. A round is prepared completely first; its texts
         of equal length then run as one batch.
         """
-        watch = Stopwatch()
-        with watch.stage("waiting"):
-            if len(group) > 1:
-                wait([pending.inputs for pending in group])
-            # Of a round, texts of rejected cases are left out; of a single case that is not yet known.
-            texts = [pending.text.result() for pending in group if len(group) == 1 or _is_prepared(pending)]
-        encoded = deque(self._texts.encode(texts, watch))
-        with watch.stage("waiting"):
-            ready = deque(pending.inputs.result() for pending in group)
+        ids = [pending.case.case_id for pending in group]
+        with trace.span(TURN, ids):
+            with trace.span(WAITING, ids):
+                if len(group) > 1:
+                    wait([pending.inputs for pending in group])
+                # Of a round, texts of rejected cases are left out; of a single case that is not yet known.
+                texts = [pending.text.result() for pending in group if len(group) == 1 or _is_prepared(pending)]
+            with trace.span("tokenise", ids):
+                tokens = self.pipeline.tokenise(texts)
+            with self._engine_span(trace, "text", ids):
+                encoded = deque(self.pipeline.encode_text(tokens))
+            with trace.span(WAITING, ids):
+                ready = deque(pending.inputs.result() for pending in group)
         group.clear()
-        # The round's waiting time is shared in proportion to each case's own preparation, the rest evenly.
-        wall, waited = watch.wall, watch.seconds.pop("waiting")
-        cases = sum(isinstance(inputs, CaseInputs) for inputs in ready)
-        prepared_seconds = sum(inputs.wall for inputs in ready if isinstance(inputs, CaseInputs))
-        shared = {name: seconds / max(1, cases) for name, seconds in watch.seconds.items()}
-        share = waited / prepared_seconds if prepared_seconds > 0 else 0.0
-        if cases < len(ready):
-            share = min(1.0, share)  # waiting for rejected cases alone is attributed to no case
+        spans = trace.take(ids, rejected=[inputs.case_id for inputs in ready if isinstance(inputs, RejectedCase)])
         while ready:  # popleft: no reference to a case is kept here once its row is yielded
-            yield _queued_case(
-                ready.popleft(), encoded, share=share, shared=shared, work=(wall - waited) / max(1, cases)
-            )
+            yield _queued_case(ready.popleft(), encoded, spans)
 
-    def _predict_batch(self, waiting: Sequence[_QueuedCase | RejectedCase]) -> list[CaseResult]:
+    def _predict_batch(self, waiting: Sequence[_QueuedCase | RejectedCase], trace: Trace) -> list[CaseResult]:
         """Run one batch; rejected cases in it keep their positions."""
-        watch = Stopwatch()
         rows = [w for w in waiting if isinstance(w, _QueuedCase)]
         if not rows:
             return [w for w in waiting if isinstance(w, RejectedCase)]
-        with watch.stage("other"):
-            cts = [r.inputs.case.ct_1DHW for r in rows]
-            if len(cts) == 1:  # a view instead of a copy
-                ct_B1DHW = cts[0][None]
-            else:
-                ct_B1DHW = np.stack(cts, out=self._reader.memory.empty((len(cts), *cts[0].shape), cts[0].dtype))
-            radiomics_BFR = np.stack([r.inputs.radiomics_FR for r in rows])
-            text = {name: np.concatenate([r.text[name] for r in rows]) for name in rows[0].text}
-        with timed_engine(self._engine, watch, "ct"):
-            ct = encode_ct(self._engine, self._manifest, ct_B1DHW, cache=self.embeddings)
-        with timed_engine(self._engine, watch, "fusion"):
-            logits_BFK = fuse(self._engine, self._manifest, ct, text, radiomics_BFR)
-        with watch.stage("other"):
-            predictions = []
-            for number, row in enumerate(rows):
-                longest = self._config.clinical.max_length
-                predictions.append(
-                    to_prediction(
-                        row.inputs.case.case_id,
-                        logits_BFK[number : number + 1],
-                        manifest=self._manifest,
-                        digest=self.bundle.digest,
-                        engine=self._engine.name,
-                        notices=row.inputs.notices + ((truncated_notice(longest),) if row.truncated else ()),
-                    )
-                )
-            reused = [reused_branches("ct", ct, self.embeddings, row=number) for number in range(len(rows))]
-        shared = {name: seconds / len(rows) for name, seconds in watch.seconds.items()}
-        wall = watch.wall / len(rows)
-        results = iter(
-            _with_timing(prediction, row, shared, wall=wall, reused=branches)
-            for prediction, row, branches in zip(predictions, rows, reused, strict=True)
-        )
-        return [entry if isinstance(entry, RejectedCase) else next(results) for entry in waiting]
+        ids = [row.case_id for row in rows]
+        with trace.span(TURN, ids):
+            with trace.span("other", ids):
+                batch = self.pipeline.collate([row.inputs for row in rows], [row.text for row in rows])
+            with self._engine_span(trace, "ct", ids):
+                ct = self.pipeline.encode_ct(batch)
+            with self._engine_span(trace, "fusion", ids):
+                logits_BFK = self.pipeline.fuse(batch, ct)
+            with trace.span("other", ids):
+                results = self.pipeline.postprocess(batch, ct, logits_BFK)
+        spans = trace.take(ids)
+        timed = iter([_timed(result, (*row.spans, *spans)) for row, result in zip(rows, results, strict=True)])
+        return [entry if isinstance(entry, RejectedCase) else next(timed) for entry in waiting]
+
+    @contextmanager
+    def _engine_span(self, trace: Trace, stage: str, ids: Sequence[str]) -> Iterator[None]:
+        """Record a stage of the engine; seconds of copies to and from a device are a span of `copies` at its end."""
+        before, timer = self._engine.copied_seconds, StageTimer()
+        yield
+        if before is not None and self._engine.copied_seconds is not None:
+            timer.record(COPIES, self._engine.copied_seconds - before)
+        timer.lap(stage)
+        trace.add(timer.spans, ids)
 
 
 def _queued_case(
-    inputs: CaseInputs | RejectedCase,
-    texts: deque[EncodedText],
-    *,
-    share: float,
-    shared: Mapping[str, float],
-    work: float,
+    inputs: Prepared, texts: deque[EncodedText], spans: tuple[CaseSpan, ...]
 ) -> _QueuedCase | RejectedCase:
-    """Combine the inputs and the encoded text of one case; a rejected case is returned as it is.
-
-    Args:
-        inputs: inputs of the case.
-        texts: encoded texts of the cases that were not rejected; the first one belongs to this case and is removed.
-        share: fraction of its preparation that was waited for.
-        shared: seconds by stage of the other work for it.
-        work: seconds of that work, measured separately.
-    """
-    if isinstance(inputs, RejectedCase):
-        return inputs
-    text, waited = texts.popleft(), share * inputs.wall
-    visible, hidden = split_overlap(inputs.seconds, wall=inputs.wall, waited=waited)
-    return _QueuedCase(
-        inputs=inputs,
-        text=text.features,
-        truncated=text.truncated,
-        reused=text.reused,
-        waited=sum_stages(visible, shared),
-        overlapped=hidden,
-        wall=waited + work,
-    )
+    """Combine the inputs of a case with the first of the encoded texts, which is removed; a rejected case has none."""
+    return inputs if isinstance(inputs, RejectedCase) else _QueuedCase(inputs=inputs, text=texts.popleft(), spans=spans)
 
 
-def _is_prepared(pending: PendingCase) -> bool:
+def _is_prepared(pending: PendingCase[Prepared]) -> bool:
     """Whether a finished preparation did not end in a rejection."""
     return isinstance(pending.inputs.result(), CaseInputs)
 
 
-def _with_timing(
-    result: CaseResult, row: _QueuedCase, shared: Mapping[str, float], *, wall: float, reused: tuple[str, ...]
-) -> CaseResult:
-    """Add the seconds of the case itself and its part of the batch to a prediction."""
-    if isinstance(result, RejectedCase):
+def _timed(result: CaseResult, spans: Sequence[CaseSpan]) -> CaseResult:
+    """Add the seconds of the case to a prediction; every prediction lists all stages, in pipeline order."""
+    if not isinstance(result, Prediction):
         return result
-    # `STAGES` with zeros in between: every prediction lists all stages, in pipeline order.
-    seconds = sum_stages(row.waited, dict.fromkeys(STAGES, 0.0), shared)
+    times = waterfall(spans, result.case_id)
     return replace(
         result,
-        seconds={**seconds, "total": row.wall + wall},
-        overlapped=row.overlapped,
-        reused=(*reused, *row.reused),
+        seconds=sum_stages(dict.fromkeys((*PREPARATION_STAGES, *STAGES), 0.0), times.seconds),
+        overlapped=sum_stages(dict.fromkeys(PREPARATION_STAGES, 0.0), times.overlapped),
     )
 
 

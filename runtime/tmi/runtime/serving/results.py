@@ -108,7 +108,7 @@ class Prediction:
     """SHA-256 of the bundle's manifest."""
     seconds: Mapping[str, float]
     """Seconds that the prediction waited for, by stage of the preparation and of `STAGES`, and the `total`, which is
-    measured separately (`tmi.runtime.serving.timing`). Seconds that a batch shares are divided evenly."""
+    measured separately (`tmi.runtime.serving.trace`). Seconds that a batch shares are divided evenly."""
     overlapped: Mapping[str, float]
     """Seconds of the same stages that overlapped other work; not part of `seconds`."""
     reused: tuple[str, ...] = ()

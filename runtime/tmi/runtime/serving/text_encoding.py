@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tmi.runtime.bundle.contents import bundled_tokenizer
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.registry import Engine
-from tmi.runtime.inference.embedding_cache import EmbeddingCache, reused_branches
+from tmi.runtime.inference.embedding_cache import EmbeddingCache
 from tmi.runtime.inference.ensemble import Features, encode_text, encoder_graphs
-from tmi.runtime.inference.token_padding import concatenate_tokens, group_by_length, trim_padding
-from tmi.runtime.serving.results import COPIES
-from tmi.runtime.serving.timing import Stopwatch
-from tmi.toolkit.clinical.tokenizer import Encoded
+from tmi.runtime.inference.token_padding import Tokens, concatenate_tokens, group_by_length, trim_padding
 from tmi.toolkit.errors import DamagedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseTokens:
+    """CaseTokens of one case's text."""
+
+    by_graph: Mapping[str, Tokens]
+    """Name of a text graph -> its tokens [1, T]; each graph has its own tokenizer."""
+    truncated: bool
+    """Whether the text was longer than the encoder's maximum length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +32,8 @@ class EncodedText:
     """Features by name, one row [1,C] each; empty if the case has no text."""
     truncated: bool
     """Whether the text was longer than the encoder's maximum length."""
-    reused: tuple[str, ...]
-    """The branch's name if its features came from the embedding cache, else empty."""
+    reused: bool
+    """Whether its features came from the embedding cache."""
 
 
 class TextBranch:
@@ -50,62 +56,57 @@ class TextBranch:
             name: bundled_tokenizer(bundle, name) for name in dict.fromkeys(self._tokenizer_of.values())
         }
 
-    def encode(self, texts: Sequence[str | None], watch: Stopwatch) -> list[EncodedText]:
-        """Encode texts.
+    def tokenise(self, texts: Sequence[str | None]) -> list[CaseTokens | None]:
+        """Tokenise texts.
+
+        Args:
+            texts: one text for each case; None for a case without text.
+
+        Returns:
+            The tokens of each text, without the padding that all encoders ignore; None without a text.
+        """
+        return [None if text is None else self._tokenise(text) for text in texts]
+
+    def encode(self, tokens: Sequence[CaseTokens | None]) -> list[EncodedText]:
+        """Encode tokenised texts.
 
         Texts of equal padded length run as one batch; their features do not depend on the batch.
 
         Args:
-            texts: one text for each case; None for a case without text, which gets no features.
-            watch: receives the seconds of the stages `tokenise` and `text`.
+            tokens: the tokens of each case; None for a case without text, which gets no features.
 
         Returns:
-            The encoded texts, in the order of `texts`.
+            The encoded texts, in the order of `tokens`.
         """
-        present = [number for number, text in enumerate(texts) if text is not None]
-        longest = self._longest
-        with watch.stage("tokenise"):
-            encoded = {number: self._tokenise([texts[number] or ""]) for number in present}
-            # Padding is cut per text: attention ignores it, but the encoder would still compute it.
-            tokens = {
-                number: {
-                    name: trim_padding(one.input_ids_BT, one.attention_mask_BT, longest=longest)
-                    for name, one in by_graph.items()
-                }
-                for number, by_graph in encoded.items()
+        results = [EncodedText(features={}, truncated=False, reused=False) for _ in tokens]
+        present = {number: one for number, one in enumerate(tokens) if one is not None}
+        for numbers in group_by_length({number: one.by_graph for number, one in present.items()}):
+            batch = {
+                name: concatenate_tokens([present[number].by_graph[name] for number in numbers])
+                for name in present[numbers[0]].by_graph
             }
-        results = [EncodedText(features={}, truncated=False, reused=()) for _ in texts]
-        with timed_engine(self._engine, watch, "text"):
-            for numbers in group_by_length(tokens):
-                batch = {
-                    name: concatenate_tokens([tokens[number][name] for number in numbers])
-                    for name in tokens[numbers[0]]
-                }
-                features = encode_text(self._engine, self._manifest, batch, cache=self._embeddings)
-                for row, number in enumerate(numbers):
-                    results[number] = EncodedText(
-                        features={name: array[row : row + 1] for name, array in features.items()},
-                        truncated=any(one.truncated_B[0] for one in encoded[number].values()),
-                        reused=reused_branches("text", features, self._embeddings, row=row),
-                    )
+            encoded = encode_text(self._engine, self._manifest, batch, cache=self._embeddings)
+            for row, number in enumerate(numbers):
+                results[number] = EncodedText(
+                    features={name: array[row : row + 1] for name, array in encoded.features.items()},
+                    truncated=present[number].truncated,
+                    reused=any(encoded.reused_B[row : row + 1]),
+                )
         return results
 
-    def _tokenise(self, texts: Sequence[str]) -> dict[str, Encoded]:
-        """Tokens by name of the text graph; each distinct tokenizer runs once."""
+    def _tokenise(self, text: str) -> CaseTokens:
+        """CaseTokens by name of the text graph; each distinct tokenizer runs once."""
         by_file = {
-            name: tokenizer.encode(texts, max_length=self._longest) for name, tokenizer in self._tokenizers.items()
+            name: tokenizer.encode([text], max_length=self._longest) for name, tokenizer in self._tokenizers.items()
         }
-        return {graph: by_file[name] for graph, name in self._tokenizer_of.items()}
-
-
-@contextmanager
-def timed_engine(engine: Engine, watch: Stopwatch, stage: str) -> Iterator[None]:
-    """Time a stage of the engine. Seconds of copies to and from a device are moved to the stage `copies`."""
-    before = engine.copied_seconds
-    with watch.stage(stage):
-        yield
-    if before is not None and engine.copied_seconds is not None:
-        watch.move(stage, COPIES, engine.copied_seconds - before)
+        return CaseTokens(
+            # Padding is cut per text: attention ignores it, but the encoder would still compute it.
+            by_graph={
+                graph: trim_padding(by_file[name].input_ids_BT, by_file[name].attention_mask_BT, longest=self._longest)
+                for graph, name in self._tokenizer_of.items()
+            },
+            truncated=any(bool(encoded.truncated_B[0]) for encoded in by_file.values()),
+        )
 
 
 def _tokenizer_files(bundle: Bundle) -> dict[str, str]:

@@ -37,17 +37,18 @@ def test_length_is_rounded_up_within_the_limit(lengths, width, longest, expected
     assert (found.input_ids_BT == 7 * found.attention_mask_BT).all()
 
 
-def test_padding_changes_no_feature(predictor, monkeypatch):
+def test_padding_changes_no_feature(opened, monkeypatch):
     """Trimmed tokens give the features of fully padded ones."""
-    manifest, longest = predictor.bundle.manifest, predictor.bundle.manifest.parsed_config().clinical.max_length
+    manifest = opened.bundle.manifest
+    longest = manifest.parsed_config().clinical.max_length
     for real in (3, 40):
         text = tokens(real, width=longest)
         texts = dict.fromkeys((fold.text for fold in manifest.folds), text)
-        short = ensemble.encode_text(predictor._engine, manifest, texts)
+        short = ensemble.encode_text(opened.engine, manifest, texts).features
         with monkeypatch.context() as patch:
             patch.setattr(
                 ensemble, "trim_padding", lambda ids, mask, longest: Tokens(input_ids_BT=ids, attention_mask_BT=mask)
             )
-            padded = ensemble.encode_text(predictor._engine, manifest, texts)
+            padded = ensemble.encode_text(opened.engine, manifest, texts).features
         for name, features in padded.items():
             np.testing.assert_allclose(short[name], features, atol=1e-5)

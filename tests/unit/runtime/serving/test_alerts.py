@@ -33,7 +33,6 @@ def notices(*, clipped: int = 0, imputed: int = 0, alerts: tuple[CaseAlert, ...]
         radiomics_F=np.zeros(R),
         text="",
         warnings=("x",),
-        seconds={},
         alerts=alerts,
     )
     order = np.arange(R)

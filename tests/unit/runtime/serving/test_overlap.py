@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from factories.staged_predictor import WatchedEngine
 from tmi.runtime.inference.ensemble import encoder_graphs
-from tmi.runtime.serving import case_loader, text_encoding
-from tmi.runtime.serving import predictor as predictor_module
-from tmi.runtime.serving.case_loader import CaseInputs, Prefetcher
+from tmi.runtime.serving.predictor import MAX_READERS
+from tmi.runtime.serving.prefetching import Prefetcher, fetch_images
 from tmi.runtime.serving.results import RejectedCase
-from tmi.runtime.serving.timing import stages_match_total
+from tmi.runtime.serving.trace import stages_match_total
 from tmi.toolkit.cases.case import Case
+from tmi.toolkit.preprocessing.pipeline import PreparedCase
 
 QUIET = 0.03
 """Seconds within which a thread that may start a case would have started it."""
@@ -30,32 +31,15 @@ def case(name: str) -> Case:
     return Case(folder=Path(name), case_id=name)
 
 
-@pytest.fixture
-def on_gpu(predictor, monkeypatch) -> None:
-    """The engine reports a device of its own."""
-    monkeypatch.setattr(predictor._engine, "copied_seconds", 0.0)
-
-
-@pytest.fixture
-def have_cores(predictor, monkeypatch) -> Callable[[int], int]:
-    """Set the number of cores, all of which the engine uses."""
-
-    def have(count: int) -> int:
-        monkeypatch.setattr(predictor_module, "available_cores", lambda: count)
-        monkeypatch.setattr(predictor, "engine_record", replace(predictor.engine_record, threads=count))
-        return count
-
-    return have
-
-
 @pytest.fixture(params=[1, 2, 3, 16])
-def cores(request, have_cores) -> int:
-    return have_cores(request.param)
+def cores(request) -> int:
+    """Number of cores, all of which the engine uses."""
+    return request.param
 
 
 def round_of(cores: int, batch: int) -> int:
     """Size of a round: whole batches for at least the maximum number of readers."""
-    readers = min(cores, predictor_module.MAX_READERS)
+    readers = min(cores, MAX_READERS)
     return next(n for n in range(batch, 100, batch) if n >= readers)
 
 
@@ -64,27 +48,26 @@ def preparing() -> list[threading.Thread]:
 
 
 class FakeLoader:
-    """Replaces the case loader: records which cases were started, and returns prepared inputs at once."""
+    """Replaces the preparation: records which cases were started, and returns prepared cases at once."""
 
-    def __init__(self, ready: list[CaseInputs]) -> None:
+    def __init__(self, ready: list[PreparedCase]) -> None:
         self.ready = ready
         self.started: list[str] = []
         self.alive: list[weakref.ref[object]] = []
         self.most_alive = 0
         self.changed = threading.Condition()
 
-    def read(self, case: Case, on_text_ready: Callable[[str], None]) -> CaseInputs | RejectedCase:
+    def prepare(self, case: Case, on_text_ready: Callable[[str], None]) -> PreparedCase | RejectedCase:
         with self.changed:
             self.started.append(case.case_id)
             self.changed.notify_all()
         if case.case_id.startswith("bad"):
             return RejectedCase(case_id=case.case_id, code="case-missing", what="no such folder", fix="give another")
-        inputs = self.ready[len(self.started) % len(self.ready)]
-        prepared = replace(inputs.case, case_id=case.case_id)
+        prepared = replace(self.ready[len(self.started) % len(self.ready)], case_id=case.case_id)
         on_text_ready(prepared.text)
         self.alive.append(weakref.ref(prepared))
         self.most_alive = max(self.most_alive, sum(reference() is not None for reference in self.alive))
-        return replace(inputs, case=prepared)
+        return prepared
 
     def wait_for(self, count: int) -> bool:
         with self.changed:
@@ -92,20 +75,19 @@ class FakeLoader:
 
 
 @pytest.fixture(scope="module")
-def ready(predictor, good_cases) -> list[CaseInputs]:
-    """Four cases as the loader prepares them."""
-    return [predictor._reader.read(Case(folder=p, case_id=p.name), lambda text: None) for p in good_cases]
+def ready(opened, good_cases) -> list[PreparedCase]:
+    """Four cases as the pipeline prepares them, which take no time."""
+    pipeline = opened.pipeline
+    return [replace(pipeline.prepare(Case(folder=p, case_id=p.name)), spans=()) for p in good_cases]
 
 
 @pytest.fixture
-def loader(predictor, ready, monkeypatch) -> FakeLoader:
-    fake = FakeLoader(ready)
-    monkeypatch.setattr(predictor._reader, "read", fake.read)
-    return fake
+def loader(ready) -> FakeLoader:
+    return FakeLoader(ready)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_cases_are_prepared_once_in_worker_threads(predictor, good_cases, tmp_path, monkeypatch, batch):
+def test_cases_are_prepared_once_in_worker_threads(opened, predictor, good_cases, tmp_path, batch):
     """Every case is prepared once, outside the calling thread, and results keep the order of the input."""
     missing = tmp_path / "P999"
     missing.mkdir()
@@ -114,15 +96,14 @@ def test_cases_are_prepared_once_in_worker_threads(predictor, good_cases, tmp_pa
     alone = [predictor.predict(case)[0] for case in cases]
     threads: list[str] = []
     read: list[str] = []
-    original = case_loader.prepare_case
+    pipeline = opened.pipeline
 
-    def prepare(case, *arguments, **options):
+    def prepare(case, on_text_ready):
         threads.append(threading.current_thread().name)
         read.append(case.case_id)
-        return original(case, *arguments, **options)
+        return pipeline.prepare(case, on_text_ready)
 
-    monkeypatch.setattr(case_loader, "prepare_case", prepare)
-    results = predictor.predict(cases, batch=batch)
+    results = opened.predictor(prepare=prepare).predict(cases, batch=batch)
     assert [r.case_id for r in results] == [c.case_id for c in cases]
     for result, expected in zip(results, alone, strict=True):
         assert type(result) is type(expected)
@@ -132,31 +113,29 @@ def test_cases_are_prepared_once_in_worker_threads(predictor, good_cases, tmp_pa
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
-@pytest.mark.usefixtures("on_gpu")
-def test_next_batch_starts_with_the_ct(predictor, loader, monkeypatch, batch):
+def test_next_batch_starts_with_the_ct(opened, loader, batch):
     """On a GPU the preparation of the next batch starts when the CT is encoded, not while texts are encoded."""
     cases = [case(f"C{n}") for n in range(2 * batch + 1)]
     at_text: list[int] = []
     at_ct: list[int] = []
-    text, ct = text_encoding.encode_text, predictor_module.encode_ct
+    pipeline = opened.pipeline
 
     own = [batch] * batch + [2 * batch] * batch + [len(cases)]
 
-    def encode_text(*arguments, **options):
+    def encode_text(tokens):
         loader.wait_for(own[len(at_text)])
         time.sleep(QUIET)
         at_text.append(len(loader.started))
-        return text(*arguments, **options)
+        return pipeline.encode_text(tokens)
 
-    def encode_ct(*arguments, **options):
+    def encode_ct(rows):
         loader.wait_for(min((len(at_ct) + 2) * batch, len(cases)))
         time.sleep(QUIET)
         at_ct.append(len(loader.started))
-        return ct(*arguments, **options)
+        return pipeline.encode_ct(rows)
 
-    monkeypatch.setattr(text_encoding, "encode_text", encode_text)
-    monkeypatch.setattr(predictor_module, "encode_ct", encode_ct)
-    results = predictor.predict(cases, batch=batch)
+    on_gpu = opened.on_gpu(prepare=loader.prepare, encode_text=encode_text, encode_ct=encode_ct)
+    results = on_gpu.predict(cases, batch=batch)
     assert [r.case_id for r in results] == [c.case_id for c in cases]
     assert at_text == own, "a text overlaps its own batch only"
     assert at_ct == [2 * batch, len(cases), len(cases)], "while a CT runs, the next batch is prepared and no more"
@@ -184,115 +163,100 @@ class TestRejectedCases:
         assert sorted(loader.started) == sorted(names.split()), "nothing is read twice"
         assert not preparing()
 
-    @pytest.mark.usefixtures("on_gpu")
-    def test_on_a_gpu(self, predictor, loader, batch, names):
-        self.check(predictor, loader, batch, names)
+    def test_on_a_gpu(self, opened, loader, batch, names):
+        self.check(opened.on_gpu(prepare=loader.prepare), loader, batch, names)
         assert loader.started == names.split(), "in the order given"
         assert loader.most_alive <= 2 * batch
 
-    def test_in_rounds(self, predictor, loader, batch, names, cores):
-        self.check(predictor, loader, batch, names)
+    def test_in_rounds(self, opened, loader, batch, names, cores):
+        self.check(opened.on_cores(cores, prepare=loader.prepare), loader, batch, names)
         assert loader.most_alive <= round_of(cores, batch) + batch - 1
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
-def test_cpu_engine_is_idle_while_a_round_is_prepared(predictor, loader, monkeypatch, batch, cores):
+def test_cpu_engine_is_idle_while_a_round_is_prepared(opened, loader, batch, cores):
     """With an engine on all cores, no case is prepared while the engine computes."""
     cases = [case(f"C{n}") for n in range(2 * round_of(cores, batch) + 1)]
     reading: list[str] = []
     busy: list[int] = []
-    original = loader.read
 
-    def read(case, on_text_ready):
+    def prepare(case, on_text_ready):
         reading.append(case.case_id)
         try:
             time.sleep(QUIET / 10)
-            return original(case, on_text_ready)
+            return loader.prepare(case, on_text_ready)
         finally:
             reading.remove(case.case_id)
 
-    def watched(stage):
-        def run(*arguments, **options):
-            if round_of(cores, batch) > 1 and len(loader.started) < len(cases):  # the last case is alone in its round
-                assert not reading, "nothing is prepared while the engine computes"
-                busy.append(len(loader.started))
-            return stage(*arguments, **options)
+    def before_run(graph, inputs):
+        if round_of(cores, batch) > 1 and len(loader.started) < len(cases):  # the last case is alone in its round
+            assert not reading, "nothing is prepared while the engine computes"
+            busy.append(len(loader.started))
 
-        return run
-
-    monkeypatch.setattr(predictor._reader, "read", read)
-    for place, stage in ((text_encoding, "encode_text"), (predictor_module, "encode_ct"), (predictor_module, "fuse")):
-        monkeypatch.setattr(place, stage, watched(getattr(place, stage)))
-    results = predictor.predict(cases, batch=batch)
+    engine = WatchedEngine(opened.engine, before_run=before_run)
+    results = opened.predictor(engine, cores=cores, threads=cores, prepare=prepare).predict(cases, batch=batch)
     assert [r.case_id for r in results] == [c.case_id for c in cases]
     if round_of(cores, batch) > 1:
         assert set(busy) == {round_of(cores, batch) * n for n in (1, 2)}, "round by round"
 
 
-def test_cases_of_a_round_are_prepared_in_parallel(predictor, loader, monkeypatch, have_cores):
+def test_cases_of_a_round_are_prepared_in_parallel(opened, loader):
     """The cases of a round are in preparation at the same time."""
-    have_cores(3)
     barrier = threading.Barrier(3, timeout=20)
-    original = loader.read
 
-    def read(case, on_text_ready):
+    def prepare(case, on_text_ready):
         barrier.wait()  # sequential preparation would break the barrier
-        return original(case, on_text_ready)
+        return loader.prepare(case, on_text_ready)
 
-    monkeypatch.setattr(predictor._reader, "read", read)
-    assert len(predictor.predict([case(f"C{n}") for n in range(6)])) == 6
+    assert len(opened.on_cores(3, prepare=prepare).predict([case(f"C{n}") for n in range(6)])) == 6
 
 
-def test_text_of_a_single_case_overlaps_its_images(predictor, loader, monkeypatch):
+def test_text_of_a_single_case_overlaps_its_images(opened, loader):
     """A single case has its text encoded while its images are read."""
     encoded = threading.Event()
-    original, text = loader.read, text_encoding.encode_text
+    pipeline = opened.pipeline
 
-    def read(case, on_text_ready):
-        inputs = original(case, on_text_ready)
+    def prepare(case, on_text_ready):
+        prepared = loader.prepare(case, on_text_ready)
         assert encoded.wait(timeout=20), "the text waits for the images"
-        return inputs
+        return prepared
 
-    def encode_text(*arguments, **options):
-        features = text(*arguments, **options)
+    def encode_text(tokens):
+        features = pipeline.encode_text(tokens)
         encoded.set()
         return features
 
-    monkeypatch.setattr(predictor._reader, "read", read)
-    monkeypatch.setattr(text_encoding, "encode_text", encode_text)
-    assert len(predictor.predict(case("C0"))) == 1
+    assert len(opened.predictor(prepare=prepare, encode_text=encode_text).predict(case("C0"))) == 1
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_files_of_the_next_round_are_fetched_once(predictor, good_cases, monkeypatch, have_cores, batch):
+def test_files_of_the_next_round_are_fetched_once(opened, good_cases, monkeypatch, batch):
     """While a round computes, the files of the next one are read into the page cache, each once."""
-    have_cores(2)
     fetched: list[str] = []
     wanted = [case.name for case in good_cases[2:]]  # no computation precedes the first round
-    original, ct = predictor._reader.fetch, predictor_module.encode_ct
+    pipeline = opened.pipeline
 
     def fetch(case):
-        original(case)
+        fetch_images(case)
         fetched.append(case.case_id)
 
-    def encode_ct(*arguments, **options):
+    def encode_ct(rows):
         deadline = time.monotonic() + 20
         while len(fetched) < 2 and time.monotonic() < deadline:
             time.sleep(0.001)
-        return ct(*arguments, **options)
+        return pipeline.encode_ct(rows)
 
-    monkeypatch.setattr(predictor._reader, "fetch", fetch)
-    monkeypatch.setattr(predictor_module, "encode_ct", encode_ct)
-    assert len(predictor.predict(good_cases, batch=batch)) == len(good_cases)
+    monkeypatch.setattr("tmi.runtime.serving.predictor.fetch_images", fetch)
+    assert len(opened.on_cores(2, encode_ct=encode_ct).predict(good_cases, batch=batch)) == len(good_cases)
     assert sorted(fetched) == sorted(wanted)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_stream_on_a_cpu_holds_one_round(predictor, loader, batch, cores):
+def test_stream_on_a_cpu_holds_one_round(opened, loader, batch, cores):
     """On a CPU at most one round of prepared cases is in memory, and a predicted case is released."""
     cases = [case(f"C{n}") for n in range(12)]
     size = round_of(cores, batch)
-    for seen, _ in enumerate(predictor.stream(cases, batch=batch)):
+    for seen, _ in enumerate(opened.on_cores(cores, prepare=loader.prepare).stream(cases, batch=batch)):
         assert len(loader.started) == min(len(cases), seen // size * size + size)
         if batch == 1:
             left = min(len(cases), len(loader.started)) - seen - 1
@@ -302,49 +266,42 @@ def test_stream_on_a_cpu_holds_one_round(predictor, loader, batch, cores):
     assert loader.most_alive == size
 
 
-def test_unused_cores_prepare_while_the_engine_computes(predictor, loader, have_cores, monkeypatch):
+def test_unused_cores_prepare_while_the_engine_computes(opened, loader):
     """If the engine has fewer threads than cores, the next case is prepared while it computes."""
-    have_cores(4)
-    monkeypatch.setattr(predictor, "engine_record", replace(predictor.engine_record, threads=3))
     cases = [case(f"C{n}") for n in range(4)]
     ahead: list[int] = []
-    ct = predictor_module.encode_ct
+    pipeline = opened.pipeline
 
-    def encode_ct(*arguments, **options):
+    def encode_ct(rows):
         loader.wait_for(min(len(ahead) + 2, len(cases)))
         ahead.append(len(loader.started))
-        return ct(*arguments, **options)
+        return pipeline.encode_ct(rows)
 
-    monkeypatch.setattr(predictor_module, "encode_ct", encode_ct)
-    assert len(predictor.predict(cases)) == 4
+    assert len(opened.on_cores(4, threads=3, prepare=loader.prepare, encode_ct=encode_ct).predict(cases)) == 4
     assert ahead == [2, 3, 4, 4]
 
 
-def test_texts_of_equal_length_run_as_one_batch(predictor, ready, monkeypatch, have_cores):
+def test_texts_of_equal_length_run_as_one_batch(opened, ready):
     """Texts of equal length in a round are encoded together and give the same result as alone."""
-    have_cores(4)
-    short = ready[0].case.text
+    short = ready[0].text
     long = short + " and so on" * 20
     texts = {"C0": short, "C1": long, "bad2": short, "C3": short, "C4": long, "C5": short}
     shapes: list[tuple[int, int]] = []
-    run = predictor._engine.run
 
-    def read(case, on_text_ready):
+    def prepare(case, on_text_ready):
         on_text_ready(texts[case.case_id])
         if case.case_id.startswith("bad"):
             return RejectedCase(case_id=case.case_id, code="ct-missing", what="no CT", fix="give one")
-        inputs = ready[0]
-        return replace(inputs, case=replace(inputs.case, case_id=case.case_id, text=texts[case.case_id]))
+        return replace(ready[0], case_id=case.case_id, text=texts[case.case_id])
 
-    def watched(graph, inputs):
+    def before_run(graph, inputs):
         if "input_ids" in inputs:
             shapes.append(inputs["input_ids"].shape)
-        return run(graph, inputs)
 
-    monkeypatch.setattr(predictor._reader, "read", read)
-    alone = {name: predictor.predict(case(name))[0] for name in texts}
-    monkeypatch.setattr(predictor._engine, "run", watched)
-    results = predictor.predict([case(name) for name in texts])
+    alone = {name: opened.on_cores(4, prepare=prepare).predict(case(name))[0] for name in texts}
+    watched = WatchedEngine(opened.engine, before_run=before_run)
+    in_rounds = opened.predictor(watched, cores=4, threads=4, prepare=prepare)
+    results = in_rounds.predict([case(name) for name in texts])
     assert [r.case_id for r in results] == list(texts)
     for result in results:
         if isinstance(result, RejectedCase):
@@ -355,19 +312,18 @@ def test_texts_of_equal_length_run_as_one_batch(predictor, ready, monkeypatch, h
     assert alone["C0"].probability != alone["C1"].probability, "the texts matter"
     widths = sorted({width for _, width in shapes})
     assert len(widths) == 2
-    encoders = len(encoder_graphs(predictor.bundle.manifest, "text"))
+    encoders = len(encoder_graphs(opened.bundle.manifest, "text"))
     rows = {width: sum(count for count, w in shapes if w == width) for width in widths}
     assert rows == {widths[0]: 3 * encoders, widths[1]: 2 * encoders}, "no text of a rejected case"
     assert max(count for count, _ in shapes) == 2, "C0 and C3, of one round"
 
 
-@pytest.mark.usefixtures("on_gpu")
 @pytest.mark.parametrize("batch", [1, 2])
-def test_stream_on_a_gpu_holds_two_batches(predictor, loader, batch):
+def test_stream_on_a_gpu_holds_two_batches(opened, loader, batch):
     """On a GPU at most two batches of prepared cases are in memory."""
     cases = [case(f"C{n}") for n in range(12)]
     seen = 0
-    for _ in predictor.stream(cases, batch=batch):
+    for _ in opened.on_gpu(prepare=loader.prepare).stream(cases, batch=batch):
         seen += 1
         time.sleep(0.001)  # lets the worker thread run ahead if it could
         assert len(loader.started) <= (seen + batch - 1) // batch * batch + batch
@@ -379,12 +335,12 @@ def test_stream_on_a_gpu_holds_two_batches(predictor, loader, batch):
 def test_prefetching_is_bounded(ready, max_ahead):
     """At most `max_ahead` cases are started ahead, however often `computing` is called, and none before."""
     loader = FakeLoader(ready)
-    with Prefetcher(loader.read, [case(f"C{n}") for n in range(12)], max_ahead=max_ahead) as prefetcher:
+    with Prefetcher(loader.prepare, [case(f"C{n}") for n in range(12)], max_ahead=max_ahead) as prefetcher:
         time.sleep(QUIET)
         assert loader.started == [], "no case starts before one is requested"
         for given in range(12):
             (pending,) = next(prefetcher)
-            assert pending.inputs.result().case.case_id == f"C{given}"
+            assert pending.inputs.result().case_id == f"C{given}"
             for _ in range(3):
                 prefetcher.computing()
             loader.wait_for(min(given + 1 + max_ahead, 12))
@@ -407,13 +363,13 @@ def test_failed_preparation_raises_and_releases_its_text():
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_closed_stream_stops_preparing(predictor, loader, batch):
+def test_closed_stream_stops_preparing(opened, loader, batch):
     """Closing a stream early ends the worker threads."""
-    stream = predictor.stream([case(f"C{n}") for n in range(12)], batch=batch)
+    stream = opened.predictor(prepare=loader.prepare).stream([case(f"C{n}") for n in range(12)], batch=batch)
     next(stream)
     stream.close()
     assert not preparing()
     started = len(loader.started)
-    assert started <= max(2 * batch, predictor_module.MAX_READERS)
+    assert started <= max(2 * batch, MAX_READERS)
     time.sleep(QUIET)
     assert len(loader.started) == started

@@ -12,13 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import tmi.runtime.serving.case_loader as loader_module
-import tmi.runtime.serving.predictor as predictor_module
+import tmi.runtime.serving.pipeline as pipeline_module
 from tmi.runtime import Prediction, Predictor, RejectedCase
-from tmi.runtime.bundle.manifest import Manifest
 from tmi.toolkit.cases.case import Case, open_case
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
-from tmi.toolkit.preprocessing.pipeline import PreparedCase
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.radiomics.table import read_table, write_table
 
@@ -80,22 +77,20 @@ def test_all_cases_may_be_rejected(predictor, tmp_path):
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_at_most_two_batches_are_in_memory(predictor, good_cases, monkeypatch, batch):
+def test_at_most_two_batches_are_in_memory(opened, good_cases, batch):
     """The number of prepared cases that are alive never exceeds two batches."""
-    alive: weakref.WeakSet = weakref.WeakSet()
+    alive: list[weakref.ref] = []
     alive_counts: list[int] = []
-    original = loader_module.prepare_case
+    pipeline = opened.pipeline
 
-    def counting(case, *settings, **options):
-        prepared = original(replace(case, folder=good_cases[int(case.case_id) % 4]), *settings, **options)
-        alive.add(prepared)
-        alive_counts.append(len(alive))
+    def counting(case, on_text_ready):
+        prepared = pipeline.prepare(replace(case, folder=good_cases[int(case.case_id) % 4]), on_text_ready)
+        alive.append(weakref.ref(prepared))
+        alive_counts.append(sum(reference() is not None for reference in alive))
         return prepared
 
-    monkeypatch.setattr(loader_module, "prepare_case", counting)
-    monkeypatch.setattr(PreparedCase, "__hash__", object.__hash__)
     cases = [Case(folder=good_cases[0], case_id=str(number)) for number in range(9)]
-    results = predictor.stream(cases, batch=batch)
+    results = opened.predictor(prepare=counting).stream(cases, batch=batch)
     next(results)
     assert len(alive_counts) <= 2 * batch + 1  # a case is started while the first result is returned
     assert len([*results]) == 8
@@ -117,12 +112,11 @@ def test_prediction_is_the_mean_of_the_folds(predictor, good_cases):
 
 
 @pytest.mark.parametrize(("side", "decision"), [(0.0, "bad"), (1e-9, "good")])
-def test_probability_at_the_threshold_is_positive(predictor, good_cases, alone, monkeypatch, side, decision):
+def test_probability_at_the_threshold_is_positive(opened, good_cases, alone, side, decision):
     """A probability equal to the threshold gives the positive class."""
     case = good_cases[0]
-    manifest = replace(predictor.bundle.manifest, threshold=alone[case.name] + side)
-    monkeypatch.setattr(predictor, "_manifest", manifest)
-    assert predictor.predict(case)[0].decision == decision
+    changed = opened.with_manifest(threshold=alone[case.name] + side)
+    assert changed.predictor().predict(case)[0].decision == decision
 
 
 def with_radiomics(case: Path, target: Path, change) -> Path:
@@ -172,13 +166,11 @@ def test_truncated_text_is_reported(predictor, good_cases, tmp_path):
     assert "text-truncated" not in codes(predictor.predict(good_cases[0])[0])
 
 
-def test_synthetic_model_is_reported(predictor, good_cases, monkeypatch):
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_synthetic_model_is_reported(opened, good_cases, synthetic):
     """A model trained on synthetic cases gives a notice with every prediction."""
-    synthetic: Manifest = replace(predictor.bundle.manifest, synthetic=True)
-    monkeypatch.setattr(predictor._reader, "_manifest", synthetic)
-    assert "synthetic-model" in codes(predictor.predict(good_cases[0])[0])
-    monkeypatch.setattr(predictor._reader, "_manifest", replace(synthetic, synthetic=False))
-    assert "synthetic-model" not in codes(predictor.predict(good_cases[0])[0])
+    (result,) = opened.with_manifest(synthetic=synthetic).predictor().predict(good_cases[0])
+    assert ("synthetic-model" in codes(result)) == synthetic
 
 
 def test_full_tmi_clnet_has_no_network_notice(predictor, good_cases):
@@ -186,17 +178,16 @@ def test_full_tmi_clnet_has_no_network_notice(predictor, good_cases):
     assert "other-network" not in codes(predictor.predict(good_cases[0])[0])
 
 
-def test_non_finite_output_is_rejected(predictor, good_cases, monkeypatch):
+def test_non_finite_output_is_rejected(opened, good_cases):
     """A case whose logits are not finite is rejected; its batch is predicted."""
-    original = predictor_module.fuse
+    pipeline = opened.pipeline
 
     def second_row_is_nan(*arguments):
-        logits = original(*arguments).copy()
+        logits = pipeline.fuse(*arguments).copy()
         logits[1, 0, 0] = np.nan
         return logits
 
-    monkeypatch.setattr(predictor_module, "fuse", second_row_is_nan)
-    results = predictor.predict(good_cases[:3], batch=3)
+    results = opened.predictor(fuse=second_row_is_nan).predict(good_cases[:3], batch=3)
     assert [type(r) for r in results] == [Prediction, RejectedCase, Prediction]
     assert results[1].code == "answer-not-finite"
     assert results[1].case_id == good_cases[1].name
@@ -204,14 +195,14 @@ def test_non_finite_output_is_rejected(predictor, good_cases, monkeypatch):
 
 def test_missing_package_rejects_one_case(predictor, good_cases, monkeypatch):
     """A case that needs a missing package is rejected with its fix; the others are predicted."""
-    original = loader_module.prepare_case
+    original = pipeline_module.prepare_case
 
     def no_extraction(case, *settings, **options):
         if case.case_id == good_cases[0].name:
             raise UnavailableError("extraction needs pyradiomics", fix="pip install 'tmi-clnet[radiomics]'")
         return original(case, *settings, **options)
 
-    monkeypatch.setattr(loader_module, "prepare_case", no_extraction)
+    monkeypatch.setattr(pipeline_module, "prepare_case", no_extraction)
     first, second = predictor.predict(good_cases[:2], batch=2)
     assert (first.code, first.fix) == ("unavailable", "pip install 'tmi-clnet[radiomics]'")
     assert isinstance(second, Prediction)

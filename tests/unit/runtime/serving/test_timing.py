@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import pytest
 
+from factories.staged_predictor import WatchedEngine
 from factories.tmi_command import tmi
-from tmi.runtime.serving import case_loader as case_loader
-from tmi.runtime.serving import predictor as predictor_module
-from tmi.runtime.serving import text_encoding as text_encoding
 from tmi.runtime.serving.results import COPIES, STAGES, RejectedCase
-from tmi.runtime.serving.timing import split_overlap, stages_match_total, unaccounted_seconds
+from tmi.runtime.serving.trace import stages_match_total, unaccounted_seconds
 from tmi.toolkit.cases.case import Case
 
 NAP = 0.3
@@ -35,58 +32,62 @@ def test_stages_add_up_to_the_total(predictor, good_cases, batch):
         assert all(result.seconds[stage] > 0 for stage in ("tokenise", "ct", "text", "fusion", "other"))
 
 
-@pytest.mark.parametrize(
-    ("where", "name"),
-    [(predictor_module, "split_overlap"), (predictor_module, "sum_stages"), (case_loader, "sum_stages")],
-)
-def test_unaccounted_time_is_detected(predictor, good_cases, monkeypatch, where, name):
-    """Time outside every stage makes `stages_match_total` false."""
-    if name == "split_overlap" or where is predictor_module:
-        # outside every stage of this thread: between the encoders and the result
-        original = predictor_module.Stopwatch.wall.fget
-        monkeypatch.setattr(predictor_module.Stopwatch, "wall", property(slow(original)))
-    else:
-        monkeypatch.setattr(where, name, slow(getattr(where, name)))
-    (result,) = predictor.predict(good_cases[0])
-    assert not stages_match_total(result.seconds)
-    assert unaccounted_seconds(result.seconds) > NAP / 2
-
-
-def test_overlapped_time_is_reported_separately(predictor, good_cases, monkeypatch):
-    """Preparation that runs while another case computes counts in `overlapped`, not in `seconds`."""
-    monkeypatch.setattr(predictor_module, "encode_ct", slow(predictor_module.encode_ct))
+@pytest.mark.parametrize("batch", [1, 2])
+def test_totals_add_up_to_the_wall_time(opened, good_cases, batch):
+    """The totals of all cases are the time that the caller waited, within 5 %."""
+    slowed = opened.predictor(encode_ct=slow(opened.pipeline.encode_ct))
     start = time.perf_counter()
-    first, second = predictor.predict(good_cases[:2])
+    results = slowed.predict(good_cases[:2], batch=batch)
+    wall = time.perf_counter() - start
+    assert sum(result.seconds["total"] for result in results) == pytest.approx(wall, rel=0.05)
+
+
+def test_time_outside_every_stage_is_detected(opened, good_cases):
+    """Time of the engine's thread outside every stage makes `stages_match_total` false."""
+
+    class Watched(WatchedEngine):
+        @property
+        def copied_seconds(self) -> None:  # read before a stage of the engine starts
+            time.sleep(NAP)
+
+        @copied_seconds.setter
+        def copied_seconds(self, value: object) -> None: ...
+
+    (result,) = opened.predictor(Watched(opened.engine)).predict(good_cases[0])
+    assert not stages_match_total(result.seconds)
+    assert unaccounted_seconds(result.seconds) > NAP
+
+
+def test_overlapped_time_is_reported_separately(opened, good_cases):
+    """Preparation that runs while another case computes counts in `overlapped`, not in `seconds`."""
+    overlapping = opened.on_gpu(encode_ct=slow(opened.pipeline.encode_ct))
+    start = time.perf_counter()
+    first, second = overlapping.predict(good_cases[:2])
     wall = time.perf_counter() - start
     assert second.seconds["ct"] > NAP
-    assert sum(second.overlapped.values()) > 10 * second.seconds["read"], "it was prepared while the first computed"
+    assert sum(second.overlapped.values()) > 10 * sum(second.seconds[stage] for stage in ("record", "read", "check"))
     assert first.seconds["total"] + second.seconds["total"] <= wall
 
 
-def test_stages_are_split_in_proportion_to_waiting():
-    """Each stage is split by the fraction of the preparation that was waited for."""
-    waited, hidden = split_overlap({"read": 3.0, "resample": 1.0}, wall=4.0, waited=1.0)
-    assert waited == {"read": 0.75, "resample": 0.25}
-    assert hidden == {"read": 2.25, "resample": 0.75}
-
-
-def test_text_is_encoded_before_images_are_read(predictor, good_cases, monkeypatch):
+def test_text_is_encoded_before_images_are_read(opened, good_cases):
     """The text of a single case is encoded while its images are still being read."""
     order: list[str] = []
-    prepare, encode = case_loader.prepare_case, text_encoding.encode_text
+    pipeline = opened.pipeline
 
-    def preparing(case, *settings, on_text_ready, **options):
+    def prepare(case, on_text_ready):
         def delayed(text):
             on_text_ready(text)
             time.sleep(NAP)
 
-        prepared = prepare(case, *settings, on_text_ready=delayed, **options)
+        prepared = pipeline.prepare(case, delayed)
         order.append("images")
         return prepared
 
-    monkeypatch.setattr(case_loader, "prepare_case", preparing)
-    monkeypatch.setattr(text_encoding, "encode_text", lambda *a, **o: (encode(*a, **o), order.append("text"))[0])
-    predictor.predict(good_cases[0])
+    def encode_text(tokens):
+        order.append("text")
+        return pipeline.encode_text(tokens)
+
+    opened.predictor(prepare=prepare, encode_text=encode_text).predict(good_cases[0])
     assert order == ["text", "images"]
 
 
@@ -101,39 +102,34 @@ def test_timing_option_prints_each_case_and_the_mean(tiny_bundle, good_cases):
     assert "2 predicted, 0 rejected in " in outcome.err
 
 
-def test_device_copies_are_a_separate_stage(predictor, good_cases, monkeypatch):
+def test_device_copies_are_a_separate_stage(opened, predictor, good_cases):
     """Seconds of copies to and from a device are moved from the engine's stages to `copies`."""
-    engine, delay = predictor._engine, 0.02
-    run = engine.run
+    delay = 0.02
 
-    def copying(graph, inputs):
+    def copy(graph, inputs):
         time.sleep(delay)
         engine.copied_seconds += delay
-        return run(graph, inputs)
 
+    engine = WatchedEngine(opened.engine, before_run=copy, copied_seconds=0.0)
     assert COPIES not in predictor.predict(good_cases[0])[0].seconds, "a CPU has none"
-    monkeypatch.setattr(engine, "copied_seconds", 0.0)
-    monkeypatch.setattr(engine, "run", copying)
-    (result,) = predictor.predict(good_cases[0])
+    (result,) = opened.predictor(engine).predict(good_cases[0])
     assert result.seconds[COPIES] == pytest.approx(engine.copied_seconds)
     assert engine.copied_seconds >= 3 * delay, "text, CT and fusion"
     assert stages_match_total(result.seconds), result.seconds
 
 
-def test_waiting_for_a_rejected_case_is_not_attributed(predictor, good_cases, monkeypatch):
+def test_waiting_for_a_rejected_case_is_not_attributed(opened, good_cases):
     """Seconds spent waiting for a rejected case do not count for the other cases of its round."""
-    monkeypatch.setattr(predictor_module, "available_cores", lambda: 2)
-    monkeypatch.setattr(predictor, "engine_record", replace(predictor.engine_record, threads=2))
-    original = predictor._reader.read
+    pipeline = opened.pipeline
 
-    def read(case, on_text_ready):
+    def prepare(case, on_text_ready):
         if case.case_id == "slow":
             time.sleep(1.0)
             return RejectedCase(case_id="slow", code="ct-missing", what="no CT", fix="give one")
-        return original(case, on_text_ready)
+        return pipeline.prepare(case, on_text_ready)
 
-    monkeypatch.setattr(predictor._reader, "read", read)
-    rejected, result = predictor.predict([Case(folder=good_cases[0], case_id="slow"), good_cases[1]])
+    cases = [Case(folder=good_cases[0], case_id="slow"), Case(folder=good_cases[1], case_id="quick")]
+    rejected, result = opened.on_cores(2, prepare=prepare).predict(cases)
     assert isinstance(rejected, RejectedCase)
     assert stages_match_total(result.seconds)
     assert result.seconds["total"] < 0.9

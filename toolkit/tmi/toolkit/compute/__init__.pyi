@@ -6,7 +6,9 @@ from .memory import AvailableMemory as AvailableMemory
 from .memory import available_memory as available_memory
 from .silence import Ignored as Ignored
 from .silence import quiet as quiet
+from .stage_timer import Span as Span
 from .stage_timer import StageTimer as StageTimer
+from .stage_timer import sum_spans as sum_spans
 from .telemetry import disable_telemetry as disable_telemetry
 from .third_party import library_call as library_call
 from .user import provide_user as provide_user

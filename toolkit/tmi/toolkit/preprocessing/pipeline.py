@@ -27,7 +27,7 @@ from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.clinical.units import check_units
 from tmi.toolkit.compute.buffer_pool import ArrayAllocator
 from tmi.toolkit.compute.cpu import worker_pool
-from tmi.toolkit.compute.stage_timer import StageTimer
+from tmi.toolkit.compute.stage_timer import Span, StageTimer, sum_spans
 from tmi.toolkit.config.schema import MODALITIES, N_RADIOMICS, Config, Modality
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.ct_resampling import StreamingResampler, prepare_ct
@@ -62,10 +62,15 @@ class PreparedCase:
     """Clinical record as text; empty if `clinical` is not an active modality."""
     warnings: tuple[str, ...]
     """Warnings of the checks, and notes on how the inputs were obtained."""
-    seconds: Mapping[str, float]
-    """Wall-clock seconds of each of `STAGES`; their sum is the total time."""
+    spans: tuple[Span, ...] = ()
+    """When the preparation worked on which of `STAGES`; without gaps or overlap, in chronological order."""
     alerts: tuple[CaseAlert, ...] = ()
     """Warnings of the checks because of which a prediction must not be relied on; not in `warnings`."""
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Wall-clock seconds of each of `STAGES`; their sum is the total time."""
+        return sum_spans(self.spans, STAGES)
 
 
 def prepare_case(
@@ -98,7 +103,7 @@ def prepare_case(
         InputRejectedError: a file is missing, unreadable or implausible; carries the case id.
         UnavailableError: radiomics must be extracted and SimpleITK or PyWavelets is not installed.
     """
-    timer = StageTimer(STAGES)
+    timer = StageTimer()
     in_memory = isinstance(case, CaseArrays)
     if not in_memory:
         open_case(case.folder)  # reports a missing folder as such, not as its first missing file
@@ -141,7 +146,7 @@ def prepare_case(
         radiomics_F=radiomics_F,
         text=text,
         warnings=warnings + images.warnings + (("radiomics were extracted from the liver mask",) if extract else ()),
-        seconds=timer.seconds,
+        spans=tuple(timer.spans),
         alerts=alerts + images.alerts,
     )
 

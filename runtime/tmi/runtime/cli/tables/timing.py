@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tmi.runtime.serving.results import CaseResult, Prediction
-from tmi.runtime.serving.timing import stages_match_total, sum_stages, unaccounted_seconds
+from tmi.runtime.serving.trace import stages_match_total, sum_stages, unaccounted_seconds
 from tmi.toolkit.cli.console import make_console
 from tmi.toolkit.cli.listing import Column, Listing, print_listing
 
