@@ -70,7 +70,7 @@ PUBLIC_NAMES = {
         save_montage strongest_fields sum_by_group top_features torch_threads write_explanation
     """,
     "tmi.runtime.inference": """
-        EmbeddingCache EncodedBranch Features TokenIds concatenate_tokens encode_ct encode_text encoder_graphs
+        EmbeddingCache EncodedBranch Features TokenIds Tokens concatenate_tokens encode_ct encode_text encoder_graphs
         fold_std fuse fusion_inputs group_by_length probabilities run_folds softmax
         trim_padding
     """,
@@ -157,7 +157,7 @@ PUBLIC_NAMES = {
         Fusion FusionOutput SubsetFusion TmiClnet TripleModalCrossAttention feature_widths
     """,
     "tmi.toolkit.preprocessing": """
-        ExtractionOptions ExtractionResult PreparedCache PreparedCase clinical_inputs make_tables
+        ExtractionOptions ExtractionResult PreparedCache PreparedCase STAGES clinical_inputs make_tables
         prepare_case
     """,
     "tmi.toolkit.qc": """

@@ -11,6 +11,7 @@ from .ensemble import fusion_inputs as fusion_inputs
 from .ensemble import probabilities as probabilities
 from .ensemble import run_folds as run_folds
 from .ensemble import softmax as softmax
+from .token_padding import Tokens as Tokens
 from .token_padding import concatenate_tokens as concatenate_tokens
 from .token_padding import group_by_length as group_by_length
 from .token_padding import trim_padding as trim_padding
