@@ -85,6 +85,7 @@ def gpu_bundle(size: Size, engine: str, *, cache: Path = CACHE_FOLDER) -> Path:
     if _opens(folder):
         return folder
     from factories.random_run import write_random_run
+    from tmi.export.bundle.context import ExportSettings
     from tmi.export.bundle.writer import export_run
     from tmi.export.tensorrt.builder import BuildOptions
     from tmi.runtime.engines.nvidia_driver import find_gpu
@@ -95,7 +96,7 @@ def gpu_bundle(size: Size, engine: str, *, cache: Path = CACHE_FOLDER) -> Path:
     write_random_run(run, size.config, folds=1)
     gpu = find_gpu()
     target = gpu.target if engine == "trt-rtx" and gpu is not None else None
-    export_run(run, folder, artefacts=(engine,), options=BuildOptions(target=target))
+    export_run(run, folder, artefacts=(engine,), settings=ExportSettings(options=BuildOptions(target=target)))
     shutil.rmtree(run)
     return folder
 

@@ -78,15 +78,14 @@ def _fold_files(pattern: str) -> PlantFunction:
     """Copy the file of the first fold to every fold."""
 
     def run(bench: Workbench, patch: pytest.MonkeyPatch) -> CommandResult:
-        from tmi.export.bundle import writer as bundle_writer
+        from tmi.export.bundle import network_stages
 
-        copy = bundle_writer._BundleWriter._copy
+        copy = network_stages.copy_run_file
 
-        def copy_first(self: object, source: Path, name: str) -> str:
-            first = source.parents[1] / "fold0" / source.name if source.name == pattern else source
-            return copy(self, first, name)
+        def copy_first(source: Path, target: Path) -> None:
+            copy(source.parents[1] / "fold0" / source.name if source.name == pattern else source, target)
 
-        patch.setattr(bundle_writer._BundleWriter, "_copy", copy_first)
+        patch.setattr(network_stages, "copy_run_file", copy_first)
         plant(patch, "torchscript", graph="none", valid_bundle=bench.bundle)
         return bench.export()
 

@@ -27,16 +27,16 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def graph_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Path:
     """A bundle with ONNX and TorchScript graphs and typed FP16 graphs; no TensorRT is needed for these."""
     from tmi.export.bundle.writer import export_run
-    from tmi.export.tensorrt.builder import BuildOptions
 
     folder = tmp_path_factory.mktemp("gpu") / "graphs"
-    export_run(tiny_run, folder, artefacts=("onnx", "torchscript", "trt"), options=BuildOptions())
+    export_run(tiny_run, folder, artefacts=("onnx", "torchscript", "trt"))
     return folder
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path):
     """Function from an engine's name to a bundle with its FP16 plans, exported and validated on this GPU once."""
+    from tmi.export.bundle.context import ExportSettings
     from tmi.export.bundle.writer import export_run
     from tmi.export.tensorrt.builder import TARGETS, BuildOptions
 
@@ -53,7 +53,8 @@ def built(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path):
             target = gpu.target if name == "trt-rtx" else None
             if target is not None and target not in TARGETS:
                 pytest.skip(f"TensorRT-RTX builds for {', '.join(TARGETS)}, and this GPU is {target}")
-            export_run(tiny_run, bundles[name], artefacts=(name,), options=BuildOptions(target=target))
+            settings = ExportSettings(options=BuildOptions(target=target))
+            export_run(tiny_run, bundles[name], artefacts=(name,), settings=settings)
         return bundles[name]
 
     return bundle

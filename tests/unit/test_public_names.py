@@ -17,12 +17,11 @@ from factories.paths import ROOT
 PACKAGES = ("toolkit", "runtime", "training", "export")
 PUBLIC_NAMES = {
     "tmi.export.bundle": """
-        build_bundle export_run
-        check_request
+        ExportSettings add_to_bundle build_bundle check_request export_run require_addable
     """,
     "tmi.export.checks": """
-        Progress ValidationSet audit_file audit_fold_files audit_stored_weights
-        compute_eager_reference epsilons float32_noise float64_reference golden_case_reference
+        AuditedGraph Progress RealCase ValidationSet audit_file audit_fold_files audit_stored_weights
+        compute_eager_reference float32_noise float64_reference golden_case_reference
         read_real_cases read_summary require_finite split_failed_optional validate_engines
         validate_real_cases write_engine_outputs write_file write_real_cases
     """,
@@ -35,7 +34,7 @@ PUBLIC_NAMES = {
     "tmi.export.tensorrt": """
         BuildOptions FP16_MAX PLANS PlanRequest add_plans add_typed_graphs build_blocker build_plan
         emulate_fp16 emulation_session pending_engines read_typed require_complete require_precision
-        require_target run_emulation save to_fp16
+        require_target run_emulation save to_fp16 without_plans
     """,
     "tmi.runtime.benchmark": """
         BenchmarkPlan BenchmarkReport BenchmarkWorker EngineBenchmark InterleavedTimer Ratio
@@ -102,7 +101,7 @@ PUBLIC_NAMES = {
     "tmi.toolkit.cli": """
         COMMANDS Column Listing Progress Task echo echo_json limit_to_cores make_console print_error
         print_listing require_case_paths require_folder_name require_paths require_run resolve_bundle
-        show_progress show_steps
+        show_progress show_steps split_names
     """,
     "tmi.toolkit.clinical": """
         ClinicalRecord Encoded Field KEYS MIN_PATIENTS RENDERING_VERSIONS Rendering SCHEMA_FILE

@@ -173,9 +173,17 @@ def _parity(manifest: Manifest) -> Iterator[str]:
     for name, reason in manifest.extra.get("engines_not_judged", {}).items():
         yield f"| {name} | {reason} |{' - |' * (len(ENGINE_CHECKS) + 1)}"
     yield ""
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items()))
-    yield f"Exported with {versions}, on {manifest.extra.get('hardware', {}).get('cpu', 'a CPU')}."
+    yield f"Exported with {_made_with(manifest.versions, manifest.extra.get('hardware', {}))}."
     yield ""
+    for addition in manifest.extra.get("additions", []):
+        made = _made_with(addition["versions"], addition["hardware"])
+        yield f"Added {addition['created']}: {', '.join(addition['artefacts'])}, with {made}."
+        yield ""
+
+
+def _made_with(versions: Mapping[str, str], hardware: Mapping[str, Any]) -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+    return f"{packages}, on {hardware.get('cpu', 'a CPU')}"
 
 
 def _worst(records: list[CheckResult]) -> str:

@@ -13,8 +13,17 @@ from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.atomic_files import require_absent
 
 
-def check_request(run: Path, out: Path, *, artefacts: Sequence[str], precision: str, force: bool) -> RunFolder:
+def check_request(
+    run: Path, out: Path | None, *, artefacts: Sequence[str], precision: str | None, force: bool = False
+) -> RunFolder:
     """Check what an export is asked for, without hashing a file: first the run, then the output.
+
+    Args:
+        run: folder of the run.
+        out: folder of the new bundle; None: a bundle is extended.
+        artefacts: names in `EXPORTERS`.
+        precision: value of `--precision`, if one is given.
+        force: as in `require_replaceable`.
 
     Returns:
         The run, which is finished.
@@ -28,10 +37,12 @@ def check_request(run: Path, out: Path, *, artefacts: Sequence[str], precision: 
         require_exporter(name)
     if not artefacts:
         raise UsageError("nothing to export", fix=f"name one of {', '.join(EXPORTERS)} with --engine")
-    require_precision(precision)
+    if precision is not None:
+        require_precision(precision)
     folder = RunFolder.open(run)
     folder.require_status()
-    require_replaceable(out, force=force)
+    if out is not None:
+        require_replaceable(out, force=force)
     return folder
 
 

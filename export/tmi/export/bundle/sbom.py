@@ -7,6 +7,7 @@ serving machine are not part of it; its predictions record them.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
 import uuid
 from collections.abc import Mapping
@@ -27,8 +28,14 @@ ROOT = "tmi-clnet"
 EXTRA = "export"
 
 
-def sbom(manifest: Manifest) -> str:
-    """Return the document's text, which is deterministic for a bundle and a set of installed packages."""
+def sbom(manifest: Manifest, *, earlier: str = "") -> str:
+    """Return the document's text, which is deterministic for a bundle and a set of installed packages.
+
+    Args:
+        manifest: the bundle's manifest, without the digests of files.
+        earlier: document of the bundle before an addition. Its components that are not installed now stay listed,
+            because they exported and validated the earlier artefacts.
+    """
     installed = {_canonical_name(d.metadata["Name"]): d for d in importlib.metadata.distributions()}
     names = sorted(_dependency_closure(installed))
     components = {name: _component(name, installed[name]) for name in names}
@@ -55,7 +62,20 @@ def sbom(manifest: Manifest) -> str:
     for name in names:
         required = _required_names(installed[name], {EXTRA} if name == ROOT else set())
         bom.register_dependency(components[name], [components[n] for n in sorted(required) if n in components])
-    return str(JsonV1Dot6(bom).output_as_string(indent=2)) + "\n"
+    text = str(JsonV1Dot6(bom).output_as_string(indent=2)) + "\n"
+    return _with_earlier_components(text, earlier) if earlier else text
+
+
+def _with_earlier_components(text: str, earlier: str) -> str:
+    """Add the components and dependencies of an earlier document that a document does not have."""
+    document, before = json.loads(text), json.loads(earlier)
+    added = False
+    for key, name in (("components", "bom-ref"), ("dependencies", "ref")):
+        known = {entry[name] for entry in document[key]}
+        missing = [entry for entry in before.get(key, []) if entry[name] not in known]
+        document[key] = sorted([*document[key], *missing], key=lambda entry: str(entry[name]))
+        added |= bool(missing)
+    return json.dumps(document, indent=2) + "\n" if added else text
 
 
 def _canonical_name(name: str) -> str:

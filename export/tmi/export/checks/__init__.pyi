@@ -1,3 +1,4 @@
+from .acceptance import AuditedGraph as AuditedGraph
 from .acceptance import Progress as Progress
 from .acceptance import audit_file as audit_file
 from .acceptance import audit_fold_files as audit_fold_files
@@ -12,8 +13,8 @@ from .eager_reference import float64_reference as float64_reference
 from .onnx_summary import read_summary as read_summary
 from .preprocessing_reference import golden_case_reference as golden_case_reference
 from .real_cases import read_real_cases as read_real_cases
-from .real_cases import write_real_cases as write_real_cases
+from .validation_set import RealCase as RealCase
 from .validation_set import ValidationSet as ValidationSet
 from .validation_set import validate_real_cases as validate_real_cases
 from .validation_set import write_engine_outputs as write_engine_outputs
-from .weight_audit import epsilons as epsilons
+from .validation_set import write_real_cases as write_real_cases

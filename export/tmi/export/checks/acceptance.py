@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,13 @@ from torch import Tensor, nn
 
 from tmi.export.checks.graph_summary import GraphSummary
 from tmi.export.checks.validation_set import ValidationSet, validate_real_cases
-from tmi.export.checks.weight_audit import audit_epsilons, audit_signature, audit_weights, make_output_depends
+from tmi.export.checks.weight_audit import (
+    audit_epsilons,
+    audit_signature,
+    audit_weights,
+    epsilons,
+    make_output_depends,
+)
 from tmi.export.graphs.partition import StateDict, read_weights, weights_digest
 from tmi.export.graphs.registry import EXPORTERS, import_target
 from tmi.runtime.bundle.check_result import CheckResult, ParityError, require_passed
@@ -56,33 +63,34 @@ def audit_stored_weights(path: Path, spec: GraphSpec, expected: Iterable[StateDi
     return _file_check("weights", spec, "weights", mismatches[:1], "equal the run's bit by bit")
 
 
-def audit_file(
-    path: Path,
-    spec: GraphSpec,
-    artefact: str,
-    *,
-    expected: Iterable[StateDict],
-    epsilons: dict[str, float],
-    module: nn.Module,
-    example: tuple[Tensor, ...],
-) -> list[CheckResult]:
+@dataclass(frozen=True, kw_only=True)
+class AuditedGraph:
+    """What the files of one graph are compared with, beside the weights."""
+
+    spec: GraphSpec
+    """The graph."""
+    module: nn.Module
+    """Its eager module, another one than the one that was written. It runs only if a file does not read some weight."""
+    example: tuple[Tensor, ...]
+    """Inputs of `module`."""
+
+
+def audit_file(path: Path, artefact: str, graph: AuditedGraph, *, expected: Iterable[StateDict]) -> list[CheckResult]:
     """Read an exported file back and audit its signature, weights and epsilons.
 
     Args:
         path: the file.
-        spec: its graph.
         artefact: its artefact kind.
-        expected: the run's weights, read independently of `module`; one set for each fold that uses the graph.
-        epsilons: module name -> epsilon of the network that the config builds.
-        module: the eager module; runs only if the graph does not read some weight.
-        example: inputs of `module`.
+        graph: its graph.
+        expected: the run's weights, read independently of the written module; one set for each fold that uses the
+            graph.
     """
     summary: GraphSummary = import_target(EXPORTERS[artefact].reader)(path)
-    depends = make_output_depends(module, example)
+    spec, depends = graph.spec, make_output_depends(graph.module, graph.example)
     return [
         audit_signature(summary, spec, artefact),
         *(audit_weights(summary, spec, artefact, state, depends) for state in expected),
-        audit_epsilons(summary, spec, artefact, epsilons),
+        audit_epsilons(summary, spec, artefact, epsilons(graph.module)),
     ]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,6 @@ from tmi.export.checks.eager_reference import compute_eager_reference
 from tmi.export.checks.validation_set import RealCase
 from tmi.export.graphs.partition import FoldModels, GraphPartition
 from tmi.runtime.verification.golden_inputs import GoldenInputs, GoldenText
-from tmi.runtime.verification.outputs import Outputs
 from tmi.toolkit.cases.case import find_cases
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.errors import UsageError
@@ -25,7 +23,6 @@ from tmi.toolkit.models.registry import active_modalities
 from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import RunFolder
-from tmi.toolkit.storage.atomic_files import write_json
 
 
 def read_real_cases(
@@ -54,27 +51,6 @@ def read_real_cases(
         inputs = _network_inputs(prepare_case(case, run.config, run.schema, modalities=modalities), run, partition)
         real_cases.append(RealCase(inputs=inputs, reference=compute_eager_reference(models, partition, inputs)))
     return real_cases
-
-
-def write_real_cases(path: Path, cases: Sequence[RealCase]) -> None:
-    """Write hashes of the inputs, and the outputs of the eager model and of every engine."""
-    rows = [
-        {
-            "inputs": case.inputs.digests(),
-            "eager": _outputs_document(case.reference),
-            "engines": {name: _outputs_document(outputs) for name, outputs in case.outputs.items()},
-        }
-        for case in cases
-    ]
-    # Sorted by hash, so that the file does not reveal the order of the cases on the command line.
-    write_json(path, {"cases": sorted(rows, key=lambda row: str(row["inputs"]["ct"]))})
-
-
-def _outputs_document(outputs: Outputs) -> dict[str, Any]:
-    return {
-        "logits": outputs.logits_BFK[0].astype(float).tolist(),
-        "probabilities": outputs.probabilities_BK[0].tolist(),
-    }
 
 
 def _network_inputs(prepared: PreparedCase, run: RunFolder, partition: GraphPartition) -> GoldenInputs:

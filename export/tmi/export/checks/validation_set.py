@@ -5,10 +5,11 @@ The module does not import torch, because `tmi build` uses it without torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from safetensors.numpy import save_file
 
@@ -18,6 +19,7 @@ from tmi.runtime.engines.registry import Engine
 from tmi.runtime.verification.golden_inputs import GoldenInputs
 from tmi.runtime.verification.outputs import Outputs
 from tmi.runtime.verification.parity import check_outputs
+from tmi.toolkit.storage.atomic_files import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,3 +77,30 @@ def write_engine_outputs(folder: Path, engine: str, outputs: Outputs) -> None:
     path = folder / EVIDENCE_FOLDER / f"{engine}.safetensors"
     path.parent.mkdir(exist_ok=True)
     save_file(outputs.tensors(), path)
+
+
+def write_real_cases(path: Path, cases: Sequence[RealCase], others: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Write hashes of the inputs, and the outputs of the eager model and of every engine.
+
+    Args:
+        path: the file.
+        cases: the cases.
+        others: for each case, recorded outputs of further engines by name.
+    """
+    rows = [
+        {
+            "inputs": case.inputs.digests(),
+            "eager": _outputs_document(case.reference),
+            "engines": {**other, **{name: _outputs_document(outputs) for name, outputs in case.outputs.items()}},
+        }
+        for case, other in zip(cases, others or [{}] * len(cases), strict=True)
+    ]
+    # Sorted by hash, so that the file does not reveal the order of the cases on the command line.
+    write_json(path, {"cases": sorted(rows, key=lambda row: str(row["inputs"]["ct"]))})
+
+
+def _outputs_document(outputs: Outputs) -> dict[str, Any]:
+    return {
+        "logits": outputs.logits_BFK[0].astype(float).tolist(),
+        "probabilities": outputs.probabilities_BK[0].tolist(),
+    }

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tmi.export.cli.tensorrt_options import Hardware, Level, MaxBatch, PlanWeights, Target, TimingCache, Workspace
-from tmi.toolkit.cli.inputs import require_paths, resolve_bundle
+from tmi.toolkit.cli.inputs import require_paths, resolve_bundle, split_names
 from tmi.toolkit.cli.progress import show_steps
 
 
@@ -20,7 +20,8 @@ def build(
     engine: Annotated[
         list[str] | None,
         typer.Option(
-            help="trt, trt-rtx or torch-trt; may be repeated. Default: the engines that the export could not build.",
+            help="trt, trt-rtx or torch-trt; several with commas, or repeated. Default: those that the export could "
+            "not build.",
             show_default=False,
         ),
     ] = None,
@@ -52,16 +53,18 @@ def build(
         tmi build ./bundle --engine trt-rtx --target sm86
     """
     from tmi.export.bundle.engine_builder import build_bundle
-    from tmi.export.cli.tables import print_failures, print_plans
+    from tmi.export.cli.tables import print_failures, print_plans, print_signature_removed
     from tmi.export.cli.tensorrt_options import build_options
     from tmi.export.tensorrt.engines import pending_engines
     from tmi.runtime.bundle.check_result import ParityError
+    from tmi.runtime.bundle.manifest import SIGNATURE_FILE
     from tmi.runtime.bundle.signing import open_trusted_bundle
 
     require_paths(("--timing-cache folder", None if timing_cache is None else timing_cache.parent))
     bundle = resolve_bundle(bundle)
     opened = open_trusted_bundle(bundle, key)
-    kinds = engine or list(pending_engines(opened.manifest))
+    kinds = split_names(engine) or list(pending_engines(opened.manifest))
+    signed = (bundle / SIGNATURE_FILE).exists()
     options = build_options(
         kinds,
         target=target,
@@ -80,3 +83,5 @@ def build(
         print_failures(error.records)
         raise
     print_plans(built)
+    if signed:
+        print_signature_removed(bundle)

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tmi.export.cli.tensorrt_options import Hardware, Level, MaxBatch, PlanWeights, Target, TimingCache, Workspace
 from tmi.toolkit.cli.console import echo
-from tmi.toolkit.cli.inputs import require_case_paths, require_folder_name, require_paths, require_run
+from tmi.toolkit.cli.inputs import require_case_paths, require_folder_name, require_paths, require_run, split_names
 from tmi.toolkit.cli.progress import show_steps
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tmi.export.tensorrt.builder import BuildOptions
-    from tmi.runtime.bundle.reader import Bundle
 
 
 def export(
@@ -27,13 +21,20 @@ def export(
     engine: Annotated[
         list[str] | None,
         typer.Option(
-            help="onnx, torchscript, trt, trt-rtx or torch-trt; may be repeated. Default: onnx.", show_default=False
+            help="onnx, torchscript, trt, trt-rtx or torch-trt; several with commas, or repeated. Default: onnx.",
+            show_default=False,
         ),
     ] = None,
+    add: Annotated[
+        bool,
+        typer.Option("--add", help="Add the engines to an existing bundle of the same run, after the same checks."),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the bundle. Default: ./bundle.", show_default=False)
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an existing bundle; with --add: engines that it has.")
+    ] = False,
     cases: Annotated[
         list[Path] | None,
         typer.Option(
@@ -59,11 +60,23 @@ def export(
     workspace_mib: Workspace = None,
     plan_weights: PlanWeights = "inside",
     timing_cache: TimingCache = None,
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--key",
+            help="With --add: public key (PEM) that must have signed the bundle; several: one of them.",
+            envvar="TMI_KEY",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Export a run's fold models as one bundle and check it against them.
 
     The graphs run on golden inputs and are compared with the eager models. If a parity check fails, nothing is written,
     a table lists the differences, and the exit code is 4.
+
+    --add extends a bundle of the same run. Its files and records stay, a signature is removed, and the old bundle is
+    unchanged if anything fails.
 
     A TensorRT engine that this machine cannot build is left to `tmi build` on the GPU machine: the bundle is written
     with the checked graphs to build it from, and the exit code is 5.
@@ -71,14 +84,17 @@ def export(
     Examples:
 
         tmi export
-        tmi export ./runs/2026-01-31-tiny --engine onnx --engine torchscript --out ./bundle
-        tmi export --engine trt-rtx --precision auto --target sm80
+        tmi export ./runs/2026-01-31-tiny --engine onnx,torchscript --out ./bundle
+        tmi export --add --engine trt-rtx --precision auto --target sm80
     """
+    from tmi.export.bundle.additions import require_addable
+    from tmi.export.bundle.context import ExportSettings
     from tmi.export.bundle.request_checks import check_request
-    from tmi.export.cli.tables import print_bundle, print_failures
+    from tmi.export.cli.tables import print_bundle, print_failures, print_signature_removed
     from tmi.export.cli.tensorrt_options import build_options
     from tmi.export.graphs.registry import exporter_spec, require_exporter
     from tmi.runtime.bundle.check_result import ParityError
+    from tmi.runtime.bundle.manifest import SIGNATURE_FILE
     from tmi.toolkit.config.project import PROJECT_FILE, load_project, newest_finished_run
     from tmi.toolkit.errors import UsageError
 
@@ -91,6 +107,15 @@ def export(
     reason = {
         name: f"from {PROJECT_FILE}" if name in project.from_file else "the default" for name in ("engine", "bundle")
     }
+    engine = split_names(engine)
+    if add and no_weights:
+        raise UsageError(
+            "--no-weights is for a new bundle; --add keeps its weights as they are", fix="omit one of the two"
+        )
+    if add and not engine:
+        raise UsageError(
+            "--add needs the engines to add", fix="name them with --engine, for example --engine torchscript"
+        )
     if not engine:
         engine = [project.engine]
         echo(f"engine {engine[0]} ({reason['engine']})", err=True)
@@ -118,51 +143,30 @@ def export(
         out = project.path("bundle")
         echo(f"bundle {out} ({reason['bundle']})", err=True)
     require_folder_name(out, kind="bundle")
-    check_request(run, out, artefacts=engine, precision=precision or "fp16", force=force)
+    check_request(run, None if add else out, artefacts=engine, precision=precision, force=force)
+    if add:
+        require_addable(out, engine, precision=precision, force=force)
+    settings = ExportSettings(cases=tuple(cases or ()), precision=precision, options=options)
+    signed = add and (out / SIGNATURE_FILE).exists()
     try:
-        bundle = _export(
-            run,
-            out,
-            engine,
-            force=force,
-            weights=not no_weights,
-            cases=cases or (),
-            precision=precision or "fp16",
-            options=options,
-        )
+        with show_steps("loading torch") as step:
+            from tmi.export.bundle.writer import add_to_bundle, export_run
+
+            if add:
+                bundle = add_to_bundle(
+                    run, out, artefacts=engine, force=force, key=key, settings=settings, progress=step
+                )
+            else:
+                bundle = export_run(
+                    run, out, artefacts=engine, force=force, weights=not no_weights, settings=settings, progress=step
+                )
     except ParityError as error:
         print_failures(error.records)
         raise
     print_bundle(bundle)
+    if signed:
+        print_signature_removed(out)
     if plans:
         from tmi.export.tensorrt.engines import require_complete
 
         require_complete(bundle)
-
-
-def _export(
-    run: Path,
-    out: Path,
-    engines: Sequence[str],
-    *,
-    force: bool,
-    weights: bool,
-    cases: Sequence[Path],
-    precision: str,
-    options: BuildOptions,
-) -> Bundle:
-    """Run the export and show its current step on standard error."""
-    with show_steps("loading torch") as step:
-        from tmi.export.bundle.writer import export_run
-
-        return export_run(
-            run,
-            out,
-            artefacts=engines,
-            force=force,
-            weights=weights,
-            cases=cases,
-            precision=precision,
-            options=options,
-            progress=step,
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tmi.toolkit.cli.console import echo, make_console
@@ -38,9 +39,16 @@ def print_bundle(bundle: Bundle) -> None:
         echo(f"  {name:13} not validated: {reason}")
     for name, reason in manifest.extra.get("engines_refused", {}).items():
         echo(f"  {name:13} rejected, predictions use the next engine: {reason}")
+    for addition in manifest.extra.get("additions", []):
+        echo(f"  added {addition['created']}: {', '.join(addition['artefacts'])}")
     if "tensorrt" in manifest.extra:
         print_plans(bundle)
     echo(f"manifest {bundle.digest[:16]}; predict with: tmi predict CASE --bundle {bundle.folder}")
+
+
+def print_signature_removed(folder: Path) -> None:
+    """State on standard error that a changed bundle has lost its signature."""
+    echo(f"signature removed: it covered the old files; sign again with `tmi sign {folder} --key KEY`", err=True)
 
 
 def print_plans(bundle: Bundle) -> None:

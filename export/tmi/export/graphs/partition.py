@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tmi.runtime.bundle.manifest import GraphSpec, Role
-from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.models.factory import create_network
 from tmi.toolkit.models.multimodal import MultimodalNetwork
@@ -29,7 +28,7 @@ from tmi.toolkit.models.registry import (
     encoder_roles,
 )
 from tmi.toolkit.models.weights import AnyModule, load_weights_strict
-from tmi.toolkit.run_folder import FoldFolder, RunFolder
+from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.bounded_files import WEIGHTS_BYTES, require_bounded
 from tmi.toolkit.storage.hashing import sha256_file
 
@@ -128,15 +127,53 @@ def weights_digest(state: StateDict) -> str:
     return digest.hexdigest()
 
 
-def partition_run(run: RunFolder) -> GraphPartition:
-    """Find the distinct encoders of a finished run. One fold's weights are in memory at a time."""
+class RunWeights:
+    """The weights of a run's folds. Each fold's file is opened once.
+
+    The tensors are views of the mapped file: the system pages them in as they are used, and drops them as needed.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self.config = run.config
+        self._by_fold: dict[int, StateDict] = {}
+
+    def stored(self, fold: int, prefix: str = "") -> StateDict:
+        """The weights of a fold below a prefix, as trained; the prefix is removed.
+
+        Raises:
+            DamagedError: the file is not a safetensors file.
+        """
+        if fold not in self._by_fold:
+            self._by_fold[fold] = read_weights(self.run.fold(fold).model)
+        return {k.removeprefix(prefix): t for k, t in self._by_fold[fold].items() if k.startswith(prefix)}
+
+    def calibrated(self, fold: int, prefix: str = "") -> StateDict:
+        """The same, divided by the fold's temperature (`tmi.toolkit.models.registry.apply_temperature`).
+
+        The graphs output calibrated logits. Engines and parity checks apply no temperature of their own.
+
+        Raises:
+            DamagedError: the file is not a safetensors file, or the weights cannot absorb the temperature.
+        """
+        return apply_temperature(self.config, self.stored(fold, prefix), self.run.fold(fold).temperature, prefix=prefix)
+
+
+def partition_run(run: RunFolder, weights: RunWeights | None = None) -> GraphPartition:
+    """Find the distinct encoders of a finished run.
+
+    Args:
+        run: the run.
+        weights: its weights, if the caller has opened them.
+    """
+    weights = weights or RunWeights(run)
     folds = tuple(split.fold for split in run.folds)
     roles = encoder_roles(active_modalities(run.config))
     folds_by_digest: dict[tuple[Role, str], list[int]] = {}
     for fold in folds:
         files = run.fold(fold)
         for role in roles:
-            digest = weights_digest(read_weights(files.model, PREFIXES[role]))
+            digest = weights_digest(weights.stored(fold, PREFIXES[role]))
             tokenizer = sha256_file(files.tokenizer) if role == "text" else ""
             folds_by_digest.setdefault((role, digest + tokenizer), []).append(fold)
     encoders = []
@@ -167,23 +204,12 @@ def example_inputs(spec: GraphSpec) -> tuple[Tensor, ...]:
     return tuple(torch.rand(shape, generator=generator) for shape in shapes)
 
 
-def calibrated_weights(config: Config, files: FoldFolder, prefix: str = "") -> StateDict:
-    """A fold's weights below a prefix, divided by its temperature (`tmi.toolkit.models.registry.apply_temperature`).
-
-    The graphs output calibrated logits. Engines and parity checks apply no temperature of their own.
-
-    Raises:
-        DamagedError: the file is not a safetensors file, or the weights cannot absorb the temperature.
-    """
-    return apply_temperature(config, read_weights(files.model, prefix), files.temperature, prefix=prefix)
-
-
 class FoldModels:
     """A run's calibrated fold models, one in memory at a time. A returned module is valid until the next call."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
-        self.config = run.config
+        self.weights = RunWeights(run)
         self._model = create_network(run.config).eval().requires_grad_(False)
 
     def network(self, fold: int) -> MultimodalNetwork:
@@ -205,9 +231,9 @@ class FoldModels:
 
     def state(self, spec: GraphSpec, *, fold: int) -> StateDict:
         """The weights of a graph in a fold's model, by the names of the eager module."""
-        return calibrated_weights(self.config, self.run.fold(fold), PREFIXES[spec.role])
+        return self.weights.calibrated(fold, PREFIXES[spec.role])
 
     def _load_weights(self, module: AnyModule, fold: int, prefix: str) -> AnyModule:
         files = self.run.fold(fold)
-        state = calibrated_weights(self.config, files, prefix)
+        state = self.weights.calibrated(fold, prefix)
         return load_weights_strict(module, state, where=f"run: the weights in {files.model}", fix=OTHER_VERSION_FIX)

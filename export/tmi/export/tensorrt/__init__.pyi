@@ -7,6 +7,7 @@ from .engines import build_blocker as build_blocker
 from .engines import pending_engines as pending_engines
 from .engines import require_complete as require_complete
 from .engines import require_target as require_target
+from .engines import without_plans as without_plans
 from .fp16_conversion import FP16_MAX as FP16_MAX
 from .fp16_conversion import read_typed as read_typed
 from .fp16_conversion import save as save

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -113,6 +113,18 @@ def add_plans(
 def pending_engines(manifest: Manifest) -> dict[str, str]:
     """Engine that is not built yet -> why the export could not build it."""
     return dict(_tensorrt_metadata(manifest).get("pending", {}))
+
+
+def without_plans(manifest: Manifest, kinds: Collection[str], *, typed: bool) -> Manifest:
+    """Remove what a manifest records of some TensorRT engines, and with `typed` of the typed graphs."""
+    if TENSORRT not in manifest.extra:
+        return manifest
+    metadata = {
+        key: {k: v for k, v in value.items() if k not in kinds} if key in ("plans", "pending", "judged_on") else value
+        for key, value in _tensorrt_metadata(manifest).items()
+        if not (typed and key in ("precision", "emulation"))
+    }
+    return replace(manifest, extra={**manifest.extra, TENSORRT: metadata})
 
 
 def require_complete(bundle: Bundle) -> None:

@@ -14,7 +14,7 @@ from factories.nano import nano
 from factories.random_run import write_random_run
 from tmi.export.bundle.writer import export_run
 from tmi.export.checks.eager_reference import compute_eager_reference
-from tmi.export.graphs.partition import FoldModels, calibrated_weights, partition_run
+from tmi.export.graphs.partition import FoldModels, RunWeights, partition_run
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.verification.golden_inputs import make_golden
 from tmi.runtime.verification.outputs import Outputs
@@ -81,4 +81,4 @@ def test_invalid_temperature_is_damage(tmp_path, value):
     run = write_random_run(tmp_path / "run", nano(), folds=2)
     calibrate(run, (value, 1.0), 0.5)
     with pytest.raises(DamagedError, match="the calibration's temperature is"):
-        calibrated_weights(nano(), RunFolder.open(run).fold(0))
+        RunWeights(RunFolder.open(run)).calibrated(0)

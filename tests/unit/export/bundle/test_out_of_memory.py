@@ -8,7 +8,7 @@ import torch
 
 from factories.cached_traces import use_cached_traces
 from factories.tmi_command import tmi
-from tmi.export.bundle import writer as bundle_writer
+from tmi.export.bundle import network_stages
 from tmi.export.bundle.out_of_memory import out_of_memory_as_error
 from tmi.runtime.engines.onnxruntime import OnnxEngine
 from tmi.toolkit.errors import UnavailableError
@@ -73,7 +73,7 @@ def test_eager_model_out_of_memory_exits_with_5(nano_run, tmp_path, monkeypatch)
     def out_of_memory(*_: object) -> None:
         of_torch()
 
-    monkeypatch.setattr(bundle_writer, "compute_eager_reference", out_of_memory)
+    monkeypatch.setattr(network_stages, "compute_eager_reference", out_of_memory)
     outcome = tmi("export", nano_run, "--engine", "torchscript", "--out", tmp_path / "bundle")
     assert outcome.code == 5
     assert "ran out of memory while running the eager model on 4 golden cases" in outcome.err

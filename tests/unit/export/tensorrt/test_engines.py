@@ -16,8 +16,9 @@ import pytest
 from onnx import helper, numpy_helper
 from safetensors.numpy import load_file
 
-from factories.cached_traces import use_cached_traces
+from factories.faulty_exporter import plant
 from factories.tmi_command import tmi
+from tmi.export.bundle.writer import export_run
 from tmi.export.checks.validation_set import ValidationSet
 from tmi.export.tensorrt import engines as plans
 from tmi.export.tensorrt.builder import BuildOptions, Plan, TypeAudit, build_plan
@@ -49,12 +50,12 @@ def without_a_gpu() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory, nano_run, nano_bundle):
-    """Outcome and bundle of an export with SM80 plans and pending `trt` plans; read only."""
+    """Outcome of adding SM80 plans and pending `trt` plans to a bundle with ONNX graphs, and the bundle; read only."""
     folder = tmp_path_factory.mktemp("rtx") / "bundle"
-    named = ("--engine", "trt-rtx", "--engine", "trt", "--precision", "fp16")
     with pytest.MonkeyPatch.context() as patch:
-        use_cached_traces(patch, nano_bundle)  # these tests start after the ONNX export
-        return tmi("export", nano_run, *named, "--out", folder), folder
+        plant(patch, "onnx", graph="none", valid_bundle=nano_bundle)  # these tests start after the ONNX export
+        export_run(nano_run, folder)
+    return tmi("export", nano_run, "--add", "--engine", "trt-rtx,trt", "--precision", "fp16", "--out", folder), folder
 
 
 @pytest.fixture(scope="module")

@@ -118,6 +118,12 @@ def require_folder_name(out: Path, *, kind: str) -> None:
         )
 
 
+def split_names(given: Sequence[str] | None) -> list[str]:
+    """Names of an option that may be repeated and takes several names with commas: each once, in the given order."""
+    names = (name.strip() for value in given or () for name in value.split(","))
+    return list(dict.fromkeys(name for name in names if name))
+
+
 def limit_to_cores(given: int | None, *, option: str) -> int | None:
     """Return a number of threads or processes, limited to the cores of this process; a limit is reported."""
     cores = available_cores()

@@ -1,0 +1,83 @@
+"""Stages of an export that need no network: tensorrt, document, publish. Only torch-trt needs torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tmi.export.bundle.additions import (
+    addition_record,
+    evidence_of_others,
+    with_addition,
+)
+from tmi.export.bundle.context import DEFAULT_PRECISION, ExportContext
+from tmi.export.bundle.model_card import model_card
+from tmi.export.bundle.sbom import sbom
+from tmi.export.checks.validation_set import write_real_cases
+from tmi.export.graphs.registry import TYPED
+from tmi.export.tensorrt.engines import PlanRequest, add_plans
+from tmi.runtime.bundle.check_result import require_passed
+from tmi.runtime.bundle.manifest import MODEL_CARD_FILE, REAL_CASES_FILE, SBOM_FILE, SIGNATURE_FILE
+from tmi.runtime.bundle.reader import fingerprint, write_manifest
+from tmi.toolkit.storage.atomic_files import write_text
+
+PLAN_FIX = "try --precision auto, which keeps nodes that overflow FP16 in float32; see docs/tensorrt.md"
+
+
+def tensorrt(context: ExportContext) -> None:
+    """Write typed graphs where the bundle has none, and build the TensorRT engines as far as this machine can.
+
+    Raises:
+        ParityError: a check failed.
+        UnavailableError: TensorRT rejects a graph.
+    """
+    if not context.plans:
+        return
+    if not context.staged().has(TYPED):
+        from tmi.export.tensorrt.typed_graphs import add_typed_graphs  # packages that `tmi build` does not need
+
+        context.manifest, records = add_typed_graphs(
+            context.folder,
+            context.manifest,
+            context.settings.precision or DEFAULT_PRECISION,
+            context.validation_set,
+            progress=context.progress,
+        )
+        context.records += records
+        context.require_passed()  # before a build, which may take minutes
+    longest = context.manifest.parsed_config().clinical.max_length
+    request = PlanRequest(kinds=context.plans, options=replace(context.settings.options, max_length=longest))
+    context.manifest, records = add_plans(
+        context.folder, context.manifest, request, context.validation_set, progress=context.progress
+    )
+    context.records += records
+    if context.base is None:
+        context.require_passed()
+    else:
+        require_passed(context.records, consequence=context.consequence, fix=PLAN_FIX)
+
+
+def document(context: ExportContext) -> None:
+    """Record the checks and the addition in the manifest, and write evidence of real cases, model card and SBOM."""
+    base, manifest = context.base, context.manifest
+    earlier = ""
+    kept = () if base is None else base.manifest.parity
+    cases = context.validation_set.real_cases
+    if cases:  # by now every engine's outputs are stored in them
+        new = {r.engine for r in context.records if r.engine}
+        others = [{} if base is None else evidence_of_others(base, case, new) for case in cases]
+        write_real_cases(context.path(REAL_CASES_FILE), cases, others)
+    manifest = replace(manifest, parity=(*kept, *context.records))
+    if base is not None:
+        manifest = with_addition(manifest, addition_record(context))
+        earlier = (context.folder / SBOM_FILE).read_text(encoding="utf-8")
+        (context.folder / SIGNATURE_FILE).unlink(missing_ok=True)  # the signature covers the old files
+    write_text(context.folder / MODEL_CARD_FILE, model_card(manifest))
+    write_text(context.folder / SBOM_FILE, sbom(manifest, earlier=earlier))
+    context.manifest = manifest
+
+
+def publish(context: ExportContext) -> None:
+    """Record the digest of every file and write the manifest. The staged folder can now take its place."""
+    context.progress("hashing the files")
+    context.manifest = replace(context.manifest, files=fingerprint(context.folder))
+    write_manifest(context.folder, context.manifest)
