@@ -78,7 +78,7 @@ PUBLIC_NAMES = {
     """,
     "tmi.runtime.serving": """
         ALERTS BUNDLE_WARNINGS CaseResult FEATURE_ALERTS FEATURE_WARNINGS InferencePipeline
-        Notice Prediction Predictor RESEARCH_USE RejectedCase ResultLog SYNTHETIC Trace alerts case_alerts document
+        Prediction Predictor RESEARCH_USE RejectedCase ResultLog SYNTHETIC Trace alerts case_alerts document
         open_selected_engine resolve_cases result_from_json result_log_path result_to_json
         stages_match_total sum_stages unaccounted_seconds
     """,
@@ -130,7 +130,7 @@ PUBLIC_NAMES = {
         resample_to_ct_grid to_stored_axes write_on_ct_grid
     """,
     "tmi.toolkit.ingest": """
-        ChosenLabel ImportedCase LoadedCt MAX_VOXELS RawFinding canonical_volume choose_label
+        ChosenLabel ImportedCase LoadedCt MAX_VOXELS canonical_volume choose_label
         import_case is_image_file is_valid_affine
     """,
     "tmi.toolkit.ingest.dicom": """
@@ -160,7 +160,7 @@ PUBLIC_NAMES = {
         prepare_case
     """,
     "tmi.toolkit.qc": """
-        ALERTS AppliedRepair CHECKS Finding RadiomicsComparison TextEncoderInput check_case
+        ALERTS AppliedRepair CHECKS RadiomicsComparison TextEncoderInput check_case
         check_cases check_ct check_mask document parse_codes raise_on_error repair
     """,
     "tmi.toolkit.radiomics": """

@@ -189,8 +189,7 @@ def report_rejection(error: InputRejectedError | UnavailableError, case: Case) -
     """Print the error of a rejected case."""
     from tmi.toolkit.cli.main import print_error
 
-    code = error.code if isinstance(error, InputRejectedError) else "unavailable"
-    print_error(InputRejectedError(error.what, fix=error.fix, code=code, case_id=case.case_id))
+    print_error(InputRejectedError(error.what, fix=error.fix, code=error.code, case_id=case.case_id))
 
 
 def _explain_all(
@@ -287,7 +286,7 @@ def _summarise(documents: Sequence[dict[str, Any]], out: Path, source: ModelSour
         rows.append(cells)
     for document in documents:
         for alert in document["alerts"]:
-            echo(f"attention: {document['case_id']}: {alert['message']} [{alert['code']}]")
+            echo(f"attention: {document['case_id']}: {alert['message']} [{alert['code']}]", f"  fix: {alert['fix']}")
     if documents:
         print_listing(make_console(), Listing(columns=SUMMARY, rows=rows))
         echo("liver, body: share of the map inside; CT only: the CT-only model's share in the liver")

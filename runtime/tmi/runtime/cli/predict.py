@@ -67,7 +67,7 @@ def predict(
         bool,
         typer.Option("--no-verify", help="Skip the startup self-test; this is recorded."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document (tmi-prediction/1).")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document (tmi-prediction/2).")] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Write the results to FILE: .json, .csv or .jsonl by its ending."),

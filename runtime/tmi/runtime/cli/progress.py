@@ -16,7 +16,6 @@ from tmi.toolkit.cases.case import Case, MaskLabel
 from tmi.toolkit.cli.console import echo
 from tmi.toolkit.cli.main import print_error
 from tmi.toolkit.cli.progress import show_progress
-from tmi.toolkit.errors import InputRejectedError
 
 
 def run_cases(
@@ -89,7 +88,7 @@ def _print_result(result: CaseResult, number: int, count: int) -> None:
     """Print the error of a rejected case, and one line for each case of several, on standard error."""
     if isinstance(result, RejectedCase):
         state = f"rejected ({result.code})"
-        print_error(InputRejectedError(result.what, fix=result.fix, code=result.code, case_id=result.case_id))
+        print_error(result.to_error())
     else:
         state = f"{result.seconds['total']:.2f} s"
     if count > 1:

@@ -190,7 +190,7 @@ def _write_cases(cases: Sequence[Case], pages: _Pages, task: Task) -> list[CaseR
         results.append(result)
         state = "kept" if kept else f"{perf_counter() - start:.1f} s"
         if isinstance(result, RejectedCase):
-            report_rejection(InputRejectedError(result.what, fix=result.fix, code=result.code), case)
+            report_rejection(result.to_error(), case)
             state = f"rejected ({result.code})"
         echo(f"[{number}/{len(cases)}] {case.case_id}: {state}", err=True)
         task.advance()
@@ -230,10 +230,8 @@ def _write_case(case: Case, pages: _Pages) -> tuple[CaseResult, bool]:
             version=package,
             record=page_record(result, inputs),
         )
-    except InputRejectedError as error:
-        return RejectedCase(case_id=case.case_id, code=error.code, what=error.what, fix=error.fix), False
-    except UnavailableError as error:
-        return RejectedCase(case_id=case.case_id, code="unavailable", what=error.what, fix=error.fix), False
+    except (InputRejectedError, UnavailableError) as error:
+        return RejectedCase.of(error, case.case_id), False
     write_text(page_file, page)
     return result, False
 

@@ -1,4 +1,4 @@
-"""Explain one case from its folder, and convert the result to the document `tmi-explanation/1`."""
+"""Explain one case from its folder, and convert the result to the document `tmi-explanation/2`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tmi.runtime.explain.results import (
     sum_by_group,
     top_features,
 )
-from tmi.runtime.serving.results import RESEARCH_USE
+from tmi.runtime.serving.results import ALERTS, RESEARCH_USE
 from tmi.toolkit.cases.case import Case, reading
+from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
-from tmi.toolkit.storage.serialization import to_json
 
 TOP_FEATURES = 20
 """Number of radiomic features that are shown."""
@@ -52,8 +52,8 @@ class CaseExplanation:
     """Insertion and deletion curves; None if not requested."""
     randomised: tuple[RandomizationStep, ...]
     """Parameter randomization test; empty if not requested."""
-    warnings: tuple[str, ...]
-    """Alerts, then warnings of the preprocessing."""
+    warnings: tuple[Issue, ...]
+    """Alerts, then warnings and notes of the preprocessing."""
 
 
 def explain_case(
@@ -88,7 +88,7 @@ def explain_case(
         localization=anatomy.localization_metrics(map_DHW),
         curves=explainer.curves(explanation, prepared, steps=steps) if steps else None,
         randomised=explainer.randomization_test(explanation, prepared) if sanity else (),
-        warnings=(*(alert.message for alert in explanation.alerts), *prepared.warnings),
+        warnings=(*explanation.alerts, *(w for w in prepared.warnings if w.code not in ALERTS)),
     )
 
 
@@ -110,7 +110,7 @@ def case_document(
         "created": created,
         "version": version,
         "case_id": explanation.case_id,
-        "alerts": [to_json(alert) for alert in explanation.alerts],
+        "alerts": [alert.to_dict() for alert in explanation.alerts],
         "model": {
             "kind": source.kind,
             "digest": source.digest,
@@ -134,7 +134,8 @@ def case_document(
             }
             for f in explanation.folds
         ],
-        "warnings": list(explained.warnings),
+        "warnings": [issue.message for issue in explained.warnings],
+        "issues": [issue.to_dict() for issue in explained.warnings],
         "seconds": {name: round(s, 3) for name, s in explanation.seconds.items()},
     }
 

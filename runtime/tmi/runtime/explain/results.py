@@ -1,4 +1,4 @@
-"""Records of an explanation, whose JSON form is `tmi-explanation/1`, and sums over features and fields. Needs no torch.
+"""Records of an explanation, whose JSON form is `tmi-explanation/2`, and sums over features and fields. Needs no torch.
 
 They hold names of features and fields, attributions and metrics; no patient values and no text of a report. A single
 one of the 1,781 features, many of which are nearly redundant, has little meaning; the sum over a feature class or image
@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 
-from tmi.runtime.serving.results import Notice
+from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 
-SCHEMA = "tmi-explanation/1"
+SCHEMA = "tmi-explanation/2"
 REPORT_FIELD = "report"
 """Name of the attributions of a free-text report, which is not a field of a schema."""
 
@@ -63,7 +63,7 @@ class Explanation:
     """Mean over the folds."""
     fields: Mapping[str, float | None]
     """Mean over the folds whose text includes the field."""
-    alerts: tuple[Notice, ...]
+    alerts: tuple[Issue, ...]
     """Reasons not to rely on the prediction, as `tmi predict` reports them."""
     seconds: Mapping[str, float]
     """Seconds of each stage."""

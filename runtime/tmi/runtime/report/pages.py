@@ -25,6 +25,7 @@ from tmi.runtime.report.trust import (
     NBSP,
     digits_needed,
     format_threshold,
+    issues_of_page,
     signed,
     trust_statements,
     unbroken,
@@ -33,7 +34,7 @@ from tmi.runtime.serving.results import RESEARCH_USE, CaseResult, Prediction, al
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import sentences
-from tmi.toolkit.qc.case_checks import Finding
+from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.storage.terminal_text import printable
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ SHOWN_FIELDS = 20
 def case_page(
     prediction: Prediction,
     explained: CaseExplanation | None,
-    findings: Sequence[Finding],
+    findings: Sequence[Issue],
     *,
     case: Case,
     bundle: Bundle,
@@ -97,7 +98,7 @@ def case_page(
                 trained=trained,
                 parity=next((row for row in rows if row["used"]), None),
             ),
-            findings=findings,
+            issues=issues_of_page(prediction, findings),
             evidence=rows,
             digest=bundle.digest,
             manifest=manifest,

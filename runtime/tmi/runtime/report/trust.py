@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tmi.runtime.serving.input_warnings import SYNTHETIC
-from tmi.runtime.serving.results import ALERTS, Notice, Prediction
-from tmi.toolkit.qc.case_checks import Finding
+from tmi.runtime.serving.results import ALERTS, Prediction
+from tmi.toolkit.issues.issue import Issue
 
 NBSP, MINUS = "\u00a0", "\u2212"
 DIGITS, MAX_DIGITS = 3, 15
@@ -84,7 +84,7 @@ def fold_agreement(prediction: Prediction, positive: str, threshold: float) -> S
 
 def trust_statements(
     prediction: Prediction,
-    findings: Sequence[Finding],
+    findings: Sequence[Issue],
     *,
     positive: str,
     threshold: float,
@@ -101,13 +101,11 @@ def trust_statements(
         trained: training data of the models, as `pages.trained_on` returns it.
         parity: row of `pages.evidence` of the engine that was used.
     """
-    found = {f.message for f in findings}  # the prediction repeats the findings that it met
     notices = [
-        Statement(level="bad" if w.code in ALERTS else "warn", about="Input", text=f"{_without_names(w)} ({w.code}).")
-        for w in prediction.warnings
-        if w.code != SYNTHETIC and w.message not in found
+        Statement(level=_level(issue), about="Input", text=f"{_without_names(issue)} ({issue.code}).")
+        for issue in issues_of_page(prediction, findings)
+        if issue.code != SYNTHETIC
     ]
-    notices += [Statement(level="warn", about="Input", text=f"{f.message} ({f.code}).") for f in findings]
     if not notices:
         text = "All checks of the case passed; nothing was imputed, clipped or truncated."
         notices = [Statement(level="ok", about="Input", text=text)]
@@ -124,9 +122,21 @@ def trust_statements(
     return sorted(statements, key=lambda s: ("bad", "warn", "ok").index(s.level))
 
 
-def _without_names(notice: Notice) -> str:
+def issues_of_page(prediction: Prediction, findings: Sequence[Issue]) -> list[Issue]:
+    """Return the warnings of the prediction, then those findings of `tmi check` that are not among them."""
+    known = {(issue.code, issue.message) for issue in prediction.warnings}
+    alerts = {issue.code for issue in prediction.warnings if issue.code in ALERTS}  # their messages say more
+    new = [issue for issue in findings if (issue.code, issue.message) not in known and issue.code not in alerts]
+    return [*prediction.warnings, *new]
+
+
+def _level(issue: Issue) -> Literal["bad", "warn", "ok"]:
+    return "bad" if issue.code in ALERTS else "ok" if issue.severity == "note" else "warn"
+
+
+def _without_names(issue: Issue) -> str:
     """Message without the list of features, which the table of warnings holds."""
-    return notice.message.partition(": ")[0] if notice.names else notice.message
+    return issue.message.partition(": ")[0] if issue.names else issue.message
 
 
 def _training(trained: Mapping[str, Any]) -> Statement:

@@ -11,7 +11,6 @@ from .result_log import result_log_path as result_log_path
 from .results import ALERTS as ALERTS
 from .results import RESEARCH_USE as RESEARCH_USE
 from .results import CaseResult as CaseResult
-from .results import Notice as Notice
 from .results import Prediction as Prediction
 from .results import RejectedCase as RejectedCase
 from .results import alerts as alerts

@@ -1,8 +1,9 @@
-"""Notices of one case: facts about its input and its model that are reported with the prediction."""
+"""Warnings and notes of one case, about its input and its model, that are reported with the prediction."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -10,8 +11,9 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 
 from tmi.runtime.bundle.manifest import Manifest
-from tmi.runtime.serving.results import INCOMPLETE, UNLIKE_TRAINING, Notice
+from tmi.runtime.serving.results import ALERTS, INCOMPLETE, UNLIKE_TRAINING
 from tmi.toolkit.config.schema import MODALITIES
+from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.preprocessing.pipeline import PreparedCase
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 
@@ -24,6 +26,13 @@ FEATURE_WARNINGS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Notices that count features: code -> predicate of the message."""
+FEATURE_FIXES: Mapping[str, str] = MappingProxyType(
+    {
+        "radiomics-imputed": "give a table with all features, or remove it so that they are extracted from the mask",
+        "radiomics-clipped": "compare CT, mask and the program of the table with those of the training cases",
+    }
+)
+"""Notices that count features -> how to fix them."""
 DO_NOT_RELY = "do not rely on the prediction"
 MAX_SHARE = 0.1
 """Share of the features above which a count becomes an alert."""
@@ -52,7 +61,7 @@ def case_notices(
     clipped_R: Bool[NDArray[np.bool_], "R"],
     manifest: Manifest,
     system: str,
-) -> tuple[Notice, ...]:
+) -> tuple[Issue, ...]:
     """Collect the notices of one case.
 
     Args:
@@ -62,43 +71,42 @@ def case_notices(
         manifest: manifest of the bundle.
         system: name of the model in the bundle.
     """
-    notices = [Notice(code="input", message=text) for text in case.warnings]
+    notices = [issue for issue in case.warnings if issue.code not in ALERTS]
     for code, mask_R in (("radiomics-imputed", imputed_R), ("radiomics-clipped", clipped_R)):
         if mask_R.any():
             notices.append(_feature_notice(code, mask_R))
     if system != "tmi-clnet" or manifest.modalities != MODALITIES:
         message = f"the network is {system} and uses only {', '.join(manifest.modalities)}"
-        notices.append(Notice(code=OTHER_NETWORK, message=message))
+        notices.append(Issue.of(OTHER_NETWORK, message, "none needed: the other inputs are not used"))
     if manifest.synthetic:
-        notices.append(Notice(code=SYNTHETIC, message="the models were trained on synthetic cases, not on patients"))
-    return (*case_alerts(case, imputed_R=imputed_R, clipped_R=clipped_R), *notices)
+        message = "the models were trained on synthetic cases, not on patients"
+        notices.append(Issue.of(SYNTHETIC, message, "use a bundle whose models were trained on patients"))
+    found = (*case_alerts(case, imputed_R=imputed_R, clipped_R=clipped_R), *notices)
+    return tuple(issue.of_case(case.case_id) for issue in found)
 
 
 def case_alerts(
     case: PreparedCase, *, imputed_R: Bool[NDArray[np.bool_], "R"], clipped_R: Bool[NDArray[np.bool_], "R"]
-) -> tuple[Notice, ...]:
+) -> tuple[Issue, ...]:
     """Collect the alerts of one case: its own, and those about features that were imputed or clipped in any fold."""
-    of_case = (Notice(code=a.code, message=f"{a.message}; {DO_NOT_RELY}", count=a.count) for a in case.alerts)
-    return (*of_case, *_alerts({"radiomics-clipped": clipped_R, "radiomics-imputed": imputed_R}))
+    found = [replace(issue, message=f"{issue.message}; {DO_NOT_RELY}") for issue in case.alerts]
+    found += _alerts({"radiomics-clipped": clipped_R, "radiomics-imputed": imputed_R})
+    return tuple(issue.of_case(case.case_id) for issue in found)
 
 
-def _alerts(masks: Mapping[str, Bool[NDArray[np.bool_], "R"]]) -> tuple[Notice, ...]:
+def _alerts(masks: Mapping[str, Bool[NDArray[np.bool_], "R"]]) -> tuple[Issue, ...]:
     """Alerts for the masks [R] that hold more than `MAX_SHARE` of the features, by the code of their notice."""
     counts = {code: int(mask_R.sum()) for code, mask_R in masks.items() if mask_R.sum() > MAX_SHARE * mask_R.size}
     return tuple(
-        Notice(code=alert, message=f"{count} of {masks[code].size} {message}", count=count)
+        Issue.of(alert, f"{count} of {masks[code].size} {message}", FEATURE_FIXES[code], count=count)
         for code, count in counts.items()
         for alert, message in [FEATURE_ALERTS[code]]
     )
 
 
-def _feature_notice(code: str, mask_R: NDArray[np.bool_]) -> Notice:
+def _feature_notice(code: str, mask_R: NDArray[np.bool_]) -> Issue:
     indices = np.flatnonzero(mask_R)
     names = tuple(FEATURE_NAMES[i] for i in indices[:MAX_NAMES])
     more = f" and {indices.size - len(names)} more" if indices.size > len(names) else ""
-    return Notice(
-        code=code,
-        message=f"{indices.size} of {mask_R.size} radiomic features {FEATURE_WARNINGS[code]}: {', '.join(names)}{more}",
-        count=int(indices.size),
-        names=names,
-    )
+    message = f"{indices.size} of {mask_R.size} radiomic features {FEATURE_WARNINGS[code]}: {', '.join(names)}{more}"
+    return Issue.of(code, message, FEATURE_FIXES[code], count=int(indices.size), names=names)

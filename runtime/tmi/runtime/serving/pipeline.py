@@ -25,7 +25,7 @@ from tmi.runtime.inference.embedding_cache import EmbeddingCache
 from tmi.runtime.inference.ensemble import EncodedBranch, Features, encode_ct, fuse
 from tmi.runtime.serving.input_warnings import case_notices
 from tmi.runtime.serving.postprocessing import to_prediction, truncated_notice
-from tmi.runtime.serving.results import CaseResult, Notice, RejectedCase
+from tmi.runtime.serving.results import CaseResult, RejectedCase
 from tmi.runtime.serving.text_encoding import CaseTokens, EncodedText, TextBranch
 from tmi.toolkit.cases.case import Case, reading
 from tmi.toolkit.clinical.rendering import require_rendering
@@ -33,6 +33,7 @@ from tmi.toolkit.clinical.schema import SCHEMA_FILE
 from tmi.toolkit.compute.buffer_pool import ArrayAllocator
 from tmi.toolkit.config.schema import N_RADIOMICS
 from tmi.toolkit.errors import DamagedError, InputRejectedError, UnavailableError
+from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
 
@@ -45,8 +46,8 @@ class CaseInputs:
     """CT, text and unscaled radiomics."""
     radiomics_FR: Float32[NDArray[np.float32], "F R"]
     """Radiomics scaled by each fold's own scaler; no rows if the bundle does not use radiomics."""
-    notices: tuple[Notice, ...]
-    """Notices about the input, to be reported with the prediction."""
+    notices: tuple[Issue, ...]
+    """Warnings and notes about the input, to be reported with the prediction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,11 +149,9 @@ class InferencePipeline:
                     on_text_ready=on_text_ready,
                     empty=self._empty,
                 )
-        except InputRejectedError as error:
-            return RejectedCase(case_id=case.case_id, code=error.code, what=error.what, fix=error.fix)
-        except UnavailableError as error:
+        except (InputRejectedError, UnavailableError) as error:
             # A missing package (for example for radiomics extraction) concerns this case alone, so the batch continues.
-            return RejectedCase(case_id=case.case_id, code="unavailable", what=error.what, fix=error.fix)
+            return RejectedCase.of(error, case.case_id)
 
     def scale(self, prepared: PreparedCase) -> CaseInputs:
         """Scale the radiomics of a case with each fold's own scaler, and collect the notices about its input."""
@@ -214,7 +213,7 @@ class InferencePipeline:
                 manifest=self._manifest,
                 digest=self._bundle.digest,
                 engine=self._engine.name,
-                notices=case.notices + ((truncated_notice(longest),) if text.truncated else ()),
+                notices=case.notices + ((truncated_notice(longest, case.case.case_id),) if text.truncated else ()),
                 reused=(*(("ct",) if any(ct.reused_B[row : row + 1]) else ()), *(("text",) if text.reused else ())),
             )
             for row, (case, text) in enumerate(zip(batch.cases, batch.texts, strict=True))

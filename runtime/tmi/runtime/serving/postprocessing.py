@@ -8,12 +8,17 @@ from numpy.typing import NDArray
 
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.inference.ensemble import fold_std, probabilities, softmax
-from tmi.runtime.serving.results import CaseResult, FoldPrediction, Notice, Prediction, RejectedCase
+from tmi.runtime.serving.results import CaseResult, FoldPrediction, Prediction, RejectedCase
+from tmi.toolkit.errors import InputRejectedError
+from tmi.toolkit.issues.issue import Issue
 
 
-def truncated_notice(longest: int) -> Notice:
-    """Notice for a text that was longer than `longest` tokens."""
-    return Notice(code="text-truncated", message=f"the clinical text was cut to its first {longest} tokens")
+def truncated_notice(longest: int, case_id: str) -> Issue:
+    """Warning of a text that was longer than `longest` tokens."""
+    message = f"the clinical text was cut to its first {longest} tokens"
+    return Issue.of(
+        "clinical-truncated", message, "shorten the report; tmi check names what is cut off", case_id=case_id
+    )
 
 
 def to_prediction(
@@ -23,7 +28,7 @@ def to_prediction(
     manifest: Manifest,
     digest: str,
     engine: str,
-    notices: tuple[Notice, ...],
+    notices: tuple[Issue, ...],
     reused: tuple[str, ...] = (),
 ) -> CaseResult:
     """Convert the logits of one case to a prediction without timing.
@@ -41,12 +46,9 @@ def to_prediction(
         The prediction; a rejected case if a logit is not finite.
     """
     if not np.isfinite(logits_1FK).all():
-        return RejectedCase(
-            case_id=case_id,
-            code="answer-not-finite",
-            what=f"the network's output on engine {engine} is not finite",
-            fix="check the case with `tmi check`, and predict it with another --engine",
-        )
+        message = f"the network's output on engine {engine} is not finite"
+        fix = "check the case with `tmi check`, and predict it with another --engine"
+        return RejectedCase.of(InputRejectedError(message, fix=fix, code="answer-not-finite"), case_id)
     mean_K = probabilities(logits_1FK)[0]  # mean over folds of each fold's softmax, not softmax of the mean logits
     is_positive = bool(mean_K[manifest.positive] >= manifest.threshold)
 

@@ -1,6 +1,6 @@
 """Append-only log of results, one JSON line for each case, so that a killed prediction can be resumed.
 
-    {"schema": "tmi-prediction-lines/1", "bundle": ..., "engine": ..., ...}      must be the same in every run
+    {"schema": "tmi-prediction-lines/2", "bundle": ..., "engine": ..., ...}      must be the same in every run
     {"status": "predicted", "case_id": "P001", ..., "files": "<digest>", "chain": "<digest>"}    one line for each case
 
 Rejected cases have a line too. A line is written in one call and synced to the disk before the next one. An incomplete
@@ -36,7 +36,9 @@ from tmi.toolkit.storage.documents import DocumentError, parse_json
 from tmi.toolkit.storage.file_lock import closed_on_error, open_locked
 from tmi.toolkit.storage.hashing import sha256_json
 
-SCHEMA = "tmi-prediction-lines/1"
+SCHEMA = "tmi-prediction-lines/2"
+OLD_SCHEMAS = ("tmi-prediction-lines/1",)
+"""Schemas of logs that can be resumed too; their warnings lack severity and fix, their rejections the issues."""
 SUFFIX = ".jsonl"
 """Suffix of an output file that is itself a result log."""
 START_OVER_FIX = "start again with --force, or name another output file"
@@ -141,7 +143,8 @@ class ResultLog:
             return cls._begin(stream, path, identity, cases)  # killed while the first line was written
         header = _parsed(path, lines[0], 1)
         chain = header.pop("chain", None)
-        _require_same(path, header, {"schema": SCHEMA, **identity})
+        schema = header["schema"] if header.get("schema") in OLD_SCHEMAS else SCHEMA
+        _require_same(path, header, {"schema": schema, **identity})
         if chain != _next_chain(header, ""):  # written before logs had a chain, or edited
             raise _damaged(path, 1)
         states = {case.case_id: case_state(case) for case in cases}

@@ -1,6 +1,7 @@
-"""Results of a prediction: frozen records and their JSON form `tmi-prediction/1` (described in `docs/predict.md`).
+"""Results of a prediction: frozen records and their JSON form `tmi-prediction/2` (described in `docs/predict.md`).
 
-They hold no patient data except the case id.
+They hold no patient data except the case id. Warnings and reasons of a rejection are `Issue`s. Results of
+`tmi-prediction/1`, which older journals and pages hold, are read.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, Self
 
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.selection import EngineRecord
+from tmi.toolkit.errors import InputRejectedError, TmiError
+from tmi.toolkit.issues.issue import Issue as Issue
 from tmi.toolkit.qc.check_registry import ALERTS as CHECK_ALERTS
 from tmi.toolkit.storage.serialization import from_json, to_json
 
-SCHEMA = "tmi-prediction/1"
+SCHEMA = "tmi-prediction/2"
 STAGES = ("radiomics", "tokenise", "text", "ct", "fusion", "other")
 """Stages of every prediction in pipeline order; those of the preparation (`tmi.toolkit.preprocessing.pipeline`) come
 first."""
@@ -24,33 +27,10 @@ COPIES = "copies"
 """Additional stage of engines on a device with its own memory: copies to and from it that did not overlap."""
 UNLIKE_TRAINING, INCOMPLETE = "unlike-training", "radiomics-incomplete"
 ALERTS: tuple[str, ...] = (*sorted(CHECK_ALERTS, reverse=True), UNLIKE_TRAINING, INCOMPLETE)
-"""Codes of the notices that stand first: in `Prediction.warnings`, in the document, above the table, in a report."""
+"""Codes of the warnings that stand first: in `Prediction.warnings`, in the document, above the table, in a report."""
+OLD_FIX = "see the table of codes (docs/checks.md)"
+"""Fix of a warning of `tmi-prediction/1`, which had none."""
 RESEARCH_USE = "For research use only: not a medical device, not for diagnosis or treatment."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Notice:
-    """A fact about the input or the model that is reported with a prediction.
-
-    Attributes:
-        code: short name of the kind of notice; `tmi.runtime.serving.ALERTS` lists those of alerts.
-        message: one sentence.
-        count: number of features or clinical fields it concerns, if it concerns such.
-        names: names of the first of those features.
-    """
-
-    code: str
-    """Short name of the kind of notice."""
-    message: str
-    """One sentence."""
-    count: int | None = None
-    """Number of features or clinical fields it concerns, if it concerns such."""
-    names: tuple[str, ...] = ()
-    """Names of the first of those features, in the order of the feature table."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, as in the document of `tmi predict --json`."""
-        return to_json(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +62,7 @@ class Prediction:
         folds: prediction of each fold's model.
         spread: standard deviation over the folds of the positive class's probability.
         decision: class name: `bad` if its probability is at least the bundle's threshold.
-        warnings: notices about the input and the model; alerts come first.
+        warnings: warnings and notes about the input and the model; alerts come first.
         engine: name of the engine that computed the prediction.
         bundle: SHA-256 of the bundle's manifest.
         seconds: seconds by stage, and the `total`.
@@ -100,8 +80,8 @@ class Prediction:
     """Population standard deviation over the folds of the positive class's probability."""
     decision: str
     """Class name: the positive class if its probability is at least the bundle's threshold."""
-    warnings: tuple[Notice, ...]
-    """Notices about the input and the model."""
+    warnings: tuple[Issue, ...]
+    """Warnings and notes about the input and the model."""
     engine: str
     """Name of the engine that computed the prediction."""
     bundle: str
@@ -128,6 +108,7 @@ class RejectedCase:
         code: code of the check that rejected it (docs/checks.md).
         what: description of the error, without patient data.
         fix: how to fix it.
+        issues: every problem of the case; the first has the code and the fix.
     """
 
     case_id: str
@@ -138,6 +119,23 @@ class RejectedCase:
     """Description of the error."""
     fix: str
     """How to fix it."""
+    issues: tuple[Issue, ...] = ()
+    """Every problem of the case; not given: the one of `code`, `what` and `fix`."""
+
+    def __post_init__(self) -> None:
+        """Fill `issues`, which results of earlier versions lack."""
+        if not self.issues:
+            object.__setattr__(self, "issues", self.to_error().issues)
+
+    @classmethod
+    def of(cls, error: TmiError, case_id: str) -> Self:
+        """Return the result of a case for which an error was raised."""
+        issues = tuple(issue.of_case(case_id) for issue in error.issues)
+        return cls(case_id=case_id, code=error.code, what=error.what, fix=error.fix, issues=issues)
+
+    def to_error(self) -> InputRejectedError:
+        """Return the error that the result stands for."""
+        return InputRejectedError(self.what, fix=self.fix, code=self.code, case_id=self.case_id, issues=self.issues)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, as in the document of `tmi predict --json`, with a `status` of `refused`."""
@@ -147,10 +145,10 @@ class RejectedCase:
 CaseResult = Prediction | RejectedCase
 
 
-def alerts(results: Sequence[CaseResult]) -> list[tuple[str, Notice]]:
-    """Case id and notice of every alert, in the order of the cases."""
+def alerts(results: Sequence[CaseResult]) -> list[tuple[str, Issue]]:
+    """Case id and issue of every alert, in the order of the cases."""
     predicted = [r for r in results if isinstance(r, Prediction)]
-    return [(r.case_id, notice) for r in predicted for notice in r.warnings if notice.code in ALERTS]
+    return [(r.case_id, issue) for r in predicted for issue in r.warnings if issue.code in ALERTS]
 
 
 def result_to_json(result: CaseResult) -> dict[str, Any]:
@@ -166,8 +164,18 @@ def result_from_json(data: Mapping[str, Any]) -> CaseResult:
     """
     fields = dict(data)
     if fields.pop("status", None) == "predicted":
+        warnings = fields.get("warnings")
+        if isinstance(warnings, list):
+            fields["warnings"] = [_current(warning, fields.get("case_id")) for warning in warnings]
         return from_json(Prediction, fields, where="result")
     return from_json(RejectedCase, fields, where="result")
+
+
+def _current(warning: Any, case_id: Any) -> Any:
+    """Return a warning with the keys of `tmi-prediction/2`; those of the first version had no severity and no fix."""
+    if not isinstance(warning, dict) or "severity" in warning:
+        return warning
+    return {"severity": "warning", "fix": OLD_FIX, "case_id": case_id, **warning}
 
 
 def document(
@@ -187,7 +195,7 @@ def document(
     predicted = sum(isinstance(r, Prediction) for r in results)
     return {
         # `canonical_json` sorts the keys: the alerts are at the top.
-        "alerts": [{"case_id": case_id, **to_json(notice)} for case_id, notice in alerts(results)],
+        "alerts": [issue.to_dict() for _, issue in alerts(results)],
         "schema": SCHEMA,
         "notice": RESEARCH_USE,
         "created": created,
@@ -211,6 +219,6 @@ def document(
 
 def document_schema() -> dict[str, Any]:
     """JSON Schema of the document."""
-    file = resources.files("tmi.runtime.serving") / "data" / "tmi-prediction-1.schema.json"
+    file = resources.files("tmi.runtime.serving") / "data" / "tmi-prediction-2.schema.json"
     schema: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return schema

@@ -16,7 +16,7 @@ import pytest
 from factories.paths import ROOT
 from factories.tmi_command import tmi
 from tmi.runtime.cli.tables.predictions import print_table
-from tmi.runtime.serving.results import RESEARCH_USE, Notice, document_schema
+from tmi.runtime.serving.results import RESEARCH_USE, Issue, document_schema
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_json_satisfies_the_declared_schema(predict, good_cases, bad_case):
     outcome = predict(good_cases[0], bad_case, good_cases[1], "--json")
     document = outcome.document
     jsonschema.validate(document, document_schema())
-    assert document["schema"] == "tmi-prediction/1"
+    assert document["schema"] == "tmi-prediction/2"
     assert [r["case_id"] for r in document["results"]] == ["P000", "bad [case]", "P001"]
     assert [r["status"] for r in document["results"]] == ["predicted", "refused", "predicted"]
     assert document["counts"] == {"predicted": 2, "refused": 1}
@@ -174,10 +174,10 @@ def test_invalid_path_rejects_one_case(predict, good_cases):
 def test_row_names_a_kind_of_notice_once(predictor, good_cases, capsys):
     """Two notices of one kind appear once in the row and both below the table."""
     (result,) = predictor.predict([good_cases[0]])
-    notices = tuple(Notice(code="input", message=message) for message in ("the first", "the second"))
+    notices = tuple(Issue.of("clinical-unit-doubt", message, "check") for message in ("the first", "the second"))
     print_table([replace(result, warnings=notices)], bundle=predictor.bundle, engine=predictor.engine_record)
     output = capsys.readouterr().out
     row = next(line for line in output.splitlines() if result.decision in line and "P000" in line)
-    assert row.count("input") == 1
-    assert "input: P000: the first" in output
-    assert "input: P000: the second" in output
+    assert row.count("clinical-unit-doubt") == 1
+    assert "clinical-unit-doubt: P000: the first" in output
+    assert "clinical-unit-doubt: P000: the second" in output

@@ -17,12 +17,12 @@ from tmi.runtime.report.trust import (
     trust_statements,
     unbroken,
 )
-from tmi.runtime.serving.results import FoldPrediction, Notice, Prediction
+from tmi.runtime.serving.results import FoldPrediction, Prediction
 from tmi.toolkit.imaging.volume import PLANES, Volume
-from tmi.toolkit.qc.case_checks import Finding
+from tmi.toolkit.issues.issue import Issue
 
 
-def prediction(*probabilities: float, warnings: tuple[Notice, ...] = ()) -> Prediction:
+def prediction(*probabilities: float, warnings: tuple[Issue, ...] = ()) -> Prediction:
     folds = tuple(FoldPrediction(fold=n, probability={"good": 1 - p, "bad": p}) for n, p in enumerate(probabilities))
     mean = float(np.mean(probabilities))
     return Prediction(
@@ -66,23 +66,27 @@ def test_rounded_threshold_does_not_change_a_decision(threshold, p, texts):
 
 def test_reasons_for_doubt_begin_with_the_gravest():
     """An alert comes first; warnings and findings are listed once; lists of names are left out."""
-    finding = Finding(case_id="P1", code="mask-edge", severity="warning", message="the mask touches the edge", fix="")
+    edge = Issue.of("mask-edge", "the mask touches the edge", "fix", case_id="P1")
+    stale = Issue.of("radiomics-stale", "the table is stale", "fix", case_id="P1")
+    elsewhere = Issue.of("liver-place", "elsewhere", "fix", case_id="P1")
     notices = (
-        Notice(code="radiomics-clipped", message="3 features were clipped: a, b, c", count=3, names=("a", "b", "c")),
-        Notice(code="input", message="the mask touches the edge"),
-        Notice(code="synthetic-model", message="the models were trained on synthetic cases, not on patients"),
-        Notice(code="unlike-training", message="unlike the training cases"),
+        Issue.of("radiomics-clipped", "3 features were clipped: a, b, c", "fix", count=3, names=("a", "b", "c")),
+        edge,
+        Issue.of("synthetic-model", "the models were trained on synthetic cases, not on patients", "fix"),
+        Issue.of("liver-place", "elsewhere; do not rely on the prediction", "fix"),
     )
     trained = {"synthetic": True, "cases": 9, "auc": 0.81234, "auc_sd": 0.01234, "temperatures": []}
     parity = {"engine": "onnx", "passed": 3, "checks": 3}
+    found = [edge, stale, elsewhere]
     statements = trust_statements(
-        prediction(0.7, 0.7, warnings=notices), [finding], positive="bad", threshold=0.5, trained=trained, parity=parity
+        prediction(0.7, 0.7, warnings=notices), found, positive="bad", threshold=0.5, trained=trained, parity=parity
     )
     assert statements[0].level == "bad"
     assert [s.text for s in statements if s.about == "Input"] == [
-        "unlike the training cases (unlike-training).",
+        "elsewhere; do not rely on the prediction (liver-place).",
         "3 features were clipped (radiomics-clipped).",
         "the mask touches the edge (mask-edge).",
+        "the table is stale (radiomics-stale).",
     ]
     assert [s.text for s in statements if s.about == "Training"] == [
         "The models were trained on 9 synthetic cases, not on patients; ROC AUC on held-out cases 0.81 \u00b1 0.01."

@@ -15,8 +15,7 @@ from tmi.runtime.bundle.reader import inspect_bundle
 from tmi.runtime.cli.tables.predictions import print_table
 from tmi.runtime.engines.selection import EngineRecord
 from tmi.runtime.serving.input_warnings import case_notices
-from tmi.runtime.serving.results import Notice, document_schema, result_from_json
-from tmi.toolkit.preprocessing.cache import CaseAlert
+from tmi.runtime.serving.results import Issue, document_schema, result_from_json
 from tmi.toolkit.preprocessing.pipeline import PreparedCase
 
 PUBLISHED = ROOT / "tests" / "unit" / "runtime" / "bundle" / "data" / "tmi-bundle-2"
@@ -24,7 +23,7 @@ R = 1781
 """Number of radiomic features."""
 
 
-def notices(*, clipped: int = 0, imputed: int = 0, alerts: tuple[CaseAlert, ...] = ()) -> list[tuple[str, int | None]]:
+def notices(*, clipped: int = 0, imputed: int = 0, alerts: tuple[Issue, ...] = ()) -> list[tuple[str, int | None]]:
     """Code and count of the notices for so many features, which are the last ones, and for the case's own alerts."""
     case = PreparedCase(
         case_id="P1",
@@ -32,8 +31,7 @@ def notices(*, clipped: int = 0, imputed: int = 0, alerts: tuple[CaseAlert, ...]
         ct_1DHW=np.zeros((1, 1, 1, 1), np.float32),
         radiomics_F=np.zeros(R),
         text="",
-        warnings=("x",),
-        alerts=alerts,
+        warnings=(*alerts, Issue.of("ct-unit", "x", "fix")),
     )
     order = np.arange(R)
     manifest = replace(inspect_bundle(PUBLISHED / "bundle").manifest, synthetic=False)
@@ -61,23 +59,23 @@ def document(words) -> CommandResult:
 
 def test_more_than_a_tenth_is_an_alert_and_stands_first():
     """178 of 1,781 features are a notice, 179 an alert before every other notice; the notice stays."""
-    assert notices(clipped=178) == [("input", None), ("radiomics-clipped", 178)]
-    assert notices(clipped=179) == [("unlike-training", 179), ("input", None), ("radiomics-clipped", 179)]
+    assert notices(clipped=178) == [("ct-unit", None), ("radiomics-clipped", 178)]
+    assert notices(clipped=179) == [("unlike-training", 179), ("ct-unit", None), ("radiomics-clipped", 179)]
 
 
 def test_missing_features_are_an_alert_too():
     """More than a tenth of missing features is an alert of its own."""
-    assert notices(imputed=178)[0] == ("input", None)
-    assert notices(imputed=R, clipped=R)[:3] == [("unlike-training", R), ("radiomics-incomplete", R), ("input", None)]
+    assert notices(imputed=178)[0] == ("ct-unit", None)
+    assert notices(imputed=R, clipped=R)[:3] == [("unlike-training", R), ("radiomics-incomplete", R), ("ct-unit", None)]
 
 
 def test_alerts_of_the_checks_stand_first():
     """An empty record and a mask elsewhere stand before the alerts of the features."""
     own = (
-        CaseAlert(code="clinical-incomplete", message="42 of 42 x", count=42),
-        CaseAlert(code="liver-place", message="y"),
+        Issue.of("clinical-incomplete", "42 of 42 x", "fix", count=42),
+        Issue.of("liver-place", "y", "fix"),
     )
-    expected = [("clinical-incomplete", 42), ("liver-place", None), ("unlike-training", R), ("input", None)]
+    expected = [("clinical-incomplete", 42), ("liver-place", None), ("unlike-training", R), ("ct-unit", None)]
     assert notices(clipped=R, alerts=own)[:4] == expected
 
 
@@ -128,7 +126,7 @@ def test_alerts_of_several_cases_share_one_line(document, capsys):
     assert lines[0].startswith("attention: case 762, Z 762 of 1781 radiomic features lie outside")
     print_table([quiet], bundle=bundle, engine=record)
     assert "attention" not in capsys.readouterr().out
-    elsewhere = Notice(code="liver-place", message="elsewhere")
+    elsewhere = Issue.of("liver-place", "elsewhere", "fix")
     own = [replace(quiet, case_id=i, warnings=(elsewhere,)) for i in "AB"]
     print_table(own, bundle=bundle, engine=record)
     assert capsys.readouterr().out.startswith("attention: A, B: elsewhere [liver-place]")

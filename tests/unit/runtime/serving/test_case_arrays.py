@@ -208,7 +208,7 @@ def test_help_names_every_field_and_the_version():
     text = pydoc.render_doc(tmi.runtime, renderer=pydoc.plaintext)
     assert "isinstance(result, RejectedCase)" in text
     assert tmi.runtime.__version__[0].isdigit()
-    for kind in (CaseArrays, Prediction, RejectedCase, tmi.runtime.FoldPrediction, tmi.runtime.Notice):
+    for kind in (CaseArrays, Prediction, RejectedCase, tmi.runtime.FoldPrediction, tmi.runtime.Issue):
         documented = kind.__doc__ or ""
         names = [name for name in kind.__dataclass_fields__ if name != "folder"]
         assert [name for name in names if f"    {name}: " not in documented] == []

@@ -161,9 +161,9 @@ def test_truncated_text_is_reported(predictor, good_cases, tmp_path):
     record["report"] = "The liver is nodular and the spleen is large. " * 200
     (copy / "clinical.json").write_text(json.dumps(record))
     (result,) = predictor.predict(copy)
-    (notice,) = [n for n in result.warnings if n.code == "text-truncated"]
+    (notice,) = [n for n in result.warnings if n.code == "clinical-truncated"]
     assert "cut to its first 512 tokens" in notice.message
-    assert "text-truncated" not in codes(predictor.predict(good_cases[0])[0])
+    assert "clinical-truncated" not in codes(predictor.predict(good_cases[0])[0])
 
 
 @pytest.mark.parametrize("synthetic", [True, False])
@@ -259,7 +259,7 @@ def test_public_names_of_the_runtime():
     """`tmi.runtime` exports exactly these names, lazily."""
     import tmi.runtime
 
-    names = ["CaseArrays", "FoldPrediction", "Notice", "Prediction", "Predictor", "RejectedCase"]
+    names = ["CaseArrays", "FoldPrediction", "Issue", "Prediction", "Predictor", "RejectedCase"]
     assert sorted(tmi.runtime.__all__) == names
     assert all(getattr(tmi.runtime, name).__name__ == name for name in tmi.runtime.__all__)
     with pytest.raises(AttributeError, match=r"No tmi\.runtime attribute Forecaster"):

@@ -214,7 +214,7 @@ def test_reference_extraction_is_reported(cohort, monkeypatch, micro_config, tmp
     slow = ExtractedFeatures(values_F=np.arange(1781.0), note=note)
     monkeypatch.setattr(extractor, "extract_with_note", lambda ct, mask, *, jobs=None: slow)
     case = case_in(cohort)
-    assert note in prepare_case(case, micro_config, load_schema()).warnings
+    assert note in [i.message for i in prepare_case(case, micro_config, load_schema()).warnings]
     result = tmi("radiomics", case.folder)
     expected = (
         f"warning: case {case.case_id}: {note} [radiomics-extractor]\n  fix: install the versions of constraints.txt\n"

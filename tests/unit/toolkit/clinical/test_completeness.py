@@ -28,10 +28,10 @@ def record(count: int, report: str | None = None) -> ClinicalRecord:
 @pytest.mark.parametrize("count", [0, 1, 3, 5])
 def test_nearly_empty_record_is_a_finding(count):
     """The finding has the number of missing fields; optional fields do not count."""
-    ((code, message, fix),) = check_completeness(record(count), SCHEMA)
-    assert code == "clinical-incomplete"
-    assert message == f"{TOTAL - count} of {TOTAL} fields of clinical.json are missing"
-    assert fix
+    (issue,) = check_completeness(record(count), SCHEMA)
+    assert (issue.code, issue.count) == ("clinical-incomplete", TOTAL - count)
+    assert issue.message == f"{TOTAL - count} of {TOTAL} fields of clinical.json are missing"
+    assert issue.fix
     optional = {f.name: 1.0 for f in SCHEMA.fields if f.optional}
     only_optional = ClinicalRecord(patient_id=None, values=optional)
     assert missing_fields(only_optional, SCHEMA) == (TOTAL, TOTAL)

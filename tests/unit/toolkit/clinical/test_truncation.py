@@ -116,11 +116,11 @@ def test_check_names_lost_fields_and_shorter_rendering():
     """The finding names the lost fields; its fix is the shorter rendering if another one is used."""
     record = RECORDS[0]
     assert list(check_text_length(record, SCHEMA, TextEncoderInput())) == []
-    ((code, message, fix),) = check_text_length(record, SCHEMA, TextEncoderInput(rendering="values"))
-    assert code == "clinical-truncated"
-    assert "more than 512 tokens by estimate" in message
-    assert "soft_tissue_volume_fraction" in message
-    assert fix == "use the shorter text: --set clinical.rendering=compact"
+    (issue,) = check_text_length(record, SCHEMA, TextEncoderInput(rendering="values"))
+    assert issue.code == "clinical-truncated"
+    assert "more than 512 tokens by estimate" in issue.message
+    assert "soft_tissue_volume_fraction" in issue.message
+    assert issue.fix == "use the shorter text: --set clinical.rendering=compact"
 
 
 def test_warning_counts_texts_of_each_field():

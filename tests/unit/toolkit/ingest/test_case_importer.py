@@ -280,7 +280,7 @@ def test_command_exits_3_for_defective_content(tmp_path):
     assert "still to be added: clinical.json is missing [clinical-missing]" in outcome.out
     assert (tmp_path / "case" / "ct.nii.gz").is_file()
     document = tmi("import", tmp_path / "case", "--ct", few, "--force", "--json").document
-    assert document["schema"] == "tmi-import/1"
+    assert document["schema"] == "tmi-import/2"
     assert [f["code"] for f in document["findings"]] == ["ct-few-slices"]
     assert document["source"]["ct"]["images"] == 8
 

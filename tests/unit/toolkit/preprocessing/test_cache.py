@@ -24,6 +24,7 @@ from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.preprocessing.cache import CODE_PARTS, PreparedCache, tree_digest
 from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
+from tmi.toolkit.radiomics.extractor import ExtractedFeatures
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +64,7 @@ def test_cached_case_equals_prepared_case(case, micro_config, monkeypatch):
     monkeypatch.setattr(prepare_module, "read_ct", None)  # the image is not read again
     second = prepare(case, micro_config, cache)
     assert (cache.hits, cache.stored) == (1, 1)
-    assert uncached.warnings == ("liver.nii.gz covers 493 mL",)
+    assert [(i.code, i.message) for i in uncached.warnings] == [("liver-volume", "liver.nii.gz covers 493 mL")]
     assert same(uncached, first)
     assert same(uncached, second)
 
@@ -203,7 +204,7 @@ def test_extracted_radiomics_are_cached_separately(case, micro_config, monkeypat
         calls.append(case.case_id)
         values_F = np.linspace(-1.0, 1.0, 1781)
         values_F[3] = np.nan
-        return values_F, None
+        return ExtractedFeatures(values_F=values_F)
 
     monkeypatch.setattr(prepare_module, "_extract_radiomics", extract)
     cache, with_table = PreparedCache(), prepare(case, micro_config)
@@ -214,7 +215,7 @@ def test_extracted_radiomics_are_cached_separately(case, micro_config, monkeypat
     assert (calls, cache.hits, cache.stored) == (["P001"], 1, 2)
     assert same(first, second)
     assert np.isnan(second.radiomics_F[3])
-    assert second.warnings[-1] == "radiomics were extracted from the liver mask"
+    assert second.warnings[-1].code == "radiomics-extracted"
     case.radiomics.write_bytes(table)
     assert same(prepare(case, micro_config, cache), with_table)
     assert (calls, cache.hits, cache.stored) == (["P001"], 2, 2)

@@ -43,8 +43,8 @@ def box(z: tuple[int, int], y: tuple[int, int] = (26, 44), x: tuple[int, int] = 
 def place(hu: np.ndarray, mask: np.ndarray) -> str | None:
     """The evidence that the mask lies elsewhere."""
     findings = list(check_place(Volume(array_DHW=hu.astype(np.int16), affine_xyz=AFFINE), mask))
-    assert all(code == "liver-place" and fix for code, _, fix in findings)
-    return findings[0][1].partition("lies: ")[2] if findings else None
+    assert all(issue.code == "liver-place" and issue.fix for issue in findings)
+    return findings[0].message.partition("lies: ")[2] if findings else None
 
 
 @cache
@@ -83,9 +83,9 @@ def test_kidney_of_phantom_lies_below_the_lungs():
     """Another organ of the same CT, lower down, is a finding."""
     ct, made = phantom(1)
     kidney = np.ascontiguousarray((made.tissue_XYZ == LABELS["kidney"]).transpose(2, 1, 0))
-    ((code, message, _),) = check_place(ct, kidney)
-    assert code == "liver-place"
-    assert "below the lungs" in message
+    (issue,) = check_place(ct, kidney)
+    assert issue.code == "liver-place"
+    assert "below the lungs" in issue.message
 
 
 def test_organs_of_a_trunk_are_compared_with_its_lungs_and_spine():
@@ -135,8 +135,8 @@ def test_check_of_the_mask_includes_its_place():
     """The checks that run before every prediction report it, but not for values that are not HU."""
     ct = Volume(array_DHW=trunk(lungs=False).astype(np.int16), affine_xyz=AFFINE)
     mask = Volume(array_DHW=box((10, 30)), affine_xyz=AFFINE)
-    assert "liver-place" in {code for code, _, _ in check_mask(ct, mask)}
-    assert "liver-place" not in {code for code, _, _ in check_mask(ct, mask, in_hu=False)}
+    assert "liver-place" in {issue.code for issue in check_mask(ct, mask)}
+    assert "liver-place" not in {issue.code for issue in check_mask(ct, mask, in_hu=False)}
 
 
 @pytest.mark.parametrize(("label", "found"), [(5, False), (21, True), (None, True)])

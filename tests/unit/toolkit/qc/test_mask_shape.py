@@ -24,7 +24,7 @@ def liver() -> np.ndarray:
 
 
 def codes(mask: np.ndarray) -> list[str]:
-    return [code for code, _, _ in check_shape(mask)]
+    return [issue.code for issue in check_shape(mask)]
 
 
 def test_complete_liver_has_no_finding():
@@ -99,5 +99,5 @@ def test_findings_reach_the_check_of_a_case():
     ct = Volume(array_DHW=np.full((60, 90, 100), 60, dtype=np.int16), affine_xyz=np.diag([2.0, 2.0, 3.0, 1.0]))
     mask = liver()
     mask[1::2] = False
-    findings = {code for code, _, _ in check_mask(ct, Volume(array_DHW=mask, affine_xyz=ct.affine_xyz))}
+    findings = {issue.code for issue in check_mask(ct, Volume(array_DHW=mask, affine_xyz=ct.affine_xyz))}
     assert "mask-gap" in findings

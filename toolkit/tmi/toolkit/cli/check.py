@@ -16,7 +16,7 @@ from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.errors import ExitCode, InputRejectedError, UsageError
 
 if TYPE_CHECKING:
-    from tmi.toolkit.qc.case_checks import Finding
+    from tmi.toolkit.issues.issue import Issue
     from tmi.toolkit.qc.radiomics_comparison import RadiomicsComparison
     from tmi.toolkit.qc.repairs import AppliedRepair
 
@@ -128,21 +128,17 @@ def check(
         raise typer.Exit(int(ExitCode.REJECTED))
 
 
-def _repair(cases: list[Case], codes: Sequence[str]) -> tuple[list[AppliedRepair], list[Finding]]:
+def _repair(cases: list[Case], codes: Sequence[str]) -> tuple[list[AppliedRepair], list[Issue]]:
     """Repair every case; returns what was applied, and a finding for each case that cannot be written."""
-    from tmi.toolkit.qc.case_checks import Finding
     from tmi.toolkit.qc.repairs import repair
 
     applied: list[AppliedRepair] = []
-    findings: list[Finding] = []
+    findings: list[Issue] = []
     for case in cases:
         try:
             applied += repair(case, codes) if codes and is_folder(case.folder) else []
         except InputRejectedError as error:
-            finding = Finding(
-                case_id=case.case_id, code=error.code, severity="error", message=error.what, fix=error.fix
-            )
-            findings.append(finding)
+            findings += error.for_case(case.case_id).issues
     return applied, findings
 
 
@@ -160,14 +156,14 @@ def _print_comparisons(comparisons: list[RadiomicsComparison]) -> None:
         )
 
 
-def _print_findings(findings: list[Finding]) -> None:
+def _print_findings(findings: list[Issue]) -> None:
     for finding in findings:
         echo(f"{finding.severity}: case {finding.case_id}: {finding.message} [{finding.code}]", f"  fix: {finding.fix}")
 
 
-def _print_code_counts(findings: list[Finding]) -> None:
+def _print_code_counts(findings: list[Issue]) -> None:
     """Print the number of cases of each code, the most frequent first."""
-    cases: dict[tuple[str, str], set[str]] = {}
+    cases: dict[tuple[str, str], set[str | None]] = {}
     for finding in findings:
         cases.setdefault((finding.severity, finding.code), set()).add(finding.case_id)
     echo("by code:")

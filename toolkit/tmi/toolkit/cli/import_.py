@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tmi.toolkit.ingest.case_importer import ImportedCase
     from tmi.toolkit.ingest.tabular.report import TableReport
 
-SCHEMA = "tmi-import/1"
+SCHEMA = "tmi-import/2"
 
 
 def import_(
@@ -160,15 +160,14 @@ def _document(imported: ImportedCase) -> dict[str, object]:
         "source": dict(imported.source),
         "mask_label": imported.label,
         "repairs": [vars(r) for r in imported.repairs],
-        "findings": [vars(f) for f in imported.findings],
-        "missing": [vars(f) for f in imported.missing],
+        "findings": [f.to_dict() for f in imported.findings],
+        "missing": [f.to_dict() for f in imported.missing],
     }
 
 
 def _rejection_document(out: Path, error: InputRejectedError) -> dict[str, object]:
     """Return the JSON document of a rejected case, with the same keys."""
     case_id = error.case_id or given_name(out)
-    finding = {"case_id": case_id, "code": error.code, "severity": "error", "message": error.what, "fix": error.fix}
     return {
         "schema": SCHEMA,
         "case_id": case_id,
@@ -176,7 +175,7 @@ def _rejection_document(out: Path, error: InputRejectedError) -> dict[str, objec
         "source": {},
         "mask_label": None,
         "repairs": [],
-        "findings": [finding],
+        "findings": [issue.to_dict() for issue in error.for_case(case_id).issues],
         "missing": [],
     }
 

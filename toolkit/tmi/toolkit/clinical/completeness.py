@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from tmi.toolkit.cases.case import CLINICAL_FILE
 from tmi.toolkit.clinical.record import ClinicalRecord
 from tmi.toolkit.clinical.schema import Schema
+from tmi.toolkit.issues.issue import Issue
 
 MIN_PRESENT = 1 / 8
 """Smallest share of the schema's fields, optional ones excluded, that is no finding: 6 of the liver schema's 42."""
@@ -20,13 +21,14 @@ def missing_fields(record: ClinicalRecord, schema: Schema) -> tuple[int, int]:
     return sum(record.values.get(name) is None for name in names), len(names)
 
 
-def check_completeness(record: ClinicalRecord, schema: Schema) -> Iterator[tuple[str, str, str]]:
-    """Yield (code, message, fix) for a record with less than `MIN_PRESENT` of the fields and without a report."""
+def check_completeness(record: ClinicalRecord, schema: Schema) -> Iterator[Issue]:
+    """Yield the issue of a record with less than `MIN_PRESENT` of the fields and without a report."""
     missing, total = missing_fields(record, schema)
     words = sum(any(map(str.isalpha, word)) for word in (record.report or "").split())
     if total - missing < MIN_PRESENT * total and words < MIN_REPORT_WORDS:
-        yield (
+        yield Issue.of(
             "clinical-incomplete",
             f"{missing} of {total} fields of {CLINICAL_FILE} are missing",
             "give the patient's values; a field that was not measured may stay missing",
+            count=missing,
         )

@@ -19,6 +19,7 @@ from tmi.toolkit.cases.case import CLINICAL_FILE, Case, access_error
 from tmi.toolkit.clinical.schema import Field, Schema, convert, plausible
 from tmi.toolkit.clinical.units import other_units
 from tmi.toolkit.errors import InputRejectedError
+from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.storage.bounded_files import RECORD_BYTES, is_access_error
 from tmi.toolkit.storage.documents import DocumentError, NotFiniteError, parse_json, read_document
 
@@ -145,10 +146,10 @@ def iso_date(text: str) -> date | None:
         return None
 
 
-def check_blood_date(record: ClinicalRecord) -> Iterator[tuple[str, str, str]]:
-    """Yield (code, message, fix) for a blood date that is no ISO date, whose distance to the CT is then unknown."""
+def check_blood_date(record: ClinicalRecord) -> Iterator[Issue]:
+    """Yield the issue of a blood date that is no ISO date, whose distance to the CT is then unknown."""
     if record.blood_date is not None and iso_date(record.blood_date) is None:
-        yield (
+        yield Issue.of(
             "clinical-date",
             f"{CLINICAL_FILE}: blood_date is no date, so the days between blood sample and CT are unknown",
             "write it as YYYY-MM-DD, or omit it",

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from tmi.toolkit.cases.case import CLINICAL_FILE
 from tmi.toolkit.clinical.schema import Field, Schema, accepted_unit, convert, plausible
+from tmi.toolkit.issues.issue import Issue
 
 FAR_FACTOR = 2.0
 """A value is far from the reference range if it is below its lower end / factor or above its upper end * factor."""
@@ -23,8 +24,8 @@ def other_units(field: Field, value: float, *, given: str | None) -> list[str]:
     return [u for u, n in numbers.items() if n is not None and math.isfinite(n) and plausible(field, n)]
 
 
-def check_units(values: Mapping[str, float | str | None], schema: Schema) -> Iterator[tuple[str, str, str]]:
-    """Yield (code, message, fix) for plausible values far from the reference range that are in it in another unit."""
+def check_units(values: Mapping[str, float | str | None], schema: Schema) -> Iterator[Issue]:
+    """Yield an issue for each plausible value that is far from the reference range that are in it in another unit."""
     sex = values.get("sex")
     for field in schema.fields:
         value = values.get(field.name)
@@ -37,7 +38,7 @@ def check_units(values: Mapping[str, float | str | None], schema: Schema) -> Ite
         for unit in other_units(field, value, given=None):
             number = convert(field, value, unit)
             if number is not None and low <= number <= high:
-                yield (
+                yield Issue.of(
                     "clinical-unit-doubt",
                     f"{CLINICAL_FILE}: {field.name} is far from its reference range in {field.unit} and inside it in "
                     f"{unit}",

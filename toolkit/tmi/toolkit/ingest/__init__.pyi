@@ -2,7 +2,6 @@ from .case_importer import ImportedCase as ImportedCase
 from .case_importer import import_case as import_case
 from .image_files import MAX_VOXELS as MAX_VOXELS
 from .image_files import LoadedCt as LoadedCt
-from .image_files import RawFinding as RawFinding
 from .image_files import canonical_volume as canonical_volume
 from .image_files import is_image_file as is_image_file
 from .image_files import is_valid_affine as is_valid_affine

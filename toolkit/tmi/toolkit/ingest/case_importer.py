@@ -40,10 +40,10 @@ from tmi.toolkit.clinical.record import KEYS, iso_date
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.imaging.volume import Volume
-from tmi.toolkit.ingest.image_files import LoadedCt, RawFinding, is_image_file, read_image_ct, unknown_format_error
+from tmi.toolkit.ingest.image_files import LoadedCt, is_image_file, read_image_ct, unknown_format_error
 from tmi.toolkit.ingest.mask_labels import Wanted
-from tmi.toolkit.qc.case_checks import Finding, check_case
-from tmi.toolkit.qc.check_registry import CHECKS
+from tmi.toolkit.issues.issue import Issue
+from tmi.toolkit.qc.case_checks import check_case
 from tmi.toolkit.qc.image_checks import check_ct
 from tmi.toolkit.radiomics.table import read_table, write_table
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json
@@ -80,9 +80,9 @@ class ImportedCase:
 
     case: Case
     """Case folder that was written."""
-    findings: tuple[Finding, ...]
+    findings: tuple[Issue, ...]
     """Findings of the reader and of `tmi check`, errors included; empty for a case without defects."""
-    missing: tuple[Finding, ...]
+    missing: tuple[Issue, ...]
     """Findings about files that have to be added before the case can be used."""
     repairs: tuple[Repair, ...]
     """Repairs that were requested and applied."""
@@ -151,7 +151,7 @@ def _import_case(
     case_id = given_name(out)
     record = None if clinical is None else _read_clinical(clinical, patient_id, case_id)
     features = None if radiomics is None else read_table(radiomics, case_id=case_id)
-    findings: list[RawFinding] = []
+    findings: list[Issue] = []
     repairs: list[Repair] = []
     source: dict[str, Any] = {}
     ct_data = label = None
@@ -177,7 +177,7 @@ def _import_case(
             if _patient_ids_differ(record, ct_data):
                 message = "the patient id of the DICOM series differs from the patient id of the clinical record"
                 fix = "check that both belong to one patient; separate pseudonymisation also causes this"
-                findings.append(("dicom-patient-id", message, fix))
+                findings.append(Issue.of("dicom-patient-id", message, fix))
             write_json(stage / CLINICAL_FILE, record)
             source["clinical"] = {"sha256": _digest(clinical)}
         if features is not None and radiomics is not None:
@@ -189,7 +189,7 @@ def _import_case(
 
 def _check_written_case(
     case: Case,
-    raw: list[RawFinding],
+    raw: list[Issue],
     repairs: tuple[Repair, ...],
     source: Mapping[str, Any],
     label: str | None,
@@ -198,12 +198,7 @@ def _check_written_case(
     """Combine the findings of the reader with those of `tmi check` on the written case."""
     checked = check_case(case, schema=schema)
     found = {f.code for f in checked} & {"mask-gap"}  # an RTSTRUCT's reader and the check of the mask find the same
-    findings = [
-        Finding(case_id=case.case_id, code=code, severity=CHECKS[code].severity, message=message, fix=fix)
-        for code, message, fix in raw
-        if code not in found
-    ]
-    findings += checked
+    findings = [issue.of_case(case.case_id) for issue in raw if issue.code not in found] + checked
     missing = tuple(f for f in findings if _is_pending(f, case))
     return ImportedCase(
         case=case,
@@ -262,11 +257,11 @@ def _read_ct(path: Path, series: str | None, fixes: Collection[str], repairs: li
             raise access_error("the CT file", error, case_id) from error
         read = read_dicom_ct(path, series=series, fixes=fixes, case_id=case_id)
     repairs += read.repairs
-    for code, message, fix in check_ct(read.volume):
-        if code in NOT_CT_CODES:
-            raise InputRejectedError(message.replace(CT_FILE, "the CT"), fix=fix, code=code, case_id=case_id)
-        if code == "ct-unit":  # the written file declares mm, so `tmi check` cannot find this again
-            read = replace(read, findings=(*read.findings, (code, message.replace(CT_FILE, "the CT"), UNIT_FIX)))
+    found = [replace(issue, message=issue.message.replace(CT_FILE, "the CT")) for issue in check_ct(read.volume)]
+    if rejected := [issue.of_case(case_id) for issue in found if issue.code in NOT_CT_CODES]:
+        raise InputRejectedError.of(rejected)
+    # the written file declares mm, so `tmi check` cannot find this again
+    read = replace(read, findings=(*read.findings, *(replace(i, fix=UNIT_FIX) for i in found if i.code == "ct-unit")))
     array: NDArray[Any] = read.volume.array_DHW
     padding = array < PADDING_BELOW_HU
     if "ct-padding" in fixes and padding.any():
@@ -334,7 +329,7 @@ def days_between(blood_date: Any, ct_date: str | None) -> int | None:
     return None if blood is None or ct is None else (ct - blood).days
 
 
-def _check_dates(blood_date: Any, days: int | None) -> list[RawFinding]:
+def _check_dates(blood_date: Any, days: int | None) -> list[Issue]:
     """Return a finding if a blood date is dropped without its distance to the CT being known."""
     if blood_date is None or days is not None:
         return []
@@ -343,7 +338,7 @@ def _check_dates(blood_date: Any, days: int | None) -> list[RawFinding]:
     else:
         reason = "the date of the CT is unknown"
         fix = "give both dates to `tmi import --table` (ct_date), or omit the blood date"
-    return [("clinical-date", f"the blood date of the clinical record was dropped: {reason}", fix)]
+    return [Issue.of("clinical-date", f"the blood date of the clinical record was dropped: {reason}", fix)]
 
 
 def _digest(clinical: Path | Mapping[str, Any] | None) -> str:
@@ -352,7 +347,7 @@ def _digest(clinical: Path | Mapping[str, Any] | None) -> str:
     return sha256_bytes(json.dumps(dict(clinical or {}), sort_keys=True, default=str).encode())
 
 
-def _is_pending(finding: Finding, case: Case) -> bool:
+def _is_pending(finding: Issue, case: Case) -> bool:
     if finding.code == "ct-missing":
         return not case.ct.exists()
     return finding.code in PENDING_CODES

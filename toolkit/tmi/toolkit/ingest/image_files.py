@@ -27,6 +27,7 @@ from tmi.toolkit.imaging.volume import Volume, read_ct_file, read_label_file
 from tmi.toolkit.ingest.metaimage import read_metaimage_header
 from tmi.toolkit.ingest.nrrd import read_nrrd_header
 from tmi.toolkit.ingest.voxel_data import HeaderError, read_voxels
+from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.storage.bounded_files import is_access_error
 from tmi.toolkit.storage.file_kinds import file_kind
 from tmi.toolkit.storage.hashing import sha256_file
@@ -53,8 +54,6 @@ OTHER_FORMATS: Mapping[str, str] = MappingProxyType(
 FORMATS = "NIfTI (.nii, .nii.gz), NRRD, MetaImage"
 SEGMENT = re.compile(r"Segment\d+")
 """Prefix of the keys of a segment in an NRRD header of 3D Slicer."""
-RawFinding = tuple[str, str, str]
-"""Finding of a reader: code of the check, message, fix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +64,7 @@ class LoadedCt:
     """int16 or float32 voxels in HU."""
     source: Mapping[str, Any]
     """Description of the source for `case.json`, without identifying values."""
-    findings: tuple[RawFinding, ...] = ()
+    findings: tuple[Issue, ...] = ()
     """Warnings of the reader."""
     repairs: tuple[Repair, ...] = ()
     """Requested repairs that were applied."""

@@ -21,8 +21,9 @@ from tmi.toolkit.ingest.dicom.headers import (
     open_dicom,
 )
 from tmi.toolkit.ingest.dicom.series import list_files
-from tmi.toolkit.ingest.image_files import LoadedCt, RawFinding, is_image_file, read_image, unknown_format_error
+from tmi.toolkit.ingest.image_files import LoadedCt, is_image_file, read_image, unknown_format_error
 from tmi.toolkit.ingest.mask_labels import ChosenLabel, Wanted, choose_labels, join_labels, split_labels
+from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.storage.bounded_files import is_access_error
 from tmi.toolkit.storage.hashing import sha256_file
 
@@ -40,7 +41,7 @@ class ImportedMask:
     """Description of the source for `case.json`, without identifying values."""
     label: ChosenLabel
     """Label that was selected, or the joined ones."""
-    findings: tuple[RawFinding, ...] = ()
+    findings: tuple[Issue, ...] = ()
     """Warnings of the reader."""
     repairs: tuple[Repair, ...] = ()
     """Requested repairs that were applied."""
@@ -172,10 +173,10 @@ def _from_dicom(
             "give the mask that was drawn on this CT",
             case_id,
         )
-    findings: tuple[RawFinding, ...] = ()
+    findings: tuple[Issue, ...] = ()
     if frame and ct.frame_of_reference and frame != ct.frame_of_reference:
         message = "CT and mask have different frames of reference, so their coordinates may not agree"
-        findings = (("dicom-frame-mismatch", message, "check that the mask lies on the liver"),)
+        findings = (Issue.of("dicom-frame-mismatch", message, "check that the mask lies on the liver"),)
     if modality == "SEG":
         volume, label = read_seg(data, path, ct.volume, wanted, case_id=case_id)
         source = {"kind": "dicom-seg", "segment": label.number}
@@ -194,7 +195,7 @@ def _from_dicom(
     )
 
 
-def _add_findings(mask: ImportedMask, findings: tuple[RawFinding, ...]) -> ImportedMask:
+def _add_findings(mask: ImportedMask, findings: tuple[Issue, ...]) -> ImportedMask:
     return replace(mask, findings=findings + mask.findings)
 
 
@@ -210,13 +211,13 @@ def _place_on_grid(
     target, digest = ct.volume, sha256_file(path)
     mask_shape, ct_shape = mask.array_DHW.shape, target.array_DHW.shape
     placed = place_mask(mask, target)
-    findings: list[RawFinding] = []
+    findings: list[Issue] = []
     repairs: list[Repair] = []
     if placed is not None and (cropped or placed.covers):
         volume = placed.volume
         if placed.outside:
             message = f"{placed.outside} voxels of the mask lie outside the CT"
-            findings.append(("mask-outside", message, "give a CT that covers the whole liver"))
+            findings.append(Issue.of("mask-outside", message, "give a CT that covers the whole liver"))
     elif "mask-grid" in fixes:
         volume = resample_mask(mask, target)
         message = (

@@ -16,7 +16,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -28,15 +28,17 @@ from jaxtyping import Float
 
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.schema import N_RADIOMICS, CtConfig
+from tmi.toolkit.errors import UsageError
+from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.storage.bounded_files import IMAGE_BYTES
 from tmi.toolkit.storage.content_cache import ContentCache
 from tmi.toolkit.storage.documents import DocumentError, parse_json
 from tmi.toolkit.storage.hashing import sha256_file, sha256_json
-from tmi.toolkit.storage.serialization import to_json
+from tmi.toolkit.storage.serialization import from_json, to_json
 
 KIND = "prepared"
 """Folder of these entries in the cache."""
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Format of an entry; part of the key."""
 MAX_BYTES = 16 * 2**30
 """Size limit of the folder; the paper's 184 cases at full size take 12.3 GB."""
@@ -61,29 +63,15 @@ CODE_PARTS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaseAlert:
-    """A warning because of which a prediction must not be relied on."""
-
-    code: str
-    """One of `tmi.toolkit.qc.check_registry.ALERTS`."""
-    message: str
-    """Description of the problem."""
-    count: int | None = None
-    """Number of fields that it concerns, if it concerns fields."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class PreparedImages:
     """Preprocessed CT of a case, and what was derived from CT and mask."""
 
     ct_1DHW: Float[np.ndarray, "1 D H W"]
     """float32, windowed, scaled and resampled."""
-    warnings: tuple[str, ...]
-    """Warnings of the image checks."""
+    warnings: tuple[Issue, ...]
+    """Warnings of the image checks; without the case id, which no entry holds."""
     radiomics_F: Float[np.ndarray, "1781"] | None = None
     """float64, NaN where missing; None if the case has its own table."""
-    alerts: tuple[CaseAlert, ...] = ()
-    """Warnings of the image checks that are alerts; not in `warnings`."""
 
 
 class PreparedCache:
@@ -231,8 +219,8 @@ def _file_states(case: Case) -> tuple[tuple[int, int, int] | None, ...]:
 
 def _encode(images: PreparedImages) -> bytes:
     """Serialise as header length, JSON header, voxels (little-endian float32), features (little-endian float64)."""
-    alerts = [to_json(alert) for alert in images.alerts]
-    header = json.dumps({"shape": images.ct_1DHW.shape, "warnings": images.warnings, "alerts": alerts}).encode()
+    warnings = [replace(issue, case_id=None).to_dict() for issue in images.warnings]
+    header = json.dumps({"shape": images.ct_1DHW.shape, "warnings": warnings}).encode()
     features = b"" if images.radiomics_F is None else images.radiomics_F.astype("<f8").tobytes()
     return b"".join(
         (len(header).to_bytes(HEADER_BYTES, "little"), header, images.ct_1DHW.astype("<f4").tobytes(), features)
@@ -250,9 +238,9 @@ def _decode(data: bytes, config: CtConfig, *, extract: bool) -> PreparedImages |
         header = parse_json(data[HEADER_BYTES:start])
         if tuple(header["shape"]) != shape:
             return None
-        warnings, alerts = tuple(header["warnings"]), tuple(CaseAlert(**alert) for alert in header["alerts"])
-    except (DocumentError, KeyError, TypeError):
+        warnings = tuple(from_json(Issue, warning) for warning in header["warnings"])
+    except (DocumentError, KeyError, TypeError, UsageError):
         return None
     ct = np.frombuffer(data, "<f4", count=count, offset=start).astype(np.float32).reshape(shape)
     radiomics = np.frombuffer(data, "<f8", offset=start + 4 * count).astype(np.float64) if extract else None
-    return PreparedImages(ct_1DHW=ct, warnings=warnings, radiomics_F=radiomics, alerts=alerts)
+    return PreparedImages(ct_1DHW=ct, warnings=warnings, radiomics_F=radiomics)

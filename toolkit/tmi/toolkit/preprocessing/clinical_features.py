@@ -18,6 +18,7 @@ from tmi.toolkit.clinical.rendering import field_spans, render, report_text, sen
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.clinical.units import check_units
 from tmi.toolkit.config.schema import Config
+from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.qc.image_checks import raise_on_error
 
 
@@ -29,7 +30,7 @@ class ClinicalInputs:
     """Clinical record as text."""
     numbers_V: Float[np.ndarray, " V"]
     """float64, in the schema's order and units, NaN where missing; see `numbers`."""
-    warnings: tuple[str, ...]
+    warnings: tuple[Issue, ...]
     """Warnings of the checks."""
     report: str = ""
     """Free-text report at the end of `text`; empty if there is none."""

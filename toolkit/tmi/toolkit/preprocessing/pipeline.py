@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
@@ -20,7 +21,7 @@ from jaxtyping import Float
 from tmi.toolkit.cases.arrays import CaseArrays
 from tmi.toolkit.cases.case import MASK_FILE, RADIOMICS_FILE, Case, open_case
 from tmi.toolkit.cases.provenance import read_case_record
-from tmi.toolkit.clinical.completeness import check_completeness, missing_fields
+from tmi.toolkit.clinical.completeness import check_completeness
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import render
 from tmi.toolkit.clinical.schema import Schema
@@ -32,11 +33,16 @@ from tmi.toolkit.config.schema import MODALITIES, N_RADIOMICS, Config, Modality
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.ct_resampling import StreamingResampler, prepare_ct
 from tmi.toolkit.imaging.volume import Grid, Volume, read_ct, read_mask
-from tmi.toolkit.preprocessing.cache import CaseAlert, PreparedCache, PreparedImages
+from tmi.toolkit.issues.issue import Issue
+from tmi.toolkit.preprocessing.cache import PreparedCache, PreparedImages
 from tmi.toolkit.qc.check_registry import ALERTS
 from tmi.toolkit.qc.image_checks import check_ct, check_mask, raise_on_error
 from tmi.toolkit.radiomics.table import read_table, require_features
 
+if TYPE_CHECKING:
+    from tmi.toolkit.radiomics.extractor import ExtractedFeatures  # SimpleITK is optional and slow to import
+
+NO_FIX = "none needed; give radiomics.csv to use the features of another program"
 STAGES = ("record", "cache", "read", "inflate", "resample", "check", "mask", "radiomics")
 """Timed stages of the pipeline. Work that runs in parallel with `inflate` is not counted again:
 
@@ -60,12 +66,15 @@ class PreparedCase:
     """float64, unscaled, NaN where missing; all NaN if `radiomics` is not an active modality."""
     text: str
     """Clinical record as text; empty if `clinical` is not an active modality."""
-    warnings: tuple[str, ...]
-    """Warnings of the checks, and notes on how the inputs were obtained."""
+    warnings: tuple[Issue, ...]
+    """Warnings of the checks, alerts included, and notes on how the inputs were obtained."""
     spans: tuple[Span, ...] = ()
     """When the preparation worked on which of `STAGES`; without gaps or overlap, in chronological order."""
-    alerts: tuple[CaseAlert, ...] = ()
-    """Warnings of the checks because of which a prediction must not be relied on; not in `warnings`."""
+
+    @property
+    def alerts(self) -> tuple[Issue, ...]:
+        """Those of the warnings because of which a prediction must not be relied on."""
+        return tuple(issue for issue in self.warnings if issue.code in ALERTS)
 
     @property
     def seconds(self) -> Mapping[str, float]:
@@ -110,15 +119,12 @@ def prepare_case(
         read_case_record(case.folder, case_id=case.case_id)  # rejects a malformed one, as `tmi check` does
     record = read_clinical(case, schema) if "clinical" in modalities else None
     table_F = _read_radiomics(case, modalities)
-    warnings: tuple[str, ...] = ()
-    alerts: tuple[CaseAlert, ...] = ()
+    warnings: tuple[Issue, ...] = ()
     text = ""
     if record is not None:
         # not cached: entries are keyed by the images alone
-        warnings = raise_on_error(check_units(record.values, schema), case.case_id)
-        missing, _ = missing_fields(record, schema)
-        incomplete = check_completeness(record, schema)
-        alerts = tuple(CaseAlert(code=code, message=message, count=missing) for code, message, _ in incomplete)
+        issues = (*check_units(record.values, schema), *check_completeness(record, schema))
+        warnings = raise_on_error(issues, case.case_id)
         text = render(record, schema, config.clinical.rendering)
         on_text_ready(text)
 
@@ -138,6 +144,9 @@ def prepare_case(
     timer.lap("cache")
     radiomics_F = images.radiomics_F if table_F is None else table_F
     assert radiomics_F is not None  # extracted if there is no table
+    notes = (
+        (Issue.of("radiomics-extracted", "radiomics were extracted from the liver mask", NO_FIX),) if extract else ()
+    )
     timer.lap("record")
     return PreparedCase(
         case_id=case.case_id,
@@ -145,9 +154,8 @@ def prepare_case(
         ct_1DHW=images.ct_1DHW,
         radiomics_F=radiomics_F,
         text=text,
-        warnings=warnings + images.warnings + (("radiomics were extracted from the liver mask",) if extract else ()),
+        warnings=tuple(issue.of_case(case.case_id) for issue in (*warnings, *images.warnings, *notes)),
         spans=tuple(timer.spans),
-        alerts=alerts + images.alerts,
     )
 
 
@@ -196,30 +204,27 @@ def _prepare_images(
         warnings = raise_on_error(check_ct(ct), case.case_id)
         timer.lap("check")
         mask = None if read_ahead.mask is None else read_ahead.mask.result()
-        alerts: tuple[CaseAlert, ...] = ()
         timer.lap("mask")
         if mask is not None:
-            findings = list(check_mask(ct, mask))
-            warnings += raise_on_error((f for f in findings if f[0] not in ALERTS), case.case_id)
-            alerts = tuple(CaseAlert(code=code, message=message) for code, message, _ in findings if code in ALERTS)
+            warnings += raise_on_error(check_mask(ct, mask), case.case_id)
         timer.lap("check")
         ct_1DHW = prepare_ct(ct, config.ct, resampling)
     timer.lap("resample")
     radiomics_F = None
     if extract:
         assert mask is not None  # checked by `_read_radiomics`
-        radiomics_F, note = _extract_radiomics(case, ct, mask)
-        warnings += (note,) if note else ()
+        extracted = _extract_radiomics(case, ct, mask)
+        radiomics_F = extracted.values_F
+        warnings += extracted.issues(case.case_id)
         timer.lap("radiomics")
-    return PreparedImages(ct_1DHW=ct_1DHW, warnings=warnings, radiomics_F=radiomics_F, alerts=alerts)
+    return PreparedImages(ct_1DHW=ct_1DHW, warnings=warnings, radiomics_F=radiomics_F)
 
 
-def _extract_radiomics(case: Case, ct: Volume, mask: Volume) -> tuple[Float[np.ndarray, "1781"], str | None]:
-    """Return the features, cached or extracted, and a note for the user if the slow extractor was used."""
+def _extract_radiomics(case: Case, ct: Volume, mask: Volume) -> ExtractedFeatures:
+    """Return the features, cached or extracted."""
     from tmi.toolkit.radiomics.cache import extract_cached  # SimpleITK is optional and slow to import
 
     try:
-        extracted = extract_cached(ct, mask)
-        return extracted.values_F, extracted.note
+        return extract_cached(ct, mask)
     except InputRejectedError as error:
         raise error.for_case(case.case_id) from error

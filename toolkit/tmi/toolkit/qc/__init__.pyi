@@ -1,4 +1,3 @@
-from .case_checks import Finding as Finding
 from .case_checks import check_case as check_case
 from .case_checks import check_cases as check_cases
 from .check_registry import ALERTS as ALERTS

@@ -28,7 +28,7 @@ from tmi.toolkit.clinical.schema import Schema, load_schema
 from tmi.toolkit.clinical.units import check_units
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.volume import Volume, read_ct, read_mask
-from tmi.toolkit.qc.check_registry import CHECKS, Severity
+from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.qc.hu_checks import NOT_HU
 from tmi.toolkit.qc.image_checks import check_ct, check_mask
 from tmi.toolkit.qc.radiomics_comparison import RadiomicsComparison, compare_radiomics
@@ -44,22 +44,6 @@ MIN_SHARED_VALUES = 5
 """Records with fewer values are not compared: two patients may share them by chance."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One failed check of a case."""
-
-    case_id: str
-    """The case."""
-    code: str
-    """Row of `tmi.toolkit.qc.check_registry.CHECKS`."""
-    severity: Severity
-    """`error` or `warning`."""
-    message: str
-    """Description of the problem."""
-    fix: str
-    """How to fix it."""
-
-
 @dataclass(kw_only=True)
 class _FirstOccurrences:
     """Digest of a case's content -> first case with that content."""
@@ -69,7 +53,7 @@ class _FirstOccurrences:
     record: dict[str, tuple[Case, str | None]] = field(default_factory=dict)
 
 
-def check_case(case: Case, *, schema: Schema | None = None) -> list[Finding]:
+def check_case(case: Case, *, schema: Schema | None = None) -> list[Issue]:
     """Return all findings of one case; an empty list if it passes. The default schema is the packaged one."""
     return check_cases([case], schema=schema)
 
@@ -83,7 +67,7 @@ def check_cases(
     on_comparison: Callable[[RadiomicsComparison], None] | None = None,
     encoder_input: TextEncoderInput | None = None,
     records_only: bool = False,
-) -> list[Finding]:
+) -> list[Issue]:
     """Return the findings of all cases, including duplicates between cases.
 
     Args:
@@ -99,7 +83,7 @@ def check_cases(
     Raises:
         UnavailableError: features must be extracted and SimpleITK or PyWavelets is not installed.
     """
-    findings: list[Finding] = []
+    findings: list[Issue] = []
     first_occurrences = _FirstOccurrences()
     for case in cases:
         try:
@@ -116,7 +100,7 @@ def check_cases(
                     )
                 )
         except InputRejectedError as error:
-            findings.append(_make_finding(case.case_id, error.code, error.what, error.fix))
+            findings.extend(error.for_case(case.case_id).issues)
         if progress is not None:
             progress(case)
     return findings
@@ -130,11 +114,11 @@ def _check_case(
     on_comparison: Callable[[RadiomicsComparison], None] | None,
     encoder_input: TextEncoderInput,
     records_only: bool,
-) -> Iterator[Finding]:
+) -> Iterator[Issue]:
     if not is_folder(case.folder):
         raise missing_case_error(case.folder, case.case_id, fix="correct cohort.csv or the path, or add the folder")
     if not is_unicode(case.folder.name):
-        yield _make_finding(case.case_id, "case-name", *NAME_FAULT)
+        yield Issue.of("case-name", *NAME_FAULT, case_id=case.case_id)
     if not records_only:
         yield from _check_images(case, first_occurrences, radiomics_tolerance, on_comparison)
     yield from _check_clinical(case, schema, first_occurrences, encoder_input)
@@ -146,15 +130,15 @@ def _check_images(
     first_occurrences: _FirstOccurrences,
     radiomics_tolerance: float | None,
     on_comparison: Callable[[RadiomicsComparison], None] | None,
-) -> Iterator[Finding]:
+) -> Iterator[Issue]:
     """Check CT, mask and radiomics."""
     ct, findings = _try_read(lambda: read_ct(case))
     yield from findings
     in_hu = False
     if ct is not None:
         ct_findings = list(check_ct(ct))
-        in_hu = not any(code in NOT_HU for code, *_ in ct_findings)
-        yield from (_make_finding(case.case_id, *f) for f in ct_findings)
+        in_hu = not any(issue.code in NOT_HU for issue in ct_findings)
+        yield from (issue.of_case(case.case_id) for issue in ct_findings)
         yield from _check_duplicate_ct(case, ct, first_occurrences)
     mask = None
     if case.mask.exists():
@@ -163,29 +147,29 @@ def _check_images(
             mask, findings = _try_read(lambda: read_mask(case, ct))
             yield from findings
             if mask is not None:
-                yield from (_make_finding(case.case_id, *f) for f in check_mask(ct, mask, in_hu=in_hu))
+                yield from (issue.of_case(case.case_id) for issue in check_mask(ct, mask, in_hu=in_hu))
     elif not case.radiomics.exists():
-        yield _make_finding(
-            case.case_id,
+        yield Issue.of(
             "radiomics-missing",
             f"neither {RADIOMICS_FILE} nor {MASK_FILE} exists",
             f"give {RADIOMICS_FILE}, or a liver mask to extract the features from",
+            case_id=case.case_id,
         )
     if case.radiomics.exists():
         yield from _check_radiomics(case, ct, mask, first_occurrences, radiomics_tolerance, on_comparison)
 
 
-def _check_duplicate_ct(case: Case, ct: Volume, first_occurrences: _FirstOccurrences) -> Iterator[Finding]:
+def _check_duplicate_ct(case: Case, ct: Volume, first_occurrences: _FirstOccurrences) -> Iterator[Issue]:
     digest = sha256_bytes(np.ascontiguousarray(ct.array_DHW).view(np.uint8).data)
     first = first_occurrences.ct.setdefault(digest, case)
     if first is not case:
         patients = {first.patient_id, case.patient_id}
         suffix = " of another patient" if len(patients) == 2 and None not in patients else ""
-        yield _make_finding(
-            case.case_id,
+        yield Issue.of(
             "duplicate-ct",
             f"{CT_FILE} has the same voxels as case {first.case_id}{suffix}",
             "give each case its own CT, or remove one of the two cases",
+            case_id=case.case_id,
         )
 
 
@@ -196,20 +180,21 @@ def _check_radiomics(
     first_occurrences: _FirstOccurrences,
     radiomics_tolerance: float | None,
     on_comparison: Callable[[RadiomicsComparison], None] | None,
-) -> Iterator[Finding]:
+) -> Iterator[Issue]:
     values_F, findings = _try_read(lambda: read_table(case.radiomics, case_id=case.case_id))
     yield from findings
     if values_F is None:
         return
     if (reason := staleness_reason(case)) is not None:
-        yield _make_finding(case.case_id, "radiomics-stale", reason, "extract them again: tmi radiomics CASE --force")
+        fix = "extract them again: tmi radiomics CASE --force"
+        yield Issue.of("radiomics-stale", reason, fix, case_id=case.case_id)
     first = first_occurrences.radiomics.setdefault(sha256_bytes(values_F.tobytes()), case)
     if first is not case:
-        yield _make_finding(
-            case.case_id,
+        yield Issue.of(
             "duplicate-radiomics",
             f"{RADIOMICS_FILE} has the same features as case {first.case_id}",
             "extract the features of each case from its own CT and mask with `tmi radiomics --force`",
+            case_id=case.case_id,
         )
     if radiomics_tolerance is not None and ct is not None and mask is not None:
         comparison, findings = _try_read(
@@ -220,58 +205,54 @@ def _check_radiomics(
             if on_comparison is not None:
                 on_comparison(comparison)
             if comparison.differ:
-                yield _make_finding(case.case_id, "radiomics-differ", *comparison.to_message())
+                yield Issue.of("radiomics-differ", *comparison.to_message(), case_id=case.case_id)
 
 
 def _check_clinical(
     case: Case, schema: Schema, first_occurrences: _FirstOccurrences, encoder_input: TextEncoderInput
-) -> Iterator[Finding]:
+) -> Iterator[Issue]:
     read, findings = _try_read(lambda: read_all_clinical(case, schema))
     yield from findings
     if read is None:
         return
     record, faults = read
-    yield from (_make_finding(case.case_id, e.code, e.what, e.fix) for e in faults)
-    yield from (_make_finding(case.case_id, *f) for f in check_blood_date(record))
+    yield from (issue for fault in faults for issue in fault.issues)
+    yield from (issue.of_case(case.case_id) for issue in check_blood_date(record))
     if faults:
         return  # the record is rejected as it is; the checks below need all its values
-    yield from (_make_finding(case.case_id, *f) for f in check_units(record.values, schema))
-    yield from (_make_finding(case.case_id, *f) for f in check_completeness(record, schema))
-    yield from (_make_finding(case.case_id, *f) for f in check_text_length(record, schema, encoder_input))
+    yield from (issue.of_case(case.case_id) for issue in check_units(record.values, schema))
+    yield from (issue.of_case(case.case_id) for issue in check_completeness(record, schema))
+    yield from (issue.of_case(case.case_id) for issue in check_text_length(record, schema, encoder_input))
     if sum(v is not None for v in record.values.values()) < MIN_SHARED_VALUES:
         return
     patient = case.patient_id or record.patient_id
     digest = sha256_json(dict(record.values))
     first, first_patient = first_occurrences.record.setdefault(digest, (case, patient))
     if first is not case and patient != first_patient:
-        yield _make_finding(
-            case.case_id,
+        yield Issue.of(
             "duplicate-record",
             f"the clinical values equal those of case {first.case_id}, which belongs to another patient",
             "check whether one of the two records is in the wrong case, or whether one patient has two ids",
+            case_id=case.case_id,
         )
 
 
-def _check_provenance(case: Case) -> Iterator[Finding]:
+def _check_provenance(case: Case) -> Iterator[Issue]:
     record, findings = _try_read(lambda: read_case_record(case.folder, case_id=case.case_id))
     yield from findings
     days = None if record is None else record.days_from_blood_to_ct
     if days is not None and abs(days) > MAX_DAYS_APART:
-        yield _make_finding(
-            case.case_id,
+        yield Issue.of(
             "dates-apart",
             f"blood sample and CT are more than {MAX_DAYS_APART} days apart",
             "check whether both belong to one hospital stay, or give a blood sample closer to the CT",
+            case_id=case.case_id,
         )
 
 
-def _try_read(read: Callable[[], Any]) -> tuple[Any, list[Finding]]:
+def _try_read(read: Callable[[], Any]) -> tuple[Any, list[Issue]]:
     """Return what `read` returns, or None and a finding if it rejects its input."""
     try:
         return read(), []
     except InputRejectedError as error:
-        return None, [_make_finding(error.case_id or "", error.code, error.what, error.fix)]
-
-
-def _make_finding(case_id: str, code: str, message: str, fix: str) -> Finding:
-    return Finding(case_id=case_id, code=code, severity=CHECKS[code].severity, message=message, fix=fix)
+        return None, list(error.issues)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.toolkit.cases.case import CT_FILE
+from tmi.toolkit.issues.issue import Issue
 
 SAMPLES = 64
 """Largest number of sampled voxels per axis; longer axes keep more than half as many."""
@@ -42,8 +43,6 @@ PLATEAU = 1e-4
 FILL_FRACTION = 0.10
 """Fraction of exact 0 HU on a face of the volume from which the face was filled with 0."""
 
-RawFinding = tuple[str, str, str]
-"""Code, message, fix."""
 EXPORT_IN_HU_FIX = "give the CT in Hounsfield units: export it from its series with slope and intercept applied"
 
 
@@ -56,7 +55,7 @@ def _step(n: int) -> int:
     return -(-n // SAMPLES)  # ceil(n / SAMPLES)
 
 
-def check_values(array_DHW: NDArray[np.generic]) -> Iterator[RawFinding]:
+def check_values(array_DHW: NDArray[np.generic]) -> Iterator[Issue]:
     """Check that the values are Hounsfield units of a body; if they are, check for padding.
 
     The first matching check is reported: each later one assumes that the earlier ones passed.
@@ -65,14 +64,16 @@ def check_values(array_DHW: NDArray[np.generic]) -> Iterator[RawFinding]:
     low, high = _value_range(array_DHW)
     span = f"{CT_FILE} has values from {low:g} to {high:g}"
     if high - low <= 16:
-        yield "ct-rescaled", f"{span}: it was normalised", EXPORT_IN_HU_FIX
+        yield Issue.of("ct-rescaled", f"{span}: it was normalised", EXPORT_IN_HU_FIX)
     elif low >= 0 and high <= 255:
-        yield "ct-8bit", f"{span}: an 8-bit picture, not Hounsfield units", EXPORT_IN_HU_FIX
+        yield Issue.of("ct-8bit", f"{span}: an 8-bit picture, not Hounsfield units", EXPORT_IN_HU_FIX)
     elif not _fraction(sample, AIR_HU) and _is_unshifted(sample):
-        yield "ct-offset", f"{span}: air lies near 0, so the offset of -1024 was not applied", EXPORT_IN_HU_FIX
+        yield Issue.of(
+            "ct-offset", f"{span}: air lies near 0, so the offset of -1024 was not applied", EXPORT_IN_HU_FIX
+        )
     # thin air around the patient can fall between the sampled voxels: confirm on the complete volume
     elif not _fraction(sample, AIR_HU) and not _fraction(array_DHW, AIR_HU):
-        yield (
+        yield Issue.of(
             "ct-not-hu",
             f"{span} and no air: these are not Hounsfield units of a body",
             f"{EXPORT_IN_HU_FIX}; other modalities are not supported",
@@ -84,7 +85,7 @@ def check_values(array_DHW: NDArray[np.generic]) -> Iterator[RawFinding]:
         or _fraction(sample, SOFT_HU) < SOFT_FRACTION
         or _fraction(sample, (low + 1, PADDING_BELOW_HU)) > BELOW_AIR_FRACTION
     ):
-        yield (
+        yield Issue.of(
             "ct-not-hu",
             f"{span}: these are not Hounsfield units of a body",
             f"{EXPORT_IN_HU_FIX}; other modalities are not supported",
@@ -111,25 +112,25 @@ def _is_unshifted(sample: NDArray[np.generic]) -> bool:
     return _fraction(sample, UNSHIFTED_SOFT) > 0.05 and _fraction(sample, UNSHIFTED_AIR) > 0.02
 
 
-def _check_padding(array_DHW: NDArray[np.generic], low: float) -> Iterator[RawFinding]:
+def _check_padding(array_DHW: NDArray[np.generic], low: float) -> Iterator[Issue]:
     if low < PADDING_BELOW_HU:
         count = int(np.count_nonzero(array_DHW == low))
         if count >= max(16, PLATEAU * array_DHW.size):
-            yield (
+            yield Issue.of(
                 "ct-padding",
                 f"{CT_FILE} is padded: {count} voxels of {low:g} HU",
                 "none needed: the window clips padding to air; `tmi check --fix ct-padding` sets it to -1024",
             )
     filled = max(float((array_DHW.take(k, axis=a) == 0).mean()) for a in range(3) for k in (0, -1))
     if filled > FILL_FRACTION:
-        yield (
+        yield Issue.of(
             "ct-fill",
             f"{CT_FILE} is filled with 0 HU, the value of water, on {filled:.0%} of a face of the volume",
             "fill with air (-1024) when cropping, rotating or resampling the CT",
         )
 
 
-def check_slices(array_DHW: NDArray[np.generic]) -> Iterator[RawFinding]:
+def check_slices(array_DHW: NDArray[np.generic]) -> Iterator[Issue]:
     """Check for duplicate slices along depth, and for constant slices between slices with content.
 
     A slice that was dropped leaves no trace in the volume; only the import detects it, from the DICOM headers.
@@ -143,7 +144,7 @@ def check_slices(array_DHW: NDArray[np.generic]) -> Iterator[RawFinding]:
     # constant slices at either end are padding, not gaps
     blank = [d for d in constant if varying and varying[0] < d < varying[-1]]
     if blank:
-        yield (
+        yield Issue.of(
             "ct-blank-slice",
             f"{CT_FILE} has {len(blank)} slice(s) of one constant value, the first is slice {blank[0]}: "
             "missing slices were filled",
@@ -152,7 +153,7 @@ def check_slices(array_DHW: NDArray[np.generic]) -> Iterator[RawFinding]:
     candidates = np.flatnonzero((sample[1:] == sample[:-1]).all(axis=(1, 2)))
     duplicates = [int(d) for d in candidates if d not in constant and np.array_equal(array_DHW[d], array_DHW[d + 1])]
     if duplicates:
-        yield (
+        yield Issue.of(
             "ct-duplicate-slice",
             f"{CT_FILE} has {len(duplicates)} slice(s) twice, the first is slice {duplicates[0]}",
             "export the series again with each slice once and with its original spacing",

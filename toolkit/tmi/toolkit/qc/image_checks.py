@@ -7,7 +7,7 @@ Arrays are [D,H,W] in HU, spacings in mm.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ from tmi.toolkit.cases.case import CT_FILE, MASK_FILE
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.nifti import is_sheared
 from tmi.toolkit.imaging.volume import Volume
-from tmi.toolkit.qc.check_registry import CHECKS
-from tmi.toolkit.qc.hu_checks import RawFinding, check_slices, check_values, sampled
+from tmi.toolkit.issues.issue import Issue
+from tmi.toolkit.qc.hu_checks import check_slices, check_values, sampled
 from tmi.toolkit.qc.liver_place import check_place
 from tmi.toolkit.qc.mask_shape import check_shape
 
@@ -46,30 +46,30 @@ FACES = (("first", "last"), ("back", "front"), ("left", "right"))
 """Names of the two faces along D, H, W; the first slice is the lowest."""
 
 
-def check_ct(ct: Volume) -> Iterator[RawFinding]:
+def check_ct(ct: Volume) -> Iterator[Issue]:
     """Yield the findings of a CT volume."""
     yield from _check_spacing(ct)
     slices = ct.array_DHW.shape[0]
     if slices < MIN_SLICES:
         fix = f"give the complete series: at least {MIN_SLICES} slices through the liver"
-        yield "ct-few-slices", f"{CT_FILE} has {slices} slices", fix
+        yield Issue.of("ct-few-slices", f"{CT_FILE} has {slices} slices", fix)
     yield from check_values(ct.array_DHW)
     yield from check_slices(ct.array_DHW)
     if is_sheared(ct.affine_xyz):
-        yield (
+        yield Issue.of(
             "ct-sheared",
             f"{CT_FILE} has axes that are not at right angles: the gantry tilt was not corrected",
             "import the series again (`tmi import`), or straighten the volume with `tmi check --fix ct-sheared`",
         )
     elif (tilt := tilt_degrees(ct)) > TILT_DEGREES:
-        yield (
+        yield Issue.of(
             "ct-oblique",
             f"{CT_FILE} is tilted by {tilt:.0f} degrees and is read without correction",
             "resample it to the patient's axes: `tmi check --fix ct-oblique`",
         )
 
 
-def _check_spacing(ct: Volume) -> Iterator[RawFinding]:
+def _check_spacing(ct: Volume) -> Iterator[Issue]:
     fix = "export it again with spacing in millimetres"
     if not _plausible_size(ct, 1.0):
         sizes = " x ".join(f"{s:.3g}" for s in ct.spacing_DHW_mm)
@@ -77,9 +77,9 @@ def _check_spacing(ct: Volume) -> Iterator[RawFinding]:
         guess = f"; the unit may be the {' or the '.join(units)}" if units else ""
         if ct.unit in units:
             guess, fix = f"; the header declares {ct.unit}", "convert it: `tmi check --fix ct-spacing`"
-        yield "ct-spacing", f"{CT_FILE} has voxels of {sizes} mm (depth x height x width){guess}", fix
+        yield Issue.of("ct-spacing", f"{CT_FILE} has voxels of {sizes} mm (depth x height x width){guess}", fix)
     elif ct.unit in MM_PER_UNIT:
-        yield (
+        yield Issue.of(
             "ct-unit",
             f"{CT_FILE} declares the unit {ct.unit}, but its voxel sizes are plausible in millimetres, which are used",
             "correct the unit in the header: `tmi check --fix ct-unit`",
@@ -93,7 +93,7 @@ def _plausible_size(ct: Volume, factor: float) -> bool:
     return SPACING_MM[0] <= min(spacing) and max(spacing) <= SPACING_MM[1] and WIDTH_MM[0] <= width <= WIDTH_MM[1]
 
 
-def check_mask(ct: Volume, mask: Volume, *, in_hu: bool = True) -> Iterator[RawFinding]:
+def check_mask(ct: Volume, mask: Volume, *, in_hu: bool = True) -> Iterator[Issue]:
     """Yield the findings of a liver mask on its CT.
 
     Args:
@@ -103,16 +103,18 @@ def check_mask(ct: Volume, mask: Volume, *, in_hu: bool = True) -> Iterator[RawF
     """
     inside: NDArray[np.bool_] = mask.array_DHW.astype(bool, copy=False)
     if mask.several_labels:
-        yield (
+        yield Issue.of(
             "mask-labels",
             f"{MASK_FILE} has several labels, and all of them are used as the liver",
             "select the liver's label with --mask-label, or store the liver alone",
         )
     volume_ml = float(np.count_nonzero(inside) * np.prod(ct.spacing_DHW_mm) / 1000.0)
     if volume_ml < MIN_LIVER_ML:
-        yield "mask-tiny", f"{MASK_FILE} covers {volume_ml:.0f} mL", "segment the whole liver, or select its label"
+        yield Issue.of(
+            "mask-tiny", f"{MASK_FILE} covers {volume_ml:.0f} mL", "segment the whole liver, or select its label"
+        )
     elif not TYPICAL_LIVER_ML[0] <= volume_ml <= TYPICAL_LIVER_ML[1]:
-        yield (
+        yield Issue.of(
             "liver-volume",
             f"{MASK_FILE} covers {volume_ml:.0f} mL",
             "check whether the mask is the liver, and all of it",
@@ -120,7 +122,7 @@ def check_mask(ct: Volume, mask: Volume, *, in_hu: bool = True) -> Iterator[RawF
     # k = 0 takes the first plane of an axis, k = 1 the last one (index -1)
     touched = [FACES[a][k] for a in range(3) for k in (0, 1) if inside.take(-k, axis=a).any()]
     if touched:
-        yield (
+        yield Issue.of(
             "mask-edge",
             f"{MASK_FILE} touches the volume's {', '.join(touched)} face: part of the liver is cut off",
             "give a CT that covers the whole liver",
@@ -128,13 +130,13 @@ def check_mask(ct: Volume, mask: Volume, *, in_hu: bool = True) -> Iterator[RawF
     box = _bounding_box(inside)
     content = list(_check_content(ct, inside, box)) if in_hu else []
     yield from content
-    if not any(CHECKS[code].severity == "error" for code, _, _ in content):  # the shape of another organ says nothing
+    if not any(issue.severity == "error" for issue in content):  # the shape of another organ says nothing
         yield from check_shape(inside[box])
         if in_hu and volume_ml >= MIN_LIVER_ML and _plausible_size(ct, 1.0):
             yield from check_place(ct, inside)
 
 
-def _check_content(ct: Volume, inside: NDArray[np.bool_], box: tuple[slice, slice, slice]) -> Iterator[RawFinding]:
+def _check_content(ct: Volume, inside: NDArray[np.bool_], box: tuple[slice, slice, slice]) -> Iterator[Issue]:
     """Check that the voxels under the mask look like a liver: values, orientation and side of the body."""
     fraction, mean_hu = _liver_statistics(ct.array_DHW[box], inside[box])
     if fraction < SKIP_MIRROR_FRACTION:
@@ -145,7 +147,7 @@ def _check_content(ct: Volume, inside: NDArray[np.bool_], box: tuple[slice, slic
         }
         axis = max(mirrored, key=lambda a: mirrored[a])
         if mirrored[axis] > max(MIRRORED_FRACTION, fraction + 0.08):
-            yield (
+            yield Issue.of(
                 "mask-flipped",
                 f"{MASK_FILE} fits the liver only when mirrored along {axis}: "
                 f"{fraction:.0%} of it lies on soft tissue, mirrored {mirrored[axis]:.0%}",
@@ -153,14 +155,14 @@ def _check_content(ct: Volume, inside: NDArray[np.bool_], box: tuple[slice, slic
             )
             return
     if fraction < LIVER_FRACTION:
-        yield (
+        yield Issue.of(
             "mask-content",
             f"{fraction:.0%} of {MASK_FILE} lies on soft tissue",
             "check that mask and CT belong together and that the label is the liver's",
         )
         return
     if not TYPICAL_MEAN_HU[0] <= mean_hu <= TYPICAL_MEAN_HU[1]:
-        yield (
+        yield Issue.of(
             "liver-hu",
             f"{MASK_FILE} has a mean of {mean_hu:.0f} HU, which is unusual for a liver",
             "check whether the mask is the liver and the CT is in Hounsfield units",
@@ -172,7 +174,7 @@ def _check_content(ct: Volume, inside: NDArray[np.bool_], box: tuple[slice, slic
     liver_W = inside[box].sum(axis=(0, 1))
     liver_centre = (box[2].start + float(np.average(np.arange(liver_W.size), weights=liver_W))) / inside.shape[2]
     if liver_centre < body_centre - MAX_LEFT_OFFSET:
-        yield (
+        yield Issue.of(
             "liver-left",
             f"{MASK_FILE} lies in the left half of the body: CT and mask are mirrored, or it is situs inversus",
             "compare with the original series; situs inversus needs no fix",
@@ -202,15 +204,13 @@ def tilt_degrees(volume: Volume) -> float:
     return float(np.degrees(np.arccos(np.clip(np.abs(direction).max(axis=0), 0.0, 1.0))).max())
 
 
-def raise_on_error(findings: Iterator[RawFinding], case_id: str) -> tuple[str, ...]:
-    """Return the messages of the warnings; raise the first error.
+def raise_on_error(issues: Iterable[Issue], case_id: str) -> tuple[Issue, ...]:
+    """Return the issues of a case if none is an error.
 
     Raises:
-        InputRejectedError: a check of severity `error` failed; carries its code.
+        InputRejectedError: an issue is an error; carries all that are.
     """
-    warnings = []
-    for code, what, fix in findings:
-        if CHECKS[code].severity == "error":
-            raise InputRejectedError(what, fix=fix, code=code, case_id=case_id)
-        warnings.append(what)
-    return tuple(warnings)
+    of_case = tuple(issue.of_case(case_id) for issue in issues)
+    if errors := [issue for issue in of_case if issue.severity == "error"]:
+        raise InputRejectedError.of(errors)
+    return of_case

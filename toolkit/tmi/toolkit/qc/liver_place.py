@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tmi.toolkit.cases.case import CT_FILE, MASK_FILE
 from tmi.toolkit.imaging.volume import Volume
+from tmi.toolkit.issues.issue import Issue
 
 GRID_MM = 4.0
 """Distance of the voxels that are used, along each axis; coarser axes are used in full."""
@@ -61,7 +62,7 @@ class _Landmarks:
         return float(np.prod(self.step_mm)) / 1000.0
 
 
-def check_place(ct: Volume, inside: NDArray[np.bool_]) -> Iterator[tuple[str, str, str]]:
+def check_place(ct: Volume, inside: NDArray[np.bool_]) -> Iterator[Issue]:
     """Yield `liver-place` if the mask lies where no liver can lie.
 
     Args:
@@ -71,7 +72,7 @@ def check_place(ct: Volume, inside: NDArray[np.bool_]) -> Iterator[tuple[str, st
     found = _landmarks(ct, inside)
     place = None if not found.mask.any() else _wrong_place(found)
     if place is not None:
-        yield "liver-place", f"{MASK_FILE} does not lie where a liver lies: {place}", FIX
+        yield Issue.of("liver-place", f"{MASK_FILE} does not lie where a liver lies: {place}", FIX)
 
 
 def _landmarks(ct: Volume, inside: NDArray[np.bool_]) -> _Landmarks:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.toolkit.cases.case import MASK_FILE
+from tmi.toolkit.issues.issue import Issue
 
 GAP_FRACTION = 0.05
 """A plane is a gap if its area is below this fraction of the smaller of the largest areas on its two sides."""
@@ -27,7 +28,7 @@ PLANES = ("slices", "coronal planes", "sagittal planes")
 """Names of the planes normal to D, H, W."""
 
 
-def check_shape(inside: NDArray[np.bool_]) -> Iterator[tuple[str, str, str]]:
+def check_shape(inside: NDArray[np.bool_]) -> Iterator[Issue]:
     """Yield the findings of a mask's shape.
 
     Args:
@@ -35,7 +36,7 @@ def check_shape(inside: NDArray[np.bool_]) -> Iterator[tuple[str, str, str]]:
     """
     axis, gaps = count_gap_planes(inside)
     if gaps:
-        yield (
+        yield Issue.of(
             "mask-gap",
             f"{MASK_FILE} has {gaps} {PLANES[axis]} inside the structure that are empty, or nearly so",
             "draw it on every slice; a liver of separate parts needs no fix",
@@ -43,7 +44,7 @@ def check_shape(inside: NDArray[np.bool_]) -> Iterator[tuple[str, str, str]]:
         return
     axis, fraction = thin_gap_fraction(inside)
     if fraction > MAX_THIN_GAP_FRACTION:
-        yield (
+        yield Issue.of(
             "mask-gap",
             f"{MASK_FILE} has gaps of one or two {PLANES[axis]} in a part of it, {fraction:.0%} of its volume",
             "draw it on every slice, all of it",
@@ -51,7 +52,7 @@ def check_shape(inside: NDArray[np.bool_]) -> Iterator[tuple[str, str, str]]:
         return
     closed, with_open = hole_fractions(inside)
     if closed > MAX_CLOSED_FRACTION or with_open > MAX_OPEN_FRACTION:
-        yield (
+        yield Issue.of(
             "mask-holes",
             f"{MASK_FILE} has holes of {with_open:.0%} of its volume",
             "include tumours, cysts and vessels: join their labels with the liver's (--mask-label 1,2)",

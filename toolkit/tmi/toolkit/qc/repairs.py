@@ -55,10 +55,10 @@ def _convert_spacing(case: Case) -> list[Change]:
     """Convert to millimetres if the header declares another unit and the sizes are plausible in that unit."""
     ct = read_ct(case)
     factor = MM_PER_UNIT.get(ct.unit)
-    if factor is None or "ct-spacing" not in {code for code, *_ in check_ct(ct)}:
+    if factor is None or "ct-spacing" not in {issue.code for issue in check_ct(ct)}:
         return []
     converted = _scaled(ct, factor)
-    if "ct-spacing" in {code for code, *_ in check_ct(converted)}:
+    if "ct-spacing" in {issue.code for issue in check_ct(converted)}:
         return []
     what = f"voxel sizes converted from the header's unit ({ct.unit}) to millimetres"
     changes = [(case.ct, converted, what)]
@@ -76,7 +76,7 @@ def _scaled(volume: Volume, factor: float) -> Volume:
 def _declare_mm(case: Case) -> list[Change]:
     """Set the header's unit to millimetres; voxel sizes stay."""
     ct = read_ct(case)
-    if "ct-unit" not in {code for code, *_ in check_ct(ct)}:
+    if "ct-unit" not in {issue.code for issue in check_ct(ct)}:
         return []
     return [(case.ct, ct, f"unit in the header corrected from {ct.unit} to mm")]
 

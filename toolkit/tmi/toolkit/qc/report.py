@@ -1,4 +1,4 @@
-"""JSON document of `tmi check --json`, schema `tmi-check/1`."""
+"""JSON document of `tmi check --json`, schema `tmi-check/2`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from importlib import resources
 from typing import Any
 
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.qc.case_checks import Finding
+from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.qc.radiomics_comparison import RadiomicsComparison
 from tmi.toolkit.qc.repairs import AppliedRepair
 
-SCHEMA = "tmi-check/1"
+SCHEMA = "tmi-check/2"
 
 
-def status_of(cases: Sequence[Case], findings: Sequence[Finding]) -> dict[str, str]:
+def status_of(cases: Sequence[Case], findings: Sequence[Issue]) -> dict[str, str]:
     """Return case id -> `good`, `warned` or `refused`."""
     status = {c.case_id: "good" for c in cases}
     for finding in findings:
+        assert finding.case_id is not None  # each is of a case
         if status[finding.case_id] != "refused":
             status[finding.case_id] = "refused" if finding.severity == "error" else "warned"
     return status
@@ -27,7 +28,7 @@ def status_of(cases: Sequence[Case], findings: Sequence[Finding]) -> dict[str, s
 
 def document(
     cases: Sequence[Case],
-    findings: Sequence[Finding],
+    findings: Sequence[Issue],
     *,
     repairs: Sequence[AppliedRepair] = (),
     comparisons: Sequence[RadiomicsComparison] = (),
@@ -38,7 +39,7 @@ def document(
         "schema": SCHEMA,
         "counts": {"cases": len(cases)} | {s: list(status.values()).count(s) for s in ("good", "warned", "refused")},
         "cases": [{"case_id": c.case_id, "status": status[c.case_id]} for c in cases],
-        "findings": [asdict(f) for f in findings],
+        "findings": [f.to_dict() for f in findings],
         "repairs": [asdict(r) for r in repairs],
         "recomputed": [
             asdict(c) | {"largest": [{"feature": name, "relative": relative} for name, relative in c.largest]}
@@ -49,6 +50,6 @@ def document(
 
 def document_schema() -> dict[str, Any]:
     """Return the JSON Schema of the documents."""
-    file = resources.files("tmi.toolkit.qc") / "data" / "tmi-check-1.schema.json"
+    file = resources.files("tmi.toolkit.qc") / "data" / "tmi-check-2.schema.json"
     schema: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return schema

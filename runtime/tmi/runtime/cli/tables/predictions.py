@@ -9,7 +9,7 @@ from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.selection import EngineRecord
 from tmi.runtime.serving.input_warnings import BUNDLE_WARNINGS, FEATURE_ALERTS, FEATURE_WARNINGS
-from tmi.runtime.serving.results import ALERTS, RESEARCH_USE, CaseResult, Notice, Prediction, alerts
+from tmi.runtime.serving.results import ALERTS, RESEARCH_USE, CaseResult, Issue, Prediction, alerts
 from tmi.toolkit.cli.console import make_console
 from tmi.toolkit.cli.listing import Column, Listing, print_listing
 from tmi.toolkit.storage.csv_files import csv_text
@@ -71,7 +71,7 @@ def _codes(prediction: Prediction) -> list[str]:
 
 def _alert_lines(results: Sequence[CaseResult]) -> list[str]:
     """One line for each kind of alert, with its cases."""
-    cases: dict[tuple[str, str], list[tuple[str, Notice]]] = defaultdict(list)
+    cases: dict[tuple[str, str], list[tuple[str, Issue]]] = defaultdict(list)
     for case_id, notice in alerts(results):
         cases[notice.code, _without_count(notice)].append((case_id, notice))
     lines = []
@@ -82,11 +82,11 @@ def _alert_lines(results: Sequence[CaseResult]) -> list[str]:
         else:
             ids = ", ".join(i if n.count is None else f"{i} {n.count}" for i, n in affected)
             text = f"{ids}: {message}" if notice.count is None else f"{ids} {message}"
-        lines.append(f"attention: {text} [{code}]")
+        lines += [f"attention: {text} [{code}]", f"  fix: {notice.fix}"]
     return lines
 
 
-def _without_count(notice: Notice) -> str:
+def _without_count(notice: Issue) -> str:
     """Message without the number that it starts with, which differs between cases."""
     return notice.message if notice.count is None else notice.message.removeprefix(f"{notice.count} ")
 
@@ -94,7 +94,7 @@ def _without_count(notice: Notice) -> str:
 def _notes(results: Sequence[CaseResult]) -> list[str]:
     """One line for each kind of notice; for several cases features are counted but not named."""
     predicted = [r for r in results if isinstance(r, Prediction)]
-    cases: dict[str, dict[str, Notice]] = defaultdict(dict)
+    cases: dict[str, dict[str, Issue]] = defaultdict(dict)
     for prediction in predicted:
         for notice in (n for n in prediction.warnings if n.code not in ALERTS):
             # Counts and names differ between cases, so feature notices are grouped by code, others by their text.
@@ -108,6 +108,8 @@ def _notes(results: Sequence[CaseResult]) -> list[str]:
         else:
             scope = "all cases" if len(by_case) == len(predicted) > 1 else ", ".join(by_case)
             lines.append(f"  {first.code}: {scope}: {first.message}")
+        if first.severity == "warning" and first.code not in BUNDLE_WARNINGS:
+            lines.append(f"    fix: {first.fix}")
     return lines
 
 

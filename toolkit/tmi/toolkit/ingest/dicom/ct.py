@@ -35,6 +35,7 @@ from tmi.toolkit.ingest.dicom.headers import SliceHeader
 from tmi.toolkit.ingest.dicom.pixels import decode_hu
 from tmi.toolkit.ingest.dicom.series import DicomFolder, Series, choose_series, scan_folder
 from tmi.toolkit.ingest.image_files import MAX_VOXELS, LoadedCt, canonical_volume
+from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
 
 AIR_HU = -1024
@@ -60,14 +61,14 @@ def read_dicom_ct(path: Path, *, series: str | None, fixes: Collection[str], cas
     folder = scan_folder(path, case_id=case_id)
     chosen = choose_series(folder, series, case_id=case_id)
     repairs: list[Repair] = []
-    findings: list[tuple[str, str, str]] = []
+    findings: list[Issue] = []
     # The kind of image comes first: a multi-frame image keeps its rescale elsewhere.
     stack = build_stack(chosen.slices, case_id=case_id)
     _require_rescale(chosen.slices, fixes, repairs, case_id)
     slices, images, n_padding = _decode(stack, fixes, repairs, case_id)
     if len({(s.slope, s.intercept) for s in slices}) > 1:
         message = "slope and intercept differ between slices"
-        findings.append(("dicom-rescale-differs", message, "nothing to do: each slice was rescaled by its own"))
+        findings.append(Issue.of("dicom-rescale-differs", message, "nothing to do: each slice was rescaled by its own"))
     if n_padding and "ct-padding" in fixes:
         message = f"{n_padding} voxels that the series marks as padding set to {AIR_HU} HU"
         repairs.append(Repair(code="ct-padding", file=CT_FILE, what=message))

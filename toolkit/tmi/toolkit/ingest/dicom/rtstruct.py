@@ -21,8 +21,8 @@ from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.volume import Volume
 from tmi.toolkit.ingest.dicom.contours import Contour, fill_contours
 from tmi.toolkit.ingest.dicom.headers import READ_ERRORS
-from tmi.toolkit.ingest.image_files import RawFinding
 from tmi.toolkit.ingest.mask_labels import ChosenLabel, choose_label
+from tmi.toolkit.issues.issue import Issue
 
 XOR = "CLOSEDPLANAR_XOR"
 CLOSED = frozenset({"CLOSED_PLANAR", XOR, ""})
@@ -47,7 +47,7 @@ class _Structures:
 
 def read_rtstruct(
     data: Any, ct: Volume, wanted: str | int | None, *, case_id: str
-) -> tuple[Volume, ChosenLabel, tuple[RawFinding, ...]]:
+) -> tuple[Volume, ChosenLabel, tuple[Issue, ...]]:
     """Rasterise one ROI to a boolean volume on the grid of the CT.
 
     Args:
@@ -96,10 +96,10 @@ def read_rtstruct(
         )
     if structures.open[label.number]:
         message = f"{structures.open[label.number]} contours enclose no area (open, or fewer than three points)"
-        findings += (("mask-contours", message, "inspect the mask: these contours were left out"),)
+        findings += (Issue.of("mask-contours", message, "inspect the mask: these contours were left out"),)
     if structures.other_length[label.number]:
         message = f"{structures.other_length[label.number]} contours have another number of points than they declare"
-        findings += (("mask-contours", message, "inspect the mask, or export the structure again"),)
+        findings += (Issue.of("mask-contours", message, "inspect the mask, or export the structure again"),)
     mask_DHW = np.ascontiguousarray(mask_XYZ.transpose(2, 1, 0))
     return Volume(array_DHW=mask_DHW, affine_xyz=ct.affine_xyz), label, findings
 
@@ -146,7 +146,7 @@ def _flat_axis(placed: Sequence[Contour], case_id: str) -> int:
 
 def _rasterize(
     placed: Sequence[Contour], axis: int, shape_XYZ: tuple[int, ...]
-) -> tuple[NDArray[np.bool_], tuple[RawFinding, ...]]:
+) -> tuple[NDArray[np.bool_], tuple[Issue, ...]]:
     """Fill contours (points, 3), in voxel indices, slice by slice along `axis`; return the mask and the warnings.
 
     Raises:
@@ -184,20 +184,22 @@ def _rasterize(
     return mask, tuple(_findings(gaps=gaps, empty=empty, crossing=crossing, unused=unused, outside=outside))
 
 
-def _findings(*, gaps: int, empty: int, crossing: int, unused: int, outside: int) -> Iterator[RawFinding]:
+def _findings(*, gaps: int, empty: int, crossing: int, unused: int, outside: int) -> Iterator[Issue]:
     if gaps:
-        yield "mask-gap", f"{gaps} slices inside the structure have no contour", "draw it on every slice"
+        yield Issue.of("mask-gap", f"{gaps} slices inside the structure have no contour", "draw it on every slice")
     if empty:
         message = f"the contours of {empty} slices enclose no voxel"
-        yield "mask-contours", message, "inspect these slices: the contours are tiny, or cancel each other out"
+        yield Issue.of(
+            "mask-contours", message, "inspect these slices: the contours are tiny, or cancel each other out"
+        )
     if crossing:
         message = f"contours cross on {crossing} slices; those that cross each other were united"
-        yield "mask-contours", message, "inspect these slices in the mask"
+        yield Issue.of("mask-contours", message, "inspect these slices in the mask")
     if unused:
         message = f"contours on {unused} planes were left out: others lie nearer to the slices of the CT"
-        yield "mask-contours", message, "inspect the mask, or give the CT on which the contours were drawn"
+        yield Issue.of("mask-contours", message, "inspect the mask, or give the CT on which the contours were drawn")
     if outside:
-        yield (
+        yield Issue.of(
             "mask-outside",
             f"contours on {outside} planes lie outside the CT",
             "give a CT that covers the whole liver",

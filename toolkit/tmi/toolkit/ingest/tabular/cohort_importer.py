@@ -239,7 +239,7 @@ class _TableImport:
         cases = [Case(folder=self._out / c, case_id=c, patient_id=p) for c, p in self._written.items()]
         by_case: dict[str, list[RowFinding]] = {}
         for f in check_cases(cases, schema=self._schema, records_only=True):
-            by_case.setdefault(f.case_id, []).append(RowFinding(f.code, f.severity, f.message))
+            by_case.setdefault(f.case_id or "", []).append(RowFinding(f.code, f.severity, f.message))
         self.lines = [
             _with_findings(line, by_case[line.case_id])
             if line.outcome in ("imported", "flawed") and line.case_id in by_case
