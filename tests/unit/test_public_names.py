@@ -164,7 +164,7 @@ PUBLIC_NAMES = {
         check_cases check_ct check_mask document parse_codes raise_on_error repair
     """,
     "tmi.toolkit.radiomics": """
-        AXES ExternalTable FEATURE_NAMES RadiomicsRecord RadiomicsScaler SETTINGS SETTINGS_DIGEST
+        AXES ExternalTable ExtractedFeatures FEATURE_NAMES RadiomicsRecord RadiomicsScaler SETTINGS SETTINGS_DIGEST
         Scaled extract extract_cached extract_reference file_digest missing_features
         package_versions read_external_table read_mapping read_record read_table
         reference_path_reason require_features staleness_reason table_axes table_text write_record

@@ -19,10 +19,11 @@ import pytest
 from factories.paths import ROOT
 from factories.tmi_command import tmi
 from tmi.runtime.serving.result_log import READ_BYTES, ResultLog, case_state, result_log_path
-from tmi.runtime.serving.results import CaseResult, RejectedCase, result_from_json
+from tmi.runtime.serving.results import CaseResult, RejectedCase, result_from_json, result_to_json
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage import file_lock
+from tmi.toolkit.storage.hashing import sha256_json
 
 PUBLISHED = ROOT / "tests" / "unit" / "runtime" / "bundle" / "data" / "tmi-bundle-2"
 PROGRAM = """
@@ -310,6 +311,33 @@ def test_begin_replaces_an_existing_log(tmp_path):
     ResultLog.begin(path, {}, []).close()
     (line,) = path.read_text().splitlines()
     assert set(json.loads(line)) == {"schema", "chain"}
+
+
+@pytest.mark.parametrize("kind", ["warning", "rejection"])
+def test_log_of_version_1_is_resumed(tmp_path, kind):
+    """Warnings without severity and fix, and rejections without issues, are read; later results are of version 2."""
+    path, cases = tmp_path / "answers.jsonl", [Case(folder=tmp_path / f"C{n}", case_id=f"C{n}") for n in range(2)]
+    recorded = json.loads((PUBLISHED / "predictions.json").read_text())["results"][0] | {"case_id": "C0"}
+    old = [{"code": "input", "message": "ct.nii.gz is tilted", "count": None, "names": []}]
+    result = recorded | {"warnings": old}
+    if kind == "rejection":
+        result = {"status": "refused", "case_id": "C0", "code": "ct-nan", "what": "a voxel", "fix": "export again"}
+    lines, chain = [], ""
+    for fields in ({"schema": "tmi-prediction-lines/1", "bundle": "b"}, {**result, "files": case_state(cases[0])}):
+        chain = sha256_json([chain, fields])
+        lines.append(json.dumps({**fields, "chain": chain}))
+    path.write_text("\n".join([*lines, ""]))
+    later = RejectedCase(case_id="C1", code="ct-nan", what="a voxel", fix="export again")
+    with ResultLog.resume(path, {"bundle": "b"}, cases) as log:
+        log.append(later)
+    with ResultLog.resume(path, {"bundle": "b"}, cases) as log:
+        first, second = log.results.values()
+    (issue,) = first.issues if isinstance(first, RejectedCase) else first.warnings
+    expected = ("ct-nan", "error") if kind == "rejection" else ("input", "warning")
+    assert (issue.code, issue.severity, issue.case_id) == (*expected, "C0")
+    assert issue.fix
+    assert second == later
+    assert set(result_to_json(first)["issues" if kind == "rejection" else "warnings"][0]) == set(vars(issue))
 
 
 def _edited(position: int, **changes):

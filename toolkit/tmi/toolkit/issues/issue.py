@@ -13,7 +13,17 @@ MAX_CHARACTERS = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Issue:
-    """One problem of an input, or a note about it. It contains no patient data but the case id."""
+    """One problem of an input, or a note about it. It contains no patient data but the case id.
+
+    Attributes:
+        code: row of `CODES`; a retired code if it was read from a document of an earlier version.
+        severity: `error`: the input must not be used as it is; `warning`: inspect it; `note`: how it was used.
+        message: one sentence that states the problem.
+        fix: one sentence that states how to fix it.
+        case_id: the case, if it is one.
+        count: number of features or clinical fields it concerns, if it concerns such.
+        names: names of the first of those features.
+    """
 
     code: str
     """Row of `CODES`; a retired code if it was read from a document of an earlier version."""

@@ -3,6 +3,7 @@ from .cache import package_versions as package_versions
 from .external_table import ExternalTable as ExternalTable
 from .external_table import read_external_table as read_external_table
 from .external_table import read_mapping as read_mapping
+from .extractor import ExtractedFeatures as ExtractedFeatures
 from .extractor import extract as extract
 from .extractor import extract_reference as extract_reference
 from .fast_extractor import reference_path_reason as reference_path_reason

@@ -9,9 +9,10 @@ from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.selection import EngineRecord
 from tmi.runtime.serving.input_warnings import BUNDLE_WARNINGS, FEATURE_ALERTS, FEATURE_WARNINGS
-from tmi.runtime.serving.results import ALERTS, RESEARCH_USE, CaseResult, Issue, Prediction, alerts
+from tmi.runtime.serving.results import ALERTS, RESEARCH_USE, CaseResult, Prediction, alerts
 from tmi.toolkit.cli.console import make_console
 from tmi.toolkit.cli.listing import Column, Listing, print_listing
+from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.storage.csv_files import csv_text
 from tmi.toolkit.storage.terminal_text import printable
 
