@@ -53,7 +53,7 @@ class MonaiPipeline:
     def __init__(self, bundle: Path) -> None:
         opened = open_bundle(bundle)
         manifest = opened.manifest
-        self._config = manifest.parsed_config()
+        self._config = manifest.config
         self._schema = stored_schema(opened.folder, kind="bundle")
         self._transforms = ct_transforms(self._config.ct)
         self._folds = manifest.folds

@@ -115,7 +115,7 @@ def plans(work: Path, float64: bool) -> dict[str, Any]:
         results[name] = {
             "seconds": round(time.perf_counter() - start, 1),
             "megabytes": round(len(plan.data) / 1e6, 1),
-            "layers": plan.facts["layers"],
+            "layers": {kind: dict(counts) for kind, counts in plan.record.layers.items()},
             "computing_half": plan.audit.count("HALF"),
             "computing_float": plan.audit.count("FLOAT"),
             "unexplained": plan.audit.unexplained,

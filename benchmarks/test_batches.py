@@ -15,7 +15,7 @@ from tmi.runtime.engines.registry import open_engine
 
 def test_batch_scaling(record, default_predictor: Predictor, size: Size) -> None:
     bundle, name = default_predictor.bundle, default_predictor.engine_record.name
-    shape = bundle.manifest.parsed_config().ct.shape_DHW
+    shape = bundle.manifest.config.ct.shape_DHW
     noise = np.random.default_rng(0).random((max(size.batches), 1, *shape), dtype=np.float32)
     with open_engine(name, bundle) as engine:
         batches = {f"batch {n}": lambda n=n: engine.run("ct-0", {"ct": noise[:n]}) for n in size.batches}

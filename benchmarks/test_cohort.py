@@ -18,7 +18,7 @@ from tmi.toolkit.preprocessing.pipeline import prepare_case
 
 def test_cohort_throughput(record, cohort: list[Path], default_predictor: Predictor) -> None:
     bundle = default_predictor.bundle
-    schema, config = stored_schema(bundle.folder, kind="bundle"), bundle.manifest.parsed_config()
+    schema, config = stored_schema(bundle.folder, kind="bundle"), bundle.manifest.config
     ct_BCDHW = prepare_case(Case(folder=cohort[0], case_id="first"), config, schema).ct_1DHW[None]
 
     def predict() -> None:

@@ -40,7 +40,7 @@ class OpenEngines:
 def open_engines(one_fold: Path, case: Path) -> Iterator[OpenEngines]:
     """Open every installed engine that needs no GPU, eager included."""
     bundle = open_bundle(one_fold)
-    manifest, config = bundle.manifest, bundle.manifest.parsed_config()
+    manifest, config = bundle.manifest, bundle.manifest.config
     prepared = prepare_case(Case(folder=case, case_id=case.name), config, stored_schema(bundle.folder, kind="bundle"))
     fold = manifest.folds[0]
     tokenizer = Tokenizer.load(bundle.folder / str(manifest.graph(fold.text).tokenizer))

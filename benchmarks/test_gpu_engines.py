@@ -55,7 +55,7 @@ def inputs_of(bundle: Bundle, graph: str) -> Arrays:
     """Random inputs of one case; the time does not depend on the values."""
     rng = np.random.default_rng(0)
     if bundle.manifest.graph(graph).role == "ct":
-        return {"ct": rng.random((1, 1, *bundle.manifest.parsed_config().ct.shape_DHW), dtype=np.float32)}
+        return {"ct": rng.random((1, 1, *bundle.manifest.config.ct.shape_DHW), dtype=np.float32)}
     return {"input_ids": rng.integers(5, 200, (1, 400)), "attention_mask": np.ones((1, 400), dtype=np.int64)}
 
 

@@ -32,7 +32,7 @@ def app_seconds(bundle: Bundle, precision: str) -> float:
     if program is None:
         pytest.skip("benchmark_app is not installed")
     graph = bundle.artefact(bundle.manifest.graph("ct-0"), "onnx")
-    shape = ",".join(map(str, (1, 1, *bundle.manifest.parsed_config().ct.shape_DHW)))
+    shape = ",".join(map(str, (1, 1, *bundle.manifest.config.ct.shape_DHW)))
     argv = [program, "-m", str(graph), "-d", "CPU", "-hint", "latency", "-api", "sync", "-niter", str(FORWARDS + 1),
             "-shape", f"[{shape}]", "-infer_precision", HINTS[precision]]  # fmt: skip
     printed = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
@@ -46,7 +46,7 @@ def test_ct_forward_against_benchmark_app(record, one_fold: Path) -> None:
         bundle, name, precision = predictor.bundle, predictor.engine_record.name, predictor.engine_record.precision
     if not name.startswith("openvino"):
         pytest.skip(f"the default engine here is {name}")
-    shape = bundle.manifest.parsed_config().ct.shape_DHW
+    shape = bundle.manifest.config.ct.shape_DHW
     noise = np.random.default_rng(0).random((1, 1, *shape), dtype=np.float32)
     latencies: list[float] = []
     app: list[float] = []

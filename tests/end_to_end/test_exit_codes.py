@@ -60,7 +60,7 @@ def rejected(workspace, patch) -> CommandResult:
 
 def parity(workspace, patch) -> CommandResult:
     record = CheckResult(
-        gate="logits", artefact="onnx", graph="pipeline", passed=False, measured=0.5, bound=0.1, detail="logits differ"
+        check="logits", artefact="onnx", graph="pipeline", passed=False, measured=0.5, bound=0.1, detail="logits differ"
     )
 
     def failing(*_: object, **__: object) -> None:

@@ -50,7 +50,7 @@ def _newer(folder: Path, _: Workbench) -> None:
 
 def _window(folder: Path, _: Workbench) -> None:
     config = manifest_at(folder).config
-    reseal(folder, config=config | {"ct": config["ct"] | {"window_hu": [-160.0, 240.0]}})
+    reseal(folder, config=replace(config, ct=replace(config.ct, window_hu=(-160.0, 240.0))))
 
 
 def _folds(folder: Path, _: Workbench) -> None:

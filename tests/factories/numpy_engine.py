@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tmi.runtime.bundle.manifest import ClinicalSpec, FoldSpec, GraphSpec, Manifest, TensorSpec
+from tmi.runtime.bundle.manifest import FoldSpec, GraphSpec, Manifest, TensorSpec
+from tmi.runtime.bundle.manifest_records import ClinicalSpec, GoldenRecord, RunRecord
 from tmi.runtime.engines.registry import Arrays
 from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.config.schema import MODALITIES
-from tmi.toolkit.storage.serialization import to_json
 
 C = 3
 
@@ -57,15 +57,15 @@ def make_manifest(folds: Sequence[tuple[str, str]]) -> Manifest:
     )
     return Manifest(
         preset="tiny",
-        config=to_json(config),
+        config=config,
         graphs=(*ct, *text, fusion),
         folds=tuple(FoldSpec(fold=i, ct=c, text=t, scaler=f"scalers/fold{i}.json") for i, (c, t) in enumerate(folds)),
         clinical=ClinicalSpec(schema="clinical_schema.json", rendering="values", rendering_version=1),
         files={},
-        golden={},
+        golden=GoldenRecord(seed=0, count=2, vocabularies={}, digests={}),
         parity=(),
         versions={},
-        run={},
+        run=RunRecord(name="run"),
         created="2026-01-01T00:00:00+00:00",
         modalities=MODALITIES,
     )

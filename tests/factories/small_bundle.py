@@ -8,11 +8,11 @@ from typing import Any
 
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.consistency import graph_spec
-from tmi.runtime.bundle.manifest import ClinicalSpec, FoldSpec, Manifest, Role
+from tmi.runtime.bundle.manifest import FoldSpec, Manifest, Role
+from tmi.runtime.bundle.manifest_records import ClinicalSpec, GoldenRecord, RunRecord
 from tmi.runtime.bundle.reader import fingerprint, write_manifest
 from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.config.schema import MODALITIES
-from tmi.toolkit.storage.serialization import to_json
 
 FILES = {
     "graphs/ct-0.onnx": b"ct",
@@ -32,19 +32,19 @@ def small_manifest() -> Manifest:
     graphs = (graph_spec(tiny(), role, name, folds=1, tokenizer=tokenizers.get(name)) for name, role in roles.items())
     return Manifest(
         preset="tiny",
-        config=to_json(tiny()),
+        config=tiny(),
         graphs=tuple(replace(g, artefacts={"onnx": f"graphs/{g.name}.onnx"}) for g in graphs),
         folds=(FoldSpec(fold=0, ct="ct-0", text="text-0", scaler="scalers/fold0.json"),),
         clinical=ClinicalSpec(schema="clinical_schema.json", rendering="values", rendering_version=1),
         files={},
-        golden={"seed": 0, "count": 3, "vocabularies": {"text-0": 96}},
+        golden=GoldenRecord(seed=0, count=3, vocabularies={"text-0": 96}, digests={}),
         parity=(
             CheckResult(
-                gate="logits", artefact="onnx", graph="ct-0", passed=True, measured=1e-6, bound=1e-4, detail="close"
+                check="logits", artefact="onnx", graph="ct-0", passed=True, measured=1e-6, bound=1e-4, detail="close"
             ),
         ),
         versions={"tmi": "0.1.0"},
-        run={"name": "r"},
+        run=RunRecord(name="r"),
         created="2026-01-31T00:00:00Z",
         modalities=MODALITIES,
     )

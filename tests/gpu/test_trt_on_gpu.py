@@ -38,10 +38,10 @@ def test_engine_passes_every_check(name, built):
         precision = plan_precision(bundle.manifest)
         records = check_engine(engine, bundle.manifest, golden, reference, artefact=name, precision=precision)
     assert [r for r in records if not r.passed] == []
-    assert "profile-edges" in {r.gate for r in records}
+    assert "profile-edges" in {r.check for r in records}
     assert any(r.engine == name for r in bundle.manifest.parity), "the export validated it too"
     assert f"evidence/{name}.safetensors" in bundle.manifest.files
-    assert bundle.manifest.extra["tensorrt"]["judged_on"][name]["gpu"] == find_gpu().name
+    assert bundle.manifest.tensorrt.validated_on[name].gpu == find_gpu().name
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -78,10 +78,11 @@ def test_auto_uses_tensorrt(name, built):
 def test_plan_for_other_gpu_is_rejected(name, built):
     """A plan for another GPU is rejected before it is loaded."""
     bundle = open_bundle(built(name))
-    extra = json.loads(json.dumps(bundle.manifest.extra))
-    for facts in extra["tensorrt"]["plans"][name]["graphs"].values():
-        facts["target"] = facts["built_on"] = "sm50"
-    other = Bundle(folder=bundle.folder, manifest=replace(bundle.manifest, extra=extra), digest="")
+    tensorrt = bundle.manifest.tensorrt
+    graphs = {n: replace(p, target="sm50", built_on="sm50") for n, p in tensorrt.plans[name].graphs.items()}
+    plans = {**tensorrt.plans, name: replace(tensorrt.plans[name], graphs=graphs)}
+    manifest = replace(bundle.manifest, tensorrt=replace(tensorrt, plans=plans))
+    other = Bundle(folder=bundle.folder, manifest=manifest, digest="")
     with pytest.raises(UnavailableError, match="are for a GPU of sm50"):
         open_engine(name, other)
 

@@ -41,12 +41,15 @@ PUBLIC_NAMES = {
         choose_engines measure ratio write_bench_case
     """,
     "tmi.runtime.bundle": """
-        Bundle CheckResult ClinicalSpec EVIDENCE_FOLDER FUSION FoldSpec GOLDEN_CASE_FILE GOLDEN_FILE
-        GraphSpec Keys MANIFEST_FILE MODEL_CARD_FILE Manifest ParityError REAL_CASES_FILE Role
-        SBOM_FILE SIGNATURE_FILE SIGNED TensorSpec UNCHECKED UNSIGNED bundled_scaler bundled_schema
-        bundled_tokenizer fingerprint graph_spec inspect_bundle manifest_to_json open_bundle
-        open_trusted_bundle require_exported_graph require_passed require_signature required_keys
-        sign_bundle write_manifest
+        Addition Bundle CheckResult ClinicalSpec EVIDENCE_FOLDER EmulationRecord EnginePlans FUSION FileSpec
+        FloatNode FoldSpec GOLDEN_CASE_FILE GOLDEN_FILE GoldenRecord GpuRecord GraphPrecision
+        GraphSource GraphSpec Hardware Keys MANIFEST_FILE MODEL_CARD_FILE Manifest ParityError
+        PlanFeatures PlanOptions PlanPrecision PlanRecord PrecisionRecord REAL_CASES_FILE Role
+        RunRecord SBOM_FILE SIGNATURE_FILE SIGNED TensorPosition TensorRtRecord TensorSpec UNCHECKED
+        UNSIGNED bundled_scaler bundled_schema bundled_tokenizer fingerprint graph_spec
+        inspect_bundle known_entries manifest_to_json open_bundle open_trusted_bundle part_digests
+        require_exported_graph require_passed require_signature required_keys sign_bundle
+        with_current_names write_manifest
     """,
     "tmi.runtime.cli": """
         WORKER
@@ -56,11 +59,12 @@ PUBLIC_NAMES = {
         print_timing stages_table summary_table to_csv
     """,
     "tmi.runtime.engines": """
-        AUTO Arrays ENGINES ENGINES_REJECTED ERRORS_ONLY EagerEngine Engine EngineRecord FLOAT16
-        FLOAT32 Gpu GraphEngine TENSORRT TF32 as_runtime_errors choose_engine cpu_name
-        driver_incompatibility engine_precision engine_record engine_spec find_gpu graph_precisions
-        hardware installed is_out_of_scope missing_requirement open_engine package_version plan_precision
-        rejected_at_export require_gpu unavailable_here unavailable_reason validated_at_export
+        AUTO Arrays ENGINES ERRORS_ONLY EagerEngine Engine EngineRecord FLOAT16 FLOAT32 Gpu
+        GraphEngine TF32 as_runtime_errors choose_engine cpu_name driver_incompatibility
+        engine_precision engine_record engine_spec find_gpu graph_precision_records graph_precisions
+        hardware installed is_out_of_scope missing_requirement open_engine package_version
+        plan_precision rejected_at_export require_gpu unavailable_here unavailable_reason
+        validated_at_export
     """,
     "tmi.runtime.explain": """
         BAR_MM CaseExplanation Explainer Explanation ModelSource OUTLINE Picture TOP_FEATURES
@@ -85,9 +89,10 @@ PUBLIC_NAMES = {
     "tmi.runtime.verification": """
         BOUNDS ENGINE_ERRORS FLOAT64_PREFIX GoldenInputs GoldenText LogCallback Outputs PIPELINE
         SELF_TEST_SKIPPED SHORT_TEXT Verification cached_result check_engine check_outputs
-        check_preprocessing failure_summary golden_config golden_count golden_from_manifest
-        largest_batch load_failure make_golden output_metadata read_references relative_error
-        require_survived_trial run_self_test text_digest trimmed verify_bundle write_golden_case
+        check_preprocessing compare_metadata failure_summary golden_config golden_count
+        golden_from_manifest largest_batch load_failure make_golden output_metadata read_golden_case
+        read_references relative_error require_survived_trial run_self_test text_digest trimmed
+        verify_bundle write_golden_case
     """,
     "tmi.toolkit.cases": """
         CASE_RECORD_FILE CLINICAL_FILE COHORT_COLUMNS COHORT_FILE CT_FILE Case CaseArrays CaseRecord

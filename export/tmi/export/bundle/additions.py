@@ -1,14 +1,14 @@
 """Artefacts that are added to a bundle: what may be added, and whether the bundle is an export of the run.
 
 A bundle is extended in a copy that takes its place at the end. Its files and check records stay as they are;
-`Manifest.extra["additions"]` records each addition with its time, versions and hardware.
+`Manifest.additions` records each addition with its time, versions and hardware.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,16 @@ from tmi.export.graphs.registry import EXPORTERS, TYPED
 from tmi.export.tensorrt.engines import PLANS, pending_engines, without_plans
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import EVIDENCE_FOLDER, MANIFEST_FILE, REAL_CASES_FILE, Manifest
+from tmi.runtime.bundle.manifest_records import Addition, Hardware, RunRecord
 from tmi.runtime.bundle.reader import Bundle, inspect_bundle, open_bundle
 from tmi.runtime.engines.host import hardware
-from tmi.runtime.engines.precision import ENGINES_REJECTED, FLOAT32, TENSORRT
+from tmi.runtime.engines.precision import FLOAT32
 from tmi.runtime.verification.parity import BOUNDS, relative_error
 from tmi.runtime.verification.verify import read_references
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.atomic_files import read_json
 from tmi.toolkit.storage.hashing import sha256_file
 
-ADDITIONS = "additions"
-"""Key of `Manifest.extra`: the artefacts that were added after the export, in order."""
 PACKAGE = "tmi-clnet"
 
 
@@ -82,8 +81,8 @@ def present_artefacts(bundle: Bundle) -> list[str]:
 
 def typed_precision(manifest: Manifest) -> str | None:
     """Value of `--precision` that a bundle's typed graphs were written with; None if it has none."""
-    precision: str | None = manifest.extra.get(TENSORRT, {}).get("precision", {}).get("asked")
-    return precision
+    record = None if manifest.tensorrt is None else manifest.tensorrt.precision
+    return None if record is None else record.requested
 
 
 def _plans(bundle: Bundle) -> list[str]:
@@ -117,22 +116,18 @@ def without_artefacts(bundle: Bundle, names: Collection[str], precision: str | N
     )
     removed = [r for r in manifest.parity if r.artefact in kinds]
     engines = {r.engine for r in removed} | {e for n in present for e in EXPORTERS[n].engines}
-    extra = {
-        key: {e: reason for e, reason in value.items() if e not in engines}
-        if key in ("engines_not_judged", ENGINES_REJECTED)
-        else value
-        for key, value in manifest.extra.items()
-    }
-    additions = [
-        {**addition, "artefacts": left}
-        for addition in manifest.extra.get(ADDITIONS, [])
-        if (left := [name for name in addition["artefacts"] if name not in present])
-    ]
+    additions = tuple(
+        replace(addition, artefacts=left)
+        for addition in manifest.additions
+        if (left := tuple(name for name in addition.artefacts if name not in present))
+    )
     changed = replace(
         manifest,
         graphs=graphs,
         parity=tuple(r for r in manifest.parity if r.artefact not in kinds),
-        extra={k: v for k, v in {**extra, ADDITIONS: additions}.items() if k not in (ADDITIONS, ENGINES_REJECTED) or v},
+        engines_not_validated={e: why for e, why in manifest.engines_not_validated.items() if e not in engines},
+        engines_rejected={e: why for e, why in manifest.engines_rejected.items() if e not in engines},
+        additions=additions,
     )
     changed = without_plans(changed, [name for name in present if name in PLANS], typed=TYPED in kinds)
     unused = set(manifest.referenced_files()) - set(changed.referenced_files())
@@ -169,7 +164,7 @@ def require_same_run(context: ExportContext, base: Bundle, manifest: Manifest, c
     """
     difference = next(_run_differences(base.manifest, manifest, copied), None)
     if difference is not None:
-        name = base.manifest.run.get("name")
+        name = base.manifest.run.name
         raise UsageError(
             f"bundle {context.out} is not an export of run {context.run.path}: {difference}",
             fix=f"name its own run ({name}), or write another bundle with --out and without --add",
@@ -177,15 +172,15 @@ def require_same_run(context: ExportContext, base: Bundle, manifest: Manifest, c
 
 
 def _run_differences(base: Manifest, manifest: Manifest, copied: Mapping[str, Path]) -> Iterator[str]:
-    for key in sorted({*base.run, *manifest.run}):
-        if base.run.get(key) != manifest.run.get(key):
-            yield f"its run has another {key.replace('_', ' ')}"
-    if base.parsed_config() != manifest.parsed_config():
+    for field in sorted(f.name for f in fields(RunRecord)):
+        if getattr(base.run, field) != getattr(manifest.run, field):
+            yield f"its run has another {field.replace('_', ' ')}"
+    if base.config != manifest.config:
         yield "its config is another one"
     for field in ("preset", "threshold", "modalities", "classes", "positive", "synthetic", "clinical", "folds"):
         if getattr(base, field) != getattr(manifest, field):
             yield f"its {field} is another one"
-    if base.extra.get("temperatures") != manifest.extra["temperatures"]:
+    if base.temperatures != manifest.temperatures:
         yield "its temperatures are others"
     if tuple(replace(g, artefacts={}) for g in base.graphs) != manifest.graphs:
         yield "its graphs are others"
@@ -250,17 +245,11 @@ def evidence_of_others(base: Bundle, case: RealCase, engines: Collection[str]) -
     return {name: outputs for name, outputs in row["engines"].items() if name in kept and name not in engines}
 
 
-def addition_record(context: ExportContext) -> dict[str, Any]:
-    """The entry of `ADDITIONS` for what a context added."""
-    return {
-        "artefacts": list(context.artefacts),
-        "created": context.created,
-        "versions": recorded_versions(),
-        "hardware": hardware(),
-    }
-
-
-def with_addition(manifest: Manifest, record: Mapping[str, Any]) -> Manifest:
-    """A manifest with one more addition."""
-    known = manifest.extra.get(ADDITIONS, [])
-    return replace(manifest, extra={**manifest.extra, ADDITIONS: [*known, dict(record)]})
+def addition_record(context: ExportContext) -> Addition:
+    """The entry of the manifest for what a context added."""
+    return Addition(
+        artefacts=context.artefacts,
+        created=context.created,
+        versions=recorded_versions(),
+        hardware=Hardware(**hardware()),
+    )

@@ -7,7 +7,6 @@ from dataclasses import replace
 from tmi.export.bundle.additions import (
     addition_record,
     evidence_of_others,
-    with_addition,
 )
 from tmi.export.bundle.context import DEFAULT_PRECISION, ExportContext
 from tmi.export.bundle.model_card import model_card
@@ -44,7 +43,7 @@ def tensorrt(context: ExportContext) -> None:
         )
         context.records += records
         context.require_passed()  # before a build, which may take minutes
-    longest = context.manifest.parsed_config().clinical.max_length
+    longest = context.manifest.config.clinical.max_length
     request = PlanRequest(kinds=context.plans, options=replace(context.settings.options, max_length=longest))
     context.manifest, records = add_plans(
         context.folder, context.manifest, request, context.validation_set, progress=context.progress
@@ -68,7 +67,7 @@ def document(context: ExportContext) -> None:
         write_real_cases(context.path(REAL_CASES_FILE), cases, others)
     manifest = replace(manifest, parity=(*kept, *context.records))
     if base is not None:
-        manifest = with_addition(manifest, addition_record(context))
+        manifest = replace(manifest, additions=(*manifest.additions, addition_record(context)))
         earlier = (context.folder / SBOM_FILE).read_text(encoding="utf-8")
         (context.folder / SIGNATURE_FILE).unlink(missing_ok=True)  # the signature covers the old files
     write_text(context.folder / MODEL_CARD_FILE, model_card(manifest))

@@ -11,17 +11,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from safetensors.numpy import save_file
+
 from tmi.export.bundle.additions import staged_copy, without_artefacts
 from tmi.export.bundle.context import ExportContext, ExportSettings
 from tmi.export.bundle.out_of_memory import out_of_memory_as_error
-from tmi.export.bundle.reproducible import export_time
+from tmi.export.bundle.reproducible import export_time, sort_metadata
 from tmi.export.bundle.stages import run_stages
 from tmi.export.checks.validation_set import ValidationSet
 from tmi.export.graphs.registry import TYPED
 from tmi.export.tensorrt.builder import BuildOptions
 from tmi.export.tensorrt.engines import PLANS, build_blocker, pending_engines
+from tmi.runtime.bundle.check_result import require_passed
+from tmi.runtime.bundle.manifest import GOLDEN_CASE_FILE, manifest_to_json, part_digests
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.verification.golden_inputs import golden_from_manifest
+from tmi.runtime.verification.preprocessing_check import compare_metadata, output_metadata, read_golden_case
 from tmi.runtime.verification.verify import read_references
 from tmi.toolkit.errors import UnavailableError, UsageError
 from tmi.toolkit.storage.atomic_files import staged_folder
@@ -65,6 +70,7 @@ def build_bundle(
                 created=export_time(),
                 base=base,
             )
+            _restate_claims(base)
             references = read_references(base)
             context.manifest = replace(base.manifest, files={})
             context.validation_set = ValidationSet(
@@ -74,6 +80,27 @@ def build_bundle(
             )
             run_stages(context, start="tensorrt")
         return open_bundle(folder)
+
+
+def _restate_claims(bundle: Bundle) -> None:
+    """Write the golden case's metadata for a manifest whose config and run have another form than in its file.
+
+    A manifest of an earlier schema or version is written in the form of this one. The metadata holds digests of that
+    form, so it is compared with the old manifest and then written anew.
+
+    Args:
+        bundle: the staged copy.
+
+    Raises:
+        ParityError: the old manifest is not the one that the golden case states.
+    """
+    if bundle.parts == part_digests(manifest_to_json(bundle.manifest)):
+        return
+    arrays, stored = read_golden_case(bundle)
+    require_passed(list(compare_metadata(bundle, stored)), consequence="the bundle was left as it was")
+    stated = output_metadata(replace(bundle, parts=None))
+    save_file(arrays, bundle.folder / GOLDEN_CASE_FILE, metadata={name: stated[name] for name in stored})
+    sort_metadata(bundle.folder / GOLDEN_CASE_FILE)
 
 
 def _require_buildable(bundle: Bundle, kinds: Sequence[str], options: BuildOptions) -> None:

@@ -43,13 +43,12 @@ from tmi.runtime.bundle.manifest import (
     FUSION,
     GOLDEN_CASE_FILE,
     GOLDEN_FILE,
-    ClinicalSpec,
     FoldSpec,
     GraphSpec,
     Manifest,
 )
+from tmi.runtime.bundle.manifest_records import ClinicalSpec, GoldenRecord, Hardware
 from tmi.runtime.engines.host import hardware
-from tmi.runtime.engines.precision import ENGINES_REJECTED
 from tmi.runtime.engines.registry import installed, missing_requirement
 from tmi.runtime.verification.golden_inputs import golden_count, golden_from_manifest, largest_batch, make_golden
 from tmi.runtime.verification.outputs import FLOAT64_PREFIX
@@ -61,7 +60,6 @@ from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.models.registry import active_modalities
 from tmi.toolkit.run_folder import RunFolder
-from tmi.toolkit.storage.serialization import to_json
 
 GOLDEN_SEED = 20_240_601
 """Seed of the golden inputs of every bundle; the value is arbitrary."""
@@ -108,12 +106,13 @@ def reference(context: ExportContext) -> None:
     models, found, config = context.models, context.partition, context.run.config
     assert models is not None  # set by `partition`
     if context.base is None:
+        stated = context.manifest.golden
         golden = make_golden(
             config,
-            seed=GOLDEN_SEED,
-            count=golden_count(config),
+            seed=stated.seed,
+            count=stated.count,
             folds=len(found.folds),
-            vocabularies=_vocabularies(found),
+            vocabularies=stated.vocabularies,
         )
     else:
         golden = golden_from_manifest(context.manifest)
@@ -137,15 +136,13 @@ def reference(context: ExportContext) -> None:
         arrays = golden_case_reference(context.run, found, Path(folder) / "golden", seed=GOLDEN_SEED)
     save_arrays(arrays, context.folder / GOLDEN_CASE_FILE, metadata=output_metadata(context.staged()))
     sort_metadata(context.folder / GOLDEN_CASE_FILE)
-    golden_record = {
-        "seed": golden.seed,
-        "count": golden.count,
-        "vocabularies": _vocabularies(found),
-        "digests": golden.digests(),
-        "float32_noise": float32_noise(outputs, outputs_float64),
-        "largest_batch": largest_batch(config),
-    }
-    context.manifest = replace(context.manifest, golden=golden_record)
+    record = replace(
+        context.manifest.golden,
+        digests=golden.digests(),
+        float32_noise=float32_noise(outputs, outputs_float64),
+        largest_batch=largest_batch(config),
+    )
+    context.manifest = replace(context.manifest, golden=record)
 
 
 def write(context: ExportContext) -> None:
@@ -225,13 +222,12 @@ def validate(context: ExportContext) -> None:
     context.records += records
     context.require_passed()
     if rejected:
-        known = context.manifest.extra.get(ENGINES_REJECTED, {})
-        extra = {**context.manifest.extra, ENGINES_REJECTED: {**known, **rejected}}
-        context.manifest = replace(context.manifest, extra=extra)
+        known = context.manifest.engines_rejected
+        context.manifest = replace(context.manifest, engines_rejected={**known, **rejected})
 
 
 def _new_manifest(context: ExportContext) -> tuple[Manifest, dict[str, Path]]:
-    """The manifest of a new bundle without artefacts, golden inputs and records, and the files to copy by name."""
+    """The manifest of a new bundle without artefacts, digests and records, and the files to copy by name."""
     run, found, config = context.run, context.partition, context.run.config
     copied: dict[str, Path] = {}
 
@@ -262,12 +258,14 @@ def _new_manifest(context: ExportContext) -> tuple[Manifest, dict[str, Path]]:
     state = run.state
     manifest = Manifest(
         preset=config.preset,
-        config=to_json(config),
+        config=config,
         graphs=tuple(graphs),
         folds=folds,
         clinical=clinical,
         files={},
-        golden={},
+        golden=GoldenRecord(
+            seed=GOLDEN_SEED, count=golden_count(config), vocabularies=_vocabularies(found), digests={}
+        ),
         parity=(),
         versions=recorded_versions(),
         run=run_record(run, state),
@@ -275,11 +273,8 @@ def _new_manifest(context: ExportContext) -> tuple[Manifest, dict[str, Path]]:
         modalities=active_modalities(config),
         created=context.created,
         synthetic=bool(state["cohort"].get("synthetic", False)),
-        extra={
-            "engines_not_judged": {},
-            "hardware": hardware(),
-            "temperatures": [run.fold(fold).temperature for fold in found.folds],
-        },
+        hardware=Hardware(**hardware()),
+        temperatures=tuple(run.fold(fold).temperature for fold in found.folds),
     )
     return manifest, copied
 
@@ -291,8 +286,8 @@ def _with_engines_not_validated(manifest: Manifest, artefacts: Iterable[str]) ->
     unsupported = {
         e: reason for e in engines if e not in not_installed and (reason := missing_requirement(e)) is not None
     }
-    recorded = {**manifest.extra["engines_not_judged"], **not_installed, **unsupported}
-    return replace(manifest, extra={**manifest.extra, "engines_not_judged": recorded})
+    recorded = {**manifest.engines_not_validated, **not_installed, **unsupported}
+    return replace(manifest, engines_not_validated=recorded)
 
 
 def _rendering_version(run: RunFolder) -> int:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tmi.export.bundle.additions import ADDITIONS
 from tmi.export.bundle.context import WEIGHTS, ExportSettings
 from tmi.export.bundle.writer import add_to_bundle, export_run
 from tmi.export.checks.acceptance import Progress
@@ -23,7 +22,7 @@ from tmi.runtime.bundle.manifest import REAL_CASES_FILE, Manifest, manifest_to_j
 from tmi.runtime.bundle.reader import Bundle
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 
-ENVIRONMENT = ("versions", "extra.hardware", "extra.engines_not_judged", f"extra.{ADDITIONS}")
+ENVIRONMENT = ("versions", "hardware", "engines_not_validated", "additions")
 """Entries of a manifest that describe the exporting machine."""
 SHOWN = 5
 """Number of differences that a message names."""
@@ -64,8 +63,8 @@ def compare_with_rebuild(bundle: Bundle, run: Path, *, progress: Progress = lamb
         (name for name, exporter in EXPORTERS.items() if exporter.artefact in kinds and name not in PLANS),
         key=lambda name: order.index(EXPORTERS[name].artefact) if EXPORTERS[name].artefact in order else len(order),
     )
-    additions = bundle.manifest.extra.get(ADDITIONS, [])
-    added = {name for addition in additions for name in addition["artefacts"]}
+    additions = bundle.manifest.additions
+    added = {name for addition in additions for name in addition.artefacts}
     with tempfile.TemporaryDirectory(prefix="tmi-rebuild-") as folder:
         out = Path(folder) / "bundle"
         again = export_run(
@@ -77,11 +76,11 @@ def compare_with_rebuild(bundle: Bundle, run: Path, *, progress: Progress = lamb
             progress=progress,
         )
         for addition in additions:  # one after another, as they were made: the order of the records shows it
-            settings = ExportSettings(created=addition["created"])
-            again = add_to_bundle(run, out, artefacts=addition["artefacts"], settings=settings, progress=progress)
+            settings = ExportSettings(created=addition.created)
+            again = add_to_bundle(run, out, artefacts=addition.artefacts, settings=settings, progress=progress)
     differing = differences(bundle.manifest, again.manifest)
     if not differing:
-        return Rebuild(run=str(again.manifest.run.get("name")), files=len(again.manifest.files))
+        return Rebuild(run=again.manifest.run.name, files=len(again.manifest.files))
     named = "; ".join(differing[:SHOWN]) + (f"; and {len(differing) - SHOWN} more" if len(differing) > SHOWN else "")
     environment = [line for line in differing if line.startswith(ENVIRONMENT)]
     if environment:

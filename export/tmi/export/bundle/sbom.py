@@ -23,6 +23,7 @@ from packaging.requirements import Requirement
 
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.toolkit.storage.hashing import sha256_json
+from tmi.toolkit.storage.serialization import to_json
 
 ROOT = "tmi-clnet"
 EXTRA = "export"
@@ -39,12 +40,12 @@ def sbom(manifest: Manifest, *, earlier: str = "") -> str:
     installed = {_canonical_name(d.metadata["Name"]): d for d in importlib.metadata.distributions()}
     names = sorted(_dependency_closure(installed))
     components = {name: _component(name, installed[name]) for name in names}
-    run = str(manifest.run.get("name", "model"))
+    run = manifest.run.name
     model = Component(
         name=f"tmi-bundle:{run}",
         type=ComponentType.MACHINE_LEARNING_MODEL,
         bom_ref=f"bundle:{run}",
-        version=str(manifest.run.get("finished_at", "unknown")),
+        version=manifest.run.finished_at or "unknown",
         description=f"{len(manifest.folds)} fold models, preset {manifest.preset}; for research use only",
         properties=[Property(name=f"tmi:{key}", value=value) for key, value in sorted(manifest.versions.items())
                     if key in ("python", "machine")],
@@ -52,7 +53,13 @@ def sbom(manifest: Manifest, *, earlier: str = "") -> str:
     # No time: an export of the same run gives the same document. That of the export is in the manifest.
     metadata = BomMetaData(component=model)
     metadata.timestamp = None  # type: ignore[assignment]
-    identity = [manifest.run, manifest.golden, manifest.referenced_files(), manifest.versions, names]
+    identity = [
+        to_json(manifest.run),
+        to_json(manifest.golden),
+        manifest.referenced_files(),
+        dict(manifest.versions),
+        names,
+    ]
     bom = Bom(
         components=components.values(),
         serial_number=uuid.UUID(sha256_json(identity)[:32], version=4),

@@ -121,7 +121,7 @@ def audit_fold_files(folder: Path, manifest: Manifest, run: RunFolder) -> CheckR
             if bundle_file is None or sha256_file(folder / bundle_file) != recorded.get(name):
                 mismatches.append(f"{bundle_file} is not the run's {name}")
     return CheckResult(
-        gate="fold-files",
+        check="fold-files",
         artefact="files",
         graph=PIPELINE,
         passed=not mismatches,
@@ -166,7 +166,7 @@ def _file_check(
     check: str, spec: GraphSpec, artefact: str, mismatches: Sequence[str], passed_detail: str
 ) -> CheckResult:
     return CheckResult(
-        gate=check,
+        check=check,
         artefact=artefact,
         graph=spec.name,
         passed=not mismatches,

@@ -66,10 +66,10 @@ def validate_real_cases(
         for r in check_outputs(
             engine, manifest, case.inputs, case.reference, artefact=artefact, precision=precision, keep=keep
         ):
-            by_check.setdefault((r.gate, r.graph), []).append(r)
+            by_check.setdefault((r.check, r.graph), []).append(r)
     # A failed record is worse than any measured error: its `measured` may be None.
     worst = [max(records, key=lambda r: (not r.passed, r.measured or 0.0)) for records in by_check.values()]
-    return [replace(r, gate=f"real-{r.gate}", detail=f"worst of {len(cases)} real cases: {r.detail}") for r in worst]
+    return [replace(r, check=f"real-{r.check}", detail=f"worst of {len(cases)} real cases: {r.detail}") for r in worst]
 
 
 def write_engine_outputs(folder: Path, engine: str, outputs: Outputs) -> None:

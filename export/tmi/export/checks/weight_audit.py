@@ -136,7 +136,7 @@ def _format_spec(spec: TensorSpec) -> str:
 
 def _record(check: str, spec: GraphSpec, artefact: str, mismatches: int, detail: str) -> CheckResult:
     return CheckResult(
-        gate=check,
+        check=check,
         artefact=artefact,
         graph=spec.name,
         passed=mismatches == 0,

@@ -30,18 +30,18 @@ def print_bundle(bundle: Bundle) -> None:
     echo(f"bundle {bundle.folder}: {len(manifest.folds)} folds{kind}, graphs {graphs}, {size:.1f} MB")
     for name in dict.fromkeys(r.engine for r in manifest.parity if r.engine):
         records = [r for r in manifest.parity if r.engine == name]
-        logits = next(r for r in records if r.gate == "logits")
+        logits = next(r for r in records if r.check == "logits")
         echo(
             f"  {name:13} {len(records)} checks passed; logits differ from eager by {logits.measured:.1e} "
             f"(relative, allowed {logits.bound:.1e})"
         )
-    for name, reason in manifest.extra["engines_not_judged"].items():
+    for name, reason in manifest.engines_not_validated.items():
         echo(f"  {name:13} not validated: {reason}")
-    for name, reason in manifest.extra.get("engines_refused", {}).items():
+    for name, reason in manifest.engines_rejected.items():
         echo(f"  {name:13} rejected, predictions use the next engine: {reason}")
-    for addition in manifest.extra.get("additions", []):
-        echo(f"  added {addition['created']}: {', '.join(addition['artefacts'])}")
-    if "tensorrt" in manifest.extra:
+    for addition in manifest.additions:
+        echo(f"  added {addition.created}: {', '.join(addition.artefacts)}")
+    if manifest.tensorrt is not None:
         print_plans(bundle)
     echo(f"manifest {bundle.digest[:16]}; predict with: tmi predict CASE --bundle {bundle.folder}")
 
@@ -53,18 +53,19 @@ def print_signature_removed(folder: Path) -> None:
 
 def print_plans(bundle: Bundle) -> None:
     """Print the precision of each graph and one line for each TensorRT engine on standard output."""
-    metadata = bundle.manifest.extra.get("tensorrt", {})
-    for name, graph in metadata.get("precision", {}).get("graphs", {}).items():
-        fp16, float32 = graph.get("nodes_in_half", 0), len(graph.get("nodes_in_float", {}))
+    record = bundle.manifest.tensorrt
+    if record is None:
+        return
+    for name, graph in ({} if record.precision is None else record.precision.graphs).items():
+        fp16, float32 = graph.nodes_in_half, len(graph.nodes_in_float)
         nodes = f": {fp16} nodes in FP16, {float32} in float32" if fp16 else ""
-        echo(f"  {name:12} {graph['precision']}{nodes}")
-    for kind, engine in metadata.get("plans", {}).items():
-        plans = engine["graphs"].values()
-        size = sum(p["plan"]["bytes"] for p in plans) / 1e6
-        half, single = (sum(p[f"layers_in_{t}"] or 0 for p in plans) for t in ("half", "float"))
-        target = engine["options"]["target"] or next(iter(plans))["built_on"]
-        builder = next(iter(plans))["builder"]
+        echo(f"  {name:12} {graph.precision}{nodes}")
+    for kind, engine in record.plans.items():
+        plans = list(engine.graphs.values())
+        size = sum(p.plan.bytes for p in plans) / 1e6
+        half, single = sum(p.layers_in_half or 0 for p in plans), sum(p.layers_in_float or 0 for p in plans)
+        target = engine.options.target or plans[0].built_on
         echo(
-            f"  {kind:12} {len(plans)} plans for {target} by {builder}, {size:.1f} MB; layers: {half} HALF, "
+            f"  {kind:12} {len(plans)} plans for {target} by {plans[0].builder}, {size:.1f} MB; layers: {half} HALF, "
             f"{single} FLOAT"
         )

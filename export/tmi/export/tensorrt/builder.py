@@ -2,10 +2,10 @@
 
 The TensorRT module is a parameter, because the three share an API: a strongly typed network (a flag in 10.x, the only
 kind in 11.x), an ONNX parser, optimization profiles, a builder configuration. Features that one of them does not have
-are detected by attribute; the plan's facts record which features were used, or the build fails. No option is ignored
+are detected by attribute; the plan's record says which features were used, or the build fails. No option is ignored
 silently.
 
-A plan cannot be inspected without a GPU. Its facts are therefore collected during the build and stored in the manifest.
+A plan cannot be inspected without a GPU. Its record is therefore made during the build and stored in the manifest.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from types import ModuleType
 from typing import Any, Literal
 
 from tmi.runtime.bundle.manifest import GraphSpec
+from tmi.runtime.bundle.manifest_records import FileSpec
+from tmi.runtime.bundle.tensorrt_records import FloatNode, GraphSource, PlanFeatures, PlanRecord
 from tmi.toolkit.errors import UnavailableError, UsageError
 from tmi.toolkit.storage.bounded_files import TIMING_CACHE_BYTES, read_bytes
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
@@ -30,6 +32,8 @@ TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120")
 NON_COMPUTE_LAYERS = frozenset("CAST CONSTANT SHUFFLE SQUEEZE UNSQUEEZE IDENTITY SHAPE ASSERTION".split())
 """Layer types without arithmetic. Their types follow from their neighbours' and are not audited."""
 ONNX_LAYER_NAME = re.compile(r"\[ONNX Layer: (.*?)(?:\]|$)")
+Profile = dict[str, tuple[tuple[int, ...], ...]]
+"""Input -> its minimum, optimum and maximum shape."""
 HardwareLevel = Literal["none", "ampere-plus", "same-compute-capability"]
 WeightsMode = Literal["inside", "refit", "strip"]
 
@@ -82,8 +86,8 @@ class Plan:
     """The serialized engine."""
     audit: TypeAudit
     """Data types of the network that it was built from."""
-    facts: dict[str, Any] = field(repr=False)
-    """Build record for the manifest, in plain JSON values."""
+    record: PlanRecord = field(repr=False)
+    """Build record for the manifest."""
 
 
 def build_plan(
@@ -110,9 +114,7 @@ def build_plan(
         return _PlanBuilder(trt, graph, spec, options, float32_nodes).build()
 
 
-def shape_ranges(
-    spec: GraphSpec, options: BuildOptions, *, batch: tuple[int, int, int]
-) -> dict[str, tuple[tuple[int, ...], ...]]:
+def shape_ranges(spec: GraphSpec, options: BuildOptions, *, batch: tuple[int, int, int]) -> Profile:
     """Input -> its minimum, optimum and maximum shape in an optimization profile with that batch range."""
     # Kernels are tuned for the optimum shape: the largest batch and the longest text.
     sizes = {"B": batch, "T": (1, options.max_length, options.max_length)}
@@ -122,7 +124,7 @@ def shape_ranges(
     }
 
 
-def optimization_profiles(spec: GraphSpec, options: BuildOptions) -> list[dict[str, tuple[tuple[int, ...], ...]]]:
+def optimization_profiles(spec: GraphSpec, options: BuildOptions) -> list[Profile]:
     """Profile 0 is for a single case, the usual request of a service; profile 1 is for batches up to the largest."""
     ranges = [(1, 1, 1)] + ([(1, options.max_batch, options.max_batch)] if options.max_batch > 1 else [])
     return [shape_ranges(spec, options, batch=r) for r in ranges]
@@ -163,15 +165,15 @@ class _PlanBuilder:
             self._raise_unavailable("cannot build a plan from", self.log.errors)
         self._save_timing_cache(cache)
         data = bytes(serialized)
-        return Plan(data=data, audit=audit, facts=self._facts(data, audit, profiles))
+        return Plan(data=data, audit=audit, record=self._record(data, audit, profiles))
 
     def _network_flags(self) -> int:
         flag = getattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-        self.features["strong typing"] = "always, no flag" if flag is None else "asked for"
+        self.features["strong_typing"] = "always, no flag" if flag is None else "asked for"
         return 0 if flag is None else 1 << int(flag)
 
-    def _add_profiles(self, builder: Any, network: Any, config: Any) -> list[dict[str, Any]]:
-        """Add the optimization profiles and return their shapes for the manifest."""
+    def _add_profiles(self, builder: Any, network: Any, config: Any) -> list[Profile]:
+        """Add the optimization profiles and return their shapes."""
         specs = {t.name: t for t in self.spec.inputs}
         for i in range(network.num_inputs):
             tensor = network.get_input(i)
@@ -189,7 +191,7 @@ class _PlanBuilder:
             for name, shapes in ranges.items():
                 profile.set_shape(name, *shapes)
             config.add_optimization_profile(profile)
-        return [{name: [list(shape) for shape in shapes] for name, shapes in ranges.items()} for ranges in profiles]
+        return profiles
 
     def _configure(self, config: Any) -> None:
         trt, options = self.trt, self.options
@@ -229,7 +231,7 @@ class _PlanBuilder:
     def _set_hardware_compatibility(self, config: Any) -> None:
         requested = self.options.hardware
         if requested == "none":
-            self.features["hardware compatibility"] = "none"
+            self.features["hardware_compatibility"] = "none"
             return
         name = requested.upper().replace("-", "_")
         level = getattr(getattr(self.trt, "HardwareCompatibilityLevel", None), name, None)
@@ -237,44 +239,44 @@ class _PlanBuilder:
         if level is None or hasattr(config, "set_compute_capability"):
             self._raise_unavailable("has no hardware compatibility levels", ["it builds for targets: use --target"])
         config.hardware_compatibility_level = level
-        self.features["hardware compatibility"] = requested
+        self.features["hardware_compatibility"] = requested
 
     def _load_timing_cache(self, config: Any) -> Any:
         path = self.options.timing_cache
         if path is None:
-            self.features["timing cache"] = "none"
+            self.features["timing_cache"] = "none"
             return None
         cache = config.create_timing_cache(_read_timing_cache(path))
         accepted = cache is not None and config.set_timing_cache(cache, ignore_mismatch=False)
         # A cache may also be ignored with a warning instead of an error.
         accepted = accepted and not any("timing cache" in warning for warning in self.log.warnings)
-        self.features["timing cache"] = "used" if accepted else "refused: of another version or GPU, or not supported"
+        self.features["timing_cache"] = "used" if accepted else "rejected: of another version or GPU, or not supported"
         return config.get_timing_cache() if accepted else None
 
     def _save_timing_cache(self, cache: Any) -> None:
         if cache is not None and self.options.timing_cache is not None:
             self.options.timing_cache.write_bytes(bytes(cache.serialize()))
 
-    def _facts(self, data: bytes, audit: TypeAudit, profiles: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def _record(self, data: bytes, audit: TypeAudit, profiles: Sequence[Profile]) -> PlanRecord:
         reasons = self.float32_nodes or {}
-        return {
-            "builder": f"{self.trt.__name__} {self.trt.__version__}",
-            "target": self.options.target,
-            "tf32": self.options.tf32,
-            "optimisation_level": self.options.optimisation_level,
-            "workspace_mib": self.options.workspace_mib,
-            "features": self.features,
-            "profiles": list(profiles),
-            "from": {"file": self.graph.name, "sha256": sha256_file(self.graph)},
-            "plan": {"sha256": sha256_bytes(data), "bytes": len(data)},
-            "layers": {kind: dict(counts) for kind, counts in audit.layers.items()},
-            "layers_in_half": audit.count("HALF"),
-            "layers_in_float": audit.count("FLOAT"),
-            "float_nodes": {
-                node: {"layers": list(kinds), "why": reasons.get(node, "")} for node, kinds in audit.float_nodes.items()
+        return PlanRecord(
+            builder=f"{self.trt.__name__} {self.trt.__version__}",
+            target=self.options.target,
+            tf32=self.options.tf32,
+            optimisation_level=self.options.optimisation_level,
+            workspace_mib=self.options.workspace_mib,
+            features=PlanFeatures(**self.features),
+            profiles=tuple(profiles),
+            source=GraphSource(file=self.graph.name, sha256=sha256_file(self.graph)),
+            plan=FileSpec(sha256=sha256_bytes(data), bytes=len(data)),
+            layers=audit.layers,
+            layers_in_half=audit.count("HALF"),
+            layers_in_float=audit.count("FLOAT"),
+            float_nodes={
+                node: FloatNode(layers=kinds, why=reasons.get(node, "")) for node, kinds in audit.float_nodes.items()
             },
-            "notes": self.log.warnings,
-        }
+            notes=tuple(self.log.warnings),
+        )
 
     def _raise_unavailable(self, what: str, reasons: Sequence[str]) -> None:
         why = "; ".join(_one_line(r) for r in reasons[:3]) or "it gives no reason"

@@ -1,6 +1,6 @@
 """TensorRT engines of a bundle: build from the typed graphs, validation on the GPU, and the list of pending engines.
 
-An engine that cannot be built on this machine is recorded in `Manifest.extra["tensorrt"]["pending"]` with the reason.
+An engine that cannot be built on this machine is recorded in `Manifest.tensorrt.pending` with the reason.
 `tmi build` on a GPU machine builds it later from the bundle alone; only torch-trt needs torch for that.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from tmi.export.tensorrt.builder import TARGETS, BuildOptions, Plan, build_plan
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
+from tmi.runtime.bundle.tensorrt_records import EnginePlans, GpuRecord, PlanOptions, PlanRecord, TensorRtRecord
 from tmi.runtime.engines.nvidia_driver import Gpu, driver_incompatibility, find_gpu
-from tmi.runtime.engines.precision import FLOAT16, TENSORRT, TF32, plan_precision
+from tmi.runtime.engines.precision import FLOAT16, TF32, graph_precision_records, plan_precision
 from tmi.runtime.engines.registry import ENGINES, open_engine
 from tmi.runtime.verification.parity import ENGINE_ERRORS, check_engine
 from tmi.runtime.verification.verify import load_failure
@@ -92,39 +93,43 @@ def add_plans(
         blocker = build_blocker(kind, request.options)
         pending = pending_engines(manifest)
         if blocker is not None:
-            manifest = _with_tensorrt_metadata(manifest, "pending", {**pending, kind: blocker})
+            manifest = _with_tensorrt(manifest, pending={**pending, kind: blocker})
             continue
         manifest, audit_records = _build_kind(folder, manifest, kind, request.options, progress)
         records += audit_records
-        manifest = _with_tensorrt_metadata(manifest, "pending", _without(pending, kind))
-        not_validated = _without(manifest.extra.get("engines_not_judged", {}), kind)
+        manifest = _with_tensorrt(manifest, pending=_without(pending, kind))
+        not_validated = _without(manifest.engines_not_validated, kind)
         run_blocker = _run_blocker(kind, request.options, gpu)
         if run_blocker is None:
             progress(f"validating {kind} on {gpu.name if gpu else 'this machine'}")
             records += _validate_engine(folder, manifest, kind, validation_set)
-            validated_on = {**_tensorrt_metadata(manifest).get("judged_on", {}), kind: _gpu_document(gpu)}
-            manifest = _with_tensorrt_metadata(manifest, "judged_on", validated_on)
+            validated_on = {**_tensorrt(manifest).validated_on, kind: _gpu_record(gpu)}
+            manifest = _with_tensorrt(manifest, validated_on=validated_on)
         else:
             not_validated = {**not_validated, kind: run_blocker}
-        manifest = replace(manifest, extra={**manifest.extra, "engines_not_judged": not_validated})
+        manifest = replace(manifest, engines_not_validated=not_validated)
     return manifest, records
 
 
 def pending_engines(manifest: Manifest) -> dict[str, str]:
     """Engine that is not built yet -> why the export could not build it."""
-    return dict(_tensorrt_metadata(manifest).get("pending", {}))
+    return dict(_tensorrt(manifest).pending)
 
 
 def without_plans(manifest: Manifest, kinds: Collection[str], *, typed: bool) -> Manifest:
     """Remove what a manifest records of some TensorRT engines, and with `typed` of the typed graphs."""
-    if TENSORRT not in manifest.extra:
+    record = manifest.tensorrt
+    if record is None:
         return manifest
-    metadata = {
-        key: {k: v for k, v in value.items() if k not in kinds} if key in ("plans", "pending", "judged_on") else value
-        for key, value in _tensorrt_metadata(manifest).items()
-        if not (typed and key in ("precision", "emulation"))
-    }
-    return replace(manifest, extra={**manifest.extra, TENSORRT: metadata})
+    record = replace(
+        record,
+        plans={k: v for k, v in record.plans.items() if k not in kinds},
+        pending={k: v for k, v in record.pending.items() if k not in kinds},
+        validated_on={k: v for k, v in record.validated_on.items() if k not in kinds},
+        precision=None if typed else record.precision,
+        emulation={} if typed else record.emulation,
+    )
+    return replace(manifest, tensorrt=None if record == TensorRtRecord() else record)
 
 
 def require_complete(bundle: Bundle) -> None:
@@ -150,10 +155,10 @@ def _build_kind(
     if kind == "torch-trt":
         return import_target(exporter.plan)(folder, manifest, options, progress), []
     trt = importlib.import_module(str(exporter.builds_with))
-    precisions = _tensorrt_metadata(manifest)["precision"]["graphs"]
+    precisions = graph_precision_records(manifest)
     gpu = find_gpu()
     graphs, records = [], []
-    facts: dict[str, dict[str, Any]] = {}
+    plans: dict[str, PlanRecord] = {}
     shared: dict[str, str] = {}
     for spec in manifest.graphs:
         graph_precision = precisions[spec.name]
@@ -161,7 +166,7 @@ def _build_kind(
         structure = structure_digest(folder / spec.artefacts[TYPED]) if options.weights == "strip" else spec.name
         if structure in shared:
             file = shared[structure]
-            facts[spec.name] = {**facts[Path(file).name.partition(".")[0]], "shared": file}
+            plans[spec.name] = replace(plans[Path(file).name.partition(".")[0]], shared=file)
             graphs.append(replace(spec, artefacts={**spec.artefacts, exporter.artefact: file}))
             continue
         file = f"graphs/{spec.name}{exporter.suffix}"
@@ -170,20 +175,20 @@ def _build_kind(
             trt,
             folder / spec.artefacts[TYPED],
             spec,
-            replace(options, tf32=graph_precision["precision"] == TF32),
-            float32_nodes=graph_precision["nodes_in_float"] if graph_precision["precision"] == FLOAT16 else None,
+            replace(options, tf32=graph_precision.precision == TF32),
+            float32_nodes=graph_precision.nodes_in_float if graph_precision.precision == FLOAT16 else None,
         )
-        records.append(_audit_layer_types(plan, spec, kind, graph_precision["precision"]))
+        records.append(_audit_layer_types(plan, spec, kind, graph_precision.precision))
         shared[structure] = file
         (folder / file).write_bytes(plan.data)
         built_on = gpu.target if gpu is not None and options.target is None else None
-        facts[spec.name] = {**plan.facts, "built_on": built_on}
+        plans[spec.name] = replace(plan.record, built_on=built_on)
         graphs.append(replace(spec, artefacts={**spec.artefacts, exporter.artefact: file}))
     manifest = replace(manifest, graphs=tuple(graphs))
     # The timing cache is a local path and stays out of the manifest.
-    recorded = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items() if k != "timing_cache"}
-    plans = {**_tensorrt_metadata(manifest).get("plans", {}), kind: {"options": recorded, "graphs": facts}}
-    return _with_tensorrt_metadata(manifest, "plans", plans), records
+    recorded = PlanOptions(**{f.name: getattr(options, f.name) for f in fields(PlanOptions)})
+    engine_plans = {**_tensorrt(manifest).plans, kind: EnginePlans(options=recorded, graphs=plans)}
+    return _with_tensorrt(manifest, plans=engine_plans), records
 
 
 def structure_digest(path: Path) -> str:
@@ -207,7 +212,7 @@ def _audit_layer_types(plan: Plan, spec: GraphSpec, kind: str, precision: str) -
         mismatches.append("no layer computes in HALF")
     summary = f"{half} layers compute in HALF and {single} in FLOAT, as the types of their nodes require"
     return CheckResult(
-        gate="dtypes",
+        check="dtypes",
         artefact=kind,
         graph=spec.name,
         passed=not mismatches,
@@ -249,21 +254,20 @@ def _validate_engine(folder: Path, manifest: Manifest, kind: str, validation_set
         )
 
 
-def _gpu_document(gpu: Gpu | None) -> dict[str, Any]:
+def _gpu_record(gpu: Gpu | None) -> GpuRecord:
     assert gpu is not None
-    return {"gpu": gpu.name, "compute_capability": gpu.target, "driver_cuda": "{}.{}".format(*gpu.cuda)}
+    return GpuRecord(gpu=gpu.name, compute_capability=gpu.target, driver_cuda="{}.{}".format(*gpu.cuda))
 
 
-def _tensorrt_metadata(manifest: Manifest) -> dict[str, Any]:
-    metadata: dict[str, Any] = manifest.extra.get(TENSORRT, {})
-    return metadata
+def _tensorrt(manifest: Manifest) -> TensorRtRecord:
+    return manifest.tensorrt or TensorRtRecord()
 
 
-def _with_tensorrt_metadata(manifest: Manifest, key: str, value: Any) -> Manifest:
-    return replace(manifest, extra={**manifest.extra, TENSORRT: {**_tensorrt_metadata(manifest), key: value}})
+def _with_tensorrt(manifest: Manifest, **changes: Any) -> Manifest:
+    return replace(manifest, tensorrt=replace(_tensorrt(manifest), **changes))
 
 
-def _without(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _without(mapping: Mapping[str, str], key: str) -> dict[str, str]:
     return {k: v for k, v in mapping.items() if k != key}
 
 

@@ -33,6 +33,7 @@ from tmi.export.tensorrt.fp16_simulation import (
     emulation_session,
     run_emulation,
 )
+from tmi.runtime.bundle.tensorrt_records import PlanPrecision
 from tmi.runtime.engines.precision import FLOAT16, FLOAT32, TF32
 from tmi.runtime.verification.parity import relative_error
 
@@ -54,8 +55,8 @@ class ProbeInput:
 class PrecisionPlan:
     """Result of the search."""
 
-    precision: str
-    """`float16`, `tf32` or `float32`."""
+    precision: PlanPrecision
+    """Number format of the products."""
     error: float
     """Largest relative error over the probe inputs; NaN if the precision was given and not searched."""
     float32_nodes: Mapping[str, str] = field(default_factory=dict)
@@ -201,7 +202,7 @@ class _Search:
             overflows |= {e.tensor: e for e in extremes.values() if not e.finite}
         return _Measurement(error=error, overflows=tuple(sorted(overflows.values(), key=lambda e: order[e.tensor])))
 
-    def _plan(self, precision: str, error: float, float32_nodes: Mapping[str, str]) -> PrecisionPlan:
+    def _plan(self, precision: PlanPrecision, error: float, float32_nodes: Mapping[str, str]) -> PrecisionPlan:
         self.steps.append(f"{precision}: relative error {error:.2e}, budget {self.budget:.2e}")
         return PrecisionPlan(
             precision=precision, error=error, float32_nodes=dict(float32_nodes), steps=tuple(self.steps)

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final, Literal
 
+from tmi.runtime.bundle.tensorrt_records import PlanPrecision
 from tmi.runtime.engines.precision import FLOAT16, FLOAT32, TF32
 from tmi.toolkit.errors import UsageError
 
-PRECISIONS: Mapping[str, str] = {"fp16": FLOAT16, "tf32": TF32, "fp32": FLOAT32, "auto": "by search"}
+BY_SEARCH: Final = "by search"
+PRECISIONS: Mapping[str, PlanPrecision | Literal["by search"]] = {
+    "fp16": FLOAT16,
+    "tf32": TF32,
+    "fp32": FLOAT32,
+    "auto": BY_SEARCH,
+}
 """Value of `--precision` -> precision of the graphs."""
 
 

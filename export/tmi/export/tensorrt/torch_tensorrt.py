@@ -21,10 +21,12 @@ from tmi.export.graphs.partition import MultiFoldFusion, example_inputs
 from tmi.export.graphs.registry import EXPORTERS
 from tmi.export.tensorrt.builder import BuildOptions, shape_ranges
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
+from tmi.runtime.bundle.manifest_records import FileSpec
 from tmi.runtime.bundle.reader import Bundle
+from tmi.runtime.bundle.tensorrt_records import EnginePlans, PlanFeatures, PlanRecord, TensorRtRecord
 from tmi.runtime.engines.eager import EagerEngine
 from tmi.runtime.engines.nvidia_driver import require_gpu
-from tmi.runtime.engines.precision import FLOAT16, TENSORRT, TF32, graph_precisions
+from tmi.runtime.engines.precision import FLOAT16, TF32, graph_precisions
 from tmi.toolkit.errors import UnavailableError
 from tmi.toolkit.storage.hashing import sha256_bytes
 
@@ -69,7 +71,7 @@ def build_torch_trt(
     torch_tensorrt = importlib.import_module("torch_tensorrt")
     version = importlib.import_module("tensorrt").__version__
     precisions = graph_precisions(manifest)
-    graphs, facts = [], {}
+    graphs, records = [], {}
     with EagerEngine() as eager:
         eager.open(bundle, threads=None)
         for spec in manifest.graphs:
@@ -83,21 +85,17 @@ def build_torch_trt(
             (folder / file).write_bytes(data)
             graphs.append(replace(spec, artefacts={**spec.artefacts, KIND: file}))
             ranges = shape_ranges(spec, options, batch=(1, options.max_batch, options.max_batch))
-            facts[spec.name] = {
-                "builder": f"tensorrt {version}",
-                "compiler": f"torch_tensorrt {torch_tensorrt.__version__}",
-                "target": None,
-                "built_on": gpu.target,
-                "features": {"weights": "inside", "hardware compatibility": "none"},
-                "profiles": [{name: [list(s) for s in shapes] for name, shapes in ranges.items()}],
-                "plan": {"sha256": sha256_bytes(data), "bytes": len(data)},
-                "layers_in_half": None,
-                "layers_in_float": None,
-            }
-    metadata = manifest.extra[TENSORRT]
-    plans = {**metadata.get("plans", {}), KIND: {"options": {"target": None}, "graphs": facts}}
-    extra = {**manifest.extra, TENSORRT: {**metadata, "plans": plans}}
-    return replace(manifest, graphs=tuple(graphs), extra=extra)
+            records[spec.name] = PlanRecord(
+                builder=f"tensorrt {version}",
+                compiler=f"torch_tensorrt {torch_tensorrt.__version__}",
+                built_on=gpu.target,
+                features=PlanFeatures(),
+                profiles=(ranges,),
+                plan=FileSpec(sha256=sha256_bytes(data), bytes=len(data)),
+            )
+    tensorrt = manifest.tensorrt or TensorRtRecord()
+    tensorrt = replace(tensorrt, plans={**tensorrt.plans, KIND: EnginePlans(graphs=records)})
+    return replace(manifest, graphs=tuple(graphs), tensorrt=tensorrt)
 
 
 def _compile(torch_tensorrt: Any, module: nn.Module, spec: GraphSpec, options: BuildOptions, *, tf32: bool) -> bytes:

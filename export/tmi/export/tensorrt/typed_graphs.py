@@ -1,7 +1,7 @@
 """Strongly typed graphs that TensorRT engines are built from: writing, audit against float32, validation by emulation.
 
 The artefact `onnx-typed` of a graph is the file whose types TensorRT uses: an FP16 file, or the float32 file itself if
-the graph computes in float32 or TF32. `Manifest.extra["tensorrt"]["precision"]` records the precision and the reasons.
+the graph computes in float32 or TF32. `Manifest.tensorrt.precision` records the precision and the reasons.
 """
 
 from __future__ import annotations
@@ -20,11 +20,18 @@ from tmi.export.graphs.registry import TYPED
 from tmi.export.tensorrt.fp16_conversion import FP16_MAX, save, to_fp16
 from tmi.export.tensorrt.fp16_simulation import EmulationEngine, TensorExtreme
 from tmi.export.tensorrt.mixed_precision_search import PrecisionPlan, ProbeInput, search_precision
-from tmi.export.tensorrt.precision_choice import PRECISIONS
+from tmi.export.tensorrt.precision_choice import BY_SEARCH, PRECISIONS
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engines.precision import FLOAT16, FLOAT32, TENSORRT, plan_precision
+from tmi.runtime.bundle.tensorrt_records import (
+    EmulationRecord,
+    GraphPrecision,
+    PrecisionRecord,
+    TensorPosition,
+    TensorRtRecord,
+)
+from tmi.runtime.engines.precision import FLOAT16, FLOAT32, plan_precision
 from tmi.runtime.inference.ensemble import fusion_inputs
 from tmi.runtime.verification.golden_inputs import GoldenInputs
 from tmi.runtime.verification.outputs import Outputs
@@ -57,30 +64,32 @@ def add_typed_graphs(
     Raises:
         RuntimeError: a graph cannot be converted.
     """
-    graphs, precisions, records = [], {}, []
+    graphs, precisions, records = [], dict[str, GraphPrecision](), []
     for spec in manifest.graphs:
         path = folder / spec.artefacts["onnx"]
         if requested == "auto":
             progress(f"searching the precision of {spec.name}")
         plan = _precision_plan(requested, path, spec, manifest, validation_set)
         typed_file = spec.artefacts["onnx"]
-        document: dict[str, Any] = {"precision": plan.precision, "search": list(plan.steps)}
+        recorded = GraphPrecision(precision=plan.precision, search=plan.steps)
         if plan.precision == FLOAT16:
             typed_file = f"graphs/{spec.name}{SUFFIX}"
             progress(f"writing {typed_file}")
             graph = to_fp16(path, float32_nodes=plan.float32_nodes)
             save(graph.model, folder / typed_file)
-            document |= {"nodes_in_half": graph.fp16_count, "nodes_in_float": dict(graph.float32_nodes)}
+            recorded = replace(recorded, nodes_in_half=graph.fp16_count, nodes_in_float=graph.float32_nodes)
             records.append(audit_typed(folder / typed_file, path, spec))
         graphs.append(replace(spec, artefacts={**spec.artefacts, TYPED: typed_file}))
-        precisions[spec.name] = document
-    metadata = {**manifest.extra.get(TENSORRT, {}), "precision": {"asked": requested, "graphs": precisions}}
-    manifest = replace(manifest, graphs=tuple(graphs), extra={**manifest.extra, TENSORRT: metadata})
+        precisions[spec.name] = recorded
+    tensorrt = replace(
+        manifest.tensorrt or TensorRtRecord(), precision=PrecisionRecord(requested=requested, graphs=precisions)
+    )
+    manifest = replace(manifest, graphs=tuple(graphs), tensorrt=tensorrt)
     if plan_precision(manifest) == FLOAT32:
         return manifest, records  # the same files were already validated as float32
     progress("validating the typed graphs by emulation")
-    emulation_records, metadata["emulation"] = _validate_emulation(folder, manifest, validation_set)
-    return manifest, records + emulation_records
+    emulation_records, emulation = _validate_emulation(folder, manifest, validation_set)
+    return replace(manifest, tensorrt=replace(tensorrt, emulation=emulation)), records + emulation_records
 
 
 def audit_typed(fp16_file: Path, float32_file: Path, spec: GraphSpec) -> CheckResult:
@@ -103,7 +112,7 @@ def audit_typed(fp16_file: Path, float32_file: Path, spec: GraphSpec) -> CheckRe
     rounded = sum(t.dtype == np.float16 for t in fp16.tensors.values())
     summary = f"{rounded} of {len(fp16.tensors)} tensors are rounded to FP16, the others equal the float32 graph's"
     return CheckResult(
-        gate="weights",
+        check="weights",
         artefact=TYPED,
         graph=spec.name,
         passed=not mismatches,
@@ -127,8 +136,9 @@ def _tensor_mismatches(
 def _precision_plan(
     requested: str, path: Path, spec: GraphSpec, manifest: Manifest, validation_set: ValidationSet
 ) -> PrecisionPlan:
-    if requested != "auto":
-        return PrecisionPlan(precision=PRECISIONS[requested], error=float("nan"))
+    precision = PRECISIONS[requested]
+    if precision != BY_SEARCH:
+        return PrecisionPlan(precision=precision, error=float("nan"))
     pairs = [
         (validation_set.golden, validation_set.reference),
         *((case.inputs, case.reference) for case in validation_set.real_cases),
@@ -158,7 +168,7 @@ def graph_probe_inputs(
 
 def _validate_emulation(
     folder: Path, manifest: Manifest, validation_set: ValidationSet
-) -> tuple[list[CheckResult], dict[str, dict[str, Any]]]:
+) -> tuple[list[CheckResult], dict[str, EmulationRecord]]:
     """Run all parity checks of an engine on the emulation, and check that every FP16 tensor is finite.
 
     Tensors are checked on the golden inputs and on each real case. The extreme inputs of the check `neighbours` may
@@ -210,7 +220,7 @@ def _check_finite(graph: str, extremes: Mapping[str, TensorExtreme], inputs: str
     overflows = [e for e in extremes.values() if not e.finite]
     first = f": first {overflows[0].tensor} of {overflows[0].node} ({overflows[0].operator})" if overflows else ""
     return CheckResult(
-        gate="real-finite-inside" if real else "finite-inside",
+        check="real-finite-inside" if real else "finite-inside",
         artefact=TYPED,
         graph=graph,
         passed=not overflows,
@@ -221,13 +231,13 @@ def _check_finite(graph: str, extremes: Mapping[str, TensorExtreme], inputs: str
     )
 
 
-def _summary(extremes: Mapping[str, TensorExtreme]) -> dict[str, Any]:
+def _summary(extremes: Mapping[str, TensorExtreme]) -> EmulationRecord:
     if not extremes:
-        return {"tensors": 0}
+        return EmulationRecord(tensors=0)
     largest = max(extremes.values(), key=lambda e: e.largest)
-    return {
-        "tensors": len(extremes),
-        "largest": largest.largest,
-        "at": {"tensor": largest.tensor, "node": largest.node, "operator": largest.operator},
-        "share_of_fp16_range": largest.largest / FP16_MAX,
-    }
+    return EmulationRecord(
+        tensors=len(extremes),
+        largest=largest.largest,
+        at=TensorPosition(tensor=largest.tensor, node=largest.node, operator=largest.operator),
+        share_of_fp16_range=largest.largest / FP16_MAX,
+    )

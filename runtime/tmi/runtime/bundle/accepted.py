@@ -86,7 +86,7 @@ def _record_file(bundle: Bundle) -> Path | None:
 
 
 def _run_name(bundle: Bundle) -> str:
-    return str(bundle.manifest.run.get("name") or bundle.manifest.preset)
+    return bundle.manifest.run.name or bundle.manifest.preset
 
 
 def _export_time(bundle: Bundle) -> datetime.datetime:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from tmi.toolkit.errors import ExitCode, TmiError
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
     """Result of one parity check on one artefact."""
 
-    gate: str
+    check: str
     """Name of the check."""
     artefact: str
     """Artefact kind that was checked."""
@@ -72,7 +72,7 @@ def require_passed(
     if failed:
         first = failed[0]
         raise ParityError(
-            f"{len(failed)} of {len(records)} parity checks failed, first {first.gate} of {first.graph} "
+            f"{len(failed)} of {len(records)} parity checks failed, first {first.check} of {first.graph} "
             f"({first.engine or first.artefact}): {first.detail}; {consequence}",
             fix=fix,
             records=records,

@@ -42,8 +42,7 @@ def require_consistent(folder: Path, manifest: Manifest) -> None:
     Raises:
         DamagedError: they do not; the message names the first contradiction.
     """
-    config = manifest.parsed_config()
-    for contradiction in _contradictions(manifest, config):
+    for contradiction in _contradictions(manifest, manifest.config):
         raise DamagedError(f"bundle {folder}: its manifest contradicts itself: {contradiction}", fix="export it again")
 
 
@@ -96,7 +95,7 @@ def _meaning(manifest: Manifest) -> Iterator[str]:
         yield "it has no record of a parity check, and every export writes some"
     failed = next((r for r in manifest.parity if not r.passed), None)
     if failed is not None:
-        yield f"parity check {failed.gate!r} of {failed.graph!r} failed, which no export accepts"
+        yield f"parity check {failed.check!r} of {failed.graph!r} failed, which no export accepts"
     names = Counter(map(folder_key, manifest.files))
     twin = next((name for name in manifest.files if names[folder_key(name)] > 1), None)
     if twin is not None:
@@ -183,17 +182,11 @@ def _golden(manifest: Manifest, config: Config) -> Iterator[str]:
     """Contradictions of the record from which golden inputs are generated."""
     record = manifest.golden
     low, high = GOLDEN_COUNTS
-    if not _is_integer(record.get("count"), low, high):
+    if not low <= record.count <= high:
         yield f"its number of golden cases is not {low} to {high}"
-    if not _is_integer(record.get("seed"), 0, np.iinfo(np.int64).max):
+    if not 0 <= record.seed <= np.iinfo(np.int64).max:
         yield "its seed of the golden inputs is no seed"
-    vocabularies = record.get("vocabularies")
-    texts = {g.name for g in manifest.graphs if g.role == "text"}
-    if not isinstance(vocabularies, Mapping) or set(vocabularies) != texts:
+    if set(record.vocabularies) != {g.name for g in manifest.graphs if g.role == "text"}:
         yield "its golden inputs are not those of its text graphs"
-    elif not all(_is_integer(size, 1, config.network.text_encoder.vocab_size) for size in vocabularies.values()):
+    elif not all(1 <= size <= config.network.text_encoder.vocab_size for size in record.vocabularies.values()):
         yield "a vocabulary of its golden inputs is larger than the embedding table"
-
-
-def _is_integer(value: Any, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high

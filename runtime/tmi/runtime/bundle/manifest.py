@@ -40,14 +40,18 @@ from importlib import resources
 from typing import Any, Literal
 
 from tmi.runtime.bundle.check_result import CheckResult
-from tmi.toolkit.config.schema import CLASSES, MODALITIES, POSITIVE, Config, Modality
+from tmi.runtime.bundle.earlier_schemas import upgraded
+from tmi.runtime.bundle.frozen_values import FrozenValues
+from tmi.runtime.bundle.manifest_records import Addition, ClinicalSpec, FileSpec, GoldenRecord, Hardware, RunRecord
+from tmi.runtime.bundle.tensorrt_records import TensorRtRecord
+from tmi.toolkit.config.schema import CLASSES, POSITIVE, Config, Modality
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.models.registry import active_modalities
+from tmi.toolkit.storage.hashing import sha256_json
 from tmi.toolkit.storage.serialization import from_json, to_json
 
-SCHEMA = "tmi-bundle/2"
-PREVIOUS_SCHEMA = "tmi-bundle/1"
-"""Also readable. Every bundle of this schema uses all modalities."""
+SCHEMA = "tmi-bundle/3"
+"""Schema that is written; `tmi.runtime.bundle.earlier_schemas` lists the earlier ones that are read too."""
 MANIFEST_FILE = "manifest.json"
 DIGEST_FILE = "manifest.json.sha256"
 GOLDEN_FILE = "golden.safetensors"
@@ -60,13 +64,14 @@ SIGNATURE_FILE = "signature.sig"
 UNFINGERPRINTED_FILES = (MANIFEST_FILE, DIGEST_FILE, SIGNATURE_FILE)
 """Files of a bundle without a fingerprint in its manifest: the manifest, its digest, and the signature."""
 FUSION = "fusion"
+SAME_VERSION_FIX = "use the tmi version that made the bundle, or export it again"
 
 Role = Literal["ct", "text", "fusion"]
 Artefact = Literal["onnx", "torchscript", "weights", "onnx-typed", "trt", "trt-rtx", "torch-trt"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TensorSpec:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec(FrozenValues):
     """Input or output tensor of a graph."""
 
     name: str
@@ -77,8 +82,8 @@ class TensorSpec:
     """Sizes. A dynamic axis is given by name (`B`, `T`)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class GraphSpec:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphSpec(FrozenValues):
     """A graph and its files."""
 
     name: str
@@ -89,14 +94,14 @@ class GraphSpec:
     """Inputs, in order."""
     outputs: tuple[TensorSpec, ...]
     """Outputs, in order."""
-    artefacts: dict[str, str]
+    artefacts: Mapping[str, str]
     """Artefact kind (`onnx`, `torchscript`, `weights`, `trt`, ...) -> file, relative to the bundle."""
     tokenizer: str | None = None
     """Tokenizer file of a text graph, relative to the bundle."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FoldSpec:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoldSpec(FrozenValues):
     """Graphs and files of one fold. The position in `Manifest.folds` is the fold's index in the fusion graph."""
 
     fold: int
@@ -109,56 +114,49 @@ class FoldSpec:
     """Its radiomics scaler file; null if radiomics are not used."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileSpec:
-    """Fingerprint of a file."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest(FrozenValues):
+    """Everything the runtime needs to run a bundle, and the evidence of its parity checks.
 
-    sha256: str
-    """SHA-256, hexadecimal."""
-    bytes: int
-    """Size in bytes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClinicalSpec:
-    """Conversion of clinical records to the text the models were trained on."""
-
-    schema: str
-    """File of the clinical schema, relative to the bundle."""
-    rendering: str
-    """Name of the rendering."""
-    rendering_version: int
-    """Version of the rendering at training; a reader with another version rejects the bundle."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """Everything the runtime needs to run a bundle, and the evidence of its parity checks."""
+    It cannot be changed: `dataclasses.replace` gives another one.
+    """
 
     preset: str
     """Preset of the training run."""
-    config: dict[str, Any]
-    """Complete config of the run; `Manifest.parsed_config` returns it typed."""
+    config: Config
+    """Complete config of the run."""
     graphs: tuple[GraphSpec, ...]
     """All graphs of the bundle."""
     folds: tuple[FoldSpec, ...]
     """All folds, in the order of the fusion graph's fold axis."""
     clinical: ClinicalSpec
     """Clinical schema and rendering."""
-    files: dict[str, FileSpec]
+    files: Mapping[str, FileSpec]
     """Fingerprints of all files except the manifest, its digest and the signature."""
-    golden: dict[str, Any]
-    """Seed, count and input digests of the golden inputs."""
+    golden: GoldenRecord
+    """Seed, count and digests of the golden inputs."""
     parity: tuple[CheckResult, ...]
     """Results of the parity checks at the export."""
-    versions: dict[str, str]
+    versions: Mapping[str, str]
     """Tool and library versions at the export."""
-    run: dict[str, Any]
+    run: RunRecord
     """Description of the run: name, cohort fingerprint, cases, metrics. No patient data."""
     created: str
     """UTC time, ISO 8601."""
     modalities: tuple[Modality, ...]
     """Active modalities, which a case must have: `clinical`, `radiomics`, `image`."""
+    hardware: Hardware | None = None
+    """Machine of the export; null if it was not recorded."""
+    temperatures: tuple[float, ...] = ()
+    """Temperature that divides each fold's logits, in the order of `folds`; the fusion graph applies it."""
+    engines_not_validated: Mapping[str, str] = field(default_factory=dict)
+    """Engine that has its graphs -> why the export could not run its parity checks."""
+    engines_rejected: Mapping[str, str] = field(default_factory=dict)
+    """Optional engine -> why the export's parity checks rejected it."""
+    tensorrt: TensorRtRecord | None = None
+    """TensorRT; null without typed graphs."""
+    additions: tuple[Addition, ...] = ()
+    """Artefacts that were added after the export, in order."""
     threshold: float = 0.5
     """Smallest probability of the positive class at which the decision is `bad`."""
     classes: tuple[str, ...] = CLASSES
@@ -169,28 +167,6 @@ class Manifest:
     """Whether the cohort is synthetic."""
     schema: str = SCHEMA
     """Schema of this file; newer ones are rejected."""
-    extra: dict[str, Any] = field(default_factory=dict)
-    """Metadata of engines, by key."""
-
-    def parsed_config(self) -> Config:
-        """The config, typed and validated.
-
-        Raises:
-            DamagedError: not a valid config of this version, or its modalities differ from the manifest's.
-        """
-        try:
-            config = from_json(Config, self.config, where="manifest.config")
-        except UsageError as error:
-            raise DamagedError(
-                f"bundle: {error.what}", fix="use the tmi version that made the bundle, or export it again"
-            ) from error
-        if active_modalities(config) != self.modalities:
-            raise DamagedError(
-                f"bundle: its manifest lists the modalities {', '.join(self.modalities) or 'none'}, its config "
-                f"{', '.join(active_modalities(config))}",
-                fix="export the bundle again",
-            )
-        return config
 
     def uses(self, modality: Modality) -> bool:
         """Whether the network uses a modality."""
@@ -220,33 +196,47 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
 
 
 def manifest_from_json(data: Mapping[str, Any]) -> Manifest:
-    """Parse a manifest strictly.
-
-    A manifest of `PREVIOUS_SCHEMA` is read as one that uses all modalities.
+    """Parse a manifest strictly; one of an earlier schema is read in the form of this one.
 
     Raises:
-        DamagedError: unknown schema, unknown or missing keys, or wrong types.
+        DamagedError: unknown schema, unknown or missing keys, wrong types, an invalid config, or modalities that the
+            config or the folds contradict.
     """
     schema = data.get("schema") if isinstance(data, Mapping) else None
-    if schema == PREVIOUS_SCHEMA and "modalities" not in data:
-        data, schema = {**data, "schema": SCHEMA, "modalities": list(MODALITIES)}, SCHEMA
-    if schema != SCHEMA:
-        if _schema_number(schema) > _schema_number(SCHEMA):
-            raise _newer_version_error(data)
-        raise DamagedError(
-            f"bundle: manifest has schema {schema!r}, this version reads {SCHEMA!r}",
-            fix="use the tmi version that made the bundle, or export it again",
-        )
+    if _schema_number(schema) > _schema_number(SCHEMA):
+        raise _newer_version_error(data)
     try:
-        manifest = from_json(Manifest, data, where="manifest")
+        document = upgraded(data, SCHEMA) if isinstance(data, Mapping) else {}
+        if document.get("schema") != SCHEMA:
+            raise DamagedError(
+                f"bundle: manifest has schema {schema!r}, this version reads {SCHEMA!r}", fix=SAME_VERSION_FIX
+            )
+        manifest = from_json(Manifest, document, where="manifest")
     except UsageError as error:
-        raise DamagedError(f"bundle: {error.what}", fix="export the bundle again") from error
+        raise DamagedError(f"bundle: {error.what}", fix=SAME_VERSION_FIX) from error
     _require_active_modalities(manifest)
     return manifest
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartDigests:
+    """Digests of two parts of a manifest as its file states them, which the golden case holds too."""
+
+    config: str
+    """SHA-256 of the config's canonical JSON."""
+    run: str
+    """SHA-256 of the run's canonical JSON, with the preset."""
+
+
+def part_digests(document: Mapping[str, Any]) -> PartDigests:
+    """Digests of a manifest's JSON, of any schema: reading and writing it again may add entries and drop others."""
+    return PartDigests(
+        config=sha256_json(document["config"]), run=sha256_json({"preset": document["preset"], **document["run"]})
+    )
+
+
 def _require_active_modalities(manifest: Manifest) -> None:
-    """Require that every fold has the graphs and files of the active modalities and of no other."""
+    """Require the modalities of the config, and that every fold has graphs and files of these and of no other."""
     for fold in manifest.folds:
         for modality, name in (("image", fold.ct), ("clinical", fold.text), ("radiomics", fold.scaler)):
             if (name is not None) != (modality in manifest.modalities):
@@ -255,6 +245,12 @@ def _require_active_modalities(manifest: Manifest) -> None:
                     f"bundle: the network {uses} {modality}, but fold {fold.fold} {files}",
                     fix="export the bundle again",
                 )
+    if active_modalities(manifest.config) != manifest.modalities:
+        raise DamagedError(
+            f"bundle: its manifest lists the modalities {', '.join(manifest.modalities) or 'none'}, its config "
+            f"{', '.join(active_modalities(manifest.config))}",
+            fix="export the bundle again",
+        )
 
 
 def _newer_version_error(data: Mapping[str, Any]) -> DamagedError:

@@ -12,6 +12,7 @@ import ast
 import inspect
 import textwrap
 import types
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -32,9 +33,6 @@ FIELD_CONSTRAINTS: dict[tuple[str, str], dict[str, Any]] = {
     ("FileSpec", "bytes"): {"minimum": 0},
 }
 """(class, field) -> further schema keywords, which a type cannot express."""
-
-PUBLISHED_NAMES = {"CheckResult": "GateRecord"}
-"""Class name -> older name in the published schema, from which code generators take their class names."""
 
 
 def schema_of_manifest() -> dict[str, Any]:
@@ -67,10 +65,8 @@ def _required(cls: type, field: Field[Any]) -> bool:
 
 def _type(hint: Any, kinds: dict[str, Any]) -> dict[str, Any]:
     origin, items = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return {}
     if is_dataclass(hint) and isinstance(hint, type):
-        name = PUBLISHED_NAMES.get(hint.__name__, hint.__name__)
+        name = hint.__name__
         if name not in kinds:
             kinds[name] = {}  # reserves its position before the classes it refers to
             kinds[name] = _object(hint, kinds)
@@ -78,10 +74,19 @@ def _type(hint: Any, kinds: dict[str, Any]) -> dict[str, Any]:
     if origin is Literal:
         return {"enum": list(items)}
     if origin in (Union, types.UnionType):
-        return {"type": [JSON_TYPES[item] for item in items]}
+        options = [_type(item, kinds) for item in items]
+        simple = all(option.keys() == {"type"} for option in options)
+        return {"type": [option["type"] for option in options]} if simple else {"anyOf": options}
     if origin is tuple and len(items) == 2 and items[1] is Ellipsis:
         return {"type": "array", "items": _type(items[0], kinds)}
-    if origin is dict:
+    if origin is tuple:
+        return {
+            "type": "array",
+            "prefixItems": [_type(item, kinds) for item in items],
+            "minItems": len(items),
+            "maxItems": len(items),
+        }
+    if origin is not None and issubclass(origin, Mapping):
         return {"type": "object", "additionalProperties": _type(items[1], kinds)}
     return {"type": JSON_TYPES[hint]}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,11 +18,13 @@ from tmi.runtime.bundle.manifest import (
     DIGEST_FILE,
     MANIFEST_FILE,
     UNFINGERPRINTED_FILES,
-    FileSpec,
     GraphSpec,
     Manifest,
+    PartDigests,
     manifest_from_json,
+    part_digests,
 )
+from tmi.runtime.bundle.manifest_records import FileSpec
 from tmi.toolkit.compute.cpu import available_cores
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.atomic_files import write_text
@@ -39,6 +42,8 @@ class Bundle:
     manifest: Manifest
     digest: str
     """SHA-256 of manifest.json; identifies the bundle in every prediction."""
+    parts: PartDigests | None = None
+    """Digests of parts of manifest.json as it is; None for a bundle that is being exported."""
 
     def artefact(self, graph: GraphSpec, kind: str) -> Path | None:
         """The file of `graph` in the format `kind`; None if the bundle does not have it."""
@@ -153,7 +158,8 @@ def inspect_bundle(folder: Path) -> Bundle:
     if recorded != f"{digest}  {MANIFEST_FILE}\n".encode():
         raise _changed_file_error(folder, MANIFEST_FILE)
     try:
-        manifest = manifest_from_json(parse_json(data))
+        document = parse_json(data)
+        manifest = manifest_from_json(document)
     except DocumentError as error:
         message = f"bundle {folder}: {MANIFEST_FILE} cannot be read: it {error.reason}"
         raise DamagedError(message, fix=EXPORT_AGAIN_FIX) from error
@@ -162,10 +168,10 @@ def inspect_bundle(folder: Path) -> Bundle:
     if unlisted:
         raise DamagedError(f"bundle {folder}: {unlisted[0]} is used but has no fingerprint", fix="export it again")
     require_consistent(folder, manifest)
-    return Bundle(folder=folder, manifest=manifest, digest=digest)
+    return Bundle(folder=folder, manifest=manifest, digest=digest, parts=part_digests(document))
 
 
-def _compare_names_and_sizes(folder: Path, recorded: dict[str, FileSpec]) -> None:
+def _compare_names_and_sizes(folder: Path, recorded: Mapping[str, FileSpec]) -> None:
     """Require exactly the recorded files, with their sizes, and the folders that lead to them."""
     present, folders = _entries(folder)
     for name in UNFINGERPRINTED_FILES:

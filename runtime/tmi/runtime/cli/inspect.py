@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tmi.runtime.bundle.manifest import GraphSpec
     from tmi.runtime.bundle.reader import Bundle
 
-SCHEMA = "tmi-inspection/1"
+SCHEMA = "tmi-inspection/2"
 LEFT_OUT = ("files", "config")
 """Long parts of the manifest that `--json` replaces by totals; `manifest.json` holds them in full."""
 
@@ -34,7 +34,7 @@ def inspect(
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document (tmi-inspection/1).")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document (tmi-inspection/2).")] = False,
 ) -> None:
     """Show the contents of a bundle and the evidence of its export, without hashing files.
 
@@ -114,24 +114,22 @@ def _print(bundle: Bundle, *, checked: bool) -> None:
     from tmi.runtime.cli.tables.tensorrt import emulation_lines, plans_table
 
     manifest = bundle.manifest
-    cohort = manifest.run.get("cohort", {})
     kind = "a synthetic cohort" if manifest.synthetic else "a cohort"
     size = sum(f.bytes for f in manifest.files.values())
     signature = SIGNED if checked else "signed (check with --key)" if _signed(bundle) else "not signed"
     compared = "every byte as exported" if checked else "names and sizes as exported, contents not hashed (tmi verify)"
     positive = manifest.classes[manifest.positive]
-    noise = manifest.golden.get("float32_noise")
     rows = {
         "bundle": f"{bundle.folder}, manifest {bundle.digest}",
-        "run": f"{manifest.run.get('name', '?')}, preset {manifest.preset}, {kind} of {cohort.get('cases', '?')} cases",
-        "exported": f"{manifest.created} on {manifest.extra.get('hardware', {}).get('cpu', '?')}",
+        "run": f"{manifest.run.name}, preset {manifest.preset}, {kind} of {_shown(manifest.run.cohort.cases)} cases",
+        "exported": f"{manifest.created} on {_shown(manifest.hardware and manifest.hardware.cpu)}",
         "classes": f"{', '.join(manifest.classes)}; {positive} if p({positive}) >= {manifest.threshold:g}",
-        "network": f"{manifest.parsed_config().system.name}, uses {', '.join(manifest.modalities)}",
+        "network": f"{manifest.config.system.name}, uses {', '.join(manifest.modalities)}",
         "folds": "; ".join(f"{f.fold}: {', '.join(g for g in (f.ct, f.text) if g) or FUSION}" for f in manifest.folds),
         "files": f"{len(manifest.files)}, {_size(size)}; {compared}",
         "signature": signature,
-        "golden": f"{manifest.golden.get('count', '?')} cases from seed {manifest.golden.get('seed', '?')}"
-        + ("" if noise else "; no float64 reference at this size"),
+        "golden": f"{manifest.golden.count} cases from seed {manifest.golden.seed}"
+        + ("" if manifest.golden.float32_noise else "; no float64 reference at this size"),
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items())),
         "engines": "; ".join(f"{name}: {state}" for name, state in _engines(bundle).items()),
     }
@@ -146,6 +144,10 @@ def _print(bundle: Bundle, *, checked: bool) -> None:
             echo(f"emulation  {line}")
     print_listing(console, checks_table(manifest.parity))
     echo("for research use only; MODEL_CARD.md states the intended use and its limits")
+
+
+def _shown(value: object) -> str:
+    return "?" if value is None else str(value)
 
 
 def _graphs(bundle: Bundle) -> Listing:

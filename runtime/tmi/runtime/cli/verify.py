@@ -117,7 +117,7 @@ def _require_passed(verification: Verification) -> None:
     if failed:
         first = failed[0]
         raise ParityError(
-            f"{len(failed)} of {len(verification.records)} parity checks failed, first {first.gate} of {first.graph} "
+            f"{len(failed)} of {len(verification.records)} parity checks failed, first {first.check} of {first.graph} "
             f"({first.engine or first.artefact}): {first.detail}",
             fix="do not use this bundle with the engine that failed; docs/parity.md describes each check. Another "
             "engine, or the package versions named in the manifest, may pass",
@@ -134,7 +134,10 @@ def _document(verification: Verification) -> dict[str, Any]:
     def to_plain(record: CheckResult) -> dict[str, Any]:
         # JSON has no infinity: an unbounded error is written as null
         measured = record.measured if record.measured is not None and record.measured < float("inf") else None
-        return to_json(record) | {"measured": measured}
+        # The document keeps the name that the check was published with.
+        return {"gate" if name == "check" else name: value for name, value in to_json(record).items()} | {
+            "measured": measured
+        }
 
     return {
         "schema": SCHEMA,

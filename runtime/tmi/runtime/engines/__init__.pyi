@@ -9,12 +9,11 @@ from .nvidia_driver import find_gpu as find_gpu
 from .nvidia_driver import require_gpu as require_gpu
 from .onnxruntime import ERRORS_ONLY as ERRORS_ONLY
 from .onnxruntime import as_runtime_errors as as_runtime_errors
-from .precision import ENGINES_REJECTED as ENGINES_REJECTED
 from .precision import FLOAT16 as FLOAT16
 from .precision import FLOAT32 as FLOAT32
-from .precision import TENSORRT as TENSORRT
 from .precision import TF32 as TF32
 from .precision import engine_precision as engine_precision
+from .precision import graph_precision_records as graph_precision_records
 from .precision import graph_precisions as graph_precisions
 from .precision import plan_precision as plan_precision
 from .precision import rejected_at_export as rejected_at_export

@@ -41,7 +41,7 @@ class EagerEngine(GraphEngine):
         self._folds = 0
 
     def _start(self, bundle: Bundle) -> None:
-        self._config = bundle.manifest.parsed_config()
+        self._config = bundle.manifest.config
         self._folds = len(bundle.manifest.folds)
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self.threads)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Final
 
 from tmi.runtime.bundle.manifest import Manifest
+from tmi.runtime.bundle.tensorrt_records import GraphPrecision
 from tmi.runtime.engines.registry import engine_spec
 from tmi.toolkit.errors import DamagedError, UsageError
 
-FLOAT32, TF32, FLOAT16, BFLOAT16 = "float32", "tf32", "float16", "bfloat16"
+FLOAT32: Final = "float32"
+TF32: Final = "tf32"
+FLOAT16: Final = "float16"
+BFLOAT16: Final = "bfloat16"
 ALLOWED_PRECISIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"auto": (), "bf16": (BFLOAT16,), "fp32": (FLOAT32,)},
 )
 """Value of `--precision` -> number formats that an engine may use; empty: any."""
 PRECISION_ORDER = (FLOAT32, TF32, FLOAT16)
 """Number formats of plans, from the most to the least exact."""
-TENSORRT = "tensorrt"
-"""Key of `Manifest.extra` with all metadata of TensorRT."""
-ENGINES_REJECTED = "engines_refused"
-"""Key of `Manifest.extra`: optional engine -> why the export's parity checks rejected it."""
 
 
 def graph_precisions(manifest: Manifest) -> dict[str, str]:
@@ -28,13 +29,21 @@ def graph_precisions(manifest: Manifest) -> dict[str, str]:
     Raises:
         DamagedError: the manifest does not record it.
     """
-    try:
-        recorded = manifest.extra[TENSORRT]["precision"]["graphs"]
-        return {g.name: PRECISION_ORDER[PRECISION_ORDER.index(recorded[g.name]["precision"])] for g in manifest.graphs}
-    except (KeyError, TypeError, ValueError) as error:
+    return {name: record.precision for name, record in graph_precision_records(manifest).items()}
+
+
+def graph_precision_records(manifest: Manifest) -> dict[str, GraphPrecision]:
+    """Graph -> what the manifest records of its precision in TensorRT plans.
+
+    Raises:
+        DamagedError: it records nothing of a graph.
+    """
+    record = None if manifest.tensorrt is None else manifest.tensorrt.precision
+    if record is None or not {g.name for g in manifest.graphs} <= set(record.graphs):
         raise DamagedError(
             "bundle: the manifest does not record the precision of its plans", fix="export the bundle again"
-        ) from error
+        )
+    return {g.name: record.graphs[g.name] for g in manifest.graphs}
 
 
 def plan_precision(manifest: Manifest) -> str:
@@ -76,6 +85,5 @@ def validated_at_export(manifest: Manifest, engine: str) -> bool:
 
 def rejected_at_export(manifest: Manifest, engine: str) -> str | None:
     """Reason why the export's parity checks rejected an engine; None if they did not."""
-    rejected = manifest.extra.get(ENGINES_REJECTED)
-    reason = rejected.get(engine) if isinstance(rejected, dict) else None
+    reason = manifest.engines_rejected.get(engine)
     return None if reason is None else f"rejected at the export: {reason}"

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
+from tmi.runtime.bundle.tensorrt_records import PlanRecord
 from tmi.runtime.engines.graph_engine import GraphEngine
 from tmi.runtime.engines.nvidia_driver import Gpu, require_driver, require_gpu
-from tmi.runtime.engines.precision import TENSORRT
 from tmi.runtime.engines.registry import engine_spec
 from tmi.toolkit.errors import DamagedError, UnavailableError
 
@@ -39,20 +39,19 @@ EVENTS = ("begun", "uploaded", "computed", "done")
 UPLOAD_EVENTS, DOWNLOAD_EVENTS = EVENTS[:2], EVENTS[2:]
 
 
-def plan_metadata(manifest: Manifest, kind: str) -> Mapping[str, Any]:
+def plan_metadata(manifest: Manifest, kind: str) -> dict[str, PlanRecord]:
     """Graph -> the manifest's metadata of its plan.
 
     Raises:
         DamagedError: the bundle has plans, but the manifest does not describe them.
     """
-    try:
-        facts: Mapping[str, Any] = manifest.extra[TENSORRT]["plans"][kind]["graphs"]
-        return {g.name: facts[g.name] for g in manifest.graphs}
-    except (KeyError, TypeError) as error:
-        raise DamagedError(f"bundle: the manifest does not describe its {kind} plans", fix="build it again") from error
+    plans = None if manifest.tensorrt is None else manifest.tensorrt.plans.get(kind)
+    if plans is None or not {g.name for g in manifest.graphs} <= set(plans.graphs):
+        raise DamagedError(f"bundle: the manifest does not describe its {kind} plans", fix="build it again")
+    return {g.name: plans.graphs[g.name] for g in manifest.graphs}
 
 
-def require_compatible_plan(metadata: Mapping[str, Any], version: str, gpu: Gpu, folder: Path) -> None:
+def require_compatible_plan(metadata: PlanRecord, version: str, gpu: Gpu, folder: Path) -> None:
     """Require that a plan was built for the installed TensorRT version and this GPU.
 
     Args:
@@ -65,13 +64,13 @@ def require_compatible_plan(metadata: Mapping[str, Any], version: str, gpu: Gpu,
         UnavailableError: the plan was built for another version or GPU.
     """
     fix = f"build the plans for this machine: tmi build {folder}"
-    package, _, built_with = str(metadata["builder"]).partition(" ")
+    package, _, built_with = metadata.builder.partition(" ")
     if built_with.split(".")[:3] != version.split(".")[:3]:
         raise UnavailableError(
             f"the plans in {folder} were built with {package} {built_with}, installed is {version}", fix=fix
         )
-    target = metadata["target"] or metadata["built_on"]
-    level = metadata["features"].get("hardware compatibility", "none")
+    target = metadata.target or metadata.built_on
+    level = metadata.features.hardware_compatibility
     if level == "ampere-plus" and gpu.compute_capability >= AMPERE:
         return
     if target != gpu.target:
@@ -133,7 +132,7 @@ class TrtEngine(GraphEngine):
         self._copying: Any = None
         self._computing: Any = None
         self._workspace: int | None = None
-        self._metadata: Mapping[str, Any] = {}
+        self._metadata: Mapping[str, PlanRecord] = {}
         self._typed: dict[str, Callable[[], bytes]] = {}
         self._names: dict[str, dict[str, str]] = {}
 
@@ -173,10 +172,10 @@ class TrtEngine(GraphEngine):
             )
         self._names[spec.name] = tensor_names(self._trt, engine, spec)
         metadata = self._metadata[spec.name]
-        if metadata["features"].get("weights") == "strip":
+        if metadata.features.weights == "strip":
             self._refit(engine, spec)
-        largest = max(shapes[-1][0] for profile in metadata["profiles"] for shapes in profile.values())
-        longest = max((s[-1][1] for p in metadata["profiles"] for n, s in p.items() if _has_length(spec, n)), default=1)
+        largest = max(shapes[-1][0] for profile in metadata.profiles for shapes in profile.values())
+        longest = max((s[-1][1] for p in metadata.profiles for n, s in p.items() if _has_length(spec, n)), default=1)
         slots = [self._slot(engine, spec, largest, longest) for _ in range(SLOTS)]
         return _Graph(engine=engine, slots=slots, largest=largest)
 

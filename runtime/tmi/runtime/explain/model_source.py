@@ -192,7 +192,7 @@ def bundle_models(bundle: Bundle, *, threads: int | None = None, log: LogCallbac
             f"bundle {folder} holds no weights, and its compiled graphs have no gradients",
             fix="export it without --no-weights, or explain the run itself with --run",
         )
-    config = manifest.parsed_config()
+    config = manifest.config
     if config.system.name != "tmi-clnet" or manifest.modalities != MODALITIES:
         raise UsageError(
             f"bundle {folder} is of system {config.system.name} on {', '.join(manifest.modalities)}; it can "

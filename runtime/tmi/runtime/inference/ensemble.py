@@ -87,7 +87,7 @@ def encode_text(
         texts: name of a text graph -> its own tokens; each graph has its own tokenizer.
         cache: returns and stores features by content.
     """
-    longest = manifest.parsed_config().clinical.max_length
+    longest = manifest.config.clinical.max_length
     encoded = {}
     for spec in encoder_graphs(manifest, "text"):
         padded = texts[spec.name]

@@ -188,14 +188,14 @@ def index_page(results: Sequence[CaseResult], *, bundle: Bundle, created: str, v
 
 def trained_on(manifest: Manifest) -> dict[str, Any]:
     """Training data of the bundle's models: number of cases, and the AUC on held-out cases if recorded."""
-    over_folds = manifest.run.get("summary", {}).get("over_folds", {})
-    auc = over_folds.get("roc_auc", {}) if isinstance(over_folds, dict) else {}
+    summary = manifest.run.summary
+    auc = None if summary is None else summary.over_folds.get("roc_auc")
     return {
         "synthetic": manifest.synthetic,
-        "cases": manifest.run.get("cohort", {}).get("cases"),
-        "auc": auc.get("mean"),
-        "auc_sd": auc.get("std"),
-        "temperatures": [f"{t:.2f}" for t in manifest.extra.get("temperatures", []) if t != 1],
+        "cases": manifest.run.cohort.cases,
+        "auc": None if auc is None else auc.mean,
+        "auc_sd": None if auc is None else auc.std,
+        "temperatures": [f"{t:.2f}" for t in manifest.temperatures if t != 1],
     }
 
 
@@ -211,8 +211,8 @@ def evidence(manifest: Manifest, engine: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys(record.engine for record in manifest.parity):
         records = [r for r in manifest.parity if r.engine == name]
-        gate = WHOLE_PIPELINE_CHECKS[name is not None]
-        quoted = [r for r in records if (r.gate, r.graph) == (gate, "pipeline") and r.measured is not None]
+        check = WHOLE_PIPELINE_CHECKS[name is not None]
+        quoted = [r for r in records if (r.check, r.graph) == (check, "pipeline") and r.measured is not None]
         worst = max(quoted, key=_use_of_bound, default=None)
         rows.append(
             {
@@ -220,7 +220,7 @@ def evidence(manifest: Manifest, engine: str) -> list[dict[str, Any]]:
                 "used": name == engine,
                 "checks": len(records),
                 "passed": sum(r.passed for r in records),
-                "check": None if worst is None else worst.gate,
+                "check": None if worst is None else worst.check,
                 "measured": None if worst is None else worst.measured,
                 "bound": None if worst is None else worst.bound,
             }
@@ -236,7 +236,7 @@ def _use_of_bound(record: CheckResult) -> tuple[bool, float, float]:
 
 def _clinical_values(case: Case, bundle: Bundle) -> dict[str, tuple[str, str]]:
     """Field -> label and value with unit, in the order of the record; the text of a report is not shown."""
-    schema, rendering = bundled_schema(bundle), bundle.manifest.parsed_config().clinical.rendering
+    schema, rendering = bundled_schema(bundle), bundle.manifest.config.clinical.rendering
     labels = {f.name: f.label for f in schema.fields}
     texts = sentences(read_clinical(case, schema), schema, "values" if rendering == "compact" else rendering)
     values = {

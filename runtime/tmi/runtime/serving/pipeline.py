@@ -90,7 +90,7 @@ class InferencePipeline:
         empty: ArrayAllocator = np.empty,
     ) -> None:
         self._manifest = bundle.manifest
-        self._config = bundle.manifest.parsed_config()
+        self._config = bundle.manifest.config
         clinical = self._manifest.clinical
         if (clinical.schema, clinical.rendering) != (SCHEMA_FILE, self._config.clinical.rendering):
             raise DamagedError("bundle: its config and its clinical text disagree", fix="export the bundle again")

@@ -50,7 +50,7 @@ class TextBranch:
 
     def __init__(self, bundle: Bundle, engine: Engine, embeddings: EmbeddingCache | None) -> None:
         self._engine, self._embeddings, self._manifest = engine, embeddings, bundle.manifest
-        self._longest = bundle.manifest.parsed_config().clinical.max_length
+        self._longest = bundle.manifest.config.clinical.max_length
         self._tokenizer_of = _tokenizer_files(bundle)
         self._tokenizers = {
             name: bundled_tokenizer(bundle, name) for name in dict.fromkeys(self._tokenizer_of.values())

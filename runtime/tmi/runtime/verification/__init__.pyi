@@ -17,7 +17,9 @@ from .parity import check_outputs as check_outputs
 from .parity import relative_error as relative_error
 from .preprocessing_check import SHORT_TEXT as SHORT_TEXT
 from .preprocessing_check import check_preprocessing as check_preprocessing
+from .preprocessing_check import compare_metadata as compare_metadata
 from .preprocessing_check import output_metadata as output_metadata
+from .preprocessing_check import read_golden_case as read_golden_case
 from .preprocessing_check import text_digest as text_digest
 from .self_test import SELF_TEST_SKIPPED as SELF_TEST_SKIPPED
 from .self_test import LogCallback as LogCallback

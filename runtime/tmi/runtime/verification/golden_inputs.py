@@ -126,24 +126,22 @@ def golden_from_manifest(manifest: Manifest) -> GoldenInputs:
     """Regenerate the golden inputs of a bundle from its manifest and compare them with the recorded digests.
 
     Raises:
-        DamagedError: the manifest does not describe them, or their bytes differ from those of the export.
+        DamagedError: their bytes differ from those of the export.
     """
     record = manifest.golden
-    fix = "export the bundle again"
-    try:
-        golden = make_golden(
-            manifest.parsed_config(),
-            seed=int(record["seed"]),
-            count=int(record["count"]),
-            folds=len(manifest.folds),
-            vocabularies={str(name): int(size) for name, size in record["vocabularies"].items()},
-        )
-        recorded = dict(record["digests"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedError("bundle: the manifest does not describe its golden inputs", fix=fix) from error
-    differing = sorted(name for name, digest in golden.digests().items() if recorded.get(name) != digest)
+    golden = make_golden(
+        manifest.config,
+        seed=record.seed,
+        count=record.count,
+        folds=len(manifest.folds),
+        vocabularies=record.vocabularies,
+    )
+    differing = sorted(name for name, digest in golden.digests().items() if record.digests.get(name) != digest)
     if differing:
-        raise DamagedError(f"bundle: golden input {differing[0]} has other bytes here than at the export", fix=fix)
+        raise DamagedError(
+            f"bundle: golden input {differing[0]} has other bytes here than at the export",
+            fix="export the bundle again",
+        )
     return golden
 
 
@@ -152,25 +150,16 @@ def first_golden_input(manifest: Manifest) -> GoldenInputs:
 
     Its bytes are not compared with the digests, which cover all cases. Inputs that differed would change the outputs
     and fail the parity checks.
-
-    Raises:
-        DamagedError: the manifest does not describe golden inputs.
     """
-    record = manifest.golden
-    try:
-        config, seed, count = manifest.parsed_config(), int(record["seed"]), int(record["count"])
-        vocabularies = {str(name): int(size) for name, size in record["vocabularies"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedError(
-            "bundle: the manifest does not describe its golden inputs", fix="export the bundle again"
-        ) from error
+    config, seed = manifest.config, manifest.golden.seed
+    texts = _texts(config, seed=seed, count=manifest.golden.count, vocabularies=manifest.golden.vocabularies)
     return trimmed(
         GoldenInputs(
             seed=seed,
             ct_B1DHW=_volume_if_used(config, seed=seed, case=0)[None, None],
             texts={
                 name: GoldenText(input_ids_BT=t.input_ids_BT[:1], attention_mask_BT=t.attention_mask_BT[:1])
-                for name, t in _texts(config, seed=seed, count=count, vocabularies=vocabularies).items()
+                for name, t in texts.items()
             },
             radiomics_BFR=_radiomics(len(manifest.folds), seed=seed, case=0)[None],
         )

@@ -230,14 +230,14 @@ class _ParityChecks:
         yield from self._compare_with_batch(
             "permutation", golden.rows(order), outputs.rows(order), None, "the batch reversed"
         )
-        extreme = extreme_case(golden, self.manifest.parsed_config())
+        extreme = extreme_case(golden, self.manifest.config)
         yield from self._compare_with_batch(
             "neighbours", join(extreme, golden.rows([0])), outputs.rows([0]), [1], "case 0 beside extreme values"
         )
 
     def _largest_batch(self, outputs: Outputs) -> Iterator[CheckResult]:
         """Outputs in the largest batch; the smallest one is covered by `batch-of-1`."""
-        largest, count = largest_batch(self.manifest.parsed_config()), self.golden.count
+        largest, count = largest_batch(self.manifest.config), self.golden.count
         if largest <= count:
             return  # the golden set is already the largest batch
         rows = [row % count for row in range(largest)]
@@ -249,7 +249,7 @@ class _ParityChecks:
         """The features of a text must not depend on the padding of the batch."""
         if not self.golden.texts:
             return
-        longest = self.manifest.parsed_config().clinical.max_length
+        longest = self.manifest.config.clinical.max_length
         variants = [(padded(self.golden, longest), list(range(self.golden.count)), f"padded to {longest} tokens")]
         for row in range(self.golden.count):
             alone = trimmed(self.golden.rows([row]))
@@ -308,7 +308,7 @@ class _ParityChecks:
         multiple: float | None = None,
     ) -> CheckResult:
         return CheckResult(
-            gate=gate,
+            check=gate,
             artefact=self.artefact,
             graph=graph,
             passed=measured is not None and measured <= bound,

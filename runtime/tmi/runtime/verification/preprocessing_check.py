@@ -29,7 +29,7 @@ from safetensors.numpy import load
 
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.contents import bundled_scaler, bundled_schema, bundled_tokenizer
-from tmi.runtime.bundle.manifest import GOLDEN_CASE_FILE
+from tmi.runtime.bundle.manifest import GOLDEN_CASE_FILE, manifest_to_json, part_digests
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.inference.ensemble import encoder_graphs
 from tmi.runtime.verification.golden_case import golden_config, write_golden_case
@@ -39,7 +39,7 @@ from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.errors import DamagedError, TmiError
 from tmi.toolkit.preprocessing.pipeline import prepare_case
 from tmi.toolkit.storage.documents import DocumentError, parse_json
-from tmi.toolkit.storage.hashing import canonical_json, sha256_bytes, sha256_json
+from tmi.toolkit.storage.hashing import canonical_json, sha256_bytes
 
 SHORT_TEXT = "Sex: female."
 """Second text of the batch, shorter than the golden record, so that one of the two is padded."""
@@ -58,6 +58,7 @@ def output_metadata(bundle: Bundle) -> dict[str, str]:
     run with its metrics.
     """
     manifest = bundle.manifest
+    parts = bundle.parts or part_digests(manifest_to_json(manifest))
     files = [name for fold in manifest.folds if (name := fold.scaler) is not None]
     files += [graph.tokenizer for graph in manifest.graphs if graph.tokenizer is not None]
     meaning = {
@@ -74,8 +75,8 @@ def output_metadata(bundle: Bundle) -> dict[str, str]:
         "data": {
             name: sha256_bytes(bundle.read(bundle.folder / name)) for name in sorted({*files, manifest.clinical.schema})
         },
-        "config": sha256_json(manifest.config),
-        "run": sha256_json({"preset": manifest.preset, **manifest.run}),
+        "config": parts.config,
+        "run": parts.run,
     }
     return {name: canonical_json(value).strip() for name, value in meaning.items()}
 
@@ -86,8 +87,8 @@ def check_preprocessing(bundle: Bundle) -> list[CheckResult]:
     Raises:
         DamagedError: the golden case is missing or cannot be read.
     """
-    arrays, meaning = _read_golden_case(bundle)
-    return [*_compare_metadata(bundle, meaning), *_compare_arrays(bundle, arrays)]
+    arrays, meaning = read_golden_case(bundle)
+    return [*compare_metadata(bundle, meaning), *_compare_arrays(bundle, arrays)]
 
 
 def prepare_golden_case(bundle: Bundle, folder: Path) -> dict[str, NDArray[np.generic]]:
@@ -104,9 +105,9 @@ def prepare_golden_case(bundle: Bundle, folder: Path) -> dict[str, NDArray[np.ge
         TmiError: the case cannot be prepared here.
     """
     manifest = bundle.manifest
-    config = golden_config(manifest.parsed_config())
+    config = golden_config(manifest.config)
     schema = bundled_schema(bundle)
-    case = write_golden_case(folder, schema, seed=int(manifest.golden["seed"]))
+    case = write_golden_case(folder, schema, seed=manifest.golden.seed)
     prepared = prepare_case(case, config, schema, modalities=manifest.modalities)
     arrays: dict[str, NDArray[np.generic]] = {}
     if manifest.uses("image"):
@@ -134,7 +135,12 @@ def text_digest(text: str) -> NDArray[np.uint8]:
     return np.frombuffer(hashlib.sha256(text.encode()).digest(), dtype=np.uint8).copy()
 
 
-def _read_golden_case(bundle: Bundle) -> tuple[dict[str, NDArray[np.generic]], dict[str, str]]:
+def read_golden_case(bundle: Bundle) -> tuple[dict[str, NDArray[np.generic]], dict[str, str]]:
+    """Arrays and metadata of the golden case.
+
+    Raises:
+        DamagedError: its file is missing or cannot be read.
+    """
     try:
         data = bundle.read(bundle.folder / GOLDEN_CASE_FILE)
         arrays: dict[str, NDArray[np.generic]] = load(data)  # checks the header, which the next lines parse
@@ -146,7 +152,8 @@ def _read_golden_case(bundle: Bundle) -> tuple[dict[str, NDArray[np.generic]], d
         ) from error
 
 
-def _compare_metadata(bundle: Bundle, stored: Mapping[str, str]) -> Iterator[CheckResult]:
+def compare_metadata(bundle: Bundle, stored: Mapping[str, str]) -> Iterator[CheckResult]:
+    """Compare what the manifest states now with the metadata of the golden case."""
     current = output_metadata(bundle)
     if not stored.keys() & set(CLAIMS):  # a bundle of an earlier version
         current = {name: value for name, value in current.items() if name not in CLAIMS}
@@ -188,7 +195,7 @@ def _compare_arrays(bundle: Bundle, stored: Mapping[str, NDArray[np.generic]]) -
     except (TmiError, KeyError, TypeError, ValueError) as error:
         yield _record("preprocessing", None, 0, f"the golden case cannot be prepared: {' '.join(str(error).split())}")
         return
-    low, high = bundle.manifest.parsed_config().ct.scale_to
+    low, high = bundle.manifest.config.ct.scale_to
     bound = BOUNDS["float32"].relative
     for name in sorted({*prepared, *stored}):
         kind, _, which = name.partition(".") if name.startswith("radiomics.") else (name, "", "")
@@ -211,9 +218,9 @@ def _shape(array: NDArray[np.generic] | None) -> str:
     return "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
 
 
-def _record(gate: str, measured: float | None, bound: float, detail: str) -> CheckResult:
+def _record(check: str, measured: float | None, bound: float, detail: str) -> CheckResult:
     return CheckResult(
-        gate=gate,
+        check=check,
         artefact=FILES,
         graph=PIPELINE,
         passed=measured is not None and measured <= bound,

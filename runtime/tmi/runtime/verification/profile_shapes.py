@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.runtime.bundle.manifest import Manifest
-from tmi.runtime.engines.precision import TENSORRT
 from tmi.runtime.engines.registry import Engine
 from tmi.runtime.inference.ensemble import TokenIds, encoder_graphs
 from tmi.runtime.verification.golden_inputs import GoldenInputs, GoldenText, padded
@@ -21,10 +20,12 @@ from tmi.runtime.verification.golden_inputs import GoldenInputs, GoldenText, pad
 
 def largest_profile(engine: str, manifest: Manifest) -> int | None:
     """Largest batch size for which an engine's plans were built; None for an engine without plans."""
-    plans: Mapping[str, Any] = manifest.extra.get(TENSORRT, {}).get("plans", {}).get(engine, {}).get("graphs", {})
+    plans = None if manifest.tensorrt is None else manifest.tensorrt.plans.get(engine)
+    if plans is None:
+        return None
     # A profile lists the smallest, optimal and largest shape of each input; axis 0 is the batch.
     return max(
-        (shapes[-1][0] for plan in plans.values() for profile in plan["profiles"] for shapes in profile.values()),
+        (shapes[-1][0] for plan in plans.graphs.values() for profile in plan.profiles for shapes in profile.values()),
         default=None,
     )
 
@@ -45,7 +46,7 @@ def text_length_checks(
     """
     if not golden.texts:
         return
-    longest = manifest.parsed_config().clinical.max_length
+    longest = manifest.config.clinical.max_length
     rows = [row % golden.count for row in range(batch)]
     for length, texts in ((1, _first_token(golden)), (longest, padded(golden, longest))):
         batched = text_features(engine, manifest, texts.rows(rows).texts)

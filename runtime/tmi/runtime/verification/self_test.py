@@ -168,7 +168,7 @@ def _require_short_checks(bundle: Bundle, engine: Engine) -> None:
         first = failed[0]
         raise ParityError(
             f"on this machine engine {engine.name} does not match the validated model: {len(failed)} of "
-            f"{len(records)} parity checks failed, first {first.gate} of {first.graph}: {first.detail}",
+            f"{len(records)} parity checks failed, first {first.check} of {first.graph}: {first.detail}",
             fix=f"list all checks with `tmi verify {bundle.folder}`; choose another --engine, or the package versions "
             "named in the manifest",
             records=records,

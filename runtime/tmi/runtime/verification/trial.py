@@ -51,8 +51,8 @@ def trial_limits(manifest: Manifest, engine: str) -> Limits:
     spec = engine_spec(engine)
     names = {g.artefacts[spec.artefact] for g in manifest.graphs if spec.artefact in g.artefacts}
     graph_bytes = sum(manifest.files[name].bytes for name in names if name in manifest.files)
-    voxels = prod(manifest.parsed_config().ct.shape_DHW) * manifest.uses("image")
-    cases = 1 if not spec.optional else int(manifest.golden.get("count", 1))
+    voxels = prod(manifest.config.ct.shape_DHW) * manifest.uses("image")
+    cases = 1 if not spec.optional else manifest.golden.count
     encoders = sum(g.role == "ct" for g in manifest.graphs)
     # The float32 volume takes 4 bytes a voxel; a network of the paper's size has about 50 times that in activations.
     return Limits(

@@ -196,7 +196,7 @@ def failure_summary(records: Sequence[CheckResult]) -> str | None:
     first = failed[0]
     value = "" if first.measured is None else f" ({first.measured:.2g}, allowed {first.bound:.2g})"
     return (
-        f"{len(failed)} of {len(records)} parity checks failed, first {first.gate} of {first.graph}: "
+        f"{len(failed)} of {len(records)} parity checks failed, first {first.check} of {first.graph}: "
         f"{first.detail}{value}"
     )
 
@@ -204,7 +204,7 @@ def failure_summary(records: Sequence[CheckResult]) -> str | None:
 def load_failure(engine: str, artefact: str, error: Exception) -> CheckResult:
     """Failed check result of an engine that cannot load the bundle's files."""
     return CheckResult(
-        gate="loads",
+        check="loads",
         artefact=artefact,
         graph=PIPELINE,
         passed=False,

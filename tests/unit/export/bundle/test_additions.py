@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from factories.faulty_exporter import plant
+from factories.paths import ROOT
 from factories.planted_faults import manifest_at, reseal
 from factories.tmi_command import tmi
 from tmi.export.bundle.additions import without_artefacts
@@ -20,11 +20,12 @@ from tmi.export.bundle.sbom import sbom
 from tmi.export.bundle.writer import add_to_bundle, export_run
 from tmi.export.graphs import torchscript
 from tmi.runtime.bundle.manifest import MODEL_CARD_FILE, SBOM_FILE, SIGNATURE_FILE
-from tmi.runtime.bundle.reader import open_bundle, write_manifest
+from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.verification.verify import verify_bundle
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.run_folder import RunFolder
 
+PUBLISHED = ROOT / "tests" / "unit" / "runtime" / "bundle" / "data" / "tmi-bundle-2" / "bundle"
 CHANGED = {"manifest.json", "manifest.json.sha256", "MODEL_CARD.md"}
 """Files of a bundle that name the addition."""
 
@@ -80,11 +81,11 @@ def test_added_graphs_are_those_of_one_export(extended, onnx_bundle, nano_bundle
 def test_bundle_says_what_was_added(extended):
     """Manifest and model card name the artefact, the time and the versions; the signature is gone."""
     manifest = open_bundle(extended).manifest
-    (addition,) = manifest.extra["additions"]
-    assert addition["artefacts"] == ["torchscript"]
-    assert addition["versions"] == manifest.versions
+    (addition,) = manifest.additions
+    assert addition.artefacts == ("torchscript",)
+    assert addition.versions == manifest.versions
     card = (extended / MODEL_CARD_FILE).read_text()
-    assert f"Added {addition['created']}: torchscript, with machine" in card
+    assert f"Added {addition.created}: torchscript, with machine" in card
     assert not (extended / SIGNATURE_FILE).exists()
     assert verify_bundle(extended, engines=["torchscript"], threads=1).passed
 
@@ -123,7 +124,7 @@ def test_forced_artefact_leaves_nothing_behind(extended, onnx_bundle, tmp_path):
     assert tree(folder).keys() == tree(onnx_bundle).keys()
     before = manifest_at(onnx_bundle)
     assert (base.manifest.graphs, base.manifest.parity) == (before.graphs, before.parity)
-    assert base.manifest.extra == before.extra
+    assert (base.manifest.additions, base.manifest.engines_not_validated) == ((), before.engines_not_validated)
 
 
 @pytest.mark.slow
@@ -132,7 +133,7 @@ def test_forced_artefact_replaces_files_and_records(extended, nano_run, tmp_path
     folder = Path(shutil.copytree(extended, tmp_path / "bundle"))
     bundle = add_to_bundle(nano_run, folder, artefacts=("torchscript",), force=True)
     assert sorted(map(repr, bundle.manifest.parity)) == sorted(map(repr, manifest_at(extended).parity))
-    assert [a["artefacts"] for a in bundle.manifest.extra["additions"]] == [["torchscript"]]
+    assert [a.artefacts for a in bundle.manifest.additions] == [("torchscript",)]
 
 
 def other_run(run: Path, folder: Path, **state: object) -> Path:
@@ -158,7 +159,7 @@ def test_bundle_of_another_run_is_rejected(copy, nano_run, tmp_path):
     run = other_run(nano_run, tmp_path / "other", name="other")
     with pytest.raises(UsageError, match=r"is not an export of run .*other: its run has another name") as caught:
         add_to_bundle(run, copy, artefacts=("torchscript",))
-    assert f"name its own run ({manifest_at(copy).run['name']})" in caught.value.fix
+    assert f"name its own run ({manifest_at(copy).run.name})" in caught.value.fix
     assert tree(copy) == before
 
 
@@ -202,17 +203,13 @@ def test_other_version_is_rejected(copy, nano_run):
     assert caught.value.fix == "export the run again with --engine onnx,torchscript --force"
 
 
-def test_previous_format_is_rejected(copy, nano_run):
-    """A manifest of an older schema is read, and not extended."""
-    write_manifest(copy, replace(manifest_at(copy), schema="tmi-bundle/1"))
-    text = (copy / "manifest.json").read_bytes()
-    document = json.loads(text)
-    del document["modalities"]
-    (copy / "manifest.json").write_text(json.dumps(document))
-    digest = hashlib.sha256((copy / "manifest.json").read_bytes()).hexdigest()
-    (copy / "manifest.json.sha256").write_text(f"{digest}  manifest.json\n")
-    with pytest.raises(UsageError, match=r"has the format tmi-bundle/1, which cannot be extended"):
+def test_previous_format_is_rejected(nano_run, tmp_path):
+    """A bundle of an earlier schema is read, and not extended."""
+    copy = Path(shutil.copytree(PUBLISHED, tmp_path / "bundle"))
+    before = tree(copy)
+    with pytest.raises(UsageError, match=r"has the format tmi-bundle/2, which cannot be extended"):
         add_to_bundle(nano_run, copy, artefacts=("torchscript",))
+    assert tree(copy) == before
 
 
 @pytest.mark.parametrize(

@@ -46,10 +46,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory, nano_bundle: Path) -> tup
     raw = RunFolder.open(run)
     golden = make_golden(
         raw.config,
-        seed=bundle.manifest.golden["seed"],
-        count=bundle.manifest.golden["count"],
+        seed=bundle.manifest.golden.seed,
+        count=bundle.manifest.golden.count,
         folds=2,
-        vocabularies=bundle.manifest.golden["vocabularies"],
+        vocabularies=bundle.manifest.golden.vocabularies,
     )
     return folder / "bundle", compute_eager_reference(FoldModels(raw), partition_run(raw), golden)
 
@@ -69,7 +69,7 @@ def test_manifest_and_card_report_calibration(exported):
     bundle, _ = exported
     manifest = open_bundle(bundle).manifest
     assert manifest.threshold == 0.31
-    assert manifest.extra["temperatures"] == list(TEMPERATURES)
+    assert manifest.temperatures == TEMPERATURES
     card = (bundle / "MODEL_CARD.md").read_text()
     assert "divided by temperatures fitted on their inner validation splits (2.5, 0.4)" in card
     assert "from 0.31 on" in card

@@ -19,6 +19,7 @@ from tmi.export.bundle.model_card import class_counts, model_card, releasable_co
 from tmi.export.bundle.sbom import sbom
 from tmi.export.bundle.writer import export_run
 from tmi.runtime.bundle.manifest import Manifest
+from tmi.runtime.bundle.manifest_records import CohortRecord, MetricSummary, RunSummary
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.verification.outputs import Outputs
 from tmi.runtime.verification.parity import relative_error
@@ -69,18 +70,16 @@ def test_model_card_has_all_sections(nano_bundle):
 def test_small_class_counts_are_suppressed(manifest):
     """Counts below five are suppressed, and with a small class count all class counts are."""
 
-    def card(counts: dict[str, int], **cohort: object) -> str:
-        run = manifest.run | {
-            "cohort": {"cases": sum(counts.values())} | cohort,
-            "class_counts": releasable_counts(counts),
-        }
+    def card(counts: dict[str, int], rejected: int) -> str:
+        cohort = CohortRecord(cases=sum(counts.values()), rejected=rejected)
+        run = replace(manifest.run, cohort=cohort, class_counts=releasable_counts(counts))
         return model_card(replace(manifest, run=run))
 
-    large = card({"good": 30, "bad": 12}, refused=7)
+    large = card({"good": 30, "bad": 12}, rejected=7)
     assert "- cases: 42, in 2 folds" in large
     assert "- by class: bad 12, good 30" in large
     assert "rejected by the checks and excluded: 7" in large
-    small = card({"good": 30, "bad": 4}, refused=2)
+    small = card({"good": 30, "bad": 4}, rejected=2)
     assert "bad 4" not in small
     assert "good 30" not in small
     assert "not reported, a class has fewer than 5 cases" in small
@@ -90,11 +89,11 @@ def test_small_class_counts_are_suppressed(manifest):
 def test_model_card_reports_mean_and_deviation(manifest):
     """The card prints the mean and standard deviation of the run's metrics over the folds."""
     metrics = {
-        "roc_auc": {"mean": 0.7314, "std": 0.0521, "folds": 5},
-        "recall": {"mean": None, "std": None, "folds": 0},
+        "roc_auc": MetricSummary(mean=0.7314, std=0.0521, folds=5),
+        "recall": MetricSummary(folds=0),
     }
-    summary = {"over_folds": metrics, "notes": ["These metrics are optimistic."]}
-    card = model_card(replace(manifest, run=manifest.run | {"summary": summary}))
+    summary = RunSummary(over_folds=metrics, notes=("These metrics are optimistic.",))
+    card = model_card(replace(manifest, run=replace(manifest.run, summary=summary)))
     assert "| ROC AUC | 0.731 ± 0.052 | 5 |" in card
     assert "| Recall | n/a | 0 |" in card
     assert "> These metrics are optimistic." in card
@@ -107,7 +106,7 @@ def test_classes_are_counted_from_held_out_labels(nano_run):
 
 def test_manifest_suppresses_small_classes(manifest):
     """The manifest has no class counts if a class is small."""
-    assert manifest.run["class_counts"] == {}
+    assert manifest.run.class_counts == {}
 
 
 def test_evidence_holds_engine_outputs(nano_bundle, manifest):
@@ -115,7 +114,7 @@ def test_evidence_holds_engine_outputs(nano_bundle, manifest):
     reference = Outputs.from_tensors(load_file(nano_bundle / "golden.safetensors"))
     for engine in ("onnx", "openvino", "torchscript"):
         outputs = Outputs.from_tensors(load_file(nano_bundle / "evidence" / f"{engine}.safetensors"))
-        record = next(r for r in manifest.parity if r.engine == engine and r.gate == "logits")
+        record = next(r for r in manifest.parity if r.engine == engine and r.check == "logits")
         assert record.measured == relative_error(outputs.logits_BFK, reference.logits_BFK)
         assert f"evidence/{engine}.safetensors" in manifest.files
 
@@ -123,7 +122,7 @@ def test_evidence_holds_engine_outputs(nano_bundle, manifest):
 def test_engine_error_is_stated_as_float32_multiple(manifest):
     """Each engine's float64 record states the error as a multiple of eager float32's own."""
     for engine in ("onnx", "openvino", "torchscript"):
-        records = [r for r in manifest.parity if r.engine == engine and r.gate == "float64"]
+        records = [r for r in manifest.parity if r.engine == engine and r.check == "float64"]
         assert {r.graph for r in records} == {"ct-0", "ct-1", "text-0", "text-1", "pipeline"}
         assert all(r.multiple is not None and 0 < r.multiple < 20 for r in records)
         assert "times eager float32's own error" in records[0].detail
@@ -136,7 +135,7 @@ def test_rejected_cases_are_counted_not_named(nano_config, tmp_path):
     state["cohort"]["refused"] = ["PATIENT-7", "PATIENT-8"]
     (run / "run.json").write_text(json.dumps(state))
     bundle = export_run(run, tmp_path / "bundle", artefacts=("torchscript",), weights=False)
-    assert bundle.manifest.run["cohort"]["refused"] == 2
+    assert bundle.manifest.run.cohort.rejected == 2
     for path in bundle.folder.rglob("*"):
         assert not path.is_file() or b"PATIENT-7" not in path.read_bytes(), path.name
 
@@ -148,7 +147,7 @@ def test_real_cases_leave_only_hashes_and_outputs(nano_run, tmp_path):
     outcome = tmi("export", nano_run, "--engine", "torchscript", "--out", tmp_path / "bundle", "--no-weights", *options)
     assert outcome.code == 0, outcome.err
     bundle = open_bundle(tmp_path / "bundle")
-    checks = {r.gate: r for r in bundle.manifest.parity if r.gate.startswith("real-")}
+    checks = {r.check: r for r in bundle.manifest.parity if r.check.startswith("real-")}
     assert set(checks) == {"real-finite", "real-features", "real-logits", "real-probabilities", "real-decisions",
                           "real-fold-order"}  # fmt: skip
     assert checks["real-logits"].detail.startswith("worst of 2 real cases: ")

@@ -63,7 +63,7 @@ def test_verify_rebuild_accepts_the_run_of_the_bundle(nano_run, nano_bundle):
     outcome = tmi("verify", nano_bundle, "--engine", "onnx", "--rebuild", nano_run, "--json")
     assert outcome.code == 0, outcome.err
     manifest = open_bundle(nano_bundle).manifest
-    assert outcome.document["rebuild"] == {"run": manifest.run["name"], "files": len(manifest.files)}
+    assert outcome.document["rebuild"] == {"run": manifest.run.name, "files": len(manifest.files)}
 
 
 @pytest.fixture

@@ -55,15 +55,11 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(REQUIREMENT, lambda name: None if name == ENGINE else missing_requirement(name))
 
 
-def without_bfloat16_records(bundle: Path, folder: Path, **extra: object) -> Path:
+def without_bfloat16_records(bundle: Path, folder: Path, **changes: object) -> Path:
     """A copy of the bundle as exported on a processor without bfloat16."""
     copy = Path(shutil.copytree(bundle, folder / "bundle"))
     manifest = open_bundle(copy).manifest
-    reseal(
-        copy,
-        parity=tuple(r for r in manifest.parity if r.engine != ENGINE),
-        extra={**manifest.extra, **extra},
-    )
+    reseal(copy, parity=tuple(r for r in manifest.parity if r.engine != ENGINE), **changes)
     return copy
 
 
@@ -97,12 +93,12 @@ def test_export_validates_bfloat16_with_own_bounds(nano_bundle):
     """The export runs all checks on bfloat16 with its own bounds and stores its outputs as evidence."""
     manifest = open_bundle(nano_bundle).manifest
     records = [r for r in manifest.parity if r.engine == ENGINE]
-    assert {r.gate for r in records} == {r.gate for r in manifest.parity if r.engine == "openvino"}
-    assert {r.bound for r in records if r.gate == "features"} == {BOUNDS["bfloat16"].relative}
-    (probabilities,) = (r for r in records if r.gate == "probabilities")
+    assert {r.check for r in records} == {r.check for r in manifest.parity if r.engine == "openvino"}
+    assert {r.bound for r in records if r.check == "features"} == {BOUNDS["bfloat16"].relative}
+    (probabilities,) = (r for r in records if r.check == "probabilities")
     assert probabilities.bound == ENGINES[ENGINE].max_abs_err == 1e-2
     # The engine really computes in bfloat16: its error is thousands of times float32's own.
-    assert max(r.multiple for r in records if r.gate == "float64" and r.multiple) > 1000
+    assert max(r.multiple for r in records if r.check == "float64" and r.multiple) > 1000
     assert f"evidence/{ENGINE}.safetensors" in manifest.files
 
 
@@ -230,7 +226,7 @@ def test_model_unfit_for_bfloat16_runs_in_float32(nano_config, nano_bundle, tmp_
 
 def test_bfloat16_rejected_at_export_is_not_tried_again(nano_bundle, case, emulated, new_machine, tmp_path):
     """Predictions do not try bfloat16 again if the export rejected it."""
-    bundle = without_bfloat16_records(nano_bundle, tmp_path, engines_refused={ENGINE: "it was off"})
+    bundle = without_bfloat16_records(nano_bundle, tmp_path, engines_rejected={ENGINE: "it was off"})
     outcome = predict(case, bundle)
     assert outcome.document["engine"]["precision"] == "float32"
     assert f"{ENGINE}: rejected at the export: it was off" in outcome.document["engine"]["reason"]

@@ -11,12 +11,13 @@ import pytest
 from factories.numpy_engine import NumpyEngine, make_manifest
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import Manifest
+from tmi.runtime.bundle.manifest_records import FileSpec
+from tmi.runtime.bundle.tensorrt_records import EnginePlans, PlanFeatures, PlanRecord, TensorRtRecord
 from tmi.runtime.engines.registry import Arrays
 from tmi.runtime.verification.golden_inputs import GoldenInputs, make_golden, trimmed
 from tmi.runtime.verification.outputs import FLOAT64_PREFIX, Outputs, evaluate
 from tmi.runtime.verification.parity import BOUNDS, check_engine, check_outputs, relative_error
 from tmi.toolkit.config.schema import ClinicalConfig
-from tmi.toolkit.storage.serialization import to_json
 
 Tamper = Callable[[str, Arrays, dict[str, np.ndarray]], dict[str, np.ndarray]]
 
@@ -37,13 +38,13 @@ class FaultyEngine(NumpyEngine):
 @pytest.fixture(scope="module")
 def manifest() -> Manifest:
     manifest = make_manifest([("ct-0", "text-0"), ("ct-1", "text-1")])
-    config = replace(manifest.parsed_config(), clinical=ClinicalConfig(max_length=24, vocab_size=64))
-    return replace(manifest, config=to_json(config))
+    config = replace(manifest.config, clinical=ClinicalConfig(max_length=24, vocab_size=64))
+    return replace(manifest, config=config)
 
 
 @pytest.fixture(scope="module")
 def golden(manifest: Manifest) -> GoldenInputs:
-    return make_golden(manifest.parsed_config(), seed=3, count=4, folds=2, vocabularies={"text-0": 9, "text-1": 12})
+    return make_golden(manifest.config, seed=3, count=4, folds=2, vocabularies={"text-0": 9, "text-1": 12})
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def reference(manifest: Manifest, golden: GoldenInputs) -> Outputs:
 def failed(manifest, golden, reference) -> Callable[[Tamper], dict[str, CheckResult]]:
     def run(tamper: Tamper) -> dict[str, CheckResult]:
         records = check_engine(FaultyEngine(tamper), manifest, golden, reference, artefact="onnx")
-        return {r.gate: r for r in records if not r.passed}
+        return {r.check: r for r in records if not r.passed}
 
     return run
 
@@ -64,7 +65,7 @@ def test_honest_engine_passes_every_check(manifest, golden, reference):
     """An engine that equals the reference passes every check with error 0."""
     records = check_engine(FaultyEngine(), manifest, golden, reference, artefact="onnx")
     assert all(r.passed for r in records)
-    assert {r.measured for r in records if r.gate == "features"} == {0.0}
+    assert {r.measured for r in records if r.check == "features"} == {0.0}
 
 
 def test_logit_error_is_compared_with_bound(failed):
@@ -132,7 +133,7 @@ def test_decision_may_flip_only_within_margin(distance, flips, manifest, golden,
 
     eager = replace(reference, logits_BFK=logits)
     records = check_engine(FaultyEngine(lower), manifest, golden, eager, artefact="onnx")
-    (decisions,) = [r for r in records if r.gate == "decisions"]
+    (decisions,) = [r for r in records if r.check == "decisions"]
     assert decisions.measured == flips
     assert decisions.passed == (flips == 0)
 
@@ -215,7 +216,7 @@ def test_float64_check_states_multiple_of_float32_error(manifest, golden, refere
         records = check_engine(
             FaultyEngine(tamper), manifest, golden, eager, artefact="onnx", reference_float64=reference
         )
-        return next(r for r in records if r.gate == "float64" and r.graph == "pipeline")
+        return next(r for r in records if r.check == "float64" and r.graph == "pipeline")
 
     small_error = float64_record(1e-6, 3e-6)
     assert small_error.passed
@@ -232,7 +233,7 @@ def test_check_outputs_runs_once(manifest, golden, reference):
     recorded: list[Outputs] = []
     one = trimmed(golden.rows([0]))
     records = check_outputs(engine, manifest, one, reference.rows([0]), artefact="onnx", keep=recorded.append)
-    assert {r.gate for r in records} == {"finite", "features", "logits", "probabilities", "decisions", "fold-order"}
+    assert {r.check for r in records} == {"finite", "features", "logits", "probabilities", "decisions", "fold-order"}
     assert all(r.passed for r in records)
     assert len(engine.calls) == 5  # two CT encoders, two text encoders, the fusion
     assert len(recorded) == 1
@@ -256,9 +257,10 @@ def test_float64_tensors_need_their_prefix(reference):
 
 def with_plans(manifest: Manifest, largest: int) -> Manifest:
     """The manifest after a build of `trt` for batches up to `largest`."""
-    profiles = [{"x": [[1, 3], [1, 3], [1, 3]]}, {"x": [[1, 3], [largest, 3], [largest, 3]]}]
-    graphs = {g.name: {"profiles": profiles} for g in manifest.graphs}
-    return replace(manifest, extra={"tensorrt": {"plans": {"trt": {"graphs": graphs}}}})
+    profiles = ({"x": ((1, 3), (1, 3), (1, 3))}, {"x": ((1, 3), (largest, 3), (largest, 3))})
+    plan = PlanRecord(builder="", features=PlanFeatures(), profiles=profiles, plan=FileSpec(sha256="00", bytes=2))
+    plans = {"trt": EnginePlans(graphs={g.name: plan for g in manifest.graphs})}
+    return replace(manifest, tensorrt=TensorRtRecord(plans=plans))
 
 
 def check_with_plans(manifest: Manifest, golden: GoldenInputs, tamper: Tamper, name: str) -> list[CheckResult]:
@@ -284,7 +286,7 @@ def test_plan_engine_runs_at_profile_edges(manifest, golden):
     assert all(r.passed for r in records)
     assert {shape for graph, shape in shapes if graph == "text-1"} >= {(1, 1), (11, 1), (1, 24), (11, 24)}
     assert {batch for graph, (batch, _) in shapes if graph == "ct-0"} >= {1, 11}
-    assert "profile-edges" not in {r.gate for r in check_with_plans(manifest, golden, honest, "onnx")}
+    assert "profile-edges" not in {r.check for r in check_with_plans(manifest, golden, honest, "onnx")}
 
 
 @pytest.mark.parametrize(
@@ -299,6 +301,6 @@ def test_plan_wrong_at_profile_edge_is_rejected(manifest, golden, graph, batch, 
         return {k: v * np.float32(1.1) if at_edge else v for k, v in outputs.items()}
 
     failed = [r for r in check_with_plans(manifest, golden, wrong, "trt") if not r.passed]
-    assert {r.gate for r in failed} == {"profile-edges"}
+    assert {r.check for r in failed} == {"profile-edges"}
     assert {r.graph for r in failed} <= {graph, "pipeline"}
     assert f"a batch of {batch}" in failed[0].detail

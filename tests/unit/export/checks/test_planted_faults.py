@@ -40,7 +40,7 @@ def export_failures(run: Path, out: Path, artefact: str) -> tuple[CheckResult, .
 
 
 def check_names(failed: tuple[CheckResult, ...]) -> set[str]:
-    return {r.gate for r in failed}
+    return {r.check for r in failed}
 
 
 @pytest.mark.parametrize("artefact", ARTEFACTS)
@@ -70,7 +70,7 @@ def test_large_weight_change_fails_features_of_its_graph(nano_run, nano_bundle, 
     plant(monkeypatch, "torchscript", graph="text-0", valid_bundle=nano_bundle, change=scale)
     failed = export_failures(nano_run, tmp_path / "bundle", "torchscript")
     assert {"weights", "features"} <= check_names(failed)
-    assert {r.graph for r in failed if r.gate == "features"} == {"text-0"}
+    assert {r.graph for r in failed if r.check == "features"} == {"text-0"}
 
 
 @pytest.mark.parametrize("artefact", ARTEFACTS)
@@ -84,7 +84,7 @@ def test_exchanged_folds_are_rejected_and_named(artefact, nano_run, nano_bundle,
     plant(monkeypatch, artefact, graph="fusion", valid_bundle=nano_bundle, change=exchange, weights_alone=True)
     failed = export_failures(nano_run, tmp_path / "bundle", artefact)
     assert {"weights", "logits", "fold-order"} <= check_names(failed)
-    details = {r.detail for r in failed if r.gate == "fold-order"}
+    details = {r.detail for r in failed if r.check == "fold-order"}
     assert details == {"fold 0 matches fold 1; fold 1 matches fold 0"}
 
 
@@ -172,7 +172,7 @@ def test_trace_with_branch_is_rejected(nano_run, nano_bundle, tmp_path, monkeypa
 
     plant(monkeypatch, "torchscript", graph="ct-0", valid_bundle=nano_bundle, change=lambda m: with_forward(m, branch))
     (failed,) = export_failures(nano_run, tmp_path / "bundle", "torchscript")
-    assert failed.gate == "writes"
+    assert failed.check == "writes"
     assert "the trace of ct-0 does not reproduce the model" in failed.detail
 
 
@@ -185,7 +185,7 @@ def test_onnx_file_with_fixed_input_batch_is_rejected(nano_run, nano_bundle, tmp
     plant(monkeypatch, "onnx", graph="ct-0", valid_bundle=nano_bundle, spec=fix)
     failed = export_failures(nano_run, tmp_path / "bundle", "onnx")
     assert check_names(failed) == {"signature", "loads"}
-    assert {r.engine for r in failed if r.gate == "loads"} == {"onnx", "openvino"}
+    assert {r.engine for r in failed if r.check == "loads"} == {"onnx", "openvino"}
     assert "ct float32[B,1,8,16,16] is ct float32[2,1,8,16,16] in the file" in failed[0].detail
 
 
@@ -202,7 +202,7 @@ def test_graph_without_needed_weight_is_rejected(nano_run, nano_bundle, tmp_path
 
     plant(monkeypatch, "onnx", graph="text-0", valid_bundle=nano_bundle, change=without_positions)
     failed = export_failures(nano_run, tmp_path / "bundle", "onnx")
-    weights = next(r for r in failed if r.gate == "weights")
+    weights = next(r for r in failed if r.check == "weights")
     assert "1 weights are missing from the graph although the output depends on them" in weights.detail
     assert "position_embeddings.weight" in weights.detail
 

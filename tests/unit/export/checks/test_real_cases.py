@@ -61,16 +61,16 @@ def prepared(cohort: Path, run: RunFolder) -> list[PreparedCase]:
 
 def test_fp16_graphs_are_validated_on_real_cases(bundle):
     """The emulated FP16 graphs pass the real-case checks of outputs and of intermediate tensors."""
-    records = [r for r in bundle.manifest.parity if r.engine == "fp16-emulation" and r.gate.startswith("real-")]
-    assert {r.gate for r in records} == {
+    records = [r for r in bundle.manifest.parity if r.engine == "fp16-emulation" and r.check.startswith("real-")]
+    assert {r.check for r in records} == {
         "real-finite-inside", "real-finite", "real-features", "real-logits", "real-probabilities", "real-decisions",
         "real-fold-order",
     }  # fmt: skip
     assert all(r.passed for r in records)
-    details = {r.graph: r.detail for r in records if r.gate == "real-finite-inside"}
+    details = {r.graph: r.detail for r in records if r.check == "real-finite-inside"}
     assert set(details) == {g.name for g in bundle.manifest.graphs}
     assert all("FP16 tensors overflow on 2 real cases" in detail for detail in details.values())
-    logits = next(r for r in records if r.gate == "real-logits")
+    logits = next(r for r in records if r.check == "real-logits")
     assert logits.bound == 2.0**-6
     assert 1e-6 < (logits.measured or 0) < logits.bound, "the emulation computes in FP16"
 
@@ -118,7 +118,7 @@ def test_overflow_on_real_case_names_tensor(bundle, tmp_path):
     case = RealCase(inputs=overflowing, reference=references.float32.rows([0]))
     validation_set = ValidationSet(golden=golden, reference=references.float32, real_cases=[case])
     _, records = add_typed_graphs(copy, bundle.manifest, "fp16", validation_set, progress=lambda line: None)
-    failed = {(r.gate, r.graph): r.detail for r in records if not r.passed}
+    failed = {(r.check, r.graph): r.detail for r in records if not r.passed}
     assert (
         "overflow on 1 real cases: first ct_to_fp16 of cast_ct_to_fp16 (Cast)" in failed["real-finite-inside", "ct-0"]
     )

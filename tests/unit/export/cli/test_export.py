@@ -37,7 +37,7 @@ def test_export_without_arguments_uses_newest_run(nano_run, tmp_path):
     assert "run runs/b (the newest finished one)" in outcome.err
     assert "bundle out/b (from tmi.toml)" in outcome.err
     bundle = open_bundle(folder / "out" / "b")
-    assert bundle.manifest.run["name"] == "b"
+    assert bundle.manifest.run.name == "b"
     assert bundle.has("torchscript")
     assert not bundle.has("onnx")
     assert "bundle out/b: 2 folds of a synthetic cohort, graphs ct-0, ct-1, text-0, text-1, fusion" in outcome.out

@@ -20,6 +20,7 @@ from tmi.export.tensorrt import engines as plans
 from tmi.export.tensorrt.builder import TARGETS, BuildOptions, audit_network, build_plan, optimization_profiles
 from tmi.runtime.bundle.manifest import GraphSpec, TensorSpec
 from tmi.runtime.bundle.reader import Bundle
+from tmi.runtime.bundle.tensorrt_records import GraphPrecision, PlanRecord, PrecisionRecord, TensorRtRecord
 from tmi.runtime.engines import nvidia_driver
 from tmi.runtime.engines.nvidia_driver import Gpu
 from tmi.toolkit.errors import UnavailableError, UsageError
@@ -48,18 +49,15 @@ def products(path: Path, dtype: int) -> Path:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_plan_is_built_for_every_target(tmp_path, target):
-    """TensorRT-RTX builds a plan for every target without a GPU, and the facts describe it."""
+    """TensorRT-RTX builds a plan for every target without a GPU, and its record describes it."""
     path = products(tmp_path / "g.onnx", HALF)
     plan = build_plan(rtx, path, spec(x=("B", 8)), BuildOptions(target=target), float32_nodes={})
     assert len(plan.data) > 1000
-    assert plan.facts["target"] == target
-    assert plan.facts["builder"] == f"tensorrt_rtx {rtx.__version__}"
-    assert plan.facts["plan"]["bytes"] == len(plan.data)
-    assert (plan.facts["layers_in_half"], plan.facts["layers_in_float"]) == (2, 0)
-    assert plan.facts["profiles"] == [
-        {"x": [[1, 8], [1, 8], [1, 8]]},
-        {"x": [[1, 8], [4, 8], [4, 8]]},
-    ]
+    assert plan.record.target == target
+    assert plan.record.builder == f"tensorrt_rtx {rtx.__version__}"
+    assert plan.record.plan.bytes == len(plan.data)
+    assert (plan.record.layers_in_half, plan.record.layers_in_float) == (2, 0)
+    assert plan.record.profiles == ({"x": ((1, 8), (1, 8), (1, 8))}, {"x": ((1, 8), (4, 8), (4, 8))})
 
 
 DEAD_BUILDER = """
@@ -178,9 +176,9 @@ def test_text_profiles_span_one_token_to_maximum():
     assert len(optimization_profiles(spec(input_ids=("B", "T")), replace(options, max_batch=1))) == 1
 
 
-def fake_build(trt: Any, tmp_path: Path, **options: Any) -> dict[str, Any]:
+def fake_build(trt: Any, tmp_path: Path, **options: Any) -> PlanRecord:
     path = products(tmp_path / "g.onnx", HALF)
-    return build_plan(trt, path, spec(x=("B", 4)), BuildOptions(**options), float32_nodes={}).facts
+    return build_plan(trt, path, spec(x=("B", 4)), BuildOptions(**options), float32_nodes={}).record
 
 
 @pytest.mark.parametrize(
@@ -190,31 +188,31 @@ def fake_build(trt: Any, tmp_path: Path, **options: Any) -> dict[str, Any]:
 def test_strongly_typed_flag_is_set_where_it_exists(tmp_path, version, flag, flags, feature):
     """TensorRT 10.x gets the STRONGLY_TYPED flag; 11.x has only strongly typed networks."""
     trt = fake_trt(version=version, strongly_typed_flag=flag)
-    facts = fake_build(trt, tmp_path)
+    record = fake_build(trt, tmp_path)
     assert trt.calls[0] == ("create_network", flags)
-    assert facts["features"]["strong typing"] == feature
-    assert facts["builder"] == f"tensorrt {version}"
+    assert record.features.strong_typing == feature
+    assert record.builder == f"tensorrt {version}"
 
 
 @pytest.mark.parametrize(("tf32", "call"), [(False, "clear_flag"), (True, "set_flag")])
 def test_tf32_is_off_unless_requested(tmp_path, tf32, call):
     """TensorRT's default is TF32 on; the builder clears the flag unless it is requested."""
     trt = fake_trt(version="11.0.0", strongly_typed_flag=False)
-    assert fake_build(trt, tmp_path, tf32=tf32)["tf32"] is tf32
+    assert fake_build(trt, tmp_path, tf32=tf32).tf32 is tf32
     assert (call, "TF32") in trt.calls
 
 
-def test_build_options_reach_builder_and_facts(tmp_path):
-    """Every build option is set on the builder configuration and recorded in the facts."""
+def test_build_options_reach_builder_and_record(tmp_path):
+    """Every build option is set on the builder configuration and recorded."""
     trt = fake_trt(version="11.0.0", strongly_typed_flag=False)
-    facts = fake_build(trt, tmp_path, optimisation_level=5, workspace_mib=64, hardware="ampere-plus", weights="strip")
+    record = fake_build(trt, tmp_path, optimisation_level=5, workspace_mib=64, hardware="ampere-plus", weights="strip")
     assert trt.config.builder_optimization_level == 5
     assert trt.config.hardware_compatibility_level == "AMPERE_PLUS"
     assert ("set_memory_pool_limit", "WORKSPACE", 64 * 2**20) in trt.calls
     assert [c[1] for c in trt.calls if c[0] == "set_flag"] == ["STRIP_PLAN", "REFIT"]
-    assert facts["features"]["hardware compatibility"] == "ampere-plus"
-    assert facts["features"]["weights"] == "strip"
-    assert facts["optimisation_level"] == 5
+    assert record.features.hardware_compatibility == "ampere-plus"
+    assert record.features.weights == "strip"
+    assert record.optimisation_level == 5
 
 
 def test_version_without_refit_is_rejected(tmp_path):
@@ -224,12 +222,12 @@ def test_version_without_refit_is_rejected(tmp_path):
         fake_build(trt, tmp_path, weights="refit")
 
 
-@pytest.mark.parametrize(("caches", "feature"), [(True, "used"), (False, "refused: of another version or GPU")])
+@pytest.mark.parametrize(("caches", "feature"), [(True, "used"), (False, "rejected: of another version or GPU")])
 def test_timing_cache_is_used_or_reported(tmp_path, caches, feature):
-    """A timing cache is written after a build, or the facts record why it was not used."""
+    """A timing cache is written after a build, or the record says why it was not used."""
     trt = fake_trt(version="11.0.0", strongly_typed_flag=False, caches=caches)
-    facts = fake_build(trt, tmp_path, timing_cache=tmp_path / "timings")
-    assert facts["features"]["timing cache"].startswith(feature)
+    record = fake_build(trt, tmp_path, timing_cache=tmp_path / "timings")
+    assert (record.features.timing_cache or "").startswith(feature)
     assert (tmp_path / "timings").is_file() is caches
 
 
@@ -260,8 +258,9 @@ def test_missing_package_and_gpu_are_both_named(monkeypatch, kind, package, extr
     monkeypatch.setattr(plans.importlib.util, "find_spec", lambda name: None)
     missing = plans.build_blocker(kind, BuildOptions())
     assert missing == f"the package {package} is not installed and this machine has no NVIDIA GPU with its driver"
-    facts = {"pending": {kind: missing}, "precision": {"graphs": {g: {"precision": "float16"} for g in GRAPHS}}}
-    bundle = Bundle(folder=Path("b"), manifest=replace(small_manifest(), extra={"tensorrt": facts}), digest="")
+    precision = PrecisionRecord(graphs=dict.fromkeys(GRAPHS, GraphPrecision(precision="float16")))
+    tensorrt = TensorRtRecord(pending={kind: missing}, precision=precision)
+    bundle = Bundle(folder=Path("b"), manifest=replace(small_manifest(), tensorrt=tensorrt), digest="")
     with pytest.raises(UnavailableError, match=f"no {kind} engine was built: the package {package} is not") as caught:
         plans.require_complete(bundle)
     assert caught.value.exit_code == 5

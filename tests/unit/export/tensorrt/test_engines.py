@@ -25,9 +25,11 @@ from tmi.export.tensorrt.builder import BuildOptions, Plan, TypeAudit, build_pla
 from tmi.export.tensorrt.engines import PlanRequest, add_plans
 from tmi.export.tensorrt.typed_graphs import TYPED, add_typed_graphs, audit_typed
 from tmi.runtime.bundle.check_result import CheckResult, ParityError, require_passed
-from tmi.runtime.bundle.manifest import GOLDEN_FILE, GraphSpec, Manifest
+from tmi.runtime.bundle.manifest import GOLDEN_FILE, GraphSpec, Manifest, manifest_to_json
+from tmi.runtime.bundle.manifest_records import FileSpec
 from tmi.runtime.bundle.reader import open_bundle, write_manifest
-from tmi.runtime.engines.precision import plan_precision
+from tmi.runtime.bundle.tensorrt_records import PlanFeatures, PlanRecord, TensorRtRecord
+from tmi.runtime.engines.precision import graph_precision_records, plan_precision
 from tmi.runtime.engines.selection import choose_engine
 from tmi.runtime.verification.golden_inputs import golden_from_manifest
 from tmi.runtime.verification.outputs import Outputs
@@ -75,43 +77,54 @@ def tree(folder: Path) -> dict[str, str]:
     }
 
 
+def tensorrt_of(manifest: Manifest) -> TensorRtRecord:
+    assert manifest.tensorrt is not None
+    return manifest.tensorrt
+
+
+def plan_of(data: bytes, audit: TypeAudit, *, weights: str = "inside") -> Plan:
+    """A plan that was not built."""
+    file = FileSpec(sha256="00", bytes=len(data))
+    record = PlanRecord(builder="none", features=PlanFeatures(weights=weights), profiles=(), plan=file)
+    return Plan(data=data, audit=audit, record=record)
+
+
 def test_rtx_plans_for_sm80_are_built_without_gpu(export):
     """TensorRT-RTX plans for SM80 are built without a GPU, and the manifest records files, types and profiles."""
     outcome, folder = export
     assert "target sm80 (no GPU here: A100)" in outcome.err
     assert "trt-rtx      5 plans for sm80 by tensorrt_rtx" in outcome.out
     bundle = open_bundle(folder)
-    facts = bundle.manifest.extra["tensorrt"]
+    record = tensorrt_of(bundle.manifest)
+    assert record.precision is not None
     for graph in bundle.manifest.graphs:
-        about = facts["plans"]["trt-rtx"]["graphs"][graph.name]
+        plan = record.plans["trt-rtx"].graphs[graph.name]
         path = bundle.artefact(graph, "trt-rtx")
         assert path is not None
-        assert about["plan"] == {
-            "sha256": bundle.manifest.files[graph.artefacts["trt-rtx"]].sha256,
-            "bytes": path.stat().st_size,
-        }
-        assert about["from"]["sha256"] == bundle.manifest.files[graph.artefacts[TYPED]].sha256
-        assert about["layers_in_half"] > about["layers_in_float"] > 0
-        assert about["tf32"] is False
-        names = set(facts["precision"]["graphs"][graph.name]["nodes_in_float"])
-        assert set(about["float_nodes"]) <= names
-        assert all(node["why"] for node in about["float_nodes"].values())
-        assert sum(sum(by.values()) for by in about["layers"].values()) > 10
-    text = facts["plans"]["trt-rtx"]["graphs"]["text-0"]
-    assert text["profiles"][1]["input_ids"] == [[1, 1], [4, 40], [4, 40]]
-    assert set(text["float_nodes"]) >= {"node_softmax", "node_layer_norm"}
+        assert plan.plan == bundle.manifest.files[graph.artefacts["trt-rtx"]]
+        assert plan.plan.bytes == path.stat().st_size
+        assert plan.source is not None
+        assert plan.source.sha256 == bundle.manifest.files[graph.artefacts[TYPED]].sha256
+        assert (plan.layers_in_half or 0) > (plan.layers_in_float or 0) > 0
+        assert plan.tf32 is False
+        assert set(plan.float_nodes) <= set(record.precision.graphs[graph.name].nodes_in_float)
+        assert all(node.why for node in plan.float_nodes.values())
+        assert sum(sum(by.values()) for by in plan.layers.values()) > 10
+    text = record.plans["trt-rtx"].graphs["text-0"]
+    assert text.profiles[1]["input_ids"] == ((1, 1), (4, 40), (4, 40))
+    assert set(text.float_nodes) >= {"node_softmax", "node_layer_norm"}
 
 
 def test_engine_without_gpu_is_validated_by_emulation(folder):
     """Without a GPU the plan is recorded as not validated, and the emulation runs all checks instead."""
     manifest = open_bundle(folder).manifest
-    assert manifest.extra["engines_not_judged"]["trt-rtx"].startswith("no NVIDIA GPU at the export")
-    checks = {r.gate for r in manifest.parity if r.engine == "fp16-emulation"}
+    assert manifest.engines_not_validated["trt-rtx"].startswith("no NVIDIA GPU at the export")
+    checks = {r.check for r in manifest.parity if r.engine == "fp16-emulation"}
     assert checks >= {"finite-inside", "features", "logits", "decisions", "batch-of-1", "neighbours", "fold-order"}
-    assert {r.gate for r in manifest.parity if r.artefact == "trt-rtx"} == {"dtypes"}
-    emulation = manifest.extra["tensorrt"]["emulation"]["ct-0"]
-    assert 0 < emulation["share_of_fp16_range"] < 1
-    assert emulation["tensors"] > 10
+    assert {r.check for r in manifest.parity if r.artefact == "trt-rtx"} == {"dtypes"}
+    emulation = tensorrt_of(manifest).emulation["ct-0"]
+    assert 0 < (emulation.share_of_fp16_range or 0) < 1
+    assert emulation.tensors > 10
 
 
 def test_auto_uses_cpu_engine_without_gpu(folder):
@@ -132,7 +145,7 @@ def test_export_trt_without_gpu_leaves_pending_engine(export):
     assert bundle.has("onnx")
     assert bundle.has(TYPED)
     assert not bundle.has("trt")
-    assert list(bundle.manifest.extra["tensorrt"]["pending"]) == ["trt"]
+    assert list(tensorrt_of(bundle.manifest).pending) == ["trt"]
     assert not [p for p in folder.rglob("*.engine") if ".rtx." not in p.name]
 
 
@@ -156,9 +169,9 @@ def test_build_replaces_plans_and_keeps_other_records(folder, tmp_path):
     after = open_bundle(copy).manifest
     other_records = [r for r in before.parity if r.artefact != "trt-rtx"]
     assert [r for r in after.parity if r.artefact != "trt-rtx"] == other_records
-    plan = after.extra["tensorrt"]["plans"]["trt-rtx"]["graphs"]["ct-0"]
-    assert plan["profiles"][1]["ct"][2][0] == 2
-    assert list(after.extra["tensorrt"]["pending"]) == ["trt"]
+    plan = tensorrt_of(after).plans["trt-rtx"].graphs["ct-0"]
+    assert plan.profiles[1]["ct"][2][0] == 2
+    assert list(tensorrt_of(after).pending) == ["trt"]
 
 
 def test_build_with_wrong_layer_type_changes_nothing(folder, monkeypatch):
@@ -166,7 +179,7 @@ def test_build_with_wrong_layer_type_changes_nothing(folder, monkeypatch):
 
     def build_half_softmax(*arguments: object, **named: object) -> Plan:
         audit = TypeAudit(layers={"SOFTMAX": {"HALF": 1}}, unexplained=("node_x (SOFTMAX)",), float_nodes={})
-        return Plan(data=b"plan", audit=audit, facts={"features": {}})
+        return plan_of(b"plan", audit)
 
     before = tree(folder)
     monkeypatch.setattr(plans, "build_plan", build_half_softmax)
@@ -202,8 +215,7 @@ def test_build_needs_typed_graphs_and_engine(folder, tmp_path):
     assert (outcome.code, "'onnx' is not a TensorRT engine" in outcome.err) == (2, True)
     copy = copied(folder, tmp_path)
     manifest = open_bundle(copy).manifest
-    facts = {**manifest.extra["tensorrt"], "pending": {}}
-    complete = replace(manifest, extra={**manifest.extra, "tensorrt": facts})
+    complete = replace(manifest, tensorrt=replace(tensorrt_of(manifest), pending={}))
     write_manifest(copy, complete)
     outcome = tmi("build", copy)
     assert (outcome.code, "is pending" in outcome.err) == (2, True)
@@ -263,12 +275,12 @@ def test_auto_precision_excludes_overflow_from_plan(folder, tmp_path):
     copy = copied(folder, tmp_path)
     manifest, records = add_overflowing_typed_graphs(copy, "auto")
     require_passed(records)
-    plan_facts = manifest.extra["tensorrt"]["precision"]["graphs"]["ct-0"]
-    assert plan_facts["precision"] == "float16"
-    float32_nodes = plan_facts["nodes_in_float"]
+    recorded = graph_precision_records(manifest)["ct-0"]
+    assert recorded.precision == "float16"
+    float32_nodes = recorded.nodes_in_float
     added = {n: why for n, why in float32_nodes.items() if "FP16" in why}
     assert added == {"over": "Mul overflows FP16", "back": "Div reads large, which FP16 cannot hold"}
-    assert plan_facts["search"][0].startswith("FP16 wherever it is safe: relative error inf")
+    assert recorded.search[0].startswith("FP16 wherever it is safe: relative error inf")
     graph = manifest.graph("ct-0")
     options = BuildOptions(target="sm80")
     plan = build_plan(tensorrt_rtx, copy / graph.artefacts[TYPED], graph, options, float32_nodes=float32_nodes)
@@ -287,7 +299,7 @@ def test_float32_and_tf32_use_float32_file(folder, tmp_path, precision, tf32):
     graph = manifest.graph("ct-0")
     options = BuildOptions(target="sm80", tf32=tf32)
     plan = build_plan(tensorrt_rtx, folder / graph.artefacts[TYPED], graph, options)
-    assert (plan.facts["tf32"], plan.audit.count("HALF")) == (tf32, 0)
+    assert (plan.record.tf32, plan.audit.count("HALF")) == (tf32, 0)
 
 
 def scale_first_weight(factor: float, path: Path) -> None:
@@ -326,7 +338,7 @@ def test_stripped_plans_are_shared_by_structure(folder, tmp_path, monkeypatch, w
     def fake(trt: object, path: Path, spec: GraphSpec, options: BuildOptions, **_: object) -> Plan:
         built.append(spec.name)
         audit = TypeAudit(layers={"CONVOLUTION": {"HALF": 1}}, unexplained=(), float_nodes={})
-        return Plan(data=spec.name.encode(), audit=audit, facts={"features": {"weights": options.weights}})
+        return plan_of(spec.name.encode(), audit, weights=options.weights)
 
     built: list[str] = []
     monkeypatch.setattr(plans, "build_plan", fake)
@@ -344,34 +356,34 @@ def test_stripped_plans_are_shared_by_structure(folder, tmp_path, monkeypatch, w
     files = {g.name: g.artefacts["trt"] for g in manifest.graphs}
     assert all((copy / file).is_file() for file in files.values())
     assert len(set(files.values())) == builds
-    facts = manifest.extra["tensorrt"]["plans"]["trt"]["graphs"]
-    assert set(facts) == set(files), "the manifest describes the plan of every fold"
-    assert [n for n, about in facts.items() if "shared" in about] == (["ct-1", "text-1"] if weights == "strip" else [])
+    built_plans = tensorrt_of(manifest).plans["trt"].graphs
+    assert set(built_plans) == set(files), "the manifest describes the plan of every fold"
+    assert [n for n, plan in built_plans.items() if plan.shared] == (["ct-1", "text-1"] if weights == "strip" else [])
 
 
 def test_inspect_shows_layer_types_and_pending_engines(folder):
     """`tmi inspect` shows layer types, reasons for float32, emulated ranges and pending engines."""
     outcome = tmi("inspect", folder)
     assert outcome.code == 0, outcome.err
-    facts = open_bundle(folder).manifest.extra["tensorrt"]
+    built = tensorrt_of(open_bundle(folder).manifest).plans["trt-rtx"].graphs
     rows = [
         [cell.strip() for cell in line.split("│")[1:-1]] for line in outcome.out.splitlines() if "trt-rtx │" in line
     ]
-    shown = {row[1]: row for row in rows if len(row) == 7 and row[1] in facts["plans"]["trt-rtx"]["graphs"]}
-    for name, plan in facts["plans"]["trt-rtx"]["graphs"].items():
-        counts = [str(plan["layers_in_half"]), str(plan["layers_in_float"])]
+    shown = {row[1]: row for row in rows if len(row) == 7 and row[1] in built}
+    for name, plan in built.items():
+        counts = [str(plan.layers_in_half), str(plan.layers_in_float)]
         assert shown[name][3:6] == ["float16", *counts]
     assert "LayerNormalization: squares and sums a whole row" in outcome.out
     assert "still to be built with `tmi build`: the package tensorrt is not" in " ".join(outcome.out.split())
     assert "emulation  ct-0: " in outcome.out
     document = tmi("inspect", folder, "--json").document
-    assert document["manifest"]["extra"]["tensorrt"]["plans"]["trt-rtx"]["graphs"]["ct-0"]["layers_in_half"] > 0
+    assert document["manifest"]["tensorrt"]["plans"]["trt-rtx"]["graphs"]["ct-0"]["layers_in_half"] > 0
     assert document["engines"]["trt-rtx"] == "built, cannot run here: no NVIDIA GPU with its driver"
     assert document["engines"]["onnx"] == "ready"
 
 
 def test_manifest_has_no_local_paths(folder):
     """The manifest contains no path of the exporting machine."""
-    text = json.dumps(open_bundle(folder).manifest.extra)
+    text = json.dumps(manifest_to_json(open_bundle(folder).manifest)["tensorrt"])
     for name in (str(folder.parent), "/home/", "/root/", "/tmp/", "/_src/"):
         assert name not in text

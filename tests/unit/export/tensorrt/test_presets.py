@@ -28,13 +28,14 @@ def test_tiny_preset_becomes_fp16_plans_for_sm80(tmp_path):
     assert "trt-rtx      4 plans for sm80 by tensorrt_rtx" in outcome.out
     manifest = open_bundle(folder).manifest
     assert manifest.preset == "tiny"
-    plans = manifest.extra["tensorrt"]["plans"]["trt-rtx"]["graphs"]
+    assert manifest.tensorrt is not None
+    plans = manifest.tensorrt.plans["trt-rtx"].graphs
     assert set(plans) == {"ct-0", "ct-1", "text-0", "fusion"}
     for name, plan in plans.items():
-        assert plan["layers_in_half"] > plan["layers_in_float"] > 0, name
-        assert sum(len(node["layers"]) for node in plan["float_nodes"].values()) >= plan["layers_in_float"]
-        assert all(node["why"] for node in plan["float_nodes"].values())
-    errors = {r.gate: r for r in manifest.parity if r.engine == "fp16-emulation"}
+        assert (plan.layers_in_half or 0) > (plan.layers_in_float or 0) > 0, name
+        assert sum(len(node.layers) for node in plan.float_nodes.values()) >= (plan.layers_in_float or 0)
+        assert all(node.why for node in plan.float_nodes.values())
+    errors = {r.check: r for r in manifest.parity if r.engine == "fp16-emulation"}
     assert 1e-5 < errors["logits"].measured < errors["logits"].bound == 2.0**-6
     assert errors["float64"].multiple > 1, "the error is also stated as a multiple of float32's own"
     shown = tmi("inspect", folder).out

@@ -61,7 +61,7 @@ def exported_at(signed: Signed, folder: Path, created: str, *, run: str = "run")
     """A copy of the bundle, exported at another time from a run of that name, and signed again."""
     shutil.copytree(signed.bundle, folder)
     manifest = manifest_at(folder)
-    write_manifest(folder, replace(manifest, created=created, run={**manifest.run, "name": run}))
+    write_manifest(folder, replace(manifest, created=created, run=replace(manifest.run, name=run)))
     sign_bundle(folder, signed.private, force=True)
     return folder
 

@@ -87,7 +87,7 @@ def test_waterfall_in_ascii(monkeypatch):
 def test_checks_of_an_engine(capsys, columns):
     """`tmi verify` and `tmi inspect`: engine, check and result in one row; a failed check with all its values."""
     records = [
-        CheckResult(gate="probabilities", graph="fusion", artefact="onnx", engine="openvino-bf16", measured=0.25,
+        CheckResult(check="probabilities", graph="fusion", artefact="onnx", engine="openvino-bf16", measured=0.25,
                     bound=0.01, passed=False, detail="case 3 of 4 differs")
     ]  # fmt: skip
     print_listing(make_console(), checks_table(records))
@@ -104,4 +104,4 @@ def test_bundle_of_inspect(columns):
     lines = text[text.index("\nengines ") :].splitlines()[2:-1]
     assert max(map(len, lines)) <= columns
     assert "fusion" in text
-    assert json.loads(tmi("inspect", PUBLISHED, "--json").out)["schema"] == "tmi-inspection/1"
+    assert json.loads(tmi("inspect", PUBLISHED, "--json").out)["schema"] == "tmi-inspection/2"

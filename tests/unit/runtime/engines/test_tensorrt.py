@@ -13,7 +13,16 @@ import pytest
 
 from factories.fake_cuda import DOWNLOAD_S, UPLOAD_S, fake_trt_engine
 from factories.small_bundle import small_manifest
+from tmi.runtime.bundle.manifest_records import FileSpec
 from tmi.runtime.bundle.reader import Bundle
+from tmi.runtime.bundle.tensorrt_records import (
+    GraphPrecision,
+    PlanFeatures,
+    PlanPrecision,
+    PlanRecord,
+    PrecisionRecord,
+    TensorRtRecord,
+)
 from tmi.runtime.engines import nvidia_driver
 from tmi.runtime.engines import registry as engine_table
 from tmi.runtime.engines import tensorrt as trt_engine
@@ -48,18 +57,24 @@ def test_missing_driver_is_reported_before_any_import(name, monkeypatch):
     assert "tensorrt" not in sys.modules
 
 
-def facts(**changes: object) -> dict[str, object]:
-    features = {"hardware compatibility": changes.pop("hardware", "none")}
-    return {"builder": "tensorrt 11.0.0.5", "target": None, "built_on": "sm80", "features": features, **changes}
+def plan_record(*, hardware: str = "none", target: str | None = None, built_on: str | None = "sm80") -> PlanRecord:
+    return PlanRecord(
+        builder="tensorrt 11.0.0.5",
+        target=target,
+        built_on=built_on,
+        features=PlanFeatures(hardware_compatibility=hardware),
+        profiles=(),
+        plan=FileSpec(sha256="00", bytes=2),
+    )
 
 
 @pytest.mark.parametrize(
     ("plan", "gpu", "version"),
     [
-        (facts(), A100, "11.0.0.5"),
-        (facts(), A100, "11.0.0.9"),
-        (facts(hardware="ampere-plus"), L4, "11.0.0.5"),
-        (facts(target="sm89", built_on=None), L4, "11.0.0.5"),
+        (plan_record(), A100, "11.0.0.5"),
+        (plan_record(), A100, "11.0.0.9"),
+        (plan_record(hardware="ampere-plus"), L4, "11.0.0.5"),
+        (plan_record(target="sm89", built_on=None), L4, "11.0.0.5"),
     ],
 )
 def test_compatible_plan_is_accepted(plan, gpu, version):
@@ -71,15 +86,15 @@ def test_compatible_plan_is_accepted(plan, gpu, version):
     ("plan", "gpu", "version", "text"),
     [
         (
-            facts(),
+            plan_record(),
             L4,
             "11.0.0.5",
             r"for a GPU of sm80 \(hardware compatibility: none\), this machine has L4, sm89",
         ),
-        (facts(hardware="ampere-plus"), T4, "11.0.0.5", "this machine has T4, sm75"),
-        (facts(), A100, "11.1.0.5", r"were built with tensorrt 11\.0\.0\.5, installed is 11\.1\.0\.5"),
-        (facts(), A100, "10.13.0", r"installed is 10\.13\.0"),
-        (facts(target="sm80", built_on=None), L4, "11.0.0.5", "for a GPU of sm80"),
+        (plan_record(hardware="ampere-plus"), T4, "11.0.0.5", "this machine has T4, sm75"),
+        (plan_record(), A100, "11.1.0.5", r"were built with tensorrt 11\.0\.0\.5, installed is 11\.1\.0\.5"),
+        (plan_record(), A100, "10.13.0", r"installed is 10\.13\.0"),
+        (plan_record(target="sm80", built_on=None), L4, "11.0.0.5", "for a GPU of sm80"),
     ],
 )
 def test_incompatible_plan_is_rejected(plan, gpu, version, text):
@@ -100,9 +115,9 @@ def test_undescribed_plans_are_rejected():
 def test_plan_precision_is_the_coarsest():
     """The precision of the pipeline is that of its least exact graph."""
     manifest = small_manifest()
-    recorded = {"ct-0": "float16", "text-0": "float32", "fusion": "tf32"}
-    graphs = {name: {"precision": precision} for name, precision in recorded.items()}
-    manifest = replace(manifest, extra={"tensorrt": {"precision": {"graphs": graphs}}})
+    recorded: dict[str, PlanPrecision] = {"ct-0": "float16", "text-0": "float32", "fusion": "tf32"}
+    graphs = {name: GraphPrecision(precision=precision) for name, precision in recorded.items()}
+    manifest = replace(manifest, tensorrt=TensorRtRecord(precision=PrecisionRecord(graphs=graphs)))
     assert plan_precision(manifest) == "float16"
 
 

@@ -40,7 +40,7 @@ def test_length_is_rounded_up_within_the_limit(lengths, width, longest, expected
 def test_padding_changes_no_feature(opened, monkeypatch):
     """Trimmed tokens give the features of fully padded ones."""
     manifest = opened.bundle.manifest
-    longest = manifest.parsed_config().clinical.max_length
+    longest = manifest.config.clinical.max_length
     for real in (3, 40):
         text = tokens(real, width=longest)
         texts = dict.fromkeys((fold.text for fold in manifest.folds), text)

@@ -105,7 +105,7 @@ def test_evidence_table_shows_the_records_of_the_manifest(pages, tiny_bundle):
     for name in names:
         ran = [r for r in records if r.engine == name]
         check = "preprocessing" if name is None else "logits"
-        quoted = [r for r in ran if r.gate == check and r.graph == "pipeline"]
+        quoted = [r for r in ran if r.check == check and r.graph == "pipeline"]
         worst = max(quoted, key=lambda r: (r.measured / r.bound if r.bound else 0.0, r.bound))
         count, value = shown["audit of the files" if name is None else name]
         assert count == f"{sum(r.passed for r in ran)} of {len(ran)}"
@@ -118,13 +118,13 @@ def test_evidence_takes_the_worst_record_in_any_order():
     from tmi.runtime.bundle.reader import inspect_bundle
 
     manifest = inspect_bundle(PUBLISHED_BUNDLE).manifest
-    logits = next(r for r in manifest.parity if (r.engine, r.gate) == ("onnx", "logits"))
+    logits = next(r for r in manifest.parity if (r.engine, r.check) == ("onnx", "logits"))
     failed = replace(logits, measured=0.25, bound=0.0625, passed=False)
     for parity in ((*manifest.parity, failed), (failed, *manifest.parity), (*reversed(manifest.parity), failed)):
         row = next(r for r in evidence(replace(manifest, parity=parity), "onnx") if r["engine"] == "onnx")
         assert (row["check"], row["measured"], row["bound"], row["used"]) == ("logits", 0.25, 0.0625, True)
         assert row["passed"] == row["checks"] - 1
-    without = tuple(r for r in manifest.parity if r.gate != "logits")
+    without = tuple(r for r in manifest.parity if r.check != "logits")
     assert {r["check"] for r in evidence(replace(manifest, parity=without), "onnx") if "audit" not in r["engine"]} == {
         None
     }

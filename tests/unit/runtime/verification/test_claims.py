@@ -15,6 +15,7 @@ from factories.cases import write_case
 from factories.paths import ROOT
 from factories.planted_faults import manifest_at, reseal
 from factories.tmi_command import tmi
+from tmi.runtime.bundle.manifest_records import MetricSummary, RunSummary
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.verification.preprocessing_check import CLAIMS, check_preprocessing, output_metadata
 
@@ -42,7 +43,7 @@ def edit_tokenizer(folder: Path) -> None:
 
 def edit_metrics(folder: Path) -> None:
     run = manifest_at(folder).run
-    reseal(folder, run={**run, "summary": {"over_folds": {"roc_auc": {"mean": 0.99, "std": 0.01}}}})
+    reseal(folder, run=replace(run, summary=RunSummary(over_folds={"roc_auc": MetricSummary(mean=0.99, std=0.01)})))
 
 
 def rename_fold(folder: Path) -> None:
@@ -61,7 +62,7 @@ FORGERIES: dict[str, tuple[Callable[[Path], None], str]] = {
     "metrics": (edit_metrics, "run of the manifest changed"),
     "preset": (lambda f: reseal(f, preset="paper"), "run of the manifest changed"),
     "config": (
-        lambda f: reseal(f, config={**manifest_at(f).config, "preset": "paper"}),
+        lambda f: reseal(f, config=replace(manifest_at(f).config, preset="paper")),
         "config of the manifest changed",
     ),
 }

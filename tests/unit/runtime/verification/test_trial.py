@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -133,7 +134,7 @@ def test_limits_grow_with_the_network():
     small = trial_limits(manifest, "onnx")
     assert small.memory_bytes < 2 * 2**30
     assert small.cpu_seconds < 10
-    ct = {**manifest.config["ct"], "shape_DHW": [64, 512, 512]}
-    large = trial_limits(trial.Manifest(**{**vars(manifest), "config": {**manifest.config, "ct": ct}}), "onnx")
+    ct = replace(manifest.config.ct, shape_DHW=(64, 512, 512))
+    large = trial_limits(replace(manifest, config=replace(manifest.config, ct=ct)), "onnx")
     assert large.memory_bytes > 7 * 2**30
     assert large.cpu_seconds > 300

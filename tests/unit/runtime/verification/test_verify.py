@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -23,7 +22,9 @@ from factories.tmi_command import tmi
 from tmi.runtime import Predictor
 from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.manifest import manifest_schema
+from tmi.runtime.bundle.manifest_records import Hardware
 from tmi.runtime.bundle.reader import open_bundle
+from tmi.runtime.engines.host import hardware
 from tmi.runtime.engines.onnxruntime import OnnxEngine
 from tmi.runtime.engines.registry import ENGINES, missing_requirement
 from tmi.runtime.verification.self_test import self_test_key
@@ -202,7 +203,7 @@ def test_self_test_repeats_for_another_combination(tiny_bundle, copy, new_machin
     assert (opened(), opened()) == ("now", "before")
     assert opened(engine="openvino") == "now"
     assert opened(copy) == "before"  # the same bundle in another folder
-    reseal(copy, extra={"note": "another export"})
+    reseal(copy, created="2020-01-01T00:00:00+00:00")
     assert opened(copy) == "now"
     with monkeypatch.context() as patch:
         patch.setattr("tmi.runtime.verification.self_test.cpu_name", lambda: "Another CPU")
@@ -296,7 +297,7 @@ def test_inspect_json_omits_long_parts(tiny_bundle):
     """`--json` holds the manifest without files and config, and their totals."""
     document = tmi("inspect", tiny_bundle, "--json").document
     manifest = json.loads((tiny_bundle / "manifest.json").read_text())
-    assert document["schema"] == "tmi-inspection/1"
+    assert document["schema"] == "tmi-inspection/2"
     assert document["files"] == len(manifest["files"])
     assert document["bytes"] == sum(f["bytes"] for f in manifest["files"].values())
     assert document["manifest"] == {k: v for k, v in manifest.items() if k not in ("files", "config")}
@@ -317,7 +318,7 @@ def test_inspect_is_fast_and_light(tiny_bundle):
     )
     assert time.perf_counter() - start < 10
     assert process.stderr.strip() in ("[]", "['numpy']")
-    assert json.loads(process.stdout)["schema"] == "tmi-inspection/1"
+    assert json.loads(process.stdout)["schema"] == "tmi-inspection/2"
 
 
 def test_inspect_rejects_changed_file_lists(copy):
@@ -337,7 +338,7 @@ def test_manifest_satisfies_its_schema(tiny_bundle):
     jsonschema.Draft202012Validator.check_schema(manifest_schema())
     jsonschema.validate(data, manifest_schema())
     for change in (
-        lambda d: d.update(schema="tmi-bundle/3"),
+        lambda d: d.update(schema="tmi-bundle/2"),
         lambda d: d.update(colour=1),
         lambda d: d.pop("folds"),
         lambda d: d.update(threshold=1.5),
@@ -353,6 +354,5 @@ def test_manifest_satisfies_its_schema(tiny_bundle):
 def test_manifest_names_largest_batch_and_hardware(tiny_bundle):
     """The manifest states the largest checked batch and the exporting hardware."""
     manifest = manifest_at(tiny_bundle)
-    assert manifest.golden["largest_batch"] == 8
-    assert set(manifest.extra["hardware"]) == {"machine", "cpu", "system"}
-    assert replace(manifest, extra={}) != manifest
+    assert manifest.golden.largest_batch == 8
+    assert manifest.hardware == Hardware(**hardware())

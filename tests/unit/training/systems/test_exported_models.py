@@ -144,7 +144,7 @@ def test_fp16_graphs_pass_emulation(small_comparison, tmp_path, key):
     """The FP16 graphs of every row pass their parity checks in emulation."""
     bundle = export_run(small_comparison.folder / "runs" / key, tmp_path / "bundle", artefacts=("trt",))
     assert bundle.has("onnx-typed")
-    assert {r.gate for r in bundle.manifest.parity if r.engine == "fp16-emulation"} >= {"finite-inside", "logits"}
+    assert {r.check for r in bundle.manifest.parity if r.engine == "fp16-emulation"} >= {"finite-inside", "logits"}
 
 
 @pytest.mark.parametrize("key", FAST_ROWS)
@@ -235,7 +235,7 @@ def test_wrong_slice_fails_parity_checks(small_comparison, tmp_path, monkeypatch
     monkeypatch.setattr(torchscript_export, "write_torchscript", shifted)
     with pytest.raises(ParityError, match="features of ct-0") as error:
         export_run(small_comparison.folder / "runs" / "simpleff", tmp_path / "bundle", artefacts=("torchscript",))
-    assert {r.gate for r in error.value.records if not r.passed} >= {"features"}
+    assert {r.check for r in error.value.records if not r.passed} >= {"features"}
     assert not (tmp_path / "bundle").exists()
 
 

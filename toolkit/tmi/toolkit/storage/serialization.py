@@ -76,7 +76,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         if value in get_args(hint):
             return value
     elif origin in (Union, types.UnionType):
-        sections = [o for o in get_args(hint) if is_dataclass(o)]
+        sections = [o for o in get_args(hint) if is_dataclass(o) or get_origin(o) is Mapping]
         if isinstance(value, Mapping) and len(sections) == 1:
             return _typed(sections[0], value, where)  # an optional section: its own error is more specific
         for option in get_args(hint):

@@ -47,7 +47,7 @@ def summary_table(records: Sequence[CheckResult]) -> Listing:
         worst = max(bounded, key=lambda r: (not r.passed, (r.measured or 0.0) / (r.bound or 1.0)), default=None)
         closest = "-"
         if worst is not None:
-            closest = f"{worst.gate}: {_format(worst.measured)} of {_format(worst.bound)}"
+            closest = f"{worst.check}: {_format(worst.measured)} of {_format(worst.bound)}"
         multiples = [r.multiple for r in members if r.multiple is not None]
         multiple = f"{max(multiples):.2g}" if multiples else ""
         status = "ok" if passed == len(members) else "FAILED"
@@ -59,7 +59,7 @@ def failures_table(records: Sequence[CheckResult]) -> Listing:
     """One row for each failed check."""
     failed = [r for r in records if not r.passed]
     rows = [
-        (r.gate, r.graph, r.artefact, r.engine or "-", _format(r.measured), _format(r.bound), r.detail) for r in failed
+        (r.check, r.graph, r.artefact, r.engine or "-", _format(r.measured), _format(r.bound), r.detail) for r in failed
     ]
     return Listing(columns=FAILED, rows=rows, title=f"{len(failed)} of {len(records)} parity checks failed", keys=2)
 
@@ -71,7 +71,7 @@ def checks_table(records: Sequence[CheckResult]) -> Listing:
     """
     groups: dict[tuple[str, str], list[CheckResult]] = {}
     for r in records:
-        groups.setdefault((r.engine or r.artefact, r.gate), []).append(r)
+        groups.setdefault((r.engine or r.artefact, r.check), []).append(r)
     rows = []
     for (engine, gate), members in groups.items():
         # A failed record first, then one that could not be measured, then the largest value.

@@ -6,11 +6,10 @@ The values come from the manifest, where the build recorded them: a plan cannot 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from tmi.runtime.bundle.manifest import Manifest
-from tmi.runtime.engines.precision import TENSORRT
+from tmi.runtime.bundle.tensorrt_records import PlanRecord
 from tmi.toolkit.cli.listing import Column, Listing
 
 PLANS = (
@@ -26,33 +25,33 @@ PLANS = (
 
 def plans_table(manifest: Manifest) -> Listing | None:
     """One row for each plan; None if the bundle has no TensorRT metadata."""
-    metadata: Mapping[str, Any] = manifest.extra.get(TENSORRT, {})
-    if not metadata:
+    record = manifest.tensorrt
+    if record is None:
         return None
     rows: list[tuple[str, ...]] = []
-    precisions = metadata.get("precision", {}).get("graphs", {})
-    for kind, record in metadata.get("plans", {}).items():
-        for name, plan in record["graphs"].items():
-            size = f"{plan['plan']['bytes'] / 1e6:.1f} MB"
-            counts = ("-" if plan[key] is None else str(plan[key]) for key in ("layers_in_half", "layers_in_float"))
-            rows.append((kind, name, size, precisions.get(name, {}).get("precision", "?"), *counts, _reasons(plan)))
-    for kind, missing in metadata.get("pending", {}).items():
+    precisions = {} if record.precision is None else record.precision.graphs
+    for kind, plans in record.plans.items():
+        for name, plan in plans.graphs.items():
+            size = f"{plan.plan.bytes / 1e6:.1f} MB"
+            counts = ("-" if count is None else str(count) for count in (plan.layers_in_half, plan.layers_in_float))
+            precision = precisions[name].precision if name in precisions else "?"
+            rows.append((kind, name, size, precision, *counts, _reasons(plan)))
+    for kind, missing in record.pending.items():
         rows.append((kind, "all", "-", "-", "-", "-", f"still to be built with `tmi build`: {missing}"))
     return Listing(columns=PLANS, rows=rows, keys=2)
 
 
 def emulation_lines(manifest: Manifest) -> Iterator[str]:
     """One line for each graph: largest FP16 magnitude on golden inputs and real cases, and its share of the range."""
-    for name, record in manifest.extra.get(TENSORRT, {}).get("emulation", {}).items():
-        if "at" in record:
-            at = record["at"]
+    for name, record in ({} if manifest.tensorrt is None else manifest.tensorrt.emulation).items():
+        if record.at is not None:
             yield (
-                f"{name}: {record['tensors']} FP16 tensors, the largest magnitude {record['largest']:.4g} "
-                f"({record['share_of_fp16_range']:.0%} of the range) at {at['node']} ({at['operator']})"
+                f"{name}: {record.tensors} FP16 tensors, the largest magnitude {record.largest:.4g} "
+                f"({record.share_of_fp16_range:.0%} of the range) at {record.at.node} ({record.at.operator})"
             )
 
 
-def _reasons(plan: Mapping[str, Any]) -> str:
+def _reasons(plan: PlanRecord) -> str:
     """Each distinct reason with the number of nodes that it keeps in float32."""
-    counts = Counter(str(node["why"]) for node in plan.get("float_nodes", {}).values())
+    counts = Counter(node.why for node in plan.float_nodes.values())
     return "; ".join(f"{count} {why}" for why, count in counts.most_common())
