@@ -55,11 +55,15 @@ def make_arrays() -> CohortArrays:
 def train_small(
     folder: Path, arrays: CohortArrays, config: Config, split: FoldSplit = SPLIT, **more: object
 ) -> FoldFolder:
-    """Train the fold in a new folder; `more` are options of `train_fold`."""
+    """Train the fold in a new folder; `more` are fields of `FoldContext` and options of `train_fold`."""
     from tmi.training.loop.fold_training import train_fold
+    from tmi.training.loop.hardware import HardwareConfig
+    from tmi.training.loop.run_spec import FoldContext
 
     files = FoldFolder(folder=folder, fold=split.fold)
     folder.mkdir(parents=True)
-    options = {"tokenizer": None, "accelerator": "cpu", "epoch_callback": lambda *_: None} | more
-    train_fold(arrays, split, config, files, **options)  # type: ignore[arg-type]
+    fields = {"tokenizer": None, "hardware": HardwareConfig(accelerator="cpu")} | more
+    options = {key: fields.pop(key) for key in ("epoch_callback", "features") if key in fields}
+    context = FoldContext(arrays=arrays, config=config, **fields)  # type: ignore[arg-type]
+    train_fold(context, split, files, **{"epoch_callback": lambda *_: None, **options})  # type: ignore[arg-type]
     return files

@@ -222,7 +222,7 @@ PUBLIC_NAMES = {
         tone_difference_features zone_features
     """,
     "tmi.training.loop": """
-        FoldModule HardwareConfig RunResult TrainingCallbacks cross_validate estimate_memory
+        FoldContext FoldModule HardwareConfig RunResult RunSpec TrainingCallbacks cross_validate estimate_memory
         fit_memory machine_differences machine_facts recorded_machines require_same_initial_weights
         require_same_options resolve_accelerator set_frozen_eval set_vector_norms_eval train_fold
         require_hardware_options

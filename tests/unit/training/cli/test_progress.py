@@ -14,15 +14,16 @@ from tmi.toolkit.storage.atomic_files import write_json
 from tmi.training.evaluation.metrics import METRICS
 from tmi.training.loop import cross_validation
 from tmi.training.loop.hardware import HardwareConfig
+from tmi.training.loop.run_spec import FoldContext
 
 FOLDS, EPOCHS = 5, 4
 SPLITS = tuple(FoldSplit(fold=k, train=(), validation=(), test=()) for k in range(FOLDS))
 
 
-def trained(cohort, config, out, *, callbacks, **_):
+def trained(spec, callbacks, **_):
     """Stub of `cross_validate` that reports five folds of four epochs, a rejected case and a failed fold."""
-    advance = callbacks.on_preparation_start(len(cohort.cases))
-    for case in cohort.cases:
+    advance = callbacks.on_preparation_start(len(spec.cohort.cases))
+    for case in spec.cohort.cases:
         advance(case)
     error = InputRejectedError("the CT is empty", fix="add it", code="ct-missing", case_id="P7")
     callbacks.on_case_rejected(error)
@@ -40,7 +41,7 @@ def trained(cohort, config, out, *, callbacks, **_):
         "over_folds": {m: {"mean": 0.5, "std": 0.1} for m in METRICS},
         "notes": [],
     }  # fmt: skip
-    return cross_validation.RunResult(run=SimpleNamespace(path=out), summary=summary, rejected=(error,))
+    return cross_validation.RunResult(run=SimpleNamespace(path=spec.out), summary=summary, rejected=(error,))
 
 
 @pytest.fixture
@@ -117,20 +118,21 @@ def test_loop_reports_folds_and_metrics(tmp_path, monkeypatch, nano_config, para
         on_fold_failed=None,
     )
 
-    def train_fold(arrays, split, config, files, **_):
+    def train_fold(context, split, files, **_):
         files.folder.mkdir(parents=True, exist_ok=True)
         write_json(files.metrics, {"test": {"roc_auc": split.fold / 10}})
 
-    def train_folds(splits, arrays, config, folder, *, epoch_callback, on_fold_end, **_):
+    def train_folds(context, splits, folder, *, epoch_callback, on_fold_end, **_):
         for split in splits:
             epoch_callback(split)
-            train_fold(arrays, split, config, folder(split.fold))
+            train_fold(context, split, folder(split.fold))
             on_fold_end(split)
 
     monkeypatch.setattr("tmi.training.loop.fold_training.train_fold", train_fold)
     monkeypatch.setattr("tmi.training.loop.parallel_folds.train_folds_in_parallel", train_folds)
     hardware = HardwareConfig(accelerator="cpu", parallel_folds=parallel)
-    cross_validation._train_folds(SPLITS[3:], None, nano_config, tmp_path, None, callbacks, None, hardware)
+    context = FoldContext(arrays=None, config=nano_config, tokenizer=None, hardware=hardware)  # type: ignore[arg-type]
+    cross_validation._train_folds(context, SPLITS[3:], tmp_path, callbacks)
     assert seen == [2, ("start", 3), (3, 0.3), ("start", 4), (4, 0.4)]
     assert FoldFolder.of(tmp_path, 3).done
 

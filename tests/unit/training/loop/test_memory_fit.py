@@ -243,9 +243,10 @@ class Recorder:
 def test_choice_is_reported_recorded_and_passed_on(cohort, tmp_path, free, monkeypatch, nano_config):
     """The run records need, memory and choice; its config stays, so that it resumes on a larger machine."""
     from tmi.training.loop import cross_validation
+    from tmi.training.loop.run_spec import RunSpec
 
     used = []
-    monkeypatch.setattr(cross_validation, "_train_folds", lambda *args: used.append(args[-1]))
+    monkeypatch.setattr(cross_validation, "_train_folds", lambda context, *_: used.append(context.hardware))
     monkeypatch.setattr(cross_validation, "write_summary", lambda *args, **more: {})
     config = override(nano_config, ["train.folds=2"])
     held = 8 * 4 * int(torch.tensor(config.ct.shape_DHW).prod())
@@ -254,10 +255,9 @@ def test_choice_is_reported_recorded_and_passed_on(cohort, tmp_path, free, monke
     def train(gib: float, *, resume: bool = False) -> list[str]:
         free(gib)
         recorder = Recorder()
-        cross_validation.cross_validate(
-            open_cohort(cohort), config, tmp_path / "run", schema=load_schema(None), tokenizer=None, accelerator="cpu",
-            callbacks=recorder, resume=resume,
-        )  # fmt: skip
+        spec = RunSpec(cohort=open_cohort(cohort), config=config, out=tmp_path / "run", schema=load_schema(None),
+                       hardware=HardwareConfig(accelerator="cpu"))  # fmt: skip
+        cross_validation.cross_validate(spec, recorder, resume=resume)
         return [warning for warning in recorder.warnings if "memory" in warning or "GiB" in warning or "MiB" in warning]
 
     assert "activation checkpointing is used" in train((checkpointed + 100) / GIB)[0]

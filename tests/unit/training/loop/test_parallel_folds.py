@@ -24,6 +24,7 @@ from tmi.toolkit.errors import DamagedError, TmiError, UnavailableError, UsageEr
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.loop.parallel_folds import VISIBLE_DEVICES, FoldFailedError, assign_devices, train_folds_in_parallel
+from tmi.training.loop.run_spec import FoldContext
 
 SPLITS = (FoldSplit(fold=0, train=IDS[8:], validation=IDS[4:8], test=IDS[:4]), SPLIT)
 FILES = ("model.safetensors", "scaler.json", "tokenizer.json", "predictions.csv", "history.csv", "metrics.json")
@@ -61,13 +62,9 @@ def train_in_parallel(
     torch.set_num_threads(2)
     try:
         train_folds_in_parallel(
+            FoldContext(arrays=make_arrays(), config=config, tokenizer=None, hardware=TWO),
             splits,
-            make_arrays(),
-            config,
             lambda number: FoldFolder.of(folder, number),
-            tokenizer=None,
-            initial=None,
-            hardware=TWO,
             epoch_callback=lambda split: lambda epoch, *losses: on_epoch(split.fold, epoch),
             on_fold_failed=lambda split, why: failed.update({split.fold: why}),
         )

@@ -11,9 +11,9 @@ from safetensors import safe_open
 from factories.fold_arrays import IDS, SPLIT, changed, make_arrays
 from factories.nano import nano
 from factories.networks import ESTIMATORS, configured
+from factories.small_fold import train_small
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.run_folder import FoldFolder
-from tmi.training.loop.fold_training import train_fold
 from tmi.training.systems import sklearn_arrays as estimator_arrays
 from tmi.training.systems.factory import build_model
 from tmi.training.systems.radiomics_pipeline import LassoSelection, fit
@@ -79,11 +79,7 @@ def test_lasso_selects_at_least_one_feature(monkeypatch):
 
 
 def train(folder: Path, name: str, arrays: object) -> FoldFolder:
-    files = FoldFolder(folder=folder, fold=SPLIT.fold)
-    folder.mkdir()
-    config = configured(f"system.name={name}")
-    train_fold(arrays, SPLIT, config, files, tokenizer=None, accelerator="cpu", epoch_callback=lambda *_: None)  # type: ignore[arg-type]
-    return files
+    return train_small(folder, arrays, configured(f"system.name={name}"), SPLIT)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

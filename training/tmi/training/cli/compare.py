@@ -51,7 +51,7 @@ from tmi.training.loop.hardware import HardwareConfig, require_hardware_options,
 if TYPE_CHECKING:
     from tmi.training.comparison.plan import Plan, PlannedRun
     from tmi.training.comparison.runner import ComparisonRuns
-    from tmi.training.pretrained.initial_weights import Initialization
+    from tmi.training.loop.run_spec import RunSpec
 
 
 def compare(
@@ -143,8 +143,23 @@ def compare(
         "parallel-folds": None if parallel_folds == 1 else parallel_folds,
     }
     command = _command_line(table, model or [], settings or [], options)
+    from tmi.toolkit.preprocessing.cache import PreparedCache
+    from tmi.training.loop.run_spec import RunSpec
+
     with output_lock(out, kind="comparison"):
-        trained = _train(plan, data, out, fields, vocab, initialization, hardware=hardware, cached=not no_cache)
+        tokenizer, vocabulary = read_given_vocabulary(vocab, initialization)
+        spec = RunSpec(
+            cohort=data,
+            config=plan.runs[0].config,
+            schema=fields,
+            out=out,
+            tokenizer=tokenizer,
+            vocabulary=vocabulary,
+            initial=None if initialization is None else initialization.weights,
+            hardware=hardware,
+            cache=None if no_cache else PreparedCache(),
+        )
+        trained = _train(plan, spec)
         _report(plan, trained, data, out, command)
     if trained.failed or trained.rejected:
         raise typer.Exit(int(ExitCode.UNEXPECTED if trained.failed else ExitCode.REJECTED))
@@ -170,22 +185,10 @@ def _require_matching_pretraining(plan: Plan, text_weights: Path) -> None:
             require_matching_pretraining(text_weights, planned.config)
 
 
-def _train(
-    plan: Plan,
-    data: Any,
-    out: Path,
-    schema: Any,
-    vocab: Path | None,
-    initialization: Initialization | None,
-    *,
-    hardware: HardwareConfig,
-    cached: bool,
-) -> ComparisonRuns:
-    from tmi.toolkit.preprocessing.cache import PreparedCache
+def _train(plan: Plan, spec: RunSpec) -> ComparisonRuns:
     from tmi.training.cli.progress import ProgressCallbacks
     from tmi.training.comparison.runner import train_all
 
-    tokenizer, vocabulary = read_given_vocabulary(vocab, initialization)
     try:
         with show_progress(transient=False) as progress:
             all_runs = progress.add("runs", len(plan.runs), unit="runs", announce=True)
@@ -197,21 +200,9 @@ def _train(
                     all_runs.advance()
                     callbacks.clear()
 
-            return train_all(
-                plan,
-                data,
-                out,
-                schema=schema,
-                tokenizer=tokenizer,
-                vocabulary=vocabulary,
-                hardware=hardware,
-                initial=None if initialization is None else initialization.weights,
-                callbacks=callbacks,
-                cache=PreparedCache() if cached else None,
-                on_run_status=on_run_status,
-            )
+            return train_all(plan, spec, callbacks, on_run_status=on_run_status)
     except KeyboardInterrupt:
-        echo(f"interrupted; continue with the same command and --out {out}", err=True, level=logging.WARNING)
+        echo(f"interrupted; continue with the same command and --out {spec.out}", err=True, level=logging.WARNING)
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
 
 

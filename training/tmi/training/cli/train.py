@@ -6,7 +6,7 @@ import logging
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,7 +15,6 @@ from tmi.toolkit.cli.console import echo, make_console
 from tmi.toolkit.cli.inputs import require_folder_name, require_paths
 from tmi.toolkit.cli.listing import Column, Listing, print_listing
 from tmi.toolkit.cli.progress import show_progress
-from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.config.project import Project, load_project, new_run_folder
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import ExitCode, UnavailableError, UsageError
@@ -54,7 +53,7 @@ from tmi.training.systems.registry import system_spec
 
 if TYPE_CHECKING:
     from tmi.training.loop.cross_validation import RunResult
-    from tmi.training.pretrained.initial_weights import Initialization
+    from tmi.training.loop.run_spec import RunSpec
 
 
 def train(
@@ -126,17 +125,33 @@ def train(
     hardware = HardwareConfig(accelerator=resolve_accelerator(accelerator), devices=devices, nodes=nodes,
                       parallel_folds=parallel_folds, track=tuple(track or ()), memory=memory)  # fmt: skip
     hardware.check(config)
+    from tmi.toolkit.preprocessing.cache import PreparedCache
+    from tmi.training.loop.cross_validation import require_same_options
     from tmi.training.loop.memory_fit import fit_memory
+    from tmi.training.loop.run_spec import RunSpec
 
     if not resume:  # before an existing run is removed; cross_validate compares again and reports
         fit_memory(config, hardware, cases=len(data.cases))
+    tokenizer, vocabulary = read_given_vocabulary(vocab, initialization)
+    spec = RunSpec(
+        cohort=data,
+        config=config,
+        schema=fields,
+        out=target,
+        name=name,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary,
+        initial=None if initialization is None else initialization.weights,
+        hardware=hardware,
+        cache=None if no_cache else PreparedCache(),
+    )
     # node 0 alone creates the run; the others write folds into it
     with nullcontext() if hardware.node_rank else output_lock(target, kind="run"):
         if resume and is_unstarted(target):
             echo(f"run {target} was not started; it starts now", err=True)
         elif resume:
             if RunFolder.open(target).finished:
-                _require_same_options(target, data, config, fields, vocab, initialization)
+                require_same_options(spec)
                 echo(f"run {target} is already finished; next: tmi export {target}")
                 return
         elif hardware.node_rank == 0:
@@ -144,29 +159,7 @@ def train(
             if target.exists():
                 _remove_existing_run(target)
         print_initialization(initialization)
-        _run(
-            data,
-            config,
-            target,
-            fields,
-            vocab,
-            initialization,
-            hardware=hardware,
-            resume=resume,
-            name=name,
-            cached=not no_cache,
-        )
-
-
-def _require_same_options(
-    run: Path, data: Any, config: Config, schema: Schema, vocab: Path | None, initialization: Initialization | None
-) -> None:
-    """Reject options that a finished run was not trained with: resuming it would ignore them."""
-    from tmi.training.loop.cross_validation import require_same_options
-
-    tokenizer, vocabulary = read_given_vocabulary(vocab, initialization)
-    initial = None if initialization is None else initialization.weights
-    require_same_options(run, data, config, schema, tokenizer=tokenizer, initial=initial, vocabulary=vocabulary)
+        _run(spec, resume=resume)
 
 
 def _print_memory_estimate(
@@ -224,49 +217,21 @@ def _remove_existing_run(target: Path) -> None:
     shutil.rmtree(target)
 
 
-def _run(
-    data: Any,
-    config: Config,
-    target: Path,
-    schema: Schema,
-    vocab: Path | None,
-    initialization: Initialization | None,
-    *,
-    hardware: HardwareConfig,
-    resume: bool,
-    name: str | None,
-    cached: bool,
-) -> None:
-    from tmi.toolkit.preprocessing.cache import PreparedCache
+def _run(spec: RunSpec, *, resume: bool) -> None:
     from tmi.training.cli.progress import ProgressCallbacks
     from tmi.training.loop.cross_validation import cross_validate
 
-    tokenizer, vocabulary = read_given_vocabulary(vocab, initialization)
-    cache = PreparedCache() if cached else None
     try:
         with show_progress(transient=False) as progress:
-            result = cross_validate(
-                data,
-                config,
-                target,
-                schema=schema,
-                tokenizer=tokenizer,
-                vocabulary=vocabulary,
-                accelerator=hardware.accelerator,
-                callbacks=ProgressCallbacks(progress, folds=config.train.folds),
-                resume=resume,
-                name=name,
-                cache=cache,
-                initial=None if initialization is None else initialization.weights,
-                hardware=hardware,
-            )
+            callbacks = ProgressCallbacks(progress, folds=spec.config.train.folds)
+            result = cross_validate(spec, callbacks, resume=resume)
     except KeyboardInterrupt:
-        line = f"interrupted; continue with the same command and --out {target} --resume"
+        line = f"interrupted; continue with the same command and --out {spec.out} --resume"
         echo(line, err=True, level=logging.WARNING)
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
-    if cache is not None:
-        echo(cache.summary(), err=True)
-    if hardware.node_rank > 0:
+    if spec.cache is not None:
+        echo(spec.cache.summary(), err=True)
+    if spec.hardware.node_rank > 0:
         return
     _print_result(result)
     if result.rejected:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from tmi.toolkit.cases.case import Cohort
-from tmi.toolkit.clinical.schema import Schema
-from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.errors import DamagedError, InputRejectedError, TmiError, UsageError
-from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder
 from tmi.training.comparison.plan import RUNS, Plan, PlannedRun
 from tmi.training.data.dataset import fingerprint
 from tmi.training.loop.cross_validation import TrainingCallbacks, cross_validate, require_same_initial_weights
-from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.loop.memory_fit import fit_memory
+from tmi.training.loop.run_spec import RunSpec
 
 if TYPE_CHECKING:
     from tmi.training.pretrained.initial_weights import InitialWeights  # torch
@@ -46,33 +42,16 @@ class ComparisonRuns:
 
 
 def train_all(
-    plan: Plan,
-    cohort: Cohort,
-    out: Path,
-    *,
-    schema: Schema,
-    tokenizer: Tokenizer | None,
-    hardware: HardwareConfig,
-    callbacks: TrainingCallbacks,
-    cache: PreparedCache | None,
-    on_run_status: RunStatusCallback,
-    initial: InitialWeights | None = None,
-    vocabulary: Mapping[str, Any] | None = None,
+    plan: Plan, spec: RunSpec, callbacks: TrainingCallbacks, *, on_run_status: RunStatusCallback
 ) -> ComparisonRuns:
-    """Train every run of the plan in `out/runs`.
+    """Train every run of the plan in `spec.out/runs`.
 
     Args:
         plan: runs to train.
-        cohort: the cohort.
-        out: folder of the comparison.
-        schema: clinical schema that the records are rendered by.
-        tokenizer: vocabulary of every run; None trains one on each fold's training texts.
-        hardware: devices and parallel folds.
+        spec: what the runs share. Config and name are replaced by those of each run, and `initial` by the weights of
+            the encoders that the plan names; `out` is the folder of the comparison.
         callbacks: progress hooks of each run.
-        cache: cache of prepared images.
         on_run_status: called when the status of a run changes.
-        initial: pre-trained weights; each run takes those of the encoders that the plan names.
-        vocabulary: record of a given tokenizer for the runs.
 
     Raises:
         UsageError: an existing run was started with other options or on another cohort; nothing was trained.
@@ -80,6 +59,7 @@ def train_all(
         UnavailableError: the machine has too little memory for a run of the plan; nothing was trained.
         KeyboardInterrupt: Ctrl-C; the same call continues.
     """
+    cohort, out, initial, hardware = spec.cohort, spec.out, spec.initial, spec.hardware
     cohort_fingerprint = fingerprint(cohort)
     starts = {p.key: None if initial is None else initial.subset(p.weights) for p in plan.runs}
     # every existing run is checked before the first one is trained
@@ -101,21 +81,14 @@ def train_all(
             continue
         on_run_status(planned, "started" if existing is None else "continued")
         try:
-            result = cross_validate(
-                cohort,
-                planned.config,
-                out / RUNS / planned.key,
-                schema=schema,
-                tokenizer=tokenizer,
-                vocabulary=vocabulary,
-                accelerator=hardware.accelerator,
-                callbacks=callbacks,
-                resume=existing is not None,
+            run_spec = replace(
+                spec,
+                config=planned.config,
+                out=out / RUNS / planned.key,
                 name=planned.key,
-                cache=cache,
                 initial=starts[planned.key],
-                hardware=hardware,
             )
+            result = cross_validate(run_spec, callbacks, resume=existing is not None)
         except RECORDED_ERRORS as error:
             failed[planned.key] = _failure_reason(error)
             on_run_status(planned, "failed")

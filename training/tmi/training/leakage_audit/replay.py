@@ -30,6 +30,7 @@ from tmi.training.loop.fold_training import train_fold
 from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.loop.machine import machine_differences, machine_facts, recorded_machines
 from tmi.training.loop.memory_fit import fit_memory
+from tmi.training.loop.run_spec import FoldContext
 from tmi.training.pretrained.initial_weights import InitialWeights, prepare_initialization
 
 CHECK = "replay"
@@ -120,17 +121,14 @@ def replay_fold(
     again.folder.mkdir(parents=True, exist_ok=True)
     with _threads(machines):
         reasons = _reasons_for_difference(machines, machine_facts(hardware))
-        train_fold(
-            arrays,
-            split,
-            run.config,
-            again,
+        context = FoldContext(
+            arrays=arrays,
+            config=run.config,
             tokenizer=Tokenizer.load(files.tokenizer),  # the check `vocabulary` covers it
-            accelerator=hardware.accelerator,
-            epoch_callback=epoch_callback,
             initial=initial,
             hardware=hardware,
         )
+        train_fold(context, split, again, epoch_callback=epoch_callback)
     return _compare(files, again, split, reasons)
 
 

@@ -30,7 +30,7 @@ from tmi.training.data.fold_dataset import FoldDataset
 from tmi.training.evaluation.fold_inference import positive_probability, predict_logits
 from tmi.training.evaluation.metrics import binary_metrics
 from tmi.training.loop.lightning_module import FoldModule
-from tmi.training.loop.tracking import log_epoch
+from tmi.training.loop.lightning_trainer import log_epoch
 
 HISTORY_COLUMNS = (
     "epoch",

@@ -11,13 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tmi.toolkit.cases.case import Case, Cohort
+from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.rendering import require_rendering
-from tmi.toolkit.clinical.schema import SCHEMA_FILE, Schema
+from tmi.toolkit.clinical.schema import SCHEMA_FILE
 from tmi.toolkit.clinical.tokenizer import MIN_PATIENTS, Tokenizer
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import InputRejectedError, UsageError
-from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.radiomics.provenance import table_axes
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit, RunFolder, is_unstarted
 from tmi.toolkit.storage.atomic_files import read_json
@@ -27,9 +26,9 @@ from tmi.toolkit.synthetic.cohort import is_synthetic
 from tmi.training.data.dataset import CohortArrays, fingerprint, prepare_cohort
 from tmi.training.data.splits import make_folds
 from tmi.training.evaluation.summary import write_summary
-from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.loop.machine import RECORDED_PACKAGES
 from tmi.training.loop.memory_fit import MemoryFit, fit_memory, record_memory
+from tmi.training.loop.run_spec import FoldContext, RunSpec
 from tmi.training.pretrained.origin import vocabulary_record
 
 if TYPE_CHECKING:
@@ -76,40 +75,15 @@ class RunResult:
     """One error for each case that was left out."""
 
 
-def cross_validate(
-    cohort: Cohort,
-    config: Config,
-    out: Path,
-    *,
-    schema: Schema,
-    tokenizer: Tokenizer | None,
-    accelerator: str,
-    callbacks: TrainingCallbacks,
-    resume: bool = False,
-    name: str | None = None,
-    cache: PreparedCache | None = None,
-    initial: InitialWeights | None = None,
-    hardware: HardwareConfig | None = None,
-    vocabulary: Mapping[str, Any] | None = None,
-) -> RunResult:
-    """Train a run in `out`, or continue an interrupted one to the same result.
+def cross_validate(spec: RunSpec, callbacks: TrainingCallbacks, *, resume: bool = False) -> RunResult:
+    """Train a run in `spec.out`, or continue an interrupted one to the same result.
 
     On a node other than the first, the function trains its share, writes nothing and returns an empty summary.
 
     Args:
-        cohort: the cohort.
-        config: settings of the run.
-        out: folder of the run.
-        schema: clinical schema that the records are rendered by.
-        tokenizer: vocabulary of every fold; None trains one on each fold's training texts.
-        accelerator: `cpu` or `gpu`; used if `hardware` is None.
+        spec: the run.
         callbacks: progress hooks.
-        resume: continue the run in `out`; if none was started there, start it.
-        name: name of the run; None: the name of its folder.
-        cache: cache of prepared images; it does not change the result.
-        initial: weights that every fold starts from.
-        hardware: devices, parallel folds and trackers; None: one device of `accelerator`.
-        vocabulary: record of the given tokenizer (`tmi.training.pretrained.origin`); None: of unknown origin.
+        resume: continue the run in `spec.out`; if none was started there, start it.
 
     Raises:
         UsageError: too few cases; a tokenizer is needed and not given; the run to resume was started with other
@@ -120,61 +94,33 @@ def cross_validate(
         UnavailableError: devices, memory or the disk are too small; memory is compared with the estimate of a training
             step before any case is prepared.
     """
-    hardware = hardware or HardwareConfig(accelerator=accelerator)
-    hardware.check(config)
-    memory = fit_memory(config, hardware, cases=len(cohort.cases))
-    hardware = replace(hardware, checkpointing=memory is not None and memory.checkpointing)
-    _require_tokenizer(config, tokenizer)
-    vocabulary = _vocabulary_record(tokenizer, vocabulary)
+    spec.hardware.check(spec.config)
+    memory = fit_memory(spec.config, spec.hardware, cases=len(spec.cohort.cases))
+    hardware = replace(spec.hardware, checkpointing=memory is not None and memory.checkpointing)
+    spec = replace(spec, hardware=hardware)
+    _require_tokenizer(spec.config, spec.tokenizer)
     # Node 0 alone creates, checks and finishes the run folder; the others write folds into it.
-    with nullcontext() if hardware.node_rank else output_lock(out, kind="run"):
-        resume = resume and not is_unstarted(out)
-        return _cross_validate(
-            cohort,
-            config,
-            out,
-            schema,
-            tokenizer,
-            callbacks,
-            resume,
-            name,
-            cache,
-            initial,
-            hardware,
-            vocabulary,
-            memory,
-        )
+    with nullcontext() if hardware.node_rank else output_lock(spec.out, kind="run"):
+        resume = resume and not is_unstarted(spec.out)
+        return _cross_validate(spec, callbacks, resume, memory)
 
 
-def _cross_validate(
-    cohort: Cohort,
-    config: Config,
-    out: Path,
-    schema: Schema,
-    tokenizer: Tokenizer | None,
-    callbacks: TrainingCallbacks,
-    resume: bool,
-    name: str | None,
-    cache: PreparedCache | None,
-    initial: InitialWeights | None,
-    hardware: HardwareConfig,
-    vocabulary: Mapping[str, Any],
-    memory: MemoryFit | None,
-) -> RunResult:
+def _cross_validate(spec: RunSpec, callbacks: TrainingCallbacks, resume: bool, memory: MemoryFit | None) -> RunResult:
     from tmi.training.data.truncated_texts import text_truncation  # torch
 
+    cohort, config, out, hardware = spec.cohort, spec.config, spec.out, spec.hardware
     scratch = out.with_name(f".{out.name}.prepared{hardware.node_rank or ''}")
     cohort_fingerprint = fingerprint(cohort)
     is_follower = hardware.node_rank > 0
     if resume and not is_follower:
-        run = _open_for_resume(out, config, schema, cohort_fingerprint)
-        require_same_initial_weights(run, initial)
-        _require_same_vocabulary(run, vocabulary)
+        run = _open_for_resume(spec, cohort_fingerprint)
     if memory is not None and memory.checkpointing:
         callbacks.on_warning(memory.summary())
     try:
         progress = callbacks.on_preparation_start(len(cohort.cases))
-        arrays = prepare_cohort(cohort, config, schema, store=scratch / "ct.npy", cache=cache, progress=progress)
+        arrays = prepare_cohort(
+            cohort, config, spec.schema, store=scratch / "ct.npy", cache=spec.cache, progress=progress
+        )
         for error in arrays.rejected:
             callbacks.on_case_rejected(error)
         if not arrays.cases:
@@ -183,22 +129,25 @@ def _cross_validate(
                 fix="fix the problems reported above; `tmi check` reports details",
                 code="cohort-refused",
             )
+        context = FoldContext(
+            arrays=arrays, config=config, tokenizer=spec.tokenizer, initial=spec.initial, hardware=hardware
+        )
         if is_follower:
             pending = [s for s in make_folds(arrays.cases, config.train) if not FoldFolder.of(out, s.fold).done]
-            _train_folds(pending, arrays, config, out, tokenizer, callbacks, initial, hardware)
+            _train_folds(context, pending, out, callbacks)
             return RunResult(run=RunFolder.open(out), summary={}, rejected=arrays.rejected)
         if not resume:
-            run = _create_run(out, config, schema, cohort, arrays, cohort_fingerprint, name, vocabulary, initial)
+            run = _create_run(spec, arrays, cohort_fingerprint)
         else:
             _require_anonymous_vocabulary(run, arrays)
         if resume and _all_case_ids(run.folds) != {c.case_id for c in arrays.cases}:
             raise UsageError(f"run {out} was started with a different set of cases", fix="train a new run")
-        if (warning := text_truncation(arrays, run.folds, config, tokenizer)) is not None:
+        if (warning := text_truncation(arrays, run.folds, config, spec.tokenizer)) is not None:
             callbacks.on_warning(warning)
         if memory is not None:
             record_memory(run, memory)
         pending = [split for split in run.folds if not run.fold(split.fold).done]
-        _train_folds(pending, arrays, config, out, tokenizer, callbacks, initial, hardware)
+        _train_folds(context, pending, out, callbacks)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     summary = write_summary(run, rejected=len(arrays.rejected))
@@ -206,19 +155,12 @@ def _cross_validate(
     return RunResult(run=run, summary=summary, rejected=arrays.rejected)
 
 
-def _train_folds(
-    splits: Sequence[FoldSplit],
-    arrays: CohortArrays,
-    config: Config,
-    out: Path,
-    tokenizer: Tokenizer | None,
-    callbacks: TrainingCallbacks,
-    initial: InitialWeights | None,
-    hardware: HardwareConfig,
-) -> None:
+def _train_folds(context: FoldContext, splits: Sequence[FoldSplit], out: Path, callbacks: TrainingCallbacks) -> None:
     from tmi.training.loop.fold_training import train_fold  # Lightning, torch
     from tmi.training.loop.freezing import FrozenFeatures
     from tmi.training.loop.parallel_folds import train_folds_in_parallel
+
+    hardware, epochs = context.hardware, context.config.train.epochs
 
     def on_fold_end(split: FoldSplit) -> None:
         if not hardware.node_rank:
@@ -227,14 +169,10 @@ def _train_folds(
     callbacks.on_training_start(len(splits))
     if hardware.parallel_folds > 1:
         train_folds_in_parallel(
+            context,
             splits,
-            arrays,
-            config,
             lambda number: FoldFolder.of(out, number),
-            tokenizer=tokenizer,
-            initial=initial,
-            hardware=hardware,
-            epoch_callback=lambda split: callbacks.on_fold_start(split, config.train.epochs),
+            epoch_callback=lambda split: callbacks.on_fold_start(split, epochs),
             on_fold_end=on_fold_end,
             on_fold_failed=callbacks.on_fold_failed,
         )
@@ -242,31 +180,17 @@ def _train_folds(
     features = FrozenFeatures()  # shared by all folds that start from the same weights
     for split in splits:
         train_fold(
-            arrays,
+            context,
             split,
-            config,
             FoldFolder.of(out, split.fold),
-            tokenizer=tokenizer,
-            accelerator=hardware.accelerator,
-            epoch_callback=callbacks.on_fold_start(split, config.train.epochs),
-            initial=initial,
-            hardware=hardware,
+            epoch_callback=callbacks.on_fold_start(split, epochs),
             features=features,
         )
         on_fold_end(split)
 
 
-def _create_run(
-    out: Path,
-    config: Config,
-    schema: Schema,
-    cohort: Cohort,
-    arrays: CohortArrays,
-    cohort_fingerprint: str,
-    name: str | None,
-    vocabulary: Mapping[str, Any],
-    initial: InitialWeights | None,
-) -> RunFolder:
+def _create_run(spec: RunSpec, arrays: CohortArrays, cohort_fingerprint: str) -> RunFolder:
+    cohort, config = spec.cohort, spec.config
     folds = make_folds(arrays.cases, config.train)
     cohort_record = {
         "cases": len(arrays.cases),
@@ -277,46 +201,36 @@ def _create_run(
         "radiomics_axes": dict(Counter(table_axes(case) for case in cohort.cases)),
     }
     return RunFolder.create(
-        out,
-        name=name or out.resolve().name,
+        spec.out,
+        name=spec.name or spec.out.resolve().name,
         config=config,
-        schema=schema,
+        schema=spec.schema,
         folds=folds,
         cohort=cohort_record,
         versions={package: version(package) for package in RECORDED_PACKAGES},
-        vocabulary=vocabulary,
-        pretrained=None if initial is None else initial.document(),
+        vocabulary=_vocabulary_record(spec),
+        pretrained=None if spec.initial is None else spec.initial.document(),
     )
 
 
-def require_same_options(
-    out: Path,
-    cohort: Cohort,
-    config: Config,
-    schema: Schema,
-    *,
-    tokenizer: Tokenizer | None,
-    initial: InitialWeights | None,
-    vocabulary: Mapping[str, Any] | None = None,
-) -> None:
+def require_same_options(spec: RunSpec) -> None:
     """Check that a run, finished or not, was started with these options; a resumed training can change none of them.
 
     Raises:
         UsageError: config, schema, cohort, initial weights or vocabulary differ.
         DamagedError: the run is damaged.
     """
-    run = _open_for_resume(out, config, schema, fingerprint(cohort))
-    require_same_initial_weights(run, initial)
-    _require_same_vocabulary(run, _vocabulary_record(tokenizer, vocabulary))
+    _open_for_resume(spec, fingerprint(spec.cohort))
 
 
-def _vocabulary_record(tokenizer: Tokenizer | None, given: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    if tokenizer is None:
+def _vocabulary_record(spec: RunSpec) -> Mapping[str, Any]:
+    if spec.tokenizer is None:
         return {"source": TRAINED, "min_patients": MIN_PATIENTS}
-    return vocabulary_record(tokenizer, None) if given is None else given
+    return vocabulary_record(spec.tokenizer, None) if spec.vocabulary is None else spec.vocabulary
 
 
-def _open_for_resume(out: Path, config: Config, schema: Schema, cohort_fingerprint: str) -> RunFolder:
+def _open_for_resume(spec: RunSpec, cohort_fingerprint: str) -> RunFolder:
+    out, config, schema = spec.out, spec.config, spec.schema
     run = RunFolder.open(out)
     require_rendering(run.config.clinical.rendering, run.rendering_version, kind=f"run {out}")
     if run.schema != schema:
@@ -337,6 +251,8 @@ def _open_for_resume(out: Path, config: Config, schema: Schema, cohort_fingerpri
             f"run {out} was started on a different cohort, or the cohort has changed since",
             fix="restore the cohort, or train a new run",
         )
+    require_same_initial_weights(run, spec.initial)
+    _require_same_vocabulary(run, _vocabulary_record(spec))
     return run
 
 

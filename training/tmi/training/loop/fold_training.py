@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -14,14 +15,12 @@ import lightning
 import torch
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
-from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.compute.silence import Ignored, quiet
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.toolkit.storage.bounded_files import WEIGHTS_BYTES
 from tmi.training.data.augmentation import write_augmentation_log
-from tmi.training.data.dataset import CohortArrays
 from tmi.training.data.fold_dataset import EpochBatches, FoldDataset
 from tmi.training.evaluation.fold_inference import load_fold_network, predict_cases
 from tmi.training.evaluation.fold_report import write_fold_report
@@ -30,12 +29,11 @@ from tmi.training.loop.distributed import MappedArray, restore_mapped_ct, spawn_
 from tmi.training.loop.freezing import FrozenFeatures, bypass_encoder, cacheable_encoders, encoder_cache_key
 from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.loop.lightning_module import FoldModule
-from tmi.training.loop.lightning_trainer import make_trainer
+from tmi.training.loop.lightning_trainer import loggers, make_trainer
 from tmi.training.loop.machine import record_machine
 from tmi.training.loop.memory_estimate import GIB, estimate_memory, is_out_of_memory
 from tmi.training.loop.memory_fit import effective_config
-from tmi.training.loop.tracking import loggers
-from tmi.training.pretrained.initial_weights import InitialWeights
+from tmi.training.loop.run_spec import FoldContext
 from tmi.training.pretrained.weight_file import require_bounded_archive
 from tmi.training.systems.factory import encoders
 from tmi.training.systems.registry import system_spec
@@ -47,30 +45,20 @@ EpochCallback = Callable[[int, float, float], None]
 
 
 def train_fold(
-    arrays: CohortArrays,
+    context: FoldContext,
     split: FoldSplit,
-    config: Config,
     files: FoldFolder,
     *,
-    tokenizer: Tokenizer | None,
-    accelerator: str,
     epoch_callback: EpochCallback,
-    initial: InitialWeights | None = None,
-    hardware: HardwareConfig | None = None,
     features: FrozenFeatures | None = None,
 ) -> None:
     """Train a fold and write its files; continue from its checkpoint if one exists.
 
     Args:
-        arrays: the cohort.
+        context: the cohort, settings, weights and hardware. Nodes other than the first write nothing.
         split: the fold.
-        config: settings of the run.
         files: files of the fold.
-        tokenizer: vocabulary; None trains one on the training texts.
-        accelerator: `cpu` or `gpu`.
         epoch_callback: called after each epoch.
-        initial: weights to start from.
-        hardware: devices and trackers; None: one device, no tracker. Nodes other than the first write nothing.
         features: outputs of frozen encoders, shared between folds.
 
     Raises:
@@ -79,13 +67,13 @@ def train_fold(
         UsageError: the training diverged, or there are too few training cases for the number of processes.
         UnavailableError: a device's memory is too small.
     """
-    hardware = hardware or HardwareConfig(accelerator=accelerator)
+    arrays, config, hardware = context.arrays, context.config, context.hardware
     if hardware.world_size > 1 and len(split.train) < hardware.world_size * hardware.min_cases_per_process(config):
         raise UsageError(
             f"fold {split.fold} trains on {len(split.train)} cases, too few for {hardware.world_size} processes",
             fix="use fewer devices",
         )
-    data = FoldDataset(arrays, split, config, tokenizer=tokenizer)
+    data = FoldDataset(arrays, split, config, tokenizer=context.tokenizer)
     if hardware.node_rank == 0:
         data.save(files.scaler, files.tokenizer)
         record_machine(files.machine, hardware)
@@ -96,13 +84,12 @@ def train_fold(
         return
     checkpointing = BestEpochCheckpoint(data, files, epoch_callback)
     if hardware.world_size == 1:
-        _fit(data, checkpointing, config, files, hardware, initial, features)
+        _fit(context, data, checkpointing, files, features)
     else:
         small, mapped = strip_mapped_ct(arrays)
-        with spawn_ranks(
-            hardware, split.fold, _rank, small, mapped, split, config, files, data.tokenizer, hardware, initial
-        ):
-            _fit(data, checkpointing, config, files, hardware, initial, features)
+        sent = replace(context, arrays=small, tokenizer=data.tokenizer)
+        with spawn_ranks(hardware, split.fold, _rank, sent, mapped, split, files):
+            _fit(context, data, checkpointing, files, features)
     if hardware.node_rank > 0:
         return
     # copied and renamed, so that the model file is either complete or absent
@@ -120,31 +107,22 @@ def train_fold(
     shutil.rmtree(files.checkpoint.parent)
 
 
-def _rank(
-    arrays: CohortArrays,
-    mapped: MappedArray | None,
-    split: FoldSplit,
-    config: Config,
-    files: FoldFolder,
-    tokenizer: Tokenizer,
-    hardware: HardwareConfig,
-    initial: InitialWeights | None,
-) -> None:
+def _rank(context: FoldContext, mapped: MappedArray | None, split: FoldSplit, files: FoldFolder) -> None:
     """Entry point of ranks other than 0: train without validating or writing files."""
-    data = FoldDataset(restore_mapped_ct(arrays, mapped), split, config, tokenizer=tokenizer)
-    _fit(data, BestEpochCheckpoint(data, files, lambda *_: None), config, files, hardware, initial, None)
+    arrays = restore_mapped_ct(context.arrays, mapped)
+    data = FoldDataset(arrays, split, context.config, tokenizer=context.tokenizer)
+    _fit(context, data, BestEpochCheckpoint(data, files, lambda *_: None), files, None)
 
 
 def _fit(
+    context: FoldContext,
     data: FoldDataset,
     checkpointing: BestEpochCheckpoint,
-    config: Config,
     files: FoldFolder,
-    hardware: HardwareConfig,
-    initial: InitialWeights | None,
     features: FrozenFeatures | None,
 ) -> None:
     """Train to the last epoch in this process, which may be one of several ranks."""
+    config, hardware, initial = context.config, context.hardware, context.initial
     module = FoldModule(config, fold=data.split.fold, checkpointing=hardware.checkpointing)
     if initial is not None:
         initial.load_into(module.network)

@@ -17,24 +17,21 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.multiprocessing
 
-from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.compute.worker_process import end_with_parent
-from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import TmiError, UnavailableError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
-from tmi.training.data.dataset import CohortArrays
 from tmi.training.loop.distributed import MappedArray, restore_mapped_ct, strip_mapped_ct
 from tmi.training.loop.fold_training import EpochCallback, train_fold
 from tmi.training.loop.hardware import HardwareConfig
-
-if TYPE_CHECKING:
-    from tmi.training.pretrained.initial_weights import InitialWeights
+from tmi.training.loop.run_spec import FoldContext
 
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
+_Payload = tuple[FoldContext, MappedArray | None, FoldSplit, FoldFolder]
+"""What a worker gets; a CT in a file is sent as its name and place."""
 FoldFailedCallback = Callable[[FoldSplit, str], None]
 """Called with a fold that failed and the reason; the other folds continue."""
 
@@ -79,14 +76,10 @@ def assign_devices(hardware: HardwareConfig, *, workers: int) -> list[_DeviceAss
 
 
 def train_folds_in_parallel(
+    context: FoldContext,
     splits: Sequence[FoldSplit],
-    arrays: CohortArrays,
-    config: Config,
     folder: Callable[[int], FoldFolder],
     *,
-    tokenizer: Tokenizer | None,
-    initial: InitialWeights | None,
-    hardware: HardwareConfig,
     epoch_callback: Callable[[FoldSplit], EpochCallback],
     on_fold_failed: FoldFailedCallback,
     on_fold_end: Callable[[FoldSplit], None] = lambda split: None,
@@ -94,13 +87,9 @@ def train_folds_in_parallel(
     """Train folds, `hardware.parallel_folds` at a time.
 
     Args:
+        context: what the folds share; CTs in memory are copied to every process, CTs in a file are memory-mapped.
         splits: the folds.
-        arrays: the cohort; CTs in memory are copied to every process, CTs in a file are memory-mapped.
-        config: settings of the run.
         folder: function from the number of a fold to its files.
-        tokenizer: vocabulary; None trains one on each fold's training texts.
-        initial: weights to start from.
-        hardware: devices and trackers.
         epoch_callback: called when a fold starts; its result is called after each epoch.
         on_fold_failed: called for each fold that fails.
         on_fold_end: called for each fold that is finished.
@@ -110,16 +99,19 @@ def train_folds_in_parallel(
         TmiError: a fold failed with one of the project's errors; the other folds were trained.
         FoldFailedError: a fold failed with another error; the other folds were trained.
     """
-    free = assign_devices(hardware, workers=min(hardware.parallel_folds, config.train.folds))
-    small, mapped = strip_mapped_ct(arrays)
-    single = replace(hardware, parallel_folds=1)
+    hardware = context.hardware
+    free = assign_devices(hardware, workers=min(hardware.parallel_folds, context.config.train.folds))
+    small, mapped = strip_mapped_ct(context.arrays)
+    single = replace(context, arrays=small, hardware=replace(hardware, parallel_folds=1))
     pending, running, errors = list(splits), list[_Worker](), list[Exception]()
-    context = torch.multiprocessing.get_context("spawn")
+    spawning = torch.multiprocessing.get_context("spawn")
 
     def start(split: FoldSplit, device: _DeviceAssignment) -> _Worker:
-        receiver, sender = context.Pipe(duplex=False)
-        payload = (small, mapped, split, config, folder(split.fold), tokenizer, single, initial)
-        process = context.Process(target=_train, args=(sender, device, payload), name=f"fold {split.fold}", daemon=True)
+        receiver, sender = spawning.Pipe(duplex=False)
+        payload = (single, mapped, split, folder(split.fold))
+        process = spawning.Process(
+            target=_train, args=(sender, device, payload), name=f"fold {split.fold}", daemon=True
+        )
         worker = _Worker(
             split=split, device=device, process=process, receiver=receiver, epoch_callback=epoch_callback(split)
         )
@@ -182,44 +174,21 @@ def _exit_error(fold: int, code: int) -> Exception:
     return FoldFailedError(f"fold {fold}: its process ended with exit code {code}")
 
 
-def _train(sender: Connection, device: _DeviceAssignment, payload: tuple[Any, ...]) -> None:
+def _train(sender: Connection, device: _DeviceAssignment, payload: _Payload) -> None:
     """Entry point of a worker: train one fold and send its progress and result to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to the whole group; the parent handles it
     end_with_parent()
     if device.visible_gpu is not None:
         os.environ[VISIBLE_DEVICES] = device.visible_gpu
     torch.set_num_threads(device.threads)
-    arrays, mapped, split, config, files, tokenizer, hardware, initial = payload
+    context, mapped, split, files = payload
     try:
-        _train_one(sender, arrays, mapped, split, config, files, tokenizer, hardware, initial)
+        context = replace(context, arrays=restore_mapped_ct(context.arrays, mapped))
+        train_fold(context, split, files, epoch_callback=lambda *epoch: sender.send(("epoch", epoch)))
     except Exception as error:  # noqa: BLE001 - the other folds continue, and the parent reports the error
         sender.send(("failed", _picklable_error(split.fold, error)))
     else:
         sender.send(("done", None))
-
-
-def _train_one(
-    sender: Connection,
-    arrays: CohortArrays,
-    mapped: MappedArray | None,
-    split: FoldSplit,
-    config: Config,
-    files: FoldFolder,
-    tokenizer: Tokenizer | None,
-    hardware: HardwareConfig,
-    initial: InitialWeights | None,
-) -> None:
-    train_fold(
-        restore_mapped_ct(arrays, mapped),
-        split,
-        config,
-        files,
-        tokenizer=tokenizer,
-        accelerator=hardware.accelerator,
-        epoch_callback=lambda *epoch: sender.send(("epoch", epoch)),
-        initial=initial,
-        hardware=hardware,
-    )
 
 
 def _picklable_error(fold: int, error: Exception) -> Exception:
