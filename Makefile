@@ -46,7 +46,7 @@ demo: $(READY)  ## synthetic cohort -> 2 fold models -> bundle -> predictions of
 	@echo "bundle            $(DEMO)/bundle        (evidence in $(DEMO)/bundle/manifest.json)"
 	@echo "predictions       $(DEMO)/predictions.json"
 
-test: lint pytest  ## ruff, strict mypy, import-linter, pytest
+test: lint pytest  ## ruff, strict mypy, import-linter, pytest (LONG=1: with the tests marked long, as CI runs them)
 
 check: test docs  ## everything that a change must pass
 
@@ -58,7 +58,7 @@ lint: $(READY)
 
 # One worker a core, at most 4: each loads torch and builds its own fixtures (up to 2 GB). A file stays with one worker.
 pytest: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n logical --maxprocesses 4 --dist loadfile -p no:benchmark
+	$(BIN)/python -m pytest -m "$(if $(LONG),,not long and )not slow and not gpu" -n logical --maxprocesses 4 --dist loadfile -p no:benchmark
 
 docs: $(READY)  ## the documentation as a site in build/site; fails on a dead link
 	$(BIN)/python .ci/stage_docs.py build/docs

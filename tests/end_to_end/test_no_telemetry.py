@@ -107,6 +107,7 @@ def test_serving_looks_nothing_up(trap, nano_bundle, synthetic_cohort, engine):
     )
 
 
+@pytest.mark.long
 def test_explaining_and_export_look_nothing_up(trap, nano_run, nano_bundle, synthetic_cohort, tmp_path):
     """`explain`, `report` and `export`, which import torch, MONAI and every engine."""
     case = next(path for path in sorted(synthetic_cohort.iterdir()) if path.is_dir())
@@ -118,6 +119,7 @@ def test_explaining_and_export_look_nothing_up(trap, nano_run, nano_bundle, synt
     )
 
 
+@pytest.mark.long
 def test_training_and_audit_look_nothing_up(trap, synthetic_cohort, tmp_path):
     """`check`, `train` with MLflow's tracker if it is installed, `audit`."""
     pytest.importorskip("mlflow")
@@ -144,6 +146,7 @@ def test_python_interface_looks_nothing_up(trap, nano_bundle):
     require_silence(trap)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "module",
     [

@@ -43,6 +43,7 @@ def files_with(folder: Path, word: str) -> list[str]:
     return [p.name for p in sorted(folder.rglob("*")) if p.is_file() and any(s in p.read_bytes() for s in spellings)]
 
 
+@pytest.mark.long
 def test_planted_names_are_in_no_file_of_run_and_bundle(run):
     """No file of run and bundle holds a planted name; the word that every patient has is a token."""
     outcome = tmi("export", run, "--out", run.parent / "bundle", "--engine", "onnx")

@@ -60,6 +60,7 @@ def good_cases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [write_bench_case(folder, load_schema(), seed=0, shape_XYZ=(320, 320, 80)).folder]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("planted", [False, True])
 def test_slow_default_engine_breaks_the_ratio(tiny_bundle, good_cases, monkeypatch, planted):
     """The limit is met, and broken if every engine but eager is delayed."""

@@ -31,6 +31,7 @@ def test_planted_allocation_raises_the_peak(baseline, monkeypatch):
     assert more["computed"] == baseline["computed"]
 
 
+@pytest.mark.long
 def test_computed_memory_is_near_measured(baseline):
     """The memory of `tmi train --plan` is within a quarter of the measured memory."""
     assert baseline["computed"] == pytest.approx(baseline["taken"], rel=0.25)

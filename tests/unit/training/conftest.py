@@ -11,6 +11,14 @@ import torch
 from factories.small_comparison import Comparison, compare_everything
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the trained comparison are `long`: it trains 21 rows."""
+    for item in items:
+        if "small_comparison" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def default_thread_count() -> Iterator[None]:
     """Set the number of torch threads that a fresh process has, so that results can be compared bit for bit.

@@ -25,6 +25,7 @@ from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.hashing import sha256_file
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rebuild", QUICK, ids=lambda r: r.name)
 def test_good_model_is_exported_and_verified(rebuild: ValidModel, nano_config, tmp_path):
     """All checks of a good model's export and of `tmi verify` pass."""

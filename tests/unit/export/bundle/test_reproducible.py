@@ -28,6 +28,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.long
 def test_export_in_another_process_gives_the_same_bytes(nano_bundle, nano_run, tmp_path):
     """Another process, folder and caller write the same bytes, except for the time, which `SOURCE_DATE_EPOCH` sets."""
     program = (
@@ -58,6 +59,7 @@ def test_torchscript_holds_no_call_stacks(nano_bundle):
         assert root not in file.read_bytes()
 
 
+@pytest.mark.long
 def test_verify_rebuild_accepts_the_run_of_the_bundle(nano_run, nano_bundle):
     """The command exports the run again, reports the comparison in both forms, and ends with 0."""
     outcome = tmi("verify", nano_bundle, "--engine", "onnx", "--rebuild", nano_run, "--json")

@@ -153,6 +153,7 @@ def test_bfloat16_not_validated_at_export_is_validated_here(nano_bundle, case, e
     assert predict(case, bundle, "--no-verify").document["engine"]["name"] == ENGINE
 
 
+@pytest.mark.long
 def test_failed_bfloat16_falls_back_and_is_cached(nano_bundle, case, emulated, new_machine, tmp_path, monkeypatch):
     """If bfloat16 fails its checks here, float32 is used, and the failure is cached."""
     bundle = without_bfloat16_records(nano_bundle, tmp_path)
@@ -200,6 +201,7 @@ def add_cancelling_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random_run, "random_model", shifted)
 
 
+@pytest.mark.long
 @needs_bfloat16
 def test_model_unfit_for_bfloat16_runs_in_float32(nano_config, nano_bundle, tmp_path, monkeypatch, case):
     """A model that loses its digits in bfloat16 is exported, and its predictions use float32."""

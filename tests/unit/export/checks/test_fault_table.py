@@ -14,7 +14,13 @@ FAULTS = all_faults()
 
 
 def marked(fault: Fault) -> object:
-    return pytest.param(fault, id=fault.name, marks=() if fault.quick else pytest.mark.slow)
+    if not fault.quick:
+        marks = pytest.mark.slow
+    elif fault.where in ("export", "runtime"):  # an export or a process for each
+        marks = pytest.mark.long
+    else:
+        marks = ()
+    return pytest.param(fault, id=fault.name, marks=marks)
 
 
 def test_fault_table_is_complete_and_unique():

@@ -38,6 +38,7 @@ def separate() -> Config:
     return replace(config, system=replace(config.system, hfbsurv=replace(config.system.hfbsurv, layers="separate")))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fusion", "config"),
     [(HfbsurvFusion, tiny()), (HfbsurvFusion, separate()), (MmdFusion, tiny())],

@@ -47,6 +47,7 @@ def ct_only(fused, tmp_path_factory) -> Path:
     return with_modalities(fused, tmp_path_factory.mktemp("ct_only") / "run", ("image",))
 
 
+@pytest.mark.long
 def test_ct_only_map_is_added_to_the_explanation(fused, ct_only, cohort, tmp_path):
     """`--ct-only` adds a map, its metrics and a montage row, and leaves the fused explanation unchanged."""
     from PIL import Image

@@ -21,6 +21,8 @@ from tmi.toolkit.cases.case import Case
 from tmi.toolkit.imaging.ct_resampling import prepare_ct, resample_to_ct_grid
 from tmi.toolkit.imaging.volume import read_ct, write_on_ct_grid
 
+pytestmark = pytest.mark.long
+
 RADIUS = 0.22
 HALF_MM = np.array([160.0, 150.0, 120.0])
 PLACES = ((0.43, 0.43, 0.1), (-0.4, 0.15, -0.35), (0.3, -0.35, 0.4))

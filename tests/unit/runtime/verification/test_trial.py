@@ -63,6 +63,7 @@ def test_valid_bundle_passes_once(folder, monkeypatch):
     assert runs == ["onnx"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
 def test_graph_that_does_not_end_is_rejected(folder, engine, monkeypatch):
     """A graph that computes on and on ends with an error after its processor time, in the child alone."""

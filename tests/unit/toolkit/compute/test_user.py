@@ -36,6 +36,7 @@ def unknown(program: str, *arguments: object, **environment: str) -> subprocess.
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("package", ["tmi.runtime.engines.openvino", "tmi.runtime.engines.eager", "tmi.training.loop"])
 def test_packages_are_imported_for_an_unknown_user(package):
     """OpenVINO and MONAI look up home folder and name when they are imported."""
@@ -44,6 +45,7 @@ def test_packages_are_imported_for_an_unknown_user(package):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ["openvino", "eager"])
 def test_unknown_user_predicts(engine):
     """`tmi predict` gives its prediction, and no temporary home folder stays."""

@@ -58,6 +58,7 @@ def test_cohort_has_all_files_of_every_case(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
 
 
+@pytest.mark.long
 def test_files_do_not_depend_on_process_count(tmp_path):
     """The same seed gives the same bytes for any number of processes."""
     for name, jobs in (("one", 1), ("two", 2)):

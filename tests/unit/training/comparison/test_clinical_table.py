@@ -144,6 +144,7 @@ def test_reported_command_names_files_without_folders():
     )
 
 
+@pytest.mark.long
 def test_clinical_table_has_no_paper_metrics(records, tmp_path):
     """The report of the clinical table has our metrics alone."""
     out = tmp_path / "out"

@@ -95,6 +95,7 @@ def test_options_without_matching_part_are_listed():
     assert make_plan(nano(), select_tables("1")).not_applied == ()
 
 
+@pytest.mark.long
 def test_text_weights_reach_rows_with_text_encoder(cohort, tmp_path):
     """Weights and freezing apply to the rows with a text encoder; the same folder rejects other weights."""
     write_bert(tmp_path / "bert")

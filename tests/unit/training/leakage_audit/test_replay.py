@@ -74,6 +74,7 @@ def test_one_fold_can_be_replayed(clean, cohort):
     assert outcome.document["cannot_see"] == list(LIMITS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("doctor", [train_on_held_out_cases, train_with_another_rate, train_on_other_labels])
 def test_doctored_run_is_found_by_replay_alone(doctor, cohort, tmp_path, monkeypatch):
     """Weights that were not trained as recorded pass every other check and fail the second training."""
@@ -89,6 +90,7 @@ def test_doctored_run_is_found_by_replay_alone(doctor, cohort, tmp_path, monkeyp
     assert "AUC of the held-out cases" in answer["detail"]
 
 
+@pytest.mark.long
 def test_doctored_sklearn_model_is_found(cohort, tmp_path, monkeypatch):
     """A model without a network that was fitted on the held-out cases is found too."""
     options = ("train", cohort, *OPTIONS, "--model", "rf", "--out")
@@ -109,6 +111,7 @@ def fit_on_twice_the_data(model, features, labels):
     return fit(model, np.concatenate([features, features[::-1] * 1.01]), np.concatenate([labels, labels[::-1]]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("change", "text"),
     [

@@ -45,6 +45,7 @@ def losses(folder: Path) -> list[tuple[float, float]]:
     return [(float(r["train_loss"]), float(r["validation_loss"])) for r in rows]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(280)
 def test_two_processes_match_one_with_same_global_batch(config, tmp_path, monkeypatch):
     """Losses and weights match. Five cases in batches of four make one batch of five, split into three and two."""

@@ -77,6 +77,7 @@ def train_in_parallel(
     return failed
 
 
+@pytest.mark.long
 @pytest.mark.timeout(280)
 def test_parallel_folds_match_sequential_bit_for_bit(config, tmp_path):
     """Two folds in two processes have the files of sequential training."""

@@ -14,6 +14,8 @@ import pytest
 from factories.cases import write_cohort
 from factories.tmi_command import tmi
 
+pytestmark = pytest.mark.long
+
 OPTIONS = ["--preset", "tiny", "--folds", "2", "--epochs", "5", "--accelerator", "cpu"]
 SMALL = ["--set", "ct.shape_DHW=[12,24,24]", "--set", "clinical.max_length=64"]
 

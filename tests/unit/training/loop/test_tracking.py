@@ -34,6 +34,7 @@ def validation_losses(folder: Path) -> list[float]:
     return [float(line.split(",")[2]) for line in (folder / "history.csv").read_text().splitlines()[1:]]
 
 
+@pytest.mark.long
 def test_tensorboard_logs_history(config, tmp_path):
     """TensorBoard holds the losses of history.csv and no data of a case."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -68,6 +69,7 @@ def require_no_case(folder: Path) -> None:
             assert b"Albumin" not in data
 
 
+@pytest.mark.long
 def test_tracker_files_are_not_part_of_run(tmp_path):
     """run.json does not list the files of trackers, and the finished run is valid."""
     cohort = write_cohort(tmp_path / "cohort", cases=8, with_mask=False)

@@ -36,6 +36,8 @@ from tmi.toolkit.storage.atomic_files import read_json
 from tmi.training.comparison.paper_tables import TABLES
 from tmi.training.comparison.plan import make_plan, select_tables
 
+pytestmark = pytest.mark.long
+
 FILES = {"image": CT_FILE, "radiomics": RADIOMICS_FILE, "clinical": CLINICAL_FILE}
 RUNS = {r.key: r.config for r in make_plan(nano(), select_tables("all")).runs if r.config.system.name in NEURAL_MODELS}
 LAMBDAS = {row.key for row in TABLES[4].rows} & set(RUNS)

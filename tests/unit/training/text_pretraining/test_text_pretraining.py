@@ -126,6 +126,7 @@ def test_features_are_standardised(pretrained):
     assert 0.8 < float(features.std(dim=0).mean()) < 1.2
 
 
+@pytest.mark.long
 def test_seed_determines_encoder():
     """The same seed gives the same encoder, tokenizer and losses; another seed gives other losses."""
     short = replace(PRETRAIN_CONFIG, steps=3)
@@ -211,6 +212,7 @@ def test_command_writes_folder_and_replaces_only_its_own(tmp_path):
     assert "unknown rendering 'prose'" in tmi(*arguments, "--rendering", "prose", "--out", "x", cwd=tmp_path).err
 
 
+@pytest.mark.long
 def test_comparison_with_frozen_pretrained_encoder(encoder_folder, tmp_path):
     """`tmi compare` keeps the frozen encoder's weights, records them, and rejects another folder on resuming."""
     cohort = tmp_path / "cohort"
