@@ -106,7 +106,14 @@ def check_engine(
         One result for each check and graph, in a fixed order; a graph that cannot run a batch gives a failed result.
     """
     check = _ParityChecks(
-        engine, manifest, golden, reference, artefact, BOUNDS[precision], reference_float64=reference_float64, keep=keep
+        engine=engine,
+        manifest=manifest,
+        golden=golden,
+        reference=reference,
+        artefact=artefact,
+        bounds=BOUNDS[precision],
+        reference_float64=reference_float64,
+        keep=keep,
     )
     return list(check.records())
 
@@ -122,28 +129,35 @@ def check_outputs(
     keep: Callable[[Outputs], None] | None = None,
 ) -> list[CheckResult]:
     """Short form of `check_engine`: one run of `golden` against eager, without checks of batches and padding."""
-    check = _ParityChecks(engine, manifest, golden, reference, artefact, BOUNDS[precision], keep=keep)
+    check = _ParityChecks(
+        engine=engine,
+        manifest=manifest,
+        golden=golden,
+        reference=reference,
+        artefact=artefact,
+        bounds=BOUNDS[precision],
+        keep=keep,
+    )
     return list(check.records(thorough=False))
 
 
+@dataclass(frozen=True, kw_only=True)
 class _ParityChecks:
-    """Parity checks of one engine on one bundle."""
+    """Parity checks of one engine on one bundle; fields as the arguments of `check_engine`."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        manifest: Manifest,
-        golden: GoldenInputs,
-        reference: Outputs,
-        artefact: str,
-        bounds: Bounds,
-        *,
-        reference_float64: Outputs | None = None,
-        keep: Callable[[Outputs], None] | None = None,
-    ) -> None:
-        self.engine, self.manifest, self.golden, self.reference = engine, manifest, golden, reference
-        self.artefact, self.bounds, self.reference_float64, self.keep = artefact, bounds, reference_float64, keep
-        self.margin = engine_spec(engine.name).max_abs_err or REFERENCE_MARGIN
+    engine: Engine
+    manifest: Manifest
+    golden: GoldenInputs
+    reference: Outputs
+    artefact: str
+    bounds: Bounds
+    reference_float64: Outputs | None = None
+    keep: Callable[[Outputs], None] | None = None
+
+    @property
+    def margin(self) -> float:
+        """Largest error of a probability of this engine."""
+        return engine_spec(self.engine.name).max_abs_err or REFERENCE_MARGIN
 
     def records(self, *, thorough: bool = True) -> Iterator[CheckResult]:
         """Run the checks; stop early only if the batch cannot run or an output is not finite."""

@@ -97,6 +97,21 @@ class ImportedCase:
         return any(f.severity == "error" for f in self.findings)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Sources:
+    """Files of a case, and how they are read: the arguments of `import_case` of the same names."""
+
+    ct: Path | None
+    mask: Path | None
+    series: str | None
+    wanted: Wanted | None
+    """`mask_label` or `roi`."""
+    clinical: Path | Mapping[str, Any] | None
+    radiomics: Path | None
+    patient_id: str | None
+    fixes: Collection[str]
+
+
 def import_case(
     out: Path,
     *,
@@ -135,36 +150,43 @@ def import_case(
             exists, cannot be written or is being written by another process.
         UnavailableError: the disk is full.
     """
-    _validate_arguments(out, ct, mask, mask_label, roi, clinical, radiomics, fixes)
+    if mask_label is not None and roi is not None:
+        raise UsageError("both a mask label and a ROI are given", fix="give either --mask-label or --roi")
+    sources = _Sources(
+        ct=ct,
+        mask=mask,
+        series=series,
+        wanted=mask_label if roi is None else roi,
+        clinical=clinical,
+        radiomics=radiomics,
+        patient_id=patient_id,
+        fixes=fixes,
+    )
+    _validate_sources(out, sources)
     with output_lock(out, kind="case"):
         require_absent(out, force=force, kind="case")
-        return _import_case(
-            out, ct, mask, series, mask_label if roi is None else roi, clinical, radiomics, patient_id, fixes, schema
-        )
+        return _import_case(out, sources, schema)
 
 
-def _import_case(
-    out: Path, ct: Path | None, mask: Path | None, series: str | None, wanted: Wanted | None,
-    clinical: Path | Mapping[str, Any] | None, radiomics: Path | None, patient_id: str | None, fixes: Collection[str],
-    schema: Schema | None,
-) -> ImportedCase:  # fmt: skip
+def _import_case(out: Path, given: _Sources, schema: Schema | None) -> ImportedCase:
     case_id = given_name(out)
-    record = None if clinical is None else _read_clinical(clinical, patient_id, case_id)
+    clinical, radiomics, fixes = given.clinical, given.radiomics, given.fixes
+    record = None if clinical is None else _read_clinical(clinical, given.patient_id, case_id)
     features = None if radiomics is None else read_table(radiomics, case_id=case_id)
     findings: list[Issue] = []
     repairs: list[Repair] = []
     source: dict[str, Any] = {}
     ct_data = label = None
     with staged_folder(out) as stage:
-        if ct is not None:
-            ct_data = _read_ct(ct, series, fixes, repairs, case_id)
+        if given.ct is not None:
+            ct_data = _read_ct(given.ct, given.series, fixes, repairs, case_id)
             findings += ct_data.findings
             source["ct"] = {**ct_data.source, "shape_DHW": list(ct_data.volume.array_DHW.shape)}
             write_volume(stage / CT_FILE, ct_data.volume)
-            if mask is not None:
+            if given.mask is not None:
                 from tmi.toolkit.ingest.mask_importer import import_mask
 
-                imported = import_mask(mask, ct_data, wanted=wanted, fixes=fixes, case_id=case_id)
+                imported = import_mask(given.mask, ct_data, wanted=given.wanted, fixes=fixes, case_id=case_id)
                 write_volume(stage / MASK_FILE, imported.volume)
                 findings += imported.findings
                 repairs += imported.repairs
@@ -210,17 +232,12 @@ def _check_written_case(
     )
 
 
-def _validate_arguments(
-    out: Path, ct: Path | None, mask: Path | None, mask_label: Wanted | None, roi: Wanted | None,
-    clinical: Path | Mapping[str, Any] | None, radiomics: Path | None, fixes: Collection[str],
-) -> None:  # fmt: skip
-    if unknown := sorted(set(fixes) - set(IMPORT_FIXES)):
+def _validate_sources(out: Path, given: _Sources) -> None:
+    if unknown := sorted(set(given.fixes) - set(IMPORT_FIXES)):
         raise UsageError(f"unknown repair {unknown[0]!r}", fix=f"repairs of an import: {', '.join(IMPORT_FIXES)}")
-    if mask_label is not None and roi is not None:
-        raise UsageError("both a mask label and a ROI are given", fix="give either --mask-label or --roi")
-    if mask is not None and ct is None:
+    if given.mask is not None and given.ct is None:
         raise UsageError("a mask is given without its CT", fix="give the CT with --ct")
-    if ct is None and clinical is None and radiomics is None:
+    if given.ct is None and given.clinical is None and given.radiomics is None:
         raise UsageError("nothing to import", fix="give --ct, --clinical or --radiomics")
     target = out.resolve()
     if not is_portable_name(given_name(out)):
@@ -231,7 +248,7 @@ def _validate_arguments(
         raise UsageError(
             f"the name of the case folder has more than {MAX_NAME_BYTES} bytes", fix="give it a shorter name"
         )
-    for source in (ct, mask, clinical, radiomics):
+    for source in (given.ct, given.mask, given.clinical, given.radiomics):
         if isinstance(source, Path):
             if not source.exists():
                 raise UsageError(f"{source} does not exist", fix="correct the path")
