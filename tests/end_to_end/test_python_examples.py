@@ -26,6 +26,8 @@ def python_blocks() -> dict[str, str]:
 
 
 BLOCKS = python_blocks()
+READER = "bundle.md:1"
+"""The block that reads a manifest."""
 
 
 def run_mypy(folder: Path, codes: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -39,17 +41,32 @@ def run_mypy(folder: Path, codes: dict[str, str]) -> subprocess.CompletedProcess
 
 
 def test_examples_pass_strict_mypy(tmp_path):
-    """Every block of README and docs is typed; one that treats a rejected case as a prediction is not."""
-    assert {"README.md:1", "predict.md:1", "predict.md:2"} <= set(BLOCKS)
+    """Every block of README and docs is typed; one that treats a rejected case as a prediction is not.
+
+    The reader of a manifest needs no cast and no key of a dictionary, and no expression in it is `Any`.
+    """
+    assert {"README.md:1", "predict.md:1", "predict.md:2", READER} <= set(BLOCKS)
+    assert not re.search(r"\bcast\b|\[\"", BLOCKS[READER])
     wrong = (
         "from tmi.runtime import Predictor\n\n"
         'with Predictor.open("bundle") as predictor:\n'
         '    print(predictor.predict("case")[0].probability)\n'
     )
-    done = run_mypy(tmp_path, {**BLOCKS, "planted": wrong})
+    reader = f"# mypy: disallow-any-expr\n{BLOCKS[READER]}"
+    faults = 'print(manifest.run["name"])\nmanifest.threshold = 0.9\nmanifest.files["a"] = manifest.files["b"]\n'
+    codes = {**BLOCKS, "planted": wrong, "reader": reader, "planted in the reader": reader + faults}
+    done = run_mypy(tmp_path, codes)
     lines = [line for line in done.stdout.splitlines() if "error:" in line]
-    assert [line for line in lines if f"example_{len(BLOCKS)}.py" not in line] == [], done.stdout + done.stderr
-    assert 'Item "RejectedCase"' in "".join(lines)
+    planted = (f"example_{len(BLOCKS)}.py", f"example_{len(BLOCKS) + 2}.py")
+    assert [line for line in lines if not any(name in line for name in planted)] == [], done.stdout + done.stderr
+    text = "".join(lines)
+    assert 'Item "RejectedCase"' in text
+    for message in (
+        '"RunRecord" is not indexable',
+        '"threshold" defined in "Manifest" is read-only',
+        "Unsupported target for indexed assignment",
+    ):
+        assert message in text
 
 
 @pytest.mark.parametrize("name", BLOCKS)

@@ -41,15 +41,15 @@ PUBLIC_NAMES = {
         choose_engines measure ratio write_bench_case
     """,
     "tmi.runtime.bundle": """
-        Addition Bundle CheckResult ClinicalSpec EVIDENCE_FOLDER EmulationRecord EnginePlans FUSION FileSpec
-        FloatNode FoldSpec GOLDEN_CASE_FILE GOLDEN_FILE GoldenRecord GpuRecord GraphPrecision
-        GraphSource GraphSpec Hardware Keys MANIFEST_FILE MODEL_CARD_FILE Manifest ParityError
-        PlanFeatures PlanOptions PlanPrecision PlanRecord PrecisionRecord REAL_CASES_FILE Role
-        RunRecord SBOM_FILE SIGNATURE_FILE SIGNED TensorPosition TensorRtRecord TensorSpec UNCHECKED
-        UNSIGNED bundled_scaler bundled_schema bundled_tokenizer fingerprint graph_spec
-        inspect_bundle known_entries manifest_to_json open_bundle open_trusted_bundle part_digests
-        require_exported_graph require_passed require_signature required_keys sign_bundle
-        with_current_names write_manifest
+        Addition Bundle CheckResult ClinicalSpec EVIDENCE_FOLDER EmulationRecord EnginePlans FUSION
+        FileSpec FloatNode FoldSpec GOLDEN_CASE_FILE GOLDEN_FILE GoldenRecord GpuRecord
+        GraphPrecision GraphSource GraphSpec Hardware Keys MANIFEST_FILE MODEL_CARD_FILE Manifest
+        ParityError PlanFeatures PlanOptions PlanPrecision PlanRecord PrecisionRecord
+        REAL_CASES_FILE Role RunRecord SBOM_FILE SIGNATURE_FILE SIGNED TensorPosition TensorRtRecord
+        TensorSpec UNCHECKED UNSIGNED bundled_scaler bundled_schema bundled_tokenizer fingerprint
+        graph_spec inspect_bundle known_entries manifest_from_json manifest_to_json open_bundle
+        open_trusted_bundle part_digests require_exported_graph require_passed require_signature
+        required_keys sign_bundle with_current_names write_manifest
     """,
     "tmi.runtime.cli": """
         WORKER

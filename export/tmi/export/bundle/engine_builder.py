@@ -70,7 +70,7 @@ def build_bundle(
                 created=export_time(),
                 base=base,
             )
-            _restate_claims(base)
+            restate_claims(base)
             references = read_references(base)
             context.manifest = replace(base.manifest, files={})
             context.validation_set = ValidationSet(
@@ -82,7 +82,7 @@ def build_bundle(
         return open_bundle(folder)
 
 
-def _restate_claims(bundle: Bundle) -> None:
+def restate_claims(bundle: Bundle) -> None:
     """Write the golden case's metadata for a manifest whose config and run have another form than in its file.
 
     A manifest of an earlier schema or version is written in the form of this one. The metadata holds digests of that

@@ -21,6 +21,7 @@ from .manifest import GraphSpec as GraphSpec
 from .manifest import Manifest as Manifest
 from .manifest import Role as Role
 from .manifest import TensorSpec as TensorSpec
+from .manifest import manifest_from_json as manifest_from_json
 from .manifest import manifest_to_json as manifest_to_json
 from .manifest import part_digests as part_digests
 from .manifest_records import Addition as Addition

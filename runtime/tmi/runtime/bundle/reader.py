@@ -161,7 +161,7 @@ def inspect_bundle(folder: Path) -> Bundle:
         document = parse_json(data)
         manifest = manifest_from_json(document)
     except DocumentError as error:
-        message = f"bundle {folder}: {MANIFEST_FILE} cannot be read: it {error.reason}"
+        message = f"bundle {folder}: {MANIFEST_FILE} cannot be read: {error.detail}"  # it holds no patient data
         raise DamagedError(message, fix=EXPORT_AGAIN_FIX) from error
     _compare_names_and_sizes(folder, manifest.files)
     unlisted = sorted(set(manifest.referenced_files()) - set(manifest.files))

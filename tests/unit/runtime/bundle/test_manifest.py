@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import MISSING, FrozenInstanceError, fields, is_dataclass, replace
 from typing import Any, get_type_hints
 
+import jsonschema
 import pytest
 
 from factories.paths import ROOT
@@ -16,12 +18,13 @@ from tmi.runtime.bundle import manifest as manifest_module
 from tmi.runtime.bundle.manifest import manifest_from_json, manifest_schema, manifest_to_json, part_digests
 from tmi.runtime.bundle.manifest_records import CohortRecord, FileSpec, Hardware
 from tmi.runtime.bundle.manifest_schema import schema_of_manifest
+from tmi.runtime.bundle.reader import inspect_bundle
 from tmi.runtime.bundle.tensorrt_records import GraphSource
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.storage.hashing import canonical_json, sha256_json
+from tmi.toolkit.storage.hashing import canonical_json, sha256_bytes, sha256_json
 from tmi.toolkit.storage.serialization import from_json
 
 PUBLISHED = ROOT / "tests" / "unit" / "runtime" / "bundle" / "data" / "tmi-bundle-2"
@@ -313,3 +316,56 @@ def test_published_schema_matches_the_dataclasses():
     assert manifest_schema() == json.loads(json.dumps(schema_of_manifest())), (
         "regenerate it: python -m tmi.runtime.bundle.manifest_schema"
     )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            '"threshold": 0.5',
+            '"threshold": NaN',
+            "it contains a number that is not finite",
+        ),
+        (
+            '"threshold": 0.5',
+            '"threshold": 1e400',
+            "it contains a number that is not finite",
+        ),
+        (
+            '"positive": 1',
+            f'"positive": {"9" * 50}',
+            "it contains an integer of more than 40 digits",
+        ),
+        ('"positive": 1', f'"positive": {"9" * 30}', "class 999999999999999999999999999999 is positive"),
+        ('"positive": 1', '"positive": 1, "positive": 0', "cannot be read: the key 'positive' is duplicated"),
+        ('"positive": 1', '"positive": true', "manifest.positive: True is not int"),
+        ('"positive": 1', '"positive": 1.0', "manifest.positive: 1.0 is not int"),
+    ],
+)
+@pytest.mark.parametrize("schema", ["tmi-bundle/2", "tmi-bundle/3"])
+def test_malformed_file_is_damaged(tmp_path, old, new, message, schema):
+    """Numbers that are none, a key that occurs twice and wrong types are damage in a file of each schema."""
+    folder = shutil.copytree(PUBLISHED / "bundle", tmp_path / "bundle")
+    text = (folder / "manifest.json").read_text()
+    if schema == "tmi-bundle/3":
+        text = canonical_json(manifest_to_json(manifest_from_json(json.loads(text))))
+    assert text.count(old) == 1
+    text = text.replace(old, new)
+    (folder / "manifest.json").write_text(text)
+    (folder / "manifest.json.sha256").write_text(f"{sha256_bytes(text.encode())}  manifest.json\n")
+    with pytest.raises(DamagedError, match=message):
+        inspect_bundle(folder)
+
+
+def test_upgraded_manifest_satisfies_the_published_schema():
+    """A manifest of `tmi-bundle/2` in the present form is one of `tmi-bundle/3` for readers in other languages too."""
+    document = json.loads(canonical_json(manifest_to_json(manifest_from_json(published()))))
+    jsonschema.validate(document, manifest_schema())
+    for path in (("config", "ct", "shape_DHW"), ("run", "cohort", "cases"), ("golden", "seed"), ("parity", 0, "check")):
+        changed = json.loads(json.dumps(document))
+        owner = changed
+        for key in path[:-1]:
+            owner = owner[key]
+        owner[path[-1]] = "x" if path[-1] != "check" else 1
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(changed, manifest_schema())

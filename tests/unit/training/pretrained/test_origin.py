@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from factories.pretrained_files import write_hara
+from factories.small_bundle import small_manifest
+from tmi.runtime.bundle.manifest import manifest_to_json
+from tmi.runtime.bundle.manifest_records import CohortRecord, RunRecord
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.presets import tiny
@@ -56,8 +60,8 @@ def test_copy_outside_a_run_is_unknown(run, tmp_path):
 def test_file_inside_a_bundle_names_its_cohort(tmp_path):
     """A bundle holds no case ids, but its run's name and cohort."""
     (tmp_path / "tokenizers").mkdir()
-    manifest = {"run": {"name": "first", "cohort": {"fingerprint": "f" * 64}}}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    run = RunRecord(name="first", cohort=CohortRecord(fingerprint="f" * 64))
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest_to_json(replace(small_manifest(), run=run))))
     (tmp_path / "tokenizers" / "text-0.json").write_text("{}")
     origin = file_origin(tmp_path / "tokenizers" / "text-0.json")
     assert origin == {"kind": "bundle", "run": "first", "cohort": "f" * 64}

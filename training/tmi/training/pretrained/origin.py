@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from tmi.runtime.bundle.manifest import MANIFEST_FILE, manifest_from_json
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.errors import TmiError
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder
@@ -30,7 +31,6 @@ PUBLIC_VOCABULARIES: Mapping[str, str] = MappingProxyType(
 """`vocabulary_digest` -> name of the published vocabulary; BioBERT v1.1 uses bert-base-cased's."""
 LEVELS = 3
 """Number of folders above a file in which a run or a bundle is searched."""
-MANIFEST = "manifest.json"
 
 
 def file_origin(path: Path) -> dict[str, Any]:
@@ -43,9 +43,11 @@ def file_origin(path: Path) -> dict[str, Any]:
         try:
             if (folder / RUN_FILE).is_file():
                 return _run_origin(RunFolder.open(folder), place)
-            if (folder / MANIFEST).is_file():
-                about = read_json(folder / MANIFEST, kind="bundle")["run"]
-                return {"kind": "bundle", "run": about["name"], "cohort": about["cohort"]["fingerprint"]}
+            if (folder / MANIFEST_FILE).is_file():
+                run = manifest_from_json(read_json(folder / MANIFEST_FILE, kind="bundle")).run
+                if run.cohort.fingerprint is None:
+                    return dict(UNKNOWN)
+                return {"kind": "bundle", "run": run.name, "cohort": run.cohort.fingerprint}
         except (TmiError, KeyError, TypeError):
             return dict(UNKNOWN)
     return dict(UNKNOWN)
