@@ -11,65 +11,20 @@ import re
 import runpy
 import shlex
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from factories.pages import PAGES, SHELL, blocks, command_lines, inline_code, page_name, prose
 from factories.paths import ROOT
 from tmi.toolkit.cli.main import COMMANDS, LazyGroup
 
 STAGE_DOCS = runpy.run_path(str(ROOT / ".ci" / "stage_docs.py"))
-PAGES = sorted(
-    path
-    for path in (
-        *ROOT.glob("*.md"),
-        *(ROOT / "docs").rglob("*.md"),
-        *(ROOT / name for name in ("benchmarks/README.md", "tests/README.md")),
-    )
-    if path.is_file()
-)
-EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w+-]*)[^\n]*\n(?P<text>.*?)^ *```[^\S\n]*$", re.M | re.S)
-SHELL = ("", "sh", "bash", "shell", "console")
-"""Languages of blocks whose lines may be commands; a block without a language shows a session or a command."""
+EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=page_name)
 NOT_MODULES = ("tmi.toml", "tmi.X")
 """The project file, and a placeholder."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of a page."""
-
-    language: str
-    text: str
-    line: int
-    """Line of the page at which the fence opens, from 1."""
-
-
-def blocks(page: Path, *languages: str) -> list[Block]:
-    text = page.read_text(encoding="utf-8")
-    matches = [
-        Block(language=m["language"], text=_dedent(m["text"], m["indent"]), line=text.count("\n", 0, m.start()) + 1)
-        for m in FENCE.finditer(text)
-    ]
-    return [block for block in matches if block.language in languages]
-
-
-def _dedent(text: str, indent: str) -> str:
-    return "".join(line.removeprefix(indent) for line in text.splitlines(keepends=True))
-
-
-def prose(page: Path) -> str:
-    """The page without its fenced blocks."""
-    return FENCE.sub("", page.read_text(encoding="utf-8"))
-
-
-def inline_code(page: Path) -> list[str]:
-    return re.findall(r"`([^`\n]+)`", prose(page))
 
 
 # --- Python
@@ -132,18 +87,6 @@ def test_resolves_rejects_names_that_do_not_exist():
 
 
 # --- command lines
-
-
-def command_lines(block: Block) -> Iterator[list[str]]:
-    """Arguments after `tmi` of each command line in a block; comments and continuation lines are handled."""
-    text = re.sub(r"\\\n\s*", " ", block.text)
-    for line in text.splitlines():
-        bare = line.removeprefix("$ ")
-        if not bare.startswith("tmi ") or bare.removeprefix("tmi ").startswith("COMMAND"):
-            continue
-        for part in re.split(r"\s(?:\||&&|;|>|2>)\s?", bare):
-            if part.startswith("tmi "):
-                yield shlex.split(part, comments=True)[1:]
 
 
 def parse(arguments: list[str]) -> None:

@@ -40,7 +40,7 @@ COMMANDS = {
     "track": [],
     "explain": ["explain {case} --run {run} --out maps --quick"],
     "export": ["export {run} --engine onnx --out exported"],
-    "trt-rtx": [],
+    "trt-rtx": ["export {run} --engine trt-rtx --precision fp16 --target sm80 --out exported"],
     "sign": ["sign {copy} --key {key}"],
     "all": ["synth made --cases 2"],
 }

@@ -42,14 +42,21 @@ class ForkedResult:
 
 
 def run_forked(
-    commands: Sequence[Sequence[object]], *, cwd: Path, environment: Mapping[str, str] | None = None
+    commands: Sequence[Sequence[object]],
+    *,
+    cwd: Path,
+    environment: Mapping[str, str] | None = None,
+    limit_seconds: int = LIMIT_SECONDS,
 ) -> list[ForkedResult]:
-    """Run commands (the words after `tmi`) one after another in `cwd`; returns their results in order."""
+    """Run commands (the words after `tmi`) one after another in `cwd`; returns their results in order.
+
+    A command that takes longer than `limit_seconds` is killed.
+    """
     rows = json.dumps([[str(word) for word in words] for words in commands])
     with tempfile.TemporaryDirectory() as scratch:
         result = Path(scratch) / "result.json"
         subprocess.run(
-            [sys.executable, __file__, scratch],
+            [sys.executable, __file__, scratch, str(limit_seconds)],
             input=rows,
             text=True,
             check=True,
@@ -59,10 +66,10 @@ def run_forked(
         return [ForkedResult(**{**row, "heavy": tuple(row["heavy"])}) for row in json.loads(result.read_text())]
 
 
-def _run_one(words: list[str], scratch: Path) -> dict[str, object]:
+def _run_one(words: list[str], scratch: Path, limit_seconds: int) -> dict[str, object]:
     process = os.fork()
     if process == 0:
-        _be_the_command(words, scratch)
+        _be_the_command(words, scratch, limit_seconds)
     _, status, usage = os.wait4(process, 0)
     heavy = scratch / "heavy"
     row = {
@@ -76,7 +83,7 @@ def _run_one(words: list[str], scratch: Path) -> dict[str, object]:
     return row
 
 
-def _be_the_command(words: list[str], scratch: Path) -> None:
+def _be_the_command(words: list[str], scratch: Path, limit_seconds: int) -> None:
     """Run `main` with both outputs in files, then end the process."""
     from tmi.toolkit.cli.main import main
 
@@ -86,7 +93,7 @@ def _be_the_command(words: list[str], scratch: Path) -> None:
             file = os.open(scratch / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(file, descriptor)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        signal.alarm(LIMIT_SECONDS)
+        signal.alarm(limit_seconds)
         sys.argv = ["tmi", *words]
         try:
             main()
@@ -99,7 +106,7 @@ def _be_the_command(words: list[str], scratch: Path) -> None:
         os._exit(code)
 
 
-def _serve(scratch: Path) -> None:
+def _serve(scratch: Path, limit_seconds: int) -> None:
     # Packages of the base installation and modules without torch, which every command may import.
     import nibabel  # noqa: F401
     import numpy  # noqa: F401
@@ -114,9 +121,9 @@ def _serve(scratch: Path) -> None:
     import tmi.toolkit.cli.main
     import tmi.training.cli.train  # noqa: F401
 
-    rows = [_run_one(words, scratch) for words in json.loads(sys.stdin.read())]
+    rows = [_run_one(words, scratch, limit_seconds) for words in json.loads(sys.stdin.read())]
     (scratch / "result.json").write_text(json.dumps(rows))
 
 
 if __name__ == "__main__":
-    _serve(Path(sys.argv[1]))
+    _serve(Path(sys.argv[1]), int(sys.argv[2]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import N_RADIOMICS, Config
 from tmi.toolkit.models.factory import create_network
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
-from tmi.toolkit.run_folder import SUMMARY_FILE, SUMMARY_TEXT_FILE, FoldSplit, RunFolder
+from tmi.toolkit.run_folder import CONFIG_FILE, SUMMARY_FILE, SUMMARY_TEXT_FILE, FoldSplit, RunFolder
 from tmi.toolkit.storage.atomic_files import write_json, write_text
 from tmi.toolkit.storage.hashing import sha256_json
+from tmi.toolkit.storage.serialization import to_json
 
 CASES_PER_FOLD = 3
 RANGES = {
@@ -74,6 +77,21 @@ def write_random_run(
     write_json(folder / SUMMARY_FILE, {"mean": {"roc_auc": 0.5}, "standard_deviation": {"roc_auc": 0.0}})
     write_text(folder / SUMMARY_TEXT_FILE, "Random weights: the metrics have no meaning.\n")
     run.finish()
+    return folder
+
+
+def with_modalities(run: Path, folder: Path, modalities: tuple[str, ...]) -> Path:
+    """Copy of a run that uses fewer modalities, with random weights of that network."""
+    shutil.copytree(run, folder)
+    config = RunFolder.open(run).config
+    config = replace(config, network=replace(config.network, modalities=modalities))
+    write_json(folder / CONFIG_FILE, to_json(config))
+    opened = RunFolder.open(folder)
+    for split in opened.folds:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(split.fold)
+            save_file(create_network(config).state_dict(), opened.fold(split.fold).model)
+    opened.finish()
     return folder
 
 

@@ -4,42 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from factories.nano import nano
-from factories.random_run import write_random_run
+from factories.random_run import with_modalities, write_random_run
 from factories.tmi_command import tmi
 from tmi.runtime.explain.model_source import open_run_models
-from tmi.toolkit.models.factory import create_network
-from tmi.toolkit.run_folder import CONFIG_FILE, RunFolder
+from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.atomic_files import read_json, write_json
-from tmi.toolkit.storage.serialization import to_json
 
 
 @pytest.fixture(scope="module")
 def fused(tmp_path_factory) -> Path:
     return write_random_run(tmp_path_factory.mktemp("fused") / "run", nano())
-
-
-def with_modalities(run: Path, folder: Path, modalities: tuple[str, ...]) -> Path:
-    """Copy of a run that uses fewer modalities, with random weights of that network."""
-    shutil.copytree(run, folder)
-    config = replace(nano(), network=replace(nano().network, modalities=modalities))
-    write_json(folder / CONFIG_FILE, to_json(config))
-    opened = RunFolder.open(folder)
-    for split in opened.folds:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(split.fold)
-            save_file(create_network(config).state_dict(), opened.fold(split.fold).model)
-    opened.finish()
-    return folder
 
 
 @pytest.fixture(scope="module")
