@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tmi.export.cli.tensorrt_options import Hardware, Level, MaxBatch, PlanWeights, Target, TimingCache, Workspace
+from tmi.toolkit.cli.completion import completes
 from tmi.toolkit.cli.console import echo
 from tmi.toolkit.cli.inputs import require_case_paths, require_folder_name, require_paths, require_run, split_names
 from tmi.toolkit.cli.progress import show_steps
@@ -23,6 +24,7 @@ def export(
         typer.Option(
             help="onnx, torchscript, trt, trt-rtx or torch-trt; several with commas, or repeated. Default: onnx.",
             show_default=False,
+            autocompletion=completes(of="tmi.export.graphs.registry:EXPORTERS"),
         ),
     ] = None,
     add: Annotated[
@@ -51,6 +53,7 @@ def export(
         typer.Option(
             help="Precision of TensorRT engines: fp16, tf32, fp32, or auto to search. Default: fp16.",
             show_default=False,
+            autocompletion=completes(of="tmi.export.tensorrt.precision_choice:PRECISIONS"),
         ),
     ] = None,
     target: Target = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tmi.toolkit.cli.completion import completes
 from tmi.toolkit.cli.console import echo
 from tmi.toolkit.errors import UsageError
 
@@ -25,11 +26,17 @@ Target = Annotated[
     typer.Option(
         help="Target GPU of trt-rtx plans: sm75, sm80 (A100), sm86, sm89 or sm120. Default: this machine's, else sm80.",
         show_default=False,
+        autocompletion=completes(of="tmi.export.tensorrt.builder:TARGETS"),
     ),
 ]
 MaxBatch = Annotated[int, typer.Option(min=1, help="Largest batch of TensorRT engines.")]
 Hardware = Annotated[
-    str, typer.Option("--hardware-compatibility", help=f"GPUs that trt engines must run on: {', '.join(HARDWARE)}.")
+    str,
+    typer.Option(
+        "--hardware-compatibility",
+        help=f"GPUs that trt engines must run on: {', '.join(HARDWARE)}.",
+        autocompletion=completes(*HARDWARE),
+    ),
 ]
 Level = Annotated[
     int, typer.Option("--optimisation-level", min=0, max=5, help="How long TensorRT searches for faster kernels.")
@@ -43,6 +50,7 @@ PlanWeights = Annotated[
     typer.Option(
         "--plan-weights",
         help="inside: stored in each plan; refit: stored and refittable; strip: read from the ONNX file at load time.",
+        autocompletion=completes(*WEIGHTS),
     ),
 ]
 TimingCache = Annotated[

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tmi.toolkit.cli.completion import completes
 from tmi.toolkit.cli.console import echo, echo_json, make_console
 from tmi.toolkit.cli.inputs import limit_to_cores, require_case_paths, resolve_bundle
 from tmi.toolkit.cli.listing import print_listing
@@ -37,6 +38,7 @@ def bench(
         typer.Option(
             help="Engine to measure; may be repeated. Default: every installed one that has graphs in the bundle.",
             show_default=False,
+            autocompletion=completes(of="tmi.runtime.engines.registry:ENGINES"),
         ),
     ] = None,
     cases: Annotated[int, typer.Option(min=1, help="Number of synthetic cases.")] = 2,

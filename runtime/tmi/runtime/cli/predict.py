@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tmi.toolkit.cli.completion import completes
 from tmi.toolkit.cli.console import echo, echo_json
 from tmi.toolkit.cli.inputs import limit_to_cores, require_case_paths, resolve_bundle
 from tmi.toolkit.errors import ExitCode, UsageError
@@ -33,9 +34,18 @@ def predict(
     ] = None,
     engine: Annotated[
         str,
-        typer.Option(help="auto, openvino-bf16, openvino, onnx, torchscript, eager; on a GPU trt, trt-rtx, torch-trt."),
+        typer.Option(
+            help="auto, openvino-bf16, openvino, onnx, torchscript, eager; on a GPU trt, trt-rtx, torch-trt.",
+            autocompletion=completes("auto", of="tmi.runtime.engines.registry:ENGINES"),
+        ),
     ] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, or bf16 or fp32 for engines that compute in it only.")] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="auto, or bf16 or fp32 for engines that compute in it only.",
+            autocompletion=completes(of="tmi.runtime.engines.precision:ALLOWED_PRECISIONS"),
+        ),
+    ] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Cases computed together.")] = 1,
     mask_label: Annotated[
         list[str] | None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tmi.toolkit.cli.completion import completes
 from tmi.toolkit.cli.console import echo
 from tmi.toolkit.cli.inputs import limit_to_cores, require_case_paths, require_folder_name, resolve_bundle
 from tmi.toolkit.cli.progress import show_progress
@@ -38,7 +39,14 @@ def report(
         Path | None,
         typer.Option("--bundle", help="Bundle. Default: TMI_BUNDLE, else ./bundle.", show_default=False),
     ] = None,
-    engine: Annotated[str, typer.Option("--engine", help="Engine of the prediction, as in tmi predict.")] = "auto",
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            help="Engine of the prediction, as in tmi predict.",
+            autocompletion=completes("auto", of="tmi.runtime.engines.registry:ENGINES"),
+        ),
+    ] = "auto",
     mask_label: Annotated[
         list[str] | None,
         typer.Option(

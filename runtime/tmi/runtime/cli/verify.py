@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tmi.toolkit.cli.completion import completes
 from tmi.toolkit.cli.console import echo, echo_json, make_console
 from tmi.toolkit.cli.inputs import limit_to_cores, require_run, resolve_bundle
 from tmi.toolkit.cli.listing import print_listing
@@ -35,6 +36,7 @@ def verify(
         typer.Option(
             help="Engine to validate; may be repeated. Default: every installed one that has graphs in the bundle.",
             show_default=False,
+            autocompletion=completes(of="tmi.runtime.engines.registry:ENGINES"),
         ),
     ] = None,
     key: Annotated[

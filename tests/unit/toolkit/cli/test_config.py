@@ -12,7 +12,7 @@ import pytest
 
 from factories.tmi_command import tmi
 from tmi.toolkit.cli.config import SCHEMA, SETTINGS
-from tmi.toolkit.cli.main import COMMANDS
+from tmi.toolkit.cli.main import COMMANDS, app
 from tmi.toolkit.config.project import Project
 
 OWN = 'preset = "tiny"\ntrusted_keys = ["k.pem"]\nrequire_signature = true\n'
@@ -85,6 +85,8 @@ def test_help_command_equals_the_option(monkeypatch):
         ("tmi help tra", {"train"}),
         ("tmi predict --engi", {"--engine"}),
         ("tmi ", set(COMMANDS)),
+        ("tmi predict --engine openvino", {"openvino", "openvino-bf16"}),
+        ("tmi predict cas", set()),  # a path: the script leaves it to the shell
     ],
 )
 def test_completion(words, expected):
@@ -94,7 +96,42 @@ def test_completion(words, expected):
     assert set(done.stdout.split()) == expected
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("tmi predict case --engine au", {"auto"}),
+        ("tmi predict --precision ", {"auto", "bf16", "fp32"}),
+        ("tmi verify --engine eag", {"eager", "eager-cuda"}),
+        ("tmi bench --engine torchs", {"torchscript", "torchscript-cuda"}),
+        ("tmi report --engine onnx-cuda-", {"onnx-cuda-fp16"}),
+        ("tmi export --engine trt", {"trt", "trt-rtx"}),
+        ("tmi export --precision ", {"fp16", "tf32", "fp32", "auto"}),
+        ("tmi export --target sm8", {"sm80", "sm86", "sm89"}),
+        ("tmi export --hardware-compatibility amp", {"ampere-plus"}),
+        ("tmi build --plan-weights ", {"inside", "refit", "strip"}),
+        ("tmi train --preset ", {"paper", "released", "tiny"}),
+        ("tmi train --precision bf", {"bf16-mixed"}),
+        ("tmi train --accelerator ", {"auto", "cpu", "gpu"}),
+        ("tmi train --model rado", set()),
+        ("tmi train --model svm", {"svm"}),
+        ("tmi train --track ", {"tensorboard", "mlflow"}),
+        ("tmi compare --table ", {"all", "clinical", "1", "2", "3", "4"}),
+        ("tmi pretrain-text --preset t", {"tiny"}),
+        ("tmi pretrain-text --rendering fl", {"flags"}),
+    ],
+)
+def test_values_are_completed(words, expected):
+    """Every option with a fixed set of values offers it, through typer's completion for bash."""
+    from typer._completion_classes import BashComplete
+    from typer.main import get_command
+
+    *before, incomplete = words.split(" ")[1:]
+    found = BashComplete(get_command(app), {}, "tmi", "_TMI_COMPLETE").get_completions(before, incomplete)
+    assert {item.value for item in found} == expected
+
+
 def test_completion_script_is_printed():
     """The script of bash calls `tmi` for its words."""
     done = run("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert "_TMI_COMPLETE=complete_bash" in done.stdout
+    assert "complete -o default -F" in done.stdout  # without a word of ours, bash completes paths

@@ -1,3 +1,4 @@
+from .completion import completes as completes
 from .console import echo as echo
 from .console import echo_json as echo_json
 from .console import make_console as make_console

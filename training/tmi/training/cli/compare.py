@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tmi.toolkit.cases.case import open_cohort, parse_mask_label
+from tmi.toolkit.cli.completion import completes
 from tmi.toolkit.cli.console import echo
 from tmi.toolkit.cli.inputs import require_folder_name, require_paths
 from tmi.toolkit.cli.progress import show_progress, show_steps
@@ -59,7 +60,14 @@ def compare(
     out: Annotated[Path, typer.Option("--out", help="Folder of the comparison; an existing one is continued.")] = Path(
         "comparison"
     ),
-    table: Annotated[str, typer.Option("--table", help="Table of the paper: 1, 2, 3, 4 or all; or clinical.")] = "all",
+    table: Annotated[
+        str,
+        typer.Option(
+            "--table",
+            help="Table of the paper: 1, 2, 3, 4 or all; or clinical.",
+            autocompletion=completes("all", "clinical", of="tmi.training.comparison.paper_tables:TABLES"),
+        ),
+    ] = "all",
     model: Annotated[
         list[str] | None, typer.Option("--model", help="Key of a row to train; repeatable. Default: all.")
     ] = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tmi.toolkit.cli.completion import completes
 from tmi.toolkit.cli.console import echo
 from tmi.toolkit.clinical.schema import Schema, find_schema
 from tmi.toolkit.config.overrides import override
@@ -26,7 +27,12 @@ INTERRUPTED_EXIT_CODE = 130
 """Exit code after Ctrl-C, as in shells: 128 + SIGINT."""
 
 CohortFolder = Annotated[Path | None, typer.Argument(help="Cohort folder; default: ./cohort or tmi.toml.")]
-Preset = Annotated[str | None, typer.Option("--preset", help="paper, released or tiny.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset", help="paper, released or tiny.", autocompletion=completes(of="tmi.toolkit.config.presets:PRESETS")
+    ),
+]
 Folds = Annotated[int | None, typer.Option("--folds", help="Folds of the cross-validation.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs of each fold.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")]
@@ -48,8 +54,20 @@ MaskLabel = Annotated[
 Freeze = Annotated[
     str | None, typer.Option("--freeze", help="ct, text, radiomics, ct:layer2, text:8, ...; comma-separated.")
 ]
-Precision = Annotated[str | None, typer.Option("--precision", help="32, bf16-mixed or 16-mixed.")]
-Accelerator = Annotated[str, typer.Option("--accelerator", help="cpu, gpu or auto.")]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision", help="32, bf16-mixed or 16-mixed.", autocompletion=completes("32", "bf16-mixed", "16-mixed")
+    ),
+]
+Accelerator = Annotated[
+    str,
+    typer.Option(
+        "--accelerator",
+        help="cpu, gpu or auto.",
+        autocompletion=completes(of="tmi.training.loop.hardware:ACCELERATORS"),
+    ),
+]
 Devices = Annotated[int, typer.Option("--devices", help="Devices of this machine for each fold.")]
 ParallelFolds = Annotated[
     int, typer.Option("--parallel-folds", help="Folds trained at the same time, each on one device.")

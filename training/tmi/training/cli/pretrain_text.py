@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tmi.toolkit.cli.completion import completes
 from tmi.toolkit.cli.console import echo
 from tmi.toolkit.cli.inputs import require_folder_name, require_paths
 from tmi.toolkit.cli.progress import show_progress
@@ -17,7 +18,7 @@ from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder
 from tmi.toolkit.storage.outputs import output_lock
-from tmi.training.cli.options import configure
+from tmi.training.cli.options import Preset, configure
 
 
 def pretrain_text(
@@ -25,10 +26,14 @@ def pretrain_text(
     schema: Annotated[
         Path | None, typer.Option("--schema", help="Clinical schema; default: tmi.toml's, else the liver's.")
     ] = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="paper, released or tiny.")] = None,
+    preset: Preset = None,
     rendering: Annotated[
         list[str] | None,
-        typer.Option("--rendering", help="Rendering of the records; repeatable. Default: the preset's."),
+        typer.Option(
+            "--rendering",
+            help="Rendering of the records; repeatable. Default: the preset's.",
+            autocompletion=completes(of="tmi.toolkit.clinical.rendering:RENDERING_VERSIONS"),
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Gradient steps.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=2, help="Records in each step.")] = None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tmi.toolkit.cases.case import open_cohort, parse_mask_label
+from tmi.toolkit.cli.completion import completes
 from tmi.toolkit.cli.console import echo, make_console
 from tmi.toolkit.cli.inputs import require_folder_name, require_paths
 from tmi.toolkit.cli.listing import Column, Listing, print_listing
@@ -62,7 +63,12 @@ def train(
     name: Annotated[str | None, typer.Option("--name", help="Name of the run; default: the preset.")] = None,
     preset: Preset = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="Model, see docs/systems.md; default: tmi-clnet.")
+        str | None,
+        typer.Option(
+            "--model",
+            help="Model, see docs/systems.md; default: tmi-clnet.",
+            autocompletion=completes(of="tmi.training.systems.registry:SYSTEMS"),
+        ),
     ] = None,
     folds: Folds = None,
     epochs: Epochs = None,
@@ -79,7 +85,12 @@ def train(
     nodes: Annotated[int, typer.Option("--nodes", help="Machines, each started with its NODE_RANK.")] = 1,
     parallel_folds: ParallelFolds = 1,
     track: Annotated[
-        list[str] | None, typer.Option("--track", help="tensorboard or mlflow, in addition to history.csv; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--track",
+            help="tensorboard or mlflow, in addition to history.csv; repeatable.",
+            autocompletion=completes(of="tmi.training.loop.hardware:TRACKER_MODULES"),
+        ),
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print the memory that a step needs; train nothing.")] = False,
     no_cache: NoCache = False,
