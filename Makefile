@@ -85,6 +85,7 @@ bench-ci: $(READY)  ## the short form: fails on a broken ratio
 	mkdir -p $(BENCH)
 	$(BIN)/python -m pytest -q $(RATIOS) --benchmark-only --size small --repeats 5 \
 		--benchmark-json=$(BENCH)/ci.json --benchmark-columns=median,rounds
+	$(BIN)/python benchmarks/report.py $(BENCH)/ci.json --history $(BENCH)/history.json
 	$(BIN)/python benchmarks/report.py $(BENCH)/ci.json --check
 
 bench-gpu: $(READY)  ## compare the engines on an NVIDIA GPU with each other and with eager

@@ -1,7 +1,8 @@
-"""Report of a benchmark run: a Markdown table with the machine and versions, a plot, and the limits.
+"""Report of a benchmark run: a Markdown table with the machine and versions, a plot, the limits, and a history file.
 
 python benchmarks/report.py build/bench/benchmarks.json                # writes .md and .png next to it
 python benchmarks/report.py build/bench/ci.json --check                # exit code 1 on a broken ratio
+python benchmarks/report.py build/bench/ci.json --history history.json # for github-action-benchmark
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from limits import GOALS, RATIOS, LimitResult, evaluate_limits
 from tmi.runtime.engines.host import hardware
 from tmi.toolkit.compute.cpu import available_cores
 
 PACKAGES = ("tmi-clnet", "numpy", "onnxruntime", "openvino", "torch", "monai", "transformers", "SimpleITK", "nibabel",
             "isal")  # fmt: skip
+
+MIN_ROUNDS = 5
+"""Fewest rounds of which percentiles are shown."""
 
 
 def versions() -> dict[str, str]:
@@ -50,10 +56,11 @@ def markdown(document: Mapping[str, Any]) -> str:
         + ".",
         "",
         "Medians over rounds with alternating order. Ratios are taken within each round; below 1 the first is faster.",
+        f"p90 and p99 are percentiles over the rounds, of seconds with at least {MIN_ROUNDS} rounds.",
         "Seconds depend on the machine and its load, and prove nothing by themselves (benchmarks/README.md).",
         "",
-        "| benchmark | metric | median | lowest to highest |",
-        "| --- | --- | --- | --- |",
+        "| benchmark | metric | median (p50) | p90 | p99 | lowest to highest |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     lines += _rows(document)
     lines += ["", "## Ratios that must hold", "", *_limit_rows(list(evaluate_limits(document, RATIOS)))]
@@ -72,7 +79,48 @@ def _rows(document: Mapping[str, Any]) -> Iterator[str]:
             if low is None and values.get("rounds"):
                 low, high = min(values["rounds"]), max(values["rounds"])
             span = "" if low is None else f"{shown(low, unit)} to {shown(high, unit)}"
-            yield f"| {name} | {metric.replace('|', '&#124;')} | {shown(values['value'], unit)} | {span} |"
+            high_percentiles = " | ".join("" if p is None else shown(p, unit) for p in percentiles(values)[1:])
+            title = metric.replace("|", "&#124;")
+            yield f"| {name} | {title} | {shown(values['value'], unit)} | {high_percentiles} | {span} |"
+
+
+def percentiles(values: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:
+    """Return p50, p90 and p99 over the rounds of a metric, interpolated linearly; None without enough rounds."""
+    rounds = values.get("rounds") or []
+    if len(rounds) < MIN_ROUNDS:
+        return values.get("value"), None, None
+    p50, p90, p99 = np.percentile(rounds, (50, 90, 99))
+    return float(p50), float(p90), float(p99)
+
+
+def history(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the metrics as github-action-benchmark's `customSmallerIsBetter`: seconds and ratios, smaller is better.
+
+    Seconds of CI machines differ from run to run; the ratios are what a change can be judged by.
+    """
+    entries = []
+    for benchmark in document["benchmarks"]:
+        for metric, values in benchmark.get("extra_info", {}).get("figures", {}).items():
+            unit = values.get("unit", "")
+            if unit not in ("s", "x"):
+                continue
+            low, high = values.get("lowest"), values.get("highest")
+            rounds = values.get("rounds") or []
+            if low is None and rounds:
+                low, high = min(rounds), max(rounds)
+            _, p90, p99 = percentiles(values)
+            extra = [f"p90 {p90:.6g}, p99 {p99:.6g}"] if p90 is not None and p99 is not None else []
+            extra += [f"{len(rounds)} rounds"] if rounds else []
+            entries.append(
+                {
+                    "name": f"{benchmark['name']}: {metric}",
+                    "unit": "ratio" if unit == "x" else unit,
+                    "value": float(values["value"]),
+                    **({} if low is None else {"range": f"{low:.6g} to {high:.6g}"}),
+                    "extra": "; ".join([*extra, f"{hardware()['cpu']}, {available_cores()} cores"]),
+                }
+            )
+    return entries
 
 
 def _limit_rows(results: Sequence[LimitResult]) -> list[str]:
@@ -89,8 +137,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("json", type=Path, help="JSON of pytest-benchmark")
     parser.add_argument("--check", action="store_true", help="end with 1 if a ratio is broken; write nothing")
+    parser.add_argument("--history", type=Path, help="write the metrics for github-action-benchmark and nothing else")
     options = parser.parse_args()
     document = json.loads(options.json.read_text(encoding="utf-8"))
+    if options.history is not None:
+        options.history.write_text(json.dumps(history(document), indent=2) + "\n", encoding="utf-8")
+        print(f"wrote {options.history}")
+        return
     if not options.check:
         from plot import draw
 

@@ -19,7 +19,7 @@ from factories.paths import ROOT
 from limits import GOALS, RATIOS, Limit, evaluate_limits
 from plot import draw
 from recorder import Recorder
-from report import markdown
+from report import markdown, percentiles
 from tmi.runtime import Predictor
 from tmi.runtime.benchmark.synthetic_case import write_bench_case
 from tmi.runtime.engines.graph_engine import GraphEngine
@@ -179,10 +179,37 @@ def test_report_shows_metrics_limits_and_versions(tmp_path):
     text = markdown(document)
     assert "Benchmarks, size paper" in text
     assert "2026-01-31T12:00:00" in text
-    assert f"| {limit.metric} | 0.250 |" in text
+    assert f"| {limit.metric} | 0.250 |  |  |" in text
     assert f"| {limit.description} | 0.25 | at most {limit.at_most:g} | holds |" in text
     assert "not measured" in text
     assert "onnxruntime" in text
+
+
+ROUNDS = {"value": 3.0, "unit": "s", "rounds": [1.0, 2.0, 3.0, 4.0, 15.0]}
+
+
+def test_report_shows_percentiles_of_seconds():
+    """p90 and p99 are interpolated between the rounds; fewer than five rounds have none."""
+    assert percentiles(ROUNDS) == pytest.approx((3.0, 10.6, 14.56))
+    assert percentiles({**ROUNDS, "rounds": [1.0, 3.0]}) == (3.0, None, None)
+    document = {"benchmarks": [{"name": "test_forward[ct-0]", "extra_info": {"figures": {"onnx s": ROUNDS}}}]}
+    assert "| forward[ct-0] | onnx s | 3 s | 10.6 s | 14.6 s | 1 s to 15 s |" in markdown(document)
+
+
+def test_history_is_github_action_benchmarks_format(tmp_path):
+    """The history has name, unit, value, range and percentiles of each time and ratio, and no other metric."""
+    figures = {"onnx s": ROUNDS, "onnx / eager": {"value": 0.5, "unit": "x", "lowest": 0.4, "highest": 0.7},
+               "memory": {"value": 3.0, "unit": "GiB"}}  # fmt: skip
+    file = tmp_path / "ci.json"
+    file.write_text(json.dumps({"benchmarks": [{"name": "test_forward", "extra_info": {"figures": figures}}]}))
+    argv = [sys.executable, str(ROOT / "benchmarks" / "report.py"), str(file), "--history", str(tmp_path / "h.json")]
+    process = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    times, ratios = json.loads((tmp_path / "h.json").read_text())
+    assert (times["name"], times["unit"], times["value"]) == ("test_forward: onnx s", "s", 3.0)
+    assert times["range"] == "1 to 15"
+    assert times["extra"].startswith("p90 10.6, p99 14.56; 5 rounds; ")
+    assert (ratios["unit"], ratios["value"], ratios["range"]) == ("ratio", 0.5, "0.4 to 0.7")
 
 
 def test_plot_is_written_from_measurements(tmp_path):

@@ -44,7 +44,7 @@ class Prefetcher(Generic[Prepared]):
     - Rounds (`in_rounds=True`), for an engine on the same cores as the workers. When no prepared case is left, a whole
       round is prepared in parallel and returned as one group; the engine is idle meanwhile. Decompressing one gzip
       stream occupies one core, and a layer that runs on all cores waits for its slowest thread, so overlapping would
-      slow down every layer. A round decompresses one stream on each core instead (`docs/performance.md`).
+      slow down every layer. A round decompresses one stream on each core instead (`docs/performance-history.md`).
 
     Args:
         prepare: prepares one case; it is given the case, and a function to call with the case's text.

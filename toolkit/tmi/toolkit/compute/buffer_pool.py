@@ -2,7 +2,7 @@
 
 Memory that is returned to the operating system has to be mapped and cleared again page by page on the next first write;
 a virtual machine with free page reporting has to obtain it from the host as well. For the arrays of a CT this takes as
-long as decompressing the file (`docs/performance.md`).
+long as decompressing the file (`docs/performance-history.md`).
 
 A block is reused only after the last reference to its array, views included, has been dropped. No explicit release is
 needed, and an array never changes while it is referenced.
