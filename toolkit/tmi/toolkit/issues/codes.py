@@ -132,7 +132,7 @@ TABLE_CODES: Mapping[str, Code] = MappingProxyType(
         "row": Code("error", "a cell or row that cannot be read"),
         "number": Code("error", "a cell without a number where the mapping names one"),
         "date": Code("error", "a cell without a date where the mapping names one"),
-        "no-label": Code("error", "a row without a label under the mapping's rule"),
+        "no-label": Code("warning", "a row without a label under the mapping's rule"),
         "import": Code("error", "the options or files of a row cannot be used"),
     }
 )

@@ -19,6 +19,7 @@ from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.ingest.tabular.cohort_importer import import_table
 from tmi.toolkit.ingest.tabular.report import TableReport
+from tmi.toolkit.issues.issue import Issue
 
 
 @pytest.fixture
@@ -323,7 +324,7 @@ def test_report_has_one_line_per_row(workspace):
         ("2", "K1", "imported", ""), ("3", "K2", "refused", "number"), ("4", "K3", "excluded", "no-label")
     ]  # fmt: skip
     document = json.loads((workspace.out / "import-report.json").read_text())
-    assert document["schema"] == "tmi-import-report/1"
+    assert document["schema"] == "tmi-import-report/2"
     assert document["counts"] == {"imported": 1, "flawed": 0, "refused": 1, "excluded": 1}
 
 
@@ -346,7 +347,7 @@ def images(workspace, monkeypatch) -> list[tuple[str, dict[str, object]]]:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         (out / "clinical.json").write_text(json.dumps(arguments["clinical"]))
-        flaw = SimpleNamespace(severity="error", code="mask-flipped", message="the mask is mirrored")
+        flaw = Issue.of("mask-flipped", "the mask is mirrored", "export it again", case_id=out.name)
         return SimpleNamespace(findings=[flaw] if ct.name == "odd" else [])
 
     module = ModuleType("tmi.toolkit.ingest.case_importer")

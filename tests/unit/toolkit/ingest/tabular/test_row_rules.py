@@ -109,7 +109,9 @@ def test_every_fault_of_a_row_is_reported_at_once(workspace):
     ]  # fmt: skip
     text = next(t for t in report.summary() if t.startswith("refused: row 2"))
     assert all(f"[{f.code}]" in text for f in line.faults)
-    assert len(report.document()["lines"][0]["faults"]) == 6
+    faults = report.document()["lines"][0]["faults"]
+    assert len(faults) == 6
+    assert all(f["severity"] == "error" and f["fix"] and f["message"] == f["why"] for f in faults)
 
 
 def test_path_that_cannot_be_accessed_rejects_its_row_alone(counts, monkeypatch):

@@ -34,14 +34,14 @@ from tmi.toolkit.ingest.tabular.reader import Row, Table, read_cells
 from tmi.toolkit.ingest.tabular.report import (
     REPORT_FILE,
     REPORT_TABLE,
-    RowFinding,
     RowOutcome,
     RowResult,
     TableReport,
 )
 from tmi.toolkit.ingest.tabular.row_converter import RowReader, RowRecord
-from tmi.toolkit.ingest.tabular.row_faults import Fault, RowExcludedError, RowRejectedError, rejected
+from tmi.toolkit.ingest.tabular.row_faults import RowExcludedError, RowRejectedError, fault, rejected
 from tmi.toolkit.ingest.tabular.sources import ImageSource
+from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder, write_json, write_text
 from tmi.toolkit.storage.csv_files import csv_text
 from tmi.toolkit.storage.hashing import sha256_file, sha256_json
@@ -188,7 +188,7 @@ class _TableImport:
         self._add_record_findings()
         entries = self._journal.entries
         # Rejections stay in the journal, so that `resume` need not read the images again.
-        rejected = {n.case_id for n in self.lines if n.case_id in entries and entries[n.case_id].refusal is not None}
+        rejected = {n.case_id for n in self.lines if n.case_id in entries and entries[n.case_id].rejection}
         for case_id in self._journal.retain_only(written | {c for c in rejected if c is not None}):
             shutil.rmtree(self._out / case_id, ignore_errors=True)
 
@@ -218,16 +218,16 @@ class _TableImport:
 
     def _read_row(self, row: Row, duplicates: dict[str, int]) -> RowRecord:
         """Convert a row; a case id of several rows is one of its faults."""
-        faults: tuple[Fault, ...] = ()
+        faults: tuple[Issue, ...] = ()
         try:
             record = self.reader.read(row)
             case_id: str | None = record.case_id
         except RowExcludedError:
             raise
         except RowRejectedError as error:
-            case_id, faults = error.case_id, error.faults
+            case_id, faults = error.case_id, error.issues
         if n_rows := duplicates.get(folder_key(case_id or "")):
-            faults = (*faults, Fault("case-twice", f"{n_rows} rows have this case id"))
+            faults = (*faults, fault("case-twice", f"{n_rows} rows have this case id"))
         if faults:
             raise rejected(faults, case_id=case_id)
         return record
@@ -237,9 +237,9 @@ class _TableImport:
         from tmi.toolkit.qc.case_checks import check_cases  # imports the image packages
 
         cases = [Case(folder=self._out / c, case_id=c, patient_id=p) for c, p in self._written.items()]
-        by_case: dict[str, list[RowFinding]] = {}
+        by_case: dict[str | None, list[Issue]] = {}
         for f in check_cases(cases, schema=self._schema, records_only=True):
-            by_case.setdefault(f.case_id or "", []).append(RowFinding(f.code, f.severity, f.message))
+            by_case.setdefault(f.case_id, []).append(f)
         self.lines = [
             _with_findings(line, by_case[line.case_id])
             if line.outcome in ("imported", "flawed") and line.case_id in by_case
@@ -247,7 +247,7 @@ class _TableImport:
             for line in self.lines
         ]
 
-    def _import_case(self, row: Row, record: RowRecord) -> list[RowFinding]:
+    def _import_case(self, row: Row, record: RowRecord) -> list[Issue]:
         """Write the row's case unless the journal lists it with the same inputs.
 
         Returns:
@@ -263,24 +263,23 @@ class _TableImport:
         folder = self._out / record.case_id
         entry = self._journal.entries.get(record.case_id)
         if entry is not None and entry.key == key:
-            if entry.refusal is not None:
-                raise RowRejectedError(*entry.refusal, case_id=record.case_id)
+            if entry.rejection:
+                raise rejected(entry.rejection, case_id=record.case_id)
             if (folder / CLINICAL_FILE).is_file():
                 self.kept += 1
-                return [RowFinding(*finding) for finding in entry.findings]
+                return list(entry.issues)
         try:
             findings = _write_case(folder, record, self._mapping.images, self._schema)
         except InputRejectedError as error:
-            rejection = error.code, error.what
+            rejection = error.issues
         except UsageError as error:
-            rejection = "import", f"{error.what} ({error.fix})"
+            rejection = (Issue.of("import", f"{error.what} ({error.fix})", error.fix),)
         else:
-            kept = tuple((f.code, f.severity, f.message) for f in findings)
-            self._journal.add(JournalEntry(key=key, case_id=record.case_id, findings=kept))
+            self._journal.add(JournalEntry(key=key, case_id=record.case_id, issues=tuple(findings)))
             return findings
         shutil.rmtree(folder, ignore_errors=True)  # a case of an earlier version of the row
-        self._journal.add(JournalEntry(key=key, case_id=record.case_id, refusal=rejection))
-        raise RowRejectedError(*rejection, case_id=record.case_id)
+        self._journal.add(JournalEntry(key=key, case_id=record.case_id, rejection=rejection))
+        raise rejected(rejection, case_id=record.case_id)
 
 
 def _unused_row(row: Row, error: RowRejectedError, outcome: RowOutcome, *, lost: bool) -> RowResult:
@@ -289,13 +288,13 @@ def _unused_row(row: Row, error: RowRejectedError, outcome: RowOutcome, *, lost:
         case_id=error.case_id,
         outcome=outcome,
         code=error.code,
-        why=error.why,
-        faults=error.faults,
+        why=error.what,
+        faults=error.issues,
         lost=lost,
     )
 
 
-def _with_findings(line: RowResult, findings: Iterable[RowFinding]) -> RowResult:
+def _with_findings(line: RowResult, findings: Iterable[Issue]) -> RowResult:
     """Add findings to the result of a row; the first error of all makes it flawed."""
     every = (*line.findings, *(f for f in findings if f not in line.findings))
     first = next((f for f in every if f.severity == "error"), None)
@@ -304,7 +303,7 @@ def _with_findings(line: RowResult, findings: Iterable[RowFinding]) -> RowResult
     return replace(line, findings=every, outcome="flawed", code=first.code, why=first.message)
 
 
-def _write_case(folder: Path, record: RowRecord, images: ImageSource | None, schema: Schema) -> list[RowFinding]:
+def _write_case(folder: Path, record: RowRecord, images: ImageSource | None, schema: Schema) -> list[Issue]:
     """Write a case, with images or without; return the findings on its images."""
     if images is not None:
         return _import_images(folder, record, images, schema)
@@ -315,7 +314,7 @@ def _write_case(folder: Path, record: RowRecord, images: ImageSource | None, sch
     return []
 
 
-def _import_images(folder: Path, record: RowRecord, images: ImageSource, schema: Schema) -> list[RowFinding]:
+def _import_images(folder: Path, record: RowRecord, images: ImageSource, schema: Schema) -> list[Issue]:
     """Import a case with images; return the findings, without those that a check of the record gives again."""
     from tmi.toolkit.ingest.case_importer import import_case  # imports the image packages: only if needed
 
@@ -337,7 +336,7 @@ def _import_images(folder: Path, record: RowRecord, images: ImageSource, schema:
         case_record = read_case_record(folder, case_id=record.case_id) or CaseRecord()
         if case_record.days_from_blood_to_ct is None:
             write_case_record(folder, replace(case_record, days_from_blood_to_ct=record.days_from_blood_to_ct))
-    return [RowFinding(f.code, f.severity, f.message) for f in imported.findings if f.code not in RECORD_CODES]
+    return [issue for issue in imported.findings if issue.code not in RECORD_CODES]
 
 
 def _file_states(path: Path) -> Any:

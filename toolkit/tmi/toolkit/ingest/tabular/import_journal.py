@@ -9,12 +9,16 @@ from pathlib import Path
 
 from tmi.toolkit.cases.case import is_portable_name
 from tmi.toolkit.errors import UsageError
+from tmi.toolkit.issues.codes import Severity
+from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.storage.atomic_files import write_text
 from tmi.toolkit.storage.bounded_files import JOURNAL_BYTES, read_bytes
 from tmi.toolkit.storage.documents import DocumentError, parse_json
 from tmi.toolkit.storage.serialization import from_json, to_json
 
 JOURNAL_FILE = ".import-journal"
+OLD_FIX = "see the table of codes (docs/checks.md)"
+"""Fix of an issue of an earlier version, which had none."""
 MAX_TORN_LINES = 1000
 """Lines of a journal that may be incomplete; each kill leaves one."""
 
@@ -29,10 +33,28 @@ class JournalEntry:
     """Case id."""
     flaw: tuple[str, str] | None = None
     """Written by earlier versions."""
-    findings: tuple[tuple[str, str, str], ...] = ()
-    """Code, severity and message of each finding of the import of the images."""
+    findings: tuple[tuple[str, Severity, str], ...] = ()
+    """Written by earlier versions instead of `issues`: code, severity and message."""
     refusal: tuple[str, str] | None = None
-    """Code and message of the rejection of the row's images."""
+    """Written by earlier versions instead of `rejection`: code and message."""
+    issues: tuple[Issue, ...] = ()
+    """Findings of the import of the images."""
+    rejection: tuple[Issue, ...] = ()
+    """Reasons why the row's images were rejected; none: they were not."""
+
+    def current(self) -> JournalEntry:
+        """Return the entry with the fields that this version writes."""
+        old = [(code, severity, message) for code, severity, message in self.findings]
+        issues = self.issues or tuple(_old_issue(*finding, self.case_id) for finding in old)
+        rejection = self.rejection
+        if self.refusal is not None:
+            rejection = (_old_issue(self.refusal[0], "error", self.refusal[1], self.case_id),)
+        return JournalEntry(key=self.key, case_id=self.case_id, issues=issues, rejection=rejection)
+
+
+def _old_issue(code: str, severity: Severity, message: str, case_id: str) -> Issue:
+    """Return an issue of an earlier version, which had no fix."""
+    return Issue(code=code, severity=severity, message=message, fix=OLD_FIX, case_id=case_id)
 
 
 class Journal:
@@ -45,7 +67,7 @@ class Journal:
             torn = 0
             for line in _journal_lines(self._path):
                 try:
-                    entry = from_json(JournalEntry, parse_json(line), where=JOURNAL_FILE)
+                    entry = from_json(JournalEntry, parse_json(line), where=JOURNAL_FILE).current()
                 except (DocumentError, UsageError):
                     torn += bool(line.strip())  # a line truncated by a kill: its row is imported again
                     if torn > MAX_TORN_LINES:

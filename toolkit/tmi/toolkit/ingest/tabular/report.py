@@ -1,6 +1,6 @@
 """Report of a spreadsheet import: `import-report.json` and `import-report.csv` in the cohort folder.
 
-The JSON document (`tmi-import-report/1`) holds the digests of table, mapping and schema, the number of rows by outcome
+The JSON document (`tmi-import-report/2`) holds the digests of table, mapping and schema, the number of rows by outcome
 and reason, the number of missing cells in mapped and other columns and by column, and one entry per row. Neither file
 contains a value of a patient.
 """
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tmi.toolkit.cases.case import COHORT_FILE, TABLE_REPORT_FILE
-from tmi.toolkit.ingest.tabular.row_faults import Fault
+from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.storage.atomic_files import write_json, write_text
 from tmi.toolkit.storage.csv_files import csv_text
 from tmi.toolkit.storage.serialization import to_json
 
-SCHEMA = "tmi-import-report/1"
+SCHEMA = "tmi-import-report/2"
 REPORT_FILE = TABLE_REPORT_FILE
 REPORT_TABLE = "import-report.csv"
 
@@ -37,18 +37,6 @@ MAX_LOST_SHARE = 0.1
 """Share of the rows that may be lost without a confirmation."""
 
 
-@dataclass(frozen=True)
-class RowFinding:
-    """A finding of `tmi check` on the case of a row."""
-
-    code: str
-    """Code of the check."""
-    severity: str
-    """`error` or `warning`."""
-    message: str
-    """The problem, without a value of the table."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class RowResult:
     """Outcome of one row."""
@@ -63,9 +51,9 @@ class RowResult:
     """Code of the first reason; None for an imported row."""
     why: str | None = None
     """Reasons, without a value of the table; None for an imported row."""
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[Issue, ...] = ()
     """Every reason why the row was not used."""
-    findings: tuple[RowFinding, ...] = ()
+    findings: tuple[Issue, ...] = ()
     """Findings of `tmi check` on the case that was written."""
     set_missing: tuple[str, ...] = ()
     """Fields whose number lies outside the plausible range and is missing by the mapping's rule."""
@@ -81,20 +69,25 @@ class RowResult:
             ("warning", self._findings("warning")),
         ]
         return tuple(
-            f"{outcome}: row {self.row}{case}: " + "; ".join(f"{fault.why} [{fault.code}]" for fault in faults)
+            f"{outcome}: row {self.row}{case}: " + "; ".join(f"{fault.message} [{fault.code}]" for fault in faults)
             for outcome, faults in lines
             if faults
         )
 
-    def reasons(self) -> tuple[str, ...]:
-        """Return `outcome: reason [code]` of every fault and finding."""
-        pairs: list[tuple[str, Fault]] = [(self.outcome, fault) for fault in self.faults]
-        pairs += [("flawed", fault) for fault in self._findings("error")]
-        pairs += [("warning", fault) for fault in self._findings("warning")]
-        return tuple(f"{outcome}: {fault.why} [{fault.code}]" for outcome, fault in pairs)
+    def reasons(self) -> tuple[tuple[str, str], ...]:
+        """Return `outcome: reason [code]`, and the fix, of every fault and finding."""
+        pairs: list[tuple[str, Issue]] = [(self.outcome, fault) for fault in self.faults]
+        pairs += [("flawed", issue) for issue in self._findings("error")]
+        pairs += [("warning", issue) for issue in self._findings("warning")]
+        return tuple((f"{outcome}: {issue.message} [{issue.code}]", issue.fix) for outcome, issue in pairs)
 
-    def _findings(self, severity: str) -> tuple[Fault, ...]:
-        return tuple(Fault(f.code, f.message) for f in self.findings if f.severity == severity)
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `why` of a fault is its message."""
+        faults = [{**fault.to_dict(), "why": fault.message} for fault in self.faults]
+        return {**to_json(self), "faults": faults, "findings": [issue.to_dict() for issue in self.findings]}
+
+    def _findings(self, severity: str) -> tuple[Issue, ...]:
+        return tuple(issue for issue in self.findings if issue.severity == severity)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +128,7 @@ class TableReport:
     @property
     def reasons(self) -> dict[str, int]:
         """`outcome: reason [code]` -> number of rows, most frequent first."""
-        counts = Counter(reason for line in self.lines for reason in line.reasons())
+        counts = Counter(reason for line in self.lines for reason, _ in line.reasons())
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     @property
@@ -174,6 +167,7 @@ class TableReport:
         """Return the lines that the command prints: one per row with a reason, then the totals."""
         counts, cells = self.counts, self.missing_cells
         written = counts["imported"] + counts["flawed"]
+        fixes = {reason: fix for line in self.lines for reason, fix in line.reasons()}
         totals = [
             f"{len(self.lines)} rows: {written} cases in {self.out}"
             + (f" ({self.kept} of them unchanged from an earlier import)" if self.kept else "")
@@ -184,7 +178,7 @@ class TableReport:
                 f"{n} values of {name} outside the plausible range were set to missing, as the mapping says"
                 for name, n in self.set_missing.items()
             ),
-            *(f"  {n} {reason}" for reason, n in self.reasons.items()),
+            *(text for reason, n in self.reasons.items() for text in (f"  {n} {reason}", f"    fix: {fixes[reason]}")),
         ]
         if not self.labelled and not self.withheld:
             totals.append("no labels, so no cohort.csv: the folder holds cases for prediction, not a training cohort")
@@ -235,5 +229,5 @@ class TableReport:
             "columns": dict(self.columns),
             "labelled": self.labelled,
             "images": self.images,
-            "lines": [to_json(line) for line in self.lines],
+            "lines": [line.to_dict() for line in self.lines],
         }

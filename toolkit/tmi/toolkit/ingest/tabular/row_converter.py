@@ -32,8 +32,9 @@ from tmi.toolkit.ingest.tabular.cells import (
 )
 from tmi.toolkit.ingest.tabular.mapping import Mapping
 from tmi.toolkit.ingest.tabular.reader import Row, Table
-from tmi.toolkit.ingest.tabular.row_faults import Fault, RowExcludedError, RowRejectedError, attempt, rejected
+from tmi.toolkit.ingest.tabular.row_faults import RowExcludedError, RowRejectedError, attempt, fault, rejected
 from tmi.toolkit.ingest.tabular.sources import UNLABELLED, Code, Condition, DateSource, FieldSource, IdSource
+from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.storage.csv_files import plain_text
 
 MIXED_UNITS_HINT = " (if its column mixes two units, give the bound between them in the mapping: other_units)"
@@ -117,22 +118,22 @@ class RowReader:
             RowRejectedError: the row cannot be imported; the error has all its faults.
             RowExcludedError: the row has no label.
         """
-        faults: list[Fault] = []
+        faults: list[Issue] = []
         case_id = attempt(faults, lambda: self.case_id(row))
         if row.fault is not None:
-            raise rejected([Fault("row", row.fault)], case_id=case_id)
+            raise rejected([fault("row", row.fault)], case_id=case_id)
         try:
             record = self._convert(row, case_id or "", faults)
         except RowExcludedError as error:
             error.case_id = case_id
             if not faults or error.stated:  # what the mapping leaves out need not be correct
                 raise
-            faults += error.faults
+            faults += error.issues
         if faults:
             raise rejected(faults, case_id=case_id)
         return record
 
-    def _convert(self, row: Row, case_id: str, faults: list[Fault]) -> RowRecord:
+    def _convert(self, row: Row, case_id: str, faults: list[Issue]) -> RowRecord:
         """Convert a row and add every fault to `faults`; the record is of no use if there is one."""
         mapping = self._mapping
         patient_id: str | None = case_id
@@ -184,7 +185,7 @@ class RowReader:
             raise RowRejectedError("id", f"the {kind} id in column {source.column!r} is not a plain name")
         return text
 
-    def _values(self, row: Row, case_id: str, faults: list[Fault]) -> tuple[dict[str, Value], tuple[str, ...]]:
+    def _values(self, row: Row, case_id: str, faults: list[Issue]) -> tuple[dict[str, Value], tuple[str, ...]]:
         """Return the values in the units of the schema, without missing ones, and the fields that are set missing."""
         given: dict[str, Any] = {}
         set_missing = []
@@ -198,7 +199,7 @@ class RowReader:
             hint = MIXED_UNITS_HINT if error.code == "clinical-unit-suspect" else ""
             if error.code == "clinical-type":
                 hint = f" ({error.fix.removeprefix('write ')}; name other texts in the mapping: values)"
-            faults.append(Fault(error.code, error.what.removeprefix(f"{CLINICAL_FILE}: ") + hint))
+            faults.append(Issue.of(error.code, error.what.removeprefix(f"{CLINICAL_FILE}: ") + hint, error.fix))
         # 12 digits keep the precision of the table and remove binary noise (14.5 * 17.104 gives 248.00799999999998).
         values: dict[str, Value] = {
             name: float(f"{value:.12g}") if isinstance(value, float) else value
@@ -315,7 +316,7 @@ class RowReader:
             and (at_most is None or number <= at_most)
         )
 
-    def _files(self, row: Row, faults: list[Fault]) -> tuple[dict[str, Path], str | None]:
+    def _files(self, row: Row, faults: list[Issue]) -> tuple[dict[str, Path], str | None]:
         images = self._mapping.images
         if images is None:
             return {}, None
@@ -327,7 +328,7 @@ class RowReader:
                 files[use] = self._base_folder / cell_text(cell)
                 faults += _path_faults(files[use], use, column)
         if "ct" not in files and self._is_readable(row, images.ct):
-            faults.append(Fault("ct-missing", f"column {images.ct!r} names no CT"))
+            faults.append(fault("ct-missing", f"column {images.ct!r} names no CT"))
         column = images.series
         series = None if column is None else attempt(faults, partial(self.cell, row, column))
         return files, None if series is None else cell_text(series)
@@ -364,14 +365,14 @@ def _read_date(text: str, order: str) -> datetime.date:
     return datetime.date(year, month, day)
 
 
-def _path_faults(path: Path, use: str, column: str) -> list[Fault]:
+def _path_faults(path: Path, use: str, column: str) -> list[Issue]:
     """Return the fault of a path that does not exist, or that cannot be accessed."""
     try:
         path.stat()
     except (OSError, ValueError) as error:  # ValueError: a null character
         if isinstance(error, PermissionError):
-            return [Fault("case-unreadable", f"the path in column {column!r} cannot be opened ({error.strerror})")]
-        return [Fault(f"{use}-missing", f"the path in column {column!r} does not exist")]
+            return [fault("case-unreadable", f"the path in column {column!r} cannot be opened ({error.strerror})")]
+        return [fault(f"{use}-missing", f"the path in column {column!r} does not exist")]
     return []
 
 

@@ -2,41 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import TypeVar
 
+from tmi.toolkit.errors import InputRejectedError
+from tmi.toolkit.issues.issue import Issue
+
 T = TypeVar("T")
+FIXES: Mapping[str, str] = MappingProxyType(
+    {
+        "row": "correct the cell in the table",
+        "id": "give each row an id that is a plain name, as text",
+        "case-twice": "give each row its own case id",
+        "number": "write a number, or name the text in the mapping (values, missing, decimal)",
+        "date": "write the date in the mapping's format, or correct the format there",
+        "no-label": "none needed if the row is left out on purpose; else name the text in the mapping or fill the cell",
+        "ct-missing": "correct the path in the table",
+        "mask-missing": "correct the path in the table",
+        "radiomics-missing": "correct the path in the table",
+        "case-unreadable": "give the user read permission for the folder and its files, and check the disk",
+    }
+)
+"""Code of a row's fault -> its fix."""
 
 
-@dataclass(frozen=True)
-class Fault:
-    """One reason why a row cannot be imported."""
-
-    code: str
-    """Code of the reason."""
-    why: str
-    """Reason, without a value of the table."""
+def fault(code: str, why: str) -> Issue:
+    """Return a reason why a row is not imported; `why` contains no value of the table."""
+    return Issue.of(code, why, FIXES[code])
 
 
-class RowRejectedError(Exception):
+class RowRejectedError(InputRejectedError):
     """The row cannot be imported.
 
     Args:
         code: code of the reason; of the first, if there are several.
         why: reason, without a value of the table.
         case_id: case id of the row, if known.
-        faults: every reason; None: the one given by code and why.
+        issues: every reason; none: the one given by code and why.
     """
 
-    def __init__(
-        self, code: str, why: str, *, case_id: str | None = None, faults: tuple[Fault, ...] | None = None
-    ) -> None:
-        super().__init__(why)
-        self.code = code
-        self.why = why
-        self.case_id = case_id
-        self.faults = faults or (Fault(code, why),)
+    def __init__(self, code: str, why: str, *, case_id: str | None = None, issues: Sequence[Issue] = ()) -> None:
+        fix = issues[0].fix if issues else FIXES[code]
+        super().__init__(why, fix=fix, code=code, case_id=case_id, issues=issues)
 
 
 class RowExcludedError(RowRejectedError):
@@ -51,19 +60,24 @@ class RowExcludedError(RowRejectedError):
         super().__init__("no-label", why)
         self.stated = stated
 
+    @property
+    def issues(self) -> tuple[Issue, ...]:
+        """The one reason: a note if the mapping states it, else a warning."""
+        return tuple(replace(issue, severity="note" if self.stated else "warning") for issue in super().issues)
 
-def rejected(faults: Sequence[Fault], *, case_id: str | None) -> RowRejectedError:
+
+def rejected(faults: Sequence[Issue], *, case_id: str | None) -> RowRejectedError:
     """Return the error of a row with one or several faults."""
-    why = "; ".join(fault.why for fault in faults)
-    return RowRejectedError(faults[0].code, why, case_id=case_id, faults=tuple(faults))
+    why = "; ".join(fault.message for fault in faults)
+    return RowRejectedError(faults[0].code, why, case_id=case_id, issues=faults)
 
 
-def attempt(faults: list[Fault], read: Callable[[], T]) -> T | None:
+def attempt(faults: list[Issue], read: Callable[[], T]) -> T | None:
     """Return what `read` returns, or None and add its faults; a missing label is no fault."""
     try:
         return read()
     except RowExcludedError:
         raise
     except RowRejectedError as error:
-        faults += error.faults
+        faults += error.issues
         return None
