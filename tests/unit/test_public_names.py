@@ -96,7 +96,7 @@ PUBLIC_NAMES = {
     """,
     "tmi.toolkit.cases": """
         CASE_RECORD_FILE CLINICAL_FILE COHORT_COLUMNS COHORT_FILE CT_FILE Case CaseArrays CaseRecord
-        Cohort
+        Cohort LoadedCase case_bytes has_file load_case
         MASK_FILE MAX_NAME_BYTES MaskLabel NAME_FAULT RADIOMICS_FILE RADIOMICS_RECORD_FILE Repair
         TABLE_REPORT_FILE access_error add_repair find_cases folder_key format_label given_name
         is_cohort is_folder is_portable_name is_system_entry is_too_long missing_case_error
@@ -171,7 +171,7 @@ PUBLIC_NAMES = {
     "tmi.toolkit.radiomics": """
         AXES ExternalTable ExtractedFeatures FEATURE_NAMES RadiomicsRecord RadiomicsScaler SETTINGS SETTINGS_DIGEST
         Scaled extract extract_cached extract_reference file_digest missing_features
-        package_versions read_external_table read_mapping read_record read_table
+        package_versions read_case_table read_external_table read_mapping read_record read_table
         reference_path_reason require_features staleness_reason table_axes table_text write_record
         write_table
     """,

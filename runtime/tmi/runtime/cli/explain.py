@@ -230,7 +230,9 @@ def _explain_one(
     from tmi.runtime.explain.case_explanation import case_document, explain_case
     from tmi.runtime.explain.ct_only_baseline import ct_only_document, ct_only_map
     from tmi.runtime.explain.files import write_explanation
+    from tmi.toolkit.cases.loaded import load_case
 
+    case = load_case(case)  # each file is read once: prediction, maps and pictures are of the same bytes
     explained = explain_case(case, explainer, steps=steps, sanity=sanity)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     ct_only = None

@@ -213,12 +213,14 @@ def _write_case(case: Case, pages: _Pages) -> tuple[CaseResult, bool]:
     from tmi.runtime.report.finished_pages import finished_result, inputs_digest, page_record
     from tmi.runtime.report.pages import CASES, case_page
     from tmi.runtime.serving.results import RejectedCase
+    from tmi.toolkit.cases.loaded import load_case
     from tmi.toolkit.qc.case_checks import check_case
     from tmi.toolkit.storage.atomic_files import write_text
 
     predictor, explainer = pages.predictor, pages.explainer
     bundle, engine, package = predictor.bundle, predictor.engine_record, version("tmi-clnet")
     page_file = pages.out / CASES / f"{case.case_id}.html"
+    case = load_case(case)  # every part of the page is of the same bytes
     try:
         inputs = inputs_digest(case, bundle=bundle, engine=engine, quick=explainer is None, version=package)
         finished = finished_result(page_file, inputs) if pages.resume else None

@@ -44,7 +44,7 @@ def read_anatomy(case: Case) -> Anatomy:
         InputRejectedError: as `read_ct` and `read_mask`.
     """
     ct = read_ct(case)
-    liver_DHW = read_mask(case, ct).array_DHW.astype(bool, copy=False) if case.mask.exists() else None
+    liver_DHW = read_mask(case, ct).array_DHW.astype(bool, copy=False) if case.has_mask else None
     body_DHW = body_mask(ct.array_DHW)
     return Anatomy(
         ct=ct,

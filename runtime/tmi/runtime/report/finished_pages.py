@@ -14,6 +14,7 @@ from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.selection import EngineRecord
 from tmi.runtime.serving.results import Prediction, result_from_json, result_to_json
 from tmi.toolkit.cases.case import CASE_RECORD_FILE, Case, format_label, reading
+from tmi.toolkit.cases.loaded import LoadedCase
 from tmi.toolkit.errors import TmiError
 from tmi.toolkit.storage.bounded_files import DOCUMENT_BYTES, read_text
 from tmi.toolkit.storage.documents import parse_json
@@ -30,8 +31,13 @@ def inputs_digest(case: Case, *, bundle: Bundle, engine: EngineRecord, quick: bo
         InputRejectedError: a file of the case cannot be read.
     """
     files = (case.ct, case.mask, case.radiomics, case.clinical, case.folder / CASE_RECORD_FILE)
+    loaded = case if isinstance(case, LoadedCase) else None
     with reading(case.case_id):
-        digests = {path.name: sha256_file(path) for path in files if path.is_file()}
+        digests = {
+            path.name: sha256_file(path) if loaded is None else loaded.digest(path.name)
+            for path in files
+            if path.is_file()
+        }
     return sha256_json(
         {
             "case": case.case_id,

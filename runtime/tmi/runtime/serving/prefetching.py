@@ -16,6 +16,7 @@ from typing import Generic, Self, TypeVar
 
 from tmi.toolkit.cases.arrays import CaseArrays as CaseArrays
 from tmi.toolkit.cases.case import Case
+from tmi.toolkit.cases.loaded import LoadedCase
 from tmi.toolkit.imaging.nifti import read_ahead
 
 Prepared = TypeVar("Prepared")
@@ -125,7 +126,7 @@ class Prefetcher(Generic[Prepared]):
 
 def fetch_images(case: Case) -> None:
     """Ask the operating system to read the images of a case into its page cache; missing files are ignored."""
-    if not isinstance(case, CaseArrays):
+    if not isinstance(case, CaseArrays | LoadedCase):
         for path in (case.ct, case.mask):
             with suppress(OSError):  # the preparation reports the error of an unreadable file
                 read_ahead(path)

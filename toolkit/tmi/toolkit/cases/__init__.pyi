@@ -29,6 +29,10 @@ from .case import open_cohort as open_cohort
 from .case import parse_mask_label as parse_mask_label
 from .case import reading as reading
 from .case import unopened_error as unopened_error
+from .loaded import LoadedCase as LoadedCase
+from .loaded import case_bytes as case_bytes
+from .loaded import has_file as has_file
+from .loaded import load_case as load_case
 from .provenance import CaseRecord as CaseRecord
 from .provenance import Repair as Repair
 from .provenance import add_repair as add_repair

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tmi.toolkit.cases.case import CASE_RECORD_FILE
+from tmi.toolkit.cases.case import CASE_RECORD_FILE, Case
+from tmi.toolkit.cases.loaded import case_bytes, has_file
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.storage.atomic_files import write_json
 from tmi.toolkit.storage.bounded_files import RECORD_BYTES, is_access_error
-from tmi.toolkit.storage.documents import DocumentError, read_document
+from tmi.toolkit.storage.documents import DocumentError, parse_json
 from tmi.toolkit.storage.serialization import from_json, to_json
 
 SCHEMA = "tmi-case/1"
@@ -48,18 +49,19 @@ class CaseRecord:
     """Schema id of the file."""
 
 
-def read_case_record(folder: Path, *, case_id: str) -> CaseRecord | None:
-    """Read the provenance record of a case; return None if it has none.
+def read_case_record(source: Path | Case, *, case_id: str) -> CaseRecord | None:
+    """Read the provenance record of a case, given as such or as its folder; return None if it has none.
 
     Raises:
         InputRejectedError: case-record: the file does not follow the schema of this version.
         OSError: it cannot be accessed.
     """
-    path = folder / CASE_RECORD_FILE
-    if not path.exists() and not path.is_symlink():
+    case = source if isinstance(source, Case) else Case(folder=source, case_id=case_id)
+    if not has_file(case, CASE_RECORD_FILE) and not (case.folder / CASE_RECORD_FILE).is_symlink():
         return None
     try:
-        record = from_json(CaseRecord, read_document(path, max_bytes=RECORD_BYTES), where=CASE_RECORD_FILE)
+        document = parse_json(case_bytes(case, CASE_RECORD_FILE, max_bytes=RECORD_BYTES))
+        record = from_json(CaseRecord, document, where=CASE_RECORD_FILE)
         if record.schema != SCHEMA:
             raise UsageError(f"{CASE_RECORD_FILE} has schema {record.schema[:40]!r}", fix=f"give {SCHEMA!r}")
     except (OSError, DocumentError, UsageError) as error:

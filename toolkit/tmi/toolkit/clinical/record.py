@@ -16,12 +16,13 @@ from datetime import date
 from typing import Any
 
 from tmi.toolkit.cases.case import CLINICAL_FILE, Case, access_error
+from tmi.toolkit.cases.loaded import case_bytes
 from tmi.toolkit.clinical.schema import Field, Schema, convert, plausible
 from tmi.toolkit.clinical.units import other_units
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.storage.bounded_files import RECORD_BYTES, is_access_error
-from tmi.toolkit.storage.documents import DocumentError, NotFiniteError, parse_json, read_document
+from tmi.toolkit.storage.documents import DocumentError, NotFiniteError, parse_json
 
 Value = float | str | None
 KEYS = ("patient_id", "values", "report", "blood_date")
@@ -76,7 +77,7 @@ def read_all_clinical(case: Case, schema: Schema) -> tuple[ClinicalRecord, list[
         if isinstance(case, CaseArrays):
             data = parse_json(case.record_json())
         else:
-            data = read_document(case.clinical, max_bytes=RECORD_BYTES)
+            data = parse_json(case_bytes(case, CLINICAL_FILE, max_bytes=RECORD_BYTES))
     except OSError as error:
         if is_access_error(error):
             raise access_error(CLINICAL_FILE, error, case.case_id) from error

@@ -1,9 +1,10 @@
-"""Opens the CT or the mask of a case: a NIfTI file of its folder, or an array in memory with the same interface."""
+"""Opens the CT or the mask of a case: a NIfTI file of its folder, its bytes, or an array, with the same interface."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from tmi.toolkit.cases.arrays import CaseArrays
 from tmi.toolkit.cases.case import Case
+from tmi.toolkit.cases.loaded import LoadedCase
 from tmi.toolkit.compute.buffer_pool import ArrayAllocator
 from tmi.toolkit.compute.stage_timer import StageTimer
 from tmi.toolkit.errors import InputRejectedError
@@ -18,11 +20,13 @@ from tmi.toolkit.imaging.nifti import (
     MAX_VOXELS,
     SLAB_BYTES,
     NiftiFile,
+    TimedBytes,
     is_usable_affine,
     no_affine_error,
     open_nifti,
     unreadable_error,
 )
+from tmi.toolkit.storage.bounded_files import IMAGE_BYTES
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,6 +49,18 @@ class ArrayImage(NiftiFile):
             yield start, stop, slab
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedImage(NiftiFile):
+    """A file of a loaded case, which is read once."""
+
+    case: LoadedCase
+    """The case; it holds the bytes of the file until it is decoded."""
+
+    def open_disk(self) -> TimedBytes:
+        """The bytes of the file."""
+        return TimedBytes(self.case.content(self.path.name, max_bytes=IMAGE_BYTES))
+
+
 def open_image(case: Case, kind: Literal["ct", "mask"]) -> NiftiFile:
     """Open the CT or the mask of a case.
 
@@ -54,7 +70,16 @@ def open_image(case: Case, kind: Literal["ct", "mask"]) -> NiftiFile:
     """
     if isinstance(case, CaseArrays):
         return _array_image(case, kind)
+    if isinstance(case, LoadedCase):
+        return case.once(f"{kind} header", lambda: _loaded_image(case, kind))
     return open_nifti(case.ct if kind == "ct" else case.mask, case_id=case.case_id, kind=kind)
+
+
+def _loaded_image(case: LoadedCase, kind: Literal["ct", "mask"]) -> LoadedImage:
+    path = case.ct if kind == "ct" else case.mask
+    read = partial(case.content, path.name, max_bytes=IMAGE_BYTES)
+    file = open_nifti(path, case_id=case.case_id, kind=kind, read=read)
+    return LoadedImage(case=case, **{entry.name: getattr(file, entry.name) for entry in fields(file)})
 
 
 def _array_image(case: CaseArrays, kind: Literal["ct", "mask"]) -> ArrayImage:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -90,6 +90,12 @@ class NiftiFile:
     unit: str
     """Unit of length declared by the header: `mm`, `meter`, `micron` or `unknown`."""
 
+    def open_disk(self) -> TimedFile | TimedBytes:
+        """Open the file, and ask the operating system to read it ahead."""
+        disk = TimedFile(self.path, opener=regular_file)
+        _advise_will_need(disk.fileno())
+        return disk
+
     def slabs(
         self, timer: StageTimer | None = None, *, empty: ArrayAllocator = np.empty
     ) -> Iterator[tuple[int, int, NDArray[np.generic]]]:
@@ -110,8 +116,7 @@ class NiftiFile:
         plane = x * y * self.dtype.itemsize
         step = max(1, SLAB_BYTES // plane)
         try:
-            with _TimedFile(self.path, opener=regular_file) as disk, open_stream(disk, self.path) as stream:
-                _advise_will_need(disk.fileno())
+            with self.open_disk() as disk, open_stream(disk, self.path) as stream:
                 stream.seek(self.offset)
                 for start in range(0, z, step):
                     stop = min(start + step, z)
@@ -132,7 +137,7 @@ class NiftiFile:
             raise unreadable_error(self.name, self.case_id, self.kind, cause=error) from error
 
 
-def open_stream(disk: io.FileIO | BinaryIO, path: Path) -> io.FileIO | BinaryIO | IGzipFile:
+def open_stream(disk: io.RawIOBase | BinaryIO, path: Path) -> io.RawIOBase | BinaryIO | IGzipFile:
     """Return the decompressed stream of an opened file; decompressed if the file's name ends in `.gz`."""
     return IGzipFile(fileobj=disk, mode="rb") if path.name.lower().endswith(".gz") else disk
 
@@ -148,7 +153,7 @@ def _read_full(stream: Any, data: NDArray[np.uint8]) -> bool:
     return True
 
 
-class _TimedFile(io.FileIO):
+class TimedFile(io.FileIO):
     """A file that accumulates the time of its reads."""
 
     seconds = 0.0
@@ -159,6 +164,12 @@ class _TimedFile(io.FileIO):
         count = super().readinto(buffer)
         self.seconds += perf_counter() - start
         return count
+
+
+class TimedBytes(io.BytesIO):
+    """Bytes that were read from a file."""
+
+    seconds = 0.0
 
 
 def read_ahead(path: Path) -> None:
@@ -177,7 +188,9 @@ def _advise_will_need(descriptor: int) -> None:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
 
 
-def open_nifti(path: Path, *, case_id: str, kind: str, name: str | None = None) -> NiftiFile:
+def open_nifti(
+    path: Path, *, case_id: str, kind: str, name: str | None = None, read: Callable[[], bytes] | None = None
+) -> NiftiFile:
     """Read and validate a header.
 
     Args:
@@ -185,6 +198,7 @@ def open_nifti(path: Path, *, case_id: str, kind: str, name: str | None = None) 
         case_id: case that the file belongs to.
         kind: `ct` or `mask`; prefix of the error codes.
         name: name of the file in messages; None: its file name, which must not identify a patient.
+        read: returns the bytes of the file, which is then not opened.
 
     Raises:
         InputRejectedError: `KIND-missing`, `KIND-unreadable`, `KIND-not-3d`, `KIND-affine`, `KIND-forms`,
@@ -195,7 +209,7 @@ def open_nifti(path: Path, *, case_id: str, kind: str, name: str | None = None) 
         raise _input_error(f"{name or path.name} is missing", fix, f"{kind}-missing", case_id)
     name = name or path.name
     try:
-        header, size = _header(path)
+        header, size = _header(path, None if read is None else read())
         dim = [int(n) for n in header["dim"]]
         dtype, offset = header.get_data_dtype(), float(header["vox_offset"])
         slope, intercept = header.get_slope_inter()
@@ -247,16 +261,21 @@ def open_nifti(path: Path, *, case_id: str, kind: str, name: str | None = None) 
     )
 
 
-def _header(path: Path) -> tuple[Any, int]:
+def _header(path: Path, content: bytes | None) -> tuple[Any, int]:
     """Return the header without its extensions, in the byte order of the file, and the size of the file in bytes.
+
+    Args:
+        path: the file.
+        content: its bytes; None: they are read.
 
     Raises:
         OtherFormatError: the file has no single-file NIfTI header.
         EOFError: it ends within the header.
         OSError: the file cannot be read or decompressed, is no regular file, or is larger than `IMAGE_BYTES`.
     """
-    with open_regular(path, max_bytes=IMAGE_BYTES) as disk, open_stream(disk, path) as stream:
-        file_bytes = os.fstat(disk.fileno()).st_size
+    source = open_regular(path, max_bytes=IMAGE_BYTES) if content is None else io.BufferedReader(io.BytesIO(content))
+    with source as disk, open_stream(disk, path) as stream:
+        file_bytes = os.fstat(disk.fileno()).st_size if content is None else len(content)
         if stream is not disk and file_bytes > 2 and disk.peek(2)[:2] != GZIP_MAGIC:
             raise OtherFormatError("its name ends in .gz, but it is not compressed: name it .nii, or compress it")
         data = stream.read(540) or b""

@@ -11,6 +11,7 @@ scale the previous ones into the volume and may pass finished planes on. No seco
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.toolkit.cases.case import CT_FILE, MASK_FILE, Case
+from tmi.toolkit.cases.loaded import LoadedCase
 from tmi.toolkit.compute.buffer_pool import ArrayAllocator
 from tmi.toolkit.compute.cpu import worker_pool
 from tmi.toolkit.compute.stage_timer import StageTimer
@@ -111,8 +113,18 @@ def read_ct(
     Raises:
         InputRejectedError: ct-missing, ct-unreadable, ct-not-3d, ct-affine, ct-forms, ct-nan.
     """
-    file = open_image(case, "ct")
-    return read_ct_file(file, pool=pool, callbacks=callbacks, timer=timer, empty=empty)
+
+    def read() -> Volume:
+        file = open_image(case, "ct")
+        return read_ct_file(file, pool=pool, callbacks=callbacks, timer=timer, empty=empty)
+
+    if not isinstance(case, LoadedCase):
+        return read()
+    ct, first = _read_once(case, CT_FILE, read)
+    if callbacks is not None and not first:
+        callbacks.on_grid_ready(ct.grid)
+        callbacks.on_planes_ready(ct.array_DHW, 0, ct.array_DHW.shape[0])
+    return ct
 
 
 def read_ct_file(
@@ -162,8 +174,25 @@ def read_ct_file(
     return Volume(array_DHW=array_DHW, affine_xyz=grid.affine_xyz, unit=file.unit)
 
 
+def _read_once(case: LoadedCase, name: str, read: Callable[[], Volume]) -> tuple[Volume, bool]:
+    """Volume of a file of a loaded case, read-only, and whether this call decoded it; its bytes are then dropped."""
+    first = False
+
+    def decode() -> Volume:
+        nonlocal first
+        first = True
+        try:
+            volume = read()
+        finally:
+            case.release(name)
+        volume.array_DHW.flags.writeable = False
+        return volume
+
+    return case.once(f"{name} voxels", decode), first
+
+
 def read_mask(case: Case, ct: Volume | Grid, *, empty: ArrayAllocator = np.empty) -> Volume:
-    """Read the case's liver mask (bool) on the CT's grid.
+    """Read the case's liver mask (bool) on the CT's grid; that of a loaded case once.
 
     Args:
         case: the case; `mask_label` selects the voxels of its labels, None those of every non-zero label.
@@ -174,6 +203,12 @@ def read_mask(case: Case, ct: Volume | Grid, *, empty: ArrayAllocator = np.empty
         InputRejectedError: mask-missing, mask-unreadable, mask-not-3d, mask-affine, mask-forms, mask-grid, mask-nan,
             mask-values, mask-empty.
     """
+    if isinstance(case, LoadedCase):
+        return _read_once(case, MASK_FILE, lambda: _read_mask(case, ct, empty=empty))[0]
+    return _read_mask(case, ct, empty=empty)
+
+
+def _read_mask(case: Case, ct: Volume | Grid, *, empty: ArrayAllocator) -> Volume:
     file = open_image(case, "mask")
     grid = _canonical_grid(file)
     require_same_grid(case.case_id, grid.shape_DHW, grid.affine_xyz, ct)
@@ -331,7 +366,7 @@ def write_on_ct_grid(values_DHW: NDArray[np.floating], case: Case, path: Path) -
         InputRejectedError: ct-missing, ct-unreadable, ct-not-3d, ct-affine, ct-forms.
         ValueError: the shape of the values differs from the CT's.
     """
-    file = open_nifti(case.ct, case_id=case.case_id, kind="ct")
+    file = open_image(case, "ct")
     if values_DHW.shape != (shape_DHW := _canonical_grid(file).shape_DHW):
         raise ValueError(f"values of shape {values_DHW.shape} on a CT of shape {shape_DHW}")
     canonical = np.array([[0, 1], [1, 1], [2, 1]], dtype=np.float64)

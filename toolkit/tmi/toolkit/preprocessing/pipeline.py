@@ -20,6 +20,7 @@ from jaxtyping import Float
 
 from tmi.toolkit.cases.arrays import CaseArrays
 from tmi.toolkit.cases.case import MASK_FILE, RADIOMICS_FILE, Case, open_case
+from tmi.toolkit.cases.loaded import LoadedCase
 from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.clinical.completeness import check_completeness
 from tmi.toolkit.clinical.record import read_clinical
@@ -37,7 +38,7 @@ from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.preprocessing.cache import PreparedCache, PreparedImages
 from tmi.toolkit.qc.check_registry import ALERTS
 from tmi.toolkit.qc.image_checks import check_ct, check_mask, raise_on_error
-from tmi.toolkit.radiomics.table import read_table, require_features
+from tmi.toolkit.radiomics.table import read_case_table, require_features
 
 if TYPE_CHECKING:
     from tmi.toolkit.radiomics.extractor import ExtractedFeatures  # SimpleITK is optional and slow to import
@@ -94,7 +95,8 @@ def prepare_case(
 ) -> PreparedCase:
     """Read, check and prepare the active modalities of one case; files of other modalities may be absent.
 
-    A case in memory (`CaseArrays`) is prepared in the same way to the same bits; its images are not cached.
+    A case in memory (`CaseArrays`) or loaded (`LoadedCase`) is prepared in the same way to the same bits; its images
+    are not cached.
 
     Radiomics are read from radiomics.csv if it exists and extracted from the liver mask otherwise. An existing mask is
     checked in both cases, because a mask that does not match its CT indicates mixed-up files.
@@ -116,7 +118,7 @@ def prepare_case(
     in_memory = isinstance(case, CaseArrays)
     if not in_memory:
         open_case(case.folder)  # reports a missing folder as such, not as its first missing file
-        read_case_record(case.folder, case_id=case.case_id)  # rejects a malformed one, as `tmi check` does
+        read_case_record(case, case_id=case.case_id)  # rejects a malformed one, as `tmi check` does
     record = read_clinical(case, schema) if "clinical" in modalities else None
     table_F = _read_radiomics(case, modalities)
     warnings: tuple[Issue, ...] = ()
@@ -137,7 +139,7 @@ def prepare_case(
 
     if not extract and "image" not in modalities:
         images = PreparedImages(ct_1DHW=np.zeros((1, 0, 0, 0), np.float32), warnings=(), radiomics_F=None)
-    elif cache is None or in_memory:
+    elif cache is None or in_memory or isinstance(case, LoadedCase):
         images = prepare()
     else:
         images = cache.get_or_prepare(case, config.ct, extract=extract, prepare=prepare)
@@ -166,7 +168,7 @@ def _read_radiomics(case: Case, modalities: Collection[Modality]) -> Float[np.nd
     if isinstance(case, CaseArrays) and case.radiomics_F is not None:
         return require_features(case.radiomics_F, case_id=case.case_id)
     if case.has_radiomics:
-        return read_table(case.radiomics, case_id=case.case_id)
+        return read_case_table(case)
     if not case.has_mask:
         raise InputRejectedError(
             f"neither {RADIOMICS_FILE} nor {MASK_FILE} exists",

@@ -34,7 +34,7 @@ from tmi.toolkit.qc.image_checks import check_ct, check_mask
 from tmi.toolkit.qc.radiomics_comparison import RadiomicsComparison, compare_radiomics
 from tmi.toolkit.qc.text_length import TextEncoderInput, check_text_length
 from tmi.toolkit.radiomics.provenance import staleness_reason
-from tmi.toolkit.radiomics.table import read_table
+from tmi.toolkit.radiomics.table import read_case_table
 from tmi.toolkit.storage.hashing import sha256_bytes, sha256_json
 from tmi.toolkit.storage.terminal_text import is_unicode
 
@@ -141,21 +141,21 @@ def _check_images(
         yield from (issue.of_case(case.case_id) for issue in ct_findings)
         yield from _check_duplicate_ct(case, ct, first_occurrences)
     mask = None
-    if case.mask.exists():
+    if case.has_mask:
         # without a readable CT there is no grid to compare the mask with
         if ct is not None:
             mask, findings = _try_read(lambda: read_mask(case, ct))
             yield from findings
             if mask is not None:
                 yield from (issue.of_case(case.case_id) for issue in check_mask(ct, mask, in_hu=in_hu))
-    elif not case.radiomics.exists():
+    elif not case.has_radiomics:
         yield Issue.of(
             "radiomics-missing",
             f"neither {RADIOMICS_FILE} nor {MASK_FILE} exists",
             f"give {RADIOMICS_FILE}, or a liver mask to extract the features from",
             case_id=case.case_id,
         )
-    if case.radiomics.exists():
+    if case.has_radiomics:
         yield from _check_radiomics(case, ct, mask, first_occurrences, radiomics_tolerance, on_comparison)
 
 
@@ -181,7 +181,7 @@ def _check_radiomics(
     radiomics_tolerance: float | None,
     on_comparison: Callable[[RadiomicsComparison], None] | None,
 ) -> Iterator[Issue]:
-    values_F, findings = _try_read(lambda: read_table(case.radiomics, case_id=case.case_id))
+    values_F, findings = _try_read(lambda: read_case_table(case))
     yield from findings
     if values_F is None:
         return
@@ -238,7 +238,7 @@ def _check_clinical(
 
 
 def _check_provenance(case: Case) -> Iterator[Issue]:
-    record, findings = _try_read(lambda: read_case_record(case.folder, case_id=case.case_id))
+    record, findings = _try_read(lambda: read_case_record(case, case_id=case.case_id))
     yield from findings
     days = None if record is None else record.days_from_blood_to_ct
     if days is not None and abs(days) > MAX_DAYS_APART:

@@ -20,6 +20,7 @@ from .settings import AXES as AXES
 from .settings import SETTINGS as SETTINGS
 from .settings import SETTINGS_DIGEST as SETTINGS_DIGEST
 from .table import missing_features as missing_features
+from .table import read_case_table as read_case_table
 from .table import read_table as read_table
 from .table import require_features as require_features
 from .table import table_text as table_text

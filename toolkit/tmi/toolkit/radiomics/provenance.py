@@ -19,11 +19,12 @@ from tmi.toolkit.cases.case import (
     MaskLabel,
     format_label,
 )
+from tmi.toolkit.cases.loaded import LoadedCase, case_bytes, has_file
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.radiomics.settings import AXES, SETTINGS_DIGEST
 from tmi.toolkit.storage.atomic_files import write_json
 from tmi.toolkit.storage.bounded_files import FEATURES_BYTES, IMAGE_BYTES, RECORD_BYTES, is_access_error
-from tmi.toolkit.storage.documents import DocumentError, read_document
+from tmi.toolkit.storage.documents import DocumentError, parse_json
 from tmi.toolkit.storage.hashing import sha256_file
 from tmi.toolkit.storage.serialization import from_json, to_json
 
@@ -88,10 +89,11 @@ def read_record(case: Case) -> RadiomicsRecord | None:
         OSError: it cannot be opened.
     """
     path = record_path(case)
-    if not path.exists():
+    if not has_file(case, RADIOMICS_RECORD_FILE):
         return None
     try:
-        record = from_json(RadiomicsRecord, read_document(path, max_bytes=RECORD_BYTES), where=path.name)
+        document = parse_json(case_bytes(case, RADIOMICS_RECORD_FILE, max_bytes=RECORD_BYTES))
+        record = from_json(RadiomicsRecord, document, where=path.name)
     except (OSError, DocumentError) as error:
         if is_access_error(error):
             raise
@@ -120,7 +122,7 @@ def staleness_reason(case: Case) -> str | None:
 
     The CT and the mask are read and hashed, so this function is part of checks but not of prediction.
     """
-    if not case.radiomics.exists():
+    if not case.has_radiomics:
         return None
     try:
         record = read_record(case)
@@ -128,13 +130,13 @@ def staleness_reason(case: Case) -> str | None:
         return f"{RADIOMICS_RECORD_FILE} does not follow the schema {SCHEMA}"
     if record is None:
         return None
-    if sha256_file(case.radiomics, max_bytes=FEATURES_BYTES) != record.table_sha256:
+    if _digest(case, RADIOMICS_FILE, max_bytes=FEATURES_BYTES) != record.table_sha256:
         return f"{RADIOMICS_FILE} was changed after {RADIOMICS_RECORD_FILE} was written"
     if record.source == "extracted" and record.settings_digest != SETTINGS_DIGEST:
         return f"{RADIOMICS_FILE} was extracted with other settings than this version's"
-    for name, path, recorded in ((CT_FILE, case.ct, record.ct_sha256), (MASK_FILE, case.mask, record.mask_sha256)):
+    for name, recorded in ((CT_FILE, record.ct_sha256), (MASK_FILE, record.mask_sha256)):
         try:
-            current = file_digest(path)
+            current = _digest(case, name, max_bytes=IMAGE_BYTES) if has_file(case, name) else None
         except OSError:
             continue  # the check of the file itself reports that it cannot be read
         if recorded is not None and current is not None and current != recorded:
@@ -144,3 +146,8 @@ def staleness_reason(case: Case) -> str | None:
         current_label = format_label(case.mask_label)
         return f"{RADIOMICS_FILE} was extracted from {label} of the mask, not from label {current_label}"
     return None
+
+
+def _digest(case: Case, name: str, *, max_bytes: int) -> str:
+    """SHA-256 of a file of a case; that of a loaded case is of the bytes that were read."""
+    return case.digest(name) if isinstance(case, LoadedCase) else sha256_file(case.folder / name, max_bytes=max_bytes)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from tmi.toolkit.cases.case import access_error
+from tmi.toolkit.cases.case import RADIOMICS_FILE, Case, access_error
+from tmi.toolkit.cases.loaded import LoadedCase
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.storage.atomic_files import write_text
@@ -31,18 +34,19 @@ def _input_error(what: str, fix: str, case_id: str, code: str = "radiomics-colum
     return InputRejectedError(what, fix=fix, code=code, case_id=case_id)
 
 
-def read_rows(path: Path, *, case_id: str) -> list[list[str]]:
-    """Return the non-empty rows of a CSV file, with commas, semicolons, tabs or bars.
+def read_rows(path: Path, *, case_id: str, read: Callable[[], bytes] | None = None) -> list[list[str]]:
+    """Return the non-empty rows of a CSV file, with commas, semicolons, tabs or bars; `read` returns its bytes.
 
     Raises:
         InputRejectedError: `radiomics-missing`, `radiomics-unreadable` or `case-unreadable`.
     """
     try:
-        if (foreign := foreign_format(path)) is not None:
+        data = None if read is None else read()
+        if (foreign := foreign_format(path, data=data)) is not None:
             raise _input_error(
                 f"{path.name} is {foreign[0]}, which is not read", foreign[1], case_id, "radiomics-unreadable"
             )
-        text = read_text(path, max_bytes=FEATURES_BYTES)
+        text = read_text(path, max_bytes=FEATURES_BYTES) if data is None else data.decode("utf-8-sig")
         return [row for row in csv_rows(text, delimiter=find_delimiter(text, ())) if row]
     except FileNotFoundError as error:
         raise _input_error(
@@ -102,14 +106,28 @@ def parse_value(cell: str, *, name: str, file: str, case_id: str) -> float:
     return value
 
 
-def read_table(path: Path, *, case_id: str) -> Float[NDArray[np.float64], "1781"]:
-    """Read the features in the order of `FEATURE_NAMES`; NaN for missing cells.
+def read_case_table(case: Case) -> Float[NDArray[np.float64], "1781"]:
+    """Read the features of a case as `read_table` does; those of a loaded case once.
+
+    Raises:
+        InputRejectedError: as in `read_table`.
+    """
+    if not isinstance(case, LoadedCase):
+        return read_table(case.radiomics, case_id=case.case_id)
+    read = partial(case.content, RADIOMICS_FILE, max_bytes=FEATURES_BYTES)
+    return case.once("features", lambda: read_table(case.radiomics, case_id=case.case_id, read=read))
+
+
+def read_table(
+    path: Path, *, case_id: str, read: Callable[[], bytes] | None = None
+) -> Float[NDArray[np.float64], "1781"]:
+    """Read the features in the order of `FEATURE_NAMES`; NaN for missing cells; `read` returns the bytes of the file.
 
     Raises:
         InputRejectedError: `radiomics-missing`, `radiomics-unreadable`, `radiomics-columns` (a feature is missing,
             unknown or duplicated), `radiomics-rows` (not one row), `radiomics-value` (not a finite number).
     """
-    rows = read_rows(path, case_id=case_id)
+    rows = read_rows(path, case_id=case_id, read=read)
     names = [n.strip() for n in rows[0]] if rows else []
     require_names(names, file=path.name, case_id=case_id)
     if len(rows) != 2 or len(rows[1]) != len(names):

@@ -28,18 +28,21 @@ SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
 """First bytes, name and fix."""
 
 
-def foreign_format(path: Path, *, workbooks: tuple[str, ...] = ()) -> tuple[str, str] | None:
+def foreign_format(path: Path, *, workbooks: tuple[str, ...] = (), data: bytes | None = None) -> tuple[str, str] | None:
     """Return what a file is, as the predicate of `is`, and the fix, if it is a table of a format that is not read.
 
     Args:
         path: the file.
         workbooks: suffixes, in lower case, of Excel workbooks, where the caller reads these.
+        data: the bytes of the file, if it has been read.
 
     Raises:
         OSError: as in `open_regular`.
     """
-    with open_regular(path) as stream:
-        start = stream.read(START_BYTES)
+    if data is None:
+        with open_regular(path) as stream:
+            data = stream.read(START_BYTES)
+    start = data[:START_BYTES]
     suffix = path.suffix.lower()
     if start.startswith(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"):
         if suffix in workbooks:
