@@ -66,7 +66,7 @@ PUBLIC_NAMES = {
         plan_precision rejected_at_export require_gpu unavailable_here unavailable_reason
         validated_at_export
     """,
-    "tmi.runtime.explain": """
+    "tmi.runtime.explanation": """
         BAR_MM CaseExplanation Explainer Explanation ModelSource OUTLINE Picture TOP_FEATURES
         bundle_models case_document ct_only_document ct_only_map explain_case feature_class grey
         image_type legend_colours map_colours open_bundle_models open_run_models require_ct_only

@@ -17,8 +17,8 @@ from tmi.toolkit.errors import ExitCode, InputRejectedError, UnavailableError, U
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from tmi.runtime.explain.explainer import Explainer
-    from tmi.runtime.explain.model_source import ModelSource
+    from tmi.runtime.explanation.explainer import Explainer
+    from tmi.runtime.explanation.model_source import ModelSource
     from tmi.toolkit.cases.case import Case
     from tmi.toolkit.cli.progress import Task
 
@@ -117,7 +117,7 @@ def explain(
         require_absent_outputs([out / case.case_id for case in resolved], force=force)
         source = open_models(run, bundle, key=key, threads=threads, fold=fold)
 
-        from tmi.runtime.explain.explainer import torch_threads  # torch, after all checks
+        from tmi.runtime.explanation.explainer import torch_threads  # torch, after all checks
 
         ct_only_source = None if ct_only is None else _open_ct_only_run(ct_only)
         with torch_threads(threads), show_progress() as progress:
@@ -160,7 +160,7 @@ def open_models(
     from tmi.toolkit.run_folder import select_folds
 
     if run is not None:
-        from tmi.runtime.explain.model_source import open_run_models
+        from tmi.runtime.explanation.model_source import open_run_models
 
         source = open_run_models(run)
         if source.ct_only:
@@ -171,7 +171,7 @@ def open_models(
     opened = open_trusted_bundle(resolve_bundle(bundle), key)
     select_folds(fold, [spec.fold for spec in opened.manifest.folds], of=f"bundle {opened.folder}")
 
-    from tmi.runtime.explain.model_source import bundle_models  # torch, after all checks
+    from tmi.runtime.explanation.model_source import bundle_models  # torch, after all checks
 
     return bundle_models(opened, threads=threads, log=partial(echo, err=True))
 
@@ -180,7 +180,7 @@ def make_explainer(
     source: ModelSource, fold: str, target: str | None, step: Callable[[str], None] = lambda stage: None
 ) -> Explainer:
     """Create the explainer, which passes each of its stages to `step`."""
-    from tmi.runtime.explain.explainer import Explainer
+    from tmi.runtime.explanation.explainer import Explainer
 
     return Explainer(source, source.select_folds(fold), target=target, log=step)
 
@@ -227,9 +227,9 @@ def _explain_one(
     import datetime
     from importlib.metadata import version
 
-    from tmi.runtime.explain.case_explanation import case_document, explain_case
-    from tmi.runtime.explain.ct_only_baseline import ct_only_document, ct_only_map
-    from tmi.runtime.explain.files import write_explanation
+    from tmi.runtime.explanation.case_explanation import case_document, explain_case
+    from tmi.runtime.explanation.ct_only_baseline import ct_only_document, ct_only_map
+    from tmi.runtime.explanation.files import write_explanation
     from tmi.toolkit.cases.loaded import load_case
 
     case = load_case(case)  # each file is read once: prediction, maps and pictures are of the same bytes
@@ -260,8 +260,8 @@ def _row_title(name: str, probability: Mapping[str, float], in_liver: float | No
 
 
 def _open_ct_only_run(run: Path) -> ModelSource:
-    from tmi.runtime.explain.ct_only_baseline import require_ct_only
-    from tmi.runtime.explain.model_source import open_run_models
+    from tmi.runtime.explanation.ct_only_baseline import require_ct_only
+    from tmi.runtime.explanation.model_source import open_run_models
 
     return require_ct_only(open_run_models(run))
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from tmi.runtime.bundle.reader import Bundle
-    from tmi.runtime.explain.case_explanation import CaseExplanation
-    from tmi.runtime.explain.explainer import Explainer
+    from tmi.runtime.explanation.case_explanation import CaseExplanation
+    from tmi.runtime.explanation.explainer import Explainer
     from tmi.runtime.serving.predictor import Predictor
     from tmi.runtime.serving.results import CaseResult
     from tmi.toolkit.cases.case import Case
@@ -176,8 +176,8 @@ def _require_output(out: Path, *, force: bool, resume: bool) -> None:
 def _open_explainer(bundle: Bundle, threads: int | None, step: Callable[[str], None], stack: ExitStack) -> Explainer:
     """Open the weights of the bundle, whose self-test runs first; torch's threads are set until the stack closes."""
     from tmi.runtime.cli.explain import make_explainer
-    from tmi.runtime.explain.explainer import torch_threads
-    from tmi.runtime.explain.model_source import bundle_models
+    from tmi.runtime.explanation.explainer import torch_threads
+    from tmi.runtime.explanation.model_source import bundle_models
 
     source = bundle_models(bundle, threads=threads, log=partial(echo, err=True))
     stack.enter_context(torch_threads(threads))
@@ -247,6 +247,6 @@ def _write_case(case: Case, pages: _Pages) -> tuple[CaseResult, bool]:
 
 
 def _explained(case: Case, explainer: Explainer) -> CaseExplanation:
-    from tmi.runtime.explain.case_explanation import explain_case
+    from tmi.runtime.explanation.case_explanation import explain_case
 
     return explain_case(case, explainer, steps=0, sanity=False)

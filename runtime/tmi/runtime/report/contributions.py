@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import floor, log10
 from typing import Any
 
-from tmi.runtime.explain.results import Explanation
+from tmi.runtime.explanation.results import Explanation
 
 FLOOR = 0.01
 """Smallest noise floor in log-odds: such a change alters no probability by more than 0.0025."""

@@ -19,7 +19,7 @@ from tmi.runtime.bundle.contents import bundled_schema
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.selection import EngineRecord
-from tmi.runtime.explain.results import feature_class, image_type, strongest_fields, sum_by_group, top_features
+from tmi.runtime.explanation.results import feature_class, image_type, strongest_fields, sum_by_group, top_features
 from tmi.runtime.report.contributions import common_scale, noise_floor, split_by_noise
 from tmi.runtime.report.trust import (
     NBSP,
@@ -38,7 +38,7 @@ from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.storage.terminal_text import printable
 
 if TYPE_CHECKING:
-    from tmi.runtime.explain.case_explanation import CaseExplanation  # torch
+    from tmi.runtime.explanation.case_explanation import CaseExplanation  # torch
 
 CASES = "cases"
 """Folder of the case pages, next to `index.html`."""
@@ -116,8 +116,8 @@ def _explained(explained: CaseExplanation, values: Mapping[str, tuple[str, str]]
     """Variables of the map and of the contributions, whose bars have one scale."""
     from matplotlib.colors import to_hex
 
-    from tmi.runtime.explain.case_explanation import TOP_FEATURES  # torch
-    from tmi.runtime.explain.overlay import Picture, legend_colours
+    from tmi.runtime.explanation.case_explanation import TOP_FEATURES  # torch
+    from tmi.runtime.explanation.overlay import Picture, legend_colours
     from tmi.runtime.report.slices import montage, page_slices
 
     anatomy, explanation = explained.anatomy, explained.explanation

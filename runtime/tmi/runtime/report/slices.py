@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from tmi.runtime.explain.overlay import BAR_MM, OUTLINE, Picture, grey, map_colours, save_montage
+from tmi.runtime.explanation.overlay import BAR_MM, OUTLINE, Picture, grey, map_colours, save_montage
 from tmi.toolkit.imaging.volume import PLANES, Plane
 
 BUDGET_BYTES = 4_000_000

@@ -15,7 +15,7 @@ from factories.planted_faults import write_key_pair
 from tmi.runtime.bundle.reader import Bundle, open_bundle, write_manifest
 from tmi.runtime.bundle.signing import open_trusted_bundle, sign_bundle
 from tmi.runtime.engines.registry import open_engine
-from tmi.runtime.explain.model_source import open_bundle_models
+from tmi.runtime.explanation.model_source import open_bundle_models
 from tmi.runtime.serving.predictor import Predictor
 from tmi.runtime.verification.verify import read_references
 from tmi.toolkit.errors import DamagedError

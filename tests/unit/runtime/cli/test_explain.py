@@ -15,11 +15,11 @@ from PIL import Image
 
 from factories.paths import ROOT
 from factories.tmi_command import tmi
-from tmi.runtime.explain.insertion_deletion import curves
-from tmi.runtime.explain.localization import body_mask, localization_metrics
-from tmi.runtime.explain.overlay import grey, map_colours
-from tmi.runtime.explain.parameter_randomization import rank_correlation, structural_similarity
-from tmi.runtime.explain.results import SCHEMA
+from tmi.runtime.explanation.insertion_deletion import curves
+from tmi.runtime.explanation.localization import body_mask, localization_metrics
+from tmi.runtime.explanation.overlay import grey, map_colours
+from tmi.runtime.explanation.parameter_randomization import rank_correlation, structural_similarity
+from tmi.runtime.explanation.results import SCHEMA
 from tmi.runtime.serving.results import RESEARCH_USE
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.radiomics.table import read_table

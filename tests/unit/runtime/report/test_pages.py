@@ -17,8 +17,8 @@ from factories.browser import Browser, find_chromium
 from factories.cases import MARKUP_CASE_ID
 from factories.paths import ROOT
 from factories.tmi_command import tmi
-from tmi.runtime.explain.anatomy import read_anatomy
-from tmi.runtime.explain.overlay import Picture
+from tmi.runtime.explanation.anatomy import read_anatomy
+from tmi.runtime.explanation.overlay import Picture
 from tmi.runtime.report.pages import _environment, evidence
 from tmi.runtime.report.slices import page_slices
 from tmi.runtime.serving.results import RESEARCH_USE

@@ -35,7 +35,7 @@ def pages(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 def test_quick_page_has_no_map(quick, tmp_path, monkeypatch):
     """A quick page has the prediction, its trust and the clinical values, and needs neither map nor weights."""
-    monkeypatch.setattr("tmi.runtime.explain.model_source.bundle_models", None)
+    monkeypatch.setattr("tmi.runtime.explanation.model_source.bundle_models", None)
     outcome = quick()
     assert outcome.code == 3, outcome.err
     page = (tmp_path / "out" / "cases" / "P1.html").read_text(encoding="utf-8")

@@ -11,9 +11,9 @@ from factories.cases import write_case
 from factories.opened_files import count_opens
 from factories.tmi_command import tmi
 from tmi.runtime import Predictor
-from tmi.runtime.explain.case_explanation import explain_case
-from tmi.runtime.explain.explainer import Explainer
-from tmi.runtime.explain.model_source import bundle_models
+from tmi.runtime.explanation.case_explanation import explain_case
+from tmi.runtime.explanation.explainer import Explainer
+from tmi.runtime.explanation.model_source import bundle_models
 from tmi.runtime.report.finished_pages import inputs_digest
 from tmi.toolkit.cases.case import Case, open_case
 from tmi.toolkit.cases.loaded import load_case

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tmi.runtime.explain.overlay import Picture, grey, legend_colours, map_colours
+from tmi.runtime.explanation.overlay import Picture, grey, legend_colours, map_colours
 from tmi.runtime.report.contributions import FLOOR, common_scale, split_by_noise
 from tmi.runtime.report.slices import _map
 from tmi.runtime.report.trust import (

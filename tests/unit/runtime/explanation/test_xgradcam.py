@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tmi.runtime.explain.xgradcam import combined_map, stage_cams, unit_range, xgradcam
+from tmi.runtime.explanation.xgradcam import combined_map, stage_cams, unit_range, xgradcam
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

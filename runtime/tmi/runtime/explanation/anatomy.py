@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from tmi.runtime.explain.localization import LocalizationMetrics, body_mask, centre, localization_metrics
+from tmi.runtime.explanation.localization import LocalizationMetrics, body_mask, centre, localization_metrics
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.schema import CtConfig
 from tmi.toolkit.imaging.ct_resampling import resample_to_ct_grid

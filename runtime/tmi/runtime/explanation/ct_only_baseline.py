@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from tmi.runtime.explain.anatomy import Anatomy
-from tmi.runtime.explain.explainer import STAGES, softmax
-from tmi.runtime.explain.inputs import fold_inputs
-from tmi.runtime.explain.localization import LocalizationMetrics
-from tmi.runtime.explain.model_source import ModelSource
-from tmi.runtime.explain.xgradcam import combined_map, stage_cams, unit_range
+from tmi.runtime.explanation.anatomy import Anatomy
+from tmi.runtime.explanation.explainer import STAGES, softmax
+from tmi.runtime.explanation.inputs import fold_inputs
+from tmi.runtime.explanation.localization import LocalizationMetrics
+from tmi.runtime.explanation.model_source import ModelSource
+from tmi.runtime.explanation.xgradcam import combined_map, stage_cams, unit_range
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.preprocessing.pipeline import prepare_case

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tmi.runtime.explain.inputs import EncodedCase, FoldInputs, log_odds
+from tmi.runtime.explanation.inputs import EncodedCase, FoldInputs, log_odds
 from tmi.toolkit.compute.third_party import library_call
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tmi.runtime.explain.case_explanation import TOP_FEATURES, CaseExplanation
-from tmi.runtime.explain.ct_only_baseline import CtOnlyMap
-from tmi.runtime.explain.overlay import Picture, save_bars, save_montage, save_plane
-from tmi.runtime.explain.results import strongest_fields, top_features
+from tmi.runtime.explanation.case_explanation import TOP_FEATURES, CaseExplanation
+from tmi.runtime.explanation.ct_only_baseline import CtOnlyMap
+from tmi.runtime.explanation.overlay import Picture, save_bars, save_montage, save_plane
+from tmi.runtime.explanation.results import strongest_fields, top_features
 from tmi.toolkit.imaging.volume import PLANES, write_on_ct_grid
 from tmi.toolkit.storage.atomic_files import staged_folder, write_json
 

@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from tmi.runtime.explain.inputs import EncodedCase, FoldInputs, encode, fold_inputs
-from tmi.runtime.explain.insertion_deletion import PerturbationCurves, curves
-from tmi.runtime.explain.integrated_gradients import (
+from tmi.runtime.explanation.inputs import EncodedCase, FoldInputs, encode, fold_inputs
+from tmi.runtime.explanation.insertion_deletion import PerturbationCurves, curves
+from tmi.runtime.explanation.integrated_gradients import (
     Attribution,
     radiomics_attribution,
     sum_by_field,
     text_attribution,
 )
-from tmi.runtime.explain.model_source import FoldModel, ModelSource
-from tmi.runtime.explain.parameter_randomization import RandomizationStep, randomization_test
-from tmi.runtime.explain.results import REPORT_FIELD, Explanation, FoldExplanation, mean_fields
-from tmi.runtime.explain.tcaf_attention import ring_attention
-from tmi.runtime.explain.xgradcam import combined_map, stage_cams, unit_range
+from tmi.runtime.explanation.model_source import FoldModel, ModelSource
+from tmi.runtime.explanation.parameter_randomization import RandomizationStep, randomization_test
+from tmi.runtime.explanation.results import REPORT_FIELD, Explanation, FoldExplanation, mean_fields
+from tmi.runtime.explanation.tcaf_attention import ring_attention
+from tmi.runtime.explanation.xgradcam import combined_map, stage_cams, unit_range
 from tmi.runtime.serving.input_warnings import case_alerts
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.record import read_clinical

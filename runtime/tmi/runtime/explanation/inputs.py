@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tmi.runtime.explain.model_source import FoldModel
+from tmi.runtime.explanation.model_source import FoldModel
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.preprocessing.pipeline import PreparedCase

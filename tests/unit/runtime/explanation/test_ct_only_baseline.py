@@ -14,7 +14,7 @@ import torch
 from factories.nano import nano
 from factories.random_run import with_modalities, write_random_run
 from factories.tmi_command import tmi
-from tmi.runtime.explain.model_source import open_run_models
+from tmi.runtime.explanation.model_source import open_run_models
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.atomic_files import read_json, write_json
 
@@ -57,9 +57,9 @@ def test_ct_only_map_is_added_to_the_explanation(fused, ct_only, cohort, tmp_pat
 
 def test_ct_only_probability_is_the_mean_over_folds(ct_only, cohort):
     """The baseline's probability is the mean over its folds' networks."""
-    from tmi.runtime.explain.anatomy import read_anatomy
-    from tmi.runtime.explain.ct_only_baseline import ct_only_map
-    from tmi.runtime.explain.explainer import softmax
+    from tmi.runtime.explanation.anatomy import read_anatomy
+    from tmi.runtime.explanation.ct_only_baseline import ct_only_map
+    from tmi.runtime.explanation.explainer import softmax
     from tmi.toolkit.cases.case import Case
     from tmi.toolkit.preprocessing.pipeline import prepare_case
 

@@ -12,16 +12,16 @@ import torch
 from factories.cases import write_case
 from factories.nano import nano
 from factories.random_run import write_random_run
-from tmi.runtime.explain.inputs import encode, fold_inputs, log_odds
-from tmi.runtime.explain.integrated_gradients import (
+from tmi.runtime.explanation.inputs import encode, fold_inputs, log_odds
+from tmi.runtime.explanation.integrated_gradients import (
     ABSOLUTE_TOLERANCE,
     TOLERANCE,
     radiomics_attribution,
     sum_by_field,
     text_attribution,
 )
-from tmi.runtime.explain.model_source import open_run_models
-from tmi.runtime.explain.results import (
+from tmi.runtime.explanation.model_source import open_run_models
+from tmi.runtime.explanation.results import (
     feature_class,
     image_type,
     mean_fields,
@@ -29,7 +29,7 @@ from tmi.runtime.explain.results import (
     sum_by_group,
     top_features,
 )
-from tmi.runtime.explain.tcaf_attention import ring_attention
+from tmi.runtime.explanation.tcaf_attention import ring_attention
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import field_spans, render, sentences
@@ -188,7 +188,7 @@ def test_ring_attention_is_within_its_bounds(encoded_fold):
 
 def test_bundle_models_equal_the_runs(tiny_bundle: Path, random_run: Path):
     """The weights of a bundle's folds equal those of the run it was exported from."""
-    from tmi.runtime.explain.model_source import open_bundle_models
+    from tmi.runtime.explanation.model_source import open_bundle_models
 
     run, bundle = open_run_models(random_run), open_bundle_models(tiny_bundle)
     assert bundle.folds == run.folds

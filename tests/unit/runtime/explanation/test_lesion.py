@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from factories.lesion_model import SHAPE_DHW, accuracy, hounsfield, lesion_config, sample_batch, train_lesion_network
-from tmi.runtime.explain.explainer import ct_map
-from tmi.runtime.explain.inputs import FoldInputs
-from tmi.runtime.explain.parameter_randomization import randomization_test
+from tmi.runtime.explanation.explainer import ct_map
+from tmi.runtime.explanation.inputs import FoldInputs
+from tmi.runtime.explanation.parameter_randomization import randomization_test
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.imaging.ct_resampling import prepare_ct, resample_to_ct_grid
 from tmi.toolkit.imaging.volume import read_ct, write_on_ct_grid

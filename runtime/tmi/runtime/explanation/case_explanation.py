@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from tmi.runtime.explain.anatomy import Anatomy, read_anatomy
-from tmi.runtime.explain.explainer import Explainer
-from tmi.runtime.explain.insertion_deletion import PerturbationCurves
-from tmi.runtime.explain.localization import LocalizationMetrics
-from tmi.runtime.explain.model_source import ModelSource
-from tmi.runtime.explain.parameter_randomization import RandomizationStep
-from tmi.runtime.explain.results import (
+from tmi.runtime.explanation.anatomy import Anatomy, read_anatomy
+from tmi.runtime.explanation.explainer import Explainer
+from tmi.runtime.explanation.insertion_deletion import PerturbationCurves
+from tmi.runtime.explanation.localization import LocalizationMetrics
+from tmi.runtime.explanation.model_source import ModelSource
+from tmi.runtime.explanation.parameter_randomization import RandomizationStep
+from tmi.runtime.explanation.results import (
     SCHEMA,
     Explanation,
     feature_class,
