@@ -8,8 +8,9 @@
                 raise ValueError(f"{result.case_id}: {result.what} [{result.code}]; {result.fix}")
             decisions[result.case_id] = result.decision, result.probability
 
-`CaseArrays` is a case in memory, without a folder. `__version__` is the version of the installed package tmi-clnet. The
-public names are imported on first access, so that importing one module of a room stays light.
+`explain` explains the prediction of a case; it needs torch. `CaseArrays` is a case in memory, without a folder.
+`__version__` is the version of the installed package tmi-clnet. The public names are imported on first access, so that
+importing one module of a room stays light.
 """
 
 from typing import Any

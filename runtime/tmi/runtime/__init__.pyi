@@ -1,5 +1,10 @@
 __version__: str
 
+from .bundle.reader import Bundle as Bundle
+from .bundle.reader import open_bundle as open_bundle
+from .explanation.case_explanation import CaseExplanation as CaseExplanation
+from .explanation.case_explanation import explain as explain
+from .serving.pipeline import InferencePipeline as InferencePipeline
 from .serving.predictor import Predictor as Predictor
 from .serving.prefetching import CaseArrays as CaseArrays
 from .serving.results import FoldPrediction as FoldPrediction

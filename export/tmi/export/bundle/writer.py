@@ -24,6 +24,38 @@ from tmi.toolkit.storage.atomic_files import staged_folder
 from tmi.toolkit.storage.outputs import output_lock
 
 
+def export(
+    run: Path | str,
+    out: Path | str,
+    *,
+    engines: Sequence[str] = ("onnx",),
+    cases: Sequence[Path | str] = (),
+    weights: bool = True,
+    force: bool = False,
+    precision: str | None = None,
+    progress: Progress = lambda line: None,
+) -> Bundle:
+    """Export a finished run as a bundle, as `tmi export` does. It is written only if every parity check passes.
+
+    Args:
+        run: folder of a finished run.
+        out: folder of the bundle.
+        engines: formats to write: `onnx`, `torchscript`, `trt`, `trt-rtx`, `torch-trt`.
+        cases: real case or cohort folders to validate the engines on, in addition to the golden inputs.
+        weights: store the eager weights, which the engine `eager`, `tmi explain` and `tmi report` need.
+        force: replace an existing bundle.
+        precision: of TensorRT engines: `fp16`, `tf32`, `fp32`, or `auto` to search; None: the default.
+        progress: called with one line for each step.
+
+    Raises:
+        UsageError, UnavailableError, DamagedError, InputRejectedError, ParityError: as in `export_run`.
+    """
+    settings = ExportSettings(cases=tuple(Path(case) for case in cases), precision=precision)
+    return export_run(
+        Path(run), Path(out), artefacts=engines, force=force, weights=weights, settings=settings, progress=progress
+    )
+
+
 def export_run(
     run: Path,
     out: Path,

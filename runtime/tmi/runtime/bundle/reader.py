@@ -42,6 +42,11 @@ class Bundle:
     manifest: Manifest
     digest: str
     """SHA-256 of manifest.json; identifies the bundle in every prediction."""
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        return f"Bundle({str(self.folder)!r}, {manifest.preset}, {len(manifest.folds)} folds, {self.digest[:16]})"
+
     parts: PartDigests | None = None
     """Digests of parts of manifest.json as it is; None for a bundle that is being exported."""
 
@@ -110,6 +115,9 @@ EXPORT_AGAIN_FIX = "copy the bundle again from where it was exported, or export 
 
 def open_bundle(folder: Path) -> Bundle:
     """Read the manifest and compare every file with it.
+
+    Args:
+        folder: the bundle.
 
     Raises:
         UsageError: no such folder, or not a bundle.

@@ -1,6 +1,7 @@
 from .case_explanation import TOP_FEATURES as TOP_FEATURES
 from .case_explanation import CaseExplanation as CaseExplanation
 from .case_explanation import case_document as case_document
+from .case_explanation import explain as explain
 from .case_explanation import explain_case as explain_case
 from .ct_only_baseline import ct_only_document as ct_only_document
 from .ct_only_baseline import ct_only_map as ct_only_map

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from tmi.runtime.bundle.reader import Bundle
+from tmi.runtime.bundle.signing import Keys, open_trusted_bundle
 from tmi.runtime.explanation.anatomy import Anatomy, read_anatomy
-from tmi.runtime.explanation.explainer import Explainer
+from tmi.runtime.explanation.explainer import Explainer, torch_threads
 from tmi.runtime.explanation.insertion_deletion import PerturbationCurves
 from tmi.runtime.explanation.localization import LocalizationMetrics
-from tmi.runtime.explanation.model_source import ModelSource
+from tmi.runtime.explanation.model_source import ModelSource, bundle_models
 from tmi.runtime.explanation.parameter_randomization import RandomizationStep
 from tmi.runtime.explanation.results import (
     SCHEMA,
@@ -24,7 +27,8 @@ from tmi.runtime.explanation.results import (
     top_features,
 )
 from tmi.runtime.serving.results import ALERTS, RESEARCH_USE
-from tmi.toolkit.cases.case import Case, reading
+from tmi.toolkit.cases.case import Case, MaskLabel, reading
+from tmi.toolkit.cases.loaded import load_case
 from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
 
@@ -54,6 +58,51 @@ class CaseExplanation:
     """Parameter randomization test; empty if not requested."""
     warnings: tuple[Issue, ...]
     """Alerts, then warnings and notes of the preprocessing."""
+
+    def __repr__(self) -> str:
+        explanation, in_liver = self.explanation, self.localization.in_liver
+        inside = "" if in_liver is None else f", {in_liver:.0%} of the map in the liver"
+        p_bad = explanation.probability["bad"]
+        return f"CaseExplanation({explanation.case_id!r}, p(bad) {p_bad:.3f}, for {explanation.target!r}{inside})"
+
+
+def explain(
+    case: Case | Path | str,
+    bundle: Bundle | Path | str,
+    *,
+    fold: str = "ensemble",
+    target: str | None = None,
+    steps: int = 0,
+    sanity: bool = False,
+    mask_label: MaskLabel | None = None,
+    threads: int | None = None,
+    key: Keys = None,
+) -> CaseExplanation:
+    """Explain the prediction of one case with a bundle's models, as `tmi explain` does: map, attributions, metrics.
+
+    Args:
+        case: a case folder, a `Case`, or a loaded one (`tmi.toolkit.load_case`).
+        bundle: a bundle with its eager weights, or its folder.
+        fold: number of a fold, or `ensemble` for the mean of all folds.
+        target: class that the map explains; None: the predicted one.
+        steps: number of steps of the insertion and deletion curves; 0: no curves.
+        sanity: whether to run the parameter randomization test.
+        mask_label: label of the liver in the mask, or several that are joined; a `Case` has its own.
+        threads: torch's threads; None leaves them as they are.
+        key: public keys (PEM) of which one must have signed the bundle; None: those of `tmi.toml`, if any.
+
+    Raises:
+        InputRejectedError: the case is rejected; the error names it.
+        UsageError: no such bundle or fold, or the bundle has no weights or not all three modalities.
+        DamagedError: the bundle is damaged, or not signed by the key.
+        ParityError: its weights do not give the outputs of the validated model.
+        UnavailableError: a package is missing.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else open_trusted_bundle(Path(bundle), key)
+    source = bundle_models(opened, threads=threads)
+    explainer = Explainer(source, source.select_folds(fold), target=target)
+    with torch_threads(threads):
+        return explain_case(load_case(case, mask_label=mask_label), explainer, steps=steps, sanity=sanity)
 
 
 def explain_case(

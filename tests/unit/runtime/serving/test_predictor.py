@@ -253,14 +253,3 @@ def test_any_changed_byte_is_rejected(tiny_bundle, tmp_path):
         data[len(data) // 2] ^= 1
         file.write_bytes(data)
     Predictor.open(copy, engine="onnx").close()
-
-
-def test_public_names_of_the_runtime():
-    """`tmi.runtime` exports exactly these names, lazily."""
-    import tmi.runtime
-
-    names = ["CaseArrays", "FoldPrediction", "Issue", "Prediction", "Predictor", "RejectedCase"]
-    assert sorted(tmi.runtime.__all__) == names
-    assert all(getattr(tmi.runtime, name).__name__ == name for name in tmi.runtime.__all__)
-    with pytest.raises(AttributeError, match=r"No tmi\.runtime attribute Forecaster"):
-        tmi.runtime.Forecaster  # noqa: B018

@@ -274,6 +274,10 @@ class Cohort:
 def open_cohort(folder: Path, *, mask_label: MaskLabel | None = None) -> Cohort:
     """Read `cohort.csv`; case folders are not opened.
 
+    Args:
+        folder: the cohort.
+        mask_label: label of the liver in the masks, or several that are joined; None: every voxel but 0.
+
     Raises:
         UsageError: the folder or its table is missing, or the table has wrong columns, duplicate ids or unknown labels.
     """

@@ -91,6 +91,10 @@ class ImportedCase:
     label: str | None
     """Mask label that was selected, and the rule that selected it; None without a mask."""
 
+    def __repr__(self) -> str:
+        state = "rejected" if self.rejected else "usable"
+        return f"ImportedCase({str(self.case.folder)!r}, {state}, {len(self.findings)} findings)"
+
     @property
     def rejected(self) -> bool:
         """Whether training and prediction reject the case because of its content."""
@@ -113,15 +117,15 @@ class _Sources:
 
 
 def import_case(
-    out: Path,
+    out: Path | str,
     *,
-    ct: Path | None,
-    mask: Path | None = None,
+    ct: Path | str | None,
+    mask: Path | str | None = None,
     series: str | None = None,
     mask_label: Wanted | None = None,
     roi: Wanted | None = None,
-    clinical: Path | Mapping[str, Any] | None = None,
-    radiomics: Path | None = None,
+    clinical: Path | str | Mapping[str, Any] | None = None,
+    radiomics: Path | str | None = None,
     patient_id: str | None = None,
     fixes: Collection[str] = (),
     schema: Schema | None = None,
@@ -150,15 +154,16 @@ def import_case(
             exists, cannot be written or is being written by another process.
         UnavailableError: the disk is full.
     """
+    out = Path(out)
     if mask_label is not None and roi is not None:
         raise UsageError("both a mask label and a ROI are given", fix="give either --mask-label or --roi")
     sources = _Sources(
-        ct=ct,
-        mask=mask,
+        ct=_as_path(ct),
+        mask=_as_path(mask),
         series=series,
         wanted=mask_label if roi is None else roi,
-        clinical=clinical,
-        radiomics=radiomics,
+        clinical=Path(clinical) if isinstance(clinical, str) else clinical,
+        radiomics=_as_path(radiomics),
         patient_id=patient_id,
         fixes=fixes,
     )
@@ -166,6 +171,10 @@ def import_case(
     with output_lock(out, kind="case"):
         require_absent(out, force=force, kind="case")
         return _import_case(out, sources, schema)
+
+
+def _as_path(path: Path | str | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def _import_case(out: Path, given: _Sources, schema: Schema | None) -> ImportedCase:

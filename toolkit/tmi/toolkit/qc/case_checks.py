@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from tmi.toolkit.cases.case import (
     NAME_FAULT,
     RADIOMICS_FILE,
     Case,
+    MaskLabel,
+    given_name,
     is_folder,
     missing_case_error,
     reading,
@@ -53,8 +56,18 @@ class _FirstOccurrences:
     record: dict[str, tuple[Case, str | None]] = field(default_factory=dict)
 
 
-def check_case(case: Case, *, schema: Schema | None = None) -> list[Issue]:
-    """Return all findings of one case; an empty list if it passes. The default schema is the packaged one."""
+def check_case(
+    case: Case | Path | str, *, schema: Schema | None = None, mask_label: MaskLabel | None = None
+) -> list[Issue]:
+    """Return all findings of one case; an empty list if it passes.
+
+    Args:
+        case: a case folder, a `Case`, or a loaded one, whose files are then not read again.
+        schema: clinical schema of the record; None uses the packaged one.
+        mask_label: label of the liver in the mask, or several that are joined; a `Case` has its own.
+    """
+    if not isinstance(case, Case):
+        case = Case(folder=Path(case), case_id=given_name(Path(case)), mask_label=mask_label)
     return check_cases([case], schema=schema)
 
 

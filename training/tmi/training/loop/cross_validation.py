@@ -11,21 +11,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tmi.toolkit.cases.case import Case
+from tmi.toolkit.cases.case import Case, Cohort, open_cohort
 from tmi.toolkit.clinical.rendering import require_rendering
-from tmi.toolkit.clinical.schema import SCHEMA_FILE
+from tmi.toolkit.clinical.schema import SCHEMA_FILE, Schema, find_schema
 from tmi.toolkit.clinical.tokenizer import MIN_PATIENTS, Tokenizer
+from tmi.toolkit.config.presets import preset
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import InputRejectedError, UsageError
+from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.radiomics.provenance import table_axes
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit, RunFolder, is_unstarted
-from tmi.toolkit.storage.atomic_files import read_json
+from tmi.toolkit.storage.atomic_files import read_json, require_absent
 from tmi.toolkit.storage.outputs import output_lock
 from tmi.toolkit.storage.serialization import to_json
 from tmi.toolkit.synthetic.cohort import is_synthetic
 from tmi.training.data.dataset import CohortArrays, fingerprint, prepare_cohort
 from tmi.training.data.splits import make_folds
 from tmi.training.evaluation.summary import write_summary
+from tmi.training.loop.hardware import HardwareConfig, resolve_accelerator
 from tmi.training.loop.machine import RECORDED_PACKAGES
 from tmi.training.loop.memory_fit import MemoryFit, fit_memory, record_memory
 from tmi.training.loop.run_spec import FoldContext, RunSpec
@@ -73,6 +76,80 @@ class RunResult:
     """Content of summary.json."""
     rejected: tuple[InputRejectedError, ...]
     """One error for each case that was left out."""
+
+    def __repr__(self) -> str:
+        auc = self.summary.get("over_folds", {}).get("roc_auc", {}).get("mean")
+        known = "" if auc is None else f", AUC {auc:.3f}"
+        return f"RunResult({str(self.run.path)!r}, {len(self.run.folds)} folds{known}, {len(self.rejected)} rejected)"
+
+
+class _Silent(TrainingCallbacks):
+    """Reports nothing."""
+
+    def on_preparation_start(self, total: int) -> Callable[[Case], None]:
+        return lambda case: None
+
+    def on_fold_start(self, split: FoldSplit, epochs: int) -> Callable[[int, float, float], None]:
+        return lambda epoch, training_loss, validation_loss: None
+
+    def on_training_start(self, folds: int) -> None:
+        return
+
+    def on_fold_end(self, split: FoldSplit, metrics: Mapping[str, float | None]) -> None:
+        return
+
+    def on_case_rejected(self, error: InputRejectedError) -> None:
+        return
+
+    def on_warning(self, message: str) -> None:
+        return
+
+    def on_fold_failed(self, split: FoldSplit, why: str) -> None:
+        return
+
+
+def train(
+    cohort: Cohort | Path | str,
+    out: Path | str,
+    *,
+    config: Config | str = "paper",
+    schema: Schema | None = None,
+    name: str | None = None,
+    hardware: HardwareConfig | None = None,
+    cache: PreparedCache | None = None,
+    callbacks: TrainingCallbacks | None = None,
+    resume: bool = False,
+) -> RunResult:
+    """Train one model for each fold of a cohort, as `tmi train` does; a run with other weights is a `RunSpec`.
+
+    Args:
+        cohort: cohort folder, or an opened cohort.
+        out: folder of the run.
+        config: a config, or the name of a preset.
+        schema: clinical schema of the records; None: the cohort's, or the packaged one.
+        name: name of the run; None: the name of its folder.
+        hardware: devices; None: the GPU if there is one, else the CPU.
+        cache: cache of prepared images; None: images are prepared for this run alone.
+        callbacks: progress hooks; None: nothing is reported.
+        resume: continue an interrupted run.
+
+    Raises:
+        UsageError, InputRejectedError, DamagedError, UnavailableError, KeyboardInterrupt: as in `cross_validate`; a
+            run exists at `out` and `resume` is not set.
+    """
+    opened = cohort if isinstance(cohort, Cohort) else open_cohort(Path(cohort))
+    if not resume:
+        require_absent(Path(out), force=False, kind="run")
+    spec = RunSpec(
+        cohort=opened,
+        config=preset(config) if isinstance(config, str) else config,
+        schema=schema or find_schema(None, None, [opened.folder])[0],
+        out=Path(out),
+        name=name,
+        hardware=hardware or HardwareConfig(accelerator=resolve_accelerator("auto")),
+        cache=cache,
+    )
+    return cross_validate(spec, callbacks or _Silent(), resume=resume)
 
 
 def cross_validate(spec: RunSpec, callbacks: TrainingCallbacks, *, resume: bool = False) -> RunResult:

@@ -1,0 +1,10 @@
+from .cases.arrays import CaseArrays as CaseArrays
+from .cases.case import Case as Case
+from .cases.case import Cohort as Cohort
+from .cases.case import open_cohort as open_cohort
+from .cases.loaded import LoadedCase as LoadedCase
+from .cases.loaded import load_case as load_case
+from .ingest.case_importer import ImportedCase as ImportedCase
+from .ingest.case_importer import import_case as import_case
+from .qc.case_checks import check_case as check_case
+from .synthetic.cohort import make_cohort as make_cohort
