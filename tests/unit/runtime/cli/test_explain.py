@@ -69,12 +69,16 @@ def test_map_has_the_grid_of_the_ct(explained, cohort):
 def test_alerts_are_those_of_the_prediction(explained, cohort, random_run):
     """A case unlike the training cases is printed above the table, and its alerts are in the document."""
     out, outcome = explained
-    for line in outcome.out.splitlines()[:2]:
+    lines = outcome.out.splitlines()
+    assert lines[1].startswith("  fix: compare CT, mask")
+    for line in (lines[0], lines[2]):
         assert line.startswith("attention: P")
         assert "radiomic features lie outside the training range: unlike the training cases" in line
         assert line.endswith("[unlike-training]")
     data = document(out / "P1")
     assert [alert["code"] for alert in data["alerts"]] == ["unlike-training"]
+    assert data["alerts"][0] in data["issues"]
+    assert [issue["message"] for issue in data["issues"]] == data["warnings"]
     table_R = read_table(cohort / "P1" / "radiomics.csv", case_id="P1")
     scalers = [RadiomicsScaler.load(random_run / f"fold{fold}" / "scaler.json") for fold in (0, 1)]
     counts = [scaler.transform(table_R[None]).clipped_NF[0] for scaler in scalers]

@@ -202,7 +202,7 @@ def test_slices_without_contour_are_reported(ct, tmp_path):
     """Slices without a contour inside the structure give the warning mask-gap."""
     path = write_contours(tmp_path / "rt.dcm", Liver=outlines(every=2))
     result = import_mask(path, ct, wanted=None, fixes=(), case_id="x")
-    assert [f[0] for f in result.findings] == ["mask-gap"]
+    assert [f.code for f in result.findings] == ["mask-gap"]
 
 
 def test_contours_oblique_to_slices_are_rejected(ct, tmp_path):
@@ -247,7 +247,7 @@ def test_different_frame_of_reference_is_reported(ct, tmp_path):
         fixes=(),
         case_id="x",
     )
-    assert [f[0] for f in result.findings] == ["dicom-frame-mismatch"]
+    assert [f.code for f in result.findings] == ["dicom-frame-mismatch"]
 
 
 def coronal_mask(path: Path) -> Path:

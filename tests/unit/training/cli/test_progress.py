@@ -67,14 +67,14 @@ def test_log_of_a_training_has_every_fold(train):
     for fold in range(FOLDS):
         assert f"fold {fold} ({fold + 1} of 5): done; held-out cases: ROC AUC 0.750" in lines
         assert any(line.startswith(f"fold {fold} ({fold + 1} of 5): 4 of 4 epochs; loss") for line in lines)
-    assert "left out: case P7: the CT is empty" in lines
+    assert "left out: case P7: the CT is empty [ct-missing]" in lines
     assert "fold 0 (1 of 5)" not in outcome.out
 
 
 def test_quiet_training_keeps_the_result(train):
     """With -q only the rejected case is left on standard error, and standard output is the same."""
     plain, outcome = train(), train("-q")
-    assert outcome.err.splitlines() == ["left out: case P7: the CT is empty", "  fix: add it"]
+    assert outcome.err.splitlines() == ["left out: case P7: the CT is empty [ct-missing]", "  fix: add it"]
     assert outcome.out == plain.out
 
 

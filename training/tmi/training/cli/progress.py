@@ -69,7 +69,7 @@ class ProgressCallbacks:
         """Print a rejected case once, even if several runs reject it."""
         if str(error) not in self._reported_errors:
             self._reported_errors.add(str(error))
-            lines = (f"left out: {error}", f"  fix: {error.fix}")
+            lines = (f"left out: {error} [{error.code}]", f"  fix: {error.fix}")
             facts = {"message": str(error), "fix": error.fix, "code": error.code, "case_id": error.case_id}
             self._progress.line(*lines, level=logging.WARNING, event="left-out", **facts)
 

@@ -100,7 +100,7 @@ def _notes(results: Sequence[CaseResult]) -> list[str]:
         for notice in (n for n in prediction.warnings if n.code not in ALERTS):
             # Counts and names differ between cases, so feature notices are grouped by code, others by their text.
             cases[notice.code if notice.code in FEATURE_WARNINGS else notice.message][prediction.case_id] = notice
-    lines = []
+    lines, shown = [], {issue.fix for _, issue in alerts(results)}
     for by_case in cases.values():
         first = next(iter(by_case.values()))
         if first.code in FEATURE_WARNINGS and len(by_case) > 1:
@@ -109,7 +109,8 @@ def _notes(results: Sequence[CaseResult]) -> list[str]:
         else:
             scope = "all cases" if len(by_case) == len(predicted) > 1 else ", ".join(by_case)
             lines.append(f"  {first.code}: {scope}: {first.message}")
-        if first.severity == "warning" and first.code not in BUNDLE_WARNINGS:
+        if first.severity == "warning" and first.code not in BUNDLE_WARNINGS and first.fix not in shown:
+            shown.add(first.fix)
             lines.append(f"    fix: {first.fix}")
     return lines
 

@@ -166,15 +166,17 @@ def test_file_with_crossing_contours_is_reported(ct, tmp_path):
     plain = imported(tmp_path / "plain.dcm", ct, drawn)
     assert result.volume.array_DHW[plain.volume.array_DHW].all()
     assert result.volume.array_DHW.sum() > plain.volume.array_DHW.sum()
-    assert [f[0] for f in result.findings] == ["mask-contours"]
-    assert "on 4 slices" in result.findings[0][1]
+    assert [f.code for f in result.findings] == ["mask-contours"]
+    assert "on 4 slices" in result.findings[0].message
 
 
 def test_slice_whose_contours_enclose_nothing_is_reported(ct, tmp_path):
     """A slice that has contours and comes out empty gives `mask-contours`."""
     drawn = [liver(k, scale=0.01 if k == 12 else 1.0) + np.array([0.5, 0.5, 0.0]) for k in range(8, 18)]
     result = imported(tmp_path / "rt.dcm", ct, drawn)
-    assert [f[:2] for f in result.findings] == [("mask-contours", "the contours of 1 slices enclose no voxel")]
+    assert [(f.code, f.message) for f in result.findings] == [
+        ("mask-contours", "the contours of 1 slices enclose no voxel")
+    ]
 
 
 def edit_contours(path: Path, edit) -> None:
@@ -199,8 +201,8 @@ def test_planes_that_are_left_out_are_reported(ct, tmp_path):
     """Contours on planes between the slices, which no slice takes, give `mask-contours` with their number."""
     drawn = [liver(k) for k in range(8, 18)]
     result = imported(tmp_path / "rt.dcm", ct, drawn + [c + np.array([0.0, 0.0, 2.0]) for c in drawn[2:5]])
-    assert [f[0] for f in result.findings] == ["mask-contours"]
-    assert "on 3 planes" in result.findings[0][1]
+    assert [f.code for f in result.findings] == ["mask-contours"]
+    assert "on 3 planes" in result.findings[0].message
 
 
 @pytest.mark.parametrize("fault", ["two points", "open", "declared"])
@@ -219,8 +221,8 @@ def test_contours_without_an_area_are_reported(fault, ct, tmp_path):
 
     edit_contours(tmp_path / "rt.dcm", edit)
     result = import_mask(tmp_path / "rt.dcm", ct, wanted=None, fixes=(), case_id="x")
-    assert [f[0] for f in result.findings] == ["mask-contours"]
-    assert result.findings[0][1].startswith("1 contours")
+    assert [f.code for f in result.findings] == ["mask-contours"]
+    assert result.findings[0].message.startswith("1 contours")
 
 
 @pytest.mark.parametrize("fault", ["number", "offset"])
@@ -244,4 +246,4 @@ def test_contradictory_structure_is_rejected(fault, ct, tmp_path):
 def test_contours_beside_the_ct_are_reported(ct, tmp_path):
     """Contours that reach beyond the rows or columns of the CT give `mask-outside`."""
     result = imported(tmp_path / "rt.dcm", ct, [liver(k) - np.array([110.0, 0.0, 0.0]) for k in range(8, 18)])
-    assert [f[0] for f in result.findings] == ["mask-outside"]
+    assert [f.code for f in result.findings] == ["mask-outside"]
