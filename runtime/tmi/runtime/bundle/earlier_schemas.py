@@ -23,12 +23,13 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin
 
 from tmi.runtime.bundle.manifest_records import GoldenRecord, Hardware, RunRecord
 from tmi.runtime.bundle.tensorrt_records import TensorRtRecord
 from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.errors import UsageError
+from tmi.toolkit.storage.serialization import type_hints
 
 Document = Mapping[str, Any]
 ALL_MODALITIES = "tmi-bundle/1"
@@ -93,7 +94,7 @@ def known_entries(hint: Any, value: Any) -> Any:
         return {key: known_entries(items[1], entry) for key, entry in value.items()}
     if not (isinstance(hint, type) and is_dataclass(hint)):
         return value
-    hints = get_type_hints(hint)
+    hints = type_hints(hint)
     return {key: known_entries(hints[key], entry) for key, entry in value.items() if key in hints}
 
 

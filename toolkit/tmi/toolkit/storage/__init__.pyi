@@ -58,6 +58,7 @@ from .private_files import open_private as open_private
 from .private_files import write_private as write_private
 from .serialization import from_json as from_json
 from .serialization import to_json as to_json
+from .serialization import type_hints as type_hints
 from .table_formats import foreign_format as foreign_format
 from .terminal_text import is_unicode as is_unicode
 from .terminal_text import printable as printable

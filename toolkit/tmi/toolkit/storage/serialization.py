@@ -46,7 +46,7 @@ def from_json(cls: type[T], data: Mapping[str, Any], *, where: str = "config") -
         raise UsageError(
             f"{where}: {_shown(data)} is not an object", fix=f"give an object with the keys of {cls.__name__}"
         )
-    hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
+    hints = type_hints(cls)  # type: ignore[arg-type]  # a class is hashable
     unknown = sorted(set(data) - set(hints))
     if unknown:
         raise UsageError(f"{where}: unknown key {_shown(unknown[0])}", fix=f"known keys: {', '.join(hints)}")
@@ -62,7 +62,8 @@ def from_json(cls: type[T], data: Mapping[str, Any], *, where: str = "config") -
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def type_hints(cls: type) -> dict[str, Any]:
+    """Field -> its type, of a dataclass; resolved once."""
     return get_type_hints(cls)
 
 
