@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -104,3 +105,10 @@ def test_example_runs(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     for line in ("ImportedCase(", "RunResult(", "Bundle(", "Predictor(", "rejected (case-missing)", "CaseExplanation("):
         assert line in done.stdout, done.stdout
+
+
+def test_tests_use_no_private_attribute_of_the_predictor():
+    """Tests replace parts of a predictor through its arguments (`factories.staged_predictor`)."""
+    private = re.compile(r"\b(predictor|pipeline|explainer|prefetcher)\._(?!_)[a-z]")
+    files = [file for file in (ROOT / "tests").rglob("*.py") if private.search(file.read_text(encoding="utf-8"))]
+    assert files == []
