@@ -5,9 +5,9 @@
 
 A walk is the sequence of modules on the calling thread, in the order of their calls. A module is *entered* if one of
 its functions is called from another module; a call within a module, and a return to a caller, is no step. Each further
-step to it is a *re-entry*. Rooms are counted in the same way. What an import runs is left out, and so are the rooms
-that every module uses as it does the standard library (`SKIPPED`). A pipeline in which each stage is called once has
-few re-entries; a braid of modules that call each other has many. The last line is JSON.
+step to it is a *re-entry*. Rooms are counted in the same way. What an import runs is left out, and so are the creation
+of records and the rooms that every module uses as it does the standard library (`SKIPPED`). A pipeline in which each
+stage is called once has few re-entries; a braid of modules that call each other has many. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from types import FrameType
 from typing import Any
 
 PACKAGES = ("tmi.toolkit.", "tmi.runtime.", "tmi.training.", "tmi.export.")
-SKIPPED = ("tmi.toolkit.errors", "tmi.toolkit.storage.", "tmi.toolkit.compute.", "tmi.toolkit.config.")
-"""Modules that are no stage of anything: error types, files and hashes, timers and threads, settings."""
+SKIPPED = tuple(f"tmi.toolkit.{name}" for name in ("errors", "issues.", "storage.", "compute.", "config."))
+"""Modules that are no stage of anything: errors and issues, files and hashes, timers and threads, settings."""
 
 
 def room_of(module: str) -> str:
@@ -49,8 +49,8 @@ class Walk:
 
     def _on_event(self, frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
-        if event != "call" or not code.co_flags & inspect.CO_OPTIMIZED or code.co_name.startswith(("<", "__create_fn")):
-            return  # the body of a module or of a class, a lambda, a comprehension, or `dataclass` at work
+        if event != "call" or not code.co_flags & inspect.CO_OPTIMIZED or code.co_name.startswith(("<", "__")):
+            return  # the body of a module or class, a lambda, a comprehension, a record that is created
         module, caller = str(frame.f_globals.get("__name__", "")), frame.f_back
         if not module.startswith(PACKAGES) or module.startswith(SKIPPED) or self.modules[-1:] == [module]:
             return
