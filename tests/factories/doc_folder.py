@@ -172,7 +172,7 @@ def _docs(target: Path, files: DocFiles) -> None:
 
 
 MAKERS: Mapping[str, Callable[[Path, DocFiles], None]] = {
-    **dict.fromkeys(("case_dir", "case_a", "case_b", "CASE"), _case),
+    **dict.fromkeys(("case_a", "case_b", "CASE"), _case),
     "cohort": _cohort,
     "untabled": _cohort_without_tables,
     "external": _cohort_without_tables,

@@ -225,7 +225,7 @@ PUBLIC_NAMES = {
         FoldContext FoldModule HardwareConfig RunResult RunSpec TrainingCallbacks cross_validate estimate_memory
         fit_memory machine_differences machine_facts recorded_machines require_same_initial_weights
         require_same_options resolve_accelerator set_frozen_eval set_vector_norms_eval train_fold
-        require_hardware_options
+        require_hardware_options require_text_memory
     """,
     "tmi.training.losses": """
         Loss task_loss total_loss

@@ -22,6 +22,7 @@ from tmi.toolkit.errors import UnavailableError
 from tmi.toolkit.run_folder import RunFolder
 from tmi.training.loop import memory_fit
 from tmi.training.loop.hardware import HardwareConfig
+from tmi.training.loop.memory_estimate import estimate_text_pretraining
 from tmi.training.loop.memory_fit import GIB, fit_memory
 
 CPU = HardwareConfig(accelerator="cpu")
@@ -269,3 +270,26 @@ def test_choice_is_reported_recorded_and_passed_on(cohort, tmp_path, free, monke
     assert train(10, resume=True) == []
     assert not used[-1].checkpointing
     assert RunFolder.open(tmp_path / "run").state["memory"]["chosen"] == {}
+
+
+def test_pretraining_of_the_text_encoder_that_does_not_fit(free, tmp_path):
+    """`tmi pretrain-text` ends with exit code 5 before its first step, and names a batch that fits."""
+    free(0.04)
+    arguments = ("pretrain-text", "--preset", "tiny", "--steps", 1, "--batch", 64, "--out", tmp_path / "reading")
+    outcome = tmi(*arguments)
+    assert outcome.code == 5, outcome.err
+    assert re.search(r"error: the pre-training needs about .*, and 41 MiB is available \(RAM\)\n", outcome.err)
+    assert re.search(r"fix: --batch (32|16|8|4|2) \([0-9]+ MiB\), or .*; --no-memory-check", outcome.err)
+    assert not (tmp_path / "reading").exists()
+
+
+def test_memory_of_the_pretraining_grows_with_batch_length_and_weights():
+    """The estimate counts the tensors of the backward pass, for each text and token, and 16 bytes for each weight."""
+    sizes = tiny().network.text_encoder
+    small, wide, long = (
+        estimate_text_pretraining(sizes, batch=batch, length=length, targets=9)
+        for batch, length in ((8, 50), (16, 50), (8, 100))
+    )
+    weights = 2 * small - wide
+    assert 16 * sizes.vocab_size * sizes.hidden_size < weights < small
+    assert long - weights >= 2 * (small - weights)

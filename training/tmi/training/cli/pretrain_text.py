@@ -41,6 +41,9 @@ def pretrain_text(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="network.text_encoder.key=value; repeatable.")
     ] = None,
+    no_memory_check: Annotated[
+        bool, typer.Option("--no-memory-check", help="Pre-train even if the machine has less memory than it needs.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing folder.")] = False,
 ) -> None:
     """Pre-train a text encoder on synthetic clinical records, without patient data.
@@ -65,7 +68,7 @@ def pretrain_text(
         raise UsageError(f"unknown rendering {unknown[0]!r}", fix=f"choose from {', '.join(RENDERING_VERSIONS)}")
     with output_lock(out, kind="encoder"):
         require_absent(out, force=force, kind="encoder")
-        _pretrain(out, fields, config, renderings, steps=steps, batch=batch, seed=seed)
+        _pretrain(out, fields, config, renderings, steps=steps, batch=batch, seed=seed, checked=not no_memory_check)
 
 
 def _pretrain(
@@ -77,7 +80,9 @@ def _pretrain(
     steps: int | None,
     batch: int | None,
     seed: int | None,
+    checked: bool,
 ) -> None:
+    from tmi.training.loop.memory_fit import require_text_memory
     from tmi.training.pretrained.pretraining_record import PRETRAINING_FILE
     from tmi.training.text_pretraining.checkpoint import write_encoder
     from tmi.training.text_pretraining.pretraining import PretrainConfig, pretrain
@@ -99,6 +104,11 @@ def _pretrain(
             fields,
             config.network.text_encoder,
             pretrain_config,
+            on_start=lambda sizes, longest, targets: (
+                require_text_memory(sizes, batch=pretrain_config.batch_size, length=longest, targets=targets)
+                if checked
+                else None
+            ),
             on_step_end=lambda step, loss: task.update(step, loss=loss),
         )
     with staged_folder(out) as folder:

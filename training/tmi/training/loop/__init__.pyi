@@ -15,5 +15,6 @@ from .machine import recorded_machines as recorded_machines
 from .memory_estimate import estimate_memory as estimate_memory
 from .memory_estimate import set_vector_norms_eval as set_vector_norms_eval
 from .memory_fit import fit_memory as fit_memory
+from .memory_fit import require_text_memory as require_text_memory
 from .run_spec import FoldContext as FoldContext
 from .run_spec import RunSpec as RunSpec

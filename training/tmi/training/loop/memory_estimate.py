@@ -16,13 +16,14 @@ block is recomputed. Not included: workspace of convolution algorithms, allocato
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tmi.toolkit.config.schema import Config
+from tmi.toolkit.config.schema import Config, TextEncoderConfig
+from tmi.toolkit.models.encoders.bert import TextEncoder
 from tmi.training.loop.activation_checkpointing import checkpointable_blocks
 from tmi.training.loop.freezing import bypass_encoder, cacheable_encoders, frozen_modules, set_frozen_eval
 from tmi.training.systems.factory import build_model, encoders, loss_function
@@ -228,3 +229,27 @@ def _saved_bytes(network: nn.Module, batch: tuple[Tensor, ...], config: Config, 
         output = network(*batch[:4])
         loss_function(config)(output, batch[4], config.loss)
     return counter.peak_bytes()
+
+
+def estimate_text_pretraining(config: TextEncoderConfig, *, batch: int, length: int, targets: int) -> int:
+    """Bytes of a step of `tmi pretrain-text` on a CPU: weights, gradients, Adam's moments and the backward pass.
+
+    Args:
+        config: sizes of the encoder, `vocab_size` included.
+        batch: records in a step.
+        length: tokens of the longest text.
+        targets: outputs of the linear head.
+    """
+    with torch.device("meta"):
+        encoder = TextEncoder(replace(config, dropout=0.0))
+        encoder.bert.set_attn_implementation("sdpa")  # as in the pre-training
+        head = nn.Linear(config.hidden_size, targets)
+        ids = torch.ones((batch, length), dtype=torch.int64)
+    encoder.train()
+    counter = _SavedTensorCounter(
+        [*encoder.parameters(), *encoder.buffers(), *head.parameters(), ids], mixed=False, checkpointing=False
+    )
+    with torch.autograd.graph.saved_tensors_hooks(counter.save, lambda t: t):
+        head(encoder(ids, torch.ones_like(ids))).square().mean()
+    trained = sum(p.numel() for p in (*encoder.parameters(), *head.parameters()))
+    return 16 * trained + counter.peak_bytes() + 2 * _bytes(ids)

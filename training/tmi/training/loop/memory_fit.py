@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from tmi.toolkit.compute.memory import AvailableMemory, available_memory
-from tmi.toolkit.config.schema import Config
+from tmi.toolkit.config.schema import Config, TextEncoderConfig
 from tmi.toolkit.errors import UnavailableError
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import write_json
@@ -92,6 +92,37 @@ def fit_memory(config: Config, hardware: HardwareConfig, *, cases: int = 0) -> M
     raise UnavailableError(
         f"the training needs about {_gib(as_set)} of memory, and {_gib(available)} is available ({source})",
         fix=_proposals(config, hardware, cases, available),
+    )
+
+
+def require_text_memory(config: TextEncoderConfig, *, batch: int, length: int, targets: int) -> None:
+    """Compare the memory of `tmi pretrain-text` with what the machine has left, before its first step.
+
+    Args:
+        config: sizes of the encoder.
+        batch: records in a step.
+        length: tokens of the longest text.
+        targets: outputs of the linear head.
+
+    Raises:
+        UnavailableError: it does not fit; the fix names a batch with which it does.
+    """
+    from tmi.training.loop.memory_estimate import estimate_text_pretraining  # torch
+
+    there = available_memory()
+    needed = estimate_text_pretraining(config, batch=batch, length=length, targets=targets)
+    if there is None or needed <= there.size:
+        return
+    found = ["pre-train on a machine with more memory, or with --preset tiny"]
+    smaller = batch // 2
+    while smaller >= 2:
+        if (size := estimate_text_pretraining(config, batch=smaller, length=length, targets=targets)) <= there.size:
+            found.insert(0, f"--batch {smaller} ({_gib(size)}), or")
+            break
+        smaller //= 2
+    raise UnavailableError(
+        f"the pre-training needs about {_gib(needed)} of memory, and {_gib(there.size)} is available ({there.source})",
+        fix=f"{' '.join(found)}; --no-memory-check pre-trains as it is",
     )
 
 

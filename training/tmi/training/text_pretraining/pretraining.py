@@ -45,6 +45,8 @@ BATCHES_PER_CHUNK = 16
 
 StepCallback = Callable[[int, float], None]
 """Called after each step with its number and loss."""
+StartCallback = Callable[[TextEncoderConfig, int, int], None]
+"""Called before the first step with the encoder's sizes, the tokens of the longest text and the number of targets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,7 @@ def pretrain(
     config: TextEncoderConfig,
     pretrain_config: PretrainConfig,
     *,
+    on_start: StartCallback = lambda *_: None,
     on_step_end: StepCallback = lambda *_: None,
 ) -> PretrainedEncoder:
     """Pre-train an encoder from random weights on synthetic records of a schema.
@@ -104,9 +107,11 @@ def pretrain(
     The same arguments give bit-identical weights on one machine with the same number of torch threads.
     """
     rng = np.random.default_rng(pretrain_config.seed)
-    tokenizer = _train_tokenizer(rng, schema, config, pretrain_config)
+    tokenizer, texts = _train_tokenizer(rng, schema, config, pretrain_config)
     config = replace(config, vocab_size=tokenizer.vocab_size)
     columns = target_columns(schema)
+    longest = tokenizer.encode(texts, max_length=pretrain_config.max_length).input_ids_BT.shape[1]
+    on_start(config, longest, len(columns.names))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(pretrain_config.seed)
         encoder = TextEncoder(replace(config, dropout=0.0))
@@ -152,11 +157,11 @@ def render_records(
 
 def _train_tokenizer(
     rng: np.random.Generator, schema: Schema, config: TextEncoderConfig, pretrain_config: PretrainConfig
-) -> Tokenizer:
+) -> tuple[Tokenizer, list[str]]:
+    """Train the vocabulary; returns the records' texts too."""
     sampled = sample_records(rng, schema, VOCABULARY_RECORDS)
-    return Tokenizer.train(
-        [PRINTABLE_CHARACTERS, *render_records(rng, sampled, schema, pretrain_config.renderings)], config.vocab_size
-    )
+    texts = render_records(rng, sampled, schema, pretrain_config.renderings)
+    return Tokenizer.train([PRINTABLE_CHARACTERS, *texts], config.vocab_size), texts
 
 
 def _optimize(
