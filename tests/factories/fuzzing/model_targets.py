@@ -60,13 +60,13 @@ for _name in ("run.json", "config.json", "folds.json", "clinical_schema.json", "
     target(f"run: {_name}", f"run/{_name}", m.json_document)(_run_document(_name))
 
 
-def _bundle(name: str, *, sealed: bool = True) -> Prepare:
-    """The published bundle; a forger computes the digests of a damaged file again."""
+def _bundle(name: str, *, present: bool = False) -> Prepare:
+    """The published bundle, or with `present` in the present schema; a forger computes the digests of a file again."""
 
     def prepare(folder: Path) -> Read:
         from tmi.runtime.bundle.contents import bundled_scaler, bundled_schema, bundled_tokenizer
         from tmi.runtime.bundle.manifest import DIGEST_FILE, MANIFEST_FILE
-        from tmi.runtime.bundle.reader import open_bundle
+        from tmi.runtime.bundle.reader import open_bundle, write_manifest
         from tmi.runtime.verification.golden_inputs import first_golden_input
         from tmi.runtime.verification.preprocessing_check import check_preprocessing
         from tmi.runtime.verification.verify import read_references
@@ -74,6 +74,8 @@ def _bundle(name: str, *, sealed: bool = True) -> Prepare:
 
         bundle_folder = folder / "bundle"
         shutil.copytree(PUBLISHED / "bundle", bundle_folder)
+        if present:
+            write_manifest(bundle_folder, open_bundle(bundle_folder).manifest)
         manifest, file = bundle_folder / MANIFEST_FILE, bundle_folder / name
         valid = manifest.read_bytes()
 
@@ -107,6 +109,11 @@ for _name in ("manifest.json", "clinical_schema.json", "scalers/fold0.json", "to
     target(f"bundle: {_name}", f"bundle/{_name}", m.json_document)(_bundle(_name))
 for _name in ("golden.safetensors", "golden-case.safetensors"):
     target(f"bundle: {_name}", f"bundle/{_name}", m.safetensors)(_bundle(_name))
+
+
+target("bundle: manifest.json of the present schema", "bundle/manifest.json", m.json_document)(
+    _bundle("manifest.json", present=True)
+)
 
 
 @target("inspection of a bundle", "bundle/manifest.json", m.json_document)
