@@ -8,10 +8,10 @@ from torch import Tensor
 from factories.nano import nano
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.schema import Config
-from tmi.training.systems.registry import SYSTEMS
+from tmi.toolkit.model_registry import MODELS
 
-TORCH_MODELS = tuple(name for name, spec in SYSTEMS.items() if spec.backend == "torch")
-ESTIMATORS = tuple(name for name, spec in SYSTEMS.items() if spec.backend == "sklearn")
+TORCH_MODELS = tuple(name for name, spec in MODELS.items() if spec.trainer == "torch")
+ESTIMATORS = tuple(name for name, spec in MODELS.items() if spec.trainer == "sklearn")
 SUBSETS = [
     ["image"],
     ["clinical"],

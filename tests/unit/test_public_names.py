@@ -147,9 +147,9 @@ PUBLIC_NAMES = {
         USE_CODES shortened
     """,
     "tmi.toolkit.models": """
-        AnyModule Logits MODEL_MODALITIES MultimodalNetwork NEURAL_MODELS active_modalities
-        apply_temperature create_network create_network_part create_with_weights ct_feature_width
-        encoder_roles load_weights_strict
+        AnyModule Logits MultimodalNetwork active_encoder active_modalities apply_temperature
+        configured_model create_network create_network_part create_with_weights encoder_names
+        encoder_roles feature_width load_weights_strict
     """,
     "tmi.toolkit.models.baselines": """
         HfbsurvFusion MmdFusion MmdOutput SimpleFfFusion SliceFeatures
@@ -236,8 +236,7 @@ PUBLIC_NAMES = {
         vocabulary_record
     """,
     "tmi.training.systems": """
-        Arrays SYSTEMS build_model build_network encoder_names encoders fit load loss_function
-        probability system_spec
+        Arrays build_model build_network encoders fit load loss_function probability
     """,
     "tmi.training.text_pretraining": """
         PretrainConfig pretrain value_at_position write_encoder

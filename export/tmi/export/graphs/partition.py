@@ -19,14 +19,10 @@ from torch import Tensor, nn
 
 from tmi.runtime.bundle.manifest import GraphSpec, Role
 from tmi.toolkit.errors import DamagedError, UsageError
+from tmi.toolkit.model_registry import model_names
 from tmi.toolkit.models.factory import create_network
 from tmi.toolkit.models.multimodal import MultimodalNetwork
-from tmi.toolkit.models.registry import (
-    NEURAL_MODELS,
-    active_modalities,
-    apply_temperature,
-    encoder_roles,
-)
+from tmi.toolkit.models.registry import active_modalities, apply_temperature, configured_model, encoder_roles
 from tmi.toolkit.models.weights import AnyModule, load_weights_strict
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.bounded_files import WEIGHTS_BYTES, require_bounded
@@ -95,11 +91,11 @@ def require_exportable(run: RunFolder) -> None:
         UsageError: the run is of an estimator.
     """
     name = run.config.system.name
-    if name not in NEURAL_MODELS:
+    if configured_model(run.config).trainer != "torch":
         raise UsageError(
             f"run {run.path} is of the model {name}, which has no network to export",
-            fix=f"export a run of {', '.join(NEURAL_MODELS)}; `tmi compare` prints what {name} predicts on the "
-            "held-out cases",
+            fix=f"export a run of {', '.join(model_names(trainer='torch'))}; `tmi compare` prints what {name} "
+            "predicts on the held-out cases",
         )
 
 

@@ -17,7 +17,8 @@ from tmi.runtime.bundle.manifest import FUSION, GraphSpec, Manifest, Role, Tenso
 from tmi.toolkit.cases.case import folder_key
 from tmi.toolkit.config.schema import CLASSES, N_RADIOMICS, Config
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.models.registry import active_modalities, ct_feature_width, encoder_roles
+from tmi.toolkit.modality import GRAPH_NAMES
+from tmi.toolkit.models.registry import active_modalities, feature_width
 from tmi.toolkit.storage.serialization import to_json
 
 MAX_FOLDS = 100
@@ -48,20 +49,21 @@ def require_consistent(folder: Path, manifest: Manifest) -> None:
 
 def graph_spec(config: Config, role: Role, name: str, *, folds: int, tokenizer: str | None = None) -> GraphSpec:
     """Names, types and shapes of a graph's tensors by a config, without artefacts."""
-    widths = {"ct_features": ct_feature_width(config), "text_features": config.network.text_encoder.hidden_size}
     inputs: tuple[TensorSpec, ...]
     if role == "ct":
         inputs = (TensorSpec(name="ct", dtype="float32", shape=("B", 1, *config.ct.shape_DHW)),)
-        outputs = (TensorSpec(name="ct_features", dtype="float32", shape=("B", widths["ct_features"])),)
+        outputs = (TensorSpec(name="ct_features", dtype="float32", shape=("B", feature_width(config, "image"))),)
     elif role == "text":
         inputs = (
             TensorSpec(name="input_ids", dtype="int64", shape=("B", "T")),
             TensorSpec(name="attention_mask", dtype="int64", shape=("B", "T")),
         )
-        outputs = (TensorSpec(name="text_features", dtype="float32", shape=("B", widths["text_features"])),)
+        outputs = (TensorSpec(name="text_features", dtype="float32", shape=("B", feature_width(config, "clinical"))),)
     else:
         modalities = active_modalities(config)
-        input_widths = {f"{role}_features": widths[f"{role}_features"] for role in encoder_roles(modalities)}
+        input_widths = {
+            f"{name}_features": feature_width(config, m) for m, name in GRAPH_NAMES.items() if m in modalities
+        }
         input_widths |= {"radiomics": N_RADIOMICS} if "radiomics" in modalities else {}
         inputs = tuple(
             TensorSpec(name=name, dtype="float32", shape=("B", folds, width)) for name, width in input_widths.items()

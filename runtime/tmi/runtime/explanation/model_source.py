@@ -30,7 +30,7 @@ from tmi.toolkit.config.schema import CLASSES, MODALITIES, POSITIVE, Config
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 from tmi.toolkit.models.factory import create_network
 from tmi.toolkit.models.multimodal import MultimodalNetwork
-from tmi.toolkit.models.registry import active_modalities, apply_temperature
+from tmi.toolkit.models.registry import active_modalities, apply_temperature, configured_model
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.models.weights import create_with_weights
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
@@ -103,7 +103,7 @@ class ModelSource:
     @property
     def ct_only(self) -> bool:
         """Whether the models use the CT alone."""
-        return self.config.system.name == "tmi-clnet" and active_modalities(self.config) == ("image",)
+        return _can_be_explained(self.config) and active_modalities(self.config) == ("image",)
 
     def select_folds(self, fold: str) -> tuple[int, ...]:
         """Fold numbers of `ensemble` or of a single number.
@@ -123,7 +123,7 @@ def open_run_models(folder: Path) -> ModelSource:
         DamagedError: a file is missing, was changed, or is of another version.
     """
     run = RunFolder.open(folder).require_finished()
-    if run.config.system.name != "tmi-clnet" or active_modalities(run.config) not in (MODALITIES, ("image",)):
+    if not _can_be_explained(run.config):
         raise UsageError(
             f"run {folder} is of system {run.config.system.name} on {', '.join(active_modalities(run.config))}",
             fix="give a run of tmi-clnet with all three modalities, or as --ct-only one of the CT alone (image)",
@@ -193,7 +193,7 @@ def bundle_models(bundle: Bundle, *, threads: int | None = None, log: LogCallbac
             fix="export it without --no-weights, or explain the run itself with --run",
         )
     config = manifest.config
-    if config.system.name != "tmi-clnet" or manifest.modalities != MODALITIES:
+    if not _can_be_explained(config) or manifest.modalities != MODALITIES:
         raise UsageError(
             f"bundle {folder} is of system {config.system.name} on {', '.join(manifest.modalities)}; it can "
             "predict with `tmi predict`, but it cannot be explained",
@@ -237,6 +237,11 @@ def _require_self_test(bundle: Bundle, threads: int | None, log: LogCallback) ->
     if not passed or failure is not None:
         engine, _ = open_selected_engine(EAGER, bundle, threads=threads, log=log)
         engine.close()
+
+
+def _can_be_explained(config: Config) -> bool:
+    """Whether the configured model can be explained with its active modalities."""
+    return active_modalities(config) in configured_model(config).explained
 
 
 def _cache_last_fold(load: Callable[[int], FoldModel]) -> Callable[[int], FoldModel]:

@@ -14,6 +14,7 @@ from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.serving.results import ALERTS, INCOMPLETE, UNLIKE_TRAINING
 from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.issues.issue import Issue
+from tmi.toolkit.model_registry import REFERENCE_MODEL
 from tmi.toolkit.preprocessing.pipeline import PreparedCase
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 
@@ -75,7 +76,7 @@ def case_notices(
     for code, mask_R in (("radiomics-imputed", imputed_R), ("radiomics-clipped", clipped_R)):
         if mask_R.any():
             notices.append(_feature_notice(code, mask_R))
-    if system != "tmi-clnet" or manifest.modalities != MODALITIES:
+    if system != REFERENCE_MODEL or manifest.modalities != MODALITIES:
         message = f"the network is {system} and uses only {', '.join(manifest.modalities)}"
         notices.append(Issue.of(OTHER_NETWORK, message, "none needed: the other inputs are not used"))
     if manifest.synthetic:

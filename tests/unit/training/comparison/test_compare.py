@@ -26,13 +26,13 @@ from factories.small_comparison import Comparison, arguments, compare
 from factories.tmi_command import CommandResult, tmi
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.errors import UsageError
+from tmi.toolkit.model_registry import MODELS
 from tmi.toolkit.run_folder import RunFolder
 from tmi.training.comparison.paper_tables import PAPER_METRICS, REFERENCE_MODEL, TABLES
 from tmi.training.comparison.plan import make_plan, select_tables
 from tmi.training.evaluation.metrics import METRICS
 from tmi.training.systems import sklearn_arrays as estimator_arrays
 from tmi.training.systems.factory import build_network
-from tmi.training.systems.registry import SYSTEMS
 
 FULL_PLAN = make_plan(nano(), select_tables("all"))
 
@@ -54,7 +54,7 @@ def full_comparison(small_comparison: Comparison) -> tuple[Path, CommandResult]:
 def test_plan_trains_each_configuration_once():
     """The paper's tables have 24 rows and need 21 runs; rows with equal configs share a run."""
     assert [len(t.rows) for t in TABLES.values()] == [8, 7, 4, 5]
-    assert {r.key for r in TABLES[1].rows} == set(SYSTEMS) - {"logreg", "clinical-rf"}, "not in the paper"
+    assert {r.key for r in TABLES[1].rows} == set(MODELS) - {"logreg", "clinical-rf"}, "not in the paper"
     assert len(FULL_PLAN.runs) == 21
     assert FULL_PLAN.runs[0].key == REFERENCE_MODEL
     assert len({json.dumps(str(run.config)) for run in FULL_PLAN.runs}) == 21
@@ -202,7 +202,7 @@ def test_every_row_trains_and_loads(full_comparison, key):
         metrics = json.loads(files.metrics.read_text())["test"]
         assert all(0.0 <= metrics[name] <= 1.0 for name in METRICS)
         assert {r["case_id"] for r in csv.DictReader(io.StringIO(files.predictions.read_text()))} == set(split.test)
-        if SYSTEMS[run.config.system.name].backend == "sklearn":
+        if MODELS[run.config.system.name].trainer == "sklearn":
             assert "median" in estimator_arrays.load(files.model)
         else:
             build_network(run.config, seed=0).load_state_dict(load_file(files.model))

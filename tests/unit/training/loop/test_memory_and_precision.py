@@ -18,11 +18,11 @@ from factories.tmi_command import tmi
 from tmi.toolkit.config.presets import paper, tiny
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UnavailableError, UsageError
+from tmi.toolkit.model_registry import MODELS
 from tmi.training.loop import lightning_module
 from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.loop.lightning_module import FoldModule
 from tmi.training.loop.memory_estimate import estimate_memory
-from tmi.training.systems.registry import SYSTEMS
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_paper_preset_fits_forty_gigabytes():
     assert estimate_memory(paper()).activations > 2 * 2 * 64 * 64 * 256 * 256 * 4
 
 
-@pytest.mark.parametrize("name", [name for name, spec in SYSTEMS.items() if spec.backend == "torch"])
+@pytest.mark.parametrize("name", [name for name, spec in MODELS.items() if spec.trainer == "torch"])
 def test_every_network_has_a_memory_estimate(name):
     """The estimate works for every registered network."""
     config = replace(tiny(), system=replace(tiny().system, name=name))

@@ -8,9 +8,9 @@ import tmi.toolkit.cli.main as cli
 from factories.nano import nano
 from factories.paths import ROOT
 from tmi.toolkit.config.overrides import override
+from tmi.toolkit.model_registry import MODELS
 from tmi.training.comparison.paper_tables import CLINICAL, TABLES
 from tmi.training.comparison.plan import make_plan, select_tables
-from tmi.training.systems.registry import SYSTEMS
 
 DOCS = ROOT / "docs"
 SYSTEMS_PAGE = (DOCS / "systems.md").read_text(encoding="utf-8")
@@ -25,8 +25,8 @@ def rows(page: str, header: str) -> list[list[str]]:
 def test_documented_models_match_registry():
     """The table of docs/systems.md has one row for each row of the registry, with the same content."""
     assert rows(SYSTEMS_PAGE, "| `--model` | uses") == [
-        [f"`{name}`", ", ".join(spec.modalities), spec.backend, spec.description, spec.source]
-        for name, spec in SYSTEMS.items()
+        [f"`{name}`", ", ".join(spec.modalities), spec.trainer, spec.description, spec.source]
+        for name, spec in MODELS.items()
     ]
 
 

@@ -30,7 +30,7 @@ from tmi.toolkit.cases.case import CLINICAL_FILE, CT_FILE, RADIOMICS_FILE
 from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.models.baselines.simpleff import SliceFeatures
-from tmi.toolkit.models.registry import NEURAL_MODELS, active_modalities, encoder_roles
+from tmi.toolkit.models.registry import active_modalities, configured_model, encoder_roles
 from tmi.toolkit.run_folder import SUMMARY_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json
 from tmi.training.comparison.paper_tables import TABLES
@@ -39,7 +39,8 @@ from tmi.training.comparison.plan import make_plan, select_tables
 pytestmark = pytest.mark.long
 
 FILES = {"image": CT_FILE, "radiomics": RADIOMICS_FILE, "clinical": CLINICAL_FILE}
-RUNS = {r.key: r.config for r in make_plan(nano(), select_tables("all")).runs if r.config.system.name in NEURAL_MODELS}
+PLANNED = {run.key: run.config for run in make_plan(nano(), select_tables("all")).runs}
+RUNS = {key: config for key, config in PLANNED.items() if configured_model(config).trainer == "torch"}
 LAMBDAS = {row.key for row in TABLES[4].rows} & set(RUNS)
 """Rows whose networks differ from TMI-CLNet's in their weights alone."""
 ROWS = [key for key in RUNS if key not in LAMBDAS]

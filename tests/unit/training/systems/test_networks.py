@@ -2,45 +2,44 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import pytest
 import torch
 
 from factories.nano import nano
 from factories.networks import ESTIMATORS, LABELS, SUBSETS, TORCH_MODELS, VARIANTS, configured, inputs
-from tmi.toolkit.config.baseline_schema import ModelName
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.presets import paper, preset
 from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.errors import DamagedError, UsageError
+from tmi.toolkit.model_registry import MODELS, model_spec
 from tmi.toolkit.models.factory import create_network, create_network_part
 from tmi.toolkit.models.registry import (
-    LOGIT_LAYERS,
-    NEURAL_MODELS,
-    TEMPERATURE_BUFFER,
+    active_encoder,
     active_modalities,
     apply_temperature,
-    ct_feature_width,
+    configured_model,
+    encoder_names,
     encoder_roles,
+    feature_width,
 )
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.training.loop.freezing import frozen_modules
 from tmi.training.systems.factory import build_model, build_network, encoders, loss_function
-from tmi.training.systems.registry import SYSTEMS, encoder_names, system_spec
 
 
-def test_registry_matches_model_names():
-    """The registry holds exactly the model names that a config accepts."""
-    assert tuple(SYSTEMS) == get_args(ModelName)
-    assert set(TORCH_MODELS) | set(ESTIMATORS) == set(SYSTEMS)
+def test_config_accepts_exactly_registered_models():
+    """A config accepts the models of the registry and no other name."""
+    assert [configured(f"system.name={name}").system.name for name in MODELS] == list(MODELS)
+    assert set(TORCH_MODELS) | set(ESTIMATORS) == set(MODELS)
+    with pytest.raises(UsageError, match="unknown model 'cnn'"):
+        configured("system.name=cnn")
 
 
 def test_unknown_model_lists_known_models():
     """The error for an unknown model lists every known one."""
     with pytest.raises(UsageError, match="unknown model 'cnn'") as error:
-        system_spec("cnn")
-    assert all(name in error.value.fix for name in SYSTEMS)
+        model_spec("cnn")
+    assert all(name in error.value.fix for name in MODELS)
 
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=" ".join)
@@ -177,8 +176,16 @@ def test_parts_and_widths_match_registry(settings):
     roles = encoder_roles(active_modalities(config))
     assert (network.ct_encoder is not None, network.text_encoder is not None) == ("ct" in roles, "text" in roles)
     assert network.uses_radiomics == ("radiomics" in active_modalities(config))
+    given = inputs()
     if network.ct_encoder is not None:
-        assert network.ct_encoder.eval()(inputs()["ct"]).shape == (4, ct_feature_width(config))
+        assert network.ct_encoder.eval()(given["ct"]).shape == (4, feature_width(config, "image"))
+    if network.text_encoder is not None:
+        tokens = given["input_ids"], given["attention_mask"]
+        assert network.text_encoder.eval()(*tokens).shape == (4, feature_width(config, "clinical"))
+    encoder = getattr(network.fusion, "radiomics_encoder", None)
+    assert (active_encoder(config, "radiomics") is None) == (encoder is None)
+    if encoder is not None:
+        assert encoder.eval()(given["radiomics"]).shape == (4, feature_width(config, "radiomics"))
     parts = {role: create_network_part(config, role) for role in (*roles, "fusion")}
     whole = {f"{'fusion' if role == 'fusion' else f'{role}_encoder'}.{name}" for role, part in parts.items()
              for name in part.state_dict()}  # fmt: skip
@@ -194,13 +201,13 @@ def test_temperature_divides_logits(settings):
     before = network(**given).logits_BK
     network.load_state_dict(apply_temperature(config, network.state_dict(), 2.5))
     torch.testing.assert_close(network(**given).logits_BK, before / 2.5)
-    names = LOGIT_LAYERS.get(config.system.name, (TEMPERATURE_BUFFER,))
+    names = configured_model(config).logit_layer
     with pytest.raises(DamagedError, match="which takes the temperature, is missing"):
         apply_temperature(config, {n: t for n, t in network.state_dict().items() if n not in names}, 2.5)
 
 
-def test_neural_models_match_torch_backend():
-    """The models with a network are those with the backend `torch`."""
-    assert set(NEURAL_MODELS) == set(TORCH_MODELS)
-    with pytest.raises(UsageError, match="model rf has no network"):
+def test_estimator_has_no_network():
+    """Only the models that torch trains have a network; the error lists them."""
+    with pytest.raises(UsageError, match="model rf has no network") as error:
         create_network(configured("system.name=rf"))
+    assert error.value.fix == f"choose one of {', '.join(TORCH_MODELS)}"

@@ -6,13 +6,17 @@ every model with deep features. Sources: the table in `docs/systems.md`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
 
 from tmi.toolkit.errors import UsageError
+from tmi.toolkit.model_registry import REFERENCE_MODEL, import_target, model_spec
+from tmi.toolkit.storage.serialization import from_json
 
-ModelName = Literal["tmi-clnet", "resnet50", "vit", "svm", "rf", "simpleff", "hfbsurv", "mmd", "logreg", "clinical-rf"]
-"""Names of the models; `tmi.training.systems.registry` describes them."""
+Parameter = bool | int | float | str | tuple[bool | int | float | str, ...]
+"""Value of `system.parameters`."""
+Parameters = TypeVar("Parameters")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,11 @@ class SimpleFfConfig:
     features: int = 8
     """Features per slice, and size of the hidden layer."""
 
+    @property
+    def feature_width(self) -> int:
+        """Channels of the output feature of all slices."""
+        return len(self.slices_of_64) * self.features
+
 
 @dataclass(frozen=True, kw_only=True)
 class HfbsurvConfig:
@@ -129,8 +138,8 @@ class MmdConfig:
 class ModelConfig:
     """Model to train, and parameters of the baselines."""
 
-    name: ModelName = "tmi-clnet"
-    """Name of the model."""
+    name: str = REFERENCE_MODEL
+    """Name of the model (`tmi.toolkit.model_registry`)."""
     dims: Literal[2, 3] = 2
     """Input of `resnet50` and `vit`: the middle axial slice (2) or the volume (3)."""
     resnet2d: Resnet2dConfig = Resnet2dConfig()
@@ -145,3 +154,23 @@ class ModelConfig:
     """Parameters of `hfbsurv`."""
     mmd: MmdConfig = MmdConfig()
     """Parameters of `mmd`."""
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    """Parameters of a model that another package adds; its row names their dataclass (`parameters_as`)."""
+
+    def __post_init__(self) -> None:
+        declared = model_spec(self.name).parameters
+        if declared is not None:
+            kind: type[object] = import_target(declared)
+            self.parameters_as(kind)
+        elif self.parameters:
+            raise UsageError(
+                f"config: system.parameters: model {self.name} has none", fix="remove them, or choose another model"
+            )
+
+    def parameters_as(self, kind: type[Parameters]) -> Parameters:
+        """The parameters as the dataclass that the model's row names.
+
+        Raises:
+            UsageError: an unknown key, or a value of the wrong type.
+        """
+        return from_json(kind, self.parameters, where="config.system.parameters")

@@ -10,6 +10,9 @@ from tmi.toolkit.errors import TmiError, UsageError
 from tmi.toolkit.storage.documents import DocumentError, parse_json
 from tmi.toolkit.storage.serialization import from_json, to_json
 
+OPEN_SECTION = ["system", "parameters"]
+"""Section whose keys depend on the model; the config checks them."""
+
 
 def override(config: Config, assignments: Sequence[str]) -> Config:
     """Apply `section.key=value` assignments to a config.
@@ -38,7 +41,7 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
                     fix=f"known: {', '.join(k for k, v in node.items() if isinstance(v, dict))}",
                 )
             node = child
-        if last not in node or isinstance(node[last], dict):
+        if (last not in node and path != OPEN_SECTION) or isinstance(node.get(last), dict):
             raise UsageError(f"--set {key}: unknown setting", fix=f"known: {', '.join(node)}")
         try:
             node[last] = parse_json(text)

@@ -13,6 +13,8 @@ from typing import Literal
 
 from tmi.toolkit.config.baseline_schema import ModelConfig
 from tmi.toolkit.errors import UsageError
+from tmi.toolkit.modality import MODALITIES as MODALITIES
+from tmi.toolkit.modality import Modality as Modality
 
 CLASSES: tuple[str, str] = ("good", "bad")
 """Class names by index. The positive class of every metric is `bad` (bad prognosis)."""
@@ -22,10 +24,6 @@ FREEZABLE = re.compile(r"ct(:stem|:layer[1-4])?|text(:\d+)?|radiomics")
 """Valid entries of `train.freeze`."""
 N_RADIOMICS: int = 1781
 """Number of radiomic features of the network input."""
-Modality = Literal["clinical", "radiomics", "image"]
-"""Name of a modality in a config."""
-MODALITIES: tuple[Modality, Modality, Modality] = ("clinical", "radiomics", "image")
-"""Cyclic order of the cross-attention: each modality attends to the next, the last to the first."""
 
 
 def _require(holds: bool, what: str, fix: str) -> None:

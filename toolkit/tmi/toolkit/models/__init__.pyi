@@ -2,12 +2,13 @@ from .factory import create_network as create_network
 from .factory import create_network_part as create_network_part
 from .multimodal import MultimodalNetwork as MultimodalNetwork
 from .outputs import Logits as Logits
-from .registry import MODEL_MODALITIES as MODEL_MODALITIES
-from .registry import NEURAL_MODELS as NEURAL_MODELS
+from .registry import active_encoder as active_encoder
 from .registry import active_modalities as active_modalities
 from .registry import apply_temperature as apply_temperature
-from .registry import ct_feature_width as ct_feature_width
+from .registry import configured_model as configured_model
+from .registry import encoder_names as encoder_names
 from .registry import encoder_roles as encoder_roles
+from .registry import feature_width as feature_width
 from .weights import AnyModule as AnyModule
 from .weights import create_with_weights as create_with_weights
 from .weights import load_weights_strict as load_weights_strict

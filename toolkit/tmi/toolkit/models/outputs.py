@@ -10,7 +10,8 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tmi.toolkit.config.schema import CLASSES
+from tmi.toolkit.config.schema import CLASSES, Config
+from tmi.toolkit.models.registry import feature_width
 
 
 class Logits(NamedTuple):
@@ -30,3 +31,8 @@ class LinearHead(nn.Module):
     def forward(self, feature: Float[Tensor, "B C"]) -> Logits:
         """Logits [B,K]."""
         return Logits(self.out(feature))
+
+
+def linear_head(config: Config) -> LinearHead:
+    """The fusion part of a network that uses the image alone."""
+    return LinearHead(feature_width(config, "image"))

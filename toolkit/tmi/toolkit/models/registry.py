@@ -1,74 +1,66 @@
-"""Registry of the models: the modalities that each uses, the encoders it has, and its logit layer. It imports no torch.
+"""What the configured model consists of: its modalities, encoders, feature widths and logit layer. Imports no torch.
 
-A network has up to three parts. Their names are the prefixes of its weights, and an export partitions the network at
-them: `ct_encoder.` takes the volume, `text_encoder.` the tokens, and `fusion.` the features of both encoders and the
-scaled radiomics, as far as the model uses them, and returns the logits.
+The rows are those of `tmi.toolkit.model_registry`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from tmi.toolkit.config.schema import MODALITIES, Config, Modality
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError
+from tmi.toolkit.modality import ENCODER_NAMES, GRAPH_NAMES, MODALITIES, EncoderName, GraphEncoder, Modality
+from tmi.toolkit.model_registry import (
+    SHARED_ENCODERS,
+    TEMPERATURE_BUFFER,
+    EncoderSpec,
+    ModelSpec,
+    import_target,
+    model_spec,
+)
 
-EncoderRole = Literal["ct", "text"]
-MODEL_MODALITIES: Mapping[str, tuple[Modality, ...]] = MappingProxyType(
-    {
-        "tmi-clnet": MODALITIES,
-        "resnet50": ("image",),
-        "vit": ("image",),
-        "svm": ("radiomics",),
-        "rf": ("radiomics",),
-        "simpleff": ("radiomics", "image"),
-        "hfbsurv": MODALITIES,
-        "mmd": MODALITIES,
-        "logreg": ("clinical",),
-        "clinical-rf": ("clinical",),
-    }
-)
-"""Model -> the modalities that it can use; `active_modalities` gives those of a config."""
-LOGIT_LAYERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "tmi-clnet": ("fusion.head.densenet.class_layers.out.weight", "fusion.head.densenet.class_layers.out.bias"),
-        "resnet50": ("fusion.out.weight", "fusion.out.bias"),
-        "vit": ("fusion.out.weight", "fusion.out.bias"),
-        "hfbsurv": ("fusion.head.7.weight", "fusion.head.7.bias"),
-        "mmd": ("fusion.head.2.weight", "fusion.head.2.bias"),
-    }
-)
-"""Model -> weight and bias of the layer that computes the logits; a temperature T divides both: (W/T) x + b/T."""
-TEMPERATURE_BUFFER = "fusion.temperature"
-"""Buffer that divides the logits of `simpleff`: they are the logarithm of an average, so no layer computes them."""
-NEURAL_MODELS: tuple[str, ...] = (*LOGIT_LAYERS, "simpleff")
-"""Models with a network; only these can be exported."""
+
+def configured_model(config: Config) -> ModelSpec:
+    """The row of the configured model."""
+    return model_spec(config.system.name)
 
 
 def active_modalities(config: Config) -> tuple[Modality, ...]:
     """The modalities that the configured model uses, in the order of the TCAF ring."""
-    if config.system.name == "tmi-clnet":
-        return tuple(m for m in MODALITIES if m in config.network.modalities)
-    return MODEL_MODALITIES[config.system.name]
+    spec = configured_model(config)
+    return tuple(m for m in MODALITIES if m in config.network.modalities) if spec.ablation else spec.modalities
 
 
-def encoder_roles(modalities: tuple[Modality, ...]) -> tuple[EncoderRole, ...]:
-    """The encoders of a network that uses these modalities: `ct`, `text`, both or none."""
-    inputs: tuple[tuple[EncoderRole, Modality], ...] = (("ct", "image"), ("text", "clinical"))
-    return tuple(role for role, modality in inputs if modality in modalities)
+def active_encoder(config: Config, modality: Modality) -> EncoderSpec | None:
+    """The configured model's encoder of a modality; None: it does not use the modality, or has no encoder of it."""
+    if modality not in active_modalities(config):
+        return None
+    return configured_model(config).encoder(modality, dims=config.system.dims)
 
 
-def ct_feature_width(config: Config) -> int:
-    """Width of the CT part's feature vector."""
-    system = config.system
-    if system.name == "simpleff":
-        return len(system.simpleff.slices_of_64) * system.simpleff.features
-    if system.name == "vit":
-        return system.vit.width_3d if system.dims == 3 else system.vit.width
-    if system.name == "resnet50" and system.dims == 2:
-        return system.resnet2d.feature_width
-    return config.network.ct_encoder.feature_width
+def encoder_roles(modalities: tuple[Modality, ...]) -> tuple[GraphEncoder, ...]:
+    """The graphs of encoders of a network that uses these modalities: `ct`, `text`, both or none."""
+    return tuple(role for modality, role in GRAPH_NAMES.items() if modality in modalities)
+
+
+def encoder_names(config: Config) -> tuple[EncoderName, ...]:
+    """The encoders of the configured model that it shares with TMI-CLNet: `ct`, `text`, `radiomics`."""
+    encoders = {m: active_encoder(config, m) for m in MODALITIES}
+    return tuple(ENCODER_NAMES[m] for m, encoder in encoders.items() if encoder == SHARED_ENCODERS[m])
+
+
+def feature_width(config: Config, modality: Modality) -> int:
+    """Width of the feature of the configured model's encoder of a modality.
+
+    Raises:
+        ValueError: the model has no such encoder.
+    """
+    encoder = active_encoder(config, modality)
+    if encoder is None:
+        raise ValueError(f"model {config.system.name} has no encoder of {modality}")
+    width: Callable[[Config], int] = import_target(encoder.width)
+    return width(config)
 
 
 def apply_temperature(
@@ -88,7 +80,7 @@ def apply_temperature(
     scaled = dict(state)
     if temperature == 1.0:
         return scaled
-    names = LOGIT_LAYERS.get(config.system.name, (TEMPERATURE_BUFFER,))
+    names = configured_model(config).logit_layer
     for name in (n.removeprefix(prefix) for n in names if n.startswith(prefix)):
         if name not in scaled:
             raise DamagedError(

@@ -17,7 +17,7 @@ from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.presets import preset as find_preset
 from tmi.toolkit.config.project import Project
 from tmi.toolkit.config.schema import Config
-from tmi.training.systems.registry import system_spec
+from tmi.toolkit.model_registry import model_spec
 
 if TYPE_CHECKING:
     from tmi.toolkit.clinical.tokenizer import Tokenizer
@@ -115,7 +115,7 @@ def configure(
     config = find_preset(preset_name)
     settings = [*_as_settings(freeze, precision), *settings]
     if model is not None:
-        system_spec(model)  # its error lists the known models
+        model_spec(model)  # its error lists the known models
         settings = [*settings, f"system.name={model}"]
     if folds is not None:
         config = replace(config, train=replace(config.train, folds=folds))

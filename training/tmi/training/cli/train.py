@@ -19,6 +19,7 @@ from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.config.project import Project, load_project, new_run_folder
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import ExitCode, UnavailableError, UsageError
+from tmi.toolkit.models.registry import configured_model
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder, is_unstarted
 from tmi.toolkit.storage.atomic_files import require_absent
 from tmi.toolkit.storage.outputs import output_lock
@@ -50,7 +51,6 @@ from tmi.training.cli.options import (
     weight_paths,
 )
 from tmi.training.loop.hardware import HardwareConfig, require_hardware_options, resolve_accelerator
-from tmi.training.systems.registry import system_spec
 
 if TYPE_CHECKING:
     from tmi.training.loop.cross_validation import RunResult
@@ -182,7 +182,7 @@ def _print_memory_estimate(
     memory: Literal["fit", "as-set", "unchecked"],
 ) -> None:
     """Print the estimate for a GPU, or for a CPU if `accelerator` is `cpu`, and whether this machine has the memory."""
-    if system_spec(config.system.name).backend == "sklearn":
+    if configured_model(config).trainer == "sklearn":
         echo(f"{config.system.name} has no network: it needs only the memory of its feature table")
         return
     from tmi.training.loop.memory_estimate import estimate_memory

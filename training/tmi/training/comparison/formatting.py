@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tmi.training.comparison.paper_tables import PAPER_METRICS, REFERENCE_MODEL, Row, Table
+from tmi.toolkit.modality import TITLES
+from tmi.toolkit.model_registry import REFERENCE_MODEL
+from tmi.training.comparison.paper_tables import PAPER_METRICS, Row, Table
 from tmi.training.comparison.plan import Plan
 from tmi.training.comparison.results import PairedTest, Result
 from tmi.training.evaluation.statistics.holm import holm_correction
@@ -216,8 +218,7 @@ def csv_rows(table: Table, rows: tuple[TableEntry, ...]) -> list[dict[str, Any]]
 
 def conclusion(results: Mapping[str, Result], tests: Mapping[str, PairedTest]) -> list[str]:
     """One sentence for each modality alone: whether fusion has the higher pooled AUC, and by how much."""
-    singles = {"image": "vision", "clinical": "text", "radiomics": "radiomics"}
-    available = [key for key in singles if key in results and key in tests]
+    available = [key for key in TITLES if key in results and key in tests]
     if REFERENCE_MODEL not in results or not available:
         return []
     lines = []
@@ -229,7 +230,7 @@ def conclusion(results: Mapping[str, Result], tests: Mapping[str, PairedTest]) -
         relation, n_cases = "above" if fusion > single else "not above", results[key].n_cases
         first, second = (format_metric("roc_auc", value, n_cases) for value in (fusion, single))
         lines.append(
-            f"Fusion (pooled AUC {first}) is {relation} {singles[key]} alone ({second}; difference "
+            f"Fusion (pooled AUC {first}) is {relation} {TITLES[key]} alone ({second}; difference "
             f"{format_difference(fusion - single, n_cases)}, DeLong p {format_p_value(test.p)})."
         )
     return lines

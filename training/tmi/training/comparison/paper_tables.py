@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-REFERENCE_MODEL = "tmi-clnet"
-"""Key of the row that every other row is tested against."""
+from tmi.toolkit.model_registry import REFERENCE_MODEL
+
 PAPER_METRICS: tuple[str, ...] = ("accuracy", "precision", "recall", "f1", "roc_auc")
 """Metrics of the paper's columns, named as in `tmi.training.evaluation.metrics`; the paper calls the last one AUC."""
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
-from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_OVERRIDES, REFERENCE_MODEL, TABLES, Row, Table
-from tmi.training.systems.registry import encoder_names, system_spec
+from tmi.toolkit.model_registry import REFERENCE_MODEL
+from tmi.toolkit.models.registry import configured_model, encoder_names
+from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_OVERRIDES, TABLES, Row, Table
 
 RUNS = "runs"
 """Folder of the runs inside the folder of a comparison."""
@@ -115,7 +116,7 @@ def _not_applied(base: Config, runs: Sequence[PlannedRun], weights: Sequence[str
     }
     if base.train.precision != "32":
         missing[f"--precision {base.train.precision}"] = [
-            r.key for r in runs if system_spec(r.config.system.name).backend == "sklearn"
+            r.key for r in runs if configured_model(r.config).trainer == "sklearn"
         ]
     return tuple(
         f"{option} is not applied to models without such a part: {', '.join(keys)}"

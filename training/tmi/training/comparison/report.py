@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tmi.toolkit.cases.case import Cohort
+from tmi.toolkit.model_registry import REFERENCE_MODEL
 from tmi.toolkit.storage.atomic_files import write_json, write_text
 from tmi.toolkit.storage.csv_files import csv_text
 from tmi.toolkit.storage.serialization import to_json
 from tmi.training.comparison.formatting import csv_rows, format_mean_std
 from tmi.training.comparison.html_page import as_html
 from tmi.training.comparison.markdown import as_markdown
-from tmi.training.comparison.paper_tables import REFERENCE_MODEL
 from tmi.training.comparison.plan import RUNS, Plan
 from tmi.training.comparison.report_content import ReportContent, build_report
 from tmi.training.comparison.results import ceilings, compare_with_reference, read_results

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tmi.toolkit.cases.case import Cohort
+from tmi.toolkit.model_registry import REFERENCE_MODEL
 from tmi.toolkit.synthetic.cohort import is_synthetic
 from tmi.training.comparison.formatting import (
     TableEntry,
@@ -14,7 +15,7 @@ from tmi.training.comparison.formatting import (
     format_metric,
     table_entries,
 )
-from tmi.training.comparison.paper_tables import CLINICAL, REFERENCE_MODEL, Table
+from tmi.training.comparison.paper_tables import CLINICAL, Table
 from tmi.training.comparison.plan import Plan
 from tmi.training.comparison.results import PairedTest, PerformanceCeiling, Result
 from tmi.training.comparison.verdict import verdict

@@ -14,20 +14,20 @@ from jaxtyping import Bool, Float, Int
 from tmi.toolkit.cases.case import Cohort
 from tmi.toolkit.config.schema import POSITIVE, Config
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.models.registry import active_modalities
+from tmi.toolkit.modality import FILE_NAMES, INITIALS
+from tmi.toolkit.model_registry import REFERENCE_MODEL
+from tmi.toolkit.models.registry import active_modalities, configured_model
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.atomic_files import read_json
 from tmi.toolkit.storage.bounded_files import TABLE_BYTES, read_text
 from tmi.toolkit.storage.csv_files import csv_dicts
 from tmi.toolkit.synthetic.cohort import TRUTH_FILE
-from tmi.training.comparison.paper_tables import REFERENCE_MODEL
 from tmi.training.evaluation.calibration import positive_class_probability as positive_probability
 from tmi.training.evaluation.metrics import METRICS, aggregate_folds, binary_metrics
 from tmi.training.evaluation.prediction_tables import read_predictions
 from tmi.training.evaluation.statistics.bootstrap import bootstrap_weights, interval, weighted_metrics
 from tmi.training.evaluation.statistics.delong import DeLong, delong_test
 from tmi.training.evaluation.statistics.mcnemar import McNemar, mcnemar_test
-from tmi.training.systems.registry import SYSTEMS
 
 THRESHOLD = 0.5
 """Probability from which a decision is positive in the tables, as in the paper."""
@@ -65,8 +65,7 @@ class Result:
     @property
     def modalities(self) -> str:
         """Active modalities in the paper's abbreviations: I image, R radiomics, C clinical."""
-        short = {"image": "I", "radiomics": "R", "clinical": "C"}
-        return "+".join(short[m] for m in short if m in active_modalities(self.config))
+        return "+".join(initial for m, initial in INITIALS.items() if m in active_modalities(self.config))
 
     @property
     def n_cases(self) -> int:
@@ -76,7 +75,7 @@ class Result:
     @property
     def has_epochs(self) -> bool:
         """Whether the models were trained in epochs; an estimator of scikit-learn is fitted at once."""
-        return SYSTEMS[self.config.system.name].backend != "sklearn"
+        return configured_model(self.config).trainer != "sklearn"
 
     @property
     def correct_N(self) -> Bool[np.ndarray, " N"]:
@@ -206,7 +205,7 @@ def ceilings(cohort: Cohort, results: Mapping[str, Result]) -> tuple[Performance
     if not file.is_file():
         return ()
     truth = read_json(file, kind="cohort")
-    modality_of = {"ct": "image", "radiomics": "radiomics", "clinical": "clinical"}
+    modality_of = {name: modality for modality, name in FILE_NAMES.items()}
     entries = []
     for name, best in truth["best_auc"].items():
         modalities = {modality_of[part] for part in name.split("+")}
@@ -214,7 +213,7 @@ def ceilings(cohort: Cohort, results: Mapping[str, Result]) -> tuple[Performance
             (
                 r
                 for r in results.values()
-                if r.config.system.name == "tmi-clnet" and set(r.config.network.modalities) == modalities
+                if r.config.system.name == REFERENCE_MODEL and set(r.config.network.modalities) == modalities
             ),
             None,
         )

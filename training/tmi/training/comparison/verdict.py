@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from tmi.toolkit.model_registry import REFERENCE_MODEL
 from tmi.training.comparison.formatting import TableEntry, format_metric
-from tmi.training.comparison.paper_tables import REFERENCE_MODEL
 from tmi.training.comparison.results import Result
 
 SIGNIFICANT = 0.05

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.clinical.truncation import lost_fields, truncation_fix, truncation_warning
 from tmi.toolkit.config.schema import Config
-from tmi.toolkit.models.registry import NEURAL_MODELS, active_modalities
+from tmi.toolkit.models.registry import active_modalities, configured_model
 from tmi.toolkit.run_folder import FoldSplit
 from tmi.training.data.dataset import CohortArrays
 from tmi.training.data.fold_dataset import train_vocabulary
@@ -28,7 +28,7 @@ def text_truncation(
         The warning with its fix; None if no text is truncated or the model has no text encoder.
     """
     clinical = config.clinical
-    if config.system.name not in NEURAL_MODELS or "clinical" not in active_modalities(config) or not arrays.spans:
+    if configured_model(config).trainer != "torch" or "clinical" not in active_modalities(config) or not arrays.spans:
         return None
     tokenizers = [tokenizer] if tokenizer is not None else []
     if tokenizer is None and clinical.vocab_size is not None:

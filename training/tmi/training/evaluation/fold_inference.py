@@ -12,6 +12,7 @@ from torch import nn
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import POSITIVE, Config
 from tmi.toolkit.errors import DamagedError
+from tmi.toolkit.models.registry import configured_model
 from tmi.toolkit.models.weights import load_weights_strict
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
@@ -20,7 +21,6 @@ from tmi.training.data.dataset import CohortArrays
 from tmi.training.data.fold_dataset import FoldDataset
 from tmi.training.evaluation.prediction_tables import Predictions
 from tmi.training.systems.factory import build_network
-from tmi.training.systems.registry import system_spec
 from tmi.training.systems.sklearn_arrays import Arrays, load, probability
 
 MIN_PROBABILITY = 1e-9
@@ -80,7 +80,7 @@ def predict_fold(
     config: Config, files: FoldFolder, split: FoldSplit, arrays: CohortArrays, case_ids: tuple[str, ...]
 ) -> Predictions:
     """Predictions from the saved scaler, tokenizer and weights of a fold."""
-    if system_spec(config.system.name).backend == "sklearn":
+    if configured_model(config).trainer == "sklearn":
         return predict_estimator(config, load(files.model), arrays, case_ids)
     data = FoldDataset(
         arrays,
@@ -103,6 +103,6 @@ def predict_estimator(config: Config, stored: Arrays, arrays: CohortArrays, case
 
 def estimator_features(config: Config, arrays: CohortArrays, case_ids: tuple[str, ...]) -> np.ndarray:
     """Inputs [N, F] of a scikit-learn model: clinical numbers or radiomics, NaN where missing."""
-    clinical = system_spec(config.system.name).modalities == ("clinical",)
+    clinical = configured_model(config).modalities == ("clinical",)
     values: np.ndarray = (arrays.numbers_NV if clinical else arrays.radiomics_NF)[arrays.rows(case_ids)]
     return np.where(np.isfinite(values), values, np.nan)

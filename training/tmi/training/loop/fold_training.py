@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from tmi.toolkit.compute.silence import Ignored, quiet
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
+from tmi.toolkit.models.registry import configured_model
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.toolkit.storage.bounded_files import WEIGHTS_BYTES
 from tmi.training.data.augmentation import write_augmentation_log
@@ -36,7 +37,6 @@ from tmi.training.loop.memory_fit import effective_config
 from tmi.training.loop.run_spec import FoldContext
 from tmi.training.pretrained.weight_file import require_bounded_archive
 from tmi.training.systems.factory import encoders
-from tmi.training.systems.registry import system_spec
 
 CHECKPOINT_BYTES = 4 * WEIGHTS_BYTES
 """Limit on a checkpoint: the optimiser keeps two values for each weight."""
@@ -77,7 +77,7 @@ def train_fold(
     if hardware.node_rank == 0:
         data.save(files.scaler, files.tokenizer)
         record_machine(files.machine, hardware)
-    if system_spec(config.system.name).backend == "sklearn":
+    if configured_model(config).trainer == "sklearn":
         from tmi.training.loop.sklearn_fold import fit_sklearn_fold
 
         fit_sklearn_fold(arrays, data, files, config, epoch_callback)

@@ -15,11 +15,11 @@ from typing import Any
 from tmi.toolkit.compute.memory import AvailableMemory, available_memory
 from tmi.toolkit.config.schema import Config, TextEncoderConfig
 from tmi.toolkit.errors import UnavailableError
+from tmi.toolkit.models.registry import configured_model
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import write_json
 from tmi.training.data.dataset import IN_MEMORY_BYTES
 from tmi.training.loop.hardware import HardwareConfig
-from tmi.training.systems.registry import system_spec
 
 GIB = 2**30
 PROCESS_BYTES = GIB // 2
@@ -77,7 +77,7 @@ def fit_memory(config: Config, hardware: HardwareConfig, *, cases: int = 0) -> M
     Raises:
         UnavailableError: the training does not fit; the fix names settings with which it does.
     """
-    if hardware.memory == "unchecked" or system_spec(config.system.name).backend == "sklearn":
+    if hardware.memory == "unchecked" or configured_model(config).trainer == "sklearn":
         return None
     there = _device_memory(hardware)
     as_set = _needed(config, hardware, cases)

@@ -1,6 +1,6 @@
-"""Trainable models: one registry, their objectives, and the scikit-learn pipelines.
+"""Trainable models: their objectives, and the scikit-learn pipelines.
 
-`registry` is an import-free table. `factory` builds the network or estimator of a row.
+`factory` builds the network or estimator of a row of `tmi.toolkit.model_registry`.
 """
 
 import lazy_loader

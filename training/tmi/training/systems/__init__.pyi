@@ -3,9 +3,6 @@ from .factory import build_network as build_network
 from .factory import encoders as encoders
 from .factory import loss_function as loss_function
 from .radiomics_pipeline import fit as fit
-from .registry import SYSTEMS as SYSTEMS
-from .registry import encoder_names as encoder_names
-from .registry import system_spec as system_spec
 from .sklearn_arrays import Arrays as Arrays
 from .sklearn_arrays import load as load
 from .sklearn_arrays import probability as probability

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -11,11 +10,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tmi.toolkit.config.schema import Config, LossConfig
+from tmi.toolkit.model_registry import import_target
 from tmi.toolkit.models.encoders.bert import TextEncoder
 from tmi.toolkit.models.encoders.mlp import RadiomicsEncoder
 from tmi.toolkit.models.encoders.resnet3d import CtEncoder
+from tmi.toolkit.models.factory import create_network
+from tmi.toolkit.models.registry import configured_model
 from tmi.training.losses.total import Loss
-from tmi.training.systems.registry import system_spec
 
 LossFunction = Callable[[Any, Tensor, LossConfig], Loss]
 """(output of the network, labels, loss config) -> the loss and its parts."""
@@ -31,7 +32,8 @@ class NetworkOutput(Protocol):
 
 def build_model(config: Config) -> Any:
     """The configured model: a network, or an unfitted scikit-learn estimator."""
-    return _import_target(system_spec(config.system.name).target)(config)
+    spec = configured_model(config)
+    return create_network(config) if spec.trainer == "torch" else import_target(spec.builder)(config)
 
 
 def build_network(config: Config, *, seed: int) -> nn.Module:
@@ -41,13 +43,12 @@ def build_network(config: Config, *, seed: int) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network: nn.Module = build_model(config)
-    return network
+        return create_network(config)
 
 
 def loss_function(config: Config) -> LossFunction:
     """The loss of the configured model."""
-    function: LossFunction = _import_target(system_spec(config.system.name).loss)
+    function: LossFunction = import_target(configured_model(config).loss)
     return function
 
 
@@ -63,8 +64,3 @@ def encoders(network: nn.Module) -> dict[str, nn.Module]:
     }
     shared = (CtEncoder, TextEncoder, RadiomicsEncoder)
     return {name: module for name, module in candidates.items() if isinstance(module, shared)}
-
-
-def _import_target(target: str) -> Any:
-    module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)

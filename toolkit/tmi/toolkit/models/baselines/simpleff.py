@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tmi.toolkit.config.baseline_schema import Resnet2dConfig, SimpleFfConfig
-from tmi.toolkit.config.schema import CLASSES, N_RADIOMICS
+from tmi.toolkit.config.schema import CLASSES, N_RADIOMICS, Config
 from tmi.toolkit.models.encoders.resnet2d import create_resnet2d
 from tmi.toolkit.models.outputs import Logits
 
@@ -60,3 +60,13 @@ class SimpleFfFusion(nn.Module):
         # log(mean over slices of softmax), computed in log space
         log_p = logits_BSK.log_softmax(dim=2).logsumexp(dim=1) - math.log(self.count)
         return Logits(log_p / self.temperature)
+
+
+def slice_features(config: Config) -> SliceFeatures:
+    """The CT part of a config."""
+    return SliceFeatures(config.system.simpleff, config.system.resnet2d, depth=config.ct.shape_DHW[0])
+
+
+def create_fusion(config: Config) -> SimpleFfFusion:
+    """The fusion part of a config."""
+    return SimpleFfFusion(config.system.simpleff)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from tmi.toolkit.config.schema import TextEncoderConfig
+from tmi.toolkit.config.schema import Config, TextEncoderConfig
 
 
 class TextEncoder(nn.Module):
@@ -52,3 +52,8 @@ class TextEncoder(nn.Module):
             return hidden[:, 0]
         weight = visible[:, :, None]
         return (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
+
+
+def text_encoder(config: Config) -> TextEncoder:
+    """The text encoder of a config."""
+    return TextEncoder(config.network.text_encoder)

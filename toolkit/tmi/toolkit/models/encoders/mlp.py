@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tmi.toolkit.config.schema import N_RADIOMICS, RadiomicsEncoderConfig
+from tmi.toolkit.config.schema import N_RADIOMICS, Config, RadiomicsEncoderConfig
 
 
 class RadiomicsEncoder(nn.Module):
@@ -24,3 +24,8 @@ class RadiomicsEncoder(nn.Module):
         """Feature [B,C]."""
         feature: Tensor = self.layers(radiomics)
         return feature
+
+
+def radiomics_encoder(config: Config) -> RadiomicsEncoder:
+    """The radiomics encoder of a config."""
+    return RadiomicsEncoder(config.network.radiomics_encoder)

@@ -10,6 +10,7 @@ from monai.networks.nets.resnet import ResNet
 from torch import Tensor, nn
 
 from tmi.toolkit.config.baseline_schema import Resnet2dConfig
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.models.encoders.resnet3d import BLOCKS
 
 
@@ -43,3 +44,8 @@ class SliceEncoder(nn.Module):
         """Feature [B,C] of slice D // 2."""
         feature: Tensor = self.backbone(ct[:, :, self.middle])
         return feature
+
+
+def slice_encoder(config: Config) -> SliceEncoder:
+    """The encoder of the middle slice of a config."""
+    return SliceEncoder(config.system.resnet2d, depth=config.ct.shape_DHW[0])

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from monai.networks.nets.resnet import ResNet, ResNetBlock, ResNetBottleneck
 from torch import Tensor, nn
 
-from tmi.toolkit.config.schema import CtEncoderConfig
+from tmi.toolkit.config.schema import Config, CtEncoderConfig
 
 BLOCKS = {"basic": ResNetBlock, "bottleneck": ResNetBottleneck}
 
@@ -56,3 +56,8 @@ def _dilate(stage: nn.Module, dilation: int) -> None:
             layer.stride = (1, 1, 1)
             if layer.kernel_size == (3, 3, 3):
                 layer.dilation = layer.padding = (dilation,) * 3
+
+
+def ct_encoder(config: Config) -> CtEncoder:
+    """The 3D CT encoder of a config."""
+    return CtEncoder(config.network.ct_encoder)

@@ -10,15 +10,13 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tmi.toolkit.config.schema import MODALITIES, NetworkConfig
+from tmi.toolkit.config.schema import Config, NetworkConfig
+from tmi.toolkit.modality import INPUT_ORDER, MODALITIES
 from tmi.toolkit.models.encoders.mlp import RadiomicsEncoder
 from tmi.toolkit.models.outputs import Logits
-from tmi.toolkit.models.tmi_clnet.fusion import feature_widths
+from tmi.toolkit.models.tmi_clnet.fusion import Fusion, feature_widths
 from tmi.toolkit.models.tmi_clnet.head import Head
 from tmi.toolkit.models.tmi_clnet.tcaf import TripleModalCrossAttention
-
-FUSION_INPUT_ORDER = ("image", "clinical", "radiomics")
-"""Order of the inputs of a fusion part (`tmi.toolkit.models.multimodal`)."""
 
 
 class SubsetFusion(nn.Module):
@@ -28,7 +26,7 @@ class SubsetFusion(nn.Module):
         super().__init__()
         fusion = config.fusion
         self.modalities = tuple(m for m in MODALITIES if m in config.modalities)
-        self.inputs = tuple(m for m in FUSION_INPUT_ORDER if m in self.modalities)
+        self.inputs = tuple(m for m in INPUT_ORDER if m in self.modalities)
         self.radiomics_encoder = RadiomicsEncoder(config.radiomics_encoder) if "radiomics" in self.modalities else None
         widths = feature_widths(config)
         self.projection = nn.ModuleDict({m: nn.Linear(widths[m], fusion.width) for m in self.modalities})
@@ -43,7 +41,7 @@ class SubsetFusion(nn.Module):
         self.head = Head(config.head)
 
     def forward(self, first: Float[Tensor, "B C1"], second: Float[Tensor, "B C2"] | None = None) -> Logits:
-        """Logits [B,K]; the inputs are those of the active modalities in `FUSION_INPUT_ORDER`."""
+        """Logits [B,K]; the inputs are those of the active modalities in `INPUT_ORDER`."""
         inputs = dict(zip(self.inputs, (first,) if second is None else (first, second), strict=True))
         if self.radiomics_encoder is not None:
             inputs["radiomics"] = self.radiomics_encoder(inputs["radiomics"])
@@ -51,3 +49,9 @@ class SubsetFusion(nn.Module):
         if self.cross_attention is None:
             return Logits(self.head(features[0].unsqueeze(1)))
         return Logits(self.head(self.cross_attention(*features)))
+
+
+def create_fusion(config: Config) -> Fusion | SubsetFusion:
+    """The fusion part of a config: TMI-CLNet's own with all modalities."""
+    everything = len(config.network.modalities) == len(MODALITIES)
+    return Fusion(config.network) if everything else SubsetFusion(config.network)

@@ -9,9 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tmi.toolkit.config.schema import NetworkConfig
+from tmi.toolkit.config.schema import Config, NetworkConfig
+from tmi.toolkit.modality import MODALITIES
 from tmi.toolkit.models.encoders.bert import TextEncoder
 from tmi.toolkit.models.encoders.resnet3d import CtEncoder
+from tmi.toolkit.models.factory import assemble_network
 from tmi.toolkit.models.multimodal import MultimodalNetwork
 from tmi.toolkit.models.tmi_clnet.fusion import Fusion, FusionOutput
 
@@ -59,3 +61,9 @@ def build(config: NetworkConfig, *, seed: int) -> TmiClnet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return TmiClnet(config)
+
+
+def create_tmi_clnet(config: Config) -> MultimodalNetwork:
+    """TMI-CLNet, or its ablation with fewer than three modalities."""
+    everything = len(config.network.modalities) == len(MODALITIES)
+    return TmiClnet(config.network) if everything else assemble_network(config)
