@@ -148,7 +148,7 @@ PUBLIC_NAMES = {
     """,
     "tmi.toolkit.models": """
         AnyModule Logits MultimodalNetwork active_encoder active_modalities apply_temperature
-        configured_model create_network create_network_part create_with_weights encoder_names
+        assemble_network configured_model create_network create_network_part create_with_weights encoder_names
         encoder_roles feature_width load_weights_strict
     """,
     "tmi.toolkit.models.baselines": """

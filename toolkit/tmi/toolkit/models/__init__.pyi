@@ -1,3 +1,4 @@
+from .factory import assemble_network as assemble_network
 from .factory import create_network as create_network
 from .factory import create_network_part as create_network_part
 from .multimodal import MultimodalNetwork as MultimodalNetwork
