@@ -238,7 +238,7 @@ def model_spec(name: str) -> ModelSpec:
     if spec is None:
         shown = repr(name) if len(name) <= MAX_NAME else f"{name[:MAX_NAME]!r}..."
         raise UsageError(
-            f"unknown model {shown}",
+            f"unknown model {shown}, which no installed package adds",
             fix=f"choose one of {', '.join(model_names())}, or install the package that adds it",
         )
     return spec

@@ -154,7 +154,7 @@ class ModelConfig:
     """Parameters of `hfbsurv`."""
     mmd: MmdConfig = MmdConfig()
     """Parameters of `mmd`."""
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    parameters: Mapping[str, Parameter] = field(default_factory=dict, hash=False)
     """Parameters of a model that another package adds; its row names their dataclass (`parameters_as`)."""
 
     def __post_init__(self) -> None:
