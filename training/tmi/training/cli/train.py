@@ -67,7 +67,7 @@ def train(
         typer.Option(
             "--model",
             help="Model, see docs/systems.md; default: tmi-clnet.",
-            autocompletion=completes(of="tmi.training.systems.registry:SYSTEMS"),
+            autocompletion=completes(of="tmi.toolkit.model_registry:MODELS"),
         ),
     ] = None,
     folds: Folds = None,
