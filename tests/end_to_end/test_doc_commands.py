@@ -47,7 +47,7 @@ def test_tables_name_what_the_pages_have():
     """What is needed before a page can be made, and each expected exit code belongs to a command."""
     assert {name for names in NEEDS.values() for name in names} == set(MAKERS)
     assert set(BEFORE) <= set(NEEDS)
-    assert set(CODES) <= {c.text for page in COMMANDS.values() for c in page}
+    assert {s for s in CODES for page in COMMANDS.values() for c in page if c.text.startswith(s)} == set(CODES)
     assert set(SHRUNK) <= {c.words[0] for page in COMMANDS.values() for c in page}
 
 

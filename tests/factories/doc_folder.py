@@ -25,7 +25,7 @@ fields:
 label: {column: outcome, values: {dead: bad, alive: good}, otherwise: outcome is not known}
 images: {ct: CT, mask: mask}
 """
-ROWS = 8
+ROWS = 16
 """Rows of the spreadsheet."""
 
 

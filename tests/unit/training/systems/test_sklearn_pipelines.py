@@ -12,7 +12,7 @@ from factories.fold_arrays import IDS, SPLIT, changed, make_arrays
 from factories.nano import nano
 from factories.networks import ESTIMATORS, configured
 from factories.small_fold import train_small
-from tmi.toolkit.errors import DamagedError
+from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.run_folder import FoldFolder
 from tmi.training.systems import sklearn_arrays as estimator_arrays
 from tmi.training.systems.factory import build_model
@@ -28,6 +28,15 @@ def threshold_cases(stored: dict[str, np.ndarray], case: np.ndarray) -> list[np.
         above[column] = (stored["tree.threshold"][node] + 1e-10 - stored["shift"][column]) / stored["scale"][column]
         cases.append(above[None])
     return cases
+
+
+def test_class_with_one_case_is_wrong_usage():
+    """The inner folds of `svm` need two cases of each class; the error says so, and what to do."""
+    features = make_arrays((8, 16, 16), seed=0).radiomics_NF
+    labels = np.eye(1, len(features), dtype=np.int64)[0]
+    with pytest.raises(UsageError, match=r"1 case of a class, too few for the inner folds") as error:
+        fit(build_model(configured("system.name=svm")), features, labels)
+    assert "--folds" in error.value.fix
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

@@ -31,6 +31,7 @@ from sklearn.svm import SVC
 
 from tmi.toolkit.compute.silence import Ignored, quiet
 from tmi.toolkit.config.schema import Config
+from tmi.toolkit.errors import UsageError
 
 
 class LassoSelection(SelectorMixin, BaseEstimator):
@@ -78,8 +79,17 @@ def random_forest(config: Config) -> Any:
 
 
 def fit(model: Any, features_NF: Float[np.ndarray, "N F"], labels_N: Int[np.ndarray, " N"]) -> Any:
-    """Fit the model and return it; the number of inner folds is capped by the size of the rarer class."""
+    """Fit the model and return it; the number of inner folds is capped by the size of the rarer class.
+
+    Raises:
+        UsageError: the model needs inner folds, and a class has one case only.
+    """
     if isinstance(model, CalibratedClassifierCV | GridSearchCV):
+        if _minority_count(labels_N) < 2:
+            raise UsageError(
+                "the training part of a fold has 1 case of a class, too few for the inner folds of this model",
+                fix="give a larger cohort, or more folds: --folds N",
+            )
         model = model.set_params(cv=_inner_cv(labels_N, model.cv.n_splits, model.cv.random_state))
     with _quiet():
         return model.fit(features_NF, labels_N)
