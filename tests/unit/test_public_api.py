@@ -18,7 +18,7 @@ from tmi.toolkit.cases.loaded import load_case
 from tmi.toolkit.ingest.case_importer import ImportedCase
 
 API = {
-    "tmi.toolkit": """Case CaseArrays Cohort ImportedCase LoadedCase check_case import_case load_case make_cohort
+    "tmi.toolkit": """Case CaseArrays Cohort ImportedCase Issue LoadedCase check_case import_case load_case make_cohort
         open_cohort""",
     "tmi.runtime": """Bundle CaseArrays CaseExplanation FoldPrediction InferencePipeline Issue Prediction Predictor
         RejectedCase explain open_bundle""",

@@ -6,5 +6,6 @@ from .cases.loaded import LoadedCase as LoadedCase
 from .cases.loaded import load_case as load_case
 from .ingest.case_importer import ImportedCase as ImportedCase
 from .ingest.case_importer import import_case as import_case
+from .issues.issue import Issue as Issue
 from .qc.case_checks import check_case as check_case
 from .synthetic.cohort import make_cohort as make_cohort
