@@ -92,12 +92,6 @@ class ExportContext:
             return ()
         return tuple(n for n in EXPORTERS if n not in PLANS and self.base.has(EXPORTERS[n].artefact))
 
-    def path(self, name: str) -> Path:
-        """A file of the staged folder, whose own folder exists."""
-        path = self.folder / name
-        path.parent.mkdir(exist_ok=True)
-        return path
-
     def staged(self) -> Bundle:
         """The staged folder as a bundle whose files are not compared with the manifest."""
         return Bundle(folder=self.folder, manifest=self.manifest, digest="")

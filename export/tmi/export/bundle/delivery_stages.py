@@ -64,7 +64,7 @@ def document(context: ExportContext) -> None:
     if cases:  # by now every engine's outputs are stored in them
         new = {r.engine for r in context.records if r.engine}
         others = [{} if base is None else evidence_of_others(base, case, new) for case in cases]
-        write_real_cases(context.path(REAL_CASES_FILE), cases, others)
+        write_real_cases(context.folder / REAL_CASES_FILE, cases, others)
     manifest = replace(manifest, parity=(*kept, *context.records))
     if base is not None:
         manifest = replace(manifest, additions=(*manifest.additions, addition_record(context)))

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file as save_tensors
-from torch import nn
 
 from tmi.export.bundle.additions import require_same_references, require_same_run, require_same_weights
 from tmi.export.bundle.context import WEIGHTS, ExportContext
@@ -85,7 +84,9 @@ def partition(context: ExportContext) -> None:
         context.manifest = _with_engines_not_validated(known, context.graph_artefacts)
         return
     for name, source in copied.items():
-        copy_run_file(source, context.path(name))
+        target = context.folder / name
+        target.parent.mkdir(exist_ok=True)
+        copy_run_file(source, target)
     context.manifest = _with_engines_not_validated(manifest, context.graph_artefacts)
 
 
@@ -151,22 +152,24 @@ def write(context: ExportContext) -> None:
     Raises:
         ParityError: a module cannot be written as an artefact with dynamic batch and lengths.
     """
-    models = context.models
+    models, found, stage = context.models, context.partition, context.folder
     assert models is not None  # set by `partition`
+    writers = {name: import_target(EXPORTERS[name].writer) for name in context.graph_artefacts}
+    for folder in ("graphs", WEIGHTS) if context.weights and context.base is None else ("graphs",):
+        (stage / folder).mkdir(exist_ok=True)
     graphs = []
     for spec in context.manifest.graphs:
         files = dict(spec.artefacts)
-        module, example = _module(models, context.partition, spec), example_inputs(spec)
-        for name in context.graph_artefacts:
+        module, example = models.module(found, spec), example_inputs(spec)
+        for name, writer in writers.items():
             exporter = EXPORTERS[name]
             files[exporter.artefact] = f"graphs/{spec.name}{exporter.suffix}"
             context.progress(f"writing {files[exporter.artefact]}")
-            path = context.path(files[exporter.artefact])
-            write_file(import_target(exporter.writer), module, spec, name, example, path)
+            write_file(writer, module, spec, name, example, stage / files[exporter.artefact])
         if context.weights and context.base is None:
             files[WEIGHTS] = f"weights/{spec.name}.safetensors"
-            state = next(_states(models, context.partition, spec))
-            save_tensors(_rename_fold_weights(spec, state), context.path(files[WEIGHTS]))
+            state = next(models.states(found, spec))
+            save_tensors(_rename_fold_weights(spec, state), stage / files[WEIGHTS])
         graphs.append(replace(spec, artefacts=files))
     context.manifest = replace(context.manifest, graphs=tuple(graphs))
     context.models = None  # frees the fold model and its weights before the files are read back
@@ -180,17 +183,17 @@ def audit(context: ExportContext) -> None:
     Raises:
         DamagedError: a file of `base` does not hold the run's weights.
     """
-    models = FoldModels(context.run)
+    models, found, new = FoldModels(context.run), context.partition, context.graph_artefacts
+    names = (*new, *context.old_graph_artefacts)
     for spec in context.manifest.graphs:
-        module, example = _module(models, context.partition, spec), example_inputs(spec)
-        states = partial(_states, models, context.partition, spec)
-        graph = AuditedGraph(spec=spec, module=module, example=example)
+        states = partial(models.states, found, spec)
+        graph = AuditedGraph(spec=spec, module=models.module(found, spec), example=example_inputs(spec))
         old: list[CheckResult] = []
-        for name in (*context.graph_artefacts, *context.old_graph_artefacts):
+        for name in names:
             file = spec.artefacts[EXPORTERS[name].artefact]
             context.progress(f"auditing {file}")
             results = audit_file(context.folder / file, name, graph, expected=states())
-            (context.records if name in context.graph_artefacts else old).extend(results)
+            (context.records if name in new else old).extend(results)
         if WEIGHTS in spec.artefacts:
             expected = map(partial(_rename_fold_weights, spec), states())
             result = audit_stored_weights(context.folder / spec.artefacts[WEIGHTS], spec, expected)
@@ -311,26 +314,6 @@ def _require_vocabularies(vocabularies: Mapping[str, int], config: Config) -> No
                 f"run: the tokenizer of {name} has {size} tokens, the embedding table {rows}",
                 fix="train the run again with a tokenizer that fits",
             )
-
-
-def _module(models: FoldModels, found: GraphPartition, spec: GraphSpec) -> nn.Module:
-    """The eager module of a graph; an encoder has the weights of the first fold that uses it."""
-    if spec.role == "fusion":
-        return models.fusion(found.folds)
-    return models.encoder(next(e for e in found.encoders if e.name == spec.name))
-
-
-def _states(models: FoldModels, found: GraphPartition, spec: GraphSpec) -> Iterator[StateDict]:
-    """The weights of a graph, by the names of its module: one set for each fold that uses an encoder."""
-    if spec.role == "fusion":
-        yield {
-            f"folds.{i}.{key}": tensor
-            for i, fold in enumerate(found.folds)
-            for key, tensor in models.state(spec, fold=fold).items()
-        }
-        return
-    for fold in next(e for e in found.encoders if e.name == spec.name).folds:
-        yield models.state(spec, fold=fold)
 
 
 def _rename_fold_weights(spec: GraphSpec, state: StateDict) -> StateDict:

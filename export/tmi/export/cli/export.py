@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -12,6 +12,9 @@ from tmi.toolkit.cli.completion import completes
 from tmi.toolkit.cli.console import echo
 from tmi.toolkit.cli.inputs import require_case_paths, require_folder_name, require_paths, require_run, split_names
 from tmi.toolkit.cli.progress import show_steps
+
+if TYPE_CHECKING:
+    from tmi.export.tensorrt.builder import HardwareLevel, WeightsMode
 
 
 def export(
@@ -94,8 +97,9 @@ def export(
     from tmi.export.bundle.context import ExportSettings
     from tmi.export.bundle.request_checks import check_request
     from tmi.export.cli.tables import print_bundle, print_failures, print_signature_removed
-    from tmi.export.cli.tensorrt_options import build_options
+    from tmi.export.cli.tensorrt_options import complete_options
     from tmi.export.graphs.registry import exporter_spec, require_exporter
+    from tmi.export.tensorrt.builder import BuildOptions
     from tmi.runtime.bundle.check_result import ParityError
     from tmi.runtime.bundle.manifest import SIGNATURE_FILE
     from tmi.toolkit.config.project import PROJECT_FILE, load_project, newest_finished_run
@@ -129,15 +133,17 @@ def export(
         raise UsageError(
             f"--precision is for TensorRT engines; {engine[0]} is float32", fix="omit it, or add --engine trt"
         )
-    options = build_options(
+    options = complete_options(
         plans,
-        target=target,
-        max_batch=max_batch,
-        hardware=hardware,
-        level=level,
-        workspace_mib=workspace_mib,
-        weights=plan_weights,
-        timing_cache=timing_cache,
+        BuildOptions(
+            target=target,
+            max_batch=max_batch,
+            hardware=cast("HardwareLevel", hardware),
+            optimisation_level=level,
+            workspace_mib=workspace_mib,
+            weights=cast("WeightsMode", plan_weights),
+            timing_cache=timing_cache,
+        ),
     )
     if run is None:
         run = newest_finished_run(project)

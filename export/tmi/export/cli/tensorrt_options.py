@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,40 +60,31 @@ TimingCache = Annotated[
 ]
 
 
-def build_options(
-    kinds: Sequence[str],
-    *,
-    target: str | None,
-    max_batch: int,
-    hardware: str,
-    level: int,
-    workspace_mib: int | None,
-    weights: str,
-    timing_cache: Path | None,
-) -> BuildOptions:
-    """Validate the options and return them. The maximum text length is set later, from the bundle.
+def complete_options(kinds: Sequence[str], options: BuildOptions) -> BuildOptions:
+    """Validate the options of the command line, and set the target of TensorRT-RTX if none is given.
+
+    The maximum text length is set later, from the bundle.
+
+    Args:
+        kinds: TensorRT engines to build.
+        options: the options, whose choices may be any text.
 
     Raises:
         UsageError: an unknown value, or a target for an engine that has none.
     """
-    from tmi.export.tensorrt.builder import BuildOptions
     from tmi.export.tensorrt.engines import require_target
     from tmi.runtime.engines.nvidia_driver import find_gpu
 
-    for value, known, name in ((hardware, HARDWARE, "--hardware-compatibility"), (weights, WEIGHTS, "--plan-weights")):
+    for value, known, name in (
+        (options.hardware, HARDWARE, "--hardware-compatibility"),
+        (options.weights, WEIGHTS, "--plan-weights"),
+    ):
         if value not in known:
             raise UsageError(f"unknown {name} {value!r}", fix=f"choose one of {', '.join(known)}")
-    require_target(kinds, target)
-    if "trt-rtx" in kinds and target is None:
-        gpu = find_gpu()
-        target = DEFAULT_TARGET if gpu is None else gpu.target
-        echo(f"target {target} ({'no GPU here: A100' if gpu is None else gpu.name})", err=True)
-    return BuildOptions(
-        max_batch=max_batch,
-        target=target,
-        hardware=hardware,  # type: ignore[arg-type]
-        optimisation_level=level,
-        workspace_mib=workspace_mib,
-        weights=weights,  # type: ignore[arg-type]
-        timing_cache=timing_cache,
-    )
+    require_target(kinds, options.target)
+    if "trt-rtx" not in kinds or options.target is not None:
+        return options
+    gpu = find_gpu()
+    target = DEFAULT_TARGET if gpu is None else gpu.target
+    echo(f"target {target} ({'no GPU here: A100' if gpu is None else gpu.name})", err=True)
+    return replace(options, target=target)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,6 +213,25 @@ class FoldModels:
         """The complete network of a fold."""
         return self._load_weights(self._model, fold, "")
 
+    def module(self, partition: GraphPartition, spec: GraphSpec) -> nn.Module:
+        """The module of a graph; an encoder has the weights of the first fold that uses it."""
+        if spec.role == "fusion":
+            return self.fusion(partition.folds)
+        return self.encoder(next(e for e in partition.encoders if e.name == spec.name))
+
+    def states(self, partition: GraphPartition, spec: GraphSpec) -> Iterator[StateDict]:
+        """The weights of a graph, by the names of its module: one set for each fold that uses an encoder."""
+        prefix = PREFIXES[spec.role]
+        if spec.role == "fusion":
+            yield {
+                f"folds.{i}.{key}": tensor
+                for i, fold in enumerate(partition.folds)
+                for key, tensor in self.weights.calibrated(fold, prefix).items()
+            }
+            return
+        for fold in next(e for e in partition.encoders if e.name == spec.name).folds:
+            yield self.weights.calibrated(fold, prefix)
+
     def encoder(self, distinct: DistinctEncoder) -> nn.Module:
         """A distinct encoder, with the weights of the first fold that uses it."""
         module = self._model.ct_encoder if distinct.role == "ct" else self._model.text_encoder
@@ -224,10 +244,6 @@ class FoldModels:
         return MultiFoldFusion(
             [self._load_weights(copy.deepcopy(self._model.fusion), fold, prefix) for fold in folds]
         ).eval()
-
-    def state(self, spec: GraphSpec, *, fold: int) -> StateDict:
-        """The weights of a graph in a fold's model, by the names of the eager module."""
-        return self.weights.calibrated(fold, PREFIXES[spec.role])
 
     def _load_weights(self, module: AnyModule, fold: int, prefix: str) -> AnyModule:
         files = self.run.fold(fold)

@@ -1,4 +1,6 @@
 from .builder import BuildOptions as BuildOptions
+from .builder import HardwareLevel as HardwareLevel
+from .builder import WeightsMode as WeightsMode
 from .builder import build_plan as build_plan
 from .engines import PLANS as PLANS
 from .engines import PlanRequest as PlanRequest

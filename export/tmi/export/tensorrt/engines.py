@@ -51,7 +51,7 @@ def build_blocker(kind: str, options: BuildOptions) -> str | None:
     package = str(spec.builds_with)
     reasons = []
     if importlib.util.find_spec(package) is None:
-        reasons.append(f"the package {package} is not installed")
+        reasons.append(missing_package(kind))
     if kind != "trt-rtx" or options.target is None:  # TensorRT-RTX builds for a named target without its GPU
         gpu = find_gpu()
         if gpu is None:
@@ -132,6 +132,11 @@ def without_plans(manifest: Manifest, kinds: Collection[str], *, typed: bool) ->
     return replace(manifest, tensorrt=None if record == TensorRtRecord() else record)
 
 
+def missing_package(kind: str) -> str:
+    """The reason of `build_blocker` for an engine whose package is not installed."""
+    return f"the package {EXPORTERS[kind].builds_with} is not installed"
+
+
 def require_complete(bundle: Bundle) -> None:
     """Check that no engine of a bundle is pending.
 
@@ -140,10 +145,11 @@ def require_complete(bundle: Bundle) -> None:
     """
     for kind, blocker in pending_engines(bundle.manifest).items():
         extra = EXPORTERS[kind].extra
+        machine = "" if blocker == missing_package(kind) else "on the GPU machine: "
         raise UnavailableError(
             f"no {kind} engine was built: {blocker}; bundle {bundle.folder} was written with its checked "
             f"{plan_precision(bundle.manifest)} graphs",
-            fix=f"on the GPU machine: pip install 'tmi-clnet[{extra}]' && tmi build {bundle.folder}",
+            fix=f"{machine}pip install 'tmi-clnet[{extra}]' && tmi build {bundle.folder}",
         )
 
 

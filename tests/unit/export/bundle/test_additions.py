@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ from factories.faulty_exporter import plant
 from factories.paths import ROOT
 from factories.planted_faults import manifest_at, reseal
 from factories.tmi_command import tmi
+from tmi.export.bundle import stages
 from tmi.export.bundle.additions import without_artefacts
 from tmi.export.bundle.rebuild import compare_with_rebuild
 from tmi.export.bundle.sbom import sbom
 from tmi.export.bundle.writer import add_to_bundle, export_run
-from tmi.export.graphs import torchscript
+from tmi.export.graphs import partition, torchscript
 from tmi.runtime.bundle.manifest import MODEL_CARD_FILE, SBOM_FILE, SIGNATURE_FILE
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.verification.verify import verify_bundle
@@ -39,13 +41,45 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def onnx_bundle(tmp_path_factory, nano_run, nano_bundle) -> Path:
-    """`nano_run` exported as ONNX alone; read-only."""
+def onnx_export(tmp_path_factory, nano_run, nano_bundle) -> tuple[Path, Counter[Path]]:
+    """`nano_run` exported as ONNX alone, and how often each safetensors file was opened; read-only."""
     folder = tmp_path_factory.mktemp("onnx") / "bundle"
+    reads: Counter[Path] = Counter()
+    safe_open = partition.safe_open
+
+    def counted(path, *arguments, **options):
+        reads[Path(path)] += 1
+        return safe_open(path, *arguments, **options)
+
     with pytest.MonkeyPatch.context() as patch:
         plant(patch, "onnx", graph="none", valid_bundle=nano_bundle)
+        patch.setattr(partition, "safe_open", counted)
         export_run(nano_run, folder)
-    return folder
+    return folder, reads
+
+
+@pytest.fixture(scope="module")
+def onnx_bundle(onnx_export) -> Path:
+    return onnx_export[0]
+
+
+def test_weights_of_a_fold_are_read_twice(onnx_export, nano_run):
+    """Once for the networks that are run and written, and once for the audit."""
+    _, reads = onnx_export
+    assert {path: n for path, n in reads.items() if nano_run in path.parents} == {
+        nano_run / f"fold{fold}" / "model.safetensors": 2 for fold in (0, 1)
+    }
+
+
+def test_stages_are_called_in_order(monkeypatch):
+    """An export runs every stage, and a build the tail from `tensorrt` on."""
+    called: list[str] = []
+    monkeypatch.setattr(stages, "import_target", lambda target: lambda context: called.append(target.split(":")[1]))
+    stages.run_stages(object())
+    assert called == list(stages.STAGES)
+    called.clear()
+    stages.run_stages(object(), start="tensorrt")
+    assert called == ["tensorrt", "document", "publish"]
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from factories.cached_traces import use_cached_traces
 from factories.cases import write_cohort
 from factories.tmi_command import CommandResult, tmi
+from tmi.export.bundle.writer import add_to_bundle
 from tmi.export.checks.validation_set import RealCase, ValidationSet
 from tmi.export.tensorrt.typed_graphs import add_typed_graphs
 from tmi.runtime.bundle.reader import Bundle, open_bundle
@@ -21,6 +22,7 @@ from tmi.runtime.verification.golden_inputs import golden_from_manifest
 from tmi.runtime.verification.verify import read_references
 from tmi.toolkit.cases.case import find_cases
 from tmi.toolkit.clinical.tokenizer import Tokenizer
+from tmi.toolkit.errors import UsageError
 from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import RunFolder
@@ -107,6 +109,14 @@ def test_bundle_has_no_data_of_real_cases(bundle, cohort, nano_run):
     for path in bundle.folder.rglob("*"):
         content = path.read_bytes() if path.is_file() else b""
         assert [f for f in forbidden if f in content or f.decode(errors="ignore") in path.name] == [], path.name
+
+
+def test_addition_needs_the_same_real_cases(bundle, nano_run, tmp_path):
+    """An engine that is added is validated on the real cases of the others, so `--cases` must give them."""
+    copy = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+    with pytest.raises(UsageError, match=r"was validated on 2 real cases, and --cases gives 0") as caught:
+        add_to_bundle(nano_run, copy, artefacts=("torchscript",))
+    assert "name the same cases with --cases" in caught.value.fix
 
 
 def test_overflow_on_real_case_names_tensor(bundle, tmp_path):
