@@ -5,7 +5,10 @@ They are run one after another in the folder that `factories.first_hour.write_fi
 
 from __future__ import annotations
 
+import shlex
 from typing import NamedTuple
+
+from factories.nano import NANO_OPTIONS
 
 
 class Right(NamedTuple):
@@ -103,7 +106,29 @@ RIGHT = (
     ),
 )
 """Commands that need no torch."""
+TINY = shlex.join(("--preset", "tiny", *NANO_OPTIONS))
+"""The smallest network."""
+HELD_OUT = "Held-out cases, positive = bad prognosis"
 SLOW: tuple[Right, ...] = (
     Right("bench bundle case --engine onnx --repeat 1", 0, "From the files of a case to its prediction", 30.0),
+    Right("synth made --cases 4", 0, "synthetic cohort made: 4 cases of 4 patients", 30.0),
+    Right("radiomics held-out/P1 --force", 0, "1 case(s): 1 written, 0 up to date, 0 rejected", 60.0),
+    Right("train cohort --preset tiny --plan", 0, "541,397 parameters trained, 0 frozen", 30.0),
+    Right(f"train cohort --out runs/new --folds 2 --epochs 1 {TINY}", 0, HELD_OUT, 60.0),
+    Right(f"train cohort --out runs/new --folds 2 --epochs 1 --resume {TINY}", 0, "run runs/new is already", 60.0),
+    Right("train cohort --model rf --out runs/rf --folds 2 --preset tiny", 0, HELD_OUT, 60.0),
+    Right("audit runs/new cohort", 0, "holds       files: no file was changed after training", 60.0),
+    Right("export runs/first --engine onnx --out b1", 0, "bundle b1: 2 folds", 90.0),
+    Right("export runs/first --engine torchscript --out b2", 0, "bundle b2: 2 folds", 90.0),
+    Right("predict case --bundle b2 --engine torchscript --json", 0, "{", 30.0),
+    Right("explain case --run runs/first --quick --out maps", 0, "attention: case: 40 of 42 fields", 60.0),
+    Right("report case --bundle b1 --quick --out pages", 0, "", 60.0),
+    Right(f"pretrain-text --out reading --steps 5 --batch 8 {TINY}", 0, "R2 of each field", 60.0),
+    Right(
+        f"compare cohort --table 1 --model rf --model tmi-clnet --out compared --folds 2 --epochs 1 {TINY}",
+        0,
+        "On these 8 cases TMI-CLNet has rank 1 of 2",
+        120.0,
+    ),
 )
 """Commands that train, export, explain or extract."""
