@@ -21,7 +21,7 @@ from tmi.training import train
 def main(work: Path) -> None:
     """Run all steps; every file is written into `work`."""
     # %% A cohort of phantoms: tmi synth
-    cohort = make_cohort(work / "cohort", cases=8, seed=1)
+    cohort = make_cohort(work / "cohort", cases=12, seed=1)
     print(f"{len(cohort.cases)} cases in {cohort.folder}")
 
     # %% A case of other files: tmi import, tmi check
