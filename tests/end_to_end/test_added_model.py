@@ -103,12 +103,14 @@ def test_parameters_are_those_of_the_row(settings, message):
         configured(*settings)
 
 
+@pytest.mark.long
 def test_trained_with_its_own_loss(run):
     """The run records the model and its parameters, and every fold has its weights."""
     assert (run.config.system.name, dict(run.config.system.parameters)) == ("toy", {"channels": 4})
     assert all(run.fold(split.fold).model.is_file() for split in run.folds)
 
 
+@pytest.mark.long
 def test_exported_with_parity_checks(bundle):
     """The bundle has the network's graphs, and its parity checks passed."""
     manifest = open_bundle(bundle).manifest
@@ -117,6 +119,7 @@ def test_exported_with_parity_checks(bundle):
     assert {check.check for check in manifest.parity if check.passed} >= {"logits"}
 
 
+@pytest.mark.long
 def test_predicts_without_torch(run, predicted):
     """A process without torch predicts the held-out cases as recorded in training."""
     assert not TORCH & set(predicted.heavy)
@@ -130,6 +133,7 @@ def test_predicts_without_torch(run, predicted):
             assert fold["probability"]["bad"] == pytest.approx(p, abs=engine_spec("onnx").max_abs_err)
 
 
+@pytest.mark.long
 def test_other_commands_accept_the_bundle(run, bundle):
     """`tmi inspect` names the model; `tmi explain` rejects it with its name."""
     inspected = tmi("inspect", bundle)
@@ -139,6 +143,7 @@ def test_other_commands_accept_the_bundle(run, bundle):
     assert "is of system toy on clinical, image" in explained.err
 
 
+@pytest.mark.long
 def test_bundle_without_its_package(bundle):
     """Where the package is not installed, the error names the model and says why it is unknown."""
     (result,) = run_forked([("inspect", bundle)], cwd=bundle.parent, environment={"PYTHONPATH": ""})
