@@ -23,8 +23,8 @@ from tmi.toolkit.cli.main import COMMANDS, LazyGroup
 
 STAGE_DOCS = runpy.run_path(str(ROOT / ".ci" / "stage_docs.py"))
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=page_name)
-NOT_MODULES = ("tmi.toml", "tmi.X")
-"""The project file, and a placeholder."""
+NOT_MODULES = ("tmi.toml", "tmi.X", "tmi.models")
+"""The project file, a placeholder, and the group of entry points of added models."""
 
 
 # --- Python

@@ -336,9 +336,13 @@ def imported_names(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: relative import"
             names |= {f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and path.name not in NAMES_NETWORKS:
             names.add(node.value.partition(":")[0])
     return {n for n in names if n.startswith(f"{PACKAGE}.") and all(part.isidentifier() for part in n.split("."))}
+
+
+NAMES_NETWORKS = ("model_registry.py",)
+"""Modules whose string literals name networks: preprocessing reads the rows, and builds no network."""
 
 
 def import_closure(start: str) -> set[str]:

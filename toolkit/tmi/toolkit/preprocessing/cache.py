@@ -49,6 +49,8 @@ HEADER_BYTES = 8
 CODE_PARTS = (
     "errors.py",
     "issues",
+    "modality.py",
+    "model_registry.py",
     "compute",
     "storage",
     "config",
