@@ -17,7 +17,7 @@ from tmi.export.tensorrt.engines import PlanRequest, add_plans
 from tmi.runtime.bundle.check_result import require_passed
 from tmi.runtime.bundle.manifest import MODEL_CARD_FILE, REAL_CASES_FILE, SBOM_FILE, SIGNATURE_FILE
 from tmi.runtime.bundle.reader import fingerprint, write_manifest
-from tmi.toolkit.storage.atomic_files import write_text
+from tmi.toolkit.storage.atomic_files import read_json, write_text
 
 PLAN_FIX = "try --precision auto, which keeps nodes that overflow FP16 in float32; see docs/tensorrt.md"
 
@@ -58,7 +58,7 @@ def tensorrt(context: ExportContext) -> None:
 def document(context: ExportContext) -> None:
     """Record the checks and the addition in the manifest, and write evidence of real cases, model card and SBOM."""
     base, manifest = context.base, context.manifest
-    earlier = ""
+    earlier = None
     kept = () if base is None else base.manifest.parity
     cases = context.validation_set.real_cases
     if cases:  # by now every engine's outputs are stored in them
@@ -68,7 +68,7 @@ def document(context: ExportContext) -> None:
     manifest = replace(manifest, parity=(*kept, *context.records))
     if base is not None:
         manifest = replace(manifest, additions=(*manifest.additions, addition_record(context)))
-        earlier = (context.folder / SBOM_FILE).read_text(encoding="utf-8")
+        earlier = read_json(context.folder / SBOM_FILE, kind="bundle")
         (context.folder / SIGNATURE_FILE).unlink(missing_ok=True)  # the signature covers the old files
     write_text(context.folder / MODEL_CARD_FILE, model_card(manifest))
     write_text(context.folder / SBOM_FILE, sbom(manifest, earlier=earlier))

@@ -11,6 +11,7 @@ import json
 import re
 import uuid
 from collections.abc import Mapping
+from typing import Any
 
 from cyclonedx.contrib.license.factories import LicenseFactory
 from cyclonedx.model import Property
@@ -22,6 +23,7 @@ from packageurl import PackageURL
 from packaging.requirements import Requirement
 
 from tmi.runtime.bundle.manifest import Manifest
+from tmi.toolkit.storage.documents import parse_json
 from tmi.toolkit.storage.hashing import sha256_json
 from tmi.toolkit.storage.serialization import to_json
 
@@ -29,7 +31,7 @@ ROOT = "tmi-clnet"
 EXTRA = "export"
 
 
-def sbom(manifest: Manifest, *, earlier: str = "") -> str:
+def sbom(manifest: Manifest, *, earlier: Mapping[str, Any] | None = None) -> str:
     """Return the document's text, which is deterministic for a bundle and a set of installed packages.
 
     Args:
@@ -70,12 +72,12 @@ def sbom(manifest: Manifest, *, earlier: str = "") -> str:
         required = _required_names(installed[name], {EXTRA} if name == ROOT else set())
         bom.register_dependency(components[name], [components[n] for n in sorted(required) if n in components])
     text = str(JsonV1Dot6(bom).output_as_string(indent=2)) + "\n"
-    return _with_earlier_components(text, earlier) if earlier else text
+    return text if earlier is None else _with_earlier_components(text, earlier)
 
 
-def _with_earlier_components(text: str, earlier: str) -> str:
+def _with_earlier_components(text: str, before: Mapping[str, Any]) -> str:
     """Add the components and dependencies of an earlier document that a document does not have."""
-    document, before = json.loads(text), json.loads(earlier)
+    document = parse_json(text)
     added = False
     for key, name in (("components", "bom-ref"), ("dependencies", "ref")):
         known = {entry[name] for entry in document[key]}

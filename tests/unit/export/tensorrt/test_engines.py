@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -343,7 +344,8 @@ def test_stripped_plans_are_shared_by_structure(folder, tmp_path, monkeypatch, w
     built: list[str] = []
     monkeypatch.setattr(plans, "build_plan", fake)
     monkeypatch.setattr(plans, "build_blocker", lambda kind, options: None)
-    monkeypatch.setattr(plans.importlib, "import_module", lambda name: None)
+    real = importlib.import_module
+    monkeypatch.setattr(importlib, "import_module", lambda name: None if name == "tensorrt" else real(name))
     copy, manifest = copied(folder, tmp_path), open_bundle(folder).manifest
     request = PlanRequest(kinds=("trt",), options=BuildOptions(weights=weights))
     validation_set = ValidationSet(
