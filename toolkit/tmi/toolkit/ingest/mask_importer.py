@@ -106,7 +106,8 @@ def _from_image(path: Path, ct: LoadedCt, wanted: Wanted | None, fixes: Collecti
     mask = Volume(array_DHW=np.isin(labels.array_DHW, label.numbers), affine_xyz=labels.affine_xyz)
     kind = "segmentation-nrrd" if image.is_segmentation else "label-map"
     source = {"kind": kind, "label": label.recorded, "labels": len(present)}
-    return _place_on_grid(mask, ct, label, source, path, fixes, case_id, cropped=image.is_segmentation)
+    read = _ReadMask(volume=mask, label=label, source=source, path=path, cropped=image.is_segmentation)
+    return _place_on_grid(read, ct, fixes, case_id)
 
 
 def _as_labels(volume: Volume, case_id: str) -> Volume:
@@ -180,12 +181,14 @@ def _from_dicom(
     if modality == "SEG":
         volume, label = read_seg(data, path, ct.volume, wanted, case_id=case_id)
         source = {"kind": "dicom-seg", "segment": label.number}
-        imported = _place_on_grid(volume, ct, label, source, path, fixes, case_id, cropped=True)
+        read = _ReadMask(volume=volume, label=label, source=source, path=path, cropped=True)
+        imported = _place_on_grid(read, ct, fixes, case_id)
         return _add_findings(imported, findings)
     if modality == "RTSTRUCT":
         volume, label, rtstruct_findings = read_rtstruct(data, ct.volume, wanted, case_id=case_id)
         source = {"kind": "rtstruct", "roi": label.number}
-        imported = _place_on_grid(volume, ct, label, source, path, fixes, case_id, cropped=True)
+        read = _ReadMask(volume=volume, label=label, source=source, path=path, cropped=True)
+        imported = _place_on_grid(read, ct, fixes, case_id)
         return _add_findings(imported, findings + rtstruct_findings)
     raise _input_error(
         "mask-unreadable",
@@ -199,21 +202,29 @@ def _add_findings(mask: ImportedMask, findings: tuple[Issue, ...]) -> ImportedMa
     return replace(mask, findings=findings + mask.findings)
 
 
-def _place_on_grid(
-    mask: Volume, ct: LoadedCt, label: ChosenLabel, source: dict[str, Any], path: Path, fixes: Collection[str],
-    case_id: str, *, cropped: bool,
-) -> ImportedMask:  # fmt: skip
-    """Copy the mask onto the CT grid if the voxel centres coincide; otherwise resample it on request, or reject it.
+@dataclass(frozen=True, kw_only=True)
+class _ReadMask:
+    """The selected label of a mask file, on the file's grid."""
 
-    `cropped` states that the format may store a cut-out of the CT grid (DICOM SEG, RTSTRUCT, 3D Slicer's NRRD). A mask
-    in any other format must cover the whole CT: a smaller one belongs to another series.
+    volume: Volume
+    label: ChosenLabel
+    source: dict[str, Any]
+    """Its description in `case.json`, without voxels and digest."""
+    path: Path
+    cropped: bool
+    """Whether the format may store a cut-out of the CT grid (DICOM SEG, RTSTRUCT, 3D Slicer's NRRD). A mask in any
+    other format must cover the whole CT: a smaller one belongs to another series.
     """
-    target, digest = ct.volume, sha256_file(path)
+
+
+def _place_on_grid(read: _ReadMask, ct: LoadedCt, fixes: Collection[str], case_id: str) -> ImportedMask:
+    """Copy the mask onto the CT grid if the voxel centres coincide; otherwise resample it on request, or reject it."""
+    mask, target, digest = read.volume, ct.volume, sha256_file(read.path)
     mask_shape, ct_shape = mask.array_DHW.shape, target.array_DHW.shape
     placed = place_mask(mask, target)
     findings: list[Issue] = []
     repairs: list[Repair] = []
-    if placed is not None and (cropped or placed.covers):
+    if placed is not None and (read.cropped or placed.covers):
         volume = placed.volume
         if placed.outside:
             message = f"{placed.outside} voxels of the mask lie outside the CT"
@@ -237,8 +248,8 @@ def _place_on_grid(
         raise _input_error("mask-empty", "no voxel of the mask lies on the CT", "give the mask of this CT", case_id)
     return ImportedMask(
         volume=volume,
-        source={**source, "voxels": voxels, "sha256": digest},
-        label=label,
+        source={**read.source, "voxels": voxels, "sha256": digest},
+        label=read.label,
         findings=tuple(findings),
         repairs=tuple(repairs),
     )

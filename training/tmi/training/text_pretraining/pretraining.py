@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from tmi.toolkit.clinical.rendering import Rendering, render
 from tmi.toolkit.clinical.schema import Schema
@@ -119,9 +119,7 @@ def pretrain(
             nn.BatchNorm1d(config.hidden_size, affine=False), nn.Linear(config.hidden_size, len(columns.names))
         )
     encoder.bert.set_attn_implementation("sdpa")  # the same function, a third faster here
-    losses = _optimize(
-        encoder, linear_head, torch.from_numpy(columns.weights_K), rng, schema, tokenizer, pretrain_config, on_step_end
-    )
+    losses = _optimize(encoder, linear_head, rng, schema, tokenizer, pretrain_config, on_step_end)
     encoder.bert.set_attn_implementation("eager")
     encoder.eval()
     fitted, evaluated = (
@@ -167,7 +165,6 @@ def _train_tokenizer(
 def _optimize(
     encoder: TextEncoder,
     linear_head: nn.Module,
-    weights_K: Float[Tensor, " K"],
     rng: np.random.Generator,
     schema: Schema,
     tokenizer: Tokenizer,
@@ -175,6 +172,7 @@ def _optimize(
     on_step_end: StepCallback,
 ) -> list[float]:
     """Train encoder and head; returns the loss of every step."""
+    weights_K = torch.from_numpy(target_columns(schema).weights_K)
     parameters = [*encoder.parameters(), *linear_head.parameters()]
     optimizer = torch.optim.AdamW(
         parameters, lr=pretrain_config.learning_rate, weight_decay=pretrain_config.weight_decay
