@@ -173,10 +173,12 @@ def _self_test(folder: Path) -> Read:
 @target("cached case", "entry", m.length_prefixed_json)
 def _cached_case(folder: Path) -> Read:
     from tmi.toolkit.config.schema import N_RADIOMICS, CtConfig
+    from tmi.toolkit.issues.issue import Issue
     from tmi.toolkit.preprocessing import cache
 
     config = CtConfig(shape_DHW=(16, 16, 16))
-    images = cache.PreparedImages(ct_1DHW=np.zeros((1, 16, 16, 16), np.float32), warnings=("a",),
+    warning = Issue.of("ct-unit", "the voxel sizes have no unit", "state it")
+    images = cache.PreparedImages(ct_1DHW=np.zeros((1, 16, 16, 16), np.float32), warnings=(warning,),
                                   radiomics_F=np.zeros(N_RADIOMICS))  # fmt: skip
     (folder / "entry").write_bytes(cache._encode(images))
     return lambda: cache._decode((folder / "entry").read_bytes(), config, extract=True)
