@@ -62,6 +62,11 @@ def examples_of(command: str) -> list[str]:
     return [line.strip() for line in part.splitlines() if line.strip()]
 
 
+def test_help_reads_no_package_metadata(rendered_help):
+    """`tmi --help` imports no importlib.metadata (with email and zipfile, a tenth of its time)."""
+    assert not {"email", "zipfile"} & set(rendered_help["imported"][""])
+
+
 BARE_SECONDS = 0.17
 """Processor time of a program that imports typer and rich, on the quiet machine for which the limit is stated."""
 

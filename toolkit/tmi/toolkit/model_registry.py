@@ -13,7 +13,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -250,6 +249,8 @@ def model_names(*, trainer: Literal["torch", "sklearn"] | None = None) -> tuple[
     Raises:
         UsageError: an installed row cannot be read.
     """
+    from importlib.metadata import entry_points  # 30 ms, which `tmi --help` does not pay
+
     installed = (p.name for p in entry_points(group=ENTRY_POINTS))
     names = tuple(dict.fromkeys((*MODELS, *_added, *installed)))
     return names if trainer is None else tuple(name for name in names if model_spec(name).trainer == trainer)
@@ -263,6 +264,8 @@ def import_target(target: str) -> Any:
 
 def _installed_model(name: str) -> ModelSpec | None:
     """The row of an installed package, remembered from the first call; None: no package adds a model of the name."""
+    from importlib.metadata import entry_points
+
     for point in entry_points(group=ENTRY_POINTS, name=name):
         try:
             spec = point.load()
