@@ -20,6 +20,7 @@ from tmi.runtime.bundle.manifest import GraphSpec, Role
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.graph_engine import GraphEngine
 from tmi.runtime.engines.torch_cuda import DEVICE, full_float32
+from tmi.runtime.engines.torch_threads import ThreadCount
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError
 
@@ -27,7 +28,7 @@ from tmi.toolkit.errors import DamagedError
 class EagerEngine(GraphEngine):
     """Encoders and the fusion of every fold as `nn.Module`s in evaluation mode.
 
-    torch has one thread count for the whole process; closing the engine restores it.
+    torch has one thread count for the whole process; closing the last engine restores it.
     """
 
     name: ClassVar[str] = "eager"
@@ -36,15 +37,14 @@ class EagerEngine(GraphEngine):
 
     def __init__(self) -> None:
         super().__init__()
-        self._threads_before: int | None = None
+        self._thread_count: ThreadCount | None = None
         self._config: Config | None = None
         self._folds = 0
 
     def _start(self, bundle: Bundle) -> None:
         self._config = bundle.manifest.config
         self._folds = len(bundle.manifest.folds)
-        self._threads_before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
+        self._thread_count = ThreadCount(self.threads)
 
     def _load(self, spec: GraphSpec, path: Path, read: Callable[[], bytes]) -> Any:
         weights = parse_tensors(read())
@@ -89,9 +89,8 @@ class EagerEngine(GraphEngine):
     def close(self) -> None:
         """Free all resources; may be called twice."""
         super().close()
-        if self._threads_before is not None:
-            torch.set_num_threads(self._threads_before)
-            self._threads_before = None
+        if self._thread_count is not None:
+            self._thread_count.release()
 
 
 class EagerCudaEngine(EagerEngine):

@@ -22,13 +22,14 @@ from tmi.runtime.bundle.manifest import GraphSpec
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.graph_engine import GraphEngine
 from tmi.runtime.engines.torch_cuda import DEVICE, full_float32
+from tmi.runtime.engines.torch_threads import ThreadCount
 from tmi.toolkit.compute.silence import Ignored, quiet
 
 
 class TorchScriptEngine(GraphEngine):
     """`torch.jit.load` in inference mode, float32.
 
-    torch has one thread count for the whole process; closing the engine restores it.
+    torch has one thread count for the whole process; closing the last engine restores it.
     """
 
     name: ClassVar[str] = "torchscript"
@@ -37,11 +38,10 @@ class TorchScriptEngine(GraphEngine):
 
     def __init__(self) -> None:
         super().__init__()
-        self._threads_before: int | None = None
+        self._thread_count: ThreadCount | None = None
 
     def _start(self, bundle: Bundle) -> None:
-        self._threads_before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
+        self._thread_count = ThreadCount(self.threads)
 
     def _load(self, spec: GraphSpec, path: Path, read: Callable[[], bytes]) -> Any:
         # TorchScript is deprecated in favour of torch.export; the constraints pin a torch version that still loads it.
@@ -58,9 +58,8 @@ class TorchScriptEngine(GraphEngine):
     def close(self) -> None:
         """Free all resources; may be called twice."""
         super().close()
-        if self._threads_before is not None:
-            torch.set_num_threads(self._threads_before)
-            self._threads_before = None
+        if self._thread_count is not None:
+            self._thread_count.release()
 
 
 class TorchScriptCudaEngine(TorchScriptEngine):
