@@ -25,7 +25,7 @@ from factories.pages import PAGES, page_name
 from factories.paths import ROOT
 
 COMMANDS = {page_name(page): page_commands(page) for page in PAGES}
-LIMIT_SECONDS = 600
+LIMIT_SECONDS = 1800
 """Time of one command."""
 
 

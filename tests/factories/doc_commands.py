@@ -22,12 +22,13 @@ class Reason(NamedTuple):
 
 GPU = Reason("builds a plan on the GPU that runs it", lambda words: words[0] == "build")
 NODES = Reason("needs a second machine", lambda words: "--nodes" in words)
+DEVICES = Reason("needs several devices, and the cases for them", lambda words: "--devices" in words)
 DOWNLOAD = Reason(
     "needs weights of hundreds of megabytes from their authors",
     lambda words: {"r3d50_K_200ep.pth", "biobert-v1.1/"} & set(words) != set(),
 )
 SYNOPSIS = Reason("names the options, with placeholders", lambda words: any(w.startswith("[--") for w in words))
-REASONS = (GPU, NODES, DOWNLOAD, SYNOPSIS)
+REASONS = (GPU, NODES, DEVICES, DOWNLOAD, SYNOPSIS)
 
 RUN_PROGRAMS = ("tmi", "openssl")
 """Programs whose lines are run."""

@@ -178,4 +178,4 @@ def export(
     if plans:
         from tmi.export.tensorrt.engines import require_complete
 
-        require_complete(bundle)
+        require_complete(bundle, plans)

@@ -137,13 +137,19 @@ def missing_package(kind: str) -> str:
     return f"the package {EXPORTERS[kind].builds_with} is not installed"
 
 
-def require_complete(bundle: Bundle) -> None:
-    """Check that no engine of a bundle is pending.
+def require_complete(bundle: Bundle, kinds: Collection[str]) -> None:
+    """Check that no requested engine of a bundle is pending; one that an earlier export left pending stays so.
+
+    Args:
+        bundle: the bundle that was written.
+        kinds: the engines that were requested.
 
     Raises:
         UnavailableError: an engine is pending; the fix is the command that builds it.
     """
     for kind, blocker in pending_engines(bundle.manifest).items():
+        if kind not in kinds:
+            continue
         extra = EXPORTERS[kind].extra
         machine = "" if blocker == missing_package(kind) else "on the GPU machine: "
         raise UnavailableError(

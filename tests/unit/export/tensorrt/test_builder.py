@@ -262,7 +262,8 @@ def test_missing_package_and_gpu_are_both_named(monkeypatch, kind, package, extr
     tensorrt = TensorRtRecord(pending={kind: missing}, precision=precision)
     bundle = Bundle(folder=Path("b"), manifest=replace(small_manifest(), tensorrt=tensorrt), digest="")
     with pytest.raises(UnavailableError, match=f"no {kind} engine was built: the package {package} is not") as caught:
-        plans.require_complete(bundle)
+        plans.require_complete(bundle, [kind])
+    plans.require_complete(bundle, ["another"])  # pending since an earlier export, and not asked for now
     assert caught.value.exit_code == 5
     assert caught.value.fix == f"on the GPU machine: pip install 'tmi-clnet[{extra}]' && tmi build b"
 
