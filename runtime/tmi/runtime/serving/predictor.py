@@ -39,7 +39,7 @@ from tmi.runtime.serving.prefetching import PendingCase, Prefetcher, fetch_image
 from tmi.runtime.serving.results import COPIES, STAGES, CaseResult, Prediction, RejectedCase
 from tmi.runtime.serving.startup import open_selected_engine
 from tmi.runtime.serving.text_encoding import EncodedText
-from tmi.runtime.serving.trace import PREPARATION, TURN, WAITING, CaseSpan, Trace, sum_stages, waterfall
+from tmi.runtime.serving.trace import OTHER, PREPARATION, TURN, WAITING, CaseSpan, Trace, sum_stages, waterfall
 from tmi.runtime.verification.self_test import LogCallback
 from tmi.toolkit.cases.case import Case, MaskLabel, find_cases
 from tmi.toolkit.compute.buffer_pool import BufferPool
@@ -284,13 +284,13 @@ class Predictor:
             return [w for w in waiting if isinstance(w, RejectedCase)]
         ids = [row.case_id for row in rows]
         with trace.span(TURN, ids):
-            with trace.span("other", ids):
+            with trace.span(OTHER, ids):
                 batch = self.pipeline.collate([row.inputs for row in rows], [row.text for row in rows])
             with self._engine_span(trace, "ct", ids):
                 ct = self.pipeline.encode_ct(batch)
             with self._engine_span(trace, "fusion", ids):
                 logits_BFK = self.pipeline.fuse(batch, ct)
-            with trace.span("other", ids):
+            with trace.span(OTHER, ids):
                 results = self.pipeline.postprocess(batch, ct, logits_BFK)
         spans = trace.take(ids)
         timed = iter([_timed(result, (*row.spans, *spans)) for row, result in zip(rows, results, strict=True)])

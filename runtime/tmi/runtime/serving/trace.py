@@ -3,7 +3,8 @@
 Worker threads prepare cases while the engine's thread computes. Both record spans here and know nothing of each other.
 What a user waited for is computed from the intervals afterwards (`waterfall`): a second of preparation during which the
 engine's thread waited counts as waited for, any other one ran behind other work. If several workers prepare while it
-waits, each has its equal share of the second, so that every second of the wait is counted once.
+waits, each has its equal share of the second, so that every second of the wait is counted once. A wait during which no
+worker prepares is the hand-over between threads; it counts as `other`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from tmi.toolkit.compute.stage_timer import Span
 TURN, WAITING, PREPARATION = "turn", "waiting", "preparation"
 """Spans that are no stage: all the time of the engine's thread for some cases; the part of it that it waits for their
 preparation; the whole preparation of one case in a worker thread."""
+OTHER = "other"
+"""Stage of the work between the encoders, and of the hand-over between threads."""
 TOLERANCE = 0.05
 """Fraction of the total that may be unaccounted for by stages."""
 FLOOR_SECONDS = 0.002
@@ -99,15 +102,16 @@ def waterfall(spans: Sequence[CaseSpan], case_id: str) -> Waterfall:
     hidden = dict(seconds)
     for span in own:
         hidden[span.stage] += span.seconds
-    total = 0.0
+    total = handover = 0.0
     for wait in waits:
         together = [p for p in preparations if p.span.start < wait.span.end and wait.span.start < p.span.end]
         edges = {wait.span.start, wait.span.end}
         edges.update(edge for p in together for edge in (p.span.start, p.span.end))
         for start, end in pairwise(sorted(e for e in edges if wait.span.start <= e <= wait.span.end)):
             active = [p for p in together if p.span.start <= start and end <= p.span.end]
-            if not active:  # between the end of a worker and the wake-up of this thread: in the total alone
+            if not active:  # a thread starts or wakes up, which takes milliseconds on a busy machine
                 total += (end - start) / len(wait.cases)
+                handover += (end - start) / len(wait.cases)
             if not any(case_id in p.cases for p in active):
                 continue
             total += (end - start) / len(active)
@@ -124,6 +128,8 @@ def waterfall(spans: Sequence[CaseSpan], case_id: str) -> Waterfall:
             total += part if stage == TURN else -part
         else:
             seconds[stage] = seconds.get(stage, 0.0) + part
+    if handover:
+        seconds[OTHER] = seconds.get(OTHER, 0.0) + handover
     return Waterfall(
         seconds={**seconds, "total": total}, overlapped={stage: max(0.0, value) for stage, value in hidden.items()}
     )

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from tmi.runtime.serving.trace import PREPARATION, TURN, WAITING, Trace, stages_match_total, waterfall
+from tmi.runtime.serving.trace import PREPARATION, TURN, WAITING, Trace, stages_match_total, unaccounted_seconds, waterfall
 from tmi.toolkit.compute.stage_timer import Span, StageTimer, sum_spans
 
 
@@ -68,8 +68,26 @@ def test_rejected_case_has_no_share_of_the_engine():
     assert times.seconds == {"read": 0.5, "text": 1.0, "total": 1.5}
 
 
+def test_handover_between_threads_is_other_work():
+    """A wait before a worker starts and after it ends counts in `other`, divided among the cases that wait."""
+    trace = trace_of(
+        (TURN, 0.0, 8.0, "A B", False),
+        (WAITING, 0.0, 6.0, "A B", False),
+        (PREPARATION, 1.0, 5.0, "A", True),
+        ("read", 1.0, 5.0, "A", True),
+        (PREPARATION, 1.0, 3.0, "B", True),
+        ("read", 1.0, 3.0, "B", True),
+        ("other", 6.0, 8.0, "A B", False),
+    )
+    spans = trace.take(["A", "B"])
+    first, second = waterfall(spans, "A"), waterfall(spans, "B")
+    assert first.seconds == {"read": 3.0, "other": 2.0, "total": 5.0}
+    assert second.seconds == {"read": 1.0, "other": 2.0, "total": 3.0}
+    assert first.seconds["total"] + second.seconds["total"] == 8.0
+
+
 def test_gaps_stay_unaccounted():
-    """Time of the engine's thread, and of a wait, that no stage covers is in the total alone."""
+    """Time of the engine's thread, and of a preparation, that no stage covers is in the total alone."""
     trace = trace_of(
         (PREPARATION, 0.0, 2.0, "A", True),
         ("read", 0.0, 1.0, "A", True),
@@ -78,7 +96,8 @@ def test_gaps_stay_unaccounted():
         ("ct", 3.0, 4.0, "A", False),
     )
     times = waterfall(trace.take(["A"]), "A")
-    assert times.seconds == {"read": 1.0, "ct": 1.0, "total": 5.0}
+    assert times.seconds == {"read": 1.0, "ct": 1.0, "other": 1.0, "total": 5.0}
+    assert unaccounted_seconds(times.seconds) == 2.0, "1 of the preparation, 1 at the end of the turn"
     assert not stages_match_total(times.seconds)
 
 
