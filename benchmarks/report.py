@@ -96,7 +96,7 @@ def percentiles(values: Mapping[str, Any]) -> tuple[float | None, float | None, 
 def history(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the metrics as github-action-benchmark's `customSmallerIsBetter`: seconds and ratios, smaller is better.
 
-    Seconds of CI machines differ from run to run; the ratios are what a change can be judged by.
+    Seconds of CI machines differ from run to run; only the ratios show what a change does.
     """
     entries = []
     for benchmark in document["benchmarks"]:

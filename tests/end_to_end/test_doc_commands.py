@@ -95,10 +95,10 @@ def run_block(commands: list[DocCommand], folder: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", NEEDS)
-def test_page_runs_in_order(name, tmp_path, nano_run, nano_bundle, shared_data):
+def test_page_runs_in_order(name, tmp_path, nano_run, nano_bundle, request):
     """The commands of a page, one after another in one folder, with fewer cases and epochs and small networks."""
-    if set(NEEDS[name]) & set(REAL) and not shared_data.is_dir():
-        pytest.skip("needs the folder of real images and tables")
+    # The fixture skips the test where real images and tables are missing; most pages need none.
+    shared_data = request.getfixturevalue("shared_data") if set(NEEDS[name]) & set(REAL) else None
     folder = write_doc_folder(tmp_path, NEEDS[name], DocFiles(nano_run, nano_bundle, shared_data))
     before = [DocCommand(0, "tmi", tuple(text.split())) for text in BEFORE.get(name, ())]
     commands = [c for c in [*before, *page_commands(ROOT / name)] if c.reason is None]

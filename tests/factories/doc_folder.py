@@ -37,8 +37,8 @@ class DocFiles:
     """A finished run of the smallest network."""
     bundle: Path
     """Its bundle."""
-    shared_data: Path
-    """Folder of real images and tables."""
+    shared_data: Path | None
+    """Folder of real images and tables; None for a page that needs none."""
 
 
 def _case(target: Path, files: DocFiles) -> None:

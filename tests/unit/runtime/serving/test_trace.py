@@ -7,7 +7,15 @@ from itertools import pairwise
 
 import pytest
 
-from tmi.runtime.serving.trace import PREPARATION, TURN, WAITING, Trace, stages_match_total, unaccounted_seconds, waterfall
+from tmi.runtime.serving.trace import (
+    PREPARATION,
+    TURN,
+    WAITING,
+    Trace,
+    stages_match_total,
+    unaccounted_seconds,
+    waterfall,
+)
 from tmi.toolkit.compute.stage_timer import Span, StageTimer, sum_spans
 
 

@@ -10,7 +10,7 @@ import pytest
 from tmi.toolkit.storage.user_folders import cache_root, state_root
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="the folders of other systems are platformdirs' business"
+    sys.platform != "linux", reason="the folders of other systems are the choice of platformdirs, which tests them"
 )
 
 CASES = {
