@@ -42,6 +42,8 @@ def test_package_exports_its_public_names(package):
     objects = [getattr(module, name) for name in module.__all__]
     assert [item for item in objects if not inspect.getdoc(item)] == []
     assert inspect.getdoc(module)
+    with pytest.raises(AttributeError):
+        module.Forecaster  # noqa: B018
 
 
 @pytest.mark.parametrize("package", API)

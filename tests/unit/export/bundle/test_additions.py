@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -12,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from factories.faulty_exporter import plant
-from factories.paths import ROOT
+from factories.paths import ROOT, file_digests
 from factories.planted_faults import manifest_at, reseal
 from factories.tmi_command import tmi
 from tmi.export.bundle import stages
@@ -30,14 +29,6 @@ from tmi.toolkit.run_folder import RunFolder
 PUBLISHED = ROOT / "tests" / "unit" / "runtime" / "bundle" / "data" / "tmi-bundle-2" / "bundle"
 CHANGED = {"manifest.json", "manifest.json.sha256", "MODEL_CARD.md"}
 """Files of a bundle that name the addition."""
-
-
-def tree(folder: Path) -> dict[str, str]:
-    return {
-        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in folder.rglob("*")
-        if p.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +93,7 @@ def copy(onnx_bundle, tmp_path) -> Path:
 
 def test_added_graphs_are_those_of_one_export(extended, onnx_bundle, nano_bundle):
     """The files are those of an export of both at once, and the old ones and their records stay byte for byte."""
-    before, after, together = tree(onnx_bundle), tree(extended), tree(nano_bundle)
+    before, after, together = file_digests(onnx_bundle), file_digests(extended), file_digests(nano_bundle)
     assert after.keys() == together.keys()
     assert {name for name in after if after[name] != together[name]} == CHANGED
     assert {name for name in before if before[name] != after[name]} == {*CHANGED, "sbom.cdx.json"}
@@ -144,18 +135,18 @@ def test_earlier_components_stay_in_the_sbom(nano_bundle):
 
 def test_existing_artefact_needs_force(copy, nano_run):
     """An artefact that the bundle has is named; nothing changes."""
-    before = tree(copy)
+    before = file_digests(copy)
     with pytest.raises(UsageError, match=r"has onnx already") as caught:
         add_to_bundle(nano_run, copy, artefacts=("torchscript", "onnx"))
     assert "--force" in caught.value.fix
-    assert tree(copy) == before
+    assert file_digests(copy) == before
 
 
 def test_forced_artefact_leaves_nothing_behind(extended, onnx_bundle, tmp_path):
     """What is written again is removed first, with its files, evidence, records and addition."""
     folder = Path(shutil.copytree(extended, tmp_path / "bundle"))
     base = without_artefacts(open_bundle(folder), ["torchscript"], None)
-    assert tree(folder).keys() == tree(onnx_bundle).keys()
+    assert file_digests(folder).keys() == file_digests(onnx_bundle).keys()
     before = manifest_at(onnx_bundle)
     assert (base.manifest.graphs, base.manifest.parity) == (before.graphs, before.parity)
     assert (base.manifest.additions, base.manifest.engines_not_validated) == ((), before.engines_not_validated)
@@ -189,17 +180,17 @@ def change_weight(run: Path) -> None:
 
 def test_bundle_of_another_run_is_rejected(copy, nano_run, tmp_path):
     """The message names the difference and the bundle's own run."""
-    before = tree(copy)
+    before = file_digests(copy)
     run = other_run(nano_run, tmp_path / "other", name="other")
     with pytest.raises(UsageError, match=r"is not an export of run .*other: its run has another name") as caught:
         add_to_bundle(run, copy, artefacts=("torchscript",))
     assert f"name its own run ({manifest_at(copy).run.name})" in caught.value.fix
-    assert tree(copy) == before
+    assert file_digests(copy) == before
 
 
 def test_other_weights_are_rejected(copy, nano_run, tmp_path):
     """A run with the same record and one other weight is not the bundle's."""
-    before, state = tree(copy), json.loads((nano_run / "run.json").read_text())
+    before, state = file_digests(copy), json.loads((nano_run / "run.json").read_text())
     run = other_run(nano_run, tmp_path / "other")
     change_weight(run)
     record = json.loads((run / "run.json").read_text())
@@ -207,12 +198,12 @@ def test_other_weights_are_rejected(copy, nano_run, tmp_path):
     (run / "run.json").write_text(json.dumps(record | same))
     with pytest.raises(DamagedError, match=r"does not hold the weights of run .*fusion \(onnx\): folds\.1\."):
         add_to_bundle(run, copy, artefacts=("torchscript",))
-    assert tree(copy) == before
+    assert file_digests(copy) == before
 
 
 def test_failed_check_leaves_the_bundle(copy, nano_run, monkeypatch):
     """If an added file fails a check, the exit code is 4 and the bundle stays as it was."""
-    before, write = tree(copy), torchscript.write_torchscript
+    before, write = file_digests(copy), torchscript.write_torchscript
     wrong = iter([True])
 
     def nudged(module, spec, example, path):
@@ -224,7 +215,7 @@ def test_failed_check_leaves_the_bundle(copy, nano_run, monkeypatch):
     outcome = tmi("export", nano_run, "--add", "--engine", "torchscript", "--out", copy)
     assert outcome.code == 4
     assert "the bundle was left as it was" in outcome.err
-    assert tree(copy) == before
+    assert file_digests(copy) == before
     assert [p.name for p in copy.parent.iterdir()] == [copy.name]
 
 
@@ -240,10 +231,10 @@ def test_other_version_is_rejected(copy, nano_run):
 def test_previous_format_is_rejected(nano_run, tmp_path):
     """A bundle of an earlier schema is read, and not extended."""
     copy = Path(shutil.copytree(PUBLISHED, tmp_path / "bundle"))
-    before = tree(copy)
+    before = file_digests(copy)
     with pytest.raises(UsageError, match=r"has the format tmi-bundle/2, which cannot be extended"):
         add_to_bundle(nano_run, copy, artefacts=("torchscript",))
-    assert tree(copy) == before
+    assert file_digests(copy) == before
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,15 @@ import pytest
 from safetensors.numpy import save_file
 
 from factories.paths import ROOT
-from factories.planted_faults import reseal
+from factories.planted_faults import reseal, rewrite_manifest
 from tmi.export.bundle.additions import staged_copy
 from tmi.export.bundle.engine_builder import restate_claims
 from tmi.runtime.bundle.check_result import ParityError
-from tmi.runtime.bundle.manifest import DIGEST_FILE, GOLDEN_CASE_FILE, MANIFEST_FILE, part_digests
+from tmi.runtime.bundle.manifest import GOLDEN_CASE_FILE, MANIFEST_FILE, part_digests
 from tmi.runtime.bundle.reader import fingerprint, open_bundle, write_manifest
 from tmi.runtime.verification.preprocessing_check import check_preprocessing, read_golden_case
 from tmi.toolkit.errors import DamagedError
-from tmi.toolkit.storage.hashing import canonical_json, sha256_bytes
+from tmi.toolkit.storage.hashing import canonical_json
 from tmi.toolkit.storage.serialization import to_json
 
 WITHOUT_DEFAULT = ("train", "accumulate")
@@ -53,9 +53,7 @@ def of_an_earlier_version(bundle: Path, folder: Path) -> Path:
 def seal(folder: Path, document: dict[str, Any]) -> Path:
     """Write a manifest with fresh digests."""
     document["files"] = {name: to_json(spec) for name, spec in fingerprint(folder).items()}
-    text = canonical_json(document)
-    (folder / MANIFEST_FILE).write_text(text)
-    (folder / DIGEST_FILE).write_text(f"{sha256_bytes(text.encode())}  {MANIFEST_FILE}\n")
+    rewrite_manifest(folder, canonical_json(document))
     return folder
 
 

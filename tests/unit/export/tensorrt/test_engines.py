@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import os
@@ -18,6 +17,7 @@ from onnx import helper, numpy_helper
 from safetensors.numpy import load_file
 
 from factories.faulty_exporter import plant
+from factories.paths import file_digests
 from factories.tmi_command import tmi
 from tmi.export.bundle.writer import export_run
 from tmi.export.checks.validation_set import ValidationSet
@@ -68,14 +68,6 @@ def folder(export) -> Path:
 
 def copied(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "bundle", copy_function=os.link))
-
-
-def tree(folder: Path) -> dict[str, str]:
-    return {
-        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in folder.rglob("*")
-        if p.is_file()
-    }
 
 
 def tensorrt_of(manifest: Manifest) -> TensorRtRecord:
@@ -152,12 +144,12 @@ def test_export_trt_without_gpu_leaves_pending_engine(export):
 
 def test_build_without_gpu_exits_with_5(folder):
     """`tmi build` without package and GPU exits with 5 and changes no file."""
-    before = tree(folder)
+    before = file_digests(folder)
     outcome = tmi("build", folder)
     assert outcome.code == 5
     assert "error: the trt engine cannot be built here: the package tensorrt is not installed" in outcome.err
     assert f"fix: run `tmi build {folder}` on a machine where `nvidia-smi` lists a GPU" in outcome.err
-    assert tree(folder) == before
+    assert file_digests(folder) == before
 
 
 def test_build_replaces_plans_and_keeps_other_records(folder, tmp_path):
@@ -182,12 +174,12 @@ def test_build_with_wrong_layer_type_changes_nothing(folder, monkeypatch):
         audit = TypeAudit(layers={"SOFTMAX": {"HALF": 1}}, unexplained=("node_x (SOFTMAX)",), float_nodes={})
         return plan_of(b"plan", audit)
 
-    before = tree(folder)
+    before = file_digests(folder)
     monkeypatch.setattr(plans, "build_plan", build_half_softmax)
     outcome = tmi("build", folder, "--engine", "trt-rtx", "--target", "sm80")
     assert outcome.code == 4
     assert "first dtypes of ct-0 (trt-rtx): node_x (SOFTMAX); the bundle was left as it was" in outcome.err
-    assert tree(folder) == before
+    assert file_digests(folder) == before
 
 
 @pytest.mark.parametrize(

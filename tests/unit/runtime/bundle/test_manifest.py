@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 
 from factories.paths import ROOT
+from factories.planted_faults import rewrite_manifest
 from factories.small_bundle import small_manifest
 from tmi.runtime.bundle import check_result, manifest_records, tensorrt_records
 from tmi.runtime.bundle import manifest as manifest_module
@@ -24,7 +25,7 @@ from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.presets import tiny
 from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.storage.hashing import canonical_json, sha256_bytes, sha256_json
+from tmi.toolkit.storage.hashing import canonical_json, sha256_json
 from tmi.toolkit.storage.serialization import from_json
 
 PUBLISHED = ROOT / "tests" / "unit" / "runtime" / "bundle" / "data" / "tmi-bundle-2"
@@ -351,8 +352,7 @@ def test_malformed_file_is_damaged(tmp_path, old, new, message, schema):
         text = canonical_json(manifest_to_json(manifest_from_json(json.loads(text))))
     assert text.count(old) == 1
     text = text.replace(old, new)
-    (folder / "manifest.json").write_text(text)
-    (folder / "manifest.json.sha256").write_text(f"{sha256_bytes(text.encode())}  manifest.json\n")
+    rewrite_manifest(folder, text)
     with pytest.raises(DamagedError, match=message):
         inspect_bundle(folder)
 

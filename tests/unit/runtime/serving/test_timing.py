@@ -58,6 +58,13 @@ def test_time_outside_every_stage_is_detected(opened, good_cases):
     assert unaccounted_seconds(result.seconds) > NAP
 
 
+def test_time_of_a_preparation_outside_its_stages_is_detected(opened, good_cases):
+    """Time of a worker outside the stages of its preparation makes `stages_match_total` false."""
+    (result,) = opened.predictor(prepare=slow(opened.pipeline.prepare)).predict(good_cases[0])
+    assert not stages_match_total(result.seconds)
+    assert unaccounted_seconds(result.seconds) > NAP / 2
+
+
 def test_overlapped_time_is_reported_separately(opened, good_cases):
     """Preparation that runs while another case computes counts in `overlapped`, not in `seconds`."""
     overlapping = opened.on_gpu(encode_ct=slow(opened.pipeline.encode_ct))
