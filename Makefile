@@ -48,7 +48,7 @@ demo: $(READY)  ## synthetic cohort -> 2 fold models -> bundle -> predictions of
 
 test: lint pytest  ## ruff, strict mypy, import-linter, pytest (LONG=1: with the tests marked long, as CI runs them)
 
-check: test docs  ## everything that a change must pass
+check: test docs  ## tests and documentation; LONG=1: everything that a change must pass
 
 lint: $(READY)
 	$(BIN)/ruff check .
