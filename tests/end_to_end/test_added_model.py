@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,10 +24,12 @@ from factories.tmi_command import tmi
 from factories.toy_network import ToyEncoder, toy_loss
 from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engines.registry import engine_spec
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.model_registry import ENTRY_POINTS, model_names, model_spec, unregister_model
 from tmi.toolkit.models.registry import active_modalities, encoder_names, feature_width
 from tmi.toolkit.run_folder import RunFolder
+from tmi.toolkit.storage.serialization import from_json, to_json
 from tmi.training.systems.factory import build_network, loss_function
 
 TORCH = {"torch", "transformers", "monai", "lightning", "sklearn", "onnxscript"}
@@ -103,6 +106,36 @@ def test_parameters_are_those_of_the_row(settings, message):
         configured(*settings)
 
 
+def test_defaults_of_parameters_are_recorded():
+    """A config states the parameters that were left out, and equals the one that states them and its JSON."""
+    config = configured("system.name=toy")
+    assert config.system.parameters == {"channels": 3}
+    assert config == configured("system.name=toy", "system.parameters.channels=3")
+    assert from_json(Config, json.loads(json.dumps(to_json(config))), where="config") == config
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        ("factories.broken_models:RAISES", "cannot be imported: TypeError: made for another version"),
+        ("factories.broken_models:NO_SUCH_ROW", "cannot be imported: "),
+        ("factories.broken_models:TEXT", "is no ModelSpec"),
+    ],
+)
+def test_row_of_a_broken_package_is_named(tmp_path, monkeypatch, point, message):
+    """A row that cannot be read is a usage error where it is asked for, and leaves the other models alone."""
+    metadata = tmp_path / "broken_model-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-model\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\nbroken = {point}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        model_spec("broken")
+    assert "broken" in model_names()
+    assert "tmi-clnet" in model_names(trainer="torch")
+    assert "broken" not in model_names(trainer="torch")
+
+
 @pytest.mark.long
 def test_trained_with_its_own_loss(run):
     """The run records the model and its parameters, and every fold has its weights."""
@@ -149,3 +182,4 @@ def test_bundle_without_its_package(bundle):
     (result,) = run_forked([("inspect", bundle)], cwd=bundle.parent, environment={"PYTHONPATH": ""})
     assert result.code == 6
     assert "unknown model 'toy', which no installed package adds" in result.err
+    assert "fix: install the package that adds the model" in result.err

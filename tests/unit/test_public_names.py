@@ -183,7 +183,7 @@ PUBLIC_NAMES = {
         csv_dicts csv_records csv_rows csv_rows_of_lines csv_text digest file_kind find_delimiter
         follow_umask foreign_format from_json is_access_error is_packed is_unicode open_locked
         open_private open_regular output_lock parse_json parse_toml parse_yaml plain_text printable
-        printable_json read_bytes read_document read_json read_text regular_file require_absent
+        require_size printable_json read_bytes read_document read_json read_text regular_file require_absent
         require_bounded sha256_bytes sha256_file sha256_json staged_folder to_json type_hints unescape_cell
         write_json write_private write_text
     """,

@@ -29,6 +29,10 @@ MAX_NAME = 64
 """Largest number of characters of an unknown name in an error message."""
 
 
+class UnknownModelError(UsageError):
+    """No installed package has a model of the name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
     """Encoder of one modality."""
@@ -236,7 +240,7 @@ def model_spec(name: str) -> ModelSpec:
     spec = MODELS.get(name) or _added.get(name) or _installed_model(name)
     if spec is None:
         shown = repr(name) if len(name) <= MAX_NAME else f"{name[:MAX_NAME]!r}..."
-        raise UsageError(
+        raise UnknownModelError(
             f"unknown model {shown}, which no installed package adds",
             fix=f"choose one of {', '.join(model_names())}, or install the package that adds it",
         )
@@ -246,14 +250,35 @@ def model_spec(name: str) -> ModelSpec:
 def model_names(*, trainer: Literal["torch", "sklearn"] | None = None) -> tuple[str, ...]:
     """Names of the known models, or of those of one trainer: this package's first, then added ones.
 
-    Raises:
-        UsageError: an installed row cannot be read.
+    With `trainer`, an installed row that cannot be read is left out.
     """
     from importlib.metadata import entry_points  # 30 ms, which `tmi --help` does not pay
 
     installed = (p.name for p in entry_points(group=ENTRY_POINTS))
     names = tuple(dict.fromkeys((*MODELS, *_added, *installed)))
-    return names if trainer is None else tuple(name for name in names if model_spec(name).trainer == trainer)
+    return names if trainer is None else tuple(name for name in names if _has_trainer(name, trainer))
+
+
+def _has_trainer(name: str, trainer: str) -> bool:
+    try:
+        return model_spec(name).trainer == trainer
+    except UsageError:
+        return False
+
+
+def parameters_type(name: str, target: str) -> Any:
+    """Import the dataclass of a model's parameters.
+
+    Raises:
+        UsageError: it cannot be imported.
+    """
+    try:
+        return import_target(target)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"model {name!r}: its parameters {target} cannot be imported: {error}",
+            fix="install the package that adds it again",
+        ) from error
 
 
 def import_target(target: str) -> Any:
@@ -269,10 +294,10 @@ def _installed_model(name: str) -> ModelSpec | None:
     for point in entry_points(group=ENTRY_POINTS, name=name):
         try:
             spec = point.load()
-        except (ImportError, AttributeError) as error:
+        except Exception as error:
             raise UsageError(
-                f"model {name!r}: its entry point {point.value} cannot be imported: {error}",
-                fix="install the package that declares it again",
+                f"model {name!r}: its entry point {point.value} cannot be imported: {type(error).__name__}: {error}",
+                fix="install a version of the package that fits this one",
             ) from error
         if not isinstance(spec, ModelSpec) or spec.name != name:
             raise UsageError(

@@ -35,6 +35,7 @@ from tmi.toolkit.clinical.rendering import RENDERING_VERSIONS
 from tmi.toolkit.clinical.schema import SCHEMA_FILE, Schema, store_schema, stored_schema
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError, TmiError, UsageError
+from tmi.toolkit.model_registry import UnknownModelError
 from tmi.toolkit.storage.atomic_files import read_json, write_json
 from tmi.toolkit.storage.bounded_files import WEIGHTS_BYTES
 from tmi.toolkit.storage.hashing import sha256_file
@@ -278,7 +279,8 @@ class RunFolder:
             folds = tuple(from_json(FoldSplit, row, where=FOLDS_FILE) for row in rows)
         except (UsageError, KeyError, TypeError) as error:
             what = error.what if isinstance(error, TmiError) else f"{FOLDS_FILE} is malformed"
-            raise DamagedError(f"run {path}: {what}", fix="train the run again") from error
+            package = "install the package that adds the model, or " if isinstance(error, UnknownModelError) else ""
+            raise DamagedError(f"run {path}: {what}", fix=f"{package}train the run again") from error
         return cls(path=path, config=config, folds=folds, schema=stored_schema(path, kind="run"))
 
     @property

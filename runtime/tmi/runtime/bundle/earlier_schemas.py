@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import Any, Union, get_args, get_origin
 
-from tmi.runtime.bundle.manifest_records import GoldenRecord, Hardware, RunRecord
+from tmi.runtime.bundle.manifest_records import Addition, GoldenRecord, Hardware, RunRecord
 from tmi.runtime.bundle.tensorrt_records import TensorRtRecord
 from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.errors import UsageError
@@ -65,7 +65,7 @@ def upgraded(document: Document, schema: str) -> Document:
     known = {
         "hardware": known_entries(Hardware, extra.get("hardware")),
         "temperatures": extra.get("temperatures"),
-        "additions": extra.get("additions"),
+        "additions": known_entries(tuple[Addition, ...], extra.get("additions")),
         "engines_not_validated": extra.get("engines_not_validated"),
         "engines_rejected": extra.get("engines_rejected"),
         "tensorrt": known_entries(TensorRtRecord, _tensorrt(extra.get("tensorrt"))),
@@ -73,7 +73,8 @@ def upgraded(document: Document, schema: str) -> Document:
     entries |= {name: value for name, value in known.items() if value is not None}
     run = document.get("run")
     if isinstance(run, Mapping):  # some had no name: the preset's stands for it
-        run = {"name": document.get("preset"), **with_current_names(run)}
+        run = with_current_names(run)
+        run["name"] = run.get("name") or document.get("preset")
     entries["run"] = known_entries(RunRecord, run)
     entries["golden"] = known_entries(GoldenRecord, document.get("golden"))
     if isinstance(parity := document.get("parity"), list):

@@ -16,6 +16,20 @@ class FrozenValues:
         for field in fields(self):
             object.__setattr__(self, field.name, frozen(getattr(self, field.name)))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A view cannot be pickled or copied; the values are sent to worker processes as dictionaries and frozen there.
+        return _rebuild, (type(self), {field.name: _thawed(getattr(self, field.name)) for field in fields(self)})
+
+
+def _rebuild(cls: type[FrozenValues], values: dict[str, Any]) -> FrozenValues:
+    return cls(**values)
+
+
+def _thawed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _thawed(entry) for key, entry in value.items()}
+    return tuple(map(_thawed, value)) if isinstance(value, tuple) else value
+
 
 def frozen(value: Any) -> Any:
     """A value whose mappings and lists, at any depth, cannot be changed."""

@@ -46,6 +46,7 @@ from tmi.runtime.bundle.manifest_records import Addition, ClinicalSpec, FileSpec
 from tmi.runtime.bundle.tensorrt_records import TensorRtRecord
 from tmi.toolkit.config.schema import CLASSES, POSITIVE, Config, Modality
 from tmi.toolkit.errors import DamagedError, UsageError
+from tmi.toolkit.model_registry import UnknownModelError
 from tmi.toolkit.models.registry import active_modalities
 from tmi.toolkit.storage.hashing import sha256_json
 from tmi.toolkit.storage.serialization import from_json, to_json
@@ -212,6 +213,9 @@ def manifest_from_json(data: Mapping[str, Any]) -> Manifest:
                 f"bundle: manifest has schema {schema!r}, this version reads {SCHEMA!r}", fix=SAME_VERSION_FIX
             )
         manifest = from_json(Manifest, document, where="manifest")
+    except UnknownModelError as error:
+        fix = f"install the package that adds the model; or {SAME_VERSION_FIX}"
+        raise DamagedError(f"bundle: {error.what}", fix=fix) from error
     except UsageError as error:
         raise DamagedError(f"bundle: {error.what}", fix=SAME_VERSION_FIX) from error
     _require_active_modalities(manifest)

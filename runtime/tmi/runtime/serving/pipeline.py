@@ -171,7 +171,7 @@ class InferencePipeline:
         )
 
     def tokenise(self, texts: Sequence[str | None]) -> list[CaseTokens | None]:
-        """CaseTokens of each text; None for a case without text."""
+        """Tokens of each text; None for a case without text."""
         return self._texts.tokenise(texts)
 
     def encode_text(self, tokens: Sequence[CaseTokens | None]) -> list[EncodedText]:

@@ -98,12 +98,16 @@ class Predictor:
             record: record of the engine.
             cache: as in `Predictor.open`.
             reuse: as in `Predictor.open`.
-            pipeline: stages of the prediction; None: those of the bundle on the engine, with both caches.
+            pipeline: stages of the prediction, which have their own caches; None: those of the bundle on the engine,
+                with `cache` and `reuse`.
             cores: number of cores that the engine and the preparation share; None: the available ones.
 
         Raises:
+            UsageError: `cache` or `reuse` beside a pipeline, which would not use them.
             DamagedError: the bundle's clinical text was rendered by another version.
         """
+        if pipeline is not None and (reuse or cache is not None):
+            raise UsageError("a pipeline has its own caches", fix="give `cache` and `embeddings` to the pipeline")
         self.bundle = bundle
         self.engine_record = record
         self.embeddings = EmbeddingCache(bundle, record) if reuse else None

@@ -66,7 +66,7 @@ class Prefetcher(Generic[Prepared]):
         readers: int = 1,
         fetch: Callable[[Case], None] = lambda case: None,
     ) -> None:
-        self._read, self._cases, self._max_ahead, self._fetch = prepare, deque(cases), max_ahead, fetch
+        self._prepare_case, self._cases, self._max_ahead, self._fetch = prepare, deque(cases), max_ahead, fetch
         self._in_rounds = in_rounds
         self._ahead: deque[PendingCase[Prepared]] = deque()
         self._workers = ThreadPoolExecutor(max_workers=readers, thread_name_prefix="prepare")
@@ -97,7 +97,7 @@ class Prefetcher(Generic[Prepared]):
 
     def _prepare(self, pending: PendingCase[Prepared]) -> Prepared:
         try:
-            return self._read(pending.case, pending.text.set_result)
+            return self._prepare_case(pending.case, pending.text.set_result)
         finally:
             # Rejected or failed before its text was rendered: release a consumer that waits for the text.
             if not pending.text.done():

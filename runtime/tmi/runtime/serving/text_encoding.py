@@ -16,7 +16,7 @@ from tmi.toolkit.errors import DamagedError
 
 @dataclass(frozen=True, kw_only=True)
 class CaseTokens:
-    """CaseTokens of one case's text."""
+    """Tokens of one case's text."""
 
     by_graph: Mapping[str, Tokens]
     """Name of a text graph -> its tokens [1, T]; each graph has its own tokenizer."""
@@ -95,7 +95,7 @@ class TextBranch:
         return results
 
     def _tokenise(self, text: str) -> CaseTokens:
-        """CaseTokens by name of the text graph; each distinct tokenizer runs once."""
+        """Tokens by name of the text graph; each distinct tokenizer runs once."""
         by_file = {
             name: tokenizer.encode([text], max_length=self._longest) for name, tokenizer in self._tokenizers.items()
         }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import shutil
 from collections.abc import Iterator
 from dataclasses import MISSING, FrozenInstanceError, fields, is_dataclass, replace
@@ -295,6 +297,29 @@ def test_manifest_cannot_be_changed():
         assert not hasattr(mapping, "clear")
     with pytest.raises((AttributeError, TypeError)):
         manifest.extra = {}
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_copy_in_another_process_is_equal_and_frozen(copy_of):
+    """A manifest can be sent to a worker process; it is equal there, and cannot be changed either."""
+    manifest = manifest_from_json(published())
+    again = copy_of(manifest)
+    assert again == manifest
+    with pytest.raises(TypeError):
+        again.versions["numpy"] = "0"
+
+
+def test_additions_and_run_of_earlier_schema_are_read_leniently():
+    """Unknown entries of an addition are left out, and a run without a name has the preset's."""
+    machine = {"machine": "x86_64", "cpu": "a", "system": "b"}
+    addition = {"artefacts": ["onnx"], "created": "2026-01-01T00:00:00+00:00", "versions": {}, "hardware": machine,
+                "note": "by hand"}  # fmt: skip
+    document = published()
+    document["extra"]["additions"] = [addition]
+    document["run"]["name"] = None
+    manifest = manifest_from_json(document)
+    assert [a.artefacts for a in manifest.additions] == [("onnx",)]
+    assert manifest.run.name == manifest.preset
 
 
 def test_graph_by_name():

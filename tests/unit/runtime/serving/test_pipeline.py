@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tmi.runtime import Prediction, RejectedCase
+from tmi.runtime import Prediction, Predictor, RejectedCase
 from tmi.toolkit.cases.case import Case, open_case
+from tmi.toolkit.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +65,9 @@ def test_pipeline_and_predictor_name_bundle_and_engine(opened, predictor):
     """`repr` says what is open."""
     assert repr(opened.pipeline) == "InferencePipeline(tiny, 2 folds, onnx)"
     assert repr(predictor) == f"Predictor({str(opened.bundle.folder)!r}, engine='onnx')"
+
+
+def test_caches_beside_a_pipeline_are_rejected(opened):
+    """A predictor whose pipeline is given would not use its own caches, so it takes none."""
+    with pytest.raises(UsageError, match="own caches"):
+        Predictor(opened.bundle, opened.engine, opened.record, reuse=True, pipeline=opened.pipeline)

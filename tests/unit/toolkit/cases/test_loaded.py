@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import shutil
 import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +25,7 @@ from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.volume import read_ct, read_mask
 from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
 from tmi.toolkit.qc.case_checks import check_case
+from tmi.toolkit.storage.bounded_files import FileTooLargeError
 from tmi.toolkit.storage.hashing import sha256_file
 
 FILES = ("ct.nii.gz", "liver.nii.gz", "radiomics.csv", "clinical.json")
@@ -126,6 +133,65 @@ def test_interrupted_reading_is_tried_again(folder):
     with pytest.raises(KeyboardInterrupt):
         loaded.once("part", interrupted)
     assert loaded.once("part", lambda: 7) == loaded.once("part", interrupted) == 7
+
+
+def test_waiting_thread_gets_the_fault_of_the_reading(folder):
+    """A thread that waits for a part whose reading fails gets the cause, and no other error."""
+    loaded = load_case(folder)
+    reading, waiting = threading.Event(), threading.Event()
+
+    def out_of_memory() -> None:
+        reading.set()
+        waiting.wait(20)
+        time.sleep(0.05)
+        raise MemoryError
+
+    caught: list[Exception] = []
+
+    def ask(read: Callable[[], None]) -> None:
+        try:
+            loaded.once("part", read)
+        except (MemoryError, CancelledError) as error:
+            caught.append(error)
+
+    first = threading.Thread(target=ask, args=(out_of_memory,))
+    first.start()
+    assert reading.wait(20)
+    second = threading.Thread(target=ask, args=(out_of_memory,))
+    second.start()
+    waiting.set()
+    for thread in (first, second):
+        thread.join()
+    assert [type(error) for error in caught] == [MemoryError, MemoryError]
+
+
+@pytest.mark.parametrize("rejected", [False, True])
+def test_case_is_freed_with_its_last_user(folder, micro_config, rejected):
+    """A loaded case is in no reference cycle, also after a rejection: its voxels are freed without a collection."""
+    if rejected:
+        (folder / MASK_FILE).write_bytes(b"no mask")
+    loaded = load_case(folder)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(2):
+            with contextlib.suppress(InputRejectedError):
+                prepare_case(loaded, micro_config, load_schema())
+        check_case(loaded)
+        alive = weakref.ref(loaded)
+        del loaded
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_limit_of_a_size_holds_for_every_user(folder):
+    """A file that one user read with a larger limit is too large for the next one as it is without a loaded case."""
+    (folder / "clinical.json").write_text(" " * 3000 + "{}")
+    loaded = load_case(folder)
+    assert loaded.digest("clinical.json") == sha256_file(folder / "clinical.json")
+    with pytest.raises(FileTooLargeError):
+        loaded.content("clinical.json", max_bytes=1000)
 
 
 def test_path_and_case_are_accepted(folder):

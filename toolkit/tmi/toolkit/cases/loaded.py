@@ -12,6 +12,7 @@ are not.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -21,18 +22,20 @@ from typing import Any, TypeVar
 
 from tmi.toolkit.cases.case import CLINICAL_FILE, MASK_FILE, RADIOMICS_FILE, Case, MaskLabel, open_case
 from tmi.toolkit.errors import TmiError
-from tmi.toolkit.storage.bounded_files import IMAGE_BYTES, read_bytes
+from tmi.toolkit.storage.bounded_files import IMAGE_BYTES, read_bytes, require_size
 from tmi.toolkit.storage.hashing import sha256_bytes
 
 Part = TypeVar("Part")
 """What a reader of a case returns."""
+REPEATED = (TmiError, OSError)
+"""Errors of a file, which every user of a loaded case gets."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoadedCase(Case):
     """A case folder whose files are each read at most once; several threads may read it.
 
-    `load_case` makes one. It takes the memory of its CT in int16 and of its mask once they were needed.
+    `load_case` makes one. Once they were needed, it holds the voxels of its CT and its mask.
     """
 
     _parts: dict[str, Future[Any]] = field(default_factory=dict, init=False, repr=False)
@@ -50,15 +53,25 @@ class LoadedCase(Case):
             known = self._parts.get(part)
             future: Future[Any] = self._parts.setdefault(part, Future())
         if known is None:
-            try:
-                future.set_result(read())
-            except (TmiError, OSError) as error:  # every later user gets the same error
-                future.set_exception(error)
-            finally:
-                if not future.done():  # a fault of the program or of the machine: the next user tries again
-                    self.release(part)
-                    future.cancel()
+            return self._read(part, future, read)
+        error = future.exception()
+        if isinstance(error, REPEATED):
+            # A copy: an error holds the frames that it was raised through, and so the case and its voxels.
+            raise copy.copy(error)
         result: Part = future.result()
+        return result
+
+    def _read(self, part: str, future: Future[Any], read: Callable[[], Part]) -> Part:
+        try:
+            result = read()
+        except REPEATED as error:  # every later user gets the same error
+            future.set_exception(copy.copy(error))
+            raise
+        except BaseException as error:  # a fault of the program or of the machine: the next user tries again
+            self.release(part)
+            future.set_exception(error)  # for those who wait already
+            raise
+        future.set_result(result)
         return result
 
     def content(self, name: str, *, max_bytes: int) -> bytes:
@@ -73,7 +86,9 @@ class LoadedCase(Case):
             self._digests[name] = sha256_bytes(data)
             return data
 
-        return self.once(name, read)
+        data = self.once(name, read)
+        require_size(len(data), self.folder / name, max_bytes=max_bytes)  # who read it first may have allowed more
+        return data
 
     def release(self, name: str) -> None:
         """Drop a part, such as the bytes of a file that was decoded; digests are kept."""

@@ -15,7 +15,7 @@ def completes(*words: str, of: str = "") -> Callable[[str], list[str]]:
 
     Args:
         words: words that are offered first.
-        of: `module:name` of a mapping or sequence whose words follow.
+        of: `module:name` of a mapping or sequence whose words follow, or of a function that returns one.
 
     Returns:
         Function from the beginning of a word to the words that begin so.
@@ -23,7 +23,8 @@ def completes(*words: str, of: str = "") -> Callable[[str], list[str]]:
 
     def values(incomplete: str) -> list[str]:
         module, _, name = of.partition(":")
-        known = [*words, *(getattr(importlib.import_module(module), name) if of else ())]
+        registry = getattr(importlib.import_module(module), name) if of else ()
+        known = [*words, *(registry() if callable(registry) else registry)]
         return [str(word) for word in dict.fromkeys(known) if str(word).startswith(incomplete)]
 
     return values

@@ -25,7 +25,7 @@ def other_units(field: Field, value: float, *, given: str | None) -> list[str]:
 
 
 def check_units(values: Mapping[str, float | str | None], schema: Schema) -> Iterator[Issue]:
-    """Yield an issue for each plausible value that is far from the reference range that are in it in another unit."""
+    """Yield an issue for each plausible value that is far from its reference range, and in it in another unit."""
     sex = values.get("sex")
     for field in schema.fields:
         value = values.get(field.name)

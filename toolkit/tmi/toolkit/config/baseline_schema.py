@@ -7,11 +7,11 @@ every model with deep features. Sources: the table in `docs/systems.md`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar
 
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.model_registry import REFERENCE_MODEL, import_target, model_spec
+from tmi.toolkit.model_registry import REFERENCE_MODEL, model_spec, parameters_type
 from tmi.toolkit.storage.serialization import from_json
 
 Parameter = bool | int | float | str | tuple[bool | int | float | str, ...]
@@ -160,8 +160,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         declared = model_spec(self.name).parameters
         if declared is not None:
-            kind: type[object] = import_target(declared)
-            self.parameters_as(kind)
+            parsed: Any = self.parameters_as(parameters_type(self.name, declared))
+            # With their defaults, as the other sections: a later default of the package changes no old run.
+            values = {entry.name: getattr(parsed, entry.name) for entry in fields(parsed)}
+            object.__setattr__(self, "parameters", values)
         elif self.parameters:
             raise UsageError(
                 f"config: system.parameters: model {self.name} has none", fix="remove them, or choose another model"

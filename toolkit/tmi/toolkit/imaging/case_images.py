@@ -71,14 +71,15 @@ def open_image(case: Case, kind: Literal["ct", "mask"]) -> NiftiFile:
     if isinstance(case, CaseArrays):
         return _array_image(case, kind)
     if isinstance(case, LoadedCase):
-        return case.once(f"{kind} header", lambda: _loaded_image(case, kind))
+        return _loaded_image(case, kind)
     return open_nifti(case.ct if kind == "ct" else case.mask, case_id=case.case_id, kind=kind)
 
 
 def _loaded_image(case: LoadedCase, kind: Literal["ct", "mask"]) -> LoadedImage:
     path = case.ct if kind == "ct" else case.mask
     read = partial(case.content, path.name, max_bytes=IMAGE_BYTES)
-    file = open_nifti(path, case_id=case.case_id, kind=kind, read=read)
+    # The header alone is kept: an image that names the case would be a cycle, which only the garbage collector frees.
+    file = case.once(f"{kind} header", lambda: open_nifti(path, case_id=case.case_id, kind=kind, read=read))
     return LoadedImage(case=case, **{entry.name: getattr(file, entry.name) for entry in fields(file)})
 
 

@@ -185,12 +185,24 @@ class _ReadAhead:
     def __init__(self, case: Case, resampling: StreamingResampler, mask_pool: Executor, empty: ArrayAllocator) -> None:
         self._case, self._mask_pool, self._empty = case, mask_pool, empty
         self.on_planes_ready = resampling.on_planes_ready
-        self.mask: Future[Volume] | None = None
+        self._mask: Future[Volume] | None = None
 
     def on_grid_ready(self, grid: Grid) -> None:
         """Start reading the mask; the grid is needed to check that the mask matches the CT."""
         if self._case.has_mask:
-            self.mask = self._mask_pool.submit(read_mask, self._case, grid, empty=self._empty)
+            self._mask = self._mask_pool.submit(read_mask, self._case, grid, empty=self._empty)
+
+    def mask(self) -> Volume | None:
+        """Wait for the mask; None for a case without one. May be called once.
+
+        Raises:
+            InputRejectedError: the mask is rejected.
+        """
+        future, self._mask = self._mask, None
+        try:
+            return None if future is None else future.result()
+        finally:
+            del future  # an error holds the frames that it passes, and the future holds the error: a cycle with the CT
 
 
 def _prepare_images(
@@ -205,7 +217,7 @@ def _prepare_images(
         # the CT is checked before the mask's result is awaited, so that a bad CT is reported first
         warnings = raise_on_error(check_ct(ct), case.case_id)
         timer.lap("check")
-        mask = None if read_ahead.mask is None else read_ahead.mask.result()
+        mask = read_ahead.mask()
         timer.lap("mask")
         if mask is not None:
             warnings += raise_on_error(check_mask(ct, mask), case.case_id)
@@ -229,4 +241,5 @@ def _extract_radiomics(case: Case, ct: Volume, mask: Volume) -> ExtractedFeature
     try:
         return extract_cached(ct, mask)
     except InputRejectedError as error:
-        raise error.for_case(case.case_id) from error
+        error.for_case(case.case_id)
+        raise

@@ -24,6 +24,7 @@ from .bounded_files import read_bytes as read_bytes
 from .bounded_files import read_text as read_text
 from .bounded_files import regular_file as regular_file
 from .bounded_files import require_bounded as require_bounded
+from .bounded_files import require_size as require_size
 from .content_cache import ContentCache as ContentCache
 from .csv_files import csv_dicts as csv_dicts
 from .csv_files import csv_records as csv_records

@@ -128,9 +128,18 @@ def read_bytes(path: Path, *, max_bytes: int) -> bytes:
     """
     with open_regular(path, max_bytes=max_bytes) as stream:
         data = stream.read(max_bytes + 1)
-    if len(data) > max_bytes:  # it grew meanwhile
-        raise _too_large(path, max_bytes)
+    require_size(len(data), path, max_bytes=max_bytes)  # it may have grown meanwhile
     return data
+
+
+def require_size(size: int, path: Path, *, max_bytes: int) -> None:
+    """Raise unless a file of `size` bytes has at most `max_bytes`.
+
+    Raises:
+        FileTooLargeError: it is larger.
+    """
+    if size > max_bytes:
+        raise _too_large(path, max_bytes)
 
 
 def read_text(path: Path, *, max_bytes: int, encoding: str = "utf-8-sig") -> str:

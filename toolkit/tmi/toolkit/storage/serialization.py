@@ -57,7 +57,7 @@ def from_json(cls: type[T], data: Mapping[str, Any], *, where: str = "config") -
     values = {name: _typed(hints[name], value, f"{where}.{name}") for name, value in data.items()}
     try:
         return cls(**values)
-    except TypeError as error:  # of a class that checks its values itself
+    except (TypeError, ValueError) as error:  # of a class that checks its values itself
         raise UsageError(f"{where}: {error}", fix=f"compare its values with those of {cls.__name__}") from error
 
 

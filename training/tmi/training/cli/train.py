@@ -67,7 +67,7 @@ def train(
         typer.Option(
             "--model",
             help="Model, see docs/systems.md; default: tmi-clnet.",
-            autocompletion=completes(of="tmi.toolkit.model_registry:MODELS"),
+            autocompletion=completes(of="tmi.toolkit.model_registry:model_names"),
         ),
     ] = None,
     folds: Folds = None,

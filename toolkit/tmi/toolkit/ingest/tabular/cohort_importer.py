@@ -273,7 +273,7 @@ class _TableImport:
         except InputRejectedError as error:
             rejection = error.issues
         except UsageError as error:
-            rejection = (Issue.of("import", f"{error.what} ({error.fix})", error.fix),)
+            rejection = (Issue.of("import", error.what, error.fix),)
         else:
             self._journal.add(JournalEntry(key=key, case_id=record.case_id, issues=tuple(findings)))
             return findings

@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from tmi.toolkit.cases.case import CLINICAL_FILE, MAX_NAME_BYTES, Case, is_portable_name, is_too_long
+from tmi.toolkit.cases.case import MAX_NAME_BYTES, Case, is_portable_name, is_too_long
 from tmi.toolkit.clinical.record import Value, read_all_values
 from tmi.toolkit.clinical.schema import Schema, accepted_unit, convert, plausible
 from tmi.toolkit.ingest.tabular.cells import (
@@ -32,12 +32,18 @@ from tmi.toolkit.ingest.tabular.cells import (
 )
 from tmi.toolkit.ingest.tabular.mapping import Mapping
 from tmi.toolkit.ingest.tabular.reader import Row, Table
-from tmi.toolkit.ingest.tabular.row_faults import RowExcludedError, RowRejectedError, attempt, fault, rejected
+from tmi.toolkit.ingest.tabular.row_faults import (
+    RowExcludedError,
+    RowRejectedError,
+    attempt,
+    clinical_fault,
+    fault,
+    rejected,
+)
 from tmi.toolkit.ingest.tabular.sources import UNLABELLED, Code, Condition, DateSource, FieldSource, IdSource
 from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.storage.csv_files import plain_text
 
-MIXED_UNITS_HINT = " (if its column mixes two units, give the bound between them in the mapping: other_units)"
 OUTSIDE = object()
 """Stands for a number outside the plausible range that the mapping makes missing."""
 
@@ -196,10 +202,7 @@ class RowReader:
                 set_missing.append(name)
         read, errors = read_all_values(Case(folder=Path(case_id), case_id=case_id), given, self._schema)
         for error in errors:
-            hint = MIXED_UNITS_HINT if error.code == "clinical-unit-suspect" else ""
-            if error.code == "clinical-type":
-                hint = f" ({error.fix.removeprefix('write ')}; name other texts in the mapping: values)"
-            faults.append(Issue.of(error.code, error.what.removeprefix(f"{CLINICAL_FILE}: ") + hint, error.fix))
+            faults.append(clinical_fault(error))
         # 12 digits keep the precision of the table and remove binary noise (14.5 * 17.104 gives 248.00799999999998).
         values: dict[str, Value] = {
             name: float(f"{value:.12g}") if isinstance(value, float) else value

@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TypeVar
 
+from tmi.toolkit.cases.case import CLINICAL_FILE
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.issues.issue import Issue
 
@@ -26,11 +27,31 @@ FIXES: Mapping[str, str] = MappingProxyType(
     }
 )
 """Code of a row's fault -> its fix."""
+CLINICAL_FIXES: Mapping[str, str] = MappingProxyType(
+    {
+        "clinical-type": "correct the cell, or name its text in the mapping (values)",
+        "clinical-unit-suspect": "state the unit of the column in the mapping, or correct the cell",
+    }
+)
+"""Code of a fault of a record whose fix differs in a table: the units and texts of a column are in the mapping."""
 
 
 def fault(code: str, why: str) -> Issue:
     """Return a reason why a row is not imported; `why` contains no value of the table."""
     return Issue.of(code, why, FIXES[code])
+
+
+def clinical_fault(error: InputRejectedError) -> Issue:
+    """Return the reason for a value that the reader of clinical records rejects, in the words of a table."""
+    hint = (
+        " (if its column mixes two units, give the bound between them in the mapping: other_units)"
+        if error.code == "clinical-unit-suspect"
+        else ""
+    )
+    if error.code == "clinical-type":
+        hint = f" ({error.fix.removeprefix('write ')}; name other texts in the mapping: values)"
+    message = error.what.removeprefix(f"{CLINICAL_FILE}: ") + hint
+    return Issue.of(error.code, message, CLINICAL_FIXES.get(error.code, error.fix))
 
 
 class RowRejectedError(InputRejectedError):
