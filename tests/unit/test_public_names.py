@@ -32,8 +32,8 @@ PUBLIC_NAMES = {
         weights_digest write_onnx
     """,
     "tmi.export.tensorrt": """
-        BuildOptions FP16_MAX HardwareLevel PLANS PlanRequest add_plans add_typed_graphs build_blocker build_plan
-        emulate_fp16 emulation_session pending_engines read_typed require_complete require_precision
+        BuildOptions FP16_MAX HardwareLevel PLANS PlanRequest add_plans add_typed_graphs audit_typed build_blocker
+        build_plan emulate_fp16 emulation_session pending_engines read_typed require_complete require_precision
         require_target run_emulation save to_fp16 without_plans WeightsMode
     """,
     "tmi.runtime.benchmark": """

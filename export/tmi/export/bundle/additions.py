@@ -27,7 +27,7 @@ from tmi.runtime.verification.parity import BOUNDS, relative_error
 from tmi.runtime.verification.verify import read_references
 from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.atomic_files import read_json
-from tmi.toolkit.storage.hashing import sha256_file
+from tmi.toolkit.storage.hashing import canonical_json, sha256_file
 
 PACKAGE = "tmi-clnet"
 
@@ -45,8 +45,8 @@ def require_addable(out: Path, artefacts: Sequence[str], *, precision: str | Non
     """
     if not (out / MANIFEST_FILE).is_file():
         raise UsageError(f"{out} is not a bundle to add to", fix="name one with --out, or omit --add to make a new one")
-    schema = read_json(out / MANIFEST_FILE, kind="bundle").get("schema")
     bundle = inspect_bundle(out)
+    schema = read_json(out / MANIFEST_FILE, kind="bundle")["schema"]
     manifest = bundle.manifest
     everything = ",".join(dict.fromkeys((*present_artefacts(bundle), *artefacts)))
     again = f"export the run again with --engine {everything} --force"
@@ -114,12 +114,14 @@ def without_artefacts(bundle: Bundle, names: Collection[str], precision: str | N
     graphs = tuple(
         replace(g, artefacts={k: v for k, v in g.artefacts.items() if k not in kinds}) for g in manifest.graphs
     )
+    # A pending engine has no files yet: the addition that wrote its typed graphs stays recorded.
+    replaced = [name for name in present if name in present_artefacts(bundle) or TYPED in kinds]
     removed = [r for r in manifest.parity if r.artefact in kinds]
     engines = {r.engine for r in removed} | {e for n in present for e in EXPORTERS[n].engines}
     additions = tuple(
         replace(addition, artefacts=left)
         for addition in manifest.additions
-        if (left := tuple(name for name in addition.artefacts if name not in present))
+        if (left := tuple(name for name in addition.artefacts if name not in replaced))
     )
     changed = replace(
         manifest,
@@ -221,7 +223,7 @@ def require_same_references(context: ExportContext, base: Bundle) -> None:
             )
     given = [case.inputs.digests() for case in context.validation_set.real_cases]
     recorded = [row["inputs"] for row in real_case_rows(base)]
-    if sorted(map(str, given)) != sorted(map(str, recorded)):
+    if sorted(map(canonical_json, given)) != sorted(map(canonical_json, recorded)):  # whatever the order of their keys
         raise UsageError(
             f"bundle {context.out} was validated on {len(recorded)} real cases, and --cases gives "
             f"{len(given)}{' others' if len(given) == len(recorded) else ''}",
@@ -243,6 +245,15 @@ def evidence_of_others(base: Bundle, case: RealCase, engines: Collection[str]) -
     row = next(r for r in real_case_rows(base) if r["inputs"] == case.inputs.digests())
     kept = {r.engine for r in base.manifest.parity}
     return {name: outputs for name, outputs in row["engines"].items() if name in kept and name not in engines}
+
+
+def real_cases_of_others(base: Bundle, engines: Collection[str]) -> list[dict[str, Any]]:
+    """Recorded evidence of real cases without that of engines which are built again: theirs would be of other files."""
+    kept = {r.engine for r in base.manifest.parity} - set(engines)
+    return [
+        {**row, "engines": {name: outputs for name, outputs in row["engines"].items() if name in kept}}
+        for row in real_case_rows(base)
+    ]
 
 
 def addition_record(context: ExportContext) -> Addition:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from tmi.export.bundle.additions import (
     addition_record,
     evidence_of_others,
+    real_cases_of_others,
 )
 from tmi.export.bundle.context import DEFAULT_PRECISION, ExportContext
 from tmi.export.bundle.model_card import model_card
@@ -17,7 +18,7 @@ from tmi.export.tensorrt.engines import PlanRequest, add_plans
 from tmi.runtime.bundle.check_result import require_passed
 from tmi.runtime.bundle.manifest import MODEL_CARD_FILE, REAL_CASES_FILE, SBOM_FILE, SIGNATURE_FILE
 from tmi.runtime.bundle.reader import fingerprint, write_manifest
-from tmi.toolkit.storage.atomic_files import read_json, write_text
+from tmi.toolkit.storage.atomic_files import read_json, write_json, write_text
 
 PLAN_FIX = "try --precision auto, which keeps nodes that overflow FP16 in float32; see docs/tensorrt.md"
 
@@ -61,8 +62,10 @@ def document(context: ExportContext) -> None:
     earlier = None
     kept = () if base is None else base.manifest.parity
     cases = context.validation_set.real_cases
+    new = {r.engine for r in context.records if r.engine}
+    if base is not None and not cases and (rows := real_cases_of_others(base, new)):  # a build, which has no cases
+        write_json(context.folder / REAL_CASES_FILE, {"cases": rows})
     if cases:  # by now every engine's outputs are stored in them
-        new = {r.engine for r in context.records if r.engine}
         others = [{} if base is None else evidence_of_others(base, case, new) for case in cases]
         write_real_cases(context.folder / REAL_CASES_FILE, cases, others)
     manifest = replace(manifest, parity=(*kept, *context.records))

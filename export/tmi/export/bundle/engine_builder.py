@@ -25,6 +25,7 @@ from tmi.export.tensorrt.engines import PLANS, build_blocker, pending_engines
 from tmi.runtime.bundle.check_result import require_passed
 from tmi.runtime.bundle.manifest import GOLDEN_CASE_FILE, manifest_to_json, part_digests
 from tmi.runtime.bundle.reader import Bundle, open_bundle
+from tmi.runtime.bundle.signing import Keys, open_trusted_bundle
 from tmi.runtime.verification.golden_inputs import golden_from_manifest
 from tmi.runtime.verification.preprocessing_check import compare_metadata, output_metadata, read_golden_case
 from tmi.runtime.verification.verify import read_references
@@ -38,6 +39,7 @@ def build_bundle(
     kinds: Sequence[str] | None = None,
     *,
     options: BuildOptions | None = None,
+    key: Keys = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
     """Build TensorRT engines, validate them, and add them to a bundle.
@@ -46,6 +48,7 @@ def build_bundle(
         folder: folder of the bundle.
         kinds: names in `PLANS`; None: the engines that the export left pending. Existing engines are rebuilt.
         options: build options; None: the defaults.
+        key: public keys of which one must have signed the bundle (`tmi.runtime.bundle.signing.required_keys`).
         progress: called with one line for each step.
 
     Raises:
@@ -56,7 +59,7 @@ def build_bundle(
     """
     options = options or BuildOptions()
     with output_lock(folder, kind="bundle"):
-        bundle = open_bundle(folder)
+        bundle = open_trusted_bundle(folder, key)
         chosen = tuple(dict.fromkeys(kinds or pending_engines(bundle.manifest)))
         _require_buildable(bundle, chosen, options)
         with out_of_memory_as_error("the build", progress) as progress, staged_folder(folder) as stage:

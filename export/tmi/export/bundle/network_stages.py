@@ -35,7 +35,8 @@ from tmi.export.checks.preprocessing_reference import golden_case_reference
 from tmi.export.checks.real_cases import read_real_cases
 from tmi.export.checks.validation_set import ValidationSet, write_engine_outputs
 from tmi.export.graphs.partition import FoldModels, GraphPartition, StateDict, example_inputs, partition_run
-from tmi.export.graphs.registry import EXPORTERS, import_target
+from tmi.export.graphs.registry import EXPORTERS, TYPED, import_target
+from tmi.export.tensorrt.typed_graphs import audit_typed
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.consistency import graph_spec
 from tmi.runtime.bundle.manifest import (
@@ -178,7 +179,8 @@ def write(context: ExportContext) -> None:
 def audit(context: ExportContext) -> None:
     """Read every written file back and compare it with the run, whose weights are read again.
 
-    The files that `base` already had are audited too, because TensorRT engines may be built from them.
+    The files that `base` already had are audited too, because TensorRT engines are built from its typed graphs, which
+    are compared with the float32 graphs.
 
     Raises:
         DamagedError: a file of `base` does not hold the run's weights.
@@ -199,6 +201,9 @@ def audit(context: ExportContext) -> None:
             result = audit_stored_weights(context.folder / spec.artefacts[WEIGHTS], spec, expected)
             (context.records if context.base is None else old).append(result)
         if context.base is not None:
+            typed, float32 = spec.artefacts.get(TYPED), spec.artefacts.get("onnx")
+            if typed is not None and float32 is not None and typed != float32:
+                old.append(audit_typed(context.folder / typed, context.folder / float32, spec))
             require_same_weights(context, old)
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from tmi.export.bundle.context import WEIGHTS, ExportSettings
-from tmi.export.bundle.writer import add_to_bundle, export_run
+from tmi.export.bundle.writer import export_run, extend_bundle
 from tmi.export.checks.acceptance import Progress
 from tmi.export.graphs.registry import EXPORTERS
 from tmi.export.tensorrt.engines import PLANS
 from tmi.runtime.bundle.manifest import REAL_CASES_FILE, Manifest, manifest_to_json
-from tmi.runtime.bundle.reader import Bundle
+from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 
 ENVIRONMENT = ("versions", "hardware", "engines_not_validated", "additions")
@@ -70,14 +70,16 @@ def compare_with_rebuild(bundle: Bundle, run: Path, *, progress: Progress = lamb
         again = export_run(
             run,
             out,
-            artefacts=[name for name in artefacts if name not in added],
+            artefacts=[name for name in artefacts if name not in added] or artefacts,  # all were replaced
             weights=WEIGHTS in kinds,
             settings=ExportSettings(created=bundle.manifest.created),
             progress=progress,
         )
         for addition in additions:  # one after another, as they were made: the order of the records shows it
             settings = ExportSettings(created=addition.created)
-            again = add_to_bundle(run, out, artefacts=addition.artefacts, settings=settings, progress=progress)
+            again = extend_bundle(
+                run, out, open_bundle, artefacts=addition.artefacts, force=True, settings=settings, progress=progress
+            )
     differing = differences(bundle.manifest, again.manifest)
     if not differing:
         return Rebuild(run=again.manifest.run.name, files=len(again.manifest.files))

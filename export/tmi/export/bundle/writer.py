@@ -6,7 +6,7 @@ All files are written into a staged folder, which takes the place of the bundle 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +18,12 @@ from tmi.export.bundle.request_checks import check_request, require_replaceable
 from tmi.export.bundle.stages import run_stages
 from tmi.export.checks.acceptance import Progress
 from tmi.export.graphs.partition import require_exportable
+from tmi.export.graphs.registry import exporter_spec
+from tmi.export.tensorrt.builder import BuildOptions
+from tmi.export.tensorrt.engines import require_target
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.bundle.signing import Keys, open_trusted_bundle
+from tmi.toolkit.errors import UsageError
 from tmi.toolkit.storage.atomic_files import staged_folder
 from tmi.toolkit.storage.outputs import output_lock
 
@@ -33,6 +37,7 @@ def export(
     weights: bool = True,
     force: bool = False,
     precision: str | None = None,
+    target: str | None = None,
     progress: Progress = lambda line: None,
 ) -> Bundle:
     """Export a finished run as a bundle, as `tmi export` does. It is written only if every parity check passes.
@@ -45,12 +50,23 @@ def export(
         weights: store the eager weights, which the engine `eager`, `tmi explain` and `tmi report` need.
         force: replace an existing bundle.
         precision: of TensorRT engines: `fp16`, `tf32`, `fp32`, or `auto` to search; None: the default.
+        target: GPU that plans of `trt-rtx` are built for, for example `sm80`; None: that of this machine.
         progress: called with one line for each step.
 
+    Returns:
+        The bundle. A TensorRT engine that cannot be built here is in `manifest.tensorrt.pending`, with the reason.
+
     Raises:
-        UsageError, UnavailableError, DamagedError, InputRejectedError, ParityError: as in `export_run`.
+        UsageError: a precision or a target without an engine that has one; and as in `export_run`.
+        UnavailableError, DamagedError, InputRejectedError, ParityError: as in `export_run`.
     """
-    settings = ExportSettings(cases=tuple(Path(case) for case in cases), precision=precision)
+    plans = [name for name in engines if exporter_spec(name).plan is not None]
+    if precision is not None and not plans:
+        raise UsageError("a precision is for TensorRT engines; the others are float32", fix="omit it")
+    require_target(plans, target)
+    settings = ExportSettings(
+        cases=tuple(Path(case) for case in cases), precision=precision, options=BuildOptions(target=target)
+    )
     return export_run(
         Path(run), Path(out), artefacts=engines, force=force, weights=weights, settings=settings, progress=progress
     )
@@ -146,6 +162,36 @@ def add_to_bundle(
         InputRejectedError: a real case cannot be used.
         ParityError: a check failed; the bundle was left as it was.
     """
+    return extend_bundle(
+        run,
+        out,
+        lambda folder: open_trusted_bundle(folder, key),
+        artefacts=artefacts,
+        force=force,
+        settings=settings,
+        progress=progress,
+    )
+
+
+def extend_bundle(
+    run: Path,
+    out: Path,
+    open_base: Callable[[Path], Bundle],
+    *,
+    artefacts: Sequence[str],
+    force: bool,
+    settings: ExportSettings | None,
+    progress: Progress,
+) -> Bundle:
+    """Like `add_to_bundle`, for a caller that decides how the bundle is opened, and thus whether it must be signed.
+
+    Args:
+        run, out, artefacts, force, settings, progress: as in `add_to_bundle`.
+        open_base: opens the bundle while it is locked.
+
+    Raises:
+        UsageError, UnavailableError, DamagedError, InputRejectedError, ParityError: as in `add_to_bundle`.
+    """
     settings, names = settings or ExportSettings(), tuple(dict.fromkeys(artefacts))
     folder = check_request(run, None, artefacts=names, precision=settings.precision)
     recorded = settings.created or export_time()
@@ -155,7 +201,7 @@ def add_to_bundle(
         require_addable(out, names, precision=settings.precision, force=force)
         folder.require_finished()
         with out_of_memory_as_error("the export", progress) as on_step, staged_folder(out) as stage:
-            copy = staged_copy(open_trusted_bundle(out, key), stage)
+            copy = staged_copy(open_base(out), stage)
             settings = replace(settings, precision=settings.precision or typed_precision(copy.manifest))
             base = without_artefacts(copy, names, settings.precision)
             context = ExportContext(

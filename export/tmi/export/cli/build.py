@@ -62,12 +62,11 @@ def build(
     from tmi.export.tensorrt.engines import pending_engines
     from tmi.runtime.bundle.check_result import ParityError
     from tmi.runtime.bundle.manifest import SIGNATURE_FILE
-    from tmi.runtime.bundle.signing import open_trusted_bundle
+    from tmi.runtime.bundle.reader import inspect_bundle
 
     require_paths(("--timing-cache folder", None if timing_cache is None else timing_cache.parent))
     bundle = resolve_bundle(bundle)
-    opened = open_trusted_bundle(bundle, key)
-    kinds = split_names(engine) or list(pending_engines(opened.manifest))
+    kinds = split_names(engine) or list(pending_engines(inspect_bundle(bundle).manifest))
     signed = (bundle / SIGNATURE_FILE).exists()
     options = complete_options(
         kinds,
@@ -84,7 +83,7 @@ def build(
 
     try:
         with show_steps("opening the bundle") as step:
-            built = build_bundle(bundle, kinds, options=options, progress=step)
+            built = build_bundle(bundle, kinds, options=options, key=key, progress=step)
     except ParityError as error:
         print_failures(error.records)
         raise

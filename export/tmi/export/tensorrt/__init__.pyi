@@ -19,3 +19,4 @@ from .fp16_simulation import emulation_session as emulation_session
 from .fp16_simulation import run_emulation as run_emulation
 from .precision_choice import require_precision as require_precision
 from .typed_graphs import add_typed_graphs as add_typed_graphs
+from .typed_graphs import audit_typed as audit_typed

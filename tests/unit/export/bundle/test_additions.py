@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from factories.faulty_exporter import plant
 from factories.paths import ROOT, file_digests
-from factories.planted_faults import manifest_at, reseal
+from factories.planted_faults import manifest_at, reseal, rewrite_manifest, write_key_pair
 from factories.tmi_command import tmi
 from tmi.export.bundle import stages
 from tmi.export.bundle.additions import without_artefacts
 from tmi.export.bundle.rebuild import compare_with_rebuild
 from tmi.export.bundle.sbom import sbom
-from tmi.export.bundle.writer import add_to_bundle, export_run
+from tmi.export.bundle.writer import add_to_bundle, export, export_run
 from tmi.export.graphs import partition, torchscript
 from tmi.runtime.bundle.manifest import MODEL_CARD_FILE, SBOM_FILE, SIGNATURE_FILE
 from tmi.runtime.bundle.reader import open_bundle
@@ -120,6 +120,40 @@ def test_rebuild_repeats_the_additions(extended, nano_run, nano_bundle, monkeypa
     """`tmi verify --rebuild` exports and adds in the same order, and finds the same bytes."""
     plant(monkeypatch, "onnx", graph="none", valid_bundle=nano_bundle)
     assert compare_with_rebuild(open_bundle(extended), nano_run).files == len(manifest_at(extended).files)
+
+
+@pytest.mark.long
+def test_rebuild_follows_a_replacement_and_ignores_trusted_keys(
+    onnx_bundle, nano_run, nano_bundle, tmp_path, monkeypatch
+):
+    """A bundle whose only artefact was replaced is rebuilt too; the rebuilt one, which nobody signed, needs no key."""
+    plant(monkeypatch, "onnx", graph="none", valid_bundle=nano_bundle)
+    folder = Path(shutil.copytree(onnx_bundle, tmp_path / "bundle"))
+    add_to_bundle(nano_run, folder, artefacts=("onnx",), force=True)
+    _, public = write_key_pair(tmp_path, "signer")
+    (tmp_path / "tmi.toml").write_text(f"require_signature = true\ntrusted_keys = [{public.name!r}]\n")
+    monkeypatch.chdir(tmp_path)
+    bundle = open_bundle(folder)
+    assert compare_with_rebuild(bundle, nano_run).files == len(bundle.manifest.files)
+
+
+@pytest.mark.parametrize("text", ["[]", '"bundle"', "{"])
+def test_damaged_manifest_is_damage(copy, nano_run, text):
+    """A manifest that is no object is exit code 6, as for every other command."""
+    rewrite_manifest(copy, text)
+    with pytest.raises(DamagedError):
+        add_to_bundle(nano_run, copy, artefacts=("torchscript",))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"precision": "fp16"}, "a precision is for TensorRT engines"), ({"target": "sm80"}, "target")],
+)
+def test_function_rejects_what_the_command_rejects(nano_run, tmp_path, options, message):
+    """A precision or a target without an engine that has one is wrong usage, and nothing is written."""
+    with pytest.raises(UsageError, match=message):
+        export(nano_run, tmp_path / "bundle", engines=("onnx",), **options)
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_earlier_components_stay_in_the_sbom(nano_bundle):

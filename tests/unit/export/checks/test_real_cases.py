@@ -13,7 +13,10 @@ from safetensors.numpy import load_file
 
 from factories.cached_traces import use_cached_traces
 from factories.cases import write_cohort
+from factories.faulty_exporter import plant
 from factories.tmi_command import CommandResult, tmi
+from tmi.export.bundle.additions import real_cases_of_others
+from tmi.export.bundle.context import ExportSettings
 from tmi.export.bundle.writer import add_to_bundle
 from tmi.export.checks.validation_set import RealCase, ValidationSet
 from tmi.export.tensorrt.typed_graphs import add_typed_graphs
@@ -117,6 +120,27 @@ def test_addition_needs_the_same_real_cases(bundle, nano_run, tmp_path):
     with pytest.raises(UsageError, match=r"was validated on 2 real cases, and --cases gives 0") as caught:
         add_to_bundle(nano_run, copy, artefacts=("torchscript",))
     assert "name the same cases with --cases" in caught.value.fix
+
+
+def test_addition_with_the_same_real_cases_keeps_their_evidence(bundle, cohort, nano_run, nano_bundle, tmp_path):
+    """With the same cases an engine is added; its outputs for them are recorded beside those of the others."""
+    copy = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+    settings = ExportSettings(cases=(cohort,))
+    with pytest.MonkeyPatch.context() as patch:
+        plant(patch, "torchscript", graph="none", valid_bundle=nano_bundle)
+        added = add_to_bundle(nano_run, copy, artefacts=("torchscript",), settings=settings)
+    rows = json.loads((copy / "evidence" / "real-cases.json").read_text())["cases"]
+    assert len(rows) == CASES
+    assert all({"onnx", "fp16-emulation", "torchscript"} <= set(row["engines"]) for row in rows)
+    assert any(r.engine == "torchscript" and r.check.startswith("real-") for r in added.manifest.parity)
+
+
+def test_evidence_of_an_engine_that_is_built_again_is_dropped(bundle):
+    """A build runs no real case, so it keeps the outputs of the other engines only."""
+    rows = real_cases_of_others(bundle, {"onnx"})
+    assert len(rows) == CASES
+    assert all("onnx" not in row["engines"] and {"openvino", "fp16-emulation"} <= set(row["engines"]) for row in rows)
+    assert all({"inputs", "eager"} <= row.keys() for row in rows)
 
 
 def test_overflow_on_real_case_names_tensor(bundle, tmp_path):

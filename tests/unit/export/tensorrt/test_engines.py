@@ -18,8 +18,9 @@ from safetensors.numpy import load_file
 
 from factories.faulty_exporter import plant
 from factories.paths import file_digests
+from factories.planted_faults import reseal
 from factories.tmi_command import tmi
-from tmi.export.bundle.writer import export_run
+from tmi.export.bundle.writer import add_to_bundle, export_run
 from tmi.export.checks.validation_set import ValidationSet
 from tmi.export.tensorrt import engines as plans
 from tmi.export.tensorrt.builder import BuildOptions, Plan, TypeAudit, build_plan
@@ -34,6 +35,7 @@ from tmi.runtime.engines.precision import graph_precision_records, plan_precisio
 from tmi.runtime.engines.selection import choose_engine
 from tmi.runtime.verification.golden_inputs import golden_from_manifest
 from tmi.runtime.verification.outputs import Outputs
+from tmi.toolkit.errors import DamagedError
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this platform")
 
@@ -322,6 +324,16 @@ def test_typed_audit_finds_changed_weight_and_epsilon(folder, tmp_path):
     next(a for a in norm.attribute if a.name == "epsilon").f = 1e-3
     onnx.save(model, changed)
     assert "has epsilon 0.001, the float32 graph's is" in audit_typed(changed, single, graph).detail
+
+
+def test_changed_typed_graph_stops_an_addition(folder, nano_run, tmp_path):
+    """Typed graphs that a bundle has are compared with its float32 graphs, since plans are built from them."""
+    copy = Path(shutil.copytree(folder, tmp_path / "bundle"))
+    (file, *_) = (g.artefacts["onnx-typed"] for g in open_bundle(copy).manifest.graphs if g.name == "ct-0")
+    scale_first_weight(1.01, copy / file)
+    reseal(copy)
+    with pytest.raises(DamagedError, match=r"ct-0 \(onnx-typed\): .* is not the float32 graph's rounded to float16"):
+        add_to_bundle(nano_run, copy, artefacts=("trt-rtx",), force=True)
 
 
 @pytest.mark.parametrize(("weights", "builds"), [("inside", 5), ("refit", 5), ("strip", 3)])

@@ -96,7 +96,8 @@ def compare_radiomics(
             if differ <= MAX_UNEXPLAINED * comparison.differ:
                 return replace(comparison, axes=axes, axes_differ=differ)
     except InputRejectedError as error:
-        raise error.for_case(case.case_id) from error
+        error.for_case(case.case_id)
+        raise
     return comparison
 
 

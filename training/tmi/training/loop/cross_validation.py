@@ -112,8 +112,9 @@ def train(
     cohort: Cohort | Path | str,
     out: Path | str,
     *,
-    config: Config | str = "paper",
+    config: Config | str,
     schema: Schema | None = None,
+    tokenizer: Tokenizer | None = None,
     name: str | None = None,
     hardware: HardwareConfig | None = None,
     cache: PreparedCache | None = None,
@@ -127,6 +128,7 @@ def train(
         out: folder of the run.
         config: a config, or the name of a preset.
         schema: clinical schema of the records; None: the cohort's, or the packaged one.
+        tokenizer: vocabulary of every fold, which the presets `paper` and `released` need; None: each fold trains one.
         name: name of the run; None: the name of its folder.
         hardware: devices; None: the GPU if there is one, else the CPU.
         cache: cache of prepared images; None: images are prepared for this run alone.
@@ -138,7 +140,8 @@ def train(
             run exists at `out` and `resume` is not set.
     """
     opened = cohort if isinstance(cohort, Cohort) else open_cohort(Path(cohort))
-    if not resume:
+    hardware = hardware or HardwareConfig(accelerator=resolve_accelerator("auto"))
+    if not resume and not hardware.node_rank:  # the first node creates the run, the others write folds into it
         require_absent(Path(out), force=False, kind="run")
     spec = RunSpec(
         cohort=opened,
@@ -146,7 +149,8 @@ def train(
         schema=schema or find_schema(None, None, [opened.folder])[0],
         out=Path(out),
         name=name,
-        hardware=hardware or HardwareConfig(accelerator=resolve_accelerator("auto")),
+        tokenizer=tokenizer,
+        hardware=hardware,
         cache=cache,
     )
     return cross_validate(spec, callbacks or _Silent(), resume=resume)
