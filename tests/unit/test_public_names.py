@@ -28,7 +28,7 @@ PUBLIC_NAMES = {
     "tmi.export.cli": "",
     "tmi.export.graphs": """
         EXPORTERS FoldModels GraphPartition MultiFoldFusion StateDict TYPED example_inputs
-        exporter_spec import_target partition_run read_weights require_exportable require_exporter
+        exporter_spec partition_run read_weights require_exportable require_exporter
         weights_digest write_onnx
     """,
     "tmi.export.tensorrt": """
@@ -105,8 +105,8 @@ PUBLIC_NAMES = {
     """,
     "tmi.toolkit.cli": """
         COMMANDS Column Listing Progress Task completes echo echo_json limit_to_cores make_console
-        print_error print_listing require_case_paths require_folder_name require_paths require_run resolve_bundle
-        show_progress show_steps split_names
+        print_error print_listing require_case_paths require_folder_name require_paths require_run
+        require_used_key resolve_bundle show_progress show_steps split_names
     """,
     "tmi.toolkit.clinical": """
         ClinicalRecord Encoded Field KEYS MIN_PATIENTS RENDERING_VERSIONS Rendering SCHEMA_FILE

@@ -58,6 +58,8 @@ class ExportContext:
     """Called with one line that describes the current step."""
     created: str
     """Time to record as that of the export, ISO 8601."""
+    build: bool = False
+    """Whether this is `tmi build`, which has neither a run nor the option `--precision`."""
     weights: bool = True
     """Whether a new bundle stores the eager weights. A bundle that is extended keeps what it has."""
     base: Bundle | None = None

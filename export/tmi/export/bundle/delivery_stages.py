@@ -20,7 +20,8 @@ from tmi.runtime.bundle.manifest import MODEL_CARD_FILE, REAL_CASES_FILE, SBOM_F
 from tmi.runtime.bundle.reader import fingerprint, write_manifest
 from tmi.toolkit.storage.atomic_files import read_json, write_json, write_text
 
-PLAN_FIX = "try --precision auto, which keeps nodes that overflow FP16 in float32; see docs/tensorrt.md"
+SEARCH = "--precision auto"
+"""Option of `tmi export` that keeps nodes which overflow FP16 in float32."""
 
 
 def tensorrt(context: ExportContext) -> None:
@@ -50,10 +51,19 @@ def tensorrt(context: ExportContext) -> None:
         context.folder, context.manifest, request, context.validation_set, progress=context.progress
     )
     context.records += records
-    if context.base is None:
-        context.require_passed()
-    else:
-        require_passed(context.records, consequence=context.consequence, fix=PLAN_FIX)
+    require_passed(context.records, consequence=context.consequence, fix=plan_fix(context))
+
+
+def plan_fix(context: ExportContext) -> str:
+    """What to do about a TensorRT engine that fails a parity check."""
+    record = context.manifest.tensorrt
+    if record is not None and record.precision is not None and record.precision.requested == "auto":
+        return "use another engine, or --engine trt-rtx; see docs/tensorrt.md"
+    tried = f"{SEARCH}, which keeps nodes that overflow FP16 in float32; see docs/tensorrt.md"
+    if not context.build:
+        return f"try {tried}"
+    engines = ",".join(context.plans)
+    return f"export again: tmi export RUN --add --engine {engines} --force --out {context.out} with {tried}"
 
 
 def document(context: ExportContext) -> None:

@@ -71,6 +71,7 @@ def build_bundle(
                 settings=ExportSettings(options=options),
                 progress=progress,
                 created=export_time(),
+                build=True,
                 base=base,
             )
             restate_claims(base)

@@ -35,7 +35,7 @@ from tmi.export.checks.preprocessing_reference import golden_case_reference
 from tmi.export.checks.real_cases import read_real_cases
 from tmi.export.checks.validation_set import ValidationSet, write_engine_outputs
 from tmi.export.graphs.partition import FoldModels, GraphPartition, StateDict, example_inputs, partition_run
-from tmi.export.graphs.registry import EXPORTERS, TYPED, import_target
+from tmi.export.graphs.registry import EXPORTERS, TYPED
 from tmi.export.tensorrt.typed_graphs import audit_typed
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.consistency import graph_spec
@@ -155,7 +155,7 @@ def write(context: ExportContext) -> None:
     """
     models, found, stage = context.models, context.partition, context.folder
     assert models is not None  # set by `partition`
-    writers = {name: import_target(EXPORTERS[name].writer) for name in context.graph_artefacts}
+    writers = {name: EXPORTERS[name].function("writer") for name in context.graph_artefacts}
     for folder in ("graphs", WEIGHTS) if context.weights and context.base is None else ("graphs",):
         (stage / folder).mkdir(exist_ok=True)
     graphs = []

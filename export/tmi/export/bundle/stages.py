@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from tmi.export.bundle.context import ExportContext
-from tmi.export.graphs.registry import import_target
+from tmi.toolkit.model_registry import import_target
 
 STAGES: Mapping[str, str] = MappingProxyType(
     {

@@ -24,6 +24,7 @@ from tmi.export.tensorrt.engines import require_target
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.bundle.signing import Keys, open_trusted_bundle
 from tmi.toolkit.errors import UsageError
+from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.atomic_files import staged_folder
 from tmi.toolkit.storage.outputs import output_lock
 
@@ -109,25 +110,15 @@ def export_run(
     """
     settings, names = settings or ExportSettings(), tuple(dict.fromkeys(artefacts))
     folder = check_request(run, out, artefacts=names, precision=settings.precision, force=force)
-    recorded = settings.created or export_time()
-    progress("checking the run")
-    require_exportable(folder)
-    with output_lock(out, kind="bundle"):  # before the work, so that a second export ends at once
-        require_replaceable(out, force=force)  # again: another export may have ended meanwhile
-        folder.require_finished()
-        with out_of_memory_as_error("the export", progress) as on_step, staged_folder(out) as stage:
-            context = ExportContext(
-                out=out,
-                folder=stage,
-                artefacts=with_required_graphs(names, None),
-                settings=settings,
-                progress=on_step,
-                created=recorded,
-                weights=weights,
-            )
-            context.run = folder
-            run_stages(context)
-        return open_bundle(out)
+    return _export(
+        folder,
+        out,
+        names,
+        settings,
+        progress,
+        check_output=lambda: require_replaceable(out, force=force),
+        weights=weights,
+    )
 
 
 def add_to_bundle(
@@ -194,16 +185,52 @@ def extend_bundle(
     """
     settings, names = settings or ExportSettings(), tuple(dict.fromkeys(artefacts))
     folder = check_request(run, None, artefacts=names, precision=settings.precision)
+    return _export(
+        folder,
+        out,
+        names,
+        settings,
+        progress,
+        check_output=lambda: require_addable(out, names, precision=settings.precision, force=force),
+        open_base=open_base,
+    )
+
+
+def _export(
+    run: RunFolder,
+    out: Path,
+    names: tuple[str, ...],
+    settings: ExportSettings,
+    progress: Progress,
+    *,
+    check_output: Callable[[], object],
+    weights: bool = True,
+    open_base: Callable[[Path], Bundle] | None = None,
+) -> Bundle:
+    """Run the stages in a staged folder while the bundle's place is locked.
+
+    Args:
+        run: a checked run.
+        out: folder of the bundle.
+        names: artefacts, each once.
+        settings: as in `export_run`.
+        progress: called with one line for each step.
+        check_output: called under the lock, because another export may have ended since the first check.
+        weights: store the eager weights in a new bundle.
+        open_base: opens the bundle to extend; None: a new bundle.
+    """
     recorded = settings.created or export_time()
-    progress("checking the run and the bundle")
-    require_exportable(folder)
-    with output_lock(out, kind="bundle"):
-        require_addable(out, names, precision=settings.precision, force=force)
-        folder.require_finished()
+    progress("checking the run" if open_base is None else "checking the run and the bundle")
+    require_exportable(run)
+    with output_lock(out, kind="bundle"):  # before the work, so that a second export ends at once
+        check_output()
+        run.require_finished()
         with out_of_memory_as_error("the export", progress) as on_step, staged_folder(out) as stage:
-            copy = staged_copy(open_base(out), stage)
-            settings = replace(settings, precision=settings.precision or typed_precision(copy.manifest))
-            base = without_artefacts(copy, names, settings.precision)
+            base = None
+            if open_base is not None:
+                copy = staged_copy(open_base(out), stage)
+                settings = replace(settings, precision=settings.precision or typed_precision(copy.manifest))
+                base = without_artefacts(copy, names, settings.precision)
             context = ExportContext(
                 out=out,
                 folder=stage,
@@ -211,8 +238,9 @@ def extend_bundle(
                 settings=settings,
                 progress=on_step,
                 created=recorded,
+                weights=weights,
                 base=base,
             )
-            context.run = folder
+            context.run = run
             run_stages(context)
         return open_bundle(out)

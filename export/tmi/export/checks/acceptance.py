@@ -20,7 +20,7 @@ from tmi.export.checks.weight_audit import (
     make_output_depends,
 )
 from tmi.export.graphs.partition import StateDict, read_weights, weights_digest
-from tmi.export.graphs.registry import EXPORTERS, import_target
+from tmi.export.graphs.registry import EXPORTERS
 from tmi.runtime.bundle.check_result import CheckResult, ParityError, require_passed
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
@@ -85,7 +85,7 @@ def audit_file(path: Path, artefact: str, graph: AuditedGraph, *, expected: Iter
         expected: the run's weights, read independently of the written module; one set for each fold that uses the
             graph.
     """
-    summary: GraphSummary = import_target(EXPORTERS[artefact].reader)(path)
+    summary: GraphSummary = EXPORTERS[artefact].function("reader")(path)
     spec, depends = graph.spec, make_output_depends(graph.module, graph.example)
     return [
         audit_signature(summary, spec, artefact),

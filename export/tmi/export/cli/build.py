@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 
 from tmi.export.cli.tensorrt_options import Hardware, Level, MaxBatch, PlanWeights, Target, TimingCache, Workspace
 from tmi.toolkit.cli.inputs import require_paths, resolve_bundle, split_names
 from tmi.toolkit.cli.progress import show_steps
-
-if TYPE_CHECKING:
-    from tmi.export.tensorrt.builder import HardwareLevel, WeightsMode
 
 
 def build(
@@ -57,8 +54,7 @@ def build(
     """
     from tmi.export.bundle.engine_builder import build_bundle
     from tmi.export.cli.tables import print_failures, print_plans, print_signature_removed
-    from tmi.export.cli.tensorrt_options import complete_options
-    from tmi.export.tensorrt.builder import BuildOptions
+    from tmi.export.cli.tensorrt_options import build_options
     from tmi.export.tensorrt.engines import pending_engines
     from tmi.runtime.bundle.check_result import ParityError
     from tmi.runtime.bundle.manifest import SIGNATURE_FILE
@@ -68,17 +64,15 @@ def build(
     bundle = resolve_bundle(bundle)
     kinds = split_names(engine) or list(pending_engines(inspect_bundle(bundle).manifest))
     signed = (bundle / SIGNATURE_FILE).exists()
-    options = complete_options(
+    options = build_options(
         kinds,
-        BuildOptions(
-            target=target,
-            max_batch=max_batch,
-            hardware=cast("HardwareLevel", hardware),
-            optimisation_level=level,
-            workspace_mib=workspace_mib,
-            weights=cast("WeightsMode", plan_weights),
-            timing_cache=timing_cache,
-        ),
+        target=target,
+        max_batch=max_batch,
+        hardware=hardware,
+        level=level,
+        workspace_mib=workspace_mib,
+        plan_weights=plan_weights,
+        timing_cache=timing_cache,
     )
 
     try:

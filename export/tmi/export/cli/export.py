@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 
 from tmi.export.cli.tensorrt_options import Hardware, Level, MaxBatch, PlanWeights, Target, TimingCache, Workspace
 from tmi.toolkit.cli.completion import completes
 from tmi.toolkit.cli.console import echo
-from tmi.toolkit.cli.inputs import require_case_paths, require_folder_name, require_paths, require_run, split_names
+from tmi.toolkit.cli.inputs import (
+    require_case_paths,
+    require_folder_name,
+    require_paths,
+    require_run,
+    require_used_key,
+    split_names,
+)
 from tmi.toolkit.cli.progress import show_steps
-
-if TYPE_CHECKING:
-    from tmi.export.tensorrt.builder import HardwareLevel, WeightsMode
 
 
 def export(
+    context: typer.Context,
     run: Annotated[
         Path | None,
         typer.Argument(help="Folder of a finished run. Default: the newest one in ./runs.", show_default=False),
@@ -97,9 +102,8 @@ def export(
     from tmi.export.bundle.context import ExportSettings
     from tmi.export.bundle.request_checks import check_request
     from tmi.export.cli.tables import print_bundle, print_failures, print_signature_removed
-    from tmi.export.cli.tensorrt_options import complete_options
+    from tmi.export.cli.tensorrt_options import build_options
     from tmi.export.graphs.registry import exporter_spec, require_exporter
-    from tmi.export.tensorrt.builder import BuildOptions
     from tmi.runtime.bundle.check_result import ParityError
     from tmi.runtime.bundle.manifest import SIGNATURE_FILE
     from tmi.toolkit.config.project import PROJECT_FILE, load_project, newest_finished_run
@@ -115,6 +119,8 @@ def export(
         name: f"from {PROJECT_FILE}" if name in project.from_file else "the default" for name in ("engine", "bundle")
     }
     engine = split_names(engine)
+    if not add:
+        require_used_key(context, "a new bundle is not signed yet", fix="omit it, or sign the bundle with tmi sign")
     if add and no_weights:
         raise UsageError(
             "--no-weights is for a new bundle; --add keeps its weights as they are", fix="omit one of the two"
@@ -133,17 +139,15 @@ def export(
         raise UsageError(
             f"--precision is for TensorRT engines; {engine[0]} is float32", fix="omit it, or add --engine trt"
         )
-    options = complete_options(
+    options = build_options(
         plans,
-        BuildOptions(
-            target=target,
-            max_batch=max_batch,
-            hardware=cast("HardwareLevel", hardware),
-            optimisation_level=level,
-            workspace_mib=workspace_mib,
-            weights=cast("WeightsMode", plan_weights),
-            timing_cache=timing_cache,
-        ),
+        target=target,
+        max_batch=max_batch,
+        hardware=hardware,
+        level=level,
+        workspace_mib=workspace_mib,
+        plan_weights=plan_weights,
+        timing_cache=timing_cache,
     )
     if run is None:
         run = newest_finished_run(project)

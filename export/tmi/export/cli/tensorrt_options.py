@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -15,7 +15,7 @@ from tmi.toolkit.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tmi.export.tensorrt.builder import BuildOptions
+    from tmi.export.tensorrt.builder import BuildOptions, HardwareLevel, WeightsMode
 
 DEFAULT_TARGET = "sm80"
 """Target of TensorRT-RTX plans on a machine without a GPU: A100."""
@@ -60,31 +60,51 @@ TimingCache = Annotated[
 ]
 
 
-def complete_options(kinds: Sequence[str], options: BuildOptions) -> BuildOptions:
+def build_options(
+    kinds: Sequence[str],
+    *,
+    target: str | None,
+    max_batch: int,
+    hardware: str,
+    level: int,
+    workspace_mib: int | None,
+    plan_weights: str,
+    timing_cache: Path | None,
+) -> BuildOptions:
     """Validate the options of the command line, and set the target of TensorRT-RTX if none is given.
 
     The maximum text length is set later, from the bundle.
 
     Args:
         kinds: TensorRT engines to build.
-        options: the options, whose choices may be any text.
+        target, max_batch, hardware, level, workspace_mib, plan_weights, timing_cache: the options of this module.
 
     Raises:
         UsageError: an unknown value, or a target for an engine that has none.
     """
+    from tmi.export.tensorrt.builder import BuildOptions
     from tmi.export.tensorrt.engines import require_target
     from tmi.runtime.engines.nvidia_driver import find_gpu
 
     for value, known, name in (
-        (options.hardware, HARDWARE, "--hardware-compatibility"),
-        (options.weights, WEIGHTS, "--plan-weights"),
+        (hardware, HARDWARE, "--hardware-compatibility"),
+        (plan_weights, WEIGHTS, "--plan-weights"),
     ):
         if value not in known:
             raise UsageError(f"unknown {name} {value!r}", fix=f"choose one of {', '.join(known)}")
-    require_target(kinds, options.target)
-    if "trt-rtx" not in kinds or options.target is not None:
+    require_target(kinds, target)
+    options = BuildOptions(
+        target=target,
+        max_batch=max_batch,
+        hardware=cast("HardwareLevel", hardware),
+        optimisation_level=level,
+        workspace_mib=workspace_mib,
+        weights=cast("WeightsMode", plan_weights),
+        timing_cache=timing_cache,
+    )
+    if "trt-rtx" not in kinds or target is not None:
         return options
     gpu = find_gpu()
-    target = DEFAULT_TARGET if gpu is None else gpu.target
-    echo(f"target {target} ({'no GPU here: A100' if gpu is None else gpu.name})", err=True)
-    return replace(options, target=target)
+    default = DEFAULT_TARGET if gpu is None else gpu.target
+    echo(f"target {default} ({'no GPU here: A100' if gpu is None else gpu.name})", err=True)
+    return replace(options, target=default)

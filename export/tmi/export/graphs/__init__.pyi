@@ -11,5 +11,4 @@ from .partition import weights_digest as weights_digest
 from .registry import EXPORTERS as EXPORTERS
 from .registry import TYPED as TYPED
 from .registry import exporter_spec as exporter_spec
-from .registry import import_target as import_target
 from .registry import require_exporter as require_exporter

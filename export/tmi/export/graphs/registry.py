@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from tmi.toolkit.errors import UnavailableError, UsageError
+from tmi.toolkit.model_registry import import_target
 
 GRAPHS = ("torch", "onnx", "onnxscript", "onnxruntime")
 """Packages that the ONNX writer needs. Every TensorRT engine starts from ONNX graphs."""
@@ -40,6 +40,12 @@ class ExporterSpec:
     builds_with: str | None = None
     """Import name of the package that builds the engine. If it is not installed, the engine is pending in the
     bundle."""
+
+    def function(self, field: Literal["writer", "reader", "plan"]) -> Any:
+        """Import the function that a field of this row names; the field must not be None."""
+        target: str | None = getattr(self, field)
+        assert target is not None, f"{self.artefact} has no {field}"
+        return import_target(target)
 
 
 EXPORTERS: Mapping[str, ExporterSpec] = MappingProxyType(
@@ -120,10 +126,3 @@ def require_exporter(name: str) -> ExporterSpec:
             fix=f"pip install 'tmi-clnet[{spec.extra}]'",
         )
     return spec
-
-
-def import_target(target: str | None) -> Any:
-    """Import the object that `module:name` names."""
-    assert target is not None
-    module, _, attribute = target.partition(":")
-    return getattr(importlib.import_module(module), attribute)

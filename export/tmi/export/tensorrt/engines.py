@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tmi.export.checks.validation_set import ValidationSet, validate_real_cases, write_engine_outputs
-from tmi.export.graphs.registry import EXPORTERS, TYPED, import_target
+from tmi.export.graphs.registry import EXPORTERS, TYPED
 from tmi.export.tensorrt.builder import TARGETS, BuildOptions, Plan, build_plan
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
@@ -165,7 +165,7 @@ def _build_kind(
     """Build the plan of every graph, and audit the data types of its layers."""
     exporter = EXPORTERS[kind]
     if kind == "torch-trt":
-        return import_target(exporter.plan)(folder, manifest, options, progress), []
+        return exporter.function("plan")(folder, manifest, options, progress), []
     trt = importlib.import_module(str(exporter.builds_with))
     precisions = graph_precision_records(manifest)
     gpu = find_gpu()

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tmi.toolkit.cli.console import echo, make_console
-from tmi.toolkit.cli.inputs import limit_to_cores, require_case_paths, require_folder_name, require_run, resolve_bundle
+from tmi.toolkit.cli.inputs import (
+    limit_to_cores,
+    require_case_paths,
+    require_folder_name,
+    require_run,
+    require_used_key,
+    resolve_bundle,
+)
 from tmi.toolkit.cli.listing import Column, Listing, print_listing
 from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.errors import ExitCode, InputRejectedError, UnavailableError, UsageError
@@ -38,6 +45,7 @@ SUMMARY = (
 
 
 def explain(
+    context: typer.Context,
     cases: Annotated[list[Path], typer.Argument(help="Case folders or cohort folders.", show_default=False)],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Output folder, with one subfolder a case.", show_default=False)
@@ -105,6 +113,8 @@ def explain(
 
     if run is not None and bundle is not None:
         raise UsageError("--run and --bundle are given", fix="give one of the two")
+    if run is not None:
+        require_used_key(context, "a run has no signature", fix="omit it, or explain a signed bundle with --bundle")
     require_case_paths(cases)
     require_folder_name(out, kind="set of explanations")
     if run is not None:

@@ -14,6 +14,8 @@ from safetensors.numpy import save_file
 from factories.paths import ROOT
 from factories.planted_faults import reseal, rewrite_manifest
 from tmi.export.bundle.additions import staged_copy
+from tmi.export.bundle.context import ExportContext, ExportSettings
+from tmi.export.bundle.delivery_stages import plan_fix
 from tmi.export.bundle.engine_builder import restate_claims
 from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.manifest import GOLDEN_CASE_FILE, MANIFEST_FILE, part_digests
@@ -78,3 +80,21 @@ def test_forged_config_is_not_stated_anew(nano_bundle, tmp_path):
     document["config"]["ct"]["window_hu"] = [-160.0, 240.0]
     with pytest.raises(ParityError, match="config of the manifest changed after the export; the bundle was left"):
         restate_claims(open_bundle(seal(folder, document)))
+
+
+@pytest.mark.parametrize("build", [False, True])
+def test_hint_names_an_option_of_the_command_that_has_it(build, nano_bundle, tmp_path):
+    """After a failed TensorRT engine `tmi export` hints at its own `--precision`, `tmi build` at `tmi export`."""
+    context = ExportContext(
+        out=tmp_path / "bundle",
+        folder=tmp_path,
+        artefacts=("trt",),
+        settings=ExportSettings(),
+        progress=print,
+        created="",
+        build=build,
+    )
+    context.manifest = open_bundle(nano_bundle).manifest
+    hint = plan_fix(context)
+    again = f"tmi export RUN --add --engine trt --force --out {tmp_path / 'bundle'} with --precision auto"
+    assert again in hint if build else hint.startswith("try --precision auto")

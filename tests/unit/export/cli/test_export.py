@@ -89,3 +89,14 @@ def test_damaged_run_exits_with_6(nano_run, tmp_path):
     assert outcome.code == 6
     assert "fold0/scaler.json was changed after the training" in outcome.err
     assert not (tmp_path / "bundle").exists()
+
+
+def test_key_without_a_signed_bundle_is_wrong_usage(nano_run, tmp_path, monkeypatch):
+    """`--key` is rejected where no signature exists; the variable holds for all commands and is not."""
+    outcome = tmi("export", nano_run, "--key", "signer.pem", cwd=tmp_path)
+    assert outcome.code == 2
+    assert "error: --key has no effect here: a new bundle is not signed yet" in outcome.err
+    explained = tmi("explain", "case", "--run", nano_run, "--key", "signer.pem", "-o", "out", cwd=tmp_path)
+    assert (explained.code, "a run has no signature" in explained.err) == (2, True)
+    monkeypatch.setenv("TMI_KEY", "signer.pem")
+    assert "--key" not in tmi("export", "missing", cwd=tmp_path).err

@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from tmi.export.graphs.registry import EXPORTERS, import_target, require_exporter
+from tmi.export.graphs.registry import EXPORTERS, require_exporter
 from tmi.runtime.engines.registry import ENGINES
 from tmi.toolkit.errors import UnavailableError, UsageError
 
@@ -18,8 +18,8 @@ GRAPH_EXPORTERS = [name for name in EXPORTERS if name not in PLANS]
 def test_graph_exporter_has_writer_reader_and_engines(name):
     """A graph exporter's writer and reader can be imported, and its engines run its artefact kind."""
     spec = require_exporter(name)
-    assert callable(import_target(spec.writer))
-    assert callable(import_target(spec.reader))
+    assert callable(spec.function("writer"))
+    assert callable(spec.function("reader"))
     assert {ENGINES[engine].artefact for engine in spec.engines} == {spec.artefact}
 
 
@@ -28,7 +28,7 @@ def test_plan_exporter_is_validated_on_its_own_engine(name):
     """A plan exporter has a build function instead of writer and reader, and one GPU engine of its name."""
     spec = require_exporter(name)
     assert (spec.writer, spec.reader) == (None, None)
-    assert callable(import_target(spec.plan))
+    assert callable(spec.function("plan"))
     assert ENGINES[name].gpu
     assert ENGINES[name].artefact == spec.artefact
     assert spec.engines == (name,)

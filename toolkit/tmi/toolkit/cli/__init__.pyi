@@ -7,6 +7,7 @@ from .inputs import require_case_paths as require_case_paths
 from .inputs import require_folder_name as require_folder_name
 from .inputs import require_paths as require_paths
 from .inputs import require_run as require_run
+from .inputs import require_used_key as require_used_key
 from .inputs import resolve_bundle as resolve_bundle
 from .inputs import split_names as split_names
 from .listing import Column as Column

@@ -17,6 +17,8 @@ from tmi.toolkit.config.project import default_bundle, load_project
 from tmi.toolkit.errors import UsageError
 
 if TYPE_CHECKING:
+    import typer
+
     from tmi.toolkit.run_folder import RunFolder
 
 FILE_ENDINGS = frozenset(
@@ -122,6 +124,22 @@ def split_names(given: Sequence[str] | None) -> list[str]:
     """Names of an option that may be repeated and takes several names with commas: each once, in the given order."""
     names = (name.strip() for value in given or () for name in value.split(","))
     return list(dict.fromkeys(name for name in names if name))
+
+
+def require_used_key(context: typer.Context, reason: str, *, fix: str) -> None:
+    """Reject a `--key` that the command would ignore. A variable of the environment holds for other commands too.
+
+    Args:
+        context: of the command, whose parameter is `key`.
+        reason: why no key is used.
+        fix: as in `TmiError`.
+
+    Raises:
+        UsageError: the command line has the option.
+    """
+    source = context.get_parameter_source("key")
+    if source is not None and source.name == "COMMANDLINE":
+        raise UsageError(f"--key has no effect here: {reason}", fix=fix)
 
 
 def limit_to_cores(given: int | None, *, option: str) -> int | None:
