@@ -43,9 +43,12 @@ SMALL = ("--preset", "tiny", *NANO_OPTIONS)
 SHORT = ("--folds", "2", "--epochs", "1", *SMALL)
 SHRUNK: Mapping[str, tuple[str, ...]] = {
     "train": SHORT,
-    "compare": (*SHORT, "--set", "system.radiomics_model.trees=5", "--set", "system.resnet2d.planes=[4,4,4,4]"),
+    "compare": (
+        *(*SHORT, "--parallel-folds", "1", "--set", "system.radiomics_model.trees=5"),
+        *("--set", "system.resnet2d.planes=[4,4,4,4]"),
+    ),
     "pretrain-text": (*SMALL, "--steps", "5", "--batch", "8"),
-    "synth": ("--cases", "16"),
+    "synth": ("--cases", "20"),
     "bench": ("--repeat", "1", "--cases", "1", "--ct", "64x64x32"),
     "explain": ("--quick",),
     "report": ("--quick",),
