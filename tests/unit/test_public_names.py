@@ -95,7 +95,7 @@ PUBLIC_NAMES = {
         verify_bundle write_golden_case
     """,
     "tmi.toolkit.cases": """
-        CASE_RECORD_FILE CLINICAL_FILE COHORT_COLUMNS COHORT_FILE CT_FILE Case CaseArrays CaseRecord
+        CASE_RECORD_FILE CLINICAL_FILE COHORT_COLUMNS COHORT_FILE CT_FILE Case CaseArrays CaseBytes CaseRecord
         Cohort LoadedCase case_bytes has_file load_case
         MASK_FILE MAX_NAME_BYTES MaskLabel NAME_FAULT RADIOMICS_FILE RADIOMICS_RECORD_FILE Repair
         TABLE_REPORT_FILE access_error add_repair find_cases folder_key format_label given_name

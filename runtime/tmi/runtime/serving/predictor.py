@@ -208,20 +208,31 @@ class Predictor:
         return list(self.stream(cases, batch=batch, mask_label=mask_label))
 
     def stream(
-        self, cases: CaseLike | Iterable[CaseLike], *, batch: int = 1, mask_label: MaskLabel | None = None
+        self,
+        cases: CaseLike | Iterable[CaseLike],
+        *,
+        batch: int = 1,
+        mask_label: MaskLabel | None = None,
+        exact: bool = False,
     ) -> Iterator[CaseResult]:
-        """Like `predict`, but yields results as their batches finish; few cases are in memory at a time."""
+        """Like `predict`, but yields results as their batches finish; few cases are in memory at a time.
+
+        `exact`, with a batch of 1, computes no stage of two cases together: each result equals that of the case alone
+        to the last bit. Without it texts that are prepared together are encoded together.
+        """
         _require_type("batch", batch, int)
         if batch < 1:
             raise UsageError(f"invalid batch size {batch}", fix="give a batch size of 1 or more")
-        return self._stream(resolve_cases(cases, mask_label=mask_label), batch)
+        if exact and batch > 1:
+            raise UsageError(f"a batch of {batch} is computed together", fix="give a batch size of 1, or not exact")
+        return self._stream(resolve_cases(cases, mask_label=mask_label), batch, exact=exact)
 
-    def _stream(self, cases: Sequence[Case], batch: int) -> Iterator[CaseResult]:
+    def _stream(self, cases: Sequence[Case], batch: int, *, exact: bool) -> Iterator[CaseResult]:
         waiting: list[_QueuedCase | RejectedCase] = []
         trace = Trace()
         with self._prefetcher(cases, batch, trace) as prefetcher:
             for group in prefetcher:
-                for row in self._queued_cases(group, trace):
+                for row in self._queued_cases(group, trace, exact=exact):
                     waiting.append(row)
                     del row  # this name would keep the case's arrays alive during the next preparation
                     # Rejected cases at the front have no batch to wait for; later ones keep their place in the order.
@@ -257,11 +268,13 @@ class Predictor:
         # an engine with its own device, or one that leaves some cores to the workers
         return Prefetcher(prepare, cases, max_ahead=batch)
 
-    def _queued_cases(self, group: list[PendingCase[Prepared]], trace: Trace) -> Iterator[_QueuedCase | RejectedCase]:
+    def _queued_cases(
+        self, group: list[PendingCase[Prepared]], trace: Trace, *, exact: bool
+    ) -> Iterator[_QueuedCase | RejectedCase]:
         """Encode the texts of a group and yield its cases. The group is emptied, so that only a row holds its arrays.
 
         The text of a single case is encoded while its images are read. A round is prepared completely first; its texts
-        of equal length then run as one batch.
+        of equal length then run as one batch, unless it must be `exact`.
         """
         ids = [pending.case.case_id for pending in group]
         with trace.span(TURN, ids):
@@ -273,7 +286,8 @@ class Predictor:
             with trace.span("tokenise", ids):
                 tokens = self.pipeline.tokenise(texts)
             with self._engine_span(trace, "text", ids):
-                encoded = deque(self.pipeline.encode_text(tokens))
+                each = [[one] for one in tokens] if exact else [tokens]
+                encoded = deque(text for together in each for text in self.pipeline.encode_text(together))
             with trace.span(WAITING, ids):
                 ready = deque(pending.inputs.result() for pending in group)
         group.clear()

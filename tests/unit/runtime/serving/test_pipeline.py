@@ -71,3 +71,20 @@ def test_caches_beside_a_pipeline_are_rejected(opened):
     """A predictor whose pipeline is given would not use its own caches, so it takes none."""
     with pytest.raises(UsageError, match="own caches"):
         Predictor(opened.bundle, opened.engine, opened.record, reuse=True, pipeline=opened.pipeline)
+
+
+def test_exact_stream_encodes_each_text_alone(opened, good_cases):
+    """With `exact`, a round of cases gives each the result of the case alone to the last bit: no text shares a call."""
+    pipeline, sizes = opened.pipeline, []
+
+    def encode_text(tokens):
+        sizes.append(len(tokens))
+        return pipeline.encode_text(tokens)
+
+    results = list(opened.on_cores(4, encode_text=encode_text).stream(good_cases, exact=True))
+    assert sizes == [1, 1, 1, 1]
+    for folder, result in zip(good_cases, results, strict=True):
+        (alone,) = pipeline.run([open_case(folder)])
+        assert (result.folds, result.probability, result.spread) == (alone.folds, alone.probability, alone.spread)
+    with pytest.raises(UsageError, match="computed together"):
+        opened.predictor().stream(good_cases, batch=2, exact=True)

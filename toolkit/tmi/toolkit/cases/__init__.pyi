@@ -29,6 +29,7 @@ from .case import open_cohort as open_cohort
 from .case import parse_mask_label as parse_mask_label
 from .case import reading as reading
 from .case import unopened_error as unopened_error
+from .file_bytes import CaseBytes as CaseBytes
 from .loaded import LoadedCase as LoadedCase
 from .loaded import case_bytes as case_bytes
 from .loaded import has_file as has_file

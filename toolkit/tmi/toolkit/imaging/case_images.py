@@ -79,7 +79,11 @@ def _loaded_image(case: LoadedCase, kind: Literal["ct", "mask"]) -> LoadedImage:
     path = case.ct if kind == "ct" else case.mask
     read = partial(case.content, path.name, max_bytes=IMAGE_BYTES)
     # The header alone is kept: an image that names the case would be a cycle, which only the garbage collector frees.
-    file = case.once(f"{kind} header", lambda: open_nifti(path, case_id=case.case_id, kind=kind, read=read))
+
+    def header() -> NiftiFile:
+        return open_nifti(path, case_id=case.case_id, kind=kind, read=read, present=case.has(path.name))
+
+    file = case.once(f"{kind} header", header)
     return LoadedImage(case=case, **{entry.name: getattr(file, entry.name) for entry in fields(file)})
 
 

@@ -189,7 +189,13 @@ def _advise_will_need(descriptor: int) -> None:
 
 
 def open_nifti(
-    path: Path, *, case_id: str, kind: str, name: str | None = None, read: Callable[[], bytes] | None = None
+    path: Path,
+    *,
+    case_id: str,
+    kind: str,
+    name: str | None = None,
+    read: Callable[[], bytes] | None = None,
+    present: bool | None = None,
 ) -> NiftiFile:
     """Read and validate a header.
 
@@ -199,12 +205,13 @@ def open_nifti(
         kind: `ct` or `mask`; prefix of the error codes.
         name: name of the file in messages; None: its file name, which must not identify a patient.
         read: returns the bytes of the file, which is then not opened.
+        present: whether there is such a file; None: as its path says.
 
     Raises:
         InputRejectedError: `KIND-missing`, `KIND-unreadable`, `KIND-not-3d`, `KIND-affine`, `KIND-forms`,
             `case-unreadable`.
     """
-    if not path.exists():
+    if not (path.exists() if present is None else present):
         fix = "correct the path" if name else f"put {path.name} into the case folder"
         raise _input_error(f"{name or path.name} is missing", fix, f"{kind}-missing", case_id)
     name = name or path.name
@@ -219,7 +226,7 @@ def open_nifti(
             f"{name} cannot be read: {error.strerror}", "give a NIfTI file (.nii.gz)", f"{kind}-unreadable", case_id
         ) from error
     except OtherFormatError as error:
-        what, fix = _other_format(path, str(error))
+        what, fix = _other_format(path, None if read is None else read(), str(error))
         raise unreadable_error(name, case_id, kind, what=what, fix=fix) from error
     except NIFTI_READ_ERRORS as error:
         raise unreadable_error(name, case_id, kind, cause=error) from error
@@ -291,9 +298,9 @@ def _header(path: Path, content: bytes | None) -> tuple[Any, int]:
     raise OtherFormatError("give a NIfTI file (.nii.gz); a name alone does not make one")
 
 
-def _other_format(path: Path, fix: str) -> tuple[str, str]:
+def _other_format(path: Path, content: bytes | None, fix: str) -> tuple[str, str]:
     """Return what a file is that is no NIfTI file, as the predicate of `it`, and its fix; `fix` if it is not known."""
-    kind = file_kind(path)
+    kind = file_kind(path, data=content)
     is_gzip = kind == "compressed with gzip"
     if kind in (None, "text", "a NIfTI file", "a NIfTI header") or (is_gzip and path.suffix.lower() == ".gz"):
         return "is no NIfTI file", fix

@@ -20,6 +20,7 @@ from jaxtyping import Float
 
 from tmi.toolkit.cases.arrays import CaseArrays
 from tmi.toolkit.cases.case import MASK_FILE, RADIOMICS_FILE, Case, open_case
+from tmi.toolkit.cases.file_bytes import CaseBytes
 from tmi.toolkit.cases.loaded import LoadedCase
 from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.clinical.completeness import check_completeness
@@ -95,8 +96,8 @@ def prepare_case(
 ) -> PreparedCase:
     """Read, check and prepare the active modalities of one case; files of other modalities may be absent.
 
-    A case in memory (`CaseArrays`) or loaded (`LoadedCase`) is prepared in the same way to the same bits; its images
-    are not cached.
+    A case in memory (`CaseArrays`, `CaseBytes`) or loaded (`LoadedCase`) is prepared in the same way to the same bits;
+    its images are not cached.
 
     Radiomics are read from radiomics.csv if it exists and extracted from the liver mask otherwise. An existing mask is
     checked in both cases, because a mask that does not match its CT indicates mixed-up files.
@@ -116,8 +117,9 @@ def prepare_case(
     """
     timer = StageTimer()
     in_memory = isinstance(case, CaseArrays)
-    if not in_memory:
+    if not isinstance(case, CaseArrays | CaseBytes):
         open_case(case.folder)  # reports a missing folder as such, not as its first missing file
+    if not in_memory:
         read_case_record(case, case_id=case.case_id)  # rejects a malformed one, as `tmi check` does
     record = read_clinical(case, schema) if "clinical" in modalities else None
     table_F = _read_radiomics(case, modalities)
@@ -239,7 +241,7 @@ def _extract_radiomics(case: Case, ct: Volume, mask: Volume) -> ExtractedFeature
     from tmi.toolkit.radiomics.cache import extract_cached  # SimpleITK is optional and slow to import
 
     try:
-        return extract_cached(ct, mask)
+        return extract_cached(ct, mask, use_cache=not isinstance(case, CaseBytes))  # which leaves nothing on a disk
     except InputRejectedError as error:
         error.for_case(case.case_id)
         raise

@@ -24,6 +24,7 @@ from tmi.toolkit.cases.case import (
     missing_case_error,
     reading,
 )
+from tmi.toolkit.cases.file_bytes import CaseBytes
 from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.clinical.completeness import check_completeness
 from tmi.toolkit.clinical.record import check_blood_date, read_all_clinical
@@ -128,7 +129,7 @@ def _check_case(
     encoder_input: TextEncoderInput,
     records_only: bool,
 ) -> Iterator[Issue]:
-    if not is_folder(case.folder):
+    if not isinstance(case, CaseBytes) and not is_folder(case.folder):
         raise missing_case_error(case.folder, case.case_id, fix="correct cohort.csv or the path, or add the folder")
     if not is_unicode(case.folder.name):
         yield Issue.of("case-name", *NAME_FAULT, case_id=case.case_id)

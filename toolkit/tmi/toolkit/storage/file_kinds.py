@@ -36,14 +36,21 @@ ARCHIVE = ("archive", "compressed")
 TEXT_CONTROLS = frozenset(b"\t\n\r\f\x1b")
 
 
-def file_kind(path: Path) -> str | None:
+def file_kind(path: Path, *, data: bytes | None = None) -> str | None:
     """Return what a file is, as the predicate of `is`: `a PDF document`, `empty`, `text`; None if it is not known.
+
+    Args:
+        path: the file.
+        data: its bytes; None: they are read.
 
     Raises:
         OSError: as in `open_regular`.
     """
-    with open_regular(path) as stream:
-        start = stream.read(START_BYTES)
+    if data is None:
+        with open_regular(path) as stream:
+            start = stream.read(START_BYTES)
+    else:
+        start = data[:START_BYTES]
     if not start:
         return "empty"
     for offset, signature, kind in SIGNATURES:
